@@ -1,0 +1,4 @@
+//! Buffers aligned for direct I/O.
+/// A zeroed, aligned, reusable buffer.
+#[derive(Debug)]
+pub struct AlignedBuf;

@@ -1,0 +1,211 @@
+//! The block device: what a virtual disk can do, and what its callers may rely on.
+
+use std::fmt;
+
+use crate::extent::{Extent, HostRun, Visit};
+use crate::{ByteRange, Error, ErrorKind, Result};
+
+/// A virtual disk.
+///
+/// # Contract
+///
+/// - **Length** is fixed while anybody reads or writes; any byte offset and length is a legal request (devices
+///   do read-modify-write where their format or medium needs alignment).
+/// - **Bounds**: the device checks them. A request past the end fails with [`ErrorKind::OutOfBounds`] and
+///   touches nothing. An empty request inside the disk succeeds. No offset or length panics.
+/// - **Concurrency**: every method may be called from any thread at any time. Calls that do not overlap do not
+///   disturb each other. Of overlapping writes, each byte ends as one of them wrote it; an overlapping read sees
+///   old or new bytes, per 512-byte sector, never others.
+/// - **Failure**: a failed write leaves each byte of its range old or new. Bytes outside its range are never
+///   changed.
+/// - **Durability**: [`flush`](Self::flush) returns after everything that was *completed before it was called* is on
+///   stable storage. [`WriteFlags::FUA`] makes one write durable before it returns. Nothing else promises
+///   durability.
+/// - **Zeros**: after [`write_zeroes`](Self::write_zeroes) the range reads as zeros, whatever lay below.
+///   [`discard`](Self::discard) is a hint: each byte of the range then reads as before or as zero, never as
+///   something a backing file holds.
+pub trait BlockDevice: Send + Sync + fmt::Debug {
+    /// Length of the disk in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the disk has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A name for messages, usually the path of the image.
+    fn name(&self) -> &str;
+
+    /// Cluster size, alignments and costs. Does not change while the device is open.
+    fn geometry(&self) -> Geometry;
+
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()>;
+
+    /// Makes `range` read as zeros.
+    ///
+    /// With [`ZeroFlags::NO_FALLBACK`] it fails with [`ErrorKind::Unsupported`], having written nothing, where the
+    /// device could only do it by writing zero bytes.
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()>;
+
+    /// Says that the contents of `range` are not needed any more.
+    fn discard(&self, range: ByteRange) -> Result<()>;
+
+    /// Makes all completed writes durable.
+    fn flush(&self) -> Result<()>;
+
+    /// Visits what `range` holds, in order, as maximal runs clipped to `range`.
+    ///
+    /// Many extents come out of one call; asking again for each run would be quadratic in long chains. The
+    /// visitor is never called while a lock is held, so it may use the device. The answer may be outdated by
+    /// writes that run at the same time, but only by those.
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()>;
+
+    /// Fills `len` bytes at `offset` from a host file without passing them through the caller, if the device and
+    /// the kernel can.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] having written nothing where they cannot: read and write instead.
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        let _ = (offset, run, len);
+        Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
+    }
+
+    /// Lets go of calls that are blocked on something that may never answer (a dead network peer); they fail
+    /// with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
+    fn cancel_in_flight(&self) {}
+}
+
+/// Facts about a device that decide how it is used best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Geometry {
+    /// Allocation unit of the format in bytes, a power of two; `None` if the device has no such unit (raw).
+    pub cluster_size: Option<u64>,
+    /// Unit in which the format can hold less than a cluster (a qcow2 subcluster), if it can.
+    pub subcluster_size: Option<u64>,
+    /// Requests aligned to this (a power of two) need no read-modify-write below the format.
+    pub request_alignment: u32,
+    /// What making a range zero costs.
+    pub zero_cost: ZeroCost,
+    /// What a discard does.
+    pub discard: DiscardEffect,
+    /// Whether writes are accepted at all.
+    pub writable: bool,
+}
+
+impl Geometry {
+    /// The geometry of a plain, writable disk: no clusters, byte-aligned, zeros as dear as data.
+    pub const fn plain() -> Self {
+        Self {
+            cluster_size: None,
+            subcluster_size: None,
+            request_alignment: 1,
+            zero_cost: ZeroCost::Data,
+            discard: DiscardEffect::Ignored,
+            writable: true,
+        }
+    }
+}
+
+/// What [`BlockDevice::write_zeroes`] costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ZeroCost {
+    /// As much as writing zero bytes.
+    Data,
+    /// Metadata only: quick, whatever the length.
+    Metadata,
+}
+
+/// What [`BlockDevice::discard`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiscardEffect {
+    /// Nothing.
+    Ignored,
+    /// Gives space back; the range then reads as zeros where whole units were covered.
+    Frees,
+}
+
+macro_rules! flags {
+    ($(#[$m:meta])* $name:ident { $($(#[$fm:meta])* $flag:ident = $bit:expr;)* }) => {
+        $(#[$m])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+        pub struct $name(u8);
+
+        impl $name {
+            /// No flag.
+            pub const NONE: Self = Self(0);
+            $($(#[$fm])* pub const $flag: Self = Self(1 << $bit);)*
+
+            /// Whether every flag of `other` is set.
+            pub const fn contains(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// Both sets of flags.
+            #[must_use]
+            pub const fn union(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// The same flags without those of `other`.
+            #[must_use]
+            pub const fn without(self, other: Self) -> Self {
+                Self(self.0 & !other.0)
+            }
+        }
+
+        impl std::ops::BitOr for $name {
+            type Output = Self;
+            fn bitor(self, other: Self) -> Self {
+                self.union(other)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut set = f.debug_set();
+                $(if self.contains(Self::$flag) { set.entry(&stringify!($flag)); })*
+                set.finish()
+            }
+        }
+    };
+}
+
+flags! {
+    /// How a write is to be done.
+    WriteFlags {
+        /// Durable before the call returns.
+        FUA = 0;
+    }
+}
+
+flags! {
+    /// How zeros are to be written.
+    ZeroFlags {
+        /// Space may be given back.
+        MAY_UNMAP = 0;
+        /// Fail rather than write zero bytes.
+        NO_FALLBACK = 1;
+        /// Durable before the call returns.
+        FUA = 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_combine_and_print_by_name() {
+        let f = ZeroFlags::MAY_UNMAP | ZeroFlags::FUA;
+        assert!(f.contains(ZeroFlags::FUA) && !f.contains(ZeroFlags::NO_FALLBACK));
+        assert_eq!(format!("{f:?}"), r#"{"MAY_UNMAP", "FUA"}"#);
+        assert_eq!(f.without(ZeroFlags::FUA), ZeroFlags::MAY_UNMAP);
+    }
+}

@@ -1,0 +1,35 @@
+//! The vocabulary of disks.
+//!
+//! Everything above this crate speaks in these words:
+//!
+//! | word | what it is |
+//! |---|---|
+//! | [`BlockDevice`] | a virtual disk: fixed length, positional reads and writes, zeroing, extents |
+//! | [`Storage`] | what a format lives in: a growable run of bytes, usually a host file |
+//! | [`Extent`] | one maximal run of a disk with the same answer to "what is here?" |
+//! | [`ByteRange`] | a half-open range of bytes |
+//! | [`Geometry`] | cluster size, alignments and what zeroing costs |
+//! | [`Error`] | a kind for machines; operation, file, offset and cause for people |
+//!
+//! Devices are synchronous, positional (`&self`) and thread-safe. Callers bring threads; devices bring no
+//! runtime. [`RangeLock`] orders overlapping operations, [`zero`] finds runs of zeros, and [`testing`] holds
+//! the in-memory, recording and fault-injecting doubles that every crate above is tested with.
+
+mod buffer;
+mod device;
+mod error;
+mod extent;
+mod range;
+mod range_lock;
+mod storage;
+pub mod sync;
+pub mod testing;
+pub mod zero;
+
+pub use buffer::AlignedBuf;
+pub use device::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
+pub use error::{BoxError, Error, ErrorKind, Result};
+pub use extent::{Extent, ExtentKind, ExtentMerger, HostRun, Visit};
+pub use range::ByteRange;
+pub use range_lock::{RangeGuard, RangeLock};
+pub use storage::{Storage, StorageExtent, StorageInfo};

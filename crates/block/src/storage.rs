@@ -1,0 +1,128 @@
+//! Storage: the run of bytes that an image format lives in, usually a host file.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use crate::device::ZeroFlags;
+use crate::extent::{HostRun, Visit};
+use crate::{ByteRange, Error, ErrorKind, Result};
+
+/// A growable, positional, thread-safe run of bytes.
+///
+/// # Contract
+///
+/// - **Reads** may reach past the end: bytes there read as zeros. (An image file may end anywhere inside its last
+///   cluster.)
+/// - **Writes** past the end grow the storage, zero-filling any gap, unless [`StorageInfo::fixed_len`] is set; then
+///   they fail with [`ErrorKind::NoSpace`].
+/// - Requests need no alignment; implementations on direct I/O bounce.
+/// - Concurrency and failure are as for [`BlockDevice`](crate::BlockDevice): no lock is needed around calls, and
+///   bytes outside a request never change.
+/// - **flush** returns after everything that completed before the call is durable, length included. After one
+///   flush has failed every later flush fails as well with [`ErrorKind::Poisoned`]: the kernel reports a lost
+///   write once only, so no later success could be believed.
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// A name for messages, usually the path.
+    fn name(&self) -> &str;
+
+    /// Present length in bytes.
+    fn len(&self) -> Result<u64>;
+
+    /// Whether it holds no bytes.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Facts that do not change while it is open.
+    fn info(&self) -> StorageInfo;
+
+    /// Fills `buf` from `offset`; zeros past the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
+
+    /// Writes all of `buf` at `offset`.
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()>;
+
+    /// Makes `range` read as zeros, growing the storage if it reaches past the end. Flags as for
+    /// [`BlockDevice::write_zeroes`](crate::BlockDevice::write_zeroes).
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()>;
+
+    /// Gives the space of `range` back where that is possible; the range then reads as zeros or as before.
+    fn discard(&self, range: ByteRange) -> Result<()>;
+
+    /// Reserves space for `range` (`fallocate`), growing the storage if needed; contents do not change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the host cannot.
+    fn allocate(&self, range: ByteRange) -> Result<()>;
+
+    /// Sets the length. Growing adds zeros.
+    fn set_len(&self, len: u64) -> Result<()>;
+
+    /// Makes all completed writes durable.
+    fn flush(&self) -> Result<()>;
+
+    /// Visits the holes and data of `range`, clipped to the present length. In order, without gaps. A storage
+    /// that cannot tell says that all is data.
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()>;
+
+    /// Copies `len` bytes from another host file inside the kernel (reflink or in-kernel copy).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] having written nothing where that cannot be done.
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        let _ = (offset, run, len);
+        Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
+    }
+
+    /// The open file below, for calls that the kernel does between two files.
+    fn host_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Bytes that the storage occupies on its host, as `st_blocks` tells; `None` if unknown.
+    fn allocated_bytes(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+}
+
+/// A run of a storage that is a hole or is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StorageExtent {
+    /// The bytes it covers.
+    pub range: ByteRange,
+    /// Whether they are a hole, reading as zeros.
+    pub hole: bool,
+}
+
+/// Facts about a storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StorageInfo {
+    /// The length cannot change (a block device, a network export).
+    pub fixed_len: bool,
+    /// Requests aligned to this need no read-modify-write below; a power of two.
+    pub request_alignment: u32,
+    /// Whether writes are accepted.
+    pub writable: bool,
+    /// Whether zeroing is a metadata operation (hole punching and the like work).
+    pub cheap_zero: bool,
+    /// Whether a discard gives space back.
+    pub discards: bool,
+    /// Whether bytes that were never written read as zeros after the storage grew over them. False on block
+    /// devices, whose old contents show.
+    pub zero_init: bool,
+}
+
+impl StorageInfo {
+    /// A growable, writable, byte-aligned storage with no shortcuts.
+    pub const fn plain() -> Self {
+        Self {
+            fixed_len: false,
+            request_alignment: 1,
+            writable: true,
+            cheap_zero: false,
+            discards: false,
+            zero_init: true,
+        }
+    }
+}

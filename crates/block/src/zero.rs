@@ -1,0 +1,1 @@
+//! Runs of zeros in buffers.
