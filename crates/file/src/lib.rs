@@ -1,1 +1,22 @@
-//! placeholder
+//! Host files and block devices as [`Storage`](blockmirror_block::Storage).
+//!
+//! | type | what it is |
+//! |---|---|
+//! | [`FileOptions`] | how to open: writable, new, direct, with which image lock |
+//! | [`FileStorage`] | an open file or block device |
+//! | [`FileId`] | which file it is, whatever name it was opened by |
+//!
+//! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
+//! caller's buffer and `pread`/`pwrite`; holes come from `SEEK_DATA`/`SEEK_HOLE`, zeroing and discarding from
+//! `fallocate`, copies between files from `copy_file_range`.
+
+mod copy;
+mod flush;
+mod holes;
+mod io;
+mod open;
+mod storage;
+mod zeroes;
+
+pub use open::{FileOptions, LockMode};
+pub use storage::{FileId, FileStorage};

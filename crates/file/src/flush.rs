@@ -1,0 +1,136 @@
+//! Flushing: many callers, few `fdatasync` calls, and no success after a failure.
+//!
+//! A flush is answered only by a sync that *began after* it arrived; callers that arrive while one runs share
+//! the next. The kernel reports a lost write to one sync call and forgets it, so after a failure nobody is told
+//! of success any more. The mutex is never held during the system call.
+
+use std::fs::File;
+use std::io;
+
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::{Error, ErrorKind, Result};
+
+#[derive(Debug, Default)]
+struct State {
+    /// Syncs that have begun.
+    begun: u64,
+    /// The newest sync that has ended well; every older one counts as ended too.
+    done: u64,
+    running: bool,
+    /// The error number of the first failure.
+    failed: Option<i32>,
+}
+
+/// Groups the flushes of one open file.
+#[derive(Debug, Default)]
+pub(crate) struct FlushGate {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+impl FlushGate {
+    /// Makes everything written before the call durable.
+    pub(crate) fn flush(&self, file: &File) -> Result<()> {
+        self.flush_with(|| file.sync_data())
+    }
+
+    fn flush_with(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<()> {
+        let mut state = self.state.lock();
+        let wanted = state.begun + 1;
+        loop {
+            if let Some(errno) = state.failed {
+                return Err(Error::new(ErrorKind::Poisoned, "flush")
+                    .because("an earlier flush failed; data written before it may be lost")
+                    .caused_by(io::Error::from_raw_os_error(errno)));
+            }
+            if state.done >= wanted {
+                return Ok(());
+            }
+            if !state.running {
+                break;
+            }
+            state = self.ended.wait(state);
+        }
+        state.begun += 1;
+        state.running = true;
+        let mine = state.begun;
+        drop(state);
+
+        let result = sync();
+
+        let mut state = self.state.lock();
+        state.running = false;
+        match &result {
+            Ok(()) => state.done = mine,
+            Err(e) => state.failed = Some(e.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error())),
+        }
+        drop(state);
+        self.ended.notify_all();
+        result.map_err(|e| Error::io("flush", e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn after_a_failure_no_flush_succeeds() {
+        let gate = FlushGate::default();
+        gate.flush_with(|| Ok(())).unwrap();
+        let first = gate.flush_with(|| Err(io::Error::from_raw_os_error(5))).unwrap_err();
+        assert_eq!(first.kind(), ErrorKind::Io);
+        let later = gate.flush_with(|| panic!("must not sync again")).unwrap_err();
+        assert_eq!(later.kind(), ErrorKind::Poisoned);
+    }
+
+    #[test]
+    fn a_flush_that_arrives_during_a_sync_is_answered_by_a_later_one() {
+        let gate = FlushGate::default();
+        let syncs = AtomicU64::new(0);
+        thread::scope(|s| {
+            gate.flush_with(|| {
+                // Arrives while this sync runs: it may not be answered by it.
+                for _ in 0..4 {
+                    s.spawn(|| {
+                        gate.flush_with(|| {
+                            syncs.fetch_add(1, Ordering::SeqCst);
+                            Ok(())
+                        })
+                        .unwrap();
+                    });
+                }
+                syncs.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+            .unwrap();
+        });
+        let n = syncs.load(Ordering::SeqCst);
+        assert!((2..=5).contains(&n), "{n} syncs");
+    }
+
+    #[test]
+    fn every_flush_sees_a_sync_that_began_after_it() {
+        let gate = FlushGate::default();
+        let clock = AtomicU64::new(0);
+        let last_begin = AtomicU64::new(0);
+        thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..200 {
+                        let arrived = clock.fetch_add(1, Ordering::SeqCst);
+                        gate.flush_with(|| {
+                            last_begin.store(clock.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                            Ok(())
+                        })
+                        .unwrap();
+                        assert!(last_begin.load(Ordering::SeqCst) > arrived);
+                    }
+                });
+            }
+        });
+    }
+}

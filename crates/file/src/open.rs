@@ -1,0 +1,161 @@
+//! Opening: what the caller asks for, what kind of file it turns out to be, and the facts that hold for as long
+//! as it is open.
+//!
+//! Only regular files and block devices are opened. The check by name comes before the open, so that opening
+//! does not set off what a tape drive or a FIFO does when opened, and is made again on the open file.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use blockmirror_block::{Error, ErrorKind, Result, StorageInfo};
+use rustix::fs::OFlags;
+
+use crate::FileStorage;
+use crate::storage::FileKind;
+use crate::zeroes;
+
+/// How an open file is protected against other users of the same image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LockMode {
+    /// Readers keep writers out, a writer keeps readers and writers out.
+    #[default]
+    Exclusive,
+    /// Says what it does, and bears with whatever others do (`-U`).
+    Shared,
+    /// No lock at all.
+    Off,
+}
+
+/// How a file is to be opened. The default: an existing file, read-only, locked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileOptions {
+    pub(crate) writable: bool,
+    pub(crate) create_new: bool,
+    pub(crate) direct: bool,
+    pub(crate) lock: LockMode,
+}
+
+impl FileOptions {
+    /// An existing file, read-only, locked.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens for reading and writing.
+    #[must_use]
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// Creates the file, empty; it must not exist. Implies writable.
+    #[must_use]
+    pub fn create_new(mut self, create_new: bool) -> Self {
+        self.create_new = create_new;
+        self
+    }
+
+    /// Bypasses the host's page cache (`O_DIRECT`).
+    #[must_use]
+    pub fn direct(mut self, direct: bool) -> Self {
+        self.direct = direct;
+        self
+    }
+
+    /// How to lock the image.
+    #[must_use]
+    pub fn lock(mut self, lock: LockMode) -> Self {
+        self.lock = lock;
+        self
+    }
+
+    /// Opens `path`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::AlreadyExists`] and [`ErrorKind::PermissionDenied`] from the
+    /// system; [`ErrorKind::Locked`] if another user of the image stands in the way; [`ErrorKind::InvalidInput`]
+    /// for anything that is neither a regular file nor a block device.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<FileStorage> {
+        let path = path.as_ref();
+        let name: Arc<str> = path.display().to_string().into();
+        self.open_named(path, &name).map_err(|e| e.or_in_file(&name))
+    }
+
+    fn open_named(&self, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+        let writable = self.writable || self.create_new;
+        if !self.create_new {
+            kind_of(&std::fs::metadata(path).map_err(|e| Error::io("open", e))?)?;
+        }
+        let mut flags = OFlags::NOCTTY;
+        if self.direct {
+            flags |= OFlags::DIRECT;
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .create_new(self.create_new)
+            .mode(0o666)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(|e| self.explain(e))?;
+        let storage = FileStorage::assemble(file, Arc::clone(name), writable)?;
+        Ok(storage)
+    }
+
+    fn explain(&self, e: std::io::Error) -> Error {
+        let refused_direct = self.direct && e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
+        if refused_direct {
+            return Error::new(ErrorKind::Unsupported, "open")
+                .because("the filesystem does not do direct I/O")
+                .caused_by(e);
+        }
+        Error::io(if self.create_new { "create" } else { "open" }, e)
+    }
+}
+
+/// What kind of file `meta` describes, if it is one that can hold an image.
+pub(crate) fn kind_of(meta: &Metadata) -> Result<FileKind> {
+    let kind = meta.file_type();
+    if kind.is_file() {
+        return Ok(FileKind::Regular);
+    }
+    if kind.is_block_device() {
+        return Ok(FileKind::Block);
+    }
+    let what = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a special file"
+    };
+    Err(Error::new(ErrorKind::InvalidInput, "open")
+        .because(format!("it is {what}; only regular files and block devices hold images")))
+}
+
+/// The facts about `file` that do not change while it is open.
+pub(crate) fn facts(file: &File, kind: FileKind, writable: bool) -> StorageInfo {
+    let mut info = StorageInfo::plain();
+    info.writable = writable;
+    match kind {
+        FileKind::Regular => {
+            let punches = writable && zeroes::can_punch(file);
+            info.cheap_zero = punches;
+            info.discards = punches;
+        }
+        FileKind::Block => {
+            info.fixed_len = true;
+            info.zero_init = false;
+            info.discards = writable;
+            info.request_alignment =
+                rustix::fs::ioctl_blksszget(file).ok().filter(|size| size.is_power_of_two()).unwrap_or(512);
+        }
+    }
+    info
+}

@@ -1,0 +1,328 @@
+//! An open host file or block device.
+//!
+//! Lock order: `growth` only; it is held for writes that reach past the known end, never for others, and no
+//! callback runs under it.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use blockmirror_block::{
+    ByteRange, Error, ErrorKind, HostRun, RangeLock, Result, Storage, StorageExtent, StorageInfo, Visit,
+    ZeroFlags,
+};
+use rustix::fs::SeekFrom;
+
+use crate::flush::FlushGate;
+use crate::zeroes::Outcome;
+use crate::{copy, holes, io, open, zeroes};
+
+/// What an open file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    Regular,
+    Block,
+}
+
+/// Identity of a file, the same by whatever name or link it was opened. Two block device nodes of one device
+/// are the same too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    device: u64,
+    /// `None` for a block device, which `device` names alone.
+    inode: Option<u64>,
+}
+
+/// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    name: Arc<str>,
+    kind: FileKind,
+    info: StorageInfo,
+    id: FileId,
+    flushes: FlushGate,
+    /// The file is at least this long. Writes below it cannot grow the file and need no lock.
+    known_len: AtomicU64,
+    /// Growing by `ftruncate` is "look at the length, then set it", and would cut off what a write appended in
+    /// between. Writes past `known_len` hold this shared, changes of length hold it exclusively.
+    growth: RangeLock,
+}
+
+/// The one range that `growth` is about.
+const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
+
+impl FileStorage {
+    pub(crate) fn assemble(file: File, name: Arc<str>, writable: bool) -> Result<Self> {
+        let meta = file.metadata().map_err(|e| Error::io("open", e))?;
+        let kind = open::kind_of(&meta)?;
+        let id = match kind {
+            FileKind::Regular => FileId { device: meta.dev(), inode: Some(meta.ino()) },
+            FileKind::Block => FileId { device: meta.rdev(), inode: None },
+        };
+        let info = open::facts(&file, kind, writable);
+        let storage = Self {
+            file,
+            name,
+            kind,
+            info,
+            id,
+            flushes: FlushGate::default(),
+            known_len: AtomicU64::new(0),
+            growth: RangeLock::new(),
+        };
+        storage.known_len.store(storage.length()?, Ordering::Relaxed);
+        Ok(storage)
+    }
+
+    /// Which file this is: for finding out whether two names lead to one image.
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Whether it is a block device.
+    pub fn is_block_device(&self) -> bool {
+        self.kind == FileKind::Block
+    }
+
+    fn length(&self) -> Result<u64> {
+        match self.kind {
+            FileKind::Regular => {
+                self.file.metadata().map(|m| m.len()).map_err(|e| Error::io("get length", e))
+            }
+            FileKind::Block => {
+                rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(|e| Error::io("get length", e.into()))
+            }
+        }
+    }
+
+    fn writable(&self, operation: &'static str) -> Result<()> {
+        if self.info.writable {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ReadOnly, operation).because("the file is open for reading only"))
+    }
+
+    fn write_range(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        self.writable(operation)?;
+        match offset.checked_add(len) {
+            Some(end) if end <= io::MAX_OFFSET => Ok(ByteRange::new(offset, end)),
+            _ => Err(Error::out_of_bounds(operation, offset, len, io::MAX_OFFSET)),
+        }
+    }
+
+    /// Runs `write`, which may let the file grow up to `end`.
+    fn growing(&self, end: u64, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        if end <= self.known_len.load(Ordering::Acquire) || self.kind == FileKind::Block {
+            return write();
+        }
+        let _growth = self.growth.shared(WHOLE);
+        write()?;
+        self.known_len.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Makes the file at least `end` bytes long.
+    fn grow_to(&self, end: u64, operation: &'static str) -> Result<()> {
+        if end <= self.known_len.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _growth = self.growth.exclusive(WHOLE);
+        if self.length()? < end {
+            self.file.set_len(end).map_err(|e| Error::io(operation, e))?;
+        }
+        self.known_len.fetch_max(end, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Zeroes `range`, all of it below the end of the file.
+    fn zero_inside(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        let unit = u64::from(self.info.request_alignment);
+        let inner = range.align_inward(unit);
+        let outcome = if inner.is_empty() {
+            Outcome::Unsupported
+        } else if flags.contains(ZeroFlags::MAY_UNMAP) {
+            match zeroes::punch(&self.file, inner, "write zeroes")? {
+                Outcome::Done => Outcome::Done,
+                Outcome::Unsupported => zeroes::zero_range(&self.file, inner)?,
+            }
+        } else {
+            self.zero_keeping_space(inner)?
+        };
+        match outcome {
+            Outcome::Done => {
+                io::write_zero_bytes(&self.file, ByteRange::new(range.start(), inner.start()))?;
+                io::write_zero_bytes(&self.file, ByteRange::new(inner.end(), range.end()))
+            }
+            Outcome::Unsupported if flags.contains(ZeroFlags::NO_FALLBACK) => {
+                Err(Error::new(ErrorKind::Unsupported, "write zeroes").at(range.start()))
+            }
+            Outcome::Unsupported => io::write_zero_bytes(&self.file, range),
+        }
+    }
+
+    fn zero_keeping_space(&self, range: ByteRange) -> Result<Outcome> {
+        if zeroes::zero_range(&self.file, range)? == Outcome::Done {
+            return Ok(Outcome::Done);
+        }
+        // A filesystem without ZERO_RANGE (tmpfs) may still punch and allocate. Should the second step fail, the
+        // range reads as zeros all the same.
+        if self.kind == FileKind::Block
+            || zeroes::punch(&self.file, range, "write zeroes")? == Outcome::Unsupported
+        {
+            return Ok(Outcome::Unsupported);
+        }
+        zeroes::allocate(&self.file, range)?;
+        Ok(Outcome::Done)
+    }
+
+    fn copy_run(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        let range = self.write_range(offset, len, "copy in the kernel")?;
+        let Some(from) = run.storage.host_fd() else {
+            return Err(Error::new(ErrorKind::Unsupported, "copy in the kernel")
+                .because("the source is not a host file"));
+        };
+        let done = copy::copy(from, run.offset, &self.file, offset, len)?;
+        // The source ended, or the kernel gave up halfway: the rest goes the ordinary way.
+        let rest = ByteRange::new(range.start() + done, range.end());
+        let mut buf = Vec::new();
+        for piece in rest.pieces(1024 * 1024) {
+            buf.resize(piece.len() as usize, 0);
+            run.storage.read_at(&mut buf, run.offset.saturating_add(piece.start() - offset))?;
+            io::write(&self.file, &buf, piece.start())?;
+        }
+        Ok(())
+    }
+
+    fn named<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e| e.or_in_file(&self.name))
+    }
+}
+
+impl Storage for FileStorage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.named(self.length())
+    }
+
+    fn info(&self) -> StorageInfo {
+        self.info
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.named(io::read(&self.file, buf, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.named(
+            self.write_range(offset, buf.len() as u64, "write")
+                .and_then(|range| self.growing(range.end(), || io::write(&self.file, buf, offset))),
+        )
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.named(self.write_range(range.start(), range.len(), "write zeroes").and_then(|range| {
+            if range.is_empty() {
+                return Ok(());
+            }
+            let len = self.length()?;
+            if self.info.fixed_len && range.end() > len {
+                return Err(Error::new(ErrorKind::NoSpace, "write zeroes")
+                    .at(range.start())
+                    .because(format!("{} bytes reach past the end at {len}", range.len())));
+            }
+            let inside = range.intersect(ByteRange::new(0, len));
+            if !inside.is_empty() {
+                self.zero_inside(inside, flags)?;
+            }
+            // Past the end nothing is stored: a longer file is zeros already.
+            if !self.info.fixed_len {
+                self.grow_to(range.end(), "write zeroes")?;
+            }
+            if flags.contains(ZeroFlags::FUA) {
+                self.flushes.flush(&self.file)?;
+            }
+            Ok(())
+        }))
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.named(self.writable("discard").and_then(|()| {
+            let inside = range.intersect(ByteRange::new(0, self.length()?));
+            let inner = inside.align_inward(u64::from(self.info.request_alignment));
+            zeroes::punch(&self.file, inner, "discard").map(|_| ())
+        }))
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<()> {
+        self.named(self.write_range(range.start(), range.len(), "allocate").and_then(|range| {
+            let unsupported = || Error::new(ErrorKind::Unsupported, "allocate").at(range.start());
+            if self.info.fixed_len {
+                return Err(unsupported());
+            }
+            self.growing(range.end(), || match zeroes::allocate(&self.file, range)? {
+                Outcome::Done => Ok(()),
+                Outcome::Unsupported => Err(unsupported()),
+            })
+        }))
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.named(self.write_range(0, len, "set length").and_then(|_| {
+            if self.info.fixed_len {
+                return match self.length()? {
+                    present if present == len => Ok(()),
+                    present => Err(Error::new(ErrorKind::Unsupported, "set length")
+                        .because(format!("a block device of {present} bytes cannot become {len}"))),
+                };
+            }
+            let _growth = self.growth.exclusive(WHOLE);
+            // Lowered first: a write that still believed the old length would skip the lock.
+            self.known_len.fetch_min(len, Ordering::AcqRel);
+            self.file.set_len(len).map_err(|e| Error::io("set length", e))?;
+            self.known_len.store(len, Ordering::Release);
+            Ok(())
+        }))
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.info.writable {
+            return Ok(());
+        }
+        self.named(self.flushes.flush(&self.file))
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        self.named(self.length().and_then(|len| {
+            let range = range.intersect(ByteRange::new(0, len));
+            if range.is_empty() {
+                return Ok(());
+            }
+            match self.kind {
+                FileKind::Regular => holes::visit(&self.file, range, visit),
+                FileKind::Block => {
+                    let _ = visit(StorageExtent { range, hole: false });
+                    Ok(())
+                }
+            }
+        }))
+    }
+
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        self.named(self.growing(offset.saturating_add(len), || self.copy_run(offset, run, len)))
+    }
+
+    fn host_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn allocated_bytes(&self) -> Result<Option<u64>> {
+        let meta = self.named(self.file.metadata().map_err(|e| Error::io("get allocated size", e)))?;
+        Ok(Some(meta.blocks().saturating_mul(512)))
+    }
+}
