@@ -1,0 +1,199 @@
+//! Errors of parsing, opening and creating an image.
+//!
+//! Each says which field or option is wrong, its value, and what would be allowed. Reading and writing an open
+//! image speaks [`blockmirror_block::Error`]; an [`Error`] turns into one by `?` or [`Error::in_file`].
+
+use std::sync::Arc;
+
+use blockmirror_block::{Error as BlockError, ErrorKind};
+use thiserror::Error;
+
+/// The result of parsing, opening or creating an image.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image cannot be parsed, opened or created.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file does not start with the magic number.
+    #[error("not a qcow2 image: it starts with {}, not with 51 46 49 fb", hex(.found))]
+    NotQcow2 {
+        /// The first bytes of the file, at most four.
+        found: Vec<u8>,
+    },
+    /// A version other than 2 and 3.
+    #[error("qcow2 version {version} is not supported, only versions 2 and 3 are")]
+    Version {
+        /// The version the header declares.
+        version: u32,
+    },
+    /// The guest data is encrypted.
+    #[error("the image is encrypted ({method}); encryption is not supported")]
+    Encrypted {
+        /// The method, by name.
+        method: String,
+    },
+    /// Incompatible features that this version does not know.
+    #[error("the image needs features that are not supported: {}", .names.join(", "))]
+    UnknownFeatures {
+        /// The bits of the header's field that are not known.
+        bits: u64,
+        /// Their names from the image's own table, or their numbers.
+        names: Vec<String>,
+    },
+    /// A header field has a value that it cannot have.
+    #[error("header field {field} is {value}: {allowed}")]
+    HeaderField {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+        /// What would be allowed.
+        allowed: String,
+    },
+    /// A header extension is damaged.
+    #[error("header extension {name}: {problem}")]
+    Extension {
+        /// Which extension.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An entry of the snapshot table or of the bitmap directory is damaged.
+    #[error("{table}, entry {index} at offset {offset}: {problem}")]
+    TableEntry {
+        /// Which table.
+        table: &'static str,
+        /// Number of the entry, from 0.
+        index: u32,
+        /// Where it starts in the file.
+        offset: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something is larger than a named limit.
+    #[error("{what} is {value}, more than the limit of {limit}")]
+    LimitExceeded {
+        /// What is too large.
+        what: &'static str,
+        /// How large it is.
+        value: u64,
+        /// How large it may be.
+        limit: u64,
+    },
+    /// The image can be read, but must not be written.
+    #[error("the image cannot be opened for writing: {0}")]
+    NotWritable(#[from] WriteRefusal),
+    /// A compressed cluster does not decompress to one cluster.
+    #[error("damaged compressed cluster: {problem}")]
+    Decompress {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// An option for creating an image is invalid, or contradicts another.
+    #[error("option {option}: {problem}")]
+    Option {
+        /// The option's name, as `qemu-img create -o` spells it.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The storage below failed.
+    #[error(transparent)]
+    Storage(#[from] BlockError),
+}
+
+/// Why an image must not be written, although it can be read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum WriteRefusal {
+    /// The image is marked corrupt.
+    #[error("it is marked corrupt; repair it first")]
+    Corrupt,
+    /// The image was not closed cleanly, its refcounts may be wrong.
+    #[error("it is marked dirty (lazy refcounts, not closed cleanly); repair it first")]
+    Dirty,
+    /// The image has internal snapshots.
+    #[error("it has {count} internal snapshot(s), writing below them is not supported")]
+    Snapshots {
+        /// How many.
+        count: u32,
+    },
+    /// The image has valid persistent bitmaps, which would become stale.
+    #[error("it has {count} persistent bitmap(s), keeping them up to date is not supported")]
+    Bitmaps {
+        /// How many.
+        count: u32,
+    },
+}
+
+impl Error {
+    /// What went wrong, for machines.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Version { .. } | Self::Encrypted { .. } | Self::UnknownFeatures { .. } => {
+                ErrorKind::Unsupported
+            }
+            Self::NotQcow2 { .. }
+            | Self::HeaderField { .. }
+            | Self::Extension { .. }
+            | Self::TableEntry { .. }
+            | Self::Decompress { .. } => ErrorKind::Corrupt,
+            Self::LimitExceeded { .. } => ErrorKind::LimitExceeded,
+            Self::NotWritable(_) => ErrorKind::ReadOnly,
+            Self::Option { .. } => ErrorKind::InvalidInput,
+            Self::Storage(e) => e.kind(),
+        }
+    }
+
+    /// The same as an error of the layers above, naming the file.
+    pub fn in_file(self, name: &Arc<str>) -> BlockError {
+        BlockError::from(self).or_in_file(name)
+    }
+}
+
+impl From<Error> for BlockError {
+    fn from(error: Error) -> Self {
+        let operation = match &error {
+            Error::Option { .. } => "create qcow2 image",
+            Error::Decompress { .. } => "decompress",
+            _ => "open qcow2 image",
+        };
+        match error {
+            Error::Storage(e) => e,
+            other => Self::new(other.kind(), operation).because(other.to_string()).caused_by(other),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "nothing".into();
+    }
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_kind_and_figures_on_the_way_up() {
+        let e = Error::LimitExceeded { what: "L1 table", value: 99, limit: 32 };
+        let up = e.in_file(&Arc::from("a.qcow2"));
+        assert_eq!(up.kind(), ErrorKind::LimitExceeded);
+        assert_eq!(up.to_string(), "open qcow2 image: a.qcow2: L1 table is 99, more than the limit of 32");
+    }
+
+    #[test]
+    fn an_error_of_the_storage_passes_through_unchanged() {
+        let below = BlockError::new(ErrorKind::NoSpace, "write").in_file("b").at(7);
+        let up = Error::from(below).in_file(&Arc::from("a"));
+        assert_eq!((up.kind(), up.name(), up.offset()), (ErrorKind::NoSpace, Some("b"), Some(7)));
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_says_so() {
+        assert!(Error::NotQcow2 { found: vec![] }.to_string().contains("nothing"));
+    }
+}

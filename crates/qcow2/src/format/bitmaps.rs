@@ -1,0 +1,143 @@
+//! The directory of persistent bitmaps, read for information: what bitmaps there are, not their bits.
+//!
+//! `info` calls this; an image with valid bitmaps is not opened for writing.
+
+use blockmirror_block::Storage;
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::extension::BitmapsExtension;
+use crate::error::{Error, Result};
+use crate::limits;
+
+const FLAG_IN_USE: u32 = 1 << 0;
+const FLAG_AUTO: u32 = 1 << 1;
+const FLAGS_KNOWN: u32 = FLAG_IN_USE | FLAG_AUTO | 1 << 2;
+/// The only type of bitmap there is: one that tracks writes.
+const TYPE_TRACKING: u8 = 1;
+
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawEntry {
+    table_offset: U64,
+    table_size: U32,
+    flags: U32,
+    bitmap_type: u8,
+    granularity_bits: u8,
+    name_size: U16,
+    extra_data_size: U32,
+}
+
+const FIXED: u64 = size_of::<RawEntry>() as u64;
+
+/// A persistent bitmap, as its directory entry describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BitmapEntry {
+    /// Its name, unique in the image.
+    pub name: String,
+    /// Guest bytes per bit.
+    pub granularity: u64,
+    /// Whether somebody had it in use and did not store it again: its bits are not to be believed.
+    pub in_use: bool,
+    /// Whether it is to be loaded and to track writes whenever the image is opened for writing.
+    pub auto: bool,
+    /// Where its table starts, as declared; to be checked by who reads that table.
+    pub table_offset: u64,
+    /// Entries of its table, as declared.
+    pub table_entries: u32,
+}
+
+/// Reads the bitmap directory entry by entry. Ends after the first error.
+#[derive(Debug)]
+pub struct Bitmaps<'a> {
+    storage: &'a dyn Storage,
+    offset: u64,
+    end: u64,
+    index: u32,
+    count: u32,
+}
+
+impl<'a> Bitmaps<'a> {
+    /// The bitmaps of the image in `storage`, whose header has `extension`.
+    ///
+    /// # Errors
+    /// [`Error::TableEntry`] if the directory reaches past the end of the file.
+    pub fn new(storage: &'a dyn Storage, extension: &BitmapsExtension) -> Result<Self> {
+        let offset = extension.directory_offset;
+        // The header's parser has checked that this is below 2^56.
+        let end = offset + extension.directory_size;
+        let out = Self { storage, offset, end, index: 0, count: extension.count };
+        let file_len = storage.len()?;
+        if end > file_len {
+            return Err(out.damaged(format!("the directory reaches past the end of the file at {file_len}")));
+        }
+        Ok(out)
+    }
+
+    fn read_entry(&mut self) -> Result<BitmapEntry> {
+        let mut fixed = [0; FIXED as usize];
+        self.check_room(FIXED)?;
+        self.storage.read_at(&mut fixed, self.offset)?;
+        let raw = RawEntry::read_from_bytes(&fixed)
+            .map_err(|_| self.damaged("the fixed part cannot be read".into()))?;
+        let (flags, bits) = (raw.flags.get(), raw.granularity_bits);
+        let name_len = usize::from(raw.name_size.get());
+        let problem = if raw.bitmap_type != TYPE_TRACKING {
+            Some(format!("type {} is not known, only 1 is", raw.bitmap_type))
+        } else if flags & !FLAGS_KNOWN != 0 {
+            Some(format!("flags {flags:#x} have reserved bits"))
+        } else if !limits::BITMAP_GRANULARITY_BITS.contains(&bits) {
+            Some(format!("a granularity of 2^{bits} bytes, 2^9 to 2^31 is allowed"))
+        } else if !(1..=limits::MAX_BITMAP_NAME).contains(&name_len) {
+            Some(format!("a name of {name_len} bytes, 1 to {} are allowed", limits::MAX_BITMAP_NAME))
+        } else if raw.extra_data_size.get() != 0 {
+            Some(format!("{} bytes of extra data, none is known", raw.extra_data_size.get()))
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(self.damaged(problem));
+        }
+        let mut name = vec![0; name_len];
+        self.check_room(FIXED + name_len as u64)?;
+        self.storage.read_at(&mut name, self.offset + FIXED)?;
+        self.offset = (self.offset + FIXED + name_len as u64).next_multiple_of(8);
+        self.index += 1;
+        Ok(BitmapEntry {
+            name: String::from_utf8_lossy(&name).into_owned(),
+            granularity: 1 << bits,
+            in_use: flags & FLAG_IN_USE != 0,
+            auto: flags & FLAG_AUTO != 0,
+            table_offset: raw.table_offset.get(),
+            table_entries: raw.table_size.get(),
+        })
+    }
+
+    fn check_room(&self, len: u64) -> Result<()> {
+        if self.offset + len > self.end {
+            return Err(self.damaged(format!("it reaches past the end of the directory at {}", self.end)));
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, problem: String) -> Error {
+        Error::TableEntry { table: "bitmap directory", index: self.index, offset: self.offset, problem }
+    }
+}
+
+impl Iterator for Bitmaps<'_> {
+    type Item = Result<BitmapEntry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index >= self.count {
+            return None;
+        }
+        let entry = self.read_entry();
+        if entry.is_err() {
+            self.index = self.count;
+        }
+        Some(entry)
+    }
+}

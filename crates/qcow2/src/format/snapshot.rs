@@ -1,0 +1,167 @@
+//! The snapshot table, read for information: what snapshots there are, not what they hold.
+//!
+//! Entries have variable length, so they are read one after the other, each bounded before it is allocated.
+//! `info` calls this; an image with snapshots is not opened for writing.
+
+use std::time::Duration;
+
+use blockmirror_block::Storage;
+use zerocopy::byteorder::big_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+
+use super::header::Header;
+use crate::error::{Error, Result};
+use crate::limits;
+
+/// Bytes of the shortest entry: its fixed part.
+pub(crate) const MIN_ENTRY: u64 = size_of::<RawSnapshot>() as u64;
+
+#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSnapshot {
+    l1_table_offset: U64,
+    l1_size: U32,
+    id_str_size: U16,
+    name_size: U16,
+    date_sec: U32,
+    date_nsec: U32,
+    vm_clock_nsec: U64,
+    vm_state_size: U32,
+    extra_data_size: U32,
+}
+
+/// An internal snapshot, as its entry describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Its identifier, unique in the image.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// When it was taken, since 1970 in UTC.
+    pub date: Duration,
+    /// How long the guest had run.
+    pub vm_clock: Duration,
+    /// Bytes of saved guest state.
+    pub vm_state_size: u64,
+    /// Length of the disk when it was taken, if the entry has it.
+    pub disk_size: Option<u64>,
+    /// Instructions the guest had executed, if that was counted.
+    pub icount: Option<u64>,
+    /// Where its L1 table starts, as declared; to be checked by who reads that table.
+    pub l1_offset: u64,
+    /// Entries of its L1 table, as declared.
+    pub l1_entries: u32,
+}
+
+impl Snapshot {
+    /// Bytes that follow the fixed part, padding excluded.
+    fn variable_len(raw: &RawSnapshot) -> usize {
+        raw.extra_data_size.get() as usize
+            + usize::from(raw.id_str_size.get())
+            + usize::from(raw.name_size.get())
+    }
+
+    /// `variable` has [`Self::variable_len`] bytes.
+    fn parse(raw: &RawSnapshot, variable: &[u8]) -> Self {
+        let (extra, strings) = variable.split_at(raw.extra_data_size.get() as usize);
+        let (id, name) = strings.split_at(usize::from(raw.id_str_size.get()));
+        let word =
+            |index: usize| U64::read_from_bytes(extra.get(index * 8..index * 8 + 8)?).ok().map(U64::get);
+        Self {
+            id: String::from_utf8_lossy(id).into_owned(),
+            name: String::from_utf8_lossy(name).into_owned(),
+            date: Duration::from_secs(raw.date_sec.get().into())
+                + Duration::from_nanos(raw.date_nsec.get().into()),
+            vm_clock: Duration::from_nanos(raw.vm_clock_nsec.get()),
+            vm_state_size: word(0).unwrap_or_else(|| raw.vm_state_size.get().into()),
+            disk_size: word(1),
+            icount: word(2).filter(|count| *count != u64::MAX),
+            l1_offset: raw.l1_table_offset.get(),
+            l1_entries: raw.l1_size.get(),
+        }
+    }
+}
+
+/// Reads the snapshot table entry by entry. Ends after the first error.
+#[derive(Debug)]
+pub struct Snapshots<'a> {
+    storage: &'a dyn Storage,
+    file_len: u64,
+    start: u64,
+    offset: u64,
+    index: u32,
+    count: u32,
+}
+
+impl<'a> Snapshots<'a> {
+    /// The snapshots of the image in `storage`, whose header is `header`.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] if the length of the storage cannot be had.
+    pub fn new(storage: &'a dyn Storage, header: &Header) -> Result<Self> {
+        let start = header.snapshots_offset;
+        let file_len = storage.len()?;
+        Ok(Self { storage, file_len, start, offset: start, index: 0, count: header.snapshot_count })
+    }
+
+    fn read_entry(&mut self) -> Result<Snapshot> {
+        let mut fixed = [0; MIN_ENTRY as usize];
+        self.check_room(self.offset, MIN_ENTRY)?;
+        self.storage.read_at(&mut fixed, self.offset)?;
+        let raw = RawSnapshot::read_from_bytes(&fixed)
+            .map_err(|_| self.damaged("the fixed part cannot be read".into()))?;
+        let extra = raw.extra_data_size.get();
+        if extra > limits::MAX_SNAPSHOT_EXTRA {
+            return Err(Error::LimitExceeded {
+                what: "the extra data of a snapshot",
+                value: extra.into(),
+                limit: limits::MAX_SNAPSHOT_EXTRA.into(),
+            });
+        }
+        // Bounded by the caps of its parts: 1024 + 2 * 65535.
+        let mut variable = vec![0; Snapshot::variable_len(&raw)];
+        let at = self.offset + MIN_ENTRY;
+        self.check_room(at, variable.len() as u64)?;
+        self.storage.read_at(&mut variable, at)?;
+        self.offset = (at + variable.len() as u64).next_multiple_of(8);
+        self.index += 1;
+        Ok(Snapshot::parse(&raw, &variable))
+    }
+
+    /// The next `len` bytes of the table lie inside the file and below the cap on the table.
+    fn check_room(&self, at: u64, len: u64) -> Result<()> {
+        let bytes = at + len - self.start;
+        if bytes > limits::MAX_SNAPSHOT_TABLE_BYTES {
+            return Err(Error::LimitExceeded {
+                what: "the snapshot table, in bytes,",
+                value: bytes,
+                limit: limits::MAX_SNAPSHOT_TABLE_BYTES,
+            });
+        }
+        if at + len > self.file_len {
+            return Err(self.damaged(format!("it reaches past the end of the file at {}", self.file_len)));
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, problem: String) -> Error {
+        Error::TableEntry { table: "snapshot table", index: self.index, offset: self.offset, problem }
+    }
+}
+
+impl Iterator for Snapshots<'_> {
+    type Item = Result<Snapshot>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.index >= self.count {
+            return None;
+        }
+        let entry = self.read_entry();
+        if entry.is_err() {
+            self.index = self.count;
+        }
+        Some(entry)
+    }
+}
