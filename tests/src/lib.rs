@@ -1,1 +1,23 @@
-//! Shared helpers of the cross-crate tests.
+//! What the tests of the whole and the developer commands share: QEMU's tools as the oracle, scratch folders in
+//! memory, disk contents that tell where they belong, and the images under `testdata/`.
+//!
+//! Called by the files in `tests/tests/` and by `xtask`. Nothing here knows the crates under test, so that an
+//! error in them cannot hide in the judge.
+
+pub mod content;
+pub mod qemu;
+pub mod scratch;
+pub mod testdata;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+/// The result of a helper; the message names the file or the command.
+pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// The folder that holds the workspace.
+pub fn workspace_root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}

@@ -1,2 +1,41 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: the developers' commands. Run it without arguments for the list.
+//!
+//! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all.
+
+mod testdata;
+mod tidy;
+
+use std::process::ExitCode;
+
+use blockmirror_tests::Outcome;
+use clap::{Parser, Subcommand};
+
+/// A developer's command: its arguments, and what it does.
+trait Task {
+    /// Does the work, printing what it does. An error is one message.
+    fn run(self) -> Outcome<ExitCode>;
+}
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of blockmirror", arg_required_else_help = true)]
+struct Args {
+    #[command(subcommand)]
+    task: Tasks,
+}
+
+#[derive(Subcommand)]
+enum Tasks {
+    Testdata(testdata::Testdata),
+    Tidy(tidy::Tidy),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().task {
+        Tasks::Testdata(task) => task.run(),
+        Tasks::Tidy(task) => task.run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("cargo xtask: {error}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,101 @@
+//! QEMU's tools as the oracle.
+//!
+//! A test asks for them with [`Qemu::find`] and returns when there are none: the skip is printed past the
+//! test runner's capture, and with `BLOCKMIRROR_REQUIRE_QEMU=1` it is a failure.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::Outcome;
+
+/// Proof that `qemu-img` and `qemu-io` can be run.
+#[derive(Clone, Copy, Debug)]
+pub struct Qemu(());
+
+impl Qemu {
+    /// The tools, if they are installed.
+    ///
+    /// # Panics
+    /// If they are not and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
+    pub fn find(asked_by: &str) -> Option<Self> {
+        let found = ["qemu-img", "qemu-io"]
+            .iter()
+            .all(|tool| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success()));
+        if found {
+            return Some(Self(()));
+        }
+        assert!(
+            std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
+            "{asked_by}: qemu-img and qemu-io are required and cannot be run"
+        );
+        // Written straight to the file descriptor: the runner captures what `eprintln!` prints.
+        let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: qemu-img and qemu-io cannot be run");
+        None
+    }
+
+    /// Runs `qemu-img` and returns what it printed, whatever its exit code.
+    pub fn img_output<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Outcome<Output> {
+        output("qemu-img", Path::new("."), args)
+    }
+
+    /// Runs `qemu-img`; anything but exit code 0 is an error that carries what it printed.
+    pub fn img<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Outcome<String> {
+        run("qemu-img", Path::new("."), args)
+    }
+
+    /// Runs `qemu-img` inside `dir`, so that names given and names stored in images are relative to it.
+    pub fn img_in<S: AsRef<OsStr>>(self, dir: &Path, args: impl IntoIterator<Item = S>) -> Outcome<String> {
+        run("qemu-img", dir, args)
+    }
+
+    /// Runs the commands of `script` in one `qemu-io` session on `image`.
+    pub fn io(self, format: &str, image: &Path, script: &[&str]) -> Outcome<String> {
+        let mut args: Vec<&OsStr> = vec![OsStr::new("-f"), OsStr::new(format)];
+        for command in script {
+            args.extend([OsStr::new("-c"), OsStr::new(command)]);
+        }
+        args.push(image.as_os_str());
+        run("qemu-io", Path::new("."), args)
+    }
+
+    /// Whether `qemu-img check` finds neither damage nor leaks; the error holds its findings.
+    pub fn check(self, image: &Path) -> Outcome {
+        run("qemu-img", Path::new("."), [OsStr::new("check"), image.as_os_str()]).map(drop)
+    }
+
+    /// Whether both images read the same; the error says where they differ.
+    pub fn compare(self, format_a: &str, a: &Path, format_b: &str, b: &Path) -> Outcome {
+        let args = ["compare", "-f", format_a, "-F", format_b].map(OsStr::new);
+        run("qemu-img", Path::new("."), args.into_iter().chain([a.as_os_str(), b.as_os_str()])).map(drop)
+    }
+
+    /// Copies `image` into a raw file that holds every guest byte.
+    pub fn to_raw(self, format: &str, image: &Path, raw: &Path) -> Outcome {
+        let args = ["convert", "-f", format, "-O", "raw"].map(OsStr::new);
+        run("qemu-img", Path::new("."), args.into_iter().chain([image.as_os_str(), raw.as_os_str()]))
+            .map(drop)
+    }
+}
+
+/// Runs a program inside `dir`; anything but exit code 0 is an error that carries what it printed.
+pub fn run<S: AsRef<OsStr>>(program: &str, dir: &Path, args: impl IntoIterator<Item = S>) -> Outcome<String> {
+    let args: Vec<_> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
+    let out = output(program, dir, &args)?;
+    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+    if out.status.success() {
+        return Ok(stdout);
+    }
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    Err(format!("{program} {args:?}: {}\n{stdout}{stderr}", out.status).into())
+}
+
+fn output<S: AsRef<OsStr>>(program: &str, dir: &Path, args: impl IntoIterator<Item = S>) -> Outcome<Output> {
+    Command::new(program)
+        .current_dir(dir)
+        .args(args)
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(|e| format!("cannot run {program}: {e}").into())
+}

@@ -1,0 +1,146 @@
+//! Rules on files: heads, sizes, leftovers, reasons of lint exceptions, trailing blanks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blockmirror_tests::Outcome;
+
+/// Most lines of a file that are not tests. Half of it is already a lot.
+const MOST_LINES: usize = 800;
+/// Folders that hold no sources of ours.
+const SKIPPED: [&str; 3] = ["target", ".git", "testdata"];
+/// Endings of the text files that are looked at.
+const TEXTS: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "run"];
+
+/// Adds what is wrong with the files below `root` to `found`.
+pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
+    let mut files = Vec::new();
+    collect(root, &mut files)?;
+    for path in files {
+        let place = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        let Ok(text) = fs::read_to_string(&path) else {
+            found.push(format!("{place}: not UTF-8"));
+            continue;
+        };
+        blanks(&place, &text, found);
+        if place.ends_with(".rs") {
+            source(&place, &text, found);
+        }
+    }
+    Ok(())
+}
+
+fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Outcome {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() {
+            if !SKIPPED.contains(&name.as_str()) {
+                collect(&entry.path(), files)?;
+            }
+        } else if TEXTS.iter().any(|t| name == *t || name.ends_with(&format!(".{t}"))) {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn blanks(place: &str, text: &str, found: &mut Vec<String>) {
+    for (number, line) in text.lines().enumerate() {
+        if line.ends_with([' ', '\t']) {
+            found.push(format!("{place}:{}: trailing blanks", number + 1));
+        }
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        found.push(format!("{place}: no newline at the end"));
+    }
+}
+
+fn source(place: &str, text: &str, found: &mut Vec<String>) {
+    if !text.starts_with("//!") {
+        found.push(format!("{place}: does not open with `//!`"));
+    }
+    let lines = lines_without_tests(text);
+    if lines > MOST_LINES {
+        found.push(format!("{place}: {lines} lines without tests, {MOST_LINES} are the most"));
+    }
+    // Spelled in two parts, so that this file does not find itself.
+    let leftovers =
+        [concat!("todo", "!("), concat!("unimpl", "emented!("), concat!("FIX", "ME"), concat!("TO", "DO")];
+    for (number, line) in text.lines().enumerate() {
+        for leftover in leftovers {
+            if line.contains(leftover) {
+                found.push(format!("{place}:{}: `{leftover}`", number + 1));
+            }
+        }
+    }
+    exceptions(place, text, found);
+}
+
+/// Attributes that allow what a lint forbids must say why.
+fn exceptions(place: &str, text: &str, found: &mut Vec<String>) {
+    for opening in ["#[allow(", "#[expect(", "#![allow(", "#![expect("] {
+        for (at, _) in text.match_indices(opening) {
+            let line_start = text[..at].rfind('\n').map_or(0, |n| n + 1);
+            if !text[line_start..at].trim().is_empty() {
+                continue;
+            }
+            let end = text[at..].find(")]").map_or(text.len(), |n| at + n);
+            if !text[at..end].contains("reason = ") {
+                let number = text[..at].matches('\n').count() + 1;
+                found.push(format!("{place}:{number}: a lint exception without a reason"));
+            }
+        }
+    }
+}
+
+/// Lines outside `#[cfg(test)] mod x { .. }`, whose closing brace stands where its `mod` does.
+fn lines_without_tests(text: &str) -> usize {
+    let mut count = 0;
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.trim_start().starts_with("#[cfg(test)]") || line.trim_start().starts_with("#[cfg(all(test") {
+            let indent = line.len() - line.trim_start().len();
+            let closing = format!("{}}}", " ".repeat(indent));
+            match lines.by_ref().find(|l| !l.trim_start().starts_with("#[")) {
+                Some(opening) if opening.trim_end().ends_with('{') => {
+                    lines.by_ref().find(|l| *l == closing);
+                }
+                _ => {}
+            }
+        } else {
+            count += 1;
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(text: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        blanks("f.rs", text, &mut found);
+        source("f.rs", text, &mut found);
+        found
+    }
+
+    #[test]
+    fn each_rule_finds_its_breach() {
+        assert!(on("//! Head.\nfn f() {}\n").is_empty());
+        assert_eq!(on("fn f() {}\n"), ["f.rs: does not open with `//!`"]);
+        assert_eq!(on("//! Head.\nlet a; \n"), ["f.rs:2: trailing blanks"]);
+        assert_eq!(on("//! Head."), ["f.rs: no newline at the end"]);
+        let bare = "//! Head.\n#[allow(dead_code)]\nfn f() {}\n";
+        assert_eq!(on(bare), ["f.rs:2: a lint exception without a reason"]);
+        assert!(on("//! Head.\n#[allow(\n    dead_code,\n    reason = \"x\"\n)]\nfn f() {}\n").is_empty());
+    }
+
+    #[test]
+    fn tests_do_not_count_as_lines() {
+        let text = "//! Head.\nfn f() {}\n#[cfg(test)]\nmod tests {\n    fn a() {\n    }\n}\nfn g() {}\n";
+        assert_eq!(lines_without_tests(text), 3);
+        assert_eq!(lines_without_tests("#[cfg(test)]\nmod tests;\nfn g() {}\n"), 1);
+    }
+}
