@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result, StorageInfo};
+use blockmirror_image_lock::{ImageLock, Permissions};
 use rustix::fs::OFlags;
 
 use crate::FileStorage;
@@ -100,8 +101,9 @@ impl FileOptions {
             .custom_flags(flags.bits().cast_signed())
             .open(path)
             .map_err(|e| self.explain(e))?;
-        let storage = FileStorage::assemble(file, Arc::clone(name), writable)?;
-        Ok(storage)
+        kind_of(&file.metadata().map_err(|e| Error::io("open", e))?)?;
+        let lock = lock(&file, path, self.lock, writable)?;
+        FileStorage::assemble(file, Arc::clone(name), writable, lock)
     }
 
     fn explain(&self, e: std::io::Error) -> Error {
@@ -113,6 +115,17 @@ impl FileOptions {
         }
         Error::io(if self.create_new { "create" } else { "open" }, e)
     }
+}
+
+/// Locks `file` as `mode` says, for a reader or a writer.
+pub(crate) fn lock(file: &File, path: &Path, mode: LockMode, writable: bool) -> Result<Option<ImageLock>> {
+    let unshared = match mode {
+        LockMode::Off => return Ok(None),
+        LockMode::Shared => Permissions::NONE,
+        LockMode::Exclusive => Permissions::CHANGE,
+    };
+    let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
+    Ok(Some(ImageLock::acquire(file, path, wanted, unshared)?))
 }
 
 /// What kind of file `meta` describes, if it is one that can hold an image.

@@ -13,6 +13,7 @@ use blockmirror_block::{
     ByteRange, Error, ErrorKind, HostRun, RangeLock, Result, Storage, StorageExtent, StorageInfo, Visit,
     ZeroFlags,
 };
+use blockmirror_image_lock::ImageLock;
 use rustix::fs::SeekFrom;
 
 use crate::flush::FlushGate;
@@ -43,6 +44,7 @@ pub struct FileStorage {
     kind: FileKind,
     info: StorageInfo,
     id: FileId,
+    lock: Option<ImageLock>,
     flushes: FlushGate,
     /// The file is at least this long. Writes below it cannot grow the file and need no lock.
     known_len: AtomicU64,
@@ -55,7 +57,12 @@ pub struct FileStorage {
 const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
 
 impl FileStorage {
-    pub(crate) fn assemble(file: File, name: Arc<str>, writable: bool) -> Result<Self> {
+    pub(crate) fn assemble(
+        file: File,
+        name: Arc<str>,
+        writable: bool,
+        lock: Option<ImageLock>,
+    ) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("open", e))?;
         let kind = open::kind_of(&meta)?;
         let id = match kind {
@@ -69,6 +76,7 @@ impl FileStorage {
             kind,
             info,
             id,
+            lock,
             flushes: FlushGate::default(),
             known_len: AtomicU64::new(0),
             growth: RangeLock::new(),
@@ -80,6 +88,11 @@ impl FileStorage {
     /// Which file this is: for finding out whether two names lead to one image.
     pub fn id(&self) -> FileId {
         self.id
+    }
+
+    /// The image lock it holds for as long as it is open; `None` if it was opened without.
+    pub fn lock(&self) -> Option<&ImageLock> {
+        self.lock.as_ref()
     }
 
     /// Whether it is a block device.

@@ -1,0 +1,177 @@
+//! Taking the locks.
+//!
+//! Ours are set first and the others' are looked for afterwards: of two that come at the same time at least one
+//! sees the other. Whoever finds a conflict gives back what it took.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::holder::{self, Target};
+use crate::{Holder, LockError, Permission, Permissions};
+
+/// The lock byte of permission 0 for users that have it.
+const HAVE: u64 = 100;
+/// The lock byte of permission 0 for users that do not share it.
+const UNSHARE: u64 = 200;
+
+/// What was locked. The locks belong to the open file description: they last until its last descriptor is
+/// closed, by this process or by one that inherited it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageLock {
+    have: Permissions,
+    unshared: Permissions,
+    enforced: bool,
+}
+
+impl ImageLock {
+    /// Locks the image open as `file`: says that we do `wanted` and let nobody else do `unshared`.
+    ///
+    /// `path` is for messages. The file may be open for reading only. A second call on the same open file
+    /// description is not a second user: it adds to the first.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] or [`LockError::NotShared`] if another user stands in the way, in this process or in
+    /// another; nothing is locked then. [`LockError::System`] for anything else.
+    pub fn acquire(
+        file: &File,
+        path: &Path,
+        wanted: Permissions,
+        unshared: Permissions,
+    ) -> Result<Self, LockError> {
+        let system = |source: io::Error| LockError::System { path: path.to_owned(), source };
+        let meta = file.metadata().map_err(system)?;
+        let target = Target { device: meta.dev(), inode: meta.ino(), own_fd: file.as_raw_fd() };
+        let fd = file.as_fd();
+        match acquire(fd, wanted, unshared) {
+            Ok(()) => Ok(Self { have: wanted, unshared, enforced: true }),
+            Err(Refusal::System(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)) => {
+                Ok(Self { have: wanted, unshared, enforced: false })
+            }
+            Err(refusal) => {
+                release(fd, wanted, unshared);
+                Err(match refusal {
+                    Refusal::System(errno) => system(errno.into()),
+                    Refusal::Held(permission, pid) => LockError::Held {
+                        path: path.to_owned(),
+                        permission,
+                        holder: holder(target, pid, HAVE, permission),
+                    },
+                    Refusal::NotShared(permission, pid) => LockError::NotShared {
+                        path: path.to_owned(),
+                        permission,
+                        holder: holder(target, pid, UNSHARE, permission),
+                    },
+                })
+            }
+        }
+    }
+
+    /// What we said that we do.
+    pub fn permissions(&self) -> Permissions {
+        self.have
+    }
+
+    /// What we let nobody else do.
+    pub fn unshared(&self) -> Permissions {
+        self.unshared
+    }
+
+    /// False where the filesystem has no such locks: then nobody is kept out, and nobody could have kept us
+    /// out.
+    pub fn is_enforced(&self) -> bool {
+        self.enforced
+    }
+}
+
+/// Why `acquire` failed; with the process id, if the lock in the way carries one.
+enum Refusal {
+    Held(Permission, Option<u32>),
+    NotShared(Permission, Option<u32>),
+    System(Errno),
+}
+
+fn acquire(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) -> Result<(), Refusal> {
+    // A read lock is refused only if somebody holds a write lock on the byte, which QEMU and we never do.
+    for permission in wanted.iter() {
+        set(fd, HAVE, permission, libc::F_RDLCK).map_err(|e| match e {
+            Errno::EAGAIN | Errno::EACCES => Refusal::Held(permission, None),
+            e => Refusal::System(e),
+        })?;
+    }
+    for permission in unshared.iter() {
+        set(fd, UNSHARE, permission, libc::F_RDLCK).map_err(|e| match e {
+            Errno::EAGAIN | Errno::EACCES => Refusal::NotShared(permission, None),
+            e => Refusal::System(e),
+        })?;
+    }
+    for permission in wanted.iter() {
+        if let Some(pid) = others(fd, UNSHARE, permission)? {
+            return Err(Refusal::NotShared(permission, pid));
+        }
+    }
+    for permission in unshared.iter() {
+        if let Some(pid) = others(fd, HAVE, permission)? {
+            return Err(Refusal::Held(permission, pid));
+        }
+    }
+    Ok(())
+}
+
+/// Gives everything back; a failure would leave a lock that goes with the descriptor anyway.
+fn release(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) {
+    for permission in wanted.iter() {
+        let _ = set(fd, HAVE, permission, libc::F_UNLCK);
+    }
+    for permission in unshared.iter() {
+        let _ = set(fd, UNSHARE, permission, libc::F_UNLCK);
+    }
+}
+
+fn byte(base: u64, permission: Permission) -> u64 {
+    base + permission as u64
+}
+
+fn request(base: u64, permission: Permission, kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte(base, permission).cast_signed(),
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn set(fd: BorrowedFd<'_>, base: u64, permission: Permission, kind: libc::c_int) -> Result<(), Errno> {
+    let lock = request(base, permission, kind);
+    loop {
+        match fcntl(fd, FcntlArg::F_OFD_SETLK(&lock)) {
+            Err(Errno::EINTR) => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Whether another open file description holds the byte; with the process id, which only classic POSIX locks
+/// carry.
+fn others(fd: BorrowedFd<'_>, base: u64, permission: Permission) -> Result<Option<Option<u32>>, Refusal> {
+    let mut lock = request(base, permission, libc::F_WRLCK);
+    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(Refusal::System)?;
+    if lock.l_type == libc::F_UNLCK as libc::c_short {
+        return Ok(None);
+    }
+    Ok(Some(u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0)))
+}
+
+fn holder(target: Target, pid: Option<u32>, base: u64, permission: Permission) -> Option<Holder> {
+    match pid {
+        Some(pid) => Some(Holder::of_pid(pid)),
+        None => holder::find(target, byte(base, permission)),
+    }
+}
