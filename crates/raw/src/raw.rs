@@ -1,0 +1,212 @@
+//! The raw device.
+//!
+//! Lock order: `first_sector` only. It is held during writes that touch sector 0 of a probed image, so that two
+//! halves of a magic cannot slip in side by side, and never while a visitor runs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::{
+    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger, Geometry,
+    HostRun, Result, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
+};
+
+use crate::magic;
+
+/// The length of a disk is a multiple of this.
+pub const SECTOR: u64 = 512;
+
+/// How a raw image is to be used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawOptions {
+    probed: bool,
+}
+
+impl RawOptions {
+    /// An image that somebody said is raw.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The format was guessed, not given: writes that would make the first sector look like another format are
+    /// refused.
+    #[must_use]
+    pub fn probed(mut self, probed: bool) -> Self {
+        self.probed = probed;
+        self
+    }
+}
+
+/// A storage as a disk.
+///
+/// A storage that does not end at a sector is a disk that does: a file of 1000 bytes is a disk of 1024. The
+/// missing bytes read as zeros, and writing them makes the file longer.
+pub struct Raw {
+    storage: Arc<dyn Storage>,
+    len: u64,
+    geometry: Geometry,
+    /// `Some` if the format was guessed.
+    first_sector: Option<Mutex<()>>,
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raw").field("name", &self.name()).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Raw {
+    /// Makes a disk of all of `storage`, with the length it has now.
+    ///
+    /// # Errors
+    /// Whatever asking for the length may give; [`ErrorKind::LimitExceeded`] if that rounds up past 64 bits.
+    pub fn open(storage: Arc<dyn Storage>, options: RawOptions) -> Result<Self> {
+        let len = storage.len()?.checked_next_multiple_of(SECTOR).ok_or_else(|| {
+            Error::new(ErrorKind::LimitExceeded, "open")
+                .in_file(storage.name())
+                .because("longer than a disk can be")
+        })?;
+        let info = storage.info();
+        let mut geometry = Geometry::plain();
+        geometry.request_alignment = info.request_alignment;
+        geometry.zero_cost = if info.cheap_zero { ZeroCost::Metadata } else { ZeroCost::Data };
+        geometry.discard = if info.discards { DiscardEffect::Frees } else { DiscardEffect::Ignored };
+        geometry.writable = info.writable;
+        let first_sector = options.probed.then(Mutex::default);
+        Ok(Self { storage, len, geometry, first_sector })
+    }
+
+    /// The storage below.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn check(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(ByteRange::new(offset, end)),
+            _ => Err(Error::out_of_bounds(operation, offset, len, self.len).in_file(self.name())),
+        }
+    }
+
+    fn check_write(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        if !self.geometry.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, operation).in_file(self.name()));
+        }
+        self.check(offset, len, operation)
+    }
+
+    /// Does `write`, which changes `range`, unless the image was probed and the first sector would then be
+    /// another format's. `change` does to the bytes of the range in the first sector what the write will do.
+    fn guarded(
+        &self,
+        range: ByteRange,
+        operation: &'static str,
+        change: impl FnOnce(&mut [u8]),
+        write: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let touched = range.intersect(ByteRange::new(0, SECTOR));
+        let (Some(lock), false) = (&self.first_sector, touched.is_empty()) else {
+            return write();
+        };
+        let _held = lock.lock();
+        let mut sector = [0; SECTOR as usize];
+        self.storage.read_at(&mut sector, 0)?;
+        change(&mut sector[touched.start() as usize..touched.end() as usize]);
+        if let Some(format) = magic::foreign_format(&sector) {
+            return Err(Error::new(ErrorKind::PermissionDenied, operation)
+                .in_file(self.name())
+                .at(range.start())
+                .because(format!(
+                    "the format was guessed to be raw, and this would make the image look like {format}; \
+                     give the format explicitly to allow it"
+                )));
+        }
+        write()
+    }
+}
+
+impl BlockDevice for Raw {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        self.storage.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.check(offset, buf.len() as u64, "read")?;
+        self.storage.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        let range = self.check_write(offset, buf.len() as u64, "write")?;
+        self.guarded(
+            range,
+            "write",
+            |sector| sector.copy_from_slice(&buf[..sector.len()]),
+            || self.storage.write_at(buf, offset),
+        )?;
+        if flags.contains(WriteFlags::FUA) { self.storage.flush() } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        let range = self.check_write(range.start(), range.len(), "write zeroes")?;
+        self.guarded(
+            range,
+            "write zeroes",
+            |sector| sector.fill(0),
+            || self.storage.write_zeroes(range, flags),
+        )
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        let range = self.check_write(range.start(), range.len(), "discard")?;
+        self.guarded(range, "discard", |sector| sector.fill(0), || self.storage.discard(range))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.storage.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        let range = self.check(range.start(), range.len(), "map")?;
+        let located = |range: ByteRange, kind| {
+            Extent::new(range, kind)
+                .in_host(HostRun { storage: Arc::clone(&self.storage), offset: range.start() })
+        };
+        let mut merger = ExtentMerger::default();
+        let mut at = range.start();
+        let mut stopped = false;
+        self.storage.extents(range, &mut |run| {
+            at = run.range.end();
+            let kind = if run.hole { ExtentKind::Zero } else { ExtentKind::Data };
+            let answer = merger.push(located(run.range, kind), visit);
+            stopped = answer.is_break();
+            answer
+        })?;
+        // The bytes between the end of the file and the end of its last sector, and those of a file that was cut
+        // off meanwhile.
+        if !stopped
+            && merger.push(located(ByteRange::new(at, range.end()), ExtentKind::Zero), visit).is_continue()
+        {
+            let _ = merger.finish(visit);
+        }
+        Ok(())
+    }
+
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        let range = self.check_write(offset, len, "copy in the kernel")?;
+        if self.first_sector.is_some() && range.start() < SECTOR {
+            return Err(Error::new(ErrorKind::Unsupported, "copy in the kernel")
+                .in_file(self.name())
+                .because("the first sector of a probed image is looked at before it is written"));
+        }
+        self.storage.copy_from(offset, run, len)
+    }
+}
