@@ -1,0 +1,5 @@
+//! The bitmaps against naive models.
+
+mod chunk;
+mod dirty;
+mod size;

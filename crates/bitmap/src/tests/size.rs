@@ -1,0 +1,43 @@
+//! What a bitmap over 8 TiB costs.
+
+use crate::DirtyBitmap;
+
+const DISK: u64 = 8 << 40;
+
+fn bitmap() -> DirtyBitmap {
+    DirtyBitmap::new(DISK, 4096).unwrap()
+}
+
+#[test]
+fn all_clean_and_all_dirty_cost_next_to_nothing() {
+    let mut bitmap = bitmap();
+    assert!(bitmap.heap_bytes() < 1024, "clean: {}", bitmap.heap_bytes());
+    bitmap.set_all();
+    assert!(bitmap.heap_bytes() < 1024, "dirty: {}", bitmap.heap_bytes());
+    bitmap.clear(0..DISK);
+    assert!(bitmap.heap_bytes() < 1024, "clean again: {}", bitmap.heap_bytes());
+}
+
+#[test]
+fn memory_follows_what_is_mixed() {
+    let mut bitmap = bitmap();
+    for i in 0..256 {
+        bitmap.set(i * (32 << 30)..i * (32 << 30) + (1 << 20));
+    }
+    assert!(bitmap.heap_bytes() < 600 << 10, "{}", bitmap.heap_bytes());
+    assert_eq!(bitmap.dirty_bytes(), 256 << 20);
+    for i in 0..256 {
+        bitmap.clear(i * (32 << 30)..(i + 1) * (32 << 30));
+    }
+    assert!(bitmap.heap_bytes() < 1024, "{}", bitmap.heap_bytes());
+}
+
+#[test]
+fn one_bit_in_eight_tebibytes_is_found_from_either_side() {
+    let mut bitmap = bitmap();
+    bitmap.set(DISK - 1..DISK);
+    assert_eq!(bitmap.next_dirty(0, u64::MAX), Some(DISK - 4096..DISK));
+    bitmap.set_all();
+    bitmap.clear(DISK / 2..DISK / 2 + 4096);
+    assert_eq!(bitmap.next_clean(0, u64::MAX), Some(DISK / 2..DISK / 2 + 4096));
+}
