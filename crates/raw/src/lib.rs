@@ -7,4 +7,5 @@
 mod magic;
 mod raw;
 
+pub use magic::foreign_format;
 pub use raw::{Raw, RawOptions, SECTOR};

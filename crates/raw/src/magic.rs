@@ -22,8 +22,8 @@ const MAGICS: [(usize, &[u8], &str); 13] = [
     (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
 ];
 
-/// The format that a disk with this first sector would be taken for, if any.
-pub(crate) fn foreign_format(sector: &[u8]) -> Option<&'static str> {
+/// The format that a disk with this first sector would be taken for by somebody who guesses, if it is not raw.
+pub fn foreign_format(sector: &[u8]) -> Option<&'static str> {
     MAGICS
         .iter()
         .find(|(at, magic, _)| sector.get(*at..).is_some_and(|rest| rest.starts_with(magic)))
