@@ -1,1 +1,32 @@
-//! placeholder
+//! The mirror job: copies one disk onto another in the unit that fits the target.
+//!
+//! Any [`BlockDevice`](blockmirror_block::BlockDevice) can be source or target; this crate knows no format and
+//! no file.
+//!
+//! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
+//! - [`MirrorOptions`] is what a caller can ask for.
+//! - [`plan`] tells what a job would do, without doing it.
+//! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod granularity;
+mod job;
+mod options;
+mod plan;
+mod progress;
+mod survey;
+
+pub use error::{Error, ErrorKind};
+pub use granularity::{
+    GranularityChoice, GranularityError, GranularityReason, MAX_DEFAULT_GRANULARITY, MAX_GRANULARITY,
+    MIN_DEFAULT_GRANULARITY, MIN_GRANULARITY, check_granularity,
+};
+pub use job::{MirrorControl, MirrorJob};
+pub use options::{
+    DEFAULT_BUF_SIZE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT,
+    MirrorOptions, OnError, SyncMode,
+};
+pub use plan::{Plan, PlanTarget, plan};
+pub use progress::{ErrorAction, Event, GivenUp, IoStatus, JobState, Operation, Outcome, Progress};

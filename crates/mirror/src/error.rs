@@ -1,0 +1,100 @@
+//! Why a job did not start, or did not end well.
+
+use blockmirror_block as block;
+
+use crate::granularity::GranularityError;
+
+/// Why a mirror job did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The granularity asked for is not one.
+    #[error(transparent)]
+    Granularity(#[from] GranularityError),
+    /// Another option is out of range.
+    #[error("{option} {value}: must be {expected}")]
+    InvalidOption {
+        /// The option's name, in the spelling of the command line.
+        option: &'static str,
+        /// What was asked.
+        value: u64,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// Source and target differ in length.
+    #[error(
+        "source {source_name} has {source_len} bytes, target {target_name} has {target_len}: they must be equal"
+    )]
+    SizeMismatch {
+        /// The source's name.
+        source_name: String,
+        /// Its length in bytes.
+        source_len: u64,
+        /// The target's name.
+        target_name: String,
+        /// Its length in bytes.
+        target_len: u64,
+    },
+    /// The target does not accept writes.
+    #[error("target {name} is read-only")]
+    TargetReadOnly {
+        /// The target's name.
+        name: String,
+    },
+    /// The source failed, and the policy was to report it.
+    #[error("cannot read the source: {0}")]
+    Source(#[source] block::Error),
+    /// The target failed, and the policy was to report it.
+    #[error("cannot write the target: {0}")]
+    Target(#[source] block::Error),
+    /// So many scattered ranges failed under the `ignore` policy that the list of them was full.
+    #[error("gave up more than {limit} separate ranges; the last one because: {cause}")]
+    TooManyGivenUp {
+        /// The cap on the list.
+        limit: usize,
+        /// The last failure.
+        #[source]
+        cause: block::Error,
+    },
+    /// The job was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The operating system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// A thread of the job died; what it was doing is unknown.
+    #[error("a thread of the job panicked")]
+    Panicked,
+}
+
+/// [`Error`], coarsely enough to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense; nothing was touched.
+    InvalidInput,
+    /// Reading the source failed.
+    Source,
+    /// Writing the target failed.
+    Target,
+    /// Cancelled on request.
+    Cancelled,
+    /// Something in the process itself failed.
+    Internal,
+}
+
+impl Error {
+    /// What went wrong, for machines.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Granularity(_)
+            | Self::InvalidOption { .. }
+            | Self::SizeMismatch { .. }
+            | Self::TargetReadOnly { .. } => ErrorKind::InvalidInput,
+            Self::Source(_) => ErrorKind::Source,
+            Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Thread(_) | Self::Panicked => ErrorKind::Internal,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What a caller can ask of a mirror job, and the checks on it.
+//!
+//! A [`MirrorOptions`] is data: building one fails never, [`check`](MirrorOptions::check) says what is wrong with
+//! it, and [`MirrorJob::start`](crate::MirrorJob::start) checks before it touches anything, so that a caller who
+//! checks first leaves no file behind.
+
+use std::num::NonZeroUsize;
+
+use crate::error::Error;
+use crate::granularity::check_granularity;
+
+/// Bytes that may be in flight when the caller does not say: 16 MiB.
+pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
+/// The largest accepted buffer, 1 GiB. (One thread holds at most a sixteenth of it.)
+pub const MAX_BUF_SIZE: u64 = 1 << 30;
+/// Operations in flight when the caller does not say.
+pub const DEFAULT_MAX_IN_FLIGHT: usize = 16;
+/// The most operations in flight, each with a thread of its own.
+pub const MAX_IN_FLIGHT: usize = 256;
+/// The shortest run of zero bytes inside data that is not written as data, when the caller does not say: 4 KiB.
+pub const DEFAULT_MIN_ZERO_RUN: u64 = 4096;
+
+/// Which part of the source is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum SyncMode {
+    /// Everything that the chain of images holds.
+    #[default]
+    Full,
+    /// Only what the top image itself decides, its zero clusters included. What it does not hold is left alone on
+    /// the target, so that the target's backing file shows through.
+    Top,
+}
+
+/// What happens when an operation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnError {
+    /// The job fails.
+    #[default]
+    Report,
+    /// The range is tried again, paced; after ten tries it is given up and listed.
+    Ignore,
+    /// The job pauses until it is resumed.
+    Stop,
+    /// Pause if space ran out, fail otherwise.
+    Enospc,
+    /// The same as [`Enospc`](Self::Enospc).
+    Auto,
+}
+
+/// The options of a mirror job. Setters take and return it by value:
+///
+/// ```
+/// use blockmirror_mirror::{MirrorOptions, SyncMode};
+/// let options = MirrorOptions::new().sync(SyncMode::Top).granularity(64 << 10).speed(10 << 20);
+/// options.check()?;
+/// # Ok::<(), blockmirror_mirror::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorOptions {
+    pub(crate) sync: SyncMode,
+    pub(crate) granularity: Option<u64>,
+    pub(crate) buf_size: u64,
+    pub(crate) speed: u64,
+    pub(crate) max_in_flight: usize,
+    pub(crate) threads: Option<NonZeroUsize>,
+    pub(crate) on_source_error: OnError,
+    pub(crate) on_target_error: OnError,
+    pub(crate) unmap: bool,
+    pub(crate) min_zero_run: u64,
+    pub(crate) target_is_zero: bool,
+}
+
+impl Default for MirrorOptions {
+    fn default() -> Self {
+        Self {
+            sync: SyncMode::Full,
+            granularity: None,
+            buf_size: 0,
+            speed: 0,
+            max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            threads: None,
+            on_source_error: OnError::Report,
+            on_target_error: OnError::Report,
+            unmap: true,
+            min_zero_run: DEFAULT_MIN_ZERO_RUN,
+            target_is_zero: false,
+        }
+    }
+}
+
+impl MirrorOptions {
+    /// The defaults that each setter names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which part of the source is copied. Default: [`SyncMode::Full`].
+    #[must_use]
+    pub fn sync(mut self, sync: SyncMode) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    /// Bytes per bit of the dirty bitmap: a power of two from 512 bytes to 64 MiB. `None` and 0, the default,
+    /// follow the target's clusters.
+    #[must_use]
+    pub fn granularity(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.granularity = bytes.into().filter(|&bytes| bytes != 0);
+        self
+    }
+
+    /// Bytes that may be in flight together, rounded up to a multiple of the granularity; at most 1 GiB. 0, the
+    /// default, means 16 MiB.
+    #[must_use]
+    pub fn buf_size(mut self, bytes: u64) -> Self {
+        self.buf_size = bytes;
+        self
+    }
+
+    /// Bytes per second; 0, the default, is as fast as it goes.
+    #[must_use]
+    pub fn speed(mut self, bytes_per_second: u64) -> Self {
+        self.speed = bytes_per_second;
+        self
+    }
+
+    /// Operations that may be in flight together, 1 to 256. Default: 16.
+    #[must_use]
+    pub fn max_in_flight(mut self, operations: usize) -> Self {
+        self.max_in_flight = operations;
+        self
+    }
+
+    /// Threads that move data. `None`, the default, follows the number of processors and `max_in_flight`.
+    #[must_use]
+    pub fn threads(mut self, threads: impl Into<Option<NonZeroUsize>>) -> Self {
+        self.threads = threads.into();
+        self
+    }
+
+    /// What happens when the source cannot be read. Default: [`OnError::Report`].
+    #[must_use]
+    pub fn on_source_error(mut self, policy: OnError) -> Self {
+        self.on_source_error = policy;
+        self
+    }
+
+    /// What happens when the target cannot be written, zeroed or flushed. Default: [`OnError::Report`].
+    #[must_use]
+    pub fn on_target_error(mut self, policy: OnError) -> Self {
+        self.on_target_error = policy;
+        self
+    }
+
+    /// Whether zeros may give space back on the target. Default: true.
+    #[must_use]
+    pub fn unmap(mut self, unmap: bool) -> Self {
+        self.unmap = unmap;
+        self
+    }
+
+    /// The shortest run of zero bytes inside data that is left out or zeroed instead of being written; 0 writes
+    /// data as it is. Default: 4 KiB. Runs count in units that the target can hold as zeros.
+    #[must_use]
+    pub fn min_zero_run(mut self, bytes: u64) -> Self {
+        self.min_zero_run = bytes;
+        self
+    }
+
+    /// Promises that the whole target reads as zeros, so that it is not asked. Default: false.
+    #[must_use]
+    pub fn target_is_zero(mut self, zero: bool) -> Self {
+        self.target_is_zero = zero;
+        self
+    }
+
+    /// Tests what can be tested without devices.
+    ///
+    /// # Errors
+    /// [`Error::Granularity`] for an invalid granularity, [`Error::InvalidOption`] for the rest.
+    pub fn check(&self) -> Result<(), Error> {
+        if let Some(bytes) = self.granularity {
+            check_granularity(bytes)?;
+        }
+        if self.buf_size > MAX_BUF_SIZE {
+            return Err(Error::InvalidOption {
+                option: "buf-size",
+                value: self.buf_size,
+                expected: "at most 1 GiB",
+            });
+        }
+        let in_range = |option, n: usize| {
+            if (1..=MAX_IN_FLIGHT).contains(&n) {
+                return Ok(());
+            }
+            let value = u64::try_from(n).unwrap_or(u64::MAX);
+            Err(Error::InvalidOption { option, value, expected: "between 1 and 256" })
+        };
+        in_range("max-in-flight", self.max_in_flight)?;
+        self.threads.map_or(Ok(()), |threads| in_range("threads", threads.get()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid() {
+        MirrorOptions::new().check().unwrap();
+    }
+
+    #[test]
+    fn each_bad_option_is_named_with_its_value() {
+        let message = |o: MirrorOptions| o.check().unwrap_err().to_string();
+        assert_eq!(
+            message(MirrorOptions::new().granularity(3000)),
+            "granularity 3000: must be a power of two"
+        );
+        assert_eq!(
+            message(MirrorOptions::new().buf_size(MAX_BUF_SIZE + 1)),
+            "buf-size 1073741825: must be at most 1 GiB"
+        );
+        assert_eq!(
+            message(MirrorOptions::new().max_in_flight(0)),
+            "max-in-flight 0: must be between 1 and 256"
+        );
+        assert_eq!(
+            message(MirrorOptions::new().threads(NonZeroUsize::new(257))),
+            "threads 257: must be between 1 and 256"
+        );
+    }
+
+    #[test]
+    fn a_granularity_of_zero_means_choose() {
+        assert_eq!(MirrorOptions::new().granularity(0).granularity, None);
+    }
+}

@@ -1,0 +1,134 @@
+//! A dry run: what a job would copy, zero and skip, without touching anything.
+//!
+//! The figures come from allocation maps alone. Data is not read, so zeros inside data count as bytes to copy.
+
+use std::fmt;
+
+use blockmirror_block::{BlockDevice, ByteRange};
+
+use crate::error::Error;
+use crate::granularity::{GranularityChoice, Size};
+use crate::options::{MirrorOptions, SyncMode};
+use crate::progress::Operation;
+use crate::survey::{Failure, Need, Rules, TargetContent, survey};
+
+/// The target of a [`plan`].
+#[derive(Clone, Copy, Debug)]
+pub enum PlanTarget<'a> {
+    /// It exists and is open.
+    Existing(&'a dyn BlockDevice),
+    /// It will be created, and read as zeros.
+    New {
+        /// The cluster size it will have in bytes, `None` if its format has no clusters.
+        cluster_size: Option<u64>,
+    },
+}
+
+/// What a job would do. `Display` gives a few lines for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub struct Plan {
+    /// Which part of the source.
+    pub sync: SyncMode,
+    /// The granularity and why.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub granularity: GranularityChoice,
+    /// Length of the disk in bytes.
+    pub len: u64,
+    /// Bytes to copy as data. Zeros inside data, which only reading can tell, are among them.
+    pub copy: u64,
+    /// Bytes to make zero on the target.
+    pub zero: u64,
+    /// Bytes that need nothing: they read as zeros on the target already, or are left to its backing file.
+    pub skip: u64,
+    /// Separate runs of data.
+    pub copy_runs: u64,
+}
+
+/// Finds out what a job with these `options` would do.
+///
+/// # Errors
+/// What [`MirrorJob::start`](crate::MirrorJob::start) would refuse, and failing extent queries.
+pub fn plan(
+    source: &dyn BlockDevice,
+    target: PlanTarget<'_>,
+    options: &MirrorOptions,
+) -> Result<Plan, Error> {
+    options.check()?;
+    let (device, cluster_size) = match target {
+        PlanTarget::Existing(device) => {
+            check_lengths(source, device)?;
+            (Some(device), device.geometry().cluster_size)
+        }
+        PlanTarget::New { cluster_size } => (None, cluster_size),
+    };
+    let rules = Rules {
+        sync: options.sync,
+        seek_zeros: false,
+        target: match device {
+            Some(_) if !options.target_is_zero => TargetContent::Unknown,
+            _ => TargetContent::Zero,
+        },
+    };
+    let len = source.len();
+    let mut plan = Plan {
+        sync: options.sync,
+        granularity: GranularityChoice::new(options.granularity, cluster_size)?,
+        len,
+        copy: 0,
+        zero: 0,
+        skip: 0,
+        copy_runs: 0,
+    };
+    let mut at = 0;
+    let mut in_data = false;
+    while at < len {
+        let segments = survey(source, device, ByteRange::new(at, len), rules).map_err(
+            |Failure { operation, error }| match operation {
+                Operation::Read => Error::Source(error),
+                Operation::Write => Error::Target(error),
+            },
+        )?;
+        for segment in segments {
+            let bytes = segment.range.len();
+            at = segment.range.end();
+            let data = matches!(segment.need, Need::Copy { .. }) && !segment.below;
+            match segment.need {
+                _ if segment.below => plan.skip += bytes,
+                Need::Copy { .. } => {
+                    plan.copy += bytes;
+                    plan.copy_runs += u64::from(!in_data);
+                }
+                Need::Zero => plan.zero += bytes,
+                Need::Nothing => plan.skip += bytes,
+            }
+            in_data = data;
+        }
+    }
+    Ok(plan)
+}
+
+/// Refuses a source and a target of different lengths.
+pub(crate) fn check_lengths(source: &dyn BlockDevice, target: &dyn BlockDevice) -> Result<(), Error> {
+    if source.len() == target.len() {
+        return Ok(());
+    }
+    Err(Error::SizeMismatch {
+        source_name: source.name().to_owned(),
+        source_len: source.len(),
+        target_name: target.name().to_owned(),
+        target_len: target.len(),
+    })
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "granularity: {}", self.granularity)?;
+        let runs = if self.copy_runs == 1 { "run" } else { "runs" };
+        writeln!(f, "copy: {} in {} {runs}", Size(self.copy), self.copy_runs)?;
+        writeln!(f, "zero: {}", Size(self.zero))?;
+        write!(f, "skip: {}", Size(self.skip))
+    }
+}

@@ -1,0 +1,207 @@
+//! What a stretch of the disk needs: the source's extents, set against what the target reads as already.
+//!
+//! Workers run a survey when the core asks for one, and a plan is nothing but surveys of the whole disk. One
+//! survey is one query to the source and at most one to the target, whatever the number of runs; what it holds
+//! in memory is capped, and the caller goes on from where it stopped.
+
+use blockmirror_block::{self as block, BlockDevice, ByteRange, Extent, ExtentKind, Visit};
+
+use crate::options::SyncMode;
+use crate::progress::Operation;
+
+/// Runs of the source looked at in one survey.
+const MAX_SOURCE_RUNS: usize = 1024;
+/// Segments that one survey returns; more than the source's runs because the target's extents cut them.
+pub(crate) const MAX_SEGMENTS: usize = 4096;
+
+/// What has to be done so that the target equals the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// The source must be read.
+    Copy {
+        /// Whether the target is known to read as zeros there, so that zeros need not be written.
+        target_zero: bool,
+    },
+    /// The target must be made zero.
+    Zero,
+    /// Nothing: it reads as zeros already.
+    Nothing,
+}
+
+/// A run of the disk with one need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) range: ByteRange,
+    pub(crate) need: Need,
+    /// With [`SyncMode::Top`]: the top image does not decide what is here, so that the target's backing file shows
+    /// the same, unless the guest has written here since.
+    pub(crate) below: bool,
+}
+
+/// How to look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    pub(crate) sync: SyncMode,
+    /// Whether data is searched for zeros, so that it matters whether the target reads as zero under it.
+    pub(crate) seek_zeros: bool,
+    pub(crate) target: TargetContent,
+}
+
+/// What is known of the target before it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetContent {
+    /// It must be asked.
+    Unknown,
+    /// All of it reads as zeros.
+    Zero,
+}
+
+/// A failed query, and whose it was.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) operation: Operation,
+    pub(crate) error: block::Error,
+}
+
+/// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of `range`;
+/// an empty `range` gives none, any other at least one. Where they end before `range` does, a cap was reached.
+///
+/// `target` is not asked if `rules` say that it is zero, and may then be `None`.
+pub(crate) fn survey(
+    source: &dyn BlockDevice,
+    target: Option<&dyn BlockDevice>,
+    range: ByteRange,
+    rules: Rules,
+) -> Result<Vec<Segment>, Failure> {
+    let runs = source_runs(source, range, rules)?;
+    let Some(end) = runs.last().map(|run| run.range.end()) else { return Ok(Vec::new()) };
+    let mut zip = Zip { runs, next: 0, at: range.start(), out: Vec::new() };
+    match (rules.target, target) {
+        (TargetContent::Unknown, Some(target)) => ask_target(target, &mut zip, rules, end)?,
+        (TargetContent::Unknown, None) => zip.advance(end, false),
+        (TargetContent::Zero, _) => zip.advance(end, true),
+    }
+    Ok(zip.out)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct SourceRun {
+    range: ByteRange,
+    data: bool,
+    below: bool,
+}
+
+/// Collects the source's runs, neighbours with the same answer merged.
+struct Runs {
+    within: ByteRange,
+    /// End of the last run, or start of `within`.
+    covered: u64,
+    runs: Vec<SourceRun>,
+}
+
+impl Runs {
+    /// Takes the answer for everything up to `end`; refuses it where the cap is reached.
+    fn push(&mut self, end: u64, data: bool, below: bool) -> Visit {
+        if end <= self.covered {
+            return Visit::Continue(());
+        }
+        let full = self.runs.len() == MAX_SOURCE_RUNS;
+        match self.runs.last_mut() {
+            Some(last) if last.data == data && last.below == below => {
+                last.range = ByteRange::new(last.range.start(), end);
+            }
+            _ if full => return Visit::Break(()),
+            _ => self.runs.push(SourceRun { range: ByteRange::new(self.covered, end), data, below }),
+        }
+        self.covered = end;
+        Visit::Continue(())
+    }
+
+    /// A gap before the extent counts as data: when in doubt, read.
+    fn visit(&mut self, extent: &Extent, rules: Rules) -> Visit {
+        let part = extent.range.intersect(self.within);
+        if part.is_empty() {
+            return Visit::Continue(());
+        }
+        self.push(part.start(), true, false)?;
+        let below = rules.sync == SyncMode::Top && extent.depth > 0;
+        self.push(part.end(), extent.kind == ExtentKind::Data, below)
+    }
+}
+
+fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Result<Vec<SourceRun>, Failure> {
+    let mut runs = Runs { within: range, covered: range.start(), runs: Vec::new() };
+    let mut full = false;
+    let answer = source.extents(range, &mut |extent| {
+        let visit = runs.visit(&extent, rules);
+        full = visit.is_break();
+        visit
+    });
+    answer.map_err(|error| Failure { operation: Operation::Read, error })?;
+    if !full {
+        // Nothing is lost if this reaches the cap: the caller comes back for the rest.
+        let _ = runs.push(range.end(), true, false);
+    }
+    Ok(runs.runs)
+}
+
+fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -> Result<(), Failure> {
+    let matters = |run: &SourceRun| !run.below && (!run.data || rules.seek_zeros);
+    let first = zip.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
+    let last = zip.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
+    if let (Some(first), Some(last)) = (first, last) {
+        let mut full = false;
+        let mut visit = |extent: Extent| {
+            let part = extent.range.intersect(ByteRange::new(zip.at, end));
+            if extent.reads_as_zero() && !part.is_empty() {
+                zip.advance(part.start(), false);
+                zip.advance(part.end(), true);
+            }
+            full = zip.out.len() >= MAX_SEGMENTS;
+            if full { Visit::Break(()) } else { Visit::Continue(()) }
+        };
+        match target.extents(ByteRange::new(first, last), &mut visit) {
+            // A target that cannot tell may hold anything.
+            Err(error) if error.kind() == block::ErrorKind::Unsupported => {}
+            Err(error) => return Err(Failure { operation: Operation::Write, error }),
+            Ok(()) if full => return Ok(()),
+            Ok(()) => {}
+        }
+    }
+    zip.advance(end, false);
+    Ok(())
+}
+
+/// Lays the source's runs over the target's.
+struct Zip {
+    runs: Vec<SourceRun>,
+    /// The first run that reaches past `at`.
+    next: usize,
+    at: u64,
+    out: Vec<Segment>,
+}
+
+impl Zip {
+    /// Emits everything up to `end`, over which the target reads as zeros or may not.
+    fn advance(&mut self, end: u64, target_zero: bool) {
+        while self.at < end {
+            let Some(run) = self.runs.get(self.next) else { return };
+            let range = ByteRange::new(self.at, run.range.end().min(end));
+            let need = match (run.data, target_zero) {
+                (true, _) => Need::Copy { target_zero },
+                (false, true) => Need::Nothing,
+                (false, false) => Need::Zero,
+            };
+            match self.out.last_mut() {
+                Some(last) if last.need == need && last.below == run.below => {
+                    last.range = ByteRange::new(last.range.start(), range.end());
+                }
+                _ => self.out.push(Segment { range, need, below: run.below }),
+            }
+            self.at = range.end();
+            if self.at == run.range.end() {
+                self.next += 1;
+            }
+        }
+    }
+}
