@@ -2,6 +2,7 @@
 //!
 //! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all.
 
+mod bench;
 mod testdata;
 mod tidy;
 
@@ -25,12 +26,17 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Tasks {
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    Measure(bench::Measure),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
+        Tasks::Bench(task) => task.run(),
+        Tasks::Measure(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),
     };

@@ -1,0 +1,141 @@
+//! The copies that are timed: what the source holds, both programs' words, and who judges the result.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blockmirror_tests::Outcome;
+use blockmirror_tests::content::{self, Fill};
+use blockmirror_tests::qemu::Qemu;
+
+/// Sizes: the real ones, or just enough to tell right from wrong.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scale {
+    /// Length of the disks with mixed data.
+    mixed: u64,
+    /// Length of the nearly empty disk.
+    huge: u64,
+}
+
+impl Scale {
+    pub(super) const FULL: Self = Self { mixed: 1 << 30, huge: 8 << 40 };
+    pub(super) const SMOKE: Self = Self { mixed: 24 << 20, huge: 1 << 40 };
+}
+
+/// What the source of a copy holds.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// Runs of 64 KiB to 4 MiB: five in eight incompressible data, one written zeros, two holes.
+    Mixed,
+    /// 256 runs of 1 MiB, evenly spread.
+    Spread,
+}
+
+/// One scenario.
+#[derive(Debug)]
+pub(super) struct Copy {
+    pub(super) name: &'static str,
+    source: Source,
+    len: u64,
+    from: &'static str,
+    to: &'static str,
+}
+
+/// Every scenario, in the order of the table.
+pub(super) fn copies(scale: Scale) -> Vec<Copy> {
+    let mixed = |name, from, to| Copy { name, source: Source::Mixed, len: scale.mixed, from, to };
+    vec![
+        mixed("raw->raw", "raw", "raw"),
+        mixed("raw->qcow2", "raw", "qcow2"),
+        mixed("qcow2->raw", "qcow2", "raw"),
+        mixed("qcow2->qcow2", "qcow2", "qcow2"),
+        Copy {
+            name: "8TiB qcow2->qcow2",
+            source: Source::Spread,
+            len: scale.huge,
+            from: "qcow2",
+            to: "qcow2",
+        },
+    ]
+}
+
+impl Copy {
+    /// Makes the source in `dir`.
+    pub(super) fn make_source(&self, qemu: Qemu, dir: &Path) -> Outcome<PathBuf> {
+        let source = dir.join("source");
+        match self.source {
+            Source::Mixed => {
+                let raw = if self.from == "raw" { source.clone() } else { dir.join("source.raw") };
+                content::write_raw(&raw, self.len, &mixed_runs(self.len))?;
+                if self.from != "raw" {
+                    qemu.img_in(dir, ["convert", "-f", "raw", "-O", self.from, "source.raw", "source"])?;
+                    fs::remove_file(raw)?;
+                }
+            }
+            Source::Spread => {
+                qemu.img_in(dir, ["create", "-q", "-f", self.from, "source", &self.len.to_string()])?;
+                let writes: Vec<_> = (0..256u64)
+                    .map(|i| format!("write -q -P {} {} 1M", 1 + i % 255, self.len / 256 * i))
+                    .collect();
+                let script: Vec<_> = writes.iter().map(String::as_str).collect();
+                qemu.io(self.from, &source, &script)?;
+            }
+        }
+        Ok(source)
+    }
+
+    /// Our words. This program knows `mirror` as well as the command itself does.
+    pub(super) fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
+        let mut words: Vec<OsString> = vec![program.into()];
+        words.extend(["mirror", "--progress=none", "-q", "-f", self.from, "-O", self.to].map(OsString::from));
+        words.extend([source.into(), target.into()]);
+        words
+    }
+
+    /// The peer's words: `qemu-img convert` with its defaults.
+    pub(super) fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString> {
+        let words = ["qemu-img", "convert", "-f", self.from, "-O", self.to].map(OsString::from);
+        words.into_iter().chain([source.into(), target.into()]).collect()
+    }
+
+    /// Whether `target` is clean and holds what `source` does.
+    pub(super) fn judge(&self, qemu: Qemu, source: &Path, target: &Path) -> Outcome {
+        qemu.compare(self.from, source, self.to, target)?;
+        if self.to == "qcow2" {
+            qemu.check(target)?;
+        }
+        Ok(())
+    }
+}
+
+/// The runs of a mixed disk, drawn from a fixed seed.
+fn mixed_runs(len: u64) -> Vec<(u64, u64, Fill)> {
+    let mut dice = blake3::Hasher::new().update(b"mixed").finalize_xof();
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let mut drawn = [0u8; 2];
+        dice.fill(&mut drawn);
+        let run = (64 << 10) * (1 + u64::from(drawn[0]) % 64);
+        match drawn[1] % 8 {
+            0..5 => runs.push((at, run, Fill::Noise)),
+            5 => runs.push((at, run, Fill::Zeros)),
+            _ => {}
+        }
+        at += run;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixed_disk_is_mixed() {
+        let runs = mixed_runs(1 << 30);
+        let sum = |fill| runs.iter().filter(|r| r.2 == fill).map(|r| r.1).sum::<u64>() >> 20;
+        assert!((550..750).contains(&sum(Fill::Noise)), "{} MiB of data", sum(Fill::Noise));
+        assert!((80..180).contains(&sum(Fill::Zeros)), "{} MiB of zeros", sum(Fill::Zeros));
+    }
+}
