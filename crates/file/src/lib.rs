@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`FileOptions`] | how to open: writable, new, direct, with which image lock |
 //! | [`FileStorage`] | an open file or block device |
+//! | [`NewFile`] | a file under a temporary name, renamed into place once it is durable |
 //! | [`FileId`] | which file it is, whatever name it was opened by |
 //!
 //! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
@@ -14,9 +15,11 @@ mod copy;
 mod flush;
 mod holes;
 mod io;
+mod new_file;
 mod open;
 mod storage;
 mod zeroes;
 
+pub use new_file::{Existing, NewFile};
 pub use open::{FileOptions, LockMode};
 pub use storage::{FileId, FileStorage};

@@ -81,10 +81,21 @@ impl FileOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> Result<FileStorage> {
         let path = path.as_ref();
         let name: Arc<str> = path.display().to_string().into();
-        self.open_named(path, &name).map_err(|e| e.or_in_file(&name))
+        self.open_named(path, &name, 0o666).map_err(|e| e.or_in_file(&name))
     }
 
-    fn open_named(&self, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+    /// Opens `path`, calling it `shown` in messages: for a caller that follows links itself and wants the
+    /// user to read the name that the user knows.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_as(&self, path: impl AsRef<Path>, shown: impl AsRef<Path>) -> Result<FileStorage> {
+        let name: Arc<str> = shown.as_ref().display().to_string().into();
+        self.open_named(path.as_ref(), &name, 0o666).map_err(|e| e.or_in_file(&name))
+    }
+
+    /// Opens `path` under the name `name`; a new file gets `mode`, less the umask.
+    pub(crate) fn open_named(&self, path: &Path, name: &Arc<str>, mode: u32) -> Result<FileStorage> {
         let writable = self.writable || self.create_new;
         if !self.create_new {
             kind_of(&std::fs::metadata(path).map_err(|e| Error::io("open", e))?)?;
@@ -97,7 +108,7 @@ impl FileOptions {
             .read(true)
             .write(writable)
             .create_new(self.create_new)
-            .mode(0o666)
+            .mode(mode)
             .custom_flags(flags.bits().cast_signed())
             .open(path)
             .map_err(|e| self.explain(e))?;

@@ -100,6 +100,20 @@ impl FileStorage {
         self.kind == FileKind::Block
     }
 
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes everything written, and the file's attributes, durable.
+    pub(crate) fn sync_all(&self) -> Result<()> {
+        // Attributes by a call of our own: a flush may be answered by somebody else's, which leaves them out.
+        self.named(
+            self.flushes
+                .flush(&self.file)
+                .and_then(|()| self.file.sync_all().map_err(|e| Error::io("flush", e))),
+        )
+    }
+
     fn length(&self) -> Result<u64> {
         match self.kind {
             FileKind::Regular => {
@@ -126,9 +140,11 @@ impl FileStorage {
         }
     }
 
-    /// Runs `write`, which may let the file grow up to `end`.
-    fn growing(&self, end: u64, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        if end <= self.known_len.load(Ordering::Acquire) || self.kind == FileKind::Block {
+    /// Runs `write`, which fills `range` and may let the file grow up to its end.
+    fn growing(&self, range: ByteRange, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        let end = range.end();
+        // Nothing grows by an empty write, wherever it lies.
+        if range.is_empty() || self.info.fixed_len || end <= self.known_len.load(Ordering::Acquire) {
             return write();
         }
         let _growth = self.growth.shared(WHOLE);
@@ -234,7 +250,7 @@ impl Storage for FileStorage {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.named(
             self.write_range(offset, buf.len() as u64, "write")
-                .and_then(|range| self.growing(range.end(), || io::write(&self.file, buf, offset))),
+                .and_then(|range| self.growing(range, || io::write(&self.file, buf, offset))),
         )
     }
 
@@ -278,7 +294,7 @@ impl Storage for FileStorage {
             if self.info.fixed_len {
                 return Err(unsupported());
             }
-            self.growing(range.end(), || match zeroes::allocate(&self.file, range)? {
+            self.growing(range, || match zeroes::allocate(&self.file, range)? {
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(unsupported()),
             })
@@ -327,7 +343,7 @@ impl Storage for FileStorage {
     }
 
     fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.named(self.growing(offset.saturating_add(len), || self.copy_run(offset, run, len)))
+        self.named(self.growing(ByteRange::at(offset, len), || self.copy_run(offset, run, len)))
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
