@@ -5,6 +5,8 @@
 //! error in them cannot hide in the judge.
 
 pub mod content;
+pub mod matrix;
+pub mod mutate;
 pub mod qemu;
 pub mod scratch;
 pub mod testdata;
