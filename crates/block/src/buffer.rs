@@ -69,7 +69,7 @@ mod tests {
         for len in [0, 1, 511, 4096, 4097, 1 << 20] {
             let mut buf = AlignedBuf::new(len);
             assert_eq!(buf.len(), len);
-            assert!(len == 0 || buf.as_ptr().addr() % AlignedBuf::ALIGNMENT == 0);
+            assert!(len == 0 || buf.as_ptr().addr().is_multiple_of(AlignedBuf::ALIGNMENT));
             assert!(buf.iter().all(|b| *b == 0));
             buf.fill(0xff);
         }
@@ -81,7 +81,7 @@ mod tests {
         let first = buf.as_ptr();
         assert_eq!(buf.at_least(100).len(), 100);
         assert_eq!(buf.as_ptr(), first);
-        assert_eq!(buf.at_least(100_000).as_ptr().addr() % AlignedBuf::ALIGNMENT, 0);
+        assert!(buf.at_least(100_000).as_ptr().addr().is_multiple_of(AlignedBuf::ALIGNMENT));
         assert_eq!(buf.len(), 100_000);
     }
 }

@@ -1,1 +1,33 @@
-//! Doubles.
+//! Doubles for tests: memory in place of files and disks, a log of what was durable when, faults on demand.
+//!
+//! | double | what it is for |
+//! |---|---|
+//! | [`MemoryStorage`] | what a format lives in, without a file |
+//! | [`MemoryDisk`] | a disk of any geometry, with an allocation map, a backing disk and a log |
+//! | [`RecordingStorage`] | every image that a crash could leave ([`CrashPoint`]) |
+//! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until told ([`Gate`]) |
+//!
+//! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the letter, so that a test
+//! that passes on them says something. Contents are sparse: a disk of 8 TiB with a few runs in it is small.
+
+mod allocation;
+mod crash;
+mod fault;
+mod fault_disk;
+mod fault_storage;
+mod gate;
+mod memory_disk;
+mod memory_storage;
+mod recording;
+mod sparse;
+#[cfg(test)]
+mod tests;
+
+pub use crash::{CrashPoint, CrashPoints, Torn};
+pub use fault::{Done, Fault, Faults, OpKind};
+pub use fault_disk::FaultDisk;
+pub use fault_storage::FaultStorage;
+pub use gate::Gate;
+pub use memory_disk::{DiskOp, MemoryDisk};
+pub use memory_storage::MemoryStorage;
+pub use recording::{Logged, RecordingStorage};

@@ -1,0 +1,80 @@
+//! A disk whose operations fail, or are held, as planned.
+
+use std::sync::Arc;
+
+use super::fault::{Faults, OpKind, first_half};
+use crate::device::{BlockDevice, Geometry, WriteFlags, ZeroFlags};
+use crate::extent::{Extent, HostRun, Visit};
+use crate::{ByteRange, Result};
+
+/// Passes everything on to another disk, unless the plan says that it fails.
+#[derive(Debug)]
+pub struct FaultDisk {
+    inner: Arc<dyn BlockDevice>,
+    name: Arc<str>,
+    faults: Faults,
+}
+
+impl FaultDisk {
+    /// `inner` under the plan `faults`.
+    pub fn new(inner: Arc<dyn BlockDevice>, faults: Faults) -> Self {
+        let name = Arc::from(inner.name());
+        Self { inner, name, faults }
+    }
+
+    fn run(&self, kind: OpKind, range: Option<ByteRange>, whole: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.faults.run(kind, range, whole, || Ok(())).map_err(|e| e.or_in_file(&self.name))
+    }
+}
+
+impl BlockDevice for FaultDisk {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        self.run(OpKind::Read, Some(range), || self.inner.read_at(buf, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        let whole = || self.inner.write_at(buf, offset, flags);
+        let half = || self.inner.write_at(&buf[..first_half(offset, buf.len())], offset, flags);
+        let range = ByteRange::at(offset, buf.len() as u64);
+        self.faults.run(OpKind::Write, Some(range), whole, half).map_err(|e| e.or_in_file(&self.name))
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.run(OpKind::WriteZeroes, Some(range), || self.inner.write_zeroes(range, flags))
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.run(OpKind::Discard, Some(range), || self.inner.discard(range))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.run(OpKind::Flush, None, || self.inner.flush())
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.run(OpKind::Extents, Some(range), || self.inner.extents(range, visit))
+    }
+
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        let range = ByteRange::at(offset, len);
+        self.run(OpKind::Write, Some(range), || self.inner.copy_from(offset, run, len))
+    }
+
+    fn cancel_in_flight(&self) {
+        self.faults.cancel();
+        self.inner.cancel_in_flight();
+    }
+}

@@ -1,0 +1,190 @@
+//! A storage that remembers what was durable when.
+//!
+//! The base of crash tests: a format is driven over it, then `crash` derives from the log every image that a
+//! power cut could have left.
+
+use std::sync::Arc;
+
+use super::crash::CrashPoints;
+use super::memory_storage::MemoryStorage;
+use super::sparse::SparseBytes;
+use crate::device::ZeroFlags;
+use crate::extent::Visit;
+use crate::storage::{Storage, StorageExtent, StorageInfo};
+use crate::sync::Mutex;
+use crate::{ByteRange, Error, ErrorKind, Result};
+
+/// A growing [`Storage`] in memory that logs every change and every flush, with the data.
+///
+/// Changes take effect at once for readers. What a crash would leave of them is for [`CrashPoints`] to say: all that was
+/// logged before the last flush, and any part of the rest.
+#[derive(Debug)]
+pub struct RecordingStorage {
+    name: Arc<str>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    live: SparseBytes,
+    base: SparseBytes,
+    log: Vec<Logged>,
+}
+
+/// A completed change of a storage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Logged {
+    /// Bytes were written.
+    Write {
+        /// Where.
+        offset: u64,
+        /// What.
+        data: Arc<[u8]>,
+    },
+    /// A range was made zero, by a write of zeros or a discard. Grows the storage if it reaches past the end.
+    Zero(ByteRange),
+    /// The length was set, or grew by a reservation.
+    SetLen(u64),
+    /// Everything before is durable.
+    Flush,
+}
+
+impl Logged {
+    /// Does it to `bytes`.
+    pub(crate) fn apply(&self, bytes: &mut SparseBytes) {
+        match self {
+            Self::Write { offset, data } => bytes.write(data, *offset),
+            Self::Zero(range) => {
+                bytes.zero(*range);
+                if bytes.len() < range.end() {
+                    bytes.set_len(range.end());
+                }
+            }
+            Self::SetLen(len) => bytes.set_len(*len),
+            Self::Flush => {}
+        }
+    }
+}
+
+impl Default for RecordingStorage {
+    fn default() -> Self {
+        Self::with_contents(&[])
+    }
+}
+
+impl RecordingStorage {
+    /// A storage that holds `bytes`, durably.
+    pub fn with_contents(bytes: &[u8]) -> Self {
+        let mut base = SparseBytes::new(0);
+        base.write(bytes, 0);
+        let state = State { live: base.clone(), base, log: Vec::new() };
+        Self { name: Arc::from("recording"), state: Mutex::new(state) }
+    }
+
+    /// Entries logged so far: a position to compare [`CrashPoint::position`](super::CrashPoint::position) with.
+    pub fn position(&self) -> usize {
+        self.state.lock().log.len()
+    }
+
+    /// What was logged so far.
+    pub fn log(&self) -> Vec<Logged> {
+        self.state.lock().log.clone()
+    }
+
+    /// The bytes as readers see them now.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.state.lock().live.to_vec()
+    }
+
+    /// A copy of what readers see now.
+    pub fn snapshot(&self) -> MemoryStorage {
+        MemoryStorage::from_sparse(self.state.lock().live.clone())
+    }
+
+    /// Every image that a crash at any moment since the beginning could have left. The log is taken as it is now.
+    pub fn crash_points(&self) -> CrashPoints {
+        let state = self.state.lock();
+        CrashPoints::new(state.base.clone(), state.log.clone())
+    }
+
+    /// Makes a change now and logs it.
+    fn change(&self, entry: Logged) {
+        let mut state = self.state.lock();
+        entry.apply(&mut state.live);
+        state.log.push(entry);
+    }
+}
+
+impl Storage for RecordingStorage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.state.lock().live.len())
+    }
+
+    fn info(&self) -> StorageInfo {
+        StorageInfo { cheap_zero: true, discards: true, ..StorageInfo::plain() }
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if ByteRange::checked(offset, buf.len()).is_none() {
+            return Err(Error::new(ErrorKind::OutOfBounds, "read")
+                .in_file(Arc::clone(&self.name))
+                .at(offset));
+        }
+        self.state.lock().live.read(buf, offset);
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if ByteRange::checked(offset, buf.len()).is_none() {
+            return Err(Error::new(ErrorKind::OutOfBounds, "write")
+                .in_file(Arc::clone(&self.name))
+                .at(offset));
+        }
+        if !buf.is_empty() {
+            self.change(Logged::Write { offset, data: Arc::from(buf) });
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange, _flags: ZeroFlags) -> Result<()> {
+        if !range.is_empty() {
+            self.change(Logged::Zero(range));
+        }
+        Ok(())
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        let range = range.intersect(ByteRange::new(0, self.len()?));
+        if !range.is_empty() {
+            self.change(Logged::Zero(range));
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<()> {
+        if !range.is_empty() && range.end() > self.len()? {
+            self.change(Logged::SetLen(range.end()));
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.change(Logged::SetLen(len));
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.change(Logged::Flush);
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        let extents = self.state.lock().live.extents(range);
+        SparseBytes::visit(extents, visit);
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! The doubles keep the contracts.
