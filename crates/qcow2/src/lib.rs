@@ -3,10 +3,29 @@
 //! [`format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what is refused
 //! and why.
 
+mod cache;
+mod compressed;
+mod create;
+mod decompress;
+mod dirty;
 pub mod error;
+mod extents;
 pub mod format;
+mod image;
+mod io;
 pub mod limits;
+mod meta;
 pub mod offset;
+mod overlap;
+mod read;
+mod refcounts;
+mod write;
+mod writeback;
+mod zero;
 
+pub use create::{CreateOptions, Preallocation, Version};
 pub use error::{Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
+pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
+pub use read::{ReadGuard, ReadRun, ReadSource};
+pub use write::{WriteGuard, WriteRun};

@@ -6,12 +6,6 @@
 /// The four bytes that every image starts with: `QFI\xfb`.
 pub const MAGIC: u32 = 0x5146_49fb;
 
-/// Smallest cluster: 512 bytes.
-pub const MIN_CLUSTER_BITS: u32 = 9;
-
-/// Largest cluster: 2 MiB.
-pub const MAX_CLUSTER_BITS: u32 = 21;
-
 /// Smallest cluster that can have 32 subclusters of at least 512 bytes: 16 KiB.
 pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 

@@ -165,7 +165,8 @@ impl EntryFormat {
         }
         let copied = word0 & COPIED != 0;
         // In an external data file guest cluster 0 lies at host offset 0; the COPIED bit tells it from "none".
-        let host = if offset != 0 || (self.external_data && copied) { Some(HostOffset(offset)) } else { None };
+        let host =
+            if offset != 0 || (self.external_data && copied) { Some(HostOffset(offset)) } else { None };
         if self.external_data && host.is_some() && offset != guest {
             return Err(EntryError::NotAtGuestOffset(offset));
         }

@@ -15,6 +15,7 @@ use super::extension::{self, BitmapsExtension, Extensions, UnknownExtension};
 use super::feature::{self, FeatureKind, FeatureName};
 use crate::error::{Error, Result, WriteRefusal};
 use crate::limits;
+use crate::offset::ClusterSize;
 
 /// The fields that both versions have: 72 bytes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -388,10 +389,9 @@ fn raw_header(bytes: &[u8]) -> Result<RawHeader> {
 }
 
 fn check_cluster_bits(bits: u32) -> Result<u32> {
-    if (limits::MIN_CLUSTER_BITS..=limits::MAX_CLUSTER_BITS).contains(&bits) {
-        Ok(bits)
-    } else {
-        Err(field("cluster_bits", bits, "9 to 21 (512 bytes to 2 MiB) is allowed"))
+    match ClusterSize::from_bits(bits) {
+        Some(_) => Ok(bits),
+        None => Err(field("cluster_bits", bits, "9 to 21 (512 bytes to 2 MiB) is allowed")),
     }
 }
 

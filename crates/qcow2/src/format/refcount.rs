@@ -26,7 +26,7 @@ impl RefcountWidth {
 
     /// Entries in `bytes` bytes.
     pub const fn entries(self, bytes: u64) -> u64 {
-        bytes * 8 >> self.order
+        (bytes * 8) >> self.order
     }
 
     /// Entry `index` of a block, or of a slice of one.

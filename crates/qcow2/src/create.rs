@@ -1,0 +1,304 @@
+//! Creating an image: the options, and the rules they obey.
+//!
+//! The options, their defaults and what contradicts what are those of `qemu-img create -f qcow2`, encryption
+//! apart. [`CreateOptions::check`] can be asked before any file exists; [`CreateOptions::create`] asks it first.
+//! The layout on disk is decided in `layout`, which this hands only checked options.
+
+mod layout;
+mod stream;
+
+use blockmirror_block::Storage;
+
+use crate::error::{Error, Result};
+use crate::format::header::{Compression, FULL_LENGTH, V2_LENGTH, l1_entries_for};
+use crate::format::{extension, feature::FeatureName};
+use crate::limits;
+use crate::offset::ClusterSize;
+
+/// The version of the format that a new image has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Version {
+    /// Version 2, `compat=0.10`: for readers from before 2012.
+    V2,
+    /// Version 3, `compat=1.1`.
+    #[default]
+    V3,
+}
+
+impl Version {
+    /// The value of `-o compat` and of `info`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::V2 => "0.10",
+            Self::V3 => "1.1",
+        }
+    }
+}
+
+/// What a new image has allocated from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Preallocation {
+    /// Nothing: clusters are allocated when they are written.
+    #[default]
+    Off,
+    /// Every cluster is mapped; the file is sparse.
+    Metadata,
+    /// The same, and the host has reserved the space.
+    Falloc,
+    /// The same, and zeros have been written.
+    Full,
+}
+
+impl Preallocation {
+    /// The value of `-o preallocation`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Metadata => "metadata",
+            Self::Falloc => "falloc",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// How to create an image. Starts from `qemu-img`'s defaults; set the fields that differ.
+///
+/// ```
+/// use blockmirror_qcow2::{CreateOptions, Version};
+///
+/// let mut options = CreateOptions::new(1 << 30);
+/// options.cluster_size = 4096;
+/// assert!(options.check().is_ok());
+///
+/// options.version = Version::V2;
+/// options.lazy_refcounts = true;
+/// assert_eq!(
+///     options.check().unwrap_err().to_string(),
+///     "option lazy_refcounts: it needs compat=1.1, not 0.10",
+/// );
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CreateOptions {
+    /// Length of the disk in bytes; rounded up to a multiple of 512.
+    pub size: u64,
+    /// `compat`.
+    pub version: Version,
+    /// `cluster_size`: a power of two, 512 bytes to 2 MiB.
+    pub cluster_size: u64,
+    /// `refcount_bits`: a power of two up to 64.
+    pub refcount_bits: u32,
+    /// `compression_type`.
+    pub compression: Compression,
+    /// `extended_l2`: 32 subclusters in each cluster.
+    pub extended_l2: bool,
+    /// `lazy_refcounts`.
+    pub lazy_refcounts: bool,
+    /// `preallocation`.
+    pub preallocation: Preallocation,
+    /// `backing_file`: the name as it will stand in the image.
+    pub backing_file: Option<Vec<u8>>,
+    /// `backing_fmt`.
+    pub backing_format: Option<String>,
+    /// `data_file`: the name as it will stand in the image.
+    pub data_file: Option<Vec<u8>>,
+    /// `data_file_raw`: the data file stays a valid raw image.
+    pub data_file_raw: bool,
+}
+
+impl CreateOptions {
+    /// The defaults, for a disk of `size` bytes.
+    pub const fn new(size: u64) -> Self {
+        Self {
+            size,
+            version: Version::V3,
+            cluster_size: 65536,
+            refcount_bits: 16,
+            compression: Compression::Deflate,
+            extended_l2: false,
+            lazy_refcounts: false,
+            preallocation: Preallocation::Off,
+            backing_file: None,
+            backing_format: None,
+            data_file: None,
+            data_file_raw: false,
+        }
+    }
+
+    /// Whether the options are valid and agree with each other.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the option at fault, or [`Error::LimitExceeded`] where a table would be too large.
+    pub fn check(&self) -> Result<()> {
+        self.checked().map(drop)
+    }
+
+    /// Writes a new, empty image to `storage`, whose contents are lost. With `data_file` set, `data` is that file;
+    /// its contents are lost as well.
+    ///
+    /// The header is written last, so what an interruption leaves is no image. Nothing is flushed: the caller
+    /// makes the image durable together with whatever else it writes.
+    ///
+    /// # Errors
+    /// As for [`Self::check`]; [`Error::Storage`] if writing fails, [`Error::Option`] if `data` is missing or not
+    /// asked for.
+    pub fn create(&self, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
+        let checked = self.checked()?;
+        match (&self.data_file, data) {
+            (Some(_), None) => return Err(option("data_file", "the file itself was not handed over".into())),
+            (None, Some(_)) => return Err(option("data_file", "a file was handed over, but no name".into())),
+            _ => layout::write(&checked, storage, data),
+        }
+    }
+
+    fn checked(&self) -> Result<Checked<'_>> {
+        self.check_version()?;
+        let cluster = self.cluster()?;
+        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
+            return Err(option(
+                "refcount_bits",
+                format!("{} is not a power of two from 1 to 64", self.refcount_bits),
+            ));
+        }
+        if self.extended_l2 && cluster.bits() < limits::MIN_EXTENDED_L2_CLUSTER_BITS {
+            return Err(option(
+                "extended_l2",
+                format!("it needs clusters of 16384 bytes or more, not {}", cluster.bytes()),
+            ));
+        }
+        self.check_other_files()?;
+        let size = self.size.checked_next_multiple_of(512).filter(|size| i64::try_from(*size).is_ok());
+        let Some(size) = size else {
+            return Err(option("size", format!("{} is more than {}", self.size, i64::MAX)));
+        };
+        let l1_entries = l1_entries_for(size, cluster.bits(), self.extended_l2);
+        if l1_entries * 8 > limits::MAX_L1_BYTES {
+            let most = (limits::MAX_L1_BYTES / 8) * (size / l1_entries);
+            return Err(option(
+                "size",
+                format!(
+                    "{size} is too large for clusters of {} bytes, which allow about {most}",
+                    cluster.bytes()
+                ),
+            ));
+        }
+        // A raw data file has every cluster at its place, so all are mapped from the beginning.
+        let preallocation = match self.preallocation {
+            Preallocation::Off if self.data_file_raw => Preallocation::Metadata,
+            other => other,
+        };
+        let (extensions, backing_offset) = self.header_rest(cluster)?;
+        Ok(Checked { options: self, cluster, size, l1_entries, preallocation, extensions, backing_offset })
+    }
+
+    fn cluster(&self) -> Result<ClusterSize> {
+        let bits = self.cluster_size.is_power_of_two().then(|| self.cluster_size.trailing_zeros());
+        bits.and_then(ClusterSize::from_bits).ok_or_else(|| {
+            option(
+                "cluster_size",
+                format!("{} is not a power of two from 512 to 2097152 (2 MiB)", self.cluster_size),
+            )
+        })
+    }
+
+    fn check_version(&self) -> Result<()> {
+        if self.version == Version::V3 {
+            return Ok(());
+        }
+        let newer = [
+            ("refcount_bits", self.refcount_bits != 16),
+            ("compression_type", self.compression != Compression::Deflate),
+            ("extended_l2", self.extended_l2),
+            ("lazy_refcounts", self.lazy_refcounts),
+            ("data_file", self.data_file.is_some()),
+        ];
+        match newer.into_iter().find(|(_, used)| *used) {
+            Some((name, _)) => Err(option(name, "it needs compat=1.1, not 0.10".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn check_other_files(&self) -> Result<()> {
+        if self.data_file_raw && self.data_file.is_none() {
+            return Err(option("data_file_raw", "it needs a data_file".into()));
+        }
+        if self.data_file_raw && self.backing_file.is_some() {
+            return Err(option("data_file_raw", "it cannot be combined with a backing_file".into()));
+        }
+        if self.backing_format.is_some() && self.backing_file.is_none() {
+            return Err(option("backing_fmt", "it needs a backing_file".into()));
+        }
+        if self.backing_file.is_some() && self.preallocation != Preallocation::Off && !self.extended_l2 {
+            return Err(option("preallocation", "with a backing_file it needs extended_l2".into()));
+        }
+        for (name, value) in [("backing_file", &self.backing_file), ("data_file", &self.data_file)] {
+            let Some(value) = value else { continue };
+            let limit = limits::MAX_BACKING_NAME as usize;
+            if value.is_empty() || value.len() > limit {
+                return Err(option(
+                    name,
+                    format!("the name has {} bytes, 1 to {limit} are allowed", value.len()),
+                ));
+            }
+            if value.contains(&0) {
+                return Err(option(name, "the name has a NUL byte".into()));
+            }
+        }
+        let format = self.backing_format.as_deref().unwrap_or("raw");
+        if !(1..=limits::MAX_BACKING_FORMAT).contains(&format.len())
+            || !format.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(option("backing_fmt", format!("{format:?} is not the name of a format")));
+        }
+        Ok(())
+    }
+
+    /// What follows the fixed fields: extensions, then the backing file's name, whose offset is the second value
+    /// (0 without one). The table of feature names is left out where there is no room for it.
+    fn header_rest(&self, cluster: ClusterSize) -> Result<(Vec<u8>, u64)> {
+        let fixed = if self.version == Version::V3 { FULL_LENGTH } else { V2_LENGTH };
+        let mut out = Vec::new();
+        if let Some(format) = &self.backing_format {
+            extension::append(&mut out, extension::BACKING_FORMAT, format.as_bytes());
+        }
+        if let Some(name) = &self.data_file {
+            extension::append(&mut out, extension::DATA_FILE, name);
+        }
+        let backing = self.backing_file.as_deref().unwrap_or_default();
+        let room = (cluster.bytes() as usize).checked_sub(fixed + out.len() + 8 + backing.len());
+        let Some(room) = room else {
+            let name = if self.backing_file.is_some() { "backing_file" } else { "data_file" };
+            return Err(option(
+                name,
+                format!("the name does not fit into a cluster of {} bytes", cluster.bytes()),
+            ));
+        };
+        if self.version == Version::V3 {
+            let names = FeatureName::encode_known();
+            if room >= names.len() + 8 {
+                extension::append(&mut out, extension::FEATURE_NAMES, &names);
+            }
+        }
+        extension::append(&mut out, extension::END, &[]);
+        let offset = if backing.is_empty() { 0 } else { (fixed + out.len()) as u64 };
+        out.extend(backing);
+        Ok((out, offset))
+    }
+}
+
+/// Options that are valid, with what follows from them.
+struct Checked<'a> {
+    options: &'a CreateOptions,
+    cluster: ClusterSize,
+    /// A multiple of 512.
+    size: u64,
+    l1_entries: u64,
+    preallocation: Preallocation,
+    /// Extensions and backing name.
+    extensions: Vec<u8>,
+    backing_offset: u64,
+}
+
+fn option(option: &'static str, problem: String) -> Error {
+    Error::Option { option, problem }
+}

@@ -1,0 +1,200 @@
+//! Lays a new image out and writes it: header, refcount table, refcount blocks, L1 table, and with preallocation
+//! L2 tables and data clusters, each kind contiguous, in this order. Called by `CreateOptions::create` only.
+//!
+//! Everything is computed before anything is written, and the header is written last.
+
+use blockmirror_block::{ByteRange, Storage, ZeroFlags};
+use zerocopy::IntoBytes;
+
+use super::{Checked, Preallocation, Version, stream};
+use crate::error::{Error, Result};
+use crate::format::feature;
+use crate::format::header::{Compression, FULL_LENGTH, RawHeader, RawHeaderV3, l2_entries};
+use crate::limits;
+
+/// "Refcount is exactly one" in L1 and L2 entries.
+const COPIED: u64 = 1 << 63;
+
+/// Which clusters hold what, in clusters from the start of the file.
+struct Layout {
+    refcount_table: u64,
+    refcount_table_clusters: u64,
+    refcount_blocks: u64,
+    l1: u64,
+    l2: u64,
+    l2_tables: u64,
+    data: u64,
+    /// Guest clusters that are mapped.
+    mapped: u64,
+    /// One past the last cluster.
+    end: u64,
+}
+
+impl Layout {
+    fn new(checked: &Checked<'_>) -> Result<Self> {
+        let cluster = checked.cluster;
+        let preallocated = checked.preallocation != Preallocation::Off;
+        let mapped = if preallocated { cluster.count(checked.size) } else { 0 };
+        let l2_tables = if preallocated { checked.l1_entries } else { 0 };
+        let l1_clusters = cluster.count(checked.l1_entries * 8);
+        let data_clusters = if checked.options.data_file.is_some() { 0 } else { mapped };
+        // A disk has at most 2^63 bytes and metadata is a small part of it: none of this can wrap.
+        let others = 1 + l1_clusters + l2_tables + data_clusters;
+
+        let per_block = cluster.bytes() * 8 / u64::from(checked.options.refcount_bits);
+        let (mut blocks, mut table) = (1, 1);
+        loop {
+            let needed_blocks = (others + blocks + table).div_ceil(per_block);
+            let needed_table = cluster.count(needed_blocks * 8);
+            if (needed_blocks, needed_table) == (blocks, table) {
+                break;
+            }
+            // Both only grow, each round by a factor of at most 1/per_block: this ends.
+            (blocks, table) = (needed_blocks.max(blocks), needed_table.max(table));
+        }
+        let bytes = table * cluster.bytes();
+        if bytes > limits::MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::LimitExceeded {
+                what: "the refcount table for this preallocation, in bytes,",
+                value: bytes,
+                limit: limits::MAX_REFCOUNT_TABLE_BYTES,
+            });
+        }
+        let refcount_blocks = 1 + table;
+        let l1 = refcount_blocks + blocks;
+        let l2 = l1 + l1_clusters;
+        let data = l2 + l2_tables;
+        let end = data + data_clusters;
+        if end > limits::MAX_HOST_OFFSET >> cluster.bits() {
+            return Err(Error::LimitExceeded {
+                what: "the end of the preallocated image",
+                value: end.saturating_mul(cluster.bytes()),
+                limit: limits::MAX_HOST_OFFSET,
+            });
+        }
+        Ok(Self {
+            refcount_table: 1,
+            refcount_table_clusters: table,
+            refcount_blocks,
+            l1,
+            l2,
+            l2_tables,
+            data,
+            mapped,
+            end,
+        })
+    }
+}
+
+/// Writes the image. See [`super::CreateOptions::create`].
+pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
+    let layout = Layout::new(checked)?;
+    let cluster = checked.cluster;
+    let at = |index: u64| cluster.start(index);
+
+    empty(storage, at(layout.end))?;
+    if let Some(data) = data {
+        empty(data, checked.size)?;
+        if !data.info().fixed_len {
+            data.set_len(checked.size)?;
+        }
+    }
+    // Guest data first: it is what takes the time, and what runs out of space.
+    let (area, range) = match data {
+        Some(data) => (data, ByteRange::new(0, checked.size)),
+        None => (storage, ByteRange::new(at(layout.data), at(layout.end))),
+    };
+    match checked.preallocation {
+        _ if range.is_empty() => {}
+        Preallocation::Off => {}
+        Preallocation::Metadata if area.info().fixed_len => {}
+        Preallocation::Metadata => area.set_len(range.end())?,
+        Preallocation::Falloc => area.allocate(range)?,
+        Preallocation::Full => stream::zeros(area, range.start(), range.len())?,
+    }
+
+    write_l2(checked, &layout, storage)?;
+    let l2 = |index| [if index < layout.l2_tables { at(layout.l2 + index) | COPIED } else { 0 }];
+    stream::entries(storage, at(layout.l1), checked.l1_entries, l2)?;
+
+    let order = checked.options.refcount_bits.trailing_zeros();
+    stream::refcounts_of_one(storage, at(layout.refcount_blocks), layout.end, order)?;
+    let blocks = layout.l1 - layout.refcount_blocks;
+    stream::entries(storage, at(layout.refcount_table), blocks, |index| {
+        [at(layout.refcount_blocks + index)]
+    })?;
+
+    storage.write_at(&header(checked, &layout), 0)?;
+    Ok(())
+}
+
+/// Makes `storage` read as zeros up to `len`. What is newly grown reads so by itself; a block device shows what was
+/// there before.
+fn empty(storage: &dyn Storage, len: u64) -> Result<()> {
+    let info = storage.info();
+    if !info.fixed_len {
+        storage.set_len(0)?;
+    }
+    if (info.fixed_len || !info.zero_init) && len > 0 {
+        storage.write_zeroes(ByteRange::new(0, len), ZeroFlags::MAY_UNMAP)?;
+    }
+    Ok(())
+}
+
+/// The tables are whole clusters one after the other, so together they are one array of entries.
+fn write_l2(checked: &Checked<'_>, layout: &Layout, storage: &dyn Storage) -> Result<()> {
+    let cluster = checked.cluster;
+    let extended = checked.options.extended_l2;
+    let count = layout.l2_tables * l2_entries(cluster.bits(), extended);
+    // In an external data file every guest offset is its own host offset.
+    let first = if checked.options.data_file.is_some() { 0 } else { layout.data };
+    let word = |index| if index < layout.mapped { cluster.start(first + index) | COPIED } else { 0 };
+    let offset = cluster.start(layout.l2);
+    if extended {
+        // No subcluster is allocated: the place is reserved, a backing file shows through.
+        stream::entries(storage, offset, count, |index| [word(index), 0])
+    } else {
+        stream::entries(storage, offset, count, |index| [word(index)])
+    }
+}
+
+/// The used part of the first cluster.
+fn header(checked: &Checked<'_>, layout: &Layout) -> Vec<u8> {
+    let options = checked.options;
+    let cluster = checked.cluster;
+    let raw = RawHeader {
+        magic: limits::MAGIC.into(),
+        version: if options.version == Version::V3 { 3 } else { 2 }.into(),
+        backing_file_offset: checked.backing_offset.into(),
+        // Checked against the caps: these fit.
+        backing_file_size: (options.backing_file.as_ref().map_or(0, Vec::len) as u32).into(),
+        cluster_bits: cluster.bits().into(),
+        size: checked.size.into(),
+        crypt_method: 0.into(),
+        l1_size: (checked.l1_entries as u32).into(),
+        l1_table_offset: cluster.start(layout.l1).into(),
+        refcount_table_offset: cluster.start(layout.refcount_table).into(),
+        refcount_table_clusters: (layout.refcount_table_clusters as u32).into(),
+        nb_snapshots: 0.into(),
+        snapshots_offset: 0.into(),
+    };
+    let mut out = raw.as_bytes().to_vec();
+    if options.version == Version::V3 {
+        let bit = |set, bit| if set { bit } else { 0 };
+        let zstd = options.compression != Compression::Deflate;
+        let v3 = RawHeaderV3 {
+            incompatible_features: (bit(options.data_file.is_some(), feature::INCOMPATIBLE_DATA_FILE)
+                | bit(zstd, feature::INCOMPATIBLE_COMPRESSION)
+                | bit(options.extended_l2, feature::INCOMPATIBLE_EXTENDED_L2))
+            .into(),
+            compatible_features: bit(options.lazy_refcounts, feature::COMPATIBLE_LAZY_REFCOUNTS).into(),
+            autoclear_features: bit(options.data_file_raw, feature::AUTOCLEAR_RAW_DATA_FILE).into(),
+            refcount_order: options.refcount_bits.trailing_zeros().into(),
+            header_length: (FULL_LENGTH as u32).into(),
+        };
+        out.extend(v3.as_bytes());
+        out.extend([u8::from(zstd), 0, 0, 0, 0, 0, 0, 0]);
+    }
+    out.extend(&checked.extensions);
+    out
+}

@@ -1,0 +1,79 @@
+//! Allocation queries: what lies where, through the whole backing chain.
+
+use std::sync::Arc;
+
+use blockmirror_block::{ByteRange, Extent, ExtentKind, ExtentMerger, HostRun, Result, Visit};
+
+use crate::image::Qcow2;
+use crate::meta::{MapRun, Mapping};
+
+/// Runs collected under the lock before the visitor sees them.
+const BATCH: usize = 1024;
+
+impl Qcow2 {
+    /// Visits maximal runs of `range`, which lies inside the disk.
+    pub(crate) fn visit_extents(
+        &self,
+        range: ByteRange,
+        visit: &mut dyn FnMut(Extent) -> Visit,
+    ) -> Result<()> {
+        let mut merger = ExtentMerger::default();
+        let mut at = range.start();
+        while at < range.end() {
+            let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), BATCH)?;
+            for run in runs {
+                if self.visit_run(run, &mut merger, visit)?.is_break() {
+                    return Ok(());
+                }
+                at = run.range.end();
+            }
+        }
+        let _ = merger.finish(visit);
+        Ok(())
+    }
+
+    fn visit_run(
+        &self,
+        run: MapRun,
+        merger: &mut ExtentMerger,
+        visit: &mut dyn FnMut(Extent) -> Visit,
+    ) -> Result<Visit> {
+        let in_host = |extent: Extent, offset: u64| {
+            extent.in_host(HostRun { storage: Arc::clone(self.io.data()), offset })
+        };
+        let extent = match run.mapping {
+            Mapping::Data(host) => in_host(Extent::new(run.range, ExtentKind::Data), host.0),
+            Mapping::Zero(Some(host)) => in_host(Extent::new(run.range, ExtentKind::Zero), host.0),
+            Mapping::Zero(None) => Extent::new(run.range, ExtentKind::Zero),
+            Mapping::Compressed(_) => Extent::new(run.range, ExtentKind::Data).compressed(),
+            Mapping::Unallocated => return self.visit_backing(run.range, merger, visit),
+        };
+        Ok(merger.push(extent, visit))
+    }
+
+    /// What the backing device says, one layer deeper; nothing past its end.
+    fn visit_backing(
+        &self,
+        range: ByteRange,
+        merger: &mut ExtentMerger,
+        visit: &mut dyn FnMut(Extent) -> Visit,
+    ) -> Result<Visit> {
+        let Some(backing) = &self.io.backing else {
+            return Ok(merger.push(Extent::new(range, ExtentKind::Unallocated), visit));
+        };
+        let there = range.intersect(ByteRange::new(0, backing.len()));
+        let mut flow = Visit::Continue(());
+        if !there.is_empty() {
+            backing.extents(there, &mut |extent| {
+                let depth = extent.depth + 1;
+                flow = merger.push(extent.at_depth(depth), visit);
+                flow
+            })?;
+        }
+        if flow.is_break() {
+            return Ok(flow);
+        }
+        let past = ByteRange::new(there.end().max(range.start()), range.end());
+        Ok(merger.push(Extent::new(past, ExtentKind::Unallocated).at_depth(1), visit))
+    }
+}

@@ -1,0 +1,91 @@
+//! What every part of an open image needs and nobody changes: where it lies and how it is laid out.
+
+use std::sync::Arc;
+
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
+
+use crate::format::entry::EntryFormat;
+use crate::offset::{ClusterSize, HostOffset};
+
+/// The immutable side of an open image.
+#[derive(Debug)]
+pub(crate) struct Io {
+    /// The image file.
+    pub(crate) storage: Arc<dyn Storage>,
+    /// The external data file, if guest data lies there.
+    pub(crate) data_file: Option<Arc<dyn Storage>>,
+    /// What shows through where nothing is allocated.
+    pub(crate) backing: Option<Arc<dyn BlockDevice>>,
+    /// How L2 entries read.
+    pub(crate) format: EntryFormat,
+    /// Virtual size in bytes.
+    pub(crate) size: u64,
+    /// Name for messages.
+    pub(crate) name: Arc<str>,
+}
+
+impl Io {
+    pub(crate) fn cluster(&self) -> ClusterSize {
+        self.format.cluster
+    }
+
+    /// Where guest data lies.
+    pub(crate) fn data(&self) -> &Arc<dyn Storage> {
+        self.data_file.as_ref().unwrap_or(&self.storage)
+    }
+
+    /// Entries in one L2 table.
+    pub(crate) fn l2_entries(&self) -> u64 {
+        self.cluster().bytes() / self.format.entry_size()
+    }
+
+    /// Size of the pieces in which metadata is cached and written.
+    pub(crate) fn slice_size(&self) -> usize {
+        // At most 4096, so the cast is exact.
+        self.cluster().bytes().min(4096) as usize
+    }
+
+    /// An error that the bytes on disk are to blame for.
+    pub(crate) fn corrupt(&self, operation: &'static str, at: u64, why: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Corrupt, operation).in_file(Arc::clone(&self.name)).at(at).because(why)
+    }
+
+    /// Whether the backing device may hold anything in `range`.
+    pub(crate) fn backing_covers(&self, range: ByteRange) -> bool {
+        self.backing.as_ref().is_some_and(|b| range.start() < b.len())
+    }
+
+    /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.
+    pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
+        let len = self.storage.len()?;
+        if at.0 >= len {
+            return Err(self.corrupt(
+                what,
+                at.0,
+                format!("the table lies past the end of the file at {len}"),
+            ));
+        }
+        let mut data = vec![0; self.slice_size()].into_boxed_slice();
+        self.storage.read_at(&mut data, at.0)?;
+        Ok(data)
+    }
+
+    /// Checks that a table offset taken from the image is cluster aligned.
+    pub(crate) fn check_table(&self, what: &'static str, at: HostOffset, index: u64) -> Result<()> {
+        if self.cluster().within(at.0) == 0 {
+            return Ok(());
+        }
+        Err(self.corrupt(
+            what,
+            at.0,
+            format!("entry {index} points at {:#x}, which is not cluster aligned", at.0),
+        ))
+    }
+
+    /// Writes a whole cluster of zeros at `at`, for a new metadata table.
+    pub(crate) fn zero_cluster(&self, at: HostOffset) -> Result<()> {
+        // At most 2 MiB.
+        let zeros = vec![0; self.cluster().bytes() as usize];
+        self.storage.write_at(&zeros, at.0)
+    }
+}

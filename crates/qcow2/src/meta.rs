@@ -1,0 +1,239 @@
+//! The mapping metadata of an open image: the L1 table and cached L2 slices, and with them the refcounts if the image
+//! is writable. Everything here runs under the image's one metadata lock and does only metadata I/O.
+//!
+//! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and `zero` read and
+//! change single entries.
+
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::cache::SliceCache;
+use crate::dirty::DirtySectors;
+use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
+use crate::io::Io;
+use crate::offset::HostOffset;
+use crate::refcounts::Refcounts;
+
+/// What a run of guest bytes is mapped to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mapping {
+    /// Nothing here: the backing device decides.
+    Unallocated,
+    /// Zeros; space may be reserved at the given place.
+    Zero(Option<HostOffset>),
+    /// Bytes as they are, in the data storage.
+    Data(HostOffset),
+    /// One compressed cluster, or part of one.
+    Compressed(CompressedRun),
+}
+
+/// A maximal run of guest bytes with one mapping. A compressed run never spans clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct MapRun {
+    pub(crate) range: ByteRange,
+    pub(crate) mapping: Mapping,
+}
+
+impl MapRun {
+    /// Whether `next`, which follows directly, goes on in the same way.
+    fn continues_into(&self, next: &Self) -> bool {
+        let after = |host: HostOffset| host.plus(self.range.len());
+        match (self.mapping, next.mapping) {
+            (Mapping::Unallocated, Mapping::Unallocated) | (Mapping::Zero(None), Mapping::Zero(None)) => true,
+            (Mapping::Zero(Some(a)), Mapping::Zero(Some(b))) | (Mapping::Data(a), Mapping::Data(b)) => {
+                after(a) == b
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The mutable side of an open image.
+#[derive(Debug)]
+pub(crate) struct Meta {
+    l1: Vec<L1Entry>,
+    pub(crate) l1_dirty: DirtySectors,
+    pub(crate) l2: SliceCache,
+    /// Present in a writable image.
+    pub(crate) refcounts: Option<Refcounts>,
+    /// Why nothing is written any more, once a metadata write or a flush has failed.
+    pub(crate) poisoned: Option<String>,
+}
+
+impl Meta {
+    pub(crate) fn new(l1: Vec<L1Entry>, l2: SliceCache, refcounts: Option<Refcounts>) -> Self {
+        Self { l1, l1_dirty: DirtySectors::default(), l2, refcounts, poisoned: None }
+    }
+
+    /// The L1 table, as it is to be on disk.
+    pub(crate) fn l1(&self) -> &[L1Entry] {
+        &self.l1
+    }
+
+    /// Fails if an earlier failure left the image in doubt.
+    pub(crate) fn check_poison(&self, io: &Io, operation: &'static str) -> Result<()> {
+        match &self.poisoned {
+            None => Ok(()),
+            Some(why) => {
+                Err(Error::new(ErrorKind::Poisoned, operation).in_file(io.name.clone()).because(why.clone()))
+            }
+        }
+    }
+
+    /// The refcounts; an error in an image that was opened read-only.
+    pub(crate) fn refcounts(&mut self, io: &Io) -> Result<&mut Refcounts> {
+        self.refcounts
+            .as_mut()
+            .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "write").in_file(io.name.clone()))
+    }
+
+    /// The L1 entry for guest cluster `cluster`.
+    pub(crate) fn l1_entry(&self, io: &Io, cluster: u64) -> Result<(usize, L1Entry)> {
+        let index = cluster / io.l2_entries();
+        usize::try_from(index).ok().and_then(|i| Some((i, *self.l1.get(i)?))).ok_or_else(|| {
+            io.corrupt("map", io.cluster().start(cluster), "the L1 table is too short for the disk")
+        })
+    }
+
+    /// Points L1 entry `index` at a table this image owns alone; written after the table is durable.
+    pub(crate) fn set_l1(&mut self, index: usize, table: HostOffset) {
+        self.l1[index] = L1Entry::owned(table);
+        self.l1_dirty.mark(index);
+    }
+
+    /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside the slice.
+    fn locate(&self, io: &Io, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
+        let slice_size = self.l2.slice_size() as u64;
+        let at = (cluster % io.l2_entries()) * io.format.entry_size();
+        // The remainder is below the slice size.
+        (table.plus(at - at % slice_size), (at % slice_size) as usize)
+    }
+
+    /// Makes sure the slice at `slice` is cached, and returns it.
+    fn load(&mut self, io: &Io, slice: HostOffset) -> Result<&[u8]> {
+        if self.l2.get(slice).is_none() {
+            let data = io.read_slice("read L2 table", slice)?;
+            self.l2.insert(slice, data);
+        }
+        self.l2.get(slice).ok_or_else(|| Error::new(ErrorKind::Io, "read L2 table"))
+    }
+
+    /// The entry of one guest cluster.
+    pub(crate) fn entry(&mut self, io: &Io, cluster: u64) -> Result<Entry> {
+        let (index, l1) = self.l1_entry(io, cluster)?;
+        let Some(table) = l1.table() else { return Ok(Entry::UNALLOCATED) };
+        io.check_table("read L1 table", table, index as u64)?;
+        let (slice, at) = self.locate(io, table, cluster);
+        let data = self.load(io, slice)?;
+        decode_at(io, data, at, cluster, slice)
+    }
+
+    /// Changes the entry of one guest cluster, whose L2 table exists.
+    pub(crate) fn set_entry(&mut self, io: &Io, cluster: u64, entry: PlainEntry) -> Result<()> {
+        let (_, l1) = self.l1_entry(io, cluster)?;
+        let Some(table) = l1.table() else {
+            return Err(io.corrupt("write L2 entry", io.cluster().start(cluster), "the L2 table is missing"));
+        };
+        let (slice, at) = self.locate(io, table, cluster);
+        self.load(io, slice)?;
+        let Some(data) = self.l2.edit(slice) else {
+            return Err(Error::new(ErrorKind::Io, "write L2 entry"));
+        };
+        let (word0, word1) = io.format.encode(entry);
+        BigEndian::write_u64(&mut data[at..], word0);
+        if io.format.extended {
+            BigEndian::write_u64(&mut data[at + 8..], word1);
+        }
+        Ok(())
+    }
+
+    /// What lies in `range`, as maximal runs in order; stops after about `max` runs, so the last one may end before the
+    /// range does. `range` lies inside the disk.
+    pub(crate) fn runs(&mut self, io: &Io, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
+        let mut runs: Vec<MapRun> = Vec::new();
+        self.walk(io, range, &mut |piece| {
+            let full = runs.len() >= max;
+            match runs.last_mut() {
+                Some(run) if run.continues_into(&piece) => {
+                    run.range = ByteRange::new(run.range.start(), piece.range.end());
+                }
+                _ if full => return Visit::Break(()),
+                _ => runs.push(piece),
+            }
+            Visit::Continue(())
+        })?;
+        Ok(runs)
+    }
+
+    /// Visits the pieces of `range` in order: whole holes of the L1 table, else clusters or groups of subclusters.
+    fn walk(&mut self, io: &Io, range: ByteRange, visit: &mut dyn FnMut(MapRun) -> Visit) -> Result<()> {
+        let cluster_size = io.cluster();
+        let table_bytes = io.l2_entries() << cluster_size.bits();
+        let mut at = range.start();
+        while at < range.end() {
+            let mut cluster = cluster_size.index(at);
+            let (index, l1) = self.l1_entry(io, cluster)?;
+            let Some(table) = l1.table() else {
+                let hole =
+                    ByteRange::new(at, (at - at % table_bytes).saturating_add(table_bytes).min(range.end()));
+                if visit(MapRun { range: hole, mapping: Mapping::Unallocated }).is_break() {
+                    return Ok(());
+                }
+                at = hole.end();
+                continue;
+            };
+            io.check_table("read L1 table", table, index as u64)?;
+            let (slice, mut in_slice) = self.locate(io, table, cluster);
+            let data = self.load(io, slice)?;
+            // Entries are 8 or 16 bytes, and slices a multiple of both.
+            let step = io.format.entry_size() as usize;
+            while in_slice < data.len() && at < range.end() {
+                let entry = decode_at(io, data, in_slice, cluster, slice)?;
+                let part = ByteRange::new(at, cluster_size.start(cluster + 1).min(range.end()));
+                if visit_cluster(io, entry, part, visit).is_break() {
+                    return Ok(());
+                }
+                at = part.end();
+                cluster += 1;
+                in_slice += step;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn decode_at(io: &Io, data: &[u8], at: usize, cluster: u64, slice: HostOffset) -> Result<Entry> {
+    let word0 = BigEndian::read_u64(&data[at..]);
+    let word1 = if io.format.extended { BigEndian::read_u64(&data[at + 8..]) } else { 0 };
+    io.format.decode(word0, word1, io.cluster().start(cluster)).map_err(|error: EntryError| {
+        Error::new(ErrorKind::Corrupt, "read L2 entry")
+            .in_file(io.name.clone())
+            .at(slice.0 + at as u64)
+            .because(format!("guest cluster {cluster}: {error}"))
+            .caused_by(error)
+    })
+}
+
+/// Visits the part of one cluster that lies in `part`, by groups of equal subclusters.
+fn visit_cluster(io: &Io, entry: Entry, part: ByteRange, visit: &mut dyn FnMut(MapRun) -> Visit) -> Visit {
+    let plain = match entry {
+        Entry::Compressed(run) => return visit(MapRun { range: part, mapping: Mapping::Compressed(run) }),
+        Entry::Plain(plain) => plain,
+    };
+    let start = io.cluster().floor(part.start());
+    let size = io.format.subcluster_size();
+    let mut at = part.start();
+    while at < part.end() {
+        let bit = 1u32 << ((at - start) / size);
+        let end = (start + ((at - start) / size + 1) * size).min(part.end());
+        let host = plain.host.map(|h| h.plus(at - start));
+        let mapping = match host {
+            Some(host) if plain.allocated & bit != 0 => Mapping::Data(host),
+            host if plain.zero & bit != 0 => Mapping::Zero(host),
+            _ => Mapping::Unallocated,
+        };
+        visit(MapRun { range: ByteRange::new(at, end), mapping })?;
+        at = end;
+    }
+    Visit::Continue(())
+}

@@ -1,0 +1,100 @@
+//! Which host clusters hold metadata, so that guest data is never written over it.
+//!
+//! Built at a writable open from the header, the L1 table, the refcount table and what they point at; kept up to date
+//! by the allocator. Consulted before every write to a host cluster that the image's tables name.
+
+use std::collections::HashMap;
+
+use blockmirror_block::{ByteRange, Result};
+
+use crate::format::entry::L1Entry;
+use crate::io::Io;
+use crate::offset::HostOffset;
+
+/// The operation that [`MetadataMap::check_write`] refuses; who meets it marks the image corrupt.
+pub(crate) const WRITE_OVER_METADATA: &str = "write over metadata";
+
+/// A set of host cluster indexes, 64 to a word.
+#[derive(Debug, Default)]
+pub(crate) struct MetadataMap {
+    words: HashMap<u64, u64>,
+}
+
+impl MetadataMap {
+    /// Adds a cluster; false if it was there already.
+    pub(crate) fn insert(&mut self, cluster: u64) -> bool {
+        let word = self.words.entry(cluster / 64).or_default();
+        let bit = 1 << (cluster % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    /// Removes a cluster.
+    pub(crate) fn remove(&mut self, cluster: u64) {
+        if let Some(word) = self.words.get_mut(&(cluster / 64)) {
+            *word &= !(1 << (cluster % 64));
+            if *word == 0 {
+                self.words.remove(&(cluster / 64));
+            }
+        }
+    }
+
+    /// Whether the cluster holds metadata.
+    pub(crate) fn contains(&self, cluster: u64) -> bool {
+        self.words.get(&(cluster / 64)).is_some_and(|word| word & (1 << (cluster % 64)) != 0)
+    }
+
+    /// Adds every cluster of `range`, refusing one that is there already: two tables in one cluster would overwrite
+    /// each other.
+    pub(crate) fn claim(&mut self, io: &Io, what: &'static str, range: ByteRange) -> Result<()> {
+        let cluster = io.cluster();
+        for index in cluster.index(range.start())..cluster.count(range.end()) {
+            if !self.insert(index) {
+                return Err(io.corrupt(
+                    "open for writing",
+                    cluster.start(index),
+                    format!("{what} overlaps other metadata"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the tables that the L1 table points at.
+    pub(crate) fn claim_l2_tables(&mut self, io: &Io, l1: &[L1Entry]) -> Result<()> {
+        for (index, table) in l1.iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))) {
+            // usize to u64 is exact here.
+            io.check_table("read L1 table", table, index as u64)?;
+            self.claim(io, "an L2 table", ByteRange::at(table.0, io.cluster().bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a guest write to a host cluster that holds metadata.
+    pub(crate) fn check_write(&self, io: &Io, host: HostOffset) -> Result<()> {
+        if !self.contains(io.cluster().index(host.0)) {
+            return Ok(());
+        }
+        Err(io.corrupt(
+            WRITE_OVER_METADATA,
+            host.0,
+            "the mapped cluster holds metadata; the write was refused",
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clusters_come_and_go() {
+        let mut map = MetadataMap::default();
+        assert!(map.insert(63) && map.insert(64) && !map.insert(64));
+        assert!(map.contains(63) && map.contains(64) && !map.contains(65));
+        map.remove(64);
+        assert!(!map.contains(64) && map.contains(63));
+        map.remove(1 << 40);
+    }
+}

@@ -1,0 +1,389 @@
+//! Refcounts and the allocation of host clusters. Lives in [`Meta`](crate::meta::Meta), under its lock.
+//!
+//! Rules that hold at every instant:
+//!
+//! - A cluster is handed out only if its refcount is zero and no metadata is known to lie there; its refcount is one in
+//!   memory before the caller learns of it.
+//! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that held it is
+//!   durably gone ([`crate::writeback`] calls [`Refcounts::drop_references`] then). From that moment the cluster may be
+//!   reused: the new user's refcount, one again, reaches the disk before any entry that points there.
+//! - Block, then table: a refcount table entry is written only after the block it points at is durable.
+
+use std::ops::Range;
+
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::cache::SliceCache;
+use crate::dirty::DirtySectors;
+use crate::format::refcount::RefcountWidth;
+use crate::io::Io;
+use crate::limits::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
+use crate::offset::HostOffset;
+use crate::overlap::MetadataMap;
+
+const TABLE_OFFSET_MASK: u64 = !511;
+
+/// Where the header holds the refcount table's offset (8 bytes) and size in clusters (4 bytes).
+const HEADER_TABLE_FIELD: u64 = 48;
+
+/// References waiting to be dropped before a write-back is asked for, in runs.
+const PENDING_RUNS: usize = 1 << 15;
+
+/// Host clusters that were handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Grant {
+    /// Index of the first.
+    pub(crate) first: u64,
+    /// How many, at least one.
+    pub(crate) count: u64,
+    /// Nobody has ever written there and the storage reads as zeros.
+    pub(crate) fresh: bool,
+}
+
+/// The answer to a request for clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Allocation {
+    /// Some or all of what was asked for, contiguous.
+    Got(Grant),
+    /// The refcount table must grow first to reach this block, which needs the write-back lock.
+    TableFull(u64),
+}
+
+/// The refcount structures of a writable image.
+#[derive(Debug)]
+pub(crate) struct Refcounts {
+    width: RefcountWidth,
+    table: Vec<u64>,
+    table_at: HostOffset,
+    pub(crate) table_dirty: DirtySectors,
+    pub(crate) blocks: SliceCache,
+    /// No free cluster below this.
+    next_free: u64,
+    /// From this host offset on the storage was never written.
+    never_written: u64,
+    /// Dropped references whose entries may still be on disk.
+    pending: Vec<Range<u64>>,
+    pub(crate) metadata: MetadataMap,
+}
+
+impl Refcounts {
+    /// From the refcount table as read from disk. `metadata` knows the header and the L1 and L2 tables; this adds the
+    /// refcount structures.
+    pub(crate) fn new(
+        io: &Io,
+        width: RefcountWidth,
+        table_at: HostOffset,
+        table: Vec<u64>,
+        blocks: SliceCache,
+        mut metadata: MetadataMap,
+    ) -> Result<Self> {
+        // usize to u64 is exact here.
+        metadata.claim(io, "the refcount table", ByteRange::at(table_at.0, table.len() as u64 * 8))?;
+        for (index, entry) in table.iter().enumerate() {
+            let block = HostOffset(entry & TABLE_OFFSET_MASK);
+            if block.0 != 0 {
+                io.check_table("read refcount table", block, index as u64)?;
+                if block.0 >= MAX_HOST_OFFSET {
+                    return Err(io.corrupt("read refcount table", block.0, "offset above 2^56"));
+                }
+                metadata.claim(io, "a refcount block", ByteRange::at(block.0, io.cluster().bytes()))?;
+            }
+        }
+        let info = io.storage.info();
+        let never_written = if info.zero_init && !info.fixed_len { io.storage.len()? } else { u64::MAX };
+        let table_dirty = DirtySectors::default();
+        Ok(Self {
+            width,
+            table,
+            table_at,
+            table_dirty,
+            blocks,
+            next_free: 0,
+            never_written,
+            pending: Vec::new(),
+            metadata,
+        })
+    }
+
+    /// The refcount table as it is to be on disk, and where it lies.
+    pub(crate) fn table(&self) -> (&[u64], HostOffset) {
+        (&self.table, self.table_at)
+    }
+
+    /// Clusters that one refcount block counts.
+    fn per_block(&self, io: &Io) -> u64 {
+        self.width.entries(io.cluster().bytes())
+    }
+
+    fn block(&self, index: u64) -> Option<HostOffset> {
+        let entry = *self.table.get(usize::try_from(index).ok()?)?;
+        match entry & TABLE_OFFSET_MASK {
+            0 => None,
+            offset => Some(HostOffset(offset)),
+        }
+    }
+
+    /// The slice that counts `cluster`, and the entry's index in it; `None` if there is no block yet.
+    fn locate(&self, io: &Io, cluster: u64) -> Option<(HostOffset, usize)> {
+        let per_block = self.per_block(io);
+        let block = self.block(cluster / per_block)?;
+        let per_slice = self.width.entries(self.blocks.slice_size() as u64);
+        let in_block = cluster % per_block;
+        let slice = block.plus(in_block / per_slice * self.blocks.slice_size() as u64);
+        // Below the entries of a slice, at most 32768.
+        Some((slice, (in_block % per_slice) as usize))
+    }
+
+    fn load(&mut self, io: &Io, slice: HostOffset) -> Result<()> {
+        if self.blocks.get(slice).is_none() {
+            let data = io.read_slice("read refcount block", slice)?;
+            self.blocks.insert(slice, data);
+        }
+        Ok(())
+    }
+
+    /// The refcount of `cluster`.
+    pub(crate) fn get(&mut self, io: &Io, cluster: u64) -> Result<u64> {
+        let Some((slice, index)) = self.locate(io, cluster) else { return Ok(0) };
+        self.load(io, slice)?;
+        Ok(self.blocks.get(slice).map_or(0, |data| self.width.get(data, index)))
+    }
+
+    /// Sets the refcount of a cluster that a block counts.
+    fn set(&mut self, io: &Io, cluster: u64, value: u64) -> Result<()> {
+        let Some((slice, index)) = self.locate(io, cluster) else {
+            return Err(io.corrupt(
+                "write refcount",
+                io.cluster().start(cluster),
+                "the refcount block is missing",
+            ));
+        };
+        self.load(io, slice)?;
+        if let Some(data) = self.blocks.edit(slice) {
+            self.width.set(data, index, value);
+        }
+        Ok(())
+    }
+
+    fn is_free(&mut self, io: &Io, cluster: u64) -> Result<bool> {
+        Ok(self.get(io, cluster)? == 0 && !self.metadata.contains(cluster))
+    }
+
+    /// Hands out up to `want` contiguous clusters.
+    pub(crate) fn allocate(&mut self, io: &Io, want: u64) -> Result<Allocation> {
+        let per_block = self.per_block(io);
+        let mut at = self.next_free;
+        loop {
+            let block = at / per_block;
+            // usize to u64 is exact here.
+            if block >= self.table.len() as u64 {
+                return Ok(Allocation::TableFull(block));
+            }
+            if self.block(block).is_none() {
+                if !self.metadata.contains(at) {
+                    self.add_block(io, at)?;
+                }
+                at += 1;
+            } else if self.is_free(io, at)? {
+                break;
+            } else {
+                at += 1;
+            }
+            self.next_free = at;
+        }
+        let end = (at / per_block + 1) * per_block;
+        let mut count = 1;
+        while count < want && at + count < end && self.is_free(io, at + count)? {
+            count += 1;
+        }
+        self.check_room(io, at + count)?;
+        for cluster in at..at + count {
+            self.set(io, cluster, 1)?;
+        }
+        self.next_free = at + count;
+        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(io, at, at + count) }))
+    }
+
+    /// Whether clusters `first..end` were never written before; from now on they count as written.
+    fn use_up(&mut self, io: &Io, first: u64, end: u64) -> bool {
+        let fresh = io.cluster().start(first) >= self.never_written;
+        if self.never_written != u64::MAX {
+            self.never_written = self.never_written.max(io.cluster().start(end));
+        }
+        fresh
+    }
+
+    /// Fails if the storage or the format has no room for host clusters below `end`.
+    fn check_room(&self, io: &Io, end: u64) -> Result<()> {
+        let limit = if io.storage.info().fixed_len { io.storage.len()? } else { MAX_HOST_OFFSET };
+        let bytes = end.checked_mul(io.cluster().bytes());
+        if bytes.is_none_or(|bytes| bytes > limit) {
+            return Err(Error::new(ErrorKind::NoSpace, "allocate cluster")
+                .in_file(io.name.clone())
+                .because(format!("the image cannot grow past {limit} bytes")));
+        }
+        Ok(())
+    }
+
+    /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
+    fn add_block(&mut self, io: &Io, at: u64) -> Result<()> {
+        self.check_room(io, at + 1)?;
+        let offset = HostOffset(io.cluster().start(at));
+        io.zero_cluster(offset)?;
+        self.use_up(io, at, at + 1);
+        // The caller found the index inside the table.
+        let index = (at / self.per_block(io)) as usize;
+        self.table[index] = offset.0;
+        self.table_dirty.mark(index);
+        self.metadata.insert(at);
+        self.set(io, at, 1)
+    }
+
+    /// Takes clusters back that nothing ever pointed at.
+    pub(crate) fn release(&mut self, io: &Io, clusters: Range<u64>) -> Result<()> {
+        self.next_free = self.next_free.min(clusters.start);
+        for cluster in clusters {
+            self.set(io, cluster, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that one reference to each of `clusters` goes away with a change that is not durable yet.
+    pub(crate) fn defer_drop(&mut self, clusters: Range<u64>) {
+        match self.pending.last_mut() {
+            Some(last) if last.end == clusters.start => last.end = clusters.end,
+            _ => self.pending.push(clusters),
+        }
+    }
+
+    /// Whether so many references wait that a write-back should come first.
+    pub(crate) fn wants_write_back(&self) -> bool {
+        self.pending.len() > PENDING_RUNS || self.blocks.wants_write_back()
+    }
+
+    /// The references dropped so far; they stay the caller's until [`Self::drop_references`] or [`Self::put_back`].
+    pub(crate) fn take_pending(&mut self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.pending)
+    }
+
+    /// The references were not dropped after all.
+    pub(crate) fn put_back(&mut self, pending: Vec<Range<u64>>) {
+        self.pending.extend(pending);
+    }
+
+    /// The clusters among `clusters` that will be free once the references are dropped.
+    pub(crate) fn last_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+        let mut out: Vec<Range<u64>> = Vec::new();
+        for cluster in clusters.iter().cloned().flatten() {
+            if self.get(io, cluster)? == 1 {
+                match out.last_mut() {
+                    Some(last) if last.end == cluster => last.end += 1,
+                    _ => out.push(cluster..cluster + 1),
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Drops one reference to each of `clusters`, whose holders are durably gone.
+    pub(crate) fn drop_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<()> {
+        for cluster in clusters.iter().cloned().flatten() {
+            let count = self.get(io, cluster)?;
+            // A cluster that was referenced with a refcount of zero is an older damage, which this does not worsen.
+            if count > 0 {
+                self.set(io, cluster, count - 1)?;
+            }
+            if count == 1 {
+                self.next_free = self.next_free.min(cluster);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the refcount table to a larger place so that it reaches block `block`.
+    ///
+    /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it writes lies
+    /// in clusters beyond what the old table counts, durable before the header points there.
+    pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<()> {
+        let cluster = io.cluster();
+        let per_block = self.per_block(io);
+        let old_len = self.table.len() as u64;
+        if block < old_len {
+            return Ok(());
+        }
+        let entries_per_cluster = cluster.bytes() / 8;
+        let mut table_clusters = cluster.count(8 * (old_len + old_len / 2).max(block + 1));
+        let blocks = loop {
+            let blocks = (1..).find(|b| b * per_block >= b + table_clusters).unwrap_or(1);
+            if table_clusters * entries_per_cluster >= old_len + blocks {
+                break blocks;
+            }
+            table_clusters += 1;
+        };
+        if table_clusters * cluster.bytes() > MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone()).because(format!(
+                "the refcount table would need {} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}",
+                table_clusters * cluster.bytes()
+            )));
+        }
+        // The new blocks come first, then the table, right behind what the old table counts.
+        let first = old_len * per_block;
+        let used = blocks + table_clusters;
+        self.check_room(io, first + used)?;
+        if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {
+            return Err(io.corrupt(
+                "grow refcount table",
+                cluster.start(taken),
+                "metadata lies in an uncounted cluster",
+            ));
+        }
+        let mut table = self.table.clone();
+        // At most 8 MiB of table, checked above, and one cluster of block.
+        table.resize((table_clusters * entries_per_cluster) as usize, 0);
+        for b in 0..blocks {
+            let mut data = vec![0; cluster.bytes() as usize];
+            for i in (0..per_block).take_while(|i| b * per_block + i < used) {
+                self.width.set(&mut data, i as usize, 1);
+            }
+            io.storage.write_at(&data, cluster.start(first + b))?;
+            table[(old_len + b) as usize] = cluster.start(first + b);
+        }
+        let table_at = HostOffset(cluster.start(first + blocks));
+        let mut bytes = vec![0; table.len() * 8];
+        BigEndian::write_u64_into(&table, &mut bytes);
+        io.storage.write_at(&bytes, table_at.0)?;
+        self.write_dirty_blocks(io)?;
+        io.storage.flush()?;
+        // Offset and size of the table stand side by side in one sector, so they change at once.
+        let mut field = [0; 12];
+        BigEndian::write_u64(&mut field, table_at.0);
+        // At most 8 MiB of table: fits.
+        BigEndian::write_u32(&mut field[8..], table_clusters as u32);
+        io.storage.write_at(&field, HEADER_TABLE_FIELD)?;
+        io.storage.flush()?;
+
+        self.use_up(io, first, first + used);
+        let old = cluster.index(self.table_at.0)..cluster.count(self.table_at.0 + old_len * 8);
+        self.table = table;
+        self.table_at = table_at;
+        self.table_dirty = DirtySectors::default();
+        for index in first..first + used {
+            self.metadata.insert(index);
+        }
+        old.clone().for_each(|index| self.metadata.remove(index));
+        // The header does not point at the old table any more, durably.
+        self.drop_references(io, &[old])
+    }
+
+    /// Writes the refcount slices that differ from the disk, so that the table may point at their blocks.
+    fn write_dirty_blocks(&mut self, io: &Io) -> Result<()> {
+        let written =
+            self.blocks.take_dirty().iter().try_for_each(|(at, data)| io.storage.write_at(data, at.0));
+        match written {
+            Ok(()) => self.blocks.written(),
+            Err(_) => self.blocks.not_written(),
+        }
+        written
+    }
+}

@@ -1,0 +1,473 @@
+//! Writing guest bytes: resolve, move the data, commit.
+//!
+//! [`Qcow2::resolve_write`] decides where the bytes go, under the metadata lock, and returns a guard. Then, without any
+//! metadata lock, the edges that a new cluster needs are filled and the data is written. [`WriteGuard::commit`]
+//! publishes the entries. Dropping the guard gives the clusters back: nothing ever pointed at them.
+//!
+//! Two writes whose clusters overlap take turns where either changes the mapping; overwrites in place do not.
+
+use std::ops::Range;
+
+use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result};
+
+use crate::format::entry::{CompressedRun, Entry, PlainEntry};
+use crate::image::Qcow2;
+use crate::io::Io;
+use crate::meta::{Mapping, Meta};
+use crate::offset::HostOffset;
+use crate::overlap::WRITE_OVER_METADATA;
+use crate::refcounts::{Allocation, Grant};
+
+/// Guest bytes and where they are to be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteRun {
+    /// The guest bytes.
+    pub range: ByteRange,
+    /// Where they go in the image file, or in the external data file.
+    pub host: HostOffset,
+}
+
+/// Bytes around the written ones that a newly used (sub)cluster must hold as well.
+#[derive(Clone, Copy, Debug)]
+struct Fill {
+    range: ByteRange,
+    host: HostOffset,
+    /// The host reads as zeros there.
+    fresh: bool,
+}
+
+/// A change of one L2 entry that waits for its data.
+#[derive(Clone, Debug)]
+struct Update {
+    cluster: u64,
+    entry: PlainEntry,
+    /// Host clusters that lose a reference by it.
+    drops: Range<u64>,
+}
+
+/// A write that has its place but is not visible yet.
+#[must_use = "a write that is not committed never happened"]
+#[derive(Debug)]
+pub struct WriteGuard<'a> {
+    image: &'a Qcow2,
+    range: ByteRange,
+    runs: Vec<WriteRun>,
+    fills: Vec<Fill>,
+    updates: Vec<Update>,
+    grants: Vec<Grant>,
+    _lock: RangeGuard<'a>,
+}
+
+impl Qcow2 {
+    /// Finds or allocates a place for a write of `range`.
+    ///
+    /// Waits for overlapping operations that are under way. The caller writes the data to [`WriteGuard::runs`] after
+    /// [`WriteGuard::fill_edges`], in any order, and then commits.
+    ///
+    /// # Errors
+    /// A read-only or poisoned image; a range past the disk; damaged metadata; no space.
+    pub fn resolve_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
+        let range = self.bounds("write", Some(range), range.start(), range.len())?;
+        self.check_writable("write")?;
+        self.relieve()?;
+        let planned = self.plan_write(range);
+        if let Err(error) = &planned
+            && error.operation() == WRITE_OVER_METADATA
+        {
+            self.mark_corrupt(error);
+        }
+        planned
+    }
+
+    fn plan_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
+        let clusters = range.align_outward(self.io.cluster().bytes());
+        let mut guard = WriteGuard::new(self, range, self.ranges.shared(clusters));
+        if guard.find_in_place()? {
+            return Ok(guard);
+        }
+        drop(guard);
+        let mut guard = WriteGuard::new(self, range, self.ranges.exclusive(clusters));
+        while let Some(block) = guard.plan()? {
+            self.grow_refcount_table(block)?;
+        }
+        Ok(guard)
+    }
+
+    pub(crate) fn write_mapped(&self, buf: &[u8], range: ByteRange) -> Result<()> {
+        let mut rest = buf;
+        // Bounds what one operation allocates, plans and fills at once.
+        for part in range.pieces(MAX_WRITE) {
+            // A piece of the buffer's range.
+            let (now, later) = rest.split_at(part.len() as usize);
+            let guard = self.resolve_write(part)?;
+            guard.fill_edges()?;
+            guard.write(now)?;
+            guard.commit()?;
+            rest = later;
+        }
+        // An empty write still says whether the image can be written.
+        self.check_writable("write")
+    }
+
+    /// Brings metadata to disk if so much of it has changed that the caches would overflow.
+    pub(crate) fn relieve(&self) -> Result<()> {
+        let wanted = {
+            let meta = self.meta.lock();
+            meta.check_poison(&self.io, "write")?;
+            meta.l2.wants_write_back() || meta.refcounts.as_ref().is_some_and(|r| r.wants_write_back())
+        };
+        if wanted { self.write_back() } else { Ok(()) }
+    }
+}
+
+/// Bytes that one guard covers at most when the device writes for itself.
+const MAX_WRITE: u64 = 8 << 20;
+
+impl<'a> WriteGuard<'a> {
+    fn new(image: &'a Qcow2, range: ByteRange, lock: RangeGuard<'a>) -> Self {
+        Self {
+            image,
+            range,
+            runs: Vec::new(),
+            fills: Vec::new(),
+            updates: Vec::new(),
+            grants: Vec::new(),
+            _lock: lock,
+        }
+    }
+
+    /// Where the data goes, in order and without gaps.
+    pub fn runs(&self) -> &[WriteRun] {
+        &self.runs
+    }
+
+    /// Writes what newly used clusters must hold around the data: old contents, backing contents or zeros.
+    ///
+    /// # Errors
+    /// Reading the old contents or writing the new ones failed; drop the guard then.
+    pub fn fill_edges(&self) -> Result<()> {
+        for fill in &self.fills {
+            self.fill(fill)?;
+        }
+        Ok(())
+    }
+
+    /// Writes `data`, all of the range, to its place.
+    ///
+    /// # Errors
+    /// The storage failed, or `data` has another length than the range; drop the guard then.
+    pub fn write(&self, data: &[u8]) -> Result<()> {
+        if data.len() as u64 != self.range.len() {
+            return Err(Error::new(ErrorKind::InvalidInput, "write").because(format!(
+                "{} bytes of data for a range of {}",
+                data.len(),
+                self.range.len()
+            )));
+        }
+        let mut rest = data;
+        for run in &self.runs {
+            // The runs cover the range, and the data is as long.
+            let (now, later) = rest.split_at(run.range.len() as usize);
+            self.image.io.data().write_at(now, run.host.0)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes the write visible. The data and the edges must have been written.
+    ///
+    /// # Errors
+    /// The metadata could not be read back; then each cluster of the range is either old or new.
+    pub fn commit(mut self) -> Result<()> {
+        if self.updates.is_empty() {
+            return Ok(());
+        }
+        let io = &self.image.io;
+        // From here on the clusters belong to the image. Should publishing one of them fail they leak.
+        self.grants.clear();
+        let mut meta = self.image.meta.lock();
+        for update in self.updates.drain(..) {
+            meta.set_entry(io, update.cluster, update.entry)?;
+            if !update.drops.is_empty() {
+                meta.refcounts(io)?.defer_drop(update.drops);
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans the write if every cluster of it can be overwritten in place as it is.
+    fn find_in_place(&mut self) -> Result<bool> {
+        let mut meta = self.image.meta.lock();
+        let io = &self.image.io;
+        let mut at = self.range.start();
+        while at < self.range.end() {
+            let part = self.part_at(at);
+            let Entry::Plain(entry) = meta.entry(io, io.cluster().index(at))? else { return Ok(false) };
+            let touched = self.touched(part);
+            match entry.host {
+                Some(host) if writable_in_place(io, &entry) && touched & !entry.allocated == 0 => {
+                    self.check_overlap(&mut meta, host)?;
+                    self.push_run(part, host);
+                }
+                _ => return Ok(false),
+            }
+            at = part.end();
+        }
+        Ok(true)
+    }
+
+    /// Plans the write from where the last call stopped; `Some(block)` if the refcount table must first grow.
+    fn plan(&mut self) -> Result<Option<u64>> {
+        let image = self.image;
+        let io = &image.io;
+        let mut meta = image.meta.lock();
+        meta.check_poison(io, "write")?;
+        // The tables first, so that they do not lie between the data clusters.
+        let clusters = io.cluster().index(self.range.start())..io.cluster().count(self.range.end());
+        let mut first = clusters.start;
+        while first < clusters.end {
+            if let Some(block) = ensure_l2_table(io, &mut meta, first)? {
+                return Ok(Some(block));
+            }
+            first = (first / io.l2_entries() + 1) * io.l2_entries();
+        }
+        let mut spare = 0..0;
+        let mut fresh = false;
+        loop {
+            let at = self.runs.last().map_or(self.range.start(), |run| run.range.end());
+            if at >= self.range.end() {
+                return Ok(None);
+            }
+            let cluster = io.cluster().index(at);
+            let entry = meta.entry(io, cluster)?;
+            if let Entry::Plain(plain) = entry
+                && let Some(host) = plain.host
+                && writable_in_place(io, &plain)
+            {
+                self.check_overlap(&mut meta, host)?;
+                self.plan_in_place(at, plain, host);
+                continue;
+            }
+            if io.format.external_data {
+                self.plan_new(at, entry, HostOffset(io.cluster().start(cluster)), false);
+                continue;
+            }
+            if spare.is_empty() {
+                let want = self.count_new(&mut meta, cluster, clusters.end)?;
+                match meta.refcounts(io)?.allocate(io, want)? {
+                    Allocation::TableFull(block) => return Ok(Some(block)),
+                    Allocation::Got(grant) => {
+                        self.grants.push(grant);
+                        spare = grant.first..grant.first + grant.count;
+                        fresh = grant.fresh;
+                    }
+                }
+            }
+            let host = HostOffset(io.cluster().start(spare.start));
+            spare.start += 1;
+            self.plan_new(at, entry, host, fresh);
+        }
+    }
+
+    /// How many clusters from `first` on need a new place.
+    fn count_new(&self, meta: &mut Meta, first: u64, end: u64) -> Result<u64> {
+        let io = &self.image.io;
+        let mut count = 1;
+        while first + count < end {
+            match meta.entry(io, first + count)? {
+                Entry::Plain(entry) if writable_in_place(io, &entry) => break,
+                _ => count += 1,
+            }
+        }
+        Ok(count)
+    }
+
+    /// The cluster keeps its host cluster, but some of its subclusters come to life.
+    fn plan_in_place(&mut self, at: u64, old: PlainEntry, host: HostOffset) {
+        let io = &self.image.io;
+        let part = self.part_at(at);
+        let touched = self.touched(part);
+        self.push_fills(touched & !old.allocated, part, host, false);
+        self.push_run(part, host);
+        if touched & !old.allocated != 0 {
+            let entry = PlainEntry {
+                allocated: old.allocated | touched,
+                zero: old.zero & !touched,
+                copied: true,
+                host: Some(host),
+            };
+            self.updates.push(Update { cluster: io.cluster().index(at), entry, drops: 0..0 });
+        }
+    }
+
+    /// The cluster moves to `host`; what it held goes along.
+    fn plan_new(&mut self, at: u64, old: Entry, host: HostOffset, fresh: bool) {
+        let io = &self.image.io;
+        let part = self.part_at(at);
+        let touched = self.touched(part);
+        let (keep, zero, drops) = match old {
+            Entry::Compressed(run) => (io.format.all(), 0, compressed_clusters(io, run)),
+            Entry::Plain(plain) => {
+                let index = plain.host.map(|h| io.cluster().index(h.0)).filter(|_| !io.format.external_data);
+                (plain.allocated, plain.zero & !touched, index.map_or(0..0, |i| i..i + 1))
+            }
+        };
+        self.push_fills(touched | keep, part, host, fresh);
+        self.push_run(part, host);
+        let entry = PlainEntry { host: Some(host), copied: true, allocated: touched | keep, zero };
+        self.updates.push(Update { cluster: io.cluster().index(at), entry, drops });
+    }
+
+    /// The part of the write that lies in the cluster of `at`.
+    fn part_at(&self, at: u64) -> ByteRange {
+        let cluster = self.image.io.cluster();
+        ByteRange::new(at, cluster.start(cluster.index(at) + 1).min(self.range.end()))
+    }
+
+    fn touched(&self, part: ByteRange) -> u32 {
+        let start = self.image.io.cluster().floor(part.start());
+        self.image.io.format.touched(part.start() - start, part.end() - start)
+    }
+
+    /// Notes that `part` goes to the cluster at `host`.
+    fn push_run(&mut self, part: ByteRange, host: HostOffset) {
+        let host = host.plus(self.image.io.cluster().within(part.start()));
+        match self.runs.last_mut() {
+            Some(last) if last.host.plus(last.range.len()) == host => {
+                last.range = ByteRange::new(last.range.start(), part.end());
+            }
+            _ => self.runs.push(WriteRun { range: part, host }),
+        }
+    }
+
+    /// Notes the bytes of the subclusters in `mask` that `part` does not write.
+    fn push_fills(&mut self, mut mask: u32, part: ByteRange, host: HostOffset, fresh: bool) {
+        let io = &self.image.io;
+        let (size, start) = (io.format.subcluster_size(), io.cluster().floor(part.start()));
+        while mask != 0 {
+            let first = mask.trailing_zeros();
+            let count = (mask >> first).trailing_ones();
+            let group = ByteRange::at(start + u64::from(first) * size, u64::from(count) * size);
+            for range in [
+                ByteRange::new(group.start(), part.start().min(group.end())),
+                ByteRange::new(part.end().max(group.start()), group.end()),
+            ] {
+                if !range.is_empty() {
+                    self.fills.push(Fill { range, host: host.plus(range.start() - start), fresh });
+                }
+            }
+            // A shift by 32 clears everything.
+            mask &= u32::MAX.checked_shl(first + count).unwrap_or(0);
+        }
+    }
+
+    /// Copies what the guest sees in `fill.range` to its new place. Nothing is published yet, so the old mapping answers;
+    /// past the end of the disk it is zeros.
+    fn fill(&self, fill: &Fill) -> Result<()> {
+        let image = self.image;
+        let io = &image.io;
+        let there = fill.range.intersect(ByteRange::new(0, io.size));
+        if fill.fresh && image.reads_as_zero(there)? {
+            return Ok(());
+        }
+        // At most a cluster, 2 MiB.
+        let mut buf = vec![0; fill.range.len() as usize];
+        image.read_mapped(&mut buf[..there.len() as usize], there)?;
+        io.data().write_at(&buf, fill.host.0)
+    }
+
+    fn check_overlap(&self, meta: &mut Meta, host: HostOffset) -> Result<()> {
+        let io = &self.image.io;
+        if io.format.external_data {
+            return Ok(());
+        }
+        meta.refcounts(io)?.metadata.check_write(io, host)
+    }
+}
+
+impl Drop for WriteGuard<'_> {
+    fn drop(&mut self) {
+        if self.grants.is_empty() {
+            return;
+        }
+        let io = &self.image.io;
+        let mut meta = self.image.meta.lock();
+        if let Ok(refcounts) = meta.refcounts(io) {
+            for grant in &self.grants {
+                // If the refcounts cannot be read the clusters leak, which harms nobody.
+                let _ = refcounts.release(io, grant.first..grant.first + grant.count);
+            }
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Whether all of `range` is known to read as zeros without reading it.
+    pub(crate) fn reads_as_zero(&self, range: ByteRange) -> Result<bool> {
+        let mut at = range.start();
+        while at < range.end() {
+            let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), 64)?;
+            for run in runs {
+                match run.mapping {
+                    Mapping::Zero(_) => {}
+                    Mapping::Unallocated if !self.io.backing_covers(run.range) => {}
+                    _ => return Ok(false),
+                }
+                at = run.range.end();
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether the host cluster of `entry` belongs to it alone.
+pub(crate) fn writable_in_place(io: &Io, entry: &PlainEntry) -> bool {
+    entry.host.is_some() && (entry.copied || io.format.external_data)
+}
+
+/// The host clusters that a compressed cluster holds a reference to.
+pub(crate) fn compressed_clusters(io: &Io, run: CompressedRun) -> Range<u64> {
+    io.cluster().index(run.offset.0)..io.cluster().count(run.offset.0 + run.len)
+}
+
+/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some(block)` if the refcount
+/// table must first grow.
+pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<Option<u64>> {
+    let (index, l1) = meta.l1_entry(io, cluster)?;
+    if l1.copied() && l1.table().is_some() {
+        return Ok(None);
+    }
+    let grant = match meta.refcounts(io)?.allocate(io, 1)? {
+        Allocation::TableFull(block) => return Ok(Some(block)),
+        Allocation::Got(grant) => grant,
+    };
+    let new = HostOffset(io.cluster().start(grant.first));
+    let written = match l1.table() {
+        None => io.zero_cluster(new),
+        Some(old) => copy_table(io, meta, old, new),
+    };
+    let refcounts = meta.refcounts(io)?;
+    if let Err(error) = written {
+        refcounts.release(io, grant.first..grant.first + 1)?;
+        return Err(error);
+    }
+    refcounts.metadata.insert(grant.first);
+    if let Some(old) = l1.table() {
+        let old_cluster = io.cluster().index(old.0);
+        refcounts.metadata.remove(old_cluster);
+        refcounts.defer_drop(old_cluster..old_cluster + 1);
+        meta.l2.forget(old, io.cluster().bytes());
+    }
+    meta.set_l1(index, new);
+    Ok(None)
+}
+
+/// Copies an L2 table that somebody else may refer to. Such a table is never changed, so the disk is up to date.
+fn copy_table(io: &Io, meta: &mut Meta, old: HostOffset, new: HostOffset) -> Result<()> {
+    io.check_table("read L1 table", old, 0)?;
+    meta.l2.forget(new, io.cluster().bytes());
+    // At most 2 MiB.
+    let mut table = vec![0; io.cluster().bytes() as usize];
+    io.storage.read_at(&mut table, old.0)?;
+    io.storage.write_at(&table, new.0)
+}

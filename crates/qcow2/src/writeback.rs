@@ -1,0 +1,258 @@
+//! Brings changed metadata to disk in the one order that survives a crash at any instant.
+//!
+//! One write-back at a time takes a snapshot of everything dirty and writes it, with a flush of the storage at each
+//! arrow:
+//!
+//! ```text
+//! guest data, COW fill, refcount slices -> refcount table -> L2 slices -> L1 sectors -> dropped references
+//! ```
+//!
+//! Whatever an entry in the snapshot points at was written before the snapshot was taken, so the first flush covers it.
+//! Refcounts therefore are never below the references on disk, and an entry never points at bytes that are not there. A
+//! crash leaves leaks at most. References are dropped only when the entries that held them are gone; until then their
+//! clusters are not reused.
+//!
+//! Lock order: the write-back lock, then the metadata lock. No I/O happens under the metadata lock.
+//!
+//! A write that failed for want of space is put back and may be tried again, since nothing that depends on it was
+//! written. Any other failure leaves the disk in doubt: the image is poisoned, and nothing is written any more.
+
+use std::ops::Range;
+
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
+
+use crate::cache::DirtySlice;
+use crate::image::Qcow2;
+use crate::io::Io;
+use crate::meta::Meta;
+use crate::offset::HostOffset;
+
+/// A snapshot of everything that differs from the disk.
+#[derive(Debug, Default)]
+struct Batch {
+    refcount_slices: Vec<DirtySlice>,
+    refcount_table: Vec<(u64, Vec<u8>)>,
+    refcount_table_at: u64,
+    l2_slices: Vec<DirtySlice>,
+    l1: Vec<(u64, Vec<u8>)>,
+    dropped: Vec<Range<u64>>,
+}
+
+impl Batch {
+    fn take(meta: &mut Meta) -> Self {
+        let mut batch = Self { l2_slices: meta.l2.take_dirty(), ..Self::default() };
+        let mut l1_dirty = std::mem::take(&mut meta.l1_dirty);
+        batch.l1 = l1_dirty.take(|i| meta.l1().get(i).map(|e| e.0));
+        if let Some(refcounts) = &mut meta.refcounts {
+            batch.refcount_slices = refcounts.blocks.take_dirty();
+            let mut table_dirty = std::mem::take(&mut refcounts.table_dirty);
+            let (table, at) = refcounts.table();
+            batch.refcount_table = table_dirty.take(|i| table.get(i).copied());
+            batch.refcount_table_at = at.0;
+            batch.dropped = refcounts.take_pending();
+        }
+        batch
+    }
+
+    /// Writes everything but the dropped references, in order.
+    fn write(&self, io: &Io, l1_at: HostOffset) -> Result<()> {
+        for (at, data) in &self.refcount_slices {
+            io.storage.write_at(data, at.0)?;
+        }
+        if let Some(data_file) = &io.data_file {
+            data_file.flush()?;
+        }
+        io.storage.flush()?;
+        if !self.refcount_table.is_empty() {
+            for (at, data) in &self.refcount_table {
+                io.storage.write_at(data, self.refcount_table_at + at)?;
+            }
+            io.storage.flush()?;
+        }
+        if !self.l2_slices.is_empty() {
+            for (at, data) in &self.l2_slices {
+                io.storage.write_at(data, at.0)?;
+            }
+            io.storage.flush()?;
+        }
+        if !self.l1.is_empty() {
+            for (at, data) in &self.l1 {
+                io.storage.write_at(data, l1_at.0 + at)?;
+            }
+            io.storage.flush()?;
+        }
+        Ok(())
+    }
+
+    /// The snapshot did not reach the disk: everything in it is dirty again.
+    fn put_back(self, meta: &mut Meta) {
+        meta.l2.not_written();
+        meta.l1_dirty.put_back(&self.l1);
+        if let Some(refcounts) = &mut meta.refcounts {
+            refcounts.blocks.not_written();
+            refcounts.table_dirty.put_back(&self.refcount_table);
+            refcounts.put_back(self.dropped);
+        }
+    }
+}
+
+/// Joins flushes that arrive together: each is answered by a write-back that began after it arrived.
+#[derive(Debug, Default)]
+pub(crate) struct FlushGate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct GateState {
+    running: bool,
+    started: u64,
+    completed: u64,
+}
+
+impl FlushGate {
+    /// Returns once a call of `work` has succeeded that began after this call did.
+    pub(crate) fn join(&self, work: impl Fn() -> Result<()>) -> Result<()> {
+        let mut state = self.state.lock();
+        let needed = state.started + 1;
+        loop {
+            if state.completed >= needed {
+                return Ok(());
+            }
+            if state.running {
+                state = self.changed.wait(state);
+                continue;
+            }
+            state.running = true;
+            state.started += 1;
+            let mine = state.started;
+            drop(state);
+            let result = work();
+            state = self.state.lock();
+            state.running = false;
+            if result.is_ok() {
+                state.completed = mine;
+            }
+            self.changed.notify_all();
+            return result;
+        }
+    }
+}
+
+impl Qcow2 {
+    /// Makes everything that was completed before the call durable.
+    pub(crate) fn write_back(&self) -> Result<()> {
+        let _only_one = self.write_back.lock();
+        let batch = {
+            let mut meta = self.meta.lock();
+            meta.check_poison(&self.io, "flush")?;
+            Batch::take(&mut meta)
+        };
+        if let Err(error) = batch.write(&self.io, self.l1_at) {
+            let mut meta = self.meta.lock();
+            if error.kind() == ErrorKind::NoSpace {
+                batch.put_back(&mut meta);
+            } else {
+                poison(&mut meta, &error);
+            }
+            return Err(error);
+        }
+        {
+            let mut meta = self.meta.lock();
+            meta.l2.written();
+            if let Some(refcounts) = &mut meta.refcounts {
+                refcounts.blocks.written();
+            }
+        }
+        if batch.dropped.is_empty() { Ok(()) } else { self.drop_references(&batch.dropped) }
+    }
+
+    /// Gives dropped references back and brings the lowered refcounts to disk, so that a process that ends after a flush
+    /// leaves no leaks.
+    fn drop_references(&self, dropped: &[Range<u64>]) -> Result<()> {
+        let io = &self.io;
+        let free = self.meta.lock().refcounts(io)?.last_references(io, dropped)?;
+        // The refcounts are still one, so nobody takes these clusters while the host gives their space back.
+        for clusters in &free {
+            let range = ByteRange::new(io.cluster().start(clusters.start), io.cluster().start(clusters.end));
+            // A hint: a host that cannot is no failure.
+            let _ = io.storage.discard(range);
+        }
+        let slices = {
+            let mut meta = self.meta.lock();
+            let refcounts = meta.refcounts(io)?;
+            refcounts.drop_references(io, dropped)?;
+            refcounts.blocks.take_dirty()
+        };
+        let written = slices.iter().try_for_each(|(at, data)| io.storage.write_at(data, at.0));
+        let mut meta = self.meta.lock();
+        match &written {
+            Ok(()) => meta.refcounts(io)?.blocks.written(),
+            Err(error) if error.kind() == ErrorKind::NoSpace => meta.refcounts(io)?.blocks.not_written(),
+            Err(error) => poison(&mut meta, error),
+        }
+        written
+    }
+
+    /// Lets the refcount table grow so that it reaches `block`.
+    pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
+        let _only_one = self.write_back.lock();
+        let mut meta = self.meta.lock();
+        meta.check_poison(&self.io, "grow refcount table")?;
+        let result = meta.refcounts(&self.io)?.grow_table(&self.io, block);
+        if let Err(error) = &result
+            && error.kind() != ErrorKind::NoSpace
+        {
+            poison(&mut meta, error);
+        }
+        result
+    }
+}
+
+fn poison(meta: &mut Meta, error: &Error) {
+    meta.poisoned.get_or_insert_with(|| format!("an earlier metadata write failed: {error}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_flush_is_answered_by_work_that_began_after_it() {
+        let gate = FlushGate::default();
+        let runs = AtomicU32::new(0);
+        let inside = Mutex::new(());
+        std::thread::scope(|s| {
+            let hold = inside.lock();
+            let work = || {
+                runs.fetch_add(1, Ordering::SeqCst);
+                drop(inside.lock());
+                Ok(())
+            };
+            s.spawn(|| gate.join(work));
+            while runs.load(Ordering::SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            // These arrive while the first is at work: they share one more, and only one.
+            for _ in 0..3 {
+                s.spawn(|| gate.join(work));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            drop(hold);
+        });
+        let runs = runs.load(Ordering::SeqCst);
+        assert!((2..=4).contains(&runs), "{runs} runs");
+        assert_eq!(gate.state.lock().completed, u64::from(runs));
+    }
+
+    #[test]
+    fn a_failed_run_is_not_taken_for_a_success() {
+        let gate = FlushGate::default();
+        assert!(gate.join(|| Err(Error::new(ErrorKind::Io, "flush"))).is_err());
+        assert_eq!(gate.state.lock().completed, 0);
+        assert!(gate.join(|| Ok(())).is_ok());
+    }
+}

@@ -1,0 +1,260 @@
+//! Zeroing and discarding: changes of the mapping without data.
+//!
+//! Both work an L2 table at a time under an exclusive lock on the guest range. What cannot be said in metadata (part of a
+//! subcluster; version 2, which has no zero flag) is zeroed with data, or left alone by a discard.
+
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, ZeroFlags};
+
+use crate::format::entry::{Entry, PlainEntry};
+use crate::image::Qcow2;
+use crate::meta::Meta;
+use crate::write::{compressed_clusters, ensure_l2_table};
+
+/// Zeros that are written at once where they must be written.
+const ZERO_CHUNK: u64 = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// Must read as zeros afterwards.
+    Zero { may_unmap: bool },
+    /// May read as zeros afterwards; give the space back.
+    Discard,
+}
+
+/// What is to become of one cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    /// It reads as zeros already, or may stay as it is.
+    Nothing,
+    /// The entry changes; the host clusters of the old one lose a reference if `frees`.
+    Set { entry: PlainEntry, frees: bool },
+    /// Only data can do it.
+    Data,
+}
+
+impl Qcow2 {
+    /// Makes `range`, inside the disk, read as zeros.
+    pub(crate) fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.check_writable("write zeroes")?;
+        let purpose = Purpose::Zero { may_unmap: flags.contains(ZeroFlags::MAY_UNMAP) };
+        let whole = self.whole_subclusters(range);
+        let edges = [ByteRange::new(range.start(), whole.start()), ByteRange::new(whole.end(), range.end())];
+        if flags.contains(ZeroFlags::NO_FALLBACK) {
+            for edge in edges {
+                if !self.reads_as_zero(edge)? {
+                    return Err(self.only_data(range));
+                }
+            }
+            self.check_metadata_zero(whole, purpose)?;
+        }
+        if self.raw_data_file() {
+            return self.zero_raw_data_file(range, flags);
+        }
+        for edge in edges {
+            self.zero_with_data(edge)?;
+        }
+        self.change(whole, purpose)
+    }
+
+    /// Gives the space of `range`, inside the disk, back where whole (sub)clusters are covered.
+    pub(crate) fn discard_mapped(&self, range: ByteRange) -> Result<()> {
+        self.check_writable("discard")?;
+        if self.raw_data_file() {
+            // The raw file must stay what the guest sees; its own holes are the only way to give space back.
+            return self.zero_raw_data_file(self.whole_subclusters(range), ZeroFlags::MAY_UNMAP);
+        }
+        self.change(self.whole_subclusters(range), Purpose::Discard)
+    }
+
+    /// The part of `range` that covers whole subclusters. What lies past the end of the disk does not matter, so a range
+    /// that ends with the disk ends on a border; an empty result lies at the start of `range`.
+    fn whole_subclusters(&self, range: ByteRange) -> ByteRange {
+        let size = self.io.format.subcluster_size();
+        let start = range.start().next_multiple_of(size);
+        let end = if range.end() == self.io.size { range.end() } else { range.end() & !(size - 1) };
+        if start >= end { ByteRange::new(range.start(), range.start()) } else { ByteRange::new(start, end) }
+    }
+
+    fn only_data(&self, range: ByteRange) -> Error {
+        Error::new(ErrorKind::Unsupported, "write zeroes")
+            .in_file(self.io.name.clone())
+            .at(range.start())
+            .because("the range can only be zeroed by writing zeros")
+    }
+
+    /// Fails if any cluster of `whole` would need data.
+    fn check_metadata_zero(&self, whole: ByteRange, purpose: Purpose) -> Result<()> {
+        if self.raw_data_file() {
+            return Err(self.only_data(whole));
+        }
+        if self.io.format.has_zero {
+            // Part of a compressed cluster is the one thing that takes data; it can lie only at the ends.
+            let cluster = self.io.cluster().bytes();
+            if whole == whole.align_inward(cluster) || !self.io.format.extended {
+                return Ok(());
+            }
+        }
+        for part in whole.pieces(self.io.cluster().bytes()) {
+            let entry = self.meta.lock().entry(&self.io, self.io.cluster().index(part.start()))?;
+            if self.decide(entry, part, purpose) == Change::Data {
+                return Err(self.only_data(whole));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies `purpose` to `whole`, which covers whole subclusters.
+    fn change(&self, whole: ByteRange, purpose: Purpose) -> Result<()> {
+        let table_bytes = self.io.l2_entries() << self.io.cluster().bits();
+        for part in whole.pieces(table_bytes) {
+            self.relieve()?;
+            let by_data = self.change_in_table(part, purpose)?;
+            for range in by_data {
+                self.zero_with_data(range)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the entries of `part`, which lies in one L2 table; returns what is left for data.
+    fn change_in_table(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
+        let io = &self.io;
+        let _lock = self.ranges.exclusive(part.align_outward(io.cluster().bytes()));
+        if let (Some(data_file), true) = (&io.data_file, purpose != (Purpose::Zero { may_unmap: false })) {
+            // A hint, and before the entries change: a discarded range reads as before or as zeros.
+            data_file.discard(part)?;
+        }
+        loop {
+            let full = {
+                let mut meta = self.meta.lock();
+                meta.check_poison(io, "write zeroes")?;
+                match self.change_locked(&mut meta, part, purpose)? {
+                    Ok(by_data) => return Ok(by_data),
+                    Err(block) => block,
+                }
+            };
+            self.grow_refcount_table(full)?;
+        }
+    }
+
+    /// Under the lock. The inner error is the refcount block that the refcount table must first reach.
+    fn change_locked(
+        &self,
+        meta: &mut Meta,
+        part: ByteRange,
+        purpose: Purpose,
+    ) -> Result<Result<Vec<ByteRange>, u64>> {
+        let io = &self.io;
+        let mut by_data: Vec<ByteRange> = Vec::new();
+        let first = io.cluster().index(part.start());
+        let no_table = meta.l1_entry(io, first)?.1.table().is_none();
+        if no_table && (purpose == Purpose::Discard || !io.backing_covers(part)) {
+            return Ok(Ok(by_data));
+        }
+        let mut table_ready = false;
+        for piece in part.pieces(io.cluster().bytes()) {
+            let cluster = io.cluster().index(piece.start());
+            let old = meta.entry(io, cluster)?;
+            match self.decide(old, piece, purpose) {
+                Change::Nothing => {}
+                Change::Data => match by_data.last_mut() {
+                    Some(last) if last.end() == piece.start() => {
+                        *last = ByteRange::new(last.start(), piece.end())
+                    }
+                    _ => by_data.push(piece),
+                },
+                Change::Set { entry, frees } => {
+                    if !table_ready {
+                        if let Some(block) = ensure_l2_table(io, meta, cluster)? {
+                            return Ok(Err(block));
+                        }
+                        table_ready = true;
+                    }
+                    meta.set_entry(io, cluster, entry)?;
+                    if frees {
+                        let clusters = match old {
+                            Entry::Compressed(run) => compressed_clusters(io, run),
+                            Entry::Plain(plain) => plain.host.map_or(0..0, |h| {
+                                let index = io.cluster().index(h.0);
+                                index..index + 1
+                            }),
+                        };
+                        meta.refcounts(io)?.defer_drop(clusters);
+                    }
+                }
+            }
+        }
+        Ok(Ok(by_data))
+    }
+
+    /// What becomes of the cluster with entry `old`, of which `part` is to change.
+    fn decide(&self, old: Entry, part: ByteRange, purpose: Purpose) -> Change {
+        let io = &self.io;
+        let format = io.format;
+        let start = io.cluster().floor(part.start());
+        // Up to the end of the disk is up to the end of the cluster.
+        let end = if part.end() == io.size { io.cluster().bytes() } else { part.end() - start };
+        let mask = format.covered(part.start() - start, end);
+        let backed = io.backing_covers(part);
+        let whole = mask == format.all();
+        let plain = match old {
+            Entry::Compressed(_) if whole => PlainEntry { allocated: format.all(), ..PlainEntry::default() },
+            Entry::Compressed(_) if purpose == Purpose::Discard => return Change::Nothing,
+            Entry::Compressed(_) => return Change::Data,
+            Entry::Plain(plain) => plain,
+        };
+        // Subclusters that may show something else than zeros.
+        let shows = mask & if backed { !plain.zero } else { plain.allocated };
+        let affected = if purpose == Purpose::Discard { mask & plain.allocated } else { shows };
+        if affected == 0 {
+            return Change::Nothing;
+        }
+        if !format.has_zero {
+            let unmaps = purpose != (Purpose::Zero { may_unmap: false });
+            return match purpose {
+                _ if !backed && unmaps => Change::Set { entry: PlainEntry::default(), frees: true },
+                // Without a zero flag the backing device would show.
+                Purpose::Discard => Change::Nothing,
+                Purpose::Zero { .. } => Change::Data,
+            };
+        }
+        let keeps_place = plain.host.is_some()
+            && (format.external_data
+                || !whole
+                || (plain.copied && purpose == Purpose::Zero { may_unmap: false }));
+        if keeps_place {
+            let entry = PlainEntry {
+                allocated: plain.allocated & !mask,
+                zero: (plain.zero | mask) & format.all(),
+                ..plain
+            };
+            return Change::Set { entry, frees: false };
+        }
+        // A discarded cluster with nothing below it is simply unallocated.
+        let zero = if purpose == Purpose::Discard && !backed { 0 } else { plain.zero | mask };
+        let frees = plain.host.is_some() || matches!(old, Entry::Compressed(_));
+        Change::Set { entry: PlainEntry { zero, ..PlainEntry::default() }, frees }
+    }
+
+    /// Writes zeros where the range does not read as zeros already.
+    fn zero_with_data(&self, range: ByteRange) -> Result<()> {
+        // At most a chunk.
+        let zeros = vec![0; range.len().min(ZERO_CHUNK) as usize];
+        for part in range.pieces(ZERO_CHUNK) {
+            if !self.reads_as_zero(part)? {
+                self.write_mapped(&zeros[..part.len() as usize], part)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The data file is a raw image by itself: the zeros must be in it. The mapping does not change.
+    fn zero_raw_data_file(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        let Some(data_file) = &self.io.data_file else { return Ok(()) };
+        for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
+            let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
+            data_file.write_zeroes(part, flags.without(ZeroFlags::FUA))?;
+        }
+        Ok(())
+    }
+}
