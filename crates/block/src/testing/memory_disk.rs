@@ -201,7 +201,7 @@ impl MemoryDisk {
     fn fill_from_backing(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let Some(backing) = &self.backing else { return Ok(()) };
         let there = backing.len().saturating_sub(offset).min(buf.len() as u64) as usize;
-        backing.read_at(&mut buf[..there], offset)
+        if there == 0 { Ok(()) } else { backing.read_at(&mut buf[..there], offset) }
     }
 
     /// Makes data of every unit that `range` touches, completing those that were not.
@@ -346,7 +346,7 @@ impl BlockDevice for MemoryDisk {
         let mut merger = ExtentMerger::default();
         for (run, kind) in runs {
             let answer = match &self.backing {
-                Some(backing) if kind == ExtentKind::Unallocated => {
+                Some(backing) if kind == ExtentKind::Unallocated && run.start() < backing.len() => {
                     let inside = run.intersect(ByteRange::new(0, backing.len()));
                     let mut answer = Visit::Continue(());
                     backing.extents(inside, &mut |mut extent| {
@@ -360,6 +360,9 @@ impl BlockDevice for MemoryDisk {
                     // Past the end of the backing disk nothing says anything.
                     let past = ByteRange::new(run.start().max(backing.len()), run.end());
                     merger.push(Extent::new(past, ExtentKind::Unallocated).at_depth(1), visit)
+                }
+                Some(_) if kind == ExtentKind::Unallocated => {
+                    merger.push(Extent::new(run, kind).at_depth(1), visit)
                 }
                 _ => merger.push(Extent::new(run, kind), visit),
             };

@@ -1,1 +1,6 @@
 //! The doubles keep the contracts.
+
+mod crash;
+mod disk;
+mod fault;
+mod storage;
