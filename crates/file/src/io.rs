@@ -4,13 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
+use blockmirror_block::{Error, ErrorKind, Result};
 
 /// File offsets are signed in the kernel: nothing lies at or past this.
 pub(crate) const MAX_OFFSET: u64 = i64::MAX as u64;
-
-/// What zero-filling without help from the kernel writes at a time.
-static ZEROS: [u8; 256 * 1024] = [0; 256 * 1024];
 
 /// Fills `buf` from `offset`; what lies past the end of the file is zero.
 pub(crate) fn read(file: &File, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -42,14 +39,6 @@ pub(crate) fn write(file: &File, buf: &[u8], offset: u64) -> Result<()> {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(Error::io("write", e).at(at)),
         }
-    }
-    Ok(())
-}
-
-/// Writes zero bytes over `range`.
-pub(crate) fn write_zero_bytes(file: &File, range: ByteRange) -> Result<()> {
-    for piece in range.pieces(ZEROS.len() as u64) {
-        write(file, &ZEROS[..piece.len() as usize], piece.start())?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use blockmirror_image_lock::{ImageLock, Permissions};
 use rustix::fs::OFlags;
 
 use crate::FileStorage;
+use crate::direct::Direct;
 use crate::storage::FileKind;
 use crate::zeroes;
 
@@ -114,7 +115,8 @@ impl FileOptions {
             .map_err(|e| self.explain(e))?;
         kind_of(&file.metadata().map_err(|e| Error::io("open", e))?)?;
         let lock = lock(&file, path, self.lock, writable)?;
-        FileStorage::assemble(file, Arc::clone(name), writable, lock)
+        let direct = if self.direct { Some(Direct::new(&file, writable)?) } else { None };
+        FileStorage::assemble(file, Arc::clone(name), writable, lock, direct)
     }
 
     fn explain(&self, e: std::io::Error) -> Error {

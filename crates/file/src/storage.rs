@@ -16,6 +16,7 @@ use blockmirror_block::{
 use blockmirror_image_lock::ImageLock;
 use rustix::fs::SeekFrom;
 
+use crate::direct::Direct;
 use crate::flush::FlushGate;
 use crate::zeroes::Outcome;
 use crate::{copy, holes, io, open, zeroes};
@@ -40,6 +41,8 @@ pub struct FileId {
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    /// `Some` if `file` was opened for direct I/O.
+    direct: Option<Direct>,
     name: Arc<str>,
     kind: FileKind,
     info: StorageInfo,
@@ -53,6 +56,9 @@ pub struct FileStorage {
     growth: RangeLock,
 }
 
+/// What zero-filling without help from the kernel writes at a time.
+static ZEROS: [u8; 256 * 1024] = [0; 256 * 1024];
+
 /// The one range that `growth` is about.
 const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
 
@@ -62,6 +68,7 @@ impl FileStorage {
         name: Arc<str>,
         writable: bool,
         lock: Option<ImageLock>,
+        direct: Option<Direct>,
     ) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("open", e))?;
         let kind = open::kind_of(&meta)?;
@@ -69,9 +76,13 @@ impl FileStorage {
             FileKind::Regular => FileId { device: meta.dev(), inode: Some(meta.ino()) },
             FileKind::Block => FileId { device: meta.rdev(), inode: None },
         };
-        let info = open::facts(&file, kind, writable);
+        let mut info = open::facts(&file, kind, writable);
+        if let Some(direct) = &direct {
+            info.request_alignment = info.request_alignment.max(direct.unit() as u32);
+        }
         let storage = Self {
             file,
+            direct,
             name,
             kind,
             info,
@@ -140,6 +151,27 @@ impl FileStorage {
         }
     }
 
+    fn read_bytes(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        match &self.direct {
+            None => io::read(&self.file, buf, offset),
+            Some(direct) => direct.read(&self.file, buf, offset),
+        }
+    }
+
+    fn write_bytes(&self, buf: &[u8], offset: u64) -> Result<()> {
+        match &self.direct {
+            None => io::write(&self.file, buf, offset),
+            Some(direct) => direct.write(&self.file, buf, offset),
+        }
+    }
+
+    fn write_zero_bytes(&self, range: ByteRange) -> Result<()> {
+        for piece in range.pieces(ZEROS.len() as u64) {
+            self.write_bytes(&ZEROS[..piece.len() as usize], piece.start())?;
+        }
+        Ok(())
+    }
+
     /// Runs `write`, which fills `range` and may let the file grow up to its end.
     fn growing(&self, range: ByteRange, write: impl FnOnce() -> Result<()>) -> Result<()> {
         let end = range.end();
@@ -168,8 +200,7 @@ impl FileStorage {
 
     /// Zeroes `range`, all of it below the end of the file.
     fn zero_inside(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        let unit = u64::from(self.info.request_alignment);
-        let inner = range.align_inward(unit);
+        let inner = range.align_inward(self.zero_unit());
         let outcome = if inner.is_empty() {
             Outcome::Unsupported
         } else if flags.contains(ZeroFlags::MAY_UNMAP) {
@@ -182,13 +213,21 @@ impl FileStorage {
         };
         match outcome {
             Outcome::Done => {
-                io::write_zero_bytes(&self.file, ByteRange::new(range.start(), inner.start()))?;
-                io::write_zero_bytes(&self.file, ByteRange::new(inner.end(), range.end()))
+                self.write_zero_bytes(ByteRange::new(range.start(), inner.start()))?;
+                self.write_zero_bytes(ByteRange::new(inner.end(), range.end()))
             }
             Outcome::Unsupported if flags.contains(ZeroFlags::NO_FALLBACK) => {
                 Err(Error::new(ErrorKind::Unsupported, "write zeroes").at(range.start()))
             }
-            Outcome::Unsupported => io::write_zero_bytes(&self.file, range),
+            Outcome::Unsupported => self.write_zero_bytes(range),
+        }
+    }
+
+    /// What `fallocate` needs its ranges aligned to: files take any, devices whole blocks.
+    fn zero_unit(&self) -> u64 {
+        match self.kind {
+            FileKind::Regular => 1,
+            FileKind::Block => u64::from(self.info.request_alignment),
         }
     }
 
@@ -220,7 +259,7 @@ impl FileStorage {
         for piece in rest.pieces(1024 * 1024) {
             buf.resize(piece.len() as usize, 0);
             run.storage.read_at(&mut buf, run.offset.saturating_add(piece.start() - offset))?;
-            io::write(&self.file, &buf, piece.start())?;
+            self.write_bytes(&buf, piece.start())?;
         }
         Ok(())
     }
@@ -244,13 +283,13 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.named(io::read(&self.file, buf, offset))
+        self.named(self.read_bytes(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.named(
             self.write_range(offset, buf.len() as u64, "write")
-                .and_then(|range| self.growing(range, || io::write(&self.file, buf, offset))),
+                .and_then(|range| self.growing(range, || self.write_bytes(buf, offset))),
         )
     }
 
@@ -283,7 +322,7 @@ impl Storage for FileStorage {
     fn discard(&self, range: ByteRange) -> Result<()> {
         self.named(self.writable("discard").and_then(|()| {
             let inside = range.intersect(ByteRange::new(0, self.length()?));
-            let inner = inside.align_inward(u64::from(self.info.request_alignment));
+            let inner = inside.align_inward(self.zero_unit());
             zeroes::punch(&self.file, inner, "discard").map(|_| ())
         }))
     }

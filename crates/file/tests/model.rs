@@ -121,12 +121,32 @@ fn directory() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
+fn does_direct_io(dir: &Path) -> bool {
+    match FileOptions::new().create_new(true).direct(true).open(dir.join("probe")) {
+        Ok(_) => true,
+        Err(e) => {
+            assert_eq!(e.kind(), blockmirror_block::ErrorKind::Unsupported, "{e}");
+            false
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_is_a_vector_of_bytes(ops in prop::collection::vec(op(), 1..30)) {
         check(directory().path(), false, &ops);
+    }
+
+    #[test]
+    fn without_the_page_cache_as_well(ops in prop::collection::vec(op(), 1..30)) {
+        let dir = tempfile::tempdir().unwrap();
+        if !does_direct_io(dir.path()) {
+            eprintln!("SKIPPED: the temporary directory does not do direct I/O");
+            return Ok(());
+        }
+        check(dir.path(), true, &ops);
     }
 
     #[test]
