@@ -1,78 +1,103 @@
 //! The job as its user sees it: start, watch, steer, wait.
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blockmirror_block::sync::Mutex;
-use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
+use blockmirror_block::{BlockDevice, ByteRange};
 
+use crate::core::Core;
+use crate::core::config::Config;
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::granularity::GranularityChoice;
+use crate::mover::Manner;
 use crate::options::MirrorOptions;
 use crate::plan::check_lengths;
-use crate::progress::{Event, IoStatus, JobState, Outcome, Progress};
+use crate::progress::{Event, Outcome, Progress};
 
-/// Steers and watches a job from any thread. Cheap to clone; outlives the job harmlessly.
+/// Steers and watches a job from any thread. Cheap to clone; harmless once the job is over.
 #[derive(Clone, Debug)]
 pub struct MirrorControl {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    cancelled: AtomicBool,
-    progress: Mutex<Progress>,
+    engine: Arc<Engine>,
 }
 
 impl MirrorControl {
     /// The figures at this moment.
     pub fn progress(&self) -> Progress {
-        *self.shared.progress.lock()
+        self.engine.with_core(false, |core, now| core.progress(now))
     }
 
-    /// Takes the events since the last call, oldest first.
+    /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
-        Vec::new()
+        self.engine.with_core(false, |core, _| core.take_events())
     }
 
-    /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`]. The target is then incomplete.
+    /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight. The target
+    /// is incomplete then.
     pub fn cancel(&self) {
-        self.shared.cancelled.store(true, Ordering::SeqCst);
+        self.engine.cancel();
     }
 
     /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished.
-    pub fn pause(&self) {}
+    pub fn pause(&self) {
+        self.engine.with_core(true, |core, _| core.pause());
+    }
 
-    /// Goes on after [`pause`](Self::pause) or after an error policy stopped the job.
-    pub fn resume(&self) {}
+    /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job.
+    pub fn resume(&self) {
+        self.engine.with_core(true, |core, _| core.resume());
+    }
 
     /// Changes the speed in bytes per second; 0 is as fast as it goes.
     pub fn set_speed(&self, bytes_per_second: u64) {
-        let _ = bytes_per_second;
+        self.engine.with_core(true, |core, now| core.set_speed(now, bytes_per_second));
+    }
+
+    /// Says that the source has changed in `range`, so that it is copied again. To be called *after* the write has
+    /// finished, whether or not it succeeded; a call before it may be too early. Once the job is over it does nothing.
+    pub fn mark_dirty(&self, range: ByteRange) {
+        self.engine.with_core(true, |core, _| core.mark_dirty(range));
     }
 
     /// Waits until the job has ended, for at most `timeout`; true if it has.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
-        thread::sleep(timeout);
-        self.progress().state == JobState::Concluded
+        self.engine.wait(Some(timeout))
     }
 }
 
 /// A running mirror job. Dropping it cancels it and waits for its threads.
+///
+/// ```
+/// use std::sync::Arc;
+/// use blockmirror_block::testing::MemoryDisk;
+/// use blockmirror_mirror::{MirrorJob, MirrorOptions};
+///
+/// let source = Arc::new(MemoryDisk::new(1 << 20));
+/// let target = Arc::new(MemoryDisk::new(1 << 20));
+/// let job = MirrorJob::start(source, target, MirrorOptions::new())?;
+/// println!("granularity: {}", job.granularity());
+/// let outcome = job.wait()?;
+/// assert!(outcome.given_up.is_empty());
+/// # Ok::<(), blockmirror_mirror::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct MirrorJob {
     control: MirrorControl,
     granularity: GranularityChoice,
-    thread: Option<JoinHandle<Result<Outcome, Error>>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl MirrorJob {
-    /// Checks everything that can be checked, then starts copying `source` to `target`.
+    /// Checks everything that can be checked, then starts to copy `source` to `target`.
+    ///
+    /// The job ends by itself when the target equals the source and a flush of the target has succeeded. Who
+    /// writes to the source meanwhile has to say so with [`mark_dirty`](MirrorControl::mark_dirty).
     ///
     /// # Errors
-    /// Invalid options, different lengths, a read-only target; nothing was touched then.
+    /// Invalid options, different lengths, a read-only target: nothing was touched then. [`Error::Thread`] if the
+    /// system gives not a single thread.
     pub fn start(
         source: Arc<dyn BlockDevice>,
         target: Arc<dyn BlockDevice>,
@@ -80,35 +105,25 @@ impl MirrorJob {
     ) -> Result<Self, Error> {
         options.check()?;
         check_lengths(&*source, &*target)?;
-        if !target.geometry().writable {
+        let geometry = target.geometry();
+        if !geometry.writable {
             return Err(Error::TargetReadOnly { name: target.name().to_owned() });
         }
-        let granularity = GranularityChoice::new(options.granularity, target.geometry().cluster_size)?;
-        let shared = Arc::new(Shared {
-            cancelled: AtomicBool::new(false),
-            progress: Mutex::new(Progress {
-                state: JobState::Running,
-                io_status: IoStatus::Ok,
-                offset: 0,
-                len: source.len(),
-                bulk_left: source.len(),
-                dirty_left: source.len(),
-                dirtied: 0,
-                in_flight: 0,
-                copied: 0,
-                zeroed: 0,
-                skipped: 0,
-                given_up: 0,
-                elapsed: Duration::ZERO,
-            }),
-        });
-        let control = MirrorControl { shared };
-        let inner = control.clone();
-        let thread = thread::Builder::new()
-            .name("mirror".into())
-            .spawn(move || inner.copy(&*source, &*target, granularity))
-            .map_err(Error::Thread)?;
-        Ok(Self { control, granularity, thread: Some(thread) })
+        let granularity = GranularityChoice::new(options.granularity, geometry.cluster_size)?;
+        let core = Core::new(Config::new(&options, granularity.bytes, source.len(), geometry))?;
+        let engine = Arc::new(Engine::new(source, target, Manner::new(&options, geometry), core));
+        let mut job =
+            Self { control: MirrorControl { engine: Arc::clone(&engine) }, granularity, threads: Vec::new() };
+        for _ in 0..thread_count(&options) {
+            let engine = Arc::clone(&engine);
+            match thread::Builder::new().name("mirror".into()).spawn(move || engine.run()) {
+                Ok(thread) => job.threads.push(thread),
+                // Fewer threads than wished for do the same work.
+                Err(_) if !job.threads.is_empty() => break,
+                Err(error) => return Err(Error::Thread(error)),
+            }
+        }
+        Ok(job)
     }
 
     /// The granularity in use, and why.
@@ -126,53 +141,40 @@ impl MirrorJob {
     /// # Errors
     /// Why the job failed, or [`Error::Cancelled`].
     pub fn wait(mut self) -> Result<Outcome, Error> {
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result,
-            _ => Err(Error::Panicked),
+        self.control.engine.wait(None);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                return Err(Error::Panicked);
+            }
         }
+        self.control.engine.with_core(false, |core, now| {
+            core.take_result().unwrap_or(Err(Error::Panicked))?;
+            let progress = core.progress(now);
+            Ok(Outcome {
+                granularity: self.granularity,
+                copied: progress.copied,
+                zeroed: progress.zeroed,
+                skipped: progress.skipped,
+                given_up: core.given_up(),
+                elapsed: progress.elapsed,
+            })
+        })
     }
 }
 
 impl Drop for MirrorJob {
     fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            self.control.cancel();
+        if self.threads.is_empty() {
+            return;
+        }
+        self.control.cancel();
+        for thread in self.threads.drain(..) {
+            // A panic was the thread's own; there is nobody left to tell.
             let _ = thread.join();
         }
     }
 }
 
-impl MirrorControl {
-    fn copy(
-        &self,
-        source: &dyn BlockDevice,
-        target: &dyn BlockDevice,
-        granularity: GranularityChoice,
-    ) -> Result<Outcome, Error> {
-        let started = Instant::now();
-        let mut buf = vec![0; 1 << 20];
-        for piece in ByteRange::new(0, source.len()).pieces(1 << 20) {
-            if self.shared.cancelled.load(Ordering::SeqCst) {
-                return Err(Error::Cancelled);
-            }
-            let part = usize::try_from(piece.len()).unwrap_or(0);
-            source.read_at(&mut buf[..part], piece.start()).map_err(Error::Source)?;
-            target.write_at(&buf[..part], piece.start(), WriteFlags::NONE).map_err(Error::Target)?;
-            let mut p = self.shared.progress.lock();
-            p.offset += piece.len();
-            p.copied += piece.len();
-            p.bulk_left -= piece.len();
-            p.dirty_left -= piece.len();
-        }
-        target.flush().map_err(Error::Target)?;
-        self.shared.progress.lock().state = JobState::Concluded;
-        Ok(Outcome {
-            granularity,
-            copied: source.len(),
-            zeroed: 0,
-            skipped: 0,
-            given_up: Vec::new(),
-            elapsed: started.elapsed(),
-        })
-    }
+fn thread_count(options: &MirrorOptions) -> usize {
+    options.threads.map_or(options.max_in_flight, NonZeroUsize::get).min(options.max_in_flight)
 }

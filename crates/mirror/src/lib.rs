@@ -10,12 +10,16 @@
 
 #![forbid(unsafe_code)]
 
+mod core;
+mod engine;
 mod error;
 mod granularity;
 mod job;
+mod mover;
 mod options;
 mod plan;
 mod progress;
+mod range_set;
 mod survey;
 
 pub use error::{Error, ErrorKind};

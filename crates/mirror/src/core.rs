@@ -1,0 +1,353 @@
+//! The core of a job: every decision, no I/O.
+//!
+//! The engine keeps one core behind one mutex. Its threads ask [`next`](Core::next) for an action, perform it
+//! without the mutex, and report to [`finished`](Core::finished). Time is an argument; nothing here waits or
+//! calls a device, so that a simulator can drive the same code through any order of events.
+//!
+//! What must hold:
+//! - A bit of the dirty bitmap is cleared before the survey that looks at its bytes is handed out, hence before
+//!   they are read; whoever marks it again meanwhile makes the range be copied once more.
+//! - `claimed` holds, to the byte, what was taken and is not finished. Nothing is taken that overlaps it, so no two
+//!   operations on one byte are ever in flight.
+//! - When an operation fails its bits are set again *before* the error policy is asked.
+//! - What is queued is bounded: a survey returns a capped number of segments, and no new one is begun
+//!   while enough work is queued.
+
+mod admission;
+mod completion;
+pub(crate) mod config;
+mod retry;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::{self as block, ByteRange};
+use blockmirror_ratelimit::RateLimiter;
+
+use crate::error::Error;
+use crate::granularity::GranularityError;
+use crate::options::SyncMode;
+use crate::progress::{Event, GivenUp, IoStatus, JobState, Operation, Progress};
+use crate::range_set::RangeSet;
+use crate::survey::{Failure, Need, Segment};
+use config::Config;
+use retry::{GivenUpList, Retries};
+
+/// Events kept for a reader that does not come; the oldest are dropped.
+const MAX_EVENTS: usize = 1024;
+
+/// What a thread is to do now.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Perform this and report.
+    Do(Action),
+    /// Ask again at this time, or as soon as anything was reported or changed.
+    Wait(Option<Duration>),
+    /// The job is over.
+    Finished,
+}
+
+/// An operation to perform, and the name to report it under.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Action {
+    pub(crate) id: u64,
+    pub(crate) work: Work,
+}
+
+/// What is to be performed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Find out what the range needs, as much of it as fits one survey.
+    Survey(ByteRange),
+    /// Copy the range from source to target.
+    Copy {
+        range: ByteRange,
+        /// The target reads as zeros there: zeros need not be written.
+        target_zero: bool,
+    },
+    /// Make the range zero on the target.
+    Zero {
+        range: ByteRange,
+        /// Only if no zero bytes have to be written for it.
+        metadata_only: bool,
+    },
+    /// Make everything written durable.
+    Flush,
+}
+
+/// What came of an action.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The segments cover a prefix of what was asked.
+    Surveyed(Vec<Segment>),
+    /// Copied; the sum is the length of the range.
+    Copied(Moved),
+    /// Made zero.
+    Zeroed,
+    /// Could not be made zero without writing; nothing was done.
+    ZeroUnsupported,
+    /// Durable.
+    Flushed,
+}
+
+/// Where the bytes of a copy went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    pub(crate) copied: u64,
+    pub(crate) zeroed: u64,
+    pub(crate) skipped: u64,
+}
+
+/// A range taken from the dirty bitmap that has not been surveyed to its end.
+#[derive(Clone, Copy, Debug)]
+struct Walk {
+    range: ByteRange,
+    tries: u32,
+    /// Part of the first pass over the disk.
+    first_pass: bool,
+}
+
+/// A surveyed segment that waits for its turn.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    range: ByteRange,
+    need: Need,
+    tries: u32,
+}
+
+/// An operation under way.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    id: u64,
+    work: Work,
+    tries: u32,
+    first_pass: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// The error is what the job will end with.
+    Aborting(Error),
+    Concluded(Result<(), Error>),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Core {
+    config: Config,
+    phase: Phase,
+    paused_by_user: bool,
+    stopped_by_error: bool,
+    io_status: IoStatus,
+
+    dirty: DirtyBitmap,
+    /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied even
+    /// where the top image does not decide it.
+    guest_written: Option<DirtyBitmap>,
+    /// Where to look for dirt next.
+    cursor: u64,
+    claimed: RangeSet,
+    walks: VecDeque<Walk>,
+    queue: VecDeque<Queued>,
+    queued_copy: u64,
+    in_flight: Vec<InFlight>,
+    next_id: u64,
+
+    retries: Retries,
+    given_up: GivenUpList,
+    flush_tries: u32,
+    flush_not_before: Duration,
+    limiter: RateLimiter,
+    /// The target has shown that it cannot zero without writing.
+    zero_by_data: bool,
+
+    done: Moved,
+    offset: u64,
+    dirtied: u64,
+    events: VecDeque<Event>,
+}
+
+impl Core {
+    /// A core whose first pass over the disk has not begun.
+    ///
+    /// # Errors
+    /// The detail in `config` is no granularity of a bitmap.
+    pub(crate) fn new(config: Config) -> Result<Self, GranularityError> {
+        let bitmap = || {
+            DirtyBitmap::new(config.len, config.detail)
+                .map_err(|_| GranularityError::OutOfRange(config.detail))
+        };
+        let guest_written = match config.sync {
+            SyncMode::Full => None,
+            SyncMode::Top => Some(bitmap()?),
+        };
+        let disk = ByteRange::new(0, config.len);
+        let mut core = Self {
+            dirty: bitmap()?,
+            guest_written,
+            phase: Phase::Running,
+            paused_by_user: false,
+            stopped_by_error: false,
+            io_status: IoStatus::Ok,
+            cursor: 0,
+            claimed: RangeSet::default(),
+            walks: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued_copy: 0,
+            in_flight: Vec::new(),
+            next_id: 0,
+            retries: Retries::default(),
+            given_up: GivenUpList::default(),
+            flush_tries: 0,
+            flush_not_before: Duration::ZERO,
+            limiter: RateLimiter::new(config.speed),
+            zero_by_data: !config.zero_by_metadata,
+            done: Moved::default(),
+            offset: 0,
+            dirtied: 0,
+            events: VecDeque::new(),
+            config,
+        };
+        // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of the
+        // walk is cleared when the walk gets there.
+        core.claimed.insert(disk);
+        if !disk.is_empty() {
+            core.walks.push_back(Walk { range: disk, tries: 0, first_pass: true });
+        }
+        Ok(core)
+    }
+
+    /// The source has changed in `range`: called after the write has finished, whether or not it succeeded.
+    pub(crate) fn mark_dirty(&mut self, range: ByteRange) {
+        self.dirtied += self.dirty.set(range.start()..range.end());
+        if let Some(written) = &mut self.guest_written {
+            written.set(range.start()..range.end());
+        }
+    }
+
+    /// Starts nothing new until [`resume`](Self::resume).
+    pub(crate) fn pause(&mut self) {
+        self.paused_by_user = true;
+    }
+
+    /// Goes on, also after an error policy stopped the job; its errors are forgotten.
+    pub(crate) fn resume(&mut self) {
+        self.paused_by_user = false;
+        self.stopped_by_error = false;
+        self.io_status = IoStatus::Ok;
+    }
+
+    /// Changes the speed; waiting threads must ask again.
+    pub(crate) fn set_speed(&mut self, now: Duration, bytes_per_second: u64) {
+        self.limiter.set_speed(now, bytes_per_second);
+    }
+
+    /// Ends the job with `error` once nothing is in flight, unless it is ending already.
+    pub(crate) fn abort(&mut self, error: Error) {
+        if matches!(self.phase, Phase::Running) {
+            self.phase = Phase::Aborting(error);
+            self.conclude_if_idle();
+        }
+    }
+
+    /// Performing the action `id` panicked: what it left behind is unknown.
+    pub(crate) fn panicked(&mut self, now: Duration, id: u64) {
+        self.abort(Error::Panicked);
+        let error = block::Error::new(block::ErrorKind::Poisoned, "copy");
+        self.finished(now, id, Err(Failure { operation: Operation::Write, error }));
+    }
+
+    fn conclude_if_idle(&mut self) {
+        if !self.in_flight.is_empty() || !matches!(self.phase, Phase::Aborting(_)) {
+            return;
+        }
+        if let Phase::Aborting(error) = std::mem::replace(&mut self.phase, Phase::Concluded(Ok(()))) {
+            self.phase = Phase::Concluded(Err(error));
+        }
+    }
+
+    /// How the job ended, once it has; takes the error out.
+    pub(crate) fn take_result(&mut self) -> Option<Result<(), Error>> {
+        match &mut self.phase {
+            Phase::Concluded(result) => Some(std::mem::replace(result, Ok(()))),
+            _ => None,
+        }
+    }
+
+    /// Whether the job is over.
+    pub(crate) fn is_concluded(&self) -> bool {
+        matches!(self.phase, Phase::Concluded(_))
+    }
+
+    /// The figures, `now` after the start.
+    pub(crate) fn progress(&self, now: Duration) -> Progress {
+        let left = self.dirty.dirty_bytes() + self.claimed.bytes();
+        let in_flight = self.in_flight.iter().map(InFlight::bytes).sum();
+        let unsurveyed = self.walks.iter().filter(|w| w.first_pass).map(|w| w.range.len());
+        let in_survey = self.in_flight.iter().filter(|op| op.first_pass).map(|op| match op.work {
+            Work::Survey(range) => range.len(),
+            _ => 0,
+        });
+        Progress {
+            state: match self.phase {
+                Phase::Running if self.is_paused() => JobState::Paused,
+                Phase::Running => JobState::Running,
+                Phase::Aborting(_) => JobState::Aborting,
+                Phase::Concluded(_) => JobState::Concluded,
+            },
+            io_status: self.io_status,
+            offset: self.offset,
+            len: self.offset + left,
+            bulk_left: unsurveyed.chain(in_survey).sum(),
+            dirty_left: left - in_flight,
+            dirtied: self.dirtied,
+            in_flight,
+            copied: self.done.copied,
+            zeroed: self.done.zeroed,
+            skipped: self.done.skipped,
+            given_up: self.given_up.bytes(),
+            elapsed: now,
+        }
+    }
+
+    /// The events since the last call.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        self.events.drain(..).collect()
+    }
+
+    /// What was given up so far.
+    pub(crate) fn given_up(&self) -> Vec<GivenUp> {
+        self.given_up.to_vec()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused_by_user || self.stopped_by_error
+    }
+
+    fn push_event(&mut self, event: Event) {
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+}
+
+impl InFlight {
+    /// Bytes that are being moved or zeroed.
+    fn bytes(&self) -> u64 {
+        match self.work {
+            Work::Copy { range, .. } | Work::Zero { range, .. } => range.len(),
+            Work::Survey(_) | Work::Flush => 0,
+        }
+    }
+
+    /// Bytes of buffer it holds.
+    fn buffer(&self) -> u64 {
+        match self.work {
+            Work::Copy { range, .. } => range.len(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What is done next: surveys ahead of the data, then the data, within the limits.
+
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+
+use super::config::floor_power_of_two;
+use super::{Action, Core, InFlight, Next, Phase, Queued, Walk, Work};
+use crate::survey::Need;
+
+/// Surveys under way together. One keeps many threads busy while the first pass streams over large runs; a
+/// second one helps when scattered dirt is copied.
+const MAX_SURVEYS: usize = 2;
+/// A survey is begun while fewer segments than this are queued.
+const QUEUE_LOW: usize = 512;
+/// Zeroing by metadata goes in steps of this, so that a pause or a cancel need not wait for the whole disk.
+const ZERO_STEP: u64 = 256 << 20;
+/// With a speed limit, a slice is spent in at least so many operations if the granularity allows.
+const OPERATIONS_PER_SLICE: u64 = 8;
+
+impl Core {
+    /// What the calling thread is to do. An action handed out must be reported to
+    /// [`finished`](Core::finished), whatever comes of it.
+    pub(crate) fn next(&mut self, now: Duration) -> Next {
+        match self.phase {
+            Phase::Running => {}
+            Phase::Aborting(_) => return Next::Wait(None),
+            Phase::Concluded(_) => return Next::Finished,
+        }
+        if self.is_paused() || self.in_flight.len() >= self.config.max_in_flight {
+            return Next::Wait(None);
+        }
+        if self.wants_survey()
+            && let Some(walk) = self.take_walk(now)
+        {
+            let range = walk.range;
+            // Before the survey looks, hence before anything is read.
+            self.dirty.clear(range.start()..range.end());
+            return self.begin(Work::Survey(range), walk.tries, walk.first_pass);
+        }
+        if let Some(front) = self.queue.front().copied() {
+            return self.begin_queued(front, now);
+        }
+        if !self.in_flight.is_empty() {
+            return Next::Wait(self.retries.next_time(now));
+        }
+        if let Some(wake) = self.retries.next_time(now) {
+            return Next::Wait(Some(wake));
+        }
+        if now < self.flush_not_before {
+            return Next::Wait(Some(self.flush_not_before));
+        }
+        // Nothing queued, in flight, waiting or dirty: make it durable. The job ends when that has succeeded and
+        // nothing has become dirty meanwhile.
+        self.begin(Work::Flush, 0, false)
+    }
+
+    fn begin(&mut self, work: Work, tries: u32, first_pass: bool) -> Next {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.in_flight.push(InFlight { id, work, tries, first_pass });
+        Next::Do(Action { id, work })
+    }
+
+    fn wants_survey(&self) -> bool {
+        let surveys = self.in_flight.iter().filter(|op| matches!(op.work, Work::Survey(_))).count();
+        surveys < MAX_SURVEYS
+            && self.queue.len() < QUEUE_LOW
+            && self.queued_copy < self.config.buffer.saturating_mul(2)
+            && !self.in_flight.iter().any(|op| op.work == Work::Flush)
+    }
+
+    /// A range to survey: the rest of one that was begun, a retry whose time has come, or the next dirty run.
+    fn take_walk(&mut self, now: Duration) -> Option<Walk> {
+        if let Some(walk) = self.walks.pop_front() {
+            return Some(walk);
+        }
+        let claimed = &self.claimed;
+        let walk = match self.retries.take_due(now, |range| claimed.first_overlap(range).is_none()) {
+            Some(due) => Walk { range: due.range, tries: due.tries, first_pass: false },
+            None if self.retries.is_full() => return None,
+            None => {
+                let range = self
+                    .free_dirty_run(self.cursor, self.config.len)
+                    .or_else(|| self.free_dirty_run(0, self.cursor))?;
+                self.cursor = range.end();
+                Walk { range, tries: 0, first_pass: false }
+            }
+        };
+        self.claimed.insert(walk.range);
+        Some(walk)
+    }
+
+    /// The first dirty run that begins in `from..to` and that nothing in flight, queued or waiting touches, in whole
+    /// units of the bitmap.
+    fn free_dirty_run(&self, from: u64, to: u64) -> Option<ByteRange> {
+        let mut at = from;
+        while at < to {
+            let run = self.dirty.next_dirty(at, u64::MAX).filter(|run| run.start < to)?;
+            let run = ByteRange::new(run.start, run.end);
+            let busy = self.claimed.first_overlap(run).map(|busy| self.whole_units(busy));
+            let waiting = self.retries.first_overlap(run).map(|waiting| waiting.range);
+            let obstacle = match (busy, waiting) {
+                (Some(a), Some(b)) => Some(if a.start() <= b.start() { a } else { b }),
+                (a, b) => a.or(b),
+            };
+            match obstacle {
+                None => return Some(run),
+                Some(obstacle) if obstacle.start() > run.start() => {
+                    return Some(ByteRange::new(run.start(), obstacle.start()));
+                }
+                Some(obstacle) => at = obstacle.end(),
+            }
+        }
+        None
+    }
+
+    /// `range` in whole units of the dirty bitmap, clipped to the disk.
+    pub(super) fn whole_units(&self, range: ByteRange) -> ByteRange {
+        range.align_outward(self.config.detail).intersect(ByteRange::new(0, self.config.len))
+    }
+
+    /// Begins the first operation of the first queued segment, if the limits allow.
+    fn begin_queued(&mut self, front: Queued, now: Duration) -> Next {
+        let work = self.first_operation(front);
+        let (range, moves_data) = match work {
+            Work::Copy { range, .. } => (range, true),
+            Work::Zero { range, metadata_only } => (range, !metadata_only),
+            Work::Survey(range) => (range, false),
+            Work::Flush => return Next::Wait(None),
+        };
+        if moves_data {
+            let delay = self.limiter.delay(now);
+            if !delay.is_zero() {
+                return Next::Wait(Some(now.saturating_add(delay)));
+            }
+        }
+        if let Work::Copy { .. } = work {
+            let held: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
+            if held + range.len() > self.config.buffer {
+                return Next::Wait(None);
+            }
+            self.queued_copy -= range.len();
+        }
+        if moves_data {
+            self.limiter.account(now, range.len());
+        }
+        match self.queue.front_mut() {
+            Some(front) if range.end() < front.range.end() => {
+                front.range = ByteRange::new(range.end(), front.range.end());
+            }
+            _ => {
+                self.queue.pop_front();
+            }
+        }
+        self.begin(work, front.tries, false)
+    }
+
+    fn first_operation(&self, queued: Queued) -> Work {
+        let (range, step) = (queued.range, self.step());
+        let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
+        match queued.need {
+            Need::Copy { target_zero } => Work::Copy { range: first(range, step), target_zero },
+            Need::Zero | Need::Nothing if self.zero_by_data => {
+                Work::Zero { range: first(range, step), metadata_only: false }
+            }
+            Need::Zero | Need::Nothing => {
+                // Whole units by metadata, a part of a unit at either end by data. The end of the disk ends a
+                // unit.
+                let unit = self.config.zero_unit;
+                let whole = if range.end() == self.config.len {
+                    ByteRange::new(range.align_inward(unit).start(), range.end())
+                } else {
+                    range.align_inward(unit)
+                };
+                if whole.is_empty() || range.start() < whole.start() {
+                    let end = if whole.is_empty() { range.end() } else { whole.start() };
+                    let part = ByteRange::new(range.start(), end);
+                    Work::Zero { range: first(part, step), metadata_only: false }
+                } else {
+                    Work::Zero { range: first(whole, ZERO_STEP), metadata_only: true }
+                }
+            }
+        }
+    }
+
+    /// The most bytes of one data operation now.
+    fn step(&self) -> u64 {
+        let quota = floor_power_of_two(self.limiter.quota() / OPERATIONS_PER_SLICE);
+        quota.max(self.config.granularity).min(self.config.operation)
+    }
+}

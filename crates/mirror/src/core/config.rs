@@ -1,0 +1,139 @@
+//! The numbers a core works with, derived once from the options and the target's geometry.
+
+use blockmirror_block::{Geometry, ZeroCost};
+
+use crate::options::{DEFAULT_BUF_SIZE, DEFAULT_MIN_ZERO_RUN, MirrorOptions, OnError, SyncMode};
+
+/// One data operation moves at most this much, or a sixteenth of the buffer if that is more.
+const MAX_OPERATION: u64 = 1 << 20;
+/// Small buffers are not cut into operations below this.
+const MIN_OPERATION: u64 = 64 << 10;
+/// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
+const DETAIL: u64 = 4096;
+/// The dirty bitmap may take this much memory if every other unit is dirty; beyond, the detail is coarser.
+const DETAIL_BUDGET: u64 = 32 << 20;
+
+/// What does not change while a job runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// Length of the disk.
+    pub(crate) len: u64,
+    /// What one bit of the dirty bitmap stands for: the granularity, or finer.
+    pub(crate) detail: u64,
+    /// The granularity; with a speed limit, no operation is cut below it.
+    pub(crate) granularity: u64,
+    pub(crate) sync: SyncMode,
+    /// The most bytes of one data operation; a power of two.
+    pub(crate) operation: u64,
+    /// The most bytes of all data operations in flight.
+    pub(crate) buffer: u64,
+    pub(crate) max_in_flight: usize,
+    pub(crate) speed: u64,
+    pub(crate) on_source_error: OnError,
+    pub(crate) on_target_error: OnError,
+    /// Whole units of this are made zero without data being written, if `zero_by_metadata`; a power of two.
+    pub(crate) zero_unit: u64,
+    pub(crate) zero_by_metadata: bool,
+}
+
+impl Config {
+    /// `options` and `granularity` have been checked.
+    pub(crate) fn new(options: &MirrorOptions, granularity: u64, len: u64, target: Geometry) -> Self {
+        let asked = if options.buf_size == 0 { DEFAULT_BUF_SIZE } else { options.buf_size };
+        let buffer = asked.next_multiple_of(granularity);
+        let share = floor_power_of_two((asked / 16).max(MIN_OPERATION));
+        let share = if asked <= DEFAULT_BUF_SIZE { share.min(MAX_OPERATION) } else { share };
+        // A cluster in one piece is allocated and filled in one go.
+        let cluster = target.cluster_size.unwrap_or(1);
+        let operation = floor_power_of_two(share.max(cluster).min(buffer));
+        Self {
+            len,
+            detail: detail(granularity, len),
+            granularity,
+            sync: options.sync,
+            operation,
+            buffer,
+            max_in_flight: options.max_in_flight,
+            speed: options.speed,
+            on_source_error: options.on_source_error,
+            on_target_error: options.on_target_error,
+            zero_unit: zero_unit(target),
+            zero_by_metadata: target.zero_cost == ZeroCost::Metadata,
+        }
+    }
+}
+
+/// The unit in which the target can hold zeros without holding data.
+pub(crate) fn zero_unit(target: Geometry) -> u64 {
+    floor_power_of_two(target.subcluster_size.or(target.cluster_size).unwrap_or(1).max(1))
+}
+
+/// The unit in which zeros inside data are looked for: finer than `zero_unit` nothing would be saved.
+pub(crate) fn zero_scan_unit(target: Geometry, min_zero_run: u64) -> u64 {
+    let plain = floor_power_of_two(min_zero_run.clamp(512, DEFAULT_MIN_ZERO_RUN));
+    zero_unit(target).max(plain)
+}
+
+fn detail(granularity: u64, len: u64) -> u64 {
+    let affordable = len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two();
+    granularity.min(affordable.max(DETAIL))
+}
+
+pub(crate) fn floor_power_of_two(n: u64) -> u64 {
+    1 << n.max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(options: MirrorOptions, granularity: u64, cluster: Option<u64>) -> Config {
+        let mut target = Geometry::plain();
+        target.cluster_size = cluster;
+        options.check().unwrap();
+        Config::new(&options, granularity, 1 << 40, target)
+    }
+
+    #[test]
+    fn the_buffer_is_a_multiple_of_the_granularity_and_holds_an_operation() {
+        for shift in 9..=26 {
+            for buf in [0, 1, 512, 1000, 100_000, 1 << 20, (16 << 20) + 1, 1 << 30] {
+                for cluster in [None, Some(512), Some(65536), Some(2 << 20)] {
+                    let c = config(MirrorOptions::new().buf_size(buf), 1 << shift, cluster);
+                    assert!(c.buffer.is_multiple_of(1 << shift) && c.buffer >= buf.max(1));
+                    assert!(c.operation.is_power_of_two() && c.operation <= c.buffer);
+                    let limit = (c.buffer / 16).max(MAX_OPERATION).max(cluster.unwrap_or(0));
+                    assert!(c.operation <= limit, "{shift} {buf} {cluster:?}: {}", c.operation);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn by_default_sixteen_operations_of_1_mib_are_in_flight() {
+        let c = config(MirrorOptions::new(), 65536, None);
+        assert_eq!((c.operation, c.buffer, c.max_in_flight), (1 << 20, 16 << 20, 16));
+        assert_eq!(config(MirrorOptions::new(), 65536, Some(2 << 20)).operation, 2 << 20);
+    }
+
+    #[test]
+    fn dirt_is_kept_finer_than_a_coarse_granularity_within_a_budget() {
+        assert_eq!(detail(64 << 20, 1 << 30), 4096);
+        assert_eq!(detail(65536, 0), 4096);
+        assert_eq!(detail(512, 1 << 30), 512);
+        assert_eq!(detail(512, 64 << 40), 512, "never coarser than asked");
+        assert_eq!(detail(64 << 20, 8 << 40), 32 << 10);
+    }
+
+    #[test]
+    fn zeros_are_sought_in_units_the_target_can_hold() {
+        let mut target = Geometry::plain();
+        assert_eq!(zero_scan_unit(target, 4096), 4096);
+        assert_eq!(zero_scan_unit(target, 700), 512);
+        assert_eq!(zero_scan_unit(target, 1 << 20), 4096);
+        target.cluster_size = Some(65536);
+        assert_eq!(zero_scan_unit(target, 4096), 65536);
+        target.subcluster_size = Some(2048);
+        assert_eq!(zero_scan_unit(target, 4096), 4096);
+    }
+}

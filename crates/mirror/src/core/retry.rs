@@ -1,0 +1,212 @@
+//! The `ignore` policy: what waits for another try, and what has been given up.
+//!
+//! A range that failed is dirty again, but the core must not take it before its time. Each try is made in
+//! smaller pieces than the one before, down to the detail of the dirty bitmap, so that one bad sector costs one
+//! small range.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+
+use crate::progress::GivenUp;
+
+/// After so many failed tries a range is given up.
+pub(crate) const MAX_TRIES: u32 = 10;
+/// The wait before the second try; doubles with each further one.
+const FIRST_PACE: Duration = Duration::from_millis(20);
+/// The longest wait between two tries.
+const LAST_PACE: Duration = Duration::from_millis(500);
+/// A failed range comes back in at most so many pieces.
+const SPLIT: u64 = 16;
+/// While so many ranges wait for another try, nothing new is begun.
+pub(crate) const MAX_WAITING: usize = 4096;
+/// Separate ranges given up before the job fails all the same.
+pub(crate) const MAX_GIVEN_UP: usize = 4096;
+
+/// How long to wait before a range that failed `tries` times is tried again.
+pub(crate) fn pace(tries: u32) -> Duration {
+    FIRST_PACE.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(LAST_PACE)
+}
+
+/// A dirty range that must not be taken before its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) range: ByteRange,
+    /// How often it has failed.
+    pub(crate) tries: u32,
+    not_before: Duration,
+}
+
+/// The dirty ranges that wait for another try. Disjoint, in whole units of the detail.
+#[derive(Debug, Default)]
+pub(crate) struct Retries {
+    by_start: BTreeMap<u64, Waiting>,
+}
+
+impl Retries {
+    /// Puts `range` (whole units of `detail`, or up to the end of the disk) back after `tries` failures, in pieces.
+    pub(crate) fn put(&mut self, range: ByteRange, tries: u32, detail: u64, now: Duration) {
+        let not_before = now.saturating_add(pace(tries));
+        let piece = range.len().div_ceil(SPLIT).next_power_of_two().max(detail);
+        let mut at = range.start();
+        while at < range.end() {
+            let rest = ByteRange::new(at, range.end());
+            let known = self.first_overlap(rest);
+            let free = ByteRange::new(at, known.map_or(range.end(), |w| w.range.start()));
+            for part in free.pieces(piece) {
+                self.by_start.insert(part.start(), Waiting { range: part, tries, not_before });
+            }
+            at = free.end();
+            if let Some(mut known) = known {
+                // Two operations inside one unit failed: the unit waits once, for the longer time.
+                known.tries = known.tries.max(tries);
+                known.not_before = known.not_before.max(not_before);
+                self.by_start.insert(known.range.start(), known);
+                at = known.range.end();
+            }
+        }
+    }
+
+    /// The first waiting range that shares a byte with `range`.
+    pub(crate) fn first_overlap(&self, range: ByteRange) -> Option<Waiting> {
+        if range.is_empty() {
+            return None;
+        }
+        let before = self.by_start.range(..=range.start()).next_back().map(|(_, w)| *w);
+        before
+            .filter(|w| w.range.overlaps(range))
+            .or_else(|| self.by_start.range(range.start()..range.end()).next().map(|(_, w)| *w))
+    }
+
+    /// Takes out a range whose time has come and that `admit` lets pass.
+    pub(crate) fn take_due(&mut self, now: Duration, admit: impl Fn(ByteRange) -> bool) -> Option<Waiting> {
+        let due = self.by_start.values().find(|w| w.not_before <= now && admit(w.range)).copied()?;
+        self.by_start.remove(&due.range.start())
+    }
+
+    /// When the next range's time comes, if that is after `now`.
+    pub(crate) fn next_time(&self, now: Duration) -> Option<Duration> {
+        self.by_start.values().map(|w| w.not_before).filter(|&t| t > now).min()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.by_start.len() >= MAX_WAITING
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.by_start.clear();
+    }
+}
+
+/// What was given up, neighbours merged.
+#[derive(Debug, Default)]
+pub(crate) struct GivenUpList {
+    by_start: BTreeMap<u64, GivenUp>,
+    bytes: u64,
+}
+
+impl GivenUpList {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether another separate range would be one too many.
+    pub(crate) fn is_full(&self) -> bool {
+        self.by_start.len() >= MAX_GIVEN_UP
+    }
+
+    pub(crate) fn insert(&mut self, range: ByteRange, message: String) {
+        self.remove(range);
+        let mut all = range;
+        if let Some((&start, before)) = self.by_start.range(..range.start()).next_back()
+            && before.range.end() == range.start()
+        {
+            all = ByteRange::new(start, all.end());
+            self.by_start.remove(&start);
+        }
+        if let Some(after) = self.by_start.remove(&range.end()) {
+            all = ByteRange::new(all.start(), after.range.end());
+        }
+        self.bytes += range.len();
+        self.by_start.insert(all.start(), GivenUp { range: all, message });
+    }
+
+    /// `range` has been copied after all.
+    pub(crate) fn remove(&mut self, range: ByteRange) {
+        if range.is_empty() {
+            return;
+        }
+        while let Some((&start, _)) = self.by_start.range(..range.end()).next_back()
+            && let Some(entry) = self.by_start.remove(&start)
+        {
+            let cut = entry.range.intersect(range);
+            if cut.is_empty() {
+                self.by_start.insert(start, entry);
+                return;
+            }
+            self.bytes -= cut.len();
+            for rest in [ByteRange::new(start, cut.start()), ByteRange::new(cut.end(), entry.range.end())] {
+                if !rest.is_empty() {
+                    let part = GivenUp { range: rest, message: entry.message.clone() };
+                    self.by_start.insert(rest.start(), part);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn to_vec(&self) -> Vec<GivenUp> {
+        self.by_start.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranges(list: &GivenUpList) -> Vec<(u64, u64)> {
+        list.to_vec().iter().map(|g| (g.range.start(), g.range.end())).collect()
+    }
+
+    #[test]
+    fn waits_grow_to_half_a_second() {
+        let waits: Vec<u128> = (1..=7).map(|tries| pace(tries).as_millis()).collect();
+        assert_eq!(waits, [20, 40, 80, 160, 320, 500, 500]);
+        assert_eq!(pace(u32::MAX), LAST_PACE);
+    }
+
+    #[test]
+    fn a_failed_range_comes_back_in_pieces_and_not_early() {
+        let mut retries = Retries::default();
+        retries.put(ByteRange::new(0, 1 << 20), 1, 4096, Duration::ZERO);
+        assert!(retries.take_due(Duration::from_millis(19), |_| true).is_none());
+        assert_eq!(retries.next_time(Duration::ZERO), Some(Duration::from_millis(20)));
+        let first = retries.take_due(Duration::from_millis(20), |_| true).unwrap();
+        assert_eq!((first.range, first.tries), (ByteRange::new(0, 65536), 1));
+        assert_eq!(retries.by_start.len(), 15);
+    }
+
+    #[test]
+    fn a_unit_that_failed_twice_waits_once() {
+        let mut retries = Retries::default();
+        retries.put(ByteRange::new(4096, 8192), 3, 4096, Duration::ZERO);
+        retries.put(ByteRange::new(0, 12288), 1, 4096, Duration::ZERO);
+        let all: Vec<_> = retries.by_start.values().map(|w| (w.range.start(), w.tries)).collect();
+        assert_eq!(all, [(0, 1), (4096, 3), (8192, 1)]);
+    }
+
+    #[test]
+    fn given_up_neighbours_merge_and_a_late_copy_takes_them_off() {
+        let mut list = GivenUpList::default();
+        list.insert(ByteRange::new(0, 4), "a".into());
+        list.insert(ByteRange::new(8, 12), "b".into());
+        list.insert(ByteRange::new(4, 8), "c".into());
+        assert_eq!(ranges(&list), [(0, 12)]);
+        list.insert(ByteRange::new(2, 6), "again".into());
+        assert_eq!((ranges(&list), list.bytes()), (vec![(0, 12)], 12));
+        list.remove(ByteRange::new(3, 5));
+        assert_eq!((ranges(&list), list.bytes()), (vec![(0, 3), (5, 12)], 10));
+        list.remove(ByteRange::new(0, 100));
+        assert_eq!((ranges(&list), list.bytes()), (vec![], 0));
+    }
+}

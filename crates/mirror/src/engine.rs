@@ -1,0 +1,141 @@
+//! The threads of a job, and what they share.
+//!
+//! One mutex guards the core. It is held for decisions only, never while a device is called; nothing else is
+//! locked under it. A thread that is given an action wakes one more waiting thread, so that as many wake as
+//! there is work for.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use blockmirror_block::BlockDevice;
+use blockmirror_block::sync::{Condvar, Mutex};
+
+use crate::core::{Core, Next};
+use crate::error::Error;
+use crate::mover::{Manner, Mover};
+
+/// What the threads and the controls of a job share.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    source: Arc<dyn BlockDevice>,
+    target: Arc<dyn BlockDevice>,
+    manner: Manner,
+    started: Instant,
+    state: Mutex<State>,
+    /// There may be something to do.
+    work: Condvar,
+    /// The job is over.
+    concluded: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    core: Core,
+    /// Threads waiting at `work`.
+    idle: usize,
+    ended: Option<Duration>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        source: Arc<dyn BlockDevice>,
+        target: Arc<dyn BlockDevice>,
+        manner: Manner,
+        core: Core,
+    ) -> Self {
+        Self {
+            source,
+            target,
+            manner,
+            started: Instant::now(),
+            state: Mutex::new(State { core, idle: 0, ended: None }),
+            work: Condvar::new(),
+            concluded: Condvar::new(),
+        }
+    }
+
+    /// Looks at the core, or changes it and lets every waiting thread look again.
+    pub(crate) fn with_core<R>(&self, change: bool, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+        let mut state = self.state.lock();
+        let now = state.ended.unwrap_or_else(|| self.started.elapsed());
+        let answer = f(&mut state.core, now);
+        if change {
+            self.note_end(&mut state);
+            self.work.notify_all();
+        }
+        answer
+    }
+
+    /// Gives the job up, and lets go of calls that may never return.
+    pub(crate) fn cancel(&self) {
+        self.with_core(true, |core, _| core.abort(Error::Cancelled));
+        self.source.cancel_in_flight();
+        self.target.cancel_in_flight();
+    }
+
+    /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.state.lock();
+        while !state.core.is_concluded() {
+            match until {
+                None => state = self.concluded.wait(state),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    state = self.concluded.wait_timeout(state, left).0;
+                }
+            }
+        }
+        true
+    }
+
+    /// One thread's life: ask, perform, report, until the job is over.
+    pub(crate) fn run(&self) {
+        let mut mover = Mover::new(&*self.source, &*self.target, self.manner);
+        let mut state = self.state.lock();
+        loop {
+            match state.core.next(self.started.elapsed()) {
+                Next::Do(action) => {
+                    let others_wait = state.idle > 0;
+                    drop(state);
+                    if others_wait {
+                        self.work.notify_one();
+                    }
+                    // A device that panics must end the job, not hang it: its action would never be reported.
+                    let result = panic::catch_unwind(AssertUnwindSafe(|| mover.perform(action.work)));
+                    state = self.state.lock();
+                    let now = self.started.elapsed();
+                    match result {
+                        Ok(result) => state.core.finished(now, action.id, result),
+                        Err(_) => state.core.panicked(now, action.id),
+                    }
+                    self.note_end(&mut state);
+                }
+                Next::Wait(until) => {
+                    state.idle += 1;
+                    state = match until {
+                        None => self.work.wait(state),
+                        Some(until) => {
+                            let left = until.saturating_sub(self.started.elapsed());
+                            self.work.wait_timeout(state, left).0
+                        }
+                    };
+                    state.idle -= 1;
+                }
+                Next::Finished => return,
+            }
+        }
+    }
+
+    fn note_end(&self, state: &mut State) {
+        if state.ended.is_none() && state.core.is_concluded() {
+            state.ended = Some(self.started.elapsed());
+            self.concluded.notify_all();
+            self.work.notify_all();
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Performs what the core decided: the only place in this crate that moves data.
+//!
+//! Each thread of the engine owns one mover and with it one buffer, which is used again for every copy and so
+//! tends to stay in the processor's cache. No lock is held here.
+
+use blockmirror_block::{
+    self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroFlags, zero,
+};
+
+use crate::core::config::zero_scan_unit;
+use crate::core::{Done, Moved, Work};
+use crate::options::MirrorOptions;
+use crate::progress::Operation;
+use crate::survey::{Failure, Rules, TargetContent, survey};
+
+/// The part of the options that matters while data is moved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Manner {
+    rules: Rules,
+    zero_flags: ZeroFlags,
+    /// Shorter runs of zeros are written as data; 0 looks for none.
+    min_zero_run: u64,
+    zero_unit: u64,
+}
+
+impl Manner {
+    pub(crate) fn new(options: &MirrorOptions, target: Geometry) -> Self {
+        let known_zero = if options.target_is_zero { TargetContent::Zero } else { TargetContent::Unknown };
+        Self {
+            rules: Rules { sync: options.sync, seek_zeros: options.min_zero_run > 0, target: known_zero },
+            zero_flags: if options.unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE },
+            min_zero_run: options.min_zero_run,
+            zero_unit: zero_scan_unit(target, options.min_zero_run),
+        }
+    }
+}
+
+/// A buffer, and what to do with it.
+#[derive(Debug)]
+pub(crate) struct Mover<'a> {
+    source: &'a dyn BlockDevice,
+    target: &'a dyn BlockDevice,
+    manner: Manner,
+    buffer: AlignedBuf,
+}
+
+impl<'a> Mover<'a> {
+    pub(crate) fn new(source: &'a dyn BlockDevice, target: &'a dyn BlockDevice, manner: Manner) -> Self {
+        Self { source, target, manner, buffer: AlignedBuf::new(0) }
+    }
+
+    /// Performs `work`. What a failure leaves behind is for the core to have copied again.
+    pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
+        match work {
+            Work::Survey(range) => {
+                survey(self.source, Some(self.target), range, self.manner.rules).map(Done::Surveyed)
+            }
+            Work::Copy { range, target_zero } => self.copy(range, target_zero).map(Done::Copied),
+            Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
+            Work::Flush => self.target.flush().map(|()| Done::Flushed).map_err(on_target),
+        }
+    }
+
+    fn zero(&mut self, range: ByteRange, metadata_only: bool) -> Result<Done, Failure> {
+        let mut flags = self.manner.zero_flags;
+        if metadata_only {
+            flags = flags | ZeroFlags::NO_FALLBACK;
+        }
+        match self.target.write_zeroes(range, flags) {
+            Err(error) if metadata_only && error.kind() == ErrorKind::Unsupported => {
+                Ok(Done::ZeroUnsupported)
+            }
+            result => result.map(|()| Done::Zeroed).map_err(on_target),
+        }
+    }
+
+    fn copy(&mut self, range: ByteRange, target_zero: bool) -> Result<Moved, Failure> {
+        let len = usize::try_from(range.len()).map_err(|_| {
+            let error = block::Error::new(ErrorKind::LimitExceeded, "copy").at(range.start());
+            Failure { operation: Operation::Read, error }
+        })?;
+        let buf = self.buffer.at_least(len);
+        self.source
+            .read_at(buf, range.start())
+            .map_err(|error| Failure { operation: Operation::Read, error })?;
+        let buf = &*buf;
+
+        let mut moved = Moved::default();
+        let mut written = 0;
+        if self.manner.min_zero_run > 0 {
+            let unit = usize::try_from(self.manner.zero_unit).unwrap_or(len);
+            for run in zero::runs(buf, range.start(), unit).filter(|run| run.zero) {
+                let found = at(range, run.range.start, run.range.end);
+                // Zeros that need not be written at all may end anywhere; those that take the place of old
+                // contents are worth it in whole units only.
+                let zeros = if target_zero { found } else { found.align_inward(self.manner.zero_unit) };
+                if zeros.is_empty() || zeros.len() < self.manner.min_zero_run {
+                    continue;
+                }
+                let (from, to) = (index(range, zeros.start()), index(range, zeros.end()));
+                moved.copied += write(self.target, range, buf, written, from)?;
+                written = to;
+                if target_zero {
+                    moved.skipped += zeros.len();
+                } else {
+                    self.target.write_zeroes(zeros, self.manner.zero_flags).map_err(on_target)?;
+                    moved.zeroed += zeros.len();
+                }
+            }
+        }
+        moved.copied += write(self.target, range, buf, written, len)?;
+        Ok(moved)
+    }
+}
+
+fn on_target(error: block::Error) -> Failure {
+    Failure { operation: Operation::Write, error }
+}
+
+/// The bytes of the disk that `from..to` of a buffer holding `range` are.
+fn at(range: ByteRange, from: usize, to: usize) -> ByteRange {
+    ByteRange::new(range.start() + from as u64, range.start() + to as u64)
+}
+
+/// Where `offset` lies in a buffer holding `range`. No buffer is longer than `usize`.
+fn index(range: ByteRange, offset: u64) -> usize {
+    (offset - range.start()) as usize
+}
+
+/// Writes `from..to` of the buffer, if that is anything.
+fn write(
+    target: &dyn BlockDevice,
+    range: ByteRange,
+    buf: &[u8],
+    from: usize,
+    to: usize,
+) -> Result<u64, Failure> {
+    if from >= to {
+        return Ok(0);
+    }
+    let place = at(range, from, to);
+    target.write_at(&buf[from..to], place.start(), WriteFlags::NONE).map_err(on_target)?;
+    Ok(place.len())
+}
