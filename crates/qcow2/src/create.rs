@@ -145,8 +145,8 @@ impl CreateOptions {
     pub fn create(&self, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
         let checked = self.checked()?;
         match (&self.data_file, data) {
-            (Some(_), None) => return Err(option("data_file", "the file itself was not handed over".into())),
-            (None, Some(_)) => return Err(option("data_file", "a file was handed over, but no name".into())),
+            (Some(_), None) => Err(option("data_file", "the file itself was not handed over".into())),
+            (None, Some(_)) => Err(option("data_file", "a file was handed over, but no name".into())),
             _ => layout::write(&checked, storage, data),
         }
     }

@@ -203,7 +203,7 @@ mod tests {
             stream.truncate(len - cut.min(len / 2));
             let mut out = vec![0; 4096];
             if let Err(e) = Decoder::new(compression).unwrap().decode(&stream, &mut out) {
-                prop_assert!(matches!(e, Error::Decompress { .. }));
+                prop_assert!(matches!(e, Error::Decompress { .. }), "{}", e);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! New images over the matrix of options: `qemu-img` finds them clean, and tells about them exactly what it tells
 //! about those it creates itself.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod qemu;
 
 use std::path::Path;
@@ -57,58 +59,55 @@ fn told(dir: &Path, image: &str) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// Every combination worth trying, valid or not.
+/// The combinations worth trying, valid or not.
 fn matrix() -> Vec<CreateOptions> {
+    use Preallocation::{Falloc, Full, Metadata, Off};
+
     let mut out = Vec::new();
-    let base = |size, cluster_size| {
-        let mut options = CreateOptions::new(size);
-        options.cluster_size = cluster_size;
-        options
-    };
     for version in [Version::V2, Version::V3] {
-        for cluster_size in [512, 4096, 16384, 65536, 2 << 20] {
-            for preallocation in
-                [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full]
+        for cluster_size in [512, 16384, 65536, 2 << 20] {
+            let mut add = |size, change: &dyn Fn(&mut CreateOptions)| {
+                let mut options = CreateOptions::new(size);
+                (options.version, options.cluster_size) = (version, cluster_size);
+                change(&mut options);
+                out.push(options);
+            };
+            for preallocation in [Off, Metadata, Falloc, Full] {
+                for size in [0, 1, 1_000_000] {
+                    add(size, &|o| o.preallocation = preallocation);
+                }
+            }
+            for refcount_bits in [1, 2, 4, 8, 32, 64] {
+                add(1_000_000, &|o| (o.preallocation, o.refcount_bits) = (Metadata, refcount_bits));
+            }
+            for (preallocation, extended_l2) in
+                [(Off, false), (Metadata, false), (Full, false), (Off, true), (Metadata, true), (Full, true)]
             {
-                for refcount_bits in [1, 2, 4, 8, 16, 32, 64] {
-                    let sizes: &[u64] = if refcount_bits == 16 { &[0, 1, 1_000_000] } else { &[1_000_000] };
-                    for &size in sizes {
-                        let mut options = base(size, cluster_size);
-                        (options.version, options.preallocation, options.refcount_bits) =
-                            (version, preallocation, refcount_bits);
-                        out.push(options);
-                    }
-                }
-                for extended_l2 in [false, true] {
-                    for other in 0..7 {
-                        let mut options = base(3 << 20, cluster_size);
-                        (options.version, options.preallocation, options.extended_l2) =
-                            (version, preallocation, extended_l2);
-                        match other {
-                            0 => options.lazy_refcounts = true,
-                            1 => options.compression = Compression::Zstd,
-                            2 | 3 => {
-                                options.data_file = Some(format!("data{cluster_size}").into());
-                                options.data_file_raw = other == 3;
-                            }
-                            4 => {
-                                options.backing_file = Some(b"base".to_vec());
-                                options.backing_format = Some("raw".into());
-                            }
-                            5 => {
-                                options.backing_file = Some(b"base".to_vec());
-                                options.backing_format = Some("raw".into());
-                                options.data_file = Some(b"data".to_vec());
-                            }
-                            _ => {}
-                        }
-                        out.push(options);
-                    }
-                }
+                let mut add = |change: &dyn Fn(&mut CreateOptions)| {
+                    add(3 << 20, &|o| {
+                        (o.preallocation, o.extended_l2) = (preallocation, extended_l2);
+                        change(o);
+                    });
+                };
+                add(&|_| ());
+                add(&|o| o.lazy_refcounts = true);
+                add(&|o| o.compression = Compression::Zstd);
+                add(&|o| o.data_file = Some(b"data".to_vec()));
+                add(&|o| (o.data_file, o.data_file_raw) = (Some(b"raw data".to_vec()), true));
+                add(&with_backing);
+                add(&|o| {
+                    with_backing(o);
+                    o.data_file = Some(b"data".to_vec());
+                });
             }
         }
     }
     out
+}
+
+fn with_backing(options: &mut CreateOptions) {
+    options.backing_file = Some(b"base".to_vec());
+    options.backing_format = Some("raw".into());
 }
 
 #[test]
@@ -141,7 +140,7 @@ fn the_matrix_of_options_agrees_with_qemu_img() {
         }
     }
     eprintln!("{made} images made alike, {refused} combinations refused alike");
-    assert!(made > 300 && refused > 100, "{made} made, {refused} refused");
+    assert!(made > 200 && refused > 100, "{made} made, {refused} refused");
 }
 
 fn new_reader(dir: &Path, name: &str) -> FileStorage {

@@ -1,6 +1,8 @@
 //! The header's parser against headers that are whole, and against each way in which one can be wrong: one test
 //! per cap, and every byte changed in turn.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use blockmirror_block::ErrorKind;
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_qcow2::{CreateOptions, Error, Header, Version, WriteRefusal};
@@ -46,7 +48,48 @@ fn a_new_image_parses_to_what_it_was_created_with() {
     options.backing_file = Some(b"base.raw".to_vec());
     options.backing_format = Some("raw".into());
     options.lazy_refcounts = true;
-    insta::assert_snapshot!(format!("{:#?}", Header::parse(&image(&options)).unwrap()), @"");
+    insta::assert_snapshot!(format!("{:#?}", Header::parse(&image(&options)).unwrap()), @r#"
+    Header {
+        version: 3,
+        cluster_bits: 16,
+        virtual_size: 10737418240,
+        l1_offset: 196608,
+        l1_entries: 20,
+        refcount_table_offset: 65536,
+        refcount_table_clusters: 1,
+        refcount_order: 4,
+        incompatible: 0,
+        compatible: 1,
+        autoclear: 0,
+        extended_l2: false,
+        compression: Deflate,
+        backing: Some(
+            BackingRef {
+                name: "base.raw",
+                format: Some(
+                    "raw",
+                ),
+            },
+        ),
+        data_file: None,
+        snapshot_count: 0,
+        snapshots_offset: 0,
+        bitmaps: None,
+        feature_names: [
+            0:0 "dirty bit",
+            0:1 "corrupt bit",
+            0:2 "external data file",
+            0:3 "compression type",
+            0:4 "extended L2 entries",
+            1:0 "lazy refcounts",
+            2:0 "bitmaps",
+            2:1 "raw external data",
+        ],
+        header_length: 112,
+        unknown_fields: [],
+        unknown_extensions: [],
+    }
+    "#);
 }
 
 #[test]
