@@ -1,23 +1,23 @@
 //! An open host file or block device.
 //!
-//! Lock order: `growth` only; it is held for writes that reach past the known end, never for others, and no
-//! callback runs under it.
+//! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a copy
+//! from another storage that makes the file longer.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::{
-    ByteRange, Error, ErrorKind, HostRun, RangeLock, Result, Storage, StorageExtent, StorageInfo, Visit,
-    ZeroFlags,
+    ByteRange, Error, ErrorKind, HostRun, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
 use blockmirror_image_lock::ImageLock;
 use rustix::fs::SeekFrom;
 
 use crate::direct::Direct;
 use crate::flush::FlushGate;
+use crate::growth::Growth;
 use crate::zeroes::Outcome;
 use crate::{copy, holes, io, open, zeroes};
 
@@ -37,6 +37,22 @@ pub struct FileId {
     inode: Option<u64>,
 }
 
+impl FileId {
+    /// The file that `path` leads to now, without opening it; `None` if there is none that could hold an image.
+    pub fn of(path: impl AsRef<Path>) -> Option<Self> {
+        let meta = fs::metadata(path).ok()?;
+        let kind = open::kind_of(&meta).ok()?;
+        Some(Self::from_metadata(&meta, kind))
+    }
+
+    fn from_metadata(meta: &Metadata, kind: FileKind) -> Self {
+        match kind {
+            FileKind::Regular => Self { device: meta.dev(), inode: Some(meta.ino()) },
+            FileKind::Block => Self { device: meta.rdev(), inode: None },
+        }
+    }
+}
+
 /// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
 #[derive(Debug)]
 pub struct FileStorage {
@@ -49,18 +65,11 @@ pub struct FileStorage {
     id: FileId,
     lock: Option<ImageLock>,
     flushes: FlushGate,
-    /// The file is at least this long. Writes below it cannot grow the file and need no lock.
-    known_len: AtomicU64,
-    /// Growing by `ftruncate` is "look at the length, then set it", and would cut off what a write appended in
-    /// between. Writes past `known_len` hold this shared, changes of length hold it exclusively.
-    growth: RangeLock,
+    growth: Growth,
 }
 
 /// What zero-filling without help from the kernel writes at a time.
 static ZEROS: [u8; 256 * 1024] = [0; 256 * 1024];
-
-/// The one range that `growth` is about.
-const WHOLE: ByteRange = ByteRange::new(0, u64::MAX);
 
 impl FileStorage {
     pub(crate) fn assemble(
@@ -72,15 +81,13 @@ impl FileStorage {
     ) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("open", e))?;
         let kind = open::kind_of(&meta)?;
-        let id = match kind {
-            FileKind::Regular => FileId { device: meta.dev(), inode: Some(meta.ino()) },
-            FileKind::Block => FileId { device: meta.rdev(), inode: None },
-        };
+        let id = FileId::from_metadata(&meta, kind);
         let mut info = open::facts(&file, kind, writable);
         if let Some(direct) = &direct {
             info.request_alignment = info.request_alignment.max(direct.unit() as u32);
         }
-        let storage = Self {
+        let len = length(&file, kind)?;
+        Ok(Self {
             file,
             direct,
             name,
@@ -89,11 +96,8 @@ impl FileStorage {
             id,
             lock,
             flushes: FlushGate::default(),
-            known_len: AtomicU64::new(0),
-            growth: RangeLock::new(),
-        };
-        storage.known_len.store(storage.length()?, Ordering::Relaxed);
-        Ok(storage)
+            growth: Growth::new(len),
+        })
     }
 
     /// Which file this is: for finding out whether two names lead to one image.
@@ -126,14 +130,7 @@ impl FileStorage {
     }
 
     fn length(&self) -> Result<u64> {
-        match self.kind {
-            FileKind::Regular => {
-                self.file.metadata().map(|m| m.len()).map_err(|e| Error::io("get length", e))
-            }
-            FileKind::Block => {
-                rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(|e| Error::io("get length", e.into()))
-            }
-        }
+        length(&self.file, self.kind)
     }
 
     fn writable(&self, operation: &'static str) -> Result<()> {
@@ -172,30 +169,9 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Runs `write`, which fills `range` and may let the file grow up to its end.
+    /// Runs `write`, which fills `range` and may let a file grow up to its end.
     fn growing(&self, range: ByteRange, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        let end = range.end();
-        // Nothing grows by an empty write, wherever it lies.
-        if range.is_empty() || self.info.fixed_len || end <= self.known_len.load(Ordering::Acquire) {
-            return write();
-        }
-        let _growth = self.growth.shared(WHOLE);
-        write()?;
-        self.known_len.fetch_max(end, Ordering::AcqRel);
-        Ok(())
-    }
-
-    /// Makes the file at least `end` bytes long.
-    fn grow_to(&self, end: u64, operation: &'static str) -> Result<()> {
-        if end <= self.known_len.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let _growth = self.growth.exclusive(WHOLE);
-        if self.length()? < end {
-            self.file.set_len(end).map_err(|e| Error::io(operation, e))?;
-        }
-        self.known_len.fetch_max(end, Ordering::AcqRel);
-        Ok(())
+        if self.info.fixed_len { write() } else { self.growth.while_writing(range, write) }
     }
 
     /// Zeroes `range`, all of it below the end of the file.
@@ -269,6 +245,15 @@ impl FileStorage {
     }
 }
 
+fn length(file: &File, kind: FileKind) -> Result<u64> {
+    match kind {
+        FileKind::Regular => file.metadata().map(|m| m.len()).map_err(|e| Error::io("get length", e)),
+        FileKind::Block => {
+            rustix::fs::seek(file, SeekFrom::End(0)).map_err(|e| Error::io("get length", e.into()))
+        }
+    }
+}
+
 impl Storage for FileStorage {
     fn name(&self) -> &str {
         &self.name
@@ -309,8 +294,8 @@ impl Storage for FileStorage {
                 self.zero_inside(inside, flags)?;
             }
             // Past the end nothing is stored: a longer file is zeros already.
-            if !self.info.fixed_len {
-                self.grow_to(range.end(), "write zeroes")?;
+            if range.end() > len {
+                self.growth.grow_to(&self.file, range.end(), "write zeroes")?;
             }
             if flags.contains(ZeroFlags::FUA) {
                 self.flushes.flush(&self.file)?;
@@ -349,12 +334,7 @@ impl Storage for FileStorage {
                         .because(format!("a block device of {present} bytes cannot become {len}"))),
                 };
             }
-            let _growth = self.growth.exclusive(WHOLE);
-            // Lowered first: a write that still believed the old length would skip the lock.
-            self.known_len.fetch_min(len, Ordering::AcqRel);
-            self.file.set_len(len).map_err(|e| Error::io("set length", e))?;
-            self.known_len.store(len, Ordering::Release);
-            Ok(())
+            self.growth.set_len(&self.file, len)
         }))
     }
 
