@@ -113,7 +113,7 @@ struct GateState {
 
 impl FlushGate {
     /// Returns once a call of `work` has succeeded that began after this call did.
-    pub(crate) fn join(&self, work: impl Fn() -> Result<()>) -> Result<()> {
+    pub(crate) fn join(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
         let needed = state.started + 1;
         loop {
@@ -225,22 +225,21 @@ mod tests {
         let gate = FlushGate::default();
         let runs = AtomicU32::new(0);
         let inside = Mutex::new(());
+        let work = || {
+            runs.fetch_add(1, Ordering::SeqCst);
+            drop(inside.lock());
+            Ok(())
+        };
         std::thread::scope(|s| {
             let hold = inside.lock();
-            let work = || {
-                runs.fetch_add(1, Ordering::SeqCst);
-                drop(inside.lock());
-                Ok(())
-            };
             s.spawn(|| gate.join(work));
             while runs.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            // These arrive while the first is at work: they share one more, and only one.
+            // These arrive while the first is at work: it does not answer them, but they may share a later one.
             for _ in 0..3 {
                 s.spawn(|| gate.join(work));
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
             drop(hold);
         });
         let runs = runs.load(Ordering::SeqCst);
