@@ -11,10 +11,32 @@
 //! caller's buffer and `pread`/`pwrite`; holes come from `SEEK_DATA`/`SEEK_HOLE`, zeroing and discarding from
 //! `fallocate`, copies between files from `copy_file_range`. Each open file holds an image lock
 //! ([`blockmirror_image_lock`]) unless told not to.
+//!
+//! ```
+//! use blockmirror_block::{ByteRange, Storage, ZeroFlags};
+//! use blockmirror_file::{Existing, FileOptions, NewFile};
+//!
+//! # fn main() -> blockmirror_block::Result<()> {
+//! # let dir = tempfile::tempdir().map_err(|e| blockmirror_block::Error::io("create", e))?;
+//! let path = dir.path().join("disk.raw");
+//! let new = NewFile::create(&path, Existing::Refuse, &FileOptions::new())?;
+//! new.storage().write_at(b"boot", 0)?;
+//! new.storage().write_zeroes(ByteRange::new(4, 1 << 20), ZeroFlags::MAY_UNMAP)?;
+//! assert!(!path.exists());
+//! new.persist()?;
+//!
+//! let disk = FileOptions::new().open(&path)?;
+//! let mut start = [0; 6];
+//! disk.read_at(&mut start, 0)?;
+//! assert_eq!(&start, b"boot\0\0");
+//! # Ok(())
+//! # }
+//! ```
 
 mod copy;
 mod direct;
 mod flush;
+mod growth;
 mod holes;
 mod io;
 mod new_file;

@@ -132,7 +132,7 @@ fn does_direct_io(dir: &Path) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_is_a_vector_of_bytes(ops in prop::collection::vec(op(), 1..30)) {
