@@ -1,0 +1,36 @@
+//! What several tests of this crate share.
+#![allow(dead_code, reason = "each test program uses its part of this")]
+
+use std::process::Command;
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_block::testing::MemoryDisk;
+
+/// A backing disk whose bytes tell where they are, and are never zero.
+pub(crate) fn backing_disk(len: u64) -> Arc<dyn BlockDevice> {
+    let bytes: Vec<u8> = (0..len).map(|at| (at / 512) as u8 | 0x80).collect();
+    Arc::new(MemoryDisk::with_contents(&bytes))
+}
+
+/// Asks `qemu-img check` about an image; leaks are allowed. Says so where it is not installed.
+pub(crate) fn qemu_check_finds_no_corruption(image: &[u8], what: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.qcow2");
+    std::fs::write(&path, image).unwrap();
+    match Command::new("qemu-img").args(["check", "-q", "-f", "qcow2"]).arg(&path).output() {
+        Ok(out) => {
+            let text =
+                String::from_utf8_lossy(&out.stderr).into_owned() + &String::from_utf8_lossy(&out.stdout);
+            assert!(
+                matches!(out.status.code(), Some(0 | 3)),
+                "{what}: qemu-img check: {} {text}",
+                out.status
+            );
+        }
+        Err(e) => {
+            assert!(std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none(), "qemu-img: {e}");
+            println!("SKIPPED: qemu-img is not installed");
+        }
+    }
+}

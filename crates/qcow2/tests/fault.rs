@@ -1,0 +1,236 @@
+//! Every single storage operation fails in turn, once and for ever, done by nothing, half or all: no panic, a typed error,
+//! and what is left opens with every byte old or new.
+
+mod common;
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
+use common::{backing_disk, qemu_check_finds_no_corruption};
+
+const SIZE: u64 = 24 * 1024;
+
+/// What each byte may read as after a failure: its flushed value, and everything written since.
+struct Candidates {
+    bytes: Vec<Vec<u8>>,
+}
+
+impl Candidates {
+    fn new(now: &[u8]) -> Self {
+        Self { bytes: now.iter().map(|b| vec![*b]).collect() }
+    }
+
+    fn may_be(&mut self, range: ByteRange, value: u8, only: bool) {
+        for slot in &mut self.bytes[range.start() as usize..range.end() as usize] {
+            if only {
+                // The last in the list is what the guest reads; earlier ones may still be on disk.
+                slot.retain(|v| *v != value);
+            }
+            slot.push(value);
+        }
+    }
+
+    fn flushed(&mut self) {
+        for slot in &mut self.bytes {
+            let last = *slot.last().unwrap();
+            *slot = vec![last];
+        }
+    }
+
+    fn check(&self, found: &[u8], what: &str) {
+        for (at, (value, allowed)) in found.iter().zip(&self.bytes).enumerate() {
+            assert!(allowed.contains(value), "{what}: byte {at} is {value:#x}, allowed {allowed:#x?}");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Write(u64, u64, u8),
+    Zero(u64, u64),
+    Discard(u64, u64),
+    Flush,
+}
+
+const OPS: [Op; 12] = [
+    Op::Write(700, 3000, 1),
+    Op::Flush,
+    Op::Write(4096, 4096, 2),
+    Op::Zero(512, 2048),
+    Op::Write(12 << 10, 9000, 3),
+    Op::Discard(4096, 2048),
+    Op::Flush,
+    Op::Write(4096, 1024, 4),
+    Op::Write(0, 512, 5),
+    Op::Zero(13 << 10, 1000),
+    Op::Discard(16 << 10, 4096),
+    Op::Flush,
+];
+
+/// Runs the operations, going on after failures as a guest would; notes what may be on disk.
+fn run(disk: &Qcow2, candidates: &mut Candidates) -> u64 {
+    let mut failures = 0;
+    for op in OPS {
+        let result = match op {
+            Op::Write(at, len, value) => {
+                let result = disk.write_at(&vec![value; len as usize], at, WriteFlags::NONE);
+                candidates.may_be(ByteRange::at(at, len), value, result.is_ok());
+                result
+            }
+            Op::Zero(at, len) => {
+                let result = disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::MAY_UNMAP);
+                candidates.may_be(ByteRange::at(at, len), 0, result.is_ok());
+                result
+            }
+            Op::Discard(at, len) => {
+                let result = disk.discard(ByteRange::at(at, len));
+                candidates.may_be(ByteRange::at(at, len), 0, false);
+                // A discarded byte may be old or zero: only a read tells which counts from now on.
+                let mut now = vec![0; len as usize];
+                if disk.read_at(&mut now, at).is_err() {
+                    failures += 1;
+                } else {
+                    for (i, value) in now.into_iter().enumerate() {
+                        candidates.may_be(ByteRange::at(at + i as u64, 1), value, true);
+                    }
+                }
+                result
+            }
+            Op::Flush => {
+                let result = disk.flush();
+                // Failed writes since may have left any candidate, so only a clean run narrows them down.
+                if result.is_ok() && failures == 0 {
+                    candidates.flushed();
+                }
+                result
+            }
+        };
+        if let Err(error) = result {
+            failures += 1;
+            let expected = [ErrorKind::Io, ErrorKind::NoSpace, ErrorKind::Poisoned];
+            assert!(expected.contains(&error.kind()), "{op:?}: unexpected {error:?}");
+        }
+    }
+    failures
+}
+
+fn fails_everywhere(version: Version, cluster_size: u64, backed: bool) {
+    let mut options = CreateOptions::new(SIZE);
+    options.version = version;
+    options.cluster_size = cluster_size;
+    let empty = MemoryStorage::new();
+    options.create(&empty, None).unwrap();
+    let template = empty.to_vec();
+    let backing = backed.then(|| backing_disk(SIZE));
+    let mut start = vec![0; SIZE as usize];
+    if let Some(backing) = &backing {
+        backing.read_at(&mut start, 0).unwrap();
+    }
+
+    let plans = [
+        (ErrorKind::Io, Done::Nothing, false),
+        (ErrorKind::Io, Done::Nothing, true),
+        (ErrorKind::Io, Done::Half, true),
+        (ErrorKind::Io, Done::Everything, false),
+        (ErrorKind::NoSpace, Done::Nothing, false),
+        (ErrorKind::NoSpace, Done::Half, true),
+    ];
+    for (kind, done, forever) in plans {
+        for n in 0.. {
+            let inner = Arc::new(MemoryStorage::with_contents(&template));
+            let faults = Faults::new();
+            let open = |storage: Arc<dyn Storage>| {
+                let mut options = OpenOptions::new().writable(true).cache_bytes(0);
+                if let Some(backing) = &backing {
+                    options = options.backing(Arc::clone(backing));
+                }
+                options.open(storage)
+            };
+            let mut fault = Fault::on(OpKind::Any).after(n).with(kind).having_done(done);
+            if forever {
+                fault = fault.forever();
+            }
+            let mut candidates = Candidates::new(&start);
+            let storage: Arc<dyn Storage> = Arc::new(FaultStorage::new(inner.clone(), faults.clone()));
+            let disk = open(storage).unwrap();
+            faults.inject(fault);
+            run(&disk, &mut candidates);
+            let reached = faults.failed() > 0;
+            drop(disk);
+
+            let what = format!(
+                "{version:?} {cluster_size} backed={backed} {kind:?} {done:?} forever={forever} n={n}"
+            );
+            let after = open(inner.clone()).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let mut found = vec![0; SIZE as usize];
+            after.read_at(&mut found, 0).unwrap_or_else(|e| panic!("{what}: {e}"));
+            candidates.check(&found, &what);
+            drop(after);
+            if n % 7 == 3 {
+                qemu_check_finds_no_corruption(&inner.to_vec(), &what);
+            }
+            if !reached {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn every_operation_fails_small_clusters() {
+    fails_everywhere(Version::V3, 512, false);
+}
+
+#[test]
+fn every_operation_fails_small_clusters_backed() {
+    fails_everywhere(Version::V3, 512, true);
+}
+
+#[test]
+fn every_operation_fails_version_2_backed() {
+    fails_everywhere(Version::V2, 4096, true);
+}
+
+/// A target that runs out of space is given more and goes on: a write that failed with `NoSpace` poisons nothing.
+#[test]
+fn no_space_is_not_the_end() {
+    let inner = Arc::new(MemoryStorage::new());
+    CreateOptions::new(SIZE).create(&*inner, None).unwrap();
+    let faults = Faults::new();
+    let storage = Arc::new(FaultStorage::new(inner.clone(), faults.clone()));
+    let disk = OpenOptions::new().writable(true).open(storage).unwrap();
+    faults.inject(Fault::on(OpKind::Write).with(ErrorKind::NoSpace).forever());
+    assert_eq!(disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap_err().kind(), ErrorKind::NoSpace);
+    faults.heal();
+    disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap();
+    faults.inject(Fault::on(OpKind::Write).with(ErrorKind::NoSpace).forever());
+    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::NoSpace);
+    faults.heal();
+    disk.flush().unwrap();
+    drop(disk);
+    let disk = OpenOptions::new().open(inner.clone()).unwrap();
+    let mut found = [0; 4096];
+    disk.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [7; 4096]);
+    qemu_check_finds_no_corruption(&inner.to_vec(), "after no space");
+}
+
+/// The kernel reports a lost write once: after a failed flush nothing may be believed any more.
+#[test]
+fn a_failed_flush_poisons() {
+    let inner = Arc::new(MemoryStorage::new());
+    CreateOptions::new(SIZE).create(&*inner, None).unwrap();
+    let faults = Faults::new();
+    let disk =
+        OpenOptions::new().writable(true).open(Arc::new(FaultStorage::new(inner, faults.clone()))).unwrap();
+    disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap();
+    faults.inject(Fault::on(OpKind::Flush));
+    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap_err().kind(), ErrorKind::Poisoned);
+    let mut found = [0; 4096];
+    disk.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [7; 4096], "reads go on");
+}
