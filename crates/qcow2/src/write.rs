@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result};
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result};
 
 use crate::format::entry::{CompressedRun, Entry, PlainEntry};
 use crate::image::Qcow2;
@@ -116,7 +116,7 @@ impl Qcow2 {
             meta.check_poison(&self.io, "write")?;
             meta.l2.wants_write_back() || meta.refcounts.as_ref().is_some_and(|r| r.wants_write_back())
         };
-        if wanted { self.write_back() } else { Ok(()) }
+        if wanted { self.flush() } else { Ok(()) }
     }
 }
 

@@ -340,6 +340,33 @@ fn refcount_entries() {
     }
 }
 
+/// A compressed cluster that lies on the header had the header's cluster freed when the guest discarded it: the
+/// reference was dropped, the refcount reached zero, and the header was punched out of the file.
+#[test]
+fn discarding_a_cluster_that_names_metadata_frees_nothing() {
+    for image in Image::all().into_iter().filter(|image| image.data.is_none()) {
+        for target in [0, image.header.refcount_table_offset, image.header.l1_offset] {
+            for flag in [1 << 62, 0] {
+                let mut bytes = image.changed(image.l2(0), 8, target | flag);
+                if image.header.extended_l2 {
+                    let allocated = if flag == 0 && target != 0 { u64::from(u32::MAX) } else { 0 };
+                    bytes[image.l2(0) as usize + 8..][..8].copy_from_slice(&allocated.to_be_bytes());
+                }
+                let (storage, disk) = image.open(&bytes, true).unwrap();
+                let first = ByteRange::at(0, image.cluster());
+                disk.discard(first).unwrap();
+                disk.write_zeroes(first, ZeroFlags::MAY_UNMAP).unwrap();
+                disk.flush().unwrap();
+                drop(disk);
+                let after = storage.to_vec();
+                let size = (image.cluster() as usize).min(512);
+                let at = target as usize;
+                assert!(after[at..at + size] == bytes[at..at + size], "{}: {target:#x}", image.name);
+            }
+        }
+    }
+}
+
 /// A guest cluster mapped onto metadata must never be written there: a guest could rewrite the image's own tables.
 #[test]
 fn writes_onto_metadata_are_refused_and_mark_the_image() {
