@@ -250,10 +250,15 @@ impl Refcounts {
     }
 
     /// Notes that one reference to each of `clusters` goes away with a change that is not durable yet.
+    ///
+    /// An entry for guest data that names a cluster of metadata never had a reference to it: that is damage, and
+    /// giving such a cluster back would free the image's own tables.
     pub(crate) fn defer_drop(&mut self, clusters: Range<u64>) {
-        match self.pending.last_mut() {
-            Some(last) if last.end == clusters.start => last.end = clusters.end,
-            _ => self.pending.push(clusters),
+        for cluster in clusters.filter(|cluster| !self.metadata.contains(*cluster)) {
+            match self.pending.last_mut() {
+                Some(last) if last.end == cluster => last.end += 1,
+                _ => self.pending.push(cluster..cluster + 1),
+            }
         }
     }
 
