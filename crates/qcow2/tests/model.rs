@@ -1,6 +1,8 @@
 //! Random operations on an image against a plain byte vector, through every format variant, with `qemu-img check` as the
 //! judge of what is left on disk.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::process::Command;
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! What several tests of this crate share.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(dead_code, reason = "each test program uses its part of this")]
 
 use std::process::Command;
