@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The `blockmirror` binary. Everything is in the library of the same package.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    blockmirror::run(std::env::args_os())
+}

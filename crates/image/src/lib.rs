@@ -1,1 +1,38 @@
-//! placeholder
+//! Disk images of any format: what a file is, what it stands on, making one, looking into one.
+//!
+//! | to | call |
+//! |---|---|
+//! | open an image with its backing chain | [`OpenOptions::open`], under a [`ReferencePolicy`] |
+//! | make one | [`CreateSpec`], [`NewImage::create`], [`NewImage::persist`] |
+//! | describe one without opening anything else | [`ImageInfo::read`] |
+//! | list what lies where | [`map()`] |
+//! | compare two | [`compare()`] |
+//! | read sizes and `-o` texts | [`size::parse_size`], [`CreateSettings::parse`] |
+//!
+//! What comes out is a [`BlockDevice`](blockmirror_block::BlockDevice); what an image names is opened only as far
+//! as the caller's policy goes.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod create;
+mod error;
+mod format;
+mod info;
+mod map;
+mod open;
+mod options;
+mod reference;
+pub mod size;
+
+pub use compare::{CompareOptions, Difference, compare};
+pub use create::{CreateSpec, NewImage};
+pub use error::{Error, Result};
+pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
+pub use info::{BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, read_chain};
+pub use map::{MapRow, map};
+pub use open::{Backing, Image, MAX_CHAIN_DEPTH, Note, OpenOptions};
+pub use options::{CreateSettings, OptionError, OptionHelp, option_help};
+pub use reference::{
+    ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
+};

@@ -1,0 +1,103 @@
+//! `blockmirror compare`.
+
+use std::path::Path;
+
+use blockmirror_block::Visit;
+use blockmirror_image::{CompareOptions, Difference, Format, Image, OpenOptions, compare};
+use serde_json::json;
+
+use crate::args::{CompareArgs, Output};
+use crate::failure::{Exit, Failure, Outcome};
+use crate::interrupt::Interrupt;
+use crate::progress::{Meter, Reading};
+use crate::{access, json, print, warn};
+
+pub(crate) fn run(args: &CompareArgs) -> Outcome {
+    // 1 says that the images differ, so what fails says 2.
+    run_inner(args).map_err(|failure| match failure.exit {
+        Exit::Failed => failure.exit(Exit::Usage),
+        _ => failure,
+    })
+}
+
+fn run_inner(args: &CompareArgs) -> Outcome {
+    let first = open(&args.first, args.first_format, args)?;
+    let second = open(&args.second, args.second_format, args)?;
+    for note in first.notes().iter().chain(second.notes()) {
+        warn(note);
+    }
+    let (a, b) = (&**first.device(), &**second.device());
+    let interrupt = Interrupt::watch()?;
+    let mut meter = Meter::new(&args.progress, "compared");
+    let len = a.len().max(b.len());
+    let mut stopped = false;
+    let found = compare(a, b, CompareOptions { strict: args.strict }, &mut |done| {
+        meter.show(&Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 });
+        stopped = interrupt.requested();
+        if stopped { Visit::Break(()) } else { Visit::Continue(()) }
+    });
+    meter.finish();
+    let found = found?;
+    if stopped {
+        return Err(Failure::interrupted("compare: interrupted"));
+    }
+    let differ = found.is_some();
+    if !args.progress.quiet {
+        print(&match args.output.output {
+            Output::Human => human(found, a.len() != b.len()),
+            Output::Json => machine(found, &first, &second),
+        })?;
+    }
+    Ok(if differ { Exit::Failed } else { Exit::Done })
+}
+
+fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
+    let mut policy = access::policy(path, &args.access)?;
+    policy.allow_file(&args.first);
+    policy.allow_file(&args.second);
+    let options = OpenOptions::new().format(format).shared(args.access.force_share).policy(policy);
+    Ok(options.open(path)?)
+}
+
+fn human(found: Option<Difference>, lengths_differ: bool) -> String {
+    let verdict = match found {
+        None => "Images are identical.\n".to_owned(),
+        Some(Difference::Length) => return "Strict mode: Image size mismatch!\n".to_owned(),
+        Some(Difference::Status { offset }) => {
+            format!("Strict mode: Offset {offset} block status mismatch!\n")
+        }
+        Some(Difference::Content { offset }) => format!("Content mismatch at offset {offset}!\n"),
+        Some(other) => format!("Images differ: {other:?}\n"),
+    };
+    if lengths_differ { format!("Warning: Image size mismatch!\n{verdict}") } else { verdict }
+}
+
+fn machine(found: Option<Difference>, first: &Image, second: &Image) -> String {
+    let images: Vec<_> = [first, second]
+        .into_iter()
+        .map(|image| {
+            json!({
+                "filename": image.path().to_string_lossy(),
+                "format": image.format().as_str(),
+                "virtual-size": image.device().len(),
+            })
+        })
+        .collect();
+    let (reason, offset) = match found {
+        None => (None, None),
+        Some(Difference::Length) => (Some("virtual-size"), None),
+        Some(Difference::Status { offset }) => (Some("status"), Some(offset)),
+        Some(Difference::Content { offset }) => (Some("content"), Some(offset)),
+        Some(_) => (Some("other"), None),
+    };
+    let mut out = json!({ "identical": found.is_none(), "images": images });
+    if let Some(out) = out.as_object_mut() {
+        if let Some(reason) = reason {
+            out.insert("difference".into(), json!(reason));
+        }
+        if let Some(offset) = offset {
+            out.insert("offset".into(), json!(offset));
+        }
+    }
+    json::pretty(&out) + "\n"
+}

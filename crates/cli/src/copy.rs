@@ -1,0 +1,241 @@
+//! `blockmirror mirror` and `blockmirror convert`: one copy, two sets of defaults.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_image::size::human_size;
+use blockmirror_image::{Format, OpenOptions};
+use blockmirror_mirror::{
+    self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
+    SyncMode,
+};
+use serde_json::{Value, json};
+
+use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
+use crate::create::parse_options;
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::interrupt::Interrupt;
+use crate::progress::{Meter, Reading};
+use crate::target::{Target, TargetSpec};
+use crate::{access, json, pause, print, warn};
+
+const TICK: Duration = Duration::from_millis(20);
+
+/// The target has the source's format, and everything is copied.
+pub(crate) fn mirror(args: &MirrorArgs) -> Outcome {
+    let format = |source| match (args.copy.target_format, args.copy.no_create) {
+        (Some(format), _) => Some(format),
+        // What is there has a format of its own.
+        (None, true) => None,
+        (None, false) => Some(source),
+    };
+    copy(&args.copy, args.sync.unwrap_or(Sync::Full), format)
+}
+
+/// The target is raw, and with a backing file gets what lies above the source's.
+pub(crate) fn convert(args: &ConvertArgs) -> Outcome {
+    let default = if args.copy.backing.is_some() { Sync::Top } else { Sync::Full };
+    let format = |_| Some(args.copy.target_format.unwrap_or(Format::Raw));
+    copy(&args.copy, args.sync.unwrap_or(default), format)
+}
+
+fn copy(args: &CopyArgs, sync: Sync, target_format: impl Fn(Format) -> Option<Format>) -> Outcome {
+    let options = job_options(args)?;
+    let policy = access::policy(&args.source, &args.access)?;
+    let mut source_policy = policy.clone();
+    if let Some(backing) = &args.backing {
+        source_policy.allow_file(backing.as_ref());
+    }
+    let source = OpenOptions::new()
+        .format(args.source_format)
+        .shared(args.access.force_share)
+        .policy(source_policy)
+        .open(&args.source)?;
+    for note in source.notes() {
+        warn(note);
+    }
+    // Without a backing file the top image decides everything.
+    let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
+    let options = options.sync(sync);
+    let format = target_format(source.format());
+    let Some(settings) = parse_options(format.unwrap_or(Format::Raw), &args.target_options)? else {
+        return Ok(Exit::Done);
+    };
+    let spec = TargetSpec::new(args, &source, format, settings, sync, policy)?;
+    if args.dry_run {
+        let plan = spec.plan(&source, &options)?;
+        print(&planned(args, &plan)?)?;
+        return Ok(Exit::Done);
+    }
+    let interrupt = Interrupt::watch()?;
+    let target = spec.open()?;
+    let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
+        .map_err(failed)?;
+    if !args.progress.quiet && args.output.output == Output::Human {
+        print(&format!("granularity: {}\n", job.granularity()))?;
+    }
+    let mut meter = Meter::new(&args.progress, "done");
+    watch(job.control(), &mut meter, &interrupt);
+    let ended = job.wait();
+    meter.finish();
+    match ended {
+        Ok(outcome) => conclude(args, target, &outcome),
+        Err(error) => {
+            let exit = if matches!(error, Error::Cancelled) { Exit::Interrupted } else { Exit::Failed };
+            let left = if target.vanishes() { "" } else { "; the target is incomplete" };
+            Err(Failure::failed(format_args!("copy: {}: {error}{left}", args.target.display())).exit(exit))
+        }
+    }
+}
+
+/// The options of the job, checked as far as they can be before a file was looked at.
+fn job_options(args: &CopyArgs) -> Outcome<MirrorOptions> {
+    let mut options = MirrorOptions::new()
+        .granularity(args.granularity)
+        .speed(args.speed)
+        .buf_size(args.buf_size)
+        .on_source_error(policy(args.on_source_error, "--on-source-error")?)
+        .on_target_error(policy(args.on_target_error, "--on-target-error")?)
+        .target_is_zero(args.target_is_zero);
+    if let Some(operations) = args.parallel {
+        options = options.max_in_flight(operations);
+    }
+    if let Some(bytes) = args.sparse_size {
+        options = options.min_zero_run(bytes);
+    }
+    options.check().map_err(Failure::usage)?;
+    Ok(options)
+}
+
+fn policy(asked: OnError, option: &str) -> Outcome<mirror::OnError> {
+    let name = match asked {
+        OnError::Report => return Ok(mirror::OnError::Report),
+        OnError::Ignore => return Ok(mirror::OnError::Ignore),
+        OnError::Auto if pause::can_ask() => return Ok(mirror::OnError::Enospc),
+        OnError::Auto => return Ok(mirror::OnError::Report),
+        OnError::Stop if pause::can_ask() => return Ok(mirror::OnError::Stop),
+        OnError::Enospc if pause::can_ask() => return Ok(mirror::OnError::Enospc),
+        OnError::Stop => "stop",
+        OnError::Enospc => "enospc",
+    };
+    Err(Failure::usage(format_args!(
+        "{option}={name}: a paused copy waits for somebody to resume it, and there is no terminal to ask at"
+    )))
+}
+
+/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
+fn watch(control: &MirrorControl, meter: &mut Meter, interrupt: &Interrupt) {
+    let mut reason = String::new();
+    loop {
+        let over = control.wait_timeout(TICK);
+        for event in control.events() {
+            if let mirror::Event::Error { action: mirror::ErrorAction::Stop, message, .. } = event {
+                reason = message;
+            }
+        }
+        let progress = control.progress();
+        let reading = Reading {
+            offset: progress.offset,
+            len: progress.len,
+            copied: progress.copied,
+            zeroed: progress.zeroed,
+            skipped: progress.skipped,
+        };
+        if over {
+            meter.last(&reading);
+            return;
+        }
+        meter.show(&reading);
+        if interrupt.requested() {
+            control.cancel();
+        } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
+            meter.finish();
+            if pause::ask_to_resume(&reason, interrupt) {
+                control.resume();
+            } else {
+                control.cancel();
+            }
+        }
+    }
+}
+
+fn failed(error: Error) -> Failure {
+    match error.kind() {
+        ErrorKind::InvalidInput
+            if !matches!(error, Error::SizeMismatch { .. } | Error::TargetReadOnly { .. }) =>
+        {
+            Failure::usage(error)
+        }
+        _ => Failure::failed(format_args!("copy: {error}")),
+    }
+}
+
+/// Gives the target its name and tells what was done.
+fn conclude(args: &CopyArgs, target: Target, outcome: &mirror::Outcome) -> Outcome {
+    let (format, len) = (target.image().format(), target.device().len());
+    target.finish()?;
+    let complete = outcome.given_up.is_empty();
+    for range in &outcome.given_up {
+        let (start, end) = (range.range.start(), range.range.end());
+        let line = format!("given up: {}: bytes {start} to {end}: {}", args.target.display(), range.message);
+        eprintln!("blockmirror: {}", one_line(&line));
+    }
+    if args.output.output == Output::Json {
+        let given_up: Vec<_> = outcome
+            .given_up
+            .iter()
+            .map(|range| {
+                json!({ "start": range.range.start(), "length": range.range.len(), "message": range.message })
+            })
+            .collect();
+        let mut out = json!({
+            "source": args.source.to_string_lossy(),
+            "target": args.target.to_string_lossy(),
+            "target-format": format.as_str(),
+            "len": len,
+            "copied": outcome.copied,
+            "zeroed": outcome.zeroed,
+            "skipped": outcome.skipped,
+            "given-up": given_up,
+            "elapsed": outcome.elapsed.as_secs_f64(),
+        });
+        add_granularity(&mut out, outcome.granularity)?;
+        print(&(json::pretty(&out) + "\n"))?;
+    } else if !args.progress.quiet {
+        let line = format!(
+            "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, in {:.2} s",
+            args.source.display(),
+            args.target.display(),
+            human_size(len),
+            human_size(outcome.copied),
+            human_size(outcome.zeroed),
+            human_size(outcome.skipped),
+            outcome.elapsed.as_secs_f64()
+        );
+        print(&(one_line(&line) + "\n"))?;
+    }
+    Ok(if complete { Exit::Done } else { Exit::Failed })
+}
+
+/// Adds `granularity` in bytes and the reason for it.
+fn add_granularity(out: &mut Value, choice: mirror::GranularityChoice) -> Outcome<()> {
+    let choice = serde_json::to_value(choice).map_err(Failure::failed)?;
+    if let (Value::Object(out), Value::Object(choice)) = (out, choice) {
+        out.extend(choice);
+    }
+    Ok(())
+}
+
+fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
+    let (source, target) = (args.source.to_string_lossy(), args.target.to_string_lossy());
+    if args.output.output == Output::Human {
+        let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
+        return Ok(format!("{heading}\n{plan}\n"));
+    }
+    let mut out = json!({ "source": source, "target": target });
+    let plan = serde_json::to_value(plan).map_err(Failure::failed)?;
+    if let (Value::Object(out), Value::Object(plan)) = (&mut out, plan) {
+        out.extend(plan);
+    }
+    Ok(json::pretty(&out) + "\n")
+}

@@ -1,0 +1,101 @@
+//! `blockmirror create`.
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use blockmirror_image::size::human_size;
+use blockmirror_image::{
+    CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions, join_name, option_help,
+};
+
+use crate::args::CreateArgs;
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::print;
+
+pub(crate) fn run(args: &CreateArgs) -> Outcome {
+    let Some(settings) = parse_options(args.format, &args.options)? else { return Ok(Exit::Done) };
+    let Some(path) = &args.file else {
+        return Err(Failure::usage("create: the name of the image is missing"));
+    };
+    let mut settings = settings;
+    set_once(&mut settings.size, args.size, "size", "the size")?;
+    set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-b")?;
+    set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
+    check_backing(&settings, path, args.format)?;
+    let backing_size = match &settings.backing_file {
+        Some(name) if !args.no_look => Some(backing_size(path, name, settings.backing_format)?),
+        _ => None,
+    };
+    let size = settings
+        .size
+        .or(backing_size)
+        .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
+    NewImage::create(path, &CreateSpec::new(args.format, size, settings))?.persist()?;
+    if !args.quiet {
+        let size = size.next_multiple_of(512);
+        let line =
+            format!("created {}: {}, {} ({size} bytes)", path.display(), args.format, human_size(size));
+        print(&(one_line(&line) + "\n"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Reads the `-o` texts for `format`; `None` if they asked for help, which has then been printed.
+pub(crate) fn parse_options(format: Format, texts: &[String]) -> Outcome<Option<CreateSettings>> {
+    if texts.iter().flat_map(|text| text.split(',')).any(|part| part == "help" || part == "?") {
+        let mut out = format!("Options for {format}:\n");
+        for option in option_help(format) {
+            let pair = format!("{}={}", option.key, option.values);
+            out.push_str(&format!("  {pair:<40}  {}\n", option.help));
+        }
+        print(&out)?;
+        return Ok(None);
+    }
+    let mut settings = CreateSettings::default();
+    for text in texts {
+        settings.parse(format, text).map_err(|e| Failure::usage(format_args!("-o: {e}")))?;
+    }
+    Ok(Some(settings))
+}
+
+/// Takes a value from an option of its own, unless `-o` has it as well.
+pub(crate) fn set_once<T: PartialEq>(
+    setting: &mut Option<T>,
+    value: Option<T>,
+    key: &str,
+    option: &str,
+) -> Outcome<()> {
+    match (&setting, value) {
+        (Some(old), Some(new)) if *old != new => {
+            Err(Failure::usage(format_args!("{option} and -o {key} contradict each other")))
+        }
+        (None, Some(new)) => {
+            *setting = Some(new);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A backing file needs its format, which the header of the new image tells to everybody who opens it later: found
+/// out anew each time, a raw backing file could turn into whatever its guest writes into its first sector.
+pub(crate) fn check_backing(settings: &CreateSettings, path: &Path, format: Format) -> Outcome<()> {
+    let why = match (&settings.backing_file, settings.backing_format) {
+        (Some(_), _) if format == Format::Raw => "a raw image cannot have a backing file",
+        (Some(_), None) => "the backing file's format is missing; give it with -F",
+        (None, Some(_)) => "there is a backing format, but no backing file",
+        _ => return Ok(()),
+    };
+    Err(Failure::usage(format_args!("create: {}: {why}", path.display())))
+}
+
+/// Length of the disk in the backing file called `name` in the image `path`.
+fn backing_size(path: &Path, name: &str, format: Option<Format>) -> Outcome<u64> {
+    let file = join_name(path, OsStr::new(name)).ok_or_else(|| {
+        Failure::failed(format_args!(
+            "create: {}: the backing file \"{name}\" is not a plain path; -u writes the name without looking",
+            path.display()
+        ))
+    })?;
+    Ok(ImageInfo::read(file, &OpenOptions::new().format(format))?.virtual_size)
+}

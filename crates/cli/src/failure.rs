@@ -1,0 +1,138 @@
+//! How a command ends: exit codes, and errors as one line.
+
+use std::fmt::Display;
+use std::io;
+
+/// The exit codes, as the help documents them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Done; of `compare`, the images are the same.
+    Done,
+    /// Failed, or done except for what was given up; of `compare`, the images differ.
+    Failed,
+    /// The command line is wrong; of `compare`, the images could not be compared.
+    Usage,
+    /// Interrupted by a signal.
+    Interrupted,
+}
+
+impl Exit {
+    pub(crate) const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// Why a command did not end well: the line to print, if any, and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) message: Option<String>,
+}
+
+/// The result of a command.
+pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
+
+impl Failure {
+    /// The operation failed.
+    pub(crate) fn failed(message: impl Display) -> Self {
+        Self { exit: Exit::Failed, message: Some(message.to_string()) }
+    }
+
+    /// The command line asks for something that makes no sense.
+    pub(crate) fn usage(message: impl Display) -> Self {
+        Self { exit: Exit::Usage, message: Some(message.to_string()) }
+    }
+
+    /// Given up because of a signal.
+    pub(crate) fn interrupted(message: impl Display) -> Self {
+        Self { exit: Exit::Interrupted, message: Some(message.to_string()) }
+    }
+
+    /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants no
+    /// message.
+    pub(crate) fn output(error: &io::Error) -> Self {
+        let message =
+            (error.kind() != io::ErrorKind::BrokenPipe).then(|| format!("write: standard output: {error}"));
+        Self { exit: Exit::Failed, message }
+    }
+
+    /// The same failure with another exit code.
+    pub(crate) fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+}
+
+impl From<blockmirror_image::Error> for Failure {
+    fn from(error: blockmirror_image::Error) -> Self {
+        use blockmirror_image::{Error, ReferenceRefusal};
+        let hint = match &error {
+            Error::Reference(refused) => match &refused.reason {
+                ReferenceRefusal::Outside { directory } => {
+                    Some(format!("to allow it: --allow-backing {}", shell_word(&directory.to_string_lossy())))
+                }
+                _ => None,
+            },
+            Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),
+            _ => None,
+        };
+        match hint {
+            Some(hint) => Self::failed(format_args!("{error}; {hint}")),
+            None => Self::failed(error),
+        }
+    }
+}
+
+impl From<blockmirror_block::Error> for Failure {
+    fn from(error: blockmirror_block::Error) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// `text` with what would break a line or drive a terminal made visible. File names may hold anything, also those
+/// inside of images.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control()
+            || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
+            out.extend(c.escape_default());
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+/// `text` as one word of a shell command.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_stays_on_one_line() {
+        assert_eq!(one_line("a\nb\u{1b}[2Jc\u{202e}d ü"), "a\\nb\\u{1b}[2Jc\\u{202e}d ü");
+    }
+
+    #[test]
+    fn a_word_can_be_pasted() {
+        assert_eq!(shell_word("/srv/images"), "/srv/images");
+        assert_eq!(shell_word("/srv/my images"), "'/srv/my images'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

@@ -1,0 +1,175 @@
+//! `blockmirror info`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use blockmirror_image::size::human_size;
+use blockmirror_image::{ImageInfo, OpenOptions, Qcow2Info, read_chain};
+use serde_json::Value;
+
+use crate::args::{InfoArgs, Output};
+use crate::failure::{Exit, Outcome, one_line};
+use crate::{access, json, print};
+
+pub(crate) fn run(args: &InfoArgs) -> Outcome {
+    let options = OpenOptions::new().format(args.format).shared(args.access.force_share);
+    let text = if args.backing_chain {
+        let policy = access::policy(&args.file, &args.access)?;
+        let chain = read_chain(&args.file, &options.policy(policy))?;
+        match args.output.output {
+            Output::Json => json::pretty(&chain.iter().map(ImageInfo::to_json).collect::<Value>()) + "\n",
+            Output::Human => chain.iter().map(human).collect::<Vec<_>>().join("\n"),
+        }
+    } else {
+        let info = ImageInfo::read(&args.file, &options)?;
+        match args.output.output {
+            Output::Json => json::pretty(&info.to_json()) + "\n",
+            Output::Human => human(&info),
+        }
+    };
+    print(&text)?;
+    Ok(Exit::Done)
+}
+
+fn human(info: &ImageInfo) -> String {
+    let mut out = String::new();
+    let mut line = |text: String| {
+        out.push_str(&one_line(&text));
+        out.push('\n');
+    };
+    let allocated = || info.file.allocated.map_or_else(|| "unavailable".to_owned(), human_size);
+    line(format!("image: {}", info.path.display()));
+    line(format!("file format: {}", info.format));
+    line(format!("virtual size: {}", exact(info.virtual_size)));
+    line(format!("disk size: {}", allocated()));
+    if let Some(qcow2) = &info.qcow2 {
+        line(format!("cluster_size: {}", qcow2.header.cluster_size()));
+    }
+    if info.is_dirty() {
+        line("cleanly shut down: no".to_owned());
+    }
+    if let Some(backing) = &info.backing {
+        let mut text = format!("backing file: {}", backing.name.display());
+        if backing.full != backing.name {
+            let _ = write!(text, " (actual path: {})", backing.full.display());
+        }
+        line(text);
+        if let Some(format) = &backing.format {
+            line(format!("backing file format: {format}"));
+        }
+    }
+    if let Some(qcow2) = &info.qcow2 {
+        snapshots(qcow2, &mut line);
+        specific(qcow2, &mut line);
+    }
+    line("Child node '/file':".to_owned());
+    line(format!("    filename: {}", info.path.display()));
+    line(format!("    protocol type: {}", info.file.kind.as_str()));
+    // QEMU rounds the length of a file up to sectors for people, too.
+    line(format!("    file length: {}", exact(info.file.len.next_multiple_of(512))));
+    line(format!("    disk size: {}", allocated()));
+    out
+}
+
+fn exact(bytes: u64) -> String {
+    format!("{} ({bytes} bytes)", human_size(bytes))
+}
+
+fn snapshots(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
+    if qcow2.snapshots.is_empty() {
+        return;
+    }
+    line("Snapshot list:".to_owned());
+    let row = |[id, tag, size, date, clock, icount]: [&str; 6]| {
+        format!("{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}")
+    };
+    line(row(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]));
+    for snapshot in &qcow2.snapshots {
+        let clock = snapshot.vm_clock;
+        let seconds = clock.as_secs();
+        line(row([
+            &snapshot.id,
+            &snapshot.name,
+            &human_size(snapshot.vm_state_size),
+            &utc(snapshot.date),
+            &format!(
+                "{:04}:{:02}:{:02}.{:03}",
+                seconds / 3600,
+                seconds / 60 % 60,
+                seconds % 60,
+                clock.subsec_millis()
+            ),
+            &snapshot.icount.map_or_else(String::new, |count| count.to_string()),
+        ]));
+    }
+}
+
+/// Date and time of day in UTC of a time since 1970.
+fn utc(since_1970: Duration) -> String {
+    let seconds = since_1970.as_secs();
+    let (days, time) = (seconds / 86_400, seconds % 86_400);
+    // Days are counted from 0000-03-01, so that a leap day is the last of its year. 400 years have 146,097 days.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    // Five months from March on have 153 days.
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + u64::from(month >= 10), (month + 2) % 12 + 1);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", time / 3600, time / 60 % 60, time % 60)
+}
+
+fn specific(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
+    let header = &qcow2.header;
+    line("Format specific information:".to_owned());
+    line(format!("    compat: {}", qcow2.compat()));
+    line(format!("    compression type: {}", header.compression.as_str()));
+    if header.version == 2 {
+        line(format!("    refcount bits: {}", header.refcount_bits()));
+        return;
+    }
+    line(format!("    lazy refcounts: {}", header.lazy_refcounts()));
+    if !qcow2.bitmaps.is_empty() {
+        line("    bitmaps:".to_owned());
+        for (i, bitmap) in qcow2.bitmaps.iter().enumerate() {
+            line(format!("        [{i}]:"));
+            line("            flags:".to_owned());
+            let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
+            for (i, (_, flag)) in flags.iter().filter(|(set, _)| *set).enumerate() {
+                line(format!("                [{i}]: {flag}"));
+            }
+            line(format!("            name: {}", bitmap.name));
+            line(format!("            granularity: {}", bitmap.granularity));
+        }
+    }
+    line(format!("    refcount bits: {}", header.refcount_bits()));
+    if let Some(data) = &header.data_file {
+        if let Some(name) = &data.name {
+            line(format!("    data file: {name}"));
+        }
+        line(format!("    data file raw: {}", data.raw));
+    }
+    line(format!("    corrupt: {}", header.is_corrupt()));
+    line(format!("    extended l2: {}", header.extended_l2));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right_around_leap_days() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_799, "2000-02-29 23:59:59"),
+            (951_868_800, "2000-03-01 00:00:00"),
+            (1_795_391_579, "2026-11-22 23:52:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+            (u64::from(u32::MAX), "2106-02-07 06:28:15"),
+        ] {
+            assert_eq!(utc(Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `blockmirror map`.
+
+use std::io::{BufWriter, Write, stdout};
+
+use blockmirror_block::{ByteRange, Visit};
+use blockmirror_image::{MapRow, OpenOptions, map};
+
+use crate::args::{MapArgs, Output};
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::{access, json, warn};
+
+pub(crate) fn run(args: &MapArgs) -> Outcome {
+    let image = OpenOptions::new()
+        .format(args.format)
+        .shared(args.access.force_share)
+        .policy(access::policy(&args.file, &args.access)?)
+        .open(&args.file)?;
+    for note in image.notes() {
+        warn(note);
+    }
+    let device = image.device();
+    let end = args.max_length.map_or(device.len(), |length| args.start_offset.saturating_add(length));
+    let range = ByteRange::new(args.start_offset, end);
+    let mut out = BufWriter::new(stdout().lock());
+    let mut failed = None;
+    let mut rows = 0u64;
+    match args.output.output {
+        Output::Json => out.write_all(b"["),
+        Output::Human => writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"),
+    }
+    .map_err(|e| Failure::output(&e))?;
+    map(&**device, range, &mut |row| {
+        let written = match args.output.output {
+            Output::Json => {
+                let comma = if rows == 0 { "" } else { ",\n" };
+                write!(out, "{comma}{}", json::row(&row.to_json())).map_err(|e| Failure::output(&e))
+            }
+            Output::Human => human(&row, &mut out),
+        };
+        rows += 1;
+        match written {
+            Ok(()) => Visit::Continue(()),
+            Err(failure) => {
+                failed = Some(failure);
+                Visit::Break(())
+            }
+        }
+    })?;
+    if let Some(failure) = failed {
+        let _ = out.flush();
+        return Err(failure);
+    }
+    match args.output.output {
+        Output::Json => writeln!(out, "]"),
+        Output::Human => Ok(()),
+    }
+    .and_then(|()| out.flush())
+    .map_err(|e| Failure::output(&e))?;
+    Ok(Exit::Done)
+}
+
+/// A row for people: data only, and only where it lies as it is in a file.
+fn human(row: &MapRow, out: &mut impl Write) -> Outcome<()> {
+    if !row.data || row.zero {
+        return Ok(());
+    }
+    let Some((offset, file)) = &row.host else {
+        return Err(Failure::failed(format_args!(
+            "map: data at {} is compressed or lies nowhere as it is; --output=json can show it",
+            row.start
+        )));
+    };
+    let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
+    let file = one_line(file);
+    writeln!(out, "{:<16}{:<16}{:<16}{file}", hex(row.start), hex(row.length), hex(*offset))
+        .map_err(|e| Failure::output(&e))
+}

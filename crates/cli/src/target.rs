@@ -1,0 +1,190 @@
+//! The target of a copy: an existing image, or a new one and what it is to be made like.
+
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_image::{
+    CreateSettings, CreateSpec, Format, Image, NewImage, OpenOptions, ReferencePolicy, directory_of,
+    join_name,
+};
+use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
+
+use crate::args::CopyArgs;
+use crate::create::{check_backing, set_once};
+use crate::failure::{Failure, Outcome};
+use crate::{access, warn};
+
+/// What a copy is to be written into.
+pub(crate) struct TargetSpec {
+    path: PathBuf,
+    kind: Kind,
+    policy: ReferencePolicy,
+}
+
+enum Kind {
+    /// An image that is there. `None`: its format is found out.
+    Existing(Option<Format>),
+    New(CreateSpec),
+}
+
+/// A target, open for writing.
+pub(crate) struct Target {
+    image: Image,
+    /// What has to be given its name in the end.
+    new: Option<NewImage>,
+}
+
+impl TargetSpec {
+    /// Puts together what the command line says about the target of a copy of `source`; makes nothing.
+    pub(crate) fn new(
+        args: &CopyArgs,
+        source: &Image,
+        format: Option<Format>,
+        settings: CreateSettings,
+        sync: SyncMode,
+        mut policy: ReferencePolicy,
+    ) -> Outcome<Self> {
+        let path = &args.target;
+        if source.uses(path) {
+            return Err(Failure::failed(format_args!(
+                "copy: {}: it is part of the source {}",
+                path.display(),
+                source.path().display()
+            )));
+        }
+        allow_directory_of(path, &mut policy)?;
+        let kind = if args.no_create {
+            Kind::Existing(format)
+        } else {
+            let format = format.unwrap_or(source.format());
+            let settings = settle(args, source, format, settings, sync)?;
+            // A name that is no plain path fails when the target is opened.
+            let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
+            if let Some(backing) = backing {
+                // It comes from the user, or from a chain that the user's policy has let through.
+                policy.allow_file(&backing);
+                allow_directory_of(&backing, &mut policy)?;
+            }
+            let spec = CreateSpec::new(format, source.device().len(), settings);
+            spec.check(path).map_err(|e| Failure::usage(Failure::from(e).message.unwrap_or_default()))?;
+            Kind::New(spec)
+        };
+        Ok(Self { path: path.clone(), kind, policy })
+    }
+
+    /// What a job would do; opens an existing target for reading and makes nothing.
+    pub(crate) fn plan(&self, source: &Image, options: &MirrorOptions) -> Outcome<Plan> {
+        let planned = match &self.kind {
+            Kind::New(spec) if !(spec.cluster_size().is_none() && is_block_device(&self.path)) => {
+                let target = PlanTarget::New { cluster_size: spec.cluster_size() };
+                plan(&**source.device(), target, options)
+            }
+            kind => {
+                let format = if let Kind::Existing(format) = kind { *format } else { Some(Format::Raw) };
+                let image = self.open_options().format(format).open(&self.path)?;
+                plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
+            }
+        };
+        planned.map_err(|e| Failure::failed(format_args!("copy: {e}")))
+    }
+
+    /// Opens or makes the target.
+    pub(crate) fn open(&self) -> Outcome<Target> {
+        match &self.kind {
+            Kind::Existing(format) => {
+                let image = self.open_options().format(*format).writable(true).open(&self.path)?;
+                for note in image.notes() {
+                    warn(note);
+                }
+                Ok(Target { image, new: None })
+            }
+            Kind::New(spec) => {
+                let new = NewImage::create(&self.path, spec)?;
+                let image = new.open(&self.open_options())?;
+                Ok(Target { image, new: Some(new) })
+            }
+        }
+    }
+
+    fn open_options(&self) -> OpenOptions {
+        OpenOptions::new().policy(self.policy.clone())
+    }
+}
+
+impl Target {
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
+        self.image.device()
+    }
+
+    /// Whether giving up leaves nothing of it behind.
+    pub(crate) fn vanishes(&self) -> bool {
+        self.new.is_some()
+    }
+
+    /// Closes the image, and gives a new one its name.
+    pub(crate) fn finish(self) -> Outcome<()> {
+        let Self { image, new } = self;
+        image.device().flush()?;
+        drop(image);
+        if let Some(new) = new {
+            new.persist()?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings of a new target: what the command line says, and the source's backing file where that is to shine through.
+fn settle(
+    args: &CopyArgs,
+    source: &Image,
+    format: Format,
+    mut settings: CreateSettings,
+    sync: SyncMode,
+) -> Outcome<CreateSettings> {
+    let len = source.device().len();
+    if settings.size.is_some_and(|size| size != len) {
+        return Err(Failure::usage(format_args!(
+            "-o size: the target has the size of the source, {len} bytes"
+        )));
+    }
+    set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-B")?;
+    set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
+    if let (SyncMode::Top, None, Some(backing)) = (sync, &settings.backing_file, source.backing()) {
+        let together = same_directory(source.path(), &args.target);
+        let name = if together { backing.name.clone() } else { absolute(&backing.path)? };
+        let Some(name) = name.to_str() else {
+            return Err(Failure::failed(format_args!(
+                "copy: {}: the name of the source's backing file is not UTF-8; name another with -B",
+                args.target.display()
+            )));
+        };
+        settings.backing_file = Some(name.to_owned());
+        settings.backing_format = Some(backing.format);
+    }
+    check_backing(&settings, &args.target, format)?;
+    Ok(settings)
+}
+
+fn absolute(path: &Path) -> Outcome<PathBuf> {
+    std::path::absolute(path).map_err(|e| Failure::failed(format_args!("look up: {}: {e}", path.display())))
+}
+
+fn same_directory(a: &Path, b: &Path) -> bool {
+    let real = |path| std::fs::canonicalize(directory_of(path)).ok();
+    real(a).is_some_and(|a| Some(a) == real(b))
+}
+
+fn allow_directory_of(path: &Path, policy: &mut ReferencePolicy) -> Outcome<()> {
+    let directory = directory_of(path);
+    Ok(policy.allow_dir(directory).map_err(access::no_directory(directory))?)
+}
+
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+}

@@ -1,0 +1,242 @@
+//! Making images.
+//!
+//! A new image is written under a temporary name and gets its own once it is durable ([`NewImage::persist`]);
+//! until then what had the name stays as it was, and giving up leaves nothing behind. A block device has no name to
+//! take, so it is written in place.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_block::{ByteRange, Storage};
+use blockmirror_file::{Existing, FileId, FileOptions, FileStorage, NewFile};
+use blockmirror_qcow2::Preallocation;
+use blockmirror_raw::SECTOR;
+
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::open::{Image, OpenOptions};
+use crate::options::CreateSettings;
+use crate::reference::join_name;
+
+const DEFAULT_CLUSTER_SIZE: u64 = 65536;
+
+/// What image to make.
+#[derive(Clone, Debug)]
+pub struct CreateSpec {
+    format: Format,
+    size: u64,
+    settings: CreateSettings,
+}
+
+impl CreateSpec {
+    /// An image of `format` with `size` bytes, and the other settings as given. The size is rounded up to a multiple
+    /// of 512.
+    pub fn new(format: Format, size: u64, settings: CreateSettings) -> Self {
+        Self { format, size, settings }
+    }
+
+    /// The cluster size that the image will have.
+    pub fn cluster_size(&self) -> Option<u64> {
+        match self.format {
+            Format::Raw => None,
+            Format::Qcow2 => Some(self.settings.cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE)),
+        }
+    }
+
+    /// Whether the settings are valid and fit together; looks at no file. `path` is for the message.
+    ///
+    /// # Errors
+    /// What [`NewImage::create`] would say.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        match self.format {
+            Format::Raw if self.settings.backing_file.is_some() => Err(Error::Create {
+                path: path.to_owned(),
+                why: "a raw image cannot have a backing file".into(),
+            }),
+            Format::Raw if self.size > i64::MAX.cast_unsigned() - (SECTOR - 1) => {
+                Err(Error::Create { path: path.to_owned(), why: "no file can be that large".into() })
+            }
+            Format::Raw => Ok(()),
+            Format::Qcow2 => {
+                let name = path.display().to_string().into();
+                Ok(self.qcow2().check().map_err(|e| e.in_file(&name))?)
+            }
+        }
+    }
+
+    fn qcow2(&self) -> blockmirror_qcow2::CreateOptions {
+        let settings = &self.settings;
+        let mut options = blockmirror_qcow2::CreateOptions::new(self.size);
+        options.version = settings.version.unwrap_or(options.version);
+        options.cluster_size = settings.cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE);
+        options.refcount_bits = settings.refcount_bits.unwrap_or(options.refcount_bits);
+        options.compression = settings.compression.unwrap_or(options.compression);
+        options.extended_l2 = settings.extended_l2.unwrap_or(options.extended_l2);
+        options.lazy_refcounts = settings.lazy_refcounts.unwrap_or(options.lazy_refcounts);
+        options.preallocation = settings.preallocation.unwrap_or(options.preallocation);
+        options.backing_file = settings.backing_file.clone().map(String::into_bytes);
+        options.backing_format = settings.backing_format.map(|format| format.to_string());
+        options.data_file = settings.data_file.clone().map(String::into_bytes);
+        options.data_file_raw = settings.data_file_raw.unwrap_or(options.data_file_raw);
+        options
+    }
+}
+
+/// A new image that does not have its name yet. Dropped without [`persist`](Self::persist) it is gone.
+#[derive(Debug)]
+#[must_use = "dropping it removes the image"]
+pub struct NewImage {
+    path: PathBuf,
+    format: Format,
+    file: Place,
+    data: Option<Place>,
+}
+
+/// Where a new image, or its data file, is written.
+#[derive(Debug)]
+enum Place {
+    New(NewFile),
+    /// A block device, which keeps its name.
+    Device(Arc<FileStorage>),
+}
+
+impl NewImage {
+    /// Writes a new, empty image that will be called `path`. A file that has the name now is replaced by
+    /// [`persist`](Self::persist), and must not be in use; a block device is overwritten at once.
+    ///
+    /// A data file is named relative to the image's directory, as for opening.
+    ///
+    /// # Errors
+    /// [`Error`]; then no file has been left behind.
+    pub fn create(path: impl AsRef<Path>, spec: &CreateSpec) -> Result<Self> {
+        let path = path.as_ref();
+        spec.check(path)?;
+        let failed = |why| Error::Create { path: path.to_owned(), why };
+        let named = |name: &String| join_name(path, OsStr::new(name));
+        let backing = spec.settings.backing_file.as_ref().and_then(named);
+        let data = match &spec.settings.data_file {
+            None => None,
+            Some(name) => Some(
+                named(name).ok_or_else(|| failed(format!("the data file \"{name}\" is not a plain path")))?,
+            ),
+        };
+        // The new files take the place of what has their names: that must not be what they stand on.
+        let backing = backing.as_deref();
+        if is_same(backing, Some(path)) {
+            return Err(failed("it cannot be its own backing file".into()));
+        }
+        if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
+            return Err(failed("its data file must be a file of its own".into()));
+        }
+        let file = Place::open(path)?;
+        let data = data.map(|data| Place::open(&data)).transpose()?;
+        match spec.format {
+            Format::Raw => write_raw(file.storage(), spec)?,
+            Format::Qcow2 => {
+                let data = data.as_ref().map(|data| &**data.storage() as &dyn Storage);
+                let name = path.display().to_string().into();
+                spec.qcow2().create(&**file.storage(), data).map_err(|e| e.in_file(&name))?;
+            }
+        }
+        Ok(Self { path: path.to_owned(), format: spec.format, file, data })
+    }
+
+    /// Opens the image for writing, with its backing file under the policy of `options`.
+    ///
+    /// # Errors
+    /// As for [`OpenOptions::open`].
+    pub fn open(&self, options: &OpenOptions) -> Result<Image> {
+        let data = self.data.as_ref().map(|data| Arc::clone(data.storage()));
+        options.clone().format(self.format).open_on(Arc::clone(self.file.storage()), &self.path, data)
+    }
+
+    /// The temporary files, for whoever must clean up without running destructors.
+    pub fn partial_paths(&self) -> Vec<PathBuf> {
+        [Some(&self.file), self.data.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|place| match place {
+                Place::New(file) => Some(file.partial_path().to_owned()),
+                Place::Device(_) => None,
+            })
+            .collect()
+    }
+
+    /// Makes the image durable and gives it its name.
+    ///
+    /// # Errors
+    /// If that fails; the image is gone then, or (if only the last step failed) has its name already.
+    pub fn persist(self) -> Result<()> {
+        // The image last: it is what makes the data file reachable.
+        if let Some(data) = self.data {
+            data.persist()?;
+        }
+        self.file.persist()
+    }
+}
+
+impl Place {
+    fn open(path: &Path) -> Result<Self> {
+        let options = FileOptions::new();
+        if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()) {
+            return Ok(Self::Device(Arc::new(options.writable(true).open(path)?)));
+        }
+        Ok(Self::New(NewFile::create(path, Existing::Replace, &options)?))
+    }
+
+    fn storage(&self) -> &Arc<FileStorage> {
+        match self {
+            Self::New(file) => file.storage(),
+            Self::Device(file) => file,
+        }
+    }
+
+    fn persist(self) -> Result<()> {
+        match self {
+            Self::New(file) => file.persist()?,
+            Self::Device(file) => file.flush()?,
+        }
+        Ok(())
+    }
+}
+
+/// Whether two paths are equal or lead to one file.
+fn is_same(a: Option<&Path>, b: Option<&Path>) -> bool {
+    let (Some(a), Some(b)) = (a, b) else { return false };
+    a == b || FileId::of(a).is_some_and(|id| FileId::of(b) == Some(id))
+}
+
+/// Zero bytes that are written at a time for `preallocation=full`.
+const FILL: u64 = 1 << 20;
+
+fn write_raw(storage: &FileStorage, spec: &CreateSpec) -> Result<()> {
+    let size = spec.size.next_multiple_of(SECTOR);
+    if storage.is_block_device() {
+        let len = storage.len()?;
+        if len == size {
+            return Ok(());
+        }
+        return Err(Error::Create {
+            path: storage.name().into(),
+            why: format!("the block device has {len} bytes, the image needs {size}"),
+        });
+    }
+    match spec.settings.preallocation.unwrap_or_default() {
+        Preallocation::Falloc => {
+            if size > 0 {
+                storage.allocate(ByteRange::at(0, size))?;
+            }
+        }
+        Preallocation::Full => {
+            let zeros = vec![0; FILL as usize];
+            for piece in ByteRange::at(0, size).pieces(FILL) {
+                storage.write_at(&zeros[..piece.len() as usize], piece.start())?;
+            }
+        }
+        _ => storage.set_len(size)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Why an image was not opened or made.
+//!
+//! Reading and writing an open image speaks [`blockmirror_block::Error`]. Each message here is one line that names
+//! the operation, the file and the reason.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::format::UnknownFormat;
+use crate::options::OptionError;
+use crate::reference::ReferenceError;
+
+/// The result of opening, making or describing an image.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an image was not opened, made or described.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file below failed, or the bytes in it are refused by their format.
+    #[error(transparent)]
+    Block(#[from] blockmirror_block::Error),
+    /// The image names a file that is not opened.
+    #[error("open: {0}")]
+    Reference(#[from] ReferenceError),
+    /// The format was not given, and the file is in one that is not supported.
+    #[error("open: {}: it is a {format} image, which is not supported", path.display())]
+    ForeignFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        format: &'static str,
+    },
+    /// The image names a format for its backing file that is not supported.
+    #[error("open: {}: its backing file has an {source}", path.display())]
+    BackingFormat {
+        /// The image.
+        path: PathBuf,
+        /// The format.
+        source: UnknownFormat,
+    },
+    /// The image keeps its data in another file and does not say in which.
+    #[error("open: {}: its data lies in another file, which it does not name", path.display())]
+    NoDataFile {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An option text was not understood.
+    #[error("create: {}: {source}", path.display())]
+    Option {
+        /// The image to be made.
+        path: PathBuf,
+        /// What is wrong.
+        source: OptionError,
+    },
+    /// An image cannot be made like this.
+    #[error("create: {}: {why}", path.display())]
+    Create {
+        /// The image to be made.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A directory that files may be opened in cannot be looked up.
+    #[error("look up directory: {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,286 @@
+//! `info`: what an image says about itself.
+//!
+//! [`ImageInfo::read`] opens one file and nothing that it names; [`read_chain`] goes down the backing chain under
+//! the caller's policy. [`ImageInfo::to_json`] has the members of `qemu-img info --output=json`, in its order.
+
+use std::path::{Path, PathBuf};
+
+use blockmirror_block::Storage;
+use blockmirror_file::FileStorage;
+use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
+use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
+use blockmirror_qcow2::{Header, Version};
+use blockmirror_raw::SECTOR;
+use serde_json::{Map, Value, json};
+
+use crate::error::Result;
+use crate::format::Format;
+use crate::open::{Below, OpenOptions, probe};
+use crate::reference::join_name;
+
+/// What an image says about itself, and what its file takes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ImageInfo {
+    /// The path it was opened by.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Bytes of the disk.
+    pub virtual_size: u64,
+    /// The file that it is in.
+    pub file: FileInfo,
+    /// The backing file that it names.
+    pub backing: Option<BackingInfo>,
+    /// What only qcow2 has.
+    pub qcow2: Option<Qcow2Info>,
+}
+
+/// The host file of an image.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct FileInfo {
+    /// Regular file or block device.
+    pub kind: FileKind,
+    /// Bytes from its beginning to its end.
+    pub len: u64,
+    /// Bytes that it occupies, if the host tells.
+    pub allocated: Option<u64>,
+}
+
+/// What kind of host file an image is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A block device.
+    BlockDevice,
+}
+
+impl FileKind {
+    /// The name of QEMU's driver for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Regular => "file",
+            Self::BlockDevice => "host_device",
+        }
+    }
+}
+
+/// A backing file as a header names it; whether it exists was not looked at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BackingInfo {
+    /// The name in the header.
+    pub name: PathBuf,
+    /// The same as a path from where we are; the name itself if it is no plain path.
+    pub full: PathBuf,
+    /// The format in the header.
+    pub format: Option<String>,
+}
+
+/// What only a qcow2 image has.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Qcow2Info {
+    /// The checked header.
+    pub header: Header,
+    /// Its internal snapshots.
+    pub snapshots: Vec<Snapshot>,
+    /// Its persistent bitmaps; empty if those in it are not to be believed.
+    pub bitmaps: Vec<BitmapEntry>,
+}
+
+impl ImageInfo {
+    /// Reads the image `path`, and no other file. The policy of `options` does not come into it.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or its format refuses it.
+    pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
+        let path = path.as_ref();
+        let file = options.open_file(path, path, false)?;
+        Self::read_from(&file, path, options.given_format())
+    }
+
+    fn read_from(file: &FileStorage, path: &Path, format: Option<Format>) -> Result<Self> {
+        let len = file.len()?;
+        let format = match format {
+            Some(format) => format,
+            None => probe(file, path)?,
+        };
+        let mut info = Self {
+            path: path.to_owned(),
+            format,
+            virtual_size: len.next_multiple_of(SECTOR),
+            file: FileInfo {
+                kind: if file.is_block_device() { FileKind::BlockDevice } else { FileKind::Regular },
+                len,
+                allocated: file.allocated_bytes()?,
+            },
+            backing: None,
+            qcow2: None,
+        };
+        if format == Format::Qcow2 {
+            let qcow2 = read_qcow2(file).map_err(|e| e.in_file(&file.name().into()))?;
+            info.virtual_size = qcow2.header.virtual_size;
+            info.backing = qcow2.header.backing.as_ref().map(|backing| {
+                let name = backing.name.as_path();
+                BackingInfo {
+                    name: name.to_owned(),
+                    full: join_name(path, name.as_os_str()).unwrap_or_else(|| name.to_owned()),
+                    format: backing.format.clone(),
+                }
+            });
+            info.qcow2 = Some(qcow2);
+        }
+        Ok(info)
+    }
+
+    /// Whether the image was not closed cleanly.
+    pub fn is_dirty(&self) -> bool {
+        self.qcow2.as_ref().is_some_and(|qcow2| qcow2.header.is_dirty())
+    }
+
+    /// The members of `qemu-img info --output=json`, in its order.
+    pub fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        let mut put = |key: &str, value: Value| {
+            out.insert(key.to_owned(), value);
+        };
+        put("children", json!([{ "name": "file", "info": self.file_json() }]));
+        if let Some(qcow2) = self.qcow2.as_ref().filter(|qcow2| !qcow2.snapshots.is_empty()) {
+            put("snapshots", qcow2.snapshots.iter().map(snapshot_json).collect());
+        }
+        if let Some(format) = self.backing.as_ref().and_then(|backing| backing.format.as_ref()) {
+            put("backing-filename-format", json!(format));
+        }
+        put("virtual-size", json!(self.virtual_size));
+        put("filename", json!(self.path.to_string_lossy()));
+        if let Some(qcow2) = &self.qcow2 {
+            put("cluster-size", json!(qcow2.header.cluster_size()));
+        }
+        put("format", json!(self.format.as_str()));
+        if let Some(allocated) = self.file.allocated {
+            put("actual-size", json!(allocated));
+        }
+        if let Some(qcow2) = &self.qcow2 {
+            put("format-specific", json!({ "type": "qcow2", "data": qcow2.to_json() }));
+        }
+        if let Some(backing) = &self.backing {
+            put("full-backing-filename", json!(backing.full.to_string_lossy()));
+            put("backing-filename", json!(backing.name.to_string_lossy()));
+        }
+        put("dirty-flag", json!(self.is_dirty()));
+        Value::Object(out)
+    }
+
+    fn file_json(&self) -> Value {
+        let mut out = json!({
+            "children": [],
+            "virtual-size": self.file.len.next_multiple_of(SECTOR),
+            "filename": self.path.to_string_lossy(),
+            "format": self.file.kind.as_str(),
+        });
+        if let Some(out) = out.as_object_mut() {
+            if let Some(allocated) = self.file.allocated {
+                out.insert("actual-size".into(), json!(allocated));
+            }
+            out.insert("format-specific".into(), json!({ "type": self.file.kind.as_str(), "data": {} }));
+            out.insert("dirty-flag".into(), json!(false));
+        }
+        out
+    }
+}
+
+/// Reads `path` and every image below it, the top first. Data files are not opened.
+///
+/// # Errors
+/// Also if the policy of `options` does not allow a backing file, if the chain comes back to itself, or if it
+/// is too deep.
+pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
+    let path = path.as_ref();
+    let top = options.open_file(path, path, false)?;
+    let mut files = vec![top.id()];
+    let mut chain = vec![ImageInfo::read_from(&top, path, options.given_format())?];
+    while let Some(last) = chain.last() {
+        let Some(qcow2) = &last.qcow2 else { break };
+        let Some(below) = Below::judge(options, &last.path, &qcow2.header)? else { break };
+        let file = below.open(options, chain.len(), &mut files)?;
+        chain.push(ImageInfo::read_from(&file, &below.file.path, below.format)?);
+    }
+    Ok(chain)
+}
+
+fn read_qcow2(storage: &FileStorage) -> blockmirror_qcow2::Result<Qcow2Info> {
+    let header = Header::read(storage)?;
+    let snapshots = Snapshots::new(storage, &header)?.collect::<Result<_, _>>()?;
+    let bitmaps = match &header.bitmaps {
+        Some(extension) if header.bitmaps_valid() => {
+            Bitmaps::new(storage, extension)?.collect::<Result<_, _>>()?
+        }
+        _ => Vec::new(),
+    };
+    Ok(Qcow2Info { header, snapshots, bitmaps })
+}
+
+impl Qcow2Info {
+    /// The version as `info` names it.
+    pub fn compat(&self) -> &'static str {
+        if self.header.version == 2 { Version::V2.as_str() } else { Version::V3.as_str() }
+    }
+
+    fn to_json(&self) -> Value {
+        let header = &self.header;
+        let mut out = Map::new();
+        let mut put = |key: &str, value: Value| {
+            out.insert(key.to_owned(), value);
+        };
+        put("compat", json!(self.compat()));
+        put("compression-type", json!(header.compression.as_str()));
+        if header.version == 2 {
+            put("refcount-bits", json!(header.refcount_bits()));
+            return Value::Object(out);
+        }
+        put("lazy-refcounts", json!(header.lazy_refcounts()));
+        if !self.bitmaps.is_empty() {
+            put("bitmaps", self.bitmaps.iter().map(bitmap_json).collect());
+        }
+        put("refcount-bits", json!(header.refcount_bits()));
+        if let Some(data) = &header.data_file {
+            if let Some(name) = &data.name {
+                put("data-file", json!(name.to_string()));
+            }
+            put("data-file-raw", json!(data.raw));
+        }
+        put("corrupt", json!(header.is_corrupt()));
+        put("extended-l2", json!(header.extended_l2));
+        Value::Object(out)
+    }
+}
+
+fn snapshot_json(snapshot: &Snapshot) -> Value {
+    let mut out = Map::new();
+    if let Some(icount) = snapshot.icount {
+        out.insert("icount".into(), json!(icount));
+    }
+    for (key, value) in [
+        ("vm-clock-nsec", json!(snapshot.vm_clock.subsec_nanos())),
+        ("name", json!(snapshot.name)),
+        ("date-sec", json!(snapshot.date.as_secs())),
+        ("date-nsec", json!(snapshot.date.subsec_nanos())),
+        ("vm-clock-sec", json!(snapshot.vm_clock.as_secs())),
+        ("id", json!(snapshot.id)),
+        ("vm-state-size", json!(snapshot.vm_state_size)),
+    ] {
+        out.insert(key.to_owned(), value);
+    }
+    Value::Object(out)
+}
+
+fn bitmap_json(bitmap: &BitmapEntry) -> Value {
+    let flags: Vec<_> = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")]
+        .into_iter()
+        .filter_map(|(set, name)| set.then_some(name))
+        .collect();
+    json!({ "flags": flags, "name": bitmap.name, "granularity": bitmap.granularity })
+}

@@ -1,0 +1,74 @@
+//! `map`: what lies where, one row per run.
+//!
+//! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of runs
+//! costs no memory.
+
+use blockmirror_block::{BlockDevice, ByteRange, Error, ExtentKind, Visit};
+use serde_json::{Value, json};
+
+/// One run, with the members of `qemu-img map --output=json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapRow {
+    /// First guest byte.
+    pub start: u64,
+    /// Bytes.
+    pub length: u64,
+    /// The layer of the chain that answers; 0 is the image itself.
+    pub depth: u32,
+    /// Whether any layer says something about it.
+    pub present: bool,
+    /// Whether it is known to read as zeros.
+    pub zero: bool,
+    /// Whether it must be read to be known.
+    pub data: bool,
+    /// Whether it is stored compressed.
+    pub compressed: bool,
+    /// Where its bytes lie as they are, and in which file.
+    pub host: Option<(u64, String)>,
+}
+
+impl MapRow {
+    /// The row as `qemu-img` writes it into JSON.
+    pub fn to_json(&self) -> Value {
+        let mut row = json!({
+            "start": self.start,
+            "length": self.length,
+            "depth": self.depth,
+            "present": self.present,
+            "zero": self.zero,
+            "data": self.data,
+            "compressed": self.compressed,
+        });
+        if let (Some((offset, _)), Some(row)) = (&self.host, row.as_object_mut()) {
+            row.insert("offset".into(), json!(offset));
+        }
+        row
+    }
+}
+
+/// Hands the rows of `range` of `device` to `visit`, in order.
+///
+/// # Errors
+/// What the device reports.
+pub fn map(
+    device: &dyn BlockDevice,
+    range: ByteRange,
+    visit: &mut dyn FnMut(MapRow) -> Visit,
+) -> Result<(), Error> {
+    let range = range.intersect(ByteRange::new(0, device.len()));
+    if range.is_empty() {
+        return Ok(());
+    }
+    device.extents(range, &mut |extent| {
+        visit(MapRow {
+            start: extent.range.start(),
+            length: extent.range.len(),
+            depth: extent.depth,
+            present: extent.kind != ExtentKind::Unallocated,
+            zero: extent.reads_as_zero(),
+            data: extent.kind == ExtentKind::Data,
+            compressed: extent.compressed,
+            host: extent.host.map(|run| (run.offset, run.storage.name().to_owned())),
+        })
+    })
+}

@@ -1,0 +1,396 @@
+//! Opening an image with everything below it.
+//!
+//! First down the chain: each file is opened, its format told, its header read, and the names in it judged by the
+//! policy, with an eye on cycles and depth. Then up again: each layer becomes a device on the one below. Nothing is
+//! opened twice, and nothing recurses.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode};
+use blockmirror_qcow2::{FileName, Header, Qcow2};
+use blockmirror_raw::{Raw, RawOptions};
+
+use crate::error::{Error, Result};
+use crate::format::{Detected, Format, PROBE_LEN, detect};
+use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
+
+/// The deepest chain that is opened unless the caller sets another limit.
+pub const MAX_CHAIN_DEPTH: u32 = 200;
+
+/// How an image is to be opened.
+///
+/// The default: for reading, format found out, locked, and with nothing else that the image names.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    format: Option<Format>,
+    writable: bool,
+    shared: bool,
+    policy: ReferencePolicy,
+    max_depth: u32,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            format: None,
+            writable: false,
+            shared: false,
+            policy: ReferencePolicy::deny(),
+            max_depth: MAX_CHAIN_DEPTH,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// For reading, format found out, locked, nothing that the image names.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The format of the image itself; `None` finds it out. (The layers below have theirs in the header above
+    /// them.)
+    #[must_use]
+    pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
+        self.format = format.into();
+        self
+    }
+
+    /// Opens the image, and its data file if it has one, for writing. Layers below are only ever read.
+    #[must_use]
+    pub fn writable(mut self, writable: bool) -> Self {
+        self.writable = writable;
+        self
+    }
+
+    /// Bears with others that use the files at the same time; what is read may then be inconsistent.
+    #[must_use]
+    pub fn shared(mut self, shared: bool) -> Self {
+        self.shared = shared;
+        self
+    }
+
+    /// Which files named in images are opened.
+    #[must_use]
+    pub fn policy(mut self, policy: ReferencePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How many images a chain may have.
+    #[must_use]
+    pub fn max_depth(mut self, images: u32) -> Self {
+        self.max_depth = images;
+        self
+    }
+
+    /// Opens `path` and what it stands on.
+    ///
+    /// # Errors
+    /// [`Error`], naming the file of the chain that could not be opened.
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
+        let path = path.as_ref();
+        let file = self.open_file(path, path, self.writable)?;
+        self.open_on(Arc::new(file), path, None)
+    }
+
+    /// Opens the image in `file`, which has the name `path`, and what it stands on; `data` is its data file
+    /// if that is open already. What is written to depends on how `file` was opened.
+    pub(crate) fn open_on(
+        &self,
+        file: Arc<FileStorage>,
+        path: &Path,
+        data: Option<Arc<FileStorage>>,
+    ) -> Result<Image> {
+        let mut descent = Descent { options: self, files: vec![file.id()], notes: Vec::new() };
+        descent.files.extend(data.iter().map(|data| data.id()));
+        let data = data.map(|data| data as Arc<dyn Storage>);
+        let (top, below) = descent.layer(file, path.to_owned(), path.to_owned(), self.format, data)?;
+        let lower = descent.go_down(below)?;
+        descent.build(top, lower)
+    }
+
+    pub(crate) fn given_format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// Opens the file `real`, which messages call `path`.
+    pub(crate) fn open_file(&self, path: &Path, real: &Path, writable: bool) -> Result<FileStorage> {
+        let lock = if self.shared { LockMode::Shared } else { LockMode::Exclusive };
+        Ok(FileOptions::new().writable(writable).lock(lock).open_as(real, path)?)
+    }
+}
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    device: Arc<dyn BlockDevice>,
+    format: Format,
+    path: PathBuf,
+    backing: Option<Backing>,
+    files: Vec<FileId>,
+    notes: Vec<Note>,
+}
+
+/// The layer below an image.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Backing {
+    /// Its name as it stands in the header.
+    pub name: PathBuf,
+    /// The same as a path from where we are.
+    pub path: PathBuf,
+    /// The format it was opened in.
+    pub format: Format,
+}
+
+/// Something about a chain that its owner should know, though it does not stop anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// An image does not say the format of its backing file, so that was found out.
+    BackingFormatGuessed {
+        /// The image.
+        image: PathBuf,
+        /// What was found out.
+        format: Format,
+    },
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::BackingFormatGuessed { image, format } => {
+                write!(
+                    f,
+                    "{}: does not say the format of its backing file; taken for {format}",
+                    image.display()
+                )
+            }
+        }
+    }
+}
+
+impl Image {
+    /// The disk.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// The format of the image itself.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The layer below, if the image has one.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// Whether `path` leads to one of the files that are open for it: images and data files of the whole chain.
+    pub fn uses(&self, path: impl AsRef<Path>) -> bool {
+        FileId::of(path).is_some_and(|id| self.files.contains(&id))
+    }
+
+    /// What its owner should know.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+}
+
+/// One image of the chain, open but not yet a device.
+struct Layer {
+    path: PathBuf,
+    storage: Arc<dyn Storage>,
+    format: Format,
+    guessed: bool,
+    data: Option<Arc<dyn Storage>>,
+    /// Its name in the header of the image above.
+    name: PathBuf,
+}
+
+/// The layer below an image, judged and not yet opened.
+pub(crate) struct Below {
+    /// The image that names it.
+    above: PathBuf,
+    name: PathBuf,
+    pub(crate) file: Resolved,
+    pub(crate) format: Option<Format>,
+}
+
+impl Below {
+    /// What `header`, of the image `above`, names as its backing file, if the policy of `options` allows it.
+    pub(crate) fn judge(options: &OpenOptions, above: &Path, header: &Header) -> Result<Option<Self>> {
+        let Some(backing) = &header.backing else { return Ok(None) };
+        let format = match backing.format.as_deref() {
+            None | Some("") => None,
+            Some(format) => {
+                let known = format.parse();
+                Some(known.map_err(|source| Error::BackingFormat { path: above.to_owned(), source })?)
+            }
+        };
+        Ok(Some(Self {
+            above: above.to_owned(),
+            name: backing.name.as_path().to_owned(),
+            file: options.policy.resolve(above, Role::Backing, os_str(&backing.name))?,
+            format,
+        }))
+    }
+
+    /// Opens the file for reading, `depth` images below the top, unless it is among `files` already.
+    pub(crate) fn open(
+        &self,
+        options: &OpenOptions,
+        depth: usize,
+        files: &mut Vec<FileId>,
+    ) -> Result<FileStorage> {
+        let refused = |reason| refuse(&self.above, Role::Backing, &self.name, reason);
+        if depth >= options.max_depth as usize {
+            return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
+        }
+        let file = options.open_file(&self.file.path, &self.file.real, false)?;
+        if files.contains(&file.id()) {
+            return Err(refused(ReferenceRefusal::Cycle));
+        }
+        files.push(file.id());
+        Ok(file)
+    }
+}
+
+/// The way down the chain.
+struct Descent<'a> {
+    options: &'a OpenOptions,
+    files: Vec<FileId>,
+    notes: Vec<Note>,
+}
+
+impl Descent<'_> {
+    /// Follows the backing files from `below` to the end of the chain.
+    fn go_down(&mut self, mut below: Option<Below>) -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        while let Some(next) = below {
+            // The top image is not in `layers`.
+            let file = next.open(self.options, layers.len() + 1, &mut self.files)?;
+            let Below { above, name, file: Resolved { path, .. }, format } = next;
+            let (layer, its_below) = self.layer(Arc::new(file), path, name, format, None)?;
+            if layer.guessed {
+                self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });
+            }
+            layers.push(layer);
+            below = its_below;
+        }
+        Ok(layers)
+    }
+
+    /// Reads the header of one image, opens its data file unless it is there already, and judges what it names
+    /// as its backing file.
+    fn layer(
+        &mut self,
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
+        name: PathBuf,
+        given: Option<Format>,
+        data: Option<Arc<dyn Storage>>,
+    ) -> Result<(Layer, Option<Below>)> {
+        let format = match given {
+            Some(format) => format,
+            None => probe(&*storage, &path)?,
+        };
+        let mut layer = Layer { path, storage, format, guessed: given.is_none(), data, name };
+        let mut below = None;
+        if format == Format::Qcow2 {
+            let header =
+                Header::read(&*layer.storage).map_err(|e| e.in_file(&layer.storage.name().into()))?;
+            if layer.data.is_none() {
+                let writable = layer.storage.info().writable;
+                layer.data = self.open_data_file(&layer.path, &header, writable)?;
+            }
+            below = Below::judge(self.options, &layer.path, &header)?;
+        }
+        Ok((layer, below))
+    }
+
+    fn open_data_file(
+        &mut self,
+        image: &Path,
+        header: &Header,
+        writable: bool,
+    ) -> Result<Option<Arc<dyn Storage>>> {
+        let Some(data) = &header.data_file else { return Ok(None) };
+        let Some(name) = &data.name else { return Err(Error::NoDataFile { path: image.to_owned() }) };
+        let found = self.options.policy.resolve(image, Role::Data, os_str(name))?;
+        let file = self.options.open_file(&found.path, &found.real, writable)?;
+        if self.files.contains(&file.id()) {
+            return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Cycle));
+        }
+        self.files.push(file.id());
+        Ok(Some(Arc::new(file)))
+    }
+
+    /// Makes the devices, from the bottom up.
+    fn build(self, top: Layer, lower: Vec<Layer>) -> Result<Image> {
+        let mut device: Option<Arc<dyn BlockDevice>> = None;
+        let mut backing = None;
+        for layer in lower.into_iter().rev() {
+            device = Some(layer.device(device)?);
+            backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
+        }
+        Ok(Image {
+            device: top.device(device)?,
+            format: top.format,
+            path: top.path,
+            backing,
+            files: self.files,
+            notes: self.notes,
+        })
+    }
+}
+
+impl Layer {
+    fn device(&self, below: Option<Arc<dyn BlockDevice>>) -> Result<Arc<dyn BlockDevice>> {
+        let storage = Arc::clone(&self.storage);
+        match self.format {
+            Format::Raw => Ok(Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?)),
+            Format::Qcow2 => {
+                let mut options = blockmirror_qcow2::OpenOptions::new().writable(storage.info().writable);
+                if let Some(below) = below {
+                    options = options.backing(below);
+                }
+                if let Some(data) = &self.data {
+                    options = options.data_file(Arc::clone(data));
+                }
+                let name = storage.name().into();
+                let image: Qcow2 = options.open(storage).map_err(|e| e.in_file(&name))?;
+                Ok(Arc::new(image))
+            }
+        }
+    }
+}
+
+/// Finds out the format of `storage`.
+///
+/// # Errors
+/// [`Error::ForeignFormat`] if it is recognised and not supported.
+pub(crate) fn probe(storage: &dyn Storage, path: &Path) -> Result<Format> {
+    let mut head = [0; PROBE_LEN];
+    storage.read_at(&mut head, 0)?;
+    match detect(&head) {
+        Detected::Known(format) => Ok(format),
+        Detected::Foreign(format) => Err(Error::ForeignFormat { path: path.to_owned(), format }),
+    }
+}
+
+fn refuse(image: &Path, role: Role, name: &Path, reason: ReferenceRefusal) -> Error {
+    ReferenceError { image: image.to_owned(), role, name: name.to_owned(), reason }.into()
+}
+
+fn os_str(name: &FileName) -> &OsStr {
+    name.as_path().as_os_str()
+}

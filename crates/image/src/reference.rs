@@ -1,0 +1,349 @@
+//! Files that images name: which of them may be opened.
+//!
+//! An image's header is data from wherever the image came from, and a name in it (backing file, external data file)
+//! is a request to read a file of the host. The caller's [`ReferencePolicy`] decides. Names are taken as plain paths
+//! only, never as a protocol or a JSON description, and a path is judged by where it leads after all symbolic
+//! links, so a link inside an allowed directory does not lead out of it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
+
+use thiserror::Error;
+
+/// What an image names a file for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// The layer below a copy-on-write image.
+    Backing,
+    /// The file that holds an image's guest data.
+    Data,
+}
+
+impl Role {
+    /// How messages call it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Backing => "backing file",
+            Self::Data => "data file",
+        }
+    }
+}
+
+/// Why a file that an image names was not opened.
+#[derive(Debug, Error)]
+#[error("{} names the {} \"{}\", {reason}", image.display(), role.as_str(), name.display())]
+pub struct ReferenceError {
+    /// The image with the name in it.
+    pub image: PathBuf,
+    /// What the name is for.
+    pub role: Role,
+    /// The name as it stands in the image.
+    pub name: PathBuf,
+    /// Why not.
+    #[source]
+    pub reason: ReferenceRefusal,
+}
+
+/// The reason in a [`ReferenceError`].
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReferenceRefusal {
+    /// The policy opens nothing that an image names.
+    #[error("and files that images name are not opened")]
+    Denied,
+    /// The name is a URL, a `json:` description, or carries a protocol prefix.
+    #[error("which is not a plain path; only plain paths are opened")]
+    NotAPath,
+    /// The file lies in `directory`, which the policy does not allow.
+    #[error("which lies in {}, a directory that images here may not refer to", directory.display())]
+    Outside {
+        /// The directory that the name leads to, without symbolic links.
+        directory: PathBuf,
+    },
+    /// It is neither a regular file nor a block device.
+    #[error("which is neither a regular file nor a block device")]
+    NotAFile,
+    /// The chain comes back to a file that is already in it.
+    #[error("which is already part of the chain")]
+    Cycle,
+    /// The chain is longer than the limit.
+    #[error("and the chain is deeper than {0} images already")]
+    TooDeep(u32),
+    /// The file cannot be looked up.
+    #[error("which cannot be opened: {0}")]
+    Unreachable(#[from] io::Error),
+}
+
+/// A file that may be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The path as the image spells it, from where we are: for messages, and for the names that this file's own
+    /// header is relative to.
+    pub path: PathBuf,
+    /// The path without symbolic links: what was judged, and so what is to be opened.
+    pub real: PathBuf,
+}
+
+/// Which files an image may pull in.
+///
+/// The directories are fixed when the policy is made; a chain does not widen them as it goes down.
+#[derive(Clone, Debug)]
+pub struct ReferencePolicy {
+    roots: Roots,
+    files: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
+enum Roots {
+    Any,
+    Within(Vec<PathBuf>),
+}
+
+impl ReferencePolicy {
+    /// Nothing that an image names is opened.
+    pub fn deny() -> Self {
+        Self { roots: Roots::Within(Vec::new()), files: Vec::new() }
+    }
+
+    /// Every plain path is opened, for images from a trusted place.
+    pub fn any() -> Self {
+        Self { roots: Roots::Any, files: Vec::new() }
+    }
+
+    /// Files in or below the directory of `image` are opened: where images that belong together lie together.
+    ///
+    /// # Errors
+    /// If the directory cannot be looked up.
+    pub fn beside(image: &Path) -> io::Result<Self> {
+        let mut policy = Self::deny();
+        policy.allow_dir(directory_of(image))?;
+        Ok(policy)
+    }
+
+    /// Also opens files in or below `directory`.
+    ///
+    /// # Errors
+    /// If it cannot be looked up, or is no directory.
+    pub fn allow_dir(&mut self, directory: &Path) -> io::Result<()> {
+        let real = fs::canonicalize(directory)?;
+        if !fs::metadata(&real)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        if let Roots::Within(roots) = &mut self.roots {
+            roots.push(real);
+        }
+        Ok(())
+    }
+
+    /// Also opens this one file, typically because its name came from the user. A file that does not exist (yet)
+    /// adds nothing.
+    pub fn allow_file(&mut self, file: &Path) {
+        if let Ok(real) = fs::canonicalize(file) {
+            self.files.push(real);
+        }
+    }
+
+    /// Decides about `name` in the header of `image`, and says which file to open.
+    ///
+    /// # Errors
+    /// [`ReferenceError`] with the reason; nothing has been opened then.
+    pub fn resolve(&self, image: &Path, role: Role, name: &OsStr) -> Result<Resolved, ReferenceError> {
+        self.judge(image, name).map_err(|reason| ReferenceError {
+            image: image.to_owned(),
+            role,
+            name: name.into(),
+            reason,
+        })
+    }
+
+    fn judge(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
+        let path = join_name(image, name).ok_or(ReferenceRefusal::NotAPath)?;
+        let Roots::Within(roots) = &self.roots else {
+            let real = fs::canonicalize(&path)?;
+            check_file_type(&real)?;
+            return Ok(Resolved { path, real });
+        };
+        if roots.is_empty() && self.files.is_empty() {
+            return Err(ReferenceRefusal::Denied);
+        }
+        // A directory that may not be referred to is not asked whether the file exists, either: a path that
+        // is outside by its text alone gets the same answer whatever lies there.
+        let real = match fs::canonicalize(&path) {
+            Ok(real) => real,
+            Err(error) => {
+                return Err(match lexical_directory(&path) {
+                    Some(directory) if !roots.iter().any(|root| directory.starts_with(root)) => {
+                        ReferenceRefusal::Outside { directory }
+                    }
+                    _ => error.into(),
+                });
+            }
+        };
+        if !self.files.contains(&real) && !roots.iter().any(|root| real.starts_with(root)) {
+            return Err(ReferenceRefusal::Outside { directory: directory_of(&real).to_owned() });
+        }
+        check_file_type(&real)?;
+        Ok(Resolved { path, real })
+    }
+}
+
+/// Opening a FIFO or a terminal would block, or eat what somebody else was to read.
+fn check_file_type(path: &Path) -> Result<(), ReferenceRefusal> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_block_device() { Ok(()) } else { Err(ReferenceRefusal::NotAFile) }
+}
+
+/// The directory that names in the header of `image` are relative to.
+pub fn directory_of(image: &Path) -> &Path {
+    match image.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => image,
+    }
+}
+
+/// `name`, as it stands in the header of `image`, as a path from where we are; by text only. `None` if it is
+/// no plain path.
+pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
+    if !is_plain_path(name) {
+        return None;
+    }
+    let directory = image.parent().unwrap_or(Path::new(""));
+    Some(directory.join(name))
+}
+
+/// Whether a name from a header is a path and nothing else: not empty, no NUL, and no `protocol:` before the
+/// first slash, which is where `json:`, `nbd:` and URLs have it.
+fn is_plain_path(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    let first = name.split(|b| *b == b'/').next().unwrap_or_default();
+    !name.is_empty() && !name.contains(&0) && !first.contains(&b':')
+}
+
+/// The directory of an absolute form of `path`, with `..` taken away by text.
+fn lexical_directory(path: &Path) -> Option<PathBuf> {
+    let mut out = PathBuf::new();
+    for part in std::path::absolute(path).ok()?.components() {
+        match part {
+            Component::ParentDir => {
+                out.pop();
+            }
+            Component::CurDir => {}
+            part => out.push(part),
+        }
+    }
+    out.parent().map(Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Place {
+        dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        /// `in/top`, `in/base`, `in/deep/base`, `out/base`.
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for file in ["in/top", "in/base", "in/deep/base", "out/base"] {
+                let path = dir.path().join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, b"x").unwrap();
+            }
+            Self { dir }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            fs::canonicalize(self.dir.path()).unwrap().join(name)
+        }
+
+        fn resolve(&self, name: impl AsRef<OsStr>) -> Result<PathBuf, ReferenceRefusal> {
+            let top = self.path("in/top");
+            let policy = ReferencePolicy::beside(&top).unwrap();
+            let resolved = policy.resolve(&top, Role::Backing, name.as_ref());
+            resolved.map(|file| file.real).map_err(|e| e.reason)
+        }
+    }
+
+    #[test]
+    fn names_in_or_below_the_directory_are_opened() {
+        let place = Place::new();
+        assert_eq!(place.resolve("base").unwrap(), place.path("in/base"));
+        assert_eq!(place.resolve("./deep/base").unwrap(), place.path("in/deep/base"));
+        assert_eq!(place.resolve("../in/base").unwrap(), place.path("in/base"));
+        assert_eq!(place.resolve(place.path("in/base")).unwrap(), place.path("in/base"));
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused_with_the_directory() {
+        let place = Place::new();
+        symlink(place.path("out/base"), place.path("in/link")).unwrap();
+        symlink(place.path("out"), place.path("in/linked-dir")).unwrap();
+        for name in ["../out/base", "link", "linked-dir/base"] {
+            match place.resolve(name) {
+                Err(ReferenceRefusal::Outside { directory }) => assert_eq!(directory, place.path("out")),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        assert!(matches!(place.resolve("/etc/passwd"), Err(ReferenceRefusal::Outside { .. })));
+    }
+
+    #[test]
+    fn a_refusal_does_not_tell_whether_a_file_outside_exists() {
+        let place = Place::new();
+        assert!(matches!(place.resolve("../out/nothing"), Err(ReferenceRefusal::Outside { .. })));
+        assert!(matches!(place.resolve("nothing"), Err(ReferenceRefusal::Unreachable(_))));
+    }
+
+    #[test]
+    fn only_plain_paths_are_names() {
+        let place = Place::new();
+        for name in ["json:{}", "nbd:localhost:1", "http://host/x", "file:base", "fd:3", "", "a\0b"] {
+            assert!(matches!(place.resolve(name), Err(ReferenceRefusal::NotAPath)), "{name:?}");
+        }
+        fs::write(place.path("in/a:b"), b"x").unwrap();
+        assert_eq!(place.resolve("./a:b").unwrap(), place.path("in/a:b"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let place = Place::new();
+        assert!(matches!(place.resolve("deep"), Err(ReferenceRefusal::NotAFile)));
+    }
+
+    #[test]
+    fn the_caller_widens_or_narrows() {
+        let place = Place::new();
+        let top = place.path("in/top");
+        let ask = |policy: &ReferencePolicy, name: &str| policy.resolve(&top, Role::Data, OsStr::new(name));
+
+        let mut policy = ReferencePolicy::deny();
+        assert!(matches!(ask(&policy, "base").unwrap_err().reason, ReferenceRefusal::Denied));
+        policy.allow_file(&place.path("out/base"));
+        assert!(ask(&policy, "../out/base").is_ok());
+        assert!(ask(&policy, "base").is_err());
+        policy.allow_dir(&place.path("in")).unwrap();
+        assert!(ask(&policy, "base").is_ok());
+        assert!(policy.allow_dir(&place.path("in/base")).is_err());
+        assert!(ask(&ReferencePolicy::any(), "/etc/passwd").is_ok());
+        assert!(ask(&ReferencePolicy::any(), "json:{}").is_err());
+    }
+
+    #[test]
+    fn joining_is_textual() {
+        let join = |image: &str, name: &str| join_name(Path::new(image), OsStr::new(name));
+        assert_eq!(join("top.q", "base.q"), Some("base.q".into()));
+        assert_eq!(join("dir/top.q", "../base.q"), Some("dir/../base.q".into()));
+        assert_eq!(join("dir/top.q", "/base.q"), Some("/base.q".into()));
+        assert_eq!(join("dir/top.q", "nbd://h"), None);
+    }
+}
