@@ -15,15 +15,12 @@ use std::fmt;
 use std::ops::Range;
 
 use super::memory_storage::MemoryStorage;
-use super::recording::Logged;
+use super::recording::{Logged, SECTOR};
 use super::sparse::SparseBytes;
 use crate::ByteRange;
 
 /// Up to so many unflushed entries before the last, every subset of them is tried.
 const SUBSET_LIMIT: usize = 4;
-
-/// The unit in which a write may be torn.
-const SECTOR: u64 = 512;
 
 /// One image that a crash could leave.
 #[derive(Clone)]
@@ -39,7 +36,7 @@ pub struct CrashPoint {
 /// Which sectors of the last write of a crash point are missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Torn {
-    /// The missing bytes, whole sectors of the storage (the ends of the write apart).
+    /// The missing bytes, whole sectors of the storage.
     pub missing: ByteRange,
 }
 

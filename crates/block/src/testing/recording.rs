@@ -14,6 +14,9 @@ use crate::storage::{Storage, StorageExtent, StorageInfo};
 use crate::sync::Mutex;
 use crate::{ByteRange, Error, ErrorKind, Result};
 
+/// What a disk writes as a whole.
+pub(crate) const SECTOR: u64 = 512;
+
 /// A growing [`Storage`] in memory that logs every change and every flush, with the data.
 ///
 /// Changes take effect at once for readers. What a crash would leave of them is for [`CrashPoints`] to say: all that was
@@ -34,7 +37,7 @@ struct State {
 /// A completed change of a storage.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Logged {
-    /// Bytes were written.
+    /// Bytes were written: whole sectors of 512 bytes, but for the end of the storage.
     Write {
         /// Where.
         offset: u64,
@@ -107,11 +110,42 @@ impl RecordingStorage {
         CrashPoints::new(state.base.clone(), state.log.clone())
     }
 
-    /// Makes a change now and logs it.
+    /// Makes a change now and logs it as the disk would see it: in whole sectors, since a sector that is written
+    /// in part goes to the disk together with what it held in memory.
     fn change(&self, entry: Logged) {
-        let mut state = self.state.lock();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         entry.apply(&mut state.live);
-        state.log.push(entry);
+        match entry {
+            Logged::Write { offset, data } => {
+                let whole = ByteRange::at(offset, data.len() as u64).align_outward(SECTOR);
+                state.log_live(whole);
+            }
+            Logged::Zero(range) => {
+                let inner = range.align_inward(SECTOR);
+                if inner.is_empty() {
+                    state.log_live(range.align_outward(SECTOR));
+                } else {
+                    state.log_live(ByteRange::new(range.start(), inner.start()).align_outward(SECTOR));
+                    state.log.push(Logged::Zero(inner));
+                    state.log_live(ByteRange::new(inner.end(), range.end()).align_outward(SECTOR));
+                }
+            }
+            Logged::SetLen(_) | Logged::Flush => state.log.push(entry),
+        }
+    }
+}
+
+impl State {
+    /// Logs `range` as written with what it holds now, as far as the storage goes.
+    fn log_live(&mut self, range: ByteRange) {
+        let range = range.intersect(ByteRange::new(0, self.live.len()));
+        if range.is_empty() {
+            return;
+        }
+        let mut data = vec![0; range.len() as usize];
+        self.live.read(&mut data, range.start());
+        self.log.push(Logged::Write { offset: range.start(), data: Arc::from(data) });
     }
 }
 
