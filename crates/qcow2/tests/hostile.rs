@@ -273,7 +273,7 @@ fn header_fields() {
             }
         }
         for at in 104..240 {
-            for value in [0, 1, 0x80, 0xff] {
+            for value in [1, 0xff] {
                 let bytes = image.changed(at, 1, value);
                 exercise(&image, &format!("header byte {at} = {value}"), &bytes, |_| false);
             }
