@@ -17,6 +17,8 @@ mod admission;
 mod completion;
 pub(crate) mod config;
 mod retry;
+#[cfg(test)]
+mod sim;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -59,7 +61,11 @@ pub(crate) struct Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     /// Find out what the range needs, as much of it as fits one survey.
-    Survey(ByteRange),
+    Survey {
+        range: ByteRange,
+        /// Nothing has been copied there yet: what was promised of the target still holds.
+        first_pass: bool,
+    },
     /// Copy the range from source to target.
     Copy {
         range: ByteRange,
@@ -122,7 +128,6 @@ struct InFlight {
     id: u64,
     work: Work,
     tries: u32,
-    first_pass: bool,
 }
 
 #[derive(Debug)]
@@ -286,8 +291,8 @@ impl Core {
         let left = self.dirty.dirty_bytes() + self.claimed.bytes();
         let in_flight = self.in_flight.iter().map(InFlight::bytes).sum();
         let unsurveyed = self.walks.iter().filter(|w| w.first_pass).map(|w| w.range.len());
-        let in_survey = self.in_flight.iter().filter(|op| op.first_pass).map(|op| match op.work {
-            Work::Survey(range) => range.len(),
+        let in_survey = self.in_flight.iter().map(|op| match op.work {
+            Work::Survey { range, first_pass: true } => range.len(),
             _ => 0,
         });
         Progress {
@@ -339,7 +344,7 @@ impl InFlight {
     fn bytes(&self) -> u64 {
         match self.work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range.len(),
-            Work::Survey(_) | Work::Flush => 0,
+            Work::Survey { .. } | Work::Flush => 0,
         }
     }
 

@@ -52,8 +52,13 @@ impl<'a> Mover<'a> {
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
     pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
         match work {
-            Work::Survey(range) => {
-                survey(self.source, Some(self.target), range, self.manner.rules).map(Done::Surveyed)
+            Work::Survey { range, first_pass } => {
+                let mut rules = self.manner.rules;
+                if !first_pass {
+                    // Zeros that were promised may have been written over since.
+                    rules.target = TargetContent::Unknown;
+                }
+                survey(self.source, Some(self.target), range, rules).map(Done::Surveyed)
             }
             Work::Copy { range, target_zero } => self.copy(range, target_zero).map(Done::Copied),
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
@@ -75,16 +80,22 @@ impl<'a> Mover<'a> {
     }
 
     fn copy(&mut self, range: ByteRange, target_zero: bool) -> Result<Moved, Failure> {
-        let len = usize::try_from(range.len()).map_err(|_| {
-            let error = block::Error::new(ErrorKind::LimitExceeded, "copy").at(range.start());
-            Failure { operation: Operation::Read, error }
-        })?;
-        let buf = self.buffer.at_least(len);
-        self.source
-            .read_at(buf, range.start())
-            .map_err(|error| Failure { operation: Operation::Read, error })?;
-        let buf = &*buf;
+        self.read(range)?;
+        self.write(range, target_zero)
+    }
 
+    /// The first half of a copy.
+    pub(crate) fn read(&mut self, range: ByteRange) -> Result<(), Failure> {
+        let on_source = |error| Failure { operation: Operation::Read, error };
+        let len = usize::try_from(range.len())
+            .map_err(|_| on_source(block::Error::new(ErrorKind::LimitExceeded, "copy").at(range.start())))?;
+        self.source.read_at(self.buffer.at_least(len), range.start()).map_err(on_source)
+    }
+
+    /// The second half: writes what [`read`](Self::read) has read of the same range.
+    pub(crate) fn write(&mut self, range: ByteRange, target_zero: bool) -> Result<Moved, Failure> {
+        let len = index(range, range.end());
+        let buf = &*self.buffer.at_least(len);
         let mut moved = Moved::default();
         let mut written = 0;
         if self.manner.min_zero_run > 0 {
@@ -98,7 +109,7 @@ impl<'a> Mover<'a> {
                     continue;
                 }
                 let (from, to) = (index(range, zeros.start()), index(range, zeros.end()));
-                moved.copied += write(self.target, range, buf, written, from)?;
+                moved.copied += put(self.target, range, buf, written, from)?;
                 written = to;
                 if target_zero {
                     moved.skipped += zeros.len();
@@ -108,7 +119,7 @@ impl<'a> Mover<'a> {
                 }
             }
         }
-        moved.copied += write(self.target, range, buf, written, len)?;
+        moved.copied += put(self.target, range, buf, written, len)?;
         Ok(moved)
     }
 }
@@ -128,7 +139,7 @@ fn index(range: ByteRange, offset: u64) -> usize {
 }
 
 /// Writes `from..to` of the buffer, if that is anything.
-fn write(
+fn put(
     target: &dyn BlockDevice,
     range: ByteRange,
     buf: &[u8],

@@ -36,7 +36,7 @@ impl Core {
             let range = walk.range;
             // Before the survey looks, hence before anything is read.
             self.dirty.clear(range.start()..range.end());
-            return self.begin(Work::Survey(range), walk.tries, walk.first_pass);
+            return self.begin(Work::Survey { range, first_pass: walk.first_pass }, walk.tries);
         }
         if let Some(front) = self.queue.front().copied() {
             return self.begin_queued(front, now);
@@ -52,18 +52,18 @@ impl Core {
         }
         // Nothing queued, in flight, waiting or dirty: make it durable. The job ends when that has succeeded and
         // nothing has become dirty meanwhile.
-        self.begin(Work::Flush, 0, false)
+        self.begin(Work::Flush, 0)
     }
 
-    fn begin(&mut self, work: Work, tries: u32, first_pass: bool) -> Next {
+    fn begin(&mut self, work: Work, tries: u32) -> Next {
         let id = self.next_id;
         self.next_id += 1;
-        self.in_flight.push(InFlight { id, work, tries, first_pass });
+        self.in_flight.push(InFlight { id, work, tries });
         Next::Do(Action { id, work })
     }
 
     fn wants_survey(&self) -> bool {
-        let surveys = self.in_flight.iter().filter(|op| matches!(op.work, Work::Survey(_))).count();
+        let surveys = self.in_flight.iter().filter(|op| matches!(op.work, Work::Survey { .. })).count();
         surveys < MAX_SURVEYS
             && self.queue.len() < QUEUE_LOW
             && self.queued_copy < self.config.buffer.saturating_mul(2)
@@ -126,7 +126,7 @@ impl Core {
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
             Work::Zero { range, metadata_only } => (range, !metadata_only),
-            Work::Survey(range) => (range, false),
+            Work::Survey { range, .. } => (range, false),
             Work::Flush => return Next::Wait(None),
         };
         if moves_data {
@@ -153,7 +153,7 @@ impl Core {
                 self.queue.pop_front();
             }
         }
-        self.begin(work, front.tries, false)
+        self.begin(work, front.tries)
     }
 
     fn first_operation(&self, queued: Queued) -> Work {

@@ -25,7 +25,9 @@ impl Core {
             return;
         }
         match (result, op.work) {
-            (Ok(Done::Surveyed(segments)), Work::Survey(range)) => self.surveyed(op, range, segments),
+            (Ok(Done::Surveyed(segments)), Work::Survey { range, first_pass }) => {
+                self.surveyed(Walk { range, tries: op.tries, first_pass }, segments);
+            }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => self.completed(range, moved),
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
                 self.completed(range, Moved { zeroed: range.len(), ..Moved::default() });
@@ -35,7 +37,7 @@ impl Core {
                 self.queue.push_front(Queued { range, need: Need::Zero, tries: op.tries });
             }
             (Ok(_), Work::Flush) => self.flushed(),
-            (Ok(_), Work::Survey(range) | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
+            (Ok(_), Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
                 // The report does not fit the action, which cannot be; the range is simply not done.
                 self.claimed.remove(range);
                 self.dirty.set(range.start()..range.end());
@@ -45,17 +47,17 @@ impl Core {
         self.conclude_if_idle();
     }
 
-    fn surveyed(&mut self, op: InFlight, range: ByteRange, segments: Vec<Segment>) {
-        let end = segments.last().map_or(range.start(), |last| last.range.end());
-        let rest = ByteRange::new(end, range.end());
+    fn surveyed(&mut self, walk: Walk, segments: Vec<Segment>) {
+        let end = segments.last().map_or(walk.range.start(), |last| last.range.end());
+        let rest = ByteRange::new(end, walk.range.end());
         if !rest.is_empty() {
-            self.walks.push_front(Walk { range: rest, tries: op.tries, first_pass: op.first_pass });
+            self.walks.push_front(Walk { range: rest, ..walk });
         }
         for segment in segments {
             if segment.below {
-                self.enqueue_below(segment, op.tries);
+                self.enqueue_below(segment, walk.tries);
             } else {
-                self.enqueue(segment.range, segment.need, op.tries);
+                self.enqueue(segment.range, segment.need, walk.tries);
             }
         }
     }
@@ -108,7 +110,7 @@ impl Core {
 
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {
         let range = match op.work {
-            Work::Survey(range) | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Flush => ByteRange::default(),
         };
         // First of all the range is dirty again, whatever the policy says. Bits that were set already are news from
