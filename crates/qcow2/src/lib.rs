@@ -1,6 +1,6 @@
 //! The qcow2 image format.
 //!
-//! [`format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what is refused
+//! [`mod@format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what is refused
 //! and why.
 
 mod cache;
