@@ -7,43 +7,44 @@ use blockmirror_image::{CompareOptions, Difference, Format, Image, OpenOptions, 
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
+use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::{access, json, print, warn};
+use crate::{access, json};
 
-pub(crate) fn run(args: &CompareArgs) -> Outcome {
+pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     // 1 says that the images differ, so what fails says 2.
-    run_inner(args).map_err(|failure| match failure.exit {
+    run_inner(console, args).map_err(|failure| match failure.exit {
         Exit::Failed => failure.exit(Exit::Usage),
         _ => failure,
     })
 }
 
-fn run_inner(args: &CompareArgs) -> Outcome {
+fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let first = open(&args.first, args.first_format, args)?;
     let second = open(&args.second, args.second_format, args)?;
     for note in first.notes().iter().chain(second.notes()) {
-        warn(note);
+        console.note(note);
     }
     let (a, b) = (&**first.device(), &**second.device());
     let interrupt = Interrupt::watch()?;
-    let mut meter = Meter::new(&args.progress, "compared");
+    let mut meter = Meter::new(console, &args.progress, "compared");
     let len = a.len().max(b.len());
     let mut stopped = false;
     let found = compare(a, b, CompareOptions { strict: args.strict }, &mut |done| {
-        meter.show(&Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 });
+        meter.show(console, &Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 });
         stopped = interrupt.requested();
         if stopped { Visit::Break(()) } else { Visit::Continue(()) }
     });
-    meter.finish();
+    meter.finish(console);
     let found = found?;
     if stopped {
         return Err(Failure::interrupted("compare: interrupted"));
     }
     let differ = found.is_some();
     if !args.progress.quiet {
-        print(&match args.output.output {
+        console.print(&match args.output.output {
             Output::Human => human(found, a.len() != b.len()),
             Output::Json => machine(found, &first, &second),
         })?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{Format, OpenOptions};
+use blockmirror_image::{Format, OpenOptions, join_name};
 use blockmirror_mirror::{
     self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
     SyncMode,
@@ -12,39 +12,45 @@ use blockmirror_mirror::{
 use serde_json::{Value, json};
 
 use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
+use crate::console::Console;
 use crate::create::parse_options;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::target::{Target, TargetSpec};
-use crate::{access, json, pause, print, warn};
+use crate::{access, json, pause};
 
 const TICK: Duration = Duration::from_millis(20);
 
 /// The target has the source's format, and everything is copied.
-pub(crate) fn mirror(args: &MirrorArgs) -> Outcome {
+pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
     let format = |source| match (args.copy.target_format, args.copy.no_create) {
         (Some(format), _) => Some(format),
         // What is there has a format of its own.
         (None, true) => None,
         (None, false) => Some(source),
     };
-    copy(&args.copy, args.sync.unwrap_or(Sync::Full), format)
+    copy(console, &args.copy, args.sync.unwrap_or(Sync::Full), format)
 }
 
 /// The target is raw, and with a backing file gets what lies above the source's.
-pub(crate) fn convert(args: &ConvertArgs) -> Outcome {
+pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome {
     let default = if args.copy.backing.is_some() { Sync::Top } else { Sync::Full };
     let format = |_| Some(args.copy.target_format.unwrap_or(Format::Raw));
-    copy(&args.copy, args.sync.unwrap_or(default), format)
+    copy(console, &args.copy, args.sync.unwrap_or(default), format)
 }
 
-fn copy(args: &CopyArgs, sync: Sync, target_format: impl Fn(Format) -> Option<Format>) -> Outcome {
-    let options = job_options(args)?;
+fn copy(
+    console: &mut Console<'_>,
+    args: &CopyArgs,
+    sync: Sync,
+    target_format: impl Fn(Format) -> Option<Format>,
+) -> Outcome {
+    let options = job_options(console, args)?;
     let policy = access::policy(&args.source, &args.access)?;
     let mut source_policy = policy.clone();
-    if let Some(backing) = &args.backing {
-        source_policy.allow_file(backing.as_ref());
+    if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
+        source_policy.allow_file(&backing);
     }
     let source = OpenOptions::new()
         .format(args.source_format)
@@ -52,34 +58,34 @@ fn copy(args: &CopyArgs, sync: Sync, target_format: impl Fn(Format) -> Option<Fo
         .policy(source_policy)
         .open(&args.source)?;
     for note in source.notes() {
-        warn(note);
+        console.note(note);
     }
     // Without a backing file the top image decides everything.
     let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
     let options = options.sync(sync);
     let format = target_format(source.format());
-    let Some(settings) = parse_options(format.unwrap_or(Format::Raw), &args.target_options)? else {
+    let Some(settings) = parse_options(console, format.unwrap_or(Format::Raw), &args.target_options)? else {
         return Ok(Exit::Done);
     };
     let spec = TargetSpec::new(args, &source, format, settings, sync, policy)?;
     if args.dry_run {
         let plan = spec.plan(&source, &options)?;
-        print(&planned(args, &plan)?)?;
+        console.print(&planned(args, &plan)?)?;
         return Ok(Exit::Done);
     }
     let interrupt = Interrupt::watch()?;
-    let target = spec.open()?;
+    let target = spec.open(console)?;
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
         .map_err(failed)?;
     if !args.progress.quiet && args.output.output == Output::Human {
-        print(&format!("granularity: {}\n", job.granularity()))?;
+        console.print(&format!("granularity: {}\n", job.granularity()))?;
     }
-    let mut meter = Meter::new(&args.progress, "done");
-    watch(job.control(), &mut meter, &interrupt);
+    let mut meter = Meter::new(console, &args.progress, "done");
+    watch(console, job.control(), &mut meter, &interrupt);
     let ended = job.wait();
-    meter.finish();
+    meter.finish(console);
     match ended {
-        Ok(outcome) => conclude(args, target, &outcome),
+        Ok(outcome) => conclude(console, args, target, &outcome),
         Err(error) => {
             let exit = if matches!(error, Error::Cancelled) { Exit::Interrupted } else { Exit::Failed };
             let left = if target.vanishes() { "" } else { "; the target is incomplete" };
@@ -89,13 +95,13 @@ fn copy(args: &CopyArgs, sync: Sync, target_format: impl Fn(Format) -> Option<Fo
 }
 
 /// The options of the job, checked as far as they can be before a file was looked at.
-fn job_options(args: &CopyArgs) -> Outcome<MirrorOptions> {
+fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions> {
     let mut options = MirrorOptions::new()
         .granularity(args.granularity)
         .speed(args.speed)
         .buf_size(args.buf_size)
-        .on_source_error(policy(args.on_source_error, "--on-source-error")?)
-        .on_target_error(policy(args.on_target_error, "--on-target-error")?)
+        .on_source_error(policy(console, args.on_source_error, "--on-source-error")?)
+        .on_target_error(policy(console, args.on_target_error, "--on-target-error")?)
         .target_is_zero(args.target_is_zero);
     if let Some(operations) = args.parallel {
         options = options.max_in_flight(operations);
@@ -107,14 +113,14 @@ fn job_options(args: &CopyArgs) -> Outcome<MirrorOptions> {
     Ok(options)
 }
 
-fn policy(asked: OnError, option: &str) -> Outcome<mirror::OnError> {
+fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror::OnError> {
     let name = match asked {
         OnError::Report => return Ok(mirror::OnError::Report),
         OnError::Ignore => return Ok(mirror::OnError::Ignore),
-        OnError::Auto if pause::can_ask() => return Ok(mirror::OnError::Enospc),
+        OnError::Auto if console.can_ask => return Ok(mirror::OnError::Enospc),
         OnError::Auto => return Ok(mirror::OnError::Report),
-        OnError::Stop if pause::can_ask() => return Ok(mirror::OnError::Stop),
-        OnError::Enospc if pause::can_ask() => return Ok(mirror::OnError::Enospc),
+        OnError::Stop if console.can_ask => return Ok(mirror::OnError::Stop),
+        OnError::Enospc if console.can_ask => return Ok(mirror::OnError::Enospc),
         OnError::Stop => "stop",
         OnError::Enospc => "enospc",
     };
@@ -124,7 +130,7 @@ fn policy(asked: OnError, option: &str) -> Outcome<mirror::OnError> {
 }
 
 /// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
-fn watch(control: &MirrorControl, meter: &mut Meter, interrupt: &Interrupt) {
+fn watch(console: &mut Console<'_>, control: &MirrorControl, meter: &mut Meter, interrupt: &Interrupt) {
     let mut reason = String::new();
     loop {
         let over = control.wait_timeout(TICK);
@@ -142,15 +148,15 @@ fn watch(control: &MirrorControl, meter: &mut Meter, interrupt: &Interrupt) {
             skipped: progress.skipped,
         };
         if over {
-            meter.last(&reading);
+            meter.last(console, &reading);
             return;
         }
-        meter.show(&reading);
+        meter.show(console, &reading);
         if interrupt.requested() {
             control.cancel();
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
-            meter.finish();
-            if pause::ask_to_resume(&reason, interrupt) {
+            meter.finish(console);
+            if pause::ask_to_resume(console, &reason, interrupt) {
                 control.resume();
             } else {
                 control.cancel();
@@ -171,14 +177,22 @@ fn failed(error: Error) -> Failure {
 }
 
 /// Gives the target its name and tells what was done.
-fn conclude(args: &CopyArgs, target: Target, outcome: &mirror::Outcome) -> Outcome {
+fn conclude(
+    console: &mut Console<'_>,
+    args: &CopyArgs,
+    target: Target,
+    outcome: &mirror::Outcome,
+) -> Outcome {
     let (format, len) = (target.image().format(), target.device().len());
     target.finish()?;
     let complete = outcome.given_up.is_empty();
     for range in &outcome.given_up {
         let (start, end) = (range.range.start(), range.range.end());
-        let line = format!("given up: {}: bytes {start} to {end}: {}", args.target.display(), range.message);
-        eprintln!("blockmirror: {}", one_line(&line));
+        console.complain(format_args!(
+            "given up: {}: bytes {start} to {end}: {}",
+            args.target.display(),
+            range.message
+        ));
     }
     if args.output.output == Output::Json {
         let given_up: Vec<_> = outcome
@@ -200,7 +214,7 @@ fn conclude(args: &CopyArgs, target: Target, outcome: &mirror::Outcome) -> Outco
             "elapsed": outcome.elapsed.as_secs_f64(),
         });
         add_granularity(&mut out, outcome.granularity)?;
-        print(&(json::pretty(&out) + "\n"))?;
+        console.print(&(json::pretty(&out) + "\n"))?;
     } else if !args.progress.quiet {
         let line = format!(
             "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, in {:.2} s",
@@ -212,7 +226,7 @@ fn conclude(args: &CopyArgs, target: Target, outcome: &mirror::Outcome) -> Outco
             human_size(outcome.skipped),
             outcome.elapsed.as_secs_f64()
         );
-        print(&(one_line(&line) + "\n"))?;
+        console.print(&(one_line(&line) + "\n"))?;
     }
     Ok(if complete { Exit::Done } else { Exit::Failed })
 }

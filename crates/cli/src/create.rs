@@ -9,11 +9,11 @@ use blockmirror_image::{
 };
 
 use crate::args::CreateArgs;
+use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
-use crate::print;
 
-pub(crate) fn run(args: &CreateArgs) -> Outcome {
-    let Some(settings) = parse_options(args.format, &args.options)? else { return Ok(Exit::Done) };
+pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
+    let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
     let Some(path) = &args.file else {
         return Err(Failure::usage("create: the name of the image is missing"));
     };
@@ -30,25 +30,31 @@ pub(crate) fn run(args: &CreateArgs) -> Outcome {
         .size
         .or(backing_size)
         .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
-    NewImage::create(path, &CreateSpec::new(args.format, size, settings))?.persist()?;
+    let spec = CreateSpec::new(args.format, size, settings);
+    check_spec(&spec, path)?;
+    NewImage::create(path, &spec)?.persist()?;
     if !args.quiet {
         let size = size.next_multiple_of(512);
         let line =
             format!("created {}: {}, {} ({size} bytes)", path.display(), args.format, human_size(size));
-        print(&(one_line(&line) + "\n"))?;
+        console.print(&(one_line(&line) + "\n"))?;
     }
     Ok(Exit::Done)
 }
 
 /// Reads the `-o` texts for `format`; `None` if they asked for help, which has then been printed.
-pub(crate) fn parse_options(format: Format, texts: &[String]) -> Outcome<Option<CreateSettings>> {
+pub(crate) fn parse_options(
+    console: &mut Console<'_>,
+    format: Format,
+    texts: &[String],
+) -> Outcome<Option<CreateSettings>> {
     if texts.iter().flat_map(|text| text.split(',')).any(|part| part == "help" || part == "?") {
         let mut out = format!("Options for {format}:\n");
         for option in option_help(format) {
             let pair = format!("{}={}", option.key, option.values);
             out.push_str(&format!("  {pair:<40}  {}\n", option.help));
         }
-        print(&out)?;
+        console.print(&out)?;
         return Ok(None);
     }
     let mut settings = CreateSettings::default();
@@ -87,6 +93,11 @@ pub(crate) fn check_backing(settings: &CreateSettings, path: &Path, format: Form
         _ => return Ok(()),
     };
     Err(Failure::usage(format_args!("create: {}: {why}", path.display())))
+}
+
+/// Options that do not fit together are a matter of the command line.
+pub(crate) fn check_spec(spec: &CreateSpec, path: &Path) -> Outcome<()> {
+    spec.check(path).map_err(|e| Failure::from(e).exit(Exit::Usage))
 }
 
 /// Length of the disk in the backing file called `name` in the image `path`.

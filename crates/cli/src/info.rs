@@ -8,10 +8,11 @@ use blockmirror_image::{ImageInfo, OpenOptions, Qcow2Info, read_chain};
 use serde_json::Value;
 
 use crate::args::{InfoArgs, Output};
+use crate::console::Console;
 use crate::failure::{Exit, Outcome, one_line};
-use crate::{access, json, print};
+use crate::{access, json};
 
-pub(crate) fn run(args: &InfoArgs) -> Outcome {
+pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
     let options = OpenOptions::new().format(args.format).shared(args.access.force_share);
     let text = if args.backing_chain {
         let policy = access::policy(&args.file, &args.access)?;
@@ -27,7 +28,7 @@ pub(crate) fn run(args: &InfoArgs) -> Outcome {
             Output::Human => human(&info),
         }
     };
-    print(&text)?;
+    console.print(&text)?;
     Ok(Exit::Done)
 }
 

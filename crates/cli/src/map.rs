@@ -1,27 +1,28 @@
 //! `blockmirror map`.
 
-use std::io::{BufWriter, Write, stdout};
+use std::io::{BufWriter, Write};
 
 use blockmirror_block::{ByteRange, Visit};
 use blockmirror_image::{MapRow, OpenOptions, map};
 
 use crate::args::{MapArgs, Output};
+use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
-use crate::{access, json, warn};
+use crate::{access, json};
 
-pub(crate) fn run(args: &MapArgs) -> Outcome {
+pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let image = OpenOptions::new()
         .format(args.format)
         .shared(args.access.force_share)
         .policy(access::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {
-        warn(note);
+        console.note(note);
     }
     let device = image.device();
     let end = args.max_length.map_or(device.len(), |length| args.start_offset.saturating_add(length));
     let range = ByteRange::new(args.start_offset, end);
-    let mut out = BufWriter::new(stdout().lock());
+    let mut out = BufWriter::new(&mut *console.out);
     let mut failed = None;
     let mut rows = 0u64;
     match args.output.output {

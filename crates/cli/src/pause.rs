@@ -1,23 +1,19 @@
 //! Asking somebody at the terminal whether a stopped copy is to go on.
 
-use std::io::{IsTerminal, stderr, stdin};
+use std::io::stdin;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use crate::failure::one_line;
+use crate::console::Console;
 use crate::interrupt::Interrupt;
 
-/// Whether somebody can be asked.
-pub(crate) fn can_ask() -> bool {
-    stdin().is_terminal() && stderr().is_terminal()
-}
-
 /// Asks whether to go on after `reason`; no answer, an end of input and a signal mean no.
-pub(crate) fn ask_to_resume(reason: &str, interrupt: &Interrupt) -> bool {
+pub(crate) fn ask_to_resume(console: &mut Console<'_>, reason: &str, interrupt: &Interrupt) -> bool {
     let (answer, answered) = mpsc::channel();
     loop {
-        eprint!("blockmirror: paused: {}\nTry again? [y/n] ", one_line(reason));
+        console.complain(format_args!("paused: {reason}"));
+        let _ = write!(console.err, "Try again? [y/n] ").and_then(|()| console.err.flush());
         let answer = answer.clone();
         // A read cannot be given up when a signal comes, a thread can be left behind.
         thread::spawn(move || {

@@ -1,12 +1,12 @@
 //! How far a copy or comparison is, on the standard error.
 
-use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
 use blockmirror_image::size::human_size;
 use serde_json::json;
 
 use crate::args::{ProgressArgs, ProgressStyle};
+use crate::console::Console;
 
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
 const JSON_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,11 +32,11 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(args: &ProgressArgs, verb: &'static str) -> Self {
+    pub(crate) fn new(console: &Console<'_>, args: &ProgressArgs, verb: &'static str) -> Self {
         let style = match args.progress {
             ProgressStyle::Auto if args.bar => ProgressStyle::Bar,
             ProgressStyle::Auto if args.quiet => ProgressStyle::None,
-            ProgressStyle::Auto if stderr().is_terminal() => ProgressStyle::Bar,
+            ProgressStyle::Auto if console.is_terminal => ProgressStyle::Bar,
             ProgressStyle::Auto => ProgressStyle::None,
             style => style,
         };
@@ -44,7 +44,7 @@ impl Meter {
     }
 
     /// Shows `reading` if the last one is old enough.
-    pub(crate) fn show(&mut self, reading: &Reading) {
+    pub(crate) fn show(&mut self, console: &mut Console<'_>, reading: &Reading) {
         let interval = match self.style {
             ProgressStyle::Json => JSON_INTERVAL,
             ProgressStyle::Bar => BAR_INTERVAL,
@@ -52,27 +52,27 @@ impl Meter {
         };
         if self.shown.is_none_or(|shown| shown.elapsed() >= interval) {
             self.shown = Some(Instant::now());
-            self.write(reading);
+            self.write(console, reading);
         }
     }
 
     /// Shows `reading` as the last one.
-    pub(crate) fn last(&mut self, reading: &Reading) {
+    pub(crate) fn last(&mut self, console: &mut Console<'_>, reading: &Reading) {
         if !matches!(self.style, ProgressStyle::Auto | ProgressStyle::None) {
-            self.write(reading);
+            self.write(console, reading);
         }
-        self.finish();
+        self.finish(console);
     }
 
     /// Gives the line back.
-    pub(crate) fn finish(&mut self) {
+    pub(crate) fn finish(&mut self, console: &mut Console<'_>) {
         if self.width > 0 {
             self.width = 0;
-            let _ = writeln!(stderr());
+            let _ = writeln!(console.err);
         }
     }
 
-    fn write(&mut self, reading: &Reading) {
+    fn write(&mut self, console: &mut Console<'_>, reading: &Reading) {
         let line = if self.style == ProgressStyle::Json {
             format!("{}\n", json_line(reading, self.started.elapsed()))
         } else {
@@ -82,7 +82,7 @@ impl Meter {
             padded
         };
         // Nobody is helped by a copy that fails because its progress cannot be shown.
-        let _ = stderr().write_all(line.as_bytes()).and_then(|()| stderr().flush());
+        let _ = console.err.write_all(line.as_bytes()).and_then(|()| console.err.flush());
     }
 }
 

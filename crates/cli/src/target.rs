@@ -11,10 +11,11 @@ use blockmirror_image::{
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
+use crate::access;
 use crate::args::CopyArgs;
-use crate::create::{check_backing, set_once};
+use crate::console::Console;
+use crate::create::{check_backing, check_spec, set_once};
 use crate::failure::{Failure, Outcome};
-use crate::{access, warn};
 
 /// What a copy is to be written into.
 pub(crate) struct TargetSpec {
@@ -68,7 +69,7 @@ impl TargetSpec {
                 allow_directory_of(&backing, &mut policy)?;
             }
             let spec = CreateSpec::new(format, source.device().len(), settings);
-            spec.check(path).map_err(|e| Failure::usage(Failure::from(e).message.unwrap_or_default()))?;
+            check_spec(&spec, path)?;
             Kind::New(spec)
         };
         Ok(Self { path: path.clone(), kind, policy })
@@ -91,12 +92,12 @@ impl TargetSpec {
     }
 
     /// Opens or makes the target.
-    pub(crate) fn open(&self) -> Outcome<Target> {
+    pub(crate) fn open(&self, console: &mut Console<'_>) -> Outcome<Target> {
         match &self.kind {
             Kind::Existing(format) => {
                 let image = self.open_options().format(*format).writable(true).open(&self.path)?;
                 for note in image.notes() {
-                    warn(note);
+                    console.note(note);
                 }
                 Ok(Target { image, new: None })
             }
