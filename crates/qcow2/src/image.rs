@@ -14,10 +14,12 @@ use byteorder::{BigEndian, ByteOrder};
 use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
 use crate::error::{Error, Result};
+use crate::format::bitmaps::Bitmaps;
 use crate::format::entry::{EntryFormat, L1Entry};
 use crate::format::feature;
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
+use crate::format::snapshot::Snapshots;
 use crate::io::Io;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
@@ -121,6 +123,7 @@ impl OpenOptions {
             }
             _ => {}
         }
+        check_directories(&header, &*storage)?;
         let header_field = |field, value| Error::HeaderField { field, value, allowed: "out of range".into() };
         let cluster = ClusterSize::from_bits(header.cluster_bits)
             .ok_or_else(|| header_field("cluster_bits", header.cluster_bits.into()))?;
@@ -177,6 +180,19 @@ impl OpenOptions {
         }
         Ok(image)
     }
+}
+
+/// Damage in the snapshot table or in the directory of valid bitmaps says that the rest is not to be trusted either.
+fn check_directories(header: &Header, storage: &dyn Storage) -> Result<()> {
+    for snapshot in Snapshots::new(storage, header)? {
+        snapshot?;
+    }
+    if let Some(extension) = header.bitmaps.as_ref().filter(|_| header.bitmaps_valid()) {
+        for bitmap in Bitmaps::new(storage, extension)? {
+            bitmap?;
+        }
+    }
+    Ok(())
 }
 
 fn data_file_error(name: &str, problem: &str) -> Error {

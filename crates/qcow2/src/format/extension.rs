@@ -68,9 +68,6 @@ impl<'a> Iterator for Records<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let (head, data) = self.rest.split_at_checked(8)?;
         let magic = BigEndian::read_u32(head);
-        if magic == END {
-            return None;
-        }
         let len = usize::try_from(BigEndian::read_u32(&head[4..])).unwrap_or(usize::MAX);
         if len > data.len() + self.missing {
             self.rest = &[];
@@ -78,6 +75,9 @@ impl<'a> Iterator for Records<'a> {
                 name: name_of(magic),
                 problem: format!("{len} bytes, but only {} remain in the first cluster", data.len()),
             }));
+        }
+        if magic == END {
+            return None;
         }
         if len > data.len() {
             self.rest = &[];
@@ -96,6 +96,7 @@ impl<'a> Iterator for Records<'a> {
 fn name_of(magic: u32) -> &'static str {
     match magic {
         BACKING_FORMAT => "backing format",
+        END => "end",
         FEATURE_NAMES => "feature names",
         BITMAPS => "bitmaps",
         ENCRYPTION => "encryption header",

@@ -268,6 +268,12 @@ impl Header {
                 name: name.map(|name| FileName::parse(&name, "data file name")).transpose()?,
                 raw: autoclear & feature::AUTOCLEAR_RAW_DATA_FILE != 0,
             })
+        } else if autoclear & feature::AUTOCLEAR_RAW_DATA_FILE != 0 {
+            return Err(field(
+                "autoclear_features",
+                autoclear,
+                "a raw data file needs the external data file feature",
+            ));
         } else {
             None
         };
@@ -530,10 +536,8 @@ fn check_tables(raw: &RawHeader, cluster_bits: u32, extended_l2: bool) -> Result
 
     let snapshots = raw.nb_snapshots.get();
     limit("the number of snapshots", snapshots.into(), limits::MAX_SNAPSHOTS.into())?;
-    if snapshots > 0 {
-        // Each entry has 40 bytes at least; where the table ends shows only when it is read.
-        let least = u64::from(snapshots) * super::snapshot::MIN_ENTRY;
-        check_table("snapshots_offset", raw.snapshots_offset.get(), least, cluster_size)?;
-    }
-    Ok(())
+    // Each entry has 40 bytes at least; where the table ends shows only when it is read. The offset counts even
+    // without snapshots.
+    let least = u64::from(snapshots) * super::snapshot::MIN_ENTRY;
+    check_table("snapshots_offset", raw.snapshots_offset.get(), least, cluster_size)
 }
