@@ -132,3 +132,6 @@ impl fmt::Display for Plan {
         write!(f, "skip: {}", Size(self.skip))
     }
 }
+
+#[cfg(test)]
+mod tests;

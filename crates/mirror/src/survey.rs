@@ -205,3 +205,6 @@ impl Zip {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,12 +79,15 @@ struct Setup {
     guest_writes: u64,
 }
 
-fn write_randomly(rng: &mut Rng, disk: &MemoryDisk, zeros: bool) -> ByteRange {
+fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
+    if disk.is_empty() {
+        return ByteRange::default();
+    }
     let longest = rng.pick(&[1, 512, 4096, 20_000]);
     let range = rng.range(disk.len(), longest);
     match rng.below(6) {
-        0 if zeros => disk.write_zeroes(range, ZeroFlags::MAY_UNMAP).unwrap(),
-        1 if zeros => disk.discard(range).unwrap(),
+        0 => disk.write_zeroes(range, ZeroFlags::MAY_UNMAP).unwrap(),
+        1 => disk.discard(range).unwrap(),
         2 => disk.write_at(&vec![0; range.len() as usize], range.start(), WriteFlags::NONE).unwrap(),
         _ => disk.write_at(&rng.bytes(range.len()), range.start(), WriteFlags::NONE).unwrap(),
     }
@@ -114,9 +117,7 @@ fn setup(rng: &mut Rng) -> Setup {
     let target = Arc::new(disk("target", &backing));
     let writes = |rng: &mut Rng, disk: &MemoryDisk, n: u64| {
         for _ in 0..rng.below(n) {
-            if len > 0 {
-                write_randomly(rng, disk, true);
-            }
+            write_randomly(rng, disk);
         }
     };
     writes(rng, &base, 6);
@@ -292,6 +293,10 @@ impl<'a> Sim<'a> {
                 }
             };
         }
+        if fails && work == Work::Flush && self.setup.options.sync == SyncMode::Full {
+            // A failed flush may have lost any write that came before it.
+            write_randomly(&mut self.rng, &self.setup.target);
+        }
         if fails {
             self.injected[side as usize] += 1;
             let kind = if self.rng.one_in(3) { ErrorKind::NoSpace } else { ErrorKind::Io };
@@ -310,9 +315,9 @@ impl<'a> Sim<'a> {
             let index = self.rng.below(self.unmarked.len() as u64) as usize;
             let range = self.unmarked.swap_remove(index);
             self.core.mark_dirty(range);
-        } else if self.guest_writes > 0 && self.setup.config.len > 0 && !self.core.is_concluded() {
+        } else if self.guest_writes > 0 && !self.core.is_concluded() {
             self.guest_writes -= 1;
-            let range = write_randomly(&mut self.rng, &self.setup.source, true);
+            let range = write_randomly(&mut self.rng, &self.setup.source);
             self.unmarked.push(range);
         }
     }

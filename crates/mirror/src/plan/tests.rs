@@ -1,0 +1,72 @@
+//! Plans of memory disks, and their text.
+
+use std::sync::Arc;
+
+use blockmirror_block::WriteFlags;
+use blockmirror_block::testing::MemoryDisk;
+use insta::assert_snapshot;
+
+use super::*;
+
+fn source() -> MemoryDisk {
+    let disk = MemoryDisk::new(8 << 40);
+    for i in 0..3u64 {
+        disk.write_at(&[1; 65536], i << 40, WriteFlags::NONE).unwrap();
+    }
+    disk
+}
+
+#[test]
+fn a_plan_needs_no_target() {
+    let plan = plan(&source(), PlanTarget::New { cluster_size: Some(2 << 20) }, &MirrorOptions::new());
+    assert_snapshot!(plan.unwrap(), @r"
+    granularity: 64 KiB (the target's cluster size is 2 MiB; the default stays between 4 KiB and 64 KiB)
+    copy: 192 KiB in 3 runs
+    zero: 0 bytes
+    skip: 8589934400 KiB
+    ");
+}
+
+#[test]
+fn old_contents_of_the_target_are_zeroed() {
+    let target = MemoryDisk::new(8 << 40);
+    target.write_at(&[1; 65536], 5 << 40, WriteFlags::NONE).unwrap();
+    let existing = |options: &MirrorOptions| plan(&source(), PlanTarget::Existing(&target), options).unwrap();
+    let asked = existing(&MirrorOptions::new().granularity(512));
+    assert_eq!((asked.copy, asked.zero, asked.copy_runs), (3 * 65536, 65536, 3));
+    assert_eq!(asked.copy + asked.zero + asked.skip, asked.len);
+    let promised = existing(&MirrorOptions::new().target_is_zero(true));
+    assert_eq!(promised.zero, 0);
+}
+
+#[test]
+fn top_skips_what_lies_below() {
+    let overlay = MemoryDisk::new(8 << 40).with_backing(Arc::new(source()));
+    overlay.write_at(&[1; 512], 7 << 40, WriteFlags::NONE).unwrap();
+    let options = MirrorOptions::new().sync(SyncMode::Top);
+    let plan = plan(&overlay, PlanTarget::New { cluster_size: None }, &options).unwrap();
+    assert_eq!((plan.copy, plan.zero, plan.copy_runs), (512, 0, 1));
+}
+
+#[test]
+fn what_a_job_would_refuse_is_refused() {
+    let refuse = |target: &MemoryDisk, options: MirrorOptions| {
+        plan(&source(), PlanTarget::Existing(target), &options).unwrap_err().to_string()
+    };
+    let small = MemoryDisk::new(512).named("small");
+    assert_eq!(
+        refuse(&small, MirrorOptions::new()),
+        "source memory disk has 8796093022208 bytes, target small has 512: they must be equal"
+    );
+    assert_eq!(
+        refuse(&small, MirrorOptions::new().granularity(511)),
+        "granularity 511: must be between 512 and 67108864 (64 MiB)"
+    );
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn json_carries_the_granularity_as_a_number_and_why() {
+    let plan = plan(&source(), PlanTarget::New { cluster_size: Some(512) }, &MirrorOptions::new()).unwrap();
+    assert_snapshot!(serde_json::to_string(&plan).unwrap(), @r#"{"sync":"full","granularity":4096,"granularity-reason":{"kind":"target-cluster","cluster-size":512,"clamped":true},"len":8796093022208,"copy":196608,"zero":0,"skip":8796092825600,"copy-runs":3}"#);
+}

@@ -1,0 +1,218 @@
+//! Surveys of memory disks.
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::{ErrorKind, Geometry, Result, WriteFlags, ZeroFlags};
+
+use super::*;
+
+const K: u64 = 1024;
+
+fn rules(sync: SyncMode) -> Rules {
+    Rules { sync, seek_zeros: true, target: TargetContent::Unknown }
+}
+
+fn filled(len: u64, data: &[(u64, u64)]) -> MemoryDisk {
+    let disk = MemoryDisk::new(len);
+    fill(&disk, data);
+    disk
+}
+
+fn fill(disk: &MemoryDisk, data: &[(u64, u64)]) {
+    for &(start, end) in data {
+        disk.write_at(&vec![7; (end - start) as usize], start, WriteFlags::NONE).unwrap();
+    }
+}
+
+fn show(segments: &[Segment]) -> Vec<String> {
+    let name = |s: &Segment| match s.need {
+        _ if s.below => "below",
+        Need::Copy { target_zero: true } => "copy-on-zero",
+        Need::Copy { target_zero: false } => "copy",
+        Need::Zero => "zero",
+        Need::Nothing => "nothing",
+    };
+    segments.iter().map(|s| format!("{} {}", s.range, name(s))).collect()
+}
+
+fn whole(source: &dyn BlockDevice, target: &dyn BlockDevice, rules: Rules) -> Vec<String> {
+    show(&survey(source, Some(target), ByteRange::new(0, source.len()), rules).unwrap())
+}
+
+#[test]
+fn zeros_are_written_only_where_the_target_does_not_read_as_zero() {
+    let source = filled(16 * K, &[(4 * K, 8 * K)]);
+    let target = filled(16 * K, &[(0, 2 * K), (6 * K, 10 * K)]);
+    assert_eq!(
+        whole(&source, &target, rules(SyncMode::Full)),
+        [
+            "0..2048 zero",
+            "2048..4096 nothing",
+            "4096..6144 copy-on-zero",
+            "6144..8192 copy",
+            "8192..10240 zero",
+            "10240..16384 nothing"
+        ]
+    );
+}
+
+#[test]
+fn a_target_that_is_promised_to_be_zero_is_not_asked() {
+    let source = filled(8 * K, &[(0, 4 * K)]);
+    let target = filled(8 * K, &[(0, 8 * K)]).logged();
+    let mut rules = rules(SyncMode::Full);
+    rules.target = TargetContent::Zero;
+    assert_eq!(whole(&source, &target, rules), ["0..4096 copy-on-zero", "4096..8192 nothing"]);
+    assert_eq!(target.take_log(), []);
+}
+
+#[test]
+fn a_target_is_not_asked_where_the_answer_does_not_matter() {
+    let source = filled(8 * K, &[(0, 8 * K)]);
+    let target = MemoryDisk::new(8 * K).logged();
+    let mut rules = rules(SyncMode::Full);
+    rules.seek_zeros = false;
+    assert_eq!(whole(&source, &target, rules), ["0..8192 copy"]);
+    assert_eq!(target.take_log(), []);
+}
+
+#[test]
+fn top_leaves_alone_what_lies_below_and_copies_the_tops_own_zeros() {
+    let base: Arc<dyn BlockDevice> = Arc::new(filled(16 * K, &[(0, 16 * K)]));
+    let source = MemoryDisk::new(16 * K).with_backing(Arc::clone(&base));
+    fill(&source, &[(4 * K, 8 * K)]);
+    source.write_zeroes(ByteRange::new(12 * K, 14 * K), ZeroFlags::NONE).unwrap();
+    let target = MemoryDisk::new(16 * K).with_backing(base);
+    assert_eq!(
+        whole(&source, &target, rules(SyncMode::Top)),
+        ["0..4096 below", "4096..8192 copy", "8192..12288 below", "12288..14336 zero", "14336..16384 below"]
+    );
+    assert_eq!(
+        whole(&source, &target, rules(SyncMode::Full)),
+        ["0..12288 copy", "12288..14336 zero", "14336..16384 copy"]
+    );
+}
+
+#[test]
+fn top_without_a_backing_file_is_full() {
+    let source = filled(8 * K, &[(0, 4 * K)]);
+    let target = filled(8 * K, &[(0, 8 * K)]);
+    assert_eq!(whole(&source, &target, rules(SyncMode::Top)), ["0..4096 copy", "4096..8192 zero"]);
+}
+
+#[test]
+fn one_survey_is_one_query_to_each_side_and_capped() {
+    let runs: Vec<_> = (0..5000).map(|i| (i * 2 * K, i * 2 * K + K)).collect();
+    let source = filled(10_000 * K, &runs).logged();
+    let target = MemoryDisk::new(10_000 * K).logged();
+    let range = ByteRange::new(0, source.len());
+    let segments = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
+    assert_eq!(segments.len(), MAX_SOURCE_RUNS);
+    let queries =
+        |disk: &MemoryDisk| disk.take_log().iter().filter(|op| matches!(op, DiskOp::Extents(_))).count();
+    assert_eq!((queries(&source), queries(&target)), (1, 1));
+
+    // A target in splinters cuts one long run; then its segments are what is capped.
+    let source = MemoryDisk::new(10_000 * K);
+    let target = filled(10_000 * K, &runs);
+    let segments = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
+    assert!((MAX_SEGMENTS..MAX_SEGMENTS + 2).contains(&segments.len()), "{}", segments.len());
+}
+
+#[test]
+fn surveys_in_a_row_cover_the_disk_without_gaps() {
+    let runs: Vec<_> = (0..5000).map(|i| (i * 3 * K, i * 3 * K + K)).collect();
+    let source = filled(15_000 * K, &runs);
+    let target = filled(15_000 * K, &[(0, 9_000 * K)]);
+    let (mut at, mut copied, mut rounds) = (0, 0, 0);
+    while at < source.len() {
+        let range = ByteRange::new(at, source.len());
+        for s in survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap() {
+            assert_eq!(s.range.start(), at);
+            at = s.range.end();
+            copied += if matches!(s.need, Need::Copy { .. }) { s.range.len() } else { 0 };
+        }
+        rounds += 1;
+    }
+    assert_eq!(copied, 5000 * K);
+    assert!(rounds > 5);
+}
+
+#[test]
+fn a_target_that_cannot_tell_may_hold_anything_and_a_failing_one_fails_as_target() {
+    let source = filled(8 * K, &[(0, 4 * K)]);
+    let faults = Faults::new();
+    let target = FaultDisk::new(Arc::new(MemoryDisk::new(8 * K)), faults.clone());
+    faults.inject(Fault::on(OpKind::Extents).with(ErrorKind::Unsupported));
+    assert_eq!(whole(&source, &target, rules(SyncMode::Full)), ["0..4096 copy", "4096..8192 zero"]);
+
+    faults.inject(Fault::on(OpKind::Extents));
+    let range = ByteRange::new(0, 8 * K);
+    let failure = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap_err();
+    assert_eq!(failure.operation, Operation::Write);
+}
+
+/// Answers extent queries with whatever it is given, against the contract.
+#[derive(Debug)]
+struct Liar(Vec<(u64, u64, ExtentKind)>);
+
+impl BlockDevice for Liar {
+    fn len(&self) -> u64 {
+        8 * K
+    }
+    fn name(&self) -> &str {
+        "liar"
+    }
+    fn geometry(&self) -> Geometry {
+        Geometry::plain()
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64, _: WriteFlags) -> Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: ByteRange, _: ZeroFlags) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: ByteRange) -> Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn extents(&self, _: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        for &(start, end, kind) in &self.0 {
+            if visit(Extent::new(ByteRange::new(start, end), kind)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn gaps_overlaps_and_strays_in_an_answer_lose_nothing() {
+    use ExtentKind::{Data, Zero};
+    let target = MemoryDisk::new(8 * K);
+    for (answer, expected) in [
+        (vec![], "0..8192 copy-on-zero"),
+        (vec![(0, 100, Zero), (50, 8192, Data)], "0..100 nothing, 100..8192 copy-on-zero"),
+        (vec![(4096, 8192, Zero)], "0..4096 copy-on-zero, 4096..8192 nothing"),
+        (vec![(0, 4096, Zero)], "0..4096 nothing, 4096..8192 copy-on-zero"),
+        (vec![(0, 1 << 40, Zero), (9000, 9100, Data)], "0..8192 nothing"),
+        (vec![(9000, 9100, Zero), (5, 5, Zero)], "0..8192 copy-on-zero"),
+        (vec![(4096, 8192, Zero), (0, 4096, Zero)], "0..4096 copy-on-zero, 4096..8192 nothing"),
+    ] {
+        let liar = Liar(answer.clone());
+        assert_eq!(whole(&liar, &target, rules(SyncMode::Full)).join(", "), expected, "{answer:?}");
+    }
+    // As a target: zeros only where it said so, in order.
+    let source = filled(8 * K, &[(0, 8 * K)]);
+    let liar = Liar(vec![(4096, 6000, Zero), (0, 4096, Zero), (6000, 1 << 40, Data)]);
+    assert_eq!(
+        whole(&source, &liar, rules(SyncMode::Full)),
+        ["0..4096 copy", "4096..6000 copy-on-zero", "6000..8192 copy"]
+    );
+}
