@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{ErrorKind, Geometry, Result, WriteFlags, ZeroFlags};
 
 use super::*;
@@ -104,14 +104,16 @@ fn top_without_a_backing_file_is_full() {
 #[test]
 fn one_survey_is_one_query_to_each_side_and_capped() {
     let runs: Vec<_> = (0..5000).map(|i| (i * 2 * K, i * 2 * K + K)).collect();
-    let source = filled(10_000 * K, &runs).logged();
-    let target = MemoryDisk::new(10_000 * K).logged();
+    let watched = |disk| {
+        let faults = Faults::new();
+        (FaultDisk::new(Arc::new(disk), faults.clone()), faults)
+    };
+    let (source, asked_source) = watched(filled(10_000 * K, &runs));
+    let (target, asked_target) = watched(MemoryDisk::new(10_000 * K));
     let range = ByteRange::new(0, source.len());
     let segments = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
     assert_eq!(segments.len(), MAX_SOURCE_RUNS);
-    let queries =
-        |disk: &MemoryDisk| disk.take_log().iter().filter(|op| matches!(op, DiskOp::Extents(_))).count();
-    assert_eq!((queries(&source), queries(&target)), (1, 1));
+    assert_eq!((asked_source.seen(OpKind::Extents), asked_target.seen(OpKind::Extents)), (1, 1));
 
     // A target in splinters cuts one long run; then its segments are what is capped.
     let source = MemoryDisk::new(10_000 * K);
