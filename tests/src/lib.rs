@@ -12,6 +12,8 @@ pub mod scratch;
 pub mod testdata;
 
 use std::error::Error;
+use std::fmt;
+use std::io::Write as _;
 use std::path::PathBuf;
 
 /// The result of a helper; the message names the file or the command.
@@ -22,4 +24,9 @@ pub fn workspace_root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
+}
+
+/// Prints a figure that a reader of the test run wants to see, past the runner's capture.
+pub fn report(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -71,11 +71,12 @@ impl Qemu {
         run("qemu-img", Path::new("."), args.into_iter().chain([a.as_os_str(), b.as_os_str()])).map(drop)
     }
 
-    /// Copies `image` into a raw file that holds every guest byte.
+    /// Copies `image` into a raw file that holds every guest byte. Runs in the image's folder: QEMU takes the name
+    /// of a data file as relative to where it runs.
     pub fn to_raw(self, format: &str, image: &Path, raw: &Path) -> Outcome {
         let args = ["convert", "-f", format, "-O", "raw"].map(OsStr::new);
-        run("qemu-img", Path::new("."), args.into_iter().chain([image.as_os_str(), raw.as_os_str()]))
-            .map(drop)
+        let dir = image.parent().unwrap_or(Path::new("."));
+        run("qemu-img", dir, args.into_iter().chain([image.as_os_str(), raw.as_os_str()])).map(drop)
     }
 }
 

@@ -3,6 +3,7 @@
 //! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all.
 
 mod bench;
+mod mirror;
 mod testdata;
 mod tidy;
 
@@ -29,6 +30,7 @@ enum Tasks {
     Bench(bench::Bench),
     #[command(hide = true)]
     Measure(bench::Measure),
+    Mirror(mirror::Mirror),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
 }
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Bench(task) => task.run(),
         Tasks::Measure(task) => task.run(),
+        Tasks::Mirror(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),
     };

@@ -1,0 +1,216 @@
+//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit` and `mirror`, with
+//! what they return as text, so that a change to it is seen in review.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test a failure is the point"
+)]
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_bitmap::{Cursor, DirtyBitmap};
+use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
+use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
+use blockmirror_mirror::{GranularityChoice, MirrorJob, MirrorOptions, PlanTarget, plan};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions};
+use blockmirror_ratelimit::RateLimiter;
+use insta::assert_snapshot;
+
+/// The extents of a whole disk, a line each.
+fn map(device: &dyn BlockDevice) -> String {
+    let mut text = String::new();
+    device
+        .extents(ByteRange::new(0, device.len()), &mut |e| {
+            let (range, kind, depth) = (e.range, e.kind, e.depth);
+            writeln!(text, "{range} {kind:?} depth {depth}").unwrap();
+            Visit::Continue(())
+        })
+        .unwrap();
+    text
+}
+
+#[test]
+fn a_bitmap_of_a_huge_disk() {
+    let mut dirty = DirtyBitmap::new(8 << 40, 64 << 10).unwrap();
+    dirty.set(0..1);
+    dirty.set((3 << 40) + 5..(3 << 40) + 70_000);
+    dirty.set((8 << 40) - 1..8 << 40);
+    dirty.clear(0..65_536);
+    let mut cursor = Cursor::new(0);
+    let mut text = String::new();
+    while let Some(run) = cursor.next_run(&dirty, 1 << 20) {
+        writeln!(text, "{run:?}").unwrap();
+        dirty.clear(run);
+    }
+    writeln!(text, "clean: {}, {} granules", dirty.is_clean(), dirty.granules()).unwrap();
+    assert_snapshot!(text, @r"
+      3298534883328..3298535014400
+      8796092956672..8796093022208
+      clean: true, 134217728 granules
+    ");
+    assert_snapshot!(DirtyBitmap::new(1 << 20, 3000).unwrap_err(), @"granularity 3000 is not a power of two");
+}
+
+#[test]
+fn a_rate_limit_on_a_clock_of_our_own() {
+    let mut limit = RateLimiter::new(10 << 20);
+    let mut now = Duration::ZERO;
+    let mut text = format!("quota {}\n", limit.quota());
+    for bytes in [1 << 20, 1 << 20, 3 << 20, 4096] {
+        let wait = limit.account(now, bytes);
+        writeln!(text, "at {now:?}: {bytes} bytes, wait {wait:?}").unwrap();
+        now += wait;
+    }
+    limit.set_speed(now, 0);
+    writeln!(text, "unlimited: wait {:?}", limit.account(now, 1 << 40)).unwrap();
+    assert_snapshot!(text, @r"
+      quota 1048576
+      at 0ns: 1048576 bytes, wait 100ms
+      at 100ms: 1048576 bytes, wait 100ms
+      at 200ms: 3145728 bytes, wait 300ms
+      at 500ms: 4096 bytes, wait 0ns
+      unlimited: wait 0ns
+    ");
+}
+
+#[test]
+fn a_qcow2_image_in_memory() {
+    let storage = Arc::new(MemoryStorage::new().named("disk.qcow2"));
+    let mut options = CreateOptions::new(1 << 20);
+    options.cluster_size = 4096;
+    options.create(&*storage, None).unwrap();
+    let header = Header::read(&*storage).unwrap();
+    assert_snapshot!(format!("{header:#?}"), @r#"
+      Header {
+          version: 3,
+          cluster_bits: 12,
+          virtual_size: 1048576,
+          l1_offset: 12288,
+          l1_entries: 1,
+          refcount_table_offset: 4096,
+          refcount_table_clusters: 1,
+          refcount_order: 4,
+          incompatible: 0,
+          compatible: 0,
+          autoclear: 0,
+          extended_l2: false,
+          compression: Deflate,
+          backing: None,
+          data_file: None,
+          snapshot_count: 0,
+          snapshots_offset: 0,
+          bitmaps: None,
+          feature_names: [
+              0:0 "dirty bit",
+              0:1 "corrupt bit",
+              0:2 "external data file",
+              0:3 "compression type",
+              0:4 "extended L2 entries",
+              1:0 "lazy refcounts",
+              2:0 "bitmaps",
+              2:1 "raw external data",
+          ],
+          header_length: 112,
+          unknown_fields: [],
+          unknown_extensions: [],
+      }
+    "#);
+    let disk = OpenOptions::new().writable(true).open(Arc::clone(&storage) as _).unwrap();
+    disk.write_at(&[1; 5000], 10_000, WriteFlags::NONE).unwrap();
+    disk.write_zeroes(ByteRange::new(40_960, 49_152), ZeroFlags::MAY_UNMAP).unwrap();
+    disk.flush().unwrap();
+    assert_snapshot!(map(&disk), @r"
+      0..8192 Unallocated depth 0
+      8192..16384 Data depth 0
+      16384..1048576 Unallocated depth 0
+    ");
+    let mut byte = [9];
+    disk.read_at(&mut byte, 14_999).unwrap();
+    assert_eq!(byte, [1]);
+    assert_snapshot!(disk.read_at(&mut byte, 1 << 20).unwrap_err(), @"read: disk.qcow2 at 1048576: 1 bytes at 1048576 reach past the end at 1048576");
+    assert_snapshot!(format!("{:#?}", disk.geometry()), @r"
+      Geometry {
+          cluster_size: Some(
+              4096,
+          ),
+          subcluster_size: None,
+          request_alignment: 1,
+          zero_cost: Metadata,
+          discard: Frees,
+          writable: true,
+      }
+    ");
+}
+
+#[test]
+fn a_granularity_and_its_reason() {
+    let mut text = String::new();
+    for cluster in [None, Some(512), Some(16 << 10), Some(2 << 20)] {
+        writeln!(text, "{cluster:?}: {}", GranularityChoice::new(None, cluster).unwrap()).unwrap();
+    }
+    for explicit in [1 << 20, 511, 3000, 128 << 20] {
+        match GranularityChoice::new(Some(explicit), None) {
+            Ok(choice) => writeln!(text, "{explicit}: {choice}").unwrap(),
+            Err(error) => writeln!(text, "{explicit}: {error}").unwrap(),
+        }
+    }
+    assert_snapshot!(text, @r"
+      None: 64 KiB (the target has no clusters)
+      Some(512): 4 KiB (the target's cluster size is 512 bytes; the default stays between 4 KiB and 64 KiB)
+      Some(16384): 16 KiB (the target's cluster size)
+      Some(2097152): 64 KiB (the target's cluster size is 2 MiB; the default stays between 4 KiB and 64 KiB)
+      1048576: 1 MiB (as asked)
+      511: granularity 511: must be between 512 and 67108864 (64 MiB)
+      3000: granularity 3000: must be a power of two
+      134217728: granularity 134217728: must be between 512 and 67108864 (64 MiB)
+    ");
+}
+
+#[test]
+fn a_mirror_job_from_plan_to_end() {
+    let source = MemoryDisk::new(4 << 20).named("source");
+    source.write_at(&[7; 100_000], 65_536, WriteFlags::NONE).unwrap();
+    source.write_at(&[8; 512], (4 << 20) - 512, WriteFlags::NONE).unwrap();
+    let source: Arc<dyn BlockDevice> = Arc::new(source);
+
+    let storage = Arc::new(MemoryStorage::new().named("target.qcow2"));
+    CreateOptions::new(4 << 20).create(&*storage, None).unwrap();
+    let target: Arc<dyn BlockDevice> =
+        Arc::new(OpenOptions::new().writable(true).open(Arc::clone(&storage) as _).unwrap());
+
+    let options = MirrorOptions::new();
+    let planned = plan(&*source, PlanTarget::Existing(&*target), &options).unwrap();
+    assert_snapshot!(planned, @r"
+      granularity: 64 KiB (the target's cluster size)
+      copy: 100864 bytes in 2 runs
+      zero: 0 bytes
+      skip: 4093440 bytes
+    ");
+    let job = MirrorJob::start(Arc::clone(&source), Arc::clone(&target), options).unwrap();
+    let outcome = job.wait().unwrap();
+    let (copied, zeroed, skipped) = (outcome.copied, outcome.zeroed, outcome.skipped);
+    assert_snapshot!(format!("{}: copied {copied}, zeroed {zeroed}, skipped {skipped}", outcome.granularity), @"64 KiB (the target's cluster size): copied 100864, zeroed 0, skipped 4093440");
+    assert!(outcome.given_up.is_empty());
+    let (mut ours, mut theirs) = (vec![0; 4 << 20], vec![1; 4 << 20]);
+    target.read_at(&mut ours, 0).unwrap();
+    source.read_at(&mut theirs, 0).unwrap();
+    assert!(ours == theirs);
+    assert_snapshot!(map(&*target), @r"
+      0..65536 Unallocated depth 0
+      65536..196608 Data depth 0
+      196608..4128768 Unallocated depth 0
+      4128768..4194304 Data depth 0
+    ");
+}
+
+#[test]
+fn a_target_of_another_length_is_refused_with_both_lengths() {
+    let source = Arc::new(MemoryDisk::new(1 << 20).named("source"));
+    let target = Arc::new(MemoryDisk::new(2 << 20).named("target"));
+    let error = MirrorJob::start(source, target, MirrorOptions::new()).unwrap_err();
+    assert_snapshot!(error, @"source source has 1048576 bytes, target target has 2097152: they must be equal");
+}
