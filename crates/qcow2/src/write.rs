@@ -120,6 +120,9 @@ impl Qcow2 {
     }
 }
 
+/// What a disk writes as a whole.
+const SECTOR: u64 = 512;
+
 /// Bytes that one guard covers at most when the device writes for itself.
 const MAX_WRITE: u64 = 8 << 20;
 
@@ -341,6 +344,9 @@ impl<'a> WriteGuard<'a> {
     }
 
     /// Notes the bytes of the subclusters in `mask` that `part` does not write.
+    ///
+    /// A sector that `part` cuts is filled whole, before the data comes: where the old mapping still shows this place after a
+    /// crash (a zero cluster that kept it), the sector is then old, or zero, or new, never a mixture.
     fn push_fills(&mut self, mut mask: u32, part: ByteRange, host: HostOffset, fresh: bool) {
         let io = &self.image.io;
         let (size, start) = (io.format.subcluster_size(), io.cluster().floor(part.start()));
@@ -349,8 +355,8 @@ impl<'a> WriteGuard<'a> {
             let count = (mask >> first).trailing_ones();
             let group = ByteRange::at(start + u64::from(first) * size, u64::from(count) * size);
             for range in [
-                ByteRange::new(group.start(), part.start().min(group.end())),
-                ByteRange::new(part.end().max(group.start()), group.end()),
+                ByteRange::new(group.start(), part.start().next_multiple_of(SECTOR).min(group.end())),
+                ByteRange::new((part.end() & !(SECTOR - 1)).max(group.start()), group.end()),
             ] {
                 if !range.is_empty() {
                     self.fills.push(Fill { range, host: host.plus(range.start() - start), fresh });
