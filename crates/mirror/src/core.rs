@@ -19,6 +19,8 @@ pub(crate) mod config;
 mod retry;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -44,12 +44,14 @@ pub struct RateLimiter {
     end: Duration,
     /// Bytes accounted in the present slice.
     dispatched: u64,
+    /// The slice takes nothing more, although its quota is not used up.
+    closed: bool,
 }
 
 impl RateLimiter {
     /// A limiter at `speed` bytes per second; 0 means unlimited.
     pub const fn new(speed: u64) -> Self {
-        Self { speed, start: Duration::ZERO, end: Duration::ZERO, dispatched: 0 }
+        Self { speed, start: Duration::ZERO, end: Duration::ZERO, dispatched: 0, closed: false }
     }
 
     /// Bytes per second; 0 means unlimited.
@@ -80,7 +82,25 @@ impl RateLimiter {
             self.begin_slice(now);
         }
         self.dispatched = self.dispatched.saturating_add(bytes);
-        if self.over_quota() {
+        if self.closed || self.over_quota() {
+            self.end = self.start.saturating_add(self.worth(self.dispatched));
+        }
+        self.delay(now)
+    }
+
+    /// Bytes that still pass at `now` without a wait, and without the slice being stretched; `u64::MAX` if unlimited.
+    pub fn room(&self, now: Duration) -> u64 {
+        if self.speed == 0 || now >= self.end {
+            return self.quota();
+        }
+        if self.closed { 0 } else { self.quota().saturating_sub(self.dispatched) }
+    }
+
+    /// Ends the present slice early, after precisely the time that its bytes are worth: for callers whose next operation
+    /// is larger than the [`room`](Self::room) left and who would rather wait than burst. Returns the wait.
+    pub fn close_slice(&mut self, now: Duration) -> Duration {
+        if self.speed != 0 && now < self.end && !self.closed && !self.over_quota() {
+            self.closed = true;
             self.end = self.start.saturating_add(self.worth(self.dispatched));
         }
         self.delay(now)
@@ -88,7 +108,7 @@ impl RateLimiter {
 
     /// How long to wait, as seen from `now`, before the next operation. A sleeper that was woken early asks again.
     pub fn delay(&self, now: Duration) -> Duration {
-        if self.over_quota() { self.end.saturating_sub(now) } else { Duration::ZERO }
+        if self.closed || self.over_quota() { self.end.saturating_sub(now) } else { Duration::ZERO }
     }
 
     /// Changes the speed at `now`. Time already waited counts at the old speed; what is still owed is paid at the
@@ -99,6 +119,7 @@ impl RateLimiter {
         self.start = now;
         self.end = now;
         self.dispatched = 0;
+        self.closed = false;
         if speed != 0 && owed != 0 {
             self.end = now.saturating_add(SLICE);
             self.account(now, owed);
@@ -110,6 +131,7 @@ impl RateLimiter {
         self.start = if late < SLICE { self.end } else { now };
         self.end = self.start.saturating_add(SLICE);
         self.dispatched = 0;
+        self.closed = false;
     }
 
     fn over_quota(&self) -> bool {

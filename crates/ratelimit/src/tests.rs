@@ -149,3 +149,44 @@ proptest! {
         prop_assert_eq!(l.delay(ms(10) + part), wait - part);
     }
 }
+
+#[test]
+fn a_slice_closed_early_lasts_as_long_as_its_bytes_are_worth() {
+    let mut limiter = RateLimiter::new(1_000_000);
+    assert_eq!(limiter.room(ms(0)), 100_000);
+    assert_eq!(limiter.account(ms(0), 65_536), ms(0));
+    assert_eq!(limiter.room(ms(1)), 34_464);
+    assert_eq!(limiter.close_slice(ms(1)), Duration::from_nanos(64_536_000));
+    assert_eq!(limiter.room(ms(1)), 0);
+    // Who does not wait pays all the same.
+    assert_eq!(limiter.account(ms(1), 1000), Duration::from_nanos(65_536_000));
+    // The next slice follows without a gap, and is open again.
+    assert_eq!(limiter.room(ms(70)), 100_000);
+    assert_eq!(limiter.account(ms(70), 1), ms(0));
+    assert_eq!(limiter.room(ms(70)), 99_999);
+
+    let mut unlimited = RateLimiter::new(0);
+    assert_eq!((unlimited.room(ms(0)), unlimited.close_slice(ms(0))), (u64::MAX, ms(0)));
+}
+
+proptest! {
+    #[test]
+    fn who_closes_rather_than_bursts_is_never_a_slice_ahead(
+        speed in 1u64..1 << 40,
+        ops in prop::collection::vec(1u64..1 << 30, 1..200),
+    ) {
+        let mut limiter = RateLimiter::new(speed);
+        let (mut now, mut sum) = (ms(0), 0u128);
+        for bytes in ops {
+            let bytes = bytes.min(limiter.quota());
+            if bytes > limiter.room(now) {
+                now += limiter.close_slice(now);
+            }
+            now += limiter.delay(now);
+            sum += u128::from(bytes);
+            limiter.account(now, bytes);
+            let line = now.as_nanos() * u128::from(speed) / 1_000_000_000;
+            prop_assert!(sum <= line + u128::from(limiter.quota()) + 1, "{} at {:?}", sum, now);
+        }
+    }
+}

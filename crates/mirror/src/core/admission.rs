@@ -78,7 +78,9 @@ impl Core {
         let claimed = &self.claimed;
         let walk = match self.retries.take_due(now, |range| claimed.first_overlap(range).is_none()) {
             Some(due) => Walk { range: due.range, tries: due.tries, first_pass: false },
-            None if self.retries.is_full() => return None,
+            None if self.retries.is_full() || self.dirty.dirty_bytes() <= self.retries.bytes() => {
+                return None;
+            }
             None => {
                 let range = self
                     .free_dirty_run(self.cursor, self.config.len)
@@ -122,7 +124,7 @@ impl Core {
 
     /// Begins the first operation of the first queued segment, if the limits allow.
     fn begin_queued(&mut self, front: Queued, now: Duration) -> Next {
-        let work = self.first_operation(front);
+        let work = self.first_operation(front, self.step(now));
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
             Work::Zero { range, metadata_only } => (range, !metadata_only),
@@ -130,7 +132,12 @@ impl Core {
             Work::Flush => return Next::Wait(None),
         };
         if moves_data {
-            let delay = self.limiter.delay(now);
+            let mut delay = self.limiter.delay(now);
+            let room = self.limiter.room(now);
+            if range.len() > room && room < self.limiter.quota() {
+                // Rather wait for the next slice than burst beyond this one.
+                delay = self.limiter.close_slice(now);
+            }
             if !delay.is_zero() {
                 return Next::Wait(Some(now.saturating_add(delay)));
             }
@@ -156,8 +163,8 @@ impl Core {
         self.begin(work, front.tries)
     }
 
-    fn first_operation(&self, queued: Queued) -> Work {
-        let (range, step) = (queued.range, self.step());
+    fn first_operation(&self, queued: Queued, step: u64) -> Work {
+        let range = queued.range;
         let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
         match queued.need {
             Need::Copy { target_zero } => Work::Copy { range: first(range, step), target_zero },
@@ -185,8 +192,8 @@ impl Core {
     }
 
     /// The most bytes of one data operation now.
-    fn step(&self) -> u64 {
-        let quota = floor_power_of_two(self.limiter.quota() / OPERATIONS_PER_SLICE);
-        quota.max(self.config.granularity).min(self.config.operation)
+    fn step(&self, now: Duration) -> u64 {
+        let share = (self.limiter.quota() / OPERATIONS_PER_SLICE).min(self.limiter.room(now));
+        floor_power_of_two(share).max(self.config.granularity).min(self.config.operation)
     }
 }

@@ -4,7 +4,8 @@
 //! smaller pieces than the one before, down to the detail of the dirty bitmap, so that one bad sector costs one
 //! small range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use blockmirror_block::ByteRange;
@@ -42,6 +43,9 @@ pub(crate) struct Waiting {
 #[derive(Debug, Default)]
 pub(crate) struct Retries {
     by_start: BTreeMap<u64, Waiting>,
+    /// Time and start of each.
+    by_time: BTreeSet<(Duration, u64)>,
+    bytes: u64,
 }
 
 impl Retries {
@@ -55,17 +59,35 @@ impl Retries {
             let known = self.first_overlap(rest);
             let free = ByteRange::new(at, known.map_or(range.end(), |w| w.range.start()));
             for part in free.pieces(piece) {
-                self.by_start.insert(part.start(), Waiting { range: part, tries, not_before });
+                self.insert(Waiting { range: part, tries, not_before });
             }
             at = free.end();
             if let Some(mut known) = known {
                 // Two operations inside one unit failed: the unit waits once, for the longer time.
+                self.remove(known);
                 known.tries = known.tries.max(tries);
                 known.not_before = known.not_before.max(not_before);
-                self.by_start.insert(known.range.start(), known);
+                self.insert(known);
                 at = known.range.end();
             }
         }
+    }
+
+    fn insert(&mut self, waiting: Waiting) {
+        self.by_time.insert((waiting.not_before, waiting.range.start()));
+        self.by_start.insert(waiting.range.start(), waiting);
+        self.bytes += waiting.range.len();
+    }
+
+    fn remove(&mut self, waiting: Waiting) {
+        self.by_time.remove(&(waiting.not_before, waiting.range.start()));
+        self.by_start.remove(&waiting.range.start());
+        self.bytes -= waiting.range.len();
+    }
+
+    /// Bytes in the waiting ranges; all of them are dirty.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The first waiting range that shares a byte with `range`.
@@ -81,13 +103,19 @@ impl Retries {
 
     /// Takes out a range whose time has come and that `admit` lets pass.
     pub(crate) fn take_due(&mut self, now: Duration, admit: impl Fn(ByteRange) -> bool) -> Option<Waiting> {
-        let due = self.by_start.values().find(|w| w.not_before <= now && admit(w.range)).copied()?;
-        self.by_start.remove(&due.range.start())
+        let due = self.by_time.range(..=(now, u64::MAX));
+        let found = due
+            .filter_map(|(_, start)| self.by_start.get(start))
+            .find(|waiting| admit(waiting.range))
+            .copied()?;
+        self.remove(found);
+        Some(found)
     }
 
     /// When the next range's time comes, if that is after `now`.
     pub(crate) fn next_time(&self, now: Duration) -> Option<Duration> {
-        self.by_start.values().map(|w| w.not_before).filter(|&t| t > now).min()
+        let later = (Bound::Excluded((now, u64::MAX)), Bound::Unbounded);
+        self.by_time.range(later).next().map(|(time, _)| *time)
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -95,7 +123,7 @@ impl Retries {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.by_start.clear();
+        *self = Self::default();
     }
 }
 
