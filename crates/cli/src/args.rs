@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use blockmirror_image::Format;
 use blockmirror_image::size::{SizeError, parse_size};
+use blockmirror_mirror::MAX_IN_FLIGHT;
+use clap::builder::RangedI64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXIT_CODES: &str = "\
@@ -164,8 +166,8 @@ pub(crate) struct CopyArgs {
     pub(crate) buf_size: u64,
 
     /// Most operations in flight [default: 16]
-    #[arg(short = 'm', long, value_name = "N", help_heading = "Copying")]
-    pub(crate) parallel: Option<usize>,
+    #[arg(short = 'm', long, value_name = "N", value_parser = parallel(), help_heading = "Copying")]
+    pub(crate) parallel: Option<u16>,
 
     /// Runs of zero bytes this long become holes in the target; 0 writes data as it is [default: 4K]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
@@ -373,6 +375,11 @@ pub(crate) enum OnError {
     Enospc,
     /// enospc on a terminal, else report
     Auto,
+}
+
+fn parallel() -> RangedI64ValueParser<u16> {
+    // The bound fits: it is a number of threads.
+    RangedI64ValueParser::new().range(1..=i64::try_from(MAX_IN_FLIGHT).unwrap_or(i64::from(u16::MAX)))
 }
 
 fn size(text: &str) -> Result<u64, SizeError> {

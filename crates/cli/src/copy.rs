@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{Format, OpenOptions, join_name};
+use blockmirror_image::{CreateSettings, Format, OpenOptions, join_name};
 use blockmirror_mirror::{
     self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
     SyncMode,
@@ -22,13 +22,22 @@ use crate::{access, json, pause};
 
 const TICK: Duration = Duration::from_millis(20);
 
+/// Where the target's format comes from.
+#[derive(Clone, Copy)]
+enum TargetFormat {
+    Given(Format),
+    /// The same as the source's.
+    Source,
+    /// Whatever the existing target has.
+    Found,
+}
+
 /// The target has the source's format, and everything is copied.
 pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
-    let format = |source| match (args.copy.target_format, args.copy.no_create) {
-        (Some(format), _) => Some(format),
-        // What is there has a format of its own.
-        (None, true) => None,
-        (None, false) => Some(source),
+    let format = match args.copy.target_format {
+        Some(format) => TargetFormat::Given(format),
+        None if args.copy.no_create => TargetFormat::Found,
+        None => TargetFormat::Source,
     };
     copy(console, &args.copy, args.sync.unwrap_or(Sync::Full), format)
 }
@@ -36,17 +45,20 @@ pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
 /// The target is raw, and with a backing file gets what lies above the source's.
 pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome {
     let default = if args.copy.backing.is_some() { Sync::Top } else { Sync::Full };
-    let format = |_| Some(args.copy.target_format.unwrap_or(Format::Raw));
+    let format = TargetFormat::Given(args.copy.target_format.unwrap_or(Format::Raw));
     copy(console, &args.copy, args.sync.unwrap_or(default), format)
 }
 
-fn copy(
-    console: &mut Console<'_>,
-    args: &CopyArgs,
-    sync: Sync,
-    target_format: impl Fn(Format) -> Option<Format>,
-) -> Outcome {
+fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFormat) -> Outcome {
     let options = job_options(console, args)?;
+    // As early as the format is known, so that mistakes cost nothing.
+    let mut settings = CreateSettings::default();
+    if let TargetFormat::Given(format) = format {
+        let Some(parsed) = parse_options(console, format, &args.target_options)? else {
+            return Ok(Exit::Done);
+        };
+        settings = parsed;
+    }
     let policy = access::policy(&args.source, &args.access)?;
     let mut source_policy = policy.clone();
     if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
@@ -63,9 +75,16 @@ fn copy(
     // Without a backing file the top image decides everything.
     let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
     let options = options.sync(sync);
-    let format = target_format(source.format());
-    let Some(settings) = parse_options(console, format.unwrap_or(Format::Raw), &args.target_options)? else {
-        return Ok(Exit::Done);
+    let format = match format {
+        TargetFormat::Given(format) => Some(format),
+        TargetFormat::Found => None,
+        TargetFormat::Source => {
+            let Some(parsed) = parse_options(console, source.format(), &args.target_options)? else {
+                return Ok(Exit::Done);
+            };
+            settings = parsed;
+            Some(source.format())
+        }
     };
     let spec = TargetSpec::new(args, &source, format, settings, sync, policy)?;
     if args.dry_run {
@@ -104,7 +123,7 @@ fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions>
         .on_target_error(policy(console, args.on_target_error, "--on-target-error")?)
         .target_is_zero(args.target_is_zero);
     if let Some(operations) = args.parallel {
-        options = options.max_in_flight(operations);
+        options = options.max_in_flight(operations.into());
     }
     if let Some(bytes) = args.sparse_size {
         options = options.min_zero_run(bytes);

@@ -1,0 +1,214 @@
+//! `mirror` and `convert` from end to end: what they make, what they say, and what they leave when they refuse.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::fs;
+
+use common::Place;
+use serde_json::Value;
+
+/// Four megabytes with data at the start, in the middle and at the end.
+fn source(place: &Place) {
+    let mut bytes = vec![0; 4 << 20];
+    for (at, byte) in [(0, 1), (1 << 20, 2), ((4 << 20) - 512, 3)] {
+        bytes[at..at + 512].fill(byte);
+    }
+    fs::write(place.path("source"), bytes).unwrap();
+}
+
+#[test]
+fn a_copy_of_a_copy_is_the_source() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("convert -f raw -O qcow2 @source @a.qcow2");
+    let said = place.ours_ok("mirror @a.qcow2 @b.qcow2");
+    assert!(said.starts_with("granularity: 64 KiB (the target's cluster size)\n"), "{said}");
+    assert!(said.lines().last().unwrap().contains("4 MiB"), "{said}");
+    place.ours_ok("convert -q @b.qcow2 @c.raw");
+    assert_eq!(fs::read(place.path("c.raw")).unwrap(), fs::read(place.path("source")).unwrap());
+    assert_eq!(place.names(), ["a.qcow2", "b.qcow2", "c.raw", "source"]);
+    assert_eq!(place.ours_ok("compare @b.qcow2 @c.raw"), "Images are identical.\n");
+}
+
+#[test]
+fn mirror_keeps_the_format_and_convert_makes_raw() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @source 1M");
+    place.ours_ok("mirror -q @source @mirrored");
+    place.ours_ok("convert -q @source @converted");
+    let format = |name: &str| {
+        let info: Value =
+            serde_json::from_str(&place.ours_ok(&format!("info --output=json @{name}"))).unwrap();
+        info["format"].as_str().unwrap().to_owned()
+    };
+    assert_eq!((format("mirrored"), format("converted")), ("qcow2".into(), "raw".into()));
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 @small 1M");
+    for (line, code, message) in [
+        (
+            "mirror --granularity 511 @source @t",
+            2,
+            "granularity 511: must be between 512 and 67108864 (64 MiB)",
+        ),
+        ("mirror --granularity 3000 @source @t", 2, "granularity 3000: must be a power of two"),
+        (
+            "mirror --speed -1 @source @t",
+            2,
+            "--speed: \"-1\" is not a size: expected a number with an optional unit K, M, G, T, P or E (powers of 1024)",
+        ),
+        (
+            "mirror -O vmdk @source @t",
+            2,
+            "--target-format: unknown format \"vmdk\": raw and qcow2 are supported",
+        ),
+        (
+            "mirror -O qcow2 -o cluster=1 @source @t",
+            2,
+            "-o: option \"cluster\": qcow2 has no such option; it has backing_file, backing_fmt, cluster_size, compat, compression_type, data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, refcount_bits, size",
+        ),
+        (
+            "mirror -O qcow2 -o compat=0.10,lazy_refcounts=on @source @t",
+            2,
+            "create qcow2 image: @t: option lazy_refcounts: it needs compat=1.1, not 0.10",
+        ),
+        (
+            "convert -O qcow2 -B base @source @t",
+            2,
+            "create: @t: the backing file's format is missing; give it with -F",
+        ),
+        ("mirror -O raw -B base -F raw @source @t", 2, "create: @t: a raw image cannot have a backing file"),
+        (
+            "mirror --on-target-error=stop @source @t",
+            2,
+            "--on-target-error=stop: a paused copy waits for somebody to resume it, and there is no terminal to ask at",
+        ),
+        (
+            "mirror --on-source-error=enospc @source @t",
+            2,
+            "--on-source-error=enospc: a paused copy waits for somebody to resume it, and there is no terminal to ask at",
+        ),
+        ("mirror -m 0 @source @t", 2, "--parallel: 0 is not in 1..=256"),
+        ("mirror @source", 2, "the following required arguments were not provided: <TARGET> (see --help)"),
+        ("mirror @nothing @t", 1, "open: @nothing: No such file or directory (os error 2)"),
+        ("mirror @source @source", 1, "copy: @source: it is part of the source @source"),
+        ("mirror @source @none/t", 1, "look up directory: @none: No such file or directory (os error 2)"),
+        (
+            "mirror -n @source @small",
+            1,
+            "copy: source @source has 4194304 bytes, target @small has 1048576: they must be equal",
+        ),
+        ("mirror -n @source @t", 1, "open: @t: No such file or directory (os error 2)"),
+    ] {
+        assert_eq!(place.ours_fails(line, code), format!("blockmirror: {message}"), "{line}");
+        assert_eq!(place.names(), ["small", "source"], "{line}");
+    }
+}
+
+#[test]
+fn a_dry_run_makes_nothing_and_knows_the_granularity() {
+    let place = Place::new();
+    source(&place);
+    for (options, granularity) in [
+        ("-O raw", 65536),
+        ("-O qcow2 -o cluster_size=512", 4096),
+        ("-O qcow2 -o cluster_size=16K,extended_l2=on", 16384),
+        ("-O qcow2 -o cluster_size=2M", 65536),
+        ("-O qcow2 --granularity 1M", 1 << 20),
+    ] {
+        let out = place.ours_ok(&format!("mirror --dry-run --output=json {options} @source @target"));
+        let plan: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(plan["granularity"], granularity, "{options}");
+        assert_eq!(plan["len"], 4 << 20);
+        assert_eq!(place.names(), ["source"]);
+    }
+}
+
+#[test]
+fn an_existing_target_keeps_its_layout_and_loses_its_bytes() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -o cluster_size=4K @target 4M");
+    fs::write(place.path("full"), vec![0x2a; 4 << 20]).unwrap();
+    place.ours_ok("mirror -q -n @full @target");
+    let said = place.ours_ok("mirror -n @source @target");
+    assert!(said.starts_with("granularity: 4 KiB"), "{said}");
+    assert_eq!(place.ours_ok("compare @source @target"), "Images are identical.\n");
+    place.ours_ok("mirror -q -n -O raw @source @full");
+    assert_eq!(fs::read(place.path("full")).unwrap(), fs::read(place.path("source")).unwrap());
+}
+
+#[test]
+fn top_copies_what_the_top_image_holds() {
+    let place = Place::new();
+    fs::create_dir(place.path("else")).unwrap();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -b source -F raw @top");
+    fs::write(place.path("patch"), vec![9; 4 << 20]).unwrap();
+    for (line, backing) in [
+        ("mirror -q --sync top @top @copy", "source"),
+        ("convert -q -O qcow2 -B source -F raw @top @copy", "source"),
+        ("mirror -q --sync=top @top @else/copy", "/source"),
+    ] {
+        place.ours_ok(line);
+        let name = line.rsplit('@').next().unwrap();
+        let out = place.ours_ok(&format!("info --output=json @{name}"));
+        let info: Value = serde_json::from_str(&out).unwrap();
+        assert!(info["backing-filename"].as_str().unwrap().ends_with(backing), "{line}: {out}");
+        let allow = format!("--allow-backing {}", place.path("").display());
+        assert_eq!(place.ours_ok(&format!("compare {allow} @{name} @source")), "Images are identical.\n");
+        let map = place.ours_ok(&format!("map {allow} --output=json @{name}"));
+        assert!(!map.contains("\"depth\": 0"), "nothing was in the top image: {map}");
+        fs::remove_file(place.path(name)).unwrap();
+    }
+}
+
+#[test]
+fn a_file_outside_is_not_opened_and_the_way_to_allow_it_is_named() {
+    let place = Place::new();
+    fs::create_dir(place.path("else")).unwrap();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -b ../source -F raw @else/top");
+    let message = place.ours_fails("convert @else/top @t", 1);
+    let hint = message.split("to allow it: ").nth(1).unwrap();
+    assert_eq!(hint, "--allow-backing @");
+    place.ours_ok("convert -q --allow-backing @ @else/top @t");
+    assert_eq!(fs::read(place.path("t")).unwrap(), fs::read(place.path("source")).unwrap());
+    // Named by the user, it is allowed.
+    assert_eq!(place.ours_ok("compare @else/top @source"), "Images are identical.\n");
+}
+
+#[test]
+fn results_and_progress_are_there_for_machines() {
+    let place = Place::new();
+    source(&place);
+    let ran = place.ours("mirror --output=json --progress=json -O qcow2 @source @target");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let result: Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(result["granularity"], 65536);
+    assert_eq!(result["granularity-reason"]["kind"], "target-cluster");
+    let bytes: u64 = ["copied", "zeroed", "skipped"].iter().map(|key| result[key].as_u64().unwrap()).sum();
+    assert_eq!(bytes, 4 << 20);
+    let last: Value = serde_json::from_str(ran.err.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["offset"], &last["len"]), (&Value::from(4 << 20), &Value::from(4 << 20)));
+    let differ = place.ours("compare --output=json @source @target");
+    let result: Value = serde_json::from_str(&differ.out).unwrap();
+    assert_eq!((differ.code, &result["identical"]), (0, &Value::from(true)));
+}
+
+#[test]
+fn help_is_printed_and_lists_options() {
+    let place = Place::new();
+    for command in ["", "mirror ", "convert ", "create ", "info ", "map ", "compare "] {
+        let help = place.ours_ok(&format!("{command}--help"));
+        assert!(help.contains("Usage: blockmirror"), "{help}");
+    }
+    assert!(place.ours_ok("create -f qcow2 -o help").contains("cluster_size=SIZE"));
+    assert!(place.ours_ok("mirror -O qcow2 -o help @x @y").contains("refcount_bits="));
+}

@@ -1,0 +1,189 @@
+//! Opening chains: what is found, what is refused, and that `info` opens one file.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blockmirror_block::WriteFlags;
+use blockmirror_image::{
+    CreateSettings, CreateSpec, Error, Format, ImageInfo, NewImage, Note, OpenOptions, ReferencePolicy,
+    ReferenceRefusal, read_chain,
+};
+
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn create(&self, name: &str, format: Format, size: u64, options: &str) {
+        let mut settings = CreateSettings::default();
+        settings.parse(format, options).unwrap();
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        NewImage::create(&path, &CreateSpec::new(format, size, settings)).unwrap().persist().unwrap();
+    }
+
+    fn options(&self, top: &str) -> OpenOptions {
+        OpenOptions::new().policy(ReferencePolicy::beside(&self.path(top)).unwrap())
+    }
+
+    fn write(&self, name: &str, offset: u64, byte: u8) {
+        let image = self.options(name).writable(true).open(self.path(name)).unwrap();
+        image.device().write_at(&[byte; 512], offset, WriteFlags::NONE).unwrap();
+        image.device().flush().unwrap();
+    }
+
+    fn refusal(&self, top: &str) -> ReferenceRefusal {
+        match self.options(top).open(self.path(top)) {
+            Err(Error::Reference(refused)) => refused.reason,
+            other => panic!("{top}: {other:?}"),
+        }
+    }
+}
+
+fn read(device: &dyn blockmirror_block::BlockDevice, offset: u64) -> u8 {
+    let mut byte = [0];
+    device.read_at(&mut byte, offset).unwrap();
+    byte[0]
+}
+
+#[test]
+fn each_layer_shows_through_the_one_above() {
+    let place = Place::new();
+    place.create("base.raw", Format::Raw, 1 << 20, "");
+    place.create("below/middle", Format::Qcow2, 1 << 20, "backing_file=../base.raw,backing_fmt=raw");
+    place.create("top", Format::Qcow2, 1 << 20, "backing_file=below/middle,backing_fmt=qcow2");
+    fs::write(place.path("base.raw"), vec![1; 1 << 20]).unwrap();
+    // The directory of an image that is opened by itself is the root, and this one's base lies above it.
+    let policy = ReferencePolicy::beside(&place.path("top")).unwrap();
+    let middle = OpenOptions::new().policy(policy).writable(true).open(place.path("below/middle")).unwrap();
+    middle.device().write_at(&[2; 512], 65536, WriteFlags::NONE).unwrap();
+    middle.device().flush().unwrap();
+    drop(middle);
+    place.write("top", 2 * 65536, 3);
+
+    let image = place.options("top").open(place.path("top")).unwrap();
+    let device = &**image.device();
+    assert_eq!([0, 65536, 2 * 65536].map(|at| read(device, at)), [1, 2, 3]);
+    let backing = image.backing().unwrap();
+    assert_eq!((backing.name.as_path(), backing.format), (Path::new("below/middle"), Format::Qcow2));
+    for file in ["top", "below/middle", "base.raw"] {
+        assert!(image.uses(place.path(file)), "{file}");
+    }
+    assert!(!image.uses(place.path("other")) && image.notes().is_empty());
+    let chain = read_chain(place.path("top"), &place.options("top")).unwrap();
+    assert_eq!(
+        chain.iter().map(|info| info.format).collect::<Vec<_>>(),
+        [Format::Qcow2, Format::Qcow2, Format::Raw]
+    );
+}
+
+#[test]
+fn a_chain_that_comes_back_to_itself_is_refused() {
+    let place = Place::new();
+    place.create("a", Format::Qcow2, 65536, "backing_file=b,backing_fmt=qcow2");
+    place.create("b", Format::Qcow2, 65536, "backing_file=./a,backing_fmt=qcow2");
+    assert!(matches!(place.refusal("a"), ReferenceRefusal::Cycle));
+    assert!(read_chain(place.path("a"), &place.options("a")).is_err());
+    // By another name: the file counts, not what it is called.
+    place.create("c", Format::Qcow2, 65536, "backing_file=link,backing_fmt=qcow2");
+    fs::hard_link(place.path("c"), place.path("link")).unwrap();
+    assert!(matches!(place.refusal("c"), ReferenceRefusal::Cycle));
+}
+
+#[test]
+fn a_chain_has_a_greatest_depth() {
+    let place = Place::new();
+    place.create("0", Format::Qcow2, 65536, "");
+    for i in 1..=3 {
+        place.create(
+            &i.to_string(),
+            Format::Qcow2,
+            65536,
+            &format!("backing_file={},backing_fmt=qcow2", i - 1),
+        );
+    }
+    assert!(place.options("3").max_depth(4).open(place.path("3")).is_ok());
+    match place.options("3").max_depth(3).open(place.path("3")) {
+        Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::TooDeep(3))),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn names_lead_only_where_the_policy_allows() {
+    let place = Place::new();
+    place.create("out/secret", Format::Raw, 65536, "");
+    place.create("in/top", Format::Qcow2, 65536, "backing_file=../out/secret,backing_fmt=raw");
+    place.create("in/url", Format::Qcow2, 65536, "backing_file=nbd://localhost/x,backing_fmt=raw");
+    place.create("in/json", Format::Qcow2, 65536, r#"backing_file=json:{"driver":"raw"},backing_fmt=raw"#);
+    assert!(matches!(place.refusal("in/top"), ReferenceRefusal::Outside { .. }));
+    assert!(matches!(place.refusal("in/url"), ReferenceRefusal::NotAPath));
+    assert!(matches!(place.refusal("in/json"), ReferenceRefusal::NotAPath));
+    let denied = OpenOptions::new().open(place.path("in/top"));
+    assert!(
+        matches!(denied, Err(Error::Reference(refused)) if matches!(refused.reason, ReferenceRefusal::Denied))
+    );
+    let mut policy = ReferencePolicy::beside(&place.path("in/top")).unwrap();
+    policy.allow_dir(&place.path("out")).unwrap();
+    assert!(OpenOptions::new().policy(policy).open(place.path("in/top")).is_ok());
+    // Describing it needs none of that.
+    assert!(ImageInfo::read(place.path("in/top"), &OpenOptions::new()).is_ok());
+}
+
+#[test]
+fn a_data_file_is_found_beside_the_image_and_obeys_the_policy() {
+    let place = Place::new();
+    place.create("top", Format::Qcow2, 1 << 20, "data_file=top.data,data_file_raw=on");
+    assert_eq!(fs::metadata(place.path("top.data")).unwrap().len(), 1 << 20);
+    place.write("top", 65536, 7);
+    assert_eq!(fs::read(place.path("top.data")).unwrap()[65536], 7);
+    let image = place.options("top").open(place.path("top")).unwrap();
+    assert_eq!(read(&**image.device(), 65536), 7);
+    assert!(image.uses(place.path("top.data")));
+    let denied = OpenOptions::new().open(place.path("top"));
+    assert!(matches!(denied, Err(Error::Reference(_))), "{denied:?}");
+    // An image whose data file is the image itself.
+    fs::remove_file(place.path("top.data")).unwrap();
+    fs::hard_link(place.path("top"), place.path("top.data")).unwrap();
+    assert!(matches!(place.refusal("top"), ReferenceRefusal::Cycle));
+}
+
+#[test]
+fn formats_are_found_out_or_refused_by_name() {
+    let place = Place::new();
+    fs::write(place.path("vmdk"), [b"KDMV".as_slice(), &[0; 1020]].concat()).unwrap();
+    let refused = OpenOptions::new().open(place.path("vmdk"));
+    assert!(matches!(refused, Err(Error::ForeignFormat { format: "vmdk", .. })), "{refused:?}");
+    let taken = OpenOptions::new().format(Format::Raw).open(place.path("vmdk")).unwrap();
+    assert_eq!(taken.device().len(), 1024);
+
+    place.create("base", Format::Qcow2, 65536, "");
+    place.create("top", Format::Qcow2, 65536, "backing_file=base");
+    let image = place.options("top").open(place.path("top")).unwrap();
+    let [Note::BackingFormatGuessed { format: Format::Qcow2, .. }] = image.notes() else {
+        panic!("{:?}", image.notes())
+    };
+}
+
+/// A guest that owns a raw disk must not turn it into an image of another format for those who guess.
+#[test]
+fn a_guessed_raw_disk_does_not_become_another_format() {
+    let place = Place::new();
+    place.create("disk", Format::Raw, 65536, "");
+    let header = [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 504]].concat();
+    let guessed = place.options("disk").writable(true).open(place.path("disk")).unwrap();
+    assert!(guessed.device().write_at(&header, 0, WriteFlags::NONE).is_err());
+    drop(guessed);
+    let told = place.options("disk").format(Format::Raw).writable(true).open(place.path("disk")).unwrap();
+    told.device().write_at(&header, 0, WriteFlags::NONE).unwrap();
+}
