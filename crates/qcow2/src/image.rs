@@ -76,7 +76,8 @@ impl OpenOptions {
     }
 
     /// What shows through where the image holds nothing. Finding and opening it is the caller's matter: this crate
-    /// opens no file. An image that names a backing file but is opened without one reads zeros there.
+    /// opens no file. An image that names a backing file but is opened without one reads zeros there, and what is
+    /// zeroed or discarded stays zero when the backing file comes back; a write of part of a cluster makes the rest zero.
     #[must_use]
     pub fn backing(mut self, device: Arc<dyn BlockDevice>) -> Self {
         self.backing = Some(device);
@@ -140,6 +141,7 @@ impl OpenOptions {
             name: storage.name().into(),
             storage,
             data_file: self.data_file,
+            hidden_backing: header.backing.is_some() && self.backing.is_none(),
             backing: self.backing,
         };
         let l1_at = HostOffset(header.l1_offset);
@@ -223,13 +225,10 @@ fn geometry(io: &Io, writable: bool) -> Geometry {
     geometry.cluster_size = Some(io.cluster().bytes());
     geometry.subcluster_size = io.format.extended.then(|| io.format.subcluster_size());
     geometry.request_alignment = io.data().info().request_alignment;
-    geometry.zero_cost =
-        if io.format.has_zero || io.backing.is_none() { ZeroCost::Metadata } else { ZeroCost::Data };
-    geometry.discard = if io.format.has_zero || io.backing.is_none() {
-        DiscardEffect::Frees
-    } else {
-        DiscardEffect::Ignored
-    };
+    let backed = io.backing.is_some() || io.hidden_backing;
+    geometry.zero_cost = if io.format.has_zero || !backed { ZeroCost::Metadata } else { ZeroCost::Data };
+    geometry.discard =
+        if io.format.has_zero || !backed { DiscardEffect::Frees } else { DiscardEffect::Ignored };
     geometry.writable = writable;
     geometry
 }

@@ -16,6 +16,8 @@ pub(crate) struct Io {
     pub(crate) data_file: Option<Arc<dyn Storage>>,
     /// What shows through where nothing is allocated.
     pub(crate) backing: Option<Arc<dyn BlockDevice>>,
+    /// The image names a backing file, but is open without one.
+    pub(crate) hidden_backing: bool,
     /// How L2 entries read.
     pub(crate) format: EntryFormat,
     /// Virtual size in bytes.
@@ -53,6 +55,12 @@ impl Io {
     /// Whether the backing device may hold anything in `range`.
     pub(crate) fn backing_covers(&self, range: ByteRange) -> bool {
         self.backing.as_ref().is_some_and(|b| range.start() < b.len())
+    }
+
+    /// Whether something other than zeros may show in `range` where nothing is allocated, now or when the image is
+    /// opened together with its backing file.
+    pub(crate) fn may_show(&self, range: ByteRange) -> bool {
+        self.hidden_backing || self.backing_covers(range)
     }
 
     /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.

@@ -14,6 +14,10 @@ use crate::io::Io;
 use crate::offset::HostOffset;
 use crate::refcounts::Refcounts;
 
+/// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one behind the other
+/// there is no end of runs to stop at, and the metadata lock is held meanwhile.
+const MAX_PIECES: usize = 1 << 15;
+
 /// What a run of guest bytes is mapped to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Mapping {
@@ -147,11 +151,16 @@ impl Meta {
         Ok(())
     }
 
-    /// What lies in `range`, as maximal runs in order; stops after about `max` runs, so the last one may end before the
-    /// range does. `range` lies inside the disk.
+    /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the last one may
+    /// end before the range does. `range` lies inside the disk.
     pub(crate) fn runs(&mut self, io: &Io, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
         let mut runs: Vec<MapRun> = Vec::new();
+        let mut pieces = 0;
         self.walk(io, range, &mut |piece| {
+            pieces += 1;
+            if pieces > MAX_PIECES {
+                return Visit::Break(());
+            }
             let full = runs.len() >= max;
             match runs.last_mut() {
                 Some(run) if run.continues_into(&piece) => {

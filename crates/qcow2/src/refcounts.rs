@@ -166,6 +166,17 @@ impl Refcounts {
         Ok(())
     }
 
+    /// How many clusters from `at` on are in use, as far as the refcount slice that counts `at` tells.
+    fn used_from(&mut self, io: &Io, at: u64) -> Result<u64> {
+        let Some((slice, index)) = self.locate(io, at) else { return Ok(0) };
+        self.load(io, slice)?;
+        let Some(data) = self.blocks.get(slice) else { return Ok(0) };
+        let width = self.width;
+        // A slice is at most 4096 bytes.
+        let entries = width.entries(data.len() as u64) as usize;
+        Ok((index..entries).take_while(|i| width.get(data, *i) > 0).count() as u64)
+    }
+
     fn is_free(&mut self, io: &Io, cluster: u64) -> Result<bool> {
         Ok(self.get(io, cluster)? == 0 && !self.metadata.contains(cluster))
     }
@@ -185,10 +196,12 @@ impl Refcounts {
                     self.add_block(io, at)?;
                 }
                 at += 1;
-            } else if self.is_free(io, at)? {
-                break;
             } else {
-                at += 1;
+                let used = self.used_from(io, at)?;
+                if used == 0 && !self.metadata.contains(at) {
+                    break;
+                }
+                at += used.max(1);
             }
             self.next_free = at;
         }
@@ -229,15 +242,19 @@ impl Refcounts {
     /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
     fn add_block(&mut self, io: &Io, at: u64) -> Result<()> {
         self.check_room(io, at + 1)?;
-        let offset = HostOffset(io.cluster().start(at));
-        io.zero_cluster(offset)?;
         self.use_up(io, at, at + 1);
+        let offset = HostOffset(io.cluster().start(at));
+        let per_block = self.per_block(io);
+        // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it is in use.
+        let mut data = vec![0; io.cluster().bytes() as usize];
+        self.width.set(&mut data, (at % per_block) as usize, 1);
+        io.storage.write_at(&data, offset.0)?;
         // The caller found the index inside the table.
-        let index = (at / self.per_block(io)) as usize;
+        let index = (at / per_block) as usize;
         self.table[index] = offset.0;
         self.table_dirty.mark(index);
         self.metadata.insert(at);
-        self.set(io, at, 1)
+        Ok(())
     }
 
     /// Takes clusters back that nothing ever pointed at.
@@ -252,9 +269,14 @@ impl Refcounts {
     /// Notes that one reference to each of `clusters` goes away with a change that is not durable yet.
     ///
     /// An entry for guest data that names a cluster of metadata never had a reference to it: that is damage, and
-    /// giving such a cluster back would free the image's own tables.
-    pub(crate) fn defer_drop(&mut self, clusters: Range<u64>) {
-        for cluster in clusters.filter(|cluster| !self.metadata.contains(*cluster)) {
+    /// giving such a cluster back would free the image's own tables. Nor had one that names a cluster with a refcount of
+    /// zero, which may have another owner by the time the reference would be dropped. If the refcount cannot be read the
+    /// cluster leaks, which harms nobody.
+    pub(crate) fn defer_drop(&mut self, io: &Io, clusters: Range<u64>) {
+        for cluster in clusters {
+            if self.metadata.contains(cluster) || !self.get(io, cluster).is_ok_and(|count| count > 0) {
+                continue;
+            }
             match self.pending.last_mut() {
                 Some(last) if last.end == cluster => last.end += 1,
                 _ => self.pending.push(cluster..cluster + 1),
@@ -281,7 +303,7 @@ impl Refcounts {
     pub(crate) fn last_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
         let mut out: Vec<Range<u64>> = Vec::new();
         for cluster in clusters.iter().cloned().flatten() {
-            if self.get(io, cluster)? == 1 {
+            if self.get(io, cluster)? == 1 && !self.metadata.contains(cluster) {
                 match out.last_mut() {
                     Some(last) if last.end == cluster => last.end += 1,
                     _ => out.push(cluster..cluster + 1),
@@ -292,8 +314,14 @@ impl Refcounts {
     }
 
     /// Drops one reference to each of `clusters`, whose holders are durably gone.
+    ///
+    /// One that has become metadata since is left alone: two entries named it although its refcount was one, and the
+    /// other's reference was dropped first.
     pub(crate) fn drop_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<()> {
         for cluster in clusters.iter().cloned().flatten() {
+            if self.metadata.contains(cluster) {
+                continue;
+            }
             let count = self.get(io, cluster)?;
             // A cluster that was referenced with a refcount of zero is an older damage, which this does not worsen.
             if count > 0 {
@@ -343,6 +371,7 @@ impl Refcounts {
                 "metadata lies in an uncounted cluster",
             ));
         }
+        self.use_up(io, first, first + used);
         let mut table = self.table.clone();
         // At most 8 MiB of table, checked above, and one cluster of block.
         table.resize((table_clusters * entries_per_cluster) as usize, 0);
@@ -368,7 +397,6 @@ impl Refcounts {
         io.storage.write_at(&field, HEADER_TABLE_FIELD)?;
         io.storage.flush()?;
 
-        self.use_up(io, first, first + used);
         let old = cluster.index(self.table_at.0)..cluster.count(self.table_at.0 + old_len * 8);
         self.table = table;
         self.table_at = table_at;

@@ -192,7 +192,7 @@ impl<'a> WriteGuard<'a> {
         for update in self.updates.drain(..) {
             meta.set_entry(io, update.cluster, update.entry)?;
             if !update.drops.is_empty() {
-                meta.refcounts(io)?.defer_drop(update.drops);
+                meta.refcounts(io)?.defer_drop(io, update.drops);
             }
         }
         Ok(())
@@ -236,6 +236,7 @@ impl<'a> WriteGuard<'a> {
         }
         let mut spare = 0..0;
         let mut fresh = false;
+        let mut wanted = 0;
         loop {
             let at = self.runs.last().map_or(self.range.start(), |run| run.range.end());
             if at >= self.range.end() {
@@ -256,11 +257,15 @@ impl<'a> WriteGuard<'a> {
                 continue;
             }
             if spare.is_empty() {
-                let want = self.count_new(&mut meta, cluster, clusters.end)?;
-                match meta.refcounts(io)?.allocate(io, want)? {
+                // Counted once for each run: free space may come in many small pieces.
+                if wanted == 0 {
+                    wanted = self.count_new(&mut meta, cluster, clusters.end)?;
+                }
+                match meta.refcounts(io)?.allocate(io, wanted)? {
                     Allocation::TableFull(block) => return Ok(Some(block)),
                     Allocation::Got(grant) => {
                         self.grants.push(grant);
+                        wanted -= grant.count;
                         spare = grant.first..grant.first + grant.count;
                         fresh = grant.fresh;
                     }
@@ -416,7 +421,7 @@ impl Qcow2 {
             for run in runs {
                 match run.mapping {
                     Mapping::Zero(_) => {}
-                    Mapping::Unallocated if !self.io.backing_covers(run.range) => {}
+                    Mapping::Unallocated if !self.io.may_show(run.range) => {}
                     _ => return Ok(false),
                 }
                 at = run.range.end();
@@ -461,7 +466,7 @@ pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<
     if let Some(old) = l1.table() {
         let old_cluster = io.cluster().index(old.0);
         refcounts.metadata.remove(old_cluster);
-        refcounts.defer_drop(old_cluster..old_cluster + 1);
+        refcounts.defer_drop(io, old_cluster..old_cluster + 1);
         meta.l2.forget(old, io.cluster().bytes());
     }
     meta.set_l1(index, new);

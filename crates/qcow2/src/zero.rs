@@ -87,14 +87,12 @@ impl Qcow2 {
         if self.raw_data_file() {
             return Err(self.only_data(whole));
         }
-        if self.io.format.has_zero {
-            // Part of a compressed cluster is the one thing that takes data; it can lie only at the ends.
-            let cluster = self.io.cluster().bytes();
-            if whole == whole.align_inward(cluster) || !self.io.format.extended {
-                return Ok(());
-            }
-        }
-        for part in whole.pieces(self.io.cluster().bytes()) {
+        let cluster = self.io.cluster().bytes();
+        // With a zero flag, part of a compressed cluster is the one thing that takes data; it can lie only at the ends.
+        let inner = if self.io.format.has_zero { whole.align_inward(cluster) } else { ByteRange::default() };
+        let ends = [ByteRange::new(whole.start(), inner.start()), ByteRange::new(inner.end(), whole.end())];
+        let doubtful = ends.into_iter().map(|end| end.intersect(whole));
+        for part in doubtful.flat_map(|end| end.pieces(cluster)) {
             let entry = self.meta.lock().entry(&self.io, self.io.cluster().index(part.start()))?;
             if self.decide(entry, part, purpose) == Change::Data {
                 return Err(self.only_data(whole));
@@ -148,7 +146,7 @@ impl Qcow2 {
         let mut by_data: Vec<ByteRange> = Vec::new();
         let first = io.cluster().index(part.start());
         let no_table = meta.l1_entry(io, first)?.1.table().is_none();
-        if no_table && (purpose == Purpose::Discard || !io.backing_covers(part)) {
+        if no_table && (purpose == Purpose::Discard || !io.may_show(part)) {
             return Ok(Ok(by_data));
         }
         let mut table_ready = false;
@@ -179,7 +177,7 @@ impl Qcow2 {
                                 index..index + 1
                             }),
                         };
-                        meta.refcounts(io)?.defer_drop(clusters);
+                        meta.refcounts(io)?.defer_drop(io, clusters);
                     }
                 }
             }
@@ -195,7 +193,7 @@ impl Qcow2 {
         // Up to the end of the disk is up to the end of the cluster.
         let end = if part.end() == io.size { io.cluster().bytes() } else { part.end() - start };
         let mask = format.covered(part.start() - start, end);
-        let backed = io.backing_covers(part);
+        let backed = io.may_show(part);
         let whole = mask == format.all();
         let plain = match old {
             Entry::Compressed(_) if whole => PlainEntry { allocated: format.all(), ..PlainEntry::default() },

@@ -1,0 +1,192 @@
+//! Defects that were found by reading, each with the story of what went wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Storage, WriteFlags, ZeroFlags};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Preallocation, Qcow2, Version};
+use common::{backing_disk, qemu_check_finds_no_corruption};
+
+fn word(storage: &MemoryStorage, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    storage.read_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// Host offset of the L2 entry of guest cluster 0.
+fn first_l2_entry(storage: &MemoryStorage) -> u64 {
+    word(storage, word(storage, 40) & OFFSET) & OFFSET
+}
+
+fn open(storage: &Arc<MemoryStorage>) -> Qcow2 {
+    OpenOptions::new().writable(true).open(storage.clone()).unwrap()
+}
+
+fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
+    let mut found = vec![0; len];
+    disk.read_at(&mut found, at).unwrap();
+    found
+}
+
+/// A damaged image had a guest cluster whose host cluster has refcount zero. Discarding it queued a reference to be
+/// dropped that had never been counted; until then the cluster was handed out as free, here for an L2 table, and the
+/// late drop freed and punched out what its new owner had written.
+#[test]
+fn a_reference_that_was_never_counted_is_not_dropped() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(1 << 20);
+    (options.cluster_size, options.refcount_bits) = (512, 8);
+    options.create(&*storage, None).unwrap();
+    let disk = open(&storage);
+    disk.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let host = word(&storage, first_l2_entry(&storage)) & OFFSET;
+    let block = word(&storage, word(&storage, 48));
+    storage.write_at(&[0], block + host / 512).unwrap();
+
+    let disk = open(&storage);
+    disk.discard(ByteRange::at(0, 512)).unwrap();
+    disk.write_at(&[2; 40_000], 65_536, WriteFlags::NONE).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    assert!(read(&open(&storage), 65_536, 40_000).iter().all(|b| *b == 2), "other guest data is gone");
+    qemu_check_finds_no_corruption(&storage.to_vec(), "after the discard");
+}
+
+/// A new refcount block was written as zeros and then given its own count, which meant to read it back: when that
+/// read failed the block stayed in use with a refcount of zero.
+#[test]
+fn every_operation_fails_while_the_refcounts_grow() {
+    let template = MemoryStorage::new();
+    let mut options = CreateOptions::new(4 << 20);
+    (options.cluster_size, options.refcount_bits) = (512, 64);
+    options.create(&template, None).unwrap();
+    let template = Arc::new(MemoryStorage::with_contents(&template.to_vec()));
+    let disk = open(&template);
+    // One table of 512 bytes counts 2 MiB.
+    disk.write_at(&vec![1; 1900 << 10], 0, WriteFlags::NONE).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let template = template.to_vec();
+
+    for (ops, kind, done) in [
+        (OpKind::Any, ErrorKind::Io, Done::Nothing),
+        (OpKind::Any, ErrorKind::Io, Done::Everything),
+        (OpKind::Write, ErrorKind::NoSpace, Done::Nothing),
+        (OpKind::Write, ErrorKind::NoSpace, Done::Everything),
+    ] {
+        for n in 0.. {
+            let inner = Arc::new(MemoryStorage::with_contents(&template));
+            let faults = Faults::new();
+            let storage = Arc::new(FaultStorage::new(inner.clone(), faults.clone()));
+            let disk = OpenOptions::new().writable(true).cache_bytes(0).open(storage).unwrap();
+            faults.inject(Fault::on(ops).after(n).with(kind).having_done(done));
+            let attempt = || -> Result<(), Error> {
+                disk.write_at(&[2; 150 << 10], 1900 << 10, WriteFlags::NONE)?;
+                disk.flush()
+            };
+            let what = format!("{kind:?} {done:?} n={n}");
+            let first = attempt();
+            let reached = faults.failed() > 0;
+            faults.heal();
+            assert_eq!(first.is_err(), reached, "{what}: {first:?}");
+            let second = attempt();
+            let written = second.is_ok();
+            assert!(written || kind == ErrorKind::Io, "{what}: {second:?}");
+            drop(disk);
+            refcount_blocks_count_themselves(&inner, &what);
+            if n % 16 == 0 {
+                qemu_check_finds_no_corruption(&inner.to_vec(), &what);
+            }
+            let disk = open(&inner);
+            assert!(read(&disk, 0, 1900 << 10).iter().all(|b| *b == 1), "{what}");
+            if written {
+                assert!(read(&disk, 1900 << 10, 150 << 10).iter().all(|b| *b == 2), "{what}");
+            }
+            if !reached {
+                break;
+            }
+        }
+    }
+}
+
+/// For clusters of 512 bytes and refcounts of 64 bits.
+fn refcount_blocks_count_themselves(storage: &MemoryStorage, what: &str) {
+    let (table, entries) = (word(storage, 48), (word(storage, 56) >> 32) * 64);
+    for block in (0..entries).map(|i| word(storage, table + i * 8)).filter(|block| *block != 0) {
+        let cluster = block / 512;
+        let counts_it = word(storage, table + cluster / 64 * 8);
+        assert_eq!(word(storage, counts_it + cluster % 64 * 8), 1, "{what}: refcount block at {block}");
+    }
+}
+
+/// An overlay that is opened without its backing file: zeros and discards left its clusters unallocated, as there was
+/// nothing below them, and the backing file showed once the overlay was opened with it again.
+#[test]
+fn zeros_hold_when_the_backing_file_comes_back() {
+    for version in [Version::V2, Version::V3] {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(1 << 20);
+        options.version = version;
+        (options.backing_file, options.backing_format) = (Some(b"b".to_vec()), Some("raw".into()));
+        options.create(&*storage, None).unwrap();
+        let disk = open(&storage);
+        disk.write_zeroes(ByteRange::at(0, 65_536), ZeroFlags::MAY_UNMAP).unwrap();
+        disk.write_zeroes(ByteRange::at(100_000, 65_536), ZeroFlags::NONE).unwrap();
+        disk.write_at(&[1; 65_536], 327_680, WriteFlags::NONE).unwrap();
+        disk.discard(ByteRange::at(327_680, 65_536)).unwrap();
+        let discarded = read(&disk, 327_680, 65_536);
+        disk.flush().unwrap();
+        drop(disk);
+        let disk = OpenOptions::new().backing(backing_disk(1 << 20)).open(storage).unwrap();
+        assert!(read(&disk, 0, 65_536).iter().all(|b| *b == 0), "{version:?}");
+        assert!(read(&disk, 100_000, 65_536).iter().all(|b| *b == 0), "{version:?}");
+        assert!(read(&disk, 327_680, 65_536) == discarded, "{version:?}");
+        assert!(read(&disk, 524_288, 512).iter().all(|b| *b != 0), "{version:?}: untouched");
+    }
+}
+
+/// A look at a range held the metadata lock for all of it where its clusters lay one behind the other: minutes for a
+/// disk of terabytes, in which nobody could write.
+#[test]
+fn a_look_at_a_large_range_is_taken_in_parts() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(256 << 20);
+    (options.cluster_size, options.preallocation) = (512, Preallocation::Metadata);
+    options.create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().open(storage).unwrap();
+    let mut at = 0;
+    let mut parts = 0;
+    while at < disk.len() {
+        let guard = disk.resolve_read(ByteRange::new(at, disk.len())).unwrap();
+        assert_eq!(guard.runs()[0].range.start(), at);
+        at = guard.runs().last().unwrap().range.end();
+        parts += 1;
+    }
+    assert!(parts >= 8, "{parts} parts");
+}
+
+/// Whether zeros can be said in metadata was asked of each cluster in turn, millions of times for a large disk with
+/// subclusters, although only the first and the last can be in doubt.
+#[test]
+fn zeroing_a_large_disk_looks_at_its_ends() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(8 << 40);
+    options.extended_l2 = true;
+    options.create(&*storage, None).unwrap();
+    let disk = open(&storage);
+    disk.write_at(&[1; 4096], 0, WriteFlags::NONE).unwrap();
+    let flags = ZeroFlags::NO_FALLBACK;
+    let part = ByteRange::new(100, disk.len());
+    assert_eq!(disk.write_zeroes(part, flags).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(read(&disk, 0, 4096), [1; 4096], "nothing was written");
+    disk.write_zeroes(ByteRange::new(2048, disk.len()), flags).unwrap();
+    assert_eq!(read(&disk, 2047, 2), [1, 0]);
+}
