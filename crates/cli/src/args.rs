@@ -11,10 +11,13 @@ use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Columns of the help where there is no terminal to fit.
+pub(crate) const HELP_WIDTH: usize = 100;
+
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done (compare: the images are the same)
-    1  failed, or done except for ranges that --on-*-error=ignore gave up (compare: the images differ)
+    1  failed, or done without the ranges that `ignore` gave up (compare: the images differ)
     2  the command line is wrong; nothing was touched (compare: could not compare)
   130  interrupted; a target that was being made has been removed
 
@@ -22,7 +25,7 @@ Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 
 
 /// Copies virtual disks from image to image, in the unit that fits the target.
 #[derive(Debug, Parser)]
-#[command(name = "blockmirror", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "blockmirror", version, max_term_width = HELP_WIDTH, after_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = false, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -119,14 +122,14 @@ pub(crate) struct CopyArgs {
     /// The image to make, or with -n to write into
     pub(crate) target: PathBuf,
 
-    /// Format of the source; found out if not given
+    /// Format of the source, raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
 
     #[command(flatten)]
     pub(crate) access: AccessArgs,
 
-    /// Format of the target
+    /// Format of the target, raw or qcow2
     #[arg(short = 'O', long, value_name = "FMT", help_heading = "Target")]
     pub(crate) target_format: Option<Format>,
 
@@ -273,7 +276,7 @@ pub(crate) struct InfoArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// Format of the image; found out if not given
+    /// Format of the image, raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
@@ -293,7 +296,7 @@ pub(crate) struct MapArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// Format of the image; found out if not given
+    /// Format of the image, raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 

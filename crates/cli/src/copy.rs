@@ -100,15 +100,16 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
         console.print(&format!("granularity: {}\n", job.granularity()))?;
     }
     let mut meter = Meter::new(console, &args.progress, "done");
-    watch(console, job.control(), &mut meter, &interrupt);
+    let declined = watch(console, job.control(), &mut meter, &interrupt);
     let ended = job.wait();
     meter.finish(console);
     match ended {
         Ok(outcome) => conclude(console, args, target, &outcome),
         Err(error) => {
-            let exit = if matches!(error, Error::Cancelled) { Exit::Interrupted } else { Exit::Failed };
+            let exit = if interrupt.requested() { Exit::Interrupted } else { Exit::Failed };
+            let why = declined.unwrap_or_else(|| error.to_string());
             let left = if target.vanishes() { "" } else { "; the target is incomplete" };
-            Err(Failure::failed(format_args!("copy: {}: {error}{left}", args.target.display())).exit(exit))
+            Err(Failure::failed(format_args!("copy: {}: {why}{left}", args.target.display())).exit(exit))
         }
     }
 }
@@ -148,9 +149,16 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
     )))
 }
 
-/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
-fn watch(console: &mut Console<'_>, control: &MirrorControl, meter: &mut Meter, interrupt: &Interrupt) {
+/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes. Returns
+/// the error after which somebody did not want to go on.
+fn watch(
+    console: &mut Console<'_>,
+    control: &MirrorControl,
+    meter: &mut Meter,
+    interrupt: &Interrupt,
+) -> Option<String> {
     let mut reason = String::new();
+    let mut declined = None;
     loop {
         let over = control.wait_timeout(TICK);
         for event in control.events() {
@@ -168,7 +176,7 @@ fn watch(console: &mut Console<'_>, control: &MirrorControl, meter: &mut Meter, 
         };
         if over {
             meter.last(console, &reading);
-            return;
+            return declined;
         }
         meter.show(console, &reading);
         if interrupt.requested() {
@@ -178,6 +186,7 @@ fn watch(console: &mut Console<'_>, control: &MirrorControl, meter: &mut Meter, 
             if pause::ask_to_resume(console, &reason, interrupt) {
                 control.resume();
             } else {
+                declined = Some(reason.clone());
                 control.cancel();
             }
         }
@@ -235,8 +244,10 @@ fn conclude(
         add_granularity(&mut out, outcome.granularity)?;
         console.print(&(json::pretty(&out) + "\n"))?;
     } else if !args.progress.quiet {
+        let lost: u64 = outcome.given_up.iter().map(|range| range.range.len()).sum();
+        let lost = if complete { String::new() } else { format!("{} given up, ", human_size(lost)) };
         let line = format!(
-            "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, in {:.2} s",
+            "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
             args.source.display(),
             args.target.display(),
             human_size(len),

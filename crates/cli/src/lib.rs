@@ -24,10 +24,10 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches};
 
-use args::{Cli, Command};
+use args::{Cli, Command, HELP_WIDTH};
 use console::Console;
 use failure::{Exit, Failure, Outcome};
 
@@ -49,7 +49,13 @@ pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) ->
 }
 
 fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoIterator<Item = A>) -> u8 {
-    let outcome = match Cli::try_parse_from(args) {
+    let mut command = Cli::command();
+    if !console.is_terminal {
+        // Help is the same wherever it goes.
+        command = command.term_width(HELP_WIDTH);
+    }
+    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let outcome = match parsed {
         Ok(cli) => match cli.command {
             Command::Mirror(args) => copy::mirror(console, &args),
             Command::Convert(args) => copy::convert(console, &args),
