@@ -15,9 +15,10 @@ use blockmirror_file::{Existing, FileId, FileOptions, FileStorage, NewFile};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
+use crate::disk_image::Image;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::open::{Image, OpenOptions};
+use crate::open::OpenOptions;
 use crate::options::CreateSettings;
 use crate::reference::join_name;
 

@@ -9,6 +9,22 @@
 //! | compare two | [`compare()`] |
 //! | read sizes and `-o` texts | [`size::parse_size`], [`CreateSettings::parse`] |
 //!
+//! ```
+//! use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions, ReferencePolicy};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("disk.qcow2");
+//! let mut settings = CreateSettings::default();
+//! settings.parse(Format::Qcow2, "cluster_size=128K")?;
+//! NewImage::create(&path, &CreateSpec::new(Format::Qcow2, 1 << 30, settings))?.persist()?;
+//!
+//! let policy = ReferencePolicy::beside(&path)?;
+//! let image = OpenOptions::new().policy(policy).open(&path)?;
+//! assert_eq!(image.format(), Format::Qcow2);
+//! assert_eq!(image.device().geometry().cluster_size, Some(128 << 10));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! What comes out is a [`BlockDevice`](blockmirror_block::BlockDevice); what an image names is opened only as far
 //! as the caller's policy goes.
 
@@ -16,6 +32,7 @@
 
 mod compare;
 mod create;
+mod disk_image;
 mod error;
 mod format;
 mod info;
@@ -27,11 +44,12 @@ pub mod size;
 
 pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage};
+pub use disk_image::{Backing, Image, Note};
 pub use error::{Error, Result};
 pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
 pub use info::{BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, read_chain};
 pub use map::{MapRow, map};
-pub use open::{Backing, Image, MAX_CHAIN_DEPTH, Note, OpenOptions};
+pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
 pub use options::{CreateSettings, OptionError, OptionHelp, option_help};
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,

@@ -13,6 +13,7 @@ use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode};
 use blockmirror_qcow2::{FileName, Header, Qcow2};
 use blockmirror_raw::{Raw, RawOptions};
 
+use crate::disk_image::{Backing, Image, Note};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
@@ -120,88 +121,6 @@ impl OpenOptions {
     pub(crate) fn open_file(&self, path: &Path, real: &Path, writable: bool) -> Result<FileStorage> {
         let lock = if self.shared { LockMode::Shared } else { LockMode::Exclusive };
         Ok(FileOptions::new().writable(writable).lock(lock).open_as(real, path)?)
-    }
-}
-
-/// An open image.
-#[derive(Debug)]
-pub struct Image {
-    device: Arc<dyn BlockDevice>,
-    format: Format,
-    path: PathBuf,
-    backing: Option<Backing>,
-    files: Vec<FileId>,
-    notes: Vec<Note>,
-}
-
-/// The layer below an image.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Backing {
-    /// Its name as it stands in the header.
-    pub name: PathBuf,
-    /// The same as a path from where we are.
-    pub path: PathBuf,
-    /// The format it was opened in.
-    pub format: Format,
-}
-
-/// Something about a chain that its owner should know, though it does not stop anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Note {
-    /// An image does not say the format of its backing file, so that was found out.
-    BackingFormatGuessed {
-        /// The image.
-        image: PathBuf,
-        /// What was found out.
-        format: Format,
-    },
-}
-
-impl std::fmt::Display for Note {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::BackingFormatGuessed { image, format } => {
-                write!(
-                    f,
-                    "{}: does not say the format of its backing file; taken for {format}",
-                    image.display()
-                )
-            }
-        }
-    }
-}
-
-impl Image {
-    /// The disk.
-    pub fn device(&self) -> &Arc<dyn BlockDevice> {
-        &self.device
-    }
-
-    /// The format of the image itself.
-    pub fn format(&self) -> Format {
-        self.format
-    }
-
-    /// The path it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The layer below, if the image has one.
-    pub fn backing(&self) -> Option<&Backing> {
-        self.backing.as_ref()
-    }
-
-    /// Whether `path` leads to one of the files that are open for it: images and data files of the whole chain.
-    pub fn uses(&self, path: impl AsRef<Path>) -> bool {
-        FileId::of(path).is_some_and(|id| self.files.contains(&id))
-    }
-
-    /// What its owner should know.
-    pub fn notes(&self) -> &[Note] {
-        &self.notes
     }
 }
 

@@ -1,0 +1,95 @@
+//! An open image: the disk, and what the caller may want to know about the files below it.
+//!
+//! Made by [`OpenOptions::open`](crate::OpenOptions::open) and [`NewImage::open`](crate::NewImage::open); it keeps
+//! every file of the chain open, and locked, for as long as its device lives.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_file::FileId;
+
+use crate::format::Format;
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) format: Format,
+    pub(crate) path: PathBuf,
+    pub(crate) backing: Option<Backing>,
+    pub(crate) files: Vec<FileId>,
+    pub(crate) notes: Vec<Note>,
+}
+
+/// The layer below an image.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Backing {
+    /// Its name as it stands in the header.
+    pub name: PathBuf,
+    /// The same as a path from where we are.
+    pub path: PathBuf,
+    /// The format it was opened in.
+    pub format: Format,
+}
+
+/// Something about a chain that its owner should know, though it does not stop anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Note {
+    /// An image does not say the format of its backing file, so that was found out.
+    BackingFormatGuessed {
+        /// The image.
+        image: PathBuf,
+        /// What was found out.
+        format: Format,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackingFormatGuessed { image, format } => {
+                write!(
+                    f,
+                    "{}: does not say the format of its backing file; taken for {format}",
+                    image.display()
+                )
+            }
+        }
+    }
+}
+
+impl Image {
+    /// The disk.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// The format of the image itself.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The layer below, if the image has one.
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// Whether `path` leads to one of the files that are open for it: images and data files of the whole chain.
+    pub fn uses(&self, path: impl AsRef<Path>) -> bool {
+        FileId::of(path).is_some_and(|id| self.files.contains(&id))
+    }
+
+    /// What its owner should know.
+    pub fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+}
