@@ -30,3 +30,8 @@ pub fn workspace_root() -> PathBuf {
 pub fn report(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
+
+/// The example of README.md, so that it is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
