@@ -73,7 +73,8 @@ impl Qcow2 {
         if flow.is_break() {
             return Ok(flow);
         }
+        // Past the end of a shorter backing file nobody below was asked.
         let past = ByteRange::new(there.end().max(range.start()), range.end());
-        Ok(merger.push(Extent::new(past, ExtentKind::Unallocated).at_depth(1), visit))
+        Ok(merger.push(Extent::new(past, ExtentKind::Unallocated), visit))
     }
 }
