@@ -283,6 +283,11 @@ impl Core {
         }
     }
 
+    /// Whether the job has been given up, but something is still in flight.
+    pub(crate) fn is_aborting(&self) -> bool {
+        matches!(self.phase, Phase::Aborting(_))
+    }
+
     /// Whether the job is over.
     pub(crate) fn is_concluded(&self) -> bool {
         matches!(self.phase, Phase::Concluded(_))

@@ -15,6 +15,9 @@ use crate::core::{Core, Next};
 use crate::error::Error;
 use crate::mover::{Manner, Mover};
 
+/// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
+const LET_GO_AGAIN: Duration = Duration::from_millis(10);
+
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -25,7 +28,7 @@ pub(crate) struct Engine {
     state: Mutex<State>,
     /// There may be something to do.
     work: Condvar,
-    /// The job is over.
+    /// The job is over, or on its way there.
     concluded: Condvar,
 }
 
@@ -70,24 +73,37 @@ impl Engine {
     /// Gives the job up, and lets go of calls that may never return.
     pub(crate) fn cancel(&self) {
         self.with_core(true, |core, _| core.abort(Error::Cancelled));
+        self.let_go();
+    }
+
+    fn let_go(&self) {
         self.source.cancel_in_flight();
         self.target.cancel_in_flight();
     }
 
     /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
+    ///
+    /// While the job is aborting this lets go of blocked calls again and again: a thread may have been given its
+    /// action before the job was given up, and have called the device only after it was told to let go.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
         while !state.core.is_concluded() {
-            match until {
-                None => state = self.concluded.wait(state),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    state = self.concluded.wait_timeout(state, left).0;
-                }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return false;
+            }
+            let aborting = state.core.is_aborting();
+            let nap =
+                if aborting { Some(left.map_or(LET_GO_AGAIN, |left| left.min(LET_GO_AGAIN))) } else { left };
+            state = match nap {
+                None => self.concluded.wait(state),
+                Some(nap) => self.concluded.wait_timeout(state, nap).0,
+            };
+            if aborting && !state.core.is_concluded() {
+                drop(state);
+                self.let_go();
+                state = self.state.lock();
             }
         }
         true
@@ -132,6 +148,10 @@ impl Engine {
     }
 
     fn note_end(&self, state: &mut State) {
+        if state.core.is_aborting() {
+            // Whoever waits must see to it that blocked calls come back.
+            self.concluded.notify_all();
+        }
         if state.ended.is_none() && state.core.is_concluded() {
             state.ended = Some(self.started.elapsed());
             self.concluded.notify_all();

@@ -168,6 +168,7 @@ impl Drop for MirrorJob {
             return;
         }
         self.control.cancel();
+        self.control.engine.wait(None);
         for thread in self.threads.drain(..) {
             // A panic was the thread's own; there is nobody left to tell.
             let _ = thread.join();

@@ -261,6 +261,25 @@ fn a_dropped_job_is_cancelled() {
     assert_eq!(control.progress().state, JobState::Concluded);
 }
 
+/// A thread that already had its action when the job was given up, but called the source only after the source had been
+/// told to let go, used to wait there for ever. Many jobs are dropped at the moment their threads start to read, so that
+/// some of them are caught in between.
+#[test]
+fn no_call_is_forgotten_when_a_job_is_dropped() {
+    for _ in 0..200 {
+        let source = filled(4 << 20);
+        let (stuck, faults) = faulty(&source);
+        let _gate = faults.hold(OpKind::Read, None);
+        let job = MirrorJob::start(stuck, Arc::new(MemoryDisk::new(4 << 20)), MirrorOptions::new()).unwrap();
+        let control = job.control().clone();
+        while control.progress().in_flight == 0 {
+            thread::yield_now();
+        }
+        drop(job);
+        assert_eq!(control.progress().state, JobState::Concluded);
+    }
+}
+
 #[test]
 fn a_paused_job_stands_still_until_it_is_resumed() {
     let source = filled(8 << 20);
