@@ -69,20 +69,43 @@ fn an_encrypted_image_is_refused_by_name() {
     assert!(error.contains("encrypted") && error.contains("v2-4k-aes.qcow2"), "{error}");
 }
 
-/// Each row of the refusals in LIMITS.md has an image here.
+/// Each row of the refusals in LIMITS.md: read, and not written.
 #[test]
 fn what_must_not_be_written_yet_is_refused_with_the_reason() {
+    const INCOMPATIBLE: usize = 79;
     let manifest = Manifest::load(&folder()).unwrap();
-    for (file, reason) in [
-        ("v3-4k-snapshot.qcow2", "snapshot"),
-        ("v3-4k-bitmap.qcow2", "bitmap"),
-        ("v3-4k-dirty.qcow2", "dirty"),
+    for (file, flip, reason) in [
+        ("v3-4k-snapshot.qcow2", 0, "snapshot"),
+        ("v3-4k-bitmap.qcow2", 0, "bitmap"),
+        ("v3-4k-dirty.qcow2", 0, "dirty"),
+        ("v3-4k-plain.qcow2", 2, "corrupt"),
     ] {
         let dir = scratch().unwrap();
         let path = manifest.entry(file).unwrap().unpack(&folder(), dir.path()).unwrap();
-        let before = std::fs::read(&path).unwrap();
+        let mut before = std::fs::read(&path).unwrap();
+        before[INCOMPATIBLE] ^= flip;
+        std::fs::write(&path, &before).unwrap();
         let error = options(&path).writable(true).open(&path).unwrap_err().to_string();
         assert!(error.contains(reason) && error.contains(file), "{error}");
         assert!(std::fs::read(&path).unwrap() == before, "{file} was changed by a refused open");
+        let image = options(&path).open(&path).unwrap();
+        image.device().read_at(&mut [0; 4096], 40_960).unwrap();
     }
+}
+
+/// The name comes from the image's own table, as a newer program wrote it.
+#[test]
+fn an_unknown_feature_is_refused_by_the_name_the_image_gives_it() {
+    let manifest = Manifest::load(&folder()).unwrap();
+    let dir = scratch().unwrap();
+    let path = manifest.entry("v3-64k-plain.qcow2").unwrap().unpack(&folder(), dir.path()).unwrap();
+    let mut image = std::fs::read(&path).unwrap();
+    image[79] |= 0x20;
+    // Gives bit 5 the place and a name of its own that bit 0, "dirty bit", has in the table.
+    let at = image.windows(9).position(|w| w == b"dirty bit").unwrap();
+    image[at - 1] = 5;
+    image[at..at + 9].copy_from_slice(b"telepathy");
+    std::fs::write(&path, &image).unwrap();
+    let error = options(&path).open(&path).unwrap_err().to_string();
+    assert!(error.contains("telepathy"), "{error}");
 }
