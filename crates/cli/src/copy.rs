@@ -59,7 +59,10 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
         };
         settings = parsed;
     }
-    let policy = access::policy(&args.source, &args.access)?;
+    let mut policy = access::policy(&args.source, &args.access)?;
+    // What the user has named may be referred to.
+    policy.allow_file(&args.source);
+    policy.allow_file(&args.target);
     let mut source_policy = policy.clone();
     if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
         source_policy.allow_file(&backing);

@@ -185,7 +185,7 @@ impl ImageInfo {
             if let Some(allocated) = self.file.allocated {
                 out.insert("actual-size".into(), json!(allocated));
             }
-            out.insert("format-specific".into(), json!({ "type": self.file.kind.as_str(), "data": {} }));
+            out.insert("format-specific".into(), json!({ "type": "file", "data": {} }));
             out.insert("dirty-flag".into(), json!(false));
         }
         out
