@@ -52,14 +52,15 @@ fn variants() -> impl Strategy<Value = Variant> {
             backing,
             data_file: None,
         }),
-        1 => (prop_oneof![Just(12u32), Just(16)], any::<bool>()).prop_map(|(cluster_bits, raw)| Variant {
-            version: Version::V3,
-            cluster_bits,
-            extended: false,
-            refcount_order: 4,
-            backing: None,
-            data_file: Some(raw),
-        }),
+        2 => (prop_oneof![Just((12u32, false)), Just((16, false)), Just((14, true))], any::<bool>(), backing())
+            .prop_map(|((cluster_bits, extended), raw, backing)| Variant {
+                version: Version::V3,
+                cluster_bits,
+                extended,
+                refcount_order: 4,
+                backing: backing.filter(|_| !raw),
+                data_file: Some(raw),
+            }),
     ]
 }
 
