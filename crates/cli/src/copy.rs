@@ -63,14 +63,13 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     // What the user has named may be referred to.
     policy.allow_file(&args.source);
     policy.allow_file(&args.target);
-    let mut source_policy = policy.clone();
     if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
-        source_policy.allow_file(&backing);
+        policy.allow_file(&backing);
     }
     let source = OpenOptions::new()
         .format(args.source_format)
         .shared(args.access.force_share)
-        .policy(source_policy)
+        .policy(policy.clone())
         .open(&args.source)?;
     for note in source.notes() {
         console.note(note);

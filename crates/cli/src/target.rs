@@ -64,8 +64,8 @@ impl TargetSpec {
             // A name that is no plain path fails when the target is opened.
             let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
             if let Some(backing) = backing {
-                // It comes from the user, or from a chain that the user's policy has let through.
-                policy.allow_file(&backing);
+                // It comes from the user, or from a chain that the user's policy has let through. What lies below it
+                // is named relative to where it is.
                 allow_directory_of(&backing, &mut policy)?;
             }
             let spec = CreateSpec::new(format, source.device().len(), settings);
