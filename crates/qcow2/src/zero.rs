@@ -249,6 +249,7 @@ impl Qcow2 {
     /// The data file is a raw image by itself: the zeros must be in it. The mapping does not change.
     fn zero_raw_data_file(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         let Some(data_file) = &self.io.data_file else { return Ok(()) };
+        self.meta.lock().check_poison(&self.io, "write zeroes")?;
         for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
             let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
             data_file.write_zeroes(part, flags.without(ZeroFlags::FUA))?;

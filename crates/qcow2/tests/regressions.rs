@@ -190,3 +190,55 @@ fn zeroing_a_large_disk_looks_at_its_ends() {
     disk.write_zeroes(ByteRange::new(2048, disk.len()), flags).unwrap();
     assert_eq!(read(&disk, 2047, 2), [1, 0]);
 }
+
+/// A damaged image had two guest clusters on one host cluster with a refcount of one. Both were discarded, the second
+/// while the first was on its way to disk; the cluster was free after the first and became an L2 table, which the second
+/// then freed and punched out.
+#[test]
+fn a_second_drop_does_not_free_a_table() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(1 << 20);
+    options.cluster_size = 512;
+    options.create(&*storage, None).unwrap();
+    let disk = open(&storage);
+    disk.write_at(&[1; 1024], 0, WriteFlags::NONE).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let entry = first_l2_entry(&storage);
+    storage.write_at(&word(&storage, entry).to_be_bytes(), entry + 8).unwrap();
+
+    let faults = Faults::new();
+    let slow = Arc::new(FaultStorage::new(storage.clone(), faults.clone()));
+    let disk = OpenOptions::new().writable(true).open(slow).unwrap();
+    disk.discard(ByteRange::at(0, 512)).unwrap();
+    let gate = faults.hold(OpKind::Flush, None);
+    std::thread::scope(|s| {
+        let flush = s.spawn(|| disk.flush());
+        gate.wait_held(1);
+        disk.discard(ByteRange::at(512, 512)).unwrap();
+        gate.open();
+        flush.join().unwrap().unwrap();
+    });
+    disk.write_at(&[2; 40_000], 65_536, WriteFlags::NONE).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    assert!(read(&open(&storage), 65_536, 40_000).iter().all(|b| *b == 2), "other guest data is gone");
+    qemu_check_finds_no_corruption(&storage.to_vec(), "after both discards");
+}
+
+/// Zeroing and discarding a raw data file, which changes no metadata, went on after the image was poisoned.
+#[test]
+fn a_poisoned_image_with_a_raw_data_file_refuses_zeros() {
+    let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+    let mut options = CreateOptions::new(1 << 20);
+    (options.data_file, options.data_file_raw) = (Some(b"d".to_vec()), true);
+    options.create(&*storage, Some(&*data)).unwrap();
+    let faults = Faults::new();
+    let storage = Arc::new(FaultStorage::new(storage, faults.clone()));
+    let disk = OpenOptions::new().writable(true).data_file(data).open(storage).unwrap();
+    faults.inject(Fault::on(OpKind::Flush));
+    disk.flush().unwrap_err();
+    let range = ByteRange::at(0, 65_536);
+    assert_eq!(disk.write_zeroes(range, ZeroFlags::NONE).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(disk.discard(range).unwrap_err().kind(), ErrorKind::Poisoned);
+}
