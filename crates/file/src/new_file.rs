@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
+use blockmirror_image_lock::ImageLock;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -38,7 +39,7 @@ pub struct NewFile {
     target: PathBuf,
     existing: Existing,
     /// The file to be replaced, locked as if it were written, so that nobody's open image is pulled away.
-    replaced: Option<File>,
+    replaced: Option<Replaced>,
     persisted: bool,
 }
 
@@ -73,7 +74,7 @@ impl NewFile {
         // From here on dropping `new` cleans up.
         let new = Self { storage: Arc::new(storage), partial, target, existing, replaced, persisted: false };
         if let Some(old) = &new.replaced {
-            new.take_after(old).map_err(|e| Error::io("create", e))?;
+            new.take_after(&old.file).map_err(|e| Error::io("create", e))?;
         }
         Ok(new)
     }
@@ -135,17 +136,31 @@ impl Drop for NewFile {
     }
 }
 
+/// The file to be replaced, and the lock on it.
+#[derive(Debug)]
+struct Replaced {
+    file: File,
+    lock: Option<ImageLock>,
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            lock.release(&self.file);
+        }
+    }
+}
+
 /// Opens and locks the file to be replaced.
-fn hold(target: &Path, options: &FileOptions) -> Result<File> {
+fn hold(target: &Path, options: &FileOptions) -> Result<Replaced> {
     let refuse = |e| Error::io("create", e);
     if open::kind_of(&fs::metadata(target).map_err(refuse)?)? != FileKind::Regular {
         return Err(Error::new(ErrorKind::InvalidInput, "create")
             .because("a block device cannot be replaced by a file; write into it instead"));
     }
     let file = File::open(target).map_err(refuse)?;
-    // The lock lives and dies with the open file.
-    open::lock(&file, target, options.lock, true)?;
-    Ok(file)
+    let lock = open::lock(&file, target, options.lock, true)?;
+    Ok(Replaced { file, lock })
 }
 
 fn create_beside(

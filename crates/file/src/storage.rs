@@ -254,6 +254,14 @@ fn length(file: &File, kind: FileKind) -> Result<u64> {
     }
 }
 
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            lock.release(&self.file);
+        }
+    }
+}
+
 impl Storage for FileStorage {
     fn name(&self) -> &str {
         &self.name

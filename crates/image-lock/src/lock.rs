@@ -73,6 +73,12 @@ impl ImageLock {
         }
     }
 
+    /// Gives the lock back while `file` is still open. Closing it would do as well, unless a child that this process
+    /// has forked for something else, and that has not called `exec` yet, still holds a copy of the descriptor.
+    pub fn release(&self, file: &File) {
+        release(file.as_fd(), self.have, self.unshared);
+    }
+
     /// What we said that we do.
     pub fn permissions(&self) -> Permissions {
         self.have

@@ -155,3 +155,17 @@ proptest! {
         }
     }
 }
+
+/// A program that copies images on several threads and starts `qemu-img` on each copy found, now and then, a copy in use
+/// that nobody used: another thread was just starting a child, and between fork and exec the child had a copy of the
+/// descriptor that the copy's lock hung on. Such a copy of a descriptor is made here without a fork.
+#[test]
+fn a_lock_that_was_given_back_does_not_live_on_in_a_copy_of_the_descriptor() {
+    let image = Image::new();
+    let (file, lock) = image.writer().unwrap();
+    let copy = file.try_clone().unwrap();
+    lock.release(&file);
+    drop(file);
+    assert!(bytes_held(&copy).is_empty());
+    image.writer().unwrap();
+}
