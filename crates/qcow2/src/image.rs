@@ -166,7 +166,7 @@ impl OpenOptions {
         let l2_bytes = if self.writable { self.cache_bytes - self.cache_bytes / 4 } else { self.cache_bytes };
         let l2 = SliceCache::new(io.slice_size(), l2_bytes);
         let image = Qcow2 {
-            geometry: geometry(&io, self.writable),
+            geometry: geometry(&io, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
             decompressors: Decompressors::new(header.compression, cluster),
             io,
             l1_at,
@@ -220,13 +220,15 @@ fn read_table(io: &Io, operation: &'static str, at: HostOffset, entries: u64) ->
     Ok(table)
 }
 
-fn geometry(io: &Io, writable: bool) -> Geometry {
+fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
     let mut geometry = Geometry::plain();
     geometry.cluster_size = Some(io.cluster().bytes());
     geometry.subcluster_size = io.format.extended.then(|| io.format.subcluster_size());
     geometry.request_alignment = io.data().info().request_alignment;
     let backed = io.backing.is_some() || io.hidden_backing;
-    geometry.zero_cost = if io.format.has_zero || !backed { ZeroCost::Metadata } else { ZeroCost::Data };
+    // A raw data file must hold the zeros itself.
+    let by_metadata = (io.format.has_zero || !backed) && !raw_data_file;
+    geometry.zero_cost = if by_metadata { ZeroCost::Metadata } else { ZeroCost::Data };
     geometry.discard =
         if io.format.has_zero || !backed { DiscardEffect::Frees } else { DiscardEffect::Ignored };
     geometry.writable = writable;
