@@ -11,7 +11,7 @@ use crate::granularity::check_granularity;
 
 /// Bytes that may be in flight when the caller does not say: 16 MiB.
 pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
-/// The largest accepted buffer, 1 GiB. (One thread holds at most a sixteenth of it.)
+/// The largest accepted buffer, 1 GiB.
 pub const MAX_BUF_SIZE: u64 = 1 << 30;
 /// Operations in flight when the caller does not say.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 16;

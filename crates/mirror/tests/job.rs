@@ -295,9 +295,9 @@ fn a_paused_job_stands_still_until_it_is_resumed() {
         thread::yield_now();
     }
     let still = job.control().progress();
-    assert_eq!((still.state, still.offset), (JobState::Paused, 2 << 20));
+    assert_eq!((still.state, still.offset), (JobState::Paused, 1 << 20));
     assert!(!job.control().wait_timeout(Duration::from_millis(10)));
-    assert_eq!(job.control().progress().offset, 2 << 20);
+    assert_eq!(job.control().progress().offset, 1 << 20);
     job.control().resume();
     job.wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());

@@ -4,8 +4,9 @@ use blockmirror_block::{Geometry, ZeroCost};
 
 use crate::options::{DEFAULT_BUF_SIZE, DEFAULT_MIN_ZERO_RUN, MirrorOptions, OnError, SyncMode};
 
-/// One data operation moves at most this much, or a sixteenth of the buffer if that is more.
-const MAX_OPERATION: u64 = 1 << 20;
+/// One data operation takes at most this part of the buffer: 512 KiB by default, which stays in a processor's
+/// own cache between read and write. The most in flight together is limited by the buffer and by number.
+const SHARES: u64 = 32;
 /// Small buffers are not cut into operations below this.
 const MIN_OPERATION: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
@@ -41,8 +42,7 @@ impl Config {
     pub(crate) fn new(options: &MirrorOptions, granularity: u64, len: u64, target: Geometry) -> Self {
         let asked = if options.buf_size == 0 { DEFAULT_BUF_SIZE } else { options.buf_size };
         let buffer = asked.next_multiple_of(granularity);
-        let share = floor_power_of_two((asked / 16).max(MIN_OPERATION));
-        let share = if asked <= DEFAULT_BUF_SIZE { share.min(MAX_OPERATION) } else { share };
+        let share = (asked / SHARES).max(MIN_OPERATION);
         // A cluster in one piece is allocated and filled in one go.
         let cluster = target.cluster_size.unwrap_or(1);
         let operation = floor_power_of_two(share.max(cluster).min(buffer));
@@ -102,7 +102,7 @@ mod tests {
                     let c = config(MirrorOptions::new().buf_size(buf), 1 << shift, cluster);
                     assert!(c.buffer.is_multiple_of(1 << shift) && c.buffer >= buf.max(1));
                     assert!(c.operation.is_power_of_two() && c.operation <= c.buffer);
-                    let limit = (c.buffer / 16).max(MAX_OPERATION).max(cluster.unwrap_or(0));
+                    let limit = (c.buffer / 16).max(1 << 20).max(cluster.unwrap_or(0));
                     assert!(c.operation <= limit, "{shift} {buf} {cluster:?}: {}", c.operation);
                 }
             }
@@ -110,9 +110,9 @@ mod tests {
     }
 
     #[test]
-    fn by_default_sixteen_operations_of_1_mib_are_in_flight() {
+    fn by_default_operations_are_half_a_mebibyte_or_a_cluster() {
         let c = config(MirrorOptions::new(), 65536, None);
-        assert_eq!((c.operation, c.buffer, c.max_in_flight), (1 << 20, 16 << 20, 16));
+        assert_eq!((c.operation, c.buffer, c.max_in_flight), (512 << 10, 16 << 20, 16));
         assert_eq!(config(MirrorOptions::new(), 65536, Some(2 << 20)).operation, 2 << 20);
     }
 

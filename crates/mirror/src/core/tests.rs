@@ -14,7 +14,9 @@ const M: u64 = 1 << 20;
 fn core_with(len: u64, options: MirrorOptions, geometry: Geometry) -> Core {
     options.check().unwrap();
     let granularity = options.granularity.unwrap_or(65536);
-    Core::new(Config::new(&options, granularity, len, geometry)).unwrap()
+    let mut config = Config::new(&options, granularity, len, geometry);
+    config.operation = M;
+    Core::new(config).unwrap()
 }
 
 fn core(len: u64, options: MirrorOptions) -> Core {
