@@ -40,6 +40,17 @@ struct State {
     ended: Option<Duration>,
 }
 
+/// Which waiting threads a change concerns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wake {
+    /// None: nothing was changed.
+    None,
+    /// One, which wakes another if it finds something to do.
+    One,
+    /// All: what they wait for may have moved.
+    All,
+}
+
 impl Engine {
     pub(crate) fn new(
         source: Arc<dyn BlockDevice>,
@@ -58,21 +69,23 @@ impl Engine {
         }
     }
 
-    /// Looks at the core, or changes it and lets every waiting thread look again.
-    pub(crate) fn with_core<R>(&self, change: bool, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+    /// Looks at the core, or changes it, and lets waiting threads look again.
+    pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut state = self.state.lock();
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
         let answer = f(&mut state.core, now);
-        if change {
-            self.note_end(&mut state);
-            self.work.notify_all();
+        self.note_end(&mut state);
+        match wake {
+            Wake::None => {}
+            Wake::One => self.work.notify_one(),
+            Wake::All => self.work.notify_all(),
         }
         answer
     }
 
     /// Gives the job up, and lets go of calls that may never return.
     pub(crate) fn cancel(&self) {
-        self.with_core(true, |core, _| core.abort(Error::Cancelled));
+        self.with_core(Wake::All, |core, _| core.abort(Error::Cancelled));
         self.let_go();
     }
 

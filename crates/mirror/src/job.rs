@@ -9,7 +9,7 @@ use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::Core;
 use crate::core::config::Config;
-use crate::engine::Engine;
+use crate::engine::{Engine, Wake};
 use crate::error::Error;
 use crate::granularity::GranularityChoice;
 use crate::mover::Manner;
@@ -26,12 +26,12 @@ pub struct MirrorControl {
 impl MirrorControl {
     /// The figures at this moment.
     pub fn progress(&self) -> Progress {
-        self.engine.with_core(false, |core, now| core.progress(now))
+        self.engine.with_core(Wake::None, |core, now| core.progress(now))
     }
 
     /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
-        self.engine.with_core(false, |core, _| core.take_events())
+        self.engine.with_core(Wake::None, |core, _| core.take_events())
     }
 
     /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight. The target
@@ -42,23 +42,23 @@ impl MirrorControl {
 
     /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished.
     pub fn pause(&self) {
-        self.engine.with_core(true, |core, _| core.pause());
+        self.engine.with_core(Wake::All, |core, _| core.pause());
     }
 
     /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job.
     pub fn resume(&self) {
-        self.engine.with_core(true, |core, _| core.resume());
+        self.engine.with_core(Wake::All, |core, _| core.resume());
     }
 
     /// Changes the speed in bytes per second; 0 is as fast as it goes.
     pub fn set_speed(&self, bytes_per_second: u64) {
-        self.engine.with_core(true, |core, now| core.set_speed(now, bytes_per_second));
+        self.engine.with_core(Wake::All, |core, now| core.set_speed(now, bytes_per_second));
     }
 
     /// Says that the source has changed in `range`, so that it is copied again. To be called *after* the write has
     /// finished, whether or not it succeeded; a call before it may be too early. Once the job is over it does nothing.
     pub fn mark_dirty(&self, range: ByteRange) {
-        self.engine.with_core(true, |core, _| core.mark_dirty(range));
+        self.engine.with_core(Wake::One, |core, _| core.mark_dirty(range));
     }
 
     /// Waits until the job has ended, for at most `timeout`; true if it has.
@@ -147,7 +147,7 @@ impl MirrorJob {
                 return Err(Error::Panicked);
             }
         }
-        self.control.engine.with_core(false, |core, now| {
+        self.control.engine.with_core(Wake::None, |core, now| {
             core.take_result().unwrap_or(Err(Error::Panicked))?;
             let progress = core.progress(now);
             Ok(Outcome {
