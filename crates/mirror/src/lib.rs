@@ -6,11 +6,13 @@
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.
 //! - [`plan`] tells what a job would do, without doing it.
+//! - [`CowTarget`] fills a target whose backing file is not attached.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
 
 #![forbid(unsafe_code)]
 
 mod core;
+mod cow_target;
 mod engine;
 mod error;
 mod granularity;
@@ -22,6 +24,7 @@ mod progress;
 mod range_set;
 mod survey;
 
+pub use cow_target::CowTarget;
 pub use error::{Error, ErrorKind};
 pub use granularity::{
     GranularityChoice, GranularityError, GranularityReason, MAX_DEFAULT_GRANULARITY, MAX_GRANULARITY,
