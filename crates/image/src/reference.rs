@@ -171,13 +171,17 @@ impl ReferencePolicy {
         if roots.is_empty() && self.files.is_empty() {
             return Err(ReferenceRefusal::Denied);
         }
-        // A directory that may not be referred to is not asked whether the file exists, either: a path that
-        // is outside by its text alone gets the same answer whatever lies there.
+        // Nobody learns from a refusal which files a directory holds that may not be referred to: what is missing
+        // there is refused like what exists.
         let real = match fs::canonicalize(&path) {
             Ok(real) => real,
             Err(error) => {
+                let inside = |directory: &Path| roots.iter().any(|root| directory.starts_with(root));
+                let real_directory = fs::canonicalize(directory_of(&path));
                 return Err(match lexical_directory(&path) {
-                    Some(directory) if !roots.iter().any(|root| directory.starts_with(root)) => {
+                    Some(directory)
+                        if !inside(&directory) && !real_directory.is_ok_and(|real| inside(&real)) =>
+                    {
                         ReferenceRefusal::Outside { directory }
                     }
                     _ => error.into(),
@@ -302,6 +306,19 @@ mod tests {
         let place = Place::new();
         assert!(matches!(place.resolve("../out/nothing"), Err(ReferenceRefusal::Outside { .. })));
         assert!(matches!(place.resolve("nothing"), Err(ReferenceRefusal::Unreachable(_))));
+    }
+
+    /// What is missing beside an image was once said to lie outside, where the image was reached by a link to its
+    /// directory; the advice to allow that directory did not help.
+    #[test]
+    fn what_is_missing_in_a_linked_directory_is_missing() {
+        let place = Place::new();
+        symlink(place.path("in"), place.path("link")).unwrap();
+        let top = place.path("link/top");
+        let policy = ReferencePolicy::beside(&top).unwrap();
+        let ask = |name: &str| policy.resolve(&top, Role::Backing, OsStr::new(name)).unwrap_err().reason;
+        assert!(matches!(ask("nothing"), ReferenceRefusal::Unreachable(_)));
+        assert!(matches!(ask("../out/nothing"), ReferenceRefusal::Outside { .. }));
     }
 
     #[test]
