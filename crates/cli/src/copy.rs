@@ -96,6 +96,8 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     }
     let interrupt = Interrupt::watch()?;
     let target = spec.open(console)?;
+    // Zeros that are written again would give back what was preallocated.
+    let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
         .map_err(failed)?;
     if !args.progress.quiet && args.output.output == Output::Human {

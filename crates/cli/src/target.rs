@@ -1,13 +1,14 @@
 //! The target of a copy: an existing image, or a new one and what it is to be made like.
 
+use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Format, Image, NewImage, OpenOptions, ReferencePolicy, directory_of,
-    join_name,
+    CreateSettings, CreateSpec, Error, Format, Image, NewImage, OpenOptions, ReferencePolicy, Role,
+    directory_of, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -27,7 +28,11 @@ pub(crate) struct TargetSpec {
 enum Kind {
     /// An image that is there. `None`: its format is found out.
     Existing(Option<Format>),
-    New(CreateSpec),
+    New {
+        spec: CreateSpec,
+        /// The name and the format of the backing file that it will have.
+        backing: Option<(String, Option<Format>)>,
+    },
 }
 
 /// A target, open for writing.
@@ -62,15 +67,15 @@ impl TargetSpec {
             let format = format.unwrap_or(source.format());
             let settings = settle(args, source, format, settings, sync)?;
             // A name that is no plain path fails when the target is opened.
-            let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
-            if let Some(backing) = backing {
+            let backing = settings.backing_file.clone().map(|name| (name, settings.backing_format));
+            if let Some(backing) = backing.as_ref().and_then(|(name, _)| join_name(path, name.as_ref())) {
                 // It comes from the user, or from a chain that the user's policy has let through. What lies below it
                 // is named relative to where it is.
                 allow_directory_of(&backing, &mut policy)?;
             }
             let spec = CreateSpec::new(format, source.device().len(), settings);
             check_spec(&spec, path)?;
-            Kind::New(spec)
+            Kind::New { spec, backing }
         };
         Ok(Self { path: path.clone(), kind, policy })
     }
@@ -78,14 +83,28 @@ impl TargetSpec {
     /// What a job would do; opens an existing target for reading and makes nothing.
     pub(crate) fn plan(&self, source: &Image, options: &MirrorOptions) -> Outcome<Plan> {
         let planned = match &self.kind {
-            Kind::New(spec) if !(spec.cluster_size().is_none() && is_block_device(&self.path)) => {
-                let target = PlanTarget::New { cluster_size: spec.cluster_size() };
-                plan(&**source.device(), target, options)
-            }
-            kind => {
-                let format = if let Kind::Existing(format) = kind { *format } else { Some(Format::Raw) };
-                let image = self.open_options().format(format).open(&self.path)?;
+            Kind::Existing(format) => {
+                let image = self.open_options().format(*format).open(&self.path)?;
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
+            }
+            Kind::New { spec, backing } => {
+                // What will be replaced must be a file or a block device, and not be in use.
+                let replaced = fs::symlink_metadata(&self.path)
+                    .is_ok()
+                    .then(|| self.open_options().format(Format::Raw).open(&self.path))
+                    .transpose()?;
+                let backing =
+                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
+                let target = match &replaced {
+                    Some(device) if spec.cluster_size().is_none() && is_block_device(&self.path) => {
+                        PlanTarget::Existing(&**device.device())
+                    }
+                    _ => PlanTarget::New {
+                        cluster_size: spec.cluster_size(),
+                        backing: backing.as_ref().map(|image| &**image.device()),
+                    },
+                };
+                plan(&**source.device(), target, options)
             }
         };
         planned.map_err(|e| Failure::failed(format_args!("copy: {e}")))
@@ -101,12 +120,18 @@ impl TargetSpec {
                 }
                 Ok(Target { image, new: None })
             }
-            Kind::New(spec) => {
+            Kind::New { spec, .. } => {
                 let new = NewImage::create(&self.path, spec)?;
                 let image = new.open(&self.open_options())?;
                 Ok(Target { image, new: Some(new) })
             }
         }
+    }
+
+    /// Opens for reading what the new target will stand on.
+    fn open_backing(&self, name: &str, format: Option<Format>) -> Outcome<Image> {
+        let found = self.policy.resolve(&self.path, Role::Backing, name.as_ref()).map_err(Error::from)?;
+        Ok(self.open_options().format(format).open(found.path)?)
     }
 
     fn open_options(&self) -> OpenOptions {
@@ -121,6 +146,11 @@ impl Target {
 
     pub(crate) fn device(&self) -> &Arc<dyn BlockDevice> {
         self.image.device()
+    }
+
+    /// Whether all of it reads as zeros, because it is new and empty.
+    pub(crate) fn reads_as_zeros(&self) -> bool {
+        self.new.as_ref().is_some_and(NewImage::reads_as_zeros)
     }
 
     /// Whether giving up leaves nothing of it behind.
@@ -177,7 +207,7 @@ fn absolute(path: &Path) -> Outcome<PathBuf> {
 }
 
 fn same_directory(a: &Path, b: &Path) -> bool {
-    let real = |path| std::fs::canonicalize(directory_of(path)).ok();
+    let real = |path| fs::canonicalize(directory_of(path)).ok();
     real(a).is_some_and(|a| Some(a) == real(b))
 }
 
@@ -187,5 +217,5 @@ fn allow_directory_of(path: &Path, policy: &mut ReferencePolicy) -> Outcome<()> 
 }
 
 fn is_block_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }

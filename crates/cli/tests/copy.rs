@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use common::Place;
 use serde_json::Value;
@@ -211,4 +212,64 @@ fn help_is_printed_and_lists_options() {
     }
     assert!(place.ours_ok("create -f qcow2 -o help").contains("cluster_size=SIZE"));
     assert!(place.ours_ok("mirror -O qcow2 -o help @x @y").contains("refcount_bits="));
+}
+
+/// The zeros of the source were once written into the new target, which gave back what had just been preallocated.
+#[test]
+fn a_preallocated_target_stays_preallocated() {
+    let place = Place::new();
+    source(&place);
+    let allocated = |name: &str| fs::metadata(place.path(name)).unwrap().blocks() * 512;
+    for options in ["-O raw -o preallocation=falloc", "-O raw -o preallocation=full"] {
+        place.ours_ok(&format!("convert -q {options} @source @t"));
+        assert!(allocated("t") >= 4 << 20, "{options}");
+    }
+    for preallocation in ["metadata", "falloc", "full"] {
+        let options = format!("-O qcow2 -o preallocation={preallocation}");
+        place.ours_ok(&format!("create -q -f qcow2 -o preallocation={preallocation} @empty 4M"));
+        let plan: Value = serde_json::from_str(
+            &place.ours_ok(&format!("convert --dry-run --output=json {options} @source @t")),
+        )
+        .unwrap();
+        let done: Value =
+            serde_json::from_str(&place.ours_ok(&format!("convert --output=json -S 0 {options} @source @t")))
+                .unwrap();
+        assert!(allocated("t") >= allocated("empty"), "{options}");
+        assert_eq!((&done["zeroed"], &plan["zero"]), (&Value::from(0), &Value::from(0)), "{options}");
+        assert_eq!(place.ours_ok("compare @source @t"), "Images are identical.\n");
+    }
+}
+
+/// A plan once took every new target for empty, also one through which a backing file shows.
+#[test]
+fn a_dry_run_knows_what_shows_through_the_target() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -b source -F raw @overlay");
+    place.ours_ok("create -q -f raw @blank 4M");
+    fs::write(place.path("short"), vec![7; 1 << 20]).unwrap();
+    for backing in ["source", "blank", "short"] {
+        for source in ["@overlay", "@blank"] {
+            let line = format!("mirror --output=json -S 0 -O qcow2 -B {backing} -F raw {source} @t");
+            let plan: Value = serde_json::from_str(&place.ours_ok(&format!("{line} --dry-run"))).unwrap();
+            let done: Value = serde_json::from_str(&place.ours_ok(&line)).unwrap();
+            let planned = [&plan["copy"], &plan["zero"], &plan["skip"]];
+            assert_eq!(planned, [&done["copied"], &done["zeroed"], &done["skipped"]], "{line}");
+        }
+    }
+    fs::create_dir(place.path("dir")).unwrap();
+    for (line, message) in [
+        (
+            "mirror --dry-run -f raw @source @dir",
+            "open: @dir: it is a directory; only regular files and block devices hold images",
+        ),
+        (
+            "mirror --dry-run -O qcow2 -B nbd:x -F raw @blank @t2",
+            "open: @t2 names the backing file \"nbd:x\", which is not a plain path; only plain paths are opened",
+        ),
+    ] {
+        let said = place.ours_fails(line, 1);
+        assert_eq!(said, format!("blockmirror: {message}"));
+        assert_eq!(place.ours_fails(&line.replace("--dry-run ", ""), 1), said);
+    }
 }

@@ -92,6 +92,7 @@ impl CreateSpec {
 pub struct NewImage {
     path: PathBuf,
     format: Format,
+    reads_as_zeros: bool,
     file: Place,
     data: Option<Place>,
 }
@@ -142,7 +143,17 @@ impl NewImage {
                 spec.qcow2().create(&**file.storage(), data).map_err(|e| e.in_file(&name))?;
             }
         }
-        Ok(Self { path: path.to_owned(), format: spec.format, file, data })
+        let reads_as_zeros = match spec.format {
+            Format::Raw => !file.storage().is_block_device(),
+            Format::Qcow2 => spec.settings.backing_file.is_none(),
+        };
+        Ok(Self { path: path.to_owned(), format: spec.format, reads_as_zeros, file, data })
+    }
+
+    /// Whether the whole disk reads as zeros until something is written, whatever its extents say: preallocated
+    /// clusters are data to them. A raw image on a block device shows what was there, an overlay its backing file.
+    pub fn reads_as_zeros(&self) -> bool {
+        self.reads_as_zeros
     }
 
     /// Opens the image for writing, with its backing file under the policy of `options`.
@@ -218,7 +229,9 @@ fn write_raw(storage: &FileStorage, spec: &CreateSpec) -> Result<()> {
     if storage.is_block_device() {
         let len = storage.len()?;
         if len == size {
-            return Ok(());
+            // What the device held must not say what format the new image is in.
+            let head = vec![0; len.min(SECTOR) as usize];
+            return Ok(storage.write_at(&head, 0)?);
         }
         return Err(Error::Create {
             path: storage.name().into(),

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Command;
 
 use blockmirror_block::WriteFlags;
 use blockmirror_image::{CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions};
@@ -98,4 +99,28 @@ fn an_image_in_use_is_not_replaced() {
     drop(user);
     NewImage::create(&path, &spec(Format::Raw, 512, "")).unwrap().persist().unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 512);
+}
+
+/// A raw image was once made on a block device without touching it, so that a qcow2 header that had been there still
+/// said what the device was. Needs root and `losetup`; skipped visibly without.
+#[test]
+fn a_raw_image_on_a_device_is_no_longer_what_was_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = dir.path().join("below");
+    NewImage::create(&below, &spec(Format::Qcow2, 1 << 20, "preallocation=full")).unwrap().persist().unwrap();
+    let len = fs::metadata(&below).unwrap().len();
+    assert_eq!(len % 512, 0);
+    let attached = match Command::new("losetup").args(["--find", "--show"]).arg(&below).output() {
+        Ok(out) if out.status.success() => String::from_utf8(out.stdout).unwrap(),
+        other => return eprintln!("SKIPPED: losetup: {other:?}"),
+    };
+    let device = Path::new(attached.trim());
+    let made = NewImage::create(device, &spec(Format::Raw, len, ""));
+    let zeros = made.as_ref().map(NewImage::reads_as_zeros).ok();
+    let persisted = made.and_then(NewImage::persist);
+    let info = ImageInfo::read(device, &OpenOptions::new());
+    Command::new("losetup").arg("--detach").arg(device).status().unwrap();
+    persisted.unwrap();
+    assert_eq!(zeros, Some(false));
+    assert_eq!(info.unwrap().format, Format::Raw);
 }

@@ -17,10 +17,13 @@ use crate::survey::{Failure, Need, Rules, TargetContent, survey};
 pub enum PlanTarget<'a> {
     /// It exists and is open.
     Existing(&'a dyn BlockDevice),
-    /// It will be created, and read as zeros.
+    /// It will be created, empty.
     New {
         /// The cluster size it will have in bytes, `None` if its format has no clusters.
         cluster_size: Option<u64>,
+        /// The disk that will show through it; `None` if it will read as zeros. It may have any length: zeros
+        /// follow where it ends.
+        backing: Option<&'a dyn BlockDevice>,
     },
 }
 
@@ -62,7 +65,7 @@ pub fn plan(
             check_lengths(source, device)?;
             (Some(device), device.geometry().cluster_size)
         }
-        PlanTarget::New { cluster_size } => (None, cluster_size),
+        PlanTarget::New { cluster_size, backing } => (backing, cluster_size),
     };
     let rules = Rules {
         sync: options.sync,

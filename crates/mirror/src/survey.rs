@@ -66,7 +66,8 @@ pub(crate) struct Failure {
 /// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of `range`;
 /// an empty `range` gives none, any other at least one. Where they end before `range` does, a cap was reached.
 ///
-/// `target` is not asked if `rules` say that it is zero, and may then be `None`.
+/// `target` is not asked if `rules` say that it is zero, and may then be `None`. Where it ends before `range` does,
+/// zeros follow.
 pub(crate) fn survey(
     source: &dyn BlockDevice,
     target: Option<&dyn BlockDevice>,
@@ -149,7 +150,10 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
     let matters = |run: &SourceRun| !run.below && (!run.data || rules.seek_zeros);
     let first = zip.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
     let last = zip.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
-    if let (Some(first), Some(last)) = (first, last) {
+    let last = last.map(|last| last.min(target.len()));
+    if let (Some(first), Some(last)) = (first, last)
+        && first < last
+    {
         let mut full = false;
         let mut visit = |extent: Extent| {
             let part = extent.range.intersect(ByteRange::new(zip.at, end));
@@ -168,7 +172,8 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
             Ok(()) => {}
         }
     }
-    zip.advance(end, false);
+    zip.advance(end.min(target.len()), false);
+    zip.advance(end, true);
     Ok(())
 }
 

@@ -18,7 +18,11 @@ fn source() -> MemoryDisk {
 
 #[test]
 fn a_plan_needs_no_target() {
-    let plan = plan(&source(), PlanTarget::New { cluster_size: Some(2 << 20) }, &MirrorOptions::new());
+    let plan = plan(
+        &source(),
+        PlanTarget::New { cluster_size: Some(2 << 20), backing: None },
+        &MirrorOptions::new(),
+    );
     assert_snapshot!(plan.unwrap(), @r"
     granularity: 64 KiB (the target's cluster size is 2 MiB; the default stays between 4 KiB and 64 KiB)
     copy: 192 KiB in 3 runs
@@ -44,7 +48,7 @@ fn top_skips_what_lies_below() {
     let overlay = MemoryDisk::new(8 << 40).with_backing(Arc::new(source()));
     overlay.write_at(&[1; 512], 7 << 40, WriteFlags::NONE).unwrap();
     let options = MirrorOptions::new().sync(SyncMode::Top);
-    let plan = plan(&overlay, PlanTarget::New { cluster_size: None }, &options).unwrap();
+    let plan = plan(&overlay, PlanTarget::New { cluster_size: None, backing: None }, &options).unwrap();
     assert_eq!((plan.copy, plan.zero, plan.copy_runs), (512, 0, 1));
 }
 
@@ -67,6 +71,8 @@ fn what_a_job_would_refuse_is_refused() {
 #[cfg(feature = "serde")]
 #[test]
 fn json_carries_the_granularity_as_a_number_and_why() {
-    let plan = plan(&source(), PlanTarget::New { cluster_size: Some(512) }, &MirrorOptions::new()).unwrap();
+    let plan =
+        plan(&source(), PlanTarget::New { cluster_size: Some(512), backing: None }, &MirrorOptions::new())
+            .unwrap();
     assert_snapshot!(serde_json::to_string(&plan).unwrap(), @r#"{"sync":"full","granularity":4096,"granularity-reason":{"kind":"target-cluster","cluster-size":512,"clamped":true},"len":8796093022208,"copy":196608,"zero":0,"skip":8796092825600,"copy-runs":3}"#);
 }
