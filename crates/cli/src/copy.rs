@@ -95,7 +95,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
         return Ok(Exit::Done);
     }
     let interrupt = Interrupt::watch()?;
-    let target = spec.open(console)?;
+    let target = spec.open(console, &source)?;
     // Zeros that are written again would give back what was preallocated.
     let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)

@@ -54,11 +54,7 @@ impl TargetSpec {
     ) -> Outcome<Self> {
         let path = &args.target;
         if source.uses(path) {
-            return Err(Failure::failed(format_args!(
-                "copy: {}: it is part of the source {}",
-                path.display(),
-                source.path().display()
-            )));
+            return Err(is_source(path, source));
         }
         allow_directory_of(path, &mut policy)?;
         let kind = if args.no_create {
@@ -66,6 +62,10 @@ impl TargetSpec {
         } else {
             let format = format.unwrap_or(source.format());
             let settings = settle(args, source, format, settings, sync)?;
+            let data = settings.data_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
+            if let Some(data) = data.filter(|data| source.uses(data)) {
+                return Err(is_source(&data, source));
+            }
             // A name that is no plain path fails when the target is opened.
             let backing = settings.backing_file.clone().map(|name| (name, settings.backing_format));
             if let Some(backing) = backing.as_ref().and_then(|(name, _)| join_name(path, name.as_ref())) {
@@ -84,7 +84,7 @@ impl TargetSpec {
     pub(crate) fn plan(&self, source: &Image, options: &MirrorOptions) -> Outcome<Plan> {
         let planned = match &self.kind {
             Kind::Existing(format) => {
-                let image = self.open_options().format(*format).open(&self.path)?;
+                let image = self.open_existing(source, *format, false)?;
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
             }
             Kind::New { spec, backing } => {
@@ -111,10 +111,10 @@ impl TargetSpec {
     }
 
     /// Opens or makes the target.
-    pub(crate) fn open(&self, console: &mut Console<'_>) -> Outcome<Target> {
+    pub(crate) fn open(&self, console: &mut Console<'_>, source: &Image) -> Outcome<Target> {
         match &self.kind {
             Kind::Existing(format) => {
-                let image = self.open_options().format(*format).writable(true).open(&self.path)?;
+                let image = self.open_existing(source, *format, true)?;
                 for note in image.notes() {
                     console.note(note);
                 }
@@ -126,6 +126,12 @@ impl TargetSpec {
                 Ok(Target { image, new: Some(new) })
             }
         }
+    }
+
+    /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its files.
+    fn open_existing(&self, source: &Image, format: Option<Format>, writable: bool) -> Outcome<Image> {
+        let image = self.open_options().format(format).writable(writable).open(&self.path)?;
+        if image.writes_into(source) { Err(is_source(&self.path, source)) } else { Ok(image) }
     }
 
     /// Opens for reading what the new target will stand on.
@@ -168,6 +174,14 @@ impl Target {
         }
         Ok(())
     }
+}
+
+fn is_source(path: &Path, source: &Image) -> Failure {
+    Failure::failed(format_args!(
+        "copy: {}: it is part of the source {}",
+        path.display(),
+        source.path().display()
+    ))
 }
 
 /// Settings of a new target: what the command line says, and the source's backing file where that is to shine through.

@@ -273,3 +273,29 @@ fn a_dry_run_knows_what_shows_through_the_target() {
         assert_eq!(place.ours_fails(&line.replace("--dry-run ", ""), 1), said);
     }
 }
+
+/// With `-U` nothing locks the source, and a target whose data file was the source was once written into it.
+#[test]
+fn a_data_file_of_the_target_is_no_file_of_the_source() {
+    let place = Place::new();
+    source(&place);
+    fs::copy(place.path("source"), place.path("kept")).unwrap();
+    place.ours_ok("create -q -f qcow2 -b source -F raw @overlay");
+    place.ours_ok("create -q -f qcow2 -o data_file=new @t 4M");
+    fs::remove_file(place.path("new")).unwrap();
+    fs::hard_link(place.path("source"), place.path("new")).unwrap();
+    for (line, file) in [
+        ("-O qcow2 -o data_file=source @source @t2", "source"),
+        ("-O qcow2 -o data_file=new @overlay @t2", "new"),
+        ("-O qcow2 -o data_file=overlay @overlay @t2", "overlay"),
+        ("-O qcow2 -n @source @t", "t"),
+        ("-O qcow2 -n @overlay @t", "t"),
+    ] {
+        let source = if line.contains(" @source") { "source" } else { "overlay" };
+        let want = format!("blockmirror: copy: @{file}: it is part of the source @{source}");
+        for dry in ["", "--dry-run "] {
+            assert_eq!(place.ours_fails(&format!("mirror -U {dry}{line}"), 1), want, "{line}");
+        }
+    }
+    assert_eq!(fs::read(place.path("source")).unwrap(), fs::read(place.path("kept")).unwrap());
+}

@@ -19,7 +19,10 @@ pub struct Image {
     pub(crate) format: Format,
     pub(crate) path: PathBuf,
     pub(crate) backing: Option<Backing>,
+    /// The image, its data file if it has one, and then the rest of the chain.
     pub(crate) files: Vec<FileId>,
+    /// How many of `files` are not below it.
+    pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
 }
 
@@ -86,6 +89,11 @@ impl Image {
     /// Whether `path` leads to one of the files that are open for it: images and data files of the whole chain.
     pub fn uses(&self, path: impl AsRef<Path>) -> bool {
         FileId::of(path).is_some_and(|id| self.files.contains(&id))
+    }
+
+    /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.
+    pub fn writes_into(&self, other: &Image) -> bool {
+        self.files.iter().take(self.own_files).any(|id| other.files.contains(id))
     }
 
     /// What its owner should know.

@@ -109,8 +109,9 @@ impl OpenOptions {
         descent.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(|data| data as Arc<dyn Storage>);
         let (top, below) = descent.layer(file, path.to_owned(), path.to_owned(), self.format, data)?;
+        let own_files = descent.files.len();
         let lower = descent.go_down(below)?;
-        descent.build(top, lower)
+        descent.build(top, lower, own_files)
     }
 
     pub(crate) fn given_format(&self) -> Option<Format> {
@@ -254,7 +255,7 @@ impl Descent<'_> {
     }
 
     /// Makes the devices, from the bottom up.
-    fn build(self, top: Layer, lower: Vec<Layer>) -> Result<Image> {
+    fn build(self, top: Layer, lower: Vec<Layer>, own_files: usize) -> Result<Image> {
         let mut device: Option<Arc<dyn BlockDevice>> = None;
         let mut backing = None;
         for layer in lower.into_iter().rev() {
@@ -267,6 +268,7 @@ impl Descent<'_> {
             path: top.path,
             backing,
             files: self.files,
+            own_files,
             notes: self.notes,
         })
     }
