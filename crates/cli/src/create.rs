@@ -11,6 +11,7 @@ use blockmirror_image::{
 use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::interrupt::Interrupt;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
@@ -32,7 +33,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
     let spec = CreateSpec::new(args.format, size, settings);
     check_spec(&spec, path)?;
-    NewImage::create(path, &spec)?.persist()?;
+    let interrupt = Interrupt::watch()?;
+    let new = NewImage::create(path, &spec)?;
+    if interrupt.requested() {
+        return Err(Failure::interrupted(format_args!("create: {}: interrupted", path.display())));
+    }
+    new.persist()?;
     if !args.quiet {
         let size = size.next_multiple_of(512);
         let line =

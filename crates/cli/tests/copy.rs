@@ -6,6 +6,8 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use common::Place;
 use serde_json::Value;
@@ -298,4 +300,25 @@ fn a_data_file_of_the_target_is_no_file_of_the_source() {
         }
     }
     assert_eq!(fs::read(place.path("source")).unwrap(), fs::read(place.path("kept")).unwrap());
+}
+
+/// A signal once ended `create` where it stood and left what it had written under a temporary name.
+#[test]
+fn an_interrupted_create_leaves_nothing() {
+    let place = Place::new();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_blockmirror"))
+        .args(["create", "-q", "-o", "preallocation=full", place.path("disk").to_str().unwrap(), "256M"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    while place.names().is_empty() && child.try_wait().unwrap().is_none() {
+        thread::yield_now();
+    }
+    // That fails if the image was complete by then.
+    let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let output = child.wait_with_output().unwrap();
+    match output.status.code() {
+        Some(0) => assert_eq!(place.names(), ["disk"]),
+        code => assert_eq!((code, place.names()), (Some(130), vec![]), "{output:?}"),
+    }
 }
