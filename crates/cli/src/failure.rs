@@ -76,6 +76,7 @@ impl From<blockmirror_image::Error> for Failure {
                 ReferenceRefusal::Outside { directory } => {
                     Some(format!("to allow it: --allow-backing {}", shell_word(&directory.to_string_lossy())))
                 }
+                ReferenceRefusal::Guessed => Some("-O says the format".to_owned()),
                 _ => None,
             },
             Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),

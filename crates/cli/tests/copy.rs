@@ -322,3 +322,21 @@ fn an_interrupted_create_leaves_nothing() {
         code => assert_eq!((code, place.names()), (Some(130), vec![]), "{output:?}"),
     }
 }
+
+/// `-n` once took the word of whatever a guest had left on its raw volume: a header with a data file, by which the
+/// copy went into another volume of the same folder.
+#[test]
+fn a_target_that_is_only_taken_for_qcow2_does_not_say_where_data_goes() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -o data_file=other @volume 4M");
+    fs::write(place.path("other"), vec![7; 4 << 20]).unwrap();
+    assert_eq!(
+        place.ours_fails("mirror -n @source @volume", 1),
+        "blockmirror: open: @volume names the data file \"other\", which is not written to while the format of the \
+         image is only found out; -O says the format"
+    );
+    assert!(fs::read(place.path("other")).unwrap().iter().all(|byte| *byte == 7));
+    place.ours_ok("mirror -q -n -O qcow2 @source @volume");
+    assert_eq!(place.ours_ok("compare @source @volume"), "Images are identical.\n");
+}

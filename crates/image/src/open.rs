@@ -51,8 +51,8 @@ impl OpenOptions {
         Self::default()
     }
 
-    /// The format of the image itself; `None` finds it out. (The layers below have theirs in the header above
-    /// them.)
+    /// The format of the image itself; `None` finds it out, and then a data file is not written to. (The layers below
+    /// have theirs in the header above them.)
     #[must_use]
     pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
         self.format = format.into();
@@ -229,22 +229,20 @@ impl Descent<'_> {
             let header =
                 Header::read(&*layer.storage).map_err(|e| e.in_file(&layer.storage.name().into()))?;
             if layer.data.is_none() {
-                let writable = layer.storage.info().writable;
-                layer.data = self.open_data_file(&layer.path, &header, writable)?;
+                layer.data = self.open_data_file(&layer, &header)?;
             }
             below = Below::judge(self.options, &layer.path, &header)?;
         }
         Ok((layer, below))
     }
 
-    fn open_data_file(
-        &mut self,
-        image: &Path,
-        header: &Header,
-        writable: bool,
-    ) -> Result<Option<Arc<dyn Storage>>> {
+    fn open_data_file(&mut self, layer: &Layer, header: &Header) -> Result<Option<Arc<dyn Storage>>> {
+        let (image, writable) = (&*layer.path, layer.storage.info().writable);
         let Some(data) = &header.data_file else { return Ok(None) };
         let Some(name) = &data.name else { return Err(Error::NoDataFile { path: image.to_owned() }) };
+        if writable && layer.guessed {
+            return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Guessed));
+        }
         let found = self.options.policy.resolve(image, Role::Data, os_str(name))?;
         let file = self.options.open_file(&found.path, &found.real, writable)?;
         if self.files.contains(&file.id()) {

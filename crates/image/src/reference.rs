@@ -65,6 +65,10 @@ pub enum ReferenceRefusal {
         /// The directory that the name leads to, without symbolic links.
         directory: PathBuf,
     },
+    /// It would be written to, on the word of bytes that nobody has said are an image: a guest with a raw disk can
+    /// put a header there.
+    #[error("which is not written to while the format of the image is only found out")]
+    Guessed,
     /// It is neither a regular file nor a block device.
     #[error("which is neither a regular file nor a block device")]
     NotAFile,
