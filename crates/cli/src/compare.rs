@@ -45,7 +45,7 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let differ = found.is_some();
     if !args.progress.quiet {
         console.print(&match args.output.output {
-            Output::Human => human(found, a.len() != b.len()),
+            Output::Human => human(found, a.len(), b.len()),
             Output::Json => machine(found, &first, &second),
         })?;
     }
@@ -60,7 +60,7 @@ fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Imag
     Ok(options.open(path)?)
 }
 
-fn human(found: Option<Difference>, lengths_differ: bool) -> String {
+fn human(found: Option<Difference>, a: u64, b: u64) -> String {
     let verdict = match found {
         None => "Images are identical.\n".to_owned(),
         Some(Difference::Length) => return "Strict mode: Image size mismatch!\n".to_owned(),
@@ -70,7 +70,9 @@ fn human(found: Option<Difference>, lengths_differ: bool) -> String {
         Some(Difference::Content { offset }) => format!("Content mismatch at offset {offset}!\n"),
         Some(other) => format!("Images differ: {other:?}\n"),
     };
-    if lengths_differ { format!("Warning: Image size mismatch!\n{verdict}") } else { verdict }
+    // Of lengths there is talk once all that both images have is the same.
+    let in_common = matches!(found, Some(Difference::Content { offset }) if offset < a.min(b));
+    if a != b && !in_common { format!("Warning: Image size mismatch!\n{verdict}") } else { verdict }
 }
 
 fn machine(found: Option<Difference>, first: &Image, second: &Image) -> String {

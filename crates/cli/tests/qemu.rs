@@ -105,6 +105,7 @@ fn compare_finds_what_qemu_img_finds() {
     for (name, size, commands) in [
         ("longer", "6M", vec!["write -P 1 1M 64k"]),
         ("tail", "6M", vec!["write -P 1 1M 64k", "write -P 1 5M 512"]),
+        ("longer-other", "6M", vec!["write -P 1 1M 32k", "write -P 1 5M 512"]),
         ("other", "4M", vec!["write -P 1 1M 64k", "write -P 2 1090k 1k"]),
         ("zero", "4M", vec!["write -P 1 1M 64k", "write -z 2M 64k"]),
         ("shorter", "1M", vec!["write -P 0 0 4k"]),
@@ -112,7 +113,7 @@ fn compare_finds_what_qemu_img_finds() {
         place.img(&format!("create -q -f qcow2 @{name} {size}"));
         place.io(name, &commands);
     }
-    for other in ["a", "same.raw", "longer", "tail", "other", "zero", "shorter"] {
+    for other in ["a", "same.raw", "longer", "tail", "longer-other", "other", "zero", "shorter"] {
         for options in ["", "-s ", "-q "] {
             for line in
                 [format!("compare {options}-U @a @{other}"), format!("compare {options}-U @{other} @a")]
