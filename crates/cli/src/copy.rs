@@ -188,7 +188,8 @@ fn watch(
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
             meter.finish(console);
             if pause::ask_to_resume(console, &reason, interrupt) {
-                control.resume();
+                // If it goes on by itself by now, all the better.
+                let _ = control.resume();
             } else {
                 declined = Some(reason.clone());
                 control.cancel();

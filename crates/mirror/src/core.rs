@@ -16,6 +16,8 @@
 mod admission;
 mod completion;
 pub(crate) mod config;
+mod guest;
+mod life;
 mod retry;
 #[cfg(test)]
 mod sim;
@@ -32,13 +34,16 @@ use blockmirror_ratelimit::RateLimiter;
 use crate::error::Error;
 use crate::granularity::GranularityError;
 use crate::options::SyncMode;
-use crate::progress::{Event, GivenUp, IoStatus, JobState, Operation, Progress};
+use crate::progress::{Event, GivenUp, IoStatus, Operation, Progress};
 use crate::range_set::RangeSet;
+use crate::state::JobState;
 use crate::survey::{Failure, Need, Segment};
 use config::Config;
+pub(crate) use guest::Admission;
+use guest::Guest;
 use retry::{GivenUpList, Retries};
 
-/// Events kept for a reader that does not come; the oldest are dropped.
+/// Events kept for a reader that does not come; the oldest errors are dropped first.
 const MAX_EVENTS: usize = 1024;
 
 /// What a thread is to do now.
@@ -65,8 +70,10 @@ pub(crate) enum Work {
     /// Find out what the range needs, as much of it as fits one survey.
     Survey {
         range: ByteRange,
-        /// Nothing has been copied there yet: what was promised of the target still holds.
+        /// Part of the first pass over the disk.
         first_pass: bool,
+        /// Nobody has written there yet: what was promised of the target still holds.
+        untouched: bool,
     },
     /// Copy the range from source to target.
     Copy {
@@ -82,6 +89,19 @@ pub(crate) enum Work {
     },
     /// Make everything written durable.
     Flush,
+    /// The last step of a job on a tap, for the tap to perform.
+    End(Ending),
+}
+
+/// How a job on a tap ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The tap goes over to the target.
+    Pivot,
+    /// The target stays behind as a copy.
+    Keep,
+    /// The job failed.
+    Fail,
 }
 
 /// What came of an action.
@@ -97,6 +117,8 @@ pub(crate) enum Done {
     ZeroUnsupported,
     /// Durable.
     Flushed,
+    /// The last step was performed.
+    Ended,
 }
 
 /// Where the bytes of a copy went.
@@ -145,6 +167,14 @@ enum Phase {
 pub(crate) struct Core {
     config: Config,
     phase: Phase,
+    state: JobState,
+    /// The end that was asked for.
+    ending: Option<Ending>,
+    finalizing: bool,
+    /// No write of the guest is let in.
+    held: bool,
+    /// The target was flushed since the guest is held and nothing was under way.
+    flushed_while_held: bool,
     paused_by_user: bool,
     stopped_by_error: bool,
     io_status: IoStatus,
@@ -164,15 +194,28 @@ pub(crate) struct Core {
 
     retries: Retries,
     given_up: GivenUpList,
+    /// Written to the target since its last good flush.
+    unflushed: DirtyBitmap,
+    /// The same, up to the flush that is under way.
+    flushing: DirtyBitmap,
     flush_tries: u32,
     flush_not_before: Duration,
     limiter: RateLimiter,
     /// The target has shown that it cannot zero without writing.
     zero_by_data: bool,
 
+    guests: Vec<Guest>,
+    /// Writes under way that began before the job.
+    strangers: usize,
+    /// The guest has written to the target: promises about it do not hold any more.
+    target_touched: bool,
+    /// Where the guest has written to the target while surveys were under way.
+    touched: RangeSet,
+
     done: Moved,
     offset: u64,
     dirtied: u64,
+    mirrored: u64,
     events: VecDeque<Event>,
 }
 
@@ -187,14 +230,19 @@ impl Core {
                 .map_err(|_| GranularityError::OutOfRange(config.detail))
         };
         let guest_written = match config.sync {
-            SyncMode::Full => None,
             SyncMode::Top => Some(bitmap()?),
+            _ => None,
         };
         let disk = ByteRange::new(0, config.len);
         let mut core = Self {
             dirty: bitmap()?,
             guest_written,
             phase: Phase::Running,
+            state: JobState::Created,
+            ending: None,
+            finalizing: false,
+            held: false,
+            flushed_while_held: false,
             paused_by_user: false,
             stopped_by_error: false,
             io_status: IoStatus::Ok,
@@ -207,16 +255,28 @@ impl Core {
             next_id: 0,
             retries: Retries::default(),
             given_up: GivenUpList::default(),
+            unflushed: bitmap()?,
+            flushing: bitmap()?,
             flush_tries: 0,
             flush_not_before: Duration::ZERO,
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
+            guests: Vec::new(),
+            strangers: 0,
+            target_touched: false,
+            touched: RangeSet::default(),
             done: Moved::default(),
             offset: 0,
             dirtied: 0,
+            mirrored: 0,
             events: VecDeque::new(),
             config,
         };
+        core.push_event(Event::Status(JobState::Created));
+        core.go(JobState::Running);
+        if !matches!(core.config.sync, SyncMode::Full | SyncMode::Top) {
+            return Ok(core);
+        }
         // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of the
         // walk is cleared when the walk gets there.
         core.claimed.insert(disk);
@@ -224,6 +284,11 @@ impl Core {
             core.walks.push_back(Walk { range: disk, tries: 0, first_pass: true });
         }
         Ok(core)
+    }
+
+    /// What is set in `bitmap` has to be copied.
+    pub(crate) fn seed(&mut self, bitmap: &DirtyBitmap) {
+        self.dirty.merge(bitmap);
     }
 
     /// The source has changed in `range`: called after the write has finished, whether or not it succeeded.
@@ -234,45 +299,14 @@ impl Core {
         }
     }
 
-    /// Starts nothing new until [`resume`](Self::resume).
-    pub(crate) fn pause(&mut self) {
-        self.paused_by_user = true;
-    }
-
-    /// Goes on, also after an error policy stopped the job; its errors are forgotten.
-    pub(crate) fn resume(&mut self) {
-        self.paused_by_user = false;
-        self.stopped_by_error = false;
-        self.io_status = IoStatus::Ok;
-    }
-
-    /// Changes the speed; waiting threads must ask again.
-    pub(crate) fn set_speed(&mut self, now: Duration, bytes_per_second: u64) {
-        self.limiter.set_speed(now, bytes_per_second);
-    }
-
-    /// Ends the job with `error` once nothing is in flight, unless it is ending already.
-    pub(crate) fn abort(&mut self, error: Error) {
-        if matches!(self.phase, Phase::Running) {
-            self.phase = Phase::Aborting(error);
-            self.conclude_if_idle();
-        }
-    }
-
     /// Performing the action `id` panicked: what it left behind is unknown.
     pub(crate) fn panicked(&mut self, now: Duration, id: u64) {
+        if self.is_ending() {
+            self.phase = Phase::Aborting(Error::Panicked);
+        }
         self.abort(Error::Panicked);
         let error = block::Error::new(block::ErrorKind::Poisoned, "copy");
         self.finished(now, id, Err(Failure { operation: Operation::Write, error }));
-    }
-
-    fn conclude_if_idle(&mut self) {
-        if !self.in_flight.is_empty() || !matches!(self.phase, Phase::Aborting(_)) {
-            return;
-        }
-        if let Phase::Aborting(error) = std::mem::replace(&mut self.phase, Phase::Concluded(Ok(()))) {
-            self.phase = Phase::Concluded(Err(error));
-        }
     }
 
     /// How the job ended, once it has; takes the error out.
@@ -299,16 +333,11 @@ impl Core {
         let in_flight = self.in_flight.iter().map(InFlight::bytes).sum();
         let unsurveyed = self.walks.iter().filter(|w| w.first_pass).map(|w| w.range.len());
         let in_survey = self.in_flight.iter().map(|op| match op.work {
-            Work::Survey { range, first_pass: true } => range.len(),
+            Work::Survey { range, first_pass: true, .. } => range.len(),
             _ => 0,
         });
         Progress {
-            state: match self.phase {
-                Phase::Running if self.is_paused() => JobState::Paused,
-                Phase::Running => JobState::Running,
-                Phase::Aborting(_) => JobState::Aborting,
-                Phase::Concluded(_) => JobState::Concluded,
-            },
+            state: self.state,
             io_status: self.io_status,
             offset: self.offset,
             len: self.offset + left,
@@ -320,6 +349,8 @@ impl Core {
             zeroed: self.done.zeroed,
             skipped: self.done.skipped,
             given_up: self.given_up.bytes(),
+            mirrored: self.mirrored,
+            actively_synced: left == 0 && self.is_blocking() && self.guests.iter().all(Guest::reaches_target),
             elapsed: now,
         }
     }
@@ -327,6 +358,21 @@ impl Core {
     /// The events since the last call.
     pub(crate) fn take_events(&mut self) -> Vec<Event> {
         self.events.drain(..).collect()
+    }
+
+    /// The oldest event that nobody has taken.
+    pub(crate) fn take_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Whether there is an event to take.
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Whether nothing can happen any more: the job is over, and dismissed if it has to be.
+    pub(crate) fn is_null(&self) -> bool {
+        self.state == JobState::Null || (self.is_concluded() && !self.config.live)
     }
 
     /// What was given up so far.
@@ -340,7 +386,8 @@ impl Core {
 
     fn push_event(&mut self, event: Event) {
         if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
+            let error = self.events.iter().position(|event| matches!(event, Event::Error { .. }));
+            self.events.remove(error.unwrap_or(0));
         }
         self.events.push_back(event);
     }
@@ -351,7 +398,7 @@ impl InFlight {
     fn bytes(&self) -> u64 {
         match self.work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range.len(),
-            Work::Survey { .. } | Work::Flush => 0,
+            Work::Survey { .. } | Work::Flush | Work::End(_) => 0,
         }
     }
 

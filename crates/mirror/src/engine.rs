@@ -5,15 +5,17 @@
 //! there is work for.
 
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::{BlockDevice, ByteRange};
 
-use crate::core::{Core, Next};
+use crate::core::{Admission, Core, Done, Ending, Next, Work};
 use crate::error::Error;
 use crate::mover::{Manner, Mover};
+use crate::progress::Event;
+use crate::tap::Tap;
 
 /// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
 const LET_GO_AGAIN: Duration = Duration::from_millis(10);
@@ -30,6 +32,20 @@ pub(crate) struct Engine {
     work: Condvar,
     /// The job is over, or on its way there.
     concluded: Condvar,
+    /// There is an event to take.
+    events: Condvar,
+    /// A write of the guest may be let in.
+    guests: Condvar,
+    seat: Option<Seat>,
+}
+
+/// Where a job sits on a tap.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub(crate) tap: Weak<Tap>,
+    pub(crate) session: u64,
+    /// The bitmap that told what to copy starts anew if the job succeeds.
+    pub(crate) renews_bitmap: bool,
 }
 
 #[derive(Debug)]
@@ -37,6 +53,8 @@ struct State {
     core: Core,
     /// Threads waiting at `work`.
     idle: usize,
+    /// Writes of the guest waiting at `guests`.
+    guests_waiting: usize,
     ended: Option<Duration>,
 }
 
@@ -57,15 +75,19 @@ impl Engine {
         target: Arc<dyn BlockDevice>,
         manner: Manner,
         core: Core,
+        seat: Option<Seat>,
     ) -> Self {
         Self {
             source,
             target,
             manner,
             started: Instant::now(),
-            state: Mutex::new(State { core, idle: 0, ended: None }),
+            state: Mutex::new(State { core, idle: 0, guests_waiting: 0, ended: None }),
             work: Condvar::new(),
             concluded: Condvar::new(),
+            events: Condvar::new(),
+            guests: Condvar::new(),
+            seat,
         }
     }
 
@@ -74,7 +96,7 @@ impl Engine {
         let mut state = self.state.lock();
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
         let answer = f(&mut state.core, now);
-        self.note_end(&mut state);
+        self.note(&mut state);
         match wake {
             Wake::None => {}
             Wake::One => self.work.notify_one(),
@@ -87,6 +109,78 @@ impl Engine {
     pub(crate) fn cancel(&self) {
         self.with_core(Wake::All, |core, _| core.abort(Error::Cancelled));
         self.let_go();
+    }
+
+    /// The target.
+    pub(crate) fn target(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.target)
+    }
+
+    pub(crate) fn renews_bitmap(&self) -> bool {
+        self.seat.as_ref().is_some_and(|seat| seat.renews_bitmap)
+    }
+
+    /// Whether the job is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.lock().core.is_concluded()
+    }
+
+    /// Waits until a write of the guest to `range` is let in, or the job is over.
+    pub(crate) fn guest_begin(&self, range: ByteRange, can_mirror: bool) -> (u64, Admission) {
+        let mut state = self.state.lock();
+        let ticket = state.core.guest_begin(range, can_mirror);
+        loop {
+            match state.core.guest_admit(ticket) {
+                Admission::Wait => {
+                    state.guests_waiting += 1;
+                    state = self.guests.wait(state);
+                    state.guests_waiting -= 1;
+                }
+                admission => return (ticket, admission),
+            }
+        }
+    }
+
+    /// The next event; waits for one for at most `timeout`, or until there can be none any more.
+    pub(crate) fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.state.lock();
+        loop {
+            if let Some(event) = state.core.take_event() {
+                return Some(event);
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if state.core.is_null() || left.is_some_and(|left| left.is_zero()) {
+                return None;
+            }
+            state = match left {
+                None => self.events.wait(state),
+                Some(left) => self.events.wait_timeout(state, left).0,
+            };
+        }
+    }
+
+    fn end(&self, ending: Ending) {
+        if let Some(seat) = &self.seat
+            && let Some(tap) = seat.tap.upgrade()
+        {
+            tap.end(seat.session, ending, &self.target);
+        }
+    }
+
+    fn leave_tap(&self) {
+        if let Some(seat) = &self.seat
+            && let Some(tap) = seat.tap.upgrade()
+        {
+            tap.detach(seat.session);
+        }
+    }
+
+    /// Lets go of calls that may never return if the job has been given up.
+    pub(crate) fn let_go_if_aborting(&self) {
+        if self.with_core(Wake::None, |core, _| core.is_aborting()) {
+            self.let_go();
+        }
     }
 
     fn let_go(&self) {
@@ -127,7 +221,9 @@ impl Engine {
         let mut mover = Mover::new(&*self.source, &*self.target, self.manner);
         let mut state = self.state.lock();
         loop {
-            match state.core.next(self.started.elapsed()) {
+            let next = state.core.next(self.started.elapsed());
+            self.note(&mut state);
+            match next {
                 Next::Do(action) => {
                     let others_wait = state.idle > 0;
                     drop(state);
@@ -135,14 +231,20 @@ impl Engine {
                         self.work.notify_one();
                     }
                     // A device that panics must end the job, not hang it: its action would never be reported.
-                    let result = panic::catch_unwind(AssertUnwindSafe(|| mover.perform(action.work)));
+                    let result = panic::catch_unwind(AssertUnwindSafe(|| match action.work {
+                        Work::End(ending) => {
+                            self.end(ending);
+                            Ok(Done::Ended)
+                        }
+                        work => mover.perform(work),
+                    }));
                     state = self.state.lock();
                     let now = self.started.elapsed();
                     match result {
                         Ok(result) => state.core.finished(now, action.id, result),
                         Err(_) => state.core.panicked(now, action.id),
                     }
-                    self.note_end(&mut state);
+                    self.note(&mut state);
                 }
                 Next::Wait(until) => {
                     state.idle += 1;
@@ -155,12 +257,22 @@ impl Engine {
                     };
                     state.idle -= 1;
                 }
-                Next::Finished => return,
+                Next::Finished => {
+                    drop(state);
+                    return self.leave_tap();
+                }
             }
         }
     }
 
-    fn note_end(&self, state: &mut State) {
+    /// Wakes those whom the core's last change concerns.
+    fn note(&self, state: &mut State) {
+        if state.guests_waiting > 0 {
+            self.guests.notify_all();
+        }
+        if state.core.has_events() {
+            self.events.notify_all();
+        }
         if state.core.is_aborting() {
             // Whoever waits must see to it that blocked calls come back.
             self.concluded.notify_all();

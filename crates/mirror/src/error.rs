@@ -41,6 +41,37 @@ pub enum Error {
         /// The target's name.
         name: String,
     },
+    /// Bitmap and sync mode do not fit together.
+    #[error("{why}")]
+    SyncBitmap {
+        /// What does not fit.
+        why: &'static str,
+    },
+    /// The sync mode lives on what a tap sees.
+    #[error("sync modes none, incremental and bitmap need a tap in front of the source")]
+    NeedsTap,
+    /// The tap has no bitmap of that name.
+    #[error("{disk} has no bitmap {name:?}")]
+    NoBitmap {
+        /// The disk's name.
+        disk: String,
+        /// The bitmap's name.
+        name: String,
+    },
+    /// The tap has a bitmap of that name already, or as many as it keeps.
+    #[error("{disk}: bitmap {name:?} exists already, or is one too many")]
+    BitmapExists {
+        /// The disk's name.
+        disk: String,
+        /// The bitmap's name.
+        name: String,
+    },
+    /// A job runs on this tap, and stands in the way.
+    #[error("{disk} is being mirrored")]
+    Busy {
+        /// The disk's name.
+        disk: String,
+    },
     /// The source failed, and the policy was to report it.
     #[error("cannot read the source: {0}")]
     Source(#[source] block::Error),
@@ -90,7 +121,12 @@ impl Error {
             Self::Granularity(_)
             | Self::InvalidOption { .. }
             | Self::SizeMismatch { .. }
-            | Self::TargetReadOnly { .. } => ErrorKind::InvalidInput,
+            | Self::TargetReadOnly { .. }
+            | Self::SyncBitmap { .. }
+            | Self::NeedsTap
+            | Self::NoBitmap { .. }
+            | Self::BitmapExists { .. }
+            | Self::Busy { .. } => ErrorKind::InvalidInput,
             Self::Source(_) => ErrorKind::Source,
             Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,
             Self::Cancelled => ErrorKind::Cancelled,

@@ -9,13 +9,15 @@ use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::Core;
 use crate::core::config::Config;
-use crate::engine::{Engine, Wake};
+use crate::engine::{Engine, Seat, Wake};
 use crate::error::Error;
 use crate::granularity::GranularityChoice;
 use crate::mover::Manner;
-use crate::options::MirrorOptions;
+use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;
 use crate::progress::{Event, Outcome, Progress};
+use crate::state::Refused;
+use crate::tap::{Tap, Welcome};
 
 /// Steers and watches a job from any thread. Cheap to clone; harmless once the job is over.
 #[derive(Clone, Debug)]
@@ -34,25 +36,94 @@ impl MirrorControl {
         self.engine.with_core(Wake::None, |core, _| core.take_events())
     }
 
+    /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was none, or the
+    /// job is over (and dismissed) so that there will be none.
+    pub fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
+        self.engine.next_event(timeout)
+    }
+
     /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight. The target
-    /// is incomplete then.
+    /// is incomplete then. Does nothing to a job that is over.
     pub fn cancel(&self) {
         self.engine.cancel();
     }
 
-    /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished.
-    pub fn pause(&self) {
-        self.engine.with_core(Wake::All, |core, _| core.pause());
+    /// Ends a job that is ready and keeps the target as a copy of one instant: nothing the guest writes later is in it,
+    /// and everything it wrote before is. A job that has not been ready yet is given up.
+    ///
+    /// # Errors
+    /// [`Refused`], as all verbs: the state does not allow it, or the job is paused (then only force ends it).
+    pub fn keep_copy(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.cancel())?;
+        self.engine.let_go_if_aborting();
+        Ok(())
+    }
+
+    /// Gives the job up, as [`cancel`](Self::cancel) does, but says so if it is too late.
+    ///
+    /// # Errors
+    /// [`Refused`] if the job has ended already.
+    pub fn force_cancel(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.force_cancel())?;
+        self.engine.let_go_if_aborting();
+        Ok(())
+    }
+
+    /// Ends a job that is ready with the pivot: the tap goes over to the target.
+    ///
+    /// # Errors
+    /// [`Refused`] before the job is ready.
+    pub fn complete(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.complete())
+    }
+
+    /// Lets a job end that was told not to end by itself.
+    ///
+    /// # Errors
+    /// [`Refused`] unless it waits for that.
+    pub fn finalize(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.finalize())
+    }
+
+    /// Lets go of a job that is over and was told not to vanish by itself.
+    ///
+    /// # Errors
+    /// [`Refused`] unless it is over.
+    pub fn dismiss(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::None, |core, _| core.dismiss())
+    }
+
+    /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished. Meanwhile the target gets none of
+    /// the guest's writes, in any mode.
+    ///
+    /// # Errors
+    /// [`Refused`] if it is paused already, or about to end.
+    pub fn pause(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.pause())
     }
 
     /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job.
-    pub fn resume(&self) {
-        self.engine.with_core(Wake::All, |core, _| core.resume());
+    ///
+    /// # Errors
+    /// [`Refused`] if it is not paused.
+    pub fn resume(&self) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.resume())
     }
 
     /// Changes the speed in bytes per second; 0 is as fast as it goes.
-    pub fn set_speed(&self, bytes_per_second: u64) {
-        self.engine.with_core(Wake::All, |core, now| core.set_speed(now, bytes_per_second));
+    ///
+    /// # Errors
+    /// [`Refused`] if the job is about to end.
+    pub fn set_speed(&self, bytes_per_second: u64) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, now| core.set_speed(now, bytes_per_second))
+    }
+
+    /// Changes when the target gets what the guest writes.
+    ///
+    /// # Errors
+    /// [`Refused`] if the job is about to end.
+    pub fn change(&self, mode: CopyMode) -> Result<(), Refused> {
+        self.engine.with_core(Wake::All, |core, _| core.change(mode))
     }
 
     /// Says that the source has changed in `range`, so that it is copied again. To be called *after* the write has
@@ -103,24 +174,66 @@ impl MirrorJob {
         target: Arc<dyn BlockDevice>,
         options: MirrorOptions,
     ) -> Result<Self, Error> {
-        options.check()?;
-        check_lengths(&*source, &*target)?;
-        let geometry = target.geometry();
-        if !geometry.writable {
-            return Err(Error::TargetReadOnly { name: target.name().to_owned() });
+        if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
+            return Err(Error::NeedsTap);
         }
-        let granularity = GranularityChoice::new(options.granularity, geometry.cluster_size)?;
+        let granularity = check(&*source, &*target, &options)?;
+        let geometry = target.geometry();
         let core = Core::new(Config::new(&options, granularity.bytes, source.len(), geometry))?;
-        let engine = Arc::new(Engine::new(source, target, Manner::new(&options, geometry), core));
+        let engine = Engine::new(source, target, Manner::new(&options, geometry), core, None);
+        Self::run(Arc::new(engine), granularity, &options)
+    }
+
+    /// Starts to copy the disk behind `tap` to `target`, while it is written through the tap.
+    ///
+    /// The job does not end by itself: it becomes ready, copies what is written from then on, and waits for
+    /// [`complete`](MirrorControl::complete) or [`keep_copy`](MirrorControl::keep_copy). Should the target fail, the
+    /// guest's writes go on at the source.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), and: another job runs on the tap, or the bitmap is unknown.
+    pub fn attach(
+        tap: &Arc<Tap>,
+        target: Arc<dyn BlockDevice>,
+        options: MirrorOptions,
+    ) -> Result<Self, Error> {
+        let granularity = check(&**tap, &*target, &options)?;
+        let geometry = target.geometry();
+        let bitmap = options.sync_bitmap()?;
+        let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
+        let mut config = Config::new(&options, granularity.bytes, tap.len(), geometry);
+        config.live = true;
+        let name = bitmap.map(|(name, _)| name.as_str());
+        let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
+            let mut core = Core::new(config)?;
+            if let Some(bitmap) = bitmap {
+                core.seed(bitmap);
+            }
+            let seat = Seat { tap: Arc::downgrade(tap), session, renews_bitmap };
+            let manner = Manner::new(&options, geometry);
+            Ok(Arc::new(Engine::new(source, Arc::clone(&target), manner, core, Some(seat))))
+        })?;
+        Self::run(engine, granularity, &options)
+    }
+
+    fn run(
+        engine: Arc<Engine>,
+        granularity: GranularityChoice,
+        options: &MirrorOptions,
+    ) -> Result<Self, Error> {
         let mut job =
             Self { control: MirrorControl { engine: Arc::clone(&engine) }, granularity, threads: Vec::new() };
-        for _ in 0..thread_count(&options) {
+        for _ in 0..thread_count(options) {
             let engine = Arc::clone(&engine);
             match thread::Builder::new().name("mirror".into()).spawn(move || engine.run()) {
                 Ok(thread) => job.threads.push(thread),
                 // Fewer threads than wished for do the same work.
                 Err(_) if !job.threads.is_empty() => break,
-                Err(error) => return Err(Error::Thread(error)),
+                Err(error) => {
+                    // Nobody is there to finish it; it has begun nothing.
+                    job.control.cancel();
+                    return Err(Error::Thread(error));
+                }
             }
         }
         Ok(job)
@@ -174,6 +287,20 @@ impl Drop for MirrorJob {
             let _ = thread.join();
         }
     }
+}
+
+fn check(
+    source: &dyn BlockDevice,
+    target: &dyn BlockDevice,
+    options: &MirrorOptions,
+) -> Result<GranularityChoice, Error> {
+    options.check()?;
+    check_lengths(source, target)?;
+    let geometry = target.geometry();
+    if !geometry.writable {
+        return Err(Error::TargetReadOnly { name: target.name().to_owned() });
+    }
+    Ok(GranularityChoice::new(options.granularity, geometry.cluster_size)?)
 }
 
 /// A thread that copies inside the page cache keeps a processor busy and more of them only share it; one that

@@ -7,6 +7,7 @@
 //! - [`MirrorOptions`] is what a caller can ask for.
 //! - [`plan`] tells what a job would do, without doing it.
 //! - [`CowTarget`] fills a target whose backing file is not attached.
+//! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
 
 #![forbid(unsafe_code)]
@@ -22,7 +23,9 @@ mod options;
 mod plan;
 mod progress;
 mod range_set;
+mod state;
 mod survey;
+mod tap;
 
 pub use cow_target::CowTarget;
 pub use error::{Error, ErrorKind};
@@ -32,8 +35,10 @@ pub use granularity::{
 };
 pub use job::{MirrorControl, MirrorJob};
 pub use options::{
-    DEFAULT_BUF_SIZE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT,
-    MirrorOptions, OnError, SyncMode,
+    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE,
+    MAX_IN_FLIGHT, MirrorOptions, OnError, SyncMode,
 };
 pub use plan::{Plan, PlanTarget, plan};
-pub use progress::{ErrorAction, Event, GivenUp, IoStatus, JobState, Operation, Outcome, Progress};
+pub use progress::{ErrorAction, Event, GivenUp, IoStatus, Operation, Outcome, Progress};
+pub use state::{JobState, Refused, Verb};
+pub use tap::{MAX_BITMAPS, Tap, WriteGuard};

@@ -52,9 +52,9 @@ impl<'a> Mover<'a> {
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
     pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
         match work {
-            Work::Survey { range, first_pass } => {
+            Work::Survey { range, untouched, .. } => {
                 let mut rules = self.manner.rules;
-                if !first_pass {
+                if !untouched {
                     // Zeros that were promised may have been written over since.
                     rules.target = TargetContent::Unknown;
                 }
@@ -62,6 +62,8 @@ impl<'a> Mover<'a> {
             }
             Work::Copy { range, target_zero } => self.copy(range, target_zero).map(Done::Copied),
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
+            // Moves no data: whoever holds the tap performs it.
+            Work::End(_) => Ok(Done::Ended),
             Work::Flush => self.target.flush().map(|()| Done::Flushed).map_err(on_target),
         }
     }

@@ -32,6 +32,38 @@ pub enum SyncMode {
     /// Only what the top image itself decides, its zero clusters included. What it does not hold is left alone on
     /// the target, so that the target's backing file shows through.
     Top,
+    /// Nothing but what is written from now on. Needs a [`Tap`](crate::Tap).
+    None,
+    /// What a named bitmap of the [`Tap`](crate::Tap) says has changed; the bitmap starts anew if the job succeeds and
+    /// keeps everything if it does not.
+    Incremental,
+    /// The same with a choice of what becomes of the bitmap: [`BitmapMode`].
+    Bitmap,
+}
+
+/// When the target gets what the guest writes while a job runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum CopyMode {
+    /// Later: the write goes to the source and its range is copied when its turn comes.
+    #[default]
+    Background,
+    /// At once: the guest's write ends when source and target have it. The job converges whatever the guest does.
+    WriteBlocking,
+}
+
+/// What becomes of the bitmap that told a job what to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum BitmapMode {
+    /// It is left as it is: it goes on to collect.
+    Never,
+    /// It starts anew at the instant at which the target equals the source; after a failure it is as if the job had not
+    /// been.
+    #[default]
+    OnSuccess,
+    /// As [`OnSuccess`](Self::OnSuccess); after a failure it keeps what the target does not have yet.
+    Always,
 }
 
 /// What happens when an operation fails.
@@ -72,6 +104,10 @@ pub struct MirrorOptions {
     pub(crate) unmap: bool,
     pub(crate) min_zero_run: u64,
     pub(crate) target_is_zero: bool,
+    pub(crate) copy_mode: CopyMode,
+    pub(crate) bitmap: Option<(String, BitmapMode)>,
+    pub(crate) auto_finalize: bool,
+    pub(crate) auto_dismiss: bool,
 }
 
 impl Default for MirrorOptions {
@@ -88,6 +124,10 @@ impl Default for MirrorOptions {
             unmap: true,
             min_zero_run: DEFAULT_MIN_ZERO_RUN,
             target_is_zero: false,
+            copy_mode: CopyMode::Background,
+            bitmap: None,
+            auto_finalize: true,
+            auto_dismiss: true,
         }
     }
 }
@@ -178,6 +218,53 @@ impl MirrorOptions {
         self
     }
 
+    /// When the target gets what the guest writes. Default: [`CopyMode::Background`].
+    #[must_use]
+    pub fn copy_mode(mut self, mode: CopyMode) -> Self {
+        self.copy_mode = mode;
+        self
+    }
+
+    /// The bitmap of the tap that says what to copy, for [`SyncMode::Incremental`] and [`SyncMode::Bitmap`], and what
+    /// becomes of it. Default: none.
+    #[must_use]
+    pub fn bitmap(mut self, name: impl Into<String>, mode: BitmapMode) -> Self {
+        self.bitmap = Some((name.into(), mode));
+        self
+    }
+
+    /// Whether a job on a tap ends as soon as it can once its end was asked for; otherwise it waits for
+    /// [`MirrorControl::finalize`](crate::MirrorControl::finalize). Default: true.
+    #[must_use]
+    pub fn auto_finalize(mut self, auto: bool) -> Self {
+        self.auto_finalize = auto;
+        self
+    }
+
+    /// Whether a job on a tap that is over goes on to [`JobState::Null`](crate::JobState::Null) by itself; otherwise it
+    /// waits for [`MirrorControl::dismiss`](crate::MirrorControl::dismiss). Default: true.
+    #[must_use]
+    pub fn auto_dismiss(mut self, auto: bool) -> Self {
+        self.auto_dismiss = auto;
+        self
+    }
+
+    /// The bitmap that says what to copy.
+    ///
+    /// # Errors
+    /// A bitmap without a sync mode that takes one, or the other way round.
+    pub(crate) fn sync_bitmap(&self) -> Result<Option<&(String, BitmapMode)>, Error> {
+        let wants = matches!(self.sync, SyncMode::Incremental | SyncMode::Bitmap);
+        match &self.bitmap {
+            Some((_, mode)) if self.sync == SyncMode::Incremental && *mode != BitmapMode::OnSuccess => {
+                Err(Error::SyncBitmap { why: "with sync=incremental the bitmap mode is on-success" })
+            }
+            None if wants => Err(Error::SyncBitmap { why: "this sync mode needs the name of a bitmap" }),
+            Some(_) if !wants => Err(Error::SyncBitmap { why: "this sync mode takes no bitmap" }),
+            bitmap => Ok(bitmap.as_ref()),
+        }
+    }
+
     /// Tests what can be tested without devices.
     ///
     /// # Errors
@@ -200,6 +287,7 @@ impl MirrorOptions {
             let value = u64::try_from(n).unwrap_or(u64::MAX);
             Err(Error::InvalidOption { option, value, expected: "between 1 and 256" })
         };
+        self.sync_bitmap()?;
         in_range("max-in-flight", self.max_in_flight)?;
         self.threads.map_or(Ok(()), |threads| in_range("threads", threads.get()))
     }

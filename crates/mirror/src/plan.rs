@@ -60,6 +60,9 @@ pub fn plan(
     options: &MirrorOptions,
 ) -> Result<Plan, Error> {
     options.check()?;
+    if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
+        return Err(Error::NeedsTap);
+    }
     let (device, cluster_size) = match target {
         PlanTarget::Existing(device) => {
             check_lengths(source, device)?;

@@ -6,20 +6,7 @@ use std::time::Duration;
 use blockmirror_block::ByteRange;
 
 use crate::granularity::GranularityChoice;
-
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum JobState {
-    /// Moving data, or waiting for its turn to.
-    Running,
-    /// Asked to pause, or stopped by an error policy. Operations that had begun are finished when `in_flight` is 0.
-    Paused,
-    /// Given up or cancelled; the last operations are being waited for.
-    Aborting,
-    /// Over. The result is at [`MirrorJob::wait`](crate::MirrorJob::wait).
-    Concluded,
-}
+use crate::state::JobState;
 
 /// Whether an error policy has stopped the job, and why. Kept from the first error until the job is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -62,6 +49,11 @@ pub struct Progress {
     pub skipped: u64,
     /// Bytes given up after repeated failures.
     pub given_up: u64,
+    /// Bytes that the guest wrote to source and target at once (write-blocking mode).
+    pub mirrored: u64,
+    /// Nothing is dirty or in flight, and what the guest writes goes to the target at once: source and target are equal
+    /// but for the writes under way.
+    pub actively_synced: bool,
     /// Time since the start.
     pub elapsed: Duration,
 }
@@ -123,6 +115,19 @@ pub enum Event {
         /// The failure in one line, with operation, file and offset.
         message: String,
     },
+    /// The job has come to another state (`JOB_STATUS_CHANGE`).
+    Status(JobState),
+    /// The target equals the source and is durable (`BLOCK_JOB_READY`). Follows the status of that name, once.
+    Ready,
+    /// The job waits for [`MirrorControl::finalize`](crate::MirrorControl::finalize) (`BLOCK_JOB_PENDING`).
+    Pending,
+    /// The job has ended by itself or as asked (`BLOCK_JOB_COMPLETED`).
+    Completed {
+        /// Why it failed, in one line, if it did.
+        error: Option<String>,
+    },
+    /// The job was given up on request (`BLOCK_JOB_CANCELLED`); the target is of no use.
+    Cancelled,
 }
 
 /// A range that could not be copied.

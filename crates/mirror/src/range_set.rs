@@ -71,8 +71,17 @@ impl RangeSet {
             .map(|(&start, &end)| ByteRange::new(start, end))
     }
 
+    /// Separate runs.
+    pub(crate) fn count(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// Takes everything out.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
     /// The runs in order.
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = ByteRange> + '_ {
         self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end))
     }

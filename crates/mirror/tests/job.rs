@@ -289,7 +289,7 @@ fn a_paused_job_stands_still_until_it_is_resumed() {
     let options = MirrorOptions::new().max_in_flight(2);
     let job = MirrorJob::start(Arc::clone(&source) as _, held, options).unwrap();
     gate.wait_held(2);
-    job.control().pause();
+    job.control().pause().unwrap();
     gate.open();
     while job.control().progress().in_flight > 0 {
         thread::yield_now();
@@ -298,7 +298,7 @@ fn a_paused_job_stands_still_until_it_is_resumed() {
     assert_eq!((still.state, still.offset), (JobState::Paused, 1 << 20));
     assert!(!job.control().wait_timeout(Duration::from_millis(10)));
     assert_eq!(job.control().progress().offset, 1 << 20);
-    job.control().resume();
+    job.control().resume().unwrap();
     job.wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
 }
@@ -317,11 +317,12 @@ fn a_full_target_stops_the_job_and_resume_goes_on() {
     assert_eq!(job.control().progress().io_status, IoStatus::NoSpace);
     let events = job.control().events();
     assert!(matches!(
-        events.first(),
+        events.iter().find(|event| matches!(event, Event::Error { .. })),
         Some(Event::Error { operation: Operation::Write, action: ErrorAction::Stop, .. })
     ));
+    assert_eq!(events.last(), Some(&Event::Status(JobState::Paused)));
     faults.heal();
-    job.control().resume();
+    job.control().resume().unwrap();
     job.wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
 }

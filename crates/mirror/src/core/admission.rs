@@ -24,19 +24,22 @@ impl Core {
     pub(crate) fn next(&mut self, now: Duration) -> Next {
         match self.phase {
             Phase::Running => {}
-            Phase::Aborting(_) => return Next::Wait(None),
+            Phase::Aborting(_) => return self.next_while_aborting(),
             Phase::Concluded(_) => return Next::Finished,
         }
-        if self.is_paused() || self.in_flight.len() >= self.config.max_in_flight {
+        if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.config.max_in_flight {
             return Next::Wait(None);
         }
+        self.hold_or_let_go(now);
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)
         {
             let range = walk.range;
             // Before the survey looks, hence before anything is read.
             self.dirty.clear(range.start()..range.end());
-            return self.begin(Work::Survey { range, first_pass: walk.first_pass }, walk.tries);
+            let first_pass = walk.first_pass;
+            let untouched = first_pass && !self.target_touched;
+            return self.begin(Work::Survey { range, first_pass, untouched }, walk.tries);
         }
         if let Some(front) = self.queue.front().copied() {
             return self.begin_queued(front, now);
@@ -50,14 +53,23 @@ impl Core {
         if now < self.flush_not_before {
             return Next::Wait(Some(self.flush_not_before));
         }
-        // Nothing queued, in flight, waiting or dirty: make it durable. The job ends when that has succeeded and
-        // nothing has become dirty meanwhile.
-        self.begin(Work::Flush, 0)
+        if !self.dirty.is_clean() || !self.walks.is_empty() {
+            // The guest is writing there; it will be asked for again.
+            return Next::Wait(None);
+        }
+        // Nothing queued, in flight, waiting or dirty.
+        self.when_clean()
     }
 
-    fn begin(&mut self, work: Work, tries: u32) -> Next {
+    pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
         let id = self.next_id;
         self.next_id += 1;
+        if work == Work::Flush {
+            self.flushing.merge(&self.unflushed);
+            self.unflushed.clear_all();
+            // Their writes may land after the flush has begun.
+            self.guests_stay_unflushed();
+        }
         self.in_flight.push(InFlight { id, work, tries });
         Next::Do(Action { id, work })
     }
@@ -72,11 +84,16 @@ impl Core {
 
     /// A range to survey: the rest of one that was begun, a retry whose time has come, or the next dirty run.
     fn take_walk(&mut self, now: Duration) -> Option<Walk> {
-        if let Some(walk) = self.walks.pop_front() {
+        if let Some(walk) = self.next_walk() {
             return Some(walk);
         }
-        let claimed = &self.claimed;
-        let walk = match self.retries.take_due(now, |range| claimed.first_overlap(range).is_none()) {
+        let free = |core: &Self, range| {
+            core.claimed.first_overlap(range).is_none() && core.guest_in_the_way(range).is_none()
+        };
+        let mut retries = std::mem::take(&mut self.retries);
+        let due = retries.take_due(now, |range| free(self, range));
+        self.retries = retries;
+        let walk = match due {
             Some(due) => Walk { range: due.range, tries: due.tries, first_pass: false },
             None if self.retries.is_full() || self.dirty.dirty_bytes() <= self.retries.bytes() => {
                 return None;
@@ -93,6 +110,28 @@ impl Core {
         Some(walk)
     }
 
+    /// The first walk that was begun, as far as no writer is in its way; what one is in the way of comes later.
+    fn next_walk(&mut self) -> Option<Walk> {
+        for _ in 0..self.walks.len() {
+            let walk = self.walks.pop_front()?;
+            let Some(guest) = self.guest_in_the_way(walk.range) else { return Some(walk) };
+            let before = ByteRange::new(walk.range.start(), guest.start());
+            if !before.is_empty() {
+                self.walks.push_front(Walk { range: ByteRange::new(before.end(), walk.range.end()), ..walk });
+                return Some(Walk { range: before, ..walk });
+            }
+            let after = ByteRange::new(guest.end(), walk.range.end());
+            let here = ByteRange::new(walk.range.start(), guest.end().min(walk.range.end()));
+            self.walks.push_back(Walk { range: here, ..walk });
+            if !after.is_empty() {
+                self.walks.push_front(Walk { range: after, ..walk });
+            }
+        }
+        // Around each writer one piece is left over; pieces in front of them were taken by earlier calls.
+        let index = self.walks.iter().position(|walk| self.guest_in_the_way(walk.range).is_none())?;
+        self.walks.remove(index)
+    }
+
     /// The first dirty run that begins in `from..to` and that nothing in flight, queued or waiting touches, in whole
     /// units of the bitmap.
     fn free_dirty_run(&self, from: u64, to: u64) -> Option<ByteRange> {
@@ -102,10 +141,8 @@ impl Core {
             let run = ByteRange::new(run.start, run.end);
             let busy = self.claimed.first_overlap(run).map(|busy| self.whole_units(busy));
             let waiting = self.retries.first_overlap(run).map(|waiting| waiting.range);
-            let obstacle = match (busy, waiting) {
-                (Some(a), Some(b)) => Some(if a.start() <= b.start() { a } else { b }),
-                (a, b) => a.or(b),
-            };
+            let guest = self.guest_in_the_way(run);
+            let obstacle = [busy, waiting, guest].into_iter().flatten().min_by_key(|range| range.start());
             match obstacle {
                 None => return Some(run),
                 Some(obstacle) if obstacle.start() > run.start() => {
@@ -129,7 +166,7 @@ impl Core {
             Work::Copy { range, .. } => (range, true),
             Work::Zero { range, metadata_only } => (range, !metadata_only),
             Work::Survey { range, .. } => (range, false),
-            Work::Flush => return Next::Wait(None),
+            Work::Flush | Work::End(_) => return Next::Wait(None),
         };
         if moves_data {
             let mut delay = self.limiter.delay(now);

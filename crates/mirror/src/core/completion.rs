@@ -20,29 +20,43 @@ impl Core {
     pub(crate) fn finished(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
         let Some(index) = self.in_flight.iter().position(|op| op.id == id) else { return };
         let op = self.in_flight.swap_remove(index);
+        if matches!(op.work, Work::End(_)) {
+            return self.ended();
+        }
         if !matches!(self.phase, Phase::Running) {
             self.conclude_if_idle();
             return;
         }
         match (result, op.work) {
-            (Ok(Done::Surveyed(segments)), Work::Survey { range, first_pass }) => {
+            (Ok(Done::Surveyed(segments)), Work::Survey { range, first_pass, .. }) => {
                 self.surveyed(Walk { range, tries: op.tries, first_pass }, segments);
             }
-            (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => self.completed(range, moved),
+            (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
+                self.unflushed.set(range.start()..range.end());
+                self.completed(range, moved);
+            }
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
+                self.unflushed.set(range.start()..range.end());
                 self.completed(range, Moved { zeroed: range.len(), ..Moved::default() });
             }
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
                 self.zero_by_data = true;
                 self.queue.push_front(Queued { range, need: Need::Zero, tries: op.tries });
             }
-            (Ok(_), Work::Flush) => self.flushed(),
+            (Ok(_), Work::Flush) => {
+                self.flushing.clear_all();
+                self.flush_tries = 0;
+                self.flushed();
+            }
+            (_, Work::End(_)) => {}
             (Ok(_), Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
                 // The report does not fit the action, which cannot be; the range is simply not done.
-                self.claimed.remove(range);
-                self.dirty.set(range.start()..range.end());
+                self.unclaim(range);
             }
             (Err(failure), _) => self.failed(now, op, failure),
+        }
+        if !self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { .. })) {
+            self.touched.clear();
         }
         self.conclude_if_idle();
     }
@@ -54,10 +68,30 @@ impl Core {
             self.walks.push_front(Walk { range: rest, ..walk });
         }
         for segment in segments {
-            if segment.below {
-                self.enqueue_below(segment, walk.tries);
+            self.leave_out_touched(segment, walk.tries);
+        }
+    }
+
+    /// Where the guest has written to the target while the survey was under way, its answer may be outdated: that is
+    /// dirty again, and not queued.
+    fn leave_out_touched(&mut self, mut segment: Segment, tries: u32) {
+        let whole = segment.range;
+        let mut at = whole.start();
+        while at < whole.end() {
+            let rest = ByteRange::new(at, whole.end());
+            let touched = self.touched.first_overlap(rest).map(|run| run.intersect(rest));
+            segment.range = ByteRange::new(at, touched.map_or(whole.end(), ByteRange::start));
+            if segment.range.is_empty() {
+                // Nothing lies before it.
+            } else if segment.below {
+                self.enqueue_below(segment, tries);
             } else {
-                self.enqueue(segment.range, segment.need, walk.tries);
+                self.enqueue(segment.range, segment.need, tries);
+            }
+            at = segment.range.end();
+            if let Some(touched) = touched {
+                self.unclaim(touched);
+                at = touched.end();
             }
         }
     }
@@ -102,16 +136,10 @@ impl Core {
         self.done.skipped += moved.skipped;
     }
 
-    fn flushed(&mut self) {
-        if self.dirty.is_clean() {
-            self.phase = Phase::Concluded(Ok(()));
-        }
-    }
-
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {
         let range = match op.work {
             Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Flush => ByteRange::default(),
+            Work::Flush | Work::End(_) => ByteRange::default(),
         };
         // First of all the range is dirty again, whatever the policy says. Bits that were set already are news from
         // the guest that arrived meanwhile.
@@ -119,13 +147,21 @@ impl Core {
         let news = self.dirty.dirty_bytes_in(units.start()..units.end()) > 0;
         self.claimed.remove(range);
         if op.work == Work::Flush {
-            // Anything written since the last good flush may be lost, and in this job there was none.
-            self.dirty.set_all();
+            // Anything written since the last good flush may be lost.
+            self.dirty.merge(&self.unflushed);
+            self.dirty.merge(&self.flushing);
+            self.unflushed.clear_all();
+            self.flushing.clear_all();
+            self.guests_stay_unflushed();
             self.retries.clear();
         } else {
             self.dirty.set(units.start()..units.end());
+            // It may have happened all the same; then the next look finds nothing to do, and only a flush makes it last.
+            self.unflushed.set(units.start()..units.end());
         }
 
+        // Nobody waits while it is tried again.
+        self.let_go();
         let Failure { operation, error } = failure;
         let no_space = error.kind() == block::ErrorKind::NoSpace;
         let policy = match operation {
@@ -139,22 +175,21 @@ impl Core {
             OnError::Enospc | OnError::Auto => ErrorAction::Report,
             OnError::Ignore if op.work == Work::Flush => {
                 self.flush_tries += 1;
-                if self.flush_tries < MAX_FLUSH_TRIES { ErrorAction::Ignore } else { ErrorAction::Report }
+                if self.flush_tries < MAX_FLUSH_TRIES || self.config.live {
+                    ErrorAction::Ignore
+                } else {
+                    ErrorAction::Report
+                }
             }
-            // What the guest has written anew gets new tries.
-            OnError::Ignore if op.tries + 1 < MAX_TRIES || news => ErrorAction::Ignore,
+            // What the guest has written anew gets new tries. A job on a tap leaves nothing out: it would never be equal.
+            OnError::Ignore if op.tries + 1 < MAX_TRIES || news || self.config.live => ErrorAction::Ignore,
             OnError::Ignore => ErrorAction::GiveUp,
         };
         let message = error.to_string();
         self.push_event(Event::Error { operation, action, range, message: message.clone() });
         match action {
             ErrorAction::Report => self.fail(operation, error),
-            ErrorAction::Stop => {
-                if !self.stopped_by_error {
-                    self.io_status = if no_space { IoStatus::NoSpace } else { IoStatus::Failed };
-                }
-                self.stopped_by_error = true;
-            }
+            ErrorAction::Stop => self.stop(no_space),
             ErrorAction::Ignore if op.work == Work::Flush => {
                 self.flush_not_before = now.saturating_add(pace(self.flush_tries));
             }
@@ -165,7 +200,7 @@ impl Core {
                 self.retries.put(units, tries, self.config.detail, now);
             }
             ErrorAction::GiveUp if self.given_up.is_full() => {
-                self.phase = Phase::Aborting(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
+                self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             ErrorAction::GiveUp => {
                 self.dirty.clear(units.start()..units.end());
@@ -175,8 +210,34 @@ impl Core {
         }
     }
 
+    /// A write of the guest has failed at the target in `range`, which is dirty again.
+    pub(super) fn judge(&mut self, range: ByteRange, failure: Failure) {
+        let Failure { operation, error } = failure;
+        let no_space = error.kind() == block::ErrorKind::NoSpace;
+        let action = match self.config.on_target_error {
+            OnError::Ignore => ErrorAction::Ignore,
+            OnError::Stop => ErrorAction::Stop,
+            OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,
+            OnError::Report | OnError::Enospc | OnError::Auto => ErrorAction::Report,
+        };
+        self.push_event(Event::Error { operation, action, range, message: error.to_string() });
+        match action {
+            ErrorAction::Report => self.fail(operation, error),
+            ErrorAction::Stop => self.stop(no_space),
+            ErrorAction::Ignore | ErrorAction::GiveUp => {}
+        }
+    }
+
+    fn stop(&mut self, no_space: bool) {
+        if !self.stopped_by_error {
+            self.io_status = if no_space { IoStatus::NoSpace } else { IoStatus::Failed };
+        }
+        self.stopped_by_error = true;
+        self.show_pause();
+    }
+
     fn fail(&mut self, operation: Operation, error: block::Error) {
-        self.phase = Phase::Aborting(match operation {
+        self.begin_to_fail(match operation {
             Operation::Read => Error::Source(error),
             Operation::Write => Error::Target(error),
         });

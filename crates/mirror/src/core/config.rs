@@ -2,7 +2,9 @@
 
 use blockmirror_block::{Geometry, ZeroCost};
 
-use crate::options::{DEFAULT_BUF_SIZE, DEFAULT_MIN_ZERO_RUN, MirrorOptions, OnError, SyncMode};
+use crate::options::{
+    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_MIN_ZERO_RUN, MirrorOptions, OnError, SyncMode,
+};
 
 /// One data operation takes at most this part of the buffer: 512 KiB by default, which stays in a processor's
 /// own cache between read and write. The most in flight together is limited by the buffer and by number.
@@ -35,6 +37,13 @@ pub(crate) struct Config {
     /// Whole units of this are made zero without data being written, if `zero_by_metadata`; a power of two.
     pub(crate) zero_unit: u64,
     pub(crate) zero_by_metadata: bool,
+    /// The job sits on a tap and ends when it is told to; otherwise it ends by itself when the target is equal.
+    pub(crate) live: bool,
+    pub(crate) copy_mode: CopyMode,
+    pub(crate) auto_finalize: bool,
+    pub(crate) auto_dismiss: bool,
+    /// After a failure the bitmap that told what to copy is cut to what is left.
+    pub(crate) cut_bitmap: bool,
 }
 
 impl Config {
@@ -59,6 +68,11 @@ impl Config {
             on_target_error: options.on_target_error,
             zero_unit: zero_unit(target),
             zero_by_metadata: target.zero_cost == ZeroCost::Metadata,
+            live: false,
+            copy_mode: options.copy_mode,
+            auto_finalize: options.auto_finalize,
+            auto_dismiss: options.auto_dismiss,
+            cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
         }
     }
 }

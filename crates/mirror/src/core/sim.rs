@@ -19,7 +19,8 @@ use super::{Action, Core, Done, Next, Work};
 use crate::error::Error;
 use crate::mover::{Manner, Mover};
 use crate::options::{MirrorOptions, OnError, SyncMode};
-use crate::progress::{ErrorAction, Event, IoStatus, JobState, Operation};
+use crate::progress::{ErrorAction, Event, IoStatus, Operation};
+use crate::state::JobState;
 use crate::survey::Failure;
 
 /// Steps after which a schedule is taken to hang.
@@ -164,7 +165,7 @@ struct Sim<'a> {
     guest_writes: u64,
     injected: [u64; 2],
     /// Written since the last flush of the target.
-    unflushed: bool,
+    unflushed: Vec<ByteRange>,
     events: Vec<Event>,
     offset: u64,
 }
@@ -180,7 +181,7 @@ impl<'a> Sim<'a> {
             unmarked: Vec::new(),
             guest_writes: setup.guest_writes,
             injected: [0; 2],
-            unflushed: false,
+            unflushed: Vec::new(),
             events: Vec::new(),
             offset: 0,
         }
@@ -246,7 +247,7 @@ impl<'a> Sim<'a> {
     fn range_of(&self, work: Work) -> Option<ByteRange> {
         match work {
             Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => Some(range),
-            Work::Flush => None,
+            Work::Flush | Work::End(_) => None,
         }
     }
 
@@ -283,19 +284,25 @@ impl<'a> Sim<'a> {
                     None
                 }
                 Work::Copy { range, target_zero } => {
-                    self.unflushed = true;
+                    self.unflushed.push(range);
                     Some(op.mover.write(range, target_zero).map(Done::Copied))
                 }
                 work => {
-                    self.unflushed |= matches!(work, Work::Zero { .. });
-                    self.unflushed &= work != Work::Flush;
+                    match work {
+                        Work::Zero { range, .. } => self.unflushed.push(range),
+                        Work::Flush => self.unflushed.clear(),
+                        _ => {}
+                    }
                     Some(op.mover.perform(work))
                 }
             };
         }
-        if fails && work == Work::Flush && self.setup.options.sync == SyncMode::Full {
-            // A failed flush may have lost any write that came before it.
-            write_randomly(&mut self.rng, &self.setup.target);
+        if fails && work == Work::Flush {
+            // A failed flush may have lost any write that came after the last good one.
+            for range in std::mem::take(&mut self.unflushed) {
+                let junk = self.rng.bytes(range.len());
+                self.setup.target.write_at(&junk, range.start(), WriteFlags::NONE).unwrap();
+            }
         }
         if fails {
             self.injected[side as usize] += 1;
@@ -331,14 +338,14 @@ impl<'a> Sim<'a> {
                 .iter()
                 .any(|event| matches!(event, Event::Error { action, .. } if *action == ErrorAction::Stop));
             assert!(stopped || progress.io_status == IoStatus::Ok);
-            self.core.resume();
+            self.core.resume().unwrap();
             assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
         } else if self.rng.one_in(20) {
-            self.core.pause();
+            let _ = self.core.pause();
             assert!(matches!(self.core.next(self.now), Next::Wait(None) | Next::Finished));
         } else if self.rng.one_in(20) {
             let speed = self.rng.pick(&[0, 100_000, 1_000_000]);
-            self.core.set_speed(self.now, speed);
+            let _ = self.core.set_speed(self.now, speed);
         }
     }
 
@@ -367,7 +374,7 @@ impl<'a> Sim<'a> {
             Err(Error::Target(_)) => assert!(self.injected[1] > 0 && failed(Operation::Write)),
             Err(other) => panic!("{other}"),
             Ok(()) => {
-                assert!(!self.unflushed, "the end without a flush");
+                assert!(self.unflushed.is_empty(), "the end without a flush");
                 let progress = self.core.progress(self.now);
                 assert_eq!((progress.offset, progress.dirty_left), (progress.len, 0));
                 let given_up = self.core.given_up();

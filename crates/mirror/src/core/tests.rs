@@ -36,6 +36,7 @@ fn honest(work: Work) -> Done {
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush => Done::Flushed,
+        Work::End(_) => Done::Ended,
     }
 }
 
@@ -77,6 +78,15 @@ fn copies(log: &[Work]) -> Vec<(u64, u64)> {
         .collect()
 }
 
+/// The errors among the events.
+fn errors(core: &mut Core) -> Vec<(Operation, ErrorAction, ByteRange)> {
+    let error = |event| match event {
+        Event::Error { operation, action, range, .. } => Some((operation, action, range)),
+        _ => None,
+    };
+    core.take_events().into_iter().filter_map(error).collect()
+}
+
 fn take_all(core: &mut Core) -> Vec<Action> {
     let mut all = Vec::new();
     while let Next::Do(action) = core.next(Duration::ZERO) {
@@ -89,7 +99,7 @@ fn take_all(core: &mut Core) -> Vec<Action> {
 fn a_pass_is_one_survey_then_operations_that_meet_at_common_borders_then_a_flush() {
     let mut core = core(3 * M + 100, MirrorOptions::new());
     let log = drive(&mut core, &mut Duration::default(), |work| Ok(honest(work)));
-    assert!(matches!(log[0], Work::Survey { first_pass: true, range } if range.len() == 3 * M + 100));
+    assert!(matches!(log[0], Work::Survey { first_pass: true, range, .. } if range.len() == 3 * M + 100));
     assert_eq!(copies(&log), [(0, M), (M, 2 * M), (2 * M, 3 * M), (3 * M, 3 * M + 100)]);
     assert_eq!(log.last(), Some(&Work::Flush));
     assert!(core.take_result().unwrap().is_ok());
@@ -183,7 +193,7 @@ fn dirty_neighbours_merge_and_what_is_in_flight_is_left_out() {
     }
     let survey = next(&mut core, now).unwrap();
     core.mark_dirty(ByteRange::new(0, 81920));
-    let Work::Survey { range, first_pass: false } = survey.work else { panic!("{survey:?}") };
+    let Work::Survey { range, first_pass: false, .. } = survey.work else { panic!("{survey:?}") };
     assert_eq!(range, ByteRange::new(40960, 45056));
     // Behind it first, then from the start.
     let after = next(&mut core, now).unwrap();
@@ -220,9 +230,9 @@ fn the_policies_are_those_of_the_table() {
             let copy = next(&mut core, now).unwrap();
             core.finished(*now, copy.id, Err(failure(side, kind)));
             assert_eq!(core.dirty.dirty_bytes(), M, "dirty again, whatever the policy");
-            let events = core.take_events();
-            let [Event::Error { operation, action, range, .. }] = &events[..] else { panic!("{events:?}") };
-            assert_eq!((*operation, *action, range.len()), (side, expected, M), "{policy:?} {kind:?}");
+            let events = errors(&mut core);
+            let [(operation, action, range)] = events[..] else { panic!("{events:?}") };
+            assert_eq!((operation, action, range.len()), (side, expected, M), "{policy:?} {kind:?}");
             let progress = core.progress(*now);
             match expected {
                 Report => {
@@ -250,7 +260,7 @@ fn the_io_status_is_that_of_the_first_error_and_resume_forgets_it() {
     core.finished(Duration::ZERO, copies[2].id, Ok(honest(copies[2].work)));
     assert!(take_all(&mut core).is_empty(), "stopped");
     assert_eq!(core.progress(Duration::ZERO).io_status, IoStatus::NoSpace);
-    core.resume();
+    core.resume().unwrap();
     assert_eq!(core.progress(Duration::ZERO).io_status, IoStatus::Ok);
     core.finished(Duration::ZERO, copies[3].id, Ok(honest(copies[3].work)));
     drive(&mut core, &mut Duration::default(), |work| Ok(honest(work)));
@@ -281,7 +291,7 @@ fn ignore_gives_one_small_range_up_after_ten_paced_tries() {
     assert_eq!(given_up[0].message, "test: I/O error");
     let progress = core.progress(now);
     assert_eq!((progress.offset, progress.len, progress.given_up), (4 * M, 4 * M, 4096));
-    let actions: Vec<_> = core.take_events().into_iter().map(|Event::Error { action, .. }| action).collect();
+    let actions: Vec<_> = errors(&mut core).into_iter().map(|(_, action, _)| action).collect();
     assert_eq!(actions.len(), MAX_TRIES as usize);
     assert_eq!(actions.last(), Some(&ErrorAction::GiveUp));
     assert!(core.take_result().unwrap().is_ok());
@@ -373,7 +383,7 @@ fn after_a_failed_flush_everything_is_copied_again() {
     };
     drive(&mut core, &mut Duration::default(), &mut device);
     assert_eq!(core.progress(Duration::ZERO).state, JobState::Paused);
-    core.resume();
+    core.resume().unwrap();
     let log = drive(&mut core, &mut Duration::default(), device);
     assert_eq!(copies(&log), [(0, M), (M, 2 * M)]);
     assert!(core.take_result().unwrap().is_ok());
@@ -397,7 +407,7 @@ fn a_paused_job_finishes_what_is_in_flight_and_stands_still() {
     let survey = take_all(&mut core).remove(0);
     core.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
     let copies = take_all(&mut core);
-    core.pause();
+    core.pause().unwrap();
     for copy in &copies {
         assert_eq!(core.progress(Duration::ZERO).state, JobState::Paused);
         core.finished(Duration::ZERO, copy.id, Ok(honest(copy.work)));
@@ -405,7 +415,7 @@ fn a_paused_job_finishes_what_is_in_flight_and_stands_still() {
     assert!(take_all(&mut core).is_empty());
     let progress = core.progress(Duration::ZERO);
     assert_eq!((progress.in_flight, progress.offset), (0, 16 * M));
-    core.resume();
+    core.resume().unwrap();
     assert_eq!(take_all(&mut core).len(), 16);
 }
 
@@ -540,6 +550,6 @@ fn a_new_speed_takes_effect_at_once() {
         }
     };
     assert!(wait >= Duration::from_millis(500));
-    core.set_speed(now, 0);
+    core.set_speed(now, 0).unwrap();
     assert!(matches!(core.next(now), Next::Do(_)));
 }

@@ -1,0 +1,220 @@
+//! The guest's writes, as the core sees them: who may write now, whether the target gets it at once, what is dirty after.
+//!
+//! What must hold:
+//! - A range is marked after its write has finished, whether or not it succeeded.
+//! - In write-blocking mode nothing else is in flight on the range. The bits it covers wholly are cleared when the
+//!   write is let in, not when it ends, so that marks of others that arrive meanwhile stay; if either side fails they
+//!   are set again. Units that it covers in part keep what they have.
+//! - Writers wait for operations in flight and for writers that came before them, never the other way round: nobody can
+//!   wait for himself. An operation is not begun where a writer waits, so none waits for long.
+//! - Nobody is let in while the guest is held.
+
+use blockmirror_block::{self as block, ByteRange};
+
+use super::{Core, Phase, Queued, Work};
+use crate::options::CopyMode;
+use crate::progress::Operation;
+use crate::survey::{Failure, Need};
+
+/// Separate ranges remembered while surveys are under way; beyond, all that is surveyed is looked at again.
+const MAX_TOUCHED: usize = 4096;
+
+/// A write of the guest that has not finished.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guest {
+    id: u64,
+    range: ByteRange,
+    stage: Stage,
+    /// It can be repeated at the target.
+    can_mirror: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    /// Let in; the target gets it later.
+    Behind,
+    /// Let in; source and target get it.
+    Both,
+}
+
+/// Where a write that asks to be let in stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Ask again when anything has changed.
+    Wait,
+    /// Write to the source.
+    Source,
+    /// Write to the source and, if that succeeds, to the target.
+    Both,
+    /// The job is over; it does not know this write any more.
+    Over,
+}
+
+impl Guest {
+    /// Whether the target has it as soon as it has finished, or it has not begun.
+    pub(super) fn reaches_target(&self) -> bool {
+        self.stage != Stage::Behind
+    }
+}
+
+impl Core {
+    /// A write to `range` wants to begin.
+    pub(crate) fn guest_begin(&mut self, range: ByteRange, can_mirror: bool) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.guests.push(Guest { id, range, stage: Stage::Waiting, can_mirror });
+        id
+    }
+
+    /// Whether the write `id` may begin now, and how.
+    pub(crate) fn guest_admit(&mut self, id: u64) -> Admission {
+        let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return Admission::Over };
+        if matches!(self.phase, Phase::Concluded(_)) {
+            self.guests.swap_remove(index);
+            return Admission::Over;
+        }
+        if self.held {
+            return Admission::Wait;
+        }
+        let Guest { range, can_mirror, .. } = self.guests[index];
+        if !(self.is_blocking() && can_mirror) {
+            self.guests[index].stage = Stage::Behind;
+            return Admission::Source;
+        }
+        let earlier =
+            |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
+        let moved = |work: Work| match work {
+            Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Survey { .. } | Work::Flush | Work::End(_) => ByteRange::default(),
+        };
+        if self.guests.iter().any(earlier) || self.in_flight.iter().any(|op| moved(op.work).overlaps(range)) {
+            return Admission::Wait;
+        }
+        self.guests[index].stage = Stage::Both;
+        self.admit_to_target(range);
+        Admission::Both
+    }
+
+    fn admit_to_target(&mut self, range: ByteRange) {
+        self.take_back(range);
+        if self
+            .in_flight
+            .iter()
+            .any(|op| matches!(op.work, Work::Survey { range: r, .. } if r.overlaps(range)))
+        {
+            // The survey may have looked before this write.
+            let all = self.touched.count() >= MAX_TOUCHED;
+            self.touched.insert(if all { ByteRange::new(0, self.config.len) } else { range });
+        }
+        self.target_touched = true;
+        if let Some(written) = &mut self.guest_written {
+            written.set(range.start()..range.end());
+        }
+        self.unflushed.set(range.start()..range.end());
+        self.dirty.clear(range.start()..range.end());
+    }
+
+    /// Makes dirt again of what is queued in `range`: what the survey said of it is about to be outdated.
+    fn take_back(&mut self, range: ByteRange) {
+        if self.claimed.first_overlap(range).is_none() {
+            return;
+        }
+        for queued in std::mem::take(&mut self.queue) {
+            let cut = queued.range.intersect(range);
+            if cut.is_empty() {
+                self.queue.push_back(queued);
+                continue;
+            }
+            if matches!(queued.need, Need::Copy { .. }) {
+                self.queued_copy -= cut.len();
+            }
+            self.unclaim(cut);
+            for part in [
+                ByteRange::new(queued.range.start(), cut.start()),
+                ByteRange::new(cut.end(), queued.range.end()),
+            ] {
+                if !part.is_empty() {
+                    self.queue.push_back(Queued { range: part, ..queued });
+                }
+            }
+        }
+    }
+
+    /// `range` was taken and is not done: it is dirty again.
+    pub(super) fn unclaim(&mut self, range: ByteRange) {
+        self.claimed.remove(range);
+        self.dirty.set(range.start()..range.end());
+    }
+
+    /// The write `id` has finished at the source, and at the target if `target` is something.
+    pub(crate) fn guest_finished(&mut self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
+        let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return };
+        let Guest { range, stage, .. } = self.guests.swap_remove(index);
+        match target {
+            Some(Ok(())) if source_ok && stage == Stage::Both => {
+                self.mirrored += range.len();
+                self.given_up.remove(range);
+            }
+            Some(Err(error)) => {
+                self.mark_dirty(range);
+                if matches!(self.phase, Phase::Running) {
+                    self.judge(range, Failure { operation: Operation::Write, error });
+                }
+            }
+            _ => self.mark_dirty(range),
+        }
+        self.conclude_if_idle();
+    }
+
+    /// `count` writes are under way that began before the job; each is reported to
+    /// [`stranger_finished`](Self::stranger_finished).
+    pub(crate) fn expect_strangers(&mut self, count: usize) {
+        self.strangers = count;
+    }
+
+    /// A write that began before the job has finished.
+    pub(crate) fn stranger_finished(&mut self, range: ByteRange) {
+        self.strangers = self.strangers.saturating_sub(1);
+        self.mark_dirty(range);
+    }
+
+    /// Whether the target gets the guest's writes at once. Not while the job is paused: then the target is left alone.
+    pub(super) fn is_blocking(&self) -> bool {
+        self.config.copy_mode == CopyMode::WriteBlocking
+            && !self.is_paused()
+            && matches!(self.phase, Phase::Running)
+    }
+
+    /// Whether no write of the guest is under way. Those that wait to be let in are not.
+    pub(super) fn is_drained(&self) -> bool {
+        self.strangers == 0 && self.guests.iter().all(|guest| guest.stage == Stage::Waiting)
+    }
+
+    /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.
+    pub(super) fn guests_stay_unflushed(&mut self) {
+        for guest in self.guests.iter().filter(|guest| guest.stage == Stage::Both) {
+            self.unflushed.set(guest.range.start()..guest.range.end());
+        }
+    }
+
+    /// Whether the guest itself is writing to the target.
+    pub(super) fn guests_at_target(&self) -> bool {
+        self.guests.iter().any(|guest| guest.stage == Stage::Both)
+    }
+
+    /// The first writer in the way of an operation on `range`, in whole units of the dirty bitmap.
+    pub(super) fn guest_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
+        let waiting_counts = self.is_blocking() && !self.held;
+        self.guests
+            .iter()
+            .filter(|guest| match guest.stage {
+                Stage::Both => true,
+                Stage::Waiting => waiting_counts && guest.can_mirror,
+                Stage::Behind => false,
+            })
+            .map(|guest| self.whole_units(guest.range))
+            .filter(|units| units.overlaps(range))
+            .min_by_key(|units| units.start())
+    }
+}

@@ -1,0 +1,281 @@
+//! The life of a job: its verbs, READY, and how it ends.
+//!
+//! A job on a tap goes on when it is ready, until its end is asked for. Then it waits until little is left, holds the
+//! guest's writes, lets those under way land, copies what is left, flushes the target, and looks again: if anything
+//! became dirty or the flush failed, it lets go and goes on; else the end is performed while the guest is still held,
+//! so that no write falls between the last look and the pivot.
+
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+
+use super::{Core, Ending, Next, Phase, Work};
+use crate::error::Error;
+use crate::options::CopyMode;
+use crate::progress::{Event, IoStatus};
+use crate::state::{JobState, Refused, Verb};
+
+impl Core {
+    /// Makes a move of the state table, and tells.
+    pub(super) fn go(&mut self, next: JobState) {
+        debug_assert!(self.state.may_become(next), "{} to {next}", self.state);
+        self.state = next;
+        self.push_event(Event::Status(next));
+    }
+
+    fn allow(&self, verb: Verb) -> Result<(), Refused> {
+        if self.state.allows(verb) { Ok(()) } else { Err(Refused::State { verb, state: self.state }) }
+    }
+
+    /// Shows in the state whether the job is paused, where the state tells.
+    pub(super) fn show_pause(&mut self) {
+        match (self.state, self.is_paused()) {
+            (JobState::Running, true) => self.go(JobState::Paused),
+            (JobState::Paused, false) => self.go(JobState::Running),
+            (JobState::Ready, true) => self.go(JobState::Standby),
+            (JobState::Standby, false) => self.go(JobState::Ready),
+            _ => {}
+        }
+    }
+
+    /// Starts nothing new until [`resume`](Self::resume). The guest is not held meanwhile.
+    pub(crate) fn pause(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Pause)?;
+        if self.is_paused() {
+            return Err(Refused::Paused { verb: Verb::Pause });
+        }
+        if self.is_ending() {
+            // The last step is under way and does not fail.
+            return Err(Refused::State { verb: Verb::Pause, state: JobState::Waiting });
+        }
+        self.paused_by_user = true;
+        self.let_go();
+        self.show_pause();
+        Ok(())
+    }
+
+    /// Goes on, also after an error policy stopped the job; its errors are forgotten.
+    pub(crate) fn resume(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Resume)?;
+        if !self.is_paused() {
+            return Err(Refused::NotPaused);
+        }
+        self.unpause();
+        Ok(())
+    }
+
+    fn unpause(&mut self) {
+        self.paused_by_user = false;
+        self.stopped_by_error = false;
+        self.io_status = IoStatus::Ok;
+        self.show_pause();
+    }
+
+    /// Changes the speed; waiting threads must ask again.
+    pub(crate) fn set_speed(&mut self, now: Duration, bytes_per_second: u64) -> Result<(), Refused> {
+        self.allow(Verb::SetSpeed)?;
+        self.limiter.set_speed(now, bytes_per_second);
+        Ok(())
+    }
+
+    /// Changes when the target gets what the guest writes. Writes under way end as they began.
+    pub(crate) fn change(&mut self, mode: CopyMode) -> Result<(), Refused> {
+        self.allow(Verb::Change)?;
+        self.config.copy_mode = mode;
+        Ok(())
+    }
+
+    /// Asks for the end with the pivot.
+    pub(crate) fn complete(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Complete)?;
+        self.ending.get_or_insert(Ending::Pivot);
+        Ok(())
+    }
+
+    /// Asks for the end without the pivot if the job has been ready, and gives it up otherwise.
+    pub(crate) fn cancel(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Cancel)?;
+        match self.state {
+            _ if self.is_paused() => return Err(Refused::Paused { verb: Verb::Cancel }),
+            JobState::Ready | JobState::Waiting | JobState::Pending if !self.is_ending() => {
+                self.ending = Some(Ending::Keep);
+            }
+            JobState::Ready | JobState::Waiting | JobState::Pending => {}
+            _ => self.abort(Error::Cancelled),
+        }
+        Ok(())
+    }
+
+    /// Gives the job up.
+    pub(crate) fn force_cancel(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::ForceCancel)?;
+        self.abort(Error::Cancelled);
+        Ok(())
+    }
+
+    /// Ends now what waits to be ended; errors that stopped it are forgotten.
+    pub(crate) fn finalize(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Finalize)?;
+        self.finalizing = true;
+        self.unpause();
+        Ok(())
+    }
+
+    /// Forgets the job.
+    pub(crate) fn dismiss(&mut self) -> Result<(), Refused> {
+        self.allow(Verb::Dismiss)?;
+        self.go(JobState::Null);
+        Ok(())
+    }
+
+    /// Whether the end is being performed: nothing can stop it now.
+    pub(super) fn is_ending(&self) -> bool {
+        self.in_flight.iter().any(|op| matches!(op.work, Work::End(_)))
+    }
+
+    /// Bytes that the target does not have, or may not have.
+    pub(super) fn left(&self) -> u64 {
+        self.dirty.dirty_bytes() + self.claimed.bytes()
+    }
+
+    /// Lets the guest write again.
+    pub(super) fn let_go(&mut self) {
+        self.held = false;
+        self.flushed_while_held = false;
+    }
+
+    /// Holds the guest when the end was asked for and little is left; lets go when it turned out to be much.
+    pub(super) fn hold_or_let_go(&mut self, now: Duration) {
+        if self.held {
+            let news = self.flushed_while_held && !self.dirty.is_clean();
+            if news || (self.is_drained() && self.left() > self.config.buffer) {
+                self.let_go();
+            }
+        } else if self.ending.is_some()
+            && (self.config.auto_finalize || self.finalizing)
+            && self.left() <= self.config.operation
+            && self.retries.bytes() == 0
+            && now >= self.flush_not_before
+        {
+            self.held = true;
+        }
+    }
+
+    /// Nothing is queued, in flight, waiting for another try, or dirty.
+    pub(super) fn when_clean(&mut self) -> Next {
+        let Some(ending) = self.ending else {
+            return if self.was_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
+        };
+        if !self.held {
+            // Not to be finalized by itself: the end waits for its word, and the copy goes on.
+            if self.state == JobState::Ready {
+                self.go(JobState::Waiting);
+                self.go(JobState::Pending);
+                self.push_event(Event::Pending);
+            }
+            return Next::Wait(None);
+        }
+        if !self.is_drained() {
+            return Next::Wait(None);
+        }
+        if self.flushed_while_held {
+            return self.begin(Work::End(ending), 0);
+        }
+        self.begin(Work::Flush, 0)
+    }
+
+    fn was_ready(&self) -> bool {
+        matches!(self.state, JobState::Ready | JobState::Standby | JobState::Waiting | JobState::Pending)
+    }
+
+    /// A flush of the target has succeeded. Nothing was dirty when it began.
+    pub(super) fn flushed(&mut self) {
+        if !self.dirty.is_clean() {
+            self.let_go();
+        } else if !self.config.live {
+            self.conclude(Ok(()));
+        } else if self.held {
+            self.flushed_while_held = true;
+        } else if self.state == JobState::Running {
+            self.go(JobState::Ready);
+            self.push_event(Event::Ready);
+        } else if self.state == JobState::Paused {
+            // Paused while the flush was under way: ready, and paused.
+            self.go(JobState::Running);
+            self.go(JobState::Ready);
+            self.push_event(Event::Ready);
+            self.go(JobState::Standby);
+        }
+    }
+
+    /// Ends the job with `error` once nothing is in flight, unless it is ending already.
+    pub(crate) fn abort(&mut self, error: Error) {
+        if matches!(self.phase, Phase::Running) && !self.is_ending() {
+            self.begin_to_fail(error);
+            self.conclude_if_idle();
+        }
+    }
+
+    pub(super) fn begin_to_fail(&mut self, error: Error) {
+        self.phase = Phase::Aborting(error);
+        self.let_go();
+        self.go(JobState::Aborting);
+    }
+
+    /// Ends a job that is being given up if nothing is in flight any more, the guest's own writes to the target included.
+    pub(super) fn conclude_if_idle(&mut self) {
+        let aborting = matches!(self.phase, Phase::Aborting(_));
+        if !aborting || !self.in_flight.is_empty() || self.config.cut_bitmap || self.guests_at_target() {
+            return;
+        }
+        if let Phase::Aborting(error) = std::mem::replace(&mut self.phase, Phase::Running) {
+            self.conclude(Err(error));
+        }
+    }
+
+    /// What is left to do for a job that is being given up.
+    pub(super) fn next_while_aborting(&mut self) -> Next {
+        if self.config.cut_bitmap && self.in_flight.is_empty() && !self.guests_at_target() {
+            return self.begin(Work::End(Ending::Fail), 0);
+        }
+        Next::Wait(None)
+    }
+
+    /// The last action was performed.
+    pub(super) fn ended(&mut self) {
+        self.config.cut_bitmap = false;
+        match std::mem::replace(&mut self.phase, Phase::Running) {
+            Phase::Aborting(error) => self.conclude(Err(error)),
+            _ => self.conclude(Ok(())),
+        }
+    }
+
+    fn conclude(&mut self, result: Result<(), Error>) {
+        self.let_go();
+        match &result {
+            Ok(()) => {
+                // A job that ends by itself may do so while it is paused, if its last flush was under way.
+                for next in [JobState::Running, JobState::Waiting, JobState::Pending] {
+                    if self.state.may_become(next) {
+                        self.go(next);
+                    }
+                }
+                self.push_event(Event::Completed { error: None });
+            }
+            Err(Error::Cancelled) => self.push_event(Event::Cancelled),
+            Err(error) => self.push_event(Event::Completed { error: Some(error.to_string()) }),
+        }
+        self.go(JobState::Concluded);
+        self.phase = Phase::Concluded(result);
+        if self.config.live && self.config.auto_dismiss {
+            self.go(JobState::Null);
+        }
+    }
+
+    /// The ranges that the target does not have, in order.
+    pub(crate) fn missing(&self) -> Vec<ByteRange> {
+        let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
+        let unflushed = self.unflushed.runs().map(|run| ByteRange::new(run.start, run.end));
+        dirty.chain(self.claimed.iter()).chain(unflushed).collect()
+    }
+}

@@ -1,0 +1,373 @@
+//! The tap: a disk that can be mirrored while it is written.
+//!
+//! It is made when the disk is opened and stays in front of it for good: a job comes ([`MirrorJob::attach`]), sees
+//! every write, and goes; after a pivot the tap forwards to the target and can be mirrored again. While no job and no
+//! bitmap listens it costs a request one uncontended lock of a lane (two for a write), and nothing is shared between
+//! lanes.
+//!
+//! What must hold:
+//! - A write is told to bitmaps and jobs after it has finished, whether or not it succeeded, and to those that listen
+//!   *then*: one that came while the write was under way must not miss it.
+//! - Writes under way are counted, so that whoever holds the guest knows when none is left, those included that began
+//!   before anybody listened.
+//! - Lock order: state, then a lane or a job's core; nothing else is locked under those.
+//!
+//! [`MirrorJob::attach`]: crate::MirrorJob::attach
+
+mod bitmaps;
+mod guard;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::{
+    self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
+};
+
+use crate::core::{Admission, Ending};
+use crate::engine::{Engine, Wake};
+use crate::error::Error;
+pub use bitmaps::MAX_BITMAPS;
+pub use guard::WriteGuard;
+
+/// Threads are spread over so many lanes.
+const LANES: usize = 16;
+
+/// A disk in front of another that lets jobs and bitmaps see what is written.
+///
+/// It is a [`BlockDevice`] itself. Who moves data in another way announces each write with
+/// [`begin_write`](Self::begin_write).
+///
+/// ```
+/// use std::sync::Arc;
+/// use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
+/// use blockmirror_mirror::{Event, MirrorJob, MirrorOptions, Tap};
+///
+/// let tap = Tap::new(Arc::new(MemoryDisk::new(1 << 20)));
+/// let target = Arc::new(MemoryDisk::new(1 << 20));
+/// let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, MirrorOptions::new())?;
+/// tap.write_at(b"while it runs", 4096, WriteFlags::NONE)?;
+/// while job.control().next_event(None) != Some(Event::Ready) {}
+/// job.control().complete()?;
+/// job.wait()?;
+/// // The tap forwards to the target now.
+/// tap.write_at(b"after", 0, WriteFlags::NONE)?;
+/// assert_eq!(&target.contents()?[..5], b"after");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Tap {
+    name: Arc<str>,
+    len: u64,
+    geometry: Geometry,
+    lanes: [Mutex<Lane>; LANES],
+    state: Mutex<State>,
+}
+
+/// What a request needs while nobody listens.
+#[derive(Debug)]
+struct Lane {
+    device: Arc<dyn BlockDevice>,
+    /// Nobody listens.
+    idle: bool,
+    /// Writes under way that began while nobody listened.
+    writes: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Where the tap forwards to.
+    device: Arc<dyn BlockDevice>,
+    session: Option<Session>,
+    next_session: u64,
+    /// Writes under way, or waiting to be let in, that began while somebody listened.
+    writes: usize,
+    bitmaps: BTreeMap<String, DirtyBitmap>,
+}
+
+/// A job on the tap.
+#[derive(Clone, Debug)]
+struct Session {
+    id: u64,
+    engine: Arc<Engine>,
+    /// The bitmap that told it what to copy.
+    bitmap: Option<String>,
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.session.is_none() && self.bitmaps.is_empty()
+    }
+}
+
+/// What a new job is told by the tap.
+pub(crate) struct Welcome<'a> {
+    pub(crate) session: u64,
+    pub(crate) source: Arc<dyn BlockDevice>,
+    /// The bitmap that says what to copy.
+    pub(crate) bitmap: Option<&'a DirtyBitmap>,
+}
+
+impl Tap {
+    /// A tap in front of `device`.
+    pub fn new(device: Arc<dyn BlockDevice>) -> Arc<Self> {
+        let lane = |_| Mutex::new(Lane { device: Arc::clone(&device), idle: true, writes: 0 });
+        Arc::new(Self {
+            name: Arc::from(device.name()),
+            len: device.len(),
+            geometry: device.geometry(),
+            lanes: std::array::from_fn(lane),
+            state: Mutex::new(State {
+                device,
+                session: None,
+                next_session: 0,
+                writes: 0,
+                bitmaps: BTreeMap::new(),
+            }),
+        })
+    }
+
+    /// The disk that the tap forwards to at present.
+    pub fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.lane().lock().device)
+    }
+
+    /// Whether a job sits on the tap.
+    pub fn is_mirrored(&self) -> bool {
+        self.state.lock().session.as_ref().is_some_and(|session| !session.engine.is_over())
+    }
+
+    fn lane(&self) -> &Mutex<Lane> {
+        &self.lanes[lane_of_this_thread()]
+    }
+
+    /// Brings the lanes up to date; returns the writes under way in them.
+    fn set_lanes(&self, state: &State) -> usize {
+        let mut writes = 0;
+        for lane in &self.lanes {
+            let mut lane = lane.lock();
+            lane.device = Arc::clone(&state.device);
+            lane.idle = state.is_idle();
+            writes += lane.writes;
+        }
+        writes
+    }
+
+    /// Puts the job that `make` sets up on the tap. From then on it is told of every write that finishes.
+    pub(crate) fn attach(
+        &self,
+        bitmap: Option<&str>,
+        make: impl FnOnce(Welcome<'_>) -> Result<Arc<Engine>, Error>,
+    ) -> Result<Arc<Engine>, Error> {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.session.as_ref().is_some_and(|session| !session.engine.is_over()) {
+            return Err(Error::Busy { disk: self.name.to_string() });
+        }
+        let seed = match bitmap {
+            None => None,
+            Some(name) => Some(state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(name))?),
+        };
+        let session = state.next_session;
+        let engine = make(Welcome { session, source: Arc::clone(&state.device), bitmap: seed })?;
+        state.next_session += 1;
+        state.session =
+            Some(Session { id: session, engine: Arc::clone(&engine), bitmap: bitmap.map(str::to_owned) });
+        let strangers = state.writes + self.set_lanes(state);
+        engine.with_core(Wake::None, |core, _| core.expect_strangers(strangers));
+        Ok(engine)
+    }
+
+    /// Performs the last step of the job `session`. The guest is held, or the job has failed.
+    pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(current) = state.session.take_if(|current| current.id == session) else { return };
+        let bitmap = current.bitmap.and_then(|name| state.bitmaps.get_mut(&name));
+        match ending {
+            Ending::Fail => {
+                if let Some(bitmap) = bitmap {
+                    bitmap.clear_all();
+                    for missing in current.engine.with_core(Wake::None, |core, _| core.missing()) {
+                        bitmap.set(missing.start()..missing.end());
+                    }
+                }
+            }
+            Ending::Pivot | Ending::Keep => {
+                if let Some(bitmap) = bitmap.filter(|_| current.engine.renews_bitmap()) {
+                    bitmap.clear_all();
+                }
+                if ending == Ending::Pivot {
+                    state.device = Arc::clone(target);
+                }
+            }
+        }
+        self.set_lanes(state);
+    }
+
+    /// The job `session` is over: it is told nothing any more.
+    pub(crate) fn detach(&self, session: u64) {
+        let mut state = self.state.lock();
+        if state.session.take_if(|current| current.id == session).is_some() {
+            self.set_lanes(&state);
+        }
+    }
+
+    fn begin(&self, range: ByteRange, can_mirror: bool) -> WriteGuard<'_> {
+        loop {
+            let index = lane_of_this_thread();
+            {
+                let mut lane = self.lanes[index].lock();
+                if lane.idle {
+                    lane.writes += 1;
+                    return WriteGuard::in_lane(self, range, Arc::clone(&lane.device), index);
+                }
+            }
+            let (device, session) = {
+                let mut state = self.state.lock();
+                if state.is_idle() {
+                    // Nobody listens any more.
+                    continue;
+                }
+                state.writes += 1;
+                (Arc::clone(&state.device), state.session.clone())
+            };
+            let Some(session) = session else { return WriteGuard::seen(self, range, device) };
+            match session.engine.guest_begin(range, can_mirror) {
+                (ticket, Admission::Source) => {
+                    return WriteGuard::let_in(self, range, device, session.id, ticket, None);
+                }
+                (ticket, Admission::Both) => {
+                    let target = session.engine.target();
+                    return WriteGuard::let_in(self, range, device, session.id, ticket, Some(target));
+                }
+                (_, Admission::Wait | Admission::Over) => {
+                    self.leave(ByteRange::default(), Some(session.id), |_| {});
+                    self.detach(session.id);
+                }
+            }
+        }
+    }
+
+    /// A write that began in lane `index` has finished.
+    fn leave_lane(&self, index: usize, range: ByteRange) {
+        {
+            let mut lane = self.lanes[index].lock();
+            if lane.idle {
+                lane.writes -= 1;
+                return;
+            }
+        }
+        // Somebody began to listen meanwhile. Counting and telling are one step for them.
+        let mut state = self.state.lock();
+        self.lanes[index].lock().writes -= 1;
+        state.tell(range, None, |_| {});
+    }
+
+    /// A write that began while somebody listened has finished; `own` tells the job that let it in, if it is still here.
+    fn leave(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+        let mut state = self.state.lock();
+        state.writes -= 1;
+        state.tell(range, session, own);
+    }
+}
+
+impl State {
+    fn tell(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+        for bitmap in self.bitmaps.values_mut() {
+            bitmap.set(range.start()..range.end());
+        }
+        match &self.session {
+            Some(current) if Some(current.id) == session => own(&current.engine),
+            Some(current) => current.engine.with_core(Wake::One, |core, _| core.stranger_finished(range)),
+            None => {}
+        }
+    }
+}
+
+fn lane_of_this_thread() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static LANE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % LANES);
+    LANE.with(|lane| *lane)
+}
+
+impl BlockDevice for Tap {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// That of the disk the tap was made for, also after a pivot.
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
+        self.device().read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> block::Result<()> {
+        let range = ByteRange::checked(offset, buf.len()).unwrap_or_else(|| ByteRange::at(offset, u64::MAX));
+        let guard = self.begin_write(range)?;
+        let result = guard.device().write_at(buf, offset, flags);
+        // Durable at the source is durable for the guest; the job flushes the target before it takes over.
+        guard.finish_with(result, |target| target.write_at(buf, offset, WriteFlags::NONE))
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> block::Result<()> {
+        let guard = self.begin_write(range)?;
+        let result = guard.device().write_zeroes(range, flags);
+        let flags = flags.without(ZeroFlags::FUA).without(ZeroFlags::NO_FALLBACK);
+        guard.finish_with(result, |target| target.write_zeroes(range, flags))
+    }
+
+    /// What a discarded range reads as is the disk's choice, so the target never gets it at once: the job looks later what has
+    /// become of it.
+    fn discard(&self, range: ByteRange) -> block::Result<()> {
+        let guard = self.checked("discard", range, false)?;
+        let result = guard.device().discard(range);
+        guard.finish(result)
+    }
+
+    fn flush(&self) -> block::Result<()> {
+        self.device().flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> block::Result<()> {
+        self.device().extents(range, visit)
+    }
+
+    fn cancel_in_flight(&self) {
+        self.device().cancel_in_flight();
+    }
+}
+
+impl Tap {
+    /// Announces a write of the guest to `range`; waits while the guest is held. The caller writes to the guard's
+    /// [`device`](WriteGuard::device), then tells the guard how it went.
+    ///
+    /// # Errors
+    /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
+    pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteGuard<'_>> {
+        self.checked("write", range, true)
+    }
+
+    fn checked(
+        &self,
+        operation: &'static str,
+        range: ByteRange,
+        can_mirror: bool,
+    ) -> block::Result<WriteGuard<'_>> {
+        if range.end() > self.len {
+            let error = DiskError::out_of_bounds(operation, range.start(), range.len(), self.len);
+            return Err(error.or_in_file(&self.name));
+        }
+        Ok(self.begin(range, can_mirror))
+    }
+}
