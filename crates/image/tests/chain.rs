@@ -37,7 +37,8 @@ impl Place {
     }
 
     fn write(&self, name: &str, offset: u64, byte: u8) {
-        let image = self.options(name).writable(true).open(self.path(name)).unwrap();
+        let options = self.options(name).format(Format::Qcow2).writable(true);
+        let image = options.open(self.path(name)).unwrap();
         image.device().write_at(&[byte; 512], offset, WriteFlags::NONE).unwrap();
         image.device().flush().unwrap();
     }
@@ -145,6 +146,10 @@ fn a_data_file_is_found_beside_the_image_and_obeys_the_policy() {
     let place = Place::new();
     place.create("top", Format::Qcow2, 1 << 20, "data_file=top.data,data_file_raw=on");
     assert_eq!(fs::metadata(place.path("top.data")).unwrap().len(), 1 << 20);
+    match place.options("top").writable(true).open(place.path("top")) {
+        Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::Guessed)),
+        other => panic!("written on the word of a guessed header: {other:?}"),
+    }
     place.write("top", 65536, 7);
     assert_eq!(fs::read(place.path("top.data")).unwrap()[65536], 7);
     let image = place.options("top").open(place.path("top")).unwrap();
