@@ -88,10 +88,11 @@ impl TargetSpec {
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
             }
             Kind::New { spec, backing } => {
-                // What will be replaced must be a file or a block device, and not be in use.
+                // What will be replaced must be a file that can be written and is not in use, or a block device.
+                let writable = !is_block_device(&self.path);
                 let replaced = fs::symlink_metadata(&self.path)
                     .is_ok()
-                    .then(|| self.open_options().format(Format::Raw).open(&self.path))
+                    .then(|| self.open_options().format(Format::Raw).writable(writable).open(&self.path))
                     .transpose()?;
                 let backing =
                     backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;

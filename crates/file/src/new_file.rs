@@ -48,7 +48,7 @@ impl NewFile {
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] under [`Existing::Refuse`]; [`ErrorKind::Locked`] if the file to replace is
-    /// in use; [`ErrorKind::InvalidInput`] if what has the name is not a regular file; and whatever creating a
+    /// in use; [`ErrorKind::PermissionDenied`] if it may not be written; [`ErrorKind::InvalidInput`] if what has the name is not a regular file; and whatever creating a
     /// file beside `target` gives.
     pub fn create(target: impl AsRef<Path>, existing: Existing, options: &FileOptions) -> Result<Self> {
         let given = target.as_ref();
@@ -158,7 +158,9 @@ fn hold(target: &Path, options: &FileOptions) -> Result<Replaced> {
         return Err(Error::new(ErrorKind::InvalidInput, "create")
             .because("a block device cannot be replaced by a file; write into it instead"));
     }
-    let file = File::open(target).map_err(refuse)?;
+    // Renaming over it takes leave to write the directory alone; a file that is protected against writing is meant
+    // to stay.
+    let file = File::options().read(true).write(true).open(target).map_err(refuse)?;
     let lock = open::lock(&file, target, options.lock, true)?;
     Ok(Replaced { file, lock })
 }

@@ -95,6 +95,15 @@ fn a_file_in_use_is_not_replaced() {
     assert!(FileOptions::new().open(&target).is_ok());
 }
 
+/// Renaming over a file takes no leave to write it: one that was protected against writing was once replaced. Root
+/// may write any file but a program that runs, as this one does.
+#[test]
+fn a_file_that_may_not_be_written_is_not_replaced() {
+    let program = std::env::current_exe().unwrap();
+    let error = NewFile::create(&program, Existing::Replace, &FileOptions::new()).unwrap_err();
+    assert_eq!(error.name(), program.to_str());
+}
+
 #[test]
 fn names_of_any_length_and_kind_work_or_fail_cleanly() {
     let dir = tempfile::tempdir().unwrap();
