@@ -22,6 +22,8 @@ mod retry;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
+mod sim_live;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;

@@ -27,10 +27,10 @@ use crate::survey::Failure;
 const MAX_STEPS: u32 = 400_000;
 
 /// A small generator (splitmix64): the same schedules on every machine, for ever.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,24 +38,24 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n.max(1)
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 
-    fn range(&mut self, len: u64, longest: u64) -> ByteRange {
+    pub(super) fn range(&mut self, len: u64, longest: u64) -> ByteRange {
         let start = self.below(len);
         ByteRange::at(start, 1 + self.below(longest)).intersect(ByteRange::new(0, len))
     }
 
-    fn bytes(&mut self, len: u64) -> Vec<u8> {
+    pub(super) fn bytes(&mut self, len: u64) -> Vec<u8> {
         let seed = self.next() as u8;
         (0..len).map(|i| (i as u8).wrapping_mul(31) ^ seed | 1).collect()
     }
@@ -68,19 +68,19 @@ struct Running<'a> {
     has_read: bool,
 }
 
-struct Setup {
-    source: Arc<MemoryDisk>,
-    target: Arc<MemoryDisk>,
-    options: MirrorOptions,
-    config: Config,
+pub(super) struct Setup {
+    pub(super) source: Arc<MemoryDisk>,
+    pub(super) target: Arc<MemoryDisk>,
+    pub(super) options: MirrorOptions,
+    pub(super) config: Config,
     /// One in this many half-operations fails; 0 for none.
-    failures: u64,
+    pub(super) failures: u64,
     /// Reads of these bytes always fail.
     bad: ByteRange,
     guest_writes: u64,
 }
 
-fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
+pub(super) fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
     if disk.is_empty() {
         return ByteRange::default();
     }
@@ -95,7 +95,7 @@ fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
     range
 }
 
-fn setup(rng: &mut Rng) -> Setup {
+pub(super) fn setup(rng: &mut Rng) -> Setup {
     const LENGTHS: [u64; 11] = [0, 1, 511, 512, 1000, 4096, 20_000, 65_535, 65_536, 66_048, 200_000];
     let len = rng.pick(&LENGTHS);
     let top = rng.one_in(3);
