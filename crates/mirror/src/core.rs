@@ -18,6 +18,8 @@ mod completion;
 pub(crate) mod config;
 mod guest;
 mod life;
+#[cfg(test)]
+mod live_tests;
 mod retry;
 #[cfg(test)]
 mod sim;

@@ -1,0 +1,309 @@
+//! One test per rule about guests and ends, scripted, on a virtual clock.
+
+use std::time::Duration;
+
+use blockmirror_block::{self as block, ErrorKind, Geometry};
+
+use super::*;
+use crate::options::{CopyMode, MirrorOptions, OnError};
+use crate::state::{Refused, Verb};
+
+const M: u64 = 1 << 20;
+const NOW: Duration = Duration::ZERO;
+
+fn core_of(options: MirrorOptions) -> Core {
+    let mut config = Config::new(&options, 65_536, M, Geometry::plain());
+    config.live = true;
+    Core::new(config).unwrap()
+}
+
+fn honest(work: Work) -> Done {
+    match work {
+        Work::Survey { range, .. } => {
+            Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
+        }
+        Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
+        Work::Zero { .. } => Done::Zeroed,
+        Work::Flush => Done::Flushed,
+        Work::End(_) => Done::Ended,
+    }
+}
+
+fn next(core: &mut Core) -> Option<Action> {
+    match core.next(NOW) {
+        Next::Do(action) => Some(action),
+        Next::Wait(_) | Next::Finished => None,
+    }
+}
+
+/// Performs everything that can be done, as honest devices do; what came out.
+fn drive(core: &mut Core) -> Vec<Work> {
+    let mut log = Vec::new();
+    while let Some(action) = next(core) {
+        log.push(action.work);
+        core.finished(NOW, action.id, Ok(honest(action.work)));
+    }
+    log
+}
+
+/// Performs honestly until an action like `stop` is handed out, which is left under way.
+fn drive_until(core: &mut Core, stop: impl Fn(Work) -> bool) -> Action {
+    loop {
+        let action = next(core).unwrap();
+        if stop(action.work) {
+            return action;
+        }
+        core.finished(NOW, action.id, Ok(honest(action.work)));
+    }
+}
+
+fn ready(options: MirrorOptions) -> Core {
+    let mut core = core_of(options);
+    drive(&mut core);
+    assert_eq!(core.progress(NOW).state, JobState::Ready);
+    core.take_events();
+    core
+}
+
+fn copies(log: &[Work]) -> Vec<(u64, u64)> {
+    let copy = |work: &Work| match work {
+        Work::Copy { range, .. } => Some((range.start(), range.end())),
+        _ => None,
+    };
+    log.iter().filter_map(copy).collect()
+}
+
+fn begin(core: &mut Core, start: u64, end: u64) -> (u64, Admission) {
+    let id = core.guest_begin(ByteRange::new(start, end), true);
+    (id, core.guest_admit(id))
+}
+
+fn blocking() -> MirrorOptions {
+    MirrorOptions::new().copy_mode(CopyMode::WriteBlocking)
+}
+
+fn io_error() -> block::Error {
+    block::Error::new(ErrorKind::Io, "test")
+}
+
+/// Rule 1: were it marked when it begins, a copy in between would take the old bytes and nobody would come again.
+#[test]
+fn a_write_is_marked_when_it_has_finished_whether_or_not_it_succeeded() {
+    for ok in [true, false] {
+        let mut core = ready(MirrorOptions::new());
+        let (id, admission) = begin(&mut core, 5000, 5001);
+        assert_eq!(admission, Admission::Source);
+        assert!(drive(&mut core).is_empty(), "nothing is dirty yet");
+        core.guest_finished(id, ok, None);
+        assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
+    }
+}
+
+/// Rule 3: two operations on one range never run together, whoever began.
+#[test]
+fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_waits() {
+    let mut core = ready(blocking());
+    core.mark_dirty(ByteRange::new(0, 8192));
+    let copy = drive_until(&mut core, |work| matches!(work, Work::Copy { .. }));
+    let (first, admission) = begin(&mut core, 100, 200);
+    assert_eq!(admission, Admission::Wait);
+    core.mark_dirty(ByteRange::new(0, 4096));
+    core.finished(NOW, copy.id, Ok(honest(copy.work)));
+    assert!(next(&mut core).is_none(), "somebody waits to write there");
+    assert_eq!(core.guest_admit(first), Admission::Both);
+    assert!(next(&mut core).is_none(), "somebody writes there");
+    // The next writer of the same bytes takes its turn; one elsewhere need not.
+    let (second, admission) = begin(&mut core, 150, 160);
+    assert_eq!(admission, Admission::Wait);
+    assert_eq!(begin(&mut core, 9000, 9001).1, Admission::Both);
+    core.guest_finished(first, true, Some(Ok(())));
+    assert_eq!(core.guest_admit(second), Admission::Both);
+}
+
+/// Rule 5.
+#[test]
+fn an_unaligned_write_through_cleans_whole_units_only() {
+    let mut core = ready(blocking());
+    core.pause().unwrap();
+    core.mark_dirty(ByteRange::new(0, 16_384));
+    core.resume().unwrap();
+    let (id, admission) = begin(&mut core, 4000, 12_300);
+    assert_eq!(admission, Admission::Both);
+    core.guest_finished(id, true, Some(Ok(())));
+    assert_eq!(copies(&drive(&mut core)), [(0, 4096), (12_288, 16_384)], "the cut ends stay dirty");
+    // Clean ones stay clean: both sides have the bytes.
+    let (id, _) = begin(&mut core, 4000, 4100);
+    core.guest_finished(id, true, Some(Ok(())));
+    assert!(drive(&mut core).is_empty());
+    assert_eq!(core.progress(NOW).mirrored, 8300 + 100);
+}
+
+#[test]
+fn a_write_through_that_fails_on_either_side_is_copied_again() {
+    for (source, target) in [(false, None), (true, Some(Err(io_error()))), (true, None)] {
+        let mut core = ready(blocking().on_target_error(OnError::Ignore));
+        let (id, _) = begin(&mut core, 4096, 8192);
+        core.guest_finished(id, source, target);
+        assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
+    }
+}
+
+/// A mark that arrives while a write goes through must outlive it: the two may have reached source and target in
+/// different orders.
+#[test]
+fn a_mark_during_a_write_through_stays() {
+    let mut core = ready(blocking());
+    let (id, _) = begin(&mut core, 0, 4096);
+    core.mark_dirty(ByteRange::new(0, 1));
+    core.guest_finished(id, true, Some(Ok(())));
+    assert_eq!(copies(&drive(&mut core)), [(0, 4096)]);
+}
+
+#[test]
+fn what_was_queued_where_the_guest_writes_through_is_looked_at_again() {
+    let mut core = core_of(blocking().max_in_flight(1));
+    let survey = next(&mut core).unwrap();
+    // A survey that has looked already, and one whose answer is queued.
+    let (early, admission) = begin(&mut core, 0, 4096);
+    assert_eq!(admission, Admission::Both, "a survey moves nothing: no need to wait");
+    core.guest_finished(early, true, Some(Ok(())));
+    let zeros = vec![Segment { range: ByteRange::new(0, M), need: Need::Zero, below: false }];
+    core.finished(NOW, survey.id, Ok(Done::Surveyed(zeros)));
+    let (late, _) = begin(&mut core, 8192, 12_288);
+    core.guest_finished(late, true, Some(Ok(())));
+    let log = drive(&mut core);
+    let zeroed = |at| log.iter().any(|work| matches!(work, Work::Zero { range, .. } if range.contains(at)));
+    assert!(zeroed(4096) && zeroed(12_288));
+    assert!(!zeroed(0) && !zeroed(8192), "old answers would wipe out what the guest wrote: {log:?}");
+}
+
+#[test]
+fn a_paused_job_keeps_its_hands_off_the_target() {
+    let mut core = ready(blocking());
+    core.pause().unwrap();
+    let (id, admission) = begin(&mut core, 0, 512);
+    assert_eq!(admission, Admission::Source);
+    core.guest_finished(id, true, None);
+    assert!(next(&mut core).is_none());
+    assert!(!core.progress(NOW).actively_synced);
+    core.resume().unwrap();
+    drive(&mut core);
+    assert!(core.progress(NOW).actively_synced);
+}
+
+/// Rule 4.
+#[test]
+fn the_guest_is_held_from_the_last_look_to_the_pivot() {
+    let mut core = ready(MirrorOptions::new());
+    let (old, _) = begin(&mut core, 0, 512);
+    core.complete().unwrap();
+    assert!(next(&mut core).is_none(), "a write is under way");
+    let (new, admission) = begin(&mut core, 8192, 8193);
+    assert_eq!(admission, Admission::Wait, "held");
+    core.guest_finished(old, true, None);
+    let end = drive_until(&mut core, |work| matches!(work, Work::End(_)));
+    assert_eq!(end.work, Work::End(Ending::Pivot));
+    assert_eq!(core.guest_admit(new), Admission::Wait);
+    assert_eq!(core.progress(NOW).offset, M + 4096, "the old write was copied first");
+    assert!(next(&mut core).is_none());
+    assert_eq!(core.pause(), Err(Refused::State { verb: Verb::Pause, state: JobState::Waiting }));
+    core.finished(NOW, end.id, Ok(Done::Ended));
+    assert_eq!(core.guest_admit(new), Admission::Over);
+    assert!(core.take_result().unwrap().is_ok());
+}
+
+/// Rules 4 and 10.
+#[test]
+fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
+    let mut core = ready(MirrorOptions::new().on_target_error(OnError::Stop));
+    core.complete().unwrap();
+    let flush = next(&mut core).unwrap();
+    assert_eq!(flush.work, Work::Flush);
+    let (guest, admission) = begin(&mut core, 0, 1);
+    assert_eq!(admission, Admission::Wait);
+    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    assert_eq!(core.progress(NOW).state, JobState::Standby);
+    assert_eq!(core.guest_admit(guest), Admission::Source);
+    core.guest_finished(guest, true, None);
+    core.resume().unwrap();
+    let flush = drive_until(&mut core, |work| work == Work::Flush);
+    core.mark_dirty(ByteRange::new(0, M));
+    let (guest, _) = begin(&mut core, 0, 1);
+    core.finished(NOW, flush.id, Ok(Done::Flushed));
+    assert_eq!(core.guest_admit(guest), Admission::Source, "dirty again: nobody is held");
+    core.guest_finished(guest, true, None);
+    let log = drive(&mut core);
+    assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)));
+    assert!(log[..log.len() - 1].ends_with(&[Work::Flush]), "{log:?}");
+}
+
+/// Rule 11.
+#[test]
+fn ready_comes_after_a_good_flush_and_once() {
+    let mut core = core_of(MirrorOptions::new().on_target_error(OnError::Stop));
+    let flush = drive_until(&mut core, |work| work == Work::Flush);
+    assert_eq!(core.progress(NOW).state, JobState::Running);
+    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    assert_eq!(core.progress(NOW).state, JobState::Paused);
+    core.resume().unwrap();
+    let again: u64 = copies(&drive(&mut core)).iter().map(|(start, end)| end - start).sum();
+    assert_eq!(again, M, "what the flush may have lost is copied again");
+    let progress = core.progress(NOW);
+    assert_eq!((progress.state, progress.offset), (JobState::Ready, progress.len));
+    core.mark_dirty(ByteRange::new(0, 1));
+    drive(&mut core);
+    let readies = core.take_events().into_iter().filter(|event| *event == Event::Ready).count();
+    assert_eq!(readies, 1);
+}
+
+/// Only what was written since the last good flush can be lost in a failed one.
+#[test]
+fn a_failed_flush_after_ready_copies_only_what_came_since() {
+    let mut core = ready(MirrorOptions::new().on_target_error(OnError::Stop));
+    core.mark_dirty(ByteRange::new(8192, 8193));
+    drive(&mut core);
+    core.complete().unwrap();
+    let flush = next(&mut core).unwrap();
+    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.resume().unwrap();
+    assert_eq!(copies(&drive(&mut core)), [(8192, 12_288)]);
+}
+
+#[test]
+fn a_job_on_a_tap_never_leaves_a_range_out() {
+    let mut core = core_of(MirrorOptions::new().on_source_error(OnError::Ignore));
+    let mut now = NOW;
+    let mut tries = 0;
+    while core.progress(now).state == JobState::Running {
+        match core.next(now) {
+            Next::Do(Action { id, work: Work::Copy { .. } }) if tries < 40 => {
+                tries += 1;
+                core.finished(now, id, Err(Failure { operation: Operation::Read, error: io_error() }));
+            }
+            Next::Do(action) => core.finished(now, action.id, Ok(honest(action.work))),
+            Next::Wait(until) => now = until.unwrap(),
+            Next::Finished => panic!("ended"),
+        }
+    }
+    let progress = core.progress(now);
+    assert_eq!((progress.state, progress.given_up, progress.copied), (JobState::Ready, 0, M));
+}
+
+/// What was promised of the target ("it is zero") does not hold where the guest has been, though nothing was copied there.
+#[test]
+fn a_promise_about_the_target_ends_with_the_first_write_through() {
+    for touched in [false, true] {
+        let mut core = core_of(blocking());
+        let survey = next(&mut core).unwrap();
+        assert!(matches!(survey.work, Work::Survey { untouched: true, .. }));
+        let prefix = Segment { range: ByteRange::new(0, 65_536), need: Need::Nothing, below: false };
+        core.finished(NOW, survey.id, Ok(Done::Surveyed(vec![prefix])));
+        if touched {
+            let (id, _) = begin(&mut core, M / 2, M / 2 + 1);
+            core.guest_finished(id, true, Some(Ok(())));
+        }
+        let survey = next(&mut core).unwrap();
+        let Work::Survey { first_pass: true, untouched, .. } = survey.work else { panic!("{survey:?}") };
+        assert_eq!(untouched, !touched);
+    }
+}
