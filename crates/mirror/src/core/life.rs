@@ -272,10 +272,12 @@ impl Core {
         }
     }
 
-    /// The ranges that the target does not have, in order.
+    /// The ranges that the target does not have, or would not have after a crash. In no order, and some twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
         let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
-        let unflushed = self.unflushed.runs().map(|run| ByteRange::new(run.start, run.end));
+        // A flush that the end overtook counts as none.
+        let unflushed = self.unflushed.runs().chain(self.flushing.runs());
+        let unflushed = unflushed.map(|run| ByteRange::new(run.start, run.end));
         dirty.chain(self.claimed.iter()).chain(unflushed).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ErrorKind, Geometry};
 
 use super::*;
-use crate::options::{CopyMode, MirrorOptions, OnError};
+use crate::options::{BitmapMode, CopyMode, MirrorOptions, OnError};
 use crate::state::{Refused, Verb};
 
 const M: u64 = 1 << 20;
@@ -305,5 +305,53 @@ fn a_promise_about_the_target_ends_with_the_first_write_through() {
         let survey = next(&mut core).unwrap();
         let Work::Survey { first_pass: true, untouched, .. } = survey.work else { panic!("{survey:?}") };
         assert_eq!(untouched, !touched);
+    }
+}
+
+/// A write through that is under way during a flush may land after it, so the next failed flush may lose it.
+#[test]
+fn a_write_through_under_way_during_a_flush_is_not_durable_by_it() {
+    let mut core = core_of(blocking().on_target_error(OnError::Stop));
+    let last_copy =
+        drive_until(&mut core, |work| matches!(work, Work::Copy { range, .. } if range.end() == M));
+    let (id, admission) = begin(&mut core, 4096, 8192);
+    assert_eq!(admission, Admission::Both);
+    core.finished(NOW, last_copy.id, Ok(honest(last_copy.work)));
+    drive(&mut core);
+    assert_eq!(core.progress(NOW).state, JobState::Ready, "a guest that keeps writing does not put it off");
+    core.guest_finished(id, true, Some(Ok(())));
+    core.complete().unwrap();
+    let flush = next(&mut core).unwrap();
+    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.resume().unwrap();
+    assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
+}
+
+#[test]
+fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
+    for under_way in [false, true] {
+        let sync = MirrorOptions::new().sync(SyncMode::Bitmap).bitmap("b", BitmapMode::Always);
+        let mut core = core_of(sync);
+        let mut map = DirtyBitmap::new(M, 65_536).unwrap();
+        map.set(0..1);
+        core.seed(&map);
+        let flush = drive_until(&mut core, |work| work == Work::Flush);
+        if !under_way {
+            core.finished(NOW, flush.id, Ok(Done::Flushed));
+            assert_eq!(core.progress(NOW).state, JobState::Ready);
+            core.mark_dirty(ByteRange::new(0, 65_536));
+            for work in drive(&mut core) {
+                assert_ne!(work, Work::Flush, "nobody asked for the end");
+            }
+        }
+        core.force_cancel().unwrap();
+        if under_way {
+            core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+        }
+        let end = next(&mut core).unwrap();
+        assert_eq!(end.work, Work::End(Ending::Fail));
+        assert_eq!(core.missing(), [ByteRange::new(0, 65_536)]);
+        core.finished(NOW, end.id, Ok(Done::Ended));
+        assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     }
 }

@@ -296,6 +296,11 @@ impl<'a> Sim<'a> {
         let mut excused = self.under_way();
         if ending == Ending::Fail {
             excused.extend(self.core.missing());
+            // Nobody flushes for a job that has failed.
+            for range in std::mem::take(&mut self.unflushed) {
+                let junk = self.rng.bytes(range.len());
+                self.setup.target.write_at(&junk, range.start(), WriteFlags::NONE).unwrap();
+            }
         } else {
             assert!(excused.is_empty(), "the end while the guest writes");
             assert!(self.unflushed.is_empty(), "the end without a flush");
