@@ -44,7 +44,7 @@ use crate::state::JobState;
 use crate::survey::{Failure, Need, Segment};
 use config::Config;
 pub(crate) use guest::Admission;
-use guest::Guest;
+use guest::{Guest, Wanted};
 use retry::{GivenUpList, Retries};
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
@@ -209,12 +209,16 @@ pub(crate) struct Core {
     zero_by_data: bool,
 
     guests: Vec<Guest>,
+    /// What the guest has kept the job from for too long.
+    wanted: Option<Wanted>,
     /// Writes under way that began before the job.
     strangers: usize,
     /// The guest has written to the target: promises about it do not hold any more.
     target_touched: bool,
     /// Where the guest has written to the target while surveys were under way.
     touched: RangeSet,
+    /// Where else was not written down.
+    touched_too_much: bool,
 
     done: Moved,
     offset: u64,
@@ -266,9 +270,11 @@ impl Core {
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
+            wanted: None,
             strangers: 0,
             target_touched: false,
             touched: RangeSet::default(),
+            touched_too_much: false,
             done: Moved::default(),
             offset: 0,
             dirtied: 0,

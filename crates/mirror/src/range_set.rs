@@ -76,11 +76,6 @@ impl RangeSet {
         self.runs.len()
     }
 
-    /// Takes everything out.
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
-
     /// The runs in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = ByteRange> + '_ {
         self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end))

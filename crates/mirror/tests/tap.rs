@@ -46,7 +46,10 @@ fn attach(tap: &Arc<Tap>, target: &Arc<MemoryDisk>, options: MirrorOptions) -> M
 fn until(job: &MirrorJob, last: &Event) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
-        let event = job.control().next_event(FOREVER).unwrap_or_else(|| panic!("no {last:?} in {events:?}"));
+        let event = job
+            .control()
+            .next_event(FOREVER)
+            .unwrap_or_else(|| panic!("no {last:?}: {:?}", job.control().progress()));
         events.push(event);
         if events.last() == Some(last) {
             return events;
@@ -472,5 +475,75 @@ fn what_becomes_of_the_bitmap_follows_its_mode() {
         let _ = job.control().keep_copy();
         assert_eq!(job.wait().is_ok(), succeeds);
         assert_eq!(dirty(&tap), left, "{mode:?} {succeeds}");
+    }
+}
+
+/// Stops the writers also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Verbs at random, failures at random, writers all the time: whatever the ends, the tap has every acknowledged write.
+#[test]
+fn a_restless_operator_and_a_bad_target_lose_nothing() {
+    for round in 0..12u64 {
+        let (source, target) = (filled(), empty());
+        let (bad, faults) = faulty(&target);
+        let tap = Tap::new(Arc::clone(&source) as _);
+        let options =
+            MirrorOptions::new().on_target_error(OnError::Ignore).copy_mode(CopyMode::WriteBlocking);
+        let job = MirrorJob::attach(&tap, bad, options).unwrap();
+        let (control, stop) = (job.control(), AtomicBool::new(false));
+        let last: Vec<(u64, u64)> = thread::scope(|scope| {
+            let writers: Vec<_> = (0..3u64)
+                .map(|writer| {
+                    let (tap, stop) = (&tap, &stop);
+                    scope.spawn(move || {
+                        let mut version = 0u64;
+                        while !stop.load(Ordering::Relaxed) {
+                            version += 1;
+                            tap.write_at(&version.to_be_bytes(), writer * 512 + 8, WriteFlags::NONE).unwrap();
+                            tap.write_at(&[1; 3000], version * 7919 % (LEN - 8192) + 4096, WriteFlags::NONE)
+                                .unwrap();
+                        }
+                        (writer * 512 + 8, version)
+                    })
+                })
+                .collect();
+            let _stop = StopOnDrop(&stop);
+            for step in 0..200u64 {
+                // Refusals are part of the play.
+                let _ = match (step * 31 + round * 17) % 7 {
+                    0 => control.pause(),
+                    1 | 2 => control.resume(),
+                    3 => control.set_speed(step % 3 * (50 << 20)),
+                    4 => control.change(CopyMode::Background),
+                    5 => control.change(CopyMode::WriteBlocking),
+                    _ => {
+                        faults.inject(Fault::on(OpKind::Write).after(step % 5));
+                        control.resume()
+                    }
+                };
+                thread::yield_now();
+            }
+            let _ = (control.resume(), control.set_speed(0), control.change(CopyMode::WriteBlocking));
+            until(&job, &Event::Ready);
+            // From the pivot on the target is the guest's disk.
+            faults.heal();
+            let end = if round % 2 == 0 { control.complete() } else { control.keep_copy() };
+            assert_eq!(end, Ok(()));
+            assert!(control.wait_timeout(Duration::from_secs(60)), "round {round} hangs");
+            stop.store(true, Ordering::Relaxed);
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        for (at, version) in last {
+            let mut stamp = [0; 8];
+            tap.read_at(&mut stamp, at).unwrap();
+            assert_eq!(u64::from_be_bytes(stamp), version, "round {round}");
+        }
     }
 }

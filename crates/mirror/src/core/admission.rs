@@ -31,6 +31,7 @@ impl Core {
             return Next::Wait(None);
         }
         self.hold_or_let_go(now);
+        self.forget_what_was_wanted();
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)
         {
@@ -54,7 +55,8 @@ impl Core {
             return Next::Wait(Some(self.flush_not_before));
         }
         if !self.dirty.is_clean() || !self.walks.is_empty() {
-            // The guest is writing there; it will be asked for again.
+            // The guest is writing there.
+            self.want_what_is_left();
             return Next::Wait(None);
         }
         // Nothing queued, in flight, waiting or dirty.

@@ -55,9 +55,14 @@ impl Core {
             }
             (Err(failure), _) => self.failed(now, op, failure),
         }
-        if !self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { .. })) {
-            self.touched.clear();
+        if let Work::Survey { range, .. } = op.work {
+            // The next survey of these bytes looks after the write.
+            self.touched.remove(range);
         }
+        if !self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { .. })) {
+            self.touched_too_much = false;
+        }
+        self.forget_what_was_wanted();
         self.conclude_if_idle();
     }
 
@@ -67,13 +72,17 @@ impl Core {
         if !rest.is_empty() {
             self.walks.push_front(Walk { range: rest, ..walk });
         }
+        if self.touched_too_much {
+            // None of the answer can be trusted.
+            return self.unclaim(ByteRange::new(walk.range.start(), end));
+        }
         for segment in segments {
             self.leave_out_touched(segment, walk.tries);
         }
     }
 
-    /// Where the guest has written to the target while the survey was under way, its answer may be outdated: that is
-    /// dirty again, and not queued.
+    /// Where the guest has written to the target while the survey was under way, its answer may be outdated, and
+    /// nothing is left to do.
     fn leave_out_touched(&mut self, mut segment: Segment, tries: u32) {
         let whole = segment.range;
         let mut at = whole.start();
@@ -90,7 +99,7 @@ impl Core {
             }
             at = segment.range.end();
             if let Some(touched) = touched {
-                self.unclaim(touched);
+                self.hand_over(touched);
                 at = touched.end();
             }
         }
@@ -162,6 +171,7 @@ impl Core {
 
         // Nobody waits while it is tried again.
         self.let_go();
+        self.wanted = None;
         let Failure { operation, error } = failure;
         let no_space = error.kind() == block::ErrorKind::NoSpace;
         let policy = match operation {

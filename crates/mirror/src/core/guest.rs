@@ -38,6 +38,21 @@ enum Stage {
     Both,
 }
 
+/// A range that the job takes next: writers that come now wait until it has been copied. Else writers who take turns on one
+/// dirty unit, cutting it each time, would keep the job from it for ever.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    range: ByteRange,
+    /// Writers from this one on come after the job.
+    first_after: u64,
+}
+
+impl Wanted {
+    fn goes_before(&self, guest: &Guest) -> bool {
+        guest.id >= self.first_after && guest.range.overlaps(self.range)
+    }
+}
+
 /// Where a write that asks to be let in stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
@@ -88,7 +103,11 @@ impl Core {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Survey { .. } | Work::Flush | Work::End(_) => ByteRange::default(),
         };
-        if self.guests.iter().any(earlier) || self.in_flight.iter().any(|op| moved(op.work).overlaps(range)) {
+        let after_the_job = self.wanted.is_some_and(|wanted| wanted.goes_before(&self.guests[index]));
+        if after_the_job
+            || self.guests.iter().any(earlier)
+            || self.in_flight.iter().any(|op| moved(op.work).overlaps(range))
+        {
             return Admission::Wait;
         }
         self.guests[index].stage = Stage::Both;
@@ -97,15 +116,14 @@ impl Core {
     }
 
     fn admit_to_target(&mut self, range: ByteRange) {
-        self.take_back(range);
-        if self
-            .in_flight
-            .iter()
-            .any(|op| matches!(op.work, Work::Survey { range: r, .. } if r.overlaps(range)))
-        {
-            // The survey may have looked before this write.
-            let all = self.touched.count() >= MAX_TOUCHED;
-            self.touched.insert(if all { ByteRange::new(0, self.config.len) } else { range });
+        self.take_over(range);
+        for op in &self.in_flight {
+            // A survey may have looked before this write.
+            let Work::Survey { range: looked_at, .. } = op.work else { continue };
+            self.touched_too_much |= self.touched.count() >= MAX_TOUCHED && looked_at.overlaps(range);
+            if !self.touched_too_much {
+                self.touched.insert(looked_at.intersect(range));
+            }
         }
         self.target_touched = true;
         if let Some(written) = &mut self.guest_written {
@@ -115,8 +133,9 @@ impl Core {
         self.dirty.clear(range.start()..range.end());
     }
 
-    /// Makes dirt again of what is queued in `range`: what the survey said of it is about to be outdated.
-    fn take_back(&mut self, range: ByteRange) {
+    /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of it is outdated
+    /// by then; and were it made dirt again, a busy guest would make work as fast as the job does it.
+    fn take_over(&mut self, range: ByteRange) {
         if self.claimed.first_overlap(range).is_none() {
             return;
         }
@@ -129,7 +148,7 @@ impl Core {
             if matches!(queued.need, Need::Copy { .. }) {
                 self.queued_copy -= cut.len();
             }
-            self.unclaim(cut);
+            self.hand_over(cut);
             for part in [
                 ByteRange::new(queued.range.start(), cut.start()),
                 ByteRange::new(cut.end(), queued.range.end()),
@@ -139,6 +158,12 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
+    pub(super) fn hand_over(&mut self, range: ByteRange) {
+        self.claimed.remove(range);
+        self.offset += range.len();
     }
 
     /// `range` was taken and is not done: it is dirty again.
@@ -191,6 +216,28 @@ impl Core {
         self.strangers == 0 && self.guests.iter().all(|guest| guest.stage == Stage::Waiting)
     }
 
+    /// Nothing can be begun, and something is left that writers are in the way of: it is the job's turn there next.
+    pub(super) fn want_what_is_left(&mut self) {
+        if self.wanted.is_some() {
+            return;
+        }
+        let dirty = self.dirty.next_dirty(0, u64::MAX).map(|run| ByteRange::new(run.start, run.end));
+        let left = self.walks.front().map(|walk| walk.range).or(dirty);
+        let range = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left)));
+        self.wanted = range.map(|range| Wanted { range, first_after: self.next_id });
+    }
+
+    /// Lets writers go on where the job has had its turn.
+    pub(super) fn forget_what_was_wanted(&mut self) {
+        let done = |range: ByteRange| {
+            self.dirty.dirty_bytes_in(range.start()..range.end()) == 0
+                && self.claimed.first_overlap(range).is_none()
+        };
+        if self.wanted.is_some_and(|wanted| done(wanted.range)) {
+            self.wanted = None;
+        }
+    }
+
     /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.
     pub(super) fn guests_stay_unflushed(&mut self) {
         for guest in self.guests.iter().filter(|guest| guest.stage == Stage::Both) {
@@ -210,7 +257,10 @@ impl Core {
             .iter()
             .filter(|guest| match guest.stage {
                 Stage::Both => true,
-                Stage::Waiting => waiting_counts && guest.can_mirror,
+                Stage::Waiting => {
+                    let after = self.wanted.is_some_and(|wanted| wanted.goes_before(guest));
+                    waiting_counts && guest.can_mirror && !after
+                }
                 Stage::Behind => false,
             })
             .map(|guest| self.whole_units(guest.range))

@@ -117,6 +117,8 @@ fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_wai
     assert_eq!(admission, Admission::Wait);
     assert_eq!(begin(&mut core, 9000, 9001).1, Admission::Both);
     core.guest_finished(first, true, Some(Ok(())));
+    assert_eq!(core.guest_admit(second), Admission::Wait, "the job was kept waiting: it comes first");
+    assert_eq!(copies(&drive(&mut core)), [(0, 4096)]);
     assert_eq!(core.guest_admit(second), Admission::Both);
 }
 
@@ -160,7 +162,7 @@ fn a_mark_during_a_write_through_stays() {
 }
 
 #[test]
-fn what_was_queued_where_the_guest_writes_through_is_looked_at_again() {
+fn what_was_queued_where_the_guest_writes_through_is_left_to_the_guest() {
     let mut core = core_of(blocking().max_in_flight(1));
     let survey = next(&mut core).unwrap();
     // A survey that has looked already, and one whose answer is queued.
@@ -354,4 +356,44 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
         core.finished(NOW, end.id, Ok(Done::Ended));
         assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     }
+}
+
+/// Writers who take turns on one dirty unit once kept the job from it for ever, so that it was never ready.
+#[test]
+fn writers_in_turns_on_a_dirty_unit_do_not_starve_the_job() {
+    let mut core = ready(blocking());
+    let (mut one, _) = begin(&mut core, 0, 8);
+    core.mark_dirty(ByteRange::new(0, 1));
+    for turn in 1..4 {
+        let (two, admission) = begin(&mut core, 100 * turn, 100 * turn + 8);
+        core.next(NOW);
+        assert!(admission == Admission::Both || core.guest_admit(two) == Admission::Wait);
+        core.guest_finished(one, true, Some(Ok(())));
+        if admission == Admission::Wait {
+            assert_eq!(copies(&drive(&mut core)), [(0, 4096)]);
+            assert_eq!(core.guest_admit(two), Admission::Both);
+            return;
+        }
+        one = two;
+    }
+    panic!("the job never had its turn");
+}
+
+/// What the guest wrote during one survey says nothing about a later one, though a third has been under way all the time.
+#[test]
+fn a_survey_is_not_cut_by_writes_that_came_before_it() {
+    let mut core = ready(blocking());
+    core.mark_dirty(ByteRange::new(0, 4096));
+    core.mark_dirty(ByteRange::new(65_536, 65_537));
+    let (first, _other) = (next(&mut core).unwrap(), next(&mut core).unwrap());
+    assert!(matches!(first.work, Work::Survey { range, .. } if range.start() == 0));
+    let (id, _) = begin(&mut core, 0, 100);
+    core.guest_finished(id, true, Some(Ok(())));
+    core.finished(NOW, first.id, Ok(honest(first.work)));
+    // A discard, say, which the target does not get.
+    let id = core.guest_begin(ByteRange::new(0, 100), false);
+    assert_eq!(core.guest_admit(id), Admission::Source);
+    core.guest_finished(id, true, None);
+    let log = drive(&mut core);
+    assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
 }
