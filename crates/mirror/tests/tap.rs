@@ -184,6 +184,7 @@ fn a_paused_job_is_in_standby_and_only_force_ends_it() {
     let job = attach(&tap, &target, MirrorOptions::new());
     until(&job, &Event::Ready);
     let control = job.control();
+    assert_eq!(control.resume(), Err(Refused::NotPaused));
     control.pause().unwrap();
     assert_eq!(control.pause(), Err(Refused::Paused { verb: Verb::Pause }));
     assert_eq!(control.progress().state, JobState::Standby);
@@ -193,7 +194,6 @@ fn a_paused_job_is_in_standby_and_only_force_ends_it() {
     assert_eq!((offset, dirty), (LEN, 4096));
     control.complete().unwrap();
     control.resume().unwrap();
-    assert_eq!(control.resume(), Err(Refused::NotPaused));
     let events = rest(&job);
     assert_eq!(events[..2], [Status(JobState::Standby), Status(JobState::Ready)]);
     job.wait().unwrap();
@@ -540,7 +540,7 @@ fn a_restless_operator_and_a_bad_target_lose_nothing() {
             stop.store(true, Ordering::Relaxed);
             writers.into_iter().map(|writer| writer.join().unwrap()).collect()
         });
-        for (at, version) in last {
+        for (at, version) in last.into_iter().filter(|(_, version)| *version > 0) {
             let mut stamp = [0; 8];
             tap.read_at(&mut stamp, at).unwrap();
             assert_eq!(u64::from_be_bytes(stamp), version, "round {round}");
