@@ -1,0 +1,1 @@
+//! Nodes, exports and jobs, driven by QMP.

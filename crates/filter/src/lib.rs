@@ -1,0 +1,1 @@
+//! Small devices over a device: throttle, copy-on-read, fault injection, null.

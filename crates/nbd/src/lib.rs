@@ -1,0 +1,1 @@
+//! The NBD protocol, a server of block devices, and a client that is one.

@@ -1,0 +1,1 @@
+//! Whole operations made of images and the mirror: stream, commit.

@@ -1,0 +1,1 @@
+//! The QMP wire format, schema and server loop; knows nothing of disks.
