@@ -1,83 +1,18 @@
-//! Locks without poisoning.
+//! Locks without poisoning, threads and a clock: what a model checker has to see.
 //!
 //! A panic in one thread must not turn into a panic in every other. State that a panic may have left half
-//! changed is guarded by its owner (an explicit *poisoned* flag), not by the mutex. All crates take their locks
-//! from here, so that a model checker can be put underneath in one place.
+//! changed is guarded by its owner (an explicit *poisoned* flag), not by the mutex.
+//!
+//! All crates take their locks from here. With `--cfg shuttle` the same names are those of a model checker, which
+//! chooses who runs next at each of them: `cargo xtask model` runs such models. What goes round this module it cannot
+//! see, so code that is modelled takes its threads, atomics and time from here too.
 
-use std::sync::{PoisonError, TryLockError};
-use std::time::Duration;
+#[cfg(shuttle)]
+mod model;
+#[cfg(not(shuttle))]
+mod real;
 
-pub use std::sync::MutexGuard;
-
-/// A mutual-exclusion lock that ignores poisoning.
-#[derive(Debug, Default)]
-pub struct Mutex<T: ?Sized>(std::sync::Mutex<T>);
-
-impl<T> Mutex<T> {
-    /// A new, free lock around `value`.
-    pub const fn new(value: T) -> Self {
-        Self(std::sync::Mutex::new(value))
-    }
-
-    /// Takes the value out.
-    pub fn into_inner(self) -> T {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<T: ?Sized> Mutex<T> {
-    /// Waits for the lock.
-    pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the lock if it is free.
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        match self.0.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// The value, without locking: the exclusive borrow proves that nobody else can.
-    pub fn get_mut(&mut self) -> &mut T {
-        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A condition variable to go with [`Mutex`].
-#[derive(Debug, Default)]
-pub struct Condvar(std::sync::Condvar);
-
-impl Condvar {
-    /// A condition nobody waits for yet.
-    pub const fn new() -> Self {
-        Self(std::sync::Condvar::new())
-    }
-
-    /// Lets the lock go and waits; may wake without cause.
-    pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits at most `timeout`; true if that ran out.
-    pub fn wait_timeout<'a, T>(
-        &self,
-        guard: MutexGuard<'a, T>,
-        timeout: Duration,
-    ) -> (MutexGuard<'a, T>, bool) {
-        let (guard, result) = self.0.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner);
-        (guard, result.timed_out())
-    }
-
-    /// Wakes one waiter.
-    pub fn notify_one(&self) {
-        self.0.notify_one();
-    }
-
-    /// Wakes every waiter.
-    pub fn notify_all(&self) {
-        self.0.notify_all();
-    }
-}
+#[cfg(shuttle)]
+pub use model::{Condvar, Instant, Mutex, MutexGuard, atomic, thread, thread_number};
+#[cfg(not(shuttle))]
+pub use real::{Condvar, Instant, Mutex, MutexGuard, atomic, thread, thread_number};

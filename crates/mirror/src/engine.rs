@@ -6,9 +6,9 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::sync::{Condvar, Instant, Mutex};
 use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::{Admission, Core, Done, Ending, Next, Work};

@@ -2,9 +2,9 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::Core;
@@ -306,7 +306,7 @@ fn check(
 /// A thread that copies inside the page cache keeps a processor busy and more of them only share it; one that
 /// waits for a disk or a network does not. Eight keep a fast disk busy, twice the processors a fast host.
 fn thread_count(options: &MirrorOptions) -> usize {
-    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let by_default = processors.saturating_mul(2).max(8);
     options.threads.map_or(by_default, NonZeroUsize::get).min(options.max_in_flight)
 }

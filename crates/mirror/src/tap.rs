@@ -19,10 +19,9 @@ mod guard;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::sync::Mutex;
+use blockmirror_block::sync::{Mutex, thread_number};
 use blockmirror_block::{
     self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
 };
@@ -289,9 +288,7 @@ impl State {
 }
 
 fn lane_of_this_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static LANE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % LANES);
-    LANE.with(|lane| *lane)
+    thread_number() % LANES
 }
 
 impl BlockDevice for Tap {
