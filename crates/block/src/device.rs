@@ -74,6 +74,17 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
     }
 
+    /// Brings what the layers 1 to `max_depth` below show in `range` up into the device itself, in whole units of its own
+    /// (clusters, subclusters) around the range. Nobody reads anything else afterwards than before, and a write that runs
+    /// at the same time is never undone. What lies deeper, or nowhere in the chain, stays there. Returns the bytes that
+    /// were brought up.
+    ///
+    /// A device without layers below has nothing to do. A filter passes the call on.
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        let _ = (range, max_depth);
+        Ok(0)
+    }
+
     /// Lets go of calls that are blocked on something that may never answer (a dead network peer); they fail
     /// with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
     fn cancel_in_flight(&self) {}

@@ -1,1 +1,29 @@
-//! Small devices over a device: throttle, copy-on-read, fault injection, null.
+//! Small devices over a device.
+//!
+//! | filter | over a disk | over a storage |
+//! |---|---|---|
+//! | [`ThrottleGroup`] limits several members together | [`Throttle`] | [`ThrottleStorage`] |
+//! | [`CopyOnRead`] keeps what it reads from below | itself | - |
+//! | `blkdebug` fails requests by rule, as QEMU's driver of that name | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
+//! | [`NullDisk`] holds nothing | itself, at the bottom | - |
+//!
+//! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name, geometry and extents
+//! of its child on, but not where bytes lie in a host file: the kernel would move them past the filter.
+
+#![forbid(unsafe_code)]
+
+mod blkdebug;
+mod copy_on_read;
+mod null;
+mod throttle;
+
+pub use blkdebug::{
+    BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType,
+    MAX_CONFIG_BYTES, MAX_RULES, SetState,
+};
+pub use copy_on_read::CopyOnRead;
+pub use null::{DEFAULT_NULL_SIZE, NullDisk};
+pub use throttle::{
+    Direction, MAX_THROTTLE_VALUE, Rate, Throttle, ThrottleError, ThrottleGroup, ThrottleLimits,
+    ThrottleStorage,
+};

@@ -340,6 +340,11 @@ impl BlockDevice for Tap {
         self.device().extents(range, visit)
     }
 
+    /// What anybody reads does not change, so nobody is told.
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
+        self.device().copy_up(range, max_depth)
+    }
+
     fn cancel_in_flight(&self) {
         self.device().cancel_in_flight();
     }

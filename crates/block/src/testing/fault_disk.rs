@@ -73,6 +73,15 @@ impl BlockDevice for FaultDisk {
         self.run(OpKind::Write, Some(range), || self.inner.copy_from(offset, run, len))
     }
 
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        let mut copied = 0;
+        self.run(OpKind::Write, Some(range), || {
+            copied = self.inner.copy_up(range, max_depth)?;
+            Ok(())
+        })?;
+        Ok(copied)
+    }
+
     fn cancel_in_flight(&self) {
         self.faults.cancel();
         self.inner.cancel_in_flight();

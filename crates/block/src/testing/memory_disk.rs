@@ -375,4 +375,31 @@ impl BlockDevice for MemoryDisk {
         self.state.lock().note(DiskOp::Extents(range));
         Ok(())
     }
+
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        self.check_change("copy up", Some(range), range.start(), range.len())?;
+        let Some(backing) = &self.backing else { return Ok(0) };
+        let mut state = self.state.lock();
+        let mut copied = 0;
+        for unit in self.outward(range).pieces(self.unit()) {
+            let there = unit.intersect(ByteRange::new(0, backing.len()));
+            let ours = state.map.runs(unit).first().is_some_and(|(_, kind)| *kind != ExtentKind::Unallocated);
+            if ours || there.is_empty() {
+                continue;
+            }
+            let mut shown = false;
+            backing.extents(there, &mut |extent| {
+                shown |= extent.kind != ExtentKind::Unallocated && extent.depth < max_depth;
+                Visit::Continue(())
+            })?;
+            if shown {
+                let mut buf = vec![0; unit.len() as usize];
+                self.fill_from_backing(&mut buf, unit.start())?;
+                state.bytes.write(&buf, unit.start());
+                state.map.set(unit, ExtentKind::Data);
+                copied += unit.len();
+            }
+        }
+        Ok(copied)
+    }
 }
