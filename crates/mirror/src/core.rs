@@ -2,7 +2,8 @@
 //!
 //! The engine keeps one core behind one mutex. Its threads ask [`next`](Core::next) for an action, perform it
 //! without the mutex, and report to [`finished`](Core::finished). Time is an argument; nothing here waits or
-//! calls a device, so that a simulator can drive the same code through any order of events.
+//! calls a device, so that a simulator can drive the same code through any order of events. What has no argument for the
+//! time happens at the time last told, by [`tick`](Core::tick) or by one that has.
 //!
 //! What must hold:
 //! - A bit of the dirty bitmap is cleared before the survey that looks at its bytes is handed out, hence before
@@ -14,12 +15,14 @@
 //!   while enough work is queued.
 
 mod admission;
+mod auto;
 mod completion;
 pub(crate) mod config;
 mod guest;
 mod life;
 #[cfg(test)]
 mod live_tests;
+mod meter;
 mod retry;
 #[cfg(test)]
 mod sim;
@@ -42,9 +45,11 @@ use crate::progress::{Event, GivenUp, IoStatus, Operation, Progress};
 use crate::range_set::RangeSet;
 use crate::state::JobState;
 use crate::survey::{Failure, Need, Segment};
+use auto::Auto;
 use config::Config;
 pub(crate) use guest::Admission;
 use guest::{Guest, Wanted};
+use meter::Meter;
 use retry::{GivenUpList, Retries};
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
@@ -182,6 +187,10 @@ pub(crate) struct Core {
     paused_by_user: bool,
     stopped_by_error: bool,
     io_status: IoStatus,
+    /// The latest time that was told.
+    clock: Duration,
+    meter: Meter,
+    auto: Auto,
 
     dirty: DirtyBitmap,
     /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied even
@@ -254,6 +263,9 @@ impl Core {
             paused_by_user: false,
             stopped_by_error: false,
             io_status: IoStatus::Ok,
+            clock: Duration::ZERO,
+            meter: Meter::default(),
+            auto: Auto::default(),
             cursor: 0,
             claimed: RangeSet::default(),
             walks: VecDeque::new(),
@@ -346,6 +358,7 @@ impl Core {
             Work::Survey { range, first_pass: true, .. } => range.len(),
             _ => 0,
         });
+        let (copy_rate, dirty_rate, convergence, eta) = self.outlook(now);
         Progress {
             state: self.state,
             io_status: self.io_status,
@@ -361,6 +374,12 @@ impl Core {
             given_up: self.given_up.bytes(),
             mirrored: self.mirrored,
             actively_synced: left == 0 && self.is_blocking() && self.guests.iter().all(Guest::reaches_target),
+            copy_mode: self.config.copy_mode,
+            writes_through: self.is_blocking(),
+            copy_rate,
+            dirty_rate,
+            convergence,
+            eta,
             elapsed: now,
         }
     }

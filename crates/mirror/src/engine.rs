@@ -95,6 +95,9 @@ impl Engine {
     pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut state = self.state.lock();
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
+        if state.core.tick(now) {
+            self.work.notify_all();
+        }
         let answer = f(&mut state.core, now);
         self.note(&mut state);
         match wake {
@@ -128,8 +131,13 @@ impl Engine {
     /// Waits until a write of the guest to `range` is let in, or the job is over.
     pub(crate) fn guest_begin(&self, range: ByteRange, can_mirror: bool) -> (u64, Admission) {
         let mut state = self.state.lock();
+        state.core.tick(self.started.elapsed());
         let ticket = state.core.guest_begin(range, can_mirror);
         loop {
+            if state.core.tick(self.started.elapsed()) {
+                self.work.notify_all();
+                self.note(&mut state);
+            }
             match state.core.guest_admit(ticket) {
                 Admission::Wait => {
                     state.guests_waiting += 1;

@@ -35,10 +35,12 @@ pub use granularity::{
 };
 pub use job::{MirrorControl, MirrorJob};
 pub use options::{
-    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE,
-    MAX_IN_FLIGHT, MirrorOptions, OnError, SyncMode,
+    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MAX_IN_FLIGHT,
+    DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET, MirrorOptions, OnError, SyncMode,
 };
 pub use plan::{Plan, PlanTarget, plan};
-pub use progress::{ErrorAction, Event, GivenUp, IoStatus, Operation, Outcome, Progress};
+pub use progress::{
+    Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
+};
 pub use state::{JobState, Refused, Verb};
 pub use tap::{MAX_BITMAPS, Tap, WriteGuard};

@@ -4,7 +4,9 @@
 //! it, and [`MirrorJob::start`](crate::MirrorJob::start) checks before it touches anything, so that a caller who
 //! checks first leaves no file behind.
 
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::granularity::check_granularity;
@@ -19,6 +21,11 @@ pub const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 pub const MAX_IN_FLIGHT: usize = 256;
 /// The shortest run of zero bytes inside data that is not written as data, when the caller does not say: 4 KiB.
 pub const DEFAULT_MIN_ZERO_RUN: u64 = 4096;
+
+/// What a job in [`CopyMode::Auto`] may add to a write of the guest when the caller does not say: 20 ms.
+pub const DEFAULT_LATENCY_BUDGET: Duration = Duration::from_millis(20);
+/// The smallest accepted latency budget: 10 microseconds.
+pub const MIN_LATENCY_BUDGET: Duration = Duration::from_micros(10);
 
 /// Which part of the source is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -43,6 +50,8 @@ pub enum SyncMode {
 
 /// When the target gets what the guest writes while a job runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum CopyMode {
     /// Later: the write goes to the source and its range is copied when its turn comes.
@@ -50,6 +59,27 @@ pub enum CopyMode {
     Background,
     /// At once: the guest's write ends when source and target have it. The job converges whatever the guest does.
     WriteBlocking,
+    /// Whichever serves: background for the bulk; write-blocking once the guest makes work as fast as the job does it, so
+    /// that the job becomes ready whatever the guest does; background again when the target keeps the guest
+    /// waiting. Each change is told by [`Event::CopyMode`](crate::Event::CopyMode).
+    Auto,
+}
+
+impl CopyMode {
+    /// The wire name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Background => "background",
+            Self::WriteBlocking => "write-blocking",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for CopyMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What becomes of the bitmap that told a job what to copy.
@@ -105,6 +135,7 @@ pub struct MirrorOptions {
     pub(crate) min_zero_run: u64,
     pub(crate) target_is_zero: bool,
     pub(crate) copy_mode: CopyMode,
+    pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
@@ -125,6 +156,7 @@ impl Default for MirrorOptions {
             min_zero_run: DEFAULT_MIN_ZERO_RUN,
             target_is_zero: false,
             copy_mode: CopyMode::Background,
+            latency_budget: None,
             bitmap: None,
             auto_finalize: true,
             auto_dismiss: true,
@@ -225,6 +257,19 @@ impl MirrorOptions {
         self
     }
 
+    /// What the job may add to a write of the guest: 99 of 100 writes are to take no longer than this because of the job.
+    /// At least 10 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no bound in the other modes.
+    ///
+    /// With a budget the job begins fewer operations while the guest writes (half as many as the guest has under way, at
+    /// least two) and copies in smaller pieces where the guest has written lately. A write that has waited that long for the
+    /// job to let it in goes to the source alone and is copied later, also in write-blocking mode. In auto mode a
+    /// target that makes writes take longer sends the job back to background.
+    #[must_use]
+    pub fn latency_budget(mut self, budget: impl Into<Option<Duration>>) -> Self {
+        self.latency_budget = budget.into();
+        self
+    }
+
     /// The bitmap of the tap that says what to copy, for [`SyncMode::Incremental`] and [`SyncMode::Bitmap`], and what
     /// becomes of it. Default: none.
     #[must_use]
@@ -288,6 +333,13 @@ impl MirrorOptions {
             Err(Error::InvalidOption { option, value, expected: "between 1 and 256" })
         };
         self.sync_bitmap()?;
+        if let Some(budget) = self.latency_budget.filter(|&budget| budget < MIN_LATENCY_BUDGET) {
+            return Err(Error::InvalidOption {
+                option: "latency-budget",
+                value: u64::try_from(budget.as_micros()).unwrap_or(u64::MAX),
+                expected: "at least 10 microseconds",
+            });
+        }
         in_range("max-in-flight", self.max_in_flight)?;
         self.threads.map_or(Ok(()), |threads| in_range("threads", threads.get()))
     }
@@ -320,6 +372,10 @@ mod tests {
         assert_eq!(
             message(MirrorOptions::new().threads(NonZeroUsize::new(257))),
             "threads 257: must be between 1 and 256"
+        );
+        assert_eq!(
+            message(MirrorOptions::new().latency_budget(Duration::from_micros(9))),
+            "latency-budget 9: must be at least 10 microseconds"
         );
     }
 

@@ -6,10 +6,13 @@ use std::time::Duration;
 use blockmirror_block::ByteRange;
 
 use crate::granularity::GranularityChoice;
+use crate::options::CopyMode;
 use crate::state::JobState;
 
 /// Whether an error policy has stopped the job, and why. Kept from the first error until the job is resumed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum IoStatus {
     /// No error has stopped the job.
@@ -21,8 +24,26 @@ pub enum IoStatus {
     NoSpace,
 }
 
+/// Whether a job gets nearer to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Convergence {
+    /// It has not been watched for long enough (a quarter of a second), or stands still: paused, or over.
+    Unknown,
+    /// Nothing is left but what the guest is writing at this moment.
+    Equal,
+    /// What is left gets less: [`Progress::eta`] says when it will be nothing.
+    Converging,
+    /// What is left does not get less: the guest makes work at least as fast as the job does it, or the job does none.
+    NotConverging,
+}
+
 /// Figures of a running job, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct Progress {
     /// Where the job stands.
@@ -54,8 +75,82 @@ pub struct Progress {
     /// Nothing is dirty or in flight, and what the guest writes goes to the target at once: source and target are equal
     /// but for the writes under way.
     pub actively_synced: bool,
+    /// The copy mode that was asked for.
+    pub copy_mode: CopyMode,
+    /// Whether the target gets what the guest writes at once, as things are: in write-blocking mode, and at times in auto
+    /// mode; not while the job is paused.
+    pub writes_through: bool,
+    /// Bytes dealt with per second, over the last two seconds.
+    pub copy_rate: u64,
+    /// Bytes that became dirty per second, over the last two seconds.
+    pub dirty_rate: u64,
+    /// Whether what is left gets less.
+    pub convergence: Convergence,
+    /// When nothing will be left if both rates stay as they are; `None` unless the job converges.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
+    pub eta: Option<Duration>,
     /// Time since the start.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "seconds"))]
     pub elapsed: Duration,
+}
+
+/// Durations are written as seconds, with a fraction.
+#[cfg(feature = "serde")]
+fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+#[cfg(feature = "serde")]
+fn optional_seconds<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => serializer.serialize_some(&duration.as_secs_f64()),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Why a job in auto mode changed when the target gets what the guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case", tag = "kind"))]
+#[non_exhaustive]
+pub enum ModeReason {
+    /// To write-blocking: the guest makes work as fast as the job does it.
+    #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+    NotConverging {
+        /// Bytes left.
+        left: u64,
+        /// Bytes that became dirty per second.
+        dirty_rate: u64,
+        /// Bytes that the job dealt with per second.
+        copy_rate: u64,
+    },
+    /// To background: writes of the guest wait too long for the target.
+    #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+    TargetStalls {
+        /// What one write waited, or what one in a hundred did.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "seconds"))]
+        delay: Duration,
+        /// The bound that this is over.
+        #[cfg_attr(feature = "serde", serde(serialize_with = "seconds"))]
+        bound: Duration,
+    },
+}
+
+impl fmt::Display for ModeReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotConverging { left, dirty_rate, copy_rate } => write!(
+                f,
+                "{left} bytes are left, {dirty_rate} bytes/s become dirty and {copy_rate} bytes/s are copied"
+            ),
+            Self::TargetStalls { delay, bound } => {
+                write!(f, "the guest waits {delay:?} for the target, more than {bound:?}")
+            }
+        }
+    }
 }
 
 /// The side of a job that an operation belongs to, in the words of `BLOCK_JOB_ERROR`.
@@ -114,6 +209,13 @@ pub enum Event {
         range: ByteRange,
         /// The failure in one line, with operation, file and offset.
         message: String,
+    },
+    /// A job in auto mode has changed when the target gets what the guest writes.
+    CopyMode {
+        /// [`CopyMode::WriteBlocking`] or [`CopyMode::Background`].
+        mode: CopyMode,
+        /// Why, with figures. `Display` gives them in one line.
+        reason: ModeReason,
     },
     /// The job has come to another state (`JOB_STATUS_CHANGE`).
     Status(JobState),

@@ -240,8 +240,7 @@ impl Tap {
                     return WriteGuard::let_in(self, range, device, session.id, ticket, None);
                 }
                 (ticket, Admission::Both) => {
-                    let target = session.engine.target();
-                    return WriteGuard::let_in(self, range, device, session.id, ticket, Some(target));
+                    return WriteGuard::let_in(self, range, device, session.id, ticket, Some(session.engine));
                 }
                 (_, Admission::Wait | Admission::Over) => {
                     self.leave(ByteRange::default(), Some(session.id), |_| {});

@@ -22,6 +22,7 @@ impl Core {
     /// What the calling thread is to do. An action handed out must be reported to
     /// [`finished`](Core::finished), whatever comes of it.
     pub(crate) fn next(&mut self, now: Duration) -> Next {
+        self.tick(now);
         match self.phase {
             Phase::Running => {}
             Phase::Aborting(_) => return self.next_while_aborting(),

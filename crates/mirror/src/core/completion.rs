@@ -18,6 +18,7 @@ const MAX_FLUSH_TRIES: u32 = 3;
 impl Core {
     /// Reports what came of the action `id`. Reports of unknown actions are ignored.
     pub(crate) fn finished(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
+        self.tick(now);
         let Some(index) = self.in_flight.iter().position(|op| op.id == id) else { return };
         let op = self.in_flight.swap_remove(index);
         if matches!(op.work, Work::End(_)) {

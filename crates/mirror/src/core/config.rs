@@ -1,9 +1,12 @@
 //! The numbers a core works with, derived once from the options and the target's geometry.
 
+use std::time::Duration;
+
 use blockmirror_block::{Geometry, ZeroCost};
 
 use crate::options::{
-    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_MIN_ZERO_RUN, MirrorOptions, OnError, SyncMode,
+    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MIN_ZERO_RUN, MirrorOptions,
+    OnError, SyncMode,
 };
 
 /// One data operation takes at most this part of the buffer: 512 KiB by default, which stays in a processor's
@@ -40,6 +43,8 @@ pub(crate) struct Config {
     /// The job sits on a tap and ends when it is told to; otherwise it ends by itself when the target is equal.
     pub(crate) live: bool,
     pub(crate) copy_mode: CopyMode,
+    /// What was asked; [`latency_budget`](Self::latency_budget) tells what holds.
+    pub(crate) asked_budget: Option<Duration>,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
     /// After a failure the bitmap that told what to copy is cut to what is left.
@@ -70,10 +75,16 @@ impl Config {
             zero_by_metadata: target.zero_cost == ZeroCost::Metadata,
             live: false,
             copy_mode: options.copy_mode,
+            asked_budget: options.latency_budget,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
         }
+    }
+
+    /// What the job may add to a write of the guest, if that is bounded.
+    pub(crate) fn latency_budget(&self) -> Option<Duration> {
+        self.asked_budget.or((self.copy_mode == CopyMode::Auto).then_some(DEFAULT_LATENCY_BUDGET))
     }
 }
 

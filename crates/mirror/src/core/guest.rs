@@ -9,10 +9,11 @@
 //!   wait for himself. An operation is not begun where a writer waits, so none waits for long.
 //! - Nobody is let in while the guest is held.
 
+use std::time::Duration;
+
 use blockmirror_block::{self as block, ByteRange};
 
 use super::{Core, Phase, Queued, Work};
-use crate::options::CopyMode;
 use crate::progress::Operation;
 use crate::survey::{Failure, Need};
 
@@ -27,6 +28,8 @@ pub(super) struct Guest {
     stage: Stage,
     /// It can be repeated at the target.
     can_mirror: bool,
+    /// Since when it waits for the target: since it was let in, until the word comes that the source has it.
+    at_target: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +81,8 @@ impl Core {
     pub(crate) fn guest_begin(&mut self, range: ByteRange, can_mirror: bool) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.guests.push(Guest { id, range, stage: Stage::Waiting, can_mirror });
+        let at_target = self.clock;
+        self.guests.push(Guest { id, range, stage: Stage::Waiting, can_mirror, at_target });
         id
     }
 
@@ -111,8 +115,22 @@ impl Core {
             return Admission::Wait;
         }
         self.guests[index].stage = Stage::Both;
+        self.guests[index].at_target = self.clock;
         self.admit_to_target(range);
         Admission::Both
+    }
+
+    /// The write `id` has finished at the source and goes to the target now.
+    pub(crate) fn guest_at_target(&mut self, id: u64) {
+        if let Some(guest) = self.guests.iter_mut().find(|guest| guest.id == id) {
+            guest.at_target = self.clock;
+        }
+    }
+
+    /// How long the write that waits longest for the target has done so.
+    pub(super) fn longest_wait_for_target(&self) -> Duration {
+        let waiting = self.guests.iter().filter(|guest| guest.stage == Stage::Both);
+        waiting.map(|guest| self.clock.saturating_sub(guest.at_target)).max().unwrap_or_default()
     }
 
     fn admit_to_target(&mut self, range: ByteRange) {
@@ -206,9 +224,7 @@ impl Core {
 
     /// Whether the target gets the guest's writes at once. Not while the job is paused: then the target is left alone.
     pub(super) fn is_blocking(&self) -> bool {
-        self.config.copy_mode == CopyMode::WriteBlocking
-            && !self.is_paused()
-            && matches!(self.phase, Phase::Running)
+        self.mode_is_through() && !self.is_paused() && matches!(self.phase, Phase::Running)
     }
 
     /// Whether no write of the guest is under way. Those that wait to be let in are not.

@@ -81,7 +81,7 @@ impl Core {
     /// Changes when the target gets what the guest writes. Writes under way end as they began.
     pub(crate) fn change(&mut self, mode: CopyMode) -> Result<(), Refused> {
         self.allow(Verb::Change)?;
-        self.config.copy_mode = mode;
+        self.mode_asked(mode);
         Ok(())
     }
 
@@ -164,7 +164,7 @@ impl Core {
     /// Nothing is queued, in flight, waiting for another try, or dirty.
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
-            return if self.was_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
+            return if self.has_been_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
         };
         if !self.held {
             // Not to be finalized by itself: the end waits for its word, and the copy goes on.
@@ -184,7 +184,7 @@ impl Core {
         self.begin(Work::Flush, 0)
     }
 
-    fn was_ready(&self) -> bool {
+    pub(super) fn has_been_ready(&self) -> bool {
         matches!(self.state, JobState::Ready | JobState::Standby | JobState::Waiting | JobState::Pending)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::Tap;
-use crate::engine::Wake;
+use crate::engine::{Engine, Wake};
 
 /// An announced write. Dropping it without a word counts as a failed write.
 #[must_use = "a write that is not finished counts as failed"]
@@ -24,7 +24,12 @@ enum Place {
     /// Bitmaps listened, but no job.
     Seen,
     /// A job let it in.
-    LetIn { session: u64, ticket: u64, target: Option<Arc<dyn BlockDevice>> },
+    LetIn {
+        session: u64,
+        ticket: u64,
+        /// The job, if its target is to get it at once.
+        both: Option<Arc<Engine>>,
+    },
 }
 
 impl<'a> WriteGuard<'a> {
@@ -42,9 +47,9 @@ impl<'a> WriteGuard<'a> {
         device: Arc<dyn BlockDevice>,
         session: u64,
         ticket: u64,
-        target: Option<Arc<dyn BlockDevice>>,
+        both: Option<Arc<Engine>>,
     ) -> Self {
-        Self { tap, range, device, place: Some(Place::LetIn { session, ticket, target }) }
+        Self { tap, range, device, place: Some(Place::LetIn { session, ticket, both }) }
     }
 
     /// The disk to write to.
@@ -77,7 +82,10 @@ impl<'a> WriteGuard<'a> {
         repeat: impl FnOnce(&dyn BlockDevice) -> block::Result<()>,
     ) -> block::Result<()> {
         let target = match &self.place {
-            Some(Place::LetIn { target: Some(target), .. }) if result.is_ok() => Some(Arc::clone(target)),
+            Some(Place::LetIn { ticket, both: Some(engine), .. }) if result.is_ok() => {
+                engine.with_core(Wake::None, |core, _| core.guest_at_target(*ticket));
+                Some(engine.target())
+            }
             _ => None,
         };
         let repeated = target.map(|target| repeat(&*target));

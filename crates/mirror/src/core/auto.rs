@@ -1,0 +1,153 @@
+//! Auto mode: when the target gets what the guest writes at once, and when later.
+//!
+//! A job in auto mode begins in background, because a guest that waits for the target while the bulk is copied gains
+//! nothing by it. After the first pass the samples of the [`meter`](super::meter) decide: a guest that makes work as fast as
+//! the job does it would keep it from ever being ready, so its writes go through from then on. What is dirty then only
+//! gets less, and READY is reached. It stays so until the target makes the guest wait too long; then the job is back in
+//! background, for a time that doubles with each such stall.
+//!
+//! The core asks at each sample, so at most twenty times a second. What must hold: no two changes are nearer to each other
+//! than the shortest stay; nothing is decided while the job is paused or ends.
+
+use std::time::Duration;
+
+use super::meter::Totals;
+use super::{Core, Phase, Work};
+use crate::options::CopyMode;
+use crate::progress::{Convergence, Event, ModeReason};
+
+/// Decisions look at rates over this.
+const LOOK_BACK: Duration = Duration::from_secs(1);
+/// The shortest stay in background after a stall; doubles with each further one.
+const FIRST_STAY: Duration = Duration::from_secs(1);
+/// The longest.
+const LONGEST_STAY: Duration = Duration::from_secs(32);
+/// Once writes have gone through for so long, earlier stalls are forgotten.
+const FORGIVEN: Duration = Duration::from_secs(30);
+/// One write that waits for the target for so many latency budgets is a stall by itself.
+const STALL: u32 = 10;
+
+/// What a job in auto mode has decided.
+#[derive(Debug, Default)]
+pub(super) struct Auto {
+    /// The guest's writes go through.
+    through: bool,
+    /// Where the present stretch of time began: with the end of the first pass, a change of mode, or the end of a pause.
+    /// Samples from before say nothing about now.
+    mark: Duration,
+    /// Writes do not go through before this.
+    not_before: Duration,
+    /// Stalls in a row.
+    stalls: u32,
+    /// There was nothing to decide when it was last looked at: the first pass, a pause, the end.
+    elsewhere: bool,
+}
+
+impl Core {
+    /// Time has come to `now`; takes a sample and thinks about the copy mode when it is time to. Whether anything was
+    /// changed that waiting threads should know.
+    pub(crate) fn tick(&mut self, now: Duration) -> bool {
+        self.clock = self.clock.max(now);
+        if !self.meter.note(self.clock, self.totals()) {
+            return false;
+        }
+        self.decide()
+    }
+
+    fn totals(&self) -> Totals {
+        Totals { done: self.offset, dirtied: self.dirtied }
+    }
+
+    /// Whether the target gets the guest's writes at once, by what was asked and what was decided.
+    pub(super) fn mode_is_through(&self) -> bool {
+        match self.config.copy_mode {
+            CopyMode::Background => false,
+            CopyMode::WriteBlocking => true,
+            CopyMode::Auto => self.auto.through,
+        }
+    }
+
+    /// Another mode was asked for. Auto mode begins with how things are.
+    pub(super) fn mode_asked(&mut self, mode: CopyMode) {
+        self.auto = Auto { through: self.mode_is_through(), mark: self.clock, ..Auto::default() };
+        self.config.copy_mode = mode;
+    }
+
+    fn decide(&mut self) -> bool {
+        let stands =
+            self.is_paused() || self.held || self.is_ending() || !matches!(self.phase, Phase::Running);
+        let elsewhere = stands || (!self.auto.through && self.in_first_pass());
+        if elsewhere || self.auto.elsewhere {
+            self.auto.mark = self.clock;
+        }
+        self.auto.elsewhere = elsewhere;
+        if elsewhere || self.config.copy_mode != CopyMode::Auto {
+            return false;
+        }
+        let reason = if self.auto.through { self.target_stalls() } else { self.does_not_converge() };
+        let Some(reason) = reason else { return false };
+        let now = self.clock;
+        if self.auto.through {
+            if now.saturating_sub(self.auto.mark) >= FORGIVEN {
+                self.auto.stalls = 0;
+            }
+            let stay = FIRST_STAY.saturating_mul(1 << self.auto.stalls.min(10)).min(LONGEST_STAY);
+            self.auto.stalls += 1;
+            self.auto.not_before = now.saturating_add(stay);
+        }
+        self.auto.through = !self.auto.through;
+        self.auto.mark = now;
+        let mode = if self.auto.through { CopyMode::WriteBlocking } else { CopyMode::Background };
+        self.push_event(Event::CopyMode { mode, reason });
+        true
+    }
+
+    fn in_first_pass(&self) -> bool {
+        self.walks.iter().any(|walk| walk.first_pass)
+            || self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { first_pass: true, .. }))
+    }
+
+    /// Why the guest's writes have to go through, if they have to. A job that is ready may stay a little behind: only what
+    /// is too much to be copied while the guest is held counts.
+    fn does_not_converge(&self) -> Option<ModeReason> {
+        let left = self.left();
+        let bearable = if self.has_been_ready() { self.config.operation } else { 0 };
+        if left <= bearable || self.clock < self.auto.not_before {
+            return None;
+        }
+        let since = self.auto.mark.max(self.clock.saturating_sub(LOOK_BACK));
+        let rates = self.meter.rates(self.clock, self.totals(), since)?;
+        rates.keep_even().then_some(ModeReason::NotConverging {
+            left,
+            dirty_rate: rates.dirty,
+            copy_rate: rates.copy,
+        })
+    }
+
+    /// Why the guest's writes must not go through any longer, if so.
+    fn target_stalls(&self) -> Option<ModeReason> {
+        let bound = self.config.latency_budget()?.saturating_mul(STALL);
+        let delay = self.longest_wait_for_target();
+        (delay > bound).then_some(ModeReason::TargetStalls { delay, bound })
+    }
+
+    /// What a user is told of the rates at `now`: bytes done and made dirty per second, where that leads, and when to.
+    pub(super) fn outlook(&self, now: Duration) -> (u64, u64, Convergence, Option<Duration>) {
+        let left = self.left();
+        let rates = self.meter.rates(now, self.totals(), Duration::ZERO);
+        let (copy, dirty) = rates.map_or((0, 0), |rates| (rates.copy, rates.dirty));
+        let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
+        let (convergence, eta) = match rates {
+            _ if left == 0 && !stands => (Convergence::Equal, Some(Duration::ZERO)),
+            Some(rates) if !stands => match rates.time_for(left) {
+                Some(eta) => (Convergence::Converging, Some(eta)),
+                None => (Convergence::NotConverging, None),
+            },
+            _ => (Convergence::Unknown, None),
+        };
+        (copy, dirty, convergence, eta)
+    }
+}
+
+#[cfg(test)]
+mod tests;
