@@ -9,7 +9,7 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 ///
 /// # Contract
 ///
-/// - **Length** is fixed while anybody reads or writes; any byte offset and length is a legal request (devices
+/// - **Length** is fixed while anybody writes; any byte offset and length is a legal request (devices
 ///   do read-modify-write where their format or medium needs alignment).
 /// - **Bounds**: the device checks them. A request past the end fails with [`ErrorKind::OutOfBounds`] and
 ///   touches nothing. An empty request inside the disk succeeds. No offset or length panics.
@@ -36,7 +36,8 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     /// A name for messages, usually the path of the image.
     fn name(&self) -> &str;
 
-    /// Cluster size, alignments and costs. Does not change while the device is open.
+    /// Cluster size, alignments and costs. They do not change while the device is open; for one that forwards, they change
+    /// when it forwards to another device (a tap that pivots), so who keeps it for long asks again.
     fn geometry(&self) -> Geometry;
 
     /// Fills `buf` from `offset`.

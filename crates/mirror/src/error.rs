@@ -66,6 +66,20 @@ pub enum Error {
         /// The bitmap's name.
         name: String,
     },
+    /// A job works from the bitmap, or somebody reads it.
+    #[error("{disk}: bitmap {name:?} is in use")]
+    BitmapBusy {
+        /// The disk's name.
+        disk: String,
+        /// The bitmap's name.
+        name: String,
+    },
+    /// A pivot, or somebody else, has put another disk below the tap since it was drained.
+    #[error("{disk}: another disk lies below it since it was drained")]
+    DiskChanged {
+        /// The name of the disk that lies below now.
+        disk: String,
+    },
     /// A job runs on this tap, and stands in the way.
     #[error("{disk} is being mirrored")]
     Busy {
@@ -126,6 +140,8 @@ impl Error {
             | Self::NeedsTap
             | Self::NoBitmap { .. }
             | Self::BitmapExists { .. }
+            | Self::BitmapBusy { .. }
+            | Self::DiskChanged { .. }
             | Self::Busy { .. } => ErrorKind::InvalidInput,
             Self::Source(_) => ErrorKind::Source,
             Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,

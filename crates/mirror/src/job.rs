@@ -197,14 +197,16 @@ impl MirrorJob {
         target: Arc<dyn BlockDevice>,
         options: MirrorOptions,
     ) -> Result<Self, Error> {
-        let granularity = check(&**tap, &*target, &options)?;
+        let granularity = check(&*tap.device(), &*target, &options)?;
         let geometry = target.geometry();
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
-        let mut config = Config::new(&options, granularity.bytes, tap.len(), geometry);
-        config.live = true;
         let name = bitmap.map(|(name, _)| name.as_str());
         let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
+            // The first look may have met a disk that is not there any more.
+            check_lengths(&*source, &*target)?;
+            let mut config = Config::new(&options, granularity.bytes, source.len(), geometry);
+            config.live = true;
             let mut core = Core::new(config)?;
             if let Some(bitmap) = bitmap {
                 core.seed(bitmap);

@@ -10,18 +10,20 @@
 //!   *then*: one that came while the write was under way must not miss it.
 //! - Writes under way are counted, so that whoever holds the guest knows when none is left, those included that began
 //!   before anybody listened.
+//! - What lies below changes only while no write is under way: at a pivot, or under a [`Drained`].
 //! - Lock order: state, then a lane or a job's core; nothing else is locked under those.
 //!
 //! [`MirrorJob::attach`]: crate::MirrorJob::attach
 
 mod bitmaps;
+mod drain;
 mod guard;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::sync::{Mutex, thread_number};
+use blockmirror_block::sync::{Condvar, Mutex, thread_number};
 use blockmirror_block::{
     self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
 };
@@ -29,7 +31,9 @@ use blockmirror_block::{
 use crate::core::{Admission, Ending};
 use crate::engine::{Engine, Wake};
 use crate::error::Error;
-pub use bitmaps::MAX_BITMAPS;
+use bitmaps::Named;
+pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
+pub use drain::Drained;
 pub use guard::WriteGuard;
 
 /// Threads are spread over so many lanes.
@@ -60,16 +64,21 @@ const LANES: usize = 16;
 #[derive(Debug)]
 pub struct Tap {
     name: Arc<str>,
-    len: u64,
-    geometry: Geometry,
+    /// The name was given to the tap; otherwise messages use that of the disk below.
+    has_own_name: bool,
     lanes: [Mutex<Lane>; LANES],
     state: Mutex<State>,
+    /// The last write under way has finished while somebody drains.
+    landed: Condvar,
+    /// Nobody drains any more.
+    released: Condvar,
 }
 
 /// What a request needs while nobody listens.
 #[derive(Debug)]
 struct Lane {
     device: Arc<dyn BlockDevice>,
+    len: u64,
     /// Nobody listens.
     idle: bool,
     /// Writes under way that began while nobody listened.
@@ -80,11 +89,14 @@ struct Lane {
 struct State {
     /// Where the tap forwards to.
     device: Arc<dyn BlockDevice>,
+    len: u64,
     session: Option<Session>,
     next_session: u64,
-    /// Writes under way, or waiting to be let in, that began while somebody listened.
+    /// Writes under way, or waiting for a job to let them in, that began while somebody listened.
     writes: usize,
-    bitmaps: BTreeMap<String, DirtyBitmap>,
+    /// Those who hold the guest and wait until no write is under way, or have done so.
+    drains: usize,
+    bitmaps: BTreeMap<String, Named>,
 }
 
 /// A job on the tap.
@@ -98,7 +110,12 @@ struct Session {
 
 impl State {
     fn is_idle(&self) -> bool {
-        self.session.is_none() && self.bitmaps.is_empty()
+        self.session.is_none() && self.drains == 0 && !self.bitmaps.values().any(Named::is_enabled)
+    }
+
+    /// The job on the tap that is not over.
+    fn live_session(&self) -> Option<&Session> {
+        self.session.as_ref().filter(|session| !session.engine.is_over())
     }
 }
 
@@ -113,19 +130,33 @@ pub(crate) struct Welcome<'a> {
 impl Tap {
     /// A tap in front of `device`.
     pub fn new(device: Arc<dyn BlockDevice>) -> Arc<Self> {
-        let lane = |_| Mutex::new(Lane { device: Arc::clone(&device), idle: true, writes: 0 });
+        let name = Arc::from(device.name());
+        Self::build(device, name, false)
+    }
+
+    /// A tap in front of `device` that messages call `name`, whatever lies below it in time.
+    pub fn named(device: Arc<dyn BlockDevice>, name: &str) -> Arc<Self> {
+        Self::build(device, Arc::from(name), true)
+    }
+
+    fn build(device: Arc<dyn BlockDevice>, name: Arc<str>, has_own_name: bool) -> Arc<Self> {
+        let len = device.len();
+        let lane = |_| Mutex::new(Lane { device: Arc::clone(&device), len, idle: true, writes: 0 });
         Arc::new(Self {
-            name: Arc::from(device.name()),
-            len: device.len(),
-            geometry: device.geometry(),
+            name,
+            has_own_name,
             lanes: std::array::from_fn(lane),
             state: Mutex::new(State {
                 device,
+                len,
                 session: None,
                 next_session: 0,
                 writes: 0,
+                drains: 0,
                 bitmaps: BTreeMap::new(),
             }),
+            landed: Condvar::new(),
+            released: Condvar::new(),
         })
     }
 
@@ -136,7 +167,21 @@ impl Tap {
 
     /// Whether a job sits on the tap.
     pub fn is_mirrored(&self) -> bool {
-        self.state.lock().session.as_ref().is_some_and(|session| !session.engine.is_over())
+        self.state.lock().live_session().is_some()
+    }
+
+    /// Writes that have begun and not finished, those included that wait to be let in by a job.
+    pub fn writes_under_way(&self) -> usize {
+        self.under_way(&self.state.lock())
+    }
+
+    fn under_way(&self, state: &State) -> usize {
+        state.writes + self.lanes.iter().map(|lane| lane.lock().writes).sum::<usize>()
+    }
+
+    /// What messages call the disk.
+    fn title(&self, state: &State) -> String {
+        if self.has_own_name { self.name.to_string() } else { state.device.name().to_owned() }
     }
 
     fn lane(&self) -> &Mutex<Lane> {
@@ -149,6 +194,7 @@ impl Tap {
         for lane in &self.lanes {
             let mut lane = lane.lock();
             lane.device = Arc::clone(&state.device);
+            lane.len = state.len;
             lane.idle = state.is_idle();
             writes += lane.writes;
         }
@@ -163,12 +209,12 @@ impl Tap {
     ) -> Result<Arc<Engine>, Error> {
         let mut state = self.state.lock();
         let state = &mut *state;
-        if state.session.as_ref().is_some_and(|session| !session.engine.is_over()) {
-            return Err(Error::Busy { disk: self.name.to_string() });
+        if state.live_session().is_some() {
+            return Err(Error::Busy { disk: self.title(state) });
         }
         let seed = match bitmap {
             None => None,
-            Some(name) => Some(state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(name))?),
+            Some(name) => Some(&self.free_bitmap(state, name)?.map),
         };
         let session = state.next_session;
         let engine = make(Welcome { session, source: Arc::clone(&state.device), bitmap: seed })?;
@@ -189,15 +235,12 @@ impl Tap {
         match ending {
             Ending::Fail => {
                 if let Some(bitmap) = bitmap {
-                    bitmap.clear_all();
-                    for missing in current.engine.with_core(Wake::None, |core, _| core.missing()) {
-                        bitmap.set(missing.start()..missing.end());
-                    }
+                    bitmap.cut_to(&current.engine.with_core(Wake::None, |core, _| core.missing()));
                 }
             }
             Ending::Pivot | Ending::Keep => {
                 if let Some(bitmap) = bitmap.filter(|_| current.engine.renews_bitmap()) {
-                    bitmap.clear_all();
+                    bitmap.map.clear_all();
                 }
                 if ending == Ending::Pivot {
                     state.device = Arc::clone(target);
@@ -215,32 +258,50 @@ impl Tap {
         }
     }
 
-    fn begin(&self, range: ByteRange, can_mirror: bool) -> WriteGuard<'_> {
+    fn begin(
+        &self,
+        operation: &'static str,
+        range: ByteRange,
+        can_mirror: bool,
+    ) -> block::Result<WriteGuard<'_>> {
         loop {
             let index = lane_of_this_thread();
             {
                 let mut lane = self.lanes[index].lock();
                 if lane.idle {
+                    // Once the write is counted the length stays.
+                    check_bounds(&lane.device, operation, range, lane.len)?;
                     lane.writes += 1;
-                    return WriteGuard::in_lane(self, range, Arc::clone(&lane.device), index);
+                    return Ok(WriteGuard::in_lane(self, range, Arc::clone(&lane.device), index));
                 }
             }
             let (device, session) = {
                 let mut state = self.state.lock();
+                while state.drains > 0 {
+                    state = self.released.wait(state);
+                }
                 if state.is_idle() {
                     // Nobody listens any more.
                     continue;
                 }
+                check_bounds(&state.device, operation, range, state.len)?;
                 state.writes += 1;
                 (Arc::clone(&state.device), state.session.clone())
             };
-            let Some(session) = session else { return WriteGuard::seen(self, range, device) };
+            let Some(session) = session else { return Ok(WriteGuard::seen(self, range, device)) };
             match session.engine.guest_begin(range, can_mirror) {
                 (ticket, Admission::Source) => {
-                    return WriteGuard::let_in(self, range, device, session.id, ticket, None);
+                    return Ok(WriteGuard::let_in(self, range, device, session.id, ticket, None));
                 }
                 (ticket, Admission::Both) => {
-                    return WriteGuard::let_in(self, range, device, session.id, ticket, Some(session.engine));
+                    return Ok(WriteGuard::let_in(
+                        self,
+                        range,
+                        device,
+                        session.id,
+                        ticket,
+                        Some(session.engine),
+                    ));
                 }
                 (_, Admission::Wait | Admission::Over) => {
                     self.leave(ByteRange::default(), Some(session.id), |_| {});
@@ -263,6 +324,7 @@ impl Tap {
         let mut state = self.state.lock();
         self.lanes[index].lock().writes -= 1;
         state.tell(range, None, |_| {});
+        self.note_landing(&state);
     }
 
     /// A write that began while somebody listened has finished; `own` tells the job that let it in, if it is still here.
@@ -270,13 +332,20 @@ impl Tap {
         let mut state = self.state.lock();
         state.writes -= 1;
         state.tell(range, session, own);
+        self.note_landing(&state);
+    }
+
+    fn note_landing(&self, state: &State) {
+        if state.drains > 0 && self.under_way(state) == 0 {
+            self.landed.notify_all();
+        }
     }
 }
 
 impl State {
     fn tell(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
         for bitmap in self.bitmaps.values_mut() {
-            bitmap.set(range.start()..range.end());
+            bitmap.record(range);
         }
         match &self.session {
             Some(current) if Some(current.id) == session => own(&current.engine),
@@ -290,18 +359,33 @@ fn lane_of_this_thread() -> usize {
     thread_number() % LANES
 }
 
+fn check_bounds(
+    device: &Arc<dyn BlockDevice>,
+    operation: &'static str,
+    range: ByteRange,
+    len: u64,
+) -> block::Result<()> {
+    if range.end() <= len {
+        return Ok(());
+    }
+    Err(DiskError::out_of_bounds(operation, range.start(), range.len(), len).in_file(device.name()))
+}
+
 impl BlockDevice for Tap {
+    /// That of the disk below. Changes only under a [`Drained`].
     fn len(&self) -> u64 {
-        self.len
+        self.lane().lock().len
     }
 
+    /// The name given to the tap, or that of the first disk below it: a handle of the guest, which a pivot does not
+    /// change. The disk that the tap forwards to now has its own at [`device`](Tap::device).
     fn name(&self) -> &str {
         &self.name
     }
 
-    /// That of the disk the tap was made for, also after a pivot.
+    /// That of the disk the tap forwards to now: another one after a pivot.
     fn geometry(&self) -> Geometry {
-        self.geometry
+        self.device().geometry()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
@@ -326,7 +410,7 @@ impl BlockDevice for Tap {
     /// What a discarded range reads as is the disk's choice, so the target never gets it at once: the job looks later what has
     /// become of it.
     fn discard(&self, range: ByteRange) -> block::Result<()> {
-        let guard = self.checked("discard", range, false)?;
+        let guard = self.begin("discard", range, false)?;
         let result = guard.device().discard(range);
         guard.finish(result)
     }
@@ -353,22 +437,12 @@ impl Tap {
     /// Announces a write of the guest to `range`; waits while the guest is held. The caller writes to the guard's
     /// [`device`](WriteGuard::device), then tells the guard how it went.
     ///
+    /// A thread that begins a write while it has others open may wait for somebody who waits for those: it finishes them
+    /// first, or asks from another thread.
+    ///
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
     pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteGuard<'_>> {
-        self.checked("write", range, true)
-    }
-
-    fn checked(
-        &self,
-        operation: &'static str,
-        range: ByteRange,
-        can_mirror: bool,
-    ) -> block::Result<WriteGuard<'_>> {
-        if range.end() > self.len {
-            let error = DiskError::out_of_bounds(operation, range.start(), range.len(), self.len);
-            return Err(error.or_in_file(&self.name));
-        }
-        Ok(self.begin(range, can_mirror))
+        self.begin("write", range, true)
     }
 }

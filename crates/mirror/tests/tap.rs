@@ -423,7 +423,7 @@ fn an_incremental_mirror_copies_the_bitmap_and_starts_it_anew() {
     let incremental = || MirrorOptions::new().sync(SyncMode::Incremental).bitmap("b", BitmapMode::OnSuccess);
     target.take_log();
     let job = attach(&tap, &target, incremental());
-    assert!(matches!(tap.remove_bitmap("b"), Err(Error::Busy { .. })));
+    assert!(matches!(tap.remove_bitmap("b"), Err(Error::BitmapBusy { .. })));
     until(&job, &Event::Ready);
     write(&*tap, 3 << 20, 512, 4);
     job.control().keep_copy().unwrap();

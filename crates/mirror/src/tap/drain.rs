@@ -1,0 +1,161 @@
+//! Holding the guest of a tap: for whatever must not fall into the middle of a write.
+//!
+//! Snapshots, reopening with other options and resizing drain the tap, put another disk below it, and let the guest go on.
+//! What must hold: a disk is only replaced while no write is under way and no job has it as its source.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::sync::Instant;
+use blockmirror_block::{BlockDevice, ByteRange};
+
+use super::Tap;
+use crate::error::Error;
+
+/// The guest is held and no write of it is under way, until this is dropped.
+///
+/// Writes that begin meanwhile wait, so the thread that has this must not write to the tap itself. Reads and flushes
+/// go on, and end at the disk on which they began; they may keep a replaced disk open until then. A job on the tap
+/// goes on copying.
+///
+/// ```
+/// use std::sync::Arc;
+/// use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
+/// use blockmirror_mirror::Tap;
+///
+/// let base = Arc::new(MemoryDisk::new(1 << 20));
+/// let tap = Tap::new(Arc::clone(&base) as _);
+/// tap.write_at(b"before", 0, WriteFlags::NONE)?;
+///
+/// // A snapshot: from here on the guest writes to an overlay.
+/// let mut drained = tap.drain();
+/// drained.device().flush()?;
+/// let overlay = Arc::new(MemoryDisk::new(1 << 20).with_backing(Arc::clone(&base) as _));
+/// drained.replace(overlay)?;
+/// drop(drained);
+///
+/// tap.write_at(b"after.", 0, WriteFlags::NONE)?;
+/// assert_eq!(&base.contents()?[..6], b"before");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "the guest goes on as soon as this is dropped"]
+pub struct Drained {
+    tap: Arc<Tap>,
+    /// What lay below when the last write had finished.
+    device: Arc<dyn BlockDevice>,
+}
+
+impl Tap {
+    /// Holds the guest, and waits until no write is under way: for ever, should one never end.
+    ///
+    /// Several may do so at once; the guest goes on when the last lets go. Who drains several taps does best to do it from
+    /// one thread, one after another; a guest that has writes open on one tap while it begins one on another can make that
+    /// wait for ever, for which there is [`drain_for`](Self::drain_for).
+    pub fn drain(self: &Arc<Self>) -> Drained {
+        let mut drained = self.hold();
+        drained.wait(None);
+        drained
+    }
+
+    /// The same for at most `timeout`; then the guest goes on, and there is nothing to return.
+    pub fn drain_for(self: &Arc<Self>, timeout: Duration) -> Option<Drained> {
+        let mut drained = self.hold();
+        drained.wait(Instant::now().checked_add(timeout)).then_some(drained)
+    }
+
+    fn hold(self: &Arc<Self>) -> Drained {
+        let mut state = self.state.lock();
+        state.drains += 1;
+        self.set_lanes(&state);
+        Drained { tap: Arc::clone(self), device: Arc::clone(&state.device) }
+    }
+}
+
+impl Drained {
+    /// Whether no write is under way before `until`.
+    fn wait(&mut self, until: Option<Instant>) -> bool {
+        let mut state = self.tap.state.lock();
+        while self.tap.under_way(&state) > 0 {
+            state = match until {
+                None => self.tap.landed.wait(state),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    self.tap.landed.wait_timeout(state, left).0
+                }
+            };
+        }
+        self.device = Arc::clone(&state.device);
+        true
+    }
+
+    /// The tap.
+    pub fn tap(&self) -> &Arc<Tap> {
+        &self.tap
+    }
+
+    /// The disk below: all that the guest was told is written is there.
+    pub fn device(&self) -> &Arc<dyn BlockDevice> {
+        &self.device
+    }
+
+    /// Puts `device` below the tap; the old disk is handed back.
+    ///
+    /// `device` may have another length, which is the tap's from then on. Bitmaps follow: what they know of bytes that
+    /// are not there any more is forgotten, and new bytes count as written in those that record, because nobody has
+    /// copied them. What `device` holds is the caller's affair: if it differs from the old disk inside the old length, no
+    /// bitmap knows.
+    ///
+    /// # Errors
+    /// Nothing was changed: [`Error::Busy`] while a job sits on the tap; [`Error::DiskChanged`] if another disk lies below
+    /// than [`device`](Self::device), because a job pivoted or somebody else who drains has replaced it;
+    /// [`Error::BitmapBusy`] if the length differs and somebody uses a bitmap.
+    pub fn replace(&mut self, device: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>, Error> {
+        let mut state = self.tap.state.lock();
+        let state = &mut *state;
+        let len = device.len();
+        if state.live_session().is_some() {
+            return Err(Error::Busy { disk: self.tap.title(state) });
+        }
+        if !Arc::ptr_eq(&state.device, &self.device) {
+            return Err(Error::DiskChanged { disk: state.device.name().to_owned() });
+        }
+        if len != state.len {
+            self.resize_bitmaps(state, len)?;
+        }
+        state.len = len;
+        state.device = Arc::clone(&device);
+        self.tap.set_lanes(state);
+        Ok(std::mem::replace(&mut self.device, device))
+    }
+
+    fn resize_bitmaps(&self, state: &mut super::State, len: u64) -> Result<(), Error> {
+        if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
+            return Err(Error::BitmapBusy { disk: self.tap.title(state), name: name.clone() });
+        }
+        let grown = ByteRange::new(state.len, len);
+        for bitmap in state.bitmaps.values_mut() {
+            // Its granularity was valid before.
+            let Ok(mut map) = DirtyBitmap::new(len, bitmap.map.granularity()) else { continue };
+            map.merge(&bitmap.map);
+            bitmap.map = map;
+            bitmap.record(grown);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        let mut state = self.tap.state.lock();
+        state.drains -= 1;
+        if state.drains == 0 {
+            self.tap.set_lanes(&state);
+            self.tap.released.notify_all();
+        }
+    }
+}

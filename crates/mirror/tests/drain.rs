@@ -1,0 +1,188 @@
+//! Holding the guest of a tap, and putting another disk below it. Through the published interface.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags};
+use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Tap};
+
+const LEN: u64 = 1 << 20;
+
+fn disk(len: u64) -> Arc<MemoryDisk> {
+    Arc::new(MemoryDisk::new(len))
+}
+
+fn put(disk: &dyn BlockDevice, offset: u64, len: usize, byte: u8) {
+    disk.write_at(&vec![byte; len], offset, WriteFlags::NONE).unwrap();
+}
+
+fn ready(job: &MirrorJob) {
+    while job.control().next_event(Some(Duration::from_secs(60))).unwrap() != Event::Ready {}
+}
+
+#[test]
+fn draining_waits_for_the_writes_under_way_and_holds_the_next() {
+    for listened in [false, true] {
+        let below = disk(LEN);
+        let faults = Faults::new();
+        let tap = Tap::new(Arc::new(FaultDisk::new(Arc::clone(&below) as _, faults.clone())));
+        if listened {
+            tap.add_bitmap("b", 65_536).unwrap();
+        }
+        let gate = faults.hold(OpKind::Write, None);
+        let stage = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let (tap, stage) = (&tap, &stage);
+            scope.spawn(move || {
+                put(&**tap, 0, 512, 1);
+                stage.store(1, Ordering::SeqCst);
+            });
+            gate.wait_held(1);
+            assert_eq!(tap.writes_under_way(), 1);
+            assert!(tap.drain_for(Duration::from_millis(10)).is_none(), "a write is under way");
+            let drainer = scope.spawn(|| tap.drain());
+            gate.open();
+            let drained = drainer.join().unwrap();
+            assert_eq!(tap.writes_under_way(), 0);
+            let late = scope.spawn(move || put(&**tap, 512, 512, 2));
+            // A second one who drains shares the hold.
+            drop(tap.drain());
+            thread::sleep(Duration::from_millis(5));
+            assert!(!late.is_finished());
+            assert_eq!(below.contents().unwrap()[..1024], [[1; 512], [0; 512]].concat());
+            drop(drained);
+            late.join().unwrap();
+        });
+        assert_eq!(stage.load(Ordering::SeqCst), 1);
+        assert_eq!(below.contents().unwrap()[512..1024], [2; 512]);
+    }
+}
+
+#[test]
+fn a_replaced_disk_gets_no_write_and_is_let_go_of() {
+    let (old, new) = (disk(LEN), disk(LEN));
+    let tap = Tap::new(Arc::clone(&old) as _);
+    // Every lane has seen the old disk.
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| put(&*tap, 0, 512, 1));
+        }
+    });
+    let mut drained = tap.drain();
+    let handed_back = drained.replace(Arc::clone(&new) as _).unwrap();
+    assert_eq!(drained.device().name(), new.name());
+    drop((drained, handed_back));
+    assert_eq!(Arc::strong_count(&old), 1, "nobody keeps the old disk open");
+    put(&*tap, 512, 512, 2);
+    assert_eq!((old.contents().unwrap()[512], new.contents().unwrap()[512]), (0, 2));
+}
+
+#[test]
+fn while_a_job_sits_there_or_has_pivoted_nothing_is_replaced() {
+    let tap = Tap::new(disk(LEN) as _);
+    let target = disk(LEN);
+    let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, MirrorOptions::new()).unwrap();
+    ready(&job);
+    let mut drained = tap.drain();
+    assert!(matches!(drained.replace(disk(LEN) as _), Err(Error::Busy { .. })));
+    job.control().complete().unwrap();
+    job.wait().unwrap();
+    // What the caller prepared was for the disk that lay there when it drained.
+    assert!(matches!(drained.replace(disk(LEN) as _), Err(Error::DiskChanged { .. })));
+    drop(drained);
+    let mut drained = tap.drain();
+    drained.replace(disk(LEN) as _).unwrap();
+}
+
+#[test]
+fn another_length_is_the_taps_and_the_bitmaps() {
+    let tap = Tap::named(disk(LEN) as _, "drive0");
+    tap.add_bitmap("records", 65_536).unwrap();
+    tap.add_disabled_bitmap("rests", 65_536).unwrap();
+    put(&*tap, LEN - 512, 512, 1);
+    let user = tap.use_bitmap("rests").unwrap();
+    let mut drained = tap.drain();
+    let refused = drained.replace(disk(LEN + 512) as _).unwrap_err();
+    assert_eq!(refused.to_string(), r#"drive0: bitmap "rests" is in use"#);
+    drop(user);
+    drained.replace(disk(LEN + 512) as _).unwrap();
+    drop(drained);
+    assert_eq!(tap.len(), LEN + 512);
+    put(&*tap, LEN, 512, 1);
+    let dirty = || {
+        let bitmaps = tap.bitmaps();
+        bitmaps.iter().map(|bitmap| bitmap.dirty_bytes).collect::<Vec<_>>()
+    };
+    assert_eq!(dirty(), [65_536 + 512, 0], "new bytes were copied by nobody");
+
+    tap.drain().replace(disk(65_536) as _).unwrap();
+    assert_eq!((tap.len(), dirty()), (65_536, vec![0, 0]));
+    let error = tap.write_at(&[1], 65_536, WriteFlags::NONE).unwrap_err();
+    assert_eq!(error.kind(), DiskError::OutOfBounds);
+    assert_eq!(tap.begin_write(ByteRange::new(0, LEN)).unwrap_err().kind(), DiskError::OutOfBounds);
+    assert_eq!((dirty(), tap.writes_under_way()), (vec![0, 0], 0), "nothing was begun");
+}
+
+/// What a guest writes before and after the switch is on one of two disks, never lost and never on the old one late.
+#[test]
+fn writers_through_many_replacements_lose_nothing() {
+    let tap = Tap::new(disk(LEN) as _);
+    let mut last: Vec<Arc<MemoryDisk>> = Vec::new();
+    let done = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for writer in 0..3u64 {
+            let (tap, done) = (&tap, &done);
+            scope.spawn(move || {
+                let mut version = 0u64;
+                while done.load(Ordering::Relaxed) == 0 {
+                    version += 1;
+                    let stamp = version.to_be_bytes();
+                    tap.write_at(&stamp, writer * 512, WriteFlags::NONE).unwrap();
+                    let mut read = [0; 8];
+                    tap.read_at(&mut read, writer * 512).unwrap();
+                    assert_eq!(read, stamp, "written to a disk that was replaced");
+                }
+            });
+        }
+        for round in 0..200 {
+            if round % 8 == 0 {
+                let _ = tap.add_bitmap("b", 65_536);
+            } else if round % 8 == 4 {
+                tap.remove_bitmap("b").unwrap();
+            }
+            let mut drained = tap.drain();
+            let old = drained.device();
+            let mut contents = vec![0; LEN as usize];
+            old.read_at(&mut contents, 0).unwrap();
+            let next = Arc::new(MemoryDisk::with_contents(&contents));
+            last.push(Arc::clone(&next));
+            drained.replace(next).unwrap();
+            drop(drained);
+            thread::yield_now();
+        }
+        done.store(1, Ordering::Relaxed);
+    });
+    assert_eq!(last.iter().filter(|disk| Arc::strong_count(disk) > 1).count(), 1);
+}
+
+#[test]
+fn geometry_and_messages_follow_the_pivot_and_the_name_stays() {
+    let tap = Tap::new(Arc::new(MemoryDisk::new(LEN).named("old.raw")));
+    let target = Arc::new(MemoryDisk::new(LEN).with_cluster_size(65_536).named("new.qcow2"));
+    assert_eq!(tap.geometry().cluster_size, None);
+    let job = MirrorJob::attach(&tap, target, MirrorOptions::new()).unwrap();
+    ready(&job);
+    job.control().complete().unwrap();
+    job.wait().unwrap();
+    assert_eq!(tap.geometry().cluster_size, Some(65_536));
+    assert_eq!((tap.name(), tap.device().name()), ("old.raw", "new.qcow2"));
+    let unknown = tap.bitmap("x").unwrap_err().to_string();
+    assert_eq!(unknown, r#"new.qcow2 has no bitmap "x""#);
+    let small = MirrorJob::attach(&tap, disk(1), MirrorOptions::new()).unwrap_err().to_string();
+    assert!(small.starts_with("source new.qcow2 has"), "{small}");
+}
