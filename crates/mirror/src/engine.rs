@@ -1,7 +1,7 @@
 //! The threads of a job, and what they share.
 //!
 //! One mutex guards the core. It is held for decisions only, never while a device is called; nothing else is
-//! locked under it. A thread that is given an action wakes one more waiting thread, so that as many wake as
+//! locked under it. Handles outlive the job, the disks do not: they are let go of when it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as
 //! there is work for.
 
 use std::panic::{self, AssertUnwindSafe};
@@ -23,8 +23,8 @@ const LET_GO_AGAIN: Duration = Duration::from_millis(10);
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    source: Arc<dyn BlockDevice>,
-    target: Arc<dyn BlockDevice>,
+    /// `None` once the job is over.
+    disks: Mutex<Option<Disks>>,
     manner: Manner,
     started: Instant,
     state: Mutex<State>,
@@ -37,6 +37,13 @@ pub(crate) struct Engine {
     /// A write of the guest may be let in.
     guests: Condvar,
     seat: Option<Seat>,
+}
+
+/// The two ends of a job.
+#[derive(Clone, Debug)]
+struct Disks {
+    source: Arc<dyn BlockDevice>,
+    target: Arc<dyn BlockDevice>,
 }
 
 /// Where a job sits on a tap.
@@ -78,8 +85,7 @@ impl Engine {
         seat: Option<Seat>,
     ) -> Self {
         Self {
-            source,
-            target,
+            disks: Mutex::new(Some(Disks { source, target })),
             manner,
             started: Instant::now(),
             state: Mutex::new(State { core, idle: 0, guests_waiting: 0, ended: None }),
@@ -114,9 +120,19 @@ impl Engine {
         self.let_go();
     }
 
-    /// The target.
-    pub(crate) fn target(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(&self.target)
+    /// Ends a job that has no threads.
+    pub(crate) fn abandon(&self) {
+        self.with_core(Wake::None, |core, _| core.abandon());
+        self.leave();
+    }
+
+    fn disks(&self) -> Option<Disks> {
+        self.disks.lock().clone()
+    }
+
+    /// The target, unless the job is over.
+    pub(crate) fn target(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.disks().map(|disks| disks.target)
     }
 
     pub(crate) fn renews_bitmap(&self) -> bool {
@@ -168,15 +184,17 @@ impl Engine {
         }
     }
 
-    fn end(&self, ending: Ending) {
+    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) {
         if let Some(seat) = &self.seat
             && let Some(tap) = seat.tap.upgrade()
         {
-            tap.end(seat.session, ending, &self.target);
+            tap.end(seat.session, ending, target);
         }
     }
 
-    fn leave_tap(&self) {
+    /// The job is over.
+    fn leave(&self) {
+        self.disks.lock().take();
         if let Some(seat) = &self.seat
             && let Some(tap) = seat.tap.upgrade()
         {
@@ -192,8 +210,10 @@ impl Engine {
     }
 
     fn let_go(&self) {
-        self.source.cancel_in_flight();
-        self.target.cancel_in_flight();
+        if let Some(disks) = self.disks() {
+            disks.source.cancel_in_flight();
+            disks.target.cancel_in_flight();
+        }
     }
 
     /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
@@ -226,7 +246,8 @@ impl Engine {
 
     /// One thread's life: ask, perform, report, until the job is over.
     pub(crate) fn run(&self) {
-        let mut mover = Mover::new(&*self.source, &*self.target, self.manner);
+        let Some(Disks { source, target }) = self.disks() else { return };
+        let mut mover = Mover::new(&*source, &*target, self.manner);
         let mut state = self.state.lock();
         loop {
             let next = state.core.next(self.started.elapsed());
@@ -241,7 +262,7 @@ impl Engine {
                     // A device that panics must end the job, not hang it: its action would never be reported.
                     let result = panic::catch_unwind(AssertUnwindSafe(|| match action.work {
                         Work::End(ending) => {
-                            self.end(ending);
+                            self.end(ending, &target);
                             Ok(Done::Ended)
                         }
                         work => mover.perform(work),
@@ -267,7 +288,7 @@ impl Engine {
                 }
                 Next::Finished => {
                     drop(state);
-                    return self.leave_tap();
+                    return self.leave();
                 }
             }
         }

@@ -80,7 +80,7 @@ impl MirrorControl {
     /// Lets a job end that was told not to end by itself.
     ///
     /// # Errors
-    /// [`Refused`] unless it waits for that.
+    /// [`Refused`] unless it waits for that, or if an error has stopped it meanwhile: [`resume`](Self::resume) it first.
     pub fn finalize(&self) -> Result<(), Refused> {
         self.engine.with_core(Wake::All, |core, _| core.finalize())
     }
@@ -102,7 +102,8 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.pause())
     }
 
-    /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job.
+    /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job, even while it is
+    /// [`Pending`](crate::JobState::Pending): there no other verb leads on.
     ///
     /// # Errors
     /// [`Refused`] if it is not paused.
@@ -226,14 +227,13 @@ impl MirrorJob {
         let mut job =
             Self { control: MirrorControl { engine: Arc::clone(&engine) }, granularity, threads: Vec::new() };
         for _ in 0..thread_count(options) {
-            let engine = Arc::clone(&engine);
-            match thread::Builder::new().name("mirror".into()).spawn(move || engine.run()) {
+            let own = Arc::clone(&engine);
+            match thread::Builder::new().name("mirror".into()).spawn(move || own.run()) {
                 Ok(thread) => job.threads.push(thread),
                 // Fewer threads than wished for do the same work.
                 Err(_) if !job.threads.is_empty() => break,
                 Err(error) => {
-                    // Nobody is there to finish it; it has begun nothing.
-                    job.control.cancel();
+                    engine.abandon();
                     return Err(Error::Thread(error));
                 }
             }

@@ -24,7 +24,8 @@ pub enum JobState {
     Standby,
     /// The end was asked for and is near.
     Waiting,
-    /// Waits for [`Verb::Finalize`], still copying what is written.
+    /// Waits for [`Verb::Finalize`], still copying what is written. Should an error policy stop it here, [`Verb::Resume`] is
+    /// allowed, too, and `Finalize` refused until then.
     Pending,
     /// Given up or cancelled; the last operations are being waited for.
     Aborting,

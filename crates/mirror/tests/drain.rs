@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags};
-use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Tap};
+use blockmirror_mirror::{Error, Event, MirrorControl, MirrorJob, MirrorOptions, Tap};
 
 const LEN: u64 = 1 << 20;
 
@@ -168,6 +168,25 @@ fn writers_through_many_replacements_lose_nothing() {
         done.store(1, Ordering::Relaxed);
     });
     assert_eq!(last.iter().filter(|disk| Arc::strong_count(disk) > 1).count(), 1);
+}
+
+/// Whoever keeps a handle to look at the outcome must not keep the image locked.
+#[test]
+fn the_handles_of_a_job_that_is_over_keep_no_disk_open() {
+    for ending in [MirrorControl::complete, MirrorControl::keep_copy, MirrorControl::force_cancel] {
+        let (old, target) = (disk(LEN), disk(LEN));
+        let tap = Tap::new(Arc::clone(&old) as _);
+        let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, MirrorOptions::new()).unwrap();
+        ready(&job);
+        let control = job.control().clone();
+        ending(&control).unwrap();
+        let _ = job.wait();
+        let open = || (Arc::strong_count(&old), Arc::strong_count(&target));
+        assert!(open().0 == 1 || open().1 == 1, "{:?}", open());
+        drop(tap);
+        assert_eq!(open(), (1, 1));
+        assert_eq!(control.progress().offset, LEN);
+    }
 }
 
 #[test]

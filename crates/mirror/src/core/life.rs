@@ -54,21 +54,20 @@ impl Core {
         Ok(())
     }
 
-    /// Goes on, also after an error policy stopped the job; its errors are forgotten.
+    /// Goes on, also after an error policy stopped the job; its errors are forgotten. A job that waits to be finalized cannot
+    /// be paused, but an error can stop it, and then this is the way on.
     pub(crate) fn resume(&mut self) -> Result<(), Refused> {
-        self.allow(Verb::Resume)?;
+        if !(self.stopped_by_error && matches!(self.state, JobState::Waiting | JobState::Pending)) {
+            self.allow(Verb::Resume)?;
+        }
         if !self.is_paused() {
             return Err(Refused::NotPaused);
         }
-        self.unpause();
-        Ok(())
-    }
-
-    fn unpause(&mut self) {
         self.paused_by_user = false;
         self.stopped_by_error = false;
         self.io_status = IoStatus::Ok;
         self.show_pause();
+        Ok(())
     }
 
     /// Changes the speed; waiting threads must ask again.
@@ -113,11 +112,13 @@ impl Core {
         Ok(())
     }
 
-    /// Ends now what waits to be ended; errors that stopped it are forgotten.
+    /// Ends now what waits to be ended. Not while an error stops it: the user has to see that first.
     pub(crate) fn finalize(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Finalize)?;
+        if self.is_paused() {
+            return Err(Refused::Paused { verb: Verb::Finalize });
+        }
         self.finalizing = true;
-        self.unpause();
         Ok(())
     }
 
@@ -214,6 +215,12 @@ impl Core {
             self.begin_to_fail(error);
             self.conclude_if_idle();
         }
+    }
+
+    /// Ends a job that has not begun anything and that nobody works for.
+    pub(crate) fn abandon(&mut self) {
+        self.config.cut_bitmap = false;
+        self.abort(Error::Cancelled);
     }
 
     pub(super) fn begin_to_fail(&mut self, error: Error) {

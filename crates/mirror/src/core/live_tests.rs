@@ -239,6 +239,27 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     assert!(log[..log.len() - 1].ends_with(&[Work::Flush]), "{log:?}");
 }
 
+/// It once forgot the error and went on.
+#[test]
+fn what_an_error_has_stopped_is_not_finalized() {
+    let mut core = ready(MirrorOptions::new().auto_finalize(false).on_target_error(OnError::Stop));
+    core.complete().unwrap();
+    drive(&mut core);
+    assert_eq!(core.progress(NOW).state, JobState::Pending);
+    assert_eq!(core.resume(), Err(Refused::State { verb: Verb::Resume, state: JobState::Pending }));
+    core.mark_dirty(ByteRange::new(0, 1));
+    let copy = drive_until(&mut core, |work| matches!(work, Work::Copy { .. }));
+    core.finished(NOW, copy.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    assert_eq!(core.finalize(), Err(Refused::Paused { verb: Verb::Finalize }));
+    let progress = core.progress(NOW);
+    assert_eq!((progress.state, progress.io_status), (JobState::Pending, IoStatus::Failed));
+    assert!(next(&mut core).is_none());
+    core.resume().unwrap();
+    core.finalize().unwrap();
+    let log = drive(&mut core);
+    assert_eq!((copies(&log), log.last()), (vec![(0, 4096)], Some(&Work::End(Ending::Pivot))));
+}
+
 /// Rule 11.
 #[test]
 fn ready_comes_after_a_good_flush_and_once() {

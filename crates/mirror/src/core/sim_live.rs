@@ -16,7 +16,7 @@ use super::{Action, Admission, Core, Done, Ending, Next, Work};
 use crate::error::Error;
 use crate::mover::{Manner, Mover};
 use crate::options::{CopyMode, SyncMode};
-use crate::progress::{Event, Operation};
+use crate::progress::{Event, IoStatus, Operation, Progress};
 use crate::state::{JobState, Refused, Verb};
 use crate::survey::Failure;
 
@@ -235,7 +235,8 @@ impl<'a> Sim<'a> {
     }
 
     fn operator(&mut self) {
-        let state = self.core.progress(self.now).state;
+        let Progress { state, io_status, .. } = self.core.progress(self.now);
+        let stopped = io_status != IoStatus::Ok;
         if self.closing {
             let _ = self.core.resume();
             let _ = if self.rng.one_in(2) { self.core.complete() } else { self.core.cancel() };
@@ -265,7 +266,8 @@ impl<'a> Sim<'a> {
             Verb::Finalize => self.core.finalize(),
             Verb::Dismiss => self.core.dismiss(),
         };
-        let allowed = state.allows(verb);
+        // What an error has stopped can be resumed wherever it was.
+        let allowed = state.allows(verb) || (verb == Verb::Resume && state == JobState::Pending && stopped);
         let ending = matches!(answer, Err(Refused::State { state: JobState::Waiting, .. }));
         assert_eq!(
             matches!(answer, Err(Refused::State { .. })),

@@ -84,7 +84,7 @@ impl<'a> WriteGuard<'a> {
         let target = match &self.place {
             Some(Place::LetIn { ticket, both: Some(engine), .. }) if result.is_ok() => {
                 engine.with_core(Wake::None, |core, _| core.guest_at_target(*ticket));
-                Some(engine.target())
+                engine.target()
             }
             _ => None,
         };
