@@ -4,6 +4,7 @@
 
 mod bench;
 mod mirror;
+mod stress;
 mod testdata;
 mod tidy;
 
@@ -31,6 +32,7 @@ enum Tasks {
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
+    Stress(stress::StressTask),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
 }
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Tasks::Bench(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
+        Tasks::Stress(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),
     };
