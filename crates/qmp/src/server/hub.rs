@@ -1,0 +1,120 @@
+//! All sessions together: who is there, what all of them are told, and how they end. Held by the daemon, by listeners and
+//! by every session.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use super::connection::Connection;
+use super::session::Session;
+use crate::json;
+use crate::protocol::Table;
+use crate::schema::Event;
+use crate::sync::{Condvar, Mutex};
+
+#[derive(Debug)]
+pub(super) struct Hub {
+    pub(super) table: Table,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: BTreeMap<u64, Arc<Session>>,
+    next: u64,
+    stopping: bool,
+}
+
+impl Hub {
+    /// A session's writer is gone, and with it the session.
+    pub(super) fn ended(&self, id: u64) {
+        self.state.lock().sessions.remove(&id);
+        self.changed.notify_all();
+    }
+}
+
+/// A set of commands and everybody who may give them. Clones are the same set.
+#[derive(Debug, Clone)]
+pub struct Monitors(Arc<Hub>);
+
+impl Monitors {
+    /// Monitors for `table`, with nobody there yet.
+    pub fn new(table: Table) -> Self {
+        Self(Arc::new(Hub { table, state: Mutex::default(), changed: Condvar::new() }))
+    }
+
+    /// The commands.
+    pub fn table(&self) -> &Table {
+        &self.0.table
+    }
+
+    /// Greets the client at `connection` and serves it on threads of its own, until it is gone or [`Monitors::stop`].
+    ///
+    /// When the client has sent its last byte, what it has sent is still run and answered.
+    ///
+    /// # Errors
+    /// No threads left, or the monitors are stopping.
+    pub fn serve(&self, connection: Connection) -> io::Result<u64> {
+        // The lock is held until the session is in the map: its end must not come first.
+        let mut state = self.0.state.lock();
+        if state.stopping {
+            (connection.close)();
+            return Err(io::Error::other("the monitors are stopping"));
+        }
+        let id = state.next;
+        state.next += 1;
+        let session = Session::start(id, connection, Arc::clone(&self.0))?;
+        state.sessions.insert(id, session);
+        Ok(id)
+    }
+
+    /// Number of sessions.
+    pub fn sessions(&self) -> usize {
+        self.0.state.lock().sessions.len()
+    }
+
+    /// Tells every client that has negotiated. Never waits for one.
+    ///
+    /// An event without members is sent without `data`.
+    pub fn emit(&self, event: &'static Event, data: Map<String, Value>) {
+        // Under the lock, so that all clients see events in the order of their times.
+        let state = self.0.state.lock();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut message = json!({
+            "timestamp": {"seconds": now.as_secs(), "microseconds": now.subsec_micros()},
+            "event": event.name,
+        });
+        if let (false, Some(members)) = (data.is_empty(), message.as_object_mut()) {
+            members.insert("data".into(), Value::Object(data));
+        }
+        let line: Arc<str> = (json::to_string(&message) + "\r\n").into();
+        for session in state.sessions.values() {
+            session.event(&line);
+        }
+    }
+
+    /// Lets no new client in, begins no new command, lets what runs be answered and what is answered be written, for
+    /// `grace` at most; then hangs up. Gives the number of sessions that had to be cut off.
+    pub fn stop(&self, grace: Duration) -> usize {
+        let mut state = self.0.state.lock();
+        state.stopping = true;
+        for session in state.sessions.values() {
+            session.stop();
+        }
+        let state = self.0.changed.wait_timeout_while(state, grace, |state| !state.sessions.is_empty());
+        let rest: Vec<_> = state.sessions.values().cloned().collect();
+        drop(state);
+        for session in &rest {
+            session.kill();
+        }
+        rest.len()
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.0.state.lock().stopping
+    }
+}
