@@ -19,6 +19,7 @@ mod auto;
 mod completion;
 pub(crate) mod config;
 mod guest;
+mod hold;
 mod life;
 #[cfg(test)]
 mod live_tests;
@@ -49,6 +50,7 @@ use auto::Auto;
 use config::Config;
 pub(crate) use guest::Admission;
 use guest::{Guest, Wanted};
+use hold::Hold;
 use meter::Meter;
 use retry::{GivenUpList, Retries};
 
@@ -182,8 +184,7 @@ pub(crate) struct Core {
     finalizing: bool,
     /// No write of the guest is let in.
     held: bool,
-    /// The target was flushed since the guest is held and nothing was under way.
-    flushed_while_held: bool,
+    hold: Hold,
     paused_by_user: bool,
     stopped_by_error: bool,
     io_status: IoStatus,
@@ -259,7 +260,7 @@ impl Core {
             ending: None,
             finalizing: false,
             held: false,
-            flushed_while_held: false,
+            hold: Hold::default(),
             paused_by_user: false,
             stopped_by_error: false,
             io_status: IoStatus::Ok,

@@ -156,9 +156,18 @@ impl Engine {
             }
             match state.core.guest_admit(ticket) {
                 Admission::Wait => {
+                    let patience =
+                        state.core.overdue_at().map(|at| at.saturating_sub(self.started.elapsed()));
                     state.guests_waiting += 1;
-                    state = self.guests.wait(state);
+                    state = match patience {
+                        None => self.guests.wait(state),
+                        Some(patience) => self.guests.wait_timeout(state, patience).0,
+                    };
                     state.guests_waiting -= 1;
+                    if state.core.let_go_if_overdue(self.started.elapsed()) {
+                        self.work.notify_all();
+                        self.note(&mut state);
+                    }
                 }
                 admission => return (ticket, admission),
             }

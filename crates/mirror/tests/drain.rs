@@ -149,7 +149,7 @@ fn writers_through_many_replacements_lose_nothing() {
                 }
             });
         }
-        for round in 0..200 {
+        for round in 0..64 {
             if round % 8 == 0 {
                 let _ = tap.add_bitmap("b", 65_536);
             } else if round % 8 == 4 {

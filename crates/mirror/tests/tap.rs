@@ -478,6 +478,26 @@ fn what_becomes_of_the_bitmap_follows_its_mode() {
     }
 }
 
+/// A machine monitor with one thread for its disk, as many have.
+#[test]
+fn one_thread_with_two_writes_open_does_not_hang_the_end() {
+    let (source, target) = (filled(), empty());
+    let tap = Tap::new(Arc::clone(&source) as _);
+    let job = attach(&tap, &target, MirrorOptions::new());
+    until(&job, &Event::Ready);
+    let first = tap.begin_write(ByteRange::at(0, 512)).unwrap();
+    job.control().complete().unwrap();
+    // Begun while the guest is held, most likely; the first one cannot be finished before.
+    let second = tap.begin_write(ByteRange::at(512, 512)).unwrap();
+    for guard in [first, second] {
+        let result = guard.device().write_at(&[7; 512], guard.range().start(), WriteFlags::NONE);
+        guard.finish(result).unwrap();
+    }
+    job.wait().unwrap();
+    assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+    assert_eq!(target.contents().unwrap()[..1024], [7; 1024]);
+}
+
 /// Stops the writers also when the test fails.
 struct StopOnDrop<'a>(&'a AtomicBool);
 

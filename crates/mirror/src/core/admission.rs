@@ -31,7 +31,7 @@ impl Core {
         if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.config.max_in_flight {
             return Next::Wait(None);
         }
-        self.hold_or_let_go(now);
+        self.hold_or_let_go();
         self.forget_what_was_wanted();
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)

@@ -139,35 +139,15 @@ impl Core {
         self.dirty.dirty_bytes() + self.claimed.bytes()
     }
 
-    /// Lets the guest write again.
-    pub(super) fn let_go(&mut self) {
-        self.held = false;
-        self.flushed_while_held = false;
-    }
-
-    /// Holds the guest when the end was asked for and little is left; lets go when it turned out to be much.
-    pub(super) fn hold_or_let_go(&mut self, now: Duration) {
-        if self.held {
-            let news = self.flushed_while_held && !self.dirty.is_clean();
-            if news || (self.is_drained() && self.left() > self.config.buffer) {
-                self.let_go();
-            }
-        } else if self.ending.is_some()
-            && (self.config.auto_finalize || self.finalizing)
-            && self.left() <= self.config.operation
-            && self.retries.bytes() == 0
-            && now >= self.flush_not_before
-        {
-            self.held = true;
-        }
-    }
-
     /// Nothing is queued, in flight, waiting for another try, or dirty.
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
             return if self.has_been_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
         };
         if !self.held {
+            if self.may_end() {
+                return Next::Wait(self.rests_until());
+            }
             // Not to be finalized by itself: the end waits for its word, and the copy goes on.
             if self.state == JobState::Ready {
                 self.go(JobState::Waiting);
@@ -179,9 +159,10 @@ impl Core {
         if !self.is_drained() {
             return Next::Wait(None);
         }
-        if self.flushed_while_held {
+        if self.is_flushed() {
             return self.begin(Work::End(ending), 0);
         }
+        self.flush_begins();
         self.begin(Work::Flush, 0)
     }
 
@@ -196,7 +177,7 @@ impl Core {
         } else if !self.config.live {
             self.conclude(Ok(()));
         } else if self.held {
-            self.flushed_while_held = true;
+            self.flush_ended();
         } else if self.state == JobState::Running {
             self.go(JobState::Ready);
             self.push_event(Event::Ready);

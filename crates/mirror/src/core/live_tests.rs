@@ -239,6 +239,50 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     assert!(log[..log.len() - 1].ends_with(&[Work::Flush]), "{log:?}");
 }
 
+/// A flush that a pause has overtaken once counted for the next hold, though the guest had written to the target since.
+#[test]
+fn only_a_flush_that_began_while_the_guest_is_held_counts() {
+    let mut core = ready(blocking());
+    core.complete().unwrap();
+    let early = next(&mut core).unwrap();
+    assert_eq!(early.work, Work::Flush);
+    core.pause().unwrap();
+    core.resume().unwrap();
+    let (id, admission) = begin(&mut core, 0, 512);
+    assert_eq!(admission, Admission::Both);
+    core.guest_finished(id, true, Some(Ok(())));
+    assert!(next(&mut core).is_none());
+    assert_eq!(begin(&mut core, 0, 1).1, Admission::Wait, "held again");
+    core.finished(NOW, early.id, Ok(Done::Flushed));
+    assert_eq!(next(&mut core).unwrap().work, Work::Flush);
+}
+
+/// A thread that has one write open and waits to begin another waited for itself for ever.
+#[test]
+fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
+    let second = Duration::from_secs(1);
+    let mut core = ready(blocking());
+    let (open, _) = begin(&mut core, 0, 512);
+    core.complete().unwrap();
+    assert!(next(&mut core).is_none(), "a write is under way");
+    let (other, admission) = begin(&mut core, 4096, 4097);
+    assert_eq!((admission, core.overdue_at()), (Admission::Wait, Some(second)));
+    assert!(!core.let_go_if_overdue(second / 2));
+    assert!(core.let_go_if_overdue(second));
+    assert_eq!(core.guest_admit(other), Admission::Both);
+    for id in [open, other] {
+        core.guest_finished(id, true, Some(Ok(())));
+    }
+    // The guest goes on for as long as it was held.
+    assert!(matches!(core.next(second), Next::Wait(Some(until)) if until == 2 * second));
+    let Next::Do(flush) = core.next(2 * second) else { panic!("held, and nobody writes") };
+    assert_eq!((flush.work, core.overdue_at()), (Work::Flush, Some(4 * second)));
+    core.finished(3 * second, flush.id, Ok(Done::Flushed));
+    let Next::Do(end) = core.next(3 * second) else { panic!("clean and flushed") };
+    assert_eq!((end.work, core.overdue_at()), (Work::End(Ending::Pivot), None));
+    assert!(!core.let_go_if_overdue(9 * second), "not between the last look and the end");
+}
+
 /// It once forgot the error and went on.
 #[test]
 fn what_an_error_has_stopped_is_not_finalized() {

@@ -1,0 +1,115 @@
+//! Holding the guest for the last look: when, and for how long.
+//!
+//! While the guest is held what is left is copied and flushed. That takes as long as it takes, and the guest may even be
+//! what is waited for: a thread that has one write open cannot finish it while it waits to begin another. So each hold
+//! has a limit, and writers who wait longer make the core let go. Then the guest goes on for as long as it was held, and
+//! the next hold may take twice as long.
+//!
+//! What must hold: the guest is not let go between the last look and the end.
+
+use std::time::Duration;
+
+use super::Core;
+
+/// The first hold takes no longer than this while a writer waits.
+const FIRST_LIMIT: Duration = Duration::from_secs(1);
+/// No hold does.
+const LAST_LIMIT: Duration = Duration::from_secs(300);
+
+/// The limits of holding.
+#[derive(Debug)]
+pub(super) struct Hold {
+    /// When the present hold began.
+    since: Duration,
+    limit: Duration,
+    /// The guest is not held again before this.
+    rests_until: Duration,
+    /// The flush under way was begun in the present hold, when no write was under way.
+    flush_counts: bool,
+    /// Such a flush has succeeded.
+    flushed: bool,
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        let never = Duration::ZERO;
+        Self { since: never, limit: FIRST_LIMIT, rests_until: never, flush_counts: false, flushed: false }
+    }
+}
+
+impl Core {
+    /// Lets the guest write again.
+    pub(super) fn let_go(&mut self) {
+        self.held = false;
+        self.hold.flush_counts = false;
+        self.hold.flushed = false;
+    }
+
+    /// Holds the guest.
+    pub(super) fn hold(&mut self) {
+        self.held = true;
+        self.hold.since = self.clock;
+    }
+
+    /// Holds the guest when the end was asked for and little is left; lets go when it turned out to be much.
+    pub(super) fn hold_or_let_go(&mut self) {
+        if self.held {
+            let news = self.hold.flushed && !self.dirty.is_clean();
+            if news || (self.is_drained() && self.left() > self.config.buffer) {
+                self.let_go();
+            }
+        } else if self.may_end() && self.is_near() {
+            self.hold();
+        }
+    }
+
+    /// Nothing but what is left to copy keeps the end waiting.
+    pub(super) fn may_end(&self) -> bool {
+        self.ending.is_some() && (self.config.auto_finalize || self.finalizing)
+    }
+
+    /// Little is left, and nothing forbids to hold the guest now.
+    pub(super) fn is_near(&self) -> bool {
+        self.left() <= self.config.operation
+            && self.retries.bytes() == 0
+            && self.clock >= self.flush_not_before
+            && self.clock >= self.hold.rests_until
+    }
+
+    /// The guest is not held before this, if that lies ahead.
+    pub(super) fn rests_until(&self) -> Option<Duration> {
+        Some(self.hold.rests_until).filter(|until| *until > self.clock)
+    }
+
+    /// When writers who wait need not wait any longer.
+    pub(crate) fn overdue_at(&self) -> Option<Duration> {
+        (self.held && !self.is_ending()).then(|| self.hold.since.saturating_add(self.hold.limit))
+    }
+
+    /// Lets writers go who have waited too long by `now`; whether there was cause to.
+    pub(crate) fn let_go_if_overdue(&mut self, now: Duration) -> bool {
+        if self.overdue_at().is_none_or(|at| now < at) {
+            return false;
+        }
+        self.hold.limit = self.hold.limit.saturating_mul(2).min(LAST_LIMIT);
+        self.hold.rests_until = now.saturating_add(now.saturating_sub(self.hold.since));
+        self.let_go();
+        true
+    }
+
+    /// A flush begins while nothing is dirty.
+    pub(super) fn flush_begins(&mut self) {
+        self.hold.flush_counts = self.held && self.is_drained();
+    }
+
+    /// A flush has succeeded, and nothing is dirty. One that began before the guest was held says nothing about what the
+    /// guest wrote to the target meanwhile.
+    pub(super) fn flush_ended(&mut self) {
+        self.hold.flushed |= std::mem::take(&mut self.hold.flush_counts);
+    }
+
+    /// The target was flushed since the guest is held and nothing was under way.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.held && self.hold.flushed
+    }
+}
