@@ -58,7 +58,7 @@ impl Qcow2 {
         merger: &mut ExtentMerger,
         visit: &mut dyn FnMut(Extent) -> Visit,
     ) -> Result<Visit> {
-        let Some(backing) = &self.io.backing else {
+        let Some(backing) = self.io.backing() else {
             return Ok(merger.push(Extent::new(range, ExtentKind::Unallocated), visit));
         };
         let there = range.intersect(ByteRange::new(0, backing.len()));

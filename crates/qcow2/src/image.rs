@@ -3,6 +3,7 @@
 //! Reading is in `read`, writing in `write` and `zero`, durability in `writeback`; this file ties them together.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -20,7 +21,7 @@ use crate::format::feature;
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
-use crate::io::Io;
+use crate::io::{Below, Io};
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::MetadataMap;
@@ -137,12 +138,11 @@ impl OpenOptions {
                 has_zero: header.version >= 3,
                 external_data: header.data_file.is_some(),
             },
-            size: header.virtual_size,
+            size: AtomicU64::new(header.virtual_size),
             name: storage.name().into(),
             storage,
             data_file: self.data_file,
-            hidden_backing: header.backing.is_some() && self.backing.is_none(),
-            backing: self.backing,
+            below: Mutex::new(Below { device: self.backing, named: header.backing.is_some() }),
         };
         let l1_at = HostOffset(header.l1_offset);
         let l1: Vec<L1Entry> = read_table(&io, "read L1 table", l1_at, header.l1_entries.into())?
@@ -225,7 +225,7 @@ fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
     geometry.cluster_size = Some(io.cluster().bytes());
     geometry.subcluster_size = io.format.extended.then(|| io.format.subcluster_size());
     geometry.request_alignment = io.data().info().request_alignment;
-    let backed = io.backing.is_some() || io.hidden_backing;
+    let backed = io.backing().is_some() || io.hidden_backing();
     // A raw data file must hold the zeros itself.
     let by_metadata = (io.format.has_zero || !backed) && !raw_data_file;
     geometry.zero_cost = if by_metadata { ZeroCost::Metadata } else { ZeroCost::Data };
@@ -269,9 +269,9 @@ impl Qcow2 {
         &self.io.storage
     }
 
-    /// The backing device, if one was attached.
-    pub fn backing(&self) -> Option<&Arc<dyn BlockDevice>> {
-        self.io.backing.as_ref()
+    /// The backing device, if one is attached.
+    pub fn backing(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.io.backing()
     }
 
     pub(crate) fn is_writable(&self) -> bool {
@@ -292,11 +292,9 @@ impl Qcow2 {
         len: u64,
     ) -> BlockResult<ByteRange> {
         match range {
-            Some(range) if range.end() <= self.io.size => Ok(range),
-            _ => {
-                Err(BlockError::out_of_bounds(operation, offset, len, self.io.size)
-                    .in_file(self.io.name.clone()))
-            }
+            Some(range) if range.end() <= self.io.size() => Ok(range),
+            _ => Err(BlockError::out_of_bounds(operation, offset, len, self.io.size())
+                .in_file(self.io.name.clone())),
         }
     }
 
@@ -340,7 +338,7 @@ impl Qcow2 {
 
 impl BlockDevice for Qcow2 {
     fn len(&self) -> u64 {
-        self.io.size
+        self.io.size()
     }
 
     fn name(&self) -> &str {
@@ -384,5 +382,10 @@ impl BlockDevice for Qcow2 {
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> BlockResult<()> {
         let range = self.bounds("map", Some(range), range.start(), range.len())?;
         self.visit_extents(range, visit)
+    }
+
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> BlockResult<u64> {
+        let range = self.bounds("copy up", Some(range), range.start(), range.len())?;
+        self.bring_up(range, max_depth)
     }
 }

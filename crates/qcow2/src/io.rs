@@ -1,27 +1,39 @@
-//! What every part of an open image needs and nobody changes: where it lies and how it is laid out.
+//! What every part of an open image needs: where it lies, how it is laid out, how long the disk is and what it stands on.
+//!
+//! Length and backing device change only while nobody reads or writes ([`crate::resize`], [`crate::backing`]); they
+//! are looked up anew by each operation.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use blockmirror_block::sync::Mutex;
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
 
 use crate::format::entry::EntryFormat;
 use crate::offset::{ClusterSize, HostOffset};
 
-/// The immutable side of an open image.
+/// What lies below an image.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Below {
+    /// What shows through where nothing is allocated.
+    pub(crate) device: Option<Arc<dyn BlockDevice>>,
+    /// The header names a backing file.
+    pub(crate) named: bool,
+}
+
+/// Everything but the metadata of an open image.
 #[derive(Debug)]
 pub(crate) struct Io {
     /// The image file.
     pub(crate) storage: Arc<dyn Storage>,
     /// The external data file, if guest data lies there.
     pub(crate) data_file: Option<Arc<dyn Storage>>,
-    /// What shows through where nothing is allocated.
-    pub(crate) backing: Option<Arc<dyn BlockDevice>>,
-    /// The image names a backing file, but is open without one.
-    pub(crate) hidden_backing: bool,
+    /// Held for a look only.
+    pub(crate) below: Mutex<Below>,
     /// How L2 entries read.
     pub(crate) format: EntryFormat,
     /// Virtual size in bytes.
-    pub(crate) size: u64,
+    pub(crate) size: AtomicU64,
     /// Name for messages.
     pub(crate) name: Arc<str>,
 }
@@ -29,6 +41,22 @@ pub(crate) struct Io {
 impl Io {
     pub(crate) fn cluster(&self) -> ClusterSize {
         self.format.cluster
+    }
+
+    /// Virtual size in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// What shows through where nothing is allocated.
+    pub(crate) fn backing(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.below.lock().device.clone()
+    }
+
+    /// Whether the image names a backing file, but is open without one.
+    pub(crate) fn hidden_backing(&self) -> bool {
+        let below = self.below.lock();
+        below.named && below.device.is_none()
     }
 
     /// Where guest data lies.
@@ -54,13 +82,13 @@ impl Io {
 
     /// Whether the backing device may hold anything in `range`.
     pub(crate) fn backing_covers(&self, range: ByteRange) -> bool {
-        self.backing.as_ref().is_some_and(|b| range.start() < b.len())
+        self.below.lock().device.as_ref().is_some_and(|b| range.start() < b.len())
     }
 
     /// Whether something other than zeros may show in `range` where nothing is allocated, now or when the image is
     /// opened together with its backing file.
     pub(crate) fn may_show(&self, range: ByteRange) -> bool {
-        self.hidden_backing || self.backing_covers(range)
+        self.hidden_backing() || self.backing_covers(range)
     }
 
     /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.

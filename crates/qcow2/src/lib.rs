@@ -5,6 +5,7 @@
 
 mod cache;
 mod compressed;
+mod copy_up;
 mod create;
 mod decompress;
 mod dirty;

@@ -114,7 +114,7 @@ impl Qcow2 {
 
     /// A backing device that is shorter than the image reads as zeros past its end.
     fn read_backing(&self, buf: &mut [u8], range: ByteRange) -> Result<()> {
-        let Some(backing) = self.io.backing.as_ref() else {
+        let Some(backing) = self.io.backing() else {
             buf.fill(0);
             return Ok(());
         };

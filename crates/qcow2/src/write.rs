@@ -55,7 +55,8 @@ pub struct WriteGuard<'a> {
     fills: Vec<Fill>,
     updates: Vec<Update>,
     grants: Vec<Grant>,
-    _lock: RangeGuard<'a>,
+    /// `None` where the caller holds the range.
+    _lock: Option<RangeGuard<'a>>,
 }
 
 impl Qcow2 {
@@ -70,7 +71,11 @@ impl Qcow2 {
         let range = self.bounds("write", Some(range), range.start(), range.len())?;
         self.check_writable("write")?;
         self.relieve()?;
-        let planned = self.plan_write(range);
+        self.note_overlap(self.plan_write(range))
+    }
+
+    /// Marks the image corrupt if a write was refused because it would have hit metadata.
+    fn note_overlap<T>(&self, planned: Result<T>) -> Result<T> {
         if let Err(error) = &planned
             && error.operation() == WRITE_OVER_METADATA
         {
@@ -79,14 +84,27 @@ impl Qcow2 {
         planned
     }
 
+    /// Writes `buf` at `range`, whose clusters the caller holds exclusively.
+    pub(crate) fn write_held(&self, buf: &[u8], range: ByteRange) -> Result<()> {
+        let guard = self.note_overlap(self.plan_moving(WriteGuard::new(self, range, None)))?;
+        guard.fill_edges()?;
+        guard.write(buf)?;
+        guard.commit()
+    }
+
     fn plan_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
         let clusters = range.align_outward(self.io.cluster().bytes());
-        let mut guard = WriteGuard::new(self, range, self.ranges.shared(clusters));
+        let mut guard = WriteGuard::new(self, range, Some(self.ranges.shared(clusters)));
         if guard.find_in_place()? {
             return Ok(guard);
         }
         drop(guard);
-        let mut guard = WriteGuard::new(self, range, self.ranges.exclusive(clusters));
+        let guard = WriteGuard::new(self, range, Some(self.ranges.exclusive(clusters)));
+        self.plan_moving(guard)
+    }
+
+    /// Plans a write that may change the mapping; the clusters are held.
+    fn plan_moving<'a>(&'a self, mut guard: WriteGuard<'a>) -> Result<WriteGuard<'a>> {
         while let Some(block) = guard.plan()? {
             self.grow_refcount_table(block)?;
         }
@@ -127,7 +145,7 @@ const SECTOR: u64 = 512;
 const MAX_WRITE: u64 = 8 << 20;
 
 impl<'a> WriteGuard<'a> {
-    fn new(image: &'a Qcow2, range: ByteRange, lock: RangeGuard<'a>) -> Self {
+    fn new(image: &'a Qcow2, range: ByteRange, lock: Option<RangeGuard<'a>>) -> Self {
         Self {
             image,
             range,
@@ -377,7 +395,7 @@ impl<'a> WriteGuard<'a> {
     fn fill(&self, fill: &Fill) -> Result<()> {
         let image = self.image;
         let io = &image.io;
-        let there = fill.range.intersect(ByteRange::new(0, io.size));
+        let there = fill.range.intersect(ByteRange::new(0, io.size()));
         if fill.fresh && image.reads_as_zero(there)? {
             return Ok(());
         }

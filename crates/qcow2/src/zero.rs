@@ -71,7 +71,7 @@ impl Qcow2 {
     fn whole_subclusters(&self, range: ByteRange) -> ByteRange {
         let size = self.io.format.subcluster_size();
         let start = range.start().next_multiple_of(size);
-        let end = if range.end() == self.io.size { range.end() } else { range.end() & !(size - 1) };
+        let end = if range.end() == self.io.size() { range.end() } else { range.end() & !(size - 1) };
         if start >= end { ByteRange::new(range.start(), range.start()) } else { ByteRange::new(start, end) }
     }
 
@@ -116,8 +116,13 @@ impl Qcow2 {
 
     /// Changes the entries of `part`, which lies in one L2 table; returns what is left for data.
     fn change_in_table(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
+        let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
+        self.change_held(part, purpose)
+    }
+
+    /// The same where the caller holds the clusters exclusively.
+    fn change_held(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
         let io = &self.io;
-        let _lock = self.ranges.exclusive(part.align_outward(io.cluster().bytes()));
         if let (Some(data_file), true) = (&io.data_file, purpose != (Purpose::Zero { may_unmap: false })) {
             // A hint, and before the entries change: a discarded range reads as before or as zeros.
             data_file.discard(part)?;
@@ -191,7 +196,7 @@ impl Qcow2 {
         let format = io.format;
         let start = io.cluster().floor(part.start());
         // Up to the end of the disk is up to the end of the cluster.
-        let end = if part.end() == io.size { io.cluster().bytes() } else { part.end() - start };
+        let end = if part.end() == io.size() { io.cluster().bytes() } else { part.end() - start };
         let mask = format.covered(part.start() - start, end);
         let backed = io.may_show(part);
         let whole = mask == format.all();
@@ -232,6 +237,15 @@ impl Qcow2 {
         let zero = if purpose == Purpose::Discard && !backed { 0 } else { plain.zero | mask };
         let frees = plain.host.is_some() || matches!(old, Entry::Compressed(_));
         Change::Set { entry: PlainEntry { zero, ..PlainEntry::default() }, frees }
+    }
+
+    /// Makes `range` of whole subclusters, nothing of which is allocated and whose clusters the caller holds, zero by
+    /// statement of this image. The format has a zero flag.
+    pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
+        for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
+            self.change_held(part, Purpose::Zero { may_unmap: true })?;
+        }
+        Ok(())
     }
 
     /// Writes zeros where the range does not read as zeros already.

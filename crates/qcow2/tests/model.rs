@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use blockmirror_block::testing::MemoryStorage;
-use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
 use blockmirror_raw::{Raw, RawOptions};
 use proptest::prelude::*;
@@ -19,6 +19,8 @@ enum Op {
     Write(ByteRange, u8),
     Zero(ByteRange, bool),
     Discard(ByteRange),
+    /// Changes nothing that anybody reads.
+    CopyUp(ByteRange),
     Flush,
     Reopen,
 }
@@ -81,6 +83,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         5 => (range(), 1u8..).prop_map(|(r, b)| Op::Write(r, b)),
         2 => (range(), any::<bool>()).prop_map(|(r, u)| Op::Zero(r, u)),
         2 => range().prop_map(Op::Discard),
+        1 => range().prop_map(Op::CopyUp),
         1 => Just(Op::Flush),
         1 => Just(Op::Reopen),
     ];
@@ -161,6 +164,14 @@ fn apply(disk: &Qcow2, model: &mut [u8], op: &Op) {
                 );
                 *old = new;
             }
+        }
+        Op::CopyUp(r) => {
+            disk.copy_up(r, 1).unwrap();
+            disk.extents(r, &mut |e| {
+                assert!(e.depth == 0 || e.kind == ExtentKind::Unallocated, "{e:?} is still below");
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
         }
         Op::Flush => disk.flush().unwrap(),
         Op::Reopen => {}

@@ -52,7 +52,7 @@ fn work(disk: &Qcow2, thread: u64, model: &mut [u8], rounds: u32) {
             owned_stretch(thread, &mut dice)
         };
         let span = range.start() as usize..range.end() as usize;
-        match dice.roll(6) {
+        match dice.roll(7) {
             0..=2 => {
                 let byte = (round as u8) | 1;
                 disk.write_at(&vec![byte; span.len()], range.start(), WriteFlags::NONE).unwrap();
@@ -65,6 +65,10 @@ fn work(disk: &Qcow2, thread: u64, model: &mut [u8], rounds: u32) {
             4 => {
                 disk.discard(range).unwrap();
                 disk.read_at(&mut model[span], range.start()).unwrap();
+            }
+            5 => {
+                // Others may write there at the same time.
+                disk.copy_up(ByteRange::at(dice.roll(SIZE - 5000), 5000), u32::MAX).unwrap();
             }
             _ => {
                 let mut found = vec![0; span.len()];

@@ -1,0 +1,115 @@
+//! Bringing up into the image what it shows of the layers below: for copy-on-read and for streaming.
+//!
+//! A piece at a time, under an exclusive lock on its clusters, so that a guest's write comes either before, and is seen as
+//! allocated, or after. Only subclusters that are unallocated are looked at. What they show does not change; where it is
+//! zeros, the image says so itself.
+
+use blockmirror_block::{ByteRange, ExtentKind, Result, Visit, zero};
+
+use crate::image::Qcow2;
+use crate::meta::{MapRun, Mapping};
+
+/// Bytes that are brought up under one lock, unless a cluster is larger.
+const PIECE: u64 = 1 << 20;
+
+/// Runs of the mapping that are looked at in one go.
+const BATCH: usize = 256;
+
+/// What is to become of one subcluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Unit {
+    /// A layer in reach decides something in it.
+    wanted: bool,
+    /// Some of it must be read to be known.
+    data: bool,
+}
+
+impl Qcow2 {
+    /// Brings up what layers 1 to `max_depth` below show in the subclusters of `range`, inside the disk; returns how many
+    /// bytes that were.
+    pub(crate) fn bring_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        self.check_writable("copy up")?;
+        let io = &self.io;
+        let whole = range.align_outward(io.format.subcluster_size()).intersect(ByteRange::new(0, io.size()));
+        let mut copied = 0;
+        for piece in whole.pieces(PIECE.max(io.cluster().bytes())) {
+            self.relieve()?;
+            let _lock = self.ranges.exclusive(piece.align_outward(io.cluster().bytes()));
+            let mut at = piece.start();
+            while at < piece.end() {
+                let runs = self.meta.lock().runs(io, ByteRange::new(at, piece.end()), BATCH)?;
+                for MapRun { range, mapping } in runs {
+                    if mapping == Mapping::Unallocated {
+                        copied += self.bring_up_unallocated(range, max_depth)?;
+                    }
+                    at = range.end();
+                }
+            }
+        }
+        Ok(copied)
+    }
+
+    /// The same for `range` of unallocated subclusters, whose clusters are held.
+    fn bring_up_unallocated(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        let size = self.io.format.subcluster_size();
+        let units = self.look_below(range, max_depth)?;
+        let mut copied = 0;
+        let mut first = 0;
+        for same in units.chunk_by(|a, b| a == b) {
+            // usize to u64 is exact here.
+            let run = ByteRange::at(range.start() + first as u64 * size, same.len() as u64 * size);
+            let run = run.intersect(range);
+            first += same.len();
+            if !same[0].wanted {
+                continue;
+            }
+            copied += run.len();
+            if !same[0].data && self.io.format.has_zero {
+                self.zero_held(run)?;
+            } else {
+                self.bring_up_data(run)?;
+            }
+        }
+        Ok(copied)
+    }
+
+    /// What each subcluster of `range` shows of the layers below.
+    fn look_below(&self, range: ByteRange, max_depth: u32) -> Result<Vec<Unit>> {
+        let size = self.io.format.subcluster_size();
+        // A piece, by the smallest subcluster: a few thousand.
+        let mut units = vec![Unit::default(); range.len().div_ceil(size) as usize];
+        let Some(backing) = self.io.backing() else { return Ok(units) };
+        let there = range.intersect(ByteRange::new(0, backing.len()));
+        if there.is_empty() {
+            return Ok(units);
+        }
+        backing.extents(there, &mut |extent| {
+            let index = |at: u64| ((at - range.start()) / size) as usize;
+            let in_reach = extent.kind != ExtentKind::Unallocated && extent.depth < max_depth;
+            let data = extent.kind == ExtentKind::Data;
+            for unit in &mut units[index(extent.range.start())..=index(extent.range.end() - 1)] {
+                unit.wanted |= in_reach;
+                unit.data |= data;
+            }
+            Visit::Continue(())
+        })?;
+        Ok(units)
+    }
+
+    /// Writes what `range` shows into the image, zeros as zeros where the format can say so.
+    fn bring_up_data(&self, range: ByteRange) -> Result<()> {
+        // At most a piece.
+        let mut buf = vec![0; range.len() as usize];
+        self.read_mapped(&mut buf, range)?;
+        let unit = if self.io.format.has_zero { self.io.format.subcluster_size() } else { u64::MAX };
+        for run in zero::runs(&buf, range.start(), unit as usize) {
+            let at = ByteRange::at(range.start() + run.range.start as u64, run.range.len() as u64);
+            if run.zero && self.io.format.has_zero {
+                self.zero_held(at)?;
+            } else {
+                self.write_held(&buf[run.range], at)?;
+            }
+        }
+        Ok(())
+    }
+}
