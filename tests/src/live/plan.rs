@@ -1,6 +1,7 @@
 //! What is drawn for one job.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use blockmirror_mirror::{BitmapMode, CopyMode, MirrorOptions, OnError, SyncMode};
 
@@ -42,7 +43,7 @@ pub(super) struct Plan {
     pub(super) text: String,
 }
 
-pub(super) const MODES: [CopyMode; 2] = [CopyMode::Background, CopyMode::WriteBlocking];
+pub(super) const MODES: [CopyMode; 3] = [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto];
 pub(super) const SPEEDS: [u64; 6] = [0, 0, 0, 200 << 20, 50 << 20, 8 << 20];
 
 impl Plan {
@@ -95,6 +96,12 @@ impl Plan {
             .threads(threads)
             .speed(rng.pick(&SPEEDS))
             .copy_mode(rng.pick(&MODES))
+            .latency_budget(rng.pick(&[
+                None,
+                None,
+                Some(Duration::from_millis(1)),
+                Some(Duration::from_millis(20)),
+            ]))
             .unmap(rng.chance(70))
             .min_zero_run(rng.pick(&[0, 4096, 4096, 65536]))
             .on_source_error(if trouble == Trouble::Source { OnError::Ignore } else { policy(rng) })
