@@ -2,6 +2,7 @@
 //!
 //! - [`json`]: the JSON dialect, as a stream;
 //! - [`schema`]: commands, events and types as data; checked, introspected, printed;
+//! - [`keyval`]: command line options by the same schema;
 //! - [`Table`]: commands with their handlers;
 //! - [`Monitors`]: sessions on sockets and pipes, and the events that all of them get.
 //!
@@ -25,6 +26,7 @@
 mod args;
 mod error;
 pub mod json;
+pub mod keyval;
 mod protocol;
 pub mod schema;
 mod server;

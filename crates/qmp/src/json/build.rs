@@ -157,25 +157,27 @@ fn number(text: &[u8]) -> Result<Value, String> {
 
 /// The text of a string token: quotes off, escapes resolved, UTF-8 checked.
 fn unquote(raw: &[u8]) -> Result<String, String> {
-    let mut rest = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
-    let mut text = String::with_capacity(rest.len());
-    while let Some(&first) = rest.first() {
-        if first == b'\\' {
-            let (c, used) = escape(rest)?;
-            text.push(c);
-            rest = rest.get(used..).unwrap_or_default();
-        } else {
-            let (c, used) = utf8::next(rest);
-            text.push(c.ok_or("invalid UTF-8 sequence in string")?);
-            rest = rest.get(used..).unwrap_or_default();
-        }
+    let end = raw.len().saturating_sub(1);
+    let mut at = 1;
+    let mut text = String::with_capacity(end);
+    while at < end {
+        // The closing quote is part of what an error shows.
+        let rest = raw.get(at..).unwrap_or_default();
+        let (c, used) = match rest.first() {
+            Some(b'\\') => escape(rest)?,
+            _ => {
+                let (c, used) = utf8::next(raw.get(at..end).unwrap_or_default());
+                (c.ok_or("invalid UTF-8 sequence in string")?, used)
+            }
+        };
+        text.push(c);
+        at += used;
     }
     Ok(text)
 }
 
 /// The character that the escape at the start of `rest` stands for, and the escape's length.
 fn escape(rest: &[u8]) -> Result<(char, usize), String> {
-    const INVALID: &str = "invalid escape sequence in string";
     let c = match rest.get(1) {
         Some(b'b') => '\u{8}',
         Some(b'f') => '\u{c}',
@@ -184,25 +186,25 @@ fn escape(rest: &[u8]) -> Result<(char, usize), String> {
         Some(b't') => '\t',
         Some(c @ (b'"' | b'\'' | b'\\' | b'/')) => char::from(*c),
         Some(b'u') => {
-            let high = hex4(rest.get(2..6)).ok_or(INVALID)?;
-            let mut code = high;
-            let mut used = 6;
-            if (0xd800..0xdc00).contains(&high) && rest.get(6..8) == Some(b"\\u") {
-                let low = hex4(rest.get(8..12)).ok_or(INVALID)?;
-                if (0xdc00..0xe000).contains(&low) {
-                    code = 0x1_0000 + ((high & 0x3ff) << 10) + (low & 0x3ff);
-                    used = 12;
-                }
-            }
-            let c = char::from_u32(code).filter(|c| utf8::is_character(*c));
-            let shown = || utf8::lossy(rest.get(..used).unwrap_or_default());
-            return c
-                .map(|c| (c, used))
-                .ok_or_else(|| format!("{} is not a valid Unicode character", shown()));
+            let shown = || utf8::lossy(rest.get(..6).unwrap_or(rest));
+            return unicode(rest).ok_or_else(|| format!("{} is not a valid Unicode character", shown()));
         }
-        _ => return Err(INVALID.into()),
+        _ => return Err("invalid escape sequence in string".into()),
     };
     Ok((c, 2))
+}
+
+/// A `\u` escape, or two that are a surrogate pair.
+fn unicode(rest: &[u8]) -> Option<(char, usize)> {
+    let first = hex4(rest.get(2..6))?;
+    let (code, used) = match first {
+        0xd800..0xdc00 if rest.get(6..8) == Some(b"\\u") => {
+            let second = hex4(rest.get(8..12)).filter(|code| (0xdc00..0xe000).contains(code))?;
+            (0x1_0000 + ((first & 0x3ff) << 10) + (second & 0x3ff), 12)
+        }
+        _ => (first, 6),
+    };
+    char::from_u32(code).filter(|c| utf8::is_character(*c)).map(|c| (c, used))
 }
 
 fn hex4(digits: Option<&[u8]>) -> Option<u32> {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Int, Member, Object, Shape, Type, Variant};
 use crate::error::QmpError;
+use crate::keyval;
 
 /// How scalars are spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,11 @@ impl Checker {
     fn value(&self, ty: Type, name: &Name<'_>, value: Value) -> Result<Value, QmpError> {
         match (ty, value) {
             (Type::Any, value) => Ok(value),
+            (ty, Value::Object(_) | Value::Array(_))
+                if self.spelling == Spelling::Keyval && is_scalar(ty) =>
+            {
+                Err(QmpError::generic(format!("Parameters '{}.*' are unexpected", self.full(name))))
+            }
             (Type::Str, Value::String(text)) => Ok(Value::String(text)),
             (Type::Str, _) => Err(self.wrong_type(name, "string")),
             (Type::Enum(choice), Value::String(text)) => {
@@ -210,10 +216,29 @@ impl Checker {
         Ok(number.into())
     }
 
+    /// A scalar as a command line spells it.
     fn scalar(&self, ty: Type, name: &Name<'_>, text: &str) -> Result<Value, QmpError> {
-        let _ = (ty, text);
-        Err(self.wrong_type(name, "string"))
+        let expects =
+            |what: &str| QmpError::generic(format!("Parameter '{}' expects {what}", self.full(name)));
+        match ty {
+            Type::Bool => keyval::truth(text).map(Value::from).ok_or_else(|| expects("'on' or 'off'")),
+            Type::Int(Int::Int | Int::I64) => {
+                keyval::integer(text).map(Value::from).ok_or_else(|| expects("integer"))
+            }
+            Type::Int(Int::Size) => keyval::size(text).map(Value::from).ok_or_else(|| expects("size")),
+            Type::Int(int) => self.fit(int, name, keyval::unsigned(text).ok_or_else(|| expects("integer"))?),
+            Type::Number => {
+                let number = text.parse().ok().and_then(serde_json::Number::from_f64);
+                number.map(Value::Number).ok_or_else(|| expects("number"))
+            }
+            Type::Null if text.is_empty() => Ok(Value::Null),
+            _ => Err(self.wrong_type(name, "null")),
+        }
     }
+}
+
+fn is_scalar(ty: Type) -> bool {
+    !matches!(ty, Type::Any | Type::Object(_) | Type::Array(_) | Type::Alternate(_))
 }
 
 impl From<&'static Object> for Type {
