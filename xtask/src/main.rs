@@ -4,6 +4,7 @@
 
 mod bench;
 mod mirror;
+mod simulate;
 mod stress;
 mod testdata;
 mod tidy;
@@ -32,6 +33,7 @@ enum Tasks {
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
+    Simulate(simulate::Simulate),
     Stress(stress::StressTask),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         Tasks::Bench(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
+        Tasks::Simulate(task) => task.run(),
         Tasks::Stress(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),

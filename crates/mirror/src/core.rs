@@ -25,10 +25,9 @@ mod life;
 mod live_tests;
 mod meter;
 mod retry;
-#[cfg(test)]
-mod sim;
-#[cfg(test)]
-mod sim_live;
+#[cfg(any(test, feature = "simulate"))]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
+pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
 

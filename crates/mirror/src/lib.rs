@@ -27,6 +27,20 @@ mod state;
 mod survey;
 mod tap;
 
+/// For development: the simulator that plays jobs on a virtual clock, with the core that real jobs have.
+///
+/// ```
+/// use blockmirror_mirror::simulate::Scenario;
+///
+/// for seed in 0..20 {
+///     Scenario::of_seed(seed).play(seed).unwrap();
+/// }
+/// ```
+#[cfg(any(test, feature = "simulate"))]
+pub mod simulate {
+    pub use crate::core::sim::{End, Scenario, Violation};
+}
+
 pub use cow_target::CowTarget;
 pub use error::{Error, ErrorKind};
 pub use granularity::{

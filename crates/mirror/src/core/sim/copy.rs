@@ -1,0 +1,224 @@
+//! One-shot copies: the job ends by itself; a guest writes to the source and tells, late, as a real one's marks come.
+//!
+//! In the end the target equals the source, or the job has said why not.
+
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+
+use super::hands::{Hands, range_of};
+use super::rng::Rng;
+use super::world::{SPEEDS, World, write_randomly};
+use super::{End, Trace};
+use crate::core::{Core, Next, Work};
+use crate::error::Error;
+use crate::options::OnError;
+use crate::progress::{ErrorAction, Event, IoStatus, Operation};
+use crate::state::JobState;
+
+/// Steps after which a schedule is taken to hang.
+const MAX_STEPS: u32 = 400_000;
+
+/// Plays one schedule.
+pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::new(seed);
+    let mut world = World::random(&mut rng);
+    if world.options.on_source_error == OnError::Ignore && world.len() > 0 && rng.one_in(4) {
+        world.faults.bad[Operation::Read as usize] = rng.range(world.len(), 1000);
+    }
+    if world.options.on_target_error != OnError::Ignore {
+        world.faults.fills = rng.pick(&[0, 0, 200]);
+    }
+    let guest_writes = rng.pick(&[0, 3, 30]);
+    run(rng, &world, guest_writes, trace)
+}
+
+/// Plays a job in `world`, with so many writes of the guest.
+pub(super) fn run(rng: Rng, world: &World, guest_writes: u64, trace: &mut Trace) -> End {
+    trace.say(Duration::ZERO, || format!("{:?}, {:?}, {:?}", world.config, world.tempo, world.faults));
+    let mut sim = Sim {
+        rng,
+        world,
+        core: Core::new(world.config.clone()).unwrap(),
+        hands: Hands::new(world, false),
+        now: Duration::ZERO,
+        unmarked: Vec::new(),
+        guest_writes,
+        events: Vec::new(),
+        offset: 0,
+        standing: None,
+        trace,
+    };
+    sim.run();
+    sim.judge()
+}
+
+struct Sim<'w> {
+    rng: Rng,
+    world: &'w World,
+    core: Core,
+    hands: Hands<'w>,
+    now: Duration,
+    /// What the guest has written and not marked yet.
+    unmarked: Vec<ByteRange>,
+    guest_writes: u64,
+    events: Vec<Event>,
+    offset: u64,
+    /// The offset at which a paused job stands.
+    standing: Option<u64>,
+    trace: &'w mut Trace,
+}
+
+impl Sim<'_> {
+    fn run(&mut self) {
+        for _ in 0..MAX_STEPS {
+            match self.rng.below(12) {
+                0..4 => {
+                    if self.ask() {
+                        break;
+                    }
+                }
+                4..9 => self.perform_half(),
+                9 => self.guest(),
+                10 => self.operator(),
+                _ => self.now += Duration::from_micros(self.rng.below(30_000)),
+            }
+            self.look();
+        }
+        assert!(self.hands.are_empty());
+        assert!(self.core.is_concluded(), "the job hangs: {:?}", self.core.progress(self.now));
+    }
+
+    /// Asks for an action, as a thread does; whether the job is over.
+    fn ask(&mut self) -> bool {
+        match self.core.next(self.now) {
+            Next::Finished => return true,
+            Next::Do(action) => {
+                self.trace.say(self.now, || format!("#{} begins: {:?}", action.id, action.work));
+                self.hands.take(&mut self.rng, self.now, action);
+            }
+            Next::Wait(until) => {
+                // Nobody else can do anything: let the clock jump.
+                if let Some(until) = until
+                    && self.hands.are_empty()
+                    && self.rng.one_in(2)
+                {
+                    assert!(until > self.now, "waiting for the past spins");
+                    self.now = until;
+                }
+            }
+        }
+        false
+    }
+
+    fn perform_half(&mut self) {
+        let Some(index) = self.hands.pick(&mut self.rng, self.now) else {
+            if let Some(next) = self.hands.next_time(self.now) {
+                self.now = next;
+            }
+            return;
+        };
+        if self.hands.work(index) == Work::Flush {
+            // Whoever writes waits for its mark before it calls a write done; the last flush comes after that.
+            while let Some(range) = self.unmarked.pop() {
+                self.core.mark_dirty(range);
+            }
+        }
+        let end = self.hands.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
+        assert_eq!(end, None, "only a job on a tap has a last step");
+    }
+
+    /// Writes to the source, or delivers a mark.
+    fn guest(&mut self) {
+        if !self.unmarked.is_empty() && self.rng.one_in(2) {
+            let index = self.rng.index(self.unmarked.len());
+            let range = self.unmarked.swap_remove(index);
+            self.trace.say(self.now, || format!("guest marks {range}"));
+            self.core.mark_dirty(range);
+        } else if self.guest_writes > 0 && !self.core.is_concluded() {
+            self.guest_writes -= 1;
+            let range = write_randomly(&mut self.rng, &self.world.source);
+            self.trace.say(self.now, || format!("guest writes {range}"));
+            self.unmarked.push(range);
+        }
+    }
+
+    /// Resumes what an error stopped, and sometimes interferes.
+    fn operator(&mut self) {
+        let progress = self.core.progress(self.now);
+        if progress.state == JobState::Paused {
+            let stopped = self
+                .events
+                .iter()
+                .any(|event| matches!(event, Event::Error { action, .. } if *action == ErrorAction::Stop));
+            assert!(stopped || progress.io_status == IoStatus::Ok);
+            self.trace.say(self.now, || "resume".into());
+            self.hands.faults.make_room();
+            self.core.resume().unwrap();
+            assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
+        } else if self.rng.one_in(20) {
+            let done = self.core.pause();
+            self.trace.say(self.now, || format!("pause: {done:?}"));
+            assert!(matches!(self.core.next(self.now), Next::Wait(None) | Next::Finished));
+        } else if self.rng.one_in(20) {
+            let speed = self.rng.pick(&SPEEDS);
+            let _ = self.core.set_speed(self.now, speed);
+        }
+    }
+
+    /// What must hold at every moment.
+    fn look(&mut self) {
+        self.events.extend(self.core.take_events());
+        let progress = self.core.progress(self.now);
+        assert!(progress.offset >= self.offset, "the offset goes back");
+        assert!(progress.len >= progress.offset && progress.in_flight <= progress.len - progress.offset);
+        let moving: u64 =
+            self.hands.works().filter(|w| !matches!(w, Work::Survey { .. })).map(|w| range_of(w).len()).sum();
+        assert_eq!(progress.in_flight, moving, "what is in flight");
+        self.offset = progress.offset;
+        let stands = progress.state == JobState::Paused && self.hands.are_empty();
+        if let Some(offset) = self.standing.filter(|_| stands) {
+            assert_eq!(offset, progress.offset, "it moves while it is paused");
+        }
+        self.standing = stands.then_some(progress.offset);
+    }
+
+    fn judge(&mut self) -> End {
+        let failed = |side: Operation| {
+            self.events.iter().any(|event| {
+                matches!(event, Event::Error { operation, action: ErrorAction::Report, .. } if *operation == side)
+            })
+        };
+        let injected = self.hands.faults.injected;
+        match self.core.take_result().unwrap() {
+            Err(Error::Source(_)) => assert!(injected[0] > 0 && failed(Operation::Read)),
+            Err(Error::Target(_)) => assert!(injected[1] > 0 && failed(Operation::Write)),
+            Err(other) => panic!("{other}"),
+            Ok(()) => {
+                self.compare();
+                return End::Copied;
+            }
+        }
+        End::Failed
+    }
+
+    fn compare(&self) {
+        assert!(self.hands.unflushed.is_empty(), "the end without a flush");
+        let progress = self.core.progress(self.now);
+        assert_eq!((progress.offset, progress.dirty_left), (progress.len, 0));
+        let given_up = self.core.given_up();
+        assert_eq!(progress.given_up, given_up.iter().map(|g| g.range.len()).sum::<u64>());
+        let faults = &self.hands.faults;
+        let touched = self.core.whole_units(faults.bad[Operation::Read as usize]);
+        for gap in &given_up {
+            assert!(faults.injected != [0, 0]);
+            assert!(
+                faults.one_in > 0 || touched.contains_range(gap.range),
+                "gave up {} for {touched}",
+                gap.range
+            );
+        }
+        let gaps: Vec<ByteRange> = given_up.iter().map(|gap| gap.range).collect();
+        assert_eq!(self.world.difference(&gaps), None, "first difference");
+    }
+}

@@ -1,0 +1,101 @@
+//! A guest: writers who go through the steps of a write (let in, source, target, finished), each at its own pace.
+
+use std::time::Duration;
+
+use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::{self as block, BlockDevice, ByteRange};
+
+use super::hands::{unfailing, write, zero};
+use super::rng::Rng;
+use crate::core::Admission;
+
+/// How a guest behaves.
+#[derive(Clone, Debug)]
+pub(super) struct Habits {
+    /// Writes under way together.
+    pub(super) writers: usize,
+    /// A new write begins at one turn in so many.
+    pub(super) rests: u64,
+    /// Where it writes; anywhere if this is empty.
+    pub(super) hot: ByteRange,
+    /// The longest write is one of these.
+    pub(super) longest: &'static [u64],
+    /// It neither zeroes nor discards.
+    pub(super) only_data: bool,
+}
+
+impl Habits {
+    pub(super) fn random() -> Self {
+        Self {
+            writers: 4,
+            rests: 6,
+            hot: ByteRange::default(),
+            longest: &[1, 512, 4096, 20_000],
+            only_data: false,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Payload {
+    Data(Vec<u8>),
+    Zeros,
+    Discard,
+}
+
+/// A write between its beginning and its end.
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) ticket: u64,
+    pub(super) range: ByteRange,
+    payload: Payload,
+    pub(super) admission: Admission,
+    pub(super) source: Option<bool>,
+    pub(super) target: Option<block::Result<()>>,
+    /// Its next step is not taken before this.
+    pub(super) not_before: Duration,
+}
+
+impl Write {
+    /// A write somewhere on a disk of `len` bytes, not known to any job yet.
+    pub(super) fn random(rng: &mut Rng, len: u64, habits: &Habits) -> Self {
+        let within = if habits.hot.is_empty() { ByteRange::new(0, len) } else { habits.hot };
+        let longest = rng.pick(habits.longest);
+        let range = rng.range_in(within, longest);
+        let payload = match if habits.only_data { 2 } else { rng.below(6) } {
+            0 => Payload::Zeros,
+            1 => Payload::Discard,
+            _ => Payload::Data(rng.bytes(range.len())),
+        };
+        Self {
+            ticket: 0,
+            range,
+            payload,
+            admission: Admission::Wait,
+            source: None,
+            target: None,
+            not_before: Duration::ZERO,
+        }
+    }
+
+    /// Whether it can be repeated at the target.
+    pub(super) fn can_mirror(&self) -> bool {
+        !matches!(self.payload, Payload::Discard)
+    }
+
+    /// Performs it, or if it is to fail no more than a part of it.
+    pub(super) fn put(&self, rng: &mut Rng, disk: &MemoryDisk, fails: bool) {
+        let range = self.range;
+        let happens = match rng.below(3) {
+            _ if !fails => range,
+            0 => return,
+            1 => range,
+            _ => ByteRange::new(range.start(), range.start() + range.len() / 2),
+        };
+        match &self.payload {
+            Payload::Data(bytes) => write(disk, &bytes[..happens.len() as usize], happens),
+            Payload::Zeros => zero(disk, happens),
+            Payload::Discard => unfailing(disk.discard(happens)),
+        }
+    }
+}

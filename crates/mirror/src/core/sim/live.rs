@@ -1,0 +1,489 @@
+//! Jobs on a tap: guests that write in both modes, an operator who asks for anything at any time.
+//!
+//! Each write of the guest goes through its steps in an order of the dice's choice, among operations of the job that do the
+//! same. What must hold: when the end is performed no write is under way, and the target is equal to the source and
+//! durable, so that every acknowledged write is in whatever survives; READY is told only when nothing but writes under
+//! way differs; nothing touches the target after the end; a bitmap that told what to copy covers, at any end, all that the
+//! target does not have; verbs are refused exactly where the table says.
+
+use std::time::Duration;
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::ByteRange;
+
+use super::guest::{Habits, Write};
+use super::hands::{Hands, moved_by, write};
+use super::rng::Rng;
+use super::world::{MODES, SPEEDS, World, contents, write_randomly};
+use super::{End, Trace};
+use crate::core::{Admission, Core, Ending, Next};
+use crate::error::Error;
+use crate::options::{BitmapMode, SyncMode};
+use crate::progress::{ErrorAction, Event, IoStatus, Operation, Progress};
+use crate::state::{JobState, Refused, Verb};
+
+/// Steps after which the guest rests, nothing fails any more, and the operator only wants the end.
+const STEPS: u32 = 1500;
+/// Steps after which a schedule is taken to hang.
+const MAX_STEPS: u32 = 400_000;
+
+/// What a schedule is made of.
+pub(super) struct Piece {
+    pub(super) world: World,
+    pub(super) habits: Habits,
+    /// What the operator may ask for before the end.
+    pub(super) verbs: &'static [Verb],
+    /// One in so many of those that would end the job is asked; 0 for none.
+    pub(super) fatal: u64,
+    /// Writes under way that began before the job.
+    pub(super) strangers: Vec<ByteRange>,
+    /// The bitmap that tells what to copy.
+    pub(super) bitmap: Option<(DirtyBitmap, BitmapMode)>,
+    /// Steps before the operator wants the end.
+    pub(super) steps: u32,
+}
+
+impl Piece {
+    pub(super) fn random(rng: &mut Rng) -> Self {
+        let mut world = World::random(rng);
+        world.config.live = true;
+        world.config.auto_finalize = rng.one_in(2);
+        world.config.auto_dismiss = rng.one_in(2);
+        world.config.copy_mode = rng.pick(&MODES);
+        // More is going on than in a copy.
+        world.faults.one_in *= 4;
+        if world.len() > 0 && rng.one_in(10) {
+            let side = rng.index(2);
+            world.faults.bad[side] = rng.range(world.len(), 1000);
+        }
+        world.faults.fills = rng.pick(&[0, 0, 0, 500]);
+        let strangers = if world.len() > 0 && rng.one_in(4) {
+            (0..3).map(|_| rng.range(world.len(), 5000)).collect()
+        } else {
+            Vec::new()
+        };
+        let mut piece = Self {
+            world,
+            habits: Habits::random(),
+            verbs: &Verb::ALL,
+            fatal: 40,
+            strangers,
+            bitmap: None,
+            steps: STEPS,
+        };
+        if piece.world.options.sync == SyncMode::Full && !piece.world.options.target_is_zero && rng.one_in(3)
+        {
+            piece.copy_part(rng);
+        }
+        piece
+    }
+
+    /// The target has everything already but what a bitmap says, or nothing is asked for but what is written from now on.
+    fn copy_part(&mut self, rng: &mut Rng) {
+        let world = &mut self.world;
+        write(&*world.target, &contents(&world.source), ByteRange::new(0, world.config.len));
+        if rng.one_in(4) {
+            world.config.sync = SyncMode::None;
+            return;
+        }
+        let mode = rng.pick(&[BitmapMode::Never, BitmapMode::OnSuccess, BitmapMode::Always]);
+        world.config.sync = SyncMode::Bitmap;
+        world.config.cut_bitmap = mode == BitmapMode::Always;
+        let mut map = DirtyBitmap::new(world.config.len, 512 << rng.below(8)).unwrap();
+        for _ in 0..rng.below(5) {
+            let range = write_randomly(rng, &world.target);
+            map.set(range.start()..range.end());
+        }
+        self.bitmap = Some((map, mode));
+    }
+}
+
+/// Plays one schedule.
+pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::new(seed ^ 0x5eed);
+    let piece = Piece::random(&mut rng);
+    run(rng, &piece, trace)
+}
+
+/// Plays `piece`.
+pub(super) fn run(mut rng: Rng, piece: &Piece, trace: &mut Trace) -> End {
+    let world = &piece.world;
+    trace.say(Duration::ZERO, || format!("{:?}, {:?}, {:?}", world.config, world.tempo, world.faults));
+    let mut core = Core::new(world.config.clone()).unwrap();
+    if let Some((map, _)) = &piece.bitmap {
+        core.seed(map);
+    }
+    core.expect_strangers(piece.strangers.len());
+    let wish = rng.pick(&[Ending::Pivot, Ending::Keep]);
+    let mut sim = Sim {
+        rng,
+        piece,
+        world,
+        core,
+        hands: Hands::new(world, piece.bitmap.is_some()),
+        now: Duration::ZERO,
+        writes: Vec::new(),
+        strangers: piece.strangers.clone(),
+        bitmap: piece.bitmap.clone(),
+        closing: false,
+        wish,
+        state: None,
+        readies: 0,
+        offset: 0,
+        standing: None,
+        reported: false,
+        ended: None,
+        kept: None,
+        trace,
+    };
+    sim.run();
+    sim.judge()
+}
+
+struct Sim<'w> {
+    rng: Rng,
+    piece: &'w Piece,
+    world: &'w World,
+    core: Core,
+    hands: Hands<'w>,
+    now: Duration,
+    writes: Vec<Write>,
+    strangers: Vec<ByteRange>,
+    /// The tap's, which goes on collecting.
+    bitmap: Option<(DirtyBitmap, BitmapMode)>,
+    /// The guest rests and the operator only wants the end.
+    closing: bool,
+    /// Which end.
+    wish: Ending,
+    state: Option<JobState>,
+    readies: u32,
+    offset: u64,
+    /// The offset at which a paused job stands.
+    standing: Option<u64>,
+    /// An error was reported that ends the job.
+    reported: bool,
+    ended: Option<Ending>,
+    /// What the target held when it was left behind.
+    kept: Option<Vec<u8>>,
+    trace: &'w mut Trace,
+}
+
+impl Sim<'_> {
+    fn run(&mut self) {
+        for step in 0..MAX_STEPS {
+            if step == self.piece.steps {
+                self.trace.say(self.now, || "the guest rests, the devices heal".into());
+                self.closing = true;
+                self.hands.faults.heal();
+            }
+            self.core.tick(self.now);
+            match self.rng.below(16) {
+                0..4 => {
+                    if self.ask() && self.writes.is_empty() && self.strangers.is_empty() {
+                        break;
+                    }
+                }
+                4..9 => self.perform_half(),
+                9..14 => self.guest(),
+                14 => self.operator(),
+                _ => self.now += Duration::from_micros(self.rng.below(30_000)),
+            }
+            self.look();
+        }
+        assert!(self.core.is_concluded(), "hangs: {:?}", self.core.progress(self.now));
+        assert!(self.writes.is_empty(), "never let in: {:?}", self.writes);
+    }
+
+    fn ask(&mut self) -> bool {
+        match self.core.next(self.now) {
+            Next::Finished => return true,
+            Next::Do(action) => {
+                let moved = moved_by(action.work);
+                self.trace.say(self.now, || format!("#{} begins: {:?}", action.id, action.work));
+                let guest = |write: &Write| write.admission == Admission::Both && write.range.overlaps(moved);
+                assert!(!self.writes.iter().any(guest), "{:?} under a write of the guest", action.work);
+                self.hands.take(&mut self.rng, self.now, action);
+            }
+            Next::Wait(Some(until)) if self.hands.are_empty() => {
+                assert!(until > self.now, "waiting for the past spins");
+                self.now = until;
+            }
+            Next::Wait(_) => {}
+        }
+        false
+    }
+
+    fn perform_half(&mut self) {
+        let Some(index) = self.hands.pick(&mut self.rng, self.now) else {
+            if let Some(next) = self.hands.next_time(self.now) {
+                self.now = next;
+            }
+            return;
+        };
+        let end = self.hands.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
+        if let Some((id, ending)) = end {
+            self.trace.say(self.now, || format!("#{id} the end: {ending:?}"));
+            assert!(self.hands.are_empty(), "the end while something is in flight");
+            self.end(ending);
+            self.core.finished(self.now, id, Ok(crate::core::Done::Ended));
+        }
+    }
+
+    fn guest(&mut self) {
+        let len = self.world.len();
+        if !self.strangers.is_empty() && self.rng.one_in(20) {
+            let range = self.strangers.swap_remove(0);
+            let bytes = self.rng.bytes(range.len());
+            self.trace.say(self.now, || format!("an old write ends: {range}"));
+            write(&*self.world.source, &bytes, range);
+            self.wrote(range);
+            return self.core.stranger_finished(range);
+        }
+        let habits = &self.piece.habits;
+        if self.writes.len() < habits.writers && len > 0 && !self.closing && self.rng.one_in(habits.rests) {
+            let mut write = Write::random(&mut self.rng, len, habits);
+            write.ticket = self.core.guest_begin(write.range, write.can_mirror());
+            self.trace.say(self.now, || format!("guest {} wants {}", write.ticket, write.range));
+            self.writes.push(write);
+            return;
+        }
+        let now = self.now;
+        let due: Vec<usize> = (0..self.writes.len()).filter(|i| self.writes[*i].not_before <= now).collect();
+        if due.is_empty() {
+            return;
+        }
+        let index = self.rng.pick(&due);
+        let mut write = self.writes.swap_remove(index);
+        if self.step(&mut write) {
+            self.writes.push(write);
+        }
+    }
+
+    /// One step of a write; whether more follow.
+    fn step(&mut self, write: &mut Write) -> bool {
+        match (write.admission, write.source) {
+            (Admission::Wait, _) => {
+                write.admission = self.core.guest_admit(write.ticket);
+                let answer = write.admission;
+                if answer != Admission::Wait {
+                    self.trace.say(self.now, || format!("guest {}: {answer:?}", write.ticket));
+                }
+                if answer == Admission::Both {
+                    let other = |other: &Write| {
+                        other.admission == Admission::Both && other.range.overlaps(write.range)
+                    };
+                    assert!(!self.writes.iter().any(other), "two writes to {} at once", write.range);
+                    let works = self.hands.works().any(|work| moved_by(work).overlaps(write.range));
+                    assert!(!works, "a write to {} under an operation", write.range);
+                }
+                if answer == Admission::Wait && self.core.let_go_if_overdue(self.now) {
+                    self.trace.say(self.now, || "held for too long: let go".into());
+                }
+                if answer == Admission::Over {
+                    self.write_after_the_end(write);
+                    return false;
+                }
+                write.not_before = self.now + self.world.tempo.takes(&mut self.rng, Operation::Read);
+            }
+            (_, None) => {
+                let fails = self.hands.faults.one_in > 0 && self.rng.one_in(10);
+                write.put(&mut self.rng, &self.world.source, fails);
+                write.source = Some(!fails);
+                self.trace.say(self.now, || format!("guest {} at the source, fails: {fails}", write.ticket));
+                if write.admission == Admission::Both {
+                    self.core.guest_at_target(write.ticket);
+                    write.not_before = self.now + self.world.tempo.takes(&mut self.rng, Operation::Write);
+                }
+            }
+            (Admission::Both, Some(true)) if write.target.is_none() => {
+                let failure = self.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
+                write.put(&mut self.rng, &self.world.target, failure.is_some());
+                self.hands.through.push(write.range);
+                self.trace.say(self.now, || format!("guest {} at the target: {failure:?}", write.ticket));
+                write.target = Some(failure.map_or(Ok(()), Err));
+            }
+            (_, Some(ok)) => {
+                self.trace.say(self.now, || format!("guest {} has finished", write.ticket));
+                self.wrote(write.range);
+                self.core.guest_finished(write.ticket, ok, write.target.take());
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The tap's bitmaps are told of a write that has finished.
+    fn wrote(&mut self, range: ByteRange) {
+        if let Some((map, _)) = &mut self.bitmap {
+            map.set(range.start()..range.end());
+        }
+    }
+
+    /// The job is over: the write goes to whatever survives.
+    fn write_after_the_end(&mut self, write: &Write) {
+        let survivor =
+            if self.ended == Some(Ending::Pivot) { &self.world.target } else { &self.world.source };
+        write.put(&mut self.rng, survivor, false);
+        self.wrote(write.range);
+    }
+
+    fn operator(&mut self) {
+        let Progress { state, io_status, .. } = self.core.progress(self.now);
+        if self.closing {
+            let _ = self.core.resume();
+            // Before it is ready a cancel gives the job up, and after a word for the pivot it takes that back.
+            let _ = match self.wish {
+                Ending::Keep if state == JobState::Running => Ok(()),
+                Ending::Keep => self.core.cancel(),
+                _ => self.core.complete(),
+            };
+            let _ = self.core.finalize();
+            return;
+        }
+        let verb = self.rng.pick(self.piece.verbs);
+        let fatal = verb == Verb::ForceCancel
+            || (verb == Verb::Cancel && matches!(state, JobState::Running | JobState::Created));
+        if fatal && (self.piece.fatal == 0 || !self.rng.one_in(self.piece.fatal))
+            || verb == Verb::Pause && !self.rng.one_in(3)
+        {
+            return;
+        }
+        let answer = match verb {
+            Verb::Cancel => self.core.cancel(),
+            Verb::ForceCancel => self.core.force_cancel(),
+            Verb::Pause => self.core.pause(),
+            Verb::Resume => {
+                self.hands.faults.make_room();
+                let answer = self.core.resume();
+                if answer.is_ok() {
+                    assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
+                }
+                answer
+            }
+            Verb::SetSpeed => {
+                let speed = self.rng.pick(&SPEEDS);
+                self.core.set_speed(self.now, speed)
+            }
+            Verb::Change => {
+                let mode = self.rng.pick(&MODES);
+                self.core.change(mode)
+            }
+            Verb::Complete => self.core.complete(),
+            Verb::Finalize => self.core.finalize(),
+            Verb::Dismiss => self.core.dismiss(),
+        };
+        self.trace.say(self.now, || format!("{verb} in {state}: {answer:?}"));
+        // What an error has stopped can be resumed wherever it was.
+        let stopped = io_status != IoStatus::Ok;
+        let allowed = state.allows(verb) || (verb == Verb::Resume && state == JobState::Pending && stopped);
+        let ending = matches!(answer, Err(Refused::State { state: JobState::Waiting, .. }));
+        assert_eq!(
+            matches!(answer, Err(Refused::State { .. })),
+            !allowed || ending,
+            "{state} {verb}: {answer:?}"
+        );
+    }
+
+    fn under_way(&self) -> Vec<ByteRange> {
+        let begun = self.writes.iter().filter(|write| write.admission != Admission::Wait);
+        begun.map(|write| write.range).chain(self.strangers.iter().copied()).collect()
+    }
+
+    /// The last step, as the tap performs it.
+    fn end(&mut self, ending: Ending) {
+        self.ended = Some(ending);
+        let under_way = self.under_way();
+        match ending {
+            Ending::Fail => {
+                let missing = self.core.missing();
+                // Nobody flushes for a job that has failed.
+                self.hands.lose_unflushed(&mut self.rng);
+                let excused: Vec<ByteRange> = under_way.into_iter().chain(missing.iter().copied()).collect();
+                assert_eq!(self.world.difference(&excused), None, "first difference not in the bitmap");
+                if let Some((map, _)) = &mut self.bitmap {
+                    map.clear_all();
+                    for range in missing {
+                        map.set(range.start()..range.end());
+                    }
+                }
+            }
+            Ending::Pivot | Ending::Keep => {
+                assert!(under_way.is_empty(), "the end while the guest writes");
+                let hands = &self.hands;
+                assert!(hands.unflushed.is_empty() && hands.through.is_empty(), "the end without a flush");
+                assert_eq!(self.world.difference(&[]), None, "first difference at the end: {ending:?}");
+                if let Some((map, mode)) = &mut self.bitmap
+                    && *mode != BitmapMode::Never
+                {
+                    map.clear_all();
+                }
+                if ending == Ending::Keep {
+                    self.kept = Some(contents(&self.world.target));
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let progress = self.core.progress(self.now);
+        assert!(progress.offset >= self.offset, "the offset goes back");
+        assert!(progress.len >= progress.offset);
+        self.offset = progress.offset;
+        let paused = matches!(progress.state, JobState::Paused | JobState::Standby);
+        let stands = paused && self.hands.are_empty();
+        if let Some(offset) = self.standing.filter(|_| stands) {
+            assert_eq!(offset, progress.offset, "it moves while it is paused");
+        }
+        self.standing = stands.then_some(progress.offset);
+        if progress.actively_synced && self.rng.one_in(8) && self.ended.is_none() {
+            assert_eq!(self.world.difference(&self.under_way()), None, "actively synced");
+        }
+        for event in self.core.take_events() {
+            self.trace.say(self.now, || format!("event {event:?}"));
+            assert_ne!(self.state, Some(JobState::Null), "{event:?} after the last state");
+            match event {
+                Event::Status(next) => {
+                    assert!(self.state.is_none_or(|state| state.may_become(next)), "{:?} {next}", self.state);
+                    self.state = Some(next);
+                }
+                Event::Ready => {
+                    self.readies += 1;
+                    assert_eq!((self.readies, progress.offset), (1, progress.len));
+                    assert!(self.hands.unflushed.is_empty(), "ready without a flush");
+                    assert_eq!(self.world.difference(&self.under_way()), None, "at ready");
+                }
+                Event::Error { action, .. } => {
+                    assert!(action != ErrorAction::GiveUp, "a job on a tap left something out");
+                    assert!(action != ErrorAction::Stop || progress.io_status != IoStatus::Ok || !paused);
+                    self.reported |= action == ErrorAction::Report;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn judge(&mut self) -> End {
+        let result = self.core.take_result().unwrap();
+        let by_the_book = matches!(self.ended, Some(Ending::Pivot | Ending::Keep));
+        assert_eq!(result.is_ok(), by_the_book, "{result:?}, {:?}", self.ended);
+        if let Some(kept) = &self.kept {
+            assert!(*kept == contents(&self.world.target), "the copy was touched after the end");
+        }
+        if self.ended != Some(Ending::Pivot)
+            && let Some((map, _)) = &self.bitmap
+        {
+            self.hands.lose_unflushed(&mut self.rng);
+            let covered: Vec<ByteRange> = map.runs().map(|run| ByteRange::new(run.start, run.end)).collect();
+            assert_eq!(self.world.difference(&covered), None, "first difference not in the bitmap");
+        }
+        match (result, self.ended) {
+            (Ok(()), Some(Ending::Pivot)) => End::Pivoted,
+            (Ok(()), _) => End::Kept,
+            (Err(Error::Cancelled), _) => End::Cancelled,
+            (Err(error), _) => {
+                assert!(self.reported && self.hands.faults.injected != [0, 0], "{error}");
+                End::Failed
+            }
+        }
+    }
+}

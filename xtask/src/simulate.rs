@@ -1,0 +1,139 @@
+//! `cargo xtask simulate`: plays jobs on a virtual clock, one schedule a seed, and checks the rules at every step.
+//!
+//! The same seed plays the same schedule on every machine. A broken rule is shown with what led to it and with the
+//! command that plays it again; the first one ends the run.
+
+use std::collections::BTreeMap;
+use std::panic;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use blockmirror_mirror::simulate::{End, Scenario, Violation};
+use blockmirror_tests::Outcome;
+
+use crate::Task;
+
+/// Seeds that a thread takes at a time.
+const BATCH: u64 = 64;
+
+/// Play mirror jobs on a virtual clock, with simulated devices, guests and failures, and check the rules
+#[derive(clap::Args)]
+pub(crate) struct Simulate {
+    /// How many seeds to play, from --seed on
+    #[arg(long, default_value_t = 20_000)]
+    seeds: u64,
+    /// The first seed
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Play this scenario only, whatever the seed
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Threads that play
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// List the scenarios
+    #[arg(long)]
+    list: bool,
+}
+
+/// How often a scenario was played, and how it ended.
+type Tally = BTreeMap<&'static str, BTreeMap<End, u64>>;
+
+impl Task for Simulate {
+    fn run(self) -> Outcome<ExitCode> {
+        if self.list {
+            for scenario in Scenario::all() {
+                println!("{:<12} {}", scenario.name, scenario.about);
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let only = match &self.scenario {
+            None => None,
+            Some(name) => {
+                let known = Scenario::named(name);
+                Some(known.ok_or_else(|| format!("no scenario is called {name}; --list shows them"))?)
+            }
+        };
+        // What a broken rule says is shown once, with its seed, when it is known what led to it.
+        panic::set_hook(Box::new(|info| {
+            if let Some(place) = info.location() {
+                eprintln!("broken at {place}");
+            }
+        }));
+        let started = Instant::now();
+        let played = self.play(only);
+        let _ = panic::take_hook();
+        match played {
+            Err(violation) => {
+                eprintln!("{violation}");
+                eprintln!(
+                    "\nagain: cargo xtask simulate --scenario {} --seed {} --seeds 1",
+                    violation.scenario, violation.seed
+                );
+                Ok(ExitCode::FAILURE)
+            }
+            Ok(tally) => {
+                show(&tally);
+                let seconds = started.elapsed().as_secs_f64();
+                let rate = self.seeds as f64 / seconds;
+                println!("{} seeds, no rule broken; {seconds:.1} s, {rate:.0} a second", self.seeds);
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+impl Simulate {
+    fn play(&self, only: Option<&'static Scenario>) -> Result<Tally, Box<Violation>> {
+        let end = self.seed.saturating_add(self.seeds);
+        let next = AtomicU64::new(self.seed);
+        let total = Mutex::new(Ok(Tally::new()));
+        let player = || {
+            let mut mine = Tally::new();
+            loop {
+                let from = next.fetch_add(BATCH, Ordering::Relaxed);
+                if from >= end {
+                    break;
+                }
+                for seed in from..from.saturating_add(BATCH).min(end) {
+                    let scenario = only.unwrap_or_else(|| Scenario::of_seed(seed));
+                    match scenario.play(seed) {
+                        Ok(ending) => *mine.entry(scenario.name).or_default().entry(ending).or_default() += 1,
+                        Err(violation) => {
+                            next.store(u64::MAX - (1 << 32), Ordering::Relaxed);
+                            let mut total = total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                            if total.is_ok() {
+                                *total = Err(violation);
+                            }
+                            return;
+                        }
+                    }
+                }
+            }
+            let mut total = total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if let Ok(total) = &mut *total {
+                for (name, ends) in mine {
+                    for (ending, count) in ends {
+                        *total.entry(name).or_default().entry(ending).or_default() += count;
+                    }
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..self.threads.max(1) {
+                scope.spawn(player);
+            }
+        });
+        total.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn show(tally: &Tally) {
+    for (name, ends) in tally {
+        let ends: Vec<String> = ends.iter().map(|(ending, count)| format!("{count} {ending}")).collect();
+        println!("{name:<12} {}", ends.join(", "));
+    }
+}
