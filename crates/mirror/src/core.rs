@@ -18,6 +18,7 @@ mod admission;
 mod auto;
 mod completion;
 pub(crate) mod config;
+pub(crate) mod group;
 mod guest;
 mod hold;
 mod life;
@@ -47,6 +48,7 @@ use crate::state::JobState;
 use crate::survey::{Failure, Need, Segment};
 use auto::Auto;
 use config::Config;
+use group::Membership;
 pub(crate) use guest::Admission;
 use guest::{Guest, Wanted};
 use hold::Hold;
@@ -184,6 +186,8 @@ pub(crate) struct Core {
     /// No write of the guest is let in.
     held: bool,
     hold: Hold,
+    /// It ends together with others.
+    membership: Option<Membership>,
     paused_by_user: bool,
     stopped_by_error: bool,
     io_status: IoStatus,
@@ -260,6 +264,7 @@ impl Core {
             finalizing: false,
             held: false,
             hold: Hold::default(),
+            membership: None,
             paused_by_user: false,
             stopped_by_error: false,
             io_status: IoStatus::Ok,

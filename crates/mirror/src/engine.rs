@@ -1,7 +1,7 @@
 //! The threads of a job, and what they share.
 //!
 //! One mutex guards the core. It is held for decisions only, never while a device is called; nothing else is
-//! locked under it. Handles outlive the job, the disks do not: they are let go of when it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as
+//! locked under it but the bell of a group. Handles outlive the job, the disks do not: they are let go of when it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as
 //! there is work for.
 
 use std::panic::{self, AssertUnwindSafe};
@@ -11,14 +11,16 @@ use std::time::Duration;
 use blockmirror_block::sync::{Condvar, Instant, Mutex};
 use blockmirror_block::{BlockDevice, ByteRange};
 
+use crate::core::group::View;
 use crate::core::{Admission, Core, Done, Ending, Next, Work};
 use crate::error::Error;
+use crate::group::Bell;
 use crate::mover::{Manner, Mover};
 use crate::progress::Event;
 use crate::tap::Tap;
 
 /// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
-const LET_GO_AGAIN: Duration = Duration::from_millis(10);
+pub(crate) const LET_GO_AGAIN: Duration = Duration::from_millis(10);
 
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
@@ -53,6 +55,8 @@ pub(crate) struct Seat {
     pub(crate) session: u64,
     /// The bitmap that told what to copy starts anew if the job succeeds.
     pub(crate) renews_bitmap: bool,
+    /// The group that the job ends with.
+    pub(crate) bell: Option<Arc<Bell>>,
 }
 
 #[derive(Debug)]
@@ -63,6 +67,8 @@ struct State {
     /// Writes of the guest waiting at `guests`.
     guests_waiting: usize,
     ended: Option<Duration>,
+    /// What the group was last told of.
+    shown: Option<View>,
 }
 
 /// Which waiting threads a change concerns.
@@ -88,7 +94,7 @@ impl Engine {
             disks: Mutex::new(Some(Disks { source, target })),
             manner,
             started: Instant::now(),
-            state: Mutex::new(State { core, idle: 0, guests_waiting: 0, ended: None }),
+            state: Mutex::new(State { core, idle: 0, guests_waiting: 0, ended: None, shown: None }),
             work: Condvar::new(),
             concluded: Condvar::new(),
             events: Condvar::new(),
@@ -319,6 +325,12 @@ impl Engine {
             state.ended = Some(self.started.elapsed());
             self.concluded.notify_all();
             self.work.notify_all();
+        }
+        if let Some(Seat { bell: Some(bell), .. }) = &self.seat {
+            let view = state.core.view();
+            if state.shown.replace(view) != Some(view) {
+                bell.ring();
+            }
         }
     }
 }

@@ -104,6 +104,20 @@ pub enum Error {
     /// The job was cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// Another member of the job's group was cancelled or failed, and they end together or not at all.
+    #[error("cancelled with its group: {member}: {cause}")]
+    Group {
+        /// The name of the disk whose job was cancelled or failed.
+        member: String,
+        /// Why, in one line.
+        cause: String,
+    },
+    /// Two members of a group write to one target.
+    #[error("{name} is the target of two members of the group")]
+    SharedTarget {
+        /// The target's name.
+        name: String,
+    },
     /// The operating system gave no thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -142,10 +156,11 @@ impl Error {
             | Self::BitmapExists { .. }
             | Self::BitmapBusy { .. }
             | Self::DiskChanged { .. }
+            | Self::SharedTarget { .. }
             | Self::Busy { .. } => ErrorKind::InvalidInput,
             Self::Source(_) => ErrorKind::Source,
             Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,
-            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Cancelled | Self::Group { .. } => ErrorKind::Cancelled,
             Self::Thread(_) | Self::Panicked => ErrorKind::Internal,
         }
     }

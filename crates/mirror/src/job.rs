@@ -12,6 +12,7 @@ use crate::core::config::Config;
 use crate::engine::{Engine, Seat, Wake};
 use crate::error::Error;
 use crate::granularity::GranularityChoice;
+use crate::group::Bell;
 use crate::mover::Manner;
 use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;
@@ -26,6 +27,10 @@ pub struct MirrorControl {
 }
 
 impl MirrorControl {
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// The figures at this moment.
     pub fn progress(&self) -> Progress {
         self.engine.with_core(Wake::None, |core, now| core.progress(now))
@@ -198,25 +203,7 @@ impl MirrorJob {
         target: Arc<dyn BlockDevice>,
         options: MirrorOptions,
     ) -> Result<Self, Error> {
-        let granularity = check(&*tap.device(), &*target, &options)?;
-        let geometry = target.geometry();
-        let bitmap = options.sync_bitmap()?;
-        let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
-        let name = bitmap.map(|(name, _)| name.as_str());
-        let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
-            // The first look may have met a disk that is not there any more.
-            check_lengths(&*source, &*target)?;
-            let mut config = Config::new(&options, granularity.bytes, source.len(), geometry);
-            config.live = true;
-            let mut core = Core::new(config)?;
-            if let Some(bitmap) = bitmap {
-                core.seed(bitmap);
-            }
-            let seat = Seat { tap: Arc::downgrade(tap), session, renews_bitmap };
-            let manner = Manner::new(&options, geometry);
-            Ok(Arc::new(Engine::new(source, Arc::clone(&target), manner, core, Some(seat))))
-        })?;
-        Self::run(engine, granularity, &options)
+        Prepared::new(tap, &target, &options, None)?.run()
     }
 
     fn run(
@@ -288,6 +275,56 @@ impl Drop for MirrorJob {
             // A panic was the thread's own; there is nobody left to tell.
             let _ = thread.join();
         }
+    }
+}
+
+/// A job that sits on its tap and has no threads yet.
+pub(crate) struct Prepared {
+    engine: Arc<Engine>,
+    granularity: GranularityChoice,
+    options: MirrorOptions,
+}
+
+impl Prepared {
+    /// Checks everything that can be checked, and takes the seat on the tap. With a `bell` it is a member of a group.
+    pub(crate) fn new(
+        tap: &Arc<Tap>,
+        target: &Arc<dyn BlockDevice>,
+        options: &MirrorOptions,
+        bell: Option<&Arc<Bell>>,
+    ) -> Result<Self, Error> {
+        let granularity = check(&*tap.device(), &**target, options)?;
+        let geometry = target.geometry();
+        let bitmap = options.sync_bitmap()?;
+        let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
+        let name = bitmap.map(|(name, _)| name.as_str());
+        let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
+            // The first look may have met a disk that is not there any more.
+            check_lengths(&*source, &**target)?;
+            let mut config = Config::new(options, granularity.bytes, source.len(), geometry);
+            config.live = true;
+            let mut core = Core::new(config)?;
+            if let Some(bitmap) = bitmap {
+                core.seed(bitmap);
+            }
+            if bell.is_some() {
+                core.join_group();
+            }
+            let seat = Seat { tap: Arc::downgrade(tap), session, renews_bitmap, bell: bell.cloned() };
+            let manner = Manner::new(options, geometry);
+            Ok(Arc::new(Engine::new(source, Arc::clone(target), manner, core, Some(seat))))
+        })?;
+        Ok(Self { engine, granularity, options: options.clone() })
+    }
+
+    /// Gives it threads.
+    pub(crate) fn run(self) -> Result<MirrorJob, Error> {
+        MirrorJob::run(self.engine, self.granularity, &self.options)
+    }
+
+    /// Leaves the tap as if it had never been there.
+    pub(crate) fn abandon(self) {
+        self.engine.abandon();
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`CowTarget`] fills a target whose backing file is not attached.
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
+//! - [`MirrorGroup`] does it to several disks that end at one instant.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ mod cow_target;
 mod engine;
 mod error;
 mod granularity;
+mod group;
 mod job;
 mod mover;
 mod options;
@@ -47,6 +49,7 @@ pub use granularity::{
     GranularityChoice, GranularityError, GranularityReason, MAX_DEFAULT_GRANULARITY, MAX_GRANULARITY,
     MIN_DEFAULT_GRANULARITY, MIN_GRANULARITY, check_granularity,
 };
+pub use group::{GroupControl, GroupEvent, GroupMember, MirrorGroup};
 pub use job::{MirrorControl, MirrorJob};
 pub use options::{
     BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MAX_IN_FLIGHT,

@@ -184,6 +184,11 @@ impl Tap {
         if self.has_own_name { self.name.to_string() } else { state.device.name().to_owned() }
     }
 
+    /// The same, now.
+    pub(crate) fn title_now(&self) -> String {
+        self.title(&self.state.lock())
+    }
+
     fn lane(&self) -> &Mutex<Lane> {
         &self.lanes[lane_of_this_thread()]
     }

@@ -28,6 +28,9 @@ impl Core {
             Phase::Aborting(_) => return self.next_while_aborting(),
             Phase::Concluded(_) => return Next::Finished,
         }
+        if let Some(ending) = self.take_grant() {
+            return self.begin(Work::End(ending), 0);
+        }
         if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.config.max_in_flight {
             return Next::Wait(None);
         }

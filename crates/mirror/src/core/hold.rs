@@ -16,6 +16,9 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// No hold does.
 const LAST_LIMIT: Duration = Duration::from_secs(300);
 
+/// Between two holds writers get in, however short the first was.
+const SHORTEST_REST: Duration = Duration::from_millis(5);
+
 /// The limits of holding.
 #[derive(Debug)]
 pub(super) struct Hold {
@@ -58,7 +61,7 @@ impl Core {
             if news || (self.is_drained() && self.left() > self.config.buffer) {
                 self.let_go();
             }
-        } else if self.may_end() && self.is_near() {
+        } else if !self.is_grouped() && self.may_end() && self.is_near() {
             self.hold();
         }
     }
@@ -91,10 +94,17 @@ impl Core {
         if self.overdue_at().is_none_or(|at| now < at) {
             return false;
         }
+        self.clock = self.clock.max(now);
         self.hold.limit = self.hold.limit.saturating_mul(2).min(LAST_LIMIT);
-        self.hold.rests_until = now.saturating_add(now.saturating_sub(self.hold.since));
-        self.let_go();
+        self.let_go_and_rest();
         true
+    }
+
+    /// Lets the guest go, for at least as long as it was held.
+    pub(super) fn let_go_and_rest(&mut self) {
+        let held = self.clock.saturating_sub(self.hold.since).max(SHORTEST_REST);
+        self.hold.rests_until = self.clock.saturating_add(held);
+        self.let_go();
     }
 
     /// A flush begins while nothing is dirty.

@@ -23,7 +23,7 @@ impl Core {
         self.push_event(Event::Status(next));
     }
 
-    fn allow(&self, verb: Verb) -> Result<(), Refused> {
+    pub(super) fn allow(&self, verb: Verb) -> Result<(), Refused> {
         if self.state.allows(verb) { Ok(()) } else { Err(Refused::State { verb, state: self.state }) }
     }
 
@@ -129,9 +129,9 @@ impl Core {
         Ok(())
     }
 
-    /// Whether the end is being performed: nothing can stop it now.
+    /// Whether the end is being performed, or about to be: nothing can stop it now.
     pub(super) fn is_ending(&self) -> bool {
-        self.in_flight.iter().any(|op| matches!(op.work, Work::End(_)))
+        self.is_sealed() || self.in_flight.iter().any(|op| matches!(op.work, Work::End(_)))
     }
 
     /// Bytes that the target does not have, or may not have.
@@ -145,7 +145,7 @@ impl Core {
             return if self.has_been_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
         };
         if !self.held {
-            if self.may_end() {
+            if self.is_grouped() || self.may_end() {
                 return Next::Wait(self.rests_until());
             }
             // Not to be finalized by itself: the end waits for its word, and the copy goes on.
@@ -160,6 +160,10 @@ impl Core {
             return Next::Wait(None);
         }
         if self.is_flushed() {
+            if self.is_grouped() {
+                // The others may not be as far.
+                return Next::Wait(None);
+            }
             return self.begin(Work::End(ending), 0);
         }
         self.flush_begins();
@@ -192,6 +196,7 @@ impl Core {
 
     /// Ends the job with `error` once nothing is in flight, unless it is ending already.
     pub(crate) fn abort(&mut self, error: Error) {
+        let Some(error) = self.give_up_unless_sealed(error) else { return };
         if matches!(self.phase, Phase::Running) && !self.is_ending() {
             self.begin_to_fail(error);
             self.conclude_if_idle();
@@ -205,6 +210,7 @@ impl Core {
     }
 
     pub(super) fn begin_to_fail(&mut self, error: Error) {
+        self.note_loss(&error);
         self.phase = Phase::Aborting(error);
         self.let_go();
         self.go(JobState::Aborting);
@@ -250,8 +256,13 @@ impl Core {
                 }
                 self.push_event(Event::Completed { error: None });
             }
-            Err(Error::Cancelled) => self.push_event(Event::Cancelled),
-            Err(error) => self.push_event(Event::Completed { error: Some(error.to_string()) }),
+            Err(error) => {
+                self.note_loss(error);
+                self.push_event(match error {
+                    Error::Cancelled | Error::Group { .. } => Event::Cancelled,
+                    error => Event::Completed { error: Some(error.to_string()) },
+                });
+            }
         }
         self.go(JobState::Concluded);
         self.phase = Phase::Concluded(result);

@@ -1,0 +1,34 @@
+//! How the members of a group wake its thread.
+
+use std::time::Duration;
+
+use blockmirror_block::sync::{Condvar, Mutex};
+
+/// Somebody rings, somebody else comes: at once if it was rung since he last came. Nothing is locked under its lock.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<bool>,
+    heard: Condvar,
+}
+
+impl Bell {
+    pub(crate) fn ring(&self) {
+        *self.rung.lock() = true;
+        self.heard.notify_one();
+    }
+
+    /// Waits until it is rung, for at most `timeout` if there is one.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        let mut rung = self.rung.lock();
+        match timeout {
+            None => {
+                while !*rung {
+                    rung = self.heard.wait(rung);
+                }
+            }
+            Some(timeout) if !*rung => rung = self.heard.wait_timeout(rung, timeout).0,
+            Some(_) => {}
+        }
+        *rung = false;
+    }
+}
