@@ -4,8 +4,14 @@
 //! |---|---|
 //! | [`proto`] | the wire format: pure bytes in, typed values out |
 //! | [`NbdUri`] | how an export is named |
+//! | [`ClientOptions`], [`Client`] | an export as a [`BlockDevice`](blockmirror_block::BlockDevice) |
 
+mod client;
 pub mod proto;
 mod uri;
+
+#[cfg(feature = "tls")]
+pub use client::TlsOptions;
+pub use client::{Client, ClientError, ClientOptions, ClientStorage, MAX_CONNECTIONS};
 
 pub use uri::{DEFAULT_PORT, MAX_EXPORT_NAME, NbdAddress, NbdUri, UriError};

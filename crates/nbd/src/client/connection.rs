@@ -1,0 +1,494 @@
+//! One connection in the transmission phase, shared by any number of calling threads.
+//!
+//! No thread of its own: of the callers that wait for a reply one reads the socket, for all of them. It takes a header; if bytes
+//! follow that belong to another caller, it hands the socket on to that one, which reads them straight into its own
+//! buffer and then reads on. Whoever has its reply leaves the socket to another that waits. So nothing is copied, and nobody
+//! who has sent all of its request waits without somebody reading.
+//!
+//! What the server sends is believed only as far as it fits a request that was made. The first thing that does not fit ends the
+//! connection: after it, nobody knows where the next header begins.
+//!
+//! Locks: `turn` (writing; held while the socket takes a request), `shared` (never held during I/O). None is taken under
+//! another but `shared` under `turn`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
+
+use super::coverage::Coverage;
+use super::error::ClientError;
+use super::handshake::{Headers, Negotiated};
+use super::link::{Incoming, Link};
+use super::status::Status;
+use crate::proto::{
+    Chunk, ChunkHeader, Command, CommandFlags, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole,
+    REPLY_SIMPLE_MAGIC, Request, SimpleReply,
+};
+
+/// Longest payload of an error chunk: a number, a string with its length, an offset.
+const MAX_ERROR: u64 = MAX_STRING as u64 + 14;
+
+/// Most error chunks in one reply.
+const MAX_ERRORS: u32 = 1024;
+
+/// How long saying goodbye may take.
+const GOODBYE: Duration = Duration::from_millis(200);
+
+/// What is asked of the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Op {
+    pub(crate) command: Command,
+    pub(crate) flags: CommandFlags,
+    /// The bytes of the export that it is about; empty for a flush.
+    pub(crate) range: ByteRange,
+}
+
+/// Where what the server sends goes.
+#[derive(Debug)]
+pub(crate) enum Sink<'a> {
+    Nothing,
+    /// The bytes of a read; as long as the range.
+    Bytes(&'a mut [u8]),
+    Status(&'a mut Status),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    Nothing,
+    Bytes,
+    Status,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Header {
+    Simple(SimpleReply),
+    Chunk(ChunkHeader),
+}
+
+impl Header {
+    fn cookie(&self) -> u64 {
+        match self {
+            Self::Simple(reply) => reply.cookie,
+            Self::Chunk(chunk) => chunk.cookie,
+        }
+    }
+}
+
+/// A request that has no complete reply yet.
+#[derive(Debug)]
+struct Slot {
+    wake: Arc<Condvar>,
+    /// Its caller sleeps on `wake`.
+    waiting: bool,
+    expects: Expects,
+    /// The first error of the reply.
+    error: Option<ClientError>,
+    errors: u32,
+    done: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// The reading side; `None` while a caller reads.
+    incoming: Option<Incoming>,
+    /// A header whose payload comes next, and the request that it belongs to.
+    handed: Option<(u64, Header)>,
+    slots: HashMap<u64, Slot>,
+    next_cookie: u64,
+    /// To be used again by later requests.
+    spare: Vec<Arc<Condvar>>,
+    dead: Option<ClientError>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    link: Arc<Link>,
+    negotiated: Negotiated,
+    /// Which life of the pool it belongs to.
+    pub(crate) epoch: u64,
+    turn: Mutex<()>,
+    shared: Mutex<Shared>,
+    in_flight: AtomicU32,
+}
+
+impl Connection {
+    pub(crate) fn new(link: Link, negotiated: Negotiated, epoch: u64) -> Self {
+        let link = Arc::new(link);
+        Self {
+            shared: Mutex::new(Shared {
+                incoming: Some(Incoming::new(Arc::clone(&link))),
+                handed: None,
+                slots: HashMap::new(),
+                next_cookie: 1,
+                spare: Vec::new(),
+                dead: None,
+            }),
+            link,
+            negotiated,
+            epoch,
+            turn: Mutex::new(()),
+            in_flight: AtomicU32::new(0),
+        }
+    }
+
+    pub(crate) fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// How many calls are under way.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Sends one request and waits for its whole reply.
+    ///
+    /// # Errors
+    /// [`ClientError::Server`] if the server says that it failed. All others: the connection is dead, and what the server
+    /// has done is unknown.
+    pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let result = self.send(op, payload, &sink).and_then(|cookie| self.finish(cookie, op, sink));
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        result
+    }
+
+    /// Ends it: every call that is under way fails with `why`.
+    pub(crate) fn die(&self, why: ClientError) {
+        Self::die_locked(&mut self.shared.lock(), &self.link, why);
+    }
+
+    fn die_locked(shared: &mut Shared, link: &Link, why: ClientError) {
+        if shared.dead.is_none() {
+            shared.dead = Some(why);
+            link.socket().shut_down();
+            for slot in shared.slots.values() {
+                slot.wake.notify_all();
+            }
+        }
+    }
+
+    /// Takes leave of the server, if nobody is in the way.
+    pub(crate) fn close(&self) {
+        if let Some(_turn) = self.turn.try_lock()
+            && self.shared.lock().dead.is_none()
+        {
+            let op =
+                Op { command: Command::Disconnect, flags: CommandFlags::NONE, range: ByteRange::default() };
+            let _ = self.link.socket().set_timeout(Some(GOODBYE));
+            // Nobody waits for an answer to this, and there is none.
+            let _ = self.write(op, 0, &[]);
+        }
+        self.die(ClientError::Cancelled);
+    }
+
+    fn send(&self, op: Op, payload: &[u8], sink: &Sink<'_>) -> Result<u64, ClientError> {
+        let cookie = {
+            let mut shared = self.shared.lock();
+            if let Some(error) = &shared.dead {
+                return Err(error.clone());
+            }
+            let cookie = shared.next_cookie;
+            shared.next_cookie += 1;
+            let slot = Slot {
+                wake: shared.spare.pop().unwrap_or_default(),
+                waiting: false,
+                expects: match sink {
+                    Sink::Nothing => Expects::Nothing,
+                    Sink::Bytes(_) => Expects::Bytes,
+                    Sink::Status(_) => Expects::Status,
+                },
+                error: None,
+                errors: 0,
+                done: false,
+            };
+            shared.slots.insert(cookie, slot);
+            cookie
+        };
+        let _turn = self.turn.lock();
+        if let Err(error) = self.write(op, cookie, payload) {
+            self.die(error);
+        }
+        Ok(cookie)
+    }
+
+    fn write(&self, op: Op, cookie: u64, payload: &[u8]) -> Result<(), ClientError> {
+        let extended = self.negotiated.headers == Headers::Extended;
+        let mut flags = op.flags;
+        if extended && op.command == Command::Write {
+            flags = flags | CommandFlags::PAYLOAD_LEN;
+        }
+        let request =
+            Request { flags, command: op.command, cookie, offset: op.range.start(), length: op.range.len() };
+        if extended {
+            self.link.write_all(&request.encode_extended(), payload)
+        } else {
+            let Some(header) = request.encode_compact() else {
+                return Err(ClientError::Unsuitable("takes no request that long".into()));
+            };
+            self.link.write_all(&header, payload)
+        }
+        .map_err(stream_error)
+    }
+
+    /// Waits for the reply to `cookie`, reading for others where need be.
+    fn finish(&self, cookie: u64, op: Op, mut sink: Sink<'_>) -> Result<(), ClientError> {
+        let mut coverage = Coverage::new(op.range);
+        let mut shared = self.shared.lock();
+        loop {
+            let state = &mut *shared;
+            let Some(slot) = state.slots.get_mut(&cookie) else {
+                return Err(ClientError::Cancelled);
+            };
+            if slot.done {
+                let error = slot.error.take();
+                let expects = slot.expects;
+                Self::leave(&mut shared, cookie);
+                return match error {
+                    Some(error) => Err(error),
+                    None => self.check_whole(shared, expects, &coverage, &sink),
+                };
+            }
+            if let Some(error) = state.dead.clone() {
+                Self::leave(&mut shared, cookie);
+                return Err(error);
+            }
+            let header = match state.handed {
+                Some((owner, _)) if owner != cookie => None,
+                handed => Some(handed.map(|(_, header)| header)),
+            };
+            let (Some(header), Some(mut incoming)) = (header, state.incoming.take()) else {
+                slot.waiting = true;
+                let wake = Arc::clone(&slot.wake);
+                shared = wake.wait(shared);
+                if let Some(slot) = shared.slots.get_mut(&cookie) {
+                    slot.waiting = false;
+                }
+                continue;
+            };
+            state.handed = None;
+            drop(shared);
+            let mine = match header {
+                Some(header) => Ok(Some(header)),
+                None => self.step(&mut incoming, cookie),
+            };
+            let taken = mine.and_then(|header| match header {
+                None => Ok(false),
+                Some(header) => self.take(&mut incoming, header, &mut coverage, &mut sink),
+            });
+            shared = self.shared.lock();
+            shared.incoming = Some(incoming);
+            if let Some((owner, _)) = shared.handed
+                && let Some(slot) = shared.slots.get(&owner)
+            {
+                slot.wake.notify_one();
+            }
+            match taken {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Some(slot) = shared.slots.get_mut(&cookie) {
+                        slot.done = true;
+                    }
+                }
+                Err(error) => Self::die_locked(&mut shared, &self.link, error),
+            }
+        }
+    }
+
+    /// Takes the request off the list, and leaves the socket to somebody who waits if nobody reads.
+    fn leave(shared: &mut Shared, cookie: u64) {
+        if let Some(slot) = shared.slots.remove(&cookie) {
+            shared.spare.push(slot.wake);
+        }
+        if shared.incoming.is_some()
+            && shared.handed.is_none()
+            && let Some(next) = shared.slots.values().find(|slot| slot.waiting && !slot.done)
+        {
+            next.wake.notify_one();
+        }
+    }
+
+    /// That a reply without an error has brought all that it had to.
+    fn check_whole(
+        &self,
+        mut shared: MutexGuard<'_, Shared>,
+        expects: Expects,
+        coverage: &Coverage,
+        sink: &Sink<'_>,
+    ) -> Result<(), ClientError> {
+        let whole = match (expects, sink) {
+            (Expects::Bytes, _) => coverage.is_complete(),
+            (Expects::Status, Sink::Status(status)) => status.is_complete(&self.negotiated),
+            _ => true,
+        };
+        if whole {
+            return Ok(());
+        }
+        let error = ClientError::Violation("a reply ends before all of it was sent".into());
+        Self::die_locked(&mut shared, &self.link, error.clone());
+        Err(error)
+    }
+
+    /// Reads one header and does what is to be done without its payload. The header, if its payload is for `mine`; the one
+    /// of another request has been handed on.
+    fn step(&self, incoming: &mut Incoming, mine: u64) -> Result<Option<Header>, ClientError> {
+        let header = self.header(incoming)?;
+        let cookie = header.cookie();
+        let mut shared = self.shared.lock();
+        let Some(slot) = shared.slots.get_mut(&cookie).filter(|slot| !slot.done) else {
+            return Err(ClientError::Violation(format!("a reply to request {cookie}, which waits for none")));
+        };
+        let surprise =
+            |what: &str| Err(ClientError::Violation(format!("{what} in answer to request {cookie}")));
+        match header {
+            Header::Simple(SimpleReply { error: Some(error), .. }) => {
+                slot.error.get_or_insert(ClientError::Server { error, message: String::new() });
+            }
+            Header::Simple(_) => match slot.expects {
+                Expects::Nothing => {}
+                Expects::Bytes if self.negotiated.headers == Headers::Simple => {
+                    return Ok(Self::hand_on(&mut shared, mine, cookie, header));
+                }
+                Expects::Bytes | Expects::Status => return surprise("a simple reply"),
+            },
+            Header::Chunk(chunk) if chunk.kind.is_error() => {
+                slot.errors += 1;
+                if slot.errors > MAX_ERRORS || chunk.length > MAX_ERROR {
+                    return surprise("too many errors");
+                }
+                drop(shared);
+                let error = error_chunk(incoming, chunk)?;
+                shared = self.shared.lock();
+                let Some(slot) = shared.slots.get_mut(&cookie) else { return Ok(None) };
+                slot.error.get_or_insert(error);
+                if !chunk.is_done() {
+                    return Ok(None);
+                }
+            }
+            Header::Chunk(chunk) => {
+                return match (chunk.kind, slot.expects) {
+                    (Chunk::None, _) if chunk.length == 0 && chunk.is_done() => {
+                        Self::done(&mut shared, mine, cookie);
+                        Ok(None)
+                    }
+                    (Chunk::OffsetData | Chunk::OffsetHole, Expects::Bytes)
+                    | (Chunk::BlockStatus | Chunk::BlockStatusExt, Expects::Status) => {
+                        Ok(Self::hand_on(&mut shared, mine, cookie, header))
+                    }
+                    (kind, _) => surprise(&format!("a chunk {kind:?} of {} bytes", chunk.length)),
+                };
+            }
+        }
+        Self::done(&mut shared, mine, cookie);
+        Ok(None)
+    }
+
+    fn done(shared: &mut Shared, mine: u64, cookie: u64) {
+        if let Some(slot) = shared.slots.get_mut(&cookie) {
+            slot.done = true;
+            if cookie != mine {
+                slot.wake.notify_one();
+            }
+        }
+    }
+
+    fn hand_on(shared: &mut Shared, mine: u64, cookie: u64, header: Header) -> Option<Header> {
+        if cookie == mine {
+            return Some(header);
+        }
+        // Its caller is woken once the socket is there for it.
+        shared.handed = Some((cookie, header));
+        None
+    }
+
+    fn header(&self, incoming: &mut Incoming) -> Result<Header, ClientError> {
+        if self.negotiated.headers == Headers::Extended {
+            let bytes = incoming.array().map_err(stream_error)?;
+            return Ok(Header::Chunk(ChunkHeader::decode_extended(&bytes)?));
+        }
+        let mut bytes = [0; ChunkHeader::STRUCTURED_LEN];
+        let (simple, rest) = bytes.split_at_mut(SimpleReply::LEN);
+        incoming.read_exact(simple).map_err(stream_error)?;
+        if simple[..4] == REPLY_SIMPLE_MAGIC.to_be_bytes() || self.negotiated.headers == Headers::Simple {
+            let mut reply = [0; SimpleReply::LEN];
+            reply.copy_from_slice(simple);
+            return Ok(Header::Simple(SimpleReply::decode(&reply)?));
+        }
+        incoming.read_exact(rest).map_err(stream_error)?;
+        Ok(Header::Chunk(ChunkHeader::decode_structured(&bytes)?))
+    }
+
+    /// Reads the payload that follows `header`, which is the caller's own. Whether the reply ends with it.
+    fn take(
+        &self,
+        incoming: &mut Incoming,
+        header: Header,
+        coverage: &mut Coverage,
+        sink: &mut Sink<'_>,
+    ) -> Result<bool, ClientError> {
+        let chunk = match (header, &mut *sink) {
+            (Header::Simple(_), Sink::Bytes(buf)) => {
+                coverage.add_all()?;
+                incoming.read_exact(buf).map_err(stream_error)?;
+                return Ok(true);
+            }
+            (Header::Chunk(chunk), _) => chunk,
+            (Header::Simple(_), _) => return Ok(true),
+        };
+        match (chunk.kind, sink) {
+            (Chunk::OffsetData, Sink::Bytes(buf)) => {
+                let len = chunk.length.checked_sub(OffsetData::LEN as u64).ok_or_else(|| {
+                    ClientError::Violation(format!("a data chunk of {} bytes", chunk.length))
+                })?;
+                let data = OffsetData::decode(incoming.array().map_err(stream_error)?);
+                let piece = coverage.add(data.offset, len)?;
+                incoming.read_exact(coverage.slice(buf, piece)).map_err(stream_error)?;
+            }
+            (Chunk::OffsetHole, Sink::Bytes(buf)) => {
+                if chunk.length != OffsetHole::LEN as u64 {
+                    return Err(ClientError::Violation(format!("a hole chunk of {} bytes", chunk.length)));
+                }
+                let bytes: [u8; OffsetHole::LEN] = incoming.array().map_err(stream_error)?;
+                let hole = OffsetHole::decode(&bytes)?;
+                let piece = coverage.add(hole.offset, u64::from(hole.length))?;
+                coverage.slice(buf, piece).fill(0);
+            }
+            (kind, Sink::Status(status)) => {
+                let extended = kind == Chunk::BlockStatusExt;
+                if extended != (self.negotiated.headers == Headers::Extended) {
+                    return Err(ClientError::Violation(format!("a chunk {kind:?}, which was not agreed on")));
+                }
+                status.read(incoming, extended, chunk.length, &self.negotiated)?;
+            }
+            (kind, _) => return Err(ClientError::Violation(format!("a chunk {kind:?}"))),
+        }
+        Ok(chunk.is_done())
+    }
+}
+
+/// What an error chunk says.
+fn error_chunk(incoming: &mut Incoming, chunk: ChunkHeader) -> Result<ClientError, ClientError> {
+    // The caller has looked at the length.
+    let mut payload = vec![0; chunk.length as usize];
+    incoming.read_exact(&mut payload).map_err(stream_error)?;
+    let (error, message) = match chunk.kind {
+        Chunk::Error | Chunk::ErrorOffset => {
+            let decoded = ErrorChunk::decode(&payload, chunk.kind == Chunk::ErrorOffset)?;
+            (decoded.error, decoded.message.chars().filter(|c| !c.is_control()).collect())
+        }
+        _ => (Errno::IO, String::new()),
+    };
+    Ok(ClientError::Server { error, message })
+}
+
+/// What an error of the stream means.
+pub(crate) fn stream_error(error: std::io::Error) -> ClientError {
+    #[cfg(feature = "tls")]
+    if let Some(error) = super::tls::cause(&error) {
+        return error;
+    }
+    ClientError::lost(error)
+}

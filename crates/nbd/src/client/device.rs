@@ -1,0 +1,405 @@
+//! The device: bounds, alignment to the server's blocks, splitting by its limits, extents.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blockmirror_block::{
+    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger, Geometry,
+    RangeLock, Result, Visit, WriteFlags, ZeroCost, ZeroFlags,
+};
+
+use super::connect::Connector;
+use super::connection::{Op, Sink};
+use super::error::ClientError;
+use super::handshake::Headers;
+use super::options::ClientOptions;
+use super::pool::Pool;
+use super::status::Status;
+use crate::NbdUri;
+use crate::proto::{Command, CommandFlags, TransmissionFlags};
+
+/// Longest range without a payload (zeroes, trim) that is asked for at once where headers have 64-bit lengths. Older servers
+/// may hold their limit for payloads against these too.
+const LONG: u64 = 1 << 30;
+
+/// Longest range whose status is asked for at once: with 32-bit lengths, and with 64-bit ones.
+const STATUS_COMPACT: u64 = 1 << 31;
+const STATUS_EXTENDED: u64 = 1 << 36;
+
+/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers, is asked no more: the rest
+/// counts as data.
+const CRUMB: u64 = 4096;
+const CRUMBS: u64 = 1024;
+
+/// Zero bytes to write where the server cannot zero.
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+
+/// An export of an NBD server as a disk. Made by [`ClientOptions::open`].
+///
+/// # Lost connections
+///
+/// Requests under way wait for the server to come back as long as [`ClientOptions::reconnect_delay`] says, and are done
+/// again then; a read or a write of the same bytes may so be done twice. If writes had been completed and not flushed, the
+/// next flush fails once ([`ClientError::UnflushedLost`]): a server that was killed has forgotten them, and whoever wrote must
+/// write what was written since the last good flush again. If the export has changed meanwhile (its size, whether it can be
+/// written), requests fail with [`ClientError::Changed`].
+pub struct Client {
+    pool: Arc<Pool>,
+    uri: NbdUri,
+    name: Arc<str>,
+    geometry: Geometry,
+    /// Orders writes of parts of a block against other writes of that block.
+    blocks: RangeLock,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("name", &self.name).field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.pool.close();
+    }
+}
+
+/// A range in parts: whole blocks, and what is left of blocks before and after.
+struct Parts {
+    head: ByteRange,
+    whole: ByteRange,
+    tail: ByteRange,
+}
+
+impl Client {
+    pub(crate) fn open(options: ClientOptions) -> Result<Self> {
+        let (uri, writable) = (options.uri.clone(), options.writable);
+        let failed = |e: ClientError| Error::new(e.kind(), "open").caused_by(e);
+        let pool = Connector::new(options).and_then(Pool::open).map_err(failed)?;
+        let export = pool.export();
+        let can = |flag| export.flags.contains(flag);
+        if writable && can(TransmissionFlags::READ_ONLY) {
+            pool.close();
+            return Err(Error::new(ErrorKind::ReadOnly, "open").because("the export is read-only"));
+        }
+        let mut geometry = Geometry::plain();
+        geometry.request_alignment = export.min_block;
+        geometry.writable = writable;
+        // Where zeros may be slow, they are no shortcut.
+        if can(TransmissionFlags::SEND_WRITE_ZEROES) && can(TransmissionFlags::SEND_FAST_ZERO) {
+            geometry.zero_cost = ZeroCost::Metadata;
+        }
+        if can(TransmissionFlags::SEND_TRIM) {
+            geometry.discard = DiscardEffect::Frees;
+        }
+        Ok(Self { name: uri.to_string().into(), uri, pool, geometry, blocks: RangeLock::new() })
+    }
+
+    /// Where the export is.
+    pub fn uri(&self) -> &NbdUri {
+        &self.uri
+    }
+
+    /// What the server says that the export can do.
+    pub fn flags(&self) -> TransmissionFlags {
+        self.pool.export().flags
+    }
+
+    /// Whether the server tells what lies where; if not, all counts as data.
+    pub fn has_block_status(&self) -> bool {
+        self.pool.export().base.is_some()
+    }
+
+    fn can(&self, flag: TransmissionFlags) -> bool {
+        self.flags().contains(flag)
+    }
+
+    fn unit(&self) -> u64 {
+        u64::from(self.pool.export().min_block)
+    }
+
+    fn check(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(ByteRange::new(offset, end)),
+            _ => {
+                Err(Error::out_of_bounds(operation, offset, len, self.len()).in_file(Arc::clone(&self.name)))
+            }
+        }
+    }
+
+    fn check_write(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
+        if !self.geometry.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, operation)
+                .in_file(Arc::clone(&self.name))
+                .because("it was opened for reading only"));
+        }
+        self.check(offset, len, operation)
+    }
+
+    fn failed(&self, operation: &'static str, offset: u64, error: ClientError) -> Error {
+        Error::new(error.kind(), operation).in_file(Arc::clone(&self.name)).at(offset).caused_by(error)
+    }
+
+    fn parts(&self, range: ByteRange) -> Parts {
+        let whole = range.align_inward(self.unit());
+        if whole.is_empty() {
+            return Parts { head: range, whole, tail: ByteRange::default() };
+        }
+        Parts {
+            head: ByteRange::new(range.start(), whole.start()),
+            whole,
+            tail: ByteRange::new(whole.end(), range.end()),
+        }
+    }
+
+    fn call(
+        &self,
+        command: Command,
+        flags: CommandFlags,
+        range: ByteRange,
+        payload: &[u8],
+        sink: Sink<'_>,
+    ) -> Result<(), ClientError> {
+        self.pool.call(Op { command, flags, range }, payload, sink)
+    }
+
+    /// Reads whole blocks, in requests that the server takes.
+    fn read_blocks(&self, range: ByteRange, mut buf: &mut [u8]) -> Result<()> {
+        for piece in pieces(range, u64::from(self.pool.export().max_payload)) {
+            let (now, rest) = buf.split_at_mut(piece.len() as usize);
+            buf = rest;
+            self.call(Command::Read, CommandFlags::NONE, piece, &[], Sink::Bytes(now))
+                .map_err(|e| self.failed("read", piece.start(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Reads the blocks that `part`, shorter than two of them, lies in.
+    fn read_around(&self, part: ByteRange) -> Result<(ByteRange, Vec<u8>)> {
+        let around = part.align_outward(self.unit());
+        let mut buf = vec![0; around.len() as usize];
+        self.read_blocks(around, &mut buf)?;
+        Ok((around, buf))
+    }
+
+    fn write_blocks(&self, range: ByteRange, mut buf: &[u8], flags: CommandFlags) -> Result<()> {
+        for piece in pieces(range, u64::from(self.pool.export().max_payload)) {
+            let (now, rest) = buf.split_at(piece.len() as usize);
+            buf = rest;
+            self.call(Command::Write, flags, piece, now, Sink::Nothing)
+                .map_err(|e| self.failed("write", piece.start(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Changes `part`, shorter than two blocks, and nothing else of the blocks that it lies in.
+    fn change_blocks(
+        &self,
+        part: ByteRange,
+        flags: CommandFlags,
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<()> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        let _held = self.blocks.exclusive(part.align_outward(self.unit()));
+        let (around, mut buf) = self.read_around(part)?;
+        let start = (part.start() - around.start()) as usize;
+        change(&mut buf[start..start + part.len() as usize]);
+        self.write_blocks(around, &buf, flags)
+    }
+
+    fn write_parts(&self, range: ByteRange, buf: &[u8], flags: CommandFlags) -> Result<()> {
+        let Parts { head, whole, tail } = self.parts(range);
+        let of = |part: ByteRange| {
+            let start = (part.start() - range.start()) as usize;
+            &buf[start..start + part.len() as usize]
+        };
+        self.change_blocks(head, flags, |bytes| bytes.copy_from_slice(of(head)))?;
+        if !whole.is_empty() {
+            let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+            self.write_blocks(whole, of(whole), flags)?;
+        }
+        if !tail.is_empty() {
+            self.change_blocks(tail, flags, |bytes| bytes.copy_from_slice(of(tail)))?;
+        }
+        Ok(())
+    }
+
+    /// The command flag for `wanted`, or whether a flush has to follow instead.
+    fn fua(&self, wanted: bool) -> (CommandFlags, bool) {
+        match wanted {
+            true if self.can(TransmissionFlags::SEND_FUA) => (CommandFlags::FUA, false),
+            wanted => (CommandFlags::NONE, wanted),
+        }
+    }
+
+    fn zero_parts(&self, range: ByteRange, flags: ZeroFlags, fua: CommandFlags) -> Result<()> {
+        let quickly = flags.contains(ZeroFlags::NO_FALLBACK);
+        let Parts { head, whole, tail } = self.parts(range);
+        let fast = self.can(TransmissionFlags::SEND_FAST_ZERO) && !whole.is_empty();
+        if !self.can(TransmissionFlags::SEND_WRITE_ZEROES) || (quickly && !fast) {
+            if quickly {
+                return Err(Error::new(ErrorKind::Unsupported, "write zeroes")
+                    .in_file(Arc::clone(&self.name))
+                    .at(range.start())
+                    .because("the server does not say when it can zero quickly"));
+            }
+            for piece in range.pieces(ZEROS.len() as u64) {
+                self.write_parts(piece, &ZEROS[..piece.len() as usize], fua)?;
+            }
+            return Ok(());
+        }
+        let mut command = fua;
+        if !flags.contains(ZeroFlags::MAY_UNMAP) {
+            command = command | CommandFlags::NO_HOLE;
+        }
+        if quickly {
+            command = command | CommandFlags::FAST_ZERO;
+        }
+        // The blocks first: if the server cannot do them quickly, nothing has been written.
+        if !whole.is_empty() {
+            let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+            for piece in pieces(whole, self.longest_without_payload()) {
+                self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing)
+                    .map_err(|e| self.failed("write zeroes", piece.start(), e))?;
+            }
+        }
+        self.change_blocks(head, fua, |bytes| bytes.fill(0))?;
+        self.change_blocks(tail, fua, |bytes| bytes.fill(0))
+    }
+
+    fn longest_without_payload(&self) -> u64 {
+        match self.pool.export().headers {
+            Headers::Extended => LONG,
+            _ => u64::from(self.pool.export().max_payload),
+        }
+    }
+}
+
+/// Consecutive pieces of at most `max` bytes, which are multiples of a block.
+fn pieces(range: ByteRange, max: u64) -> impl Iterator<Item = ByteRange> {
+    let mut at = range.start();
+    std::iter::from_fn(move || {
+        let piece = ByteRange::new(at, at.saturating_add(max).min(range.end()));
+        at = piece.end();
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+impl BlockDevice for Client {
+    fn len(&self) -> u64 {
+        self.pool.export().size
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = self.check(offset, buf.len() as u64, "read")?;
+        let Parts { head, whole, tail } = self.parts(range);
+        let (first, rest) = buf.split_at_mut(head.len() as usize);
+        let (middle, last) = rest.split_at_mut(whole.len() as usize);
+        for (part, bytes) in [(head, first), (tail, last)] {
+            if !part.is_empty() {
+                let (around, blocks) = self.read_around(part)?;
+                let start = (part.start() - around.start()) as usize;
+                bytes.copy_from_slice(&blocks[start..start + bytes.len()]);
+            }
+        }
+        self.read_blocks(whole, middle)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        let range = self.check_write(offset, buf.len() as u64, "write")?;
+        let (fua, flush) = self.fua(flags.contains(WriteFlags::FUA));
+        self.write_parts(range, buf, fua)?;
+        if flush { self.flush() } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        let range = self.check_write(range.start(), range.len(), "write zeroes")?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (fua, flush) = self.fua(flags.contains(ZeroFlags::FUA));
+        self.zero_parts(range, flags, fua)?;
+        if flush { self.flush() } else { Ok(()) }
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        let range = self.check_write(range.start(), range.len(), "discard")?;
+        if !self.can(TransmissionFlags::SEND_TRIM) {
+            return Ok(());
+        }
+        let whole = range.align_inward(self.unit());
+        let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+        for piece in pieces(whole, self.longest_without_payload()) {
+            self.call(Command::Trim, CommandFlags::NONE, piece, &[], Sink::Nothing)
+                .map_err(|e| self.failed("discard", piece.start(), e))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.geometry.writable {
+            return Ok(());
+        }
+        self.pool.flush().map_err(|e| {
+            let kind = e.kind();
+            Error::new(kind, "flush").in_file(Arc::clone(&self.name)).caused_by(e)
+        })
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        let range = self.check(range.start(), range.len(), "get extents")?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut merger = ExtentMerger::default();
+        let mut at =
+            if self.has_block_status() { range.align_outward(self.unit()).start() } else { range.end() };
+        let end = range.align_outward(self.unit()).end();
+        if !self.has_block_status() {
+            let _ = visit(Extent::new(range, ExtentKind::Data));
+            return Ok(());
+        }
+        let longest = match self.pool.export().headers {
+            Headers::Extended => STATUS_EXTENDED,
+            _ => STATUS_COMPACT,
+        };
+        let (mut answers, mut answered) = (0, 0);
+        while at < end {
+            let piece = ByteRange::new(at, end.min(at.saturating_add(longest)));
+            let mut found = Vec::new();
+            if answers >= CRUMBS && answered / answers < CRUMB {
+                found.push(Extent::new(ByteRange::new(at, end), ExtentKind::Data));
+                at = end;
+            } else {
+                let mut status = Status::default();
+                at = self
+                    .call(Command::BlockStatus, CommandFlags::NONE, piece, &[], Sink::Status(&mut status))
+                    .and_then(|()| status.extents(piece, self.unit(), &mut |extent| found.push(extent)))
+                    .map_err(|e| self.failed("get extents", piece.start(), e))?;
+                (answers, answered) = (answers + 1, answered + (at - piece.start()));
+            }
+            // No lock is held and no connection in use here: the visitor may read and write.
+            for extent in found.iter().filter_map(|extent| extent.clip(range)) {
+                if merger.push(extent, visit).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        let _ = merger.finish(visit);
+        Ok(())
+    }
+
+    fn cancel_in_flight(&self) {
+        self.pool.cancel();
+    }
+}

@@ -1,0 +1,126 @@
+//! Why a client cannot do something: the cause inside of [`blockmirror_block::Error`].
+//!
+//! One failure may be told to many callers (a lost connection ends all its requests), so errors are cheap to clone.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_block::ErrorKind;
+use thiserror::Error;
+
+use crate::proto::{Errno, OptionCode, OptionReply, ProtoError};
+
+/// What went wrong between client and server. Reach it with `source()` from a [`blockmirror_block::Error`].
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens there, or the way there is blocked.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] Arc<io::Error>),
+    /// Connecting and the handshake took longer than the limit.
+    #[error("the server did not finish the handshake within {0:?}")]
+    TimedOut(Duration),
+    /// The connection broke.
+    #[error("the connection was lost: {0}")]
+    Lost(#[source] Arc<io::Error>),
+    /// The server sent what the protocol does not allow.
+    #[error("the server broke the protocol: {0}")]
+    Violation(String),
+    /// The server sent bytes that are not what the protocol says.
+    #[error("the server broke the protocol: {0}")]
+    Proto(#[from] ProtoError),
+    /// The server does not grant what was asked for in the handshake.
+    #[error("the server refuses {}: {}", option_name(*option), refusal(*reply, message))]
+    Refused {
+        /// What was asked for.
+        option: OptionCode,
+        /// Its answer.
+        reply: OptionReply,
+        /// Its words; may be empty.
+        message: String,
+    },
+    /// The server lacks something that this client does not do without.
+    #[error("the server {0}")]
+    Unsuitable(String),
+    /// Credentials or encryption.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// After a reconnection the export was another than before.
+    #[error("after reconnecting the export {0}")]
+    Changed(String),
+    /// Writes that were done but not flushed may have gone with a lost connection. Told once, by the flush calls that
+    /// should have covered them.
+    #[error("the connection was lost: what was written since the last flush may be lost")]
+    UnflushedLost,
+    /// The server answered a request with an error.
+    #[error("the server reports {error}{}{message}", if message.is_empty() { "" } else { ": " })]
+    Server {
+        /// The number.
+        error: Errno,
+        /// Its words; may be empty.
+        message: String,
+    },
+    /// Given up on request.
+    #[error("given up on request")]
+    Cancelled,
+}
+
+impl ClientError {
+    pub(crate) fn lost(error: io::Error) -> Self {
+        Self::Lost(Arc::new(error))
+    }
+
+    /// Whether another try on another connection may go better.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::TimedOut(_) | Self::Lost(_) => true,
+            // A server that starts again may not have its exports yet.
+            Self::Refused { .. } => true,
+            Self::Violation(_) | Self::Proto(_) | Self::Unsuitable(_) | Self::Tls(_) => false,
+            Self::Changed(_) | Self::UnflushedLost | Self::Server { .. } | Self::Cancelled => false,
+        }
+    }
+
+    /// What it is at the border of devices.
+    pub(crate) fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Server { error, .. } => error.kind(),
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Connect(error) => match error.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+                _ => ErrorKind::Io,
+            },
+            Self::Refused { reply: OptionReply::ErrUnknown, .. } => ErrorKind::NotFound,
+            Self::Refused { reply: OptionReply::ErrPolicy | OptionReply::ErrTlsReqd, .. } => {
+                ErrorKind::PermissionDenied
+            }
+            Self::Unsuitable(_) => ErrorKind::Unsupported,
+            _ => ErrorKind::Io,
+        }
+    }
+}
+
+fn option_name(option: OptionCode) -> String {
+    match option {
+        OptionCode::Go | OptionCode::Info | OptionCode::ExportName => "the export".into(),
+        OptionCode::StartTls => "TLS".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn refusal(reply: OptionReply, message: &str) -> String {
+    let what = match reply {
+        OptionReply::ErrUnsup => "it does not know the request",
+        OptionReply::ErrPolicy => "its policy does not allow it",
+        OptionReply::ErrInvalid => "it takes the request for invalid",
+        OptionReply::ErrPlatform => "it cannot do that where it runs",
+        OptionReply::ErrTlsReqd => "it wants TLS first (nbds://)",
+        OptionReply::ErrUnknown => "it has none of that name",
+        OptionReply::ErrShutdown => "it is shutting down",
+        OptionReply::ErrTooBig => "the request is too long for it",
+        other => return format!("{other:?}: {message}"),
+    };
+    if message.is_empty() { what.to_owned() } else { format!("{what}: {message}") }
+}

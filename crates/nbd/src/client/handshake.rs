@@ -1,0 +1,290 @@
+//! The handshake: from a connected socket to an export with agreed sizes and contexts.
+//!
+//! Called by the pool for every connection. Everything the server says is bounded: the time by the deadline that the stream
+//! carries, the answers to one option in number and length.
+
+use std::io::{self, Read, Write};
+
+use super::error::ClientError;
+use crate::proto::{
+    BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
+    MAX_PAYLOAD, MAX_STRING, MetaContextReply, MetaContextRequest, OptionCode, OptionReply,
+    OptionReplyHeader, TransmissionFlags, encode_option,
+};
+
+/// The context that tells in which layer of a chain bytes were found, where a server is QEMU's or like it.
+pub(crate) const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+
+/// Longest payload of one answer: an id or a code, and a string.
+const MAX_ANSWER: u32 = MAX_STRING as u32 + 16;
+
+/// Most answers to one option.
+const MAX_ANSWERS: u32 = 256;
+
+/// What is asked of the server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) export: &'a str,
+    pub(crate) allocation_depth: bool,
+}
+
+/// Which headers the two sides agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Headers {
+    Simple,
+    Structured,
+    Extended,
+}
+
+/// What the two sides agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Negotiated {
+    pub(crate) size: u64,
+    pub(crate) flags: TransmissionFlags,
+    /// Requests are multiples of this, a power of two of at most [`MAX_BLOCK`], and so is `size`.
+    pub(crate) min_block: u32,
+    /// A payload is at most this, a multiple of `min_block`.
+    pub(crate) max_payload: u32,
+    pub(crate) headers: Headers,
+    /// The ids of the contexts that block status answers for.
+    pub(crate) base: Option<u32>,
+    pub(crate) depth: Option<u32>,
+}
+
+/// The largest minimum block size that is borne with; the protocol's document names the same.
+pub(crate) const MAX_BLOCK: u32 = 64 << 10;
+
+/// The conversation over one stream. Errors of the stream are given on as they are, in [`ClientError::Lost`].
+pub(crate) struct Dialog<'a, S> {
+    stream: &'a mut S,
+}
+
+impl<'a, S: Read + Write> Dialog<'a, S> {
+    pub(crate) fn new(stream: &'a mut S) -> Self {
+        Self { stream }
+    }
+
+    /// Takes the server's greeting and answers it.
+    pub(crate) fn greet(&mut self) -> Result<HandshakeFlags, ClientError> {
+        let flags = Greeting::decode(&self.bytes()?)?.flags;
+        let mut answer = ClientFlags::NONE;
+        if flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+            answer = answer | ClientFlags::FIXED_NEWSTYLE;
+        }
+        if flags.contains(HandshakeFlags::NO_ZEROES) {
+            answer = answer | ClientFlags::NO_ZEROES;
+        }
+        self.send(&answer.encode())?;
+        Ok(flags)
+    }
+
+    /// Asks for TLS; after this the stream is the server's for a TLS handshake.
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_tls(&mut self, flags: HandshakeFlags) -> Result<(), ClientError> {
+        if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+            return Err(ClientError::Unsuitable("is too old for TLS".into()));
+        }
+        self.ask(OptionCode::StartTls, &[])?;
+        self.acknowledged(OptionCode::StartTls)
+    }
+
+    /// Goes through the options to the transmission phase.
+    pub(crate) fn choose(
+        &mut self,
+        flags: HandshakeFlags,
+        wanted: Wanted<'_>,
+    ) -> Result<Negotiated, ClientError> {
+        if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+            return self.export_name(flags, wanted);
+        }
+        let headers = self.headers()?;
+        let (base, depth) = match headers {
+            Headers::Simple => (None, None),
+            _ => self.contexts(wanted)?,
+        };
+        match self.go(wanted.export)? {
+            Some(export) => export.checked(headers, base, depth),
+            None => Ok(Negotiated { headers, ..self.export_name(flags, wanted)? }),
+        }
+    }
+
+    fn headers(&mut self) -> Result<Headers, ClientError> {
+        for (option, headers) in [
+            (OptionCode::ExtendedHeaders, Headers::Extended),
+            (OptionCode::StructuredReply, Headers::Structured),
+        ] {
+            self.ask(option, &[])?;
+            match self.acknowledged(option) {
+                Ok(()) => return Ok(headers),
+                Err(ClientError::Refused { reply, .. }) if reply != OptionReply::ErrTlsReqd => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Headers::Simple)
+    }
+
+    /// Selects the contexts; the ids of those that the server has.
+    fn contexts(&mut self, wanted: Wanted<'_>) -> Result<(Option<u32>, Option<u32>), ClientError> {
+        let mut queries = vec![BASE_ALLOCATION];
+        if wanted.allocation_depth {
+            queries.push(ALLOCATION_DEPTH);
+        }
+        let option = OptionCode::SetMetaContext;
+        self.ask(option, &MetaContextRequest { export: wanted.export, queries }.encode())?;
+        let (mut base, mut depth) = (None, None);
+        for _ in 0..MAX_ANSWERS {
+            let (kind, payload) = self.answer(option)?;
+            match kind {
+                OptionReply::Ack => {
+                    if base.is_some() && base == depth {
+                        return Err(ClientError::Violation("two contexts have one id".into()));
+                    }
+                    return Ok((base, depth));
+                }
+                OptionReply::MetaContext => {
+                    let context = MetaContextReply::decode(&payload)?;
+                    let slot = match context.name {
+                        BASE_ALLOCATION => &mut base,
+                        ALLOCATION_DEPTH if wanted.allocation_depth => &mut depth,
+                        _ => continue,
+                    };
+                    if slot.replace(context.id).is_some() {
+                        return Err(ClientError::Violation("a context was selected twice".into()));
+                    }
+                }
+                // It goes without.
+                kind if kind.is_error() => return Ok((None, None)),
+                kind => return Err(unexpected(option, kind)),
+            }
+        }
+        Err(ClientError::Violation("too many contexts".into()))
+    }
+
+    /// `GO`; `None` if the server does not know it.
+    fn go(&mut self, export: &str) -> Result<Option<Export>, ClientError> {
+        let option = OptionCode::Go;
+        self.ask(option, &InfoRequest { export, infos: vec![InfoCode::BlockSize] }.encode())?;
+        let mut found = Export::default();
+        for _ in 0..MAX_ANSWERS {
+            let (kind, payload) = self.answer(option)?;
+            match kind {
+                OptionReply::Ack => return Ok(Some(found)),
+                OptionReply::Info => match Info::decode(&payload)? {
+                    Info::Export { size, flags } => found.size = Some((size, flags)),
+                    Info::BlockSize { minimum, maximum, .. } => found.blocks = Some((minimum, maximum)),
+                    _ => {}
+                },
+                OptionReply::ErrUnsup => return Ok(None),
+                kind if kind.is_error() => return Err(refused(option, kind, &payload)),
+                kind => return Err(unexpected(option, kind)),
+            }
+        }
+        Err(ClientError::Violation("too many facts about the export".into()))
+    }
+
+    /// `EXPORT_NAME`, which old servers have only. A server that does not like it closes the connection.
+    fn export_name(&mut self, flags: HandshakeFlags, wanted: Wanted<'_>) -> Result<Negotiated, ClientError> {
+        self.ask(OptionCode::ExportName, wanted.export.as_bytes())?;
+        let reply = match self.bytes() {
+            Err(ClientError::Lost(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(ClientError::Refused {
+                    option: OptionCode::ExportName,
+                    reply: OptionReply::ErrUnknown,
+                    message: "it closed the connection".into(),
+                });
+            }
+            other => ExportNameReply::decode(&other?),
+        };
+        if !flags.contains(HandshakeFlags::NO_ZEROES) {
+            self.bytes::<{ ExportNameReply::ZEROES }>()?;
+        }
+        Export { size: Some((reply.size, reply.flags)), blocks: None }.checked(Headers::Simple, None, None)
+    }
+
+    fn acknowledged(&mut self, option: OptionCode) -> Result<(), ClientError> {
+        let (kind, payload) = self.answer(option)?;
+        match kind {
+            OptionReply::Ack if payload.is_empty() => Ok(()),
+            kind if kind.is_error() => Err(refused(option, kind, &payload)),
+            kind => Err(unexpected(option, kind)),
+        }
+    }
+
+    fn ask(&mut self, option: OptionCode, payload: &[u8]) -> Result<(), ClientError> {
+        let mut out = Vec::with_capacity(16 + payload.len());
+        encode_option(&mut out, option, payload);
+        self.send(&out)
+    }
+
+    fn answer(&mut self, option: OptionCode) -> Result<(OptionReply, Vec<u8>), ClientError> {
+        let header = OptionReplyHeader::decode(&self.bytes()?)?;
+        if header.option != option {
+            return Err(ClientError::Violation(format!("{:?} answers {option:?}", header.option)));
+        }
+        if header.length > MAX_ANSWER {
+            return Err(ClientError::Violation(format!("an answer of {} bytes", header.length)));
+        }
+        let mut payload = vec![0; header.length as usize];
+        self.stream.read_exact(&mut payload).map_err(ClientError::lost)?;
+        Ok((header.kind, payload))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], ClientError> {
+        let mut bytes = [0; N];
+        self.stream.read_exact(&mut bytes).map_err(ClientError::lost)?;
+        Ok(bytes)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.stream.write_all(bytes).and_then(|()| self.stream.flush()).map_err(ClientError::lost)
+    }
+}
+
+/// What the server has said of the export.
+#[derive(Debug, Default)]
+struct Export {
+    size: Option<(u64, TransmissionFlags)>,
+    /// Minimum and maximum.
+    blocks: Option<(u32, u32)>,
+}
+
+impl Export {
+    fn checked(
+        self,
+        headers: Headers,
+        base: Option<u32>,
+        depth: Option<u32>,
+    ) -> Result<Negotiated, ClientError> {
+        let violation = |what: String| Err(ClientError::Violation(what));
+        let Some((size, flags)) = self.size else { return violation("an export without a size".into()) };
+        if !flags.contains(TransmissionFlags::HAS_FLAGS) {
+            return violation("an export without flags".into());
+        }
+        if size > i64::MAX.cast_unsigned() {
+            return violation(format!("an export of {size} bytes"));
+        }
+        // Where nobody said, what every server has always taken.
+        let default = if size.is_multiple_of(512) { 512 } else { 1 };
+        let (min_block, max) = self.blocks.unwrap_or((default, MAX_PAYLOAD));
+        if min_block > MAX_BLOCK {
+            return violation(format!("a minimum block size of {min_block} bytes"));
+        }
+        if !size.is_multiple_of(u64::from(min_block)) {
+            return Err(ClientError::Unsuitable(format!(
+                "has an export of {size} bytes that is no multiple of its block size, {min_block}"
+            )));
+        }
+        let max_payload = max.min(MAX_PAYLOAD) / min_block * min_block;
+        Ok(Negotiated { size, flags, min_block, max_payload, headers, base, depth })
+    }
+}
+
+fn refused(option: OptionCode, reply: OptionReply, payload: &[u8]) -> ClientError {
+    // Words for people, from a stranger.
+    let message = String::from_utf8_lossy(payload).chars().filter(|c| !c.is_control()).collect();
+    ClientError::Refused { option, reply, message }
+}
+
+fn unexpected(option: OptionCode, kind: OptionReply) -> ClientError {
+    ClientError::Violation(format!("{kind:?} in answer to {option:?}"))
+}

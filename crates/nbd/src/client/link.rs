@@ -1,0 +1,186 @@
+//! A connection's bytes, plain or inside TLS.
+//!
+//! One thread reads and one writes at a time; the connection sees to that. With TLS both need the one state that rustls keeps,
+//! which is locked only while bytes are turned into others: never while a thread waits for the socket.
+
+use std::io;
+use std::sync::Arc;
+
+#[cfg(feature = "tls")]
+use blockmirror_block::sync::Mutex;
+
+use super::socket::Socket;
+
+/// What has arrived beyond what was asked for; also the size of one read of ciphertext.
+const SPILL: usize = 16 << 10;
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: Arc<Socket>,
+    #[cfg(feature = "tls")]
+    tls: Option<Mutex<rustls::ClientConnection>>,
+}
+
+impl Link {
+    #[cfg(feature = "tls")]
+    pub(crate) fn new(socket: Arc<Socket>, tls: Option<rustls::ClientConnection>) -> Self {
+        Self { socket, tls: tls.map(Mutex::new) }
+    }
+
+    #[cfg(not(feature = "tls"))]
+    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+        Self { socket }
+    }
+
+    pub(crate) fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Writes all of `head` and `body`. Callers take turns.
+    pub(crate) fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return write_tls(tls, &self.socket, head, body);
+        }
+        self.socket.write_all(head, body)
+    }
+}
+
+#[cfg(feature = "tls")]
+fn write_tls(
+    tls: &Mutex<rustls::ClientConnection>,
+    socket: &Socket,
+    head: &[u8],
+    body: &[u8],
+) -> io::Result<()> {
+    use std::io::Write;
+
+    /// Ciphertext that is gathered before it is sent.
+    const BATCH: usize = 256 << 10;
+
+    let mut out = Vec::with_capacity(BATCH.min(head.len() + body.len() + 512));
+    let mut left = [head, body];
+    while left.iter().any(|part| !part.is_empty()) {
+        {
+            let mut tls = tls.lock();
+            while out.len() < BATCH
+                && let Some(part) = left.iter_mut().find(|part| !part.is_empty())
+            {
+                // Takes as much as rustls' own buffer holds.
+                let taken = tls.writer().write(part)?;
+                *part = &part[taken..];
+                while tls.wants_write() {
+                    tls.write_tls(&mut out)?;
+                }
+            }
+        }
+        socket.write_all(&out, &[])?;
+        out.clear();
+    }
+    Ok(())
+}
+
+/// The reading side of a link, with what has arrived and was not asked for yet. Belongs to the thread that reads.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    link: Arc<Link>,
+    spill: Buffer,
+    /// What the socket gave that rustls has not taken yet.
+    #[cfg(feature = "tls")]
+    cipher: Buffer,
+}
+
+/// Bytes `start..end` of a buffer of fixed size.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        Self { bytes: vec![0; SPILL].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// Moves what it holds to `dest`, as far as that goes; how much that was.
+    fn take(&mut self, dest: &mut [u8]) -> usize {
+        let n = dest.len().min(self.end - self.start);
+        dest[..n].copy_from_slice(&self.bytes[self.start..self.start + n]);
+        self.start += n;
+        n
+    }
+}
+
+impl Incoming {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        Self {
+            link,
+            spill: Buffer::new(),
+            #[cfg(feature = "tls")]
+            cipher: Buffer::new(),
+        }
+    }
+
+    /// Fills `dest`; waits as long as it takes.
+    pub(crate) fn read_exact(&mut self, dest: &mut [u8]) -> io::Result<()> {
+        let mut filled = self.spill.take(dest);
+        while filled < dest.len() {
+            let want = dest.len() - filled;
+            let got = self.receive(&mut dest[filled..])?;
+            if got == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it"));
+            }
+            filled += got.min(want);
+            (self.spill.start, self.spill.end) = (0, got.saturating_sub(want));
+        }
+        Ok(())
+    }
+
+    /// The next `N` bytes.
+    pub(crate) fn array<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// One read: into `dest`, and what does not fit there into the (empty) spill buffer.
+    fn receive(&mut self, dest: &mut [u8]) -> io::Result<usize> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.link.tls {
+            return read_tls(tls, &self.link.socket, &mut self.cipher, dest);
+        }
+        self.link.socket.read(dest, &mut self.spill.bytes)
+    }
+}
+
+#[cfg(feature = "tls")]
+fn read_tls(
+    tls: &Mutex<rustls::ClientConnection>,
+    socket: &Socket,
+    cipher: &mut Buffer,
+    dest: &mut [u8],
+) -> io::Result<usize> {
+    use std::io::Read;
+
+    loop {
+        {
+            let mut tls = tls.lock();
+            loop {
+                match tls.reader().read(dest) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                    other => return other,
+                }
+                if cipher.start == cipher.end {
+                    break;
+                }
+                cipher.start += tls.read_tls(&mut &cipher.bytes[cipher.start..cipher.end])?;
+                tls.process_new_packets().map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            }
+        }
+        (cipher.start, cipher.end) = (0, socket.read(&mut cipher.bytes, &mut [])?);
+        if cipher.end == 0 {
+            return Ok(0);
+        }
+    }
+}

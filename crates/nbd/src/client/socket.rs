@@ -1,0 +1,221 @@
+//! A TCP or Unix domain socket to a server: connecting within a time limit, and whole reads and writes.
+//!
+//! `&self` everywhere: one thread may read while another writes and a third shuts it down, which ends the calls of the first
+//! two.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+
+use crate::NbdAddress;
+
+/// How often a connection under way looks whether it was given up.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// What a Unix domain socket may hold, if the system allows it.
+const UNIX_BUFFER: usize = 2 << 20;
+
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+macro_rules! either {
+    ($socket:expr, $stream:ident => $do:expr) => {
+        match $socket {
+            Socket::Tcp($stream) => $do,
+            Socket::Unix($stream) => $do,
+        }
+    };
+}
+
+impl Socket {
+    /// Connects before `deadline`, unless `given_up` says so meanwhile.
+    ///
+    /// `peer_timeout` is how long a TCP peer may keep silent before the connection counts as broken.
+    pub(crate) fn connect(
+        address: &NbdAddress,
+        deadline: Instant,
+        peer_timeout: Option<Duration>,
+        given_up: &dyn Fn() -> bool,
+    ) -> io::Result<Self> {
+        match address {
+            NbdAddress::Unix(path) => connect_unix(path, deadline, given_up).map(Self::Unix),
+            NbdAddress::Tcp { host, port } => {
+                let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    match connect_tcp(address, deadline, given_up) {
+                        Ok(stream) => {
+                            tune_tcp(&stream, peer_timeout)?;
+                            return Ok(Self::Tcp(stream));
+                        }
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    /// Ends every read and write on it, now and later.
+    pub(crate) fn shut_down(&self) {
+        // It may be shut down already.
+        let _ = either!(self, stream => stream.shutdown(Shutdown::Both));
+    }
+
+    /// How long one read or write may take; `None` for ever.
+    pub(crate) fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+        either!(self, stream => {
+            stream.set_read_timeout(limit)?;
+            stream.set_write_timeout(limit)
+        })
+    }
+
+    /// Reads into `dest`, and what else has arrived into `spill`.
+    pub(crate) fn read(&self, dest: &mut [u8], spill: &mut [u8]) -> io::Result<usize> {
+        let mut slices = [IoSliceMut::new(dest), IoSliceMut::new(spill)];
+        loop {
+            match either!(self, stream => (&mut &*stream).read_vectored(&mut slices)) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Writes all of `head` and `body`.
+    pub(crate) fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        let mut slices = [IoSlice::new(head), IoSlice::new(body)];
+        let mut left = &mut slices[..];
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match either!(self, stream => (&mut &*stream).write_vectored(left)) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut left, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A socket during the handshake: every call ends at one deadline.
+pub(crate) struct Timed<'a> {
+    pub(crate) socket: &'a Socket,
+    pub(crate) deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn arm(&self) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_timeout(Some(left))
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.arm()?;
+        self.socket.read(buf, &mut []).map_err(timed_out)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.arm()?;
+        either!(self.socket, stream => (&mut &*stream).write(buf)).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket whose time has run out says that it would block.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
+}
+
+fn check(deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<()> {
+    if given_up() {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    if Instant::now() >= deadline { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+}
+
+fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+fn connect_unix(path: &Path, deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<UnixStream> {
+    let bytes = path.as_os_str().as_bytes();
+    let address = match bytes.strip_prefix(b"\0") {
+        Some(name) => SocketAddrUnix::new_abstract_name(name),
+        None => SocketAddrUnix::new(bytes),
+    }?;
+    let fd = stream_socket(AddressFamily::UNIX)?;
+    loop {
+        check(deadline, given_up)?;
+        match connect(&fd, &address) {
+            Ok(()) => break,
+            Err(Errno::INTR) => {}
+            // The server's queue is full; there is nothing to poll for.
+            Err(Errno::AGAIN) => thread::sleep(SLICE / 5),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stream = UnixStream::from(fd);
+    stream.set_nonblocking(false)?;
+    // A larger buffer saves switches between the two ends; without it things work as well.
+    let _ = sockopt::set_socket_send_buffer_size(&stream, UNIX_BUFFER);
+    Ok(stream)
+}
+
+fn connect_tcp(address: SocketAddr, deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = stream_socket(family)?;
+    match connect(&fd, &address) {
+        Ok(()) => {}
+        Err(Errno::INPROGRESS | Errno::INTR) => loop {
+            check(deadline, given_up)?;
+            let slice = SLICE.min(deadline.saturating_duration_since(Instant::now()));
+            let slice = Timespec { tv_sec: 0, tv_nsec: i64::from(slice.subsec_nanos()) };
+            match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&slice)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => break sockopt::socket_error(&fd)??,
+                Err(error) => return Err(error.into()),
+            }
+        },
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(fd);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn tune_tcp(stream: &TcpStream, peer_timeout: Option<Duration>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let Some(limit) = peer_timeout else { return Ok(()) };
+    let fd = stream.as_fd();
+    // Probes while nothing is under way, and a limit for what is sent and never acknowledged.
+    let third = (limit / 3).max(Duration::from_secs(1));
+    sockopt::set_socket_keepalive(fd, true)?;
+    sockopt::set_tcp_keepidle(fd, third)?;
+    sockopt::set_tcp_keepintvl(fd, third)?;
+    sockopt::set_tcp_keepcnt(fd, 2)?;
+    sockopt::set_tcp_user_timeout(fd, u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
