@@ -3,11 +3,13 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`proto`] | the wire format: pure bytes in, typed values out |
+//! | [`server`] | devices served to clients |
 //! | [`NbdUri`] | how an export is named |
 //! | [`ClientOptions`], [`Client`] | an export as a [`BlockDevice`](blockmirror_block::BlockDevice) |
 
 mod client;
 pub mod proto;
+pub mod server;
 mod uri;
 
 #[cfg(feature = "tls")]

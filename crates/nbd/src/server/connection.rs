@@ -1,0 +1,572 @@
+//! One client in the transmission phase: who reads it, who writes it, and when it ends.
+//!
+//! Two roles, each held by at most one worker at a time: *reading* (taking bytes in and making requests of them) and *writing*
+//! (sending replies). Nobody waits for a role: a worker with a reply puts it into the queue, and whoever writes takes it along.
+//! Neither role blocks; when the socket has nothing, or no room, the role is given up and epoll wakes a worker later.
+//!
+//! What must hold: a connection that is not being read is armed, parked until something is given back, or ended. It closes
+//! when it has ended, no request runs and no reply is left, once.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::{BlockDevice, ByteRange};
+use rustix::event::epoll::EventFlags;
+
+use crate::proto::{Command, Errno, Request};
+
+use super::execute;
+use super::input::{Input, Scratch, Turn};
+use super::memory::Loan;
+use super::options::{MAX_CONNECTION_BYTES, MAX_RUNNING};
+use super::pool::Job;
+use super::reply::{Encoder, Reply};
+use super::served::Served;
+use super::slots::Slot;
+use super::terms::{Failure, Terms};
+use super::transport::Transport;
+
+/// Unsent bytes from which on no further request is read.
+const MAX_UNSENT: usize = 4 << 20;
+/// Parts handed to the kernel in one call.
+const PARTS: usize = 64;
+/// Turns of reading after which other connections are looked at.
+const TURNS: usize = 32;
+
+/// One client.
+pub(crate) struct Connection {
+    pub(crate) id: u64,
+    pub(crate) transport: Transport,
+    pub(crate) terms: Terms,
+    pub(crate) served: Arc<Served>,
+    input: Mutex<Input>,
+    state: Mutex<State>,
+    /// Counts bytes moved, roughly, so that a stalled peer can be told.
+    moved: AtomicU64,
+    /// Whether the rest of a request is awaited.
+    receiving: AtomicBool,
+    /// Ended from outside: what is long gives up.
+    cut: AtomicBool,
+    _slot: Slot,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reading {
+    /// Some worker reads.
+    Active,
+    /// The socket is waited for.
+    Armed,
+    /// Until requests end, replies are sent or memory is given back.
+    Parked,
+    /// Nothing is read any more.
+    Ended,
+}
+
+struct State {
+    reading: Reading,
+    /// Something was given back while reading was active: look again before parking.
+    again: bool,
+    /// Requests that were read and whose replies are not in the queue yet.
+    running: usize,
+    /// Bytes of requests that run and replies that wait.
+    held: u64,
+    out: VecDeque<Reply>,
+    unsent: usize,
+    writing: bool,
+    /// The socket has no room for replies; epoll waits for it.
+    blocked: bool,
+    /// The socket failed: replies are thrown away.
+    broken: bool,
+    closed: bool,
+}
+
+impl State {
+    /// Queues a reply, or gives it back if nobody will get it.
+    fn enqueue(&mut self, reply: Reply) -> Option<Reply> {
+        if self.broken {
+            return Some(reply);
+        }
+        self.unsent += reply.held();
+        self.out.push_back(reply);
+        None
+    }
+}
+
+/// A request that was read and is to be done.
+pub(crate) struct Task {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) request: Request,
+    /// The payload of a write, or room for the bytes of a read.
+    pub(crate) buf: Option<Loan>,
+    pub(crate) held: u64,
+}
+
+impl Task {
+    pub(crate) fn run(self) {
+        let Self { connection, request, buf, held } = self;
+        let started = Instant::now();
+        let moved = buf.as_ref().map_or(0, |b| b.len() as u64);
+        let reply = match buf {
+            Some(buf) if request.command == Command::Read => execute::read(&connection, &request, buf),
+            buf => {
+                let mut out = Vec::new();
+                execute::run(&connection, &request, buf.as_deref().unwrap_or_default(), &mut out);
+                Reply::bytes(out)
+            }
+        };
+        connection.served.pace(request.command).record(started.elapsed(), moved);
+        connection.reply(reply, held);
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(
+        id: u64,
+        transport: Transport,
+        terms: Terms,
+        served: Arc<Served>,
+        slot: Slot,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            transport,
+            terms,
+            served,
+            input: Mutex::default(),
+            state: Mutex::new(State {
+                reading: Reading::Active,
+                again: false,
+                running: 0,
+                held: 0,
+                out: VecDeque::new(),
+                unsent: 0,
+                writing: false,
+                blocked: false,
+                broken: false,
+                closed: false,
+            }),
+            moved: AtomicU64::new(0),
+            receiving: AtomicBool::new(false),
+            cut: AtomicBool::new(false),
+            _slot: slot,
+        })
+    }
+
+    pub(crate) fn encoder(&self) -> Encoder {
+        Encoder(self.terms.mode)
+    }
+
+    pub(crate) fn device(&self) -> &dyn BlockDevice {
+        &*self.served.export.device
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.terms.size
+    }
+
+    /// Whether `range` was data when last looked up. It may be zero by now, which does no harm.
+    pub(crate) fn is_known_data(&self, range: ByteRange) -> bool {
+        self.served.known_data.lock().contains_range(range)
+    }
+
+    pub(crate) fn remember_data(&self, range: ByteRange) {
+        *self.served.known_data.lock() = range;
+    }
+
+    pub(crate) fn forget_data(&self, range: ByteRange) {
+        let mut known = self.served.known_data.lock();
+        if known.overlaps(range) {
+            *known = ByteRange::default();
+        }
+    }
+
+    /// That somebody still waits for a long request.
+    pub(crate) fn still_wanted(&self) -> Result<(), Failure> {
+        if self.cut.load(Ordering::Relaxed) {
+            return Err(Failure::new(Errno::SHUTDOWN, "the connection was cut off"));
+        }
+        Ok(())
+    }
+
+    /// A worker was woken for this connection; epoll does not wait for it any more.
+    pub(crate) fn on_event(self: &Arc<Self>, events: EventFlags, scratch: &mut Scratch) {
+        let failed = events.intersects(EventFlags::HUP | EventFlags::ERR);
+        let (read, write) = {
+            let mut state = self.state.lock();
+            let read = state.reading == Reading::Armed && (failed || events.contains(EventFlags::IN));
+            if read {
+                state.reading = Reading::Active;
+            }
+            let write = state.blocked && (failed || events.contains(EventFlags::OUT));
+            if write {
+                state.blocked = false;
+                state.writing = true;
+            }
+            if !read || !write {
+                self.arm(&mut state);
+            }
+            (read, write)
+        };
+        if write {
+            self.send_queue();
+        }
+        if read {
+            self.read(scratch);
+        }
+    }
+
+    /// Waits for whatever is not being done by somebody.
+    fn arm(&self, state: &mut State) {
+        let mut interest = EventFlags::empty();
+        if state.reading == Reading::Armed {
+            interest |= EventFlags::IN;
+        }
+        if state.blocked {
+            interest |= EventFlags::OUT;
+        }
+        if !interest.is_empty() && !state.closed && self.served.pool.arm(self, interest).is_err() {
+            // Nobody would ever wake up for it again.
+            state.broken = true;
+            self.transport.socket.shutdown();
+        }
+    }
+
+    /// Reads, as the holder of the role, until there is nothing more, or it must wait, or others had better have a turn.
+    pub(crate) fn read(self: &Arc<Self>, scratch: &mut Scratch) {
+        let mut turns = 0;
+        loop {
+            let turn = {
+                let mut input = self.input.lock();
+                let turn = input.turn(self, scratch);
+                self.receiving.store(input.awaits_payload(), Ordering::Relaxed);
+                turn
+            };
+            self.send_scratch(scratch);
+            turns += 1;
+            // The last request is done by this worker, after the socket has been armed so that another one reads on.
+            let last = match turn {
+                Turn::More if turns < TURNS => {
+                    self.hand_over(scratch);
+                    continue;
+                }
+                Turn::More => {
+                    // Behind everything else that is queued.
+                    let last = scratch.tasks.pop();
+                    self.hand_over(scratch);
+                    self.served.pool.push(&self.served, Job::Resume(Arc::clone(self)));
+                    last
+                }
+                Turn::Drained => {
+                    let last = scratch.tasks.pop();
+                    self.hand_over(scratch);
+                    let mut state = self.state.lock();
+                    state.reading = Reading::Armed;
+                    state.again = false;
+                    self.arm(&mut state);
+                    last
+                }
+                Turn::Wait => {
+                    self.hand_over(scratch);
+                    let mut state = self.state.lock();
+                    if std::mem::take(&mut state.again) {
+                        continue;
+                    }
+                    state.reading = Reading::Parked;
+                    None
+                }
+                Turn::End => {
+                    let last = scratch.tasks.pop();
+                    self.hand_over(scratch);
+                    let mut state = self.state.lock();
+                    state.reading = Reading::Ended;
+                    self.close_if_over(state);
+                    last
+                }
+            };
+            if let Some(task) = last {
+                task.run();
+            }
+            return;
+        }
+    }
+
+    fn hand_over(&self, scratch: &mut Scratch) {
+        for task in scratch.tasks.drain(..) {
+            self.served.pool.push(&self.served, Job::Run(task));
+        }
+    }
+
+    /// Something was given back: reading may go on.
+    pub(crate) fn resume(self: &Arc<Self>) {
+        self.resume_locked(&mut self.state.lock());
+    }
+
+    fn resume_locked(self: &Arc<Self>, state: &mut State) {
+        match state.reading {
+            Reading::Parked => {
+                state.reading = Reading::Active;
+                self.served.pool.push(&self.served, Job::Resume(Arc::clone(self)));
+            }
+            Reading::Active => state.again = true,
+            Reading::Armed | Reading::Ended => {}
+        }
+    }
+
+    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is sent.
+    pub(crate) fn admit(&self, bytes: u64) -> bool {
+        let mut state = self.state.lock();
+        let fits = state.held == 0 || state.held.saturating_add(bytes) <= MAX_CONNECTION_BYTES;
+        if state.running >= MAX_RUNNING || !fits || state.unsent > MAX_UNSENT {
+            return false;
+        }
+        state.running += 1;
+        state.held += bytes;
+        true
+    }
+
+    /// A request that was admitted is not done after all.
+    pub(crate) fn withdraw(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.running -= 1;
+        state.held -= bytes;
+    }
+
+    /// Whether replies pile up, so that nothing more should be read.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.state.lock().unsent > MAX_UNSENT
+    }
+
+    /// Whether reading was ended from outside.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    /// Receives into `buf` and notes that bytes move.
+    pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.transport.recv(buf)?;
+        self.moved.fetch_add(1, Ordering::Relaxed);
+        Ok(n)
+    }
+
+    /// The reply of a request that ran.
+    fn reply(self: &Arc<Self>, reply: Reply, held: u64) {
+        let (write, unwanted) = {
+            let mut state = self.state.lock();
+            state.running -= 1;
+            state.held -= held;
+            let unwanted = state.enqueue(reply);
+            self.resume_locked(&mut state);
+            let write = !state.writing && !state.blocked;
+            state.writing |= write;
+            (write, unwanted)
+        };
+        // Not under the lock: giving its buffer back may resume this very connection.
+        drop(unwanted);
+        if write {
+            self.send_queue();
+        }
+    }
+
+    /// Sends the replies that the reader made itself.
+    pub(crate) fn send_scratch(self: &Arc<Self>, scratch: &mut Scratch) {
+        if scratch.out.is_empty() {
+            return;
+        }
+        {
+            let mut state = self.state.lock();
+            if state.writing || state.blocked || !state.out.is_empty() || state.broken {
+                let bytes = std::mem::take(&mut scratch.out);
+                // Bytes of our own: dropping them needs no lock.
+                drop(state.enqueue(Reply::bytes(bytes)));
+                return;
+            }
+            state.writing = true;
+        }
+        let mut sent = 0;
+        let result = loop {
+            match self.transport.send(&[IoSlice::new(&scratch.out[sent..])]) {
+                Ok(n) => sent += n,
+                Err(e) => break Err(e),
+            }
+            if sent == scratch.out.len() {
+                break Ok(());
+            }
+        };
+        self.moved.fetch_add(1, Ordering::Relaxed);
+        let rest = match result {
+            Ok(()) => Vec::new(),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => scratch.out.split_off(sent),
+            Err(_) => {
+                self.break_off();
+                Vec::new()
+            }
+        };
+        scratch.out.clear();
+        if !rest.is_empty() {
+            let mut state = self.state.lock();
+            let rest = Reply::bytes(rest);
+            state.unsent += rest.held();
+            state.out.push_front(rest);
+        }
+        self.send_queue();
+    }
+
+    /// Sends what is queued, as the holder of the role, until nothing is left or there is no room.
+    fn send_queue(self: &Arc<Self>) {
+        let mut replies = VecDeque::new();
+        loop {
+            {
+                let mut state = self.state.lock();
+                if state.broken && !state.out.is_empty() {
+                    let unwanted = std::mem::take(&mut state.out);
+                    state.unsent = 0;
+                    // Not under the lock: giving buffers back may resume this very connection.
+                    drop(state);
+                    drop(unwanted);
+                    continue;
+                }
+                if state.out.is_empty() && self.flushed(&mut state) {
+                    state.writing = false;
+                    self.resume_locked(&mut state);
+                    self.close_if_over(state);
+                    return;
+                }
+                if state.blocked {
+                    state.writing = false;
+                    self.arm(&mut state);
+                    return;
+                }
+                std::mem::swap(&mut state.out, &mut replies);
+            }
+            let before: usize = replies.iter().map(Reply::held).sum();
+            let result = self.send_all(&mut replies);
+            let left: usize = replies.iter().map(Reply::held).sum();
+            let mut state = self.state.lock();
+            state.unsent = state.unsent.saturating_sub(before - left);
+            match result {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    std::mem::swap(&mut state.out, &mut replies);
+                    state.out.append(&mut replies);
+                    state.writing = false;
+                    state.blocked = true;
+                    self.arm(&mut state);
+                    return;
+                }
+                Err(_) => {
+                    drop(state);
+                    replies.clear();
+                    self.break_off();
+                }
+            }
+        }
+    }
+
+    /// Whether the transport keeps nothing back; otherwise the connection is now blocked, or broken.
+    fn flushed(&self, state: &mut State) -> bool {
+        if state.broken {
+            return true;
+        }
+        match self.transport.flush() {
+            Ok(()) => true,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                state.blocked = true;
+                false
+            }
+            Err(_) => {
+                state.broken = true;
+                self.transport.socket.shutdown();
+                true
+            }
+        }
+    }
+
+    fn send_all(&self, replies: &mut VecDeque<Reply>) -> io::Result<()> {
+        while !replies.is_empty() {
+            let mut sent = {
+                let mut parts = Vec::with_capacity(PARTS);
+                for reply in replies.iter() {
+                    reply.gather(&mut parts, PARTS);
+                    if parts.len() >= PARTS {
+                        break;
+                    }
+                }
+                if parts.is_empty() { 0 } else { self.transport.send(&parts)? }
+            };
+            self.moved.fetch_add(1, Ordering::Relaxed);
+            while let Some(reply) = replies.front_mut() {
+                match reply.advance(sent) {
+                    Some(beyond) => {
+                        sent = beyond;
+                        replies.pop_front();
+                    }
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The socket failed: nothing more goes in or out.
+    fn break_off(&self) {
+        self.state.lock().broken = true;
+        self.transport.socket.shutdown();
+    }
+
+    /// Closes if nothing is read any more, nothing runs and nothing is to be sent.
+    fn close_if_over(&self, mut state: blockmirror_block::sync::MutexGuard<'_, State>) {
+        let over = state.reading == Reading::Ended
+            && state.running == 0
+            && !state.writing
+            && !state.blocked
+            && (state.out.is_empty() || state.broken);
+        if !over || state.closed {
+            return;
+        }
+        state.closed = true;
+        drop(state);
+        self.served.close(self);
+    }
+
+    /// No further request is read; those that run are answered.
+    pub(crate) fn finish(self: &Arc<Self>) {
+        self.cut.store(true, Ordering::Relaxed);
+        self.transport.socket.shutdown_read();
+        self.resume();
+    }
+
+    /// Cuts the client off: replies are thrown away.
+    pub(crate) fn cut_off(self: &Arc<Self>) {
+        self.cut.store(true, Ordering::Relaxed);
+        let write = {
+            let mut state = self.state.lock();
+            state.broken = true;
+            let write = state.blocked && !state.writing;
+            if write {
+                state.blocked = false;
+                state.writing = true;
+            }
+            write
+        };
+        self.transport.socket.shutdown();
+        if write {
+            self.send_queue();
+        }
+        self.resume();
+    }
+
+    /// Requests that run.
+    pub(crate) fn running(&self) -> usize {
+        self.state.lock().running
+    }
+
+    /// A number that changes when bytes move, if some are awaited; `None` if the peer owes nothing.
+    pub(crate) fn awaited_progress(&self) -> Option<u64> {
+        let blocked = self.state.lock().blocked;
+        (blocked || self.receiving.load(Ordering::Relaxed)).then(|| self.moved.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,105 @@
+//! Where clients come in: Unix and TCP sockets, made here or inherited.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::net::SocketFlags;
+
+use super::ServerError;
+
+/// A socket that listens. Given to [`Server::listen`](super::Server::listen), which closes it when the server stops.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    /// A socket file that was made here, with its device and inode number: it is removed at the end if it is still that one.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl Listener {
+    /// Listens at `path`. A socket that nobody serves any more is replaced; the file goes when the server stops.
+    ///
+    /// # Errors
+    /// Another server answers there, something that is no socket is there, or the system refuses.
+    pub fn unix(path: impl AsRef<Path>) -> Result<Self, ServerError> {
+        let path = path.as_ref();
+        let failed = |source| ServerError::Listen { address: path.display().to_string(), source };
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(ServerError::NotASocket { path: path.to_owned() });
+            }
+            Ok(_) => match UnixStream::connect(path) {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(failed(e)),
+                _ => return Err(ServerError::SocketInUse { path: path.to_owned() }),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        let made = std::fs::symlink_metadata(path).map_err(failed)?;
+        let mut this = Self::from_fd(listener.into())?;
+        this.file = Some((path.to_owned(), made.dev(), made.ino()));
+        Ok(this)
+    }
+
+    /// Listens at `host` (a name or an address) and `port`; port 0 is any that is free.
+    ///
+    /// # Errors
+    /// The name stands for nothing, or the system refuses.
+    pub fn tcp(host: &str, port: u16) -> Result<Self, ServerError> {
+        let listener = TcpListener::bind((host, port))
+            .map_err(|source| ServerError::Listen { address: format!("{host}:{port}"), source })?;
+        Self::from_fd(listener.into())
+    }
+
+    /// Takes a socket over that listens already.
+    ///
+    /// # Errors
+    /// It does not listen, or is no socket.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, ServerError> {
+        match rustix::net::sockopt::socket_acceptconn(&fd) {
+            Ok(true) => {}
+            Ok(false) => {
+                return Err(ServerError::Activation { reason: "the socket does not listen".into() });
+            }
+            Err(e) => {
+                return Err(ServerError::System { what: "use a listening socket", source: e.into() });
+            }
+        }
+        rustix::io::ioctl_fionbio(&fd, true)
+            .map_err(|e| ServerError::System { what: "use a listening socket", source: e.into() })?;
+        Ok(Self { fd, file: None })
+    }
+
+    /// The address, if it is a TCP socket: tells which port was free.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        rustix::net::getsockname(&self.fd).ok().and_then(|address| SocketAddr::try_from(address).ok())
+    }
+
+    /// A client that waits; [`io::ErrorKind::WouldBlock`] if none does.
+    pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some((path, dev, ino)) = &self.file
+            && std::fs::symlink_metadata(path).is_ok_and(|m| m.dev() == *dev && m.ino() == *ino)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Options and limits of a server.
+//!
+//! Every limit on what a client can make the server hold stands here with its reason.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Requests of one connection that may run or wait for a thread at the same time.
+pub(crate) const MAX_RUNNING: usize = 128;
+/// Bytes that the requests and unsent replies of one connection may hold: two of the longest requests.
+pub(crate) const MAX_CONNECTION_BYTES: u64 = 64 << 20;
+/// Most descriptors of one context in one answer to a block status request (1 MiB of them in extended replies).
+pub(crate) const MAX_DESCRIPTORS: usize = 64 << 10;
+/// Longest payload of an option that is looked at: 16 strings of the longest kind.
+pub(crate) const MAX_OPTION: u32 = 64 << 10;
+/// Longest payload of an option that is read and thrown away to answer that it is too long.
+pub(crate) const MAX_SKIPPED_OPTION: u32 = 32 << 20;
+/// Contexts that one connection may select.
+pub(crate) const MAX_CONTEXTS: usize = 1024;
+
+/// How a server treats all its clients.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// Connections at the same time, handshakes included; further ones wait in the listeners' queues. 0: no limit.
+    pub max_connections: usize,
+    /// How long a client may take from connecting to the transmission phase.
+    pub handshake_limit: Duration,
+    /// How long a client may leave a request half sent, or its replies unread, without a byte moving.
+    pub stall_limit: Duration,
+    /// Threads that one export may use. They are started when needed and end with the export's last client.
+    pub workers: usize,
+    /// Bytes that requests and unsent replies of all connections may hold.
+    pub memory: u64,
+    /// Whether and how TLS is spoken.
+    #[cfg(feature = "tls")]
+    pub tls: super::tls::TlsPolicy,
+    /// Who is told about clients.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 100,
+            handshake_limit: Duration::from_secs(10),
+            stall_limit: Duration::from_secs(60),
+            workers: 32,
+            memory: 512 << 20,
+            #[cfg(feature = "tls")]
+            tls: super::tls::TlsPolicy::Off,
+            observer: None,
+        }
+    }
+}
+
+impl fmt::Debug for ServerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerOptions")
+            .field("max_connections", &self.max_connections)
+            .field("handshake_limit", &self.handshake_limit)
+            .field("stall_limit", &self.stall_limit)
+            .field("workers", &self.workers)
+            .field("memory", &self.memory)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Is told when clients come to and go from exports. Called from the server's threads without a lock held; must not block.
+pub trait Observer: Send + Sync {
+    /// A client has begun transmission on `export`, which now has `clients` of them.
+    fn connected(&self, export: &str, clients: usize) {
+        let _ = (export, clients);
+    }
+
+    /// A client of `export` has gone and left `clients` others. Its requests have all ended.
+    fn disconnected(&self, export: &str, clients: usize) {
+        let _ = (export, clients);
+    }
+}

@@ -1,0 +1,202 @@
+//! The threads of one export.
+//!
+//! Every worker waits in the same epoll for the sockets of all the export's clients, so a request wakes one thread and that one
+//! reads it, does it and answers it. As long as a thread is free, another one waits: whoever turns from waiting to working
+//! starts a new one if none is left, up to the limit. A device that hangs holds up its own export only.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use blockmirror_block::sync::Mutex;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use zerocopy::IntoBytes;
+
+use super::connection::{Connection, Task};
+use super::input::Scratch;
+use super::served::Served;
+
+/// The event that says that work is queued or that something changed.
+const WAKE: u64 = 0;
+/// A worker that had nothing to do for this long ends, if another one waits.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Work that does not come out of a socket.
+pub(crate) enum Job {
+    /// A request that was read.
+    Run(Task),
+    /// Go on reading a connection.
+    Resume(Arc<Connection>),
+}
+
+/// The queue and the threads.
+pub(crate) struct Pool {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    most: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    threads: usize,
+    /// Threads that wait in epoll.
+    idle: usize,
+    /// Connections whose sockets are waited for.
+    connections: usize,
+}
+
+enum Next {
+    Job(Job),
+    Wait(Option<Duration>),
+    End,
+}
+
+impl Pool {
+    pub(crate) fn new(most: usize) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Edge-triggered: each write wakes one worker, and nobody reads the counter.
+        epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
+        Ok(Self { epoll, wake, most: most.max(1), state: Mutex::default() })
+    }
+
+    /// Waits for `connection` from now on and has it read first.
+    pub(crate) fn register(&self, served: &Arc<Served>, connection: Arc<Connection>) -> io::Result<()> {
+        // Without events: the first turn of reading arms it.
+        let data = EventData::new_u64(connection.id);
+        epoll::add(&self.epoll, &*connection.transport.socket, data, EventFlags::ONESHOT)?;
+        let mut state = self.state.lock();
+        state.connections += 1;
+        state.jobs.push_back(Job::Resume(connection));
+        if let Err(e) = self.wake_or_start(&mut state, served)
+            && state.threads == 0
+        {
+            state.jobs.pop_back();
+            state.connections -= 1;
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Does not wait for `connection` any more.
+    pub(crate) fn unregister(&self, connection: &Connection) {
+        let _ = epoll::delete(&self.epoll, &*connection.transport.socket);
+        let mut state = self.state.lock();
+        state.connections -= 1;
+        if state.connections == 0 {
+            self.wake();
+        }
+    }
+
+    /// Waits once for what `interest` says.
+    pub(crate) fn arm(&self, connection: &Connection, interest: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(connection.id);
+        epoll::modify(&self.epoll, &*connection.transport.socket, data, interest | EventFlags::ONESHOT)?;
+        Ok(())
+    }
+
+    /// Has `job` done by some worker.
+    pub(crate) fn push(&self, served: &Arc<Served>, job: Job) {
+        let mut state = self.state.lock();
+        state.jobs.push_back(job);
+        // If no thread can be started there is at least the one that is working now: it will look here.
+        let _ = self.wake_or_start(&mut state, served);
+    }
+
+    fn wake_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<()> {
+        if state.idle > 0 {
+            self.wake();
+            Ok(())
+        } else if state.threads < self.most {
+            start(state, served)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn wake(&self) {
+        // The counter cannot be full: that would take 2^64 writes.
+        let _ = rustix::io::write(&self.wake, 1u64.as_bytes());
+    }
+
+    /// What to do now. Counts the worker as waiting if it is to wait.
+    fn next(&self, served: &Arc<Served>) -> Next {
+        let mut state = self.state.lock();
+        if let Some(job) = state.jobs.pop_front() {
+            // One write may have stood for several jobs, and somebody has to wait for sockets meanwhile.
+            if !state.jobs.is_empty() || state.idle == 0 {
+                let _ = self.wake_or_start(&mut state, served);
+            }
+            return Next::Job(job);
+        }
+        if state.connections == 0 {
+            state.threads -= 1;
+            if state.threads > 0 {
+                self.wake();
+            }
+            return Next::End;
+        }
+        state.idle += 1;
+        Next::Wait((state.idle > 1).then_some(IDLE))
+    }
+
+    /// The worker does not wait any more; if it goes on to work and nobody else waits, another one is started.
+    fn woken(&self, served: &Arc<Served>, timed_out: bool) -> bool {
+        let mut state = self.state.lock();
+        state.idle -= 1;
+        if timed_out && state.idle > 0 && state.jobs.is_empty() {
+            state.threads -= 1;
+            return false;
+        }
+        if !timed_out && state.idle == 0 && state.threads < self.most {
+            // Without it this worker goes on alone.
+            let _ = start(&mut state, served);
+        }
+        true
+    }
+
+    fn work(&self, served: &Arc<Served>) {
+        let mut scratch = Scratch::default();
+        let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(WAKE) }];
+        loop {
+            let timeout = match self.next(served) {
+                Next::Job(Job::Run(task)) => {
+                    task.run();
+                    continue;
+                }
+                Next::Job(Job::Resume(connection)) => {
+                    connection.read(&mut scratch);
+                    continue;
+                }
+                Next::Wait(timeout) => timeout,
+                Next::End => return,
+            };
+            let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+            let n = epoll::wait(&self.epoll, &mut events, timeout.as_ref()).unwrap_or(0);
+            let timed_out = n == 0;
+            if !self.woken(served, timed_out) {
+                return;
+            }
+            let data = events[0].data;
+            if !timed_out && data.u64() != WAKE {
+                let flags = events[0].flags;
+                if let Some(connection) = served.connection(data.u64()) {
+                    connection.on_event(flags, &mut scratch);
+                }
+            }
+        }
+    }
+}
+
+fn start(state: &mut State, served: &Arc<Served>) -> io::Result<()> {
+    let served = Arc::clone(served);
+    thread::Builder::new().name("nbd-worker".into()).spawn(move || served.pool.work(&served))?;
+    state.threads += 1;
+    Ok(())
+}

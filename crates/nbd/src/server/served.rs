@@ -1,0 +1,215 @@
+//! An export that is being served: its clients, its threads, and what was learned about its device.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blockmirror_block::ByteRange;
+use blockmirror_block::sync::{Condvar, Mutex};
+
+use crate::proto::{Command, MAX_STRING};
+
+use super::ServerError;
+use super::connection::Connection;
+use super::export::Export;
+use super::memory::Memory;
+use super::options::Observer;
+use super::pace::Pace;
+use super::pool::Pool;
+use super::slots::Slot;
+use super::terms::{Context, Terms};
+use super::transport::Transport;
+
+/// How long running requests may take to end before clients are cut off, and again before the device is told to let go.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// An export with everything that serves it.
+pub(crate) struct Served {
+    pub(crate) export: Export,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) pool: Pool,
+    pub(crate) known_data: Mutex<ByteRange>,
+    observer: Option<Arc<dyn Observer>>,
+    paces: [Pace; 5],
+    clients: Mutex<Clients>,
+    gone: Condvar,
+    next_id: AtomicU64,
+}
+
+#[derive(Default)]
+struct Clients {
+    by_id: HashMap<u64, Arc<Connection>>,
+    /// The export is being removed: nobody gets in any more.
+    closed: bool,
+}
+
+impl Served {
+    pub(crate) fn new(
+        export: Export,
+        memory: Arc<Memory>,
+        workers: usize,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Arc<Self>, ServerError> {
+        let contexts = export.contexts.iter().map(|c| ("meta context", c.name()));
+        for (what, text) in
+            contexts.chain([("export name", &*export.name), ("description", &*export.description)])
+        {
+            if text.len() > MAX_STRING {
+                return Err(ServerError::NameTooLong { what, len: text.len() });
+            }
+        }
+        if export.writable && !export.device.geometry().writable {
+            let device = export.device.name().to_owned();
+            return Err(ServerError::ReadOnlyDevice { name: export.name, device });
+        }
+        let pool =
+            Pool::new(workers).map_err(|source| ServerError::System { what: "prepare an export", source })?;
+        Ok(Arc::new(Self {
+            export,
+            memory,
+            pool,
+            known_data: Mutex::default(),
+            observer,
+            paces: Default::default(),
+            clients: Mutex::default(),
+            gone: Condvar::new(),
+            next_id: AtomicU64::new(1),
+        }))
+    }
+
+    /// What is known about how quick requests like this one are.
+    pub(crate) fn pace(&self, command: Command) -> &Pace {
+        let [read, write, flush, change, other] = &self.paces;
+        match command {
+            Command::Read => read,
+            Command::Write => write,
+            Command::Flush => flush,
+            Command::Trim | Command::WriteZeroes => change,
+            _ => other,
+        }
+    }
+
+    /// Every meta context there is, with the name that clients know it by. Its place is its id.
+    pub(crate) fn contexts(&self) -> Vec<(&str, Context)> {
+        let mut all = vec![(crate::proto::BASE_ALLOCATION, Context::Allocation)];
+        if self.export.allocation_depth {
+            all.push(("qemu:allocation-depth", Context::Depth));
+        }
+        all.extend(self.export.contexts.iter().map(|c| (c.name(), Context::Custom(Arc::clone(c)))));
+        all
+    }
+
+    /// Begins to serve a client whose handshake is done; false if the export is closed.
+    pub(crate) fn serve(self: &Arc<Self>, transport: Transport, terms: Terms, slot: Slot) -> bool {
+        // 0 is the event that wakes workers; the counter does not come round to it.
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let connection = Connection::new(id, transport, terms, Arc::clone(self), slot);
+        let count = {
+            let mut clients = self.clients.lock();
+            if clients.closed {
+                return false;
+            }
+            clients.by_id.insert(id, Arc::clone(&connection));
+            clients.by_id.len()
+        };
+        if let Some(observer) = &self.observer {
+            observer.connected(&self.export.name, count);
+        }
+        if self.pool.register(self, Arc::clone(&connection)).is_err() {
+            self.forget(&connection);
+            return false;
+        }
+        true
+    }
+
+    /// The client's last request has ended and its last reply is sent.
+    pub(crate) fn close(&self, connection: &Connection) {
+        self.pool.unregister(connection);
+        connection.transport.socket.shutdown();
+        self.forget(connection);
+    }
+
+    fn forget(&self, connection: &Connection) {
+        let (count, _connection) = {
+            let mut clients = self.clients.lock();
+            let connection = clients.by_id.remove(&connection.id);
+            (clients.by_id.len(), connection)
+        };
+        if let Some(observer) = &self.observer {
+            observer.disconnected(&self.export.name, count);
+        }
+        self.gone.notify_all();
+    }
+
+    pub(crate) fn connection(&self, id: u64) -> Option<Arc<Connection>> {
+        self.clients.lock().by_id.get(&id).cloned()
+    }
+
+    pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
+        self.clients.lock().by_id.values().cloned().collect()
+    }
+
+    pub(crate) fn client_count(&self) -> usize {
+        self.clients.lock().by_id.len()
+    }
+
+    /// Lets nobody in any more, if nobody is there now.
+    pub(crate) fn close_if_unused(&self) -> Result<(), ServerError> {
+        let mut clients = self.clients.lock();
+        match clients.by_id.len() {
+            0 => {
+                clients.closed = true;
+                Ok(())
+            }
+            n => Err(ServerError::ExportInUse { name: self.export.name.clone(), clients: n }),
+        }
+    }
+
+    /// Lets nobody in any more, and reads no further request of those who are there.
+    pub(crate) fn finish(&self) {
+        self.clients.lock().closed = true;
+        for connection in self.connections() {
+            connection.finish();
+        }
+    }
+
+    /// Cuts all clients off at once.
+    pub(crate) fn cut_off(&self) {
+        self.clients.lock().closed = true;
+        for connection in self.connections() {
+            connection.cut_off();
+        }
+    }
+
+    /// Waits for the last client to be gone: first for running requests and their replies, then without sending replies, then
+    /// after telling the device to let go of what it waits for.
+    pub(crate) fn wait_gone(&self) -> Result<(), ServerError> {
+        if self.wait(PATIENCE) {
+            return Ok(());
+        }
+        self.cut_off();
+        if self.wait(PATIENCE) {
+            return Ok(());
+        }
+        self.export.device.cancel_in_flight();
+        if self.wait(PATIENCE) {
+            return Ok(());
+        }
+        let requests = self.connections().iter().map(|c| c.running()).sum();
+        Err(ServerError::RequestsHang { name: self.export.name.clone(), requests })
+    }
+
+    fn wait(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut clients = self.clients.lock();
+        while !clients.by_id.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            (clients, _) = self.gone.wait_timeout(clients, left);
+        }
+        true
+    }
+}

@@ -1,0 +1,176 @@
+//! What a client and the server agreed on, and which requests are legal under it.
+
+use std::sync::Arc;
+
+use crate::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, Request, TransmissionFlags};
+
+use super::export::{Export, MetaContext};
+
+/// How replies look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mode {
+    Simple,
+    Structured,
+    Extended,
+}
+
+/// A meta context that a client can select.
+#[derive(Clone)]
+pub(crate) enum Context {
+    Allocation,
+    Depth,
+    Custom(Arc<dyn MetaContext>),
+}
+
+/// What holds for one connection from the end of its handshake.
+pub(crate) struct Terms {
+    pub(crate) mode: Mode,
+    pub(crate) size: u64,
+    pub(crate) writable: bool,
+    pub(crate) contexts: Vec<(u32, Context)>,
+}
+
+/// Why a request fails, for the client.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) errno: Errno,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self { errno, message: message.into() }
+    }
+}
+
+impl From<blockmirror_block::Error> for Failure {
+    fn from(error: blockmirror_block::Error) -> Self {
+        Self { errno: Errno::from_kind(error.kind()), message: error.to_string() }
+    }
+}
+
+/// What an export can do, as clients are told.
+pub(crate) fn transmission_flags(export: &Export, mode: Mode) -> TransmissionFlags {
+    use TransmissionFlags as F;
+    let mut flags = F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_CACHE | F::CAN_MULTI_CONN;
+    if export.writable {
+        flags = flags | F::SEND_TRIM | F::SEND_WRITE_ZEROES | F::SEND_FAST_ZERO;
+    } else {
+        flags = flags | F::READ_ONLY;
+    }
+    if mode >= Mode::Structured {
+        flags = flags | F::SEND_DF;
+    }
+    if mode == Mode::Extended {
+        flags = flags | F::BLOCK_STAT_PAYLOAD;
+    }
+    flags
+}
+
+impl Terms {
+    /// Bytes that follow the header of `request`.
+    pub(crate) fn payload_len(&self, request: &Request) -> u64 {
+        let declared = self.mode == Mode::Extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        if request.command == Command::Write || declared { request.length } else { 0 }
+    }
+
+    /// Whether `request` can be handed to the device.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), Failure> {
+        use CommandFlags as F;
+        let allowed = match request.command {
+            Command::Read if self.mode >= Mode::Structured => F::FUA | F::DF,
+            Command::Write if self.mode == Mode::Extended => F::FUA | F::PAYLOAD_LEN,
+            Command::WriteZeroes => F::FUA | F::NO_HOLE | F::FAST_ZERO,
+            Command::BlockStatus if self.mode == Mode::Extended => F::FUA | F::REQ_ONE | F::PAYLOAD_LEN,
+            Command::BlockStatus => F::FUA | F::REQ_ONE,
+            Command::Other(n) => return Err(Failure::new(Errno::INVAL, format!("unknown command {n}"))),
+            _ => F::FUA,
+        };
+        if request.flags.has_beyond(allowed) {
+            let beyond = request.flags.without(allowed);
+            return Err(Failure::new(Errno::INVAL, format!("flags {beyond:?} do not go with this command")));
+        }
+        let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
+        if writes && !self.writable {
+            return Err(Failure::new(Errno::PERM, "the export is read-only"));
+        }
+        match request.command {
+            Command::Flush => return Ok(()),
+            Command::BlockStatus if self.contexts.is_empty() => {
+                return Err(Failure::new(Errno::INVAL, "no meta context was selected"));
+            }
+            // The length is that of the filter, which says the length of the range.
+            Command::BlockStatus if request.flags.contains(F::PAYLOAD_LEN) => return Ok(()),
+            Command::BlockStatus if request.length == 0 => {
+                return Err(Failure::new(Errno::INVAL, "status of nothing"));
+            }
+            Command::Read | Command::Cache if request.length > u64::from(MAX_PAYLOAD) => {
+                let errno = if self.mode == Mode::Extended { Errno::OVERFLOW } else { Errno::INVAL };
+                return Err(Failure::new(errno, "longer than 32 MiB"));
+            }
+            _ => {}
+        }
+        self.check_bounds(request.command, request.offset, request.length)
+    }
+
+    pub(crate) fn check_bounds(&self, command: Command, offset: u64, length: u64) -> Result<(), Failure> {
+        if offset.checked_add(length).is_some_and(|end| end <= self.size) {
+            return Ok(());
+        }
+        let errno = match command {
+            Command::Write | Command::WriteZeroes => Errno::NOSPC,
+            _ => Errno::INVAL,
+        };
+        Err(Failure::new(errno, format!("{length} bytes at {offset} reach past the end at {}", self.size)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(
+        terms: &Terms,
+        command: Command,
+        flags: CommandFlags,
+        offset: u64,
+        length: u64,
+    ) -> Option<Errno> {
+        terms.check(&Request { flags, command, cookie: 0, offset, length }).err().map(|f| f.errno)
+    }
+
+    #[test]
+    fn requests_past_the_end_fail_as_the_document_says() {
+        let terms = Terms { mode: Mode::Extended, size: 1000, writable: true, contexts: vec![] };
+        for (command, errno) in [
+            (Command::Read, Errno::INVAL),
+            (Command::Write, Errno::NOSPC),
+            (Command::WriteZeroes, Errno::NOSPC),
+            (Command::Trim, Errno::INVAL),
+            (Command::Cache, Errno::INVAL),
+        ] {
+            let none = CommandFlags::NONE;
+            assert_eq!(check(&terms, command, none, 999, 2), Some(errno));
+            assert_eq!(check(&terms, command, none, u64::MAX, 2), Some(errno));
+            assert_eq!(check(&terms, command, none, 999, 1), None);
+            assert_eq!(check(&terms, command, none, 1000, 0), None);
+        }
+        assert_eq!(check(&terms, Command::Flush, CommandFlags::FUA, u64::MAX, u64::MAX), None);
+    }
+
+    #[test]
+    fn flags_go_only_with_their_commands() {
+        let simple = Terms { mode: Mode::Simple, size: 1000, writable: false, contexts: vec![] };
+        assert_eq!(check(&simple, Command::Read, CommandFlags::DF, 0, 1), Some(Errno::INVAL));
+        assert_eq!(check(&simple, Command::Write, CommandFlags::NONE, 0, 1), Some(Errno::PERM));
+        assert_eq!(check(&simple, Command::Other(99), CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
+        assert_eq!(check(&simple, Command::BlockStatus, CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
+        let structured = Terms { mode: Mode::Structured, ..simple };
+        assert_eq!(check(&structured, Command::Read, CommandFlags::DF, 0, 1), None);
+        assert_eq!(check(&structured, Command::Read, CommandFlags::PAYLOAD_LEN, 0, 1), Some(Errno::INVAL));
+        assert_eq!(
+            check(&structured, Command::Read, CommandFlags::from_bits(0x80), 0, 1),
+            Some(Errno::INVAL)
+        );
+    }
+}
