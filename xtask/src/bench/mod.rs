@@ -5,6 +5,7 @@
 //! the clock ran: `qemu-img compare` and `check` on both programs' results.
 
 mod bitmap;
+mod live;
 mod measure;
 mod scenario;
 
@@ -24,7 +25,10 @@ use crate::Task;
 
 /// Time fixed scenarios side by side with qemu-img
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Rounds of each scenario
     #[arg(long, default_value_t = 7)]
     rounds: usize,
@@ -40,6 +44,12 @@ pub(crate) struct Bench {
     /// Write every sample as JSON
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// What else can be timed.
+#[derive(clap::Subcommand)]
+enum Other {
+    Live(live::Live),
 }
 
 /// Both programs' figures of one scenario.
@@ -63,6 +73,9 @@ struct Report {
 
 impl Task for Bench {
     fn run(self) -> Outcome<ExitCode> {
+        if let Some(Other::Live(live)) = self.other {
+            return live.run();
+        }
         let qemu = Qemu::find("cargo xtask bench").ok_or("the peer is qemu-img, which cannot be run")?;
         if cfg!(debug_assertions) && !self.smoke {
             return Err("a build with debug assertions is not worth timing; use `cargo xtask bench`".into());

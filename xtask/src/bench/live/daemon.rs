@@ -1,0 +1,160 @@
+//! A storage daemon under the live benchmark: any program that takes `qemu-storage-daemon`'s arguments and speaks its QMP.
+//! The guest comes over NBD.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_tests::Outcome;
+use blockmirror_tests::qemu::Qemu;
+use serde_json::{Value, json};
+
+use super::guest::Writer;
+use super::nbd::Connection;
+use super::{Ask, Mode, State, Subject};
+
+const EXPORT: &str = "disk";
+/// Longest wait for the daemon to do what it was told.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(super) struct Daemon {
+    child: Child,
+    qmp: Qmp,
+    socket: PathBuf,
+    target: PathBuf,
+    len: u64,
+    qemu: Qemu,
+}
+
+impl Daemon {
+    pub(super) fn start(program: &Path, qemu: Qemu, source: &Path, len: u64, dir: &Path) -> Outcome<Self> {
+        let (socket, monitor) = (dir.join("nbd.sock"), dir.join("qmp.sock"));
+        for old in [&socket, &monitor] {
+            let _ = std::fs::remove_file(old);
+        }
+        let child = Command::new(program)
+            .arg("--blockdev")
+            .arg(format!("driver=file,node-name=source-file,filename={}", source.display()))
+            .args(["--blockdev", "driver=qcow2,node-name=source,file=source-file"])
+            .arg("--nbd-server")
+            .arg(format!("addr.type=unix,addr.path={}", socket.display()))
+            .args(["--export", &format!("type=nbd,id=export,node-name=source,name={EXPORT},writable=on")])
+            .arg("--chardev")
+            .arg(format!("socket,id=monitor,path={},server=on,wait=off", monitor.display()))
+            .args(["--monitor", "chardev=monitor"])
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", program.display()))?;
+        let qmp = Qmp::connect(&monitor)?;
+        Ok(Self { child, qmp, socket, target: dir.join("target.qcow2"), len, qemu })
+    }
+
+    fn job(&mut self) -> Outcome<Option<Value>> {
+        let jobs = self.qmp.execute("query-jobs", json!({}))?;
+        Ok(jobs.as_array().and_then(|jobs| jobs.first()).cloned())
+    }
+}
+
+impl Subject for Daemon {
+    fn writer(&self) -> Outcome<Box<dyn Writer>> {
+        Ok(Box::new(Connection::open(&self.socket, EXPORT)?))
+    }
+
+    fn modes(&self) -> &'static [Mode] {
+        &[Mode::Background, Mode::WriteBlocking]
+    }
+
+    fn start(&mut self, ask: Ask) -> Outcome {
+        let name = self.target.display().to_string();
+        self.qemu.img(["create", "-q", "-f", "qcow2", &name, &self.len.to_string()])?;
+        let node =
+            json!({"driver": "qcow2", "node-name": "target", "file": {"driver": "file", "filename": name}});
+        self.qmp.execute("blockdev-add", node)?;
+        let mode = match ask.mode {
+            Mode::WriteBlocking => "write-blocking",
+            Mode::Background | Mode::Auto => "background",
+        };
+        let job = json!({
+            "job-id": "job", "device": "source", "target": "target", "sync": "full",
+            "granularity": ask.granularity, "copy-mode": mode,
+        });
+        self.qmp.execute("blockdev-mirror", job).map(drop)
+    }
+
+    fn state(&mut self) -> Outcome<State> {
+        let job = self.job()?.ok_or("the job is gone")?;
+        let figure = |name: &str| job[name].as_u64().unwrap_or(0);
+        Ok(State {
+            ready: job["status"] == "ready",
+            offset: figure("current-progress"),
+            len: figure("total-progress"),
+        })
+    }
+
+    fn stop(&mut self) -> Outcome {
+        self.qmp.execute("block-job-cancel", json!({"device": "job", "force": true}))?;
+        let until = Instant::now() + PATIENCE;
+        while self.job()?.is_some() {
+            if Instant::now() > until {
+                return Err("the job does not go".into());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.qmp.execute("blockdev-del", json!({"node-name": "target"}))?;
+        Ok(std::fs::remove_file(&self.target)?)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have gone by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A monitor. Events are dropped.
+struct Qmp {
+    input: BufReader<UnixStream>,
+    output: UnixStream,
+}
+
+impl Qmp {
+    fn connect(socket: &Path) -> Outcome<Self> {
+        let until = Instant::now() + PATIENCE;
+        let output = loop {
+            match UnixStream::connect(socket) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > until => {
+                    return Err(format!("{}: {error}", socket.display()).into());
+                }
+                Err(_) => thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let mut qmp = Self { input: BufReader::new(output.try_clone()?), output };
+        qmp.input.read_line(&mut String::new())?;
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    fn execute(&mut self, command: &str, arguments: Value) -> Outcome<Value> {
+        let text = json!({"execute": command, "arguments": arguments}).to_string();
+        self.output.write_all(text.as_bytes())?;
+        loop {
+            let mut line = String::new();
+            if self.input.read_line(&mut line)? == 0 {
+                return Err(format!("{command}: the daemon has hung up").into());
+            }
+            let mut answer: Value = serde_json::from_str(&line)?;
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+            if let Some(error) = answer.get("error") {
+                return Err(format!("{command}: {error}").into());
+            }
+        }
+    }
+}
