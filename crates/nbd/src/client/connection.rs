@@ -256,11 +256,9 @@ impl Connection {
                 Self::leave(&mut shared, cookie);
                 return Err(error);
             }
-            let header = match state.handed {
-                Some((owner, _)) if owner != cookie => None,
-                handed => Some(handed.map(|(_, header)| header)),
-            };
-            let (Some(header), Some(mut incoming)) = (header, state.incoming.take()) else {
+            let others = state.handed.is_some_and(|(owner, _)| owner != cookie);
+            let free = if others { None } else { state.incoming.take() };
+            let Some(mut incoming) = free else {
                 slot.waiting = true;
                 let wake = Arc::clone(&slot.wake);
                 shared = wake.wait(shared);
@@ -269,10 +267,10 @@ impl Connection {
                 }
                 continue;
             };
-            state.handed = None;
+            let handed = state.handed.take();
             drop(shared);
-            let mine = match header {
-                Some(header) => Ok(Some(header)),
+            let mine = match handed {
+                Some((_, header)) => Ok(Some(header)),
                 None => self.step(&mut incoming, cookie),
             };
             let taken = mine.and_then(|header| match header {

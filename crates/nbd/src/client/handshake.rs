@@ -225,14 +225,21 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
             return Err(ClientError::Violation(format!("an answer of {} bytes", header.length)));
         }
         let mut payload = vec![0; header.length as usize];
-        self.stream.read_exact(&mut payload).map_err(ClientError::lost)?;
+        self.fill(&mut payload)?;
         Ok((header.kind, payload))
     }
 
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], ClientError> {
         let mut bytes = [0; N];
-        self.stream.read_exact(&mut bytes).map_err(ClientError::lost)?;
+        self.fill(&mut bytes)?;
         Ok(bytes)
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), ClientError> {
+        self.stream.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => ClientError::lost(super::link::closed()),
+            _ => ClientError::lost(error),
+        })
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), ClientError> {

@@ -80,6 +80,11 @@ fn write_tls(
     Ok(())
 }
 
+/// The error of a stream that ends where more should come.
+pub(crate) fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it")
+}
+
 /// The reading side of a link, with what has arrived and was not asked for yet. Belongs to the thread that reads.
 #[derive(Debug)]
 pub(crate) struct Incoming {
@@ -129,7 +134,7 @@ impl Incoming {
             let want = dest.len() - filled;
             let got = self.receive(&mut dest[filled..])?;
             if got == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it"));
+                return Err(closed());
             }
             filled += got.min(want);
             (self.spill.start, self.spill.end) = (0, got.saturating_sub(want));
