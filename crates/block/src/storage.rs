@@ -20,7 +20,8 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 ///   bytes outside a request never change.
 /// - **flush** returns after everything that completed before the call is durable, length included. After one
 ///   flush has failed every later flush fails as well with [`ErrorKind::Poisoned`]: the kernel reports a lost
-///   write once only, so no later success could be believed.
+///   write once only, so no later success could be believed. (A storage that knows itself which writes were lost may
+///   offer to fail just the flushes that should have covered them, for a disk with no format above it.)
 pub trait Storage: Send + Sync + fmt::Debug {
     /// A name for messages, usually the path.
     fn name(&self) -> &str;
@@ -78,6 +79,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+
+    /// Lets go of calls that are blocked on something that may never answer, as
+    /// [`BlockDevice::cancel_in_flight`](crate::BlockDevice::cancel_in_flight) does. Files always answer.
+    fn cancel_in_flight(&self) {}
 
     /// Bytes that the storage occupies on its host, as `st_blocks` tells; `None` if unknown.
     fn allocated_bytes(&self) -> Result<Option<u64>> {

@@ -5,9 +5,9 @@
 //! | [`proto`] | the wire format: pure bytes in, typed values out |
 //! | [`server`] | devices served to clients |
 //! | [`NbdUri`] | how an export is named |
-//! | [`ClientOptions`], [`Client`] | an export as a [`BlockDevice`](blockmirror_block::BlockDevice) |
+//! | [`client`] | an export as a [`BlockDevice`](blockmirror_block::BlockDevice) |
 
-mod client;
+pub mod client;
 pub mod proto;
 pub mod server;
 mod uri;

@@ -20,6 +20,12 @@ use blockmirror_nbd::proto::{
 };
 use fake::{BASE, Export, Fake, Peer};
 
+/// Words of the error, and what the server does in the handshake.
+type Shake = (&'static str, fn(&mut Peer) -> Option<()>);
+
+/// Words of the error, and what the server answers to a request.
+type Lie = (&'static str, fn(&mut Peer, u64));
+
 fn cause(error: &Error) -> &ClientError {
     std::error::Error::source(error).unwrap_or_else(|| panic!("{error:?}")).downcast_ref().unwrap()
 }
@@ -45,7 +51,7 @@ fn before_go(peer: &mut Peer) -> Option<()> {
 
 #[test]
 fn lies_in_the_handshake_are_named() {
-    let table: [(&str, fn(&mut Peer) -> Option<()>); 11] = [
+    let table: [Shake; 11] = [
         ("greeting: magic is", |p| {
             p.send(b"HTTP/1.1 400 Bad Request\r\n");
             Some(())
@@ -179,7 +185,7 @@ fn read_error(export: Export, script: impl Fn(&mut Peer, u64) + Send + Sync + Cl
 
 #[test]
 fn lies_in_replies_to_reads_are_named() {
-    let table: [(&str, fn(&mut Peer, u64)); 17] = [
+    let table: [Lie; 17] = [
         ("a reply to request 99, which waits for none", |p, _| p.ok(99)),
         ("which waits for none", |p, c| p.data(c + 1, 8192, &[0; 4096], true)),
         ("a simple reply in answer to", |p, c| p.simple(c, None)),
@@ -283,7 +289,7 @@ fn status(id: u32, runs: &[(u32, u32)]) -> Vec<u8> {
 
 #[test]
 fn lies_about_block_status_are_named() {
-    let table: [(&str, fn(&mut Peer, u64)); 8] = [
+    let table: [Lie; 8] = [
         ("a block status chunk of 4 bytes", |p, c| p.chunk(c, Chunk::BlockStatus, true, &status(BASE, &[]))),
         ("a block status chunk of 13 bytes", |p, c| p.chunk(c, Chunk::BlockStatus, true, &[0; 13])),
         ("a block status chunk of 4294967292 bytes", |p, c| {

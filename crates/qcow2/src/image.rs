@@ -379,6 +379,16 @@ impl BlockDevice for Qcow2 {
         self.gate.join(|| self.write_back())
     }
 
+    fn cancel_in_flight(&self) {
+        self.io.storage.cancel_in_flight();
+        if let Some(data_file) = &self.io.data_file {
+            data_file.cancel_in_flight();
+        }
+        if let Some(backing) = self.io.backing() {
+            backing.cancel_in_flight();
+        }
+    }
+
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> BlockResult<()> {
         let range = self.bounds("map", Some(range), range.start(), range.len())?;
         self.visit_extents(range, visit)

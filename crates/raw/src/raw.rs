@@ -209,4 +209,8 @@ impl BlockDevice for Raw {
         }
         self.storage.copy_from(offset, run, len)
     }
+
+    fn cancel_in_flight(&self) {
+        self.storage.cancel_in_flight();
+    }
 }

@@ -14,14 +14,21 @@ use super::Client;
 #[derive(Debug)]
 pub struct ClientStorage {
     client: Arc<Client>,
-    /// A flush has failed, and no later one is believed.
-    failed: AtomicBool,
+    /// A flush has failed, and no later one is believed; `None` where each flush is what the client says.
+    failed: Option<AtomicBool>,
 }
 
 impl ClientStorage {
-    /// All of the export.
+    /// All of the export, for a format: after a failed flush all flushes fail.
     pub fn new(client: Arc<Client>) -> Self {
-        Self { client, failed: AtomicBool::new(false) }
+        Self { client, failed: Some(AtomicBool::new(false)) }
+    }
+
+    /// All of the export, for a disk with no format above it: the client knows which writes a lost connection may have taken
+    /// along, and fails the flush that should have covered them; those after it may succeed. So a job that writes what
+    /// was not flushed again can go on.
+    pub fn plain(client: Arc<Client>) -> Self {
+        Self { client, failed: None }
     }
 
     /// The client.
@@ -99,12 +106,17 @@ impl Storage for ClientStorage {
     }
 
     fn flush(&self) -> Result<()> {
-        if self.failed.load(Ordering::SeqCst) {
+        let Some(failed) = &self.failed else { return self.client.flush() };
+        if failed.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Poisoned, "flush")
                 .in_file(self.client.name())
                 .because("an earlier flush failed"));
         }
-        self.client.flush().inspect_err(|_| self.failed.store(true, Ordering::SeqCst))
+        self.client.flush().inspect_err(|_| failed.store(true, Ordering::SeqCst))
+    }
+
+    fn cancel_in_flight(&self) {
+        self.client.cancel_in_flight();
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
