@@ -16,6 +16,9 @@
 
 mod admission;
 mod auto;
+mod budget;
+#[cfg(test)]
+mod closed_loop;
 mod completion;
 pub(crate) mod config;
 pub(crate) mod group;
@@ -25,6 +28,7 @@ mod life;
 #[cfg(test)]
 mod live_tests;
 mod meter;
+mod pressure;
 mod retry;
 #[cfg(any(test, feature = "simulate"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
@@ -47,12 +51,14 @@ use crate::range_set::RangeSet;
 use crate::state::JobState;
 use crate::survey::{Failure, Need, Segment};
 use auto::Auto;
+use budget::Budget;
 use config::Config;
 use group::Membership;
 pub(crate) use guest::Admission;
 use guest::{Guest, Wanted};
 use hold::Hold;
 use meter::Meter;
+use pressure::Pressure;
 use retry::{GivenUpList, Retries};
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
@@ -156,6 +162,7 @@ struct Queued {
     range: ByteRange,
     need: Need,
     tries: u32,
+    first_pass: bool,
 }
 
 /// An operation under way.
@@ -164,6 +171,7 @@ struct InFlight {
     id: u64,
     work: Work,
     tries: u32,
+    begun: Duration,
 }
 
 #[derive(Debug)]
@@ -195,6 +203,8 @@ pub(crate) struct Core {
     clock: Duration,
     meter: Meter,
     auto: Auto,
+    budget: Budget,
+    pressure: Pressure,
 
     dirty: DirtyBitmap,
     /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied even
@@ -271,6 +281,8 @@ impl Core {
             clock: Duration::ZERO,
             meter: Meter::default(),
             auto: Auto::default(),
+            budget: Budget::new(config.operation),
+            pressure: Pressure::default(),
             cursor: 0,
             claimed: RangeSet::default(),
             walks: VecDeque::new(),
@@ -385,6 +397,7 @@ impl Core {
             dirty_rate,
             convergence,
             eta,
+            guest_delay: self.guest_delay(),
             elapsed: now,
         }
     }

@@ -162,8 +162,9 @@ impl Engine {
             }
             match state.core.guest_admit(ticket) {
                 Admission::Wait => {
-                    let patience =
-                        state.core.overdue_at().map(|at| at.saturating_sub(self.started.elapsed()));
+                    let overdue = state.core.overdue_at();
+                    let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
+                    let patience = overdue.or_else(|| state.core.patience());
                     state.guests_waiting += 1;
                     state = match patience {
                         None => self.guests.wait(state),

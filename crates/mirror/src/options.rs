@@ -24,8 +24,8 @@ pub const DEFAULT_MIN_ZERO_RUN: u64 = 4096;
 
 /// What a job in [`CopyMode::Auto`] may add to a write of the guest when the caller does not say: 20 ms.
 pub const DEFAULT_LATENCY_BUDGET: Duration = Duration::from_millis(20);
-/// The smallest accepted latency budget: 10 microseconds.
-pub const MIN_LATENCY_BUDGET: Duration = Duration::from_micros(10);
+/// The smallest accepted latency budget: 100 microseconds.
+pub const MIN_LATENCY_BUDGET: Duration = Duration::from_micros(100);
 
 /// Which part of the source is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -258,7 +258,7 @@ impl MirrorOptions {
     }
 
     /// What the job may add to a write of the guest: 99 of 100 writes are to take no longer than this because of the job.
-    /// At least 10 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no bound in the other modes.
+    /// At least 100 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no bound in the other modes.
     ///
     /// With a budget the job begins fewer operations while the guest writes (half as many as the guest has under way, at
     /// least two) and copies in smaller pieces where the guest has written lately. A write that has waited that long for the
@@ -337,7 +337,7 @@ impl MirrorOptions {
             return Err(Error::InvalidOption {
                 option: "latency-budget",
                 value: u64::try_from(budget.as_micros()).unwrap_or(u64::MAX),
-                expected: "at least 10 microseconds",
+                expected: "at least 100 microseconds",
             });
         }
         in_range("max-in-flight", self.max_in_flight)?;
@@ -374,8 +374,8 @@ mod tests {
             "threads 257: must be between 1 and 256"
         );
         assert_eq!(
-            message(MirrorOptions::new().latency_budget(Duration::from_micros(9))),
-            "latency-budget 9: must be at least 10 microseconds"
+            message(MirrorOptions::new().latency_budget(Duration::from_micros(99))),
+            "latency-budget 99: must be at least 100 microseconds"
         );
     }
 

@@ -89,6 +89,10 @@ pub struct Progress {
     /// When nothing will be left if both rates stay as they are; `None` unless the job converges.
     #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
     pub eta: Option<Duration>,
+    /// What 99 of 100 of the guest's latest writes were delayed by at most, where they waited for the job to let them in or
+    /// for the target; `None` without a latency budget, and if there were too few.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
+    pub guest_delay: Option<Duration>,
     /// Time since the start.
     #[cfg_attr(feature = "serde", serde(serialize_with = "seconds"))]
     pub elapsed: Duration,

@@ -31,10 +31,13 @@ impl Core {
         if let Some(ending) = self.take_grant() {
             return self.begin(Work::End(ending), 0);
         }
-        if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.config.max_in_flight {
+        if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.depth() {
             return Next::Wait(None);
         }
         self.hold_or_let_go();
+        if let Some(until) = self.quiet_until() {
+            return Next::Wait(Some(until));
+        }
         self.forget_what_was_wanted();
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)
@@ -46,6 +49,7 @@ impl Core {
             let untouched = first_pass && !self.target_touched;
             return self.begin(Work::Survey { range, first_pass, untouched }, walk.tries);
         }
+        self.put_wanted_first();
         if let Some(front) = self.queue.front().copied() {
             return self.begin_queued(front, now);
         }
@@ -59,7 +63,11 @@ impl Core {
             return Next::Wait(Some(self.flush_not_before));
         }
         if !self.dirty.is_clean() || !self.walks.is_empty() {
-            // The guest is writing there.
+            // The guest is writing there. Nobody is made to wait for a copy that may not be begun.
+            let delay = self.limiter.delay(now);
+            if !delay.is_zero() {
+                return Next::Wait(Some(now.saturating_add(delay)));
+            }
             self.want_what_is_left();
             return Next::Wait(None);
         }
@@ -76,7 +84,7 @@ impl Core {
             // Their writes may land after the flush has begun.
             self.guests_stay_unflushed();
         }
-        self.in_flight.push(InFlight { id, work, tries });
+        self.in_flight.push(InFlight { id, work, tries, begun: self.clock });
         Next::Do(Action { id, work })
     }
 
@@ -167,14 +175,16 @@ impl Core {
 
     /// Begins the first operation of the first queued segment, if the limits allow.
     fn begin_queued(&mut self, front: Queued, now: Duration) -> Next {
-        let work = self.first_operation(front, self.step(now));
+        let step = self.step(now).min(self.share_of_window()).min(self.bearable_size(front.range.start()));
+        let work = self.first_operation(front, floor_power_of_two(step));
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
             Work::Zero { range, metadata_only } => (range, !metadata_only),
             Work::Survey { range, .. } => (range, false),
             Work::Flush | Work::End(_) => return Next::Wait(None),
         };
-        if moves_data {
+        // The guest never pays for the speed limit: what it waits for is begun at once, and what follows waits longer.
+        if moves_data && !self.is_urgent(work) {
             let mut delay = self.limiter.delay(now);
             let room = self.limiter.room(now);
             if range.len() > room && room < self.limiter.quota() {

@@ -24,6 +24,8 @@ const FIRST_STAY: Duration = Duration::from_secs(1);
 const LONGEST_STAY: Duration = Duration::from_secs(32);
 /// Once writes have gone through for so long, earlier stalls are forgotten.
 const FORGIVEN: Duration = Duration::from_secs(30);
+/// Unless it stands still, the target gets so much time to show what it can do.
+const SHORTEST_STAY: Duration = Duration::from_secs(1);
 /// One write that waits for the target for so many latency budgets is a stall by itself.
 const STALL: u32 = 10;
 
@@ -48,10 +50,12 @@ impl Core {
     /// changed that waiting threads should know.
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
+        let may_go_on = self.end_silence();
         if !self.meter.note(self.clock, self.totals()) {
-            return false;
+            return may_go_on;
         }
-        self.decide()
+        self.step_budget();
+        self.decide() || may_go_on
     }
 
     fn totals(&self) -> Totals {
@@ -97,6 +101,7 @@ impl Core {
         }
         self.auto.through = !self.auto.through;
         self.auto.mark = now;
+        self.pressure.look_again(now);
         let mode = if self.auto.through { CopyMode::WriteBlocking } else { CopyMode::Background };
         self.push_event(Event::CopyMode { mode, reason });
         true
@@ -104,6 +109,7 @@ impl Core {
 
     fn in_first_pass(&self) -> bool {
         self.walks.iter().any(|walk| walk.first_pass)
+            || self.queue.iter().any(|queued| queued.first_pass)
             || self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { first_pass: true, .. }))
     }
 
@@ -126,15 +132,24 @@ impl Core {
 
     /// Why the guest's writes must not go through any longer, if so.
     fn target_stalls(&self) -> Option<ModeReason> {
-        let bound = self.config.latency_budget()?.saturating_mul(STALL);
+        let budget = self.config.latency_budget()?;
+        let bound = budget.saturating_mul(STALL);
         let delay = self.longest_wait_for_target();
-        (delay > bound).then_some(ModeReason::TargetStalls { delay, bound })
+        if delay > bound {
+            return Some(ModeReason::TargetStalls { delay, bound });
+        }
+        if self.clock.saturating_sub(self.auto.mark) < SHORTEST_STAY {
+            return None;
+        }
+        self.delay_beyond_help().map(|delay| ModeReason::TargetStalls { delay, bound: budget })
     }
 
     /// What a user is told of the rates at `now`: bytes done and made dirty per second, where that leads, and when to.
     pub(super) fn outlook(&self, now: Duration) -> (u64, u64, Convergence, Option<Duration>) {
         let left = self.left();
-        let rates = self.meter.rates(now, self.totals(), Duration::ZERO);
+        // What the bulk was copied at says nothing about dirt.
+        let since = if self.auto.elsewhere { Duration::ZERO } else { self.auto.mark };
+        let rates = self.meter.rates(now, self.totals(), since);
         let (copy, dirty) = rates.map_or((0, 0), |rates| (rates.copy, rates.dirty));
         let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
         let (convergence, eta) = match rates {

@@ -21,6 +21,7 @@ impl Core {
         self.tick(now);
         let Some(index) = self.in_flight.iter().position(|op| op.id == id) else { return };
         let op = self.in_flight.swap_remove(index);
+        self.note_silence();
         if matches!(op.work, Work::End(_)) {
             return self.ended();
         }
@@ -34,6 +35,7 @@ impl Core {
             }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
                 self.unflushed.set(range.start()..range.end());
+                self.note_copy(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, moved);
             }
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
@@ -42,7 +44,8 @@ impl Core {
             }
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
                 self.zero_by_data = true;
-                self.queue.push_front(Queued { range, need: Need::Zero, tries: op.tries });
+                let queued = Queued { range, need: Need::Zero, tries: op.tries, first_pass: false };
+                self.queue.push_front(queued);
             }
             (Ok(_), Work::Flush) => {
                 self.flushing.clear_all();
@@ -78,13 +81,13 @@ impl Core {
             return self.unclaim(ByteRange::new(walk.range.start(), end));
         }
         for segment in segments {
-            self.leave_out_touched(segment, walk.tries);
+            self.leave_out_touched(segment, walk);
         }
     }
 
     /// Where the guest has written to the target while the survey was under way, its answer may be outdated, and
     /// nothing is left to do.
-    fn leave_out_touched(&mut self, mut segment: Segment, tries: u32) {
+    fn leave_out_touched(&mut self, mut segment: Segment, walk: Walk) {
         let whole = segment.range;
         let mut at = whole.start();
         while at < whole.end() {
@@ -94,9 +97,9 @@ impl Core {
             if segment.range.is_empty() {
                 // Nothing lies before it.
             } else if segment.below {
-                self.enqueue_below(segment, tries);
+                self.enqueue_below(segment, walk);
             } else {
-                self.enqueue(segment.range, segment.need, tries);
+                self.enqueue(segment.range, segment.need, walk);
             }
             at = segment.range.end();
             if let Some(touched) = touched {
@@ -108,7 +111,7 @@ impl Core {
 
     /// A segment that the top image does not decide is left to the target's backing file, except where the guest has
     /// written since the start (and discarded again): there the target may hold something else by now.
-    fn enqueue_below(&mut self, segment: Segment, tries: u32) {
+    fn enqueue_below(&mut self, segment: Segment, walk: Walk) {
         let mut at = segment.range.start();
         let end = segment.range.end();
         while at < end {
@@ -116,13 +119,13 @@ impl Core {
             let written = written.map_or(ByteRange::new(end, end), |run| ByteRange::new(run.start, run.end));
             let written = written.intersect(segment.range);
             let untouched = ByteRange::new(at, if written.is_empty() { end } else { written.start() });
-            self.enqueue(untouched, Need::Nothing, tries);
-            self.enqueue(written, segment.need, tries);
+            self.enqueue(untouched, Need::Nothing, walk);
+            self.enqueue(written, segment.need, walk);
             at = untouched.end().max(written.end());
         }
     }
 
-    fn enqueue(&mut self, range: ByteRange, need: Need, tries: u32) {
+    fn enqueue(&mut self, range: ByteRange, need: Need, walk: Walk) {
         if range.is_empty() {
             return;
         }
@@ -134,7 +137,8 @@ impl Core {
             Need::Copy { .. } => self.queued_copy += range.len(),
             Need::Zero => {}
         }
-        self.queue.push_back(Queued { range, need, tries });
+        let Walk { tries, first_pass, .. } = walk;
+        self.queue.push_back(Queued { range, need, tries, first_pass });
     }
 
     fn completed(&mut self, range: ByteRange, moved: Moved) {

@@ -28,6 +28,10 @@ pub(super) struct Guest {
     stage: Stage,
     /// It can be repeated at the target.
     can_mirror: bool,
+    /// When it asked to be let in.
+    begun: Duration,
+    /// What it waited for the job until it was let in.
+    waited: Duration,
     /// Since when it waits for the target: since it was let in, until the word comes that the source has it.
     at_target: Duration,
 }
@@ -81,8 +85,19 @@ impl Core {
     pub(crate) fn guest_begin(&mut self, range: ByteRange, can_mirror: bool) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let at_target = self.clock;
-        self.guests.push(Guest { id, range, stage: Stage::Waiting, can_mirror, at_target });
+        let begun = self.clock;
+        let guest = Guest {
+            id,
+            range,
+            stage: Stage::Waiting,
+            can_mirror,
+            begun,
+            waited: Duration::ZERO,
+            at_target: begun,
+        };
+        self.guests.push(guest);
+        self.note_guest(range);
+        self.listen();
         id
     }
 
@@ -94,9 +109,13 @@ impl Core {
             return Admission::Over;
         }
         if self.held {
+            // Waiting for the end is no delay that the budget is about.
+            self.guests[index].begun = self.clock;
             return Admission::Wait;
         }
-        let Guest { range, can_mirror, .. } = self.guests[index];
+        let Guest { range, can_mirror, begun, .. } = self.guests[index];
+        let waited = self.clock.saturating_sub(begun);
+        self.guests[index].waited = waited;
         if !(self.is_blocking() && can_mirror) {
             self.guests[index].stage = Stage::Behind;
             return Admission::Source;
@@ -112,6 +131,12 @@ impl Core {
             || self.guests.iter().any(earlier)
             || self.in_flight.iter().any(|op| moved(op.work).overlaps(range))
         {
+            if self.patience().is_some_and(|patience| waited >= patience) {
+                // Left to the job after all: it is marked when it has finished.
+                self.guests[index].stage = Stage::Behind;
+                self.note_delay(waited);
+                return Admission::Source;
+            }
             return Admission::Wait;
         }
         self.guests[index].stage = Stage::Both;
@@ -193,7 +218,11 @@ impl Core {
     /// The write `id` has finished at the source, and at the target if `target` is something.
     pub(crate) fn guest_finished(&mut self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
         let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return };
-        let Guest { range, stage, .. } = self.guests.swap_remove(index);
+        let Guest { range, stage, begun, waited, at_target, .. } = self.guests.swap_remove(index);
+        self.note_write(begun + waited, stage == Stage::Both);
+        if stage == Stage::Both {
+            self.note_delay(waited + self.clock.saturating_sub(at_target));
+        }
         match target {
             Some(Ok(())) if source_ok && stage == Stage::Both => {
                 self.mirrored += range.len();
@@ -241,6 +270,20 @@ impl Core {
         let left = self.walks.front().map(|walk| walk.range).or(dirty);
         let range = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left)));
         self.wanted = range.map(|range| Wanted { range, first_after: self.next_id });
+    }
+
+    /// What writers wait for.
+    pub(super) fn wanted_range(&self) -> Option<ByteRange> {
+        self.wanted.map(|wanted| wanted.range)
+    }
+
+    /// What writers wait for comes first.
+    pub(super) fn put_wanted_first(&mut self) {
+        let Some(wanted) = self.wanted_range() else { return };
+        let index = self.queue.iter().position(|queued| queued.range.overlaps(wanted));
+        if let Some(queued) = index.filter(|&index| index > 0).and_then(|index| self.queue.remove(index)) {
+            self.queue.push_front(queued);
+        }
     }
 
     /// Lets writers go on where the job has had its turn.

@@ -1,0 +1,125 @@
+//! The window's rules one by one.
+
+use blockmirror_block::{ByteRange, Geometry};
+
+use super::*;
+use crate::core::config::Config;
+use crate::core::{Action, Admission, Done, Moved, Next};
+use crate::options::{CopyMode, MirrorOptions};
+use crate::survey::{Need, Segment};
+
+fn us(n: u64) -> Duration {
+    Duration::from_micros(n)
+}
+
+fn core_of(options: MirrorOptions) -> Core {
+    let mut config = Config::new(&options, 65_536, 1 << 30, Geometry::plain());
+    config.live = true;
+    Core::new(config).unwrap()
+}
+
+/// Eight writes one after another, each taking `time`.
+fn writes(core: &mut Core, now: &mut Duration, time: Duration, count: u32) {
+    for _ in 0..count {
+        let id = core.guest_begin(ByteRange::at(0, 4096), true);
+        assert_ne!(core.guest_admit(id), Admission::Wait);
+        *now += time;
+        core.tick(*now);
+        core.guest_finished(id, true, None);
+    }
+}
+
+#[test]
+fn the_job_is_quiet_until_it_knows_what_writes_take() {
+    let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
+    let mut now = us(0);
+    let Next::Do(survey) = core.next(now) else { panic!() };
+    let range = ByteRange::new(0, 1 << 20);
+    let segment = Segment { range, need: Need::Copy { target_zero: false }, below: false };
+    core.finished(now, survey.id, Ok(Done::Surveyed(vec![segment])));
+    let (_survey, copy) = (core.next(now), core.next(now));
+    let Next::Do(Action { id: copy, work: Work::Copy { range, .. } }) = copy else { panic!("{copy:?}") };
+    writes(&mut core, &mut now, us(500), 1);
+    assert!(matches!(core.next(now), Next::Wait(_)));
+    core.finished(now, copy, Ok(Done::Copied(Moved { copied: range.len(), ..Moved::default() })));
+    writes(&mut core, &mut now, us(100), 31);
+    assert!(matches!(core.next(now), Next::Wait(Some(until)) if until == LONGEST));
+    writes(&mut core, &mut now, us(100), 1);
+    core.tick(now);
+    assert_eq!(core.pressure.alone[0].unwrap().mean, us(100), "the write beside the copy does not count");
+    assert!(matches!(core.next(now), Next::Do(_)));
+}
+
+#[test]
+fn silence_ends_though_the_guest_has_fallen_silent_too() {
+    let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
+    core.guest_begin(ByteRange::at(0, 4096), true);
+    assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == LONGEST));
+    assert!(matches!(core.next(LONGEST), Next::Do(_)));
+    assert!(core.pressure.alone[0].is_none());
+}
+
+#[test]
+fn without_a_budget_nobody_is_quiet() {
+    let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
+    core.guest_begin(ByteRange::at(0, 4096), true);
+    assert!(matches!(core.next(us(0)), Next::Do(_)));
+    assert_eq!(core.share_of_window(), u64::MAX);
+}
+
+#[test]
+fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() {
+    let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
+    let mut now = us(0);
+    writes(&mut core, &mut now, us(100), ENOUGH);
+    let mut windows = Vec::new();
+    for time in [100, 100, 140, 160, 300, 100, 100] {
+        writes(&mut core, &mut now, us(time), 600_000 / time as u32 / 10);
+        core.adjust_window(false);
+        windows.push(core.pressure.window >> 10);
+    }
+    assert!(windows[0] > 1024 && windows[1] > windows[0], "{windows:?}");
+    assert!(windows[3] < windows[2] && windows[4] < windows[3] / 2 + windows[3] / 8, "{windows:?}");
+    assert!(windows[5] > windows[4], "{windows:?}");
+    for _ in 0..20 {
+        core.adjust_window(true);
+    }
+    assert!(core.is_at_its_least());
+    assert_eq!((core.depth(), core.share_of_window()), (1, 65_536));
+}
+
+#[test]
+fn a_budget_that_was_asked_for_counts_instead_of_the_half() {
+    let mut core = core_of(MirrorOptions::new().latency_budget(us(1000)));
+    let mut now = us(0);
+    writes(&mut core, &mut now, us(100), ENOUGH);
+    let before = core.pressure.window;
+    writes(&mut core, &mut now, us(1000), 100);
+    core.adjust_window(false);
+    assert!(core.pressure.window > before, "ten times as long, but within the budget");
+    let before = core.pressure.window;
+    writes(&mut core, &mut now, us(100), 98);
+    writes(&mut core, &mut now, us(1101), 2);
+    core.adjust_window(false);
+    assert!(core.pressure.window < before);
+}
+
+#[test]
+fn the_job_takes_half_as_many_places_as_the_guest_and_all_when_it_rests() {
+    for (budget, busy, few) in [(Some(us(20_000)), 5, 2), (None, 16, 16)] {
+        let mut core = core_of(MirrorOptions::new().latency_budget(budget));
+        core.pressure.window = 1 << 30;
+        assert_eq!(core.depth(), 16);
+        let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512), true)).collect();
+        assert_eq!(core.depth(), busy);
+        for id in tickets {
+            core.guest_admit(id);
+            core.guest_finished(id, true, Some(Ok(())));
+        }
+        for at in 0..5 {
+            core.tick(us(50_000 * at));
+        }
+        core.guest_begin(ByteRange::at(0, 512), true);
+        assert_eq!(core.depth(), few, "one write is under way");
+    }
+}
