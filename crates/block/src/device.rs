@@ -75,6 +75,18 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
     }
 
+    /// Makes the disk `len` bytes long. Nobody writes meanwhile, or reads past the shorter of the two lengths. New bytes
+    /// read as zeros, whatever a layer below holds there. After a crash the disk has the old length or the new one; once
+    /// this returns, durably the new one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if `len` is no multiple of what the disk counts in, or would cut bytes off and
+    /// `may_shrink` is not set; [`ErrorKind::Unsupported`] where the length is fixed. The length is the old one then.
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        let _ = (len, may_shrink);
+        Err(Error::new(ErrorKind::Unsupported, "resize").in_file(self.name()))
+    }
+
     /// Brings what the layers 1 to `max_depth` below show in `range` up into the device itself, in whole units of its own
     /// (clusters, subclusters) around the range. Nobody reads anything else afterwards than before, and a write that runs
     /// at the same time is never undone. What lies deeper, or nowhere in the chain, stays there. Returns the bytes that

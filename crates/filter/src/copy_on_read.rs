@@ -98,6 +98,10 @@ impl BlockDevice for CopyOnRead {
         self.child.copy_from(offset, run, len)
     }
 
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        self.child.resize(len, may_shrink)
+    }
+
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         self.child.copy_up(range, max_depth)
     }

@@ -169,10 +169,11 @@ impl OpenOptions {
             geometry: geometry(&io, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
             decompressors: Decompressors::new(header.compression, cluster),
             io,
-            l1_at,
-            header,
+            raw_data_file: header.data_file.as_ref().is_some_and(|d| d.raw),
+            header: Mutex::new(Arc::new(header)),
+            changing: Mutex::new(()),
             writable: self.writable,
-            meta: Mutex::new(Meta::new(l1, l2, refcounts)),
+            meta: Mutex::new(Meta::new(l1, l1_at, l2, refcounts)),
             write_back: Mutex::new(()),
             gate: FlushGate::default(),
             ranges: RangeLock::new(),
@@ -242,8 +243,11 @@ fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
 #[derive(Debug)]
 pub struct Qcow2 {
     pub(crate) io: Io,
-    pub(crate) l1_at: HostOffset,
-    header: Header,
+    raw_data_file: bool,
+    /// Held for a look, and to put another in its place.
+    header: Mutex<Arc<Header>>,
+    /// Held by whoever changes length or backing file. Taken before all others.
+    pub(crate) changing: Mutex<()>,
     geometry: Geometry,
     writable: bool,
     /// Mapping and refcounts. Held for look-ups and metadata I/O, never while guest data moves. Taken after
@@ -259,9 +263,13 @@ pub struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// The header, as it was when the image was opened.
-    pub fn header(&self) -> &Header {
-        &self.header
+    /// The header. Later changes of length and backing file are not seen in it; the refcount table may move.
+    pub fn header(&self) -> Arc<Header> {
+        Arc::clone(&self.header.lock())
+    }
+
+    pub(crate) fn set_header(&self, header: Header) {
+        *self.header.lock() = Arc::new(header);
     }
 
     /// The storage the image lies in.
@@ -280,7 +288,7 @@ impl Qcow2 {
 
     /// Whether the external data file is to be a valid raw image by itself.
     pub(crate) fn raw_data_file(&self) -> bool {
-        self.header.data_file.as_ref().is_some_and(|d| d.raw)
+        self.raw_data_file
     }
 
     /// Checks a request against the disk's bounds.
@@ -309,8 +317,9 @@ impl Qcow2 {
 
     /// Autoclear features speak of things that a writer who does not know them makes stale.
     fn clear_unknown_autoclear(&self) -> Result<()> {
-        let kept = self.header.autoclear_when_written();
-        if kept != self.header.autoclear {
+        let header = self.header();
+        let kept = header.autoclear_when_written();
+        if kept != header.autoclear {
             self.write_header_word(HEADER_AUTOCLEAR, kept)?;
         }
         Ok(())
@@ -319,19 +328,23 @@ impl Qcow2 {
     /// Marks the image corrupt, on disk and here, after a write was refused because it would have hit metadata.
     pub(crate) fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
-        if self.header.version >= 3 {
+        let header = self.header();
+        if header.version >= 3 {
             // If this fails too there is nothing left to try: the image is poisoned already.
-            let _ = self.write_header_word(
-                HEADER_INCOMPATIBLE,
-                self.header.incompatible | feature::INCOMPATIBLE_CORRUPT,
-            );
+            let _ = self
+                .write_header_word(HEADER_INCOMPATIBLE, header.incompatible | feature::INCOMPATIBLE_CORRUPT);
         }
     }
 
     fn write_header_word(&self, at: u64, value: u64) -> BlockResult<()> {
         let mut bytes = [0; 8];
         BigEndian::write_u64(&mut bytes, value);
-        self.io.storage.write_at(&bytes, at)?;
+        self.write_header(at, &bytes)
+    }
+
+    /// Writes part of the header, durably. All that it points at must be durable.
+    pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
+        self.io.storage.write_at(bytes, at)?;
         self.io.storage.flush()
     }
 }
@@ -392,6 +405,10 @@ impl BlockDevice for Qcow2 {
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> BlockResult<()> {
         let range = self.bounds("map", Some(range), range.start(), range.len())?;
         self.visit_extents(range, visit)
+    }
+
+    fn resize(&self, len: u64, may_shrink: bool) -> BlockResult<()> {
+        self.resize_to(len, may_shrink)
     }
 
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> BlockResult<u64> {

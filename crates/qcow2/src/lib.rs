@@ -20,6 +20,7 @@ pub mod offset;
 mod overlap;
 mod read;
 mod refcounts;
+mod resize;
 mod write;
 mod writeback;
 mod zero;

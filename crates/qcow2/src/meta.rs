@@ -56,6 +56,7 @@ impl MapRun {
 #[derive(Debug)]
 pub(crate) struct Meta {
     l1: Vec<L1Entry>,
+    l1_at: HostOffset,
     pub(crate) l1_dirty: DirtySectors,
     pub(crate) l2: SliceCache,
     /// Present in a writable image.
@@ -65,13 +66,38 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    pub(crate) fn new(l1: Vec<L1Entry>, l2: SliceCache, refcounts: Option<Refcounts>) -> Self {
-        Self { l1, l1_dirty: DirtySectors::default(), l2, refcounts, poisoned: None }
+    pub(crate) fn new(
+        l1: Vec<L1Entry>,
+        l1_at: HostOffset,
+        l2: SliceCache,
+        refcounts: Option<Refcounts>,
+    ) -> Self {
+        Self { l1, l1_at, l1_dirty: DirtySectors::default(), l2, refcounts, poisoned: None }
     }
 
     /// The L1 table, as it is to be on disk.
     pub(crate) fn l1(&self) -> &[L1Entry] {
         &self.l1
+    }
+
+    /// Where the L1 table lies.
+    pub(crate) fn l1_at(&self) -> HostOffset {
+        self.l1_at
+    }
+
+    /// The L1 table lies at `at` now and has `entries` of them, not fewer than before. Nothing in it is dirty.
+    pub(crate) fn l1_moved(&mut self, at: HostOffset, entries: usize) {
+        self.l1.resize(entries, L1Entry(0));
+        self.l1_at = at;
+    }
+
+    /// Forgets the L2 table of L1 entry `index`, which is dropped.
+    pub(crate) fn clear_l1(&mut self, io: &Io, index: usize) {
+        if let Some(table) = self.l1[index].table() {
+            self.l2.forget(table, io.cluster().bytes());
+        }
+        self.l1[index] = L1Entry(0);
+        self.l1_dirty.mark(index);
     }
 
     /// Fails if an earlier failure left the image in doubt.

@@ -9,6 +9,8 @@
 //!   reused: the new user's refcount, one again, reaches the disk before any entry that points there.
 //! - Block, then table: a refcount table entry is written only after the block it points at is durable.
 
+mod contiguous;
+
 use std::ops::Range;
 
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result};

@@ -399,8 +399,10 @@ impl<'a> WriteGuard<'a> {
         if fill.fresh && image.reads_as_zero(there)? {
             return Ok(());
         }
+        // A data file need not reach past the end of the disk, and on a device may not.
+        let len = if io.format.external_data { there.len() } else { fill.range.len() };
         // At most a cluster, 2 MiB.
-        let mut buf = vec![0; fill.range.len() as usize];
+        let mut buf = vec![0; len as usize];
         image.read_mapped(&mut buf[..there.len() as usize], there)?;
         io.data().write_at(&buf, fill.host.0)
     }

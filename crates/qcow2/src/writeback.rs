@@ -26,7 +26,6 @@ use crate::cache::DirtySlice;
 use crate::image::Qcow2;
 use crate::io::Io;
 use crate::meta::Meta;
-use crate::offset::HostOffset;
 
 /// A snapshot of everything that differs from the disk.
 #[derive(Debug, Default)]
@@ -36,12 +35,13 @@ struct Batch {
     refcount_table_at: u64,
     l2_slices: Vec<DirtySlice>,
     l1: Vec<(u64, Vec<u8>)>,
+    l1_at: u64,
     dropped: Vec<Range<u64>>,
 }
 
 impl Batch {
     fn take(meta: &mut Meta) -> Self {
-        let mut batch = Self { l2_slices: meta.l2.take_dirty(), ..Self::default() };
+        let mut batch = Self { l2_slices: meta.l2.take_dirty(), l1_at: meta.l1_at().0, ..Self::default() };
         let mut l1_dirty = std::mem::take(&mut meta.l1_dirty);
         batch.l1 = l1_dirty.take(|i| meta.l1().get(i).map(|e| e.0));
         if let Some(refcounts) = &mut meta.refcounts {
@@ -56,7 +56,7 @@ impl Batch {
     }
 
     /// Writes everything but the dropped references, in order.
-    fn write(&self, io: &Io, l1_at: HostOffset) -> Result<()> {
+    fn write(&self, io: &Io) -> Result<()> {
         for (at, data) in &self.refcount_slices {
             io.storage.write_at(data, at.0)?;
         }
@@ -78,7 +78,7 @@ impl Batch {
         }
         if !self.l1.is_empty() {
             for (at, data) in &self.l1 {
-                io.storage.write_at(data, l1_at.0 + at)?;
+                io.storage.write_at(data, self.l1_at + at)?;
             }
             io.storage.flush()?;
         }
@@ -149,7 +149,7 @@ impl Qcow2 {
             meta.check_poison(&self.io, "flush")?;
             Batch::take(&mut meta)
         };
-        if let Err(error) = batch.write(&self.io, self.l1_at) {
+        if let Err(error) = batch.write(&self.io) {
             let mut meta = self.meta.lock();
             if error.kind() == ErrorKind::NoSpace {
                 batch.put_back(&mut meta);
@@ -210,7 +210,7 @@ impl Qcow2 {
     }
 }
 
-fn poison(meta: &mut Meta, error: &Error) {
+pub(crate) fn poison(meta: &mut Meta, error: &Error) {
     meta.poisoned.get_or_insert_with(|| format!("an earlier metadata write failed: {error}"));
 }
 

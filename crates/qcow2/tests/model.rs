@@ -21,6 +21,7 @@ enum Op {
     Discard(ByteRange),
     /// Changes nothing that anybody reads.
     CopyUp(ByteRange),
+    Resize(u64),
     Flush,
     Reopen,
 }
@@ -78,12 +79,24 @@ fn range() -> impl Strategy<Value = ByteRange> {
     (start, len).prop_map(|(start, len)| ByteRange::new(start, (start + len).min(SIZE)))
 }
 
+/// Lengths of the disk: none, in the first cluster, on borders and between, past what an L1 table of one small cluster reaches.
+fn len() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        1 => Just(0u64),
+        2 => Just(512),
+        6 => (1..=(SIZE / 512 + 200)).prop_map(|s| s * 512),
+        2 => Just(SIZE + 65536),
+        1 => Just((2 << 20) + 33_280),
+    ]
+}
+
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         5 => (range(), 1u8..).prop_map(|(r, b)| Op::Write(r, b)),
         2 => (range(), any::<bool>()).prop_map(|(r, u)| Op::Zero(r, u)),
         2 => range().prop_map(Op::Discard),
         1 => range().prop_map(Op::CopyUp),
+        1 => len().prop_map(Op::Resize),
         1 => Just(Op::Flush),
         1 => Just(Op::Reopen),
     ];
@@ -139,9 +152,21 @@ impl Bench {
     }
 }
 
-fn apply(disk: &Qcow2, model: &mut [u8], op: &Op) {
-    let span = |r: ByteRange| r.start() as usize..r.end() as usize;
+/// The operation as far as the disk goes.
+fn clipped(op: &Op, len: u64) -> Op {
+    let clip = |r: ByteRange| ByteRange::new(r.start().min(len), r.end().min(len));
     match *op {
+        Op::Write(r, seed) => Op::Write(clip(r), seed),
+        Op::Zero(r, unmap) => Op::Zero(clip(r), unmap),
+        Op::Discard(r) => Op::Discard(clip(r)),
+        Op::CopyUp(r) => Op::CopyUp(clip(r)),
+        ref other => other.clone(),
+    }
+}
+
+fn apply(disk: &Qcow2, model: &mut Vec<u8>, op: &Op) {
+    let span = |r: ByteRange| r.start() as usize..r.end() as usize;
+    match clipped(op, model.len() as u64) {
         Op::Write(r, seed) => {
             let bytes = pattern(r, seed);
             disk.write_at(&bytes, r.start(), WriteFlags::NONE).unwrap();
@@ -173,19 +198,24 @@ fn apply(disk: &Qcow2, model: &mut [u8], op: &Op) {
             })
             .unwrap();
         }
+        Op::Resize(len) => {
+            disk.resize(len, true).unwrap();
+            model.resize(len as usize, 0);
+        }
         Op::Flush => disk.flush().unwrap(),
         Op::Reopen => {}
     }
 }
 
 fn check(disk: &Qcow2, model: &[u8]) {
+    assert_eq!(disk.len(), model.len() as u64);
     let mut all = vec![0xee; model.len()];
     disk.read_at(&mut all, 0).unwrap();
     if let Some(at) = (0..all.len()).find(|&i| all[i] != model[i]) {
         panic!("byte {at} is {:#x}, not {:#x}", all[at], model[at]);
     }
     let mut end = 0;
-    disk.extents(ByteRange::new(0, SIZE), &mut |e| {
+    disk.extents(ByteRange::new(0, disk.len()), &mut |e| {
         assert_eq!(e.range.start(), end, "a gap before {e:?}");
         end = e.range.end();
         if e.reads_as_zero() {
@@ -197,7 +227,7 @@ fn check(disk: &Qcow2, model: &[u8]) {
         std::ops::ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(end, SIZE);
+    assert_eq!(end, disk.len());
 }
 
 /// `qemu-img check` finds neither corruption nor leaks. True if it could be asked.

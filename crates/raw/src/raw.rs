@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -44,7 +45,8 @@ impl RawOptions {
 /// missing bytes read as zeros, and writing them makes the file longer.
 pub struct Raw {
     storage: Arc<dyn Storage>,
-    len: u64,
+    /// Changes only while nobody reads or writes.
+    len: AtomicU64,
     geometry: Geometry,
     /// `Some` if the format was guessed.
     first_sector: Option<Mutex<()>>,
@@ -52,7 +54,7 @@ pub struct Raw {
 
 impl fmt::Debug for Raw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Raw").field("name", &self.name()).field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Raw").field("name", &self.name()).field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -74,7 +76,7 @@ impl Raw {
         geometry.discard = if info.discards { DiscardEffect::Frees } else { DiscardEffect::Ignored };
         geometry.writable = info.writable;
         let first_sector = options.probed.then(Mutex::default);
-        Ok(Self { storage, len, geometry, first_sector })
+        Ok(Self { storage, len: AtomicU64::new(len), geometry, first_sector })
     }
 
     /// The storage below.
@@ -84,8 +86,8 @@ impl Raw {
 
     fn check(&self, offset: u64, len: u64, operation: &'static str) -> Result<ByteRange> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(ByteRange::new(offset, end)),
-            _ => Err(Error::out_of_bounds(operation, offset, len, self.len).in_file(self.name())),
+            Some(end) if end <= self.len() => Ok(ByteRange::new(offset, end)),
+            _ => Err(Error::out_of_bounds(operation, offset, len, self.len()).in_file(self.name())),
         }
     }
 
@@ -128,7 +130,7 @@ impl Raw {
 
 impl BlockDevice for Raw {
     fn len(&self) -> u64 {
-        self.len
+        self.len.load(Ordering::Acquire)
     }
 
     fn name(&self) -> &str {
@@ -198,6 +200,28 @@ impl BlockDevice for Raw {
             let _ = merger.finish(visit);
         }
         Ok(())
+    }
+
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        let refuse = |kind, why: String| Err(Error::new(kind, "resize").in_file(self.name()).because(why));
+        if !self.geometry.writable {
+            return refuse(ErrorKind::ReadOnly, "the image was opened read-only".into());
+        }
+        if !len.is_multiple_of(SECTOR) {
+            return refuse(ErrorKind::InvalidInput, format!("{len} is not a multiple of {SECTOR}"));
+        }
+        let old = self.len();
+        if len < old && !may_shrink {
+            return refuse(ErrorKind::InvalidInput, format!("{len} bytes would cut off some of the {old}"));
+        }
+        if self.storage.info().fixed_len && len != old {
+            return refuse(ErrorKind::Unsupported, "its length is fixed".into());
+        }
+        if len != old {
+            self.storage.set_len(len)?;
+            self.len.store(len, Ordering::Release);
+        }
+        self.storage.flush()
     }
 
     fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {

@@ -5,9 +5,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use blockmirror_block::testing::MemoryStorage;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, ErrorKind, ExtentKind, HostRun, Storage, Visit, WriteFlags,
-    ZeroCost, ZeroFlags,
+    BlockDevice, ByteRange, DiscardEffect, ErrorKind, ExtentKind, HostRun, Storage, StorageInfo, Visit,
+    WriteFlags, ZeroCost, ZeroFlags,
 };
 use blockmirror_file::{FileOptions, FileStorage};
 use blockmirror_raw::{Raw, RawOptions};
@@ -234,4 +235,33 @@ proptest! {
         .unwrap();
         prop_assert_eq!(at, raw.len());
     }
+}
+
+#[test]
+fn a_disk_grows_with_zeros_and_shrinks_with_permission() {
+    let storage = Arc::new(MemoryStorage::new());
+    storage.write_at(&[1; 1000], 0).unwrap();
+    let disk = Raw::open(storage.clone(), RawOptions::new()).unwrap();
+    disk.resize(4096, false).unwrap();
+    assert_eq!((disk.len(), storage.len().unwrap()), (4096, 4096));
+    let mut all = vec![7; 4096];
+    disk.read_at(&mut all, 0).unwrap();
+    assert!(all[..1000] == [1; 1000] && all[1000..] == [0; 3096]);
+    assert_eq!(disk.resize(512, false).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(disk.resize(1000, true).unwrap_err().kind(), ErrorKind::InvalidInput);
+    disk.resize(512, true).unwrap();
+    assert_eq!((disk.len(), storage.to_vec().len()), (512, 512));
+    assert!(disk.write_at(&[1], 512, WriteFlags::NONE).is_err());
+}
+
+#[test]
+fn a_device_keeps_its_length() {
+    let mut info = StorageInfo::plain();
+    info.fixed_len = true;
+    let plain = MemoryStorage::new();
+    plain.write_at(&[0; 1024], 0).unwrap();
+    let disk = Raw::open(Arc::new(plain.with_info(info)), RawOptions::new()).unwrap();
+    assert_eq!(disk.resize(2048, false).unwrap_err().kind(), ErrorKind::Unsupported);
+    disk.resize(1024, false).unwrap();
+    assert_eq!(disk.len(), 1024);
 }

@@ -136,6 +136,9 @@ impl Image<'_> {
         if !at.is_multiple_of(self.cluster) {
             return Err(format!("{what} at {at:#x} is not aligned"));
         }
+        if len == 0 {
+            return Ok(());
+        }
         // Data may be cut by the end of the file inside its cluster; a table may not.
         let needed = if what == "guest data" { at + 1 } else { at + len };
         if needed > self.bytes.len() as u64 {

@@ -15,6 +15,7 @@
 )]
 
 mod checker;
+mod resize;
 mod scenario;
 
 use std::io::Write as _;

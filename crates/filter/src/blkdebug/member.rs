@@ -252,6 +252,10 @@ impl BlockDevice for BlkdebugDisk {
         })
     }
 
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        self.child.resize(len, may_shrink)
+    }
+
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         self.core.ask(&[Event::CorWrite], IoType::Write, Some(range), "copy up")?;
         self.child.copy_up(range, max_depth)

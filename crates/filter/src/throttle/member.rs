@@ -83,6 +83,10 @@ impl BlockDevice for Throttle {
         })
     }
 
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        self.child.resize(len, may_shrink)
+    }
+
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         let copied = self.child.copy_up(range, max_depth)?;
         if copied > 0 {

@@ -1,0 +1,285 @@
+//! Changing the length of the disk.
+//!
+//! **Growing**: the L1 table moves to a larger place if it is too short; what lies past the old end is made zero; then the
+//! header says the new length. A crash before that leaves a disk of the old length with a longer L1 table, or leaks.
+//!
+//! **Shrinking**: the header says the new length first. What lies past it is invisible from then on, and is given back after.
+//! A crash in between leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
+//!
+//! Lock order: `changing`, ranges, write-back, metadata.
+
+use std::sync::atomic::Ordering;
+
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, ZeroFlags, zero};
+use byteorder::{BigEndian, ByteOrder};
+
+use crate::format::entry::{Entry, PlainEntry};
+use crate::format::header::{Header, l1_entries_for};
+use crate::image::Qcow2;
+use crate::limits::MAX_L1_BYTES;
+use crate::offset::HostOffset;
+use crate::write::{compressed_clusters, ensure_l2_table};
+use crate::writeback::poison;
+
+/// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies in one
+/// sector, so it changes at once.
+const HEADER_SIZE: u64 = 24;
+const HEADER_L1: u64 = 36;
+
+/// The length of a disk is a multiple of this.
+const SECTOR: u64 = 512;
+
+/// All guest bytes, whatever the length.
+const ALL: ByteRange = ByteRange::new(0, u64::MAX);
+
+impl Qcow2 {
+    pub(crate) fn resize_to(&self, len: u64, may_shrink: bool) -> Result<()> {
+        self.check_writable("resize")?;
+        let _only_one = self.changing.lock();
+        self.meta.lock().check_poison(&self.io, "resize")?;
+        let old = self.io.size();
+        if self.header().bitmaps.is_some() {
+            let why = "it has persistent bitmaps, whose tables go with the length";
+            return Err(self.refused(ErrorKind::Unsupported, why.into()));
+        }
+        if !len.is_multiple_of(SECTOR) {
+            return Err(self.refused(ErrorKind::InvalidInput, format!("{len} is not a multiple of {SECTOR}")));
+        }
+        if len < old && !may_shrink {
+            let why = format!("{len} bytes would cut off some of the {old}");
+            return Err(self.refused(ErrorKind::InvalidInput, why));
+        }
+        if len < old {
+            self.shrink(len)
+        } else if len > old {
+            self.grow(old, len)
+        } else {
+            self.flush()
+        }
+    }
+
+    fn refused(&self, kind: ErrorKind, why: String) -> Error {
+        Error::new(kind, "resize").in_file(self.io.name.clone()).because(why)
+    }
+
+    fn grow(&self, old: u64, len: u64) -> Result<()> {
+        let io = &self.io;
+        let entries = l1_entries_for(len, io.cluster().bits(), io.format.extended);
+        if i64::try_from(len).is_err() || entries * 8 > MAX_L1_BYTES {
+            let why = format!(
+                "{len} bytes are too many for clusters of {} bytes: the L1 table would need {} bytes, more than {MAX_L1_BYTES}",
+                io.cluster().bytes(),
+                entries * 8
+            );
+            return Err(self.refused(ErrorKind::LimitExceeded, why));
+        }
+        if io.hidden_backing() {
+            let why = "its backing file is not open, so it is not known what would show past the old end";
+            return Err(self.refused(ErrorKind::Unsupported, why.into()));
+        }
+        self.grow_data_file(old, len)?;
+        // usize to u64 is exact here.
+        if entries > self.meta.lock().l1().len() as u64 {
+            self.move_l1(entries)?;
+        }
+        // Here the disk is longer already, so that what lies past the old end can be zeroed; on disk it is not.
+        io.size.store(len, Ordering::Release);
+        let grown = self.zero_past(old, len).and_then(|()| self.flush()).and_then(|()| {
+            self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)
+        });
+        if grown.is_err() {
+            io.size.store(old, Ordering::Release);
+        }
+        grown
+    }
+
+    /// A raw data file is as long as the disk.
+    fn grow_data_file(&self, old: u64, len: u64) -> Result<()> {
+        let Some(data_file) = self.io.data_file.as_ref().filter(|_| self.raw_data_file()) else {
+            return Ok(());
+        };
+        let (info, present) = (data_file.info(), data_file.len()?);
+        if info.fixed_len && present < len {
+            let why = format!("its data file {} has a fixed length of {present}", data_file.name());
+            return Err(self.refused(ErrorKind::NoSpace, why));
+        }
+        let stale = ByteRange::new(old, if info.zero_init { present.min(len) } else { len });
+        if !info.fixed_len && present < len {
+            data_file.set_len(len)?;
+        }
+        if stale.is_empty() { Ok(()) } else { data_file.write_zeroes(stale, ZeroFlags::MAY_UNMAP) }
+    }
+
+    /// Makes what lies past `old` read as zeros, up to `len`: bytes in the last cluster, what a longer backing file would
+    /// show, and what an interrupted shrinking left.
+    fn zero_past(&self, old: u64, len: u64) -> Result<()> {
+        if self.raw_data_file() {
+            // Its bytes are zeroed already, and unallocated clusters read as zeros.
+            return Ok(());
+        }
+        let border = old.next_multiple_of(self.io.cluster().bytes()).min(len);
+        // Less than a cluster.
+        let mut tail = vec![0; (border - old) as usize];
+        self.read_at(&mut tail, old)?;
+        if !zero::is_zero(&tail) {
+            self.zero(ByteRange::new(old, border), ZeroFlags::MAY_UNMAP)?;
+        }
+        self.zero(ByteRange::new(border, len), ZeroFlags::MAY_UNMAP)
+    }
+
+    /// Moves the L1 table to a place with room for `entries`.
+    fn move_l1(&self, entries: u64) -> Result<()> {
+        let io = &self.io;
+        let cluster = io.cluster();
+        let _nobody_maps = self.ranges.exclusive(ALL);
+        // From here on no change of the table is in memory only.
+        self.write_back()?;
+        let clusters = cluster.count(entries * 8);
+        let first = loop {
+            let answer = {
+                let mut meta = self.meta.lock();
+                meta.refcounts(io)?.allocate_run(io, clusters)?
+            };
+            match answer {
+                Ok(first) => break first,
+                Err(block) => self.grow_refcount_table(block)?,
+            }
+        };
+        let give_back = |error: Error| -> Error {
+            let mut meta = self.meta.lock();
+            if let Ok(refcounts) = meta.refcounts(io) {
+                // If the refcounts cannot be read the clusters leak, which harms nobody.
+                let _ = refcounts.release(io, first..first + clusters);
+            }
+            error
+        };
+        let at = HostOffset(cluster.start(first));
+        // At most 32 MiB, and whole clusters.
+        let mut table = vec![0; (clusters * cluster.bytes()) as usize];
+        for (word, entry) in table.chunks_exact_mut(8).zip(self.meta.lock().l1()) {
+            BigEndian::write_u64(word, entry.0);
+        }
+        io.storage.write_at(&table, at.0).map_err(give_back)?;
+        // The table, its refcounts, and the refcount table.
+        self.write_back().map_err(give_back)?;
+
+        let mut field = [0; 12];
+        // At most 32 MiB of table: it fits.
+        BigEndian::write_u32(&mut field, entries as u32);
+        BigEndian::write_u64(&mut field[4..], at.0);
+        {
+            let _only_one = self.write_back.lock();
+            self.write_header_field(HEADER_L1, &field, |header| {
+                header.l1_entries = entries as u32;
+                header.l1_offset = at.0;
+            })
+            .map_err(give_back)?;
+            let mut meta = self.meta.lock();
+            let old =
+                cluster.index(meta.l1_at().0)..cluster.count(meta.l1_at().0 + meta.l1().len() as u64 * 8);
+            meta.l1_moved(at, entries as usize);
+            let refcounts = meta.refcounts(io)?;
+            for index in first..first + clusters {
+                refcounts.metadata.insert(index);
+            }
+            old.clone().for_each(|index| refcounts.metadata.remove(index));
+            refcounts.defer_drop(io, old);
+        }
+        Ok(())
+    }
+
+    fn shrink(&self, len: u64) -> Result<()> {
+        let io = &self.io;
+        let _nobody_maps = self.ranges.exclusive(ALL);
+        self.write_back()?;
+        self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
+        let old = io.size.swap(len, Ordering::AcqRel);
+        self.unmap_past(len)?;
+        self.write_back()?;
+        match &io.data_file {
+            None => Ok(()),
+            Some(file) if self.raw_data_file() && !file.info().fixed_len => {
+                file.set_len(len)?;
+                file.flush()
+            }
+            // A hint: nothing shows it any more.
+            Some(file) => file.discard(ByteRange::new(len, old)),
+        }
+    }
+
+    /// Gives every cluster back that lies past `len` as a whole.
+    fn unmap_past(&self, len: u64) -> Result<()> {
+        let io = &self.io;
+        let first = io.cluster().count(len);
+        let per_table = io.l2_entries();
+        let tables = self.meta.lock().l1().len() as u64;
+        for index in first / per_table..tables {
+            let wanted = {
+                let mut meta = self.meta.lock();
+                meta.l2.wants_write_back() || meta.refcounts(io)?.wants_write_back()
+            };
+            if wanted {
+                self.write_back()?;
+            }
+            while let Some(block) = self.unmap_table(index, first)? {
+                self.grow_refcount_table(block)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the clusters of L2 table `index`; `Some(block)` if the refcount table must first grow.
+    fn unmap_table(&self, index: u64, first: u64) -> Result<Option<u64>> {
+        let io = &self.io;
+        let mut meta = self.meta.lock();
+        let clusters = index * io.l2_entries()..(index + 1) * io.l2_entries();
+        let (l1_index, l1) = meta.l1_entry(io, clusters.start)?;
+        let Some(table) = l1.table() else { return Ok(None) };
+        let whole = first <= clusters.start;
+        if !whole && let Some(block) = ensure_l2_table(io, &mut meta, clusters.start)? {
+            return Ok(Some(block));
+        }
+        for cluster in clusters.start.max(first)..clusters.end {
+            let (entry, holds) = match meta.entry(io, cluster)? {
+                Entry::Compressed(run) => (true, compressed_clusters(io, run)),
+                Entry::Plain(plain) => {
+                    let index =
+                        plain.host.map(|h| io.cluster().index(h.0)).filter(|_| !io.format.external_data);
+                    (plain != PlainEntry::default(), index.map_or(0..0, |i| i..i + 1))
+                }
+            };
+            if entry && !whole {
+                meta.set_entry(io, cluster, PlainEntry::default())?;
+            }
+            meta.refcounts(io)?.defer_drop(io, holds);
+        }
+        if whole {
+            meta.clear_l1(io, l1_index);
+            let cluster = io.cluster().index(table.0);
+            let refcounts = meta.refcounts(io)?;
+            refcounts.metadata.remove(cluster);
+            refcounts.defer_drop(io, cluster..cluster + 1);
+        }
+        Ok(None)
+    }
+
+    /// Changes a field of the header, on disk and here. All that it stands for is durable.
+    fn write_header_field(&self, at: u64, bytes: &[u8], change: impl FnOnce(&mut Header)) -> Result<()> {
+        if let Err(error) = self.write_header(at, bytes) {
+            if error.kind() != ErrorKind::NoSpace {
+                poison(&mut self.meta.lock(), &error);
+            }
+            return Err(error);
+        }
+        let mut header = (*self.header()).clone();
+        change(&mut header);
+        self.set_header(header);
+        Ok(())
+    }
+}
+
+fn be64(value: u64) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    BigEndian::write_u64(&mut bytes, value);
+    bytes
+}
