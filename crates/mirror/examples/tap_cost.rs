@@ -11,8 +11,9 @@ use blockmirror_block::{
 };
 use blockmirror_mirror::Tap;
 
-const ROUNDS: u32 = 4_000_000;
-const REPEATS: u32 = 5;
+/// Few enough for a thread to do them undisturbed on a busy machine now and then.
+const ROUNDS: u32 = 20_000;
+const REPEATS: u32 = 500;
 
 /// A disk that does nothing, so that what is left is the way to it.
 #[derive(Debug)]

@@ -142,7 +142,7 @@ impl MirrorGroup {
                 }
             }
         }
-        let name = |member: &GroupMember| member.tap.title_now();
+        let name = |member: &GroupMember| member.tap.title();
         let names: Vec<String> = members.iter().map(name).collect();
         drop(members);
         let mut jobs = Vec::new();

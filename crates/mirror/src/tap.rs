@@ -2,8 +2,8 @@
 //!
 //! It is made when the disk is opened and stays in front of it for good: a job comes ([`MirrorJob::attach`]), sees
 //! every write, and goes; after a pivot the tap forwards to the target and can be mirrored again. While no job and no
-//! bitmap listens it costs a request one uncontended lock of a lane (two for a write), and nothing is shared between
-//! lanes.
+//! bitmap listens a request takes no lock and writes to no memory that all threads share: it looks up where to forward to,
+//! and a write is counted in a [lane](lanes).
 //!
 //! What must hold:
 //! - A write is told to bitmaps and jobs after it has finished, whether or not it succeeded, and to those that listen
@@ -11,19 +11,21 @@
 //! - Writes under way are counted, so that whoever holds the guest knows when none is left, those included that began
 //!   before anybody listened.
 //! - What lies below changes only while no write is under way: at a pivot, or under a [`Drained`].
-//! - Lock order: state, then a lane or a job's core; nothing else is locked under those.
+//! - Lock order: state, then a job's core; nothing else is locked under those.
 //!
 //! [`MirrorJob::attach`]: crate::MirrorJob::attach
 
 mod bitmaps;
 mod drain;
 mod guard;
+mod lanes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::sync::{Condvar, Mutex, thread_number};
+use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{
     self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
 };
@@ -35,9 +37,7 @@ use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
 pub use guard::WriteGuard;
-
-/// Threads are spread over so many lanes.
-const LANES: usize = 16;
+use lanes::Lanes;
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
@@ -66,7 +66,9 @@ pub struct Tap {
     name: Arc<str>,
     /// The name was given to the tap; otherwise messages use that of the disk below.
     has_own_name: bool,
-    lanes: [Mutex<Lane>; LANES],
+    /// Changes under the lock of the state, while no write is under way.
+    below: ArcSwap<Below>,
+    lanes: Lanes,
     state: Mutex<State>,
     /// The last write under way has finished while somebody drains.
     landed: Condvar,
@@ -74,22 +76,15 @@ pub struct Tap {
     released: Condvar,
 }
 
-/// What a request needs while nobody listens.
+/// Where the tap forwards to.
 #[derive(Debug)]
-struct Lane {
+struct Below {
     device: Arc<dyn BlockDevice>,
     len: u64,
-    /// Nobody listens.
-    idle: bool,
-    /// Writes under way that began while nobody listened.
-    writes: usize,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Where the tap forwards to.
-    device: Arc<dyn BlockDevice>,
-    len: u64,
     session: Option<Session>,
     next_session: u64,
     /// Writes under way, or waiting for a job to let them in, that began while somebody listened.
@@ -140,15 +135,12 @@ impl Tap {
     }
 
     fn build(device: Arc<dyn BlockDevice>, name: Arc<str>, has_own_name: bool) -> Arc<Self> {
-        let len = device.len();
-        let lane = |_| Mutex::new(Lane { device: Arc::clone(&device), len, idle: true, writes: 0 });
         Arc::new(Self {
             name,
             has_own_name,
-            lanes: std::array::from_fn(lane),
+            below: ArcSwap::from_pointee(Below::new(device)),
+            lanes: Lanes::new(),
             state: Mutex::new(State {
-                device,
-                len,
                 session: None,
                 next_session: 0,
                 writes: 0,
@@ -162,7 +154,7 @@ impl Tap {
 
     /// The disk that the tap forwards to at present.
     pub fn device(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(&self.lane().lock().device)
+        Arc::clone(&self.below.load().device)
     }
 
     /// Whether a job sits on the tap.
@@ -176,34 +168,17 @@ impl Tap {
     }
 
     fn under_way(&self, state: &State) -> usize {
-        state.writes + self.lanes.iter().map(|lane| lane.lock().writes).sum::<usize>()
+        state.writes + self.lanes.writes()
     }
 
     /// What messages call the disk.
-    fn title(&self, state: &State) -> String {
-        if self.has_own_name { self.name.to_string() } else { state.device.name().to_owned() }
+    pub(crate) fn title(&self) -> String {
+        if self.has_own_name { self.name.to_string() } else { self.device().name().to_owned() }
     }
 
-    /// The same, now.
-    pub(crate) fn title_now(&self) -> String {
-        self.title(&self.state.lock())
-    }
-
-    fn lane(&self) -> &Mutex<Lane> {
-        &self.lanes[lane_of_this_thread()]
-    }
-
-    /// Brings the lanes up to date; returns the writes under way in them.
+    /// Says in the lanes whether anybody listens; returns the writes under way in them.
     fn set_lanes(&self, state: &State) -> usize {
-        let mut writes = 0;
-        for lane in &self.lanes {
-            let mut lane = lane.lock();
-            lane.device = Arc::clone(&state.device);
-            lane.len = state.len;
-            lane.idle = state.is_idle();
-            writes += lane.writes;
-        }
-        writes
+        self.lanes.set_listened(!state.is_idle())
     }
 
     /// Puts the job that `make` sets up on the tap. From then on it is told of every write that finishes.
@@ -215,14 +190,14 @@ impl Tap {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.live_session().is_some() {
-            return Err(Error::Busy { disk: self.title(state) });
+            return Err(Error::Busy { disk: self.title() });
         }
         let seed = match bitmap {
             None => None,
             Some(name) => Some(&self.free_bitmap(state, name)?.map),
         };
         let session = state.next_session;
-        let engine = make(Welcome { session, source: Arc::clone(&state.device), bitmap: seed })?;
+        let engine = make(Welcome { session, source: self.device(), bitmap: seed })?;
         state.next_session += 1;
         state.session =
             Some(Session { id: session, engine: Arc::clone(&engine), bitmap: bitmap.map(str::to_owned) });
@@ -248,7 +223,7 @@ impl Tap {
                     bitmap.map.clear_all();
                 }
                 if ending == Ending::Pivot {
-                    state.device = Arc::clone(target);
+                    self.below.store(Arc::new(Below::new(Arc::clone(target))));
                 }
             }
         }
@@ -270,17 +245,16 @@ impl Tap {
         can_mirror: bool,
     ) -> block::Result<WriteGuard<'_>> {
         loop {
-            let index = lane_of_this_thread();
-            {
-                let mut lane = self.lanes[index].lock();
-                if lane.idle {
-                    // Once the write is counted the length stays.
-                    check_bounds(&lane.device, operation, range, lane.len)?;
-                    lane.writes += 1;
-                    return Ok(WriteGuard::in_lane(self, range, Arc::clone(&lane.device), index));
+            if let Some(lane) = self.lanes.enter() {
+                // Once the write is counted nothing else comes to lie below.
+                let below = self.below.load();
+                if let Err(error) = below.check_bounds(operation, range) {
+                    self.leave_lane(lane, ByteRange::default());
+                    return Err(error);
                 }
+                return Ok(WriteGuard::in_lane(self, range, below, lane));
             }
-            let (device, session) = {
+            let (below, session) = {
                 let mut state = self.state.lock();
                 while state.drains > 0 {
                     state = self.released.wait(state);
@@ -289,20 +263,21 @@ impl Tap {
                     // Nobody listens any more.
                     continue;
                 }
-                check_bounds(&state.device, operation, range, state.len)?;
+                let below = self.below.load();
+                below.check_bounds(operation, range)?;
                 state.writes += 1;
-                (Arc::clone(&state.device), state.session.clone())
+                (below, state.session.clone())
             };
-            let Some(session) = session else { return Ok(WriteGuard::seen(self, range, device)) };
+            let Some(session) = session else { return Ok(WriteGuard::seen(self, range, below)) };
             match session.engine.guest_begin(range, can_mirror) {
                 (ticket, Admission::Source) => {
-                    return Ok(WriteGuard::let_in(self, range, device, session.id, ticket, None));
+                    return Ok(WriteGuard::let_in(self, range, below, session.id, ticket, None));
                 }
                 (ticket, Admission::Both) => {
                     return Ok(WriteGuard::let_in(
                         self,
                         range,
-                        device,
+                        below,
                         session.id,
                         ticket,
                         Some(session.engine),
@@ -316,18 +291,30 @@ impl Tap {
         }
     }
 
+    /// Performs a write that has entered lane `index`: what [`begin`](Self::begin) and the guard's end would do, without
+    /// moving a guard about.
+    fn in_lane(
+        &self,
+        index: usize,
+        operation: &'static str,
+        range: ByteRange,
+        write: impl FnOnce(&dyn BlockDevice) -> block::Result<()>,
+    ) -> block::Result<()> {
+        let mut inside = InLane { tap: self, index, range: ByteRange::default() };
+        let below = self.below.load();
+        below.check_bounds(operation, range)?;
+        inside.range = range;
+        write(&*below.device)
+    }
+
     /// A write that began in lane `index` has finished.
     fn leave_lane(&self, index: usize, range: ByteRange) {
-        {
-            let mut lane = self.lanes[index].lock();
-            if lane.idle {
-                lane.writes -= 1;
-                return;
-            }
+        if self.lanes.leave(index) {
+            return;
         }
         // Somebody began to listen meanwhile. Counting and telling are one step for them.
         let mut state = self.state.lock();
-        self.lanes[index].lock().writes -= 1;
+        self.lanes.leave_listened(index);
         state.tell(range, None, |_| {});
         self.note_landing(&state);
     }
@@ -360,26 +347,37 @@ impl State {
     }
 }
 
-fn lane_of_this_thread() -> usize {
-    thread_number() % LANES
+/// Leaves the lane, also should the device panic.
+struct InLane<'a> {
+    tap: &'a Tap,
+    index: usize,
+    range: ByteRange,
 }
 
-fn check_bounds(
-    device: &Arc<dyn BlockDevice>,
-    operation: &'static str,
-    range: ByteRange,
-    len: u64,
-) -> block::Result<()> {
-    if range.end() <= len {
-        return Ok(());
+impl Drop for InLane<'_> {
+    fn drop(&mut self) {
+        self.tap.leave_lane(self.index, self.range);
     }
-    Err(DiskError::out_of_bounds(operation, range.start(), range.len(), len).in_file(device.name()))
+}
+
+impl Below {
+    fn new(device: Arc<dyn BlockDevice>) -> Self {
+        Self { len: device.len(), device }
+    }
+
+    fn check_bounds(&self, operation: &'static str, range: ByteRange) -> block::Result<()> {
+        if range.end() <= self.len {
+            return Ok(());
+        }
+        let error = DiskError::out_of_bounds(operation, range.start(), range.len(), self.len);
+        Err(error.in_file(self.device.name()))
+    }
 }
 
 impl BlockDevice for Tap {
     /// That of the disk below. Changes only under a [`Drained`].
     fn len(&self) -> u64 {
-        self.lane().lock().len
+        self.below.load().len
     }
 
     /// The name given to the tap, or that of the first disk below it: a handle of the guest, which a pivot does not
@@ -390,15 +388,18 @@ impl BlockDevice for Tap {
 
     /// That of the disk the tap forwards to now: another one after a pivot.
     fn geometry(&self) -> Geometry {
-        self.device().geometry()
+        self.below.load().device.geometry()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> block::Result<()> {
-        self.device().read_at(buf, offset)
+        self.below.load().device.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> block::Result<()> {
         let range = ByteRange::checked(offset, buf.len()).unwrap_or_else(|| ByteRange::at(offset, u64::MAX));
+        if let Some(lane) = self.lanes.enter() {
+            return self.in_lane(lane, "write", range, |device| device.write_at(buf, offset, flags));
+        }
         let guard = self.begin_write(range)?;
         let result = guard.device().write_at(buf, offset, flags);
         // Durable at the source is durable for the guest; the job flushes the target before it takes over.
@@ -406,6 +407,9 @@ impl BlockDevice for Tap {
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> block::Result<()> {
+        if let Some(lane) = self.lanes.enter() {
+            return self.in_lane(lane, "write", range, |device| device.write_zeroes(range, flags));
+        }
         let guard = self.begin_write(range)?;
         let result = guard.device().write_zeroes(range, flags);
         let flags = flags.without(ZeroFlags::FUA).without(ZeroFlags::NO_FALLBACK);
@@ -421,11 +425,11 @@ impl BlockDevice for Tap {
     }
 
     fn flush(&self) -> block::Result<()> {
-        self.device().flush()
+        self.below.load().device.flush()
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> block::Result<()> {
-        self.device().extents(range, visit)
+        self.below.load().device.extents(range, visit)
     }
 
     /// What anybody reads does not change, so nobody is told.
@@ -434,7 +438,7 @@ impl BlockDevice for Tap {
     }
 
     fn cancel_in_flight(&self) {
-        self.device().cancel_in_flight();
+        self.below.load().device.cancel_in_flight();
     }
 }
 

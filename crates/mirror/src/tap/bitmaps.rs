@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::ByteRange;
+use blockmirror_block::{BlockDevice, ByteRange};
 
 use super::{State, Tap};
 use crate::error::Error;
@@ -110,9 +110,9 @@ impl Tap {
         make: impl FnOnce(u64) -> Result<DirtyBitmap, Error>,
     ) -> Result<(), Error> {
         let mut state = self.state.lock();
-        let map = make(state.len)?;
+        let map = make(self.len())?;
         if state.bitmaps.contains_key(name) || state.bitmaps.len() >= MAX_BITMAPS {
-            return Err(Error::BitmapExists { disk: self.title(&state), name: name.to_owned() });
+            return Err(Error::BitmapExists { disk: self.title(), name: name.to_owned() });
         }
         state.bitmaps.insert(name.to_owned(), Named { map, enabled, users: 0 });
         self.set_lanes(&state);
@@ -139,7 +139,7 @@ impl Tap {
     /// There is none of that name.
     pub fn bitmap(&self, name: &str) -> Result<DirtyBitmap, Error> {
         let state = self.state.lock();
-        let bitmap = state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(&state, name))?;
+        let bitmap = state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(name))?;
         Ok(bitmap.map.clone())
     }
 
@@ -150,7 +150,7 @@ impl Tap {
     /// There is no bitmap of that name.
     pub fn dirty_runs(&self, name: &str, range: ByteRange, max: usize) -> Result<Vec<ByteRange>, Error> {
         let state = self.state.lock();
-        let map = &state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(&state, name))?.map;
+        let map = &state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(name))?.map;
         let mut runs = Vec::new();
         let mut at = range.start();
         while runs.len() < max
@@ -169,7 +169,7 @@ impl Tap {
     pub fn remove_bitmap(&self, name: &str) -> Result<DirtyBitmap, Error> {
         let mut state = self.state.lock();
         self.free_bitmap(&state, name)?;
-        let bitmap = state.bitmaps.remove(name).ok_or_else(|| self.no_bitmap(&state, name))?;
+        let bitmap = state.bitmaps.remove(name).ok_or_else(|| self.no_bitmap(name))?;
         self.set_lanes(&state);
         Ok(bitmap.map)
     }
@@ -242,7 +242,7 @@ impl Tap {
         self.free_bitmap(&state, name)?;
         let answer = match state.bitmaps.get_mut(name) {
             Some(bitmap) => change(bitmap)?,
-            None => return Err(self.no_bitmap(&state, name)),
+            None => return Err(self.no_bitmap(name)),
         };
         self.set_lanes(&state);
         Ok(answer)
@@ -250,15 +250,15 @@ impl Tap {
 
     /// The bitmap, unless it is in use.
     pub(super) fn free_bitmap<'s>(&self, state: &'s State, name: &str) -> Result<&'s Named, Error> {
-        let bitmap = state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(state, name))?;
+        let bitmap = state.bitmaps.get(name).ok_or_else(|| self.no_bitmap(name))?;
         if state.is_busy(name, bitmap) {
-            return Err(Error::BitmapBusy { disk: self.title(state), name: name.to_owned() });
+            return Err(Error::BitmapBusy { disk: self.title(), name: name.to_owned() });
         }
         Ok(bitmap)
     }
 
-    fn no_bitmap(&self, state: &State, name: &str) -> Error {
-        Error::NoBitmap { disk: self.title(state), name: name.to_owned() }
+    fn no_bitmap(&self, name: &str) -> Error {
+        Error::NoBitmap { disk: self.title(), name: name.to_owned() }
     }
 }
 

@@ -10,7 +10,7 @@ use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::Instant;
 use blockmirror_block::{BlockDevice, ByteRange};
 
-use super::Tap;
+use super::{Below, State, Tap};
 use crate::error::Error;
 
 /// The guest is held and no write of it is under way, until this is dropped.
@@ -69,7 +69,7 @@ impl Tap {
         let mut state = self.state.lock();
         state.drains += 1;
         self.set_lanes(&state);
-        Drained { tap: Arc::clone(self), device: Arc::clone(&state.device) }
+        Drained { tap: Arc::clone(self), device: self.device() }
     }
 }
 
@@ -89,7 +89,7 @@ impl Drained {
                 }
             };
         }
-        self.device = Arc::clone(&state.device);
+        self.device = self.tap.device();
         true
     }
 
@@ -117,27 +117,26 @@ impl Drained {
     pub fn replace(&mut self, device: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>, Error> {
         let mut state = self.tap.state.lock();
         let state = &mut *state;
-        let len = device.len();
         if state.live_session().is_some() {
-            return Err(Error::Busy { disk: self.tap.title(state) });
+            return Err(Error::Busy { disk: self.tap.title() });
         }
-        if !Arc::ptr_eq(&state.device, &self.device) {
-            return Err(Error::DiskChanged { disk: state.device.name().to_owned() });
+        let old = self.tap.below.load();
+        if !Arc::ptr_eq(&old.device, &self.device) {
+            return Err(Error::DiskChanged { disk: old.device.name().to_owned() });
         }
-        if len != state.len {
-            self.resize_bitmaps(state, len)?;
+        let new = Below::new(Arc::clone(&device));
+        if new.len != old.len {
+            self.resize_bitmaps(state, old.len, new.len)?;
         }
-        state.len = len;
-        state.device = Arc::clone(&device);
-        self.tap.set_lanes(state);
+        self.tap.below.store(Arc::new(new));
         Ok(std::mem::replace(&mut self.device, device))
     }
 
-    fn resize_bitmaps(&self, state: &mut super::State, len: u64) -> Result<(), Error> {
+    fn resize_bitmaps(&self, state: &mut State, old_len: u64, len: u64) -> Result<(), Error> {
         if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
-            return Err(Error::BitmapBusy { disk: self.tap.title(state), name: name.clone() });
+            return Err(Error::BitmapBusy { disk: self.tap.title(), name: name.clone() });
         }
-        let grown = ByteRange::new(state.len, len);
+        let grown = ByteRange::new(old_len, len);
         for bitmap in state.bitmaps.values_mut() {
             // Its granularity was valid before.
             let Ok(mut map) = DirtyBitmap::new(len, bitmap.map.granularity()) else { continue };

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::Guard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
-use super::Tap;
+use super::{Below, Tap};
 use crate::engine::{Engine, Wake};
 
 /// An announced write. Dropping it without a word counts as a failed write.
@@ -13,7 +14,7 @@ use crate::engine::{Engine, Wake};
 pub struct WriteGuard<'a> {
     tap: &'a Tap,
     range: ByteRange,
-    device: Arc<dyn BlockDevice>,
+    below: Guard<Arc<Below>>,
     /// `None` once it has finished.
     place: Option<Place>,
 }
@@ -33,28 +34,28 @@ enum Place {
 }
 
 impl<'a> WriteGuard<'a> {
-    pub(super) fn in_lane(tap: &'a Tap, range: ByteRange, device: Arc<dyn BlockDevice>, lane: usize) -> Self {
-        Self { tap, range, device, place: Some(Place::Lane(lane)) }
+    pub(super) fn in_lane(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>, lane: usize) -> Self {
+        Self { tap, range, below, place: Some(Place::Lane(lane)) }
     }
 
-    pub(super) fn seen(tap: &'a Tap, range: ByteRange, device: Arc<dyn BlockDevice>) -> Self {
-        Self { tap, range, device, place: Some(Place::Seen) }
+    pub(super) fn seen(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>) -> Self {
+        Self { tap, range, below, place: Some(Place::Seen) }
     }
 
     pub(super) fn let_in(
         tap: &'a Tap,
         range: ByteRange,
-        device: Arc<dyn BlockDevice>,
+        below: Guard<Arc<Below>>,
         session: u64,
         ticket: u64,
         both: Option<Arc<Engine>>,
     ) -> Self {
-        Self { tap, range, device, place: Some(Place::LetIn { session, ticket, both }) }
+        Self { tap, range, below, place: Some(Place::LetIn { session, ticket, both }) }
     }
 
     /// The disk to write to.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
-        &self.device
+        &self.below.device
     }
 
     /// The bytes that were announced.
