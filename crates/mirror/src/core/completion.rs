@@ -236,6 +236,8 @@ impl Core {
             OnError::Report | OnError::Enospc | OnError::Auto => ErrorAction::Report,
         };
         self.push_event(Event::Error { operation, action, range, message: error.to_string() });
+        // Nobody waits while it is tried again, or for the job to be resumed.
+        self.let_go();
         match action {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),

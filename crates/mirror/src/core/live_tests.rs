@@ -462,3 +462,33 @@ fn a_survey_is_not_cut_by_writes_that_came_before_it() {
     let log = drive(&mut core);
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
 }
+
+/// A write that failed at the target while the guest was held once stopped the job and left the guest held: all its writes
+/// waited for somebody to resume the job.
+#[test]
+fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
+    let mut core = ready(blocking().on_target_error(OnError::Stop));
+    let (under_way, admission) = begin(&mut core, 0, 4096);
+    assert_eq!(admission, Admission::Both);
+    core.complete().unwrap();
+    assert!(next(&mut core).is_none());
+    let (later, admission) = begin(&mut core, 8192, 12_288);
+    assert_eq!(admission, Admission::Wait, "held");
+    core.guest_finished(under_way, true, Some(Err(io_error())));
+    assert_eq!(core.progress(NOW).state, JobState::Standby);
+    assert_eq!(core.guest_admit(later), Admission::Source);
+}
+
+/// With a low speed the guest was once held until the last bytes had their turn, up to half a mebibyte of them.
+#[test]
+fn a_speed_limit_does_not_keep_a_held_guest_waiting() {
+    let mut core = ready(MirrorOptions::new());
+    core.set_speed(NOW, 1).unwrap();
+    // Uses the speed up for long.
+    core.mark_dirty(ByteRange::new(500_000, 500_001));
+    assert_eq!(copies(&drive(&mut core)).len(), 1);
+    core.mark_dirty(ByteRange::new(0, 4096));
+    core.complete().unwrap();
+    let log = drive(&mut core);
+    assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)), "{log:?}");
+}
