@@ -156,7 +156,7 @@ impl Images {
         let image = self.open_in(kind, storage, true)?;
         let mut device = Arc::clone(&image);
         if rng.chance(50) {
-            let (percent, most) = rng.pick(&[(1, 20_000), (20, 500), (60, 200)]);
+            let (percent, most) = rng.pick(&[(1, 100_000), (1, 20_000), (20, 500), (60, 200)]);
             device = Arc::new(SlowDisk::new(device, percent, most, rng.next()));
         }
         device = Arc::new(FaultDisk::new(device, faults.clone()));

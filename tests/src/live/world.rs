@@ -110,6 +110,14 @@ impl World {
         self.judge_shared(what, &found, |writer, n| cut.sight(writer, n))
     }
 
+    /// Whether two disks hold the same, also where several contents are possible.
+    pub(super) fn verify_same(&self, what: &str, a: &dyn BlockDevice, b: &dyn BlockDevice) -> Outcome {
+        match difference(&self.read(what, a)?, &self.read(what, b)?, 0) {
+            Some(difference) => Err(format!("{what}: {difference}").into()),
+            None => Ok(()),
+        }
+    }
+
     /// Everybody has stopped, and `device` was found to be right: forgets what led there.
     pub(super) fn settle(&self, device: &dyn BlockDevice) -> Outcome {
         self.contended.settle(&self.read("the disk", device)?);
