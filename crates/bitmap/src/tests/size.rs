@@ -33,6 +33,34 @@ fn memory_follows_what_is_mixed() {
 }
 
 #[test]
+fn one_percent_dirty_in_runs_of_64_mib_costs_a_few_mebibytes() {
+    let mut bitmap = bitmap();
+    let run = 64 << 20;
+    let runs = DISK / 100 / run;
+    // Wherever a run begins it cuts leaves at both ends; spread like this, no two share one.
+    for i in 0..runs {
+        let at = (i * (DISK / runs >> 12) + i * 7919 % 4096) * 4096;
+        bitmap.set(at..at + run);
+    }
+    assert_eq!(bitmap.dirty_bytes(), runs * run);
+    assert!(bitmap.heap_bytes() < 16 << 20, "{}", bitmap.heap_bytes());
+    // What it comes to.
+    assert!(bitmap.heap_bytes() < 4 << 20, "{}", bitmap.heap_bytes());
+}
+
+/// The worst case: a mixed leaf for each 4096 granules. Who needs a bound chooses the granularity by the length of the disk.
+#[test]
+fn a_mixed_leaf_costs_600_bytes() {
+    let leaf = 4096 * 4096;
+    let mut bitmap = DirtyBitmap::new(1 << 40, 4096).unwrap();
+    let leaves = (1 << 40) / leaf;
+    for i in 0..leaves {
+        bitmap.set(i * leaf..i * leaf + 1);
+    }
+    assert!(bitmap.heap_bytes() as u64 <= leaves * 600, "{}", bitmap.heap_bytes());
+}
+
+#[test]
 fn one_bit_in_eight_tebibytes_is_found_from_either_side() {
     let mut bitmap = bitmap();
     bitmap.set(DISK - 1..DISK);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::{Geometry, ZeroCost};
 
+use crate::granularity::MAX_GRANULARITY;
 use crate::options::{
     BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MIN_ZERO_RUN, MirrorOptions,
     OnError, SyncMode,
@@ -16,7 +17,10 @@ const SHARES: u64 = 32;
 const MIN_OPERATION: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
 const DETAIL: u64 = 4096;
-/// The dirty bitmap may take this much memory if every other unit is dirty; beyond, the detail is coarser.
+/// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser, also coarser than
+/// the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case is a mixed leaf for each 4096
+/// units; with what a leaf and its place in the tree take besides the bits, a bitmap then is below 40 MiB, whatever the disk.
+/// (Past 16 PiB it grows, because a unit is at most 64 MiB.) A core has three, four with sync mode top.
 const DETAIL_BUDGET: u64 = 32 << 20;
 
 /// What does not change while a job runs.
@@ -24,7 +28,7 @@ const DETAIL_BUDGET: u64 = 32 << 20;
 pub(crate) struct Config {
     /// Length of the disk.
     pub(crate) len: u64,
-    /// What one bit of the dirty bitmap stands for: the granularity, or finer.
+    /// What one bit of the dirty bitmap stands for: the granularity, or finer; coarser where memory would not do.
     pub(crate) detail: u64,
     /// The granularity; with a speed limit, no operation is cut below it.
     pub(crate) granularity: u64,
@@ -100,8 +104,8 @@ pub(crate) fn zero_scan_unit(target: Geometry, min_zero_run: u64) -> u64 {
 }
 
 fn detail(granularity: u64, len: u64) -> u64 {
-    let affordable = len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two();
-    granularity.min(affordable.max(DETAIL))
+    let affordable = len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two().min(MAX_GRANULARITY);
+    granularity.min(DETAIL).max(affordable)
 }
 
 pub(crate) fn floor_power_of_two(n: u64) -> u64 {
@@ -110,6 +114,8 @@ pub(crate) fn floor_power_of_two(n: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use blockmirror_bitmap::DirtyBitmap;
+
     use super::*;
 
     fn config(options: MirrorOptions, granularity: u64, cluster: Option<u64>) -> Config {
@@ -146,8 +152,28 @@ mod tests {
         assert_eq!(detail(64 << 20, 1 << 30), 4096);
         assert_eq!(detail(65536, 0), 4096);
         assert_eq!(detail(512, 1 << 30), 512);
-        assert_eq!(detail(512, 64 << 40), 512, "never coarser than asked");
+        assert_eq!(detail(512, 64 << 40), 256 << 10, "memory counts more than what was asked for");
+        assert_eq!(detail(4096, 1 << 40), 4096);
         assert_eq!(detail(64 << 20, 8 << 40), 32 << 10);
+        assert_eq!(detail(512, u64::MAX), 64 << 20);
+    }
+
+    /// A bitmap of the worst kind: something of each leaf is dirty.
+    fn worst(len: u64, detail: u64) -> usize {
+        let mut bitmap = DirtyBitmap::new(len, detail).unwrap();
+        let leaf = detail * 4096;
+        for at in 0..len / leaf {
+            bitmap.set(at * leaf..at * leaf + 1);
+        }
+        bitmap.heap_bytes()
+    }
+
+    #[test]
+    fn the_worst_bitmap_of_a_large_disk_is_capped_by_coarsening() {
+        for (granularity, len) in [(4096, 8 << 40), (512, 1 << 40), (64 << 20, 64 << 40)] {
+            let bytes = worst(len, detail(granularity, len));
+            assert!(bytes > 32 << 20 && bytes < 40 << 20, "{granularity} {len}: {bytes}");
+        }
     }
 
     #[test]
