@@ -3,6 +3,7 @@
 //! [`mod@format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what is refused
 //! and why.
 
+mod backing;
 mod cache;
 mod compressed;
 mod copy_up;

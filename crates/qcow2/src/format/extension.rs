@@ -115,6 +115,11 @@ pub(crate) fn feature_names(room: &[u8]) -> Vec<FeatureName> {
         .unwrap_or_default()
 }
 
+/// The extensions in `room` as they are, without the end.
+pub(crate) fn records(room: &[u8]) -> Result<Vec<(u32, &[u8])>> {
+    Records { rest: room, missing: 0 }.map(|record| record.map(|r| (r.magic, r.data))).collect()
+}
+
 impl Extensions {
     /// Parses the room between the fixed header and the backing name or the end of the first cluster.
     /// `missing` bytes of that room lie past the end of the file.

@@ -7,4 +7,5 @@ pub mod extension;
 pub mod feature;
 pub mod header;
 pub mod refcount;
+pub(crate) mod rewrite;
 pub mod snapshot;

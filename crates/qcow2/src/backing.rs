@@ -1,0 +1,77 @@
+//! Another layer below: the device that shows through, and the name in the header. They change apart: who puts an overlay on
+//! a disk, or takes a layer out of a chain, does both in the order that its operation needs.
+
+use std::sync::Arc;
+
+use blockmirror_block::{BlockDevice, ByteRange, Error as BlockError, ErrorKind};
+
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::format::rewrite::{NewBacking, change_backing};
+use crate::image::Qcow2;
+use crate::writeback::poison;
+
+impl Qcow2 {
+    /// Puts `device` below the image, in place of what is there; the old one is handed back. The header does not change.
+    ///
+    /// Waits for operations under way. What the guest reads changes wherever the two differ and the image holds nothing: that
+    /// is the caller's affair.
+    pub fn replace_backing(&self, device: Option<Arc<dyn BlockDevice>>) -> Option<Arc<dyn BlockDevice>> {
+        let _only_one = self.changing.lock();
+        let _nobody_reads = self.ranges.exclusive(ByteRange::new(0, u64::MAX));
+        std::mem::replace(&mut self.io.below.lock().device, device)
+    }
+
+    /// Makes the header name another backing file, or none, durably. Everything written before is durable first. The device
+    /// below does not change.
+    ///
+    /// After a crash the header names the old file or the new one. With clusters of 1 and 2 KiB it may be torn.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a name or a format that cannot stand in the header; [`Error::Storage`] for a read-only image,
+    /// and if writing fails.
+    pub fn set_backing_file(&self, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
+        self.check_writable("change backing file")?;
+        let new = name.map(|name| NewBacking { name, format });
+        if let Some(new) = &new {
+            new.check()?;
+            if self.raw_data_file() {
+                let problem = "an image with a raw data file cannot have one".into();
+                return Err(Error::Option { option: "backing_file", problem });
+            }
+        } else if format.is_some() {
+            let problem = "it needs a backing_file".into();
+            return Err(Error::Option { option: "backing_fmt", problem });
+        }
+        let _only_one = self.changing.lock();
+        self.flush()?;
+        // The refcount table does not move, nor does anything else change the header, under the write-back lock.
+        let _no_write_back = self.write_back.lock();
+        self.meta.lock().check_poison(&self.io, "change backing file")?;
+        // At most 2 MiB. What the file lacks of its first cluster reads as zeros.
+        let mut cluster = vec![0; self.io.cluster().bytes() as usize];
+        self.io.storage.read_at(&mut cluster, 0)?;
+        let header_length = Header::parse(&cluster)?.header_length as usize;
+        let steps = change_backing(&cluster, header_length, new)?;
+        for step in &steps {
+            cluster[step.at..step.at + step.bytes.len()].copy_from_slice(&step.bytes);
+        }
+        let header = Header::parse(&cluster)?;
+        if header.backing.as_ref().map(|b| b.name.as_bytes()) != name {
+            let error =
+                BlockError::new(ErrorKind::Corrupt, "change backing file").in_file(self.io.name.clone());
+            return Err(error.because("the header would not name it").into());
+        }
+        for step in &steps {
+            if let Err(error) = self.write_header(step.at as u64, &step.bytes) {
+                if error.kind() != ErrorKind::NoSpace {
+                    poison(&mut self.meta.lock(), &error);
+                }
+                return Err(error.into());
+            }
+        }
+        self.io.below.lock().named = header.backing.is_some();
+        self.set_header(header);
+        Ok(())
+    }
+}

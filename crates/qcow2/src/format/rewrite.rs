@@ -1,0 +1,187 @@
+//! Another backing file in the header: which bytes of the first cluster change, in which order.
+//!
+//! Pure: the first cluster comes in, writes come out, each to be durable before the next. The fixed fields lie in the first
+//! sector, which changes at once; what does not fit there is prepared first:
+//!
+//! 1. the new name, at a place near the end of the cluster that the old one does not use;
+//! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector (without the names
+//!    of features, which nobody needs to read the image), still with the old backing file; then the new rest;
+//! 3. the first sector, with the new name, format and extensions.
+//!
+//! So whatever a crash leaves, the header names the old backing file or the new one. Clusters below 4 KiB have no room for two
+//! names; there all is one write, which a crash may tear where it is longer than a sector.
+
+use byteorder::{BigEndian, ByteOrder};
+
+use super::extension::{self, BACKING_FORMAT, END, FEATURE_NAMES};
+use crate::error::{Error, Result};
+use crate::limits::{MAX_BACKING_FORMAT, MAX_BACKING_NAME};
+
+const SECTOR: usize = 512;
+/// Where the header holds the name's offset (8 bytes) and length (4 bytes).
+const NAME_FIELD: std::ops::Range<usize> = 8..20;
+/// Room for one name.
+const SLOT: usize = 1024;
+/// An old name, wherever it lies, touches at most two of three places.
+const SLOTS: usize = 3;
+
+/// A write into the first cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) at: usize,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The backing file that a header is to name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewBacking<'a> {
+    pub(crate) name: &'a [u8],
+    pub(crate) format: Option<&'a str>,
+}
+
+impl NewBacking<'_> {
+    /// # Errors
+    /// A name or a format that cannot stand in a header.
+    pub(crate) fn check(&self) -> Result<()> {
+        let error = |option, problem| Err(Error::Option { option, problem });
+        let (len, limit) = (self.name.len(), MAX_BACKING_NAME as usize);
+        if len == 0 || len > limit {
+            return error("backing_file", format!("the name has {len} bytes, 1 to {limit} are allowed"));
+        }
+        if self.name.contains(&0) {
+            return error("backing_file", "the name has a NUL byte".into());
+        }
+        let format = self.format.unwrap_or("raw");
+        if !(1..=MAX_BACKING_FORMAT).contains(&format.len()) || !format.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return error("backing_fmt", format!("{format:?} is not the name of a format"));
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a header.
+struct Parts<'a> {
+    cluster: &'a [u8],
+    fixed: &'a [u8],
+    records: Vec<(u32, &'a [u8])>,
+    /// The old name's place in the cluster.
+    old: std::ops::Range<usize>,
+}
+
+/// The writes that make the header in `cluster`, the whole first cluster, name `new` as its backing file. The header was
+/// found to be sound.
+///
+/// # Errors
+/// A name that does not fit.
+pub(crate) fn change_backing(
+    cluster: &[u8],
+    header_length: usize,
+    new: Option<NewBacking<'_>>,
+) -> Result<Vec<Step>> {
+    let parts = Parts::new(cluster, header_length)?;
+    let format = new.and_then(|new| new.format);
+    let name = new.map_or(&[][..], |new| new.name);
+    let whole = parts.list(format.map(str::as_bytes), true);
+    let roomy = whole.len() + SLOTS * SLOT <= cluster.len();
+    let steps = if roomy { parts.careful_steps(&whole, name) } else { None };
+    match steps {
+        Some(steps) => Ok(steps),
+        None => {
+            let short = parts.list(format.map(str::as_bytes), false);
+            let fits = [whole, short].into_iter().find(|head| head.len() + name.len() <= cluster.len());
+            let Some(mut head) = fits else {
+                let problem = format!("the name does not fit into a cluster of {} bytes", cluster.len());
+                return Err(Error::Option { option: "backing_file", problem });
+            };
+            let at = head.len();
+            point_at(&mut head, at, name.len());
+            head.extend(name);
+            Ok(vec![Step { at: 0, bytes: head }])
+        }
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn new(cluster: &'a [u8], header_length: usize) -> Result<Self> {
+        let place = |range: std::ops::Range<usize>| &cluster[range];
+        let offset = BigEndian::read_u64(place(NAME_FIELD.start..NAME_FIELD.start + 8)) as usize;
+        let len = BigEndian::read_u32(place(NAME_FIELD.start + 8..NAME_FIELD.end)) as usize;
+        let room_end = if offset == 0 { cluster.len() } else { offset };
+        let old = if offset == 0 || len == 0 { 0..0 } else { offset..offset + len };
+        Ok(Self {
+            cluster,
+            fixed: place(0..header_length),
+            records: extension::records(place(header_length..room_end))?,
+            old,
+        })
+    }
+
+    /// Fixed fields and extensions, with the names of features last or left out.
+    fn list(&self, format: Option<&[u8]>, names: bool) -> Vec<u8> {
+        let mut out = self.fixed.to_vec();
+        if let Some(format) = format {
+            extension::append(&mut out, BACKING_FORMAT, format);
+        }
+        let others = |wanted: bool| {
+            let records = self.records.iter().filter(|(magic, _)| *magic != BACKING_FORMAT);
+            records.filter(move |(magic, _)| (*magic == FEATURE_NAMES) == wanted)
+        };
+        for (magic, data) in others(false) {
+            extension::append(&mut out, *magic, data);
+        }
+        for (magic, data) in others(true).filter(|_| names) {
+            extension::append(&mut out, *magic, data);
+        }
+        extension::append(&mut out, END, &[]);
+        out
+    }
+
+    /// The steps for a cluster with room; `None` if what is needed in the first sector does not fit there.
+    fn careful_steps(&self, whole: &[u8], name: &[u8]) -> Option<Vec<Step>> {
+        let mut free = (1..=SLOTS)
+            .map(|i| self.cluster.len() - i * SLOT)
+            .filter(|at| self.old.end <= *at || at + SLOT <= self.old.start);
+        let new_at = free.next()?;
+        let mut steps = Vec::new();
+        if !name.is_empty() {
+            steps.push(Step { at: new_at, bytes: name.to_vec() });
+        }
+        let rest = whole.get(SECTOR..).unwrap_or_default();
+        if self.cluster[SECTOR..].get(..rest.len()) != Some(rest) {
+            let old_format = self.records.iter().find(|(magic, _)| *magic == BACKING_FORMAT);
+            let mut short = self.list(old_format.map(|(_, data)| *data), false);
+            if short.len() > SECTOR {
+                return None;
+            }
+            // A list that has no end of its own ends where the name begins, so ours may reach into it.
+            let cuts_name = !self.old.is_empty() && short.len() > self.old.start;
+            let in_the_way = cuts_name || self.old.start < whole.len() && self.old.end > SECTOR;
+            if in_the_way {
+                let moved = free.next()?;
+                steps.push(Step { at: moved, bytes: self.cluster[self.old.clone()].to_vec() });
+                point_at(&mut short, moved, self.old.len());
+            }
+            steps.push(self.first_sector(short));
+            steps.push(Step { at: SECTOR, bytes: rest.to_vec() });
+        }
+        let mut first = whole[..whole.len().min(SECTOR)].to_vec();
+        point_at(&mut first, new_at, name.len());
+        steps.push(self.first_sector(first));
+        Some(steps)
+    }
+
+    /// A write of the first sector that begins with `head`. What follows is kept: the old name may lie there.
+    fn first_sector(&self, mut head: Vec<u8>) -> Step {
+        head.extend(&self.cluster[head.len()..SECTOR]);
+        Step { at: 0, bytes: head }
+    }
+}
+
+/// Puts the place of the name into the fixed fields; none if it is empty.
+fn point_at(head: &mut [u8], at: usize, len: usize) {
+    let at = if len == 0 { 0 } else { at };
+    BigEndian::write_u64(&mut head[NAME_FIELD.start..], at as u64);
+    // At most 1023.
+    BigEndian::write_u32(&mut head[NAME_FIELD.start + 8..], len as u32);
+}
