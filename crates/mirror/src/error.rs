@@ -74,6 +74,9 @@ pub enum Error {
         /// The bitmap's name.
         name: String,
     },
+    /// The disk below the tap refused.
+    #[error(transparent)]
+    Disk(block::Error),
     /// A pivot, or somebody else, has put another disk below the tap since it was drained.
     #[error("{disk}: another disk lies below it since it was drained")]
     DiskChanged {
@@ -156,6 +159,7 @@ impl Error {
             | Self::BitmapExists { .. }
             | Self::BitmapBusy { .. }
             | Self::DiskChanged { .. }
+            | Self::Disk(_)
             | Self::SharedTarget { .. }
             | Self::Busy { .. } => ErrorKind::InvalidInput,
             Self::Source(_) => ErrorKind::Source,

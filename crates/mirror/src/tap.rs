@@ -437,6 +437,15 @@ impl BlockDevice for Tap {
         self.device().copy_up(range, max_depth)
     }
 
+    /// Holds the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a job sits here or
+    /// somebody uses a bitmap.
+    fn resize(&self, len: u64, may_shrink: bool) -> block::Result<()> {
+        self.resize_held(len, may_shrink).map_err(|error| match error {
+            Error::Disk(error) => error,
+            error => DiskError::new(block::ErrorKind::Locked, "resize").because(error.to_string()),
+        })
+    }
+
     fn cancel_in_flight(&self) {
         self.below.load().device.cancel_in_flight();
     }

@@ -8,7 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error as DiskFailure, ErrorKind as DiskError, Extent, Geometry, Result, Visit,
+    WriteFlags, ZeroFlags,
+};
 use blockmirror_mirror::{Error, Event, MirrorControl, MirrorJob, MirrorOptions, Tap};
 
 const LEN: u64 = 1 << 20;
@@ -126,6 +129,89 @@ fn another_length_is_the_taps_and_the_bitmaps() {
     assert_eq!(error.kind(), DiskError::OutOfBounds);
     assert_eq!(tap.begin_write(ByteRange::new(0, LEN)).unwrap_err().kind(), DiskError::OutOfBounds);
     assert_eq!((dirty(), tap.writes_under_way()), (vec![0, 0], 0), "nothing was begun");
+}
+
+/// A disk that shows as much of another as it was last told.
+#[derive(Debug)]
+struct Shown(MemoryDisk, AtomicU64);
+
+impl BlockDevice for Shown {
+    fn len(&self) -> u64 {
+        self.1.load(Ordering::SeqCst)
+    }
+
+    fn name(&self) -> &str {
+        "shown"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.0.write_at(buf, offset, flags)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.0.extents(range, visit)
+    }
+
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        if len < self.len() && !may_shrink {
+            return Err(DiskFailure::new(DiskError::InvalidInput, "resize"));
+        }
+        self.1.store(len, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_disk_is_resized_while_the_guest_is_held_and_no_job_sits_there() {
+    let tap = Tap::new(Arc::new(Shown(MemoryDisk::new(LEN), AtomicU64::new(LEN / 2))));
+    tap.add_bitmap("b", 65_536).unwrap();
+    let open = tap.begin_write(ByteRange::new(0, 512)).unwrap();
+    thread::scope(|scope| {
+        let resize = scope.spawn(|| tap.resize(LEN, false));
+        thread::sleep(Duration::from_millis(5));
+        assert!(!resize.is_finished(), "a write is under way");
+        open.finish(Ok(())).unwrap();
+        resize.join().unwrap().unwrap();
+    });
+    put(&*tap, LEN - 512, 512, 1);
+    let dirty = [ByteRange::new(0, 65_536), ByteRange::new(LEN / 2, LEN)];
+    assert_eq!(tap.dirty_runs("b", ByteRange::new(0, LEN), 9).unwrap(), dirty);
+    let mut drained = tap.drain();
+    assert!(matches!(drained.resize(512, false), Err(Error::Disk(_))));
+    assert_eq!(tap.len(), LEN);
+    drained.resize(512, true).unwrap();
+    drop(drained);
+    assert_eq!((tap.len(), tap.bitmap("b").unwrap().dirty_bytes()), (512, 512));
+    assert_eq!(tap.write_at(&[1], 512, WriteFlags::NONE).unwrap_err().kind(), DiskError::OutOfBounds);
+
+    let job = MirrorJob::attach(&tap, disk(512) as _, MirrorOptions::new()).unwrap();
+    let error = tap.resize(LEN, false).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (DiskError::Locked, "resize: shown is being mirrored")
+    );
+    drop(job);
+    tap.resize(LEN, false).unwrap();
 }
 
 /// What a guest writes before and after the switch is on one of two disks, never lost and never on the old one late.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::sync::Instant;
+use blockmirror_block::sync::{Instant, MutexGuard};
 use blockmirror_block::{BlockDevice, ByteRange};
 
 use super::{Below, State, Tap};
@@ -66,31 +66,87 @@ impl Tap {
     }
 
     fn hold(self: &Arc<Self>) -> Drained {
+        self.begin_to_hold();
+        Drained { tap: Arc::clone(self), device: self.device() }
+    }
+
+    fn begin_to_hold(&self) {
         let mut state = self.state.lock();
         state.drains += 1;
         self.set_lanes(&state);
-        Drained { tap: Arc::clone(self), device: self.device() }
+    }
+
+    fn let_go(&self) {
+        let mut state = self.state.lock();
+        state.drains -= 1;
+        if state.drains == 0 {
+            self.set_lanes(&state);
+            self.released.notify_all();
+        }
+    }
+
+    /// Waits until no write is under way, or `until`.
+    fn wait_for_landing(&self, until: Option<Instant>) -> Option<MutexGuard<'_, State>> {
+        let mut state = self.state.lock();
+        while self.under_way(&state) > 0 {
+            state = match until {
+                None => self.landed.wait(state),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    self.landed.wait_timeout(state, left).0
+                }
+            };
+        }
+        Some(state)
+    }
+
+    /// [`BlockDevice::resize`] of the disk below, while the guest is held.
+    pub(super) fn resize_held(&self, len: u64, may_shrink: bool) -> Result<(), Error> {
+        self.begin_to_hold();
+        let hold = Hold(self);
+        if let Some(mut state) = self.wait_for_landing(None) {
+            self.resize_drained(&mut state, len, may_shrink)?;
+        }
+        drop(hold);
+        Ok(())
+    }
+
+    /// The lock of the state is held over the I/O of this: nobody must begin anything meanwhile, and nobody who could
+    /// is kept from more than looking at bitmaps.
+    fn resize_drained(&self, state: &mut State, len: u64, may_shrink: bool) -> Result<(), Error> {
+        if state.live_session().is_some() {
+            return Err(Error::Busy { disk: self.title() });
+        }
+        let old = self.below.load_full();
+        if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
+            return Err(Error::BitmapBusy { disk: self.title(), name: name.clone() });
+        }
+        old.device.resize(len, may_shrink).map_err(Error::Disk)?;
+        let new = Below::new(Arc::clone(&old.device));
+        resize_bitmaps(state, old.len, new.len);
+        self.below.store(Arc::new(new));
+        Ok(())
+    }
+}
+
+/// Lets go of a tap, also when something fails.
+struct Hold<'a>(&'a Tap);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.let_go();
     }
 }
 
 impl Drained {
     /// Whether no write is under way before `until`.
     fn wait(&mut self, until: Option<Instant>) -> bool {
-        let mut state = self.tap.state.lock();
-        while self.tap.under_way(&state) > 0 {
-            state = match until {
-                None => self.tap.landed.wait(state),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.tap.landed.wait_timeout(state, left).0
-                }
-            };
-        }
+        let landed = self.tap.wait_for_landing(until).is_some();
         self.device = self.tap.device();
-        true
+        landed
     }
 
     /// The tap.
@@ -126,35 +182,38 @@ impl Drained {
         }
         let new = Below::new(Arc::clone(&device));
         if new.len != old.len {
-            self.resize_bitmaps(state, old.len, new.len)?;
+            if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
+                return Err(Error::BitmapBusy { disk: self.tap.title(), name: name.clone() });
+            }
+            resize_bitmaps(state, old.len, new.len);
         }
         self.tap.below.store(Arc::new(new));
+        self.tap.set_lanes(state);
         Ok(std::mem::replace(&mut self.device, device))
     }
 
-    fn resize_bitmaps(&self, state: &mut State, old_len: u64, len: u64) -> Result<(), Error> {
-        if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
-            return Err(Error::BitmapBusy { disk: self.tap.title(), name: name.clone() });
-        }
-        let grown = ByteRange::new(old_len, len);
-        for bitmap in state.bitmaps.values_mut() {
-            // Its granularity was valid before.
-            let Ok(mut map) = DirtyBitmap::new(len, bitmap.map.granularity()) else { continue };
-            map.merge(&bitmap.map);
-            bitmap.map = map;
-            bitmap.record(grown);
-        }
-        Ok(())
+    /// Makes the disk below, and with it the tap, `len` bytes long. Bitmaps follow as in [`replace`](Self::replace).
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while a job sits on the tap, [`Error::BitmapBusy`] while somebody uses a bitmap, [`Error::Disk`] if
+    /// the disk refuses: nothing was changed then.
+    pub fn resize(&mut self, len: u64, may_shrink: bool) -> Result<(), Error> {
+        self.tap.resize_drained(&mut self.tap.state.lock(), len, may_shrink)
+    }
+}
+
+fn resize_bitmaps(state: &mut State, old_len: u64, len: u64) {
+    for bitmap in state.bitmaps.values_mut() {
+        // Its granularity was valid before.
+        let Ok(mut map) = DirtyBitmap::new(len, bitmap.map.granularity()) else { continue };
+        map.merge(&bitmap.map);
+        bitmap.map = map;
+        bitmap.record(ByteRange::new(old_len, len));
     }
 }
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        let mut state = self.tap.state.lock();
-        state.drains -= 1;
-        if state.drains == 0 {
-            self.tap.set_lanes(&state);
-            self.tap.released.notify_all();
-        }
+        self.tap.let_go();
     }
 }
