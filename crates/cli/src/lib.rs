@@ -11,6 +11,7 @@ mod compare;
 mod console;
 mod copy;
 mod create;
+mod daemon;
 mod failure;
 mod info;
 mod interrupt;
@@ -63,6 +64,7 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
             Command::Info(args) => info::run(console, &args),
             Command::Map(args) => map::run(console, &args),
             Command::Compare(args) => compare::run(console, &args),
+            Command::Daemon(args) => daemon::run(console, &args),
         },
         Err(error) => explain(console, &error),
     };

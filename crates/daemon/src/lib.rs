@@ -1,1 +1,28 @@
-//! Nodes, exports and jobs, driven by QMP.
+//! Nodes, exports and jobs, driven by QMP: what `qemu-storage-daemon` is, for mirror work.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`Daemon`] | the whole: made from [`Startup`] options, runs until told to quit |
+//! | `graph`, `driver` | nodes, who uses them for what, and how each kind is opened |
+//! | `export` | the NBD server and what it serves |
+//! | `job` | jobs by name, and the thread that turns each one's events into those of the protocol |
+//! | `command` | the commands, each with its schema |
+//!
+//! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the command lock (one command
+//! at a time), then exports, jobs, objects, graph; no I/O under any but the first.
+
+mod command;
+mod daemon;
+mod driver;
+mod export;
+mod graph;
+mod inherited;
+mod job;
+mod object;
+mod startup;
+
+pub use daemon::Daemon;
+pub use startup::{Startup, StartupError};
+
+/// What a command answers.
+pub(crate) type Reply<T> = Result<T, blockmirror_qmp::QmpError>;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread;
+use std::thread::{self, ThreadId};
 
 use serde_json::Value;
 
@@ -39,7 +39,17 @@ pub struct Session {
     queue: Mutex<Queue>,
     changed: Condvar,
     outgoing: Outgoing,
+    /// What handlers have put off until their command is answered, by the thread that runs them.
+    after: Mutex<Vec<(ThreadId, Deferred)>>,
     close: Close,
+}
+
+struct Deferred(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Deferred {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Deferred")
+    }
 }
 
 struct Close(Arc<dyn Fn() + Send + Sync>);
@@ -71,6 +81,7 @@ impl Session {
             queue: Mutex::default(),
             changed: Condvar::new(),
             outgoing: Outgoing::default(),
+            after: Mutex::default(),
             close: Close(close),
         });
         session.send(&hub.table.greeting(), false);
@@ -122,6 +133,20 @@ impl Session {
     /// Who is at the other end, if the connection can tell.
     pub fn peer(&self) -> Option<Peer> {
         self.peer
+    }
+
+    /// Called by a handler: does `work` once the command that runs on this thread has been answered, for what the client
+    /// is to hear of only then.
+    pub fn after_answer(&self, work: impl FnOnce() + Send + 'static) {
+        self.after.lock().push((thread::current().id(), Deferred(Box::new(work))));
+    }
+
+    fn do_deferred(&self) {
+        let me = thread::current().id();
+        let mine: Vec<_> = self.after.lock().extract_if(.., |(thread, _)| *thread == me).collect();
+        for (_, Deferred(work)) in mine {
+            work();
+        }
     }
 
     pub(crate) fn negotiated(&self) -> bool {
@@ -237,6 +262,7 @@ impl Session {
             Err((id, error)) => answer(id, Err(error)),
         };
         self.send(&answer, !negotiated && self.negotiated());
+        self.do_deferred();
     }
 
     /// The thread that writes.

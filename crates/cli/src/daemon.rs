@@ -1,0 +1,118 @@
+//! `blockmirror daemon`: the process around the daemon. Signals, the process id file, the way to the background.
+//!
+//! To go to the background the program starts itself anew: the child has a session of its own and says on its standard
+//! output when everything is set up, and only then does the parent end.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use blockmirror_daemon::{Daemon, Startup};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
+
+use crate::args::DaemonArgs;
+use crate::console::Console;
+use crate::failure::{Exit, Failure, Outcome};
+
+/// What the child in the background says when it is ready.
+const READY: &[u8] = b"ready\n";
+
+pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
+    if args.daemonize && !args.background {
+        return go_to_background();
+    }
+    if args.background {
+        // Fails only for who leads a session already, which is as good.
+        let _ = rustix::process::setsid();
+    }
+    let daemon = Daemon::new(args.allowed.clone());
+    quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
+    let mut startup = Startup::default();
+    startup.objects.clone_from(&args.objects);
+    startup.blockdevs.clone_from(&args.blockdevs);
+    startup.chardevs.clone_from(&args.chardevs);
+    startup.nbd_server.clone_from(&args.nbd_server);
+    startup.exports.clone_from(&args.exports);
+    startup.monitors.clone_from(&args.monitors);
+    startup.apply(&daemon).map_err(|e| Failure::failed(e.to_string()))?;
+    let pidfile = args.pidfile.as_deref().map(write_pid).transpose()?;
+    if args.background {
+        console.print(&String::from_utf8_lossy(READY))?;
+        leave_terminal().map_err(|e| Failure::failed(format!("cannot leave the terminal: {e}")))?;
+    }
+    daemon.run();
+    if let Some(path) = pidfile {
+        // Somebody else may have removed it.
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(Exit::Done)
+}
+
+/// The parent's part: starts the child, waits until it is ready or has failed.
+fn go_to_background() -> Outcome {
+    let failed = |e: std::io::Error| Failure::failed(format!("cannot go to the background: {e}"));
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .arg("--background")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let mut said = Vec::new();
+    if let Some(stdout) = &mut child.stdout {
+        // Until it is ready, or gone.
+        stdout.take(READY.len() as u64).read_to_end(&mut said).map_err(failed)?;
+    }
+    if said == READY {
+        return Ok(Exit::Done);
+    }
+    let status = child.wait().map_err(failed)?;
+    match status.signal() {
+        // It has said why itself.
+        None => Err(Failure { exit: Exit::Failed, message: None }),
+        Some(signal) => {
+            Err(Failure::failed(format!("the process in the background died of signal {signal}")))
+        }
+    }
+}
+
+/// Lets go of everything that the terminal, or whoever started the process, may want to close or unmount.
+fn leave_terminal() -> std::io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    std::env::set_current_dir("/")
+}
+
+fn write_pid(path: &Path) -> Result<&Path, Failure> {
+    let write = || {
+        let mut file = File::create(path)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write().map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    Ok(path)
+}
+
+fn quit_on_signals(daemon: &Arc<Daemon>) -> std::io::Result<()> {
+    let (mut ours, theirs) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT, SIGHUP] {
+        pipe::register(signal, theirs.try_clone()?)?;
+    }
+    let daemon = Arc::clone(daemon);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        // One byte a signal. The other end stays open as long as the process lives.
+        let mut byte = [0];
+        while ours.read_exact(&mut byte).is_ok() {
+            daemon.quit();
+        }
+    })?;
+    Ok(())
+}

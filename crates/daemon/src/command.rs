@@ -1,0 +1,78 @@
+//! The commands, each file with the schema of its own.
+//!
+//! Commands run one at a time, whichever monitor they come from; `quit` and what only looks do not wait for others.
+
+mod bitmap;
+mod block;
+pub(crate) mod export;
+pub(crate) mod job;
+pub(crate) mod object;
+pub(crate) mod schema;
+
+use std::sync::{Arc, Weak};
+
+use blockmirror_qmp::schema::Command;
+use blockmirror_qmp::{Args, QmpError, Session, Table, Version};
+use serde_json::Value;
+
+use crate::Reply;
+use crate::daemon::Daemon;
+
+/// The version of QEMU whose commands these are.
+const SPOKEN: (u32, u32, u32) = (10, 0, 0);
+
+/// What a handler gets: the daemon, the session if it has one, and the arguments.
+pub(crate) type Handler = fn(&Arc<Daemon>, &Session, &Args) -> Reply<Value>;
+
+/// Commands being put together.
+pub(crate) struct Commands<'a> {
+    table: &'a mut Table,
+    daemon: Weak<Daemon>,
+}
+
+impl Commands<'_> {
+    /// A command that runs alone.
+    pub(crate) fn add(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+        let daemon = Weak::clone(&self.daemon);
+        self.table.command(command, move |session, args| {
+            let daemon = daemon.upgrade().ok_or_else(gone)?;
+            let _alone = daemon.commands.lock();
+            handler(&daemon, session, &args)
+        });
+        self
+    }
+
+    /// A command that only looks, or must not wait.
+    pub(crate) fn add_quick(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+        let daemon = Weak::clone(&self.daemon);
+        self.table.command(command, move |session, args| {
+            handler(&daemon.upgrade().ok_or_else(gone)?, session, &args)
+        });
+        self
+    }
+}
+
+fn gone() -> QmpError {
+    QmpError::generic("The daemon is ending")
+}
+
+/// A table without commands of ours.
+pub(crate) fn empty_table() -> Table {
+    let (major, minor, micro) = SPOKEN;
+    Table::new(Version::new(major, minor, micro, concat!("blockmirror ", env!("CARGO_PKG_VERSION"))))
+}
+
+/// All commands and events.
+pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
+    let mut table = empty_table();
+    for event in job::EVENTS.iter().chain(export::EVENTS) {
+        table.event(event);
+    }
+    let mut commands = Commands { table: &mut table, daemon: Arc::downgrade(daemon) };
+    block::register(&mut commands);
+    job::register(&mut commands);
+    export::register(&mut commands);
+    bitmap::register(&mut commands);
+    object::register(&mut commands);
+    table
+}

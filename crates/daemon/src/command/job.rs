@@ -1,0 +1,303 @@
+//! Jobs: the commands `job-*` and `block-job-*`, what is asked about jobs, and the events they send.
+
+use std::sync::Arc;
+
+use blockmirror_mirror::CopyMode;
+use blockmirror_qmp::schema::{
+    BOOL, Command, Enum, Event, INT, INT64, Member, Object, STR, Type, UINT64, case, opt, req, value,
+};
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::Value;
+
+use super::Commands;
+use super::block::COPY_MODE;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::job::{Ask, Job};
+
+pub(crate) static JOB_TYPE: Enum = Enum::new(
+    "JobType",
+    "What kind of job.",
+    &[
+        value("commit", "an image into its backing file"),
+        value("stream", "a backing file into its image"),
+        value("mirror", "a node to another"),
+        value("create", "a new image"),
+    ],
+);
+
+static JOB_STATUS: Enum = Enum::new(
+    "JobStatus",
+    "Where a job stands.",
+    &[
+        value("created", "set up"),
+        value("running", "at work"),
+        value("paused", "at work, but paused"),
+        value("ready", "the target is equal; what is written is copied at once"),
+        value("standby", "ready, but paused"),
+        value("waiting", "about to end"),
+        value("pending", "waits for `job-finalize`"),
+        value("aborting", "given up, about to end"),
+        value("concluded", "over"),
+        value("null", "over and dismissed"),
+    ],
+);
+
+static JOB_INFO: Object = Object::new(
+    "JobInfo",
+    "A job.",
+    &[
+        req("id", STR, "its name"),
+        req("type", Type::Enum(&JOB_TYPE), "what kind"),
+        req("status", Type::Enum(&JOB_STATUS), "where it stands"),
+        req("current-progress", INT, "what is done"),
+        req("total-progress", INT, "what there is to do; grows with what is written meanwhile"),
+        opt("error", STR, "why it failed"),
+    ],
+);
+
+static IO_STATUS: Enum = Enum::new(
+    "BlockDeviceIoStatus",
+    "Whether an error has stopped the job.",
+    &[value("ok", "no"), value("failed", "yes"), value("nospace", "yes: space ran out")],
+);
+
+static CONVERGING: Enum = Enum::new(
+    "MirrorConvergence",
+    "Whether a mirror comes to its end.",
+    &[
+        value("equal", "nothing is left but what is being written"),
+        value("yes", "what is left gets less"),
+        value("no", "what is left does not get less"),
+        value("unknown", "it has not been watched for long enough, or stands still"),
+    ],
+);
+
+static MIRROR_INFO: Object = Object::new(
+    "BlockJobInfoMirror",
+    "More about a mirror. All but the first are beyond what QEMU tells.",
+    &[
+        opt("actively-synced", BOOL, "source and target are equal but for the writes under way"),
+        opt("copy-mode", Type::Enum(&COPY_MODE), "the mode that was asked for"),
+        opt("writes-through", BOOL, "whether writes go to the target at once at present"),
+        opt("bulk-left", UINT64, "bytes that the first pass has not looked at"),
+        opt("dirty-left", UINT64, "bytes that are to be copied"),
+        opt("dirtied", UINT64, "bytes written since the start"),
+        opt("copied", UINT64, "bytes copied"),
+        opt("zeroed", UINT64, "bytes made zero"),
+        opt("skipped", UINT64, "bytes that needed nothing"),
+        opt("copy-rate", UINT64, "bytes per second that the job does"),
+        opt("dirty-rate", UINT64, "bytes per second that are written"),
+        opt("converging", Type::Enum(&CONVERGING), "whether it comes to its end"),
+        opt("eta-ms", UINT64, "when, in milliseconds"),
+    ],
+);
+
+static BLOCK_JOB_INFO: Object = Object::union(
+    "BlockJobInfo",
+    "A job that moves data.",
+    &[
+        req("type", Type::Enum(&JOB_TYPE), "what kind"),
+        req("device", STR, "its name"),
+        req("len", INT, "what there is to do"),
+        req("offset", INT, "what is done"),
+        req("busy", BOOL, "whether something is in flight"),
+        req("paused", BOOL, "whether it is paused"),
+        req("speed", INT, "bytes per second; 0 is no limit"),
+        req("io-status", Type::Enum(&IO_STATUS), "whether an error has stopped it"),
+        req("ready", BOOL, "whether it can be completed"),
+        req("status", Type::Enum(&JOB_STATUS), "where it stands"),
+        req("auto-finalize", BOOL, "whether it ends without `job-finalize`"),
+        req("auto-dismiss", BOOL, "whether it vanishes without `job-dismiss`"),
+        opt("error", STR, "why it failed"),
+    ],
+    "type",
+    &[case("mirror", &MIRROR_INFO)],
+);
+
+static QUERY_JOBS: Command = Command::new("query-jobs", "Lists the jobs.", &[])
+    .returns(Type::Array(&Type::Object(&JOB_INFO)), "the jobs");
+static QUERY_BLOCK_JOBS: Command = Command::new("query-block-jobs", "Lists the jobs that move data.", &[])
+    .returns(Type::Array(&Type::Object(&BLOCK_JOB_INFO)), "the jobs");
+
+const ID: Member = req("id", STR, "the job");
+const DEVICE: Member = req("device", STR, "the job");
+
+static JOB_PAUSE: Command = Command::new("job-pause", "Pauses a job: what is in flight is finished.", &[ID]);
+static JOB_RESUME: Command = Command::new("job-resume", "Goes on, after a pause or an error.", &[ID]);
+static JOB_CANCEL: Command = Command::new("job-cancel", "Gives a job up at once.", &[ID]);
+static JOB_COMPLETE: Command =
+    Command::new("job-complete", "Ends a job that is ready; a mirror goes over to its target.", &[ID]);
+static JOB_FINALIZE: Command =
+    Command::new("job-finalize", "Lets a job end that was told not to end by itself.", &[ID]);
+static JOB_DISMISS: Command =
+    Command::new("job-dismiss", "Forgets a job that is over and was told not to vanish by itself.", &[ID]);
+
+static BLOCK_JOB_PAUSE: Command = Command::new("block-job-pause", "As `job-pause`.", &[DEVICE]);
+static BLOCK_JOB_RESUME: Command = Command::new("block-job-resume", "As `job-resume`.", &[DEVICE]);
+static BLOCK_JOB_CANCEL: Command = Command::new(
+    "block-job-cancel",
+    "Ends a job that is ready and keeps the target as a copy of one instant; gives one up that is not ready.",
+    &[DEVICE, opt("force", BOOL, "give it up in any case, at once").default("false")],
+);
+static BLOCK_JOB_COMPLETE: Command = Command::new("block-job-complete", "As `job-complete`.", &[DEVICE]);
+static BLOCK_JOB_FINALIZE: Command = Command::new("block-job-finalize", "As `job-finalize`.", &[ID]);
+static BLOCK_JOB_DISMISS: Command = Command::new("block-job-dismiss", "As `job-dismiss`.", &[ID]);
+static BLOCK_JOB_SET_SPEED: Command = Command::new(
+    "block-job-set-speed",
+    "Changes how fast a job goes.",
+    &[DEVICE, req("speed", INT64, "bytes per second; 0 is no limit")],
+);
+
+static CHANGE_MIRROR: Object = Object::new(
+    "BlockJobChangeOptionsMirror",
+    "What of a mirror can be changed.",
+    &[req("copy-mode", Type::Enum(&COPY_MODE), "when the target gets what is written")],
+);
+static CHANGE: Object = Object::union(
+    "BlockJobChangeOptions",
+    "What of a job can be changed.",
+    &[ID, req("type", Type::Enum(&JOB_TYPE), "what kind of job it is")],
+    "type",
+    &[case("mirror", &CHANGE_MIRROR)],
+);
+static BLOCK_JOB_CHANGE: Command = Command::boxed("block-job-change", "Changes a running job.", &CHANGE);
+
+const EVENT_MEMBERS: [Member; 5] = [
+    req("type", Type::Enum(&JOB_TYPE), "what kind of job"),
+    req("device", STR, "its name"),
+    req("len", INT, "what there was to do"),
+    req("offset", INT, "what is done"),
+    req("speed", INT, "bytes per second; 0 is no limit"),
+];
+static EVENT_DATA: [Member; 5] = EVENT_MEMBERS;
+static COMPLETED_DATA: [Member; 6] = {
+    let [a, b, c, d, e] = EVENT_MEMBERS;
+    [a, b, c, d, e, opt("error", STR, "why it failed")]
+};
+
+/// A job has come to another state.
+pub(crate) static JOB_STATUS_CHANGE: Event = Event::new(
+    "JOB_STATUS_CHANGE",
+    "A job has come to another state.",
+    &[req("id", STR, "the job"), req("status", Type::Enum(&JOB_STATUS), "the state")],
+);
+/// A job is ready.
+pub(crate) static BLOCK_JOB_READY: Event =
+    Event::new("BLOCK_JOB_READY", "A job can be completed.", &EVENT_DATA);
+/// A job waits for its end to be allowed.
+pub(crate) static BLOCK_JOB_PENDING: Event = Event::new(
+    "BLOCK_JOB_PENDING",
+    "A job waits for `job-finalize`.",
+    &[req("type", Type::Enum(&JOB_TYPE), "what kind of job"), req("id", STR, "its name")],
+);
+/// A job has ended.
+pub(crate) static BLOCK_JOB_COMPLETED: Event =
+    Event::new("BLOCK_JOB_COMPLETED", "A job has ended, well or not.", &COMPLETED_DATA);
+/// A job was given up.
+pub(crate) static BLOCK_JOB_CANCELLED: Event =
+    Event::new("BLOCK_JOB_CANCELLED", "A job was given up; its target is of no use.", &EVENT_DATA);
+
+static OPERATION: Enum = Enum::new(
+    "IoOperationType",
+    "Which side failed.",
+    &[value("read", "the source"), value("write", "the target")],
+);
+static ACTION: Enum = Enum::new(
+    "BlockErrorAction",
+    "What happens now.",
+    &[value("ignore", "the job goes on"), value("report", "it fails"), value("stop", "it pauses")],
+);
+/// A request of a job has failed.
+pub(crate) static BLOCK_JOB_ERROR: Event = Event::new(
+    "BLOCK_JOB_ERROR",
+    "A request of a job has failed.",
+    &[
+        req("device", STR, "the job"),
+        req("operation", Type::Enum(&OPERATION), "which side"),
+        req("action", Type::Enum(&ACTION), "what happens now"),
+    ],
+);
+/// A mirror in auto mode goes about it in another way.
+pub(crate) static BLOCK_JOB_COPY_MODE: Event = Event::new(
+    "BLOCK_JOB_COPY_MODE",
+    "A mirror with `copy-mode` auto has changed when the target gets what is written. Beyond what QEMU tells.",
+    &[
+        req("device", STR, "the job"),
+        req("copy-mode", Type::Enum(&COPY_MODE), "the mode from now on"),
+        req("reason", STR, "why, with figures, for people"),
+    ],
+);
+
+/// All events of jobs.
+pub(super) static EVENTS: [&Event; 7] = [
+    &JOB_STATUS_CHANGE,
+    &BLOCK_JOB_READY,
+    &BLOCK_JOB_PENDING,
+    &BLOCK_JOB_COMPLETED,
+    &BLOCK_JOB_CANCELLED,
+    &BLOCK_JOB_ERROR,
+    &BLOCK_JOB_COPY_MODE,
+];
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands
+        .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.all().iter().map(|job| job.info()).collect()))
+        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| {
+            let jobs = daemon.jobs.all();
+            Ok(jobs.iter().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect())
+        })
+        .add(&JOB_PAUSE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Pause).map(nothing))
+        .add(&JOB_RESUME, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Resume).map(nothing))
+        .add(&JOB_CANCEL, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Cancel(true)).map(nothing))
+        .add(&JOB_COMPLETE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Complete).map(nothing))
+        .add(&JOB_FINALIZE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Finalize).map(nothing))
+        .add(&JOB_DISMISS, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Dismiss).map(nothing))
+        .add(&BLOCK_JOB_PAUSE, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Pause).map(nothing))
+        .add(&BLOCK_JOB_RESUME, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Resume).map(nothing))
+        .add(&BLOCK_JOB_CANCEL, |daemon, _, args| {
+            let force = args.opt_bool("force")?.unwrap_or(false);
+            by_device(daemon, args)?.ask(Ask::Cancel(force)).map(nothing)
+        })
+        .add(&BLOCK_JOB_COMPLETE, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Complete).map(nothing))
+        .add(&BLOCK_JOB_FINALIZE, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Finalize).map(nothing))
+        .add(&BLOCK_JOB_DISMISS, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Dismiss).map(nothing))
+        .add(&BLOCK_JOB_SET_SPEED, |daemon, _, args| {
+            let job = by_device(daemon, args)?;
+            let speed = u64::try_from(args.i64("speed")?)
+                .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
+            job.ask(Ask::SetSpeed(speed)).map(nothing)
+        })
+        .add(&BLOCK_JOB_CHANGE, change);
+}
+
+fn change(daemon: &Arc<Daemon>, _: &blockmirror_qmp::Session, args: &Args) -> Reply<Value> {
+    let job = block_job(daemon, args)?;
+    let kind = args.str("type")?;
+    if job.kind != kind {
+        return Err(QmpError::generic(format!("Job '{}' is '{}' job, not '{kind}'", job.id, job.kind)));
+    }
+    let mode = match args.opt_str("copy-mode")? {
+        Some("background") => CopyMode::Background,
+        Some("write-blocking") => CopyMode::WriteBlocking,
+        Some("auto") => CopyMode::Auto,
+        _ => return Err(QmpError::generic(format!("Nothing can be changed of a '{kind}' job"))),
+    };
+    job.ask(Ask::Change(mode)).map(nothing)
+}
+
+fn by_id(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
+    daemon.jobs.find(args.str("id")?)
+}
+
+fn by_device(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
+    daemon.jobs.find_block_job(args.str("device")?)
+}
+
+fn block_job(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
+    daemon.jobs.find_block_job(args.str("id")?)
+}
+
+fn nothing(_: ()) -> Value {
+    Value::Null
+}

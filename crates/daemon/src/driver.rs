@@ -1,0 +1,342 @@
+//! Opening nodes: from the options of `blockdev-add` to nodes in the graph.
+//!
+//! Options have passed the schema. A node's children are opened first, then its own driver puts a disk on them; if
+//! anything fails, what was opened on the way is closed again. Files are opened without the graph being locked.
+//!
+//! What must hold: a file that an image names is opened only if the daemon's policy allows it.
+
+mod blkdebug;
+mod file;
+mod filters;
+mod nbd;
+mod qcow2;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_image_lock::Permission;
+use blockmirror_mirror::Tap;
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::{Map, Value};
+
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, UseId};
+
+/// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
+const MAX_DEPTH: usize = 200;
+
+/// What a node hands down to children that do not say otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Inherited {
+    pub(crate) read_only: Option<bool>,
+    pub(crate) force_share: bool,
+    pub(crate) direct: bool,
+    pub(crate) no_flush: bool,
+    pub(crate) depth: usize,
+}
+
+/// The options that all drivers have, with what was inherited.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Common {
+    pub(crate) read_only: bool,
+    pub(crate) auto_read_only: bool,
+    pub(crate) force_share: bool,
+    pub(crate) direct: bool,
+    pub(crate) no_flush: bool,
+    unmap: bool,
+    detect_zeroes: bool,
+    detect_unmap: bool,
+    depth: usize,
+}
+
+/// What a driver has made of its options.
+pub(crate) struct Opened {
+    pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) storage: Option<Arc<dyn Storage>>,
+    pub(crate) qcow2: Option<Arc<blockmirror_qcow2::Qcow2>>,
+    pub(crate) filename: String,
+    pub(crate) path: Option<PathBuf>,
+    /// Set by drivers that fall back to reading only.
+    pub(crate) read_only: bool,
+    pub(crate) children: Vec<ChildLink>,
+}
+
+/// A child that a driver stands on.
+pub(crate) struct ChildLink {
+    pub(crate) node: String,
+    pub(crate) role: &'static str,
+    pub(crate) needs: Perms,
+    pub(crate) shares: Perms,
+}
+
+impl Opened {
+    /// A disk without children.
+    pub(crate) fn leaf(device: Arc<dyn BlockDevice>, filename: String) -> Self {
+        Self {
+            device,
+            storage: None,
+            qcow2: None,
+            filename,
+            path: None,
+            read_only: false,
+            children: Vec::new(),
+        }
+    }
+}
+
+impl Common {
+    fn new(args: &Args, inherited: Inherited) -> Reply<Self> {
+        let cache = Args::new(args.get("cache").and_then(Value::as_object).cloned().unwrap_or_default());
+        let detect = args.opt_str("detect-zeroes")?.unwrap_or("off").to_owned();
+        let unmap = args.opt_str("discard")? == Some("unmap");
+        if detect == "unmap" && !unmap {
+            return Err(QmpError::generic(
+                "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+            ));
+        }
+        let common = Self {
+            read_only: args.opt_bool("read-only")?.or(inherited.read_only).unwrap_or(false),
+            auto_read_only: args.opt_bool("auto-read-only")?.unwrap_or(inherited.read_only.is_some()),
+            force_share: args.opt_bool("force-share")?.unwrap_or(inherited.force_share),
+            direct: cache.opt_bool("direct")?.unwrap_or(inherited.direct),
+            no_flush: cache.opt_bool("no-flush")?.unwrap_or(inherited.no_flush),
+            unmap,
+            detect_zeroes: detect != "off",
+            detect_unmap: detect == "unmap",
+            depth: inherited.depth,
+        };
+        if common.force_share && !common.read_only {
+            return Err(QmpError::generic("force-share=on can only be used with read-only images"));
+        }
+        Ok(common)
+    }
+
+    /// What a child that is this node's file gets.
+    pub(crate) fn for_file(&self) -> Inherited {
+        Inherited {
+            read_only: Some(self.read_only),
+            force_share: self.force_share,
+            direct: self.direct,
+            no_flush: self.no_flush,
+            depth: self.depth + 1,
+        }
+    }
+
+    /// What a child that is this node's backing file gets.
+    pub(crate) fn for_backing(&self) -> Inherited {
+        Inherited { read_only: Some(true), ..self.for_file() }
+    }
+}
+
+/// A child that is open, with what its user needs of it.
+pub(crate) struct Child {
+    pub(crate) name: String,
+    /// The disk as users of a disk hold it.
+    pub(crate) tap: Arc<Tap>,
+    /// The disk below the tap, for those that do not move with a pivot.
+    pub(crate) device: Arc<Front>,
+    pub(crate) storage: Option<Arc<dyn Storage>>,
+    pub(crate) filename: String,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) read_only: bool,
+}
+
+impl Child {
+    /// What a format can live in.
+    pub(crate) fn storage(&self) -> Reply<Arc<dyn Storage>> {
+        self.storage.clone().ok_or_else(|| {
+            QmpError::generic(format!(
+                "Node '{}' cannot hold an image: only files and filters on files can",
+                self.name
+            ))
+        })
+    }
+
+    /// The link of a format to the file it lives in.
+    pub(crate) fn file_link(&self, role: &'static str, read_only: bool, shared: bool) -> ChildLink {
+        let needs = if read_only { Perms::READ } else { Perms::READ_WRITE };
+        ChildLink { node: self.name.clone(), role, needs, shares: if shared { ALL_PERMS } else { NO_CHANGE } }
+    }
+
+    /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users do.
+    pub(crate) fn filter_link(&self, role: &'static str, read_only: bool) -> ChildLink {
+        let write = if read_only { Perms::READ } else { Perms::READ.with(Permission::Write) };
+        ChildLink { node: self.name.clone(), role, needs: write, shares: ALL_PERMS }
+    }
+
+    /// The link of an overlay to its backing file.
+    pub(crate) fn backing_link(&self) -> ChildLink {
+        ChildLink { node: self.name.clone(), role: "backing", needs: Perms::READ, shares: NO_CHANGE }
+    }
+}
+
+impl Daemon {
+    /// Opens a node that somebody asked for by name (`blockdev-add`).
+    pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
+        let name = Args::new(options.clone()).opt_str("node-name")?.map(str::to_owned);
+        let name =
+            name.ok_or_else(|| QmpError::generic("'node-name' must be specified for the root node"))?;
+        self.open_node(options, Inherited::default())?;
+        if let Some(node) = self.graph.lock().get_mut(&name) {
+            node.owned = true;
+        }
+        Ok(())
+    }
+
+    /// Opens a node and what it stands on; returns its name. It has no owner yet.
+    pub(crate) fn open_node(&self, options: &Map<String, Value>, inherited: Inherited) -> Reply<String> {
+        if inherited.depth > MAX_DEPTH {
+            return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
+        }
+        let args = Args::new(options.clone());
+        let common = Common::new(&args, inherited)?;
+        let name = match args.opt_str("node-name")? {
+            Some(name) => {
+                self.graph.lock().check_name(name)?;
+                name.to_owned()
+            }
+            None => self.graph.lock().name_for_unnamed(),
+        };
+        let mut opening = Opening { daemon: self, common, children: Vec::new() };
+        let result = opening
+            .drive(&args)
+            .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
+        if result.is_err() {
+            let children = std::mem::take(&mut opening.children);
+            let gone: Vec<_> = children.iter().flat_map(|child| self.graph.lock().undo(child)).collect();
+            drop(gone);
+        }
+        result.map(|()| name)
+    }
+
+    fn put_in(
+        &self,
+        name: &str,
+        driver: &'static str,
+        args: &Args,
+        common: Common,
+        opened: Opened,
+    ) -> Reply<()> {
+        let read_only = common.read_only || opened.read_only;
+        let front = Front::new(
+            opened.device,
+            FrontOptions {
+                read_only,
+                unmap: common.unmap,
+                no_flush: common.no_flush,
+                detect_zeroes: common.detect_zeroes,
+                detect_unmap: common.detect_unmap,
+            },
+        );
+        let node = Node {
+            name: name.to_owned(),
+            driver,
+            options: args.map().clone(),
+            filename: opened.filename,
+            path: opened.path,
+            storage: opened.storage,
+            qcow2: opened.qcow2,
+            tap: Tap::named(Arc::clone(&front) as _, name),
+            device: front,
+            read_only,
+            owned: false,
+            number: 0,
+        };
+        let mut graph = self.graph.lock();
+        let mut uses: Vec<UseId> = Vec::new();
+        for child in &opened.children {
+            let holder = Holder::Node { name: name.to_owned(), role: child.role };
+            match graph.attach(&child.node, holder, child.needs, child.shares) {
+                Ok(id) => uses.push(id),
+                Err(error) => {
+                    let gone: Vec<_> = uses.into_iter().flat_map(|id| graph.detach(id)).collect();
+                    drop(graph);
+                    drop(gone);
+                    return Err(error);
+                }
+            }
+        }
+        graph.insert(node);
+        Ok(())
+    }
+}
+
+/// A node being opened: its options, and the children opened for it so far.
+pub(crate) struct Opening<'a> {
+    pub(crate) daemon: &'a Daemon,
+    pub(crate) common: Common,
+    /// Nodes that go again if the node does not come about.
+    children: Vec<String>,
+}
+
+impl Opening<'_> {
+    fn drive(&mut self, args: &Args) -> Reply<(&'static str, Opened)> {
+        Ok(match args.str("driver")? {
+            "file" => ("file", file::open(self, args, false)?),
+            "host_device" => ("host_device", file::open(self, args, true)?),
+            "raw" => ("raw", raw::open(self, args)?),
+            "qcow2" => ("qcow2", qcow2::open(self, args)?),
+            "nbd" => ("nbd", nbd::open(self, args)?),
+            "null-co" => ("null-co", filters::open_null(args)?),
+            "throttle" => ("throttle", filters::open_throttle(self, args)?),
+            "copy-on-read" => ("copy-on-read", filters::open_copy_on_read(self, args)?),
+            "blkdebug" => ("blkdebug", blkdebug::open(self, args)?),
+            other => return Err(QmpError::generic(format!("Unknown driver '{other}'"))),
+        })
+    }
+
+    /// The child that the member `role` refers to or describes.
+    pub(crate) fn child(&mut self, args: &Args, role: &str, inherited: Inherited) -> Reply<Child> {
+        let reference = args
+            .get(role)
+            .ok_or_else(|| QmpError::generic(format!("A block device must be specified for \"{role}\"")))?;
+        self.child_from(reference, inherited)
+    }
+
+    /// The child that `reference` names, or that is opened with the options it holds.
+    pub(crate) fn child_from(&mut self, reference: &Value, inherited: Inherited) -> Reply<Child> {
+        let name = match reference {
+            Value::String(name) => name.clone(),
+            Value::Object(options) => {
+                let name = self.daemon.open_node(options, inherited)?;
+                self.children.push(name.clone());
+                name
+            }
+            _ => return Err(QmpError::generic("A block device is given by its name or its options")),
+        };
+        let graph = self.daemon.graph.lock();
+        let node = graph.find(&name)?;
+        Ok(Child {
+            name,
+            tap: Arc::clone(&node.tap),
+            device: Arc::clone(&node.device),
+            storage: node.storage.clone(),
+            filename: node.filename.clone(),
+            path: node.path.clone(),
+            read_only: node.read_only,
+        })
+    }
+}
+
+/// Refuses options that are known and not implemented, by name.
+pub(crate) fn refuse(args: &Args, driver: &str, options: &[&str]) -> Reply<()> {
+    match options.iter().find(|option| args.has(option)) {
+        Some(option) => {
+            Err(QmpError::generic(format!("Driver '{driver}' does not support the option '{option}'")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// An error of a layer below, for a client.
+pub(crate) fn failed(error: impl std::fmt::Display) -> QmpError {
+    QmpError::generic(error.to_string())
+}
+
+/// A path for people.
+pub(crate) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,40 @@
+//! `nbd`: an export of an NBD server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_nbd::{ClientOptions, ClientStorage, NbdUri, TlsOptions};
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::Value;
+
+use super::{Opened, Opening, failed, refuse};
+use crate::Reply;
+use crate::export::{SocketAddress, socket_address};
+
+pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
+    refuse(args, "nbd", &["x-dirty-bitmap"])?;
+    let name = args.opt_str("export")?.unwrap_or_default();
+    let uri = match socket_address(args.get("server").unwrap_or(&Value::Null))? {
+        SocketAddress::Unix(path) => NbdUri::unix(path, name),
+        SocketAddress::Inet { host, port } => NbdUri::tcp(host, port, name),
+        SocketAddress::Fd(_) => return Err(QmpError::generic("Sockets of type 'fd' are not supported")),
+    };
+    let filename = uri.to_string();
+    let seconds = |name: &str| Ok::<_, QmpError>(Duration::from_secs(args.opt_u64(name)?.unwrap_or(0)));
+    let mut options = ClientOptions::new(uri)
+        .writable(!opening.common.read_only)
+        .reconnect_delay(seconds("reconnect-delay")?)
+        .open_timeout(seconds("open-timeout")?)
+        .allocation_depth(true);
+    if let Some(id) = args.opt_str("tls-creds")? {
+        let creds = opening.daemon.objects.tls_creds(id, false)?;
+        let mut tls = TlsOptions::default();
+        tls.directory = Some(creds.dir);
+        tls.accept_any_server = !creds.verify_peer;
+        tls.server_name = args.opt_str("tls-hostname")?.map(str::to_owned);
+        options = options.tls(tls);
+    }
+    let client = Arc::new(options.open().map_err(failed)?);
+    let storage = Arc::new(ClientStorage::new(Arc::clone(&client)));
+    Ok(Opened { storage: Some(storage), ..Opened::leaf(client, filename) })
+}

@@ -1,0 +1,122 @@
+//! `qcow2`: an image, its data file, and its chain of backing files.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_block::Storage;
+use blockmirror_image::{Detected, Format, PROBE_LEN, Role, detect};
+use blockmirror_qcow2::{Header, OpenOptions};
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::{Value, json};
+
+use super::{Child, Opened, Opening, failed, refuse, shown};
+use crate::Reply;
+
+pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
+    refuse(args, "qcow2", &["encrypt"])?;
+    let common = opening.common;
+    let file = opening.child(args, "file", common.for_file())?;
+    let storage = file.storage()?;
+    let read_only = common.read_only || file.read_only;
+    if !common.read_only && file.read_only && !common.auto_read_only {
+        return Err(QmpError::generic(format!("Block node '{}' is read-only", file.name)));
+    }
+    let header = Header::read(&*storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
+
+    let mut children = vec![file.file_link("file", read_only, common.force_share)];
+    let mut options = OpenOptions::new().writable(!read_only);
+    if let Some(bytes) = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?) {
+        options = options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
+    if let Some(data) = data_file(opening, args, &header, &file)? {
+        children.push(data.file_link("data-file", read_only, common.force_share));
+        options = options.data_file(data.storage()?);
+    }
+    if let Some(backing) = backing(opening, args, &header, &file)? {
+        children.push(backing.backing_link());
+        // Not the tap: should the backing file's own users be moved, the overlay stays on what it was made for.
+        options = options.backing(Arc::clone(&backing.device) as Arc<dyn BlockDevice>);
+    }
+    let image = options.open(storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
+    let image = Arc::new(image);
+    Ok(Opened {
+        qcow2: Some(Arc::clone(&image)),
+        path: file.path,
+        read_only,
+        children,
+        ..Opened::leaf(image, file.filename)
+    })
+}
+
+fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
+    let inherited = opening.common.for_file();
+    if let Some(reference) = args.get("data-file") {
+        if header.data_file.is_none() {
+            return Err(QmpError::generic(
+                "'data-file' can only be set for images with an external data file",
+            ));
+        }
+        return opening.child_from(reference, inherited).map(Some);
+    }
+    let Some(data) = &header.data_file else { return Ok(None) };
+    let Some(name) = &data.name else {
+        return Err(QmpError::generic("'data-file' is required for this image"));
+    };
+    let real = resolve(opening, file, Role::Data, name.as_path())?;
+    opening.child_from(&json!({"driver": "file", "filename": real}), inherited).map(Some)
+}
+
+fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
+    let inherited = opening.common.for_backing();
+    match args.get("backing") {
+        Some(Value::Null) => return Ok(None),
+        Some(reference) => return opening.child_from(reference, inherited).map(Some),
+        None => {}
+    }
+    let Some(backing) = &header.backing else { return Ok(None) };
+    let real = resolve(opening, file, Role::Backing, backing.name.as_path())?;
+    let node = json!({"driver": "file", "filename": real, "read-only": true});
+    let format = match &backing.format {
+        Some(format) => format.parse::<Format>().map_err(failed)?,
+        None => {
+            let probe = opening.child_from(&node, inherited)?;
+            let format = probe_format(&*probe.storage()?, &probe.filename)?;
+            let node = json!({"driver": format.as_str(), "file": probe.name, "read-only": true});
+            return opening.child_from(&node, inherited).map(Some);
+        }
+    };
+    opening
+        .child_from(&json!({"driver": format.as_str(), "file": node, "read-only": true}), inherited)
+        .map(Some)
+}
+
+/// The file that `name` in the header of the image in `file` leads to, if the policy lets it be opened.
+fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Reply<String> {
+    let Some(image) = &file.path else {
+        return Err(QmpError::generic(format!(
+            "{}: names the {} '{}', which has to be given as an option, for the image is no file",
+            file.filename,
+            role.as_str(),
+            name.display(),
+        )));
+    };
+    let policy = opening.daemon.policy_for(image)?;
+    let resolved = policy.resolve(image, role, OsStr::new(name)).map_err(|e| {
+        QmpError::generic(format!("{e}; give it as an option, or allow its directory with --allow-backing"))
+    })?;
+    Ok(shown(&resolved.path))
+}
+
+fn probe_format(storage: &dyn Storage, filename: &str) -> Reply<Format> {
+    let mut head = [0; PROBE_LEN];
+    storage.read_at(&mut head, 0).map_err(failed)?;
+    match detect(&head) {
+        Detected::Known(format) => Ok(format),
+        Detected::Foreign(format) => {
+            Err(QmpError::generic(format!("{filename}: the format {format} is not supported")))
+        }
+        _ => Err(QmpError::generic(format!("{filename}: its format is not known"))),
+    }
+}

@@ -1,0 +1,32 @@
+//! `raw`: the bytes of a file as a disk.
+
+use std::sync::Arc;
+
+use blockmirror_qmp::Args;
+use blockmirror_raw::{Raw, RawOptions};
+
+use super::{Opened, Opening, failed, refuse};
+use crate::Reply;
+
+pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
+    refuse(args, "raw", &["offset", "size"])?;
+    let inherited = opening.common.for_file();
+    let file = opening.child(args, "file", inherited)?;
+    let read_only = opening.common.read_only || file.read_only;
+    // On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap.
+    let device = match &file.storage {
+        Some(storage) => Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?) as _,
+        None => Arc::clone(&file.tap) as _,
+    };
+    let children = vec![match file.storage {
+        Some(_) => file.file_link("file", read_only, opening.common.force_share),
+        None => file.filter_link("file", read_only),
+    }];
+    Ok(Opened {
+        path: file.path,
+        storage: file.storage,
+        read_only,
+        children,
+        ..Opened::leaf(device, file.filename)
+    })
+}

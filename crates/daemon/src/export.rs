@@ -1,0 +1,216 @@
+//! The NBD server and what it serves. At most one server, as scripts expect.
+//!
+//! What must hold: an export serves the *tap* of its node, so that a job sees every write, and a pivot moves the export.
+
+mod address;
+mod bitmap;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blockmirror_block::sync::Mutex;
+use blockmirror_nbd::server::{Export, RemoveMode, Server, ServerOptions};
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::{Value, json};
+
+use crate::Reply;
+use crate::command::export::BLOCK_EXPORT_DELETED;
+use crate::daemon::Daemon;
+use crate::driver::failed;
+use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE};
+
+pub(crate) use address::{SocketAddress, listener, socket_address};
+
+/// The server and its exports.
+#[derive(Debug, Default)]
+pub(crate) struct Exports(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    server: Option<Arc<Server>>,
+    exports: BTreeMap<String, Entry>,
+}
+
+/// An export by its id.
+#[derive(Debug)]
+struct Entry {
+    /// Its name on the wire.
+    name: String,
+    node_use: UseId,
+    shutting_down: bool,
+}
+
+/// What is to be exported.
+pub(crate) struct NewExport<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) node: &'a str,
+    pub(crate) name: Option<&'a str>,
+    pub(crate) description: Option<&'a str>,
+    pub(crate) writable: bool,
+    pub(crate) allocation_depth: bool,
+    /// Bitmaps, each with the node it belongs to if that is said.
+    pub(crate) bitmaps: Vec<(Option<String>, String)>,
+}
+
+impl Exports {
+    fn server(&self) -> Option<Arc<Server>> {
+        self.0.lock().server.clone()
+    }
+
+    /// The exports in the words of `query-block-exports`.
+    pub(crate) fn list(&self, daemon: &Daemon) -> Value {
+        let state = self.0.lock();
+        let graph = daemon.graph.lock();
+        let list: Vec<_> = state
+            .exports
+            .iter()
+            .map(|(id, entry)| {
+                let node = graph.get_use(entry.node_use).map_or("", |u| u.node.as_str());
+                json!({"node-name": node, "shutting-down": entry.shutting_down, "type": "nbd", "id": id})
+            })
+            .collect();
+        Value::Array(list)
+    }
+
+    /// Ends everything, whatever the clients do.
+    pub(crate) fn end_all(&self) {
+        let server = self.0.lock().server.take();
+        if let Some(server) = server {
+            // What hangs is cut off: the process ends.
+            let _ = server.stop();
+        }
+    }
+}
+
+impl Daemon {
+    /// `nbd-server-start`.
+    pub(crate) fn start_nbd_server(self: &Arc<Self>, args: &Args) -> Reply<()> {
+        if self.exports.server().is_some() {
+            return Err(QmpError::generic("NBD server already running"));
+        }
+        if args.has("tls-authz") {
+            return Err(QmpError::generic("'tls-authz' is not supported"));
+        }
+        let mut options = ServerOptions::default();
+        if let Some(most) = args.opt_u64("max-connections")? {
+            options.max_connections = usize::try_from(most).unwrap_or(usize::MAX);
+        }
+        if let Some(seconds) = args.opt_u64("handshake-max-seconds")? {
+            options.handshake_limit = std::time::Duration::from_secs(seconds);
+        }
+        if let Some(id) = args.opt_str("tls-creds")? {
+            let creds = self.objects.tls_creds(id, true)?;
+            let config =
+                blockmirror_nbd::server::x509_credentials(&creds.dir, creds.verify_peer).map_err(failed)?;
+            options.tls = blockmirror_nbd::server::TlsPolicy::Require(config);
+        }
+        let address = args.get("addr").cloned().unwrap_or(Value::Null);
+        let listener = listener(&socket_address(&address)?)?;
+        let server = Server::new(options).map_err(failed)?;
+        server.listen(listener).map_err(failed)?;
+        self.exports.0.lock().server = Some(server);
+        Ok(())
+    }
+
+    /// `nbd-server-stop`: the exports go with the server.
+    pub(crate) fn stop_nbd_server(&self) -> Reply<()> {
+        let Some(server) = self.exports.0.lock().server.take() else {
+            return Err(QmpError::generic("NBD server not running"));
+        };
+        let stopped = server.stop().map_err(failed);
+        let entries = std::mem::take(&mut self.exports.0.lock().exports);
+        for (id, entry) in entries {
+            self.forget_export(&id, &entry);
+        }
+        stopped
+    }
+
+    fn forget_export(&self, id: &str, entry: &Entry) {
+        let gone = self.graph.lock().detach(entry.node_use);
+        drop(gone);
+        self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
+    }
+
+    /// Adds an export to the server.
+    pub(crate) fn add_export(&self, new: &NewExport<'_>) -> Reply<()> {
+        let Some(server) = self.exports.server() else {
+            return Err(QmpError::generic("NBD server not running"));
+        };
+        if self.exports.0.lock().exports.contains_key(new.id) {
+            return Err(QmpError::generic(format!("Block export id '{}' is already in use", new.id)));
+        }
+        let name = new.name.unwrap_or(new.node);
+        if self.exports.0.lock().exports.values().any(|entry| entry.name == name) {
+            return Err(QmpError::generic(format!("NBD server already has export named '{name}'")));
+        }
+        let (tap, node_use) = {
+            let mut graph = self.graph.lock();
+            let node = graph.get(new.node).ok_or_else(|| {
+                QmpError::generic(format!("Cannot find device='' nor node-name='{}'", new.node))
+            })?;
+            if new.writable && node.read_only {
+                return Err(QmpError::generic("Cannot export read-only node as writable"));
+            }
+            let tap = Arc::clone(&node.tap);
+            let needs = if new.writable { WRITE } else { Perms::READ };
+            (tap, graph.attach(new.node, Holder::Export(new.id.to_owned()), needs, ALL_PERMS)?)
+        };
+        let mut export = Export::new(name, Arc::clone(&tap) as _)
+            .writable(new.writable)
+            .allocation_depth(new.allocation_depth);
+        if let Some(text) = new.description {
+            export = export.description(text);
+        }
+        let contexts = new.bitmaps.iter().map(|(node, bitmap)| {
+            let tap = match node {
+                Some(node) => Arc::clone(&self.graph.lock().find(node)?.tap),
+                None => Arc::clone(&tap),
+            };
+            bitmap::context(&tap, bitmap, new.writable)
+        });
+        let added = contexts.collect::<Reply<Vec<_>>>().and_then(|contexts| {
+            let export = contexts.into_iter().fold(export, Export::context);
+            server.add(export).map_err(failed)
+        });
+        if let Err(error) = added {
+            let gone = self.graph.lock().detach(node_use);
+            drop(gone);
+            return Err(error);
+        }
+        let entry = Entry { name: name.to_owned(), node_use, shutting_down: false };
+        self.exports.0.lock().exports.insert(new.id.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Removes the export `id`: while it has clients only if `hard`.
+    pub(crate) fn remove_export(&self, id: &str, hard: bool) -> Reply<()> {
+        let name = {
+            let state = self.exports.0.lock();
+            let entry = state.exports.get(id);
+            entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?.name.clone()
+        };
+        if let Some(server) = self.exports.server() {
+            let mode = if hard { RemoveMode::Hard } else { RemoveMode::Safe };
+            server.remove(&name, mode).map_err(|error| match error {
+                blockmirror_nbd::server::ServerError::ExportInUse { .. } => {
+                    QmpError::generic(format!("export '{id}' still in use"))
+                }
+                other => failed(other),
+            })?;
+        }
+        let entry = self.exports.0.lock().exports.remove(id);
+        if let Some(entry) = entry {
+            self.forget_export(id, &entry);
+        }
+        Ok(())
+    }
+
+    /// The id of the export called `name` on the wire.
+    pub(crate) fn export_named(&self, name: &str) -> Reply<String> {
+        let state = self.exports.0.lock();
+        let found = state.exports.iter().find(|(_, entry)| entry.name == name);
+        found
+            .map(|(id, _)| id.clone())
+            .ok_or_else(|| QmpError::generic(format!("Export '{name}' is not found")))
+    }
+}

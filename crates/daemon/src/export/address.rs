@@ -1,0 +1,50 @@
+//! Where to listen: `SocketAddress` in both of its spellings, with the members beside `type` or inside `data`.
+
+use std::path::PathBuf;
+
+use blockmirror_nbd::server::Listener;
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::Value;
+
+use crate::Reply;
+use crate::driver::failed;
+
+/// A socket's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum SocketAddress {
+    Unix(PathBuf),
+    Inet { host: String, port: u16 },
+    Fd(String),
+}
+
+/// Reads an address that has passed the schema.
+pub(crate) fn socket_address(value: &Value) -> Reply<SocketAddress> {
+    let outer = Args::new(value.as_object().cloned().unwrap_or_default());
+    let kind = outer.str("type")?.to_owned();
+    let args = match outer.get("data").and_then(Value::as_object) {
+        Some(data) => Args::new(data.clone()),
+        None => outer,
+    };
+    match kind.as_str() {
+        "unix" => Ok(SocketAddress::Unix(PathBuf::from(args.str("path")?))),
+        "inet" => {
+            let port = args.str("port")?;
+            let port =
+                port.parse().map_err(|_| QmpError::generic(format!("'{port}' is not a port number")))?;
+            Ok(SocketAddress::Inet { host: args.str("host")?.to_owned(), port })
+        }
+        "fd" => Ok(SocketAddress::Fd(args.str("str")?.to_owned())),
+        other => Err(QmpError::generic(format!("Sockets of type '{other}' are not supported"))),
+    }
+}
+
+/// Listens there.
+pub(crate) fn listener(address: &SocketAddress) -> Reply<Listener> {
+    match address {
+        SocketAddress::Unix(path) => Listener::unix(path).map_err(failed),
+        SocketAddress::Inet { host, port } => Listener::tcp(host, *port).map_err(failed),
+        SocketAddress::Fd(name) => Err(QmpError::generic(format!(
+            "File descriptor '{name}' cannot be taken: pass sockets by --chardev fd= or socket activation"
+        ))),
+    }
+}

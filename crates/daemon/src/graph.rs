@@ -1,0 +1,216 @@
+//! The graph: nodes by name, and who uses them for what.
+//!
+//! The daemon keeps one graph behind one mutex; commands, exports and jobs change it. It does no I/O of its own.
+//!
+//! What must hold:
+//! - A node that somebody uses is not removed.
+//! - No two uses of a node contradict each other: what one needs, every other shares.
+//! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
+
+mod front;
+mod node;
+mod usage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blockmirror_mirror::Tap;
+use blockmirror_qmp::QmpError;
+
+pub(crate) use front::{Front, FrontOptions};
+pub(crate) use node::Node;
+pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
+
+use crate::Reply;
+
+/// Nodes and their uses.
+#[derive(Debug, Default)]
+pub(crate) struct Graph {
+    nodes: BTreeMap<String, Node>,
+    uses: BTreeMap<UseId, Use>,
+    next_use: u64,
+    next_node: u64,
+}
+
+impl Graph {
+    /// A name for a node that got none.
+    pub(crate) fn name_for_unnamed(&mut self) -> String {
+        loop {
+            let name = format!("#block{:03}", self.next_node);
+            self.next_node += 1;
+            if !self.nodes.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+
+    /// Whether a new node may be called `name`.
+    pub(crate) fn check_name(&self, name: &str) -> Reply<()> {
+        if !is_well_formed(name) || name.len() > 31 {
+            return Err(QmpError::generic(format!("Invalid node-name: '{name}'")));
+        }
+        if self.nodes.contains_key(name) {
+            return Err(QmpError::generic(format!("Duplicate nodes with node-name='{name}'")));
+        }
+        Ok(())
+    }
+
+    /// Puts a new node in; its name has been checked.
+    pub(crate) fn insert(&mut self, mut node: Node) {
+        node.number = self.next_node;
+        self.next_node += 1;
+        self.nodes.insert(node.name.clone(), node);
+    }
+
+    /// The node `name`, in the words of commands that take a device or a node.
+    pub(crate) fn find(&self, name: &str) -> Reply<&Node> {
+        self.nodes
+            .get(name)
+            .ok_or_else(|| QmpError::generic(format!("Cannot find device='{name}' nor node-name='{name}'")))
+    }
+
+    /// The node `name`, if there is one.
+    pub(crate) fn get(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// The node `name` to change, if there is one.
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
+        self.nodes.get_mut(name)
+    }
+
+    /// All nodes, youngest first.
+    pub(crate) fn nodes(&self) -> Vec<&Node> {
+        let mut nodes: Vec<_> = self.nodes.values().collect();
+        nodes.sort_by_key(|node| std::cmp::Reverse(node.number));
+        nodes
+    }
+
+    /// The uses of `name`, oldest first.
+    pub(crate) fn uses_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (UseId, &'a Use)> {
+        self.uses.iter().filter(move |(_, u)| u.node == name).map(|(id, u)| (*id, u))
+    }
+
+    /// The use `id`.
+    pub(crate) fn get_use(&self, id: UseId) -> Option<&Use> {
+        self.uses.get(&id)
+    }
+
+    /// The children of `parent`, each with its role.
+    pub(crate) fn children<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = (&'static str, &'a Node)> {
+        self.uses.values().filter_map(move |u| match &u.holder {
+            Holder::Node { name, role } if name == parent => Some((*role, self.nodes.get(&u.node)?)),
+            _ => None,
+        })
+    }
+
+    /// Records that `holder` uses `node`.
+    ///
+    /// # Errors
+    /// Somebody else's use contradicts it.
+    pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
+        self.find(node)?;
+        let new = Use { node: node.to_owned(), holder, needs, shares };
+        for (_, other) in self.uses_of(node) {
+            other.check_against(&new)?;
+        }
+        let id = UseId(self.next_use);
+        self.next_use += 1;
+        self.uses.insert(id, new);
+        Ok(id)
+    }
+
+    /// Forgets a use; nodes that were there for it alone go with it, and are returned so that they can be closed
+    /// without a lock.
+    pub(crate) fn detach(&mut self, id: UseId) -> Vec<Node> {
+        let mut gone = Vec::new();
+        let Some(old) = self.uses.remove(&id) else { return gone };
+        self.collect_if_orphaned(&old.node, &mut gone);
+        gone
+    }
+
+    fn collect_if_orphaned(&mut self, name: &str, gone: &mut Vec<Node>) {
+        let mut candidates = vec![name.to_owned()];
+        while let Some(name) = candidates.pop() {
+            let orphan = self.nodes.get(&name).is_some_and(|node| !node.owned);
+            if orphan && self.uses_of(&name).next().is_none() {
+                self.take_out(&name, &mut candidates, gone);
+            }
+        }
+    }
+
+    fn take_out(&mut self, name: &str, candidates: &mut Vec<String>, gone: &mut Vec<Node>) {
+        let Some(node) = self.nodes.remove(name) else { return };
+        gone.push(node);
+        self.uses.retain(|_, u| {
+            let held = matches!(&u.holder, Holder::Node { name: parent, .. } if parent == name);
+            if held {
+                candidates.push(u.node.clone());
+            }
+            !held
+        });
+    }
+
+    /// Removes the node `name` as its owner asks, and the nodes that were there for it alone.
+    ///
+    /// # Errors
+    /// There is none, somebody uses it, or it belongs to another node.
+    pub(crate) fn remove(&mut self, name: &str) -> Reply<Vec<Node>> {
+        let Some(node) = self.nodes.get(name) else {
+            return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
+        };
+        if let Some((_, u)) = self.uses_of(name).next() {
+            return Err(QmpError::generic(format!("Node {name} is in use by {}", u.holder)));
+        }
+        if !node.owned {
+            return Err(QmpError::generic(format!("Node {name} is not owned by the monitor")));
+        }
+        let (mut gone, mut candidates) = (Vec::new(), Vec::new());
+        self.take_out(name, &mut candidates, &mut gone);
+        for child in candidates {
+            self.collect_if_orphaned(&child, &mut gone);
+        }
+        Ok(gone)
+    }
+
+    /// Takes a node back that could not be finished, with what was opened for it.
+    pub(crate) fn undo(&mut self, name: &str) -> Vec<Node> {
+        let mut gone = Vec::new();
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.owned = false;
+        }
+        self.collect_if_orphaned(name, &mut gone);
+        gone
+    }
+
+    /// All nodes, to be closed at the end of everything: users before what they stand on.
+    pub(crate) fn take_all(&mut self) -> Vec<Node> {
+        self.uses.clear();
+        let mut nodes: Vec<_> = std::mem::take(&mut self.nodes).into_values().collect();
+        nodes.sort_by_key(|node| std::cmp::Reverse(node.number));
+        nodes
+    }
+
+    /// After the tap of `from` has pivoted to the device of `to`: whoever used `from` uses `to`, and the tap
+    /// that they hold is `to`'s. The uses in `except` stay (those of the job itself).
+    pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId]) {
+        for (id, u) in &mut self.uses {
+            if u.node == from && !except.contains(id) && !u.is_link_of(to) {
+                to.clone_into(&mut u.node);
+            }
+        }
+        let Some(source) = self.nodes.get_mut(from) else { return };
+        let fresh = Tap::new(Arc::clone(&source.device) as _);
+        let tap = std::mem::replace(&mut source.tap, fresh);
+        if let Some(target) = self.nodes.get_mut(to) {
+            target.tap = tap;
+        }
+    }
+}
+
+/// Whether `name` is of the form that identifiers have: a letter, then letters, digits, `-`, `.`, `_`.
+pub(crate) fn is_well_formed(name: &str) -> bool {
+    let mut letters = name.bytes();
+    letters.next().is_some_and(|first| first.is_ascii_alphabetic())
+        && letters.all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_'))
+}

@@ -1,0 +1,175 @@
+//! What every node puts between its users and its driver: the options that all drivers have (read-only, discard,
+//! detect-zeroes, cache.no-flush), and the figures of `query-blockstats`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use blockmirror_block::{
+    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit,
+    WriteFlags, ZeroFlags, zero,
+};
+
+/// The options that all drivers have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FrontOptions {
+    /// No writes.
+    pub(crate) read_only: bool,
+    /// Discards and unmapping zeros reach the driver (`discard=unmap`).
+    pub(crate) unmap: bool,
+    /// Flushes do nothing.
+    pub(crate) no_flush: bool,
+    /// Writes of zeros become zeroing; with `unmap`, they may give space back.
+    pub(crate) detect_zeroes: bool,
+    /// What is detected may be unmapped.
+    pub(crate) detect_unmap: bool,
+}
+
+/// Counts and times of one kind of request.
+#[derive(Debug, Default)]
+pub(crate) struct Counter {
+    pub(crate) operations: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) nanoseconds: AtomicU64,
+}
+
+/// The figures of a node.
+#[derive(Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) reads: Counter,
+    pub(crate) writes: Counter,
+    pub(crate) flushes: Counter,
+    pub(crate) unmaps: Counter,
+    /// The end of the highest write.
+    pub(crate) highest_write: AtomicU64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Front {
+    device: Arc<dyn BlockDevice>,
+    options: FrontOptions,
+    stats: Stats,
+}
+
+impl Counter {
+    fn count<T>(&self, bytes: u64, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let result = call();
+        let taken: Duration = start.elapsed();
+        let nanoseconds = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        if result.is_ok() {
+            self.operations.fetch_add(1, Ordering::Relaxed);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl Front {
+    /// `device` with `options`.
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, options: FrontOptions) -> Arc<Self> {
+        Arc::new(Self { device, options, stats: Stats::default() })
+    }
+
+    /// The figures so far.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// The options.
+    pub(crate) fn options(&self) -> FrontOptions {
+        self.options
+    }
+
+    fn check_writable(&self, operation: &'static str) -> Result<()> {
+        if self.options.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, operation).because("the node is read-only"));
+        }
+        Ok(())
+    }
+}
+
+impl BlockDevice for Front {
+    fn len(&self) -> u64 {
+        self.device.len()
+    }
+
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        let mut geometry = self.device.geometry();
+        geometry.writable &= !self.options.read_only;
+        if !self.options.unmap {
+            geometry.discard = DiscardEffect::Ignored;
+        }
+        geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.stats.reads.count(buf.len() as u64, || self.device.read_at(buf, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.check_writable("write")?;
+        let len = buf.len() as u64;
+        self.stats.writes.count(len, || {
+            if self.options.detect_zeroes && !buf.is_empty() && zero::is_zero(buf) {
+                let mut zero_flags = ZeroFlags::NONE;
+                if self.options.detect_unmap && self.options.unmap {
+                    zero_flags = zero_flags | ZeroFlags::MAY_UNMAP;
+                }
+                if flags.contains(WriteFlags::FUA) {
+                    zero_flags = zero_flags | ZeroFlags::FUA;
+                }
+                let range = ByteRange::checked(offset, buf.len())
+                    .ok_or_else(|| Error::out_of_bounds("write", offset, len, self.len()))?;
+                return self.device.write_zeroes(range, zero_flags);
+            }
+            self.device.write_at(buf, offset, flags)
+        })?;
+        self.stats.highest_write.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.check_writable("write zeroes")?;
+        let flags = if self.options.unmap { flags } else { flags.without(ZeroFlags::MAY_UNMAP) };
+        self.stats.writes.count(range.len(), || self.device.write_zeroes(range, flags))?;
+        self.stats.highest_write.fetch_max(range.end(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.check_writable("discard")?;
+        self.stats.unmaps.count(range.len(), || {
+            if range.end() > self.len() {
+                return Err(Error::new(ErrorKind::OutOfBounds, "discard"));
+            }
+            if self.options.unmap { self.device.discard(range) } else { Ok(()) }
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.stats.flushes.count(0, || if self.options.no_flush { Ok(()) } else { self.device.flush() })
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.device.extents(range, visit)
+    }
+
+    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+        self.check_writable("copy")?;
+        self.device.copy_from(offset, run, len)
+    }
+
+    fn cancel_in_flight(&self) {
+        self.device.cancel_in_flight();
+    }
+}

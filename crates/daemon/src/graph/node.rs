@@ -1,0 +1,40 @@
+//! One node: an open image, file or filter. Made by a driver, owned by the graph.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockmirror_block::Storage;
+use blockmirror_mirror::Tap;
+use blockmirror_qcow2::Qcow2;
+use serde_json::{Map, Value};
+
+use super::front::Front;
+
+/// A node of the graph.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Its name, unique.
+    pub(crate) name: String,
+    /// The driver's name on the wire.
+    pub(crate) driver: &'static str,
+    /// What it was opened with, for reopening.
+    pub(crate) options: Map<String, Value>,
+    /// What it is called in answers: a path, a URI.
+    pub(crate) filename: String,
+    /// The path of the host file, where there is one right below.
+    pub(crate) path: Option<PathBuf>,
+    /// What a format can live in, for nodes that are files or stand for one.
+    pub(crate) storage: Option<Arc<dyn Storage>>,
+    /// The format, where it is qcow2.
+    pub(crate) qcow2: Option<Arc<Qcow2>>,
+    /// The disk, with what its options ask for; below the tap.
+    pub(crate) device: Arc<Front>,
+    /// The disk as its users see it.
+    pub(crate) tap: Arc<Tap>,
+    /// Whether it accepts no writes.
+    pub(crate) read_only: bool,
+    /// Whether somebody asked for this very node, so that it stays when nobody uses it.
+    pub(crate) owned: bool,
+    /// Order of appearance.
+    pub(crate) number: u64,
+}

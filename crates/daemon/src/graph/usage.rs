@@ -1,0 +1,94 @@
+//! Who uses a node, what for, and what others may do meanwhile. Called by the graph; pure.
+
+use std::fmt;
+
+use blockmirror_image_lock::{Permission, Permissions};
+use blockmirror_qmp::QmpError;
+
+use crate::Reply;
+
+/// What a use needs or shares.
+pub(crate) type Perms = Permissions;
+
+/// Names a use for as long as it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct UseId(pub(crate) u64);
+
+/// One use of a node.
+#[derive(Debug)]
+pub(crate) struct Use {
+    pub(crate) node: String,
+    pub(crate) holder: Holder,
+    pub(crate) needs: Perms,
+    pub(crate) shares: Perms,
+}
+
+/// Who uses a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// Another node stands on it.
+    Node { name: String, role: &'static str },
+    /// It is exported.
+    Export(String),
+    /// A job works on it.
+    Job { id: String, kind: &'static str },
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node { name, role } => write!(f, "node '{name}' (as '{role}' child)"),
+            Self::Export(id) => write!(f, "export '{id}'"),
+            Self::Job { id, kind } => write!(f, "block job '{id}': {kind}"),
+        }
+    }
+}
+
+impl Use {
+    /// Whether this is the edge by which `parent` stands on the node.
+    pub(crate) fn is_link_of(&self, parent: &str) -> bool {
+        matches!(&self.holder, Holder::Node { name, .. } if name == parent)
+    }
+
+    /// Whether `new` can be beside this one.
+    pub(crate) fn check_against(&self, new: &Use) -> Reply<()> {
+        for (needs, unshares) in [(self, new), (new, self)] {
+            let conflict: Vec<_> =
+                needs.needs.iter().filter(|p| !unshares.shares.contains(*p)).map(name_of).collect();
+            if !conflict.is_empty() {
+                let node = &self.node;
+                return Err(QmpError::generic(format!(
+                    "Permission conflict on node '{node}': permissions '{}' are both required by {} and unshared by {}.",
+                    conflict.join(", "),
+                    needs.described(),
+                    unshares.described(),
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn described(&self) -> String {
+        let node = &self.node;
+        match &self.holder {
+            Holder::Node { name, role } => format!("node '{name}' (uses node '{node}' as '{role}' child)"),
+            other => format!("{other} (uses node '{node}' as 'root' child)"),
+        }
+    }
+}
+
+fn name_of(permission: Permission) -> &'static str {
+    match permission {
+        Permission::ConsistentRead => "consistent read",
+        Permission::Write => "write",
+        Permission::WriteUnchanged => "write unchanged",
+        Permission::Resize => "resize",
+    }
+}
+
+/// Everything: what a use shares that does not mind.
+pub(crate) const ALL: Perms = Perms::READ_WRITE.with(Permission::WriteUnchanged);
+/// What a reader shares who wants the bytes to stay.
+pub(crate) const NO_CHANGE: Perms = Perms::READ.with(Permission::WriteUnchanged);
+/// What a writer of the disk's contents needs: not to resize.
+pub(crate) const WRITE: Perms = Perms::READ.with(Permission::Write);

@@ -1,0 +1,402 @@
+//! Jobs by name, and how their events become those of the protocol.
+//!
+//! Each job has a thread, the *herald*, that takes its events in order, does what the end of a job does to the graph,
+//! and only then tells monitors. What `query-jobs` shows of a job is what the herald has told, so that a client that
+//! polls sees nothing that one who listens has not heard.
+//!
+//! What must hold: `BLOCK_JOB_COMPLETED` is told after exports have moved and nodes are free again.
+
+mod mirror;
+mod simple;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_mirror::{CopyMode, ErrorAction, Event, IoStatus, JobState, Progress, Refused, Verb};
+use blockmirror_qmp::{ErrorClass, QmpError, Session};
+use serde_json::{Value, json};
+
+use crate::Reply;
+use crate::command::job as events;
+use crate::daemon::Daemon;
+use crate::graph::{Node, UseId, is_well_formed};
+
+pub(crate) use mirror::MirrorRequest;
+pub(crate) use simple::SimpleJob;
+
+/// How long the end of the daemon waits for jobs that were given up.
+const END_LIMIT: Duration = Duration::from_secs(3);
+/// How long a dismissed job may take to be gone.
+const DISMISS_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a job can be asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ask {
+    /// `force` or not.
+    Cancel(bool),
+    Pause,
+    Resume,
+    SetSpeed(u64),
+    Change(CopyMode),
+    Complete,
+    Finalize,
+    Dismiss,
+}
+
+/// What a job shows of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Figures {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) busy: bool,
+    pub(crate) io_status: IoStatus,
+    /// More, of a mirror.
+    pub(crate) mirror: Option<Progress>,
+}
+
+/// A job of any kind, to be watched and steered.
+pub(crate) trait Steer: Send + Sync + fmt::Debug {
+    /// The figures at this moment.
+    fn figures(&self) -> Figures;
+
+    /// Asks for something.
+    fn ask(&self, ask: Ask) -> Result<(), Refused>;
+
+    /// The next event; waits for it for at most `timeout`. `None` if none came, or none will.
+    fn next_event(&self, timeout: Option<Duration>) -> Option<Event>;
+}
+
+/// What the end of a job does, before anybody is told of it.
+pub(crate) type AtEnd = Box<dyn FnOnce(&Daemon) + Send>;
+
+/// A job in the table.
+pub(crate) struct Job {
+    pub(crate) id: String,
+    /// Its type's wire name.
+    pub(crate) kind: &'static str,
+    pub(crate) auto_finalize: bool,
+    pub(crate) auto_dismiss: bool,
+    steer: Box<dyn Steer>,
+    speed: AtomicU64,
+    told: Mutex<Told>,
+    changed: Condvar,
+    at_end: Mutex<Option<AtEnd>>,
+}
+
+/// What monitors have been told.
+#[derive(Debug)]
+struct Told {
+    state: JobState,
+    error: Option<String>,
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job").field("id", &self.id).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// What a new job is told about itself.
+#[derive(Clone, Debug)]
+pub(crate) struct JobOptions {
+    pub(crate) id: String,
+    pub(crate) kind: &'static str,
+    pub(crate) speed: u64,
+    pub(crate) auto_finalize: bool,
+    pub(crate) auto_dismiss: bool,
+}
+
+/// Jobs by id.
+#[derive(Debug, Default)]
+pub(crate) struct Jobs(Mutex<BTreeMap<String, Arc<Job>>>);
+
+impl Jobs {
+    /// Whether a new job may be called `id`.
+    pub(crate) fn check_id(&self, id: &str) -> Reply<()> {
+        if !is_well_formed(id) {
+            return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
+        }
+        if self.0.lock().contains_key(id) {
+            return Err(QmpError::generic(format!("Job ID '{id}' already in use")));
+        }
+        Ok(())
+    }
+
+    /// All jobs, by id.
+    pub(crate) fn all(&self) -> Vec<Arc<Job>> {
+        self.0.lock().values().cloned().collect()
+    }
+
+    /// The job `id`, in the words of the commands `job-*`.
+    pub(crate) fn find(&self, id: &str) -> Reply<Arc<Job>> {
+        self.0.lock().get(id).cloned().ok_or_else(|| QmpError::generic("Job not found"))
+    }
+
+    /// The job `id`, in the words of the commands `block-job-*`.
+    pub(crate) fn find_block_job(&self, id: &str) -> Reply<Arc<Job>> {
+        let job = self.0.lock().get(id).filter(|job| job.is_block_job()).cloned();
+        job.ok_or_else(|| QmpError::new(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found")))
+    }
+
+    /// Gives all jobs up and waits for them, not for ever.
+    pub(crate) fn end_all(&self) {
+        let jobs = self.all();
+        for job in &jobs {
+            // One that has ended already needs no more.
+            let _ = job.steer.ask(Ask::Cancel(true));
+        }
+        let until = Instant::now() + END_LIMIT;
+        for job in jobs {
+            job.wait_for(|state| matches!(state, JobState::Concluded | JobState::Null), until);
+        }
+    }
+}
+
+impl Job {
+    /// Whether it moves data of a node, as all types but `create` do.
+    pub(crate) fn is_block_job(&self) -> bool {
+        self.kind != "create"
+    }
+
+    fn wait_for(&self, reached: impl Fn(JobState) -> bool, until: Instant) -> bool {
+        let mut told = self.told.lock();
+        while !reached(told.state) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            told = self.changed.wait_timeout(told, left).0;
+        }
+        true
+    }
+
+    /// Asks for something; refusals come in the protocol's words.
+    pub(crate) fn ask(&self, ask: Ask) -> Reply<()> {
+        self.steer.ask(ask).map_err(|refused| self.in_words(refused))?;
+        match ask {
+            Ask::SetSpeed(speed) => self.speed.store(speed, Ordering::Relaxed),
+            Ask::Dismiss => {
+                self.wait_for(|state| state == JobState::Null, Instant::now() + DISMISS_LIMIT);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn in_words(&self, refused: Refused) -> QmpError {
+        let id = &self.id;
+        QmpError::generic(match refused {
+            Refused::State { verb, state } => {
+                format!(
+                    "Job '{id}' in state '{}' cannot accept command verb '{}'",
+                    state.name(),
+                    verb_name(verb)
+                )
+            }
+            Refused::Paused { verb: Verb::Pause } => "Job is already paused".to_owned(),
+            Refused::Paused { .. } => format!("The block job for device '{id}' is currently paused"),
+            Refused::NotPaused => "Can't resume a job that was not paused".to_owned(),
+            other => other.to_string(),
+        })
+    }
+
+    /// An element of the answer of `query-jobs`.
+    pub(crate) fn info(&self) -> Value {
+        let figures = self.steer.figures();
+        let told = self.told.lock();
+        let mut info = json!({
+            "current-progress": figures.offset,
+            "status": told.state.name(),
+            "total-progress": figures.len,
+            "type": self.kind,
+            "id": self.id,
+        });
+        if let Some(error) = &told.error {
+            info["error"] = json!(error);
+        }
+        info
+    }
+
+    /// An element of the answer of `query-block-jobs`.
+    pub(crate) fn block_info(&self) -> Value {
+        let figures = self.steer.figures();
+        let told = self.told.lock();
+        let mut info = json!({
+            "auto-finalize": self.auto_finalize,
+            "io-status": io_status_name(figures.io_status),
+            "device": self.id,
+            "auto-dismiss": self.auto_dismiss,
+            "busy": figures.busy,
+            "len": figures.len,
+            "offset": figures.offset,
+            "status": told.state.name(),
+            "paused": matches!(told.state, JobState::Paused | JobState::Standby),
+            "speed": self.speed.load(Ordering::Relaxed),
+            "ready": matches!(told.state, JobState::Ready | JobState::Standby),
+            "type": self.kind,
+        });
+        if let Some(error) = &told.error {
+            info["error"] = json!(error);
+        }
+        if let Some(progress) = &figures.mirror {
+            mirror::add_figures(&mut info, progress);
+        }
+        info
+    }
+
+    /// What `BLOCK_JOB_READY` and the events of the end carry.
+    fn event_data(&self) -> Value {
+        let figures = self.steer.figures();
+        json!({
+            "device": self.id,
+            "len": figures.len,
+            "offset": figures.offset,
+            "speed": self.speed.load(Ordering::Relaxed),
+            "type": self.kind,
+        })
+    }
+}
+
+impl Daemon {
+    /// Puts a job in the table that has been started and has told nothing yet. Its first two events are told at once,
+    /// what follows after the command has been answered.
+    pub(crate) fn add_job(
+        self: &Arc<Self>,
+        session: Option<&Session>,
+        options: JobOptions,
+        steer: Box<dyn Steer>,
+        at_end: AtEnd,
+    ) {
+        let job = Arc::new(Job {
+            id: options.id,
+            kind: options.kind,
+            auto_finalize: options.auto_finalize,
+            auto_dismiss: options.auto_dismiss,
+            steer,
+            speed: AtomicU64::new(options.speed),
+            told: Mutex::new(Told { state: JobState::Created, error: None }),
+            changed: Condvar::new(),
+            at_end: Mutex::new(Some(at_end)),
+        });
+        self.jobs.0.lock().insert(job.id.clone(), Arc::clone(&job));
+        for _ in 0..2 {
+            if let Some(event) = job.steer.next_event(Some(Duration::ZERO)) {
+                self.tell(&job, event);
+            }
+        }
+        let daemon = Arc::clone(self);
+        let herald = move || {
+            let name = format!("job {}", job.id);
+            let work = move || daemon.herald(&job);
+            // Without a thread nobody would be told anything; that is no reason to stop serving disks.
+            let _ = thread::Builder::new().name(name).spawn(work);
+        };
+        match session {
+            Some(session) => session.after_answer(herald),
+            None => herald(),
+        }
+    }
+
+    fn herald(&self, job: &Job) {
+        while let Some(event) = job.steer.next_event(None) {
+            self.tell(job, event);
+        }
+    }
+
+    fn tell(&self, job: &Job, event: Event) {
+        match event {
+            Event::Status(state) => self.tell_state(job, state),
+            Event::Ready => self.emit(&events::BLOCK_JOB_READY, job.event_data()),
+            Event::Pending if job.is_block_job() => {
+                self.emit(&events::BLOCK_JOB_PENDING, json!({"type": job.kind, "id": job.id}));
+            }
+            Event::Completed { error } => {
+                self.end(job);
+                let mut data = job.event_data();
+                if let Some(error) = error {
+                    data["error"] = json!(error);
+                    job.told.lock().error = Some(error);
+                }
+                if job.is_block_job() {
+                    self.emit(&events::BLOCK_JOB_COMPLETED, data);
+                }
+            }
+            Event::Cancelled => {
+                self.end(job);
+                job.told.lock().error = Some("Operation canceled".to_owned());
+                if job.is_block_job() {
+                    self.emit(&events::BLOCK_JOB_CANCELLED, job.event_data());
+                }
+            }
+            Event::Error { operation, action, .. } => {
+                let action = match action {
+                    ErrorAction::Report => "report",
+                    ErrorAction::Stop => "stop",
+                    // What was tried too often is left out, under the policy that says to go on.
+                    ErrorAction::Ignore | ErrorAction::GiveUp => "ignore",
+                };
+                let data = json!({"device": job.id, "operation": operation.to_string(), "action": action});
+                self.emit(&events::BLOCK_JOB_ERROR, data);
+            }
+            other => mirror::tell(self, job, &other),
+        }
+    }
+
+    fn tell_state(&self, job: &Job, state: JobState) {
+        if state == JobState::Null {
+            self.jobs.0.lock().remove(&job.id);
+        }
+        job.told.lock().state = state;
+        self.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": job.id}));
+        job.changed.notify_all();
+    }
+
+    fn end(&self, job: &Job) {
+        let at_end = job.at_end.lock().take();
+        if let Some(at_end) = at_end {
+            at_end(self);
+        }
+    }
+
+    /// Lets uses go, and closes what was there for them alone.
+    pub(crate) fn detach_all(&self, uses: &[UseId]) {
+        let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();
+        close(gone);
+    }
+}
+
+/// Closes nodes that are out of the graph: what was written reaches the disk.
+pub(crate) fn close(nodes: Vec<Node>) {
+    use blockmirror_block::BlockDevice;
+    for node in nodes.iter().filter(|node| !node.read_only) {
+        // Nobody is left to tell; a client that cares has flushed.
+        let _ = node.device.flush();
+    }
+}
+
+fn verb_name(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Cancel | Verb::ForceCancel => "cancel",
+        Verb::Pause => "pause",
+        Verb::Resume => "resume",
+        Verb::SetSpeed => "set-speed",
+        Verb::Change => "change",
+        Verb::Complete => "complete",
+        Verb::Finalize => "finalize",
+        Verb::Dismiss => "dismiss",
+        _ => "unknown",
+    }
+}
+
+fn io_status_name(status: IoStatus) -> &'static str {
+    match status {
+        IoStatus::Failed => "failed",
+        IoStatus::NoSpace => "nospace",
+        _ => "ok",
+    }
+}

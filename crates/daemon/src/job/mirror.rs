@@ -1,0 +1,291 @@
+//! Mirror jobs: from the arguments of `blockdev-mirror` to a job on the source's tap.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_image_lock::Permission;
+use blockmirror_mirror::{
+    BitmapMode, Convergence, CopyMode, Error, Event, MirrorControl, MirrorJob, MirrorOptions, OnError,
+    Progress, Refused, SyncMode,
+};
+use blockmirror_qmp::{Args, QmpError, Session};
+use serde_json::{Value, json};
+
+use super::{Ask, AtEnd, Figures, Job, JobOptions, SimpleJob, Steer};
+use crate::Reply;
+use crate::command::job as events;
+use crate::daemon::Daemon;
+use crate::graph::{Holder, Perms, UseId, WRITE};
+
+/// A mirror that is asked for.
+#[derive(Debug)]
+pub(crate) struct MirrorRequest {
+    pub(crate) job: JobOptions,
+    pub(crate) source: String,
+    pub(crate) target: String,
+    pub(crate) options: MirrorOptions,
+}
+
+/// A mirror whose nodes are held and that can be started.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) request: MirrorRequest,
+    uses: Vec<UseId>,
+    tap: Arc<blockmirror_mirror::Tap>,
+    target: Arc<dyn BlockDevice>,
+}
+
+impl MirrorRequest {
+    /// Reads the arguments that `blockdev-mirror` and `drive-mirror` share.
+    pub(crate) fn new(daemon: &Daemon, args: &Args, target: &str) -> Reply<Self> {
+        let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
+        let source = args.str("device")?.to_owned();
+        if args.opt_str("replaces")?.is_some_and(|name| name != source) {
+            return Err(QmpError::generic("'replaces' is supported for the device itself only"));
+        }
+        let mut options = MirrorOptions::new()
+            .sync(match args.str("sync")? {
+                "top" => SyncMode::Top,
+                "none" => SyncMode::None,
+                "incremental" => SyncMode::Incremental,
+                "bitmap" => SyncMode::Bitmap,
+                _ => SyncMode::Full,
+            })
+            .on_source_error(on_error(args, "on-source-error")?)
+            .on_target_error(on_error(args, "on-target-error")?)
+            .unmap(args.opt_bool("unmap")?.unwrap_or(true))
+            .copy_mode(match args.opt_str("copy-mode")? {
+                Some("write-blocking") => CopyMode::WriteBlocking,
+                Some("auto") => CopyMode::Auto,
+                _ => CopyMode::Background,
+            });
+        let needs_bitmap = matches!(args.str("sync")?, "incremental" | "bitmap");
+        match (needs_bitmap, args.opt_str("bitmap")?) {
+            (true, None) => {
+                return Err(QmpError::generic(format!(
+                    "must provide a valid bitmap name for '{}' sync mode",
+                    args.str("sync")?
+                )));
+            }
+            (false, Some(_)) => {
+                return Err(QmpError::generic(format!(
+                    "sync mode '{}' does not use a bitmap",
+                    args.str("sync")?
+                )));
+            }
+            (true, Some(name)) => {
+                let mode = match args.opt_str("bitmap-mode")? {
+                    Some("never") => BitmapMode::Never,
+                    Some("always") => BitmapMode::Always,
+                    _ => BitmapMode::OnSuccess,
+                };
+                options = options.bitmap(name, mode);
+            }
+            (false, None) => {}
+        }
+        if let Some(granularity) = args.opt_u64("granularity")?.filter(|bytes| *bytes != 0) {
+            if !(512..=64 << 20).contains(&granularity) {
+                return Err(QmpError::generic(
+                    "Parameter 'granularity' expects a value in range [512B, 64MB]",
+                ));
+            }
+            if !granularity.is_power_of_two() {
+                return Err(QmpError::generic("Parameter 'granularity' expects a power of 2"));
+            }
+            options = options.granularity(granularity);
+        }
+        let not_negative = |name: &str, text: &str| -> Reply<u64> {
+            u64::try_from(args.opt_i64(name)?.unwrap_or(0)).map_err(|_| QmpError::generic(text))
+        };
+        let speed = not_negative("speed", "Parameter 'speed' expects a non-negative value")?;
+        let buf_size = not_negative("buf-size", "Invalid parameter 'buf-size'")?;
+        let auto_finalize = args.opt_bool("auto-finalize")?.unwrap_or(true);
+        let auto_dismiss = args.opt_bool("auto-dismiss")?.unwrap_or(true);
+        options = options.speed(speed).auto_finalize(auto_finalize).auto_dismiss(auto_dismiss);
+        if buf_size != 0 {
+            options = options.buf_size(buf_size);
+        }
+        daemon.jobs.check_id(&id)?;
+        let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
+        Ok(Self { job, source, target: target.to_owned(), options })
+    }
+}
+
+fn on_error(args: &Args, name: &str) -> Reply<OnError> {
+    Ok(match args.opt_str(name)? {
+        Some("ignore") => OnError::Ignore,
+        Some("stop") => OnError::Stop,
+        Some("enospc") => OnError::Enospc,
+        Some("auto") => OnError::Auto,
+        _ => OnError::Report,
+    })
+}
+
+impl Daemon {
+    /// Holds the nodes of a mirror for it.
+    ///
+    /// # Errors
+    /// Nodes that are not there, or that others use.
+    pub(crate) fn prepare_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
+        let mut graph = self.graph.lock();
+        let (source, target) = (graph.find(&request.source)?, graph.find(&request.target)?);
+        if request.source == request.target {
+            return Err(QmpError::generic("Can't mirror node into itself"));
+        }
+        for (_, u) in graph.uses_of(&request.source) {
+            match &u.holder {
+                Holder::Job { kind, .. } => {
+                    return Err(QmpError::generic(format!(
+                        "Node '{}' is busy: block device is in use by block job: {kind}",
+                        request.source
+                    )));
+                }
+                Holder::Node { .. } if !u.is_link_of(&request.target) => {
+                    return Err(QmpError::generic(format!(
+                        "Need a root block node: '{}' is used by {}",
+                        request.source, u.holder
+                    )));
+                }
+                _ => {}
+            }
+        }
+        if target.read_only {
+            return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
+        }
+        if let Some((_, u)) = graph.uses_of(&request.target).next() {
+            return Err(QmpError::generic(format!(
+                "Node '{}' is busy: it is in use by {}",
+                request.target, u.holder
+            )));
+        }
+        let tap = Arc::clone(&source.tap);
+        let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
+        let holder = Holder::Job { id: request.job.id.clone(), kind: "mirror" };
+        let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
+        let on_source = graph.attach(&request.source, holder.clone(), Perms::READ, steady)?;
+        let on_target = match graph.attach(&request.target, holder, WRITE, Perms::NONE) {
+            Ok(id) => id,
+            Err(error) => {
+                let gone = graph.detach(on_source);
+                drop(graph);
+                super::close(gone);
+                return Err(error);
+            }
+        };
+        Ok(Prepared { request, uses: vec![on_source, on_target], tap, target: device })
+    }
+
+    /// Starts a mirror whose nodes are held.
+    ///
+    /// # Errors
+    /// Options that do not fit the disks. Disks of different lengths are no error here: such a job starts and fails, as
+    /// clients expect.
+    pub(crate) fn start_mirror(self: &Arc<Self>, session: Option<&Session>, prepared: Prepared) -> Reply<()> {
+        let Prepared { request, uses, tap, target } = prepared;
+        match MirrorJob::attach(&tap, Arc::clone(&target), request.options) {
+            Ok(job) => {
+                let control = job.control().clone();
+                let (source_name, target_name) = (request.source, request.target);
+                let at_end: AtEnd = Box::new(move |daemon| {
+                    // Its threads end with it; how it went has been told already.
+                    let _ = job.wait();
+                    daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
+                });
+                self.add_job(session, request.job, Box::new(control), at_end);
+                Ok(())
+            }
+            Err(error @ Error::SizeMismatch { .. }) => {
+                let failed = SimpleJob::failed(&request.job, error.to_string());
+                let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
+                self.add_job(session, request.job, Box::new(failed), at_end);
+                Ok(())
+            }
+            Err(error) => {
+                self.detach_all(&uses);
+                Err(QmpError::generic(error.to_string()))
+            }
+        }
+    }
+
+    /// Gives the nodes of a mirror back that was not started.
+    pub(crate) fn forget_mirror(&self, prepared: &Prepared) {
+        self.detach_all(&prepared.uses);
+    }
+
+    fn mirror_ended(
+        &self,
+        tap: &blockmirror_mirror::Tap,
+        target: &Arc<dyn BlockDevice>,
+        source_name: &str,
+        target_name: &str,
+        uses: &[UseId],
+    ) {
+        if Arc::ptr_eq(&tap.device(), target) {
+            self.graph.lock().pivot(source_name, target_name, uses);
+        }
+        self.detach_all(uses);
+    }
+}
+
+impl Steer for MirrorControl {
+    fn figures(&self) -> Figures {
+        let progress = self.progress();
+        Figures {
+            offset: progress.offset,
+            len: progress.len,
+            busy: progress.in_flight > 0,
+            io_status: progress.io_status,
+            mirror: Some(progress),
+        }
+    }
+
+    fn ask(&self, ask: Ask) -> Result<(), Refused> {
+        match ask {
+            Ask::Cancel(true) => self.force_cancel(),
+            Ask::Cancel(false) => self.keep_copy(),
+            Ask::Pause => self.pause(),
+            Ask::Resume => self.resume(),
+            Ask::SetSpeed(speed) => self.set_speed(speed),
+            Ask::Change(mode) => self.change(mode),
+            Ask::Complete => self.complete(),
+            Ask::Finalize => self.finalize(),
+            Ask::Dismiss => self.dismiss(),
+        }
+    }
+
+    fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
+        MirrorControl::next_event(self, timeout)
+    }
+}
+
+/// Puts what only mirrors have into an element of `query-block-jobs`.
+pub(super) fn add_figures(info: &mut Value, progress: &Progress) {
+    info["actively-synced"] = json!(progress.actively_synced);
+    info["copy-mode"] = json!(progress.copy_mode.name());
+    info["writes-through"] = json!(progress.writes_through);
+    info["bulk-left"] = json!(progress.bulk_left);
+    info["dirty-left"] = json!(progress.dirty_left);
+    info["dirtied"] = json!(progress.dirtied);
+    info["copied"] = json!(progress.copied);
+    info["zeroed"] = json!(progress.zeroed);
+    info["skipped"] = json!(progress.skipped);
+    info["copy-rate"] = json!(progress.copy_rate);
+    info["dirty-rate"] = json!(progress.dirty_rate);
+    info["converging"] = json!(match progress.convergence {
+        Convergence::Converging => "yes",
+        Convergence::NotConverging => "no",
+        _ => "unknown",
+    });
+    if let Some(eta) = progress.eta {
+        info["eta-ms"] = json!(u64::try_from(eta.as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Tells of events that only mirrors have.
+pub(super) fn tell(daemon: &Daemon, job: &Job, event: &Event) {
+    if let Event::CopyMode { mode, reason, .. } = event {
+        let data = json!({"device": job.id, "copy-mode": mode.name(), "reason": reason.to_string()});
+        daemon.emit(&events::BLOCK_JOB_COPY_MODE, data);
+    }
+}

@@ -1,0 +1,165 @@
+//! Jobs that do one thing and end: `blockdev-create`, and a mirror that cannot begin because its disks differ in
+//! length.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_mirror::{Event, IoStatus, JobState, Refused, Verb};
+
+use super::{Ask, Figures, JobOptions, Steer};
+
+/// A job of one step that cannot be interrupted.
+#[derive(Clone, Debug)]
+pub(crate) struct SimpleJob(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    auto_finalize: bool,
+    auto_dismiss: bool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    state: JobState,
+    events: VecDeque<Event>,
+}
+
+impl SimpleJob {
+    /// A job that begins `work` on a thread of its own.
+    pub(crate) fn start(
+        options: &JobOptions,
+        work: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        let job = Self::new(options);
+        let worker = job.clone();
+        let spawned = thread::Builder::new().name(format!("job {}", options.id)).spawn(move || {
+            let result = work();
+            worker.done(result);
+        });
+        if let Err(error) = spawned {
+            job.done(Err(format!("cannot start a thread: {error}")));
+        }
+        job
+    }
+
+    /// A job that fails at once.
+    pub(crate) fn failed(options: &JobOptions, error: String) -> Self {
+        let job = Self::new(options);
+        job.done(Err(error));
+        job
+    }
+
+    fn new(options: &JobOptions) -> Self {
+        let job = Self(Arc::new(Inner {
+            auto_finalize: options.auto_finalize,
+            auto_dismiss: options.auto_dismiss,
+            state: Mutex::new(State { state: JobState::Created, events: VecDeque::new() }),
+            changed: Condvar::new(),
+        }));
+        job.go(&[JobState::Created, JobState::Running]);
+        job
+    }
+
+    fn go(&self, states: &[JobState]) {
+        let mut inner = self.0.state.lock();
+        for state in states {
+            inner.state = *state;
+            inner.events.push_back(Event::Status(*state));
+        }
+        self.0.changed.notify_all();
+    }
+
+    fn push(&self, event: Event) {
+        self.0.state.lock().events.push_back(event);
+        self.0.changed.notify_all();
+    }
+
+    fn done(&self, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.go(&[JobState::Waiting, JobState::Pending]);
+                if self.0.auto_finalize {
+                    self.conclude(None);
+                } else {
+                    self.push(Event::Pending);
+                }
+            }
+            Err(error) => {
+                self.go(&[JobState::Aborting]);
+                self.conclude(Some(error));
+            }
+        }
+    }
+
+    fn conclude(&self, error: Option<String>) {
+        self.push(Event::Completed { error });
+        self.go(&[JobState::Concluded]);
+        if self.0.auto_dismiss {
+            self.go(&[JobState::Null]);
+        }
+    }
+}
+
+impl Steer for SimpleJob {
+    fn figures(&self) -> Figures {
+        let over = !matches!(self.0.state.lock().state, JobState::Created | JobState::Running);
+        Figures { offset: over.into(), len: 1, busy: !over, io_status: IoStatus::Ok, mirror: None }
+    }
+
+    fn ask(&self, ask: Ask) -> Result<(), Refused> {
+        let state = self.0.state.lock().state;
+        match ask {
+            Ask::Finalize if state.allows(Verb::Finalize) => {
+                self.conclude(None);
+                Ok(())
+            }
+            Ask::Dismiss if state.allows(Verb::Dismiss) => {
+                self.go(&[JobState::Null]);
+                Ok(())
+            }
+            _ => Err(Refused::State { verb: verb(ask), state }),
+        }
+    }
+
+    fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut inner = self.0.state.lock();
+        loop {
+            if let Some(event) = inner.events.pop_front() {
+                return Some(event);
+            }
+            if inner.state == JobState::Null {
+                return None;
+            }
+            inner = match until {
+                None => self.0.changed.wait(inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    self.0.changed.wait_timeout(inner, left).0
+                }
+            };
+        }
+    }
+}
+
+fn verb(ask: Ask) -> Verb {
+    match ask {
+        Ask::Cancel(false) => Verb::Cancel,
+        Ask::Cancel(true) => Verb::ForceCancel,
+        Ask::Pause => Verb::Pause,
+        Ask::Resume => Verb::Resume,
+        Ask::SetSpeed(_) => Verb::SetSpeed,
+        Ask::Change(_) => Verb::Change,
+        Ask::Complete => Verb::Complete,
+        Ask::Finalize => Verb::Finalize,
+        Ask::Dismiss => Verb::Dismiss,
+    }
+}

@@ -1,0 +1,175 @@
+//! What the command line of `qemu-storage-daemon` sets up: `--object`, `--blockdev`, `--chardev`, `--nbd-server`,
+//! `--export`, `--monitor`, each in its own syntax.
+//!
+//! The command line interface collects the texts; [`Startup::apply`] carries them out, in the order just given and, of one
+//! kind, in the order of the command line.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockmirror_qmp::schema::{BOOL, Enum, Object, STR, Type, UINT32, opt, req, value};
+use blockmirror_qmp::{Args, Connection, QmpError, keyval};
+use thiserror::Error;
+
+use crate::Reply;
+use crate::command::export::EXPORT_OPTIONS;
+use crate::command::object::OBJECT_OPTIONS;
+use crate::command::schema::{BLOCKDEV_OPTIONS, SOCKET_ADDRESS};
+use crate::daemon::Daemon;
+use crate::inherited;
+
+/// What a daemon starts with: the values of its options, as typed.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Startup {
+    /// `--object`: `TYPE,id=..`.
+    pub objects: Vec<String>,
+    /// `--blockdev`: options of `blockdev-add`.
+    pub blockdevs: Vec<String>,
+    /// `--chardev`: `socket,id=..,path=..|fd=..` or `stdio,id=..`.
+    pub chardevs: Vec<String>,
+    /// `--nbd-server`.
+    pub nbd_server: Option<String>,
+    /// `--export`: options of `block-export-add`.
+    pub exports: Vec<String>,
+    /// `--monitor`: `chardev=..`.
+    pub monitors: Vec<String>,
+}
+
+/// An option that could not be carried out.
+#[derive(Debug, Error)]
+#[error("{option} {text}: {reason}")]
+#[non_exhaustive]
+pub struct StartupError {
+    /// Which option.
+    pub option: &'static str,
+    /// Its value, as typed.
+    pub text: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+static BACKEND: Enum = Enum::new(
+    "ChardevBackendKind",
+    "What kind.",
+    &[value("socket", "a Unix socket"), value("stdio", "standard input and output")],
+);
+static CHARDEV: Object = Object::new(
+    "ChardevOptions",
+    "Where a monitor's client is.",
+    &[
+        req("backend", Type::Enum(&BACKEND), "what kind"),
+        req("id", STR, "its name"),
+        opt("path", STR, "path of the socket"),
+        opt("fd", STR, "number of an inherited socket, connected or listening"),
+        opt("server", BOOL, "whether to listen").default("off"),
+        opt("wait", BOOL, "whether to wait for the first client before going on").default("on"),
+        opt("reconnect", UINT32, "without effect"),
+        opt("signal", BOOL, "without effect"),
+    ],
+);
+static MODE: Enum = Enum::new("MonitorMode", "What is spoken.", &[value("control", "QMP")]);
+static MONITOR: Object = Object::new(
+    "MonitorOptions",
+    "A monitor.",
+    &[
+        req("chardev", STR, "where its client is"),
+        opt("id", STR, "its name; without effect"),
+        opt("mode", Type::Enum(&MODE), "what is spoken").default("control"),
+        opt("pretty", BOOL, "without effect").default("off"),
+    ],
+);
+static NBD_SERVER: Object = Object::new(
+    "NbdServerOptions",
+    "The NBD server.",
+    &[
+        req("addr", Type::Object(&SOCKET_ADDRESS), "where it listens"),
+        opt("handshake-max-seconds", UINT32, "how long a client may take to negotiate").default("10"),
+        opt("tls-creds", STR, "id of TLS credentials"),
+        opt("tls-authz", STR, "refused"),
+        opt("max-connections", UINT32, "connections at the same time; 0 is no limit").default("100"),
+    ],
+);
+
+impl Startup {
+    /// Sets `daemon` up.
+    ///
+    /// # Errors
+    /// The first option that could not be carried out. What came before it stays.
+    pub fn apply(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+        each("--object", &self.objects, |text| {
+            daemon.objects.add(&keyval::options(text, &OBJECT_OPTIONS, Some("qom-type"))?)
+        })?;
+        each("--blockdev", &self.blockdevs, |text| {
+            daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
+        })?;
+        let mut chardevs = BTreeMap::new();
+        each("--chardev", &self.chardevs, |text| {
+            let args = keyval::flat(text, &CHARDEV, Some("backend"))?;
+            let id = args.str("id")?.to_owned();
+            match chardevs.insert(id, args) {
+                None => Ok(()),
+                Some(old) => Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.str("id")?))),
+            }
+        })?;
+        each("--nbd-server", self.nbd_server.as_slice(), |text| {
+            daemon.start_nbd_server(&keyval::options(text, &NBD_SERVER, None)?)
+        })?;
+        each("--export", &self.exports, |text| {
+            daemon.add_export_by(&keyval::options(text, &EXPORT_OPTIONS, Some("type"))?)
+        })?;
+        each("--monitor", &self.monitors, |text| {
+            let args = keyval::options(text, &MONITOR, Some("chardev"))?;
+            let name = args.str("chardev")?;
+            let chardev = chardevs
+                .remove(name)
+                .ok_or_else(|| QmpError::generic(format!("chardev \"{name}\" not found")))?;
+            monitor(daemon, &chardev)
+        })
+    }
+}
+
+fn each(
+    option: &'static str,
+    texts: &[String],
+    mut apply: impl FnMut(&str) -> Reply<()>,
+) -> Result<(), StartupError> {
+    texts.iter().try_for_each(|text| {
+        apply(text).map_err(|error| StartupError { option, text: text.clone(), reason: error.desc })
+    })
+}
+
+fn monitor(daemon: &Arc<Daemon>, chardev: &Args) -> Reply<()> {
+    let failed = |e: std::io::Error| QmpError::generic(e.to_string());
+    let monitors = daemon.monitors();
+    if chardev.str("backend")? == "stdio" {
+        monitors.serve(Connection::stdio().map_err(failed)?).map_err(failed)?;
+        return Ok(());
+    }
+    let is_server = chardev.opt_bool("server")?.unwrap_or(false);
+    let wait = chardev.opt_bool("wait")?.unwrap_or(true);
+    let listener = match (chardev.opt_str("path")?, chardev.opt_str("fd")?) {
+        (Some(path), None) if is_server => monitors.listen_unix(PathBuf::from(path)).map_err(failed)?,
+        (Some(path), None) => {
+            let socket = std::os::unix::net::UnixStream::connect(path)
+                .map_err(|e| QmpError::generic(format!("Failed to connect to '{path}': {e}")))?;
+            monitors.serve(Connection::unix(socket).map_err(failed)?).map_err(failed)?;
+            return Ok(());
+        }
+        (None, Some(number)) => {
+            let socket = inherited::take(number).map_err(failed)?;
+            if !is_server {
+                monitors.serve(Connection::fd(socket).map_err(failed)?).map_err(failed)?;
+                return Ok(());
+            }
+            monitors.listen(socket).map_err(failed)?
+        }
+        _ => return Err(QmpError::generic("a socket is given by its path or its fd")),
+    };
+    if is_server && wait {
+        listener.wait_first();
+    }
+    daemon.keep_listener(listener);
+    Ok(())
+}
