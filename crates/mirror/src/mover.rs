@@ -27,7 +27,11 @@ impl Manner {
     pub(crate) fn new(options: &MirrorOptions, target: Geometry) -> Self {
         let known_zero = if options.target_is_zero { TargetContent::Zero } else { TargetContent::Unknown };
         Self {
-            rules: Rules { sync: options.sync, seek_zeros: options.min_zero_run > 0, target: known_zero },
+            rules: Rules {
+                top_layers: options.counted_layers(),
+                seek_zeros: options.min_zero_run > 0,
+                target: known_zero,
+            },
             zero_flags: if options.unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE },
             min_zero_run: options.min_zero_run,
             zero_unit: zero_scan_unit(target, options.min_zero_run),

@@ -124,6 +124,7 @@ pub enum OnError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MirrorOptions {
     pub(crate) sync: SyncMode,
+    pub(crate) top_layers: u32,
     pub(crate) granularity: Option<u64>,
     pub(crate) buf_size: u64,
     pub(crate) speed: u64,
@@ -145,6 +146,7 @@ impl Default for MirrorOptions {
     fn default() -> Self {
         Self {
             sync: SyncMode::Full,
+            top_layers: 1,
             granularity: None,
             buf_size: 0,
             speed: 0,
@@ -175,6 +177,19 @@ impl MirrorOptions {
     pub fn sync(mut self, sync: SyncMode) -> Self {
         self.sync = sync;
         self
+    }
+
+    /// With [`SyncMode::Top`]: how many images from the top down count as top, at least 1. Default: 1. With more, a
+    /// part of a backing chain is copied, for instance into the image below it.
+    #[must_use]
+    pub fn top_layers(mut self, layers: u32) -> Self {
+        self.top_layers = layers.max(1);
+        self
+    }
+
+    /// How many images from the top down decide what is copied; `None` for the whole chain.
+    pub(crate) fn counted_layers(&self) -> Option<u32> {
+        (self.sync == SyncMode::Top).then_some(self.top_layers)
     }
 
     /// Bytes per bit of the dirty bitmap: a power of two from 512 bytes to 64 MiB. `None` and 0, the default,

@@ -71,7 +71,7 @@ pub fn plan(
         PlanTarget::New { cluster_size, backing } => (backing, cluster_size),
     };
     let rules = Rules {
-        sync: options.sync,
+        top_layers: options.counted_layers(),
         seek_zeros: false,
         target: match device {
             Some(_) if !options.target_is_zero => TargetContent::Unknown,

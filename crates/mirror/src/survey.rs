@@ -6,7 +6,6 @@
 
 use blockmirror_block::{self as block, BlockDevice, ByteRange, Extent, ExtentKind, Visit};
 
-use crate::options::SyncMode;
 use crate::progress::Operation;
 
 /// Runs of the source looked at in one survey.
@@ -33,7 +32,7 @@ pub(crate) enum Need {
 pub(crate) struct Segment {
     pub(crate) range: ByteRange,
     pub(crate) need: Need,
-    /// With [`SyncMode::Top`]: the top image does not decide what is here, so that the target's backing file shows
+    /// With [`SyncMode::Top`](crate::SyncMode::Top): the top image does not decide what is here, so that the target's backing file shows
     /// the same, unless the guest has written here since.
     pub(crate) below: bool,
 }
@@ -41,7 +40,8 @@ pub(crate) struct Segment {
 /// How to look.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    pub(crate) sync: SyncMode,
+    /// How many images from the top down decide what is copied; `None` for the whole chain.
+    pub(crate) top_layers: Option<u32>,
     /// Whether data is searched for zeros, so that it matters whether the target reads as zero under it.
     pub(crate) seek_zeros: bool,
     pub(crate) target: TargetContent,
@@ -125,7 +125,7 @@ impl Runs {
             return Visit::Continue(());
         }
         self.push(part.start(), true, false)?;
-        let below = rules.sync == SyncMode::Top && extent.depth > 0;
+        let below = rules.top_layers.is_some_and(|layers| extent.depth >= layers);
         self.push(part.end(), extent.kind == ExtentKind::Data, below)
     }
 }

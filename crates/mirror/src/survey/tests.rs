@@ -6,11 +6,13 @@ use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{ErrorKind, Geometry, Result, WriteFlags, ZeroFlags};
 
 use super::*;
+use crate::SyncMode;
 
 const K: u64 = 1024;
 
 fn rules(sync: SyncMode) -> Rules {
-    Rules { sync, seek_zeros: true, target: TargetContent::Unknown }
+    let top_layers = (sync == SyncMode::Top).then_some(1);
+    Rules { top_layers, seek_zeros: true, target: TargetContent::Unknown }
 }
 
 fn filled(len: u64, data: &[(u64, u64)]) -> MemoryDisk {
@@ -99,6 +101,22 @@ fn top_without_a_backing_file_is_full() {
     let source = filled(8 * K, &[(0, 4 * K)]);
     let target = filled(8 * K, &[(0, 8 * K)]);
     assert_eq!(whole(&source, &target, rules(SyncMode::Top)), ["0..4096 copy", "4096..8192 zero"]);
+}
+
+#[test]
+fn several_layers_may_count_as_top() {
+    let base: Arc<dyn BlockDevice> = Arc::new(filled(8 * K, &[(0, 8 * K)]));
+    let middle = MemoryDisk::new(8 * K).with_backing(base);
+    fill(&middle, &[(2 * K, 4 * K)]);
+    let source = MemoryDisk::new(8 * K).with_backing(Arc::new(middle));
+    fill(&source, &[(5 * K, 6 * K)]);
+    let mut two = rules(SyncMode::Top);
+    two.top_layers = Some(2);
+    let target = filled(8 * K, &[(0, 8 * K)]);
+    assert_eq!(
+        whole(&source, &target, two),
+        ["0..2048 below", "2048..4096 copy", "4096..5120 below", "5120..6144 copy", "6144..8192 below"]
+    );
 }
 
 #[test]
