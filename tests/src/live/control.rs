@@ -233,8 +233,9 @@ impl Control<'_> {
                 break;
             }
             if progress.offset == progress.len {
-                self.world
-                    .verify("the target of a job that is ready while nobody writes", self.target.image())?;
+                let (source, target) = (self.source.image(), self.target.image());
+                self.world.verify("the target of a job that is ready while nobody writes", target)?;
+                self.world.verify_same("source and target while nobody writes", source, target)?;
                 break;
             }
             if Instant::now() > until {
