@@ -91,7 +91,7 @@ impl Plan {
         let threads = NonZeroUsize::new(rng.below(7) as usize);
         options = options
             .granularity(granularity)
-            .buf_size(rng.pick(&[0, 0, 1, 300_000, 4 << 20]))
+            .buf_size(rng.pick(&[0, 0, 65_536, 300_000, 4 << 20]))
             .max_in_flight(rng.pick(&[1, 2, 16, 64]))
             .threads(threads)
             .speed(rng.pick(&SPEEDS))
