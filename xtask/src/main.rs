@@ -4,6 +4,7 @@
 
 mod bench;
 mod mirror;
+mod model;
 mod simulate;
 mod stress;
 mod testdata;
@@ -33,6 +34,7 @@ enum Tasks {
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
+    Model(model::Model),
     Simulate(simulate::Simulate),
     Stress(stress::StressTask),
     Testdata(testdata::Testdata),
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Tasks::Bench(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
+        Tasks::Model(task) => task.run(),
         Tasks::Simulate(task) => task.run(),
         Tasks::Stress(task) => task.run(),
         Tasks::Testdata(task) => task.run(),

@@ -116,7 +116,7 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.resume())
     }
 
-    /// Changes the speed in bytes per second; 0 is as fast as it goes.
+    /// Changes the speed in bytes per second; 0 is as fast as it goes. A job that is ready goes as fast as it can.
     ///
     /// # Errors
     /// [`Refused`] if the job is about to end.

@@ -208,7 +208,8 @@ impl MirrorOptions {
         self
     }
 
-    /// Bytes per second; 0, the default, is as fast as it goes.
+    /// Bytes per second until the job is ready; 0, the default, is as fast as it goes. What the guest writes once the job is
+    /// ready is copied at once.
     #[must_use]
     pub fn speed(mut self, bytes_per_second: u64) -> Self {
         self.speed = bytes_per_second;

@@ -320,7 +320,8 @@ fn a_full_target_stops_the_job_and_resume_goes_on() {
         events.iter().find(|event| matches!(event, Event::Error { .. })),
         Some(Event::Error { operation: Operation::Write, action: ErrorAction::Stop, .. })
     ));
-    assert_eq!(events.last(), Some(&Event::Status(JobState::Paused)));
+    // Not always the last: what was in flight beside it fails too.
+    assert!(events.contains(&Event::Status(JobState::Paused)), "{events:?}");
     faults.heal();
     job.control().resume().unwrap();
     job.wait().unwrap();

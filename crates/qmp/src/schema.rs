@@ -25,12 +25,10 @@
 
 mod check;
 mod introspect;
-mod markdown;
 
 pub(crate) use check::{Spelling, check_members};
 pub use check::{check, conforms};
 pub use introspect::introspect;
-pub use markdown::markdown;
 
 /// A type.
 #[derive(Debug, Clone, Copy)]

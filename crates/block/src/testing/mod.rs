@@ -18,6 +18,8 @@ mod fault_storage;
 mod gate;
 mod memory_disk;
 mod memory_storage;
+#[cfg(shuttle)]
+mod model;
 mod recording;
 mod sparse;
 #[cfg(test)]
@@ -30,4 +32,6 @@ pub use fault_storage::FaultStorage;
 pub use gate::Gate;
 pub use memory_disk::{DiskOp, MemoryDisk};
 pub use memory_storage::MemoryStorage;
+#[cfg(shuttle)]
+pub use model::explore;
 pub use recording::{Logged, RecordingStorage};

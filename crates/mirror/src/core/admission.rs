@@ -183,8 +183,10 @@ impl Core {
             Work::Survey { range, .. } => (range, false),
             Work::Flush | Work::End(_) => return Next::Wait(None),
         };
-        // The guest never pays for the speed limit: what it waits for is begun at once, and what follows waits longer.
-        if moves_data && !self.is_urgent(work) {
+        // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would never come near.
+        let limited = moves_data && !self.has_been_ready();
+        // The guest never pays for the limit: what it waits for is begun at once, and what follows waits longer.
+        if limited && !self.is_urgent(work) {
             let mut delay = self.limiter.delay(now);
             let room = self.limiter.room(now);
             if range.len() > room && room < self.limiter.quota() {
@@ -202,7 +204,7 @@ impl Core {
             }
             self.queued_copy -= range.len();
         }
-        if moves_data {
+        if limited {
             self.limiter.account(now, range.len());
         }
         match self.queue.front_mut() {
@@ -246,6 +248,9 @@ impl Core {
 
     /// The most bytes of one data operation now.
     fn step(&self, now: Duration) -> u64 {
+        if self.has_been_ready() {
+            return self.config.operation;
+        }
         let share = (self.limiter.quota() / OPERATIONS_PER_SLICE).min(self.limiter.room(now));
         floor_power_of_two(share).max(self.config.granularity).min(self.config.operation)
     }

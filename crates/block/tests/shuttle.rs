@@ -1,0 +1,53 @@
+//! The range lock under a model checker: `cargo xtask model` runs it.
+#![cfg(shuttle)]
+#![allow(clippy::unwrap_used, reason = "a model that cannot go on has found something")]
+
+use std::sync::Arc;
+
+use blockmirror_block::sync::{Mutex, thread};
+use blockmirror_block::testing::explore;
+use blockmirror_block::{ByteRange, RangeLock};
+
+/// Who is inside where.
+#[derive(Default)]
+struct Inside(Mutex<Vec<(ByteRange, bool)>>);
+
+impl Inside {
+    /// Comes, stays for a moment, and leaves. Beside an exclusive holder of a byte there must be nobody.
+    fn visit(&self, range: ByteRange, exclusive: bool) {
+        let mut inside = self.0.lock();
+        let conflict = inside.iter().find(|(other, alone)| (*alone || exclusive) && other.overlaps(range));
+        assert_eq!(conflict, None, "{range} entered, exclusive: {exclusive}");
+        inside.push((range, exclusive));
+        drop(inside);
+        thread::yield_now();
+        let mut inside = self.0.lock();
+        let mine = inside.iter().position(|entry| *entry == (range, exclusive)).unwrap();
+        inside.swap_remove(mine);
+    }
+}
+
+#[test]
+fn conflicting_holders_never_meet_and_everybody_gets_in() {
+    explore(|| {
+        let (lock, inside) = (Arc::new(RangeLock::new()), Arc::new(Inside::default()));
+        let plans = [
+            [(ByteRange::new(0, 10), true), (ByteRange::new(5, 6), false)],
+            [(ByteRange::new(5, 15), true), (ByteRange::new(20, 30), true)],
+            [(ByteRange::new(0, 30), false), (ByteRange::new(0, 30), true)],
+            [(ByteRange::new(8, 9), false), (ByteRange::new(25, 26), false)],
+        ];
+        let threads = plans.map(|plan| {
+            let (lock, inside) = (Arc::clone(&lock), Arc::clone(&inside));
+            thread::spawn(move || {
+                for (range, exclusive) in plan {
+                    let _guard = if exclusive { lock.exclusive(range) } else { lock.shared(range) };
+                    inside.visit(range, exclusive);
+                }
+            })
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
