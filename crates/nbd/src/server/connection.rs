@@ -49,9 +49,9 @@ pub(crate) struct Connection {
     moved: AtomicU64,
     /// Whether the rest of a request is awaited.
     receiving: AtomicBool,
-    /// Ended from outside: what is long gives up.
+    /// Ended from outside, or the socket failed: what is long gives up.
     cut: AtomicBool,
-    _slot: Slot,
+    slot: Mutex<Option<Slot>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -152,7 +152,7 @@ impl Connection {
             moved: AtomicU64::new(0),
             receiving: AtomicBool::new(false),
             cut: AtomicBool::new(false),
-            _slot: slot,
+            slot: Mutex::new(Some(slot)),
         })
     }
 
@@ -230,6 +230,7 @@ impl Connection {
         }
         if !interest.is_empty() && !state.closed && self.served.pool.arm(self, interest).is_err() {
             // Nobody would ever wake up for it again.
+            self.cut.store(true, Ordering::Relaxed);
             state.broken = true;
             self.transport.socket.shutdown();
         }
@@ -316,16 +317,18 @@ impl Connection {
         }
     }
 
-    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is sent.
-    pub(crate) fn admit(&self, bytes: u64) -> bool {
+    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued. Also says whether
+    /// it is the only thing that the connection holds.
+    pub(crate) fn admit(&self, bytes: u64) -> Option<bool> {
         let mut state = self.state.lock();
         let fits = state.held == 0 || state.held.saturating_add(bytes) <= MAX_CONNECTION_BYTES;
         if state.running >= MAX_RUNNING || !fits || state.unsent > MAX_UNSENT {
-            return false;
+            return None;
         }
+        let alone = state.running == 0 && state.unsent == 0;
         state.running += 1;
         state.held += bytes;
-        true
+        Some(alone)
     }
 
     /// A request that was admitted is not done after all.
@@ -340,7 +343,7 @@ impl Connection {
         self.state.lock().unsent > MAX_UNSENT
     }
 
-    /// Whether reading was ended from outside.
+    /// Whether nothing more is to be read: ended from outside, or replies cannot be sent.
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Relaxed)
     }
@@ -478,6 +481,7 @@ impl Connection {
                 false
             }
             Err(_) => {
+                self.cut.store(true, Ordering::Relaxed);
                 state.broken = true;
                 self.transport.socket.shutdown();
                 true
@@ -513,6 +517,7 @@ impl Connection {
 
     /// The socket failed: nothing more goes in or out.
     fn break_off(&self) {
+        self.cut.store(true, Ordering::Relaxed);
         self.state.lock().broken = true;
         self.transport.socket.shutdown();
     }
@@ -557,6 +562,12 @@ impl Connection {
             self.send_queue();
         }
         self.resume();
+    }
+
+    /// Makes room for another connection, though somebody may hold on to this one a little longer.
+    pub(crate) fn leave(&self) {
+        let slot = self.slot.lock().take();
+        drop(slot);
     }
 
     /// Requests that run.

@@ -15,7 +15,9 @@ use super::terms::{Failure, Mode};
 
 /// Reads from here on are looked up for holes; shorter ones are read and looked at.
 const LOOK_UP_HOLES: usize = 64 << 10;
-/// How far beyond a read its holes are looked up, so that the next one need not.
+/// How far beyond a read its holes are looked up, so that the next one need not, where a format has to be searched for
+/// them. A file without a format is asked for all that follows: finding the end of a run costs the same, however much of it is
+/// wanted, and can be slow (tmpfs walks over every page), so it had better be asked for once.
 const LOOK_AHEAD: u64 = 64 << 20;
 /// Shorter holes are sent as data: a chunk of their own costs as much.
 const SHORTEST_HOLE: u64 = 4096;
@@ -195,8 +197,9 @@ struct Run {
 fn runs(connection: &Connection, device: &dyn BlockDevice, range: ByteRange) -> Result<Vec<Run>, Failure> {
     let mut runs: Vec<Run> = Vec::new();
     let mut at = range.start();
-    let asked = ByteRange::at(range.start(), range.len().max(LOOK_AHEAD))
-        .intersect(ByteRange::new(0, connection.size()));
+    let ahead = if device.geometry().cluster_size.is_none() { u64::MAX } else { LOOK_AHEAD };
+    let asked = ByteRange::at(range.start(), range.len().max(ahead));
+    let asked = asked.intersect(ByteRange::new(0, connection.size()));
     device.extents(asked, &mut |extent| {
         let end = extent.range.end().min(range.end());
         if end <= at {

@@ -57,10 +57,10 @@ pub(crate) fn run(
         let header = OptionHeader::decode(&handshake.read_array()?).map_err(invalid)?;
         if let Some((served, mut terms)) = handshake.option(header)? {
             terms.contexts = handshake.contexts_for(&served);
+            // Whoever is told that it is in counts as a client from that moment.
+            let arrival = served.expect().ok_or(io::ErrorKind::NotConnected)?;
             handshake.send()?;
-            if !served.serve(handshake.transport, terms, slot) {
-                return Err(io::ErrorKind::NotConnected.into());
-            }
+            served.serve(arrival, handshake.transport, terms, slot);
             return Ok(());
         }
         handshake.send()?;

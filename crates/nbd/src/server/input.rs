@@ -275,12 +275,12 @@ impl Input {
     fn admit(&mut self, connection: &Arc<Connection>, scratch: &mut Scratch, request: &Request) -> Step {
         let payload = connection.terms.payload_len(request);
         let held = if request.command == Command::Read { request.length } else { payload };
-        if !connection.admit(held) {
+        let Some(alone) = connection.admit(held) else {
             self.stage = Stage::Waiting { request: *request };
             return Step::Wait;
-        }
+        };
         let buf = match usize::try_from(held) {
-            Ok(len) if len > 0 => match connection.served.memory.borrow(len, connection) {
+            Ok(len) if len > 0 => match connection.served.memory.borrow(len, alone, connection) {
                 Some(buf) => Some(buf),
                 None => {
                     connection.withdraw(held);

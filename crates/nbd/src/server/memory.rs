@@ -16,6 +16,8 @@ use super::connection::Connection;
 const KEPT: u64 = 16 << 20;
 /// Smallest buffer.
 const SMALLEST: usize = 4096;
+/// What a connection can always have one of.
+const SMALL: usize = 64 << 10;
 /// One list per power of two from [`SMALLEST`] to 32 MiB.
 const CLASSES: usize = 14;
 
@@ -39,14 +41,20 @@ impl Memory {
     }
 
     /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is resumed when there
-    /// may be.
-    pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<Connection>) -> Option<Loan> {
+    /// may be. A small one that is `alone`, all that its connection holds, is always lent: whatever others do, every client
+    /// gets on with short requests.
+    pub(crate) fn borrow(
+        self: &Arc<Self>,
+        len: usize,
+        alone: bool,
+        asked_by: &Arc<Connection>,
+    ) -> Option<Loan> {
         let size = len.max(SMALLEST).next_power_of_two();
         let class = (size.trailing_zeros() - SMALLEST.trailing_zeros()) as usize;
         let buf = {
             let mut state = self.state.lock();
-            // Whatever the limit, one request can always go on.
-            if state.used > 0 && state.used.saturating_add(size as u64) > self.limit {
+            let always = state.used == 0 || (alone && size <= SMALL);
+            if !always && state.used.saturating_add(size as u64) > self.limit {
                 state.waiting.push_back(Arc::downgrade(asked_by));
                 return None;
             }

@@ -26,6 +26,7 @@
 //! A flush covers the writes of all connections, because they share one device; so every export says that it can be used by
 //! several connections at once.
 
+mod activation;
 mod connection;
 mod doorman;
 mod error;

@@ -21,6 +21,24 @@ use super::slots::Slot;
 use super::terms::{Context, Terms};
 use super::transport::Transport;
 
+impl Clients {
+    fn count(&self) -> usize {
+        self.by_id.len() + self.arriving
+    }
+}
+
+/// A client who is about to be told that transmission begins: from then on it counts.
+pub(crate) struct Arrival(Option<Arc<Served>>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        if let Some(served) = self.0.take() {
+            served.clients.lock().arriving -= 1;
+            served.gone.notify_all();
+        }
+    }
+}
+
 /// How long running requests may take to end before clients are cut off, and again before the device is told to let go.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -40,6 +58,8 @@ pub(crate) struct Served {
 #[derive(Default)]
 struct Clients {
     by_id: HashMap<u64, Arc<Connection>>,
+    /// Those who are being told that they are in.
+    arriving: usize,
     /// The export is being removed: nobody gets in any more.
     closed: bool,
 }
@@ -100,17 +120,36 @@ impl Served {
         all
     }
 
-    /// Begins to serve a client whose handshake is done; false if the export is closed.
-    pub(crate) fn serve(self: &Arc<Self>, transport: Transport, terms: Terms, slot: Slot) -> bool {
+    /// A place for a client; `None` if the export is closed.
+    pub(crate) fn expect(self: &Arc<Self>) -> Option<Arrival> {
+        let mut clients = self.clients.lock();
+        if clients.closed {
+            return None;
+        }
+        clients.arriving += 1;
+        Some(Arrival(Some(Arc::clone(self))))
+    }
+
+    /// Begins to serve a client whose handshake is done. If the export was closed meanwhile, the client is dropped.
+    pub(crate) fn serve(
+        self: &Arc<Self>,
+        mut arrival: Arrival,
+        transport: Transport,
+        terms: Terms,
+        slot: Slot,
+    ) {
         // 0 is the event that wakes workers; the counter does not come round to it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(id, transport, terms, Arc::clone(self), slot);
         let count = {
             let mut clients = self.clients.lock();
             if clients.closed {
-                return false;
+                return;
             }
             clients.by_id.insert(id, Arc::clone(&connection));
+            // It has arrived, in the same instant.
+            clients.arriving -= 1;
+            arrival.0 = None;
             clients.by_id.len()
         };
         if let Some(observer) = &self.observer {
@@ -118,9 +157,7 @@ impl Served {
         }
         if self.pool.register(self, Arc::clone(&connection)).is_err() {
             self.forget(&connection);
-            return false;
         }
-        true
     }
 
     /// The client's last request has ended and its last reply is sent.
@@ -131,6 +168,7 @@ impl Served {
     }
 
     fn forget(&self, connection: &Connection) {
+        connection.leave();
         let (count, _connection) = {
             let mut clients = self.clients.lock();
             let connection = clients.by_id.remove(&connection.id);
@@ -151,13 +189,13 @@ impl Served {
     }
 
     pub(crate) fn client_count(&self) -> usize {
-        self.clients.lock().by_id.len()
+        self.clients.lock().count()
     }
 
     /// Lets nobody in any more, if nobody is there now.
     pub(crate) fn close_if_unused(&self) -> Result<(), ServerError> {
         let mut clients = self.clients.lock();
-        match clients.by_id.len() {
+        match clients.count() {
             0 => {
                 clients.closed = true;
                 Ok(())
@@ -203,7 +241,7 @@ impl Served {
     fn wait(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut clients = self.clients.lock();
-        while !clients.by_id.is_empty() {
+        while clients.count() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

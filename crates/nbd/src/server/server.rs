@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use blockmirror_block::sync::Mutex;
+use blockmirror_block::sync::{Condvar, Mutex};
 
 use super::ServerError;
 use super::doorman::Doorman;
@@ -37,6 +37,7 @@ pub(crate) struct Shared {
     memory: Arc<Memory>,
     /// Sockets of clients in the handshake, so that they can be cut off.
     handshakes: Mutex<HashMap<u64, Arc<Socket>>>,
+    handshake_over: Condvar,
     next_handshake: AtomicU64,
     doorman: Doorman,
     stopping: AtomicBool,
@@ -62,6 +63,7 @@ impl Server {
             exports: Mutex::default(),
             memory: Memory::new(options.memory),
             handshakes: Mutex::default(),
+            handshake_over: Condvar::new(),
             next_handshake: AtomicU64::new(0),
             doorman,
             stopping: AtomicBool::new(false),
@@ -177,6 +179,7 @@ impl Server {
             result = result.and(served.wait_gone());
         }
         self.shared.doorman.join();
+        self.shared.wait_handshakes();
         result
     }
 }
@@ -227,6 +230,14 @@ impl Shared {
         exports.into_values().collect()
     }
 
+    /// Waits for handshakes that were cut off. They do nothing that takes time.
+    fn wait_handshakes(&self) {
+        let mut handshakes = self.handshakes.lock();
+        while !handshakes.is_empty() {
+            handshakes = self.handshake_over.wait(handshakes);
+        }
+    }
+
     /// Takes a connected client through the handshake, on a thread of its own.
     pub(crate) fn serve(self: &Arc<Self>, fd: OwnedFd) -> Result<(), ServerError> {
         let slot = self.slots.take();
@@ -243,6 +254,7 @@ impl Shared {
         let started = thread::Builder::new().name("nbd-handshake".into()).spawn(move || {
             shared.shake_hands(socket, slot);
             shared.handshakes.lock().remove(&id);
+            shared.handshake_over.notify_all();
         });
         if let Err(source) = started {
             self.handshakes.lock().remove(&id);
