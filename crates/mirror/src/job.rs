@@ -347,5 +347,7 @@ fn check(
 fn thread_count(options: &MirrorOptions) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let by_default = processors.saturating_mul(2).max(8);
+    // In auto mode the guest is made to wait until scattered dirt is copied, in pieces so small that only latency counts.
+    let by_default = if options.copy_mode == CopyMode::Auto { options.max_in_flight } else { by_default };
     options.threads.map_or(by_default, NonZeroUsize::get).min(options.max_in_flight)
 }

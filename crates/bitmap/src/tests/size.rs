@@ -39,7 +39,7 @@ fn one_percent_dirty_in_runs_of_64_mib_costs_a_few_mebibytes() {
     let runs = DISK / 100 / run;
     // Wherever a run begins it cuts leaves at both ends; spread like this, no two share one.
     for i in 0..runs {
-        let at = (i * (DISK / runs >> 12) + i * 7919 % 4096) * 4096;
+        let at = (i * ((DISK / runs) >> 12) + i * 7919 % 4096) * 4096;
         bitmap.set(at..at + run);
     }
     assert_eq!(bitmap.dirty_bytes(), runs * run);

@@ -8,8 +8,8 @@ use super::config::floor_power_of_two;
 use super::{Action, Core, InFlight, Next, Phase, Queued, Walk, Work};
 use crate::survey::Need;
 
-/// Surveys under way together. One keeps many threads busy while the first pass streams over large runs; a
-/// second one helps when scattered dirt is copied.
+/// Surveys under way together while the first pass streams over large runs, one of which keeps many threads busy. For
+/// scattered dirt, which takes one for each small copy, there may be as many as half of the operations.
 const MAX_SURVEYS: usize = 2;
 /// A survey is begun while fewer segments than this are queued.
 const QUEUE_LOW: usize = 512;
@@ -90,7 +90,9 @@ impl Core {
 
     fn wants_survey(&self) -> bool {
         let surveys = self.in_flight.iter().filter(|op| matches!(op.work, Work::Survey { .. })).count();
-        surveys < MAX_SURVEYS
+        let scattered = self.walks.is_empty();
+        let most = if scattered { MAX_SURVEYS.max(self.depth() / 2) } else { MAX_SURVEYS };
+        surveys < most
             && self.queue.len() < QUEUE_LOW
             && self.queued_copy < self.config.buffer.saturating_mul(2)
             && !self.in_flight.iter().any(|op| op.work == Work::Flush)
@@ -203,6 +205,8 @@ impl Core {
                 return Next::Wait(None);
             }
             self.queued_copy -= range.len();
+            // What was marked while it was queued is read now: a guest ahead of the copy makes no work.
+            self.dirty.clear(range.start()..range.end());
         }
         if limited {
             self.limiter.account(now, range.len());

@@ -98,7 +98,7 @@ impl Scene {
             query: us(10),
             depth: 16,
             spread: len,
-            threads: 8,
+            threads: 16,
             stall: None,
         }
     }

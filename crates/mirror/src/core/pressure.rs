@@ -164,9 +164,9 @@ impl Core {
             pressure.window /= 2;
         } else if pressure.count >= ENOUGH {
             let ratio = pressure.ratios / u64::from(pressure.count);
-            // By default a write may take half as long again; a little less leaves the window as it is.
+            // By default a write may take a third longer; a little less leaves the window as it is.
             let (bearable, good) =
-                if self.config.asked_budget.is_none() { (384, 358) } else { (u64::MAX, u64::MAX) };
+                if self.config.asked_budget.is_none() { (341, 315) } else { (u64::MAX, u64::MAX) };
             if ratio > bearable {
                 let factor = (bearable * 256 / ratio).max(64);
                 pressure.window = pressure.window.saturating_mul(factor) / 256;
@@ -191,7 +191,10 @@ impl Core {
             return 1;
         }
         let fit = usize::try_from(self.pressure.window / self.config.operation).unwrap_or(usize::MAX);
-        most.min((writes / 2).min(fit).max(LEAST_DEPTH))
+        // Not knowing better, leave the guest two places of three on a device that serves one request after another.
+        let known = self.pressure.alone[usize::from(self.is_blocking())].is_some();
+        let places = if known { most } else { writes / 2 };
+        most.min(places.min(fit).max(LEAST_DEPTH))
     }
 
     /// The most bytes of one copy, as far as the window is concerned.
