@@ -1,0 +1,103 @@
+//! Why an operation did not start, or did not end well.
+
+use blockmirror_block as block;
+use blockmirror_mirror as mirror;
+use blockmirror_qcow2 as qcow2;
+
+/// Why an operation did not start or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An image that has to be written is read-only.
+    #[error("{name} is read-only")]
+    ReadOnly {
+        /// The image's name.
+        name: String,
+    },
+    /// The base is longer than what is committed to it: its last bytes would show where zeros were.
+    #[error("{base} has {base_len} bytes, more than the {len} of {name}, which is to be committed to it")]
+    BaseLonger {
+        /// The base's name.
+        base: String,
+        /// Its length.
+        base_len: u64,
+        /// What is committed.
+        name: String,
+        /// Its length.
+        len: u64,
+    },
+    /// The number of layers makes no sense.
+    #[error("{layers} layers cannot be committed, only 1 or more")]
+    NoLayers {
+        /// What was asked.
+        layers: u32,
+    },
+    /// Reading what is to be moved failed.
+    #[error("cannot read: {0}")]
+    Read(#[source] block::Error),
+    /// Writing it to its new place failed.
+    #[error("cannot write: {0}")]
+    Write(#[source] block::Error),
+    /// Ranges failed and were left out, as the `ignore` policy wants; the chain was left as it is.
+    #[error("parts failed and were left out; the first because: {0}")]
+    LeftOut(#[source] block::Error),
+    /// The data was moved, but the image could not be put on its new base.
+    #[error("cannot change the backing file: {0}")]
+    Relink(#[source] qcow2::Error),
+    /// The mirror job that does the work.
+    #[error(transparent)]
+    Mirror(#[from] mirror::Error),
+    /// The operation was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The operating system gave no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+    /// The thread died; what it was doing is unknown.
+    #[error("the thread of the job panicked")]
+    Panicked,
+}
+
+/// [`Error`], coarsely enough to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense; nothing was touched.
+    InvalidInput,
+    /// A device or an image failed.
+    Device,
+    /// Cancelled on request.
+    Cancelled,
+    /// Something of ours.
+    Internal,
+}
+
+impl Error {
+    /// What went wrong, for machines.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ReadOnly { .. } | Self::BaseLonger { .. } | Self::NoLayers { .. } => {
+                ErrorKind::InvalidInput
+            }
+            Self::Read(_) | Self::Write(_) | Self::LeftOut(_) | Self::Relink(_) => ErrorKind::Device,
+            Self::Mirror(error) => match error.kind() {
+                mirror::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+                mirror::ErrorKind::Source | mirror::ErrorKind::Target => ErrorKind::Device,
+                mirror::ErrorKind::Cancelled => ErrorKind::Cancelled,
+                _ => ErrorKind::Internal,
+            },
+            Self::Cancelled => ErrorKind::Cancelled,
+            Self::Thread(_) | Self::Panicked => ErrorKind::Internal,
+        }
+    }
+
+    /// The device's own error, where one failed: its kind tells a lack of space from the rest.
+    pub fn device_error(&self) -> Option<&block::Error> {
+        match self {
+            Self::Read(error) | Self::Write(error) | Self::LeftOut(error) => Some(error),
+            Self::Relink(qcow2::Error::Storage(error)) => Some(error),
+            Self::Mirror(mirror::Error::Source(error) | mirror::Error::Target(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
