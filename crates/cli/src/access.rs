@@ -2,8 +2,9 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use blockmirror_image::{Error, ReferencePolicy, directory_of};
+use blockmirror_image::{Error, NbdOptions, ReferencePolicy, directory_of};
 
 use crate::args::AccessArgs;
 use crate::failure::Outcome;
@@ -15,6 +16,15 @@ pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy
         policy.allow_dir(directory).map_err(no_directory(directory))?;
     }
     Ok(policy)
+}
+
+/// How NBD servers are connected to.
+pub(crate) fn nbd(args: &AccessArgs) -> NbdOptions {
+    let mut options = NbdOptions::new();
+    options.connections = args.connections;
+    options.reconnect_delay = Duration::from_secs(args.reconnect_delay.into());
+    options.open_timeout = Duration::from_secs(args.open_timeout.into());
+    options
 }
 
 /// The error for a directory that cannot be looked up.

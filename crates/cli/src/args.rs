@@ -21,7 +21,12 @@ Exit codes:
     2  the command line is wrong; nothing was touched (compare: could not compare)
   130  interrupted; a target that was being made has been removed
 
-Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 1024.";
+Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 1024.
+
+An image is a path, or the URI of an export of an NBD server:
+  nbd://HOST[:PORT]/EXPORT  nbd+unix:///EXPORT?socket=PATH  and nbds://, nbds+unix:// with TLS,
+  with ?tls-certificates=DIR (ca-cert.pem, client-cert.pem, client-key.pem) and &tls-hostname=NAME.
+A file of such a name is written ./nbd:...";
 
 /// Copies virtual disks from image to image, in the unit that fits the target.
 #[derive(Debug, Parser)]
@@ -64,12 +69,14 @@ Examples:
   blockmirror mirror -O qcow2 -o cluster_size=2M,extended_l2=on disk.raw disk.qcow2
   blockmirror mirror --sync top overlay.qcow2 overlay-copy.qcow2
   blockmirror mirror -n --granularity 4K disk.raw /dev/vg/disk
+  blockmirror mirror -n -O raw --reconnect-delay 60 disk.qcow2 'nbd+unix:///disk?socket=/run/nbd.sock'
   blockmirror mirror --dry-run --output=json disk.qcow2 copy.qcow2";
 
 const CONVERT_EXAMPLES: &str = "\
 Examples:
   blockmirror convert disk.qcow2 disk.raw
   blockmirror convert -p -O qcow2 disk.raw disk.qcow2
+  blockmirror convert nbds://host/disk disk.raw
   blockmirror convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2";
 
 const CREATE_EXAMPLES: &str = "\
@@ -269,6 +276,30 @@ pub(crate) struct AccessArgs {
     /// directory of the image, and those named on the command line
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
+
+    /// Most connections to one NBD export [default: 4]
+    #[arg(long, value_name = "N", value_parser = RangedI64ValueParser::<u16>::new().range(1..=16), help_heading = "NBD")]
+    pub(crate) connections: Option<u16>,
+
+    /// How long requests wait for an NBD server that has gone, before they fail
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "NBD"
+    )]
+    pub(crate) reconnect_delay: u32,
+
+    /// How long to wait for an NBD server that is not there yet
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        hide_default_value = true,
+        help_heading = "NBD"
+    )]
+    pub(crate) open_timeout: u32,
 }
 
 #[derive(Debug, Args)]

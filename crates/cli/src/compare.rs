@@ -56,7 +56,11 @@ fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Imag
     let mut policy = access::policy(path, &args.access)?;
     policy.allow_file(&args.first);
     policy.allow_file(&args.second);
-    let options = OpenOptions::new().format(format).shared(args.access.force_share).policy(policy);
+    let options = OpenOptions::new()
+        .format(format)
+        .shared(args.access.force_share)
+        .nbd(access::nbd(&args.access))
+        .policy(policy);
     Ok(options.open(path)?)
 }
 

@@ -69,6 +69,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     let source = OpenOptions::new()
         .format(args.source_format)
         .shared(args.access.force_share)
+        .nbd(access::nbd(&args.access))
         .policy(policy.clone())
         .open(&args.source)?;
     for note in source.notes() {

@@ -14,6 +14,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let image = OpenOptions::new()
         .format(args.format)
         .shared(args.access.force_share)
+        .nbd(access::nbd(&args.access))
         .policy(access::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, Image, NewImage, OpenOptions, ReferencePolicy, Role,
-    directory_of, join_name,
+    CreateSettings, CreateSpec, Error, Format, Image, NbdOptions, NewImage, OpenOptions, ReferencePolicy,
+    Role, directory_of, is_uri, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -23,6 +23,7 @@ pub(crate) struct TargetSpec {
     path: PathBuf,
     kind: Kind,
     policy: ReferencePolicy,
+    nbd: NbdOptions,
 }
 
 enum Kind {
@@ -52,7 +53,7 @@ impl TargetSpec {
         sync: SyncMode,
         mut policy: ReferencePolicy,
     ) -> Outcome<Self> {
-        let path = &args.target;
+        let (path, nbd) = (&args.target, access::nbd(&args.access));
         if source.uses(path) {
             return Err(is_source(path, source));
         }
@@ -73,11 +74,11 @@ impl TargetSpec {
                 // is named relative to where it is.
                 allow_directory_of(&backing, &mut policy)?;
             }
-            let spec = CreateSpec::new(format, source.device().len(), settings);
+            let spec = CreateSpec::new(format, source.device().len(), settings).nbd(nbd);
             check_spec(&spec, path)?;
             Kind::New { spec, backing }
         };
-        Ok(Self { path: path.clone(), kind, policy })
+        Ok(Self { path: path.clone(), kind, policy, nbd })
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
@@ -88,16 +89,16 @@ impl TargetSpec {
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
             }
             Kind::New { spec, backing } => {
-                // What will be replaced must be a file that can be written and is not in use, or a block device.
-                let writable = !is_block_device(&self.path);
-                let replaced = fs::symlink_metadata(&self.path)
-                    .is_ok()
+                // What will be replaced must be a file that can be written and is not in use, or what is written in place.
+                let in_place = is_uri(&self.path) || is_block_device(&self.path);
+                let writable = !in_place;
+                let replaced = (in_place || fs::symlink_metadata(&self.path).is_ok())
                     .then(|| self.open_options().format(Format::Raw).writable(writable).open(&self.path))
                     .transpose()?;
                 let backing =
                     backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
                 let target = match &replaced {
-                    Some(device) if spec.cluster_size().is_none() && is_block_device(&self.path) => {
+                    Some(device) if spec.cluster_size().is_none() && in_place => {
                         PlanTarget::Existing(&**device.device())
                     }
                     _ => PlanTarget::New {
@@ -142,7 +143,7 @@ impl TargetSpec {
     }
 
     fn open_options(&self) -> OpenOptions {
-        OpenOptions::new().policy(self.policy.clone())
+        OpenOptions::new().policy(self.policy.clone()).nbd(self.nbd)
     }
 }
 
@@ -162,7 +163,7 @@ impl Target {
 
     /// Whether giving up leaves nothing of it behind.
     pub(crate) fn vanishes(&self) -> bool {
-        self.new.is_some()
+        self.new.as_ref().is_some_and(|new| !new.partial_paths().is_empty())
     }
 
     /// Closes the image, and gives a new one its name.
@@ -227,6 +228,9 @@ fn same_directory(a: &Path, b: &Path) -> bool {
 }
 
 fn allow_directory_of(path: &Path, policy: &mut ReferencePolicy) -> Outcome<()> {
+    if is_uri(path) {
+        return Ok(());
+    }
     let directory = directory_of(path);
     Ok(policy.allow_dir(directory).map_err(access::no_directory(directory))?)
 }

@@ -2,7 +2,7 @@
 //!
 //! A new image is written under a temporary name and gets its own once it is durable ([`NewImage::persist`]);
 //! until then what had the name stays as it was, and giving up leaves nothing behind. A block device has no name to
-//! take, so it is written in place.
+//! take, so it is written in place; and so is an export of an NBD server.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,15 +11,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Existing, FileId, FileOptions, FileStorage, NewFile};
+use blockmirror_file::{Existing, FileId, FileOptions, NewFile};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
 use crate::disk_image::Image;
 use crate::error::{Error, Result};
 use crate::format::Format;
+#[cfg(feature = "nbd")]
+use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
+use crate::place::{self, Access, is_uri};
 use crate::reference::join_name;
 
 const DEFAULT_CLUSTER_SIZE: u64 = 65536;
@@ -30,13 +33,29 @@ pub struct CreateSpec {
     format: Format,
     size: u64,
     settings: CreateSettings,
+    #[cfg(feature = "nbd")]
+    nbd: NbdOptions,
 }
 
 impl CreateSpec {
     /// An image of `format` with `size` bytes, and the other settings as given. The size is rounded up to a multiple
     /// of 512.
     pub fn new(format: Format, size: u64, settings: CreateSettings) -> Self {
-        Self { format, size, settings }
+        Self {
+            format,
+            size,
+            settings,
+            #[cfg(feature = "nbd")]
+            nbd: NbdOptions::new(),
+        }
+    }
+
+    /// How an NBD server is connected to, if the image is to be made in an export.
+    #[cfg(feature = "nbd")]
+    #[must_use]
+    pub fn nbd(mut self, options: NbdOptions) -> Self {
+        self.nbd = options;
+        self
     }
 
     /// The cluster size that the image will have.
@@ -65,6 +84,16 @@ impl CreateSpec {
                 let name = path.display().to_string().into();
                 Ok(self.qcow2().check().map_err(|e| e.in_file(&name))?)
             }
+        }
+    }
+
+    /// How what the image is made in is opened, where that is there already.
+    fn access(&self) -> Access {
+        Access {
+            writable: true,
+            shared: false,
+            #[cfg(feature = "nbd")]
+            nbd: self.nbd,
         }
     }
 
@@ -100,14 +129,15 @@ pub struct NewImage {
 /// Where a new image, or its data file, is written.
 #[derive(Debug)]
 enum Place {
-    New(NewFile),
-    /// A block device, which keeps its name.
-    Device(Arc<FileStorage>),
+    New(NewFile, place::Place),
+    /// A block device or an export, which keeps its name.
+    InPlace(place::Place),
 }
 
 impl NewImage {
     /// Writes a new, empty image that will be called `path`. A file that has the name now is replaced by
-    /// [`persist`](Self::persist), and must not be in use; a block device is overwritten at once.
+    /// [`persist`](Self::persist), and must not be in use; a block device or an export is overwritten at once, and a raw
+    /// image needs one of its own size.
     ///
     /// A data file is named relative to the image's directory, as for opening.
     ///
@@ -133,18 +163,19 @@ impl NewImage {
         if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
             return Err(failed("its data file must be a file of its own".into()));
         }
-        let file = Place::open(path)?;
-        let data = data.map(|data| Place::open(&data)).transpose()?;
+        let file = Place::open(path, spec)?;
+        let data = data.map(|data| Place::open(&data, spec)).transpose()?;
         match spec.format {
-            Format::Raw => write_raw(file.storage(), spec)?,
+            Format::Raw => write_raw(&*file.place().storage(), spec)?,
             Format::Qcow2 => {
-                let data = data.as_ref().map(|data| &**data.storage() as &dyn Storage);
+                let data = data.as_ref().map(|data| data.place().storage());
                 let name = path.display().to_string().into();
-                spec.qcow2().create(&**file.storage(), data).map_err(|e| e.in_file(&name))?;
+                let storage = file.place().storage();
+                spec.qcow2().create(&*storage, data.as_deref()).map_err(|e| e.in_file(&name))?;
             }
         }
         let reads_as_zeros = match spec.format {
-            Format::Raw => !file.storage().is_block_device(),
+            Format::Raw => matches!(file, Place::New(..)),
             Format::Qcow2 => spec.settings.backing_file.is_none(),
         };
         Ok(Self { path: path.to_owned(), format: spec.format, reads_as_zeros, file, data })
@@ -161,8 +192,8 @@ impl NewImage {
     /// # Errors
     /// As for [`OpenOptions::open`].
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
-        let data = self.data.as_ref().map(|data| Arc::clone(data.storage()));
-        options.clone().format(self.format).open_on(Arc::clone(self.file.storage()), &self.path, data)
+        let data = self.data.as_ref().map(Place::place);
+        options.clone().format(self.format).open_on(self.file.place(), &self.path, data)
     }
 
     /// The temporary files, for whoever must clean up without running destructors.
@@ -171,8 +202,8 @@ impl NewImage {
             .into_iter()
             .flatten()
             .filter_map(|place| match place {
-                Place::New(file) => Some(file.partial_path().to_owned()),
-                Place::Device(_) => None,
+                Place::New(file, _) => Some(file.partial_path().to_owned()),
+                Place::InPlace(_) => None,
             })
             .collect()
     }
@@ -191,25 +222,30 @@ impl NewImage {
 }
 
 impl Place {
-    fn open(path: &Path) -> Result<Self> {
-        let options = FileOptions::new();
-        if fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device()) {
-            return Ok(Self::Device(Arc::new(options.writable(true).open(path)?)));
+    fn open(path: &Path, spec: &CreateSpec) -> Result<Self> {
+        let in_place =
+            is_uri(path) || fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+        if in_place {
+            return Ok(Self::InPlace(place::Place::open(path, path, spec.access())?));
         }
-        Ok(Self::New(NewFile::create(path, Existing::Replace, &options)?))
+        let new = NewFile::create(path, Existing::Replace, &FileOptions::new())?;
+        let place = place::Place::File(Arc::clone(new.storage()));
+        Ok(Self::New(new, place))
     }
 
-    fn storage(&self) -> &Arc<FileStorage> {
+    fn place(&self) -> &place::Place {
         match self {
-            Self::New(file) => file.storage(),
-            Self::Device(file) => file,
+            Self::New(_, place) | Self::InPlace(place) => place,
         }
     }
 
     fn persist(self) -> Result<()> {
         match self {
-            Self::New(file) => file.persist()?,
-            Self::Device(file) => file.flush()?,
+            Self::New(file, place) => {
+                drop(place);
+                file.persist()?;
+            }
+            Self::InPlace(place) => place.plain_storage().flush()?,
         }
         Ok(())
     }
@@ -224,9 +260,9 @@ fn is_same(a: Option<&Path>, b: Option<&Path>) -> bool {
 /// Zero bytes that are written at a time for `preallocation=full`.
 const FILL: u64 = 1 << 20;
 
-fn write_raw(storage: &FileStorage, spec: &CreateSpec) -> Result<()> {
+fn write_raw(storage: &dyn Storage, spec: &CreateSpec) -> Result<()> {
     let size = spec.size.next_multiple_of(SECTOR);
-    if storage.is_block_device() {
+    if storage.info().fixed_len {
         let len = storage.len()?;
         if len == size {
             // What the device held must not say what format the new image is in.
@@ -235,7 +271,7 @@ fn write_raw(storage: &FileStorage, spec: &CreateSpec) -> Result<()> {
         }
         return Err(Error::Create {
             path: storage.name().into(),
-            why: format!("the block device has {len} bytes, the image needs {size}"),
+            why: format!("it has {len} bytes and cannot become longer or shorter; the image needs {size}"),
         });
     }
     match spec.settings.preallocation.unwrap_or_default() {

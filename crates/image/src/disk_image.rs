@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
-use blockmirror_file::FileId;
 
 use crate::format::Format;
+use crate::place::PlaceId;
 
 /// An open image.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Image {
     pub(crate) path: PathBuf,
     pub(crate) backing: Option<Backing>,
     /// The image, its data file if it has one, and then the rest of the chain.
-    pub(crate) files: Vec<FileId>,
+    pub(crate) files: Vec<PlaceId>,
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
@@ -86,9 +86,10 @@ impl Image {
         self.backing.as_ref()
     }
 
-    /// Whether `path` leads to one of the files that are open for it: images and data files of the whole chain.
+    /// Whether `path` leads to one of the files (or to the export) that are open for it: images and data files of the
+    /// whole chain.
     pub fn uses(&self, path: impl AsRef<Path>) -> bool {
-        FileId::of(path).is_some_and(|id| self.files.contains(&id))
+        PlaceId::of(path.as_ref()).is_some_and(|id| self.files.contains(&id))
     }
 
     /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.

@@ -46,6 +46,15 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// What looks like the URI of an export is none.
+    #[cfg(feature = "nbd")]
+    #[error("open: {}: {source}", path.display())]
+    Uri {
+        /// The text.
+        path: PathBuf,
+        /// What is wrong.
+        source: blockmirror_nbd::UriError,
+    },
     /// An option text was not understood.
     #[error("create: {}: {source}", path.display())]
     Option {

@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::Storage;
-use blockmirror_file::FileStorage;
 use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
 use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
 use blockmirror_qcow2::{Header, Version};
@@ -16,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Result;
 use crate::format::Format;
 use crate::open::{Below, OpenOptions, probe};
+use crate::place::Place;
 use crate::reference::join_name;
 
 /// What an image says about itself, and what its file takes.
@@ -36,7 +36,7 @@ pub struct ImageInfo {
     pub qcow2: Option<Qcow2Info>,
 }
 
-/// The host file of an image.
+/// The host file of an image, or what stands for it.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct FileInfo {
@@ -48,13 +48,23 @@ pub struct FileInfo {
     pub allocated: Option<u64>,
 }
 
-/// What kind of host file an image is in.
+impl FileInfo {
+    fn is_local(&self) -> bool {
+        matches!(self.kind, FileKind::Regular | FileKind::BlockDevice)
+    }
+}
+
+/// What an image is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FileKind {
     /// A regular file.
     Regular,
     /// A block device.
     BlockDevice,
+    /// An export of an NBD server.
+    #[cfg(feature = "nbd")]
+    Nbd,
 }
 
 impl FileKind {
@@ -63,6 +73,8 @@ impl FileKind {
         match self {
             Self::Regular => "file",
             Self::BlockDevice => "host_device",
+            #[cfg(feature = "nbd")]
+            Self::Nbd => "nbd",
         }
     }
 }
@@ -98,11 +110,12 @@ impl ImageInfo {
     /// If it cannot be opened, or its format refuses it.
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let file = options.open_file(path, path, false)?;
-        Self::read_from(&file, path, options.given_format())
+        let place = options.open_place(path, path, false)?;
+        Self::read_from(&place, path, options.given_format())
     }
 
-    fn read_from(file: &FileStorage, path: &Path, format: Option<Format>) -> Result<Self> {
+    fn read_from(place: &Place, path: &Path, format: Option<Format>) -> Result<Self> {
+        let file = &*place.storage();
         let len = file.len()?;
         let format = match format {
             Some(format) => format,
@@ -113,7 +126,12 @@ impl ImageInfo {
             format,
             virtual_size: len.next_multiple_of(SECTOR),
             file: FileInfo {
-                kind: if file.is_block_device() { FileKind::BlockDevice } else { FileKind::Regular },
+                kind: match place {
+                    Place::File(file) if file.is_block_device() => FileKind::BlockDevice,
+                    Place::File(_) => FileKind::Regular,
+                    #[cfg(feature = "nbd")]
+                    Place::Export(_) => FileKind::Nbd,
+                },
                 len,
                 allocated: file.allocated_bytes()?,
             },
@@ -170,7 +188,10 @@ impl ImageInfo {
             put("full-backing-filename", json!(backing.full.to_string_lossy()));
             put("backing-filename", json!(backing.name.to_string_lossy()));
         }
-        put("dirty-flag", json!(self.is_dirty()));
+        // QEMU does not say it of what it knows nothing about but the bytes.
+        if self.file.is_local() || self.qcow2.is_some() {
+            put("dirty-flag", json!(self.is_dirty()));
+        }
         Value::Object(out)
     }
 
@@ -185,8 +206,10 @@ impl ImageInfo {
             if let Some(allocated) = self.file.allocated {
                 out.insert("actual-size".into(), json!(allocated));
             }
-            out.insert("format-specific".into(), json!({ "type": "file", "data": {} }));
-            out.insert("dirty-flag".into(), json!(false));
+            if self.file.is_local() {
+                out.insert("format-specific".into(), json!({ "type": "file", "data": {} }));
+                out.insert("dirty-flag".into(), json!(false));
+            }
         }
         out
     }
@@ -199,7 +222,7 @@ impl ImageInfo {
 /// is too deep.
 pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
     let path = path.as_ref();
-    let top = options.open_file(path, path, false)?;
+    let top = options.open_place(path, path, false)?;
     let mut files = vec![top.id()];
     let mut chain = vec![ImageInfo::read_from(&top, path, options.given_format())?];
     while let Some(last) = chain.last() {
@@ -211,7 +234,7 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     Ok(chain)
 }
 
-fn read_qcow2(storage: &FileStorage) -> blockmirror_qcow2::Result<Qcow2Info> {
+fn read_qcow2(storage: &dyn Storage) -> blockmirror_qcow2::Result<Qcow2Info> {
     let header = Header::read(storage)?;
     let snapshots = Snapshots::new(storage, &header)?.collect::<Result<_, _>>()?;
     let bitmaps = match &header.bitmaps {

@@ -25,6 +25,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! With the feature `nbd` a path may also be the URI of an export of an NBD server, `nbd://host/export` and the like
+//! ([`is_uri`]), wherever the caller names an image. Names inside of images are paths all the same.
+//!
 //! What comes out is a [`BlockDevice`](blockmirror_block::BlockDevice); what an image names is opened only as far
 //! as the caller's policy goes.
 
@@ -37,8 +40,11 @@ mod error;
 mod format;
 mod info;
 mod map;
+#[cfg(feature = "nbd")]
+mod nbd;
 mod open;
 mod options;
+mod place;
 mod reference;
 pub mod size;
 
@@ -49,8 +55,11 @@ pub use error::{Error, Result};
 pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
 pub use info::{BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, read_chain};
 pub use map::{MapRow, map};
+#[cfg(feature = "nbd")]
+pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
 pub use options::{CreateSettings, OptionError, OptionHelp, option_help};
+pub use place::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
 };

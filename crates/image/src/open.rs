@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode};
 use blockmirror_qcow2::{FileName, Header, Qcow2};
 use blockmirror_raw::{Raw, RawOptions};
 
 use crate::disk_image::{Backing, Image, Note};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
+#[cfg(feature = "nbd")]
+use crate::nbd::NbdOptions;
+use crate::place::{Access, Place, PlaceId};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
 
 /// The deepest chain that is opened unless the caller sets another limit.
@@ -31,6 +33,8 @@ pub struct OpenOptions {
     shared: bool,
     policy: ReferencePolicy,
     max_depth: u32,
+    #[cfg(feature = "nbd")]
+    nbd: NbdOptions,
 }
 
 impl Default for OpenOptions {
@@ -41,6 +45,8 @@ impl Default for OpenOptions {
             shared: false,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
+            #[cfg(feature = "nbd")]
+            nbd: NbdOptions::new(),
         }
     }
 }
@@ -87,28 +93,31 @@ impl OpenOptions {
         self
     }
 
+    /// How an NBD server is connected to, if the path is a URI.
+    #[cfg(feature = "nbd")]
+    #[must_use]
+    pub fn nbd(mut self, options: NbdOptions) -> Self {
+        self.nbd = options;
+        self
+    }
+
     /// Opens `path` and what it stands on.
     ///
     /// # Errors
     /// [`Error`], naming the file of the chain that could not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let file = self.open_file(path, path, self.writable)?;
-        self.open_on(Arc::new(file), path, None)
+        let place = self.open_place(path, path, self.writable)?;
+        self.open_on(&place, path, None)
     }
 
-    /// Opens the image in `file`, which has the name `path`, and what it stands on; `data` is its data file
-    /// if that is open already. What is written to depends on how `file` was opened.
-    pub(crate) fn open_on(
-        &self,
-        file: Arc<FileStorage>,
-        path: &Path,
-        data: Option<Arc<FileStorage>>,
-    ) -> Result<Image> {
-        let mut descent = Descent { options: self, files: vec![file.id()], notes: Vec::new() };
+    /// Opens the image in `place`, which has the name `path`, and what it stands on; `data` is where its data lies if
+    /// that is open already. What is written to depends on how `place` was opened.
+    pub(crate) fn open_on(&self, place: &Place, path: &Path, data: Option<&Place>) -> Result<Image> {
+        let mut descent = Descent { options: self, files: vec![place.id()], notes: Vec::new() };
         descent.files.extend(data.iter().map(|data| data.id()));
-        let data = data.map(|data| data as Arc<dyn Storage>);
-        let (top, below) = descent.layer(file, path.to_owned(), path.to_owned(), self.format, data)?;
+        let data = data.map(Place::storage);
+        let (top, below) = descent.layer(place, path.to_owned(), path.to_owned(), self.format, data)?;
         let own_files = descent.files.len();
         let lower = descent.go_down(below)?;
         descent.build(top, lower, own_files)
@@ -118,10 +127,15 @@ impl OpenOptions {
         self.format
     }
 
-    /// Opens the file `real`, which messages call `path`.
-    pub(crate) fn open_file(&self, path: &Path, real: &Path, writable: bool) -> Result<FileStorage> {
-        let lock = if self.shared { LockMode::Shared } else { LockMode::Exclusive };
-        Ok(FileOptions::new().writable(writable).lock(lock).open_as(real, path)?)
+    /// Opens `real`, which messages call `path`.
+    pub(crate) fn open_place(&self, path: &Path, real: &Path, writable: bool) -> Result<Place> {
+        let access = Access {
+            writable,
+            shared: self.shared,
+            #[cfg(feature = "nbd")]
+            nbd: self.nbd,
+        };
+        Place::open(path, real, access)
     }
 }
 
@@ -169,13 +183,13 @@ impl Below {
         &self,
         options: &OpenOptions,
         depth: usize,
-        files: &mut Vec<FileId>,
-    ) -> Result<FileStorage> {
+        files: &mut Vec<PlaceId>,
+    ) -> Result<Place> {
         let refused = |reason| refuse(&self.above, Role::Backing, &self.name, reason);
         if depth >= options.max_depth as usize {
             return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
         }
-        let file = options.open_file(&self.file.path, &self.file.real, false)?;
+        let file = options.open_place(&self.file.path, &self.file.real, false)?;
         if files.contains(&file.id()) {
             return Err(refused(ReferenceRefusal::Cycle));
         }
@@ -187,7 +201,7 @@ impl Below {
 /// The way down the chain.
 struct Descent<'a> {
     options: &'a OpenOptions,
-    files: Vec<FileId>,
+    files: Vec<PlaceId>,
     notes: Vec<Note>,
 }
 
@@ -197,9 +211,9 @@ impl Descent<'_> {
         let mut layers = Vec::new();
         while let Some(next) = below {
             // The top image is not in `layers`.
-            let file = next.open(self.options, layers.len() + 1, &mut self.files)?;
+            let place = next.open(self.options, layers.len() + 1, &mut self.files)?;
             let Below { above, name, file: Resolved { path, .. }, format } = next;
-            let (layer, its_below) = self.layer(Arc::new(file), path, name, format, None)?;
+            let (layer, its_below) = self.layer(&place, path, name, format, None)?;
             if layer.guessed {
                 self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });
             }
@@ -213,16 +227,20 @@ impl Descent<'_> {
     /// as its backing file.
     fn layer(
         &mut self,
-        storage: Arc<dyn Storage>,
+        place: &Place,
         path: PathBuf,
         name: PathBuf,
         given: Option<Format>,
         data: Option<Arc<dyn Storage>>,
     ) -> Result<(Layer, Option<Below>)> {
+        let mut storage = place.storage();
         let format = match given {
             Some(format) => format,
             None => probe(&*storage, &path)?,
         };
+        if format == Format::Raw {
+            storage = place.plain_storage();
+        }
         let mut layer = Layer { path, storage, format, guessed: given.is_none(), data, name };
         let mut below = None;
         if format == Format::Qcow2 {
@@ -244,12 +262,12 @@ impl Descent<'_> {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Guessed));
         }
         let found = self.options.policy.resolve(image, Role::Data, os_str(name))?;
-        let file = self.options.open_file(&found.path, &found.real, writable)?;
+        let file = self.options.open_place(&found.path, &found.real, writable)?;
         if self.files.contains(&file.id()) {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Cycle));
         }
         self.files.push(file.id());
-        Ok(Some(Arc::new(file)))
+        Ok(Some(file.storage()))
     }
 
     /// Makes the devices, from the bottom up.

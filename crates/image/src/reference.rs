@@ -14,6 +14,8 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::place::is_uri;
+
 /// What an image names a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -65,6 +67,9 @@ pub enum ReferenceRefusal {
         /// The directory that the name leads to, without symbolic links.
         directory: PathBuf,
     },
+    /// The name is relative, and the image is not in a directory but behind a server.
+    #[error("which is relative, and the image is in no directory")]
+    NoDirectory,
     /// It would be written to, on the word of bytes that nobody has said are an image: a guest with a raw disk can
     /// put a header there.
     #[error("which is not written to while the format of the image is only found out")]
@@ -119,13 +124,16 @@ impl ReferencePolicy {
         Self { roots: Roots::Any, files: Vec::new() }
     }
 
-    /// Files in or below the directory of `image` are opened: where images that belong together lie together.
+    /// Files in or below the directory of `image` are opened: where images that belong together lie together. Beside an
+    /// export there is nothing.
     ///
     /// # Errors
     /// If the directory cannot be looked up.
     pub fn beside(image: &Path) -> io::Result<Self> {
         let mut policy = Self::deny();
-        policy.allow_dir(directory_of(image))?;
+        if !is_uri(image) {
+            policy.allow_dir(directory_of(image))?;
+        }
         Ok(policy)
     }
 
@@ -166,7 +174,10 @@ impl ReferencePolicy {
     }
 
     fn judge(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
-        let path = join_name(image, name).ok_or(ReferenceRefusal::NotAPath)?;
+        let Some(path) = join_name(image, name) else {
+            let plain = is_plain_path(name);
+            return Err(if plain { ReferenceRefusal::NoDirectory } else { ReferenceRefusal::NotAPath });
+        };
         let Roots::Within(roots) = &self.roots else {
             let real = fs::canonicalize(&path)?;
             check_file_type(&real)?;
@@ -216,10 +227,13 @@ pub fn directory_of(image: &Path) -> &Path {
 }
 
 /// `name`, as it stands in the header of `image`, as a path from where we are; by text only. `None` if it is
-/// no plain path.
+/// no plain path, or relative in an image that is not in a directory.
 pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
     if !is_plain_path(name) {
         return None;
+    }
+    if is_uri(image) {
+        return Path::new(name).is_absolute().then(|| name.into());
     }
     let directory = image.parent().unwrap_or(Path::new(""));
     Some(directory.join(name))

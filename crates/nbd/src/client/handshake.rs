@@ -97,6 +97,15 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
             return self.export_name(flags, wanted);
         }
+        self.options(flags, wanted).inspect_err(|error| {
+            // A server that was polite is told that this is the end; whether it hears that does not matter.
+            if matches!(error, ClientError::Refused { .. }) {
+                let _ = self.ask(OptionCode::Abort, &[]);
+            }
+        })
+    }
+
+    fn options(&mut self, flags: HandshakeFlags, wanted: Wanted<'_>) -> Result<Negotiated, ClientError> {
         let headers = self.headers()?;
         let (base, depth) = match headers {
             Headers::Simple => (None, None),

@@ -1,0 +1,119 @@
+//! Where the bytes of an image are: in a host file, or behind a server.
+//!
+//! What the user names is either; what an image names is a file always ([`crate::ReferencePolicy`]). Only this file knows
+//! that there is a network.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use blockmirror_block::Storage;
+use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode};
+#[cfg(feature = "nbd")]
+use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdAddress, NbdUri};
+
+#[cfg(feature = "nbd")]
+use crate::error::Error;
+use crate::error::Result;
+#[cfg(feature = "nbd")]
+use crate::nbd::NbdOptions;
+
+/// Something that is open and holds an image.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    File(Arc<FileStorage>),
+    #[cfg(feature = "nbd")]
+    Export(Arc<Client>),
+}
+
+/// Identity of a place, the same by whatever name it was opened. Exports are told apart by their URIs, so one that is
+/// reached in two ways is taken for two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum PlaceId {
+    File(FileId),
+    #[cfg(feature = "nbd")]
+    Export(NbdAddress, String),
+}
+
+/// How a place is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Access {
+    pub(crate) writable: bool,
+    /// Without a lock that keeps others out.
+    pub(crate) shared: bool,
+    #[cfg(feature = "nbd")]
+    pub(crate) nbd: NbdOptions,
+}
+
+impl PlaceId {
+    /// What `path` leads to, without opening it; `None` if that could hold no image.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        #[cfg(feature = "nbd")]
+        if is_uri(path) {
+            return Some(Self::of_export(NbdUri::try_from(path).ok()?));
+        }
+        FileId::of(path).map(Self::File)
+    }
+
+    #[cfg(feature = "nbd")]
+    fn of_export(uri: NbdUri) -> Self {
+        let address = match uri.address {
+            NbdAddress::Unix(path) => NbdAddress::Unix(std::fs::canonicalize(&path).unwrap_or(path)),
+            other => other,
+        };
+        Self::Export(address, uri.export)
+    }
+}
+
+impl Place {
+    /// Opens `real`, which messages call `path`.
+    pub(crate) fn open(path: &Path, real: &Path, access: Access) -> Result<Self> {
+        #[cfg(feature = "nbd")]
+        if is_uri(real) {
+            let uri =
+                NbdUri::try_from(real).map_err(|source| Error::Uri { path: path.to_owned(), source })?;
+            let options = access.nbd.apply(ClientOptions::new(uri).writable(access.writable));
+            return Ok(Self::Export(Arc::new(options.open()?)));
+        }
+        let lock = if access.shared { LockMode::Shared } else { LockMode::Exclusive };
+        let file = FileOptions::new().writable(access.writable).lock(lock).open_as(real, path)?;
+        Ok(Self::File(Arc::new(file)))
+    }
+
+    pub(crate) fn id(&self) -> PlaceId {
+        match self {
+            Self::File(file) => PlaceId::File(file.id()),
+            #[cfg(feature = "nbd")]
+            Self::Export(client) => PlaceId::of_export(client.uri().clone()),
+        }
+    }
+
+    /// It as what a format lives in.
+    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+        match self {
+            Self::File(file) => Arc::clone(file) as _,
+            #[cfg(feature = "nbd")]
+            Self::Export(client) => Arc::new(ClientStorage::new(Arc::clone(client))),
+        }
+    }
+
+    /// It as what a disk without a format lives in.
+    pub(crate) fn plain_storage(&self) -> Arc<dyn Storage> {
+        match self {
+            Self::File(file) => Arc::clone(file) as _,
+            #[cfg(feature = "nbd")]
+            Self::Export(client) => Arc::new(ClientStorage::plain(Arc::clone(client))),
+        }
+    }
+}
+
+/// Whether `path` is no path, but names an export of an NBD server (`nbd://host/export` and the like). A file of such a name
+/// is reached as `./nbd:..`. Without the feature `nbd` every path is one.
+pub fn is_uri(path: impl AsRef<Path>) -> bool {
+    #[cfg(feature = "nbd")]
+    return NbdUri::is_meant(path.as_ref());
+    #[cfg(not(feature = "nbd"))]
+    {
+        let _ = path;
+        false
+    }
+}
