@@ -69,7 +69,7 @@ Examples:
   blockmirror mirror -O qcow2 -o cluster_size=2M,extended_l2=on disk.raw disk.qcow2
   blockmirror mirror --sync top overlay.qcow2 overlay-copy.qcow2
   blockmirror mirror -n --granularity 4K disk.raw /dev/vg/disk
-  blockmirror mirror -n -O raw --reconnect-delay 60 disk.qcow2 'nbd+unix:///disk?socket=/run/nbd.sock'
+  blockmirror mirror -n -O raw disk.qcow2 'nbd+unix:///disk?socket=/run/nbd.sock'
   blockmirror mirror --dry-run --output=json disk.qcow2 copy.qcow2";
 
 const CONVERT_EXAMPLES: &str = "\
