@@ -291,3 +291,15 @@ fn geometry_and_messages_follow_the_pivot_and_the_name_stays() {
     let small = MirrorJob::attach(&tap, disk(1), MirrorOptions::new()).unwrap_err().to_string();
     assert!(small.starts_with("source new.qcow2 has"), "{small}");
 }
+
+/// A monitor finishes a write on the thread on which its I/O ends, and keeps drained taps in a transaction.
+#[test]
+fn guards_can_go_to_other_threads() {
+    let tap = Tap::new(disk(LEN) as _);
+    let guard = tap.begin_write(ByteRange::new(0, 512)).unwrap();
+    thread::scope(|scope| scope.spawn(|| guard.finish(Ok(()))).join().unwrap()).unwrap();
+    let drained = tap.drain();
+    thread::spawn(move || drop(drained)).join().unwrap();
+    put(&*tap, 0, 512, 1);
+    assert_eq!(tap.writes_under_way(), 0);
+}
