@@ -7,6 +7,7 @@ mod block;
 pub(crate) mod export;
 pub(crate) mod job;
 pub(crate) mod object;
+mod query;
 pub(crate) mod schema;
 
 use std::sync::{Arc, Weak};
@@ -74,5 +75,6 @@ pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     export::register(&mut commands);
     bitmap::register(&mut commands);
     object::register(&mut commands);
+    query::register(&mut commands);
     table
 }

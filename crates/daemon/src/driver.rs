@@ -242,6 +242,7 @@ impl Daemon {
             tap: Tap::named(Arc::clone(&front) as _, name),
             device: front,
             read_only,
+            direct: common.direct,
             owned: false,
             number: 0,
         };

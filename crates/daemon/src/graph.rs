@@ -17,7 +17,7 @@ use std::sync::Arc;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-pub(crate) use front::{Front, FrontOptions};
+pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use node::Node;
 pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
 

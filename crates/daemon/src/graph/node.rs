@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) tap: Arc<Tap>,
     /// Whether it accepts no writes.
     pub(crate) read_only: bool,
+    /// Whether it goes past the host's page cache.
+    pub(crate) direct: bool,
     /// Whether somebody asked for this very node, so that it stays when nobody uses it.
     pub(crate) owned: bool,
     /// Order of appearance.
