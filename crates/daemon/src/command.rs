@@ -9,6 +9,7 @@ pub(crate) mod job;
 pub(crate) mod object;
 mod query;
 pub(crate) mod schema;
+mod transaction;
 
 use std::sync::{Arc, Weak};
 
@@ -76,5 +77,6 @@ pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     bitmap::register(&mut commands);
     object::register(&mut commands);
     query::register(&mut commands);
+    transaction::register(&mut commands);
     table
 }

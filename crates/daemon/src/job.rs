@@ -26,7 +26,7 @@ use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::graph::{Node, UseId, is_well_formed};
 
-pub(crate) use mirror::MirrorRequest;
+pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
 
 /// How long the end of the daemon waits for jobs that were given up.
@@ -360,6 +360,14 @@ impl Daemon {
         let at_end = job.at_end.lock().take();
         if let Some(at_end) = at_end {
             at_end(self);
+        }
+    }
+
+    /// Gives the job `id` up, as part of undoing something.
+    pub(crate) fn give_up(&self, id: &str) {
+        if let Ok(job) = self.jobs.find(id) {
+            // One that has ended already needs no more.
+            let _ = job.steer.ask(Ask::Cancel(true));
         }
     }
 

@@ -84,8 +84,9 @@ static QUERY_NODES: Command = Command::new(
 )
 .returns(Type::Array(&Type::Object(&NODE_INFO)), "the nodes, youngest first");
 
-static QUERY_BLOCK: Command = Command::new("query-block", "Lists the devices of a guest: there are none.", &[])
-    .returns(Type::Array(&ANY), "nothing");
+static QUERY_BLOCK: Command =
+    Command::new("query-block", "Lists the devices of a guest: there are none.", &[])
+        .returns(Type::Array(&ANY), "nothing");
 
 macro_rules! numbers {
     ($($name:literal: $doc:literal),* $(,)?) => {
@@ -204,7 +205,10 @@ fn image(graph: &Graph, node: &Node) -> Value {
         "dirty-flag": false,
     });
     let storage = node.storage.as_ref().or_else(|| {
-        graph.children(&node.name).find(|(role, _)| *role == "file").and_then(|(_, file)| file.storage.as_ref())
+        graph
+            .children(&node.name)
+            .find(|(role, _)| *role == "file")
+            .and_then(|(_, file)| file.storage.as_ref())
     });
     if let Some(Ok(Some(bytes))) = storage.map(|storage| storage.allocated_bytes()) {
         info["actual-size"] = json!(bytes);

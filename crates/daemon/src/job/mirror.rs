@@ -6,8 +6,8 @@ use std::time::Duration;
 use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
-    BitmapMode, Convergence, CopyMode, Error, Event, MirrorControl, MirrorJob, MirrorOptions, OnError,
-    Progress, Refused, SyncMode,
+    BitmapMode, Convergence, CopyMode, Error, Event, GroupMember, MirrorControl, MirrorGroup, MirrorJob,
+    MirrorOptions, OnError, Progress, Refused, SyncMode,
 };
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
@@ -182,30 +182,63 @@ impl Daemon {
     /// Options that do not fit the disks. Disks of different lengths are no error here: such a job starts and fails, as
     /// clients expect.
     pub(crate) fn start_mirror(self: &Arc<Self>, session: Option<&Session>, prepared: Prepared) -> Reply<()> {
-        let Prepared { request, uses, tap, target } = prepared;
-        match MirrorJob::attach(&tap, Arc::clone(&target), request.options) {
+        let options = prepared.request.options.clone();
+        match MirrorJob::attach(&prepared.tap, Arc::clone(&prepared.target), options) {
             Ok(job) => {
-                let control = job.control().clone();
-                let (source_name, target_name) = (request.source, request.target);
-                let at_end: AtEnd = Box::new(move |daemon| {
-                    // Its threads end with it; how it went has been told already.
-                    let _ = job.wait();
-                    daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
-                });
-                self.add_job(session, request.job, Box::new(control), at_end);
+                self.add_mirror(session, job, prepared);
                 Ok(())
             }
             Err(error @ Error::SizeMismatch { .. }) => {
+                let Prepared { request, uses, .. } = prepared;
                 let failed = SimpleJob::failed(&request.job, error.to_string());
                 let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
                 self.add_job(session, request.job, Box::new(failed), at_end);
                 Ok(())
             }
             Err(error) => {
-                self.detach_all(&uses);
+                self.forget_mirror(&prepared);
                 Err(QmpError::generic(error.to_string()))
             }
         }
+    }
+
+    /// Starts mirrors whose nodes are held and that end at one instant, or not at all.
+    ///
+    /// # Errors
+    /// As for [`start_mirror`](Self::start_mirror); then none was started.
+    pub(crate) fn start_mirror_group(
+        self: &Arc<Self>,
+        session: Option<&Session>,
+        mirrors: Vec<Prepared>,
+    ) -> Reply<()> {
+        let members = mirrors.iter().map(|mirror| {
+            GroupMember::new(&mirror.tap, Arc::clone(&mirror.target), mirror.request.options.clone())
+        });
+        let group = match MirrorGroup::attach(members.collect()) {
+            Ok(group) => group,
+            Err(error) => {
+                mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
+                return Err(QmpError::generic(error.to_string()));
+            }
+        };
+        let (_, jobs) = group.into_jobs();
+        for (job, mirror) in jobs.into_iter().zip(mirrors) {
+            self.add_mirror(session, job, mirror);
+        }
+        Ok(())
+    }
+
+    /// Puts a mirror that runs into the table.
+    fn add_mirror(self: &Arc<Self>, session: Option<&Session>, job: MirrorJob, prepared: Prepared) {
+        let Prepared { request, uses, tap, target } = prepared;
+        let control = job.control().clone();
+        let (source_name, target_name) = (request.source, request.target);
+        let at_end: AtEnd = Box::new(move |daemon| {
+            // Its threads end with it; how it went has been told already.
+            let _ = job.wait();
+            daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
+        });
+        self.add_job(session, request.job, Box::new(control), at_end);
     }
 
     /// Gives the nodes of a mirror back that was not started.

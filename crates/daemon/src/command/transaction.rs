@@ -1,0 +1,261 @@
+//! `transaction`: several actions at one instant, all or none.
+//!
+//! Guests of all disks concerned are held meanwhile. Bitmap actions are done one after the other, each with a way back;
+//! mirrors are started last, when nothing else can fail. With `completion-mode` grouped the mirrors end together too.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_mirror::{Drained, Tap};
+use blockmirror_qmp::schema::{Command, Enum, Object, Type, case, opt, req, value};
+use blockmirror_qmp::{Args, QmpError, Session};
+use serde_json::Value;
+
+use super::Commands;
+use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_MEMBERS, in_words};
+use super::block::BLOCKDEV_MIRROR_MEMBERS;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::job::{MirrorRequest, Prepared};
+
+/// How long a guest that does not finish its writes may keep a transaction waiting.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+static ACTION_KIND: Enum = Enum::new(
+    "TransactionActionKind",
+    "What is done.",
+    &[
+        value("abort", "nothing: the transaction fails"),
+        value("block-dirty-bitmap-add", "the command"),
+        value("block-dirty-bitmap-remove", "the command"),
+        value("block-dirty-bitmap-clear", "the command"),
+        value("block-dirty-bitmap-enable", "the command"),
+        value("block-dirty-bitmap-disable", "the command"),
+        value("block-dirty-bitmap-merge", "the command"),
+        value("blockdev-mirror", "the command. Beyond what QEMU does"),
+    ],
+);
+
+static ABORT: Object = Object::new("Abort", "Nothing.", &[]);
+static BITMAP_ADD: Object = Object::new("BlockDirtyBitmapAdd", "A new bitmap.", &ADD_MEMBERS);
+static BITMAP: Object = Object::new("BlockDirtyBitmap", "A bitmap of a node.", &ONE_MEMBERS);
+static BITMAP_MERGE: Object = Object::new("BlockDirtyBitmapMerge", "Bitmaps to be merged.", &MERGE_MEMBERS);
+static MIRROR: Object = Object::new("BlockdevMirror", "A mirror.", BLOCKDEV_MIRROR_MEMBERS);
+
+macro_rules! wrappers {
+    ($($wrapper:ident $name:literal $data:ident;)*) => {
+        $(static $wrapper: Object = Object::new(
+            $name,
+            "The arguments of an action.",
+            &[req("data", Type::Object(&$data), "the arguments")],
+        );)*
+    };
+}
+wrappers! {
+    ABORT_DATA "AbortWrapper" ABORT;
+    ADD_DATA "BlockDirtyBitmapAddWrapper" BITMAP_ADD;
+    ONE_DATA "BlockDirtyBitmapWrapper" BITMAP;
+    MERGE_DATA "BlockDirtyBitmapMergeWrapper" BITMAP_MERGE;
+    MIRROR_DATA "BlockdevMirrorWrapper" MIRROR;
+}
+
+static ACTION: Object = Object::union(
+    "TransactionAction",
+    "One action.",
+    &[req("type", Type::Enum(&ACTION_KIND), "what is done")],
+    "type",
+    &[
+        case("abort", &ABORT_DATA),
+        case("block-dirty-bitmap-add", &ADD_DATA),
+        case("block-dirty-bitmap-remove", &ONE_DATA),
+        case("block-dirty-bitmap-clear", &ONE_DATA),
+        case("block-dirty-bitmap-enable", &ONE_DATA),
+        case("block-dirty-bitmap-disable", &ONE_DATA),
+        case("block-dirty-bitmap-merge", &MERGE_DATA),
+        case("blockdev-mirror", &MIRROR_DATA),
+    ],
+);
+
+static COMPLETION: Enum = Enum::new(
+    "ActionCompletionMode",
+    "How the jobs of a transaction end.",
+    &[value("individual", "each by itself"), value("grouped", "all at one instant, or none")],
+);
+static PROPERTIES: Object = Object::new(
+    "TransactionProperties",
+    "How a transaction is done.",
+    &[opt("completion-mode", Type::Enum(&COMPLETION), "how its jobs end").default("individual")],
+);
+
+static TRANSACTION: Command = Command::new(
+    "transaction",
+    "Does several things at one instant: all, or none.",
+    &[
+        req(
+            "actions",
+            Type::Array(&Type::Object(&ACTION)),
+            "what is done, in this order; mirrors start last",
+        ),
+        opt("properties", Type::Object(&PROPERTIES), "how it is done"),
+    ],
+);
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands.add(&TRANSACTION, transaction);
+}
+
+type Undo = Box<dyn FnOnce()>;
+
+/// What has been done so far, to be undone if something fails.
+#[derive(Default)]
+struct Progress {
+    undo: Vec<Undo>,
+    mirrors: Vec<Prepared>,
+    /// Ids of jobs that will be there.
+    ids: BTreeSet<String>,
+}
+
+fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
+    let actions: Vec<Args> = objects(args.get("actions"));
+    let properties =
+        Args::new(args.get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
+    let grouped = properties.opt_str("completion-mode")? == Some("grouped");
+    let held = hold(daemon, &actions)?;
+    let mut progress = Progress::default();
+    let result = actions
+        .iter()
+        .try_for_each(|action| act(daemon, action, grouped, &mut progress))
+        .and_then(|()| start(daemon, session, std::mem::take(&mut progress.mirrors), grouped));
+    if result.is_err() {
+        for mirror in &progress.mirrors {
+            daemon.forget_mirror(mirror);
+        }
+        progress.undo.into_iter().rev().for_each(|undo| undo());
+    }
+    drop(held);
+    result.map(|()| Value::Null)
+}
+
+fn objects(list: Option<&Value>) -> Vec<Args> {
+    let list = list.and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(|action| action.as_object().cloned()).map(Args::new).collect()
+}
+
+fn data(action: &Args) -> Args {
+    Args::new(action.get("data").and_then(Value::as_object).cloned().unwrap_or_default())
+}
+
+/// Holds the guests of all disks that the actions are about. Those of nodes that do not exist fail later, in words.
+fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
+    let mut names = BTreeSet::new();
+    for action in actions {
+        let data = data(action);
+        for key in ["node", "device"] {
+            names.extend(data.opt_str(key)?.map(str::to_owned));
+        }
+    }
+    let taps: Vec<Arc<Tap>> = {
+        let graph = daemon.graph.lock();
+        names.iter().filter_map(|name| graph.get(name)).map(|node| Arc::clone(&node.tap)).collect()
+    };
+    let held = taps.iter().map(|tap| {
+        tap.drain_for(HOLD_LIMIT)
+            .ok_or_else(|| QmpError::generic("A write of a guest does not end: the transaction was given up"))
+    });
+    held.collect()
+}
+
+fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progress) -> Reply<()> {
+    let data = data(action);
+    let kind = action.str("type")?;
+    if grouped && !matches!(kind, "abort" | "blockdev-mirror") {
+        return Err(QmpError::generic(format!(
+            "Action '{kind}' does not support transaction property 'completion-mode' = 'grouped'"
+        )));
+    }
+    match kind {
+        "abort" => return Err(QmpError::generic("Transaction aborted using Abort action")),
+        "block-dirty-bitmap-add" => {
+            daemon.add_bitmap(&data)?;
+            let (tap, name) = bitmap(daemon, &data, "name")?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.remove_bitmap(&name);
+            }));
+        }
+        "block-dirty-bitmap-remove" => {
+            let (tap, name) = bitmap(daemon, &data, "name")?;
+            let enabled = is_enabled(&tap, &name);
+            let old = tap.remove_bitmap(&name).map_err(in_words)?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.adopt_bitmap(&name, old, enabled);
+            }));
+        }
+        "block-dirty-bitmap-clear" => {
+            let (tap, name) = bitmap(daemon, &data, "name")?;
+            let old = tap.clear_bitmap(&name).map_err(in_words)?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.merge_bitmap(&name, &[&old]);
+            }));
+        }
+        "block-dirty-bitmap-enable" | "block-dirty-bitmap-disable" => {
+            let (tap, name) = bitmap(daemon, &data, "name")?;
+            let (was, wanted) = (is_enabled(&tap, &name), kind == "block-dirty-bitmap-enable");
+            set_enabled(&tap, &name, wanted).map_err(in_words)?;
+            progress.undo.push(Box::new(move || {
+                let _ = set_enabled(&tap, &name, was);
+            }));
+        }
+        "block-dirty-bitmap-merge" => {
+            let (tap, name) = bitmap(daemon, &data, "target")?;
+            let old = tap.bitmap(&name).map_err(in_words)?;
+            daemon.merge_bitmaps(&data)?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.clear_bitmap(&name);
+                let _ = tap.merge_bitmap(&name, &[&old]);
+            }));
+        }
+        _ => {
+            let request = MirrorRequest::new(daemon, &data, data.str("target")?)?;
+            if !progress.ids.insert(request.job.id.clone()) {
+                return Err(QmpError::generic(format!("Job ID '{}' already in use", request.job.id)));
+            }
+            progress.mirrors.push(daemon.prepare_mirror(request)?);
+        }
+    }
+    Ok(())
+}
+
+fn start(daemon: &Arc<Daemon>, session: &Session, mirrors: Vec<Prepared>, grouped: bool) -> Reply<()> {
+    if grouped && !mirrors.is_empty() {
+        return daemon.start_mirror_group(Some(session), mirrors);
+    }
+    let mut rest = mirrors.into_iter();
+    let mut started: Vec<String> = Vec::new();
+    while let Some(mirror) = rest.next() {
+        let id = mirror.request.job.id.clone();
+        if let Err(error) = daemon.start_mirror(Some(session), mirror) {
+            rest.for_each(|mirror| daemon.forget_mirror(&mirror));
+            for id in started {
+                daemon.give_up(&id);
+            }
+            return Err(error);
+        }
+        started.push(id);
+    }
+    Ok(())
+}
+
+fn bitmap(daemon: &Daemon, data: &Args, name: &str) -> Reply<(Arc<Tap>, String)> {
+    let node = data.str("node")?;
+    let tap = Arc::clone(&daemon.graph.lock().find(node)?.tap);
+    Ok((tap, data.str(name)?.to_owned()))
+}
+
+fn is_enabled(tap: &Tap, name: &str) -> bool {
+    tap.bitmaps().iter().any(|info| info.name == name && info.enabled)
+}
+
+fn set_enabled(tap: &Tap, name: &str, enabled: bool) -> Result<(), blockmirror_mirror::Error> {
+    if enabled { tap.enable_bitmap(name) } else { tap.disable_bitmap(name) }
+}
