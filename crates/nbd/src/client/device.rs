@@ -382,10 +382,9 @@ impl BlockDevice for Client {
                 at = end;
             } else {
                 let mut status = Status::default();
-                at = self
-                    .call(Command::BlockStatus, CommandFlags::NONE, piece, &[], Sink::Status(&mut status))
-                    .and_then(|()| status.extents(piece, self.unit(), &mut |extent| found.push(extent)))
+                self.call(Command::BlockStatus, CommandFlags::NONE, piece, &[], Sink::Status(&mut status))
                     .map_err(|e| self.failed("get extents", piece.start(), e))?;
+                at = status.extents(piece, self.unit(), &mut |extent| found.push(extent));
                 (answers, answered) = (answers + 1, answered + (at - piece.start()));
             }
             // No lock is held and no connection in use here: the visitor may read and write.

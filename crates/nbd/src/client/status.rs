@@ -77,26 +77,34 @@ impl Status {
             && negotiated.depth.is_some() != self.depth.is_empty()
     }
 
-    /// Hands on what it says about `range`, which it answers from the start; how far it reaches. Descriptors must end at
-    /// multiples of `unit`, unless it is where `range` ends.
-    pub(crate) fn extents(
-        &self,
-        range: ByteRange,
-        unit: u64,
-        found: &mut dyn FnMut(Extent),
-    ) -> Result<u64, ClientError> {
-        let mut base = Runs::new(&self.base, range, unit);
-        let mut depth = Runs::new(&self.depth, range, unit);
+    /// Hands on what it says about `range`, which it answers from the start; how far it reaches: to the end of `range`, or to
+    /// a multiple of `unit` after its start.
+    ///
+    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. What they say of the
+    /// bytes is taken as it is, but it ends with a whole block, where the next request may begin. About a first block of
+    /// which only a part is answered nothing is known.
+    pub(crate) fn extents(&self, range: ByteRange, unit: u64, found: &mut dyn FnMut(Extent)) -> u64 {
+        let mut reach = reach(&self.base, range);
+        if !self.depth.is_empty() {
+            reach = reach.min(self::reach(&self.depth, range));
+        }
+        if reach < range.end() {
+            reach -= reach % unit;
+        }
+        if reach <= range.start() {
+            let first = ByteRange::at(range.start(), unit).intersect(range);
+            found(Extent::new(first, ExtentKind::Data));
+            return first.end();
+        }
+        let mut base = Runs::new(&self.base, range.start());
+        let mut depth = Runs::new(&self.depth, range.start());
         let mut at = range.start();
-        while at < range.end() {
-            let Some((end, flags)) = base.at(at)? else { break };
-            let (end, depth) = if self.depth.is_empty() {
-                (end, None)
-            } else {
-                let Some((depth_end, depth)) = depth.at(at)? else { break };
-                (end.min(depth_end), Some(depth))
+        while at < reach {
+            let Some((end, flags)) = base.at(at) else { break };
+            let (end, depth) = match depth.at(at) {
+                Some((depth_end, depth)) => (end.min(depth_end), Some(depth)),
+                None => (end, None),
             };
-            let part = ByteRange::new(at, end);
             let zero = flags & allocation::ZERO != 0;
             let kind = match depth {
                 Some(0) if zero => ExtentKind::Unallocated,
@@ -105,43 +113,39 @@ impl Status {
             };
             // Layer 1 of the server's is the export's own image.
             let layer = depth.map_or(0, |depth| u32::try_from(depth.saturating_sub(1)).unwrap_or(u32::MAX));
-            found(Extent::new(part, kind).at_depth(layer));
+            found(Extent::new(ByteRange::new(at, end.min(reach)), kind).at_depth(layer));
             at = end;
         }
-        Ok(at)
+        reach
     }
+}
+
+/// How far `descriptors` answer for `range`. The last may reach past what was asked for.
+fn reach(descriptors: &[Descriptor], range: ByteRange) -> u64 {
+    descriptors.iter().fold(range.start(), |at, d| at.saturating_add(d.length).min(range.end()))
 }
 
 /// Walks along the descriptors of one context.
 struct Runs<'a> {
     descriptors: std::slice::Iter<'a, Descriptor>,
-    range: ByteRange,
-    unit: u64,
     /// Where the present descriptor ends, and what it says.
     end: u64,
     flags: u64,
 }
 
 impl<'a> Runs<'a> {
-    fn new(descriptors: &'a [Descriptor], range: ByteRange, unit: u64) -> Self {
-        Self { descriptors: descriptors.iter(), range, unit, end: range.start(), flags: 0 }
+    fn new(descriptors: &'a [Descriptor], start: u64) -> Self {
+        Self { descriptors: descriptors.iter(), end: start, flags: 0 }
     }
 
     /// What lies at `at`, and where that ends; `None` where it says no more.
-    fn at(&mut self, at: u64) -> Result<Option<(u64, u64)>, ClientError> {
+    fn at(&mut self, at: u64) -> Option<(u64, u64)> {
         while self.end <= at {
-            let Some(next) = self.descriptors.next() else { return Ok(None) };
-            // A last descriptor may reach past what was asked for.
-            self.end = self.end.saturating_add(next.length).min(self.range.end());
+            let next = self.descriptors.next()?;
+            self.end = self.end.saturating_add(next.length);
             self.flags = next.flags;
-            if self.end < self.range.end() && !self.end.is_multiple_of(self.unit) {
-                return Err(ClientError::Violation(format!(
-                    "block status that ends at {}, inside a block of {} bytes",
-                    self.end, self.unit
-                )));
-            }
         }
-        Ok(Some((self.end, self.flags)))
+        Some((self.end, self.flags))
     }
 }
 
@@ -155,16 +159,21 @@ mod tests {
 
     type Found = Vec<(u64, ExtentKind, u32)>;
 
-    fn extents(status: &Status, range: ByteRange) -> Result<(u64, Found), ClientError> {
-        let mut found = Vec::new();
-        let end = status.extents(range, 512, &mut |e| found.push((e.range.len(), e.kind, e.depth)))?;
-        Ok((end, found))
+    fn extents(status: &Status, range: ByteRange) -> (u64, Found) {
+        let (mut found, mut at) = (Vec::new(), range.start());
+        let end = status.extents(range, 512, &mut |extent| {
+            assert_eq!(extent.range.start(), at);
+            at = extent.range.end();
+            found.push((extent.range.len(), extent.kind, extent.depth));
+        });
+        assert_eq!(end, at);
+        (end, found)
     }
 
     #[test]
     fn what_reads_as_zero_is_zero_and_all_else_data() {
         let status = Status { base: runs(&[(512, 0), (512, 1), (512, 2), (9999, 3)]), depth: Vec::new() };
-        let (end, found) = extents(&status, ByteRange::at(1024, 2048)).unwrap();
+        let (end, found) = extents(&status, ByteRange::at(1024, 2048));
         assert_eq!(end, 3072);
         use ExtentKind::{Data, Zero};
         assert_eq!(found, [(512, Data, 0), (512, Data, 0), (512, Zero, 0), (512, Zero, 0)]);
@@ -174,22 +183,28 @@ mod tests {
     fn two_contexts_are_laid_over_each_other() {
         let status =
             Status { base: runs(&[(1024, 0), (3072, 3)]), depth: runs(&[(512, 1), (1536, 3), (1024, 0)]) };
-        let (end, found) = extents(&status, ByteRange::at(0, 4096)).unwrap();
+        let (end, found) = extents(&status, ByteRange::at(0, 4096));
         assert_eq!(end, 3072, "the second context says no more");
         use ExtentKind::{Data, Unallocated, Zero};
         assert_eq!(found, [(512, Data, 0), (512, Data, 2), (1024, Zero, 2), (1024, Unallocated, 0)]);
     }
 
+    /// nbdkit's block size policy announces a minimum and passes on the extents below as they are.
     #[test]
-    fn status_inside_a_block_is_refused() {
-        let status = Status { base: runs(&[(100, 0)]), depth: Vec::new() };
-        assert!(matches!(extents(&status, ByteRange::at(0, 4096)), Err(ClientError::Violation(_))));
+    fn status_that_ends_inside_a_block_is_taken_up_to_the_block() {
+        let status = Status { base: runs(&[(100, 0), (600, 3), (400, 0)]), depth: Vec::new() };
+        let (end, found) = extents(&status, ByteRange::at(0, 4096));
+        use ExtentKind::{Data, Zero};
+        assert_eq!((end, found), (1024, vec![(100, Data, 0), (600, Zero, 0), (324, Data, 0)]));
+        let status = Status { base: runs(&[(100, 3)]), depth: Vec::new() };
+        assert_eq!(extents(&status, ByteRange::at(512, 4096)), (1024, vec![(512, Data, 0)]));
+        assert_eq!(extents(&status, ByteRange::at(512, 100)), (612, vec![(100, Zero, 0)]));
     }
 
     #[test]
     fn lengths_that_overflow_end_with_the_range() {
         let status = Status { base: runs(&[(u64::MAX, 0), (u64::MAX, 3)]), depth: Vec::new() };
-        let (end, found) = extents(&status, ByteRange::at(1 << 40, 512)).unwrap();
+        let (end, found) = extents(&status, ByteRange::at(1 << 40, 512));
         assert_eq!((end, found.len()), ((1 << 40) + 512, 1));
     }
 }

@@ -1,0 +1,143 @@
+//! NBD servers that others wrote, on a Unix domain socket in a folder of their own.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_nbd::{Client, ClientOptions, NbdUri};
+use blockmirror_tests::scratch::scratch;
+use tempfile::TempDir;
+
+/// Whether all of `tools` can be run; if not, says so past the runner's capture, or fails where they are required.
+pub(crate) fn have(asked_by: &str, tools: &[&str]) -> bool {
+    let missing = tools
+        .iter()
+        .find(|tool| !Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success()));
+    if let Some(tool) = missing {
+        assert!(
+            std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
+            "{asked_by}: {tool} is required and cannot be run"
+        );
+        let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: {tool} cannot be run");
+    }
+    missing.is_none()
+}
+
+/// A server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) dir: TempDir,
+    /// What it was started with, without the program.
+    command: Vec<std::ffi::OsString>,
+    program: &'static str,
+}
+
+impl Server {
+    fn start(dir: TempDir, program: &'static str, command: Vec<std::ffi::OsString>) -> Self {
+        let child = spawn(dir.path(), program, &command);
+        Self { child, dir, command, program }
+    }
+
+    /// `qemu-nbd` with `image`, which lies in `dir`.
+    pub(crate) fn qemu(dir: TempDir, format: &str, image: &str, args: &[&str]) -> Self {
+        let (socket, image) = (socket_in(dir.path()), dir.path().join(image));
+        let mut command: Vec<std::ffi::OsString> =
+            ["-t", "-e", "8", "-f", format, "--discard=unmap", "-k"].map(Into::into).into();
+        command.push(socket.into());
+        command.extend(args.iter().map(Into::into));
+        command.push(image.into());
+        Self::start(dir, "qemu-nbd", command)
+    }
+
+    /// `qemu-nbd` with a new raw image of `size` bytes, called `image`.
+    pub(crate) fn qemu_raw(size: u64, args: &[&str]) -> Self {
+        let dir = scratch().unwrap();
+        fs::File::create(dir.path().join("image")).unwrap().set_len(size).unwrap();
+        Self::qemu(dir, "raw", "image", args)
+    }
+
+    /// `nbdkit` with `args` after the socket; `@` in them is the folder with a slash.
+    pub(crate) fn nbdkit(dir: TempDir, args: &[&str]) -> Self {
+        let mut command: Vec<std::ffi::OsString> = ["-f", "--exit-with-parent", "-U"].map(Into::into).into();
+        command.push(socket_in(dir.path()).into());
+        let here = format!("{}/", dir.path().display());
+        command.extend(args.iter().map(|arg| arg.replace('@', &here).into()));
+        Self::start(dir, "nbdkit", command)
+    }
+
+    /// `nbdkit` with a disk of `size` bytes in memory.
+    pub(crate) fn nbdkit_memory(size: u64, args: &[&str]) -> Self {
+        let size = format!("size={size}");
+        let words: Vec<_> = args.iter().copied().filter(|arg| arg.starts_with('-')).collect();
+        let keys = args.iter().copied().filter(|arg| !arg.starts_with('-'));
+        let all: Vec<_> = words.into_iter().chain(["memory", &size]).chain(keys).collect();
+        Self::nbdkit(scratch().unwrap(), &all)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn uri(&self) -> NbdUri {
+        NbdUri::unix(socket_in(self.dir.path()), "")
+    }
+
+    pub(crate) fn options(&self) -> ClientOptions {
+        ClientOptions::new(self.uri()).writable(true)
+    }
+
+    pub(crate) fn open(&self) -> Client {
+        self.options().open().unwrap()
+    }
+
+    /// Kills it as a lost host would go: no word to anybody.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again, after it was killed.
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.dir.path(), self.program, &self.command);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn socket_in(dir: &Path) -> PathBuf {
+    dir.join("socket")
+}
+
+fn spawn(dir: &Path, program: &str, command: &[std::ffi::OsString]) -> Child {
+    let socket = socket_in(dir);
+    let _ = fs::remove_file(&socket);
+    let mut child =
+        Command::new(program).args(command).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !socket.exists() {
+        if let Some(status) = child.try_wait().unwrap() {
+            panic!("{program} {command:?} ended: {status}");
+        }
+        assert!(Instant::now() < deadline, "{program} does not listen");
+        thread::sleep(Duration::from_millis(5));
+    }
+    child
+}
+
+/// Bytes that differ everywhere.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut out);
+    out
+}
