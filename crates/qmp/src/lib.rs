@@ -35,4 +35,4 @@ mod sync;
 pub use args::Args;
 pub use error::{ErrorClass, QmpError};
 pub use protocol::{Table, Version};
-pub use server::{Connection, Listener, Monitors, Peer, Session};
+pub use server::{Connection, Listener, Monitors, Peer, Session, inherited_fd};

@@ -150,7 +150,7 @@ impl Table {
         self
     }
 
-    /// Declares an event, for `query-qmp-schema` and the reference.
+    /// Declares an event: for `query-qmp-schema` and the reference.
     pub fn event(&mut self, event: &'static Event) -> &mut Self {
         self.events.push(event);
         self
@@ -162,7 +162,8 @@ impl Table {
         self
     }
 
-    /// For tests: an answer or event that is not as its schema says becomes an error, or an event `SCHEMA_VIOLATION`.
+    /// For tests: an answer or event that is not as its schema says is not sent; an error goes out in
+    /// place of the answer, `SCHEMA_VIOLATION` in place of the event.
     pub fn check_answers(&mut self, on: bool) -> &mut Self {
         self.check_answers = on;
         self
@@ -181,6 +182,11 @@ impl Table {
     /// What `query-qmp-schema` answers.
     pub fn introspect(&self) -> Value {
         schema::introspect(self.commands(), self.events())
+    }
+
+    /// The reference of all commands, events and types, as Markdown.
+    pub fn markdown(&self) -> String {
+        schema::markdown(self.commands(), self.events())
     }
 
     pub(crate) fn greeting(&self) -> Value {
@@ -224,6 +230,31 @@ impl Table {
             check_answer(entry.command, &answer)?;
         }
         Ok(answer)
+    }
+}
+
+impl Table {
+    /// What goes out for an event: itself, or what is wrong with it.
+    pub(crate) fn checked_event(
+        &self,
+        event: &'static Event,
+        data: Map<String, Value>,
+    ) -> (&'static str, Map<String, Value>) {
+        if !self.check_answers {
+            return (event.name, data);
+        }
+        let declared = self.events.iter().any(|known| std::ptr::eq(*known, event));
+        let verdict = match declared {
+            true => check_members(event.shape(), data.clone(), Spelling::Json).map(|_| ()),
+            false => Err(QmpError::generic("not declared")),
+        };
+        match verdict {
+            Ok(()) => (event.name, data),
+            Err(error) => {
+                let members = [("event".into(), event.name.into()), ("error".into(), error.desc.into())];
+                ("SCHEMA_VIOLATION", Map::from_iter(members))
+            }
+        }
     }
 }
 

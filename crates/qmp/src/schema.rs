@@ -25,10 +25,14 @@
 
 mod check;
 mod introspect;
+mod lint;
+mod markdown;
 
 pub(crate) use check::{Spelling, check_members};
 pub use check::{check, conforms};
 pub use introspect::introspect;
+pub use lint::lint;
+pub use markdown::markdown;
 
 /// A type.
 #[derive(Debug, Clone, Copy)]

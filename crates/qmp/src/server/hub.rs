@@ -81,12 +81,13 @@ impl Monitors {
     ///
     /// An event without members is sent without `data`.
     pub fn emit(&self, event: &'static Event, data: Map<String, Value>) {
+        let (name, data) = self.0.table.checked_event(event, data);
         // Under the lock, so that all clients see events in the order of their times.
         let state = self.0.state.lock();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut message = json!({
             "timestamp": {"seconds": now.as_secs(), "microseconds": now.subsec_micros()},
-            "event": event.name,
+            "event": name,
         });
         if let (false, Some(members)) = (data.is_empty(), message.as_object_mut()) {
             members.insert("data".into(), Value::Object(data));

@@ -88,33 +88,37 @@ impl Session {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(format!("qmp {id} {name}")).spawn(work).map(drop)
         };
-        // The writer ends the session; it must be the first to start and has nobody to tell if it is the only one.
-        let started = (|| {
-            spawn(
-                "write",
-                Box::new({
-                    let (session, hub) = (Arc::clone(&session), Arc::clone(&hub));
-                    move || {
-                        session.write(writer);
-                        hub.ended(id);
-                    }
-                }),
-            )?;
+        // Each thread passes its end on to the next even if it panics: a reader that is not ours may.
+        let (writing, running, reading) = (Arc::clone(&session), Arc::clone(&session), Arc::clone(&session));
+        let (ending, running_hub, reading_hub) = (Arc::clone(&hub), Arc::clone(&hub), hub);
+        let started = spawn(
+            "write",
+            Box::new(move || {
+                let _end = OnDrop(|| {
+                    writing.kill();
+                    ending.ended(id);
+                });
+                writing.write(writer);
+            }),
+        )
+        .and_then(|()| {
             spawn(
                 "run",
-                Box::new({
-                    let (session, hub) = (Arc::clone(&session), Arc::clone(&hub));
-                    move || session.run(&hub)
-                }),
-            )?;
-            spawn(
-                "read",
-                Box::new({
-                    let session = Arc::clone(&session);
-                    move || session.read(reader, &hub)
+                Box::new(move || {
+                    let _end = OnDrop(|| running.outgoing.finish());
+                    running.run(&running_hub);
                 }),
             )
-        })();
+        })
+        .and_then(|()| {
+            spawn(
+                "read",
+                Box::new(move || {
+                    let _end = OnDrop(|| reading.end_of_input());
+                    reading.read(reader, &reading_hub);
+                }),
+            )
+        });
         match started {
             Ok(()) => Ok(session),
             Err(error) => {
@@ -200,6 +204,9 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn end_of_input(&self) {
         self.queue.lock().ended = true;
         self.changed.notify_all();
     }
@@ -246,7 +253,6 @@ impl Session {
             self.queue.lock().running = false;
             self.changed.notify_all();
         }
-        self.outgoing.finish();
     }
 
     /// Answers one request.
@@ -272,6 +278,14 @@ impl Session {
                 break;
             }
         }
-        self.kill();
+    }
+}
+
+/// Runs something when the thread ends, however it ends.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
