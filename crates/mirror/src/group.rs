@@ -28,7 +28,7 @@ use crate::progress::Outcome;
 use crate::state::{JobState, Refused, Verb};
 use crate::tap::Tap;
 pub(crate) use bell::Bell;
-use coordinator::{Coordinator, Members};
+pub(crate) use coordinator::{Coordinator, Members};
 
 /// What a member of a group is to copy where.
 #[derive(Clone, Debug)]

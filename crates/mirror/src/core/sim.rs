@@ -10,6 +10,7 @@
 //! and a line in [`SCENARIOS`].
 
 mod copy;
+mod group;
 mod guest;
 mod hands;
 mod live;
@@ -125,6 +126,12 @@ const SCENARIOS: &[Scenario] = &[
         about: "flushes that fail and lose what they should keep (11)",
         weight: 1,
         play: slants::flush,
+    },
+    Scenario {
+        name: "group",
+        about: "jobs on several disks that end at one instant, any verb at any time",
+        weight: 2,
+        play: group::play,
     },
     Scenario { name: "paused", about: "pauses at any time (12)", weight: 1, play: slants::paused },
 ];
@@ -253,6 +260,14 @@ mod tests {
         let reached = |end| ends.get(&end).copied().unwrap_or(0);
         assert!(reached(End::Pivoted) > 200 && reached(End::Kept) > 200, "{ends:?}");
         assert!(reached(End::Cancelled) > 60 && reached(End::Failed) > 60, "{ends:?}");
+    }
+
+    #[test]
+    fn a_thousand_groups_end_all_or_none() {
+        let ends = tally("group", 0..1000);
+        let reached = |end| ends.get(&end).copied().unwrap_or(0);
+        assert!(reached(End::Pivoted) > 200 && reached(End::Kept) > 20, "{ends:?}");
+        assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");
     }
 
     #[test]

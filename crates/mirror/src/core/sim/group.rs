@@ -1,0 +1,323 @@
+//! Groups: jobs on several taps that end at one instant, all or none.
+//!
+//! The coordinator is the one that groups run. It touches one member at a time, and before each touch the dice may let
+//! somebody else act: a guest, a thread of a job, an operator with a verb for one member. What must hold: when the first
+//! member ends well, no guest is anywhere under way and every target is equal and durable; then all end well, and
+//! otherwise none does.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use super::guest::{Habits, Write};
+use super::hands::Hands;
+use super::rng::Rng;
+use super::world::{MODES, World};
+use super::{End, Trace};
+use crate::core::group::Stage;
+use crate::core::{Admission, Core, Done, Ending, Next};
+use crate::error::Error;
+use crate::group::{Coordinator, GroupEvent, Members};
+use crate::progress::Operation;
+use crate::state::{JobState, Verb};
+
+/// Steps after which the guests rest, nothing fails any more, and the operator only wants the end.
+const STEPS: u32 = 2000;
+/// Steps after which a schedule is taken to hang.
+const MAX_STEPS: u32 = 400_000;
+
+/// Plays one schedule.
+pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::new(seed ^ 0x9609);
+    let by_itself = rng.one_in(2);
+    let count = 2 + rng.index(2);
+    let mut worlds = Vec::new();
+    for _ in 0..count {
+        let mut world = World::random(&mut rng);
+        world.config.live = true;
+        world.config.auto_finalize = by_itself || rng.one_in(2);
+        world.config.auto_dismiss = rng.one_in(2);
+        world.config.copy_mode = rng.pick(&MODES);
+        world.faults.one_in *= 8;
+        worlds.push(world);
+    }
+    let habits = Habits::random();
+    let members = worlds.iter().map(|world| Member::new(world, &mut rng)).collect();
+    let play = Play { rng, members, habits, now: Duration::ZERO, closing: false, trace };
+    let mut coordinator = Coordinator::default();
+    let play = RefCell::new(play);
+    for step in 0..MAX_STEPS {
+        if step == STEPS {
+            play.borrow_mut().close();
+        }
+        if play.borrow_mut().rng.one_in(12) {
+            coordinator.look(&play);
+            while let Some(event) = coordinator.take_event() {
+                play.borrow_mut().told(event);
+            }
+        }
+        let mut play = play.borrow_mut();
+        play.step();
+        if coordinator.is_over() && play.members.iter().all(|member| member.writes.is_empty()) {
+            break;
+        }
+    }
+    let play = play.into_inner();
+    assert!(
+        coordinator.is_over(),
+        "hangs: {:?}",
+        play.members.iter().map(|m| m.core.view()).collect::<Vec<_>>()
+    );
+    play.judge()
+}
+
+struct Play<'w> {
+    rng: Rng,
+    members: Vec<Member<'w>>,
+    habits: Habits,
+    now: Duration,
+    /// The guests rest, and the operator only wants the end.
+    closing: bool,
+    trace: &'w mut Trace,
+}
+
+struct Member<'w> {
+    world: &'w World,
+    core: Core,
+    hands: Hands<'w>,
+    writes: Vec<Write>,
+    /// How it is to end.
+    wish: Ending,
+    ended: Option<Ending>,
+}
+
+impl Members for RefCell<Play<'_>> {
+    fn count(&self) -> usize {
+        self.borrow().members.len()
+    }
+
+    fn name(&self, index: usize) -> String {
+        index.to_string()
+    }
+
+    fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+        let mut play = self.borrow_mut();
+        // Nobody stands still while the coordinator goes from one member to the next.
+        while play.rng.one_in(3) {
+            play.step();
+        }
+        let now = play.now;
+        let core = &mut play.members[index].core;
+        core.tick(now);
+        f(core, now)
+    }
+}
+
+impl<'w> Member<'w> {
+    fn new(world: &'w World, rng: &mut Rng) -> Self {
+        let mut core = Core::new(world.config.clone()).unwrap();
+        core.join_group();
+        let wish = rng.pick(&[Ending::Pivot, Ending::Keep]);
+        Self { world, core, hands: Hands::new(world, false), writes: Vec::new(), wish, ended: None }
+    }
+
+    /// No write of the guest is under way, and the target is equal and durable.
+    fn assert_one_instant(&self) {
+        let under_way = self.writes.iter().filter(|write| write.admission != Admission::Wait).count();
+        assert_eq!(under_way, 0, "writes under way");
+        assert!(self.hands.unflushed.is_empty() && self.hands.through.is_empty(), "not flushed");
+        assert_eq!(self.world.difference(&[]), None, "first difference");
+    }
+}
+
+impl Play<'_> {
+    /// Somebody does something to some member.
+    fn step(&mut self) {
+        let index = self.rng.index(self.members.len());
+        self.members[index].core.tick(self.now);
+        match self.rng.below(16) {
+            0..4 => self.ask(index),
+            4..9 => self.perform_half(index),
+            9..14 => self.guest(index),
+            14 => self.operator(index),
+            _ => self.now += Duration::from_micros(self.rng.below(30_000)),
+        }
+        for event in self.members[index].core.take_events() {
+            self.trace.say(self.now, || format!("{index}: event {event:?}"));
+        }
+    }
+
+    fn close(&mut self) {
+        self.trace.say(self.now, || "the guests rest, the devices heal".into());
+        self.closing = true;
+        self.members.iter_mut().for_each(|member| member.hands.faults.heal());
+    }
+
+    fn told(&mut self, event: GroupEvent) {
+        self.trace.say(self.now, || format!("group event {event:?}"));
+        let well = self.members.iter().filter(|member| member.ended.is_some()).count();
+        match event {
+            GroupEvent::Completed => assert_eq!(well, self.members.len()),
+            GroupEvent::Failed { .. } | GroupEvent::Cancelled => {
+                assert_eq!(well, 0, "some ended, some did not")
+            }
+            GroupEvent::Ready | GroupEvent::Pending => assert_eq!(well, 0, "too late"),
+        }
+    }
+
+    fn ask(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        match member.core.next(self.now) {
+            Next::Finished => {}
+            Next::Do(action) => {
+                self.trace.say(self.now, || format!("{index}: #{} begins: {:?}", action.id, action.work));
+                member.hands.take(&mut self.rng, self.now, action);
+            }
+            Next::Wait(Some(until)) if member.hands.are_empty() && self.rng.one_in(4) => {
+                assert!(until > self.now, "waiting for the past spins");
+                self.now = until;
+            }
+            Next::Wait(_) => {}
+        }
+    }
+
+    fn perform_half(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        let Some(op) = member.hands.pick(&mut self.rng, self.now) else {
+            let next = self.members.iter().filter_map(|member| member.hands.next_time(self.now)).min();
+            if let Some(next) = next.filter(|_| self.rng.one_in(8)) {
+                self.now = next;
+            }
+            return;
+        };
+        let end = member.hands.perform_half(&mut member.core, &mut self.rng, self.now, op, self.trace);
+        if let Some((id, ending)) = end {
+            self.trace.say(self.now, || format!("{index}: the end: {ending:?}"));
+            self.end(index, ending);
+            self.members[index].core.finished(self.now, id, Ok(Done::Ended));
+        }
+    }
+
+    fn end(&mut self, index: usize, ending: Ending) {
+        let first = self.members.iter().all(|member| member.ended.is_none());
+        for (other, member) in self.members.iter().enumerate() {
+            if first || other == index {
+                let stage = member.core.view().stage;
+                assert_eq!(stage, Stage::Sealed, "{index} ends, and {other} is not sure to");
+                member.assert_one_instant();
+            }
+        }
+        self.members[index].ended = Some(ending);
+    }
+
+    fn guest(&mut self, index: usize) {
+        let (now, closing) = (self.now, self.closing);
+        let member = &mut self.members[index];
+        let len = member.world.len();
+        if member.writes.len() < self.habits.writers
+            && len > 0
+            && !closing
+            && self.rng.one_in(self.habits.rests)
+        {
+            let mut write = Write::random(&mut self.rng, len, &self.habits);
+            write.ticket = member.core.guest_begin(write.range, write.can_mirror());
+            self.trace.say(now, || format!("{index}: guest {} wants {}", write.ticket, write.range));
+            member.writes.push(write);
+            return;
+        }
+        if member.writes.is_empty() {
+            return;
+        }
+        let nth = self.rng.index(member.writes.len());
+        let mut write = member.writes.swap_remove(nth);
+        let more = match (write.admission, write.source) {
+            (Admission::Wait, _) => {
+                write.admission = member.core.guest_admit(write.ticket);
+                if write.admission == Admission::Wait && member.core.let_go_if_overdue(now) {
+                    self.trace.say(now, || format!("{index}: held for too long"));
+                }
+                write.admission != Admission::Over
+            }
+            (_, None) => {
+                let fails = member.hands.faults.one_in > 0 && self.rng.one_in(10);
+                write.put(&mut self.rng, &member.world.source, fails);
+                write.source = Some(!fails);
+                if write.admission == Admission::Both {
+                    member.core.guest_at_target(write.ticket);
+                }
+                true
+            }
+            (Admission::Both, Some(true)) if write.target.is_none() => {
+                let failure = member.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
+                write.put(&mut self.rng, &member.world.target, failure.is_some());
+                member.hands.through.push(write.range);
+                write.target = Some(failure.map_or(Ok(()), Err));
+                true
+            }
+            (_, Some(ok)) => {
+                self.trace.say(now, || format!("{index}: guest {} has finished", write.ticket));
+                member.core.guest_finished(write.ticket, ok, write.target.take());
+                false
+            }
+        };
+        if more {
+            member.writes.push(write);
+        }
+    }
+
+    fn operator(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        let state = member.core.progress(self.now).state;
+        if self.closing {
+            let _ = member.core.resume();
+            let _ = match member.wish {
+                Ending::Keep if state == JobState::Ready => member.core.cancel(),
+                Ending::Keep => Ok(()),
+                _ => member.core.complete(),
+            };
+            let _ = member.core.finalize();
+            return;
+        }
+        let verb = self.rng.pick(&Verb::ALL);
+        let fatal = verb == Verb::ForceCancel || (verb == Verb::Cancel && state == JobState::Running);
+        if fatal && !self.rng.one_in(60) || verb == Verb::Pause && !self.rng.one_in(3) {
+            return;
+        }
+        // What is refused when is the matter of other schedules.
+        let answer = match verb {
+            Verb::Cancel => member.core.cancel(),
+            Verb::ForceCancel => member.core.force_cancel(),
+            Verb::Pause => member.core.pause(),
+            Verb::Resume => {
+                member.hands.faults.make_room();
+                member.core.resume()
+            }
+            Verb::Change => member.core.change(self.rng.pick(&MODES)),
+            Verb::Complete => member.core.complete(),
+            Verb::Finalize => member.core.finalize(),
+            Verb::SetSpeed => member.core.set_speed(self.now, 0),
+            Verb::Dismiss => return,
+        };
+        self.trace.say(self.now, || format!("{index}: {verb} in {state}: {answer:?}"));
+    }
+
+    fn judge(mut self) -> End {
+        let ends: Vec<Option<Ending>> = self.members.iter().map(|member| member.ended).collect();
+        let results: Vec<_> =
+            self.members.iter_mut().map(|member| member.core.take_result().unwrap()).collect();
+        for (ended, result) in ends.iter().zip(&results) {
+            assert_eq!(ended.is_some(), result.is_ok(), "{result:?}");
+        }
+        if results.iter().all(Result::is_ok) {
+            return if ends.contains(&Some(Ending::Pivot)) { End::Pivoted } else { End::Kept };
+        }
+        assert!(results.iter().all(Result::is_err), "{ends:?}");
+        let own = |error: &Error| !matches!(error, Error::Group { .. });
+        let causes: Vec<Error> = results.into_iter().filter_map(Result::err).filter(own).collect();
+        assert!(!causes.is_empty(), "nobody was lost by itself");
+        if causes.iter().all(|cause| matches!(cause, Error::Cancelled)) {
+            End::Cancelled
+        } else {
+            End::Failed
+        }
+    }
+}
