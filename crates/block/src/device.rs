@@ -89,8 +89,9 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
 
     /// Brings what the layers 1 to `max_depth` below show in `range` up into the device itself, in whole units of its own
     /// (clusters, subclusters) around the range. Nobody reads anything else afterwards than before, and a write that runs
-    /// at the same time is never undone. What lies deeper, or nowhere in the chain, stays there. Returns the bytes that
-    /// were brought up.
+    /// at the same time is never undone. What lies deeper, or nowhere in the chain, stays there; but where a layer in reach is
+    /// too short for a deeper one to be asked, the device says itself that it reads as zeros, so that the layers in reach can
+    /// be taken out of the chain afterwards. ([`u32::MAX`] reaches all of it.) Returns the bytes that were brought up.
     ///
     /// A device without layers below has nothing to do. A filter passes the call on.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {

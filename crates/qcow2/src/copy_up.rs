@@ -18,7 +18,7 @@ const BATCH: usize = 256;
 /// What is to become of one subcluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Unit {
-    /// A layer in reach decides something in it.
+    /// A layer in reach decides something in it, or keeps deeper ones from being asked.
     wanted: bool,
     /// Some of it must be read to be known.
     data: bool,
@@ -79,13 +79,18 @@ impl Qcow2 {
         // A piece, by the smallest subcluster: a few thousand.
         let mut units = vec![Unit::default(); range.len().div_ceil(size) as usize];
         let Some(backing) = self.io.backing() else { return Ok(units) };
+        let index = |at: u64| ((at - range.start()) / size) as usize;
+        // Where a layer in reach is too short, a deeper one must not show later.
+        let ends_count = max_depth != u32::MAX;
         let there = range.intersect(ByteRange::new(0, backing.len()));
+        if ends_count && max_depth > 0 && backing.len() < range.end() {
+            units[index(backing.len().max(range.start()))..].fill(Unit { wanted: true, data: false });
+        }
         if there.is_empty() {
             return Ok(units);
         }
         backing.extents(there, &mut |extent| {
-            let index = |at: u64| ((at - range.start()) / size) as usize;
-            let in_reach = extent.kind != ExtentKind::Unallocated && extent.depth < max_depth;
+            let in_reach = extent.depth < max_depth && (ends_count || extent.kind != ExtentKind::Unallocated);
             let data = extent.kind == ExtentKind::Data;
             for unit in &mut units[index(extent.range.start())..=index(extent.range.end() - 1)] {
                 unit.wanted |= in_reach;

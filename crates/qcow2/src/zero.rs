@@ -7,6 +7,7 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, ZeroFlags};
 
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
+use crate::io::Io;
 use crate::meta::Meta;
 use crate::write::{compressed_clusters, ensure_l2_table};
 
@@ -17,6 +18,8 @@ const ZERO_CHUNK: u64 = 1 << 20;
 enum Purpose {
     /// Must read as zeros afterwards.
     Zero { may_unmap: bool },
+    /// The same, and by statement of this image, whatever lies below it now.
+    Claim,
     /// May read as zeros afterwards; give the space back.
     Discard,
 }
@@ -151,7 +154,7 @@ impl Qcow2 {
         let mut by_data: Vec<ByteRange> = Vec::new();
         let first = io.cluster().index(part.start());
         let no_table = meta.l1_entry(io, first)?.1.table().is_none();
-        if no_table && (purpose == Purpose::Discard || !io.may_show(part)) {
+        if no_table && (purpose == Purpose::Discard || !shows_below(io, part, purpose)) {
             return Ok(Ok(by_data));
         }
         let mut table_ready = false;
@@ -198,7 +201,7 @@ impl Qcow2 {
         // Up to the end of the disk is up to the end of the cluster.
         let end = if part.end() == io.size() { io.cluster().bytes() } else { part.end() - start };
         let mask = format.covered(part.start() - start, end);
-        let backed = io.may_show(part);
+        let backed = shows_below(io, part, purpose);
         let whole = mask == format.all();
         let plain = match old {
             Entry::Compressed(_) if whole => PlainEntry { allocated: format.all(), ..PlainEntry::default() },
@@ -218,7 +221,7 @@ impl Qcow2 {
                 _ if !backed && unmaps => Change::Set { entry: PlainEntry::default(), frees: true },
                 // Without a zero flag the backing device would show.
                 Purpose::Discard => Change::Nothing,
-                Purpose::Zero { .. } => Change::Data,
+                Purpose::Zero { .. } | Purpose::Claim => Change::Data,
             };
         }
         let keeps_place = plain.host.is_some()
@@ -243,7 +246,7 @@ impl Qcow2 {
     /// statement of this image. The format has a zero flag.
     pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
         for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
-            self.change_held(part, Purpose::Zero { may_unmap: true })?;
+            self.change_held(part, Purpose::Claim)?;
         }
         Ok(())
     }
@@ -270,4 +273,9 @@ impl Qcow2 {
         }
         Ok(())
     }
+}
+
+/// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose` cares.
+fn shows_below(io: &Io, part: ByteRange, purpose: Purpose) -> bool {
+    purpose == Purpose::Claim || io.may_show(part)
 }

@@ -60,6 +60,22 @@ fn only_layers_in_reach_come_up_and_zeros_stay_zeros() {
     assert!(top.copy_up(ByteRange::new(0, SIZE + 1), 1).is_err());
 }
 
+/// The layer in reach ends in the middle, the base does not: without the layer the base would show.
+#[test]
+fn where_a_layer_in_reach_ends_the_image_says_zero() {
+    use ExtentKind::{Data, Unallocated, Zero};
+    let base: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&vec![1; SIZE as usize]));
+    let short =
+        Arc::new(MemoryDisk::new(SIZE / 2 + 100).with_cluster_size(CLUSTER).with_backing(Arc::clone(&base)));
+    let top = overlay(Version::V3, short);
+    let before = contents(&top);
+    assert_eq!(kinds(&top), [(0, Data, 2), (8, Unallocated, 0)]);
+    assert_eq!(top.copy_up(ByteRange::new(0, SIZE), 1).unwrap(), SIZE / 2);
+    assert_eq!(kinds(&top), [(0, Data, 2), (8, Data, 0), (9, Zero, 0)]);
+    top.replace_backing(Some(base));
+    assert!(contents(&top) == before);
+}
+
 #[test]
 fn version_2_cannot_say_zero_and_writes_it() {
     use ExtentKind::Data;

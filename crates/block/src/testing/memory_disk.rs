@@ -359,10 +359,7 @@ impl BlockDevice for MemoryDisk {
                     }
                     // Past the end of the backing disk nothing says anything.
                     let past = ByteRange::new(run.start().max(backing.len()), run.end());
-                    merger.push(Extent::new(past, ExtentKind::Unallocated).at_depth(1), visit)
-                }
-                Some(_) if kind == ExtentKind::Unallocated => {
-                    merger.push(Extent::new(run, kind).at_depth(1), visit)
+                    merger.push(Extent::new(past, ExtentKind::Unallocated), visit)
                 }
                 _ => merger.push(Extent::new(run, kind), visit),
             };
@@ -384,12 +381,14 @@ impl BlockDevice for MemoryDisk {
         for unit in self.outward(range).pieces(self.unit()) {
             let there = unit.intersect(ByteRange::new(0, backing.len()));
             let ours = state.map.runs(unit).first().is_some_and(|(_, kind)| *kind != ExtentKind::Unallocated);
-            if ours || there.is_empty() {
+            if ours {
                 continue;
             }
-            let mut shown = false;
+            // Where a layer in reach is too short, a deeper one must not show later.
+            let ends_count = max_depth != u32::MAX;
+            let mut shown = ends_count && max_depth > 0 && there.end() < unit.end();
             backing.extents(there, &mut |extent| {
-                shown |= extent.kind != ExtentKind::Unallocated && extent.depth < max_depth;
+                shown |= extent.depth < max_depth && (ends_count || extent.kind != ExtentKind::Unallocated);
                 Visit::Continue(())
             })?;
             if shown {
