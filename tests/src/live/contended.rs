@@ -2,7 +2,8 @@
 //!
 //! Every operation is noted before it begins and when it has ended. What an observer may find in a sector: what an
 //! operation left there that he can have seen, unless another that he must have seen began after that one ended. Of
-//! operations that overlap in time either may win.
+//! operations that overlap in time either may win, for each sector; somebody who looks while one is under way may find both in
+//! one sector, in words: Linux copies to and from its page cache without a lock.
 
 use std::collections::VecDeque;
 
@@ -11,6 +12,9 @@ use blockmirror_block::sync::Mutex;
 
 use super::layout::SECTOR;
 use super::{author, paint, slice_of};
+
+/// Bytes of a word.
+const WORD: u64 = 8;
 
 /// Operations are noted by blocks of this length.
 const BLOCK: u64 = 64 << 10;
@@ -113,7 +117,14 @@ impl Contended {
                     .copied()
                     .collect();
                 let base = &base[slice_of(within, sector)];
-                judge_sector(sector, &bytes[slice_of(range, sector)], base, &notes, &sight)
+                let found = &bytes[slice_of(range, sector)];
+                let wrong = judge_part(sector, found, base, &notes, &sight)?;
+                let calm = notes.iter().all(|n| sight(n) == Sight::Must);
+                let word_is_wrong = |word: ByteRange| {
+                    let place = slice_of(sector, word);
+                    judge_part(word, &found[place.clone()], &base[place], &notes, &sight).is_some()
+                };
+                (calm || sector.pieces(WORD).any(word_is_wrong)).then_some(wrong)
             })
         })
     }
@@ -133,7 +144,8 @@ impl Contended {
     }
 }
 
-fn judge_sector(
+/// What is wrong with a part that one operation has left as a whole.
+fn judge_part(
     sector: ByteRange,
     found: &[u8],
     base: &[u8],
@@ -161,9 +173,16 @@ fn judge_sector(
         });
     (!possible).then(|| {
         let latest = notes.iter().filter(|n| sight(n) == Sight::Must).max_by_key(|n| n.begin);
+        let author = author(found, sector.start());
+        let note = notes.iter().find(|n| Some((n.writer, n.n)) == author);
+        let torn = author.is_some_and(|(writer, n)| {
+            paint(&mut left, sector.start(), writer, n);
+            found != left
+        });
         format!(
-            "shared sector {sector} holds {}; the last that must show: {latest:?}",
-            super::describe(found, sector.start())
+            "shared sector {sector} holds {} ({}, noted as {note:?}); the last that must show: {latest:?}",
+            super::describe(found, sector.start()),
+            if torn { "torn" } else { "whole" },
         )
     })
 }
@@ -195,10 +214,11 @@ mod tests {
         // Somebody who looked earlier.
         let early = |n: &Note| if n.writer == 1 { Sight::Must } else { Sight::May };
         assert!(zone.judge(sector, &painted(1), early).is_none());
-        // Torn.
+        // Torn: a reader may see that for a moment, but it must not stay.
         let mut torn = painted(3);
         torn[256..].copy_from_slice(&painted(2)[256..]);
         assert!(zone.judge(sector, &torn, |_| Sight::Must).is_some());
+        assert!(zone.judge(sector, &torn, |_| Sight::May).is_none());
     }
 
     #[test]

@@ -126,7 +126,7 @@ impl Control<'_> {
                     let _ = self.job.resume().or_else(|_| self.job.finalize());
                 }
             }
-            self.trouble();
+            self.trouble(asked_at.is_some());
             if resume_at.is_some_and(|at| now >= at) {
                 let _ = self.job.resume();
                 resume_at = None;
@@ -271,8 +271,10 @@ impl Control<'_> {
     }
 
     /// Plans a fault now and then.
-    fn trouble(&mut self) {
+    fn trouble(&mut self, ending: bool) {
         let (faults, kinds): (&Faults, &[OpKind]) = match self.plan.trouble {
+            // A format that has lost a write of its own is of no use to the guest after a pivot.
+            Trouble::Storage if ending => return,
             Trouble::None => return,
             Trouble::Source => (&self.source.faults, &[OpKind::Read, OpKind::Extents]),
             Trouble::Disk => (

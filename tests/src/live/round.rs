@@ -43,7 +43,7 @@ pub(super) fn run(
 ) -> Outcome<Left> {
     world.pace.store(plan.pace, Ordering::Relaxed);
     world.recording.store(false, Ordering::SeqCst);
-    world.faulty.store(plan.trouble == Trouble::Source, Ordering::Relaxed);
+    world.faulty.store(plan.trouble != Trouble::None, Ordering::Relaxed);
     let job = MirrorJob::attach(&world.tap, target.device(), plan.options.clone())?;
     if MirrorJob::attach(&world.tap, target.device(), plan.options.clone()).is_ok() {
         return Err("two jobs on one tap".into());
