@@ -71,11 +71,15 @@ impl Report {
         self.pivots + self.copies + self.cancelled + self.failed
     }
 
-    /// How much more memory was resident in the last quarter than in the second, in the mean, in bytes.
+    /// How much more memory was resident in the last quarter than in the second, in the mean, in bytes; `None` after so few
+    /// lives that this says nothing.
     pub fn growth(&self) -> Option<u64> {
         let quarter = self.resident.len() / 4;
+        if quarter < 4 {
+            return None;
+        }
         let mean = |part: &[u64]| part.iter().sum::<u64>() / part.len().max(1) as u64;
-        let second = self.resident.get(quarter..2 * quarter).filter(|part| !part.is_empty())?;
+        let second = self.resident.get(quarter..2 * quarter)?;
         let last = self.resident.get(self.resident.len() - quarter..)?;
         Some(mean(last).saturating_sub(mean(second)))
     }
