@@ -184,6 +184,7 @@ fn help() {
             "info --help",
             "map --help",
             "compare --help",
+            "resize --help",
         ],
     );
     assert_snapshot!(text);

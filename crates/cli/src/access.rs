@@ -1,7 +1,7 @@
 //! From the options about opening files to a policy.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blockmirror_image::{Error, NbdOptions, ReferencePolicy, directory_of};
@@ -11,8 +11,13 @@ use crate::failure::Outcome;
 
 /// Files in or below the directory of `image`, and what `--allow-backing` adds.
 pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy> {
+    policy_with(image, &args.allow_backing)
+}
+
+/// Files in or below the directory of `image`, and those in or below `allowed`.
+pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<ReferencePolicy> {
     let mut policy = ReferencePolicy::beside(image).map_err(no_directory(directory_of(image)))?;
-    for directory in &args.allow_backing {
+    for directory in allowed {
         policy.allow_dir(directory).map_err(no_directory(directory))?;
     }
     Ok(policy)

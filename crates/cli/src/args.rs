@@ -57,6 +57,9 @@ pub(crate) enum Command {
     /// Compare the contents of two images
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Change the virtual size of an image
+    #[command(after_help = RESIZE_EXAMPLES)]
+    Resize(ResizeArgs),
     /// Serve disks over NBD and mirror them meanwhile, steered over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -100,6 +103,12 @@ const COMPARE_EXAMPLES: &str = "\
 Examples:
   blockmirror compare disk.qcow2 disk.raw
   blockmirror compare -s -f raw -F raw a.raw b.raw";
+
+const RESIZE_EXAMPLES: &str = "\
+Examples:
+  blockmirror resize disk.qcow2 +10G
+  blockmirror resize -f raw disk.raw 64G
+  blockmirror resize --shrink disk.qcow2 20G";
 
 const DAEMON_EXAMPLES: &str = "\
 Options have the syntax of qemu-storage-daemon. They are carried out in this order: --object, --blockdev, --chardev,
@@ -434,6 +443,44 @@ pub(crate) struct CompareArgs {
     pub(crate) progress: ProgressArgs,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// The image, which nobody may be using
+    pub(crate) file: PathBuf,
+
+    /// The new size, or with + or - by how much it changes; rounded up to a multiple of 512
+    #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]
+    pub(crate) size: NewSize,
+
+    /// Format of the image, raw or qcow2; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Allow it to become smaller; what lies past the new end is lost
+    #[arg(long)]
+    pub(crate) shrink: bool,
+
+    /// Accepted as in qemu-img, for `off`
+    #[arg(long, value_name = "MODE")]
+    pub(crate) preallocation: Option<String>,
+
+    /// Also open backing and data files in this directory or below it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+/// A size, or a change of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    Absolute(u64),
+    More(u64),
+    Less(u64),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
     Human,
@@ -476,6 +523,14 @@ fn parallel() -> RangedI64ValueParser<u16> {
 
 fn size(text: &str) -> Result<u64, SizeError> {
     parse_size(text)
+}
+
+fn new_size(text: &str) -> Result<NewSize, SizeError> {
+    match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(more), _) => parse_size(more).map(NewSize::More),
+        (_, Some(less)) => parse_size(less).map(NewSize::Less),
+        _ => parse_size(text).map(NewSize::Absolute),
+    }
 }
 
 #[cfg(test)]

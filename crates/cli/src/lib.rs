@@ -19,6 +19,7 @@ mod json;
 mod map;
 mod pause;
 mod progress;
+mod resize;
 mod target;
 
 use std::ffi::OsString;
@@ -64,6 +65,7 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
             Command::Info(args) => info::run(console, &args),
             Command::Map(args) => map::run(console, &args),
             Command::Compare(args) => compare::run(console, &args),
+            Command::Resize(args) => resize::run(console, &args),
             Command::Daemon(args) => daemon::run(console, &args),
         },
         Err(error) => explain(console, &error),
