@@ -3,6 +3,7 @@
 //! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all.
 
 mod bench;
+mod converge;
 mod mirror;
 mod model;
 mod simulate;
@@ -31,6 +32,7 @@ struct Args {
 #[derive(Subcommand)]
 enum Tasks {
     Bench(bench::Bench),
+    Converge(converge::Converge),
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
@@ -44,6 +46,7 @@ enum Tasks {
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Bench(task) => task.run(),
+        Tasks::Converge(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
         Tasks::Model(task) => task.run(),

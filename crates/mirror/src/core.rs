@@ -17,8 +17,9 @@
 mod admission;
 mod auto;
 mod budget;
-#[cfg(test)]
-mod closed_loop;
+#[cfg(any(test, feature = "simulate"))]
+#[allow(clippy::unwrap_used, reason = "a play that cannot go on is a finding")]
+pub(crate) mod closed_loop;
 mod completion;
 pub(crate) mod config;
 pub(crate) mod group;
@@ -246,6 +247,8 @@ pub(crate) struct Core {
     done: Moved,
     offset: u64,
     dirtied: u64,
+    /// The same without what lay ahead of the copy, which costs nothing.
+    new_work: u64,
     mirrored: u64,
     events: VecDeque<Event>,
 }
@@ -307,6 +310,7 @@ impl Core {
             done: Moved::default(),
             offset: 0,
             dirtied: 0,
+            new_work: 0,
             mirrored: 0,
             events: VecDeque::new(),
             config,
@@ -332,7 +336,11 @@ impl Core {
 
     /// The source has changed in `range`: called after the write has finished, whether or not it succeeded.
     pub(crate) fn mark_dirty(&mut self, range: ByteRange) {
-        self.dirtied += self.dirty.set(range.start()..range.end());
+        let marked = self.dirty.set(range.start()..range.end());
+        self.dirtied += marked;
+        if !self.is_ahead(range) {
+            self.new_work += marked;
+        }
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
         }
@@ -441,12 +449,17 @@ impl Core {
 }
 
 impl InFlight {
-    /// Bytes that are being moved or zeroed.
-    fn bytes(&self) -> u64 {
+    /// The bytes that are being moved or zeroed.
+    fn moves(&self) -> ByteRange {
         match self.work {
-            Work::Copy { range, .. } | Work::Zero { range, .. } => range.len(),
-            Work::Survey { .. } | Work::Flush | Work::End(_) => 0,
+            Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Survey { .. } | Work::Flush | Work::End(_) => ByteRange::default(),
         }
+    }
+
+    /// How many.
+    fn bytes(&self) -> u64 {
+        self.moves().len()
     }
 
     /// Bytes of buffer it holds.

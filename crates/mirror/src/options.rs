@@ -78,7 +78,7 @@ impl CopyMode {
 
 impl fmt::Display for CopyMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.pad(self.name())
     }
 }
 
@@ -193,7 +193,8 @@ impl MirrorOptions {
     }
 
     /// Bytes per bit of the dirty bitmap: a power of two from 512 bytes to 64 MiB. `None` and 0, the default,
-    /// follow the target's clusters.
+    /// follow the target's clusters. Within, the job keeps finer account: to 4 KiB, coarser on disks of more than 1 TiB so
+    /// that a bitmap never takes 40 MiB (32 KiB at 8 TiB), then also coarser than what was asked for.
     #[must_use]
     pub fn granularity(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.granularity = bytes.into().filter(|&bytes| bytes != 0);
@@ -276,10 +277,12 @@ impl MirrorOptions {
     /// What the job may add to a write of the guest: 99 of 100 writes are to take no longer than this because of the job.
     /// At least 100 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no bound in the other modes.
     ///
-    /// With a budget the job begins fewer operations while the guest writes (half as many as the guest has under way, at
-    /// least two) and copies in smaller pieces where the guest has written lately. A write that has waited that long for the
-    /// job to let it in goes to the source alone and is copied later, also in write-blocking mode. In auto mode a
-    /// target that makes writes take longer sends the job back to background.
+    /// With a budget the job is silent for some milliseconds every five seconds while the guest writes, to see what writes
+    /// take without it; from then on it has as many bytes under way as they bear: by default until they take a third longer,
+    /// with a budget that was asked for until one in a hundred takes longer by more than that. Where the guest has written
+    /// lately copies are smaller. A write that has waited that long for the job to let it in goes to the source alone and
+    /// is copied later, also in write-blocking mode. In auto mode a target that makes writes take longer sends the job
+    /// back to background.
     #[must_use]
     pub fn latency_budget(mut self, budget: impl Into<Option<Duration>>) -> Self {
         self.latency_budget = budget.into();

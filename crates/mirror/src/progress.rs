@@ -82,7 +82,7 @@ pub struct Progress {
     pub writes_through: bool,
     /// Bytes dealt with per second, over the last two seconds.
     pub copy_rate: u64,
-    /// Bytes that became dirty per second, over the last two seconds.
+    /// Bytes of work that the guest made per second, over the last two seconds: what became dirty behind the copy.
     pub dirty_rate: u64,
     /// Whether what is left gets less.
     pub convergence: Convergence,
@@ -126,7 +126,7 @@ pub enum ModeReason {
     NotConverging {
         /// Bytes left.
         left: u64,
-        /// Bytes that became dirty per second.
+        /// Bytes of work that the guest made per second.
         dirty_rate: u64,
         /// Bytes that the job dealt with per second.
         copy_rate: u64,

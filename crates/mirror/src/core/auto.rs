@@ -11,6 +11,8 @@
 
 use std::time::Duration;
 
+use blockmirror_block::ByteRange;
+
 use super::meter::Totals;
 use super::{Core, Phase, Work};
 use crate::options::CopyMode;
@@ -24,6 +26,8 @@ const FIRST_STAY: Duration = Duration::from_secs(1);
 const LONGEST_STAY: Duration = Duration::from_secs(32);
 /// Once writes have gone through for so long, earlier stalls are forgotten.
 const FORGIVEN: Duration = Duration::from_secs(30);
+/// Counting what is left looks at so many pieces one by one.
+const MAX_COUNTED: usize = 512;
 /// Unless it stands still, the target gets so much time to show what it can do.
 const SHORTEST_STAY: Duration = Duration::from_secs(1);
 /// One write that waits for the target for so many latency budgets is a stall by itself.
@@ -59,7 +63,7 @@ impl Core {
     }
 
     fn totals(&self) -> Totals {
-        Totals { done: self.offset, dirtied: self.dirtied }
+        Totals { done: self.offset, dirtied: self.new_work }
     }
 
     /// Whether the target gets the guest's writes at once, by what was asked and what was decided.
@@ -107,6 +111,23 @@ impl Core {
         true
     }
 
+    /// Whether all of `range` is taken but not begun: what is marked there is copied without more work.
+    pub(super) fn is_ahead(&self, range: ByteRange) -> bool {
+        let taken = self.claimed.first_overlap(range).is_some_and(|run| run.contains_range(range));
+        taken && !self.in_flight.iter().any(|op| op.moves().overlaps(range))
+    }
+
+    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken, twice.)
+    fn work_left(&self) -> u64 {
+        if self.claimed.count() > MAX_COUNTED {
+            return self.left();
+        }
+        let dirty = |range: ByteRange| self.dirty.dirty_bytes_in(range.start()..range.end());
+        let taken: u64 = self.claimed.iter().map(dirty).sum();
+        let begun: u64 = self.in_flight.iter().map(|op| dirty(op.moves())).sum();
+        self.left().saturating_sub(taken.saturating_sub(begun))
+    }
+
     fn in_first_pass(&self) -> bool {
         self.walks.iter().any(|walk| walk.first_pass)
             || self.queue.iter().any(|queued| queued.first_pass)
@@ -116,7 +137,7 @@ impl Core {
     /// Why the guest's writes have to go through, if they have to. A job that is ready may stay a little behind: only what
     /// is too much to be copied while the guest is held counts.
     fn does_not_converge(&self) -> Option<ModeReason> {
-        let left = self.left();
+        let left = self.work_left();
         let bearable = if self.has_been_ready() { self.config.operation } else { 0 };
         if left <= bearable || self.clock < self.auto.not_before {
             return None;
@@ -146,7 +167,7 @@ impl Core {
 
     /// What a user is told of the rates at `now`: bytes done and made dirty per second, where that leads, and when to.
     pub(super) fn outlook(&self, now: Duration) -> (u64, u64, Convergence, Option<Duration>) {
-        let left = self.left();
+        let left = self.work_left();
         // What the bulk was copied at says nothing about dirt.
         let since = if self.auto.elsewhere { Duration::ZERO } else { self.auto.mark };
         let rates = self.meter.rates(now, self.totals(), since);

@@ -3,9 +3,8 @@
 //! A write pays for the job where it waits to be let in (for a copy under way on its bytes, or for one whose turn it is) and
 //! where it waits for the target. The core tells each such delay here. What follows from it:
 //!
-//! - Depth: while the guest writes, the job has at most half as many operations under way as the guest has writes, but at
-//!   least two, so that devices that serve one request after another serve the guest two times out of three. The window (see
-//!   `pressure`) is halved whenever more than one delay in a hundred was over the budget.
+//! - Depth: while the guest writes, the job has no more bytes under way than the window of `pressure`, which is halved
+//!   whenever more than one delay in a hundred was over the budget.
 //! - Size: where the guest has written lately and would wait for a copy, copies are cut so that one takes no more than half the
 //!   budget, but not below 64 KiB.
 //! - Patience: a write that has waited for the whole budget goes to the source alone (see `guest`).

@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::fmt;
 use std::time::Duration;
 
 use blockmirror_block::{ByteRange, Geometry};
@@ -14,7 +15,9 @@ use super::config::Config;
 use super::sim::rng::Rng;
 use super::{Action, Admission, Core, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions};
-use crate::progress::{Event, Progress};
+#[cfg(test)]
+use crate::progress::Progress;
+use crate::progress::{Event, ModeReason};
 use crate::survey::{Need, Segment};
 
 const BLOCK: u64 = 4096;
@@ -25,21 +28,20 @@ fn us(n: u64) -> Duration {
 
 /// What a device is like.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Speed {
+struct Speed {
     /// Requests that are served at once.
-    pub(super) channels: usize,
+    channels: usize,
     /// What each takes, besides the time for its bytes.
-    pub(super) latency: Duration,
+    latency: Duration,
     /// Bytes per second, all requests together.
-    pub(super) bandwidth: u64,
+    bandwidth: u64,
 }
 
 impl Speed {
     /// 100 microseconds per request, any number of them at once.
-    pub(super) const PARALLEL: Self =
-        Self { channels: 1024, latency: Duration::from_micros(100), bandwidth: 4 << 30 };
+    const PARALLEL: Self = Self { channels: 1024, latency: Duration::from_micros(100), bandwidth: 4 << 30 };
     /// 100 microseconds per request, one after another.
-    pub(super) const SERIAL: Self = Self { channels: 1, ..Self::PARALLEL };
+    const SERIAL: Self = Self { channels: 1, ..Self::PARALLEL };
 }
 
 struct Device {
@@ -69,25 +71,25 @@ impl Device {
 
 /// What is played.
 #[derive(Clone, Debug)]
-pub(super) struct Scene {
-    pub(super) options: MirrorOptions,
-    pub(super) granularity: u64,
-    pub(super) len: u64,
-    pub(super) source: Speed,
-    pub(super) target: Speed,
+struct Scene {
+    options: MirrorOptions,
+    granularity: u64,
+    len: u64,
+    source: Speed,
+    target: Speed,
     /// What a look at the allocation takes on either side; no request of the device.
-    pub(super) query: Duration,
+    query: Duration,
     /// Writes that the guest keeps under way.
-    pub(super) depth: usize,
+    depth: usize,
     /// The guest writes in the first so many bytes.
-    pub(super) spread: u64,
-    pub(super) threads: usize,
+    spread: u64,
+    threads: usize,
     /// The target answers nothing during this time.
-    pub(super) stall: Option<(Duration, Duration)>,
+    stall: Option<(Duration, Duration)>,
 }
 
 impl Scene {
-    pub(super) fn new(mode: CopyMode, granularity: u64, device: Speed) -> Self {
+    fn new(mode: CopyMode, granularity: u64, device: Speed) -> Self {
         let len = 1 << 30;
         Self {
             options: MirrorOptions::new().copy_mode(mode),
@@ -103,14 +105,14 @@ impl Scene {
         }
     }
 
-    pub(super) fn config(&self) -> Config {
+    fn config(&self) -> Config {
         let mut config = Config::new(&self.options, self.granularity, self.len, Geometry::plain());
         config.live = true;
         config
     }
 
     /// Writes per second of the guest alone.
-    pub(super) fn unmirrored(&self) -> f64 {
+    fn unmirrored(&self) -> f64 {
         let mut device = Device::new(self.source);
         let mut writes: BinaryHeap<_> =
             (0..self.depth).map(|_| Reverse(device.request(Duration::ZERO, BLOCK))).collect();
@@ -148,10 +150,10 @@ struct Slot {
 }
 
 /// The play.
-pub(super) struct Play {
-    pub(super) scene: Scene,
-    pub(super) core: Core,
-    pub(super) now: Duration,
+struct Play {
+    scene: Scene,
+    core: Core,
+    now: Duration,
     rng: Rng,
     source: Device,
     target: Device,
@@ -161,14 +163,14 @@ pub(super) struct Play {
     slots: Vec<Slot>,
     woken_at: Option<Duration>,
     /// Time that each write took.
-    pub(super) latencies: Vec<Duration>,
-    pub(super) events: Vec<(Duration, Event)>,
+    latencies: Vec<Duration>,
+    events: Vec<(Duration, Event)>,
     /// Begin and length of each data operation.
-    pub(super) operations: Vec<(Duration, ByteRange)>,
+    operations: Vec<(Duration, ByteRange)>,
 }
 
 impl Play {
-    pub(super) fn new(scene: Scene) -> Self {
+    fn new(scene: Scene) -> Self {
         let core = Core::new(scene.config()).unwrap();
         let mut play = Self {
             core,
@@ -207,7 +209,7 @@ impl Play {
     }
 
     /// Plays until `end`, or until `enough` says so.
-    pub(super) fn run(&mut self, end: Duration, enough: impl Fn(&Event) -> bool) {
+    fn run(&mut self, end: Duration, enough: impl Fn(&Event) -> bool) {
         loop {
             self.let_in();
             self.hand_out();
@@ -332,162 +334,110 @@ impl Play {
         self.slots[index] = self.begin();
     }
 
-    pub(super) fn progress(&self) -> Progress {
+    #[cfg(test)]
+    fn progress(&self) -> Progress {
         self.core.progress(self.now)
     }
 
     /// When the job became ready.
-    pub(super) fn ready(&self) -> Option<Duration> {
+    fn ready(&self) -> Option<Duration> {
         self.events.iter().find(|(_, event)| *event == Event::Ready).map(|(at, _)| *at)
     }
 
-    pub(super) fn percentile(&self, hundredths: usize) -> Duration {
+    fn percentile(&self, hundredths: usize) -> Duration {
         let mut sorted = self.latencies.clone();
         sorted.sort_unstable();
         sorted.get(sorted.len() * hundredths / 10_000).copied().unwrap_or_default()
     }
 
     /// The guest's writes per second so far, of what it does alone.
-    pub(super) fn share(&self) -> f64 {
+    fn share(&self) -> f64 {
         self.latencies.len() as f64 / self.now.as_secs_f64() / self.scene.unmirrored()
     }
 
     /// Bytes copied more than once, per byte that the guest has written.
-    pub(super) fn amplification(&self) -> f64 {
+    fn amplification(&self) -> f64 {
         let copied: u64 = self.operations.iter().map(|(_, range)| range.len()).sum();
         let written = self.latencies.len() as u64 * BLOCK;
         copied.saturating_sub(self.scene.len) as f64 / written.max(1) as f64
     }
 
-    fn row(&self, name: &str) -> String {
-        let ready = self.ready().map_or("never".into(), |at| format!("{:.2} s", at.as_secs_f64()));
-        format!(
-            "{name:<40} ready {ready:>8}  guest {:>5.1} %  p50 {:>6} us  p99 {:>6} us  max {:>7} us  again {:.2}",
-            self.share() * 100.0,
-            self.percentile(5000).as_micros(),
-            self.percentile(9900).as_micros(),
-            self.latencies.iter().max().unwrap().as_micros(),
-            self.amplification(),
+    /// How it went so far.
+    fn fare(&self) -> Fare {
+        let switches = self.events.iter().filter_map(|(at, event)| match event {
+            Event::CopyMode { mode, reason } => Some((*at, *mode, *reason)),
+            _ => None,
+        });
+        Fare {
+            ready: self.ready(),
+            share: self.share(),
+            p50: self.percentile(5000),
+            p99: self.percentile(9900),
+            longest: self.latencies.iter().max().copied().unwrap_or_default(),
+            amplification: self.amplification(),
+            switches: switches.collect(),
+        }
+    }
+}
+
+/// Devices of which each request takes 100 microseconds and which move 4 GiB/s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Devices {
+    /// They serve any number of requests at once.
+    Parallel,
+    /// They serve one request after another.
+    Serial,
+}
+
+/// How a guest fared while it was mirrored. `Display` gives a line for people.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Fare {
+    /// When the job became ready, if it did.
+    pub ready: Option<Duration>,
+    /// The guest's writes per second from the start to that time, as a part of what it does when nobody mirrors.
+    pub share: f64,
+    /// What half of its writes took at most.
+    pub p50: Duration,
+    /// What 99 of 100 took at most.
+    pub p99: Duration,
+    /// What the longest took.
+    pub longest: Duration,
+    /// Bytes copied more than once, per byte that the guest wrote.
+    pub amplification: f64,
+    /// What auto mode went over to, when, and why.
+    pub switches: Vec<(Duration, CopyMode, ModeReason)>,
+}
+
+impl fmt::Display for Fare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ready {
+            Some(at) => write!(f, "ready after {:5.2} s", at.as_secs_f64())?,
+            None => write!(f, "never ready        ")?,
+        }
+        write!(
+            f,
+            "  guest {:5.1} %  p50 {:5} us  p99 {:5} us  longest {:6} us  copied again {:.2}",
+            self.share * 100.0,
+            self.p50.as_micros(),
+            self.p99.as_micros(),
+            self.longest.as_micros(),
+            self.amplification,
         )
     }
 }
 
-const MODES: [CopyMode; 3] = [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto];
-const GRANULARITIES: [u64; 3] = [64 << 10, 1 << 20, 64 << 20];
-
-fn is_ready(event: &Event) -> bool {
-    *event == Event::Ready
-}
-
-#[test]
-#[ignore = "a table to look at: cargo test --release -p blockmirror-mirror closed_loop -- --ignored --nocapture"]
-fn table() {
-    for (name, speed) in [("parallel", Speed::PARALLEL), ("serial", Speed::SERIAL)] {
-        for mode in MODES {
-            for granularity in GRANULARITIES {
-                let mut play = Play::new(Scene::new(mode, granularity, speed));
-                play.run(Duration::from_secs(12), is_ready);
-                println!("{}", play.row(&format!("{name} {mode} {} KiB", granularity >> 10)));
-                for (at, event) in &play.events {
-                    if let Event::CopyMode { mode, reason } = event {
-                        println!("    after {:.2} s {mode}: {reason}", at.as_secs_f64());
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The modes that a job in auto mode went over to.
-fn modes(play: &Play) -> Vec<CopyMode> {
-    let mode = |(_, event): &(Duration, Event)| match event {
-        Event::CopyMode { mode, .. } => Some(*mode),
-        _ => None,
+/// Mirrors a disk of 1 GiB while a guest keeps 16 random writes of 4 KiB under way, for at most 12 seconds of virtual time.
+pub fn fare(mode: CopyMode, granularity: u64, devices: Devices) -> Fare {
+    let speed = match devices {
+        Devices::Parallel => Speed::PARALLEL,
+        Devices::Serial => Speed::SERIAL,
     };
-    play.events.iter().filter_map(mode).collect()
+    let mut play = Play::new(Scene::new(mode, granularity, speed));
+    play.run(Duration::from_secs(12), |event| *event == Event::Ready);
+    play.fare()
 }
 
-#[test]
-fn auto_becomes_ready_and_leaves_the_guest_three_fifths_of_its_throughput() {
-    for device in [Speed::PARALLEL, Speed::SERIAL] {
-        for granularity in GRANULARITIES {
-            let scene =
-                |mode| Scene { len: 64 << 20, spread: 64 << 20, ..Scene::new(mode, granularity, device) };
-            let mut play = Play::new(scene(CopyMode::Auto));
-            play.run(Duration::from_secs(12), is_ready);
-            assert!(play.ready().is_some(), "{device:?} {granularity}: {:?}", play.progress());
-            assert!(play.share() >= 0.6, "{device:?} {granularity}: {}", play.share());
-            assert_eq!(modes(&play), [CopyMode::WriteBlocking]);
-            assert!(play.amplification() < 2.0);
-            // The same in background, to show that it is auto mode that does it.
-            let long_enough = play.now + us(400_000);
-            let mut play = Play::new(scene(CopyMode::Background));
-            play.run(long_enough, is_ready);
-            assert_eq!(play.ready(), None);
-            assert_eq!(play.progress().convergence, crate::progress::Convergence::NotConverging);
-        }
-    }
-}
-
-#[test]
-fn a_budget_bounds_what_copies_add_to_writes() {
-    let scene = Scene {
-        len: 256 << 20,
-        spread: 256 << 20,
-        ..Scene::new(CopyMode::WriteBlocking, 65_536, Speed::PARALLEL)
-    };
-    let mut free = Play::new(scene.clone());
-    free.run(Duration::from_secs(5), is_ready);
-    let options = scene.options.clone().latency_budget(us(300));
-    let mut bound = Play::new(Scene { options, ..scene });
-    bound.run(Duration::from_secs(5), is_ready);
-    assert!(free.ready().is_some() && bound.ready().is_some());
-    // Source and target take 200 us.
-    assert!(free.percentile(9900) > us(800), "{:?}", free.percentile(9900));
-    assert!(bound.percentile(9900) <= us(200 + 300), "{:?}", bound.percentile(9900));
-}
-
-/// A stall holds whoever waits for the target then, and nobody after.
-#[test]
-fn a_target_that_stalls_is_left_alone_and_taken_up_again() {
-    let second = Duration::from_secs(1);
-    let mut scene =
-        Scene { len: 256 << 20, spread: 256 << 20, ..Scene::new(CopyMode::Auto, 65_536, Speed::PARALLEL) };
-    let mut play = Play::new(scene.clone());
-    play.run(second * 5, |event| matches!(event, Event::CopyMode { .. }));
-    let from = play.now + us(10_000);
-    scene.stall = Some((from, from + second));
-    let mut play = Play::new(scene);
-    play.run(second * 12, is_ready);
-    assert_eq!(modes(&play), [CopyMode::WriteBlocking, CopyMode::Background, CopyMode::WriteBlocking]);
-    assert!(play.ready().is_some());
-    let long = play.latencies.iter().filter(|&&latency| latency > second / 10).count();
-    assert!(long <= play.scene.depth, "{long} writes waited");
-}
-
-/// The job moves as much as it may, never more than a slice ahead, and no write waits because copies do.
-#[test]
-fn a_speed_limit_is_kept_to_and_the_guest_does_not_pay_for_it() {
-    for mode in MODES {
-        for (speed, spread) in [(40_000_000, 1 << 30), (40_000_000, 1 << 20), (1_000_000, 65_536)] {
-            let slow = Speed { latency: us(1000), ..Speed::PARALLEL };
-            let mut scene = Scene::new(mode, 65_536, slow);
-            scene.options = scene.options.speed(speed);
-            scene.depth = 4;
-            scene.spread = spread;
-            let mut play = Play::new(scene);
-            play.run(Duration::from_secs(5), |_| false);
-            let mut moved = 0;
-            let mut ahead = i64::MIN;
-            for (at, range) in &play.operations {
-                moved += range.len();
-                ahead = ahead.max(moved as i64 - (at.as_secs_f64() * speed as f64) as i64);
-            }
-            let mean = moved as f64 / play.now.as_secs_f64();
-            assert!((mean / speed as f64 - 1.0).abs() < 0.02, "{mode} {speed}: {mean}");
-            assert!(ahead <= speed as i64 / 10, "{mode} {speed}: {ahead} bytes ahead");
-            let longest = play.latencies.iter().max().unwrap();
-            assert!(*longest < Duration::from_millis(12), "{mode} {speed}: {longest:?}");
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -122,14 +122,10 @@ impl Core {
         }
         let earlier =
             |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
-        let moved = |work: Work| match work {
-            Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::End(_) => ByteRange::default(),
-        };
         let after_the_job = self.wanted.is_some_and(|wanted| wanted.goes_before(&self.guests[index]));
         if after_the_job
             || self.guests.iter().any(earlier)
-            || self.in_flight.iter().any(|op| moved(op.work).overlaps(range))
+            || self.in_flight.iter().any(|op| op.moves().overlaps(range))
         {
             if self.patience().is_some_and(|patience| waited >= patience) {
                 // Left to the job after all: it is marked when it has finished.

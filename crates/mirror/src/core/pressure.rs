@@ -3,8 +3,8 @@
 //! A latency budget says what a write may take longer because of the job. What a write takes without it cannot be known
 //! from outside, so the job is quiet for a moment now and then, a few milliseconds every five seconds, and looks what the
 //! guest's writes take then. Afterwards the bytes that it has under way, the window, follow from what they take now: less
-//! when they take half as long again, more when they do not. (Where a budget was asked for, its figure counts instead of the
-//! half.) A guest that always has the same number of writes under way so keeps two thirds of its throughput, if the
+//! when they take a third longer, more when they do not. (Where a budget was asked for, its figure counts instead of the
+//! third.) A guest that always has the same number of writes under way so keeps three quarters of its throughput, if the
 //! devices can be shared that way at all.
 //!
 //! Must hold: silence is bounded in time; without a guest that writes, or without a budget, nothing is held back.

@@ -25,7 +25,7 @@ fn core_of(options: MirrorOptions) -> Core {
 fn play(core: &mut Core, from: u64, to: u64, dirt: u64, copied: u64) -> Vec<Event> {
     for at in from..to {
         core.tick(ms(at));
-        core.dirtied += dirt;
+        core.new_work += dirt;
         core.offset += copied;
     }
     core.take_events().into_iter().filter(|event| matches!(event, Event::CopyMode { .. })).collect()
@@ -171,4 +171,21 @@ fn who_asks_for_a_mode_gets_it_and_auto_begins_with_how_things_are() {
     core.change(CopyMode::Auto).unwrap();
     assert!(core.progress(ms(3000)).writes_through);
     assert_eq!(play(&mut core, 3000, 5000, 0, 1000), [], "no change without a reason");
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn figures_and_reasons_are_told_as_json() {
+    let mut core = tail();
+    play(&mut core, 0, 1000, 250, 1000);
+    let progress = serde_json::to_value(core.progress(ms(1000))).unwrap();
+    let told = |name: &str| progress[name].to_string();
+    insta::assert_snapshot!(
+        ["state", "copy-mode", "writes-through", "copy-rate", "dirty-rate", "convergence", "eta", "guest-delay", "elapsed"]
+            .map(told)
+            .join(" "),
+        @r#""running" "auto" false 1000000 250000 "converging" 1.398101333 null 1.0"#
+    );
+    let reason = ModeReason::TargetStalls { delay: ms(300), bound: ms(200) };
+    insta::assert_snapshot!(serde_json::to_string(&reason).unwrap(), @r#"{"kind":"target-stalls","delay":0.3,"bound":0.2}"#);
 }
