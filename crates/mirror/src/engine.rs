@@ -21,6 +21,9 @@ use crate::tap::Tap;
 
 /// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
 pub(crate) const LET_GO_AGAIN: Duration = Duration::from_millis(10);
+/// The source of a job on a tap is the guest's own disk: letting go of calls there ends the guest's as well. So it happens
+/// only when the job has been waiting for its own for so long.
+const SOURCE_GRACE: Duration = Duration::from_secs(2);
 
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ struct State {
     /// Writes of the guest waiting at `guests`.
     guests_waiting: usize,
     ended: Option<Duration>,
+    /// Since when the job is being given up.
+    aborting_since: Option<Duration>,
     /// What the group was last told of.
     shown: Option<View>,
 }
@@ -94,7 +99,14 @@ impl Engine {
             disks: Mutex::new(Some(Disks { source, target })),
             manner,
             started: Instant::now(),
-            state: Mutex::new(State { core, idle: 0, guests_waiting: 0, ended: None, shown: None }),
+            state: Mutex::new(State {
+                core,
+                idle: 0,
+                guests_waiting: 0,
+                ended: None,
+                aborting_since: None,
+                shown: None,
+            }),
             work: Condvar::new(),
             concluded: Condvar::new(),
             events: Condvar::new(),
@@ -226,9 +238,12 @@ impl Engine {
     }
 
     fn let_go(&self) {
-        if let Some(disks) = self.disks() {
+        let Some(disks) = self.disks() else { return };
+        disks.target.cancel_in_flight();
+        let waited =
+            self.state.lock().aborting_since.map(|since| self.started.elapsed().saturating_sub(since));
+        if self.seat.is_none() || waited.is_some_and(|waited| waited >= SOURCE_GRACE) {
             disks.source.cancel_in_flight();
-            disks.target.cancel_in_flight();
         }
     }
 
@@ -319,6 +334,7 @@ impl Engine {
             self.events.notify_all();
         }
         if state.core.is_aborting() {
+            state.aborting_since.get_or_insert_with(|| self.started.elapsed());
             // Whoever waits must see to it that blocked calls come back.
             self.concluded.notify_all();
         }

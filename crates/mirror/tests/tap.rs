@@ -567,3 +567,27 @@ fn a_restless_operator_and_a_bad_target_lose_nothing() {
         }
     }
 }
+
+/// Giving up a job whose target hangs once told the source to let go of its calls as well, the guest's among them: on a
+/// disk over the network that made the guest's writes fail.
+#[test]
+fn giving_a_job_up_does_not_disturb_what_the_guest_asks_of_its_own_disk() {
+    let (source, target) = (filled(), empty());
+    let ((slow, faults), (dead, target_faults)) = (faulty(&source), faulty(&target));
+    let tap = Tap::new(slow as _);
+    let job = MirrorJob::attach(&tap, dead as _, MirrorOptions::new()).unwrap();
+    until(&job, &Event::Ready);
+    let hanging = target_faults.hold(OpKind::Write, None);
+    write(&*tap, 0, 4096, 1);
+    hanging.wait_held(1);
+    let gate = faults.hold(OpKind::Write, None);
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| tap.write_at(b"guest", 4096, WriteFlags::NONE));
+        gate.wait_held(1);
+        job.control().force_cancel().unwrap();
+        assert!(matches!(job.wait(), Err(Error::Cancelled)));
+        gate.open();
+        guest.join().unwrap().unwrap();
+    });
+    assert_eq!(&source.contents().unwrap()[4096..4101], b"guest");
+}
