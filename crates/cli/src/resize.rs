@@ -1,6 +1,5 @@
 //! `blockmirror resize`.
 
-use blockmirror_block::BlockDevice;
 use blockmirror_image::OpenOptions;
 use blockmirror_image::size::human_size;
 

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind};
+use blockmirror_block::testing::{
+    Fault, FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
+};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, ExtentKind, Visit, WriteFlags};
 use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Tap};
 use blockmirror_ops::{Base, Error, JobOptions, StreamJob};
-use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2};
 use common::{Chain, SIZE, backing_name, contents, guest, img, judge, name, qemu};
 
 fn stands_alone(image: &Qcow2) {
@@ -111,6 +113,44 @@ fn overlay(below: Arc<dyn BlockDevice>) -> Arc<Qcow2> {
     options.backing_file = Some(b"base".to_vec());
     options.create(&*storage, None).unwrap();
     Arc::new(OpenOptions::new().writable(true).backing(below).open(storage).unwrap())
+}
+
+/// Whenever the power fails while everything is brought up, the image reads as before through whatever its header names then.
+#[test]
+fn a_crash_changes_nothing_that_is_read() {
+    const LEN: u64 = 300_032;
+    for cluster in [512u64, 4096, 65536] {
+        let bytes: Vec<u8> =
+            (0..LEN).map(|at| if at / 20_000 % 3 == 1 { 0 } else { (at / 512) as u8 | 1 }).collect();
+        let base: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&bytes));
+        let storage = MemoryStorage::new();
+        let mut options = CreateOptions::new(LEN);
+        options.cluster_size = cluster;
+        options.backing_file = Some(b"base".to_vec());
+        options.create(&storage, None).unwrap();
+        let recording = Arc::new(RecordingStorage::with_contents(&storage.to_vec()));
+        let open = |storage, backed: bool| {
+            let open = OpenOptions::new().writable(true);
+            let open = if backed { open.backing(Arc::clone(&base)) } else { open };
+            Arc::new(open.open(storage).unwrap())
+        };
+        let image = open(recording.clone(), true);
+        image.write_at(&[9; 3000], 50_000, WriteFlags::FUA).unwrap();
+        let (before, first) = (contents(&*image), recording.position());
+        StreamJob::start(image, None, JobOptions::default()).unwrap().wait().unwrap();
+        let (mut points, mut alone) = (0, 0);
+        for point in recording.crash_points().filter(|point| point.position() >= first) {
+            let backed = Header::read(&point.storage()).unwrap().backing.is_some();
+            points += 1;
+            alone += u32::from(!backed);
+            let image = open(Arc::new(point.storage()), backed);
+            assert!(contents(&*image) == before, "clusters of {cluster}, {point:?}, backed {backed}");
+        }
+        assert!(
+            points > 10 && alone > 0 && alone < points,
+            "{points} points, {alone} without a backing file"
+        );
+    }
 }
 
 fn faulty_base() -> (Faults, Arc<Qcow2>) {

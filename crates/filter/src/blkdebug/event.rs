@@ -17,7 +17,7 @@ pub enum Event {
     Pwritev,
     /// Before zeroing.
     PwritevZero,
-    /// After a write or zeroing that succeeded.
+    /// After a write or zeroing, whether or not it failed.
     PwritevDone,
     /// Before a flush.
     FlushToOs,

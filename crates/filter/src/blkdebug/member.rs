@@ -97,9 +97,11 @@ impl Blkdebug {
 
     fn write(&self, buf: &[u8], offset: u64, write: impl Fn(&[u8], u64) -> Result<()>) -> Result<()> {
         for (part, bytes) in self.parts(offset, buf.len()) {
-            self.ask(&[Event::WriteAio, Event::Pwritev], IoType::Write, Some(part), "write")?;
-            write(&buf[bytes], part.start())?;
+            let done = self
+                .ask(&[Event::WriteAio, Event::Pwritev], IoType::Write, Some(part), "write")
+                .and_then(|()| write(&buf[bytes], part.start()));
             self.tell(Event::PwritevDone);
+            done?;
         }
         Ok(())
     }
@@ -124,9 +126,11 @@ impl Blkdebug {
             match part {
                 Zeroing::Pass(part) => {
                     for part in part.pieces(limit(self.options.max_write_zero)) {
-                        self.ask(&[Event::PwritevZero], IoType::WriteZeroes, Some(part), "write zeroes")?;
-                        zero(part)?;
+                        let done = self
+                            .ask(&[Event::PwritevZero], IoType::WriteZeroes, Some(part), "write zeroes")
+                            .and_then(|()| zero(part));
                         self.tell(Event::PwritevDone);
+                        done?;
                     }
                 }
                 Zeroing::Write(part) => {
@@ -336,6 +340,10 @@ impl Storage for BlkdebugStorage {
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
         self.core.ask(&[], IoType::BlockStatus, Some(range), "map")?;
         self.child.extents(range, visit)
+    }
+
+    fn cancel_in_flight(&self) {
+        self.child.cancel_in_flight();
     }
 
     fn allocated_bytes(&self) -> Result<Option<u64>> {

@@ -169,6 +169,11 @@ impl Storage for ThrottleStorage {
         self.child.extents(range, visit)
     }
 
+    fn cancel_in_flight(&self) {
+        self.member.let_go();
+        self.child.cancel_in_flight();
+    }
+
     fn allocated_bytes(&self) -> Result<Option<u64>> {
         self.child.allocated_bytes()
     }
