@@ -20,19 +20,7 @@ impl Qemu {
     /// # Panics
     /// If they are not and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
     pub fn find(asked_by: &str) -> Option<Self> {
-        let found = ["qemu-img", "qemu-io"]
-            .iter()
-            .all(|tool| Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success()));
-        if found {
-            return Some(Self(()));
-        }
-        assert!(
-            std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
-            "{asked_by}: qemu-img and qemu-io are required and cannot be run"
-        );
-        // Written straight to the file descriptor: the runner captures what `eprintln!` prints.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: qemu-img and qemu-io cannot be run");
-        None
+        have(asked_by, &["qemu-img", "qemu-io"]).then_some(Self(()))
     }
 
     /// Runs `qemu-img` and returns what it printed, whatever its exit code.
@@ -78,6 +66,23 @@ impl Qemu {
         let dir = image.parent().unwrap_or(Path::new("."));
         run("qemu-img", dir, args.into_iter().chain([image.as_os_str(), raw.as_os_str()])).map(drop)
     }
+}
+
+/// Whether every one of `tools` can be run; if not, the skip of `asked_by` is printed.
+///
+/// # Panics
+/// If one cannot and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
+pub fn have(asked_by: &str, tools: &[&str]) -> bool {
+    let runs =
+        |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    let Some(missing) = tools.iter().find(|tool| !runs(tool)) else { return true };
+    assert!(
+        std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
+        "{asked_by}: {missing} is required and cannot be run"
+    );
+    // Written straight to the file descriptor: the runner captures what `eprintln!` prints.
+    let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: {missing} cannot be run");
+    false
 }
 
 /// Runs a program inside `dir`; anything but exit code 0 is an error that carries what it printed.
