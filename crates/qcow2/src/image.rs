@@ -328,6 +328,8 @@ impl Qcow2 {
     /// Marks the image corrupt, on disk and here, after a write was refused because it would have hit metadata.
     pub(crate) fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
+        // Nobody else writes the first sector of the header meanwhile.
+        let _no_write_back = self.write_back.lock();
         let header = self.header();
         if header.version >= 3 {
             // If this fails too there is nothing left to try: the image is poisoned already.
