@@ -47,6 +47,8 @@ struct Quiet {
     until: Duration,
     /// Since when no data operation has been under way.
     silent: Option<Duration>,
+    /// Since when the queues of the devices are those of the guest alone: the first write in the silence has finished.
+    settled: Option<Duration>,
     tally: Tally,
     /// Of which kind the writes are that count.
     both: bool,
@@ -101,6 +103,7 @@ impl Core {
         self.pressure.quiet = Some(Quiet {
             until: self.clock.saturating_add(LONGEST),
             silent: None,
+            settled: None,
             tally: Tally::default(),
             both: self.is_blocking(),
         });
@@ -142,7 +145,9 @@ impl Core {
         let time = self.clock.saturating_sub(admitted);
         let pressure = &mut self.pressure;
         if let Some(quiet) = &mut pressure.quiet {
-            if quiet.both == both && quiet.silent.is_some_and(|since| since <= admitted) {
+            if quiet.both != both || quiet.silent.is_none_or(|since| since > admitted) {
+                // Something of the job was under way when it began.
+            } else if *quiet.settled.get_or_insert(self.clock) <= admitted {
                 quiet.tally.count += 1;
                 quiet.tally.sum += time;
                 quiet.tally.worst = quiet.tally.worst.max(time);

@@ -42,11 +42,16 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
     writes(&mut core, &mut now, us(500), 1);
     assert!(matches!(core.next(now), Next::Wait(_)));
     core.finished(now, copy, Ok(Done::Copied(Moved { copied: range.len(), ..Moved::default() })));
+    writes(&mut core, &mut now, us(70), 1);
     writes(&mut core, &mut now, us(100), 31);
     assert!(matches!(core.next(now), Next::Wait(Some(until)) if until == LONGEST));
     writes(&mut core, &mut now, us(100), 1);
     core.tick(now);
-    assert_eq!(core.pressure.alone[0].unwrap().mean, us(100), "the write beside the copy does not count");
+    assert_eq!(
+        core.pressure.alone[0].unwrap().mean,
+        us(100),
+        "neither the write beside the copy nor the first one counts"
+    );
     assert!(matches!(core.next(now), Next::Do(_)));
 }
 
@@ -71,7 +76,7 @@ fn without_a_budget_nobody_is_quiet() {
 fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
     let mut now = us(0);
-    writes(&mut core, &mut now, us(100), ENOUGH);
+    writes(&mut core, &mut now, us(100), ENOUGH + 1);
     let mut windows = Vec::new();
     for time in [100, 100, 140, 160, 300, 100, 100] {
         writes(&mut core, &mut now, us(time), 600_000 / time as u32 / 10);
@@ -92,7 +97,7 @@ fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() 
 fn a_budget_that_was_asked_for_counts_instead_of_the_half() {
     let mut core = core_of(MirrorOptions::new().latency_budget(us(1000)));
     let mut now = us(0);
-    writes(&mut core, &mut now, us(100), ENOUGH);
+    writes(&mut core, &mut now, us(100), ENOUGH + 1);
     let before = core.pressure.window;
     writes(&mut core, &mut now, us(1000), 100);
     core.adjust_window(false);
