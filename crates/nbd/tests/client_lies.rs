@@ -396,3 +396,52 @@ fn a_read_only_export_is_not_opened_for_writing() {
     let disk = fake.options().writable(false).open().unwrap();
     assert_eq!(disk.write_at(&[0; 4], 0, WriteFlags::NONE).unwrap_err().kind(), ErrorKind::ReadOnly);
 }
+
+/// A reply that was honest before a few of its bytes were changed or the last ones were lost: whatever comes, each call
+/// ends, and not with success where a place or a length is wrong.
+#[test]
+fn any_reply_ends_the_call() {
+    let mut seed = 1_u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    let (mut wrong, mut right) = (0, 0);
+    for case in 0..1500 {
+        // Two chunks, written down by hand: 200 bytes and 400.
+        let mut bytes = Vec::new();
+        for (offset, len, done) in [(0_u64, 200_usize, 0), (200, 400, 1)] {
+            bytes.extend_from_slice(&[0x66, 0x8e, 0x33, 0xef, 0, done, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]);
+            bytes.extend_from_slice(&u32::try_from(len + 8).unwrap().to_be_bytes());
+            bytes.extend_from_slice(&offset.to_be_bytes());
+            bytes.extend(std::iter::repeat_n(7, len));
+        }
+        let changes = random(3);
+        for _ in 0..changes {
+            // Headers are what is worth changing.
+            let at = [random(28), 228 + random(28)][random(2)];
+            bytes[at] = if random(2) == 0 { random(256) as u8 } else { bytes[at] ^ (1 << random(8)) };
+        }
+        if case % 7 == 0 {
+            bytes.truncate(random(bytes.len()));
+        }
+        let fake = Fake::new(move |_, mut peer| {
+            if peer.handshake(&Export::new()).is_some() && peer.request().is_some() {
+                peer.send(&bytes);
+            }
+        });
+        let disk = fake.options().connections(1).open().unwrap();
+        let mut buf = [0; 600];
+        match disk.read_at(&mut buf, 0) {
+            Ok(()) => {
+                assert_eq!(buf, [7; 600]);
+                right += 1;
+            }
+            Err(error) => {
+                let _: &ClientError = cause(&error);
+                wrong += 1;
+            }
+        }
+    }
+    assert!(wrong > 500 && right > 300, "{wrong} {right}");
+}
