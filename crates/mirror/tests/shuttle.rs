@@ -12,7 +12,8 @@ use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind, explore};
 use blockmirror_block::{BlockDevice, WriteFlags};
 use blockmirror_mirror::{
-    BitmapMode, CopyMode, Error, Event, MirrorJob, MirrorOptions, OnError, SyncMode, Tap,
+    BitmapMode, CopyMode, Error, Event, GroupEvent, GroupMember, MirrorGroup, MirrorJob, MirrorOptions,
+    OnError, SyncMode, Tap,
 };
 
 const UNIT: u64 = 512;
@@ -248,6 +249,68 @@ fn a_drained_tap_stands_still() {
         for writer in writers {
             writer.join().unwrap();
         }
+    });
+}
+
+/// A group of two disks: the log is written before the data, and the copies of both show one instant.
+#[test]
+fn the_copies_of_a_group_show_one_instant() {
+    explore(|| {
+        let (log, data) = (Tap::new(disk(1)), Tap::new(disk(1)));
+        let (log_copy, data_copy) = (disk(1), disk(1));
+        let one = || short().threads(NonZeroUsize::new(1));
+        let group = MirrorGroup::attach(vec![
+            GroupMember::new(&log, Arc::clone(&log_copy) as _, one()),
+            GroupMember::new(&data, Arc::clone(&data_copy) as _, one()),
+        ])
+        .unwrap();
+        let guest = thread::spawn(move || {
+            for version in 2..5 {
+                log.write_at(&[version], 0, WriteFlags::NONE).unwrap();
+                data.write_at(&[version], 0, WriteFlags::NONE).unwrap();
+            }
+        });
+        while group.control().next_event(None).unwrap() != GroupEvent::Ready {}
+        group.control().keep_copy().unwrap();
+        group.wait().unwrap();
+        let (log, data) = (log_copy.contents().unwrap()[0], data_copy.contents().unwrap()[0]);
+        assert!(log == data || log == data + 1, "the log at {log}, the data at {data}");
+        guest.join().unwrap();
+        assert_eq!((log_copy.contents().unwrap()[0], data_copy.contents().unwrap()[0]), (log, data));
+    });
+}
+
+/// Both go over or none, also when somebody gives one of them up at any time.
+#[test]
+fn a_group_pivots_whole_or_not_at_all() {
+    explore(|| {
+        let (first, second) = (Tap::new(disk(1)), Tap::new(disk(1)));
+        let targets = [disk(1), disk(1)];
+        let one = || short().threads(NonZeroUsize::new(1));
+        let group = MirrorGroup::attach(vec![
+            GroupMember::new(&first, Arc::clone(&targets[0]) as _, one()),
+            GroupMember::new(&second, Arc::clone(&targets[1]) as _, one()),
+        ])
+        .unwrap();
+        let writers = vec![writer(&first, 0, &[2, 3]), writer(&second, 0, &[4])];
+        while group.control().next_event(None).unwrap() != GroupEvent::Ready {}
+        group.control().complete().unwrap();
+        // Too late, or it takes the other with it.
+        let _ = group.control().members()[1].force_cancel();
+        let ended_well = group.wait().is_ok();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        for (tap, target) in [&first, &second].into_iter().zip(&targets) {
+            let before = target.contents().unwrap();
+            tap.write_at(&[9], 3, WriteFlags::NONE).unwrap();
+            assert_eq!(target.contents().unwrap() != before, ended_well, "one went over and one did not");
+        }
+        let mut found = [0; 1];
+        first.read_at(&mut found, 0).unwrap();
+        assert_eq!(found, [3]);
+        second.read_at(&mut found, 0).unwrap();
+        assert_eq!(found, [4]);
     });
 }
 
