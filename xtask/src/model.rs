@@ -13,6 +13,14 @@ use crate::Task;
 /// The packages that have models, in `tests/shuttle.rs`.
 const PACKAGES: [&str; 3] = ["blockmirror-block", "blockmirror-mirror", "blockmirror-qcow2"];
 
+/// Everything is built once more for this, so what the models do not spend their time in is built in a hurry.
+const PROFILE: [&str; 4] = [
+    "profile.dev.package.\"*\".opt-level=0",
+    "profile.dev.package.shuttle.opt-level=2",
+    "profile.dev.package.generator.opt-level=2",
+    "profile.dev.package.smallvec.opt-level=2",
+];
+
 /// Run concurrent code under a model checker that tries many orders of its steps
 #[derive(clap::Args)]
 pub(crate) struct Model {
@@ -36,6 +44,7 @@ impl Task for Model {
         let flags = format!("{} --cfg shuttle", env::var("RUSTFLAGS").unwrap_or_default());
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(&root).args(["test", "--locked", "--test", "shuttle"]);
+        cargo.args(PROFILE.iter().flat_map(|setting| ["--config", setting]));
         match &self.package {
             Some(package) => cargo.args(["--package", package]),
             None => cargo.args(PACKAGES.iter().flat_map(|package| ["--package", package])),
