@@ -220,14 +220,13 @@ fn the_process_that_is_killed() {
     let tap = Tap::new(Arc::clone(source.device()));
     let write = |at: u64, byte| tap.write_at(&vec![byte; 300_000], at, WriteFlags::NONE).unwrap();
     (0..20).for_each(|i| write(i * 3 * MIB + 777, 1 + i as u8));
-    let job = MirrorJob::attach(&tap, Arc::clone(target.device()), MirrorOptions::new()).unwrap();
-    (0..10).for_each(|i| write(i * 6 * MIB + 100, 101 + i as u8));
     tap.flush().unwrap();
+    let job = MirrorJob::attach(&tap, Arc::clone(target.device()), MirrorOptions::new()).unwrap();
     until_ready(&job);
     println!("READY");
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).unwrap();
-    (0..5).for_each(|i| write(i * 11 * MIB, 201 + i as u8));
+    (0..15).for_each(|i| write(i * 4 * MIB + 100, 101 + i as u8));
     tap.flush().unwrap();
     job.control().complete().unwrap();
     while !matches!(job.control().next_event(None), Some(Event::Completed { .. })) {}

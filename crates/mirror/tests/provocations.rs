@@ -207,6 +207,11 @@ fn provocation_10_errors_at_the_last_step_and_of_flushes_count() {
 
 #[test]
 fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
+    let job = MirrorJob::attach(&Tap::new(filled(LEN)), empty(LEN), MirrorOptions::new()).unwrap();
+    until_ready(&job);
+    let progress = job.control().progress();
+    assert_eq!((progress.state, progress.offset, progress.len), (JobState::Ready, LEN, LEN));
+    keep(job);
     let (source, target) = (filled(LEN), empty(LEN));
     let tap = Tap::new(Arc::clone(&source) as _);
     let options = MirrorOptions::new().granularity(4096).buf_size(65_536).speed(20 << 20);
@@ -243,8 +248,9 @@ fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
         stop.store(true, Ordering::Relaxed);
     });
     until_ready(&job);
-    let progress = control.progress();
-    assert_eq!((progress.state, progress.offset), (JobState::Ready, progress.len));
+    while control.progress().offset < control.progress().len {
+        thread::yield_now();
+    }
     control.complete().unwrap();
     let events = until(&job, |event| *event == Event::Status(JobState::Null));
     assert!(events.contains(&Event::Completed { error: None }));
