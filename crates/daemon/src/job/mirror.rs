@@ -306,6 +306,7 @@ pub(super) fn add_figures(info: &mut Value, progress: &Progress) {
     info["copy-rate"] = json!(progress.copy_rate);
     info["dirty-rate"] = json!(progress.dirty_rate);
     info["converging"] = json!(match progress.convergence {
+        Convergence::Equal => "equal",
         Convergence::Converging => "yes",
         Convergence::NotConverging => "no",
         _ => "unknown",
