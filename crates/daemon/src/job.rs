@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ pub(crate) use simple::SimpleJob;
 
 /// How long the end of the daemon waits for jobs that were given up.
 const END_LIMIT: Duration = Duration::from_secs(3);
+/// How long a node may take to flush when it is closed, and again to let go of that.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -378,12 +381,24 @@ impl Daemon {
     }
 }
 
-/// Closes nodes that are out of the graph: what was written reaches the disk.
+/// Closes nodes that are out of the graph: what was written reaches the disk. A node below which nothing answers any more
+/// is let go of after a while.
 pub(crate) fn close(nodes: Vec<Node>) {
     use blockmirror_block::BlockDevice;
-    for node in nodes.iter().filter(|node| !node.read_only) {
-        // Nobody is left to tell; a client that cares has flushed.
-        let _ = node.device.flush();
+    for node in nodes.into_iter().filter(|node| !node.read_only) {
+        let device = Arc::clone(&node.device);
+        let (done, is_done) = mpsc::channel();
+        let flush = move || {
+            // Nobody is left to tell; a client that cares has flushed.
+            let _ = device.flush();
+            let _ = done.send(());
+        };
+        let flushing = thread::Builder::new().name("close".into()).spawn(flush).is_ok();
+        if flushing && is_done.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            node.device.cancel_in_flight();
+            // Whether it lets go or not, there is nothing else to be done.
+            let _ = is_done.recv_timeout(CLOSE_LIMIT);
+        }
     }
 }
 
