@@ -356,6 +356,25 @@ fn a_socket_is_private_and_goes_with_its_listener() {
 }
 
 #[test]
+fn stop_ends_the_wait_for_a_first_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp.sock");
+    let server = Server::new();
+    let listener = server.monitors.listen_unix(&path).unwrap();
+    let waiting = std::thread::spawn(move || {
+        listener.wait_first();
+        listener
+    });
+    assert_eq!(server.monitors.stop(HOUR), 0);
+    let listener = waiting.join().unwrap();
+    assert!(path.exists(), "until it is dropped");
+    drop(listener);
+    assert!(!path.exists());
+    // One that comes too late ends at once.
+    server.monitors.listen_unix(&path).unwrap().wait_first();
+}
+
+#[test]
 fn only_a_dead_socket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::new();

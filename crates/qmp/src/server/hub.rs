@@ -2,7 +2,7 @@
 //! by every session.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, PipeWriter};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -25,6 +25,9 @@ pub(super) struct Hub {
 #[derive(Debug, Default)]
 struct State {
     sessions: BTreeMap<u64, Arc<Session>>,
+    /// Closing one ends its listener.
+    listeners: BTreeMap<u64, PipeWriter>,
+    /// The number of the next session or listener.
     next: u64,
     stopping: bool,
 }
@@ -103,6 +106,7 @@ impl Monitors {
     pub fn stop(&self, grace: Duration) -> usize {
         let mut state = self.0.state.lock();
         state.stopping = true;
+        state.listeners.clear();
         for session in state.sessions.values() {
             session.stop();
         }
@@ -115,7 +119,18 @@ impl Monitors {
         rest.len()
     }
 
-    pub(super) fn is_stopping(&self) -> bool {
-        self.0.state.lock().stopping
+    /// Keeps `wake` for a listener, which ends when it is closed: by [`Monitors::stop`] at the latest.
+    pub(super) fn add_listener(&self, wake: PipeWriter) -> u64 {
+        let mut state = self.0.state.lock();
+        let id = state.next;
+        state.next += 1;
+        if !state.stopping {
+            state.listeners.insert(id, wake);
+        }
+        id
+    }
+
+    pub(super) fn end_listener(&self, id: u64) {
+        self.0.state.lock().listeners.remove(&id);
     }
 }

@@ -25,11 +25,13 @@ const BACKLOG: i32 = 16;
 /// How long to wait before looking again whether one more can be served.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// A socket that clients connect to. Dropping it ends listening and removes the socket's file; sessions go on.
+/// A socket that clients connect to. [`Monitors::stop`] ends listening, and so does dropping it, which also removes the
+/// socket's file; sessions go on.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
-    wake: Option<io::PipeWriter>,
+    monitors: Monitors,
+    id: u64,
     thread: Option<JoinHandle<()>>,
     file: Option<SocketFile>,
 }
@@ -80,7 +82,8 @@ impl Monitors {
                 shared.changed.notify_all();
             }
         })?;
-        Ok(Listener { shared, wake: Some(wake), thread: Some(thread), file: None })
+        let id = self.add_listener(wake);
+        Ok(Listener { shared, monitors: self.clone(), id, thread: Some(thread), file: None })
     }
 }
 
@@ -94,7 +97,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.wake = None;
+        self.monitors.end_listener(self.id);
         if let Some(thread) = self.thread.take() {
             // It has nothing to say, and a panic in it was reported.
             drop(thread.join());
@@ -154,7 +157,7 @@ fn bind(path: &Path) -> io::Result<OwnedFd> {
 /// Accepts until `woken` is hung up on.
 fn accept_all(socket: &UnixListener, woken: &io::PipeReader, monitors: &Monitors, shared: &Shared) {
     let mut pause = false;
-    while !monitors.is_stopping() {
+    loop {
         let mut fds =
             [PollFd::from_borrowed_fd(woken.as_fd(), PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
         // Too many clients, or no descriptor left for one more: look again in a while.
