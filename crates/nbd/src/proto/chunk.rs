@@ -136,7 +136,9 @@ impl BlockStatus {
 
     /// The bytes of a `BLOCK_STATUS` chunk. `None` if a field does not fit 32 bits.
     pub fn encode_compact(&self) -> Option<Vec<u8>> {
-        let mut out = self.id.to_be_bytes().to_vec();
+        let mut out =
+            Vec::with_capacity(4 + self.descriptors.len().saturating_mul(size_of::<WireDescriptor>()));
+        out.extend_from_slice(&self.id.to_be_bytes());
         for d in &self.descriptors {
             let wire = WireDescriptor {
                 length: U32::new(u32::try_from(d.length).ok()?),
@@ -149,7 +151,9 @@ impl BlockStatus {
 
     /// The bytes of a `BLOCK_STATUS_EXT` chunk.
     pub fn encode_extended(&self) -> Vec<u8> {
-        let mut out = self.id.to_be_bytes().to_vec();
+        let descriptors = self.descriptors.len().saturating_mul(size_of::<WireExtendedDescriptor>());
+        let mut out = Vec::with_capacity(8 + descriptors);
+        out.extend_from_slice(&self.id.to_be_bytes());
         out.extend_from_slice(&u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX).to_be_bytes());
         for d in &self.descriptors {
             let wire = WireExtendedDescriptor { length: U64::new(d.length), flags: U64::new(d.flags) };

@@ -100,7 +100,7 @@ impl State {
 pub(crate) struct Task {
     pub(crate) connection: Arc<Connection>,
     pub(crate) request: Request,
-    /// The payload of a write, or room for the bytes of a read.
+    /// The payload, or room for the bytes of a read or for the answer to a block status request.
     pub(crate) buf: Option<Loan>,
     pub(crate) held: u64,
 }
@@ -109,13 +109,17 @@ impl Task {
     pub(crate) fn run(self) {
         let Self { connection, request, buf, held } = self;
         let started = Instant::now();
-        let moved = buf.as_ref().map_or(0, |b| b.len() as u64);
+        let moves = request.command != Command::BlockStatus;
+        let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
         let reply = match buf {
             Some(buf) if request.command == Command::Read => execute::read(&connection, &request, buf),
             buf => {
+                let has_payload = connection.terms.payload_len(&request) > 0;
+                let payload = buf.as_deref().filter(|_| has_payload).unwrap_or_default();
                 let mut out = Vec::new();
-                execute::run(&connection, &request, buf.as_deref().unwrap_or_default(), &mut out);
-                Reply::bytes(out)
+                execute::run(&connection, &request, payload, &mut out);
+                // A payload is done with; the room for an answer is taken until that is sent.
+                Reply::holding(out, buf.filter(|_| request.command == Command::BlockStatus))
             }
         };
         connection.served.pace(request.command).record(started.elapsed(), moved);

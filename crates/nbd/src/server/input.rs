@@ -14,6 +14,7 @@ use crate::proto::{Command, Errno, MAX_PAYLOAD, Request};
 use super::connection::{Connection, Task};
 use super::execute;
 use super::memory::Loan;
+use super::options::MAX_DESCRIPTORS;
 use super::terms::{Failure, Mode};
 
 /// What is received in one go.
@@ -22,6 +23,10 @@ const INPUT: usize = 64 << 10;
 const OUTPUT: usize = 256 << 10;
 /// Longer requests are never done by the reader: two threads move bytes faster than one.
 const INLINE: u64 = 64 << 10;
+
+/// Room set aside for the answer to a block status request: the descriptors as they are found, as a chunk, and as a reply, each
+/// 16 bytes long, and as much again for lists that grow.
+const STATUS_ROOM: u64 = 4 * 16 * MAX_DESCRIPTORS as u64;
 
 /// What a worker uses for whichever connection it reads.
 #[derive(Default)]
@@ -60,7 +65,7 @@ enum Stage {
     /// Before the request can go on there must be room.
     Waiting { request: Request },
     /// In the payload of a request that was admitted.
-    Payload { request: Request, buf: Loan, have: usize },
+    Payload { request: Request, buf: Loan, have: usize, held: u64 },
     /// In a payload that is thrown away, before the failure is answered.
     Skip { request: Request, left: u64, failure: Failure },
 }
@@ -134,8 +139,8 @@ impl Input {
     /// Gives up what was begun.
     fn end(&mut self, connection: &Connection) -> Turn {
         self.rest = Vec::new();
-        if let Stage::Payload { buf, .. } = std::mem::take(&mut self.stage) {
-            connection.withdraw(buf.len() as u64);
+        if let Stage::Payload { held, .. } = std::mem::take(&mut self.stage) {
+            connection.withdraw(held);
         }
         Turn::End
     }
@@ -150,6 +155,10 @@ impl Input {
         loop {
             if scratch.out.len() >= OUTPUT {
                 connection.send_scratch(scratch);
+                if connection.is_congested() {
+                    self.rest = bytes.to_vec();
+                    return Some(Turn::Wait);
+                }
             }
             match self.step(connection, scratch, bytes) {
                 Step::Used(0) if bytes.is_empty() => return None,
@@ -194,15 +203,10 @@ impl Input {
                 buf[*have..*have + n].copy_from_slice(&bytes[..n]);
                 *have += n;
                 if *have == buf.len()
-                    && let Stage::Payload { request, buf, .. } = std::mem::take(&mut self.stage)
+                    && let Stage::Payload { request, buf, held, .. } = std::mem::take(&mut self.stage)
                 {
-                    let held = buf.len() as u64;
-                    scratch.tasks.push(Task {
-                        connection: Arc::clone(connection),
-                        request,
-                        buf: Some(buf),
-                        held,
-                    });
+                    let connection = Arc::clone(connection);
+                    scratch.tasks.push(Task { connection, request, buf: Some(buf), held });
                 }
                 Step::Used(n)
             }
@@ -274,26 +278,35 @@ impl Input {
     /// Finds room for a request, or has it wait.
     fn admit(&mut self, connection: &Arc<Connection>, scratch: &mut Scratch, request: &Request) -> Step {
         let payload = connection.terms.payload_len(request);
-        let held = if request.command == Command::Read { request.length } else { payload };
+        let held = match request.command {
+            Command::Read => request.length,
+            // How much will be said is not known yet.
+            Command::BlockStatus => STATUS_ROOM.max(payload),
+            _ => payload,
+        };
         let Some(alone) = connection.admit(held) else {
             self.stage = Stage::Waiting { request: *request };
             return Step::Wait;
         };
-        let buf = match usize::try_from(held) {
-            Ok(len) if len > 0 => match connection.served.memory.borrow(len, alone, connection) {
-                Some(buf) => Some(buf),
-                None => {
-                    connection.withdraw(held);
-                    self.stage = Stage::Waiting { request: *request };
-                    return Step::Wait;
-                }
-            },
-            _ => None,
-        };
+        let mut buf = None;
+        if held > 0 {
+            // Lengths are limited to 32 MiB where requests are checked.
+            let len = usize::try_from(held).unwrap_or(usize::MAX);
+            buf = connection.served.memory.borrow(len, alone, connection);
+            if buf.is_none() {
+                connection.withdraw(held);
+                self.stage = Stage::Waiting { request: *request };
+                return Step::Wait;
+            }
+        }
         match buf {
-            Some(buf) if payload > 0 => self.stage = Stage::Payload { request: *request, buf, have: 0 },
+            Some(mut buf) if payload > 0 => {
+                buf.shorten(usize::try_from(payload).unwrap_or(usize::MAX));
+                self.stage = Stage::Payload { request: *request, buf, have: 0, held };
+            }
             buf => {
-                scratch.tasks.push(Task { connection: Arc::clone(connection), request: *request, buf, held })
+                let connection = Arc::clone(connection);
+                scratch.tasks.push(Task { connection, request: *request, buf, held });
             }
         }
         Step::Used(0)

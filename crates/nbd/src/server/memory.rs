@@ -101,6 +101,13 @@ pub(crate) struct Loan {
     memory: Arc<Memory>,
 }
 
+impl Loan {
+    /// Shows only the first `len` bytes; the rest stays lent.
+    pub(crate) fn shorten(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
 impl Deref for Loan {
     type Target = [u8];
 

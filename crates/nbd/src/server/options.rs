@@ -10,8 +10,9 @@ use std::time::Duration;
 pub(crate) const MAX_RUNNING: usize = 128;
 /// Bytes that the requests and unsent replies of one connection may hold: two of the longest requests.
 pub(crate) const MAX_CONNECTION_BYTES: u64 = 64 << 20;
-/// Most descriptors of one context in one answer to a block status request (1 MiB of them in extended replies).
-pub(crate) const MAX_DESCRIPTORS: usize = 64 << 10;
+/// Most descriptors in one answer to a block status request, all contexts together unless they are very many: 128 KiB. Clients
+/// ask again from where an answer ends, so longer ones would only be harder to hold.
+pub(crate) const MAX_DESCRIPTORS: usize = 8 << 10;
 /// Longest payload of an option that is looked at: 16 strings of the longest kind.
 pub(crate) const MAX_OPTION: u32 = 64 << 10;
 /// Longest payload of an option that is read and thrown away to answer that it is too long.

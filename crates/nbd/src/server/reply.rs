@@ -70,6 +70,7 @@ impl Encoder {
             // Runs are clipped to a range with a 32-bit length, and flags of compact contexts have 32 bits.
             _ => (Chunk::BlockStatus, status.encode_compact().unwrap_or_default()),
         };
+        out.reserve_exact(ChunkHeader::EXTENDED_LEN + payload.len());
         self.chunk(out, request, kind, payload.len() as u64, done);
         out.extend_from_slice(&payload);
     }
@@ -101,6 +102,11 @@ impl Reply {
     pub(crate) fn bytes(bytes: Vec<u8>) -> Self {
         let end = bytes.len();
         Self { heads: bytes, data: None, pieces: vec![(end, 0..0)], at: 0, sent: 0 }
+    }
+
+    /// Bytes, and the room that was set aside for them until they are sent.
+    pub(crate) fn holding(bytes: Vec<u8>, room: Option<Loan>) -> Self {
+        Self { data: room, ..Self::bytes(bytes) }
     }
 
     /// Headers, and the parts of `data` that follow each.

@@ -163,7 +163,7 @@ impl Served {
     /// The client's last request has ended and its last reply is sent.
     pub(crate) fn close(&self, connection: &Connection) {
         self.pool.unregister(connection);
-        connection.transport.socket.shutdown();
+        connection.transport.close();
         self.forget(connection);
     }
 

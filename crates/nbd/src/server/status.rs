@@ -10,6 +10,9 @@ use super::connection::Connection;
 use super::options::MAX_DESCRIPTORS;
 use super::terms::{Context, Failure};
 
+/// However many contexts are asked for, each may say this much.
+const MIN_DESCRIPTORS: usize = 64;
+
 /// Asks every wanted context, and puts one chunk for each into `out`. On failure `out` is as before.
 pub(crate) fn run(
     connection: &Connection,
@@ -44,7 +47,11 @@ pub(crate) fn run(
         connection.terms.check_bounds(Command::BlockStatus, request.offset, length)?;
     }
     let range = ByteRange::at(request.offset, length);
-    let most = if request.flags.contains(CommandFlags::REQ_ONE) { 1 } else { MAX_DESCRIPTORS };
+    let most = if request.flags.contains(CommandFlags::REQ_ONE) {
+        1
+    } else {
+        (MAX_DESCRIPTORS / wanted.len().max(1)).max(MIN_DESCRIPTORS)
+    };
     let start = out.len();
     for (i, (id, context)) in wanted.iter().enumerate() {
         let descriptors = match ask(connection, context, range, most) {

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use crate::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, Request, TransmissionFlags};
 
 use super::export::{Export, MetaContext};
+use super::options::MAX_CONTEXTS;
+
+/// A length, and an id of each context.
+const LONGEST_FILTER: u64 = 8 + 4 * MAX_CONTEXTS as u64;
 
 /// How replies look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +104,12 @@ impl Terms {
                 return Err(Failure::new(Errno::INVAL, "no meta context was selected"));
             }
             // The length is that of the filter, which says the length of the range.
-            Command::BlockStatus if request.flags.contains(F::PAYLOAD_LEN) => return Ok(()),
+            Command::BlockStatus if request.flags.contains(F::PAYLOAD_LEN) => {
+                if request.length > LONGEST_FILTER {
+                    return Err(Failure::new(Errno::INVAL, "a filter names more contexts than there can be"));
+                }
+                return Ok(());
+            }
             Command::BlockStatus if request.length == 0 => {
                 return Err(Failure::new(Errno::INVAL, "status of nothing"));
             }

@@ -149,6 +149,13 @@ impl TlsSession {
         }
     }
 
+    /// Says that nothing more comes, as far as there is room to say so.
+    pub(crate) fn close(&self, socket: &Socket) {
+        let mut session = self.0.lock();
+        session.send_close_notify();
+        let _ = flush(&mut session, socket);
+    }
+
     pub(crate) fn flush(&self, socket: &Socket) -> io::Result<()> {
         flush(&mut self.0.lock(), socket)
     }

@@ -66,6 +66,15 @@ impl Transport {
         Ok(())
     }
 
+    /// Ends it, politely where there is a way to.
+    pub(crate) fn close(&self) {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            tls.close(&self.socket);
+        }
+        self.socket.shutdown();
+    }
+
     /// Whether a receive that gave less than there was room for leaves nothing behind, so that epoll tells of whatever comes
     /// next. Not so with TLS, which may hold bytes that left the socket already.
     pub(crate) fn short_means_drained(&self) -> bool {

@@ -1,0 +1,62 @@
+//! What a client can make the server hold, measured in a process of its own: one test only in this file.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::{ByteRange, Result, Visit};
+use blockmirror_nbd::proto::{Command, CommandFlags, Request};
+use blockmirror_nbd::server::{Export, MetaContext, Server, ServerOptions};
+use common::{Mode, Peer, Piece};
+
+const MIB: u64 = 1 << 20;
+
+/// Every other sector is dirty.
+struct Sectors;
+
+impl MetaContext for Sectors {
+    fn name(&self) -> &'static str {
+        "x:sectors"
+    }
+
+    fn visit(&self, range: ByteRange, visit: &mut dyn FnMut(ByteRange, u32) -> Visit) -> Result<()> {
+        for (i, piece) in (0..).zip(range.pieces(512)) {
+            if visit(piece, i % 2).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pages of this process in memory, in bytes.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// Short requests for long answers, which are read slowly: a server that answered them all at once would hold 256 MiB. (With
+/// answers of up to a megabyte it held as much, most of it in the allocator's lists of each thread.)
+#[test]
+fn a_flood_of_status_requests_holds_a_bounded_amount() {
+    let server = Server::new(ServerOptions::default()).unwrap();
+    server.add(Export::new("disk", Arc::new(MemoryDisk::new(64 * MIB))).context(Arc::new(Sectors))).unwrap();
+    let mut peer = Peer::ready(&server, Mode::Extended, &["x:sectors"]);
+    let request = |cookie| {
+        let command = Command::BlockStatus;
+        let request = Request { flags: CommandFlags::NONE, command, cookie, offset: 0, length: 64 * MIB };
+        request.encode_extended()
+    };
+    // In one go: the server is to have them all before it, and stop by itself.
+    peer.write(&(0..2000).flat_map(request).collect::<Vec<_>>());
+    let before = resident();
+    for _ in 0..2000 {
+        let (_, piece, _) = peer.receive(0);
+        assert!(matches!(piece, Piece::Status(status) if status.descriptors.len() == 8192));
+        assert!(resident() < before + 100 * MIB);
+    }
+    peer.disconnect();
+}
