@@ -101,6 +101,7 @@ impl Control<'_> {
             Ended { asked: None, window: Window { asked: 0, over: 0 }, was_ready: false, rested: false };
         let mut resume_at: Option<Instant> = None;
         let mut ask_at: Option<Instant> = None;
+        let mut look = self.plan.trouble == Trouble::None && self.rng.chance(30);
         let mut asked_at: Option<Instant> = None;
         let mut finalize_at: Option<Instant> = None;
         let mut rest_from: Option<Instant> = None;
@@ -137,12 +138,13 @@ impl Control<'_> {
             if self.seen.ready && ask_at.is_none() {
                 self.world.recording.store(true, Ordering::SeqCst);
                 ended.was_ready = true;
-                if self.rng.chance(30) && self.plan.trouble == Trouble::None {
-                    let _ = self.job.resume();
-                    resume_at = None;
-                    self.look_while_ready()?;
-                }
                 ask_at = Some(Instant::now() + Duration::from_millis(self.rng.below(250)));
+            }
+            if look && asked_at.is_none() && ask_at.is_some_and(|at| now >= at) {
+                look = false;
+                let _ = self.job.resume();
+                resume_at = None;
+                self.look_while_ready()?;
             }
             if abort_at.is_some_and(|at| now >= at) {
                 // Both are the same before READY.
@@ -249,7 +251,14 @@ impl Control<'_> {
 
     /// Any verb that does not end the job; when to resume it if it was paused.
     fn verb(&mut self) -> Option<Instant> {
-        match self.rng.below(5) {
+        match self.rng.below(6) {
+            5 => {
+                // As somebody does who takes a snapshot. A job that holds the guest itself may keep him waiting.
+                let drained = self.world.tap.drain_for(Duration::from_millis(self.rng.below(100)));
+                if drained.is_some() {
+                    std::thread::sleep(Duration::from_millis(self.rng.below(3)));
+                }
+            }
             0 | 1 => {
                 let wait = Duration::from_millis(self.rng.below(60));
                 return self.job.pause().is_ok().then(|| Instant::now() + wait);

@@ -218,7 +218,11 @@ impl Life<'_> {
             report.ready += u64::from(ended.was_ready);
             report.rested += u64::from(ended.rested);
             disk = survivor;
-            let has_bitmap = world.tap.bitmap(BITMAP).is_ok();
+            let bitmap = world.tap.bitmap(BITMAP).ok();
+            let has_bitmap = bitmap.is_some();
+            if let (End::Keep, Some(bitmap)) = (end, bitmap) {
+                world.verify_bitmap(&bitmap, &disk, &other).map_err(|e| format!("{text}{e}"))?;
+            }
             let good = match end {
                 End::Keep => has_bitmap && (from_bitmap || copy.is_none()),
                 // What was cut short goes on from what the bitmap says.

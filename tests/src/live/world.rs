@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{BlockDevice, ByteRange};
 use blockmirror_mirror::Tap;
@@ -11,6 +12,7 @@ use blockmirror_mirror::Tap;
 use super::contended::{Contended, Sight};
 use super::cut::{Cut, Window};
 use super::gate::Gate;
+use super::images::Disk;
 use super::layout::Layout;
 use super::writer::Model;
 use super::{WRITERS, difference};
@@ -116,6 +118,20 @@ impl World {
             Some(difference) => Err(format!("{what}: {difference}").into()),
             None => Ok(()),
         }
+    }
+
+    /// Whether `bitmap`, which records since `copy` was made or longer, has all places where `disk` is another now.
+    pub(super) fn verify_bitmap(&self, bitmap: &DirtyBitmap, disk: &Disk, copy: &Disk) -> Outcome {
+        let (now, then) = (self.read("the disk", disk.image())?, self.read("its copy", copy.image())?);
+        for unit in ByteRange::new(0, self.layout.len).pieces(bitmap.granularity()) {
+            let place = unit.start() as usize..unit.end() as usize;
+            if bitmap.dirty_bytes_in(unit.start()..unit.end()) == 0
+                && let Some(difference) = difference(&now[place.clone()], &then[place], unit.start())
+            {
+                return Err(format!("the bitmap knows nothing of a change {difference}").into());
+            }
+        }
+        Ok(())
     }
 
     /// Everybody has stopped, and `device` was found to be right: forgets what led there.
