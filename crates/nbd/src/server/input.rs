@@ -24,9 +24,9 @@ const OUTPUT: usize = 256 << 10;
 /// Longer requests are never done by the reader: two threads move bytes faster than one.
 const INLINE: u64 = 64 << 10;
 
-/// Room set aside for the answer to a block status request: the descriptors as they are found, as a chunk, and as a reply, each
-/// 16 bytes long, and as much again for lists that grow.
-const STATUS_ROOM: u64 = 4 * 16 * MAX_DESCRIPTORS as u64;
+/// Room set aside for the answer to a block status request: descriptors of 16 bytes, and as much again for what stands around
+/// them. Not left to the allocator: it keeps what one thread takes and another gives back.
+const STATUS_ROOM: u64 = 2 * 16 * MAX_DESCRIPTORS as u64;
 
 /// What a worker uses for whichever connection it reads.
 #[derive(Default)]

@@ -106,6 +106,14 @@ impl Loan {
     pub(crate) fn shorten(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    /// Holds just `bytes` from now on; false, unchanged, if they do not fit.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.buf.get_mut(..bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.len = bytes.len();
+        true
+    }
 }
 
 impl Deref for Loan {

@@ -167,7 +167,7 @@ impl Pool {
         loop {
             let timeout = match self.next(served) {
                 Next::Job(Job::Run(task)) => {
-                    task.run();
+                    task.run(&mut scratch);
                     continue;
                 }
                 Next::Job(Job::Resume(connection)) => {

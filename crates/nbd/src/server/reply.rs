@@ -104,9 +104,10 @@ impl Reply {
         Self { heads: bytes, data: None, pieces: vec![(end, 0..0)], at: 0, sent: 0 }
     }
 
-    /// Bytes, and the room that was set aside for them until they are sent.
-    pub(crate) fn holding(bytes: Vec<u8>, room: Option<Loan>) -> Self {
-        Self { data: room, ..Self::bytes(bytes) }
+    /// Bytes in a buffer, headers and all.
+    pub(crate) fn in_room(room: Loan) -> Self {
+        let len = room.len();
+        Self::with_data(Vec::new(), room, vec![(0, 0..len)])
     }
 
     /// Headers, and the parts of `data` that follow each.
