@@ -290,7 +290,8 @@ pub(crate) struct AccessArgs {
     #[arg(long, value_name = "N", value_parser = RangedI64ValueParser::<u16>::new().range(1..=16), help_heading = "NBD")]
     pub(crate) connections: Option<u16>,
 
-    /// How long requests wait for an NBD server that has gone, before they fail
+    /// How long requests wait for an NBD server that has gone, before they fail. What it had not flushed is then an error of
+    /// the target: `--on-target-error ignore` copies it again
     #[arg(
         long,
         value_name = "SECONDS",

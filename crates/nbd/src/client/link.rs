@@ -68,6 +68,9 @@ fn write_tls(
             {
                 // Takes as much as rustls' own buffer holds.
                 let taken = tls.writer().write(part)?;
+                if taken == 0 && !tls.wants_write() {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
                 *part = &part[taken..];
                 while tls.wants_write() {
                     tls.write_tls(&mut out)?;
