@@ -4,11 +4,16 @@
 
 mod bitmap;
 mod block;
+mod chain;
+mod create;
+mod drive_mirror;
 pub(crate) mod export;
 pub(crate) mod job;
 pub(crate) mod object;
 mod query;
+mod resize;
 pub(crate) mod schema;
+mod snapshot;
 mod transaction;
 
 use std::sync::{Arc, Weak};
@@ -67,6 +72,7 @@ pub(crate) fn empty_table() -> Table {
 /// All commands and events.
 pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     let mut table = empty_table();
+    table.check_answers(cfg!(test));
     for event in job::EVENTS.iter().chain(export::EVENTS) {
         table.event(event);
     }
@@ -78,5 +84,10 @@ pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     object::register(&mut commands);
     query::register(&mut commands);
     transaction::register(&mut commands);
+    resize::register(&mut commands);
+    create::register(&mut commands);
+    snapshot::register(&mut commands);
+    chain::register(&mut commands);
+    drive_mirror::register(&mut commands);
     table
 }

@@ -21,6 +21,8 @@ use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
 
+pub(crate) use qcow2::probe_format;
+
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, UseId};

@@ -7,6 +7,7 @@
 //! - No two uses of a node contradict each other: what one needs, every other shares.
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
+mod chain;
 mod front;
 mod node;
 mod usage;
@@ -126,6 +127,13 @@ impl Graph {
         let mut gone = Vec::new();
         let Some(old) = self.uses.remove(&id) else { return gone };
         self.collect_if_orphaned(&old.node, &mut gone);
+        gone
+    }
+
+    /// Takes `name` out if it has neither owner nor users any more.
+    pub(crate) fn collect(&mut self, name: &str) -> Vec<Node> {
+        let mut gone = Vec::new();
+        self.collect_if_orphaned(name, &mut gone);
         gone
     }
 

@@ -6,6 +6,7 @@
 //!
 //! What must hold: `BLOCK_JOB_COMPLETED` is told after exports have moved and nodes are free again.
 
+mod chain;
 mod mirror;
 mod simple;
 
@@ -27,6 +28,7 @@ use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::graph::{Node, UseId, is_well_formed};
 
+pub(crate) use chain::ChainRequest;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
 
@@ -58,7 +60,7 @@ pub(crate) struct Figures {
     pub(crate) len: u64,
     pub(crate) busy: bool,
     pub(crate) io_status: IoStatus,
-    /// More, of a mirror.
+    /// More, of a mirror; also of a commit that is one.
     pub(crate) mirror: Option<Progress>,
 }
 
@@ -246,7 +248,7 @@ impl Job {
         if let Some(error) = &told.error {
             info["error"] = json!(error);
         }
-        if let Some(progress) = &figures.mirror {
+        if let Some(progress) = figures.mirror.as_ref().filter(|_| self.kind == "mirror") {
             mirror::add_figures(&mut info, progress);
         }
         info

@@ -18,6 +18,7 @@ mod export;
 mod graph;
 mod inherited;
 mod job;
+mod new_image;
 mod object;
 mod startup;
 

@@ -71,28 +71,31 @@ pub(crate) static COPY_MODE: Enum = Enum::new(
     ],
 );
 
-const JOB_ID: Member = opt("job-id", STR, "name of the job; has to be given");
-const SYNC_MEMBER: Member = req("sync", Type::Enum(&SYNC), "what is copied");
-const SPEED: Member = opt("speed", INT64, "bytes per second").default("0: no limit");
-const GRANULARITY: Member =
+pub(super) const JOB_ID: Member = opt("job-id", STR, "name of the job; has to be given");
+pub(super) const SYNC_MEMBER: Member = req("sync", Type::Enum(&SYNC), "what is copied");
+pub(super) const SPEED: Member = opt("speed", INT64, "bytes per second").default("0: no limit");
+pub(super) const GRANULARITY: Member =
     opt("granularity", UINT32, "bytes per bit of the dirty bitmap, a power of two between 512 and 64M")
         .default("the cluster size of the target, but at least 4096 and at most 65536; 65536 if it has none");
-const BUF_SIZE: Member = opt("buf-size", INT64, "bytes that may be in flight").default("16 MiB");
-const ON_SOURCE: Member =
+pub(super) const BUF_SIZE: Member = opt("buf-size", INT64, "bytes that may be in flight").default("16 MiB");
+pub(super) const ON_SOURCE: Member =
     opt("on-source-error", Type::Enum(&ON_ERROR), "what happens when reading fails").default("report");
-const ON_TARGET: Member =
+pub(super) const ON_TARGET: Member =
     opt("on-target-error", Type::Enum(&ON_ERROR), "what happens when writing the target fails")
         .default("report");
-const COPY: Member =
+pub(super) const COPY: Member =
     opt("copy-mode", Type::Enum(&COPY_MODE), "when the target gets what is written meanwhile")
         .default("background");
-const AUTO_FINALIZE: Member =
+pub(super) const AUTO_FINALIZE: Member =
     opt("auto-finalize", BOOL, "whether the job ends without `job-finalize`").default("true");
-const AUTO_DISMISS: Member =
+pub(super) const AUTO_DISMISS: Member =
     opt("auto-dismiss", BOOL, "whether it vanishes without `job-dismiss`").default("true");
-const REPLACES: Member = opt("replaces", STR, "refused unless it is the device").default("the device");
-const BITMAP: Member = opt("bitmap", STR, "the bitmap of the device for `sync` incremental and bitmap");
-const BITMAP_MODE_MEMBER: Member =
+pub(super) const REPLACES: Member =
+    opt("replaces", STR, "refused unless it is the device").default("the device");
+pub(super) const UNMAP: Member = opt("unmap", BOOL, "whether zeros may give space back").default("true");
+pub(super) const BITMAP: Member =
+    opt("bitmap", STR, "the bitmap of the device for `sync` incremental and bitmap");
+pub(super) const BITMAP_MODE_MEMBER: Member =
     opt("bitmap-mode", Type::Enum(&BITMAP_MODE), "what becomes of the bitmap").default("on-success");
 
 /// The arguments of `blockdev-mirror`, in a transaction too.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::Commands;
 use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_MEMBERS, in_words};
 use super::block::BLOCKDEV_MIRROR_MEMBERS;
+use super::snapshot::{SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::job::{MirrorRequest, Prepared};
@@ -34,6 +35,8 @@ static ACTION_KIND: Enum = Enum::new(
         value("block-dirty-bitmap-disable", "the command"),
         value("block-dirty-bitmap-merge", "the command"),
         value("blockdev-mirror", "the command. Beyond what QEMU does"),
+        value("blockdev-snapshot", "the command"),
+        value("blockdev-snapshot-sync", "the command"),
     ],
 );
 
@@ -42,6 +45,9 @@ static BITMAP_ADD: Object = Object::new("BlockDirtyBitmapAdd", "A new bitmap.", 
 static BITMAP: Object = Object::new("BlockDirtyBitmap", "A bitmap of a node.", &ONE_MEMBERS);
 static BITMAP_MERGE: Object = Object::new("BlockDirtyBitmapMerge", "Bitmaps to be merged.", &MERGE_MEMBERS);
 static MIRROR: Object = Object::new("BlockdevMirror", "A mirror.", BLOCKDEV_MIRROR_MEMBERS);
+static SNAPSHOT: Object = Object::new("BlockdevSnapshot", "An overlay that is there.", &SNAPSHOT_MEMBERS);
+static SNAPSHOT_SYNC: Object =
+    Object::new("BlockdevSnapshotSync", "An overlay that is opened.", &SNAPSHOT_SYNC_MEMBERS);
 
 macro_rules! wrappers {
     ($($wrapper:ident $name:literal $data:ident;)*) => {
@@ -58,6 +64,8 @@ wrappers! {
     ONE_DATA "BlockDirtyBitmapWrapper" BITMAP;
     MERGE_DATA "BlockDirtyBitmapMergeWrapper" BITMAP_MERGE;
     MIRROR_DATA "BlockdevMirrorWrapper" MIRROR;
+    SNAPSHOT_DATA "BlockdevSnapshotWrapper" SNAPSHOT;
+    SNAPSHOT_SYNC_DATA "BlockdevSnapshotSyncWrapper" SNAPSHOT_SYNC;
 }
 
 static ACTION: Object = Object::union(
@@ -74,6 +82,8 @@ static ACTION: Object = Object::union(
         case("block-dirty-bitmap-disable", &ONE_DATA),
         case("block-dirty-bitmap-merge", &MERGE_DATA),
         case("blockdev-mirror", &MIRROR_DATA),
+        case("blockdev-snapshot", &SNAPSHOT_DATA),
+        case("blockdev-snapshot-sync", &SNAPSHOT_SYNC_DATA),
     ],
 );
 
@@ -111,9 +121,29 @@ type Undo = Box<dyn FnOnce()>;
 #[derive(Default)]
 struct Progress {
     undo: Vec<Undo>,
+    /// How many of `undo` there were, and what was snapshot then.
+    snapshots: Vec<(usize, Snapshot)>,
     mirrors: Vec<Prepared>,
     /// Ids of jobs that will be there.
     ids: BTreeSet<String>,
+}
+
+impl Progress {
+    /// Takes back what was done, the latest first.
+    fn undo(mut self, daemon: &Daemon) {
+        loop {
+            let last = self.snapshots.last().map(|(before, _)| *before);
+            if last == Some(self.undo.len()) {
+                if let Some((_, snapshot)) = self.snapshots.pop() {
+                    snapshot.undo(daemon);
+                }
+            } else if let Some(undo) = self.undo.pop() {
+                undo();
+            } else {
+                return;
+            }
+        }
+    }
 }
 
 fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
@@ -131,7 +161,9 @@ fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Va
         for mirror in &progress.mirrors {
             daemon.forget_mirror(mirror);
         }
-        progress.undo.into_iter().rev().for_each(|undo| undo());
+        progress.undo(daemon);
+    } else {
+        progress.snapshots.into_iter().for_each(|(_, snapshot)| snapshot.keep());
     }
     drop(held);
     result.map(|()| Value::Null)
@@ -151,7 +183,7 @@ fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
     let mut names = BTreeSet::new();
     for action in actions {
         let data = data(action);
-        for key in ["node", "device"] {
+        for key in ["node", "node-name", "device"] {
             names.extend(data.opt_str(key)?.map(str::to_owned));
         }
     }
@@ -214,6 +246,14 @@ fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progre
                 let _ = tap.clear_bitmap(&name);
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
+        }
+        "blockdev-snapshot" => {
+            let snapshot = daemon.snapshot(&data)?;
+            progress.snapshots.push((progress.undo.len(), snapshot));
+        }
+        "blockdev-snapshot-sync" => {
+            let snapshot = daemon.snapshot_sync(&data)?;
+            progress.snapshots.push((progress.undo.len(), snapshot));
         }
         _ => {
             let request = MirrorRequest::new(daemon, &data, data.str("target")?)?;

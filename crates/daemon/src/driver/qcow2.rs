@@ -109,7 +109,8 @@ fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Repl
     Ok(shown(&resolved.path))
 }
 
-fn probe_format(storage: &dyn Storage, filename: &str) -> Reply<Format> {
+/// The format of the image in `storage`.
+pub(crate) fn probe_format(storage: &dyn Storage, filename: &str) -> Reply<Format> {
     let mut head = [0; PROBE_LEN];
     storage.read_at(&mut head, 0).map_err(failed)?;
     match detect(&head) {

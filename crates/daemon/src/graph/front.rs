@@ -2,7 +2,7 @@
 //! detect-zeroes, cache.no-flush), and the figures of `query-blockstats`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use blockmirror_block::{
@@ -49,8 +49,39 @@ pub(crate) struct Stats {
 #[derive(Debug)]
 pub(crate) struct Front {
     device: Arc<dyn BlockDevice>,
-    options: FrontOptions,
+    /// May change while requests run: a request sees each as it was or as it is.
+    switches: Switches,
     stats: Stats,
+}
+
+/// [`FrontOptions`] that can change.
+#[derive(Debug, Default)]
+struct Switches {
+    read_only: AtomicBool,
+    unmap: AtomicBool,
+    no_flush: AtomicBool,
+    detect_zeroes: AtomicBool,
+    detect_unmap: AtomicBool,
+}
+
+impl Switches {
+    fn set(&self, options: FrontOptions) {
+        self.read_only.store(options.read_only, Ordering::Relaxed);
+        self.unmap.store(options.unmap, Ordering::Relaxed);
+        self.no_flush.store(options.no_flush, Ordering::Relaxed);
+        self.detect_zeroes.store(options.detect_zeroes, Ordering::Relaxed);
+        self.detect_unmap.store(options.detect_unmap, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> FrontOptions {
+        FrontOptions {
+            read_only: self.read_only.load(Ordering::Relaxed),
+            unmap: self.unmap.load(Ordering::Relaxed),
+            no_flush: self.no_flush.load(Ordering::Relaxed),
+            detect_zeroes: self.detect_zeroes.load(Ordering::Relaxed),
+            detect_unmap: self.detect_unmap.load(Ordering::Relaxed),
+        }
+    }
 }
 
 impl Counter {
@@ -73,7 +104,9 @@ impl Counter {
 impl Front {
     /// `device` with `options`.
     pub(crate) fn new(device: Arc<dyn BlockDevice>, options: FrontOptions) -> Arc<Self> {
-        Arc::new(Self { device, options, stats: Stats::default() })
+        let switches = Switches::default();
+        switches.set(options);
+        Arc::new(Self { device, switches, stats: Stats::default() })
     }
 
     /// The figures so far.
@@ -83,11 +116,21 @@ impl Front {
 
     /// The options.
     pub(crate) fn options(&self) -> FrontOptions {
-        self.options
+        self.switches.get()
+    }
+
+    /// Refuses writes from now on, or lets them through again.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        self.switches.read_only.store(read_only, Ordering::Relaxed);
+    }
+
+    /// Whether what is below could be written, whatever the options say.
+    pub(crate) fn could_be_written(&self) -> bool {
+        self.device.geometry().writable
     }
 
     fn check_writable(&self, operation: &'static str) -> Result<()> {
-        if self.options.read_only {
+        if self.options().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, operation).because("the node is read-only"));
         }
         Ok(())
@@ -105,8 +148,8 @@ impl BlockDevice for Front {
 
     fn geometry(&self) -> Geometry {
         let mut geometry = self.device.geometry();
-        geometry.writable &= !self.options.read_only;
-        if !self.options.unmap {
+        geometry.writable &= !self.options().read_only;
+        if !self.options().unmap {
             geometry.discard = DiscardEffect::Ignored;
         }
         geometry
@@ -120,9 +163,9 @@ impl BlockDevice for Front {
         self.check_writable("write")?;
         let len = buf.len() as u64;
         self.stats.writes.count(len, || {
-            if self.options.detect_zeroes && !buf.is_empty() && zero::is_zero(buf) {
+            if self.options().detect_zeroes && !buf.is_empty() && zero::is_zero(buf) {
                 let mut zero_flags = ZeroFlags::NONE;
-                if self.options.detect_unmap && self.options.unmap {
+                if self.options().detect_unmap && self.options().unmap {
                     zero_flags = zero_flags | ZeroFlags::MAY_UNMAP;
                 }
                 if flags.contains(WriteFlags::FUA) {
@@ -140,7 +183,7 @@ impl BlockDevice for Front {
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         self.check_writable("write zeroes")?;
-        let flags = if self.options.unmap { flags } else { flags.without(ZeroFlags::MAY_UNMAP) };
+        let flags = if self.options().unmap { flags } else { flags.without(ZeroFlags::MAY_UNMAP) };
         self.stats.writes.count(range.len(), || self.device.write_zeroes(range, flags))?;
         self.stats.highest_write.fetch_max(range.end(), Ordering::Relaxed);
         Ok(())
@@ -152,16 +195,26 @@ impl BlockDevice for Front {
             if range.end() > self.len() {
                 return Err(Error::new(ErrorKind::OutOfBounds, "discard"));
             }
-            if self.options.unmap { self.device.discard(range) } else { Ok(()) }
+            if self.options().unmap { self.device.discard(range) } else { Ok(()) }
         })
     }
 
     fn flush(&self) -> Result<()> {
-        self.stats.flushes.count(0, || if self.options.no_flush { Ok(()) } else { self.device.flush() })
+        self.stats.flushes.count(0, || if self.options().no_flush { Ok(()) } else { self.device.flush() })
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
         self.device.extents(range, visit)
+    }
+
+    fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
+        self.check_writable("resize")?;
+        self.device.resize(len, may_shrink)
+    }
+
+    fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        self.check_writable("copy up")?;
+        self.device.copy_up(range, max_depth)
     }
 
     fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {

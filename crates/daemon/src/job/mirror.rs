@@ -16,7 +16,7 @@ use super::{Ask, AtEnd, Figures, Job, JobOptions, SimpleJob, Steer};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{Holder, Perms, UseId, WRITE};
+use crate::graph::{Graph, Holder, Perms, UseId, WRITE};
 
 /// A mirror that is asked for.
 #[derive(Debug)]
@@ -122,7 +122,24 @@ fn on_error(args: &Args, name: &str) -> Reply<OnError> {
     })
 }
 
+/// Refuses a source that another job works on, or another node stands on, but for the `target`.
+fn check_source(graph: &Graph, source: &str, target: &str) -> Reply<()> {
+    graph.check_no_job(source)?;
+    for (_, u) in graph.uses_of(source) {
+        if matches!(u.holder, Holder::Node { .. }) && !u.is_link_of(target) {
+            let holder = &u.holder;
+            return Err(QmpError::generic(format!("Need a root block node: '{source}' is used by {holder}")));
+        }
+    }
+    Ok(())
+}
+
 impl Daemon {
+    /// Whether `source` could be mirrored to a target that is still to be opened.
+    pub(crate) fn check_mirror_source(&self, source: &str) -> Reply<()> {
+        check_source(&self.graph.lock(), source, "")
+    }
+
     /// Holds the nodes of a mirror for it.
     ///
     /// # Errors
@@ -133,23 +150,7 @@ impl Daemon {
         if request.source == request.target {
             return Err(QmpError::generic("Can't mirror node into itself"));
         }
-        for (_, u) in graph.uses_of(&request.source) {
-            match &u.holder {
-                Holder::Job { kind, .. } => {
-                    return Err(QmpError::generic(format!(
-                        "Node '{}' is busy: block device is in use by block job: {kind}",
-                        request.source
-                    )));
-                }
-                Holder::Node { .. } if !u.is_link_of(&request.target) => {
-                    return Err(QmpError::generic(format!(
-                        "Need a root block node: '{}' is used by {}",
-                        request.source, u.holder
-                    )));
-                }
-                _ => {}
-            }
-        }
+        check_source(&graph, &request.source, &request.target)?;
         if target.read_only {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
         }

@@ -1,0 +1,197 @@
+//! `drive-mirror`: a mirror to a file that is named, and made if need be.
+//!
+//! What must hold: all arguments are looked at before a file is made, and a mirror that does not start leaves none behind.
+//! The target's node is nobody's: it goes with the job, unless the users of the source have moved to it.
+
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_image::{Format, is_uri};
+use blockmirror_nbd::{NbdAddress, NbdUri};
+use blockmirror_qmp::schema::{Command, Member, STR, Type, opt, req};
+use blockmirror_qmp::{Args, QmpError, Session};
+use serde_json::{Map, Value, json};
+
+use super::Commands;
+use super::block::{
+    AUTO_DISMISS, AUTO_FINALIZE, BITMAP, BITMAP_MODE_MEMBER, BUF_SIZE, COPY, GRANULARITY, JOB_ID, ON_SOURCE,
+    ON_TARGET, REPLACES, SPEED, SYNC_MEMBER, UNMAP,
+};
+use super::snapshot::NEW_IMAGE_MODE;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::{Inherited, failed, probe_format};
+use crate::graph::{ALL_PERMS, Holder, Perms};
+use crate::job::{MirrorRequest, close};
+use crate::new_image::{Made, format_named};
+
+static MEMBERS: [Member; 20] = [
+    JOB_ID,
+    req("device", STR, "the node to copy from"),
+    req("target", STR, "path of the target, or the URI of an export"),
+    opt("format", STR, "its format")
+        .default("that of the device; of a target that is there, what it is found to be"),
+    opt("node-name", STR, "name of its node").default("one that starts with `#block`"),
+    REPLACES,
+    SYNC_MEMBER,
+    BITMAP,
+    BITMAP_MODE_MEMBER,
+    opt("mode", Type::Enum(&NEW_IMAGE_MODE), "whether it is made").default("absolute-paths"),
+    SPEED,
+    GRANULARITY,
+    BUF_SIZE,
+    ON_SOURCE,
+    ON_TARGET,
+    UNMAP,
+    COPY,
+    AUTO_FINALIZE,
+    AUTO_DISMISS,
+    opt("filter-node-name", STR, "without effect: no node is put in front"),
+];
+
+static DRIVE_MIRROR: Command = Command::new(
+    "drive-mirror",
+    "As `blockdev-mirror`, to a target that is named by its path. A new target stands on the device's backing file for `sync` \
+     top, on the device for none, and alone otherwise.",
+    &MEMBERS,
+);
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands.add(&DRIVE_MIRROR, drive_mirror);
+}
+
+/// What the target stands on.
+#[derive(Debug)]
+enum Below {
+    Nothing,
+    /// This node, the source's backing file.
+    Shared(String),
+    /// The source.
+    Source,
+}
+
+fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
+    let path = args.str("target")?;
+    let existing = args.opt_str("mode")? == Some("existing");
+    let (mut request, below, size, backing, source_format) = {
+        let graph = daemon.graph.lock();
+        let source = graph.find(args.str("device")?)?;
+        if let Some(name) = args.opt_str("node-name")? {
+            graph.check_name(name)?;
+        }
+        let shared = graph.backing_of(&source.name);
+        let (below, stands_on) = match (args.str("sync")?, shared) {
+            ("top", Some(shared)) => (Below::Shared(shared.name.clone()), Some(shared)),
+            ("none", _) => (Below::Source, Some(source)),
+            _ => (Below::Nothing, None),
+        };
+        let backing = stands_on.map(|node| (node.name_in_headers(), node.format_in_headers()));
+        let (size, format) = (source.device.len(), source.format_in_headers());
+        drop(graph);
+        (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
+    };
+    daemon.check_mirror_source(&request.source)?;
+    let format = match args.opt_str("format")? {
+        Some(name) => Some(format_named(name)?),
+        None if existing => None,
+        None => Some(source_format),
+    };
+    let made = match format {
+        Some(format) if !existing => {
+            if is_uri(path) {
+                return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
+            }
+            Some(Made::create(path, format, size, backing)?)
+        }
+        _ => None,
+    };
+    let target = open(daemon, args.opt_str("node-name")?, path, format, &below)?;
+    request.target = target.clone();
+    let started = match below {
+        Below::Source => put_on_source(daemon, &request.source, &target),
+        _ => Ok(()),
+    };
+    let prepared = started.and_then(|()| daemon.prepare_mirror(request));
+    // Once it is prepared the job uses the target: its end, or its failing to start, closes the node.
+    let prepared = prepared.inspect_err(|_| close(daemon.graph.lock().undo(&target)))?;
+    daemon.start_mirror(Some(session), prepared)?;
+    if let Some(made) = made {
+        made.keep();
+    }
+    Ok(Value::Null)
+}
+
+/// Opens the target; its node has no owner.
+fn open(
+    daemon: &Daemon,
+    name: Option<&str>,
+    path: &str,
+    format: Option<Format>,
+    below: &Below,
+) -> Reply<String> {
+    let options = |value: Value| match value {
+        Value::Object(options) => options,
+        _ => Map::new(),
+    };
+    let file = options(protocol(path)?);
+    let file = daemon.open_node(&file, Inherited::default())?;
+    let format = match format {
+        Some(format) => Ok(format),
+        None => {
+            let node =
+                daemon.graph.lock().find(&file).map(|node| (node.storage.clone(), node.filename.clone()));
+            node.and_then(|(storage, filename)| match storage {
+                Some(storage) => probe_format(&*storage, &filename),
+                None => Ok(Format::Raw),
+            })
+        }
+    };
+    let opened = format.and_then(|format| {
+        let mut image = options(json!({"driver": format.as_str(), "file": file}));
+        if let Some(name) = name {
+            image.insert("node-name".to_owned(), json!(name));
+        }
+        if format == Format::Qcow2 {
+            let backing = match below {
+                Below::Shared(backing) => json!(backing),
+                _ => Value::Null,
+            };
+            image.insert("backing".to_owned(), backing);
+        }
+        daemon.open_node(&image, Inherited::default())
+    });
+    opened.inspect_err(|_| close(daemon.graph.lock().undo(&file)))
+}
+
+fn protocol(path: &str) -> Reply<Value> {
+    if !is_uri(path) {
+        return Ok(json!({"driver": "file", "filename": path}));
+    }
+    let uri: NbdUri = path.parse().map_err(failed)?;
+    if uri.tls {
+        return Err(QmpError::generic(
+            "An encrypted export is opened with blockdev-add, for its credentials",
+        ));
+    }
+    let server = match uri.address {
+        NbdAddress::Unix(path) => json!({"type": "unix", "path": path.display().to_string()}),
+        NbdAddress::Tcp { host, port } => json!({"type": "inet", "host": host, "port": port.to_string()}),
+        _ => return Err(QmpError::generic(format!("{path}: its kind of address is not supported"))),
+    };
+    Ok(json!({"driver": "nbd", "server": server, "export": uri.export}))
+}
+
+/// Puts the target on the source, whose users go on writing it: what they write shows in the target at once, as it has to.
+fn put_on_source(daemon: &Daemon, source: &str, target: &str) -> Reply<()> {
+    let (device, image) = {
+        let mut graph = daemon.graph.lock();
+        let device = Arc::clone(&graph.find(source)?.device);
+        let Some(image) = graph.find(target)?.qcow2.clone() else { return Ok(()) };
+        let holder = Holder::Node { name: target.to_owned(), role: "backing" };
+        graph.attach(source, holder, Perms::READ, ALL_PERMS)?;
+        (device, image)
+    };
+    // The disk and not its tap, which leads to the target itself after the pivot.
+    image.replace_backing(Some(device as _));
+    Ok(())
+}

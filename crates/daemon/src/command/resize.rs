@@ -1,0 +1,56 @@
+//! `block_resize`.
+
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_qmp::schema::{Command, INT, STR, opt, req};
+use blockmirror_qmp::{Args, QmpError, Session};
+use serde_json::Value;
+
+use super::Commands;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::failed;
+use crate::graph::Node;
+
+static BLOCK_RESIZE: Command = Command::new(
+    "block_resize",
+    "Makes a node longer or shorter that nobody uses. Bytes past a new end are gone.",
+    &[
+        opt("device", STR, "a guest's device, of which there are none"),
+        opt("node-name", STR, "the node; has to be given"),
+        req("size", INT, "the new length in bytes, a multiple of 512"),
+    ],
+);
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands.add(&BLOCK_RESIZE, block_resize);
+}
+
+/// Looks up what a command names that takes a guest's device or a node.
+pub(super) fn named_node<'a>(graph: &'a crate::graph::Graph, args: &Args) -> Reply<&'a Node> {
+    let device = args.opt_str("device")?.unwrap_or_default();
+    let name = args.opt_str("node-name")?.unwrap_or_default();
+    graph
+        .get(name)
+        .ok_or_else(|| QmpError::generic(format!("Cannot find device='{device}' nor node-name='{name}'")))
+}
+
+fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    let (tap, size) = {
+        let graph = daemon.graph.lock();
+        let node = named_node(&graph, args)?;
+        let size = u64::try_from(args.i64("size")?);
+        let size = size.map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
+        if !size.is_multiple_of(512) {
+            return Err(QmpError::generic("The new size must be a multiple of 512"));
+        }
+        graph.check_used_by(&node.name, None)?;
+        if node.read_only {
+            return Err(QmpError::generic(format!("Block node '{}' is read-only", node.name)));
+        }
+        (Arc::clone(&node.tap), size)
+    };
+    tap.resize(size, true).map_err(failed)?;
+    Ok(Value::Null)
+}

@@ -1,0 +1,251 @@
+//! Snapshots: `blockdev-snapshot` and `blockdev-snapshot-sync`. An overlay comes on top of a node, and the node's users
+//! move to it at one instant, in which none of their writes is under way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_image::Format;
+use blockmirror_mirror::Tap;
+use blockmirror_qmp::schema::{Command, Enum, Member, STR, Type, opt, req, value};
+use blockmirror_qmp::{Args, QmpError};
+use serde_json::{Value, json};
+
+use super::Commands;
+use super::resize::named_node;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::{Inherited, failed};
+use crate::graph::{Graph, Holder, NO_CHANGE, Perms};
+use crate::job::close;
+use crate::new_image::{Made, format_named};
+
+/// How long a guest that does not finish its writes may keep a snapshot waiting.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
+    "NewImageMode",
+    "Where an image comes from.",
+    &[value("existing", "it is there"), value("absolute-paths", "it is made; names in it are absolute")],
+);
+
+/// The arguments of `blockdev-snapshot`, in a transaction too.
+pub(super) static SNAPSHOT_MEMBERS: [Member; 2] = [
+    req("node", STR, "the node that becomes the backing file"),
+    req("overlay", STR, "the node that comes on top: it has no backing file, and nobody uses it"),
+];
+/// The arguments of `blockdev-snapshot-sync`, in a transaction too.
+pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
+    opt("device", STR, "a guest's device, of which there are none"),
+    opt("node-name", STR, "the node that becomes the backing file; has to be given"),
+    req("snapshot-file", STR, "path of the overlay"),
+    opt("snapshot-node-name", STR, "name of the overlay's node; has to be given"),
+    opt("format", STR, "format of the overlay").default("qcow2"),
+    opt("mode", Type::Enum(&NEW_IMAGE_MODE), "whether it is made").default("absolute-paths"),
+];
+
+static SNAPSHOT: Command =
+    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS);
+static SNAPSHOT_SYNC: Command = Command::new(
+    "blockdev-snapshot-sync",
+    "Makes an overlay on a node and moves the node's users to it.",
+    &SNAPSHOT_SYNC_MEMBERS,
+);
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands
+        .add(&SNAPSHOT, |daemon, _, args| {
+            daemon.snapshot(args).map(|snapshot| {
+                snapshot.keep();
+                Value::Null
+            })
+        })
+        .add(&SNAPSHOT_SYNC, |daemon, _, args| {
+            daemon.snapshot_sync(args).map(|snapshot| {
+                snapshot.keep();
+                Value::Null
+            })
+        });
+}
+
+/// A snapshot that has been taken, as long as it can be undone.
+pub(super) struct Snapshot {
+    node: String,
+    overlay: String,
+    was_read_only: bool,
+    /// What was made for it.
+    made: Option<Made>,
+    /// The overlay's node was opened for it.
+    opened: bool,
+}
+
+impl Snapshot {
+    /// It stays.
+    pub(super) fn keep(self) {
+        if let Some(made) = self.made {
+            made.keep();
+        }
+    }
+
+    /// Moves the users back, and removes what was made.
+    pub(super) fn undo(self, daemon: &Daemon) {
+        let (tap, device) = {
+            let graph = daemon.graph.lock();
+            let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) else {
+                return;
+            };
+            (Arc::clone(&overlay.tap), Arc::clone(&node.device))
+        };
+        let mut drained = tap.drain();
+        // Nothing has come between: commands run one at a time, and no job sits on the tap.
+        let _ = drained.replace(Arc::clone(&device) as _);
+        device.set_read_only(self.was_read_only);
+        let (image, gone) = {
+            let mut graph = daemon.graph.lock();
+            if let Some(node) = graph.get_mut(&self.node) {
+                node.read_only = self.was_read_only;
+            }
+            graph.pivot(&self.overlay, &self.node, &[]);
+            let image = graph.get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
+            let mut gone = Vec::new();
+            if let Some(link) = graph.link(&self.overlay, "backing") {
+                gone = graph.detach(link);
+            }
+            if self.opened {
+                gone.extend(graph.undo(&self.overlay));
+            }
+            (image, gone)
+        };
+        drop(drained);
+        if let Some(image) = image {
+            image.replace_backing(None);
+        }
+        close(gone);
+    }
+}
+
+impl Daemon {
+    /// `blockdev-snapshot`.
+    pub(super) fn snapshot(&self, args: &Args) -> Reply<Snapshot> {
+        self.put_overlay(args.str("node")?, args.str("overlay")?)
+    }
+
+    /// `blockdev-snapshot-sync`.
+    pub(super) fn snapshot_sync(&self, args: &Args) -> Reply<Snapshot> {
+        let path = args.str("snapshot-file")?;
+        let existing = args.opt_str("mode")? == Some("existing");
+        let (node, overlay, size, backing) = {
+            let graph = self.graph.lock();
+            let node = named_node(&graph, args)?;
+            let overlay = args.opt_str("snapshot-node-name")?;
+            let overlay = overlay.ok_or_else(|| QmpError::generic("New overlay node-name missing"))?;
+            if graph.get(overlay).is_some() {
+                return Err(QmpError::generic("New overlay node-name already in use"));
+            }
+            graph.check_name(overlay)?;
+            let format = format_named(args.opt_str("format")?.unwrap_or("qcow2"))?;
+            if format == Format::Raw {
+                return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
+            }
+            check_below(&graph, &node.name)?;
+            let backing = (node.name_in_headers(), node.format_in_headers());
+            (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
+        };
+        let made = match existing {
+            true => None,
+            false => Some(Made::create(path, Format::Qcow2, size, Some(backing))?),
+        };
+        let file = json!({"driver": "file", "filename": path});
+        let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
+        if let Value::Object(options) = options {
+            self.open_node(&options, Inherited::default())?;
+        }
+        match self.put_overlay(&node, &overlay) {
+            Ok(snapshot) => {
+                let mut graph = self.graph.lock();
+                let is_used = graph.uses_of(&overlay).next().is_some();
+                if let Some(overlay) = graph.get_mut(&overlay) {
+                    // It goes with its last user. One that has none yet can be closed by name only.
+                    overlay.owned = !is_used;
+                }
+                Ok(Snapshot { made, opened: true, ..snapshot })
+            }
+            Err(error) => {
+                let gone = self.graph.lock().undo(&overlay);
+                drop(gone);
+                Err(error)
+            }
+        }
+    }
+
+    fn put_overlay(&self, node: &str, overlay: &str) -> Reply<Snapshot> {
+        let (tap, below, above, image) = {
+            let graph = self.graph.lock();
+            let (base, above) = (graph.find(node)?, graph.find(overlay)?);
+            check_below(&graph, node)?;
+            let image = above.qcow2.clone();
+            let image =
+                image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
+            if graph.uses_of(overlay).next().is_some() {
+                return Err(QmpError::generic("The overlay is already in use"));
+            }
+            if image.backing().is_some() {
+                return Err(QmpError::generic("The overlay already has a backing image"));
+            }
+            if graph.stands_on(overlay, node) {
+                return Err(QmpError::generic(format!(
+                    "Making '{node}' a backing child of '{overlay}' would create a cycle"
+                )));
+            }
+            if above.read_only {
+                return Err(QmpError::generic(format!("Block node '{overlay}' is read-only")));
+            }
+            (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
+        };
+        let mut drained = hold(&tap)?;
+        below.flush().map_err(failed)?;
+        image.replace_backing(Some(Arc::clone(&below) as _));
+        if let Err(error) = drained.replace(above) {
+            image.replace_backing(None);
+            return Err(failed(error));
+        }
+        let mut graph = self.graph.lock();
+        let was_read_only = below.options().read_only;
+        below.set_read_only(true);
+        if let Some(base) = graph.get_mut(node) {
+            base.read_only = true;
+        }
+        graph.pivot(node, overlay, &[]);
+        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+        // Whoever used the node uses the overlay now, so nobody contradicts.
+        graph.attach(node, holder, Perms::READ, NO_CHANGE)?;
+        Ok(Snapshot {
+            node: node.to_owned(),
+            overlay: overlay.to_owned(),
+            was_read_only,
+            made: None,
+            opened: false,
+        })
+    }
+}
+
+fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
+    tap.drain_for(HOLD_LIMIT)
+        .ok_or_else(|| QmpError::generic("A write of a guest does not end: the snapshot was given up"))
+}
+
+/// Refuses nodes whose users cannot be moved.
+fn check_below(graph: &Graph, name: &str) -> Reply<()> {
+    graph.check_no_job(name)?;
+    graph.check_no_overlay(name)?;
+    // What stands on a file holds the file itself and not its tap.
+    let holds_file = graph.find(name)?.storage.is_some();
+    for (_, u) in graph.uses_of(name) {
+        if let (true, Holder::Node { name: parent, role }) = (holds_file, &u.holder) {
+            return Err(QmpError::generic(format!(
+                "Node '{name}' is busy: node is used as {role} of '{parent}'"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Chains of images in the graph: who stands on whom as backing file, and what keeps a layer busy.
+
+use blockmirror_image::Format;
+use blockmirror_qmp::QmpError;
+
+use super::{Graph, Holder, Node, UseId};
+use crate::Reply;
+
+impl Graph {
+    /// The edge by which `parent` stands on its child in `role`.
+    pub(crate) fn link(&self, parent: &str, role: &str) -> Option<UseId> {
+        let is_it = |holder: &Holder| matches!(holder, Holder::Node { name, role: r } if name == parent && *r == role);
+        self.uses.iter().find(|(_, u)| is_it(&u.holder)).map(|(id, _)| *id)
+    }
+
+    /// The backing file of `name`.
+    pub(crate) fn backing_of<'a>(&'a self, name: &'a str) -> Option<&'a Node> {
+        self.children(name).find(|(role, _)| *role == "backing").map(|(_, node)| node)
+    }
+
+    /// The node `name` and the backing files below it, from the top.
+    pub(crate) fn chain<'a>(&'a self, name: &'a str) -> Vec<&'a Node> {
+        std::iter::successors(self.get(name), |node| self.backing_of(&node.name)).collect()
+    }
+
+    /// Whether `below` is `above` or something that it stands on, in whatever role.
+    pub(crate) fn stands_on(&self, above: &str, below: &str) -> bool {
+        let mut open = vec![above];
+        let mut seen = Vec::new();
+        while let Some(name) = open.pop() {
+            if name == below {
+                return true;
+            }
+            if !seen.contains(&name) {
+                seen.push(name);
+                open.extend(self.children(name).map(|(_, node)| node.name.as_str()));
+            }
+        }
+        false
+    }
+
+    /// Refuses if a job works on `name`.
+    pub(crate) fn check_no_job(&self, name: &str) -> Reply<()> {
+        for (_, u) in self.uses_of(name) {
+            if let Holder::Job { kind, .. } = &u.holder {
+                return Err(busy(name, &format!("block device is in use by block job: {kind}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses if an overlay stands on `name`.
+    pub(crate) fn check_no_overlay(&self, name: &str) -> Reply<()> {
+        for (_, u) in self.uses_of(name) {
+            if let Holder::Node { name: parent, role: "backing" } = &u.holder {
+                return Err(busy(name, &format!("node is used as backing hd of '{parent}'")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses if anybody but `parent` uses `name`.
+    pub(crate) fn check_used_by(&self, name: &str, parent: Option<&str>) -> Reply<()> {
+        self.check_no_job(name)?;
+        for (_, u) in self.uses_of(name) {
+            if !parent.is_some_and(|parent| u.is_link_of(parent)) {
+                if parent.is_none() {
+                    self.check_no_overlay(name)?;
+                }
+                return Err(busy(name, &format!("it is in use by {}", u.holder)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn busy(name: &str, why: &str) -> QmpError {
+    QmpError::generic(format!("Node '{name}' is busy: {why}"))
+}
+
+impl Node {
+    /// What the header of an image that stands on this one calls it: an absolute path, where it is a file.
+    pub(crate) fn name_in_headers(&self) -> String {
+        let absolute = self.path.as_ref().and_then(|path| std::path::absolute(path).ok());
+        absolute.map_or_else(|| self.filename.clone(), |path| path.display().to_string())
+    }
+
+    /// The format that such a header names.
+    pub(crate) fn format_in_headers(&self) -> Format {
+        if self.qcow2.is_some() { Format::Qcow2 } else { Format::Raw }
+    }
+
+    /// Whether this is what `name`, given by a client, means.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.filename == name || self.name_in_headers() == name
+    }
+}

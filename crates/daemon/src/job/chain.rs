@@ -1,0 +1,299 @@
+//! Jobs that shorten chains of images: `stream` and `commit`.
+//!
+//! The work is that of `blockmirror-ops`; here nodes are held for it, and the graph is brought in line at its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_image_lock::Permission;
+use blockmirror_mirror::{Event, MirrorOptions, OnError, Refused, Verb};
+use blockmirror_ops::{Base, CommitJob, JobControl, StreamJob, commit_active};
+use blockmirror_qmp::{QmpError, Session};
+
+use super::{Ask, AtEnd, Figures, JobOptions, SimpleJob, Steer, close};
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::failed;
+use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
+
+/// What both kinds are started with.
+#[derive(Debug)]
+pub(crate) struct ChainRequest {
+    pub(crate) job: JobOptions,
+    pub(crate) on_error: OnError,
+    /// What the header of the image that gets another backing file is to call it, if not its path.
+    pub(crate) backing_file: Option<String>,
+}
+
+impl ChainRequest {
+    fn options(&self) -> blockmirror_ops::JobOptions {
+        blockmirror_ops::JobOptions::default()
+            .speed(self.job.speed)
+            .on_error(self.on_error)
+            .auto_finalize(self.job.auto_finalize)
+            .auto_dismiss(self.job.auto_dismiss)
+    }
+
+    fn base(&self, node: &Node) -> Base {
+        Base {
+            device: Arc::clone(&node.device) as _,
+            name: self.backing_file.clone().unwrap_or_else(|| node.name_in_headers()).into_bytes(),
+            format: Some(node.format_in_headers().to_string()),
+        }
+    }
+
+    /// Holds nodes for the job, each with what it needs of it; all or none.
+    fn hold(&self, graph: &mut Graph, nodes: &[(String, Perms)]) -> Reply<Vec<UseId>> {
+        let mut uses = Vec::new();
+        for (index, (name, needs)) in nodes.iter().enumerate() {
+            let holder = Holder::Job { id: self.job.id.clone(), kind: self.job.kind };
+            // Users of the first node, the guest's, go on as they like.
+            let shares = if index == 0 { NO_CHANGE.with(Permission::Write) } else { NO_CHANGE };
+            match graph.attach(name, holder, *needs, shares) {
+                Ok(id) => uses.push(id),
+                Err(error) => {
+                    // Nobody's last use: they are links of a chain.
+                    uses.into_iter().for_each(|id| drop(graph.detach(id)));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(uses)
+    }
+}
+
+/// The base of a commit, which is made writable for it.
+struct WritableBase {
+    name: String,
+    was_read_only: bool,
+}
+
+impl WritableBase {
+    fn new(graph: &mut Graph, name: &str) -> Reply<Self> {
+        let base = graph.get_mut(name);
+        let base = base.ok_or_else(|| QmpError::generic(format!("Cannot find node '{name}'")))?;
+        let was_read_only = base.read_only;
+        if was_read_only && !base.device.could_be_written() {
+            return Err(QmpError::generic(format!(
+                "Block node '{name}' is read-only: open it for writing and give it as 'backing' to commit to it"
+            )));
+        }
+        base.device.set_read_only(false);
+        base.read_only = false;
+        Ok(Self { name: name.to_owned(), was_read_only })
+    }
+
+    fn restore(&self, graph: &mut Graph) {
+        if let Some(base) = graph.get_mut(&self.name) {
+            base.device.set_read_only(self.was_read_only);
+            base.read_only = self.was_read_only;
+        }
+    }
+}
+
+impl Daemon {
+    /// Starts to bring up into `device` what it shows of its backing files above `base`, or of all.
+    pub(crate) fn start_stream(
+        self: &Arc<Self>,
+        session: &Session,
+        request: ChainRequest,
+        device: &str,
+        base: Option<&str>,
+    ) -> Reply<()> {
+        let (image, base, uses) = {
+            let mut graph = self.graph.lock();
+            graph.check_no_job(device)?;
+            let node = graph.find(device)?;
+            if node.read_only {
+                return Err(QmpError::generic(format!("Block node '{device}' is read-only")));
+            }
+            let image = node.qcow2.clone();
+            let chain = graph.chain(device);
+            let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
+            let base = depth.map(|depth| (chain[depth].name.clone(), request.base(chain[depth]), depth));
+            let last = depth.unwrap_or(chain.len() - 1);
+            let mut nodes: Vec<_> =
+                chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
+            nodes[0].1 = Perms::READ.with(Permission::WriteUnchanged);
+            for node in &chain[1..] {
+                graph.check_no_job(&node.name)?;
+            }
+            let uses = request.hold(&mut graph, &nodes)?;
+            (image, base, uses)
+        };
+        let Some(image) = image else {
+            // Only qcow2 images have backing files: there is nothing to do.
+            let job = SimpleJob::start(&request.job, || Ok(()));
+            let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
+            self.add_job(Some(session), request.job, Box::new(job), at_end);
+            return Ok(());
+        };
+        let below = base.as_ref().map(|(name, ..)| name.clone());
+        let layers = base.map(|(_, base, depth)| (base, u32::try_from(depth).unwrap_or(u32::MAX)));
+        let job = match StreamJob::start(image, layers, request.options()) {
+            Ok(job) => job,
+            Err(error) => {
+                self.detach_all(&uses);
+                return Err(failed(error));
+            }
+        };
+        let control = job.control().clone();
+        let device = device.to_owned();
+        let at_end: AtEnd = Box::new(move |daemon| {
+            // How it went has been told.
+            if job.wait().is_ok() {
+                daemon.relink(&device, below.as_deref());
+            }
+            daemon.detach_all(&uses);
+        });
+        self.add_job(Some(session), request.job, Box::new(control), at_end);
+        Ok(())
+    }
+
+    /// The node `overlay` stands on `base` from now on, or on nothing; its image does already.
+    fn relink(&self, overlay: &str, base: Option<&str>) {
+        let mut graph = self.graph.lock();
+        let old = graph.link(overlay, "backing");
+        if let Some(base) = base {
+            let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+            // The chain shared it before, with the same rights.
+            let _ = graph.attach(base, holder, Perms::READ, NO_CHANGE);
+        }
+        let gone = old.map(|old| graph.detach(old)).unwrap_or_default();
+        drop(graph);
+        close(gone);
+    }
+
+    /// Starts to write what lies in the chain of `device` from `top` down to above `base` into `base`.
+    pub(crate) fn start_commit(
+        self: &Arc<Self>,
+        session: &Session,
+        request: ChainRequest,
+        device: &str,
+        top: &str,
+        base: &str,
+    ) -> Reply<()> {
+        let mut graph = self.graph.lock();
+        graph.check_no_job(device)?;
+        let chain = graph.chain(device);
+        let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
+        let (from, to) = (position(top), position(base));
+        let layers = u32::try_from(to - from).unwrap_or(u32::MAX);
+        let names: Vec<_> = chain[..=to].iter().map(|node| node.name.clone()).collect();
+        // Who reads a layer by itself would see a mixture.
+        for pair in names.windows(2) {
+            graph.check_used_by(&pair[1], Some(&pair[0]))?;
+        }
+        let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(chain[to]));
+        let overlay = from.checked_sub(1).and_then(|above| chain[above].qcow2.clone());
+        let tap = Arc::clone(&chain[0].tap);
+        let mut nodes: Vec<_> = names.iter().map(|name| (name.clone(), Perms::READ)).collect();
+        nodes[to].1 = Perms::READ.with(Permission::WriteUnchanged);
+        let writable = WritableBase::new(&mut graph, base)?;
+        let uses = match request.hold(&mut graph, &nodes) {
+            Ok(uses) => uses,
+            Err(error) => {
+                writable.restore(&mut graph);
+                return Err(error);
+            }
+        };
+        drop(graph);
+        let give_back = move |daemon: &Daemon, writable: &WritableBase, uses: &[UseId]| {
+            writable.restore(&mut daemon.graph.lock());
+            daemon.detach_all(uses);
+        };
+        if from == 0 {
+            let policy = request.on_error;
+            let options = MirrorOptions::new()
+                .speed(request.job.speed)
+                .on_source_error(policy)
+                .on_target_error(policy)
+                .auto_finalize(request.job.auto_finalize)
+                .auto_dismiss(request.job.auto_dismiss);
+            let target = base_of_job.device;
+            let job = match commit_active(&tap, Arc::clone(&target), layers, options) {
+                Ok(job) => job,
+                Err(error) => {
+                    give_back(self, &writable, &uses);
+                    return Err(failed(error));
+                }
+            };
+            let control = job.control().clone();
+            let (device, base) = (device.to_owned(), base.to_owned());
+            let at_end: AtEnd = Box::new(move |daemon| {
+                let _ = job.wait();
+                if Arc::ptr_eq(&tap.device(), &target) {
+                    daemon.graph.lock().pivot(&device, &base, &uses);
+                    daemon.detach_all(&uses);
+                    daemon.collect(&device);
+                } else {
+                    give_back(daemon, &writable, &uses);
+                }
+            });
+            self.add_job(Some(session), request.job, Box::new(control), at_end);
+            return Ok(());
+        }
+        let job = overlay
+            .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
+            .and_then(|overlay| {
+                CommitJob::start(overlay, top_device as _, base_of_job, layers, request.options())
+                    .map_err(failed)
+            });
+        let job = match job {
+            Ok(job) => job,
+            Err(error) => {
+                give_back(self, &writable, &uses);
+                return Err(error);
+            }
+        };
+        let control = job.control().clone();
+        let (overlay, base) = (names[from - 1].clone(), base.to_owned());
+        let at_end: AtEnd = Box::new(move |daemon| {
+            if job.wait().is_ok() {
+                daemon.relink(&overlay, Some(&base));
+            }
+            give_back(daemon, &writable, &uses);
+        });
+        self.add_job(Some(session), request.job, Box::new(control), at_end);
+        Ok(())
+    }
+
+    /// Closes `name` if it has neither owner nor users any more.
+    fn collect(&self, name: &str) {
+        let gone = self.graph.lock().collect(name);
+        close(gone);
+    }
+}
+
+impl Steer for JobControl {
+    fn figures(&self) -> Figures {
+        let progress = self.progress();
+        let busy = progress.state == blockmirror_mirror::JobState::Running;
+        Figures {
+            offset: progress.offset,
+            len: progress.len,
+            busy,
+            io_status: progress.io_status,
+            mirror: None,
+        }
+    }
+
+    fn ask(&self, ask: Ask) -> Result<(), Refused> {
+        let refused = |verb| Err(Refused::State { verb, state: self.progress().state });
+        match ask {
+            Ask::Cancel(true) => self.force_cancel(),
+            Ask::Cancel(false) => self.cancel(),
+            Ask::Pause => self.pause(),
+            Ask::Resume => self.resume(),
+            Ask::SetSpeed(speed) => self.set_speed(speed),
+            Ask::Change(_) => refused(Verb::Change),
+            Ask::Complete => refused(Verb::Complete),
+            Ask::Finalize => self.finalize(),
+            Ask::Dismiss => self.dismiss(),
+        }
+    }
+
+    fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
+        JobControl::next_event(self, timeout)
+    }
+}

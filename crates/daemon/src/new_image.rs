@@ -1,0 +1,89 @@
+//! Image files that commands make: for `blockdev-create`, and as overlay or target of `blockdev-snapshot-sync` and
+//! `drive-mirror`.
+
+use std::path::{Path, PathBuf};
+
+use blockmirror_block::ErrorKind;
+use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage};
+use blockmirror_qmp::QmpError;
+
+use crate::Reply;
+use crate::driver::failed;
+
+/// A file that was made for a command, and goes again unless the command succeeds.
+#[derive(Debug)]
+#[must_use = "dropping it removes the file"]
+pub(crate) struct Made {
+    /// What is to be removed. Nothing once it is kept, or if there was a file before.
+    remove: Option<PathBuf>,
+}
+
+impl Made {
+    /// Makes an image at `path`, with a header that names the backing file `backing` if that is given. A file that is
+    /// there already is replaced; it must not be in use.
+    pub(crate) fn create(
+        path: &str,
+        format: Format,
+        size: u64,
+        backing: Option<(String, Format)>,
+    ) -> Reply<Self> {
+        if format == Format::Raw && backing.is_some() {
+            return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
+        }
+        let (name, backing_format) = backing.unzip();
+        let mut settings = CreateSettings::default();
+        settings.backing_file = name;
+        settings.backing_format = backing_format;
+        Self::create_with(path, format, size, settings)
+    }
+
+    /// The same with all settings.
+    pub(crate) fn create_with(
+        path: &str,
+        format: Format,
+        size: u64,
+        settings: CreateSettings,
+    ) -> Reply<Self> {
+        let existed = Path::new(path).exists();
+        let spec = CreateSpec::new(format, size, settings);
+        let image = NewImage::create(path, &spec).and_then(NewImage::persist);
+        image.map_err(|error| in_words(path, &error))?;
+        Ok(Self { remove: (!existed).then(|| path.into()) })
+    }
+
+    /// The file stays.
+    pub(crate) fn keep(mut self) {
+        self.remove = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = self.remove.take() {
+            // If it cannot be removed, an empty image stays: the client has been told of an error anyway.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn in_words(path: &str, error: &Error) -> QmpError {
+    let reason = match error {
+        Error::Block(error) => match error.kind() {
+            ErrorKind::NotFound => "No such file or directory",
+            ErrorKind::PermissionDenied => "Permission denied",
+            ErrorKind::NoSpace => "No space left on device",
+            _ => return failed(error),
+        },
+        other => return failed(other),
+    };
+    QmpError::generic(format!("Could not create '{path}': {reason}"))
+}
+
+/// The image format `name` of a new file.
+pub(crate) fn format_named(name: &str) -> Reply<Format> {
+    match name {
+        "raw" => Ok(Format::Raw),
+        "qcow2" => Ok(Format::Qcow2),
+        other => Err(QmpError::generic(format!("Unknown file format '{other}'"))),
+    }
+}
