@@ -21,6 +21,8 @@ mod job;
 mod new_image;
 mod object;
 mod startup;
+#[cfg(test)]
+mod tests;
 
 pub use daemon::Daemon;
 pub use startup::{Startup, StartupError};
