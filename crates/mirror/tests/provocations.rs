@@ -3,13 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use blockmirror_bitmap::{Cursor, DirtyBitmap};
-use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags};
 use blockmirror_mirror::{
     CopyMode, Error, ErrorAction, Event, GranularityReason, IoStatus, JobState, MirrorJob, MirrorOptions,
@@ -264,32 +265,32 @@ fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
 /// Nobody sleeps through a word: at a byte a second a job would sleep for days.
 #[test]
 fn provocation_13_a_sleeping_job_hears_every_verb() {
-    let (source, target) = (filled(LEN), empty(LEN));
-    let tap = Tap::new(Arc::clone(&source) as _);
-    let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, MirrorOptions::new().speed(1)).unwrap();
-    let control = job.control();
-    let asleep = || {
-        // One operation goes first and pays later.
+    for verbs in ["speed", "pause, resume, speed", "cancel"] {
+        let (source, target) = (filled(LEN), empty(LEN));
+        let tap = Tap::new(Arc::clone(&source) as _);
+        // One thread, so that none comes later and finds out by itself.
+        let options = MirrorOptions::new().speed(1).threads(NonZeroUsize::new(1));
+        let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, options).unwrap();
+        let control = job.control();
+        // One operation goes first and is paid for later.
         while control.progress().in_flight > 0 || control.progress().offset == 0 {
             thread::yield_now();
         }
-    };
-    asleep();
-    control.pause().unwrap();
-    assert_eq!(control.progress().state, JobState::Paused);
-    control.resume().unwrap();
-    control.set_speed(u64::MAX).unwrap();
-    until_ready(&job);
-    keep(job);
-    assert_eq!(target.contents().unwrap(), source.contents().unwrap());
-
-    let job = MirrorJob::attach(&tap, empty(LEN), MirrorOptions::new().speed(1)).unwrap();
-    let control = job.control();
-    while control.progress().offset == 0 {
-        thread::yield_now();
+        if verbs == "cancel" {
+            control.force_cancel().unwrap();
+            assert!(control.wait_timeout(FOREVER.unwrap()), "it sleeps on");
+            continue;
+        }
+        if verbs != "speed" {
+            control.pause().unwrap();
+            assert_eq!(control.progress().state, JobState::Paused);
+            control.resume().unwrap();
+        }
+        control.set_speed(u64::MAX).unwrap();
+        until_ready(&job);
+        keep(job);
+        assert_eq!(target.contents().unwrap(), source.contents().unwrap());
     }
-    control.force_cancel().unwrap();
-    assert!(control.wait_timeout(FOREVER.unwrap()), "it sleeps on");
 }
 
 #[test]
@@ -321,10 +322,12 @@ fn provocation_14_figures_at_their_limits() {
     job.wait().unwrap();
 
     // A buffer smaller than a granule, and than anything.
-    let (source, target) = (filled(LEN), empty(LEN));
+    let (source, target) = (filled(LEN), Arc::new(MemoryDisk::new(LEN).logged()));
     let options = MirrorOptions::new().granularity(64 << 20).buf_size(1);
     MirrorJob::start(Arc::clone(&source) as _, Arc::clone(&target) as _, options).unwrap().wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+    let writes = target.take_log().iter().filter(|op| matches!(op, DiskOp::Write(..))).count();
+    assert!(writes <= 32, "{writes} writes of less than 64 KiB");
 
     // Who walks over a bitmap sees what was cleared ahead of him, also inside the word he looks at.
     let mut map = DirtyBitmap::new(64 * 512, 512).unwrap();
