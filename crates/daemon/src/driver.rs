@@ -203,9 +203,8 @@ impl Daemon {
             None => self.graph.lock().name_for_unnamed(),
         };
         let mut opening = Opening { daemon: self, common, children: Vec::new() };
-        let result = opening
-            .drive(&args)
-            .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
+        let result =
+            opening.drive(&args).and_then(|(driver, opened)| self.put_in(&name, driver, common, opened));
         if result.is_err() {
             let children = std::mem::take(&mut opening.children);
             let gone: Vec<_> = children.iter().flat_map(|child| self.graph.lock().undo(child)).collect();
@@ -214,14 +213,7 @@ impl Daemon {
         result.map(|()| name)
     }
 
-    fn put_in(
-        &self,
-        name: &str,
-        driver: &'static str,
-        args: &Args,
-        common: Common,
-        opened: Opened,
-    ) -> Reply<()> {
+    fn put_in(&self, name: &str, driver: &'static str, common: Common, opened: Opened) -> Reply<()> {
         let read_only = common.read_only || opened.read_only;
         let front = Front::new(
             opened.device,
@@ -236,7 +228,6 @@ impl Daemon {
         let node = Node {
             name: name.to_owned(),
             driver,
-            options: args.map().clone(),
             filename: opened.filename,
             path: opened.path,
             storage: opened.storage,

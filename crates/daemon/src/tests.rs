@@ -91,10 +91,10 @@ impl Client {
         let spec = CreateSpec::new(Format::Qcow2, SIZE, settings);
         NewImage::create(self.path(name), &spec).unwrap().persist().unwrap();
         let options = OpenOptions::new().writable(true);
-        let policy = blockmirror_image::ReferencePolicy::beside(self.path(name)).unwrap();
+        let policy = blockmirror_image::ReferencePolicy::beside(&self.path(name)).unwrap();
         let image = options.policy(policy).open(self.path(name)).unwrap();
-        image.write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE).unwrap();
-        image.flush().unwrap();
+        image.device().write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE).unwrap();
+        image.device().flush().unwrap();
     }
 
     fn add(&mut self, name: &str, file: &str, backing: Value) {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use blockmirror_block::Storage;
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
-use serde_json::{Map, Value};
 
 use super::front::Front;
 
@@ -17,8 +16,6 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// The driver's name on the wire.
     pub(crate) driver: &'static str,
-    /// What it was opened with, for reopening.
-    pub(crate) options: Map<String, Value>,
     /// What it is called in answers: a path, a URI.
     pub(crate) filename: String,
     /// The path of the host file, where there is one right below.
