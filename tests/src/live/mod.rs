@@ -5,7 +5,7 @@
 //! for this and that, and in between everybody stops and the disks are compared with what the writers know.
 //!
 //! What must hold:
-//! - Every word that is written says where it belongs, who wrote it and in which of his operations ([`paint`]): a wrong
+//! - Every word that is written says where it belongs, who wrote it and in which of his operations: a wrong
 //!   byte tells where it came from.
 //! - What the judge expects comes from the writers' own notes, never from a disk.
 //! - The seed decides what is drawn, not how the threads interleave: a seed that failed may pass the next time.
