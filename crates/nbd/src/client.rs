@@ -1,4 +1,4 @@
-//! A client: an export of an NBD server as a [`BlockDevice`].
+//! A client: an export of an NBD server as a `BlockDevice`.
 //!
 //! ```no_run
 //! use blockmirror_block::BlockDevice;
