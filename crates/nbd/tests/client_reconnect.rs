@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Storage, Visit, WriteFlags, ZeroFlags};
-use blockmirror_nbd::proto::{Chunk, Command, TransmissionFlags};
+use blockmirror_nbd::proto::{Chunk, Command, Errno, TransmissionFlags};
 use blockmirror_nbd::{ClientError, ClientStorage};
 use fake::{BASE, Export, Fake, Peer};
 
@@ -130,6 +130,25 @@ fn with_a_delay_every_kind_of_request_is_done_again() {
     again(&|| disk.flush().unwrap());
     let disk = served.disk.lock().unwrap();
     assert!(disk[10..510] == [0; 500] && disk[510..1010] == [7; 500]);
+}
+
+/// A server of ours that was stopped answered what was under way like this, and the request failed though the next server
+/// was about to come.
+#[test]
+fn a_server_that_says_it_is_going_down_is_as_good_as_gone() {
+    let fake = Fake::new(move |number, mut peer| {
+        if peer.handshake(&Export::new()).is_some() {
+            while let Some((request, _)) = peer.request() {
+                if number == 0 {
+                    peer.error(request.cookie, Errno::SHUTDOWN, true);
+                } else {
+                    peer.ok(request.cookie);
+                }
+            }
+        }
+    });
+    let disk = fake.options().reconnect_delay(LONG).open().unwrap();
+    disk.write_at(&[1; 8], 0, WriteFlags::NONE).unwrap();
 }
 
 #[test]

@@ -77,9 +77,16 @@ impl ClientError {
             Self::Connect(_) | Self::TimedOut(_) | Self::Lost(_) => true,
             // A server that starts again may not have its exports yet.
             Self::Refused { .. } => true,
+            Self::Server { error, .. } => *error == Errno::SHUTDOWN,
             Self::Violation(_) | Self::Proto(_) | Self::Unsuitable(_) | Self::Tls(_) => false,
-            Self::Changed(_) | Self::UnflushedLost | Self::Server { .. } | Self::Cancelled => false,
+            Self::Changed(_) | Self::UnflushedLost | Self::Cancelled => false,
         }
+    }
+
+    /// Whether it is what the server has to say about one request, and the connection is good. A server that is going
+    /// down says so, and that ends the connection.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self, Self::Server { error, .. } if *error != Errno::SHUTDOWN)
     }
 
     /// What it is at the border of devices.

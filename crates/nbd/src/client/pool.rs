@@ -20,7 +20,7 @@ use super::connect::{Connector, Patron};
 use super::connection::{Connection, Op, Sink};
 use super::error::ClientError;
 use super::handshake::Negotiated;
-use super::ledger::{Ledger, Ticket};
+use super::ledger::Ledger;
 use super::socket::Socket;
 use crate::proto::{Command, CommandFlags, TransmissionFlags};
 
@@ -140,7 +140,7 @@ impl Pool {
                     self.succeeded(&connection, op);
                     return Ok(());
                 }
-                Err(error @ ClientError::Server { .. }) => return Err(error),
+                Err(error) if error.is_answer() => return Err(error),
                 Err(error) => self.lost(&connection, error, &mut wait)?,
             }
         }
@@ -151,7 +151,6 @@ impl Pool {
         let ticket = self.state.lock().ledger.begin();
         let mut wait = self.wait();
         loop {
-            self.verdict(ticket)?;
             let connection = self.acquire(&mut wait)?;
             let op = Op { command: Command::Flush, flags: CommandFlags::NONE, range: Default::default() };
             let result = if connection.negotiated().flags.contains(TransmissionFlags::SEND_FLUSH) {
@@ -163,18 +162,15 @@ impl Pool {
             match result {
                 Ok(()) => {
                     self.succeeded(&connection, op);
-                    self.verdict(ticket)?;
-                    self.state.lock().ledger.flushed(ticket, connection.epoch);
-                    return Ok(());
+                    // Told only now: the flush itself may have found out about a loss.
+                    let ledger = &mut self.state.lock().ledger;
+                    ledger.flushed(ticket, connection.epoch);
+                    return if ledger.verdict(ticket) { Err(ClientError::UnflushedLost) } else { Ok(()) };
                 }
-                Err(error @ ClientError::Server { .. }) => return Err(error),
+                Err(error) if error.is_answer() => return Err(error),
                 Err(error) => self.lost(&connection, error, &mut wait)?,
             }
         }
-    }
-
-    fn verdict(&self, ticket: Ticket) -> Result<(), ClientError> {
-        if self.state.lock().ledger.verdict(ticket) { Err(ClientError::UnflushedLost) } else { Ok(()) }
     }
 
     fn wait(&self) -> Wait {
