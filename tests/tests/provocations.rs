@@ -254,6 +254,8 @@ fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_piv
     until_ready(&job);
     tap.flush().unwrap();
     job.control().complete().unwrap();
+    // Somebody keeps a handle of the job that is over.
+    let _control = job.control().clone();
     job.wait().unwrap();
     assert!(busy().is_none(), "the source is left busy: {:?}", busy());
     tap.write_at(&[2; 512], 0, WriteFlags::NONE).unwrap();
