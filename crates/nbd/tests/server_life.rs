@@ -163,6 +163,7 @@ impl Observer for Log {
     }
 }
 
+/// It was once told of the second client before the first, and of the last one's end while another was being let in.
 #[test]
 fn the_observer_is_told_of_first_and_last_clients() {
     let log = Arc::new(Log::default());

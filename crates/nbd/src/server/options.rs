@@ -68,9 +68,11 @@ impl fmt::Debug for ServerOptions {
     }
 }
 
-/// Is told when clients come to and go from exports. Called from the server's threads without a lock held; must not block.
+/// Is told when clients come to and go from exports, for each export in the order in which they do.
+///
+/// Called from the server's threads. Must neither block nor remove exports or stop the server: both wait for it to return.
 pub trait Observer: Send + Sync {
-    /// A client has begun transmission on `export`, which now has `clients` of them.
+    /// A client is let in to `export`, which now has `clients` of them.
     fn connected(&self, export: &str, clients: usize) {
         let _ = (export, clients);
     }

@@ -33,8 +33,7 @@ pub(crate) struct Arrival(Option<Arc<Served>>);
 impl Drop for Arrival {
     fn drop(&mut self) {
         if let Some(served) = self.0.take() {
-            served.clients.lock().arriving -= 1;
-            served.gone.notify_all();
+            served.one_less(|clients| clients.arriving -= 1);
         }
     }
 }
@@ -49,6 +48,8 @@ pub(crate) struct Served {
     pub(crate) pool: Pool,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
+    /// Held from a change of the clients until the observer has been told, so that it is told in order.
+    telling: Mutex<()>,
     paces: [Pace; 5],
     clients: Mutex<Clients>,
     gone: Condvar,
@@ -91,6 +92,7 @@ impl Served {
             pool,
             known_data: Mutex::default(),
             observer,
+            telling: Mutex::default(),
             paces: Default::default(),
             clients: Mutex::default(),
             gone: Condvar::new(),
@@ -120,13 +122,20 @@ impl Served {
         all
     }
 
-    /// A place for a client; `None` if the export is closed.
+    /// A place for a client, who counts from now on; `None` if the export is closed.
     pub(crate) fn expect(self: &Arc<Self>) -> Option<Arrival> {
-        let mut clients = self.clients.lock();
-        if clients.closed {
-            return None;
+        let _telling = self.telling.lock();
+        let count = {
+            let mut clients = self.clients.lock();
+            if clients.closed {
+                return None;
+            }
+            clients.arriving += 1;
+            clients.count()
+        };
+        if let Some(observer) = &self.observer {
+            observer.connected(&self.export.name, count);
         }
-        clients.arriving += 1;
         Some(Arrival(Some(Arc::clone(self))))
     }
 
@@ -141,7 +150,7 @@ impl Served {
         // 0 is the event that wakes workers; the counter does not come round to it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let connection = Connection::new(id, transport, terms, Arc::clone(self), slot);
-        let count = {
+        {
             let mut clients = self.clients.lock();
             if clients.closed {
                 return;
@@ -150,10 +159,6 @@ impl Served {
             // It has arrived, in the same instant.
             clients.arriving -= 1;
             arrival.0 = None;
-            clients.by_id.len()
-        };
-        if let Some(observer) = &self.observer {
-            observer.connected(&self.export.name, count);
         }
         if self.pool.register(self, Arc::clone(&connection)).is_err() {
             self.forget(&connection);
@@ -169,14 +174,24 @@ impl Served {
 
     fn forget(&self, connection: &Connection) {
         connection.leave();
-        let (count, _connection) = {
+        let mut gone = None;
+        self.one_less(|clients| gone = clients.by_id.remove(&connection.id));
+        // Not under the lock: it may be the last to hold the connection.
+        drop(gone);
+    }
+
+    /// Takes a client off and tells of it.
+    fn one_less(&self, take_off: impl FnOnce(&mut Clients)) {
+        let telling = self.telling.lock();
+        let count = {
             let mut clients = self.clients.lock();
-            let connection = clients.by_id.remove(&connection.id);
-            (clients.by_id.len(), connection)
+            take_off(&mut clients);
+            clients.count()
         };
         if let Some(observer) = &self.observer {
             observer.disconnected(&self.export.name, count);
         }
+        drop(telling);
         self.gone.notify_all();
     }
 
@@ -248,6 +263,9 @@ impl Served {
             }
             (clients, _) = self.gone.wait_timeout(clients, left);
         }
+        drop(clients);
+        // And the observer has been told so.
+        drop(self.telling.lock());
         true
     }
 }
