@@ -37,6 +37,8 @@ pub(crate) struct Inherited {
     pub(crate) force_share: bool,
     pub(crate) direct: bool,
     pub(crate) no_flush: bool,
+    /// Discards come from a node above, which has its own say about them.
+    pub(crate) unmap: bool,
     pub(crate) depth: usize,
 }
 
@@ -93,7 +95,7 @@ impl Common {
     fn new(args: &Args, inherited: Inherited) -> Reply<Self> {
         let cache = Args::new(args.get("cache").and_then(Value::as_object).cloned().unwrap_or_default());
         let detect = args.opt_str("detect-zeroes")?.unwrap_or("off").to_owned();
-        let unmap = args.opt_str("discard")? == Some("unmap");
+        let unmap = args.opt_str("discard")?.map_or(inherited.unmap, |discard| discard == "unmap");
         if detect == "unmap" && !unmap {
             return Err(QmpError::generic(
                 "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
@@ -123,6 +125,7 @@ impl Common {
             force_share: self.force_share,
             direct: self.direct,
             no_flush: self.no_flush,
+            unmap: true,
             depth: self.depth + 1,
         }
     }

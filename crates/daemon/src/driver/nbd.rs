@@ -24,8 +24,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
     let mut options = ClientOptions::new(uri)
         .writable(!opening.common.read_only)
         .reconnect_delay(seconds("reconnect-delay")?)
-        .open_timeout(seconds("open-timeout")?)
-        .allocation_depth(true);
+        .open_timeout(seconds("open-timeout")?);
     if let Some(id) = args.opt_str("tls-creds")? {
         let creds = opening.daemon.objects.tls_creds(id, false)?;
         let mut tls = TlsOptions::default();
@@ -35,6 +34,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
         options = options.tls(tls);
     }
     let client = Arc::new(options.open().map_err(failed)?);
+    // For formats; users of the disk have the client itself, which can flush again after a lost connection.
     let storage = Arc::new(ClientStorage::new(Arc::clone(&client)));
     Ok(Opened { storage: Some(storage), ..Opened::leaf(client, filename) })
 }

@@ -13,10 +13,13 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let inherited = opening.common.for_file();
     let file = opening.child(args, "file", inherited)?;
     let read_only = opening.common.read_only || file.read_only;
-    // On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap.
+    // On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap. An
+    // export is a disk here: as something that a format lives in it would never flush again after a lost connection.
     let device = match &file.storage {
-        Some(storage) => Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?) as _,
-        None => Arc::clone(&file.tap) as _,
+        Some(storage) if file.path.is_some() => {
+            Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?) as _
+        }
+        _ => Arc::clone(&file.tap) as _,
     };
     let children = vec![match file.storage {
         Some(_) => file.file_link("file", read_only, opening.common.force_share),

@@ -1,0 +1,133 @@
+//! Nodes of the daemon that are exports of somebody else's server, and jobs on them when that server goes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test a failure is the point"
+)]
+
+#[path = "common/host.rs"]
+mod host;
+#[path = "common/nbd.rs"]
+mod nbd;
+
+use std::fs;
+
+use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_tests::qemu::run;
+use blockmirror_tests::scratch::{allocated, scratch};
+use host::Host;
+use nbd::{Server, have, noise};
+use serde_json::{Value, json};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+#[ignore = "the process of a daemon that the tests start"]
+fn daemon_process() {
+    host::serve_if_told();
+}
+
+/// The export of `server` as options of a node.
+fn node(server: &Server, name: &str) -> Value {
+    json!({"driver": "nbd", "node-name": name,
+           "server": {"type": "unix", "path": server.path("socket")}})
+}
+
+/// A `raw` node on an export was that export as formats use it, which never flushes again once a flush has failed: a mirror to
+/// it that had stopped for a lost server stopped again at each flush, for ever.
+#[test]
+fn a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost() {
+    if !have("a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost", &["qemu-nbd"]) {
+        return;
+    }
+    let mut server = Server::qemu_raw(32 * MIB, &[]);
+    let bytes = noise(1, 32 * MIB as usize);
+    let source = server.path("source");
+    fs::write(&source, &bytes).unwrap();
+    let mut host = Host::start(server.dir.path(), "host", None, &host::image("source", "raw", &source));
+    host.must("blockdev-add", node(&server, "export"));
+    host.must("blockdev-add", json!({"driver": "raw", "node-name": "target", "file": "export"}));
+    host.must(
+        "blockdev-mirror",
+        json!({"job-id": "m", "device": "source", "target": "target", "sync": "full", "speed": 32 * MIB,
+               "on-target-error": "stop"}),
+    );
+    host.wait_until(|job| job["copied"].as_u64() > Some(4 * MIB));
+    server.kill();
+    let stopped = host.wait_until(|job| job["paused"] == true);
+    assert_eq!(stopped["io-status"], "failed");
+    server.restart();
+    host.must("block-job-set-speed", json!({"device": "m", "speed": 0}));
+    host.wait_until(|job| {
+        // Told below: a flush may stop it once more.
+        job["ready"] == true || job["paused"] == true
+    });
+    let mut resumed = 0;
+    while host.job()["ready"] == false {
+        let paused = host.wait_until(|job| job["ready"] == true || job["paused"] == true);
+        if paused["paused"] == true {
+            resumed += 1;
+            host.must("block-job-resume", json!({"device": "m"}));
+        }
+    }
+    assert!(resumed <= 2, "resumed {resumed} times");
+    host.must("job-complete", json!({"id": "m"}));
+    assert_eq!(host.wait_for("BLOCK_JOB_COMPLETED").get("error"), None);
+    host.quit();
+    assert!(fs::read(server.path("image")).unwrap() == bytes);
+}
+
+/// What a server tells of its own backing chain is not the chain of this daemon's graph: a mirror of the top of the latter
+/// copied only what the top image of the former held.
+#[test]
+fn the_servers_chain_is_not_ours() {
+    if !have("the_servers_chain_is_not_ours", &["qemu-nbd", "qemu-img", "qemu-io"]) {
+        return;
+    }
+    let dir = scratch().unwrap();
+    let img = |line: &str| run("qemu-img", dir.path(), line.split(' ')).unwrap();
+    img("create -q -f qcow2 base 4M");
+    run("qemu-io", dir.path(), ["-c", "write -P 1 0 1M", "base"]).unwrap();
+    img("create -q -f qcow2 -b base -F qcow2 top");
+    run("qemu-io", dir.path(), ["-c", "write -P 2 2M 1M", "top"]).unwrap();
+    img("create -q -f qcow2 target 4M");
+    let server = Server::qemu(dir, "qcow2", "top", &["-A"]);
+    let target = server.path("target");
+    let mut host = Host::start(server.dir.path(), "host", None, &host::image("target", "qcow2", &target));
+    host.must("blockdev-add", node(&server, "source"));
+    host.must(
+        "blockdev-mirror",
+        json!({"job-id": "m", "device": "source", "target": "target", "sync": "top"}),
+    );
+    host.wait_for("BLOCK_JOB_READY");
+    host.must("block-job-cancel", json!({"device": "m"}));
+    host.wait_for("BLOCK_JOB_COMPLETED");
+    host.quit();
+    drop(server.open());
+    let uri = format!("nbd+unix:///?socket={}", server.path("socket").display());
+    run("qemu-img", server.dir.path(), ["compare", "-F", "qcow2", &uri, "target"]).unwrap();
+}
+
+/// A node that was described inside of another one ignored the discards that the other let through.
+#[test]
+fn a_discard_reaches_the_file_below_a_filter() {
+    let dir = scratch().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, noise(3, MIB as usize)).unwrap();
+    let mut words = vec!["--object".to_owned(), "throttle-group,id=g".to_owned(), "--blockdev".to_owned()];
+    let path = file.display();
+    words.push(format!(
+        "driver=throttle,node-name=disk,throttle-group=g,discard=unmap,file.driver=file,file.filename={path}"
+    ));
+    words.extend(host::nbd_server(dir.path(), "host"));
+    words.extend(host::export("disk", "disk"));
+    let host = Host::start(dir.path(), "host", None, &words);
+    let disk = host.open("disk");
+    disk.discard(ByteRange::new(0, MIB / 2)).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    host.quit();
+    assert_eq!(allocated(&file).unwrap(), MIB / 2);
+}
