@@ -32,6 +32,12 @@ impl ErrorClass {
             Self::KvmMissingCap => "KVMMissingCap",
         }
     }
+
+    /// The class of that name; one that nobody knows is [`ErrorClass::GenericError`].
+    pub fn from_name(name: &str) -> Self {
+        let all = [Self::CommandNotFound, Self::DeviceNotActive, Self::DeviceNotFound, Self::KvmMissingCap];
+        all.into_iter().find(|class| class.name() == name).unwrap_or(Self::GenericError)
+    }
 }
 
 impl fmt::Display for ErrorClass {

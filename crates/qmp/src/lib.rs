@@ -1,10 +1,11 @@
-//! The QMP wire format, schema and server loop; knows nothing of disks.
+//! The QMP wire format, schema, server loop and client; knows nothing of disks.
 //!
 //! - [`json`]: the JSON dialect, as a stream;
 //! - [`schema`]: commands, events and types as data; checked, introspected, printed;
 //! - [`keyval`]: command line options by the same schema;
 //! - [`Table`]: commands with their handlers;
-//! - [`Monitors`]: sessions on sockets and pipes, and the events that all of them get.
+//! - [`Monitors`]: sessions on sockets and pipes, and the events that all of them get;
+//! - [`Client`]: the other end.
 //!
 //! ```
 //! use std::io::{BufRead, BufReader, Write};
@@ -65,6 +66,7 @@
 //! sees every answer.
 
 mod args;
+pub mod client;
 mod error;
 pub mod json;
 pub mod keyval;
@@ -74,6 +76,7 @@ mod server;
 mod sync;
 
 pub use args::Args;
+pub use client::{Client, ClientError};
 pub use error::{ErrorClass, QmpError};
 pub use protocol::{Table, Version};
 pub use server::{Connection, Listener, Monitors, Peer, Session, inherited_fd};

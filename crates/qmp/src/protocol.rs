@@ -35,6 +35,23 @@ impl Version {
         Self { major, minor, micro, package: package.into() }
     }
 
+    /// The numbers: major, minor, micro.
+    pub fn triple(&self) -> (u32, u32, u32) {
+        (self.major, self.minor, self.micro)
+    }
+
+    /// Who speaks: `blockmirror 0.1.0`. QEMU's own is empty or a distribution's.
+    pub fn package(&self) -> &str {
+        &self.package
+    }
+
+    /// What [`to_value`](Self::to_value) was given.
+    pub(crate) fn from_value(value: &Value) -> Option<Self> {
+        let part = |name| value.get("qemu")?.get(name)?.as_u64().and_then(|n| u32::try_from(n).ok());
+        let package = value.get("package").and_then(Value::as_str).unwrap_or_default();
+        Some(Self::new(part("major")?, part("minor")?, part("micro")?, package))
+    }
+
     fn to_value(&self) -> Value {
         json!({
             "qemu": {"micro": self.micro, "minor": self.minor, "major": self.major},
