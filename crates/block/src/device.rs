@@ -120,6 +120,9 @@ pub struct Geometry {
     pub discard: DiscardEffect,
     /// Whether writes are accepted at all.
     pub writable: bool,
+    /// Whether it may go and come back while it is in use, without what was not flushed: somebody else serves it. Who would
+    /// have to write all that again flushes now and then.
+    pub forgetful: bool,
 }
 
 impl Geometry {
@@ -132,6 +135,7 @@ impl Geometry {
             zero_cost: ZeroCost::Data,
             discard: DiscardEffect::Ignored,
             writable: true,
+            forgetful: false,
         }
     }
 }

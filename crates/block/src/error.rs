@@ -47,6 +47,9 @@ pub enum ErrorKind {
     LimitExceeded,
     /// The operation was given up on request.
     Cancelled,
+    /// A flush found out that writes since the last good one may be lost. The device is there, and what is written to it
+    /// again and flushed will last.
+    WritesLost,
 }
 
 impl ErrorKind {
@@ -67,6 +70,7 @@ impl ErrorKind {
             Self::PermissionDenied => "not permitted",
             Self::LimitExceeded => "limit exceeded",
             Self::Cancelled => "cancelled",
+            Self::WritesLost => "writes may be lost",
         }
     }
 }

@@ -31,6 +31,7 @@ mod live_tests;
 mod meter;
 mod pressure;
 mod retry;
+mod secure;
 #[cfg(any(test, feature = "simulate"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
 pub(crate) mod sim;
@@ -106,8 +107,10 @@ pub(crate) enum Work {
         /// Only if no zero bytes have to be written for it.
         metadata_only: bool,
     },
-    /// Make everything written durable.
+    /// Make everything written durable: the last thing to do, or so it seems.
     Flush,
+    /// Make durable what was written, while other operations go on.
+    Secure,
     /// The last step of a job on a tap, for the tap to perform.
     End(Ending),
 }
@@ -228,6 +231,8 @@ pub(crate) struct Core {
     flushing: DirtyBitmap,
     flush_tries: u32,
     flush_not_before: Duration,
+    /// What was written is made durable on the way no earlier than this.
+    secure_not_before: Duration,
     limiter: RateLimiter,
     /// The target has shown that it cannot zero without writing.
     zero_by_data: bool,
@@ -299,6 +304,7 @@ impl Core {
             flushing: bitmap()?,
             flush_tries: 0,
             flush_not_before: Duration::ZERO,
+            secure_not_before: config.secure_every.unwrap_or_default(),
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
@@ -448,12 +454,19 @@ impl Core {
     }
 }
 
+impl Work {
+    /// Whether it makes durable what was written before it began.
+    fn is_flush(self) -> bool {
+        matches!(self, Self::Flush | Self::Secure)
+    }
+}
+
 impl InFlight {
     /// The bytes that are being moved or zeroed.
     fn moves(&self) -> ByteRange {
         match self.work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::End(_) => ByteRange::default(),
+            Work::Survey { .. } | Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
         }
     }
 

@@ -68,7 +68,7 @@ impl<'a> Mover<'a> {
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
             // Moves no data: whoever holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
-            Work::Flush => self.target.flush().map(|()| Done::Flushed).map_err(on_target),
+            Work::Flush | Work::Secure => self.target.flush().map(|()| Done::Flushed).map_err(on_target),
         }
     }
 

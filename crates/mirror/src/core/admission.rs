@@ -39,6 +39,9 @@ impl Core {
             return Next::Wait(Some(until));
         }
         self.forget_what_was_wanted();
+        if self.is_to_secure(now) {
+            return self.begin(Work::Secure, 0);
+        }
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)
         {
@@ -78,7 +81,7 @@ impl Core {
     pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
         let id = self.next_id;
         self.next_id += 1;
-        if work == Work::Flush {
+        if work.is_flush() {
             self.flushing.merge(&self.unflushed);
             self.unflushed.clear_all();
             // Their writes may land after the flush has begun.
@@ -183,7 +186,7 @@ impl Core {
             Work::Copy { range, .. } => (range, true),
             Work::Zero { range, metadata_only } => (range, !metadata_only),
             Work::Survey { range, .. } => (range, false),
-            Work::Flush | Work::End(_) => return Next::Wait(None),
+            Work::Flush | Work::Secure | Work::End(_) => return Next::Wait(None),
         };
         // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would never come near.
         let limited = moves_data && !self.has_been_ready();

@@ -191,7 +191,7 @@ impl Core {
     pub(super) fn is_urgent(&self, work: Work) -> bool {
         let range = match work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::End(_) => return false,
+            Work::Survey { .. } | Work::Flush | Work::Secure | Work::End(_) => return false,
         };
         self.held || self.wanted_range().is_some_and(|wanted| wanted.overlaps(range))
     }

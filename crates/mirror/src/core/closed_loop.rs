@@ -311,7 +311,7 @@ impl Play {
                         Done::Copied(Moved { copied: range.len(), ..Moved::default() })
                     }
                     Work::Zero { .. } => Done::Zeroed,
-                    Work::Flush => Done::Flushed,
+                    Work::Flush | Work::Secure => Done::Flushed,
                     Work::End(_) => Done::Ended,
                 };
                 self.core.finished(self.now, action.id, Ok(done));

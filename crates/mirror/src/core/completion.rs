@@ -52,6 +52,11 @@ impl Core {
                 self.flush_tries = 0;
                 self.flushed();
             }
+            (Ok(_), Work::Secure) => {
+                self.flushing.clear_all();
+                self.flush_tries = 0;
+                self.secured(now, op.begun);
+            }
             (_, Work::End(_)) => {}
             (Ok(_), Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
                 // The report does not fit the action, which cannot be; the range is simply not done.
@@ -153,14 +158,14 @@ impl Core {
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {
         let range = match op.work {
             Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Flush | Work::End(_) => ByteRange::default(),
+            Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
         };
         // First of all the range is dirty again, whatever the policy says. Bits that were set already are news from
         // the guest that arrived meanwhile.
         let units = self.whole_units(range);
         let news = self.dirty.dirty_bytes_in(units.start()..units.end()) > 0;
         self.claimed.remove(range);
-        if op.work == Work::Flush {
+        if op.work.is_flush() {
             // Anything written since the last good flush may be lost.
             self.dirty.merge(&self.unflushed);
             self.dirty.merge(&self.flushing);
@@ -168,6 +173,7 @@ impl Core {
             self.flushing.clear_all();
             self.guests_stay_unflushed();
             self.retries.clear();
+            self.secured(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());
             // It may have happened all the same; then the next look finds nothing to do, and only a flush makes it last.
@@ -178,6 +184,10 @@ impl Core {
         self.let_go();
         self.wanted = None;
         let Failure { operation, error } = failure;
+        if op.work.is_flush() && error.kind() == block::ErrorKind::WritesLost {
+            // The target says that it is as good as new: what it has lost is copied again, and nobody needs to be asked.
+            return;
+        }
         let no_space = error.kind() == block::ErrorKind::NoSpace;
         let policy = match operation {
             Operation::Read => self.config.on_source_error,
@@ -188,7 +198,7 @@ impl Core {
             OnError::Stop => ErrorAction::Stop,
             OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,
             OnError::Enospc | OnError::Auto => ErrorAction::Report,
-            OnError::Ignore if op.work == Work::Flush => {
+            OnError::Ignore if op.work.is_flush() => {
                 self.flush_tries += 1;
                 if self.flush_tries < MAX_FLUSH_TRIES || self.config.live {
                     ErrorAction::Ignore
@@ -205,7 +215,7 @@ impl Core {
         match action {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),
-            ErrorAction::Ignore if op.work == Work::Flush => {
+            ErrorAction::Ignore if op.work.is_flush() => {
                 self.flush_not_before = now.saturating_add(pace(self.flush_tries));
             }
             ErrorAction::Ignore => {

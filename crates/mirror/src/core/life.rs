@@ -142,7 +142,10 @@ impl Core {
     /// Nothing is queued, in flight, waiting for another try, or dirty.
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
-            return if self.has_been_ready() { Next::Wait(None) } else { self.begin(Work::Flush, 0) };
+            if self.has_been_ready() {
+                return Next::Wait(self.looks_again_at());
+            }
+            return self.begin(Work::Flush, 0);
         };
         if !self.held {
             if self.is_grouped() || self.may_end() {

@@ -117,7 +117,7 @@ impl Core {
 
     /// An operation may have been the last one under way.
     pub(super) fn note_silence(&mut self) {
-        let moves = |work: Work| matches!(work, Work::Copy { .. } | Work::Zero { .. } | Work::Flush);
+        let moves = |work: Work| work.is_flush() || matches!(work, Work::Copy { .. } | Work::Zero { .. });
         if let Some(quiet) = &mut self.pressure.quiet
             && !self.in_flight.iter().any(|op| moves(op.work))
         {

@@ -266,7 +266,7 @@ mod tests {
     fn a_thousand_groups_end_all_or_none() {
         let ends = tally("group", 0..1000);
         let reached = |end| ends.get(&end).copied().unwrap_or(0);
-        assert!(reached(End::Pivoted) > 200 && reached(End::Kept) > 20, "{ends:?}");
+        assert!(reached(End::Pivoted) > 150 && reached(End::Kept) > 20, "{ends:?}");
         assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");
     }
 

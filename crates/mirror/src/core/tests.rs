@@ -35,7 +35,7 @@ fn honest(work: Work) -> Done {
         }
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
-        Work::Flush => Done::Flushed,
+        Work::Flush | Work::Secure => Done::Flushed,
         Work::End(_) => Done::Ended,
     }
 }
@@ -552,4 +552,62 @@ fn a_new_speed_takes_effect_at_once() {
     assert!(wait >= Duration::from_millis(500));
     core.set_speed(now, 0).unwrap();
     assert!(matches!(core.next(now), Next::Do(_)));
+}
+
+fn forgetful() -> Geometry {
+    let mut geometry = Geometry::plain();
+    geometry.forgetful = true;
+    geometry
+}
+
+/// A disk copied for hours to a server that was lost for a moment was copied again from the start: nothing had been flushed.
+#[test]
+fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let (mut now, mut log) = (Duration::ZERO, Vec::new());
+    let mut copied = 0;
+    while let Some(action) = next(&mut core, &mut now) {
+        log.push(action.work);
+        let lost = action.work == Work::Flush && log.iter().filter(|w| **w == Work::Flush).count() == 1;
+        if let Work::Copy { .. } = action.work {
+            now += Duration::from_millis(400);
+            copied += 1;
+        }
+        let result = if lost {
+            Err(failure(Operation::Write, ErrorKind::WritesLost))
+        } else {
+            Ok(honest(action.work))
+        };
+        core.finished(now, action.id, result);
+    }
+    let secured = log.iter().filter(|work| **work == Work::Secure).count();
+    // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was not asked.
+    assert_eq!((secured, copied), (2, 8 + 2), "{log:?}");
+    assert_eq!(errors(&mut core), []);
+    assert!(core.take_result().unwrap().is_ok());
+}
+
+/// To make durable what was written takes a thread, not the job: other operations go on.
+#[test]
+fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let mut now = Duration::ZERO;
+    for _ in 0..2 {
+        let action = next(&mut core, &mut now).unwrap();
+        core.finished(now, action.id, Ok(honest(action.work)));
+    }
+    now = Duration::from_secs(1);
+    let secure = next(&mut core, &mut now).unwrap();
+    assert_eq!(secure.work, Work::Secure);
+    let copy = next(&mut core, &mut now).unwrap();
+    assert!(matches!(copy.work, Work::Copy { .. }));
+    now = Duration::from_secs(9);
+    core.finished(now, copy.id, Ok(honest(copy.work)));
+    assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
+    // It took eight seconds: the next one is not before twenty-four more have passed.
+    core.finished(now, secure.id, Ok(Done::Flushed));
+    now = Duration::from_secs(32);
+    assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
+    now = Duration::from_secs(33);
+    assert_eq!(next(&mut core, &mut now).unwrap().work, Work::Secure);
 }

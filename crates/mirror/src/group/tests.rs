@@ -47,7 +47,7 @@ fn honest(work: Work) -> Done {
         }
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
-        Work::Flush => Done::Flushed,
+        Work::Flush | Work::Secure => Done::Flushed,
         Work::End(_) => Done::Ended,
     }
 }

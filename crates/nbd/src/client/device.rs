@@ -85,6 +85,7 @@ impl Client {
         let mut geometry = Geometry::plain();
         geometry.request_alignment = export.min_block;
         geometry.writable = writable;
+        geometry.forgetful = true;
         // Where zeros may be slow, they are no shortcut.
         if can(TransmissionFlags::SEND_WRITE_ZEROES) && can(TransmissionFlags::SEND_FAST_ZERO) {
             geometry.zero_cost = ZeroCost::Metadata;

@@ -94,6 +94,7 @@ impl ClientError {
         match self {
             Self::Server { error, .. } => error.kind(),
             Self::Cancelled => ErrorKind::Cancelled,
+            Self::UnflushedLost => ErrorKind::WritesLost,
             Self::Connect(error) => match error.kind() {
                 io::ErrorKind::NotFound => ErrorKind::NotFound,
                 io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,

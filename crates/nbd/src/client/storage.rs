@@ -112,7 +112,16 @@ impl Storage for ClientStorage {
                 .in_file(self.client.name())
                 .because("an earlier flush failed"));
         }
-        self.client.flush().inspect_err(|_| failed.store(true, Ordering::SeqCst))
+        self.client.flush().map_err(|error| {
+            failed.store(true, Ordering::SeqCst);
+            match error.kind() {
+                // To write it again does not help here.
+                ErrorKind::WritesLost => {
+                    Error::new(ErrorKind::Io, "flush").in_file(self.client.name()).caused_by(error)
+                }
+                _ => error,
+            }
+        })
     }
 
     fn cancel_in_flight(&self) {

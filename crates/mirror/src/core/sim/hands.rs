@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use blockmirror_block::{self as block, BlockDevice, ByteRange, WriteFlags, ZeroFlags};
+use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteFlags, ZeroFlags};
 
 use super::Trace;
 use super::rng::Rng;
@@ -38,13 +38,17 @@ pub(super) struct Hands<'w> {
 pub(super) fn range_of(work: Work) -> ByteRange {
     match work {
         Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-        Work::Flush | Work::End(_) => ByteRange::default(),
+        Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
     }
 }
 
 /// The bytes that an operation moves or makes zero.
 pub(super) fn moved_by(work: Work) -> ByteRange {
     if matches!(work, Work::Survey { .. }) { ByteRange::default() } else { range_of(work) }
+}
+
+fn is_flush(work: Work) -> bool {
+    matches!(work, Work::Flush | Work::Secure)
 }
 
 impl<'w> Hands<'w> {
@@ -73,7 +77,7 @@ impl<'w> Hands<'w> {
     pub(super) fn take(&mut self, rng: &mut Rng, now: Duration, action: Action) {
         let config = &self.world.config;
         let range = range_of(action.work);
-        if range.is_empty() {
+        if range.is_empty() && action.work != Work::Secure {
             assert!(self.are_empty(), "{:?} while something is in flight", action.work);
         }
         assert!(range.end() <= config.len, "{:?} past the end of the disk", action.work);
@@ -128,6 +132,13 @@ impl<'w> Hands<'w> {
             _ => Operation::Write,
         };
         let fault = self.faults.strike(rng, side, moved_by(work));
+        // A target that forgets may be back already when it tells.
+        let fault = match fault {
+            Some(_) if self.world.config.secure_every.is_some() && rng.one_in(2) && is_flush(work) => {
+                Some(block::Error::new(ErrorKind::WritesLost, "simulated"))
+            }
+            other => other,
+        };
         let answer = match &fault {
             None => self.whole(&mut op),
             Some(_) => {
@@ -135,7 +146,7 @@ impl<'w> Hands<'w> {
                 None
             }
         };
-        if work == Work::Flush {
+        if is_flush(work) {
             if fault.is_some() {
                 self.lose_unflushed(rng);
             } else if self.durable.is_some() {

@@ -101,7 +101,7 @@ fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) ->
                 Done::Copied(Moved { copied: range.len(), ..Moved::default() })
             }
             Work::Zero { .. } => Done::Zeroed,
-            Work::Flush => Done::Flushed,
+            Work::Flush | Work::Secure => Done::Flushed,
             Work::End(_) => Done::Ended,
         };
         core.finished(*now, action.id, Ok(done));

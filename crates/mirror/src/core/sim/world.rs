@@ -79,6 +79,8 @@ impl World {
         config.operation = config.detail << rng.below(4);
         config.buffer = config.operation * (1 + rng.below(6));
         config.zero_by_metadata |= rng.one_in(3);
+        config.secure_every =
+            rng.pick(&[None, None, Some(Duration::from_micros(1)), Some(Duration::from_millis(5))]);
         let tempo = Tempo::random(rng);
         let faults = Faults { one_in: rng.pick(&[0, 0, 100, 20, 3]), ..Faults::default() };
         Self { source, target, options, config, tempo, faults }
