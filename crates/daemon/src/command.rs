@@ -8,6 +8,7 @@ mod chain;
 mod create;
 mod drive_mirror;
 pub(crate) mod export;
+mod hmp;
 pub(crate) mod job;
 pub(crate) mod object;
 mod query;
@@ -89,5 +90,6 @@ pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     snapshot::register(&mut commands);
     chain::register(&mut commands);
     drive_mirror::register(&mut commands);
+    hmp::register(&mut commands);
     table
 }

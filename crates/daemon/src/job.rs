@@ -137,6 +137,11 @@ impl Jobs {
         self.0.lock().values().cloned().collect()
     }
 
+    /// The answer of `query-block-jobs`.
+    pub(crate) fn block_infos(&self) -> Vec<Value> {
+        self.all().iter().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
+    }
+
     /// The job `id`, in the words of the commands `job-*`.
     pub(crate) fn find(&self, id: &str) -> Reply<Arc<Job>> {
         self.0.lock().get(id).cloned().ok_or_else(|| QmpError::generic("Job not found"))
@@ -228,7 +233,7 @@ impl Job {
     }
 
     /// An element of the answer of `query-block-jobs`.
-    pub(crate) fn block_info(&self) -> Value {
+    fn block_info(&self) -> Value {
         let figures = self.steer.figures();
         let told = self.told.lock();
         let mut info = json!({

@@ -1,5 +1,7 @@
 //! Commands as a client gives them, on images in a directory of their own. Answers are checked against the schema.
 
+mod hmp;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

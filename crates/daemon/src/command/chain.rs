@@ -116,7 +116,8 @@ fn by_file<'a>(graph: &'a Graph, device: &'a str, file: &str) -> Reply<&'a Node>
     found.ok_or_else(|| QmpError::generic(format!("Can't find '{file}' in the backing chain")))
 }
 
-fn stream(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
+/// `block-stream`.
+pub(super) fn stream(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
     not_both(args, "base", "base-node")?;
     not_both(args, "base", "bottom")?;
     not_both(args, "bottom", "base-node")?;

@@ -70,7 +70,8 @@ enum Below {
     Source,
 }
 
-fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
+/// `drive-mirror`.
+pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
     let path = args.str("target")?;
     let existing = args.opt_str("mode")? == Some("existing");
     let (mut request, below, size, backing, source_format) = {

@@ -6,7 +6,7 @@ use blockmirror_mirror::CopyMode;
 use blockmirror_qmp::schema::{
     BOOL, Command, Enum, Event, INT, INT64, Member, Object, STR, Type, UINT64, case, opt, req, value,
 };
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
@@ -243,35 +243,53 @@ pub(super) static EVENTS: [&Event; 7] = [
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.all().iter().map(|job| job.info()).collect()))
-        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| {
-            let jobs = daemon.jobs.all();
-            Ok(jobs.iter().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect())
-        })
+        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
         .add(&JOB_PAUSE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Pause).map(nothing))
         .add(&JOB_RESUME, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Resume).map(nothing))
         .add(&JOB_CANCEL, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Cancel(true)).map(nothing))
         .add(&JOB_COMPLETE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Complete).map(nothing))
         .add(&JOB_FINALIZE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Finalize).map(nothing))
         .add(&JOB_DISMISS, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Dismiss).map(nothing))
-        .add(&BLOCK_JOB_PAUSE, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Pause).map(nothing))
-        .add(&BLOCK_JOB_RESUME, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Resume).map(nothing))
-        .add(&BLOCK_JOB_CANCEL, |daemon, _, args| {
-            let force = args.opt_bool("force")?.unwrap_or(false);
-            by_device(daemon, args)?.ask(Ask::Cancel(force)).map(nothing)
-        })
-        .add(&BLOCK_JOB_COMPLETE, |daemon, _, args| by_device(daemon, args)?.ask(Ask::Complete).map(nothing))
+        .add(&BLOCK_JOB_PAUSE, pause)
+        .add(&BLOCK_JOB_RESUME, resume)
+        .add(&BLOCK_JOB_CANCEL, cancel)
+        .add(&BLOCK_JOB_COMPLETE, complete)
         .add(&BLOCK_JOB_FINALIZE, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Finalize).map(nothing))
         .add(&BLOCK_JOB_DISMISS, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Dismiss).map(nothing))
-        .add(&BLOCK_JOB_SET_SPEED, |daemon, _, args| {
-            let job = by_device(daemon, args)?;
-            let speed = u64::try_from(args.i64("speed")?)
-                .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
-            job.ask(Ask::SetSpeed(speed)).map(nothing)
-        })
+        .add(&BLOCK_JOB_SET_SPEED, set_speed)
         .add(&BLOCK_JOB_CHANGE, change);
 }
 
-fn change(daemon: &Arc<Daemon>, _: &blockmirror_qmp::Session, args: &Args) -> Reply<Value> {
+/// `block-job-pause`.
+pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    by_device(daemon, args)?.ask(Ask::Pause).map(nothing)
+}
+
+/// `block-job-resume`.
+pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    by_device(daemon, args)?.ask(Ask::Resume).map(nothing)
+}
+
+/// `block-job-cancel`.
+pub(super) fn cancel(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    let force = args.opt_bool("force")?.unwrap_or(false);
+    by_device(daemon, args)?.ask(Ask::Cancel(force)).map(nothing)
+}
+
+/// `block-job-complete`.
+pub(super) fn complete(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    by_device(daemon, args)?.ask(Ask::Complete).map(nothing)
+}
+
+/// `block-job-set-speed`.
+pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    let job = by_device(daemon, args)?;
+    let speed = u64::try_from(args.i64("speed")?)
+        .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
+    job.ask(Ask::SetSpeed(speed)).map(nothing)
+}
+
+fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let job = block_job(daemon, args)?;
     let kind = args.str("type")?;
     if job.kind != kind {

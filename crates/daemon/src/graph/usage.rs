@@ -32,6 +32,8 @@ pub(crate) enum Holder {
     Export(String),
     /// A job works on it.
     Job { id: String, kind: &'static str },
+    /// Somebody at a monitor does something to it by hand.
+    Monitor,
 }
 
 impl fmt::Display for Holder {
@@ -40,6 +42,7 @@ impl fmt::Display for Holder {
             Self::Node { name, role } => write!(f, "node '{name}' (as '{role}' child)"),
             Self::Export(id) => write!(f, "export '{id}'"),
             Self::Job { id, kind } => write!(f, "block job '{id}': {kind}"),
+            Self::Monitor => f.write_str("an unnamed block device"),
         }
     }
 }
