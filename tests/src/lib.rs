@@ -9,6 +9,8 @@ pub mod live;
 pub mod matrix;
 pub mod mutate;
 pub mod qemu;
+pub mod resident;
+pub mod rng;
 pub mod scratch;
 pub mod testdata;
 

@@ -4,6 +4,7 @@
 
 mod bench;
 mod converge;
+mod fuzz;
 mod mirror;
 mod model;
 mod simulate;
@@ -33,6 +34,7 @@ struct Args {
 enum Tasks {
     Bench(bench::Bench),
     Converge(converge::Converge),
+    Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Bench(task) => task.run(),
         Tasks::Converge(task) => task.run(),
+        Tasks::Fuzz(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
         Tasks::Model(task) => task.run(),

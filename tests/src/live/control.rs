@@ -7,12 +7,12 @@ use blockmirror_block::ErrorKind;
 use blockmirror_block::testing::{Done, Fault, Faults, OpKind};
 use blockmirror_mirror::{CopyMode, Event, IoStatus, JobState, MirrorControl, Progress};
 
-use super::Rng;
 use super::cut::Window;
 use super::images::Disk;
 use super::plan::{Aim, MODES, Plan, SPEEDS, Trouble};
 use super::world::World;
 use crate::Outcome;
+use crate::rng::Rng;
 
 /// After so long a guest that the job cannot follow is made to rest.
 const PATIENCE: Duration = Duration::from_millis(1500);

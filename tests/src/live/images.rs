@@ -10,10 +10,10 @@ use blockmirror_file::{FileOptions, LockMode};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Version};
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::Rng;
 use super::slow::SlowDisk;
 use crate::Outcome;
 use crate::qemu::Qemu;
+use crate::rng::Rng;
 
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ mod world;
 mod writer;
 
 use blockmirror_block::ByteRange;
+
 pub use run::{Report, Stress};
 
 /// Threads that write.
@@ -32,44 +33,6 @@ const WRITERS: usize = 4;
 const NOBODY: usize = 15;
 /// Longest disk: offsets of words have 24 bits.
 const MAX_LEN: u64 = 8 << 24;
-
-/// Small, fast, repeatable randomness (splitmix64).
-#[derive(Clone, Debug)]
-struct Rng(u64);
-
-impl Rng {
-    fn new(seed: u64, salt: u64) -> Self {
-        let mut rng = Self(seed ^ salt.wrapping_mul(0xd134_2543_de82_ef95));
-        rng.next();
-        rng
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`; 0 if `n` is.
-    fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.next() % n }
-    }
-
-    fn range(&mut self, low: u64, high: u64) -> u64 {
-        low + self.below(high - low + 1)
-    }
-
-    /// True in `percent` of a hundred cases.
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize].clone()
-    }
-}
 
 /// The word at `offset` (a multiple of 8) that operation `n` of `writer` leaves there.
 fn word(offset: u64, writer: usize, n: u64) -> u64 {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use blockmirror_mirror::{BitmapMode, CopyMode, MirrorOptions, OnError, SyncMode};
 
-use super::Rng;
 use super::images::{Base, Format, Kind};
+use crate::rng::Rng;
 
 /// How the job is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 
 use blockmirror_mirror::{Error, MirrorJob};
 
-use super::Rng;
 use super::control::{Control, Ended, Seen};
 use super::images::{Disk, Images};
 use super::plan::{Aim, Plan, Trouble};
 use super::world::World;
 use crate::Outcome;
+use crate::rng::Rng;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

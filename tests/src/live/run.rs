@@ -1,8 +1,6 @@
 //! The stress: lives of disks, each a chain of jobs, until time is up.
 
 use std::fmt;
-use std::fs;
-use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +12,10 @@ use super::layout::Layout;
 use super::plan::{Plan, Trouble};
 use super::round::{self, End, Left};
 use super::world::World;
-use super::{Rng, WRITERS, writer};
+use super::{WRITERS, writer};
 use crate::Outcome;
+use crate::resident::resident;
+use crate::rng::Rng;
 use crate::scratch::scratch;
 
 /// The bitmap that incremental jobs start from.
@@ -260,10 +260,4 @@ fn count(report: &mut Report, end: End, plan: &Plan, from_bitmap: bool) {
     }
     report.incremental += u64::from(from_bitmap);
     report.troubled += u64::from(plan.trouble != Trouble::None);
-}
-
-/// Bytes of this process in memory.
-fn resident() -> u64 {
-    let pages = fs::read_to_string(Path::new("/proc/self/statm")).unwrap_or_default();
-    pages.split(' ').nth(1).and_then(|n| n.parse().ok()).map_or(0, |pages: u64| pages * 4096)
 }

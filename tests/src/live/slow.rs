@@ -11,7 +11,7 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
 };
 
-use super::Rng;
+use crate::rng::Rng;
 
 #[derive(Debug)]
 pub(super) struct SlowDisk {

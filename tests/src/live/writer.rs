@@ -9,8 +9,9 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteF
 use super::contended::{Kind, Note, Sight};
 use super::layout::{Layout, SECTOR};
 use super::world::World;
-use super::{Rng, difference, paint, slice_of};
+use super::{difference, paint, slice_of};
 use crate::Outcome;
+use crate::rng::Rng;
 
 /// Operations that can be taken back at any time.
 const ALWAYS_KEPT: usize = 64;

@@ -1,0 +1,165 @@
+//! `cargo xtask fuzz`: peers that say almost the right thing, by the million, to what listens to strangers: the NBD server, the
+//! NBD client, and the daemon's QMP.
+//!
+//! Whole conversations are made, spoiled here and there and given to the real thing over real sockets. What must hold: nothing
+//! panics, nobody waits for ever, nothing is held afterwards, memory does not grow; and the conversations among them that
+//! were left as they are get what they ask for, so that the others have a way in.
+
+mod client;
+mod qmp;
+mod server;
+mod spoil;
+
+use std::panic;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use blockmirror_tests::Outcome;
+use blockmirror_tests::resident::resident;
+use clap::ValueEnum;
+
+use crate::Task;
+
+/// Executions that a thread takes at a time; what is alive belongs to one such turn.
+const TURN: u64 = 4096;
+/// More memory at the end than after a tenth of the way is a leak.
+const MOST_GROWTH: u64 = 32 << 20;
+/// Longer than anything here takes, on any machine.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Give broken conversations to the NBD server, the NBD client and the daemon's QMP
+#[derive(clap::Args)]
+pub(crate) struct Fuzz {
+    /// Who is spoken to; everybody if nobody is named
+    target: Option<Target>,
+    /// How many conversations (QMP: requests) each
+    #[arg(long, default_value_t = 100_000)]
+    executions: u64,
+    /// What is said depends on it; by default another one each time
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Threads that speak
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Target {
+    Server,
+    Client,
+    Qmp,
+}
+
+/// What is spoken to.
+trait Listener: Sync {
+    /// Gives it the conversations that `seed` stands for, `count` of them. An error says what did not hold.
+    fn speak(&self, seed: u64, count: u64) -> Outcome<Heard>;
+
+    /// After all of them: whether nothing is left of them. An error says what is.
+    fn left(&self) -> Outcome;
+}
+
+/// What came of conversations.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    /// Left as they were, and answered as they should be.
+    honest: u64,
+    /// Requests that were answered or done.
+    done: u64,
+    /// Refusals, of whatever kind.
+    refused: u64,
+}
+
+impl Heard {
+    fn add(&mut self, other: Self) {
+        self.honest += other.honest;
+        self.done += other.done;
+        self.refused += other.refused;
+    }
+}
+
+impl Task for Fuzz {
+    fn run(self) -> Outcome<ExitCode> {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let seed = self.seed.unwrap_or_else(now);
+        let targets = match self.target {
+            Some(target) => vec![target],
+            None => Target::value_variants().to_vec(),
+        };
+        for target in targets {
+            match target {
+                Target::Server => self.throw("server", seed, &server::Spoken::new()?)?,
+                Target::Client => self.throw("client", seed, &client::Spoken::new(self.threads)?)?,
+                Target::Qmp => self.throw("qmp", seed, &qmp::Spoken::new()?)?,
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Fuzz {
+    fn throw(&self, name: &str, seed: u64, listener: &dyn Listener) -> Outcome {
+        static PANICS: AtomicU64 = AtomicU64::new(0);
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PANICS.fetch_add(1, Ordering::Relaxed);
+            hook(info);
+        }));
+        let started = Instant::now();
+        let (next, early) = (AtomicU64::new(0), AtomicU64::new(0));
+        let speaker = || -> Outcome<Heard> {
+            let mut heard = Heard::default();
+            loop {
+                let from = next.fetch_add(TURN, Ordering::Relaxed);
+                if from >= self.executions {
+                    return Ok(heard);
+                }
+                if from >= self.executions / 10 && early.load(Ordering::Relaxed) == 0 {
+                    early.store(resident(), Ordering::Relaxed);
+                }
+                let turn = listener
+                    .speak(seed.wrapping_add(from / TURN), TURN.min(self.executions - from))
+                    .map_err(|e| format!("{name}, seed {seed}, after {from} executions: {e}"))?;
+                heard.add(turn);
+                if PANICS.load(Ordering::Relaxed) > 0 {
+                    return Err(format!("{name}, seed {seed}, after {from} executions: a panic").into());
+                }
+            }
+        };
+        let heard = thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.threads.max(1)).map(|_| scope.spawn(speaker)).collect();
+            let mut heard = Heard::default();
+            for thread in threads {
+                heard.add(thread.join().map_err(|_| format!("{name}, seed {seed}: a panic"))??);
+            }
+            Outcome::Ok(heard)
+        })?;
+        listener.left().map_err(|e| format!("{name}, seed {seed}: {e}"))?;
+        let (early, late) = (early.load(Ordering::Relaxed), resident());
+        if late > early + MOST_GROWTH {
+            return Err(format!(
+                "{name}, seed {seed}: {} MiB more memory after {} executions",
+                (late - early) >> 20,
+                self.executions
+            )
+            .into());
+        }
+        if heard.honest == 0 || heard.done == 0 || heard.refused == 0 {
+            return Err(format!("{name}, seed {seed}: too little was heard: {heard:?}").into());
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!(
+            "{name:<7} seed {seed}: {} executions in {seconds:.1} s ({:.0} a second), no panic; {} honest, {} done, \
+             {} refused; {} MiB",
+            self.executions,
+            self.executions as f64 / seconds,
+            heard.honest,
+            heard.done,
+            heard.refused,
+            late >> 20
+        );
+        Ok(())
+    }
+}
