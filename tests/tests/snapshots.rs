@@ -185,6 +185,13 @@ fn help() {
             "map --help",
             "compare --help",
             "resize --help",
+            "daemon --help",
+            "ctl --help",
+            "ctl SOCKET jobs --help",
+            "ctl SOCKET set-speed --help",
+            "ctl SOCKET complete --help",
+            "ctl SOCKET abort --help",
+            "ctl SOCKET watch --help",
         ],
     );
     assert_snapshot!(text);

@@ -3,6 +3,8 @@
 //! Parsed by [`crate::run`]. Names and letters are those of `qemu-img` where they mean the same. Values are checked
 //! here as far as they can be without looking at a file.
 
+mod ctl;
+
 use std::path::PathBuf;
 
 use blockmirror_image::Format;
@@ -10,6 +12,9 @@ use blockmirror_image::size::{SizeError, parse_size};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ctl::CTL_EXAMPLES;
+
+pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 
 /// Columns of the help where there is no terminal to fit.
 pub(crate) const HELP_WIDTH: usize = 100;
@@ -17,9 +22,10 @@ pub(crate) const HELP_WIDTH: usize = 100;
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done (compare: the images are the same)
-    1  failed, or done without the ranges that `ignore` gave up (compare: the images differ)
+    1  failed, or done without the ranges that `ignore` gave up (compare: the images differ;
+       ctl complete, abort and watch: a job did not end as asked)
     2  the command line is wrong; nothing was touched (compare: could not compare)
-  130  interrupted; a target that was being made has been removed
+  130  interrupted; a target that was being made has been removed (ctl: jobs go on)
 
 Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 1024.
 
@@ -63,6 +69,9 @@ pub(crate) enum Command {
     /// Serve disks over NBD and mirror them meanwhile, steered over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
+    /// Look at the jobs of a daemon and steer them, over QMP
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl(CtlArgs),
 }
 
 const MIRROR_EXAMPLES: &str = "\

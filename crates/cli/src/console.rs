@@ -13,6 +13,8 @@ pub(crate) struct Console<'a> {
     pub(crate) err: &'a mut dyn Write,
     /// Whether `err` is a terminal.
     pub(crate) is_terminal: bool,
+    /// Whether `out` is one.
+    pub(crate) out_is_terminal: bool,
     /// Whether a question on `err` can be answered on the standard input.
     pub(crate) can_ask: bool,
 }
@@ -20,13 +22,14 @@ pub(crate) struct Console<'a> {
 impl<'a> Console<'a> {
     /// Streams with nobody in front of them.
     pub(crate) fn new(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
-        Self { out, err, is_terminal: false, can_ask: false }
+        Self { out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
     }
 
     /// The standard streams of the process.
     pub(crate) fn standard(out: &'a mut io::Stdout, err: &'a mut io::Stderr) -> Self {
         let is_terminal = err.is_terminal();
-        Self { out, err, is_terminal, can_ask: is_terminal && io::stdin().is_terminal() }
+        let out_is_terminal = out.is_terminal();
+        Self { out, err, is_terminal, out_is_terminal, can_ask: is_terminal && io::stdin().is_terminal() }
     }
 
     /// Writes a result.

@@ -11,6 +11,7 @@ mod compare;
 mod console;
 mod copy;
 mod create;
+mod ctl;
 mod daemon;
 mod failure;
 mod info;
@@ -67,6 +68,7 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
             Command::Compare(args) => compare::run(console, &args),
             Command::Resize(args) => resize::run(console, &args),
             Command::Daemon(args) => daemon::run(console, &args),
+            Command::Ctl(args) => ctl::run(console, &args),
         },
         Err(error) => explain(console, &error),
     };

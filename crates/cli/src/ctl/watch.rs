@@ -1,0 +1,194 @@
+//! `watch`: a line for each job, drawn again and again until all have ended.
+//!
+//! On a terminal the lines are drawn over; elsewhere a line is printed when it says something new, once a second at most
+//! but for another state.
+
+use std::time::{Duration, Instant};
+
+use blockmirror_image::size::human_size;
+use blockmirror_qmp::Client;
+use rustix::termios::tcgetwinsize;
+
+use super::end::{End, Follow, next};
+use super::job::{Job, list};
+use super::pick;
+use super::rates::{Outlook, Pace, Rates};
+use crate::args::JobArgs;
+use crate::console::Console;
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::interrupt::Interrupt;
+
+/// How often figures are asked for.
+const ON_TERMINAL: Duration = Duration::from_millis(500);
+const ELSEWHERE: Duration = Duration::from_secs(1);
+
+pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobArgs) -> Outcome {
+    let interrupt = Interrupt::watch()?;
+    let jobs = list(client)?;
+    let jobs = if args.jobs.is_empty() { jobs } else { pick(jobs, &args.jobs)? };
+    if jobs.is_empty() {
+        console.note("there are no jobs");
+        return Ok(Exit::Done);
+    }
+    let (mut following, mut shown): (Vec<_>, Vec<_>) =
+        jobs.into_iter().map(|job| (Follow::new(job), Shown::default())).unzip();
+    let start = Instant::now();
+    let interval = if console.out_is_terminal { ON_TERMINAL } else { ELSEWHERE };
+    let mut drawn = 0;
+    loop {
+        let mut lines = Vec::new();
+        for (follow, shown) in following.iter().zip(&mut shown) {
+            lines.push(shown.line(follow, start.elapsed()));
+        }
+        if console.out_is_terminal {
+            draw(console, &lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), drawn)?;
+            drawn = lines.len();
+        } else {
+            for (line, _) in lines.iter().filter(|(_, new)| *new) {
+                console.print(&format!("{line}\n"))?;
+            }
+        }
+        if following.iter().all(|follow| follow.over) {
+            let good = following.iter().all(|follow| follow.end == Some(End::Completed));
+            return Ok(if good { Exit::Done } else { Exit::Failed });
+        }
+        next(client, &mut following, interval, &interrupt).map_err(|failure| match failure.exit {
+            // Whoever interrupts a view knows that he does.
+            Exit::Interrupted => Failure { message: None, ..failure },
+            _ => failure,
+        })?;
+    }
+}
+
+/// What was last shown of a job.
+#[derive(Default)]
+struct Shown {
+    rates: Rates,
+    line: String,
+}
+
+impl Shown {
+    /// The line of a job, and whether it says something new.
+    fn line(&mut self, follow: &Follow, now: Duration) -> (String, bool) {
+        let line = match follow.end {
+            Some(_) => follow.verdict(),
+            None => line(&follow.job, self.rates.pace(&follow.job, now)),
+        };
+        let line = one_line(&line);
+        let new = line != self.line;
+        self.line.clone_from(&line);
+        (line, new)
+    }
+}
+
+/// Draws `lines` over the last `drawn` ones.
+fn draw(console: &mut Console<'_>, lines: &[&str], drawn: usize) -> Outcome<()> {
+    let columns = tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+    let mut text = String::new();
+    if drawn > 0 {
+        text += &format!("\u{1b}[{drawn}A");
+    }
+    for line in lines {
+        // One that is longer than the terminal is wide would be two lines, and the next drawing would miss.
+        let fitting = if columns > 0 { columns } else { usize::MAX };
+        text.extend(line.chars().take(fitting));
+        text += "\u{1b}[K\n";
+    }
+    console.print(&text)
+}
+
+/// Where a job stands.
+fn line(job: &Job, pace: Pace) -> String {
+    let rate = |rate: Option<u64>| rate.map_or("-".to_owned(), |rate| format!("{}/s", human_size(rate)));
+    let outlook = match (job.stopped_by(), job.is_paused(), job.status(), pace.outlook) {
+        (Some(why), true, ..) => format!("stopped: {why}"),
+        (_, true, ..) => "paused".into(),
+        (_, _, "pending", _) if job.flag("auto-finalize") == Some(false) => "waits for job-finalize".into(),
+        (_, _, _, Outlook::Unknown) => "-".into(),
+        (_, _, _, Outlook::Equal) => "nothing left".into(),
+        (_, _, _, Outlook::NotConverging) => "not converging".into(),
+        (_, _, _, Outlook::In(time)) => format!("ETA {}", clock(time)),
+    };
+    let through = match job.flag("writes-through") {
+        Some(true) => ", writes go to both",
+        _ => "",
+    };
+    format!(
+        "{}: {:<8} {:>7}  copy {:>10}  guest {:>10}  left {:>8}  {outlook}{through}",
+        job.id,
+        job.status(),
+        job.percent(),
+        rate(pace.copied),
+        rate(pace.written),
+        human_size(job.left()),
+    )
+}
+
+/// Hours, minutes and seconds; a part of a second counts as one.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0));
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        1..=999 => format!("{hours}:{minutes:02}:{seconds:02}"),
+        _ => "in weeks".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn job(told: serde_json::Value) -> Job {
+        Job { id: "mirror0".into(), told: told.as_object().cloned().unwrap_or_default() }
+    }
+
+    #[test]
+    fn a_line_tells_state_rates_and_outlook() {
+        let told = |status: &str, done: u64, total: u64| json!({"status": status, "current-progress": done, "total-progress": total, "io-status": "ok"});
+        let pace = |outlook| Pace { copied: Some(120 << 20), written: Some(10 << 20), outlook };
+        let mut pending = job(told("pending", 1 << 30, 1 << 30));
+        pending.told.insert("auto-finalize".into(), false.into());
+        let text = [
+            line(&job(told("running", 1 << 29, 1 << 30)), pace(Outlook::In(Duration::from_millis(4655)))),
+            line(&job(told("running", (1 << 40) - 1, 1 << 40)), pace(Outlook::NotConverging)),
+            line(&job(told("ready", 1 << 30, 1 << 30)), pace(Outlook::Equal)),
+            line(&job(told("paused", 0, 1 << 30)), Pace::default()),
+            line(&pending, Pace::default()),
+        ];
+        let want = "\
+mirror0: running   50.0 %  copy  120 MiB/s  guest   10 MiB/s  left  512 MiB  ETA 0:05
+mirror0: running   99.9 %  copy  120 MiB/s  guest   10 MiB/s  left      1 B  not converging
+mirror0: ready    100.0 %  copy  120 MiB/s  guest   10 MiB/s  left      0 B  nothing left
+mirror0: paused     0.0 %  copy          -  guest          -  left    1 GiB  paused
+mirror0: pending  100.0 %  copy          -  guest          -  left      0 B  waits for job-finalize";
+        assert_eq!(text.join("\n"), want);
+        let mut stopped = job(told("paused", 0, 1 << 30));
+        stopped.told.insert("io-status".into(), "nospace".into());
+        assert!(line(&stopped, Pace::default()).ends_with("  stopped: no space left"));
+        let mut through = job(told("running", 0, 1 << 30));
+        through.told.insert("writes-through".into(), true.into());
+        assert!(line(&through, Pace::default()).ends_with("  -, writes go to both"));
+    }
+
+    #[test]
+    fn a_clock_has_no_zero_hours() {
+        for (seconds, text) in [(0, "0:00"), (59, "0:59"), (3600, "1:00:00"), (u64::MAX, "in weeks")] {
+            assert_eq!(clock(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn only_news_are_printed() {
+        let mut shown = Shown::default();
+        let mut follow =
+            Follow::new(job(json!({"status": "ready", "current-progress": 1, "total-progress": 1})));
+        assert!(shown.line(&follow, Duration::ZERO).1);
+        assert!(shown.line(&follow, Duration::from_secs(1)).1, "there are rates now");
+        assert!(!shown.line(&follow, Duration::from_secs(2)).1);
+        follow.end = Some(End::Failed("x\ny".into()));
+        assert_eq!(shown.line(&follow, Duration::from_secs(3)), ("mirror0: failed: x\\ny".into(), true));
+    }
+}
