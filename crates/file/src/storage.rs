@@ -3,17 +3,19 @@
 //! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a copy
 //! from another storage that makes the file longer.
 
-use std::fs::{self, File, Metadata};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
+use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
     ByteRange, Error, ErrorKind, HostRun, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
-use blockmirror_image_lock::ImageLock;
-use rustix::fs::SeekFrom;
+use blockmirror_image_lock::{ImageLock, Permissions};
+use rustix::fs::{OFlags, SeekFrom};
 
 use crate::direct::Direct;
 use crate::flush::FlushGate;
@@ -56,16 +58,36 @@ impl FileId {
 /// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
 #[derive(Debug)]
 pub struct FileStorage {
+    opened: Descriptor,
+    /// The same file for writing, if `opened` is not and it was to be written later. Holds no lock: `opened` does.
+    for_writing: OnceLock<Descriptor>,
+    /// Whether writes are accepted at present.
+    writable: AtomicBool,
+    name: Arc<str>,
+    kind: FileKind,
+    id: FileId,
+    lock: Mutex<Option<ImageLock>>,
+    flushes: FlushGate,
+    growth: Growth,
+}
+
+/// An open file description and what it can do.
+#[derive(Debug)]
+struct Descriptor {
     file: File,
     /// `Some` if `file` was opened for direct I/O.
     direct: Option<Direct>,
-    name: Arc<str>,
-    kind: FileKind,
     info: StorageInfo,
-    id: FileId,
-    lock: Option<ImageLock>,
-    flushes: FlushGate,
-    growth: Growth,
+}
+
+impl Descriptor {
+    fn new(file: File, direct: Option<Direct>, kind: FileKind, writable: bool) -> Self {
+        let mut info = open::facts(&file, kind, writable);
+        if let Some(direct) = &direct {
+            info.request_alignment = info.request_alignment.max(direct.unit() as u32);
+        }
+        Self { file, direct, info }
+    }
 }
 
 /// What zero-filling without help from the kernel writes at a time.
@@ -82,22 +104,70 @@ impl FileStorage {
         let meta = file.metadata().map_err(|e| Error::io("open", e))?;
         let kind = open::kind_of(&meta)?;
         let id = FileId::from_metadata(&meta, kind);
-        let mut info = open::facts(&file, kind, writable);
-        if let Some(direct) = &direct {
-            info.request_alignment = info.request_alignment.max(direct.unit() as u32);
-        }
         let len = length(&file, kind)?;
         Ok(Self {
-            file,
-            direct,
+            opened: Descriptor::new(file, direct, kind, writable),
+            for_writing: OnceLock::new(),
+            writable: AtomicBool::new(writable),
             name,
             kind,
-            info,
             id,
-            lock,
+            lock: Mutex::new(lock),
             flushes: FlushGate::default(),
             growth: Growth::new(len),
         })
+    }
+
+    /// Lets the open file be written from now on, or not any more; the image lock changes with it. Nobody else may call
+    /// this at the same time, and who asked for [`info`](Storage::info) before has to ask again.
+    ///
+    /// # Errors
+    /// The file cannot be opened for writing, cannot be flushed, or is [locked](ErrorKind::Locked) by somebody else.
+    /// Nothing has changed then.
+    pub fn set_writable(&self, writable: bool) -> Result<()> {
+        if writable == self.info().writable {
+            return Ok(());
+        }
+        self.named(if writable { self.open_for_writing() } else { self.flush() })?;
+        let mut lock = self.lock.lock();
+        if let Some(held) = *lock {
+            let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
+            let path = Path::new(&*self.name);
+            *lock =
+                Some(self.named(
+                    held.change(&self.opened.file, path, wanted, held.unshared()).map_err(Error::from),
+                )?);
+        }
+        self.writable.store(writable, Ordering::Release);
+        Ok(())
+    }
+
+    fn open_for_writing(&self) -> Result<()> {
+        if self.descriptor().info.writable {
+            return Ok(());
+        }
+        // By way of the open file: whatever its name leads to by now, it is the same one.
+        let path = format!("/proc/self/fd/{}", self.opened.file.as_raw_fd());
+        let flags =
+            if self.opened.direct.is_some() { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+            .map_err(|e| Error::io("open for writing", e))?;
+        let direct = self.opened.direct.is_some().then(|| Direct::new(&file, true)).transpose()?;
+        // Nobody else sets it meanwhile.
+        let _ = self.for_writing.set(Descriptor::new(file, direct, self.kind, true));
+        Ok(())
+    }
+
+    fn descriptor(&self) -> &Descriptor {
+        self.for_writing.get().unwrap_or(&self.opened)
+    }
+
+    fn direct(&self) -> Option<&Direct> {
+        self.descriptor().direct.as_ref()
     }
 
     /// Which file this is: for finding out whether two names lead to one image.
@@ -106,8 +176,8 @@ impl FileStorage {
     }
 
     /// The image lock it holds for as long as it is open; `None` if it was opened without.
-    pub fn lock(&self) -> Option<&ImageLock> {
-        self.lock.as_ref()
+    pub fn lock(&self) -> Option<ImageLock> {
+        *self.lock.lock()
     }
 
     /// Whether it is a block device.
@@ -116,7 +186,7 @@ impl FileStorage {
     }
 
     pub(crate) fn file(&self) -> &File {
-        &self.file
+        &self.descriptor().file
     }
 
     /// Makes everything written, and the file's attributes, durable.
@@ -124,17 +194,17 @@ impl FileStorage {
         // Attributes by a call of our own: a flush may be answered by somebody else's, which leaves them out.
         self.named(
             self.flushes
-                .flush(&self.file)
-                .and_then(|()| self.file.sync_all().map_err(|e| Error::io("flush", e))),
+                .flush(self.file())
+                .and_then(|()| self.file().sync_all().map_err(|e| Error::io("flush", e))),
         )
     }
 
     fn length(&self) -> Result<u64> {
-        length(&self.file, self.kind)
+        length(self.file(), self.kind)
     }
 
     fn writable(&self, operation: &'static str) -> Result<()> {
-        if self.info.writable {
+        if self.writable.load(Ordering::Acquire) {
             return Ok(());
         }
         Err(Error::new(ErrorKind::ReadOnly, operation).because("the file is open for reading only"))
@@ -149,16 +219,16 @@ impl FileStorage {
     }
 
     fn read_bytes(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        match &self.direct {
-            None => io::read(&self.file, buf, offset),
-            Some(direct) => direct.read(&self.file, buf, offset),
+        match self.direct() {
+            None => io::read(self.file(), buf, offset),
+            Some(direct) => direct.read(self.file(), buf, offset),
         }
     }
 
     fn write_bytes(&self, buf: &[u8], offset: u64) -> Result<()> {
-        match &self.direct {
-            None => io::write(&self.file, buf, offset),
-            Some(direct) => direct.write(&self.file, buf, offset),
+        match self.direct() {
+            None => io::write(self.file(), buf, offset),
+            Some(direct) => direct.write(self.file(), buf, offset),
         }
     }
 
@@ -171,7 +241,7 @@ impl FileStorage {
 
     /// Runs `write`, which fills `range` and may let a file grow up to its end.
     fn growing(&self, range: ByteRange, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        if self.info.fixed_len { write() } else { self.growth.while_writing(range, write) }
+        if self.descriptor().info.fixed_len { write() } else { self.growth.while_writing(range, write) }
     }
 
     /// Zeroes `range`, all of it below the end of the file.
@@ -180,9 +250,9 @@ impl FileStorage {
         let outcome = if inner.is_empty() {
             Outcome::Unsupported
         } else if flags.contains(ZeroFlags::MAY_UNMAP) {
-            match zeroes::punch(&self.file, inner, "write zeroes")? {
+            match zeroes::punch(self.file(), inner, "write zeroes")? {
                 Outcome::Done => Outcome::Done,
-                Outcome::Unsupported => zeroes::zero_range(&self.file, inner)?,
+                Outcome::Unsupported => zeroes::zero_range(self.file(), inner)?,
             }
         } else {
             self.zero_keeping_space(inner)?
@@ -203,22 +273,22 @@ impl FileStorage {
     fn zero_unit(&self) -> u64 {
         match self.kind {
             FileKind::Regular => 1,
-            FileKind::Block => u64::from(self.info.request_alignment),
+            FileKind::Block => u64::from(self.descriptor().info.request_alignment),
         }
     }
 
     fn zero_keeping_space(&self, range: ByteRange) -> Result<Outcome> {
-        if zeroes::zero_range(&self.file, range)? == Outcome::Done {
+        if zeroes::zero_range(self.file(), range)? == Outcome::Done {
             return Ok(Outcome::Done);
         }
         // A filesystem without ZERO_RANGE (tmpfs) may still punch and allocate. Should the second step fail, the
         // range reads as zeros all the same.
         if self.kind == FileKind::Block
-            || zeroes::punch(&self.file, range, "write zeroes")? == Outcome::Unsupported
+            || zeroes::punch(self.file(), range, "write zeroes")? == Outcome::Unsupported
         {
             return Ok(Outcome::Unsupported);
         }
-        zeroes::allocate(&self.file, range)?;
+        zeroes::allocate(self.file(), range)?;
         Ok(Outcome::Done)
     }
 
@@ -228,7 +298,7 @@ impl FileStorage {
             return Err(Error::new(ErrorKind::Unsupported, "copy in the kernel")
                 .because("the source is not a host file"));
         };
-        let done = copy::copy(from, run.offset, &self.file, offset, len)?;
+        let done = copy::copy(from, run.offset, self.file(), offset, len)?;
         // The source ended, or the kernel gave up halfway: the rest goes the ordinary way.
         let rest = ByteRange::new(range.start() + done, range.end());
         let mut buf = Vec::new();
@@ -256,8 +326,8 @@ fn length(file: &File, kind: FileKind) -> Result<u64> {
 
 impl Drop for FileStorage {
     fn drop(&mut self) {
-        if let Some(lock) = &self.lock {
-            lock.release(&self.file);
+        if let Some(lock) = self.lock.get_mut() {
+            lock.release(&self.opened.file);
         }
     }
 }
@@ -272,7 +342,9 @@ impl Storage for FileStorage {
     }
 
     fn info(&self) -> StorageInfo {
-        self.info
+        let mut info = self.descriptor().info;
+        info.writable &= self.writable.load(Ordering::Acquire);
+        info
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -292,7 +364,7 @@ impl Storage for FileStorage {
                 return Ok(());
             }
             let len = self.length()?;
-            if self.info.fixed_len && range.end() > len {
+            if self.descriptor().info.fixed_len && range.end() > len {
                 return Err(Error::new(ErrorKind::NoSpace, "write zeroes")
                     .at(range.start())
                     .because(format!("{} bytes reach past the end at {len}", range.len())));
@@ -303,10 +375,10 @@ impl Storage for FileStorage {
             }
             // Past the end nothing is stored: a longer file is zeros already.
             if range.end() > len {
-                self.growth.grow_to(&self.file, range.end(), "write zeroes")?;
+                self.growth.grow_to(self.file(), range.end(), "write zeroes")?;
             }
             if flags.contains(ZeroFlags::FUA) {
-                self.flushes.flush(&self.file)?;
+                self.flushes.flush(self.file())?;
             }
             Ok(())
         }))
@@ -316,17 +388,17 @@ impl Storage for FileStorage {
         self.named(self.writable("discard").and_then(|()| {
             let inside = range.intersect(ByteRange::new(0, self.length()?));
             let inner = inside.align_inward(self.zero_unit());
-            zeroes::punch(&self.file, inner, "discard").map(|_| ())
+            zeroes::punch(self.file(), inner, "discard").map(|_| ())
         }))
     }
 
     fn allocate(&self, range: ByteRange) -> Result<()> {
         self.named(self.write_range(range.start(), range.len(), "allocate").and_then(|range| {
             let unsupported = || Error::new(ErrorKind::Unsupported, "allocate").at(range.start());
-            if self.info.fixed_len {
+            if self.descriptor().info.fixed_len {
                 return Err(unsupported());
             }
-            self.growing(range, || match zeroes::allocate(&self.file, range)? {
+            self.growing(range, || match zeroes::allocate(self.file(), range)? {
                 Outcome::Done => Ok(()),
                 Outcome::Unsupported => Err(unsupported()),
             })
@@ -335,22 +407,22 @@ impl Storage for FileStorage {
 
     fn set_len(&self, len: u64) -> Result<()> {
         self.named(self.write_range(0, len, "set length").and_then(|_| {
-            if self.info.fixed_len {
+            if self.descriptor().info.fixed_len {
                 return match self.length()? {
                     present if present == len => Ok(()),
                     present => Err(Error::new(ErrorKind::Unsupported, "set length")
                         .because(format!("a block device of {present} bytes cannot become {len}"))),
                 };
             }
-            self.growth.set_len(&self.file, len)
+            self.growth.set_len(self.file(), len)
         }))
     }
 
     fn flush(&self) -> Result<()> {
-        if !self.info.writable {
+        if !self.writable.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.named(self.flushes.flush(&self.file))
+        self.named(self.flushes.flush(self.file()))
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
@@ -360,7 +432,7 @@ impl Storage for FileStorage {
                 return Ok(());
             }
             match self.kind {
-                FileKind::Regular => holes::visit(&self.file, range, visit),
+                FileKind::Regular => holes::visit(self.file(), range, visit),
                 FileKind::Block => {
                     let _ = visit(StorageExtent { range, hole: false });
                     Ok(())
@@ -374,11 +446,11 @@ impl Storage for FileStorage {
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        Some(self.file().as_fd())
     }
 
     fn allocated_bytes(&self) -> Result<Option<u64>> {
-        let meta = self.named(self.file.metadata().map_err(|e| Error::io("get allocated size", e)))?;
+        let meta = self.named(self.file().metadata().map_err(|e| Error::io("get allocated size", e)))?;
         Ok(Some(meta.blocks().saturating_mul(512)))
     }
 }

@@ -45,17 +45,35 @@ impl ImageLock {
         wanted: Permissions,
         unshared: Permissions,
     ) -> Result<Self, LockError> {
+        Self { have: Permissions::NONE, unshared: Permissions::NONE, enforced: true }
+            .change(file, path, wanted, unshared)
+    }
+
+    /// Changes what was locked by `self` on `file`: what stays is held all the time.
+    ///
+    /// # Errors
+    /// As for [`acquire`](Self::acquire); what `self` says is still locked then.
+    pub fn change(
+        &self,
+        file: &File,
+        path: &Path,
+        wanted: Permissions,
+        unshared: Permissions,
+    ) -> Result<Self, LockError> {
         let system = |source: io::Error| LockError::System { path: path.to_owned(), source };
         let meta = file.metadata().map_err(system)?;
         let target = Target { device: meta.dev(), inode: meta.ino(), own_fd: file.as_raw_fd() };
         let fd = file.as_fd();
         match acquire(fd, wanted, unshared) {
-            Ok(()) => Ok(Self { have: wanted, unshared, enforced: true }),
+            Ok(()) => {
+                release(fd, without(self.have, wanted), without(self.unshared, unshared));
+                Ok(Self { have: wanted, unshared, enforced: true })
+            }
             Err(Refusal::System(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)) => {
                 Ok(Self { have: wanted, unshared, enforced: false })
             }
             Err(refusal) => {
-                release(fd, wanted, unshared);
+                release(fd, without(wanted, self.have), without(unshared, self.unshared));
                 Err(match refusal {
                     Refusal::System(errno) => system(errno.into()),
                     Refusal::Held(permission, pid) => LockError::Held {
@@ -128,6 +146,10 @@ fn acquire(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) -> Re
         }
     }
     Ok(())
+}
+
+fn without(permissions: Permissions, others: Permissions) -> Permissions {
+    permissions.iter().filter(|permission| !others.contains(*permission)).collect()
 }
 
 /// Gives everything back; a failure would leave a lock that goes with the descriptor anyway.
