@@ -173,6 +173,7 @@ impl Core {
             self.flushing.clear_all();
             self.guests_stay_unflushed();
             self.retries.clear();
+            self.forget_target();
             self.secured(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());

@@ -170,6 +170,7 @@ impl Core {
         }
         self.unflushed.set(range.start()..range.end());
         self.dirty.clear(range.start()..range.end());
+        self.retries.cleaned(range, &self.dirty);
     }
 
     /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of it is outdated

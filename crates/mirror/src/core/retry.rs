@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
 use crate::progress::GivenUp;
@@ -83,6 +84,25 @@ impl Retries {
         self.by_time.remove(&(waiting.not_before, waiting.range.start()));
         self.by_start.remove(&waiting.range.start());
         self.bytes -= waiting.range.len();
+    }
+
+    /// Something in `range` is not dirty any more, and has nothing to wait for.
+    pub(crate) fn cleaned(&mut self, range: ByteRange, dirty: &DirtyBitmap) {
+        let mut at = range.start();
+        while let Some(waiting) = self.first_overlap(ByteRange::new(at, range.end().max(at))) {
+            self.remove(waiting);
+            let whole = waiting.range;
+            let mut from = whole.start();
+            while from < whole.end()
+                && let Some(run) = dirty.next_dirty(from, whole.end() - from)
+                && run.start < whole.end()
+            {
+                let run = ByteRange::new(run.start, run.end).intersect(whole);
+                self.insert(Waiting { range: run, ..waiting });
+                from = run.end();
+            }
+            at = whole.end();
+        }
     }
 
     /// Bytes in the waiting ranges; all of them are dirty.
@@ -221,6 +241,23 @@ mod tests {
         retries.put(ByteRange::new(0, 12288), 1, 4096, Duration::ZERO);
         let all: Vec<_> = retries.by_start.values().map(|w| (w.range.start(), w.tries)).collect();
         assert_eq!(all, [(0, 1), (4096, 3), (8192, 1)]);
+    }
+
+    /// A guest's write that reached the target cleaned a range that waited for another try. The range waited on, was counted
+    /// as dirt, and hid as much other dirt from the job: a writer who waited for that waited for ever.
+    #[test]
+    fn what_is_clean_does_not_wait() {
+        let mut dirty = DirtyBitmap::new(1 << 20, 4096).unwrap();
+        dirty.set(0..1 << 20);
+        let mut retries = Retries::default();
+        retries.put(ByteRange::new(0, 65536), 4, 4096, Duration::ZERO);
+        retries.put(ByteRange::new(65536, 1 << 20), 4, 4096, Duration::ZERO);
+        let range = ByteRange::new(4096, 98304);
+        dirty.clear(range.start()..range.end());
+        retries.cleaned(range, &dirty);
+        assert_eq!(retries.bytes(), dirty.dirty_bytes());
+        assert!(retries.first_overlap(range).is_none());
+        assert_eq!(retries.first_overlap(ByteRange::new(0, 1 << 20)).unwrap().range, ByteRange::new(0, 4096));
     }
 
     #[test]

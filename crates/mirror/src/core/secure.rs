@@ -7,7 +7,8 @@
 
 use std::time::Duration;
 
-use super::Core;
+use super::{Core, Work};
+use crate::survey::Need;
 
 /// Of the time of one thread, flushes take at most one part in so many.
 const PART: u32 = 4;
@@ -28,6 +29,27 @@ impl Core {
         let Some(every) = self.config.secure_every else { return };
         let took = now.saturating_sub(begun);
         self.secure_not_before = now.saturating_add(every.max(took.saturating_mul(PART - 1)));
+    }
+
+    /// The target may have lost what it held when it was last looked at: zeros that were found there may be none.
+    pub(super) fn forget_target(&mut self) {
+        for queued in &mut self.queue {
+            if let Need::Copy { target_zero } = &mut queued.need {
+                *target_zero = false;
+            }
+        }
+        let mut surveys = false;
+        for op in &self.in_flight {
+            match op.work {
+                Work::Copy { range, target_zero: true } => {
+                    let units = self.whole_units(range);
+                    self.dirty.set(units.start()..units.end());
+                }
+                Work::Survey { .. } => surveys = true,
+                _ => {}
+            }
+        }
+        self.touched_too_much |= surveys;
     }
 
     /// When a job that has nothing to do looks whether what the guest writes to the target is to be made durable.
