@@ -4,6 +4,7 @@
 
 mod bench;
 mod converge;
+mod daemon;
 mod fuzz;
 mod mirror;
 mod model;
@@ -36,6 +37,8 @@ enum Tasks {
     Converge(converge::Converge),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
+    Daemon(daemon::Daemon),
+    #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
     Model(model::Model),
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Tasks::Bench(task) => task.run(),
         Tasks::Converge(task) => task.run(),
         Tasks::Fuzz(task) => task.run(),
+        Tasks::Daemon(task) => task.run(),
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
         Tasks::Model(task) => task.run(),

@@ -1,6 +1,7 @@
 //! A storage daemon under the live benchmark: any program that takes `qemu-storage-daemon`'s arguments and speaks its QMP.
 //! The guest comes over NBD.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,13 +15,46 @@ use serde_json::{Value, json};
 
 use super::guest::Writer;
 use super::nbd::Connection;
-use super::{Ask, Mode, State, Subject};
+use super::{ALL_MODES, Ask, Mode, State, Subject};
 
 const EXPORT: &str = "disk";
+const QEMU_MODES: [Mode; 2] = [Mode::Background, Mode::WriteBlocking];
 /// Longest wait for the daemon to do what it was told.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A program that is such a daemon.
+pub(super) struct Program {
+    pub(super) name: String,
+    /// The program and what comes before `qemu-storage-daemon`'s arguments.
+    pub(super) words: Vec<OsString>,
+    pub(super) modes: &'static [Mode],
+}
+
+impl Program {
+    /// QEMU's own.
+    pub(super) fn qemu() -> Self {
+        Self::new(vec!["qemu-storage-daemon".into()], "qemu-storage-daemon".into(), &QEMU_MODES)
+    }
+
+    /// `blockmirror daemon`, which this very program holds.
+    pub(super) fn ours() -> Outcome<Self> {
+        let words = vec![std::env::current_exe()?.into(), "daemon".into()];
+        Ok(Self::new(words, "daemon".into(), &ALL_MODES))
+    }
+
+    /// Any other.
+    pub(super) fn other(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::new(vec![path.into()], name, &QEMU_MODES)
+    }
+
+    fn new(words: Vec<OsString>, name: String, modes: &'static [Mode]) -> Self {
+        Self { name, words, modes }
+    }
+}
+
 pub(super) struct Daemon {
+    modes: &'static [Mode],
     child: Child,
     qmp: Qmp,
     socket: PathBuf,
@@ -30,12 +64,14 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn start(program: &Path, qemu: Qemu, source: &Path, len: u64, dir: &Path) -> Outcome<Self> {
+    pub(super) fn start(program: &Program, qemu: Qemu, source: &Path, len: u64, dir: &Path) -> Outcome<Self> {
         let (socket, monitor) = (dir.join("nbd.sock"), dir.join("qmp.sock"));
         for old in [&socket, &monitor] {
             let _ = std::fs::remove_file(old);
         }
-        let child = Command::new(program)
+        let (first, rest) = program.words.split_first().ok_or("no program")?;
+        let child = Command::new(first)
+            .args(rest)
             .arg("--blockdev")
             .arg(format!("driver=file,node-name=source-file,filename={}", source.display()))
             .args(["--blockdev", "driver=qcow2,node-name=source,file=source-file"])
@@ -47,9 +83,9 @@ impl Daemon {
             .args(["--monitor", "chardev=monitor"])
             .stdin(Stdio::null())
             .spawn()
-            .map_err(|e| format!("{}: {e}", program.display()))?;
+            .map_err(|e| format!("{}: {e}", program.name))?;
         let qmp = Qmp::connect(&monitor)?;
-        Ok(Self { child, qmp, socket, target: dir.join("target.qcow2"), len, qemu })
+        Ok(Self { modes: program.modes, child, qmp, socket, target: dir.join("target.qcow2"), len, qemu })
     }
 
     fn job(&mut self) -> Outcome<Option<Value>> {
@@ -64,7 +100,7 @@ impl Subject for Daemon {
     }
 
     fn modes(&self) -> &'static [Mode] {
-        &[Mode::Background, Mode::WriteBlocking]
+        self.modes
     }
 
     fn start(&mut self, ask: Ask) -> Outcome {
@@ -74,8 +110,9 @@ impl Subject for Daemon {
             json!({"driver": "qcow2", "node-name": "target", "file": {"driver": "file", "filename": name}});
         self.qmp.execute("blockdev-add", node)?;
         let mode = match ask.mode {
+            Mode::Background => "background",
             Mode::WriteBlocking => "write-blocking",
-            Mode::Background | Mode::Auto => "background",
+            Mode::Auto => "auto",
         };
         let job = json!({
             "job-id": "job", "device": "source", "target": "target", "sync": "full",

@@ -9,7 +9,7 @@ use blockmirror_mirror::{JobState, MirrorJob, MirrorOptions, Tap};
 use blockmirror_tests::Outcome;
 
 use super::guest::Writer;
-use super::{Ask, Mode, State, Subject};
+use super::{ALL_MODES, Ask, Mode, State, Subject};
 
 pub(super) struct Library {
     tap: Arc<Tap>,
@@ -38,7 +38,7 @@ impl Subject for Library {
     }
 
     fn modes(&self) -> &'static [Mode] {
-        &[Mode::Background, Mode::WriteBlocking, Mode::Auto]
+        &ALL_MODES
     }
 
     fn start(&mut self, ask: Ask) -> Outcome {

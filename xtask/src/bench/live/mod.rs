@@ -23,6 +23,7 @@ use blockmirror_tests::Outcome;
 use blockmirror_tests::content::noise;
 use blockmirror_tests::qemu::Qemu;
 use blockmirror_tests::scratch::scratch;
+use daemon::{Daemon, Program};
 use guest::{Sample, Writer};
 use serde::Serialize;
 
@@ -46,7 +47,7 @@ pub(crate) struct Live {
     /// Only rows whose line contains this
     #[arg(long, default_value = "")]
     only: String,
-    /// Other programs to run in qemu-storage-daemon's place
+    /// Other programs that take qemu-storage-daemon's arguments
     #[arg(long)]
     daemon: Vec<PathBuf>,
     /// The folder for the images; by default in memory
@@ -66,6 +67,8 @@ enum Mode {
     WriteBlocking,
     Auto,
 }
+
+const ALL_MODES: [Mode; 3] = [Mode::Background, Mode::WriteBlocking, Mode::Auto];
 
 impl From<Mode> for CopyMode {
     fn from(mode: Mode) -> Self {
@@ -164,12 +167,11 @@ impl Live {
         let mut rows = Vec::new();
         self.rows("library", library::Library::open(&source, dir.path())?, &mut rows)?;
         if let Some(qemu) = Qemu::find("cargo xtask bench live") {
-            let mut programs = vec![PathBuf::from("qemu-storage-daemon")];
-            programs.append(&mut self.daemon);
+            let mut programs = vec![Program::ours()?, Program::qemu()];
+            programs.extend(self.daemon.iter().map(|path| Program::other(path)));
             for program in programs {
-                let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let daemon = daemon::Daemon::start(&program, qemu, &source, len, dir.path())?;
-                self.rows(&name, daemon, &mut rows)?;
+                let daemon = Daemon::start(&program, qemu, &source, len, dir.path())?;
+                self.rows(&program.name, daemon, &mut rows)?;
             }
         }
         if let Some(path) = &self.json {

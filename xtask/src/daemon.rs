@@ -1,0 +1,24 @@
+//! `cargo xtask daemon`: the same as `blockmirror daemon`, for the benchmark, which starts this very program.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use blockmirror_tests::Outcome;
+
+use crate::Task;
+
+/// Run `blockmirror daemon`
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Daemon {
+    /// What `blockmirror daemon` takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+impl Task for Daemon {
+    fn run(self) -> Outcome<ExitCode> {
+        let words = ["blockmirror", "daemon"].map(OsString::from);
+        Ok(blockmirror::run_here(words.into_iter().chain(self.args)))
+    }
+}
