@@ -68,7 +68,7 @@ impl Core {
         if !self.dirty.is_clean() || !self.walks.is_empty() {
             // The guest is writing there. Nobody is made to wait for a copy that may not be begun.
             let delay = self.limiter.delay(now);
-            if !delay.is_zero() {
+            if !delay.is_zero() && !self.has_been_ready() {
                 return Next::Wait(Some(now.saturating_add(delay)));
             }
             self.want_what_is_left();

@@ -193,7 +193,7 @@ impl Core {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Survey { .. } | Work::Flush | Work::Secure | Work::End(_) => return false,
         };
-        self.held || self.wanted_range().is_some_and(|wanted| wanted.overlaps(range))
+        self.wanted_range().is_some_and(|wanted| wanted.overlaps(range))
     }
 }
 

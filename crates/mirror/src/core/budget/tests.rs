@@ -4,6 +4,7 @@ use blockmirror_block::Geometry;
 
 use super::*;
 use crate::core::config::Config;
+use crate::core::{Action, Admission, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions};
 
 fn ms(n: u64) -> Duration {
@@ -65,4 +66,107 @@ fn regions_cover_disks_of_any_length() {
         core.note_guest(ByteRange::new(len.saturating_sub(1), len));
         assert_eq!(core.bearable_size(len), core.config.operation);
     }
+}
+
+fn next(core: &mut Core, now: Duration) -> Action {
+    match core.next(now) {
+        Next::Do(action) => action,
+        wait => panic!("{wait:?}"),
+    }
+}
+
+fn survey_of(range: ByteRange) -> Done {
+    let need = crate::survey::Need::Copy { target_zero: false };
+    Done::Surveyed(vec![crate::survey::Segment { range, need, below: false }])
+}
+
+/// A copy that is stuck, a write that wants to go through there, and its patience.
+#[test]
+fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source() {
+    let mut core = core_of(Some(ms(4)));
+    let survey = next(&mut core, ms(0));
+    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::new(0, 1 << 30))));
+    let _other_survey_or_copy = next(&mut core, ms(0));
+    let id = core.guest_begin(ByteRange::at(0, 4096), true);
+    assert_eq!(core.guest_admit(id), Admission::Wait);
+    core.tick(ms(3));
+    assert_eq!(core.guest_admit(id), Admission::Wait);
+    core.tick(ms(4));
+    assert_eq!(core.guest_admit(id), Admission::Source);
+    let dirty = core.progress(ms(4)).dirtied;
+    core.guest_finished(id, true, None);
+    assert_eq!(core.progress(ms(4)).dirtied, dirty + 4096, "the job copies it later");
+}
+
+/// A writer kept the job from a dirty unit, so the job goes next and other writers wait; were its copy to wait for the speed
+/// limit, they would too.
+#[test]
+fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
+    let options =
+        MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).sync(crate::options::SyncMode::None);
+    let mut config = Config::new(&options.speed(1000), 65_536, 1 << 30, Geometry::plain());
+    config.live = true;
+    let mut core = Core::new(config).unwrap();
+    let in_the_way = core.guest_begin(ByteRange::at(0, 512), true);
+    assert_eq!(core.guest_admit(in_the_way), Admission::Both);
+    core.mark_dirty(ByteRange::at(0, 512));
+    assert!(matches!(core.next(ms(0)), Next::Wait(None)), "the guest writes there");
+    core.mark_dirty(ByteRange::at(1 << 20, 65_536));
+    let survey = next(&mut core, ms(0));
+    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(1 << 20, 65_536))));
+    let copy = next(&mut core, ms(0));
+    assert!(matches!(copy.work, Work::Copy { .. }));
+    core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 65_536, ..Moved::default() })));
+    let waits = core.guest_begin(ByteRange::at(512, 512), true);
+    core.guest_finished(in_the_way, true, Some(Ok(())));
+    assert_eq!(core.guest_admit(waits), Admission::Wait, "the job comes first");
+    let survey = next(&mut core, ms(0));
+    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(0, 4096))));
+    let copy = next(&mut core, ms(0));
+    assert!(matches!(copy.work, Work::Copy { .. }), "64 KiB at 1000 bytes a second are a minute: {copy:?}");
+    core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
+    assert_eq!(core.guest_admit(waits), Admission::Both);
+    // In debt as the job is, it makes nobody wait for a copy that it may not begin.
+    let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512), true);
+    assert_eq!(core.guest_admit(in_the_way), Admission::Both);
+    core.mark_dirty(ByteRange::at(2 << 20, 512));
+    assert!(matches!(core.next(ms(0)), Next::Wait(Some(_))));
+    let beside = core.guest_begin(ByteRange::at((2 << 20) + 512, 512), true);
+    assert_eq!(core.guest_admit(beside), Admission::Both);
+    for id in [in_the_way, beside] {
+        core.guest_finished(id, true, Some(Ok(())));
+    }
+    let survey = next(&mut core, ms(0));
+    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(2 << 20, 4096))));
+    assert!(matches!(core.next(ms(0)), Next::Wait(Some(until)) if until > ms(60_000)), "others pay for it");
+}
+
+/// Marks on what waits in the queue once made it be copied a second time, so that a guest ahead of the copy made as much work
+/// as one behind it.
+#[test]
+fn what_is_marked_ahead_of_the_copy_is_copied_once_and_what_is_marked_under_it_again() {
+    let mut config = Config::new(&MirrorOptions::new(), 65_536, 1 << 20, Geometry::plain());
+    config.live = true;
+    let mut core = Core::new(config).unwrap();
+    let survey = next(&mut core, ms(0));
+    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::new(0, 1 << 20))));
+    core.mark_dirty(ByteRange::at(1 << 19, 4096));
+    let mut copied = Vec::new();
+    loop {
+        let action = next(&mut core, ms(0));
+        let done = match action.work {
+            Work::Survey { range, .. } => survey_of(range),
+            Work::Copy { range, .. } => {
+                if copied.len() == 1 {
+                    core.mark_dirty(ByteRange::at(range.start(), 1));
+                }
+                copied.push((range.start(), range.len()));
+                Done::Copied(Moved { copied: range.len(), ..Moved::default() })
+            }
+            Work::Flush => break,
+            work => panic!("{work:?}"),
+        };
+        core.finished(ms(0), action.id, Ok(done));
+    }
+    assert_eq!(copied, [(0, 1 << 19), (1 << 19, 1 << 19), (1 << 19, 4096)]);
 }
