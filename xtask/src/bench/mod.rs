@@ -5,6 +5,8 @@
 //! the clock ran: `qemu-img compare` and `check` on both programs' results.
 
 mod bitmap;
+mod fio;
+mod guest;
 mod live;
 mod measure;
 mod scenario;
@@ -49,6 +51,7 @@ pub(crate) struct Bench {
 /// What else can be timed.
 #[derive(clap::Subcommand)]
 enum Other {
+    Guest(guest::Guest),
     Live(live::Live),
 }
 
@@ -73,8 +76,10 @@ struct Report {
 
 impl Task for Bench {
     fn run(self) -> Outcome<ExitCode> {
-        if let Some(Other::Live(live)) = self.other {
-            return live.run();
+        match self.other {
+            Some(Other::Guest(guest)) => return guest.run(),
+            Some(Other::Live(live)) => return live.run(),
+            None => {}
         }
         let qemu = Qemu::find("cargo xtask bench").ok_or("the peer is qemu-img, which cannot be run")?;
         if cfg!(debug_assertions) && !self.smoke {

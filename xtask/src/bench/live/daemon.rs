@@ -23,27 +23,33 @@ const QEMU_MODES: [Mode; 2] = [Mode::Background, Mode::WriteBlocking];
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program that is such a daemon.
-pub(super) struct Program {
-    pub(super) name: String,
+pub(in crate::bench) struct Program {
+    pub(in crate::bench) name: String,
     /// The program and what comes before `qemu-storage-daemon`'s arguments.
-    pub(super) words: Vec<OsString>,
-    pub(super) modes: &'static [Mode],
+    pub(in crate::bench) words: Vec<OsString>,
+    pub(in crate::bench) modes: &'static [Mode],
 }
 
 impl Program {
     /// QEMU's own.
-    pub(super) fn qemu() -> Self {
+    pub(in crate::bench) fn qemu() -> Self {
         Self::new(vec!["qemu-storage-daemon".into()], "qemu-storage-daemon".into(), &QEMU_MODES)
     }
 
     /// `blockmirror daemon`, which this very program holds.
-    pub(super) fn ours() -> Outcome<Self> {
+    pub(in crate::bench) fn ours() -> Outcome<Self> {
         let words = vec![std::env::current_exe()?.into(), "daemon".into()];
         Ok(Self::new(words, "daemon".into(), &ALL_MODES))
     }
 
+    /// Another build of ours, or of this program.
+    pub(in crate::bench) fn ours_at(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::new(vec![path.into(), "daemon".into()], name, &ALL_MODES)
+    }
+
     /// Any other.
-    pub(super) fn other(path: &Path) -> Self {
+    pub(in crate::bench) fn other(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Self::new(vec![path.into()], name, &QEMU_MODES)
     }
@@ -53,7 +59,7 @@ impl Program {
     }
 }
 
-pub(super) struct Daemon {
+pub(in crate::bench) struct Daemon {
     modes: &'static [Mode],
     child: Child,
     qmp: Qmp,
@@ -64,7 +70,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn start(program: &Program, qemu: Qemu, source: &Path, len: u64, dir: &Path) -> Outcome<Self> {
+    pub(in crate::bench) fn start(
+        program: &Program,
+        qemu: Qemu,
+        source: &Path,
+        len: u64,
+        dir: &Path,
+    ) -> Outcome<Self> {
         let (socket, monitor) = (dir.join("nbd.sock"), dir.join("qmp.sock"));
         for old in [&socket, &monitor] {
             let _ = std::fs::remove_file(old);
@@ -86,6 +98,11 @@ impl Daemon {
             .map_err(|e| format!("{}: {e}", program.name))?;
         let qmp = Qmp::connect(&monitor)?;
         Ok(Self { modes: program.modes, child, qmp, socket, target: dir.join("target.qcow2"), len, qemu })
+    }
+
+    /// Where the disk is to be found.
+    pub(in crate::bench) fn uri(&self) -> String {
+        format!("nbd+unix:///{EXPORT}?socket={}", self.socket.display())
     }
 
     fn job(&mut self) -> Outcome<Option<Value>> {
@@ -116,7 +133,7 @@ impl Subject for Daemon {
         };
         let job = json!({
             "job-id": "job", "device": "source", "target": "target", "sync": "full",
-            "granularity": ask.granularity, "copy-mode": mode,
+            "granularity": ask.granularity, "copy-mode": mode, "speed": ask.speed,
         });
         self.qmp.execute("blockdev-mirror", job).map(drop)
     }

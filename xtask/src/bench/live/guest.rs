@@ -11,7 +11,7 @@ use blockmirror_tests::content::noise;
 pub(super) const BLOCK: u64 = 4096;
 
 /// One thread's way to the disk.
-pub(super) trait Writer: Send {
+pub(in crate::bench) trait Writer: Send {
     /// Writes `block` at `offset`, and comes back when that is acknowledged.
     fn write(&mut self, offset: u64, block: &[u8]) -> Outcome;
 }

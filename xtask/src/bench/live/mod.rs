@@ -5,7 +5,7 @@
 //! and is compared with itself: what else goes on on the machine hits both. The library runs in this process; a daemon
 //! (QEMU's, and any other that takes its arguments) is reached over NBD, which costs guest and job alike.
 
-mod daemon;
+pub(super) mod daemon;
 mod guest;
 mod library;
 mod nbd;
@@ -62,7 +62,7 @@ pub(crate) struct Live {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Background,
     WriteBlocking,
     Auto,
@@ -82,21 +82,23 @@ impl From<Mode> for CopyMode {
 
 /// What job is wanted.
 #[derive(Clone, Copy, Debug)]
-struct Ask {
-    mode: Mode,
-    granularity: u64,
+pub(super) struct Ask {
+    pub(super) mode: Mode,
+    pub(super) granularity: u64,
+    /// Bytes per second; 0 is no limit.
+    pub(super) speed: u64,
 }
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug)]
-struct State {
-    ready: bool,
-    offset: u64,
-    len: u64,
+pub(super) struct State {
+    pub(super) ready: bool,
+    pub(super) offset: u64,
+    pub(super) len: u64,
 }
 
 /// Something that holds the disk and can mirror it.
-trait Subject {
+pub(super) trait Subject {
     /// A way for one thread of the guest.
     fn writer(&self) -> Outcome<Box<dyn Writer>>;
     fn modes(&self) -> &'static [Mode];
@@ -107,7 +109,7 @@ trait Subject {
     fn stop(&mut self) -> Outcome;
 }
 
-const GRANULARITIES: [u64; 4] = [4 << 10, 64 << 10, 1 << 20, 64 << 20];
+pub(super) const GRANULARITIES: [u64; 4] = [4 << 10, 64 << 10, 1 << 20, 64 << 20];
 /// How long the guest runs alone.
 const ALONE: Duration = Duration::from_millis(1000);
 
@@ -187,7 +189,7 @@ impl Live {
                 if !name.contains(&self.only) {
                     continue;
                 }
-                let row = self.row(&name, &mut subject, Ask { mode, granularity });
+                let row = self.row(&name, &mut subject, Ask { mode, granularity, speed: 0 });
                 let row = row.map_err(|e| format!("{name}: {e}"))?;
                 println!("{}", row.line());
                 rows.push(row);
@@ -255,7 +257,7 @@ impl Live {
 }
 
 /// A qcow2 image in which every cluster holds bytes that do not repeat.
-fn make_source(path: &Path, len: u64) -> Outcome {
+pub(super) fn make_source(path: &Path, len: u64) -> Outcome {
     NewImage::create(path, &CreateSpec::new(Format::Qcow2, len, CreateSettings::default()))?.persist()?;
     let image = OpenOptions::new().format(Format::Qcow2).writable(true).open(path)?;
     let mut piece = vec![0; 1 << 20];
