@@ -12,6 +12,7 @@ mod hmp;
 pub(crate) mod job;
 pub(crate) mod object;
 mod query;
+mod reopen;
 mod resize;
 pub(crate) mod schema;
 mod snapshot;
@@ -91,5 +92,6 @@ pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     chain::register(&mut commands);
     drive_mirror::register(&mut commands);
     hmp::register(&mut commands);
+    reopen::register(&mut commands);
     table
 }

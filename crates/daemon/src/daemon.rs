@@ -101,7 +101,7 @@ impl Daemon {
         }
         drop(quit);
         self.jobs.end_all();
-        self.exports.end_all();
+        self.end_exports();
         self.listeners.lock().clear();
         self.monitors().stop(GRACE);
         let nodes = self.graph.lock().take_all();

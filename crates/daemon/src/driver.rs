@@ -11,21 +11,27 @@ mod filters;
 mod nbd;
 mod qcow2;
 mod raw;
+mod writable;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_file::FileStorage;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
 
 pub(crate) use qcow2::probe_format;
+pub(crate) use raw::disk_on as disk_of_raw;
+pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, UseId};
+use crate::job::close;
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -60,6 +66,7 @@ pub(crate) struct Common {
 pub(crate) struct Opened {
     pub(crate) device: Arc<dyn BlockDevice>,
     pub(crate) storage: Option<Arc<dyn Storage>>,
+    pub(crate) file: Option<Arc<FileStorage>>,
     pub(crate) qcow2: Option<Arc<blockmirror_qcow2::Qcow2>>,
     pub(crate) filename: String,
     pub(crate) path: Option<PathBuf>,
@@ -82,6 +89,7 @@ impl Opened {
         Self {
             device,
             storage: None,
+            file: None,
             qcow2: None,
             filename,
             path: None,
@@ -92,7 +100,8 @@ impl Opened {
 }
 
 impl Common {
-    fn new(args: &Args, inherited: Inherited) -> Reply<Self> {
+    /// Reads them.
+    pub(crate) fn new(args: &Args, inherited: Inherited) -> Reply<Self> {
         let cache = Args::new(args.get("cache").and_then(Value::as_object).cloned().unwrap_or_default());
         let detect = args.opt_str("detect-zeroes")?.unwrap_or("off").to_owned();
         let unmap = args.opt_str("discard")?.map_or(inherited.unmap, |discard| discard == "unmap");
@@ -116,6 +125,17 @@ impl Common {
             return Err(QmpError::generic("force-share=on can only be used with read-only images"));
         }
         Ok(common)
+    }
+
+    /// What the node's front does.
+    pub(crate) fn front(&self, read_only: bool) -> FrontOptions {
+        FrontOptions {
+            read_only,
+            unmap: self.unmap,
+            no_flush: self.no_flush,
+            detect_zeroes: self.detect_zeroes,
+            detect_unmap: self.detect_unmap,
+        }
     }
 
     /// What a child that is this node's file gets.
@@ -172,9 +192,9 @@ impl Child {
         ChildLink { node: self.name.clone(), role, needs: write, shares: ALL_PERMS }
     }
 
-    /// The link of an overlay to its backing file.
+    /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what they do.
     pub(crate) fn backing_link(&self) -> ChildLink {
-        ChildLink { node: self.name.clone(), role: "backing", needs: Perms::READ, shares: NO_CHANGE }
+        ChildLink { node: self.name.clone(), role: "backing", needs: Perms::READ, shares: ALL_PERMS }
     }
 }
 
@@ -206,34 +226,34 @@ impl Daemon {
             None => self.graph.lock().name_for_unnamed(),
         };
         let mut opening = Opening { daemon: self, common, children: Vec::new() };
-        let result =
-            opening.drive(&args).and_then(|(driver, opened)| self.put_in(&name, driver, common, opened));
+        let result = opening
+            .drive(&args)
+            .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
         if result.is_err() {
             let children = std::mem::take(&mut opening.children);
-            let gone: Vec<_> = children.iter().flat_map(|child| self.graph.lock().undo(child)).collect();
-            drop(gone);
+            close(children.iter().flat_map(|child| self.graph.lock().undo(child)).collect());
         }
         result.map(|()| name)
     }
 
-    fn put_in(&self, name: &str, driver: &'static str, common: Common, opened: Opened) -> Reply<()> {
+    fn put_in(
+        &self,
+        name: &str,
+        driver: &'static str,
+        args: &Args,
+        common: Common,
+        opened: Opened,
+    ) -> Reply<()> {
         let read_only = common.read_only || opened.read_only;
-        let front = Front::new(
-            opened.device,
-            FrontOptions {
-                read_only,
-                unmap: common.unmap,
-                no_flush: common.no_flush,
-                detect_zeroes: common.detect_zeroes,
-                detect_unmap: common.detect_unmap,
-            },
-        );
+        let front = Front::new(opened.device, common.front(read_only));
         let node = Node {
             name: name.to_owned(),
             driver,
             filename: opened.filename,
             path: opened.path,
             storage: opened.storage,
+            file: opened.file,
+            options: flattened(args.map()),
             qcow2: opened.qcow2,
             tap: Tap::named(Arc::clone(&front) as _, name),
             device: front,
@@ -251,7 +271,7 @@ impl Daemon {
                 Err(error) => {
                     let gone: Vec<_> = uses.into_iter().flat_map(|id| graph.detach(id)).collect();
                     drop(graph);
-                    drop(gone);
+                    close(gone);
                     return Err(error);
                 }
             }
@@ -317,6 +337,27 @@ impl Opening<'_> {
         })
     }
 }
+
+/// Options by dotted names, members of members too; what opens children is left out.
+pub(crate) fn flattened(options: &Map<String, Value>) -> BTreeMap<String, Value> {
+    let mut flat = BTreeMap::new();
+    let mut open: Vec<_> = options.iter().map(|(name, value)| (name.clone(), value)).collect();
+    while let Some((name, value)) = open.pop() {
+        match value {
+            _ if CHILDREN.contains(&&*name) => {}
+            Value::Object(members) => {
+                open.extend(members.iter().map(|(member, value)| (format!("{name}.{member}"), value)));
+            }
+            value => {
+                flat.insert(name, value.clone());
+            }
+        }
+    }
+    flat
+}
+
+/// Options that are children.
+pub(crate) const CHILDREN: [&str; 4] = ["file", "image", "data-file", "backing"];
 
 /// Refuses options that are known and not implemented, by name.
 pub(crate) fn refuse(args: &Args, driver: &str, options: &[&str]) -> Reply<()> {

@@ -18,6 +18,7 @@ use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
 use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE};
+use crate::job::close;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
 
@@ -71,15 +72,6 @@ impl Exports {
             .collect();
         Value::Array(list)
     }
-
-    /// Ends everything, whatever the clients do.
-    pub(crate) fn end_all(&self) {
-        let server = self.0.lock().server.take();
-        if let Some(server) = server {
-            // What hangs is cut off: the process ends.
-            let _ = server.stop();
-        }
-    }
 }
 
 impl Daemon {
@@ -112,6 +104,12 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends the server with its exports, whatever the clients do, if there is one.
+    pub(crate) fn end_exports(&self) {
+        // What hangs is cut off: the process ends.
+        let _ = self.stop_nbd_server();
+    }
+
     /// `nbd-server-stop`: the exports go with the server.
     pub(crate) fn stop_nbd_server(&self) -> Reply<()> {
         let Some(server) = self.exports.0.lock().server.take() else {
@@ -127,7 +125,7 @@ impl Daemon {
 
     fn forget_export(&self, id: &str, entry: &Entry) {
         let gone = self.graph.lock().detach(entry.node_use);
-        drop(gone);
+        close(gone);
         self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
     }
 
@@ -174,7 +172,7 @@ impl Daemon {
         });
         if let Err(error) = added {
             let gone = self.graph.lock().detach(node_use);
-            drop(gone);
+            close(gone);
             return Err(error);
         }
         let entry = Entry { name: name.to_owned(), node_use, shutting_down: false };

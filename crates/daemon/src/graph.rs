@@ -70,6 +70,13 @@ impl Graph {
             .ok_or_else(|| QmpError::generic(format!("Cannot find device='{name}' nor node-name='{name}'")))
     }
 
+    /// The node `name`, in the words of commands that take a node only.
+    pub(crate) fn find_node(&self, name: &str) -> Reply<&Node> {
+        self.nodes
+            .get(name)
+            .ok_or_else(|| QmpError::generic(format!("Cannot find device='' nor node-name='{name}'")))
+    }
+
     /// The node `name`, if there is one.
     pub(crate) fn get(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
@@ -119,6 +126,42 @@ impl Graph {
         self.next_use += 1;
         self.uses.insert(id, new);
         Ok(id)
+    }
+
+    /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be written or not.
+    ///
+    /// # Errors
+    /// Somebody else's use contradicts it; nothing has changed then.
+    pub(crate) fn change_needs(&mut self, parent: &str, writes: bool) -> Reply<()> {
+        // A format resizes what it lives in.
+        let formats = self.nodes.get(parent).is_some_and(|node| match node.driver {
+            "qcow2" => true,
+            "raw" => node.storage.is_some(),
+            _ => false,
+        });
+        let needs = match (writes, formats) {
+            (false, _) => Perms::READ,
+            (true, true) => Perms::READ_WRITE,
+            (true, false) => WRITE,
+        };
+        let is_file = |u: &Use| u.is_link_of(parent) && !u.is_backing();
+        let links: Vec<_> = self.uses.iter().filter(|(_, u)| is_file(u)).map(|(id, _)| *id).collect();
+        for id in &links {
+            let Some(link) = self.uses.get(id) else { continue };
+            let wanted =
+                Use { node: link.node.clone(), holder: link.holder.clone(), needs, shares: link.shares };
+            for (other, u) in self.uses_of(&link.node) {
+                if other != *id {
+                    u.check_against(&wanted)?;
+                }
+            }
+        }
+        for id in links {
+            if let Some(link) = self.uses.get_mut(&id) {
+                link.needs = needs;
+            }
+        }
+        Ok(())
     }
 
     /// Forgets a use; nodes that were there for it alone go with it, and are returned so that they can be closed

@@ -388,20 +388,28 @@ impl Daemon {
     }
 }
 
-/// Closes nodes that are out of the graph: what was written reaches the disk. A node below which nothing answers any more
-/// is let go of after a while.
+/// Closes nodes that are out of the graph: what was written reaches the disk, later writes are refused, and files are free,
+/// whoever still holds something of the node. One below which nothing answers any more is let go of after a while.
+///
+/// Users come before what they stand on.
 pub(crate) fn close(nodes: Vec<Node>) {
     use blockmirror_block::BlockDevice;
-    for node in nodes.into_iter().filter(|node| !node.read_only) {
-        let device = Arc::clone(&node.device);
+    for node in nodes {
         let (done, is_done) = mpsc::channel();
-        let flush = move || {
+        let (device, file, read_only) = (Arc::clone(&node.device), node.file.clone(), node.read_only);
+        let finish = move || {
             // Nobody is left to tell; a client that cares has flushed.
-            let _ = device.flush();
+            if !read_only {
+                let _ = device.flush();
+            }
+            device.set_read_only(true);
+            if let Some(file) = file {
+                let _ = file.close();
+            }
             let _ = done.send(());
         };
-        let flushing = thread::Builder::new().name("close".into()).spawn(flush).is_ok();
-        if flushing && is_done.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        let closing = thread::Builder::new().name("close".into()).spawn(finish).is_ok();
+        if closing && is_done.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
             node.device.cancel_in_flight();
             // Whether it lets go or not, there is nothing else to be done.
             let _ = is_done.recv_timeout(CLOSE_LIMIT);

@@ -1,6 +1,8 @@
 //! Commands as a client gives them, on images in a directory of their own. Answers are checked against the schema.
 
+mod chain;
 mod hmp;
+mod reopen;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

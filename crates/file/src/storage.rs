@@ -142,6 +142,20 @@ impl FileStorage {
         Ok(())
     }
 
+    /// Gives the file up although others may hold the storage for a while: what was written becomes durable, later writes
+    /// are refused, and the image lock goes.
+    ///
+    /// # Errors
+    /// It cannot be flushed. It is given up all the same.
+    pub fn close(&self) -> Result<()> {
+        let flushed = self.flush();
+        self.writable.store(false, Ordering::Release);
+        if let Some(lock) = self.lock.lock().take() {
+            lock.release(&self.opened.file);
+        }
+        flushed
+    }
+
     fn open_for_writing(&self) -> Result<()> {
         if self.descriptor().info.writable {
             return Ok(());

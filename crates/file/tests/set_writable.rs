@@ -1,5 +1,7 @@
 //! A file that was opened for reading becomes one that is written, and back, while it is open.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use blockmirror_block::{ErrorKind, Storage};
 use blockmirror_file::{FileOptions, FileStorage};
 use blockmirror_image_lock::Permissions;
@@ -73,4 +75,18 @@ fn it_is_the_file_that_is_open_whatever_its_name_leads_to() {
     file.write_at(&[1], 0).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), [3; 16]);
     assert_eq!(std::fs::read(dir.path().join("moved")).unwrap()[0], 1);
+}
+
+#[test]
+fn a_file_that_was_given_up_is_free_although_somebody_holds_it() {
+    let (_dir, path) = image();
+    let file = FileOptions::new().writable(true).open(&path).unwrap();
+    file.write_at(&[1], 0).unwrap();
+    file.close().unwrap();
+    assert_eq!(file.write_at(&[2], 0).unwrap_err().kind(), ErrorKind::ReadOnly);
+    let other = FileOptions::new().writable(true).open(&path).unwrap();
+    // Dropping the one takes nothing from the other.
+    drop(file);
+    assert_eq!(FileOptions::new().open(&path).unwrap_err().kind(), ErrorKind::Locked);
+    assert_eq!(byte(&other), 1);
 }

@@ -16,7 +16,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed};
-use crate::graph::{Graph, Holder, NO_CHANGE, Perms};
+use crate::graph::{ALL_PERMS, Graph, Holder, Perms};
 use crate::job::close;
 use crate::new_image::{Made, format_named};
 
@@ -172,7 +172,7 @@ impl Daemon {
             }
             Err(error) => {
                 let gone = self.graph.lock().undo(&overlay);
-                drop(gone);
+                close(gone);
                 Err(error)
             }
         }
@@ -218,7 +218,7 @@ impl Daemon {
         graph.pivot(node, overlay, &[]);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Whoever used the node uses the overlay now, so nobody contradicts.
-        graph.attach(node, holder, Perms::READ, NO_CHANGE)?;
+        graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),

@@ -187,10 +187,7 @@ fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
             names.extend(data.opt_str(key)?.map(str::to_owned));
         }
     }
-    let taps: Vec<Arc<Tap>> = {
-        let graph = daemon.graph.lock();
-        names.iter().filter_map(|name| graph.get(name)).map(|node| Arc::clone(&node.tap)).collect()
-    };
+    let taps = daemon.graph.lock().taps_from_top(names.into_iter().collect());
     let held = taps.iter().map(|tap| {
         tap.drain_for(HOLD_LIMIT)
             .ok_or_else(|| QmpError::generic("A write of a guest does not end: the transaction was given up"))

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use blockmirror_block::{ErrorKind, Storage};
-use blockmirror_file::{FileOptions, LockMode};
+use blockmirror_block::{BlockDevice, ErrorKind, Storage};
+use blockmirror_file::{FileOptions, FileStorage, LockMode};
 use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Raw, RawOptions};
 
@@ -48,12 +48,18 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
         let needed = if host_device { "a block device" } else { "a regular file" };
         return Err(QmpError::generic(format!("'{expected}' driver requires '{filename}' to be {needed}")));
     }
-    let storage: Arc<dyn Storage> = storage;
-    let device = Raw::open(Arc::clone(&storage), RawOptions::new()).map_err(failed)?;
+    let device = disk(&storage)?;
     Ok(Opened {
-        storage: Some(storage),
+        storage: Some(Arc::clone(&storage) as _),
+        file: Some(storage),
         path: Some(path),
         read_only,
-        ..Opened::leaf(Arc::new(device), filename)
+        ..Opened::leaf(device, filename)
     })
+}
+
+/// The file as a disk, with what it can do at present.
+pub(super) fn disk(file: &Arc<FileStorage>) -> Reply<Arc<dyn BlockDevice>> {
+    let storage: Arc<dyn Storage> = Arc::clone(file) as _;
+    Ok(Arc::new(Raw::open(storage, RawOptions::new()).map_err(failed)?))
 }

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_block::Storage;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Role, detect};
-use blockmirror_qcow2::{Header, OpenOptions};
+use blockmirror_qcow2::{Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
 use super::{Child, Opened, Opening, failed, refuse, shown};
 use crate::Reply;
+use crate::graph::Node;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     refuse(args, "qcow2", &["encrypt"])?;
@@ -26,10 +27,8 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let header = Header::read(&*storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
-    let mut options = OpenOptions::new().writable(!read_only);
-    if let Some(bytes) = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?) {
-        options = options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
-    }
+    let cache = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?);
+    let mut options = with_cache(cache).writable(!read_only);
     if let Some(data) = data_file(opening, args, &header, &file)? {
         children.push(data.file_link("data-file", read_only, common.force_share));
         options = options.data_file(data.storage()?);
@@ -48,6 +47,44 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         children,
         ..Opened::leaf(image, file.filename)
     })
+}
+
+fn with_cache(bytes: Option<u64>) -> OpenOptions {
+    let options = OpenOptions::new();
+    match bytes {
+        Some(bytes) => options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX)),
+        None => options,
+    }
+}
+
+/// An image that was opened for reading, once more for writing.
+pub(super) struct ForWriting {
+    image: Arc<Qcow2>,
+    options: OpenOptions,
+    filename: String,
+}
+
+impl ForWriting {
+    /// That of `node`, whose data file is `data`; `None` if it is none, or could be written all the time.
+    pub(super) fn new(node: &Node, data: Option<Arc<dyn Storage>>) -> Option<Self> {
+        let image = node.qcow2.clone().filter(|image| !image.geometry().writable)?;
+        let figure = |name: &str| node.options.get(name).and_then(Value::as_u64);
+        let cache = figure("cache-size").or_else(|| figure("l2-cache-size"));
+        let mut options = with_cache(cache).writable(true);
+        if let Some(data) = data {
+            options = options.data_file(data);
+        }
+        Some(Self { image, options, filename: node.filename.clone() })
+    }
+
+    pub(super) fn open(self) -> Reply<Arc<Qcow2>> {
+        let Self { image, mut options, filename } = self;
+        if let Some(backing) = image.backing() {
+            options = options.backing(backing);
+        }
+        let opened = options.open(Arc::clone(image.storage()));
+        opened.map(Arc::new).map_err(|e| failed(e.in_file(&filename.as_str().into())))
+    }
 }
 
 fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {

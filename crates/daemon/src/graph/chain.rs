@@ -1,6 +1,9 @@
 //! Chains of images in the graph: who stands on whom as backing file, and what keeps a layer busy.
 
+use std::sync::Arc;
+
 use blockmirror_image::Format;
+use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
 use super::{Graph, Holder, Node, UseId};
@@ -9,8 +12,13 @@ use crate::Reply;
 impl Graph {
     /// The edge by which `parent` stands on its child in `role`.
     pub(crate) fn link(&self, parent: &str, role: &str) -> Option<UseId> {
+        self.links(parent, role).first().copied()
+    }
+
+    /// All such edges: there are two while one takes the place of the other.
+    pub(crate) fn links(&self, parent: &str, role: &str) -> Vec<UseId> {
         let is_it = |holder: &Holder| matches!(holder, Holder::Node { name, role: r } if name == parent && *r == role);
-        self.uses.iter().find(|(_, u)| is_it(&u.holder)).map(|(id, _)| *id)
+        self.uses.iter().filter(|(_, u)| is_it(&u.holder)).map(|(id, _)| *id).collect()
     }
 
     /// The backing file of `name`.
@@ -25,18 +33,32 @@ impl Graph {
 
     /// Whether `below` is `above` or something that it stands on, in whatever role.
     pub(crate) fn stands_on(&self, above: &str, below: &str) -> bool {
-        let mut open = vec![above];
+        self.all_below(above).contains(&below)
+    }
+
+    /// Sorts `things`, each about a node, so that nodes come before what they stand on.
+    pub(crate) fn sort_from_top<T>(&self, things: &mut [T], name: impl Fn(&T) -> &str) {
+        things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_below(name(thing)).len()));
+    }
+
+    /// The taps of nodes, in the order in which their guests can be held: a write that is under way in one can still reach
+    /// those below.
+    pub(crate) fn taps_from_top(&self, mut names: Vec<String>) -> Vec<Arc<Tap>> {
+        self.sort_from_top(&mut names, String::as_str);
+        names.iter().filter_map(|name| self.get(name)).map(|node| Arc::clone(&node.tap)).collect()
+    }
+
+    /// `name` and whatever it stands on, in whatever role.
+    fn all_below<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        let mut open = vec![name];
         let mut seen = Vec::new();
         while let Some(name) = open.pop() {
-            if name == below {
-                return true;
-            }
             if !seen.contains(&name) {
                 seen.push(name);
                 open.extend(self.children(name).map(|(_, node)| node.name.as_str()));
             }
         }
-        false
+        seen
     }
 
     /// Refuses if a job works on `name`.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
     BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit,
     WriteFlags, ZeroFlags, zero,
@@ -48,7 +49,9 @@ pub(crate) struct Stats {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Front {
-    device: Arc<dyn BlockDevice>,
+    name: String,
+    /// Held for a look only. A request goes on with the device that it found.
+    device: Mutex<Arc<dyn BlockDevice>>,
     /// May change while requests run: a request sees each as it was or as it is.
     switches: Switches,
     stats: Stats,
@@ -106,7 +109,23 @@ impl Front {
     pub(crate) fn new(device: Arc<dyn BlockDevice>, options: FrontOptions) -> Arc<Self> {
         let switches = Switches::default();
         switches.set(options);
-        Arc::new(Self { device, switches, stats: Stats::default() })
+        let name = device.name().to_owned();
+        Arc::new(Self { name, device: Mutex::new(device), switches, stats: Stats::default() })
+    }
+
+    /// The driver's device.
+    pub(crate) fn device(&self) -> Arc<dyn BlockDevice> {
+        Arc::clone(&self.device.lock())
+    }
+
+    /// Puts another device of the same driver in its place; returns the old one, which requests under way still use.
+    pub(crate) fn replace(&self, device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        std::mem::replace(&mut *self.device.lock(), device)
+    }
+
+    /// Changes the options.
+    pub(crate) fn set_options(&self, options: FrontOptions) {
+        self.switches.set(options);
     }
 
     /// The figures so far.
@@ -126,7 +145,7 @@ impl Front {
 
     /// Whether what is below could be written, whatever the options say.
     pub(crate) fn could_be_written(&self) -> bool {
-        self.device.geometry().writable
+        self.device().geometry().writable
     }
 
     fn check_writable(&self, operation: &'static str) -> Result<()> {
@@ -139,15 +158,15 @@ impl Front {
 
 impl BlockDevice for Front {
     fn len(&self) -> u64 {
-        self.device.len()
+        self.device().len()
     }
 
     fn name(&self) -> &str {
-        self.device.name()
+        &self.name
     }
 
     fn geometry(&self) -> Geometry {
-        let mut geometry = self.device.geometry();
+        let mut geometry = self.device().geometry();
         geometry.writable &= !self.options().read_only;
         if !self.options().unmap {
             geometry.discard = DiscardEffect::Ignored;
@@ -156,7 +175,7 @@ impl BlockDevice for Front {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.stats.reads.count(buf.len() as u64, || self.device.read_at(buf, offset))
+        self.stats.reads.count(buf.len() as u64, || self.device().read_at(buf, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
@@ -173,9 +192,9 @@ impl BlockDevice for Front {
                 }
                 let range = ByteRange::checked(offset, buf.len())
                     .ok_or_else(|| Error::out_of_bounds("write", offset, len, self.len()))?;
-                return self.device.write_zeroes(range, zero_flags);
+                return self.device().write_zeroes(range, zero_flags);
             }
-            self.device.write_at(buf, offset, flags)
+            self.device().write_at(buf, offset, flags)
         })?;
         self.stats.highest_write.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
         Ok(())
@@ -184,7 +203,7 @@ impl BlockDevice for Front {
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         self.check_writable("write zeroes")?;
         let flags = if self.options().unmap { flags } else { flags.without(ZeroFlags::MAY_UNMAP) };
-        self.stats.writes.count(range.len(), || self.device.write_zeroes(range, flags))?;
+        self.stats.writes.count(range.len(), || self.device().write_zeroes(range, flags))?;
         self.stats.highest_write.fetch_max(range.end(), Ordering::Relaxed);
         Ok(())
     }
@@ -195,34 +214,34 @@ impl BlockDevice for Front {
             if range.end() > self.len() {
                 return Err(Error::new(ErrorKind::OutOfBounds, "discard"));
             }
-            if self.options().unmap { self.device.discard(range) } else { Ok(()) }
+            if self.options().unmap { self.device().discard(range) } else { Ok(()) }
         })
     }
 
     fn flush(&self) -> Result<()> {
-        self.stats.flushes.count(0, || if self.options().no_flush { Ok(()) } else { self.device.flush() })
+        self.stats.flushes.count(0, || if self.options().no_flush { Ok(()) } else { self.device().flush() })
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
-        self.device.extents(range, visit)
+        self.device().extents(range, visit)
     }
 
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
         self.check_writable("resize")?;
-        self.device.resize(len, may_shrink)
+        self.device().resize(len, may_shrink)
     }
 
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         self.check_writable("copy up")?;
-        self.device.copy_up(range, max_depth)
+        self.device().copy_up(range, max_depth)
     }
 
     fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
         self.check_writable("copy")?;
-        self.device.copy_from(offset, run, len)
+        self.device().copy_from(offset, run, len)
     }
 
     fn cancel_in_flight(&self) {
-        self.device.cancel_in_flight();
+        self.device().cancel_in_flight();
     }
 }

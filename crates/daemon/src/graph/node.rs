@@ -1,11 +1,14 @@
 //! One node: an open image, file or filter. Made by a driver, owned by the graph.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
+use blockmirror_file::FileStorage;
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
+use serde_json::Value;
 
 use super::front::Front;
 
@@ -22,6 +25,10 @@ pub(crate) struct Node {
     pub(crate) path: Option<PathBuf>,
     /// What a format can live in, for nodes that are files or stand for one.
     pub(crate) storage: Option<Arc<dyn Storage>>,
+    /// The open file, for nodes that are files.
+    pub(crate) file: Option<Arc<FileStorage>>,
+    /// What it was opened with, members of members by dotted names.
+    pub(crate) options: BTreeMap<String, Value>,
     /// The format, where it is qcow2.
     pub(crate) qcow2: Option<Arc<Qcow2>>,
     /// The disk, with what its options ask for; below the tap.

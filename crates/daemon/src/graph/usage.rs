@@ -53,6 +53,19 @@ impl Use {
         matches!(&self.holder, Holder::Node { name, .. } if name == parent)
     }
 
+    /// Whether it is the edge of an overlay to its backing file.
+    pub(crate) fn is_backing(&self) -> bool {
+        matches!(&self.holder, Holder::Node { role: "backing", .. })
+    }
+
+    /// The node that stands on this one by it.
+    pub(crate) fn parent(&self) -> Option<&str> {
+        match &self.holder {
+            Holder::Node { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether `new` can be beside this one.
     pub(crate) fn check_against(&self, new: &Use) -> Reply<()> {
         for (needs, unshares) in [(self, new), (new, self)] {

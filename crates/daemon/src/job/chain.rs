@@ -13,8 +13,8 @@ use blockmirror_qmp::{QmpError, Session};
 use super::{Ask, AtEnd, Figures, JobOptions, SimpleJob, Steer, close};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
-use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
+use crate::driver::{Turned, failed};
+use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, UseId};
 
 /// What both kinds are started with.
 #[derive(Debug)]
@@ -62,35 +62,6 @@ impl ChainRequest {
     }
 }
 
-/// The base of a commit, which is made writable for it.
-struct WritableBase {
-    name: String,
-    was_read_only: bool,
-}
-
-impl WritableBase {
-    fn new(graph: &mut Graph, name: &str) -> Reply<Self> {
-        let base = graph.get_mut(name);
-        let base = base.ok_or_else(|| QmpError::generic(format!("Cannot find node '{name}'")))?;
-        let was_read_only = base.read_only;
-        if was_read_only && !base.device.could_be_written() {
-            return Err(QmpError::generic(format!(
-                "Block node '{name}' is read-only: open it for writing and give it as 'backing' to commit to it"
-            )));
-        }
-        base.device.set_read_only(false);
-        base.read_only = false;
-        Ok(Self { name: name.to_owned(), was_read_only })
-    }
-
-    fn restore(&self, graph: &mut Graph) {
-        if let Some(base) = graph.get_mut(&self.name) {
-            base.device.set_read_only(self.was_read_only);
-            base.read_only = self.was_read_only;
-        }
-    }
-}
-
 impl Daemon {
     /// Starts to bring up into `device` what it shows of its backing files above `base`, or of all.
     pub(crate) fn start_stream(
@@ -100,14 +71,18 @@ impl Daemon {
         device: &str,
         base: Option<&str>,
     ) -> Reply<()> {
-        let (image, base, uses) = {
-            let mut graph = self.graph.lock();
+        {
+            let graph = self.graph.lock();
             graph.check_no_job(device)?;
-            let node = graph.find(device)?;
-            if node.read_only {
-                return Err(QmpError::generic(format!("Block node '{device}' is read-only")));
+            for node in &graph.chain(device)[1..] {
+                graph.check_no_job(&node.name)?;
             }
-            let image = node.qcow2.clone();
+        }
+        // For the time of the job, if it was not.
+        let writable = self.make_writable(device)?;
+        let held = (|| {
+            let mut graph = self.graph.lock();
+            let image = graph.find(device)?.qcow2.clone();
             let chain = graph.chain(device);
             let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
             let base = depth.map(|depth| (chain[depth].name.clone(), request.base(chain[depth]), depth));
@@ -115,16 +90,24 @@ impl Daemon {
             let mut nodes: Vec<_> =
                 chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
             nodes[0].1 = Perms::READ.with(Permission::WriteUnchanged);
-            for node in &chain[1..] {
-                graph.check_no_job(&node.name)?;
-            }
             let uses = request.hold(&mut graph, &nodes)?;
-            (image, base, uses)
+            Ok((image, base, uses))
+        })();
+        let (image, base, uses) = match held {
+            Ok(held) => held,
+            Err(error) => {
+                self.make_read_only(writable);
+                return Err(error);
+            }
+        };
+        let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
+            daemon.make_read_only(writable);
+            daemon.detach_all(uses);
         };
         let Some(image) = image else {
             // Only qcow2 images have backing files: there is nothing to do.
             let job = SimpleJob::start(&request.job, || Ok(()));
-            let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
+            let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &uses));
             self.add_job(Some(session), request.job, Box::new(job), at_end);
             return Ok(());
         };
@@ -133,7 +116,7 @@ impl Daemon {
         let job = match StreamJob::start(image, layers, request.options()) {
             Ok(job) => job,
             Err(error) => {
-                self.detach_all(&uses);
+                give_back(self, writable, &uses);
                 return Err(failed(error));
             }
         };
@@ -144,7 +127,7 @@ impl Daemon {
             if job.wait().is_ok() {
                 daemon.relink(&device, below.as_deref());
             }
-            daemon.detach_all(&uses);
+            give_back(daemon, writable, &uses);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())
@@ -157,7 +140,7 @@ impl Daemon {
         if let Some(base) = base {
             let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
             // The chain shared it before, with the same rights.
-            let _ = graph.attach(base, holder, Perms::READ, NO_CHANGE);
+            let _ = graph.attach(base, holder, Perms::READ, ALL_PERMS);
         }
         let gone = old.map(|old| graph.detach(old)).unwrap_or_default();
         drop(graph);
@@ -173,7 +156,7 @@ impl Daemon {
         top: &str,
         base: &str,
     ) -> Reply<()> {
-        let mut graph = self.graph.lock();
+        let graph = self.graph.lock();
         graph.check_no_job(device)?;
         let chain = graph.chain(device);
         let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
@@ -185,21 +168,27 @@ impl Daemon {
             graph.check_used_by(&pair[1], Some(&pair[0]))?;
         }
         let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(chain[to]));
-        let overlay = from.checked_sub(1).and_then(|above| chain[above].qcow2.clone());
+        let overlay = from.checked_sub(1).map(|above| names[above].clone());
         let tap = Arc::clone(&chain[0].tap);
         let mut nodes: Vec<_> = names.iter().map(|name| (name.clone(), Perms::READ)).collect();
         nodes[to].1 = Perms::READ.with(Permission::WriteUnchanged);
-        let writable = WritableBase::new(&mut graph, base)?;
-        let uses = match request.hold(&mut graph, &nodes) {
+        drop(graph);
+        // For the time of the job, if they were not. The overlay's header changes.
+        let mut writable = self.make_writable(base)?;
+        let held = overlay.iter().try_for_each(|overlay| {
+            writable.and(self.make_writable(overlay)?);
+            Ok(())
+        });
+        let held = held.and_then(|()| request.hold(&mut self.graph.lock(), &nodes));
+        let uses = match held {
             Ok(uses) => uses,
             Err(error) => {
-                writable.restore(&mut graph);
+                self.make_read_only(writable);
                 return Err(error);
             }
         };
-        drop(graph);
-        let give_back = move |daemon: &Daemon, writable: &WritableBase, uses: &[UseId]| {
-            writable.restore(&mut daemon.graph.lock());
+        let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
+            daemon.make_read_only(writable);
             daemon.detach_all(uses);
         };
         if from == 0 {
@@ -214,7 +203,7 @@ impl Daemon {
             let job = match commit_active(&tap, Arc::clone(&target), layers, options) {
                 Ok(job) => job,
                 Err(error) => {
-                    give_back(self, &writable, &uses);
+                    give_back(self, writable, &uses);
                     return Err(failed(error));
                 }
             };
@@ -227,12 +216,13 @@ impl Daemon {
                     daemon.detach_all(&uses);
                     daemon.collect(&device);
                 } else {
-                    give_back(daemon, &writable, &uses);
+                    give_back(daemon, writable, &uses);
                 }
             });
             self.add_job(Some(session), request.job, Box::new(control), at_end);
             return Ok(());
         }
+        let overlay = overlay.and_then(|name| self.graph.lock().get(&name)?.qcow2.clone());
         let job = overlay
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
             .and_then(|overlay| {
@@ -242,7 +232,7 @@ impl Daemon {
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                give_back(self, &writable, &uses);
+                give_back(self, writable, &uses);
                 return Err(error);
             }
         };
@@ -252,7 +242,7 @@ impl Daemon {
             if job.wait().is_ok() {
                 daemon.relink(&overlay, Some(&base));
             }
-            give_back(daemon, &writable, &uses);
+            give_back(daemon, writable, &uses);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())

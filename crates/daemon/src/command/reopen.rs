@@ -1,0 +1,416 @@
+//! `blockdev-reopen`: other options for nodes that are open, for all that are listed or for none.
+//!
+//! All options of a node are given, as for `blockdev-add`; those left out take their defaults. Everything that can fail is
+//! done first, with the guests of the nodes held, and taken back if something fails; then the rest changes at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
+use blockmirror_mirror::Drained;
+use blockmirror_qmp::schema::{Command, Type, req};
+use blockmirror_qmp::{Args, QmpError, Session};
+use serde_json::{Map, Value};
+
+use super::Commands;
+use super::schema::BLOCKDEV_OPTIONS;
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::{Common, Inherited, Turned, disk_of_raw, flattened};
+use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, Use, UseId};
+use crate::job::close;
+
+/// How long a guest that does not finish its writes may keep it waiting.
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
+
+static BLOCKDEV_REOPEN: Command = Command::new(
+    "blockdev-reopen",
+    "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, `detect-zeroes`, `cache.no-flush`, \
+     the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. All options are \
+     given, children by name; others cannot change.",
+    &[req("options", Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)), "the nodes, each with all its options")],
+);
+
+/// Options that may change, or say nothing to us, besides those that all drivers have.
+const FREE: [(&str, &[&str]); 3] = [
+    ("file", &["drop-cache", "x-check-cache-dropped"]),
+    (
+        "qcow2",
+        &[
+            "lazy-refcounts",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "pass-discard-other",
+            "discard-no-unref",
+            "overlap-check",
+            "cache-size",
+            "l2-cache-size",
+            "l2-cache-entry-size",
+            "refcount-cache-size",
+            "cache-clean-interval",
+        ],
+    ),
+    ("throttle", &["throttle-group"]),
+];
+const FREE_FOR_ALL: [&str; 9] = [
+    "driver",
+    "node-name",
+    "read-only",
+    "auto-read-only",
+    "discard",
+    "detect-zeroes",
+    "cache.direct",
+    "cache.no-flush",
+    "active",
+];
+
+pub(super) fn register(commands: &mut Commands<'_>) {
+    commands.add(&BLOCKDEV_REOPEN, reopen);
+}
+
+/// What becomes of a node.
+struct Change {
+    node: String,
+    common: Common,
+    options: BTreeMap<String, Value>,
+    /// Another child: its role, and its name or none.
+    child: Option<(&'static str, Option<String>)>,
+    /// The disk for another file or group.
+    device: Option<Arc<dyn BlockDevice>>,
+    group: Option<Arc<ThrottleGroup>>,
+}
+
+fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+    let mut changes: Vec<Change> = Vec::new();
+    for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
+        let change = Change::new(daemon, options.as_object().cloned().unwrap_or_default())?;
+        // Who is named twice gets what is said last.
+        changes.retain(|other| other.node != change.node);
+        changes.push(change);
+    }
+    let held = hold(daemon, &changes)?;
+    let mut done = Done::default();
+    let result = done.prepare(daemon, &mut changes);
+    if let Err(error) = result {
+        done.undo(daemon);
+        return Err(error);
+    }
+    let gone = done.commit(daemon, changes);
+    drop(held);
+    close(gone);
+    Ok(Value::Null)
+}
+
+fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
+    let taps = daemon.graph.lock().taps_from_top(changes.iter().map(|change| change.node.clone()).collect());
+    let held = taps.iter().map(|tap| {
+        tap.drain_for(HOLD_LIMIT)
+            .ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))
+    });
+    held.collect()
+}
+
+impl Change {
+    /// Reads and checks what is asked for.
+    fn new(daemon: &Daemon, options: Map<String, Value>) -> Reply<Self> {
+        let args = Args::new(options);
+        let name = args.opt_str("node-name")?.ok_or_else(|| QmpError::generic("node-name not specified"))?;
+        let group = args.opt_str("throttle-group")?.map(|id| daemon.objects.throttle_group(id));
+        let graph = daemon.graph.lock();
+        let node = graph.get(name);
+        let node =
+            node.ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{name}'")))?;
+        let names_backing = node.qcow2.as_ref().is_some_and(|image| image.header().backing.is_some());
+        if names_backing && !args.has("backing") {
+            return Err(QmpError::generic(format!("backing is missing for '{name}'")));
+        }
+        if node.driver != args.str("driver")? {
+            return Err(cannot_change("driver"));
+        }
+        if node.driver == "copy-on-read" {
+            return Err(QmpError::generic(format!(
+                "Block format 'copy-on-read' used by node '{name}' does not support reopening files"
+            )));
+        }
+        let common = Common::new(&args, inherited(&graph, node))?;
+        let is_file = graph.children(name).next().is_none();
+        let own_file = graph.children(name).any(|(role, child)| role == "file" && !child.owned);
+        if common.direct != node.direct && (is_file || own_file) {
+            return Err(cannot_change("cache.direct"));
+        }
+        let options = flattened(args.map());
+        check_fixed(node, &options)?;
+        let child = child(&graph, node, &args)?;
+        let group = group.transpose()?;
+        let device = new_disk(&graph, node, &args, child.as_ref(), group.as_ref())?;
+        Ok(Self { node: name.to_owned(), common, options, child, device, group })
+    }
+}
+
+fn cannot_change(option: &str) -> QmpError {
+    QmpError::generic(format!("Cannot change the option '{option}'"))
+}
+
+/// What `node` gets from the one it was opened with.
+fn inherited(graph: &Graph, node: &Node) -> Inherited {
+    if node.owned {
+        return Inherited::default();
+    }
+    let parent = graph.uses_of(&node.name).find_map(|(_, u)| Some((graph.get(u.parent()?)?, u.is_backing())));
+    match parent {
+        Some((_, true)) => Inherited { read_only: Some(true), direct: node.direct, ..Inherited::default() },
+        Some((parent, false)) => Inherited {
+            read_only: Some(parent.read_only),
+            direct: parent.direct,
+            no_flush: parent.device.options().no_flush,
+            ..Inherited::default()
+        },
+        None => Inherited::default(),
+    }
+}
+
+/// Refuses changes of options that cannot change.
+fn check_fixed(node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
+    let driver = if node.driver == "host_device" { "file" } else { node.driver };
+    let free = FREE.iter().find(|(name, _)| *name == driver).map_or(&[][..], |(_, free)| free);
+    let is_free = |name: &str| {
+        let first = name.split('.').next().unwrap_or(name);
+        FREE_FOR_ALL.contains(&name) || free.contains(&first)
+    };
+    for (name, value) in options {
+        if !is_free(name) && node.options.get(name) != Some(value) {
+            return Err(cannot_change(name));
+        }
+    }
+    match node.options.keys().find(|name| !is_free(name) && !options.contains_key(*name)) {
+        Some(name) if name != "node-name" => {
+            Err(QmpError::generic(format!("Option '{name}' cannot be reset to its default value")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The child that is to be another one, if there is one.
+fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str, Option<String>)>> {
+    let mut other = None;
+    for role in ["file", "image", "data-file", "backing"] {
+        let Some(reference) = args.get(role) else { continue };
+        let present = graph.children(&node.name).find(|(r, _)| *r == role).map(|(_, child)| child);
+        let wanted = match reference {
+            Value::String(name) => Some(graph.find_node(name)?),
+            Value::Object(options) => {
+                if !present.is_some_and(|child| is_described(graph, child, options)) {
+                    return Err(cannot_change(&format!("{role}.driver")));
+                }
+                present
+            }
+            _ => None,
+        };
+        if wanted.map(|node| &node.name) == present.map(|node| &node.name) {
+            continue;
+        }
+        let wanted = wanted.map(|node| node.name.clone());
+        other = Some(match (role, node.driver) {
+            ("backing", "qcow2") => ("backing", wanted),
+            ("file", "raw" | "throttle") => ("file", wanted),
+            _ => return Err(cannot_change(role)),
+        });
+    }
+    Ok(other)
+}
+
+/// Whether `options` are what `node` was opened with.
+fn is_described(graph: &Graph, node: &Node, options: &Map<String, Value>) -> bool {
+    node.options == flattened(options)
+        && graph.children(&node.name).all(|(role, child)| match options.get(role) {
+            Some(Value::Object(options)) => is_described(graph, child, options),
+            Some(Value::String(name)) => child.name == *name,
+            _ => role == "backing",
+        })
+}
+
+/// The disk of a raw or throttle node on another child, or in another group.
+fn new_disk(
+    graph: &Graph,
+    node: &Node,
+    args: &Args,
+    child: Option<&(&'static str, Option<String>)>,
+    group: Option<&Arc<ThrottleGroup>>,
+) -> Reply<Option<Arc<dyn BlockDevice>>> {
+    let regrouped =
+        node.driver == "throttle" && node.options.get("throttle-group") != args.get("throttle-group");
+    let file = match child {
+        Some(("file", Some(name))) => graph.find_node(name)?,
+        None if regrouped => graph.find_node(args.str("file")?)?,
+        _ => return Ok(None),
+    };
+    // A format that lives in it would not see the change.
+    let lives_in = |(_, u): (UseId, &Use)| {
+        let parent = u.parent().and_then(|name| graph.get(name))?;
+        (parent.qcow2.is_some() || parent.driver == "raw").then_some(&parent.name)
+    };
+    if node.storage.is_some()
+        && let Some(parent) = graph.uses_of(&node.name).find_map(lives_in)
+    {
+        return Err(QmpError::generic(format!(
+            "Node '{}' is busy: an image lives in it, node '{parent}'",
+            node.name
+        )));
+    }
+    Ok(Some(match group {
+        Some(group) => Arc::new(Throttle::new(Arc::clone(&file.tap) as _, group)),
+        None => disk_of_raw(file)?,
+    }))
+}
+
+/// What has been done and can be taken back.
+#[derive(Default)]
+struct Done {
+    writable: Vec<Turned>,
+    read_only: Vec<Turned>,
+    links: Vec<UseId>,
+}
+
+impl Done {
+    fn prepare(&mut self, daemon: &Daemon, changes: &mut [Change]) -> Reply<()> {
+        self.link(daemon, changes)?;
+        // Users stop writing before what they stand on, and begin after it.
+        daemon.graph.lock().sort_from_top(changes, |change| &change.node);
+        let is_read_only = |name: &str| Ok::<_, QmpError>(daemon.graph.lock().find(name)?.read_only);
+        for change in changes.iter() {
+            if change.common.read_only && !is_read_only(&change.node)? {
+                self.read_only.push(daemon.set_read_only(&change.node)?);
+            }
+        }
+        for change in changes.iter().rev() {
+            if !change.common.read_only && is_read_only(&change.node)? {
+                match daemon.make_writable(&change.node) {
+                    Ok(turned) => self.writable.push(turned),
+                    Err(_) if change.common.auto_read_only => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts nodes on other children, in the graph, beside those that they stand on.
+    fn link(&mut self, daemon: &Daemon, changes: &[Change]) -> Reply<()> {
+        let mut graph = daemon.graph.lock();
+        let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
+        for change in changes {
+            let Some((role, wanted)) = &change.child else { continue };
+            let old = graph.children(&change.node).find(|(r, _)| r == role).map(|(_, old)| old.name.clone());
+            if let (Some(old), true) = (old, works_on_chain(&graph, &change.node)) {
+                return Err(QmpError::generic(format!(
+                    "Cannot change frozen '{role}' link from '{}' to '{old}'",
+                    change.node
+                )));
+            }
+            edges.insert((change.node.clone(), role), wanted.clone());
+            let Some(child) = wanted else { continue };
+            if reaches(&graph, &edges, child, &change.node) {
+                return Err(QmpError::generic(format!(
+                    "Making '{child}' a {role} child of '{}' would create a cycle",
+                    change.node
+                )));
+            }
+            let holder = Holder::Node { name: change.node.clone(), role };
+            let (is_raw, below) = (graph.find_node(&change.node)?.driver == "raw", graph.find_node(child)?);
+            let (file, read_only) = (*role == "file", below.read_only);
+            if file && read_only && !change.common.read_only && !changes.iter().any(|c| c.node == *child) {
+                return Err(QmpError::generic(format!("Block node '{child}' is read-only")));
+            }
+            let shares = if file && is_raw && below.storage.is_some() { NO_CHANGE } else { ALL_PERMS };
+            self.links.push(graph.attach(child, holder, Perms::READ, shares)?);
+            if file {
+                let writes = !graph.find_node(&change.node)?.read_only;
+                graph.change_needs(&change.node, writes)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn undo(self, daemon: &Daemon) {
+        self.writable.into_iter().rev().for_each(|turned| daemon.make_read_only(turned));
+        self.read_only.into_iter().rev().for_each(|turned| daemon.turn_back(turned));
+        daemon.detach_all(&self.links);
+    }
+
+    /// What cannot fail. Returns nodes that nobody needs any more.
+    fn commit(self, daemon: &Daemon, changes: Vec<Change>) -> Vec<Node> {
+        let mut gone = Vec::new();
+        for change in changes {
+            let mut graph = daemon.graph.lock();
+            if let Some((role, _)) = &change.child {
+                let old = graph.links(&change.node, role);
+                for old in old.into_iter().filter(|link| !self.links.contains(link)) {
+                    gone.extend(graph.detach(old));
+                }
+            }
+            let below = change.child.as_ref().and_then(|(_, child)| graph.get(child.as_ref()?));
+            let backing = below.map(|below| Arc::clone(&below.device) as Arc<dyn BlockDevice>);
+            let file = below
+                .or_else(|| graph.children(&change.node).find(|(r, _)| *r == "file").map(|(_, file)| file));
+            let file = file.map(|file| (file.storage.clone(), file.path.clone(), file.filename.clone()));
+            let Some(node) = graph.get_mut(&change.node) else { continue };
+            let read_only = node.device.options().read_only;
+            node.device.set_options(change.common.front(read_only));
+            node.direct = change.common.direct;
+            node.options = change.options;
+            let image = node.qcow2.clone();
+            if let Some(device) = change.device {
+                node.device.replace(device);
+                if let Some((storage, path, filename)) = file {
+                    (node.storage, node.path, node.filename) = (storage, path, filename);
+                }
+                if let Some(group) = change.group {
+                    let storage = node.storage.take();
+                    node.storage =
+                        storage.map(|storage| Arc::new(ThrottleStorage::new(storage, &group)) as _);
+                }
+            }
+            drop(graph);
+            if let (Some(("backing", _)), Some(image)) = (&change.child, image) {
+                // Waits for reads under way.
+                image.replace_backing(backing);
+            }
+        }
+        gone
+    }
+}
+
+/// Whether a job holds the chain below `name`.
+fn works_on_chain(graph: &Graph, name: &str) -> bool {
+    graph.uses_of(name).any(|(_, u)| matches!(u.holder, Holder::Job { kind: "stream" | "commit", .. }))
+}
+
+/// Whether `from` stands on `to`, with `edges` in place of what is there.
+fn reaches(
+    graph: &Graph,
+    edges: &BTreeMap<(String, &'static str), Option<String>>,
+    from: &str,
+    to: &str,
+) -> bool {
+    let mut open = vec![from.to_owned()];
+    let mut seen = Vec::new();
+    while let Some(name) = open.pop() {
+        if name == to {
+            return true;
+        }
+        if seen.contains(&name) {
+            continue;
+        }
+        for (role, child) in graph.children(&name) {
+            if !edges.contains_key(&(name.clone(), role)) {
+                open.push(child.name.clone());
+            }
+        }
+        let others = edges.iter().filter(|((parent, _), _)| *parent == name);
+        open.extend(others.filter_map(|(_, child)| child.clone()));
+        seen.push(name);
+    }
+    false
+}

@@ -1,0 +1,221 @@
+//! Nodes that were opened for reading become writable, and read-only again: for the time of a commit into a backing file, or
+//! because `blockdev-reopen` says so. Called by commands, one at a time, and by the end of jobs.
+//!
+//! What was opened for such a node alone, its file for instance, turns with it. Readers go on meanwhile.
+//!
+//! What must hold: nothing is written while a reader still uses what was opened for reading, for it would not see it.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_block::BlockDevice;
+use blockmirror_image_lock::Permission;
+use blockmirror_qmp::QmpError;
+
+use super::qcow2::ForWriting;
+use super::{failed, file, raw};
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::graph::{Graph, Perms};
+
+/// How long requests that began before may take.
+const READERS_LIMIT: Duration = Duration::from_secs(5);
+/// How often it is looked whether they have ended.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Nodes that were turned, those below first. They stay as they are until they are turned back.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Turned(Vec<String>);
+
+impl Turned {
+    /// These and `more`, which were turned after them.
+    pub(crate) fn and(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+}
+
+impl Daemon {
+    /// Makes the node `name` writable, with what was opened for it alone, if it is not.
+    ///
+    /// # Errors
+    /// A file that cannot be written, that somebody else holds, or that is a node of its own and read-only. Nothing has
+    /// changed then.
+    pub(crate) fn make_writable(&self, name: &str) -> Reply<Turned> {
+        let mut plan = Vec::new();
+        to_be_written(&self.graph.lock(), name, &mut plan)?;
+        let mut turned = Turned::default();
+        for node in plan {
+            if let Err(error) = self.turn_writable(&node) {
+                self.make_read_only(turned);
+                return Err(error);
+            }
+            turned.0.push(node);
+        }
+        Ok(turned)
+    }
+
+    /// Makes nodes read-only that were made writable.
+    pub(crate) fn make_read_only(&self, turned: Turned) {
+        for name in turned.0.iter().rev() {
+            // What cannot be flushed now could not be later; the node says so to whoever flushes.
+            let _ = self.turn_read_only(name);
+        }
+    }
+
+    /// Makes the node `name` read-only, with what was opened for it alone.
+    ///
+    /// # Errors
+    /// Somebody writes it, or it cannot be flushed. Nothing has changed then.
+    pub(crate) fn set_read_only(&self, name: &str) -> Reply<Turned> {
+        let mut plan = Vec::new();
+        to_be_read(&self.graph.lock(), name, &mut plan)?;
+        let mut done: Vec<String> = Vec::new();
+        for node in plan {
+            if let Err(error) = self.turn_read_only(&node) {
+                self.turn_back(Turned(done));
+                return Err(error);
+            }
+            done.insert(0, node);
+        }
+        Ok(Turned(done))
+    }
+
+    /// Makes nodes writable again that were made read-only a moment ago.
+    pub(crate) fn turn_back(&self, turned: Turned) {
+        for name in &turned.0 {
+            // They could be written before, and nobody had the time to lock them.
+            let _ = self.turn_writable(name);
+        }
+    }
+
+    fn turn_writable(&self, name: &str) -> Reply<()> {
+        let (front, file, image, bytes) = {
+            let graph = self.graph.lock();
+            let node = graph.find(name)?;
+            let child = |role: &str| graph.children(name).find(|(r, _)| *r == role).map(|(_, child)| child);
+            let data = child("data-file").and_then(|data| data.storage.clone());
+            let bytes = child("file").filter(|_| node.driver == "raw" && node.path.is_some());
+            let bytes = bytes.and_then(|below| Some((node.storage.clone()?, Arc::clone(&below.tap))));
+            (Arc::clone(&node.device), node.file.clone(), ForWriting::new(node, data), bytes)
+        };
+        if let Some(file) = &file {
+            file.set_writable(true).map_err(failed)?;
+        }
+        let disk = || -> Reply<_> {
+            let image = image.map(ForWriting::open).transpose()?;
+            let new = match (&file, &image, bytes) {
+                (Some(file), ..) => Some(file::disk(file)?),
+                (_, Some(image), _) => Some(Arc::clone(image) as Arc<dyn BlockDevice>),
+                (.., Some((storage, tap))) => Some(raw::disk(Some(&storage), &tap)?),
+                _ => None,
+            };
+            Ok((new, image))
+        };
+        let result = disk().and_then(|(new, image)| self.put_writable(name, &front, new, image));
+        if let (Err(_), Some(file)) = (&result, &file) {
+            // Nothing was written, so there is nothing that could fail.
+            let _ = file.set_writable(false);
+        }
+        result
+    }
+
+    fn put_writable(
+        &self,
+        name: &str,
+        front: &crate::graph::Front,
+        new: Option<Arc<dyn BlockDevice>>,
+        image: Option<Arc<blockmirror_qcow2::Qcow2>>,
+    ) -> Reply<()> {
+        let could = new.as_ref().map_or(front.could_be_written(), |new| new.geometry().writable);
+        if !could {
+            return Err(is_read_only(name));
+        }
+        self.graph.lock().change_needs(name, true)?;
+        if let Some(new) = new {
+            let old = front.replace(new);
+            let old_image = match self.graph.lock().get_mut(name) {
+                Some(node) => std::mem::replace(&mut node.qcow2, image),
+                None => None,
+            };
+            let own = 1 + usize::from(old_image.is_some());
+            let until = Instant::now() + READERS_LIMIT;
+            while Arc::strong_count(&old) > own {
+                if Instant::now() > until {
+                    front.replace(old);
+                    let mut graph = self.graph.lock();
+                    if let Some(node) = graph.get_mut(name) {
+                        node.qcow2 = old_image;
+                    }
+                    // They were allowed before.
+                    let _ = graph.change_needs(name, false);
+                    return Err(QmpError::generic(format!("A request to node '{name}' does not end")));
+                }
+                thread::sleep(LOOK);
+            }
+        }
+        front.set_read_only(false);
+        if let Some(node) = self.graph.lock().get_mut(name) {
+            node.read_only = false;
+        }
+        Ok(())
+    }
+
+    fn turn_read_only(&self, name: &str) -> Reply<()> {
+        let (front, file) = {
+            let graph = self.graph.lock();
+            let node = graph.find(name)?;
+            (Arc::clone(&node.device), node.file.clone())
+        };
+        front.set_read_only(true);
+        let flushed = front.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
+        if let Err(error) = flushed {
+            front.set_read_only(false);
+            return Err(failed(error));
+        }
+        let mut graph = self.graph.lock();
+        if let Some(node) = graph.get_mut(name) {
+            node.read_only = true;
+        }
+        graph.change_needs(name, false)
+    }
+}
+
+fn is_read_only(name: &str) -> QmpError {
+    QmpError::generic(format!("Block node '{name}' is read-only"))
+}
+
+/// What has to become writable for `name` to be, those below first.
+fn to_be_written(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
+    if !graph.find(name)?.read_only {
+        return Ok(());
+    }
+    for (_, child) in graph.children(name).filter(|(role, child)| *role != "backing" && child.read_only) {
+        if child.owned {
+            return Err(is_read_only(&child.name));
+        }
+        to_be_written(graph, &child.name, plan)?;
+    }
+    plan.push(name.to_owned());
+    Ok(())
+}
+
+/// What becomes read-only with `name`, those above first.
+fn to_be_read(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
+    let writes = |needs: Perms| needs.contains(Permission::Write) || needs.contains(Permission::Resize);
+    let parent_turns = |parent: &str| plan.iter().any(|above| above == parent);
+    let written = graph.uses_of(name).any(|(_, u)| writes(u.needs) && !u.parent().is_some_and(parent_turns));
+    if written {
+        return Err(QmpError::generic(format!(
+            "Read-only block node '{name}' cannot support read-write users"
+        )));
+    }
+    plan.push(name.to_owned());
+    let children: Vec<_> = graph
+        .children(name)
+        .filter(|(role, child)| *role != "backing" && !child.owned && !child.read_only)
+        .map(|(_, child)| child.name.clone())
+        .collect();
+    children.iter().try_for_each(|child| to_be_read(graph, child, plan))
+}
