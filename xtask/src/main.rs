@@ -5,6 +5,7 @@
 mod bench;
 mod converge;
 mod daemon;
+mod docs;
 mod fuzz;
 mod mirror;
 mod model;
@@ -35,6 +36,7 @@ struct Args {
 enum Tasks {
     Bench(bench::Bench),
     Converge(converge::Converge),
+    Docs(docs::Docs),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
     Daemon(daemon::Daemon),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Bench(task) => task.run(),
         Tasks::Converge(task) => task.run(),
+        Tasks::Docs(task) => task.run(),
         Tasks::Fuzz(task) => task.run(),
         Tasks::Daemon(task) => task.run(),
         Tasks::Measure(task) => task.run(),

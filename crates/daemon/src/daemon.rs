@@ -59,6 +59,11 @@ impl Daemon {
         daemon
     }
 
+    /// The reference of all commands, events and types, as Markdown: what `query-qmp-schema` answers, for people.
+    pub fn reference() -> String {
+        command::table(&Self::new(Vec::new())).markdown()
+    }
+
     /// Who gives commands, and is told of events.
     pub fn monitors(&self) -> &Monitors {
         self.monitors.get_or_init(|| Monitors::new(command::empty_table()))

@@ -253,8 +253,11 @@ impl Job {
         if let Some(error) = &told.error {
             info["error"] = json!(error);
         }
-        if let Some(progress) = figures.mirror.as_ref().filter(|_| self.kind == "mirror") {
-            mirror::add_figures(&mut info, progress);
+        match &figures.mirror {
+            Some(progress) if self.kind == "mirror" => mirror::add_figures(&mut info, progress),
+            // One that failed to start.
+            None if self.kind == "mirror" => info["actively-synced"] = json!(false),
+            _ => {}
         }
         info
     }

@@ -3,6 +3,7 @@
 mod chain;
 mod hmp;
 mod reopen;
+mod schema;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

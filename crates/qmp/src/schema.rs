@@ -112,6 +112,8 @@ pub struct Enum {
     pub doc: &'static str,
     /// The names, and what each means.
     pub values: &'static [EnumValue],
+    /// How it differs from QEMU's, for the reference; empty if it does not.
+    pub differs: &'static str,
 }
 
 /// A name of an [`Enum`].
@@ -121,6 +123,8 @@ pub struct EnumValue {
     pub name: &'static str,
     /// What it means.
     pub doc: &'static str,
+    /// Whether QEMU does not have it: the reference says so.
+    pub ours: bool,
 }
 
 /// A member of an object, or an argument of a command.
@@ -136,6 +140,8 @@ pub struct Member {
     pub default: Option<&'static str>,
     /// What it means.
     pub doc: &'static str,
+    /// Whether QEMU does not have it: the reference says so.
+    pub ours: bool,
 }
 
 /// Named members. With a tag, one member's value says which further members there are.
@@ -151,6 +157,8 @@ pub struct Object {
     pub tag: Option<&'static str>,
     /// For values of the tag: the members that come with it. A value that is not here brings none.
     pub variants: &'static [Variant],
+    /// How it differs from QEMU's, for the reference; empty if it does not.
+    pub differs: &'static str,
 }
 
 /// The members that come with one value of a tag.
@@ -192,6 +200,10 @@ pub struct Command {
     pub allow_oob: bool,
     /// `deprecated`, `unstable` and the like.
     pub features: &'static [&'static str],
+    /// Whether QEMU does not have it: the reference says so.
+    pub ours: bool,
+    /// How it differs from QEMU's, for the reference; empty if it does not.
+    pub differs: &'static str,
 }
 
 /// An event.
@@ -205,21 +217,23 @@ pub struct Event {
     pub members: &'static [Member],
     /// If what it carries is a type, in place of [`Event::members`].
     pub boxed: Option<&'static Object>,
+    /// Whether QEMU does not have it: the reference says so.
+    pub ours: bool,
 }
 
 /// A name of an [`Enum`].
 pub const fn value(name: &'static str, doc: &'static str) -> EnumValue {
-    EnumValue { name, doc }
+    EnumValue { name, doc, ours: false }
 }
 
 /// A member that must be there.
 pub const fn req(name: &'static str, ty: Type, doc: &'static str) -> Member {
-    Member { name, ty, optional: false, default: None, doc }
+    Member { name, ty, optional: false, default: None, doc, ours: false }
 }
 
 /// A member that may be left out.
 pub const fn opt(name: &'static str, ty: Type, doc: &'static str) -> Member {
-    Member { name, ty, optional: true, default: None, doc }
+    Member { name, ty, optional: true, default: None, doc, ours: false }
 }
 
 /// The members that come with `case`.
@@ -233,12 +247,32 @@ impl Member {
     pub const fn default(self, default: &'static str) -> Self {
         Self { default: Some(default), ..self }
     }
+
+    /// Says that QEMU does not have it.
+    #[must_use]
+    pub const fn ours(self) -> Self {
+        Self { ours: true, ..self }
+    }
+}
+
+impl EnumValue {
+    /// Says that QEMU does not have it.
+    #[must_use]
+    pub const fn ours(self) -> Self {
+        Self { ours: true, ..self }
+    }
 }
 
 impl Enum {
     /// A choice.
     pub const fn new(name: &'static str, doc: &'static str, values: &'static [EnumValue]) -> Self {
-        Self { name, doc, values }
+        Self { name, doc, values, differs: "" }
+    }
+
+    /// Says how it differs from QEMU's.
+    #[must_use]
+    pub const fn differs(self, text: &'static str) -> Self {
+        Self { differs: text, ..self }
     }
 
     /// Whether `name` is one of the names.
@@ -250,7 +284,7 @@ impl Enum {
 impl Object {
     /// An object with the same members always.
     pub const fn new(name: &'static str, doc: &'static str, members: &'static [Member]) -> Self {
-        Self { name, doc, members, tag: None, variants: &[] }
+        Self { name, doc, members, tag: None, variants: &[], differs: "" }
     }
 
     /// An object whose member `tag`, an enum that must be there, chooses further members.
@@ -261,7 +295,13 @@ impl Object {
         tag: &'static str,
         variants: &'static [Variant],
     ) -> Self {
-        Self { name, doc, members, tag: Some(tag), variants }
+        Self { name, doc, members, tag: Some(tag), variants, differs: "" }
+    }
+
+    /// Says how it differs from QEMU's.
+    #[must_use]
+    pub const fn differs(self, text: &'static str) -> Self {
+        Self { differs: text, ..self }
     }
 
     /// The members that come with a value of the tag.
@@ -289,6 +329,8 @@ impl Command {
             returns_doc: "",
             allow_oob: false,
             features: &[],
+            ours: false,
+            differs: "",
         }
     }
 
@@ -315,6 +357,18 @@ impl Command {
         Self { features, ..self }
     }
 
+    /// Says that QEMU does not have it.
+    #[must_use]
+    pub const fn ours(self) -> Self {
+        Self { ours: true, ..self }
+    }
+
+    /// Says how it differs from QEMU's.
+    #[must_use]
+    pub const fn differs(self, text: &'static str) -> Self {
+        Self { differs: text, ..self }
+    }
+
     /// The arguments as one object; `None` if there are only [`Command::members`].
     pub(crate) fn shape(&self) -> Shape {
         Shape::of(self.members, self.boxed)
@@ -324,12 +378,18 @@ impl Command {
 impl Event {
     /// An event that carries `members`.
     pub const fn new(name: &'static str, doc: &'static str, members: &'static [Member]) -> Self {
-        Self { name, doc, members, boxed: None }
+        Self { name, doc, members, boxed: None, ours: false }
     }
 
     /// An event that carries what `object` has.
     pub const fn boxed(name: &'static str, doc: &'static str, object: &'static Object) -> Self {
-        Self { name, doc, members: &[], boxed: Some(object) }
+        Self { name, doc, members: &[], boxed: Some(object), ours: false }
+    }
+
+    /// Says that QEMU does not have it.
+    #[must_use]
+    pub const fn ours(self) -> Self {
+        Self { ours: true, ..self }
     }
 
     pub(crate) fn shape(&self) -> Shape {

@@ -6,8 +6,12 @@ use blockmirror_qmp::schema::*;
 use blockmirror_qmp::{Table, Version, json};
 use serde_json::Value;
 
-static DRIVER: Enum =
-    Enum::new("Driver", "What a node is made of.", &[value("file", "a file"), value("copy", "another node")]);
+static DRIVER: Enum = Enum::new(
+    "Driver",
+    "What a node is made of.",
+    &[value("file", "a file"), value("copy", "another node").ours()],
+)
+.differs("there are no other drivers");
 static FILE: Object = Object::new("FileOptions", "A file.", &[req("filename", STR, "its path; `|` is fine")]);
 static COPY: Object = Object::new(
     "CopyOptions",
@@ -23,17 +27,19 @@ static NODE: Object = Object::union(
     &[
         req("driver", Type::Enum(&DRIVER), "what it is made of"),
         opt("size", SIZE, "its length").default("the file's"),
+        opt("colour", STR, "its colour").ours(),
     ],
     "driver",
     &[case("file", &FILE), case("copy", &COPY)],
 );
 static NODE_REF: Alternate =
     Alternate::new("NodeRef", "A node, by name or made here.", &[STR, Type::Object(&NODE)]);
-static ADD: Command = Command::boxed("add", "Adds a node.", &NODE).features(&["unstable"]);
+static ADD: Command =
+    Command::boxed("add", "Adds a node.", &NODE).features(&["unstable"]).differs("it is quick");
 static LOOK: Command = Command::new("look", "Looks.", &[opt("at", STR, "where").default("all over")])
     .returns(Type::Array(&Type::Object(&NODE)), "what is there")
     .oob();
-static GONE: Event = Event::new("GONE", "A node is gone.", &[req("name", STR, "its name")]);
+static GONE: Event = Event::new("GONE", "A node is gone.", &[req("name", STR, "its name")]).ours();
 
 fn table() -> Table {
     let mut table = Table::new(Version::new(10, 0, 0, "test"));
@@ -60,7 +66,7 @@ fn introspection() {
     {"name": "[3]", "element-type": "3", "meta-type": "array"}
     {"name": "any", "json-type": "value", "meta-type": "builtin"}
     {"name": "[any]", "element-type": "any", "meta-type": "array"}
-    {"name": "4", "tag": "driver", "variants": [{"case": "file", "type": "10"}, {"case": "copy", "type": "11"}], "members": [{"name": "driver", "type": "9"}, {"name": "size", "default": null, "type": "int"}], "meta-type": "object"}
+    {"name": "4", "tag": "driver", "variants": [{"case": "file", "type": "10"}, {"case": "copy", "type": "11"}], "members": [{"name": "driver", "type": "9"}, {"name": "size", "default": null, "type": "int"}, {"name": "colour", "default": null, "type": "str"}], "meta-type": "object"}
     {"name": "[4]", "element-type": "4", "meta-type": "array"}
     {"name": "5", "members": [{"name": "at", "default": null, "type": "str"}], "meta-type": "object"}
     {"name": "6", "members": [{"name": "name", "type": "str"}], "meta-type": "object"}
@@ -84,6 +90,8 @@ fn reference() {
     insta::assert_snapshot!(ours, @r##"
     Adds a node.
 
+    Unlike QEMU: it is quick.
+
     Features: unstable.
 
     With the members of [NodeOptions](#nodeoptions).
@@ -94,7 +102,7 @@ fn reference() {
 
     May be run out of band.
 
-    | argument | type | default | |
+    | argument | type | default | meaning |
     |---|---|---|---|
     | `at` | string | all over | where |
 
@@ -106,7 +114,9 @@ fn reference() {
 
     A node is gone.
 
-    | member | type | default | |
+    Ours: QEMU has no such event.
+
+    | member | type | default | meaning |
     |---|---|---|---|
     | `name` | string | required | its name |
 
@@ -116,7 +126,7 @@ fn reference() {
 
     A command.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `name` | string | required | its name |
 
@@ -124,7 +134,7 @@ fn reference() {
 
     Another node.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `of` | [NodeRef](#noderef) | required | which |
     | `more` | list of [NodeRef](#noderef) | - | others |
@@ -133,14 +143,16 @@ fn reference() {
 
     What a node is made of.
 
+    Unlike QEMU: there are no other drivers.
+
     - `file`: a file.
-    - `copy`: another node.
+    - `copy` (ours): another node.
 
     ### FileOptions
 
     A file.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `filename` | string | required | its path; `\|` is fine |
 
@@ -148,10 +160,11 @@ fn reference() {
 
     A node.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `driver` | [Driver](#driver) | required | what it is made of |
     | `size` | size | the file's | its length |
+    | `colour` (ours) | string | - | its colour |
 
     - `driver` is `file`: also those of [FileOptions](#fileoptions)
     - `driver` is `copy`: also those of [CopyOptions](#copyoptions)
@@ -172,7 +185,7 @@ fn reference() {
 
     A version.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `qemu` | [VersionTriple](#versiontriple) | required | the version of QEMU whose protocol is spoken |
     | `package` | string | required | who speaks it |
@@ -181,7 +194,7 @@ fn reference() {
 
     A version number.
 
-    | member | type | default | |
+    | member | type | default | meaning |
     |---|---|---|---|
     | `major` | int | required | the major number |
     | `minor` | int | required | the minor number |

@@ -27,13 +27,14 @@ pub(crate) static ADD_MEMBERS: [Member; 5] = [
 /// The arguments of the commands about one bitmap.
 pub(crate) static ONE_MEMBERS: [Member; 2] = [NODE, NAME];
 
-static EXTERNAL: Object = Object::new(
-    "BlockDirtyBitmap",
-    "A bitmap of a node.",
-    &[req("node", STR, "the node"), req("name", STR, "the bitmap")],
+/// A bitmap, with its node.
+pub(crate) static ONE_BITMAP: Object = Object::new("BlockDirtyBitmap", "A bitmap of a node.", &ONE_MEMBERS);
+/// A bitmap of the node that is spoken of, or of another.
+pub(crate) static BITMAP_OR_STR: Alternate = Alternate::new(
+    "BlockDirtyBitmapOrStr",
+    "A bitmap: its name, or with the node that it belongs to.",
+    &[STR, Type::Object(&ONE_BITMAP)],
 );
-static BITMAP_OR_STR: Alternate =
-    Alternate::new("BlockDirtyBitmapOrStr", "A bitmap.", &[STR, Type::Object(&EXTERNAL)]);
 
 /// The arguments of `block-dirty-bitmap-merge`, in a transaction too.
 pub(crate) static MERGE_MEMBERS: [Member; 3] = [
@@ -43,7 +44,8 @@ pub(crate) static MERGE_MEMBERS: [Member; 3] = [
 ];
 
 static ADD: Command =
-    Command::new("block-dirty-bitmap-add", "Begins to record what is written.", &ADD_MEMBERS);
+    Command::new("block-dirty-bitmap-add", "Begins to record what is written.", &ADD_MEMBERS)
+        .differs("bitmaps are not stored in images: `persistent` is refused");
 static REMOVE: Command = Command::new("block-dirty-bitmap-remove", "Forgets a bitmap.", &ONE_MEMBERS);
 static CLEAR: Command = Command::new("block-dirty-bitmap-clear", "Starts a bitmap anew.", &ONE_MEMBERS);
 static ENABLE: Command = Command::new("block-dirty-bitmap-enable", "Records from now on.", &ONE_MEMBERS);

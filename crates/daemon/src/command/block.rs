@@ -34,7 +34,8 @@ pub(crate) static SYNC: Enum = Enum::new(
         value("incremental", "what a bitmap says has changed; the bitmap starts anew if the job succeeds"),
         value("bitmap", "what a bitmap says has changed; `bitmap-mode` says what becomes of it"),
     ],
-);
+)
+.differs("there, mirrors refuse `incremental` and `bitmap`");
 
 static BITMAP_MODE: Enum = Enum::new(
     "BitmapSyncMode",
@@ -51,7 +52,10 @@ pub(crate) static ON_ERROR: Enum = Enum::new(
     "What happens when a request fails.",
     &[
         value("report", "the job fails"),
-        value("ignore", "the range is tried again, and left out after ten times"),
+        value(
+            "ignore",
+            "the job goes on, and tries the range again, twice a second at most; a stream or commit fails in the end",
+        ),
         value("enospc", "the job pauses if space ran out, and fails otherwise"),
         value("stop", "the job pauses"),
         value("auto", "the same as `enospc`"),
@@ -67,17 +71,26 @@ pub(crate) static COPY_MODE: Enum = Enum::new(
         value(
             "auto",
             "whichever serves: the job becomes ready whatever is written, and slows writes no more than needed",
-        ),
+        )
+        .ours(),
     ],
 );
 
 pub(super) const JOB_ID: Member = opt("job-id", STR, "name of the job; has to be given");
 pub(super) const SYNC_MEMBER: Member = req("sync", Type::Enum(&SYNC), "what is copied");
 pub(super) const SPEED: Member = opt("speed", INT64, "bytes per second").default("0: no limit");
-pub(super) const GRANULARITY: Member =
-    opt("granularity", UINT32, "bytes per bit of the dirty bitmap, a power of two between 512 and 64M")
-        .default("the cluster size of the target, but at least 4096 and at most 65536; 65536 if it has none");
-pub(super) const BUF_SIZE: Member = opt("buf-size", INT64, "bytes that may be in flight").default("16 MiB");
+pub(super) const GRANULARITY: Member = opt(
+    "granularity",
+    UINT32,
+    "bytes per bit of the dirty bitmap, a power of two between 512 and 64M; 0 is the default",
+)
+.default("the cluster size of the target, but at least 4096 and at most 65536; 65536 if it has none");
+pub(super) const BUF_SIZE: Member = opt(
+    "buf-size",
+    INT64,
+    "bytes that may be in flight, rounded up to a multiple of the granularity; 0 is the default",
+)
+.default("16 MiB");
 pub(super) const ON_SOURCE: Member =
     opt("on-source-error", Type::Enum(&ON_ERROR), "what happens when reading fails").default("report");
 pub(super) const ON_TARGET: Member =
@@ -94,9 +107,9 @@ pub(super) const REPLACES: Member =
     opt("replaces", STR, "refused unless it is the device").default("the device");
 pub(super) const UNMAP: Member = opt("unmap", BOOL, "whether zeros may give space back").default("true");
 pub(super) const BITMAP: Member =
-    opt("bitmap", STR, "the bitmap of the device for `sync` incremental and bitmap");
+    opt("bitmap", STR, "the bitmap of the device for `sync` incremental and bitmap").ours();
 pub(super) const BITMAP_MODE_MEMBER: Member =
-    opt("bitmap-mode", Type::Enum(&BITMAP_MODE), "what becomes of the bitmap").default("on-success");
+    opt("bitmap-mode", Type::Enum(&BITMAP_MODE), "what becomes of the bitmap").default("on-success").ours();
 
 /// The arguments of `blockdev-mirror`, in a transaction too.
 pub(crate) static BLOCKDEV_MIRROR_MEMBERS: &[Member] = &[
@@ -120,10 +133,14 @@ pub(crate) static BLOCKDEV_MIRROR_MEMBERS: &[Member] = &[
 
 static BLOCKDEV_MIRROR: Command = Command::new(
     "blockdev-mirror",
-    "Starts copying a node to another while it is written. When source and target are equal the job is ready; \
-     `job-complete` then moves the users of the source to the target, and `block-job-cancel` keeps the target as a copy \
-     of one instant.",
+    "Starts copying a node to another while it is written. When source and target are equal the job is ready \
+     (`BLOCK_JOB_READY`) and stays so; `job-complete` then moves the users of the source to the target, `block-job-cancel` \
+     keeps the target as a copy of one instant, and `job-cancel` gives it up. Nodes of different lengths make the job fail.",
     BLOCKDEV_MIRROR_MEMBERS,
+)
+.differs(
+    "no node is put in front of the device, `replaces` names nothing but the device, what is in flight is tracked by bytes \
+     and not by granules, and a granule of which a few bytes were written is copied in units of 4 KiB",
 );
 
 static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up, images closed.", &[]);

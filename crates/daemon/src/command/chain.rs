@@ -46,7 +46,8 @@ static STREAM: Command = Command::new(
         AUTO_FINALIZE,
         AUTO_DISMISS,
     ],
-);
+)
+.differs("into qcow2 images only, and no node is put in front of the device");
 static COMMIT: Command = Command::new(
     "block-commit",
     "Starts a job that writes images of a chain into one below them. From the top of the chain it is a mirror: it becomes \
@@ -66,6 +67,10 @@ static COMMIT: Command = Command::new(
         AUTO_FINALIZE,
         AUTO_DISMISS,
     ],
+)
+.differs(
+    "the base has to be open for writing: it was given as `backing` by its name. Nobody else may use what lies below the top, \
+     and no node is put in front of the device",
 );
 static CHANGE: Command = Command::new(
     "change-backing-file",

@@ -79,7 +79,8 @@ static OPTIONS: Object = Object::union(
     &[req("driver", Type::Enum(&BLOCKDEV_DRIVER), "`file` or `qcow2`")],
     "driver",
     &[case("file", &FILE), case("qcow2", &QCOW2)],
-);
+)
+.differs("other drivers are refused, and so is encryption");
 
 static BLOCKDEV_CREATE: Command = Command::new(
     "blockdev-create",

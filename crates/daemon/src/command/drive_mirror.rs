@@ -46,7 +46,7 @@ static MEMBERS: [Member; 20] = [
     COPY,
     AUTO_FINALIZE,
     AUTO_DISMISS,
-    opt("filter-node-name", STR, "without effect: no node is put in front"),
+    opt("filter-node-name", STR, "without effect: no node is put in front").ours(),
 ];
 
 static DRIVE_MIRROR: Command = Command::new(
@@ -54,6 +54,10 @@ static DRIVE_MIRROR: Command = Command::new(
     "As `blockdev-mirror`, to a target that is named by its path. A new target stands on the device's backing file for `sync` \
      top, on the device for none, and alone otherwise.",
     &MEMBERS,
+)
+.differs(
+    "as for `blockdev-mirror`; an invalid argument leaves no file behind; what a server exports can be a target with `mode` \
+     existing only, and without TLS",
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use blockmirror_qmp::schema::{
-    Alternate, BOOL, Command, Enum, Event, Member, Object, STR, Type, UINT32, case, opt, req, value,
+    BOOL, Command, Enum, Event, Member, Object, STR, Type, UINT32, case, opt, req, value,
 };
 use blockmirror_qmp::{Args, Session};
 use serde_json::Value;
 
 use super::Commands;
+use super::bitmap::BITMAP_OR_STR;
 use super::schema::SOCKET_ADDRESS_LEGACY;
 use crate::Reply;
 use crate::daemon::Daemon;
@@ -22,24 +23,16 @@ static START_MEMBERS: [Member; 5] = [
     opt("max-connections", UINT32, "connections at the same time; 0 is no limit").default("100"),
 ];
 
-static NBD_SERVER_START: Command = Command::new("nbd-server-start", "Starts the NBD server.", &START_MEMBERS);
+static NBD_SERVER_START: Command =
+    Command::new("nbd-server-start", "Starts the NBD server, of which there is one at most.", &START_MEMBERS)
+        .differs("`tls-authz` is refused");
 
 static NBD_SERVER_STOP: Command =
     Command::new("nbd-server-stop", "Stops the NBD server; all exports go with it.", &[]);
 
-static BITMAP_EXTERNAL: Object = Object::new(
-    "BlockDirtyBitmap",
-    "A bitmap of a node.",
-    &[req("node", STR, "the node"), req("name", STR, "the bitmap")],
-);
-static BITMAP_OR_STR: Alternate = Alternate::new(
-    "BlockDirtyBitmapOrStr",
-    "A bitmap: its name, or with the node that it belongs to.",
-    &[STR, Type::Object(&BITMAP_EXTERNAL)],
-);
-
 static EXPORT_TYPE: Enum =
-    Enum::new("BlockExportType", "How it is exported.", &[value("nbd", "by the NBD server")]);
+    Enum::new("BlockExportType", "How it is exported.", &[value("nbd", "by the NBD server")])
+        .differs("there are no vhost-user, vduse and FUSE exports");
 
 static EXPORT_NBD: Object = Object::new(
     "BlockExportOptionsNbd",
@@ -93,13 +86,15 @@ static NBD_SERVER_ADD: Command = Command::new(
         opt("writable", BOOL, "whether clients may write").default("false"),
         opt("bitmap", STR, "a bitmap that clients may read"),
     ],
-);
+)
+.differs("it is not deprecated");
 
 static NBD_SERVER_REMOVE: Command = Command::new(
     "nbd-server-remove",
     "Removes an export by what clients call it.",
     &[req("name", STR, "the export"), MODE],
-);
+)
+.differs("it is not deprecated");
 
 static EXPORT_INFO: Object = Object::new(
     "BlockExportInfo",

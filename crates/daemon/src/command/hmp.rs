@@ -26,6 +26,7 @@ static HUMAN_MONITOR_COMMAND: Command = Command::new(
      their device.",
     &[req("command-line", STR, "the line"), opt("cpu-index", INT, "without effect: there are no CPUs")],
 )
+.differs("there are no other verbs")
 .returns(Type::Str, "what there is to say, nothing if all is well; errors come here too");
 
 pub(super) fn register(commands: &mut Commands<'_>) {

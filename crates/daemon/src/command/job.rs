@@ -24,7 +24,8 @@ pub(crate) static JOB_TYPE: Enum = Enum::new(
         value("mirror", "a node to another"),
         value("create", "a new image"),
     ],
-);
+)
+.differs("other kinds of jobs are not there");
 
 static JOB_STATUS: Enum = Enum::new(
     "JobStatus",
@@ -41,7 +42,8 @@ static JOB_STATUS: Enum = Enum::new(
         value("concluded", "over"),
         value("null", "over and dismissed"),
     ],
-);
+)
+.differs("`undefined`, which QEMU never tells, is not there");
 
 static JOB_INFO: Object = Object::new(
     "JobInfo",
@@ -75,21 +77,21 @@ static CONVERGING: Enum = Enum::new(
 
 static MIRROR_INFO: Object = Object::new(
     "BlockJobInfoMirror",
-    "More about a mirror. All but the first are beyond what QEMU tells.",
+    "More about a mirror.",
     &[
-        opt("actively-synced", BOOL, "source and target are equal but for the writes under way"),
-        opt("copy-mode", Type::Enum(&COPY_MODE), "the mode that was asked for"),
-        opt("writes-through", BOOL, "whether writes go to the target at once at present"),
-        opt("bulk-left", UINT64, "bytes that the first pass has not looked at"),
-        opt("dirty-left", UINT64, "bytes that are to be copied"),
-        opt("dirtied", UINT64, "bytes written since the start"),
-        opt("copied", UINT64, "bytes copied"),
-        opt("zeroed", UINT64, "bytes made zero"),
-        opt("skipped", UINT64, "bytes that needed nothing"),
-        opt("copy-rate", UINT64, "bytes per second that the job does"),
-        opt("dirty-rate", UINT64, "bytes per second that are written"),
-        opt("converging", Type::Enum(&CONVERGING), "whether it comes to its end"),
-        opt("eta-ms", UINT64, "when, in milliseconds"),
+        req("actively-synced", BOOL, "source and target are equal but for the writes under way"),
+        opt("copy-mode", Type::Enum(&COPY_MODE), "the mode that was asked for").ours(),
+        opt("writes-through", BOOL, "whether writes go to the target at once at present").ours(),
+        opt("bulk-left", UINT64, "bytes that the first pass has not looked at").ours(),
+        opt("dirty-left", UINT64, "bytes that are to be copied").ours(),
+        opt("dirtied", UINT64, "bytes written since the start").ours(),
+        opt("copied", UINT64, "bytes copied").ours(),
+        opt("zeroed", UINT64, "bytes made zero").ours(),
+        opt("skipped", UINT64, "bytes that needed nothing").ours(),
+        opt("copy-rate", UINT64, "bytes per second that the job does").ours(),
+        opt("dirty-rate", UINT64, "bytes per second that are written").ours(),
+        opt("converging", Type::Enum(&CONVERGING), "whether it comes to its end").ours(),
+        opt("eta-ms", UINT64, "when, in milliseconds").ours(),
     ],
 );
 
@@ -123,13 +125,31 @@ static QUERY_BLOCK_JOBS: Command = Command::new("query-block-jobs", "Lists the j
 const ID: Member = req("id", STR, "the job");
 const DEVICE: Member = req("device", STR, "the job");
 
-static JOB_PAUSE: Command = Command::new("job-pause", "Pauses a job: what is in flight is finished.", &[ID]);
-static JOB_RESUME: Command = Command::new("job-resume", "Goes on, after a pause or an error.", &[ID]);
-static JOB_CANCEL: Command = Command::new("job-cancel", "Gives a job up at once.", &[ID]);
-static JOB_COMPLETE: Command =
-    Command::new("job-complete", "Ends a job that is ready; a mirror goes over to its target.", &[ID]);
+static JOB_PAUSE: Command = Command::new(
+    "job-pause",
+    "Pauses a job: what is in flight is finished, nothing else is begun, and its state is `paused`, or `standby` if it was ready.",
+    &[ID],
+);
+static JOB_RESUME: Command = Command::new(
+    "job-resume",
+    "Lets a job go on, after a pause or after an error that stopped it; what failed is tried again.",
+    &[ID],
+);
+static JOB_CANCEL: Command = Command::new(
+    "job-cancel",
+    "Gives a job up at once, ready or not. `BLOCK_JOB_CANCELLED` follows; the target of a mirror is of no use then.",
+    &[ID],
+);
+static JOB_COMPLETE: Command = Command::new(
+    "job-complete",
+    "Ends a job that is ready: the users of the source of a mirror go over to the target, at one instant. It is answered \
+         when the end has begun; `BLOCK_JOB_COMPLETED` tells that all has moved. Refused before the job is ready.",
+    &[ID],
+);
 static JOB_FINALIZE: Command =
-    Command::new("job-finalize", "Lets a job end that was told not to end by itself.", &[ID]);
+    Command::new("job-finalize", "Lets a job end that was told not to end by itself.", &[ID]).differs(
+        "a mirror that is pending has not held the guest: the last look, the flush and the pivot happen here, and may fail",
+    );
 static JOB_DISMISS: Command =
     Command::new("job-dismiss", "Forgets a job that is over and was told not to vanish by itself.", &[ID]);
 
@@ -137,7 +157,8 @@ static BLOCK_JOB_PAUSE: Command = Command::new("block-job-pause", "As `job-pause
 static BLOCK_JOB_RESUME: Command = Command::new("block-job-resume", "As `job-resume`.", &[DEVICE]);
 static BLOCK_JOB_CANCEL: Command = Command::new(
     "block-job-cancel",
-    "Ends a job that is ready and keeps the target as a copy of one instant; gives one up that is not ready.",
+    "Ends a job that is ready and keeps the target as a copy of one instant, told by `BLOCK_JOB_COMPLETED`; gives one up that is \
+     not ready, told by `BLOCK_JOB_CANCELLED`. A paused job is refused, unless by force.",
     &[DEVICE, opt("force", BOOL, "give it up in any case, at once").default("false")],
 );
 static BLOCK_JOB_COMPLETE: Command = Command::new("block-job-complete", "As `job-complete`.", &[DEVICE]);
@@ -145,7 +166,7 @@ static BLOCK_JOB_FINALIZE: Command = Command::new("block-job-finalize", "As `job
 static BLOCK_JOB_DISMISS: Command = Command::new("block-job-dismiss", "As `job-dismiss`.", &[ID]);
 static BLOCK_JOB_SET_SPEED: Command = Command::new(
     "block-job-set-speed",
-    "Changes how fast a job goes.",
+    "Changes how fast a job goes, at once. A mirror that is ready copies what is written without a limit.",
     &[DEVICE, req("speed", INT64, "bytes per second; 0 is no limit")],
 );
 
@@ -160,8 +181,10 @@ static CHANGE: Object = Object::union(
     &[ID, req("type", Type::Enum(&JOB_TYPE), "what kind of job it is")],
     "type",
     &[case("mirror", &CHANGE_MIRROR)],
-);
-static BLOCK_JOB_CHANGE: Command = Command::boxed("block-job-change", "Changes a running job.", &CHANGE);
+)
+.differs("a mirror can go back to `background`");
+static BLOCK_JOB_CHANGE: Command =
+    Command::boxed("block-job-change", "Changes a job while it goes on.", &CHANGE);
 
 const EVENT_MEMBERS: [Member; 5] = [
     req("type", Type::Enum(&JOB_TYPE), "what kind of job"),
@@ -221,13 +244,14 @@ pub(crate) static BLOCK_JOB_ERROR: Event = Event::new(
 /// A mirror in auto mode goes about it in another way.
 pub(crate) static BLOCK_JOB_COPY_MODE: Event = Event::new(
     "BLOCK_JOB_COPY_MODE",
-    "A mirror with `copy-mode` auto has changed when the target gets what is written. Beyond what QEMU tells.",
+    "A mirror with `copy-mode` auto has changed when the target gets what is written.",
     &[
         req("device", STR, "the job"),
         req("copy-mode", Type::Enum(&COPY_MODE), "the mode from now on"),
         req("reason", STR, "why, with figures, for people"),
     ],
-);
+)
+.ours();
 
 /// All events of jobs.
 pub(super) static EVENTS: [&Event; 7] = [

@@ -13,66 +13,40 @@ static OBJECT_TYPE: Enum = Enum::new(
         value("throttle-group", "limits that throttle nodes share"),
         value("tls-creds-x509", "certificates for TLS"),
     ],
-);
+)
+.differs("other objects are not there; `tls-creds-psk` is not because the TLS library has no external pre-shared keys");
 
-macro_rules! limits {
-    ($($name:literal),* $(,)?) => { [$(opt($name, INT, "see `throttle-group`")),*] };
-}
-
-static LIMITS_MEMBERS: [Member; 19] = limits![
-    "iops-total",
-    "iops-total-max",
-    "iops-total-max-length",
-    "iops-read",
-    "iops-read-max",
-    "iops-read-max-length",
-    "iops-write",
-    "iops-write-max",
-    "iops-write-max-length",
-    "bps-total",
-    "bps-total-max",
-    "bps-total-max-length",
-    "bps-read",
-    "bps-read-max",
-    "bps-read-max-length",
-    "bps-write",
-    "bps-write-max",
-    "bps-write-max-length",
-    "iops-size",
-];
-static LIMITS: Object = Object::new(
-    "ThrottleLimits",
-    "Requests (iops) and bytes (bps) per second, for all, reads, or writes. `-max` is the rate in bursts, `-max-length` how \
-     many seconds one may last; with `iops-size` a larger request counts as several.",
-    &LIMITS_MEMBERS,
-);
-
-macro_rules! group_members {
-    ($($name:literal),* $(,)?) => {
-        [opt("limits", Type::Object(&LIMITS), "the limits"), $(opt($name, INT, "the same member of `limits`")),*]
+/// The limits of one kind, with `-max` and `-max-length`.
+macro_rules! limit {
+    ($prefix:literal, $name:literal, $doc:literal) => {
+        [
+            opt(concat!($prefix, $name), INT, $doc).default("0: no limit"),
+            opt(concat!($prefix, $name, "-max"), INT, "the same while a burst lasts").default("0: no bursts"),
+            opt(concat!($prefix, $name, "-max-length"), INT, "seconds that a burst may last").default("1"),
+        ]
     };
 }
-static THROTTLE_GROUP_MEMBERS: [Member; 20] = group_members![
-    "x-iops-total",
-    "x-iops-total-max",
-    "x-iops-total-max-length",
-    "x-iops-read",
-    "x-iops-read-max",
-    "x-iops-read-max-length",
-    "x-iops-write",
-    "x-iops-write-max",
-    "x-iops-write-max-length",
-    "x-bps-total",
-    "x-bps-total-max",
-    "x-bps-total-max-length",
-    "x-bps-read",
-    "x-bps-read-max",
-    "x-bps-read-max-length",
-    "x-bps-write",
-    "x-bps-write-max",
-    "x-bps-write-max-length",
-    "x-iops-size",
-];
+
+macro_rules! limits {
+    ($prefix:literal $(, $first:expr)?) => {{
+        let [a, b, c] = limit!($prefix, "iops-total", "requests per second");
+        let [d, e, f] = limit!($prefix, "iops-read", "reads per second");
+        let [g, h, i] = limit!($prefix, "iops-write", "writes per second");
+        let [j, k, l] = limit!($prefix, "bps-total", "bytes per second");
+        let [m, n, o] = limit!($prefix, "bps-read", "bytes read per second");
+        let [p, q, r] = limit!($prefix, "bps-write", "bytes written per second");
+        let size = opt(concat!($prefix, "iops-size"), INT, "bytes beyond which a request counts as several")
+            .default("0: each counts as one");
+        [$($first,)? a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, size]
+    }};
+}
+
+static LIMITS_MEMBERS: [Member; 19] = limits!("");
+static LIMITS: Object =
+    Object::new("ThrottleLimits", "What members of a throttle group may do together.", &LIMITS_MEMBERS);
+
+static THROTTLE_GROUP_MEMBERS: [Member; 20] =
+    limits!("x-", opt("limits", Type::Object(&LIMITS), "the limits; those below are the same one by one"));
 static THROTTLE_GROUP: Object =
     Object::new("ThrottleGroupProperties", "Limits that throttle nodes share.", &THROTTLE_GROUP_MEMBERS);
 

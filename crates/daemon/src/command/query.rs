@@ -75,7 +75,8 @@ static NODE_INFO: Object = Object::new(
         req("write_threshold", INT, "0"),
         opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps"),
     ],
-);
+)
+.differs("limits with bursts are told of throttle groups only, and snapshots inside an image not at all");
 
 static QUERY_NODES: Command = Command::new(
     "query-named-block-nodes",

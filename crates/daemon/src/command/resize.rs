@@ -21,7 +21,8 @@ static BLOCK_RESIZE: Command = Command::new(
         opt("node-name", STR, "the node; has to be given"),
         req("size", INT, "the new length in bytes, a multiple of 512"),
     ],
-);
+)
+.differs("nobody may use the node");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands.add(&BLOCK_RESIZE, block_resize);

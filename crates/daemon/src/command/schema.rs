@@ -18,7 +18,8 @@ pub(crate) static BLOCKDEV_DRIVER: Enum = Enum::new(
         value("raw", "the bytes of another node"),
         value("throttle", "slows another node down"),
     ],
-);
+)
+.differs("other drivers are not there");
 
 static DISCARD: Enum = Enum::new(
     "BlockdevDiscardOptions",
@@ -94,8 +95,11 @@ static RAW: Object = Object::new(
 
 static ENCRYPT: Object = Object::new("BlockdevQcow2Encryption", "Refused.", &[req("format", STR, "refused")]);
 
-static OVERLAP: Alternate =
-    Alternate::new("Qcow2OverlapChecks", "Accepted and without effect: all checks are always on.", &[STR]);
+static OVERLAP: Alternate = Alternate::new(
+    "Qcow2OverlapChecks",
+    "Accepted and without effect: all checks are always on. Flags one by one are not taken.",
+    &[STR],
+);
 
 static QCOW2: Object = Object::new(
     "BlockdevOptionsQcow2",
@@ -143,7 +147,8 @@ static INET: Object = Object::new(
 );
 
 static UNIX: Object =
-    Object::new("UnixSocketAddress", "A socket in the file system.", &[req("path", STR, "path")]);
+    Object::new("UnixSocketAddress", "A socket in the file system.", &[req("path", STR, "path")])
+        .differs("there are no `abstract` names, and nothing is `tight`");
 
 static FD: Object = Object::new("FdSocketAddress", "An inherited socket.", &[req("str", STR, "number")]);
 
@@ -254,6 +259,10 @@ static BLKDEBUG: Object = Object::new(
         opt("inject-error", Type::Array(&Type::Object(&INJECT_ERROR)), "rules that fail requests"),
         opt("set-state", Type::Array(&Type::Object(&SET_STATE)), "rules that change the state"),
     ],
+)
+.differs(
+    "the node makes its events itself, at each request; those of metadata are known and never happen. `take-child-perms` and \
+     `unshare-child-perms` are not there",
 );
 
 /// A node to be opened.

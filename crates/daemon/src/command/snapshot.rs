@@ -45,12 +45,14 @@ pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
 ];
 
 static SNAPSHOT: Command =
-    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS);
+    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS)
+        .differs("dirty bitmaps go with the users to the overlay");
 static SNAPSHOT_SYNC: Command = Command::new(
     "blockdev-snapshot-sync",
     "Makes an overlay on a node and moves the node's users to it.",
     &SNAPSHOT_SYNC_MEMBERS,
-);
+)
+.differs("dirty bitmaps go with the users to the overlay");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands

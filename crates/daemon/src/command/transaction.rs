@@ -13,7 +13,7 @@ use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_MEMBERS, in_words};
+use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_BITMAP, in_words};
 use super::block::BLOCKDEV_MIRROR_MEMBERS;
 use super::snapshot::{SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
 use crate::Reply;
@@ -34,7 +34,7 @@ static ACTION_KIND: Enum = Enum::new(
         value("block-dirty-bitmap-enable", "the command"),
         value("block-dirty-bitmap-disable", "the command"),
         value("block-dirty-bitmap-merge", "the command"),
-        value("blockdev-mirror", "the command. Beyond what QEMU does"),
+        value("blockdev-mirror", "the command").ours(),
         value("blockdev-snapshot", "the command"),
         value("blockdev-snapshot-sync", "the command"),
     ],
@@ -42,7 +42,6 @@ static ACTION_KIND: Enum = Enum::new(
 
 static ABORT: Object = Object::new("Abort", "Nothing.", &[]);
 static BITMAP_ADD: Object = Object::new("BlockDirtyBitmapAdd", "A new bitmap.", &ADD_MEMBERS);
-static BITMAP: Object = Object::new("BlockDirtyBitmap", "A bitmap of a node.", &ONE_MEMBERS);
 static BITMAP_MERGE: Object = Object::new("BlockDirtyBitmapMerge", "Bitmaps to be merged.", &MERGE_MEMBERS);
 static MIRROR: Object = Object::new("BlockdevMirror", "A mirror.", BLOCKDEV_MIRROR_MEMBERS);
 static SNAPSHOT: Object = Object::new("BlockdevSnapshot", "An overlay that is there.", &SNAPSHOT_MEMBERS);
@@ -61,7 +60,7 @@ macro_rules! wrappers {
 wrappers! {
     ABORT_DATA "AbortWrapper" ABORT;
     ADD_DATA "BlockDirtyBitmapAddWrapper" BITMAP_ADD;
-    ONE_DATA "BlockDirtyBitmapWrapper" BITMAP;
+    ONE_DATA "BlockDirtyBitmapWrapper" ONE_BITMAP;
     MERGE_DATA "BlockDirtyBitmapMergeWrapper" BITMAP_MERGE;
     MIRROR_DATA "BlockdevMirrorWrapper" MIRROR;
     SNAPSHOT_DATA "BlockdevSnapshotWrapper" SNAPSHOT;
@@ -109,6 +108,10 @@ static TRANSACTION: Command = Command::new(
         ),
         opt("properties", Type::Object(&PROPERTIES), "how it is done"),
     ],
+)
+.differs(
+    "mirrors can be actions, and with `completion-mode` grouped they pivot, or keep their copies, at one instant; the actions \
+     `blockdev-backup`, `drive-backup` and `blockdev-snapshot-internal-sync` are not there",
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {

@@ -13,6 +13,10 @@ pub fn markdown<'a>(
     let mut out = String::from("## Commands\n");
     for command in commands {
         out.push_str(&format!("\n### {}\n\n{}\n", command.name, command.doc));
+        if command.ours {
+            out.push_str("\nOurs: QEMU has no such command.\n");
+        }
+        differs(&mut out, command.differs);
         if !command.features.is_empty() {
             out.push_str(&format!("\nFeatures: {}.\n", command.features.join(", ")));
         }
@@ -27,6 +31,9 @@ pub fn markdown<'a>(
     out.push_str("\n## Events\n");
     for event in events {
         out.push_str(&format!("\n### {}\n\n{}\n", event.name, event.doc));
+        if event.ours {
+            out.push_str("\nOurs: QEMU has no such event.\n");
+        }
         reference.arguments(&mut out, event.boxed, event.shape(), "member");
     }
     out.push_str("\n## Types\n");
@@ -65,7 +72,7 @@ impl Reference {
         if members.is_empty() {
             return;
         }
-        out.push_str(&format!("\n| {what} | type | default | |\n|---|---|---|---|\n"));
+        out.push_str(&format!("\n| {what} | type | default | meaning |\n|---|---|---|---|\n"));
         for member in members {
             let default = match (member.optional, member.default) {
                 (false, _) => "required",
@@ -74,8 +81,9 @@ impl Reference {
             };
             let ty = self.named(member.ty);
             out.push_str(&format!(
-                "| `{}` | {ty} | {} | {} |\n",
+                "| `{}`{} | {ty} | {} | {} |\n",
                 member.name,
+                mark(member.ours),
                 cell(default),
                 cell(member.doc)
             ));
@@ -114,13 +122,17 @@ impl Reference {
         let mut out = String::new();
         match ty {
             Type::Enum(choice) => {
-                out.push_str(&format!("{}\n\n", choice.doc));
+                out.push_str(&format!("{}\n", choice.doc));
+                differs(&mut out, choice.differs);
+                out.push('\n');
                 for value in choice.values {
-                    out.push_str(&format!("- `{}`: {}\n", value.name, sentence(value.doc)));
+                    let ours = mark(value.ours);
+                    out.push_str(&format!("- `{}`{ours}: {}\n", value.name, sentence(value.doc)));
                 }
             }
             Type::Object(object) => {
                 out.push_str(&format!("{}\n", object.doc));
+                differs(&mut out, object.differs);
                 self.members(&mut out, object.members, "member");
                 if let Some(tag) = object.tag {
                     out.push('\n');
@@ -140,6 +152,17 @@ impl Reference {
         }
         out
     }
+}
+
+fn differs(out: &mut String, text: &str) {
+    if !text.is_empty() {
+        out.push_str(&format!("\nUnlike QEMU: {}\n", sentence(text)));
+    }
+}
+
+/// What stands behind a name that QEMU does not have.
+fn mark(ours: bool) -> &'static str {
+    if ours { " (ours)" } else { "" }
 }
 
 /// Text inside of a table.
