@@ -2,6 +2,7 @@
 
 mod chain;
 mod hmp;
+mod overlay;
 mod reopen;
 mod schema;
 

@@ -3,10 +3,11 @@
 //! What must hold: all arguments are looked at before a file is made, and a mirror that does not start leaves none behind.
 //! The target's node is nobody's: it goes with the job, unless the users of the source have moved to it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
-use blockmirror_image::{Format, is_uri};
+use blockmirror_image::Format;
 use blockmirror_nbd::{NbdAddress, NbdUri};
 use blockmirror_qmp::schema::{Command, Member, STR, Type, opt, req};
 use blockmirror_qmp::{Args, QmpError, Session};
@@ -103,7 +104,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     };
     let made = match format {
         Some(format) if !existing => {
-            if is_uri(path) {
+            if NbdUri::is_meant(Path::new(path)) {
                 return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
             }
             Some(Made::create(path, format, size, backing)?)
@@ -169,7 +170,7 @@ fn open(
 }
 
 fn protocol(path: &str) -> Reply<Value> {
-    if !is_uri(path) {
+    if !NbdUri::is_meant(Path::new(path)) {
         return Ok(json!({"driver": "file", "filename": path}));
     }
     let uri: NbdUri = path.parse().map_err(failed)?;

@@ -46,7 +46,7 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> 
         if !size.is_multiple_of(512) {
             return Err(QmpError::generic("The new size must be a multiple of 512"));
         }
-        graph.check_used_by(&node.name, None)?;
+        graph.check_unused(&node.name)?;
         if node.read_only {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", node.name)));
         }

@@ -6,7 +6,7 @@ use blockmirror_image::Format;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-use super::{Graph, Holder, Node, UseId};
+use super::{Graph, Holder, Node, Use, UseId};
 use crate::Reply;
 
 impl Graph {
@@ -81,18 +81,30 @@ impl Graph {
         Ok(())
     }
 
-    /// Refuses if anybody but `parent` uses `name`.
-    pub(crate) fn check_used_by(&self, name: &str, parent: Option<&str>) -> Reply<()> {
+    /// Refuses if somebody reads or writes the layer `name` of a chain other than through its overlay `parent`. Other overlays
+    /// that nobody uses do not count.
+    pub(crate) fn check_layer(&self, name: &str, parent: &str) -> Reply<()> {
         self.check_no_job(name)?;
-        for (_, u) in self.uses_of(name) {
-            if !parent.is_some_and(|parent| u.is_link_of(parent)) {
-                if parent.is_none() {
-                    self.check_no_overlay(name)?;
-                }
-                return Err(busy(name, &format!("it is in use by {}", u.holder)));
-            }
+        let other = |u: &Use| !u.is_link_of(parent) && !u.parent().is_some_and(|other| self.is_idle(other));
+        match self.uses_of(name).find(|(_, u)| other(u)) {
+            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.holder))),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether nobody uses `name`, and what stands on it.
+    fn is_idle(&self, name: &str) -> bool {
+        self.uses_of(name).all(|(_, u)| u.parent().is_some_and(|parent| self.is_idle(parent)))
+    }
+
+    /// Refuses if anybody uses `name`.
+    pub(crate) fn check_unused(&self, name: &str) -> Reply<()> {
+        self.check_no_job(name)?;
+        self.check_no_overlay(name)?;
+        match self.uses_of(name).next() {
+            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.holder))),
+            None => Ok(()),
+        }
     }
 }
 

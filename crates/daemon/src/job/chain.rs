@@ -163,10 +163,14 @@ impl Daemon {
         let (from, to) = (position(top), position(base));
         let layers = u32::try_from(to - from).unwrap_or(u32::MAX);
         let names: Vec<_> = chain[..=to].iter().map(|node| node.name.clone()).collect();
-        // Who reads a layer by itself would see a mixture.
-        for pair in names.windows(2) {
-            graph.check_used_by(&pair[1], Some(&pair[0]))?;
+        // Who reads a layer that goes would see nothing sensible.
+        for pair in names[from..to].windows(2) {
+            graph.check_layer(&pair[1], &pair[0])?;
         }
+        if from > 0 {
+            graph.check_layer(top, &names[from - 1])?;
+        }
+        graph.check_no_job(base)?;
         let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(chain[to]));
         let overlay = from.checked_sub(1).map(|above| names[above].clone());
         let tap = Arc::clone(&chain[0].tap);

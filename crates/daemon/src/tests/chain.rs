@@ -119,3 +119,103 @@ fn a_file_that_was_opened_read_only_by_name_is_not_written() {
     let text = client.refused("block-commit", json!({"job-id": "c", "device": "top"}));
     assert_eq!(text, "Block node 'f' is read-only");
 }
+
+/// As in QEMU: overlays that nobody uses do not keep a commit back, readers of a layer that goes do, readers of the base not.
+#[test]
+fn readers_of_a_layer_that_goes_keep_it() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("aside.qcow2", 9, None);
+    client.add("aside", "aside.qcow2", json!("mid"));
+    let socket = client.path("nbd");
+    let addr = json!({"type": "unix", "data": {"path": socket}});
+    client.run("nbd-server-start", json!({"addr": addr}));
+    let export = |node| json!({"type": "nbd", "id": "e", "node-name": node, "name": "e"});
+    let commit = json!({"job-id": "c", "device": "top", "base-node": "base"});
+    for node in ["mid", "aside"] {
+        client.run("block-export-add", export(node));
+        let text = client.refused("block-commit", commit.clone());
+        let holder = if node == "mid" { "export 'e'" } else { "node 'aside' (as 'backing' child)" };
+        assert_eq!(text, format!("Node 'mid' is busy: it is in use by {holder}"));
+        client.run("block-export-del", json!({"id": "e"}));
+    }
+    client.run("block-export-add", export("base"));
+    client.run("block-commit", commit);
+    client.wait("BLOCK_JOB_READY");
+    let mut writable = export("base");
+    writable["id"] = json!("w");
+    writable["name"] = json!("w");
+    writable["writable"] = json!(true);
+    let text = client.refused("block-export-add", writable.clone());
+    assert!(text.contains("unshared by block job 'c': commit"), "{text}");
+    client.run("job-complete", json!({"id": "c"}));
+    client.wait_for_status("null");
+    // What still stands on the base does not keep anybody from writing it either.
+    client.run("block-export-add", writable);
+}
+
+#[test]
+fn a_header_gets_another_name_for_its_backing_file() {
+    let mut client = Client::new();
+    client.chain();
+    let change =
+        |device, image, name: &str| json!({"device": device, "image-node-name": image, "backing-file": name});
+    client.run("change-backing-file", change("top", "top", "elsewhere.qcow2"));
+    let nodes = client.run("query-named-block-nodes", json!({"flat": true}));
+    let top = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "top").unwrap();
+    assert_eq!(top["image"]["backing-filename"], "elsewhere.qcow2");
+    assert_eq!(top["image"]["backing-filename-format"], "qcow2");
+    assert_eq!((client.backing("top").as_deref(), client.blocks("top")), (Some("mid"), vec![1, 2, 3]));
+    for (arguments, text) in [
+        (change("zz", "top", "x"), "Cannot find device='zz' nor node-name='zz'"),
+        (change("top", "zz", "x"), "image file not found"),
+        (change("top", "base", "x"), "not allowing backing file change on an image without a backing file"),
+        (change("mid", "top", "x"), "'mid' and image file are not in the same chain"),
+    ] {
+        assert_eq!(client.refused("change-backing-file", arguments), text);
+    }
+    client.run("blockdev-del", json!({"node-name": "top"}));
+    let policy = blockmirror_image::ReferencePolicy::beside(&client.path("top.qcow2")).unwrap();
+    OpenOptions::new().policy(policy).open(client.path("top.qcow2")).unwrap_err();
+}
+
+/// A job that is slow, paused, made fast and let go on does its work; one that is given up leaves the chain as it was.
+#[test]
+fn stream_and_commit_can_be_slowed_paused_and_given_up() {
+    for (command, more) in [("block-stream", json!({})), ("block-commit", json!({"top-node": "mid"}))] {
+        let mut client = Client::new();
+        client.chain();
+        // A second piece for each.
+        client
+            .run("human-monitor-command", json!({"command-line": "qemu-io mid \"write -q -P 6 384k 64k\""}));
+        let mut start = json!({"job-id": "j", "device": "top", "speed": 1});
+        start.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        client.run(command, start.clone());
+        client.wait_for_status("running");
+        let info = client.run("query-block-jobs", json!({}));
+        assert_eq!((&info[0]["speed"], &info[0]["ready"]), (&json!(1), &json!(false)), "{command}");
+        assert_eq!(
+            client.refused("block-job-complete", json!({"device": "j"})),
+            "Job 'j' in state 'running' cannot accept command verb 'complete'"
+        );
+        client.run("block-job-cancel", json!({"device": "j"}));
+        client.wait("BLOCK_JOB_CANCELLED");
+        client.wait_for_status("null");
+        assert_eq!(client.backing("top").as_deref(), Some("mid"), "{command}");
+        assert_eq!(client.blocks("top"), [1, 2, 3, 6]);
+
+        client.run(command, start);
+        client.wait_for_status("running");
+        client.run("job-pause", json!({"id": "j"}));
+        client.wait_for_status("paused");
+        client.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
+        let info = client.run("query-block-jobs", json!({}));
+        assert_eq!((&info[0]["paused"], &info[0]["status"]), (&json!(true), &json!("paused")));
+        client.run("job-resume", json!({"id": "j"}));
+        assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none());
+        client.wait_for_status("null");
+        let below = if command == "block-stream" { None } else { Some("base") };
+        assert_eq!(client.backing("top").as_deref(), below);
+        assert_eq!(client.blocks("top"), [1, 2, 3, 6]);
+    }
+}
