@@ -60,9 +60,10 @@ fn a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost() {
     assert_eq!(stopped["io-status"], "failed");
     server.restart();
     host.must("block-job-set-speed", json!({"device": "m", "speed": 0}));
+    // What was in flight told of its own failures.
     host.events.clear();
     host.must("block-job-resume", json!({"device": "m"}));
-    let ready = host.wait_until(|job| job["ready"] == true || job["paused"] == true);
+    let ready = host.wait_until(|job| job["ready"] == true || job["io-status"] != "ok");
     assert_eq!(ready["io-status"], "ok", "once resumed it does not stop again");
     assert!(!host.has_heard("BLOCK_JOB_ERROR"));
     host.must("job-complete", json!({"id": "m"}));

@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a failure is the point")]
 
+#[path = "common/pki.rs"]
+mod pki;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -358,33 +361,6 @@ fn nbdfuse_makes_a_file_of_it() {
     assert_eq!(written, [7; 5000]);
 }
 
-/// An authority's credentials for a server and a client, in the folder that QEMU's `tls-creds-x509` objects want.
-fn credentials(dir: &Path) {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.distinguished_name.push(DnType::CommonName, "authority");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-    fs::write(dir.join("ca-cert.pem"), authority.pem()).unwrap();
-    for (who, usage) in [
-        ("server", rcgen::ExtendedKeyUsagePurpose::ServerAuth),
-        ("client", rcgen::ExtendedKeyUsagePurpose::ClientAuth),
-    ] {
-        let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, who);
-        params.extended_key_usages = vec![usage];
-        // QEMU refuses a certificate that may not encipher keys, though no cipher of today wants that.
-        params.key_usages =
-            vec![rcgen::KeyUsagePurpose::DigitalSignature, rcgen::KeyUsagePurpose::KeyEncipherment];
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &authority).unwrap();
-        fs::write(dir.join(format!("{who}-cert.pem")), cert.pem()).unwrap();
-        fs::write(dir.join(format!("{who}-key.pem")), key.serialize_pem()).unwrap();
-    }
-}
-
 #[test]
 fn clients_with_tls() {
     let name = "clients_with_tls";
@@ -392,7 +368,7 @@ fn clients_with_tls() {
         return;
     }
     let dir = scratch().unwrap();
-    credentials(dir.path());
+    pki::credentials(dir.path(), "localhost");
     let file = fs::File::create(dir.path().join("raw")).unwrap();
     file.write_all_at(&pattern(), 0).unwrap();
     let mut options = ServerOptions::default();

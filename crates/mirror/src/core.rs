@@ -246,8 +246,8 @@ pub(crate) struct Core {
     target_touched: bool,
     /// Where the guest has written to the target while surveys were under way.
     touched: RangeSet,
-    /// Where else was not written down.
-    touched_too_much: bool,
+    /// None of the answers to surveys before this one can be trusted.
+    doubted_before: u64,
 
     done: Moved,
     offset: u64,
@@ -312,7 +312,7 @@ impl Core {
             strangers: 0,
             target_touched: false,
             touched: RangeSet::default(),
-            touched_too_much: false,
+            doubted_before: 0,
             done: Moved::default(),
             offset: 0,
             dirtied: 0,

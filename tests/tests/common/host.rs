@@ -138,7 +138,7 @@ impl Host {
     }
 
     /// Waits until the only job is as `reached` wants it.
-    pub(crate) fn wait_until(&mut self, reached: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_until(&mut self, mut reached: impl FnMut(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let job = self.job();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
-use blockmirror_nbd::{NbdAddress, NbdUri};
+use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::schema::{Command, Member, STR, Type, opt, req};
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Map, Value, json};
@@ -21,7 +21,7 @@ use super::block::{
 use super::snapshot::NEW_IMAGE_MODE;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, failed, probe_format};
+use crate::driver::{Inherited, probe_format};
 use crate::graph::{ALL_PERMS, Holder, Perms};
 use crate::job::{MirrorRequest, close};
 use crate::new_image::{Made, format_named};
@@ -139,8 +139,10 @@ fn open(
         Value::Object(options) => options,
         _ => Map::new(),
     };
-    let file = options(protocol(path)?);
-    let file = daemon.open_node(&file, Inherited::default())?;
+    let file = options(protocol(path));
+    // Whether anything is unmapped is for the job to say.
+    let inherited = Inherited { unmap: true, ..Inherited::default() };
+    let file = daemon.open_node(&file, inherited)?;
     let format = match format {
         Some(format) => Ok(format),
         None => {
@@ -164,27 +166,16 @@ fn open(
             };
             image.insert("backing".to_owned(), backing);
         }
-        daemon.open_node(&image, Inherited::default())
+        daemon.open_node(&image, inherited)
     });
     opened.inspect_err(|_| close(daemon.graph.lock().undo(&file)))
 }
 
-fn protocol(path: &str) -> Reply<Value> {
+fn protocol(path: &str) -> Value {
     if !NbdUri::is_meant(Path::new(path)) {
-        return Ok(json!({"driver": "file", "filename": path}));
+        return json!({"driver": "file", "filename": path});
     }
-    let uri: NbdUri = path.parse().map_err(failed)?;
-    if uri.tls {
-        return Err(QmpError::generic(
-            "An encrypted export is opened with blockdev-add, for its credentials",
-        ));
-    }
-    let server = match uri.address {
-        NbdAddress::Unix(path) => json!({"type": "unix", "path": path.display().to_string()}),
-        NbdAddress::Tcp { host, port } => json!({"type": "inet", "host": host, "port": port.to_string()}),
-        _ => return Err(QmpError::generic(format!("{path}: its kind of address is not supported"))),
-    };
-    Ok(json!({"driver": "nbd", "server": server, "export": uri.export}))
+    json!({"driver": "nbd", "uri": path})
 }
 
 /// Puts the target on the source, whose users go on writing it: what they write shows in the target at once, as it has to.

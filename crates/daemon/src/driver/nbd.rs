@@ -14,11 +14,16 @@ use crate::export::{SocketAddress, socket_address};
 pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
     refuse(args, "nbd", &["x-dirty-bitmap"])?;
     let name = args.opt_str("export")?.unwrap_or_default();
-    let uri = match socket_address(args.get("server").unwrap_or(&Value::Null))? {
-        SocketAddress::Unix(path) => NbdUri::unix(path, name),
-        SocketAddress::Inet { host, port } => NbdUri::tcp(host, port, name),
-        SocketAddress::Fd(_) => return Err(QmpError::generic("Sockets of type 'fd' are not supported")),
+    // A URI is for commands that take the name of an image; the schema does not have it.
+    let mut uri = match args.opt_str("uri")? {
+        Some(uri) => uri.parse().map_err(failed)?,
+        None => match socket_address(args.get("server").unwrap_or(&Value::Null))? {
+            SocketAddress::Unix(path) => NbdUri::unix(path, name),
+            SocketAddress::Inet { host, port } => NbdUri::tcp(host, port, name),
+            SocketAddress::Fd(_) => return Err(QmpError::generic("Sockets of type 'fd' are not supported")),
+        },
     };
+    uri.tls |= args.has("tls-creds");
     let filename = uri.to_string();
     let seconds = |name: &str| Ok::<_, QmpError>(Duration::from_secs(args.opt_u64(name)?.unwrap_or(0)));
     let mut options = ClientOptions::new(uri)

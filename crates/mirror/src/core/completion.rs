@@ -31,7 +31,7 @@ impl Core {
         }
         match (result, op.work) {
             (Ok(Done::Surveyed(segments)), Work::Survey { range, first_pass, .. }) => {
-                self.surveyed(Walk { range, tries: op.tries, first_pass }, segments);
+                self.surveyed(op.id, Walk { range, tries: op.tries, first_pass }, segments);
             }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
                 self.unflushed.set(range.start()..range.end());
@@ -68,21 +68,17 @@ impl Core {
             // The next survey of these bytes looks after the write.
             self.touched.remove(range);
         }
-        if !self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { .. })) {
-            self.touched_too_much = false;
-        }
         self.forget_what_was_wanted();
         self.conclude_if_idle();
     }
 
-    fn surveyed(&mut self, walk: Walk, segments: Vec<Segment>) {
+    fn surveyed(&mut self, id: u64, walk: Walk, segments: Vec<Segment>) {
         let end = segments.last().map_or(walk.range.start(), |last| last.range.end());
         let rest = ByteRange::new(end, walk.range.end());
         if !rest.is_empty() {
             self.walks.push_front(Walk { range: rest, ..walk });
         }
-        if self.touched_too_much {
-            // None of the answer can be trusted.
+        if id < self.doubted_before {
             return self.unclaim(ByteRange::new(walk.range.start(), end));
         }
         for segment in segments {

@@ -159,10 +159,14 @@ impl Core {
         for op in &self.in_flight {
             // A survey may have looked before this write.
             let Work::Survey { range: looked_at, .. } = op.work else { continue };
-            self.touched_too_much |= self.touched.count() >= MAX_TOUCHED && looked_at.overlaps(range);
-            if !self.touched_too_much {
-                self.touched.insert(looked_at.intersect(range));
+            if op.id < self.doubted_before || !looked_at.overlaps(range) {
+                continue;
             }
+            if self.touched.count() >= MAX_TOUCHED {
+                self.doubted_before = self.next_id;
+                break;
+            }
+            self.touched.insert(looked_at.intersect(range));
         }
         self.target_touched = true;
         if let Some(written) = &mut self.guest_written {

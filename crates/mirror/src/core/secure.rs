@@ -38,18 +38,13 @@ impl Core {
                 *target_zero = false;
             }
         }
-        let mut surveys = false;
         for op in &self.in_flight {
-            match op.work {
-                Work::Copy { range, target_zero: true } => {
-                    let units = self.whole_units(range);
-                    self.dirty.set(units.start()..units.end());
-                }
-                Work::Survey { .. } => surveys = true,
-                _ => {}
+            if let Work::Copy { range, target_zero: true } = op.work {
+                let units = self.whole_units(range);
+                self.dirty.set(units.start()..units.end());
             }
         }
-        self.touched_too_much |= surveys;
+        self.doubted_before = self.next_id;
     }
 
     /// When a job that has nothing to do looks whether what the guest writes to the target is to be made durable.

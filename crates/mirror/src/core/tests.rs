@@ -611,3 +611,33 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     now = Duration::from_secs(33);
     assert_eq!(next(&mut core, &mut now).unwrap().work, Work::Secure);
 }
+
+/// Answers to surveys that were under way when the target lost something are not trusted, but those to later ones are: where
+/// many surveys were under way, one after the other, all were thrown away for ever.
+#[test]
+fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let mut now = Duration::ZERO;
+    // A first copy, to have something that can be lost.
+    let first = next(&mut core, &mut now).unwrap();
+    let Work::Survey { range, .. } = first.work else { panic!("{first:?}") };
+    let need = Need::Copy { target_zero: false };
+    let begin = ByteRange::new(0, M);
+    core.finished(now, first.id, Ok(Done::Surveyed(vec![Segment { range: begin, need, below: false }])));
+    let early = next(&mut core, &mut now).unwrap();
+    assert!(matches!(early.work, Work::Survey { range: rest, .. } if rest == ByteRange::new(M, range.end())));
+    let copy = next(&mut core, &mut now).unwrap();
+    core.finished(now, copy.id, Ok(honest(copy.work)));
+    now = Duration::from_secs(1);
+    let secure = next(&mut core, &mut now).unwrap();
+    assert_eq!(secure.work, Work::Secure);
+    core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
+    let late = next(&mut core, &mut now).unwrap();
+    assert!(matches!(late.work, Work::Survey { range, .. } if range == begin), "{late:?}");
+    core.finished(now, late.id, Ok(honest(late.work)));
+    let copy = next(&mut core, &mut now).unwrap();
+    assert!(matches!(copy.work, Work::Copy { range, .. } if range == begin), "{copy:?}");
+    core.finished(now, early.id, Ok(honest(early.work)));
+    let again = next(&mut core, &mut now).unwrap();
+    assert!(matches!(again.work, Work::Survey { range, .. } if range.start() == M), "{again:?}");
+}
