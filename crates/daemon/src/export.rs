@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
-use blockmirror_nbd::server::{Export, RemoveMode, Server, ServerOptions};
+use blockmirror_nbd::server::{Export, Listener, RemoveMode, Server, ServerOptions};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
@@ -77,6 +77,15 @@ impl Exports {
 impl Daemon {
     /// `nbd-server-start`.
     pub(crate) fn start_nbd_server(self: &Arc<Self>, args: &Args) -> Reply<()> {
+        self.start_nbd_server_at(args, listener)
+    }
+
+    /// `nbd-server-start`, with a way from an address to a socket that listens there.
+    pub(crate) fn start_nbd_server_at(
+        self: &Arc<Self>,
+        args: &Args,
+        listener: impl FnOnce(&SocketAddress) -> Reply<Listener>,
+    ) -> Reply<()> {
         if self.exports.server().is_some() {
             return Err(QmpError::generic("NBD server already running"));
         }

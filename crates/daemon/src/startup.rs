@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use blockmirror_nbd::server::Listener;
 use blockmirror_qmp::schema::{BOOL, Enum, Object, STR, Type, UINT32, opt, req, value};
 use blockmirror_qmp::{Args, Connection, QmpError, keyval};
 use thiserror::Error;
@@ -17,6 +18,8 @@ use crate::command::export::EXPORT_OPTIONS;
 use crate::command::object::OBJECT_OPTIONS;
 use crate::command::schema::{BLOCKDEV_OPTIONS, SOCKET_ADDRESS};
 use crate::daemon::Daemon;
+use crate::driver::failed;
+use crate::export::{SocketAddress, listener};
 use crate::inherited;
 
 /// What a daemon starts with: the values of its options, as typed.
@@ -62,7 +65,7 @@ static CHARDEV: Object = Object::new(
         req("backend", Type::Enum(&BACKEND), "what kind"),
         req("id", STR, "its name"),
         opt("path", STR, "path of the socket"),
-        opt("fd", STR, "number of an inherited socket, connected or listening"),
+        opt("fd", STR, "number or name of an inherited socket, connected or listening"),
         opt("server", BOOL, "whether to listen").default("off"),
         opt("wait", BOOL, "whether to wait for the first client before going on").default("on"),
         opt("reconnect", UINT32, "without effect"),
@@ -114,7 +117,13 @@ impl Startup {
             }
         })?;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
-            daemon.start_nbd_server(&keyval::options(text, &NBD_SERVER, None)?)
+            daemon.start_nbd_server_at(&keyval::options(text, &NBD_SERVER, None)?, |address| match address {
+                SocketAddress::Fd(name) => {
+                    let socket = inherited::take(name).map_err(|e| QmpError::generic(e.to_string()))?;
+                    Listener::from_fd(socket).map_err(failed)
+                }
+                other => listener(other),
+            })
         })?;
         each("--export", &self.exports, |text| {
             daemon.add_export_by(&keyval::options(text, &EXPORT_OPTIONS, Some("type"))?)

@@ -79,4 +79,4 @@ pub use args::Args;
 pub use client::{Client, ClientError};
 pub use error::{ErrorClass, QmpError};
 pub use protocol::{Table, Version};
-pub use server::{Connection, Listener, Monitors, Peer, Session, inherited_fd};
+pub use server::{Connection, Listener, Monitors, Peer, Session};

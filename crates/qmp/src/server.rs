@@ -6,7 +6,7 @@ mod listen;
 mod outgoing;
 mod session;
 
-pub use connection::{Connection, Peer, inherited_fd};
+pub use connection::{Connection, Peer};
 pub use hub::Monitors;
 pub use listen::Listener;
 pub use session::Session;

@@ -465,24 +465,6 @@ fn a_reader_that_panics_ends_its_session() {
 }
 
 #[test]
-fn an_inherited_descriptor_is_found_by_its_number() {
-    use std::os::fd::AsRawFd;
-    let server = Server::new();
-    let (client, end) = UnixStream::pair().unwrap();
-    let fd = match blockmirror_qmp::inherited_fd(end.as_raw_fd()) {
-        Ok(fd) => fd,
-        // Some sandboxes forbid the system call.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
-        Err(error) => panic!("{error}"),
-    };
-    drop(end);
-    server.monitors.serve(Connection::unix(fd.into()).unwrap()).unwrap();
-    assert!(Client::new(client).receive().get("QMP").is_some());
-    assert!(blockmirror_qmp::inherited_fd(1_000_000).is_err());
-    assert!(blockmirror_qmp::inherited_fd(-1).is_err());
-}
-
-#[test]
 fn a_thousand_connections_that_drop_leave_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qmp.sock");

@@ -128,7 +128,12 @@ static QCOW2: Object = Object::new(
 static SOCKET_TYPE: Enum = Enum::new(
     "SocketAddressType",
     "What kind of socket.",
-    &[value("inet", "TCP"), value("unix", "a path"), value("vsock", "refused"), value("fd", "refused")],
+    &[
+        value("inet", "TCP"),
+        value("unix", "a path"),
+        value("vsock", "refused"),
+        value("fd", "an inherited socket"),
+    ],
 );
 
 static INET: Object = Object::new(
@@ -150,7 +155,12 @@ static UNIX: Object =
     Object::new("UnixSocketAddress", "A socket in the file system.", &[req("path", STR, "path")])
         .differs("there are no `abstract` names, and nothing is `tight`");
 
-static FD: Object = Object::new("FdSocketAddress", "An inherited socket.", &[req("str", STR, "number")]);
+static FD: Object = Object::new(
+    "FdSocketAddress",
+    "A socket that listens, opened by whoever started the daemon; for `--nbd-server` on the command line only.",
+    &[req("str", STR, "its number, or the name that systemd gave it (`FileDescriptorName=`)")],
+)
+.differs("clients cannot pass descriptors, so there are no names of theirs");
 
 /// A socket's address.
 pub(crate) static SOCKET_ADDRESS: Object = Object::union(

@@ -4,12 +4,11 @@
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 use crate::sync::Mutex;
 
@@ -108,20 +107,6 @@ impl Connection {
     pub fn stdio() -> io::Result<Self> {
         Self::fds(io::stdin().as_fd().try_clone_to_owned()?, io::stdout().as_fd().try_clone_to_owned()?)
     }
-}
-
-/// The open descriptor `number`, as another descriptor: for those that were inherited and are named on a command line.
-/// The original stays open.
-///
-/// # Errors
-/// No such descriptor; no more descriptors; a sandbox that forbids `pidfd_getfd`.
-pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
-    if number < 0 {
-        return Err(rustix::io::Errno::BADF.into());
-    }
-    // A process may always look into itself; this way no descriptor has to be conjured up from a number.
-    let this = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-    Ok(rustix::process::pidfd_getfd(&this, number, PidfdGetfdFlags::empty())?)
 }
 
 /// A descriptor whose blocking calls end when the other end of `wake` is closed.

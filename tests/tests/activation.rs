@@ -1,0 +1,136 @@
+//! A daemon whose sockets were opened before it started, as systemd does: it serves both of them, and takes each once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "in a test a failure is the point"
+)]
+
+mod common;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use blockmirror_qmp::Client;
+use blockmirror_tests::content::{Fill, write_raw};
+use blockmirror_tests::scratch::scratch;
+use common::ours_ok;
+use serde_json::json;
+
+/// Set in the process that is to be the daemon: its arguments, one a line.
+const CHILD: &str = "BLOCKMIRROR_TEST_DAEMON";
+const SIZE: u64 = 1 << 20;
+
+#[test]
+fn child() {
+    let Ok(args) = std::env::var(CHILD) else { return };
+    let args = ["blockmirror", "daemon"].into_iter().chain(args.lines());
+    let code = blockmirror::run(args, &mut std::io::sink(), &mut std::io::stderr());
+    std::process::exit(code.into());
+}
+
+/// Starts a daemon whose descriptors 3 and 4 are `nbd` and `qmp`.
+fn start(nbd: UnixListener, qmp: impl Into<OwnedFd>, environment: &str, args: &[String]) -> Child {
+    Command::new("sh")
+        .arg("-c")
+        .arg(format!("{environment} exec \"$0\" --exact child --nocapture 3<&0 4<&1 <&- >&-"))
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, args.join("\n"))
+        .stdin(OwnedFd::from(nbd))
+        .stdout(Stdio::from(qmp.into()))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn arguments(dir: &std::path::Path, nbd: &str, chardev: &str) -> Vec<String> {
+    let file = dir.join("disk").display().to_string();
+    [
+        "--blockdev".into(),
+        format!("driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename={file}"),
+        "--nbd-server".into(),
+        format!("addr.type=fd,addr.str={nbd}"),
+        "--export".into(),
+        "nbd,id=e,node-name=disk".into(),
+        "--chardev".into(),
+        format!("socket,id=c,{chardev}"),
+        "--monitor".into(),
+        "chardev=c".into(),
+    ]
+    .to_vec()
+}
+
+#[test]
+fn sockets_by_the_names_of_the_service_manager() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[(0, SIZE, Fill::Noise)]).unwrap();
+    let listen = |name: &str| UnixListener::bind(dir.join(name)).unwrap();
+    let mut daemon = start(
+        listen("nbd.sock"),
+        listen("qmp.sock"),
+        "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=nbd:control",
+        &arguments(dir, "nbd", "fd=control,server=on,wait=off"),
+    );
+    // The sockets listen already: whoever connects now waits until the daemon is there.
+    let mut client = Client::connect(dir.join("qmp.sock"), Duration::from_secs(60)).unwrap();
+    let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd.sock").display());
+    ours_ok(["compare", dir.join("disk").to_str().unwrap(), &uri]);
+    let again = json!({"addr": {"type": "fd", "data": {"str": "nbd"}}});
+    client.execute("nbd-server-stop", json!({})).unwrap();
+    let refused = client.execute("nbd-server-start", again).unwrap_err();
+    assert_eq!(refused.to_string(), "nbd-server-start: Inherited sockets are for the command line");
+    client.execute("quit", json!({})).unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn sockets_by_number() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[(0, SIZE, Fill::Noise)]).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let nbd = UnixListener::bind(dir.join("nbd.sock")).unwrap();
+    // One client, connected already.
+    let mut daemon = start(nbd, theirs, "", &arguments(dir, "3", "fd=4"));
+    let mut client = Client::new(ours, Duration::from_secs(60)).unwrap();
+    let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd.sock").display());
+    ours_ok(["compare", dir.join("disk").to_str().unwrap(), &uri]);
+    client.execute("quit", json!({})).unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[]).unwrap();
+    let mut number = 0;
+    let mut complaint = |nbd: &str, environment: &str| {
+        number += 1;
+        let listen = |name: &str| UnixListener::bind(dir.join(format!("{name}{number}"))).unwrap();
+        let args = arguments(dir, nbd, "fd=4,server=on,wait=off");
+        let daemon = start(listen("nbd"), listen("qmp"), environment, &args);
+        let output = daemon.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let (_, reason) = text.trim_end().rsplit_once("addr.str=").unwrap();
+        reason.to_owned()
+    };
+    let passed = "LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=nbd:late";
+    assert_eq!(
+        complaint("late", passed),
+        "late: file descriptor 'late' was not passed by the service manager"
+    );
+    let elsewhere = "LISTEN_PID=1 LISTEN_FDS=1 LISTEN_FDNAMES=nbd";
+    assert_eq!(
+        complaint("nbd", elsewhere),
+        "nbd: file descriptor 'nbd' is no number, and the service manager has passed none"
+    );
+    assert_eq!(complaint("77", ""), "77: file descriptor '77' is not open");
+    // The standard error.
+    assert_eq!(complaint("2", ""), "2: file descriptor '2' is a standard stream");
+}
