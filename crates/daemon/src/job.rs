@@ -150,7 +150,7 @@ impl Jobs {
     /// The job `id`, in the words of the commands `block-job-*`.
     pub(crate) fn find_block_job(&self, id: &str) -> Reply<Arc<Job>> {
         let job = self.0.lock().get(id).filter(|job| job.is_block_job()).cloned();
-        job.ok_or_else(|| QmpError::new(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found")))
+        job.ok_or_else(|| no_block_job(id))
     }
 
     /// Gives all jobs up and waits for them, not for ever.
@@ -201,6 +201,8 @@ impl Job {
     fn in_words(&self, refused: Refused) -> QmpError {
         let id = &self.id;
         QmpError::generic(match refused {
+            // Over, only nobody has been told yet.
+            Refused::State { state: JobState::Null, .. } => return no_block_job(id),
             Refused::State { verb, state } => {
                 format!(
                     "Job '{id}' in state '{}' cannot accept command verb '{}'",
@@ -418,6 +420,10 @@ pub(crate) fn close(nodes: Vec<Node>) {
             let _ = is_done.recv_timeout(CLOSE_LIMIT);
         }
     }
+}
+
+fn no_block_job(id: &str) -> QmpError {
+    QmpError::new(ErrorClass::DeviceNotActive, format!("Block job '{id}' not found"))
 }
 
 fn verb_name(verb: Verb) -> &'static str {

@@ -206,7 +206,7 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<
         let graph = daemon.graph.lock();
         let (device, name) = (args.str("device")?, args.str("image-node-name")?);
         graph.find(device)?;
-        let image = graph.get(name).ok_or_else(|| QmpError::generic("image file not found"))?;
+        let image = graph.find_node(name)?;
         let below = graph.backing_of(name);
         let (Some(qcow2), Some(below)) = (image.qcow2.clone(), below) else {
             return Err(QmpError::generic(

@@ -6,7 +6,7 @@ use blockmirror_mirror::CopyMode;
 use blockmirror_qmp::schema::{
     BOOL, Command, Enum, Event, INT, INT64, Member, Object, STR, Type, UINT64, case, opt, req, value,
 };
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::{Args, ErrorClass, QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
@@ -268,12 +268,12 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.all().iter().map(|job| job.info()).collect()))
         .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
-        .add(&JOB_PAUSE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Pause).map(nothing))
-        .add(&JOB_RESUME, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Resume).map(nothing))
-        .add(&JOB_CANCEL, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Cancel(true)).map(nothing))
-        .add(&JOB_COMPLETE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Complete).map(nothing))
-        .add(&JOB_FINALIZE, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Finalize).map(nothing))
-        .add(&JOB_DISMISS, |daemon, _, args| by_id(daemon, args)?.ask(Ask::Dismiss).map(nothing))
+        .add(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
+        .add(&JOB_RESUME, |daemon, _, args| ask(daemon, args, Ask::Resume))
+        .add(&JOB_CANCEL, |daemon, _, args| ask(daemon, args, Ask::Cancel(true)))
+        .add(&JOB_COMPLETE, |daemon, _, args| ask(daemon, args, Ask::Complete))
+        .add(&JOB_FINALIZE, |daemon, _, args| ask(daemon, args, Ask::Finalize))
+        .add(&JOB_DISMISS, |daemon, _, args| ask(daemon, args, Ask::Dismiss))
         .add(&BLOCK_JOB_PAUSE, pause)
         .add(&BLOCK_JOB_RESUME, resume)
         .add(&BLOCK_JOB_CANCEL, cancel)
@@ -328,8 +328,13 @@ fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     job.ask(Ask::Change(mode)).map(nothing)
 }
 
-fn by_id(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
-    daemon.jobs.find(args.str("id")?)
+/// For the commands `job-*`, which have words of their own for a job that is gone.
+fn ask(daemon: &Daemon, args: &Args, ask: Ask) -> Reply<Value> {
+    let asked = daemon.jobs.find(args.str("id")?)?.ask(ask);
+    asked.map(nothing).map_err(|error| match error.class {
+        ErrorClass::DeviceNotActive => QmpError::generic("Job not found"),
+        _ => error,
+    })
 }
 
 fn by_device(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {

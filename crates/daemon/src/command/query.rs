@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use blockmirror_block::BlockDevice;
+use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::schema::{ANY, BOOL, Command, INT, Member, Object, STR, Type, opt, req};
 use serde_json::{Value, json};
@@ -213,6 +213,13 @@ fn image(graph: &Graph, node: &Node) -> Value {
     });
     if let Some(Ok(Some(bytes))) = storage.map(|storage| storage.allocated_bytes()) {
         info["actual-size"] = json!(bytes);
+    }
+    if let Some(file) = &node.file {
+        // It grows below the image that lives in it.
+        if let Ok(len) = file.len() {
+            info["virtual-size"] = json!(len.next_multiple_of(512));
+        }
+        info["format-specific"] = json!({"type": node.driver, "data": {}});
     }
     if let Some(size) = node.device.geometry().cluster_size {
         info["cluster-size"] = json!(size);

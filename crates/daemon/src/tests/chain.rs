@@ -168,7 +168,7 @@ fn a_header_gets_another_name_for_its_backing_file() {
     assert_eq!((client.backing("top").as_deref(), client.blocks("top")), (Some("mid"), vec![1, 2, 3]));
     for (arguments, text) in [
         (change("zz", "top", "x"), "Cannot find device='zz' nor node-name='zz'"),
-        (change("top", "zz", "x"), "image file not found"),
+        (change("top", "zz", "x"), "Cannot find device='' nor node-name='zz'"),
         (change("top", "base", "x"), "not allowing backing file change on an image without a backing file"),
         (change("mid", "top", "x"), "'mid' and image file are not in the same chain"),
     ] {

@@ -1,0 +1,385 @@
+//! Commands of the daemon beside QEMU's storage daemon and its tools: the same refusals, and images that are whole however it
+//! ends. Skipped, visibly, without them (Debian: qemu-utils, fio).
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use blockmirror_daemon::{Daemon, Startup};
+use blockmirror_qmp::Client;
+use blockmirror_tests::qemu::{Qemu, have};
+use blockmirror_tests::scratch::scratch;
+use serde_json::{Value, json};
+
+/// Nothing here takes longer, on a machine that works at all.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+enum End {
+    Ours(Arc<Daemon>, JoinHandle<()>),
+    Qemu(Child),
+}
+
+/// A daemon and a monitor of it.
+struct World {
+    client: Client,
+    end: Option<End>,
+}
+
+/// The options of a daemon whose first node is exported, writable, as `disk`.
+fn startup(dir: &Path, nodes: &[String]) -> Startup {
+    let mut startup = Startup::default();
+    startup.blockdevs = nodes.to_vec();
+    startup.nbd_server = Some(format!("addr.type=unix,addr.path={}", dir.join("nbd").display()));
+    startup.exports = vec!["nbd,id=e,node-name=disk,name=disk,writable=on".into()];
+    startup.chardevs = vec![format!("socket,id=c,path={},server=on,wait=off", dir.join("qmp").display())];
+    startup.monitors = vec!["chardev=c".into()];
+    startup
+}
+
+impl World {
+    fn ours(dir: &Path, nodes: &[String]) -> Self {
+        let daemon = Daemon::new(Vec::new());
+        startup(dir, nodes).apply(&daemon).expect("start");
+        let runs = Arc::clone(&daemon);
+        let thread = thread::spawn(move || runs.run());
+        Self::new(dir, End::Ours(daemon, thread))
+    }
+
+    fn qemu(dir: &Path, nodes: &[String]) -> Self {
+        let options = startup(dir, nodes);
+        let pidfile = dir.join("pid");
+        let mut command = Command::new("qemu-storage-daemon");
+        let words = [
+            ("--blockdev", options.blockdevs),
+            ("--nbd-server", options.nbd_server.into_iter().collect()),
+            ("--export", options.exports),
+            ("--chardev", options.chardevs),
+            ("--monitor", options.monitors),
+        ];
+        for (option, values) in words {
+            for value in values {
+                command.args([option, &value]);
+            }
+        }
+        let mut child = command.arg("--pidfile").arg(&pidfile).stdin(Stdio::null()).spawn().unwrap();
+        while !pidfile.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "the storage daemon ended");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Self::new(dir, End::Qemu(child))
+    }
+
+    fn new(dir: &Path, end: End) -> Self {
+        Self { client: Client::connect(dir.join("qmp"), PATIENCE).unwrap(), end: Some(end) }
+    }
+
+    fn must(&mut self, command: &str, arguments: Value) -> Value {
+        self.client.execute(command, arguments).unwrap()
+    }
+
+    fn refusal(&mut self, command: &str, arguments: Value) -> String {
+        match self.client.execute(command, arguments) {
+            Ok(value) => format!("{value}"),
+            Err(error) => error.refusal().expect("a refusal").desc.clone(),
+        }
+    }
+
+    fn wait_for(&mut self, event: &str) -> Value {
+        loop {
+            let next = self.client.next_event(PATIENCE).unwrap().expect("an event in time");
+            if next.name == event {
+                return next.data.into();
+            }
+        }
+    }
+
+    fn wait_for_status(&mut self, status: &str) {
+        while self.wait_for("JOB_STATUS_CHANGE")["status"] != status {}
+    }
+
+    fn end(mut self) {
+        match self.end.take() {
+            Some(End::Ours(daemon, thread)) => {
+                self.must("quit", json!({}));
+                thread.join().unwrap();
+                assert_eq!(Arc::strong_count(&daemon), 1, "somebody still holds the daemon");
+            }
+            Some(End::Qemu(mut child)) => {
+                self.must("quit", json!({}));
+                child.wait().unwrap();
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        match self.end.take() {
+            Some(End::Ours(daemon, _)) => daemon.quit(),
+            Some(End::Qemu(mut child)) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            None => {}
+        }
+    }
+}
+
+fn qcow2(dir: &Path, node: &str, file: &str) -> String {
+    format!("driver=qcow2,node-name={node},file.driver=file,file.filename={}", dir.join(file).display())
+}
+
+/// A client that writes and dies without flushing.
+fn write_and_die(dir: &Path) {
+    let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd").display());
+    let died = Command::new("qemu-io")
+        .args(["-t", "writeback", "-f", "raw", "-c", "write -P 5 1M 3M", "-c", "write -P 6 40M 64k"])
+        .args(["-c", "sigraise 9", &uri])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(!died.success());
+}
+
+fn holds_all(qemu: Qemu, image: &Path) {
+    qemu.check(image).unwrap();
+    let read = qemu.io("qcow2", image, &["read -P 5 1M 3M", "read -P 6 40M 64k"]).unwrap();
+    assert!(!read.contains("failed"), "{read}");
+}
+
+/// Metadata of an image waits in memory for a flush, which its user need not ask for. A node that was let go of without one
+/// lost what had been written, or kept its file locked.
+#[test]
+fn what_nobody_flushed_is_there_however_a_node_goes() {
+    let Some(qemu) = Qemu::find("what_nobody_flushed_is_there_however_a_node_goes") else { return };
+    for way in ["quit", "blockdev-del", "nbd-server-stop", "pivot", "pivot and blockdev-del"] {
+        let dir = scratch().unwrap();
+        let dir = dir.path();
+        for name in ["disk", "copy"] {
+            qemu.img_in(dir, ["create", "-q", "-f", "qcow2", &format!("{name}.qcow2"), "64M"]).unwrap();
+        }
+        let nodes = [qcow2(dir, "disk", "disk.qcow2"), qcow2(dir, "copy", "copy.qcow2")];
+        let mut world = World::ours(dir, &nodes);
+        write_and_die(dir);
+        let (disk, copy) = (dir.join("disk.qcow2"), dir.join("copy.qcow2"));
+        match way {
+            "blockdev-del" => {
+                world.must("block-export-del", json!({"id": "e", "mode": "hard"}));
+                world.must("blockdev-del", json!({"node-name": "disk"}));
+                // Before the daemon ends: the file is free, and whole.
+                holds_all(qemu, &disk);
+            }
+            "nbd-server-stop" => {
+                world.must("nbd-server-stop", json!({}));
+                world.must("blockdev-del", json!({"node-name": "disk"}));
+                holds_all(qemu, &disk);
+            }
+            "quit" => {}
+            _ => {
+                let mirror = json!({"job-id": "m", "device": "disk", "target": "copy", "sync": "full"});
+                world.must("blockdev-mirror", mirror);
+                world.wait_for("BLOCK_JOB_READY");
+                world.must("job-complete", json!({"id": "m"}));
+                world.wait_for_status("null");
+                if way == "pivot and blockdev-del" {
+                    world.must("blockdev-del", json!({"node-name": "disk"}));
+                    holds_all(qemu, &disk);
+                }
+            }
+        }
+        world.end();
+        holds_all(qemu, &disk);
+        if way.starts_with("pivot") {
+            holds_all(qemu, &copy);
+        }
+    }
+}
+
+/// base <- mid <- disk, each with a block of its own.
+fn chain(qemu: Qemu, dir: &Path) {
+    qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "base.qcow2", "64M"]).unwrap();
+    for (image, below) in [("mid", "base.qcow2"), ("disk", "mid.qcow2")] {
+        let name = format!("{image}.qcow2");
+        qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", &name]).unwrap();
+    }
+    for (image, script) in
+        [("base", "write -P 1 0 64k"), ("mid", "write -P 2 64k 64k"), ("disk", "write -P 3 128k 64k")]
+    {
+        qemu.io("qcow2", &dir.join(format!("{image}.qcow2")), &[script]).unwrap();
+    }
+}
+
+/// Only the top is opened by name. What is committed, and written meanwhile, QEMU reads from the base, and finds it clean.
+#[test]
+fn a_chain_is_committed_into_files_that_came_along() {
+    let Some(qemu) = Qemu::find("a_chain_is_committed_into_files_that_came_along") else { return };
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    chain(qemu, dir);
+    let mut world = World::ours(dir, &[qcow2(dir, "disk", "disk.qcow2")]);
+    let mid = dir.join("mid.qcow2");
+    world.must("block-commit", json!({"job-id": "c", "device": "disk", "top": mid}));
+    assert!(world.wait_for("BLOCK_JOB_COMPLETED").get("error").is_none());
+    world.wait_for_status("null");
+    world.must("block-commit", json!({"job-id": "c", "device": "disk"}));
+    world.wait_for("BLOCK_JOB_READY");
+    write_and_die(dir);
+    world.must("job-complete", json!({"id": "c"}));
+    world.wait_for_status("null");
+    world.end();
+    holds_all(qemu, &dir.join("base.qcow2"));
+    let script = ["read -P 1 0 64k", "read -P 2 64k 64k", "read -P 3 128k 64k"];
+    for image in ["base", "disk"] {
+        let image = dir.join(format!("{image}.qcow2"));
+        qemu.check(&image).unwrap();
+        let read = qemu.io("qcow2", &image, &script).unwrap();
+        assert!(!read.contains("failed"), "{read}");
+    }
+    qemu.check(&mid).unwrap();
+}
+
+/// fio writes with checksums through the export while the options of its node change all the time: no request fails, nothing
+/// is lost.
+#[test]
+fn a_client_writes_while_its_node_is_reopened() {
+    let Some(qemu) = Qemu::find("a_client_writes_while_its_node_is_reopened") else { return };
+    if !have("a_client_writes_while_its_node_is_reopened", &["fio"]) {
+        return;
+    }
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    chain(qemu, dir);
+    let file = format!("driver=file,node-name=f,filename={}", dir.join("disk.qcow2").display());
+    let mid = qcow2(dir, "mid", "mid.qcow2") + ",read-only=on";
+    let disk = "driver=qcow2,node-name=disk,file=f,backing=mid".to_owned();
+    let mut world = World::ours(dir, &[file, mid, disk]);
+    let mut guest = Command::new("fio")
+        .current_dir(dir)
+        .args(["--name=w", "--rw=randwrite", "--bs=4k", "--size=24M", "--iodepth=16", "--minimal"])
+        .args(["--verify=crc32c", "--verify_fatal=1", "--rate_iops=4000", "--ioengine=nbd"])
+        .arg(format!("--uri=nbd+unix:///disk?socket={}", dir.join("nbd").display()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut rounds = 0;
+    let status = loop {
+        if let Some(status) = guest.try_wait().unwrap() {
+            break status;
+        }
+        rounds += 1;
+        let (discard, detect) = if rounds % 2 == 0 { ("unmap", "unmap") } else { ("ignore", "off") };
+        let no_flush = rounds % 3 == 0;
+        world.must(
+            "blockdev-reopen",
+            json!({"options": [{
+                "driver": "qcow2", "node-name": "disk", "file": "f", "backing": "mid", "discard": discard,
+                "detect-zeroes": detect, "cache": {"no-flush": no_flush},
+            }]}),
+        );
+        let text = world.refusal(
+            "blockdev-reopen",
+            json!({"options": [{
+                "driver": "qcow2", "node-name": "disk", "file": "f", "backing": "mid", "read-only": true,
+            }]}),
+        );
+        assert_eq!(text, "Read-only block node 'disk' cannot support read-write users");
+        thread::sleep(Duration::from_millis(2));
+    };
+    assert!(status.success(), "fio: {status}");
+    assert!(rounds > 10, "{rounds}");
+    world.end();
+    qemu.check(&dir.join("disk.qcow2")).unwrap();
+}
+
+/// The same commands to both daemons, the same texts from both.
+#[test]
+fn refusals_are_those_of_qemu() {
+    let Some(qemu) = Qemu::find("refusals_are_those_of_qemu") else { return };
+    if !have("refusals_are_those_of_qemu", &["qemu-storage-daemon"]) {
+        return;
+    }
+    let transcript = |start: fn(&Path, &[String]) -> World| -> Vec<String> {
+        let dir = scratch().unwrap();
+        let dir = dir.path();
+        chain(qemu, dir);
+        qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "other.qcow2", "64M"]).unwrap();
+        let nodes = [
+            format!("driver=file,node-name=f,filename={}", dir.join("disk.qcow2").display()),
+            qcow2(dir, "base", "base.qcow2"),
+            qcow2(dir, "mid", "mid.qcow2") + ",backing=base",
+            "driver=qcow2,node-name=disk,file=f,backing=mid".to_owned(),
+            qcow2(dir, "other", "other.qcow2"),
+            "driver=null-co,node-name=n,size=1048576".to_owned(),
+            "driver=copy-on-read,node-name=cor,file=n".to_owned(),
+        ];
+        let mut world = start(dir, &nodes);
+        let disk = |more: Value| {
+            let mut options = json!({"driver": "qcow2", "node-name": "disk", "file": "f", "backing": "mid"});
+            options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            ("blockdev-reopen", json!({"options": [options]}))
+        };
+        let reopen = |options: Value| ("blockdev-reopen", json!({"options": [options]}));
+        let commands = [
+            reopen(json!({"driver": "qcow2", "node-name": "disk"})),
+            reopen(json!({"driver": "qcow2", "file": "f", "backing": "mid"})),
+            reopen(json!({"driver": "qcow2", "node-name": "zz", "file": "f"})),
+            reopen(json!({"driver": "qcow2", "node-name": "disk", "file": "f"})),
+            disk(json!({})),
+            disk(json!({"backing": "zz"})),
+            disk(json!({"backing": "disk"})),
+            disk(json!({"data-file": "n"})),
+            disk(json!({"read-only": true})),
+            disk(json!({"discard": "unmap", "detect-zeroes": "unmap"})),
+            disk(json!({"backing": "other"})),
+            disk(json!({"backing": null})),
+            disk(json!({})),
+            reopen(json!({"driver": "file", "node-name": "f", "filename": "/x"})),
+            reopen(json!({"driver": "file", "node-name": "f"})),
+            reopen(json!({"driver": "null-co", "node-name": "n"})),
+            reopen(json!({"driver": "null-co", "node-name": "n", "size": 5})),
+            reopen(json!({"driver": "copy-on-read", "node-name": "cor", "file": "n"})),
+            ("blockdev-snapshot", json!({"node": "zz", "overlay": "other"})),
+            ("blockdev-snapshot", json!({"node": "disk", "overlay": "zz"})),
+            ("blockdev-snapshot", json!({"node": "other", "overlay": "mid"})),
+            ("block-commit", json!({"job-id": "c", "device": "zz"})),
+            ("block-commit", json!({"job-id": "c", "device": "other"})),
+            ("block-commit", json!({"job-id": "c", "device": "disk", "top-node": "base"})),
+            ("block-commit", json!({"job-id": "c", "device": "disk", "base-node": "other"})),
+            ("block-commit", json!({"job-id": "c", "device": "disk", "base": "nope"})),
+            ("block-stream", json!({"job-id": "s", "device": "zz"})),
+            ("block-stream", json!({"job-id": "s", "device": "disk", "base": "nope"})),
+            ("block-stream", json!({"job-id": "s", "device": "disk", "base-node": "other"})),
+            ("block-stream", json!({"job-id": "s", "device": "disk", "base": "x", "base-node": "base"})),
+            ("block-stream", json!({"device": "disk"})),
+            ("change-backing-file", json!({"device": "zz", "image-node-name": "disk", "backing-file": "x"})),
+            ("change-backing-file", json!({"device": "disk", "image-node-name": "zz", "backing-file": "x"})),
+            (
+                "change-backing-file",
+                json!({"device": "disk", "image-node-name": "base", "backing-file": "x"}),
+            ),
+            (
+                "change-backing-file",
+                json!({"device": "disk", "image-node-name": "mid", "backing-file": "base.qcow2"}),
+            ),
+            ("block-job-pause", json!({"device": "zz"})),
+            ("job-pause", json!({"id": "zz"})),
+            ("block_resize", json!({"node-name": "zz", "size": 512})),
+            ("block_resize", json!({"node-name": "mid", "size": 1 << 20})),
+            ("block_resize", json!({"node-name": "other", "size": -1})),
+        ];
+        let said = commands.into_iter().map(|(command, arguments)| {
+            format!("{command} {arguments}: {}", world.refusal(command, arguments.clone()))
+        });
+        let said = said.collect();
+        world.end();
+        said
+    };
+    let (ours, theirs) = (transcript(World::ours), transcript(World::qemu));
+    let differ: Vec<_> = ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).collect();
+    assert!(differ.is_empty(), "{differ:#?}");
+}
