@@ -30,6 +30,7 @@ mod life;
 mod live_tests;
 mod meter;
 mod pressure;
+mod queue;
 mod retry;
 mod secure;
 #[cfg(any(test, feature = "simulate"))]
@@ -61,6 +62,7 @@ use guest::{Guest, Wanted};
 use hold::Hold;
 use meter::Meter;
 use pressure::Pressure;
+use queue::Queue;
 use retry::{GivenUpList, Retries};
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
@@ -218,8 +220,7 @@ pub(crate) struct Core {
     cursor: u64,
     claimed: RangeSet,
     walks: VecDeque<Walk>,
-    queue: VecDeque<Queued>,
-    queued_copy: u64,
+    queue: Queue,
     in_flight: Vec<InFlight>,
     next_id: u64,
 
@@ -238,6 +239,8 @@ pub(crate) struct Core {
     zero_by_data: bool,
 
     guests: Vec<Guest>,
+    /// When a thread last asked for work, nothing but time or the end of an operation could have given it any.
+    only_time_helps: bool,
     /// What the guest has kept the job from for too long.
     wanted: Option<Wanted>,
     /// Writes under way that began before the job.
@@ -294,8 +297,7 @@ impl Core {
             cursor: 0,
             claimed: RangeSet::default(),
             walks: VecDeque::new(),
-            queue: VecDeque::new(),
-            queued_copy: 0,
+            queue: Queue::default(),
             in_flight: Vec::new(),
             next_id: 0,
             retries: Retries::default(),
@@ -308,6 +310,7 @@ impl Core {
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
+            only_time_helps: false,
             wanted: None,
             strangers: 0,
             target_touched: false,

@@ -67,6 +67,8 @@ struct State {
     core: Core,
     /// Threads waiting at `work`.
     idle: usize,
+    /// When the one of them wakes that keeps the time for all.
+    alarm: Option<Duration>,
     /// Writes of the guest waiting at `guests`.
     guests_waiting: usize,
     ended: Option<Duration>,
@@ -102,6 +104,7 @@ impl Engine {
             state: Mutex::new(State {
                 core,
                 idle: 0,
+                alarm: None,
                 guests_waiting: 0,
                 ended: None,
                 aborting_since: None,
@@ -126,7 +129,8 @@ impl Engine {
         self.note(&mut state);
         match wake {
             Wake::None => {}
-            Wake::One => self.work.notify_one(),
+            Wake::One if state.idle > 0 && !state.core.only_time_helps() => self.work.notify_one(),
+            Wake::One => {}
             Wake::All => self.work.notify_all(),
         }
         answer
@@ -308,11 +312,16 @@ impl Engine {
                 }
                 Next::Wait(until) => {
                     state.idle += 1;
+                    // One thread that wakes in time is enough: it wakes others if there is more than it takes.
+                    let until = until.filter(|&until| state.alarm.is_none_or(|alarm| until < alarm));
                     state = match until {
                         None => self.work.wait(state),
                         Some(until) => {
+                            state.alarm = Some(until);
                             let left = until.saturating_sub(self.started.elapsed());
-                            self.work.wait_timeout(state, left).0
+                            let mut state = self.work.wait_timeout(state, left).0;
+                            state.alarm.take_if(|alarm| *alarm == until);
+                            state
                         }
                     };
                     state.idle -= 1;

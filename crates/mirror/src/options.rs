@@ -201,7 +201,8 @@ impl MirrorOptions {
         self
     }
 
-    /// Bytes that may be in flight together, rounded up to a multiple of the granularity; at most 1 GiB. 0, the
+    /// Bytes that may be in flight together, rounded up to a multiple of the granularity; at least 64 KiB are meant, and at most
+    /// 1 GiB may be. 0, the
     /// default, means 16 MiB.
     #[must_use]
     pub fn buf_size(mut self, bytes: u64) -> Self {

@@ -23,6 +23,7 @@ impl Core {
     /// [`finished`](Core::finished), whatever comes of it.
     pub(crate) fn next(&mut self, now: Duration) -> Next {
         self.tick(now);
+        self.only_time_helps = false;
         match self.phase {
             Phase::Running => {}
             Phase::Aborting(_) => return self.next_while_aborting(),
@@ -31,12 +32,15 @@ impl Core {
         if let Some(ending) = self.take_grant() {
             return self.begin(Work::End(ending), 0);
         }
-        if self.is_paused() || self.is_ending() || self.in_flight.len() >= self.depth() {
+        if self.is_paused() || self.is_ending() {
             return Next::Wait(None);
+        }
+        if self.in_flight.len() >= self.depth() {
+            return self.wait_for_time(None);
         }
         self.hold_or_let_go();
         if let Some(until) = self.quiet_until() {
-            return Next::Wait(Some(until));
+            return self.wait_for_time(Some(until));
         }
         self.forget_what_was_wanted();
         if self.is_to_secure(now) {
@@ -52,8 +56,10 @@ impl Core {
             let untouched = first_pass && !self.target_touched;
             return self.begin(Work::Survey { range, first_pass, untouched }, walk.tries);
         }
-        self.put_wanted_first();
-        if let Some(front) = self.queue.front().copied() {
+        if let Some(wanted) = self.wanted_range() {
+            self.queue.turn_to(wanted);
+        }
+        if let Some(front) = self.queue.front() {
             return self.begin_queued(front, now);
         }
         if !self.in_flight.is_empty() {
@@ -78,6 +84,17 @@ impl Core {
         self.when_clean()
     }
 
+    /// Nothing that the guest does gives a thread work, until this time or the end of an operation.
+    fn wait_for_time(&mut self, until: Option<Duration>) -> Next {
+        self.only_time_helps = true;
+        Next::Wait(until)
+    }
+
+    /// Whether a thread that waits need not be woken because of what the guest has done.
+    pub(crate) fn only_time_helps(&self) -> bool {
+        self.only_time_helps
+    }
+
     pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
         let id = self.next_id;
         self.next_id += 1;
@@ -97,13 +114,18 @@ impl Core {
         let most = if scattered { MAX_SURVEYS.max(self.depth() / 2) } else { MAX_SURVEYS };
         surveys < most
             && self.queue.len() < QUEUE_LOW
-            && self.queued_copy < self.config.buffer.saturating_mul(2)
+            && self.queue.copy_bytes() < self.config.buffer.saturating_mul(2)
             && !self.in_flight.iter().any(|op| op.work == Work::Flush)
     }
 
     /// A range to survey: the rest of one that was begun, a retry whose time has come, or the next dirty run.
     fn take_walk(&mut self, now: Duration) -> Option<Walk> {
-        if let Some(walk) = self.next_walk() {
+        if let Some(mut walk) = self.next_walk() {
+            let rest = ByteRange::new(self.end_of_survey(walk.range), walk.range.end());
+            if !rest.is_empty() {
+                self.walks.push_front(Walk { range: rest, ..walk });
+                walk.range = ByteRange::new(walk.range.start(), rest.start());
+            }
             return Some(walk);
         }
         let free = |core: &Self, range| {
@@ -121,12 +143,22 @@ impl Core {
                 let range = self
                     .free_dirty_run(self.cursor, self.config.len)
                     .or_else(|| self.free_dirty_run(0, self.cursor))?;
+                let range = ByteRange::new(range.start(), self.end_of_survey(range));
                 self.cursor = range.end();
                 Walk { range, tries: 0, first_pass: false }
             }
         };
         self.claimed.insert(walk.range);
         Some(walk)
+    }
+
+    /// Where a survey of `range` ends. Where the guest writes to the target itself, what was surveyed is cut into pieces by it, and
+    /// those are as few as little was.
+    fn end_of_survey(&self, range: ByteRange) -> u64 {
+        if !self.target_touched {
+            return range.end();
+        }
+        range.end().min(range.start().saturating_add(self.config.piece()))
     }
 
     /// The first walk that was begun, as far as no writer is in its way; what one is in the way of comes later.
@@ -199,29 +231,21 @@ impl Core {
                 delay = self.limiter.close_slice(now);
             }
             if !delay.is_zero() {
-                return Next::Wait(Some(now.saturating_add(delay)));
+                return self.wait_for_time(Some(now.saturating_add(delay)));
             }
         }
         if let Work::Copy { .. } = work {
             let held: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
             if held + range.len() > self.config.buffer {
-                return Next::Wait(None);
+                return self.wait_for_time(None);
             }
-            self.queued_copy -= range.len();
             // What was marked while it was queued is read now: a guest ahead of the copy makes no work.
             self.dirty.clear(range.start()..range.end());
         }
         if limited {
             self.limiter.account(now, range.len());
         }
-        match self.queue.front_mut() {
-            Some(front) if range.end() < front.range.end() => {
-                front.range = ByteRange::new(range.end(), front.range.end());
-            }
-            _ => {
-                self.queue.pop_front();
-            }
-        }
+        self.queue.begin(range);
         self.begin(work, front.tries)
     }
 

@@ -45,7 +45,7 @@ impl Core {
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
                 self.zero_by_data = true;
                 let queued = Queued { range, need: Need::Zero, tries: op.tries, first_pass: false };
-                self.queue.push_front(queued);
+                self.queue.push(queued);
             }
             (Ok(_), Work::Flush) => {
                 self.flushing.clear_all();
@@ -73,7 +73,11 @@ impl Core {
     }
 
     fn surveyed(&mut self, id: u64, walk: Walk, segments: Vec<Segment>) {
-        let end = segments.last().map_or(walk.range.start(), |last| last.range.end());
+        let mut end = segments.last().map_or(walk.range.start(), |last| last.range.end());
+        if self.target_touched {
+            // Asked for before the guest came.
+            end = end.min(walk.range.start().saturating_add(self.config.piece()));
+        }
         let rest = ByteRange::new(end, walk.range.end());
         if !rest.is_empty() {
             self.walks.push_front(Walk { range: rest, ..walk });
@@ -81,8 +85,9 @@ impl Core {
         if id < self.doubted_before {
             return self.unclaim(ByteRange::new(walk.range.start(), end));
         }
+        let kept = ByteRange::new(walk.range.start(), end);
         for segment in segments {
-            self.leave_out_touched(segment, walk);
+            self.leave_out_touched(Segment { range: segment.range.intersect(kept), ..segment }, walk);
         }
     }
 
@@ -135,11 +140,10 @@ impl Core {
                 let moved = Moved { skipped: range.len(), ..Moved::default() };
                 return self.completed(range, moved);
             }
-            Need::Copy { .. } => self.queued_copy += range.len(),
-            Need::Zero => {}
+            Need::Copy { .. } | Need::Zero => {}
         }
         let Walk { tries, first_pass, .. } = walk;
-        self.queue.push_back(Queued { range, need, tries, first_pass });
+        self.queue.push(Queued { range, need, tries, first_pass });
     }
 
     fn completed(&mut self, range: ByteRange, moved: Moved) {

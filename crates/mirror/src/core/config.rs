@@ -13,7 +13,7 @@ use crate::options::{
 /// One data operation takes at most this part of the buffer: 512 KiB by default, which stays in a processor's
 /// own cache between read and write. The most in flight together is limited by the buffer and by number.
 const SHARES: u64 = 32;
-/// Small buffers are not cut into operations below this.
+/// Small buffers are not cut into operations below this, and none is smaller.
 const MIN_OPERATION: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
 const DETAIL: u64 = 4096;
@@ -63,7 +63,7 @@ impl Config {
     /// `options` and `granularity` have been checked.
     pub(crate) fn new(options: &MirrorOptions, granularity: u64, len: u64, target: Geometry) -> Self {
         let asked = if options.buf_size == 0 { DEFAULT_BUF_SIZE } else { options.buf_size };
-        let buffer = asked.next_multiple_of(granularity);
+        let buffer = asked.max(MIN_OPERATION).next_multiple_of(granularity);
         let share = (asked / SHARES).max(MIN_OPERATION);
         // A cluster in one piece is allocated and filled in one go.
         let cluster = target.cluster_size.unwrap_or(1);
@@ -89,6 +89,11 @@ impl Config {
             secure_every: target.forgetful.then_some(SECURE_EVERY),
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
         }
+    }
+
+    /// The most that is surveyed ahead where the guest cuts it into pieces: whole units of the dirty bitmap.
+    pub(crate) fn piece(&self) -> u64 {
+        self.buffer.saturating_mul(2).next_multiple_of(self.detail)
     }
 
     /// What the job may add to a write of the guest, if that is bounded.

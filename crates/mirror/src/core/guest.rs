@@ -9,13 +9,14 @@
 //!   wait for himself. An operation is not begun where a writer waits, so none waits for long.
 //! - Nobody is let in while the guest is held.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Core, Phase, Queued, Work};
+use super::{Core, Phase, Queued, Walk, Work};
 use crate::progress::Operation;
-use crate::survey::{Failure, Need};
+use crate::survey::Failure;
 
 /// Separate ranges remembered while surveys are under way; beyond, all that is surveyed is looked at again.
 const MAX_TOUCHED: usize = 4096;
@@ -155,6 +156,7 @@ impl Core {
     }
 
     fn admit_to_target(&mut self, range: ByteRange) {
+        self.touch_target();
         self.take_over(range);
         for op in &self.in_flight {
             // A survey may have looked before this write.
@@ -168,7 +170,6 @@ impl Core {
             }
             self.touched.insert(looked_at.intersect(range));
         }
-        self.target_touched = true;
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
         }
@@ -183,25 +184,30 @@ impl Core {
         if self.claimed.first_overlap(range).is_none() {
             return;
         }
-        for queued in std::mem::take(&mut self.queue) {
-            let cut = queued.range.intersect(range);
-            if cut.is_empty() {
-                self.queue.push_back(queued);
-                continue;
-            }
-            if matches!(queued.need, Need::Copy { .. }) {
-                self.queued_copy -= cut.len();
-            }
-            self.hand_over(cut);
-            for part in [
-                ByteRange::new(queued.range.start(), cut.start()),
-                ByteRange::new(cut.end(), queued.range.end()),
-            ] {
-                if !part.is_empty() {
-                    self.queue.push_back(Queued { range: part, ..queued });
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.cut(range, |cut| self.hand_over(cut));
+        self.queue = queue;
+    }
+
+    /// The guest writes to the target itself from now on: what was surveyed at length is surveyed again, bit by bit.
+    fn touch_target(&mut self) {
+        if std::mem::replace(&mut self.target_touched, true) {
+            return;
+        }
+        let mut walks: VecDeque<Walk> = VecDeque::new();
+        for Queued { range, tries, first_pass, .. } in self.queue.take_all() {
+            match walks.back_mut() {
+                Some(last)
+                    if last.range.end() == range.start()
+                        && (last.tries, last.first_pass) == (tries, first_pass) =>
+                {
+                    last.range = ByteRange::new(last.range.start(), range.end());
                 }
+                _ => walks.push_back(Walk { range, tries, first_pass }),
             }
         }
+        walks.append(&mut self.walks);
+        self.walks = walks;
     }
 
     /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
@@ -278,15 +284,6 @@ impl Core {
         self.wanted.map(|wanted| wanted.range)
     }
 
-    /// What writers wait for comes first.
-    pub(super) fn put_wanted_first(&mut self) {
-        let Some(wanted) = self.wanted_range() else { return };
-        let index = self.queue.iter().position(|queued| queued.range.overlaps(wanted));
-        if let Some(queued) = index.filter(|&index| index > 0).and_then(|index| self.queue.remove(index)) {
-            self.queue.push_front(queued);
-        }
-    }
-
     /// Lets writers go on where the job has had its turn.
     pub(super) fn forget_what_was_wanted(&mut self) {
         let done = |range: ByteRange| {
@@ -328,3 +325,6 @@ impl Core {
             .min_by_key(|units| units.start())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ impl Core {
 
     /// The target may have lost what it held when it was last looked at: zeros that were found there may be none.
     pub(super) fn forget_target(&mut self) {
-        for queued in &mut self.queue {
+        for queued in self.queue.iter_mut() {
             if let Need::Copy { target_zero } = &mut queued.need {
                 *target_zero = false;
             }

@@ -47,6 +47,9 @@ struct State {
     threads: usize,
     /// Threads that wait in epoll.
     idle: usize,
+    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if there is more than it
+    /// takes: quick requests are then done by a few threads, and slow ones still get one each.
+    waking: bool,
     /// Connections whose sockets are waited for.
     connections: usize,
 }
@@ -111,7 +114,9 @@ impl Pool {
 
     fn wake_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<()> {
         if state.idle > 0 {
-            self.wake();
+            if !std::mem::replace(&mut state.waking, true) {
+                self.wake();
+            }
             Ok(())
         } else if state.threads < self.most {
             start(state, served)
@@ -146,10 +151,13 @@ impl Pool {
         Next::Wait((state.idle > 1).then_some(IDLE))
     }
 
-    /// The worker does not wait any more; if it goes on to work and nobody else waits, another one is started.
-    fn woken(&self, served: &Arc<Served>, timed_out: bool) -> bool {
+    /// The worker does not wait any more, perhaps because it was `called` to the queue; if it goes on to work and nobody else waits, another one is started.
+    fn woken(&self, served: &Arc<Served>, timed_out: bool, called: bool) -> bool {
         let mut state = self.state.lock();
         state.idle -= 1;
+        if called {
+            state.waking = false;
+        }
         if timed_out && state.idle > 0 && state.jobs.is_empty() {
             state.threads -= 1;
             return false;
@@ -180,11 +188,12 @@ impl Pool {
             let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
             let n = epoll::wait(&self.epoll, &mut events, timeout.as_ref()).unwrap_or(0);
             let timed_out = n == 0;
-            if !self.woken(served, timed_out) {
+            let data = events[0].data;
+            let called = !timed_out && data.u64() == WAKE;
+            if !self.woken(served, timed_out, called) {
                 return;
             }
-            let data = events[0].data;
-            if !timed_out && data.u64() != WAKE {
+            if !timed_out && !called {
                 let flags = events[0].flags;
                 if let Some(connection) = served.connection(data.u64()) {
                     connection.on_event(flags, &mut scratch);

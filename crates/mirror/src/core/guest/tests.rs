@@ -1,0 +1,86 @@
+use std::time::Duration;
+
+use blockmirror_block::Geometry;
+
+use super::*;
+use crate::core::config::Config;
+use crate::core::{Action, Done, Moved, Next};
+use crate::options::{CopyMode, MirrorOptions};
+use crate::survey::{Need, Segment};
+
+const G: u64 = 1 << 30;
+const NOW: Duration = Duration::ZERO;
+
+fn core_of(options: &MirrorOptions) -> Core {
+    let mut config = Config::new(options, 65_536, G, Geometry::plain());
+    config.live = true;
+    Core::new(config).unwrap()
+}
+
+fn next(core: &mut Core) -> Action {
+    match core.next(NOW) {
+        Next::Do(action) => action,
+        wait => panic!("{wait:?}"),
+    }
+}
+
+fn surveyed(range: ByteRange) -> Done {
+    Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
+}
+
+fn copied(range: ByteRange) -> Done {
+    Done::Copied(Moved { copied: range.len(), ..Moved::default() })
+}
+
+fn write_through(core: &mut Core, range: ByteRange) {
+    let id = core.guest_begin(range, true);
+    assert_eq!(core.guest_admit(id), Admission::Both);
+    core.guest_finished(id, true, Some(Ok(())));
+}
+
+/// With a speed limit the whole disk waited in the queue while the guest wrote all over it. Each write cut it once more and
+/// looked at every piece: after some seconds a guest was at a twentieth of its speed.
+#[test]
+fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
+    let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).speed(1 << 20));
+    let survey = next(&mut core);
+    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let mut now = NOW;
+    for i in 0..20_000_u64 {
+        write_through(&mut core, ByteRange::at(i * 7919 % (G / 8192) * 8192, 4096));
+        // The copy gets on a little.
+        now += Duration::from_millis(1);
+        while let Next::Do(action) = core.next(now) {
+            match action.work {
+                Work::Survey { range, .. } => core.finished(now, action.id, Ok(surveyed(range))),
+                Work::Copy { range, .. } => core.finished(now, action.id, Ok(copied(range))),
+                work => panic!("{work:?}"),
+            }
+        }
+    }
+    assert!(core.queue.len() <= 8192, "{} pieces wait", core.queue.len());
+    assert!(core.claimed.count() <= 8192 + 32, "{}", core.claimed.count());
+    assert!(core.progress(now).copied > 16 << 20);
+}
+
+/// What the guest does wakes a thread only if that may find something to do.
+#[test]
+fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
+    let mut core = core_of(&MirrorOptions::new().speed(1 << 20));
+    let survey = next(&mut core);
+    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    while let Next::Do(action) = core.next(NOW) {
+        let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
+        core.finished(NOW, action.id, Ok(copied(range)));
+    }
+    assert!(core.only_time_helps(), "the slice is spent");
+    core.limiter.set_speed(NOW, 0);
+    while let Next::Do(action) = core.next(NOW) {
+        let done = match action.work {
+            Work::Copy { range, .. } => copied(range),
+            _ => Done::Flushed,
+        };
+        core.finished(NOW, action.id, Ok(done));
+    }
+    assert!(core.has_been_ready() && !core.only_time_helps(), "the next write is work");
+}

@@ -1,0 +1,170 @@
+//! Surveyed segments that wait for their turn, by where they lie on the disk.
+//!
+//! The core takes them as a disk's head would: from where it is to the end, then from the start again. Guests cut pieces out
+//! of what waits here, each time they write to the target themselves, so that finding a place must not cost more where
+//! many pieces are left. Pure. Must hold: segments do not overlap (all are claimed by the core), and none is empty.
+
+use std::collections::BTreeMap;
+
+use blockmirror_block::ByteRange;
+
+use super::Queued;
+use crate::survey::Need;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// By their start.
+    segments: BTreeMap<u64, Queued>,
+    /// Where the next one is looked for.
+    cursor: u64,
+    /// Bytes of them that have to be read.
+    copy: u64,
+}
+
+impl Queue {
+    pub(super) fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Bytes that have to be read.
+    pub(super) fn copy_bytes(&self) -> u64 {
+        self.copy
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Queued> {
+        self.segments.values()
+    }
+
+    /// All of them, to change what is known of them; not what they need.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Queued> {
+        self.segments.values_mut()
+    }
+
+    pub(super) fn push(&mut self, queued: Queued) {
+        self.copy += to_read(&queued);
+        self.segments.insert(queued.range.start(), queued);
+    }
+
+    /// Whose turn it is.
+    pub(super) fn front(&self) -> Option<Queued> {
+        let ahead = self.segments.range(self.cursor..).next();
+        ahead.or_else(|| self.segments.first_key_value()).map(|(_, &queued)| queued)
+    }
+
+    /// The turn of what lies in `range` comes next, if anything does.
+    pub(super) fn turn_to(&mut self, range: ByteRange) {
+        if let Some(queued) = self.first_overlap(range) {
+            self.cursor = queued.range.start();
+        }
+    }
+
+    /// Takes `range` out, the start of a segment, and goes on behind it.
+    pub(super) fn begin(&mut self, range: ByteRange) {
+        self.cut(range, |_| {});
+        self.cursor = range.end();
+    }
+
+    /// Takes out what lies in `range`; tells of each piece.
+    pub(super) fn cut(&mut self, range: ByteRange, mut each: impl FnMut(ByteRange)) {
+        while let Some(queued) = self.first_overlap(range) {
+            let whole = queued.range;
+            self.segments.remove(&whole.start());
+            self.copy -= to_read(&queued);
+            let cut = whole.intersect(range);
+            for part in [ByteRange::new(whole.start(), cut.start()), ByteRange::new(cut.end(), whole.end())] {
+                if !part.is_empty() {
+                    self.push(Queued { range: part, ..queued });
+                }
+            }
+            each(cut);
+        }
+    }
+
+    /// Takes all of them out, in order.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Queued> + use<> {
+        self.copy = 0;
+        std::mem::take(&mut self.segments).into_values()
+    }
+
+    fn first_overlap(&self, range: ByteRange) -> Option<Queued> {
+        if range.is_empty() {
+            return None;
+        }
+        let before = self.segments.range(..range.start()).next_back().map(|(_, &queued)| queued);
+        let inside = || self.segments.range(range.start()..range.end()).next().map(|(_, &queued)| queued);
+        before.filter(|queued| queued.range.overlaps(range)).or_else(inside)
+    }
+}
+
+fn to_read(queued: &Queued) -> u64 {
+    if matches!(queued.need, Need::Copy { .. }) { queued.range.len() } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn queued(start: u64, end: u64, need: Need) -> Queued {
+        Queued { range: ByteRange::new(start, end), need, tries: 0, first_pass: false }
+    }
+
+    #[test]
+    fn the_turn_goes_round_the_disk_and_to_what_is_wanted() {
+        let mut queue = Queue::default();
+        for at in [30, 0, 10] {
+            queue.push(queued(at, at + 10, Need::Copy { target_zero: false }));
+        }
+        let mut order = Vec::new();
+        let mut next = |queue: &mut Queue, len| {
+            let front = queue.front().unwrap().range;
+            queue.begin(ByteRange::at(front.start(), len));
+            order.push(front.start());
+        };
+        next(&mut queue, 10);
+        next(&mut queue, 4);
+        queue.turn_to(ByteRange::at(35, 1));
+        next(&mut queue, 10);
+        next(&mut queue, 6);
+        assert_eq!(order, [0, 10, 30, 14]);
+        assert!(queue.len() == 0 && queue.front().is_none() && queue.copy_bytes() == 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_cut_is_gone_and_the_rest_is_kept(
+            lens in prop::collection::vec((1u64..9, any::<bool>(), any::<bool>()), 1..12),
+            cuts in prop::collection::vec((0u64..80, 0u64..12), 0..12),
+        ) {
+            let mut queue = Queue::default();
+            let mut model = [None; 128];
+            let mut at = 0;
+            for (len, there, copy) in lens {
+                let need = if copy { Need::Copy { target_zero: false } } else { Need::Zero };
+                if there {
+                    queue.push(queued(at, at + len, need));
+                    model[at as usize..(at + len) as usize].fill(Some(need));
+                }
+                at += len;
+            }
+            for (start, len) in cuts {
+                let range = ByteRange::at(start, len);
+                let mut bytes = 0;
+                queue.cut(range, |part| bytes += part.len());
+                let there = model[start as usize..(start + len) as usize].iter().flatten().count();
+                prop_assert_eq!(bytes, there as u64);
+                model[start as usize..(start + len) as usize].fill(None);
+                let copy = model.iter().filter(|need| matches!(need, Some(Need::Copy { .. }))).count();
+                prop_assert_eq!(queue.copy_bytes(), copy as u64);
+                let mut seen = [None; 128];
+                for queued in queue.iter() {
+                    prop_assert!(!queued.range.is_empty());
+                    seen[queued.range.start() as usize..queued.range.end() as usize].fill(Some(queued.need));
+                }
+                prop_assert_eq!(&seen[..], &model[..]);
+            }
+        }
+    }
+}
