@@ -17,7 +17,7 @@ use crate::Reply;
 use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
-use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE};
+use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
 use crate::job::close;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
@@ -143,6 +143,9 @@ impl Daemon {
         let Some(server) = self.exports.server() else {
             return Err(QmpError::generic("NBD server not running"));
         };
+        if !is_well_formed(new.id) {
+            return Err(QmpError::generic("Invalid block export id"));
+        }
         if self.exports.0.lock().exports.contains_key(new.id) {
             return Err(QmpError::generic(format!("Block export id '{}' is already in use", new.id)));
         }
@@ -210,14 +213,5 @@ impl Daemon {
             self.forget_export(id, &entry);
         }
         Ok(())
-    }
-
-    /// The id of the export called `name` on the wire.
-    pub(crate) fn export_named(&self, name: &str) -> Reply<String> {
-        let state = self.exports.0.lock();
-        let found = state.exports.iter().find(|(_, entry)| entry.name == name);
-        found
-            .map(|(id, _)| id.clone())
-            .ok_or_else(|| QmpError::generic(format!("Export '{name}' is not found")))
     }
 }

@@ -47,8 +47,11 @@ impl Graph {
 
     /// Whether a new node may be called `name`.
     pub(crate) fn check_name(&self, name: &str) -> Reply<()> {
-        if !is_well_formed(name) || name.len() > 31 {
+        if !is_well_formed(name) {
             return Err(QmpError::generic(format!("Invalid node-name: '{name}'")));
+        }
+        if name.len() > 31 {
+            return Err(QmpError::generic("Node name too long"));
         }
         if self.nodes.contains_key(name) {
             return Err(QmpError::generic(format!("Duplicate nodes with node-name='{name}'")));
@@ -210,6 +213,7 @@ impl Graph {
         let Some(node) = self.nodes.get(name) else {
             return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
         };
+        self.check_no_overlay(name)?;
         if let Some((_, u)) = self.uses_of(name).next() {
             return Err(QmpError::generic(format!("Node {name} is in use by {}", u.holder)));
         }

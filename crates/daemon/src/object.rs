@@ -1,7 +1,7 @@
 //! Objects: what `object-add` makes and other things refer to by id. Secrets, TLS credentials, throttle groups.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
@@ -134,6 +134,13 @@ fn tls_creds(args: &Args) -> Reply<TlsCreds> {
         }
     }
     let dir = args.opt_str("dir")?.ok_or_else(|| QmpError::generic("Missing 'dir' property value"))?;
+    let authority = Path::new(dir).join("ca-cert.pem");
+    if !authority.exists() {
+        let path = authority.display();
+        return Err(QmpError::generic(format!(
+            "Unable to access credentials {path}: No such file or directory"
+        )));
+    }
     Ok(TlsCreds {
         dir: PathBuf::from(dir),
         server: args.opt_str("endpoint")? == Some("server"),
@@ -144,7 +151,7 @@ fn tls_creds(args: &Args) -> Reply<TlsCreds> {
 fn secret(args: &Args) -> Reply<Object> {
     match (args.has("data"), args.has("file")) {
         (true, true) => Err(QmpError::generic("'file' and 'data' are mutually exclusive")),
-        (false, false) => Err(QmpError::generic("Must provide 'file' or 'data' property")),
+        (false, false) => Err(QmpError::generic("Either 'file' or 'data' must be provided")),
         _ => Ok(Object::Secret),
     }
 }

@@ -12,6 +12,9 @@ use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::Node;
 
+/// As an image could hold it.
+const LONGEST_NAME: usize = 1023;
+
 const NODE: Member = req("node", STR, "the node");
 const NAME: Member = req("name", STR, "the bitmap");
 
@@ -85,6 +88,9 @@ impl Daemon {
         if name.is_empty() {
             return Err(QmpError::generic("Bitmap name cannot be empty"));
         }
+        if name.len() > LONGEST_NAME {
+            return Err(QmpError::generic("Bitmap name too long"));
+        }
         if args.opt_bool("persistent")?.unwrap_or(false) {
             return Err(QmpError::generic("Persistent bitmaps are not supported"));
         }
@@ -126,6 +132,10 @@ impl Daemon {
     /// `block-dirty-bitmap-merge`.
     pub(crate) fn merge_bitmaps(&self, args: &Args) -> Reply<()> {
         let node = args.str("node")?;
+        let tap = Arc::clone(&self.graph.lock().find(node)?.tap);
+        if !tap.bitmaps().iter().any(|bitmap| Some(&*bitmap.name) == args.opt_str("target").ok().flatten()) {
+            return Err(QmpError::generic(format!("Dirty bitmap '{}' not found", args.str("target")?)));
+        }
         let others = args.get("bitmaps").and_then(Value::as_array).into_iter().flatten().map(|other| {
             let (node, name) = match other {
                 Value::Object(members) => {
@@ -139,7 +149,6 @@ impl Daemon {
         });
         let others = others.collect::<Reply<Vec<_>>>()?;
         let others: Vec<_> = others.iter().collect();
-        let tap = Arc::clone(&self.graph.lock().find(node)?.tap);
         tap.merge_bitmap(args.str("target")?, &others).map_err(in_words)
     }
 }

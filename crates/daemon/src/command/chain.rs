@@ -130,22 +130,21 @@ pub(super) fn stream(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Re
     let base = {
         let graph = daemon.graph.lock();
         graph.find(device)?;
-        let below = |name: &str| {
-            graph.find(name)?;
-            let chain = graph.chain(device);
-            let position = chain.iter().skip(1).position(|node| node.name == name);
-            let position = position.ok_or_else(|| {
-                QmpError::generic(format!("Node '{name}' is not a backing image of '{device}'"))
-            })?;
-            Ok::<_, QmpError>((chain, position + 1))
-        };
+        let chain = graph.chain(device);
         if let Some(file) = args.opt_str("base")? {
             Some(by_file(&graph, device, file)?.name.clone())
         } else if let Some(name) = args.opt_str("base-node")? {
-            below(name)?;
+            graph.find_node(name)?;
+            if !chain.iter().skip(1).any(|node| node.name == name) {
+                return Err(QmpError::generic(format!("Node '{name}' is not a backing image of '{device}'")));
+            }
             Some(name.to_owned())
         } else if let Some(name) = args.opt_str("bottom")? {
-            let (chain, position) = below(name)?;
+            graph.find_node(name)?;
+            let position = chain.iter().position(|node| node.name == name);
+            let position = position.ok_or_else(|| {
+                QmpError::generic(format!("Node '{name}' is not in a chain starting from '{device}'"))
+            })?;
             chain.get(position + 1).map(|node| node.name.clone())
         } else {
             None
@@ -165,28 +164,31 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> 
         if graph.get(device).is_none() {
             return Err(QmpError::new(ErrorClass::DeviceNotFound, format!("Device '{device}' not found")));
         }
-        not_both(args, "top-node", "top")?;
-        not_both(args, "base-node", "base")?;
+        for (one, other) in [("top-node", "top"), ("base-node", "base")] {
+            if args.has(one) && args.has(other) {
+                return Err(QmpError::generic(format!("'{one}' and '{other}' are mutually exclusive")));
+            }
+        }
         let chain = graph.chain(device);
         let in_chain = |name: &str, from: usize| -> Reply<usize> {
-            graph.find(name)?;
+            graph.find_node(name)?;
             let position = chain.iter().skip(from).position(|node| node.name == name);
             position
                 .map(|position| position + from)
                 .ok_or_else(|| QmpError::generic(format!("'{name}' is not in this backing file chain")))
         };
-        let named = |file: &str| -> Reply<usize> {
-            let known = chain.iter().position(|node| node.is_called(file));
-            known.ok_or_else(|| QmpError::generic(format!("Can't find '{file}' in the backing chain")))
-        };
+        let named = |file: &str| chain.iter().position(|node| node.is_called(file));
         let top = match (args.opt_str("top-node")?, args.opt_str("top")?) {
             (Some(name), _) => in_chain(name, 0)?,
-            (None, Some(file)) => named(file)?,
+            (None, Some(file)) => {
+                named(file).ok_or_else(|| QmpError::generic(format!("Top image file {file} not found")))?
+            }
             (None, None) => 0,
         };
         let base = match (args.opt_str("base-node")?, args.opt_str("base")?) {
             (Some(name), _) => in_chain(name, top)?,
-            (None, Some(file)) => named(file)?,
+            (None, Some(file)) => named(file)
+                .ok_or_else(|| QmpError::generic(format!("Can't find '{file}' in the backing chain")))?,
             (None, None) => chain.len() - 1,
         };
         if base <= top {

@@ -161,6 +161,9 @@ fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, uses: &mut Vec<UseId>) 
 }
 
 fn qcow2_options(options: &Args) -> Reply<CreateOptions> {
+    if !options.u64("size")?.is_multiple_of(512) {
+        return Err(QmpError::generic("Image size must be a multiple of 512 bytes"));
+    }
     let mut new = CreateOptions::new(options.u64("size")?);
     if options.opt_str("version")? == Some("v2") {
         new.version = Version::V2;

@@ -91,8 +91,8 @@ static NBD_SERVER_ADD: Command = Command::new(
 
 static NBD_SERVER_REMOVE: Command = Command::new(
     "nbd-server-remove",
-    "Removes an export by what clients call it.",
-    &[req("name", STR, "the export"), MODE],
+    "Removes an export that was added by `nbd-server-add`; `block-export-del` in its older form.",
+    &[req("name", STR, "the export: its id, which is its name if that command gave it"), MODE],
 )
 .differs("it is not deprecated");
 
@@ -127,8 +127,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
         })
         .add(&NBD_SERVER_ADD, nbd_server_add)
         .add(&NBD_SERVER_REMOVE, |daemon, _, args| {
-            let id = daemon.export_named(args.str("name")?)?;
-            daemon.remove_export(&id, is_hard(args)?).map(|()| Value::Null)
+            daemon.remove_export(args.str("name")?, is_hard(args)?).map(|()| Value::Null)
         })
         .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _| Ok(daemon.exports.list(daemon)));
 }
@@ -139,7 +138,7 @@ fn is_hard(args: &Args) -> Reply<bool> {
 
 fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let device = args.str("device")?;
-    daemon.graph.lock().find(device)?;
+    let read_only = daemon.graph.lock().find(device)?.read_only;
     let name = args.opt_str("name")?.unwrap_or(device);
     let bitmaps = args.opt_str("bitmap")?.map(|name| (None, name.to_owned())).into_iter().collect();
     daemon.add_export(&NewExport {
@@ -147,7 +146,8 @@ fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value
         node: device,
         name: Some(name),
         description: args.opt_str("description")?,
-        writable: args.opt_bool("writable")?.unwrap_or(false),
+        // As in QEMU: this older form makes the best of it.
+        writable: args.opt_bool("writable")?.unwrap_or(false) && !read_only,
         allocation_depth: false,
         bitmaps,
     })?;

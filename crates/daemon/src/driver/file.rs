@@ -1,6 +1,7 @@
 //! `file` and `host_device`: a host file or block device.
 
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, ErrorKind, Storage};
@@ -15,6 +16,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
     refuse(args, "file", &["pr-manager"])?;
     let filename = args.str("filename")?.to_owned();
     let path = PathBuf::from(&filename);
+    check_kind(&path, host_device)?;
     let common = opening.common;
     let lock = match args.opt_str("locking")? {
         Some("off") => LockMode::Off,
@@ -43,11 +45,6 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
         }
         _ => failed(error),
     })?);
-    if storage.is_block_device() != host_device {
-        let expected = if host_device { "host_device" } else { "file" };
-        let needed = if host_device { "a block device" } else { "a regular file" };
-        return Err(QmpError::generic(format!("'{expected}' driver requires '{filename}' to be {needed}")));
-    }
     let device = disk(&storage)?;
     Ok(Opened {
         storage: Some(Arc::clone(&storage) as _),
@@ -56,6 +53,21 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
         read_only,
         ..Opened::leaf(device, filename)
     })
+}
+
+/// Whether the path leads to what the driver is for. If it leads nowhere, opening it will tell.
+fn check_kind(path: &Path, host_device: bool) -> Reply<()> {
+    let Ok(found) = path.metadata() else { return Ok(()) };
+    let shown = path.display();
+    let text = match (host_device, found.file_type()) {
+        (_, kind) if kind.is_dir() => format!("Could not open '{shown}': Is a directory"),
+        (true, kind) if !kind.is_block_device() => {
+            format!("'host_device' driver requires '{shown}' to be either a character or block device")
+        }
+        (false, kind) if !kind.is_file() => format!("'file' driver requires '{shown}' to be a regular file"),
+        _ => return Ok(()),
+    };
+    Err(QmpError::generic(text))
 }
 
 /// The file as a disk, with what it can do at present.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_block::Storage;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Role, detect};
-use blockmirror_qcow2::{Header, OpenOptions, Qcow2};
+use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
@@ -24,7 +24,10 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     if !common.read_only && file.read_only && !common.auto_read_only {
         return Err(QmpError::generic(format!("Block node '{}' is read-only", file.name)));
     }
-    let header = Header::read(&*storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
+    let header = Header::read(&*storage).map_err(|e| match e {
+        Qcow2Error::NotQcow2 { .. } => QmpError::generic("Image is not in qcow2 format"),
+        e => failed(e.in_file(&file.filename.as_str().into())),
+    })?;
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
     let cache = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?);

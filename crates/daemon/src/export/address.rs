@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_nbd::server::Listener;
+use blockmirror_nbd::server::{Listener, ServerError};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
@@ -41,7 +41,13 @@ pub(crate) fn socket_address(value: &Value) -> Reply<SocketAddress> {
 /// Listens there, for a client who asks for it.
 pub(crate) fn listener(address: &SocketAddress) -> Reply<Listener> {
     match address {
-        SocketAddress::Unix(path) => Listener::unix(path).map_err(failed),
+        SocketAddress::Unix(path) => Listener::unix(path).map_err(|error| match &error {
+            ServerError::Listen { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                let path = path.display();
+                QmpError::generic(format!("Failed to bind socket to {path}: No such file or directory"))
+            }
+            _ => failed(error),
+        }),
         SocketAddress::Inet { host, port } => Listener::tcp(host, *port).map_err(failed),
         // What a client calls by a number may be any file of ours.
         SocketAddress::Fd(_) => Err(QmpError::generic("Inherited sockets are for the command line")),

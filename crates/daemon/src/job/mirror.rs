@@ -41,7 +41,11 @@ impl MirrorRequest {
     pub(crate) fn new(daemon: &Daemon, args: &Args, target: &str) -> Reply<Self> {
         let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
         let source = args.str("device")?.to_owned();
-        if args.opt_str("replaces")?.is_some_and(|name| name != source) {
+        let replaces = args.opt_str("replaces")?.filter(|name| *name != source);
+        if let Some(name) = replaces {
+            if daemon.graph.lock().get(name).is_none() {
+                return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
+            }
             return Err(QmpError::generic("'replaces' is supported for the device itself only"));
         }
         let mut options = MirrorOptions::new()
@@ -154,6 +158,7 @@ impl Daemon {
         if target.read_only {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
         }
+        graph.check_no_overlay(&request.target)?;
         if let Some((_, u)) = graph.uses_of(&request.target).next() {
             return Err(QmpError::generic(format!(
                 "Node '{}' is busy: it is in use by {}",

@@ -106,7 +106,7 @@ fn a_drive_moves_to_a_target_on_itself() {
     assert_eq!((client.blocks("t"), client.blocks("top")), (vec![1, 2, 3, 4, 5], vec![1, 2, 3, 4]));
     assert_eq!(
         client.refused("blockdev-del", json!({"node-name": "top"})),
-        "Node top is in use by node 't' (as 'backing' child)"
+        "Node 'top' is busy: node is used as backing hd of 't'"
     );
 }
 

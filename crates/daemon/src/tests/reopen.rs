@@ -212,7 +212,7 @@ fn an_image_is_put_on_another_backing_file() {
     assert_eq!(text, "Making 'other' a backing child of 'top' would create a cycle");
     client.run("blockdev-del", json!({"node-name": "mid"}));
     let text = client.refused("blockdev-del", json!({"node-name": "top"}));
-    assert_eq!(text, "Node top is in use by node 'other' (as 'backing' child)");
+    assert_eq!(text, "Node 'top' is busy: node is used as backing hd of 'other'");
 }
 
 /// A backing file that came with the image goes when the image no longer stands on it.
