@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::Outcome;
@@ -68,13 +68,38 @@ impl Qemu {
     }
 }
 
+/// A Python that has the package `qemu.qmp` from PyPI: the one that `BLOCKMIRROR_PYTHON` names, or `python3`. Programs that came
+/// with the package lie beside it. If there is none the skip of `asked_by` is printed.
+///
+/// # Panics
+/// If there is none and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
+pub fn python(asked_by: &str) -> Option<PathBuf> {
+    let python = std::env::var("BLOCKMIRROR_PYTHON").unwrap_or_else(|_| "python3".into());
+    let script = "import sys, qemu.qmp; print(sys.executable)";
+    let output = Command::new(&python).args(["-c", script]).output();
+    let found = output.ok().filter(|output| output.status.success());
+    if let Some(found) = found {
+        return Some(PathBuf::from(String::from_utf8_lossy(&found.stdout).trim()));
+    }
+    assert!(
+        std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
+        "{asked_by}: the Python package qemu.qmp is required and {python} does not have it"
+    );
+    let advice = "pip install qemu.qmp, and set BLOCKMIRROR_PYTHON if it is in a venv";
+    let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: {advice}");
+    None
+}
+
 /// Whether every one of `tools` can be run; if not, the skip of `asked_by` is printed.
 ///
 /// # Panics
 /// If one cannot and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
 pub fn have(asked_by: &str, tools: &[&str]) -> bool {
-    let runs =
-        |tool: &str| Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success());
+    let runs = |tool: &str| {
+        // Where a word beats two dashes.
+        let asks = if tool == "socat" { "-V" } else { "--version" };
+        Command::new(tool).arg(asks).output().is_ok_and(|out| out.status.success())
+    };
     let Some(missing) = tools.iter().find(|tool| !runs(tool)) else { return true };
     assert!(
         std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),

@@ -22,7 +22,7 @@ use blockmirror_qmp::schema::{
     req, value,
 };
 use blockmirror_qmp::{Connection, Monitors, Table, Version};
-use blockmirror_tests::qemu::Qemu;
+use blockmirror_tests::qemu::{Qemu, python};
 use blockmirror_tests::scratch::scratch;
 use serde_json::{Map, Value, json};
 
@@ -439,16 +439,7 @@ fn introspection() {
 
 #[test]
 fn the_client_library_from_pypi() {
-    let python = std::env::var("BLOCKMIRROR_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has_it = Process::new(&python).args(["-c", "import qemu.qmp"]).stderr(Stdio::null()).status();
-    if !has_it.is_ok_and(|status| status.success()) {
-        // Written straight to the file descriptor: the runner captures what `eprintln!` prints.
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED the_client_library_from_pypi: pip install qemu.qmp, and set BLOCKMIRROR_PYTHON if it is in a venv"
-        );
-        return;
-    }
+    let Some(python) = python("the_client_library_from_pypi") else { return };
     static MONITORS: OnceLock<Monitors> = OnceLock::new();
     let mut table = table();
     table

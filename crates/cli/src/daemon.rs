@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -92,13 +92,15 @@ fn leave_terminal() -> std::io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-fn write_pid(path: &Path) -> Result<&Path, Failure> {
+/// Writes the process id; the path by which it can be removed from wherever the process is then.
+fn write_pid(path: &Path) -> Result<PathBuf, Failure> {
     let write = || {
-        let mut file = File::create(path)?;
-        writeln!(file, "{}", std::process::id())
+        let path = std::path::absolute(path)?;
+        let mut file = File::create(&path)?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(path)
     };
-    write().map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-    Ok(path)
+    write().map_err(|e: std::io::Error| Failure::failed(format!("{}: {e}", path.display())))
 }
 
 fn quit_on_signals(daemon: &Arc<Daemon>) -> std::io::Result<()> {

@@ -44,7 +44,9 @@ impl Listener {
         let listener = UnixListener::bind(path).map_err(failed)?;
         let made = std::fs::symlink_metadata(path).map_err(failed)?;
         let mut this = Self::from_fd(listener.into())?;
-        this.file = Some((path.to_owned(), made.dev(), made.ino()));
+        // The process may be in another directory by the end.
+        let absolute = std::path::absolute(path).map_err(failed)?;
+        this.file = Some((absolute, made.dev(), made.ino()));
         Ok(this)
     }
 

@@ -117,7 +117,8 @@ struct SocketFile {
 
 impl SocketFile {
     fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.into(), identity: identity(path)? })
+        // The process may be in another directory by the end.
+        Ok(Self { path: std::path::absolute(path)?, identity: identity(path)? })
     }
 
     /// Removes it, unless somebody has put something else there.
