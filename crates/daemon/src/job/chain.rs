@@ -90,10 +90,11 @@ impl Daemon {
             let mut nodes: Vec<_> =
                 chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
             nodes[0].1 = Perms::READ.with(Permission::WriteUnchanged);
+            let has_backing = chain.len() > 1;
             let uses = request.hold(&mut graph, &nodes)?;
-            Ok((image, base, uses))
+            Ok((image, has_backing, base, uses))
         })();
-        let (image, base, uses) = match held {
+        let (image, has_backing, base, uses) = match held {
             Ok(held) => held,
             Err(error) => {
                 self.make_read_only(writable);
@@ -104,9 +105,8 @@ impl Daemon {
             daemon.make_read_only(writable);
             daemon.detach_all(uses);
         };
-        let Some(image) = image else {
-            // Only qcow2 images have backing files: there is nothing to do.
-            let job = SimpleJob::start(&request.job, || Ok(()));
+        let Some(image) = image.filter(|_| has_backing) else {
+            let job = SimpleJob::idle(&request.job);
             let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &uses));
             self.add_job(Some(session), request.job, Box::new(job), at_end);
             return Ok(());

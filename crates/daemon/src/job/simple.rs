@@ -19,6 +19,8 @@ pub(crate) struct SimpleJob(Arc<Inner>);
 struct Inner {
     auto_finalize: bool,
     auto_dismiss: bool,
+    /// What there is to do, for whoever watches.
+    len: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -30,12 +32,19 @@ struct State {
 }
 
 impl SimpleJob {
+    /// A job that has nothing to do.
+    pub(crate) fn idle(options: &JobOptions) -> Self {
+        let job = Self::new(options, 0);
+        job.done(Ok(()));
+        job
+    }
+
     /// A job that begins `work` on a thread of its own.
     pub(crate) fn start(
         options: &JobOptions,
         work: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> Self {
-        let job = Self::new(options);
+        let job = Self::new(options, 1);
         let worker = job.clone();
         let spawned = thread::Builder::new().name(format!("job {}", options.id)).spawn(move || {
             let result = work();
@@ -49,15 +58,16 @@ impl SimpleJob {
 
     /// A job that fails at once.
     pub(crate) fn failed(options: &JobOptions, error: String) -> Self {
-        let job = Self::new(options);
+        let job = Self::new(options, 1);
         job.done(Err(error));
         job
     }
 
-    fn new(options: &JobOptions) -> Self {
+    fn new(options: &JobOptions, len: u64) -> Self {
         let job = Self(Arc::new(Inner {
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
+            len,
             state: Mutex::new(State { state: JobState::Created, events: VecDeque::new() }),
             changed: Condvar::new(),
         }));
@@ -108,7 +118,14 @@ impl SimpleJob {
 impl Steer for SimpleJob {
     fn figures(&self) -> Figures {
         let over = !matches!(self.0.state.lock().state, JobState::Created | JobState::Running);
-        Figures { offset: over.into(), len: 1, busy: !over, io_status: IoStatus::Ok, mirror: None }
+        let len = self.0.len;
+        Figures {
+            offset: if over { len } else { 0 },
+            len,
+            busy: !over,
+            io_status: IoStatus::Ok,
+            mirror: None,
+        }
     }
 
     fn ask(&self, ask: Ask) -> Result<(), Refused> {

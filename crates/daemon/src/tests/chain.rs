@@ -155,6 +155,20 @@ fn readers_of_a_layer_that_goes_keep_it() {
 }
 
 #[test]
+fn an_image_that_stands_alone_has_nothing_to_stream() {
+    let mut client = Client::new();
+    client.image("alone.qcow2", 1, None);
+    client.add("alone", "alone.qcow2", Value::Null);
+    client.run("blockdev-add", json!({"driver": "null-co", "node-name": "n"}));
+    for device in ["alone", "n"] {
+        client.run("block-stream", json!({"job-id": "s", "device": device}));
+        let data = client.wait("BLOCK_JOB_COMPLETED");
+        assert_eq!((&data["len"], &data["offset"]), (&json!(0), &json!(0)));
+        client.wait_for_status("null");
+    }
+}
+
+#[test]
 fn a_header_gets_another_name_for_its_backing_file() {
     let mut client = Client::new();
     client.chain();
