@@ -26,67 +26,9 @@ use blockmirror_mirror::{JobState, MirrorJob, MirrorOptions, OnError};
 use blockmirror_nbd::{ClientError, NbdAddress, NbdUri, TlsOptions};
 use blockmirror_tests::qemu::run;
 use blockmirror_tests::scratch::scratch;
-use nbd::{Server, have, noise};
+use nbd::{Server, agrees_with_a_vector, have, noise};
 
 const MIB: u64 = 1 << 20;
-
-/// A small deterministic generator for operation sequences.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
-}
-
-/// Random operations on the device and on a vector of bytes; both must agree all the time.
-fn agrees_with_a_vector(disk: &dyn BlockDevice, seed: u64, operations: u32) {
-    let len = disk.len();
-    let mut model = vec![0; len as usize];
-    disk.read_at(&mut model, 0).unwrap();
-    let mut dice = Dice(seed);
-    for i in 0..operations {
-        let offset = dice.below(len);
-        let longest = if dice.below(4) == 0 { 300_000 } else { 3000 };
-        let size = 1 + dice.below((len - offset).min(longest));
-        let (range, slice) = (ByteRange::at(offset, size), offset as usize..(offset + size) as usize);
-        match dice.below(6) {
-            0 | 1 => {
-                let data = noise(seed ^ u64::from(i), size as usize);
-                let flags = if dice.below(3) == 0 { WriteFlags::FUA } else { WriteFlags::NONE };
-                disk.write_at(&data, offset, flags).unwrap();
-                model[slice].copy_from_slice(&data);
-            }
-            2 => {
-                let flags = if dice.below(2) == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::FUA };
-                disk.write_zeroes(range, flags).unwrap();
-                model[slice].fill(0);
-            }
-            3 => disk.flush().unwrap(),
-            4 => {
-                let mut at = offset;
-                disk.extents(range, &mut |extent| {
-                    assert_eq!(extent.range.start(), at);
-                    at = extent.range.end();
-                    let part = &model[extent.range.start() as usize..at as usize];
-                    assert!(!extent.reads_as_zero() || part.iter().all(|b| *b == 0), "{extent:?}");
-                    Visit::Continue(())
-                })
-                .unwrap();
-                assert_eq!(at, range.end());
-            }
-            _ => {
-                let mut buf = vec![0xaa; size as usize];
-                disk.read_at(&mut buf, offset).unwrap();
-                assert!(buf == model[slice], "read of {range:?} after {i} operations");
-            }
-        }
-    }
-    let mut all = vec![0; len as usize];
-    disk.read_at(&mut all, 0).unwrap();
-    assert!(all == model);
-}
 
 fn extents(disk: &dyn BlockDevice) -> Vec<(u64, u64, ExtentKind, u32)> {
     let mut found = Vec::new();

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::{Client, ClientOptions, NbdUri};
 use blockmirror_tests::scratch::scratch;
 use tempfile::TempDir;
@@ -93,13 +94,26 @@ impl Server {
     }
 
     pub(crate) fn open(&self) -> Client {
-        self.options().open().unwrap()
+        // Its socket may be there a moment before it listens.
+        self.options().open_timeout(Duration::from_secs(20)).open().unwrap()
     }
 
     /// Kills it as a lost host would go: no word to anybody.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Whether it ends by itself.
+    pub(crate) fn ends(&mut self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.child.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        true
     }
 
     /// Starts it again, after it was killed.
@@ -140,4 +154,62 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut out);
     out
+}
+
+/// A small deterministic generator for operation sequences.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// Random operations on the device and on a vector of bytes; both must agree all the time.
+pub(crate) fn agrees_with_a_vector(disk: &dyn BlockDevice, seed: u64, operations: u32) {
+    let len = disk.len();
+    let mut model = vec![0; len as usize];
+    disk.read_at(&mut model, 0).unwrap();
+    let mut dice = Dice(seed);
+    for i in 0..operations {
+        let offset = dice.below(len);
+        let longest = if dice.below(4) == 0 { 300_000 } else { 3000 };
+        let size = 1 + dice.below((len - offset).min(longest));
+        let (range, slice) = (ByteRange::at(offset, size), offset as usize..(offset + size) as usize);
+        match dice.below(6) {
+            0 | 1 => {
+                let data = noise(seed ^ u64::from(i), size as usize);
+                let flags = if dice.below(3) == 0 { WriteFlags::FUA } else { WriteFlags::NONE };
+                disk.write_at(&data, offset, flags).unwrap();
+                model[slice].copy_from_slice(&data);
+            }
+            2 => {
+                let flags = if dice.below(2) == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::FUA };
+                disk.write_zeroes(range, flags).unwrap();
+                model[slice].fill(0);
+            }
+            3 => disk.flush().unwrap(),
+            4 => {
+                let mut at = offset;
+                disk.extents(range, &mut |extent| {
+                    assert_eq!(extent.range.start(), at);
+                    at = extent.range.end();
+                    let part = &model[extent.range.start() as usize..at as usize];
+                    assert!(!extent.reads_as_zero() || part.iter().all(|b| *b == 0), "{extent:?}");
+                    Visit::Continue(())
+                })
+                .unwrap();
+                assert_eq!(at, range.end());
+            }
+            _ => {
+                let mut buf = vec![0xaa; size as usize];
+                disk.read_at(&mut buf, offset).unwrap();
+                assert!(buf == model[slice], "read of {range:?} after {i} operations");
+            }
+        }
+    }
+    let mut all = vec![0; len as usize];
+    disk.read_at(&mut all, 0).unwrap();
+    assert!(all == model);
 }
