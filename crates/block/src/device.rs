@@ -14,8 +14,9 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 /// - **Bounds**: the device checks them. A request past the end fails with [`ErrorKind::OutOfBounds`] and
 ///   touches nothing. An empty request inside the disk succeeds. No offset or length panics.
 /// - **Concurrency**: every method may be called from any thread at any time. Calls that do not overlap do not
-///   disturb each other. Of overlapping writes, each byte ends as one of them wrote it; an overlapping read sees
-///   old or new bytes, per 512-byte sector, never others.
+///   disturb each other. Of overlapping writes, each byte ends as one of them wrote it; an overlapping read sees of each
+///   byte what it was or what one of them wrote, never anything else, but old and new mixed in any way: Linux's page cache
+///   keeps not even a sector of 512 bytes together. Who needs more keeps readers and writers apart.
 /// - **Failure**: a failed write leaves each byte of its range old or new. Bytes outside its range are never
 ///   changed.
 /// - **Durability**: [`flush`](Self::flush) returns after everything that was *completed before it was called* is on

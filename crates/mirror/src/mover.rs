@@ -2,6 +2,9 @@
 //!
 //! Each thread of the engine owns one mover and with it one buffer, which is used again for every copy and so
 //! tends to stay in the processor's cache. No lock is held here.
+//!
+//! A copy that reads while the guest writes there may read any mixture of old and new bytes, zeros among them, and writes that
+//! to the target. It does no harm: the write marks its range when it has finished, so the range is copied again.
 
 use blockmirror_block::{
     self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroFlags, zero,
