@@ -263,6 +263,11 @@ impl Core {
         self.mode_is_through() && !self.is_paused() && matches!(self.phase, Phase::Running)
     }
 
+    /// Whether a write of the guest may wait for operations under way.
+    pub(crate) fn writes_through(&self) -> bool {
+        self.is_blocking()
+    }
+
     /// Whether no write of the guest is under way. Those that wait to be let in are not.
     pub(super) fn is_drained(&self) -> bool {
         self.strangers == 0 && self.guests.iter().all(|guest| guest.stage == Stage::Waiting)
