@@ -6,19 +6,18 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::sync::{Condvar, Instant, Mutex};
 use blockmirror_block::{BlockDevice, ByteRange};
 
+use crate::batch::Batch;
 use crate::core::group::View;
-use crate::core::{Action, Admission, Core, Done, Ending, Next, Work};
+use crate::core::{Admission, Core, Done, Ending, Next, Work};
 use crate::error::Error;
 use crate::group::Bell;
 use crate::mover::{Manner, Mover};
 use crate::progress::Event;
-use crate::survey::Failure;
 use crate::tap::Tap;
 
 /// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
@@ -26,50 +25,6 @@ pub(crate) const LET_GO_AGAIN: Duration = Duration::from_millis(10);
 /// The source of a job on a tap is the guest's own disk: letting go of calls there ends the guest's as well. So it happens
 /// only when the job has been waiting for its own for so long.
 const SOURCE_GRACE: Duration = Duration::from_secs(2);
-
-/// What a thread takes at once takes no longer than this, if it goes on as it went.
-const BATCH_TIME: Duration = Duration::from_micros(200);
-/// The most operations that a thread takes at once, and the bytes from which on it takes no more.
-const BATCH: usize = 16;
-const BATCH_BYTES: u64 = 64 << 10;
-
-/// Operations that one thread performs one after the other, because they are so quick that asking and reporting costs as
-/// much. What takes its time is taken one by one, so that many threads have it under way.
-#[derive(Default)]
-struct Batch {
-    actions: Vec<Action>,
-    results: Vec<thread::Result<Result<Done, Failure>>>,
-    bytes: u64,
-    /// What the last operations took, each.
-    pace: Option<Duration>,
-}
-
-impl Batch {
-    fn begin(&mut self, action: Action) {
-        self.bytes = 0;
-        self.actions.push(action);
-    }
-
-    /// Not while the guest may wait for what is under way.
-    fn takes_more(&mut self, core: &Core) -> bool {
-        let Some(Action { work: Work::Copy { range, .. } | Work::Survey { range, .. }, .. }) =
-            self.actions.last()
-        else {
-            return false;
-        };
-        self.bytes = self.bytes.saturating_add(range.len());
-        let count = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
-        let time = self.pace.and_then(|pace| pace.checked_mul(count + 1));
-        self.bytes < BATCH_BYTES
-            && self.actions.len() < BATCH
-            && time.is_some_and(|time| time <= BATCH_TIME)
-            && !core.writes_through()
-    }
-
-    fn learn(&mut self, took: Duration) {
-        self.pace = took.checked_div(u32::try_from(self.results.len()).unwrap_or(u32::MAX));
-    }
-}
 
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
@@ -337,7 +292,7 @@ impl Engine {
             match next {
                 Next::Do(action) => {
                     batch.begin(action);
-                    while batch.takes_more(&state.core)
+                    while batch.takes_more(state.core.writes_through())
                         && let Next::Do(action) = state.core.next(now)
                     {
                         batch.actions.push(action);

@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod core;
 mod cow_target;
 mod engine;

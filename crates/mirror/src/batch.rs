@@ -1,0 +1,93 @@
+//! Operations that one thread takes at once and performs one after the other.
+//!
+//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that all writers of the
+//! guest need too. What takes its time is taken one by one, so that many threads have it under way. Used by the engine's
+//! threads, one batch each; the core knows nothing of it.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::core::{Action, Done, Work};
+use crate::survey::Failure;
+
+/// A batch takes no longer than this, if it goes on as the last one went.
+const TIME: Duration = Duration::from_micros(200);
+/// The most operations, and the bytes from which on no more are taken.
+const OPERATIONS: usize = 16;
+const BYTES: u64 = 64 << 10;
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(crate) struct Batch {
+    pub(crate) actions: Vec<Action>,
+    pub(crate) results: Vec<thread::Result<Result<Done, Failure>>>,
+    bytes: u64,
+    /// What the last operations took, each.
+    pace: Option<Duration>,
+}
+
+impl Batch {
+    /// The first one of another batch.
+    pub(crate) fn begin(&mut self, action: Action) {
+        self.bytes = 0;
+        self.actions.push(action);
+    }
+
+    /// Whether one more had better be taken; not where the guest may wait for those that are (`guest_waits`).
+    pub(crate) fn takes_more(&mut self, guest_waits: bool) -> bool {
+        let last = self.actions.last().map(|action| action.work);
+        let Some(Work::Copy { range, .. } | Work::Survey { range, .. }) = last else { return false };
+        self.bytes = self.bytes.saturating_add(range.len());
+        let count = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
+        let time = self.pace.and_then(|pace| pace.checked_mul(count + 1));
+        self.bytes < BYTES
+            && self.actions.len() < OPERATIONS
+            && time.is_some_and(|time| time <= TIME)
+            && !guest_waits
+    }
+
+    /// All of them took so long together.
+    pub(crate) fn learn(&mut self, took: Duration) {
+        self.pace = took.checked_div(u32::try_from(self.results.len()).unwrap_or(u32::MAX));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::ByteRange;
+
+    use super::*;
+    use crate::core::Moved;
+
+    /// How many are taken at once after a batch of one that took so long.
+    fn taken(took: Duration, work: Work, guest_waits: bool) -> usize {
+        let mut batch = Batch::default();
+        batch.begin(Action { id: 0, work });
+        assert!(!batch.takes_more(false), "nothing is known yet");
+        batch.results.push(Ok(Ok(Done::Copied(Moved::default()))));
+        batch.learn(took);
+        batch.actions.clear();
+        batch.begin(Action { id: 1, work });
+        while batch.takes_more(guest_waits) {
+            batch.actions.push(Action { id: 2, work });
+        }
+        batch.actions.len()
+    }
+
+    #[test]
+    fn what_is_quick_is_taken_by_the_dozen_and_what_is_slow_one_by_one() {
+        let copy = |len| Work::Copy { range: ByteRange::at(0, len), target_zero: false };
+        let us = Duration::from_micros;
+        assert_eq!(taken(us(5), copy(4096), false), 16);
+        assert_eq!(taken(us(40), copy(4096), false), 5);
+        assert_eq!(
+            taken(us(150), copy(4096), false),
+            1,
+            "a device that has callers wait gets them in parallel"
+        );
+        assert_eq!(taken(us(5), copy(32 << 10), false), 2);
+        assert_eq!(taken(us(5), copy(1 << 20), false), 1);
+        assert_eq!(taken(us(5), copy(4096), true), 1, "a writer would wait for all of them");
+        assert_eq!(taken(us(5), Work::Flush, false), 1);
+    }
+}
