@@ -23,7 +23,8 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{JobState, MirrorJob, MirrorOptions, OnError};
-use blockmirror_nbd::{ClientError, NbdAddress, NbdUri, TlsOptions};
+use blockmirror_nbd::{ClientError, ClientStorage, NbdAddress, NbdUri, TlsOptions};
+use blockmirror_raw::{Raw, RawOptions};
 use blockmirror_tests::qemu::run;
 use blockmirror_tests::scratch::scratch;
 use nbd::{Server, agrees_with_a_vector, have, noise};
@@ -291,6 +292,19 @@ fn a_mirror_copies_again_what_a_killed_server_forgot() {
     let outcome = job.wait().unwrap();
     assert!(outcome.copied > len as u64);
     assert!(fs::read(server.path("target")).unwrap() == fs::read(server.path("source")).unwrap());
+}
+
+/// Also where the disk is taken for a file with a raw image, as the command does.
+#[test]
+fn who_mirrors_to_an_export_knows_that_it_may_forget() {
+    if !have("who_mirrors_to_an_export_knows_that_it_may_forget", &["nbdkit"]) {
+        return;
+    }
+    let server = Server::nbdkit_memory(MIB, &[]);
+    let client = Arc::new(server.open());
+    assert!(client.geometry().forgetful);
+    let raw = Raw::open(Arc::new(ClientStorage::plain(client)), RawOptions::new()).unwrap();
+    assert!(raw.geometry().forgetful);
 }
 
 /// Without waiting, the policy `stop` holds the job until somebody says that the server is there again.

@@ -116,6 +116,8 @@ pub struct StorageInfo {
     /// Whether bytes that were never written read as zeros after the storage grew over them. False on block
     /// devices, whose old contents show.
     pub zero_init: bool,
+    /// What [`Geometry::forgetful`](crate::Geometry::forgetful) says of a disk.
+    pub forgetful: bool,
 }
 
 impl StorageInfo {
@@ -128,6 +130,7 @@ impl StorageInfo {
             cheap_zero: false,
             discards: false,
             zero_init: true,
+            forgetful: false,
         }
     }
 }

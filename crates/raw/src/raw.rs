@@ -75,6 +75,7 @@ impl Raw {
         geometry.zero_cost = if info.cheap_zero { ZeroCost::Metadata } else { ZeroCost::Data };
         geometry.discard = if info.discards { DiscardEffect::Frees } else { DiscardEffect::Ignored };
         geometry.writable = info.writable;
+        geometry.forgetful = info.forgetful;
         let first_sector = options.probed.then(Mutex::default);
         Ok(Self { storage, len: AtomicU64::new(len), geometry, first_sector })
     }

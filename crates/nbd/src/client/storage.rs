@@ -67,6 +67,7 @@ impl Storage for ClientStorage {
         info.cheap_zero = geometry.zero_cost == ZeroCost::Metadata;
         info.discards = geometry.discard == DiscardEffect::Frees;
         info.zero_init = false;
+        info.forgetful = geometry.forgetful;
         info
     }
 

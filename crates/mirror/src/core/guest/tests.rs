@@ -1,3 +1,5 @@
+//! Writers of the guest beside the job, scripted.
+
 use std::time::Duration;
 
 use blockmirror_block::Geometry;
