@@ -110,6 +110,8 @@ fn reference() {
 
     ## Events
 
+    [GONE](#gone)
+
     ### GONE
 
     A node is gone.

@@ -9,8 +9,10 @@ pub fn markdown<'a>(
     commands: impl IntoIterator<Item = &'a Command>,
     events: impl IntoIterator<Item = &'a Event>,
 ) -> String {
+    let (commands, events): (Vec<_>, Vec<_>) = (commands.into_iter().collect(), events.into_iter().collect());
     let mut reference = Reference::default();
     let mut out = String::from("## Commands\n");
+    index(&mut out, commands.iter().map(|command| command.name));
     for command in commands {
         out.push_str(&format!("\n### {}\n\n{}\n", command.name, command.doc));
         if command.ours {
@@ -29,6 +31,7 @@ pub fn markdown<'a>(
         }
     }
     out.push_str("\n## Events\n");
+    index(&mut out, events.iter().map(|event| event.name));
     for event in events {
         out.push_str(&format!("\n### {}\n\n{}\n", event.name, event.doc));
         if event.ours {
@@ -151,6 +154,14 @@ impl Reference {
             _ => {}
         }
         out
+    }
+}
+
+/// A line of links to the entries of a part.
+fn index<'a>(out: &mut String, names: impl Iterator<Item = &'a str>) {
+    let links: Vec<_> = names.map(|name| format!("[{name}](#{})", name.to_lowercase())).collect();
+    if !links.is_empty() {
+        out.push_str(&format!("\n{}\n", links.join(", ")));
     }
 }
 
