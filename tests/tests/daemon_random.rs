@@ -13,8 +13,9 @@
 mod world;
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use blockmirror_tests::qemu::Qemu;
+use blockmirror_tests::qemu::{Qemu, have};
 use blockmirror_tests::rng::Rng;
 use blockmirror_tests::scratch::scratch;
 use serde_json::{Value, json};
@@ -27,6 +28,8 @@ const BLOCKS: usize = 16;
 struct Guest {
     world: World,
     blocks: [u8; BLOCKS],
+    /// Somebody else writes.
+    is_passive: bool,
     rng: Rng,
     dir: PathBuf,
     made: u32,
@@ -40,6 +43,7 @@ impl Guest {
         Self {
             world: World::ours(dir, &[node]),
             blocks: [0; BLOCKS],
+            is_passive: false,
             rng: Rng::new(seed, 7),
             dir: dir.to_owned(),
             made: 0,
@@ -60,6 +64,9 @@ impl Guest {
     }
 
     fn write(&mut self) {
+        if self.is_passive {
+            return;
+        }
         let (at, byte) = (self.rng.index(BLOCKS), self.rng.range(1, 255) as u8);
         let offset = at as u64 * BLOCK;
         match self.rng.below(8) {
@@ -221,11 +228,50 @@ fn whatever_is_done_to_its_images_a_guest_reads_what_it_wrote() {
         let script: Vec<_> = script.iter().map(String::as_str).collect();
         let read = qemu.io("qcow2", Path::new(last.as_str().unwrap()), &script).unwrap();
         assert!(!read.contains("failed"), "{read} after {log:#?}");
-        for image in std::fs::read_dir(dir).unwrap() {
-            let path = image.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "qcow2") {
-                qemu.check(&path).unwrap_or_else(|error| panic!("{error} after {log:#?}"));
-            }
+        all_clean(qemu, dir, &log);
+    }
+}
+
+fn all_clean(qemu: Qemu, dir: &Path, log: &[String]) {
+    for image in std::fs::read_dir(dir).unwrap() {
+        let path = image.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "qcow2") {
+            qemu.check(&path).unwrap_or_else(|error| panic!("{error} after {log:#?}"));
         }
+    }
+}
+
+/// The same while fio writes with checksums through the export: it notices nothing, and reads back all it wrote.
+#[test]
+fn a_client_writes_whatever_is_done_to_its_images() {
+    let Some(qemu) = Qemu::find("a_client_writes_whatever_is_done_to_its_images") else { return };
+    if !have("a_client_writes_whatever_is_done_to_its_images", &["fio"]) {
+        return;
+    }
+    for seed in 0..3 {
+        let dir = scratch().unwrap();
+        let dir = dir.path();
+        qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "disk.qcow2", "32M"]).unwrap();
+        let mut guest = Guest::new(dir, seed);
+        guest.is_passive = true;
+        let mut client = Command::new("fio")
+            .current_dir(dir)
+            .args(["--name=w", "--rw=randwrite", "--bs=4k", "--size=16M", "--iodepth=8", "--minimal"])
+            .args(["--verify=crc32c", "--verify_fatal=1", "--rate_iops=2500", "--ioengine=nbd"])
+            .arg(format!("--uri=nbd+unix:///disk?socket={}", dir.join("nbd").display()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let status = loop {
+            if let Some(status) = client.try_wait().unwrap() {
+                break status;
+            }
+            guest.step();
+        };
+        let Guest { world, log, .. } = guest;
+        assert!(status.success(), "fio: {status} after {log:#?}");
+        assert!(log.iter().filter(|line| line.ends_with("{}")).count() > 10, "{log:#?}");
+        world.end();
+        all_clean(qemu, dir, &log);
     }
 }
