@@ -188,6 +188,9 @@ fn complete_moves_users_to_the_target() {
 fn complete_keep_source_leaves_a_copy() {
     let mut world = World::ours();
     world.mirror("m");
+    // In QMP the same words would give a job up that is not ready.
+    assert!(world.said(&["complete", "--keep-source"]).contains("m: not ready, "));
+    assert_eq!(world.must("query-jobs", json!({}))[0]["status"], "running");
     let waiting = world.background(&["complete", "--wait", "--keep-source"]);
     // The right job ends, whichever comes first: the waiting or the speed.
     assert_eq!(world.said(&["set-speed", "0"]), "[0]");
@@ -337,6 +340,7 @@ fn qemus_daemon() {
     let Some(mut world) = World::qemu() else { return };
     world.mirror("m");
     assert!(world.said(&["complete"]).contains("m: not ready, "));
+    assert!(world.said(&["complete", "--keep-source"]).contains("m: not ready, "));
     let jobs: Value = serde_json::from_str(&world.ctl(&["jobs", "--output=json"]).stdout).unwrap();
     assert_eq!(
         (&jobs[0]["id"], &jobs[0]["status"], &jobs[0]["speed"]),
