@@ -9,6 +9,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
@@ -32,9 +33,19 @@ fn child() {
     std::process::exit(code.into());
 }
 
+/// A daemon that does not outlive a test that failed.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts a daemon whose descriptors 3 and 4 are `nbd` and `qmp`.
-fn start(nbd: UnixListener, qmp: impl Into<OwnedFd>, environment: &str, args: &[String]) -> Child {
-    Command::new("sh")
+fn start(nbd: UnixListener, qmp: impl Into<OwnedFd>, environment: &str, args: &[String]) -> Running {
+    let child = Command::new("sh")
         .arg("-c")
         .arg(format!("{environment} exec \"$0\" --exact child --nocapture 3<&0 4<&1 <&- >&-"))
         .arg(std::env::current_exe().unwrap())
@@ -42,8 +53,8 @@ fn start(nbd: UnixListener, qmp: impl Into<OwnedFd>, environment: &str, args: &[
         .stdin(OwnedFd::from(nbd))
         .stdout(Stdio::from(qmp.into()))
         .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+        .spawn();
+    Running(child.unwrap())
 }
 
 fn arguments(dir: &std::path::Path, nbd: &str, chardev: &str) -> Vec<String> {
@@ -84,7 +95,7 @@ fn sockets_by_the_names_of_the_service_manager() {
     let refused = client.execute("nbd-server-start", again).unwrap_err();
     assert_eq!(refused.to_string(), "nbd-server-start: Inherited sockets are for the command line");
     client.execute("quit", json!({})).unwrap();
-    assert!(daemon.wait().unwrap().success());
+    assert!(daemon.0.wait().unwrap().success());
 }
 
 #[test]
@@ -100,7 +111,7 @@ fn sockets_by_number() {
     let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd.sock").display());
     ours_ok(["compare", dir.join("disk").to_str().unwrap(), &uri]);
     client.execute("quit", json!({})).unwrap();
-    assert!(daemon.wait().unwrap().success());
+    assert!(daemon.0.wait().unwrap().success());
 }
 
 #[test]
@@ -113,10 +124,10 @@ fn what_is_not_there_is_said() {
         number += 1;
         let listen = |name: &str| UnixListener::bind(dir.join(format!("{name}{number}"))).unwrap();
         let args = arguments(dir, nbd, "fd=4,server=on,wait=off");
-        let daemon = start(listen("nbd"), listen("qmp"), environment, &args);
-        let output = daemon.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        let text = String::from_utf8(output.stderr).unwrap();
+        let mut daemon = start(listen("nbd"), listen("qmp"), environment, &args);
+        let mut text = String::new();
+        daemon.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(daemon.0.wait().unwrap().code(), Some(1));
         let (_, reason) = text.trim_end().rsplit_once("addr.str=").unwrap();
         reason.to_owned()
     };
