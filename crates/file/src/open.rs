@@ -112,22 +112,22 @@ impl FileOptions {
             .mode(mode)
             .custom_flags(flags.bits().cast_signed())
             .open(path)
-            .map_err(|e| self.explain(e))?;
+            .map_err(|e| explain(e, self.direct, if self.create_new { "create" } else { "open" }))?;
         kind_of(&file.metadata().map_err(|e| Error::io("open", e))?)?;
         let lock = lock(&file, path, self.lock, writable)?;
         let direct = if self.direct { Some(Direct::new(&file, writable)?) } else { None };
         FileStorage::assemble(file, Arc::clone(name), writable, lock, direct)
     }
+}
 
-    fn explain(&self, e: std::io::Error) -> Error {
-        let refused_direct = self.direct && e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error());
-        if refused_direct {
-            return Error::new(ErrorKind::Unsupported, "open")
-                .because("the filesystem does not do direct I/O")
-                .caused_by(e);
-        }
-        Error::io(if self.create_new { "create" } else { "open" }, e)
+/// Why opening failed.
+pub(crate) fn explain(e: std::io::Error, direct: bool, operation: &'static str) -> Error {
+    if direct && e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+        return Error::new(ErrorKind::Unsupported, operation)
+            .because("the filesystem does not do direct I/O")
+            .caused_by(e);
     }
+    Error::io(operation, e)
 }
 
 /// Locks `file` as `mode` says, for a reader or a writer.

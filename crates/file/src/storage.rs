@@ -7,7 +7,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use blockmirror_block::sync::Mutex;
@@ -59,8 +59,10 @@ impl FileId {
 #[derive(Debug)]
 pub struct FileStorage {
     opened: Descriptor,
-    /// The same file for writing, if `opened` is not and it was to be written later. Holds no lock: `opened` does.
-    for_writing: OnceLock<Descriptor>,
+    /// The same file opened in other ways, by [`Way`], where that was asked for later. They hold no lock: `opened` does.
+    others: [OnceLock<Descriptor>; 4],
+    /// The [`Way`] that is used at present.
+    way: AtomicUsize,
     /// Whether writes are accepted at present.
     writable: AtomicBool,
     name: Arc<str>,
@@ -69,6 +71,23 @@ pub struct FileStorage {
     lock: Mutex<Option<ImageLock>>,
     flushes: FlushGate,
     growth: Growth,
+}
+
+/// How a file is open, as a number below 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    writable: bool,
+    direct: bool,
+}
+
+impl Way {
+    fn of(descriptor: &Descriptor) -> Self {
+        Self { writable: descriptor.info.writable, direct: descriptor.direct.is_some() }
+    }
+
+    fn number(self) -> usize {
+        usize::from(self.writable) | usize::from(self.direct) << 1
+    }
 }
 
 /// An open file description and what it can do.
@@ -105,9 +124,11 @@ impl FileStorage {
         let kind = open::kind_of(&meta)?;
         let id = FileId::from_metadata(&meta, kind);
         let len = length(&file, kind)?;
+        let opened = Descriptor::new(file, direct, kind, writable);
         Ok(Self {
-            opened: Descriptor::new(file, direct, kind, writable),
-            for_writing: OnceLock::new(),
+            way: AtomicUsize::new(Way::of(&opened).number()),
+            opened,
+            others: Default::default(),
             writable: AtomicBool::new(writable),
             name,
             kind,
@@ -128,7 +149,8 @@ impl FileStorage {
         if writable == self.info().writable {
             return Ok(());
         }
-        self.named(if writable { self.open_for_writing() } else { self.flush() })?;
+        let way = Way::of(self.descriptor());
+        self.named(if writable { self.open_in(Way { writable, ..way }) } else { self.flush() })?;
         let mut lock = self.lock.lock();
         if let Some(held) = *lock {
             let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
@@ -140,6 +162,19 @@ impl FileStorage {
         }
         self.writable.store(writable, Ordering::Release);
         Ok(())
+    }
+
+    /// Goes past the host's page cache from now on, or through it. Nobody else may call this at the same time, or write.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if the filesystem does not do direct I/O; the file cannot be flushed. Nothing has
+    /// changed then.
+    pub fn set_direct(&self, direct: bool) -> Result<()> {
+        let way = Way::of(self.descriptor());
+        if way.direct == direct {
+            return Ok(());
+        }
+        self.named(self.flush().and_then(|()| self.open_in(Way { direct, ..way })))
     }
 
     /// Gives the file up although others may hold the storage for a while: what was written becomes durable, later writes
@@ -156,28 +191,27 @@ impl FileStorage {
         flushed
     }
 
-    fn open_for_writing(&self) -> Result<()> {
-        if self.descriptor().info.writable {
-            return Ok(());
+    /// Uses the file in the given way from now on.
+    fn open_in(&self, way: Way) -> Result<()> {
+        let place = &self.others[way.number()];
+        if way != Way::of(&self.opened) && place.get().is_none() {
+            // By way of the open file: whatever its name leads to by now, it is the same one.
+            let path = format!("/proc/self/fd/{}", self.opened.file.as_raw_fd());
+            let flags = if way.direct { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
+            let mut options = OpenOptions::new();
+            options.read(true).write(way.writable).custom_flags(flags.bits().cast_signed());
+            let file = options.open(path).map_err(|e| open::explain(e, way.direct, "open anew"))?;
+            let direct = way.direct.then(|| Direct::new(&file, way.writable)).transpose()?;
+            // Nobody else sets it meanwhile.
+            let _ = place.set(Descriptor::new(file, direct, self.kind, way.writable));
         }
-        // By way of the open file: whatever its name leads to by now, it is the same one.
-        let path = format!("/proc/self/fd/{}", self.opened.file.as_raw_fd());
-        let flags =
-            if self.opened.direct.is_some() { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags.bits().cast_signed())
-            .open(path)
-            .map_err(|e| Error::io("open for writing", e))?;
-        let direct = self.opened.direct.is_some().then(|| Direct::new(&file, true)).transpose()?;
-        // Nobody else sets it meanwhile.
-        let _ = self.for_writing.set(Descriptor::new(file, direct, self.kind, true));
+        self.way.store(way.number(), Ordering::Release);
         Ok(())
     }
 
     fn descriptor(&self) -> &Descriptor {
-        self.for_writing.get().unwrap_or(&self.opened)
+        // In the way in which it was opened first there is no other.
+        self.others[self.way.load(Ordering::Acquire)].get().unwrap_or(&self.opened)
     }
 
     fn direct(&self) -> Option<&Direct> {

@@ -90,3 +90,28 @@ fn a_file_that_was_given_up_is_free_although_somebody_holds_it() {
     assert_eq!(FileOptions::new().open(&path).unwrap_err().kind(), ErrorKind::Locked);
     assert_eq!(byte(&other), 1);
 }
+
+/// Every way in which a file can be open leads to the same bytes.
+#[test]
+fn it_goes_past_the_page_cache_and_through_it() {
+    let (_dir, path) = image();
+    for writable in [true, false] {
+        let file = FileOptions::new().writable(writable).open(&path).unwrap();
+        match file.set_direct(true) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => return,
+            result => result.unwrap(),
+        }
+        assert!(file.info().request_alignment > 1);
+        assert_eq!(file.info().writable, writable);
+        file.set_writable(true).unwrap();
+        for round in 0..4 {
+            file.write_at(&[round; 700], 100).unwrap();
+            file.set_direct(round % 2 == 0).unwrap();
+            let mut read = [9; 700];
+            file.read_at(&mut read, 100).unwrap();
+            assert_eq!(read, [round; 700]);
+        }
+        assert_eq!(file.info().request_alignment, 1);
+        file.flush().unwrap();
+    }
+}

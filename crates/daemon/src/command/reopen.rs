@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_file::FileStorage;
 use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
 use blockmirror_mirror::Drained;
 use blockmirror_qmp::schema::{Command, Type, req};
@@ -18,7 +19,7 @@ use super::Commands;
 use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Common, Inherited, Turned, disk_of_raw, flattened};
+use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened};
 use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, Use, UseId};
 use crate::job::close;
 
@@ -27,7 +28,7 @@ const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
-    "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, `detect-zeroes`, `cache.no-flush`, \
+    "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, `detect-zeroes`, `cache`, \
      the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. All options are \
      given, children by name; others cannot change.",
     &[req("options", Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)), "the nodes, each with all its options")],
@@ -80,6 +81,8 @@ struct Change {
     /// The disk for another file or group.
     device: Option<Arc<dyn BlockDevice>>,
     group: Option<Arc<ThrottleGroup>>,
+    /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it alone.
+    files: Vec<(String, Arc<FileStorage>)>,
 }
 
 fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
@@ -135,17 +138,25 @@ impl Change {
             )));
         }
         let common = Common::new(&args, inherited(&graph, node))?;
-        let is_file = graph.children(name).next().is_none();
-        let own_file = graph.children(name).any(|(role, child)| role == "file" && !child.owned);
-        if common.direct != node.direct && (is_file || own_file) {
-            return Err(cannot_change("cache.direct"));
+        let mut files = Vec::new();
+        if common.direct != node.direct {
+            graph.check_no_job(name)?;
+            files_below(&graph, node, &mut files);
         }
         let options = flattened(args.map());
         check_fixed(node, &options)?;
         let child = child(&graph, node, &args)?;
         let group = group.transpose()?;
         let device = new_disk(&graph, node, &args, child.as_ref(), group.as_ref())?;
-        Ok(Self { node: name.to_owned(), common, options, child, device, group })
+        Ok(Self { node: name.to_owned(), common, options, child, device, group, files })
+    }
+}
+
+/// The file of `node`, or those that were opened for it alone.
+fn files_below(graph: &Graph, node: &Node, files: &mut Vec<(String, Arc<FileStorage>)>) {
+    files.extend(node.file.as_ref().map(|file| (node.name.clone(), Arc::clone(file))));
+    for (_, child) in graph.children(&node.name).filter(|(role, child)| *role != "backing" && !child.owned) {
+        files_below(graph, child, files);
     }
 }
 
@@ -271,6 +282,8 @@ struct Done {
     writable: Vec<Turned>,
     read_only: Vec<Turned>,
     links: Vec<UseId>,
+    /// Files, with whether they went past the page cache.
+    direct: Vec<(Arc<FileStorage>, bool)>,
 }
 
 impl Done {
@@ -278,6 +291,12 @@ impl Done {
         self.link(daemon, changes)?;
         // Users stop writing before what they stand on, and begin after it.
         daemon.graph.lock().sort_from_top(changes, |change| &change.node);
+        for change in changes.iter() {
+            for (_, file) in &change.files {
+                file.set_direct(change.common.direct).map_err(failed)?;
+                self.direct.push((Arc::clone(file), !change.common.direct));
+            }
+        }
         let is_read_only = |name: &str| Ok::<_, QmpError>(daemon.graph.lock().find(name)?.read_only);
         for change in changes.iter() {
             if change.common.read_only && !is_read_only(&change.node)? {
@@ -336,6 +355,10 @@ impl Done {
     fn undo(self, daemon: &Daemon) {
         self.writable.into_iter().rev().for_each(|turned| daemon.make_read_only(turned));
         self.read_only.into_iter().rev().for_each(|turned| daemon.turn_back(turned));
+        for (file, direct) in self.direct.into_iter().rev() {
+            // It was like that before.
+            let _ = file.set_direct(direct);
+        }
         daemon.detach_all(&self.links);
     }
 
@@ -344,6 +367,11 @@ impl Done {
         let mut gone = Vec::new();
         for change in changes {
             let mut graph = daemon.graph.lock();
+            for (name, _) in &change.files {
+                if let Some(node) = graph.get_mut(name) {
+                    node.direct = change.common.direct;
+                }
+            }
             if let Some((role, _)) = &change.child {
                 let old = graph.links(&change.node, role);
                 for old in old.into_iter().filter(|link| !self.links.contains(link)) {

@@ -73,10 +73,6 @@ fn what_cannot_change_is_refused_by_name() {
         (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'file.driver'"),
         (top(json!({"data-file": "f"})), "Cannot change the option 'data-file'"),
         (top(json!({"force-share": true, "read-only": true})), "Cannot change the option 'force-share'"),
-        (
-            json!({"driver": "file", "node-name": "f", "filename": raw, "cache": {"direct": true}}),
-            "Cannot change the option 'cache.direct'",
-        ),
         (top(json!({"backing": "top"})), "Making 'top' a backing child of 'top' would create a cycle"),
         (
             top(json!({"detect-zeroes": "unmap"})),
@@ -166,6 +162,33 @@ fn nodes_become_read_only_and_writable_together_or_not_at_all() {
     ]));
     assert_eq!(text, "Read-only block node 'mid-file' cannot support read-write users");
     tap.write_at(&[6; 65536], 6 << 16, WriteFlags::NONE).unwrap();
+}
+
+/// What was written the one way is read the other; a file of its own is told by itself.
+#[test]
+fn files_go_past_the_page_cache_and_through_it() {
+    let mut client = Client::new();
+    client.image("alone.qcow2", 1, None);
+    let path = client.path("alone.qcow2");
+    let file = json!({"driver": "file", "node-name": "f", "filename": path});
+    client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": file}));
+    let options =
+        |direct| json!({"driver": "qcow2", "node-name": "top", "file": "f", "cache": {"direct": direct}});
+    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    for round in 2..6 {
+        if let Err(text) = client.reopen(options(round % 2 == 0)) {
+            assert!(text.contains("does not do direct I/O"), "{text}");
+            return;
+        }
+        assert_eq!(client.node("f")["cache"]["direct"], round % 2 == 0);
+        tap.write_at(&[round; 65536], u64::from(round) << 16, WriteFlags::NONE).unwrap();
+        assert_eq!(client.blocks("top"), (1..=round).collect::<Vec<_>>());
+    }
+    // Something that fails afterwards takes it back.
+    client.cannot_reopen(
+        json!([options(true), {"driver": "qcow2", "node-name": "top", "file": "f", "backing": "zz"}]),
+    );
+    assert_eq!(client.node("f")["cache"]["direct"], false);
 }
 
 /// An image that was opened for reading has to be opened anew to be written.
