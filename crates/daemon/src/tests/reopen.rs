@@ -185,10 +185,16 @@ fn files_go_past_the_page_cache_and_through_it() {
         assert_eq!(client.blocks("top"), (1..=round).collect::<Vec<_>>());
     }
     // Something that fails afterwards takes it back.
-    client.cannot_reopen(
-        json!([options(true), {"driver": "qcow2", "node-name": "top", "file": "f", "backing": "zz"}]),
-    );
+    let other = client.path("other");
+    std::fs::write(&other, vec![0; SIZE as usize]).unwrap();
+    client.run("blockdev-add", json!({"driver": "file", "node-name": "g", "filename": other}));
+    client.run("blockdev-add", json!({"driver": "raw", "node-name": "r", "file": "g"}));
+    let busy = json!({"driver": "file", "node-name": "g", "filename": other, "read-only": true});
+    let text = client.cannot_reopen(json!([options(true), busy]));
+    assert_eq!(text, "Read-only block node 'g' cannot support read-write users");
     assert_eq!(client.node("f")["cache"]["direct"], false);
+    let graph = client.daemon.graph.lock();
+    assert_eq!(graph.find("f").unwrap().storage.as_ref().unwrap().info().request_alignment, 1);
 }
 
 /// An image that was opened for reading has to be opened anew to be written.
