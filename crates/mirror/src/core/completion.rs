@@ -172,7 +172,6 @@ impl Core {
             self.unflushed.clear_all();
             self.flushing.clear_all();
             self.guests_stay_unflushed();
-            self.retries.clear();
             self.forget_target();
             self.secured(now, op.begun);
         } else {

@@ -141,10 +141,6 @@ impl Retries {
     pub(crate) fn is_full(&self) -> bool {
         self.by_start.len() >= MAX_WAITING
     }
-
-    pub(crate) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// What was given up, neighbours merged.
