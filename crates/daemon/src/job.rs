@@ -378,14 +378,6 @@ impl Daemon {
         }
     }
 
-    /// Gives the job `id` up, as part of undoing something.
-    pub(crate) fn give_up(&self, id: &str) {
-        if let Ok(job) = self.jobs.find(id) {
-            // One that has ended already needs no more.
-            let _ = job.steer.ask(Ask::Cancel(true));
-        }
-    }
-
     /// Lets uses go, and closes what was there for them alone.
     pub(crate) fn detach_all(&self, uses: &[UseId]) {
         let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();

@@ -5,6 +5,7 @@ mod hmp;
 mod overlay;
 mod reopen;
 mod schema;
+mod transaction;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

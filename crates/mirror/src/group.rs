@@ -22,7 +22,7 @@ use blockmirror_block::sync::{Condvar, Instant, Mutex, thread};
 use crate::core::Core;
 use crate::engine::{Engine, LET_GO_AGAIN, Wake};
 use crate::error::Error;
-use crate::job::{MirrorControl, MirrorJob, Prepared};
+use crate::job::{MirrorControl, MirrorJob, PreparedJob};
 use crate::options::MirrorOptions;
 use crate::progress::Outcome;
 use crate::state::{JobState, Refused, Verb};
@@ -132,12 +132,12 @@ impl MirrorGroup {
             }
         }
         let bell = Arc::new(Bell::default());
-        let mut prepared: Vec<Prepared> = Vec::new();
+        let mut prepared: Vec<PreparedJob> = Vec::new();
         for GroupMember { tap, target, options } in &members {
-            match Prepared::new(tap, target, options, Some(&bell)) {
+            match PreparedJob::new(tap, target, options, Some(&bell)) {
                 Ok(member) => prepared.push(member),
                 Err(error) => {
-                    prepared.into_iter().for_each(Prepared::abandon);
+                    prepared.into_iter().for_each(PreparedJob::abandon);
                     return Err(error);
                 }
             }
@@ -151,7 +151,7 @@ impl MirrorGroup {
             match member.run() {
                 Ok(job) => jobs.push(job),
                 Err(error) => {
-                    rest.for_each(Prepared::abandon);
+                    rest.for_each(PreparedJob::abandon);
                     return Err(error);
                 }
             }

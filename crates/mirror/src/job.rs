@@ -203,7 +203,19 @@ impl MirrorJob {
         target: Arc<dyn BlockDevice>,
         options: MirrorOptions,
     ) -> Result<Self, Error> {
-        Prepared::new(tap, &target, &options, None)?.run()
+        Self::prepare(tap, target, options)?.run()
+    }
+
+    /// The first half of [`attach`](Self::attach): whatever can be refused is. For several jobs that start all or not at all.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    pub fn prepare(
+        tap: &Arc<Tap>,
+        target: Arc<dyn BlockDevice>,
+        options: MirrorOptions,
+    ) -> Result<PreparedJob, Error> {
+        PreparedJob::new(tap, &target, &options, None)
     }
 
     fn run(
@@ -278,14 +290,17 @@ impl Drop for MirrorJob {
     }
 }
 
-/// A job that sits on its tap and has no threads yet.
-pub(crate) struct Prepared {
+/// A job that sits on its tap, sees what is written, and copies nothing yet. It is either [run](Self::run) or
+/// [abandoned](Self::abandon).
+#[derive(Debug)]
+#[must_use = "the tap stays occupied"]
+pub struct PreparedJob {
     engine: Arc<Engine>,
     granularity: GranularityChoice,
     options: MirrorOptions,
 }
 
-impl Prepared {
+impl PreparedJob {
     /// Checks everything that can be checked, and takes the seat on the tap. With a `bell` it is a member of a group.
     pub(crate) fn new(
         tap: &Arc<Tap>,
@@ -318,12 +333,15 @@ impl Prepared {
     }
 
     /// Gives it threads.
-    pub(crate) fn run(self) -> Result<MirrorJob, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Thread`] if the system gives not a single one; it has left the tap then.
+    pub fn run(self) -> Result<MirrorJob, Error> {
         MirrorJob::run(self.engine, self.granularity, &self.options)
     }
 
     /// Leaves the tap as if it had never been there.
-    pub(crate) fn abandon(self) {
+    pub fn abandon(self) {
         self.engine.abandon();
     }
 }

@@ -52,7 +52,7 @@ pub use granularity::{
     MIN_DEFAULT_GRANULARITY, MIN_GRANULARITY, check_granularity,
 };
 pub use group::{GroupControl, GroupEvent, GroupMember, MirrorGroup};
-pub use job::{MirrorControl, MirrorJob};
+pub use job::{MirrorControl, MirrorJob, PreparedJob};
 pub use options::{
     BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MAX_IN_FLIGHT,
     DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET, MirrorOptions, OnError, SyncMode,

@@ -90,17 +90,23 @@ impl Snapshot {
     }
 
     /// Moves the users back, and removes what was made.
-    pub(super) fn undo(self, daemon: &Daemon) {
+    ///
+    /// # Errors
+    /// They cannot be moved. The snapshot stays then: what they write is on an open image with a name.
+    pub(super) fn undo(self, daemon: &Daemon) -> Reply<()> {
         let (tap, device) = {
             let graph = daemon.graph.lock();
             let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) else {
-                return;
+                return Ok(());
             };
             (Arc::clone(&overlay.tap), Arc::clone(&node.device))
         };
         let mut drained = tap.drain();
-        // Nothing has come between: commands run one at a time, and no job sits on the tap.
-        let _ = drained.replace(Arc::clone(&device) as _);
+        if let Err(error) = drained.replace(Arc::clone(&device) as _) {
+            let text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
+            self.keep();
+            return Err(QmpError::generic(text));
+        }
         device.set_read_only(self.was_read_only);
         let (image, gone) = {
             let mut graph = daemon.graph.lock();
@@ -123,6 +129,7 @@ impl Snapshot {
             image.replace_backing(None);
         }
         close(gone);
+        Ok(())
     }
 }
 
@@ -250,4 +257,33 @@ fn check_below(graph: &Graph, name: &str) -> Reply<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::WriteFlags;
+    use blockmirror_block::testing::MemoryDisk;
+    use blockmirror_mirror::{MirrorJob, MirrorOptions};
+
+    use super::*;
+
+    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed image.
+    #[test]
+    fn a_snapshot_that_cannot_be_undone_stays() {
+        let daemon = Daemon::new(Vec::new());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snap.qcow2");
+        let options = json!({"driver": "null-co", "size": 1 << 20, "node-name": "n"});
+        daemon.add_node(options.as_object().unwrap()).unwrap();
+        let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
+        let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
+        let snapshot = daemon.snapshot_sync(&Args::new(args.as_object().unwrap().clone())).unwrap();
+        let job = MirrorJob::attach(&tap, Arc::new(MemoryDisk::new(1 << 20)), MirrorOptions::new()).unwrap();
+        let error = snapshot.undo(&daemon).unwrap_err();
+        assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");
+        drop(job);
+        tap.write_at(b"here", 0, WriteFlags::NONE).unwrap();
+        assert!(path.exists());
+        assert_eq!(daemon.graph.lock().backing_of("snap").unwrap().name, "n");
+    }
 }

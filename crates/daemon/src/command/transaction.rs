@@ -133,17 +133,23 @@ struct Progress {
 
 impl Progress {
     /// Takes back what was done, the latest first.
-    fn undo(mut self, daemon: &Daemon) {
+    ///
+    /// # Errors
+    /// A snapshot that cannot be taken back. It stays as it is, and those before it, on which it may stand.
+    fn undo(mut self, daemon: &Daemon) -> Reply<()> {
+        let mut result = Ok(());
         loop {
             let last = self.snapshots.last().map(|(before, _)| *before);
             if last == Some(self.undo.len()) {
-                if let Some((_, snapshot)) = self.snapshots.pop() {
-                    snapshot.undo(daemon);
+                match self.snapshots.pop() {
+                    Some((_, snapshot)) if result.is_ok() => result = snapshot.undo(daemon),
+                    Some((_, snapshot)) => snapshot.keep(),
+                    None => {}
                 }
             } else if let Some(undo) = self.undo.pop() {
                 undo();
             } else {
-                return;
+                return result;
             }
         }
     }
@@ -160,14 +166,17 @@ fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Va
         .iter()
         .try_for_each(|action| act(daemon, action, grouped, &mut progress))
         .and_then(|()| start(daemon, session, std::mem::take(&mut progress.mirrors), grouped));
-    if result.is_err() {
+    let result = result.map_err(|error| {
+        // No job is there any more: what was started has gone again.
         for mirror in &progress.mirrors {
             daemon.forget_mirror(mirror);
         }
-        progress.undo(daemon);
-    } else {
-        progress.snapshots.into_iter().for_each(|(_, snapshot)| snapshot.keep());
-    }
+        match std::mem::take(&mut progress).undo(daemon) {
+            Ok(()) => error,
+            Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
+        }
+    });
+    progress.snapshots.into_iter().for_each(|(_, snapshot)| snapshot.keep());
     drop(held);
     result.map(|()| Value::Null)
 }
@@ -270,20 +279,7 @@ fn start(daemon: &Arc<Daemon>, session: &Session, mirrors: Vec<Prepared>, groupe
     if grouped && !mirrors.is_empty() {
         return daemon.start_mirror_group(Some(session), mirrors);
     }
-    let mut rest = mirrors.into_iter();
-    let mut started: Vec<String> = Vec::new();
-    while let Some(mirror) = rest.next() {
-        let id = mirror.request.job.id.clone();
-        if let Err(error) = daemon.start_mirror(Some(session), mirror) {
-            rest.for_each(|mirror| daemon.forget_mirror(&mirror));
-            for id in started {
-                daemon.give_up(&id);
-            }
-            return Err(error);
-        }
-        started.push(id);
-    }
-    Ok(())
+    daemon.start_mirrors(Some(session), mirrors)
 }
 
 fn bitmap(daemon: &Daemon, data: &Args, name: &str) -> Reply<(Arc<Tap>, String)> {

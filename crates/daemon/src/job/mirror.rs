@@ -185,33 +185,69 @@ impl Daemon {
     /// Starts a mirror whose nodes are held.
     ///
     /// # Errors
-    /// Options that do not fit the disks. Disks of different lengths are no error here: such a job starts and fails, as
-    /// clients expect.
+    /// As for [`start_mirrors`](Self::start_mirrors).
     pub(crate) fn start_mirror(self: &Arc<Self>, session: Option<&Session>, prepared: Prepared) -> Reply<()> {
-        let options = prepared.request.options.clone();
-        match MirrorJob::attach(&prepared.tap, Arc::clone(&prepared.target), options) {
-            Ok(job) => {
-                self.add_mirror(session, job, prepared);
-                Ok(())
-            }
-            Err(error @ Error::SizeMismatch { .. }) => {
-                let Prepared { request, uses, .. } = prepared;
-                let failed = SimpleJob::failed(&request.job, error.to_string());
-                let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
-                self.add_job(session, request.job, Box::new(failed), at_end);
-                Ok(())
-            }
-            Err(error) => {
-                self.forget_mirror(&prepared);
-                Err(QmpError::generic(error.to_string()))
+        self.start_mirrors(session, vec![prepared])
+    }
+
+    /// Starts mirrors whose nodes are held: all or none.
+    ///
+    /// # Errors
+    /// Options that do not fit the disks; nothing was copied then, nobody was told anything, and the nodes are free. Disks of
+    /// different lengths are no error here: such a job starts and fails, as clients expect.
+    pub(crate) fn start_mirrors(
+        self: &Arc<Self>,
+        session: Option<&Session>,
+        mirrors: Vec<Prepared>,
+    ) -> Reply<()> {
+        let mut seats = Vec::new();
+        let mut problem = None;
+        for mirror in &mirrors {
+            match MirrorJob::prepare(&mirror.tap, Arc::clone(&mirror.target), mirror.request.options.clone())
+            {
+                Ok(seat) => seats.push(Ok(seat)),
+                Err(error @ Error::SizeMismatch { .. }) => seats.push(Err(error.to_string())),
+                Err(error) => {
+                    problem = Some(error);
+                    break;
+                }
             }
         }
+        // What runs is given up when it is dropped.
+        let mut jobs = Vec::new();
+        for seat in seats {
+            match seat {
+                Ok(seat) if problem.is_some() => seat.abandon(),
+                Ok(seat) => match seat.run() {
+                    Ok(job) => jobs.push(Ok(job)),
+                    Err(error) => problem = Some(error),
+                },
+                Err(mismatch) => jobs.push(Err(mismatch)),
+            }
+        }
+        if let Some(error) = problem {
+            drop(jobs);
+            mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
+            return Err(QmpError::generic(error.to_string()));
+        }
+        for (job, mirror) in jobs.into_iter().zip(mirrors) {
+            match job {
+                Ok(job) => self.add_mirror(session, job, mirror),
+                Err(mismatch) => {
+                    let Prepared { request, uses, .. } = mirror;
+                    let failed = SimpleJob::failed(&request.job, mismatch);
+                    let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
+                    self.add_job(session, request.job, Box::new(failed), at_end);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Starts mirrors whose nodes are held and that end at one instant, or not at all.
     ///
     /// # Errors
-    /// As for [`start_mirror`](Self::start_mirror); then none was started.
+    /// As for [`start_mirrors`](Self::start_mirrors); then none was started.
     pub(crate) fn start_mirror_group(
         self: &Arc<Self>,
         session: Option<&Session>,
