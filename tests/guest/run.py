@@ -21,6 +21,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -337,6 +338,8 @@ def judge(folder, guest):
 
 
 def main():
+    # Told to end, it takes what it started along, and what it wrote.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fetch", type=Path, help="get a kernel and busybox into this folder, and end")
     parser.add_argument("--assets", type=Path, help="the folder that they are in")
