@@ -13,7 +13,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{BlockDevice, ByteRange};
@@ -108,7 +107,7 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn run(self, scratch: &mut Scratch) {
         let Self { connection, request, buf, held } = self;
-        let started = Instant::now();
+        let watch = connection.served.pace(request.command).start();
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
         let reply = match buf {
@@ -128,7 +127,7 @@ impl Task {
                 reply
             }
         };
-        connection.served.pace(request.command).record(started.elapsed(), moved);
+        connection.served.pace(request.command).stop(&watch, moved);
         connection.reply(reply, held);
     }
 }

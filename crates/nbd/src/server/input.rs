@@ -5,7 +5,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use blockmirror_block::AlignedBuf;
 
@@ -259,15 +258,15 @@ impl Input {
         // `moved` is at most 32 MiB.
         let len = usize::try_from(moved).unwrap_or(usize::MAX);
         if quick && moved <= INLINE && (payload == 0 || after.len() >= len) {
-            let started = Instant::now();
+            let watch = pace.start();
             if request.command == Command::Read {
                 execute::read_inline(connection, request, &mut scratch.out, len);
-                pace.record(started.elapsed(), moved);
+                pace.stop(&watch, moved);
                 return Step::Used(used);
             }
             let data = if payload == 0 { &[] } else { &after[..len] };
             execute::run(connection, request, data, &mut scratch.out);
-            pace.record(started.elapsed(), moved);
+            pace.stop(&watch, moved);
             return Step::Used(used + data.len());
         }
         // If it has to wait, the next step says so: the header is used up all the same.
