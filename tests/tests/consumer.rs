@@ -142,6 +142,7 @@ fn a_qcow2_image_in_memory() {
           zero_cost: Metadata,
           discard: Frees,
           writable: true,
+          forgetful: false,
       }
     ");
 }
