@@ -81,6 +81,8 @@ pub(crate) struct ChildLink {
     pub(crate) role: &'static str,
     pub(crate) needs: Perms,
     pub(crate) shares: Perms,
+    /// What the driver reads by it, if that moves with it.
+    pub(crate) edge: Option<Arc<Front>>,
 }
 
 impl Opened {
@@ -183,18 +185,25 @@ impl Child {
     /// The link of a format to the file it lives in.
     pub(crate) fn file_link(&self, role: &'static str, read_only: bool, shared: bool) -> ChildLink {
         let needs = if read_only { Perms::READ } else { Perms::READ_WRITE };
-        ChildLink { node: self.name.clone(), role, needs, shares: if shared { ALL_PERMS } else { NO_CHANGE } }
+        let shares = if shared { ALL_PERMS } else { NO_CHANGE };
+        ChildLink { node: self.name.clone(), role, needs, shares, edge: None }
     }
 
     /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users do.
     pub(crate) fn filter_link(&self, role: &'static str, read_only: bool) -> ChildLink {
         let write = if read_only { Perms::READ } else { Perms::READ.with(Permission::Write) };
-        ChildLink { node: self.name.clone(), role, needs: write, shares: ALL_PERMS }
+        ChildLink { node: self.name.clone(), role, needs: write, shares: ALL_PERMS, edge: None }
     }
 
     /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what they do.
-    pub(crate) fn backing_link(&self) -> ChildLink {
-        ChildLink { node: self.name.clone(), role: "backing", needs: Perms::READ, shares: ALL_PERMS }
+    pub(crate) fn backing_link(&self, edge: Arc<Front>) -> ChildLink {
+        ChildLink {
+            node: self.name.clone(),
+            role: "backing",
+            needs: Perms::READ,
+            shares: ALL_PERMS,
+            edge: Some(edge),
+        }
     }
 }
 
@@ -267,7 +276,12 @@ impl Daemon {
         for child in &opened.children {
             let holder = Holder::Node { name: name.to_owned(), role: child.role };
             match graph.attach(&child.node, holder, child.needs, child.shares) {
-                Ok(id) => uses.push(id),
+                Ok(id) => {
+                    uses.push(id);
+                    if let Some(edge) = &child.edge {
+                        graph.hold_edge(id, edge);
+                    }
+                }
                 Err(error) => {
                     let gone: Vec<_> = uses.into_iter().flat_map(|id| graph.detach(id)).collect();
                     drop(graph);

@@ -8,6 +8,7 @@
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
 mod chain;
+mod edge;
 mod front;
 mod node;
 mod usage;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
+pub(crate) use edge::edge_to;
 pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use node::Node;
 pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
@@ -121,13 +123,14 @@ impl Graph {
     /// Somebody else's use contradicts it.
     pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
         self.find(node)?;
-        let new = Use { node: node.to_owned(), holder, needs, shares };
+        let new = Use { node: node.to_owned(), holder, needs, shares, edge: None };
         for (_, other) in self.uses_of(node) {
             other.check_against(&new)?;
         }
         let id = UseId(self.next_use);
         self.next_use += 1;
         self.uses.insert(id, new);
+        self.aim_edges();
         Ok(id)
     }
 
@@ -151,8 +154,13 @@ impl Graph {
         let links: Vec<_> = self.uses.iter().filter(|(_, u)| is_file(u)).map(|(id, _)| *id).collect();
         for id in &links {
             let Some(link) = self.uses.get(id) else { continue };
-            let wanted =
-                Use { node: link.node.clone(), holder: link.holder.clone(), needs, shares: link.shares };
+            let wanted = Use {
+                node: link.node.clone(),
+                holder: link.holder.clone(),
+                needs,
+                shares: link.shares,
+                edge: None,
+            };
             for (other, u) in self.uses_of(&link.node) {
                 if other != *id {
                     u.check_against(&wanted)?;
@@ -172,6 +180,7 @@ impl Graph {
     pub(crate) fn detach(&mut self, id: UseId) -> Vec<Node> {
         let mut gone = Vec::new();
         let Some(old) = self.uses.remove(&id) else { return gone };
+        self.aim_edges();
         self.collect_if_orphaned(&old.node, &mut gone);
         gone
     }
@@ -247,10 +256,13 @@ impl Graph {
     }
 
     /// After the tap of `from` has pivoted to the device of `to`: whoever used `from` uses `to`, and the tap
-    /// that they hold is `to`'s. The uses in `except` stay (those of the job itself).
+    /// that they hold is `to`'s. The uses in `except` stay (those of the job itself), and those by which `to` itself stands
+    /// on `from`.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId]) {
+        let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.uses {
-            if u.node == from && !except.contains(id) && !u.is_link_of(to) {
+            let carries = u.parent().is_some_and(|parent| below.iter().any(|name| name == parent));
+            if u.node == from && !except.contains(id) && !carries {
                 to.clone_into(&mut u.node);
             }
         }
@@ -260,6 +272,7 @@ impl Graph {
         if let Some(target) = self.nodes.get_mut(to) {
             target.tap = tap;
         }
+        self.aim_edges();
     }
 }
 

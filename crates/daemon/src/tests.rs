@@ -1,6 +1,7 @@
 //! Commands as a client gives them, on images in a directory of their own. Answers are checked against the schema.
 
 mod chain;
+mod edge;
 mod hmp;
 mod overlay;
 mod reopen;

@@ -22,7 +22,6 @@ use super::snapshot::NEW_IMAGE_MODE;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, probe_format};
-use crate::graph::{ALL_PERMS, Holder, Perms};
 use crate::job::{MirrorRequest, close};
 use crate::new_image::{Made, format_named};
 
@@ -180,15 +179,11 @@ fn protocol(path: &str) -> Value {
 
 /// Puts the target on the source, whose users go on writing it: what they write shows in the target at once, as it has to.
 fn put_on_source(daemon: &Daemon, source: &str, target: &str) -> Reply<()> {
-    let (device, image) = {
+    let (edge, image) = {
         let mut graph = daemon.graph.lock();
-        let device = Arc::clone(&graph.find(source)?.device);
         let Some(image) = graph.find(target)?.qcow2.clone() else { return Ok(()) };
-        let holder = Holder::Node { name: target.to_owned(), role: "backing" };
-        graph.attach(source, holder, Perms::READ, ALL_PERMS)?;
-        (device, image)
+        (graph.attach_backing(target, source)?, image)
     };
-    // The disk and not its tap, which leads to the target itself after the pivot.
-    image.replace_backing(Some(device as _));
+    image.replace_backing(Some(edge));
     Ok(())
 }

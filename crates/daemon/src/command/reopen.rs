@@ -20,7 +20,7 @@ use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened};
-use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, Use, UseId};
+use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, Use, UseId, edge_to};
 use crate::job::close;
 
 /// How long a guest that does not finish its writes may keep it waiting.
@@ -378,8 +378,14 @@ impl Done {
                     gone.extend(graph.detach(old));
                 }
             }
+            let edge = change.child.as_ref().and_then(|(_, child)| {
+                let edge = edge_to(&graph.get(child.as_ref()?)?.device);
+                let link =
+                    graph.links(&change.node, "backing").into_iter().find(|id| self.links.contains(id))?;
+                graph.hold_edge(link, &edge);
+                Some(edge as Arc<dyn BlockDevice>)
+            });
             let below = change.child.as_ref().and_then(|(_, child)| graph.get(child.as_ref()?));
-            let backing = below.map(|below| Arc::clone(&below.device) as Arc<dyn BlockDevice>);
             let file = below
                 .or_else(|| graph.children(&change.node).find(|(r, _)| *r == "file").map(|(_, file)| file));
             let file = file.map(|file| (file.storage.clone(), file.path.clone(), file.filename.clone()));
@@ -403,7 +409,7 @@ impl Done {
             drop(graph);
             if let (Some(("backing", _)), Some(image)) = (&change.child, image) {
                 // Waits for reads under way.
-                image.replace_backing(backing);
+                image.replace_backing(edge);
             }
         }
         gone

@@ -16,7 +16,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed};
-use crate::graph::{ALL_PERMS, Graph, Holder, Perms};
+use crate::graph::{ALL_PERMS, Graph, Holder, Perms, edge_to};
 use crate::job::close;
 use crate::new_image::{Made, format_named};
 
@@ -213,7 +213,8 @@ impl Daemon {
         };
         let mut drained = hold(&tap)?;
         below.flush().map_err(failed)?;
-        image.replace_backing(Some(Arc::clone(&below) as _));
+        let edge = edge_to(&below);
+        image.replace_backing(Some(Arc::clone(&edge) as _));
         if let Err(error) = drained.replace(above) {
             image.replace_backing(None);
             return Err(failed(error));
@@ -227,7 +228,8 @@ impl Daemon {
         graph.pivot(node, overlay, &[]);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Whoever used the node uses the overlay now, so nobody contradicts.
-        graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
+        let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
+        graph.hold_edge(link, &edge);
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),

@@ -4,8 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
-use blockmirror_block::BlockDevice;
-use blockmirror_block::Storage;
+use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_image::{Detected, Format, PROBE_LEN, Role, detect};
 use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Child, Opened, Opening, failed, refuse, shown};
 use crate::Reply;
-use crate::graph::Node;
+use crate::graph::{Node, edge_to};
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     refuse(args, "qcow2", &["encrypt"])?;
@@ -37,9 +36,9 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         options = options.data_file(data.storage()?);
     }
     if let Some(backing) = backing(opening, args, &header, &file)? {
-        children.push(backing.backing_link());
-        // Not the tap: should the backing file's own users be moved, the overlay stays on what it was made for.
-        options = options.backing(Arc::clone(&backing.device) as Arc<dyn BlockDevice>);
+        let edge = edge_to(&backing.device);
+        children.push(backing.backing_link(Arc::clone(&edge)));
+        options = options.backing(edge);
     }
     let image = options.open(storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
     let image = Arc::new(image);

@@ -49,7 +49,7 @@ impl Graph {
     }
 
     /// `name` and whatever it stands on, in whatever role.
-    fn all_below<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+    pub(super) fn all_below<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let mut open = vec![name];
         let mut seen = Vec::new();
         while let Some(name) = open.pop() {

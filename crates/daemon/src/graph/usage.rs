@@ -1,10 +1,12 @@
 //! Who uses a node, what for, and what others may do meanwhile. Called by the graph; pure.
 
 use std::fmt;
+use std::sync::Arc;
 
 use blockmirror_image_lock::{Permission, Permissions};
 use blockmirror_qmp::QmpError;
 
+use super::front::Front;
 use crate::Reply;
 
 /// What a use needs or shares.
@@ -21,6 +23,8 @@ pub(crate) struct Use {
     pub(crate) holder: Holder,
     pub(crate) needs: Perms,
     pub(crate) shares: Perms,
+    /// What its holder reads by it, if that moves with it.
+    pub(crate) edge: Option<Arc<Front>>,
 }
 
 /// Who uses a node.

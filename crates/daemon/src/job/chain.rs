@@ -14,7 +14,7 @@ use super::{Ask, AtEnd, Figures, JobOptions, SimpleJob, Steer, close};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Turned, failed};
-use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, UseId};
+use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
 
 /// What both kinds are started with.
 #[derive(Debug)]
@@ -137,13 +137,14 @@ impl Daemon {
     fn relink(&self, overlay: &str, base: Option<&str>) {
         let mut graph = self.graph.lock();
         let old = graph.link(overlay, "backing");
-        if let Some(base) = base {
-            let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
-            // The chain shared it before, with the same rights.
-            let _ = graph.attach(base, holder, Perms::READ, ALL_PERMS);
-        }
+        // The chain shared it before, with the same rights.
+        let edge = base.and_then(|base| graph.attach_backing(overlay, base).ok());
+        let image = graph.get(overlay).and_then(|node| node.qcow2.clone());
         let gone = old.map(|old| graph.detach(old)).unwrap_or_default();
         drop(graph);
+        if let (Some(edge), Some(image)) = (edge, image) {
+            image.replace_backing(Some(edge));
+        }
         close(gone);
     }
 

@@ -1,0 +1,69 @@
+//! Backing edges: what an overlay reads is what the graph says it stands on.
+//!
+//! An overlay holds an *edge*, a [`Front`] that leads to the disk below. It leads past the tap, so that the overlay stays on
+//! what it was made for when other users are moved; but while a job may pivot that disk it leads to the tap, for then the
+//! overlay is moved as well, and has to be at the very instant at which writes go elsewhere.
+//!
+//! What must hold: no edge leads to a tap that may come to forward to something that stands on the edge.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+
+use super::{ALL_PERMS, Front, FrontOptions, Graph, Holder, Perms, UseId};
+use crate::Reply;
+
+/// An edge to `device`, which its holder reads.
+pub(crate) fn edge_to(device: &Arc<Front>) -> Arc<Front> {
+    let options = FrontOptions { read_only: true, ..FrontOptions::default() };
+    Front::new(Arc::clone(device) as _, options)
+}
+
+impl Graph {
+    /// Puts `overlay` on `base`. The image of the overlay has to be given the edge that is returned.
+    ///
+    /// # Errors
+    /// Somebody else's use of `base` contradicts it.
+    pub(crate) fn attach_backing(&mut self, overlay: &str, base: &str) -> Reply<Arc<Front>> {
+        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+        let edge = edge_to(&self.find(base)?.device);
+        // As in QEMU, others may write it: those who do know what they do.
+        let link = self.attach(base, holder, Perms::READ, ALL_PERMS)?;
+        self.hold_edge(link, &edge);
+        Ok(edge)
+    }
+
+    /// The edge by which the holder of `link` reads. From now on it leads where it has to.
+    pub(crate) fn hold_edge(&mut self, link: UseId, edge: &Arc<Front>) {
+        if let Some(link) = self.uses.get_mut(&link) {
+            link.edge = Some(Arc::clone(edge));
+        }
+        self.aim_edges();
+    }
+
+    /// Lets all edges lead where they have to, after uses have changed.
+    pub(super) fn aim_edges(&self) {
+        // Nodes that a job may pivot, with the job; its other nodes are those to which it may pivot them.
+        let mut moving: Vec<(&str, &str)> = Vec::new();
+        for u in self.uses.values() {
+            if let Holder::Job { id, kind: "mirror" | "commit" } = &u.holder {
+                moving.push((&u.node, id));
+            }
+        }
+        for u in self.uses.values() {
+            let (Some(edge), Some(node), Some(holder)) = (&u.edge, self.nodes.get(&u.node), u.parent())
+            else {
+                continue;
+            };
+            let ids: BTreeSet<_> = moving.iter().filter(|(n, _)| *n == u.node).map(|(_, id)| id).collect();
+            let would_loop =
+                || moving.iter().any(|(other, id)| ids.contains(id) && self.stands_on(other, holder));
+            let to: Arc<dyn BlockDevice> = match !ids.is_empty() && !would_loop() {
+                true => Arc::clone(&node.tap) as _,
+                false => Arc::clone(&node.device) as _,
+            };
+            edge.replace(to);
+        }
+    }
+}
