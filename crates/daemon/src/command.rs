@@ -33,6 +33,12 @@ const SPOKEN: (u32, u32, u32) = (10, 0, 0);
 /// What a handler gets: the daemon, the session if it has one, and the arguments.
 pub(crate) type Handler = fn(&Arc<Daemon>, &Session, &Args) -> Reply<Value>;
 
+/// The rest of a command, while which others may run.
+pub(crate) type Rest = Box<dyn FnOnce() -> Reply<Value>>;
+
+/// A handler whose command takes its time after what has to be done alone.
+pub(crate) type InTwo = fn(&Arc<Daemon>, &Args) -> Reply<Rest>;
+
 /// Commands being put together.
 pub(crate) struct Commands<'a> {
     table: &'a mut Table,
@@ -47,6 +53,19 @@ impl Commands<'_> {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
             let _alone = daemon.commands.lock();
             handler(&daemon, session, &args)
+        });
+        self
+    }
+
+    /// A command that begins alone; what its handler returns runs beside others, before the answer.
+    pub(crate) fn add_in_two(&mut self, command: &'static Command, handler: InTwo) -> &mut Self {
+        let daemon = Weak::clone(&self.daemon);
+        self.table.command(command, move |_, args| {
+            let daemon = daemon.upgrade().ok_or_else(gone)?;
+            let alone = daemon.commands.lock();
+            let rest = handler(&daemon, &args)?;
+            drop(alone);
+            rest()
         });
         self
     }

@@ -1,9 +1,11 @@
 //! The daemon itself: everything there is, in one place. Commands, jobs and exports share it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread;
 use std::time::Duration;
 
+use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_image::ReferencePolicy;
 use blockmirror_qmp::schema::Event;
@@ -13,12 +15,14 @@ use serde_json::Value;
 use crate::Reply;
 use crate::command;
 use crate::export::Exports;
-use crate::graph::Graph;
+use crate::graph::{Graph, close};
 use crate::job::Jobs;
 use crate::object::Objects;
 
 /// How long monitors may take to write what they have, at the end.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long jobs and exports may take to end before the nodes are told to let go of what they wait for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Nodes, exports, jobs and monitors. Made with [`Daemon::new`]; ends with [`Daemon::run`].
 #[derive(Debug)]
@@ -98,18 +102,43 @@ impl Daemon {
     }
 
     /// Waits until somebody says [`quit`](Self::quit), then ends everything: jobs are given up, exports closed, images
-    /// closed. Takes seconds at most, even if a peer is dead.
+    /// closed. Takes seconds at most, even if peers are dead, however many.
     pub fn run(&self) {
         let mut quit = self.quit.lock();
         while !*quit {
             quit = self.quitting.wait(quit);
         }
         drop(quit);
-        self.jobs.end_all();
-        self.end_exports();
+        self.end_jobs_and_exports();
         self.listeners.lock().clear();
         self.monitors().stop(GRACE);
         let nodes = self.graph.lock().take_all();
-        crate::job::close(nodes);
+        close(nodes);
+    }
+
+    /// Ends them beside each other. What they wait for below is told to let go if that takes long.
+    fn end_jobs_and_exports(&self) {
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let done_too = done.clone();
+            let exports = move || {
+                let _done = done_too;
+                self.end_exports();
+            };
+            if thread::Builder::new().name("end".into()).spawn_scoped(scope, exports).is_err() {
+                self.end_exports();
+            }
+            let patience = move || {
+                if is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    let devices: Vec<_> =
+                        self.graph.lock().nodes().iter().map(|node| Arc::clone(&node.device)).collect();
+                    devices.iter().for_each(|device| device.cancel_in_flight());
+                }
+            };
+            // Without a thread, ends take as long as they have to.
+            let _ = thread::Builder::new().name("end".into()).spawn_scoped(scope, patience);
+            self.jobs.end_all();
+            drop(done);
+        });
     }
 }

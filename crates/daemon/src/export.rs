@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
-use blockmirror_nbd::server::{Export, Listener, RemoveMode, Server, ServerOptions};
+use blockmirror_nbd::server::{Export, Listener, RemoveMode, Server, ServerError, ServerOptions};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
 use crate::Reply;
+use crate::command::Rest;
 use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
 use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
-use crate::job::close;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
 
@@ -126,16 +126,16 @@ impl Daemon {
         };
         let stopped = server.stop().map_err(failed);
         let entries = std::mem::take(&mut self.exports.0.lock().exports);
-        for (id, entry) in entries {
-            self.forget_export(&id, &entry);
-        }
+        self.forget_exports(&entries);
         stopped
     }
 
-    fn forget_export(&self, id: &str, entry: &Entry) {
-        let gone = self.graph.lock().detach(entry.node_use);
-        close(gone);
-        self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
+    fn forget_exports(&self, entries: &BTreeMap<String, Entry>) {
+        let uses: Vec<_> = entries.values().map(|entry| entry.node_use).collect();
+        self.detach_all(&uses);
+        for id in entries.keys() {
+            self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
+        }
     }
 
     /// Adds an export to the server.
@@ -183,8 +183,7 @@ impl Daemon {
             server.add(export).map_err(failed)
         });
         if let Err(error) = added {
-            let gone = self.graph.lock().detach(node_use);
-            close(gone);
+            self.detach_all(&[node_use]);
             return Err(error);
         }
         let entry = Entry { name: name.to_owned(), node_use, shutting_down: false };
@@ -192,26 +191,36 @@ impl Daemon {
         Ok(())
     }
 
-    /// Removes the export `id`: while it has clients only if `hard`.
-    pub(crate) fn remove_export(&self, id: &str, hard: bool) -> Reply<()> {
+    /// Begins to remove the export `id`, while it has clients only if `hard`: nobody gets in any more. What is returned waits
+    /// for its requests and forgets it; other commands may run meanwhile.
+    pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Rest> {
+        let server = self.exports.server();
         let name = {
-            let state = self.exports.0.lock();
-            let entry = state.exports.get(id);
-            entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?.name.clone()
+            let mut state = self.exports.0.lock();
+            let entry = state.exports.get_mut(id);
+            let entry = entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?;
+            if entry.shutting_down {
+                return Err(QmpError::generic(format!("Export '{id}' is already shutting down")));
+            }
+            entry.shutting_down = hard;
+            entry.name.clone()
         };
-        if let Some(server) = self.exports.server() {
-            let mode = if hard { RemoveMode::Hard } else { RemoveMode::Safe };
-            server.remove(&name, mode).map_err(|error| match error {
-                blockmirror_nbd::server::ServerError::ExportInUse { .. } => {
-                    QmpError::generic(format!("export '{id}' still in use"))
-                }
+        if let (Some(server), false) = (&server, hard) {
+            server.remove(&name, RemoveMode::Safe).map_err(|error| match error {
+                ServerError::ExportInUse { .. } => QmpError::generic(format!("export '{id}' still in use")),
                 other => failed(other),
             })?;
         }
-        let entry = self.exports.0.lock().exports.remove(id);
-        if let Some(entry) = entry {
-            self.forget_export(id, &entry);
-        }
-        Ok(())
+        let (daemon, id) = (Arc::clone(self), id.to_owned());
+        Ok(Box::new(move || {
+            // A device that hangs keeps nobody from forgetting the export.
+            let removed = match server {
+                Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(failed),
+                _ => Ok(()),
+            };
+            let entry = daemon.exports.0.lock().exports.remove_entry(&id);
+            daemon.forget_exports(&entry.into_iter().collect());
+            removed.map(|()| Value::Null)
+        }))
     }
 }

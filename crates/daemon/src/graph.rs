@@ -8,6 +8,7 @@
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
 mod chain;
+mod close;
 mod edge;
 mod front;
 mod node;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
+pub(crate) use close::close;
 pub(crate) use edge::edge_to;
 pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use node::Node;

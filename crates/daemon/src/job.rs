@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,16 +25,16 @@ use serde_json::{Value, json};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{Node, UseId, is_well_formed};
+use crate::graph::{UseId, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
 
+pub(crate) use crate::graph::close;
+
 /// How long the end of the daemon waits for jobs that were given up.
 const END_LIMIT: Duration = Duration::from_secs(3);
-/// How long a node may take to flush when it is closed, and again to let go of that.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -382,35 +381,6 @@ impl Daemon {
     pub(crate) fn detach_all(&self, uses: &[UseId]) {
         let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();
         close(gone);
-    }
-}
-
-/// Closes nodes that are out of the graph: what was written reaches the disk, later writes are refused, and files are free,
-/// whoever still holds something of the node. One below which nothing answers any more is let go of after a while.
-///
-/// Users come before what they stand on.
-pub(crate) fn close(nodes: Vec<Node>) {
-    use blockmirror_block::BlockDevice;
-    for node in nodes {
-        let (done, is_done) = mpsc::channel();
-        let (device, file, read_only) = (Arc::clone(&node.device), node.file.clone(), node.read_only);
-        let finish = move || {
-            // Nobody is left to tell; a client that cares has flushed.
-            if !read_only {
-                let _ = device.flush();
-            }
-            device.set_read_only(true);
-            if let Some(file) = file {
-                let _ = file.close();
-            }
-            let _ = done.send(());
-        };
-        let closing = thread::Builder::new().name("close".into()).spawn(finish).is_ok();
-        if closing && is_done.recv_timeout(CLOSE_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-            node.device.cancel_in_flight();
-            // Whether it lets go or not, there is nothing else to be done.
-            let _ = is_done.recv_timeout(CLOSE_LIMIT);
-        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod chain;
 mod edge;
+mod ends;
 mod hmp;
 mod overlay;
 mod reopen;

@@ -148,10 +148,12 @@ static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up,
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add(&BLOCKDEV_ADD, |daemon, _, args| daemon.add_node(args.map()).map(|()| Value::Null))
-        .add(&BLOCKDEV_DEL, |daemon, _, args| {
+        .add_in_two(&BLOCKDEV_DEL, |daemon, args| {
             let gone = daemon.graph.lock().remove(args.str("node-name")?)?;
-            close(gone);
-            Ok(Value::Null)
+            Ok(Box::new(move || {
+                close(gone);
+                Ok(Value::Null)
+            }))
         })
         .add(&BLOCKDEV_MIRROR, blockdev_mirror)
         .add_quick(&QUIT, |daemon, session, _| {

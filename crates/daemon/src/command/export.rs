@@ -122,12 +122,10 @@ pub(super) fn register(commands: &mut Commands<'_>) {
         .add(&NBD_SERVER_START, |daemon, _, args| daemon.start_nbd_server(args).map(|()| Value::Null))
         .add(&NBD_SERVER_STOP, |daemon, _, _| daemon.stop_nbd_server().map(|()| Value::Null))
         .add(&BLOCK_EXPORT_ADD, |daemon, _, args| daemon.add_export_by(args).map(|()| Value::Null))
-        .add(&BLOCK_EXPORT_DEL, |daemon, _, args| {
-            daemon.remove_export(args.str("id")?, is_hard(args)?).map(|()| Value::Null)
-        })
+        .add_in_two(&BLOCK_EXPORT_DEL, |daemon, args| daemon.remove_export(args.str("id")?, is_hard(args)?))
         .add(&NBD_SERVER_ADD, nbd_server_add)
-        .add(&NBD_SERVER_REMOVE, |daemon, _, args| {
-            daemon.remove_export(args.str("name")?, is_hard(args)?).map(|()| Value::Null)
+        .add_in_two(&NBD_SERVER_REMOVE, |daemon, args| {
+            daemon.remove_export(args.str("name")?, is_hard(args)?)
         })
         .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _| Ok(daemon.exports.list(daemon)));
 }

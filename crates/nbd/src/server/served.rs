@@ -235,26 +235,27 @@ impl Served {
         }
     }
 
-    /// Waits for the last client to be gone: first for running requests and their replies, then without sending replies, then
-    /// after telling the device to let go of what it waits for.
-    pub(crate) fn wait_gone(&self) -> Result<(), ServerError> {
-        if self.wait(PATIENCE) {
-            return Ok(());
+    /// Waits for the last clients of all `exports` to be gone, whose end has been asked for: for running requests and their
+    /// replies first, unless clients have been cut off already; then without sending replies; then after telling devices to
+    /// let go of what they wait for. The limits are the same for one as for many.
+    pub(crate) fn wait_gone(exports: &[Arc<Self>], already_cut_off: bool) -> Result<(), ServerError> {
+        let mut left: Vec<_> = exports.iter().collect();
+        let mut wait = |then: fn(&Self)| {
+            let deadline = Instant::now() + PATIENCE;
+            left.retain(|served| !served.wait(deadline));
+            left.iter().for_each(|served| then(served));
+            left.first().map(|served| Arc::clone(served))
+        };
+        if !already_cut_off {
+            wait(Self::cut_off);
         }
-        self.cut_off();
-        if self.wait(PATIENCE) {
-            return Ok(());
-        }
-        self.export.device.cancel_in_flight();
-        if self.wait(PATIENCE) {
-            return Ok(());
-        }
-        let requests = self.connections().iter().map(|c| c.running()).sum();
-        Err(ServerError::RequestsHang { name: self.export.name.clone(), requests })
+        wait(|served| served.export.device.cancel_in_flight());
+        let Some(served) = wait(|_| {}) else { return Ok(()) };
+        let requests = served.connections().iter().map(|c| c.running()).sum();
+        Err(ServerError::RequestsHang { name: served.export.name.clone(), requests })
     }
 
-    fn wait(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
+    fn wait(&self, deadline: Instant) -> bool {
         let mut clients = self.clients.lock();
         while clients.count() > 0 {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -111,7 +111,7 @@ impl Server {
         match served {
             Some(served) if mode == RemoveMode::Hard => {
                 served.cut_off();
-                served.wait_gone()
+                Served::wait_gone(&[served], true)
             }
             _ => Ok(()),
         }
@@ -174,10 +174,7 @@ impl Server {
         for served in &exports {
             served.finish();
         }
-        let mut result = Ok(());
-        for served in &exports {
-            result = result.and(served.wait_gone());
-        }
+        let result = Served::wait_gone(&exports, false);
         self.shared.doorman.join();
         self.shared.wait_handshakes();
         result

@@ -1,0 +1,62 @@
+//! Closing nodes that are out of the graph. Called by commands, by the ends of jobs and exports, and at the end of the daemon.
+//!
+//! What must hold: it takes seconds at most, however many nodes there are and whatever has become of their peers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use blockmirror_block::BlockDevice;
+
+use super::Node;
+
+/// How long nodes may take to flush, and again to let go of that.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whoever still holds
+/// something of a node. Those below which nothing answers any more are let go of after a while.
+///
+/// Users come before what they stand on.
+pub(crate) fn close(nodes: Vec<Node>) {
+    let (done, is_done) = mpsc::channel();
+    let mut flushing = BTreeSet::new();
+    for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
+        let (device, done) = (Arc::clone(&node.device), done.clone());
+        let flush = move || {
+            // Nobody is left to tell; a client that cares has flushed.
+            let _ = device.flush();
+            let _ = done.send(index);
+        };
+        if thread::Builder::new().name("close".into()).spawn(flush).is_ok() {
+            flushing.insert(index);
+        } else {
+            let _ = node.device.flush();
+        }
+    }
+    let mut wait = || {
+        let until = Instant::now() + LIMIT;
+        while !flushing.is_empty()
+            && let Ok(index) = is_done.recv_timeout(until.saturating_duration_since(Instant::now()))
+        {
+            flushing.remove(&index);
+        }
+        flushing.clone()
+    };
+    for index in wait() {
+        nodes[index].device.cancel_in_flight();
+    }
+    // Whether they let go or not, there is nothing else to be done.
+    let hanging = wait();
+    for (index, node) in nodes.into_iter().enumerate() {
+        node.device.set_read_only(true);
+        let Some(file) = node.file else { continue };
+        if hanging.contains(&index) {
+            // It may be waited for in vain; without a thread it is closed with the process.
+            let _ = thread::Builder::new().name("close".into()).spawn(move || file.close());
+        } else {
+            let _ = file.close();
+        }
+    }
+}
