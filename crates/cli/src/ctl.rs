@@ -22,6 +22,9 @@ use job::{Job, list};
 /// How long a monitor may take to answer. One of QEMU's stands still while its main loop waits for a slow disk.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long it may take to greet: what is silent for so long is not a monitor, or talks to another client.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         Self::failed(error)
@@ -29,7 +32,13 @@ impl From<ClientError> for Failure {
 }
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CtlArgs) -> Outcome {
-    let mut client = Client::connect(&args.socket, TIMEOUT)?;
+    let mut client = Client::connect(&args.socket, GREETING_LIMIT).map_err(|error| match error {
+        ClientError::Timeout { .. } => Failure::failed(format_args!(
+            "{error}; a monitor of QEMU serves one client at a time, and this one may be taken"
+        )),
+        error => error.into(),
+    })?;
+    client.set_timeout(TIMEOUT);
     match &args.command {
         CtlCommand::Jobs(style) => {
             let jobs = list(&mut client)?;

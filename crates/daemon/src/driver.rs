@@ -388,6 +388,12 @@ pub(crate) fn failed(error: impl std::fmt::Display) -> QmpError {
     QmpError::generic(error.to_string())
 }
 
+/// What the system says went wrong, without its number.
+pub(crate) fn system_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
+}
+
 /// A path for people.
 pub(crate) fn shown(path: &Path) -> String {
     path.display().to_string()

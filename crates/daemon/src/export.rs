@@ -62,9 +62,10 @@ impl Exports {
     pub(crate) fn list(&self, daemon: &Daemon) -> Value {
         let state = self.0.lock();
         let graph = daemon.graph.lock();
-        let list: Vec<_> = state
-            .exports
-            .iter()
+        let mut exports: Vec<_> = state.exports.iter().collect();
+        exports.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.node_use));
+        let list: Vec<_> = exports
+            .into_iter()
             .map(|(id, entry)| {
                 let node = graph.get_use(entry.node_use).map_or("", |u| u.node.as_str());
                 json!({"node-name": node, "shutting-down": entry.shutting_down, "type": "nbd", "id": id})

@@ -17,6 +17,7 @@ mod usage;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
@@ -226,6 +227,10 @@ impl Graph {
         };
         self.check_no_overlay(name)?;
         if let Some((_, u)) = self.uses_of(name).next() {
+            // What a job writes is in use, what it reads is busy.
+            if !u.needs.contains(Permission::Write) {
+                self.check_no_job(name)?;
+            }
             return Err(QmpError::generic(format!("Node {name} is in use by {}", u.holder)));
         }
         if !node.owned {

@@ -184,6 +184,12 @@ impl Job {
         true
     }
 
+    /// Refuses what its state does not allow, for commands that ask for the state first.
+    pub(crate) fn check_allows(&self, verb: Verb) -> Reply<()> {
+        let state = self.told.lock().state;
+        if state.allows(verb) { Ok(()) } else { Err(self.in_words(Refused::State { verb, state })) }
+    }
+
     /// Asks for something; refusals come in the protocol's words.
     pub(crate) fn ask(&self, ask: Ask) -> Reply<()> {
         self.steer.ask(ask).map_err(|refused| self.in_words(refused))?;
@@ -202,6 +208,10 @@ impl Job {
         QmpError::generic(match refused {
             // Over, only nobody has been told yet.
             Refused::State { state: JobState::Null, .. } => return no_block_job(id),
+            // Asked before the state is, whatever that is.
+            Refused::State { verb: Verb::Resume, .. } | Refused::NotPaused => {
+                "Can't resume a job that was not paused".to_owned()
+            }
             Refused::State { verb, state } => {
                 format!(
                     "Job '{id}' in state '{}' cannot accept command verb '{}'",
@@ -211,7 +221,6 @@ impl Job {
             }
             Refused::Paused { verb: Verb::Pause } => "Job is already paused".to_owned(),
             Refused::Paused { .. } => format!("The block job for device '{id}' is currently paused"),
-            Refused::NotPaused => "Can't resume a job that was not paused".to_owned(),
             other => other.to_string(),
         })
     }
@@ -246,7 +255,12 @@ impl Job {
             "len": figures.len,
             "offset": figures.offset,
             "status": told.state.name(),
-            "paused": matches!(told.state, JobState::Paused | JobState::Standby),
+            "paused": match told.state {
+                JobState::Paused | JobState::Standby => true,
+                // QEMU's hold the guest then, and themselves.
+                JobState::Pending => figures.mirror.is_some(),
+                _ => false,
+            },
             "speed": self.speed.load(Ordering::Relaxed),
             "ready": matches!(told.state, JobState::Ready | JobState::Standby),
             "type": self.kind,

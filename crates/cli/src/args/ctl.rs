@@ -68,7 +68,7 @@ pub(crate) struct SetSpeedArgs {
     pub(crate) job: Option<String>,
 
     /// Most bytes per second; 0 for no limit
-    #[arg(value_parser = size)]
+    #[arg(value_parser = size, allow_negative_numbers = true)]
     pub(crate) speed: u64,
 }
 
@@ -81,7 +81,8 @@ pub(crate) struct CompleteArgs {
     #[arg(long)]
     pub(crate) keep_source: bool,
 
-    /// Wait until the job is ready; without this a job that is not is refused
+    /// Wait until the job is ready; without this a job that is not is refused. A job that waits for `job-finalize` is
+    /// finalized
     #[arg(long)]
     pub(crate) wait: bool,
 }

@@ -125,7 +125,7 @@ pub(crate) static BLOCKDEV_MIRROR_MEMBERS: &[Member] = &[
     BUF_SIZE,
     ON_SOURCE,
     ON_TARGET,
-    opt("filter-node-name", STR, "without effect: no node is put in front"),
+    opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front"),
     COPY,
     AUTO_FINALIZE,
     AUTO_DISMISS,

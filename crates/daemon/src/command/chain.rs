@@ -20,7 +20,7 @@ const MASK: Member = opt("backing-mask-protocol", BOOL, "without effect").defaul
 const SPEED: Member = opt("speed", INT, "bytes per second").default("0: no limit");
 const ON: Member =
     opt("on-error", Type::Enum(&ON_ERROR), "what happens when a request fails").default("report");
-const FILTER: Member = opt("filter-node-name", STR, "without effect: no node is put in front");
+const FILTER: Member = opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front");
 const AUTO_FINALIZE: Member =
     opt("auto-finalize", BOOL, "whether the job ends without `job-finalize`").default("true");
 const AUTO_DISMISS: Member =
@@ -91,6 +91,11 @@ fn request(daemon: &Daemon, args: &Args, kind: &'static str) -> Reply<ChainReque
         .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
     let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
     daemon.jobs.check_id(&id)?;
+    if let Some(name) = args.opt_str("filter-node-name")? {
+        let before = if kind == "stream" { "Could not create node: " } else { "" };
+        let free = daemon.graph.lock().check_name(name);
+        free.map_err(|error| QmpError::generic(format!("{before}{}", error.desc)))?;
+    }
     let job = JobOptions {
         id,
         kind,

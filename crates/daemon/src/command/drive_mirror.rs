@@ -46,7 +46,7 @@ static MEMBERS: [Member; 20] = [
     COPY,
     AUTO_FINALIZE,
     AUTO_DISMISS,
-    opt("filter-node-name", STR, "without effect: no node is put in front").ours(),
+    opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front").ours(),
 ];
 
 static DRIVE_MIRROR: Command = Command::new(
@@ -96,6 +96,8 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
     };
     daemon.check_mirror_source(&request.source)?;
+    // Before a file is made.
+    daemon.jobs.check_id(&request.job.id)?;
     let format = match args.opt_str("format")? {
         Some(name) => Some(format_named(name)?),
         None if existing => None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockmirror_mirror::CopyMode;
+use blockmirror_mirror::{CopyMode, Verb};
 use blockmirror_qmp::schema::{
     BOOL, Command, Enum, Event, INT, INT64, Member, Object, STR, Type, UINT64, case, opt, req, value,
 };
@@ -316,6 +316,10 @@ pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply
 fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let job = block_job(daemon, args)?;
     let kind = args.str("type")?;
+    job.check_allows(Verb::Change)?;
+    if job.kind != "mirror" {
+        return Err(QmpError::generic("Job type does not support change"));
+    }
     if job.kind != kind {
         return Err(QmpError::generic(format!("Job '{}' is '{}' job, not '{kind}'", job.id, job.kind)));
     }

@@ -60,7 +60,7 @@ static NODE_INFO: Object = Object::new(
         req("ro", BOOL, "whether it accepts no writes"),
         req("drv", STR, "its driver"),
         opt("backing_file", STR, "path or URI of its backing file"),
-        req("backing_file_depth", INT, "how many backing files lie below"),
+        req("backing_file_depth", INT, "how many backing files lie below; 0 if `flat`"),
         req("active", BOOL, "always true"),
         req("encrypted", BOOL, "always false"),
         req("detect_zeroes", STR, "whether writes of zeros are looked for"),
@@ -117,7 +117,11 @@ static STATS: Object = Object::new("BlockDeviceStats", "What a node has done.", 
 static NODE_STATS: Object = Object::new(
     "BlockStats",
     "What a node has done.",
-    &[opt("node-name", STR, "the node"), req("stats", Type::Object(&STATS), "the figures")],
+    &[
+        opt("node-name", STR, "the node"),
+        req("stats", Type::Object(&STATS), "the figures"),
+        opt("parent", Type::Object(&NODE_STATS), "the file it lives in"),
+    ],
 );
 static QUERY_STATS: Command = Command::new(
     "query-blockstats",
@@ -140,7 +144,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
                 return Ok(json!([]));
             }
             let graph = daemon.graph.lock();
-            Ok(graph.nodes().into_iter().map(stats).collect())
+            Ok(graph.nodes().into_iter().map(|node| stats(&graph, node)).collect())
         });
 }
 
@@ -156,7 +160,7 @@ fn describe(graph: &Graph, node: &Node, flat: bool) -> Value {
         "node-name": node.name,
         "ro": node.read_only,
         "drv": node.driver,
-        "backing_file_depth": chain.len(),
+        "backing_file_depth": if flat { 0 } else { chain.len() },
         "active": true,
         "encrypted": false,
         "detect_zeroes": match (options.detect_zeroes, options.detect_unmap) {
@@ -264,7 +268,23 @@ fn describe_qcow2(info: &mut Value, node: &Node, qcow2: &Qcow2) {
     }
 }
 
-fn stats(node: &Node) -> Value {
+/// The figures of a node, with those of the files below it.
+fn stats(graph: &Graph, node: &Node) -> Value {
+    let files: Vec<_> = std::iter::successors(Some(node), |node| file(graph, node)).collect();
+    files.into_iter().rev().fold(Value::Null, |below, node| {
+        let mut figures = own_stats(node);
+        if !below.is_null() {
+            figures["parent"] = below;
+        }
+        figures
+    })
+}
+
+fn file<'a>(graph: &'a Graph, node: &'a Node) -> Option<&'a Node> {
+    graph.children(&node.name).find(|(role, _)| *role == "file").map(|(_, file)| file)
+}
+
+fn own_stats(node: &Node) -> Value {
     let stats = node.device.stats();
     let mut figures = json!({
         "wr_highest_offset": stats.highest_write.load(Ordering::Relaxed),

@@ -211,12 +211,11 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
         let present = graph.children(&node.name).find(|(r, _)| *r == role).map(|(_, child)| child);
         let wanted = match reference {
             Value::String(name) => Some(graph.find_node(name)?),
-            Value::Object(options) => {
-                if !present.is_some_and(|child| is_described(graph, child, options)) {
-                    return Err(cannot_change(&format!("{role}.driver")));
-                }
-                present
-            }
+            Value::Object(options) => match present {
+                Some(child) if is_described(graph, child, options) => present,
+                Some(child) => return Err(cannot_change(&first_change(child, options))),
+                None => return Err(cannot_change(&format!("{role}.driver"))),
+            },
             _ => None,
         };
         if wanted.map(|node| &node.name) == present.map(|node| &node.name) {
@@ -240,6 +239,14 @@ fn is_described(graph: &Graph, node: &Node, options: &Map<String, Value>) -> boo
             Some(Value::String(name)) => child.name == *name,
             _ => role == "backing",
         })
+}
+
+/// The first of `options` that is not as `node` was opened.
+fn first_change(node: &Node, options: &Map<String, Value>) -> String {
+    let wanted = flattened(options);
+    let other = wanted.iter().find(|(name, value)| node.options.get(*name) != Some(*value));
+    // One that is missing, or something of a child.
+    other.map_or_else(|| "file".to_owned(), |(name, _)| name.clone())
 }
 
 /// The disk of a raw or throttle node on another child, or in another group.

@@ -212,7 +212,7 @@ fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progre
     let kind = action.str("type")?;
     if grouped && !matches!(kind, "abort" | "blockdev-mirror") {
         return Err(QmpError::generic(format!(
-            "Action '{kind}' does not support transaction property 'completion-mode' = 'grouped'"
+            "Action '{kind}' does not support transaction property completion-mode = grouped"
         )));
     }
     match kind {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use blockmirror_filter::{
-    BlkdebugDisk, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType, SetState,
+    BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType, SetState,
 };
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
-use super::{Opened, Opening, failed};
+use super::{Opened, Opening, failed, system_text};
 use crate::Reply;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
@@ -28,7 +28,12 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
 fn options(args: &Args) -> Reply<BlkdebugOptions> {
     let mut options = BlkdebugOptions::default();
     if let Some(config) = args.opt_str("config")? {
-        options.read_config(config).map_err(failed)?;
+        options.read_config(config).map_err(|error| match &error {
+            BlkdebugError::Read(why) => {
+                QmpError::generic(format!("Could not read blkdebug config file: {}", system_text(why)))
+            }
+            _ => failed(error),
+        })?;
     }
     for rule in rules(args, "inject-error") {
         options.inject_error.push(InjectError {
@@ -69,7 +74,7 @@ fn event(rule: &Args) -> Reply<Event> {
 }
 
 fn known<T>(what: &str, name: &str, value: Option<T>) -> Reply<T> {
-    value.ok_or_else(|| QmpError::generic(format!("Invalid parameter '{name}' for '{what}'")))
+    value.ok_or_else(|| QmpError::generic(format!("Parameter '{what}' does not accept value '{name}'")))
 }
 
 fn state(rule: &Args, name: &str) -> Reply<Option<i32>> {

@@ -43,6 +43,11 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
         ErrorKind::PermissionDenied => {
             QmpError::generic(format!("Could not open '{filename}': Permission denied"))
         }
+        // What a client shares it asks the system for in the same words.
+        ErrorKind::Locked if read_only => {
+            QmpError::generic(format!("Failed to get shared \"write\" lock: {error}"))
+        }
+        ErrorKind::Locked => QmpError::generic(format!("Failed to get \"write\" lock: {error}")),
         _ => failed(error),
     })?);
     let device = disk(&storage)?;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_nbd::{ClientOptions, ClientStorage, NbdUri, TlsOptions};
+use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdUri, TlsOptions};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
-use super::{Opened, Opening, failed, refuse};
+use super::{Opened, Opening, failed, refuse, system_text};
 use crate::Reply;
 use crate::export::{SocketAddress, socket_address};
 
@@ -25,6 +25,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
     };
     uri.tls |= args.has("tls-creds");
     let filename = uri.to_string();
+    let address = address_of(args)?.unwrap_or_else(|| filename.clone());
     let seconds = |name: &str| Ok::<_, QmpError>(Duration::from_secs(args.opt_u64(name)?.unwrap_or(0)));
     let mut options = ClientOptions::new(uri)
         .writable(!opening.common.read_only)
@@ -38,8 +39,26 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
         tls.server_name = args.opt_str("tls-hostname")?.map(str::to_owned);
         options = options.tls(tls);
     }
-    let client = Arc::new(options.open().map_err(failed)?);
+    let client = Arc::new(options.open().map_err(|error| {
+        let why = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+        match why {
+            Some(ClientError::Connect(why)) => {
+                QmpError::generic(format!("Failed to connect to '{address}': {}", system_text(why)))
+            }
+            _ => failed(error),
+        }
+    })?);
     // For formats; users of the disk have the client itself, which can flush again after a lost connection.
     let storage = Arc::new(ClientStorage::new(Arc::clone(&client)));
     Ok(Opened { storage: Some(storage), ..Opened::leaf(client, filename) })
+}
+
+/// The server's address as QEMU tells it, where it is given in parts.
+fn address_of(args: &Args) -> Reply<Option<String>> {
+    let Some(server) = args.get("server") else { return Ok(None) };
+    Ok(match socket_address(server)? {
+        SocketAddress::Unix(path) => Some(path.display().to_string()),
+        SocketAddress::Inet { host, port } => Some(format!("{host}:{port}")),
+        SocketAddress::Fd(_) => None,
+    })
 }

@@ -29,9 +29,12 @@ pub(crate) fn socket_address(value: &Value) -> Reply<SocketAddress> {
         "unix" => Ok(SocketAddress::Unix(PathBuf::from(args.str("path")?))),
         "inet" => {
             let port = args.str("port")?;
-            let port =
-                port.parse().map_err(|_| QmpError::generic(format!("'{port}' is not a port number")))?;
-            Ok(SocketAddress::Inet { host: args.str("host")?.to_owned(), port })
+            let host = args.str("host")?.to_owned();
+            let port = port.parse().map_err(|_| {
+                let why = "Servname not supported for ai_socktype";
+                QmpError::generic(format!("address resolution failed for {host}:{port}: {why}"))
+            })?;
+            Ok(SocketAddress::Inet { host, port })
         }
         "fd" => Ok(SocketAddress::Fd(args.str("str")?.to_owned())),
         other => Err(QmpError::generic(format!("Sockets of type '{other}' are not supported"))),

@@ -16,7 +16,7 @@ use super::{Ask, AtEnd, Figures, Job, JobOptions, SimpleJob, Steer};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{Graph, Holder, Perms, UseId, WRITE};
+use crate::graph::{Graph, Holder, Perms, UseId, WRITE, is_well_formed};
 
 /// A mirror that is asked for.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct MirrorRequest {
     pub(crate) job: JobOptions,
     pub(crate) source: String,
     pub(crate) target: String,
+    /// A name that has to be free, although no node gets it.
+    filter: Option<String>,
     pub(crate) options: MirrorOptions,
 }
 
@@ -110,9 +112,12 @@ impl MirrorRequest {
         if buf_size != 0 {
             options = options.buf_size(buf_size);
         }
-        daemon.jobs.check_id(&id)?;
+        if !is_well_formed(&id) {
+            return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
+        }
         let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
-        Ok(Self { job, source, target: target.to_owned(), options })
+        let filter = args.opt_str("filter-node-name")?.map(str::to_owned);
+        Ok(Self { job, source, target: target.to_owned(), filter, options })
     }
 }
 
@@ -138,6 +143,17 @@ fn check_source(graph: &Graph, source: &str, target: &str) -> Reply<()> {
     Ok(())
 }
 
+/// Why a mirror does not start, beginning as clients know it.
+fn in_words(error: &Error) -> String {
+    match error {
+        Error::SizeMismatch { source_name, source_len, target_name, target_len } => format!(
+            "Source and target image have different sizes: {source_name} has {source_len} bytes, {target_name} has \
+             {target_len}"
+        ),
+        other => other.to_string(),
+    }
+}
+
 impl Daemon {
     /// Whether `source` could be mirrored to a target that is still to be opened.
     pub(crate) fn check_mirror_source(&self, source: &str) -> Reply<()> {
@@ -159,11 +175,16 @@ impl Daemon {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
         }
         graph.check_no_overlay(&request.target)?;
+        graph.check_no_job(&request.target)?;
         if let Some((_, u)) = graph.uses_of(&request.target).next() {
             return Err(QmpError::generic(format!(
                 "Node '{}' is busy: it is in use by {}",
                 request.target, u.holder
             )));
+        }
+        self.jobs.check_id(&request.job.id)?;
+        if let Some(name) = &request.filter {
+            graph.check_name(name)?;
         }
         let tap = Arc::clone(&source.tap);
         let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
@@ -206,7 +227,7 @@ impl Daemon {
             match MirrorJob::prepare(&mirror.tap, Arc::clone(&mirror.target), mirror.request.options.clone())
             {
                 Ok(seat) => seats.push(Ok(seat)),
-                Err(error @ Error::SizeMismatch { .. }) => seats.push(Err(error.to_string())),
+                Err(error @ Error::SizeMismatch { .. }) => seats.push(Err(in_words(&error))),
                 Err(error) => {
                     problem = Some(error);
                     break;
@@ -228,7 +249,7 @@ impl Daemon {
         if let Some(error) = problem {
             drop(jobs);
             mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
-            return Err(QmpError::generic(error.to_string()));
+            return Err(QmpError::generic(in_words(&error)));
         }
         for (job, mirror) in jobs.into_iter().zip(mirrors) {
             match job {
@@ -260,7 +281,7 @@ impl Daemon {
             Ok(group) => group,
             Err(error) => {
                 mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
-                return Err(QmpError::generic(error.to_string()));
+                return Err(QmpError::generic(in_words(&error)));
             }
         };
         let (_, jobs) = group.into_jobs();

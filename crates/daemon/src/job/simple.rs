@@ -58,7 +58,7 @@ impl SimpleJob {
 
     /// A job that fails at once.
     pub(crate) fn failed(options: &JobOptions, error: String) -> Self {
-        let job = Self::new(options, 1);
+        let job = Self::new(options, 0);
         job.done(Err(error));
         job
     }

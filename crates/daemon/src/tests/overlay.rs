@@ -148,8 +148,16 @@ fn a_disk_that_is_mirrored_is_busy() {
             mirror("n", "u"),
             "Node 'top' is busy: block device is in use by block job: mirror",
         ),
-        ("blockdev-mirror", mirror("m", "u"), "Job ID 'm' already in use"),
-        ("blockdev-del", json!({"node-name": "top"}), "Node top is in use by block job 'm': mirror"),
+        (
+            "blockdev-mirror",
+            mirror("m", "u"),
+            "Node 'top' is busy: block device is in use by block job: mirror",
+        ),
+        (
+            "blockdev-del",
+            json!({"node-name": "top"}),
+            "Node 'top' is busy: block device is in use by block job: mirror",
+        ),
         ("blockdev-del", json!({"node-name": "t"}), "Node t is in use by block job 'm': mirror"),
         (
             "block_resize",
@@ -177,6 +185,6 @@ fn a_disk_that_is_mirrored_is_busy() {
     assert_eq!(
         client
             .refused("blockdev-mirror", json!({"job-id": "n", "device": "u", "target": "t", "sync": "full"})),
-        "Node 't' is busy: it is in use by block job 'm': mirror"
+        "Node 't' is busy: block device is in use by block job: mirror"
     );
 }

@@ -70,7 +70,7 @@ fn what_cannot_change_is_refused_by_name() {
         ),
         (top(json!({"file": "zz"})), "Cannot find device='' nor node-name='zz'"),
         (top(json!({"file": "f"})), "Cannot change the option 'file'"),
-        (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'file.driver'"),
+        (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'filename'"),
         (top(json!({"data-file": "f"})), "Cannot change the option 'data-file'"),
         (top(json!({"force-share": true, "read-only": true})), "Cannot change the option 'force-share'"),
         (top(json!({"backing": "top"})), "Making 'top' a backing child of 'top' would create a cycle"),
