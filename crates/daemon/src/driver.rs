@@ -291,7 +291,11 @@ impl Daemon {
             }
         }
         graph.insert(node);
-        Ok(())
+        let hides = graph.check_hides_nothing(name);
+        let gone = if hides.is_err() { graph.undo(name) } else { Vec::new() };
+        drop(graph);
+        close(gone);
+        hides
     }
 }
 

@@ -263,9 +263,9 @@ impl Graph {
     }
 
     /// After the tap of `from` has pivoted to the device of `to`: whoever used `from` uses `to`, and the tap
-    /// that they hold is `to`'s. The uses in `except` stay (those of the job itself), and those by which `to` itself stands
-    /// on `from`.
-    pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId]) {
+    /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job has `rewritten`
+    /// it. The uses in `except` stay (those of the job itself), and those by which `to` itself stands on `from`.
+    pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.uses {
             let carries = u.parent().is_some_and(|parent| below.iter().any(|name| name == parent));
@@ -277,6 +277,7 @@ impl Graph {
         let fresh = Tap::new(Arc::clone(&source.device) as _);
         let tap = std::mem::replace(&mut source.tap, fresh);
         if let Some(target) = self.nodes.get_mut(to) {
+            tap.take_bitmaps(&target.tap, rewritten);
             target.tap = tap;
         }
         self.aim_edges();

@@ -391,6 +391,13 @@ impl Daemon {
         }
     }
 
+    /// A job writes, or has written, to the device of `name`: bitmaps that record there cannot tell where.
+    fn note_rewritten(&self, name: &str) {
+        if let Some(node) = self.graph.lock().get(name) {
+            node.tap.note_rewritten();
+        }
+    }
+
     /// Lets uses go, and closes what was there for them alone.
     pub(crate) fn detach_all(&self, uses: &[UseId]) {
         let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();

@@ -48,7 +48,11 @@ pub(crate) static MERGE_MEMBERS: [Member; 3] = [
 
 static ADD: Command =
     Command::new("block-dirty-bitmap-add", "Begins to record what is written.", &ADD_MEMBERS)
-        .differs("bitmaps are not stored in images: `persistent` is refused");
+        .differs(
+            "bitmaps are not stored in images: `persistent` is refused. They go with the users of the node in a pivot and a \
+             snapshot. A job marks all of its target in bitmaps there. Nodes that a format lives in are refused: it writes past \
+             their bitmaps",
+        );
 static REMOVE: Command = Command::new("block-dirty-bitmap-remove", "Forgets a bitmap.", &ONE_MEMBERS);
 static CLEAR: Command = Command::new("block-dirty-bitmap-clear", "Starts a bitmap anew.", &ONE_MEMBERS);
 static ENABLE: Command = Command::new("block-dirty-bitmap-enable", "Records from now on.", &ONE_MEMBERS);
@@ -96,6 +100,7 @@ impl Daemon {
         }
         let graph = self.graph.lock();
         let node = graph.find(args.str("node")?)?;
+        graph.check_sees_writes(&node.name)?;
         let granularity = match args.opt_u64("granularity")? {
             Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => {
                 return Err(QmpError::generic("Granularity must be power of 2 and at least 512"));

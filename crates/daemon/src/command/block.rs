@@ -140,7 +140,8 @@ static BLOCKDEV_MIRROR: Command = Command::new(
 )
 .differs(
     "no node is put in front of the device, `replaces` names nothing but the device, what is in flight is tracked by bytes \
-     and not by granules, and a granule of which a few bytes were written is copied in units of 4 KiB",
+     and not by granules, dirty bitmaps go with the users to the target and join those there, and a granule of which a few \
+     bytes were written is copied in units of 4 KiB",
 );
 
 static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up, images closed.", &[]);

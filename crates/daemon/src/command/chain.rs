@@ -70,7 +70,7 @@ static COMMIT: Command = Command::new(
 )
 .differs(
     "the base has to be open for writing: it was given as `backing` by its name. Nobody else may use what lies below the top, \
-     and no node is put in front of the device",
+     no node is put in front of the device, and dirty bitmaps go with the users to the base and join those there",
 );
 static CHANGE: Command = Command::new(
     "change-backing-file",

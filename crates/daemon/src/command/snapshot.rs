@@ -113,7 +113,7 @@ impl Snapshot {
             if let Some(node) = graph.get_mut(&self.node) {
                 node.read_only = self.was_read_only;
             }
-            graph.pivot(&self.overlay, &self.node, &[]);
+            graph.pivot(&self.overlay, &self.node, &[], false);
             let image = graph.get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
             let mut gone = Vec::new();
             if let Some(link) = graph.link(&self.overlay, "backing") {
@@ -225,7 +225,7 @@ impl Daemon {
         if let Some(base) = graph.get_mut(node) {
             base.read_only = true;
         }
-        graph.pivot(node, overlay, &[]);
+        graph.pivot(node, overlay, &[], false);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Whoever used the node uses the overlay now, so nobody contradicts.
         let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;

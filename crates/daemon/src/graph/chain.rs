@@ -97,6 +97,39 @@ impl Graph {
         self.uses_of(name).all(|(_, u)| u.parent().is_some_and(|parent| self.is_idle(parent)))
     }
 
+    /// The image that writes to `name` past its tap, as formats do to what they live in.
+    fn hidden_writer<'a>(&'a self, name: &'a str) -> Option<&'a str> {
+        let node = self.get(name).filter(|node| node.storage.is_some())?;
+        self.uses_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
+            let parent = self.get(u.parent()?)?;
+            match parent.driver {
+                "qcow2" => Some(parent.name.as_str()),
+                "raw" if node.path.is_some() => Some(parent.name.as_str()),
+                _ => self.hidden_writer(&parent.name),
+            }
+        })
+    }
+
+    /// Refuses if bitmaps of `name` would not see what is written there.
+    pub(crate) fn check_sees_writes(&self, name: &str) -> Reply<()> {
+        match self.hidden_writer(name) {
+            None => Ok(()),
+            Some(image) => Err(QmpError::generic(format!(
+                "A bitmap of '{name}' would not see what '{image}' writes there: take one of '{image}'"
+            ))),
+        }
+    }
+
+    /// Refuses a new node if bitmaps of those that it stands on would not see any more what is written there.
+    pub(crate) fn check_hides_nothing(&self, new: &str) -> Reply<()> {
+        for name in self.all_below(new).into_iter().skip(1) {
+            if self.get(name).is_some_and(|node| !node.tap.bitmaps().is_empty()) {
+                self.check_sees_writes(name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses if anybody uses `name`.
     pub(crate) fn check_unused(&self, name: &str) -> Reply<()> {
         self.check_no_job(name)?;

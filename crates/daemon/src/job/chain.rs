@@ -192,7 +192,10 @@ impl Daemon {
                 return Err(error);
             }
         };
+        self.note_rewritten(base);
+        let written = base.to_owned();
         let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
+            daemon.note_rewritten(&written);
             daemon.make_read_only(writable);
             daemon.detach_all(uses);
         };
@@ -217,7 +220,7 @@ impl Daemon {
             let at_end: AtEnd = Box::new(move |daemon| {
                 let _ = job.wait();
                 if Arc::ptr_eq(&tap.device(), &target) {
-                    daemon.graph.lock().pivot(&device, &base, &uses);
+                    daemon.graph.lock().pivot(&device, &base, &uses, true);
                     daemon.detach_all(&uses);
                     daemon.collect(&device);
                 } else {

@@ -186,7 +186,7 @@ impl Daemon {
         if let Some(name) = &request.filter {
             graph.check_name(name)?;
         }
-        let tap = Arc::clone(&source.tap);
+        let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
         let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
         let holder = Holder::Job { id: request.job.id.clone(), kind: "mirror" };
         let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
@@ -200,6 +200,7 @@ impl Daemon {
                 return Err(error);
             }
         };
+        tap_of_target.note_rewritten();
         Ok(Prepared { request, uses: vec![on_source, on_target], tap, target: device })
     }
 
@@ -318,7 +319,9 @@ impl Daemon {
         uses: &[UseId],
     ) {
         if Arc::ptr_eq(&tap.device(), target) {
-            self.graph.lock().pivot(source_name, target_name, uses);
+            self.graph.lock().pivot(source_name, target_name, uses, true);
+        } else {
+            self.note_rewritten(target_name);
         }
         self.detach_all(uses);
     }

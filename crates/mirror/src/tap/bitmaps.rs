@@ -7,6 +7,7 @@
 //! What must hold: an enabled bitmap is told of every write before the write is acknowledged; one that is in use (a job
 //! works from it, or somebody holds a [`BitmapUse`]) is changed by nothing but writes and that job.
 
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
 
@@ -220,6 +221,37 @@ impl Tap {
             }
             Ok(())
         })
+    }
+
+    /// Something has written to the disk below without the tap, or may have: everything counts as written in bitmaps that
+    /// record.
+    pub fn note_rewritten(&self) {
+        let all = ByteRange::new(0, self.len());
+        self.state.lock().bitmaps.values_mut().for_each(|bitmap| bitmap.record(all));
+    }
+
+    /// Takes in all bitmaps of `other`, a tap of the disk that has come to lie below this one; they join those of the same
+    /// name. If the disk was `rewritten` meanwhile, everything counts as written in those of `other` that record.
+    pub fn take_bitmaps(&self, other: &Self, rewritten: bool) {
+        let taken = std::mem::take(&mut other.state.lock().bitmaps);
+        let mut state = self.state.lock();
+        let len = self.len();
+        for (name, mut bitmap) in taken {
+            // Its granularity was valid before.
+            let Ok(mut map) = DirtyBitmap::new(len, bitmap.map.granularity()) else { continue };
+            map.merge(&bitmap.map);
+            bitmap.map = map;
+            if rewritten {
+                bitmap.record(ByteRange::new(0, len));
+            }
+            match state.bitmaps.entry(name) {
+                Entry::Vacant(place) => {
+                    place.insert(bitmap);
+                }
+                Entry::Occupied(mut same) => same.get_mut().map.merge(&bitmap.map),
+            }
+        }
+        self.set_lanes(&state);
     }
 
     /// Keeps others from changing the bitmap, while it is exported, say. It goes on recording.
