@@ -211,13 +211,14 @@ fn a_grouped_transaction_moves_all_disks_at_once() {
     let nodes = |daemon: &mut Running| {
         let exports = daemon.must("query-block-exports", json!({}));
         let names = exports.as_array().unwrap().iter().map(|e| e["node-name"].as_str().unwrap().to_owned());
+        // The youngest first.
         names.collect::<Vec<_>>()
     };
-    assert_eq!(nodes(&mut daemon), ["a", "b"]);
+    assert_eq!(nodes(&mut daemon), ["b", "a"]);
     daemon.must("job-complete", json!({"id": "m2"}));
     daemon.wait_for("BLOCK_JOB_COMPLETED");
     daemon.wait_for("BLOCK_JOB_COMPLETED");
-    assert_eq!(nodes(&mut daemon), ["a2", "b2"]);
+    assert_eq!(nodes(&mut daemon), ["b2", "a2"]);
     daemon.quit();
     qemu.check(&dir.join("a2.qcow2")).unwrap();
 }
