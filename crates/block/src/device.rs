@@ -100,6 +100,14 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
         Ok(0)
     }
 
+    /// Whether a write to `range` would have to wait now until somebody else has finished there, a job that copies the range
+    /// for example. A hint, outdated the next moment, for callers that do many requests on one thread: that one is better
+    /// left to another thread.
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        let _ = range;
+        false
+    }
+
     /// Lets go of calls that are blocked on something that may never answer (a dead network peer); they fail
     /// with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
     fn cancel_in_flight(&self) {}

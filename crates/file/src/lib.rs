@@ -42,6 +42,7 @@ mod io;
 mod new_file;
 mod open;
 mod storage;
+mod turns;
 mod zeroes;
 
 pub use new_file::{Existing, NewFile};

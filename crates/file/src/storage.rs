@@ -20,6 +20,7 @@ use rustix::fs::{OFlags, SeekFrom};
 use crate::direct::Direct;
 use crate::flush::FlushGate;
 use crate::growth::Growth;
+use crate::turns::Turns;
 use crate::zeroes::Outcome;
 use crate::{copy, holes, io, open, zeroes};
 
@@ -71,6 +72,7 @@ pub struct FileStorage {
     lock: Mutex<Option<ImageLock>>,
     flushes: FlushGate,
     growth: Growth,
+    turns: Turns,
 }
 
 /// How a file is open, as a number below 4.
@@ -136,6 +138,7 @@ impl FileStorage {
             lock: Mutex::new(lock),
             flushes: FlushGate::default(),
             growth: Growth::new(len),
+            turns: Turns::default(),
         })
     }
 
@@ -275,6 +278,9 @@ impl FileStorage {
 
     fn write_bytes(&self, buf: &[u8], offset: u64) -> Result<()> {
         match self.direct() {
+            None if self.kind == FileKind::Regular => {
+                self.turns.write(buf, |piece, at| io::write(self.file(), piece, offset + at as u64))
+            }
             None => io::write(self.file(), buf, offset),
             Some(direct) => direct.write(self.file(), buf, offset),
         }

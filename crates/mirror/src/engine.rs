@@ -167,6 +167,11 @@ impl Engine {
         self.state.lock().core.is_concluded()
     }
 
+    /// Whether a write of the guest to `range` would have to wait now.
+    pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
+        self.state.lock().core.guest_would_wait(range)
+    }
+
     /// Waits until a write of the guest to `range` is let in, or the job is over.
     pub(crate) fn guest_begin(&self, range: ByteRange, can_mirror: bool) -> (u64, Admission) {
         let mut state = self.state.lock();

@@ -446,6 +446,20 @@ impl BlockDevice for Tap {
         })
     }
 
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        if !self.lanes.is_listened() {
+            return false;
+        }
+        let session = {
+            let state = self.state.lock();
+            if state.drains > 0 {
+                return true;
+            }
+            state.session.clone()
+        };
+        session.is_some_and(|session| session.engine.guest_would_wait(range))
+    }
+
     fn cancel_in_flight(&self) {
         self.below.load().device.cancel_in_flight();
     }

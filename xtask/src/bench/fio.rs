@@ -30,7 +30,13 @@ pub(super) struct Writes {
 }
 
 /// fio at work.
-pub(super) struct Fio(Option<Child>);
+pub(super) struct Fio {
+    child: Option<Child>,
+    cut_short: bool,
+}
+
+/// What fio's exit code is after a signal; its report is whole all the same.
+const INTERRUPTED: i32 = 128;
 
 impl Fio {
     /// Whether fio is installed and knows NBD.
@@ -51,23 +57,36 @@ impl Fio {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|e| format!("fio: {e}"))?;
-        Ok(Self(Some(child)))
+        Ok(Self { child: Some(child), cut_short: false })
     }
 
     /// Whether it still writes.
     pub(super) fn writes(&mut self) -> Outcome<bool> {
-        Ok(match &mut self.0 {
+        Ok(match &mut self.child {
             Some(child) => child.try_wait()?.is_none(),
             None => false,
         })
     }
 
+    /// Ends it before its time; what it has written until now counts.
+    pub(super) fn cut_short(&mut self) -> Outcome {
+        if let Some(child) = &self.child {
+            rustix::process::kill_process(
+                rustix::process::Pid::from_child(child),
+                rustix::process::Signal::INT,
+            )?;
+            self.cut_short = true;
+        }
+        Ok(())
+    }
+
     /// Waits for its end.
     pub(super) fn finish(mut self) -> Outcome<Writes> {
-        let child = self.0.take().ok_or("fio has been waited for")?;
+        let child = self.child.take().ok_or("fio has been waited for")?;
         let output = child.wait_with_output()?;
         let text = String::from_utf8(output.stdout)?;
-        if !output.status.success() {
+        let was_cut_short = self.cut_short && output.status.code() == Some(INTERRUPTED);
+        if !(output.status.success() || was_cut_short) {
             return Err(format!("fio: {}: {text}", output.status).into());
         }
         // Remarks may come before the report.
@@ -86,7 +105,7 @@ impl Fio {
 
 impl Drop for Fio {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
+        if let Some(child) = &mut self.child {
             // It may have gone by itself.
             let _ = child.kill();
             let _ = child.wait();

@@ -56,8 +56,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn goes_before(&self, guest: &Guest) -> bool {
-        guest.id >= self.first_after && guest.range.overlaps(self.range)
+    fn goes_before(&self, id: u64, range: ByteRange) -> bool {
+        id >= self.first_after && range.overlaps(self.range)
     }
 }
 
@@ -121,13 +121,7 @@ impl Core {
             self.guests[index].stage = Stage::Behind;
             return Admission::Source;
         }
-        let earlier =
-            |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
-        let after_the_job = self.wanted.is_some_and(|wanted| wanted.goes_before(&self.guests[index]));
-        if after_the_job
-            || self.guests.iter().any(earlier)
-            || self.in_flight.iter().any(|op| op.moves().overlaps(range))
-        {
+        if self.is_others_turn(id, range) {
             if self.patience().is_some_and(|patience| waited >= patience) {
                 // Left to the job after all: it is marked when it has finished.
                 self.guests[index].stage = Stage::Behind;
@@ -140,6 +134,20 @@ impl Core {
         self.guests[index].at_target = self.clock;
         self.admit_to_target(range);
         Admission::Both
+    }
+
+    /// Whether a write to `range` that came now would have to wait.
+    pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
+        !self.is_concluded() && (self.held || self.is_blocking() && self.is_others_turn(self.next_id, range))
+    }
+
+    /// Whether the write `id` to `range` comes after an operation under way, an earlier write, or what the job takes next.
+    fn is_others_turn(&self, id: u64, range: ByteRange) -> bool {
+        let earlier =
+            |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
+        self.wanted.is_some_and(|wanted| wanted.goes_before(id, range))
+            || self.guests.iter().any(earlier)
+            || self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
 
     /// The write `id` has finished at the source and goes to the target now.
@@ -320,7 +328,7 @@ impl Core {
             .filter(|guest| match guest.stage {
                 Stage::Both => true,
                 Stage::Waiting => {
-                    let after = self.wanted.is_some_and(|wanted| wanted.goes_before(guest));
+                    let after = self.wanted.is_some_and(|wanted| wanted.goes_before(guest.id, guest.range));
                     waiting_counts && guest.can_mirror && !after
                 }
                 Stage::Behind => false,

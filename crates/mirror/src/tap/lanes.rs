@@ -46,6 +46,11 @@ impl Lanes {
         None
     }
 
+    /// Whether somebody listens, as far as can be seen from here.
+    pub(super) fn is_listened(&self) -> bool {
+        self.0[thread_number() % LANES].0.load(Ordering::Relaxed) & LISTENED != 0
+    }
+
     /// A write that entered lane `index` has finished. False if somebody listens: then it is still counted, and must
     /// [`leave_listened`](Self::leave_listened).
     pub(super) fn leave(&self, index: usize) -> bool {

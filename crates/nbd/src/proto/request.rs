@@ -73,6 +73,11 @@ impl Request {
     /// Bytes of an extended header.
     pub const EXTENDED_LEN: usize = size_of::<WireExtendedRequest>();
 
+    /// Whether it changes what the export holds.
+    pub fn writes(&self) -> bool {
+        matches!(self.command, Command::Write | Command::Trim | Command::WriteZeroes)
+    }
+
     /// What a client sent.
     ///
     /// # Errors

@@ -102,12 +102,14 @@ pub(crate) struct Task {
     /// The payload, or room for the bytes of a read or for the answer to a block status request.
     pub(crate) buf: Option<Loan>,
     pub(crate) held: u64,
+    /// It has to wait for somebody else's work, which says nothing about the device.
+    pub(crate) waits: bool,
 }
 
 impl Task {
     pub(crate) fn run(self, scratch: &mut Scratch) {
-        let Self { connection, request, buf, held } = self;
-        let watch = connection.served.pace(request.command).start();
+        let Self { connection, request, buf, held, waits } = self;
+        let watch = (!waits).then(|| connection.served.pace(request.command).start_spread());
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
         let reply = match buf {
@@ -127,7 +129,9 @@ impl Task {
                 reply
             }
         };
-        connection.served.pace(request.command).stop(&watch, moved);
+        if let Some(watch) = watch {
+            watch.stop(moved);
+        }
         connection.reply(reply, held);
     }
 }

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use blockmirror_block::AlignedBuf;
+use blockmirror_block::{AlignedBuf, ByteRange};
 
 use crate::proto::{Command, Errno, MAX_PAYLOAD, Request};
 
@@ -62,9 +62,9 @@ enum Stage {
     /// In a header, of which these bytes are there.
     Header { bytes: [u8; Request::EXTENDED_LEN], have: usize },
     /// Before the request can go on there must be room.
-    Waiting { request: Request },
+    Waiting { request: Request, waits: bool },
     /// In the payload of a request that was admitted.
-    Payload { request: Request, buf: Loan, have: usize, held: u64 },
+    Payload { request: Request, buf: Loan, have: usize, held: u64, waits: bool },
     /// In a payload that is thrown away, before the failure is answered.
     Skip { request: Request, left: u64, failure: Failure },
 }
@@ -192,20 +192,20 @@ impl Input {
                     Err(_) => Step::End,
                 }
             }
-            Stage::Waiting { request } => {
-                let request = *request;
+            Stage::Waiting { request, waits } => {
+                let (request, waits) = (*request, *waits);
                 self.stage = Stage::default();
-                self.admit(connection, scratch, &request)
+                self.admit(connection, scratch, &request, waits)
             }
             Stage::Payload { buf, have, .. } => {
                 let n = bytes.len().min(buf.len() - *have);
                 buf[*have..*have + n].copy_from_slice(&bytes[..n]);
                 *have += n;
                 if *have == buf.len()
-                    && let Stage::Payload { request, buf, held, .. } = std::mem::take(&mut self.stage)
+                    && let Stage::Payload { request, buf, held, waits, .. } = std::mem::take(&mut self.stage)
                 {
                     let connection = Arc::clone(connection);
-                    scratch.tasks.push(Task { connection, request, buf: Some(buf), held });
+                    scratch.tasks.push(Task { connection, request, buf: Some(buf), held, waits });
                 }
                 Step::Used(n)
             }
@@ -257,25 +257,33 @@ impl Input {
         let moved = if request.command == Command::Read { request.length } else { payload };
         // `moved` is at most 32 MiB.
         let len = usize::try_from(moved).unwrap_or(usize::MAX);
-        if quick && moved <= INLINE && (payload == 0 || after.len() >= len) {
-            let watch = pace.start();
+        let waits = request.writes()
+            && connection.device().write_would_wait(ByteRange::at(request.offset, request.length));
+        if quick && !waits && moved <= INLINE && (payload == 0 || after.len() >= len) {
+            let watch = pace.start_alone();
             if request.command == Command::Read {
                 execute::read_inline(connection, request, &mut scratch.out, len);
-                pace.stop(&watch, moved);
+                watch.stop(moved);
                 return Step::Used(used);
             }
             let data = if payload == 0 { &[] } else { &after[..len] };
             execute::run(connection, request, data, &mut scratch.out);
-            pace.stop(&watch, moved);
+            watch.stop(moved);
             return Step::Used(used + data.len());
         }
         // If it has to wait, the next step says so: the header is used up all the same.
-        let _ = self.admit(connection, scratch, request);
+        let _ = self.admit(connection, scratch, request, waits);
         Step::Used(used)
     }
 
     /// Finds room for a request, or has it wait.
-    fn admit(&mut self, connection: &Arc<Connection>, scratch: &mut Scratch, request: &Request) -> Step {
+    fn admit(
+        &mut self,
+        connection: &Arc<Connection>,
+        scratch: &mut Scratch,
+        request: &Request,
+        waits: bool,
+    ) -> Step {
         let payload = connection.terms.payload_len(request);
         let held = match request.command {
             Command::Read => request.length,
@@ -284,7 +292,7 @@ impl Input {
             _ => payload,
         };
         let Some(alone) = connection.admit(held) else {
-            self.stage = Stage::Waiting { request: *request };
+            self.stage = Stage::Waiting { request: *request, waits };
             return Step::Wait;
         };
         let mut buf = None;
@@ -294,18 +302,18 @@ impl Input {
             buf = connection.served.memory.borrow(len, alone, connection);
             if buf.is_none() {
                 connection.withdraw(held);
-                self.stage = Stage::Waiting { request: *request };
+                self.stage = Stage::Waiting { request: *request, waits };
                 return Step::Wait;
             }
         }
         match buf {
             Some(mut buf) if payload > 0 => {
                 buf.shorten(usize::try_from(payload).unwrap_or(usize::MAX));
-                self.stage = Stage::Payload { request: *request, buf, have: 0, held };
+                self.stage = Stage::Payload { request: *request, buf, have: 0, held, waits };
             }
             buf => {
                 let connection = Arc::clone(connection);
-                scratch.tasks.push(Task { connection, request: *request, buf, held });
+                scratch.tasks.push(Task { connection, request: *request, buf, held, waits });
             }
         }
         Step::Used(0)

@@ -94,8 +94,7 @@ impl Terms {
             let beyond = request.flags.without(allowed);
             return Err(Failure::new(Errno::INVAL, format!("flags {beyond:?} do not go with this command")));
         }
-        let writes = matches!(request.command, Command::Write | Command::Trim | Command::WriteZeroes);
-        if writes && !self.writable {
+        if request.writes() && !self.writable {
             return Err(Failure::new(Errno::PERM, "the export is read-only"));
         }
         match request.command {

@@ -181,7 +181,11 @@ impl Qmp {
         let until = Instant::now() + PATIENCE;
         let output = loop {
             match UnixStream::connect(socket) {
-                Ok(stream) => break stream,
+                Ok(stream) => {
+                    // A program that hangs must not hang the benchmark.
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    break stream;
+                }
                 Err(error) if Instant::now() > until => {
                     return Err(format!("{}: {error}", socket.display()).into());
                 }
