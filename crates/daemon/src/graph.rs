@@ -265,6 +265,8 @@ impl Graph {
     /// After the tap of `from` has pivoted to the device of `to`: whoever used `from` uses `to`, and the tap
     /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job has `rewritten`
     /// it. The uses in `except` stay (those of the job itself), and those by which `to` itself stands on `from`.
+    ///
+    /// Edges need not be aimed: one that led to the tap still does. Who calls this changes uses next, and then they are.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.uses {
@@ -280,7 +282,6 @@ impl Graph {
             tap.take_bitmaps(&target.tap, rewritten);
             target.tap = tap;
         }
-        self.aim_edges();
     }
 }
 

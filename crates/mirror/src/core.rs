@@ -241,6 +241,8 @@ pub(crate) struct Core {
     guests: Vec<Guest>,
     /// When a thread last asked for work, nothing but time or the end of an operation could have given it any.
     only_time_helps: bool,
+    /// When a thread last asked for work, everything was done: only what becomes dirty gives it any.
+    only_dirt_helps: bool,
     /// What the guest has kept the job from for too long.
     wanted: Option<Wanted>,
     /// Writes under way that began before the job.
@@ -311,6 +313,7 @@ impl Core {
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
             only_time_helps: false,
+            only_dirt_helps: false,
             wanted: None,
             strangers: 0,
             target_touched: false,

@@ -130,7 +130,7 @@ impl Engine {
         self.note(&mut state);
         match wake {
             Wake::None => {}
-            Wake::One if state.idle > 0 && !state.core.only_time_helps() => self.work.notify_one(),
+            Wake::One if state.idle > 0 && !state.core.guest_makes_no_work() => self.work.notify_one(),
             Wake::One => {}
             Wake::All => self.work.notify_all(),
         }

@@ -111,6 +111,16 @@ impl RateLimiter {
         if self.closed || self.over_quota() { self.end.saturating_sub(now) } else { Duration::ZERO }
     }
 
+    /// How long to wait, as seen from `now`, so that the slice is spent evenly and not at its beginning: for callers who would
+    /// rather not keep others from the devices for a while in each slice. What is left of a slice after three quarters of it
+    /// need not wait, so that nothing is lost by waking late.
+    pub fn even_delay(&self, now: Duration) -> Duration {
+        if self.speed == 0 || now >= self.end {
+            return Duration::ZERO;
+        }
+        self.start.saturating_add(self.worth(self.dispatched) / 4 * 3).saturating_sub(now)
+    }
+
     /// Changes the speed at `now`. Time already waited counts at the old speed; what is still owed is paid at the
     /// new one. Whoever sleeps on an earlier answer should be woken and ask for [`delay`](Self::delay).
     pub fn set_speed(&mut self, now: Duration, speed: u64) {

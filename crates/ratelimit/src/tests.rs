@@ -190,3 +190,25 @@ proptest! {
         }
     }
 }
+
+/// A slice of 20 MB was copied in its first milliseconds by all threads at once, and writers of the disk waited meanwhile.
+#[test]
+fn a_slice_is_spent_evenly_over_three_quarters_of_it() {
+    let mut limiter = RateLimiter::new(10_000_000);
+    assert_eq!(limiter.even_delay(ms(0)), ms(0));
+    limiter.account(ms(0), 200_000);
+    assert_eq!(limiter.even_delay(ms(0)), ms(15));
+    assert_eq!(limiter.even_delay(ms(10)), ms(5));
+    // Who comes late catches up.
+    assert_eq!(limiter.even_delay(ms(40)), ms(0));
+    limiter.account(ms(40), 200_000);
+    assert_eq!(limiter.even_delay(ms(40)), ms(0));
+    limiter.account(ms(40), 400_000);
+    assert_eq!(limiter.even_delay(ms(40)), ms(20));
+    // What is left passes without waiting then, and nothing of a slice before counts.
+    assert_eq!(
+        (limiter.room(ms(60)), limiter.even_delay(ms(60)), limiter.even_delay(ms(100))),
+        (200_000, ms(0), ms(0))
+    );
+    assert_eq!(RateLimiter::new(0).even_delay(ms(1)), ms(0));
+}

@@ -137,6 +137,8 @@ fn a_mirror_sees_what_is_written_by_hand() {
     assert_eq!(client.io("top", "write -q -P 5 320k 64k"), "");
     assert_eq!(client.line("block_job_pause top"), "");
     assert_eq!(client.line("block_job_pause top"), "Error: Job is already paused\n");
+    // A job that is resumed before it has come to rest has not changed its state, and tells of none.
+    client.wait_for_status("standby");
     assert_eq!(client.line("block_job_resume top"), "");
     client.wait_for_status("ready");
     let list = client.line("info block-jobs");

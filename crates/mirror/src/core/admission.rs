@@ -16,7 +16,7 @@ const QUEUE_LOW: usize = 512;
 /// Zeroing by metadata goes in steps of this, so that a pause or a cancel need not wait for the whole disk.
 const ZERO_STEP: u64 = 256 << 20;
 /// With a speed limit, a slice is spent in at least so many operations if the granularity allows.
-const OPERATIONS_PER_SLICE: u64 = 8;
+const OPERATIONS_PER_SLICE: u64 = 64;
 
 impl Core {
     /// What the calling thread is to do. An action handed out must be reported to
@@ -24,6 +24,7 @@ impl Core {
     pub(crate) fn next(&mut self, now: Duration) -> Next {
         self.tick(now);
         self.only_time_helps = false;
+        self.only_dirt_helps = false;
         match self.phase {
             Phase::Running => {}
             Phase::Aborting(_) => return self.next_while_aborting(),
@@ -91,8 +92,8 @@ impl Core {
     }
 
     /// Whether a thread that waits need not be woken because of what the guest has done.
-    pub(crate) fn only_time_helps(&self) -> bool {
-        self.only_time_helps
+    pub(crate) fn guest_makes_no_work(&self) -> bool {
+        self.only_time_helps || self.only_dirt_helps && self.dirty.is_clean()
     }
 
     pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
@@ -230,6 +231,8 @@ impl Core {
                 // Rather wait for the next slice than burst beyond this one.
                 delay = self.limiter.close_slice(now);
             }
+            // The guest had better meet a copy now and then than many of them at once.
+            delay = delay.max(self.limiter.even_delay(now));
             if !delay.is_zero() {
                 return self.wait_for_time(Some(now.saturating_add(delay)));
             }
@@ -283,6 +286,8 @@ impl Core {
             return self.config.operation;
         }
         let share = (self.limiter.quota() / OPERATIONS_PER_SLICE).min(self.limiter.room(now));
-        floor_power_of_two(share).max(self.config.granularity).min(self.config.operation)
+        // A coarse granularity says nothing about what a copy may be cut into.
+        let least = self.config.granularity.min(self.least_size());
+        floor_power_of_two(share).max(least).min(self.config.operation)
     }
 }

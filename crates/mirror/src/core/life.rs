@@ -143,6 +143,7 @@ impl Core {
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
             if self.has_been_ready() {
+                self.only_dirt_helps = true;
                 return Next::Wait(self.looks_again_at());
             }
             return self.begin(Work::Flush, 0);

@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) served: Arc<Served>,
     input: Mutex<Input>,
     state: Mutex<State>,
+    /// Held while the socket is armed, so that the last time is by the latest state; the state is locked inside it.
+    arming: Mutex<()>,
     /// Counts bytes moved, roughly, so that a stalled peer can be told.
     moved: AtomicU64,
     /// Whether the rest of a request is awaited.
@@ -162,6 +164,7 @@ impl Connection {
                 broken: false,
                 closed: false,
             }),
+            arming: Mutex::default(),
             moved: AtomicU64::new(0),
             receiving: AtomicBool::new(false),
             cut: AtomicBool::new(false),
@@ -219,11 +222,11 @@ impl Connection {
                 state.blocked = false;
                 state.writing = true;
             }
-            if !read || !write {
-                self.arm(&mut state);
-            }
             (read, write)
         };
+        if !read || !write {
+            self.arm();
+        }
         if write {
             self.send_queue();
         }
@@ -232,20 +235,23 @@ impl Connection {
         }
     }
 
-    /// Waits for whatever is not being done by somebody.
-    fn arm(&self, state: &mut State) {
+    /// Waits for whatever is not being done by somebody. Called after each change of the state that calls for it, not under
+    /// the lock of the state: somebody may wake at once, and would have to wait for it.
+    fn arm(&self) {
+        let _arming = self.arming.lock();
         let mut interest = EventFlags::empty();
-        if state.reading == Reading::Armed {
-            interest |= EventFlags::IN;
+        {
+            let state = self.state.lock();
+            if state.reading == Reading::Armed {
+                interest |= EventFlags::IN;
+            }
+            if state.blocked {
+                interest |= EventFlags::OUT;
+            }
         }
-        if state.blocked {
-            interest |= EventFlags::OUT;
-        }
-        if !interest.is_empty() && !state.closed && self.served.pool.arm(self, interest).is_err() {
+        if !interest.is_empty() && self.served.pool.arm(self, interest).is_err() {
             // Nobody would ever wake up for it again.
-            self.cut.store(true, Ordering::Relaxed);
-            state.broken = true;
-            self.transport.socket.shutdown();
+            self.break_off();
         }
     }
 
@@ -277,10 +283,12 @@ impl Connection {
                 Turn::Drained => {
                     let last = scratch.tasks.pop();
                     self.hand_over(scratch);
-                    let mut state = self.state.lock();
-                    state.reading = Reading::Armed;
-                    state.again = false;
-                    self.arm(&mut state);
+                    {
+                        let mut state = self.state.lock();
+                        state.reading = Reading::Armed;
+                        state.again = false;
+                    }
+                    self.arm();
                     last
                 }
                 Turn::Wait => {

@@ -77,12 +77,17 @@ impl Pool {
         let mut state = self.state.lock();
         state.connections += 1;
         state.jobs.push_back(Job::Resume(connection));
-        if let Err(e) = self.wake_or_start(&mut state, served)
-            && state.threads == 0
-        {
-            state.jobs.pop_back();
-            state.connections -= 1;
-            return Err(e);
+        let call = match self.call_or_start(&mut state, served) {
+            Err(e) if state.threads == 0 => {
+                state.jobs.pop_back();
+                state.connections -= 1;
+                return Err(e);
+            }
+            call => call.unwrap_or(false),
+        };
+        drop(state);
+        if call {
+            self.wake();
         }
         Ok(())
     }
@@ -109,20 +114,23 @@ impl Pool {
         let mut state = self.state.lock();
         state.jobs.push_back(job);
         // If no thread can be started there is at least the one that is working now: it will look here.
-        let _ = self.wake_or_start(&mut state, served);
+        let call = self.call_or_start(&mut state, served);
+        drop(state);
+        if let Ok(true) = call {
+            self.wake();
+        }
     }
 
-    fn wake_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<()> {
+    /// Sees to it that somebody looks at the queue. True if the caller is to [`wake`](Self::wake) a worker, once the state is
+    /// not locked any more: it looks there at once.
+    fn call_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<bool> {
         if state.idle > 0 {
-            if !std::mem::replace(&mut state.waking, true) {
-                self.wake();
-            }
-            Ok(())
-        } else if state.threads < self.most {
-            start(state, served)
-        } else {
-            Ok(())
+            return Ok(!std::mem::replace(&mut state.waking, true));
         }
+        if state.threads < self.most {
+            start(state, served)?;
+        }
+        Ok(false)
     }
 
     fn wake(&self) {
@@ -135,8 +143,13 @@ impl Pool {
         let mut state = self.state.lock();
         if let Some(job) = state.jobs.pop_front() {
             // One write may have stood for several jobs, and somebody has to wait for sockets meanwhile.
+            let mut call = false;
             if !state.jobs.is_empty() || state.idle == 0 {
-                let _ = self.wake_or_start(&mut state, served);
+                call = self.call_or_start(&mut state, served).unwrap_or(false);
+            }
+            drop(state);
+            if call {
+                self.wake();
             }
             return Next::Job(job);
         }

@@ -75,7 +75,7 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
         let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
         core.finished(NOW, action.id, Ok(copied(range)));
     }
-    assert!(core.only_time_helps(), "the slice is spent");
+    assert!(core.guest_makes_no_work(), "the slice is spent");
     core.limiter.set_speed(NOW, 0);
     while let Next::Do(action) = core.next(NOW) {
         let done = match action.work {
@@ -84,5 +84,16 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
         };
         core.finished(NOW, action.id, Ok(done));
     }
-    assert!(core.has_been_ready() && !core.only_time_helps(), "the next write is work");
+    assert!(core.has_been_ready() && core.guest_makes_no_work(), "there is nothing to do");
+    core.change(CopyMode::WriteBlocking).unwrap();
+    let range = ByteRange::new(0, 4096);
+    let write = |core: &mut Core, target| {
+        let id = core.guest_begin(range, true);
+        assert_eq!(core.guest_admit(id), Admission::Both);
+        core.guest_finished(id, true, target);
+        core.guest_makes_no_work()
+    };
+    // Once each of a guest's writes woke a thread, which looked and went to sleep again.
+    assert!(write(&mut core, Some(Ok(()))), "both have it");
+    assert!(!write(&mut core, None), "the target is to get it");
 }

@@ -100,8 +100,8 @@ impl Connection {
                 }
                 if state.blocked {
                     state.writing = false;
-                    self.arm(&mut state);
-                    return;
+                    drop(state);
+                    return self.arm();
                 }
                 std::mem::swap(&mut state.out, &mut replies);
             }
@@ -117,8 +117,8 @@ impl Connection {
                     state.out.append(&mut replies);
                     state.writing = false;
                     state.blocked = true;
-                    self.arm(&mut state);
-                    return;
+                    drop(state);
+                    return self.arm();
                 }
                 Err(_) => {
                     drop(state);

@@ -1,0 +1,91 @@
+//! Targets that forget what was not flushed.
+
+use super::*;
+
+fn forgetful() -> Geometry {
+    let mut geometry = Geometry::plain();
+    geometry.forgetful = true;
+    geometry
+}
+
+/// A disk copied for hours to a server that was lost for a moment was copied again from the start: nothing had been flushed.
+#[test]
+fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let (mut now, mut log) = (Duration::ZERO, Vec::new());
+    let mut copied = 0;
+    while let Some(action) = next(&mut core, &mut now) {
+        log.push(action.work);
+        let lost = action.work == Work::Flush && log.iter().filter(|w| **w == Work::Flush).count() == 1;
+        if let Work::Copy { .. } = action.work {
+            now += Duration::from_millis(400);
+            copied += 1;
+        }
+        let result = if lost {
+            Err(failure(Operation::Write, ErrorKind::WritesLost))
+        } else {
+            Ok(honest(action.work))
+        };
+        core.finished(now, action.id, result);
+    }
+    let secured = log.iter().filter(|work| **work == Work::Secure).count();
+    // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was not asked.
+    assert_eq!((secured, copied), (2, 8 + 2), "{log:?}");
+    assert_eq!(errors(&mut core), []);
+    assert!(core.take_result().unwrap().is_ok());
+}
+
+/// To make durable what was written takes a thread, not the job: other operations go on.
+#[test]
+fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let mut now = Duration::ZERO;
+    for _ in 0..2 {
+        let action = next(&mut core, &mut now).unwrap();
+        core.finished(now, action.id, Ok(honest(action.work)));
+    }
+    now = Duration::from_secs(1);
+    let secure = next(&mut core, &mut now).unwrap();
+    assert_eq!(secure.work, Work::Secure);
+    let copy = next(&mut core, &mut now).unwrap();
+    assert!(matches!(copy.work, Work::Copy { .. }));
+    now = Duration::from_secs(9);
+    core.finished(now, copy.id, Ok(honest(copy.work)));
+    assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
+    // It took eight seconds: the next one is not before twenty-four more have passed.
+    core.finished(now, secure.id, Ok(Done::Flushed));
+    now = Duration::from_secs(32);
+    assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
+    now = Duration::from_secs(33);
+    assert_eq!(next(&mut core, &mut now).unwrap().work, Work::Secure);
+}
+
+/// Answers to surveys that were under way when the target lost something are not trusted, but those to later ones are: where
+/// many surveys were under way, one after the other, all were thrown away for ever.
+#[test]
+fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let mut now = Duration::ZERO;
+    // A first copy, to have something that can be lost.
+    let first = next(&mut core, &mut now).unwrap();
+    let Work::Survey { range, .. } = first.work else { panic!("{first:?}") };
+    let need = Need::Copy { target_zero: false };
+    let begin = ByteRange::new(0, M);
+    core.finished(now, first.id, Ok(Done::Surveyed(vec![Segment { range: begin, need, below: false }])));
+    let early = next(&mut core, &mut now).unwrap();
+    assert!(matches!(early.work, Work::Survey { range: rest, .. } if rest == ByteRange::new(M, range.end())));
+    let copy = next(&mut core, &mut now).unwrap();
+    core.finished(now, copy.id, Ok(honest(copy.work)));
+    now = Duration::from_secs(1);
+    let secure = next(&mut core, &mut now).unwrap();
+    assert_eq!(secure.work, Work::Secure);
+    core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
+    let late = next(&mut core, &mut now).unwrap();
+    assert!(matches!(late.work, Work::Survey { range, .. } if range == begin), "{late:?}");
+    core.finished(now, late.id, Ok(honest(late.work)));
+    let copy = next(&mut core, &mut now).unwrap();
+    assert!(matches!(copy.work, Work::Copy { range, .. } if range == begin), "{copy:?}");
+    core.finished(now, early.id, Ok(honest(early.work)));
+    let again = next(&mut core, &mut now).unwrap();
+    assert!(matches!(again.work, Work::Survey { range, .. } if range.start() == M), "{again:?}");
+}
