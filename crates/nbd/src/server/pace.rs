@@ -23,7 +23,7 @@ const QUICK: Duration = Duration::from_micros(30);
 /// ... and this for each page.
 const QUICK_PAGE: Duration = Duration::from_micros(2);
 const PAGE: u64 = 4096;
-/// Longer ones count as if they took this: three make the kind slow for some sixty quick ones, and one in a hundred that waits
+/// Those that cost more count as if they cost this: three make the kind slow for some sixty quick ones, and one in a hundred that waits
 /// for a lock whose holder has lost its processor does not.
 const LONGEST: Duration = Duration::from_millis(1);
 /// An average is over about so many requests.
@@ -72,7 +72,7 @@ impl Pace {
             // It might as well have been the reader, but then the next one would have had to wait.
             Some(0) => self.alone.learn(took),
             Some(others) => {
-                self.spread.learn(took / (others + 1));
+                self.spread.learn(took / others.saturating_add(1));
                 self.alone.fade();
             }
         }
@@ -96,7 +96,7 @@ impl Stopwatch<'_> {
         let preempted = took > QUICK && self.waits.is_some_and(|before| waits() == Some(before));
         let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
         let took = if preempted { Duration::ZERO } else { took };
-        let took = took.saturating_sub(QUICK_PAGE.saturating_mul(pages)).min(LONGEST);
+        let took = took.saturating_sub(QUICK_PAGE.saturating_mul(pages));
         self.pace.record(took, self.others);
     }
 }
@@ -118,10 +118,10 @@ impl Average {
         Duration::from_nanos(self.0.load(Ordering::Relaxed).into())
     }
 
-    fn learn(&self, took: Duration) {
-        let took = u32::try_from(took.as_nanos()).unwrap_or(u32::MAX);
+    fn learn(&self, cost: Duration) {
+        let cost = u32::try_from(cost.min(LONGEST).as_nanos()).unwrap_or(u32::MAX);
         let average = self.0.load(Ordering::Relaxed);
-        self.set(average, average - average / WEIGHT + took / WEIGHT);
+        self.set(average, average - average / WEIGHT + cost / WEIGHT);
     }
 
     fn fade(&self) {
@@ -188,7 +188,7 @@ mod tests {
     /// file's lock in the kernel, one behind the other, and the guest got a quarter of what one thread did for it.
     #[test]
     fn requests_are_not_spread_where_they_only_wait_for_each_other() {
-        let (alone, in_all) = (us(60), us(1600));
+        let (alone, in_all) = (us(100), us(5000));
         let pace = Pace::default();
         let mut spread = 0;
         for _ in 0..100_000 {
