@@ -5,18 +5,20 @@
 //! processors. A guest whose disk is being copied is such a writer. So while short writes come to a file, long ones take turns
 //! here, one thread at a time, and let go of the file after each piece.
 //!
-//! Where none come, as when an image is converted, nothing changes: taking turns costs a quarter of the throughput.
+//! Where few come, as when an image is converted, nothing changes: taking turns costs a quarter of the throughput.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use blockmirror_block::Result;
 use blockmirror_block::sync::Mutex;
 
-/// Longer writes are long, and are cut into pieces of this size where others are in a hurry.
+/// Shorter writes are in a hurry. Those of a copy, in clusters most often, are longer.
+const SHORT: usize = 16 << 10;
+/// Longer writes take turns, in pieces of this size, where others are in a hurry.
 const PIECE: usize = 64 << 10;
 /// A short write has so many long ones after it take turns ...
 const WARMTH: u32 = 4;
-/// ... and many of them no more than so many.
+/// ... and many of them so many.
 const WARMEST: u32 = 64;
 
 /// Who writes to one open file at present.
@@ -32,13 +34,10 @@ impl Turns {
     /// Does a write of `buf` by one or more calls of `write`, with each piece and where it begins in `buf`.
     pub(crate) fn write(&self, buf: &[u8], mut write: impl FnMut(&[u8], usize) -> Result<()>) -> Result<()> {
         let warmth = self.warmth.load(Ordering::Relaxed);
-        if buf.len() <= PIECE {
-            if warmth < WARMEST {
-                self.warmth.store(warmth + WARMTH, Ordering::Relaxed);
-            }
-            return write(buf, 0);
+        if buf.len() <= SHORT && warmth < WARMEST {
+            self.warmth.store((warmth + WARMTH).min(WARMEST), Ordering::Relaxed);
         }
-        if warmth == 0 {
+        if buf.len() <= PIECE || warmth == 0 {
             return write(buf, 0);
         }
         self.warmth.store(warmth - 1, Ordering::Relaxed);
@@ -78,6 +77,8 @@ mod tests {
         let cut = [(0, PIECE), (PIECE, PIECE), (2 * PIECE, 5)];
         assert_eq!(pieces(&turns, long), [(0, long)]);
         assert_eq!(pieces(&turns, PIECE), [(0, PIECE)]);
+        assert_eq!(pieces(&turns, long), [(0, long)]);
+        assert_eq!(pieces(&turns, SHORT), [(0, SHORT)]);
         for _ in 0..WARMTH {
             assert_eq!(pieces(&turns, long), cut);
         }

@@ -106,6 +106,10 @@ impl BlockDevice for CopyOnRead {
         self.child.copy_up(range, max_depth)
     }
 
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.child.write_would_wait(range)
+    }
+
     fn cancel_in_flight(&self) {
         self.child.cancel_in_flight();
     }

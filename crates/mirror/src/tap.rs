@@ -448,7 +448,7 @@ impl BlockDevice for Tap {
 
     fn write_would_wait(&self, range: ByteRange) -> bool {
         if !self.lanes.is_listened() {
-            return false;
+            return self.below.load().device.write_would_wait(range);
         }
         let session = {
             let state = self.state.lock();
@@ -457,7 +457,10 @@ impl BlockDevice for Tap {
             }
             state.session.clone()
         };
-        session.is_some_and(|session| session.engine.guest_would_wait(range))
+        match session {
+            Some(session) => session.engine.guest_would_wait(range),
+            None => self.device().write_would_wait(range),
+        }
     }
 
     fn cancel_in_flight(&self) {

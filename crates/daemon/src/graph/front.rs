@@ -241,6 +241,10 @@ impl BlockDevice for Front {
         self.device().copy_from(offset, run, len)
     }
 
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.device().write_would_wait(range)
+    }
+
     fn cancel_in_flight(&self) {
         self.device().cancel_in_flight();
     }

@@ -95,6 +95,10 @@ impl BlockDevice for Throttle {
         Ok(copied)
     }
 
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.child.write_would_wait(range)
+    }
+
     fn cancel_in_flight(&self) {
         self.member.let_go();
         self.child.cancel_in_flight();

@@ -21,12 +21,12 @@ use rustix::event::epoll::EventFlags;
 use crate::proto::{Command, Errno, Request};
 
 use super::execute;
-use super::input::{Input, Scratch, Turn};
+use super::input::{INLINE, Input, Scratch, Turn};
 use super::memory::Loan;
 use super::options::{MAX_CONNECTION_BYTES, MAX_RUNNING};
 use super::pool::Job;
 use super::reply::{Encoder, Reply};
-use super::served::Served;
+use super::served::{Served, Waiting};
 use super::slots::Slot;
 use super::terms::{Failure, Terms};
 use super::transport::Transport;
@@ -105,15 +105,17 @@ pub(crate) struct Task {
     pub(crate) buf: Option<Loan>,
     pub(crate) held: u64,
     /// It has to wait for somebody else's work, which says nothing about the device.
-    pub(crate) waits: bool,
+    pub(crate) waits: Option<Waiting>,
 }
 
 impl Task {
     pub(crate) fn run(self, scratch: &mut Scratch) {
         let Self { connection, request, buf, held, waits } = self;
-        let watch = (!waits).then(|| connection.served.pace(request.command).start_spread());
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
+        // Long ones say nothing about those that the reader might do.
+        let tells = waits.is_none() && moved <= INLINE;
+        let watch = tells.then(|| connection.served.pace(request.command).start_spread());
         let reply = match buf {
             Some(buf) if request.command == Command::Read => execute::read(&connection, &request, buf),
             mut buf => {
@@ -134,6 +136,7 @@ impl Task {
         if let Some(watch) = watch {
             watch.stop(moved);
         }
+        drop(waits);
         connection.reply(reply, held);
     }
 }
@@ -222,11 +225,12 @@ impl Connection {
                 state.blocked = false;
                 state.writing = true;
             }
+            if state.blocked || state.reading == Reading::Armed {
+                drop(state);
+                self.arm();
+            }
             (read, write)
         };
-        if !read || !write {
-            self.arm();
-        }
         if write {
             self.send_queue();
         }
@@ -340,8 +344,12 @@ impl Connection {
 
     /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued. Also says whether
     /// it is the only thing that the connection holds.
-    pub(crate) fn admit(&self, bytes: u64) -> Option<bool> {
+    /// One that `waits` had better not be taken in if many do, as long as something else will have reading go on.
+    pub(crate) fn admit(&self, bytes: u64, waits: bool) -> Option<bool> {
         let mut state = self.state.lock();
+        if waits && state.running > 0 && self.served.many_wait() {
+            return None;
+        }
         let fits = state.held == 0 || state.held.saturating_add(bytes) <= MAX_CONNECTION_BYTES;
         if state.running >= MAX_RUNNING || !fits || state.unsent > MAX_UNSENT {
             return None;

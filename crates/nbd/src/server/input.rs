@@ -14,6 +14,7 @@ use super::connection::{Connection, Task};
 use super::execute;
 use super::memory::Loan;
 use super::options::MAX_DESCRIPTORS;
+use super::served::Waiting;
 use super::terms::{Failure, Mode};
 
 /// What is received in one go.
@@ -21,7 +22,7 @@ const INPUT: usize = 64 << 10;
 /// Replies of the reader are sent when they have grown to this.
 const OUTPUT: usize = 256 << 10;
 /// Longer requests are never done by the reader: two threads move bytes faster than one.
-const INLINE: u64 = 64 << 10;
+pub(crate) const INLINE: u64 = 64 << 10;
 
 /// Room set aside for the answer to a block status request: descriptors of 16 bytes, and as much again for what stands around
 /// them. Not left to the allocator: it keeps what one thread takes and another gives back.
@@ -64,7 +65,7 @@ enum Stage {
     /// Before the request can go on there must be room.
     Waiting { request: Request, waits: bool },
     /// In the payload of a request that was admitted.
-    Payload { request: Request, buf: Loan, have: usize, held: u64, waits: bool },
+    Payload { request: Request, buf: Loan, have: usize, held: u64, waits: Option<Waiting> },
     /// In a payload that is thrown away, before the failure is answered.
     Skip { request: Request, left: u64, failure: Failure },
 }
@@ -257,7 +258,7 @@ impl Input {
         let moved = if request.command == Command::Read { request.length } else { payload };
         // `moved` is at most 32 MiB.
         let len = usize::try_from(moved).unwrap_or(usize::MAX);
-        let waits = request.writes()
+        let waits = matches!(request.command, Command::Write | Command::WriteZeroes)
             && connection.device().write_would_wait(ByteRange::at(request.offset, request.length));
         if quick && !waits && moved <= INLINE && (payload == 0 || after.len() >= len) {
             let watch = pace.start_alone();
@@ -291,7 +292,7 @@ impl Input {
             Command::BlockStatus => STATUS_ROOM.max(payload),
             _ => payload,
         };
-        let Some(alone) = connection.admit(held) else {
+        let Some(alone) = connection.admit(held, waits) else {
             self.stage = Stage::Waiting { request: *request, waits };
             return Step::Wait;
         };
@@ -306,6 +307,7 @@ impl Input {
                 return Step::Wait;
             }
         }
+        let waits = waits.then(|| connection.served.one_waits());
         match buf {
             Some(mut buf) if payload > 0 => {
                 buf.shorten(usize::try_from(payload).unwrap_or(usize::MAX));

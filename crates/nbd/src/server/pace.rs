@@ -5,10 +5,10 @@
 //! how long it takes on average, and may change: a cache gets cold, a mirror job begins. The average counts, not how many are
 //! slow.
 //!
-//! Slow alone is not enough. Callers may wait for a lock that each of them needs, such as the one that the kernel holds
-//! while it writes to a file, or for processors; many threads then wait longer, and wake each other for nothing. So what a
-//! request costs when it is spread is measured too: the time that it takes, shared among those that are under way at the same
-//! time. What was learned of the other way fades, so that it is tried again.
+//! For short writes slow alone is not enough. They may wait for a lock that each of them needs, such as the one that the kernel
+//! holds while it writes to a file, or for processors; many threads then wait longer, and wake each other for nothing. So what a
+//! write costs when it is spread is measured too: the time that it takes, shared among those that are under way at the same
+//! time. What was learned of the other way fades, so that it is tried again. What is really slow is never the reader's.
 //!
 //! On a busy machine a request also takes long when its thread has to let others have the processor. More threads would only
 //! make that worse, so it does not count: the kernel tells whether a thread has waited of its own accord.
@@ -23,17 +23,22 @@ const QUICK: Duration = Duration::from_micros(30);
 /// ... and this for each page.
 const QUICK_PAGE: Duration = Duration::from_micros(2);
 const PAGE: u64 = 4096;
-/// Those that cost more count as if they cost this: three make the kind slow for some sixty quick ones, and one in a hundred that waits
-/// for a lock whose holder has lost its processor does not.
-const LONGEST: Duration = Duration::from_millis(1);
+/// Nothing that takes longer on average is the reader's, whatever it costs when it is spread.
+const SLOW: Duration = Duration::from_micros(250);
+/// Those that take longer count as if they took this: one makes the kind slow for some sixty quick ones.
+const LONGEST: Duration = Duration::from_millis(5);
+/// The same for writes: one in a hundred that waits for a lock whose holder has lost its processor does not make them slow.
+const LONGEST_WRITE: Duration = Duration::from_millis(1);
 /// An average is over about so many requests.
 const WEIGHT: u32 = 64;
 /// What is known of one way fades by half in about so many requests that go the other way.
 const HALF_LIFE: u32 = 2048;
 
 /// The memory of one kind of requests on one export. Racing updates may lose one: it is a guess anyway.
-#[derive(Default)]
 pub(crate) struct Pace {
+    longest: Duration,
+    /// They may take longer together than one after the other.
+    may_queue: bool,
     /// What one costs that the reader does.
     alone: Average,
     /// What one costs that is spread.
@@ -42,37 +47,62 @@ pub(crate) struct Pace {
     under_way: AtomicU32,
 }
 
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            longest: LONGEST,
+            may_queue: false,
+            alone: Average::default(),
+            spread: Average::default(),
+            under_way: AtomicU32::new(0),
+        }
+    }
+}
+
 impl Pace {
+    /// That of writes.
+    pub(crate) fn of_writes() -> Self {
+        Self { longest: LONGEST_WRITE, may_queue: true, ..Self::default() }
+    }
+
     /// Whether the reader had better do the next one itself.
     pub(crate) fn is_quick(&self) -> bool {
         let alone = self.alone.get();
-        alone <= QUICK || alone <= self.spread.get()
+        alone <= QUICK || self.may_queue && alone <= SLOW && alone <= self.spread.get()
     }
 
     /// The reader begins one.
     pub(crate) fn start_alone(&self) -> Stopwatch<'_> {
-        // As long as all are quick, none is looked at closely.
-        let waits = if self.alone.get() > QUICK / 2 { waits() } else { None };
-        Stopwatch { pace: self, started: Instant::now(), others: None, waits }
+        Stopwatch { pace: self, started: Instant::now(), others: None, waits: self.look() }
     }
 
     /// A thread begins one while others may do more.
     pub(crate) fn start_spread(&self) -> Stopwatch<'_> {
         let others = self.under_way.fetch_add(1, Ordering::Relaxed);
-        Stopwatch { pace: self, started: Instant::now(), others: Some(others), waits: None }
+        // What it costs to spread them includes that they take processors from each other.
+        let waits = if self.may_queue { None } else { self.look() };
+        Stopwatch { pace: self, started: Instant::now(), others: Some(others), waits }
+    }
+
+    /// How often this thread has waited, unless all requests are quick: then none is looked at closely.
+    fn look(&self) -> Option<i64> {
+        if self.alone.get() > QUICK / 2 { waits() } else { None }
     }
 
     /// Learns from one that took `took` while `others` were under way, or that the reader did.
     fn record(&self, took: Duration, others: Option<u32>) {
+        let cost = |shares: u32| (took / shares).min(self.longest);
         match others {
             None => {
-                self.alone.learn(took);
+                self.alone.learn(cost(1));
                 self.spread.fade();
             }
             // It might as well have been the reader, but then the next one would have had to wait.
-            Some(0) => self.alone.learn(took),
+            Some(0) => self.alone.learn(cost(1)),
+            // Where it is not asked for what spreading costs, what they take tells when they are quick again.
+            Some(_) if !self.may_queue => self.alone.learn(cost(1)),
             Some(others) => {
-                self.spread.learn(took / others.saturating_add(1));
+                self.spread.learn(cost(others.saturating_add(1)));
                 self.alone.fade();
             }
         }
@@ -119,7 +149,7 @@ impl Average {
     }
 
     fn learn(&self, cost: Duration) {
-        let cost = u32::try_from(cost.min(LONGEST).as_nanos()).unwrap_or(u32::MAX);
+        let cost = u32::try_from(cost.as_nanos()).unwrap_or(u32::MAX);
         let average = self.0.load(Ordering::Relaxed);
         self.set(average, average - average / WEIGHT + cost / WEIGHT);
     }
@@ -172,11 +202,9 @@ mod tests {
     }
 
     #[test]
-    fn three_that_waited_are_enough_and_quick_ones_win_back() {
+    fn one_that_waited_is_enough_and_quick_ones_win_back() {
         let pace = Pace::default();
-        for _ in 0..3 {
-            pace.record(LONGEST, None);
-        }
+        pace.record(Duration::from_secs(1), None);
         assert!(!pace.is_quick());
         for _ in 0..100 {
             pace.record(us(1), Some(0));
@@ -189,7 +217,7 @@ mod tests {
     #[test]
     fn requests_are_not_spread_where_they_only_wait_for_each_other() {
         let (alone, in_all) = (us(100), us(5000));
-        let pace = Pace::default();
+        let pace = Pace::of_writes();
         let mut spread = 0;
         for _ in 0..100_000 {
             if pace.is_quick() {
@@ -204,7 +232,7 @@ mod tests {
 
     #[test]
     fn requests_stay_spread_where_that_helps_until_they_are_quick() {
-        let pace = Pace::default();
+        let pace = Pace::of_writes();
         let mut spread = 0;
         for _ in 0..100_000 {
             if pace.is_quick() {
@@ -225,6 +253,22 @@ mod tests {
             }
         }
         assert!(spread < 10_000, "{spread}");
+    }
+
+    /// Whatever their number, on a slow device each takes so long that nothing behind one may wait for it.
+    #[test]
+    fn slow_requests_are_always_spread() {
+        for pace in [Pace::default(), Pace::of_writes()] {
+            for _ in 0..3 {
+                pace.record(Duration::from_millis(5), None);
+            }
+            for others in 0..40 {
+                for _ in 0..200 {
+                    pace.record(Duration::from_millis(50), Some(others));
+                    assert!(!pace.is_quick(), "{others}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -259,7 +303,7 @@ mod tests {
     #[test]
     fn who_lost_the_processor_was_not_slow_and_who_waited_was() {
         let pace = Pace::default();
-        pace.record(LONGEST, None);
+        pace.record(us(1300), None);
         let ended_before = |time: Duration, wait: bool| {
             let mut watch = pace.start_alone();
             assert!(watch.waits.is_some());
@@ -272,9 +316,7 @@ mod tests {
         // Nothing here waits, so that the time was somebody else's.
         ended_before(Duration::from_millis(20), false);
         assert!(pace.is_quick());
-        for _ in 0..3 {
-            ended_before(Duration::from_millis(20), true);
-        }
+        ended_before(Duration::from_millis(20), true);
         assert!(!pace.is_quick());
     }
 }

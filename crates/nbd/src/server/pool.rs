@@ -69,6 +69,11 @@ impl Pool {
         Ok(Self { epoll, wake, most: most.max(1), state: Mutex::default() })
     }
 
+    /// The most threads.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     /// Waits for `connection` from now on and has it read first.
     pub(crate) fn register(&self, served: &Arc<Served>, connection: Arc<Connection>) -> io::Result<()> {
         // Without events: the first turn of reading arms it.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blockmirror_block::ByteRange;
@@ -54,6 +54,17 @@ pub(crate) struct Served {
     clients: Mutex<Clients>,
     gone: Condvar,
     next_id: AtomicU64,
+    /// Requests that were taken in although they have to wait for somebody else's work.
+    waiting: AtomicUsize,
+}
+
+/// A request that waits for somebody else's work, from when it is taken in until it has been done.
+pub(crate) struct Waiting(Arc<Served>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Default)]
@@ -93,11 +104,23 @@ impl Served {
             known_data: Mutex::default(),
             observer,
             telling: Mutex::default(),
-            paces: Default::default(),
+            paces: [Pace::default(), Pace::of_writes(), Pace::default(), Pace::default(), Pace::default()],
+            waiting: AtomicUsize::new(0),
             clients: Mutex::default(),
             gone: Condvar::new(),
             next_id: AtomicU64::new(1),
         }))
+    }
+
+    /// Counts a request that has to wait.
+    pub(crate) fn one_waits(self: &Arc<Self>) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(Arc::clone(self))
+    }
+
+    /// Whether so many wait that the threads that are left are needed for everything else.
+    pub(crate) fn many_wait(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= self.pool.most() / 2
     }
 
     /// What is known about how quick requests like this one are.
