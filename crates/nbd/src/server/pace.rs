@@ -99,8 +99,8 @@ impl Pace {
             }
             // It might as well have been the reader, but then the next one would have had to wait.
             Some(0) => self.alone.learn(cost(1)),
-            // Where it is not asked for what spreading costs, what they take tells when they are quick again.
-            Some(_) if !self.may_queue => self.alone.learn(cost(1)),
+            // Where the reader is not to try, what they take tells when they are quick again.
+            Some(_) if !self.may_queue || self.alone.get() > SLOW => self.alone.learn(cost(1)),
             Some(others) => {
                 self.spread.learn(cost(others.saturating_add(1)));
                 self.alone.fade();
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn long_requests_may_take_longer() {
-        let pace = Pace::default();
+        let pace = Pace::of_writes();
         let begun_before = |time: Duration| {
             let mut watch = pace.start_spread();
             watch.started = watch.started.checked_sub(time).unwrap();
