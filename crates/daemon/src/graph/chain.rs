@@ -36,6 +36,14 @@ impl Graph {
         self.all_below(above).contains(&below)
     }
 
+    /// Whether `above` stands on `below` otherwise than by backing files alone: as a filter, or as an image that lives in it.
+    pub(crate) fn lives_on(&self, above: &str, below: &str) -> bool {
+        self.children(above).any(|(role, child)| match role {
+            "backing" => self.lives_on(&child.name, below),
+            _ => self.stands_on(&child.name, below),
+        })
+    }
+
     /// Sorts `things`, each about a node, so that nodes come before what they stand on.
     pub(crate) fn sort_from_top<T>(&self, things: &mut [T], name: impl Fn(&T) -> &str) {
         things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_below(name(thing)).len()));

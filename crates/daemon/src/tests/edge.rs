@@ -163,3 +163,22 @@ fn an_image_is_put_on_a_disk_that_is_mirrored() {
     client.write(&tap, 1, 7);
     assert_eq!((client.backing("ov").as_deref(), client.blocks("ov")), (Some("b"), vec![7, 9]));
 }
+
+/// A filter on the source was taken as the target. After the pivot it led to the tap that led to it, and the next flush went
+/// round until the stack was full.
+#[test]
+fn a_disk_is_not_mirrored_to_a_filter_on_itself() {
+    let mut client = Client::new();
+    client.image("a.qcow2", 1, None);
+    client.add("a", "a.qcow2", Value::Null);
+    client.run("blockdev-add", json!({"driver": "raw", "node-name": "f", "file": "a"}));
+    client.run("blockdev-add", json!({"driver": "raw", "node-name": "g", "file": "f"}));
+    for (target, words) in [
+        ("f", "Can't mirror 'a' to 'f', which stands on it"),
+        ("g", "Need a root block node: 'a' is used by node 'f'"),
+    ] {
+        let mirror = json!({"job-id": "j", "device": "a", "target": target, "sync": "full"});
+        let refused = client.refused("blockdev-mirror", mirror);
+        assert!(refused.starts_with(words), "{refused}");
+    }
+}
