@@ -97,3 +97,24 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     assert!(write(&mut core, Some(Ok(()))), "both have it");
     assert!(!write(&mut core, None), "the target is to get it");
 }
+
+/// All threads once copied a whole slice in its first milliseconds, in pieces as long as the granularity, and the guest
+/// waited for them.
+#[test]
+fn a_slice_is_copied_bit_by_bit() {
+    let mut core = core_of(&MirrorOptions::new().speed(100 << 20).granularity(64 << 20));
+    let survey = next(&mut core);
+    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let quota = core.limiter.quota();
+    let mut begun = 0;
+    for ms in [0, 15, 30, 45, 60] {
+        let now = Duration::from_millis(ms);
+        while let Next::Do(action) = core.next(now) {
+            let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
+            begun += range.len();
+            core.finished(now, action.id, Ok(copied(range)));
+        }
+        let fair = quota * ms / 75;
+        assert!((fair..=fair + quota / 32).contains(&begun), "{begun} of {quota} after {ms} ms");
+    }
+}
