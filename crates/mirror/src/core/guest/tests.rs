@@ -102,7 +102,8 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
 /// waited for them.
 #[test]
 fn a_slice_is_copied_bit_by_bit() {
-    let mut core = core_of(&MirrorOptions::new().speed(100 << 20).granularity(64 << 20));
+    let mut core = core_of(&MirrorOptions::new().speed(100 << 20));
+    core.config.granularity = 64 << 20;
     let survey = next(&mut core);
     core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
     let quota = core.limiter.quota();
