@@ -4,6 +4,7 @@
 //! test runner's capture, and with `BLOCKMIRROR_REQUIRE_QEMU=1` it is a failure.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -108,6 +109,16 @@ pub fn have(asked_by: &str, tools: &[&str]) -> bool {
     // Written straight to the file descriptor: the runner captures what `eprintln!` prints.
     let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: {missing} cannot be run");
     false
+}
+
+/// Whether somebody listens at `socket`: it is there a moment before that. Looked up, for to ask is to be a client.
+pub fn listens(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    sockets.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.nth(3) == Some(ACCEPTS) && words.nth(3).is_some_and(|path| Path::new(path) == socket)
+    })
 }
 
 /// Runs a program inside `dir`; anything but exit code 0 is an error that carries what it printed.

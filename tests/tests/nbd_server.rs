@@ -20,7 +20,7 @@ use blockmirror_image::{Format, OpenOptions, ReferencePolicy};
 use blockmirror_nbd::server::{
     Export, Listener, MetaContext, Server, ServerOptions, TlsPolicy, x509_credentials,
 };
-use blockmirror_tests::qemu::{Qemu, have, run};
+use blockmirror_tests::qemu::{Qemu, have, listens, run};
 use blockmirror_tests::scratch::scratch;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -125,7 +125,7 @@ impl Theirs {
             .spawn()
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !dir.join("theirs").exists() {
+        while !listens(&dir.join("theirs")) {
             assert!(Instant::now() < deadline, "qemu-nbd does not listen");
             thread::sleep(Duration::from_millis(5));
         }

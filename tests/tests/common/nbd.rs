@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -12,23 +11,10 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::{Client, ClientOptions, NbdUri};
+pub(crate) use blockmirror_tests::qemu::have;
+use blockmirror_tests::qemu::listens;
 use blockmirror_tests::scratch::scratch;
 use tempfile::TempDir;
-
-/// Whether all of `tools` can be run; if not, says so past the runner's capture, or fails where they are required.
-pub(crate) fn have(asked_by: &str, tools: &[&str]) -> bool {
-    let missing = tools
-        .iter()
-        .find(|tool| !Command::new(tool).arg("--version").output().is_ok_and(|out| out.status.success()));
-    if let Some(tool) = missing {
-        assert!(
-            std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
-            "{asked_by}: {tool} is required and cannot be run"
-        );
-        let _ = writeln!(std::io::stderr(), "SKIPPED {asked_by}: {tool} cannot be run");
-    }
-    missing.is_none()
-}
 
 /// A server; killed when dropped.
 pub(crate) struct Server {
@@ -94,8 +80,7 @@ impl Server {
     }
 
     pub(crate) fn open(&self) -> Client {
-        // Its socket may be there a moment before it listens.
-        self.options().open_timeout(Duration::from_secs(20)).open().unwrap()
+        self.options().open().unwrap()
     }
 
     /// Kills it as a lost host would go: no word to anybody.
@@ -139,7 +124,7 @@ fn spawn(dir: &Path, program: &str, command: &[std::ffi::OsString]) -> Child {
     let mut child =
         Command::new(program).args(command).stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !socket.exists() {
+    while !listens(&socket) {
         if let Some(status) = child.try_wait().unwrap() {
             panic!("{program} {command:?} ended: {status}");
         }

@@ -355,8 +355,9 @@ impl Done {
                 let writes = !graph.find_node(&change.node)?.read_only;
                 graph.change_needs(&change.node, writes)?;
             }
+            graph.check_hides_nothing(&change.node)?;
         }
-        Ok(())
+        graph.check_pivots(None)
     }
 
     fn undo(self, daemon: &Daemon) {

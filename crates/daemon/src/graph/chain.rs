@@ -36,14 +36,6 @@ impl Graph {
         self.all_below(above).contains(&below)
     }
 
-    /// Whether `above` stands on `below` otherwise than by backing files alone: as a filter, or as an image that lives in it.
-    pub(crate) fn lives_on(&self, above: &str, below: &str) -> bool {
-        self.children(above).any(|(role, child)| match role {
-            "backing" => self.lives_on(&child.name, below),
-            _ => self.stands_on(&child.name, below),
-        })
-    }
-
     /// Sorts `things`, each about a node, so that nodes come before what they stand on.
     pub(crate) fn sort_from_top<T>(&self, things: &mut [T], name: impl Fn(&T) -> &str) {
         things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_below(name(thing)).len()));
@@ -128,11 +120,17 @@ impl Graph {
         }
     }
 
-    /// Refuses a new node if bitmaps of those that it stands on would not see any more what is written there.
-    pub(crate) fn check_hides_nothing(&self, new: &str) -> Reply<()> {
-        for name in self.all_below(new).into_iter().skip(1) {
-            if self.get(name).is_some_and(|node| !node.tap.bitmaps().is_empty()) {
-                self.check_sees_writes(name)?;
+    /// Refuses what `name` now stands on if bitmaps and jobs of those nodes would not see any more what is written there.
+    pub(crate) fn check_hides_nothing(&self, name: &str) -> Reply<()> {
+        for below in self.all_below(name).into_iter().skip(1) {
+            if self.get(below).is_some_and(|node| !node.tap.bitmaps().is_empty()) {
+                self.check_sees_writes(below)?;
+            }
+            let job = self.uses_of(below).find(|(_, u)| matches!(u.holder, Holder::Job { .. }));
+            if let (Some((_, job)), Some(image)) = (job, self.hidden_writer(below)) {
+                let job = &job.holder;
+                let text = format!("it is in use by {job}, which would not see what '{image}' writes there");
+                return Err(busy(below, &text));
             }
         }
         Ok(())

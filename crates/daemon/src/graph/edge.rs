@@ -4,12 +4,17 @@
 //! what it was made for when other users are moved; but while a job may pivot that disk it leads to the tap, for then the
 //! overlay is moved as well, and has to be at the very instant at which writes go elsewhere.
 //!
-//! What must hold: no edge leads to a tap that may come to forward to something that stands on the edge.
+//! Other children are always reached by their taps. So a node that may take another's place must not stand on it, but for
+//! backing files.
+//!
+//! What must hold: nothing leads to a tap that may come to forward to something that stands on it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_image_lock::Permission;
+use blockmirror_qmp::QmpError;
 
 use super::{ALL_PERMS, Front, FrontOptions, Graph, Holder, Perms, UseId};
 use crate::Reply;
@@ -65,5 +70,54 @@ impl Graph {
             };
             edge.replace(to);
         }
+    }
+
+    /// Refuses if a node stood on itself once every mirror that runs has put its target in the place of its source, and one
+    /// that is still to come its own: `next`, with the node and what replaces it.
+    pub(crate) fn check_pivots(&self, next: Option<(&str, &str)>) -> Reply<()> {
+        let mut pivots = self.mirrors();
+        pivots.extend(next);
+        for &(from, to) in &pivots {
+            if self.comes_back(from, to, &pivots) {
+                return Err(QmpError::generic(format!(
+                    "'{to}' cannot take the place of '{from}': it would come to stand on itself"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Sources and targets of the mirrors that run.
+    fn mirrors(&self) -> Vec<(&str, &str)> {
+        let of_mirrors = self.uses.values().filter_map(|u| match &u.holder {
+            Holder::Job { id, kind: "mirror" } => Some((id, u)),
+            _ => None,
+        });
+        let (targets, sources): (Vec<_>, Vec<_>) =
+            of_mirrors.partition(|(_, u)| u.needs.contains(Permission::Write));
+        let target_of = |id| targets.iter().find(|(other, _)| *other == id);
+        sources.iter().filter_map(|(id, source)| Some((&*source.node, &*target_of(*id)?.1.node))).collect()
+    }
+
+    /// Whether `to` leads to `from` otherwise than by backing files alone, where `pivots` may be made.
+    fn comes_back(&self, from: &str, to: &str, pivots: &[(&str, &str)]) -> bool {
+        let mut open = vec![(to, true)];
+        let mut seen = BTreeSet::new();
+        while let Some((name, by_backing)) = open.pop() {
+            if name == from && !by_backing {
+                return true;
+            }
+            if !seen.insert((name, by_backing)) {
+                continue;
+            }
+            let below = self.children(name);
+            open.extend(below.map(|(role, child)| (&*child.name, by_backing && role == "backing")));
+            if name != from {
+                open.extend(
+                    pivots.iter().filter(|(source, _)| *source == name).map(|(_, other)| (*other, false)),
+                );
+            }
+        }
+        false
     }
 }

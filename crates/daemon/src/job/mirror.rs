@@ -171,12 +171,7 @@ impl Daemon {
             return Err(QmpError::generic("Can't mirror node into itself"));
         }
         check_source(&graph, &request.source, &request.target)?;
-        if graph.lives_on(&request.target, &request.source) {
-            let (target, source) = (&request.target, &request.source);
-            return Err(QmpError::generic(format!(
-                "Can't mirror '{source}' to '{target}', which stands on it"
-            )));
-        }
+        graph.check_pivots(Some((&request.source, &request.target)))?;
         if target.read_only {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
         }

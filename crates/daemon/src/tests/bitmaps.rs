@@ -89,3 +89,34 @@ fn a_file_under_a_format_has_no_bitmaps() {
     assert_eq!(client.refused("block-dirty-bitmap-add", json!({"node": "f", "name": "b"})), text);
     client.add_bitmap("r", "b");
 }
+
+/// What an image in it writes goes past the file's tap, by whatever it was put there. A mirror of the file lost it.
+#[test]
+fn nothing_is_written_past_a_bitmap_or_a_mirror() {
+    let mut client = Client::new();
+    for name in ["f", "g", "target", "other"] {
+        std::fs::write(client.path(name), vec![0; SIZE as usize]).unwrap();
+        let file = json!({"driver": "file", "node-name": name, "filename": client.path(name)});
+        client.run("blockdev-add", file);
+    }
+    let raw = |name: &str, file: &str| json!({"driver": "raw", "node-name": name, "file": file});
+    client.run("blockdev-add", raw("r", "other"));
+    client.add_bitmap("f", "b");
+    client.run("object-add", json!({"qom-type": "throttle-group", "id": "t"}));
+    client.run("blockdev-mirror", json!({"job-id": "j", "device": "g", "target": "target", "sync": "none"}));
+    let busy = "it is in use by block job 'j': mirror, which would not see what 'X' writes there";
+    for (file, text) in
+        [("f", "A bitmap of 'f' would not see what 'X' writes there: take one of 'X'"), ("g", busy)]
+    {
+        let filter = format!("on-{file}");
+        client.run(
+            "blockdev-add",
+            json!({"driver": "throttle", "node-name": filter, "throttle-group": "t", "file": file}),
+        );
+        let refused = client.refused("blockdev-add", raw("new", &filter));
+        assert!(refused.ends_with(&text.replace('X', "new")), "{refused}");
+        let refused = client.refused("blockdev-reopen", json!({"options": [raw("r", &filter)]}));
+        assert!(refused.ends_with(&text.replace('X', "r")), "{refused}");
+        client.run("blockdev-del", json!({"node-name": filter}));
+    }
+}

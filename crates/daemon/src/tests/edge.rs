@@ -174,11 +174,70 @@ fn a_disk_is_not_mirrored_to_a_filter_on_itself() {
     client.run("blockdev-add", json!({"driver": "raw", "node-name": "f", "file": "a"}));
     client.run("blockdev-add", json!({"driver": "raw", "node-name": "g", "file": "f"}));
     for (target, words) in [
-        ("f", "Can't mirror 'a' to 'f', which stands on it"),
+        ("f", "'f' cannot take the place of 'a': it would come to stand on itself"),
         ("g", "Need a root block node: 'a' is used by node 'f'"),
     ] {
         let mirror = json!({"job-id": "j", "device": "a", "target": target, "sync": "full"});
         let refused = client.refused("blockdev-mirror", mirror);
         assert!(refused.starts_with(words), "{refused}");
     }
+}
+
+/// The options of a filter on `file`.
+fn filter(name: &str, file: &str) -> Value {
+    json!({"driver": "throttle", "node-name": name, "throttle-group": "g", "file": file})
+}
+
+/// Nor does a target come to stand on its source while the mirror runs. The pivot would close the circle.
+#[test]
+fn a_target_is_not_put_on_a_filter_on_its_source() {
+    let mut client = Client::new();
+    client.run("object-add", json!({"qom-type": "throttle-group", "id": "g"}));
+    for (name, block) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        client.image(&format!("{name}.qcow2"), block, None);
+        client.add(name, &format!("{name}.qcow2"), Value::Null);
+    }
+    client.run("blockdev-add", filter("t", "b"));
+    client.run("blockdev-mirror", json!({"job-id": "j", "device": "a", "target": "t", "sync": "full"}));
+    client.run("blockdev-mirror", json!({"job-id": "k", "device": "c", "target": "d", "sync": "top"}));
+    client.run("blockdev-add", filter("on-a", "a"));
+    client.run("blockdev-add", filter("on-c", "c"));
+
+    let refused = client.refused("blockdev-reopen", json!({"options": [filter("t", "on-a")]}));
+    assert_eq!(refused, "'t' cannot take the place of 'a': it would come to stand on itself");
+    client.refused("blockdev-reopen", json!({"options": [filter("t", "a")]}));
+    let file = json!({"driver": "file", "filename": client.path("d.qcow2")});
+    let on_filter = json!({"driver": "qcow2", "node-name": "d", "file": file, "backing": "on-c"});
+    let refused = client.refused("blockdev-reopen", json!({"options": [on_filter]}));
+    assert_eq!(refused, "'d' cannot take the place of 'c': it would come to stand on itself");
+
+    for (id, filter, target) in [("j", "on-a", "b"), ("k", "on-c", "d")] {
+        client.run("job-complete", json!({"id": id}));
+        client.wait("BLOCK_JOB_COMPLETED");
+        assert_eq!(client.blocks(filter), client.blocks(target));
+    }
+}
+
+/// Two mirrors would close a circle together, and neither alone.
+#[test]
+fn two_targets_are_not_put_on_each_others_sources() {
+    let mut client = Client::new();
+    client.run("object-add", json!({"qom-type": "throttle-group", "id": "g"}));
+    for (name, block) in [("a", 1), ("b", 2), ("c", 3), ("d", 4)] {
+        client.image(&format!("{name}.qcow2"), block, None);
+        client.add(name, &format!("{name}.qcow2"), Value::Null);
+    }
+    for (id, source, target, file) in [("j", "a", "to-a", "b"), ("k", "c", "to-c", "d")] {
+        client.run("blockdev-add", filter(target, file));
+        client.run(
+            "blockdev-mirror",
+            json!({"job-id": id, "device": source, "target": target, "sync": "none"}),
+        );
+        client.run("blockdev-add", filter(&format!("on-{source}"), source));
+    }
+    client.run("blockdev-reopen", json!({"options": [filter("to-a", "on-c")]}));
+    let refused = client.refused("blockdev-reopen", json!({"options": [filter("to-c", "on-a")]}));
+    assert_eq!(refused, "'to-a' cannot take the place of 'a': it would come to stand on itself");
+    client.run("blockdev-reopen", json!({"options": [filter("to-a", "b")]}));
+    client.run("blockdev-reopen", json!({"options": [filter("to-c", "on-a")]}));
 }
