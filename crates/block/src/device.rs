@@ -100,9 +100,9 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
         Ok(0)
     }
 
-    /// Whether a write to `range` would have to wait now until somebody else has finished there, a job that copies the range
-    /// for example. A hint, outdated the next moment, for callers that do many requests on one thread: that one is better
-    /// left to another thread.
+    /// Whether a write to `range`, or a discard, would have to wait now until somebody else has finished there, a job that
+    /// copies the range for example. A hint, outdated the next moment, for callers that do many requests on one thread: that
+    /// one is better left to another thread.
     fn write_would_wait(&self, range: ByteRange) -> bool {
         let _ = range;
         false

@@ -173,10 +173,10 @@ impl Engine {
     }
 
     /// Waits until a write of the guest to `range` is let in, or the job is over.
-    pub(crate) fn guest_begin(&self, range: ByteRange, can_mirror: bool) -> (u64, Admission) {
+    pub(crate) fn guest_begin(&self, range: ByteRange) -> (u64, Admission) {
         let mut state = self.state.lock();
         state.core.tick(self.started.elapsed());
-        let ticket = state.core.guest_begin(range, can_mirror);
+        let ticket = state.core.guest_begin(range);
         loop {
             if state.core.tick(self.started.elapsed()) {
                 self.work.notify_all();

@@ -16,6 +16,7 @@
 //! [`MirrorJob::attach`]: crate::MirrorJob::attach
 
 mod bitmaps;
+pub(crate) mod discard;
 mod drain;
 mod guard;
 mod lanes;
@@ -238,12 +239,7 @@ impl Tap {
         }
     }
 
-    fn begin(
-        &self,
-        operation: &'static str,
-        range: ByteRange,
-        can_mirror: bool,
-    ) -> block::Result<WriteGuard<'_>> {
+    fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<WriteGuard<'_>> {
         loop {
             if let Some(lane) = self.lanes.enter() {
                 // Once the write is counted nothing else comes to lie below.
@@ -269,7 +265,7 @@ impl Tap {
                 (below, state.session.clone())
             };
             let Some(session) = session else { return Ok(WriteGuard::seen(self, range, below)) };
-            match session.engine.guest_begin(range, can_mirror) {
+            match session.engine.guest_begin(range) {
                 (ticket, Admission::Source) => {
                     return Ok(WriteGuard::let_in(self, range, below, session.id, ticket, None));
                 }
@@ -416,12 +412,12 @@ impl BlockDevice for Tap {
         guard.finish_with(result, |target| target.write_zeroes(range, flags))
     }
 
-    /// What a discarded range reads as is the disk's choice, so the target never gets it at once: the job looks later what has
-    /// become of it.
+    /// What a discarded range reads as is the disk's choice: the target gets that, not the discard.
     fn discard(&self, range: ByteRange) -> block::Result<()> {
-        let guard = self.begin("discard", range, false)?;
-        let result = guard.device().discard(range);
-        guard.finish(result)
+        let guard = self.begin("discard", range)?;
+        let source = Arc::clone(guard.device());
+        let result = source.discard(range);
+        guard.finish_if(result, |target| discard::repeat(&*source, target, range))
     }
 
     fn flush(&self) -> block::Result<()> {
@@ -478,6 +474,6 @@ impl Tap {
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
     pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteGuard<'_>> {
-        self.begin("write", range, true)
+        self.begin("write", range)
     }
 }

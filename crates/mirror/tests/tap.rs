@@ -370,6 +370,25 @@ fn a_failed_source_write_is_looked_at_again_in_every_mode() {
     }
 }
 
+/// Each discard once made its whole unit dirt, also where the target gets what the guest writes: one who discarded a little
+/// here and there made as much of it as the job could copy, and that was never ready.
+#[test]
+fn a_discard_reaches_both_disks_as_a_write_does() {
+    let (source, target) = (filled(), empty());
+    let tap = Tap::new(Arc::clone(&source) as _);
+    let job = attach(&tap, &target, MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
+    until(&job, &Event::Ready);
+    for (start, len) in [(65_536, 65_536), (1_000_000, 512), (2 << 20, 2 << 20)] {
+        tap.discard(ByteRange::at(start, len)).unwrap();
+    }
+    let progress = job.control().progress();
+    assert_eq!((progress.dirtied, progress.mirrored), (0, (2 << 20) + 65_536 + 512));
+    assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+    assert_eq!(source.contents().unwrap()[65_536..2 * 65_536], [0; 65_536]);
+    job.control().complete().unwrap();
+    job.wait().unwrap();
+}
+
 #[test]
 fn coarse_granules_copy_no_more_than_what_was_written() {
     for granularity in [64 << 10, 1 << 20, 64 << 20] {
@@ -498,12 +517,15 @@ fn one_thread_with_two_writes_open_does_not_hang_the_end() {
     assert_eq!(target.contents().unwrap()[..1024], [7; 1024]);
 }
 
-/// Stops the writers also when the test fails.
-struct StopOnDrop<'a>(&'a AtomicBool);
+/// Stops the writers also when the test fails, those too that wait for the job.
+struct StopOnDrop<'a>(&'a AtomicBool, &'a MirrorJob);
 
 impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+        if thread::panicking() {
+            let _ = self.1.control().force_cancel();
+        }
     }
 }
 
@@ -534,7 +556,7 @@ fn a_restless_operator_and_a_bad_target_lose_nothing() {
                     })
                 })
                 .collect();
-            let _stop = StopOnDrop(&stop);
+            let _stop = StopOnDrop(&stop, &job);
             for step in 0..200u64 {
                 // Refusals are part of the play.
                 let _ = match (step * 31 + round * 17) % 7 {

@@ -129,11 +129,8 @@ impl Core {
             }
             return Some(walk);
         }
-        let free = |core: &Self, range| {
-            core.claimed.first_overlap(range).is_none() && core.guest_in_the_way(range).is_none()
-        };
         let mut retries = std::mem::take(&mut self.retries);
-        let due = retries.take_due(now, |range| free(self, range));
+        let due = retries.take_due(now, |range| free_part(range, |range| self.taken_or_in_the_way(range)));
         self.retries = retries;
         let walk = match due {
             Some(due) => Walk { range: due.range, tries: due.tries, first_pass: false },
@@ -162,48 +159,53 @@ impl Core {
         range.end().min(range.start().saturating_add(self.config.piece()))
     }
 
-    /// The first walk that was begun, as far as no writer is in its way; what one is in the way of comes later.
+    /// The first part of a walk that was begun in which no writer is in the way.
     fn next_walk(&mut self) -> Option<Walk> {
         for _ in 0..self.walks.len() {
             let walk = self.walks.pop_front()?;
-            let Some(guest) = self.guest_in_the_way(walk.range) else { return Some(walk) };
-            let before = ByteRange::new(walk.range.start(), guest.start());
+            let Some(part) = free_part(walk.range, |range| self.guest_in_the_way(range)) else {
+                self.walks.push_back(walk);
+                continue;
+            };
+            // Of what lies around a writer one piece is left over; it comes later.
+            let before = ByteRange::new(walk.range.start(), part.start());
+            let after = ByteRange::new(part.end(), walk.range.end());
             if !before.is_empty() {
-                self.walks.push_front(Walk { range: ByteRange::new(before.end(), walk.range.end()), ..walk });
-                return Some(Walk { range: before, ..walk });
+                self.walks.push_back(Walk { range: before, ..walk });
             }
-            let after = ByteRange::new(guest.end(), walk.range.end());
-            let here = ByteRange::new(walk.range.start(), guest.end().min(walk.range.end()));
-            self.walks.push_back(Walk { range: here, ..walk });
             if !after.is_empty() {
                 self.walks.push_front(Walk { range: after, ..walk });
             }
+            return Some(Walk { range: part, ..walk });
         }
-        // Around each writer one piece is left over; pieces in front of them were taken by earlier calls.
-        let index = self.walks.iter().position(|walk| self.guest_in_the_way(walk.range).is_none())?;
-        self.walks.remove(index)
+        None
     }
 
-    /// The first dirty run that begins in `from..to` and that nothing in flight, queued or waiting touches, in whole
+    /// The first part of a dirty run that begins in `from..to` that nothing in flight, queued or waiting touches, in whole
     /// units of the bitmap.
     fn free_dirty_run(&self, from: u64, to: u64) -> Option<ByteRange> {
+        let waiting = |range| self.retries.first_overlap(range).map(|waiting| waiting.range);
         let mut at = from;
         while at < to {
             let run = self.dirty.next_dirty(at, u64::MAX).filter(|run| run.start < to)?;
-            let run = ByteRange::new(run.start, run.end);
-            let busy = self.claimed.first_overlap(run).map(|busy| self.whole_units(busy));
-            let waiting = self.retries.first_overlap(run).map(|waiting| waiting.range);
-            let guest = self.guest_in_the_way(run);
-            let obstacle = [busy, waiting, guest].into_iter().flatten().min_by_key(|range| range.start());
-            match obstacle {
-                None => return Some(run),
-                Some(obstacle) if obstacle.start() > run.start() => {
-                    return Some(ByteRange::new(run.start(), obstacle.start()));
-                }
-                Some(obstacle) => at = obstacle.end(),
+            let free = free_part(ByteRange::new(run.start, run.end), |range| {
+                [self.taken_or_in_the_way(range), waiting(range)]
+                    .into_iter()
+                    .flatten()
+                    .min_by_key(|r| r.start())
+            });
+            if free.is_some() {
+                return free;
             }
+            at = run.end;
         }
         None
+    }
+
+    /// The first range in `range`, in whole units of the bitmap, that is taken or that a writer is in the way of.
+    fn taken_or_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
+        let taken = self.claimed.first_overlap(range).map(|taken| self.whole_units(taken));
+        [taken, self.guest_in_the_way(range)].into_iter().flatten().min_by_key(|range| range.start())
     }
 
     /// `range` in whole units of the dirty bitmap, clipped to the disk.
@@ -290,4 +292,18 @@ impl Core {
         let least = self.config.granularity.min(self.least_size());
         floor_power_of_two(share).max(least).min(self.config.operation)
     }
+}
+
+/// The first part of `range` without an obstacle, where `obstacle` finds the first one in a range.
+fn free_part(range: ByteRange, obstacle: impl Fn(ByteRange) -> Option<ByteRange>) -> Option<ByteRange> {
+    let mut at = range.start();
+    while at < range.end() {
+        let rest = ByteRange::new(at, range.end());
+        match obstacle(rest) {
+            None => return Some(rest),
+            Some(obstacle) if obstacle.start() > at => return Some(ByteRange::new(at, obstacle.start())),
+            Some(obstacle) => at = obstacle.end(),
+        }
+    }
+    None
 }

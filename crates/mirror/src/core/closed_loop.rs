@@ -199,7 +199,7 @@ impl Play {
         let at = self.rng.below(self.scene.spread / BLOCK) * BLOCK;
         let range = ByteRange::at(at, BLOCK);
         self.core.tick(self.now);
-        let ticket = self.core.guest_begin(range, true);
+        let ticket = self.core.guest_begin(range);
         Slot { ticket, begun: self.now, range, admission: Admission::Wait, alarm: false }
     }
 

@@ -27,8 +27,6 @@ pub(super) struct Guest {
     id: u64,
     range: ByteRange,
     stage: Stage,
-    /// It can be repeated at the target.
-    can_mirror: bool,
     /// When it asked to be let in.
     begun: Duration,
     /// What it waited for the job until it was let in.
@@ -48,6 +46,9 @@ enum Stage {
 
 /// A range that the job takes next: writers that come now wait until it has been copied. Else writers who take turns on one
 /// dirty unit, cutting it each time, would keep the job from it for ever.
+///
+/// In whole units, as the job keeps out of the way of writers: one who is in the way comes before the job or waits for it. Were
+/// he to do neither, he might wait for a third who waits for the job, which waits for him.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     range: ByteRange,
@@ -83,19 +84,12 @@ impl Guest {
 
 impl Core {
     /// A write to `range` wants to begin.
-    pub(crate) fn guest_begin(&mut self, range: ByteRange, can_mirror: bool) -> u64 {
+    pub(crate) fn guest_begin(&mut self, range: ByteRange) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         let begun = self.clock;
-        let guest = Guest {
-            id,
-            range,
-            stage: Stage::Waiting,
-            can_mirror,
-            begun,
-            waited: Duration::ZERO,
-            at_target: begun,
-        };
+        let guest =
+            Guest { id, range, stage: Stage::Waiting, begun, waited: Duration::ZERO, at_target: begun };
         self.guests.push(guest);
         self.note_guest(range);
         self.listen();
@@ -114,10 +108,10 @@ impl Core {
             self.guests[index].begun = self.clock;
             return Admission::Wait;
         }
-        let Guest { range, can_mirror, begun, .. } = self.guests[index];
+        let Guest { range, begun, .. } = self.guests[index];
         let waited = self.clock.saturating_sub(begun);
         self.guests[index].waited = waited;
-        if !(self.is_blocking() && can_mirror) {
+        if !self.is_blocking() {
             self.guests[index].stage = Stage::Behind;
             return Admission::Source;
         }
@@ -289,7 +283,7 @@ impl Core {
         let dirty = self.dirty.next_dirty(0, u64::MAX).map(|run| ByteRange::new(run.start, run.end));
         let left = self.walks.front().map(|walk| walk.range).or(dirty);
         let range = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left)));
-        self.wanted = range.map(|range| Wanted { range, first_after: self.next_id });
+        self.wanted = range.map(|range| Wanted { range: self.whole_units(range), first_after: self.next_id });
     }
 
     /// What writers wait for.
@@ -329,7 +323,7 @@ impl Core {
                 Stage::Both => true,
                 Stage::Waiting => {
                     let after = self.wanted.is_some_and(|wanted| wanted.goes_before(guest.id, guest.range));
-                    waiting_counts && guest.can_mirror && !after
+                    waiting_counts && !after
                 }
                 Stage::Behind => false,
             })

@@ -74,7 +74,7 @@ fn copies(log: &[Work]) -> Vec<(u64, u64)> {
 }
 
 fn begin(core: &mut Core, start: u64, end: u64) -> (u64, Admission) {
-    let id = core.guest_begin(ByteRange::new(start, end), true);
+    let id = core.guest_begin(ByteRange::new(start, end));
     (id, core.guest_admit(id))
 }
 
@@ -455,9 +455,9 @@ fn a_survey_is_not_cut_by_writes_that_came_before_it() {
     let (id, _) = begin(&mut core, 0, 100);
     core.guest_finished(id, true, Some(Ok(())));
     core.finished(NOW, first.id, Ok(honest(first.work)));
-    // A discard, say, which the target does not get.
-    let id = core.guest_begin(ByteRange::new(0, 100), false);
-    assert_eq!(core.guest_admit(id), Admission::Source);
+    // A large discard, say, which is left to the job.
+    let id = core.guest_begin(ByteRange::new(0, 100));
+    assert_eq!(core.guest_admit(id), Admission::Both);
     core.guest_finished(id, true, None);
     let log = drive(&mut core);
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");

@@ -121,15 +121,25 @@ impl Retries {
             .or_else(|| self.by_start.range(range.start()..range.end()).next().map(|(_, w)| *w))
     }
 
-    /// Takes out a range whose time has come and that `admit` lets pass.
-    pub(crate) fn take_due(&mut self, now: Duration, admit: impl Fn(ByteRange) -> bool) -> Option<Waiting> {
+    /// Takes out the `free` part of a range whose time has come; the rest of it stays.
+    pub(crate) fn take_due(
+        &mut self,
+        now: Duration,
+        free: impl Fn(ByteRange) -> Option<ByteRange>,
+    ) -> Option<Waiting> {
         let due = self.by_time.range(..=(now, u64::MAX));
-        let found = due
+        let (found, part) = due
             .filter_map(|(_, start)| self.by_start.get(start))
-            .find(|waiting| admit(waiting.range))
-            .copied()?;
+            .find_map(|&waiting| Some((waiting, free(waiting.range)?)))?;
         self.remove(found);
-        Some(found)
+        for rest in
+            [ByteRange::new(found.range.start(), part.start()), ByteRange::new(part.end(), found.range.end())]
+        {
+            if !rest.is_empty() {
+                self.insert(Waiting { range: rest, ..found });
+            }
+        }
+        Some(Waiting { range: part, ..found })
     }
 
     /// When the next range's time comes, if that is after `now`.
@@ -223,9 +233,9 @@ mod tests {
     fn a_failed_range_comes_back_in_pieces_and_not_early() {
         let mut retries = Retries::default();
         retries.put(ByteRange::new(0, 1 << 20), 1, 4096, Duration::ZERO);
-        assert!(retries.take_due(Duration::from_millis(19), |_| true).is_none());
+        assert!(retries.take_due(Duration::from_millis(19), Some).is_none());
         assert_eq!(retries.next_time(Duration::ZERO), Some(Duration::from_millis(20)));
-        let first = retries.take_due(Duration::from_millis(20), |_| true).unwrap();
+        let first = retries.take_due(Duration::from_millis(20), Some).unwrap();
         assert_eq!((first.range, first.tries), (ByteRange::new(0, 65536), 1));
         assert_eq!(retries.by_start.len(), 15);
     }

@@ -134,6 +134,12 @@ const SCENARIOS: &[Scenario] = &[
         play: group::play,
     },
     Scenario { name: "paused", about: "pauses at any time (12)", weight: 1, play: slants::paused },
+    Scenario {
+        name: "crowd",
+        about: "12 writers through a few granules, failures",
+        weight: 1,
+        play: slants::crowd,
+    },
 ];
 
 /// A rule that did not hold.

@@ -143,7 +143,7 @@ impl Group {
 
     fn begin(&self, index: usize, start: u64, end: u64) -> (u64, Admission) {
         self.core(index, |core| {
-            let id = core.guest_begin(ByteRange::new(start, end), true);
+            let id = core.guest_begin(ByteRange::new(start, end));
             (id, core.guest_admit(id))
         })
     }

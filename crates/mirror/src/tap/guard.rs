@@ -78,9 +78,18 @@ impl<'a> WriteGuard<'a> {
     /// # Errors
     /// That of `result`.
     pub fn finish_with(
-        mut self,
+        self,
         result: block::Result<()>,
         repeat: impl FnOnce(&dyn BlockDevice) -> block::Result<()>,
+    ) -> block::Result<()> {
+        self.finish_if(result, |target| Some(repeat(target)))
+    }
+
+    /// The same where `repeat` may leave it to the job.
+    pub(super) fn finish_if(
+        mut self,
+        result: block::Result<()>,
+        repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
     ) -> block::Result<()> {
         let target = match &self.place {
             Some(Place::LetIn { ticket, both: Some(engine), .. }) if result.is_ok() => {
@@ -89,7 +98,7 @@ impl<'a> WriteGuard<'a> {
             }
             _ => None,
         };
-        let repeated = target.map(|target| repeat(&*target));
+        let repeated = target.and_then(|target| repeat(&*target));
         self.end(result.is_ok(), repeated);
         result
     }

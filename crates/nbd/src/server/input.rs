@@ -258,7 +258,7 @@ impl Input {
         let moved = if request.command == Command::Read { request.length } else { payload };
         // `moved` is at most 32 MiB.
         let len = usize::try_from(moved).unwrap_or(usize::MAX);
-        let waits = matches!(request.command, Command::Write | Command::WriteZeroes)
+        let waits = matches!(request.command, Command::Write | Command::WriteZeroes | Command::Trim)
             && connection.device().write_would_wait(ByteRange::at(request.offset, request.length));
         if quick && !waits && moved <= INLINE && (payload == 0 || after.len() >= len) {
             let watch = pace.start_alone();

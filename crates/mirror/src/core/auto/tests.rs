@@ -98,7 +98,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
         at += 50;
         stays.push((at - began) / 1000);
         // A write that gets no answer.
-        let id = core.guest_begin(ByteRange::new(2 * M, 2 * M + 4096), true);
+        let id = core.guest_begin(ByteRange::new(2 * M, 2 * M + 4096));
         assert_eq!(core.guest_admit(id), Admission::Both);
         assert_eq!(play(&mut core, at, at + 150, 0, 1000), []);
         let events = play(&mut core, at + 150, at + 300, 0, 1000);
@@ -106,7 +106,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
             panic!("{events:?}")
         };
         assert!(matches!(reason, ModeReason::TargetStalls { bound, .. } if *bound == ms(200)), "{reason}");
-        let other = core.guest_begin(ByteRange::new(4 * M, 4 * M + 4096), true);
+        let other = core.guest_begin(ByteRange::new(4 * M, 4 * M + 4096));
         assert_eq!(core.guest_admit(other), Admission::Source, "others do not wait for it");
         core.guest_finished(other, true, None);
         core.guest_finished(id, true, Some(Ok(())));
@@ -142,7 +142,7 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
             }
         }
         if guest.is_none() {
-            guest = Some(core.guest_begin(ByteRange::at(at % 7 * 8192, 4096), true));
+            guest = Some(core.guest_begin(ByteRange::at(at % 7 * 8192, 4096)));
         }
         // One operation takes a millisecond.
         if let Next::Do(action) = core.next(now) {

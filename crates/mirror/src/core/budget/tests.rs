@@ -39,7 +39,7 @@ fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     let most = core.config.operation;
     core.note_copy(most, ms(3));
     core.note_copy(most / 2, ms(3));
-    let id = core.guest_begin(ByteRange::at(0, 4096), true);
+    let id = core.guest_begin(ByteRange::at(0, 4096));
     assert_eq!(core.bearable_size(0), most / 4);
     assert_eq!(core.bearable_size(1 << 29), most, "nobody is there");
     for _ in 0..10 {
@@ -87,7 +87,7 @@ fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source()
     let survey = next(&mut core, ms(0));
     core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::new(0, 1 << 30))));
     let _other_survey_or_copy = next(&mut core, ms(0));
-    let id = core.guest_begin(ByteRange::at(0, 4096), true);
+    let id = core.guest_begin(ByteRange::at(0, 4096));
     assert_eq!(core.guest_admit(id), Admission::Wait);
     core.tick(ms(3));
     assert_eq!(core.guest_admit(id), Admission::Wait);
@@ -107,7 +107,7 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     let mut config = Config::new(&options.speed(1000), 65_536, 1 << 30, Geometry::plain());
     config.live = true;
     let mut core = Core::new(config).unwrap();
-    let in_the_way = core.guest_begin(ByteRange::at(0, 512), true);
+    let in_the_way = core.guest_begin(ByteRange::at(0, 512));
     assert_eq!(core.guest_admit(in_the_way), Admission::Both);
     core.mark_dirty(ByteRange::at(0, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(None)), "the guest writes there");
@@ -117,7 +117,7 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }));
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 65_536, ..Moved::default() })));
-    let waits = core.guest_begin(ByteRange::at(512, 512), true);
+    let waits = core.guest_begin(ByteRange::at(512, 512));
     core.guest_finished(in_the_way, true, Some(Ok(())));
     assert_eq!(core.guest_admit(waits), Admission::Wait, "the job comes first");
     let survey = next(&mut core, ms(0));
@@ -127,11 +127,11 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
     assert_eq!(core.guest_admit(waits), Admission::Both);
     // In debt as the job is, it makes nobody wait for a copy that it may not begin.
-    let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512), true);
+    let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512));
     assert_eq!(core.guest_admit(in_the_way), Admission::Both);
     core.mark_dirty(ByteRange::at(2 << 20, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(_))));
-    let beside = core.guest_begin(ByteRange::at((2 << 20) + 512, 512), true);
+    let beside = core.guest_begin(ByteRange::at((2 << 20) + 512, 512));
     assert_eq!(core.guest_admit(beside), Admission::Both);
     for id in [in_the_way, beside] {
         core.guest_finished(id, true, Some(Ok(())));

@@ -7,7 +7,7 @@ use blockmirror_block::Geometry;
 use super::*;
 use crate::core::config::Config;
 use crate::core::{Action, Done, Moved, Next};
-use crate::options::{CopyMode, MirrorOptions};
+use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::survey::{Need, Segment};
 
 const G: u64 = 1 << 30;
@@ -35,7 +35,7 @@ fn copied(range: ByteRange) -> Done {
 }
 
 fn write_through(core: &mut Core, range: ByteRange) {
-    let id = core.guest_begin(range, true);
+    let id = core.guest_begin(range);
     assert_eq!(core.guest_admit(id), Admission::Both);
     core.guest_finished(id, true, Some(Ok(())));
 }
@@ -88,7 +88,7 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     core.change(CopyMode::WriteBlocking).unwrap();
     let range = ByteRange::new(0, 4096);
     let write = |core: &mut Core, target| {
-        let id = core.guest_begin(range, true);
+        let id = core.guest_begin(range);
         assert_eq!(core.guest_admit(id), Admission::Both);
         core.guest_finished(id, true, target);
         core.guest_makes_no_work()
@@ -118,4 +118,67 @@ fn a_slice_is_copied_bit_by_bit() {
         let fair = quota * ms / 75;
         assert!((fair..=fair + quota / 32).contains(&begun), "{begun} of {quota} after {ms} ms");
     }
+}
+
+/// Does what can be done at `now`, as honest devices do.
+fn drive(core: &mut Core, now: Duration) -> Vec<Work> {
+    let mut log = Vec::new();
+    while let Next::Do(action) = core.next(now) {
+        let done = match action.work {
+            Work::Survey { range, .. } => surveyed(range),
+            Work::Copy { range, .. } => copied(range),
+            _ => Done::Flushed,
+        };
+        log.push(action.work);
+        core.finished(now, action.id, Ok(done));
+    }
+    log
+}
+
+/// One writer is where the job has to go and keeps it waiting; one that comes later must wait for the job; one that comes
+/// after that must wait for the second, beside the job's place but in the same piece of work. All must get there.
+fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) {
+    let mut ids = Vec::new();
+    for (start, end) in writes {
+        ids.push(core.guest_begin(ByteRange::new(start, end)));
+        let admission = core.guest_admit(ids[ids.len() - 1]);
+        assert_eq!(admission == Admission::Both, ids.len() == 1, "{start}..{end}");
+        drive(core, now);
+    }
+    core.guest_finished(ids[0], true, Some(Ok(())));
+    for &id in &ids[1..] {
+        drive(core, now);
+        assert_eq!(core.guest_admit(id), Admission::Both, "the job and the writers wait for each other");
+        core.guest_finished(id, true, Some(Ok(())));
+    }
+    drive(core, now);
+    assert!(core.has_been_ready());
+}
+
+/// A range that waited for another try was not taken while a writer was about anywhere in it, who waited for a writer who
+/// waited for the job: neither the job nor the guest ever went on.
+#[test]
+fn a_part_of_what_has_failed_is_tried_again_beside_a_writer() {
+    let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).on_target_error(OnError::Ignore);
+    let mut core = core_of(&options);
+    let survey = next(&mut core);
+    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let copy = next(&mut core);
+    assert!(matches!(copy.work, Work::Copy { range, .. } if range.len() == 512 << 10), "{copy:?}");
+    let error = block::Error::new(block::ErrorKind::Io, "test");
+    core.finished(NOW, copy.id, Err(Failure { operation: Operation::Write, error }));
+    all_have_their_turn(&mut core, Duration::from_secs(1), [(100, 200), (4000, 4200), (4150, 4300)]);
+}
+
+/// The same where what is left begins or ends inside a unit of the bitmap.
+#[test]
+fn a_part_of_a_unit_is_copied_beside_a_writer_of_the_rest() {
+    let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
+    let survey = next(&mut core);
+    let segment = |start, end, need| Segment { range: ByteRange::new(start, end), need, below: false };
+    let copy = Need::Copy { target_zero: false };
+    let segments =
+        vec![segment(0, 1000, copy), segment(1000, 3000, Need::Nothing), segment(3000, G, Need::Nothing)];
+    core.finished(NOW, survey.id, Ok(Done::Surveyed(segments)));
+    all_have_their_turn(&mut core, NOW, [(100, 200), (900, 2000), (1500, 1600)]);
 }

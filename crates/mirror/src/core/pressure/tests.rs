@@ -21,7 +21,7 @@ fn core_of(options: MirrorOptions) -> Core {
 /// Eight writes one after another, each taking `time`.
 fn writes(core: &mut Core, now: &mut Duration, time: Duration, count: u32) {
     for _ in 0..count {
-        let id = core.guest_begin(ByteRange::at(0, 4096), true);
+        let id = core.guest_begin(ByteRange::at(0, 4096));
         assert_ne!(core.guest_admit(id), Admission::Wait);
         *now += time;
         core.tick(*now);
@@ -58,7 +58,7 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
 #[test]
 fn silence_ends_though_the_guest_has_fallen_silent_too() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
-    core.guest_begin(ByteRange::at(0, 4096), true);
+    core.guest_begin(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == LONGEST));
     assert!(matches!(core.next(LONGEST), Next::Do(_)));
     assert!(core.pressure.alone[0].is_none());
@@ -67,7 +67,7 @@ fn silence_ends_though_the_guest_has_fallen_silent_too() {
 #[test]
 fn without_a_budget_nobody_is_quiet() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
-    core.guest_begin(ByteRange::at(0, 4096), true);
+    core.guest_begin(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Do(_)));
     assert_eq!(core.share_of_window(), u64::MAX);
 }
@@ -115,7 +115,7 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
         let mut core = core_of(MirrorOptions::new().latency_budget(budget));
         assert_eq!(core.depth(), 16, "nobody writes");
         core.pressure.window = 1 << 30;
-        let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512), true)).collect();
+        let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512))).collect();
         assert_eq!(core.depth(), unknown);
         for id in tickets {
             core.guest_admit(id);

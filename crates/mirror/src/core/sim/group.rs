@@ -219,7 +219,7 @@ impl Play<'_> {
             && self.rng.one_in(self.habits.rests)
         {
             let mut write = Write::random(&mut self.rng, len, &self.habits);
-            write.ticket = member.core.guest_begin(write.range, write.can_mirror());
+            write.ticket = member.core.guest_begin(write.range);
             self.trace.say(now, || format!("{index}: guest {} wants {}", write.ticket, write.range));
             member.writes.push(write);
             return;
@@ -248,14 +248,13 @@ impl Play<'_> {
             }
             (Admission::Both, Some(true)) if write.target.is_none() => {
                 let failure = member.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
-                write.put(&mut self.rng, &member.world.target, failure.is_some());
+                write.put_at_target(&mut self.rng, &member.world.source, &member.world.target, failure);
                 member.hands.through.push(write.range);
-                write.target = Some(failure.map_or(Ok(()), Err));
                 true
             }
             (_, Some(ok)) => {
                 self.trace.say(now, || format!("{index}: guest {} has finished", write.ticket));
-                member.core.guest_finished(write.ticket, ok, write.target.take());
+                member.core.guest_finished(write.ticket, ok, write.target.take().flatten());
                 false
             }
         };

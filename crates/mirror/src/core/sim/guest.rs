@@ -8,6 +8,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 use super::hands::{unfailing, write, zero};
 use super::rng::Rng;
 use crate::core::Admission;
+use crate::tap::discard;
 
 /// How a guest behaves.
 #[derive(Clone, Debug)]
@@ -51,7 +52,8 @@ pub(super) struct Write {
     payload: Payload,
     pub(super) admission: Admission,
     pub(super) source: Option<bool>,
-    pub(super) target: Option<block::Result<()>>,
+    /// What the target made of it: nothing if it was left to the job.
+    pub(super) target: Option<Option<block::Result<()>>>,
     /// Its next step is not taken before this.
     pub(super) not_before: Duration,
 }
@@ -78,24 +80,44 @@ impl Write {
         }
     }
 
-    /// Whether it can be repeated at the target.
-    pub(super) fn can_mirror(&self) -> bool {
-        !matches!(self.payload, Payload::Discard)
-    }
-
     /// Performs it, or if it is to fail no more than a part of it.
     pub(super) fn put(&self, rng: &mut Rng, disk: &MemoryDisk, fails: bool) {
-        let range = self.range;
-        let happens = match rng.below(3) {
-            _ if !fails => range,
-            0 => return,
-            1 => range,
-            _ => ByteRange::new(range.start(), range.start() + range.len() / 2),
-        };
+        let happens = self.happens(rng, fails);
         match &self.payload {
             Payload::Data(bytes) => write(disk, &bytes[..happens.len() as usize], happens),
             Payload::Zeros => zero(disk, happens),
             Payload::Discard => unfailing(disk.discard(happens)),
+        }
+    }
+
+    /// Performs it at the target after the source; if there is a `failure`, no more than a part of it.
+    pub(super) fn put_at_target(
+        &mut self,
+        rng: &mut Rng,
+        source: &MemoryDisk,
+        target: &MemoryDisk,
+        failure: Option<block::Error>,
+    ) {
+        let done = match self.payload {
+            Payload::Discard => {
+                let happens = self.happens(rng, failure.is_some());
+                discard::repeat(source, target, happens).map(unfailing)
+            }
+            _ => {
+                self.put(rng, target, failure.is_some());
+                Some(())
+            }
+        };
+        self.target = Some(done.map(|()| failure.map_or(Ok(()), Err)));
+    }
+
+    fn happens(&self, rng: &mut Rng, fails: bool) -> ByteRange {
+        let range = self.range;
+        match rng.below(3) {
+            _ if !fails => range,
+            0 => ByteRange::at(range.start(), 0),
+            1 => range,
+            _ => ByteRange::new(range.start(), range.start() + range.len() / 2),
         }
     }
 }

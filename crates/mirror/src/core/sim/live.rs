@@ -242,7 +242,7 @@ impl Sim<'_> {
         let habits = &self.piece.habits;
         if self.writes.len() < habits.writers && len > 0 && !self.closing && self.rng.one_in(habits.rests) {
             let mut write = Write::random(&mut self.rng, len, habits);
-            write.ticket = self.core.guest_begin(write.range, write.can_mirror());
+            write.ticket = self.core.guest_begin(write.range);
             self.trace.say(self.now, || format!("guest {} wants {}", write.ticket, write.range));
             self.writes.push(write);
             return;
@@ -297,15 +297,15 @@ impl Sim<'_> {
             }
             (Admission::Both, Some(true)) if write.target.is_none() => {
                 let failure = self.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
-                write.put(&mut self.rng, &self.world.target, failure.is_some());
+                write.put_at_target(&mut self.rng, &self.world.source, &self.world.target, failure);
                 self.hands.through.push(write.range);
-                self.trace.say(self.now, || format!("guest {} at the target: {failure:?}", write.ticket));
-                write.target = Some(failure.map_or(Ok(()), Err));
+                self.trace
+                    .say(self.now, || format!("guest {} at the target: {:?}", write.ticket, write.target));
             }
             (_, Some(ok)) => {
                 self.trace.say(self.now, || format!("guest {} has finished", write.ticket));
                 self.wrote(write.range);
-                self.core.guest_finished(write.ticket, ok, write.target.take());
+                self.core.guest_finished(write.ticket, ok, write.target.take().flatten());
                 return false;
             }
         }

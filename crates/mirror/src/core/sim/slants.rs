@@ -177,3 +177,20 @@ pub(super) fn paused(seed: u64, trace: &mut Trace) -> End {
     piece.verbs = &[Verb::Pause, Verb::Pause, Verb::Resume, Verb::Complete, Verb::SetSpeed, Verb::Dismiss];
     live::run(rng, &piece, trace)
 }
+
+/// Writers who wait for each other and for the job, which keeps out of their way: somebody must always go first.
+pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::new(seed);
+    let mut piece = Piece::random(&mut rng);
+    let world = &mut piece.world;
+    world.config.copy_mode = CopyMode::WriteBlocking;
+    world.config.on_source_error = OnError::Ignore;
+    world.config.on_target_error = OnError::Ignore;
+    world.faults.one_in = rng.pick(&[0, 10, 30]);
+    piece.habits.hot = ByteRange::new(0, world.config.len.min(rng.pick(&[2, 8, 32]) * world.config.detail));
+    piece.habits.writers = 12;
+    piece.habits.rests = 2;
+    piece.habits.longest = &[1, 512, 9000];
+    piece.verbs = &[Verb::SetSpeed];
+    live::run(rng, &piece, trace)
+}
