@@ -83,6 +83,8 @@ pub(crate) struct ChildLink {
     pub(crate) shares: Perms,
     /// What the driver reads by it, if that moves with it.
     pub(crate) edge: Option<Arc<Front>>,
+    /// The tap that the driver holds.
+    pub(crate) tap: Option<Arc<Tap>>,
 }
 
 impl Opened {
@@ -186,13 +188,20 @@ impl Child {
     pub(crate) fn file_link(&self, role: &'static str, read_only: bool, shared: bool) -> ChildLink {
         let needs = if read_only { Perms::READ } else { Perms::READ_WRITE };
         let shares = if shared { ALL_PERMS } else { NO_CHANGE };
-        ChildLink { node: self.name.clone(), role, needs, shares, edge: None }
+        ChildLink { node: self.name.clone(), role, needs, shares, edge: None, tap: None }
     }
 
     /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users do.
     pub(crate) fn filter_link(&self, role: &'static str, read_only: bool) -> ChildLink {
         let write = if read_only { Perms::READ } else { Perms::READ.with(Permission::Write) };
-        ChildLink { node: self.name.clone(), role, needs: write, shares: ALL_PERMS, edge: None }
+        ChildLink {
+            node: self.name.clone(),
+            role,
+            needs: write,
+            shares: ALL_PERMS,
+            edge: None,
+            tap: Some(Arc::clone(&self.tap)),
+        }
     }
 
     /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what they do.
@@ -203,6 +212,7 @@ impl Child {
             needs: Perms::READ,
             shares: ALL_PERMS,
             edge: Some(edge),
+            tap: None,
         }
     }
 }
@@ -275,7 +285,8 @@ impl Daemon {
         let mut uses: Vec<UseId> = Vec::new();
         for child in &opened.children {
             let holder = Holder::Node { name: name.to_owned(), role: child.role };
-            match graph.attach(&child.node, holder, child.needs, child.shares) {
+            let same = child.tap.iter().try_for_each(|tap| graph.check_has_tap(&child.node, tap));
+            match same.and_then(|()| graph.attach(&child.node, holder, child.needs, child.shares)) {
                 Ok(id) => {
                     uses.push(id);
                     if let Some(edge) = &child.edge {

@@ -174,7 +174,15 @@ impl Daemon {
         }
         let contexts = new.bitmaps.iter().map(|(node, bitmap)| {
             let tap = match node {
-                Some(node) => Arc::clone(&self.graph.lock().find(node)?.tap),
+                Some(other) => {
+                    let graph = self.graph.lock();
+                    let other = graph.find(other)?;
+                    if other.name != new.node {
+                        // It might take another's place, and its bitmaps go with that one's users.
+                        graph.check_no_job(&other.name)?;
+                    }
+                    Arc::clone(&other.tap)
+                }
                 None => Arc::clone(&tap),
             };
             bitmap::context(&tap, bitmap, new.writable)

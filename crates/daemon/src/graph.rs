@@ -10,12 +10,14 @@
 mod chain;
 mod close;
 mod edge;
+mod filters;
 mod front;
 mod node;
 mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
@@ -28,6 +30,9 @@ pub(crate) use node::Node;
 pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
 
 use crate::Reply;
+
+/// How long a guest that does not finish its writes may keep it waiting who holds it.
+pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 /// Nodes and their uses.
 #[derive(Debug, Default)]
@@ -120,6 +125,14 @@ impl Graph {
         })
     }
 
+    /// Refuses if `tap` is not that of `name` any more: a mirror has moved it, with its users, since it was looked up.
+    pub(crate) fn check_has_tap(&self, name: &str, tap: &Arc<Tap>) -> Reply<()> {
+        if Arc::ptr_eq(&self.find(name)?.tap, tap) {
+            return Ok(());
+        }
+        Err(QmpError::generic(format!("Node '{name}' has been replaced by the target of a mirror")))
+    }
+
     /// Records that `holder` uses `node`.
     ///
     /// # Errors
@@ -127,8 +140,17 @@ impl Graph {
     pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
         self.find(node)?;
         let new = Use { node: node.to_owned(), holder, needs, shares, edge: None };
-        for (_, other) in self.uses_of(node) {
-            other.check_against(&new)?;
+        match new.parent().filter(|_| new.is_filters()) {
+            Some(filter) => {
+                self.users_of(filter)
+                    .into_iter()
+                    .try_for_each(|(id, u)| self.check_use(node, u, Some(id)))?;
+            }
+            None => self.check_use(node, &new, None)?,
+        }
+        if new.parent().is_some() && !new.is_backing() && !new.is_filters() {
+            // A format holds the file itself, and would stay behind in a pivot.
+            self.below_filters(node).into_iter().try_for_each(|below| self.check_no_job(below))?;
         }
         let id = UseId(self.next_use);
         self.next_use += 1;
@@ -164,10 +186,8 @@ impl Graph {
                 shares: link.shares,
                 edge: None,
             };
-            for (other, u) in self.uses_of(&link.node) {
-                if other != *id {
-                    u.check_against(&wanted)?;
-                }
+            if !link.is_filters() {
+                self.check_use(&link.node, &wanted, Some(*id))?;
             }
         }
         for id in links {
@@ -198,9 +218,12 @@ impl Graph {
     fn collect_if_orphaned(&mut self, name: &str, gone: &mut Vec<Node>) {
         let mut candidates = vec![name.to_owned()];
         while let Some(name) = candidates.pop() {
-            let orphan = self.nodes.get(&name).is_some_and(|node| !node.owned);
-            if orphan && self.uses_of(&name).next().is_none() {
-                self.take_out(&name, &mut candidates, gone);
+            if self.uses_of(&name).next().is_some() {
+                continue;
+            }
+            match self.nodes.get(&name) {
+                Some(node) if !node.owned => self.take_out(&name, &mut candidates, gone),
+                _ => self.refresh(&name),
             }
         }
     }
@@ -275,6 +298,7 @@ impl Graph {
                 to.clone_into(&mut u.node);
             }
         }
+        self.refer_to(to);
         let Some(source) = self.nodes.get_mut(from) else { return };
         let fresh = Tap::new(Arc::clone(&source.device) as _);
         let tap = std::mem::replace(&mut source.tap, fresh);

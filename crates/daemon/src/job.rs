@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::BlockDevice as _;
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{CopyMode, ErrorAction, Event, IoStatus, JobState, Progress, Refused, Verb};
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{UseId, is_well_formed};
+use crate::graph::{HOLD_LIMIT, UseId, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use mirror::{MirrorRequest, Prepared};
@@ -395,6 +396,36 @@ impl Daemon {
     fn note_rewritten(&self, name: &str) {
         if let Some(node) = self.graph.lock().get(name) {
             node.tap.note_rewritten();
+        }
+    }
+
+    /// Brings the length of `name` up to date, below which something has changed, and that of the filters on it.
+    pub(crate) fn refresh_from(&self, name: &str) {
+        let nodes: Vec<_> = {
+            let graph = self.graph.lock();
+            let names = std::iter::once(name.to_owned()).chain(graph.filters_on(name));
+            let node =
+                |name: String| graph.get(&name).map(|node| (Arc::clone(&node.tap), Arc::clone(&node.device)));
+            names.filter_map(node).collect()
+        };
+        for (tap, device) in nodes {
+            if tap.len() != device.len()
+                && let Some(mut drained) = tap.drain_for(HOLD_LIMIT)
+            {
+                // A job on it keeps the length that it began with.
+                let _ = drained.replace(device);
+            }
+        }
+    }
+
+    /// An image was made in the nodes of `uses`: bitmaps of all that they stand on did not see it.
+    pub(crate) fn rewritten_below(&self, uses: &[UseId]) {
+        let graph = self.graph.lock();
+        for node in uses.iter().filter_map(|id| graph.get_use(*id)) {
+            graph
+                .taps_from_top(graph.all_below(&node.node).into_iter().map(str::to_owned).collect())
+                .iter()
+                .for_each(|tap| tap.note_rewritten());
         }
     }
 

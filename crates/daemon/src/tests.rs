@@ -4,6 +4,7 @@ mod bitmaps;
 mod chain;
 mod edge;
 mod ends;
+mod filters;
 mod hmp;
 mod overlay;
 mod reopen;

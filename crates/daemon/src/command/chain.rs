@@ -223,7 +223,7 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<
         if !graph.chain(device).iter().any(|node| node.name == name) {
             return Err(QmpError::generic(format!("'{device}' and image file are not in the same chain")));
         }
-        (qcow2, below.format_in_headers())
+        (qcow2, graph.in_headers(below).format_in_headers())
     };
     image
         .set_backing_file(Some(args.str("backing-file")?.as_bytes()), Some(format.as_str()))

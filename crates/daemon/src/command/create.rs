@@ -16,7 +16,7 @@ use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, refuse};
 use crate::graph::{Holder, NO_CHANGE, Perms, UseId};
-use crate::job::{JobOptions, SimpleJob};
+use crate::job::{AtEnd, JobOptions, SimpleJob};
 use crate::new_image::Made;
 
 static PREALLOCATION: Enum = Enum::new(
@@ -113,7 +113,11 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
         Ok(work) => SimpleJob::start(&job, work),
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
-    daemon.add_job(Some(session), job, Box::new(steer), Box::new(move |daemon| daemon.detach_all(&uses)));
+    let at_end: AtEnd = Box::new(move |daemon| {
+        daemon.rewritten_below(&uses);
+        daemon.detach_all(&uses);
+    });
+    daemon.add_job(Some(session), job, Box::new(steer), at_end);
     Ok(Value::Null)
 }
 

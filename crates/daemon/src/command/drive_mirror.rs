@@ -90,8 +90,9 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
             ("none", _) => (Below::Source, Some(source)),
             _ => (Below::Nothing, None),
         };
-        let backing = stands_on.map(|node| (node.name_in_headers(), node.format_in_headers()));
-        let (size, format) = (source.device.len(), source.format_in_headers());
+        let backing = stands_on.map(|node| graph.in_headers(node));
+        let backing = backing.map(|node| (node.name_in_headers(), node.format_in_headers()));
+        let (size, format) = (source.device.len(), graph.in_headers(source).format_in_headers());
         drop(graph);
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
     };

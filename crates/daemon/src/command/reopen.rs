@@ -5,12 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_file::FileStorage;
 use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
-use blockmirror_mirror::Drained;
+use blockmirror_mirror::{Drained, Tap};
 use blockmirror_qmp::schema::{Command, Type, req};
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Map, Value};
@@ -20,11 +19,8 @@ use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened};
-use crate::graph::{ALL_PERMS, Graph, Holder, NO_CHANGE, Node, Perms, Use, UseId, edge_to};
+use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, UseId, edge_to};
 use crate::job::close;
-
-/// How long a guest that does not finish its writes may keep it waiting.
-const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
@@ -79,10 +75,19 @@ struct Change {
     /// Another child: its role, and its name or none.
     child: Option<(&'static str, Option<String>)>,
     /// The disk for another file or group.
-    device: Option<Arc<dyn BlockDevice>>,
+    disk: Option<NewDisk>,
     group: Option<Arc<ThrottleGroup>>,
     /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it alone.
     files: Vec<(String, Arc<FileStorage>)>,
+}
+
+/// A disk on another file, or in another group.
+struct NewDisk {
+    device: Arc<dyn BlockDevice>,
+    /// The node that it is on.
+    file: String,
+    /// What it holds of it.
+    tap: Arc<Tap>,
 }
 
 fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
@@ -100,9 +105,11 @@ fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
         done.undo(daemon);
         return Err(error);
     }
+    let changed: Vec<_> = changes.iter().map(|change| change.node.clone()).collect();
     let gone = done.commit(daemon, changes);
     drop(held);
     close(gone);
+    changed.iter().for_each(|node| daemon.refresh_from(node));
     Ok(Value::Null)
 }
 
@@ -147,8 +154,8 @@ impl Change {
         check_fixed(node, &options)?;
         let child = child(&graph, node, &args)?;
         let group = group.transpose()?;
-        let device = new_disk(&graph, node, &args, child.as_ref(), group.as_ref())?;
-        Ok(Self { node: name.to_owned(), common, options, child, device, group, files })
+        let disk = new_disk(&graph, node, &args, child.as_ref(), group.as_ref())?;
+        Ok(Self { node: name.to_owned(), common, options, child, disk, group, files })
     }
 }
 
@@ -256,7 +263,7 @@ fn new_disk(
     args: &Args,
     child: Option<&(&'static str, Option<String>)>,
     group: Option<&Arc<ThrottleGroup>>,
-) -> Reply<Option<Arc<dyn BlockDevice>>> {
+) -> Reply<Option<NewDisk>> {
     let regrouped =
         node.driver == "throttle" && node.options.get("throttle-group") != args.get("throttle-group");
     let file = match child {
@@ -265,22 +272,19 @@ fn new_disk(
         _ => return Ok(None),
     };
     // A format that lives in it would not see the change.
-    let lives_in = |(_, u): (UseId, &Use)| {
-        let parent = u.parent().and_then(|name| graph.get(name))?;
-        (parent.qcow2.is_some() || parent.driver == "raw").then_some(&parent.name)
-    };
     if node.storage.is_some()
-        && let Some(parent) = graph.uses_of(&node.name).find_map(lives_in)
+        && let Some(parent) = graph.format_in(&node.name)
     {
         return Err(QmpError::generic(format!(
-            "Node '{}' is busy: an image lives in it, node '{parent}'",
-            node.name
+            "Node '{}' is busy: an image lives in it, node '{}'",
+            node.name, parent.name
         )));
     }
-    Ok(Some(match group {
+    let device = match group {
         Some(group) => Arc::new(Throttle::new(Arc::clone(&file.tap) as _, group)),
         None => disk_of_raw(file)?,
-    }))
+    };
+    Ok(Some(NewDisk { device, file: file.name.clone(), tap: Arc::clone(&file.tap) }))
 }
 
 /// What has been done and can be taken back.
@@ -326,6 +330,19 @@ impl Done {
     fn link(&mut self, daemon: &Daemon, changes: &[Change]) -> Reply<()> {
         let mut graph = daemon.graph.lock();
         let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
+        for change in changes {
+            let Some(NewDisk { file, tap, .. }) = &change.disk else { continue };
+            graph.check_has_tap(file, tap)?;
+            if let Some(other) = changes
+                .iter()
+                .find(|c| c.node != change.node && c.disk.is_some() && graph.stands_on(file, &c.node))
+            {
+                return Err(QmpError::generic(format!(
+                    "'{}' cannot be put on '{file}' in one step with a change of '{}'",
+                    change.node, other.node
+                )));
+            }
+        }
         for change in changes {
             let Some((role, wanted)) = &change.child else { continue };
             let old = graph.children(&change.node).find(|(r, _)| r == role).map(|(_, old)| old.name.clone());
@@ -403,8 +420,9 @@ impl Done {
             node.direct = change.common.direct;
             node.options = change.options;
             let image = node.qcow2.clone();
-            if let Some(device) = change.device {
-                node.device.replace(device);
+            let is_moved = change.disk.is_some();
+            if let Some(disk) = change.disk {
+                node.device.replace(disk.device);
                 if let Some((storage, path, filename)) = file {
                     (node.storage, node.path, node.filename) = (storage, path, filename);
                 }
@@ -413,6 +431,9 @@ impl Done {
                     node.storage =
                         storage.map(|storage| Arc::new(ThrottleStorage::new(storage, &group)) as _);
                 }
+            }
+            if is_moved {
+                graph.refer_to(&change.node);
             }
             drop(graph);
             if let (Some(("backing", _)), Some(image)) = (&change.child, image) {

@@ -2,7 +2,6 @@
 //! move to it at one instant, in which none of their writes is under way.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
@@ -16,12 +15,9 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed};
-use crate::graph::{ALL_PERMS, Graph, Holder, Perms, edge_to};
+use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, edge_to};
 use crate::job::close;
 use crate::new_image::{Made, format_named};
-
-/// How long a guest that does not finish its writes may keep a snapshot waiting.
-const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
     "NewImageMode",
@@ -79,6 +75,8 @@ pub(super) struct Snapshot {
     made: Option<Made>,
     /// The overlay's node was opened for it.
     opened: bool,
+    /// Bitmaps of the overlay that the node had none like, and whether they record.
+    bitmaps: Vec<(String, bool)>,
 }
 
 impl Snapshot {
@@ -114,6 +112,14 @@ impl Snapshot {
                 node.read_only = self.was_read_only;
             }
             graph.pivot(&self.overlay, &self.node, &[], false);
+            if let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) {
+                for (name, records) in &self.bitmaps {
+                    // Whoever had it while the overlay was in use would find it gone; one in use stays where the guest is.
+                    if let Ok(bitmap) = node.tap.remove_bitmap(name) {
+                        let _ = overlay.tap.adopt_bitmap(name, bitmap, *records);
+                    }
+                }
+            }
             let image = graph.get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
             let mut gone = Vec::new();
             if let Some(link) = graph.link(&self.overlay, "backing") {
@@ -157,7 +163,8 @@ impl Daemon {
                 return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
             }
             check_below(&graph, &node.name)?;
-            let backing = (node.name_in_headers(), node.format_in_headers());
+            let named = graph.in_headers(node);
+            let backing = (named.name_in_headers(), named.format_in_headers());
             (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
         };
         let made = match existing {
@@ -209,6 +216,7 @@ impl Daemon {
             if above.read_only {
                 return Err(QmpError::generic(format!("Block node '{overlay}' is read-only")));
             }
+            graph.check_bitmaps_free(overlay)?;
             (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
         };
         let mut drained = hold(&tap)?;
@@ -225,17 +233,22 @@ impl Daemon {
         if let Some(base) = graph.get_mut(node) {
             base.read_only = true;
         }
+        let bitmaps = own_bitmaps(&graph, overlay, node);
         graph.pivot(node, overlay, &[], false);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Whoever used the node uses the overlay now, so nobody contradicts.
         let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
         graph.hold_edge(link, &edge);
+        drop(graph);
+        drop(drained);
+        self.refresh_from(overlay);
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
             was_read_only,
             made: None,
             opened: false,
+            bitmaps,
         })
     }
 }
@@ -243,6 +256,14 @@ impl Daemon {
 fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
     tap.drain_for(HOLD_LIMIT)
         .ok_or_else(|| QmpError::generic("A write of a guest does not end: the snapshot was given up"))
+}
+
+/// Bitmaps of `overlay` of whose name `node` has none.
+fn own_bitmaps(graph: &Graph, overlay: &str, node: &str) -> Vec<(String, bool)> {
+    let of = |name| graph.get(name).map(|node| node.tap.bitmaps()).unwrap_or_default();
+    let others = of(node);
+    let own = of(overlay).into_iter().filter(|own| others.iter().all(|other| other.name != own.name));
+    own.map(|bitmap| (bitmap.name, bitmap.enabled)).collect()
 }
 
 /// Refuses nodes whose users cannot be moved.

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use blockmirror_mirror::{Drained, Tap};
 use blockmirror_qmp::schema::{Command, Enum, Object, Type, case, opt, req, value};
@@ -18,10 +17,8 @@ use super::block::BLOCKDEV_MIRROR_MEMBERS;
 use super::snapshot::{SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
 use crate::Reply;
 use crate::daemon::Daemon;
+use crate::graph::HOLD_LIMIT;
 use crate::job::{MirrorRequest, Prepared};
-
-/// How long a guest that does not finish its writes may keep a transaction waiting.
-const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 static ACTION_KIND: Enum = Enum::new(
     "TransactionActionKind",

@@ -38,7 +38,9 @@ impl Graph {
 
     /// Sorts `things`, each about a node, so that nodes come before what they stand on.
     pub(crate) fn sort_from_top<T>(&self, things: &mut [T], name: impl Fn(&T) -> &str) {
-        things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_below(name(thing)).len()));
+        // What a mirror writes through to is below its source, for a guest.
+        let mirrors = self.mirrors();
+        things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_reached(name(thing), &mirrors).len()));
     }
 
     /// The taps of nodes, in the order in which their guests can be held: a write that is under way in one can still reach
@@ -49,16 +51,30 @@ impl Graph {
     }
 
     /// `name` and whatever it stands on, in whatever role.
-    pub(super) fn all_below<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+    pub(crate) fn all_below<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        self.all_reached(name, &[])
+    }
+
+    /// The same, with the second of each of `more` below the first.
+    fn all_reached<'a>(&'a self, name: &'a str, more: &[(&'a str, &'a str)]) -> Vec<&'a str> {
         let mut open = vec![name];
         let mut seen = Vec::new();
         while let Some(name) = open.pop() {
             if !seen.contains(&name) {
                 seen.push(name);
                 open.extend(self.children(name).map(|(_, node)| node.name.as_str()));
+                open.extend(more.iter().filter(|(above, _)| *above == name).map(|(_, below)| *below));
             }
         }
         seen
+    }
+
+    /// Refuses if somebody uses a bitmap of `name`, which is about to take another node's place.
+    pub(crate) fn check_bitmaps_free(&self, name: &str) -> Reply<()> {
+        match self.find(name)?.tap.bitmaps().into_iter().find(|bitmap| bitmap.busy) {
+            Some(bitmap) => Err(busy(name, &format!("its bitmap '{}' is in use", bitmap.name))),
+            None => Ok(()),
+        }
     }
 
     /// Refuses if a job works on `name`.
@@ -120,17 +136,11 @@ impl Graph {
         }
     }
 
-    /// Refuses what `name` now stands on if bitmaps and jobs of those nodes would not see any more what is written there.
+    /// Refuses what `name` now stands on if bitmaps of those nodes would not see any more what is written there.
     pub(crate) fn check_hides_nothing(&self, name: &str) -> Reply<()> {
         for below in self.all_below(name).into_iter().skip(1) {
             if self.get(below).is_some_and(|node| !node.tap.bitmaps().is_empty()) {
                 self.check_sees_writes(below)?;
-            }
-            let job = self.uses_of(below).find(|(_, u)| matches!(u.holder, Holder::Job { .. }));
-            if let (Some((_, job)), Some(image)) = (job, self.hidden_writer(below)) {
-                let job = &job.holder;
-                let text = format!("it is in use by {job}, which would not see what '{image}' writes there");
-                return Err(busy(below, &text));
             }
         }
         Ok(())

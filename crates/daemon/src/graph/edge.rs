@@ -88,7 +88,7 @@ impl Graph {
     }
 
     /// Sources and targets of the mirrors that run.
-    fn mirrors(&self) -> Vec<(&str, &str)> {
+    pub(super) fn mirrors(&self) -> Vec<(&str, &str)> {
         let of_mirrors = self.uses.values().filter_map(|u| match &u.holder {
             Holder::Job { id, kind: "mirror" } => Some((id, u)),
             _ => None,

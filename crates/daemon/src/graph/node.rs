@@ -44,3 +44,20 @@ pub(crate) struct Node {
     /// Order of appearance.
     pub(crate) number: u64,
 }
+
+impl Node {
+    /// Whether it stands before a disk and shows what that holds.
+    pub(crate) fn is_filter(&self) -> bool {
+        match self.driver {
+            "throttle" | "copy-on-read" | "blkdebug" => true,
+            // On a file it is a format.
+            "raw" => self.storage.is_none(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is a format, which lives in the file below it.
+    pub(crate) fn is_format(&self) -> bool {
+        self.driver == "qcow2" || self.driver == "raw" && self.storage.is_some()
+    }
+}

@@ -62,6 +62,11 @@ impl Use {
         matches!(&self.holder, Holder::Node { role: "backing", .. })
     }
 
+    /// Whether it is the edge of a filter, which needs and shares what its own users do.
+    pub(crate) fn is_filters(&self) -> bool {
+        self.parent().is_some() && !self.is_backing() && self.shares == ALL
+    }
+
     /// The node that stands on this one by it.
     pub(crate) fn parent(&self) -> Option<&str> {
         match &self.holder {

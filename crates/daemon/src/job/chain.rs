@@ -34,11 +34,12 @@ impl ChainRequest {
             .auto_dismiss(self.job.auto_dismiss)
     }
 
-    fn base(&self, node: &Node) -> Base {
+    fn base(&self, graph: &Graph, node: &Node) -> Base {
+        let named = graph.in_headers(node);
         Base {
             device: Arc::clone(&node.device) as _,
-            name: self.backing_file.clone().unwrap_or_else(|| node.name_in_headers()).into_bytes(),
-            format: Some(node.format_in_headers().to_string()),
+            name: self.backing_file.clone().unwrap_or_else(|| named.name_in_headers()).into_bytes(),
+            format: Some(named.format_in_headers().to_string()),
         }
     }
 
@@ -85,7 +86,8 @@ impl Daemon {
             let image = graph.find(device)?.qcow2.clone();
             let chain = graph.chain(device);
             let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
-            let base = depth.map(|depth| (chain[depth].name.clone(), request.base(chain[depth]), depth));
+            let base =
+                depth.map(|depth| (chain[depth].name.clone(), request.base(&graph, chain[depth]), depth));
             let last = depth.unwrap_or(chain.len() - 1);
             let mut nodes: Vec<_> =
                 chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
@@ -172,7 +174,7 @@ impl Daemon {
             graph.check_layer(top, &names[from - 1])?;
         }
         graph.check_no_job(base)?;
-        let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(chain[to]));
+        let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(&graph, chain[to]));
         let overlay = from.checked_sub(1).map(|above| names[above].clone());
         let tap = Arc::clone(&chain[0].tap);
         let mut nodes: Vec<_> = names.iter().map(|name| (name.clone(), Perms::READ)).collect();
@@ -249,6 +251,8 @@ impl Daemon {
         let at_end: AtEnd = Box::new(move |daemon| {
             if job.wait().is_ok() {
                 daemon.relink(&overlay, Some(&base));
+                // It may have been too short.
+                daemon.refresh_from(&base);
             }
             give_back(daemon, writable, &uses);
         });

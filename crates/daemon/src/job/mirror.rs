@@ -176,6 +176,7 @@ impl Daemon {
             return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
         }
         graph.check_no_overlay(&request.target)?;
+        graph.check_bitmaps_free(&request.target)?;
         graph.check_no_job(&request.target)?;
         if let Some((_, u)) = graph.uses_of(&request.target).next() {
             return Err(QmpError::generic(format!(

@@ -104,9 +104,13 @@ fn nothing_is_written_past_a_bitmap_or_a_mirror() {
     client.add_bitmap("f", "b");
     client.run("object-add", json!({"qom-type": "throttle-group", "id": "t"}));
     client.run("blockdev-mirror", json!({"job-id": "j", "device": "g", "target": "target", "sync": "none"}));
-    let busy = "it is in use by block job 'j': mirror, which would not see what 'X' writes there";
-    for (file, text) in
-        [("f", "A bitmap of 'f' would not see what 'X' writes there: take one of 'X'"), ("g", busy)]
+    let unseen = |image: &str| {
+        format!("A bitmap of 'f' would not see what '{image}' writes there: take one of '{image}'")
+    };
+    let busy = "Node 'g' is busy: block device is in use by block job: mirror";
+    let conflict = "Permission conflict on node 'g': permissions 'resize' are both required by node 'new'";
+    for (file, when_added, when_reopened) in
+        [("f", unseen("new"), unseen("r")), ("g", conflict.to_owned(), busy.to_owned())]
     {
         let filter = format!("on-{file}");
         client.run(
@@ -114,9 +118,84 @@ fn nothing_is_written_past_a_bitmap_or_a_mirror() {
             json!({"driver": "throttle", "node-name": filter, "throttle-group": "t", "file": file}),
         );
         let refused = client.refused("blockdev-add", raw("new", &filter));
-        assert!(refused.ends_with(&text.replace('X', "new")), "{refused}");
+        assert!(refused.starts_with(&when_added), "{refused}");
         let refused = client.refused("blockdev-reopen", json!({"options": [raw("r", &filter)]}));
-        assert!(refused.ends_with(&text.replace('X', "r")), "{refused}");
+        assert_eq!(refused, when_reopened);
         client.run("blockdev-del", json!({"node-name": filter}));
     }
+}
+
+/// An export of the target's bitmap went on showing what that had held before the pivot, and kept it busy for ever.
+#[test]
+fn a_target_whose_bitmap_is_in_use_is_refused() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("t.qcow2", 9, None);
+    client.add("t", "t.qcow2", Value::Null);
+    client.image("over.qcow2", 4, None);
+    client.add("over", "over.qcow2", Value::Null);
+    for node in ["over", "t"] {
+        client.add_bitmap(node, "b");
+        let tap = Arc::clone(&client.daemon.graph.lock().find(node).unwrap().tap);
+        let used = tap.use_bitmap("b").unwrap();
+        let (command, arguments) = match node {
+            "t" => {
+                ("blockdev-mirror", json!({"job-id": "m", "device": "over", "target": "t", "sync": "full"}))
+            }
+            _ => ("blockdev-snapshot", json!({"node": "top", "overlay": "over"})),
+        };
+        let refused = client.refused(command, arguments.clone());
+        assert_eq!(refused, format!("Node '{node}' is busy: its bitmap 'b' is in use"));
+        drop(used);
+        client.run(command, arguments);
+    }
+}
+
+/// One that recorded joined one that did not, and recorded no more.
+#[test]
+fn bitmaps_that_join_record_if_one_did() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("over.qcow2", 4, None);
+    client.add("over", "over.qcow2", Value::Null);
+    client.add_bitmap("over", "b");
+    client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "b", "disabled": true}));
+    client.run("blockdev-snapshot", json!({"node": "top", "overlay": "over"}));
+    let tap = Arc::clone(&client.daemon.graph.lock().find("over").unwrap().tap);
+    tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
+    assert_eq!(client.bitmaps("over"), [bits("b", 65536)]);
+}
+
+/// Those of the overlay stayed with the base when a snapshot was taken back.
+#[test]
+fn an_overlay_gets_its_bitmaps_back() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("over.qcow2", 4, None);
+    client.add("over", "over.qcow2", Value::Null);
+    client.add_bitmap("over", "of-over");
+    client.add_bitmap("top", "of-top");
+    let snapshot = json!({"type": "blockdev-snapshot", "data": {"node": "top", "overlay": "over"}});
+    client.refused("transaction", json!({"actions": [snapshot, {"type": "abort", "data": {}}]}));
+    let tap = Arc::clone(&client.daemon.graph.lock().find("over").unwrap().tap);
+    tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
+    assert_eq!(
+        (client.bitmaps("over"), client.bitmaps("top")),
+        (vec![bits("of-over", 65536)], vec![bits("of-top", 0)])
+    );
+}
+
+/// A bitmap of a file saw nothing of an image that was made in it.
+#[test]
+fn an_image_that_is_made_shows_in_bitmaps() {
+    let mut client = Client::new();
+    std::fs::write(client.path("raw"), vec![0; SIZE as usize]).unwrap();
+    let file = json!({"driver": "file", "node-name": "f", "filename": client.path("raw")});
+    client.run("blockdev-add", file);
+    client.add_bitmap("f", "b");
+    let options = json!({"driver": "qcow2", "file": "f", "size": SIZE});
+    client.run("blockdev-create", json!({"job-id": "c", "options": options}));
+    client.wait_for_status("concluded");
+    let [(_, dirty)] = &client.bitmaps("f")[..] else { panic!("one bitmap") };
+    assert!(*dirty > 65536, "{dirty}");
 }

@@ -204,13 +204,15 @@ fn a_target_is_not_put_on_a_filter_on_its_source() {
     client.run("blockdev-add", filter("on-c", "c"));
 
     let refused = client.refused("blockdev-reopen", json!({"options": [filter("t", "on-a")]}));
-    assert_eq!(refused, "'t' cannot take the place of 'a': it would come to stand on itself");
+    assert!(refused.starts_with("Permission conflict on node 'a'"), "{refused}");
     client.refused("blockdev-reopen", json!({"options": [filter("t", "a")]}));
     let file = json!({"driver": "file", "filename": client.path("d.qcow2")});
     let on_filter = json!({"driver": "qcow2", "node-name": "d", "file": file, "backing": "on-c"});
     let refused = client.refused("blockdev-reopen", json!({"options": [on_filter]}));
     assert_eq!(refused, "'d' cannot take the place of 'c': it would come to stand on itself");
 
+    client.wait("BLOCK_JOB_READY");
+    client.wait("BLOCK_JOB_READY");
     for (id, filter, target) in [("j", "on-a", "b"), ("k", "on-c", "d")] {
         client.run("job-complete", json!({"id": id}));
         client.wait("BLOCK_JOB_COMPLETED");
@@ -227,17 +229,16 @@ fn two_targets_are_not_put_on_each_others_sources() {
         client.image(&format!("{name}.qcow2"), block, None);
         client.add(name, &format!("{name}.qcow2"), Value::Null);
     }
-    for (id, source, target, file) in [("j", "a", "to-a", "b"), ("k", "c", "to-c", "d")] {
-        client.run("blockdev-add", filter(target, file));
-        client.run(
-            "blockdev-mirror",
-            json!({"job-id": id, "device": source, "target": target, "sync": "none"}),
-        );
+    for (id, source, target) in [("j", "a", "b"), ("k", "c", "d")] {
+        let mirror = json!({"job-id": id, "device": source, "target": target, "sync": "none"});
+        client.run("blockdev-mirror", mirror);
         client.run("blockdev-add", filter(&format!("on-{source}"), source));
     }
-    client.run("blockdev-reopen", json!({"options": [filter("to-a", "on-c")]}));
-    let refused = client.refused("blockdev-reopen", json!({"options": [filter("to-c", "on-a")]}));
-    assert_eq!(refused, "'to-a' cannot take the place of 'a': it would come to stand on itself");
-    client.run("blockdev-reopen", json!({"options": [filter("to-a", "b")]}));
-    client.run("blockdev-reopen", json!({"options": [filter("to-c", "on-a")]}));
+    let on = |client: &Client, name: &str, backing: &str| {
+        let file = json!({"driver": "file", "filename": client.path(&format!("{name}.qcow2"))});
+        json!({"options": [{"driver": "qcow2", "node-name": name, "file": file, "backing": backing}]})
+    };
+    client.run("blockdev-reopen", on(&client, "b", "on-c"));
+    let refused = client.refused("blockdev-reopen", on(&client, "d", "on-a"));
+    assert_eq!(refused, "'b' cannot take the place of 'a': it would come to stand on itself");
 }

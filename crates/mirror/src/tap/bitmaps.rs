@@ -231,7 +231,7 @@ impl Tap {
     }
 
     /// Takes in all bitmaps of `other`, a tap of the disk that has come to lie below this one; they join those of the same
-    /// name. If the disk was `rewritten` meanwhile, everything counts as written in those of `other` that record.
+    /// name, which record if one of the two did. Nobody may hold a [`BitmapUse`] of them. If the disk was `rewritten` meanwhile, everything counts as written in those of `other` that record.
     pub fn take_bitmaps(&self, other: &Self, rewritten: bool) {
         let taken = std::mem::take(&mut other.state.lock().bitmaps);
         let mut state = self.state.lock();
@@ -248,7 +248,11 @@ impl Tap {
                 Entry::Vacant(place) => {
                     place.insert(bitmap);
                 }
-                Entry::Occupied(mut same) => same.get_mut().map.merge(&bitmap.map),
+                Entry::Occupied(mut same) => {
+                    let same = same.get_mut();
+                    same.map.merge(&bitmap.map);
+                    same.enabled |= bitmap.enabled;
+                }
             }
         }
         self.set_lanes(&state);

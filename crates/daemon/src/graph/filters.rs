@@ -1,0 +1,120 @@
+//! Filters, which stand before a disk: what their users need and share counts below them, and what a filter stands for follows
+//! from what it is on. Called by the graph and by what changes it; lengths follow here too.
+//!
+//! What must hold: a use is checked against all others that reach the same disk, by whatever filters; no format lives in a
+//! filter's storage that is not the filter's disk any more.
+
+use std::sync::Arc;
+
+use blockmirror_block::BlockDevice;
+use blockmirror_raw::{Raw, RawOptions};
+
+use super::{Graph, Node, Use, UseId};
+use crate::Reply;
+
+impl Graph {
+    /// The uses of `name`; in place of a filter on it, those of the filter.
+    pub(super) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(UseId, &'a Use)> {
+        let mut users = Vec::new();
+        let mut open = vec![name];
+        while let Some(name) = open.pop() {
+            for (id, u) in self.uses_of(name) {
+                match u.parent().filter(|_| u.is_filters()) {
+                    Some(filter) => open.push(filter),
+                    None => users.push((id, u)),
+                }
+            }
+        }
+        users
+    }
+
+    /// Refuses the `new` use of `name` if it contradicts another one but `except`, there or wherever filters pass it on to.
+    pub(super) fn check_use(&self, name: &str, new: &Use, except: Option<UseId>) -> Reply<()> {
+        for name in self.below_filters(name) {
+            for (id, other) in self.users_of(name) {
+                if Some(id) != except {
+                    other.check_against(new)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `name`, and if it is a filter what it is on, down to the disk.
+    pub(super) fn below_filters<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+        let mut names = vec![name];
+        let mut seen = 0;
+        while let Some(&name) = names.get(seen) {
+            let links = self.uses.values().filter(|u| u.is_filters() && u.is_link_of(name));
+            names.extend(links.map(|u| &*u.node));
+            seen += 1;
+        }
+        names
+    }
+
+    /// The node that an image is said to stand on that stands on `node`: filters have no name in headers.
+    pub(crate) fn in_headers<'a>(&'a self, node: &'a Node) -> &'a Node {
+        let below = |node: &&'a Node| {
+            let (_, child) = node.is_filter().then(|| self.children(&node.name).next())??;
+            Some(child)
+        };
+        std::iter::successors(Some(node), below).last().unwrap_or(node)
+    }
+
+    /// The format that lives in `name`, as it is or by way of filters.
+    pub(crate) fn format_in(&self, name: &str) -> Option<&Node> {
+        self.uses_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
+            let parent = self.get(u.parent()?)?;
+            if parent.is_format() { Some(parent) } else { self.format_in(&parent.name) }
+        })
+    }
+
+    /// The filters on `name`, and those on them, from below.
+    pub(crate) fn filters_on(&self, name: &str) -> Vec<String> {
+        let mut filters: Vec<String> = Vec::new();
+        let mut next = name;
+        let mut seen = 0;
+        loop {
+            let above =
+                self.uses_of(next).filter(|(_, u)| u.is_filters()).filter_map(|(_, u)| self.get(u.parent()?));
+            let above: Vec<_> = above.filter(|node| node.is_filter()).map(|node| node.name.clone()).collect();
+            filters.extend(above);
+            let Some(filter) = filters.get(seen) else { return filters };
+            next = self.get(filter).map_or("", |node| &node.name);
+            seen += 1;
+        }
+    }
+
+    /// Filters on `name` that were not opened on what it is now stand for it from now on. No format lives in them, nor can
+    /// one any more.
+    pub(crate) fn refer_to(&mut self, name: &str) {
+        let Some(node) = self.get(name) else { return };
+        let (path, filename) = (node.path.clone(), node.filename.clone());
+        for filter in self.filters_on(name) {
+            if let Some(node) = self.get_mut(&filter) {
+                (node.path, node.filename) = (path.clone(), filename.clone());
+                node.storage = None;
+            }
+        }
+    }
+
+    /// Brings the length of `name`, which nobody uses, up to date: what lived in a file may have made it longer.
+    pub(crate) fn refresh(&self, name: &str) {
+        for (role, child) in self.children(name) {
+            if role != "backing" && self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name)) {
+                self.refresh(&child.name);
+            }
+        }
+        let Some(node) = self.get(name) else { return };
+        if let (Some(_), Some(storage)) = (&node.file, &node.storage)
+            && storage.len().is_ok_and(|len| len != node.device.len())
+            && let Ok(disk) = Raw::open(Arc::clone(storage), RawOptions::new())
+        {
+            node.device.replace(Arc::new(disk));
+        }
+        if node.tap.len() != node.device.len() {
+            // Nobody uses it, so nobody is held. With a job or a bitmap in use it would keep its length.
+            let _ = node.tap.drain().replace(Arc::clone(&node.device) as _);
+        }
+    }
+}
