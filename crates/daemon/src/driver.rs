@@ -30,7 +30,7 @@ pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, UseId};
+use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms};
 use crate::job::close;
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
@@ -85,6 +85,8 @@ pub(crate) struct ChildLink {
     pub(crate) edge: Option<Arc<Front>>,
     /// The tap that the driver holds.
     pub(crate) tap: Option<Arc<Tap>>,
+    /// What the format lives in.
+    pub(crate) storage: Option<Arc<dyn Storage>>,
 }
 
 impl Opened {
@@ -188,7 +190,15 @@ impl Child {
     pub(crate) fn file_link(&self, role: &'static str, read_only: bool, shared: bool) -> ChildLink {
         let needs = if read_only { Perms::READ } else { Perms::READ_WRITE };
         let shares = if shared { ALL_PERMS } else { NO_CHANGE };
-        ChildLink { node: self.name.clone(), role, needs, shares, edge: None, tap: None }
+        ChildLink {
+            node: self.name.clone(),
+            role,
+            needs,
+            shares,
+            edge: None,
+            tap: None,
+            storage: self.storage.clone(),
+        }
     }
 
     /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users do.
@@ -201,6 +211,7 @@ impl Child {
             shares: ALL_PERMS,
             edge: None,
             tap: Some(Arc::clone(&self.tap)),
+            storage: None,
         }
     }
 
@@ -213,6 +224,7 @@ impl Child {
             shares: ALL_PERMS,
             edge: Some(edge),
             tap: None,
+            storage: None,
         }
     }
 }
@@ -282,27 +294,17 @@ impl Daemon {
             number: 0,
         };
         let mut graph = self.graph.lock();
-        let mut uses: Vec<UseId> = Vec::new();
-        for child in &opened.children {
-            let holder = Holder::Node { name: name.to_owned(), role: child.role };
-            let same = child.tap.iter().try_for_each(|tap| graph.check_has_tap(&child.node, tap));
-            match same.and_then(|()| graph.attach(&child.node, holder, child.needs, child.shares)) {
-                Ok(id) => {
-                    uses.push(id);
-                    if let Some(edge) = &child.edge {
-                        graph.hold_edge(id, edge);
-                    }
-                }
-                Err(error) => {
-                    let gone: Vec<_> = uses.into_iter().flat_map(|id| graph.detach(id)).collect();
-                    drop(graph);
-                    close(gone);
-                    return Err(error);
-                }
-            }
-        }
         graph.insert(node);
-        let hides = graph.check_hides_nothing(name);
+        let linked = opened.children.iter().try_for_each(|child| {
+            graph.check_holds(child)?;
+            let holder = Holder::Node { name: name.to_owned(), role: child.role };
+            let id = graph.attach(&child.node, holder, child.needs, child.shares)?;
+            if let Some(edge) = &child.edge {
+                graph.hold_edge(id, edge);
+            }
+            Ok(())
+        });
+        let hides = linked.and_then(|()| graph.check_hides_nothing(name));
         let gone = if hides.is_err() { graph.undo(name) } else { Vec::new() };
         drop(graph);
         close(gone);

@@ -178,8 +178,8 @@ impl Daemon {
                     let graph = self.graph.lock();
                     let other = graph.find(other)?;
                     if other.name != new.node {
-                        // It might take another's place, and its bitmaps go with that one's users.
-                        graph.check_no_job(&other.name)?;
+                        // Its bitmaps would go with that one's users.
+                        graph.check_keeps_tap(&other.name)?;
                     }
                     Arc::clone(&other.tap)
                 }

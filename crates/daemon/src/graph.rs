@@ -30,6 +30,7 @@ pub(crate) use node::Node;
 pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
 
 use crate::Reply;
+use crate::driver::ChildLink;
 
 /// How long a guest that does not finish its writes may keep it waiting who holds it.
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(30);
@@ -133,6 +134,17 @@ impl Graph {
         Err(QmpError::generic(format!("Node '{name}' has been replaced by the target of a mirror")))
     }
 
+    /// Refuses if what a driver holds by `link` is not what the node has any more.
+    pub(crate) fn check_holds(&self, link: &ChildLink) -> Reply<()> {
+        link.tap.iter().try_for_each(|tap| self.check_has_tap(&link.node, tap))?;
+        let present = &self.find(&link.node)?.storage;
+        match (&link.storage, present) {
+            (Some(held), Some(present)) if Arc::ptr_eq(held, present) => Ok(()),
+            (None, _) => Ok(()),
+            _ => Err(QmpError::generic(format!("Node '{}' has been put on another file", link.node))),
+        }
+    }
+
     /// Records that `holder` uses `node`.
     ///
     /// # Errors
@@ -140,18 +152,7 @@ impl Graph {
     pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
         self.find(node)?;
         let new = Use { node: node.to_owned(), holder, needs, shares, edge: None };
-        match new.parent().filter(|_| new.is_filters()) {
-            Some(filter) => {
-                self.users_of(filter)
-                    .into_iter()
-                    .try_for_each(|(id, u)| self.check_use(node, u, Some(id)))?;
-            }
-            None => self.check_use(node, &new, None)?,
-        }
-        if new.parent().is_some() && !new.is_backing() && !new.is_filters() {
-            // A format holds the file itself, and would stay behind in a pivot.
-            self.below_filters(node).into_iter().try_for_each(|below| self.check_no_job(below))?;
-        }
+        self.check_new_use(node, &new)?;
         let id = UseId(self.next_use);
         self.next_use += 1;
         self.uses.insert(id, new);
@@ -186,7 +187,7 @@ impl Graph {
                 shares: link.shares,
                 edge: None,
             };
-            if !link.is_filters() {
+            if self.filter_of(link).is_none() {
                 self.check_use(&link.node, &wanted, Some(*id))?;
             }
         }

@@ -410,9 +410,8 @@ impl Done {
                 graph.hold_edge(link, &edge);
                 Some(edge as Arc<dyn BlockDevice>)
             });
-            let below = change.child.as_ref().and_then(|(_, child)| graph.get(child.as_ref()?));
-            let file = below
-                .or_else(|| graph.children(&change.node).find(|(r, _)| *r == "file").map(|(_, file)| file));
+            // The only one by now, wherever a pivot has moved it meanwhile.
+            let file = graph.children(&change.node).find(|(r, _)| *r == "file").map(|(_, file)| file);
             let file = file.map(|file| (file.storage.clone(), file.path.clone(), file.filename.clone()));
             let Some(node) = graph.get_mut(&change.node) else { continue };
             let read_only = node.device.options().read_only;

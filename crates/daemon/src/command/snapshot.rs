@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
 use blockmirror_mirror::Tap;
@@ -54,13 +55,15 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add(&SNAPSHOT, |daemon, _, args| {
             daemon.snapshot(args).map(|snapshot| {
-                snapshot.keep();
+                let overlay = snapshot.keep();
+                daemon.refresh_from(&overlay);
                 Value::Null
             })
         })
         .add(&SNAPSHOT_SYNC, |daemon, _, args| {
             daemon.snapshot_sync(args).map(|snapshot| {
-                snapshot.keep();
+                let overlay = snapshot.keep();
+                daemon.refresh_from(&overlay);
                 Value::Null
             })
         });
@@ -75,16 +78,17 @@ pub(super) struct Snapshot {
     made: Option<Made>,
     /// The overlay's node was opened for it.
     opened: bool,
-    /// Bitmaps of the overlay that the node had none like, and whether they record.
-    bitmaps: Vec<(String, bool)>,
+    /// Bitmaps of the overlay that the node had none like, as they were, and whether they record.
+    bitmaps: Vec<(String, DirtyBitmap, bool)>,
 }
 
 impl Snapshot {
-    /// It stays.
-    pub(super) fn keep(self) {
+    /// It stays. The overlay, whose length and that of the filters on it are to be brought up to date when no guest is held.
+    pub(super) fn keep(self) -> String {
         if let Some(made) = self.made {
             made.keep();
         }
+        self.overlay
     }
 
     /// Moves the users back, and removes what was made.
@@ -102,7 +106,7 @@ impl Snapshot {
         let mut drained = tap.drain();
         if let Err(error) = drained.replace(Arc::clone(&device) as _) {
             let text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
-            self.keep();
+            let _ = self.keep();
             return Err(QmpError::generic(text));
         }
         device.set_read_only(self.was_read_only);
@@ -113,10 +117,11 @@ impl Snapshot {
             }
             graph.pivot(&self.overlay, &self.node, &[], false);
             if let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) {
-                for (name, records) in &self.bitmaps {
-                    // Whoever had it while the overlay was in use would find it gone; one in use stays where the guest is.
-                    if let Ok(bitmap) = node.tap.remove_bitmap(name) {
-                        let _ = overlay.tap.adopt_bitmap(name, bitmap, *records);
+                for (name, mut bitmap, records) in self.bitmaps {
+                    // One that is in use by now stays where the guest is.
+                    if let Ok(since) = node.tap.remove_bitmap(&name) {
+                        bitmap.merge(&since);
+                        let _ = overlay.tap.adopt_bitmap(&name, bitmap, records);
                     }
                 }
             }
@@ -217,6 +222,7 @@ impl Daemon {
                 return Err(QmpError::generic(format!("Block node '{overlay}' is read-only")));
             }
             graph.check_bitmaps_free(overlay)?;
+            graph.check_backing(node, overlay)?;
             (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
         };
         let mut drained = hold(&tap)?;
@@ -236,12 +242,9 @@ impl Daemon {
         let bitmaps = own_bitmaps(&graph, overlay, node);
         graph.pivot(node, overlay, &[], false);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
-        // Whoever used the node uses the overlay now, so nobody contradicts.
+        // Checked before, when the users were on the node.
         let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
         graph.hold_edge(link, &edge);
-        drop(graph);
-        drop(drained);
-        self.refresh_from(overlay);
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
@@ -259,11 +262,14 @@ fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
 }
 
 /// Bitmaps of `overlay` of whose name `node` has none.
-fn own_bitmaps(graph: &Graph, overlay: &str, node: &str) -> Vec<(String, bool)> {
-    let of = |name| graph.get(name).map(|node| node.tap.bitmaps()).unwrap_or_default();
-    let others = of(node);
-    let own = of(overlay).into_iter().filter(|own| others.iter().all(|other| other.name != own.name));
-    own.map(|bitmap| (bitmap.name, bitmap.enabled)).collect()
+fn own_bitmaps(graph: &Graph, overlay: &str, node: &str) -> Vec<(String, DirtyBitmap, bool)> {
+    let (Some(overlay), Some(node)) = (graph.get(overlay), graph.get(node)) else { return Vec::new() };
+    let others = node.tap.bitmaps();
+    let own = overlay.tap.bitmaps().into_iter();
+    own.filter(|own| others.iter().all(|other| other.name != own.name))
+        .filter_map(|info| Some((overlay.tap.bitmap(&info.name).ok()?, info)))
+        .map(|(bitmap, info)| (info.name, bitmap, info.enabled))
+        .collect()
 }
 
 /// Refuses nodes whose users cannot be moved.

@@ -140,7 +140,7 @@ impl Progress {
             if last == Some(self.undo.len()) {
                 match self.snapshots.pop() {
                     Some((_, snapshot)) if result.is_ok() => result = snapshot.undo(daemon),
-                    Some((_, snapshot)) => snapshot.keep(),
+                    Some((_, snapshot)) => drop(snapshot.keep()),
                     None => {}
                 }
             } else if let Some(undo) = self.undo.pop() {
@@ -173,8 +173,9 @@ fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Va
             Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
         }
     });
-    progress.snapshots.into_iter().for_each(|(_, snapshot)| snapshot.keep());
+    let overlays: Vec<_> = progress.snapshots.into_iter().map(|(_, snapshot)| snapshot.keep()).collect();
     drop(held);
+    overlays.iter().for_each(|overlay| daemon.refresh_from(overlay));
     result.map(|()| Value::Null)
 }
 

@@ -16,7 +16,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::{ALL_PERMS, Front, FrontOptions, Graph, Holder, Perms, UseId};
+use super::{ALL_PERMS, Front, FrontOptions, Graph, Holder, Perms, Use, UseId};
 use crate::Reply;
 
 /// An edge to `device`, which its holder reads.
@@ -37,6 +37,13 @@ impl Graph {
         let link = self.attach(base, holder, Perms::READ, ALL_PERMS)?;
         self.hold_edge(link, &edge);
         Ok(edge)
+    }
+
+    /// Refuses `base` as what `overlay` is put on, as [`attach_backing`](Self::attach_backing) would.
+    pub(crate) fn check_backing(&self, base: &str, overlay: &str) -> Reply<()> {
+        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+        let link = Use { node: base.to_owned(), holder, needs: Perms::READ, shares: ALL_PERMS, edge: None };
+        self.check_new_use(base, &link)
     }
 
     /// The edge by which the holder of `link` reads. From now on it leads where it has to.

@@ -5,6 +5,7 @@
 //! filter's storage that is not the filter's disk any more.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_raw::{Raw, RawOptions};
@@ -13,13 +14,43 @@ use super::{Graph, Node, Use, UseId};
 use crate::Reply;
 
 impl Graph {
+    /// The filter whose edge this is; it needs and shares what its own users do.
+    pub(super) fn filter_of<'a>(&self, u: &'a Use) -> Option<&'a str> {
+        let parent = u.parent().filter(|_| !u.is_backing())?;
+        self.get(parent).is_some_and(Node::is_filter).then_some(parent)
+    }
+
+    /// Refuses a use of `node` that its holder could not go on with: by what it needs and shares, or because a job may move it
+    /// to another place.
+    ///
+    /// # Errors
+    /// Somebody else's use contradicts it.
+    pub(super) fn check_new_use(&self, node: &str, new: &Use) -> Reply<()> {
+        let Some(filter) = self.filter_of(new) else {
+            self.check_use(node, new, None)?;
+            if new.parent().is_some() && !new.is_backing() {
+                // A format holds the file itself, and would stay behind in a pivot.
+                self.below_filters(node).into_iter().try_for_each(|below| self.check_no_job(below))?;
+            }
+            return Ok(());
+        };
+        // It holds the node's tap, and that is another one after a pivot to the node.
+        self.below_filters(node).into_iter().try_for_each(|below| self.check_keeps_tap(below))?;
+        self.users_of(filter).into_iter().try_for_each(|(id, u)| self.check_use(node, u, Some(id)))
+    }
+
+    /// Refuses if a job may put `name` in another one's place.
+    pub(crate) fn check_keeps_tap(&self, name: &str) -> Reply<()> {
+        if self.uses_of(name).any(|(_, u)| u.may_take_a_place()) { self.check_no_job(name) } else { Ok(()) }
+    }
+
     /// The uses of `name`; in place of a filter on it, those of the filter.
     pub(super) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(UseId, &'a Use)> {
         let mut users = Vec::new();
         let mut open = vec![name];
         while let Some(name) = open.pop() {
             for (id, u) in self.uses_of(name) {
-                match u.parent().filter(|_| u.is_filters()) {
+                match self.filter_of(u) {
                     Some(filter) => open.push(filter),
                     None => users.push((id, u)),
                 }
@@ -45,7 +76,7 @@ impl Graph {
         let mut names = vec![name];
         let mut seen = 0;
         while let Some(&name) = names.get(seen) {
-            let links = self.uses.values().filter(|u| u.is_filters() && u.is_link_of(name));
+            let links = self.uses.values().filter(|u| self.filter_of(u) == Some(name));
             names.extend(links.map(|u| &*u.node));
             seen += 1;
         }
@@ -75,10 +106,8 @@ impl Graph {
         let mut next = name;
         let mut seen = 0;
         loop {
-            let above =
-                self.uses_of(next).filter(|(_, u)| u.is_filters()).filter_map(|(_, u)| self.get(u.parent()?));
-            let above: Vec<_> = above.filter(|node| node.is_filter()).map(|node| node.name.clone()).collect();
-            filters.extend(above);
+            let above = self.uses_of(next).filter_map(|(_, u)| self.filter_of(u));
+            filters.extend(above.map(str::to_owned));
             let Some(filter) = filters.get(seen) else { return filters };
             next = self.get(filter).map_or("", |node| &node.name);
             seen += 1;
@@ -98,23 +127,26 @@ impl Graph {
         }
     }
 
-    /// Brings the length of `name`, which nobody uses, up to date: what lived in a file may have made it longer.
+    /// Brings the length of `name`, which nobody uses, up to date: what lived in a file may have made it longer. Waits for
+    /// nothing: where a write that was given up is still under way, the length stays.
     pub(crate) fn refresh(&self, name: &str) {
         for (role, child) in self.children(name) {
             if role != "backing" && self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name)) {
                 self.refresh(&child.name);
             }
         }
-        let Some(node) = self.get(name) else { return };
+        let Some(node) = self.get(name).filter(|node| node.tap.writes_under_way() == 0) else { return };
         if let (Some(_), Some(storage)) = (&node.file, &node.storage)
             && storage.len().is_ok_and(|len| len != node.device.len())
             && let Ok(disk) = Raw::open(Arc::clone(storage), RawOptions::new())
         {
             node.device.replace(Arc::new(disk));
         }
-        if node.tap.len() != node.device.len() {
-            // Nobody uses it, so nobody is held. With a job or a bitmap in use it would keep its length.
-            let _ = node.tap.drain().replace(Arc::clone(&node.device) as _);
+        if node.tap.len() != node.device.len()
+            && let Some(mut drained) = node.tap.drain_for(Duration::ZERO)
+        {
+            // With a job or a bitmap in use it would keep its length.
+            let _ = drained.replace(Arc::clone(&node.device) as _);
         }
     }
 }

@@ -62,9 +62,10 @@ impl Use {
         matches!(&self.holder, Holder::Node { role: "backing", .. })
     }
 
-    /// Whether it is the edge of a filter, which needs and shares what its own users do.
-    pub(crate) fn is_filters(&self) -> bool {
-        self.parent().is_some() && !self.is_backing() && self.shares == ALL
+    /// Whether a job works on the node that may put it in another one's place, with that one's tap.
+    pub(crate) fn may_take_a_place(&self) -> bool {
+        matches!(self.holder, Holder::Job { kind: "mirror" | "commit", .. })
+            && (self.needs.contains(Permission::Write) || self.needs.contains(Permission::WriteUnchanged))
     }
 
     /// The node that stands on this one by it.

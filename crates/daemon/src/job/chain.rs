@@ -161,6 +161,9 @@ impl Daemon {
     ) -> Reply<()> {
         let graph = self.graph.lock();
         graph.check_no_job(device)?;
+        if device == top {
+            graph.check_bitmaps_free(base)?;
+        }
         let chain = graph.chain(device);
         let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
         let (from, to) = (position(top), position(base));

@@ -151,6 +151,21 @@ fn a_target_whose_bitmap_is_in_use_is_refused() {
     }
 }
 
+/// The same at the end of a commit.
+#[test]
+fn a_base_whose_bitmap_is_in_use_is_refused() {
+    let mut client = Client::new();
+    client.chain();
+    client.add_bitmap("base", "b");
+    let tap = Arc::clone(&client.daemon.graph.lock().find("base").unwrap().tap);
+    let used = tap.use_bitmap("b").unwrap();
+    let commit = json!({"job-id": "c", "device": "top"});
+    let refused = client.refused("block-commit", commit.clone());
+    assert_eq!(refused, "Node 'base' is busy: its bitmap 'b' is in use");
+    drop(used);
+    client.run("block-commit", commit);
+}
+
 /// One that recorded joined one that did not, and recorded no more.
 #[test]
 fn bitmaps_that_join_record_if_one_did() {
@@ -173,6 +188,8 @@ fn an_overlay_gets_its_bitmaps_back() {
     client.chain();
     client.image("over.qcow2", 4, None);
     client.add("over", "over.qcow2", Value::Null);
+    // Another length, to which the bitmap belongs.
+    client.run("block_resize", json!({"node-name": "over", "size": 2 * SIZE}));
     client.add_bitmap("over", "of-over");
     client.add_bitmap("top", "of-top");
     let snapshot = json!({"type": "blockdev-snapshot", "data": {"node": "top", "overlay": "over"}});

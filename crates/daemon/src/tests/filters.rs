@@ -232,3 +232,25 @@ fn a_source_is_held_before_its_target() {
     let taps = client.daemon.graph.lock().taps_from_top(vec!["lower".to_owned(), "source".to_owned()]);
     assert!(Arc::ptr_eq(&taps[0], &client.tap_of("source")));
 }
+
+/// A filter on a mirror's target kept the tap that the pivot threw away: what was written through it no bitmap saw.
+#[test]
+fn no_filter_is_put_on_what_takes_anothers_place() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("target.qcow2", 9, None);
+    client.add("target", "target.qcow2", Value::Null);
+    client.group();
+    client.run("block-commit", json!({"job-id": "c", "device": "top"}));
+    client.wait("BLOCK_JOB_READY");
+    let refused = client.refused("blockdev-add", throttle("t", "base"));
+    assert_eq!(refused, "Node 'base' is busy: block device is in use by block job: commit");
+    client.run("block-job-cancel", json!({"device": "c", "force": true}));
+    client.wait_for_status("null");
+    client
+        .run("blockdev-mirror", json!({"job-id": "m", "device": "top", "target": "target", "sync": "full"}));
+    let refused = client.refused("blockdev-add", throttle("t", "target"));
+    assert_eq!(refused, "Node 'target' is busy: block device is in use by block job: mirror");
+    assert!(client.daemon.graph.lock().get("t").is_none());
+    client.filter("t", "top");
+}

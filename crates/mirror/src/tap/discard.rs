@@ -6,52 +6,72 @@
 
 use std::ops::ControlFlow;
 
-use blockmirror_block::{self as block, BlockDevice, ByteRange, WriteFlags, ZeroFlags};
+use blockmirror_block::{self as block, BlockDevice, ByteRange, Extent, ExtentKind, WriteFlags, ZeroFlags};
 
-/// The guest waits for the copying of no more than this; the job does the rest.
+/// The guest waits for the writing of no more bytes than this; the job does the rest.
 const MOST_DATA: u64 = 64 << 10;
-/// Nor for the writing of more pieces than this.
+/// Nor for the zeroing of more than this, which writes none.
+const MOST_ZEROS: u64 = 256 << 20;
+/// Nor for what lies in more pieces than this.
 const MOST_PIECES: usize = 16;
 
 /// A part of the range, and whether it reads as zeros.
 type Piece = (ByteRange, bool);
 
-/// Makes `target` read in `range` as `source` does. Nothing if that would take long, or the source does not say what it reads.
+/// Makes `target` read in `range` as `source` does. Nothing if that would take long, or the disks do not say what they read;
+/// then a part of it may have been done.
+///
+/// What reads as zeros at both is left as it is: a hole stays one.
 pub(crate) fn repeat(
     source: &dyn BlockDevice,
     target: &dyn BlockDevice,
     range: ByteRange,
 ) -> Option<block::Result<()>> {
-    let pieces = pieces(source, range)?;
-    let data = pieces.iter().filter(|(_, is_zero)| !is_zero).map(|(piece, _)| piece.len());
-    if data.sum::<u64>() > MOST_DATA {
+    let wanted = pieces(source, range, Extent::reads_as_zero)?;
+    // What is not allocated there may come to show a backing file that is attached later.
+    let present = pieces(target, range, |extent| extent.kind == ExtentKind::Zero)?;
+    let data = wanted.iter().filter(|(_, is_zero)| !is_zero).map(|(piece, _)| *piece);
+    let zeros = wanted.iter().filter(|(_, is_zero)| *is_zero).flat_map(|(zeros, _)| {
+        let filled = present.iter().filter(|(_, is_zero)| !is_zero);
+        filled.map(|(filled, _)| filled.intersect(*zeros)).filter(|piece| !piece.is_empty())
+    });
+    let (data, zeros): (Vec<_>, Vec<_>) = (data.collect(), zeros.collect());
+    let bytes = |pieces: &[ByteRange]| pieces.iter().map(|piece| piece.len()).sum::<u64>();
+    if bytes(&data) > MOST_DATA || bytes(&zeros) > MOST_ZEROS {
         return None;
     }
+    let flags = match bytes(&data) + bytes(&zeros) {
+        ..=MOST_DATA => ZeroFlags::MAY_UNMAP,
+        _ => ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK,
+    };
     let mut buf = Vec::new();
-    for (piece, is_zero) in pieces {
-        let written = if is_zero {
-            target.write_zeroes(piece, ZeroFlags::MAY_UNMAP)
-        } else {
-            // Not longer than MOST_DATA.
-            buf.resize(piece.len() as usize, 0);
-            source.read_at(&mut buf, piece.start()).ok()?;
-            target.write_at(&buf, piece.start(), WriteFlags::NONE)
-        };
-        if written.is_err() {
-            return Some(written);
+    for piece in data {
+        // Not longer than MOST_DATA.
+        buf.resize(piece.len() as usize, 0);
+        source.read_at(&mut buf, piece.start()).ok()?;
+        if let Err(error) = target.write_at(&buf, piece.start(), WriteFlags::NONE) {
+            return Some(Err(error));
+        }
+    }
+    for piece in zeros {
+        match target.write_zeroes(piece, flags) {
+            Err(error) if error.kind() == block::ErrorKind::Unsupported => return None,
+            Err(error) => return Some(Err(error)),
+            Ok(()) => {}
         }
     }
     Some(Ok(()))
 }
 
-fn pieces(source: &dyn BlockDevice, range: ByteRange) -> Option<Vec<Piece>> {
+fn pieces(disk: &dyn BlockDevice, range: ByteRange, is_zero: impl Fn(&Extent) -> bool) -> Option<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
-    let asked = source.extents(range, &mut |extent| {
+    let asked = disk.extents(range, &mut |extent| {
+        let is_zero = is_zero(&extent);
         match pieces.last_mut() {
-            Some((last, is_zero)) if *is_zero == extent.reads_as_zero() => {
+            Some((last, same)) if *same == is_zero => {
                 *last = ByteRange::new(last.start(), extent.range.end());
             }
-            _ => pieces.push((extent.range, extent.reads_as_zero())),
+            _ => pieces.push((extent.range, is_zero)),
         }
         if pieces.len() > MOST_PIECES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -64,7 +84,8 @@ fn pieces(source: &dyn BlockDevice, range: ByteRange) -> Option<Vec<Piece>> {
 mod tests {
     use std::sync::Arc;
 
-    use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+    use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+    use blockmirror_block::{Geometry, ZeroCost};
 
     use super::*;
 
@@ -105,6 +126,33 @@ mod tests {
             source.write_zeroes(ByteRange::at(hole * 2048, 1024), ZeroFlags::MAY_UNMAP).unwrap();
         }
         assert!(repeat(&source, &target, ByteRange::at(0, 2048 * MOST_PIECES as u64)).is_none());
+    }
+
+    /// A guest that trimmed a sparse disk had all of its target allocated.
+    #[test]
+    fn holes_stay_holes() {
+        let (source, target) = (MemoryDisk::new(LEN), MemoryDisk::new(LEN).logged());
+        target.write_at(&[2; 4096], 8192, WriteFlags::NONE).unwrap();
+        let rest = ZeroFlags::MAY_UNMAP;
+        target.write_zeroes(ByteRange::new(0, 8192), rest).unwrap();
+        target.write_zeroes(ByteRange::new(12_288, LEN), rest).unwrap();
+        target.take_log();
+        assert!(repeat(&source, &target, ByteRange::new(0, LEN)).unwrap().is_ok());
+        let zeroed = DiskOp::WriteZeroes(ByteRange::at(8192, 4096), ZeroFlags::MAY_UNMAP);
+        assert_eq!(target.take_log(), [DiskOp::Extents(ByteRange::new(0, LEN)), zeroed]);
+    }
+
+    /// Zeros that would have to be written are the job's affair if they are many.
+    #[test]
+    fn zeros_are_not_written_at_length() {
+        let mut geometry = Geometry::plain();
+        geometry.zero_cost = ZeroCost::Data;
+        let target = MemoryDisk::new(LEN).with_geometry(geometry);
+        target.write_at(&vec![2; LEN as usize], 0, WriteFlags::NONE).unwrap();
+        let source = MemoryDisk::new(LEN);
+        assert!(repeat(&source, &target, ByteRange::new(0, LEN)).is_none());
+        assert!(repeat(&source, &target, ByteRange::at(0, MOST_DATA)).unwrap().is_ok());
+        assert!(bytes(&target)[..MOST_DATA as usize].iter().all(|&byte| byte == 0));
     }
 
     /// Of a source that does not say, or cannot be read, nothing is known; that the target fails is for the job to judge.
