@@ -151,6 +151,23 @@ fn a_target_whose_bitmap_is_in_use_is_refused() {
     }
 }
 
+/// Nor does somebody begin to use it while the mirror runs.
+#[test]
+fn a_bitmap_of_a_target_is_not_exported() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("t.qcow2", 9, None);
+    client.add("t", "t.qcow2", Value::Null);
+    client.add_bitmap("t", "b");
+    let path = client.path("nbd");
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": path}}}));
+    client.run("blockdev-mirror", json!({"job-id": "m", "device": "top", "target": "t", "sync": "full"}));
+    let bitmaps = json!([{"node": "t", "name": "b"}]);
+    let export = json!({"type": "nbd", "id": "e", "node-name": "top", "writable": true, "bitmaps": bitmaps});
+    let refused = client.refused("block-export-add", export);
+    assert_eq!(refused, "Node 't' is busy: block device is in use by block job: mirror");
+}
+
 /// The same at the end of a commit.
 #[test]
 fn a_base_whose_bitmap_is_in_use_is_refused() {

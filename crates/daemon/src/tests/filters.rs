@@ -215,6 +215,24 @@ fn a_disk_that_was_replaced_meanwhile_is_noticed() {
     assert_eq!(refused.desc, "Node 'source' has been replaced by the target of a mirror");
 }
 
+/// The same while a node is opened that looks its disk up and then has something else to read.
+#[test]
+fn a_node_is_not_opened_on_a_disk_that_was_replaced_meanwhile() {
+    let mut client = Client::new();
+    client.file("source", SIZE);
+    client.file("target", SIZE);
+    let (fifo, daemon) = (client.path("config"), Arc::clone(&client.daemon));
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let options = json!({"driver": "blkdebug", "node-name": "n", "image": "source", "config": &fifo});
+    let adding = std::thread::spawn(move || client.refused("blockdev-add", options));
+    // Goes on when the other side is open, which is when the disk has been looked up.
+    let config = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    daemon.graph.lock().pivot("source", "target", &[], false);
+    drop(config);
+    assert_eq!(adding.join().unwrap(), "Node 'source' has been replaced by the target of a mirror");
+}
+
 /// With a source that stood on less than the target the target was held first: a write to the source waited for it with the
 /// source's place taken, and whoever held them waited half a minute and gave up.
 #[test]

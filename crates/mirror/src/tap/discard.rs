@@ -155,6 +155,15 @@ mod tests {
         assert!(bytes(&target)[..MOST_DATA as usize].iter().all(|&byte| byte == 0));
     }
 
+    /// Nor is the guest kept waiting for a long zeroing that writes nothing.
+    #[test]
+    fn zeroing_at_length_is_left() {
+        let len = MOST_ZEROS + 4096;
+        let (source, target) = (MemoryDisk::new(len), MemoryDisk::new(len));
+        assert!(repeat(&source, &target, ByteRange::new(0, len)).is_none());
+        assert!(repeat(&source, &target, ByteRange::new(0, MOST_ZEROS)).unwrap().is_ok());
+    }
+
     /// Of a source that does not say, or cannot be read, nothing is known; that the target fails is for the job to judge.
     #[test]
     fn failures_are_told_apart() {
