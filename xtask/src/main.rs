@@ -9,6 +9,7 @@ mod docs;
 mod fuzz;
 mod mirror;
 mod model;
+mod properties;
 mod simulate;
 mod stress;
 mod testdata;
@@ -44,6 +45,7 @@ enum Tasks {
     Measure(bench::Measure),
     Mirror(mirror::Mirror),
     Model(model::Model),
+    Properties(properties::Properties),
     Simulate(simulate::Simulate),
     Stress(stress::StressTask),
     Testdata(testdata::Testdata),
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Tasks::Measure(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
         Tasks::Model(task) => task.run(),
+        Tasks::Properties(task) => task.run(),
         Tasks::Simulate(task) => task.run(),
         Tasks::Stress(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
