@@ -1,0 +1,103 @@
+//! The command lines of the commands that make or change one image: `blockmirror create` and `resize`.
+
+use std::path::PathBuf;
+
+use blockmirror_image::Format;
+use blockmirror_image::size::{SizeError, parse_size};
+use clap::Args;
+
+use super::size;
+
+pub(super) const CREATE_EXAMPLES: &str = "\
+Examples:
+  blockmirror create -f qcow2 disk.qcow2 20G
+  blockmirror create -f qcow2 -o cluster_size=128K,lazy_refcounts=on disk.qcow2 1T
+  blockmirror create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  blockmirror create -f qcow2 -o help";
+
+pub(super) const RESIZE_EXAMPLES: &str = "\
+Examples:
+  blockmirror resize disk.qcow2 +10G
+  blockmirror resize -f raw disk.raw 64G
+  blockmirror resize --shrink disk.qcow2 20G";
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// The image to make
+    #[arg(required_unless_present = "options")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Its virtual size; by default that of the backing file
+    #[arg(value_parser = size, allow_hyphen_values = true)]
+    pub(crate) size: Option<u64>,
+
+    /// Format of the image
+    #[arg(short = 'f', long, value_name = "FMT", default_value = "raw")]
+    pub(crate) format: Format,
+
+    /// Options of the image; `-o help` lists them
+    #[arg(short = 'o', long, value_name = "KEY=VALUE,..")]
+    pub(crate) options: Vec<String>,
+
+    /// Backing file, as it is to stand in the image: relative to the image's directory
+    #[arg(short = 'b', long, value_name = "FILE")]
+    pub(crate) backing: Option<String>,
+
+    /// Format of the backing file
+    #[arg(short = 'F', long, value_name = "FMT")]
+    pub(crate) backing_format: Option<Format>,
+
+    /// Do not look at the backing file; it may be missing
+    #[arg(short = 'u', long = "unsafe")]
+    pub(crate) no_look: bool,
+
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// The image, which nobody may be using
+    pub(crate) file: PathBuf,
+
+    /// The new size, or with + or - by how much it changes; rounded up to a multiple of 512
+    #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]
+    pub(crate) size: NewSize,
+
+    /// Format of the image, raw or qcow2; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Allow it to become smaller; what lies past the new end is lost
+    #[arg(long)]
+    pub(crate) shrink: bool,
+
+    /// Accepted as in qemu-img, for `off`
+    #[arg(long, value_name = "MODE")]
+    pub(crate) preallocation: Option<String>,
+
+    /// Also open backing and data files in this directory or below it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+
+    /// Print nothing but errors
+    #[arg(short = 'q', long)]
+    pub(crate) quiet: bool,
+}
+
+/// A size, or a change of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NewSize {
+    Absolute(u64),
+    More(u64),
+    Less(u64),
+}
+
+fn new_size(text: &str) -> Result<NewSize, SizeError> {
+    match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        (Some(more), _) => parse_size(more).map(NewSize::More),
+        (_, Some(less)) => parse_size(less).map(NewSize::Less),
+        _ => parse_size(text).map(NewSize::Absolute),
+    }
+}

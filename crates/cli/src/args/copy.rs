@@ -1,0 +1,162 @@
+//! The command lines of `blockmirror mirror` and `blockmirror convert`.
+
+use std::path::PathBuf;
+
+use blockmirror_image::Format;
+use blockmirror_mirror::MAX_IN_FLIGHT;
+use clap::builder::RangedI64ValueParser;
+use clap::{Args, ValueEnum};
+
+use super::{AccessArgs, OutputArgs, ProgressArgs, size};
+
+pub(super) const MIRROR_EXAMPLES: &str = "\
+Examples:
+  blockmirror mirror disk.qcow2 copy.qcow2
+  blockmirror mirror -O raw disk.qcow2 disk.raw
+  blockmirror mirror -O qcow2 -o cluster_size=2M,extended_l2=on disk.raw disk.qcow2
+  blockmirror mirror --sync top overlay.qcow2 overlay-copy.qcow2
+  blockmirror mirror -n --granularity 4K disk.raw /dev/vg/disk
+  blockmirror mirror -n -O raw disk.qcow2 'nbd+unix:///disk?socket=/run/nbd.sock'
+  blockmirror mirror --dry-run --output=json disk.qcow2 copy.qcow2";
+
+pub(super) const CONVERT_EXAMPLES: &str = "\
+Examples:
+  blockmirror convert disk.qcow2 disk.raw
+  blockmirror convert -p -O qcow2 disk.raw disk.qcow2
+  blockmirror convert nbds://host/disk disk.raw
+  blockmirror convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2";
+
+#[derive(Debug, Args)]
+pub(crate) struct MirrorArgs {
+    #[command(flatten)]
+    pub(crate) copy: CopyArgs,
+
+    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds, onto a
+    /// target with the same backing file [default: full]
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
+    pub(crate) sync: Option<Sync>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    #[command(flatten)]
+    pub(crate) copy: CopyArgs,
+
+    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds
+    /// [default: top with -B, else full]
+    #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
+    pub(crate) sync: Option<Sync>,
+}
+
+/// What `mirror` and `convert` have in common, which is all but the defaults.
+#[derive(Debug, Args)]
+pub(crate) struct CopyArgs {
+    /// The image to copy
+    pub(crate) source: PathBuf,
+
+    /// The image to make, or with -n to write into
+    pub(crate) target: PathBuf,
+
+    /// Format of the source, raw or qcow2; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
+    pub(crate) source_format: Option<Format>,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    /// Format of the target, raw or qcow2
+    #[arg(short = 'O', long, value_name = "FMT", help_heading = "Target")]
+    pub(crate) target_format: Option<Format>,
+
+    /// Options of the new target; `-o help` lists them
+    #[arg(short = 'o', long, value_name = "KEY=VALUE,..", help_heading = "Target")]
+    pub(crate) target_options: Vec<String>,
+
+    /// Backing file of the new target
+    #[arg(short = 'B', long, value_name = "FILE", help_heading = "Target")]
+    pub(crate) backing: Option<String>,
+
+    /// Format of the backing file given with -B
+    #[arg(short = 'F', long, value_name = "FMT", requires = "backing", help_heading = "Target")]
+    pub(crate) backing_format: Option<Format>,
+
+    /// Write into the target, which exists already and has the size of the source
+    #[arg(short = 'n', long, help_heading = "Target", conflicts_with_all = ["target_options", "backing"])]
+    pub(crate) no_create: bool,
+
+    /// Take it from the caller that all of the target reads as zeros
+    #[arg(long, requires = "no_create", help_heading = "Target")]
+    pub(crate) target_is_zero: bool,
+
+    /// Bytes per bit of the dirty bitmap: a power of two from 512 to 64M [default: the target's cluster
+    /// size, between 4K and 64K; 64K if it has no clusters]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, help_heading = "Copying")]
+    pub(crate) granularity: Option<u64>,
+
+    /// Most bytes per second; 0 for no limit
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, default_value = "0")]
+    #[arg(hide_default_value = true, help_heading = "Copying")]
+    pub(crate) speed: u64,
+
+    /// Most bytes in flight [default: 16M]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, default_value = "0")]
+    #[arg(hide_default_value = true, help_heading = "Copying")]
+    pub(crate) buf_size: u64,
+
+    /// Most operations in flight [default: 16]
+    #[arg(short = 'm', long, value_name = "N", value_parser = parallel(), help_heading = "Copying")]
+    pub(crate) parallel: Option<u16>,
+
+    /// Runs of zero bytes this long become holes in the target; 0 writes data as it is [default: 4K]
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    #[arg(help_heading = "Copying")]
+    pub(crate) sparse_size: Option<u64>,
+
+    /// Accepted as in qemu-img; writes are never held back to keep their order
+    #[arg(short = 'W', long, help_heading = "Copying")]
+    pub(crate) oob_writes: bool,
+
+    /// When the source cannot be read
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
+    pub(crate) on_source_error: OnError,
+
+    /// When the target cannot be written
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
+    pub(crate) on_target_error: OnError,
+
+    /// Say what would be copied, zeroed and left out, and in which granularity; make nothing
+    #[arg(long, help_heading = "Copying")]
+    pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sync {
+    Full,
+    Top,
+}
+
+/// What to do about a failing range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnError {
+    /// fail
+    Report,
+    /// try it ten times, then go on without it and list it
+    Ignore,
+    /// pause and ask; needs a terminal
+    Stop,
+    /// pause and ask if space ran out, else fail; needs a terminal
+    Enospc,
+    /// enospc on a terminal, else report
+    Auto,
+}
+
+fn parallel() -> RangedI64ValueParser<u16> {
+    // The bound fits: it is a number of threads.
+    RangedI64ValueParser::new().range(1..=i64::try_from(MAX_IN_FLIGHT).unwrap_or(i64::from(u16::MAX)))
+}

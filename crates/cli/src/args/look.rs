@@ -1,0 +1,97 @@
+//! The command lines of the commands that only read: `blockmirror info`, `map` and `compare`.
+
+use std::path::PathBuf;
+
+use blockmirror_image::Format;
+use clap::Args;
+
+use super::{AccessArgs, OutputArgs, ProgressArgs, size};
+
+pub(super) const INFO_EXAMPLES: &str = "\
+Examples:
+  blockmirror info disk.qcow2
+  blockmirror info --output=json --backing-chain overlay.qcow2";
+
+pub(super) const MAP_EXAMPLES: &str = "\
+Examples:
+  blockmirror map disk.qcow2
+  blockmirror map --output=json -s 1M -l 64K disk.qcow2";
+
+pub(super) const COMPARE_EXAMPLES: &str = "\
+Examples:
+  blockmirror compare disk.qcow2 disk.raw
+  blockmirror compare -s -f raw -F raw a.raw b.raw";
+
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// The image
+    pub(crate) file: PathBuf,
+
+    /// Format of the image, raw or qcow2; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Also the images below it
+    #[arg(long)]
+    pub(crate) backing_chain: bool,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MapArgs {
+    /// The image
+    pub(crate) file: PathBuf,
+
+    /// Format of the image, raw or qcow2; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// First byte to look at
+    #[arg(short = 's', long, value_name = "SIZE", value_parser = size, default_value = "0")]
+    pub(crate) start_offset: u64,
+
+    /// How many bytes to look at
+    #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
+    pub(crate) max_length: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The first image
+    pub(crate) first: PathBuf,
+
+    /// The second image
+    pub(crate) second: PathBuf,
+
+    /// Format of the first image; found out if not given
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) first_format: Option<Format>,
+
+    /// Format of the second image; found out if not given
+    #[arg(short = 'F', long, value_name = "FMT")]
+    pub(crate) second_format: Option<Format>,
+
+    /// Lengths and what is allocated must be the same, too
+    #[arg(short = 's', long)]
+    pub(crate) strict: bool,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+}
