@@ -52,7 +52,8 @@ impl StreamJob {
     /// is its backing file) and is what it stands on afterwards. Without a base everything is brought up, and the image
     /// stands alone.
     ///
-    /// The caller knows the chain: that `base` is the layer at that depth is taken as told.
+    /// The caller knows the chain: that `base` is the layer at that depth is not checked. The image keeps its length while
+    /// the job runs: what it grows by is not brought up, and a longer base would show there.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::NoLayers`] for a depth of 0, [`Error::Thread`].

@@ -12,10 +12,10 @@ use std::time::Duration;
 use blockmirror_block::testing::{
     Fault, FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, ExtentKind, Visit, WriteFlags};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, ExtentKind, Visit, WriteFlags, ZeroFlags};
 use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Tap};
 use blockmirror_ops::{Base, Error, JobOptions, StreamJob};
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
 use common::{Chain, SIZE, backing_name, contents, guest, img, judge, name, qemu};
 
 fn stands_alone(image: &Qcow2) {
@@ -84,6 +84,46 @@ fn a_short_layer_between_keeps_the_base_hidden() {
         if qemu("stream") {
             judge(chain.dir(), &name(2), &before);
         }
+    }
+}
+
+/// What the guest discards and zeroes past the end of a short layer, before the stream takes that layer out, stays as the
+/// guest has read it: the longer base must not show there. The image counts as backed past the end of its backing device.
+#[test]
+fn zeros_past_a_short_layer_stay_when_a_longer_base_follows() {
+    let layer = |version, len, below: Arc<dyn BlockDevice>| {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(len);
+        options.version = version;
+        options.backing_file = Some(b"below".to_vec());
+        options.create(&*storage, None).unwrap();
+        Arc::new(OpenOptions::new().writable(true).backing(below).open(storage).unwrap())
+    };
+    for version in [Version::V2, Version::V3] {
+        let base: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&[0xbb; 1 << 20]));
+        let middle = layer(version, 512 << 10, Arc::clone(&base));
+        let top = layer(version, 1 << 20, middle);
+        let whole = |at: u64| ByteRange::at(at << 10, 64 << 10);
+        for at in [640u64, 704, 768, 832] {
+            top.write_at(&[7; 64 << 10], at << 10, WriteFlags::NONE).unwrap();
+        }
+        // The job has not come here yet: nothing is allocated.
+        top.write_zeroes(whole(896), ZeroFlags::MAY_UNMAP).unwrap();
+        top.write_zeroes(ByteRange::at((960 << 10) + 512, 4096), ZeroFlags::NONE).unwrap();
+        let base = Base { device: base, name: b"base".to_vec(), format: Some("raw".into()) };
+        let options = JobOptions::default().auto_finalize(false);
+        let job = StreamJob::start(Arc::clone(&top), Some((base, 2)), options).unwrap();
+        while job.control().next_event(None) != Some(Event::Pending) {}
+        top.discard(whole(640)).unwrap();
+        top.write_zeroes(whole(704), ZeroFlags::MAY_UNMAP).unwrap();
+        top.write_zeroes(whole(768), ZeroFlags::NONE).unwrap();
+        top.write_zeroes(ByteRange::at((832 << 10) + 100, 5000), ZeroFlags::MAY_UNMAP).unwrap();
+        let before = contents(&*top);
+        job.control().finalize().unwrap();
+        job.wait().unwrap();
+        let after = contents(&*top);
+        let differs = before.iter().zip(&after).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "{version:?}: the base shows");
     }
 }
 

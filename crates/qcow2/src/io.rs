@@ -85,10 +85,13 @@ impl Io {
         self.below.lock().device.as_ref().is_some_and(|b| range.start() < b.len())
     }
 
-    /// Whether something other than zeros may show in `range` where nothing is allocated, now or when the image is
-    /// opened together with its backing file.
-    pub(crate) fn may_show(&self, range: ByteRange) -> bool {
-        self.hidden_backing() || self.backing_covers(range)
+    /// Whether the image stands on another layer, attached or only named.
+    ///
+    /// What is unallocated in such an image is not zero by itself, past the end of a shorter backing device too: a longer
+    /// device may be attached later, by a stream or a commit that takes the layer between out of the chain.
+    pub(crate) fn backed(&self) -> bool {
+        let below = self.below.lock();
+        below.named || below.device.is_some()
     }
 
     /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.

@@ -124,7 +124,7 @@ impl Qcow2 {
         if !zero::is_zero(&tail) {
             self.zero(ByteRange::new(old, border), ZeroFlags::MAY_UNMAP)?;
         }
-        self.zero(ByteRange::new(border, len), ZeroFlags::MAY_UNMAP)
+        self.zero_grown(ByteRange::new(border, len))
     }
 
     /// Moves the L1 table to a place with room for `entries`.

@@ -396,7 +396,7 @@ impl<'a> WriteGuard<'a> {
         let image = self.image;
         let io = &image.io;
         let there = fill.range.intersect(ByteRange::new(0, io.size()));
-        if fill.fresh && image.reads_as_zero(there)? {
+        if fill.fresh && image.shows_zero(there)? {
             return Ok(());
         }
         // A data file need not reach past the end of the disk, and on a device may not.
@@ -433,15 +433,25 @@ impl Drop for WriteGuard<'_> {
 }
 
 impl Qcow2 {
-    /// Whether all of `range` is known to read as zeros without reading it.
-    pub(crate) fn reads_as_zero(&self, range: ByteRange) -> Result<bool> {
+    /// Whether all of `range` is known to read as zeros now, without reading it.
+    fn shows_zero(&self, range: ByteRange) -> Result<bool> {
+        self.all_zero(range, |hole| !self.io.hidden_backing() && !self.io.backing_covers(hole))
+    }
+
+    /// Whether all of `range` reads as zeros, whatever lies below the image now or later.
+    pub(crate) fn is_zero_by_itself(&self, range: ByteRange) -> Result<bool> {
+        self.all_zero(range, |_| !self.io.backed())
+    }
+
+    /// Whether all of `range` reads as zeros, if `unallocated` says which holes of the mapping do.
+    fn all_zero(&self, range: ByteRange, unallocated: impl Fn(ByteRange) -> bool) -> Result<bool> {
         let mut at = range.start();
         while at < range.end() {
             let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), 64)?;
             for run in runs {
                 match run.mapping {
                     Mapping::Zero(_) => {}
-                    Mapping::Unallocated if !self.io.may_show(run.range) => {}
+                    Mapping::Unallocated if unallocated(run.range) => {}
                     _ => return Ok(false),
                 }
                 at = run.range.end();

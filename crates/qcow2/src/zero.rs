@@ -20,6 +20,9 @@ enum Purpose {
     Zero { may_unmap: bool },
     /// The same, and by statement of this image, whatever lies below it now.
     Claim,
+    /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays unallocated, as in an
+    /// overlay that is created longer than its backing file.
+    Grow,
     /// May read as zeros afterwards; give the space back.
     Discard,
 }
@@ -44,7 +47,7 @@ impl Qcow2 {
         let edges = [ByteRange::new(range.start(), whole.start()), ByteRange::new(whole.end(), range.end())];
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             for edge in edges {
-                if !self.reads_as_zero(edge)? {
+                if !self.is_zero_by_itself(edge)? {
                     return Err(self.only_data(range));
                 }
             }
@@ -57,6 +60,11 @@ impl Qcow2 {
             self.zero_with_data(edge)?;
         }
         self.change(whole, purpose)
+    }
+
+    /// Makes `range`, which begins with a cluster and ends with a disk that grows, read as zeros.
+    pub(crate) fn zero_grown(&self, range: ByteRange) -> Result<()> {
+        self.change(range, Purpose::Grow)
     }
 
     /// Gives the space of `range`, inside the disk, back where whole (sub)clusters are covered.
@@ -221,7 +229,7 @@ impl Qcow2 {
                 _ if !backed && unmaps => Change::Set { entry: PlainEntry::default(), frees: true },
                 // Without a zero flag the backing device would show.
                 Purpose::Discard => Change::Nothing,
-                Purpose::Zero { .. } | Purpose::Claim => Change::Data,
+                Purpose::Zero { .. } | Purpose::Claim | Purpose::Grow => Change::Data,
             };
         }
         let keeps_place = plain.host.is_some()
@@ -256,7 +264,7 @@ impl Qcow2 {
         // At most a chunk.
         let zeros = vec![0; range.len().min(ZERO_CHUNK) as usize];
         for part in range.pieces(ZERO_CHUNK) {
-            if !self.reads_as_zero(part)? {
+            if !self.is_zero_by_itself(part)? {
                 self.write_mapped(&zeros[..part.len() as usize], part)?;
             }
         }
@@ -277,5 +285,9 @@ impl Qcow2 {
 
 /// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose` cares.
 fn shows_below(io: &Io, part: ByteRange, purpose: Purpose) -> bool {
-    purpose == Purpose::Claim || io.may_show(part)
+    match purpose {
+        Purpose::Claim => true,
+        Purpose::Grow => io.backing_covers(part),
+        Purpose::Zero { .. } | Purpose::Discard => io.backed(),
+    }
 }

@@ -8,7 +8,7 @@ mod qemu;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage, RecordingStorage};
-use blockmirror_block::{BlockDevice, Storage, WriteFlags};
+use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
 use blockmirror_file::FileOptions;
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
 
@@ -43,6 +43,50 @@ fn owned((name, format): (Option<&str>, Option<&str>)) -> (Option<String>, Optio
 
 fn set(disk: &Qcow2, (name, format): (Option<&str>, Option<&str>)) {
     disk.set_backing_file(name.map(str::as_bytes), format).unwrap();
+}
+
+/// An overlay longer than what it stands on, and then on something longer: what was zeroed past the end of the first stays
+/// zero, what was discarded reads as it did, and what was left alone shows the new layer.
+#[test]
+fn zeros_past_the_end_of_a_backing_device_are_the_images_own() {
+    const K: u64 = 1 << 10;
+    let disk = |len: u64, byte| Arc::new(MemoryDisk::with_contents(&vec![byte; len as usize]));
+    for (version, extended) in [(Version::V2, false), (Version::V3, false), (Version::V3, true)] {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(1 << 20);
+        options.version = version;
+        options.extended_l2 = extended;
+        options.backing_file = Some(b"below".to_vec());
+        options.create(&*storage, None).unwrap();
+        let image =
+            OpenOptions::new().writable(true).backing(disk(128 * K, 0xaa)).open(storage.clone()).unwrap();
+        // Whole clusters, parts of them, and a range that begins before the end of the backing device.
+        let zeroed = [(192 * K, 64 * K), (256 * K + 100, 5000), (100 * K, 64 * K), (960 * K, 64 * K)];
+        for (n, (at, len)) in zeroed.iter().enumerate() {
+            let flags = if n % 2 == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE };
+            image.write_zeroes(ByteRange::at(*at, *len), flags).unwrap();
+        }
+        image.write_at(&[1; 64 << 10], 512 * K, WriteFlags::NONE).unwrap();
+        image.discard(ByteRange::at(512 * K, 64 * K)).unwrap();
+        image.write_at(&[2; 1000], 640 * K + 100, WriteFlags::NONE).unwrap();
+        let read = |image: &Qcow2| {
+            let mut all = vec![0; 1 << 20];
+            image.read_at(&mut all, 0).unwrap();
+            all
+        };
+        let before = read(&image);
+        image.replace_backing(Some(disk(1 << 20, 0xbb)));
+        let after = read(&image);
+        let mut own = zeroed.to_vec();
+        // Around a small write lies what the guest saw when it was made.
+        own.extend([(512 * K, 64 * K), (640 * K, 2048)]);
+        for (at, len) in own {
+            let span = at as usize..(at + len) as usize;
+            let differs = before[span.clone()].iter().zip(&after[span]).position(|(a, b)| a != b);
+            assert_eq!(differs, None, "{version:?}, extended {extended}: {len} bytes at {at}");
+        }
+        assert_eq!(after[800 << 10], 0xbb, "{version:?}: untouched");
+    }
 }
 
 /// From each name to each: whatever a crash leaves names one of the two, and nothing else of the header is lost at the end.
