@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_file::FileStorage;
+use blockmirror_file::{FileId, FileStorage, PathHandle};
+use blockmirror_image::Resolved;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
@@ -172,6 +173,8 @@ pub(crate) struct Child {
     pub(crate) storage: Option<Arc<dyn Storage>>,
     pub(crate) filename: String,
     pub(crate) path: Option<PathBuf>,
+    /// The host file that `path` led to.
+    pub(crate) file: Option<FileId>,
     pub(crate) read_only: bool,
 }
 
@@ -244,6 +247,16 @@ impl Daemon {
 
     /// Opens a node and what it stands on; returns its name. It has no owner yet.
     pub(crate) fn open_node(&self, options: &Map<String, Value>, inherited: Inherited) -> Reply<String> {
+        self.open_node_on(options, inherited, None)
+    }
+
+    /// The same for a `file` node, where it is decided already which file is opened.
+    fn open_node_on(
+        &self,
+        options: &Map<String, Value>,
+        inherited: Inherited,
+        found: Option<PathHandle>,
+    ) -> Reply<String> {
         if inherited.depth > MAX_DEPTH {
             return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
         }
@@ -256,7 +269,7 @@ impl Daemon {
             }
             None => self.graph.lock().name_for_unnamed(),
         };
-        let mut opening = Opening { daemon: self, common, children: Vec::new() };
+        let mut opening = Opening { daemon: self, common, found, children: Vec::new() };
         let result = opening
             .drive(&args)
             .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
@@ -316,6 +329,8 @@ impl Daemon {
 pub(crate) struct Opening<'a> {
     pub(crate) daemon: &'a Daemon,
     pub(crate) common: Common,
+    /// The file that the node is to be, if that is not for its name to say.
+    found: Option<PathHandle>,
     /// Nodes that go again if the node does not come about.
     children: Vec<String>,
 }
@@ -355,6 +370,23 @@ impl Opening<'_> {
             }
             _ => return Err(QmpError::generic("A block device is given by its name or its options")),
         };
+        self.child_named(name)
+    }
+
+    /// A child of the driver `file` on a file that an image names, for reading or as the options of this node say.
+    fn child_on(&mut self, found: Resolved, read_only: bool, inherited: Inherited) -> Reply<Child> {
+        let mut options = Map::new();
+        options.insert("driver".to_owned(), "file".into());
+        options.insert("filename".to_owned(), shown(&found.path).into());
+        if read_only {
+            options.insert("read-only".to_owned(), true.into());
+        }
+        let name = self.daemon.open_node_on(&options, inherited, Some(found.handle))?;
+        self.children.push(name.clone());
+        self.child_named(name)
+    }
+
+    fn child_named(&self, name: String) -> Reply<Child> {
         let graph = self.daemon.graph.lock();
         let node = graph.find(&name)?;
         Ok(Child {
@@ -364,6 +396,7 @@ impl Opening<'_> {
             storage: node.storage.clone(),
             filename: node.filename.clone(),
             path: node.path.clone(),
+            file: graph.file_below(&node.name),
             read_only: node.read_only,
         })
     }

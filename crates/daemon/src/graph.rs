@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockmirror_file::FileId;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
@@ -116,6 +117,18 @@ impl Graph {
     /// The use `id`.
     pub(crate) fn get_use(&self, id: UseId) -> Option<&Use> {
         self.uses.get(&id)
+    }
+
+    /// The host file that the node `name` stands on by way of files and filters alone.
+    pub(crate) fn file_below(&self, name: &str) -> Option<FileId> {
+        let mut node = self.get(name)?;
+        loop {
+            if let Some(file) = &node.file {
+                return Some(file.id());
+            }
+            let below = self.children(&node.name).find(|(role, _)| matches!(*role, "file" | "image"));
+            node = below?.1;
+        }
     }
 
     /// The children of `parent`, each with its role.

@@ -7,6 +7,7 @@ mod ends;
 mod filters;
 mod hmp;
 mod overlay;
+mod references;
 mod reopen;
 mod schema;
 mod transaction;

@@ -5,6 +5,7 @@
 //! | [`FileOptions`] | how to open: writable, new, direct, with which image lock |
 //! | [`FileStorage`] | an open file or block device |
 //! | [`NewFile`] | a file under a temporary name, renamed into place once it is durable |
+//! | [`PathHandle`] | a file that is found and not opened yet, to decide about |
 //! | [`FileId`] | which file it is, whatever name it was opened by |
 //!
 //! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
@@ -37,6 +38,7 @@ mod copy;
 mod direct;
 mod flush;
 mod growth;
+mod handle;
 mod holes;
 mod io;
 mod new_file;
@@ -45,6 +47,7 @@ mod storage;
 mod turns;
 mod zeroes;
 
+pub use handle::PathHandle;
 pub use new_file::{Existing, NewFile};
 pub use open::{FileOptions, LockMode};
 pub use storage::{FileId, FileStorage};

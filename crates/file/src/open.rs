@@ -1,8 +1,8 @@
 //! Opening: what the caller asks for, what kind of file it turns out to be, and the facts that hold for as long
 //! as it is open.
 //!
-//! Only regular files and block devices are opened. The check by name comes before the open, so that opening
-//! does not set off what a tape drive or a FIFO does when opened, and is made again on the open file.
+//! Only regular files and block devices are opened. What is there is found first and checked, and then that file is opened
+//! ([`PathHandle`]), so that opening does not set off what a tape drive or a FIFO does when opened.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -15,6 +15,7 @@ use rustix::fs::OFlags;
 
 use crate::FileStorage;
 use crate::direct::Direct;
+use crate::handle::PathHandle;
 use crate::storage::FileKind;
 use crate::zeroes;
 
@@ -85,35 +86,45 @@ impl FileOptions {
         self.open_named(path, &name, 0o666).map_err(|e| e.or_in_file(&name))
     }
 
-    /// Opens `path`, calling it `shown` in messages: for a caller that follows links itself and wants the
-    /// user to read the name that the user knows.
+    /// Opens the file that `handle` is of, calling it `shown` in messages: for a caller that decides about files before they
+    /// are opened, and wants the user to read the name that the user knows.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_as(&self, path: impl AsRef<Path>, shown: impl AsRef<Path>) -> Result<FileStorage> {
-        let name: Arc<str> = shown.as_ref().display().to_string().into();
-        self.open_named(path.as_ref(), &name, 0o666).map_err(|e| e.or_in_file(&name))
+    pub fn open_handle(&self, handle: &PathHandle, shown: impl AsRef<Path>) -> Result<FileStorage> {
+        let path = shown.as_ref();
+        let name: Arc<str> = path.display().to_string().into();
+        self.open_found(handle, path, &name).map_err(|e| e.or_in_file(&name))
     }
 
     /// Opens `path` under the name `name`; a new file gets `mode`, less the umask.
     pub(crate) fn open_named(&self, path: &Path, name: &Arc<str>, mode: u32) -> Result<FileStorage> {
-        let writable = self.writable || self.create_new;
         if !self.create_new {
-            kind_of(&std::fs::metadata(path).map_err(|e| Error::io("open", e))?)?;
-        }
-        let mut flags = OFlags::NOCTTY;
-        if self.direct {
-            flags |= OFlags::DIRECT;
+            return self.open_found(&PathHandle::to_open(path)?, path, name);
         }
         let file = OpenOptions::new()
             .read(true)
-            .write(writable)
-            .create_new(self.create_new)
+            .write(true)
+            .create_new(true)
             .mode(mode)
-            .custom_flags(flags.bits().cast_signed())
+            .custom_flags((self.flags() | OFlags::NOCTTY).bits().cast_signed())
             .open(path)
-            .map_err(|e| explain(e, self.direct, if self.create_new { "create" } else { "open" }))?;
-        kind_of(&file.metadata().map_err(|e| Error::io("open", e))?)?;
+            .map_err(|e| explain(e, self.direct, "create"))?;
+        self.assemble(file, path, name)
+    }
+
+    fn open_found(&self, handle: &PathHandle, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+        handle.check_kind()?;
+        let file = handle.open(self.writable, self.flags()).map_err(|e| explain(e, self.direct, "open"))?;
+        self.assemble(file, path, name)
+    }
+
+    fn flags(&self) -> OFlags {
+        if self.direct { OFlags::DIRECT } else { OFlags::empty() }
+    }
+
+    fn assemble(&self, file: File, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+        let writable = self.writable || self.create_new;
         let lock = lock(&file, path, self.lock, writable)?;
         let direct = if self.direct { Some(Direct::new(&file, writable)?) } else { None };
         FileStorage::assemble(file, Arc::clone(name), writable, lock, direct)

@@ -43,9 +43,13 @@ pub struct FileId {
 impl FileId {
     /// The file that `path` leads to now, without opening it; `None` if there is none that could hold an image.
     pub fn of(path: impl AsRef<Path>) -> Option<Self> {
-        let meta = fs::metadata(path).ok()?;
-        let kind = open::kind_of(&meta).ok()?;
-        Some(Self::from_metadata(&meta, kind))
+        Self::of_metadata(&fs::metadata(path).ok()?)
+    }
+
+    /// The file that `meta` describes; `None` if it could not hold an image.
+    pub(crate) fn of_metadata(meta: &Metadata) -> Option<Self> {
+        let kind = open::kind_of(meta).ok()?;
+        Some(Self::from_metadata(meta, kind))
     }
 
     fn from_metadata(meta: &Metadata, kind: FileKind) -> Self {

@@ -226,7 +226,7 @@ impl Place {
         let in_place =
             is_uri(path) || fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
         if in_place {
-            return Ok(Self::InPlace(place::Place::open(path, path, spec.access())?));
+            return Ok(Self::InPlace(place::Place::open(path, spec.access())?));
         }
         let new = NewFile::create(path, Existing::Replace, &FileOptions::new())?;
         let place = place::Place::File(Arc::clone(new.storage()));

@@ -110,7 +110,7 @@ impl ImageInfo {
     /// If it cannot be opened, or its format refuses it.
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let place = options.open_place(path, path, false)?;
+        let place = options.open_place(path, false)?;
         Self::read_from(&place, path, options.given_format())
     }
 
@@ -222,7 +222,8 @@ impl ImageInfo {
 /// is too deep.
 pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
     let path = path.as_ref();
-    let top = options.open_place(path, path, false)?;
+    let top = options.open_place(path, false)?;
+    let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];
     let mut chain = vec![ImageInfo::read_from(&top, path, options.given_format())?];
     while let Some(last) = chain.last() {

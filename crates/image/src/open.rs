@@ -107,8 +107,8 @@ impl OpenOptions {
     /// [`Error`], naming the file of the chain that could not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let place = self.open_place(path, path, self.writable)?;
-        self.open_on(&place, path, None)
+        let place = self.open_place(path, self.writable)?;
+        self.for_opened(path, &place).open_on(&place, path, None)
     }
 
     /// Opens the image in `place`, which has the name `path`, and what it stands on; `data` is where its data lies if
@@ -127,15 +127,27 @@ impl OpenOptions {
         self.format
     }
 
-    /// Opens `real`, which messages call `path`.
-    pub(crate) fn open_place(&self, path: &Path, real: &Path, writable: bool) -> Result<Place> {
-        let access = Access {
+    /// With the policy for the image that is open in `place` by the name `path`.
+    pub(crate) fn for_opened(&self, path: &Path, place: &Place) -> Self {
+        Self { policy: self.policy.for_opened(path, &place.id()), ..self.clone() }
+    }
+
+    /// Opens what the caller names `path`.
+    pub(crate) fn open_place(&self, path: &Path, writable: bool) -> Result<Place> {
+        Place::open(path, self.access(writable))
+    }
+
+    fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<Place> {
+        Place::open_handle(&file.handle, &file.path, self.access(writable))
+    }
+
+    fn access(&self, writable: bool) -> Access {
+        Access {
             writable,
             shared: self.shared,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
-        };
-        Place::open(path, real, access)
+        }
     }
 }
 
@@ -189,7 +201,7 @@ impl Below {
         if depth >= options.max_depth as usize {
             return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
         }
-        let file = options.open_place(&self.file.path, &self.file.real, false)?;
+        let file = options.open_resolved(&self.file, false)?;
         if files.contains(&file.id()) {
             return Err(refused(ReferenceRefusal::Cycle));
         }
@@ -262,7 +274,7 @@ impl Descent<'_> {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Guessed));
         }
         let found = self.options.policy.resolve(image, Role::Data, os_str(name))?;
-        let file = self.options.open_place(&found.path, &found.real, writable)?;
+        let file = self.options.open_resolved(&found, writable)?;
         if self.files.contains(&file.id()) {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Cycle));
         }

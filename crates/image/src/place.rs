@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
-use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode};
+use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode, PathHandle};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdAddress, NbdUri};
 
@@ -44,6 +44,13 @@ pub(crate) struct Access {
     pub(crate) nbd: NbdOptions,
 }
 
+impl Access {
+    fn file_options(self) -> FileOptions {
+        let lock = if self.shared { LockMode::Shared } else { LockMode::Exclusive };
+        FileOptions::new().writable(self.writable).lock(lock)
+    }
+}
+
 impl PlaceId {
     /// What `path` leads to, without opening it; `None` if that could hold no image.
     pub(crate) fn of(path: &Path) -> Option<Self> {
@@ -65,18 +72,21 @@ impl PlaceId {
 }
 
 impl Place {
-    /// Opens `real`, which messages call `path`.
-    pub(crate) fn open(path: &Path, real: &Path, access: Access) -> Result<Self> {
+    /// Opens what the caller names `path`.
+    pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
         #[cfg(feature = "nbd")]
-        if is_uri(real) {
+        if is_uri(path) {
             let uri =
-                NbdUri::try_from(real).map_err(|source| Error::Uri { path: path.to_owned(), source })?;
+                NbdUri::try_from(path).map_err(|source| Error::Uri { path: path.to_owned(), source })?;
             let options = access.nbd.apply(ClientOptions::new(uri).writable(access.writable));
             return Ok(Self::Export(Arc::new(options.open()?)));
         }
-        let lock = if access.shared { LockMode::Shared } else { LockMode::Exclusive };
-        let file = FileOptions::new().writable(access.writable).lock(lock).open_as(real, path)?;
-        Ok(Self::File(Arc::new(file)))
+        Ok(Self::File(Arc::new(access.file_options().open(path)?)))
+    }
+
+    /// Opens a file that was found, which messages call `path`.
+    pub(crate) fn open_handle(handle: &PathHandle, path: &Path, access: Access) -> Result<Self> {
+        Ok(Self::File(Arc::new(access.file_options().open_handle(handle, path)?)))
     }
 
     pub(crate) fn id(&self) -> PlaceId {

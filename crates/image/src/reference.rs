@@ -2,19 +2,21 @@
 //!
 //! An image's header is data from wherever the image came from, and a name in it (backing file, external data file)
 //! is a request to read a file of the host. The caller's [`ReferencePolicy`] decides. Names are taken as plain paths
-//! only, never as a protocol or a JSON description, and a path is judged by where it leads after all symbolic
-//! links, so a link inside an allowed directory does not lead out of it.
+//! only, never as a protocol or a JSON description.
+//!
+//! What must hold: the decision is about a file that was found ([`PathHandle`]), not about its name, and that very file is
+//! opened. Whoever changes links meanwhile changes which file is judged, never which is opened.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
+use blockmirror_file::{FileId, PathHandle};
 use thiserror::Error;
 
-use crate::place::is_uri;
+use crate::place::{PlaceId, is_uri};
 
 /// What an image names a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +91,14 @@ pub enum ReferenceRefusal {
 }
 
 /// A file that may be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Resolved {
     /// The path as the image spells it, from where we are: for messages, and for the names that this file's own
     /// header is relative to.
     pub path: PathBuf,
-    /// The path without symbolic links: what was judged, and so what is to be opened.
-    pub real: PathBuf,
+    /// The file that was judged, and so what is to be opened.
+    pub handle: PathHandle,
 }
 
 /// Which files an image may pull in.
@@ -104,24 +107,56 @@ pub struct Resolved {
 #[derive(Clone, Debug)]
 pub struct ReferencePolicy {
     roots: Roots,
-    files: Vec<PathBuf>,
+    /// Files that are allowed wherever they lie.
+    files: Vec<FileId>,
+    /// The directory of the image that the policy was made for.
+    home: Option<Home>,
 }
 
 #[derive(Clone, Debug)]
 enum Roots {
     Any,
-    Within(Vec<PathBuf>),
+    Within(Vec<Root>),
+}
+
+/// A directory from which files may be opened.
+#[derive(Clone, Debug)]
+struct Root {
+    /// Where it lies, without symbolic links.
+    path: PathBuf,
+    handle: PathHandle,
+}
+
+impl Root {
+    fn new(directory: &Path) -> io::Result<Self> {
+        let handle = PathHandle::find(directory)?;
+        if !handle.file_type().is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        let path = match handle.real_path() {
+            Some(path) => path,
+            None => fs::canonicalize(directory)?,
+        };
+        Ok(Self { path, handle })
+    }
+}
+
+/// The directory of an image, as it was found by the image's name.
+#[derive(Clone, Debug)]
+struct Home {
+    image: PathBuf,
+    root: Root,
 }
 
 impl ReferencePolicy {
     /// Nothing that an image names is opened.
     pub fn deny() -> Self {
-        Self { roots: Roots::Within(Vec::new()), files: Vec::new() }
+        Self { roots: Roots::Within(Vec::new()), files: Vec::new(), home: None }
     }
 
     /// Every plain path is opened, for images from a trusted place.
     pub fn any() -> Self {
-        Self { roots: Roots::Any, files: Vec::new() }
+        Self { roots: Roots::Any, ..Self::deny() }
     }
 
     /// Files in or below the directory of `image` are opened: where images that belong together lie together. Beside an
@@ -132,7 +167,7 @@ impl ReferencePolicy {
     pub fn beside(image: &Path) -> io::Result<Self> {
         let mut policy = Self::deny();
         if !is_uri(image) {
-            policy.allow_dir(directory_of(image))?;
+            policy.home = Some(Home { image: image.to_owned(), root: Root::new(directory_of(image))? });
         }
         Ok(policy)
     }
@@ -142,12 +177,9 @@ impl ReferencePolicy {
     /// # Errors
     /// If it cannot be looked up, or is no directory.
     pub fn allow_dir(&mut self, directory: &Path) -> io::Result<()> {
-        let real = fs::canonicalize(directory)?;
-        if !fs::metadata(&real)?.is_dir() {
-            return Err(io::ErrorKind::NotADirectory.into());
-        }
+        let root = Root::new(directory)?;
         if let Roots::Within(roots) = &mut self.roots {
-            roots.push(real);
+            roots.push(root);
         }
         Ok(())
     }
@@ -155,9 +187,21 @@ impl ReferencePolicy {
     /// Also opens this one file, typically because its name came from the user. A file that does not exist (yet)
     /// adds nothing.
     pub fn allow_file(&mut self, file: &Path) {
-        if let Ok(real) = fs::canonicalize(file) {
-            self.files.push(real);
-        }
+        self.files.extend(FileId::of(file));
+    }
+
+    /// For the image open as `id` by the name `image`: its directory counts only if it is the one that the image was
+    /// opened from. Between making the policy and opening the image the name may have come to lead elsewhere.
+    pub(crate) fn for_opened(&self, image: &Path, id: &PlaceId) -> Self {
+        let mut policy = self.clone();
+        policy.home = policy.home.filter(|home| home.image != image || home.holds(image, id));
+        policy
+    }
+
+    /// The same for an image that the caller opened by itself.
+    #[must_use]
+    pub fn for_opened_file(&self, image: &Path, id: FileId) -> Self {
+        self.for_opened(image, &PlaceId::File(id))
     }
 
     /// Decides about `name` in the header of `image`, and says which file to open.
@@ -178,22 +222,32 @@ impl ReferencePolicy {
             let plain = is_plain_path(name);
             return Err(if plain { ReferenceRefusal::NoDirectory } else { ReferenceRefusal::NotAPath });
         };
-        let Roots::Within(roots) = &self.roots else {
-            let real = fs::canonicalize(&path)?;
-            check_file_type(&real)?;
-            return Ok(Resolved { path, real });
+        let handle = match &self.roots {
+            Roots::Any => PathHandle::find(&path)?,
+            Roots::Within(roots) => {
+                let roots: Vec<_> = roots.iter().chain(self.home.iter().map(|home| &home.root)).collect();
+                self.find_within(&roots, &path)?
+            }
         };
+        // Opening a FIFO or a terminal would block, or eat what another program was to read.
+        if handle.id().is_none() {
+            return Err(ReferenceRefusal::NotAFile);
+        }
+        Ok(Resolved { path, handle })
+    }
+
+    fn find_within(&self, roots: &[&Root], path: &Path) -> Result<PathHandle, ReferenceRefusal> {
         if roots.is_empty() && self.files.is_empty() {
             return Err(ReferenceRefusal::Denied);
         }
-        // Nobody learns from a refusal which files a directory holds that may not be referred to: what is missing
-        // there is refused like what exists.
-        let real = match fs::canonicalize(&path) {
-            Ok(real) => real,
+        let inside = |directory: &Path| roots.iter().any(|root| directory.starts_with(&root.path));
+        let handle = match PathHandle::find(path) {
+            Ok(handle) => handle,
+            // Nobody learns from a refusal which files a directory holds that may not be referred to: what is missing
+            // there is refused like what exists.
             Err(error) => {
-                let inside = |directory: &Path| roots.iter().any(|root| directory.starts_with(root));
-                let real_directory = fs::canonicalize(directory_of(&path));
-                return Err(match lexical_directory(&path) {
+                let real_directory = fs::canonicalize(directory_of(path));
+                return Err(match lexical_directory(path) {
                     Some(directory)
                         if !inside(&directory) && !real_directory.is_ok_and(|real| inside(&real)) =>
                     {
@@ -203,18 +257,34 @@ impl ReferencePolicy {
                 });
             }
         };
-        if !self.files.contains(&real) && !roots.iter().any(|root| real.starts_with(root)) {
-            return Err(ReferenceRefusal::Outside { directory: directory_of(&real).to_owned() });
+        if handle.id().is_some_and(|id| self.files.contains(&id)) {
+            return Ok(handle);
         }
-        check_file_type(&real)?;
-        Ok(Resolved { path, real })
+        match handle.real_path() {
+            Some(real) if inside(&real) => Ok(handle),
+            Some(real) => Err(ReferenceRefusal::Outside { directory: directory_of(&real).to_owned() }),
+            None => find_without_proc(roots, path),
+        }
     }
 }
 
-/// Opening a FIFO or a terminal would block, or eat what somebody else was to read.
-fn check_file_type(path: &Path) -> Result<(), ReferenceRefusal> {
-    let kind = fs::metadata(path)?.file_type();
-    if kind.is_file() || kind.is_block_device() { Ok(()) } else { Err(ReferenceRefusal::NotAFile) }
+/// Where nothing says where an open file lies: the name is followed here, and the kernel makes sure that what it has led to
+/// is reached from the root without any further link.
+fn find_without_proc(roots: &[&Root], path: &Path) -> Result<PathHandle, ReferenceRefusal> {
+    let real = fs::canonicalize(path)?;
+    let mut below = roots.iter().filter_map(|root| Some((root, real.strip_prefix(&root.path).ok()?)));
+    let Some((root, rest)) = below.next() else {
+        return Err(ReferenceRefusal::Outside { directory: directory_of(&real).to_owned() });
+    };
+    Ok(root.handle.find_beneath(rest)?)
+}
+
+impl Home {
+    /// Whether `image` leads to the open file `id` from this very directory.
+    fn holds(&self, image: &Path, id: &PlaceId) -> bool {
+        let entry = image.file_name().and_then(|name| self.root.handle.find_in(name).ok());
+        entry.and_then(|entry| entry.id()).is_some_and(|entry| PlaceId::File(entry) == *id)
+    }
 }
 
 /// The directory that names in the header of `image` are relative to.
@@ -292,7 +362,7 @@ mod tests {
             let top = self.path("in/top");
             let policy = ReferencePolicy::beside(&top).unwrap();
             let resolved = policy.resolve(&top, Role::Backing, name.as_ref());
-            resolved.map(|file| file.real).map_err(|e| e.reason)
+            resolved.map(|file| file.handle.real_path().unwrap()).map_err(|e| e.reason)
         }
     }
 
@@ -371,6 +441,21 @@ mod tests {
         assert!(policy.allow_dir(&place.path("in/base")).is_err());
         assert!(ask(&ReferencePolicy::any(), "/etc/passwd").is_ok());
         assert!(ask(&ReferencePolicy::any(), "json:{}").is_err());
+    }
+
+    #[test]
+    fn without_proc_only_what_lies_beneath_is_found() {
+        let place = Place::new();
+        symlink(place.path("out/base"), place.path("in/link")).unwrap();
+        symlink("deep/base", place.path("in/inside")).unwrap();
+        let root = Root::new(&place.path("in")).unwrap();
+        let find = |name: &str| find_without_proc(&[&root], &place.path(name));
+        for name in ["in/base", "in/deep/base", "in/inside", "out/../in/base"] {
+            assert!(find(name).unwrap().id().is_some(), "{name}");
+        }
+        for name in ["in/link", "out/base", "in/../out/base"] {
+            assert!(matches!(find(name), Err(ReferenceRefusal::Outside { .. })), "{name}");
+        }
     }
 
     #[test]

@@ -192,3 +192,131 @@ fn a_guessed_raw_disk_does_not_become_another_format() {
     let told = place.options("disk").format(Format::Raw).writable(true).open(place.path("disk")).unwrap();
     told.device().write_at(&header, 0, WriteFlags::NONE).unwrap();
 }
+
+/// What a name is made to be.
+enum Face {
+    /// A symbolic link to this.
+    Link(PathBuf),
+    /// This file.
+    File(PathBuf),
+}
+
+impl Face {
+    fn put_on(&self, name: &Path) {
+        match self {
+            Self::Link(target) => std::os::unix::fs::symlink(target, name).unwrap(),
+            Self::File(file) => fs::hard_link(file, name).unwrap(),
+        }
+    }
+}
+
+/// Makes `name` one of `faces` in turn, atomically, as fast as it can.
+struct Flipper {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<std::thread::JoinHandle<u64>>,
+}
+
+impl Flipper {
+    fn new(name: PathBuf, faces: [Face; 2]) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = std::sync::Arc::clone(&stop);
+        faces[0].put_on(&name);
+        let thread = std::thread::spawn(move || {
+            let mut flips = 0;
+            let spare = name.with_extension("spare");
+            while !stopped.load(Relaxed) {
+                flips += 1;
+                // Renaming one link of a file onto another leaves both.
+                let _ = fs::remove_file(&spare);
+                faces[flips as usize % 2].put_on(&spare);
+                fs::rename(&spare, &name).unwrap();
+            }
+            flips
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    fn flips(mut self) -> u64 {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+/// A link was judged by where its name led, and then opened by its name once more.
+#[test]
+fn a_link_that_is_flipped_never_leads_out() {
+    const TRIES: u32 = 3000;
+    let place = Place::new();
+    for (file, byte) in [("in/good", 1), ("out/secret", 0x5e)] {
+        fs::create_dir_all(place.path(file).parent().unwrap()).unwrap();
+        fs::write(place.path(file), vec![byte; 1 << 20]).unwrap();
+    }
+    place.create("in/top", Format::Qcow2, 1 << 20, "backing_file=link,backing_fmt=raw");
+    let flipper = Flipper::new(
+        place.path("in/link"),
+        [Face::File(place.path("in/good")), Face::Link(place.path("out/secret"))],
+    );
+    let mut opened = 0;
+    for _ in 0..TRIES {
+        match place.options("in/top").open(place.path("in/top")) {
+            Ok(image) => {
+                assert_eq!(read(&**image.device(), 0), 1, "a file outside was read");
+                opened += 1;
+            }
+            Err(Error::Reference(refused)) => {
+                assert!(matches!(refused.reason, ReferenceRefusal::Outside { .. }), "{refused}");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(flipper.flips() > 100 && opened > 0);
+}
+
+#[test]
+fn a_data_file_that_is_flipped_is_never_written_outside() {
+    const TRIES: u32 = 2000;
+    let place = Place::new();
+    place.create("in/top", Format::Qcow2, 1 << 20, "data_file=link");
+    fs::rename(place.path("in/link"), place.path("in/good")).unwrap();
+    fs::create_dir_all(place.path("out")).unwrap();
+    fs::write(place.path("out/secret"), vec![0x5e; 1 << 20]).unwrap();
+    let flipper = Flipper::new(
+        place.path("in/link"),
+        [Face::File(place.path("in/good")), Face::Link(place.path("out/secret"))],
+    );
+    let mut written = 0;
+    for _ in 0..TRIES {
+        let options = place.options("in/top").format(Format::Qcow2).writable(true);
+        let Ok(image) = options.open(place.path("in/top")) else { continue };
+        image.device().write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
+        written += 1;
+    }
+    assert!(flipper.flips() > 100 && written > 0);
+    assert!(fs::read(place.path("out/secret")).unwrap().iter().all(|byte| *byte == 0x5e));
+}
+
+/// The folder that names are judged by was looked up by its name, and so was the image: two folders.
+#[test]
+fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
+    const TRIES: u32 = 3000;
+    let place = Place::new();
+    fs::create_dir_all(place.path("secrets")).unwrap();
+    fs::write(place.path("secrets/key"), vec![0x5e; 1 << 20]).unwrap();
+    let key = place.path("secrets/key");
+    let options = format!("backing_file={},backing_fmt=raw", key.display());
+    place.create("in/top", Format::Qcow2, 1 << 20, &options);
+    let flipper =
+        Flipper::new(place.path("folder"), [Face::Link(place.path("in")), Face::Link(place.path("secrets"))]);
+    let mut refused = 0;
+    for _ in 0..TRIES {
+        let top = place.path("folder/top");
+        let Ok(policy) = ReferencePolicy::beside(&top) else { continue };
+        match OpenOptions::new().policy(policy).open(&top) {
+            Ok(_) => panic!("a file outside of the image's folder was opened"),
+            Err(Error::Reference(_)) => refused += 1,
+            Err(_) => {}
+        }
+    }
+    assert!(flipper.flips() > 100 && refused > 0);
+}

@@ -1,22 +1,27 @@
 //! `file` and `host_device`: a host file or block device.
 
+use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, ErrorKind, Storage};
-use blockmirror_file::{FileOptions, FileStorage, LockMode};
+use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Opened, Opening, failed, refuse};
+use super::{Opened, Opening, failed, refuse, system_text};
 use crate::Reply;
 
-pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Reply<Opened> {
+pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) -> Reply<Opened> {
     refuse(args, "file", &["pr-manager"])?;
     let filename = args.str("filename")?.to_owned();
     let path = PathBuf::from(&filename);
-    check_kind(&path, host_device)?;
+    let handle = match opening.found.take() {
+        Some(found) => found,
+        None => PathHandle::find(&path).map_err(|error| not_opened(&filename, &error))?,
+    };
+    check_kind(&handle, &path, host_device)?;
     let common = opening.common;
     let lock = match args.opt_str("locking")? {
         Some("off") => LockMode::Off,
@@ -25,14 +30,14 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
     };
     let options = FileOptions::new().direct(common.direct).lock(lock);
     let mut read_only = common.read_only;
-    let opened = match options.writable(!read_only).open(&path) {
+    let opened = match options.writable(!read_only).open_handle(&handle, &path) {
         Err(error)
             if !read_only
                 && common.auto_read_only
                 && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly) =>
         {
             read_only = true;
-            options.writable(false).open(&path)
+            options.writable(false).open_handle(&handle, &path)
         }
         result => result,
     };
@@ -60,9 +65,12 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args, host_device: bool) -> Rep
     })
 }
 
-/// Whether the path leads to what the driver is for. If it leads nowhere, opening it will tell.
-fn check_kind(path: &Path, host_device: bool) -> Reply<()> {
-    let Ok(found) = path.metadata() else { return Ok(()) };
+fn not_opened(filename: &str, error: &io::Error) -> QmpError {
+    QmpError::generic(format!("Could not open '{filename}': {}", system_text(error)))
+}
+
+/// Whether the path leads to what the driver is for.
+fn check_kind(found: &PathHandle, path: &Path, host_device: bool) -> Reply<()> {
     let shown = path.display();
     let text = match (host_device, found.file_type()) {
         (_, kind) if kind.is_dir() => format!("Could not open '{shown}': Is a directory"),

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_image::{Detected, Format, PROBE_LEN, Role, detect};
+use blockmirror_image::{Detected, Format, PROBE_LEN, Resolved, Role, detect};
 use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
-use super::{Child, Opened, Opening, failed, refuse, shown};
+use super::{Child, Opened, Opening, failed, refuse};
 use crate::Reply;
 use crate::graph::{Node, edge_to};
 
@@ -103,8 +103,8 @@ fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Chi
     let Some(name) = &data.name else {
         return Err(QmpError::generic("'data-file' is required for this image"));
     };
-    let real = resolve(opening, file, Role::Data, name.as_path())?;
-    opening.child_from(&json!({"driver": "file", "filename": real}), inherited).map(Some)
+    let found = resolve(opening, file, Role::Data, name.as_path())?;
+    opening.child_on(found, false, inherited).map(Some)
 }
 
 fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
@@ -115,24 +115,19 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
         None => {}
     }
     let Some(backing) = &header.backing else { return Ok(None) };
-    let real = resolve(opening, file, Role::Backing, backing.name.as_path())?;
-    let node = json!({"driver": "file", "filename": real, "read-only": true});
-    let format = match &backing.format {
-        Some(format) => format.parse::<Format>().map_err(failed)?,
-        None => {
-            let probe = opening.child_from(&node, inherited)?;
-            let format = probe_format(&*probe.storage()?, &probe.filename)?;
-            let node = json!({"driver": format.as_str(), "file": probe.name, "read-only": true});
-            return opening.child_from(&node, inherited).map(Some);
-        }
+    let found = resolve(opening, file, Role::Backing, backing.name.as_path())?;
+    let given = backing.format.as_deref().map(str::parse::<Format>).transpose().map_err(failed)?;
+    let file = opening.child_on(found, true, inherited)?;
+    let format = match given {
+        Some(format) => format,
+        None => probe_format(&*file.storage()?, &file.filename)?,
     };
-    opening
-        .child_from(&json!({"driver": format.as_str(), "file": node, "read-only": true}), inherited)
-        .map(Some)
+    let node = json!({"driver": format.as_str(), "file": file.name, "read-only": true});
+    opening.child_from(&node, inherited).map(Some)
 }
 
 /// The file that `name` in the header of the image in `file` leads to, if the policy lets it be opened.
-fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Reply<String> {
+fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Reply<Resolved> {
     let Some(image) = &file.path else {
         return Err(QmpError::generic(format!(
             "{}: names the {} '{}', which has to be given as an option, for the image is no file",
@@ -141,11 +136,13 @@ fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Repl
             name.display(),
         )));
     };
-    let policy = opening.daemon.policy_for(image)?;
-    let resolved = policy.resolve(image, role, OsStr::new(name)).map_err(|e| {
+    let mut policy = opening.daemon.policy_for(image)?;
+    if let Some(id) = file.file {
+        policy = policy.for_opened_file(image, id);
+    }
+    policy.resolve(image, role, OsStr::new(name)).map_err(|e| {
         QmpError::generic(format!("{e}; give it as an option, or allow its directory with --allow-backing"))
-    })?;
-    Ok(shown(&resolved.path))
+    })
 }
 
 /// The format of the image in `storage`.
