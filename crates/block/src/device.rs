@@ -1,6 +1,8 @@
 //! The block device: what a virtual disk can do, and what its callers may rely on.
 
+use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::extent::{Extent, HostRun, Visit};
 use crate::{ByteRange, Error, ErrorKind, Result};
@@ -25,7 +27,7 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 /// - **Zeros**: after [`write_zeroes`](Self::write_zeroes) the range reads as zeros, whatever lay below.
 ///   [`discard`](Self::discard) is a hint: each byte of the range then reads as before or as zero, never as
 ///   something a backing file holds.
-pub trait BlockDevice: Send + Sync + fmt::Debug {
+pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// Length of the disk in bytes.
     fn len(&self) -> u64;
 
@@ -98,6 +100,12 @@ pub trait BlockDevice: Send + Sync + fmt::Debug {
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         let _ = (range, max_depth);
         Ok(0)
+    }
+
+    /// The device whose bytes this one shows and changes: a filter or a tap names what it stands on. Who must know whether two
+    /// devices are one disk compares what they lead to. `None`, the default, is a disk of its own.
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        None
     }
 
     /// Whether a write to `range`, or a discard, would have to wait now until somebody else has finished there, a job that

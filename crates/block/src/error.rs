@@ -155,6 +155,11 @@ impl Error {
         self
     }
 
+    /// The error that this one wraps, printed or not.
+    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|s| s.as_ref() as &(dyn StdError + 'static))
+    }
+
     /// What went wrong, for machines.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -212,8 +217,34 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {
+    /// The cause, if the line does not print it already: a report that follows the chain would print it twice.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_ref().map(|s| s.as_ref() as &(dyn StdError + 'static))
+        self.0.message.as_ref().and_then(|_| self.cause())
+    }
+}
+
+/// For callers that speak `std::io`. The kind is the nearest one; the error is the payload
+/// ([`get_ref`](io::Error::get_ref)), so the line stays.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::OutOfBounds | ErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+            ErrorKind::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+            ErrorKind::NoSpace => io::ErrorKind::StorageFull,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::Corrupt => io::ErrorKind::InvalidData,
+            ErrorKind::Locked => io::ErrorKind::ResourceBusy,
+            ErrorKind::NotFound => io::ErrorKind::NotFound,
+            ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
+            ErrorKind::PermissionDenied => io::ErrorKind::PermissionDenied,
+            // Not `Interrupted`: callers of `std::io` try that again.
+            ErrorKind::Io
+            | ErrorKind::Poisoned
+            | ErrorKind::LimitExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::WritesLost => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
     }
 }
 
@@ -226,7 +257,26 @@ mod tests {
         let e = Error::io("read", io::Error::from_raw_os_error(5)).in_file("disk.raw").at(512);
         assert_eq!(e.to_string(), "read: disk.raw at 512: Input/output error (os error 5)");
         assert_eq!(e.kind(), ErrorKind::Io);
-        assert!(e.source().is_some());
+        assert!(e.source().is_none(), "the line has the cause in it");
+        assert_eq!(
+            e.cause().and_then(|cause| cause.downcast_ref()).and_then(io::Error::raw_os_error),
+            Some(5)
+        );
+        let explained = e.because("the disk is gone");
+        assert_eq!(explained.to_string(), "read: disk.raw at 512: the disk is gone");
+        assert!(explained.source().is_some(), "the line does not have it");
+    }
+
+    #[test]
+    fn std_callers_keep_kind_and_line() {
+        let error = Error::io("write", io::Error::from_raw_os_error(28)).in_file("disk.raw");
+        let line = error.to_string();
+        let io = io::Error::from(error);
+        assert_eq!((io.kind(), io.to_string()), (io::ErrorKind::StorageFull, line));
+        // And back again, as from a `Read` over a disk.
+        assert_eq!(Error::io("read", io).kind(), ErrorKind::NoSpace);
+        let cancelled = io::Error::from(Error::new(ErrorKind::Cancelled, "read"));
+        assert_ne!(cancelled.kind(), io::ErrorKind::Interrupted, "std would try again for ever");
     }
 
     #[test]

@@ -106,6 +106,10 @@ impl BlockDevice for CopyOnRead {
         self.child.copy_up(range, max_depth)
     }
 
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(&self.child))
+    }
+
     fn write_would_wait(&self, range: ByteRange) -> bool {
         self.child.write_would_wait(range)
     }

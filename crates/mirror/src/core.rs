@@ -22,6 +22,7 @@ mod budget;
 pub(crate) mod closed_loop;
 mod completion;
 pub(crate) mod config;
+mod final_flush;
 pub(crate) mod group;
 mod guest;
 mod hold;
@@ -56,6 +57,7 @@ use crate::survey::{Failure, Need, Segment};
 use auto::Auto;
 use budget::Budget;
 use config::Config;
+use final_flush::FinalFlush;
 use group::Membership;
 pub(crate) use guest::Admission;
 use guest::{Guest, Wanted};
@@ -232,6 +234,7 @@ pub(crate) struct Core {
     flushing: DirtyBitmap,
     flush_tries: u32,
     flush_not_before: Duration,
+    final_flush: FinalFlush,
     /// What was written is made durable on the way no earlier than this.
     secure_not_before: Duration,
     limiter: RateLimiter,
@@ -308,6 +311,7 @@ impl Core {
             flushing: bitmap()?,
             flush_tries: 0,
             flush_not_before: Duration::ZERO,
+            final_flush: FinalFlush::default(),
             secure_not_before: config.secure_every.unwrap_or_default(),
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,

@@ -249,9 +249,15 @@ impl Engine {
 
     fn let_go(&self) {
         let Some(disks) = self.disks() else { return };
+        let waited = {
+            let state = self.state.lock();
+            let now = self.started.elapsed();
+            if !state.core.may_cancel_calls(now) {
+                return;
+            }
+            state.aborting_since.map(|since| now.saturating_sub(since))
+        };
         disks.target.cancel_in_flight();
-        let waited =
-            self.state.lock().aborting_since.map(|since| self.started.elapsed().saturating_sub(since));
         if self.seat.is_none() || waited.is_some_and(|waited| waited >= SOURCE_GRACE) {
             disks.source.cancel_in_flight();
         }

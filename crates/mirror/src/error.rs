@@ -5,6 +5,9 @@ use blockmirror_block as block;
 use crate::granularity::GranularityError;
 
 /// Why a mirror job did not start or did not end well.
+///
+/// The text is one line with the cause in it. `source()` is therefore `None`, as a report that follows it would print the cause
+/// twice; [`device_error`](Self::device_error) is the cause for machines.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -34,6 +37,18 @@ pub enum Error {
         target_name: String,
         /// Its length in bytes.
         target_len: u64,
+    },
+    /// Source and target are one disk.
+    #[error("{name} is source and target")]
+    SameDevice {
+        /// The device that both lead to.
+        name: String,
+    },
+    /// The source of a job without a tap has a tap in it, and the job would miss what is written through it.
+    #[error("{name} is a tap: a job that is to see its writes is attached to it")]
+    SourceIsTap {
+        /// The tap's name.
+        name: String,
     },
     /// The target does not accept writes.
     #[error("target {name} is read-only")]
@@ -91,17 +106,16 @@ pub enum Error {
     },
     /// The source failed, and the policy was to report it.
     #[error("cannot read the source: {0}")]
-    Source(#[source] block::Error),
+    Source(block::Error),
     /// The target failed, and the policy was to report it.
     #[error("cannot write the target: {0}")]
-    Target(#[source] block::Error),
+    Target(block::Error),
     /// So many scattered ranges failed under the `ignore` policy that the list of them was full.
     #[error("gave up more than {limit} separate ranges; the last one because: {cause}")]
     TooManyGivenUp {
         /// The cap on the list.
         limit: usize,
         /// The last failure.
-        #[source]
         cause: block::Error,
     },
     /// The job was cancelled.
@@ -123,7 +137,7 @@ pub enum Error {
     },
     /// The operating system gave no thread.
     #[error("cannot start a thread: {0}")]
-    Thread(#[source] std::io::Error),
+    Thread(std::io::Error),
     /// A thread of the job died; what it was doing is unknown.
     #[error("a thread of the job panicked")]
     Panicked,
@@ -139,6 +153,8 @@ pub enum ErrorKind {
     Source,
     /// Writing the target failed.
     Target,
+    /// There is no space left on the disk that failed: in practice the target.
+    NoSpace,
     /// Cancelled on request.
     Cancelled,
     /// Something in the process itself failed.
@@ -146,12 +162,23 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// The failure of a disk that this error is made of.
+    pub fn device_error(&self) -> Option<&block::Error> {
+        match self {
+            Self::Disk(error) | Self::Source(error) | Self::Target(error) => Some(error),
+            Self::TooManyGivenUp { cause, .. } => Some(cause),
+            _ => None,
+        }
+    }
+
     /// What went wrong, for machines.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Granularity(_)
             | Self::InvalidOption { .. }
             | Self::SizeMismatch { .. }
+            | Self::SameDevice { .. }
+            | Self::SourceIsTap { .. }
             | Self::TargetReadOnly { .. }
             | Self::SyncBitmap { .. }
             | Self::NeedsTap
@@ -162,10 +189,33 @@ impl Error {
             | Self::Disk(_)
             | Self::SharedTarget { .. }
             | Self::Busy { .. } => ErrorKind::InvalidInput,
+            Self::Source(error) | Self::Target(error) if error.kind() == block::ErrorKind::NoSpace => {
+                ErrorKind::NoSpace
+            }
             Self::Source(_) => ErrorKind::Source,
             Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,
             Self::Cancelled | Self::Group { .. } => ErrorKind::Cancelled,
             Self::Thread(_) | Self::Panicked => ErrorKind::Internal,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_printed_once_and_kept() {
+        let disk = block::Error::io("write", std::io::Error::from_raw_os_error(28)).in_file("copy.raw");
+        let error = Error::Target(disk);
+        let line = "cannot write the target: write: copy.raw: No space left on device (os error 28)";
+        assert_eq!(error.to_string(), line);
+        assert!(error.source().is_none(), "a report that follows the chain would print it again");
+        assert_eq!(error.device_error().map(block::Error::kind), Some(block::ErrorKind::NoSpace));
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        let other = Error::Target(block::Error::new(block::ErrorKind::Io, "write"));
+        assert_eq!(other.kind(), ErrorKind::Target);
     }
 }

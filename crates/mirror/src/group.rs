@@ -20,6 +20,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, thread};
 
 use crate::core::Core;
+use crate::distinct::check_distinct;
 use crate::engine::{Engine, LET_GO_AGAIN, Wake};
 use crate::error::Error;
 use crate::job::{MirrorControl, MirrorJob, PreparedJob};
@@ -127,7 +128,7 @@ impl MirrorGroup {
             return Err(Error::InvalidOption { option: "members", value: 0, expected: "at least one" });
         }
         for (index, member) in members.iter().enumerate() {
-            if members[..index].iter().any(|other| Arc::ptr_eq(&other.target, &member.target)) {
+            if members[..index].iter().any(|other| check_distinct(&other.target, &member.target).is_err()) {
                 return Err(Error::SharedTarget { name: member.target.name().to_owned() });
             }
         }

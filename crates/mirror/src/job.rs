@@ -9,6 +9,7 @@ use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::Core;
 use crate::core::config::Config;
+use crate::distinct::{check_distinct, check_no_tap};
 use crate::engine::{Engine, Seat, Wake};
 use crate::error::Error;
 use crate::granularity::GranularityChoice;
@@ -173,7 +174,8 @@ impl MirrorJob {
     /// writes to the source meanwhile has to say so with [`mark_dirty`](MirrorControl::mark_dirty).
     ///
     /// # Errors
-    /// Invalid options, different lengths, a read-only target: nothing was touched then. [`Error::Thread`] if the
+    /// Invalid options, different lengths, a read-only target, one disk for both ([`Error::SameDevice`]), a [`Tap`] as source
+    /// ([`Error::SourceIsTap`]: [`attach`](Self::attach) to it): nothing was touched then. [`Error::Thread`] if the
     /// system gives not a single thread.
     pub fn start(
         source: Arc<dyn BlockDevice>,
@@ -183,6 +185,8 @@ impl MirrorJob {
         if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
             return Err(Error::NeedsTap);
         }
+        check_no_tap(&source)?;
+        check_distinct(&source, &target)?;
         let granularity = check(&*source, &*target, &options)?;
         let geometry = target.geometry();
         let core = Core::new(Config::new(&options, granularity.bytes, source.len(), geometry))?;
@@ -308,6 +312,7 @@ impl PreparedJob {
         options: &MirrorOptions,
         bell: Option<&Arc<Bell>>,
     ) -> Result<Self, Error> {
+        check_distinct(&(Arc::clone(tap) as Arc<dyn BlockDevice>), target)?;
         let granularity = check(&*tap.device(), &**target, options)?;
         let geometry = target.geometry();
         let bitmap = options.sync_bitmap()?;
@@ -315,6 +320,7 @@ impl PreparedJob {
         let name = bitmap.map(|(name, _)| name.as_str());
         let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
+            check_distinct(&source, target)?;
             check_lengths(&*source, &**target)?;
             let mut config = Config::new(options, granularity.bytes, source.len(), geometry);
             config.live = true;

@@ -16,6 +16,7 @@
 mod batch;
 mod core;
 mod cow_target;
+mod distinct;
 mod engine;
 mod error;
 mod granularity;
@@ -54,8 +55,9 @@ pub use granularity::{
 pub use group::{GroupControl, GroupEvent, GroupMember, MirrorGroup};
 pub use job::{MirrorControl, MirrorJob, PreparedJob};
 pub use options::{
-    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MAX_IN_FLIGHT,
-    DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET, MirrorOptions, OnError, SyncMode,
+    BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_FINAL_FLUSH_TIMEOUT, DEFAULT_LATENCY_BUDGET,
+    DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET,
+    MirrorOptions, OnError, SyncMode,
 };
 pub use plan::{Plan, PlanTarget, plan};
 pub use progress::{

@@ -24,6 +24,8 @@ pub const DEFAULT_MIN_ZERO_RUN: u64 = 4096;
 
 /// What a job in [`CopyMode::Auto`] may add to a write of the guest when the caller does not say: 20 ms.
 pub const DEFAULT_LATENCY_BUDGET: Duration = Duration::from_millis(20);
+/// How long the flush of an aborted job with [`BitmapMode::Always`] may take.
+pub const DEFAULT_FINAL_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// The smallest accepted latency budget: 100 microseconds.
 pub const MIN_LATENCY_BUDGET: Duration = Duration::from_micros(100);
 
@@ -92,7 +94,8 @@ pub enum BitmapMode {
     /// been.
     #[default]
     OnSuccess,
-    /// As [`OnSuccess`](Self::OnSuccess); after a failure it keeps what the target does not have yet.
+    /// As [`OnSuccess`](Self::OnSuccess); after a failure or a cancellation it keeps what the target does not have durably. For
+    /// that the job flushes the target once more ([`MirrorOptions::final_flush_timeout`]).
     Always,
 }
 
@@ -138,6 +141,7 @@ pub struct MirrorOptions {
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
+    pub(crate) final_flush_timeout: Duration,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
 }
@@ -160,6 +164,7 @@ impl Default for MirrorOptions {
             copy_mode: CopyMode::Background,
             latency_budget: None,
             bitmap: None,
+            final_flush_timeout: DEFAULT_FINAL_FLUSH_TIMEOUT,
             auto_finalize: true,
             auto_dismiss: true,
         }
@@ -295,6 +300,15 @@ impl MirrorOptions {
     #[must_use]
     pub fn bitmap(mut self, name: impl Into<String>, mode: BitmapMode) -> Self {
         self.bitmap = Some((name.into(), mode));
+        self
+    }
+
+    /// With [`BitmapMode::Always`]: how long the one flush of the target may take that a cancelled or failed job begins, so that
+    /// the bitmap keeps what is really missing. Calls that still block then are cancelled, and the bitmap keeps everything
+    /// that was written since the last good flush, as it does with zero, which is no flush. Default: 2 s.
+    #[must_use]
+    pub fn final_flush_timeout(mut self, timeout: Duration) -> Self {
+        self.final_flush_timeout = timeout;
         self
     }
 

@@ -442,6 +442,10 @@ impl BlockDevice for Tap {
         })
     }
 
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(self.device())
+    }
+
     fn write_would_wait(&self, range: ByteRange) -> bool {
         if !self.lanes.is_listened() {
             return self.below.load().device.write_would_wait(range);

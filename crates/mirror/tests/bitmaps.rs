@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
-use blockmirror_mirror::{BitmapMode, Error, Event, MAX_BITMAPS, MirrorJob, MirrorOptions, SyncMode, Tap};
+use blockmirror_mirror::{
+    BitmapMode, Error, Event, MAX_BITMAPS, MirrorJob, MirrorOptions, OnError, SyncMode, Tap,
+};
 
 const LEN: u64 = 1 << 20;
 const K64: u64 = 65_536;
@@ -138,6 +140,60 @@ fn after_a_failure_a_disabled_bitmap_keeps_at_most_what_it_had() {
         let news = (8 * K64, 9 * K64);
         let expected = if enabled { vec![again, news] } else { vec![again] };
         assert_eq!(dirty(&tap, "b"), expected);
+    }
+}
+
+/// Nothing had been flushed when a job was cancelled before it was ready, and its bitmap kept all of it: the next job copied again
+/// what the target had.
+#[test]
+fn a_cancelled_job_flushes_so_that_its_bitmap_keeps_what_is_missing() {
+    enum Flush {
+        Good,
+        Fails,
+        Hangs,
+        Not,
+    }
+    let (first, second) = ((0, K64), (8 * K64, 9 * K64));
+    for (flush, kept) in [
+        (Flush::Good, vec![second]),
+        (Flush::Fails, vec![first, second]),
+        (Flush::Hangs, vec![first, second]),
+        (Flush::Not, vec![first, second]),
+    ] {
+        let tap = tap();
+        tap.add_bitmap("b", K64).unwrap();
+        for (offset, _) in [first, second] {
+            tap.write_at(&[1; 65_536], offset, WriteFlags::NONE).unwrap();
+        }
+        let faults = Faults::new();
+        faults.inject(Fault::on(OpKind::Write).within(ByteRange::new(second.0, second.1)).forever());
+        faults.inject(Fault::on(OpKind::WriteZeroes).within(ByteRange::new(second.0, second.1)).forever());
+        let target = FaultDisk::new(Arc::new(MemoryDisk::new(LEN)), faults.clone());
+        let options = MirrorOptions::new()
+            .sync(SyncMode::Bitmap)
+            .bitmap("b", BitmapMode::Always)
+            .on_target_error(OnError::Stop);
+        let options = match flush {
+            Flush::Hangs => options.final_flush_timeout(Duration::from_millis(20)),
+            Flush::Not => options.final_flush_timeout(Duration::ZERO),
+            Flush::Good | Flush::Fails => options,
+        };
+        let job = MirrorJob::attach(&tap, Arc::new(target), options).unwrap();
+        let control = job.control().clone();
+        while !matches!(control.next_event(Some(Duration::from_secs(60))).unwrap(), Event::Error { .. }) {}
+        // The job has stopped; what is in flight is finished.
+        while control.progress().dirty_left + control.progress().in_flight != K64 {
+            control.wait_timeout(Duration::from_millis(1));
+        }
+        let gate = matches!(flush, Flush::Hangs).then(|| faults.hold(OpKind::Flush, None));
+        if matches!(flush, Flush::Fails) {
+            faults.inject(Fault::on(OpKind::Flush).forever());
+        }
+        control.force_cancel().unwrap();
+        assert!(matches!(job.wait(), Err(Error::Cancelled)));
+        assert_eq!(dirty(&tap, "b"), kept);
+        assert_eq!(faults.seen(OpKind::Flush), usize::from(!matches!(flush, Flush::Not)));
+        drop(gate);
     }
 }
 

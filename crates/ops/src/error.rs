@@ -34,16 +34,16 @@ pub enum Error {
     },
     /// Reading what is to be moved failed.
     #[error("cannot read: {0}")]
-    Read(#[source] block::Error),
+    Read(block::Error),
     /// Writing it to its new place failed.
     #[error("cannot write: {0}")]
-    Write(#[source] block::Error),
+    Write(block::Error),
     /// Ranges failed and were left out, as the `ignore` policy wants; the chain was left as it is.
     #[error("parts failed and were left out; the first because: {0}")]
-    LeftOut(#[source] block::Error),
+    LeftOut(block::Error),
     /// The data was moved, but the image could not be put on its new base.
     #[error("cannot change the backing file: {0}")]
-    Relink(#[source] qcow2::Error),
+    Relink(qcow2::Error),
     /// The mirror job that does the work.
     #[error(transparent)]
     Mirror(#[from] mirror::Error),
@@ -52,7 +52,7 @@ pub enum Error {
     Cancelled,
     /// The operating system gave no thread.
     #[error("cannot start a thread: {0}")]
-    Thread(#[source] std::io::Error),
+    Thread(std::io::Error),
     /// The thread died; what it was doing is unknown.
     #[error("the thread of the job panicked")]
     Panicked,
@@ -82,7 +82,9 @@ impl Error {
             Self::Read(_) | Self::Write(_) | Self::LeftOut(_) | Self::Relink(_) => ErrorKind::Device,
             Self::Mirror(error) => match error.kind() {
                 mirror::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
-                mirror::ErrorKind::Source | mirror::ErrorKind::Target => ErrorKind::Device,
+                mirror::ErrorKind::Source | mirror::ErrorKind::Target | mirror::ErrorKind::NoSpace => {
+                    ErrorKind::Device
+                }
                 mirror::ErrorKind::Cancelled => ErrorKind::Cancelled,
                 _ => ErrorKind::Internal,
             },
@@ -96,7 +98,7 @@ impl Error {
         match self {
             Self::Read(error) | Self::Write(error) | Self::LeftOut(error) => Some(error),
             Self::Relink(qcow2::Error::Storage(error)) => Some(error),
-            Self::Mirror(mirror::Error::Source(error) | mirror::Error::Target(error)) => Some(error),
+            Self::Mirror(error) => error.device_error(),
             _ => None,
         }
     }

@@ -265,6 +265,10 @@ impl BlockDevice for BlkdebugDisk {
         self.child.copy_up(range, max_depth)
     }
 
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(&self.child))
+    }
+
     fn write_would_wait(&self, range: ByteRange) -> bool {
         self.child.write_would_wait(range)
     }

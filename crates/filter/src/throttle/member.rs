@@ -95,6 +95,10 @@ impl BlockDevice for Throttle {
         Ok(copied)
     }
 
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(&self.child))
+    }
+
     fn write_would_wait(&self, range: ByteRange) -> bool {
         self.child.write_would_wait(range)
     }

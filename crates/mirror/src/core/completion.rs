@@ -26,6 +26,9 @@ impl Core {
             return self.ended();
         }
         if !matches!(self.phase, Phase::Running) {
+            if op.work == Work::Flush {
+                self.final_flush_ended(result.is_ok());
+            }
             self.conclude_if_idle();
             return;
         }

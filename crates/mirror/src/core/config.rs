@@ -57,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) secure_every: Option<Duration>,
     /// After a failure the bitmap that told what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,
+    /// Before that, one flush of the target may take so long; zero is no flush.
+    pub(crate) final_flush_timeout: Duration,
 }
 
 impl Config {
@@ -88,6 +90,7 @@ impl Config {
             auto_dismiss: options.auto_dismiss,
             secure_every: target.forgetful.then_some(SECURE_EVERY),
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
+            final_flush_timeout: options.final_flush_timeout,
         }
     }
 

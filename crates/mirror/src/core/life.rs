@@ -233,10 +233,10 @@ impl Core {
 
     /// What is left to do for a job that is being given up.
     pub(super) fn next_while_aborting(&mut self) -> Next {
-        if self.config.cut_bitmap && self.in_flight.is_empty() && !self.guests_at_target() {
-            return self.begin(Work::End(Ending::Fail), 0);
+        if !self.config.cut_bitmap || !self.in_flight.is_empty() || self.guests_at_target() {
+            return Next::Wait(None);
         }
-        Next::Wait(None)
+        self.begin_final_flush().unwrap_or_else(|| self.begin(Work::End(Ending::Fail), 0))
     }
 
     /// The last action was performed.

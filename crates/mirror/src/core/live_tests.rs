@@ -5,7 +5,7 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ErrorKind, Geometry};
 
 use super::*;
-use crate::options::{BitmapMode, CopyMode, MirrorOptions, OnError};
+use crate::options::{BitmapMode, CopyMode, DEFAULT_FINAL_FLUSH_TIMEOUT, MirrorOptions, OnError};
 use crate::state::{Refused, Verb};
 
 const M: u64 = 1 << 20;
@@ -396,7 +396,7 @@ fn a_write_through_under_way_during_a_flush_is_not_durable_by_it() {
 
 #[test]
 fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
-    for under_way in [false, true] {
+    for (under_way, good) in [(false, false), (false, true), (true, false), (true, true)] {
         let sync = MirrorOptions::new().sync(SyncMode::Bitmap).bitmap("b", BitmapMode::Always);
         let mut core = core_of(sync);
         let mut map = DirtyBitmap::new(M, 65_536).unwrap();
@@ -415,9 +415,19 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
         if under_way {
             core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
         }
+        let last = next(&mut core).unwrap();
+        assert_eq!(last.work, Work::Flush, "once more, for the bitmap");
+        assert!(!core.may_cancel_calls(NOW) && core.may_cancel_calls(NOW + DEFAULT_FINAL_FLUSH_TIMEOUT));
+        let good = if good {
+            Ok(Done::Flushed)
+        } else {
+            Err(Failure { operation: Operation::Write, error: io_error() })
+        };
+        let missing = if good.is_ok() { vec![] } else { vec![ByteRange::new(0, 65_536)] };
+        core.finished(NOW, last.id, good);
         let end = next(&mut core).unwrap();
         assert_eq!(end.work, Work::End(Ending::Fail));
-        assert_eq!(core.missing(), [ByteRange::new(0, 65_536)]);
+        assert_eq!(core.missing(), missing);
         core.finished(NOW, end.id, Ok(Done::Ended));
         assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     }
