@@ -15,6 +15,7 @@ struct Slice {
     used: u64,
     dirty: bool,
     writing: bool,
+    checked: bool,
 }
 
 /// Slices of one size, by host offset.
@@ -67,6 +68,18 @@ impl SliceCache {
         Some(&mut slice.data)
     }
 
+    /// Whether the slice at `offset` is here and was found fit to be changed ([`crate::verify`]).
+    pub(crate) fn is_checked(&self, offset: HostOffset) -> bool {
+        self.slices.get(&offset.0).is_some_and(|slice| slice.checked)
+    }
+
+    /// The slice at `offset` is fit to be changed.
+    pub(crate) fn set_checked(&mut self, offset: HostOffset) {
+        if let Some(slice) = self.slices.get_mut(&offset.0) {
+            slice.checked = true;
+        }
+    }
+
     /// Adds a clean slice, as read from disk, making room first.
     pub(crate) fn insert(&mut self, offset: HostOffset, data: Box<[u8]>) {
         debug_assert_eq!(data.len(), self.slice_size);
@@ -74,7 +87,8 @@ impl SliceCache {
             self.evict();
         }
         self.tick += 1;
-        self.slices.insert(offset.0, Slice { data, used: self.tick, dirty: false, writing: false });
+        self.slices
+            .insert(offset.0, Slice { data, used: self.tick, dirty: false, writing: false, checked: false });
     }
 
     /// Drops the clean slices that were not used for longest, a quarter of the capacity at once, so that the cost of

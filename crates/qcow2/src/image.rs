@@ -325,7 +325,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Marks the image corrupt, on disk and here, after a write was refused because it would have hit metadata.
+    /// Marks the image corrupt, on disk and here, after an operation has met damage.
     pub(crate) fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
         // Nobody else writes the first sector of the header meanwhile.

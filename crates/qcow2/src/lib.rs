@@ -22,6 +22,7 @@ mod overlap;
 mod read;
 mod refcounts;
 mod resize;
+mod verify;
 mod write;
 mod writeback;
 mod zero;

@@ -61,6 +61,8 @@ pub(crate) struct Meta {
     pub(crate) l2: SliceCache,
     /// Present in a writable image.
     pub(crate) refcounts: Option<Refcounts>,
+    /// The pass over the L2 tables has come to this guest cluster ([`crate::verify`]).
+    pub(crate) verified_to: u64,
     /// Why nothing is written any more, once a metadata write or a flush has failed.
     pub(crate) poisoned: Option<String>,
 }
@@ -72,7 +74,7 @@ impl Meta {
         l2: SliceCache,
         refcounts: Option<Refcounts>,
     ) -> Self {
-        Self { l1, l1_at, l1_dirty: DirtySectors::default(), l2, refcounts, poisoned: None }
+        Self { l1, l1_at, l1_dirty: DirtySectors::default(), l2, refcounts, verified_to: 0, poisoned: None }
     }
 
     /// The L1 table, as it is to be on disk.
@@ -132,7 +134,7 @@ impl Meta {
     }
 
     /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside the slice.
-    fn locate(&self, io: &Io, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
+    pub(crate) fn locate(&self, io: &Io, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
         let slice_size = self.l2.slice_size() as u64;
         let at = (cluster % io.l2_entries()) * io.format.entry_size();
         // The remainder is below the slice size.
@@ -140,7 +142,7 @@ impl Meta {
     }
 
     /// Makes sure the slice at `slice` is cached, and returns it.
-    fn load(&mut self, io: &Io, slice: HostOffset) -> Result<&[u8]> {
+    pub(crate) fn load(&mut self, io: &Io, slice: HostOffset) -> Result<&[u8]> {
         if self.l2.get(slice).is_none() {
             let data = io.read_slice("read L2 table", slice)?;
             self.l2.insert(slice, data);
@@ -237,7 +239,8 @@ impl Meta {
     }
 }
 
-fn decode_at(io: &Io, data: &[u8], at: usize, cluster: u64, slice: HostOffset) -> Result<Entry> {
+/// The entry `at` bytes into `data`, the slice of an L2 table at `slice`.
+pub(crate) fn decode_at(io: &Io, data: &[u8], at: usize, cluster: u64, slice: HostOffset) -> Result<Entry> {
     let word0 = BigEndian::read_u64(&data[at..]);
     let word1 = if io.format.extended { BigEndian::read_u64(&data[at + 8..]) } else { 0 };
     io.format.decode(word0, word1, io.cluster().start(cluster)).map_err(|error: EntryError| {

@@ -2,8 +2,8 @@
 //!
 //! Rules that hold at every instant:
 //!
-//! - A cluster is handed out only if its refcount is zero and no metadata is known to lie there; its refcount is one in
-//!   memory before the caller learns of it.
+//! - A cluster is handed out only if its refcount is zero, no metadata is known to lie there and it is not unverified
+//!   ([`crate::verify`]); its refcount is one in memory before the caller learns of it.
 //! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that held it is
 //!   durably gone ([`crate::writeback`] calls [`Refcounts::drop_references`] then). From that moment the cluster may be
 //!   reused: the new user's refcount, one again, reaches the disk before any entry that points there.
@@ -13,6 +13,7 @@ mod contiguous;
 
 use std::ops::Range;
 
+use blockmirror_bitmap::ChunkBitmap;
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
 use byteorder::{BigEndian, ByteOrder};
 
@@ -50,6 +51,8 @@ pub(crate) enum Allocation {
     Got(Grant),
     /// The refcount table must grow first to reach this block, which needs the write-back lock.
     TableFull(u64),
+    /// The first free cluster is unverified.
+    Unverified,
 }
 
 /// The refcount structures of a writable image.
@@ -60,8 +63,15 @@ pub(crate) struct Refcounts {
     table_at: HostOffset,
     pub(crate) table_dirty: DirtySectors,
     pub(crate) blocks: SliceCache,
-    /// No free cluster below this.
+    /// No free cluster below this, but for unverified ones.
     next_free: u64,
+    /// Clusters below the file's length at opening that are not to be handed out if their refcount is zero: a damaged image
+    /// may map them all the same ([`crate::verify`]).
+    unverified: ChunkBitmap,
+    /// The lowest free one that an allocation has met, while there is hope that it becomes usable.
+    met_unverified: Option<u64>,
+    /// Unverified clusters stay unused.
+    never_verify: bool,
     /// From this host offset on the storage was never written.
     never_written: u64,
     /// Dropped references whose entries may still be on disk.
@@ -93,7 +103,12 @@ impl Refcounts {
             }
         }
         let info = io.storage.info();
-        let never_written = if info.zero_init && !info.fixed_len { io.storage.len()? } else { u64::MAX };
+        let len = io.storage.len()?;
+        let never_written = if info.zero_init && !info.fixed_len { len } else { u64::MAX };
+        // Data in an external file has no refcounts; the tables here are all known.
+        let unverified = if io.format.external_data { 0 } else { io.cluster().count(len) };
+        let mut unverified = ChunkBitmap::new(unverified);
+        unverified.set_all();
         let table_dirty = DirtySectors::default();
         Ok(Self {
             width,
@@ -102,6 +117,9 @@ impl Refcounts {
             table_dirty,
             blocks,
             next_free: 0,
+            unverified,
+            met_unverified: None,
+            never_verify: false,
             never_written,
             pending: Vec::new(),
             metadata,
@@ -180,11 +198,15 @@ impl Refcounts {
     }
 
     fn is_free(&mut self, io: &Io, cluster: u64) -> Result<bool> {
-        Ok(self.get(io, cluster)? == 0 && !self.metadata.contains(cluster))
+        Ok(self.get(io, cluster)? == 0 && !self.metadata.contains(cluster) && !self.unverified.get(cluster))
     }
 
-    /// Hands out up to `want` contiguous clusters.
-    pub(crate) fn allocate(&mut self, io: &Io, want: u64) -> Result<Allocation> {
+    /// Hands out up to `want` contiguous clusters, passing over unverified ones if `skip`.
+    pub(crate) fn allocate(&mut self, io: &Io, want: u64, skip: bool) -> Result<Allocation> {
+        let skip = skip || self.never_verify;
+        if self.met_unverified.is_some() && !skip {
+            return Ok(Allocation::Unverified);
+        }
         let per_block = self.per_block(io);
         let mut at = self.next_free;
         loop {
@@ -193,17 +215,21 @@ impl Refcounts {
             if block >= self.table.len() as u64 {
                 return Ok(Allocation::TableFull(block));
             }
-            if self.block(block).is_none() {
-                if !self.metadata.contains(at) {
-                    self.add_block(io, at)?;
-                }
-                at += 1;
-            } else {
-                let used = self.used_from(io, at)?;
-                if used == 0 && !self.metadata.contains(at) {
-                    break;
-                }
+            let counted = self.block(block).is_some();
+            let used = if counted { self.used_from(io, at)? } else { 0 };
+            if used > 0 || self.metadata.contains(at) {
                 at += used.max(1);
+            } else if self.unverified.get(at) {
+                self.met_unverified = Some(self.met_unverified.map_or(at, |met| met.min(at)));
+                if !skip {
+                    return Ok(Allocation::Unverified);
+                }
+                at = self.next_verified(at);
+            } else if counted {
+                break;
+            } else {
+                self.add_block(io, at)?;
+                at += 1;
             }
             self.next_free = at;
         }
@@ -218,6 +244,35 @@ impl Refcounts {
         }
         self.next_free = at + count;
         Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(io, at, at + count) }))
+    }
+
+    /// The first cluster from `at` on that is not unverified.
+    fn next_verified(&self, at: u64) -> u64 {
+        self.unverified.next_clear(at).unwrap_or_else(|| at.max(self.unverified.len()))
+    }
+
+    /// Whether there is an unverified cluster from `first` on.
+    pub(crate) fn has_unverified(&self, first: u64) -> bool {
+        self.unverified.next_set(first).is_some()
+    }
+
+    /// No entry maps a free cluster: each may be handed out.
+    pub(crate) fn all_verified(&mut self) {
+        self.unverified.clear_all();
+        if let Some(met) = self.met_unverified.take() {
+            self.next_free = self.next_free.min(met);
+        }
+    }
+
+    /// It cannot be found out which free clusters are mapped.
+    pub(crate) fn never_verify(&mut self) {
+        self.never_verify = true;
+    }
+
+    /// The first cluster that the refcount table does not reach.
+    pub(crate) fn first_uncounted(&self, io: &Io) -> u64 {
+        // usize to u64 is exact here.
+        self.table.len() as u64 * self.per_block(io)
     }
 
     /// Whether clusters `first..end` were never written before; from now on they count as written.
@@ -330,6 +385,7 @@ impl Refcounts {
                 self.set(io, cluster, count - 1)?;
             }
             if count == 1 {
+                self.unverified.clear(cluster..cluster + 1);
                 self.next_free = self.next_free.min(cluster);
             }
         }
@@ -363,7 +419,7 @@ impl Refcounts {
             )));
         }
         // The new blocks come first, then the table, right behind what the old table counts.
-        let first = old_len * per_block;
+        let first = self.first_uncounted(io);
         let used = blocks + table_clusters;
         self.check_room(io, first + used)?;
         if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {

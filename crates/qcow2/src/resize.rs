@@ -49,13 +49,13 @@ impl Qcow2 {
             let why = format!("{len} bytes would cut off some of the {old}");
             return Err(self.refused(ErrorKind::InvalidInput, why));
         }
-        if len < old {
+        self.note_damage(if len < old {
             self.shrink(len)
         } else if len > old {
             self.grow(old, len)
         } else {
             self.flush()
-        }
+        })
     }
 
     fn refused(&self, kind: ErrorKind, why: String) -> Error {
@@ -138,7 +138,7 @@ impl Qcow2 {
         let first = loop {
             let answer = {
                 let mut meta = self.meta.lock();
-                meta.refcounts(io)?.allocate_run(io, clusters)?
+                meta.allocate_run(io, clusters)?
             };
             match answer {
                 Ok(first) => break first,
@@ -240,7 +240,7 @@ impl Qcow2 {
             return Ok(Some(block));
         }
         for cluster in clusters.start.max(first)..clusters.end {
-            let (entry, holds) = match meta.entry(io, cluster)? {
+            let (entry, holds) = match meta.entry_to_write(io, cluster)? {
                 Entry::Compressed(run) => (true, compressed_clusters(io, run)),
                 Entry::Plain(plain) => {
                     let index =

@@ -15,8 +15,7 @@ use crate::image::Qcow2;
 use crate::io::Io;
 use crate::meta::{Mapping, Meta};
 use crate::offset::HostOffset;
-use crate::overlap::WRITE_OVER_METADATA;
-use crate::refcounts::{Allocation, Grant};
+use crate::refcounts::Grant;
 
 /// Guest bytes and where they are to be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,22 +70,12 @@ impl Qcow2 {
         let range = self.bounds("write", Some(range), range.start(), range.len())?;
         self.check_writable("write")?;
         self.relieve()?;
-        self.note_overlap(self.plan_write(range))
-    }
-
-    /// Marks the image corrupt if a write was refused because it would have hit metadata.
-    fn note_overlap<T>(&self, planned: Result<T>) -> Result<T> {
-        if let Err(error) = &planned
-            && error.operation() == WRITE_OVER_METADATA
-        {
-            self.mark_corrupt(error);
-        }
-        planned
+        self.note_damage(self.plan_write(range))
     }
 
     /// Writes `buf` at `range`, whose clusters the caller holds exclusively.
     pub(crate) fn write_held(&self, buf: &[u8], range: ByteRange) -> Result<()> {
-        let guard = self.note_overlap(self.plan_moving(WriteGuard::new(self, range, None)))?;
+        let guard = self.note_damage(self.plan_moving(WriteGuard::new(self, range, None)))?;
         guard.fill_edges()?;
         guard.write(buf)?;
         guard.commit()
@@ -223,7 +212,8 @@ impl<'a> WriteGuard<'a> {
         let mut at = self.range.start();
         while at < self.range.end() {
             let part = self.part_at(at);
-            let Entry::Plain(entry) = meta.entry(io, io.cluster().index(at))? else { return Ok(false) };
+            let cluster = io.cluster().index(at);
+            let Entry::Plain(entry) = meta.entry_to_write(io, cluster)? else { return Ok(false) };
             let touched = self.touched(part);
             match entry.host {
                 Some(host) if writable_in_place(io, &entry) && touched & !entry.allocated == 0 => {
@@ -261,7 +251,7 @@ impl<'a> WriteGuard<'a> {
                 return Ok(None);
             }
             let cluster = io.cluster().index(at);
-            let entry = meta.entry(io, cluster)?;
+            let entry = meta.entry_to_write(io, cluster)?;
             if let Entry::Plain(plain) = entry
                 && let Some(host) = plain.host
                 && writable_in_place(io, &plain)
@@ -279,9 +269,9 @@ impl<'a> WriteGuard<'a> {
                 if wanted == 0 {
                     wanted = self.count_new(&mut meta, cluster, clusters.end)?;
                 }
-                match meta.refcounts(io)?.allocate(io, wanted)? {
-                    Allocation::TableFull(block) => return Ok(Some(block)),
-                    Allocation::Got(grant) => {
+                match meta.allocate(io, wanted)? {
+                    Err(block) => return Ok(Some(block)),
+                    Ok(grant) => {
                         self.grants.push(grant);
                         wanted -= grant.count;
                         spare = grant.first..grant.first + grant.count;
@@ -300,7 +290,7 @@ impl<'a> WriteGuard<'a> {
         let io = &self.image.io;
         let mut count = 1;
         while first + count < end {
-            match meta.entry(io, first + count)? {
+            match meta.entry_to_write(io, first + count)? {
                 Entry::Plain(entry) if writable_in_place(io, &entry) => break,
                 _ => count += 1,
             }
@@ -478,9 +468,9 @@ pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<
     if l1.copied() && l1.table().is_some() {
         return Ok(None);
     }
-    let grant = match meta.refcounts(io)?.allocate(io, 1)? {
-        Allocation::TableFull(block) => return Ok(Some(block)),
-        Allocation::Got(grant) => grant,
+    let grant = match meta.allocate(io, 1)? {
+        Err(block) => return Ok(Some(block)),
+        Ok(grant) => grant,
     };
     let new = HostOffset(io.cluster().start(grant.first));
     let written = match l1.table() {

@@ -200,7 +200,7 @@ impl Qcow2 {
         let _only_one = self.write_back.lock();
         let mut meta = self.meta.lock();
         meta.check_poison(&self.io, "grow refcount table")?;
-        let result = meta.refcounts(&self.io)?.grow_table(&self.io, block);
+        let result = meta.grow_refcount_table(&self.io, block);
         if let Err(error) = &result
             && error.kind() != ErrorKind::NoSpace
         {

@@ -139,15 +139,15 @@ impl Qcow2 {
             data_file.discard(part)?;
         }
         loop {
-            let full = {
+            let changed = {
                 let mut meta = self.meta.lock();
                 meta.check_poison(io, "write zeroes")?;
-                match self.change_locked(&mut meta, part, purpose)? {
-                    Ok(by_data) => return Ok(by_data),
-                    Err(block) => block,
-                }
+                self.change_locked(&mut meta, part, purpose)
             };
-            self.grow_refcount_table(full)?;
+            match self.note_damage(changed)? {
+                Ok(by_data) => return Ok(by_data),
+                Err(block) => self.note_damage(self.grow_refcount_table(block))?,
+            }
         }
     }
 
@@ -168,7 +168,7 @@ impl Qcow2 {
         let mut table_ready = false;
         for piece in part.pieces(io.cluster().bytes()) {
             let cluster = io.cluster().index(piece.start());
-            let old = meta.entry(io, cluster)?;
+            let old = meta.entry_to_write(io, cluster)?;
             match self.decide(old, piece, purpose) {
                 Change::Nothing => {}
                 Change::Data => match by_data.last_mut() {

@@ -7,7 +7,9 @@ mod common;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Storage, WriteFlags, ZeroFlags};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags, ZeroFlags,
+};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Preallocation, Qcow2, Version};
 use common::{backing_disk, qemu_check_finds_no_corruption};
 
@@ -34,25 +36,22 @@ fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
     found
 }
 
-/// A damaged image had a guest cluster whose host cluster has refcount zero. Discarding it queued a reference to be
-/// dropped that had never been counted; until then the cluster was handed out as free, here for an L2 table, and the
-/// late drop freed and punched out what its new owner had written.
+/// A damaged image had two guest clusters on one host cluster with a refcount of one. The first was discarded, and the
+/// discard of the second queued a reference to be dropped that was not counted any more; until then the cluster was handed out as
+/// free, here for an L2 table, and the late drop freed and punched out what its new owner had written.
 #[test]
-fn a_reference_that_was_never_counted_is_not_dropped() {
-    let storage = Arc::new(MemoryStorage::new());
-    let mut options = CreateOptions::new(1 << 20);
-    (options.cluster_size, options.refcount_bits) = (512, 8);
-    options.create(&*storage, None).unwrap();
+fn a_reference_that_is_not_counted_is_not_dropped() {
+    let storage = image(1 << 20, 512, |options| options.refcount_bits = 8);
     let disk = open(&storage);
-    disk.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
-    disk.flush().unwrap();
+    disk.write_at(&[1; 1024], 0, WriteFlags::FUA).unwrap();
     drop(disk);
-    let host = word(&storage, first_l2_entry(&storage)) & OFFSET;
-    let block = word(&storage, word(&storage, 48));
-    storage.write_at(&[0], block + host / 512).unwrap();
+    let entry = first_l2_entry(&storage);
+    storage.write_at(&word(&storage, entry).to_be_bytes(), entry + 8).unwrap();
 
     let disk = open(&storage);
     disk.discard(ByteRange::at(0, 512)).unwrap();
+    disk.flush().unwrap();
+    disk.discard(ByteRange::at(512, 512)).unwrap();
     disk.write_at(&[2; 40_000], 65_536, WriteFlags::NONE).unwrap();
     disk.flush().unwrap();
     drop(disk);
@@ -241,4 +240,172 @@ fn a_poisoned_image_with_a_raw_data_file_refuses_zeros() {
     let range = ByteRange::at(0, 65_536);
     assert_eq!(disk.write_zeroes(range, ZeroFlags::NONE).unwrap_err().kind(), ErrorKind::Poisoned);
     assert_eq!(disk.discard(range).unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+fn image(size: u64, cluster: u64, change: impl Fn(&mut CreateOptions)) -> Arc<MemoryStorage> {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(size);
+    options.cluster_size = cluster;
+    change(&mut options);
+    options.create(&*storage, None).unwrap();
+    storage
+}
+
+/// Host offset of the L2 entry of guest cluster `index`.
+fn l2_entry(storage: &MemoryStorage, cluster: u64, index: u64) -> u64 {
+    let per_table = cluster / 8;
+    (word(storage, word(storage, 40) + index / per_table * 8) & OFFSET) + index % per_table * 8
+}
+
+/// Makes the refcount of the cluster at host offset `host` zero, where refcounts have 16 bits.
+fn forget_refcount(storage: &MemoryStorage, cluster: u64, host: u64) {
+    let (index, per_block) = (host / cluster, cluster / 2);
+    let block = word(storage, word(storage, 48) + index / per_block * 8);
+    storage.write_at(&[0, 0], block + index % per_block * 2).unwrap();
+}
+
+fn marked_corrupt(storage: &MemoryStorage) -> bool {
+    word(storage, 72) & 2 != 0
+}
+
+/// A damaged image mapped a cluster whose refcount is zero. The allocator handed it out: a write to one place changed another,
+/// with success. Now whatever is first to change the image meets the damage, in the table at hand or in one far away.
+#[test]
+fn a_mapped_cluster_without_a_refcount_is_not_handed_out() {
+    const FAR: u64 = 4 << 20;
+    type Op = fn(&Qcow2, u64) -> Result<(), Error>;
+    let ops: [(&str, Op); 5] = [
+        ("write", |disk, cluster| disk.write_at(&vec![9; cluster as usize], cluster, WriteFlags::NONE)),
+        ("overwrite", |disk, _| disk.write_at(&[9; 512], 0, WriteFlags::NONE)),
+        ("zero", |disk, _| disk.write_zeroes(ByteRange::at(0, disk.len()), ZeroFlags::MAY_UNMAP)),
+        ("discard", |disk, _| disk.discard(ByteRange::at(0, disk.len()))),
+        ("shrink", |disk, cluster| disk.resize(cluster, true)),
+    ];
+    for cluster in [4096, 65_536] {
+        for at in [0, FAR] {
+            for fixed in [false, true] {
+                for (name, op) in ops {
+                    let storage = image(8 << 20, cluster, |_| {});
+                    let disk = open(&storage);
+                    disk.write_at(&vec![1; cluster as usize], 0, WriteFlags::NONE).unwrap();
+                    disk.write_at(&vec![2; cluster as usize], FAR, WriteFlags::NONE).unwrap();
+                    disk.flush().unwrap();
+                    drop(disk);
+                    let host = word(&storage, l2_entry(&storage, cluster, at / cluster)) & OFFSET;
+                    forget_refcount(&storage, cluster, host);
+                    let storage = if fixed {
+                        let mut bytes = storage.to_vec();
+                        bytes.resize(bytes.len() + (1 << 20), 0);
+                        let mut info = StorageInfo::plain();
+                        info.fixed_len = true;
+                        Arc::new(MemoryStorage::with_contents(&bytes).with_info(info))
+                    } else {
+                        storage
+                    };
+                    let what = format!("{name}, clusters of {cluster}, damage at {at}, fixed {fixed}");
+                    let disk = open(&storage);
+                    let result = op(&disk, cluster);
+                    let far_overwrite = name == "overwrite" && cluster == 4096 && at == FAR;
+                    assert_eq!(result.is_ok(), far_overwrite, "{what}: {result:?}");
+                    let found = || [read(&disk, 0, 1)[0], read(&disk, FAR, 1)[0]];
+                    if far_overwrite {
+                        assert_eq!(found(), [9, 2], "{what}: nothing is allocated");
+                        continue;
+                    }
+                    assert_eq!(result.unwrap_err().kind(), ErrorKind::Corrupt, "{what}");
+                    assert!(marked_corrupt(&storage), "{what}");
+                    assert!(disk.write_at(&[3], 0, WriteFlags::NONE).is_err(), "{what}");
+                    if name == "write" {
+                        assert_eq!(found(), [1, 2], "{what}");
+                    }
+                    assert!(OpenOptions::new().writable(true).open(storage).is_err(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// The same damage under a table of a version 2 image, under a compressed cluster, and of an L2 table itself.
+#[test]
+fn other_mapped_clusters_without_a_refcount() {
+    let storage = image(8 << 20, 4096, |options| options.version = Version::V2);
+    let disk = open(&storage);
+    disk.write_at(&[2; 4096], 4 << 20, WriteFlags::FUA).unwrap();
+    drop(disk);
+    let sound = storage.to_vec();
+    let entry = l2_entry(&storage, 4096, 1024);
+    let host = word(&storage, entry) & OFFSET;
+    for damage in ["version 2", "not copied", "compressed", "table"] {
+        let storage = Arc::new(MemoryStorage::with_contents(&sound));
+        match damage {
+            "not copied" => storage.write_at(&host.to_be_bytes(), entry).unwrap(),
+            "compressed" => storage.write_at(&(host | 1 << 62).to_be_bytes(), entry).unwrap(),
+            _ => {}
+        }
+        forget_refcount(&storage, 4096, if damage == "table" { entry & !4095 } else { host });
+        let disk = open(&storage);
+        let at = if damage == "table" { (4 << 20) + 4096 } else { 0 };
+        let error = disk.write_at(&[9; 4096], at, WriteFlags::NONE).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{damage}");
+        assert!(error.to_string().contains("refcount is 0"), "{damage}: {error}");
+        assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned, "{damage}");
+    }
+}
+
+/// The refcount table is too short for the file: what lies past it is mapped without a refcount, where the longer table would go.
+#[test]
+fn a_refcount_table_does_not_grow_over_mapped_clusters() {
+    // With clusters of 512 bytes and refcounts of 64 bits one table counts 2 MiB.
+    let storage = image(4 << 20, 512, |options| options.refcount_bits = 64);
+    let disk = open(&storage);
+    disk.write_at(&vec![1; 1900 << 10], 0, WriteFlags::FUA).unwrap();
+    drop(disk);
+    let far = 2 << 20;
+    storage.write_at(&[7; 512], far).unwrap();
+    let last = l2_entry(&storage, 512, (1900 << 10) / 512 - 1);
+    storage.write_at(&(far | 1 << 63).to_be_bytes(), last).unwrap();
+    let disk = open(&storage);
+    assert_eq!(read(&disk, (1900 << 10) - 512, 1), [7]);
+    // The tables of this place are new, so the damaged one is not met on the way.
+    let error = disk.write_at(&vec![2; 300 << 10], 3 << 20, WriteFlags::NONE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(marked_corrupt(&storage));
+    assert_eq!(read(&disk, (1900 << 10) - 512, 1), [7]);
+}
+
+/// In a sound image the free clusters of an earlier life are used again once all tables were seen, and those that were freed
+/// since it was opened at once. Where a table cannot be read the image grows instead.
+#[test]
+fn free_clusters_of_a_sound_image_are_used_again() {
+    const FREED: u64 = 1 << 20;
+    let storage = image(64 << 20, 4096, |_| {});
+    let disk = open(&storage);
+    disk.write_at(&vec![1; 8 << 20], 0, WriteFlags::NONE).unwrap();
+    disk.write_at(&[2; 4096], 32 << 20, WriteFlags::FUA).unwrap();
+    disk.discard(ByteRange::at(0, FREED)).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let sound = storage.to_vec();
+    let len = sound.len() as u64;
+
+    let disk = open(&storage);
+    disk.write_at(&vec![3; FREED as usize], 16 << 20, WriteFlags::FUA).unwrap();
+    assert!(storage.len().unwrap() < len + 65_536, "the image has grown: {}", storage.len().unwrap());
+    disk.discard(ByteRange::at(16 << 20, FREED)).unwrap();
+    disk.flush().unwrap();
+    disk.write_at(&vec![3; FREED as usize], 24 << 20, WriteFlags::FUA).unwrap();
+    assert!(storage.len().unwrap() < len + 65_536, "the image has grown: {}", storage.len().unwrap());
+    drop(disk);
+    qemu_check_finds_no_corruption(&storage.to_vec(), "used again");
+
+    let storage = Arc::new(MemoryStorage::with_contents(&sound));
+    let far_table = l2_entry(&storage, 4096, (32 << 20) / 4096) & !4095;
+    let faults = Faults::new();
+    let broken = Arc::new(FaultStorage::new(storage.clone(), faults.clone()));
+    let disk = OpenOptions::new().writable(true).open(broken).unwrap();
+    faults.inject(Fault::on(OpKind::Read).within(ByteRange::at(far_table, 4096)).forever());
+    disk.write_at(&vec![3; FREED as usize], 16 << 20, WriteFlags::FUA).unwrap();
+    assert!(faults.failed() > 0, "the table was asked for");
+    assert!(storage.len().unwrap() >= len + FREED, "{}", storage.len().unwrap());
+    assert!(read(&disk, 16 << 20, FREED as usize).iter().all(|b| *b == 3));
 }

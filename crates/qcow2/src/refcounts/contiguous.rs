@@ -20,7 +20,10 @@ impl Refcounts {
                 return self.allocate_run_beyond(io, at / per_block, want);
             }
             let used = self.used_from(io, at)?;
-            if used == 0 && !self.metadata.contains(at) {
+            if used == 0 && self.unverified.get(at) {
+                at = self.next_verified(at);
+                start = at;
+            } else if used == 0 && !self.metadata.contains(at) {
                 at += 1;
             } else {
                 at += used.max(1);
@@ -43,6 +46,9 @@ impl Refcounts {
         // usize to u64 is exact here.
         let len = self.table.len() as u64;
         let mut first_block = from;
+        if self.has_unverified(from * per_block) {
+            first_block = first_block.max(self.unverified.len().div_ceil(per_block));
+        }
         loop {
             if first_block + blocks > len {
                 return Ok(Err(first_block + blocks - 1));
