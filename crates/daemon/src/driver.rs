@@ -373,14 +373,11 @@ impl Opening<'_> {
         self.child_named(name)
     }
 
-    /// A child of the driver `file` on a file that an image names, for reading or as the options of this node say.
-    fn child_on(&mut self, found: Resolved, read_only: bool, inherited: Inherited) -> Reply<Child> {
+    /// A child of the driver `file` on a file that an image names.
+    fn child_on(&mut self, found: Resolved, inherited: Inherited) -> Reply<Child> {
         let mut options = Map::new();
         options.insert("driver".to_owned(), "file".into());
         options.insert("filename".to_owned(), shown(&found.path).into());
-        if read_only {
-            options.insert("read-only".to_owned(), true.into());
-        }
         let name = self.daemon.open_node_on(&options, inherited, Some(found.handle))?;
         self.children.push(name.clone());
         self.child_named(name)
@@ -431,6 +428,11 @@ pub(crate) fn refuse(args: &Args, driver: &str, options: &[&str]) -> Reply<()> {
         }
         None => Ok(()),
     }
+}
+
+/// Why nothing writes to a node, in the words that scripts know.
+pub(crate) fn is_read_only() -> QmpError {
+    QmpError::generic("Block node is read-only")
 }
 
 /// An error of a layer below, for a client.

@@ -1,10 +1,14 @@
 //! Jobs by name, and how their events become those of the protocol.
 //!
 //! Each job has a thread, the *herald*, that takes its events in order, does what the end of a job does to the graph,
-//! and only then tells monitors. What `query-jobs` shows of a job is what the herald has told, so that a client that
-//! polls sees nothing that one who listens has not heard.
+//! and only then reports to monitors. What `query-jobs` shows of a job is what the herald has reported, so that a client
+//! that polls sees nothing that one that listens has not been sent.
 //!
-//! What must hold: `BLOCK_JOB_COMPLETED` is told after exports have moved and nodes are free again.
+//! What must hold:
+//! - `BLOCK_JOB_COMPLETED` is sent after exports have moved and nodes are free again.
+//! - A job's state, its place in the table, and the events about them change in one step, under the table's lock, under
+//!   which queries are answered too. The events of an end are one step: on `BLOCK_JOB_COMPLETED` a job that vanishes by
+//!   itself is out of the table.
 
 mod chain;
 mod mirror;
@@ -39,6 +43,9 @@ const END_LIMIT: Duration = Duration::from_secs(3);
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 
+/// What is said of a job that was cancelled.
+pub(crate) const CANCELLED: &str = "Operation canceled";
+
 /// What a job can be asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ask {
@@ -72,11 +79,14 @@ pub(crate) trait Steer: Send + Sync + fmt::Debug {
     /// Asks for something.
     fn ask(&self, ask: Ask) -> Result<(), Refused>;
 
+    /// Why the job fails, from the moment it is *aborting*.
+    fn failure(&self) -> Option<String>;
+
     /// The next event; waits for it for at most `timeout`. `None` if none came, or none will.
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event>;
 }
 
-/// What the end of a job does, before anybody is told of it.
+/// What the end of a job does, before monitors learn of it.
 pub(crate) type AtEnd = Box<dyn FnOnce(&Daemon) + Send>;
 
 /// A job in the table.
@@ -88,14 +98,14 @@ pub(crate) struct Job {
     pub(crate) auto_dismiss: bool,
     steer: Box<dyn Steer>,
     speed: AtomicU64,
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
     changed: Condvar,
     at_end: Mutex<Option<AtEnd>>,
 }
 
-/// What monitors have been told.
+/// What has been reported to monitors.
 #[derive(Debug)]
-struct Told {
+struct Reported {
     state: JobState,
     error: Option<String>,
 }
@@ -117,6 +127,10 @@ pub(crate) struct JobOptions {
 }
 
 /// Jobs by id.
+///
+/// *Guards*: which jobs there are, what of them has been reported, and the order in which events about them are sent.
+/// *Order*: before a job's `reported`, before the locks of the job's own machine and of the monitors' queues.
+/// *Not under it*: the end of a job ([`AtEnd`]), the graph, I/O.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs(Mutex<BTreeMap<String, Arc<Job>>>);
 
@@ -132,14 +146,14 @@ impl Jobs {
         Ok(())
     }
 
-    /// All jobs, by id.
-    pub(crate) fn all(&self) -> Vec<Arc<Job>> {
-        self.0.lock().values().cloned().collect()
+    /// The answer of `query-jobs`.
+    pub(crate) fn infos(&self) -> Vec<Value> {
+        self.0.lock().values().map(|job| job.info()).collect()
     }
 
     /// The answer of `query-block-jobs`.
     pub(crate) fn block_infos(&self) -> Vec<Value> {
-        self.all().iter().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
+        self.0.lock().values().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
     }
 
     /// The job `id`, in the words of the commands `job-*`.
@@ -155,7 +169,7 @@ impl Jobs {
 
     /// Gives all jobs up and waits for them, not for ever.
     pub(crate) fn end_all(&self) {
-        let jobs = self.all();
+        let jobs: Vec<_> = self.0.lock().values().cloned().collect();
         for job in &jobs {
             // One that has ended already needs no more.
             let _ = job.steer.ask(Ask::Cancel(true));
@@ -174,20 +188,20 @@ impl Job {
     }
 
     fn wait_for(&self, reached: impl Fn(JobState) -> bool, until: Instant) -> bool {
-        let mut told = self.told.lock();
-        while !reached(told.state) {
+        let mut reported = self.reported.lock();
+        while !reached(reported.state) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            told = self.changed.wait_timeout(told, left).0;
+            reported = self.changed.wait_timeout(reported, left).0;
         }
         true
     }
 
     /// Refuses what its state does not allow, for commands that ask for the state first.
     pub(crate) fn check_allows(&self, verb: Verb) -> Reply<()> {
-        let state = self.told.lock().state;
+        let state = self.reported.lock().state;
         if state.allows(verb) { Ok(()) } else { Err(self.in_words(Refused::State { verb, state })) }
     }
 
@@ -229,15 +243,15 @@ impl Job {
     /// An element of the answer of `query-jobs`.
     pub(crate) fn info(&self) -> Value {
         let figures = self.steer.figures();
-        let told = self.told.lock();
+        let reported = self.reported.lock();
         let mut info = json!({
             "current-progress": figures.offset,
-            "status": told.state.name(),
+            "status": reported.state.name(),
             "total-progress": figures.len,
             "type": self.kind,
             "id": self.id,
         });
-        if let Some(error) = &told.error {
+        if let Some(error) = &reported.error {
             info["error"] = json!(error);
         }
         info
@@ -246,7 +260,7 @@ impl Job {
     /// An element of the answer of `query-block-jobs`.
     fn block_info(&self) -> Value {
         let figures = self.steer.figures();
-        let told = self.told.lock();
+        let reported = self.reported.lock();
         let mut info = json!({
             "auto-finalize": self.auto_finalize,
             "io-status": io_status_name(figures.io_status),
@@ -255,18 +269,18 @@ impl Job {
             "busy": figures.busy,
             "len": figures.len,
             "offset": figures.offset,
-            "status": told.state.name(),
-            "paused": match told.state {
+            "status": reported.state.name(),
+            "paused": match reported.state {
                 JobState::Paused | JobState::Standby => true,
                 // QEMU's hold the guest then, and themselves.
                 JobState::Pending => figures.mirror.is_some(),
                 _ => false,
             },
             "speed": self.speed.load(Ordering::Relaxed),
-            "ready": matches!(told.state, JobState::Ready | JobState::Standby),
+            "ready": matches!(reported.state, JobState::Ready | JobState::Standby),
             "type": self.kind,
         });
-        if let Some(error) = &told.error {
+        if let Some(error) = &reported.error {
             info["error"] = json!(error);
         }
         match &figures.mirror {
@@ -292,7 +306,7 @@ impl Job {
 }
 
 impl Daemon {
-    /// Puts a job in the table that has been started and has told nothing yet. Its first two events are told at once,
+    /// Puts a job in the table that has been started and has reported nothing yet. Its first two events are sent at once,
     /// what follows after the command has been answered.
     pub(crate) fn add_job(
         self: &Arc<Self>,
@@ -308,16 +322,12 @@ impl Daemon {
             auto_dismiss: options.auto_dismiss,
             steer,
             speed: AtomicU64::new(options.speed),
-            told: Mutex::new(Told { state: JobState::Created, error: None }),
+            reported: Mutex::new(Reported { state: JobState::Created, error: None }),
             changed: Condvar::new(),
             at_end: Mutex::new(Some(at_end)),
         });
-        self.jobs.0.lock().insert(job.id.clone(), Arc::clone(&job));
-        for _ in 0..2 {
-            if let Some(event) = job.steer.next_event(Some(Duration::ZERO)) {
-                self.tell(&job, event);
-            }
-        }
+        let first = std::iter::from_fn(|| job.steer.next_event(Some(Duration::ZERO))).take(2).collect();
+        self.report(&job, first);
         let daemon = Arc::clone(self);
         let herald = move || {
             let name = format!("job {}", job.id);
@@ -331,33 +341,57 @@ impl Daemon {
         }
     }
 
-    fn herald(&self, job: &Job) {
+    fn herald(&self, job: &Arc<Job>) {
         while let Some(event) = job.steer.next_event(None) {
-            self.tell(job, event);
+            let mut step = vec![event];
+            if matches!(step[0], Event::Completed { .. } | Event::Cancelled) {
+                self.end(job);
+                // A job queues the states that follow together with its end.
+                step.extend(std::iter::from_fn(|| job.steer.next_event(Some(Duration::ZERO))));
+            }
+            self.report(job, step);
         }
     }
 
-    fn tell(&self, job: &Job, event: Event) {
+    /// Sends events to monitors and makes what queries show agree with them, all in one step.
+    fn report(&self, job: &Arc<Job>, events: Vec<Event>) {
+        let mut table = self.jobs.0.lock();
+        let mut reported = job.reported.lock();
+        for event in events {
+            if let Event::Status(state) = event {
+                match state {
+                    JobState::Created => drop(table.insert(job.id.clone(), Arc::clone(job))),
+                    JobState::Null => drop(table.remove(&job.id)),
+                    JobState::Aborting => reported.error = job.steer.failure(),
+                    _ => {}
+                }
+                reported.state = state;
+            }
+            self.send(job, &mut reported, event);
+        }
+        drop((reported, table));
+        job.changed.notify_all();
+    }
+
+    fn send(&self, job: &Job, reported: &mut Reported, event: Event) {
         match event {
-            Event::Status(state) => self.tell_state(job, state),
+            Event::Status(state) => self.emit_status(&job.id, state),
             Event::Ready => self.emit(&events::BLOCK_JOB_READY, job.event_data()),
             Event::Pending if job.is_block_job() => {
                 self.emit(&events::BLOCK_JOB_PENDING, json!({"type": job.kind, "id": job.id}));
             }
             Event::Completed { error } => {
-                self.end(job);
                 let mut data = job.event_data();
                 if let Some(error) = error {
                     data["error"] = json!(error);
-                    job.told.lock().error = Some(error);
+                    reported.error = Some(error);
                 }
                 if job.is_block_job() {
                     self.emit(&events::BLOCK_JOB_COMPLETED, data);
                 }
             }
             Event::Cancelled => {
-                self.end(job);
-                job.told.lock().error = Some("Operation canceled".to_owned());
+                reported.error = Some(CANCELLED.to_owned());
                 if job.is_block_job() {
                     self.emit(&events::BLOCK_JOB_CANCELLED, job.event_data());
                 }
@@ -376,13 +410,19 @@ impl Daemon {
         }
     }
 
-    fn tell_state(&self, job: &Job, state: JobState) {
-        if state == JobState::Null {
-            self.jobs.0.lock().remove(&job.id);
+    fn emit_status(&self, id: &str, state: JobState) {
+        self.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": id}));
+    }
+
+    /// Passes on why a job with a valid name did not start, which clients also learn by the states of its short life.
+    pub(crate) fn refused_start<T>(&self, id: &str, refused: Reply<T>) -> Reply<T> {
+        if refused.is_err() {
+            // Under the table's lock, as all events about jobs.
+            let _table = self.jobs.0.lock();
+            self.emit_status(id, JobState::Created);
+            self.emit_status(id, JobState::Null);
         }
-        job.told.lock().state = state;
-        self.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": job.id}));
-        job.changed.notify_all();
+        refused
     }
 
     fn end(&self, job: &Job) {

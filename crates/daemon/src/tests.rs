@@ -10,6 +10,7 @@ mod overlay;
 mod references;
 mod reopen;
 mod schema;
+mod steps;
 mod transaction;
 
 use std::io::{BufRead, BufReader, Write};

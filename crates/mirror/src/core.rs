@@ -380,6 +380,14 @@ impl Core {
         }
     }
 
+    /// Why the job fails, or has failed, until [`take_result`](Self::take_result) takes it.
+    pub(crate) fn failure(&self) -> Option<&Error> {
+        match &self.phase {
+            Phase::Aborting(error) | Phase::Concluded(Err(error)) => Some(error),
+            _ => None,
+        }
+    }
+
     /// Whether the job has been given up, but something is still in flight.
     pub(crate) fn is_aborting(&self) -> bool {
         matches!(self.phase, Phase::Aborting(_))

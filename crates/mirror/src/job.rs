@@ -11,7 +11,7 @@ use crate::core::Core;
 use crate::core::config::Config;
 use crate::distinct::{check_distinct, check_no_tap};
 use crate::engine::{Engine, Seat, Wake};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::granularity::GranularityChoice;
 use crate::group::Bell;
 use crate::mover::Manner;
@@ -35,6 +35,15 @@ impl MirrorControl {
     /// The figures at this moment.
     pub fn progress(&self) -> Progress {
         self.engine.with_core(Wake::None, |core, now| core.progress(now))
+    }
+
+    /// Why the job fails or has failed: its kind, and in one line for people. There from
+    /// [`Aborting`](crate::JobState::Aborting) on, until [`MirrorJob::wait`] returns it.
+    pub fn failure(&self) -> Option<(ErrorKind, String)> {
+        self.engine.with_core(Wake::None, |core, _| {
+            let error = core.failure()?;
+            Some((error.kind(), error.to_string()))
+        })
     }
 
     /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.

@@ -209,13 +209,13 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> 
 }
 
 fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let (image, format) = {
+    let name = args.str("image-node-name")?;
+    let format = {
         let graph = daemon.graph.lock();
-        let (device, name) = (args.str("device")?, args.str("image-node-name")?);
+        let device = args.str("device")?;
         graph.find(device)?;
         let image = graph.find_node(name)?;
-        let below = graph.backing_of(name);
-        let (Some(qcow2), Some(below)) = (image.qcow2.clone(), below) else {
+        let (true, Some(below)) = (image.qcow2.is_some(), graph.backing_of(name)) else {
             return Err(QmpError::generic(
                 "not allowing backing file change on an image without a backing file",
             ));
@@ -223,10 +223,17 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<
         if !graph.chain(device).iter().any(|node| node.name == name) {
             return Err(QmpError::generic(format!("'{device}' and image file are not in the same chain")));
         }
-        (qcow2, graph.in_headers(below).format_in_headers())
+        graph.in_headers(below).format_in_headers()
     };
-    image
-        .set_backing_file(Some(args.str("backing-file")?.as_bytes()), Some(format.as_str()))
-        .map_err(failed)?;
-    Ok(Value::Null)
+    // For the time of the change, if it was not.
+    let writable = daemon.make_writable(name)?;
+    let image = daemon.graph.lock().find_node(name).map(|node| node.qcow2.clone());
+    let changed = image.and_then(|image| match image {
+        Some(image) => image
+            .set_backing_file(Some(args.str("backing-file")?.as_bytes()), Some(format.as_str()))
+            .map_err(failed),
+        None => Ok(()),
+    });
+    daemon.make_read_only(writable);
+    changed.map(|()| Value::Null)
 }

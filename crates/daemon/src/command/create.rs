@@ -14,7 +14,7 @@ use super::Commands;
 use super::schema::{BLOCKDEV_DRIVER, BLOCKDEV_REF};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, failed, refuse};
+use crate::driver::{Inherited, failed, is_read_only, refuse};
 use crate::graph::{Holder, NO_CHANGE, Perms, UseId};
 use crate::job::{AtEnd, JobOptions, SimpleJob};
 use crate::new_image::Made;
@@ -219,7 +219,7 @@ fn hold(
     uses.push(graph.attach(&name, holder, needs, shares)?);
     let node = graph.find(&name)?;
     if node.read_only {
-        return Err(QmpError::generic(format!("Block node '{name}' is read-only")));
+        return Err(is_read_only());
     }
     let storage = node.storage.clone();
     let storage = storage.ok_or_else(|| {

@@ -266,7 +266,7 @@ pub(super) static EVENTS: [&Event; 7] = [
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.all().iter().map(|job| job.info()).collect()))
+        .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.infos().into()))
         .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
         .add(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
         .add(&JOB_RESUME, |daemon, _, args| ask(daemon, args, Ask::Resume))

@@ -18,7 +18,7 @@ use super::Commands;
 use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened};
+use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened, is_read_only};
 use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, UseId, edge_to};
 use crate::job::close;
 
@@ -364,7 +364,7 @@ impl Done {
             let (is_raw, below) = (graph.find_node(&change.node)?.driver == "raw", graph.find_node(child)?);
             let (file, read_only) = (*role == "file", below.read_only);
             if file && read_only && !change.common.read_only && !changes.iter().any(|c| c.node == *child) {
-                return Err(QmpError::generic(format!("Block node '{child}' is read-only")));
+                return Err(is_read_only());
             }
             let shares = if file && is_raw && below.storage.is_some() { NO_CHANGE } else { ALL_PERMS };
             self.links.push(graph.attach(child, holder, Perms::READ, shares)?);

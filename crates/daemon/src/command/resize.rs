@@ -48,7 +48,7 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> 
         }
         graph.check_unused(&node.name)?;
         if node.read_only {
-            return Err(QmpError::generic(format!("Block node '{}' is read-only", node.name)));
+            return Err(QmpError::generic("Image is read-only"));
         }
         (Arc::clone(&node.tap), size)
     };

@@ -15,7 +15,7 @@ use super::Commands;
 use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, failed};
+use crate::driver::{Inherited, failed, is_read_only};
 use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, edge_to};
 use crate::job::close;
 use crate::new_image::{Made, format_named};
@@ -219,7 +219,7 @@ impl Daemon {
                 )));
             }
             if above.read_only {
-                return Err(QmpError::generic(format!("Block node '{overlay}' is read-only")));
+                return Err(is_read_only());
             }
             graph.check_bitmaps_free(overlay)?;
             graph.check_backing(node, overlay)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockmirror_filter::{CopyOnRead, DEFAULT_NULL_SIZE, NullDisk, Throttle, ThrottleStorage};
 use blockmirror_qmp::{Args, QmpError};
 
-use super::{Opened, Opening, refuse};
+use super::{Opened, Opening, is_read_only, refuse};
 use crate::Reply;
 
 pub(super) fn open_null(args: &Args) -> Reply<Opened> {
@@ -35,7 +35,7 @@ pub(super) fn open_copy_on_read(opening: &mut Opening<'_>, args: &Args) -> Reply
     let inherited = opening.common.for_file();
     let file = opening.child(args, "file", inherited)?;
     if file.read_only {
-        return Err(QmpError::generic(format!("Block node '{}' is read-only", file.name)));
+        return Err(is_read_only());
     }
     let read_only = opening.common.read_only;
     let device = Arc::new(CopyOnRead::new(Arc::clone(&file.tap) as _));

@@ -10,7 +10,7 @@ use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
-use super::{Child, Opened, Opening, failed, refuse};
+use super::{Child, Opened, Opening, failed, is_read_only, refuse};
 use crate::Reply;
 use crate::graph::{Node, edge_to};
 
@@ -20,8 +20,8 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let file = opening.child(args, "file", common.for_file())?;
     let storage = file.storage()?;
     let read_only = common.read_only || file.read_only;
-    if !common.read_only && file.read_only && !common.auto_read_only {
-        return Err(QmpError::generic(format!("Block node '{}' is read-only", file.name)));
+    if !common.read_only && file.read_only {
+        return Err(is_read_only());
     }
     let header = Header::read(&*storage).map_err(|e| match e {
         Qcow2Error::NotQcow2 { .. } => QmpError::generic("Image is not in qcow2 format"),
@@ -104,7 +104,7 @@ fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Chi
         return Err(QmpError::generic("'data-file' is required for this image"));
     };
     let found = resolve(opening, file, Role::Data, name.as_path())?;
-    opening.child_on(found, false, inherited).map(Some)
+    opening.child_on(found, inherited).map(Some)
 }
 
 fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
@@ -117,12 +117,13 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
     let Some(backing) = &header.backing else { return Ok(None) };
     let found = resolve(opening, file, Role::Backing, backing.name.as_path())?;
     let given = backing.format.as_deref().map(str::parse::<Format>).transpose().map_err(failed)?;
-    let file = opening.child_on(found, true, inherited)?;
+    let file = opening.child_on(found, inherited)?;
     let format = match given {
         Some(format) => format,
         None => probe_format(&*file.storage()?, &file.filename)?,
     };
-    let node = json!({"driver": format.as_str(), "file": file.name, "read-only": true});
+    // Read-only because backing files are, not because the user says so: a job may open it for writing.
+    let node = json!({"driver": format.as_str(), "file": file.name});
     opening.child_from(&node, inherited).map(Some)
 }
 

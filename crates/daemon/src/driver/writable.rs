@@ -14,7 +14,7 @@ use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
 use super::qcow2::ForWriting;
-use super::{failed, file, raw};
+use super::{failed, file, is_read_only, raw};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{Graph, Perms};
@@ -130,7 +130,7 @@ impl Daemon {
     ) -> Reply<()> {
         let could = new.as_ref().map_or(front.could_be_written(), |new| new.geometry().writable);
         if !could {
-            return Err(is_read_only(name));
+            return Err(is_read_only());
         }
         self.graph.lock().change_needs(name, true)?;
         if let Some(new) = new {
@@ -182,18 +182,18 @@ impl Daemon {
     }
 }
 
-fn is_read_only(name: &str) -> QmpError {
-    QmpError::generic(format!("Block node '{name}' is read-only"))
-}
-
 /// What has to become writable for `name` to be, those below first.
+///
+/// # Errors
+/// Something below was given `read-only` by its own options, or is a node of its own.
 fn to_be_written(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
     if !graph.find(name)?.read_only {
         return Ok(());
     }
     for (_, child) in graph.children(name).filter(|(role, child)| *role != "backing" && child.read_only) {
-        if child.owned {
-            return Err(is_read_only(&child.name));
+        let by_its_options = child.options.get("read-only").is_some_and(|value| *value == true);
+        if child.owned || by_its_options {
+            return Err(is_read_only());
         }
         to_be_written(graph, &child.name, plan)?;
     }

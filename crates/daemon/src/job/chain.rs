@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{Event, MirrorOptions, OnError, Refused, Verb};
-use blockmirror_ops::{Base, CommitJob, JobControl, StreamJob, commit_active};
+use blockmirror_ops::{Base, CommitJob, ErrorKind, JobControl, StreamJob, commit_active};
 use blockmirror_qmp::{QmpError, Session};
 
-use super::{Ask, AtEnd, Figures, JobOptions, SimpleJob, Steer, close};
+use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Turned, failed};
@@ -184,19 +184,22 @@ impl Daemon {
         nodes[to].1 = Perms::READ.with(Permission::WriteUnchanged);
         drop(graph);
         // For the time of the job, if they were not. The overlay's header changes.
-        let mut writable = self.make_writable(base)?;
-        let held = overlay.iter().try_for_each(|overlay| {
-            writable.and(self.make_writable(overlay)?);
-            Ok(())
-        });
-        let held = held.and_then(|()| request.hold(&mut self.graph.lock(), &nodes));
-        let uses = match held {
-            Ok(uses) => uses,
-            Err(error) => {
-                self.make_read_only(writable);
-                return Err(error);
+        let held = self.make_writable(base).and_then(|mut writable| {
+            let overlay = overlay.iter().try_for_each(|overlay| {
+                writable.and(self.make_writable(overlay)?);
+                Ok(())
+            });
+            match overlay.and_then(|()| request.hold(&mut self.graph.lock(), &nodes)) {
+                Ok(uses) => Ok((writable, uses)),
+                Err(error) => {
+                    self.make_read_only(writable);
+                    Err(error)
+                }
             }
-        };
+        });
+        // A mirror has its base opened before there is a job.
+        let held = if from == 0 { held } else { self.refused_start(&request.job.id, held) };
+        let (writable, uses) = held?;
         self.note_rewritten(base);
         let written = base.to_owned();
         let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
@@ -296,6 +299,11 @@ impl Steer for JobControl {
             Ask::Finalize => self.finalize(),
             Ask::Dismiss => self.dismiss(),
         }
+    }
+
+    fn failure(&self) -> Option<String> {
+        let (kind, text) = JobControl::failure(self)?;
+        Some(if kind == ErrorKind::Cancelled { CANCELLED.to_owned() } else { text })
     }
 
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {

@@ -6,16 +6,17 @@ use std::time::Duration;
 use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
-    BitmapMode, Convergence, CopyMode, Error, Event, GroupMember, MirrorControl, MirrorGroup, MirrorJob,
-    MirrorOptions, OnError, Progress, Refused, SyncMode,
+    BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
+    MirrorJob, MirrorOptions, OnError, Progress, Refused, SyncMode,
 };
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
 
-use super::{Ask, AtEnd, Figures, Job, JobOptions, SimpleJob, Steer};
+use super::{Ask, AtEnd, CANCELLED, Figures, Job, JobOptions, SimpleJob, Steer};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
+use crate::driver::is_read_only;
 use crate::graph::{Graph, Holder, Perms, UseId, WRITE, is_well_formed};
 
 /// A mirror that is asked for.
@@ -165,28 +166,39 @@ impl Daemon {
     /// # Errors
     /// Nodes that are not there, or that others use.
     pub(crate) fn prepare_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
+        {
+            let graph = self.graph.lock();
+            graph.find(&request.source)?;
+            graph.find(&request.target)?;
+            if request.source == request.target {
+                return Err(QmpError::generic("Can't mirror node into itself"));
+            }
+            check_source(&graph, &request.source, &request.target)?;
+            graph.check_pivots(Some((&request.source, &request.target)))?;
+            graph.check_no_overlay(&request.target)?;
+            graph.check_bitmaps_free(&request.target)?;
+            graph.check_no_job(&request.target)?;
+            if let Some(name) = &request.filter {
+                graph.check_name(name)?;
+            }
+        }
+        self.jobs.check_id(&request.job.id)?;
+        let id = request.job.id.clone();
+        self.refused_start(&id, self.hold_mirror(request))
+    }
+
+    /// Holds the nodes of a mirror that nothing else speaks against.
+    fn hold_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
         let mut graph = self.graph.lock();
         let (source, target) = (graph.find(&request.source)?, graph.find(&request.target)?);
-        if request.source == request.target {
-            return Err(QmpError::generic("Can't mirror node into itself"));
-        }
-        check_source(&graph, &request.source, &request.target)?;
-        graph.check_pivots(Some((&request.source, &request.target)))?;
         if target.read_only {
-            return Err(QmpError::generic(format!("Block node '{}' is read-only", request.target)));
+            return Err(is_read_only());
         }
-        graph.check_no_overlay(&request.target)?;
-        graph.check_bitmaps_free(&request.target)?;
-        graph.check_no_job(&request.target)?;
         if let Some((_, u)) = graph.uses_of(&request.target).next() {
             return Err(QmpError::generic(format!(
                 "Node '{}' is busy: it is in use by {}",
                 request.target, u.holder
             )));
-        }
-        self.jobs.check_id(&request.job.id)?;
-        if let Some(name) = &request.filter {
-            graph.check_name(name)?;
         }
         let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
         let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
@@ -217,7 +229,7 @@ impl Daemon {
     /// Starts mirrors whose nodes are held: all or none.
     ///
     /// # Errors
-    /// Options that do not fit the disks; nothing was copied then, nobody was told anything, and the nodes are free. Disks of
+    /// Options that do not fit the disks; nothing was copied then, no event was sent, and the nodes are free. Disks of
     /// different lengths are no error here: such a job starts and fails, as clients expect.
     pub(crate) fn start_mirrors(
         self: &Arc<Self>,
@@ -251,8 +263,7 @@ impl Daemon {
         }
         if let Some(error) = problem {
             drop(jobs);
-            mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
-            return Err(QmpError::generic(in_words(&error)));
+            return self.refuse_mirrors(&mirrors, &error);
         }
         for (job, mirror) in jobs.into_iter().zip(mirrors) {
             match job {
@@ -283,8 +294,7 @@ impl Daemon {
         let group = match MirrorGroup::attach(members.collect()) {
             Ok(group) => group,
             Err(error) => {
-                mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
-                return Err(QmpError::generic(in_words(&error)));
+                return self.refuse_mirrors(&mirrors, &error);
             }
         };
         let (_, jobs) = group.into_jobs();
@@ -292,6 +302,12 @@ impl Daemon {
             self.add_mirror(session, job, mirror);
         }
         Ok(())
+    }
+
+    /// None of them starts.
+    fn refuse_mirrors(&self, mirrors: &[Prepared], error: &Error) -> Reply<()> {
+        mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
+        Err(QmpError::generic(in_words(error)))
     }
 
     /// Puts a mirror that runs into the table.
@@ -353,6 +369,11 @@ impl Steer for MirrorControl {
             Ask::Finalize => self.finalize(),
             Ask::Dismiss => self.dismiss(),
         }
+    }
+
+    fn failure(&self) -> Option<String> {
+        let (kind, text) = MirrorControl::failure(self)?;
+        Some(if kind == ErrorKind::Cancelled { CANCELLED.to_owned() } else { text })
     }
 
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {

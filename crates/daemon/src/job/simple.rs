@@ -28,6 +28,8 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     state: JobState,
+    /// Why it fails, from *aborting* on.
+    error: Option<String>,
     events: VecDeque<Event>,
 }
 
@@ -68,48 +70,55 @@ impl SimpleJob {
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             len,
-            state: Mutex::new(State { state: JobState::Created, events: VecDeque::new() }),
+            state: Mutex::new(State { state: JobState::Created, error: None, events: VecDeque::new() }),
             changed: Condvar::new(),
         }));
         job.go(&[JobState::Created, JobState::Running]);
         job
     }
 
-    fn go(&self, states: &[JobState]) {
-        let mut inner = self.0.state.lock();
-        for state in states {
-            inner.state = *state;
-            inner.events.push_back(Event::Status(*state));
-        }
+    /// Changes state and queues events in one step: whoever takes the first of them finds the others there.
+    fn step(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.state.lock());
         self.0.changed.notify_all();
     }
 
-    fn push(&self, event: Event) {
-        self.0.state.lock().events.push_back(event);
-        self.0.changed.notify_all();
+    fn go(&self, states: &[JobState]) {
+        self.step(|state| state.go(states));
     }
 
     fn done(&self, result: Result<(), String>) {
-        match result {
+        let Inner { auto_finalize, auto_dismiss, .. } = *self.0;
+        self.step(|state| match result {
             Ok(()) => {
-                self.go(&[JobState::Waiting, JobState::Pending]);
-                if self.0.auto_finalize {
-                    self.conclude(None);
+                state.go(&[JobState::Waiting, JobState::Pending]);
+                if auto_finalize {
+                    state.conclude(None, auto_dismiss);
                 } else {
-                    self.push(Event::Pending);
+                    state.events.push_back(Event::Pending);
                 }
             }
             Err(error) => {
-                self.go(&[JobState::Aborting]);
-                self.conclude(Some(error));
+                state.error = Some(error.clone());
+                state.go(&[JobState::Aborting]);
+                state.conclude(Some(error), auto_dismiss);
             }
+        });
+    }
+}
+
+impl State {
+    fn go(&mut self, states: &[JobState]) {
+        for state in states {
+            self.state = *state;
+            self.events.push_back(Event::Status(*state));
         }
     }
 
-    fn conclude(&self, error: Option<String>) {
-        self.push(Event::Completed { error });
+    fn conclude(&mut self, error: Option<String>, auto_dismiss: bool) {
+        self.events.push_back(Event::Completed { error });
         self.go(&[JobState::Concluded]);
-        if self.0.auto_dismiss {
+        if auto_dismiss {
             self.go(&[JobState::Null]);
         }
     }
@@ -129,18 +138,19 @@ impl Steer for SimpleJob {
     }
 
     fn ask(&self, ask: Ask) -> Result<(), Refused> {
-        let state = self.0.state.lock().state;
+        let mut inner = self.0.state.lock();
+        let state = inner.state;
         match ask {
-            Ask::Finalize if state.allows(Verb::Finalize) => {
-                self.conclude(None);
-                Ok(())
-            }
-            Ask::Dismiss if state.allows(Verb::Dismiss) => {
-                self.go(&[JobState::Null]);
-                Ok(())
-            }
-            _ => Err(Refused::State { verb: verb(ask), state }),
+            Ask::Finalize if state.allows(Verb::Finalize) => inner.conclude(None, self.0.auto_dismiss),
+            Ask::Dismiss if state.allows(Verb::Dismiss) => inner.go(&[JobState::Null]),
+            _ => return Err(Refused::State { verb: verb(ask), state }),
         }
+        self.0.changed.notify_all();
+        Ok(())
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.0.state.lock().error.clone()
     }
 
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {

@@ -15,6 +15,13 @@ impl Client {
         self.daemon.graph.lock().chain("top").iter().map(|node| node.name.clone()).collect()
     }
 
+    /// The name of the file that `node` lives in.
+    fn file_of(&self, node: &str) -> String {
+        let graph = self.daemon.graph.lock();
+        let (_, file) = graph.children(node).find(|(role, _)| *role == "file").unwrap();
+        file.name.clone()
+    }
+
     fn is_read_only(&self, node: &str) -> (bool, bool) {
         let graph = self.daemon.graph.lock();
         let node = graph.find(node).unwrap();
@@ -104,20 +111,126 @@ fn a_base_that_somebody_else_holds_is_not_written() {
     assert_eq!(client.is_read_only(&names[2]), (true, true));
 }
 
-/// A node of its own that is read-only stays so.
+/// Whose file was given `read-only` is not written by anything, inside the options of the node or by name; what only follows
+/// its parent, or may fall back to reading, is opened for writing for the time of a job.
 #[test]
-fn a_file_that_was_opened_read_only_by_name_is_not_written() {
+fn what_was_given_read_only_is_not_written() {
+    for (own, given, is_written) in [
+        (false, json!({"read-only": true}), false),
+        (false, json!({"read-only": true, "auto-read-only": true}), false),
+        (true, json!({"read-only": true}), false),
+        (false, json!({}), true),
+        (false, json!({"auto-read-only": true}), true),
+        (false, json!({"read-only": false}), true),
+        (true, json!({"auto-read-only": true}), true),
+    ] {
+        let at = format!("{own} {given}");
+        let mut client = Client::new();
+        client.image("base.qcow2", 1, None);
+        client.image("mid.qcow2", 2, Some("base.qcow2"));
+        client.image("top.qcow2", 3, Some("mid.qcow2"));
+        let file = |client: &mut Client, name: &str| {
+            let mut file = json!({"driver": "file", "filename": client.path(name)});
+            for (key, value) in given.as_object().unwrap() {
+                file[key] = value.clone();
+            }
+            if own {
+                file["node-name"] = json!(format!("f-{}", &name[..3]));
+                client.run("blockdev-add", file.clone());
+                file = file["node-name"].clone();
+            }
+            file
+        };
+        for (name, image, backing) in [
+            ("base", "base.qcow2", Value::Null),
+            ("mid", "mid.qcow2", json!("base")),
+            ("top", "top.qcow2", json!("mid")),
+        ] {
+            let file = file(&mut client, image);
+            let node = json!({"driver": "qcow2", "node-name": name, "file": file, "backing": backing, "read-only": true});
+            client.run("blockdev-add", node);
+        }
+        let bytes = |client: &Client| {
+            ["base", "mid", "top"].map(|n| std::fs::read(client.path(&format!("{n}.qcow2"))).unwrap())
+        };
+        let before = bytes(&client);
+        let writers = [
+            ("block-commit", json!({"job-id": "j", "device": "top", "top-node": "mid"})),
+            ("block-commit", json!({"job-id": "j", "device": "top"})),
+            ("block-stream", json!({"job-id": "j", "device": "top"})),
+            (
+                "change-backing-file",
+                json!({"device": "top", "image-node-name": "top", "backing-file": "else"}),
+            ),
+        ];
+        if !is_written {
+            for (command, arguments) in writers {
+                assert_eq!(client.refused(command, arguments), "Block node is read-only", "{at} {command}");
+            }
+            let reopened = json!({"driver": "qcow2", "node-name": "base", "file": client.file_of("base"), "backing": null});
+            let text = client.refused("blockdev-reopen", json!({"options": [reopened]}));
+            assert_eq!(text, "Block node is read-only", "{at}");
+            assert!(before == bytes(&client), "{at}: something was written");
+            continue;
+        }
+        // From the last to the first: each leaves what the next one needs.
+        let (command, arguments) = &writers[3];
+        client.run(command, arguments.clone());
+        client.run(command, json!({"device": "top", "image-node-name": "top", "backing-file": "mid.qcow2"}));
+        let (command, arguments) = &writers[0];
+        client.run(command, arguments.clone());
+        client.wait("BLOCK_JOB_COMPLETED");
+        assert_eq!((client.blocks("base"), client.blocks("top")), (vec![1, 2], vec![1, 2, 3]), "{at}");
+        let (command, arguments) = &writers[2];
+        client.run(command, arguments.clone());
+        client.wait("BLOCK_JOB_COMPLETED");
+        assert_eq!(client.backing("top"), None, "{at}");
+        // And set back.
+        let file_follows = !own && given.get("read-only").is_none();
+        assert!(["base", "top"].iter().all(|node| client.is_read_only(node) == (true, file_follows)), "{at}");
+    }
+}
+
+/// Other writers than jobs on chains, to nodes that are read-only as their files are.
+#[test]
+fn nothing_else_writes_what_was_given_read_only() {
     let mut client = Client::new();
-    client.image("base.qcow2", 1, None);
-    client.image("top.qcow2", 3, Some("base.qcow2"));
-    let path = client.path("base.qcow2");
-    let file = json!({"driver": "file", "node-name": "f", "filename": path, "read-only": true});
-    client.run("blockdev-add", file);
-    client
-        .run("blockdev-add", json!({"driver": "qcow2", "node-name": "base", "file": "f", "read-only": true}));
-    client.add("top", "top.qcow2", json!("base"));
-    let text = client.refused("block-commit", json!({"job-id": "c", "device": "top"}));
-    assert_eq!(text, "Block node 'f' is read-only");
+    client.image("r.qcow2", 1, None);
+    let before = std::fs::read(client.path("r.qcow2")).unwrap();
+    let file = json!({"driver": "file", "filename": client.path("r.qcow2"), "read-only": true});
+    let with = |node: &str, driver: &str, child: &str| json!({"driver": driver, "node-name": node, "read-only": true, child: file});
+    client.run("blockdev-add", with("q", "qcow2", "file"));
+    client.run("blockdev-add", with("r", "raw", "file"));
+    client.run("blockdev-add", with("b", "blkdebug", "image"));
+    client.run("blockdev-add", json!({"driver": "null-co", "node-name": "source", "size": SIZE}));
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
+    for node in ["q", "r", "b"] {
+        let mirror = json!({"job-id": "j", "device": "source", "target": node, "sync": "full"});
+        assert_eq!(client.refused("blockdev-mirror", mirror), "Block node is read-only");
+        let export = json!({"type": "nbd", "id": "e", "node-name": node, "writable": true});
+        assert_eq!(client.refused("block-export-add", export), "Cannot export read-only node as writable");
+        assert_eq!(
+            client.refused("block_resize", json!({"node-name": node, "size": 2 * SIZE})),
+            "Image is read-only"
+        );
+        let create = json!({"driver": "qcow2", "file": node, "size": SIZE});
+        client.run("blockdev-create", json!({"job-id": "c", "options": create}));
+        client.wait_for_status("concluded");
+        let jobs = client.run("query-jobs", json!({}));
+        assert_eq!(jobs[0]["error"], "Block node is read-only");
+        client.run("job-dismiss", json!({"id": "c"}));
+    }
+    for (driver, child) in [("qcow2", "file"), ("copy-on-read", "file")] {
+        for auto in [false, true] {
+            let node = json!({"driver": driver, "node-name": "n", "auto-read-only": auto, child: file});
+            assert_eq!(client.refused("blockdev-add", node), "Block node is read-only", "{driver} {auto}");
+        }
+    }
+    client.image("overlay.qcow2", 2, None);
+    let file = json!({"driver": "file", "filename": client.path("overlay.qcow2"), "read-only": true});
+    client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "o", "read-only": true, "file": file}));
+    client.run("nbd-server-stop", json!({}));
+    assert_eq!(before, std::fs::read(client.path("r.qcow2")).unwrap());
 }
 
 /// As in QEMU: overlays that nobody uses do not keep a commit back, readers of a layer that goes do, readers of the base not.

@@ -143,7 +143,7 @@ fn nodes_become_read_only_and_writable_together_or_not_at_all() {
     tap.write_at(&[9], 0, WriteFlags::NONE).unwrap_err();
     // Two readers get along.
     blockmirror_file::FileOptions::new().open(client.path("top.qcow2")).unwrap();
-    assert_eq!(client.cannot_reopen(top(json!({}))), "Block node 'top-file' is read-only");
+    assert_eq!(client.cannot_reopen(top(json!({}))), "Block node is read-only");
     assert_eq!(
         client.cannot_reopen(json!([writing, top(json!({})), {"driver": "null-co", "node-name": "zz"}])),
         "Failed to find node with node-name='zz'"

@@ -156,6 +156,14 @@ impl Core {
         Ok(())
     }
 
+    /// Why the job fails, or has failed, until the result is taken.
+    pub(super) fn failure(&self) -> Option<&Error> {
+        match &self.result {
+            Some(result) => result.as_ref().err(),
+            None => (self.state == JobState::Aborting).then_some(&Error::Cancelled),
+        }
+    }
+
     /// Whether the next piece may be begun at `now`.
     pub(super) fn turn(&self, now: Duration) -> Turn {
         match self.state {

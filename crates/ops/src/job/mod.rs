@@ -15,7 +15,7 @@ use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Operation, Refused}
 
 pub(crate) use self::core::Failed;
 use self::core::{Core, Turn};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// How often calls that block are let go while a cancelled job is waited for: one may have begun after the last time.
 const LET_GO_AGAIN: Duration = Duration::from_millis(100);
@@ -155,6 +155,15 @@ impl JobControl {
             moved: core.moved,
             speed: core.limiter.speed(),
             elapsed: now,
+        })
+    }
+
+    /// Why the job fails or has failed: its kind, and in one line for people. There from
+    /// [`Aborting`](JobState::Aborting) on, until the job's `wait` returns it.
+    pub fn failure(&self) -> Option<(ErrorKind, String)> {
+        self.shared.with_core(|core, _| {
+            let error = core.failure()?;
+            Some((error.kind(), error.to_string()))
         })
     }
 
