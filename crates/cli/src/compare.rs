@@ -33,14 +33,15 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let len = a.len().max(b.len());
     let mut stopped = false;
     let found = compare(a, b, CompareOptions { strict: args.strict }, &mut |done| {
-        meter.show(console, &Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 });
+        let reading = Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 };
+        meter.show(console, &reading, interrupt.progress_wanted());
         stopped = interrupt.requested();
         if stopped { Visit::Break(()) } else { Visit::Continue(()) }
     });
     meter.finish(console);
     let found = found?;
     if stopped {
-        return Err(Failure::interrupted("compare: interrupted"));
+        return Err(Failure::failed("compare: interrupted").exit(interrupt.exit()));
     }
     let differ = found.is_some();
     if !args.progress.quiet {

@@ -37,6 +37,14 @@ impl<'a> Console<'a> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
     }
 
+    /// Writes what a command has done. What is done does not depend on whether anybody can read that: a failure is
+    /// at most noted.
+    pub(crate) fn report(&mut self, text: &str) {
+        if let Err(Failure { message: Some(message), .. }) = self.print(text) {
+            self.note(message);
+        }
+    }
+
     /// Tells what does not stop the command.
     pub(crate) fn note(&mut self, what: impl Display) {
         self.complain(format_args!("note: {what}"));

@@ -102,7 +102,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
         .map_err(failed)?;
     if !args.progress.quiet && args.output.output == Output::Human {
-        console.print(&format!("granularity: {}\n", job.granularity()))?;
+        console.report(&format!("granularity: {}\n", job.granularity()));
     }
     let mut meter = Meter::new(console, &args.progress, "done");
     let declined = watch(console, job.control(), &mut meter, &interrupt);
@@ -111,7 +111,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     match ended {
         Ok(outcome) => conclude(console, args, target, &outcome),
         Err(error) => {
-            let exit = if interrupt.requested() { Exit::Interrupted } else { Exit::Failed };
+            let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
             let why = declined.unwrap_or_else(|| error.to_string());
             let left = if target.vanishes() { "" } else { "; the target is incomplete" };
             Err(Failure::failed(format_args!("copy: {}: {why}{left}", args.target.display())).exit(exit))
@@ -183,7 +183,7 @@ fn watch(
             meter.last(console, &reading);
             return declined;
         }
-        meter.show(console, &reading);
+        meter.show(console, &reading, interrupt.progress_wanted());
         if interrupt.requested() {
             control.cancel();
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
@@ -248,7 +248,7 @@ fn conclude(
             "elapsed": outcome.elapsed.as_secs_f64(),
         });
         add_granularity(&mut out, outcome.granularity)?;
-        console.print(&(json::pretty(&out) + "\n"))?;
+        console.report(&(json::pretty(&out) + "\n"));
     } else if !args.progress.quiet {
         let lost: u64 = outcome.given_up.iter().map(|range| range.range.len()).sum();
         let lost = if complete { String::new() } else { format!("{} given up, ", human_size(lost)) };
@@ -262,7 +262,7 @@ fn conclude(
             human_size(outcome.skipped),
             outcome.elapsed.as_secs_f64()
         );
-        console.print(&(one_line(&line) + "\n"))?;
+        console.report(&(one_line(&line) + "\n"));
     }
     Ok(if complete { Exit::Done } else { Exit::Failed })
 }

@@ -36,14 +36,15 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let interrupt = Interrupt::watch()?;
     let new = NewImage::create(path, &spec)?;
     if interrupt.requested() {
-        return Err(Failure::interrupted(format_args!("create: {}: interrupted", path.display())));
+        let message = format_args!("create: {}: interrupted", path.display());
+        return Err(Failure::failed(message).exit(interrupt.exit()));
     }
     new.persist()?;
     if !args.quiet {
         let size = size.next_multiple_of(512);
         let line =
             format!("created {}: {}, {} ({size} bytes)", path.display(), args.format, human_size(size));
-        console.print(&(one_line(&line) + "\n"))?;
+        console.report(&(one_line(&line) + "\n"));
     }
     Ok(Exit::Done)
 }

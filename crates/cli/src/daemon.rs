@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::thread;
 
 use blockmirror_daemon::{Daemon, Startup};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
 
 use crate::args::DaemonArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
+use crate::interrupt::ending;
 
 /// What the child in the background says when it is ready.
 const READY: &[u8] = b"ready\n";
@@ -105,7 +105,7 @@ fn write_pid(path: &Path) -> Result<PathBuf, Failure> {
 
 fn quit_on_signals(daemon: &Arc<Daemon>) -> std::io::Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
+    for (signal, _) in ending() {
         pipe::register(signal, theirs.try_clone()?)?;
     }
     let daemon = Arc::clone(daemon);

@@ -3,26 +3,31 @@
 use std::fmt::Display;
 use std::io;
 
+use signal_hook::consts::SIGPIPE;
+
 /// The exit codes, as the help documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done; of `compare`, the images are the same.
     Done,
-    /// Failed, or done except for what was given up; of `compare`, the images differ.
+    /// Failed; of `compare`, the images differ.
     Failed,
     /// The command line is wrong; of `compare`, the images could not be compared.
     Usage,
-    /// Interrupted by a signal.
-    Interrupted,
+    /// Ended by this signal.
+    Signal(i32),
+    /// The reader of the standard output went away. The code is that of a program that SIGPIPE ends.
+    BrokenPipe,
 }
 
 impl Exit {
-    pub(crate) const fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
-            Self::Interrupted => 130,
+            Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),
+            Self::BrokenPipe => Self::Signal(SIGPIPE).code(),
         }
     }
 }
@@ -48,17 +53,13 @@ impl Failure {
         Self { exit: Exit::Usage, message: Some(message.to_string()) }
     }
 
-    /// Given up because of a signal.
-    pub(crate) fn interrupted(message: impl Display) -> Self {
-        Self { exit: Exit::Interrupted, message: Some(message.to_string()) }
-    }
-
     /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants no
     /// message.
     pub(crate) fn output(error: &io::Error) -> Self {
-        let message =
-            (error.kind() != io::ErrorKind::BrokenPipe).then(|| format!("write: standard output: {error}"));
-        Self { exit: Exit::Failed, message }
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self { exit: Exit::BrokenPipe, message: None };
+        }
+        Self::failed(format_args!("write: standard output: {error}"))
     }
 
     /// The same failure with another exit code.

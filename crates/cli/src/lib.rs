@@ -48,7 +48,11 @@ pub fn run<A: Into<OsString> + Clone>(
 /// Runs one command on the standard streams, as the binary does.
 pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> ExitCode {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    ExitCode::from(run_on(&mut Console::standard(&mut out, &mut err), args))
+    let mut console = Console::standard(&mut out, &mut err);
+    if let Err(error) = interrupt::survive() {
+        console.note(format_args!("watch signals: {error}"));
+    }
+    ExitCode::from(run_on(&mut console, args))
 }
 
 fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoIterator<Item = A>) -> u8 {

@@ -43,8 +43,17 @@ impl Meter {
         Self { style, verb, started: Instant::now(), shown: None, width: 0 }
     }
 
-    /// Shows `reading` if the last one is old enough.
-    pub(crate) fn show(&mut self, console: &mut Console<'_>, reading: &Reading) {
+    /// Shows `reading` if the last one is old enough, or, whatever the style, if a line of it is `wanted`.
+    pub(crate) fn show(&mut self, console: &mut Console<'_>, reading: &Reading, wanted: bool) {
+        if wanted {
+            self.finish(console);
+            let line = match self.style {
+                ProgressStyle::Json => json_line(reading, self.started.elapsed()),
+                _ => bar_line(reading, self.verb, self.started.elapsed()),
+            };
+            let _ = writeln!(console.err, "{line}").and_then(|()| console.err.flush());
+            return;
+        }
         let interval = match self.style {
             ProgressStyle::Json => JSON_INTERVAL,
             ProgressStyle::Bar => BAR_INTERVAL,

@@ -48,7 +48,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     disk.resize(size, args.shrink)?;
     if !args.quiet {
         let line = format!("resized {file}: {} ({size} bytes)", human_size(size));
-        console.print(&(one_line(&line) + "\n"))?;
+        console.report(&(one_line(&line) + "\n"));
     }
     Ok(Exit::Done)
 }

@@ -120,5 +120,5 @@ fn a_pipe_that_is_closed_ends_the_watch() {
     let paused = Command::new(OURS).current_dir(world.dir.path()).args(["ctl", "qmp", "pause"]).status();
     assert!(paused.unwrap().success());
     let output = watch.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), output.stderr), (Some(1), Vec::new()));
+    assert_eq!((output.status.code(), output.stderr), (Some(141), Vec::new()));
 }

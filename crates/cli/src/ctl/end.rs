@@ -237,7 +237,8 @@ pub(super) fn next(
     let start = Instant::now();
     while start.elapsed() < limit && !following.iter().any(|follow| follow.stale) {
         if interrupt.requested() {
-            return Err(Failure::interrupted("interrupted; nothing was taken back"));
+            let message = "interrupted; nothing was taken back";
+            return Err(Failure::failed(message).exit(interrupt.exit()));
         }
         let over = following.iter().filter(|follow| follow.over).count();
         if let Some(event) = client.next_event(GLANCE.min(limit))? {
@@ -271,15 +272,15 @@ fn refresh(client: &mut Client, following: &mut [Follow]) -> Outcome<()> {
 
 /// Tells how each job has ended, those that did not end well to the people.
 fn report(console: &mut Console<'_>, verdicts: impl Iterator<Item = Result<String, String>>) -> Outcome {
-    let mut exit = Exit::Done;
+    let (mut exit, mut printed) = (Exit::Done, Ok(()));
     for verdict in verdicts {
         match verdict {
-            Ok(verdict) => console.print(&format!("{}\n", one_line(&verdict)))?,
+            Ok(verdict) => printed = printed.and(console.print(&format!("{}\n", one_line(&verdict)))),
             Err(verdict) => {
                 console.complain(verdict);
                 exit = Exit::Failed;
             }
         }
     }
-    Ok(exit)
+    printed.map(|()| exit)
 }

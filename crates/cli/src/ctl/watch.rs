@@ -54,7 +54,7 @@ pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobAr
         }
         next(client, &mut following, interval, &interrupt).map_err(|failure| match failure.exit {
             // Whoever interrupts a view knows that he does.
-            Exit::Interrupted => Failure { message: None, ..failure },
+            Exit::Signal(_) => Failure { message: None, ..failure },
             _ => failure,
         })?;
     }

@@ -1,0 +1,220 @@
+//! The command as its parent process sees it: signals, streams that cannot be written, and exit codes.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::Place;
+
+const OURS: &str = env!("CARGO_BIN_EXE_blockmirror");
+/// Nothing here takes longer, on a machine that works at all.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// `blockmirror` with the words of `line`, started by a shell that does `first` before, in the folder of `place`.
+fn shell(place: &Place, first: &str, line: &str) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), OURS]).args(line.split(' '));
+    command.current_dir(place.path(".")).stdin(Stdio::null());
+    command
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
+    assert!(sent.success(), "kill -{name}");
+}
+
+/// Waits until `done` says so.
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !done() {
+        assert!(since.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A copy that stands still once its target is there.
+fn standing_copy(place: &Place, first: &str) -> Child {
+    fs::write(place.path("source"), vec![7; 4 << 20]).unwrap();
+    let line = "convert -f raw --granularity 64K --buf-size 64K --speed 1 source target";
+    let child = shell(place, first, line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the copy does not begin", || place.names().len() > 1);
+    child
+}
+
+fn output(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_signal_that_ends_a_copy_is_in_its_exit_code() {
+    for (name, code) in
+        [("INT", 130), ("TERM", 143), ("HUP", 129), ("USR2", 140), ("XCPU", 152), ("ALRM", 142)]
+    {
+        let place = Place::new();
+        let child = standing_copy(&place, ":");
+        signal(&child, name);
+        let (ended, said) = output(child);
+        assert_eq!((ended, place.names()), (Some(code), vec!["source".to_owned()]), "{name}: {said}");
+        assert_eq!(said, "blockmirror: copy: target: cancelled\n", "{name}");
+    }
+}
+
+#[test]
+fn signals_that_the_parent_ignores_stay_ignored_and_usr1_shows_progress() {
+    let place = Place::new();
+    let mut child = standing_copy(&place, "trap '' HUP INT");
+    // Of several signals that wait, the kernel delivers the lower number first: these two before USR1.
+    for name in ["HUP", "INT", "USR1"] {
+        signal(&child, name);
+    }
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.starts_with('[') && line.contains(" of 4 MiB done"), "{line:?}");
+    assert_eq!(child.try_wait().unwrap(), None, "the copy goes on");
+    signal(&child, "TERM");
+    assert_eq!(output(child).0, Some(143));
+    // A signal of the second kind that is ignored: nothing is printed, and nothing ends.
+    let place = Place::new();
+    let child = standing_copy(&place, "trap '' USR1 TERM");
+    for name in ["USR1", "TERM", "HUP"] {
+        signal(&child, name);
+    }
+    assert_eq!(output(child), (Some(129), "blockmirror: copy: target: cancelled\n".to_owned()));
+}
+
+#[test]
+fn a_daemon_survives_what_is_ignored_and_ends_well_when_asked() {
+    for (ignored, ends) in [("HUP INT", "TERM"), ("TERM", "INT"), ("INT", "HUP")] {
+        let place = Place::new();
+        let line =
+            "daemon --pidfile pid --chardev socket,id=c,path=qmp,server=on,wait=off --monitor chardev=c";
+        let mut child = shell(&place, &format!("trap '' {ignored}"), line).spawn().unwrap();
+        wait_until("the daemon does not start", || place.path("pid").exists());
+        for name in ignored.split(' ').chain(["USR1", "XFSZ"]) {
+            signal(&child, name);
+        }
+        let socket = place.path("qmp");
+        assert_eq!(place.ours_ok(&format!("ctl {} jobs", socket.display())), "no jobs\n", "{ignored}");
+        signal(&child, ends);
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{ends}");
+        assert!(!place.path("pid").exists());
+    }
+}
+
+#[test]
+fn a_limit_for_file_sizes_is_an_error_of_the_target() {
+    let place = Place::new();
+    fs::write(place.path("source"), vec![7; 4 << 20]).unwrap();
+    for line in ["convert -f raw source target", "mirror -O qcow2 -f raw source target", "create disk 4M"] {
+        let output = shell(&place, "ulimit -f 2048", line).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains("File too large") && said.lines().count() == 1, "{line}: {said}");
+        assert_eq!(place.names(), ["source"], "{line}");
+    }
+}
+
+/// What the standard output can be that takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bad {
+    /// A pipe that nothing reads.
+    Pipe,
+    Full,
+    /// Both streams are closed.
+    Closed,
+}
+
+fn run_into(place: &Place, bad: Bad, line: &str) -> Output {
+    let mut command = shell(place, ":", line);
+    match bad {
+        Bad::Pipe => {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            command.stdout(writer);
+        }
+        Bad::Full => {
+            command.stdout(File::options().write(true).open("/dev/full").unwrap());
+        }
+        Bad::Closed => command = shell(place, "exec >&- 2>&-", line),
+    }
+    command.stderr(Stdio::piped()).output().unwrap()
+}
+
+#[test]
+fn a_copy_does_not_depend_on_the_standard_output() {
+    let mut tried = 0;
+    for bad in [Bad::Pipe, Bad::Full, Bad::Closed] {
+        let place = Place::new();
+        fs::write(place.path("source"), vec![7; 1 << 20]).unwrap();
+        fs::write(place.path("there"), vec![0; 1 << 20]).unwrap();
+        for (line, made) in [
+            ("convert -f raw source t1", "t1"),
+            ("convert -f raw --output=json source t2", "t2"),
+            ("mirror -f raw -p source t3", "t3"),
+            ("mirror -f raw --progress=json -n -O raw source there", "there"),
+        ] {
+            let output = run_into(&place, bad, line);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(0), "{bad:?}: {line}: {said}");
+            assert_eq!(fs::read(place.path(made)).unwrap(), vec![7; 1 << 20], "{bad:?}: {line}");
+            assert_eq!(said.contains("standard output"), bad == Bad::Full, "{bad:?}: {line}: {said}");
+            tried += 1;
+        }
+        for (line, len) in [("create new 1M", 1 << 20), ("resize -f raw new 2M", 2 << 20)] {
+            let output = run_into(&place, bad, line);
+            assert_eq!(output.status.code(), Some(0), "{bad:?}: {line}: {output:?}");
+            assert_eq!(fs::metadata(place.path("new")).unwrap().len(), len);
+            tried += 1;
+        }
+        assert_eq!(place.names(), ["new", "source", "t1", "t2", "t3", "there"]);
+    }
+    assert_eq!(tried, 18);
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_is_a_failure_that_is_said() {
+    let place = Place::new();
+    fs::write(place.path("a"), vec![7; 1 << 20]).unwrap();
+    fs::copy(place.path("a"), place.path("b")).unwrap();
+    let daemon = "daemon --pidfile pid --chardev socket,id=c,path=qmp,server=on,wait=off --monitor chardev=c";
+    let mut daemon = shell(&place, ":", daemon).spawn().unwrap();
+    wait_until("the daemon does not start", || place.path("pid").exists());
+    for (line, failed) in [
+        ("info -f raw a", 1),
+        ("info -f raw --output=json a", 1),
+        ("info -f raw --backing-chain a", 1),
+        ("map -f raw a", 1),
+        ("map -f raw --output=json a", 1),
+        ("compare -f raw -F raw a b", 2),
+        ("compare -f raw -F raw --output=json a b", 2),
+        ("convert -f raw --dry-run a c", 1),
+        ("mirror -f raw --dry-run --output=json a c", 1),
+        ("create -f qcow2 -o help", 1),
+        ("convert -O qcow2 -o help a c", 1),
+        ("mirror -o help a c", 1),
+        ("ctl qmp jobs", 1),
+        ("ctl qmp jobs --output=json", 1),
+        ("--help", 1),
+        ("ctl --help", 1),
+        ("--version", 1),
+    ] {
+        let full = run_into(&place, Bad::Full, line);
+        let said = String::from_utf8(full.stderr).unwrap();
+        assert_eq!(full.status.code(), Some(failed), "{line}: {said}");
+        assert!(said.ends_with("standard output: No space left on device (os error 28)\n"), "{line}: {said}");
+        let pipe = run_into(&place, Bad::Pipe, line);
+        let said = String::from_utf8(pipe.stderr).unwrap();
+        assert_eq!((pipe.status.code(), said.as_str()), (Some(141), ""), "{line}");
+    }
+    signal(&daemon, "TERM");
+    assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    assert!(!Path::new(&place.path("c")).exists());
+}
