@@ -32,11 +32,12 @@ pub(crate) const HELP_WIDTH: usize = 100;
 const EXIT_CODES: &str = "\
 Exit codes:
     0  done (compare: the images are the same)
-    1  failed (compare: the images differ; ctl complete, abort and watch: a job did not end as asked)
+    1  failed (compare: the images differ; ctl complete, abort, watch: a job did not end as asked)
     2  the command line is wrong; nothing was touched (compare: could not compare)
+    3  copied but for ranges that were given up and listed (`ignore`, --salvage; qemu-img: 0)
   141  the reader of the standard output went away; a copy does not end so
-128+N  ended by signal N, so 130 by SIGINT, 143 by SIGTERM and 129 by SIGHUP; a target that was being made
-       has been removed (ctl: jobs go on; the daemon then ends with 0)
+128+N  ended by signal N, so 130 by SIGINT, 143 by SIGTERM and 129 by SIGHUP; a target that was
+       being made has been removed (ctl: jobs go on; the daemon then ends with 0)
 
 SIGUSR1 makes a copy and a comparison print a line of progress.
 

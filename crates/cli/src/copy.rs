@@ -125,7 +125,10 @@ fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions>
         .granularity(args.granularity)
         .speed(args.speed)
         .buf_size(args.buf_size)
-        .on_source_error(policy(console, args.on_source_error, "--on-source-error")?)
+        .on_source_error(match args.salvage {
+            true => mirror::OnError::Ignore,
+            false => policy(console, args.on_source_error, "--on-source-error")?,
+        })
         .on_target_error(policy(console, args.on_target_error, "--on-target-error")?)
         .target_is_zero(args.target_is_zero);
     if let Some(operations) = args.parallel {
@@ -264,7 +267,7 @@ fn conclude(
         );
         console.report(&(one_line(&line) + "\n"));
     }
-    Ok(if complete { Exit::Done } else { Exit::Failed })
+    Ok(if complete { Exit::Done } else { Exit::Incomplete })
 }
 
 /// Adds `granularity` in bytes and the reason for it.

@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     Failed,
     /// The command line is wrong; of `compare`, the images could not be compared.
     Usage,
+    /// Done, except for ranges that were given up.
+    Incomplete,
     /// Ended by this signal.
     Signal(i32),
     /// The reader of the standard output went away. The code is that of a program that SIGPIPE ends.
@@ -26,6 +28,7 @@ impl Exit {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
+            Self::Incomplete => 3,
             Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),
             Self::BrokenPipe => Self::Signal(SIGPIPE).code(),
         }

@@ -24,6 +24,32 @@ fn shell(place: &Place, first: &str, line: &str) -> Command {
     command
 }
 
+/// A daemon with a monitor at the socket `qmp`; killed if the test fails.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(place: &Place, first: &str) -> Self {
+        let line =
+            "daemon --pidfile pid --chardev socket,id=c,path=qmp,server=on,wait=off --monitor chardev=c";
+        let daemon = Self(shell(place, first, line).spawn().unwrap());
+        wait_until("the daemon does not start", || place.path("pid").exists());
+        daemon
+    }
+
+    /// Sends it a signal that ends it; returns its exit code.
+    fn end(mut self, name: &str) -> Option<i32> {
+        signal(&self.0, name);
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
     assert!(sent.success(), "kill -{name}");
@@ -94,17 +120,13 @@ fn signals_that_the_parent_ignores_stay_ignored_and_usr1_shows_progress() {
 fn a_daemon_survives_what_is_ignored_and_ends_well_when_asked() {
     for (ignored, ends) in [("HUP INT", "TERM"), ("TERM", "INT"), ("INT", "HUP")] {
         let place = Place::new();
-        let line =
-            "daemon --pidfile pid --chardev socket,id=c,path=qmp,server=on,wait=off --monitor chardev=c";
-        let mut child = shell(&place, &format!("trap '' {ignored}"), line).spawn().unwrap();
-        wait_until("the daemon does not start", || place.path("pid").exists());
+        let daemon = Daemon::start(&place, &format!("trap '' {ignored}"));
         for name in ignored.split(' ').chain(["USR1", "XFSZ"]) {
-            signal(&child, name);
+            signal(&daemon.0, name);
         }
         let socket = place.path("qmp");
         assert_eq!(place.ours_ok(&format!("ctl {} jobs", socket.display())), "no jobs\n", "{ignored}");
-        signal(&child, ends);
-        assert_eq!(child.wait().unwrap().code(), Some(0), "{ends}");
+        assert_eq!(daemon.end(ends), Some(0), "{ends}");
         assert!(!place.path("pid").exists());
     }
 }
@@ -184,9 +206,7 @@ fn a_result_that_cannot_be_printed_is_a_failure_that_is_said() {
     let place = Place::new();
     fs::write(place.path("a"), vec![7; 1 << 20]).unwrap();
     fs::copy(place.path("a"), place.path("b")).unwrap();
-    let daemon = "daemon --pidfile pid --chardev socket,id=c,path=qmp,server=on,wait=off --monitor chardev=c";
-    let mut daemon = shell(&place, ":", daemon).spawn().unwrap();
-    wait_until("the daemon does not start", || place.path("pid").exists());
+    let daemon = Daemon::start(&place, ":");
     for (line, failed) in [
         ("info -f raw a", 1),
         ("info -f raw --output=json a", 1),
@@ -214,7 +234,32 @@ fn a_result_that_cannot_be_printed_is_a_failure_that_is_said() {
         let said = String::from_utf8(pipe.stderr).unwrap();
         assert_eq!((pipe.status.code(), said.as_str()), (Some(141), ""), "{line}");
     }
-    signal(&daemon, "TERM");
-    assert_eq!(daemon.wait().unwrap().code(), Some(0));
+    assert_eq!(daemon.end("TERM"), Some(0));
     assert!(!Path::new(&place.path("c")).exists());
+}
+
+#[test]
+fn a_copy_that_gave_ranges_up_has_an_exit_code_of_its_own() {
+    let place = Place::new();
+    fs::write(place.path("source"), vec![7; 1 << 20]).unwrap();
+    let fault = "inject-error.0.event=read_aio,inject-error.0.sector=1024";
+    let line = format!(
+        "daemon --pidfile pid --nbd-server addr.type=unix,addr.path=nbd \
+         --blockdev driver=blkdebug,node-name=bad,image.driver=file,image.filename=source,{fault} \
+         --export nbd,id=bad,node-name=bad"
+    );
+    let daemon = Daemon(shell(&place, ":", &line).spawn().unwrap());
+    wait_until("the daemon does not start", || place.path("pid").exists());
+    let source = "nbd+unix:///bad?socket=@nbd";
+    for policy in ["--on-source-error ignore", "--salvage"] {
+        let ran = place.ours(&format!("convert {policy} -f raw {source} @target"));
+        assert_eq!(ran.code, 3, "{policy}: {ran:?}");
+        assert!(ran.err.contains("given up: ") && ran.err.contains("bytes 524288 to "), "{ran:?}");
+        let copied = fs::read(place.path("target")).unwrap();
+        assert!(copied[..524_288].iter().all(|byte| *byte == 7) && copied[524_288] == 0, "{policy}");
+    }
+    assert_eq!(place.ours(&format!("convert -f raw {source} @other")).code, 1);
+    let both = place.ours(&format!("convert --salvage --on-source-error ignore -f raw {source} @other"));
+    assert_eq!(both.code, 2, "{both:?}");
+    assert_eq!(daemon.end("TERM"), Some(0));
 }

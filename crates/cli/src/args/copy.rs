@@ -120,6 +120,11 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_source_error: OnError,
 
+    /// Go on where the source cannot be read, as --on-source-error=ignore does, and list those ranges; the exit code is
+    /// then 3 (qemu-img: 0)
+    #[arg(long, conflicts_with = "on_source_error", help_heading = "Copying")]
+    pub(crate) salvage: bool,
+
     /// When the target cannot be written
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_target_error: OnError,
