@@ -11,7 +11,7 @@ use blockmirror_nbd::proto::{
     ClientFlags, Command, CommandFlags, Greeting, HandshakeFlags, Info, InfoRequest, OptionCode, OptionReply,
     ServerEntry, TransmissionFlags, encode_option,
 };
-use blockmirror_nbd::server::{Export, Server};
+use blockmirror_nbd::server::{Export, Server, ServerOptions};
 use common::{Mode, Peer, Piece, serve};
 
 const MIB: u64 = 1 << 20;
@@ -199,4 +199,22 @@ fn a_later_selection_replaces_an_earlier_one() {
     peer.go("disk").unwrap();
     assert_eq!(peer.status(CommandFlags::NONE, 0, MIB), [(0, MIB, 3)]);
     peer.disconnect();
+}
+
+/// A client that counts on it would wait for its second connection for ever.
+#[test]
+fn more_connections_are_offered_only_where_there_may_be_more_than_one() {
+    for (most, offered) in [(0, true), (1, false), (2, true)] {
+        let mut options = ServerOptions::default();
+        options.max_connections = most;
+        let server = Server::new(options).unwrap();
+        server.add(Export::new("disk", Arc::new(MemoryDisk::new(1 << 20)))).unwrap();
+        let mut peer = Peer::greeted(&server);
+        peer.go("disk").unwrap();
+        assert_eq!(peer.flags.contains(TransmissionFlags::CAN_MULTI_CONN), offered, "{most}");
+        peer.disconnect();
+        let mut peer = Peer::greeted(&server);
+        peer.export_name("disk");
+        assert_eq!(peer.flags.contains(TransmissionFlags::CAN_MULTI_CONN), offered, "{most}");
+    }
 }

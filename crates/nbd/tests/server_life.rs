@@ -102,21 +102,92 @@ fn a_client_that_does_not_read_holds_a_bounded_amount_and_nobody_else() {
     let limit = options.memory;
     let server = Server::new(options).unwrap();
     server.add(Export::new("disk", disk)).unwrap();
-    let mut deaf: Vec<Peer> = (0..20).map(|_| Peer::ready(&server, Mode::Simple, &[])).collect();
-    for peer in &mut deaf {
-        // 400 MiB each, never read.
-        for _ in 0..50 {
-            peer.send(Command::Read, NONE, 0, 8 * MIB);
-        }
-    }
-    eventually("much memory in use", || server.memory_in_use() > limit / 2);
+    let deaf = deaf(&server, 8 * MIB, limit / 2);
     let mut peer = Peer::ready(&server, Mode::Simple, &[]);
     assert_eq!(peer.read_at(5, 5), Ok(vec![1; 5]));
-    assert!(server.memory_in_use() <= limit + 20 * (64 << 10));
+    assert!(server.memory_in_use() <= limit);
     drop(deaf);
     eventually("their memory given back", || server.memory_in_use() == 0 && server.connections() == 1);
     assert_eq!(peer.read_at(0, 8 << 20), Ok(vec![1; 8 << 20]));
     peer.disconnect();
+}
+
+/// 20 clients of `disk` that send 50 reads of `length` and read nothing, once more than `held` is in use.
+fn deaf(server: &Server, length: u64, held: u64) -> Vec<Peer> {
+    let mut deaf: Vec<Peer> = (0..20).map(|_| Peer::ready(server, Mode::Simple, &[])).collect();
+    for peer in &mut deaf {
+        for _ in 0..50 {
+            peer.send(Command::Read, NONE, 0, length);
+        }
+    }
+    eventually("much memory in use", || server.memory_in_use() > held);
+    deaf
+}
+
+#[test]
+fn long_reads_are_served_on_all_exports_while_twenty_clients_stall() {
+    let disk = disk();
+    disk.write_at(&vec![1; 8 << 20], 0, WriteFlags::NONE).unwrap();
+    let server = serve(disk.clone());
+    server.add(Export::new("other", disk)).unwrap();
+    let deaf = deaf(&server, 8 * MIB, 256 * MIB);
+    for export in ["disk", "other"] {
+        let mut peer = Peer::greeted(&server);
+        peer.go(export).unwrap();
+        // The first would have waited for 60 s, as long as the others may stall.
+        assert_eq!(peer.read_at(0, 1 << 20), Ok(vec![1; 1 << 20]));
+        let open: Vec<u64> = (0..64).map(|i| peer.send(Command::Read, NONE, i % 8 * MIB, MIB)).collect();
+        for _ in open {
+            assert_eq!(peer.receive(1 << 20).1, Piece::Data(0, vec![1; 1 << 20]));
+        }
+        assert_eq!(server.connections(), 21, "no client that stalls has been cut off");
+        peer.disconnect();
+        eventually("one less", || server.connections() == 20);
+    }
+    drop(deaf);
+}
+
+/// The rate counts only then, and no more are cut off than needed: without it they would all have gone, at the same time, after
+/// the limit for a client that stalls.
+#[test]
+fn slow_clients_make_room_for_one_that_holds_nothing() {
+    let disk = Arc::new(MemoryDisk::new(32 * MIB));
+    disk.write_at(&vec![1; 32 << 20], 0, WriteFlags::NONE).unwrap();
+    let mut options = ServerOptions::default();
+    options.stall_limit = Duration::from_secs(12);
+    // Of which 128 MiB are the clients' own.
+    options.memory = 256 * MIB;
+    let server = Server::new(options).unwrap();
+    server.add(Export::new("disk", disk)).unwrap();
+    // Short reads are served at once, so that none of them waits for another.
+    let deaf = deaf(&server, 2 * MIB, 100 * MIB);
+    let mut peer = Peer::ready(&server, Mode::Simple, &[]);
+    assert_eq!(server.connections(), 21);
+    assert_eq!(peer.read_at(0, 32 << 20), Ok(vec![1; 32 << 20]));
+    let left = server.connections();
+    assert!((11..21).contains(&left), "{left} left");
+    drop(deaf);
+}
+
+#[test]
+fn requests_of_a_client_that_has_gone_are_dropped() {
+    // With 200, the end of the client is not read: so many requests do not run at the same time.
+    for n in [100, 200] {
+        let faults = Faults::new();
+        let server = serve(Arc::new(FaultDisk::new(disk(), faults.clone())));
+        let mut peer = Peer::ready(&server, Mode::Simple, &[]);
+        let gate = faults.hold(OpKind::Read, None);
+        for _ in 0..n {
+            peer.send(Command::Read, NONE, 0, 100 << 10);
+        }
+        gate.wait_held(ServerOptions::default().workers);
+        drop(peer);
+        gate.open();
+        eventually("the end of the connection", || server.connections() == 0);
+        let seen = faults.seen(OpKind::Read);
+        assert!(seen < 80, "{seen} of {n} requests were done");
+        assert_eq!(server.memory_in_use(), 0);
+    }
 }
 
 #[test]
@@ -311,20 +382,62 @@ fn more_clients_than_allowed_wait_outside() {
     let server = Server::new(options).unwrap();
     server.add(Export::new("disk", disk())).unwrap();
     server.listen(Listener::unix(&path).unwrap()).unwrap();
-    let connect = || {
-        let stream = UnixStream::connect(&path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        stream
-    };
+    let connect = || Peer::over(UnixStream::connect(&path).unwrap());
     let mut inside = [connect(), connect()];
-    for stream in &mut inside {
-        stream.read_exact(&mut [0; Greeting::LEN]).unwrap();
+    // One that comes before they are in gets as far as they do ...
+    let mut third = connect();
+    third.greet();
+    for peer in &mut inside {
+        peer.greet();
+        peer.go("disk").unwrap();
     }
-    let mut outside = connect();
-    assert!(outside.read_exact(&mut [0; Greeting::LEN]).is_err());
-    drop(inside);
+    // ... and waits for its place; one that comes later waits for the greeting.
+    let outside = UnixStream::connect(&path).unwrap();
+    outside.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!((&outside).read_exact(&mut [0; Greeting::LEN]).is_err());
+    let waiting = std::thread::spawn(move || {
+        third.go("disk").unwrap();
+        third
+    });
+    let [first, second] = inside;
+    first.disconnect();
+    let mut third = waiting.join().unwrap();
+    assert_eq!(third.read_at(0, 1), Ok(vec![0]));
+    second.disconnect();
     outside.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    outside.read_exact(&mut [0; Greeting::LEN]).unwrap();
+    (&outside).read_exact(&mut [0; Greeting::LEN]).unwrap();
+}
+
+/// Each of them once had a client's place for 10 s, and 100 of them were all there were.
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nbd.sock");
+    let server = serve(disk());
+    server.listen(Listener::unix(&path).unwrap()).unwrap();
+    let silent: Vec<UnixStream> = (0..500).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let mut peer = Peer::over(UnixStream::connect(&path).unwrap());
+    peer.greet();
+    peer.go("disk").unwrap();
+    assert_eq!(peer.read_at(0, 1), Ok(vec![0]));
+    let still = silent.iter().filter(|stream| {
+        stream.set_nonblocking(true).unwrap();
+        let mut stream: &UnixStream = stream;
+        let mut greeting = [0; Greeting::LEN + 1];
+        match stream.read(&mut greeting) {
+            Ok(Greeting::LEN) => stream.read(&mut greeting).is_err(),
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(still.count(), 500, "all are still in their handshake");
+    // With many more of them, the oldest make room.
+    let more: Vec<UnixStream> = (0..500).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    let mut peer = Peer::over(UnixStream::connect(&path).unwrap());
+    peer.greet();
+    peer.go("disk").unwrap();
+    assert!(server.connections() <= 2 + 512);
+    assert!(Peer::over(silent.into_iter().next().unwrap()).is_closed());
+    drop(more);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{
@@ -376,5 +377,44 @@ fn a_disk_of_many_runs_is_told_as_far_as_an_answer_goes() {
     let found = peer.status(NONE, 0, 128 * MIB);
     assert_eq!(found.len(), 8192);
     assert!(found.iter().all(|run| run.1 == 512));
+    peer.disconnect();
+}
+
+/// Sectors that all are alike: their run never ends.
+struct Endless(AtomicU64);
+
+impl MetaContext for Endless {
+    fn name(&self) -> &'static str {
+        "x:endless"
+    }
+
+    fn visit(&self, range: ByteRange, visit: &mut dyn FnMut(ByteRange, u32) -> Visit) -> Result<()> {
+        for piece in range.pieces(512) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            if visit(piece, 1).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_status_answer_ends_early_where_the_work_for_it_would_not() {
+    const LEN: u64 = 1 << 50;
+    let endless = Arc::new(Endless(AtomicU64::new(0)));
+    let server = Server::new(ServerOptions::default()).unwrap();
+    server.add(Export::new("disk", Arc::new(MemoryDisk::new(LEN))).context(endless.clone())).unwrap();
+    let mut peer = Peer::ready(&server, Mode::Extended, &["x:endless"]);
+    for _ in 0..40 {
+        peer.send(Command::BlockStatus, CommandFlags::NONE, 0, LEN);
+    }
+    for _ in 0..40 {
+        let (_, piece, done) = peer.receive(0);
+        assert!(done);
+        let Piece::Status(status) = piece else { panic!("{piece:?}") };
+        assert!(matches!(status.descriptors.as_slice(), [run] if run.flags == 1 && run.length == 32 << 20));
+    }
+    assert!(endless.0.load(Ordering::Relaxed) <= 40 * (65536 + 1));
     peer.disconnect();
 }

@@ -22,8 +22,8 @@ use crate::proto::{Command, Errno, Request};
 
 use super::execute;
 use super::input::{INLINE, Input, Scratch, Turn};
-use super::memory::Loan;
-use super::options::{MAX_CONNECTION_BYTES, MAX_RUNNING};
+use super::memory::{Account, Loan};
+use super::options::{MAX_CONNECTION_BYTES, MAX_LOOSE, MAX_RUNNING};
 use super::pool::Job;
 use super::reply::{Encoder, Reply};
 use super::served::{Served, Waiting};
@@ -42,11 +42,12 @@ pub(crate) struct Connection {
     pub(crate) transport: Transport,
     pub(crate) terms: Terms,
     pub(crate) served: Arc<Served>,
+    pub(crate) account: Arc<Account>,
     input: Mutex<Input>,
     state: Mutex<State>,
     /// Held while the socket is armed, so that the last time is by the latest state; the state is locked inside it.
     arming: Mutex<()>,
-    /// Counts bytes moved, roughly, so that a stalled peer can be told.
+    /// Counts bytes moved, so that a peer that stalls or is slow is noticed.
     moved: AtomicU64,
     /// Whether the rest of a request is awaited.
     receiving: AtomicBool,
@@ -76,7 +77,7 @@ struct State {
     /// Bytes of requests that run and replies that wait.
     held: u64,
     out: VecDeque<Reply>,
-    unsent: usize,
+    unsent: Unsent,
     writing: bool,
     /// The socket has no room for replies; epoll waits for it.
     blocked: bool,
@@ -91,9 +92,40 @@ impl State {
         if self.broken {
             return Some(reply);
         }
-        self.unsent += reply.held();
+        self.unsent.add(&reply);
         self.out.push_back(reply);
         None
+    }
+}
+
+/// Bytes of replies that wait to be sent.
+#[derive(Clone, Copy, Default)]
+struct Unsent {
+    all: usize,
+    /// Those that are in no lent buffer.
+    loose: usize,
+}
+
+impl Unsent {
+    fn add(&mut self, reply: &Reply) {
+        self.all += reply.held();
+        self.loose += reply.loose();
+    }
+
+    fn of(replies: &VecDeque<Reply>) -> Self {
+        let mut unsent = Self::default();
+        replies.iter().for_each(|reply| unsent.add(reply));
+        unsent
+    }
+
+    /// Takes off what was sent of `before`, of which `left` is left.
+    fn sent(&mut self, before: Self, left: Self) {
+        self.all = self.all.saturating_sub(before.all.saturating_sub(left.all));
+        self.loose = self.loose.saturating_sub(before.loose.saturating_sub(left.loose));
+    }
+
+    fn is_much(self) -> bool {
+        self.all > MAX_UNSENT || self.loose > MAX_LOOSE
     }
 }
 
@@ -111,6 +143,11 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn run(self, scratch: &mut Scratch) {
         let Self { connection, request, buf, held, waits } = self;
+        let only_asks = matches!(request.command, Command::Read | Command::BlockStatus | Command::Cache);
+        if only_asks && connection.is_broken() {
+            drop((buf, waits));
+            return connection.reply(Reply::bytes(Vec::new()), held);
+        }
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
         // Long ones say nothing about those that the reader might do.
@@ -149,8 +186,10 @@ impl Connection {
         served: Arc<Served>,
         slot: Slot,
     ) -> Arc<Self> {
+        let account = Account::new(&served.memory);
         Arc::new(Self {
             id,
+            account,
             transport,
             terms,
             served,
@@ -161,7 +200,7 @@ impl Connection {
                 running: 0,
                 held: 0,
                 out: VecDeque::new(),
-                unsent: 0,
+                unsent: Unsent::default(),
                 writing: false,
                 blocked: false,
                 broken: false,
@@ -213,10 +252,15 @@ impl Connection {
 
     /// A worker was woken for this connection; epoll does not wait for it any more.
     pub(crate) fn on_event(self: &Arc<Self>, events: EventFlags, scratch: &mut Scratch) {
+        // Neither direction is open any more: what the client still asks for is dropped.
         let failed = events.intersects(EventFlags::HUP | EventFlags::ERR);
+        if failed {
+            self.break_off();
+        }
         let (read, write) = {
             let mut state = self.state.lock();
-            let read = state.reading == Reading::Armed && (failed || events.contains(EventFlags::IN));
+            let waits = matches!(state.reading, Reading::Armed | Reading::Parked);
+            let read = failed && waits || state.reading == Reading::Armed && events.contains(EventFlags::IN);
             if read {
                 state.reading = Reading::Active;
             }
@@ -225,10 +269,8 @@ impl Connection {
                 state.blocked = false;
                 state.writing = true;
             }
-            if state.blocked || state.reading == Reading::Armed {
-                drop(state);
-                self.arm();
-            }
+            drop(state);
+            self.arm();
             (read, write)
         };
         if write {
@@ -240,20 +282,25 @@ impl Connection {
     }
 
     /// Waits for whatever is not being done by somebody. Called after each change of the state that calls for it, not under
-    /// the lock of the state: somebody may wake at once, and would have to wait for it.
+    /// the lock of the state: a worker may wake at once, and would have to wait for it. The end of the client is waited for
+    /// also while nothing is read but requests run.
     fn arm(&self) {
         let _arming = self.arming.lock();
-        let mut interest = EventFlags::empty();
-        {
+        let interest = {
             let state = self.state.lock();
-            if state.reading == Reading::Armed {
-                interest |= EventFlags::IN;
-            }
+            let mut interest = match state.reading {
+                Reading::Armed => Some(EventFlags::IN),
+                Reading::Parked | Reading::Ended if state.running > 0 && !state.broken => {
+                    Some(EventFlags::empty())
+                }
+                _ => None,
+            };
             if state.blocked {
-                interest |= EventFlags::OUT;
+                interest = Some(interest.unwrap_or(EventFlags::empty()) | EventFlags::OUT);
             }
-        }
-        if !interest.is_empty() && self.served.pool.arm(self, interest).is_err() {
+            interest
+        };
+        if interest.is_some_and(|interest| self.served.pool.arm(self, interest).is_err()) {
             // Nobody would ever wake up for it again.
             self.break_off();
         }
@@ -302,6 +349,8 @@ impl Connection {
                         continue;
                     }
                     state.reading = Reading::Parked;
+                    drop(state);
+                    self.arm();
                     None
                 }
                 Turn::End => {
@@ -310,6 +359,7 @@ impl Connection {
                     let mut state = self.state.lock();
                     state.reading = Reading::Ended;
                     self.close_if_over(state);
+                    self.arm();
                     last
                 }
             };
@@ -342,22 +392,20 @@ impl Connection {
         }
     }
 
-    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued. Also says whether
-    /// it is the only thing that the connection holds.
+    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued.
     /// One that `waits` had better not be taken in if many do, as long as something else will have reading go on.
-    pub(crate) fn admit(&self, bytes: u64, waits: bool) -> Option<bool> {
+    pub(crate) fn admit(&self, bytes: u64, waits: bool) -> bool {
         let mut state = self.state.lock();
         if waits && state.running > 0 && self.served.many_wait() {
-            return None;
+            return false;
         }
         let fits = state.held == 0 || state.held.saturating_add(bytes) <= MAX_CONNECTION_BYTES;
-        if state.running >= MAX_RUNNING || !fits || state.unsent > MAX_UNSENT {
-            return None;
+        if state.running >= MAX_RUNNING || !fits || state.unsent.is_much() {
+            return false;
         }
-        let alone = state.running == 0 && state.unsent == 0;
         state.running += 1;
         state.held += bytes;
-        Some(alone)
+        true
     }
 
     /// A request that was admitted is not done after all.
@@ -369,7 +417,7 @@ impl Connection {
 
     /// Whether replies pile up, so that nothing more should be read.
     pub(crate) fn is_congested(&self) -> bool {
-        self.state.lock().unsent > MAX_UNSENT
+        self.state.lock().unsent.is_much()
     }
 
     /// Whether nothing more is to be read: ended from outside, or replies cannot be sent.
@@ -377,10 +425,15 @@ impl Connection {
         self.cut.load(Ordering::Relaxed)
     }
 
+    /// Whether replies are thrown away, because the socket failed or the client was cut off.
+    fn is_broken(&self) -> bool {
+        self.state.lock().broken
+    }
+
     /// Receives into `buf` and notes that bytes move.
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.transport.recv(buf)?;
-        self.moved.fetch_add(1, Ordering::Relaxed);
+        self.moved.fetch_add(n as u64, Ordering::Relaxed);
         Ok(n)
     }
 
@@ -437,7 +490,7 @@ impl Connection {
         self.state.lock().running
     }
 
-    /// A number that changes when bytes move, if some are awaited; `None` if the peer owes nothing.
+    /// How many bytes have moved, if some are awaited; `None` if the peer owes nothing.
     pub(crate) fn awaited_progress(&self) -> Option<u64> {
         let blocked = self.state.lock().blocked;
         (blocked || self.receiving.load(Ordering::Relaxed)).then(|| self.moved.load(Ordering::Relaxed))

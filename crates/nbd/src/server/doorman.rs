@@ -1,5 +1,6 @@
 //! The one thread of a server that waits at its listeners, and looks from time to time for clients that have stalled.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,10 +13,13 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use zerocopy::IntoBytes;
 
 use super::ServerError;
+use super::connection::Connection;
 use super::listener::Listener;
+use super::memory::RESERVE;
+use super::options::MIN_RATE;
 use super::server::Shared;
 
-/// How often stalled clients are looked for, while there are clients.
+/// How often stalled clients are looked for, while there are clients; more often if they may stall less long.
 const ROUND: Duration = Duration::from_secs(5);
 /// How long nobody is let in after the system had no descriptor or memory for one more.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -130,7 +134,7 @@ impl Doorman {
             }
             let timeout = match pause_until {
                 Some(until) => Some(until.saturating_duration_since(now)),
-                None => (shared.slots.taken() > 0).then_some(ROUND),
+                None => (shared.connections() > 0).then_some(round(shared)),
             };
             let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
             // An interrupted wait is a round with nothing to do.
@@ -141,10 +145,14 @@ impl Doorman {
             }
             for (listener, _) in listeners.iter().zip(ready.iter().skip(1)).filter(|(_, ready)| **ready) {
                 if !let_in(shared, listener) {
+                    shared.handshakes.end_oldest();
                     pause_until = Some(Instant::now() + PAUSE);
                 }
             }
             stalls.look(shared);
+            if shared.connections() == 0 {
+                shared.memory.round();
+            }
         }
     }
 }
@@ -171,31 +179,63 @@ fn let_in(shared: &Arc<Shared>, listener: &Listener) -> bool {
 #[derive(Default)]
 struct Stalls {
     seen: HashMap<(usize, u64), (u64, Instant)>,
-    next: Option<Instant>,
+    last: Option<Instant>,
 }
 
 impl Stalls {
     fn look(&mut self, shared: &Arc<Shared>) {
         let now = Instant::now();
-        if self.next.is_some_and(|next| now < next) {
+        let round = round(shared);
+        if self.last.is_some_and(|last| now < last + round) {
             return;
         }
-        self.next = Some(now + ROUND);
+        // Only clients that wait since the last round are a reason to ask others for a minimum rate.
+        let lacking = self.last.and_then(|last| shared.memory.lacking(last));
+        self.last = Some(now);
+        let millis = u64::try_from(round.as_millis()).unwrap_or(u64::MAX);
+        let least = millis.saturating_mul(MIN_RATE) / 1000;
+        let mut slow = Vec::new();
         let before = std::mem::take(&mut self.seen);
         for served in shared.all() {
             for connection in served.connections() {
                 let Some(moved) = connection.awaited_progress() else { continue };
                 let key = (Arc::as_ptr(&served).addr(), connection.id);
-                let since = match before.get(&key) {
+                let then = before.get(&key);
+                let since = match then {
                     Some((then, since)) if *then == moved => *since,
                     _ => now,
                 };
                 if now.duration_since(since) >= shared.options.stall_limit {
                     connection.cut_off();
-                } else {
-                    self.seen.insert(key, (moved, since));
+                    continue;
+                }
+                self.seen.insert(key, (moved, since));
+                let held = connection.account.held();
+                if then.is_some_and(|(then, _)| moved - then < least) && held > RESERVE {
+                    slow.push((held, connection));
                 }
             }
         }
+        if let Some(lacking) = lacking {
+            cut_off_slow(slow, lacking);
+        }
+        shared.memory.round();
     }
+}
+
+/// Cuts off those of `slow` that hold most, until `lacking` bytes will be given back.
+fn cut_off_slow(mut slow: Vec<(u64, Arc<Connection>)>, mut lacking: u64) {
+    slow.sort_by_key(|(held, _)| Reverse(*held));
+    for (held, connection) in slow {
+        if lacking == 0 {
+            return;
+        }
+        connection.cut_off();
+        lacking = lacking.saturating_sub(held);
+    }
+}
+
+/// How long it takes from one look at clients to the next.
+fn round(shared: &Shared) -> Duration {
+    ROUND.min(shared.options.stall_limit / 12)
 }

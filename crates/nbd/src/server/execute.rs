@@ -213,7 +213,7 @@ fn runs(connection: &Connection, device: &dyn BlockDevice, range: ByteRange) -> 
             _ => runs.push(Run { range: part, zero }),
         }
         if end < range.end() {
-            return Visit::Continue(());
+            return if connection.is_cut() { Visit::Break(()) } else { Visit::Continue(()) };
         }
         if !extent.reads_as_zero() {
             connection.remember_data(extent.range);

@@ -11,13 +11,13 @@ use std::time::Instant;
 use crate::proto::{
     BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
     MAX_PAYLOAD, MetaContextReply, MetaContextRequest, OptionCode, OptionHeader, OptionReply, ServerEntry,
-    encode_option_reply,
+    TransmissionFlags, encode_option_reply,
 };
 
+use super::handshakes::Handshaking;
 use super::options::{MAX_CONTEXTS, MAX_OPTION, MAX_SKIPPED_OPTION};
 use super::served::Served;
 use super::server::Shared;
-use super::slots::Slot;
 use super::terms::{Context, Mode, Terms, transmission_flags};
 use super::transport::Transport;
 
@@ -33,7 +33,7 @@ const MAX_PREFERRED_BLOCK: u32 = 64 << 10;
 pub(crate) fn run(
     shared: &Arc<Shared>,
     transport: Transport,
-    slot: Slot,
+    handshaking: &Handshaking,
     deadline: Instant,
 ) -> io::Result<()> {
     let mut handshake = Handshake {
@@ -57,6 +57,7 @@ pub(crate) fn run(
         let header = OptionHeader::decode(&handshake.read_array()?).map_err(invalid)?;
         if let Some((served, mut terms)) = handshake.option(header)? {
             terms.contexts = handshake.contexts_for(&served);
+            let slot = handshaking.become_client(&shared.slots, deadline).ok_or(io::ErrorKind::TimedOut)?;
             // Whoever is told that it is in counts as a client from that moment.
             let arrival = served.expect().ok_or(io::ErrorKind::NotConnected)?;
             handshake.send()?;
@@ -147,7 +148,7 @@ impl Handshake<'_> {
         let served = self.shared.find(name).filter(|_| self.mode < Mode::Extended);
         let served = served.ok_or(io::ErrorKind::NotFound)?;
         let terms = self.terms(&served);
-        let flags = transmission_flags(&served.export, self.mode);
+        let flags = self.flags(&served);
         self.out.extend_from_slice(&ExportNameReply { size: terms.size, flags }.encode());
         if !self.no_zeroes {
             self.out.extend_from_slice(&[0; ExportNameReply::ZEROES]);
@@ -162,6 +163,10 @@ impl Handshake<'_> {
             writable: served.export.writable,
             contexts: Vec::new(),
         }
+    }
+
+    fn flags(&self, served: &Served) -> TransmissionFlags {
+        transmission_flags(&served.export, self.mode, self.shared.options.max_connections == 1)
     }
 
     /// What was selected, if it was for this very export.
@@ -216,7 +221,7 @@ impl Handshake<'_> {
             maximum: MAX_PAYLOAD,
         };
         self.reply(option, OptionReply::Info, &sizes.encode());
-        let flags = transmission_flags(export, self.mode);
+        let flags = self.flags(&served);
         self.reply(option, OptionReply::Info, &Info::Export { size: terms.size, flags }.encode());
         self.reply(option, OptionReply::Ack, &[]);
         (option == OptionCode::Go).then_some((served, terms))

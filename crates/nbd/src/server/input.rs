@@ -292,15 +292,15 @@ impl Input {
             Command::BlockStatus => STATUS_ROOM.max(payload),
             _ => payload,
         };
-        let Some(alone) = connection.admit(held, waits) else {
+        if !connection.admit(held, waits) {
             self.stage = Stage::Waiting { request: *request, waits };
             return Step::Wait;
-        };
+        }
         let mut buf = None;
         if held > 0 {
             // Lengths are limited to 32 MiB where requests are checked.
             let len = usize::try_from(held).unwrap_or(usize::MAX);
-            buf = connection.served.memory.borrow(len, alone, connection);
+            buf = connection.account.borrow(len, connection);
             if buf.is_none() {
                 connection.withdraw(held);
                 self.stage = Stage::Waiting { request: *request, waits };

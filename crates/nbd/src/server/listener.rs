@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::SocketFlags;
+use rustix::net::{SocketFlags, SocketType, sockopt};
 
 use super::ServerError;
 
@@ -63,9 +63,9 @@ impl Listener {
     /// Takes a socket over that listens already.
     ///
     /// # Errors
-    /// It does not listen, or is no socket.
+    /// It does not listen, is no stream socket, or no socket.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, ServerError> {
-        match rustix::net::sockopt::socket_acceptconn(&fd) {
+        match sockopt::socket_acceptconn(&fd) {
             Ok(true) => {}
             Ok(false) => {
                 return Err(ServerError::Activation { reason: "the socket does not listen".into() });
@@ -73,6 +73,9 @@ impl Listener {
             Err(e) => {
                 return Err(ServerError::System { what: "use a listening socket", source: e.into() });
             }
+        }
+        if sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
+            return Err(ServerError::Activation { reason: "the socket is no stream socket".into() });
         }
         rustix::io::ioctl_fionbio(&fd, true)
             .map_err(|e| ServerError::System { what: "use a listening socket", source: e.into() })?;

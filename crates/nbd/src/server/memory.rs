@@ -1,29 +1,43 @@
-//! Buffers of requests and replies, under one limit.
+//! Buffers of requests and replies, under one limit that is shared fairly.
 //!
 //! Readers of connections borrow here before they take a payload in or have one read from a device; a connection that finds no
-//! room waits, its socket unread. Buffers are kept a while: fresh memory costs a page fault every 4 KiB.
+//! room waits, its socket unread.
+//!
+//! What must hold, whatever other clients do:
+//! - A client that holds nothing gets a buffer of up to [`RESERVE`] at once. The room for that is kept free of longer loans.
+//! - One that holds something already may hold up to a quarter of what is still free (the "dynamic threshold" of shared switch
+//!   buffers): the fuller it is, the less has one client of it.
+//! - A client that holds nothing and asks for more than is free is *starved*. What the longest starved one asks for is not lent
+//!   to others meanwhile, and the acceptor drops clients that are too slow then.
+//!
+//! Buffers are mappings of their own: freed ones go back to the system, which the allocator's arenas, one per thread, do not
+//! do. Some are kept for the next request, because fresh memory costs a page fault every 4 KiB.
 
-use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
-use blockmirror_block::AlignedBuf;
 use blockmirror_block::sync::Mutex;
+use memmap2::MmapMut;
 
 use super::connection::Connection;
 
-/// Bytes kept for the next request when nobody uses them.
-const KEPT: u64 = 16 << 20;
+/// Bytes kept for the next request when no client uses them.
+const KEPT: u64 = 64 << 20;
 /// Smallest buffer.
 const SMALLEST: usize = 4096;
-/// What a connection can always have one of.
-const SMALL: usize = 64 << 10;
+/// What a client that holds nothing can always have, in one buffer.
+pub(crate) const RESERVE: u64 = 2 << 20;
+/// The part of what is free that a client may hold which holds something already.
+const PART: u64 = 4;
 /// One list per power of two from [`SMALLEST`] to 32 MiB.
 const CLASSES: usize = 14;
 
 /// The buffers of one server.
 pub(crate) struct Memory {
-    limit: u64,
+    /// Bytes that loans may hold which are not a client's reserve.
+    shared: u64,
     state: Mutex<State>,
 }
 
@@ -31,42 +45,25 @@ pub(crate) struct Memory {
 struct State {
     used: u64,
     kept: u64,
-    free: [Vec<AlignedBuf>; CLASSES],
-    waiting: VecDeque<Weak<Connection>>,
+    free: [Vec<MmapMut>; CLASSES],
+    waiting: Vec<Weak<Connection>>,
+    /// Clients that hold nothing and wait, the longest first.
+    starved: Vec<Starved>,
+}
+
+struct Starved {
+    account: Weak<Account>,
+    size: u64,
+    since: Instant,
 }
 
 impl Memory {
-    pub(crate) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, state: Mutex::default() })
-    }
-
-    /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is resumed when there
-    /// may be. A small one that is `alone`, all that its connection holds, is always lent: whatever others do, every client
-    /// gets on with short requests.
-    pub(crate) fn borrow(
-        self: &Arc<Self>,
-        len: usize,
-        alone: bool,
-        asked_by: &Arc<Connection>,
-    ) -> Option<Loan> {
-        let size = len.max(SMALLEST).next_power_of_two();
-        let class = (size.trailing_zeros() - SMALLEST.trailing_zeros()) as usize;
-        let buf = {
-            let mut state = self.state.lock();
-            let always = state.used == 0 || (alone && size <= SMALL);
-            if !always && state.used.saturating_add(size as u64) > self.limit {
-                state.waiting.push_back(Arc::downgrade(asked_by));
-                return None;
-            }
-            state.used += size as u64;
-            let buf = state.free.get_mut(class).and_then(Vec::pop);
-            if buf.is_some() {
-                state.kept -= size as u64;
-            }
-            buf
-        };
-        let buf = buf.unwrap_or_else(|| AlignedBuf::new(size));
-        Some(Loan { buf, len, class, memory: Arc::clone(self) })
+    /// Buffers of `limit` bytes in all, of which each of `clients` has its reserve. If the reserves are more than half of
+    /// the limit, they come on top of that half.
+    pub(crate) fn new(limit: u64, clients: usize) -> Arc<Self> {
+        let reserves = (clients as u64).saturating_mul(RESERVE);
+        let shared = limit.saturating_sub(reserves).max(limit / 2);
+        Arc::new(Self { shared, state: Mutex::default() })
     }
 
     /// Bytes lent at present.
@@ -74,31 +71,152 @@ impl Memory {
         self.state.lock().used
     }
 
-    fn give_back(&self, buf: AlignedBuf, class: usize) {
+    /// How many bytes the longest starved client lacks, if it has been starved since `before` or longer.
+    pub(crate) fn lacking(&self, before: Instant) -> Option<u64> {
+        let mut state = self.state.lock();
+        let free = self.shared.saturating_sub(state.used);
+        let (first, since) = state.most_starved().map(|starved| (starved.size, starved.since))?;
+        (since <= before && first > free).then(|| first - free)
+    }
+
+    /// Called now and then, and when the last client has gone. Gives what is kept for the next request back to the system if
+    /// no request holds anything, and has those look again for whom the system had no memory.
+    pub(crate) fn round(&self) {
+        let (kept, waiting) = {
+            let mut state = self.state.lock();
+            if state.used > 0 {
+                return;
+            }
+            state.kept = 0;
+            (std::mem::take(&mut state.free), std::mem::take(&mut state.waiting))
+        };
+        drop(kept);
+        for connection in waiting.iter().filter_map(Weak::upgrade) {
+            connection.resume();
+        }
+    }
+
+    fn give_back(&self, buf: MmapMut, account: &Account) {
         let size = buf.len() as u64;
         let mut state = self.state.lock();
         state.used -= size;
+        account.held.fetch_sub(size, Ordering::Relaxed);
+        let mut unmapped = Some(buf);
         if state.kept + size <= KEPT
-            && let Some(list) = state.free.get_mut(class)
+            && let Some(list) = state.free.get_mut(class_of(size))
         {
-            list.push(buf);
+            list.extend(unmapped.take());
             state.kept += size;
         }
         // All of them: one that has gone meanwhile must not keep its turn from the others.
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        drop(unmapped);
         for connection in waiting.iter().filter_map(Weak::upgrade) {
             connection.resume();
         }
     }
 }
 
+impl State {
+    /// The longest starved client that is still there.
+    fn most_starved(&mut self) -> Option<&Starved> {
+        self.starved.retain(|starved| starved.account.strong_count() > 0);
+        self.starved.first()
+    }
+
+    /// Takes kept buffers out until `size` more bytes may be lent without holding more than `most` in all.
+    fn release_kept(&mut self, size: u64, most: u64) -> Vec<MmapMut> {
+        let mut released = Vec::new();
+        for class in (0..CLASSES).rev() {
+            while self.kept > 0 && self.used + self.kept + size > most {
+                let Some(buf) = self.free.get_mut(class).and_then(Vec::pop) else { break };
+                self.kept -= buf.len() as u64;
+                released.push(buf);
+            }
+        }
+        released
+    }
+}
+
+fn class_of(size: u64) -> usize {
+    (size.trailing_zeros() - SMALLEST.trailing_zeros()) as usize
+}
+
+/// What one client holds.
+pub(crate) struct Account {
+    memory: Arc<Memory>,
+    /// Changes under the lock of the memory's state.
+    held: AtomicU64,
+}
+
+impl Account {
+    pub(crate) fn new(memory: &Arc<Memory>) -> Arc<Self> {
+        Arc::new(Self { memory: Arc::clone(memory), held: AtomicU64::new(0) })
+    }
+
+    /// Bytes that the client holds.
+    pub(crate) fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is resumed when there
+    /// may be.
+    pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<Connection>) -> Option<Loan> {
+        let size = len.max(SMALLEST).next_power_of_two() as u64;
+        let memory = &self.memory;
+        let (buf, released) = {
+            let mut state = memory.state.lock();
+            let held = self.held();
+            let is_self = |starved: &Starved| std::ptr::eq(starved.account.as_ptr(), Arc::as_ptr(self));
+            let reserved = match state.most_starved() {
+                Some(starved) if !is_self(starved) => starved.size,
+                _ => 0,
+            };
+            let free = memory.shared.saturating_sub(state.used).saturating_sub(reserved);
+            let always = state.used == 0 || (held == 0 && size <= RESERVE);
+            let fits = if held == 0 { size <= free } else { held.saturating_add(size) <= free / PART };
+            if !always && !fits {
+                state.waiting.push(Arc::downgrade(asked_by));
+                if held == 0 && !state.starved.iter().any(is_self) {
+                    let account = Arc::downgrade(self);
+                    state.starved.push(Starved { account, size, since: Instant::now() });
+                }
+                return None;
+            }
+            state.starved.retain(|starved| !is_self(starved));
+            state.used += size;
+            self.held.fetch_add(size, Ordering::Relaxed);
+            match state.free.get_mut(class_of(size)).and_then(Vec::pop) {
+                Some(buf) => {
+                    state.kept -= size;
+                    (Some(buf), Vec::new())
+                }
+                None => (None, state.release_kept(0, memory.shared)),
+            }
+        };
+        // Not under the lock: unmapping takes time.
+        drop(released);
+        match buf.map_or_else(|| MmapMut::map_anon(usize::try_from(size).unwrap_or(usize::MAX)), Ok) {
+            Ok(buf) => Some(Loan { buf: Some(buf), len, account: Arc::clone(self) }),
+            Err(_) => {
+                // The system has no memory now: as if others had it.
+                let mut state = memory.state.lock();
+                state.used -= size;
+                self.held.fetch_sub(size, Ordering::Relaxed);
+                state.waiting.push(Arc::downgrade(asked_by));
+                None
+            }
+        }
+    }
+}
+
 /// A buffer that goes back when dropped.
 pub(crate) struct Loan {
-    buf: AlignedBuf,
+    /// There until it is dropped.
+    buf: Option<MmapMut>,
     len: usize,
-    class: usize,
-    memory: Arc<Memory>,
+    account: Arc<Account>,
 }
 
 impl Loan {
@@ -109,7 +227,9 @@ impl Loan {
 
     /// Holds just `bytes` from now on; false, unchanged, if they do not fit.
     pub(crate) fn fill(&mut self, bytes: &[u8]) -> bool {
-        let Some(room) = self.buf.get_mut(..bytes.len()) else { return false };
+        let Some(room) = self.buf.as_deref_mut().and_then(|buf| buf.get_mut(..bytes.len())) else {
+            return false;
+        };
         room.copy_from_slice(bytes);
         self.len = bytes.len();
         true
@@ -120,18 +240,21 @@ impl Deref for Loan {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.buf[..self.len]
+        self.buf.as_deref().and_then(|buf| buf.get(..self.len)).unwrap_or_default()
     }
 }
 
 impl DerefMut for Loan {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.buf[..self.len]
+        let len = self.len;
+        self.buf.as_deref_mut().and_then(|buf| buf.get_mut(..len)).unwrap_or_default()
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
-        self.memory.give_back(std::mem::take(&mut self.buf), self.class);
+        if let Some(buf) = self.buf.take() {
+            self.account.memory.give_back(buf, &self.account);
+        }
     }
 }

@@ -33,6 +33,7 @@ mod error;
 mod execute;
 mod export;
 mod handshake;
+mod handshakes;
 mod input;
 mod listener;
 mod memory;

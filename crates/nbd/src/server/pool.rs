@@ -204,7 +204,12 @@ impl Pool {
                 Next::End => return,
             };
             let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-            let n = epoll::wait(&self.epoll, &mut events, timeout.as_ref()).unwrap_or(0);
+            let n = loop {
+                match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+                    Err(rustix::io::Errno::INTR) => {}
+                    other => break other.unwrap_or(0),
+                }
+            };
             let timed_out = n == 0;
             let data = events[0].data;
             let called = !timed_out && data.u64() == WAKE;

@@ -120,6 +120,11 @@ impl Reply {
         self.heads.len() + self.data.as_ref().map_or(0, |d| d.len())
     }
 
+    /// Those of them that are in no lent buffer.
+    pub(crate) fn loose(&self) -> usize {
+        self.heads.len()
+    }
+
     fn piece(&self, i: usize) -> Option<(&[u8], &[u8])> {
         let (end, data) = self.pieces.get(i)?;
         let start = i.checked_sub(1).and_then(|p| self.pieces.get(p)).map_or(0, |p| p.0);

@@ -1,23 +1,24 @@
 //! The server as its owner sees it: exports come and go, listeners and clients are added, and at the end everything stops.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::sync::Mutex;
 
 use super::ServerError;
 use super::doorman::Doorman;
 use super::export::{Export, ExportInfo, RemoveMode};
 use super::handshake;
+use super::handshakes::Handshakes;
 use super::listener::Listener;
 use super::memory::Memory;
 use super::options::ServerOptions;
 use super::served::Served;
-use super::slots::{Slot, Slots};
+use super::slots::Slots;
 use super::socket::Socket;
 use super::transport::Transport;
 
@@ -34,11 +35,8 @@ pub(crate) struct Shared {
     pub(crate) options: ServerOptions,
     pub(crate) slots: Arc<Slots>,
     exports: Mutex<BTreeMap<String, Arc<Served>>>,
-    memory: Arc<Memory>,
-    /// Sockets of clients in the handshake, so that they can be cut off.
-    handshakes: Mutex<HashMap<u64, Arc<Socket>>>,
-    handshake_over: Condvar,
-    next_handshake: AtomicU64,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) handshakes: Arc<Handshakes>,
     doorman: Doorman,
     stopping: AtomicBool,
 }
@@ -61,10 +59,8 @@ impl Server {
         let shared = Arc::new(Shared {
             slots: Slots::new(options.max_connections, Box::new(move || bell.ring())),
             exports: Mutex::default(),
-            memory: Memory::new(options.memory),
-            handshakes: Mutex::default(),
-            handshake_over: Condvar::new(),
-            next_handshake: AtomicU64::new(0),
+            memory: Memory::new(options.memory, options.max_connections),
+            handshakes: Arc::default(),
             doorman,
             stopping: AtomicBool::new(false),
             options,
@@ -133,7 +129,7 @@ impl Server {
 
     /// Connections at present, those in the handshake included.
     pub fn connections(&self) -> usize {
-        self.shared.slots.taken()
+        self.shared.connections()
     }
 
     /// Bytes that requests and unsent replies hold at present.
@@ -176,7 +172,7 @@ impl Server {
         }
         let result = Served::wait_gone(&exports, false);
         self.shared.doorman.join();
-        self.shared.wait_handshakes();
+        self.shared.handshakes.wait();
         result
     }
 }
@@ -221,48 +217,29 @@ impl Shared {
             std::mem::take(&mut *exports)
         };
         self.doorman.close();
-        for socket in self.handshakes.lock().values() {
-            socket.shutdown();
-        }
+        self.handshakes.close();
+        self.slots.close();
         exports.into_values().collect()
     }
 
-    /// Waits for handshakes that were cut off. They do nothing that takes time.
-    fn wait_handshakes(&self) {
-        let mut handshakes = self.handshakes.lock();
-        while !handshakes.is_empty() {
-            handshakes = self.handshake_over.wait(handshakes);
-        }
+    /// Connections at present, those in the handshake included.
+    pub(crate) fn connections(&self) -> usize {
+        self.slots.taken() + self.handshakes.count()
     }
 
     /// Takes a connected client through the handshake, on a thread of its own.
     pub(crate) fn serve(self: &Arc<Self>, fd: OwnedFd) -> Result<(), ServerError> {
-        let slot = self.slots.take();
         let socket = Arc::new(Socket::new(fd));
-        let id = self.next_handshake.fetch_add(1, Ordering::Relaxed);
-        {
-            let mut handshakes = self.handshakes.lock();
-            if self.is_stopping() {
-                return Err(ServerError::Stopped);
-            }
-            handshakes.insert(id, Arc::clone(&socket));
-        }
+        let handshaking = self.handshakes.begin(&socket).ok_or(ServerError::Stopped)?;
         let shared = Arc::clone(self);
-        let started = thread::Builder::new().name("nbd-handshake".into()).spawn(move || {
-            shared.shake_hands(socket, slot);
-            shared.handshakes.lock().remove(&id);
-            shared.handshake_over.notify_all();
-        });
-        if let Err(source) = started {
-            self.handshakes.lock().remove(&id);
-            return Err(ServerError::System { what: "start a thread", source });
-        }
+        thread::Builder::new()
+            .name("nbd-handshake".into())
+            .spawn(move || {
+                let deadline = Instant::now() + shared.options.handshake_limit;
+                // A client that fails sees the end of its connection.
+                let _ = handshake::run(&shared, Transport::plain(socket), &handshaking, deadline);
+            })
+            .map_err(|source| ServerError::System { what: "start a thread", source })?;
         Ok(())
-    }
-
-    fn shake_hands(self: &Arc<Self>, socket: Arc<Socket>, slot: Slot) {
-        let deadline = Instant::now() + self.options.handshake_limit;
-        // A client that fails is told by the end of its connection; there is nobody else to tell.
-        let _ = handshake::run(self, Transport::plain(socket), slot, deadline);
     }
 }

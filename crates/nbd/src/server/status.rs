@@ -7,7 +7,7 @@ use crate::proto::{
 };
 
 use super::connection::Connection;
-use super::options::MAX_DESCRIPTORS;
+use super::options::{MAX_DESCRIPTORS, MAX_VISITS};
 use super::terms::{Context, Failure};
 
 /// However many contexts are asked for, each may say this much.
@@ -73,7 +73,8 @@ fn ask(
     range: ByteRange,
     most: usize,
 ) -> Result<Vec<Descriptor>, Failure> {
-    let mut runs = Runs { at: range.start(), end: range.end(), most, found: Vec::new() };
+    let mut runs =
+        Runs { connection, at: range.start(), end: range.end(), most, visits: 0, found: Vec::new() };
     let device = connection.device();
     match context {
         Context::Allocation => device.extents(range, &mut |extent| {
@@ -95,25 +96,33 @@ fn ask(
         }
     }
     if runs.found.is_empty() {
+        connection.still_wanted()?;
         return Err(Failure::new(Errno::IO, "nothing is known about the range"));
     }
     Ok(runs.found)
 }
 
-/// Maximal runs of equal flags, at most so many.
-struct Runs {
+/// Maximal runs of equal flags, at most so many out of so many extents, and none for a client that has gone. The last one may
+/// be shorter than it is: clients ask again from where an answer ends.
+struct Runs<'a> {
+    connection: &'a Connection,
     at: u64,
     end: u64,
     most: usize,
+    visits: usize,
     found: Vec<Descriptor>,
 }
 
-impl Runs {
+impl Runs<'_> {
     fn push(&mut self, end: u64, flags: u64) -> Visit {
         let end = end.min(self.end);
         if end <= self.at {
             return Visit::Continue(());
         }
+        if self.visits == MAX_VISITS || self.connection.is_cut() {
+            return Visit::Break(());
+        }
+        self.visits += 1;
         let length = end - self.at;
         let full = self.found.len() == self.most;
         match self.found.last_mut() {

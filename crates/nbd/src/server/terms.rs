@@ -53,10 +53,13 @@ impl From<blockmirror_block::Error> for Failure {
     }
 }
 
-/// What an export can do, as clients are told.
-pub(crate) fn transmission_flags(export: &Export, mode: Mode) -> TransmissionFlags {
+/// What an export can do, as the server announces it. With `one_client` there is no second connection for which more could be used.
+pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) -> TransmissionFlags {
     use TransmissionFlags as F;
-    let mut flags = F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_CACHE | F::CAN_MULTI_CONN;
+    let mut flags = F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_CACHE;
+    if !one_client {
+        flags = flags | F::CAN_MULTI_CONN;
+    }
     if export.writable {
         flags = flags | F::SEND_TRIM | F::SEND_WRITE_ZEROES | F::SEND_FAST_ZERO;
     } else {

@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Connection, State};
+use super::{Connection, State, Unsent};
 use crate::server::input::Scratch;
 use crate::server::reply::Reply;
 
@@ -59,7 +59,7 @@ impl Connection {
                 break Ok(());
             }
         };
-        self.moved.fetch_add(1, Ordering::Relaxed);
+        self.moved.fetch_add(sent as u64, Ordering::Relaxed);
         let rest = match result {
             Ok(()) => Vec::new(),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => scratch.out.split_off(sent),
@@ -72,7 +72,7 @@ impl Connection {
         if !rest.is_empty() {
             let mut state = self.state.lock();
             let rest = Reply::bytes(rest);
-            state.unsent += rest.held();
+            state.unsent.add(&rest);
             state.out.push_front(rest);
         }
         self.send_queue();
@@ -86,7 +86,7 @@ impl Connection {
                 let mut state = self.state.lock();
                 if state.broken && !state.out.is_empty() {
                     let unwanted = std::mem::take(&mut state.out);
-                    state.unsent = 0;
+                    state.unsent = Unsent::default();
                     // Not under the lock: giving buffers back may resume this very connection.
                     drop(state);
                     drop(unwanted);
@@ -105,11 +105,11 @@ impl Connection {
                 }
                 std::mem::swap(&mut state.out, &mut replies);
             }
-            let before: usize = replies.iter().map(Reply::held).sum();
+            let before = Unsent::of(&replies);
             let result = self.send_all(&mut replies);
-            let left: usize = replies.iter().map(Reply::held).sum();
+            let left = Unsent::of(&replies);
             let mut state = self.state.lock();
-            state.unsent = state.unsent.saturating_sub(before - left);
+            state.unsent.sent(before, left);
             match result {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -161,7 +161,7 @@ impl Connection {
                 }
                 if parts.is_empty() { 0 } else { self.transport.send(&parts)? }
             };
-            self.moved.fetch_add(1, Ordering::Relaxed);
+            self.moved.fetch_add(sent as u64, Ordering::Relaxed);
             while let Some(reply) = replies.front_mut() {
                 match reply.advance(sent) {
                     Some(beyond) => {
