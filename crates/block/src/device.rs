@@ -140,6 +140,9 @@ pub struct Geometry {
     /// Whether it may go and come back while it is in use, without what was not flushed: somebody else serves it. Who would
     /// have to write all that again flushes now and then.
     pub forgetful: bool,
+    /// Whether a flush makes anything durable. Not so on a server that has no command for it: a flush there succeeds, and says
+    /// nothing.
+    pub can_flush: bool,
 }
 
 impl Geometry {
@@ -153,6 +156,7 @@ impl Geometry {
             discard: DiscardEffect::Ignored,
             writable: true,
             forgetful: false,
+            can_flush: true,
         }
     }
 }

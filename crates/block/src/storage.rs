@@ -118,6 +118,8 @@ pub struct StorageInfo {
     pub zero_init: bool,
     /// What [`Geometry::forgetful`](crate::Geometry::forgetful) says of a disk.
     pub forgetful: bool,
+    /// What [`Geometry::can_flush`](crate::Geometry::can_flush) says of a disk.
+    pub can_flush: bool,
 }
 
 impl StorageInfo {
@@ -131,6 +133,7 @@ impl StorageInfo {
             discards: false,
             zero_init: true,
             forgetful: false,
+            can_flush: true,
         }
     }
 }

@@ -9,15 +9,18 @@
 
 mod fake;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Storage, Visit, WriteFlags, ZeroFlags,
 };
-use blockmirror_nbd::ClientError;
 use blockmirror_nbd::proto::{
     Chunk, Command, Errno, HandshakeFlags, Info, OptionCode, OptionReply, Request, TransmissionFlags,
 };
+use blockmirror_nbd::{ClientError, ClientStorage};
 use fake::{BASE, Export, Fake, Peer};
 
 /// Words of the error, and what the server does in the handshake.
@@ -444,4 +447,152 @@ fn any_reply_ends_the_call() {
         }
     }
     assert!(wrong > 500 && right > 300, "{wrong} {right}");
+}
+
+/// What the server was asked, in order: `(command, offset, length)`.
+type Asked = Arc<Mutex<Vec<(Command, u64, u64)>>>;
+
+/// A server that says that it can zero and trim, refuses both as `error`, and does everything else. It loses the connection at
+/// a read of the byte 13.
+fn refuses(error: Errno) -> (Fake, Asked) {
+    let asked = Asked::default();
+    let export = Export {
+        flags: Export::new().flags
+            | TransmissionFlags::SEND_WRITE_ZEROES
+            | TransmissionFlags::SEND_FAST_ZERO
+            | TransmissionFlags::SEND_TRIM,
+        blocks: Some((512, 64 << 10)),
+        ..Export::new()
+    };
+    let log = asked.clone();
+    let fake = Fake::serving(export, move |peer, request, payload| {
+        log.lock().push((request.command, request.offset, request.length));
+        match request.command {
+            Command::WriteZeroes | Command::Trim => peer.error(request.cookie, error, true),
+            Command::Read if request.offset == 13 << 9 => {
+                peer.stream.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+            Command::Read => {
+                let bytes = vec![7; request.length as usize];
+                peer.data(request.cookie, request.offset, &bytes, true);
+            }
+            _ => {
+                // Zeros where zeros are due: in whole blocks.
+                assert!(payload.len() < 512 || payload.iter().any(|b| *b == 0));
+                peer.ok(request.cookie);
+            }
+        }
+    });
+    (fake, asked)
+}
+
+#[test]
+fn zeroing_that_the_server_refuses_is_done_with_bytes_and_not_asked_for_again() {
+    for error in [Errno::NOTSUP, Errno::INVAL] {
+        let (fake, asked) = refuses(error);
+        let disk = fake.options().open().unwrap();
+        // What may not be slow is not done with bytes; refused as slow it may be asked for again, refused as unknown not.
+        let quickly = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
+        let failed = disk.write_zeroes(ByteRange::at(0, 4096), quickly).unwrap_err();
+        assert_eq!(failed.kind(), ErrorKind::Unsupported);
+        let whole = |command| asked.lock().iter().filter(|(asked, ..)| *asked == command).count();
+        assert_eq!((whole(Command::WriteZeroes), whole(Command::Write)), (1, 0));
+        // Parts of blocks at both ends.
+        disk.write_zeroes(ByteRange::new(100, 300_000), ZeroFlags::MAY_UNMAP).unwrap();
+        let zeroings = if error == Errno::INVAL { 1 } else { 2 };
+        assert_eq!(whole(Command::WriteZeroes), zeroings);
+        let mut written: Vec<(u64, u64)> =
+            asked.lock().iter().filter(|w| w.0 == Command::Write).map(|w| (w.1, w.1 + w.2)).collect();
+        written.sort_unstable();
+        let mut end = 0;
+        for (start, stop) in written {
+            assert!(start <= end, "nothing writes {end}..{start}");
+            end = stop;
+        }
+        assert_eq!(end, 300_032, "up to the end of the last block");
+        asked.lock().clear();
+        disk.write_zeroes(ByteRange::at(0, 4096), ZeroFlags::NONE).unwrap();
+        assert_eq!(
+            disk.write_zeroes(ByteRange::at(0, 4096), quickly).unwrap_err().kind(),
+            ErrorKind::Unsupported
+        );
+        assert_eq!(*asked.lock(), [(Command::Write, 0, 4096)]);
+    }
+}
+
+#[test]
+fn trimming_that_the_server_refuses_is_ignored_and_not_asked_for_again() {
+    for error in [Errno::NOTSUP, Errno::INVAL] {
+        let (fake, asked) = refuses(error);
+        let disk = fake.options().open().unwrap();
+        disk.discard(ByteRange::at(0, 1 << 20)).unwrap();
+        disk.discard(ByteRange::at(0, 4096)).unwrap();
+        assert_eq!(*asked.lock(), [(Command::Trim, 0, 64 << 10)]);
+        // The connection after this one is asked once more.
+        disk.read_at(&mut [0; 512], 13 << 9).unwrap_err();
+        disk.read_at(&mut [0; 512], 0).unwrap();
+        disk.discard(ByteRange::at(0, 4096)).unwrap();
+        disk.discard(ByteRange::at(0, 4096)).unwrap();
+        let trims = asked.lock().iter().filter(|(command, ..)| *command == Command::Trim).count();
+        assert_eq!(trims, 2);
+    }
+    // Any other failure is one.
+    let (fake, _) = refuses(Errno::IO);
+    let disk = fake.options().open().unwrap();
+    assert_eq!(disk.discard(ByteRange::at(0, 4096)).unwrap_err().kind(), ErrorKind::Io);
+    let failed = disk.write_zeroes(ByteRange::at(0, 4096), ZeroFlags::NONE).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::Io);
+}
+
+#[test]
+fn a_server_without_flush_is_known_as_one() {
+    for (flags, can_flush) in [
+        (TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH, true),
+        (TransmissionFlags::HAS_FLAGS, false),
+    ] {
+        let fake = Fake::serving(Export { flags, ..Export::new() }, |_, _, _| {});
+        let disk = Arc::new(fake.options().open().unwrap());
+        assert_eq!(disk.geometry().can_flush, can_flush);
+        assert_eq!(ClientStorage::new(disk).info().can_flush, can_flush);
+    }
+}
+
+#[test]
+fn a_request_that_hangs_fails_when_its_time_is_over() {
+    let answered = Arc::new(AtomicU64::new(0));
+    let count = answered.clone();
+    // Reads of the first byte hang; the others are answered, so that the connection is never silent.
+    let fake = Fake::serving(Export::new(), move |peer, request, _| {
+        if request.offset != 0 || request.command != Command::Read {
+            count.fetch_add(1, Ordering::Relaxed);
+            peer.data(request.cookie, request.offset, &[1; 512], true);
+        }
+    });
+    let disk = fake.options().io_timeout(Some(Duration::from_millis(300))).open().unwrap();
+    let failed = disk.read_at(&mut [0; 512], 0).unwrap_err();
+    assert!(matches!(cause(&failed), ClientError::NoAnswer(_)), "{failed}");
+    assert_eq!(failed.kind(), ErrorKind::Io);
+    disk.read_at(&mut [0; 512], 512).unwrap();
+    std::thread::scope(|scope| {
+        let hanging = scope.spawn(|| disk.read_at(&mut [0; 512], 0));
+        while !hanging.is_finished() {
+            // They may be on its connection when that is given up.
+            let _ = disk.read_at(&mut [0; 512], 512);
+        }
+        let failed = hanging.join().unwrap().unwrap_err();
+        assert!(matches!(cause(&failed), ClientError::NoAnswer(_)), "{failed}");
+    });
+    assert!(answered.load(Ordering::Relaxed) > 1);
+    // A server that takes nothing in.
+    let fake = Fake::new(|_, mut peer| {
+        peer.handshake(&Export::new());
+        std::thread::park();
+    });
+    let disk = fake.options().io_timeout(Some(Duration::from_millis(300))).open().unwrap();
+    let failed = disk.write_at(&vec![1; 16 << 20], 0, WriteFlags::NONE).unwrap_err();
+    assert_eq!(failed.kind(), ErrorKind::OutOfBounds);
+    for _ in 0..2 {
+        let failed = disk.write_at(&vec![1; 1 << 20], 0, WriteFlags::NONE).unwrap_err();
+        assert!(matches!(cause(&failed), ClientError::NoAnswer(_)), "{failed}");
+    }
 }

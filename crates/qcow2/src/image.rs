@@ -233,6 +233,7 @@ fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
     geometry.discard =
         if io.format.has_zero || !backed { DiscardEffect::Frees } else { DiscardEffect::Ignored };
     geometry.writable = writable;
+    geometry.can_flush = io.storage.info().can_flush && io.data().info().can_flush;
     geometry
 }
 

@@ -76,6 +76,7 @@ impl Raw {
         geometry.discard = if info.discards { DiscardEffect::Frees } else { DiscardEffect::Ignored };
         geometry.writable = info.writable;
         geometry.forgetful = info.forgetful;
+        geometry.can_flush = info.can_flush;
         let first_sector = options.probed.then(Mutex::default);
         Ok(Self { storage, len: AtomicU64::new(len), geometry, first_sector })
     }

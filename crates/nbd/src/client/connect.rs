@@ -68,8 +68,9 @@ impl Connector {
             .map_err(named)?;
         patron.connected(&socket);
         let ready = self.shake_hands(&socket, deadline).and_then(|(link, negotiated)| {
-            socket.set_timeout(None).map_err(ClientError::lost)?;
-            Ok(Connection::new(link, negotiated, epoch))
+            let io_timeout = self.options.io_timeout;
+            socket.set_timeout(io_timeout).map_err(ClientError::lost)?;
+            Ok(Connection::new(link, negotiated, epoch, io_timeout))
         });
         ready.map_err(|error| match error {
             _ if patron.given_up() => ClientError::Cancelled,

@@ -14,7 +14,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockmirror_block::ByteRange;
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
@@ -110,13 +110,15 @@ pub(crate) struct Connection {
     negotiated: Negotiated,
     /// Which life of the pool it belongs to.
     pub(crate) epoch: u64,
+    /// How long one request may take.
+    io_timeout: Option<Duration>,
     turn: Mutex<()>,
     shared: Mutex<Shared>,
     in_flight: AtomicU32,
 }
 
 impl Connection {
-    pub(crate) fn new(link: Link, negotiated: Negotiated, epoch: u64) -> Self {
+    pub(crate) fn new(link: Link, negotiated: Negotiated, epoch: u64, io_timeout: Option<Duration>) -> Self {
         let link = Arc::new(link);
         Self {
             shared: Mutex::new(Shared {
@@ -130,6 +132,7 @@ impl Connection {
             link,
             negotiated,
             epoch,
+            io_timeout,
             turn: Mutex::new(()),
             in_flight: AtomicU32::new(0),
         }
@@ -151,7 +154,8 @@ impl Connection {
     /// has done is unknown.
     pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let result = self.send(op, payload, &sink).and_then(|cookie| self.finish(cookie, op, sink));
+        let deadline = self.io_timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let result = self.send(op, payload, &sink).and_then(|cookie| self.finish(cookie, op, sink, deadline));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         result
     }
@@ -210,7 +214,7 @@ impl Connection {
         };
         let _turn = self.turn.lock();
         if let Err(error) = self.write(op, cookie, payload) {
-            self.die(error);
+            self.die(self.or_timed_out(error));
         }
         Ok(cookie)
     }
@@ -234,8 +238,24 @@ impl Connection {
         .map_err(stream_error)
     }
 
-    /// Waits for the reply to `cookie`, reading for others where need be.
-    fn finish(&self, cookie: u64, op: Op, mut sink: Sink<'_>) -> Result<(), ClientError> {
+    /// What an error of the socket is, which says that it would block when its time has run out.
+    fn or_timed_out(&self, error: ClientError) -> ClientError {
+        match (&error, self.io_timeout) {
+            (ClientError::Lost(io), Some(limit)) if io.kind() == std::io::ErrorKind::WouldBlock => {
+                ClientError::NoAnswer(limit)
+            }
+            _ => error,
+        }
+    }
+
+    /// Waits for the reply to `cookie`, reading for others where need be, until `deadline`.
+    fn finish(
+        &self,
+        cookie: u64,
+        op: Op,
+        mut sink: Sink<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<(), ClientError> {
         let mut coverage = Coverage::new(op.range);
         let mut shared = self.shared.lock();
         loop {
@@ -256,12 +276,20 @@ impl Connection {
                 Self::leave(&mut shared, cookie);
                 return Err(error);
             }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if let (Some(limit), Some(Duration::ZERO)) = (self.io_timeout, left) {
+                Self::die_locked(&mut shared, &self.link, ClientError::NoAnswer(limit));
+                continue;
+            }
             let others = state.handed.is_some_and(|(owner, _)| owner != cookie);
             let free = if others { None } else { state.incoming.take() };
             let Some(mut incoming) = free else {
                 slot.waiting = true;
                 let wake = Arc::clone(&slot.wake);
-                shared = wake.wait(shared);
+                shared = match left {
+                    Some(left) => wake.wait_timeout(shared, left).0,
+                    None => wake.wait(shared),
+                };
                 if let Some(slot) = shared.slots.get_mut(&cookie) {
                     slot.waiting = false;
                 }
@@ -291,7 +319,7 @@ impl Connection {
                         slot.done = true;
                     }
                 }
-                Err(error) => Self::die_locked(&mut shared, &self.link, error),
+                Err(error) => Self::die_locked(&mut shared, &self.link, self.or_timed_out(error)),
             }
         }
     }

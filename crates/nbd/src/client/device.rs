@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::{
     BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger, Geometry,
@@ -16,7 +17,7 @@ use super::options::ClientOptions;
 use super::pool::Pool;
 use super::status::Status;
 use crate::NbdUri;
-use crate::proto::{Command, CommandFlags, TransmissionFlags};
+use crate::proto::{Command, CommandFlags, Errno, TransmissionFlags};
 
 /// Longest range without a payload (zeroes, trim) that is asked for at once where headers have 64-bit lengths. Older servers
 /// may hold their limit for payloads against these too.
@@ -48,6 +49,9 @@ pub struct Client {
     uri: NbdUri,
     name: Arc<str>,
     geometry: Geometry,
+    /// What the server refuses although it says that it can.
+    zeroes: Refusal,
+    trim: Refusal,
     /// Orders writes of parts of a block against other writes of that block.
     blocks: RangeLock,
 }
@@ -61,6 +65,25 @@ impl fmt::Debug for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.pool.close();
+    }
+}
+
+/// That the server has refused one kind of request: it is not asked again before it is another server, perhaps, after a
+/// reconnection.
+#[derive(Default)]
+struct Refusal {
+    /// The epoch of the connections, and 1; zero: never.
+    epoch: AtomicU64,
+}
+
+impl Refusal {
+    fn holds(&self, pool: &Pool) -> bool {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        epoch != 0 && epoch == pool.epoch() + 1
+    }
+
+    fn note(&self, pool: &Pool) {
+        self.epoch.store(pool.epoch() + 1, Ordering::Relaxed);
     }
 }
 
@@ -90,10 +113,19 @@ impl Client {
         if can(TransmissionFlags::SEND_WRITE_ZEROES) && can(TransmissionFlags::SEND_FAST_ZERO) {
             geometry.zero_cost = ZeroCost::Metadata;
         }
+        geometry.can_flush = can(TransmissionFlags::SEND_FLUSH);
         if can(TransmissionFlags::SEND_TRIM) {
             geometry.discard = DiscardEffect::Frees;
         }
-        Ok(Self { name: uri.to_string().into(), uri, pool, geometry, blocks: RangeLock::new() })
+        Ok(Self {
+            name: uri.to_string().into(),
+            uri,
+            pool,
+            geometry,
+            zeroes: Refusal::default(),
+            trim: Refusal::default(),
+            blocks: RangeLock::new(),
+        })
     }
 
     /// Where the export is.
@@ -239,17 +271,12 @@ impl Client {
         let quickly = flags.contains(ZeroFlags::NO_FALLBACK);
         let Parts { head, whole, tail } = self.parts(range);
         let fast = self.can(TransmissionFlags::SEND_FAST_ZERO) && !whole.is_empty();
-        if !self.can(TransmissionFlags::SEND_WRITE_ZEROES) || (quickly && !fast) {
+        let refused = self.zeroes.holds(&self.pool);
+        if !self.can(TransmissionFlags::SEND_WRITE_ZEROES) || refused || (quickly && !fast) {
             if quickly {
-                return Err(Error::new(ErrorKind::Unsupported, "write zeroes")
-                    .in_file(Arc::clone(&self.name))
-                    .at(range.start())
-                    .because("the server does not say when it can zero quickly"));
+                return Err(self.cannot_zero_quickly(range.start()));
             }
-            for piece in range.pieces(ZEROS.len() as u64) {
-                self.write_parts(piece, &ZEROS[..piece.len() as usize], fua)?;
-            }
-            return Ok(());
+            return self.write_zero_bytes(range, fua);
         }
         let mut command = fua;
         if !flags.contains(ZeroFlags::MAY_UNMAP) {
@@ -260,14 +287,43 @@ impl Client {
         }
         // The blocks first: if the server cannot do them quickly, nothing has been written.
         if !whole.is_empty() {
-            let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+            let held = (self.unit() > 1).then(|| self.blocks.shared(whole));
             for piece in pieces(whole, self.longest_without_payload()) {
-                self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing)
-                    .map_err(|e| self.failed("write zeroes", piece.start(), e))?;
+                match self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing) {
+                    Ok(()) => {}
+                    // Which is the answer where it cannot be done quickly.
+                    Err(ClientError::Server { error: Errno::NOTSUP, .. }) if quickly => {
+                        return Err(self.cannot_zero_quickly(piece.start()));
+                    }
+                    Err(error) if error.is_refusal() => {
+                        self.zeroes.note(&self.pool);
+                        if quickly {
+                            return Err(self.cannot_zero_quickly(piece.start()));
+                        }
+                        drop(held);
+                        self.write_zero_bytes(ByteRange::new(piece.start(), range.end()), fua)?;
+                        return self.change_blocks(head, fua, |bytes| bytes.fill(0));
+                    }
+                    Err(error) => return Err(self.failed("write zeroes", piece.start(), error)),
+                }
             }
         }
         self.change_blocks(head, fua, |bytes| bytes.fill(0))?;
         self.change_blocks(tail, fua, |bytes| bytes.fill(0))
+    }
+
+    fn cannot_zero_quickly(&self, offset: u64) -> Error {
+        Error::new(ErrorKind::Unsupported, "write zeroes")
+            .in_file(Arc::clone(&self.name))
+            .at(offset)
+            .because("the server does not say when it can zero quickly")
+    }
+
+    fn write_zero_bytes(&self, range: ByteRange, flags: CommandFlags) -> Result<()> {
+        for piece in range.pieces(ZEROS.len() as u64) {
+            self.write_parts(piece, &ZEROS[..piece.len() as usize], flags)?;
+        }
+        Ok(())
     }
 
     fn longest_without_payload(&self) -> u64 {
@@ -335,14 +391,21 @@ impl BlockDevice for Client {
 
     fn discard(&self, range: ByteRange) -> Result<()> {
         let range = self.check_write(range.start(), range.len(), "discard")?;
-        if !self.can(TransmissionFlags::SEND_TRIM) {
+        if !self.can(TransmissionFlags::SEND_TRIM) || self.trim.holds(&self.pool) {
             return Ok(());
         }
         let whole = range.align_inward(self.unit());
         let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
         for piece in pieces(whole, self.longest_without_payload()) {
-            self.call(Command::Trim, CommandFlags::NONE, piece, &[], Sink::Nothing)
-                .map_err(|e| self.failed("discard", piece.start(), e))?;
+            match self.call(Command::Trim, CommandFlags::NONE, piece, &[], Sink::Nothing) {
+                Ok(()) => {}
+                // Advice that the server does not take.
+                Err(error) if error.is_refusal() => {
+                    self.trim.note(&self.pool);
+                    return Ok(());
+                }
+                Err(error) => return Err(self.failed("discard", piece.start(), error)),
+            }
         }
         Ok(())
     }

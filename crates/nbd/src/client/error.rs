@@ -21,6 +21,9 @@ pub enum ClientError {
     /// Connecting and the handshake took longer than the limit.
     #[error("the server did not finish the handshake within {0:?}")]
     TimedOut(Duration),
+    /// The server did not answer a request within the limit that was set for that.
+    #[error("the server did not answer within {0:?}")]
+    NoAnswer(Duration),
     /// The connection broke.
     #[error("the connection was lost: {0}")]
     Lost(#[source] Arc<io::Error>),
@@ -74,7 +77,7 @@ impl ClientError {
     /// Whether another try on another connection may go better.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Connect(_) | Self::TimedOut(_) | Self::Lost(_) => true,
+            Self::Connect(_) | Self::TimedOut(_) | Self::NoAnswer(_) | Self::Lost(_) => true,
             // A server that starts again may not have its exports yet.
             Self::Refused { .. } => true,
             Self::Server { error, .. } => *error == Errno::SHUTDOWN,
@@ -87,6 +90,11 @@ impl ClientError {
     /// down says so, and that ends the connection.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Server { error, .. } if *error != Errno::SHUTDOWN)
+    }
+
+    /// Whether the server does not do such a request at all, whatever it said that it can.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Server { error: Errno::NOTSUP | Errno::INVAL, .. })
     }
 
     /// What it is at the border of devices.

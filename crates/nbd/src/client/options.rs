@@ -25,6 +25,7 @@ pub struct ClientOptions {
     pub(crate) open_timeout: Duration,
     pub(crate) handshake_timeout: Duration,
     pub(crate) peer_timeout: Option<Duration>,
+    pub(crate) io_timeout: Option<Duration>,
     pub(crate) allocation_depth: bool,
     #[cfg(feature = "tls")]
     pub(crate) tls: TlsOptions,
@@ -47,6 +48,7 @@ impl ClientOptions {
             open_timeout: Duration::ZERO,
             handshake_timeout: Duration::from_secs(10),
             peer_timeout: Some(Duration::from_secs(30)),
+            io_timeout: None,
             allocation_depth: false,
         }
     }
@@ -93,6 +95,15 @@ impl ClientOptions {
     #[must_use]
     pub fn peer_timeout(mut self, limit: Option<Duration>) -> Self {
         self.peer_timeout = limit;
+        self
+    }
+
+    /// How long the server may take for one request, from sending it to the end of its reply, before the connection counts as
+    /// lost: a request that waited for it fails, or is done again as [`reconnect_delay`](Self::reconnect_delay) says. `None`, as
+    /// by default, or zero: as long as it likes. It is noticed within twice that time.
+    #[must_use]
+    pub fn io_timeout(mut self, limit: Option<Duration>) -> Self {
+        self.io_timeout = limit.filter(|limit| !limit.is_zero());
         self
     }
 

@@ -115,6 +115,11 @@ impl Pool {
         &self.first
     }
 
+    /// Which life it is in: goes up with each reconnection.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state.lock().epoch
+    }
+
     /// Does one request, again on a new connection where the old one was lost and the options bear with that.
     ///
     /// Reads, and writes of the same bytes, may be done twice. A flush is not done this way.

@@ -134,8 +134,13 @@ impl Read for Timed<'_> {
 
 impl Write for Timed<'_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.arm()?;
-        either!(self.socket, stream => (&mut &*stream).write(buf)).map_err(timed_out)
+        loop {
+            self.arm()?;
+            match either!(self.socket, stream => (&mut &*stream).write(buf)) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(timed_out),
+            }
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {

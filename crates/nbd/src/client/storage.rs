@@ -68,6 +68,7 @@ impl Storage for ClientStorage {
         info.discards = geometry.discard == DiscardEffect::Frees;
         info.zero_init = false;
         info.forgetful = geometry.forgetful;
+        info.can_flush = geometry.can_flush;
         info
     }
 
