@@ -143,6 +143,8 @@ pub struct Geometry {
     /// Whether a flush makes anything durable. Not so on a server that has no command for it: a flush there succeeds, and says
     /// nothing.
     pub can_flush: bool,
+    /// What shows where the device itself holds nothing. It changes when a layer is put below the device.
+    pub backing: Backing,
 }
 
 impl Geometry {
@@ -157,8 +159,28 @@ impl Geometry {
             writable: true,
             forgetful: false,
             can_flush: true,
+            backing: Backing::None,
         }
     }
+}
+
+/// What shows where a device itself holds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backing {
+    /// Zeros, for good: the device has no layers.
+    None,
+    /// Zeros, until a layer is put below the device: an image that names no backing file.
+    Possible,
+    /// What the layers below hold. All that they name are attached.
+    Attached,
+    /// Unknown: the image, or a layer below it, names a backing file that is not attached. Zeros until it is.
+    Hidden,
+    /// Unknown: a server has the layers, and says only how the device reads now.
+    Remote {
+        /// Whether the server zeroes a range without being sent the zeros.
+        can_zero: bool,
+    },
 }
 
 /// What [`BlockDevice::write_zeroes`] costs.
@@ -244,6 +266,9 @@ flags! {
         NO_FALLBACK = 1;
         /// Durable before the call returns.
         FUA = 2;
+        /// By statement of the device itself, also where it reads as zeros already because it holds nothing: what is attached
+        /// below it later must not show. Devices without layers need nothing for it.
+        EXPLICIT = 3;
     }
 }
 

@@ -18,6 +18,16 @@ pub enum ExtentKind {
     Zero,
     /// No layer of the chain says anything: reads as zeros.
     Unallocated,
+    /// No layer that is attached says anything, and one of them names a backing file that is not attached. It reads as zeros
+    /// until that file is attached; what it shows then is not known.
+    Unknown,
+}
+
+impl ExtentKind {
+    /// Whether no attached layer decides what is here.
+    pub fn is_unallocated(self) -> bool {
+        matches!(self, Self::Unallocated | Self::Unknown)
+    }
 }
 
 /// One maximal run of a disk with one answer.
@@ -32,7 +42,7 @@ pub struct Extent {
     /// What they are.
     pub kind: ExtentKind,
     /// How deep in the backing chain the answer was found; 0 is the image itself. For
-    /// [`ExtentKind::Unallocated`], the depth of the last layer asked.
+    /// [`ExtentKind::Unallocated`] and [`ExtentKind::Unknown`], the depth of the last layer asked.
     pub depth: u32,
     /// Whether the bytes are stored compressed.
     pub compressed: bool,
@@ -68,14 +78,15 @@ impl Extent {
         self
     }
 
-    /// Whether its bytes are known to read as zeros without reading them.
+    /// Whether its bytes are known to read as zeros now, without reading them. What is [`ExtentKind::Unknown`] reads as zeros
+    /// as well, but stays so only until a backing file is attached: who skips zeros that are there already asks for the kind.
     pub fn reads_as_zero(&self) -> bool {
         !matches!(self.kind, ExtentKind::Data)
     }
 
     /// Whether the image itself, not a layer below, decides what is here.
     pub fn in_top(&self) -> bool {
-        self.depth == 0 && self.kind != ExtentKind::Unallocated
+        self.depth == 0 && !self.kind.is_unallocated()
     }
 
     /// The part of it inside `range`, or `None` if they do not meet. The host location moves along.

@@ -27,7 +27,7 @@ pub mod testing;
 pub mod zero;
 
 pub use buffer::AlignedBuf;
-pub use device::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
+pub use device::{Backing, BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, ExtentMerger, HostRun, Visit};
 pub use range::ByteRange;

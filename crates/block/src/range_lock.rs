@@ -58,6 +58,11 @@ impl RangeLock {
         self.acquire(range, true)
     }
 
+    /// How many threads wait now. Outdated the next moment; for tests of those who take turns.
+    pub fn waiters(&self) -> usize {
+        self.queue.lock().waiters
+    }
+
     fn acquire(&self, range: ByteRange, exclusive: bool) -> RangeGuard<'_> {
         let mut queue = self.queue.lock();
         let id = queue.next_id;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use crate::device::ZeroFlags;
+use crate::device::{Backing, ZeroFlags};
 use crate::extent::{HostRun, Visit};
 use crate::{ByteRange, Error, ErrorKind, Result};
 
@@ -120,6 +120,8 @@ pub struct StorageInfo {
     pub forgetful: bool,
     /// What [`Geometry::can_flush`](crate::Geometry::can_flush) says of a disk.
     pub can_flush: bool,
+    /// What [`Geometry::backing`](crate::Geometry::backing) says of a disk.
+    pub backing: Backing,
 }
 
 impl StorageInfo {
@@ -134,6 +136,7 @@ impl StorageInfo {
             zero_init: true,
             forgetful: false,
             can_flush: true,
+            backing: Backing::None,
         }
     }
 }

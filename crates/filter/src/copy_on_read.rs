@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, ExtentKind, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
 };
 
 /// Populates the device below it with what is read through it.
@@ -36,7 +36,7 @@ impl CopyOnRead {
     }
 
     fn is_below(&self, extent: &Extent) -> bool {
-        extent.kind != ExtentKind::Unallocated && (1..=self.max_depth).contains(&extent.depth)
+        !extent.kind.is_unallocated() && (1..=self.max_depth).contains(&extent.depth)
     }
 }
 

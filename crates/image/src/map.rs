@@ -64,7 +64,7 @@ pub fn map(
             start: extent.range.start(),
             length: extent.range.len(),
             depth: extent.depth,
-            present: extent.kind != ExtentKind::Unallocated,
+            present: !extent.kind.is_unallocated(),
             zero: extent.reads_as_zero(),
             data: extent.kind == ExtentKind::Data,
             compressed: extent.compressed,

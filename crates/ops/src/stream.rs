@@ -165,7 +165,7 @@ impl Stream<'_> {
             let ends_count = max_depth != u32::MAX && max_depth > 0;
             let wanted = match extent.kind {
                 // The last layer asked was in reach: a deeper one might show later.
-                ExtentKind::Unallocated => ends_count && extent.depth <= max_depth,
+                ExtentKind::Unallocated | ExtentKind::Unknown => ends_count && extent.depth <= max_depth,
                 _ => (1..=max_depth).contains(&extent.depth),
             };
             match runs.last_mut() {

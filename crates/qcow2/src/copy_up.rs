@@ -90,7 +90,7 @@ impl Qcow2 {
             return Ok(units);
         }
         backing.extents(there, &mut |extent| {
-            let in_reach = extent.depth < max_depth && (ends_count || extent.kind != ExtentKind::Unallocated);
+            let in_reach = extent.depth < max_depth && (ends_count || !extent.kind.is_unallocated());
             let data = extent.kind == ExtentKind::Data;
             for unit in &mut units[index(extent.range.start())..=index(extent.range.end() - 1)] {
                 unit.wanted |= in_reach;

@@ -58,8 +58,10 @@ impl Qcow2 {
         merger: &mut ExtentMerger,
         visit: &mut dyn FnMut(Extent) -> Visit,
     ) -> Result<Visit> {
-        let Some(backing) = self.io.backing() else {
-            return Ok(merger.push(Extent::new(range, ExtentKind::Unallocated), visit));
+        let below = self.io.below.lock().clone();
+        let Some(backing) = below.device else {
+            let kind = if below.named { ExtentKind::Unknown } else { ExtentKind::Unallocated };
+            return Ok(merger.push(Extent::new(range, kind), visit));
         };
         let there = range.intersect(ByteRange::new(0, backing.len()));
         let mut flow = Visit::Continue(());

@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error as BlockError, ErrorKind, Extent, Geometry, RangeLock,
-    Result as BlockResult, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
+    Backing, BlockDevice, ByteRange, DiscardEffect, Error as BlockError, ErrorKind, Extent, Geometry,
+    RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -362,7 +362,9 @@ impl BlockDevice for Qcow2 {
     }
 
     fn geometry(&self) -> Geometry {
-        self.geometry
+        let mut geometry = self.geometry;
+        geometry.backing = if self.raw_data_file() { Backing::None } else { self.io.backing_state() };
+        geometry
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> BlockResult<()> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::sync::Mutex;
-use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
+use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
 
 use crate::format::entry::EntryFormat;
 use crate::offset::{ClusterSize, HostOffset};
@@ -57,6 +57,17 @@ impl Io {
     pub(crate) fn hidden_backing(&self) -> bool {
         let below = self.below.lock();
         below.named && below.device.is_none()
+    }
+
+    /// What shows where nothing is allocated.
+    pub(crate) fn backing_state(&self) -> Backing {
+        let below = self.below.lock().clone();
+        match below.device {
+            Some(device) if device.geometry().backing == Backing::Hidden => Backing::Hidden,
+            Some(_) => Backing::Attached,
+            None if below.named => Backing::Hidden,
+            None => Backing::Possible,
+        }
     }
 
     /// Where guest data lies.

@@ -428,9 +428,10 @@ impl Qcow2 {
         self.all_zero(range, |hole| !self.io.hidden_backing() && !self.io.backing_covers(hole))
     }
 
-    /// Whether all of `range` reads as zeros, whatever lies below the image now or later.
-    pub(crate) fn is_zero_by_itself(&self, range: ByteRange) -> Result<bool> {
-        self.all_zero(range, |_| !self.io.backed())
+    /// Whether all of `range` reads as zeros, whatever lies below the image now or later; if `explicit`, also should it be
+    /// given a backing file.
+    pub(crate) fn is_zero_by_itself(&self, range: ByteRange, explicit: bool) -> Result<bool> {
+        self.all_zero(range, |_| !explicit && !self.io.backed())
     }
 
     /// Whether all of `range` reads as zeros, if `unallocated` says which holes of the mapping do.

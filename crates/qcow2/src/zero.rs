@@ -16,15 +16,24 @@ const ZERO_CHUNK: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
-    /// Must read as zeros afterwards.
-    Zero { may_unmap: bool },
-    /// The same, and by statement of this image, whatever lies below it now.
-    Claim,
+    /// Must read as zeros afterwards; if `explicit`, by statement of this image, whatever lies below it now.
+    Zero { may_unmap: bool, explicit: bool },
     /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays unallocated, as in an
     /// overlay that is created longer than its backing file.
     Grow,
     /// May read as zeros afterwards; give the space back.
     Discard,
+}
+
+impl Purpose {
+    /// Whether clusters may be given back.
+    fn unmaps(self) -> bool {
+        !matches!(self, Self::Zero { may_unmap: false, .. })
+    }
+
+    fn is_explicit(self) -> bool {
+        matches!(self, Self::Zero { explicit: true, .. })
+    }
 }
 
 /// What is to become of one cluster.
@@ -42,12 +51,13 @@ impl Qcow2 {
     /// Makes `range`, inside the disk, read as zeros.
     pub(crate) fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         self.check_writable("write zeroes")?;
-        let purpose = Purpose::Zero { may_unmap: flags.contains(ZeroFlags::MAY_UNMAP) };
+        let explicit = flags.contains(ZeroFlags::EXPLICIT);
+        let purpose = Purpose::Zero { may_unmap: flags.contains(ZeroFlags::MAY_UNMAP), explicit };
         let whole = self.whole_subclusters(range);
         let edges = [ByteRange::new(range.start(), whole.start()), ByteRange::new(whole.end(), range.end())];
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             for edge in edges {
-                if !self.is_zero_by_itself(edge)? {
+                if !self.is_zero_by_itself(edge, explicit)? {
                     return Err(self.only_data(range));
                 }
             }
@@ -57,7 +67,7 @@ impl Qcow2 {
             return self.zero_raw_data_file(range, flags);
         }
         for edge in edges {
-            self.zero_with_data(edge)?;
+            self.zero_with_data(edge, explicit)?;
         }
         self.change(whole, purpose)
     }
@@ -119,7 +129,7 @@ impl Qcow2 {
             self.relieve()?;
             let by_data = self.change_in_table(part, purpose)?;
             for range in by_data {
-                self.zero_with_data(range)?;
+                self.zero_with_data(range, purpose.is_explicit())?;
             }
         }
         Ok(())
@@ -134,7 +144,7 @@ impl Qcow2 {
     /// The same where the caller holds the clusters exclusively.
     fn change_held(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
         let io = &self.io;
-        if let (Some(data_file), true) = (&io.data_file, purpose != (Purpose::Zero { may_unmap: false })) {
+        if let (Some(data_file), true) = (&io.data_file, purpose.unmaps()) {
             // A hint, and before the entries change: a discarded range reads as before or as zeros.
             data_file.discard(part)?;
         }
@@ -224,18 +234,15 @@ impl Qcow2 {
             return Change::Nothing;
         }
         if !format.has_zero {
-            let unmaps = purpose != (Purpose::Zero { may_unmap: false });
             return match purpose {
-                _ if !backed && unmaps => Change::Set { entry: PlainEntry::default(), frees: true },
+                _ if !backed && purpose.unmaps() => Change::Set { entry: PlainEntry::default(), frees: true },
                 // Without a zero flag the backing device would show.
                 Purpose::Discard => Change::Nothing,
-                Purpose::Zero { .. } | Purpose::Claim | Purpose::Grow => Change::Data,
+                Purpose::Zero { .. } | Purpose::Grow => Change::Data,
             };
         }
-        let keeps_place = plain.host.is_some()
-            && (format.external_data
-                || !whole
-                || (plain.copied && purpose == Purpose::Zero { may_unmap: false }));
+        let keeps_place =
+            plain.host.is_some() && (format.external_data || !whole || (plain.copied && !purpose.unmaps()));
         if keeps_place {
             let entry = PlainEntry {
                 allocated: plain.allocated & !mask,
@@ -254,17 +261,17 @@ impl Qcow2 {
     /// statement of this image. The format has a zero flag.
     pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
         for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
-            self.change_held(part, Purpose::Claim)?;
+            self.change_held(part, Purpose::Zero { may_unmap: true, explicit: true })?;
         }
         Ok(())
     }
 
     /// Writes zeros where the range does not read as zeros already.
-    fn zero_with_data(&self, range: ByteRange) -> Result<()> {
+    fn zero_with_data(&self, range: ByteRange, explicit: bool) -> Result<()> {
         // At most a chunk.
         let zeros = vec![0; range.len().min(ZERO_CHUNK) as usize];
         for part in range.pieces(ZERO_CHUNK) {
-            if !self.is_zero_by_itself(part)? {
+            if !self.is_zero_by_itself(part, explicit)? {
                 self.write_mapped(&zeros[..part.len() as usize], part)?;
             }
         }
@@ -286,7 +293,7 @@ impl Qcow2 {
 /// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose` cares.
 fn shows_below(io: &Io, part: ByteRange, purpose: Purpose) -> bool {
     match purpose {
-        Purpose::Claim => true,
+        Purpose::Zero { explicit: true, .. } => true,
         Purpose::Grow => io.backing_covers(part),
         Purpose::Zero { .. } | Purpose::Discard => io.backed(),
     }

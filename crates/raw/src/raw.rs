@@ -77,6 +77,7 @@ impl Raw {
         geometry.writable = info.writable;
         geometry.forgetful = info.forgetful;
         geometry.can_flush = info.can_flush;
+        geometry.backing = info.backing;
         let first_sector = options.probed.then(Mutex::default);
         Ok(Self { storage, len: AtomicU64::new(len), geometry, first_sector })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::allocation::AllocationMap;
 use super::sparse::SparseBytes;
-use crate::device::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
+use crate::device::{Backing, BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 use crate::extent::{Extent, ExtentKind, ExtentMerger, Visit};
 use crate::sync::Mutex;
 use crate::{ByteRange, Error, ErrorKind, Result};
@@ -297,7 +297,7 @@ impl BlockDevice for MemoryDisk {
             .filter(|(_, kind)| match kind {
                 ExtentKind::Data => true,
                 ExtentKind::Zero => self.geometry.zero_cost == ZeroCost::Data,
-                ExtentKind::Unallocated => {
+                ExtentKind::Unallocated | ExtentKind::Unknown => {
                     self.backing.is_some() || self.geometry.zero_cost == ZeroCost::Data
                 }
             })
@@ -343,6 +343,7 @@ impl BlockDevice for MemoryDisk {
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
         self.check("extents", range.start(), Some(range), range.len())?;
         let runs = self.state.lock().map.runs(range);
+        let hidden = self.backing.is_none() && self.geometry.backing == Backing::Hidden;
         let mut merger = ExtentMerger::default();
         for (run, kind) in runs {
             let answer = match &self.backing {
@@ -360,6 +361,9 @@ impl BlockDevice for MemoryDisk {
                     // Past the end of the backing disk nothing says anything.
                     let past = ByteRange::new(run.start().max(backing.len()), run.end());
                     merger.push(Extent::new(past, ExtentKind::Unallocated), visit)
+                }
+                _ if kind == ExtentKind::Unallocated && hidden => {
+                    merger.push(Extent::new(run, ExtentKind::Unknown), visit)
                 }
                 _ => merger.push(Extent::new(run, kind), visit),
             };
@@ -388,7 +392,7 @@ impl BlockDevice for MemoryDisk {
             let ends_count = max_depth != u32::MAX;
             let mut shown = ends_count && max_depth > 0 && there.end() < unit.end();
             backing.extents(there, &mut |extent| {
-                shown |= extent.depth < max_depth && (ends_count || extent.kind != ExtentKind::Unallocated);
+                shown |= extent.depth < max_depth && (ends_count || !extent.kind.is_unallocated());
                 Visit::Continue(())
             })?;
             if shown {

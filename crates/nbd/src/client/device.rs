@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger, Geometry,
-    RangeLock, Result, Visit, WriteFlags, ZeroCost, ZeroFlags,
+    Backing, BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger,
+    Geometry, RangeLock, Result, Visit, WriteFlags, ZeroCost, ZeroFlags,
 };
 
 use super::connect::Connector;
@@ -109,6 +109,7 @@ impl Client {
         geometry.request_alignment = export.min_block;
         geometry.writable = writable;
         geometry.forgetful = true;
+        geometry.backing = Backing::Remote { can_zero: can(TransmissionFlags::SEND_WRITE_ZEROES) };
         // Where zeros may be slow, they are no shortcut.
         if can(TransmissionFlags::SEND_WRITE_ZEROES) && can(TransmissionFlags::SEND_FAST_ZERO) {
             geometry.zero_cost = ZeroCost::Metadata;

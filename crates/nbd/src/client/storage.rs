@@ -69,6 +69,7 @@ impl Storage for ClientStorage {
         info.zero_init = false;
         info.forgetful = geometry.forgetful;
         info.can_flush = geometry.can_flush;
+        info.backing = geometry.backing;
         info
     }
 

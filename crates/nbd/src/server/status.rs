@@ -80,13 +80,16 @@ fn ask(
         Context::Allocation => device.extents(range, &mut |extent| {
             let flags = match extent.kind {
                 ExtentKind::Data => 0,
-                ExtentKind::Zero | ExtentKind::Unallocated => allocation::HOLE | allocation::ZERO,
+                // How it reads now.
+                ExtentKind::Zero | ExtentKind::Unallocated | ExtentKind::Unknown => {
+                    allocation::HOLE | allocation::ZERO
+                }
             };
             runs.push(extent.range.end(), flags)
         })?,
         Context::Depth => device.extents(range, &mut |extent| {
             let depth = match extent.kind {
-                ExtentKind::Unallocated => 0,
+                ExtentKind::Unallocated | ExtentKind::Unknown => 0,
                 ExtentKind::Data | ExtentKind::Zero => u64::from(extent.depth) + 1,
             };
             runs.push(extent.range.end(), depth)
