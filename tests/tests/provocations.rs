@@ -17,7 +17,7 @@ use std::sync::Arc;
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Extent, Visit, WriteFlags, ZeroFlags};
 use blockmirror_image::{CreateSettings, CreateSpec, Format, Image, NewImage, OpenOptions, ReferencePolicy};
-use blockmirror_mirror::{CowTarget, Event, MirrorJob, MirrorOptions, SyncMode, Tap};
+use blockmirror_mirror::{Event, MirrorJob, MirrorOptions, SyncMode, Tap};
 use blockmirror_qcow2 as qcow2;
 use blockmirror_tests::qemu::Qemu;
 use blockmirror_tests::scratch::scratch;
@@ -73,9 +73,8 @@ fn provocation_06_the_rest_of_a_cluster_comes_from_the_source() {
         let storage = overlay(cluster_size);
         let target = Arc::new(writable().open(storage.clone()).unwrap());
         let tap = Tap::new(source.clone());
-        let cow = Arc::new(CowTarget::new(target, source.clone()));
         let options = MirrorOptions::new().sync(SyncMode::Top).granularity(4096);
-        let job = MirrorJob::attach(&tap, cow, options).unwrap();
+        let job = MirrorJob::attach(&tap, target, options).unwrap();
         until_ready(&job);
         tap.write_at(&[0x44; 512], 5 * MIB + 512, WriteFlags::NONE).unwrap();
         job.control().keep_copy().unwrap();
@@ -284,8 +283,7 @@ fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_piv
         Arc::new(options.open(path("overlay")).unwrap())
     };
     let bare = Arc::new(qcow2::OpenOptions::new().writable(true).open(storage).unwrap());
-    let cow = Arc::new(CowTarget::new(bare, tap.device()));
-    let job = MirrorJob::attach(&tap, cow, MirrorOptions::new().sync(SyncMode::None)).unwrap();
+    let job = MirrorJob::attach(&tap, bare, MirrorOptions::new().sync(SyncMode::None)).unwrap();
     until_ready(&job);
     tap.write_at(&[3; 512], 2 * MIB, WriteFlags::NONE).unwrap();
     let wanted = contents(&*tap);

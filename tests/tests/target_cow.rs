@@ -1,14 +1,27 @@
 //! A target overlay whose backing file is not attached while it is filled (the sixth way to get a mirror wrong): its
 //! clusters are larger than what is copied, and the rest of each must come from the source's chain, not from nowhere.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 
+#[path = "common/world.rs"]
+mod world;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
-use blockmirror_mirror::{CowTarget, MirrorJob, MirrorOptions, SyncMode};
+use blockmirror_mirror::{MirrorJob, MirrorOptions, SyncMode};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
+use blockmirror_tests::qemu::Qemu;
+use blockmirror_tests::scratch::scratch;
+use serde_json::{Value, json};
+use world::World;
 
 const SIZE: u64 = (6 << 20) + 512;
 
@@ -47,9 +60,8 @@ fn fill(cluster_size: u64, extended_l2: bool, sync: SyncMode, granularity: u64) 
     let source = source(4096);
     let storage = overlay(cluster_size, extended_l2);
     let target = Arc::new(OpenOptions::new().writable(true).open(storage.clone()).unwrap());
-    let cow = Arc::new(CowTarget::new(target, source.clone()));
     let options = MirrorOptions::new().sync(sync).granularity(granularity);
-    MirrorJob::start(source.clone(), cow, options).unwrap().wait().unwrap();
+    MirrorJob::start(source.clone(), target, options).unwrap().wait().unwrap();
     // Now, as at the pivot, with the backing file.
     let target = OpenOptions::new().backing(base()).open(storage).unwrap();
     let (found, wanted) = (contents(&target), contents(&*source));
@@ -68,6 +80,170 @@ fn the_rest_of_a_cluster_comes_from_the_source() {
             fill(1 << 20, false, sync, granularity);
             fill(64 << 10, true, sync, granularity);
             fill(4096, false, sync, granularity);
+        }
+    }
+}
+
+/// A mirror in the daemon to an overlay that is opened with `"backing": null`, or to an export of one.
+struct Case {
+    /// Options of `qemu-img create` for the target.
+    target: &'static str,
+    /// The job's own arguments.
+    arguments: Value,
+    /// What the top image of the source holds.
+    source: &'static [&'static str],
+    /// What the guest writes when the job is ready.
+    writes: &'static [&'static str],
+    /// The target is reached through an export of another daemon.
+    over_nbd: bool,
+}
+
+/// Data, zeros and a little more data; the rest shows the base.
+const MIXED: &[&str] = &["write -P 17 0 512k", "write -z 1M 1M", "write -P 18 3M 64k"];
+
+impl Case {
+    /// Performs it; then the target over its backing file reads as the source does.
+    fn play(&self, qemu: Qemu) {
+        let dir = scratch().unwrap();
+        let dir = dir.path();
+        std::fs::write(dir.join("base.raw"), vec![0xbb; 8 << 20]).unwrap();
+        qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "disk.qcow2"])
+            .unwrap();
+        qemu.img_in(
+            dir,
+            ["create", "-q", "-f", "qcow2", "-o", self.target, "-b", "base.raw", "-F", "raw", "t.qcow2"],
+        )
+        .unwrap();
+        qemu.io("qcow2", &dir.join("disk.qcow2"), self.source).unwrap();
+        self.mirror(dir);
+        let (disk, target) = (dir.join("disk.qcow2"), dir.join("t.qcow2"));
+        let what = format!("{} {} over NBD: {}", self.target, self.arguments, self.over_nbd);
+        qemu.compare("qcow2", &disk, "qcow2", &target).unwrap_or_else(|error| panic!("{what}: {error}"));
+        qemu.check(&target).unwrap_or_else(|error| panic!("{what}: {error}"));
+    }
+
+    fn mirror(&self, dir: &Path) {
+        let file = dir.join("disk.qcow2").display().to_string();
+        let node = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={file}");
+        let mut world = World::ours(dir, &[node]);
+        let file = json!({"driver": "file", "filename": dir.join("t.qcow2")});
+        let mut image =
+            json!({"driver": "qcow2", "node-name": "t", "backing": null, "file": file, "discard": "unmap"});
+        let mut server = None;
+        if self.over_nbd {
+            let dir = dir.join("server");
+            std::fs::create_dir(&dir).unwrap();
+            image["node-name"] = json!("disk");
+            server = Some(World::ours(&dir, &[image.to_string()]));
+            let address = json!({"type": "unix", "path": dir.join("nbd")});
+            image = json!({"driver": "nbd", "node-name": "t", "server": address, "export": "disk"});
+        }
+        world.must("blockdev-add", image);
+        let mut arguments = json!({"job-id": "j", "device": "disk", "target": "t"});
+        for (name, value) in self.arguments.as_object().unwrap() {
+            arguments[name] = value.clone();
+        }
+        if arguments.get("bitmap").is_some() {
+            world.must("block-dirty-bitmap-add", json!({"node": "disk", "name": "b"}));
+            let line = "qemu-io disk \"write -q -P 40 5M 1k\"";
+            world.must("human-monitor-command", json!({"command-line": line}));
+        }
+        world.must("blockdev-mirror", arguments);
+        world.wait_for("BLOCK_JOB_READY");
+        for write in self.writes {
+            let line = format!("qemu-io disk \"{write}\"");
+            let said = world.must("human-monitor-command", json!({"command-line": line}));
+            assert_eq!(said, "", "{write}");
+        }
+        let end = if self.writes.is_empty() { "block-job-complete" } else { "block-job-cancel" };
+        world.must(end, json!({"device": "j"}));
+        assert_eq!(world.wait_for("BLOCK_JOB_COMPLETED").get("error"), None);
+        world.wait_for_status("null");
+        world.end();
+        if let Some(server) = server {
+            server.end();
+        }
+    }
+}
+
+/// The zeros of the source were left out, because what the target hides was taken for zeros.
+#[test]
+fn zeros_are_written_over_a_backing_file_that_is_not_attached() {
+    let Some(qemu) = Qemu::find("zeros_are_written_over_a_backing_file_that_is_not_attached") else { return };
+    for over_nbd in [false, true] {
+        for sync in ["top", "full"] {
+            let arguments = json!({"sync": sync});
+            Case { target: "compat=1.1", arguments, source: MIXED, writes: &[], over_nbd }.play(qemu);
+        }
+    }
+}
+
+/// Nothing but what was copied came into a cluster of the target.
+#[test]
+fn clusters_are_completed_over_a_backing_file_that_is_not_attached() {
+    let Some(qemu) = Qemu::find("clusters_are_completed_over_a_backing_file_that_is_not_attached") else {
+        return;
+    };
+    for sync in ["top", "full"] {
+        let arguments = json!({"sync": sync});
+        let target = "cluster_size=1M";
+        Case { target, arguments, source: MIXED, writes: &[], over_nbd: false }.play(qemu);
+    }
+}
+
+/// The rest of the cluster became zeros.
+#[test]
+fn a_small_write_completes_its_cluster_over_a_backing_file_that_is_not_attached() {
+    let Some(qemu) =
+        Qemu::find("a_small_write_completes_its_cluster_over_a_backing_file_that_is_not_attached")
+    else {
+        return;
+    };
+    for over_nbd in [false, true] {
+        let (arguments, writes) = (json!({"sync": "top"}), &["write -q -P 30 4M 4k"]);
+        Case { target: "compat=1.1", arguments, source: &[], writes, over_nbd }.play(qemu);
+    }
+}
+
+/// Writes of all sizes, with the job in any mode, at any granularity, into images of both versions.
+#[test]
+fn every_mode_fills_a_target_whose_backing_file_is_not_attached() {
+    let Some(qemu) = Qemu::find("every_mode_fills_a_target_whose_backing_file_is_not_attached") else {
+        return;
+    };
+    let writes = &[
+        "write -q -P 31 4194816 512",
+        "write -q -P 32 4300000 3000",
+        "write -q -P 33 6M 1M",
+        "write -q -z 7340544 4k",
+        "write -q -z -u 2M 128k",
+        "discard -q 1300k 100k",
+        "write -q -P 34 8388096 512",
+    ];
+    let mut turn = 0;
+    for target in [
+        "compat=0.10",
+        "compat=1.1",
+        "compat=1.1,cluster_size=4k",
+        "compat=1.1,cluster_size=2M",
+        "compat=1.1,extended_l2=on",
+        "compat=0.10,cluster_size=512k",
+    ] {
+        for sync in ["full", "top", "none", "bitmap"] {
+            for mode in ["background", "write-blocking", "auto"] {
+                turn += 1;
+                let granularity = [512, 4096, 65536, 1 << 20][turn % 4];
+                let over_nbd = turn % 5 == 0;
+                // Of the others nothing is copied but what the guest writes.
+                let source = if matches!(sync, "full" | "top") { MIXED } else { &[] };
+                let cluster = if target.contains("2M") { 2 << 20 } else { 512 << 10 };
+                let granularity = if over_nbd { granularity.max(cluster) } else { granularity };
+                let mut arguments = json!({"sync": sync, "copy-mode": mode, "granularity": granularity});
+                if sync == "bitmap" {
+                    arguments["bitmap"] = json!("b");
+                }
+                Case { target, arguments, source, writes, over_nbd }.play(qemu);
+            }
         }
     }
 }

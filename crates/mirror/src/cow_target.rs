@@ -1,44 +1,90 @@
-//! A target whose backing file is not attached while it is filled.
+//! How a job writes a target that does not show, while it is filled, what it will show in the end.
 //!
-//! Whoever creates an overlay as target and lets the job copy only the top of the source (QEMU's `drive-mirror` with
-//! `sync=top`) may leave the overlay's backing file closed until the end. The format then cannot do copy-on-write: what a
-//! write does not cover of a new cluster would become zeros, for good. [`CowTarget`] stands in front of such a target and
-//! completes each cluster from the source's whole chain when it is first written. Attach the backing file instead where
-//! you can; then the format does it, and this is not needed.
+//! The target names a backing file that is not attached (a daemon's node with `"backing": null`), or none and is given one
+//! later (a shallow copy whose chain comes with `blockdev-snapshot`), or a server has its layers. Then the format cannot do
+//! copy-on-write: what a write does not cover of a new cluster would become zeros, for good. [`CowTarget`] stands in front of
+//! such a target and completes each unit from the source's whole chain when it is first written. Behind a server clusters
+//! are invisible: there the unit is the granularity. All other targets are written as they are.
 //!
-//! What must hold: a unit is written whole the first time, and two writes to one unit take turns until then. That the
-//! source may be written meanwhile does no harm: whoever writes it marks the range dirty afterwards, and it is copied again.
+//! Used by the engine for the job's own operations and for what the guest writes to the target. What must hold: a unit is
+//! written whole the first time, and two writes to one unit take turns until then. That the source may be written meanwhile
+//! does no harm: such a write goes to the target after it, or marks its range dirty. After a failed flush no unit counts as
+//! complete: the target may have lost any of them.
 
 use std::sync::Arc;
 
 use blockmirror_bitmap::ChunkBitmap;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Geometry, RangeLock, Result, Visit,
-    WriteFlags, ZeroFlags,
+    self as block, Backing, BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Geometry,
+    RangeLock, Result, Visit, WriteFlags, ZeroFlags, zero,
 };
 
-/// Completes the clusters of a target from the source when they are first written.
-///
-/// The unit is the target's subcluster, or its cluster. A target without clusters passes everything through.
+use crate::core::config::affordable_unit;
+use crate::options::MirrorOptions;
+use crate::survey::{TargetContent, needs_backing};
+
+/// Bytes of a unit that are read and written at once; a cluster is no larger.
+const PIECE: u64 = 2 << 20;
+
+/// The cause of an error that is the source's: it could not be read to complete a unit.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SourceFailed(block::Error);
+
+/// Completes the units of a target from the source when they are first written.
 #[derive(Debug)]
-pub struct CowTarget {
+pub(crate) struct CowTarget {
     target: Arc<dyn BlockDevice>,
     source: Arc<dyn BlockDevice>,
     unit: u64,
-    /// Units that hold all of their bytes.
-    complete: Mutex<ChunkBitmap>,
+    content: TargetContent,
+    zero_flags: ZeroFlags,
+    state: Mutex<State>,
     order: RangeLock,
 }
 
+#[derive(Debug)]
+struct State {
+    /// Units that hold all of their bytes.
+    complete: ChunkBitmap,
+    /// Flushes that have failed.
+    losses: u64,
+}
+
 impl CowTarget {
-    /// `target`, completed from `source`, which is the whole chain that the copy is made of. Nothing of the target counts
-    /// as complete yet.
-    pub fn new(target: Arc<dyn BlockDevice>, source: Arc<dyn BlockDevice>) -> Self {
+    /// What a job with these `options` writes to: `target` itself, or a `CowTarget` in front of it if it needs one.
+    pub(crate) fn in_front_of(
+        target: &Arc<dyn BlockDevice>,
+        source: &Arc<dyn BlockDevice>,
+        options: &MirrorOptions,
+        granularity: u64,
+    ) -> Arc<dyn BlockDevice> {
         let geometry = target.geometry();
-        let unit = geometry.subcluster_size.or(geometry.cluster_size).unwrap_or(1);
-        let complete = Mutex::new(ChunkBitmap::new(target.len().div_ceil(unit)));
-        Self { target, source, unit, complete, order: RangeLock::new() }
+        let below = source.geometry().backing;
+        let unit = match geometry.backing {
+            Backing::Hidden if !options.target_is_below => zero_unit(geometry),
+            Backing::Possible if needs_backing(below, options) => zero_unit(geometry),
+            Backing::Remote { .. } => granularity.max(affordable_unit(target.len())),
+            _ => return Arc::clone(target),
+        };
+        let content = TargetContent::of(below, geometry.backing, options);
+        Arc::new(Self::new(Arc::clone(target), Arc::clone(source), unit, content, options.unmap))
+    }
+
+    /// `target`, completed from `source` in units of `unit` bytes. None of them counts as complete yet.
+    fn new(
+        target: Arc<dyn BlockDevice>,
+        source: Arc<dyn BlockDevice>,
+        unit: u64,
+        content: TargetContent,
+        unmap: bool,
+    ) -> Self {
+        let complete = ChunkBitmap::new(target.len().div_ceil(unit));
+        let unmap = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE };
+        let zero_flags = ZeroFlags::EXPLICIT | unmap;
+        let state = Mutex::new(State { complete, losses: 0 });
+        Self { target, source, unit, content, zero_flags, state, order: RangeLock::new() }
     }
 
     /// The units that `range` touches, clipped at the end of the disk.
@@ -61,41 +107,91 @@ impl CowTarget {
     }
 
     fn is_complete(&self, range: ByteRange) -> bool {
-        self.complete
-            .lock()
+        let state = self.state.lock();
+        state
+            .complete
             .next_clear(range.start() / self.unit)
             .is_none_or(|unit| unit * self.unit >= range.end())
+    }
+
+    /// `range`, in whole units, is complete unless a flush has failed since there were `losses`.
+    fn completed(&self, range: ByteRange, losses: u64) {
+        let mut state = self.state.lock();
+        if state.losses == losses {
+            state.complete.set(self.units(range));
+        }
+    }
+
+    fn losses(&self) -> u64 {
+        self.state.lock().losses
     }
 
     /// Writes `buf` at `range`, and with it the rest of the units at its ends where they are not complete yet. The caller
     /// holds the units.
     fn write_whole(&self, buf: &[u8], range: ByteRange) -> Result<()> {
-        let units = self.outward(range);
-        let first = ByteRange::at(units.start(), self.unit);
-        let last = ByteRange::new((range.end() - 1) / self.unit * self.unit, units.end());
-        let start = if self.is_complete(first) { range.start() } else { units.start() };
-        let end = if self.is_complete(last) { range.end() } else { units.end() };
-        let whole = ByteRange::new(start, end);
-        if whole == range {
-            self.target.write_at(buf, range.start(), WriteFlags::NONE)?;
-        } else {
-            let index = |offset: u64| usize::try_from(offset - whole.start()).map_err(|_| too_long(range));
-            let mut all = vec![0; index(whole.end())?];
-            for edge in [ByteRange::new(start, range.start()), ByteRange::new(range.end(), end)] {
-                if !edge.is_empty() {
-                    self.source.read_at(&mut all[index(edge.start())?..index(edge.end())?], edge.start())?;
-                }
+        let losses = self.losses();
+        let first = self.outward(ByteRange::at(range.start(), 1));
+        let last = self.outward(ByteRange::at(range.end() - 1, 1));
+        let mut rest = range;
+        for unit in [first, last] {
+            // A unit that both ends lie in is done by the first.
+            let part = rest.intersect(unit);
+            if part.is_empty() || part == unit || self.is_complete(unit) {
+                continue;
             }
-            all[index(range.start())?..index(range.end())?].copy_from_slice(buf);
-            self.target.write_at(&all, whole.start(), WriteFlags::NONE)?;
+            self.complete_unit(unit, part, &buf[index(range, part.start())..index(range, part.end())])?;
+            rest = if part.start() == rest.start() {
+                ByteRange::new(part.end(), rest.end())
+            } else {
+                ByteRange::new(rest.start(), part.start())
+            };
         }
-        self.complete.lock().set(self.units(units));
+        if !rest.is_empty() {
+            let bytes = &buf[index(range, rest.start())..index(range, rest.end())];
+            self.target.write_at(bytes, rest.start(), WriteFlags::NONE)?;
+        }
+        self.completed(self.outward(range), losses);
+        Ok(())
+    }
+
+    /// Writes `unit`: `buf` at `part`, and the source's bytes around it.
+    fn complete_unit(&self, unit: ByteRange, part: ByteRange, buf: &[u8]) -> Result<()> {
+        for piece in unit.pieces(PIECE) {
+            // At most PIECE bytes, for each caller.
+            let mut all = vec![0; index(piece, piece.end())];
+            let new = piece.intersect(part);
+            let around = match new.is_empty() {
+                true => [piece, ByteRange::default()],
+                false => [ByteRange::new(piece.start(), new.start()), ByteRange::new(new.end(), piece.end())],
+            };
+            for edge in around.into_iter().filter(|edge| !edge.is_empty()) {
+                let into = &mut all[index(piece, edge.start())..index(piece, edge.end())];
+                self.source.read_at(into, edge.start()).map_err(|error| {
+                    Error::new(error.kind(), "complete a cluster of the target")
+                        .caused_by(SourceFailed(error))
+                })?;
+            }
+            if !new.is_empty() {
+                all[index(piece, new.start())..index(piece, new.end())]
+                    .copy_from_slice(&buf[index(part, new.start())..index(part, new.end())]);
+            } else if zero::is_zero(&all) {
+                self.target.write_zeroes(piece, self.zero_flags)?;
+                continue;
+            }
+            self.target.write_at(&all, piece.start(), WriteFlags::NONE)?;
+        }
         Ok(())
     }
 }
 
-fn too_long(range: ByteRange) -> Error {
-    Error::new(ErrorKind::LimitExceeded, "write").at(range.start())
+/// The unit in which a format copies.
+fn zero_unit(geometry: Geometry) -> u64 {
+    geometry.subcluster_size.or(geometry.cluster_size).unwrap_or(1)
+}
+
+/// Where `offset` lies in a buffer that holds `range`. No buffer is longer than `usize`.
+fn index(range: ByteRange, offset: u64) -> usize {
+    (offset - range.start()) as usize
 }
 
 impl BlockDevice for CowTarget {
@@ -107,8 +203,15 @@ impl BlockDevice for CowTarget {
         self.target.name()
     }
 
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(&self.target))
+    }
+
+    /// The unit is what can be zeroed without data being written.
     fn geometry(&self) -> Geometry {
-        self.target.geometry()
+        let mut geometry = self.target.geometry();
+        geometry.subcluster_size = (self.unit > 1).then_some(self.unit);
+        geometry
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -132,7 +235,10 @@ impl BlockDevice for CowTarget {
         if range.end() > self.len() {
             return Err(Error::out_of_bounds("write zeroes", range.start(), range.len(), self.len()));
         }
+        let fua = flags.contains(ZeroFlags::FUA);
+        let flags = flags.without(ZeroFlags::FUA) | ZeroFlags::EXPLICIT;
         let _turn = self.order.exclusive(range.align_outward(self.unit));
+        let losses = self.losses();
         let whole = self.inward(range);
         let edges = if whole.is_empty() {
             [range, ByteRange::default()]
@@ -146,110 +252,55 @@ impl BlockDevice for CowTarget {
         // First what may turn out to be unsupported, so that nothing was written then.
         if !whole.is_empty() {
             self.target.write_zeroes(whole, flags)?;
-            self.complete.lock().set(self.units(whole));
+            self.completed(whole, losses);
         }
         for edge in edges.into_iter().filter(|edge| !edge.is_empty()) {
             if by_data(&edge) {
-                // Less than a unit.
-                let zeros = vec![0; usize::try_from(edge.len()).map_err(|_| too_long(edge))?];
-                self.write_whole(&zeros, edge)?;
+                for piece in edge.pieces(PIECE) {
+                    self.write_whole(&vec![0; index(piece, piece.end())], piece)?;
+                }
             } else {
                 self.target.write_zeroes(edge, flags)?;
             }
         }
-        if flags.contains(ZeroFlags::FUA) { self.flush() } else { Ok(()) }
+        if fua { self.flush() } else { Ok(()) }
     }
 
-    /// Only whole units: a hint about anything else is not worth completing a unit.
+    /// Nothing: a hint, and what a discarded range then shows of a backing file is not known.
     fn discard(&self, range: ByteRange) -> Result<()> {
-        let whole = self.inward(range);
-        let _turn = self.order.exclusive(whole);
-        self.target.discard(whole)
+        if range.end() > self.len() {
+            return Err(Error::out_of_bounds("discard", range.start(), range.len(), self.len()));
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<()> {
-        self.target.flush()
-    }
-
-    /// What the target has not allocated will show a backing file that nobody can ask now, so it counts as data of unknown
-    /// content, never as zeros.
-    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
-        self.target.extents(range, &mut |mut extent| {
-            if extent.kind == ExtentKind::Unallocated {
-                extent.kind = ExtentKind::Data;
-                extent.host = None;
-            }
-            visit(extent)
+        self.target.flush().inspect_err(|_| {
+            let mut state = self.state.lock();
+            state.losses += 1;
+            state.complete.clear_all();
         })
     }
 
+    /// What may show something else later is of unknown content. A target of which nothing else is known is not asked.
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        if self.content == TargetContent::Unknown {
+            if range.end() > self.len() {
+                return Err(Error::out_of_bounds("get extents", range.start(), range.len(), self.len()));
+            }
+            if !range.is_empty() {
+                let _ = visit(Extent::new(range, ExtentKind::Unknown));
+            }
+            return Ok(());
+        }
+        self.target.extents(range, visit)
+    }
+
+    /// The target's calls only: the source is the guest's own disk, whose calls the engine ends late.
     fn cancel_in_flight(&self) {
         self.target.cancel_in_flight();
-        self.source.cancel_in_flight();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use blockmirror_block::testing::MemoryDisk;
-
-    use super::*;
-
-    fn pair() -> (Arc<MemoryDisk>, CowTarget) {
-        let source: Vec<u8> = (0..20_000u32).map(|i| (i / 100) as u8 | 1).collect();
-        let target = Arc::new(MemoryDisk::new(20_000).with_cluster_size(4096));
-        let cow = CowTarget::new(target.clone(), Arc::new(MemoryDisk::with_contents(&source)));
-        (target, cow)
-    }
-
-    #[test]
-    fn the_first_write_completes_its_clusters_the_second_does_not() {
-        let (target, cow) = pair();
-        cow.write_at(&[0xee; 512], 4096 + 100, WriteFlags::NONE).unwrap();
-        let now = target.contents().unwrap();
-        assert_eq!(now[4096 + 99], (4195 / 100) as u8 | 1);
-        assert_eq!(now[4096 + 100..4096 + 612], [0xee; 512]);
-        assert_eq!(now[8191], (8191 / 100) as u8 | 1);
-        assert_eq!(now[8192], 0, "the next cluster was not touched");
-        // What has been written to the cluster since must not be replaced by the source's bytes.
-        cow.write_at(&[0xdd; 5000], 8000, WriteFlags::NONE).unwrap();
-        cow.write_at(&[0xdd; 10], 4096, WriteFlags::NONE).unwrap();
-        assert_eq!(target.contents().unwrap()[4096 + 100..4096 + 612], [0xee; 512]);
-    }
-
-    #[test]
-    fn the_last_cluster_ends_with_the_disk() {
-        let (target, cow) = pair();
-        cow.write_at(&[0xee; 1], 19_999, WriteFlags::NONE).unwrap();
-        let now = target.contents().unwrap();
-        assert_eq!((now[19_998], now[19_999]), ((19_998 / 100) as u8 | 1, 0xee));
-        let (target, cow) = pair();
-        cow.write_zeroes(ByteRange::new(16_384, 20_000), ZeroFlags::NO_FALLBACK).unwrap();
-        assert_eq!(target.contents().unwrap()[16_384..], [0; 20_000 - 16_384]);
-    }
-
-    #[test]
-    fn zeros_over_part_of_a_cluster_keep_the_rest_of_the_source() {
-        let (target, cow) = pair();
-        let range = ByteRange::new(4000, 9000);
-        let refused = cow.write_zeroes(range, ZeroFlags::NO_FALLBACK).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Unsupported);
-        assert!(target.contents().unwrap().iter().all(|b| *b == 0), "nothing was written");
-        cow.write_zeroes(range, ZeroFlags::NONE).unwrap();
-        let now = target.contents().unwrap();
-        assert_eq!((now[3999], now[9000]), ((3999 / 100) as u8 | 1, (9000 / 100) as u8 | 1));
-        assert!(now[4000..9000].iter().all(|b| *b == 0));
-    }
-
-    #[test]
-    fn what_is_unallocated_is_not_known_to_be_zero() {
-        let (_, cow) = pair();
-        let mut zero = 0;
-        let mut visit = |extent: Extent| {
-            zero += u64::from(extent.reads_as_zero());
-            Visit::Continue(())
-        };
-        cow.extents(ByteRange::new(0, 20_000), &mut visit).unwrap();
-        assert_eq!(zero, 0);
-    }
-}
+mod tests;

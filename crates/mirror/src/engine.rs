@@ -9,15 +9,18 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockmirror_block::sync::{Condvar, Instant, Mutex};
-use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_block::{BlockDevice, ByteRange, Geometry};
 
 use crate::batch::Batch;
 use crate::core::group::View;
 use crate::core::{Admission, Core, Done, Ending, Next, Work};
+use crate::cow_target::CowTarget;
 use crate::error::Error;
 use crate::group::Bell;
 use crate::mover::{Manner, Mover};
+use crate::options::MirrorOptions;
 use crate::progress::Event;
+use crate::survey::TargetContent;
 use crate::tap::Tap;
 
 /// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
@@ -30,7 +33,7 @@ const SOURCE_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Engine {
     /// `None` once the job is over.
-    disks: Mutex<Option<Disks>>,
+    disks: Mutex<Option<Ends>>,
     manner: Manner,
     started: Instant,
     state: Mutex<State>,
@@ -47,9 +50,11 @@ pub(crate) struct Engine {
 
 /// The two ends of a job.
 #[derive(Clone, Debug)]
-struct Disks {
+pub(crate) struct Ends {
     source: Arc<dyn BlockDevice>,
     target: Arc<dyn BlockDevice>,
+    /// How the target is written: itself, or [`CowTarget`] in front of it.
+    through: Arc<dyn BlockDevice>,
 }
 
 /// Where a job sits on a tap.
@@ -61,6 +66,29 @@ pub(crate) struct Seat {
     pub(crate) renews_bitmap: bool,
     /// The group that the job ends with.
     pub(crate) bell: Option<Arc<Bell>>,
+}
+
+impl Ends {
+    /// For a job with these `options`, in a granularity of `granularity` bytes.
+    pub(crate) fn new(
+        source: Arc<dyn BlockDevice>,
+        target: Arc<dyn BlockDevice>,
+        options: &MirrorOptions,
+        granularity: u64,
+    ) -> Self {
+        let through = CowTarget::in_front_of(&target, &source, options, granularity);
+        Self { source, target, through }
+    }
+
+    /// The geometry that counts for operations on the target.
+    pub(crate) fn target_geometry(&self) -> Geometry {
+        self.through.geometry()
+    }
+
+    /// What is known of the target.
+    pub(crate) fn content(&self, options: &MirrorOptions) -> TargetContent {
+        TargetContent::of(self.source.geometry().backing, self.target.geometry().backing, options)
+    }
 }
 
 #[derive(Debug)]
@@ -91,15 +119,9 @@ pub(crate) enum Wake {
 }
 
 impl Engine {
-    pub(crate) fn new(
-        source: Arc<dyn BlockDevice>,
-        target: Arc<dyn BlockDevice>,
-        manner: Manner,
-        core: Core,
-        seat: Option<Seat>,
-    ) -> Self {
+    pub(crate) fn new(ends: Ends, manner: Manner, core: Core, seat: Option<Seat>) -> Self {
         Self {
-            disks: Mutex::new(Some(Disks { source, target })),
+            disks: Mutex::new(Some(ends)),
             manner,
             started: Instant::now(),
             state: Mutex::new(State {
@@ -149,13 +171,13 @@ impl Engine {
         self.leave();
     }
 
-    fn disks(&self) -> Option<Disks> {
+    fn disks(&self) -> Option<Ends> {
         self.disks.lock().clone()
     }
 
-    /// The target, unless the job is over.
+    /// What a write of the guest goes to at the target, unless the job is over.
     pub(crate) fn target(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.disks().map(|disks| disks.target)
+        self.disks().map(|disks| disks.through)
     }
 
     pub(crate) fn renews_bitmap(&self) -> bool {
@@ -293,8 +315,8 @@ impl Engine {
 
     /// One thread's life: ask, perform, report, until the job is over.
     pub(crate) fn run(&self) {
-        let Some(Disks { source, target }) = self.disks() else { return };
-        let mut mover = Mover::new(&*source, &*target, self.manner);
+        let Some(Ends { source, target, through }) = self.disks() else { return };
+        let mut mover = Mover::new(&*source, &*through, self.manner);
         let mut batch = Batch::default();
         let mut state = self.state.lock();
         loop {

@@ -10,7 +10,7 @@ use blockmirror_block::{BlockDevice, ByteRange};
 use crate::core::Core;
 use crate::core::config::Config;
 use crate::distinct::{check_distinct, check_no_tap};
-use crate::engine::{Engine, Seat, Wake};
+use crate::engine::{Ends, Engine, Seat, Wake};
 use crate::error::{Error, ErrorKind};
 use crate::granularity::GranularityChoice;
 use crate::group::Bell;
@@ -197,9 +197,12 @@ impl MirrorJob {
         check_no_tap(&source)?;
         check_distinct(&source, &target)?;
         let granularity = check(&*source, &*target, &options)?;
-        let geometry = target.geometry();
-        let core = Core::new(Config::new(&options, granularity.bytes, source.len(), geometry))?;
-        let engine = Engine::new(source, target, Manner::new(&options, geometry), core, None);
+        let len = source.len();
+        let ends = Ends::new(source, target, &options, granularity.bytes);
+        let geometry = ends.target_geometry();
+        let core = Core::new(Config::new(&options, granularity.bytes, len, geometry))?;
+        let manner = Manner::new(&options, geometry, ends.content(&options));
+        let engine = Engine::new(ends, manner, core, None);
         Self::run(Arc::new(engine), granularity, &options)
     }
 
@@ -323,7 +326,6 @@ impl PreparedJob {
     ) -> Result<Self, Error> {
         check_distinct(&(Arc::clone(tap) as Arc<dyn BlockDevice>), target)?;
         let granularity = check(&*tap.device(), &**target, options)?;
-        let geometry = target.geometry();
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
@@ -331,7 +333,10 @@ impl PreparedJob {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
             check_lengths(&*source, &**target)?;
-            let mut config = Config::new(options, granularity.bytes, source.len(), geometry);
+            let len = source.len();
+            let ends = Ends::new(source, Arc::clone(target), options, granularity.bytes);
+            let geometry = ends.target_geometry();
+            let mut config = Config::new(options, granularity.bytes, len, geometry);
             config.live = true;
             let mut core = Core::new(config)?;
             if let Some(bitmap) = bitmap {
@@ -341,8 +346,8 @@ impl PreparedJob {
                 core.join_group();
             }
             let seat = Seat { tap: Arc::downgrade(tap), session, renews_bitmap, bell: bell.cloned() };
-            let manner = Manner::new(options, geometry);
-            Ok(Arc::new(Engine::new(source, Arc::clone(target), manner, core, Some(seat))))
+            let manner = Manner::new(options, geometry, ends.content(options));
+            Ok(Arc::new(Engine::new(ends, manner, core, Some(seat))))
         })?;
         Ok(Self { engine, granularity, options: options.clone() })
     }

@@ -6,7 +6,6 @@
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.
 //! - [`plan`] tells what a job would do, without doing it.
-//! - [`CowTarget`] fills a target whose backing file is not attached.
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
@@ -46,7 +45,6 @@ pub mod simulate {
     pub use crate::core::sim::{End, Scenario, Violation};
 }
 
-pub use cow_target::CowTarget;
 pub use error::{Error, ErrorKind};
 pub use granularity::{
     GranularityChoice, GranularityError, GranularityReason, MAX_DEFAULT_GRANULARITY, MAX_GRANULARITY,

@@ -20,6 +20,8 @@ use crate::survey::{Failure, Rules, TargetContent, survey};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
     rules: Rules,
+    /// What is known of the target where a promise does not hold any more.
+    unpromised: TargetContent,
     zero_flags: ZeroFlags,
     /// Shorter runs of zeros are written as data; 0 looks for none.
     min_zero_run: u64,
@@ -27,14 +29,15 @@ pub(crate) struct Manner {
 }
 
 impl Manner {
-    pub(crate) fn new(options: &MirrorOptions, target: Geometry) -> Self {
-        let known_zero = if options.target_is_zero { TargetContent::Zero } else { TargetContent::Unknown };
+    /// `content` is what is known of the target unless `options` promise more.
+    pub(crate) fn new(options: &MirrorOptions, target: Geometry, content: TargetContent) -> Self {
         Self {
             rules: Rules {
                 top_layers: options.counted_layers(),
                 seek_zeros: options.min_zero_run > 0,
-                target: known_zero,
+                target: if options.target_is_zero { TargetContent::Zero } else { content },
             },
+            unpromised: content,
             zero_flags: if options.unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE },
             min_zero_run: options.min_zero_run,
             zero_unit: zero_scan_unit(target, options.min_zero_run),
@@ -63,7 +66,7 @@ impl<'a> Mover<'a> {
                 let mut rules = self.manner.rules;
                 if !untouched {
                     // Zeros that were promised may have been written over since.
-                    rules.target = TargetContent::Unknown;
+                    rules.target = self.manner.unpromised;
                 }
                 survey(self.source, Some(self.target), range, rules).map(Done::Surveyed)
             }
@@ -71,7 +74,9 @@ impl<'a> Mover<'a> {
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
             // Moves no data: whoever holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
-            Work::Flush | Work::Secure => self.target.flush().map(|()| Done::Flushed).map_err(on_target),
+            Work::Flush | Work::Secure => {
+                self.target.flush().map(|()| Done::Flushed).map_err(Failure::at_target)
+            }
         }
     }
 
@@ -84,7 +89,7 @@ impl<'a> Mover<'a> {
             Err(error) if metadata_only && error.kind() == ErrorKind::Unsupported => {
                 Ok(Done::ZeroUnsupported)
             }
-            result => result.map(|()| Done::Zeroed).map_err(on_target),
+            result => result.map(|()| Done::Zeroed).map_err(Failure::at_target),
         }
     }
 
@@ -123,7 +128,7 @@ impl<'a> Mover<'a> {
                 if target_zero {
                     moved.skipped += zeros.len();
                 } else {
-                    self.target.write_zeroes(zeros, self.manner.zero_flags).map_err(on_target)?;
+                    self.target.write_zeroes(zeros, self.manner.zero_flags).map_err(Failure::at_target)?;
                     moved.zeroed += zeros.len();
                 }
             }
@@ -131,10 +136,6 @@ impl<'a> Mover<'a> {
         moved.copied += put(self.target, range, buf, written, len)?;
         Ok(moved)
     }
-}
-
-fn on_target(error: block::Error) -> Failure {
-    Failure { operation: Operation::Write, error }
 }
 
 /// The bytes of the disk that `from..to` of a buffer holding `range` are.
@@ -159,6 +160,6 @@ fn put(
         return Ok(0);
     }
     let place = at(range, from, to);
-    target.write_at(&buf[from..to], place.start(), WriteFlags::NONE).map_err(on_target)?;
+    target.write_at(&buf[from..to], place.start(), WriteFlags::NONE).map_err(Failure::at_target)?;
     Ok(place.len())
 }

@@ -128,6 +128,7 @@ pub enum OnError {
 pub struct MirrorOptions {
     pub(crate) sync: SyncMode,
     pub(crate) top_layers: u32,
+    pub(crate) target_is_below: bool,
     pub(crate) granularity: Option<u64>,
     pub(crate) buf_size: u64,
     pub(crate) speed: u64,
@@ -151,6 +152,7 @@ impl Default for MirrorOptions {
         Self {
             sync: SyncMode::Full,
             top_layers: 1,
+            target_is_below: false,
             granularity: None,
             buf_size: 0,
             speed: 0,
@@ -189,6 +191,14 @@ impl MirrorOptions {
     #[must_use]
     pub fn top_layers(mut self, layers: u32) -> Self {
         self.top_layers = layers.max(1);
+        self
+    }
+
+    /// Says that the target is a layer of the source's own chain, to which those above it are committed. What it hides or may
+    /// show later is then what the source hides or may show. Default: false.
+    #[must_use]
+    pub fn target_is_below(mut self, below: bool) -> Self {
+        self.target_is_below = below;
         self
     }
 

@@ -63,18 +63,23 @@ pub fn plan(
     if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
         return Err(Error::NeedsTap);
     }
-    let (device, cluster_size) = match target {
+    let (device, cluster_size, content) = match target {
         PlanTarget::Existing(device) => {
             check_lengths(source, device)?;
-            (Some(device), device.geometry().cluster_size)
+            let geometry = device.geometry();
+            (
+                Some(device),
+                geometry.cluster_size,
+                TargetContent::of(source.geometry().backing, geometry.backing, options),
+            )
         }
-        PlanTarget::New { cluster_size, backing } => (backing, cluster_size),
+        PlanTarget::New { cluster_size, backing } => (backing, cluster_size, TargetContent::Asked),
     };
     let rules = Rules {
         top_layers: options.counted_layers(),
         seek_zeros: false,
         target: match device {
-            Some(_) if !options.target_is_zero => TargetContent::Unknown,
+            Some(_) if !options.target_is_zero => content,
             _ => TargetContent::Zero,
         },
     };

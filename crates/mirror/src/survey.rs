@@ -4,8 +4,10 @@
 //! survey is one query to the source and at most one to the target, whatever the number of runs; what it holds
 //! in memory is capped, and the caller goes on from where it stopped.
 
-use blockmirror_block::{self as block, BlockDevice, ByteRange, Extent, ExtentKind, Visit};
+use blockmirror_block::{self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, Visit};
 
+use crate::cow_target::SourceFailed;
+use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
 
 /// Runs of the source looked at in one survey.
@@ -50,17 +52,58 @@ pub(crate) struct Rules {
 /// What is known of the target before it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TargetContent {
-    /// It must be asked.
+    /// It must be asked; what it says is zero stays zero.
+    Asked,
+    /// It must be asked; what it has not allocated may show something else later.
+    AskedIfAllocated,
+    /// Nothing, and it need not be asked: zeros that it tells of may show something else later.
     Unknown,
     /// All of it reads as zeros.
     Zero,
 }
 
-/// A failed query, and whose it was.
+impl TargetContent {
+    /// Of a target that is not promised to read as zeros.
+    pub(crate) fn of(source: Backing, target: Backing, options: &MirrorOptions) -> Self {
+        match target {
+            Backing::Remote { can_zero: true } => Self::Unknown,
+            Backing::Possible if needs_backing(source, options) => Self::AskedIfAllocated,
+            _ => Self::Asked,
+        }
+    }
+
+    /// What an extent of the target is worth.
+    pub(crate) fn trusted(self, kind: ExtentKind) -> ExtentKind {
+        match (self, kind) {
+            (Self::Unknown, _) | (Self::AskedIfAllocated, ExtentKind::Unallocated) => ExtentKind::Unknown,
+            (_, kind) => kind,
+        }
+    }
+}
+
+/// Whether what is copied is less than the source reads as, so that the target needs a backing file, sooner or later.
+pub(crate) fn needs_backing(source: Backing, options: &MirrorOptions) -> bool {
+    match options.sync {
+        SyncMode::Full => false,
+        _ if options.target_is_below => false,
+        SyncMode::Top => matches!(source, Backing::Attached | Backing::Hidden),
+        SyncMode::None | SyncMode::Incremental | SyncMode::Bitmap => true,
+    }
+}
+
+/// A failed operation, and whose it was.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) operation: Operation,
     pub(crate) error: block::Error,
+}
+
+impl Failure {
+    /// Of an operation on the target: its own, unless it had to read the source.
+    pub(crate) fn at_target(error: block::Error) -> Self {
+        let is_sources = error.cause().is_some_and(|cause| cause.is::<SourceFailed>());
+        Self { operation: if is_sources { Operation::Read } else { Operation::Write }, error }
+    }
 }
 
 /// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of `range`;
@@ -78,17 +121,38 @@ pub(crate) fn survey(
     let Some(end) = runs.last().map(|run| run.range.end()) else { return Ok(Vec::new()) };
     let mut zip = Zip { runs, next: 0, at: range.start(), out: Vec::new() };
     match (rules.target, target) {
-        (TargetContent::Unknown, Some(target)) => ask_target(target, &mut zip, rules, end)?,
-        (TargetContent::Unknown, None) => zip.advance(end, false),
-        (TargetContent::Zero, _) => zip.advance(end, true),
+        (TargetContent::Zero, _) => zip.advance(end, There::Zero),
+        (TargetContent::Unknown, _) | (_, None) => zip.advance(end, There::Anything),
+        (TargetContent::Asked | TargetContent::AskedIfAllocated, Some(target)) => {
+            ask_target(target, &mut zip, rules, end)?;
+        }
     }
     Ok(zip.out)
+}
+
+/// What the source says of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Here {
+    Data,
+    /// Zeros that the target must state.
+    Zero,
+    /// Zeros because no layer holds anything, and only the top is copied: the target may hold nothing as well.
+    Nothing,
+}
+
+/// What the target says of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum There {
+    Anything,
+    Zero,
+    /// Zeros now, because no layer holds anything.
+    Nothing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct SourceRun {
     range: ByteRange,
-    data: bool,
+    here: Here,
     below: bool,
 }
 
@@ -102,17 +166,17 @@ struct Runs {
 
 impl Runs {
     /// Takes the answer for everything up to `end`; refuses it where the cap is reached.
-    fn push(&mut self, end: u64, data: bool, below: bool) -> Visit {
+    fn push(&mut self, end: u64, here: Here, below: bool) -> Visit {
         if end <= self.covered {
             return Visit::Continue(());
         }
         let full = self.runs.len() == MAX_SOURCE_RUNS;
         match self.runs.last_mut() {
-            Some(last) if last.data == data && last.below == below => {
+            Some(last) if last.here == here && last.below == below => {
                 last.range = ByteRange::new(last.range.start(), end);
             }
             _ if full => return Visit::Break(()),
-            _ => self.runs.push(SourceRun { range: ByteRange::new(self.covered, end), data, below }),
+            _ => self.runs.push(SourceRun { range: ByteRange::new(self.covered, end), here, below }),
         }
         self.covered = end;
         Visit::Continue(())
@@ -124,9 +188,14 @@ impl Runs {
         if part.is_empty() {
             return Visit::Continue(());
         }
-        self.push(part.start(), true, false)?;
+        self.push(part.start(), Here::Data, false)?;
         let below = rules.top_layers.is_some_and(|layers| extent.depth >= layers);
-        self.push(part.end(), extent.kind == ExtentKind::Data, below)
+        let here = match extent.kind {
+            ExtentKind::Data => Here::Data,
+            kind if kind.is_unallocated() && rules.top_layers.is_some() => Here::Nothing,
+            _ => Here::Zero,
+        };
+        self.push(part.end(), here, below)
     }
 }
 
@@ -141,13 +210,13 @@ fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Resu
     answer.map_err(|error| Failure { operation: Operation::Read, error })?;
     if !full {
         // Nothing is lost if this reaches the cap: the caller comes back for the rest.
-        let _ = runs.push(range.end(), true, false);
+        let _ = runs.push(range.end(), Here::Data, false);
     }
     Ok(runs.runs)
 }
 
 fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -> Result<(), Failure> {
-    let matters = |run: &SourceRun| !run.below && (!run.data || rules.seek_zeros);
+    let matters = |run: &SourceRun| !run.below && (run.here != Here::Data || rules.seek_zeros);
     let first = zip.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
     let last = zip.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
     let last = last.map(|last| last.min(target.len()));
@@ -157,9 +226,14 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
         let mut full = false;
         let mut visit = |extent: Extent| {
             let part = extent.range.intersect(ByteRange::new(zip.at, end));
-            if extent.reads_as_zero() && !part.is_empty() {
-                zip.advance(part.start(), false);
-                zip.advance(part.end(), true);
+            let there = match rules.target.trusted(extent.kind) {
+                ExtentKind::Zero | ExtentKind::Unallocated => There::Zero,
+                ExtentKind::Unknown if extent.kind == ExtentKind::Unallocated => There::Nothing,
+                _ => There::Anything,
+            };
+            if there != There::Anything && !part.is_empty() {
+                zip.advance(part.start(), There::Anything);
+                zip.advance(part.end(), there);
             }
             full = zip.out.len() >= MAX_SEGMENTS;
             if full { Visit::Break(()) } else { Visit::Continue(()) }
@@ -172,8 +246,8 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
             Ok(()) => {}
         }
     }
-    zip.advance(end.min(target.len()), false);
-    zip.advance(end, true);
+    zip.advance(end.min(target.len()), There::Anything);
+    zip.advance(end, There::Zero);
     Ok(())
 }
 
@@ -187,15 +261,15 @@ struct Zip {
 }
 
 impl Zip {
-    /// Emits everything up to `end`, over which the target reads as zeros or may not.
-    fn advance(&mut self, end: u64, target_zero: bool) {
+    /// Emits everything up to `end`, over which the target says `there`.
+    fn advance(&mut self, end: u64, there: There) {
         while self.at < end {
             let Some(run) = self.runs.get(self.next) else { return };
             let range = ByteRange::new(self.at, run.range.end().min(end));
-            let need = match (run.data, target_zero) {
-                (true, _) => Need::Copy { target_zero },
-                (false, true) => Need::Nothing,
-                (false, false) => Need::Zero,
+            let need = match (run.here, there) {
+                (Here::Data, _) => Need::Copy { target_zero: there == There::Zero },
+                (_, There::Zero) | (Here::Nothing, There::Nothing) => Need::Nothing,
+                (Here::Zero | Here::Nothing, _) => Need::Zero,
             };
             match self.out.last_mut() {
                 Some(last) if last.need == need && last.below == run.below => {

@@ -45,7 +45,7 @@ pub fn commit_active(
     options: MirrorOptions,
 ) -> Result<MirrorJob, Error> {
     prepare(&**tap, &*base, layers)?;
-    Ok(MirrorJob::attach(tap, base, options.sync(SyncMode::Top).top_layers(layers))?)
+    Ok(MirrorJob::attach(tap, base, options.sync(SyncMode::Top).top_layers(layers).target_is_below(true))?)
 }
 
 /// Checks what can be checked, and lets the base grow.

@@ -106,6 +106,14 @@ pub(super) const AUTO_DISMISS: Member =
 pub(super) const REPLACES: Member =
     opt("replaces", STR, "refused unless it is the device").default("the device");
 pub(super) const UNMAP: Member = opt("unmap", BOOL, "whether zeros may give space back").default("true");
+pub(super) const TARGET_IS_ZERO: Member = opt(
+    "target-is-zero",
+    BOOL,
+    "whether all of the target reads as zeros and will when its backing file is attached, so that zeros are left out; \
+     an export is zeroed otherwise, whatever it says",
+)
+.default("false")
+.ours();
 pub(super) const BITMAP: Member =
     opt("bitmap", STR, "the bitmap of the device for `sync` incremental and bitmap").ours();
 pub(super) const BITMAP_MODE_MEMBER: Member =
@@ -127,6 +135,7 @@ pub(crate) static BLOCKDEV_MIRROR_MEMBERS: &[Member] = &[
     ON_TARGET,
     opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front"),
     COPY,
+    TARGET_IS_ZERO,
     AUTO_FINALIZE,
     AUTO_DISMISS,
 ];

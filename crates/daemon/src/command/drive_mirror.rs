@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use super::Commands;
 use super::block::{
     AUTO_DISMISS, AUTO_FINALIZE, BITMAP, BITMAP_MODE_MEMBER, BUF_SIZE, COPY, GRANULARITY, JOB_ID, ON_SOURCE,
-    ON_TARGET, REPLACES, SPEED, SYNC_MEMBER, UNMAP,
+    ON_TARGET, REPLACES, SPEED, SYNC_MEMBER, TARGET_IS_ZERO, UNMAP,
 };
 use super::snapshot::NEW_IMAGE_MODE;
 use crate::Reply;
@@ -25,7 +25,7 @@ use crate::driver::{Inherited, probe_format};
 use crate::job::{MirrorRequest, close};
 use crate::new_image::{Made, format_named};
 
-static MEMBERS: [Member; 20] = [
+static MEMBERS: [Member; 21] = [
     JOB_ID,
     req("device", STR, "the node to copy from"),
     req("target", STR, "path of the target, or the URI of an export"),
@@ -44,6 +44,7 @@ static MEMBERS: [Member; 20] = [
     ON_TARGET,
     UNMAP,
     COPY,
+    TARGET_IS_ZERO,
     AUTO_FINALIZE,
     AUTO_DISMISS,
     opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front").ours(),

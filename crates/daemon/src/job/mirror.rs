@@ -62,6 +62,7 @@ impl MirrorRequest {
             .on_source_error(on_error(args, "on-source-error")?)
             .on_target_error(on_error(args, "on-target-error")?)
             .unmap(args.opt_bool("unmap")?.unwrap_or(true))
+            .target_is_zero(args.opt_bool("target-is-zero")?.unwrap_or(false))
             .copy_mode(match args.opt_str("copy-mode")? {
                 Some("write-blocking") => CopyMode::WriteBlocking,
                 Some("auto") => CopyMode::Auto,

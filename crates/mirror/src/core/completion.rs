@@ -242,7 +242,11 @@ impl Core {
     pub(super) fn judge(&mut self, range: ByteRange, failure: Failure) {
         let Failure { operation, error } = failure;
         let no_space = error.kind() == block::ErrorKind::NoSpace;
-        let action = match self.config.on_target_error {
+        let policy = match operation {
+            Operation::Read => self.config.on_source_error,
+            Operation::Write => self.config.on_target_error,
+        };
+        let action = match policy {
             OnError::Ignore => ErrorAction::Ignore,
             OnError::Stop => ErrorAction::Stop,
             OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,

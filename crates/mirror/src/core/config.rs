@@ -117,8 +117,12 @@ pub(crate) fn zero_scan_unit(target: Geometry, min_zero_run: u64) -> u64 {
 }
 
 fn detail(granularity: u64, len: u64) -> u64 {
-    let affordable = len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two().min(MAX_GRANULARITY);
-    granularity.min(DETAIL).max(affordable)
+    granularity.min(DETAIL).max(affordable_unit(len))
+}
+
+/// The smallest unit of a bitmap of `len` bytes whose bits fit the budget.
+pub(crate) fn affordable_unit(len: u64) -> u64 {
+    len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two().min(MAX_GRANULARITY)
 }
 
 pub(crate) fn floor_power_of_two(n: u64) -> u64 {

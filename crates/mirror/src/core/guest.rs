@@ -15,7 +15,6 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ByteRange};
 
 use super::{Core, Phase, Queued, Walk, Work};
-use crate::progress::Operation;
 use crate::survey::Failure;
 
 /// Separate ranges remembered while surveys are under way; beyond, all that is surveyed is looked at again.
@@ -240,7 +239,7 @@ impl Core {
             Some(Err(error)) => {
                 self.mark_dirty(range);
                 if matches!(self.phase, Phase::Running) {
-                    self.judge(range, Failure { operation: Operation::Write, error });
+                    self.judge(range, Failure::at_target(error));
                 }
             }
             _ => self.mark_dirty(range),

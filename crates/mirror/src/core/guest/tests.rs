@@ -8,6 +8,7 @@ use super::*;
 use crate::core::config::Config;
 use crate::core::{Action, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions, OnError};
+use crate::progress::Operation;
 use crate::survey::{Need, Segment};
 
 const G: u64 = 1 << 30;

@@ -11,6 +11,7 @@ use crate::core::{Action, Core, Done, Ending, Work};
 use crate::mover::{Manner, Mover};
 use crate::progress::Operation;
 use crate::survey::Failure;
+use crate::survey::TargetContent;
 
 /// An action under way. A copy that has read and not yet written is at its second half.
 struct Running<'w> {
@@ -84,7 +85,7 @@ impl<'w> Hands<'w> {
         for other in self.works() {
             assert!(!range_of(other).overlaps(range), "{:?} and {other:?} in flight together", action.work);
         }
-        let manner = Manner::new(&self.world.options, self.world.target.geometry());
+        let manner = Manner::new(&self.world.options, self.world.target.geometry(), TargetContent::Asked);
         let mover = Mover::new(&*self.world.source, &*self.world.target, manner);
         let side = if matches!(action.work, Work::Copy { .. }) { Operation::Read } else { Operation::Write };
         let not_before = now + self.world.tempo.takes(rng, side);

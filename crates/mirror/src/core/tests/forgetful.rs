@@ -89,3 +89,34 @@ fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     let again = next(&mut core, &mut now).unwrap();
     assert!(matches!(again.work, Work::Survey { range, .. } if range.start() == M), "{again:?}");
 }
+
+/// Zeros in a copy under way are left out where the target was found to read as zeros. If the target has lost that zeroing
+/// since, the copy counts for nothing, although it succeeds.
+#[test]
+fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
+    let mut core = core_with(2 * M, MirrorOptions::new(), forgetful());
+    let mut now = Duration::ZERO;
+    let survey = next(&mut core, &mut now).unwrap();
+    let halves = [(ByteRange::new(0, M), false), (ByteRange::new(M, 2 * M), true)];
+    let segments =
+        halves.map(|(range, target_zero)| Segment { range, need: Need::Copy { target_zero }, below: false });
+    core.finished(now, survey.id, Ok(Done::Surveyed(segments.to_vec())));
+    let first = next(&mut core, &mut now).unwrap();
+    core.finished(now, first.id, Ok(honest(first.work)));
+    let second = next(&mut core, &mut now).unwrap();
+    assert!(matches!(second.work, Work::Copy { target_zero: true, .. }), "{second:?}");
+    now = Duration::from_secs(1);
+    let secure = next(&mut core, &mut now).unwrap();
+    assert_eq!(secure.work, Work::Secure);
+    core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
+    core.finished(now, second.id, Ok(honest(second.work)));
+    let mut copied = Vec::new();
+    while let Some(action) = next(&mut core, &mut now) {
+        if let Work::Copy { range, .. } = action.work {
+            copied.push(range);
+        }
+        core.finished(now, action.id, Ok(honest(action.work)));
+    }
+    let again = copied.iter().map(|range| range.intersect(ByteRange::new(M, 2 * M)).len()).sum::<u64>();
+    assert_eq!(again, M, "{copied:?}");
+}
