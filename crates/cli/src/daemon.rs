@@ -51,7 +51,10 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         // Somebody else may have removed it.
         let _ = std::fs::remove_file(path);
     }
-    Ok(Exit::Done)
+    match daemon.late_failure() {
+        Some(error) => Err(Failure::failed(error.to_string())),
+        None => Ok(Exit::Done),
+    }
 }
 
 /// The parent's part: starts the child, waits until it is ready or has failed.

@@ -1,6 +1,7 @@
 //! The commands, each file with the schema of its own.
 //!
-//! Commands run one at a time, whichever monitor they come from; `quit` and what only looks do not wait for others.
+//! Commands run one at a time, whichever monitor they come from; `quit`, `blockdev-add`, the verbs of jobs and what only looks
+//! do not wait for others, nor others for them.
 
 mod bitmap;
 mod block;
@@ -51,8 +52,11 @@ impl Commands<'_> {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let _alone = daemon.commands.lock();
-            handler(&daemon, session, &args)
+            let alone = daemon.commands.lock();
+            let reply = handler(&daemon, session, &args);
+            drop(alone);
+            daemon.refresh_stale();
+            reply
         });
         self
     }
@@ -63,18 +67,21 @@ impl Commands<'_> {
         self.table.command(command, move |_, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
             let alone = daemon.commands.lock();
-            let rest = handler(&daemon, &args)?;
+            let rest = handler(&daemon, &args);
             drop(alone);
-            rest()
+            let reply = rest.and_then(|rest| rest());
+            daemon.refresh_stale();
+            reply
         });
         self
     }
 
-    /// A command that only looks, or must not wait.
+    /// A command that only looks, or must neither wait nor keep others waiting: it opens files, or steers a job.
     pub(crate) fn add_quick(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
-            handler(&daemon.upgrade().ok_or_else(gone)?, session, &args)
+            let daemon = daemon.upgrade().ok_or_else(gone)?;
+            handler(&daemon, session, &args)
         });
         self
     }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Mutex};
@@ -15,14 +15,17 @@ use serde_json::Value;
 use crate::Reply;
 use crate::command;
 use crate::export::Exports;
-use crate::graph::{Graph, close};
+use crate::graph::{Graph, close_all};
 use crate::job::Jobs;
 use crate::object::Objects;
+use crate::startup::StartupError;
 
 /// How long monitors may take to write what they have, at the end.
-const GRACE: Duration = Duration::from_secs(1);
-/// How long jobs and exports may take to end before the nodes are told to let go of what they wait for.
-const PATIENCE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_millis(500);
+/// How long jobs and exports may take to end before what their nodes wait for is cancelled.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// How long they may take in all. What hangs then ends with the process.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 /// Nodes, exports, jobs and monitors. Made with [`Daemon::new`]; ends with [`Daemon::run`].
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub struct Daemon {
     /// Directories whose files images may refer to, beside their own.
     allowed: Vec<PathBuf>,
     listeners: Mutex<Vec<Listener>>,
+    /// Why it could not be set up, found out after it had begun to serve.
+    failed_late: Mutex<Option<StartupError>>,
     quit: Mutex<bool>,
     quitting: Condvar,
 }
@@ -54,6 +59,7 @@ impl Daemon {
             monitors: OnceLock::new(),
             allowed,
             listeners: Mutex::default(),
+            failed_late: Mutex::default(),
             quit: Mutex::new(false),
             quitting: Condvar::new(),
         });
@@ -95,15 +101,27 @@ impl Daemon {
         Ok(policy)
     }
 
+    /// The daemon ends because an option could not be carried out that took long.
+    pub(crate) fn fail_late(&self, error: StartupError) {
+        *self.failed_late.lock() = Some(error);
+        self.quit();
+    }
+
+    /// Why [`run`](Self::run) has returned, if an option of [`Startup::apply`](crate::Startup::apply) failed after that had
+    /// stopped to wait for it.
+    pub fn late_failure(&self) -> Option<StartupError> {
+        self.failed_late.lock().take()
+    }
+
     /// Makes [`run`](Self::run) return. Never waits.
     pub fn quit(&self) {
         *self.quit.lock() = true;
         self.quitting.notify_all();
     }
 
-    /// Waits until somebody says [`quit`](Self::quit), then ends everything: jobs are given up, exports closed, images
-    /// closed. Takes seconds at most, even if peers are dead, however many.
-    pub fn run(&self) {
+    /// Waits for [`quit`](Self::quit), then ends everything: jobs are cancelled, exports closed, images closed. Takes three
+    /// seconds at most, even if peers are dead or files hang, however many.
+    pub fn run(self: &Arc<Self>) {
         let mut quit = self.quit.lock();
         while !*quit {
             quit = self.quitting.wait(quit);
@@ -113,32 +131,37 @@ impl Daemon {
         self.listeners.lock().clear();
         self.monitors().stop(GRACE);
         let nodes = self.graph.lock().take_all();
-        close(nodes);
+        close_all(nodes);
     }
 
-    /// Ends them beside each other. What they wait for below is told to let go if that takes long.
-    fn end_jobs_and_exports(&self) {
+    /// Ends them beside each other. What they wait for below is cancelled if that takes long.
+    fn end_jobs_and_exports(self: &Arc<Self>) {
+        let until = Instant::now() + END_LIMIT;
         let (done, is_done) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            let done_too = done.clone();
-            let exports = move || {
-                let _done = done_too;
-                self.end_exports();
+        for end in [|daemon: &Self| daemon.end_exports(), |daemon: &Self| daemon.jobs.end_all(END_LIMIT)] {
+            let (daemon, ended) = (Arc::clone(self), done.clone());
+            let work = move || {
+                end(&daemon);
+                let _ = ended.send(());
             };
-            if thread::Builder::new().name("end".into()).spawn_scoped(scope, exports).is_err() {
-                self.end_exports();
+            if thread::Builder::new().name("end".into()).spawn(work).is_err() {
+                // Without a thread it takes as long as it has to.
+                end(self);
+                let _ = done.send(());
             }
-            let patience = move || {
-                if is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    let devices: Vec<_> =
-                        self.graph.lock().nodes().iter().map(|node| Arc::clone(&node.device)).collect();
-                    devices.iter().for_each(|device| device.cancel_in_flight());
-                }
-            };
-            // Without a thread, ends take as long as they have to.
-            let _ = thread::Builder::new().name("end".into()).spawn_scoped(scope, patience);
-            self.jobs.end_all();
-            drop(done);
-        });
+        }
+        let mut left = 2;
+        let mut wait_until = |until: Instant| {
+            while left > 0 && is_done.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok() {
+                left -= 1;
+            }
+            left == 0
+        };
+        if !wait_until(until - (END_LIMIT - PATIENCE)) {
+            let devices: Vec<_> =
+                self.graph.lock().nodes().iter().map(|node| Arc::clone(&node.device)).collect();
+            devices.iter().for_each(|device| device.cancel_in_flight());
+            wait_until(until);
+        }
     }
 }

@@ -26,7 +26,7 @@ use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
 
 pub(crate) use qcow2::probe_format;
-pub(crate) use raw::disk_on as disk_of_raw;
+pub(crate) use raw::disk as disk_of_raw;
 pub(crate) use writable::Turned;
 
 use crate::Reply;
@@ -261,6 +261,9 @@ impl Daemon {
             return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
         }
         let args = Args::new(options.clone());
+        if args.opt_bool("active")? == Some(false) {
+            return Err(QmpError::generic("Inactive nodes are not supported"));
+        }
         let common = Common::new(&args, inherited)?;
         let name = match args.opt_str("node-name")? {
             Some(name) => {
@@ -297,6 +300,7 @@ impl Daemon {
             path: opened.path,
             storage: opened.storage,
             file: opened.file,
+            host_size: Arc::default(),
             options: flattened(args.map()),
             qcow2: opened.qcow2,
             tap: Tap::named(Arc::clone(&front) as _, name),
@@ -307,6 +311,12 @@ impl Daemon {
             number: 0,
         };
         let mut graph = self.graph.lock();
+        if graph.get(name).is_some() {
+            // Another client was faster: nodes are opened beside each other.
+            drop(graph);
+            close(vec![node]);
+            return Err(QmpError::generic(format!("Duplicate nodes with node-name='{name}'")));
+        }
         graph.insert(node);
         let linked = opened.children.iter().try_for_each(|child| {
             graph.check_holds(child)?;

@@ -12,6 +12,7 @@ mod close;
 mod edge;
 mod filters;
 mod front;
+mod host_size;
 mod node;
 mod usage;
 
@@ -24,9 +25,10 @@ use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-pub(crate) use close::close;
+pub(crate) use close::{close, close_all};
 pub(crate) use edge::edge_to;
 pub(crate) use front::{Counter, Front, FrontOptions};
+pub(crate) use host_size::HostSizes;
 pub(crate) use node::Node;
 pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
 
@@ -43,6 +45,8 @@ pub(crate) struct Graph {
     uses: BTreeMap<UseId, Use>,
     next_use: u64,
     next_node: u64,
+    /// Nodes whose length may have changed.
+    stale: Vec<String>,
 }
 
 impl Graph {

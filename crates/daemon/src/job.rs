@@ -38,8 +38,6 @@ pub(crate) use simple::SimpleJob;
 
 pub(crate) use crate::graph::close;
 
-/// How long the end of the daemon waits for jobs that were given up.
-const END_LIMIT: Duration = Duration::from_secs(3);
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 
@@ -167,14 +165,14 @@ impl Jobs {
         job.ok_or_else(|| no_block_job(id))
     }
 
-    /// Gives all jobs up and waits for them, not for ever.
-    pub(crate) fn end_all(&self) {
+    /// Cancels all jobs and waits for them, for at most `limit`.
+    pub(crate) fn end_all(&self, limit: Duration) {
         let jobs: Vec<_> = self.0.lock().values().cloned().collect();
         for job in &jobs {
             // One that has ended already needs no more.
             let _ = job.steer.ask(Ask::Cancel(true));
         }
-        let until = Instant::now() + END_LIMIT;
+        let until = Instant::now() + limit;
         for job in jobs {
             job.wait_for(|state| matches!(state, JobState::Concluded | JobState::Null), until);
         }
@@ -429,6 +427,7 @@ impl Daemon {
         let at_end = job.at_end.lock().take();
         if let Some(at_end) = at_end {
             at_end(self);
+            self.refresh_stale();
         }
     }
 

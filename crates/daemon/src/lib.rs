@@ -9,7 +9,8 @@
 //! | `command` | the commands, each with its schema |
 //!
 //! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the command lock (one command
-//! at a time), then exports, jobs, objects, graph; no I/O under any but the first.
+//! at a time), then exports, jobs, objects, graph; no I/O under any but the first. A file that hangs keeps only those waiting
+//! who use it: opening a node takes not even the command lock, and what the host says of files is asked under no lock.
 
 mod command;
 mod daemon;

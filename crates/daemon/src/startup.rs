@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use blockmirror_nbd::server::Listener;
 use blockmirror_qmp::schema::{BOOL, Enum, Object, STR, Type, UINT32, opt, req, value};
@@ -21,6 +23,9 @@ use crate::daemon::Daemon;
 use crate::driver::failed;
 use crate::export::{SocketAddress, listener};
 use crate::inherited;
+
+/// How long nodes and exports may keep monitors waiting.
+const OPEN_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a daemon starts with: the values of its options, as typed.
 #[derive(Clone, Debug, Default)]
@@ -96,16 +101,14 @@ static NBD_SERVER: Object = Object::new(
 );
 
 impl Startup {
-    /// Sets `daemon` up.
+    /// Sets `daemon` up. Nodes and exports that take long to open, because a file or server hangs, do not keep monitors back:
+    /// they come when they come, and should one fail then, the daemon ends with [`Daemon::late_failure`].
     ///
     /// # Errors
     /// The first option that could not be carried out. What came before it stays.
     pub fn apply(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
         each("--object", &self.objects, |text| {
             daemon.objects.add(&keyval::options(text, &OBJECT_OPTIONS, Some("qom-type"))?)
-        })?;
-        each("--blockdev", &self.blockdevs, |text| {
-            daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
         })?;
         let mut chardevs = BTreeMap::new();
         each("--chardev", &self.chardevs, |text| {
@@ -115,6 +118,38 @@ impl Startup {
                 None => Ok(()),
                 Some(old) => Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.str("id")?))),
             }
+        })?;
+        self.open_all(daemon)?;
+        each("--monitor", &self.monitors, |text| {
+            let args = keyval::options(text, &MONITOR, Some("chardev"))?;
+            let name = args.str("chardev")?;
+            let chardev = chardevs
+                .remove(name)
+                .ok_or_else(|| QmpError::generic(format!("chardev \"{name}\" not found")))?;
+            monitor(daemon, &chardev)
+        })
+    }
+
+    /// Opens nodes and exports on a thread of their own, and waits for it for a while.
+    fn open_all(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+        let (options, opener) = (self.clone(), Arc::clone(daemon));
+        let (done, is_done) = mpsc::sync_channel::<Result<(), StartupError>>(0);
+        let work = move || {
+            let result = options.open_nodes_and_exports(&opener);
+            // Nobody waits any more where it took long.
+            if let Err(mpsc::SendError(Err(error))) = done.send(result) {
+                opener.fail_late(error);
+            }
+        };
+        if thread::Builder::new().name("open".into()).spawn(work).is_err() {
+            return self.open_nodes_and_exports(daemon);
+        }
+        is_done.recv_timeout(OPEN_LIMIT).unwrap_or(Ok(()))
+    }
+
+    fn open_nodes_and_exports(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+        each("--blockdev", &self.blockdevs, |text| {
+            daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
         })?;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
             daemon.start_nbd_server_at(&keyval::options(text, &NBD_SERVER, None)?, |address| match address {
@@ -127,14 +162,6 @@ impl Startup {
         })?;
         each("--export", &self.exports, |text| {
             daemon.add_export_by(&keyval::options(text, &EXPORT_OPTIONS, Some("type"))?)
-        })?;
-        each("--monitor", &self.monitors, |text| {
-            let args = keyval::options(text, &MONITOR, Some("chardev"))?;
-            let name = args.str("chardev")?;
-            let chardev = chardevs
-                .remove(name)
-                .ok_or_else(|| QmpError::generic(format!("chardev \"{name}\" not found")))?;
-            monitor(daemon, &chardev)
         })
     }
 }

@@ -6,6 +6,7 @@ mod edge;
 mod ends;
 mod filters;
 mod hmp;
+mod hung;
 mod overlay;
 mod references;
 mod reopen;

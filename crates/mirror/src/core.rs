@@ -259,6 +259,8 @@ pub(crate) struct Core {
 
     done: Moved,
     offset: u64,
+    /// Bytes that turned out to be no work of this job.
+    left_out: u64,
     dirtied: u64,
     /// The same without what lay ahead of the copy, which costs nothing.
     new_work: u64,
@@ -325,6 +327,7 @@ impl Core {
             doubted_before: 0,
             done: Moved::default(),
             offset: 0,
+            left_out: 0,
             dirtied: 0,
             new_work: 0,
             mirrored: 0,

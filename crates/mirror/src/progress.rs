@@ -50,9 +50,10 @@ pub struct Progress {
     pub state: JobState,
     /// Whether an error stopped it.
     pub io_status: IoStatus,
-    /// Bytes dealt with: copied, zeroed, skipped or given up. Only grows.
+    /// Bytes dealt with: copied, zeroed, skipped or given up; not what sync top leaves to the target's backing file. Only grows.
     pub offset: u64,
-    /// `offset` and everything left. Grows when the source is written; equal to `offset` when nothing is left.
+    /// `offset` and everything left. Grows when the source is written, and shrinks when the first pass finds what sync top
+    /// leaves out; equal to `offset` when nothing is left.
     pub len: u64,
     /// Bytes that the first pass has not looked at.
     pub bulk_left: u64,

@@ -157,7 +157,7 @@ static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up,
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&BLOCKDEV_ADD, |daemon, _, args| daemon.add_node(args.map()).map(|()| Value::Null))
+        .add_quick(&BLOCKDEV_ADD, |daemon, _, args| daemon.add_node(args.map()).map(|()| Value::Null))
         .add_in_two(&BLOCKDEV_DEL, |daemon, args| {
             let gone = daemon.graph.lock().remove(args.str("node-name")?)?;
             Ok(Box::new(move || {

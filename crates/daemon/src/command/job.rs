@@ -268,20 +268,24 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.infos().into()))
         .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
-        .add(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
-        .add(&JOB_RESUME, |daemon, _, args| ask(daemon, args, Ask::Resume))
-        .add(&JOB_CANCEL, |daemon, _, args| ask(daemon, args, Ask::Cancel(true)))
-        .add(&JOB_COMPLETE, |daemon, _, args| ask(daemon, args, Ask::Complete))
-        .add(&JOB_FINALIZE, |daemon, _, args| ask(daemon, args, Ask::Finalize))
-        .add(&JOB_DISMISS, |daemon, _, args| ask(daemon, args, Ask::Dismiss))
-        .add(&BLOCK_JOB_PAUSE, pause)
-        .add(&BLOCK_JOB_RESUME, resume)
-        .add(&BLOCK_JOB_CANCEL, cancel)
-        .add(&BLOCK_JOB_COMPLETE, complete)
-        .add(&BLOCK_JOB_FINALIZE, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Finalize).map(nothing))
-        .add(&BLOCK_JOB_DISMISS, |daemon, _, args| block_job(daemon, args)?.ask(Ask::Dismiss).map(nothing))
-        .add(&BLOCK_JOB_SET_SPEED, set_speed)
-        .add(&BLOCK_JOB_CHANGE, change);
+        .add_quick(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
+        .add_quick(&JOB_RESUME, |daemon, _, args| ask(daemon, args, Ask::Resume))
+        .add_quick(&JOB_CANCEL, |daemon, _, args| ask(daemon, args, Ask::Cancel(true)))
+        .add_quick(&JOB_COMPLETE, |daemon, _, args| ask(daemon, args, Ask::Complete))
+        .add_quick(&JOB_FINALIZE, |daemon, _, args| ask(daemon, args, Ask::Finalize))
+        .add_quick(&JOB_DISMISS, |daemon, _, args| ask(daemon, args, Ask::Dismiss))
+        .add_quick(&BLOCK_JOB_PAUSE, pause)
+        .add_quick(&BLOCK_JOB_RESUME, resume)
+        .add_quick(&BLOCK_JOB_CANCEL, cancel)
+        .add_quick(&BLOCK_JOB_COMPLETE, complete)
+        .add_quick(&BLOCK_JOB_FINALIZE, |daemon, _, args| {
+            block_job(daemon, args)?.ask(Ask::Finalize).map(nothing)
+        })
+        .add_quick(&BLOCK_JOB_DISMISS, |daemon, _, args| {
+            block_job(daemon, args)?.ask(Ask::Dismiss).map(nothing)
+        })
+        .add_quick(&BLOCK_JOB_SET_SPEED, set_speed)
+        .add_quick(&BLOCK_JOB_CHANGE, change);
 }
 
 /// `block-job-pause`.

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_block::BlockDevice;
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::schema::{ANY, BOOL, Command, INT, Member, Object, STR, Type, opt, req};
 use serde_json::{Value, json};
 
 use super::Commands;
-use crate::graph::{Counter, Graph, Node};
+use crate::graph::{Counter, Graph, HostSizes, Node};
 
 static BITMAP_INFO: Object = Object::new(
     "BlockDirtyInfo",
@@ -135,6 +135,8 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&QUERY_NODES, |daemon, _, args| {
             let flat = args.opt_bool("flat")?.unwrap_or(false);
+            let sizes = HostSizes::of(&daemon.graph.lock());
+            sizes.ask();
             let graph = daemon.graph.lock();
             Ok(graph.nodes().into_iter().map(|node| describe(&graph, node, flat)).collect())
         })
@@ -209,18 +211,15 @@ fn image(graph: &Graph, node: &Node) -> Value {
         "virtual-size": node.device.len(),
         "dirty-flag": false,
     });
-    let storage = node.storage.as_ref().or_else(|| {
-        graph
-            .children(&node.name)
-            .find(|(role, _)| *role == "file")
-            .and_then(|(_, file)| file.storage.as_ref())
-    });
-    if let Some(Ok(Some(bytes))) = storage.map(|storage| storage.allocated_bytes()) {
+    // It may lie in a file that has a node of its own.
+    let below = || graph.children(&node.name).find(|(role, _)| *role == "file").map(|(_, file)| file);
+    let file = if node.storage.is_some() { Some(node) } else { below() };
+    if let Some(bytes) = file.and_then(|file| file.host_size.known().allocated) {
         info["actual-size"] = json!(bytes);
     }
-    if let Some(file) = &node.file {
+    if node.file.is_some() {
         // It grows below the image that lives in it.
-        if let Ok(len) = file.len() {
+        if let Some(len) = node.host_size.known().len {
             info["virtual-size"] = json!(len.next_multiple_of(512));
         }
         info["format-specific"] = json!({"type": node.driver, "data": {}});

@@ -1,19 +1,23 @@
 //! `blockdev-reopen`: other options for nodes that are open, for all that are listed or for none.
 //!
-//! All options of a node are given, as for `blockdev-add`; those left out take their defaults. Everything that can fail is
+//! All options of a node are given, as for `blockdev-add`, and so are those of children that are described inside; those left
+//! out take their defaults. Everything that can fail is
 //! done first, with the guests of the nodes held, and taken back if something fails; then the rest changes at once.
+
+mod nested;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use blockmirror_block::BlockDevice;
+use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileStorage;
 use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
 use blockmirror_mirror::{Drained, Tap};
 use blockmirror_qmp::schema::{Command, Type, req};
 use blockmirror_qmp::{Args, QmpError, Session};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use self::nested::Wanted;
 use super::Commands;
 use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
@@ -26,7 +30,7 @@ static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
     "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, `detect-zeroes`, `cache`, \
      the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. All options are \
-     given, children by name; others cannot change.",
+     given; a child by its name or, if it was opened with its parent, by its options, which change too. Others cannot change.",
     &[req("options", Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)), "the nodes, each with all its options")],
 );
 
@@ -51,7 +55,7 @@ const FREE: [(&str, &[&str]); 3] = [
     ),
     ("throttle", &["throttle-group"]),
 ];
-const FREE_FOR_ALL: [&str; 9] = [
+const FREE_FOR_ALL: [&str; 8] = [
     "driver",
     "node-name",
     "read-only",
@@ -60,7 +64,6 @@ const FREE_FOR_ALL: [&str; 9] = [
     "detect-zeroes",
     "cache.direct",
     "cache.no-flush",
-    "active",
 ];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
@@ -92,8 +95,12 @@ struct NewDisk {
 
 fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let mut changes: Vec<Change> = Vec::new();
+    let mut all = Vec::new();
     for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
-        let change = Change::new(daemon, options.as_object().cloned().unwrap_or_default())?;
+        nested::collect(&daemon.graph.lock(), &options.as_object().cloned().unwrap_or_default(), &mut all)?;
+    }
+    for wanted in all {
+        let change = Change::new(daemon, wanted)?;
         // Who is named twice gets what is said last.
         changes.retain(|other| other.node != change.node);
         changes.push(change);
@@ -124,16 +131,14 @@ fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
 
 impl Change {
     /// Reads and checks what is asked for.
-    fn new(daemon: &Daemon, options: Map<String, Value>) -> Reply<Self> {
+    fn new(daemon: &Daemon, wanted: Wanted) -> Reply<Self> {
+        let Wanted { node: name, options, inherited: from_above, above } = wanted;
         let args = Args::new(options);
-        let name = args.opt_str("node-name")?.ok_or_else(|| QmpError::generic("node-name not specified"))?;
         let group = args.opt_str("throttle-group")?.map(|id| daemon.objects.throttle_group(id));
         let graph = daemon.graph.lock();
-        let node = graph.get(name);
-        let node =
-            node.ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{name}'")))?;
+        let node = graph.find_node(&name)?;
         let names_backing = node.qcow2.as_ref().is_some_and(|image| image.header().backing.is_some());
-        if names_backing && !args.has("backing") {
+        if (names_backing || graph.backing_of(&name).is_some()) && !args.has("backing") {
             return Err(QmpError::generic(format!("backing is missing for '{name}'")));
         }
         if node.driver != args.str("driver")? {
@@ -144,18 +149,20 @@ impl Change {
                 "Block format 'copy-on-read' used by node '{name}' does not support reopening files"
             )));
         }
-        let common = Common::new(&args, inherited(&graph, node))?;
+        let common = Common::new(&args, from_above.unwrap_or_else(|| inherited(&graph, node)))?;
         let mut files = Vec::new();
         if common.direct != node.direct {
-            graph.check_no_job(name)?;
+            above.iter().chain([&name]).try_for_each(|name| graph.check_no_job(name))?;
             files_below(&graph, node, &mut files);
         }
         let options = flattened(args.map());
         check_fixed(node, &options)?;
         let child = child(&graph, node, &args)?;
         let group = group.transpose()?;
-        let disk = new_disk(&graph, node, &args, child.as_ref(), group.as_ref())?;
-        Ok(Self { node: name.to_owned(), common, options, child, disk, group, files })
+        let below = new_below(&graph, node, &args, child.as_ref())?;
+        drop(graph);
+        let disk = below.map(|below| below.open(group.as_ref())).transpose()?;
+        Ok(Self { node: name, common, options, child, disk, group, files })
     }
 }
 
@@ -218,11 +225,8 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
         let present = graph.children(&node.name).find(|(r, _)| *r == role).map(|(_, child)| child);
         let wanted = match reference {
             Value::String(name) => Some(graph.find_node(name)?),
-            Value::Object(options) => match present {
-                Some(child) if is_described(graph, child, options) => present,
-                Some(child) => return Err(cannot_change(&first_change(child, options))),
-                None => return Err(cannot_change(&format!("{role}.driver"))),
-            },
+            // Described, it stays: a change of its own.
+            Value::Object(_) => present,
             _ => None,
         };
         if wanted.map(|node| &node.name) == present.map(|node| &node.name) {
@@ -238,37 +242,40 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
     Ok(other)
 }
 
-/// Whether `options` are what `node` was opened with.
-fn is_described(graph: &Graph, node: &Node, options: &Map<String, Value>) -> bool {
-    node.options == flattened(options)
-        && graph.children(&node.name).all(|(role, child)| match options.get(role) {
-            Some(Value::Object(options)) => is_described(graph, child, options),
-            Some(Value::String(name)) => child.name == *name,
-            _ => role == "backing",
-        })
+/// What a raw or throttle node comes to stand on.
+struct NewBelow {
+    file: String,
+    tap: Arc<Tap>,
+    storage: Option<Arc<dyn Storage>>,
 }
 
-/// The first of `options` that is not as `node` was opened.
-fn first_change(node: &Node, options: &Map<String, Value>) -> String {
-    let wanted = flattened(options);
-    let other = wanted.iter().find(|(name, value)| node.options.get(*name) != Some(*value));
-    // One that is missing, or something of a child.
-    other.map_or_else(|| "file".to_owned(), |(name, _)| name.clone())
+impl NewBelow {
+    /// The disk on it. Asks the file, so not to be called under a lock.
+    fn open(self, group: Option<&Arc<ThrottleGroup>>) -> Reply<NewDisk> {
+        let Self { file, tap, storage } = self;
+        let device = match group {
+            Some(group) => Arc::new(Throttle::new(Arc::clone(&tap) as _, group)) as _,
+            None => disk_of_raw(storage.as_ref(), &tap)?,
+        };
+        Ok(NewDisk { device, file, tap })
+    }
 }
 
-/// The disk of a raw or throttle node on another child, or in another group.
-fn new_disk(
+/// What a raw or throttle node is to stand on, if that is another child, or the same in another group.
+fn new_below(
     graph: &Graph,
     node: &Node,
     args: &Args,
     child: Option<&(&'static str, Option<String>)>,
-    group: Option<&Arc<ThrottleGroup>>,
-) -> Reply<Option<NewDisk>> {
+) -> Reply<Option<NewBelow>> {
     let regrouped =
         node.driver == "throttle" && node.options.get("throttle-group") != args.get("throttle-group");
     let file = match child {
         Some(("file", Some(name))) => graph.find_node(name)?,
-        None if regrouped => graph.find_node(args.str("file")?)?,
+        None if regrouped => match graph.children(&node.name).find(|(role, _)| *role == "file") {
+            Some((_, file)) => file,
+            None => return Ok(None),
+        },
         _ => return Ok(None),
     };
     // A format that lives in it would not see the change.
@@ -280,11 +287,8 @@ fn new_disk(
             node.name, parent.name
         )));
     }
-    let device = match group {
-        Some(group) => Arc::new(Throttle::new(Arc::clone(&file.tap) as _, group)),
-        None => disk_of_raw(file)?,
-    };
-    Ok(Some(NewDisk { device, file: file.name.clone(), tap: Arc::clone(&file.tap) }))
+    let storage = file.storage.clone().filter(|_| file.path.is_some());
+    Ok(Some(NewBelow { file: file.name.clone(), tap: Arc::clone(&file.tap), storage }))
 }
 
 /// What has been done and can be taken back.

@@ -285,7 +285,7 @@ pub(crate) static BLOCKDEV_OPTIONS: Object = Object::union(
             .default("one that starts with `#block`"),
         opt("discard", Type::Enum(&DISCARD), "what becomes of discards").default("ignore"),
         opt("cache", Type::Object(&CACHE), "how the host's cache is used"),
-        opt("active", BOOL, "without effect").default("true"),
+        opt("active", BOOL, "refused if false").default("true"),
         opt("read-only", BOOL, "whether writes are refused")
             .default("false; what stands above decides for a file"),
         opt("auto-read-only", BOOL, "whether what cannot be written is opened for reading").default("false"),

@@ -9,7 +9,6 @@ use blockmirror_raw::{Raw, RawOptions};
 
 use super::{Opened, Opening, failed, refuse};
 use crate::Reply;
-use crate::graph::Node;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     refuse(args, "raw", &["offset", "size"])?;
@@ -32,14 +31,9 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
 
 /// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap. An export
 /// is a disk here: as something that a format lives in it would never flush again after a lost connection.
-pub(super) fn disk(file: Option<&Arc<dyn Storage>>, tap: &Arc<Tap>) -> Reply<Arc<dyn BlockDevice>> {
+pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, tap: &Arc<Tap>) -> Reply<Arc<dyn BlockDevice>> {
     Ok(match file {
         Some(storage) => Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?),
         None => Arc::clone(tap) as _,
     })
-}
-
-/// The same on the node `file`.
-pub(crate) fn disk_on(file: &Node) -> Reply<Arc<dyn BlockDevice>> {
-    disk(file.storage.as_ref().filter(|_| file.path.is_some()), &file.tap)
 }

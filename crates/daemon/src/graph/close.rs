@@ -14,12 +14,23 @@ use super::Node;
 
 /// How long nodes may take to flush, and again to let go of that.
 const LIMIT: Duration = Duration::from_secs(2);
+/// The same at the end of the daemon, which is over within three seconds.
+const LAST_LIMIT: Duration = Duration::from_millis(600);
 
 /// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whoever still holds
 /// something of a node. Those below which nothing answers any more are let go of after a while.
 ///
 /// Users come before what they stand on.
 pub(crate) fn close(nodes: Vec<Node>) {
+    close_within(nodes, LIMIT);
+}
+
+/// The same at the end of the daemon.
+pub(crate) fn close_all(nodes: Vec<Node>) {
+    close_within(nodes, LAST_LIMIT);
+}
+
+fn close_within(nodes: Vec<Node>, limit: Duration) {
     let (done, is_done) = mpsc::channel();
     let mut flushing = BTreeSet::new();
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
@@ -36,7 +47,7 @@ pub(crate) fn close(nodes: Vec<Node>) {
         }
     }
     let mut wait = || {
-        let until = Instant::now() + LIMIT;
+        let until = Instant::now() + limit;
         while !flushing.is_empty()
             && let Ok(index) = is_done.recv_timeout(until.saturating_duration_since(Instant::now()))
         {

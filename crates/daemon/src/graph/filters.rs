@@ -12,6 +12,7 @@ use blockmirror_raw::{Raw, RawOptions};
 
 use super::{Graph, Node, Use, UseId};
 use crate::Reply;
+use crate::daemon::Daemon;
 
 impl Graph {
     /// The filter whose edge this is; it needs and shares what its own users do.
@@ -127,26 +128,46 @@ impl Graph {
         }
     }
 
-    /// Brings the length of `name`, which nobody uses, up to date: what lived in a file may have made it longer. Waits for
-    /// nothing: where a write that was given up is still under way, the length stays.
-    pub(crate) fn refresh(&self, name: &str) {
-        for (role, child) in self.children(name) {
-            if role != "backing" && self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name)) {
-                self.refresh(&child.name);
+    /// Remembers that the length of `name`, which nobody uses, is to be brought up to date, and those of the files it alone
+    /// lives in: what lived there may have made them longer. [`Daemon::refresh_stale`] does it.
+    pub(crate) fn refresh(&mut self, name: &str) {
+        let below: Vec<_> = self
+            .children(name)
+            .filter(|(role, child)| {
+                *role != "backing" && self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name))
+            })
+            .map(|(_, child)| child.name.clone())
+            .collect();
+        below.iter().for_each(|child| self.refresh(child));
+        self.stale.push(name.to_owned());
+    }
+}
+
+impl Daemon {
+    /// Brings lengths up to date that may have changed while nodes were used. Asks files, so not to be called under a lock.
+    /// Waits for no guest: where a write that was given up is still under way, the length stays.
+    pub(crate) fn refresh_stale(&self) {
+        let stale = std::mem::take(&mut self.graph.lock().stale);
+        for name in stale {
+            let (tap, device, storage) = {
+                let graph = self.graph.lock();
+                let node = graph.get(&name).filter(|node| node.tap.writes_under_way() == 0);
+                let Some(node) = node else { continue };
+                let storage = node.file.as_ref().and(node.storage.clone());
+                (Arc::clone(&node.tap), Arc::clone(&node.device), storage)
+            };
+            if let Some(storage) = storage
+                && storage.len().is_ok_and(|len| len != device.len())
+                && let Ok(disk) = Raw::open(storage, RawOptions::new())
+            {
+                device.replace(Arc::new(disk));
             }
-        }
-        let Some(node) = self.get(name).filter(|node| node.tap.writes_under_way() == 0) else { return };
-        if let (Some(_), Some(storage)) = (&node.file, &node.storage)
-            && storage.len().is_ok_and(|len| len != node.device.len())
-            && let Ok(disk) = Raw::open(Arc::clone(storage), RawOptions::new())
-        {
-            node.device.replace(Arc::new(disk));
-        }
-        if node.tap.len() != node.device.len()
-            && let Some(mut drained) = node.tap.drain_for(Duration::ZERO)
-        {
-            // With a job or a bitmap in use it would keep its length.
-            let _ = drained.replace(Arc::clone(&node.device) as _);
+            if tap.len() != device.len()
+                && let Some(mut drained) = tap.drain_for(Duration::ZERO)
+            {
+                // With a job or a bitmap in use it would keep its length.
+                let _ = drained.replace(device as _);
+            }
         }
     }
 }

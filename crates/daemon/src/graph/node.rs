@@ -11,6 +11,7 @@ use blockmirror_qcow2::Qcow2;
 use serde_json::Value;
 
 use super::front::Front;
+use super::host_size::HostSizeCell;
 
 /// A node of the graph.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) storage: Option<Arc<dyn Storage>>,
     /// The open file, for nodes that are files.
     pub(crate) file: Option<Arc<FileStorage>>,
+    /// What the host said of the file when it was last asked.
+    pub(crate) host_size: Arc<HostSizeCell>,
     /// What it was opened with, members of members by dotted names.
     pub(crate) options: BTreeMap<String, Value>,
     /// The format, where it is qcow2.

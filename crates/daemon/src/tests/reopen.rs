@@ -70,7 +70,7 @@ fn what_cannot_change_is_refused_by_name() {
         ),
         (top(json!({"file": "zz"})), "Cannot find device='' nor node-name='zz'"),
         (top(json!({"file": "f"})), "Cannot change the option 'file'"),
-        (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'filename'"),
+        (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'file.driver'"),
         (top(json!({"data-file": "f"})), "Cannot change the option 'data-file'"),
         (top(json!({"force-share": true, "read-only": true})), "Cannot change the option 'force-share'"),
         (top(json!({"backing": "top"})), "Making 'top' a backing child of 'top' would create a cycle"),
@@ -320,4 +320,101 @@ fn a_guest_that_writes_notices_nothing() {
     }
     client.run("blockdev-del", json!({"node-name": "r"}));
     assert_eq!(std::fs::read(client.path("a")).unwrap()[4 << 16], written);
+}
+
+/// Options inside of options were answered with success and left out, or refused where QEMU takes them.
+#[test]
+fn options_of_a_child_that_is_described_are_its_own() {
+    let mut client = Client::new();
+    client.image("base.qcow2", 1, None);
+    client.image("top.qcow2", 3, Some("base.qcow2"));
+    let file = |client: &Client, name: &str, more: Value| {
+        let mut file = json!({"driver": "file", "filename": client.path(name)});
+        for (key, value) in more.as_object().unwrap() {
+            file[key] = value.clone();
+        }
+        file
+    };
+    let plain = file(&client, "top.qcow2", json!({}));
+    let base =
+        json!({"driver": "qcow2", "node-name": "base", "file": file(&client, "base.qcow2", json!({}))});
+    let node = |file: &Value, base: &Value| json!({"driver": "qcow2", "node-name": "top", "file": file, "backing": base});
+    client.run("blockdev-add", node(&plain, &base));
+    let file_node = {
+        let graph = client.daemon.graph.lock();
+        graph.children("top").find(|(role, _)| *role == "file").unwrap().1.name.clone()
+    };
+    // Each takes effect, and its default comes back.
+    let detecting = file(&client, "top.qcow2", json!({"detect-zeroes": "on", "cache": {"no-flush": true}}));
+    client.reopen(node(&detecting, &base)).unwrap();
+    let shown = client.node(&file_node);
+    assert_eq!((&shown["detect_zeroes"], &shown["cache"]["no-flush"]), (&json!("on"), &json!(true)));
+    client.reopen(node(&plain, &base)).unwrap();
+    let shown = client.node(&file_node);
+    assert_eq!((&shown["detect_zeroes"], &shown["cache"]["no-flush"]), (&json!("off"), &json!(false)));
+    let mut other = base.clone();
+    other["detect-zeroes"] = json!("on");
+    client.reopen(node(&plain, &other)).unwrap();
+    assert_eq!(client.node("base")["detect_zeroes"], "on");
+    client.reopen(node(&plain, &base)).unwrap();
+
+    let cases = [
+        (node(&file(&client, "base.qcow2", json!({})), &base), "Cannot change the option 'filename'"),
+        (
+            node(&file(&client, "top.qcow2", json!({"node-name": "zz"})), &base),
+            "Cannot change the option 'node-name'",
+        ),
+        (
+            node(&file(&client, "top.qcow2", json!({"locking": "off"})), &base),
+            "Cannot change the option 'locking'",
+        ),
+        (
+            node(&file(&client, "top.qcow2", json!({"read-only": true})), &base),
+            "cannot support read-write users",
+        ),
+        (node(&plain, &json!({"driver": "null-co"})), "Cannot change the option 'driver'"),
+    ];
+    for (options, wanted) in cases {
+        let text = client.cannot_reopen(options);
+        assert!(text.contains(wanted), "{text}");
+    }
+    // Both become read-only, and the image is not written again while its file stays so.
+    let mut reading = node(&file(&client, "top.qcow2", json!({"read-only": true})), &base);
+    reading["read-only"] = json!(true);
+    client.reopen(reading.clone()).unwrap();
+    assert!(client.node("top")["ro"].as_bool().unwrap() && client.node(&file_node)["ro"].as_bool().unwrap());
+    reading["read-only"] = json!(false);
+    assert_eq!(client.cannot_reopen(reading), "Block node is read-only");
+    client.reopen(node(&plain, &base)).unwrap();
+    assert!(
+        !client.node("top")["ro"].as_bool().unwrap() && !client.node(&file_node)["ro"].as_bool().unwrap()
+    );
+    assert_eq!(client.blocks("top"), [1, 3]);
+}
+
+/// A node of its own is not described again.
+#[test]
+fn a_child_with_a_name_is_not_described() {
+    let mut client = Client::new();
+    client.chain_of_files();
+    let file = json!({"driver": "file", "node-name": "top-file", "filename": client.path("top.qcow2")});
+    let text =
+        client.cannot_reopen(json!({"driver": "qcow2", "node-name": "top", "file": file, "backing": "mid"}));
+    assert_eq!(text, "Cannot change the option 'file.driver'");
+    let text = client.cannot_reopen(top(json!({"backing": {"driver": "null-co"}})));
+    assert_eq!(text, "Cannot change the option 'backing.driver'");
+}
+
+/// It was accepted for an image whose header names none.
+#[test]
+fn an_attached_backing_file_has_to_be_given() {
+    let mut client = Client::new();
+    client.image("base.qcow2", 1, None);
+    client.image("alone.qcow2", 3, None);
+    client.add("base", "base.qcow2", Value::Null);
+    client.add("alone", "alone.qcow2", json!("base"));
+    let file = json!({"driver": "file", "filename": client.path("alone.qcow2")});
+    let text = client.cannot_reopen(json!({"driver": "qcow2", "node-name": "alone", "file": file}));
+    assert_eq!(text, "backing is missing for 'alone'");
+    assert_eq!(client.blocks("alone"), [1, 3]);
 }

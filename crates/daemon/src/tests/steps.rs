@@ -208,3 +208,45 @@ fn a_refused_start_is_seen() {
     client.run("block-stream", json!({"job-id": "j", "device": "top"}));
     client.wait("BLOCK_JOB_COMPLETED");
 }
+
+/// What is to be copied, as QEMU counts it: what the layers above decide, and not what lies below them.
+#[test]
+fn progress_counts_what_is_to_be_copied() {
+    const BLOCK: u64 = 65536;
+    let mut client = Client::new();
+    client.image("over.qcow2", 4, None);
+    client.chain();
+    client.add("over", "over.qcow2", json!("top"));
+    client.run("human-monitor-command", json!({"command-line": "qemu-io over \"write -z 512k 128k\""}));
+    for (command, more, len) in [
+        ("blockdev-mirror", json!({"sync": "full", "target": "t"}), SIZE),
+        ("blockdev-mirror", json!({"sync": "top", "target": "t"}), 3 * BLOCK),
+        ("blockdev-mirror", json!({"sync": "none", "target": "t"}), 0),
+        ("block-commit", json!({"base-node": "top"}), 3 * BLOCK),
+        ("block-commit", json!({"base-node": "mid"}), 4 * BLOCK),
+        ("block-commit", json!({"base-node": "base"}), 5 * BLOCK),
+    ] {
+        if command == "blockdev-mirror" {
+            client.null("t", SIZE);
+        }
+        let mut arguments = json!({"job-id": "j", "device": "over"});
+        for (key, value) in more.as_object().unwrap() {
+            arguments[key] = value.clone();
+        }
+        client.run(command, arguments);
+        let data = client.wait("BLOCK_JOB_READY");
+        assert_eq!((&data["len"], &data["offset"]), (&json!(len), &json!(len)), "{command} {more}");
+        client.run("job-cancel", json!({"id": "j"}));
+        client.wait_for_status("null");
+        if command == "blockdev-mirror" {
+            client.run("blockdev-del", json!({"node-name": "t"}));
+        }
+    }
+    // Nothing allocated, nothing to do.
+    client.run(
+        "blockdev-snapshot-sync",
+        json!({"node-name": "over", "snapshot-node-name": "new", "snapshot-file": client.path("new")}),
+    );
+    client.run("block-commit", json!({"job-id": "j", "device": "new", "base-node": "over"}));
+    assert_eq!(client.wait("BLOCK_JOB_READY")["len"], 0);
+}

@@ -63,7 +63,7 @@ impl Core {
     }
 
     fn totals(&self) -> Totals {
-        Totals { done: self.offset, dirtied: self.new_work }
+        Totals { done: self.offset + self.left_out, dirtied: self.new_work }
     }
 
     /// Whether the target gets the guest's writes at once, by what was asked and what was decided.

@@ -128,10 +128,18 @@ impl Core {
             let written = written.map_or(ByteRange::new(end, end), |run| ByteRange::new(run.start, run.end));
             let written = written.intersect(segment.range);
             let untouched = ByteRange::new(at, if written.is_empty() { end } else { written.start() });
-            self.enqueue(untouched, Need::Nothing, walk);
+            self.left_to_backing(untouched);
             self.enqueue(written, segment.need, walk);
             at = untouched.end().max(written.end());
         }
+    }
+
+    /// `range` is left to the target's backing file. It was never work of this job, and progress does not count it.
+    fn left_to_backing(&mut self, range: ByteRange) {
+        self.claimed.remove(range);
+        self.given_up.remove(range);
+        self.done.skipped += range.len();
+        self.left_out += range.len();
     }
 
     fn enqueue(&mut self, range: ByteRange, need: Need, walk: Walk) {
