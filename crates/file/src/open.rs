@@ -25,7 +25,7 @@ pub enum LockMode {
     /// Readers keep writers out, a writer keeps readers and writers out.
     #[default]
     Exclusive,
-    /// Says what it does, and bears with whatever others do (`-U`).
+    /// Says what it does, and bears with whatever others do (`-U`); goes on without where that cannot be said.
     Shared,
     /// No lock at all.
     Off,
@@ -149,7 +149,8 @@ pub(crate) fn lock(file: &File, path: &Path, mode: LockMode, writable: bool) -> 
         LockMode::Exclusive => Permissions::CHANGE,
     };
     let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
-    Ok(Some(ImageLock::acquire(file, path, wanted, unshared)?))
+    let lock = ImageLock::acquire(file, path, wanted, unshared);
+    if mode == LockMode::Shared { Ok(lock.ok()) } else { Ok(Some(lock?)) }
 }
 
 /// What kind of file `meta` describes, if it is one that can hold an image.

@@ -122,18 +122,12 @@ enum Refusal {
 }
 
 fn acquire(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) -> Result<(), Refusal> {
-    // A read lock is refused only if somebody holds a write lock on the byte, which QEMU and we never do.
     for permission in wanted.iter() {
-        set(fd, HAVE, permission, libc::F_RDLCK).map_err(|e| match e {
-            Errno::EAGAIN | Errno::EACCES => Refusal::Held(permission, None),
-            e => Refusal::System(e),
-        })?;
+        set(fd, HAVE, permission, libc::F_RDLCK).map_err(|e| refusal(e, Refusal::Held(permission, None)))?;
     }
     for permission in unshared.iter() {
-        set(fd, UNSHARE, permission, libc::F_RDLCK).map_err(|e| match e {
-            Errno::EAGAIN | Errno::EACCES => Refusal::NotShared(permission, None),
-            e => Refusal::System(e),
-        })?;
+        set(fd, UNSHARE, permission, libc::F_RDLCK)
+            .map_err(|e| refusal(e, Refusal::NotShared(permission, None)))?;
     }
     for permission in wanted.iter() {
         if let Some(pid) = others(fd, UNSHARE, permission)? {
@@ -146,6 +140,15 @@ fn acquire(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) -> Re
         }
     }
     Ok(())
+}
+
+/// What `errno` of setting a read lock means. It conflicts only with a write lock on the byte, which QEMU and we never set,
+/// and Linux says `EAGAIN` then. `EACCES` is a security module or a server that allows no locks.
+fn refusal(errno: Errno, conflict: Refusal) -> Refusal {
+    match errno {
+        Errno::EAGAIN => conflict,
+        errno => Refusal::System(errno),
+    }
 }
 
 fn without(permissions: Permissions, others: Permissions) -> Permissions {
@@ -201,5 +204,20 @@ fn holder(target: Target, pid: Option<u32>, base: u64, permission: Permission) -
     match pid {
         Some(pid) => Some(Holder::of_pid(pid)),
         None => holder::find(target, byte(base, permission)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file system without a lock manager, and a policy that allows no locks, were another user of the image.
+    #[test]
+    fn only_a_conflict_is_another_user() {
+        let refused = |errno| refusal(errno, Refusal::Held(Permission::Write, None));
+        assert!(matches!(refused(Errno::EAGAIN), Refusal::Held(..)));
+        for errno in [Errno::EACCES, Errno::ENOLCK, Errno::EPERM] {
+            assert!(matches!(refused(errno), Refusal::System(e) if e == errno));
+        }
     }
 }
