@@ -104,6 +104,8 @@ pub struct CreateOptions {
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: the data file stays a valid raw image.
     pub data_file_raw: bool,
+    /// What the data file holds stays, and is what preallocated clusters show. Without it the data file is emptied.
+    pub keep_data: bool,
 }
 
 impl CreateOptions {
@@ -122,6 +124,7 @@ impl CreateOptions {
             backing_format: None,
             data_file: None,
             data_file_raw: false,
+            keep_data: false,
         }
     }
 

@@ -93,22 +93,19 @@ pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&
     let at = |index: u64| cluster.start(index);
 
     empty(storage, at(layout.end))?;
-    if let Some(data) = data {
-        empty(data, checked.size)?;
-        if !data.info().fixed_len {
-            data.set_len(checked.size)?;
-        }
-    }
+    let held = data.map_or(Ok(0), |data| prepare_data(checked, data))?;
     // Guest data first: it is what takes the time, and what runs out of space.
     let (area, range) = match data {
-        Some(data) => (data, ByteRange::new(0, checked.size)),
+        Some(data) => (data, ByteRange::new(held, checked.size)),
         None => (storage, ByteRange::new(at(layout.data), at(layout.end))),
     };
     match checked.preallocation {
-        _ if range.is_empty() => {}
         Preallocation::Off => {}
-        Preallocation::Metadata if area.info().fixed_len => {}
+        _ if range.is_empty() && held == 0 => {}
+        // A data file has its length already.
+        Preallocation::Metadata if data.is_some() || area.info().fixed_len => {}
         Preallocation::Metadata => area.set_len(range.end())?,
+        Preallocation::Falloc if data.is_some() => area.allocate(ByteRange::new(0, checked.size))?,
         Preallocation::Falloc => area.allocate(range)?,
         Preallocation::Full => stream::zeros(area, range.start(), range.len())?,
     }
@@ -126,6 +123,22 @@ pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&
 
     storage.write_at(&header(checked, &layout), 0)?;
     Ok(())
+}
+
+/// Makes the data file as long as the disk, and empty unless what it holds is to stay. Returns how much of it stays; no more
+/// than the disk has.
+fn prepare_data(checked: &Checked<'_>, data: &dyn Storage) -> Result<u64> {
+    let keep = checked.options.keep_data;
+    let len = if keep { data.len()? } else { 0 };
+    if !keep {
+        empty(data, checked.size)?;
+    }
+    // As a raw image of its own a longer file may be more than this disk.
+    let longer_stays = keep && checked.options.data_file_raw;
+    if !data.info().fixed_len && (len < checked.size || !longer_stays) {
+        data.set_len(checked.size)?;
+    }
+    Ok(len.min(checked.size))
 }
 
 /// Makes `storage` read as zeros up to `len`. What is newly grown reads so by itself; a block device shows what was
