@@ -32,25 +32,13 @@ impl Qcow2 {
     /// and if writing fails.
     pub fn set_backing_file(&self, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
         self.check_writable("change backing file")?;
-        let new = name.map(|name| NewBacking { name, format });
-        if let Some(new) = &new {
-            new.check()?;
-            if self.raw_data_file() {
-                let problem = "an image with a raw data file cannot have one".into();
-                return Err(Error::Option { option: "backing_file", problem });
-            }
-        } else if format.is_some() {
-            let problem = "it needs a backing_file".into();
-            return Err(Error::Option { option: "backing_fmt", problem });
-        }
+        let new = self.check_new(name, format)?;
         let _only_one = self.changing.lock();
         self.flush()?;
         // The refcount table does not move, nor does anything else change the header, under the write-back lock.
         let _no_write_back = self.write_back.lock();
         self.meta.lock().check_poison(&self.io, "change backing file")?;
-        // At most 2 MiB. What the file lacks of its first cluster reads as zeros.
-        let mut cluster = vec![0; self.io.cluster().bytes() as usize];
-        self.io.storage.read_at(&mut cluster, 0)?;
+        let mut cluster = self.first_cluster()?;
         let header_length = Header::parse(&cluster)?.header_length as usize;
         let steps = change_backing(&cluster, header_length, new)?;
         for step in &steps {
@@ -73,5 +61,42 @@ impl Qcow2 {
         self.io.below.lock().named = header.backing.is_some();
         self.set_header(header);
         Ok(())
+    }
+
+    /// Whether the header could name that backing file: for callers that find out before they begin something long.
+    ///
+    /// # Errors
+    /// As for [`set_backing_file`](Self::set_backing_file), of an image that is writable by then.
+    pub fn check_backing_file(&self, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
+        let new = self.check_new(name, format)?;
+        let cluster = self.first_cluster()?;
+        let header_length = Header::parse(&cluster)?.header_length as usize;
+        change_backing(&cluster, header_length, new).map(drop)
+    }
+
+    fn check_new<'a>(
+        &self,
+        name: Option<&'a [u8]>,
+        format: Option<&'a str>,
+    ) -> Result<Option<NewBacking<'a>>> {
+        let new = name.map(|name| NewBacking { name, format });
+        if let Some(new) = &new {
+            new.check()?;
+            if self.raw_data_file() {
+                let problem = "an image with a raw data file cannot have one".into();
+                return Err(Error::Option { option: "backing_file", problem });
+            }
+        } else if format.is_some() {
+            let problem = "it needs a backing_file".into();
+            return Err(Error::Option { option: "backing_fmt", problem });
+        }
+        Ok(new)
+    }
+
+    /// At most 2 MiB. What the file lacks of it reads as zeros.
+    fn first_cluster(&self) -> Result<Vec<u8>> {
+        let mut cluster = vec![0; self.io.cluster().bytes() as usize];
+        self.io.storage.read_at(&mut cluster, 0)?;
+        Ok(cluster)
     }
 }
