@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Existing, FileId, FileOptions, NewFile};
+use blockmirror_file::{Existing, FileId, FileOptions, LockMode, NewFile};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
+use crate::chain::check_backing;
 use crate::disk_image::Image;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -23,7 +24,7 @@ use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
 use crate::place::{self, Access, is_uri};
-use crate::reference::join_name;
+use crate::reference::{ReferencePolicy, join_name};
 
 const DEFAULT_CLUSTER_SIZE: u64 = 65536;
 
@@ -33,6 +34,8 @@ pub struct CreateSpec {
     format: Format,
     size: u64,
     settings: CreateSettings,
+    policy: Option<ReferencePolicy>,
+    lock: LockMode,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -45,9 +48,26 @@ impl CreateSpec {
             format,
             size,
             settings,
+            policy: None,
+            lock: LockMode::Exclusive,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
+    }
+
+    /// Which files the chain below the image may pull in when it is looked at ([`check_backing`]); by default those in or below
+    /// the directory of the backing file.
+    #[must_use]
+    pub fn policy(mut self, policy: ReferencePolicy) -> Self {
+        self.policy = Some(policy);
+        self
+    }
+
+    /// How the new files are locked, and what they replace.
+    #[must_use]
+    pub fn lock(mut self, lock: LockMode) -> Self {
+        self.lock = lock;
+        self
     }
 
     /// How an NBD server is connected to, if the image is to be made in an export.
@@ -91,7 +111,7 @@ impl CreateSpec {
     fn access(&self) -> Access {
         Access {
             writable: true,
-            shared: false,
+            lock: self.lock,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -163,6 +183,11 @@ impl NewImage {
         if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
             return Err(failed("its data file must be a file of its own".into()));
         }
+        if let Some(backing) = backing {
+            let beside = || ReferencePolicy::beside(backing).unwrap_or_else(|_| ReferencePolicy::deny());
+            let policy = spec.policy.clone().unwrap_or_else(beside);
+            check_backing(path, data.as_deref(), backing, spec.settings.backing_format, &policy)?;
+        }
         let file = Place::open(path, spec)?;
         let data = data.map(|data| Place::open(&data, spec)).transpose()?;
         match spec.format {
@@ -228,7 +253,7 @@ impl Place {
         if in_place {
             return Ok(Self::InPlace(place::Place::open(path, spec.access())?));
         }
-        let new = NewFile::create(path, Existing::Replace, &FileOptions::new())?;
+        let new = NewFile::create(path, Existing::Replace, &FileOptions::new().lock(spec.lock))?;
         let place = place::Place::File(Arc::clone(new.storage()));
         Ok(Self::New(new, place))
     }

@@ -31,6 +31,19 @@ impl Format {
     }
 }
 
+impl Format {
+    /// The format of a backing file that a header calls `name`. QEMU's drivers for files are the bytes of the file.
+    ///
+    /// # Errors
+    /// If there is no such format.
+    pub fn in_header(name: &str) -> Result<Self, UnknownFormat> {
+        match name {
+            "file" | "host_device" => Ok(Self::Raw),
+            name => name.parse(),
+        }
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

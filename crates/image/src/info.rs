@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::Storage;
+use blockmirror_file::LockMode;
 use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
 use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
 use blockmirror_qcow2::{Header, Version};
@@ -104,13 +105,14 @@ pub struct Qcow2Info {
 }
 
 impl ImageInfo {
-    /// Reads the image `path`, and no other file. The policy of `options` does not come into it.
+    /// Reads the image `path`, and no other file. The policy of `options` does not come into it, nor do locks: a header that
+    /// changes meanwhile is read again by whoever needs it.
     ///
     /// # Errors
     /// If it cannot be opened, or its format refuses it.
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let place = options.open_place(path, false)?;
+        let place = options.clone().lock(LockMode::Off).open_place(path, false)?;
         Self::read_from(&place, path, options.given_format())
     }
 
@@ -215,13 +217,14 @@ impl ImageInfo {
     }
 }
 
-/// Reads `path` and every image below it, the top first. Data files are not opened.
+/// Reads `path` and every image below it, the top first. Data files are not opened, and nothing is locked.
 ///
 /// # Errors
 /// Also if the policy of `options` does not allow a backing file, if the chain comes back to itself, or if it
 /// is too deep.
 pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
     let path = path.as_ref();
+    let options = options.clone().lock(LockMode::Off);
     let top = options.open_place(path, false)?;
     let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];

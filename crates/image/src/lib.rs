@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+mod chain;
 mod compare;
 mod create;
 mod disk_image;
@@ -40,14 +41,18 @@ mod error;
 mod format;
 mod info;
 mod map;
+mod name;
 #[cfg(feature = "nbd")]
 mod nbd;
 mod open;
 mod options;
 mod place;
 mod reference;
+mod relative;
 pub mod size;
 
+pub use blockmirror_file::LockMode;
+pub use chain::check_backing;
 pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage};
 pub use disk_image::{Backing, Image, Note};
@@ -55,6 +60,7 @@ pub use error::{Error, Result};
 pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
 pub use info::{BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, read_chain};
 pub use map::{MapRow, map};
+pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
@@ -63,3 +69,4 @@ pub use place::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
 };
+pub use relative::relative_name;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_file::LockMode;
 use blockmirror_qcow2::{FileName, Header, Qcow2};
 use blockmirror_raw::{Raw, RawOptions};
 
@@ -30,7 +31,7 @@ pub const MAX_CHAIN_DEPTH: u32 = 200;
 pub struct OpenOptions {
     format: Option<Format>,
     writable: bool,
-    shared: bool,
+    lock: LockMode,
     policy: ReferencePolicy,
     max_depth: u32,
     #[cfg(feature = "nbd")]
@@ -42,7 +43,7 @@ impl Default for OpenOptions {
         Self {
             format: None,
             writable: false,
-            shared: false,
+            lock: LockMode::Exclusive,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             #[cfg(feature = "nbd")]
@@ -72,10 +73,11 @@ impl OpenOptions {
         self
     }
 
-    /// Bears with others that use the files at the same time; what is read may then be inconsistent.
+    /// How the files are locked. Without [`LockMode::Exclusive`] others may use them at the same time; what is read may then
+    /// be inconsistent.
     #[must_use]
-    pub fn shared(mut self, shared: bool) -> Self {
-        self.shared = shared;
+    pub fn lock(mut self, lock: LockMode) -> Self {
+        self.lock = lock;
         self
     }
 
@@ -84,6 +86,15 @@ impl OpenOptions {
     pub fn policy(mut self, policy: ReferencePolicy) -> Self {
         self.policy = policy;
         self
+    }
+
+    /// Opens a file that the policy has allowed.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_found(&self, file: &Resolved) -> Result<Image> {
+        let place = self.open_resolved(file, self.writable)?;
+        self.for_opened(&file.path, &place).open_on(&place, &file.path, None)
     }
 
     /// How many images a chain may have.
@@ -144,7 +155,7 @@ impl OpenOptions {
     fn access(&self, writable: bool) -> Access {
         Access {
             writable,
-            shared: self.shared,
+            lock: self.lock,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -178,7 +189,7 @@ impl Below {
         let format = match backing.format.as_deref() {
             None | Some("") => None,
             Some(format) => {
-                let known = format.parse();
+                let known = Format::in_header(format);
                 Some(known.map_err(|source| Error::BackingFormat { path: above.to_owned(), source })?)
             }
         };
@@ -340,6 +351,6 @@ fn refuse(image: &Path, role: Role, name: &Path, reason: ReferenceRefusal) -> Er
     ReferenceError { image: image.to_owned(), role, name: name.to_owned(), reason }.into()
 }
 
-fn os_str(name: &FileName) -> &OsStr {
+pub(crate) fn os_str(name: &FileName) -> &OsStr {
     name.as_path().as_os_str()
 }

@@ -38,16 +38,14 @@ pub(crate) enum PlaceId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
     pub(crate) writable: bool,
-    /// Without a lock that keeps others out.
-    pub(crate) shared: bool,
+    pub(crate) lock: LockMode,
     #[cfg(feature = "nbd")]
     pub(crate) nbd: NbdOptions,
 }
 
 impl Access {
     fn file_options(self) -> FileOptions {
-        let lock = if self.shared { LockMode::Shared } else { LockMode::Exclusive };
-        FileOptions::new().writable(self.writable).lock(lock)
+        FileOptions::new().writable(self.writable).lock(self.lock)
     }
 }
 

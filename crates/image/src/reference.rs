@@ -219,7 +219,7 @@ impl ReferencePolicy {
 
     fn judge(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
         let Some(path) = join_name(image, name) else {
-            let plain = is_plain_path(name);
+            let plain = plain_path(name).is_some();
             return Err(if plain { ReferenceRefusal::NoDirectory } else { ReferenceRefusal::NotAPath });
         };
         let handle = match &self.roots {
@@ -247,7 +247,7 @@ impl ReferencePolicy {
             // there is refused like what exists.
             Err(error) => {
                 let real_directory = fs::canonicalize(directory_of(path));
-                return Err(match lexical_directory(path) {
+                return Err(match lexical(path).and_then(|path| path.parent().map(Path::to_owned)) {
                     Some(directory)
                         if !inside(&directory) && !real_directory.is_ok_and(|real| inside(&real)) =>
                     {
@@ -299,26 +299,29 @@ pub fn directory_of(image: &Path) -> &Path {
 /// `name`, as it stands in the header of `image`, as a path from where we are; by text only. `None` if it is
 /// no plain path, or relative in an image that is not in a directory.
 pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
-    if !is_plain_path(name) {
-        return None;
-    }
+    let name = plain_path(name)?;
     if is_uri(image) {
-        return Path::new(name).is_absolute().then(|| name.into());
+        return name.is_absolute().then(|| name.into());
     }
     let directory = image.parent().unwrap_or(Path::new(""));
     Some(directory.join(name))
 }
 
-/// Whether a name from a header is a path and nothing else: not empty, no NUL, and no `protocol:` before the
-/// first slash, which is where `json:`, `nbd:` and URLs have it.
-fn is_plain_path(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    let first = name.split(|b| *b == b'/').next().unwrap_or_default();
-    !name.is_empty() && !name.contains(&0) && !first.contains(&b':')
+/// The path that a name from a header is, if it is a path and nothing else: not empty, no NUL, and no `protocol:` before the
+/// first slash, which is where `json:`, `nbd:` and URLs have it. What follows `file:` is a path, whatever it looks like.
+pub(crate) fn plain_path(name: &OsStr) -> Option<&Path> {
+    let bytes = name.as_bytes();
+    let (path, is_file) = match bytes.strip_prefix(b"file:") {
+        Some(rest) => (rest, true),
+        None => (bytes, false),
+    };
+    let first = path.split(|b| *b == b'/').next().unwrap_or_default();
+    let plain = !path.is_empty() && !path.contains(&0) && (is_file || !first.contains(&b':'));
+    plain.then(|| Path::new(OsStr::from_bytes(path)))
 }
 
-/// The directory of an absolute form of `path`, with `..` taken away by text.
-fn lexical_directory(path: &Path) -> Option<PathBuf> {
+/// An absolute form of `path`, with `..` taken away by text.
+pub(crate) fn lexical(path: &Path) -> Option<PathBuf> {
     let mut out = PathBuf::new();
     for part in std::path::absolute(path).ok()?.components() {
         match part {
@@ -329,7 +332,7 @@ fn lexical_directory(path: &Path) -> Option<PathBuf> {
             part => out.push(part),
         }
     }
-    out.parent().map(Path::to_owned)
+    Some(out)
 }
 
 #[cfg(test)]
@@ -412,11 +415,18 @@ mod tests {
     #[test]
     fn only_plain_paths_are_names() {
         let place = Place::new();
-        for name in ["json:{}", "nbd:localhost:1", "http://host/x", "file:base", "fd:3", "", "a\0b"] {
+        for name in ["json:{}", "nbd:localhost:1", "http://host/x", "fd:3", "", "file:", "a\0b", "file:a\0b"]
+        {
             assert!(matches!(place.resolve(name), Err(ReferenceRefusal::NotAPath)), "{name:?}");
         }
         fs::write(place.path("in/a:b"), b"x").unwrap();
-        assert_eq!(place.resolve("./a:b").unwrap(), place.path("in/a:b"));
+        for name in ["./a:b", "file:a:b", "file:./a:b"] {
+            assert_eq!(place.resolve(name).unwrap(), place.path("in/a:b"));
+        }
+        assert_eq!(place.resolve("file:base").unwrap(), place.path("in/base"));
+        for name in ["file:../out/base", "file:/etc/passwd", "file:///etc/passwd"] {
+            assert!(matches!(place.resolve(name), Err(ReferenceRefusal::Outside { .. })), "{name}");
+        }
     }
 
     #[test]

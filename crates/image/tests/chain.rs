@@ -5,11 +5,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blockmirror_block::WriteFlags;
+use blockmirror_block::{ErrorKind, WriteFlags};
+use blockmirror_file::FileOptions;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, ImageInfo, NewImage, Note, OpenOptions, ReferencePolicy,
-    ReferenceRefusal, read_chain,
+    CreateSettings, CreateSpec, Error, Format, ImageInfo, LockMode, NewImage, Note, OpenOptions,
+    ReferencePolicy, ReferenceRefusal, read_chain,
 };
+use blockmirror_image_lock::{ImageLock, Permissions};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -92,7 +94,8 @@ fn each_layer_shows_through_the_one_above() {
 fn a_chain_that_comes_back_to_itself_is_refused() {
     let place = Place::new();
     place.create("a", Format::Qcow2, 65536, "backing_file=b,backing_fmt=qcow2");
-    place.create("b", Format::Qcow2, 65536, "backing_file=./a,backing_fmt=qcow2");
+    place.create("elsewhere", Format::Qcow2, 65536, "backing_file=./a,backing_fmt=qcow2");
+    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
     assert!(matches!(place.refusal("a"), ReferenceRefusal::Cycle));
     assert!(read_chain(place.path("a"), &place.options("a")).is_err());
     // By another name: the file counts, not what it is called.
@@ -319,4 +322,51 @@ fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
         }
     }
     assert!(flipper.flips() > 100 && refused > 0);
+}
+
+/// `info` was refused while a guest ran, and `-U` insisted on a lock of its own.
+#[test]
+fn an_image_in_use_can_be_described_and_read_without_a_lock() {
+    let place = Place::new();
+    place.create("base", Format::Qcow2, 65536, "");
+    place.create("top", Format::Qcow2, 65536, "backing_file=base,backing_fmt=qcow2");
+    let (base, top) = (place.path("base"), place.path("top"));
+    let held = [&base, &top].map(|path| OpenOptions::new().writable(true).open(path));
+    // The top is refused its backing file, so nothing but its own file is held.
+    assert!(held[0].is_ok() && held[1].is_err());
+    let writer = place.options("top").lock(LockMode::Off).writable(true).open(&top).unwrap();
+    let file = fs::File::open(&top).unwrap();
+    let all = Permissions::READ_WRITE;
+    let lock = ImageLock::acquire(&file, &top, all, all).unwrap();
+    assert_eq!(ImageInfo::read(&top, &place.options("top")).unwrap().virtual_size, 65536);
+    assert_eq!(read_chain(&top, &place.options("top")).unwrap().len(), 2);
+    assert!(
+        matches!(place.options("top").open(&top), Err(Error::Block(error)) if error.kind() == ErrorKind::Locked)
+    );
+    // Even where the other one lets nobody read.
+    for lock in [LockMode::Shared, LockMode::Off] {
+        place.options("top").lock(lock).open(&top).unwrap();
+    }
+    lock.release(&file);
+    drop(writer);
+}
+
+#[test]
+fn headers_name_files_and_formats_as_qemu_does() {
+    let place = Place::new();
+    fs::write(place.path("base"), vec![7; 65536]).unwrap();
+    fs::create_dir(place.path("deep")).unwrap();
+    for (name, format) in [("file:base", "raw"), ("base", "file"), ("file:../base", "host_device")] {
+        let image = if name.contains("..") { "deep/top" } else { "top" };
+        let file = FileOptions::new().create_new(true).open(place.path(image)).unwrap();
+        let mut options = blockmirror_qcow2::CreateOptions::new(65536);
+        (options.backing_file, options.backing_format) = (Some(name.into()), Some(format.to_owned()));
+        options.create(&file, None).unwrap();
+        drop(file);
+        let mut policy = ReferencePolicy::beside(&place.path(image)).unwrap();
+        policy.allow_dir(&place.path(".")).unwrap();
+        let top = OpenOptions::new().policy(policy).open(place.path(image)).unwrap();
+        assert_eq!((read(&**top.device(), 0), top.backing().unwrap().format), (7, Format::Raw), "{name}");
+        fs::remove_file(place.path(image)).unwrap();
+    }
 }

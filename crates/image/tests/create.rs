@@ -8,7 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 use blockmirror_block::WriteFlags;
-use blockmirror_image::{CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions};
+use blockmirror_image::{
+    CreateSettings, CreateSpec, Error, Format, ImageInfo, MAX_CHAIN_DEPTH, NewImage, OpenOptions,
+    ReferencePolicy, ReferenceRefusal,
+};
 
 fn spec(format: Format, size: u64, options: &str) -> CreateSpec {
     let mut settings = CreateSettings::default();
@@ -123,4 +126,80 @@ fn a_raw_image_on_a_device_is_no_longer_what_was_there() {
     persisted.unwrap();
     assert_eq!(zeros, Some(false));
     assert_eq!(info.unwrap().format, Format::Raw);
+}
+
+/// A base was replaced by an empty overlay of an image that stood on it.
+#[test]
+fn an_image_does_not_replace_what_it_would_stand_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let make = |name: &str, options: &str| {
+        NewImage::create(path(name), &spec(Format::Qcow2, 1 << 20, options))?.persist()
+    };
+    make("base", "").unwrap();
+    make("mid", "backing_file=base,backing_fmt=qcow2,data_file=data").unwrap();
+    make("top", "backing_file=mid,backing_fmt=qcow2").unwrap();
+    fs::hard_link(path("base"), path("other")).unwrap();
+    std::os::unix::fs::symlink("base", path("link")).unwrap();
+    let all = || ["base", "mid", "top", "data"].map(|name| fs::read(path(name)).unwrap());
+    let before = all();
+    for name in ["base", "mid", "top", "data", "other", "link"] {
+        let error = make(name, "backing_file=top,backing_fmt=qcow2").unwrap_err();
+        assert!(matches!(error, Error::Create { .. }), "{name}: {error}");
+        let error = make("new", &format!("backing_file=top,backing_fmt=qcow2,data_file={name}")).unwrap_err();
+        assert!(matches!(error, Error::Create { .. }), "{name} for data: {error}");
+    }
+    assert_eq!(all(), before);
+    assert!(make("new", "backing_file=top,backing_fmt=qcow2").is_ok());
+    // Nothing would be lost, but the chain would be a cycle.
+    make("a", "backing_file=b,backing_fmt=qcow2").unwrap();
+    assert!(matches!(make("b", "backing_file=a,backing_fmt=qcow2"), Err(Error::Create { .. })));
+    fs::hard_link(path("a"), path("b")).unwrap();
+    match make("c", "backing_file=a,backing_fmt=qcow2") {
+        Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::Cycle)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_chain_that_the_policy_hides_stands_on_nothing_that_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    for folder in ["in", "out"] {
+        fs::create_dir(path(folder)).unwrap();
+    }
+    let make = |name: &str, options: &str, allow: bool| {
+        let mut policy = ReferencePolicy::beside(&path("in/top")).unwrap();
+        if allow {
+            policy.allow_dir(&path("out")).unwrap();
+        }
+        NewImage::create(path(name), &spec(Format::Qcow2, 1 << 20, options).policy(policy))?.persist()
+    };
+    make("base", "", false).unwrap();
+    make("out/mid", "backing_file=../base,backing_fmt=qcow2", false).unwrap();
+    make("in/top", "backing_file=../out/mid,backing_fmt=qcow2", false).unwrap();
+    let over = |name: &str, allow| make(name, "backing_file=in/top,backing_fmt=qcow2", allow);
+    assert!(matches!(over("base", false), Err(Error::Reference(_))));
+    assert!(matches!(over("base", true), Err(Error::Create { .. })));
+    assert!(over("new", false).is_ok());
+}
+
+#[test]
+fn a_chain_does_not_become_too_deep_to_be_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |index: u32| {
+        let backing = index.checked_sub(1).map(|below| format!("backing_file={below},backing_fmt=qcow2"));
+        let spec = spec(Format::Qcow2, 65536, &backing.unwrap_or_default());
+        NewImage::create(dir.path().join(index.to_string()), &spec)?.persist()
+    };
+    // From the top down: there is nothing below to look at yet.
+    for index in (0..MAX_CHAIN_DEPTH).rev() {
+        make(index).unwrap();
+    }
+    let top = dir.path().join((MAX_CHAIN_DEPTH - 1).to_string());
+    OpenOptions::new().policy(ReferencePolicy::beside(&top).unwrap()).open(&top).unwrap();
+    match make(MAX_CHAIN_DEPTH) {
+        Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::TooDeep(_))),
+        other => panic!("{other:?}"),
+    }
 }

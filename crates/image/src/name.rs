@@ -1,0 +1,246 @@
+//! Images as callers name them: a path, a URI, `file:PATH`, a `json:` description, or options.
+//!
+//! Called with what a person has typed, never with a name out of an image.
+//!
+//! What must hold: an option that is not understood is refused by name, so that none is silently without effect.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::format::Format;
+
+/// An image that a caller has named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImageName {
+    /// Its path, or the URI of its export.
+    pub path: PathBuf,
+    /// Its format, where the name says it.
+    pub format: Option<Format>,
+}
+
+/// Why the description of an image was not understood.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum NameError {
+    /// What follows `json:` is not a JSON object.
+    #[error("what follows \"json:\" is no JSON object: {0}")]
+    Json(String),
+    /// An option is missing.
+    #[error("the option \"{0}\" is missing")]
+    Missing(&'static str),
+    /// The option exists in QEMU at most.
+    #[error("the option \"{0}\" is not supported here")]
+    Option(String),
+    /// The option has another value.
+    #[error("the option \"{option}\" cannot be \"{value}\" here")]
+    Value {
+        /// The option.
+        option: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+impl ImageName {
+    /// Reads a name that a person has typed.
+    ///
+    /// # Errors
+    /// [`NameError`], of a `json:` description only.
+    pub fn parse(name: &Path) -> Result<Self, NameError> {
+        let text = name.as_os_str().to_string_lossy();
+        if let Some(json) = text.strip_prefix("json:") {
+            return match serde_json::from_str(json) {
+                Ok(Value::Object(options)) => Self::from_options(&options),
+                Ok(_) => Err(NameError::Json("it is another value".to_owned())),
+                Err(error) => Err(NameError::Json(error.to_string())),
+            };
+        }
+        Ok(Self { path: without_file_prefix(name).map_or_else(|| name.to_owned(), as_path), format: None })
+    }
+
+    /// Reads the options of `--image-opts` and `json:`, nested or with dots.
+    ///
+    /// # Errors
+    /// [`NameError`].
+    pub fn from_options(options: &Map<String, Value>) -> Result<Self, NameError> {
+        let mut options = Options::new(options);
+        let driver = options.take("driver");
+        let format = match driver.as_deref() {
+            Some("raw") => Some(Format::Raw),
+            Some("qcow2") => Some(Format::Qcow2),
+            None => None,
+            // The file itself, without a format.
+            Some(protocol) => {
+                let path = options.protocol("", Some(protocol.to_owned()))?;
+                options.all_taken()?;
+                return Ok(Self { path, format: Some(Format::Raw) });
+            }
+        };
+        if options.0.contains_key("file") {
+            // There are no nodes that it could name.
+            return Err(NameError::Option("file".to_owned()));
+        }
+        let protocol = options.take("file.driver");
+        let path = options.protocol("file.", protocol)?;
+        options.all_taken()?;
+        Ok(Self { path, format })
+    }
+}
+
+/// The rest of a name that begins with `file:`.
+fn without_file_prefix(name: &Path) -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let rest = name.as_os_str().as_bytes().strip_prefix(b"file:")?;
+    Some(PathBuf::from(std::ffi::OsStr::from_bytes(rest)))
+}
+
+/// A path that looks like something else is written so that it does not.
+fn as_path(path: PathBuf) -> PathBuf {
+    let first = path.as_os_str().as_encoded_bytes().split(|byte| *byte == b'/').next().unwrap_or_default();
+    if first.contains(&b':') { Path::new(".").join(path) } else { path }
+}
+
+/// Options by dotted names that nothing has asked for yet.
+struct Options(BTreeMap<String, String>);
+
+impl Options {
+    fn new(options: &Map<String, Value>) -> Self {
+        let mut flat = BTreeMap::new();
+        let mut open: Vec<_> = options.iter().map(|(name, value)| (name.clone(), value)).collect();
+        while let Some((name, value)) = open.pop() {
+            match value {
+                Value::Object(members) => {
+                    open.extend(members.iter().map(|(member, value)| (format!("{name}.{member}"), value)));
+                }
+                Value::String(text) => {
+                    flat.insert(name, text.clone());
+                }
+                value => {
+                    flat.insert(name, value.to_string());
+                }
+            }
+        }
+        Self(flat)
+    }
+
+    fn take(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    /// The file or export that the options with `prefix` describe.
+    fn protocol(&mut self, prefix: &'static str, driver: Option<String>) -> Result<PathBuf, NameError> {
+        let name = |member: &str| format!("{prefix}{member}");
+        match driver.as_deref() {
+            None | Some("file" | "host_device") => {
+                let missing = if prefix.is_empty() { "filename" } else { "file.filename" };
+                let path = self.take(&name("filename")).ok_or(NameError::Missing(missing))?;
+                Ok(as_path(path.into()))
+            }
+            #[cfg(feature = "nbd")]
+            Some("nbd") => self.export(prefix),
+            Some(other) => Err(NameError::Value { option: name("driver"), value: other.to_owned() }),
+        }
+    }
+
+    #[cfg(feature = "nbd")]
+    fn export(&mut self, prefix: &str) -> Result<PathBuf, NameError> {
+        use blockmirror_nbd::{NbdAddress, NbdUri};
+        let mut take = |member: &str| self.take(&format!("{prefix}{member}"));
+        let kind = take("server.type");
+        let path = take("server.path").or_else(|| take("path"));
+        let host = take("server.host").or_else(|| take("host"));
+        let port = take("server.port").or_else(|| take("port"));
+        let export = take("export").unwrap_or_default();
+        let address = match (kind.as_deref(), path, host) {
+            (None | Some("unix"), Some(path), None) if port.is_none() => NbdAddress::Unix(path.into()),
+            (None | Some("inet"), None, Some(host)) => {
+                let port = port.unwrap_or_else(|| "10809".to_owned());
+                let number = port.parse();
+                let port = number.map_err(|_| NameError::Value { option: "port".to_owned(), value: port })?;
+                NbdAddress::Tcp { host, port }
+            }
+            (Some(other), ..) if !matches!(other, "unix" | "inet") => {
+                return Err(NameError::Value {
+                    option: format!("{prefix}server.type"),
+                    value: other.to_owned(),
+                });
+            }
+            _ => return Err(NameError::Missing("server.path or server.host")),
+        };
+        Ok(NbdUri::new(address, export).to_string().into())
+    }
+
+    fn all_taken(&self) -> Result<(), NameError> {
+        match self.0.keys().next() {
+            Some(name) => Err(NameError::Option(name.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str) -> Result<(String, Option<Format>), String> {
+        let name = ImageName::parse(Path::new(name)).map_err(|error| error.to_string())?;
+        Ok((name.path.to_str().unwrap().to_owned(), name.format))
+    }
+
+    #[test]
+    fn names_are_paths_unless_they_say_otherwise() {
+        for (name, path) in [
+            ("disk", "disk"),
+            ("file:disk", "disk"),
+            ("file:/a/disk", "/a/disk"),
+            ("file:nbd:disk", "./nbd:disk"),
+            ("./json:{}", "./json:{}"),
+        ] {
+            assert_eq!(parse(name), Ok((path.to_owned(), None)), "{name}");
+        }
+    }
+
+    #[test]
+    fn descriptions_say_file_and_format() {
+        for (json, path, format) in [
+            (r#"{"driver":"qcow2","file":{"driver":"file","filename":"a"}}"#, "a", Some(Format::Qcow2)),
+            (r#"{"driver":"qcow2","file.filename":"a"}"#, "a", Some(Format::Qcow2)),
+            (r#"{"file":{"driver":"host_device","filename":"/dev/x"}}"#, "/dev/x", None),
+            (r#"{"driver":"file","filename":"json:{}"}"#, "./json:{}", Some(Format::Raw)),
+        ] {
+            assert_eq!(parse(&format!("json:{json}")), Ok((path.to_owned(), format)), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_by_name() {
+        for (json, word) in [
+            ("[1]", "another value"),
+            ("{", "JSON"),
+            (r#"{"driver":"qcow2","file":"node"}"#, "\"file\""),
+            (r#"{"driver":"qcow2"}"#, "\"file.filename\""),
+            (r#"{"driver":"vmdk","file":{"filename":"a"}}"#, "\"vmdk\""),
+            (r#"{"driver":"qcow2","backing":null,"file":{"filename":"a"}}"#, "\"backing\""),
+            (r#"{"driver":"qcow2","file":{"filename":"a","locking":"off"}}"#, "\"file.locking\""),
+            (r#"{"driver":"raw","offset":512,"file":{"filename":"a"}}"#, "\"offset\""),
+            (r#"{"driver":"qcow2","file":{"driver":"https","url":"x"}}"#, "\"https\""),
+        ] {
+            let error = parse(&format!("json:{json}")).unwrap_err();
+            assert!(error.contains(word), "{json}: {error}");
+        }
+    }
+
+    #[cfg(feature = "nbd")]
+    #[test]
+    fn exports_become_uris() {
+        let unix = r#"json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":"/run/a b"},"export":"d"}}"#;
+        assert_eq!(parse(unix).unwrap().0, "nbd+unix:///d?socket=/run/a%20b");
+        let tcp = r#"json:{"driver":"nbd","host":"h","port":"1"}"#;
+        assert_eq!(parse(tcp).unwrap(), ("nbd://h:1".to_owned(), Some(Format::Raw)));
+        assert!(parse(r#"json:{"driver":"nbd"}"#).is_err());
+    }
+}
