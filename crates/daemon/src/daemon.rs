@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Mutex};
-use blockmirror_image::ReferencePolicy;
+use blockmirror_image::{Format, ReferencePolicy, check_backing, directory_of, join_name};
 use blockmirror_qmp::schema::Event;
 use blockmirror_qmp::{Listener, Monitors, QmpError};
 use serde_json::Value;
 
 use crate::Reply;
 use crate::command;
+use crate::driver::failed;
 use crate::export::Exports;
 use crate::graph::{Graph, close_all};
 use crate::job::Jobs;
@@ -111,6 +112,22 @@ impl Daemon {
     /// stopped to wait for it.
     pub fn late_failure(&self) -> Option<StartupError> {
         self.failed_late.lock().take()
+    }
+
+    /// Refuses `backing` as the name of the backing file in the header of `image` if the chain would come back to the image,
+    /// or to its data file `data`, or be too deep. A name that leads nowhere may stand there.
+    pub(crate) fn check_backing(
+        &self,
+        image: &Path,
+        data: Option<&Path>,
+        backing: &str,
+        format: Option<Format>,
+    ) -> Reply<()> {
+        let Some(backing) = join_name(image, backing.as_ref()) else { return Ok(()) };
+        if !directory_of(&backing).is_dir() {
+            return Ok(());
+        }
+        check_backing(image, data, &backing, format, &self.policy_for(&backing)?).map_err(failed)
     }
 
     /// Makes [`run`](Self::run) return. Never waits.

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::ErrorKind;
-use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage};
+use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, directory_of};
 use blockmirror_qmp::QmpError;
 
 use crate::Reply;
+use crate::daemon::Daemon;
 use crate::driver::failed;
 
 /// A file that was made for a command, and goes again unless the command succeeds.
@@ -20,8 +21,9 @@ pub(crate) struct Made {
 
 impl Made {
     /// Makes an image at `path`, with a header that names the backing file `backing` if that is given. A file that is
-    /// there already is replaced; it must not be in use.
+    /// there already is replaced; it must not be in use, nor be part of the chain of `backing`.
     pub(crate) fn create(
+        daemon: &Daemon,
         path: &str,
         format: Format,
         size: u64,
@@ -31,22 +33,23 @@ impl Made {
             return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
         }
         let (name, backing_format) = backing.unzip();
+        // Some nodes have names that are no paths.
+        let path_of_backing = name.as_deref().map(Path::new).filter(|path| directory_of(path).is_dir());
+        let policy = path_of_backing.map(|path| daemon.policy_for(path)).transpose()?;
         let mut settings = CreateSettings::default();
         settings.backing_file = name;
         settings.backing_format = backing_format;
-        Self::create_with(path, format, size, settings)
+        let mut spec = CreateSpec::new(format, size, settings);
+        if let Some(policy) = policy {
+            spec = spec.policy(policy);
+        }
+        Self::create_with(path, &spec)
     }
 
-    /// The same with all settings.
-    pub(crate) fn create_with(
-        path: &str,
-        format: Format,
-        size: u64,
-        settings: CreateSettings,
-    ) -> Reply<Self> {
+    /// Makes the image `spec` at `path`.
+    pub(crate) fn create_with(path: &str, spec: &CreateSpec) -> Reply<Self> {
         let existed = Path::new(path).exists();
-        let spec = CreateSpec::new(format, size, settings);
-        let image = NewImage::create(path, &spec).and_then(NewImage::persist);
+        let image = NewImage::create(path, spec).and_then(NewImage::persist);
         image.map_err(|error| in_words(path, &error))?;
         Ok(Self { remove: (!existed).then(|| path.into()) })
     }

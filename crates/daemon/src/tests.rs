@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, WriteFlags};
-use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions};
+use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions, ReferencePolicy};
 use blockmirror_qmp::Connection;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -99,13 +99,17 @@ impl Client {
 
     /// An image whose block number `block` of 64 KiB is full of that byte.
     fn image(&self, name: &str, block: u8, backing: Option<&str>) {
+        self.image_under(ReferencePolicy::beside(&self.path(name)).unwrap(), name, block, backing);
+    }
+
+    /// The same, with a chain that `policy` allows.
+    fn image_under(&self, policy: ReferencePolicy, name: &str, block: u8, backing: Option<&str>) {
         let mut settings = CreateSettings::default();
         settings.backing_file = backing.map(str::to_owned);
         settings.backing_format = backing.map(|_| Format::Qcow2);
         let spec = CreateSpec::new(Format::Qcow2, SIZE, settings);
         NewImage::create(self.path(name), &spec).unwrap().persist().unwrap();
         let options = OpenOptions::new().writable(true);
-        let policy = blockmirror_image::ReferencePolicy::beside(&self.path(name)).unwrap();
         let image = options.policy(policy).open(self.path(name)).unwrap();
         image.device().write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE).unwrap();
         image.device().flush().unwrap();
@@ -174,6 +178,49 @@ fn a_file_and_an_image_in_it_are_created() {
     client.run("job-dismiss", json!({"id": "c"}));
     client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "n", "file": "f"}));
     assert!(client.blocks("n").is_empty());
+}
+
+/// It was emptied.
+#[test]
+fn a_data_file_keeps_what_it_holds() {
+    const MIB: usize = 1 << 20;
+    for (raw, more, held, len, shown) in [
+        (true, json!({}), 4096, MIB, 4096),
+        (true, json!({}), MIB, MIB, MIB),
+        (true, json!({}), 3 * MIB, 3 * MIB, MIB),
+        (true, json!({"preallocation": "falloc"}), MIB, MIB, MIB),
+        (true, json!({"preallocation": "full"}), 4096, MIB, 4096),
+        (true, json!({"preallocation": "full"}), 3 * MIB, 3 * MIB, MIB),
+        (false, json!({}), 4096, MIB, 0),
+        (false, json!({}), 3 * MIB, MIB, 0),
+        (false, json!({"preallocation": "metadata"}), MIB, MIB, MIB),
+        (false, json!({"preallocation": "full"}), 4096, MIB, 4096),
+    ] {
+        let mut client = Client::new();
+        let case = format!("data-file-raw={raw}, {more}, {held} bytes");
+        std::fs::write(client.path("i"), []).unwrap();
+        std::fs::write(client.path("d"), vec![b'Z'; held]).unwrap();
+        for file in ["i", "d"] {
+            let path = client.path(file);
+            client.run("blockdev-add", json!({"driver": "file", "node-name": file, "filename": path}));
+        }
+        let mut options =
+            json!({"driver": "qcow2", "file": "i", "data-file": "d", "data-file-raw": raw, "size": SIZE});
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        client.run("blockdev-create", json!({"job-id": "c", "options": options}));
+        client.wait_for_status("concluded");
+        assert_eq!(client.run("query-jobs", json!({}))[0].get("error"), None, "{case}");
+        client.run("job-dismiss", json!({"id": "c"}));
+        let bytes = std::fs::read(client.path("d")).unwrap();
+        let count = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'Z').count();
+        assert_eq!((bytes.len(), count(&bytes)), (len, held.min(len)), "{case}");
+        client
+            .run("blockdev-add", json!({"driver": "qcow2", "node-name": "n", "file": "i", "data-file": "d"}));
+        let device = Arc::clone(&client.daemon.graph.lock().find("n").unwrap().device);
+        let mut guest = vec![0; MIB];
+        device.read_at(&mut guest, 0).unwrap();
+        assert_eq!(count(&guest), shown, "{case}");
+    }
 }
 
 #[test]

@@ -25,8 +25,9 @@ const AUTO_FINALIZE: Member =
     opt("auto-finalize", BOOL, "whether the job ends without `job-finalize`").default("true");
 const AUTO_DISMISS: Member =
     opt("auto-dismiss", BOOL, "whether it vanishes without `job-dismiss`").default("true");
-const BACKING_FILE: Member =
-    opt("backing-file", STR, "what the header calls the new backing file").default("its absolute path");
+const BACKING_FILE: Member = opt("backing-file", STR, "what the header calls the new backing file").default(
+    "the shortest relative name that leads there if the old name was relative, else its absolute path",
+);
 
 static STREAM: Command = Command::new(
     "block-stream",
@@ -210,7 +211,7 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> 
 
 fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let name = args.str("image-node-name")?;
-    let format = {
+    let (path, format) = {
         let graph = daemon.graph.lock();
         let device = args.str("device")?;
         graph.find(device)?;
@@ -223,8 +224,11 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<
         if !graph.chain(device).iter().any(|node| node.name == name) {
             return Err(QmpError::generic(format!("'{device}' and image file are not in the same chain")));
         }
-        graph.in_headers(below).format_in_headers()
+        (image.path.clone(), graph.in_headers(below).format_in_headers())
     };
+    if let Some(path) = path {
+        daemon.check_backing(&path, None, args.str("backing-file")?, Some(format))?;
+    }
     // For the time of the change, if it was not.
     let writable = daemon.make_writable(name)?;
     let image = daemon.graph.lock().find_node(name).map(|node| node.qcow2.clone());

@@ -1,9 +1,10 @@
 //! `blockdev-create`: new files, and formats in files.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
-use blockmirror_image::{CreateSettings, Format};
+use blockmirror_image::{CreateSettings, CreateSpec, Format};
 use blockmirror_image_lock::Permission;
 use blockmirror_qcow2::{Compression, CreateOptions, Preallocation, Version};
 use blockmirror_qmp::schema::{BOOL, Command, Enum, INT, Object, SIZE, STR, Type, case, opt, req, value};
@@ -58,7 +59,11 @@ static QCOW2: Object = Object::new(
     "An image. What the node held is lost.",
     &[
         req("file", Type::Alternate(&BLOCKDEV_REF), "the node to put it in"),
-        opt("data-file", Type::Alternate(&BLOCKDEV_REF), "the node that gets the guest's data"),
+        opt(
+            "data-file",
+            Type::Alternate(&BLOCKDEV_REF),
+            "the node that gets the guest's data; what it holds stays, and shows with `data-file-raw` or preallocated clusters",
+        ),
         opt("data-file-raw", BOOL, "whether that stays a valid raw image").default("false"),
         opt("extended-l2", BOOL, "32 subclusters in each cluster").default("false"),
         req("size", SIZE, "length of the disk in bytes"),
@@ -142,9 +147,8 @@ fn file(options: &Args) -> Reply<Work> {
         }
         other => other,
     });
-    Ok(Box::new(move || {
-        Made::create_with(&path, Format::Raw, size, settings).map(Made::keep).map_err(|error| error.desc)
-    }))
+    let spec = CreateSpec::new(Format::Raw, size, settings);
+    Ok(Box::new(move || Made::create_with(&path, &spec).map(Made::keep).map_err(|error| error.desc)))
 }
 
 fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, uses: &mut Vec<UseId>) -> Reply<Work> {
@@ -155,7 +159,16 @@ fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, uses: &mut Vec<UseId>) 
     let data = hold(daemon, id, options, "data-file", uses)?;
     let mut new = new;
     new.data_file = data.as_ref().map(|(_, name)| name.clone().into_bytes());
+    new.keep_data = true;
     new.check().map_err(failed)?;
+    if let Some(backing) = options.opt_str("backing-file")? {
+        let format = options.opt_str("backing-fmt")?.and_then(|format| format.parse().ok());
+        let nodes = [Some(&file), data.as_ref()].into_iter().flatten();
+        let mut paths = nodes.map(|(_, name)| Path::new(name));
+        if let Some(image) = paths.next() {
+            daemon.check_backing(image, paths.next(), backing, format)?;
+        }
+    }
     let (file, data) = (file.0, data.map(|(data, _)| data));
     Ok(Box::new(move || {
         new.create(&*file, data.as_deref()).map_err(|error| error.to_string())?;

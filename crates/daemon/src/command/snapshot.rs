@@ -174,7 +174,7 @@ impl Daemon {
         };
         let made = match existing {
             true => None,
-            false => Some(Made::create(path, Format::Qcow2, size, Some(backing))?),
+            false => Some(Made::create(self, path, Format::Qcow2, size, Some(backing))?),
         };
         let file = json!({"driver": "file", "filename": path});
         let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});

@@ -116,7 +116,7 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
     }
     let Some(backing) = &header.backing else { return Ok(None) };
     let found = resolve(opening, file, Role::Backing, backing.name.as_path())?;
-    let given = backing.format.as_deref().map(str::parse::<Format>).transpose().map_err(failed)?;
+    let given = backing.format.as_deref().map(Format::in_header).transpose().map_err(failed)?;
     let file = opening.child_on(found, inherited)?;
     let format = match given {
         Some(format) => format,

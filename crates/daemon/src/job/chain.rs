@@ -2,12 +2,17 @@
 //!
 //! The work is that of `blockmirror-ops`; here nodes are held for it, and the graph is brought in line at its end.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockmirror_image::relative_name;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{Event, MirrorOptions, OnError, Refused, Verb};
 use blockmirror_ops::{Base, CommitJob, ErrorKind, JobControl, StreamJob, commit_active};
+use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
 use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close};
@@ -21,8 +26,39 @@ use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
 pub(crate) struct ChainRequest {
     pub(crate) job: JobOptions,
     pub(crate) on_error: OnError,
-    /// What the header of the image that gets another backing file is to call it, if not its path.
+    /// What the header of the image that gets another backing file is to call it, if that is given.
     pub(crate) backing_file: Option<String>,
+}
+
+/// What the name in a header follows from, if it is not given: relative if the old one was, else the absolute path.
+struct Naming {
+    /// The image whose header changes, and the name that stands there.
+    image: PathBuf,
+    old: OsString,
+    base: PathBuf,
+}
+
+impl Naming {
+    fn new(graph: &Graph, image: &Node, base: &Node) -> Option<Self> {
+        let old = image.qcow2.as_ref()?.header();
+        Some(Self {
+            image: image.path.clone()?,
+            old: old.backing.as_ref()?.name.as_path().as_os_str().to_owned(),
+            base: graph.in_headers(base).path.clone()?,
+        })
+    }
+
+    /// Names the base. Looks at files.
+    fn name(&self, base: &mut Base) {
+        if let Some(name) = relative_name(&self.image, &self.old, &self.base) {
+            base.name = name.into_os_string().into_vec();
+        }
+    }
+}
+
+/// Refuses a name that the header of `image` cannot hold, before anything is done.
+fn check_name(image: &Qcow2, base: &Base) -> Reply<()> {
+    image.check_backing_file(Some(&base.name), base.format.as_deref()).map_err(failed)
 }
 
 impl ChainRequest {
@@ -34,13 +70,17 @@ impl ChainRequest {
             .auto_dismiss(self.job.auto_dismiss)
     }
 
-    fn base(&self, graph: &Graph, node: &Node) -> Base {
+    /// The base `node`, and how it is to be called in the header of `image`, if that changes.
+    fn base(&self, graph: &Graph, node: &Node, image: Option<&Node>) -> (Base, Option<Naming>) {
         let named = graph.in_headers(node);
-        Base {
+        let naming = image.filter(|_| self.backing_file.is_none());
+        let naming = naming.and_then(|image| Naming::new(graph, image, node));
+        let base = Base {
             device: Arc::clone(&node.device) as _,
             name: self.backing_file.clone().unwrap_or_else(|| named.name_in_headers()).into_bytes(),
             format: Some(named.format_in_headers().to_string()),
-        }
+        };
+        (base, naming)
     }
 
     /// Holds nodes for the job, each with what it needs of it; all or none.
@@ -86,8 +126,9 @@ impl Daemon {
             let image = graph.find(device)?.qcow2.clone();
             let chain = graph.chain(device);
             let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
-            let base =
-                depth.map(|depth| (chain[depth].name.clone(), request.base(&graph, chain[depth]), depth));
+            let base = depth
+                .map(|depth| (&chain[depth].name, request.base(&graph, chain[depth], Some(chain[0])), depth));
+            let base = base.map(|(name, base, depth)| (name.clone(), base, depth));
             let last = depth.unwrap_or(chain.len() - 1);
             let mut nodes: Vec<_> =
                 chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
@@ -114,12 +155,19 @@ impl Daemon {
             return Ok(());
         };
         let below = base.as_ref().map(|(name, ..)| name.clone());
-        let layers = base.map(|(_, base, depth)| (base, u32::try_from(depth).unwrap_or(u32::MAX)));
-        let job = match StreamJob::start(image, layers, request.options()) {
+        let layers = base.map(|(_, (mut base, naming), depth)| {
+            if let Some(naming) = naming {
+                naming.name(&mut base);
+            }
+            (base, u32::try_from(depth).unwrap_or(u32::MAX))
+        });
+        let fits = layers.as_ref().map_or(Ok(()), |(base, _)| check_name(&image, base));
+        let job = fits.and_then(|()| StreamJob::start(image, layers, request.options()).map_err(failed));
+        let job = match job {
             Ok(job) => job,
             Err(error) => {
                 give_back(self, writable, &uses);
-                return Err(failed(error));
+                return Err(error);
             }
         };
         let control = job.control().clone();
@@ -177,7 +225,9 @@ impl Daemon {
             graph.check_layer(top, &names[from - 1])?;
         }
         graph.check_no_job(base)?;
-        let (top_device, base_of_job) = (Arc::clone(&chain[from].device), request.base(&graph, chain[to]));
+        let above = from.checked_sub(1).map(|above| chain[above]);
+        let (mut base_of_job, naming) = request.base(&graph, chain[to], above);
+        let top_device = Arc::clone(&chain[from].device);
         let overlay = from.checked_sub(1).map(|above| names[above].clone());
         let tap = Arc::clone(&chain[0].tap);
         let mut nodes: Vec<_> = names.iter().map(|name| (name.clone(), Perms::READ)).collect();
@@ -238,10 +288,14 @@ impl Daemon {
             self.add_job(Some(session), request.job, Box::new(control), at_end);
             return Ok(());
         }
+        if let Some(naming) = naming {
+            naming.name(&mut base_of_job);
+        }
         let overlay = overlay.and_then(|name| self.graph.lock().get(&name)?.qcow2.clone());
         let job = overlay
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
             .and_then(|overlay| {
+                check_name(&overlay, &base_of_job)?;
                 CommitJob::start(overlay, top_device as _, base_of_job, layers, request.options())
                     .map_err(failed)
             });

@@ -346,3 +346,81 @@ fn stream_and_commit_can_be_slowed_paused_and_given_up() {
         assert_eq!(client.blocks("top"), [1, 2, 3, 6]);
     }
 }
+
+/// The folder of a chain could not be moved any more: absolute names took the place of relative ones.
+#[test]
+fn names_stay_relative_when_a_layer_goes() {
+    let at = ["1/base", "2/mid", "3/top", "4/over"];
+    let chain = || {
+        let mut client = Client::new();
+        for (block, (name, below)) in
+            at.iter().zip([None, Some("../1/base"), Some("../2/mid"), Some("../3/top")]).enumerate()
+        {
+            std::fs::create_dir_all(client.path(name).parent().unwrap()).unwrap();
+            client.image_under(ReferencePolicy::any(), name, block as u8 + 1, below);
+        }
+        client.add("base", at[0], Value::Null);
+        client.add("mid", at[1], json!("base"));
+        client.add("top", at[2], json!("mid"));
+        client.add("over", at[3], json!("top"));
+        client
+    };
+    let name_in = |client: &Client, image: &str| {
+        let info = blockmirror_image::ImageInfo::read(client.path(image), &OpenOptions::new()).unwrap();
+        info.backing.unwrap().name.into_os_string().into_string().unwrap()
+    };
+    for (command, arguments, header, name) in [
+        ("block-stream", json!({"device": "over", "base-node": "base"}), at[3], "../1/base"),
+        (
+            "block-stream",
+            json!({"device": "over", "base-node": "base", "backing-file": "../1/./base"}),
+            at[3],
+            "../1/./base",
+        ),
+        (
+            "block-commit",
+            json!({"device": "over", "top-node": "mid", "base-node": "base"}),
+            at[2],
+            "../1/base",
+        ),
+    ] {
+        let mut client = chain();
+        let mut arguments = arguments;
+        arguments["job-id"] = json!("j");
+        client.run(command, arguments);
+        assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none());
+        client.wait_for_status("null");
+        assert_eq!(name_in(&client, header), name, "{command}");
+        // Nothing holds the images any more.
+        for node in ["over", "top", "mid", "base"] {
+            client.run("blockdev-del", json!({"node-name": node}));
+        }
+        let moved = tempfile::tempdir().unwrap();
+        for folder in ["1", "2", "3", "4"] {
+            std::fs::rename(client.path(folder), moved.path().join(folder)).unwrap();
+        }
+        let policy = ReferencePolicy::any();
+        let image = OpenOptions::new().policy(policy).open(moved.path().join(at[3])).unwrap();
+        let mut byte = [0];
+        image.device().read_at(&mut byte, 1 << 16).unwrap();
+        assert_eq!(byte[0], 1);
+    }
+}
+
+/// It was found out when the work was done.
+#[test]
+fn a_name_that_the_header_cannot_hold_is_refused_at_the_start() {
+    let mut client = Client::new();
+    client.chain();
+    let long = "x".repeat(1024);
+    for (command, arguments) in [
+        ("block-stream", json!({"job-id": "j", "device": "top", "base-node": "base", "backing-file": long})),
+        ("block-commit", json!({"job-id": "j", "device": "top", "top-node": "mid", "backing-file": long})),
+    ] {
+        let text = client.refused(command, arguments);
+        assert!(text.contains("backing_file"), "{text}");
+        assert_eq!(client.run("query-jobs", json!({})), json!([]));
+    }
+    assert_eq!(client.backing("top").as_deref(), Some("mid"));
+    assert_eq!(client.backing("mid").as_deref(), Some("base"));
+}

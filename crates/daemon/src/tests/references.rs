@@ -67,3 +67,51 @@ fn a_link_that_is_flipped_never_leads_out() {
     });
     assert!(opened > 0);
 }
+
+/// What a chain stands on was overwritten, or the chain became a circle that nothing opens.
+#[test]
+fn no_command_makes_an_image_stand_on_itself() {
+    let mut client = Client::new();
+    client.image("base.qcow2", 1, None);
+    client.image("mid.qcow2", 2, Some("base.qcow2"));
+    client.image("top.qcow2", 3, Some("mid.qcow2"));
+    let all = |client: &Client| {
+        ["base.qcow2", "mid.qcow2", "top.qcow2"].map(|name| fs::read(client.path(name)).unwrap())
+    };
+    let before = all(&client);
+    // Without its backing files, so that no lock is on them.
+    client.add("top", "top.qcow2", Value::Null);
+    let part = |text: String| assert!(text.contains("it is part of the chain of"), "{text}");
+    for name in ["base.qcow2", "mid.qcow2"] {
+        let path = client.path(name);
+        let snapshot = json!({"node-name": "top", "snapshot-file": path, "snapshot-node-name": "s"});
+        part(client.refused("blockdev-snapshot-sync", snapshot));
+        part(client.refused(
+            "drive-mirror",
+            json!({"job-id": "m", "device": "top", "target": path, "sync": "none", "format": "qcow2"}),
+        ));
+        let node = json!({"driver": "file", "filename": path});
+        let options = json!({"driver": "qcow2", "file": node, "size": SIZE, "backing-file": client.path("top.qcow2"), "backing-fmt": "qcow2"});
+        client.run("blockdev-create", json!({"job-id": "c", "options": options}));
+        client.wait_for_status("concluded");
+        part(client.run("query-jobs", json!({}))[0]["error"].as_str().unwrap().to_owned());
+        client.run("job-dismiss", json!({"id": "c"}));
+    }
+    client.run("blockdev-del", json!({"node-name": "top"}));
+    assert_eq!(all(&client), before);
+
+    client.add("base", "base.qcow2", Value::Null);
+    client.add("mid", "mid.qcow2", json!("base"));
+    for name in ["mid.qcow2", "./mid.qcow2", "top.qcow2"] {
+        part(client.refused(
+            "change-backing-file",
+            json!({"device": "mid", "image-node-name": "mid", "backing-file": name}),
+        ));
+    }
+    for name in ["base.qcow2", "nowhere/base.qcow2"] {
+        client.run(
+            "change-backing-file",
+            json!({"device": "mid", "image-node-name": "mid", "backing-file": name}),
+        );
+    }
+}
