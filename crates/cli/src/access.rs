@@ -4,23 +4,61 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockmirror_image::{Error, NbdOptions, ReferencePolicy, directory_of};
+use blockmirror_image::{Error, LockMode, NbdOptions, ReferencePolicy, directory_of};
 
-use crate::args::AccessArgs;
-use crate::failure::Outcome;
+use crate::args::{AccessArgs, LockArgs, Switch};
+use crate::failure::{Failure, Outcome};
+
+/// The environment variable that lists directories as `--allow-backing` does, separated by colons.
+const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
 /// Files in or below the directory of `image`, and what `--allow-backing` adds.
 pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy> {
     policy_with(image, &args.allow_backing)
 }
 
-/// Files in or below the directory of `image`, and those in or below `allowed`.
+/// Files in or below the directory of `image`, and those in or below `allowed` and what the environment adds.
 pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<ReferencePolicy> {
     let mut policy = ReferencePolicy::beside(image).map_err(no_directory(directory_of(image)))?;
-    for directory in allowed {
-        policy.allow_dir(directory).map_err(no_directory(directory))?;
+    for directory in allowed_directories(allowed)? {
+        policy.allow_dir(&directory).map_err(no_directory(&directory))?;
     }
     Ok(policy)
+}
+
+/// The directories `given` as options, and those that the environment lists. A permission that lasts names directories
+/// that are not there on each host, or not yet: those are left out.
+pub(crate) fn allowed_directories(given: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
+    let mut all = given.to_vec();
+    let lasting = std::env::var_os(ALLOW_BACKING).unwrap_or_default();
+    for directory in std::env::split_paths(&lasting).filter(|directory| !directory.as_os_str().is_empty()) {
+        if !directory.is_absolute() {
+            return Err(Failure::usage(format_args!(
+                "{ALLOW_BACKING}: {}: it is not an absolute path",
+                directory.display()
+            )));
+        }
+        if directory.is_dir() {
+            all.push(directory);
+        }
+    }
+    Ok(all)
+}
+
+/// How the files of an image are locked that is only read.
+pub(crate) fn lock_of_source(args: &AccessArgs) -> LockMode {
+    match lock(args.lock) {
+        LockMode::Exclusive if args.force_share => LockMode::Shared,
+        lock => lock,
+    }
+}
+
+/// How files that are written are locked.
+pub(crate) fn lock(args: LockArgs) -> LockMode {
+    match args.lock {
+        Switch::On => LockMode::Exclusive,
+        Switch::Off => LockMode::Off,
+    }
 }
 
 /// How NBD servers are connected to.

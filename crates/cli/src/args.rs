@@ -20,7 +20,7 @@ use daemon::DAEMON_EXAMPLES;
 use look::{COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
 pub(crate) use change::{CreateArgs, NewSize, ResizeArgs};
-pub(crate) use common::{AccessArgs, Output, OutputArgs, ProgressArgs, ProgressStyle};
+pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
@@ -46,7 +46,8 @@ Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 
 An image is a path, or the URI of an export of an NBD server:
   nbd://HOST[:PORT]/EXPORT  nbd+unix:///EXPORT?socket=PATH  and nbds://, nbds+unix:// with TLS,
   with ?tls-certificates=DIR (ca-cert.pem, client-cert.pem, client-key.pem) and &tls-hostname=NAME.
-A file of such a name is written ./nbd:...";
+A file of such a name is written ./nbd:... An image that exists can also be named file:PATH,
+json:{..} or, with --image-opts, driver=FORMAT,file.filename=PATH.";
 
 /// Copies virtual disks from image to image, in the unit that fits the target.
 #[derive(Debug, Parser)]

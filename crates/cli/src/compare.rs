@@ -59,7 +59,7 @@ fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Imag
     policy.allow_file(&args.second);
     let options = OpenOptions::new()
         .format(format)
-        .shared(args.access.force_share)
+        .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
         .policy(policy);
     Ok(options.open(path)?)

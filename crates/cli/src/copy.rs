@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{CreateSettings, Format, OpenOptions, join_name};
+use blockmirror_image::{CreateSettings, Format, OpenOptions};
 use blockmirror_mirror::{
     self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
     SyncMode,
@@ -17,7 +17,7 @@ use crate::create::parse_options;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::target::{Target, TargetSpec};
+use crate::target::{Target, TargetSpec, allow_typed};
 use crate::{access, json, pause};
 
 const TICK: Duration = Duration::from_millis(20);
@@ -59,16 +59,10 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
         };
         settings = parsed;
     }
-    let mut policy = access::policy(&args.source, &args.access)?;
-    // What the user has named may be referred to.
-    policy.allow_file(&args.source);
-    policy.allow_file(&args.target);
-    if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
-        policy.allow_file(&backing);
-    }
+    let policy = allow_typed(access::policy(&args.source, &args.access)?, args);
     let source = OpenOptions::new()
         .format(args.source_format)
-        .shared(args.access.force_share)
+        .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
         .policy(policy.clone())
         .open(&args.source)?;

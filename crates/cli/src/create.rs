@@ -5,9 +5,11 @@ use std::path::Path;
 
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions, join_name, option_help,
+    CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions, directory_of, join_name,
+    option_help,
 };
 
+use crate::access;
 use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
@@ -31,7 +33,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         .size
         .or(backing_size)
         .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
-    let spec = CreateSpec::new(args.format, size, settings);
+    let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, OsStr::new(name)));
+    let mut spec = CreateSpec::new(args.format, size, settings).lock(access::lock(args.lock));
+    // A directory that is not there holds nothing to look at.
+    if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {
+        spec = spec.policy(access::policy_with(&backing, &args.allow_backing)?);
+    }
     check_spec(&spec, path)?;
     let interrupt = Interrupt::watch()?;
     let new = NewImage::create(path, &spec)?;

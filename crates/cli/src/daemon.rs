@@ -15,6 +15,7 @@ use std::thread;
 use blockmirror_daemon::{Daemon, Startup};
 use signal_hook::low_level::pipe;
 
+use crate::access;
 use crate::args::DaemonArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
@@ -31,7 +32,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         // Fails only for who leads a session already, which is as good.
         let _ = rustix::process::setsid();
     }
-    let daemon = Daemon::new(args.allowed.clone());
+    let daemon = Daemon::new(access::allowed_directories(&args.allowed)?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let mut startup = Startup::default();
     startup.objects.clone_from(&args.objects);

@@ -74,6 +74,7 @@ impl Failure {
 
 impl From<blockmirror_image::Error> for Failure {
     fn from(error: blockmirror_image::Error) -> Self {
+        use blockmirror_block::ErrorKind;
         use blockmirror_image::{Error, ReferenceRefusal};
         let hint = match &error {
             Error::Reference(refused) => match &refused.reason {
@@ -84,6 +85,10 @@ impl From<blockmirror_image::Error> for Failure {
                 _ => None,
             },
             Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),
+            // Another user of the image is of another kind.
+            Error::Block(error) if error.operation() == "lock" && error.kind() == ErrorKind::Io => {
+                Some("--lock off does without".to_owned())
+            }
             _ => None,
         };
         match hint {

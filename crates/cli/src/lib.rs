@@ -18,6 +18,7 @@ mod info;
 mod interrupt;
 mod json;
 mod map;
+mod names;
 mod pause;
 mod progress;
 mod resize;
@@ -63,7 +64,7 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
     }
     let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
-        Ok(cli) => match cli.command {
+        Ok(mut cli) => names::settle(&mut cli.command).and_then(|()| match cli.command {
             Command::Mirror(args) => copy::mirror(console, &args),
             Command::Convert(args) => copy::convert(console, &args),
             Command::Create(args) => create::run(console, &args),
@@ -73,7 +74,7 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
             Command::Resize(args) => resize::run(console, &args),
             Command::Daemon(args) => daemon::run(console, &args),
             Command::Ctl(args) => ctl::run(console, &args),
-        },
+        }),
         Err(error) => explain(console, &error),
     };
     let exit = outcome.unwrap_or_else(|failure| {

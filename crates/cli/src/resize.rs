@@ -21,6 +21,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     let image = OpenOptions::new()
         .format(args.format)
         .writable(true)
+        .lock(access::lock(args.lock))
         .policy(access::policy_with(&args.file, &args.allow_backing)?)
         .open(&args.file)?;
     for note in image.notes() {

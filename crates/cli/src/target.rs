@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, Image, NbdOptions, NewImage, OpenOptions, ReferencePolicy,
-    Role, directory_of, is_uri, join_name,
+    CreateSettings, CreateSpec, Error, Format, Image, LockMode, NbdOptions, NewImage, OpenOptions,
+    ReferencePolicy, Role, directory_of, is_uri, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -24,6 +24,7 @@ pub(crate) struct TargetSpec {
     kind: Kind,
     policy: ReferencePolicy,
     nbd: NbdOptions,
+    lock: LockMode,
 }
 
 enum Kind {
@@ -44,24 +45,28 @@ pub(crate) struct Target {
 }
 
 impl TargetSpec {
-    /// Puts together what the command line says about the target of a copy of `source`; makes nothing.
+    /// Puts together what the command line says about the target of a copy of `source`, which was opened under the policy
+    /// `source_policy`; makes nothing.
+    ///
+    /// Names in an image are judged by the directory of that image: the source's is nothing to the target.
     pub(crate) fn new(
         args: &CopyArgs,
         source: &Image,
         format: Option<Format>,
         settings: CreateSettings,
         sync: SyncMode,
-        mut policy: ReferencePolicy,
+        source_policy: ReferencePolicy,
     ) -> Outcome<Self> {
         let (path, nbd) = (&args.target, access::nbd(&args.access));
+        let lock = access::lock(args.access.lock);
         if source.uses(path) {
             return Err(is_source(path, source));
         }
-        allow_directory_of(path, &mut policy)?;
-        let kind = if args.no_create {
-            Kind::Existing(format)
+        let (kind, policy) = if args.no_create {
+            (Kind::Existing(format), allow_typed(access::policy(path, &args.access)?, args))
         } else {
             let format = format.unwrap_or(source.format());
+            let backing_is_typed = args.backing.is_some() || settings.backing_file.is_some();
             let settings = settle(args, source, format, settings, sync)?;
             let data = settings.data_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
             if let Some(data) = data.filter(|data| source.uses(data)) {
@@ -69,16 +74,25 @@ impl TargetSpec {
             }
             // A name that is no plain path fails when the target is opened.
             let backing = settings.backing_file.clone().map(|name| (name, settings.backing_format));
-            if let Some(backing) = backing.as_ref().and_then(|(name, _)| join_name(path, name.as_ref())) {
-                // It comes from the user, or from a chain that the user's policy has let through. What lies below it
-                // is named relative to where it is.
-                allow_directory_of(&backing, &mut policy)?;
-            }
-            let spec = CreateSpec::new(format, source.device().len(), settings).nbd(nbd);
+            let named = backing.as_ref().and_then(|(name, _)| join_name(path, name.as_ref()));
+            let policy = match named {
+                Some(named) if backing_is_typed => {
+                    let mut policy = allow_typed(access::policy(&named, &args.access)?, args);
+                    policy.allow_file(&named);
+                    policy
+                }
+                // It comes from the source's chain.
+                Some(_) => source_policy,
+                None => access::policy(path, &args.access)?,
+            };
+            let spec = CreateSpec::new(format, source.device().len(), settings)
+                .policy(policy.clone())
+                .lock(lock)
+                .nbd(nbd);
             check_spec(&spec, path)?;
-            Kind::New { spec, backing }
+            (Kind::New { spec, backing }, policy)
         };
-        Ok(Self { path: path.clone(), kind, policy, nbd })
+        Ok(Self { path: path.clone(), kind, policy, nbd, lock })
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
@@ -139,11 +153,11 @@ impl TargetSpec {
     /// Opens for reading what the new target will stand on.
     fn open_backing(&self, name: &str, format: Option<Format>) -> Outcome<Image> {
         let found = self.policy.resolve(&self.path, Role::Backing, name.as_ref()).map_err(Error::from)?;
-        Ok(self.open_options().format(format).open(found.path)?)
+        Ok(self.open_options().format(format).open_found(&found)?)
     }
 
     fn open_options(&self) -> OpenOptions {
-        OpenOptions::new().policy(self.policy.clone()).nbd(self.nbd)
+        OpenOptions::new().policy(self.policy.clone()).lock(self.lock).nbd(self.nbd)
     }
 }
 
@@ -227,12 +241,14 @@ fn same_directory(a: &Path, b: &Path) -> bool {
     real(a).is_some_and(|a| Some(a) == real(b))
 }
 
-fn allow_directory_of(path: &Path, policy: &mut ReferencePolicy) -> Outcome<()> {
-    if is_uri(path) {
-        return Ok(());
+/// Also allows what the user has named on the command line of a copy.
+pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> ReferencePolicy {
+    policy.allow_file(&args.source);
+    policy.allow_file(&args.target);
+    if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
+        policy.allow_file(&backing);
     }
-    let directory = directory_of(path);
-    Ok(policy.allow_dir(directory).map_err(access::no_directory(directory))?)
+    policy
 }
 
 fn is_block_device(path: &Path) -> bool {

@@ -340,3 +340,108 @@ fn a_target_that_is_only_taken_for_qcow2_does_not_say_where_data_goes() {
     place.ours_ok("mirror -q -n -O qcow2 @source @volume");
     assert_eq!(place.ours_ok("compare @source @volume"), "Images are identical.\n");
 }
+
+/// A target's data file was also looked for in the source's folder, which is nothing to it.
+#[test]
+fn a_hostile_target_does_not_reach_the_folder_of_the_source() {
+    let place = Place::new();
+    for folder in ["src", "in"] {
+        fs::create_dir(place.path(folder)).unwrap();
+    }
+    fs::write(place.path("src/source"), vec![1; 1 << 20]).unwrap();
+    place.ours_ok("create -q -f qcow2 -o data_file=../src/victim @in/x 1M");
+    let victim = vec![7; 1 << 20];
+    fs::write(place.path("src/victim"), &victim).unwrap();
+    let outside = "which lies in @src, a directory that images here may not refer to; to allow it: --allow-backing @src";
+    for command in
+        ["convert -n -f raw -O qcow2", "mirror -n -f raw -O qcow2", "mirror --dry-run -n -f raw -O qcow2"]
+    {
+        let said = place.ours_fails(&format!("{command} @src/source @in/x"), 1);
+        assert!(said.ends_with(outside), "{said}");
+    }
+    // A new target that stands on a file named by the caller: what that one names is judged by its own folder.
+    place.ours_ok("create -q -u -f qcow2 -b ../src/victim -F raw @in/below 1M");
+    let said = place.ours_fails("convert -f raw -O qcow2 -B @in/below -F qcow2 @src/source @src/new", 1);
+    assert!(said.ends_with(outside), "{said}");
+    assert_eq!(fs::read(place.path("src/victim")).unwrap(), victim);
+    place.ours_ok("convert -q -n -f raw -O qcow2 --allow-backing @src @src/source @in/x");
+    assert_eq!(fs::read(place.path("src/victim")).unwrap(), vec![1; 1 << 20]);
+}
+
+#[test]
+fn the_environment_allows_directories() {
+    let place = Place::new();
+    for folder in ["images", "bases", "more"] {
+        fs::create_dir(place.path(folder)).unwrap();
+    }
+    place.ours_ok("create -q @bases/base 1M");
+    place.ours_ok("create -q -f qcow2 -b ../bases/base -F raw @images/top");
+    let run = |directories: &str, arguments: &[&str]| {
+        let directories = directories.replace('@', &format!("{}/", place.path("").display()));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blockmirror"));
+        command.env("BLOCKMIRROR_ALLOW_BACKING", directories).args(arguments);
+        let output = command.arg(place.path("images/top")).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run("@more", &["map"]);
+    assert!(code == Some(1) && said.contains("may not refer to"), "{said}");
+    for directories in ["@bases", "@missing:@bases", ":@more:@bases:"] {
+        assert_eq!(run(directories, &["map"]), (Some(0), String::new()), "{directories}");
+    }
+    assert_eq!(run("@bases", &["info", "--backing-chain"]).0, Some(0));
+    let (code, said) = run("bases", &["map"]);
+    assert!(code == Some(2) && said.contains("BLOCKMIRROR_ALLOW_BACKING"), "{said}");
+}
+
+#[test]
+fn images_are_named_as_in_qemu_img() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("convert -q -f raw -O qcow2 file:@source @a.qcow2");
+    for line in [
+        "compare file:@source @a.qcow2",
+        r#"compare json:{"driver":"raw","file":{"driver":"file","filename":"@source"}} json:{"file.filename":"@a.qcow2"}"#,
+        "compare --image-opts driver=raw,file.filename=@source driver=qcow2,file.driver=file,file.filename=@a.qcow2",
+    ] {
+        assert_eq!(place.ours_ok(line), "Images are identical.\n", "{line}");
+    }
+    place.ours_ok("create -q file:@b 4M");
+    place.ours_ok("convert -q -n -f raw --target-image-opts @source driver=raw,file.filename=@b");
+    assert_eq!(fs::read(place.path("b")).unwrap(), fs::read(place.path("source")).unwrap());
+    for (line, word) in [
+        ("map -f raw --image-opts driver=raw,file.filename=@b", "-f"),
+        ("map --image-opts driver=raw,file.filename=@b,offset=512", "\"offset\""),
+        (r#"info json:{"driver":"qcow2","file":"node"}"#, "\"file\""),
+        ("create json:{} 1M", "needs a path"),
+    ] {
+        let said = place.ours_fails(line, 2);
+        assert!(said.contains(word), "{said}");
+    }
+    // Never out of an image.
+    place.ours_ok(r#"create -q -u -f qcow2 -b file:source -F raw @c 4M"#);
+    assert_eq!(place.ours_ok("compare @source @c"), "Images are identical.\n");
+    if std::process::Command::new("qemu-img").arg("--version").output().is_ok() {
+        place.img(r#"create -q -u -f qcow2 -b json:{"driver":"raw","file.filename":"@source"} -F raw @d 4M"#);
+        assert!(place.ours_fails("map @d", 1).contains("not a plain path"));
+    }
+}
+
+#[test]
+fn locks_can_be_left_out() {
+    let place = Place::new();
+    source(&place);
+    let options = blockmirror_image::OpenOptions::new().format(blockmirror_image::Format::Raw).writable(true);
+    let held = options.open(place.path("source")).unwrap();
+    place.ours_fails("convert -q -f raw @source @a", 1);
+    place.ours_ok("info -f raw @source");
+    place.ours_ok("convert -q -f raw -U @source @a");
+    place.ours_ok("convert -q -f raw --lock off @source @b");
+    assert_eq!(fs::read(place.path("a")).unwrap(), fs::read(place.path("b")).unwrap());
+    place.ours_fails("convert -q -f raw -n @b @source", 1);
+    place.ours_ok("convert -q -f raw -n --lock off @b @source");
+    place.ours_fails("resize -q -f raw @source 8M", 1);
+    place.ours_ok("resize -q -f raw --lock off @source 8M");
+    place.ours_fails("create -q @source 1M", 1);
+    place.ours_ok("create -q --lock off @source 1M");
+    drop(held);
+}

@@ -6,7 +6,7 @@ use blockmirror_image::Format;
 use blockmirror_image::size::{SizeError, parse_size};
 use clap::Args;
 
-use super::size;
+use super::{LockArgs, size};
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -47,6 +47,14 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) backing_format: Option<Format>,
 
+    /// Also follow the chain of the backing file into this directory or below it, to see that the image is no part of
+    /// it; so does BLOCKMIRROR_ALLOW_BACKING
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+
     /// Do not look at the backing file; it may be missing
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) no_look: bool,
@@ -73,11 +81,18 @@ pub(crate) struct ResizeArgs {
     #[arg(long)]
     pub(crate) shrink: bool,
 
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+
+    /// The image is named by options: driver=FORMAT,file.filename=PATH
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+
     /// Accepted as in qemu-img, for `off`
     #[arg(long, value_name = "MODE")]
     pub(crate) preallocation: Option<String>,
 
-    /// Also open backing and data files in this directory or below it
+    /// Also open backing and data files in this directory or below it; so does BLOCKMIRROR_ALLOW_BACKING
     #[arg(long, value_name = "DIR")]
     pub(crate) allow_backing: Vec<PathBuf>,
 

@@ -12,8 +12,16 @@ pub(crate) struct AccessArgs {
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,
 
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+
+    /// Images are named by options: driver=FORMAT,file.filename=PATH, or file.driver=nbd with its server and export
+    #[arg(long, help_heading = "Source")]
+    pub(crate) image_opts: bool,
+
     /// Also open backing and data files in this directory or below it. Without it: those in or below the
-    /// directory of the image, and those named on the command line
+    /// directory of the image, those named on the command line, and those in the directories that the environment
+    /// variable BLOCKMIRROR_ALLOW_BACKING lists, separated by colons
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
@@ -41,6 +49,20 @@ pub(crate) struct AccessArgs {
         help_heading = "NBD"
     )]
     pub(crate) open_timeout: u32,
+}
+
+/// Whether files are locked.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LockArgs {
+    /// `off` locks no file, for file systems without locks: then nothing keeps two programs from writing one image
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on", hide_possible_values = true)]
+    pub(crate) lock: Switch,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]

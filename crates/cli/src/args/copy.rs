@@ -84,6 +84,10 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'n', long, help_heading = "Target", conflicts_with_all = ["target_options", "backing"])]
     pub(crate) no_create: bool,
 
+    /// With -n: the target is named by options, as with --image-opts
+    #[arg(long, requires = "no_create", help_heading = "Target")]
+    pub(crate) target_image_opts: bool,
+
     /// Take it from the caller that all of the target reads as zeros
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_is_zero: bool,

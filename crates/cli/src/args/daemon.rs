@@ -42,7 +42,8 @@ pub(crate) struct DaemonArgs {
     #[arg(long = "export", value_name = "nbd,id=ID,node-name=NAME,..")]
     pub(crate) exports: Vec<String>,
 
-    /// A directory from which images may name their backing and data files, besides their own; can be repeated
+    /// A directory from which images may name their backing and data files, besides their own; can be repeated. The
+    /// environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons
     #[arg(long = "allow-backing", value_name = "DIR")]
     pub(crate) allowed: Vec<PathBuf>,
 

@@ -1,0 +1,68 @@
+//! Images as the command line names them: paths, URIs, `file:`, `json:` and `--image-opts`.
+//!
+//! Called once, before a command runs, so that commands know paths and formats only.
+
+use std::path::PathBuf;
+
+use blockmirror_image::{Format, ImageName};
+use blockmirror_qmp::keyval;
+
+use crate::args::{Command, CopyArgs};
+use crate::failure::{Failure, Outcome};
+
+/// Puts paths and formats in place of the descriptions of images in `command`.
+pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
+    match command {
+        Command::Mirror(args) => copy(&mut args.copy),
+        Command::Convert(args) => copy(&mut args.copy),
+        Command::Create(args) => args.file.as_mut().map_or(Ok(()), |file| new(file)),
+        Command::Info(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
+        Command::Map(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
+        Command::Compare(args) => {
+            let options = args.access.image_opts;
+            image(&mut args.first, &mut args.first_format, options, "-f")?;
+            image(&mut args.second, &mut args.second_format, options, "-F")
+        }
+        Command::Resize(args) => image(&mut args.file, &mut args.format, args.image_opts, "-f"),
+        Command::Daemon(_) | Command::Ctl(_) => Ok(()),
+    }
+}
+
+fn copy(args: &mut CopyArgs) -> Outcome<()> {
+    image(&mut args.source, &mut args.source_format, args.access.image_opts, "-f")?;
+    if args.no_create {
+        image(&mut args.target, &mut args.target_format, args.target_image_opts, "-O")
+    } else {
+        new(&mut args.target)
+    }
+}
+
+/// An image that is there.
+fn image(name: &mut PathBuf, format: &mut Option<Format>, options: bool, letter: &str) -> Outcome<()> {
+    let wrong = |why: &dyn std::fmt::Display| Failure::usage(format_args!("{}: {why}", name.display()));
+    let found = if options {
+        let text = name.to_str().ok_or_else(|| wrong(&"it is not UTF-8"))?;
+        let options = keyval::parse(text, None).map_err(|error| wrong(&error))?;
+        ImageName::from_options(&options).map_err(|error| wrong(&error))?
+    } else {
+        ImageName::parse(name).map_err(|error| wrong(&error))?
+    };
+    match (found.format, *format) {
+        (Some(_), Some(_)) => return Err(wrong(&format_args!("it says its format; {letter} says it again"))),
+        (Some(said), None) => *format = Some(said),
+        (None, _) => {}
+    }
+    *name = found.path;
+    Ok(())
+}
+
+/// An image that is to be made, which has a path.
+fn new(name: &mut PathBuf) -> Outcome<()> {
+    if name.as_os_str().as_encoded_bytes().starts_with(b"json:") {
+        return Err(Failure::usage(format_args!(
+            "{}: a new image needs a path; a file of that name is written ./json:..",
+            name.display()
+        )));
+    }
+    image(name, &mut None, false, "-O")
+}
