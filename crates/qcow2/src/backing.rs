@@ -9,7 +9,6 @@ use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::format::rewrite::{NewBacking, change_backing};
 use crate::image::Qcow2;
-use crate::writeback::poison;
 
 impl Qcow2 {
     /// Puts `device` below the image, in place of what is there; the old one is handed back. The header does not change.
@@ -51,12 +50,7 @@ impl Qcow2 {
             return Err(error.because("the header would not name it").into());
         }
         for step in &steps {
-            if let Err(error) = self.write_header(step.at as u64, &step.bytes) {
-                if error.kind() != ErrorKind::NoSpace {
-                    poison(&mut self.meta.lock(), &error);
-                }
-                return Err(error.into());
-            }
+            self.write_header(step.at as u64, &step.bytes)?;
         }
         self.io.below.lock().named = header.backing.is_some();
         self.set_header(header);

@@ -345,10 +345,9 @@ impl Qcow2 {
         self.write_header(at, &bytes)
     }
 
-    /// Writes part of the header, durably. All that it points at must be durable.
+    /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is poisoned.
     pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
-        self.io.storage.write_at(bytes, at)?;
-        self.io.storage.flush()
+        self.io.write_header(at, bytes).map_err(|failure| failure.settle(&mut self.meta.lock()))
     }
 }
 

@@ -24,6 +24,7 @@ use crate::io::Io;
 use crate::limits::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
 use crate::offset::HostOffset;
 use crate::overlap::MetadataMap;
+use crate::writeback::Failure;
 
 const TABLE_OFFSET_MASK: u64 = !511;
 
@@ -396,7 +397,7 @@ impl Refcounts {
     ///
     /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it writes lies
     /// in clusters beyond what the old table counts, durable before the header points there.
-    pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<()> {
+    pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
         let cluster = io.cluster();
         let per_block = self.per_block(io);
         let old_len = self.table.len() as u64;
@@ -413,21 +414,20 @@ impl Refcounts {
             table_clusters += 1;
         };
         if table_clusters * cluster.bytes() > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone()).because(format!(
-                "the refcount table would need {} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}",
-                table_clusters * cluster.bytes()
-            )));
+            let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone());
+            let bytes = table_clusters * cluster.bytes();
+            let why = format!(
+                "the refcount table would need {bytes} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}"
+            );
+            return Err(error.because(why).into());
         }
         // The new blocks come first, then the table, right behind what the old table counts.
         let first = self.first_uncounted(io);
         let used = blocks + table_clusters;
         self.check_room(io, first + used)?;
         if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {
-            return Err(io.corrupt(
-                "grow refcount table",
-                cluster.start(taken),
-                "metadata lies in an uncounted cluster",
-            ));
+            let why = "metadata lies in an uncounted cluster";
+            return Err(io.corrupt("grow refcount table", cluster.start(taken), why).into());
         }
         self.use_up(io, first, first + used);
         let mut table = self.table.clone();
@@ -446,14 +446,13 @@ impl Refcounts {
         BigEndian::write_u64_into(&table, &mut bytes);
         io.storage.write_at(&bytes, table_at.0)?;
         self.write_dirty_blocks(io)?;
-        io.storage.flush()?;
+        io.barrier()?;
         // Offset and size of the table stand side by side in one sector, so they change at once.
         let mut field = [0; 12];
         BigEndian::write_u64(&mut field, table_at.0);
         // At most 8 MiB of table: fits.
         BigEndian::write_u32(&mut field[8..], table_clusters as u32);
-        io.storage.write_at(&field, HEADER_TABLE_FIELD)?;
-        io.storage.flush()?;
+        io.write_header(HEADER_TABLE_FIELD, &field)?;
 
         let old = cluster.index(self.table_at.0)..cluster.count(self.table_at.0 + old_len * 8);
         self.table = table;
@@ -464,7 +463,7 @@ impl Refcounts {
         }
         old.clone().for_each(|index| self.metadata.remove(index));
         // The header does not point at the old table any more, durably.
-        self.drop_references(io, &[old])
+        Ok(self.drop_references(io, &[old])?)
     }
 
     /// Writes the refcount slices that differ from the disk, so that the table may point at their blocks.

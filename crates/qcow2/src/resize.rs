@@ -19,7 +19,6 @@ use crate::image::Qcow2;
 use crate::limits::MAX_L1_BYTES;
 use crate::offset::HostOffset;
 use crate::write::{compressed_clusters, ensure_l2_table};
-use crate::writeback::poison;
 
 /// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies in one
 /// sector, so it changes at once.
@@ -172,8 +171,7 @@ impl Qcow2 {
             self.write_header_field(HEADER_L1, &field, |header| {
                 header.l1_entries = entries as u32;
                 header.l1_offset = at.0;
-            })
-            .map_err(give_back)?;
+            })?;
             let mut meta = self.meta.lock();
             let old =
                 cluster.index(meta.l1_at().0)..cluster.count(meta.l1_at().0 + meta.l1().len() as u64 * 8);
@@ -200,7 +198,7 @@ impl Qcow2 {
             None => Ok(()),
             Some(file) if self.raw_data_file() && !file.info().fixed_len => {
                 file.set_len(len)?;
-                file.flush()
+                self.write_back()
             }
             // A hint: nothing shows it any more.
             Some(file) => file.discard(ByteRange::new(len, old)),
@@ -265,12 +263,7 @@ impl Qcow2 {
 
     /// Changes a field of the header, on disk and here. All that it stands for is durable.
     fn write_header_field(&self, at: u64, bytes: &[u8], change: impl FnOnce(&mut Header)) -> Result<()> {
-        if let Err(error) = self.write_header(at, bytes) {
-            if error.kind() != ErrorKind::NoSpace {
-                poison(&mut self.meta.lock(), &error);
-            }
-            return Err(error);
-        }
+        self.write_header(at, bytes)?;
         let mut header = (*self.header()).clone();
         change(&mut header);
         self.set_header(header);

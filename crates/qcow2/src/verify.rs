@@ -21,6 +21,7 @@ use crate::offset::HostOffset;
 use crate::overlap::WRITE_OVER_METADATA;
 use crate::refcounts::{Allocation, Grant};
 use crate::write::compressed_clusters;
+use crate::writeback::Failure;
 
 /// The operation that finds an entry which maps a free cluster; whoever meets it marks the image corrupt.
 const CHECK_REFCOUNTS: &str = "check refcounts";
@@ -55,7 +56,7 @@ impl Meta {
     }
 
     /// Moves the refcount table to a larger place so that it reaches block `block`.
-    pub(crate) fn grow_refcount_table(&mut self, io: &Io, block: u64) -> Result<()> {
+    pub(crate) fn grow_refcount_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
         let refcounts = self.refcounts(io)?;
         // The new place is fixed: it lies right behind what the table counts.
         let first_uncounted = refcounts.first_uncounted(io);

@@ -15,7 +15,10 @@
 //! Lock order: the write-back lock, then the metadata lock. No I/O happens under the metadata lock.
 //!
 //! A write that failed for want of space is put back and may be tried again, since nothing that depends on it was
-//! written. Any other failure leaves the disk in doubt: the image is poisoned, and nothing is written any more.
+//! written. Any other failure leaves the disk in doubt ([`Failure::Doubt`]): the image is poisoned, and nothing is written any
+//! more. A flush that failed for want of space is such a failure, because what it was to make durable may be lost; so is a
+//! write of the header, because what it points at, or pointed at, must not be used for anything else as long as it may have
+//! reached the disk.
 
 use std::ops::Range;
 
@@ -26,6 +29,52 @@ use crate::cache::DirtySlice;
 use crate::image::Qcow2;
 use crate::io::Io;
 use crate::meta::Meta;
+
+/// Why a change of metadata did not become durable.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Nothing that depends on it was written.
+    Write(Error),
+    /// What is on disk is not known: a flush, or a write of the header, has failed.
+    Doubt(Error),
+}
+
+impl Failure {
+    /// Poisons the image, unless the change may be tried again.
+    pub(crate) fn settle(self, meta: &mut Meta) -> Error {
+        match self {
+            Self::Write(error) if error.kind() == ErrorKind::NoSpace => error,
+            Self::Write(error) | Self::Doubt(error) => {
+                poison(meta, &error);
+                error
+            }
+        }
+    }
+
+    fn may_be_tried_again(&self) -> bool {
+        matches!(self, Self::Write(error) if error.kind() == ErrorKind::NoSpace)
+    }
+}
+
+/// For writes of metadata other than the header, and for what comes before them.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Write(error)
+    }
+}
+
+impl Io {
+    /// Makes what was written to the image file durable.
+    pub(crate) fn barrier(&self) -> Result<(), Failure> {
+        self.storage.flush().map_err(Failure::Doubt)
+    }
+
+    /// Writes part of the header, durably. All that it points at must be durable.
+    pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.storage.write_at(bytes, at).map_err(Failure::Doubt)?;
+        self.barrier()
+    }
+}
 
 /// A snapshot of everything that differs from the disk.
 #[derive(Debug, Default)]
@@ -56,31 +105,31 @@ impl Batch {
     }
 
     /// Writes everything but the dropped references, in order.
-    fn write(&self, io: &Io) -> Result<()> {
+    fn write(&self, io: &Io) -> Result<(), Failure> {
         for (at, data) in &self.refcount_slices {
             io.storage.write_at(data, at.0)?;
         }
         if let Some(data_file) = &io.data_file {
-            data_file.flush()?;
+            data_file.flush().map_err(Failure::Doubt)?;
         }
-        io.storage.flush()?;
+        io.barrier()?;
         if !self.refcount_table.is_empty() {
             for (at, data) in &self.refcount_table {
                 io.storage.write_at(data, self.refcount_table_at + at)?;
             }
-            io.storage.flush()?;
+            io.barrier()?;
         }
         if !self.l2_slices.is_empty() {
             for (at, data) in &self.l2_slices {
                 io.storage.write_at(data, at.0)?;
             }
-            io.storage.flush()?;
+            io.barrier()?;
         }
         if !self.l1.is_empty() {
             for (at, data) in &self.l1 {
                 io.storage.write_at(data, self.l1_at + at)?;
             }
-            io.storage.flush()?;
+            io.barrier()?;
         }
         Ok(())
     }
@@ -149,14 +198,12 @@ impl Qcow2 {
             meta.check_poison(&self.io, "flush")?;
             Batch::take(&mut meta)
         };
-        if let Err(error) = batch.write(&self.io) {
+        if let Err(failure) = batch.write(&self.io) {
             let mut meta = self.meta.lock();
-            if error.kind() == ErrorKind::NoSpace {
+            if failure.may_be_tried_again() {
                 batch.put_back(&mut meta);
-            } else {
-                poison(&mut meta, &error);
             }
-            return Err(error);
+            return Err(failure.settle(&mut meta));
         }
         {
             let mut meta = self.meta.lock();
@@ -200,13 +247,8 @@ impl Qcow2 {
         let _only_one = self.write_back.lock();
         let mut meta = self.meta.lock();
         meta.check_poison(&self.io, "grow refcount table")?;
-        let result = meta.grow_refcount_table(&self.io, block);
-        if let Err(error) = &result
-            && error.kind() != ErrorKind::NoSpace
-        {
-            poison(&mut meta, error);
-        }
-        result
+        let grown = meta.grow_refcount_table(&self.io, block);
+        grown.map_err(|failure| failure.settle(&mut meta))
     }
 }
 

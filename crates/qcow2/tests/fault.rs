@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
 use common::{backing_disk, qemu_check_finds_no_corruption};
 
 const SIZE: u64 = 24 * 1024;
@@ -222,17 +222,58 @@ fn no_space_is_not_the_end() {
 /// The kernel reports a lost write once: after a failed flush nothing may be believed any more.
 #[test]
 fn a_failed_flush_poisons() {
-    let inner = Arc::new(MemoryStorage::new());
-    CreateOptions::new(SIZE).create(&*inner, None).unwrap();
-    let faults = Faults::new();
-    let disk =
-        OpenOptions::new().writable(true).open(Arc::new(FaultStorage::new(inner, faults.clone()))).unwrap();
-    disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap();
-    faults.inject(Fault::on(OpKind::Flush));
-    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Io);
-    assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned);
-    assert_eq!(disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap_err().kind(), ErrorKind::Poisoned);
-    let mut found = [0; 4096];
-    disk.read_at(&mut found, 0).unwrap();
-    assert_eq!(found, [7; 4096], "reads go on");
+    for kind in [ErrorKind::Io, ErrorKind::NoSpace] {
+        // A write-back of fresh data flushes after the refcounts, after the L2 tables and after the L1 table.
+        for n in 0..3 {
+            let inner = Arc::new(MemoryStorage::new());
+            CreateOptions::new(SIZE).create(&*inner, None).unwrap();
+            let faults = Faults::new();
+            let storage = Arc::new(FaultStorage::new(inner, faults.clone()));
+            let disk = OpenOptions::new().writable(true).open(storage).unwrap();
+            disk.write_at(&[7; 4096], 0, WriteFlags::NONE).unwrap();
+            faults.inject(Fault::on(OpKind::Flush).after(n).with(kind));
+            assert_eq!(disk.flush().unwrap_err().kind(), kind);
+            assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+            let again = disk.write_at(&[7; 4096], 0, WriteFlags::NONE);
+            assert_eq!(again.unwrap_err().kind(), ErrorKind::Poisoned);
+            let mut found = [0; 4096];
+            disk.read_at(&mut found, 0).unwrap();
+            assert_eq!(found, [7; 4096], "reads go on");
+        }
+    }
+}
+
+/// The header may name the new backing file or the old one once a write of it, or its flush, has failed, for want of space too.
+#[test]
+fn a_failed_change_of_the_header_poisons() {
+    for (ops, kind) in [
+        (OpKind::Write, ErrorKind::NoSpace),
+        (OpKind::Flush, ErrorKind::NoSpace),
+        (OpKind::Write, ErrorKind::Io),
+        (OpKind::Flush, ErrorKind::Io),
+    ] {
+        for n in 0.. {
+            let inner = Arc::new(MemoryStorage::new());
+            let mut options = CreateOptions::new(SIZE);
+            options.backing_file = Some(b"old".to_vec());
+            options.create(&*inner, None).unwrap();
+            let faults = Faults::new();
+            let storage = Arc::new(FaultStorage::new(inner.clone(), faults.clone()));
+            let disk = OpenOptions::new().writable(true).open(storage).unwrap();
+            faults.inject(Fault::on(ops).after(n).with(kind).having_done(Done::Everything));
+            let result = disk.set_backing_file(Some(b"new"), Some("raw"));
+            let what = format!("{ops:?} {n} {kind:?}: {result:?}");
+            let failed = faults.failed() > 0;
+            assert_eq!(result.is_err(), failed, "{what}");
+            faults.heal();
+            let goes_on = disk.write_at(&[1; 512], 0, WriteFlags::NONE).and_then(|()| disk.flush());
+            assert_eq!(goes_on.is_err(), failed, "{what}: {goes_on:?}");
+            let header = Header::read(&*inner).unwrap();
+            let name = header.backing.unwrap().name;
+            assert!([&b"old"[..], b"new"].contains(&name.as_bytes()), "{what}");
+            if !failed {
+                break;
+            }
+        }
+    }
 }
