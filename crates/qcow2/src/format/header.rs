@@ -153,7 +153,7 @@ pub struct Header {
     pub version: u32,
     /// Cluster size as a power of two, 9 to 21.
     pub cluster_bits: u32,
-    /// Length of the disk in bytes, a multiple of 512.
+    /// Length of the disk in bytes, a multiple of 512. What the header says is rounded down, as QEMU reads it.
     pub virtual_size: u64,
     /// Where the L1 table starts in the file.
     pub l1_offset: u64,
@@ -281,7 +281,7 @@ impl Header {
         Ok(Self {
             version,
             cluster_bits,
-            virtual_size: raw.size.get(),
+            virtual_size: raw.size.get() / 512 * 512,
             l1_offset: raw.l1_table_offset.get(),
             l1_entries: raw.l1_size.get(),
             refcount_table_offset: raw.refcount_table_offset.get(),
@@ -521,9 +521,6 @@ fn check_tables(raw: &RawHeader, cluster_bits: u32, extended_l2: bool) -> Result
     check_table("l1_table_offset", raw.l1_table_offset.get(), entries * 8, cluster_size)?;
 
     let size = raw.size.get();
-    if !size.is_multiple_of(512) {
-        return Err(field("size", size, "only multiples of 512 are supported"));
-    }
     let needed = l1_entries_for(size, cluster_bits, extended_l2);
     limit("the L1 table for this virtual size, in bytes,", needed.saturating_mul(8), limits::MAX_L1_BYTES)?;
     if entries < needed {
