@@ -50,6 +50,8 @@ pub enum ErrorKind {
     /// A flush found out that writes since the last good one may be lost. The device is there, and what is written to it
     /// again and flushed will last.
     WritesLost,
+    /// The file ends before the place where the data lies: it was cut short. A guest may see zeros there; a copy would be wrong.
+    CutShort,
 }
 
 impl ErrorKind {
@@ -71,6 +73,7 @@ impl ErrorKind {
             Self::LimitExceeded => "limit exceeded",
             Self::Cancelled => "cancelled",
             Self::WritesLost => "writes may be lost",
+            Self::CutShort => "cut short",
         }
     }
 }
@@ -233,6 +236,7 @@ impl From<Error> for io::Error {
             ErrorKind::NoSpace => io::ErrorKind::StorageFull,
             ErrorKind::Unsupported => io::ErrorKind::Unsupported,
             ErrorKind::Corrupt => io::ErrorKind::InvalidData,
+            ErrorKind::CutShort => io::ErrorKind::UnexpectedEof,
             ErrorKind::Locked => io::ErrorKind::ResourceBusy,
             ErrorKind::NotFound => io::ErrorKind::NotFound,
             ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,

@@ -49,6 +49,14 @@ fn human(info: &ImageInfo) -> String {
     if info.is_dirty() {
         line("cleanly shut down: no".to_owned());
     }
+    if let Some(cut) = info.qcow2.as_ref().and_then(|qcow2| qcow2.cut_short) {
+        line(format!(
+            "cut short: the file ends at {}; {} of the disk are missing, the first at {}",
+            cut.file_len,
+            exact(cut.missing),
+            cut.first
+        ));
+    }
     if let Some(backing) = &info.backing {
         let mut text = format!("backing file: {}", backing.name.display());
         if backing.full != backing.name {

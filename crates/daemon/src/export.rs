@@ -6,6 +6,7 @@ mod address;
 mod bitmap;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
@@ -21,6 +22,16 @@ use crate::driver::failed;
 use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
+
+/// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads zeros.
+fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'static {
+    let id = id.to_owned();
+    move |error| {
+        // With nobody to read it there is nothing else to do.
+        let _ =
+            writeln!(std::io::stderr(), "blockmirror: export '{id}': {error}; its clients read zeros there");
+    }
+}
 
 /// The server and its exports.
 #[derive(Debug, Default)]
@@ -168,7 +179,8 @@ impl Daemon {
         };
         let mut export = Export::new(name, Arc::clone(&tap) as _)
             .writable(new.writable)
-            .allocation_depth(new.allocation_depth);
+            .allocation_depth(new.allocation_depth)
+            .on_cut_short(cut_short(new.id));
         if let Some(text) = new.description {
             export = export.description(text);
         }

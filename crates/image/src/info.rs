@@ -4,12 +4,13 @@
 //! the caller's policy. [`ImageInfo::to_json`] has the members of `qemu-img info --output=json`, in its order.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blockmirror_block::Storage;
 use blockmirror_file::LockMode;
 use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
 use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
-use blockmirror_qcow2::{Header, Version};
+use blockmirror_qcow2::{CutShort, Header, Version};
 use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
@@ -102,6 +103,8 @@ pub struct Qcow2Info {
     pub snapshots: Vec<Snapshot>,
     /// Its persistent bitmaps; empty if those in it are not to be believed.
     pub bitmaps: Vec<BitmapEntry>,
+    /// What is missing, if the file was cut short. Data files are not looked at.
+    pub cut_short: Option<CutShort>,
 }
 
 impl ImageInfo {
@@ -141,7 +144,7 @@ impl ImageInfo {
             qcow2: None,
         };
         if format == Format::Qcow2 {
-            let qcow2 = read_qcow2(file).map_err(|e| e.in_file(&file.name().into()))?;
+            let qcow2 = read_qcow2(place.storage()).map_err(|e| e.in_file(&file.name().into()))?;
             info.virtual_size = qcow2.header.virtual_size;
             info.backing = qcow2.header.backing.as_ref().map(|backing| {
                 let name = backing.name.as_path();
@@ -194,6 +197,12 @@ impl ImageInfo {
         if self.file.is_local() || self.qcow2.is_some() {
             put("dirty-flag", json!(self.is_dirty()));
         }
+        // QEMU does not tell this.
+        if let Some(cut) = self.qcow2.as_ref().and_then(|qcow2| qcow2.cut_short) {
+            let figures =
+                json!({ "file-length": cut.file_len, "first-missing": cut.first, "missing": cut.missing });
+            put("x-blockmirror-cut-short", figures);
+        }
         Value::Object(out)
     }
 
@@ -238,16 +247,18 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     Ok(chain)
 }
 
-fn read_qcow2(storage: &dyn Storage) -> blockmirror_qcow2::Result<Qcow2Info> {
-    let header = Header::read(storage)?;
-    let snapshots = Snapshots::new(storage, &header)?.collect::<Result<_, _>>()?;
+fn read_qcow2(storage: Arc<dyn Storage>) -> blockmirror_qcow2::Result<Qcow2Info> {
+    let file = &*storage;
+    let header = Header::read(file)?;
+    let snapshots = Snapshots::new(file, &header)?.collect::<Result<_, _>>()?;
     let bitmaps = match &header.bitmaps {
         Some(extension) if header.bitmaps_valid() => {
-            Bitmaps::new(storage, extension)?.collect::<Result<_, _>>()?
+            Bitmaps::new(file, extension)?.collect::<Result<_, _>>()?
         }
         _ => Vec::new(),
     };
-    Ok(Qcow2Info { header, snapshots, bitmaps })
+    let cut_short = CutShort::find(storage, &header)?;
+    Ok(Qcow2Info { header, snapshots, bitmaps, cut_short })
 }
 
 impl Qcow2Info {

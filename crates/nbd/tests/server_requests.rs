@@ -4,8 +4,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 use blockmirror_block::{
@@ -417,4 +417,76 @@ fn a_status_answer_ends_early_where_the_work_for_it_would_not() {
     }
     assert!(endless.0.load(Ordering::Relaxed) <= 40 * (65536 + 1));
     peer.disconnect();
+}
+
+/// A disk whose file was cut short at 1 MiB and 512 bytes.
+#[derive(Debug)]
+struct CutDisk(MemoryDisk);
+
+const CUT: u64 = MIB + 512;
+
+impl BlockDevice for CutDisk {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn name(&self) -> &str {
+        "cut"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if offset + buf.len() as u64 > CUT {
+            return Err(Error::new(ErrorKind::CutShort, "read").in_file("cut").at(CUT));
+        }
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.0.write_at(buf, offset, flags)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.0.extents(range, visit)
+    }
+}
+
+/// Clients read zeros where a file was cut short, as behind QEMU's server, everything else as it is, and it is reported once.
+#[test]
+fn what_a_file_that_was_cut_short_lacks_is_zeros() {
+    for mode in MODES {
+        let device = Arc::new(CutDisk(MemoryDisk::with_contents(&vec![7; 2 << 20])));
+        let server = Server::new(ServerOptions::default()).unwrap();
+        let reports = Arc::new(Mutex::new(Vec::new()));
+        let report = Arc::clone(&reports);
+        let export =
+            Export::new("disk", device).on_cut_short(move |e| report.lock().unwrap().push(e.to_string()));
+        server.add(export).unwrap();
+        let mut peer = Peer::ready(&server, mode, &[]);
+        assert_eq!(peer.read_at(0, 4096).unwrap(), [7; 4096]);
+        assert!(reports.lock().unwrap().is_empty());
+        for (at, len) in [(0, 2 * MIB), (MIB, 1024), (CUT - 1, 2), (CUT, 70_000), (2 * MIB - 1, 1)] {
+            let found = peer.read_at(at, u32::try_from(len).unwrap()).unwrap();
+            let there = usize::try_from(CUT.saturating_sub(at)).unwrap().min(found.len());
+            let (data, zeros) = found.split_at(there);
+            assert!(data.iter().all(|b| *b == 7) && zeros.iter().all(|b| *b == 0), "{mode:?}: {len} at {at}");
+        }
+        peer.disconnect();
+        assert_eq!(reports.lock().unwrap().len(), 1, "{mode:?}");
+    }
 }

@@ -105,6 +105,30 @@ impl Io {
         below.named || below.device.is_some()
     }
 
+    /// Reads guest data at `at` in the file that holds it.
+    ///
+    /// The file may end anywhere inside its last cluster; the rest of that cluster is zeros.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CutShort`] if a cluster of the range, or a subcluster, begins at or past the end of the file.
+    pub(crate) fn read_data(&self, buf: &mut [u8], at: HostOffset) -> Result<()> {
+        let data = self.data();
+        data.read_at(buf, at.0)?;
+        // What lies past the end has been read as zeros, so the length is needed only where the last byte is one.
+        if buf.last() != Some(&0) {
+            return Ok(());
+        }
+        let size = self.format.subcluster_size();
+        let last = (at.0 + buf.len() as u64 - 1) / size * size;
+        let len = data.len()?;
+        if last < len {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::CutShort, "read").in_file(data.name()).at(last.min(at.0.max(len))).because(
+            format!("guest data lies at {last}, but the file ends at {len}: it was cut short and is whole up to there only"),
+        ))
+    }
+
     /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.
     pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
         let len = self.storage.len()?;

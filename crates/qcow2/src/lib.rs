@@ -8,6 +8,7 @@ mod cache;
 mod compressed;
 mod copy_up;
 mod create;
+mod cut_short;
 mod decompress;
 mod dirty;
 pub mod error;
@@ -28,6 +29,7 @@ mod writeback;
 mod zero;
 
 pub use create::{CreateOptions, Preallocation, Version};
+pub use cut_short::CutShort;
 pub use error::{Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};

@@ -98,7 +98,7 @@ impl Qcow2 {
 
     fn read_run(&self, buf: &mut [u8], run: MapRun) -> Result<()> {
         match run.mapping {
-            Mapping::Data(host) => self.io.data().read_at(buf, host.0),
+            Mapping::Data(host) => self.io.read_data(buf, host),
             Mapping::Zero(_) => {
                 buf.fill(0);
                 Ok(())

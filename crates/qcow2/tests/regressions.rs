@@ -10,7 +10,7 @@ use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorag
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags, ZeroFlags,
 };
-use blockmirror_qcow2::{CreateOptions, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, CutShort, Header, OpenOptions, Preallocation, Qcow2, Version};
 use common::{backing_disk, qemu_check_finds_no_corruption};
 
 fn word(storage: &MemoryStorage, at: u64) -> u64 {
@@ -412,4 +412,90 @@ fn free_clusters_of_a_sound_image_are_used_again() {
     assert!(faults.failed() > 0, "the table was asked for");
     assert!(storage.len().unwrap() >= len + FREED, "{}", storage.len().unwrap());
     assert!(read(&disk, 16 << 20, FREED as usize).iter().all(|b| *b == 3));
+}
+
+/// A file that was cut off, by a download or a full disk, read as zeros past its end, so that a copy of it ended well. A cluster
+/// that begins past the end cannot be read; one that has lost its tail only is zeros there, as writers leave it, and what is zero by
+/// statement needs no file.
+#[test]
+fn data_past_the_end_of_a_file_that_was_cut_short() {
+    const CLUSTER: u64 = 16_384;
+    for (extended, external) in [(false, false), (true, false), (false, true)] {
+        let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+        let mut options = CreateOptions::new(1 << 20);
+        (options.cluster_size, options.extended_l2) = (CLUSTER, extended);
+        options.data_file = external.then(|| b"data".to_vec());
+        options.create(&*storage, external.then_some(&*data as &dyn Storage)).unwrap();
+        let reopen = |writable| {
+            let options = OpenOptions::new().writable(writable);
+            let options = if external { options.data_file(data.clone()) } else { options };
+            options.open(storage.clone()).unwrap()
+        };
+        let disk = reopen(true);
+        disk.write_at(&[1; 4 * CLUSTER as usize], 0, WriteFlags::NONE).unwrap();
+        disk.write_zeroes(ByteRange::at(4 * CLUSTER, CLUSTER), ZeroFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let file = if external { &data } else { &storage };
+        let whole = file.len().unwrap();
+        assert_eq!(CutShort::find(storage.clone(), &Header::read(&*storage).unwrap()).unwrap(), None);
+        let unit = if extended { CLUSTER / 32 } else { CLUSTER };
+        // Only the tail of the last unit is gone, then all of it, then a cluster and a half.
+        for (lost, missing) in [
+            (unit - 1, 0),
+            (unit, unit),
+            (CLUSTER + CLUSTER / 2, CLUSTER + if extended { CLUSTER / 2 } else { 0 }),
+        ] {
+            let lost_from = if external { 4 * CLUSTER } else { whole };
+            file.set_len(lost_from - lost).unwrap();
+            let what = format!("extended {extended}, external {external}, {lost} lost");
+            let disk = reopen(false);
+            let there = 4 * CLUSTER - missing;
+            let mut found = vec![0; there as usize];
+            disk.read_at(&mut found, 0).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let ones = found.iter().take_while(|b| **b == 1).count() as u64;
+            assert_eq!(ones, 4 * CLUSTER - lost, "{what}");
+            if missing > 0 {
+                for range in [
+                    ByteRange::at(there, 1),
+                    ByteRange::new(0, 4 * CLUSTER),
+                    ByteRange::new(4 * CLUSTER - 512, 4 * CLUSTER),
+                ] {
+                    let error = disk.read_at(&mut vec![0; range.len() as usize], range.start()).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::CutShort, "{what}: {range:?}: {error}");
+                    let end = format!("ends at {}", lost_from - lost);
+                    assert!(error.to_string().contains(&end), "{what}: {error}");
+                }
+                let copy = open(&image(1 << 20, CLUSTER, |_| {}));
+                copy.replace_backing(Some(Arc::new(reopen(false))));
+                assert_eq!(
+                    copy.copy_up(ByteRange::new(0, 1 << 20), u32::MAX).unwrap_err().kind(),
+                    ErrorKind::CutShort
+                );
+            }
+            assert_eq!(read(&disk, 4 * CLUSTER, CLUSTER as usize), vec![0; CLUSTER as usize], "{what}");
+            let found = CutShort::find(storage.clone(), &Header::read(&*storage).unwrap()).unwrap();
+            let found = found.map(|cut| (cut.file_len, cut.first, cut.missing));
+            let expected = (!external && missing > 0).then_some((lost_from - lost, there, missing));
+            assert_eq!(found, expected, "{what}");
+        }
+    }
+}
+
+/// A table past the end is an error for everyone, and everything below it is missing.
+#[test]
+fn a_table_past_the_end_of_a_file_that_was_cut_short() {
+    let storage = image(8 << 20, 4096, |_| {});
+    let disk = open(&storage);
+    disk.write_at(&[1; 4096], 0, WriteFlags::FUA).unwrap();
+    disk.write_at(&[2; 4096], 4 << 20, WriteFlags::FUA).unwrap();
+    drop(disk);
+    storage.set_len(l2_entry(&storage, 4096, 1024) & !4095).unwrap();
+    let disk = OpenOptions::new().open(storage.clone()).unwrap();
+    assert_eq!(read(&disk, 0, 4096), [1; 4096]);
+    assert_eq!(disk.read_at(&mut [0], 4 << 20).unwrap_err().kind(), ErrorKind::Corrupt);
+    let cut = CutShort::find(storage.clone(), &Header::read(&*storage).unwrap()).unwrap().unwrap();
+    assert_eq!((cut.first, cut.missing), (4 << 20, 2 << 20));
+    storage.set_len(100).unwrap();
+    assert!(Header::read(&*storage).is_err() || OpenOptions::new().open(storage).is_err());
 }

@@ -146,7 +146,21 @@ impl BlockDevice for Raw {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, buf.len() as u64, "read")?;
-        self.storage.read_at(buf, offset)
+        self.storage.read_at(buf, offset)?;
+        // What lies past the end of the file has been read as zeros.
+        if buf.last() != Some(&0) {
+            return Ok(());
+        }
+        let len = self.storage.len()?;
+        if offset + buf.len() as u64 <= len.next_multiple_of(SECTOR) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::CutShort, "read").in_file(self.name()).at(offset.max(len)).because(
+            format!(
+                "the file ends at {len}, the disk at {}: the file has become shorter since it was opened",
+                self.len()
+            ),
+        ))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
@@ -195,11 +209,15 @@ impl BlockDevice for Raw {
             stopped = answer.is_break();
             answer
         })?;
-        // The bytes between the end of the file and the end of its last sector, and those of a file that was cut
-        // off meanwhile.
-        if !stopped
-            && merger.push(located(ByteRange::new(at, range.end()), ExtentKind::Zero), visit).is_continue()
-        {
+        if stopped {
+            return Ok(());
+        }
+        // The bytes between the end of the file and the end of its last sector are zeros. Those of a file that has become shorter
+        // are not known: reading them fails.
+        let border = self.storage.len()?.next_multiple_of(SECTOR).clamp(at, range.end());
+        let sector = located(ByteRange::new(at, border), ExtentKind::Zero);
+        let missing = located(ByteRange::new(border, range.end()), ExtentKind::Data);
+        if merger.push(sector, visit).is_continue() && merger.push(missing, visit).is_continue() {
             let _ = merger.finish(visit);
         }
         Ok(())

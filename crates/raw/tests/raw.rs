@@ -265,3 +265,21 @@ fn a_device_keeps_its_length() {
     disk.resize(1024, false).unwrap();
     assert_eq!(disk.len(), 1024);
 }
+
+/// What a file has lost since it was opened read as zeros, so that a copy of it ended well.
+#[test]
+fn a_file_that_becomes_shorter_cannot_be_read_past_its_end() {
+    let (file, _path, _dir) = new_file(&[7; 300_000]);
+    let raw = Raw::open(file.clone(), RawOptions::new()).unwrap();
+    file.set_len(100_100).unwrap();
+    let mut buf = [0xee; 1000];
+    raw.read_at(&mut buf, 99_352).unwrap();
+    assert_eq!((buf[747], buf[748], buf[999]), (7, 0, 0), "the last sector of the file is padded");
+    for (at, len) in [(99_353, 1000), (100_352, 1), (0, 300_000), (299_999, 1)] {
+        let error = raw.read_at(&mut vec![0; len], at).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CutShort, "{len} bytes at {at}");
+        assert!(error.to_string().contains("the file ends at 100100"), "{error}");
+    }
+    let found = runs(&raw, ByteRange::new(0, raw.len()));
+    assert_eq!(found.last().unwrap(), &(100_352, 300_032, ExtentKind::Data), "{found:?}");
+}

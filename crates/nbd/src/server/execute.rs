@@ -72,7 +72,7 @@ fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<
             let mut buf = vec![0; usize::try_from(range.len().min(CACHE_PIECE)).unwrap_or_default()];
             for piece in range.pieces(CACHE_PIECE) {
                 // A piece is no longer than the buffer.
-                device
+                connection
                     .read_at(&mut buf[..usize::try_from(piece.len()).unwrap_or_default()], piece.start())?;
                 connection.still_wanted()?;
             }
@@ -116,7 +116,7 @@ pub(crate) fn read_inline(connection: &Connection, request: &Request, out: &mut 
     encoder.data_head(out, request, request.offset, len, true);
     let head_end = out.len();
     out.resize(head_end + len, 0);
-    match connection.device().read_at(&mut out[head_end..], request.offset) {
+    match connection.read_at(&mut out[head_end..], request.offset) {
         Ok(()) => {
             if may_be_sparse(encoder, request) && zero::is_zero(&out[head_end..]) {
                 out.truncate(start);
@@ -149,7 +149,7 @@ fn try_read(connection: &Connection, request: &Request, mut buf: Loan) -> Result
     let sparse = may_be_sparse(encoder, request);
     let mut heads = Vec::with_capacity(encoder.data_head_len());
     if !sparse || buf.len() < LOOK_UP_HOLES || connection.is_known_data(range) {
-        device.read_at(&mut buf, request.offset)?;
+        connection.read_at(&mut buf, request.offset)?;
         if sparse && zero::is_zero(&buf) {
             encoder.hole(
                 &mut heads,
@@ -176,7 +176,7 @@ fn try_read(connection: &Connection, request: &Request, mut buf: Loan) -> Result
             encoder.hole(&mut heads, request, run.range.start(), len, done);
             pieces.push((heads.len(), 0..0));
         } else {
-            device.read_at(&mut buf[start..end], run.range.start())?;
+            connection.read_at(&mut buf[start..end], run.range.start())?;
             encoder.data_head(&mut heads, request, run.range.start(), end - start, done);
             pieces.push((heads.len(), start..end));
         }

@@ -1,9 +1,9 @@
 //! What is served: a device under a name, with what clients may know and do.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
-use blockmirror_block::{BlockDevice, ByteRange, Result, Visit};
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, Visit};
 
 /// A device under a name. Made by the owner of a server, given to [`Server::add`](super::Server::add).
 #[derive(Clone)]
@@ -14,7 +14,15 @@ pub struct Export {
     pub(crate) writable: bool,
     pub(crate) allocation_depth: bool,
     pub(crate) contexts: Vec<Arc<dyn MetaContext>>,
+    on_cut_short: Option<OnCutShort>,
+    cut_short: Arc<Once>,
 }
+
+/// Called with the first read that met a file which was cut short.
+type OnCutShort = Arc<dyn Fn(&Error) + Send + Sync>;
+
+/// A request that meets a file which was cut short is divided down to this.
+const SECTOR: u64 = 512;
 
 impl Export {
     /// `device` as `name`, read-only. The name may be empty: that is the export of clients that name none.
@@ -26,6 +34,46 @@ impl Export {
             writable: false,
             allocation_depth: false,
             contexts: Vec::new(),
+            on_cut_short: None,
+            cut_short: Arc::new(Once::new()),
+        }
+    }
+
+    /// What to do, once, when a client reads data of a file that was cut short ([`ErrorKind::CutShort`]): the client reads zeros
+    /// there, so this is the only sign of it.
+    #[must_use]
+    pub fn on_cut_short(mut self, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+        self.on_cut_short = Some(Arc::new(report));
+        self
+    }
+
+    /// Reads from the device; what a file that was cut short lacks is zeros.
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let result = self.device.read_at(buf, offset);
+        let Err(error) = &result else { return result };
+        if error.kind() != ErrorKind::CutShort {
+            return result;
+        }
+        self.cut_short.call_once(|| {
+            if let Some(report) = &self.on_cut_short {
+                report(error);
+            }
+        });
+        // A file lacks whole sectors, so a border of sectors near the middle is where the request is divided.
+        let middle = offset + buf.len() as u64 / 2;
+        let below = middle / SECTOR * SECTOR;
+        let border = if below > offset { below } else { (offset + 1).next_multiple_of(SECTOR) };
+        match usize::try_from(border - offset) {
+            Ok(at) if at < buf.len() => {
+                let (front, back) = buf.split_at_mut(at);
+                self.read_at(front, offset)?;
+                self.read_at(back, border)
+            }
+            // It lies in one sector.
+            _ => {
+                buf.fill(0);
+                Ok(())
+            }
         }
     }
 
