@@ -7,7 +7,9 @@ mod common;
 
 use std::sync::Arc;
 
-use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
+use blockmirror_block::testing::{
+    Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
+};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
 use common::{backing_disk, qemu_check_finds_no_corruption};
@@ -275,5 +277,88 @@ fn a_failed_change_of_the_header_poisons() {
                 break;
             }
         }
+    }
+}
+
+/// Guest data in an external file is durable when a flush has been answered, and before any entry in the image says that it is
+/// there: the data file loses what it was not asked to flush, and the image keeps all that it was given.
+#[test]
+fn a_crash_with_an_external_data_file() {
+    for raw in [false, true] {
+        let (image, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+        let mut options = CreateOptions::new(SIZE);
+        options.cluster_size = 4096;
+        (options.data_file, options.data_file_raw) = (Some(b"data".to_vec()), raw);
+        options.create(&*image, Some(&*data)).unwrap();
+        let recording = Arc::new(RecordingStorage::with_contents(&data.to_vec()));
+        let open = |data: Arc<dyn Storage>, writable| {
+            OpenOptions::new().writable(writable).data_file(data).open(image.clone()).unwrap()
+        };
+        let disk = open(recording.clone(), true);
+        let mut now = vec![0; SIZE as usize];
+        // In each cluster from the first on, so that entries are new, and over them again.
+        for (round, at) in [0, 5000, 12_000, 300].into_iter().enumerate() {
+            let byte = round as u8 + 1;
+            disk.write_at(&vec![byte; 5000], at, WriteFlags::NONE).unwrap();
+            now[at as usize..at as usize + 5000].fill(byte);
+            disk.flush().unwrap();
+            let answered = recording.position();
+            let mut points = 0;
+            for point in recording.crash_points().filter(|point| point.position() >= answered) {
+                points += 1;
+                let after = open(Arc::new(point.storage()), false);
+                let mut found = vec![0; SIZE as usize];
+                after.read_at(&mut found, 0).unwrap();
+                let differs = found.iter().zip(&now).position(|(found, now)| found != now);
+                assert_eq!(differs, None, "raw {raw}, round {round}: flushed data is lost, {point:?}");
+            }
+            assert!(points > 0, "raw {raw}, round {round}");
+        }
+        drop(disk);
+
+        // Where the data cannot be flushed no entry for it is written.
+        let before = image.to_vec();
+        let faults = Faults::new();
+        let disk = open(Arc::new(FaultStorage::new(recording.clone(), faults.clone())), true);
+        disk.write_at(&[9; 4096], 20_480, WriteFlags::NONE).unwrap();
+        faults.inject(Fault::on(OpKind::Flush).with(ErrorKind::NoSpace));
+        assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::NoSpace);
+        assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+        drop(disk);
+        let l1 = Header::parse(&before).unwrap().l1_offset as usize;
+        let l2 = u64::from_be_bytes(before[l1..l1 + 8].try_into().unwrap()) as usize & 0x00ff_ffff_ffff_fe00;
+        assert!(image.to_vec()[l2..l2 + 4096] == before[l2..l2 + 4096], "raw {raw}: an entry came first");
+    }
+}
+
+/// A write that was given up had written to clusters that nobody had written before. They are not fresh any more: what the next
+/// write does not cover of them must be filled.
+#[test]
+fn clusters_of_a_write_that_was_given_up_are_not_fresh() {
+    for (cluster_size, extended) in [(4096, false), (16_384, true)] {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(1 << 20);
+        (options.cluster_size, options.extended_l2) = (cluster_size, extended);
+        options.create(&*storage, None).unwrap();
+        let disk = OpenOptions::new().writable(true).open(storage).unwrap();
+        let range = ByteRange::at(0, 4 * cluster_size);
+        let guard = disk.resolve_write(range).unwrap();
+        let hosts: Vec<_> = guard.runs().to_vec();
+        guard.write(&vec![9; range.len() as usize]).unwrap();
+        drop(guard);
+        let mut again = Vec::new();
+        for at in [0, cluster_size, 2 * cluster_size + 100] {
+            let guard = disk.resolve_write(ByteRange::at(at, 10)).unwrap();
+            again.extend_from_slice(guard.runs());
+            guard.fill_edges().unwrap();
+            guard.write(&[1; 10]).unwrap();
+            guard.commit().unwrap();
+        }
+        let inside =
+            |host: u64| hosts.iter().any(|run| (run.host.0..run.host.0 + run.range.len()).contains(&host));
+        assert!(again.iter().any(|run| inside(run.host.0)), "no cluster was used again");
+        let mut found = vec![0; range.len() as usize];
+        disk.read_at(&mut found, 0).unwrap();
+        assert!(found.iter().all(|byte| [0, 1].contains(byte)), "clusters of {cluster_size}: old bytes show");
     }
 }
