@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::sync::Instant;
 use crate::{ByteRange, Storage};
 
 /// What a visitor of extents answers: go on, or stop here.
@@ -33,7 +35,7 @@ impl ExtentKind {
 /// One maximal run of a disk with one answer.
 ///
 /// Extents of one query are delivered in order, without gaps or overlaps, and are never empty. Two
-/// neighbours differ in something.
+/// neighbours differ in something, unless the first of them is [`partial`](Self::partial).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Extent {
@@ -49,12 +51,18 @@ pub struct Extent {
     /// Where the bytes lie in a host file, if they lie somewhere as they are. Also set for
     /// [`ExtentKind::Zero`] where space is reserved for them.
     pub host: Option<HostRun>,
+    /// With [`ExtentKind::Zero`]: the format maps stored bytes here, and the storage that should hold them has a hole
+    /// there (a cluster that was preallocated, or a file that was made sparse). The layer decides what is here, as for data.
+    pub mapped_hole: bool,
+    /// The device has used up its budget of work inside a run and reports what it has: the run may go on in the next
+    /// extent.
+    pub partial: bool,
 }
 
 impl Extent {
     /// An extent at depth 0, neither compressed nor located.
     pub fn new(range: ByteRange, kind: ExtentKind) -> Self {
-        Self { range, kind, depth: 0, compressed: false, host: None }
+        Self { range, kind, depth: 0, compressed: false, host: None, mapped_hole: false, partial: false }
     }
 
     /// The same, one or more layers down.
@@ -75,6 +83,14 @@ impl Extent {
     #[must_use]
     pub fn in_host(mut self, host: HostRun) -> Self {
         self.host = Some(host);
+        self
+    }
+
+    /// The same, mapped to bytes that are a hole of their storage: it reads as zeros.
+    #[must_use]
+    pub fn in_hole(mut self) -> Self {
+        self.kind = ExtentKind::Zero;
+        self.mapped_hole = true;
         self
     }
 
@@ -118,6 +134,7 @@ impl Extent {
             && self.kind == next.kind
             && self.depth == next.depth
             && self.compressed == next.compressed
+            && self.mapped_hole == next.mapped_hole
     }
 }
 
@@ -128,20 +145,31 @@ pub struct ExtentMerger {
 }
 
 impl ExtentMerger {
-    /// Takes the next piece; hands the previous run to `visit` if the piece does not continue it.
+    /// Takes the next piece; hands the previous run to `visit` if the piece does not continue it. A partial piece is
+    /// handed out at once, so that the budget of a layer below is the budget of the whole chain.
     pub fn push(&mut self, next: Extent, visit: &mut dyn FnMut(Extent) -> Visit) -> Visit {
         if next.range.is_empty() {
             return Visit::Continue(());
         }
+        let partial = next.partial;
         match &mut self.pending {
             Some(run) if run.continues_into(&next) => {
                 run.range = ByteRange::new(run.range.start(), next.range.end());
-                Visit::Continue(())
             }
-            pending => match pending.replace(next) {
-                Some(done) => visit(done),
-                None => Visit::Continue(()),
-            },
+            pending => {
+                if let Some(done) = pending.replace(next) {
+                    visit(done)?;
+                }
+            }
+        }
+        if partial { self.cut(visit) } else { Visit::Continue(()) }
+    }
+
+    /// Hands out the run so far, as partial. For a device that has used up its budget before the end of the query.
+    pub fn cut(&mut self, visit: &mut dyn FnMut(Extent) -> Visit) -> Visit {
+        match self.pending.take() {
+            Some(run) => visit(Extent { partial: true, ..run }),
+            None => Visit::Continue(()),
         }
     }
 
@@ -151,6 +179,45 @@ impl ExtentMerger {
             Some(run) => visit(run),
             None => Visit::Continue(()),
         }
+    }
+}
+
+/// How long one caller waits for the answer to one query: the stop check of [`extents`](crate::BlockDevice::extents).
+///
+/// A caller that must stay responsive asks [`spend`](Self::spend) about each extent after it has taken it, stops where
+/// that breaks, and asks the device again from the end of that extent. Only at partial extents does it break, so that
+/// an answer is never cut into pieces without need.
+#[derive(Debug)]
+pub struct QueryBudget {
+    partial: u32,
+    started: Instant,
+}
+
+impl Default for QueryBudget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl QueryBudget {
+    /// Partial extents that one query may deliver.
+    const PARTIAL: u32 = 16;
+    /// How long a query may take before its next partial extent is the last.
+    const TIME: Duration = Duration::from_millis(100);
+
+    /// The budget of a query that begins now.
+    pub fn new() -> Self {
+        Self { partial: 0, started: Instant::now() }
+    }
+
+    /// Counts `extent`, which has been taken; breaks if the query has taken enough.
+    pub fn spend(&mut self, extent: &Extent) -> Visit {
+        if !extent.partial {
+            return Visit::Continue(());
+        }
+        self.partial += 1;
+        let spent = self.partial >= Self::PARTIAL || self.started.elapsed() >= Self::TIME;
+        if spent { Visit::Break(()) } else { Visit::Continue(()) }
     }
 }
 
@@ -166,5 +233,54 @@ pub struct HostRun {
 impl fmt::Debug for HostRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{:#x}", self.storage.name(), self.offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, end: u64, kind: ExtentKind) -> Extent {
+        Extent::new(ByteRange::new(start, end), kind)
+    }
+
+    fn merged(pieces: Vec<Extent>) -> Vec<(u64, u64, bool)> {
+        let (mut merger, mut out) = (ExtentMerger::default(), Vec::new());
+        let mut visit = |e: Extent| {
+            out.push((e.range.start(), e.range.end(), e.partial));
+            Visit::Continue(())
+        };
+        for piece in pieces {
+            let _ = merger.push(piece, &mut visit);
+        }
+        let _ = merger.finish(&mut visit);
+        out
+    }
+
+    #[test]
+    fn a_partial_piece_is_handed_out_at_once_with_what_came_before_it() {
+        let mut second = extent(10, 20, ExtentKind::Data);
+        second.partial = true;
+        let pieces = vec![extent(0, 10, ExtentKind::Data), second, extent(20, 30, ExtentKind::Data)];
+        assert_eq!(merged(pieces), [(0, 20, true), (20, 30, false)]);
+    }
+
+    #[test]
+    fn a_mapped_hole_and_a_zero_cluster_are_different_runs() {
+        let hole = extent(0, 10, ExtentKind::Data).in_hole();
+        assert!(hole.reads_as_zero() && hole.in_top());
+        assert_eq!(merged(vec![hole, extent(10, 20, ExtentKind::Zero)]), [(0, 10, false), (10, 20, false)]);
+    }
+
+    #[test]
+    fn a_budget_breaks_at_partial_extents_only() {
+        let mut budget = QueryBudget::new();
+        let mut whole = extent(0, 1, ExtentKind::Zero);
+        for _ in 0..1000 {
+            assert!(budget.spend(&whole).is_continue());
+        }
+        whole.partial = true;
+        let spent = (0..1000).position(|_| budget.spend(&whole).is_break());
+        assert!(spent.is_some_and(|n| n < QueryBudget::PARTIAL as usize), "{spent:?}");
     }
 }

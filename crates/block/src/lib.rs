@@ -29,7 +29,7 @@ pub mod zero;
 pub use buffer::AlignedBuf;
 pub use device::{Backing, BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 pub use error::{BoxError, Error, ErrorKind, Result};
-pub use extent::{Extent, ExtentKind, ExtentMerger, HostRun, Visit};
+pub use extent::{Extent, ExtentKind, ExtentMerger, HostRun, QueryBudget, Visit};
 pub use range::ByteRange;
 pub use range_lock::{RangeGuard, RangeLock};
 pub use storage::{Storage, StorageExtent, StorageInfo};

@@ -63,7 +63,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn flush(&self) -> Result<()>;
 
     /// Visits the holes and data of `range`, clipped to the present length. In order, without gaps. A storage
-    /// that cannot tell says that all is data.
+    /// that cannot tell says that all is data. Neighbours differ, unless the storage has used up a budget of work in
+    /// between, as [`BlockDevice::extents`](crate::BlockDevice::extents) does.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()>;
 
     /// Copies `len` bytes from another host file inside the kernel (reflink or in-kernel copy).

@@ -31,7 +31,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
         Output::Human => writeln!(out, "{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to"),
     }
     .map_err(|e| Failure::output(&e))?;
-    map(&**device, range, &mut |row| {
+    // A signal ends this command at once, so nothing is asked between rows.
+    map(&**device, range, &mut |_| Visit::Continue(()), &mut |row| {
         let written = match args.output.output {
             Output::Json => {
                 let comma = if rows == 0 { "" } else { ",\n" };

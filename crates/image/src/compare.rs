@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, Visit, zero};
+use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, QueryBudget, Visit, zero};
 
 /// What two disks differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, Visit
 pub enum Difference {
     /// Strict only: the lengths.
     Length,
-    /// Strict only: whether the bytes at this offset are data, zero or unallocated.
+    /// Strict only: whether the bytes at this offset are data, zero or unallocated, and how they are stored.
     Status {
         /// Where.
         offset: u64,
@@ -59,7 +59,7 @@ pub fn compare(
     while at < common {
         let (x, y) = (left.extent_at(at)?, right.extent_at(at)?);
         let run = ByteRange::new(at, x.end.min(y.end));
-        if options.strict && x.kind != y.kind {
+        if options.strict && x.status() != y.status() {
             return Ok(Some(Difference::Status { offset: at }));
         }
         let (x_zero, y_zero) = (x.kind != ExtentKind::Data, y.kind != ExtentKind::Data);
@@ -119,6 +119,15 @@ fn sector_of(offset: u64) -> u64 {
 struct Known {
     end: u64,
     kind: ExtentKind,
+    /// What a strict comparison compares besides: whether bytes are mapped that are a hole below, stored compressed, and
+    /// stored as they are.
+    stored: (bool, bool, bool),
+}
+
+impl Known {
+    fn status(self) -> (ExtentKind, (bool, bool, bool)) {
+        (self.kind, self.stored)
+    }
 }
 
 /// One of the two disks: its extents, fetched in batches, and a buffer.
@@ -141,17 +150,20 @@ impl<'a> Side<'a> {
         }
         if self.fetched.is_empty() {
             let fetched = &mut self.fetched;
+            let mut budget = QueryBudget::new();
             self.device.extents(ByteRange::new(at, self.range.end()), &mut |extent| {
+                let spent = budget.spend(&extent);
                 fetched.push_back(extent);
-                if fetched.len() < BATCH { Visit::Continue(()) } else { Visit::Break(()) }
+                if fetched.len() < BATCH { spent } else { Visit::Break(()) }
             })?;
         }
         // A device that reports nothing has broken its contract; reading tells the truth.
-        let known =
-            self.fetched.front().map_or(Known { end: self.range.end(), kind: ExtentKind::Data }, |extent| {
-                Known { end: extent.range.end(), kind: extent.kind }
-            });
-        Ok(known)
+        let nothing = Known { end: self.range.end(), kind: ExtentKind::Data, stored: (false, false, false) };
+        Ok(self.fetched.front().map_or(nothing, |extent| Known {
+            end: extent.range.end(),
+            kind: extent.kind,
+            stored: (extent.mapped_hole, extent.compressed, extent.host.is_some()),
+        }))
     }
 
     fn read(&mut self, piece: ByteRange) -> Result<&[u8], Error> {

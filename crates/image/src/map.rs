@@ -3,7 +3,7 @@
 //! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of runs
 //! costs no memory.
 
-use blockmirror_block::{BlockDevice, ByteRange, Error, ExtentKind, Visit};
+use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, ExtentMerger, Visit};
 use serde_json::{Value, json};
 
 /// One run, with the members of `qemu-img map --output=json`.
@@ -19,7 +19,7 @@ pub struct MapRow {
     pub present: bool,
     /// Whether it is known to read as zeros.
     pub zero: bool,
-    /// Whether it must be read to be known.
+    /// Whether bytes are stored for it. With `zero`: the format maps bytes that its file holds a hole for.
     pub data: bool,
     /// Whether it is stored compressed.
     pub compressed: bool,
@@ -48,27 +48,42 @@ impl MapRow {
 
 /// Hands the rows of `range` of `device` to `visit`, in order.
 ///
+/// `progress` hears up to which offset was looked, also inside a long row, and says whether to go on.
+///
 /// # Errors
 /// What the device reports.
 pub fn map(
     device: &dyn BlockDevice,
     range: ByteRange,
+    progress: &mut dyn FnMut(u64) -> Visit,
     visit: &mut dyn FnMut(MapRow) -> Visit,
 ) -> Result<(), Error> {
     let range = range.intersect(ByteRange::new(0, device.len()));
     if range.is_empty() {
         return Ok(());
     }
-    device.extents(range, &mut |extent| {
+    let mut row = |extent: Extent| {
         visit(MapRow {
             start: extent.range.start(),
             length: extent.range.len(),
             depth: extent.depth,
             present: !extent.kind.is_unallocated(),
             zero: extent.reads_as_zero(),
-            data: extent.kind == ExtentKind::Data,
+            data: extent.kind == ExtentKind::Data || extent.mapped_hole,
             compressed: extent.compressed,
             host: extent.host.map(|run| (run.offset, run.storage.name().to_owned())),
         })
-    })
+    };
+    let mut merger = ExtentMerger::default();
+    let mut stopped = false;
+    device.extents(range, &mut |mut extent| {
+        let end = extent.range.end();
+        extent.partial = false;
+        stopped = merger.push(extent, &mut row).is_break() || progress(end).is_break();
+        if stopped { Visit::Break(()) } else { Visit::Continue(()) }
+    })?;
+    if !stopped {
+        let _ = merger.finish(&mut row);
+    }
+    Ok(())
 }

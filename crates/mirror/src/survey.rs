@@ -2,9 +2,11 @@
 //!
 //! Workers run a survey when the core asks for one, and a plan is nothing but surveys of the whole disk. One
 //! survey is one query to the source and at most one to the target, whatever the number of runs; what it holds
-//! in memory is capped, and the caller goes on from where it stopped.
+//! in memory is capped, and so is what it looks at; the caller goes on from where it stopped.
 
-use blockmirror_block::{self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, Visit};
+use blockmirror_block::{
+    self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, Visit,
+};
 
 use crate::cow_target::SourceFailed;
 use crate::options::{MirrorOptions, SyncMode};
@@ -201,14 +203,18 @@ impl Runs {
 
 fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Result<Vec<SourceRun>, Failure> {
     let mut runs = Runs { within: range, covered: range.start(), runs: Vec::new() };
-    let mut full = false;
+    let mut budget = QueryBudget::new();
+    let mut stopped = false;
     let answer = source.extents(range, &mut |extent| {
-        let visit = runs.visit(&extent, rules);
-        full = visit.is_break();
+        let visit = match runs.visit(&extent, rules) {
+            Visit::Continue(()) => budget.spend(&extent),
+            full => full,
+        };
+        stopped = visit.is_break();
         visit
     });
     answer.map_err(|error| Failure { operation: Operation::Read, error })?;
-    if !full {
+    if !stopped {
         // Nothing is lost if this reaches the cap: the caller comes back for the rest.
         let _ = runs.push(range.end(), Here::Data, false);
     }
@@ -223,19 +229,21 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
     if let (Some(first), Some(last)) = (first, last)
         && first < last
     {
+        let mut budget = QueryBudget::new();
         let mut full = false;
         let mut visit = |extent: Extent| {
             let part = extent.range.intersect(ByteRange::new(zip.at, end));
+            let spent = budget.spend(&extent).is_break();
             let there = match rules.target.trusted(extent.kind) {
                 ExtentKind::Zero | ExtentKind::Unallocated => There::Zero,
                 ExtentKind::Unknown if extent.kind == ExtentKind::Unallocated => There::Nothing,
                 _ => There::Anything,
             };
-            if there != There::Anything && !part.is_empty() {
+            if !part.is_empty() && (there != There::Anything || spent) {
                 zip.advance(part.start(), There::Anything);
                 zip.advance(part.end(), there);
             }
-            full = zip.out.len() >= MAX_SEGMENTS;
+            full = zip.out.len() >= MAX_SEGMENTS || (spent && !zip.out.is_empty());
             if full { Visit::Break(()) } else { Visit::Continue(()) }
         };
         match target.extents(ByteRange::new(first, last), &mut visit) {

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, ExtentKind, Result as BlockResult, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{MirrorJob, MirrorOptions, Operation, SyncMode, Tap};
 use blockmirror_qcow2::Qcow2;
@@ -210,7 +210,9 @@ impl Commit<'_> {
     fn needs(&self, range: ByteRange) -> BlockResult<Vec<(ByteRange, Need)>> {
         let mut runs: Vec<(ByteRange, Need)> = Vec::new();
         let mut full = false;
+        let mut budget = QueryBudget::new();
         self.top.extents(range, &mut |extent| {
+            let spent = budget.spend(&extent);
             let need = match extent.kind {
                 // Also where nobody says anything, if the base was not even asked: a layer above it is too short.
                 _ if extent.depth >= self.layers => Need::Nothing,
@@ -225,7 +227,7 @@ impl Commit<'_> {
                 _ => runs.push((extent.range, need)),
             }
             full = runs.len() == BATCH;
-            Visit::Continue(())
+            spent
         })?;
         Ok(runs)
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Result as BlockResult, Visit};
+use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit};
 use blockmirror_mirror::Operation;
 use blockmirror_qcow2::Qcow2;
 
@@ -161,7 +161,9 @@ impl Stream<'_> {
     fn wanted(&self, range: ByteRange, max_depth: u32) -> BlockResult<Vec<(ByteRange, bool)>> {
         let mut runs: Vec<(ByteRange, bool)> = Vec::new();
         let mut full = false;
+        let mut budget = QueryBudget::new();
         self.image.extents(range, &mut |extent| {
+            let spent = budget.spend(&extent);
             let ends_count = max_depth != u32::MAX && max_depth > 0;
             let wanted = match extent.kind {
                 // The last layer asked was in reach: a deeper one might show later.
@@ -176,7 +178,7 @@ impl Stream<'_> {
                 _ => runs.push((extent.range, wanted)),
             }
             full = runs.len() == BATCH;
-            Visit::Continue(())
+            spent
         })?;
         Ok(runs)
     }

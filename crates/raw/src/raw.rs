@@ -202,10 +202,14 @@ impl BlockDevice for Raw {
         let mut merger = ExtentMerger::default();
         let mut at = range.start();
         let mut stopped = false;
+        let mut last = None;
         self.storage.extents(range, &mut |run| {
             at = run.range.end();
             let kind = if run.hole { ExtentKind::Zero } else { ExtentKind::Data };
-            let answer = merger.push(located(run.range, kind), visit);
+            let mut extent = located(run.range, kind);
+            // The storage has stopped inside a run: so does this.
+            extent.partial = last.replace(run.hole) == Some(run.hole);
+            let answer = merger.push(extent, visit);
             stopped = answer.is_break();
             answer
         })?;

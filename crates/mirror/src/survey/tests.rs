@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
-use blockmirror_block::{ErrorKind, Geometry, Result, WriteFlags, ZeroFlags};
+use blockmirror_block::{ErrorKind, ExtentKind, Geometry, Result, WriteFlags, ZeroFlags};
 
 use super::*;
 use crate::SyncMode;
@@ -176,6 +176,64 @@ fn a_target_that_cannot_tell_may_hold_anything_and_a_failing_one_fails_as_target
 /// Answers extent queries with whatever it is given, against the contract.
 #[derive(Debug)]
 struct Liar(Vec<(u64, u64, ExtentKind)>);
+
+/// Hands out one run in pieces, as a device that has to look at much does.
+#[derive(Debug)]
+struct Slow(ExtentKind);
+
+impl BlockDevice for Slow {
+    fn len(&self) -> u64 {
+        1 << 40
+    }
+    fn name(&self) -> &str {
+        "slow"
+    }
+    fn geometry(&self) -> Geometry {
+        Geometry::plain()
+    }
+    fn read_at(&self, _: &mut [u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+    fn write_at(&self, _: &[u8], _: u64, _: WriteFlags) -> Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: ByteRange, _: ZeroFlags) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: ByteRange) -> Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        for piece in range.pieces(1 << 20) {
+            let mut extent = Extent::new(piece, self.0);
+            extent.partial = piece.end() < range.end();
+            if visit(extent).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One run of a terabyte was looked at to its end, however long that took.
+#[test]
+fn a_survey_ends_when_its_budget_is_spent_on_either_side() {
+    use ExtentKind::{Data, Zero};
+    let disk = MemoryDisk::new(1 << 40);
+    for (source, target) in [
+        (&Slow(Zero) as &dyn BlockDevice, &disk as &dyn BlockDevice),
+        (&disk, &Slow(Zero)),
+        (&disk, &Slow(Data)),
+    ] {
+        let segments =
+            survey(source, Some(target), ByteRange::new(0, 1 << 40), rules(SyncMode::Full)).unwrap();
+        let end = segments.last().unwrap().range.end();
+        assert!(segments[0].range.start() == 0 && (1 << 20..=64 << 20).contains(&end), "{segments:?}");
+    }
+}
 
 impl BlockDevice for Liar {
     fn len(&self) -> u64 {

@@ -6,7 +6,9 @@
 
 use std::ops::ControlFlow;
 
-use blockmirror_block::{self as block, BlockDevice, ByteRange, Extent, ExtentKind, WriteFlags, ZeroFlags};
+use blockmirror_block::{
+    self as block, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, WriteFlags, ZeroFlags,
+};
 
 /// The guest waits for the writing of no more bytes than this; the job does the rest.
 const MOST_DATA: u64 = 64 << 10;
@@ -65,18 +67,22 @@ pub(crate) fn repeat(
 
 fn pieces(disk: &dyn BlockDevice, range: ByteRange, is_zero: impl Fn(&Extent) -> bool) -> Option<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
+    let mut budget = QueryBudget::new();
+    // A guest waits: the job looks later at what takes long to look up.
+    let mut spent = false;
     let asked = disk.extents(range, &mut |extent| {
         let is_zero = is_zero(&extent);
+        spent = budget.spend(&extent).is_break();
         match pieces.last_mut() {
             Some((last, same)) if *same == is_zero => {
                 *last = ByteRange::new(last.start(), extent.range.end());
             }
             _ => pieces.push((extent.range, is_zero)),
         }
-        if pieces.len() > MOST_PIECES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if spent || pieces.len() > MOST_PIECES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     asked.ok()?;
-    (pieces.len() <= MOST_PIECES).then_some(pieces)
+    (!spent && pieces.len() <= MOST_PIECES).then_some(pieces)
 }
 
 #[cfg(test)]

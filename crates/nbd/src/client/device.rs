@@ -27,8 +27,8 @@ const LONG: u64 = 1 << 30;
 const STATUS_COMPACT: u64 = 1 << 31;
 const STATUS_EXTENDED: u64 = 1 << 36;
 
-/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers, is asked no more: the rest
-/// counts as data.
+/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers that were shorter than the
+/// question, is asked no more: the rest counts as data.
 const CRUMB: u64 = 4096;
 const CRUMBS: u64 = 1024;
 
@@ -54,6 +54,10 @@ pub struct Client {
     trim: Refusal,
     /// Orders writes of parts of a block against other writes of that block.
     blocks: RangeLock,
+    /// Block status requests answered in part so far, and the bytes that those answers were about. Over all queries: a
+    /// caller may end each of them early.
+    answers: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl fmt::Debug for Client {
@@ -126,6 +130,8 @@ impl Client {
             zeroes: Refusal::default(),
             trim: Refusal::default(),
             blocks: RangeLock::new(),
+            answers: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
         })
     }
 
@@ -438,10 +444,11 @@ impl BlockDevice for Client {
             Headers::Extended => STATUS_EXTENDED,
             _ => STATUS_COMPACT,
         };
-        let (mut answers, mut answered) = (0, 0);
         while at < end {
             let piece = ByteRange::new(at, end.min(at.saturating_add(longest)));
             let mut found = Vec::new();
+            let (answers, answered) =
+                (self.answers.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed));
             if answers >= CRUMBS && answered / answers < CRUMB {
                 found.push(Extent::new(ByteRange::new(at, end), ExtentKind::Data));
                 at = end;
@@ -450,13 +457,19 @@ impl BlockDevice for Client {
                 self.call(Command::BlockStatus, CommandFlags::NONE, piece, &[], Sink::Status(&mut status))
                     .map_err(|e| self.failed("get extents", piece.start(), e))?;
                 at = status.extents(piece, self.unit(), &mut |extent| found.push(extent));
-                (answers, answered) = (answers + 1, answered + (at - piece.start()));
+                if at < piece.end() {
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                    self.answered.fetch_add(at - piece.start(), Ordering::Relaxed);
+                }
             }
             // No lock is held and no connection in use here: the visitor may read and write.
             for extent in found.iter().filter_map(|extent| extent.clip(range)) {
                 if merger.push(extent, visit).is_break() {
                     return Ok(());
                 }
+            }
+            if at < end && merger.cut(visit).is_break() {
+                return Ok(());
             }
         }
         let _ = merger.finish(visit);

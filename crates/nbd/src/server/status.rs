@@ -1,6 +1,6 @@
 //! Answers to block status requests.
 
-use blockmirror_block::{ByteRange, ExtentKind, Visit};
+use blockmirror_block::{ByteRange, ExtentKind, QueryBudget, Visit};
 
 use crate::proto::{
     BlockStatus, Command, CommandFlags, Descriptor, Errno, PayloadFilter, Request, allocation,
@@ -76,23 +76,29 @@ fn ask(
     let mut runs =
         Runs { connection, at: range.start(), end: range.end(), most, visits: 0, found: Vec::new() };
     let device = connection.device();
+    // A short answer is legal: the client asks again from where it ends.
+    let mut budget = QueryBudget::new();
     match context {
         Context::Allocation => device.extents(range, &mut |extent| {
             let flags = match extent.kind {
                 ExtentKind::Data => 0,
+                // Mapped, but nothing is stored there.
+                ExtentKind::Zero if extent.mapped_hole => allocation::ZERO,
                 // How it reads now.
                 ExtentKind::Zero | ExtentKind::Unallocated | ExtentKind::Unknown => {
                     allocation::HOLE | allocation::ZERO
                 }
             };
-            runs.push(extent.range.end(), flags)
+            runs.push(extent.range.end(), flags)?;
+            budget.spend(&extent)
         })?,
         Context::Depth => device.extents(range, &mut |extent| {
             let depth = match extent.kind {
                 ExtentKind::Unallocated | ExtentKind::Unknown => 0,
                 ExtentKind::Data | ExtentKind::Zero => u64::from(extent.depth) + 1,
             };
-            runs.push(extent.range.end(), depth)
+            runs.push(extent.range.end(), depth)?;
+            budget.spend(&extent)
         })?,
         Context::Custom(context) => {
             context.visit(range, &mut |run, flags| runs.push(run.end(), u64::from(flags)))?;
