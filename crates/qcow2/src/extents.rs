@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Extent, ExtentKind, ExtentMerger, HostRun, Result, Visit};
 
+use crate::holes::Holes;
 use crate::image::Qcow2;
 use crate::meta::{MapRun, Mapping};
 
@@ -11,7 +12,8 @@ use crate::meta::{MapRun, Mapping};
 const BATCH: usize = 1024;
 
 impl Qcow2 {
-    /// Visits maximal runs of `range`, which lies inside the disk.
+    /// Visits maximal runs of `range`, which lies inside the disk. A batch of look-ups is what it does between two calls
+    /// of the visitor.
     pub(crate) fn visit_extents(
         &self,
         range: ByteRange,
@@ -21,20 +23,34 @@ impl Qcow2 {
         let mut at = range.start();
         while at < range.end() {
             let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), BATCH)?;
+            let holes = self.holes_below(&runs)?;
             for run in runs {
-                if self.visit_run(run, &mut merger, visit)?.is_break() {
+                if self.visit_run(run, &holes, &mut merger, visit)?.is_break() {
                     return Ok(());
                 }
                 at = run.range.end();
+            }
+            if at < range.end() && merger.cut(visit).is_break() {
+                return Ok(());
             }
         }
         let _ = merger.finish(visit);
         Ok(())
     }
 
+    /// The holes of the data storage below the mapped data of `runs`, from one pass over the host space.
+    fn holes_below(&self, runs: &[MapRun]) -> Result<Holes> {
+        let data = runs.iter().filter_map(|run| match run.mapping {
+            Mapping::Data(host) => Some(ByteRange::at(host.0, run.range.len())),
+            _ => None,
+        });
+        Holes::find(&**self.io.data(), data.collect(), &self.io.known_data)
+    }
+
     fn visit_run(
         &self,
         run: MapRun,
+        holes: &Holes,
         merger: &mut ExtentMerger,
         visit: &mut dyn FnMut(Extent) -> Visit,
     ) -> Result<Visit> {
@@ -42,7 +58,18 @@ impl Qcow2 {
             extent.in_host(HostRun { storage: Arc::clone(self.io.data()), offset })
         };
         let extent = match run.mapping {
-            Mapping::Data(host) => in_host(Extent::new(run.range, ExtentKind::Data), host.0),
+            Mapping::Data(host) => {
+                let there = ByteRange::at(host.0, run.range.len());
+                for (part, hole) in holes.split(there) {
+                    let guest = ByteRange::at(run.range.start() + (part.start() - host.0), part.len());
+                    let extent = in_host(Extent::new(guest, ExtentKind::Data), part.start());
+                    let extent = if hole { extent.in_hole() } else { extent };
+                    if merger.push(extent, visit).is_break() {
+                        return Ok(Visit::Break(()));
+                    }
+                }
+                return Ok(Visit::Continue(()));
+            }
             Mapping::Zero(Some(host)) => in_host(Extent::new(run.range, ExtentKind::Zero), host.0),
             Mapping::Zero(None) => Extent::new(run.range, ExtentKind::Zero),
             Mapping::Compressed(_) => Extent::new(run.range, ExtentKind::Data).compressed(),

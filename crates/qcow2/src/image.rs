@@ -21,6 +21,7 @@ use crate::format::feature;
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
+use crate::holes::KnownData;
 use crate::io::{Below, Io};
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
@@ -142,6 +143,7 @@ impl OpenOptions {
             name: storage.name().into(),
             storage,
             data_file: self.data_file,
+            known_data: KnownData::default(),
             below: Mutex::new(Below { device: self.backing, named: header.backing.is_some() }),
         };
         let l1_at = HostOffset(header.l1_offset);

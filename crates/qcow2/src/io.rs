@@ -10,6 +10,7 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
 
 use crate::format::entry::EntryFormat;
+use crate::holes::KnownData;
 use crate::offset::{ClusterSize, HostOffset};
 
 /// What lies below an image.
@@ -30,6 +31,8 @@ pub(crate) struct Io {
     pub(crate) data_file: Option<Arc<dyn Storage>>,
     /// Held for a look only.
     pub(crate) below: Mutex<Below>,
+    /// Where the data storage was last seen to hold no hole.
+    pub(crate) known_data: KnownData,
     /// How L2 entries read.
     pub(crate) format: EntryFormat,
     /// Virtual size in bytes.

@@ -14,6 +14,7 @@ mod dirty;
 pub mod error;
 mod extents;
 pub mod format;
+mod holes;
 mod image;
 mod io;
 pub mod limits;

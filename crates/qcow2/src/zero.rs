@@ -286,6 +286,7 @@ impl Qcow2 {
             let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
             data_file.write_zeroes(part, flags.without(ZeroFlags::FUA))?;
         }
+        self.io.known_data.forget();
         Ok(())
     }
 }

@@ -1,0 +1,123 @@
+//! Holes of the data storage below mapped clusters.
+//!
+//! A cluster may be mapped although its storage holds nothing there: the image was preallocated, or its file was made
+//! sparse. Used by [`crate::extents`] for one batch of runs at a time. Must hold: the storage is asked in a few passes over
+//! the host space, not once for each cluster, and what it does not say anything about is not a hole.
+
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::{ByteRange, ErrorKind, Result, Storage, Visit};
+
+/// How far past what is wanted now the storage is asked, so that batches that follow need not ask.
+const AHEAD: u64 = 1 << 30;
+/// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one on.
+const MOST_BETWEEN: u32 = 4;
+
+/// Data that the storage was last found to hold. It may have become a hole since, which only costs the shortcut; a hole
+/// is never remembered, because it may have become data. Leaf lock.
+#[derive(Debug, Default)]
+pub(crate) struct KnownData(Mutex<ByteRange>);
+
+impl KnownData {
+    /// Part of the storage may have become a hole.
+    pub(crate) fn forget(&self) {
+        *self.0.lock() = ByteRange::default();
+    }
+
+    fn holds(&self, range: ByteRange) -> bool {
+        let known = *self.0.lock();
+        known.start() <= range.start() && range.end() <= known.end()
+    }
+}
+
+/// Host ranges that are holes: in order, disjoint.
+#[derive(Debug, Default)]
+pub(crate) struct Holes {
+    ranges: Vec<ByteRange>,
+}
+
+impl Holes {
+    /// Asks `storage` about `wanted`.
+    pub(crate) fn find(storage: &dyn Storage, mut wanted: Vec<ByteRange>, known: &KnownData) -> Result<Self> {
+        wanted.retain(|range| !known.holds(*range));
+        wanted.sort_unstable_by_key(|range| range.start());
+        let mut holes = Self::default();
+        let last = wanted.iter().map(|range| range.end()).max().unwrap_or_default();
+        let mut rest = &wanted[..];
+        while let Some(first) = rest.first() {
+            let end = last.max(first.start().saturating_add(AHEAD));
+            let left = holes.ask(storage, ByteRange::new(first.start(), end), rest, known);
+            match left {
+                Ok(left) => rest = left,
+                // A storage that cannot tell holds data.
+                Err(error) if error.kind() == ErrorKind::Unsupported => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(holes)
+    }
+
+    /// Asks about `range`, which begins where the first of `wanted` does; returns those that were not answered.
+    fn ask<'a>(
+        &mut self,
+        storage: &dyn Storage,
+        range: ByteRange,
+        wanted: &'a [ByteRange],
+        known: &KnownData,
+    ) -> Result<&'a [ByteRange]> {
+        let mut left = wanted;
+        let mut between = 0;
+        let mut last_data = ByteRange::default();
+        storage.extents(range, &mut |run| {
+            let found = run.range.intersect(range);
+            let met = left.first().is_some_and(|want| want.start() < found.end());
+            if run.hole && met {
+                self.push(found);
+            } else if !run.hole {
+                last_data = found;
+            }
+            while let [first, rest @ ..] = left
+                && first.end() <= found.end()
+            {
+                left = rest;
+            }
+            between = if met { 0 } else { between + 1 };
+            if left.is_empty() || between > MOST_BETWEEN { Visit::Break(()) } else { Visit::Continue(()) }
+        })?;
+        if !last_data.is_empty() {
+            *known.0.lock() = last_data;
+        }
+        // Unless it was stopped, what was not answered lies past the end of the storage.
+        Ok(if between > MOST_BETWEEN { left } else { &[] })
+    }
+
+    fn push(&mut self, range: ByteRange) {
+        match self.ranges.last_mut() {
+            _ if range.is_empty() => {}
+            Some(last) if range.start() <= last.end() => {
+                *last = ByteRange::new(last.start(), last.end().max(range.end()));
+            }
+            _ => self.ranges.push(range),
+        }
+    }
+
+    /// `range` in pieces, each with whether it is a hole.
+    pub(crate) fn split(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, bool)> {
+        let mut at = range.start();
+        let mut next = self.ranges.partition_point(|hole| hole.end() <= at);
+        std::iter::from_fn(move || {
+            if at >= range.end() {
+                return None;
+            }
+            let hole = self.ranges.get(next).map_or(ByteRange::new(u64::MAX, u64::MAX), |hole| *hole);
+            let inside = hole.start() <= at;
+            let end = if inside { hole.end() } else { hole.start() }.min(range.end());
+            let piece = ByteRange::new(at, end);
+            at = end;
+            next += usize::from(inside);
+            Some((piece, inside))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
