@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn what_is_quick_is_taken_by_the_dozen_and_what_is_slow_one_by_one() {
-        let copy = |len| Work::Copy { range: ByteRange::at(0, len), target_zero: false };
+        let copy = |len| Work::Copy { range: ByteRange::at(0, len), target_zero: false, by_block: false };
         let us = Duration::from_micros;
         assert_eq!(taken(us(5), copy(4096), false), 16);
         assert_eq!(taken(us(40), copy(4096), false), 5);

@@ -39,6 +39,7 @@ mod secure;
 pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
+mod zeroing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -66,6 +67,7 @@ use meter::Meter;
 use pressure::Pressure;
 use queue::Queue;
 use retry::{GivenUpList, Retries};
+use zeroing::Zeroing;
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
 const MAX_EVENTS: usize = 1024;
@@ -104,6 +106,8 @@ pub(crate) enum Work {
         range: ByteRange,
         /// The target reads as zeros there: zeros need not be written.
         target_zero: bool,
+        /// The last try: what can be read of the source is copied block by block.
+        by_block: bool,
     },
     /// Make the range zero on the target.
     Zero {
@@ -137,6 +141,8 @@ pub(crate) enum Done {
     Surveyed(Vec<Segment>),
     /// Copied; the sum is the length of the range.
     Copied(Moved),
+    /// Copied but for the blocks that the source does not give, each with why; the sum is the rest of the range.
+    Salvaged(Moved, Vec<(ByteRange, block::Error)>),
     /// Made zero.
     Zeroed,
     /// Could not be made zero without writing; nothing was done.
@@ -213,6 +219,7 @@ pub(crate) struct Core {
     auto: Auto,
     budget: Budget,
     pressure: Pressure,
+    zeroing: Zeroing,
 
     dirty: DirtyBitmap,
     /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied even
@@ -301,6 +308,7 @@ impl Core {
             auto: Auto::default(),
             budget: Budget::new(config.operation),
             pressure: Pressure::default(),
+            zeroing: Zeroing::new(config.latency_budget()),
             cursor: 0,
             claimed: RangeSet::default(),
             walks: VecDeque::new(),
@@ -494,6 +502,14 @@ impl InFlight {
     /// How many.
     fn bytes(&self) -> u64 {
         self.moves().len()
+    }
+
+    /// How many of them are zeroed.
+    fn zeroes(&self) -> u64 {
+        match self.work {
+            Work::Zero { range, .. } => range.len(),
+            _ => 0,
+        }
     }
 
     /// Bytes of buffer it holds.

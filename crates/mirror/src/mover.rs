@@ -51,12 +51,20 @@ pub(crate) struct Mover<'a> {
     source: &'a dyn BlockDevice,
     target: &'a dyn BlockDevice,
     manner: Manner,
+    /// What the source reads at least, as far as it says.
+    block: u64,
     buffer: AlignedBuf,
 }
 
+/// No block is smaller.
+const SECTOR: u64 = 512;
+/// The most blocks that are read one by one.
+const MOST_BLOCKS: u64 = 128;
+
 impl<'a> Mover<'a> {
     pub(crate) fn new(source: &'a dyn BlockDevice, target: &'a dyn BlockDevice, manner: Manner) -> Self {
-        Self { source, target, manner, buffer: AlignedBuf::new(0) }
+        let block = u64::from(source.geometry().request_alignment).max(SECTOR);
+        Self { source, target, manner, block, buffer: AlignedBuf::new(0) }
     }
 
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
@@ -70,7 +78,10 @@ impl<'a> Mover<'a> {
                 }
                 survey(self.source, Some(self.target), range, rules).map(Done::Surveyed)
             }
-            Work::Copy { range, target_zero } => self.copy(range, target_zero).map(Done::Copied),
+            Work::Copy { range, target_zero, by_block: false } => {
+                self.copy(range, target_zero).map(Done::Copied)
+            }
+            Work::Copy { range, target_zero, by_block: true } => self.salvage(range, target_zero),
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
             // Moves no data: whoever holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
@@ -96,6 +107,29 @@ impl<'a> Mover<'a> {
     fn copy(&mut self, range: ByteRange, target_zero: bool) -> Result<Moved, Failure> {
         self.read(range)?;
         self.write(range, target_zero)
+    }
+
+    /// Copies what the source gives of `range`, a block of the source at a time where it does not give all of it.
+    fn salvage(&mut self, range: ByteRange, target_zero: bool) -> Result<Done, Failure> {
+        match self.read(range) {
+            Ok(()) => return self.write(range, target_zero).map(Done::Copied),
+            // More would be too many reads of a source that is slow to fail.
+            Err(failure) if range.len() > self.block * MOST_BLOCKS => return Err(failure),
+            Err(_) => {}
+        }
+        let (mut moved, mut lost) = (Moved::default(), Vec::new());
+        for block in range.pieces(self.block) {
+            match self.read(block) {
+                Ok(()) => {
+                    let part = self.write(block, target_zero)?;
+                    moved.copied += part.copied;
+                    moved.zeroed += part.zeroed;
+                    moved.skipped += part.skipped;
+                }
+                Err(failure) => lost.push((block, failure.error)),
+            }
+        }
+        Ok(Done::Salvaged(moved, lost))
     }
 
     /// The first half of a copy.

@@ -4,6 +4,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -369,7 +370,7 @@ fn what_ignore_leaves_out_is_listed_and_the_rest_is_right() {
     let job = MirrorJob::start(bad, Arc::clone(&target) as _, options).unwrap();
     assert!(job.control().wait_timeout(FOREVER));
     let outcome = job.wait().unwrap();
-    let gap = ByteRange::new(69_632, 73_728);
+    let gap = ByteRange::new(69_632, 70_144);
     assert_eq!(outcome.given_up.iter().map(|g| g.range).collect::<Vec<_>>(), [gap]);
     let (source, mut target) = (source.contents().unwrap(), target.contents().unwrap());
     let gap = gap.start() as usize..gap.end() as usize;
@@ -425,4 +426,93 @@ fn one_thread_is_enough() {
     let target = Arc::new(MemoryDisk::new(5 << 20));
     mirror(&source, &target, MirrorOptions::new().threads(NonZeroUsize::MIN));
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+}
+
+/// Cannot say what it holds, and counts what it is asked to zero.
+#[derive(Debug)]
+struct Opaque {
+    len: u64,
+    zeroed: AtomicU64,
+    calls: AtomicU64,
+}
+
+impl BlockDevice for Opaque {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn name(&self) -> &str {
+        "opaque"
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry::plain()
+    }
+
+    fn read_at(&self, buf: &mut [u8], _: u64) -> DiskResult<()> {
+        buf.fill(1);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], _: u64, _: WriteFlags) -> DiskResult<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange, _: ZeroFlags) -> DiskResult<()> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.zeroed.fetch_add(range.len(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn discard(&self, _: ByteRange) -> DiskResult<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> DiskResult<()> {
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> DiskResult<()> {
+        let _ = visit(Extent::new(range, ExtentKind::Data));
+        Ok(())
+    }
+}
+
+#[test]
+fn zeroing_100_gib_takes_under_a_thousand_calls() {
+    let len = 100 << 30;
+    let target = Arc::new(Opaque { len, zeroed: AtomicU64::new(0), calls: AtomicU64::new(0) });
+    let source = Arc::new(MemoryDisk::new(len));
+    let outcome =
+        MirrorJob::start(source, Arc::clone(&target) as _, MirrorOptions::new()).unwrap().wait().unwrap();
+    assert_eq!((outcome.zeroed, target.zeroed.load(Ordering::SeqCst)), (len, len));
+    let calls = target.calls.load(Ordering::SeqCst);
+    assert!(calls < 1000, "{calls}");
+}
+
+/// One bad sector of 512 bytes once cost the 4 KiB around it.
+#[test]
+fn a_bad_sector_costs_one_block_of_the_source_and_few_reads() {
+    let len = 1 << 20;
+    let source = filled(len);
+    let (faulty, faults) = faulty(&source);
+    let bad = ByteRange::at(40_960 + 1024, 512);
+    faults.inject(Fault::on(OpKind::Read).within(bad).forever());
+    let target = Arc::new(MemoryDisk::new(len));
+    let options = MirrorOptions::new().on_source_error(OnError::Ignore);
+    let job = MirrorJob::start(faulty, Arc::clone(&target) as _, options).unwrap();
+    let control = job.control().clone();
+    let outcome = job.wait().unwrap();
+    let lost: Vec<_> = outcome.given_up.iter().map(|lost| lost.range).collect();
+    assert_eq!(lost, [bad]);
+    let mut expected = source.contents().unwrap();
+    expected[bad.start() as usize..bad.end() as usize].fill(0);
+    assert!(target.contents().unwrap() == expected);
+    let last = control.events().into_iter().rev().find_map(|event| match event {
+        Event::Error { action: ErrorAction::GiveUp, range, .. } => Some(range),
+        _ => None,
+    });
+    assert_eq!(last, Some(bad));
+    // Three sizes of pieces, ten tries, and eight blocks once.
+    assert!(faults.seen(OpKind::Read) < 100, "{}", faults.seen(OpKind::Read));
 }

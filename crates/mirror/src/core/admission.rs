@@ -13,8 +13,6 @@ use crate::survey::Need;
 const MAX_SURVEYS: usize = 2;
 /// A survey is begun while fewer segments than this are queued.
 const QUEUE_LOW: usize = 512;
-/// Zeroing by metadata goes in steps of this, so that a pause or a cancel need not wait for the whole disk.
-const ZERO_STEP: u64 = 256 << 20;
 /// With a speed limit, a slice is spent in at least so many operations if the granularity allows.
 const OPERATIONS_PER_SLICE: u64 = 64;
 
@@ -219,8 +217,7 @@ impl Core {
         let work = self.first_operation(front, floor_power_of_two(step));
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
-            Work::Zero { range, metadata_only } => (range, !metadata_only),
-            Work::Survey { range, .. } => (range, false),
+            Work::Survey { range, .. } | Work::Zero { range, .. } => (range, false),
             Work::Flush | Work::Secure | Work::End(_) => return Next::Wait(None),
         };
         // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would never come near.
@@ -237,6 +234,12 @@ impl Core {
             delay = delay.max(self.limiter.even_delay(now));
             if !delay.is_zero() {
                 return self.wait_for_time(Some(now.saturating_add(delay)));
+            }
+        }
+        if let Work::Zero { range, .. } = work {
+            let under_way = self.in_flight.iter().map(InFlight::zeroes).sum();
+            if !self.zeroing.may_begin(range.len(), under_way) {
+                return self.wait_for_time(None);
             }
         }
         if let Work::Copy { .. } = work {
@@ -257,10 +260,15 @@ impl Core {
     fn first_operation(&self, queued: Queued, step: u64) -> Work {
         let range = queued.range;
         let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
+        // No data is moved: the limits of data operations do not apply.
+        let zero_step = self.zeroing.step();
         match queued.need {
-            Need::Copy { target_zero } => Work::Copy { range: first(range, step), target_zero },
+            Need::Copy { target_zero } => {
+                let by_block = self.is_last_try(queued.tries);
+                Work::Copy { range: first(range, step), target_zero, by_block }
+            }
             Need::Zero | Need::Nothing if self.zero_by_data => {
-                Work::Zero { range: first(range, step), metadata_only: false }
+                Work::Zero { range: first(range, zero_step), metadata_only: false }
             }
             Need::Zero | Need::Nothing => {
                 // Whole units by metadata, a part of a unit at either end by data. The end of the disk ends a
@@ -274,9 +282,9 @@ impl Core {
                 if whole.is_empty() || range.start() < whole.start() {
                     let end = if whole.is_empty() { range.end() } else { whole.start() };
                     let part = ByteRange::new(range.start(), end);
-                    Work::Zero { range: first(part, step), metadata_only: false }
+                    Work::Zero { range: first(part, zero_step), metadata_only: false }
                 } else {
-                    Work::Zero { range: first(whole, ZERO_STEP), metadata_only: true }
+                    Work::Zero { range: first(whole, zero_step), metadata_only: true }
                 }
             }
         }

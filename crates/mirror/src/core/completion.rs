@@ -41,8 +41,13 @@ impl Core {
                 self.note_copy(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, moved);
             }
+            (Ok(Done::Salvaged(moved, lost)), Work::Copy { range, .. }) => {
+                self.unflushed.set(range.start()..range.end());
+                self.salvaged(range, moved, lost);
+            }
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
                 self.unflushed.set(range.start()..range.end());
+                self.zeroing.took(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, Moved { zeroed: range.len(), ..Moved::default() });
             }
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
@@ -164,6 +169,25 @@ impl Core {
         self.done.copied += moved.copied;
         self.done.zeroed += moved.zeroed;
         self.done.skipped += moved.skipped;
+    }
+
+    /// The last try of `range` has copied it but for what is `lost`.
+    fn salvaged(&mut self, range: ByteRange, moved: Moved, lost: Vec<(ByteRange, block::Error)>) {
+        self.completed(range, moved);
+        for (part, error) in lost {
+            if self.given_up.is_full() {
+                return self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
+            }
+            let message = error.to_string();
+            let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
+            self.push_event(Event::Error { operation, action, range: part, message: message.clone() });
+            self.given_up.insert(part, message);
+        }
+    }
+
+    /// Whether a copy that has failed `tries` times is given up if it fails once more.
+    pub(super) fn is_last_try(&self, tries: u32) -> bool {
+        tries + 1 >= MAX_TRIES && self.config.on_source_error == OnError::Ignore && !self.config.live
     }
 
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {

@@ -121,6 +121,9 @@ impl Core {
                 self.note_delay(waited);
                 return Admission::Source;
             }
+            if let Some(op) = self.in_flight.iter().find(|op| op.zeroes() > 0 && op.moves().overlaps(range)) {
+                self.zeroing.guest_waits(op.zeroes());
+            }
             return Admission::Wait;
         }
         self.guests[index].stage = Stage::Both;

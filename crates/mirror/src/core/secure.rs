@@ -39,7 +39,7 @@ impl Core {
             }
         }
         for op in &self.in_flight {
-            if let Work::Copy { range, target_zero: true } = op.work {
+            if let Work::Copy { range, target_zero: true, .. } = op.work {
                 let units = self.whole_units(range);
                 self.dirty.set(units.start()..units.end());
             }

@@ -179,7 +179,7 @@ impl<'w> Hands<'w> {
     fn whole(&mut self, op: &mut Running<'w>) -> Option<Result<Done, Failure>> {
         match op.action.work {
             Work::Copy { range, .. } if !op.has_read => op.mover.read(range).err().map(Err),
-            Work::Copy { range, target_zero } => {
+            Work::Copy { range, target_zero, .. } => {
                 self.unflushed.push(range);
                 Some(op.mover.write(range, target_zero).map(Done::Copied))
             }
