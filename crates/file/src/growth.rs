@@ -60,3 +60,23 @@ impl Growth {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A write between the two steps of a change of length must not believe the old length. Here the second step fails, so what
+    /// the first has done shows.
+    #[test]
+    fn the_known_length_is_lowered_before_the_file_becomes_shorter() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, [1; 1000]).unwrap();
+        let file = File::open(&path).unwrap();
+        let growth = Growth::new(1000);
+        growth.set_len(&file, 100).unwrap_err();
+        assert_eq!(growth.known_len.load(Ordering::Acquire), 100);
+        growth.set_len(&file, 2000).unwrap_err();
+        assert_eq!(growth.known_len.load(Ordering::Acquire), 100, "it did not become longer");
+    }
+}
