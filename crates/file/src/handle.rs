@@ -14,7 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::open;
-use crate::storage::FileId;
+use crate::storage::{FileId, FileKind};
 
 /// How often the kernel is asked again after it has seen a name change while it followed it.
 const TRIES: u32 = 128;
@@ -125,8 +125,8 @@ impl PathHandle {
     }
 
     /// Refuses what cannot hold an image.
-    pub(crate) fn check_kind(&self) -> Result<()> {
-        open::kind_of(&self.meta).map(drop)
+    pub(crate) fn check_kind(&self) -> Result<FileKind> {
+        open::kind_of(&self.meta)
     }
 
     /// Finds `path` for opening.

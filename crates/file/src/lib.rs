@@ -6,6 +6,7 @@
 //! | [`FileStorage`] | an open file or block device |
 //! | [`NewFile`] | a file under a temporary name, renamed into place once it is durable |
 //! | [`PathHandle`] | a file that is found and not opened yet, to decide about |
+//! | [`TargetPlan`] | decides how a target is written: new, replaced, in place; opens it as a [`TargetFile`] |
 //! | [`FileId`] | which file it is, whatever name it was opened by |
 //!
 //! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
@@ -34,20 +35,29 @@
 //! # }
 //! ```
 
+mod carry;
+mod claim;
 mod copy;
 mod direct;
 mod flush;
 mod growth;
 mod handle;
+mod holders;
 mod holes;
 mod io;
+mod leftover;
+mod location;
 mod new_file;
 mod open;
 mod storage;
+mod target;
 mod turns;
 mod zeroes;
 
 pub use handle::PathHandle;
+pub use holders::FileHolder;
+pub use leftover::Leftover;
 pub use new_file::{Existing, NewFile};
 pub use open::{FileOptions, LockMode};
 pub use storage::{FileId, FileStorage};
+pub use target::{Decision, InPlace, Replacement, Surprise, TargetFile, TargetOptions, TargetPlan};

@@ -2,21 +2,23 @@
 //!
 //! It is written as `.NAME.RANDOM.partial` beside its target and renamed onto it once its bytes are durable, so
 //! that an interrupted copy never looks like a finished one, and an existing target stays as it was until then.
-//! A process that is killed leaves the partial file behind; one that fails removes it.
+//! A process that is killed leaves the partial file behind ([`crate::leftover`]); one that fails removes it.
 
-use std::fs::{self, File, Permissions};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use blockmirror_image_lock::ImageLock;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, OFlags};
 
+use crate::carry::carry;
+use crate::location::{Found, Location};
 use crate::open::{self, FileOptions};
 use crate::storage::{FileKind, FileStorage};
 
@@ -25,8 +27,8 @@ use crate::storage::{FileKind, FileStorage};
 pub enum Existing {
     /// Fail, at the start if it is there by then, at the end otherwise.
     Refuse,
-    /// Put the new file in its place, with the owner and permissions of the old one. A symbolic link is
-    /// followed: what it leads to is replaced.
+    /// Put the new file in its place, with everything that the old one carries: owner, mode, ACL, extended attributes,
+    /// flags. A symbolic link is followed: what it leads to is replaced.
     Replace,
 }
 
@@ -35,10 +37,12 @@ pub enum Existing {
 #[must_use = "dropping it removes the file"]
 pub struct NewFile {
     storage: Arc<FileStorage>,
-    partial: PathBuf,
-    target: PathBuf,
-    existing: Existing,
-    /// The file to be replaced, locked as if it were written, so that nobody's open image is pulled away.
+    /// The target in messages.
+    name: Arc<str>,
+    location: Location,
+    partial: OsString,
+    partial_path: PathBuf,
+    /// The file to be replaced, locked as if it were written, so that no open image is pulled away.
     replaced: Option<Replaced>,
     persisted: bool,
 }
@@ -48,8 +52,9 @@ impl NewFile {
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`] under [`Existing::Refuse`]; [`ErrorKind::Locked`] if the file to replace is
-    /// in use; [`ErrorKind::PermissionDenied`] if it may not be written; [`ErrorKind::InvalidInput`] if what has the name is not a regular file; and whatever creating a
-    /// file beside `target` gives.
+    /// in use; [`ErrorKind::PermissionDenied`] if it may not be written; [`ErrorKind::Unsupported`] if the new file cannot
+    /// carry what it carries; [`ErrorKind::InvalidInput`] if what has the name is not a regular file; and whatever
+    /// creating a file beside `target` gives.
     pub fn create(target: impl AsRef<Path>, existing: Existing, options: &FileOptions) -> Result<Self> {
         let given = target.as_ref();
         let name: Arc<str> = given.display().to_string().into();
@@ -57,26 +62,35 @@ impl NewFile {
     }
 
     fn start(given: &Path, existing: Existing, options: &FileOptions, name: &Arc<str>) -> Result<Self> {
-        let (target, replaced) = match fs::symlink_metadata(given) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (given.to_owned(), None),
-            Err(e) => return Err(Error::io("create", e)),
-            Ok(_) if existing == Existing::Refuse => {
-                return Err(Error::new(ErrorKind::AlreadyExists, "create"));
-            }
-            Ok(_) => {
-                let target = fs::canonicalize(given).map_err(|e| Error::io("create", e))?;
-                let replaced = hold(&target, options)?;
-                (target, Some(replaced))
+        let (location, found) = Location::find(given)?;
+        let replaced = match (found, existing) {
+            (Found::Nothing, _) => None,
+            (_, Existing::Refuse) => return Err(Error::new(ErrorKind::AlreadyExists, "create")),
+            (Found::File(_), Existing::Replace) => Some(Replaced::hold(&location, given, options)?),
+            (Found::Descriptor(_), Existing::Replace) => {
+                return Err(Error::new(ErrorKind::InvalidInput, "create")
+                    .because("an open descriptor cannot be replaced by a file; write into it instead"));
             }
         };
-        let mode = if replaced.is_some() { 0o600 } else { 0o666 };
-        let (partial, storage) = create_beside(&target, options, name, mode)?;
-        // From here on dropping `new` cleans up.
-        let new = Self { storage: Arc::new(storage), partial, target, existing, replaced, persisted: false };
-        if let Some(old) = &new.replaced {
-            new.take_after(&old.file).map_err(|e| Error::io("create", e))?;
-        }
+        let new = Self::begin(location, Arc::clone(name), replaced, options)?;
+        new.take_after_replaced()
+            .map_err(|what| Error::new(ErrorKind::Unsupported, "create").because(what))?;
         Ok(new)
+    }
+
+    /// Creates the file under its temporary name.
+    pub(crate) fn begin(
+        location: Location,
+        name: Arc<str>,
+        replaced: Option<Replaced>,
+        options: &FileOptions,
+    ) -> Result<Self> {
+        // What replaces another file is closed to everyone else until it carries what that one does.
+        let mode = if replaced.is_some() { 0o600 } else { 0o666 };
+        let (partial, storage) = create_beside(&location, options, &name, mode)?;
+        let partial_path = location.beside(&partial);
+        let storage = Arc::new(storage);
+        Ok(Self { storage, name, location, partial, partial_path, replaced, persisted: false })
     }
 
     /// The open file. It may outlive `self`, and is the target once that is persisted. Its name in messages is
@@ -85,9 +99,9 @@ impl NewFile {
         &self.storage
     }
 
-    /// The temporary name, for whoever must clean up without running destructors.
+    /// The temporary name, for callers that must clean up without running destructors.
     pub fn partial_path(&self) -> &Path {
-        &self.partial
+        &self.partial_path
     }
 
     /// Makes the file durable, gives it its name, and makes that durable.
@@ -96,51 +110,81 @@ impl NewFile {
     /// Any; the file is removed, unless only the last step failed: then it has its name, which may not survive
     /// a crash.
     pub fn persist(self) -> Result<()> {
-        let name: Arc<str> = self.target.display().to_string().into();
+        let name = Arc::clone(&self.name);
         self.finish().map_err(|e| e.or_in_file(&name))
     }
 
     fn finish(mut self) -> Result<()> {
         self.storage.sync_all()?;
-        match self.existing {
-            Existing::Replace => {
-                fs::rename(&self.partial, &self.target).map_err(|e| Error::io("rename", e))?;
-            }
-            Existing::Refuse => {
-                rename_new(&self.partial, &self.target).map_err(|e| Error::io("rename", e))?;
-            }
+        if let Some(old) = &self.replaced {
+            old.still_has_its_name(&self.location)?;
         }
+        let replace = self.replaced.is_some();
+        self.location.rename_here(&self.partial, replace).map_err(|e| Error::io("rename", e))?;
         self.persisted = true;
-        sync_directory(directory(&self.target)).map_err(|e| Error::io("sync directory", e))
+        self.location.sync(self.storage.file()).map_err(|e| Error::io("sync directory", e))
     }
 
-    /// Owner and permissions of the file that will be replaced. Giving files away takes privilege; without it
-    /// the new file stays ours.
-    fn take_after(&self, old: &File) -> io::Result<()> {
-        let meta = old.metadata()?;
-        let new = self.storage.file();
-        let ours = new.metadata()?;
-        if (meta.uid(), meta.gid()) != (ours.uid(), ours.gid()) {
-            let _ = std::os::unix::fs::fchown(new, Some(meta.uid()), Some(meta.gid()));
-        }
-        new.set_permissions(Permissions::from_mode(meta.mode() & 0o777))
+    /// Carries over what the file to be replaced carries.
+    ///
+    /// # Errors
+    /// What cannot be carried over.
+    pub(crate) fn take_after_replaced(&self) -> Result<(), String> {
+        self.replaced.as_ref().map_or(Ok(()), |old| carry(&old.file, self.storage.file()))
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.persisted {
-            // Nothing can be done about a failure here; the name says what the file is.
-            let _ = fs::remove_file(&self.partial);
+            remove(&self.location, &self.partial);
         }
+    }
+}
+
+/// Removes a temporary file. Where that fails nothing more can be done: the name says what the file is, and the next run
+/// finds it.
+fn remove(location: &Location, partial: &OsStr) {
+    if location.remove(partial).is_err() {
+        let _ = location.remove(partial);
     }
 }
 
 /// The file to be replaced, and the lock on it.
 #[derive(Debug)]
-struct Replaced {
+pub(crate) struct Replaced {
     file: File,
     lock: Option<ImageLock>,
+}
+
+impl Replaced {
+    /// Opens and locks the file at `location`.
+    pub(crate) fn hold(location: &Location, given: &Path, options: &FileOptions) -> Result<Self> {
+        let refuse = |e| Error::io("create", e);
+        let path = location.beside(location.name());
+        if open::kind_of(&std::fs::symlink_metadata(&path).map_err(refuse)?)? != FileKind::Regular {
+            return Err(Error::new(ErrorKind::InvalidInput, "create")
+                .because("a block device cannot be replaced by a file; write into it instead"));
+        }
+        // Renaming over it takes leave to write the directory alone; a file that is protected against writing is meant
+        // to stay.
+        let file = location.open(location.name(), OFlags::NONBLOCK, 0).map_err(refuse)?;
+        open::kind_of(&file.metadata().map_err(refuse)?)?;
+        let lock = open::lock(&file, given, options.lock, true)?;
+        Ok(Self { file, lock })
+    }
+
+    fn still_has_its_name(&self, location: &Location) -> Result<()> {
+        let held = self.file.metadata().map_err(|e| Error::io("rename", e))?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let there = rustix::fs::statat(location.directory(), location.name(), flags)
+            .map_err(|e| Error::io("rename", e.into()))?;
+        if (held.dev(), held.ino()) == (there.st_dev, there.st_ino) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::AlreadyExists, "rename")
+            .because("another file has taken the name of the one to replace"))
+    }
 }
 
 impl Drop for Replaced {
@@ -151,76 +195,56 @@ impl Drop for Replaced {
     }
 }
 
-/// Opens and locks the file to be replaced.
-fn hold(target: &Path, options: &FileOptions) -> Result<Replaced> {
-    let refuse = |e| Error::io("create", e);
-    if open::kind_of(&fs::metadata(target).map_err(refuse)?)? != FileKind::Regular {
-        return Err(Error::new(ErrorKind::InvalidInput, "create")
-            .because("a block device cannot be replaced by a file; write into it instead"));
-    }
-    // Renaming over it takes leave to write the directory alone; a file that is protected against writing is meant
-    // to stay.
-    let file = File::options().read(true).write(true).open(target).map_err(refuse)?;
-    let lock = open::lock(&file, target, options.lock, true)?;
-    Ok(Replaced { file, lock })
-}
-
 fn create_beside(
-    target: &Path,
+    location: &Location,
     options: &FileOptions,
     name: &Arc<str>,
     mode: u32,
-) -> Result<(PathBuf, FileStorage)> {
-    let Some(file_name) = target.file_name() else {
-        return Err(Error::new(ErrorKind::InvalidInput, "create").because("it does not name a file"));
-    };
+) -> Result<(OsString, FileStorage)> {
     // More than enough to get past other files of the kind; fewer would do.
     const TRIES: usize = 64;
     let options = options.create_new(true);
-    let mut tries = 0;
-    loop {
-        let partial = directory(target).join(partial_name(file_name.as_bytes()));
-        match options.open_named(&partial, name, mode) {
+    for _ in 0..TRIES {
+        let partial = partial_name(location.name().as_bytes());
+        let flags = OFlags::CREATE | OFlags::EXCL | options.flags();
+        let file = match location.open(&partial, flags, mode) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(e) => return Err(open::explain(e, options.direct, "create")),
+        };
+        match options.adopt(file, Path::new(&**name), name) {
+            // A run that cleans up has taken it for an old one before it was locked.
+            Ok(storage) if storage.file().metadata().is_ok_and(|meta| meta.nlink() == 0) => {}
             Ok(storage) => return Ok((partial, storage)),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
-            Err(e) => return Err(e),
+            Err(e) => {
+                remove(location, &partial);
+                return Err(e);
+            }
         }
     }
+    Err(Error::new(ErrorKind::AlreadyExists, "create"))
 }
 
-/// `.NAME.RANDOM.partial`, with NAME cut where the whole would be longer than a file name may be.
-fn partial_name(name: &[u8]) -> std::ffi::OsString {
+/// What stands before and after the random part of a temporary name, for the file `name`: NAME is cut where the whole
+/// would be longer than a file name may be.
+pub(crate) fn partial_affixes(name: &[u8]) -> (Vec<u8>, &'static [u8]) {
     const NAME_MAX: usize = 255;
-    let tail = format!(".{:08x}.partial", RandomState::new().hash_one(std::process::id()) as u32);
-    let mut bytes = vec![b'.'];
-    bytes.extend_from_slice(&name[..name.len().min(NAME_MAX - 1 - tail.len())]);
-    bytes.extend_from_slice(tail.as_bytes());
-    std::ffi::OsString::from_vec(bytes)
+    const SUFFIX: &[u8] = b".partial";
+    let around = 2 + RANDOM_DIGITS + SUFFIX.len();
+    let mut prefix = vec![b'.'];
+    prefix.extend_from_slice(&name[..name.len().min(NAME_MAX - around)]);
+    prefix.push(b'.');
+    (prefix, SUFFIX)
 }
 
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
+/// Hexadecimal digits between the affixes.
+pub(crate) const RANDOM_DIGITS: usize = 8;
 
-/// Renames without replacing.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // A filesystem without the flag: a link never replaces either.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)
-        }
-        other => other.map_err(io::Error::from),
-    }
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    match File::open(directory)?.sync_all() {
-        // Some filesystems cannot, and need not.
-        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(()),
-        other => other,
-    }
+/// `.NAME.RANDOM.partial`.
+fn partial_name(name: &[u8]) -> OsString {
+    let (mut bytes, suffix) = partial_affixes(name);
+    let random = RandomState::new().hash_one(std::process::id()) as u32;
+    bytes.extend_from_slice(format!("{random:08x}").as_bytes());
+    bytes.extend_from_slice(suffix);
+    OsString::from_vec(bytes)
 }

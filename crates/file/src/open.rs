@@ -12,8 +12,10 @@ use std::sync::Arc;
 use blockmirror_block::{Error, ErrorKind, Result, StorageInfo};
 use blockmirror_image_lock::{ImageLock, Permissions};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::FileStorage;
+use crate::claim;
 use crate::direct::Direct;
 use crate::handle::PathHandle;
 use crate::storage::FileKind;
@@ -37,6 +39,7 @@ pub struct FileOptions {
     pub(crate) writable: bool,
     pub(crate) create_new: bool,
     pub(crate) direct: bool,
+    pub(crate) claim: bool,
     pub(crate) lock: LockMode,
 }
 
@@ -64,6 +67,15 @@ impl FileOptions {
     #[must_use]
     pub fn direct(mut self, direct: bool) -> Self {
         self.direct = direct;
+        self
+    }
+
+    /// Claims a block device: opening fails while it is mounted, or claimed by another device or program, and they
+    /// cannot claim it while it is open. A claim is held once: opening the same device with a second one fails too.
+    /// Without effect on regular files.
+    #[must_use]
+    pub fn claim(mut self, claim: bool) -> Self {
+        self.claim = claim;
         self
     }
 
@@ -110,20 +122,26 @@ impl FileOptions {
             .custom_flags((self.flags() | OFlags::NOCTTY).bits().cast_signed())
             .open(path)
             .map_err(|e| explain(e, self.direct, "create"))?;
-        self.assemble(file, path, name)
+        self.adopt(file, path, name)
     }
 
     fn open_found(&self, handle: &PathHandle, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
-        handle.check_kind()?;
-        let file = handle.open(self.writable, self.flags()).map_err(|e| explain(e, self.direct, "open"))?;
-        self.assemble(file, path, name)
+        let kind = handle.check_kind()?;
+        let claim = if self.claim && kind == FileKind::Block { OFlags::EXCL } else { OFlags::empty() };
+        let file = handle.open(self.writable, self.flags() | claim).map_err(|e| match e.raw_os_error() {
+            Some(errno) if errno == Errno::BUSY.raw_os_error() => claim::refused(path, e),
+            _ => explain(e, self.direct, "open"),
+        })?;
+        self.adopt(file, path, name)
     }
 
-    fn flags(&self) -> OFlags {
+    /// Flags for opening a file.
+    pub(crate) fn flags(&self) -> OFlags {
         if self.direct { OFlags::DIRECT } else { OFlags::empty() }
     }
 
-    fn assemble(&self, file: File, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+    /// Makes a storage of `file`, which has been opened as these options say; `path` is for messages about its lock.
+    pub(crate) fn adopt(&self, file: File, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
         let writable = self.writable || self.create_new;
         let lock = lock(&file, path, self.lock, writable)?;
         let direct = if self.direct { Some(Direct::new(&file, writable)?) } else { None };
@@ -133,7 +151,7 @@ impl FileOptions {
 
 /// Why opening failed.
 pub(crate) fn explain(e: std::io::Error, direct: bool, operation: &'static str) -> Error {
-    if direct && e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) {
+    if direct && e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) {
         return Error::new(ErrorKind::Unsupported, operation)
             .because("the filesystem does not do direct I/O")
             .caused_by(e);

@@ -6,7 +6,7 @@
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -16,13 +16,14 @@ use blockmirror_block::{
 };
 use blockmirror_image_lock::{ImageLock, Permissions};
 use rustix::fs::{OFlags, SeekFrom};
+use rustix::io::Errno;
 
 use crate::direct::Direct;
 use crate::flush::FlushGate;
 use crate::growth::Growth;
 use crate::turns::Turns;
 use crate::zeroes::Outcome;
-use crate::{copy, holes, io, open, zeroes};
+use crate::{claim, copy, holes, io, open, zeroes};
 
 /// What an open file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub struct FileStorage {
     kind: FileKind,
     id: FileId,
     lock: Mutex<Option<ImageLock>>,
+    /// A block device that was claimed after it had been opened. Leaf lock.
+    claim: Mutex<Option<Arc<File>>>,
     flushes: FlushGate,
     growth: Growth,
     turns: Turns,
@@ -140,6 +143,7 @@ impl FileStorage {
             kind,
             id,
             lock: Mutex::new(lock),
+            claim: Mutex::new(None),
             flushes: FlushGate::default(),
             growth: Growth::new(len),
             turns: Turns::default(),
@@ -198,16 +202,59 @@ impl FileStorage {
         flushed
     }
 
+    /// Claims a block device that was opened without [`FileOptions::claim`](crate::FileOptions::claim), until
+    /// [`unclaim`](Self::unclaim). Without effect on a regular file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if it is mounted or claimed already, by this process too.
+    pub fn claim(&self) -> Result<()> {
+        if self.kind != FileKind::Block {
+            return Ok(());
+        }
+        let flags = (OFlags::EXCL | OFlags::NOCTTY).bits().cast_signed();
+        let path = self.reopened();
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&path);
+        let file = self.named(file.map_err(|e| match e.raw_os_error() {
+            Some(errno) if errno == Errno::BUSY.raw_os_error() => claim::refused(&path, e),
+            _ => Error::io("claim", e),
+        }))?;
+        *self.claim.lock() = Some(Arc::new(file));
+        Ok(())
+    }
+
+    /// Gives up what [`claim`](Self::claim) has claimed.
+    pub fn unclaim(&self) {
+        *self.claim.lock() = None;
+    }
+
+    /// Runs a `fallocate` through the descriptor that holds the claim of a block device: through another the kernel refuses
+    /// it.
+    fn allocating<T>(&self, call: impl FnOnce(&File) -> T) -> T {
+        if self.kind == FileKind::Regular {
+            return call(self.file());
+        }
+        let claim = self.claim.lock().clone();
+        match &claim {
+            Some(claim) => call(claim),
+            None if self.opened.info.writable => call(&self.opened.file),
+            None => call(self.file()),
+        }
+    }
+
+    /// The open file by a path: whatever its name leads to by now, it is the same one.
+    fn reopened(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.opened.file.as_raw_fd()).into()
+    }
+
     /// Uses the file in the given way from now on.
     fn open_in(&self, way: Way) -> Result<()> {
         let place = &self.others[way.number()];
         if way != Way::of(&self.opened) && place.get().is_none() {
-            // By way of the open file: whatever its name leads to by now, it is the same one.
-            let path = format!("/proc/self/fd/{}", self.opened.file.as_raw_fd());
             let flags = if way.direct { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
             let mut options = OpenOptions::new();
             options.read(true).write(way.writable).custom_flags(flags.bits().cast_signed());
-            let file = options.open(path).map_err(|e| open::explain(e, way.direct, "open anew"))?;
+            let file =
+                options.open(self.reopened()).map_err(|e| open::explain(e, way.direct, "open anew"))?;
             let direct = way.direct.then(|| Direct::new(&file, way.writable)).transpose()?;
             // Nobody else sets it meanwhile.
             let _ = place.set(Descriptor::new(file, direct, self.kind, way.writable));
@@ -308,9 +355,9 @@ impl FileStorage {
         let outcome = if inner.is_empty() {
             Outcome::Unsupported
         } else if flags.contains(ZeroFlags::MAY_UNMAP) {
-            match zeroes::punch(self.file(), inner, "write zeroes")? {
+            match self.allocating(|file| zeroes::punch(file, inner, "write zeroes"))? {
                 Outcome::Done => Outcome::Done,
-                Outcome::Unsupported => zeroes::zero_range(self.file(), inner)?,
+                Outcome::Unsupported => self.allocating(|file| zeroes::zero_range(file, inner))?,
             }
         } else {
             self.zero_keeping_space(inner)?
@@ -336,7 +383,7 @@ impl FileStorage {
     }
 
     fn zero_keeping_space(&self, range: ByteRange) -> Result<Outcome> {
-        if zeroes::zero_range(self.file(), range)? == Outcome::Done {
+        if self.allocating(|file| zeroes::zero_range(file, range))? == Outcome::Done {
             return Ok(Outcome::Done);
         }
         // A filesystem without ZERO_RANGE (tmpfs) may still punch and allocate. Should the second step fail, the
@@ -446,7 +493,7 @@ impl Storage for FileStorage {
         self.named(self.writable("discard").and_then(|()| {
             let inside = range.intersect(ByteRange::new(0, self.length()?));
             let inner = inside.align_inward(self.zero_unit());
-            zeroes::punch(self.file(), inner, "discard").map(|_| ())
+            self.allocating(|file| zeroes::punch(file, inner, "discard")).map(|_| ())
         }))
     }
 

@@ -26,6 +26,8 @@ fn call(file: &File, mode: FallocateFlags, range: ByteRange, operation: &'static
         Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL | Errno::REMOTEIO) => {
             Ok(Outcome::Unsupported)
         }
+        // A block device that another descriptor has claimed: the kernel would have to claim it for the call.
+        Err(Errno::BUSY) => Ok(Outcome::Unsupported),
         Err(e) => Err(Error::io(operation, e.into()).at(range.start())),
     }
 }

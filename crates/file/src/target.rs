@@ -1,0 +1,351 @@
+//! What a target file is, and how it is written: the decision, made before anything is copied.
+//!
+//! Used by `image::Target`. A new file is written under a temporary name. An existing one is replaced the same way where
+//! that loses nothing; where it would lose something the file is written in place; where either might surprise its owner
+//! the caller must choose. A block device is always written in place. The rules are in [`decide`] alone.
+
+use std::fmt;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use blockmirror_block::{Error, ErrorKind, Result};
+use rustix::fs::{Access, AtFlags, IFlags, OFlags};
+use rustix::process::geteuid;
+
+use crate::holders::{self, FileHolder};
+use crate::leftover::{self, Leftover};
+use crate::location::{Found, Location};
+use crate::new_file::{NewFile, Replaced};
+use crate::open::{self, FileOptions};
+use crate::storage::FileStorage;
+
+/// How an existing file is to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Replacement {
+    /// Replaced where that loses nothing, in place where it would, refused where either might surprise.
+    #[default]
+    Auto,
+    /// Replaced at once when the new file is whole, or not at all.
+    Atomic,
+    /// Emptied and written.
+    InPlace,
+}
+
+/// How a target is prepared. The default: [`Replacement::Auto`], block devices claimed, old temporary files left alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TargetOptions {
+    pub(crate) replacement: Replacement,
+    pub(crate) space: Option<u64>,
+    pub(crate) force: bool,
+    pub(crate) clean: bool,
+    pub(crate) file: FileOptions,
+}
+
+impl TargetOptions {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What [`replacement`](Self::replacement) has set.
+    pub fn wanted(&self) -> Replacement {
+        self.replacement
+    }
+
+    /// How an existing file is to be written.
+    #[must_use]
+    pub fn replacement(mut self, replacement: Replacement) -> Self {
+        self.replacement = replacement;
+        self
+    }
+
+    /// About how many bytes of storage the new contents take; `None` if that is not known.
+    #[must_use]
+    pub fn space(mut self, bytes: Option<u64>) -> Self {
+        self.space = bytes;
+        self
+    }
+
+    /// Writes to a block device although it is mounted or held.
+    #[must_use]
+    pub fn force(mut self, force: bool) -> Self {
+        self.force = force;
+        self
+    }
+
+    /// Removes temporary files that killed runs left for the same target.
+    #[must_use]
+    pub fn clean(mut self, clean: bool) -> Self {
+        self.clean = clean;
+        self
+    }
+
+    /// Lock and cache mode of the file; the rest of `options` does not count.
+    #[must_use]
+    pub fn file(mut self, options: FileOptions) -> Self {
+        self.file = options;
+        self
+    }
+}
+
+/// Why a target is written in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InPlace {
+    /// The caller asked for it.
+    Asked,
+    /// It is a block device.
+    BlockDevice,
+    /// It was named by a descriptor of a process, or has no name any more.
+    Descriptor,
+    /// Something is mounted on its name.
+    MountPoint,
+    /// New names cannot be made beside it.
+    Directory,
+    /// It is another user's file, in a directory whose files only their owners may replace.
+    Sticky,
+    /// A holder would keep the old file.
+    Held(FileHolder),
+    /// What cannot be carried over to a new file.
+    Attributes(String),
+}
+
+impl fmt::Display for InPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked => f.write_str("as asked"),
+            Self::BlockDevice => f.write_str("it is a block device"),
+            Self::Descriptor => f.write_str("it is an open descriptor"),
+            Self::MountPoint => f.write_str("it is a mount point"),
+            Self::Directory => f.write_str("its directory is not writable"),
+            Self::Sticky => f.write_str("it is another user's file in a sticky directory"),
+            Self::Held(holder) => holder.fmt(f),
+            Self::Attributes(what) => f.write_str(what),
+        }
+    }
+}
+
+/// Why the caller must choose between [`Replacement::Atomic`] and [`Replacement::InPlace`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Surprise {
+    /// Replacing it parts it from its other names; writing it changes what they show.
+    HardLinks {
+        /// How many names it has.
+        links: u64,
+    },
+    /// The file and its successor do not fit at once.
+    NoRoom {
+        /// About how many bytes the new file takes.
+        needed: u64,
+        /// How many are free.
+        free: u64,
+    },
+    /// A loop device in use stands on it: it would keep the old file, or have its contents changed under it.
+    HeldDevice(FileHolder),
+}
+
+impl fmt::Display for Surprise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::HardLinks { links } => write!(f, "it has {links} hard links"),
+            Self::NoRoom { needed, free } => {
+                write!(f, "the old and the new file do not fit at once: {needed} bytes needed, {free} free")
+            }
+            Self::HeldDevice(holder) => holder.fmt(f),
+        }
+    }
+}
+
+/// How a target will be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decision {
+    /// It does not exist; it gets its name when it is whole.
+    Create,
+    /// It is replaced at once when the new file is whole.
+    Replace,
+    /// It is written in place.
+    InPlace(InPlace),
+    /// The caller must choose.
+    Refuse(Surprise),
+}
+
+/// A target that has been looked at and not touched.
+#[derive(Debug)]
+pub struct TargetPlan<'a> {
+    given: &'a Path,
+    name: Arc<str>,
+    location: Location,
+    decision: Decision,
+    leftovers: Vec<Leftover>,
+    options: TargetOptions,
+}
+
+/// A target that is open for writing.
+#[derive(Debug)]
+pub enum TargetFile {
+    /// It gets its name by [`NewFile::persist`].
+    New(NewFile),
+    /// It has its name.
+    InPlace(Arc<FileStorage>, InPlace),
+}
+
+impl<'a> TargetPlan<'a> {
+    /// Decides how `path` will be written.
+    ///
+    /// # Errors
+    /// Its directory cannot be searched; it is neither a regular file nor a block device; it cannot be replaced although
+    /// [`Replacement::Atomic`] asks for it.
+    pub fn new(path: &'a Path, options: TargetOptions) -> Result<Self> {
+        let name: Arc<str> = path.display().to_string().into();
+        Self::find(path, &name, options).map_err(|e| e.or_in_file(&name))
+    }
+
+    fn find(given: &'a Path, name: &Arc<str>, options: TargetOptions) -> Result<Self> {
+        let (location, found) = Location::find(given)?;
+        let decision = decide(&location, &found, &options).map_err(|e| Error::io("create", e))??;
+        let leftovers = match found {
+            Found::Descriptor(_) => Vec::new(),
+            _ => leftover::find(&location),
+        };
+        Ok(Self { given, name: Arc::clone(name), location, decision, leftovers, options })
+    }
+
+    /// How it will be written. Only what a file carries is found out later, when there is a new one to carry it to.
+    pub fn decision(&self) -> &Decision {
+        &self.decision
+    }
+
+    /// What killed runs left of earlier files of the name.
+    pub fn leftovers(&self) -> &[Leftover] {
+        &self.leftovers
+    }
+
+    /// Opens the target for writing. One that is written in place still has its contents; a block device is claimed, unless
+    /// forced.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the caller must choose; [`ErrorKind::Locked`] if it is in use;
+    /// [`ErrorKind::PermissionDenied`] if it may not be written; and whatever creating a file gives.
+    pub fn open(self) -> Result<TargetFile> {
+        let name = Arc::clone(&self.name);
+        self.start().map_err(|e| e.or_in_file(&name))
+    }
+
+    fn start(self) -> Result<TargetFile> {
+        let Self { given, name, location, decision, leftovers, options } = self;
+        if options.clean {
+            for leftover in &leftovers {
+                leftover.remove(&location)?;
+            }
+        }
+        match decision {
+            Decision::Refuse(why) => {
+                Err(Error::new(ErrorKind::InvalidInput, "create").because(why.to_string()))
+            }
+            Decision::Create => Ok(TargetFile::New(NewFile::begin(location, name, None, &options.file)?)),
+            Decision::InPlace(why) => open_in_place(given, &name, why, &options),
+            Decision::Replace => {
+                let replaced = Replaced::hold(&location, given, &options.file)?;
+                let new = NewFile::begin(location, Arc::clone(&name), Some(replaced), &options.file)?;
+                match new.take_after_replaced() {
+                    Ok(()) => Ok(TargetFile::New(new)),
+                    Err(what) if options.replacement == Replacement::Atomic => Err(not_atomic(&what)),
+                    Err(what) => {
+                        // Its lock goes with it, and would be in the way.
+                        drop(new);
+                        open_in_place(given, &name, InPlace::Attributes(what), &options)
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn open_in_place(given: &Path, name: &Arc<str>, why: InPlace, options: &TargetOptions) -> Result<TargetFile> {
+    let file = options.file.writable(true).claim(!options.force).open_named(given, name, 0)?;
+    Ok(TargetFile::InPlace(Arc::new(file), why))
+}
+
+fn not_atomic(why: &dyn fmt::Display) -> Error {
+    Error::new(ErrorKind::InvalidInput, "create").because(format!("it cannot be replaced atomically: {why}"))
+}
+
+/// The table of rules, in order; LIMITS has the same one.
+fn decide(location: &Location, found: &Found, options: &TargetOptions) -> io::Result<Result<Decision>> {
+    let (Found::File(meta) | Found::Descriptor(meta)) = found else { return Ok(Ok(Decision::Create)) };
+    if let Err(e) = open::kind_of(meta) {
+        return Ok(Err(e));
+    }
+    let atomic = options.replacement == Replacement::Atomic;
+    if let Some(why) = only_in_place(location, found, meta)? {
+        return Ok(if atomic { Err(not_atomic(&why)) } else { Ok(Decision::InPlace(why)) });
+    }
+    Ok(Ok(match options.replacement {
+        Replacement::InPlace => Decision::InPlace(InPlace::Asked),
+        Replacement::Atomic => Decision::Replace,
+        Replacement::Auto => by_circumstances(location, meta, options)?,
+    }))
+}
+
+/// Why a rename over the file is not possible, or would not give what was named its contents.
+fn only_in_place(location: &Location, found: &Found, meta: &Metadata) -> io::Result<Option<InPlace>> {
+    if meta.file_type().is_block_device() {
+        return Ok(Some(InPlace::BlockDevice));
+    }
+    if matches!(found, Found::Descriptor(_)) || meta.nlink() == 0 {
+        return Ok(Some(InPlace::Descriptor));
+    }
+    if location.is_mount_point() {
+        return Ok(Some(InPlace::MountPoint));
+    }
+    if !may_rename_in(location) {
+        return Ok(Some(InPlace::Directory));
+    }
+    let directory = rustix::fs::statat(location.directory(), "", AtFlags::EMPTY_PATH)?;
+    let ours = |uid| uid == geteuid().as_raw();
+    let sticky = directory.st_mode & rustix::fs::Mode::SVTX.as_raw_mode() != 0;
+    if sticky && !ours(meta.uid()) && !ours(directory.st_uid) && !holders::may_act_as_owner() {
+        return Ok(Some(InPlace::Sticky));
+    }
+    Ok(None)
+}
+
+fn may_rename_in(location: &Location) -> bool {
+    let directory = location.directory();
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    if rustix::fs::accessat(directory, ".", access, AtFlags::EACCESS).is_err() {
+        return false;
+    }
+    // In one that only takes new names nothing is replaced. One that cannot be read does not say.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(directory, ".", flags, rustix::fs::Mode::empty());
+    !opened.and_then(rustix::fs::ioctl_getflags).is_ok_and(|flags| flags.contains(IFlags::APPEND))
+}
+
+fn by_circumstances(location: &Location, meta: &Metadata, options: &TargetOptions) -> io::Result<Decision> {
+    if meta.nlink() > 1 {
+        return Ok(Decision::Refuse(Surprise::HardLinks { links: meta.nlink() }));
+    }
+    match holders::find(meta) {
+        Some(holder @ FileHolder::Loop { in_use: true, .. }) => {
+            return Ok(Decision::Refuse(Surprise::HeldDevice(holder)));
+        }
+        Some(holder) => return Ok(Decision::InPlace(InPlace::Held(holder))),
+        None => {}
+    }
+    if let Some(needed) = options.space {
+        let space = rustix::fs::fstatvfs(location.directory())?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        // Where not even the old file's space would do, writing in place would lose it for nothing.
+        if needed > free && needed <= free.saturating_add(meta.blocks().saturating_mul(512)) {
+            return Ok(Decision::Refuse(Surprise::NoRoom { needed, free }));
+        }
+    }
+    Ok(Decision::Replace)
+}
