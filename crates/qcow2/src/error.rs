@@ -27,6 +27,9 @@ pub enum Error {
         /// The version the header declares.
         version: u32,
     },
+    /// A copy into the image, written in place, was interrupted.
+    #[error("a copy into it was interrupted; what it holds is not complete")]
+    Unfinished,
     /// The guest data is encrypted.
     #[error("the image is encrypted ({method}); encryption is not supported")]
     Encrypted {
@@ -131,9 +134,10 @@ impl Error {
     /// What went wrong, for machines.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Version { .. } | Self::Encrypted { .. } | Self::UnknownFeatures { .. } => {
-                ErrorKind::Unsupported
-            }
+            Self::Version { .. }
+            | Self::Unfinished
+            | Self::Encrypted { .. }
+            | Self::UnknownFeatures { .. } => ErrorKind::Unsupported,
             Self::NotQcow2 { .. }
             | Self::HeaderField { .. }
             | Self::Extension { .. }

@@ -6,6 +6,10 @@
 /// The four bytes that every image starts with: `QFI\xfb`.
 pub const MAGIC: u32 = 0x5146_49fb;
 
+/// The version in the header of an image that is being written in place: no version of the format, so that no reader
+/// takes the image for whole.
+pub const VERSION_UNFINISHED: u32 = 0xffff_fffe;
+
 /// Smallest cluster that can have 32 subclusters of at least 512 bytes: 16 KiB.
 pub const MIN_EXTENDED_L2_CLUSTER_BITS: u32 = 14;
 

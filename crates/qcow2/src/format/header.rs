@@ -390,6 +390,7 @@ fn raw_header(bytes: &[u8]) -> Result<RawHeader> {
     };
     match raw.version.get() {
         2 | 3 => Ok(raw),
+        limits::VERSION_UNFINISHED => Err(Error::Unfinished),
         version => Err(Error::Version { version }),
     }
 }
