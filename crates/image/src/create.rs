@@ -1,17 +1,14 @@
 //! Making images.
 //!
-//! A new image is written under a temporary name and gets its own once it is durable ([`NewImage::persist`]);
-//! until then what had the name stays as it was, and giving up leaves nothing behind. A block device has no name to
-//! take, so it is written in place; and so is an export of an NBD server.
+//! First what the image will be written into is opened ([`PreparedImage`]), then it is written ([`NewImage`]). A new file
+//! gets its name once it is durable ([`NewImage::persist`]); until then what had the name stays as it was, and giving up
+//! leaves nothing behind. What else there is ([`Target`]) is written in place.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Existing, FileId, FileOptions, LockMode, NewFile};
+use blockmirror_file::{FileId, FileOptions, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
@@ -23,8 +20,9 @@ use crate::format::Format;
 use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
-use crate::place::{self, Access, is_uri};
+use crate::place::Access;
 use crate::reference::{ReferencePolicy, join_name};
+use crate::target::Target;
 
 const DEFAULT_CLUSTER_SIZE: u64 = 65536;
 
@@ -36,6 +34,7 @@ pub struct CreateSpec {
     settings: CreateSettings,
     policy: Option<ReferencePolicy>,
     lock: LockMode,
+    target: TargetOptions,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -50,6 +49,7 @@ impl CreateSpec {
             settings,
             policy: None,
             lock: LockMode::Exclusive,
+            target: TargetOptions::new(),
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
@@ -60,6 +60,13 @@ impl CreateSpec {
     #[must_use]
     pub fn policy(mut self, policy: ReferencePolicy) -> Self {
         self.policy = Some(policy);
+        self
+    }
+
+    /// How files and devices that are there already are treated.
+    #[must_use]
+    pub fn target(mut self, options: TargetOptions) -> Self {
+        self.target = options;
         self
     }
 
@@ -112,6 +119,7 @@ impl CreateSpec {
         Access {
             writable: true,
             lock: self.lock,
+            claim: false,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -135,36 +143,25 @@ impl CreateSpec {
     }
 }
 
-/// A new image that does not have its name yet. Dropped without [`persist`](Self::persist) it is gone.
+/// What a new image will be written into, open, with its old contents.
 #[derive(Debug)]
-#[must_use = "dropping it removes the image"]
-pub struct NewImage {
-    path: PathBuf,
-    format: Format,
-    reads_as_zeros: bool,
-    file: Place,
-    data: Option<Place>,
+#[must_use = "dropping it discards new files"]
+pub struct PreparedImage<'a> {
+    path: &'a Path,
+    spec: &'a CreateSpec,
+    file: Target,
+    data: Option<Target>,
 }
 
-/// Where a new image, or its data file, is written.
-#[derive(Debug)]
-enum Place {
-    New(NewFile, place::Place),
-    /// A block device or an export, which keeps its name.
-    InPlace(place::Place),
-}
-
-impl NewImage {
-    /// Writes a new, empty image that will be called `path`. A file that has the name now is replaced by
-    /// [`persist`](Self::persist), and must not be in use; a block device or an export is overwritten at once, and a raw
-    /// image needs one of its own size.
+impl<'a> PreparedImage<'a> {
+    /// Opens what the image `path` and its data file will be written into. Names are checked: neither may be what the other
+    /// stands on.
     ///
     /// A data file is named relative to the image's directory, as for opening.
     ///
     /// # Errors
     /// [`Error`]; then no file has been left behind.
-    pub fn create(path: impl AsRef<Path>, spec: &CreateSpec) -> Result<Self> {
-        let path = path.as_ref();
+    pub fn new(path: &'a Path, spec: &'a CreateSpec) -> Result<Self> {
         spec.check(path)?;
         let failed = |why| Error::Create { path: path.to_owned(), why };
         let named = |name: &String| join_name(path, OsStr::new(name));
@@ -188,22 +185,61 @@ impl NewImage {
             let policy = spec.policy.clone().unwrap_or_else(beside);
             check_backing(path, data.as_deref(), backing, spec.settings.backing_format, &policy)?;
         }
-        let file = Place::open(path, spec)?;
-        let data = data.map(|data| Place::open(&data, spec)).transpose()?;
+        let options = spec.target.file(FileOptions::new().lock(spec.lock));
+        let file = Target::prepare(path, &options, spec.access())?;
+        let data = data.map(|data| Target::prepare(&data, &options, spec.access())).transpose()?;
+        Ok(Self { path, spec, file, data })
+    }
+
+    /// The image and its data file.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.file).chain(&self.data)
+    }
+
+    /// Writes the image, empty. What is written in place loses its old contents.
+    ///
+    /// # Errors
+    /// [`Error`]; then no new file has been left behind.
+    pub fn write(self) -> Result<NewImage> {
+        let Self { path, spec, mut file, data } = self;
         match spec.format {
-            Format::Raw => write_raw(&*file.place().storage(), spec)?,
+            Format::Raw => write_raw(&*file.storage(), spec)?,
             Format::Qcow2 => {
-                let data = data.as_ref().map(|data| data.place().storage());
+                file.mark()?;
+                let data = data.as_ref().map(Target::storage);
                 let name = path.display().to_string().into();
-                let storage = file.place().storage();
+                let storage = file.storage();
                 spec.qcow2().create(&*storage, data.as_deref()).map_err(|e| e.in_file(&name))?;
             }
         }
         let reads_as_zeros = match spec.format {
-            Format::Raw => matches!(file, Place::New(..)),
+            Format::Raw => file.can_be_emptied(),
             Format::Qcow2 => spec.settings.backing_file.is_none(),
         };
-        Ok(Self { path: path.to_owned(), format: spec.format, reads_as_zeros, file, data })
+        Ok(NewImage { path: path.to_owned(), format: spec.format, reads_as_zeros, file, data })
+    }
+}
+
+/// A new image that does not have its name yet, or is not durable. Dropped without [`persist`](Self::persist) it is gone.
+#[derive(Debug)]
+#[must_use = "dropping it removes the image"]
+pub struct NewImage {
+    path: PathBuf,
+    format: Format,
+    reads_as_zeros: bool,
+    file: Target,
+    data: Option<Target>,
+}
+
+impl NewImage {
+    /// Writes a new, empty image that will be called `path`. A file that has the name now must not be in use: it is replaced
+    /// by [`persist`](Self::persist), or overwritten at once where it cannot be ([`Target::in_place`]); so is a block device
+    /// or an export, and a raw image needs one of its own size.
+    ///
+    /// # Errors
+    /// [`Error`]; then no file has been left behind.
+    pub fn create(path: impl AsRef<Path>, spec: &CreateSpec) -> Result<Self> {
+        PreparedImage::new(path.as_ref(), spec)?.write()
     }
 
     /// Whether the whole disk reads as zeros until something is written, whatever its extents say: preallocated
@@ -217,19 +253,16 @@ impl NewImage {
     /// # Errors
     /// As for [`OpenOptions::open`].
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
-        let data = self.data.as_ref().map(Place::place);
+        let data = self.data.as_ref().map(Target::place);
         options.clone().format(self.format).open_on(self.file.place(), &self.path, data)
     }
 
-    /// The temporary files, for whoever must clean up without running destructors.
+    /// The temporary files, for callers that must clean up without running destructors.
     pub fn partial_paths(&self) -> Vec<PathBuf> {
         [Some(&self.file), self.data.as_ref()]
             .into_iter()
             .flatten()
-            .filter_map(|place| match place {
-                Place::New(file, _) => Some(file.partial_path().to_owned()),
-                Place::InPlace(_) => None,
-            })
+            .filter_map(Target::partial_path)
             .collect()
     }
 
@@ -243,36 +276,6 @@ impl NewImage {
             data.persist()?;
         }
         self.file.persist()
-    }
-}
-
-impl Place {
-    fn open(path: &Path, spec: &CreateSpec) -> Result<Self> {
-        let in_place =
-            is_uri(path) || fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
-        if in_place {
-            return Ok(Self::InPlace(place::Place::open(path, spec.access())?));
-        }
-        let new = NewFile::create(path, Existing::Replace, &FileOptions::new().lock(spec.lock))?;
-        let place = place::Place::File(Arc::clone(new.storage()));
-        Ok(Self::New(new, place))
-    }
-
-    fn place(&self) -> &place::Place {
-        match self {
-            Self::New(_, place) | Self::InPlace(place) => place,
-        }
-    }
-
-    fn persist(self) -> Result<()> {
-        match self {
-            Self::New(file, place) => {
-                drop(place);
-                file.persist()?;
-            }
-            Self::InPlace(place) => place.plain_storage().flush()?,
-        }
-        Ok(())
     }
 }
 
@@ -299,6 +302,8 @@ fn write_raw(storage: &dyn Storage, spec: &CreateSpec) -> Result<()> {
             why: format!("it has {len} bytes and cannot become longer or shorter; the image needs {size}"),
         });
     }
+    // What the file held before, if it is written in place.
+    storage.set_len(0)?;
     match spec.settings.preallocation.unwrap_or_default() {
         Preallocation::Falloc => {
             if size > 0 {

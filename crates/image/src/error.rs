@@ -71,6 +71,14 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A file that is there already can be replaced or written in place, and either might surprise.
+    #[error("create: {}: {why}", path.display())]
+    TargetUnclear {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: blockmirror_file::Surprise,
+    },
     /// A directory that files may be opened in cannot be looked up.
     #[error("look up directory: {}: {source}", path.display())]
     Directory {

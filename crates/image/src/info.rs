@@ -70,6 +70,18 @@ pub enum FileKind {
 }
 
 impl FileKind {
+    fn of(place: &Place) -> Self {
+        match place {
+            Place::File(file) if file.is_block_device() => Self::BlockDevice,
+            Place::File(_) => Self::Regular,
+            #[cfg(feature = "nbd")]
+            Place::Export(_) => Self::Nbd,
+            Place::Unfinished(place, _) => Self::of(place),
+        }
+    }
+}
+
+impl FileKind {
     /// The name of QEMU's driver for it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -130,16 +142,7 @@ impl ImageInfo {
             path: path.to_owned(),
             format,
             virtual_size: len.next_multiple_of(SECTOR),
-            file: FileInfo {
-                kind: match place {
-                    Place::File(file) if file.is_block_device() => FileKind::BlockDevice,
-                    Place::File(_) => FileKind::Regular,
-                    #[cfg(feature = "nbd")]
-                    Place::Export(_) => FileKind::Nbd,
-                },
-                len,
-                allocated: file.allocated_bytes()?,
-            },
+            file: FileInfo { kind: FileKind::of(place), len, allocated: file.allocated_bytes()? },
             backing: None,
             qcow2: None,
         };

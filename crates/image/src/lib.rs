@@ -4,6 +4,7 @@
 //! |---|---|
 //! | open an image with its backing chain | [`OpenOptions::open`], under a [`ReferencePolicy`] |
 //! | make one | [`CreateSpec`], [`NewImage::create`], [`NewImage::persist`] |
+//! | decide first how what is there already is written | [`Target::decide`], [`PreparedImage`] |
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
 //! | compare two | [`compare()`] |
@@ -50,11 +51,13 @@ mod place;
 mod reference;
 mod relative;
 pub mod size;
+mod target;
 
 pub use blockmirror_file::LockMode;
 pub use chain::check_backing;
+pub use blockmirror_file::{Decision, InPlace, Leftover, Replacement, Surprise, TargetOptions};
 pub use compare::{CompareOptions, Difference, compare};
-pub use create::{CreateSpec, NewImage};
+pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, Image, Note};
 pub use error::{Error, Result};
 pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
@@ -70,3 +73,4 @@ pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
 };
 pub use relative::relative_name;
+pub use target::Target;

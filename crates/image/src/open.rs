@@ -32,6 +32,7 @@ pub struct OpenOptions {
     format: Option<Format>,
     writable: bool,
     lock: LockMode,
+    claim: bool,
     policy: ReferencePolicy,
     max_depth: u32,
     #[cfg(feature = "nbd")]
@@ -44,6 +45,7 @@ impl Default for OpenOptions {
             format: None,
             writable: false,
             lock: LockMode::Exclusive,
+            claim: false,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             #[cfg(feature = "nbd")]
@@ -97,6 +99,14 @@ impl OpenOptions {
         self.for_opened(&file.path, &place).open_on(&place, &file.path, None)
     }
 
+    /// Claims block devices that are written, and the image's own for reading too: opening fails while one is mounted or
+    /// held ([`blockmirror_file::FileOptions::claim`]). What lies below the image is never claimed.
+    #[must_use]
+    pub fn claim(mut self, claim: bool) -> Self {
+        self.claim = claim;
+        self
+    }
+
     /// How many images a chain may have.
     #[must_use]
     pub fn max_depth(mut self, images: u32) -> Self {
@@ -118,7 +128,7 @@ impl OpenOptions {
     /// [`Error`], naming the file of the chain that could not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let place = self.open_place(path, self.writable)?;
+        let place = Place::open(path, self.access(self.writable, self.claim))?;
         self.for_opened(path, &place).open_on(&place, path, None)
     }
 
@@ -145,17 +155,18 @@ impl OpenOptions {
 
     /// Opens what the caller names `path`.
     pub(crate) fn open_place(&self, path: &Path, writable: bool) -> Result<Place> {
-        Place::open(path, self.access(writable))
+        Place::open(path, self.access(writable, writable && self.claim))
     }
 
     fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<Place> {
-        Place::open_handle(&file.handle, &file.path, self.access(writable))
+        Place::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
     }
 
-    fn access(&self, writable: bool) -> Access {
+    fn access(&self, writable: bool, claim: bool) -> Access {
         Access {
             writable,
             lock: self.lock,
+            claim,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }

@@ -10,6 +10,7 @@ use blockmirror_block::Storage;
 use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode, PathHandle};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdAddress, NbdUri};
+use blockmirror_qcow2::Unfinished;
 
 #[cfg(feature = "nbd")]
 use crate::error::Error;
@@ -23,6 +24,8 @@ pub(crate) enum Place {
     File(Arc<FileStorage>),
     #[cfg(feature = "nbd")]
     Export(Arc<Client>),
+    /// A place whose qcow2 image is marked as unfinished.
+    Unfinished(Box<Self>, Arc<Unfinished>),
 }
 
 /// Identity of a place, the same by whatever name it was opened. Exports are told apart by their URIs, so one that is
@@ -39,13 +42,15 @@ pub(crate) enum PlaceId {
 pub(crate) struct Access {
     pub(crate) writable: bool,
     pub(crate) lock: LockMode,
+    /// A block device must be neither mounted nor held.
+    pub(crate) claim: bool,
     #[cfg(feature = "nbd")]
     pub(crate) nbd: NbdOptions,
 }
 
 impl Access {
     fn file_options(self) -> FileOptions {
-        FileOptions::new().writable(self.writable).lock(self.lock)
+        FileOptions::new().writable(self.writable).claim(self.claim).lock(self.lock)
     }
 }
 
@@ -92,6 +97,7 @@ impl Place {
             Self::File(file) => PlaceId::File(file.id()),
             #[cfg(feature = "nbd")]
             Self::Export(client) => PlaceId::of_export(client.uri().clone()),
+            Self::Unfinished(place, _) => place.id(),
         }
     }
 
@@ -101,6 +107,7 @@ impl Place {
             Self::File(file) => Arc::clone(file) as _,
             #[cfg(feature = "nbd")]
             Self::Export(client) => Arc::new(ClientStorage::new(Arc::clone(client))),
+            Self::Unfinished(_, storage) => Arc::clone(storage) as _,
         }
     }
 
@@ -110,6 +117,7 @@ impl Place {
             Self::File(file) => Arc::clone(file) as _,
             #[cfg(feature = "nbd")]
             Self::Export(client) => Arc::new(ClientStorage::plain(Arc::clone(client))),
+            Self::Unfinished(place, _) => place.plain_storage(),
         }
     }
 }
