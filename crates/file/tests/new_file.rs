@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use blockmirror_block::{ErrorKind, Storage};
@@ -119,4 +119,119 @@ fn names_of_any_length_and_kind_work_or_fail_cleanly() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     }
     assert_eq!(names(dir.path()).len(), 1);
+}
+
+/// An ACL as the kernel keeps it: version 2, then entries of tag, permissions and id.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0];
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&[tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+fn set(path: &Path, name: &str, value: &[u8]) -> bool {
+    let set = rustix::fs::setxattr(path, name, value, rustix::fs::XattrFlags::empty());
+    set.inspect_err(|e| eprintln!("SKIPPED: {name}: {e}")).is_ok()
+}
+
+fn get(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = vec![0; 1024];
+    let len = rustix::fs::getxattr(path, name, &mut value[..]).ok()?;
+    value.truncate(len);
+    Some(value)
+}
+
+const ACL: &str = "system.posix_acl_access";
+
+fn replace(target: &Path) {
+    NewFile::create(target, Existing::Replace, &FileOptions::new()).unwrap().persist().unwrap();
+}
+
+#[test]
+fn a_replaced_file_passes_on_all_that_it_carries() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    fs::write(&target, "old").unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+    // The owner, one more user, the group, the mask, everyone else.
+    let list = acl(&[(1, 6, !0), (2, 4, 65534), (4, 0, !0), (16, 4, !0), (32, 0, !0)]);
+    if !set(&target, ACL, &list) || !set(&target, "user.label", b"db") {
+        return;
+    }
+    let flags = || rustix::fs::ioctl_getflags(fs::File::open(&target).unwrap());
+    let flagged = flags().and_then(|flags| {
+        let file = fs::File::open(&target).unwrap();
+        rustix::fs::ioctl_setflags(file, flags | rustix::fs::IFlags::NODUMP)
+    });
+    let owned = std::os::unix::fs::chown(&target, Some(1), Some(1));
+    let before = fs::metadata(&target).unwrap();
+    replace(&target);
+    let after = fs::metadata(&target).unwrap();
+    assert_eq!(after.len(), 0);
+    assert_eq!((after.uid(), after.gid(), after.mode()), (before.uid(), before.gid(), before.mode()));
+    assert_eq!(after.uid() == 1, owned.is_ok());
+    assert_eq!(get(&target, ACL), Some(list));
+    assert_eq!(get(&target, "user.label"), Some(b"db".to_vec()));
+    if flagged.is_ok() {
+        assert!(flags().unwrap().contains(rustix::fs::IFlags::NODUMP));
+    }
+}
+
+#[test]
+fn a_directory_gives_its_successor_no_more_access() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    fs::write(&target, "old").unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o660)).unwrap();
+    let open = acl(&[(1, 7, !0), (2, 7, 65534), (4, 7, !0), (16, 7, !0), (32, 7, !0)]);
+    if !set(dir.path(), "system.posix_acl_default", &open) {
+        return;
+    }
+    let new = NewFile::create(&target, Existing::Replace, &FileOptions::new()).unwrap();
+    assert_eq!(get(new.partial_path(), ACL), None, "before it has its name, too");
+    new.persist().unwrap();
+    assert_eq!(get(&target, ACL), None);
+    assert_eq!(fs::metadata(&target).unwrap().mode() & 0o777, 0o660);
+}
+
+#[test]
+fn another_file_that_took_the_name_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    fs::write(&target, "old").unwrap();
+    let new = NewFile::create(&target, Existing::Replace, &FileOptions::new()).unwrap();
+    fs::write(dir.path().join("other"), "other").unwrap();
+    fs::rename(dir.path().join("other"), &target).unwrap();
+    assert_eq!(new.persist().unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(fs::read(&target).unwrap(), b"other");
+    assert_eq!(names(dir.path()), ["disk.raw"]);
+}
+
+/// Everything goes through one descriptor of the directory: what takes its name meanwhile is left alone.
+#[test]
+fn a_directory_that_is_renamed_keeps_its_new_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, moved) = (dir.path().join("first"), dir.path().join("moved"));
+    fs::create_dir(&first).unwrap();
+    let new = NewFile::create(first.join("disk"), Existing::Refuse, &FileOptions::new()).unwrap();
+    fs::rename(&first, &moved).unwrap();
+    fs::create_dir(&first).unwrap();
+    new.persist().unwrap();
+    assert_eq!((names(&first).len(), names(&moved)), (0, vec!["disk".to_owned()]));
+}
+
+#[test]
+fn what_fails_after_the_file_was_created_leaves_none() {
+    let dir = tempfile::tempdir().unwrap();
+    // No program may use direct I/O on this filesystem, which is found out after creating.
+    let direct = FileOptions::new().direct(true);
+    for path in [dir.path().join("disk"), Path::new("/dev/shm").join(format!("bm-{}", std::process::id()))] {
+        let made = NewFile::create(&path, Existing::Refuse, &direct);
+        drop(made);
+        let left = names(path.parent().unwrap());
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(!left.iter().any(|left| left.contains(name)), "{left:?}");
+    }
 }
