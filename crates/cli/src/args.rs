@@ -9,6 +9,7 @@ mod copy;
 mod ctl;
 mod daemon;
 mod look;
+mod target;
 
 use blockmirror_image::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
@@ -25,6 +26,7 @@ pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use look::{CompareArgs, InfoArgs, MapArgs};
+pub(crate) use target::TargetArgs;
 
 /// Columns of the help where there is no terminal to fit.
 pub(crate) const HELP_WIDTH: usize = 100;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Format, ImageInfo, NewImage, OpenOptions, directory_of, join_name,
-    option_help,
+    CreateSettings, CreateSpec, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage, directory_of,
+    join_name, option_help,
 };
 
 use crate::access;
@@ -14,6 +14,7 @@ use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
+use crate::target::note_targets;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
@@ -34,14 +35,19 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         .or(backing_size)
         .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
     let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, OsStr::new(name)));
-    let mut spec = CreateSpec::new(args.format, size, settings).lock(access::lock(args.lock));
+    let space = settings.preallocation.is_some_and(Preallocation::takes_space).then_some(size);
+    let mut spec = CreateSpec::new(args.format, size, settings)
+        .target(args.existing.options(space))
+        .lock(access::lock(args.lock));
     // A directory that is not there holds nothing to look at.
     if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {
         spec = spec.policy(access::policy_with(&backing, &args.allow_backing)?);
     }
     check_spec(&spec, path)?;
     let interrupt = Interrupt::watch()?;
-    let new = NewImage::create(path, &spec)?;
+    let prepared = PreparedImage::new(path, &spec)?;
+    note_targets(console, &prepared, args.existing.clean);
+    let new = prepared.write()?;
     if interrupt.requested() {
         let message = format_args!("create: {}: interrupted", path.display());
         return Err(Failure::failed(message).exit(interrupt.exit()));

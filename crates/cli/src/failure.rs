@@ -84,6 +84,8 @@ impl From<blockmirror_image::Error> for Failure {
                 ReferenceRefusal::Guessed => Some("-O says the format".to_owned()),
                 _ => None,
             },
+            Error::TargetUnclear { .. } => Some("--in-place writes into it, --atomic replaces it".to_owned()),
+            Error::Block(error) if is_claimed(error) => Some("--force writes to it all the same".to_owned()),
             Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),
             // Another user of the image is of another kind.
             Error::Block(error) if error.operation() == "lock" && error.kind() == ErrorKind::Io => {
@@ -96,6 +98,13 @@ impl From<blockmirror_image::Error> for Failure {
             None => Self::failed(error),
         }
     }
+}
+
+/// Whether a block device was refused because it is mounted or held.
+fn is_claimed(error: &blockmirror_block::Error) -> bool {
+    use std::error::Error as _;
+    let system = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    system.is_some_and(|source| source.kind() == io::ErrorKind::ResourceBusy)
 }
 
 impl From<blockmirror_block::Error> for Failure {

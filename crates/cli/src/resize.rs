@@ -22,6 +22,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
         .format(args.format)
         .writable(true)
         .lock(access::lock(args.lock))
+        .claim(!args.force)
         .policy(access::policy_with(&args.file, &args.allow_backing)?)
         .open(&args.file)?;
     for note in image.notes() {

@@ -1,19 +1,20 @@
 //! The target of a copy: an existing image, or a new one and what it is to be made like.
 
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, Image, LockMode, NbdOptions, NewImage, OpenOptions,
-    ReferencePolicy, Role, directory_of, is_uri, join_name,
+    CreateSettings, CreateSpec, Decision, Error, Format, Image, InPlace, LockMode, NbdOptions, NewImage,
+    OpenOptions, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile, directory_of,
+    join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
 use crate::access;
-use crate::args::CopyArgs;
+use crate::args::{CopyArgs, TargetArgs};
 use crate::console::Console;
 use crate::create::{check_backing, check_spec, set_once};
 use crate::failure::{Failure, Outcome};
@@ -25,6 +26,7 @@ pub(crate) struct TargetSpec {
     policy: ReferencePolicy,
     nbd: NbdOptions,
     lock: LockMode,
+    existing: TargetArgs,
 }
 
 enum Kind {
@@ -85,14 +87,21 @@ impl TargetSpec {
                 Some(_) => source_policy,
                 None => access::policy(path, &args.access)?,
             };
-            let spec = CreateSpec::new(format, source.device().len(), settings)
+            let len = source.device().len();
+            let space = match settings.preallocation.is_some_and(Preallocation::takes_space) {
+                true => Some(len),
+                // No more than the disk has, whatever the files below it hold.
+                false => source.allocated_bytes().map(|bytes| bytes.min(len)),
+            };
+            let spec = CreateSpec::new(format, len, settings)
+                .target(args.existing.options(space))
                 .policy(policy.clone())
                 .lock(lock)
                 .nbd(nbd);
             check_spec(&spec, path)?;
             (Kind::New { spec, backing }, policy)
         };
-        Ok(Self { path: path.clone(), kind, policy, nbd, lock })
+        Ok(Self { path: path.clone(), kind, policy, nbd, lock, existing: args.existing })
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
@@ -104,10 +113,10 @@ impl TargetSpec {
             }
             Kind::New { spec, backing } => {
                 // What will be replaced must be a file that can be written and is not in use, or what is written in place.
-                let in_place = is_uri(&self.path) || is_block_device(&self.path);
-                let writable = !in_place;
-                let replaced = (in_place || fs::symlink_metadata(&self.path).is_ok())
-                    .then(|| self.open_options().format(Format::Raw).writable(writable).open(&self.path))
+                let decided = TargetFile::decide(&self.path, spec.target_options())?;
+                let in_place = matches!(decided, Decision::InPlace(InPlace::BlockDevice));
+                let replaced = (decided != Decision::Create)
+                    .then(|| self.open_options().format(Format::Raw).writable(!in_place).open(&self.path))
                     .transpose()?;
                 let backing =
                     backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
@@ -137,7 +146,9 @@ impl TargetSpec {
                 Ok(Target { image, new: None })
             }
             Kind::New { spec, .. } => {
-                let new = NewImage::create(&self.path, spec)?;
+                let prepared = PreparedImage::new(&self.path, spec)?;
+                note_targets(console, &prepared, self.existing.clean);
+                let new = prepared.write()?;
                 let image = new.open(&self.open_options())?;
                 Ok(Target { image, new: Some(new) })
             }
@@ -153,11 +164,15 @@ impl TargetSpec {
     /// Opens for reading what the new target will stand on.
     fn open_backing(&self, name: &str, format: Option<Format>) -> Outcome<Image> {
         let found = self.policy.resolve(&self.path, Role::Backing, name.as_ref()).map_err(Error::from)?;
-        Ok(self.open_options().format(format).open_found(&found)?)
+        Ok(self.open_options().claim(false).format(format).open_found(&found)?)
     }
 
     fn open_options(&self) -> OpenOptions {
-        OpenOptions::new().policy(self.policy.clone()).lock(self.lock).nbd(self.nbd)
+        OpenOptions::new()
+            .policy(self.policy.clone())
+            .lock(self.lock)
+            .nbd(self.nbd)
+            .claim(!self.existing.force)
     }
 }
 
@@ -251,6 +266,25 @@ pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> Refer
     policy
 }
 
-fn is_block_device(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
+/// Says how the files of a new image are written where that is not as usual, and what earlier runs left.
+pub(crate) fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'_>, clean: bool) {
+    for target in prepared.targets() {
+        let name = target.name();
+        if let Some(why) = target.in_place() {
+            let why = match why {
+                InPlace::Asked => String::new(),
+                why => format!(" ({why})"),
+            };
+            let meanwhile = match prepared.format() {
+                Format::Qcow2 => "until it is complete it opens nowhere",
+                _ => "a failure leaves it unusable",
+            };
+            console.note(format_args!("{name}: written in place{why}: {meanwhile}"));
+        }
+        for left in target.leftovers() {
+            let (path, size) = (left.path().display(), human_size(left.allocated()));
+            let what = if clean { "has been removed" } else { "stays; --clean removes it" };
+            console.note(format_args!("{name}: {path} of an interrupted run ({size}) {what}"));
+        }
+    }
 }

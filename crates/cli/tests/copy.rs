@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[path = "copy/targets.rs"]
+mod targets;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -77,6 +77,11 @@ impl CreateSpec {
         self
     }
 
+    /// What [`target`](Self::target) has set.
+    pub fn target_options(&self) -> &TargetOptions {
+        &self.target
+    }
+
     /// How an NBD server is connected to, if the image is to be made in an export.
     #[cfg(feature = "nbd")]
     #[must_use]
@@ -191,7 +196,12 @@ impl<'a> PreparedImage<'a> {
         Ok(Self { path, spec, file, data })
     }
 
-    /// The image and its data file.
+    /// The format that the image will have.
+    pub fn format(&self) -> Format {
+        self.spec.format
+    }
+
+    /// What the image and its data file will be written into.
     pub fn targets(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.file).chain(&self.data)
     }

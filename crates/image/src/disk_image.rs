@@ -24,6 +24,7 @@ pub struct Image {
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
+    pub(crate) allocated: Option<u64>,
 }
 
 /// The layer below an image.
@@ -95,6 +96,11 @@ impl Image {
     /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.
     pub fn writes_into(&self, other: &Image) -> bool {
         self.files.iter().take(self.own_files).any(|id| other.files.contains(id))
+    }
+
+    /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them does not tell.
+    pub fn allocated_bytes(&self) -> Option<u64> {
+        self.allocated
     }
 
     /// What its owner should know.

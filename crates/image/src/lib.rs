@@ -54,8 +54,9 @@ pub mod size;
 mod target;
 
 pub use blockmirror_file::LockMode;
-pub use chain::check_backing;
 pub use blockmirror_file::{Decision, InPlace, Leftover, Replacement, Surprise, TargetOptions};
+pub use blockmirror_qcow2::Preallocation;
+pub use chain::check_backing;
 pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, Image, Note};

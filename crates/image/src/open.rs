@@ -308,6 +308,8 @@ impl Descent<'_> {
     fn build(self, top: Layer, lower: Vec<Layer>, own_files: usize) -> Result<Image> {
         let mut device: Option<Arc<dyn BlockDevice>> = None;
         let mut backing = None;
+        let allocated =
+            lower.iter().chain([&top]).try_fold(0_u64, |sum, layer| sum.checked_add(layer.allocated()?));
         for layer in lower.into_iter().rev() {
             device = Some(layer.device(device)?);
             backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
@@ -320,11 +322,18 @@ impl Descent<'_> {
             files: self.files,
             own_files,
             notes: self.notes,
+            allocated,
         })
     }
 }
 
 impl Layer {
+    /// Bytes of storage that it occupies, if its files tell.
+    fn allocated(&self) -> Option<u64> {
+        let of = |storage: &Arc<dyn Storage>| storage.allocated_bytes().ok().flatten();
+        of(&self.storage)?.checked_add(self.data.as_ref().map_or(Some(0), of)?)
+    }
+
     fn device(&self, below: Option<Arc<dyn BlockDevice>>) -> Result<Arc<dyn BlockDevice>> {
         let storage = Arc::clone(&self.storage);
         match self.format {

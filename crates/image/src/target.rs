@@ -89,9 +89,14 @@ impl Target {
         &self.leftovers
     }
 
-    /// Whether all of it reads as zeros once its length has been set to 0 and back.
+    /// Whether an empty raw image in it reads as zeros: it can be cut to no length and grown again.
     pub(crate) fn can_be_emptied(&self) -> bool {
-        !self.place.storage().info().fixed_len
+        !self.storage().info().fixed_len
+    }
+
+    /// Its name in messages.
+    pub fn name(&self) -> String {
+        self.storage().name().to_owned()
     }
 
     /// Marks it as an unfinished qcow2 image if it is written in place.

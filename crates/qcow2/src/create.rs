@@ -50,6 +50,11 @@ pub enum Preallocation {
 }
 
 impl Preallocation {
+    /// Whether the whole disk takes space from the beginning.
+    pub const fn takes_space(self) -> bool {
+        matches!(self, Self::Falloc | Self::Full)
+    }
+
     /// The value of `-o preallocation`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use blockmirror_image::Format;
 use blockmirror_image::size::{SizeError, parse_size};
 use clap::Args;
 
-use super::{LockArgs, size};
+use super::{LockArgs, TargetArgs, size};
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -59,6 +59,9 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) no_look: bool,
 
+    #[command(flatten)]
+    pub(crate) existing: TargetArgs,
+
     /// Print nothing but errors
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
@@ -91,6 +94,10 @@ pub(crate) struct ResizeArgs {
     /// Accepted as in qemu-img, for `off`
     #[arg(long, value_name = "MODE")]
     pub(crate) preallocation: Option<String>,
+
+    /// Write to a block device although it is mounted or held
+    #[arg(long)]
+    pub(crate) force: bool,
 
     /// Also open backing and data files in this directory or below it; so does BLOCKMIRROR_ALLOW_BACKING
     #[arg(long, value_name = "DIR")]

@@ -7,7 +7,7 @@ use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
-use super::{AccessArgs, OutputArgs, ProgressArgs, size};
+use super::{AccessArgs, OutputArgs, ProgressArgs, TargetArgs, size};
 
 pub(super) const MIRROR_EXAMPLES: &str = "\
 Examples:
@@ -80,8 +80,10 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'F', long, value_name = "FMT", requires = "backing", help_heading = "Target")]
     pub(crate) backing_format: Option<Format>,
 
-    /// Write into the target, which exists already and has the size of the source
-    #[arg(short = 'n', long, help_heading = "Target", conflicts_with_all = ["target_options", "backing"])]
+    /// Write into the target, which exists already and is not shorter than the source; what lies past the source's end
+    /// stays as it is
+    #[arg(short = 'n', long, help_heading = "Target")]
+    #[arg(conflicts_with_all = ["target_options", "backing", "in_place", "atomic", "clean"])]
     pub(crate) no_create: bool,
 
     /// With -n: the target is named by options, as with --image-opts
@@ -91,6 +93,9 @@ pub(crate) struct CopyArgs {
     /// Take it from the caller that all of the target reads as zeros
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_is_zero: bool,
+
+    #[command(flatten)]
+    pub(crate) existing: TargetArgs,
 
     /// Bytes per bit of the dirty bitmap: a power of two from 512 to 64M [default: the target's cluster
     /// size, between 4K and 64K; 64K if it has no clusters]

@@ -1,0 +1,37 @@
+//! Options about the target file of the commands that make an image: `create`, `mirror`, `convert`.
+
+use blockmirror_image::{Replacement, TargetOptions};
+use clap::Args;
+
+/// How a target that is there already is treated.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// Write into an existing file, which a failure leaves unusable
+    #[arg(long, help_heading = "Existing targets", conflicts_with = "atomic")]
+    pub(crate) in_place: bool,
+
+    /// Replace an existing file at once when the new one is whole, or fail. By default it is replaced where that loses
+    /// nothing, and written in place where it would
+    #[arg(long, help_heading = "Existing targets")]
+    pub(crate) atomic: bool,
+
+    /// Write to a block device although it is mounted or held
+    #[arg(long, help_heading = "Existing targets")]
+    pub(crate) force: bool,
+
+    /// Remove temporary files that interrupted runs left for the same target
+    #[arg(long, help_heading = "Existing targets")]
+    pub(crate) clean: bool,
+}
+
+impl TargetArgs {
+    /// The same for the library; the new contents take about `space` bytes.
+    pub(crate) fn options(self, space: Option<u64>) -> TargetOptions {
+        let replacement = match (self.atomic, self.in_place) {
+            (true, _) => Replacement::Atomic,
+            (false, true) => Replacement::InPlace,
+            (false, false) => Replacement::Auto,
+        };
+        TargetOptions::new().replacement(replacement).space(space).force(self.force).clean(self.clean)
+    }
+}
