@@ -88,6 +88,8 @@ pub(crate) struct ChildLink {
     pub(crate) tap: Option<Arc<Tap>>,
     /// What the format lives in.
     pub(crate) storage: Option<Arc<dyn Storage>>,
+    /// It is what a filter needs and shares besides what its users do.
+    pub(crate) claim: bool,
 }
 
 impl Opened {
@@ -201,6 +203,7 @@ impl Child {
             edge: None,
             tap: None,
             storage: self.storage.clone(),
+            claim: false,
         }
     }
 
@@ -215,6 +218,7 @@ impl Child {
             edge: None,
             tap: Some(Arc::clone(&self.tap)),
             storage: None,
+            claim: false,
         }
     }
 
@@ -228,6 +232,7 @@ impl Child {
             edge: Some(edge),
             tap: None,
             storage: None,
+            claim: false,
         }
     }
 }
@@ -320,7 +325,10 @@ impl Daemon {
         graph.insert(node);
         let linked = opened.children.iter().try_for_each(|child| {
             graph.check_holds(child)?;
-            let holder = Holder::Node { name: name.to_owned(), role: child.role };
+            let holder = match child.claim {
+                true => Holder::Claim { name: name.to_owned() },
+                false => Holder::Node { name: name.to_owned(), role: child.role },
+            };
             let id = graph.attach(&child.node, holder, child.needs, child.shares)?;
             if let Some(edge) = &child.edge {
                 graph.hold_edge(id, edge);

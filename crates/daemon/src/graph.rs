@@ -250,7 +250,10 @@ impl Graph {
         let Some(node) = self.nodes.remove(name) else { return };
         gone.push(node);
         self.uses.retain(|_, u| {
-            let held = matches!(&u.holder, Holder::Node { name: parent, .. } if parent == name);
+            let (Holder::Node { name: parent, .. } | Holder::Claim { name: parent }) = &u.holder else {
+                return true;
+            };
+            let held = parent == name;
             if held {
                 candidates.push(u.node.clone());
             }

@@ -41,6 +41,9 @@ pub(crate) use crate::graph::close;
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
 
+/// The number of the next job.
+static NEXT_JOB: AtomicU64 = AtomicU64::new(0);
+
 /// What is said of a job that was cancelled.
 pub(crate) const CANCELLED: &str = "Operation canceled";
 
@@ -94,6 +97,8 @@ pub(crate) struct Job {
     pub(crate) kind: &'static str,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
+    /// Order of appearance.
+    number: u64,
     steer: Box<dyn Steer>,
     speed: AtomicU64,
     reported: Mutex<Reported>,
@@ -146,12 +151,14 @@ impl Jobs {
 
     /// The answer of `query-jobs`.
     pub(crate) fn infos(&self) -> Vec<Value> {
-        self.0.lock().values().map(|job| job.info()).collect()
+        let table = self.0.lock();
+        youngest_first(&table).map(|job| job.info()).collect()
     }
 
     /// The answer of `query-block-jobs`.
     pub(crate) fn block_infos(&self) -> Vec<Value> {
-        self.0.lock().values().filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
+        let table = self.0.lock();
+        youngest_first(&table).filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
     }
 
     /// The job `id`, in the words of the commands `job-*`.
@@ -177,6 +184,12 @@ impl Jobs {
             job.wait_for(|state| matches!(state, JobState::Concluded | JobState::Null), until);
         }
     }
+}
+
+fn youngest_first(table: &BTreeMap<String, Arc<Job>>) -> impl Iterator<Item = &Arc<Job>> {
+    let mut jobs: Vec<_> = table.values().collect();
+    jobs.sort_by_key(|job| std::cmp::Reverse(job.number));
+    jobs.into_iter()
 }
 
 impl Job {
@@ -318,6 +331,7 @@ impl Daemon {
             kind: options.kind,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
+            number: NEXT_JOB.fetch_add(1, Ordering::Relaxed),
             steer,
             speed: AtomicU64::new(options.speed),
             reported: Mutex::new(Reported { state: JobState::Created, error: None }),
@@ -381,6 +395,7 @@ impl Daemon {
             Event::Completed { error } => {
                 let mut data = job.event_data();
                 if let Some(error) = error {
+                    let error = reported.error.take().unwrap_or(error);
                     data["error"] = json!(error);
                     reported.error = Some(error);
                 }
@@ -394,14 +409,14 @@ impl Daemon {
                     self.emit(&events::BLOCK_JOB_CANCELLED, job.event_data());
                 }
             }
-            Event::Error { operation, action, .. } => {
+            Event::Error { operation, action, message, .. } => {
                 let action = match action {
                     ErrorAction::Report => "report",
                     ErrorAction::Stop => "stop",
                     // What was tried too often is left out, under the policy that says to go on.
                     ErrorAction::Ignore | ErrorAction::GiveUp => "ignore",
                 };
-                let data = json!({"device": job.id, "operation": operation.to_string(), "action": action});
+                let data = json!({"device": job.id, "operation": operation.to_string(), "action": action, "message": message});
                 self.emit(&events::BLOCK_JOB_ERROR, data);
             }
             other => mirror::tell(self, job, &other),
@@ -473,6 +488,16 @@ impl Daemon {
         let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();
         close(gone);
     }
+}
+
+/// Why a job failed at a device, as scripts know it; the details were in `BLOCK_JOB_ERROR`.
+fn system_words(kind: blockmirror_block::ErrorKind) -> Option<&'static str> {
+    use blockmirror_block::ErrorKind;
+    Some(match kind {
+        ErrorKind::Io => "Input/output error",
+        ErrorKind::NoSpace => "No space left on device",
+        _ => return None,
+    })
 }
 
 fn no_block_job(id: &str) -> QmpError {

@@ -46,6 +46,14 @@ impl MirrorControl {
         })
     }
 
+    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure) tells.
+    pub fn device_failure(&self) -> Option<blockmirror_block::ErrorKind> {
+        self.engine.with_core(Wake::None, |core, _| match core.failure() {
+            Some(Error::Source(error) | Error::Target(error)) => Some(error.kind()),
+            _ => None,
+        })
+    }
+
     /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
         self.engine.with_core(Wake::None, |core, _| core.take_events())

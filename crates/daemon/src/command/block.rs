@@ -104,7 +104,8 @@ pub(super) const AUTO_FINALIZE: Member =
 pub(super) const AUTO_DISMISS: Member =
     opt("auto-dismiss", BOOL, "whether it vanishes without `job-dismiss`").default("true");
 pub(super) const REPLACES: Member =
-    opt("replaces", STR, "refused unless it is the device").default("the device");
+    opt("replaces", STR, "the node whose users go over: the device, or one below filters on it")
+        .default("the device");
 pub(super) const UNMAP: Member = opt("unmap", BOOL, "whether zeros may give space back").default("true");
 pub(super) const TARGET_IS_ZERO: Member = opt(
     "target-is-zero",
@@ -148,7 +149,7 @@ static BLOCKDEV_MIRROR: Command = Command::new(
     BLOCKDEV_MIRROR_MEMBERS,
 )
 .differs(
-    "no node is put in front of the device, `replaces` names nothing but the device, what is in flight is tracked by bytes \
+    "no node is put in front of the device, `replaces` names the device or what filters below it stand on, what is in flight is tracked by bytes \
      and not by granules, dirty bitmaps go with the users to the target and join those there, and a granule of which a few \
      bytes were written is copied in units of 4 KiB",
 );

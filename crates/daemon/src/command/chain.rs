@@ -123,8 +123,28 @@ fn not_both(args: &Args, one: &str, other: &str) -> Reply<()> {
 
 /// The image of the chain below `device` that has the file name `file`.
 fn by_file<'a>(graph: &'a Graph, device: &'a str, file: &str) -> Reply<&'a Node> {
-    let found = graph.chain(device).into_iter().skip(1).find(|node| node.is_called(file));
+    let chain = graph.chain(device);
+    let found = (1..chain.len()).find(|index| is_called(&chain, *index, file)).map(|index| chain[index]);
     found.ok_or_else(|| QmpError::generic(format!("Can't find '{file}' in the backing chain")))
+}
+
+/// Whether `file` means the image number `index` of a chain: it is its own name, or leads to it from the image above, whose
+/// header may call it so.
+fn is_called(chain: &[&Node], index: usize, file: &str) -> bool {
+    let node = chain[index];
+    if node.is_called(file) {
+        return true;
+    }
+    // Filters have no headers.
+    let Some(above) = chain[..index].iter().rev().find(|above| !above.is_filter()) else { return false };
+    let header = above.qcow2.as_ref().map(|image| image.header());
+    let by_header =
+        header.as_ref().and_then(|header| header.backing.as_ref()).map(|backing| backing.name.as_path());
+    let leads_there = || {
+        let named = blockmirror_image::join_name(above.path.as_deref()?, std::ffi::OsStr::new(file))?;
+        Some(node.is_called(named.to_str()?))
+    };
+    by_header.is_some_and(|name| name == std::path::Path::new(file)) || leads_there() == Some(true)
 }
 
 /// `block-stream`.
@@ -183,7 +203,7 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> 
                 .map(|position| position + from)
                 .ok_or_else(|| QmpError::generic(format!("'{name}' is not in this backing file chain")))
         };
-        let named = |file: &str| chain.iter().position(|node| node.is_called(file));
+        let named = |file: &str| (0..chain.len()).find(|index| is_called(&chain, *index, file));
         let top = match (args.opt_str("top-node")?, args.opt_str("top")?) {
             (Some(name), _) => in_chain(name, 0)?,
             (None, Some(file)) => {

@@ -97,7 +97,12 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         drop(graph);
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
     };
-    daemon.check_mirror_source(&request.source)?;
+    daemon.check_mirror_source(&request.source, request.below_filters)?;
+    if request.below_filters && !args.has("node-name") {
+        return Err(QmpError::generic(
+            "a node-name must be provided when replacing a named node of the graph",
+        ));
+    }
     // Before a file is made.
     daemon.jobs.check_id(&request.job.id)?;
     let format = match args.opt_str("format")? {

@@ -239,6 +239,7 @@ pub(crate) static BLOCK_JOB_ERROR: Event = Event::new(
         req("device", STR, "the job"),
         req("operation", Type::Enum(&OPERATION), "which side"),
         req("action", Type::Enum(&ACTION), "what happens now"),
+        opt("message", STR, "the failure with operation, file and offset, for people").ours(),
     ],
 );
 /// A mirror in auto mode goes about it in another way.

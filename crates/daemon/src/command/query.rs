@@ -73,7 +73,7 @@ static NODE_INFO: Object = Object::new(
         req("image", Type::Object(&IMAGE_INFO), "the image"),
         req("cache", Type::Object(&CACHE_INFO), "how the host's cache is used"),
         req("write_threshold", INT, "0"),
-        opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps"),
+        opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps, youngest first"),
     ],
 )
 .differs("limits with bursts are told of throttle groups only, and snapshots inside an image not at all");
@@ -189,7 +189,8 @@ fn describe(graph: &Graph, node: &Node, flat: bool) -> Value {
         }),
     };
     info["image"] = image;
-    let bitmaps = node.tap.bitmaps();
+    let mut bitmaps = node.tap.bitmaps();
+    bitmaps.sort_by_key(|bitmap| std::cmp::Reverse(bitmap.number));
     if !bitmaps.is_empty() {
         info["dirty-bitmaps"] = bitmaps
             .iter()

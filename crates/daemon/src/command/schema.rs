@@ -254,6 +254,17 @@ static SET_STATE: Object = Object::new(
     ],
 );
 
+static PERMISSION: Enum = Enum::new(
+    "BlockPermission",
+    "What a user of a node may do with it.",
+    &[
+        value("consistent-read", "read what was written"),
+        value("write", "write"),
+        value("write-unchanged", "write what is read there already"),
+        value("resize", "make it longer or shorter"),
+    ],
+);
+
 static BLKDEBUG: Object = Object::new(
     "BlockdevOptionsBlkdebug",
     "Faults on purpose.",
@@ -268,12 +279,19 @@ static BLKDEBUG: Object = Object::new(
         opt("max-discard", SIZE, "longest discard"),
         opt("inject-error", Type::Array(&Type::Object(&INJECT_ERROR)), "rules that fail requests"),
         opt("set-state", Type::Array(&Type::Object(&SET_STATE)), "rules that change the state"),
+        opt(
+            "take-child-perms",
+            Type::Array(&Type::Enum(&PERMISSION)),
+            "what it needs of the node besides what its users do",
+        ),
+        opt(
+            "unshare-child-perms",
+            Type::Array(&Type::Enum(&PERMISSION)),
+            "what no other user of the node may do",
+        ),
     ],
 )
-.differs(
-    "the node makes its events itself, at each request; those of metadata are known and never happen. `take-child-perms` and \
-     `unshare-child-perms` are not there",
-);
+.differs("the node makes its events itself, at each request; those of metadata are known and never happen");
 
 /// A node to be opened.
 pub(crate) static BLOCKDEV_OPTIONS: Object = Object::union(

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
 use blockmirror_mirror::Tap;
@@ -43,13 +42,13 @@ pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
 
 static SNAPSHOT: Command =
     Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS)
-        .differs("dirty bitmaps go with the users to the overlay");
+        .differs("a dirty bitmap that is exported goes with the users to the overlay");
 static SNAPSHOT_SYNC: Command = Command::new(
     "blockdev-snapshot-sync",
     "Makes an overlay on a node and moves the node's users to it.",
     &SNAPSHOT_SYNC_MEMBERS,
 )
-.differs("dirty bitmaps go with the users to the overlay");
+.differs("a dirty bitmap that is exported goes with the users to the overlay");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
@@ -78,8 +77,6 @@ pub(super) struct Snapshot {
     made: Option<Made>,
     /// The overlay's node was opened for it.
     opened: bool,
-    /// Bitmaps of the overlay that the node had none like, as they were, and whether they record.
-    bitmaps: Vec<(String, DirtyBitmap, bool)>,
 }
 
 impl Snapshot {
@@ -104,7 +101,11 @@ impl Snapshot {
             (Arc::clone(&overlay.tap), Arc::clone(&node.device))
         };
         let mut drained = tap.drain();
+        // Those of the overlay stay with it, in its length.
+        let of_overlay = Tap::new(tap.device());
+        tap.give_bitmaps(&of_overlay);
         if let Err(error) = drained.replace(Arc::clone(&device) as _) {
+            tap.take_bitmaps(&of_overlay, false);
             let text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
             let _ = self.keep();
             return Err(QmpError::generic(text));
@@ -116,14 +117,8 @@ impl Snapshot {
                 node.read_only = self.was_read_only;
             }
             graph.pivot(&self.overlay, &self.node, &[], false);
-            if let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) {
-                for (name, mut bitmap, records) in self.bitmaps {
-                    // One that is in use by now stays where the guest is.
-                    if let Ok(since) = node.tap.remove_bitmap(&name) {
-                        bitmap.merge(&since);
-                        let _ = overlay.tap.adopt_bitmap(&name, bitmap, records);
-                    }
-                }
+            if let Some(overlay) = graph.get(&self.overlay) {
+                overlay.tap.take_bitmaps(&of_overlay, false);
             }
             let image = graph.get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
             let mut gone = Vec::new();
@@ -229,7 +224,11 @@ impl Daemon {
         below.flush().map_err(failed)?;
         let edge = edge_to(&below);
         image.replace_backing(Some(Arc::clone(&edge) as _));
+        // Bitmaps stay with the node.
+        let of_node = Tap::new(Arc::clone(&below) as _);
+        tap.give_bitmaps(&of_node);
         if let Err(error) = drained.replace(above) {
+            tap.take_bitmaps(&of_node, false);
             image.replace_backing(None);
             return Err(failed(error));
         }
@@ -239,8 +238,10 @@ impl Daemon {
         if let Some(base) = graph.get_mut(node) {
             base.read_only = true;
         }
-        let bitmaps = own_bitmaps(&graph, overlay, node);
         graph.pivot(node, overlay, &[], false);
+        if let Some(base) = graph.get(node) {
+            base.tap.take_bitmaps(&of_node, false);
+        }
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Checked before, when the users were on the node.
         let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
@@ -251,7 +252,6 @@ impl Daemon {
             was_read_only,
             made: None,
             opened: false,
-            bitmaps,
         })
     }
 }
@@ -259,17 +259,6 @@ impl Daemon {
 fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
     tap.drain_for(HOLD_LIMIT)
         .ok_or_else(|| QmpError::generic("A write of a guest does not end: the snapshot was given up"))
-}
-
-/// Bitmaps of `overlay` of whose name `node` has none.
-fn own_bitmaps(graph: &Graph, overlay: &str, node: &str) -> Vec<(String, DirtyBitmap, bool)> {
-    let (Some(overlay), Some(node)) = (graph.get(overlay), graph.get(node)) else { return Vec::new() };
-    let others = node.tap.bitmaps();
-    let own = overlay.tap.bitmaps().into_iter();
-    own.filter(|own| others.iter().all(|other| other.name != own.name))
-        .filter_map(|info| Some((overlay.tap.bitmap(&info.name).ok()?, info)))
-        .map(|(bitmap, info)| (info.name, bitmap, info.enabled))
-        .collect()
 }
 
 /// Refuses nodes whose users cannot be moved.

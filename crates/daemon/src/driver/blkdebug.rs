@@ -5,11 +5,13 @@ use std::sync::Arc;
 use blockmirror_filter::{
     BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType, SetState,
 };
+use blockmirror_image_lock::Permission;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
-use super::{Opened, Opening, failed, system_text};
+use super::{ChildLink, Opened, Opening, failed, system_text};
 use crate::Reply;
+use crate::graph::{ALL_PERMS, Perms};
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let inherited = opening.common.for_file();
@@ -21,7 +23,13 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         Some(storage) => Some(Arc::new(BlkdebugStorage::new(storage, options).map_err(failed)?) as _),
         None => None,
     };
-    let children = vec![image.filter_link("image", read_only)];
+    let mut children = vec![image.filter_link("image", read_only)];
+    let (needs, unshared) = (perms(args, "take-child-perms")?, perms(args, "unshare-child-perms")?);
+    if needs != Perms::NONE || unshared != Perms::NONE {
+        let shares = ALL_PERMS.iter().filter(|perm| !unshared.contains(*perm));
+        let shares = shares.fold(Perms::NONE, Perms::with);
+        children.push(ChildLink { needs, shares, claim: true, ..image.filter_link("image", true) });
+    }
     Ok(Opened { storage, path: image.path, read_only, children, ..Opened::leaf(device, image.filename) })
 }
 
@@ -61,6 +69,20 @@ fn options(args: &Args) -> Reply<BlkdebugOptions> {
     options.opt_discard = size("opt-discard")?;
     options.max_discard = size("max-discard")?;
     Ok(options)
+}
+
+/// The permissions that the member `name` lists.
+fn perms(args: &Args, name: &str) -> Reply<Perms> {
+    let list = args.get(name).and_then(Value::as_array).into_iter().flatten();
+    list.filter_map(Value::as_str).try_fold(Perms::NONE, |perms, perm| {
+        Ok(perms.with(match perm {
+            "consistent-read" => Permission::ConsistentRead,
+            "write" => Permission::Write,
+            "write-unchanged" => Permission::WriteUnchanged,
+            "resize" => Permission::Resize,
+            other => return known(name, other, None),
+        }))
+    })
 }
 
 fn rules(args: &Args, name: &str) -> Vec<Args> {

@@ -48,11 +48,7 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) ->
         ErrorKind::PermissionDenied => {
             QmpError::generic(format!("Could not open '{filename}': Permission denied"))
         }
-        // What a client shares it asks the system for in the same words.
-        ErrorKind::Locked if read_only => {
-            QmpError::generic(format!("Failed to get shared \"write\" lock: {error}"))
-        }
-        ErrorKind::Locked => QmpError::generic(format!("Failed to get \"write\" lock: {error}")),
+        ErrorKind::Locked => is_locked(&error, !read_only, &filename),
         _ => failed(error),
     })?);
     let device = disk(&storage)?;
@@ -81,6 +77,15 @@ fn check_kind(found: &PathHandle, path: &Path, host_device: bool) -> Reply<()> {
         _ => return Ok(()),
     };
     Err(QmpError::generic(text))
+}
+
+/// Another user of the file keeps this one out, in the words that scripts know.
+pub(super) fn is_locked(error: &blockmirror_block::Error, writes: bool, filename: &str) -> QmpError {
+    // What a client shares it asks the system for in the same words.
+    let shared = if writes { "" } else { "shared " };
+    QmpError::generic(format!(
+        "Failed to get {shared}\"write\" lock: {error}. Is another process using the image [{filename}]?"
+    ))
 }
 
 /// The file as a disk, with what it can do at present.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_block::BlockDevice;
+use blockmirror_block::{BlockDevice, ErrorKind};
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
@@ -91,17 +91,21 @@ impl Daemon {
     }
 
     fn turn_writable(&self, name: &str) -> Reply<()> {
-        let (front, file, image, bytes) = {
+        let (front, file, image, bytes, filename) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
             let child = |role: &str| graph.children(name).find(|(r, _)| *r == role).map(|(_, child)| child);
             let data = child("data-file").and_then(|data| data.storage.clone());
             let bytes = child("file").filter(|_| node.driver == "raw" && node.path.is_some());
             let bytes = bytes.and_then(|below| Some((node.storage.clone()?, Arc::clone(&below.tap))));
-            (Arc::clone(&node.device), node.file.clone(), ForWriting::new(node, data), bytes)
+            let image = ForWriting::new(node, data);
+            (Arc::clone(&node.device), node.file.clone(), image, bytes, node.filename.clone())
         };
         if let Some(file) = &file {
-            file.set_writable(true).map_err(failed)?;
+            file.set_writable(true).map_err(|error| match error.kind() {
+                ErrorKind::Locked => file::is_locked(&error, true, &filename),
+                _ => failed(error),
+            })?;
         }
         let disk = || -> Reply<_> {
             let image = image.map(ForWriting::open).transpose()?;

@@ -26,9 +26,13 @@ impl Graph {
         self.children(name).find(|(role, _)| *role == "backing").map(|(_, node)| node)
     }
 
-    /// The node `name` and the backing files below it, from the top.
+    /// The node `name` and the backing files below it, from the top, with the filters that stand before them.
     pub(crate) fn chain<'a>(&'a self, name: &'a str) -> Vec<&'a Node> {
-        std::iter::successors(self.get(name), |node| self.backing_of(&node.name)).collect()
+        let below = |node: &&'a Node| match node.is_filter() {
+            true => self.children(&node.name).next().map(|(_, child)| child),
+            false => self.backing_of(&node.name),
+        };
+        std::iter::successors(self.get(name), below).collect()
     }
 
     /// Whether `below` is `above` or something that it stands on, in whatever role.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use blockmirror_block::BlockDevice;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Graph, Node, Use, UseId};
+use super::{Graph, Holder, Node, Use, UseId};
 use crate::Reply;
 use crate::daemon::Daemon;
 
@@ -64,7 +64,8 @@ impl Graph {
     pub(super) fn check_use(&self, name: &str, new: &Use, except: Option<UseId>) -> Reply<()> {
         for name in self.below_filters(name) {
             for (id, other) in self.users_of(name) {
-                if Some(id) != except {
+                if Some(id) != except && !self.is_claim_above(other, new) && !self.is_claim_above(new, other)
+                {
                     other.check_against(new)?;
                 }
             }
@@ -72,8 +73,13 @@ impl Graph {
         Ok(())
     }
 
+    /// Whether `claim` is that of a filter by which `u` reaches the disk: its own users are not meant.
+    fn is_claim_above(&self, claim: &Use, u: &Use) -> bool {
+        matches!(&claim.holder, Holder::Claim { name } if self.below_filters(&u.node).contains(&&**name))
+    }
+
     /// `name`, and if it is a filter what it is on, down to the disk.
-    pub(super) fn below_filters<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
+    pub(crate) fn below_filters<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let mut names = vec![name];
         let mut seen = 0;
         while let Some(&name) = names.get(seen) {

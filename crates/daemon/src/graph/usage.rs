@@ -32,6 +32,8 @@ pub(crate) struct Use {
 pub(crate) enum Holder {
     /// Another node stands on it.
     Node { name: String, role: &'static str },
+    /// The filter `name` on it needs and shares this besides what its users do.
+    Claim { name: String },
     /// It is exported.
     Export(String),
     /// A job works on it.
@@ -44,6 +46,7 @@ impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node { name, role } => write!(f, "node '{name}' (as '{role}' child)"),
+            Self::Claim { name } => write!(f, "node '{name}' (as 'image' child)"),
             Self::Export(id) => write!(f, "export '{id}'"),
             Self::Job { id, kind } => write!(f, "block job '{id}': {kind}"),
             Self::Monitor => f.write_str("an unnamed block device"),
@@ -98,6 +101,7 @@ impl Use {
         let node = &self.node;
         match &self.holder {
             Holder::Node { name, role } => format!("node '{name}' (uses node '{node}' as '{role}' child)"),
+            Holder::Claim { name } => format!("node '{name}' (uses node '{node}' as 'image' child)"),
             other => format!("{other} (uses node '{node}' as 'root' child)"),
         }
     }

@@ -15,7 +15,7 @@ use blockmirror_ops::{Base, CommitJob, ErrorKind, JobControl, StreamJob, commit_
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
-use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close};
+use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close, system_words};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Turned, failed};
@@ -103,6 +103,12 @@ impl ChainRequest {
     }
 }
 
+/// How many images are among the nodes of a chain: filters add no layer.
+fn images_in(chain: &[&Node]) -> u32 {
+    let images = chain.iter().filter(|node| !node.is_filter()).count();
+    u32::try_from(images).unwrap_or(u32::MAX)
+}
+
 impl Daemon {
     /// Starts to bring up into `device` what it shows of its backing files above `base`, or of all.
     pub(crate) fn start_stream(
@@ -126,9 +132,9 @@ impl Daemon {
             let image = graph.find(device)?.qcow2.clone();
             let chain = graph.chain(device);
             let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
-            let base = depth
-                .map(|depth| (&chain[depth].name, request.base(&graph, chain[depth], Some(chain[0])), depth));
-            let base = base.map(|(name, base, depth)| (name.clone(), base, depth));
+            let base = depth.map(|depth| (depth, request.base(&graph, chain[depth], Some(chain[0]))));
+            let base =
+                base.map(|(depth, base)| (chain[depth].name.clone(), base, images_in(&chain[..depth])));
             let last = depth.unwrap_or(chain.len() - 1);
             let mut nodes: Vec<_> =
                 chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
@@ -155,11 +161,11 @@ impl Daemon {
             return Ok(());
         };
         let below = base.as_ref().map(|(name, ..)| name.clone());
-        let layers = base.map(|(_, (mut base, naming), depth)| {
+        let layers = base.map(|(_, (mut base, naming), layers)| {
             if let Some(naming) = naming {
                 naming.name(&mut base);
             }
-            (base, u32::try_from(depth).unwrap_or(u32::MAX))
+            (base, layers)
         });
         let fits = layers.as_ref().map_or(Ok(()), |(base, _)| check_name(&image, base));
         let job = fits.and_then(|()| StreamJob::start(image, layers, request.options()).map_err(failed));
@@ -215,7 +221,20 @@ impl Daemon {
         let chain = graph.chain(device);
         let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
         let (from, to) = (position(top), position(base));
-        let layers = u32::try_from(to - from).unwrap_or(u32::MAX);
+        let layers = images_in(&chain[from..to]);
+        if from == 0 && chain[to - 1].is_filter() {
+            // It would be left on the base that the guest writes.
+            return Err(QmpError::generic(format!(
+                "Node '{base}' is busy: the filter '{}' is on it",
+                chain[to - 1].name
+            )));
+        }
+        if from > 0 && chain[from - 1].is_filter() {
+            return Err(QmpError::generic(format!(
+                "Node '{top}' is busy: the filter '{}' is on it",
+                chain[from - 1].name
+            )));
+        }
         let names: Vec<_> = chain[..=to].iter().map(|node| node.name.clone()).collect();
         // Who reads a layer that goes would see nothing sensible.
         for pair in names[from..to].windows(2) {
@@ -357,6 +376,9 @@ impl Steer for JobControl {
 
     fn failure(&self) -> Option<String> {
         let (kind, text) = JobControl::failure(self)?;
+        if let Some(words) = self.device_failure().and_then(system_words) {
+            return Some(words.to_owned());
+        }
         Some(if kind == ErrorKind::Cancelled { CANCELLED.to_owned() } else { text })
     }
 

@@ -12,12 +12,12 @@ use blockmirror_mirror::{
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
 
-use super::{Ask, AtEnd, CANCELLED, Figures, Job, JobOptions, SimpleJob, Steer};
+use super::{Ask, AtEnd, CANCELLED, Figures, Job, JobOptions, SimpleJob, Steer, system_words};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::driver::is_read_only;
-use crate::graph::{Graph, Holder, Perms, UseId, WRITE, is_well_formed};
+use crate::graph::{Graph, Holder, Node, Perms, UseId, WRITE, is_well_formed};
 
 /// A mirror that is asked for.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(crate) struct MirrorRequest {
     pub(crate) job: JobOptions,
     pub(crate) source: String,
     pub(crate) target: String,
+    /// The source is what `replaces` names, below filters.
+    pub(crate) below_filters: bool,
     /// A name that has to be free, although no node gets it.
     filter: Option<String>,
     pub(crate) options: MirrorOptions,
@@ -43,14 +45,7 @@ impl MirrorRequest {
     /// Reads the arguments that `blockdev-mirror` and `drive-mirror` share.
     pub(crate) fn new(daemon: &Daemon, args: &Args, target: &str) -> Reply<Self> {
         let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
-        let source = args.str("device")?.to_owned();
-        let replaces = args.opt_str("replaces")?.filter(|name| *name != source);
-        if let Some(name) = replaces {
-            if daemon.graph.lock().get(name).is_none() {
-                return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
-            }
-            return Err(QmpError::generic("'replaces' is supported for the device itself only"));
-        }
+        let source = replaced(&daemon.graph.lock(), args)?;
         let mut options = MirrorOptions::new()
             .sync(match args.str("sync")? {
                 "top" => SyncMode::Top,
@@ -119,7 +114,8 @@ impl MirrorRequest {
         }
         let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
         let filter = args.opt_str("filter-node-name")?.map(str::to_owned);
-        Ok(Self { job, source, target: target.to_owned(), filter, options })
+        let below_filters = source != args.str("device")?;
+        Ok(Self { job, source, target: target.to_owned(), below_filters, filter, options })
     }
 }
 
@@ -133,11 +129,34 @@ fn on_error(args: &Args, name: &str) -> Reply<OnError> {
     })
 }
 
-/// Refuses a source that another job works on, or another node stands on, but for the `target`.
-fn check_source(graph: &Graph, source: &str, target: &str) -> Reply<()> {
+/// The node whose users go over to the target: the device, or what `replaces` names below filters on it. The job sits there,
+/// where it sees what the filters pass on.
+fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
+    let device = args.str("device")?;
+    let Some(name) = args.opt_str("replaces")?.filter(|name| *name != device) else {
+        return Ok(device.to_owned());
+    };
+    if graph.get(name).is_none() {
+        return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
+    }
+    graph.find(device)?;
+    if !graph.below_filters(device).contains(&name) {
+        return Err(QmpError::generic(format!(
+            "Cannot replace '{name}' by a node mirrored from '{device}', because it cannot be guaranteed that doing so would not \
+             lead to an abrupt change of visible data"
+        )));
+    }
+    Ok(name.to_owned())
+}
+
+/// Refuses a source that another job works on, or another node stands on, but for the `target`, and for filters if the users of
+/// those are to go over.
+fn check_source(graph: &Graph, source: &str, target: &str, below_filters: bool) -> Reply<()> {
     graph.check_no_job(source)?;
     for (_, u) in graph.uses_of(source) {
-        if matches!(u.holder, Holder::Node { .. }) && !u.is_link_of(target) {
+        let passed_by = |parent: &str| below_filters && graph.get(parent).is_some_and(Node::is_filter);
+        let is_passed = u.parent().is_some_and(passed_by);
+        if matches!(u.holder, Holder::Node { .. }) && !u.is_link_of(target) && !is_passed {
             let holder = &u.holder;
             return Err(QmpError::generic(format!("Need a root block node: '{source}' is used by {holder}")));
         }
@@ -148,18 +167,15 @@ fn check_source(graph: &Graph, source: &str, target: &str) -> Reply<()> {
 /// Why a mirror does not start, beginning as clients know it.
 fn in_words(error: &Error) -> String {
     match error {
-        Error::SizeMismatch { source_name, source_len, target_name, target_len } => format!(
-            "Source and target image have different sizes: {source_name} has {source_len} bytes, {target_name} has \
-             {target_len}"
-        ),
+        Error::SizeMismatch { .. } => "Source and target image have different sizes".to_owned(),
         other => other.to_string(),
     }
 }
 
 impl Daemon {
     /// Whether `source` could be mirrored to a target that is still to be opened.
-    pub(crate) fn check_mirror_source(&self, source: &str) -> Reply<()> {
-        check_source(&self.graph.lock(), source, "")
+    pub(crate) fn check_mirror_source(&self, source: &str, below_filters: bool) -> Reply<()> {
+        check_source(&self.graph.lock(), source, "", below_filters)
     }
 
     /// Holds the nodes of a mirror for it.
@@ -174,7 +190,7 @@ impl Daemon {
             if request.source == request.target {
                 return Err(QmpError::generic("Can't mirror node into itself"));
             }
-            check_source(&graph, &request.source, &request.target)?;
+            check_source(&graph, &request.source, &request.target, request.below_filters)?;
             graph.check_pivots(Some((&request.source, &request.target)))?;
             graph.check_no_overlay(&request.target)?;
             graph.check_bitmaps_free(&request.target)?;
@@ -374,6 +390,9 @@ impl Steer for MirrorControl {
 
     fn failure(&self) -> Option<String> {
         let (kind, text) = MirrorControl::failure(self)?;
+        if let Some(words) = self.device_failure().and_then(system_words) {
+            return Some(words.to_owned());
+        }
         Some(if kind == ErrorKind::Cancelled { CANCELLED.to_owned() } else { text })
     }
 

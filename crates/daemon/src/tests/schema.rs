@@ -116,8 +116,7 @@ const REFUSED: &str = "
     BlockdevOptions.active BlockdevOptionsCor.bottom BlockdevOptionsFile.pr-manager
     BlockdevOptionsNbd.x-dirty-bitmap BlockdevOptionsQcow2.encrypt BlockdevOptionsRaw.offset
     BlockdevOptionsRaw.size BlockdevQcow2Encryption.format InetSocketAddress.to
-    QCryptoBlockCreateOptions.format blockdev-mirror.replaces drive-mirror.replaces
-    nbd-server-start.tls-authz";
+    QCryptoBlockCreateOptions.format nbd-server-start.tls-authz";
 
 /// All others: each does what it says.
 const EFFECTIVE: &str = "
@@ -142,7 +141,8 @@ const EFFECTIVE: &str = "
     BlockdevOptionsBlkdebug.inject-error BlockdevOptionsBlkdebug.max-discard
     BlockdevOptionsBlkdebug.max-transfer BlockdevOptionsBlkdebug.max-write-zero
     BlockdevOptionsBlkdebug.opt-discard BlockdevOptionsBlkdebug.opt-write-zero
-    BlockdevOptionsBlkdebug.set-state BlockdevOptionsCor.file BlockdevOptionsFile.filename
+    BlockdevOptionsBlkdebug.set-state BlockdevOptionsBlkdebug.take-child-perms
+    BlockdevOptionsBlkdebug.unshare-child-perms BlockdevOptionsCor.file BlockdevOptionsFile.filename
     BlockdevOptionsFile.locking BlockdevOptionsNbd.export BlockdevOptionsNbd.open-timeout
     BlockdevOptionsNbd.reconnect-delay BlockdevOptionsNbd.server BlockdevOptionsNbd.tls-creds
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
@@ -161,13 +161,14 @@ const EFFECTIVE: &str = "
     blockdev-mirror.auto-finalize blockdev-mirror.bitmap blockdev-mirror.bitmap-mode
     blockdev-mirror.buf-size blockdev-mirror.copy-mode blockdev-mirror.device
     blockdev-mirror.filter-node-name blockdev-mirror.granularity blockdev-mirror.job-id
-    blockdev-mirror.on-source-error blockdev-mirror.on-target-error blockdev-mirror.speed
-    blockdev-mirror.sync blockdev-mirror.target blockdev-mirror.target-is-zero blockdev-reopen.options drive-mirror.auto-dismiss
-    drive-mirror.auto-finalize drive-mirror.bitmap drive-mirror.bitmap-mode drive-mirror.buf-size
-    drive-mirror.copy-mode drive-mirror.device drive-mirror.filter-node-name drive-mirror.format
-    drive-mirror.granularity drive-mirror.job-id drive-mirror.mode drive-mirror.node-name
-    drive-mirror.on-source-error drive-mirror.on-target-error drive-mirror.speed drive-mirror.sync
-    drive-mirror.target drive-mirror.target-is-zero drive-mirror.unmap nbd-server-add.bitmap nbd-server-add.description
+    blockdev-mirror.on-source-error blockdev-mirror.on-target-error blockdev-mirror.replaces
+    blockdev-mirror.speed blockdev-mirror.sync blockdev-mirror.target blockdev-mirror.target-is-zero
+    blockdev-reopen.options drive-mirror.auto-dismiss drive-mirror.auto-finalize drive-mirror.bitmap
+    drive-mirror.bitmap-mode drive-mirror.buf-size drive-mirror.copy-mode drive-mirror.device
+    drive-mirror.filter-node-name drive-mirror.format drive-mirror.granularity drive-mirror.job-id
+    drive-mirror.mode drive-mirror.node-name drive-mirror.on-source-error drive-mirror.on-target-error
+    drive-mirror.replaces drive-mirror.speed drive-mirror.sync drive-mirror.target
+    drive-mirror.target-is-zero drive-mirror.unmap nbd-server-add.bitmap nbd-server-add.description
     nbd-server-add.device nbd-server-add.name nbd-server-add.writable nbd-server-start.addr
     nbd-server-start.handshake-max-seconds nbd-server-start.max-connections nbd-server-start.tls-creds";
 

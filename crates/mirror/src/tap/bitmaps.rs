@@ -10,6 +10,7 @@
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::{BlockDevice, ByteRange};
@@ -21,11 +22,16 @@ use crate::granularity::check_granularity;
 /// Bitmaps of one tap.
 pub const MAX_BITMAPS: usize = 256;
 
+/// The number of the next bitmap.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
 /// A bitmap and what is asked of it.
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) map: DirtyBitmap,
     enabled: bool,
+    /// Rises with each bitmap that is made.
+    number: u64,
     /// Those who have a [`BitmapUse`].
     pub(super) users: usize,
 }
@@ -46,6 +52,8 @@ pub struct BitmapInfo {
     pub enabled: bool,
     /// Whether a job works from it or somebody reads it, so that it cannot be changed.
     pub busy: bool,
+    /// Rises with each bitmap that is made, on whatever tap.
+    pub number: u64,
 }
 
 impl Named {
@@ -115,7 +123,10 @@ impl Tap {
         if state.bitmaps.contains_key(name) || state.bitmaps.len() >= MAX_BITMAPS {
             return Err(Error::BitmapExists { disk: self.title(), name: name.to_owned() });
         }
-        state.bitmaps.insert(name.to_owned(), Named { map, enabled, users: 0 });
+        state.bitmaps.insert(
+            name.to_owned(),
+            Named { map, enabled, number: NEXT.fetch_add(1, Ordering::Relaxed), users: 0 },
+        );
         self.set_lanes(&state);
         Ok(())
     }
@@ -130,6 +141,7 @@ impl Tap {
             dirty_bytes: bitmap.map.dirty_bytes(),
             enabled: bitmap.enabled,
             busy: state.is_busy(name, bitmap),
+            number: bitmap.number,
         };
         state.bitmaps.iter().map(info).collect()
     }
@@ -256,6 +268,22 @@ impl Tap {
             }
         }
         self.set_lanes(&state);
+    }
+
+    /// Gives its bitmaps to `other`, a tap that has none of their names; those that are in use stay.
+    pub fn give_bitmaps(&self, other: &Self) {
+        let mut state = self.state.lock();
+        let given: Vec<_> = {
+            let state = &mut *state;
+            let free = state.bitmaps.iter().filter(|(name, bitmap)| !state.is_busy(name, bitmap));
+            let names: Vec<_> = free.map(|(name, _)| name.clone()).collect();
+            names.iter().filter_map(|name| state.bitmaps.remove_entry(name)).collect()
+        };
+        self.set_lanes(&state);
+        drop(state);
+        let mut state = other.state.lock();
+        state.bitmaps.extend(given);
+        other.set_lanes(&state);
     }
 
     /// Keeps others from changing the bitmap, while it is exported, say. It goes on recording.

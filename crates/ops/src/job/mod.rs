@@ -167,6 +167,11 @@ impl JobControl {
         })
     }
 
+    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure) tells.
+    pub fn device_failure(&self) -> Option<block::ErrorKind> {
+        self.shared.with_core(|core, _| Some(core.failure()?.device_error()?.kind()))
+    }
+
     /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
         self.shared.with_core(|core, _| core.events.drain(..).collect())
