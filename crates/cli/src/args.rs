@@ -20,7 +20,7 @@ use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
 use look::{COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
-pub(crate) use change::{CreateArgs, NewSize, ResizeArgs};
+pub(crate) use change::{CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
@@ -105,6 +105,98 @@ mod tests {
     #[test]
     fn the_definitions_hold_together() {
         Cli::command().debug_assert();
+    }
+
+    /// The ids of all arguments, by command, which have an effect of their own or are refused.
+    const EFFECTIVE: &[(&str, &str)] = &[
+        (
+            "mirror convert",
+            "source target source_format force_share lock image_opts allow_backing connections reconnect_delay open_timeout \
+             target_format target_options backing backing_format no_create target_image_opts target_is_zero granularity speed buf_size \
+             parallel sparse_size on_source_error salvage on_target_error dry_run output progress bar quiet sync",
+        ),
+        ("create", "file size format options backing backing_format no_look lock quiet"),
+        (
+            "info",
+            "file format backing_chain force_share lock image_opts allow_backing connections reconnect_delay open_timeout output",
+        ),
+        (
+            "map",
+            "file format start_offset max_length force_share lock image_opts allow_backing connections reconnect_delay open_timeout \
+             output",
+        ),
+        (
+            "compare",
+            "first second first_format second_format strict force_share lock image_opts allow_backing connections reconnect_delay \
+             open_timeout output progress bar quiet",
+        ),
+        ("resize", "file size format shrink lock image_opts preallocation allow_backing quiet"),
+        (
+            "daemon",
+            "objects blockdevs chardevs monitors nbd_server exports allowed daemonize background pidfile",
+        ),
+        ("ctl", "socket"),
+        ("ctl jobs", "output"),
+        ("ctl pause", "jobs"),
+        ("ctl resume", "jobs"),
+        ("ctl set-speed", "job speed"),
+        ("ctl complete", "jobs keep_source wait"),
+        ("ctl abort", "jobs"),
+        ("ctl watch", "jobs"),
+    ];
+
+    /// Those that are accepted and change no content, with their name in LIMITS.md.
+    const HINTS: &[(&str, &str, &str)] =
+        &[("mirror convert", "oob_writes", "`-W`"), ("mirror convert", "copy_range", "`-C`")];
+
+    /// The keys of `-o`, by format: each has an effect or is refused.
+    const KEYS: &[(&str, &str)] = &[
+        ("raw", "preallocation size"),
+        (
+            "qcow2",
+            "backing_file backing_fmt cluster_size compat compression_type data_file data_file_raw extended_l2 \
+             lazy_refcounts preallocation refcount_bits size",
+        ),
+    ];
+
+    fn arguments_of(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+        let ids = command.get_arguments().map(|argument| argument.get_id().as_str());
+        found.extend(ids.filter(|id| !matches!(*id, "help" | "version")).map(|id| format!("{path}: {id}")));
+        for inner in command.get_subcommands() {
+            arguments_of(inner, format!("{path} {}", inner.get_name()).trim(), found);
+        }
+    }
+
+    /// What is accepted and does nothing lets its user believe that it did: a new option needs a place in a list.
+    #[test]
+    fn every_option_has_an_effect_or_is_a_documented_hint() {
+        let mut found = Vec::new();
+        arguments_of(&Cli::command(), "", &mut found);
+        let mut listed = Vec::new();
+        let mut list = |commands: &str, ids: &str| {
+            let commands =
+                if commands.starts_with("ctl") { vec![commands] } else { commands.split(' ').collect() };
+            for command in commands {
+                listed.extend(ids.split_whitespace().map(|id| format!("{command}: {id}")));
+            }
+        };
+        for (commands, ids) in EFFECTIVE {
+            list(commands, ids);
+        }
+        for (commands, id, name) in HINTS {
+            list(commands, id);
+            let limits = include_str!("../../../LIMITS.md");
+            assert!(limits.lines().any(|line| line.contains("hint") && line.contains(name)), "{name}");
+        }
+        found.sort();
+        listed.sort();
+        assert_eq!(found, listed);
+        for (format, keys) in KEYS {
+            let help = blockmirror_image::option_help(format.parse().unwrap());
+            let mut real: Vec<_> = help.iter().map(|option| option.key).collect();
+            real.sort_unstable();
+            assert_eq!(real, keys.split_whitespace().collect::<Vec<_>>(), "{format}");
+        }
     }
 
     #[test]

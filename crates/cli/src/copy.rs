@@ -39,17 +39,17 @@ pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
         None if args.copy.no_create => TargetFormat::Found,
         None => TargetFormat::Source,
     };
-    copy(console, &args.copy, args.sync.unwrap_or(Sync::Full), format)
+    copy(console, &args.copy, Some(args.sync.unwrap_or(Sync::Full)), format)
 }
 
 /// The target is raw, and with a backing file gets what lies above the source's.
 pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome {
-    let default = if args.copy.backing.is_some() { Sync::Top } else { Sync::Full };
     let format = TargetFormat::Given(args.copy.target_format.unwrap_or(Format::Raw));
-    copy(console, &args.copy, args.sync.unwrap_or(default), format)
+    copy(console, &args.copy, args.sync, format)
 }
 
-fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFormat) -> Outcome {
+/// Copies. Without `sync` it is the target's backing file that decides what.
+fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: TargetFormat) -> Outcome {
     let options = job_options(console, args)?;
     // As early as the format is known, so that mistakes cost nothing.
     let mut settings = CreateSettings::default();
@@ -69,6 +69,8 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Sync, format: TargetFo
     for note in source.notes() {
         console.note(note);
     }
+    let has_backing = args.backing.is_some() || settings.backing_file.is_some();
+    let sync = sync.unwrap_or(if has_backing { Sync::Top } else { Sync::Full });
     // Without a backing file the top image decides everything.
     let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
     let options = options.sync(sync);
@@ -129,7 +131,8 @@ fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions>
         options = options.max_in_flight(operations.into());
     }
     if let Some(bytes) = args.sparse_size {
-        options = options.min_zero_run(bytes);
+        // Without a search for zeros the target is allocated in full, as qemu-img's is.
+        options = options.min_zero_run(bytes).allocate(bytes == 0);
     }
     options.check().map_err(Failure::usage)?;
     Ok(options)

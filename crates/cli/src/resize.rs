@@ -1,23 +1,23 @@
 //! `blockmirror resize`.
 
-use blockmirror_image::OpenOptions;
+use blockmirror_block::{ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_image::size::human_size;
+use blockmirror_image::{Format, Image, OpenOptions};
 
 use crate::access;
-use crate::args::{NewSize, ResizeArgs};
+use crate::args::{Growth, NewSize, ResizeArgs};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::interrupt::Interrupt;
+
+/// What is written at once for `--preallocation`.
+const PIECE: u64 = 1 << 20;
 
 /// The length of a disk is a multiple of this.
 const SECTOR: u64 = 512;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     let file = args.file.display();
-    if let Some(mode) = args.preallocation.as_deref().filter(|mode| *mode != "off") {
-        return Err(Failure::usage(format_args!(
-            "resize: {file}: --preallocation={mode} is not supported, only off"
-        )));
-    }
     let image = OpenOptions::new()
         .format(args.format)
         .writable(true)
@@ -47,10 +47,47 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
             old - size
         )));
     }
+    let growth = if size > old { args.preallocation } else { Growth::Off };
+    if growth != args.preallocation && size < old {
+        return Err(Failure::usage(format_args!(
+            "resize: {file}: --preallocation is for what is added, and {size} bytes are less than {old}"
+        )));
+    }
+    let interrupt = Interrupt::watch()?;
     disk.resize(size, args.shrink)?;
+    preallocate(&image, ByteRange::new(old, size), growth, &interrupt)?;
     if !args.quiet {
         let line = format!("resized {file}: {} ({size} bytes)", human_size(size));
         console.report(&(one_line(&line) + "\n"));
     }
     Ok(Exit::Done)
+}
+
+/// Gives `added`, which reads as zeros, its space. A raw file gets it without being written where `falloc` suffices; in a
+/// qcow2 image data takes the space.
+fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Interrupt) -> Outcome<()> {
+    if growth == Growth::Off {
+        return Ok(());
+    }
+    let (disk, reserve) = (image.device(), growth == Growth::Falloc && image.format() == Format::Raw);
+    let zeros = vec![0; PIECE as usize];
+    let mut at = added.start();
+    while at < added.end() {
+        if interrupt.requested() {
+            let message = format_args!(
+                "resize: {}: interrupted; it has its new size, and {} of it are not allocated",
+                image.path().display(),
+                human_size(added.end() - at)
+            );
+            return Err(Failure::failed(message).exit(interrupt.exit()));
+        }
+        let len = PIECE.min(added.end() - at);
+        if reserve {
+            disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::NONE)?;
+        } else {
+            disk.write_at(zeros.get(..len as usize).unwrap_or(&zeros), at, WriteFlags::NONE)?;
+        }
+        at += len;
+    }
+    Ok(disk.flush()?)
 }

@@ -447,3 +447,49 @@ fn locks_can_be_left_out() {
     place.ours_ok("create -q --lock off @source 1M");
     drop(held);
 }
+
+/// `-o backing_file` once copied the whole chain, and what was written below the target's backing file with it.
+#[test]
+fn a_backing_file_among_the_options_is_one() {
+    let place = Place::new();
+    source(&place);
+    place.ours_ok("create -q -f qcow2 -b source -F raw @overlay");
+    let options =
+        ["-B source -F raw", "-o backing_file=source,backing_fmt=raw", "-o backing_file=source -F raw"];
+    for options in options {
+        let done: Value = serde_json::from_str(
+            &place.ours_ok(&format!("convert --output=json -O qcow2 {options} @overlay @t")),
+        )
+        .unwrap();
+        assert_eq!((&done["copied"], &done["zeroed"]), (&Value::from(0), &Value::from(0)), "{options}");
+        let all = place.ours_ok(&format!("convert --output=json --sync full -O qcow2 {options} @overlay @t"));
+        assert_ne!(serde_json::from_str::<Value>(&all).unwrap()["copied"], Value::from(0), "{options}");
+        assert_eq!(place.ours_ok("compare @source @t"), "Images are identical.\n");
+    }
+    assert_eq!(place.ours("convert -n -O qcow2 -F raw @overlay @t").code, 2);
+}
+
+/// `-S 0` once left holes where the map of the source has them.
+#[test]
+fn without_a_search_for_zeros_the_target_is_allocated_in_full() {
+    let place = Place::new();
+    place.ours_ok("create -q @source 4M");
+    fs::write(place.path("there"), vec![7; 4 << 20]).unwrap();
+    for line in ["-O raw @source @t", "-O qcow2 @source @t", "-n -O raw @source @there"] {
+        let done: Value =
+            serde_json::from_str(&place.ours_ok(&format!("convert --output=json -S 0 -f raw {line}")))
+                .unwrap();
+        assert_eq!(done["copied"], Value::from(4 << 20), "{line}");
+        let target = place.path(line.rsplit('@').next().unwrap());
+        assert!(fs::metadata(&target).unwrap().blocks() * 512 >= 4 << 20, "{line}");
+        let map = place.ours_ok(&format!("map --output=json {}", target.display()));
+        assert!(map.contains("\"zero\": false, \"data\": true") && map.lines().count() == 1, "{line}: {map}");
+    }
+    place.ours_ok("convert -q -S 4k -f raw @source @t");
+    assert_eq!(fs::metadata(place.path("t")).unwrap().blocks(), 0);
+    for bad in ["100", "17M", "-1"] {
+        assert_eq!(place.ours(&format!("convert -S {bad} -f raw @source @t")).code, 2, "{bad}");
+    }
+    assert_eq!(place.ours("convert -C -S 4k -f raw @source @t").code, 2);
+    place.ours_ok("convert -q -C -r 1G -f raw @source @t");
+}

@@ -24,39 +24,44 @@ pub enum SizeError {
 
 const UNITS: [char; 6] = ['k', 'm', 'g', 't', 'p', 'e'];
 
-/// Reads a size: digits, perhaps a fraction, perhaps a unit (`b k m g t p e` in either case, the latter also as
-/// `KiB`), or a `0x` number without a unit. A fraction of a byte is dropped.
+/// Reads a size as QEMU's tools do: digits with or without a point, perhaps a unit (`b k m g t p e` in either case, the
+/// latter also as `KiB`), or a `0x` number without a unit; space and a plus may come first. A fraction needs a unit above
+/// the byte, and is rounded to a byte.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let not_a_size = || SizeError::NotASize(text.to_owned());
     let too_large = || SizeError::TooLarge(text.to_owned());
-    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+    let number = text.trim_start_matches([' ', '\t']);
+    let number = number.strip_prefix('+').unwrap_or(number);
+    if let Some(hex) = number.strip_prefix("0x").or_else(|| number.strip_prefix("0X")) {
         if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(not_a_size());
         }
         return u64::from_str_radix(hex, 16).map_err(|_| too_large());
     }
-    let whole_len = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (whole, rest) = text.split_at(whole_len);
-    if whole.is_empty() {
-        return Err(not_a_size());
-    }
+    let whole_len = number.bytes().take_while(u8::is_ascii_digit).count();
+    let (whole, rest) = number.split_at(whole_len);
     let (fraction, unit) = match rest.strip_prefix('.') {
         None => ("", rest),
         Some(rest) => {
             let len = rest.bytes().take_while(u8::is_ascii_digit).count();
-            if len == 0 || len > 18 {
-                return Err(not_a_size());
-            }
             rest.split_at(len)
         }
     };
+    if whole.is_empty() && fraction.is_empty() {
+        return Err(not_a_size());
+    }
     let shift = unit_shift(unit, text)?;
-    let whole: u64 = whole.parse().map_err(|_| too_large())?;
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_large())? };
     let mut bytes = u128::from(whole) << shift;
-    if !fraction.is_empty() {
-        let digits: u64 = fraction.parse().map_err(|_| not_a_size())?;
-        let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(18));
-        bytes += (u128::from(digits) << shift) / scale;
+    if fraction.bytes().any(|digit| digit != b'0') {
+        if shift == 0 {
+            return Err(not_a_size());
+        }
+        // What comes after eighteen digits is less than a byte of any size.
+        let (digits, _) = fraction.split_at(fraction.len().min(18));
+        let scale = 10u128.pow(u32::try_from(digits.len()).unwrap_or(18));
+        let digits: u64 = digits.parse().map_err(|_| not_a_size())?;
+        bytes += ((u128::from(digits) << shift) + scale / 2) / scale;
     }
     u64::try_from(bytes).map_err(|_| too_large())
 }
@@ -124,6 +129,16 @@ mod tests {
             ("512b", 512),
             ("512B", 512),
             ("0x200", 512),
+            (".5G", 1 << 29),
+            ("5.", 5),
+            ("5.G", 5 << 30),
+            ("5.0", 5),
+            (" 1M", 1 << 20),
+            ("+1M", 1 << 20),
+            ("1.1K", 1126),
+            ("1.99999G", 2_147_472_911),
+            ("1.0000000000000000000001G", 1 << 30),
+            ("00512", 512),
             ("18446744073709551615", u64::MAX),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
@@ -132,8 +147,10 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "-1", "+1", "K", "0x", "0xg", "1.", "1.K", "64KiBs", "1 K", "1e3", "4X", "٣", " 1"]
-        {
+        for text in [
+            "", "-1", "+-1", "++1", "K", "0x", "0xg", ".", ".G", "1.5", ".5", "1.5b", "64KiBs", "1 K", "1e3",
+            "4X", "٣", "1 ", "0x10k", "0x1.8k", "1M5", "1K1K", "inf", "1,5G",
+        ] {
             assert!(matches!(parse_size(text), Err(SizeError::NotASize(_))), "{text:?}");
         }
         assert!(matches!(parse_size("64KB"), Err(SizeError::Decimal(_))));

@@ -35,6 +35,7 @@ impl Manner {
             rules: Rules {
                 top_layers: options.counted_layers(),
                 seek_zeros: options.min_zero_run > 0,
+                allocate: options.allocate,
                 target: if options.target_is_zero { TargetContent::Zero } else { content },
             },
             unpromised: content,

@@ -138,6 +138,7 @@ pub struct MirrorOptions {
     pub(crate) on_target_error: OnError,
     pub(crate) unmap: bool,
     pub(crate) min_zero_run: u64,
+    pub(crate) allocate: bool,
     pub(crate) target_is_zero: bool,
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
@@ -162,6 +163,7 @@ impl Default for MirrorOptions {
             on_target_error: OnError::Report,
             unmap: true,
             min_zero_run: DEFAULT_MIN_ZERO_RUN,
+            allocate: false,
             target_is_zero: false,
             copy_mode: CopyMode::Background,
             latency_budget: None,
@@ -273,6 +275,14 @@ impl MirrorOptions {
     #[must_use]
     pub fn min_zero_run(mut self, bytes: u64) -> Self {
         self.min_zero_run = bytes;
+        self
+    }
+
+    /// Whether the source's zeros are written as data where its maps tell of them, so that the target is allocated in
+    /// full; together with [`min_zero_run`](Self::min_zero_run) 0 no zeros are left out at all. Default: false.
+    #[must_use]
+    pub fn allocate(mut self, allocate: bool) -> Self {
+        self.allocate = allocate;
         self
     }
 

@@ -78,6 +78,7 @@ pub fn plan(
     let rules = Rules {
         top_layers: options.counted_layers(),
         seek_zeros: false,
+        allocate: options.allocate,
         target: match device {
             Some(_) if !options.target_is_zero => content,
             _ => TargetContent::Zero,

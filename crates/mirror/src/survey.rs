@@ -48,6 +48,8 @@ pub(crate) struct Rules {
     pub(crate) top_layers: Option<u32>,
     /// Whether data is searched for zeros, so that it matters whether the target reads as zero under it.
     pub(crate) seek_zeros: bool,
+    /// Whether everything counts as data, so that zeros are written too.
+    pub(crate) allocate: bool,
     pub(crate) target: TargetContent,
 }
 
@@ -217,6 +219,9 @@ fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Resu
     if !stopped {
         // Nothing is lost if this reaches the cap: the caller comes back for the rest.
         let _ = runs.push(range.end(), Here::Data, false);
+    }
+    if rules.allocate {
+        runs.runs.iter_mut().for_each(|run| run.data = true);
     }
     Ok(runs.runs)
 }

@@ -156,6 +156,36 @@ fn zeros_inside_data_are_left_out_or_take_the_place_of_old_contents() {
 }
 
 #[test]
+fn zeros_that_the_maps_tell_of_are_written_where_all_is_to_be_allocated() {
+    const LEN: u64 = 4 << 20;
+    let base: Arc<dyn BlockDevice> = filled(LEN);
+    let source = MemoryDisk::new(LEN).with_cluster_size(4096).with_backing(Arc::clone(&base));
+    write(&source, 1 << 20, 4096, 40);
+    source.write_zeroes(ByteRange::at(2 << 20, 8192), ZeroFlags::NONE).unwrap();
+    let source = Arc::new(source);
+    for (sync, is_zero, allocated) in
+        [(SyncMode::Full, true, LEN), (SyncMode::Full, false, LEN), (SyncMode::Top, false, 4096 + 8192)]
+    {
+        let target = MemoryDisk::new(LEN).with_cluster_size(4096);
+        let target = Arc::new(match sync {
+            SyncMode::Top => target.with_backing(Arc::clone(&base)),
+            _ => target,
+        });
+        let options = MirrorOptions::new().sync(sync).target_is_zero(is_zero).min_zero_run(0).allocate(true);
+        let planned = plan(&*source, PlanTarget::Existing(&*target), &options).unwrap();
+        let outcome = mirror(&source, &target, options);
+        assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+        assert_eq!((outcome.copied, outcome.zeroed, target.allocated_bytes()), (allocated, 0, allocated));
+        assert_eq!((planned.copy, planned.zero, planned.skip), (allocated, 0, LEN - allocated));
+    }
+    // An empty disk of no clusters is data all over, too.
+    let empty = Arc::new(MemoryDisk::new(LEN));
+    let target = Arc::new(MemoryDisk::new(LEN));
+    let outcome = mirror(&empty, &target, MirrorOptions::new().min_zero_run(0).allocate(true));
+    assert_eq!((outcome.copied, target.allocated_bytes()), (LEN, LEN));
+}
+
+#[test]
 fn a_huge_sparse_disk_takes_a_handful_of_queries() {
     const RUNS: u64 = 256;
     const RUN: u64 = 64 << 10;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use blockmirror_image::Format;
 use blockmirror_image::size::{SizeError, parse_size};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{LockArgs, TargetArgs, size};
 
@@ -91,9 +91,9 @@ pub(crate) struct ResizeArgs {
     #[arg(long)]
     pub(crate) image_opts: bool,
 
-    /// Accepted as in qemu-img, for `off`
-    #[arg(long, value_name = "MODE")]
-    pub(crate) preallocation: Option<String>,
+    /// Space allocated at once for what is added
+    #[arg(long, value_enum, value_name = "MODE", default_value = "off")]
+    pub(crate) preallocation: Growth,
 
     /// Write to a block device although it is mounted or held
     #[arg(long)]
@@ -108,6 +108,17 @@ pub(crate) struct ResizeArgs {
     pub(crate) quiet: bool,
 }
 
+/// What becomes of the space that a longer disk takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Growth {
+    /// allocated when it is written
+    Off,
+    /// allocated; in qcow2 images as with `full`
+    Falloc,
+    /// written as zeros
+    Full,
+}
+
 /// A size, or a change of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NewSize {
@@ -118,6 +129,9 @@ pub(crate) enum NewSize {
 
 fn new_size(text: &str) -> Result<NewSize, SizeError> {
     match (text.strip_prefix('+'), text.strip_prefix('-')) {
+        // One sign is enough.
+        (Some(more), _) if more.starts_with(['+', ' ']) => Err(SizeError::NotASize(text.to_owned())),
+        (_, Some(less)) if less.starts_with(['+', ' ']) => Err(SizeError::NotASize(text.to_owned())),
         (Some(more), _) => parse_size(more).map(NewSize::More),
         (_, Some(less)) => parse_size(less).map(NewSize::Less),
         _ => parse_size(text).map(NewSize::Absolute),

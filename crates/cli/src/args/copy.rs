@@ -43,7 +43,7 @@ pub(crate) struct ConvertArgs {
     pub(crate) copy: CopyArgs,
 
     /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds
-    /// [default: top with -B, else full]
+    /// [default: top if the target gets a backing file, else full]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
     pub(crate) sync: Option<Sync>,
 }
@@ -76,8 +76,8 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'B', long, value_name = "FILE", help_heading = "Target")]
     pub(crate) backing: Option<String>,
 
-    /// Format of the backing file given with -B
-    #[arg(short = 'F', long, value_name = "FMT", requires = "backing", help_heading = "Target")]
+    /// Format of the backing file
+    #[arg(short = 'F', long, value_name = "FMT", conflicts_with = "no_create", help_heading = "Target")]
     pub(crate) backing_format: Option<Format>,
 
     /// Write into the target, which exists already and is not shorter than the source; what lies past the source's end
@@ -103,8 +103,8 @@ pub(crate) struct CopyArgs {
     pub(crate) granularity: Option<u64>,
 
     /// Most bytes per second; 0 for no limit
-    #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, default_value = "0")]
-    #[arg(hide_default_value = true, help_heading = "Copying")]
+    #[arg(short = 'r', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    #[arg(default_value = "0", hide_default_value = true, help_heading = "Copying")]
     pub(crate) speed: u64,
 
     /// Most bytes in flight [default: 16M]
@@ -116,14 +116,19 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'm', long, value_name = "N", value_parser = parallel(), help_heading = "Copying")]
     pub(crate) parallel: Option<u16>,
 
-    /// Runs of zero bytes this long become holes in the target; 0 writes data as it is [default: 4K]
-    #[arg(short = 'S', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    /// Runs of zero bytes this long become holes in the target: a multiple of 512 up to 16M; 0 writes all zeros as
+    /// data, so that the target is allocated in full [default: 4K]
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, allow_hyphen_values = true)]
     #[arg(help_heading = "Copying")]
     pub(crate) sparse_size: Option<u64>,
 
     /// Accepted as in qemu-img; writes are never held back to keep their order
     #[arg(short = 'W', long, help_heading = "Copying")]
     pub(crate) oob_writes: bool,
+
+    /// Accepted as in qemu-img; whether the host copies by itself changes nothing in the target
+    #[arg(short = 'C', long, conflicts_with = "sparse_size", help_heading = "Copying")]
+    pub(crate) copy_range: bool,
 
     /// When the source cannot be read
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
@@ -168,6 +173,15 @@ pub(crate) enum OnError {
     Enospc,
     /// enospc on a terminal, else report
     Auto,
+}
+
+/// What `qemu-img` takes for -S.
+fn sparse_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text).map_err(|e| e.to_string())?;
+    match bytes.is_multiple_of(512) && bytes <= 16 << 20 {
+        true => Ok(bytes),
+        false => Err(format!("\"{text}\": must be a multiple of 512 up to 16M, or 0")),
+    }
 }
 
 fn parallel() -> RangedI64ValueParser<u16> {

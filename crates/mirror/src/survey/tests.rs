@@ -12,7 +12,7 @@ const K: u64 = 1024;
 
 fn rules(sync: SyncMode) -> Rules {
     let top_layers = (sync == SyncMode::Top).then_some(1);
-    Rules { top_layers, seek_zeros: true, target: TargetContent::Asked }
+    Rules { top_layers, seek_zeros: true, allocate: false, target: TargetContent::Asked }
 }
 
 fn filled(len: u64, data: &[(u64, u64)]) -> MemoryDisk {
