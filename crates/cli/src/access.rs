@@ -67,6 +67,7 @@ pub(crate) fn nbd(args: &AccessArgs) -> NbdOptions {
     options.connections = args.connections;
     options.reconnect_delay = Duration::from_secs(args.reconnect_delay.into());
     options.open_timeout = Duration::from_secs(args.open_timeout.into());
+    options.io_timeout = args.io_timeout.map(|seconds| Duration::from_secs(seconds.into()));
     options
 }
 

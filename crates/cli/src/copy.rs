@@ -93,6 +93,12 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
     }
     let interrupt = Interrupt::watch()?;
     let target = spec.open(console, &source)?;
+    if args.require_flush && !target.device().geometry().can_flush {
+        return Err(Failure::failed(format_args!(
+            "copy: {}: its server has no command to flush, which --require-flush asks for",
+            args.target.display()
+        )));
+    }
     // Zeros that are written again would give back what was preallocated.
     let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
@@ -218,7 +224,14 @@ fn conclude(
     outcome: &mirror::Outcome,
 ) -> Outcome {
     let (format, len) = (target.image().format(), target.device().len());
+    let durable = target.device().geometry().can_flush;
     target.finish()?;
+    if !durable {
+        console.note(format_args!(
+            "{}: its server has no command to flush: the copy is not known to be durable",
+            args.target.display()
+        ));
+    }
     let complete = outcome.given_up.is_empty();
     for range in &outcome.given_up {
         let (start, end) = (range.range.start(), range.range.end());

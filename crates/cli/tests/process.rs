@@ -5,7 +5,8 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -262,4 +263,87 @@ fn a_copy_that_gave_ranges_up_has_an_exit_code_of_its_own() {
     let both = place.ours(&format!("convert --salvage --on-source-error ignore -f raw {source} @other"));
     assert_eq!(both.code, 2, "{both:?}");
     assert_eq!(daemon.end("TERM"), Some(0));
+}
+
+/// An NBD server of one export of zeros that knows READ and WRITE and nothing else, so no FLUSH; with `hangs` it answers no
+/// request.
+fn plain_server(path: &Path, len: u64, hangs: bool) {
+    let listener = UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let stream = stream.unwrap();
+            // A client that goes in the middle is no fault of the test.
+            std::thread::spawn(move || serve_plainly(stream, len, hangs).unwrap_or(()));
+        }
+    });
+}
+
+fn serve_plainly(mut stream: UnixStream, len: u64, hangs: bool) -> std::io::Result<()> {
+    fn take<const N: usize>(stream: &mut UnixStream) -> std::io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        stream.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+    stream.write_all(b"NBDMAGICIHAVEOPT\0\x03")?;
+    let client_flags = u32::from_be_bytes(take(&mut stream)?);
+    loop {
+        take::<8>(&mut stream)?;
+        let option: [u8; 4] = take(&mut stream)?;
+        let size = u32::from_be_bytes(take(&mut stream)?);
+        std::io::copy(&mut (&stream).take(size.into()), &mut std::io::sink())?;
+        if u32::from_be_bytes(option) == 1 {
+            break;
+        }
+        let refusal = [&0x0003_e889_0455_65a9_u64.to_be_bytes()[..], &option, &[0x80, 0, 0, 1], &[0; 4]];
+        stream.write_all(&refusal.concat())?;
+    }
+    stream.write_all(&[&len.to_be_bytes()[..], &[0, 1]].concat())?;
+    if client_flags & 2 == 0 {
+        stream.write_all(&[0; 124])?;
+    }
+    loop {
+        take::<6>(&mut stream)?;
+        let command = u16::from_be_bytes(take(&mut stream)?);
+        let cookie: [u8; 8] = take(&mut stream)?;
+        take::<8>(&mut stream)?;
+        let size = u32::from_be_bytes(take(&mut stream)?);
+        if command == 1 {
+            std::io::copy(&mut (&stream).take(size.into()), &mut std::io::sink())?;
+        }
+        if hangs {
+            continue;
+        }
+        assert!(command <= 2, "{command}");
+        let data = if command == 0 { vec![0; size as usize] } else { Vec::new() };
+        stream.write_all(&[&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0][..], &cookie, &data].concat())?;
+    }
+}
+
+#[test]
+fn a_target_that_cannot_flush_is_named_or_refused() {
+    let place = Place::new();
+    fs::write(place.path("source"), vec![7; 1 << 20]).unwrap();
+    plain_server(&place.path("nbd"), 1 << 20, false);
+    let line = "-n -O raw -f raw @source nbd+unix:///?socket=@nbd";
+    for command in ["convert", "mirror"] {
+        let ran = place.ours(&format!("{command} {line}"));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.err.contains("no command to flush: the copy is not known to be durable"), "{ran:?}");
+        let ran = place.ours(&format!("{command} --require-flush {line}"));
+        assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{ran:?}");
+        assert!(ran.err.contains("no command to flush, which --require-flush asks for"), "{ran:?}");
+    }
+    place.ours_ok("convert -q --require-flush -f raw @source @target");
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_given_up_after_the_time_that_is_asked_for() {
+    let place = Place::new();
+    plain_server(&place.path("nbd"), 1 << 20, true);
+    let since = Instant::now();
+    let ran = place.ours("convert --io-timeout 1 -f raw nbd+unix:///?socket=@nbd @target");
+    assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{ran:?}");
+    assert!(since.elapsed() < LIMIT);
+    assert!(place.names().iter().all(|name| name != "target"));
+    assert_eq!(place.ours("convert --io-timeout 0 -f raw nbd+unix:///?socket=@nbd @target").code, 2);
 }

@@ -14,18 +14,29 @@ pub struct NbdOptions {
     pub reconnect_delay: Duration,
     /// How long opening waits for a server that is not there yet.
     pub open_timeout: Duration,
+    /// How long a request waits for a server that does not answer, before the connection counts as lost; `None` as long as
+    /// its host acknowledges.
+    pub io_timeout: Option<Duration>,
 }
 
 impl NbdOptions {
     /// One attempt to open, as many connections as the client likes, and no waiting.
     pub const fn new() -> Self {
-        Self { connections: None, reconnect_delay: Duration::ZERO, open_timeout: Duration::ZERO }
+        Self {
+            connections: None,
+            reconnect_delay: Duration::ZERO,
+            open_timeout: Duration::ZERO,
+            io_timeout: None,
+        }
     }
 
     pub(crate) fn apply(self, mut options: ClientOptions) -> ClientOptions {
         if let Some(connections) = self.connections {
             options = options.connections(connections);
         }
-        options.reconnect_delay(self.reconnect_delay).open_timeout(self.open_timeout)
+        options
+            .reconnect_delay(self.reconnect_delay)
+            .open_timeout(self.open_timeout)
+            .io_timeout(self.io_timeout)
     }
 }

@@ -221,7 +221,7 @@ fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Resu
         let _ = runs.push(range.end(), Here::Data, false);
     }
     if rules.allocate {
-        runs.runs.iter_mut().for_each(|run| run.data = true);
+        runs.runs.iter_mut().for_each(|run| run.here = Here::Data);
     }
     Ok(runs.runs)
 }

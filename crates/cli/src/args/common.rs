@@ -49,6 +49,12 @@ pub(crate) struct AccessArgs {
         help_heading = "NBD"
     )]
     pub(crate) open_timeout: u32,
+
+    /// How long an NBD server may take for a request, before the connection counts as lost [default: as long as its host
+    /// acknowledges]
+    #[arg(long, value_name = "SECONDS", help_heading = "NBD")]
+    #[arg(value_parser = RangedI64ValueParser::<u32>::new().range(1..))]
+    pub(crate) io_timeout: Option<u32>,
 }
 
 /// Whether files are locked.

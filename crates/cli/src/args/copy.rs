@@ -94,6 +94,11 @@ pub(crate) struct CopyArgs {
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_is_zero: bool,
 
+    /// Refuse a target that cannot make data durable: an NBD server without FLUSH. Without this it is noted, and the exit
+    /// code is 0
+    #[arg(long, help_heading = "Target")]
+    pub(crate) require_flush: bool,
+
     #[command(flatten)]
     pub(crate) existing: TargetArgs,
 
