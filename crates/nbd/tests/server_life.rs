@@ -169,6 +169,26 @@ fn slow_clients_make_room_for_one_that_holds_nothing() {
     drop(deaf);
 }
 
+/// Others would have been cut off for it.
+#[test]
+fn the_end_of_a_client_that_waits_for_room_is_noticed() {
+    let disk = Arc::new(MemoryDisk::new(32 * MIB));
+    disk.write_at(&vec![1; 32 << 20], 0, WriteFlags::NONE).unwrap();
+    let mut options = ServerOptions::default();
+    options.memory = 256 * MIB;
+    let server = Server::new(options).unwrap();
+    server.add(Export::new("disk", disk)).unwrap();
+    let deaf = deaf(&server, 2 * MIB, 100 * MIB);
+    let mut peer = Peer::ready(&server, Mode::Simple, &[]);
+    peer.send(Command::Read, NONE, 0, 32 * MIB);
+    drop(peer);
+    eventually("one less", || server.connections() == 20);
+    let mut second = Peer::ready(&server, Mode::Simple, &[]);
+    assert_eq!(second.read_at(0, 2 << 20), Ok(vec![1; 2 << 20]));
+    assert_eq!(server.connections(), 21);
+    drop(deaf);
+}
+
 #[test]
 fn requests_of_a_client_that_has_gone_are_dropped() {
     // With 200, the end of the client is not read: so many requests do not run at the same time.

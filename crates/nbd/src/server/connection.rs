@@ -295,9 +295,8 @@ impl Connection {
             let state = self.state.lock();
             let mut interest = match state.reading {
                 Reading::Armed => Some(EventFlags::IN),
-                Reading::Parked | Reading::Ended if state.running > 0 && !state.broken => {
-                    Some(EventFlags::empty())
-                }
+                Reading::Parked if !state.broken => Some(EventFlags::empty()),
+                Reading::Ended if state.running > 0 && !state.broken => Some(EventFlags::empty()),
                 _ => None,
             };
             if state.blocked {
