@@ -20,6 +20,7 @@ use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
 use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
+use crate::object::Iothread;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
 
@@ -50,6 +51,8 @@ struct Entry {
     name: String,
     node_use: UseId,
     shutting_down: bool,
+    /// Held as long as the export is there.
+    _iothread: Option<Arc<Iothread>>,
 }
 
 /// What is to be exported.
@@ -62,6 +65,7 @@ pub(crate) struct NewExport<'a> {
     pub(crate) allocation_depth: bool,
     /// Bitmaps, each with the node it belongs to if that is said.
     pub(crate) bitmaps: Vec<(Option<String>, String)>,
+    pub(crate) iothread: Option<&'a str>,
 }
 
 impl Exports {
@@ -165,6 +169,13 @@ impl Daemon {
         if self.exports.0.lock().exports.values().any(|entry| entry.name == name) {
             return Err(QmpError::generic(format!("NBD server already has export named '{name}'")));
         }
+        let iothread = match new.iothread {
+            None => None,
+            Some(id) => {
+                let thread = self.objects.iothread(id);
+                Some(thread.ok_or_else(|| QmpError::generic(format!("iothread \"{id}\" not found")))?)
+            }
+        };
         let (tap, node_use) = {
             let mut graph = self.graph.lock();
             let node = graph.get(new.node).ok_or_else(|| {
@@ -207,7 +218,7 @@ impl Daemon {
             self.detach_all(&[node_use]);
             return Err(error);
         }
-        let entry = Entry { name: name.to_owned(), node_use, shutting_down: false };
+        let entry = Entry { name: name.to_owned(), node_use, shutting_down: false, _iothread: iothread };
         self.exports.0.lock().exports.insert(new.id.to_owned(), entry);
         Ok(())
     }

@@ -1,16 +1,18 @@
-//! Objects: what `object-add` makes and other things refer to by id. Secrets, TLS credentials, throttle groups.
+//! Objects: what `object-add` makes and other things refer to by id. Secrets, TLS credentials, throttle groups, I/O threads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_filter::{Rate, ThrottleGroup, ThrottleLimits};
+use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
 use crate::Reply;
-use crate::graph::is_well_formed;
+use crate::daemon::Daemon;
+use crate::graph::{Holder, is_well_formed};
 
 /// What an object is.
 #[derive(Debug)]
@@ -21,7 +23,13 @@ pub(crate) enum Object {
     TlsCreds(TlsCreds),
     /// Bytes that are not to be seen. Kept for scripts that set one up; nothing here reads it yet.
     Secret,
+    /// An I/O thread, which does nothing: each export has threads of its own. Kept because configurations name one.
+    Iothread(Arc<Iothread>),
 }
+
+/// An I/O thread. Whatever is assigned to it holds it.
+#[derive(Debug)]
+pub(crate) struct Iothread;
 
 /// Credentials for TLS with certificates.
 #[derive(Clone, Debug)]
@@ -31,9 +39,27 @@ pub(crate) struct TlsCreds {
     pub(crate) verify_peer: bool,
 }
 
+impl Object {
+    fn is_used(&self) -> bool {
+        match self {
+            Self::ThrottleGroup(group) => Arc::strong_count(group) > 1,
+            Self::Iothread(thread) => Arc::strong_count(thread) > 1,
+            Self::TlsCreds(_) | Self::Secret => false,
+        }
+    }
+}
+
 /// Objects by id.
 #[derive(Debug, Default)]
-pub(crate) struct Objects(Mutex<BTreeMap<String, Object>>);
+pub(crate) struct Objects(Mutex<BTreeMap<String, Object>>, Mutex<Vec<Assigned>>);
+
+/// A node that `x-blockdev-set-iothread` has assigned to an I/O thread, for as long as it exists.
+#[derive(Debug)]
+struct Assigned {
+    node: Weak<Tap>,
+    /// Held, so that the thread counts as used.
+    _thread: Arc<Iothread>,
+}
 
 impl Objects {
     /// Makes an object of the type `qom-type`.
@@ -46,6 +72,7 @@ impl Objects {
             "throttle-group" => Object::ThrottleGroup(throttle_group(args)?),
             "tls-creds-x509" => Object::TlsCreds(tls_creds(args)?),
             "secret" => secret(args)?,
+            "iothread" => iothread(args)?,
             other => return Err(QmpError::generic(format!("invalid object type: {other}"))),
         };
         let mut objects = self.0.lock();
@@ -60,11 +87,12 @@ impl Objects {
 
     /// Forgets an object that nobody uses.
     pub(crate) fn remove(&self, id: &str) -> Reply<()> {
+        self.forget_removed_nodes();
         let mut objects = self.0.lock();
         match objects.get(id) {
             None => Err(QmpError::generic(format!("object '{id}' not found"))),
-            // Each member holds the group.
-            Some(Object::ThrottleGroup(group)) if Arc::strong_count(group) > 1 => {
+            // Each member holds the group, each export and node its thread.
+            Some(object) if object.is_used() => {
                 Err(QmpError::generic(format!("object '{id}' is in use, can not be deleted")))
             }
             Some(_) => {
@@ -80,6 +108,26 @@ impl Objects {
             Some(Object::ThrottleGroup(group)) => Ok(Arc::clone(group)),
             _ => Err(QmpError::generic(format!("Throttle group '{id}' does not exist"))),
         }
+    }
+
+    /// The I/O thread `id`, if there is one.
+    pub(crate) fn iothread(&self, id: &str) -> Option<Arc<Iothread>> {
+        match self.0.lock().get(id) {
+            Some(Object::Iothread(thread)) => Some(Arc::clone(thread)),
+            _ => None,
+        }
+    }
+
+    fn forget_removed_nodes(&self) {
+        self.1.lock().retain(|assigned| assigned.node.strong_count() > 0);
+    }
+
+    /// Assigns a node to a thread, or to none.
+    fn assign(&self, node: &Arc<Tap>, thread: Option<Arc<Iothread>>) {
+        self.forget_removed_nodes();
+        let mut assigned = self.1.lock();
+        assigned.retain(|other| !std::ptr::eq(other.node.as_ptr(), Arc::as_ptr(node)));
+        assigned.extend(thread.map(|thread| Assigned { node: Arc::downgrade(node), _thread: thread }));
     }
 
     /// The TLS credentials `id` for the given side.
@@ -146,6 +194,50 @@ fn tls_creds(args: &Args) -> Reply<TlsCreds> {
         server: args.opt_str("endpoint")? == Some("server"),
         verify_peer: args.opt_bool("verify-peer")?.unwrap_or(true),
     })
+}
+
+fn iothread(args: &Args) -> Reply<Object> {
+    for name in ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"] {
+        if args.opt_i64(name)?.is_some_and(|value| value < 0) {
+            return Err(QmpError::generic(format!("{name} value must be in range [0, {}]", i64::MAX)));
+        }
+    }
+    let (least, most) = (args.opt_i64("thread-pool-min")?, args.opt_i64("thread-pool-max")?);
+    let (least, most) = (least.unwrap_or(0), most.unwrap_or(64));
+    if least < 0 || most < 1 || most > i64::from(i32::MAX) || least > most {
+        return Err(QmpError::generic("bad thread-pool-min/thread-pool-max values"));
+    }
+    Ok(Object::Iothread(Arc::new(Iothread)))
+}
+
+impl Daemon {
+    /// `x-blockdev-set-iothread`.
+    pub(crate) fn set_iothread(&self, node: &str, thread: Option<&str>, force: bool) -> Reply<()> {
+        let tap = {
+            let graph = self.graph.lock();
+            let found = graph
+                .get(node)
+                .ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{node}'")))?;
+            let is_busy =
+                graph.uses_of(node).any(|(_, u)| matches!(u.holder, Holder::Export(_) | Holder::Job { .. }));
+            if is_busy && !force {
+                return Err(QmpError::generic(format!(
+                    "Node {node} is associated with a BlockBackend and could be in use (use force=true to \
+                     override this check)"
+                )));
+            }
+            Arc::clone(&found.tap)
+        };
+        let thread = match thread {
+            None => None,
+            Some(id) => {
+                let thread = self.objects.iothread(id);
+                Some(thread.ok_or_else(|| QmpError::generic(format!("Cannot find iothread {id}")))?)
+            }
+        };
+        self.objects.assign(&tap, thread);
+        Ok(())
+    }
 }
 
 fn secret(args: &Args) -> Reply<Object> {

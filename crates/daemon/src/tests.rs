@@ -8,6 +8,7 @@ mod ends;
 mod filters;
 mod hmp;
 mod hung;
+mod objects;
 mod overlay;
 mod references;
 mod reopen;

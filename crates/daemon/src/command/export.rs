@@ -57,7 +57,7 @@ pub(crate) static EXPORT_OPTIONS: Object = Object::union(
         opt("writable", BOOL, "whether clients may write").default("false"),
         opt("writethrough", BOOL, "refused if true"),
         opt("fixed-iothread", BOOL, "without effect"),
-        opt("iothread", STR, "without effect"),
+        opt("iothread", STR, "an I/O thread; without effect but that the object is in use"),
         opt("allow-inactive", BOOL, "without effect"),
     ],
     "type",
@@ -148,6 +148,7 @@ fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value
         writable: args.opt_bool("writable")?.unwrap_or(false) && !read_only,
         allocation_depth: false,
         bitmaps,
+        iothread: None,
     })?;
     Ok(Value::Null)
 }
@@ -174,6 +175,7 @@ impl Daemon {
             writable: args.opt_bool("writable")?.unwrap_or(false),
             allocation_depth: args.opt_bool("allocation-depth")?.unwrap_or(false),
             bitmaps: bitmaps.collect::<Reply<_>>()?,
+            iothread: args.opt_str("iothread")?,
         })
     }
 }

@@ -1,6 +1,8 @@
-//! `object-add` and `object-del`.
+//! `object-add`, `object-del`, and what assigns nodes to I/O threads.
 
-use blockmirror_qmp::schema::{BOOL, Command, Enum, INT, Member, Object, STR, Type, case, opt, req, value};
+use blockmirror_qmp::schema::{
+    Alternate, BOOL, Command, Enum, INT, Member, NULL, Object, STR, Type, case, opt, req, value,
+};
 use serde_json::Value;
 
 use super::Commands;
@@ -9,6 +11,7 @@ static OBJECT_TYPE: Enum = Enum::new(
     "ObjectType",
     "What kind of object.",
     &[
+        value("iothread", "an I/O thread; without effect"),
         value("secret", "bytes that are not to be seen"),
         value("throttle-group", "limits that throttle nodes share"),
         value("tls-creds-x509", "certificates for TLS"),
@@ -85,13 +88,31 @@ static SECRET: Object = Object::new(
     ],
 );
 
+static IOTHREAD: Object = Object::new(
+    "IothreadProperties",
+    "An I/O thread. There is none: each export has threads of its own, started when needed.",
+    &[
+        opt("poll-max-ns", INT, "without effect"),
+        opt("poll-grow", INT, "without effect"),
+        opt("poll-shrink", INT, "without effect"),
+        opt("aio-max-batch", INT, "without effect"),
+        opt("thread-pool-min", INT, "without effect"),
+        opt("thread-pool-max", INT, "without effect"),
+    ],
+);
+
 /// An object to be made.
 pub(crate) static OBJECT_OPTIONS: Object = Object::union(
     "ObjectOptions",
     "An object to be made.",
     &[req("qom-type", Type::Enum(&OBJECT_TYPE), "what kind"), req("id", STR, "its name")],
     "qom-type",
-    &[case("secret", &SECRET), case("throttle-group", &THROTTLE_GROUP), case("tls-creds-x509", &TLS_CREDS)],
+    &[
+        case("iothread", &IOTHREAD),
+        case("secret", &SECRET),
+        case("throttle-group", &THROTTLE_GROUP),
+        case("tls-creds-x509", &TLS_CREDS),
+    ],
 );
 
 static OBJECT_ADD: Command =
@@ -99,8 +120,25 @@ static OBJECT_ADD: Command =
 static OBJECT_DEL: Command =
     Command::new("object-del", "Forgets an object that nobody uses.", &[req("id", STR, "the object")]);
 
+static IOTHREAD_OR_NULL: Alternate =
+    Alternate::new("StrOrNull", "The id of an I/O thread, or none.", &[STR, NULL]);
+static SET_IOTHREAD: Command = Command::new(
+    "x-blockdev-set-iothread",
+    "Assigns a node to an I/O thread. Without effect but that the object is in use.",
+    &[
+        req("node-name", STR, "the node"),
+        req("iothread", Type::Alternate(&IOTHREAD_OR_NULL), "the thread; null for none"),
+        opt("force", BOOL, "whether it may be in use by an export or a job").default("false"),
+    ],
+);
+
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add(&OBJECT_ADD, |daemon, _, args| daemon.objects.add(args).map(|()| Value::Null))
+        .add(&SET_IOTHREAD, |daemon, _, args| {
+            let force = args.opt_bool("force")?.unwrap_or(false);
+            let thread = args.get("iothread").and_then(Value::as_str);
+            daemon.set_iothread(args.str("node-name")?, thread, force).map(|()| Value::Null)
+        })
         .add(&OBJECT_DEL, |daemon, _, args| daemon.objects.remove(args.str("id")?).map(|()| Value::Null));
 }
