@@ -145,3 +145,85 @@ fn what_is_not_there_is_said() {
     // The standard error.
     assert_eq!(complaint("2", ""), "2: file descriptor '2' is a standard stream");
 }
+
+/// The number once opened the disk's own file as a monitor's socket.
+#[test]
+fn what_is_no_inherited_socket_of_the_right_kind_is_refused() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[(0, SIZE, Fill::Noise)]).unwrap();
+    let before = std::fs::read(dir.join("disk")).unwrap();
+    let mut number = 0;
+    let mut complaint = |qmp: OwnedFd, chardev: &str| {
+        number += 1;
+        let nbd = UnixListener::bind(dir.join(format!("nbd{number}"))).unwrap();
+        let mut daemon = start(nbd, qmp, "", &arguments(dir, "3", chardev));
+        let mut text = String::new();
+        daemon.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(daemon.0.wait().unwrap().code(), Some(1), "{text}");
+        let (_, reason) = text.trim_end().rsplit_once("file descriptor ").unwrap();
+        reason.to_owned()
+    };
+    let listening = || OwnedFd::from(UnixListener::bind(dir.join(format!("q{}", unique()))).unwrap());
+    let connected = || OwnedFd::from(UnixStream::pair().unwrap().0);
+    let datagram = || OwnedFd::from(std::os::unix::net::UnixDatagram::unbound().unwrap());
+    let file = || {
+        let file = std::fs::File::options().read(true).write(true).open(dir.join("disk"));
+        OwnedFd::from(file.unwrap())
+    };
+    let (server, client) = ("fd=4,server=on,wait=off", "fd=4,server=off");
+    for (socket, chardev, why) in [
+        (listening(), client, "'4' is not a connected socket"),
+        (connected(), server, "'4' is not a listening socket"),
+        (datagram(), server, "'4' is not a stream socket"),
+        (file(), server, "'4' is not a socket"),
+        (file(), client, "'4' is not a socket"),
+        // Numbers that the daemon gives to files of its own, or to its disk.
+        (listening(), "fd=5,server=on,wait=off", ""),
+        (listening(), "fd=6,server=off", ""),
+        (listening(), "fd=9,server=off", ""),
+        // Both options with one socket.
+        (listening(), "fd=3,server=on,wait=off", "'3' is in use already"),
+    ] {
+        let reason = complaint(socket, chardev);
+        if why.is_empty() {
+            assert!(reason.ends_with("was not inherited") || reason.ends_with("is not open"), "{reason}");
+        } else {
+            assert_eq!(reason, why, "{chardev}");
+        }
+    }
+    assert!(std::fs::read(dir.join("disk")).unwrap() == before);
+}
+
+/// A disk's file by mistake: it was emptied once the daemon had opened it.
+#[test]
+fn a_file_that_holds_no_process_id_is_no_pidfile() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[(0, SIZE, Fill::Noise)]).unwrap();
+    let before = std::fs::read(dir.join("disk")).unwrap();
+    let nbd = UnixListener::bind(dir.join("nbd")).unwrap();
+    let qmp = UnixListener::bind(dir.join("qmp")).unwrap();
+    let mut args = arguments(dir, "3", "fd=4,server=on,wait=off");
+    args.extend(["--pidfile".into(), dir.join("disk").display().to_string()]);
+    let mut daemon = start(nbd, qmp, "", &args);
+    let unchanged = || std::fs::read(dir.join("disk")).unwrap() == before;
+    let status = loop {
+        assert!(unchanged());
+        if let Some(status) = daemon.0.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(1));
+    assert!(unchanged());
+    let mut text = String::new();
+    daemon.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(text.contains("disk: exists and is no process id file"), "{text}");
+}
+
+/// A name that was not used before.
+fn unique() -> usize {
+    static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}

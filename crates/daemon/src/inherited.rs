@@ -1,7 +1,8 @@
 //! Sockets that whoever started the process has opened for it: given by number (`--chardev socket,fd=7`), or by the name that
 //! the service manager gave them (`--nbd-server addr.type=fd,addr.str=nbd` with `FileDescriptorName=nbd`).
 //!
-//! Called while the command line is carried out, never for a client.
+//! Called before anything else of the command line is carried out, never for a client. Only a stream socket that the process
+//! was started with is taken: what it opened itself since has the flag close-on-exec, which nothing that was inherited has.
 //!
 //! The one place with `unsafe` here: a number has to become an owned descriptor. (The kernel's `pidfd_getfd` would give a
 //! duplicate without it; but then the original stays open and nobody at its other end learns that it was closed, and many
@@ -12,6 +13,8 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use blockmirror_block::sync::Mutex;
+use rustix::io::FdFlags;
+use rustix::net::{SocketType, getpeername, sockopt};
 
 /// The first descriptor that a service manager hands over, by convention.
 const FIRST: RawFd = 3;
@@ -19,13 +22,21 @@ const FIRST: RawFd = 3;
 /// Numbers that have been taken.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes a descriptor over that is given by its number, or by its name in `LISTEN_FDNAMES`.
+/// What an inherited socket is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Listening,
+    Connected,
+}
+
+/// Takes a socket over that is given by its number, or by its name in `LISTEN_FDNAMES`.
 ///
 /// # Errors
-/// There is none of this name, it is not open, is one of the standard streams or has been taken before.
-pub(crate) fn take(name: &str) -> io::Result<OwnedFd> {
+/// There is none of this name, it is not open, is one of the standard streams, was opened by this process, is not what is
+/// `wanted`, or has been taken before.
+pub(crate) fn take(name: &str, wanted: Wanted) -> io::Result<OwnedFd> {
     let refused =
-        |why| io::Error::new(io::ErrorKind::InvalidInput, format!("file descriptor '{name}' {why}"));
+        |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("file descriptor '{name}' {why}"));
     let fd = match name.parse::<RawFd>() {
         Ok(number) => number,
         Err(_) => {
@@ -42,18 +53,44 @@ pub(crate) fn take(name: &str) -> io::Result<OwnedFd> {
     if fd <= 2 {
         return Err(refused("is a standard stream"));
     }
-    if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
-        return Err(refused("is not open"));
-    }
     if !TAKEN.lock().insert(fd) {
         return Err(refused("is in use already"));
     }
+    match std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")) {
+        Ok(info) if is_close_on_exec(&info) => return Err(refused("was not inherited")),
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(refused("is not open")),
+        Err(e) => return Err(refused(&format!("cannot be looked at: {e}"))),
+    }
     #[expect(unsafe_code, reason = "there is no other way to own a descriptor that is known by number")]
-    // SAFETY: the descriptor is open: that was looked up. That nobody else owns it rests on two things: it is taken once
-    // only, here; and the option that names it is carried out at start, for a number that the parent process chose, which is
-    // one that was open before this process opened anything of its own.
+    // SAFETY: the descriptor is open: that was looked up. Nothing else in this process owns it: it is taken once only, here; and
+    // it was inherited, as it has no close-on-exec, which whatever is opened in this process has.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    check(&owned, wanted).map_err(refused)?;
+    // Children are not to have it.
+    rustix::io::fcntl_setfd(&owned, FdFlags::CLOEXEC)?;
     Ok(owned)
+}
+
+/// Whether the flags in the text of `/proc/self/fdinfo` have it.
+fn is_close_on_exec(info: &str) -> bool {
+    const CLOEXEC: u32 = 0o2_000_000;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_none_or(|flags| flags & CLOEXEC != 0)
+}
+
+fn check(socket: &OwnedFd, wanted: Wanted) -> Result<(), &'static str> {
+    match sockopt::socket_type(socket) {
+        Ok(SocketType::STREAM) => {}
+        Ok(_) => return Err("is not a stream socket"),
+        Err(_) => return Err("is not a socket"),
+    }
+    let listens = sockopt::socket_acceptconn(socket).unwrap_or(false);
+    match wanted {
+        Wanted::Listening if !listens => Err("is not a listening socket"),
+        Wanted::Connected if getpeername(socket).is_err() => Err("is not a connected socket"),
+        _ => Ok(()),
+    }
 }
 
 /// The number of the descriptor `name`, if it is among the first `count` of `names`, which have colons in between. Of equal
@@ -83,7 +120,21 @@ mod tests {
             ("-1", "is a standard stream"),
             ("1000000", "is not open"),
         ] {
-            assert_eq!(take(name).unwrap_err().to_string(), format!("file descriptor '{name}' {why}"));
+            let error = take(name, Wanted::Listening).unwrap_err();
+            assert_eq!(error.to_string(), format!("file descriptor '{name}' {why}"));
         }
+        // What this process opened itself, whatever it is.
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let number = std::os::fd::AsRawFd::as_raw_fd(&socket).to_string();
+        let error = take(&number, Wanted::Connected).unwrap_err();
+        assert_eq!(error.to_string(), format!("file descriptor '{number}' was not inherited"));
+        assert!(getpeername(&socket).is_ok(), "it is still open");
+    }
+
+    #[test]
+    fn only_flags_without_close_on_exec_are_inherited() {
+        assert!(is_close_on_exec("pos:\t0\nflags:\t02000002\nmnt_id:\t15\n"));
+        assert!(!is_close_on_exec("pos:\t0\nflags:\t02\nmnt_id:\t15\n"));
+        assert!(is_close_on_exec(""));
     }
 }

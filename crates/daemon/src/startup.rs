@@ -2,14 +2,17 @@
 //! `--export`, `--monitor`, each in its own syntax.
 //!
 //! The command line interface collects the texts; [`Startup::apply`] carries them out, in the order just given and, of one
-//! kind, in the order of the command line.
+//! kind, in the order of the command line. Sockets that were inherited are taken and checked before: nothing that is opened
+//! later can be taken for one.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use blockmirror_block::sync::Mutex;
 use blockmirror_nbd::server::Listener;
 use blockmirror_qmp::schema::{BOOL, Enum, Object, STR, Type, UINT32, opt, req, value};
 use blockmirror_qmp::{Args, Connection, QmpError, keyval};
@@ -21,8 +24,8 @@ use crate::command::object::OBJECT_OPTIONS;
 use crate::command::schema::{BLOCKDEV_OPTIONS, SOCKET_ADDRESS};
 use crate::daemon::Daemon;
 use crate::driver::failed;
-use crate::export::{SocketAddress, listener};
-use crate::inherited;
+use crate::export::{SocketAddress, listener, socket_address};
+use crate::inherited::{self, Wanted};
 
 /// How long nodes and exports may keep monitors waiting.
 const OPEN_LIMIT: Duration = Duration::from_secs(3);
@@ -107,57 +110,73 @@ impl Startup {
     /// # Errors
     /// The first option that could not be carried out. What came before it stays.
     pub fn apply(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+        let mut chardevs = BTreeMap::new();
+        each("--chardev", &self.chardevs, |text| {
+            let chardev = Chardev::parse(text)?;
+            let id = chardev.args.str("id")?.to_owned();
+            match chardevs.insert(id, chardev) {
+                None => Ok(()),
+                Some(old) => {
+                    Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.args.str("id")?)))
+                }
+            }
+        })?;
+        let mut nbd_socket = None;
+        each("--nbd-server", self.nbd_server.as_slice(), |text| {
+            let args = keyval::options(text, &NBD_SERVER, None)?;
+            let address = args.get("addr").cloned().unwrap_or_default();
+            if let SocketAddress::Fd(name) = socket_address(&address)? {
+                nbd_socket = Some(inherit(&name, Wanted::Listening)?);
+            }
+            Ok(())
+        })?;
         each("--object", &self.objects, |text| {
             daemon.objects.add(&keyval::options(text, &OBJECT_OPTIONS, Some("qom-type"))?)
         })?;
-        let mut chardevs = BTreeMap::new();
-        each("--chardev", &self.chardevs, |text| {
-            let args = keyval::flat(text, &CHARDEV, Some("backend"))?;
-            let id = args.str("id")?.to_owned();
-            match chardevs.insert(id, args) {
-                None => Ok(()),
-                Some(old) => Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.str("id")?))),
-            }
-        })?;
-        self.open_all(daemon)?;
+        self.open_all(daemon, nbd_socket)?;
         each("--monitor", &self.monitors, |text| {
             let args = keyval::options(text, &MONITOR, Some("chardev"))?;
             let name = args.str("chardev")?;
             let chardev = chardevs
                 .remove(name)
                 .ok_or_else(|| QmpError::generic(format!("chardev \"{name}\" not found")))?;
-            monitor(daemon, &chardev)
+            monitor(daemon, chardev)
         })
     }
 
-    /// Opens nodes and exports on a thread of their own, and waits for it for a while.
-    fn open_all(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+    /// Opens nodes and exports on a thread of their own, and waits for it for a while. The NBD server listens at
+    /// `nbd_socket` if it was inherited.
+    fn open_all(&self, daemon: &Arc<Daemon>, nbd_socket: Option<OwnedFd>) -> Result<(), StartupError> {
         let (options, opener) = (self.clone(), Arc::clone(daemon));
         let (done, is_done) = mpsc::sync_channel::<Result<(), StartupError>>(0);
+        let nbd_socket = Arc::new(Mutex::new(nbd_socket));
+        let socket = Arc::clone(&nbd_socket);
         let work = move || {
-            let result = options.open_nodes_and_exports(&opener);
+            let result = options.open_nodes_and_exports(&opener, &socket);
             // Nobody waits any more where it took long.
             if let Err(mpsc::SendError(Err(error))) = done.send(result) {
                 opener.fail_late(error);
             }
         };
         if thread::Builder::new().name("open".into()).spawn(work).is_err() {
-            return self.open_nodes_and_exports(daemon);
+            return self.open_nodes_and_exports(daemon, &nbd_socket);
         }
         is_done.recv_timeout(OPEN_LIMIT).unwrap_or(Ok(()))
     }
 
-    fn open_nodes_and_exports(&self, daemon: &Arc<Daemon>) -> Result<(), StartupError> {
+    fn open_nodes_and_exports(
+        &self,
+        daemon: &Arc<Daemon>,
+        nbd_socket: &Mutex<Option<OwnedFd>>,
+    ) -> Result<(), StartupError> {
         each("--blockdev", &self.blockdevs, |text| {
             daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
         })?;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
-            daemon.start_nbd_server_at(&keyval::options(text, &NBD_SERVER, None)?, |address| match address {
-                SocketAddress::Fd(name) => {
-                    let socket = inherited::take(name).map_err(|e| QmpError::generic(e.to_string()))?;
-                    Listener::from_fd(socket).map_err(failed)
-                }
-                other => listener(other),
+            let args = keyval::options(text, &NBD_SERVER, None)?;
+            daemon.start_nbd_server_at(&args, |address| match nbd_socket.lock().take() {
+                Some(socket) => Listener::from_fd(socket).map_err(failed),
+                None => listener(address),
             })
         })?;
         each("--export", &self.exports, |text| {
@@ -176,7 +195,28 @@ fn each(
     })
 }
 
-fn monitor(daemon: &Arc<Daemon>, chardev: &Args) -> Reply<()> {
+/// Where a monitor's client is, with the socket if that was inherited.
+struct Chardev {
+    args: Args,
+    socket: Option<OwnedFd>,
+}
+
+impl Chardev {
+    fn parse(text: &str) -> Reply<Self> {
+        let args = keyval::flat(text, &CHARDEV, Some("backend"))?;
+        let is_server = args.opt_bool("server")?.unwrap_or(false);
+        let wanted = if is_server { Wanted::Listening } else { Wanted::Connected };
+        let socket = args.opt_str("fd")?.map(|name| inherit(name, wanted)).transpose()?;
+        Ok(Self { args, socket })
+    }
+}
+
+fn inherit(name: &str, wanted: Wanted) -> Reply<OwnedFd> {
+    inherited::take(name, wanted).map_err(|e| QmpError::generic(e.to_string()))
+}
+
+fn monitor(daemon: &Arc<Daemon>, chardev: Chardev) -> Reply<()> {
+    let Chardev { args: chardev, socket } = chardev;
     let failed = |e: std::io::Error| QmpError::generic(e.to_string());
     let monitors = daemon.monitors();
     if chardev.str("backend")? == "stdio" {
@@ -185,7 +225,7 @@ fn monitor(daemon: &Arc<Daemon>, chardev: &Args) -> Reply<()> {
     }
     let is_server = chardev.opt_bool("server")?.unwrap_or(false);
     let wait = chardev.opt_bool("wait")?.unwrap_or(true);
-    let listener = match (chardev.opt_str("path")?, chardev.opt_str("fd")?) {
+    let listener = match (chardev.opt_str("path")?, socket) {
         (Some(path), None) if is_server => monitors.listen_unix(PathBuf::from(path)).map_err(failed)?,
         (Some(path), None) => {
             let socket = std::os::unix::net::UnixStream::connect(path)
@@ -193,8 +233,7 @@ fn monitor(daemon: &Arc<Daemon>, chardev: &Args) -> Reply<()> {
             monitors.serve(Connection::unix(socket).map_err(failed)?).map_err(failed)?;
             return Ok(());
         }
-        (None, Some(number)) => {
-            let socket = inherited::take(number).map_err(failed)?;
+        (None, Some(socket)) => {
             if !is_server {
                 monitors.serve(Connection::fd(socket).map_err(failed)?).map_err(failed)?;
                 return Ok(());
