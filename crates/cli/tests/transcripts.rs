@@ -232,7 +232,7 @@ fn the_daemon_in_short() {
 
 /// Runs the blocks of `page` but for the first few.
 fn run(name: &str, page: &str, skip: usize) {
-    if !have(name, &["qemu-io", "socat"]) {
+    if !have(name, &["qemu-img", "qemu-io", "socat"]) {
         return;
     }
     let Some(python) = python(name) else { return };
