@@ -32,6 +32,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         // Fails only for who leads a session already, which is as good.
         let _ = rustix::process::setsid();
     }
+    if let Some(path) = &args.pidfile {
+        check_pidfile(path)?;
+    }
     let daemon = Daemon::new(access::allowed_directories(&args.allowed)?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let mut startup = Startup::default();
@@ -94,6 +97,24 @@ fn leave_terminal() -> std::io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     std::env::set_current_dir("/")
+}
+
+/// That nothing is lost if the process id is written to `path`: no file is there, or one that holds nothing but a number.
+fn check_pidfile(path: &Path) -> Result<(), Failure> {
+    let failed = |why: &dyn std::fmt::Display| Err(Failure::failed(format!("{}: {why}", path.display())));
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => return failed(&"exists and is no process id file"),
+        Ok(_) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return failed(&e),
+    }
+    // As long as a number may be, and a byte more.
+    let mut text = Vec::new();
+    match File::open(path).and_then(|file| file.take(32).read_to_end(&mut text)) {
+        Ok(_) if text.len() < 32 && text.trim_ascii().iter().all(u8::is_ascii_digit) => Ok(()),
+        Ok(_) => failed(&"exists and is no process id file"),
+        Err(e) => failed(&e),
+    }
 }
 
 /// Writes the process id; the path by which it can be removed from wherever the process is then.
