@@ -15,7 +15,7 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
     match command {
         Command::Mirror(args) => copy(&mut args.copy),
         Command::Convert(args) => copy(&mut args.copy),
-        Command::Create(args) => args.file.as_mut().map_or(Ok(()), |file| new(file)),
+        Command::Create(args) => args.file.as_mut().map_or(Ok(()), new),
         Command::Info(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
         Command::Map(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
         Command::Compare(args) => {

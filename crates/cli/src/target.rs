@@ -33,7 +33,7 @@ enum Kind {
     /// An image that is there. `None`: its format is found out.
     Existing(Option<Format>),
     New {
-        spec: CreateSpec,
+        spec: Box<CreateSpec>,
         /// The name and the format of the backing file that it will have.
         backing: Option<(String, Option<Format>)>,
     },
@@ -99,7 +99,7 @@ impl TargetSpec {
                 .lock(lock)
                 .nbd(nbd);
             check_spec(&spec, path)?;
-            (Kind::New { spec, backing }, policy)
+            (Kind::New { spec: Box::new(spec), backing }, policy)
         };
         Ok(Self { path: path.clone(), kind, policy, nbd, lock, existing: args.existing })
     }
