@@ -41,7 +41,6 @@ fn stack(device: &Arc<dyn BlockDevice>) -> impl Iterator<Item = Arc<dyn BlockDev
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "in a test a failure is the point")]
 mod tests {
     use blockmirror_block::testing::MemoryDisk;
 
