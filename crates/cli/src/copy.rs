@@ -111,7 +111,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
     let ended = job.wait();
     meter.finish(console);
     match ended {
-        Ok(outcome) => conclude(console, args, target, &outcome),
+        Ok(outcome) => conclude(console, args, target, source.device().len(), &outcome),
         Err(error) => {
             let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
             let why = declined.unwrap_or_else(|| error.to_string());
@@ -132,7 +132,8 @@ fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions>
             false => policy(console, args.on_source_error, "--on-source-error")?,
         })
         .on_target_error(policy(console, args.on_target_error, "--on-target-error")?)
-        .target_is_zero(args.target_is_zero);
+        .target_is_zero(args.target_is_zero)
+        .longer_target(args.no_create);
     if let Some(operations) = args.parallel {
         options = options.max_in_flight(operations.into());
     }
@@ -221,9 +222,10 @@ fn conclude(
     console: &mut Console<'_>,
     args: &CopyArgs,
     target: Target,
+    len: u64,
     outcome: &mirror::Outcome,
 ) -> Outcome {
-    let (format, len) = (target.image().format(), target.device().len());
+    let format = target.image().format();
     let durable = target.device().geometry().can_flush;
     target.finish()?;
     if !durable {

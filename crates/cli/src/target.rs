@@ -143,6 +143,13 @@ impl TargetSpec {
                 for note in image.notes() {
                     console.note(note);
                 }
+                let (len, used) = (image.device().len(), source.device().len());
+                if len > used {
+                    let (target, rest) = (self.path.display(), len - used);
+                    console.note(format_args!(
+                        "{target}: it is {rest} bytes longer than the source; they stay as they are"
+                    ));
+                }
                 Ok(Target { image, new: None })
             }
             Kind::New { spec, .. } => {

@@ -340,7 +340,7 @@ impl PreparedJob {
         let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
-            check_lengths(&*source, &**target)?;
+            check_lengths(&*source, &**target, false)?;
             let len = source.len();
             let ends = Ends::new(source, Arc::clone(target), options, granularity.bytes);
             let geometry = ends.target_geometry();
@@ -380,7 +380,7 @@ fn check(
     options: &MirrorOptions,
 ) -> Result<GranularityChoice, Error> {
     options.check()?;
-    check_lengths(source, target)?;
+    check_lengths(source, target, options.longer_target)?;
     let geometry = target.geometry();
     if !geometry.writable {
         return Err(Error::TargetReadOnly { name: target.name().to_owned() });

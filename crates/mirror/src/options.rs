@@ -140,6 +140,7 @@ pub struct MirrorOptions {
     pub(crate) min_zero_run: u64,
     pub(crate) allocate: bool,
     pub(crate) target_is_zero: bool,
+    pub(crate) longer_target: bool,
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
@@ -165,6 +166,7 @@ impl Default for MirrorOptions {
             min_zero_run: DEFAULT_MIN_ZERO_RUN,
             allocate: false,
             target_is_zero: false,
+            longer_target: false,
             copy_mode: CopyMode::Background,
             latency_budget: None,
             bitmap: None,
@@ -290,6 +292,14 @@ impl MirrorOptions {
     #[must_use]
     pub fn target_is_zero(mut self, zero: bool) -> Self {
         self.target_is_zero = zero;
+        self
+    }
+
+    /// Accepts a target that is longer than the source, of a disk that is not written meanwhile: what lies past the source's
+    /// end stays as it is. Default: false, the lengths must be equal.
+    #[must_use]
+    pub fn longer_target(mut self, accept: bool) -> Self {
+        self.longer_target = accept;
         self
     }
 

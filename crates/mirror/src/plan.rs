@@ -65,7 +65,7 @@ pub fn plan(
     }
     let (device, cluster_size, content) = match target {
         PlanTarget::Existing(device) => {
-            check_lengths(source, device)?;
+            check_lengths(source, device, options.longer_target)?;
             let geometry = device.geometry();
             (
                 Some(device),
@@ -122,9 +122,13 @@ pub fn plan(
     Ok(plan)
 }
 
-/// Refuses a source and a target of different lengths.
-pub(crate) fn check_lengths(source: &dyn BlockDevice, target: &dyn BlockDevice) -> Result<(), Error> {
-    if source.len() == target.len() {
+/// Refuses a source and a target of different lengths; `longer`: but for a target that is longer.
+pub(crate) fn check_lengths(
+    source: &dyn BlockDevice,
+    target: &dyn BlockDevice,
+    longer: bool,
+) -> Result<(), Error> {
+    if source.len() == target.len() || (longer && source.len() < target.len()) {
         return Ok(());
     }
     Err(Error::SizeMismatch {

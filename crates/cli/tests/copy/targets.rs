@@ -405,3 +405,35 @@ fn a_file_size_limit_leaves_nothing() {
         assert_eq!(place.names(), ["source"], "{command}");
     }
 }
+
+#[test]
+fn a_longer_target_keeps_what_lies_past_the_source() {
+    const LEN: usize = (4 << 20) - 1536;
+    const LONG: usize = 6 << 20;
+    let place = Place::new();
+    source(&place);
+    // It ends inside a cluster of the target, with zeros.
+    let bytes = fs::read(place.path("source")).unwrap()[..LEN].to_vec();
+    fs::write(place.path("source"), &bytes).unwrap();
+    place.ours_ok("convert -q -f raw -O qcow2 @source @source.qcow2");
+    let old = vec![0xee; LONG];
+    let expected = [&bytes[..], &old[LEN..]].concat();
+    for (format, from) in [("raw", "raw"), ("raw", "qcow2"), ("qcow2", "raw"), ("qcow2", "qcow2")] {
+        let from_file = if from == "raw" { "source" } else { "source.qcow2" };
+        fs::write(place.path("old"), &old).unwrap();
+        place.ours_ok(&format!("convert -q -f raw -O {format} @old @t"));
+        for command in ["convert", "mirror"] {
+            let line = format!("-f {from} -n -O {format} @{from_file} @t");
+            place.ours_ok(&format!("{command} --dry-run {line}"));
+            let ran = place.ours(&format!("{command} {line}"));
+            assert_eq!(ran.code, 0, "{format}: {ran:?}");
+            let rest = format!("it is {} bytes longer than the source; they stay as they are\n", LONG - LEN);
+            assert!(ran.err.contains(&rest) && ran.err.lines().count() == 1, "{ran:?}");
+            place.ours_ok(&format!("convert -q -f {format} @t @seen"));
+            assert!(fs::read(place.path("seen")).unwrap() == expected, "{command} {from} {format}");
+        }
+    }
+    File::create(place.path("short")).unwrap().set_len(1 << 20).unwrap();
+    let said = place.ours_fails("convert -f raw -n @source @short", 1);
+    assert!(said.contains("1048576"), "{said}");
+}
