@@ -30,7 +30,7 @@ type Shake = (&'static str, fn(&mut Peer) -> Option<()>);
 type Lie = (&'static str, fn(&mut Peer, u64));
 
 fn cause(error: &Error) -> &ClientError {
-    std::error::Error::source(error).unwrap_or_else(|| panic!("{error:?}")).downcast_ref().unwrap()
+    error.cause().unwrap_or_else(|| panic!("{error:?}")).downcast_ref().unwrap()
 }
 
 /// What opening an export says to a server that does as `script` says.

@@ -24,7 +24,7 @@ use fake::{BASE, Export, Fake, Peer};
 const LONG: Duration = Duration::from_secs(600);
 
 fn cause(error: &Error) -> &ClientError {
-    std::error::Error::source(error).unwrap_or_else(|| panic!("{error:?}")).downcast_ref().unwrap()
+    error.cause().unwrap_or_else(|| panic!("{error:?}")).downcast_ref().unwrap()
 }
 
 type Disk = Arc<Mutex<Vec<u8>>>;

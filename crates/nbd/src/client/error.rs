@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::proto::{Errno, OptionCode, OptionReply, ProtoError};
 
-/// What went wrong between client and server. Reach it with `source()` from a [`blockmirror_block::Error`].
+/// What went wrong between client and server. Reach it with `cause()` from a [`blockmirror_block::Error`].
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
