@@ -343,6 +343,19 @@ impl State {
     }
 }
 
+/// An operation that is counted as a write under way and changes nothing that is read; also should the device panic.
+struct Counted<'a> {
+    tap: &'a Tap,
+    /// The job that was there when it began, which did not count it.
+    session: Option<u64>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.tap.leave(ByteRange::default(), self.session, |_| {});
+    }
+}
+
 /// Leaves the lane, also should the device panic.
 struct InLane<'a> {
     tap: &'a Tap,
@@ -428,9 +441,28 @@ impl BlockDevice for Tap {
         self.below.load().device.extents(range, visit)
     }
 
-    /// What anybody reads does not change, so nobody is told.
+    /// What anybody reads does not change, so neither bitmaps nor a job hear of it; but the disk below is not replaced
+    /// meanwhile.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
-        self.device().copy_up(range, max_depth)
+        loop {
+            if let Some(index) = self.lanes.enter() {
+                let _inside = InLane { tap: self, index, range: ByteRange::default() };
+                return self.device().copy_up(range, max_depth);
+            }
+            let session = {
+                let mut state = self.state.lock();
+                while state.drains > 0 {
+                    state = self.released.wait(state);
+                }
+                if state.is_idle() {
+                    continue;
+                }
+                state.writes += 1;
+                state.session.as_ref().map(|session| session.id)
+            };
+            let _counted = Counted { tap: self, session };
+            return self.device().copy_up(range, max_depth);
+        }
     }
 
     /// Holds the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a job sits here or

@@ -303,3 +303,26 @@ fn guards_can_go_to_other_threads() {
     put(&*tap, 0, 512, 1);
     assert_eq!(tap.writes_under_way(), 0);
 }
+
+/// A disk was replaced while a copy into it from the layers below was under way.
+#[test]
+fn draining_waits_for_what_is_copied_up() {
+    for listened in [false, true] {
+        let faults = Faults::new();
+        let base = Arc::new(FaultDisk::new(Arc::new(MemoryDisk::with_contents(&[7; 4096])), faults.clone()));
+        let tap = Tap::new(Arc::new(MemoryDisk::new(4096).with_backing(base)));
+        if listened {
+            tap.add_bitmap("b", 65_536).unwrap();
+        }
+        let gate = faults.hold(OpKind::Extents, None);
+        thread::scope(|scope| {
+            let copy = scope.spawn(|| tap.copy_up(ByteRange::new(0, 4096), 1).unwrap());
+            gate.wait_held(1);
+            assert_eq!(tap.writes_under_way(), 1);
+            assert!(tap.drain_for(Duration::from_millis(1)).is_none());
+            gate.open();
+            assert_eq!(copy.join().unwrap(), 4096);
+        });
+        assert_eq!(tap.writes_under_way(), 0);
+    }
+}
