@@ -192,9 +192,17 @@ impl Daemon {
     /// The node `overlay` stands on `base` from now on, or on nothing; its image does already.
     fn relink(&self, overlay: &str, base: Option<&str>) {
         let mut graph = self.graph.lock();
-        let old = graph.link(overlay, "backing");
-        // The chain shared it before, with the same rights.
-        let edge = base.and_then(|base| graph.attach_backing(overlay, base).ok());
+        let mut old = graph.link(overlay, "backing");
+        // The chain shared it before, with the same rights. Should it be refused all the same, the old edge stays: what it
+        // leads to stands on the base, so that the base stays protected.
+        let edge = match base.map(|base| graph.attach_backing(overlay, base)) {
+            Some(Err(_)) => {
+                old = None;
+                None
+            }
+            Some(Ok(edge)) => Some(edge),
+            None => None,
+        };
         let image = graph.get(overlay).and_then(|node| node.qcow2.clone());
         let gone = old.map(|old| graph.detach(old)).unwrap_or_default();
         drop(graph);
