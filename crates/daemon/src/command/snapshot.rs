@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
+use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
+use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::schema::{Command, Enum, Member, STR, Type, opt, req, value};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
@@ -15,7 +17,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only};
-use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, edge_to};
+use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Use, edge_to};
 use crate::job::close;
 use crate::new_image::{Made, format_named};
 
@@ -28,7 +30,7 @@ pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
 /// The arguments of `blockdev-snapshot`, in a transaction too.
 pub(super) static SNAPSHOT_MEMBERS: [Member; 2] = [
     req("node", STR, "the node that becomes the backing file"),
-    req("overlay", STR, "the node that comes on top: it has no backing file, and nobody uses it"),
+    req("overlay", STR, "the node that comes on top: it has no backing file, and is used by nothing but a mirror that fills it"),
 ];
 /// The arguments of `blockdev-snapshot-sync`, in a transaction too.
 pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
@@ -77,6 +79,8 @@ pub(super) struct Snapshot {
     made: Option<Made>,
     /// The overlay's node was opened for it.
     opened: bool,
+    /// No users were moved: the overlay is filled by a mirror.
+    is_link_only: bool,
 }
 
 impl Snapshot {
@@ -93,6 +97,17 @@ impl Snapshot {
     /// # Errors
     /// They cannot be moved. The snapshot stays then: what they write is on an open image with a name.
     pub(super) fn undo(self, daemon: &Daemon) -> Reply<()> {
+        if self.is_link_only {
+            let image = daemon.graph.lock().get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
+            if let Some(image) = image {
+                image.replace_backing(None);
+            }
+            let mut graph = daemon.graph.lock();
+            let gone = graph.link(&self.overlay, "backing").map(|link| graph.detach(link));
+            drop(graph);
+            close(gone.unwrap_or_default());
+            return Ok(());
+        }
         let (tap, device) = {
             let graph = daemon.graph.lock();
             let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) else {
@@ -202,8 +217,19 @@ impl Daemon {
             let image = above.qcow2.clone();
             let image =
                 image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
-            if graph.uses_of(overlay).next().is_some() {
+            // A mirror does not read what it writes.
+            let by_mirror = |u: &Use| {
+                matches!(u.holder, Holder::Job { kind: "mirror", .. }) && u.needs.contains(Permission::Write)
+            };
+            if graph.uses_of(overlay).any(|(_, u)| !by_mirror(u)) {
                 return Err(QmpError::generic("The overlay is already in use"));
+            }
+            let is_target = graph.uses_of(overlay).next().is_some();
+            if let (true, Some((_, u))) = (is_target, graph.uses_of(node).next()) {
+                return Err(QmpError::generic(format!(
+                    "Node '{node}' is busy: it is in use by {}",
+                    u.holder
+                )));
             }
             if image.backing().is_some() {
                 return Err(QmpError::generic("The overlay already has a backing image"));
@@ -218,6 +244,10 @@ impl Daemon {
             }
             graph.check_bitmaps_free(overlay)?;
             graph.check_backing(node, overlay)?;
+            if is_target {
+                drop(graph);
+                return self.put_below_target(node, overlay, &image);
+            }
             (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
         };
         let mut drained = hold(&tap)?;
@@ -252,6 +282,25 @@ impl Daemon {
             was_read_only,
             made: None,
             opened: false,
+            is_link_only: false,
+        })
+    }
+
+    /// Puts `overlay`, which a mirror fills, on `node`, which nobody uses. The mirror goes on; what it has written stays.
+    fn put_below_target(&self, node: &str, overlay: &str, image: &Arc<Qcow2>) -> Reply<Snapshot> {
+        let (edge, was_read_only) = {
+            let mut graph = self.graph.lock();
+            // First the link: nothing is read that the graph does not protect.
+            (graph.attach_backing(overlay, node)?, graph.find(node)?.read_only)
+        };
+        image.replace_backing(Some(edge as _));
+        Ok(Snapshot {
+            node: node.to_owned(),
+            overlay: overlay.to_owned(),
+            was_read_only,
+            made: None,
+            opened: false,
+            is_link_only: true,
         })
     }
 }
