@@ -30,7 +30,11 @@ pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
 /// The arguments of `blockdev-snapshot`, in a transaction too.
 pub(super) static SNAPSHOT_MEMBERS: [Member; 2] = [
     req("node", STR, "the node that becomes the backing file"),
-    req("overlay", STR, "the node that comes on top: it has no backing file, and is used by nothing but a mirror that fills it"),
+    req(
+        "overlay",
+        STR,
+        "the node that comes on top: it has no backing file, and is used by nothing but a mirror that fills it",
+    ),
 ];
 /// The arguments of `blockdev-snapshot-sync`, in a transaction too.
 pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
