@@ -102,8 +102,7 @@ impl From<blockmirror_image::Error> for Failure {
 
 /// Whether a block device was refused because it is mounted or held.
 fn is_claimed(error: &blockmirror_block::Error) -> bool {
-    use std::error::Error as _;
-    let system = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let system = error.cause().and_then(|source| source.downcast_ref::<io::Error>());
     system.is_some_and(|source| source.kind() == io::ErrorKind::ResourceBusy)
 }
 
