@@ -7,9 +7,10 @@ mod common;
 mod targets;
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::Place;
 use serde_json::Value;
@@ -492,4 +493,65 @@ fn without_a_search_for_zeros_the_target_is_allocated_in_full() {
     }
     assert_eq!(place.ours("convert -C -S 4k -f raw @source @t").code, 2);
     place.ours_ok("convert -q -C -r 1G -f raw @source @t");
+}
+
+/// An image of 13 MB that says that it is 512 TiB long: every L1 entry names one and the same table. Asking what lies
+/// where took minutes, in which nothing was shown and a signal was ignored.
+fn one_table_for_all(place: &Place, name: &str) {
+    place.ours_ok(&format!("create -q -f qcow2 @{name} 512T"));
+    let file = fs::OpenOptions::new().read(true).write(true).open(place.path(name)).unwrap();
+    let mut header = [0; 48];
+    file.read_exact_at(&mut header, 0).unwrap();
+    let entries = u32::from_be_bytes(header[36..40].try_into().unwrap());
+    let l1 = u64::from_be_bytes(header[40..48].try_into().unwrap());
+    assert_eq!(entries, 1 << 20);
+    let table = file.metadata().unwrap().len().next_multiple_of(65536);
+    // Zero clusters, whatever lies below.
+    file.write_all_at(&1u64.to_be_bytes().repeat(8192), table).unwrap();
+    file.write_all_at(&(table | 1 << 63).to_be_bytes().repeat(entries as usize), l1).unwrap();
+    assert!(file.metadata().unwrap().blocks() * 512 < 14 << 20);
+}
+
+/// Runs `blockmirror`, sends SIGTERM as soon as it watches for it, and returns its exit code. (SIGINT may be ignored where
+/// the tests run in the background.)
+fn interrupted(place: &Place, words: &[&str]) -> Option<i32> {
+    let words = words.iter().map(|word| match word.strip_prefix('@') {
+        Some(name) => place.path(name).into_os_string(),
+        None => word.into(),
+    });
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_blockmirror")).args(words).stderr(Stdio::null()).spawn().unwrap();
+    let watches = |id: u32| {
+        let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).map(str::trim);
+        caught.is_some_and(|mask| u64::from_str_radix(mask, 16).unwrap() & 1 << 14 != 0)
+    };
+    while !watches(child.id()) && child.try_wait().unwrap().is_none() {
+        thread::yield_now();
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    // To find out what the image says takes minutes.
+    let hang = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > hang {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("the signal was ignored");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    child.wait().unwrap().code()
+}
+
+#[test]
+#[allow(clippy::panic, reason = "a signal that is ignored is the finding")]
+fn a_signal_ends_the_look_at_an_image_that_shares_one_table() {
+    let place = Place::new();
+    one_table_for_all(&place, "hostile");
+    one_table_for_all(&place, "other");
+    assert_eq!(interrupted(&place, &["convert", "-q", "-O", "qcow2", "@hostile", "@target"]), Some(143));
+    assert_eq!(interrupted(&place, &["compare", "-q", "@hostile", "@other"]), Some(143));
+    assert_eq!(place.names(), ["hostile", "other"]);
+    let line = place.ours_fails("convert -n -O qcow2 @other @hostile", 1);
+    assert!(line.contains("L2 table") && line.contains("overlap"), "{line}");
 }
