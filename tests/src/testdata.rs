@@ -82,15 +82,19 @@ impl Entry {
     }
 }
 
-/// Unpacks one stored file into `to`, under its name without `.zst`; holes stay holes.
+/// Unpacks one stored file into `to`, under its name without `.zst`. Holes of a disk stay holes. An image of a format has none:
+/// where a mapped cluster is a hole depends on the file system, and the map of the image with it.
 fn unpack_file(stored: &Path, to: &Path) -> Outcome {
     let name = stored.file_name().unwrap_or_default().to_string_lossy();
     let bytes = fs::read(stored).map_err(|e| format!("{}: {e}", stored.display()))?;
     let Some(plain) = name.strip_suffix(".zst") else {
         return Ok(fs::write(to.join(&*name), bytes)?);
     };
-    let out = File::create(to.join(plain))?;
     let image = zstd::decode_all(&bytes[..]).map_err(|e| format!("{}: {e}", stored.display()))?;
+    if image.starts_with(b"QFI\xfb") {
+        return Ok(fs::write(to.join(plain), image)?);
+    }
+    let out = File::create(to.join(plain))?;
     out.set_len(image.len() as u64)?;
     const PIECE: usize = 4096;
     for (i, piece) in image.chunks(PIECE).enumerate() {

@@ -259,11 +259,11 @@ fn a_group_is_completed_by_naming_its_members() {
                "properties": {"completion-mode": "grouped"}}),
     );
     let said = world.said(&["complete", "--wait"]);
-    assert_eq!(said, "blockmirror: there are 2 jobs, say which: m1, m2\n[2]");
+    assert_eq!(said, "blockmirror: there are 2 jobs, say which: m2, m1\n[2]");
     assert_eq!(
         world.said(&["complete", "--wait", "m1", "m2"]),
-        "m1: completed; users of the source are on the target\n\
-         m2: completed; users of the source are on the target\n[0]"
+        "m2: completed; users of the source are on the target\n\
+         m1: completed; users of the source are on the target\n[0]"
     );
     assert_eq!(world.exported(), "copy");
 }

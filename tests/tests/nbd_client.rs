@@ -42,7 +42,7 @@ fn extents(disk: &dyn BlockDevice) -> Vec<(u64, u64, ExtentKind, u32)> {
 }
 
 fn cause(error: &Error) -> &ClientError {
-    std::error::Error::source(error).unwrap().downcast_ref().unwrap()
+    error.cause().unwrap().downcast_ref().unwrap()
 }
 
 #[test]

@@ -199,6 +199,9 @@ fn what_cannot_be_is_refused_in_one_line() {
     let small = server.path("small");
     fs::write(&small, vec![1; 1 << 20]).unwrap();
     let small = small.to_str().unwrap();
+    let large = server.path("large");
+    fs::write(&large, vec![1; 3 << 20]).unwrap();
+    let large = large.to_str().unwrap();
     let nowhere = format!("nbd+unix:///?socket={}", server.path("nowhere").display());
     let other = export.replace("disk", "other");
     for (words, said) in [
@@ -207,8 +210,8 @@ fn what_cannot_be_is_refused_in_one_line() {
             "create: @: it has 2097152 bytes and cannot become longer or shorter; the image needs 1048576",
         ),
         (
-            &["convert", "-n", small, &export],
-            "copy: source small has 1048576 bytes, target @ has 2097152: they must be equal",
+            &["convert", "-n", large, &export],
+            "copy: source large has 3145728 bytes, target @ has 2097152: they must be equal",
         ),
         (&["convert", &export, &export], "copy: @: it is part of the source @"),
         (

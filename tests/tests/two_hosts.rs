@@ -318,7 +318,12 @@ fn a_long_cut_stops_the_job_where_it_is() {
 
 /// Waits until the policy has stopped the job, and returns what it says of itself then.
 fn stopped(stage: &mut Stage) -> Value {
-    let event = stage.here.wait_for("BLOCK_JOB_ERROR");
+    let mut event = stage.here.wait_for("BLOCK_JOB_ERROR");
+    let message = event.as_object_mut().and_then(|event| event.remove("message"));
+    assert!(
+        message.as_ref().and_then(Value::as_str).is_some_and(|m| m.starts_with("write: nbds://")),
+        "{message:?}"
+    );
     assert_eq!(event, json!({"device": "m", "operation": "write", "action": "stop"}));
     // What was in flight fails as well.
     let job = stage.here.wait_until(|job| job["paused"] == true && job["busy"] == false);

@@ -240,7 +240,7 @@ mod tests {
         let unix = r#"json:{"driver":"raw","file":{"driver":"nbd","server":{"type":"unix","path":"/run/a b"},"export":"d"}}"#;
         assert_eq!(parse(unix).unwrap().0, "nbd+unix:///d?socket=/run/a%20b");
         let tcp = r#"json:{"driver":"nbd","host":"h","port":"1"}"#;
-        assert_eq!(parse(tcp).unwrap(), ("nbd://h:1".to_owned(), Some(Format::Raw)));
+        assert_eq!(parse(tcp).unwrap(), ("nbd://h:1/".to_owned(), Some(Format::Raw)));
         assert!(parse(r#"json:{"driver":"nbd"}"#).is_err());
     }
 }

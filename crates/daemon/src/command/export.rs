@@ -57,7 +57,7 @@ pub(crate) static EXPORT_OPTIONS: Object = Object::union(
         opt("writable", BOOL, "whether clients may write").default("false"),
         opt("writethrough", BOOL, "refused if true"),
         opt("fixed-iothread", BOOL, "without effect"),
-        opt("iothread", STR, "an I/O thread; without effect but that the object is in use"),
+        opt("iothread", STR, "without effect but that the iothread object is in use"),
         opt("allow-inactive", BOOL, "without effect"),
     ],
     "type",
