@@ -299,8 +299,9 @@ fn what_was_sent_before_the_end_is_answered() {
 #[test]
 fn stop_lets_answers_out_and_does_not_wait_for_ever() {
     let server = Server::new();
-    let mut idle = server.ready();
+    // Sessions are stopped in the order in which they began: once the second has ended, the first knows of the stop.
     let mut busy = server.ready();
+    let mut idle = server.ready();
     busy.send("{'execute':'block','id':'last'}{'execute':'ping'}");
     server.blocked.recv().unwrap();
     let monitors = server.monitors.clone();
