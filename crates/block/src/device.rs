@@ -70,7 +70,7 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// **Budget**: the work between two calls of the visitor is bounded, whatever the image says. A device that has
     /// looked at some ten thousand entries inside one run (or waited for one answer of a server) hands out what it has,
     /// marked [`partial`](Extent::partial); the next extent may continue it. So the visitor is where a caller looks
-    /// whether to stop: it breaks, and asks again from the end of the last extent it took. [`QueryBudget`] does that for
+    /// whether to stop: it breaks, and asks again from the end of the last extent it took. [`QueryBudget`](crate::QueryBudget) does that for
     /// callers that must not keep others waiting. Who needs maximal runs merges them.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()>;
 
