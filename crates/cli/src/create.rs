@@ -38,6 +38,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let space = settings.preallocation.is_some_and(Preallocation::takes_space).then_some(size);
     let mut spec = CreateSpec::new(args.format, size, settings)
         .target(args.existing.options(space))
+        .replace_data_file(args.existing.force)
         .lock(access::lock(args.lock));
     // A directory that is not there holds nothing to look at.
     if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {

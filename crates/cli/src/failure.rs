@@ -85,6 +85,7 @@ impl From<blockmirror_image::Error> for Failure {
                 _ => None,
             },
             Error::TargetUnclear { .. } => Some("--in-place writes into it, --atomic replaces it".to_owned()),
+            Error::DataFileExists { .. } => Some("--force empties it".to_owned()),
             Error::Block(error) if is_claimed(error) => Some("--force writes to it all the same".to_owned()),
             Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),
             // Another user of the image is of another kind.

@@ -95,6 +95,7 @@ impl TargetSpec {
             };
             let spec = CreateSpec::new(format, len, settings)
                 .target(args.existing.options(space))
+                .replace_data_file(args.existing.force)
                 .policy(policy.clone())
                 .lock(lock)
                 .nbd(nbd);
@@ -112,6 +113,7 @@ impl TargetSpec {
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
             }
             Kind::New { spec, backing } => {
+                spec.check_files(&self.path)?;
                 // What will be replaced must be a file that can be written and is not in use, or what is written in place.
                 let decided = TargetFile::decide(&self.path, spec.target_options())?;
                 let in_place = matches!(decided, Decision::InPlace(InPlace::BlockDevice));
@@ -275,15 +277,16 @@ pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> Refer
 
 /// Says how the files of a new image are written where that is not as usual, and what earlier runs left.
 pub(crate) fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'_>, clean: bool) {
-    for target in prepared.targets() {
+    for (index, target) in prepared.targets().enumerate() {
         let name = target.name();
         if let Some(why) = target.in_place() {
             let why = match why {
                 InPlace::Asked => String::new(),
                 why => format!(" ({why})"),
             };
+            // The image is the first; its data file has no header.
             let meanwhile = match prepared.format() {
-                Format::Qcow2 => "until it is complete it opens nowhere",
+                Format::Qcow2 if index == 0 => "until it is complete it opens nowhere",
                 _ => "a failure leaves it unusable",
             };
             console.note(format_args!("{name}: written in place{why}: {meanwhile}"));

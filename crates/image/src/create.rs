@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{FileId, FileOptions, LockMode, TargetOptions};
+use blockmirror_file::{Decision, FileId, FileOptions, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
@@ -35,6 +35,7 @@ pub struct CreateSpec {
     policy: Option<ReferencePolicy>,
     lock: LockMode,
     target: TargetOptions,
+    replace_data_file: bool,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -50,6 +51,7 @@ impl CreateSpec {
             policy: None,
             lock: LockMode::Exclusive,
             target: TargetOptions::new(),
+            replace_data_file: false,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
@@ -74,6 +76,14 @@ impl CreateSpec {
     #[must_use]
     pub fn lock(mut self, lock: LockMode) -> Self {
         self.lock = lock;
+        self
+    }
+
+    /// Whether the contents of a data file that is there already may be lost. By default it is refused
+    /// ([`Error::DataFileExists`]): an option that names it might be meant to attach it.
+    #[must_use]
+    pub fn replace_data_file(mut self, replace: bool) -> Self {
+        self.replace_data_file = replace;
         self
     }
 
@@ -119,6 +129,62 @@ impl CreateSpec {
         }
     }
 
+    /// Whether the image may be made as `path`, by what has its name and the names in its settings: neither the image nor its data
+    /// file may be what the other stands on, and a data file that is there already is kept. Writes nothing.
+    ///
+    /// # Errors
+    /// What [`PreparedImage::new`] would say about them.
+    pub fn check_files(&self, path: &Path) -> Result<()> {
+        self.data_path(path).map(drop)
+    }
+
+    /// The path of the data file, after the same checks.
+    fn data_path(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let failed = |why| Error::Create { path: path.to_owned(), why };
+        let named = |name: &String| join_name(path, OsStr::new(name));
+        let backing = self.settings.backing_file.as_ref().and_then(named);
+        let data = match &self.settings.data_file {
+            None => None,
+            Some(name) => Some(
+                named(name).ok_or_else(|| failed(format!("the data file \"{name}\" is not a plain path")))?,
+            ),
+        };
+        // The new files take the place of what has their names: that must not be what they stand on.
+        let backing = backing.as_deref();
+        if is_same(backing, Some(path)) {
+            return Err(failed("it cannot be its own backing file".into()));
+        }
+        if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
+            return Err(failed("its data file must be a file of its own".into()));
+        }
+        if let Some(backing) = backing {
+            let beside = || ReferencePolicy::beside(backing).unwrap_or_else(|_| ReferencePolicy::deny());
+            let policy = self.policy.clone().unwrap_or_else(beside);
+            check_backing(path, data.as_deref(), backing, self.settings.backing_format, &policy)?;
+        }
+        data.as_deref().map_or(Ok(()), |data| self.check_data_file(path, data))?;
+        Ok(data)
+    }
+
+    /// Fails if `data`, to be the data file of `image`, cannot be written, or exists and is to be kept.
+    fn check_data_file(&self, image: &Path, data: &Path) -> Result<()> {
+        match Target::decide(data, &self.target) {
+            Ok(Decision::Create) => return Ok(()),
+            decided if self.replace_data_file => return decided.map(drop),
+            // Whether it is mounted or held is found out first: both are overridden by one option of the command line.
+            Ok(Decision::InPlace(InPlace::BlockDevice)) => {
+                Target::prepare(data, &self.file_options(), self.access())?.discard();
+            }
+            Ok(_) | Err(Error::TargetUnclear { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
+    }
+
+    fn file_options(&self) -> TargetOptions {
+        self.target.file(FileOptions::new().lock(self.lock))
+    }
+
     /// How what the image is made in is opened, where that is there already.
     fn access(&self) -> Access {
         Access {
@@ -159,8 +225,7 @@ pub struct PreparedImage<'a> {
 }
 
 impl<'a> PreparedImage<'a> {
-    /// Opens what the image `path` and its data file will be written into. Names are checked: neither may be what the other
-    /// stands on.
+    /// Opens what the image `path` and its data file will be written into, after [`CreateSpec::check_files`].
     ///
     /// A data file is named relative to the image's directory, as for opening.
     ///
@@ -168,29 +233,8 @@ impl<'a> PreparedImage<'a> {
     /// [`Error`]; then no file has been left behind.
     pub fn new(path: &'a Path, spec: &'a CreateSpec) -> Result<Self> {
         spec.check(path)?;
-        let failed = |why| Error::Create { path: path.to_owned(), why };
-        let named = |name: &String| join_name(path, OsStr::new(name));
-        let backing = spec.settings.backing_file.as_ref().and_then(named);
-        let data = match &spec.settings.data_file {
-            None => None,
-            Some(name) => Some(
-                named(name).ok_or_else(|| failed(format!("the data file \"{name}\" is not a plain path")))?,
-            ),
-        };
-        // The new files take the place of what has their names: that must not be what they stand on.
-        let backing = backing.as_deref();
-        if is_same(backing, Some(path)) {
-            return Err(failed("it cannot be its own backing file".into()));
-        }
-        if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
-            return Err(failed("its data file must be a file of its own".into()));
-        }
-        if let Some(backing) = backing {
-            let beside = || ReferencePolicy::beside(backing).unwrap_or_else(|_| ReferencePolicy::deny());
-            let policy = spec.policy.clone().unwrap_or_else(beside);
-            check_backing(path, data.as_deref(), backing, spec.settings.backing_format, &policy)?;
-        }
-        let options = spec.target.file(FileOptions::new().lock(spec.lock));
+        let data = spec.data_path(path)?;
+        let options = spec.file_options();
         let file = Target::prepare(path, &options, spec.access())?;
         let data = data.map(|data| Target::prepare(&data, &options, spec.access())).transpose()?;
         Ok(Self { path, spec, file, data })

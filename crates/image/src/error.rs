@@ -79,6 +79,14 @@ pub enum Error {
         /// Why.
         why: blockmirror_file::Surprise,
     },
+    /// A file that is there already would become the data file of a new image, and lose what it holds.
+    #[error("create: {}: it exists, and would lose its contents as the data file of {}", path.display(), image.display())]
+    DataFileExists {
+        /// The file.
+        path: PathBuf,
+        /// The image to be made.
+        image: PathBuf,
+    },
     /// A directory that files may be opened in cannot be looked up.
     #[error("look up directory: {}: {source}", path.display())]
     Directory {

@@ -15,7 +15,7 @@ pub(crate) struct TargetArgs {
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) atomic: bool,
 
-    /// Write to a block device although it is mounted or held
+    /// Write to a block device although it is mounted or held; empty a data file (`-o data_file`) that exists
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) force: bool,
 
