@@ -33,9 +33,11 @@ async def main(path):
             elif event["event"] in ended:
                 break
     show("exported after", await client.execute("query-block-exports"))
-    with client.listener("JOB_STATUS_CHANGE") as listener:
-        await client.execute("blockdev-mirror", {**job, "device": "copy", "target": "disk", "speed": 1})
-        await client.execute("job-cancel", {"id": "m"})
+    # Another name: the last events of the first job may still come.
+    back = {**job, "job-id": "back", "device": "copy", "target": "disk", "speed": 1}
+    with client.listener("JOB_STATUS_CHANGE", lambda event: event["data"]["id"] == "back") as listener:
+        await client.execute("blockdev-mirror", back)
+        await client.execute("job-cancel", {"id": "back"})
         states = []
         async for event in listener:
             states.append(event["data"]["status"])
