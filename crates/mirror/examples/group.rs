@@ -36,7 +36,8 @@ fn main() -> Result<(), AnyError> {
         let n = guest.join().map_err(|_| "the guest panicked")??;
         moved?;
 
-        // What stays behind shows one instant: the journal knows of at most one change that the data does not have.
+        // What stays behind shows one instant: the journal knows of at most one change that the data does not
+        // have.
         let (before, after) = (stamp(&*old_journal)?, stamp(&*old_data)?);
         assert!(before == after || before == after + 1, "journal {before}, data {after}");
         assert_eq!((stamp(&*journal)?, stamp(&*data)?), (n, n), "nothing was lost");

@@ -1,8 +1,8 @@
 //! Operations that one thread takes at once and performs one after the other.
 //!
-//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that all writers of the
-//! guest need too. What takes its time is taken one by one, so that many threads have it under way. Used by the engine's
-//! threads, one batch each; the core knows nothing of it.
+//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that
+//! all writers of the guest need too. What takes its time is taken one by one, so that many threads have it
+//! under way. Used by the engine's threads, one batch each; the core knows nothing of it.
 
 use std::thread;
 use std::time::Duration;

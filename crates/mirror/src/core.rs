@@ -2,14 +2,14 @@
 //!
 //! The engine keeps one core behind one mutex. Its threads ask [`next`](Core::next) for an action, perform it
 //! without the mutex, and report to [`finished`](Core::finished). Time is an argument; nothing here waits or
-//! calls a device, so that a simulator can drive the same code through any order of events. What has no argument for the
-//! time happens at the time last told, by [`tick`](Core::tick) or by one that has.
+//! calls a device, so that a simulator can drive the same code through any order of events. What has no
+//! argument for the time happens at the time given last, by [`tick`](Core::tick) or by one that has.
 //!
 //! What must hold:
-//! - A bit of the dirty bitmap is cleared before the survey that looks at its bytes is handed out, hence before
-//!   they are read; whoever marks it again meanwhile makes the range be copied once more.
-//! - `claimed` holds, to the byte, what was taken and is not finished. Nothing is taken that overlaps it, so no two
-//!   operations on one byte are ever in flight.
+//! - A bit of the dirty bitmap is cleared before the survey that looks at its bytes is handed out, hence
+//!   before they are read; a mark that is set again meanwhile makes the job copy the range once more.
+//! - `claimed` holds, to the byte, what was taken and is not finished. Nothing is taken that overlaps it, so
+//!   no two operations on one byte are ever in flight.
 //! - When an operation fails its bits are set again *before* the error policy is asked.
 //! - What is queued is bounded: a survey returns a capped number of segments, and no new one is begun
 //!   while enough work is queued.
@@ -98,7 +98,7 @@ pub(crate) enum Work {
         range: ByteRange,
         /// Part of the first pass over the disk.
         first_pass: bool,
-        /// Nobody has written there yet: what was promised of the target still holds.
+        /// No write has reached it yet: what was promised of the target still holds.
         untouched: bool,
     },
     /// Copy the range from source to target.
@@ -141,7 +141,8 @@ pub(crate) enum Done {
     Surveyed(Vec<Segment>),
     /// Copied; the sum is the length of the range.
     Copied(Moved),
-    /// Copied but for the blocks that the source does not give, each with why; the sum is the rest of the range.
+    /// Copied but for the blocks that the source does not give, each with why; the sum is the rest of the
+    /// range.
     Salvaged(Moved, Vec<(ByteRange, block::Error)>),
     /// Made zero.
     Zeroed,
@@ -205,7 +206,7 @@ pub(crate) struct Core {
     /// The end that was asked for.
     ending: Option<Ending>,
     finalizing: bool,
-    /// No write of the guest is let in.
+    /// No write of the guest is admitted.
     held: bool,
     hold: Hold,
     /// It ends together with others.
@@ -213,7 +214,7 @@ pub(crate) struct Core {
     paused_by_user: bool,
     stopped_by_error: bool,
     io_status: IoStatus,
-    /// The latest time that was told.
+    /// The latest time that was given.
     clock: Duration,
     meter: Meter,
     auto: Auto,
@@ -222,8 +223,8 @@ pub(crate) struct Core {
     zeroing: Zeroing,
 
     dirty: DirtyBitmap,
-    /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied even
-    /// where the top image does not decide it.
+    /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied
+    /// even where the top image does not decide it.
     guest_written: Option<DirtyBitmap>,
     /// Where to look for dirt next.
     cursor: u64,
@@ -249,7 +250,8 @@ pub(crate) struct Core {
     zero_by_data: bool,
 
     guests: Vec<Guest>,
-    /// When a thread last asked for work, nothing but time or the end of an operation could have given it any.
+    /// When a thread last asked for work, nothing but time or the end of an operation could have given it
+    /// any.
     only_time_helps: bool,
     /// When a thread last asked for work, everything was done: only what becomes dirty gives it any.
     only_dirt_helps: bool,
@@ -347,8 +349,8 @@ impl Core {
         if !matches!(core.config.sync, SyncMode::Full | SyncMode::Top) {
             return Ok(core);
         }
-        // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of the
-        // walk is cleared when the walk gets there.
+        // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of
+        // the walk is cleared when the walk gets there.
         core.claimed.insert(disk);
         if !disk.is_empty() {
             core.walks.push_back(Walk { range: disk, tries: 0, first_pass: true });
@@ -450,7 +452,7 @@ impl Core {
         self.events.drain(..).collect()
     }
 
-    /// The oldest event that nobody has taken.
+    /// The oldest event that has not been taken.
     pub(crate) fn take_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }

@@ -1,15 +1,16 @@
 //! How a job writes a target that does not show, while it is filled, what it will show in the end.
 //!
-//! The target names a backing file that is not attached (a daemon's node with `"backing": null`), or none and is given one
-//! later (a shallow copy whose chain comes with `blockdev-snapshot`), or a server has its layers. Then the format cannot do
-//! copy-on-write: what a write does not cover of a new cluster would become zeros, for good. [`CowTarget`] stands in front of
-//! such a target and completes each unit from the source's whole chain when it is first written. Behind a server clusters
-//! are invisible: there the unit is the granularity. All other targets are written as they are.
+//! The target names a backing file that is not attached (a daemon's node with `"backing": null`), or none and
+//! is given one later (a shallow copy whose chain comes with `blockdev-snapshot`), or a server has its
+//! layers. Then the format cannot do copy-on-write: what a write does not cover of a new cluster would become
+//! zeros, for good. [`CowTarget`] stands in front of such a target and completes each unit from the source's
+//! whole chain when it is first written. Behind a server clusters are invisible: there the unit is the
+//! granularity. All other targets are written as they are.
 //!
-//! Used by the engine for the job's own operations and for what the guest writes to the target. What must hold: a unit is
-//! written whole the first time, and two writes to one unit take turns until then. That the source may be written meanwhile
-//! does no harm: such a write goes to the target after it, or marks its range dirty. After a failed flush no unit counts as
-//! complete: the target may have lost any of them.
+//! Used by the engine for the job's own operations and for what the guest writes to the target. What must
+//! hold: a unit is written whole the first time, and two writes to one unit take turns until then. That the
+//! source may be written meanwhile does no harm: such a write goes to the target after it, or marks its range
+//! dirty. After a failed flush no unit counts as complete: the target may have lost any of them.
 
 use std::sync::Arc;
 
@@ -53,7 +54,8 @@ struct State {
 }
 
 impl CowTarget {
-    /// What a job with these `options` writes to: `target` itself, or a `CowTarget` in front of it if it needs one.
+    /// What a job with these `options` writes to: `target` itself, or a `CowTarget` in front of it if it
+    /// needs one.
     pub(crate) fn in_front_of(
         target: &Arc<dyn BlockDevice>,
         source: &Arc<dyn BlockDevice>,
@@ -126,8 +128,8 @@ impl CowTarget {
         self.state.lock().losses
     }
 
-    /// Writes `buf` at `range`, and with it the rest of the units at its ends where they are not complete yet. The caller
-    /// holds the units.
+    /// Writes `buf` at `range`, and with it the rest of the units at its ends where they are not complete
+    /// yet. The caller holds the units.
     fn write_whole(&self, buf: &[u8], range: ByteRange) -> Result<()> {
         let losses = self.losses();
         let first = self.outward(ByteRange::at(range.start(), 1));
@@ -230,7 +232,8 @@ impl BlockDevice for CowTarget {
         if flags.contains(WriteFlags::FUA) { self.flush() } else { Ok(()) }
     }
 
-    /// Whole units are zeroed; the rest of a unit is completed with the source's bytes, if it is not complete yet.
+    /// Whole units are zeroed; the rest of a unit is completed with the source's bytes, if it is not complete
+    /// yet.
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         if range.end() > self.len() {
             return Err(Error::out_of_bounds("write zeroes", range.start(), range.len(), self.len()));
@@ -282,7 +285,8 @@ impl BlockDevice for CowTarget {
         })
     }
 
-    /// What may show something else later is of unknown content. A target of which nothing else is known is not asked.
+    /// What may show something else later is of unknown content. A target of which nothing else is known is
+    /// not asked.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
         if self.content == TargetContent::Unknown {
             if range.end() > self.len() {

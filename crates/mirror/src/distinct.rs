@@ -1,8 +1,8 @@
 //! Whether source and target of a job are two disks, and whether a job without a tap may copy its source.
 //!
 //! Called before a job touches anything. A filter or a tap shows the bytes of another device
-//! ([`BlockDevice::forwards_to`]), so devices are compared by what they lead to. A device that does not say what it forwards to
-//! counts as a disk of its own.
+//! ([`BlockDevice::forwards_to`]), so devices are compared by what they lead to. A device that does not say
+//! what it forwards to counts as a disk of its own.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -47,8 +47,8 @@ mod tests {
     use super::*;
     use crate::{Event, MirrorJob, MirrorOptions};
 
-    /// A job that was started on a tap, not attached to it, ended well and lacked what was written through the tap; one disk as source
-    /// and target was accepted in each of these ways.
+    /// A job that was started on a tap, not attached to it, ended well and lacked what was written through
+    /// the tap; one disk as source and target was accepted in each of these ways.
     #[test]
     fn a_job_is_refused_a_tap_as_plain_source_and_one_disk_for_both() {
         let empty = || Arc::new(MemoryDisk::new(1 << 20));

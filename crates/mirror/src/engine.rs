@@ -1,8 +1,9 @@
 //! The threads of a job, and what they share.
 //!
 //! One mutex guards the core. It is held for decisions only, never while a device is called; nothing else is
-//! locked under it but the bell of a group. Handles outlive the job, the disks do not: they are let go of when it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as
-//! there is work for.
+//! locked under it but the bell of a group. Handles outlive the job, the disks do not: they are closed when
+//! it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as there
+//! is work for.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
@@ -23,10 +24,10 @@ use crate::progress::Event;
 use crate::survey::TargetContent;
 use crate::tap::Tap;
 
-/// How long an aborting job waits before it tells the devices once more to let go of blocked calls.
+/// How long an aborting job waits before it asks the devices once more to end blocked calls.
 pub(crate) const LET_GO_AGAIN: Duration = Duration::from_millis(10);
-/// The source of a job on a tap is the guest's own disk: letting go of calls there ends the guest's as well. So it happens
-/// only when the job has been waiting for its own for so long.
+/// The source of a job on a tap is the guest's own disk: letting go of calls there ends the guest's as well.
+/// So it happens only when the job has been waiting for its own for so long.
 const SOURCE_GRACE: Duration = Duration::from_secs(2);
 
 /// What the threads and the controls of a job share.
@@ -43,7 +44,7 @@ pub(crate) struct Engine {
     concluded: Condvar,
     /// There is an event to take.
     events: Condvar,
-    /// A write of the guest may be let in.
+    /// A write of the guest may be admitted.
     guests: Condvar,
     seat: Option<Seat>,
 }
@@ -62,7 +63,7 @@ pub(crate) struct Ends {
 pub(crate) struct Seat {
     pub(crate) tap: Weak<Tap>,
     pub(crate) session: u64,
-    /// The bitmap that told what to copy starts anew if the job succeeds.
+    /// The bitmap that says what to copy starts anew if the job succeeds.
     pub(crate) renews_bitmap: bool,
     /// The group that the job ends with.
     pub(crate) bell: Option<Arc<Bell>>,
@@ -103,7 +104,7 @@ struct State {
     ended: Option<Duration>,
     /// Since when the job is being given up.
     aborting_since: Option<Duration>,
-    /// What the group was last told of.
+    /// The state last reported to the group.
     shown: Option<View>,
 }
 
@@ -194,7 +195,7 @@ impl Engine {
         self.state.lock().core.guest_would_wait(range)
     }
 
-    /// Waits until a write of the guest to `range` is let in, or the job is over.
+    /// Waits until a write of the guest to `range` is admitted, or the job is over.
     pub(crate) fn guest_begin(&self, range: ByteRange) -> (u64, Admission) {
         let mut state = self.state.lock();
         state.core.tick(self.started.elapsed());
@@ -287,8 +288,9 @@ impl Engine {
 
     /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
     ///
-    /// While the job is aborting this lets go of blocked calls again and again: a thread may have been given its
-    /// action before the job was given up, and have called the device only after it was told to let go.
+    /// While the job is aborting this lets go of blocked calls again and again: a thread may have been given
+    /// its action before the job was given up, and have called the device only after the call that ends
+    /// blocked calls.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
@@ -337,7 +339,8 @@ impl Engine {
                         self.work.notify_one();
                     }
                     for action in &batch.actions {
-                        // A device that panics must end the job, not hang it: its action would never be reported.
+                        // A device that panics must end the job, not hang it: its action would never be
+                        // reported.
                         batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
                             Work::End(ending) => {
                                 self.end(ending, &target);
@@ -360,7 +363,8 @@ impl Engine {
                 Next::Wait(until) => {
                     self.note(&mut state);
                     state.idle += 1;
-                    // One thread that wakes in time is enough: it wakes others if there is more than it takes.
+                    // One thread that wakes in time is enough: it wakes others if there is more than it
+                    // takes.
                     let until = until.filter(|&until| state.alarm.is_none_or(|alarm| until < alarm));
                     state = match until {
                         None => self.work.wait(state),
@@ -393,7 +397,7 @@ impl Engine {
         }
         if state.core.is_aborting() {
             state.aborting_since.get_or_insert_with(|| self.started.elapsed());
-            // Whoever waits must see to it that blocked calls come back.
+            // The waiting thread must see to it that blocked calls come back.
             self.concluded.notify_all();
         }
         if state.ended.is_none() && state.core.is_concluded() {

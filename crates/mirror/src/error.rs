@@ -6,8 +6,8 @@ use crate::granularity::GranularityError;
 
 /// Why a mirror job did not start or did not end well.
 ///
-/// The text is one line with the cause in it. `source()` is therefore `None`, as a report that follows it would print the cause
-/// twice; [`device_error`](Self::device_error) is the cause for machines.
+/// The text is one line with the cause in it. `source()` is therefore `None`, as a report that follows it
+/// would print the cause twice; [`device_error`](Self::device_error) is the cause for machines.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -81,7 +81,7 @@ pub enum Error {
         /// The bitmap's name.
         name: String,
     },
-    /// A job works from the bitmap, or somebody reads it.
+    /// A job works from the bitmap, or a caller reads it.
     #[error("{disk}: bitmap {name:?} is in use")]
     BitmapBusy {
         /// The disk's name.
@@ -92,7 +92,7 @@ pub enum Error {
     /// The disk below the tap refused.
     #[error(transparent)]
     Disk(block::Error),
-    /// A pivot, or somebody else, has put another disk below the tap since it was drained.
+    /// A pivot, or another caller, has put another disk below the tap since it was drained.
     #[error("{disk}: another disk lies below it since it was drained")]
     DiskChanged {
         /// The name of the disk that lies below now.

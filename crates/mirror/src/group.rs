@@ -1,11 +1,11 @@
 //! Several disks that end at one instant: all of them or none.
 //!
-//! A machine with its data on one disk and its log on another needs copies of both that show the same moment, or a pivot
-//! of both between two of its writes. Each member is a [`MirrorJob`] of its own; a thread of the group brings them
-//! together at the end.
+//! A machine with its data on one disk and its log on another needs copies of both that show the same moment,
+//! or a pivot of both between two of its writes. Each member is a [`MirrorJob`] of its own; a thread of the
+//! group brings them together at the end.
 //!
-//! What must hold: no lock is held over two members; whatever happens to one before all are [sealed](crate::core::group),
-//! none has ended.
+//! What must hold: no lock is held over two members; whatever happens to one before all are
+//! [sealed](crate::core::group), none has ended.
 
 mod bell;
 mod coordinator;
@@ -46,7 +46,7 @@ impl GroupMember {
     }
 }
 
-/// Something that happened to a group as a whole. What happens to a member is told by the member's own events.
+/// Something that happened to a group as a whole. What happens to a member is in the member's own events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupEvent {
@@ -69,14 +69,15 @@ pub enum GroupEvent {
 
 /// Jobs on several disks that end at one instant, or not at all.
 ///
-/// Each member runs by itself until its end was asked for: by the verbs of the [`GroupControl`], or one by one by those of
-/// their own [`MirrorControl`]s. When the end of every member was asked for and little is left anywhere, all guests are
-/// held; what is left is copied and flushed; and when every member is clean and flushed while all guests are held, all
-/// pivot, or keep their copies, and the guests go on. If a member turns out to be dirty, its flush fails, or writers have
-/// waited too long (a second at first; twice as long each next time), all guests go on and it is tried again.
+/// Each member runs by itself until its end was asked for: by the verbs of the [`GroupControl`], or one by
+/// one by those of their own [`MirrorControl`]s. When the end of every member was asked for and little is
+/// left anywhere, all guests are held; what is left is copied and flushed; and when every member is clean and
+/// flushed while all guests are held, all pivot, or keep their copies, and the guests go on. If a member
+/// turns out to be dirty, its flush fails, or writers have waited too long (a second at first; twice as long
+/// each next time), all guests go on and it is tried again.
 ///
-/// A member that fails, or is cancelled by force, before that instant ends the whole group: nobody pivots, the other
-/// members end with [`Error::Group`] and the event [`Cancelled`](crate::Event::Cancelled).
+/// A member that fails, or is cancelled by force, before that instant ends the whole group: no member pivots,
+/// the other members end with [`Error::Group`] and the event [`Cancelled`](crate::Event::Cancelled).
 ///
 /// What the verbs of a member's own control do in a group:
 ///
@@ -121,8 +122,8 @@ impl MirrorGroup {
     /// Checks everything that can be checked, then starts a job for each member.
     ///
     /// # Errors
-    /// As [`MirrorJob::attach`] for each member, and: no member at all, a target that two share. No job was started then,
-    /// or those that were have been given up.
+    /// As [`MirrorJob::attach`] for each member, and: no member at all, a target that two share. No job was
+    /// started then, or those that were have been given up.
     pub fn attach(members: Vec<GroupMember>) -> Result<Self, Error> {
         if members.is_empty() {
             return Err(Error::InvalidOption { option: "members", value: 0, expected: "at least one" });
@@ -176,7 +177,8 @@ impl MirrorGroup {
         &self.jobs
     }
 
-    /// Takes the group apart: the members stay tied to each other, but each can be waited for, or dropped, by itself.
+    /// Takes the group apart: the members stay tied to each other, but each can be waited for, or dropped, by
+    /// itself.
     pub fn into_jobs(self) -> (GroupControl, Vec<MirrorJob>) {
         (self.control, self.jobs)
     }
@@ -211,7 +213,7 @@ struct Shared {
     names: Vec<String>,
     controls: Vec<MirrorControl>,
     bell: Arc<Bell>,
-    /// Held while members are touched, one at a time; nobody takes it while he has a lock of a member.
+    /// Held while members are touched, one at a time; not taken under a lock of a member.
     state: Mutex<Coordinator>,
     /// There is an event, or the group is over.
     changed: Condvar,
@@ -267,14 +269,14 @@ impl GroupControl {
     /// Ends every member with the pivot, all at one instant.
     ///
     /// # Errors
-    /// [`Refused`], as all verbs of a group, if a member does not allow it: nothing was asked of any then. This one before
-    /// every member is ready.
+    /// [`Refused`], as all verbs of a group, if a member does not allow it: nothing was asked of any then.
+    /// This one before every member is ready.
     pub fn complete(&self) -> Result<(), Refused> {
         self.all(Verb::Complete, Core::complete)
     }
 
-    /// Ends every member and keeps the targets as copies of one instant. If a member has not been ready yet the group is
-    /// given up.
+    /// Ends every member and keeps the targets as copies of one instant. If a member has not been ready yet
+    /// the group is given up.
     ///
     /// # Errors
     /// A member is paused, or over.
@@ -328,8 +330,8 @@ impl GroupControl {
         })
     }
 
-    /// The next event of the group; waits for one for at most `timeout`, or for ever if that is `None`. `None` if there was
-    /// none, or the group is over so that there will be none.
+    /// The next event of the group; waits for one for at most `timeout`, or for ever if that is `None`.
+    /// `None` if there was none, or the group is over so that there will be none.
     pub fn next_event(&self, timeout: Option<Duration>) -> Option<GroupEvent> {
         self.wait_for(timeout, |state| match state.take_event() {
             Some(event) => Some(Some(event)),
@@ -387,11 +389,11 @@ impl GroupControl {
         Ok(())
     }
 
-    /// Asks those of the members for which `ask` gives an answer; `nobody` if there is none.
+    /// Asks those of the members for which `ask` gives an answer; `none` if there is none.
     fn some(
         &self,
         verb: Verb,
-        nobody: Refused,
+        none: Refused,
         ask: impl Fn(&mut Core) -> Option<Result<(), Refused>>,
     ) -> Result<(), Refused> {
         if verb == Verb::Pause {
@@ -399,7 +401,7 @@ impl GroupControl {
                 engine.with_core(Wake::None, |core, _| core.would_refuse(verb))?;
             }
         }
-        let mut answer = Err(nobody);
+        let mut answer = Err(none);
         for engine in self.engines() {
             if let Some(own) = engine.with_core(Wake::All, |core, _| ask(core)) {
                 own?;

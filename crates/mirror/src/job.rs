@@ -46,7 +46,8 @@ impl MirrorControl {
         })
     }
 
-    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure) tells.
+    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure)
+    /// tells.
     pub fn device_failure(&self) -> Option<blockmirror_block::ErrorKind> {
         self.engine.with_core(Wake::None, |core, _| match core.failure() {
             Some(Error::Source(error) | Error::Target(error)) => Some(error.kind()),
@@ -54,28 +55,29 @@ impl MirrorControl {
         })
     }
 
-    /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
+    /// Takes the events since the last call, oldest first. If they are not taken, only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
         self.engine.with_core(Wake::None, |core, _| core.take_events())
     }
 
-    /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was none, or the
-    /// job is over (and dismissed) so that there will be none.
+    /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was
+    /// none, or the job is over (and dismissed) so that there will be none.
     pub fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
         self.engine.next_event(timeout)
     }
 
-    /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight. The target
-    /// is incomplete then. Does nothing to a job that is over.
+    /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight.
+    /// The target is incomplete then. Does nothing to a job that is over.
     pub fn cancel(&self) {
         self.engine.cancel();
     }
 
-    /// Ends a job that is ready and keeps the target as a copy of one instant: nothing the guest writes later is in it,
-    /// and everything it wrote before is. A job that has not been ready yet is given up.
+    /// Ends a job that is ready and keeps the target as a copy of one instant: nothing the guest writes later
+    /// is in it, and everything it wrote before is. A job that has not been ready yet is given up.
     ///
     /// # Errors
-    /// [`Refused`], as all verbs: the state does not allow it, or the job is paused (then only force ends it).
+    /// [`Refused`], as all verbs: the state does not allow it, or the job is paused (then only force ends
+    /// it).
     pub fn keep_copy(&self) -> Result<(), Refused> {
         self.engine.with_core(Wake::All, |core, _| core.cancel())?;
         self.engine.let_go_if_aborting();
@@ -100,15 +102,16 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.complete())
     }
 
-    /// Lets a job end that was told not to end by itself.
+    /// Lets a job end that was started with `auto_finalize` off.
     ///
     /// # Errors
-    /// [`Refused`] unless it waits for that, or if an error has stopped it meanwhile: [`resume`](Self::resume) it first.
+    /// [`Refused`] unless it waits for that, or if an error has stopped it meanwhile:
+    /// [`resume`](Self::resume) it first.
     pub fn finalize(&self) -> Result<(), Refused> {
         self.engine.with_core(Wake::All, |core, _| core.finalize())
     }
 
-    /// Lets go of a job that is over and was told not to vanish by itself.
+    /// Forgets a job that is over and was started with `auto_dismiss` off.
     ///
     /// # Errors
     /// [`Refused`] unless it is over.
@@ -116,8 +119,8 @@ impl MirrorControl {
         self.engine.with_core(Wake::None, |core, _| core.dismiss())
     }
 
-    /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished. Meanwhile the target gets none of
-    /// the guest's writes, in any mode.
+    /// Starts nothing new until [`resume`](Self::resume). What is in flight is finished. Meanwhile the target
+    /// gets none of the guest's writes, in any mode.
     ///
     /// # Errors
     /// [`Refused`] if it is paused already, or about to end.
@@ -134,7 +137,8 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.resume())
     }
 
-    /// Changes the speed in bytes per second; 0 is as fast as it goes. A job that is ready goes as fast as it can.
+    /// Changes the speed in bytes per second; 0 is as fast as it goes. A job that is ready goes as fast as it
+    /// can.
     ///
     /// # Errors
     /// [`Refused`] if the job is about to end.
@@ -150,8 +154,9 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.change(mode))
     }
 
-    /// Says that the source has changed in `range`, so that it is copied again. To be called *after* the write has
-    /// finished, whether or not it succeeded; a call before it may be too early. Once the job is over it does nothing.
+    /// Says that the source has changed in `range`, so that it is copied again. To be called *after* the
+    /// write has finished, whether or not it succeeded; a call before it may be too early. Once the job is
+    /// over it does nothing.
     pub fn mark_dirty(&self, range: ByteRange) {
         self.engine.with_core(Wake::One, |core, _| core.mark_dirty(range));
     }
@@ -191,9 +196,9 @@ impl MirrorJob {
     /// writes to the source meanwhile has to say so with [`mark_dirty`](MirrorControl::mark_dirty).
     ///
     /// # Errors
-    /// Invalid options, different lengths, a read-only target, one disk for both ([`Error::SameDevice`]), a [`Tap`] as source
-    /// ([`Error::SourceIsTap`]: [`attach`](Self::attach) to it): nothing was touched then. [`Error::Thread`] if the
-    /// system gives not a single thread.
+    /// Invalid options, different lengths, a read-only target, one disk for both ([`Error::SameDevice`]), a
+    /// [`Tap`] as source ([`Error::SourceIsTap`]: [`attach`](Self::attach) to it): nothing was touched then.
+    /// [`Error::Thread`] if the system gives not a single thread.
     pub fn start(
         source: Arc<dyn BlockDevice>,
         target: Arc<dyn BlockDevice>,
@@ -217,8 +222,8 @@ impl MirrorJob {
     /// Starts to copy the disk behind `tap` to `target`, while it is written through the tap.
     ///
     /// The job does not end by itself: it becomes ready, copies what is written from then on, and waits for
-    /// [`complete`](MirrorControl::complete) or [`keep_copy`](MirrorControl::keep_copy). Should the target fail, the
-    /// guest's writes go on at the source.
+    /// [`complete`](MirrorControl::complete) or [`keep_copy`](MirrorControl::keep_copy). Should the target
+    /// fail, the guest's writes go on at the source.
     ///
     /// # Errors
     /// As [`start`](Self::start), and: another job runs on the tap, or the bitmap is unknown.
@@ -230,7 +235,8 @@ impl MirrorJob {
         Self::prepare(tap, target, options)?.run()
     }
 
-    /// The first half of [`attach`](Self::attach): whatever can be refused is. For several jobs that start all or not at all.
+    /// The first half of [`attach`](Self::attach): whatever can be refused is. For several jobs that start
+    /// all or not at all.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
@@ -308,7 +314,7 @@ impl Drop for MirrorJob {
         self.control.cancel();
         self.control.engine.wait(None);
         for thread in self.threads.drain(..) {
-            // A panic was the thread's own; there is nobody left to tell.
+            // A panic was the thread's own; there is no caller left to report it to.
             let _ = thread.join();
         }
     }
@@ -325,7 +331,8 @@ pub struct PreparedJob {
 }
 
 impl PreparedJob {
-    /// Checks everything that can be checked, and takes the seat on the tap. With a `bell` it is a member of a group.
+    /// Checks everything that can be checked, and takes the seat on the tap. With a `bell` it is a member of
+    /// a group.
     pub(crate) fn new(
         tap: &Arc<Tap>,
         target: &Arc<dyn BlockDevice>,
@@ -393,7 +400,8 @@ fn check(
 fn thread_count(options: &MirrorOptions) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let by_default = processors.saturating_mul(2).max(8);
-    // In auto mode the guest is made to wait until scattered dirt is copied, in pieces so small that only latency counts.
+    // In auto mode the guest is made to wait until scattered dirt is copied, in pieces so small that only
+    // latency counts.
     let by_default = if options.copy_mode == CopyMode::Auto { options.max_in_flight } else { by_default };
     options.threads.map_or(by_default, NonZeroUsize::get).min(options.max_in_flight)
 }

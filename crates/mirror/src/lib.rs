@@ -1,7 +1,7 @@
 //! The mirror job: copies one disk onto another in the unit that fits the target.
 //!
-//! Any [`BlockDevice`](blockmirror_block::BlockDevice) can be source or target; this crate knows no format and
-//! no file.
+//! Any [`BlockDevice`](blockmirror_block::BlockDevice) can be source or target; this crate knows no format
+//! and no file.
 //!
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.

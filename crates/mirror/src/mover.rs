@@ -3,8 +3,9 @@
 //! Each thread of the engine owns one mover and with it one buffer, which is used again for every copy and so
 //! tends to stay in the processor's cache. No lock is held here.
 //!
-//! A copy that reads while the guest writes there may read any mixture of old and new bytes, zeros among them, and writes that
-//! to the target. It does no harm: the write marks its range when it has finished, so the range is copied again.
+//! A copy that reads while the guest writes there may read any mixture of old and new bytes, zeros among
+//! them, and writes that to the target. It does no harm: the write marks its range when it has finished, so
+//! the range is copied again.
 
 use blockmirror_block::{
     self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroFlags, zero,
@@ -84,7 +85,7 @@ impl<'a> Mover<'a> {
             }
             Work::Copy { range, target_zero, by_block: true } => self.salvage(range, target_zero),
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
-            // Moves no data: whoever holds the tap performs it.
+            // Moves no data: the caller that holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
             Work::Flush | Work::Secure => {
                 self.target.flush().map(|()| Done::Flushed).map_err(Failure::at_target)
@@ -110,7 +111,8 @@ impl<'a> Mover<'a> {
         self.write(range, target_zero)
     }
 
-    /// Copies what the source gives of `range`, a block of the source at a time where it does not give all of it.
+    /// Copies what the source gives of `range`, a block of the source at a time where it does not give all of
+    /// it.
     fn salvage(&mut self, range: ByteRange, target_zero: bool) -> Result<Done, Failure> {
         match self.read(range) {
             Ok(()) => return self.write(range, target_zero).map(Done::Copied),

@@ -1,8 +1,8 @@
 //! What a caller can ask of a mirror job, and the checks on it.
 //!
-//! A [`MirrorOptions`] is data: building one fails never, [`check`](MirrorOptions::check) says what is wrong with
-//! it, and [`MirrorJob::start`](crate::MirrorJob::start) checks before it touches anything, so that a caller who
-//! checks first leaves no file behind.
+//! A [`MirrorOptions`] is data: building one fails never, [`check`](MirrorOptions::check) says what is wrong
+//! with it, and [`MirrorJob::start`](crate::MirrorJob::start) checks before it touches anything, so that a
+//! caller who checks first leaves no file behind.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -19,7 +19,8 @@ pub const MAX_BUF_SIZE: u64 = 1 << 30;
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 16;
 /// The most operations in flight, each with a thread of its own.
 pub const MAX_IN_FLIGHT: usize = 256;
-/// The shortest run of zero bytes inside data that is not written as data, when the caller does not say: 4 KiB.
+/// The shortest run of zero bytes inside data that is not written as data, when the caller does not say: 4
+/// KiB.
 pub const DEFAULT_MIN_ZERO_RUN: u64 = 4096;
 
 /// What a job in [`CopyMode::Auto`] may add to a write of the guest when the caller does not say: 20 ms.
@@ -38,13 +39,13 @@ pub enum SyncMode {
     /// Everything that the chain of images holds.
     #[default]
     Full,
-    /// Only what the top image itself decides, its zero clusters included. What it does not hold is left alone on
-    /// the target, so that the target's backing file shows through.
+    /// Only what the top image itself decides, its zero clusters included. What it does not hold is left
+    /// alone on the target, so that the target's backing file shows through.
     Top,
     /// Nothing but what is written from now on. Needs a [`Tap`](crate::Tap).
     None,
-    /// What a named bitmap of the [`Tap`](crate::Tap) says has changed; the bitmap starts anew if the job succeeds and
-    /// keeps everything if it does not.
+    /// What a named bitmap of the [`Tap`](crate::Tap) says has changed; the bitmap starts anew if the job
+    /// succeeds and keeps everything if it does not.
     Incremental,
     /// The same with a choice of what becomes of the bitmap: [`BitmapMode`].
     Bitmap,
@@ -59,11 +60,12 @@ pub enum CopyMode {
     /// Later: the write goes to the source and its range is copied when its turn comes.
     #[default]
     Background,
-    /// At once: the guest's write ends when source and target have it. The job converges whatever the guest does.
+    /// At once: the guest's write ends when source and target have it. The job converges whatever the guest
+    /// does.
     WriteBlocking,
-    /// Whichever serves: background for the bulk; write-blocking once the guest makes work as fast as the job does it, so
-    /// that the job becomes ready whatever the guest does; background again when the target keeps the guest
-    /// waiting. Each change is told by [`Event::CopyMode`](crate::Event::CopyMode).
+    /// Whichever serves: background for the bulk; write-blocking once the guest makes work as fast as the job
+    /// does it, so that the job becomes ready whatever the guest does; background again when the target keeps
+    /// the guest waiting. Each change emits [`Event::CopyMode`](crate::Event::CopyMode).
     Auto,
 }
 
@@ -84,18 +86,18 @@ impl fmt::Display for CopyMode {
     }
 }
 
-/// What becomes of the bitmap that told a job what to copy.
+/// What becomes of the bitmap that says what a job copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum BitmapMode {
     /// It is left as it is: it goes on to collect.
     Never,
-    /// It starts anew at the instant at which the target equals the source; after a failure it is as if the job had not
-    /// been.
+    /// It starts anew at the instant at which the target equals the source; after a failure it is as if the
+    /// job had not been.
     #[default]
     OnSuccess,
-    /// As [`OnSuccess`](Self::OnSuccess); after a failure or a cancellation it keeps what the target does not have durably. For
-    /// that the job flushes the target once more ([`MirrorOptions::final_flush_timeout`]).
+    /// As [`OnSuccess`](Self::OnSuccess); after a failure or a cancellation it keeps what the target does not
+    /// have durably. For that the job flushes the target once more ([`MirrorOptions::final_flush_timeout`]).
     Always,
 }
 
@@ -190,16 +192,16 @@ impl MirrorOptions {
         self
     }
 
-    /// With [`SyncMode::Top`]: how many images from the top down count as top, at least 1. Default: 1. With more, a
-    /// part of a backing chain is copied, for instance into the image below it.
+    /// With [`SyncMode::Top`]: how many images from the top down count as top, at least 1. Default: 1. With
+    /// more, a part of a backing chain is copied, for instance into the image below it.
     #[must_use]
     pub fn top_layers(mut self, layers: u32) -> Self {
         self.top_layers = layers.max(1);
         self
     }
 
-    /// Says that the target is a layer of the source's own chain, to which those above it are committed. What it hides or may
-    /// show later is then what the source hides or may show. Default: false.
+    /// Says that the target is a layer of the source's own chain, to which those above it are committed. What
+    /// it hides or may show later is then what the source hides or may show. Default: false.
     #[must_use]
     pub fn target_is_below(mut self, below: bool) -> Self {
         self.target_is_below = below;
@@ -212,25 +214,25 @@ impl MirrorOptions {
     }
 
     /// Bytes per bit of the dirty bitmap: a power of two from 512 bytes to 64 MiB. `None` and 0, the default,
-    /// follow the target's clusters. Within, the job keeps finer account: to 4 KiB, coarser on disks of more than 1 TiB so
-    /// that a bitmap never takes 40 MiB (32 KiB at 8 TiB), then also coarser than what was asked for.
+    /// follow the target's clusters. Within, the job keeps finer account: to 4 KiB, coarser on disks of more
+    /// than 1 TiB so that a bitmap never takes 40 MiB (32 KiB at 8 TiB), then also coarser than what was
+    /// asked for.
     #[must_use]
     pub fn granularity(mut self, bytes: impl Into<Option<u64>>) -> Self {
         self.granularity = bytes.into().filter(|&bytes| bytes != 0);
         self
     }
 
-    /// Bytes that may be in flight together, rounded up to a multiple of the granularity; at least 64 KiB are meant, and at most
-    /// 1 GiB may be. 0, the
-    /// default, means 16 MiB.
+    /// Bytes that may be in flight together, rounded up to a multiple of the granularity; at least 64 KiB are
+    /// meant, and at most 1 GiB may be. 0, the default, means 16 MiB.
     #[must_use]
     pub fn buf_size(mut self, bytes: u64) -> Self {
         self.buf_size = bytes;
         self
     }
 
-    /// Bytes per second until the job is ready; 0, the default, is as fast as it goes. What the guest writes once the job is
-    /// ready is copied at once.
+    /// Bytes per second until the job is ready; 0, the default, is as fast as it goes. What the guest writes
+    /// once the job is ready is copied at once.
     #[must_use]
     pub fn speed(mut self, bytes_per_second: u64) -> Self {
         self.speed = bytes_per_second;
@@ -272,16 +274,17 @@ impl MirrorOptions {
         self
     }
 
-    /// The shortest run of zero bytes inside data that is left out or zeroed instead of being written; 0 writes
-    /// data as it is. Default: 4 KiB. Runs count in units that the target can hold as zeros.
+    /// The shortest run of zero bytes inside data that is left out or zeroed instead of being written; 0
+    /// writes data as it is. Default: 4 KiB. Runs count in units that the target can hold as zeros.
     #[must_use]
     pub fn min_zero_run(mut self, bytes: u64) -> Self {
         self.min_zero_run = bytes;
         self
     }
 
-    /// Whether the source's zeros are written as data where its maps tell of them, so that the target is allocated in
-    /// full; together with [`min_zero_run`](Self::min_zero_run) 0 no zeros are left out at all. Default: false.
+    /// Whether the source's zeros are written as data where its maps tell of them, so that the target is
+    /// allocated in full; together with [`min_zero_run`](Self::min_zero_run) 0 no zeros are left out at all.
+    /// Default: false.
     #[must_use]
     pub fn allocate(mut self, allocate: bool) -> Self {
         self.allocate = allocate;
@@ -295,8 +298,8 @@ impl MirrorOptions {
         self
     }
 
-    /// Accepts a target that is longer than the source, of a disk that is not written meanwhile: what lies past the source's
-    /// end stays as it is. Default: false, the lengths must be equal.
+    /// Accepts a target that is longer than the source, of a disk that is not written meanwhile: what lies
+    /// past the source's end stays as it is. Default: false, the lengths must be equal.
     #[must_use]
     pub fn longer_target(mut self, accept: bool) -> Self {
         self.longer_target = accept;
@@ -310,32 +313,34 @@ impl MirrorOptions {
         self
     }
 
-    /// What the job may add to a write of the guest: 99 of 100 writes are to take no longer than this because of the job.
-    /// At least 100 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no bound in the other modes.
+    /// What the job may add to a write of the guest: 99 of 100 writes are to take no longer than this because
+    /// of the job. At least 100 microseconds. `None`, the default, is 20 ms in [`CopyMode::Auto`] and no
+    /// bound in the other modes.
     ///
-    /// With a budget the job is silent for some milliseconds every five seconds while the guest writes, to see what writes
-    /// take without it; from then on it has as many bytes under way as they bear: by default until they take a third longer,
-    /// with a budget that was asked for until one in a hundred takes longer by more than that. Where the guest has written
-    /// lately copies are smaller. A write that has waited that long for the job to let it in goes to the source alone and
-    /// is copied later, also in write-blocking mode. In auto mode a target that makes writes take longer sends the job
-    /// back to background.
+    /// With a budget the job is silent for some milliseconds every five seconds while the guest writes, to
+    /// see what writes take without it; from then on it has as many bytes under way as they bear: by default
+    /// until they take a third longer, with a budget that was asked for until one in a hundred takes longer
+    /// by more than that. Where the guest has written lately copies are smaller. A write that has waited that
+    /// long for the job to let it in goes to the source alone and is copied later, also in write-blocking
+    /// mode. In auto mode a target that makes writes take longer sends the job back to background.
     #[must_use]
     pub fn latency_budget(mut self, budget: impl Into<Option<Duration>>) -> Self {
         self.latency_budget = budget.into();
         self
     }
 
-    /// The bitmap of the tap that says what to copy, for [`SyncMode::Incremental`] and [`SyncMode::Bitmap`], and what
-    /// becomes of it. Default: none.
+    /// The bitmap of the tap that says what to copy, for [`SyncMode::Incremental`] and [`SyncMode::Bitmap`],
+    /// and what becomes of it. Default: none.
     #[must_use]
     pub fn bitmap(mut self, name: impl Into<String>, mode: BitmapMode) -> Self {
         self.bitmap = Some((name.into(), mode));
         self
     }
 
-    /// With [`BitmapMode::Always`]: how long the one flush of the target may take that a cancelled or failed job begins, so that
-    /// the bitmap keeps what is really missing. Calls that still block then are cancelled, and the bitmap keeps everything
-    /// that was written since the last good flush, as it does with zero, which is no flush. Default: 2 s.
+    /// With [`BitmapMode::Always`]: how long the one flush of the target may take that a cancelled or failed
+    /// job begins, so that the bitmap keeps what is really missing. Calls that still block then are
+    /// cancelled, and the bitmap keeps everything that was written since the last good flush, as it does with
+    /// zero, which is no flush. Default: 2 s.
     #[must_use]
     pub fn final_flush_timeout(mut self, timeout: Duration) -> Self {
         self.final_flush_timeout = timeout;
@@ -350,8 +355,8 @@ impl MirrorOptions {
         self
     }
 
-    /// Whether a job on a tap that is over goes on to [`JobState::Null`](crate::JobState::Null) by itself; otherwise it
-    /// waits for [`MirrorControl::dismiss`](crate::MirrorControl::dismiss). Default: true.
+    /// Whether a job on a tap that is over goes on to [`JobState::Null`](crate::JobState::Null) by itself;
+    /// otherwise it waits for [`MirrorControl::dismiss`](crate::MirrorControl::dismiss). Default: true.
     #[must_use]
     pub fn auto_dismiss(mut self, auto: bool) -> Self {
         self.auto_dismiss = auto;

@@ -1,6 +1,7 @@
 //! A dry run: what a job would copy, zero and skip, without touching anything.
 //!
-//! The figures come from allocation maps alone. Data is not read, so zeros inside data count as bytes to copy.
+//! The figures come from allocation maps alone. Data is not read, so zeros inside data count as bytes to
+//! copy.
 
 use std::fmt;
 

@@ -36,7 +36,8 @@ pub enum Convergence {
     Equal,
     /// What is left gets less: [`Progress::eta`] says when it will be nothing.
     Converging,
-    /// What is left does not get less: the guest makes work at least as fast as the job does it, or the job does none.
+    /// What is left does not get less: the guest makes work at least as fast as the job does it, or the job
+    /// does none.
     NotConverging,
 }
 
@@ -50,10 +51,11 @@ pub struct Progress {
     pub state: JobState,
     /// Whether an error stopped it.
     pub io_status: IoStatus,
-    /// Bytes dealt with: copied, zeroed, skipped or given up; not what sync top leaves to the target's backing file. Only grows.
+    /// Bytes dealt with: copied, zeroed, skipped or given up; not what sync top leaves to the target's
+    /// backing file. Only grows.
     pub offset: u64,
-    /// `offset` and everything left. Grows when the source is written, and shrinks when the first pass finds what sync top
-    /// leaves out; equal to `offset` when nothing is left.
+    /// `offset` and everything left. Grows when the source is written, and shrinks when the first pass finds
+    /// what sync top leaves out; equal to `offset` when nothing is left.
     pub len: u64,
     /// Bytes that the first pass has not looked at.
     pub bulk_left: u64,
@@ -73,25 +75,26 @@ pub struct Progress {
     pub given_up: u64,
     /// Bytes that the guest wrote to source and target at once (write-blocking mode).
     pub mirrored: u64,
-    /// Nothing is dirty or in flight, and what the guest writes goes to the target at once: source and target are equal
-    /// but for the writes under way.
+    /// Nothing is dirty or in flight, and what the guest writes goes to the target at once: source and target
+    /// are equal but for the writes under way.
     pub actively_synced: bool,
     /// The copy mode that was asked for.
     pub copy_mode: CopyMode,
-    /// Whether the target gets what the guest writes at once, as things are: in write-blocking mode, and at times in auto
-    /// mode; not while the job is paused.
+    /// Whether the target gets what the guest writes at once, as things are: in write-blocking mode, and at
+    /// times in auto mode; not while the job is paused.
     pub writes_through: bool,
     /// Bytes dealt with per second, over the last two seconds.
     pub copy_rate: u64,
-    /// Bytes of work that the guest made per second, over the last two seconds: what became dirty behind the copy.
+    /// Bytes of work that the guest made per second, over the last two seconds: what became dirty behind the
+    /// copy.
     pub dirty_rate: u64,
     /// Whether what is left gets less.
     pub convergence: Convergence,
     /// When nothing will be left if both rates stay as they are; `None` unless the job converges.
     #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
     pub eta: Option<Duration>,
-    /// What 99 of 100 of the guest's latest writes were delayed by at most, where they waited for the job to let them in or
-    /// for the target; `None` without a latency budget, and if there were too few.
+    /// What 99 of 100 of the guest's latest writes were delayed by at most, where they waited for the job to
+    /// let them in or for the target; `None` without a latency budget, and if there were too few.
     #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
     pub guest_delay: Option<Duration>,
     /// Time since the start.
@@ -224,7 +227,8 @@ pub enum Event {
     },
     /// The job has come to another state (`JOB_STATUS_CHANGE`).
     Status(JobState),
-    /// The target equals the source and is durable (`BLOCK_JOB_READY`). Follows the status of that name, once.
+    /// The target equals the source and is durable (`BLOCK_JOB_READY`). Follows the status of that name,
+    /// once.
     Ready,
     /// The job waits for [`MirrorControl::finalize`](crate::MirrorControl::finalize) (`BLOCK_JOB_PENDING`).
     Pending,
@@ -258,8 +262,8 @@ pub struct Outcome {
     pub zeroed: u64,
     /// Bytes that needed nothing.
     pub skipped: u64,
-    /// What the `ignore` policy left out, in order of offset, neighbours merged. If this is empty the target equals
-    /// the source and is durable.
+    /// What the `ignore` policy left out, in order of offset, neighbours merged. If this is empty the target
+    /// equals the source and is durable.
     pub given_up: Vec<GivenUp>,
     /// Time from start to end.
     pub elapsed: Duration,

@@ -1,7 +1,7 @@
 //! The states of a job, the verbs each allows, and the moves between them: the one table everybody asks.
 //!
-//! The core owns a job's state and moves it only along [`JobState::may_become`]; every verb of a user is first
-//! measured against [`JobState::allows`]. Names are those that management layers know.
+//! The core owns a job's state and moves it only along [`JobState::may_become`]; every verb of a user is
+//! first measured against [`JobState::allows`]. Names are those that management layers know.
 
 use std::fmt;
 
@@ -24,8 +24,8 @@ pub enum JobState {
     Standby,
     /// The end was asked for and is near.
     Waiting,
-    /// Waits for [`Verb::Finalize`], still copying what is written. Should an error policy stop it here, [`Verb::Resume`] is
-    /// allowed, too, and `Finalize` refused until then.
+    /// Waits for [`Verb::Finalize`], still copying what is written. Should an error policy stop it here,
+    /// [`Verb::Resume`] is allowed, too, and `Finalize` refused until then.
     Pending,
     /// Given up or cancelled; the last operations are being waited for.
     Aborting,
@@ -53,7 +53,7 @@ pub enum Verb {
     Change,
     /// End with the pivot.
     Complete,
-    /// End now, where the job was told not to end by itself.
+    /// End now, where the job was started with `auto_finalize` off.
     Finalize,
     /// Forget the job.
     Dismiss,

@@ -1,8 +1,8 @@
 //! What a stretch of the disk needs: the source's extents, set against what the target reads as already.
 //!
 //! Workers run a survey when the core asks for one, and a plan is nothing but surveys of the whole disk. One
-//! survey is one query to the source and at most one to the target, whatever the number of runs; what it holds
-//! in memory is capped, and so is what it looks at; the caller goes on from where it stopped.
+//! survey is one query to the source and at most one to the target, whatever the number of runs; what it
+//! holds in memory is capped, and so is what it looks at; the caller goes on from where it stopped.
 
 use blockmirror_block::{
     self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, Visit,
@@ -36,8 +36,8 @@ pub(crate) enum Need {
 pub(crate) struct Segment {
     pub(crate) range: ByteRange,
     pub(crate) need: Need,
-    /// With [`SyncMode::Top`](crate::SyncMode::Top): the top image does not decide what is here, so that the target's backing file shows
-    /// the same, unless the guest has written here since.
+    /// With [`SyncMode::Top`](crate::SyncMode::Top): the top image does not decide what is here, so that the
+    /// target's backing file shows the same, unless the guest has written here since.
     pub(crate) below: bool,
 }
 
@@ -85,7 +85,8 @@ impl TargetContent {
     }
 }
 
-/// Whether what is copied is less than the source reads as, so that the target needs a backing file, sooner or later.
+/// Whether what is copied is less than the source reads as, so that the target needs a backing file, sooner
+/// or later.
 pub(crate) fn needs_backing(source: Backing, options: &MirrorOptions) -> bool {
     match options.sync {
         SyncMode::Full => false,
@@ -110,11 +111,12 @@ impl Failure {
     }
 }
 
-/// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of `range`;
-/// an empty `range` gives none, any other at least one. Where they end before `range` does, a cap was reached.
+/// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of
+/// `range`; an empty `range` gives none, any other at least one. Where they end before `range` does, a cap
+/// was reached.
 ///
-/// `target` is not asked if `rules` say that it is zero, and may then be `None`. Where it ends before `range` does,
-/// zeros follow.
+/// `target` is not asked if `rules` say that it is zero, and may then be `None`. Where it ends before `range`
+/// does, zeros follow.
 pub(crate) fn survey(
     source: &dyn BlockDevice,
     target: Option<&dyn BlockDevice>,
@@ -140,7 +142,8 @@ enum Here {
     Data,
     /// Zeros that the target must state.
     Zero,
-    /// Zeros because no layer holds anything, and only the top is copied: the target may hold nothing as well.
+    /// Zeros because no layer holds anything, and only the top is copied: the target may hold nothing as
+    /// well.
     Nothing,
 }
 

@@ -1,15 +1,15 @@
 //! The tap: a disk that can be mirrored while it is written.
 //!
-//! It is made when the disk is opened and stays in front of it for good: a job comes ([`MirrorJob::attach`]), sees
-//! every write, and goes; after a pivot the tap forwards to the target and can be mirrored again. While no job and no
-//! bitmap listens a request takes no lock and writes to no memory that all threads share: it looks up where to forward to,
-//! and a write is counted in a [lane](lanes).
+//! It is made when the disk is opened and stays in front of it for good: a job comes ([`MirrorJob::attach`]),
+//! sees every write, and goes; after a pivot the tap forwards to the target and can be mirrored again. While
+//! no job and no bitmap listens a request takes no lock and writes to no memory that all threads share: it
+//! looks up where to forward to, and a write is counted in a [lane](lanes).
 //!
 //! What must hold:
-//! - A write is told to bitmaps and jobs after it has finished, whether or not it succeeded, and to those that listen
-//!   *then*: one that came while the write was under way must not miss it.
-//! - Writes under way are counted, so that whoever holds the guest knows when none is left, those included that began
-//!   before anybody listened.
+//! - Bitmaps and jobs are notified of a write after it has finished, whether or not it succeeded: those that
+//!   listen *then*: one that came while the write was under way must not miss it.
+//! - Writes under way are counted, so that a job that quiesces the guest knows when none is left, those
+//!   included that began before anybody listened.
 //! - What lies below changes only while no write is under way: at a pivot, or under a [`Drained`].
 //! - Lock order: state, then a job's core; nothing else is locked under those.
 //!
@@ -71,9 +71,9 @@ pub struct Tap {
     below: ArcSwap<Below>,
     lanes: Lanes,
     state: Mutex<State>,
-    /// The last write under way has finished while somebody drains.
+    /// The last write under way has finished while the tap is drained.
     landed: Condvar,
-    /// Nobody drains any more.
+    /// The drain has ended.
     released: Condvar,
 }
 
@@ -88,7 +88,7 @@ struct Below {
 struct State {
     session: Option<Session>,
     next_session: u64,
-    /// Writes under way, or waiting for a job to let them in, that began while somebody listened.
+    /// Writes under way, or waiting for admission by a job, that began while there was a listener.
     writes: usize,
     /// Those who hold the guest and wait until no write is under way, or have done so.
     drains: usize,
@@ -100,7 +100,7 @@ struct State {
 struct Session {
     id: u64,
     engine: Arc<Engine>,
-    /// The bitmap that told it what to copy.
+    /// The bitmap that says what it copies.
     bitmap: Option<String>,
 }
 
@@ -115,7 +115,7 @@ impl State {
     }
 }
 
-/// What a new job is told by the tap.
+/// What the tap hands to a new job.
 pub(crate) struct Welcome<'a> {
     pub(crate) session: u64,
     pub(crate) source: Arc<dyn BlockDevice>,
@@ -163,7 +163,7 @@ impl Tap {
         self.state.lock().live_session().is_some()
     }
 
-    /// Writes that have begun and not finished, those included that wait to be let in by a job.
+    /// Writes that have begun and not finished, those included that wait for admission by a job.
     pub fn writes_under_way(&self) -> usize {
         self.under_way(&self.state.lock())
     }
@@ -182,7 +182,7 @@ impl Tap {
         self.lanes.set_listened(!state.is_idle())
     }
 
-    /// Puts the job that `make` sets up on the tap. From then on it is told of every write that finishes.
+    /// Puts the job that `make` sets up on the tap. From then on it is notified of every write that finishes.
     pub(crate) fn attach(
         &self,
         bitmap: Option<&str>,
@@ -231,7 +231,7 @@ impl Tap {
         self.set_lanes(state);
     }
 
-    /// The job `session` is over: it is told nothing any more.
+    /// The job `session` is over: it is not notified any more.
     pub(crate) fn detach(&self, session: u64) {
         let mut state = self.state.lock();
         if state.session.take_if(|current| current.id == session).is_some() {
@@ -256,7 +256,7 @@ impl Tap {
                     state = self.released.wait(state);
                 }
                 if state.is_idle() {
-                    // Nobody listens any more.
+                    // There is no listener any more.
                     continue;
                 }
                 let below = self.below.load();
@@ -287,8 +287,8 @@ impl Tap {
         }
     }
 
-    /// Performs a write that has entered lane `index`: what [`begin`](Self::begin) and the guard's end would do, without
-    /// moving a guard about.
+    /// Performs a write that has entered lane `index`: what [`begin`](Self::begin) and the guard's end would
+    /// do, without moving a guard about.
     fn in_lane(
         &self,
         index: usize,
@@ -308,14 +308,15 @@ impl Tap {
         if self.lanes.leave(index) {
             return;
         }
-        // Somebody began to listen meanwhile. Counting and telling are one step for them.
+        // A listener came meanwhile. Counting and notifying are one step for it.
         let mut state = self.state.lock();
         self.lanes.leave_listened(index);
         state.tell(range, None, |_| {});
         self.note_landing(&state);
     }
 
-    /// A write that began while somebody listened has finished; `own` tells the job that let it in, if it is still here.
+    /// A write that began while there was a listener has finished; `own` notifies the job that admitted it,
+    /// if it is still here.
     fn leave(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
         let mut state = self.state.lock();
         state.writes -= 1;
@@ -343,7 +344,8 @@ impl State {
     }
 }
 
-/// An operation that is counted as a write under way and changes nothing that is read; also should the device panic.
+/// An operation that is counted as a write under way and changes nothing that is read; also should the device
+/// panic.
 struct Counted<'a> {
     tap: &'a Tap,
     /// The job that was there when it began, which did not count it.
@@ -389,8 +391,8 @@ impl BlockDevice for Tap {
         self.below.load().len
     }
 
-    /// The name given to the tap, or that of the first disk below it: a handle of the guest, which a pivot does not
-    /// change. The disk that the tap forwards to now has its own at [`device`](Tap::device).
+    /// The name given to the tap, or that of the first disk below it: a handle of the guest, which a pivot
+    /// does not change. The disk that the tap forwards to now has its own at [`device`](Tap::device).
     fn name(&self) -> &str {
         &self.name
     }
@@ -441,8 +443,8 @@ impl BlockDevice for Tap {
         self.below.load().device.extents(range, visit)
     }
 
-    /// What anybody reads does not change, so neither bitmaps nor a job hear of it; but the disk below is not replaced
-    /// meanwhile.
+    /// What anybody reads does not change, so neither bitmaps nor a job hear of it; but the disk below is not
+    /// replaced meanwhile.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
         loop {
             if let Some(index) = self.lanes.enter() {
@@ -465,8 +467,8 @@ impl BlockDevice for Tap {
         }
     }
 
-    /// Holds the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a job sits here or
-    /// somebody uses a bitmap.
+    /// Holds the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a
+    /// job sits here or a bitmap is in use.
     fn resize(&self, len: u64, may_shrink: bool) -> block::Result<()> {
         self.resize_held(len, may_shrink).map_err(|error| match error {
             Error::Disk(error) => error,
@@ -501,11 +503,11 @@ impl BlockDevice for Tap {
 }
 
 impl Tap {
-    /// Announces a write of the guest to `range`; waits while the guest is held. The caller writes to the guard's
-    /// [`device`](WriteGuard::device), then tells the guard how it went.
+    /// Announces a write of the guest to `range`; waits while the guest is held. The caller writes to the
+    /// guard's [`device`](WriteGuard::device), then tells the guard how it went.
     ///
-    /// A thread that begins a write while it has others open may wait for somebody who waits for those: it finishes them
-    /// first, or asks from another thread.
+    /// A thread that begins a write while it has others open may wait for another that waits for those: it
+    /// finishes them first, or asks from another thread.
     ///
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.

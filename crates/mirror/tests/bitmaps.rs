@@ -143,8 +143,8 @@ fn after_a_failure_a_disabled_bitmap_keeps_at_most_what_it_had() {
     }
 }
 
-/// Nothing had been flushed when a job was cancelled before it was ready, and its bitmap kept all of it: the next job copied again
-/// what the target had.
+/// Nothing had been flushed when a job was cancelled before it was ready, and its bitmap kept all of it: the
+/// next job copied again what the target had.
 #[test]
 fn a_cancelled_job_flushes_so_that_its_bitmap_keeps_what_is_missing() {
     enum Flush {

@@ -80,7 +80,7 @@ fn a_replaced_disk_gets_no_write_and_is_let_go_of() {
     let handed_back = drained.replace(Arc::clone(&new) as _).unwrap();
     assert_eq!(drained.device().name(), new.name());
     drop((drained, handed_back));
-    assert_eq!(Arc::strong_count(&old), 1, "nobody keeps the old disk open");
+    assert_eq!(Arc::strong_count(&old), 1, "nothing keeps the old disk open");
     put(&*tap, 512, 512, 2);
     assert_eq!((old.contents().unwrap()[512], new.contents().unwrap()[512]), (0, 2));
 }
@@ -121,7 +121,7 @@ fn another_length_is_the_taps_and_the_bitmaps() {
         let bitmaps = tap.bitmaps();
         bitmaps.iter().map(|bitmap| bitmap.dirty_bytes).collect::<Vec<_>>()
     };
-    assert_eq!(dirty(), [65_536 + 512, 0], "new bytes were copied by nobody");
+    assert_eq!(dirty(), [65_536 + 512, 0], "new bytes were not copied");
 
     tap.drain().replace(disk(65_536) as _).unwrap();
     assert_eq!((tap.len(), dirty()), (65_536, vec![0, 0]));
@@ -131,7 +131,7 @@ fn another_length_is_the_taps_and_the_bitmaps() {
     assert_eq!((dirty(), tap.writes_under_way()), (vec![0, 0], 0), "nothing was begun");
 }
 
-/// A disk that shows as much of another as it was last told.
+/// A disk that shows as much of another as its current length.
 #[derive(Debug)]
 struct Shown(MemoryDisk, AtomicU64);
 
@@ -214,7 +214,8 @@ fn a_disk_is_resized_while_the_guest_is_held_and_no_job_sits_there() {
     tap.resize(LEN, false).unwrap();
 }
 
-/// What a guest writes before and after the switch is on one of two disks, never lost and never on the old one late.
+/// What a guest writes before and after the switch is on one of two disks, never lost and never on the old
+/// one late.
 #[test]
 fn writers_through_many_replacements_lose_nothing() {
     let tap = Tap::new(disk(LEN) as _);
@@ -256,7 +257,7 @@ fn writers_through_many_replacements_lose_nothing() {
     assert_eq!(last.iter().filter(|disk| Arc::strong_count(disk) > 1).count(), 1);
 }
 
-/// Whoever keeps a handle to look at the outcome must not keep the image locked.
+/// A handle that is kept to look at the outcome must not keep the image locked.
 #[test]
 fn the_handles_of_a_job_that_is_over_keep_no_disk_open() {
     for ending in [MirrorControl::complete, MirrorControl::keep_copy, MirrorControl::force_cancel] {

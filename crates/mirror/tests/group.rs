@@ -1,4 +1,5 @@
-//! Groups on real threads: guests that write to several disks, and copies of one instant. Through the published interface.
+//! Groups on real threads: guests that write to several disks, and copies of one instant. Through the
+//! published interface.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -88,7 +89,7 @@ impl Pair {
         MirrorGroup::attach(vec![member(0), member(1)]).unwrap()
     }
 
-    /// Two guests, each a thread that writes to both disks, until told to stop; how far each got.
+    /// Two guests, each a thread that writes to both disks until it is stopped; how far each got.
     fn guests(&self, stop: &AtomicBool, both_open: bool) -> [u64; 2] {
         let guest = |order: [usize; 2], at: u64| {
             let mut n: u64 = 0;
@@ -329,7 +330,7 @@ fn a_blocked_member_is_let_go_of_when_another_is_cancelled() {
     let control = group.control().clone();
     control.complete().unwrap();
     control.members()[0].force_cancel().unwrap();
-    assert!(control.wait_timeout(FOREVER), "the blocked call was not told to let go");
+    assert!(control.wait_timeout(FOREVER), "the blocked call was not ended");
     assert!(matches!(group.wait(), Err(Error::Cancelled)));
 }
 

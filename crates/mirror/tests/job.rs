@@ -292,9 +292,9 @@ fn a_dropped_job_is_cancelled() {
     assert_eq!(control.progress().state, JobState::Concluded);
 }
 
-/// A thread that already had its action when the job was given up, but called the source only after the source had been
-/// told to let go, used to wait there for ever. Many jobs are dropped at the moment their threads start to read, so that
-/// some of them are caught in between.
+/// A thread that already had its action when the job was given up, but called the source only after the
+/// source had been asked to end blocked calls, used to wait there for ever. Many jobs are dropped at the
+/// moment their threads start to read, so that some of them are caught in between.
 #[test]
 fn no_call_is_forgotten_when_a_job_is_dropped() {
     for _ in 0..200 {

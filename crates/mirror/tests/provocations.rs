@@ -1,5 +1,6 @@
-//! Fifteen ways to get a mirror wrong, provoked: those that show at the published interface. Each test has its number in
-//! that list. The others are in `src/core/sim/provocations.rs`, and in `tests/provocations.rs` of the workspace.
+//! Fifteen ways to get a mirror wrong, provoked: those that show at the published interface. Each test has
+//! its number in that list. The others are in `src/core/sim/provocations.rs`, and in `tests/provocations.rs`
+//! of the workspace.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -154,7 +155,8 @@ fn provocation_10_a_failed_range_is_dirty_again_before_anybody_is_asked() {
     }
 }
 
-/// The io-status is that of the first error; READY is not told while an error is pending; a failed flush is a failure.
+/// The io-status is that of the first error; READY is not emitted while an error is pending; a failed flush
+/// is a failure.
 #[test]
 fn provocation_10_errors_at_the_last_step_and_of_flushes_count() {
     // The very last copy fails, so that everything else is done.
@@ -262,7 +264,7 @@ fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
     assert_eq!(control.next_event(Some(Duration::ZERO)), None, "an event after the last state");
 }
 
-/// Nobody sleeps through a word: at a byte a second a job would sleep for days.
+/// No sleep outlasts a change of speed: at a byte a second a job would sleep for days.
 #[test]
 fn provocation_13_a_sleeping_job_hears_every_verb() {
     for verbs in ["speed", "pause, resume, speed", "cancel"] {
@@ -329,7 +331,7 @@ fn provocation_14_figures_at_their_limits() {
     let writes = target.take_log().iter().filter(|op| matches!(op, DiskOp::Write(..))).count();
     assert!(writes <= 32, "{writes} writes of less than 64 KiB");
 
-    // Who walks over a bitmap sees what was cleared ahead of him, also inside the word he looks at.
+    // A walk over a bitmap sees what was cleared ahead of it, also inside the word it looks at.
     let mut map = DirtyBitmap::new(64 * 512, 512).unwrap();
     map.set(0..64 * 512);
     let mut cursor = Cursor::new(0);
@@ -355,7 +357,7 @@ fn provocation_15_everybody_follows_the_pivot_and_the_source_is_free() {
         let old = source.contents().unwrap();
         write(&*export, 0, 4096, 99);
         write(&*tap, LEN - 4096, 4096, 98);
-        assert!(source.contents().unwrap() == old, "somebody writes to the old image");
+        assert!(source.contents().unwrap() == old, "the old image was written to");
         let mut read = vec![0; LEN as usize];
         export.read_at(&mut read, 0).unwrap();
         assert!(read == target.contents().unwrap(), "they differ");

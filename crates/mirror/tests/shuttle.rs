@@ -1,7 +1,7 @@
 //! Core, engine, tap and the ends of a job under a model checker: `cargo xtask model` runs it.
 //!
-//! Each model is a job on a tap with a few writers. The checker chooses at every lock, also at those inside of the memory disks,
-//! who runs next, so that a read and the write beside it fall apart wherever they can.
+//! Each model is a job on a tap with a few writers. The checker chooses at every lock, also at those inside
+//! of the memory disks, who runs next, so that a read and the write beside it fall apart wherever they can.
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "a model that cannot go on has found something")]
 
@@ -27,7 +27,8 @@ fn options() -> MirrorOptions {
     MirrorOptions::new().granularity(UNIT).threads(NonZeroUsize::new(2))
 }
 
-/// A job that copies only what is written, to a target that has the rest: short, so that many orders can be tried.
+/// A job that copies only what is written, to a target that has the rest: short, so that many orders can be
+/// tried.
 fn short() -> MirrorOptions {
     options().sync(SyncMode::None)
 }
@@ -167,7 +168,7 @@ fn writers_through_one_granule_agree_on_both_sides() {
     });
 }
 
-/// Given up at any time: nobody hangs, and the guest's disk has what was acknowledged.
+/// Given up at any time: nothing hangs, and the guest's disk has what was acknowledged.
 #[test]
 fn a_cancel_at_any_time_leaves_the_guest_its_disk() {
     explore(|| {
@@ -208,7 +209,8 @@ fn a_target_that_fails_at_any_time_does_not_fail_the_guest() {
     }
 }
 
-/// The bitmap that told what to copy starts anew at the instant of the end: each write is in the copy or in the bitmap.
+/// The bitmap that says what to copy starts anew at the instant of the end: each write is in the copy or in
+/// the bitmap.
 #[test]
 fn a_write_around_the_end_is_in_the_copy_or_in_the_bitmap() {
     explore(|| {
@@ -282,7 +284,7 @@ fn the_copies_of_a_group_show_one_instant() {
     });
 }
 
-/// Both go over or none, also when somebody gives one of them up at any time.
+/// Both go over or none, also when one of them is cancelled at any time.
 #[test]
 fn a_group_pivots_whole_or_not_at_all() {
     explore(|| {

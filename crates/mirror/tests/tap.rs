@@ -1,4 +1,5 @@
-//! Live jobs on real threads: a tap, guests that write, and every way to end. Through the published interface.
+//! Live jobs on real threads: a tap, guests that write, and every way to end. Through the published
+//! interface.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -370,8 +371,8 @@ fn a_failed_source_write_is_looked_at_again_in_every_mode() {
     }
 }
 
-/// Each discard once made its whole unit dirt, also where the target gets what the guest writes: one who discarded a little
-/// here and there made as much of it as the job could copy, and that was never ready.
+/// Each discard once made its whole unit dirt, also where the target gets what the guest writes: one who
+/// discarded a little here and there made as much of it as the job could copy, and that was never ready.
 #[test]
 fn a_discard_reaches_both_disks_as_a_write_does() {
     let (source, target) = (filled(), empty());
@@ -529,7 +530,8 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// Verbs at random, failures at random, writers all the time: whatever the ends, the tap has every acknowledged write.
+/// Verbs at random, failures at random, writers all the time: whatever the ends, the tap has every
+/// acknowledged write.
 #[test]
 fn a_restless_operator_and_a_bad_target_lose_nothing() {
     for round in 0..12u64 {
@@ -590,8 +592,8 @@ fn a_restless_operator_and_a_bad_target_lose_nothing() {
     }
 }
 
-/// Giving up a job whose target hangs once told the source to let go of its calls as well, the guest's among them: on a
-/// disk over the network that made the guest's writes fail.
+/// Cancelling a job whose target hangs once made the source end its calls as well, the guest's among them: on
+/// a disk over the network that made the guest's writes fail.
 #[test]
 fn giving_a_job_up_does_not_disturb_what_the_guest_asks_of_its_own_disk() {
     let (source, target) = (filled(), empty());

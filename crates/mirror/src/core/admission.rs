@@ -8,8 +8,9 @@ use super::config::floor_power_of_two;
 use super::{Action, Core, InFlight, Next, Phase, Queued, Walk, Work};
 use crate::survey::Need;
 
-/// Surveys under way together while the first pass streams over large runs, one of which keeps many threads busy. For
-/// scattered dirt, which takes one for each small copy, there may be as many as half of the operations.
+/// Surveys under way together while the first pass streams over large runs, one of which keeps many threads
+/// busy. For scattered dirt, which takes one for each small copy, there may be as many as half of the
+/// operations.
 const MAX_SURVEYS: usize = 2;
 /// A survey is begun while fewer segments than this are queued.
 const QUEUE_LOW: usize = 512;
@@ -71,7 +72,7 @@ impl Core {
             return Next::Wait(Some(self.flush_not_before));
         }
         if !self.dirty.is_clean() || !self.walks.is_empty() {
-            // The guest is writing there. Nobody is made to wait for a copy that may not be begun.
+            // The guest is writing there. No writer waits for a copy that may not be begun.
             let delay = self.limiter.delay(now);
             if !delay.is_zero() && !self.has_been_ready() {
                 return Next::Wait(Some(now.saturating_add(delay)));
@@ -148,8 +149,8 @@ impl Core {
         Some(walk)
     }
 
-    /// Where a survey of `range` ends. Where the guest writes to the target itself, what was surveyed is cut into pieces by it, and
-    /// those are as few as little was.
+    /// Where a survey of `range` ends. Where the guest writes to the target itself, what was surveyed is cut
+    /// into pieces by it, and those are as few as little was.
     fn end_of_survey(&self, range: ByteRange) -> u64 {
         if !self.target_touched {
             return range.end();
@@ -179,8 +180,8 @@ impl Core {
         None
     }
 
-    /// The first part of a dirty run that begins in `from..to` that nothing in flight, queued or waiting touches, in whole
-    /// units of the bitmap.
+    /// The first part of a dirty run that begins in `from..to` that nothing in flight, queued or waiting
+    /// touches, in whole units of the bitmap.
     fn free_dirty_run(&self, from: u64, to: u64) -> Option<ByteRange> {
         let waiting = |range| self.retries.first_overlap(range).map(|waiting| waiting.range);
         let mut at = from;
@@ -200,7 +201,8 @@ impl Core {
         None
     }
 
-    /// The first range in `range`, in whole units of the bitmap, that is taken or that a writer is in the way of.
+    /// The first range in `range`, in whole units of the bitmap, that is taken or that a writer is in the way
+    /// of.
     fn taken_or_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
         let taken = self.claimed.first_overlap(range).map(|taken| self.whole_units(taken));
         [taken, self.guest_in_the_way(range)].into_iter().flatten().min_by_key(|range| range.start())
@@ -220,9 +222,11 @@ impl Core {
             Work::Survey { range, .. } | Work::Zero { range, .. } => (range, false),
             Work::Flush | Work::Secure | Work::End(_) => return Next::Wait(None),
         };
-        // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would never come near.
+        // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would
+        // never come near.
         let limited = moves_data && !self.has_been_ready();
-        // The guest never pays for the limit: what it waits for is begun at once, and what follows waits longer.
+        // The guest never pays for the limit: what it waits for is begun at once, and what follows waits
+        // longer.
         if limited && !self.is_urgent(work) {
             let mut delay = self.limiter.delay(now);
             let room = self.limiter.room(now);

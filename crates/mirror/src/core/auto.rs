@@ -1,13 +1,14 @@
 //! Auto mode: when the target gets what the guest writes at once, and when later.
 //!
-//! A job in auto mode begins in background, because a guest that waits for the target while the bulk is copied gains
-//! nothing by it. After the first pass the samples of the [`meter`](super::meter) decide: a guest that makes work as fast as
-//! the job does it would keep it from ever being ready, so its writes go through from then on. What is dirty then only
-//! gets less, and READY is reached. It stays so until the target makes the guest wait too long; then the job is back in
-//! background, for a time that doubles with each such stall.
+//! A job in auto mode begins in background, because a guest that waits for the target while the bulk is
+//! copied gains nothing by it. After the first pass the samples of the [`meter`](super::meter) decide: a
+//! guest that makes work as fast as the job does it would keep it from ever being ready, so its writes go
+//! through from then on. What is dirty then only gets less, and READY is reached. It stays so until the
+//! target makes the guest wait too long; then the job is back in background, for a time that doubles with
+//! each such stall.
 //!
-//! The core asks at each sample, so at most twenty times a second. What must hold: no two changes are nearer to each other
-//! than the shortest stay; nothing is decided while the job is paused or ends.
+//! The core asks at each sample, so at most twenty times a second. What must hold: no two changes are nearer
+//! to each other than the shortest stay; nothing is decided while the job is paused or ends.
 
 use std::time::Duration;
 
@@ -38,8 +39,8 @@ const STALL: u32 = 10;
 pub(super) struct Auto {
     /// The guest's writes go through.
     through: bool,
-    /// Where the present stretch of time began: with the end of the first pass, a change of mode, or the end of a pause.
-    /// Samples from before say nothing about now.
+    /// Where the present stretch of time began: with the end of the first pass, a change of mode, or the end
+    /// of a pause. Samples from before say nothing about now.
     mark: Duration,
     /// Writes do not go through before this.
     not_before: Duration,
@@ -50,8 +51,8 @@ pub(super) struct Auto {
 }
 
 impl Core {
-    /// Time has come to `now`; takes a sample and thinks about the copy mode when it is time to. Whether anything was
-    /// changed that waiting threads should know.
+    /// Time has come to `now`; takes a sample and thinks about the copy mode when it is time to. Whether
+    /// anything was changed that waiting threads should know.
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let may_go_on = self.end_silence();
@@ -117,7 +118,8 @@ impl Core {
         taken && !self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
 
-    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken, twice.)
+    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken,
+    /// twice.)
     fn work_left(&self) -> u64 {
         if self.claimed.count() > MAX_COUNTED {
             return self.left();
@@ -134,8 +136,8 @@ impl Core {
             || self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { first_pass: true, .. }))
     }
 
-    /// Why the guest's writes have to go through, if they have to. A job that is ready may stay a little behind: only what
-    /// is too much to be copied while the guest is held counts.
+    /// Why the guest's writes have to go through, if they have to. A job that is ready may stay a little
+    /// behind: only what is too much to be copied while the guest is held counts.
     fn does_not_converge(&self) -> Option<ModeReason> {
         let left = self.work_left();
         let bearable = if self.has_been_ready() { self.config.operation } else { 0 };
@@ -165,7 +167,7 @@ impl Core {
         self.delay_beyond_help().map(|delay| ModeReason::TargetStalls { delay, bound: budget })
     }
 
-    /// What a user is told of the rates at `now`: bytes done and made dirty per second, where that leads, and when to.
+    /// The rates shown to users at `now`: bytes done and made dirty per second, and the estimated end.
     pub(super) fn outlook(&self, now: Duration) -> (u64, u64, Convergence, Option<Duration>) {
         let left = self.work_left();
         // What the bulk was copied at says nothing about dirt.

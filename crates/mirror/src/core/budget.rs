@@ -1,12 +1,12 @@
 //! The latency budget: what the job may add to a write of the guest, and what it does about it.
 //!
-//! A write pays for the job where it waits to be let in (for a copy under way on its bytes, or for one whose turn it is) and
-//! where it waits for the target. The core tells each such delay here. What follows from it:
+//! A write pays for the job where it waits for admission (for a copy under way on its bytes, or for one whose
+//! turn it is) and where it waits for the target. The core tells each such delay here. What follows from it:
 //!
-//! - Depth: while the guest writes, the job has no more bytes under way than the window of `pressure`, which is halved
-//!   whenever more than one delay in a hundred was over the budget.
-//! - Size: where the guest has written lately and would wait for a copy, copies are cut so that one takes no more than half the
-//!   budget, but not below 64 KiB.
+//! - Depth: while the guest writes, the job has no more bytes under way than the window of `pressure`, which
+//!   is halved whenever more than one delay in a hundred was over the budget.
+//! - Size: where the guest has written lately and would wait for a copy, copies are cut so that one takes no
+//!   more than half the budget, but not below 64 KiB.
 //! - Patience: a write that has waited for the whole budget goes to the source alone (see `guest`).
 //!
 //! Pure: time is an argument. Memory is a few KiB whatever the disk.
@@ -160,7 +160,8 @@ impl Core {
         if self.budget.heat[regions].iter().any(hot) { self.budget.size.min(most) } else { most }
     }
 
-    /// What 99 of 100 of the guest's latest writes were not delayed by more than, where they wait for the job or the target.
+    /// What 99 of 100 of the guest's latest writes were not delayed by more than, where they wait for the job
+    /// or the target.
     pub(super) fn guest_delay(&self) -> Option<Duration> {
         let enough = |delays: &&Delays| delays.all >= ENOUGH;
         self.budget.delays.iter().find(enough)?.p99()
@@ -175,7 +176,8 @@ impl Core {
         latest.p99()
     }
 
-    /// How long a write waits for the job before it goes to the source alone. While the guest is held it waits for the end.
+    /// How long a write waits for the job before it goes to the source alone. While the guest is held it
+    /// waits for the end.
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.config.latency_budget().filter(|_| !self.held)
     }

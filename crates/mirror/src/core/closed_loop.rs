@@ -1,8 +1,9 @@
 //! How a guest fares while it is mirrored: the core on a virtual clock, with devices that take time.
 //!
-//! Nothing is stored, only timed: a device moves bytes one request after another at its bandwidth, and answers each after a
-//! fixed latency, so many at once. A guest keeps a number of small random writes under way and begins the next as soon as one
-//! ends. As many threads as a job has perform what the core hands out. The same guest on the source alone is the measure.
+//! Nothing is stored, only timed: a device moves bytes one request after another at its bandwidth, and
+//! answers each after a fixed latency, so many at once. A guest keeps a number of small random writes under
+//! way and begins the next as soon as one ends. As many threads as a job has perform what the core hands out.
+//! The same guest on the source alone is the measure.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -136,7 +137,7 @@ enum Happening {
     /// A guest's write has reached the source, or both.
     Source(usize),
     Target(usize),
-    /// Somebody asked to be woken.
+    /// A wake-up was asked for.
     Wake,
 }
 
@@ -396,7 +397,7 @@ pub enum Devices {
 pub struct Fare {
     /// When the job became ready, if it did.
     pub ready: Option<Duration>,
-    /// The guest's writes per second from the start to that time, as a part of what it does when nobody mirrors.
+    /// The guest's writes per second from the start to that time, as a part of its rate without a mirror.
     pub share: f64,
     /// What half of its writes took at most.
     pub p50: Duration,
@@ -428,7 +429,8 @@ impl fmt::Display for Fare {
     }
 }
 
-/// Mirrors a disk of 1 GiB while a guest keeps 16 random writes of 4 KiB under way, for at most 12 seconds of virtual time.
+/// Mirrors a disk of 1 GiB while a guest keeps 16 random writes of 4 KiB under way, for at most 12 seconds of
+/// virtual time.
 pub fn fare(mode: CopyMode, granularity: u64, devices: Devices) -> Fare {
     let speed = match devices {
         Devices::Parallel => Speed::PARALLEL,

@@ -11,8 +11,8 @@ use crate::options::OnError;
 use crate::progress::{ErrorAction, Event, IoStatus, Operation};
 use crate::survey::{Failure, Need, Segment};
 
-/// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may have lost any
-/// of it.
+/// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may
+/// have lost any of it.
 const MAX_FLUSH_TRIES: u32 = 3;
 
 impl Core {
@@ -99,8 +99,8 @@ impl Core {
         }
     }
 
-    /// Where the guest has written to the target while the survey was under way, its answer may be outdated, and
-    /// nothing is left to do.
+    /// Where the guest has written to the target while the survey was under way, its answer may be outdated,
+    /// and nothing is left to do.
     fn leave_out_touched(&mut self, mut segment: Segment, walk: Walk) {
         let whole = segment.range;
         let mut at = whole.start();
@@ -123,8 +123,9 @@ impl Core {
         }
     }
 
-    /// A segment that the top image does not decide is left to the target's backing file, except where the guest has
-    /// written since the start (and discarded again): there the target may hold something else by now.
+    /// A segment that the top image does not decide is left to the target's backing file, except where the
+    /// guest has written since the start (and discarded again): there the target may hold something else by
+    /// now.
     fn enqueue_below(&mut self, segment: Segment, walk: Walk) {
         let mut at = segment.range.start();
         let end = segment.range.end();
@@ -139,7 +140,8 @@ impl Core {
         }
     }
 
-    /// `range` is left to the target's backing file. It was never work of this job, and progress does not count it.
+    /// `range` is left to the target's backing file. It was never work of this job, and progress does not
+    /// count it.
     fn left_to_backing(&mut self, range: ByteRange) {
         self.claimed.remove(range);
         self.given_up.remove(range);
@@ -195,8 +197,8 @@ impl Core {
             Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
         };
-        // First of all the range is dirty again, whatever the policy says. Bits that were set already are news from
-        // the guest that arrived meanwhile.
+        // First of all the range is dirty again, whatever the policy says. Bits that were set already are
+        // news from the guest that arrived meanwhile.
         let units = self.whole_units(range);
         let news = self.dirty.dirty_bytes_in(units.start()..units.end()) > 0;
         self.claimed.remove(range);
@@ -211,16 +213,18 @@ impl Core {
             self.secured(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());
-            // It may have happened all the same; then the next look finds nothing to do, and only a flush makes it last.
+            // It may have happened all the same; then the next look finds nothing to do, and only a flush
+            // makes it last.
             self.unflushed.set(units.start()..units.end());
         }
 
-        // Nobody waits while it is tried again.
+        // No write waits while it is tried again.
         self.let_go();
         self.wanted = None;
         let Failure { operation, error } = failure;
         if op.work.is_flush() && error.kind() == block::ErrorKind::WritesLost {
-            // The target says that it is as good as new: what it has lost is copied again, and nobody needs to be asked.
+            // The target says that it is as good as new: what it has lost is copied again, without asking the
+            // user.
             return;
         }
         let no_space = error.kind() == block::ErrorKind::NoSpace;
@@ -241,7 +245,8 @@ impl Core {
                     ErrorAction::Report
                 }
             }
-            // What the guest has written anew gets new tries. A job on a tap leaves nothing out: it would never be equal.
+            // What the guest has written anew gets new tries. A job on a tap leaves nothing out: it would
+            // never be equal.
             OnError::Ignore if op.tries + 1 < MAX_TRIES || news || self.config.live => ErrorAction::Ignore,
             OnError::Ignore => ErrorAction::GiveUp,
         };
@@ -285,7 +290,7 @@ impl Core {
             OnError::Report | OnError::Enospc | OnError::Auto => ErrorAction::Report,
         };
         self.push_event(Event::Error { operation, action, range, message: error.to_string() });
-        // Nobody waits while it is tried again, or for the job to be resumed.
+        // No write waits while it is tried again, or for the job to be resumed.
         self.let_go();
         match action {
             ErrorAction::Report => self.fail(operation, error),

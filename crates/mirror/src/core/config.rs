@@ -19,10 +19,11 @@ const MIN_OPERATION: u64 = 64 << 10;
 const DETAIL: u64 = 4096;
 /// What was written to a target that may forget it is made durable so often.
 const SECURE_EVERY: Duration = Duration::from_secs(1);
-/// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser, also coarser than
-/// the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case is a mixed leaf for each 4096
-/// units; with what a leaf and its place in the tree take besides the bits, a bitmap then is below 40 MiB, whatever the disk.
-/// (Past 16 PiB it grows, because a unit is at most 64 MiB.) A core has three, four with sync mode top.
+/// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser,
+/// also coarser than the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case
+/// is a mixed leaf for each 4096 units; with what a leaf and its place in the tree take besides the bits, a
+/// bitmap then is below 40 MiB, whatever the disk. (Past 16 PiB it grows, because a unit is at most 64 MiB.)
+/// A core has three, four with sync mode top.
 const DETAIL_BUDGET: u64 = 32 << 20;
 
 /// What does not change while a job runs.
@@ -30,7 +31,8 @@ const DETAIL_BUDGET: u64 = 32 << 20;
 pub(crate) struct Config {
     /// Length of the disk.
     pub(crate) len: u64,
-    /// What one bit of the dirty bitmap stands for: the granularity, or finer; coarser where memory would not do.
+    /// What one bit of the dirty bitmap stands for: the granularity, or finer; coarser where memory would not
+    /// do.
     pub(crate) detail: u64,
     /// The granularity; with a speed limit, no operation is cut below it.
     pub(crate) granularity: u64,
@@ -46,16 +48,17 @@ pub(crate) struct Config {
     /// Whole units of this are made zero without data being written, if `zero_by_metadata`; a power of two.
     pub(crate) zero_unit: u64,
     pub(crate) zero_by_metadata: bool,
-    /// The job sits on a tap and ends when it is told to; otherwise it ends by itself when the target is equal.
+    /// The job sits on a tap and ends on request; otherwise it ends by itself when the target is equal.
     pub(crate) live: bool,
     pub(crate) copy_mode: CopyMode,
     /// What was asked; [`latency_budget`](Self::latency_budget) tells what holds.
     pub(crate) asked_budget: Option<Duration>,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
-    /// How often what was written is made durable while the job goes on; not at all for targets that do not forget.
+    /// How often what was written is made durable while the job goes on; not at all for targets that do not
+    /// forget.
     pub(crate) secure_every: Option<Duration>,
-    /// After a failure the bitmap that told what to copy is cut to what is left.
+    /// After a failure the bitmap that says what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,
     /// Before that, one flush of the target may take so long; zero is no flush.
     pub(crate) final_flush_timeout: Duration,

@@ -1,10 +1,12 @@
 //! A core that ends together with others.
 //!
 //! By itself such a core never holds the guest and never ends: it shows where it stands ([`View`]), and the
-//! [coordinator](crate::group) of its group tells it when to hold, when to let go, and, once it is *sealed*, when to end.
+//! [coordinator](crate::group) of its group decides when it quiesces and resumes the guest, and, once it is
+//! *sealed*, when it ends.
 //!
-//! What must hold: from the seal to the end, or until the seal is broken, nothing makes it let go of the guest or fail. So
-//! a coordinator that has sealed every member has every guest held at that instant, and may end them one after another.
+//! What must hold: from the seal to the end, or until the seal is broken, nothing makes it resume the guest
+//! or fail. So a coordinator that has sealed every member has every guest held at that instant, and may end
+//! them one after another.
 
 use super::{Core, Ending, Phase};
 use crate::error::Error;

@@ -1,13 +1,14 @@
-//! The guest's writes, as the core sees them: who may write now, whether the target gets it at once, what is dirty after.
+//! The guest's writes, as the core sees them: who may write now, whether the target gets it at once, what is
+//! dirty after.
 //!
 //! What must hold:
 //! - A range is marked after its write has finished, whether or not it succeeded.
-//! - In write-blocking mode nothing else is in flight on the range. The bits it covers wholly are cleared when the
-//!   write is let in, not when it ends, so that marks of others that arrive meanwhile stay; if either side fails they
-//!   are set again. Units that it covers in part keep what they have.
-//! - Writers wait for operations in flight and for writers that came before them, never the other way round: nobody can
-//!   wait for himself. An operation is not begun where a writer waits, so none waits for long.
-//! - Nobody is let in while the guest is held.
+//! - In write-blocking mode nothing else is in flight on the range. The bits it covers wholly are cleared
+//!   when the write is admitted, not when it ends, so that marks of others that arrive meanwhile stay; if
+//!   either side fails they are set again. Units that it covers in part keep what they have.
+//! - Writers wait for operations in flight and for writers that came before them, never the other way round:
+//!   no wait runs in a circle. An operation is not begun where a writer waits, so none waits for long.
+//! - No write is admitted while the guest is quiesced.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,28 +27,28 @@ pub(super) struct Guest {
     id: u64,
     range: ByteRange,
     stage: Stage,
-    /// When it asked to be let in.
+    /// When it asked for admission.
     begun: Duration,
-    /// What it waited for the job until it was let in.
+    /// How long it waited for the job before it was admitted.
     waited: Duration,
-    /// Since when it waits for the target: since it was let in, until the word comes that the source has it.
+    /// Since when it waits for the target: since its admission, until the source's write has completed.
     at_target: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
-    /// Let in; the target gets it later.
+    /// Admitted; the job copies it to the target later.
     Behind,
-    /// Let in; source and target get it.
+    /// Admitted; source and target get it.
     Both,
 }
 
-/// A range that the job takes next: writers that come now wait until it has been copied. Else writers who take turns on one
-/// dirty unit, cutting it each time, would keep the job from it for ever.
+/// Anti-starvation reservation: guest writes that arrive later and overlap it wait until the job has copied
+/// it. Else writers that take turns on one dirty unit would keep the job from it for ever.
 ///
-/// In whole units, as the job keeps out of the way of writers: one who is in the way comes before the job or waits for it. Were
-/// he to do neither, he might wait for a third who waits for the job, which waits for him.
+/// Rounded to whole units: a write that overlaps it in part and neither precedes the job nor waits for it
+/// could close the cycle write A -> write B -> job -> A.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
     range: ByteRange,
@@ -61,7 +62,7 @@ impl Wanted {
     }
 }
 
-/// Where a write that asks to be let in stands.
+/// The state of a write that asks for admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// Ask again when anything has changed.
@@ -137,7 +138,8 @@ impl Core {
         !self.is_concluded() && (self.held || self.is_blocking() && self.is_others_turn(self.next_id, range))
     }
 
-    /// Whether the write `id` to `range` comes after an operation under way, an earlier write, or what the job takes next.
+    /// Whether the write `id` to `range` comes after an operation under way, an earlier write, or what the
+    /// job takes next.
     fn is_others_turn(&self, id: u64, range: ByteRange) -> bool {
         let earlier =
             |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
@@ -182,8 +184,9 @@ impl Core {
         self.retries.cleaned(range, &self.dirty);
     }
 
-    /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of it is outdated
-    /// by then; and were it made dirt again, a busy guest would make work as fast as the job does it.
+    /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of
+    /// it is outdated by then; and were it made dirt again, a busy guest would make work as fast as the job
+    /// does it.
     fn take_over(&mut self, range: ByteRange) {
         if self.claimed.first_overlap(range).is_none() {
             return;
@@ -193,7 +196,8 @@ impl Core {
         self.queue = queue;
     }
 
-    /// The guest writes to the target itself from now on: what was surveyed at length is surveyed again, bit by bit.
+    /// The guest writes to the target itself from now on: what was surveyed at length is surveyed again, bit
+    /// by bit.
     fn touch_target(&mut self) {
         if std::mem::replace(&mut self.target_touched, true) {
             return;
@@ -262,7 +266,8 @@ impl Core {
         self.mark_dirty(range);
     }
 
-    /// Whether the target gets the guest's writes at once. Not while the job is paused: then the target is left alone.
+    /// Whether the target gets the guest's writes at once. Not while the job is paused: then the target is
+    /// left alone.
     pub(super) fn is_blocking(&self) -> bool {
         self.mode_is_through() && !self.is_paused() && matches!(self.phase, Phase::Running)
     }
@@ -272,12 +277,13 @@ impl Core {
         self.is_blocking()
     }
 
-    /// Whether no write of the guest is under way. Those that wait to be let in are not.
+    /// Whether no write of the guest is under way. Those that wait for admission are not.
     pub(super) fn is_drained(&self) -> bool {
         self.strangers == 0 && self.guests.iter().all(|guest| guest.stage == Stage::Waiting)
     }
 
-    /// Nothing can be begun, and something is left that writers are in the way of: it is the job's turn there next.
+    /// Nothing can be begun, and something is left that writers are in the way of: it is the job's turn there
+    /// next.
     pub(super) fn want_what_is_left(&mut self) {
         if self.wanted.is_some() {
             return;

@@ -1,11 +1,11 @@
-//! Holding the guest for the last look: when, and for how long.
+//! Quiescing the guest for the final convergence: when, and for how long.
 //!
-//! While the guest is held what is left is copied and flushed. That takes as long as it takes, and the guest may even be
-//! what is waited for: a thread that has one write open cannot finish it while it waits to begin another. So each hold
-//! has a limit, and writers who wait longer make the core let go. Then the guest goes on for as long as it was held, and
-//! the next hold may take twice as long.
+//! While the guest is quiesced, what is left is copied and flushed. That has no bound, and the guest may even
+//! be what is waited for: a thread that has one write open cannot finish it while it waits to begin another.
+//! So each hold has a limit, and a writer that waits longer makes the core resume the guest. The guest then
+//! runs for as long as it was held, and the next hold may take twice as long.
 //!
-//! What must hold: the guest is not let go between the last look and the end.
+//! What must hold: the guest is not resumed between the final check and the end.
 
 use std::time::Duration;
 
@@ -112,8 +112,8 @@ impl Core {
         self.hold.flush_counts = self.held && self.is_drained();
     }
 
-    /// A flush has succeeded, and nothing is dirty. One that began before the guest was held says nothing about what the
-    /// guest wrote to the target meanwhile.
+    /// A flush has succeeded, and nothing is dirty. One that began before the guest was held says nothing
+    /// about what the guest wrote to the target meanwhile.
     pub(super) fn flush_ended(&mut self) {
         self.hold.flushed |= std::mem::take(&mut self.hold.flush_counts);
     }

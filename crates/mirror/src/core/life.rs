@@ -1,9 +1,9 @@
 //! The life of a job: its verbs, READY, and how it ends.
 //!
-//! A job on a tap goes on when it is ready, until its end is asked for. Then it waits until little is left, holds the
-//! guest's writes, lets those under way land, copies what is left, flushes the target, and looks again: if anything
-//! became dirty or the flush failed, it lets go and goes on; else the end is performed while the guest is still held,
-//! so that no write falls between the last look and the pivot.
+//! A job on a tap goes on when it is ready, until its end is asked for. Then it waits until little is left,
+//! holds the guest's writes, lets those under way land, copies what is left, flushes the target, and looks
+//! again: if anything became dirty or the flush failed, it lets go and goes on; else the end is performed
+//! while the guest is still held, so that no write falls between the last look and the pivot.
 
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ impl Core {
         Ok(())
     }
 
-    /// Goes on, also after an error policy stopped the job; its errors are forgotten. A job that waits to be finalized cannot
-    /// be paused, but an error can stop it, and then this is the way on.
+    /// Goes on, also after an error policy stopped the job; its errors are forgotten. A job that waits to be
+    /// finalized cannot be paused, but an error can stop it, and then this is the way on.
     pub(crate) fn resume(&mut self) -> Result<(), Refused> {
         if !(self.stopped_by_error && matches!(self.state, JobState::Waiting | JobState::Pending)) {
             self.allow(Verb::Resume)?;
@@ -207,7 +207,7 @@ impl Core {
         }
     }
 
-    /// Ends a job that has not begun anything and that nobody works for.
+    /// Ends a job that has not begun anything and has no worker.
     pub(crate) fn abandon(&mut self) {
         self.config.cut_bitmap = false;
         self.abort(Error::Cancelled);
@@ -220,7 +220,8 @@ impl Core {
         self.go(JobState::Aborting);
     }
 
-    /// Ends a job that is being given up if nothing is in flight any more, the guest's own writes to the target included.
+    /// Ends a job that is being given up if nothing is in flight any more, the guest's own writes to the
+    /// target included.
     pub(super) fn conclude_if_idle(&mut self) {
         let aborting = matches!(self.phase, Phase::Aborting(_));
         if !aborting || !self.in_flight.is_empty() || self.config.cut_bitmap || self.guests_at_target() {
@@ -275,7 +276,8 @@ impl Core {
         }
     }
 
-    /// The ranges that the target does not have, or would not have after a crash. In no order, and some twice.
+    /// The ranges that the target does not have, or would not have after a crash. In no order, and some
+    /// twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
         let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
         // A flush that the end overtook counts as none.

@@ -86,7 +86,7 @@ fn io_error() -> block::Error {
     block::Error::new(ErrorKind::Io, "test")
 }
 
-/// Rule 1: were it marked when it begins, a copy in between would take the old bytes and nobody would come again.
+/// Rule 1: were it marked when it begins, a copy in between would take the old bytes, and none would follow.
 #[test]
 fn a_write_is_marked_when_it_has_finished_whether_or_not_it_succeeded() {
     for ok in [true, false] {
@@ -99,7 +99,7 @@ fn a_write_is_marked_when_it_has_finished_whether_or_not_it_succeeded() {
     }
 }
 
-/// Rule 3: two operations on one range never run together, whoever began.
+/// Rule 3: two operations on one range never run together, whichever began first.
 #[test]
 fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_waits() {
     let mut core = ready(blocking());
@@ -109,9 +109,9 @@ fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_wai
     assert_eq!(admission, Admission::Wait);
     core.mark_dirty(ByteRange::new(0, 4096));
     core.finished(NOW, copy.id, Ok(honest(copy.work)));
-    assert!(next(&mut core).is_none(), "somebody waits to write there");
+    assert!(next(&mut core).is_none(), "a write waits there");
     assert_eq!(core.guest_admit(first), Admission::Both);
-    assert!(next(&mut core).is_none(), "somebody writes there");
+    assert!(next(&mut core).is_none(), "a write is under way there");
     // The next writer of the same bytes takes its turn; one elsewhere need not.
     let (second, admission) = begin(&mut core, 150, 160);
     assert_eq!(admission, Admission::Wait);
@@ -150,8 +150,8 @@ fn a_write_through_that_fails_on_either_side_is_copied_again() {
     }
 }
 
-/// A mark that arrives while a write goes through must outlive it: the two may have reached source and target in
-/// different orders.
+/// A mark that arrives while a write goes through must outlive it: the two may have reached source and target
+/// in different orders.
 #[test]
 fn a_mark_during_a_write_through_stays() {
     let mut core = ready(blocking());
@@ -232,14 +232,15 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     core.mark_dirty(ByteRange::new(0, M));
     let (guest, _) = begin(&mut core, 0, 1);
     core.finished(NOW, flush.id, Ok(Done::Flushed));
-    assert_eq!(core.guest_admit(guest), Admission::Source, "dirty again: nobody is held");
+    assert_eq!(core.guest_admit(guest), Admission::Source, "dirty again: the guest is not quiesced");
     core.guest_finished(guest, true, None);
     let log = drive(&mut core);
     assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)));
     assert!(log[..log.len() - 1].ends_with(&[Work::Flush]), "{log:?}");
 }
 
-/// A flush that a pause has overtaken once counted for the next hold, though the guest had written to the target since.
+/// A flush that a pause has overtaken once counted for the next hold, though the guest had written to the
+/// target since.
 #[test]
 fn only_a_flush_that_began_while_the_guest_is_held_counts() {
     let mut core = ready(blocking());
@@ -275,7 +276,7 @@ fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
     }
     // The guest goes on for as long as it was held.
     assert!(matches!(core.next(second), Next::Wait(Some(until)) if until == 2 * second));
-    let Next::Do(flush) = core.next(2 * second) else { panic!("held, and nobody writes") };
+    let Next::Do(flush) = core.next(2 * second) else { panic!("quiesced, and no write is under way") };
     assert_eq!((flush.work, core.overdue_at()), (Work::Flush, Some(4 * second)));
     core.finished(3 * second, flush.id, Ok(Done::Flushed));
     let Next::Do(end) = core.next(3 * second) else { panic!("clean and flushed") };
@@ -356,7 +357,8 @@ fn a_job_on_a_tap_never_leaves_a_range_out() {
     assert_eq!((progress.state, progress.given_up, progress.copied), (JobState::Ready, 0, M));
 }
 
-/// What was promised of the target ("it is zero") does not hold where the guest has been, though nothing was copied there.
+/// What was promised of the target ("it is zero") does not hold where the guest has been, though nothing was
+/// copied there.
 #[test]
 fn a_promise_about_the_target_ends_with_the_first_write_through() {
     for touched in [false, true] {
@@ -408,7 +410,7 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
             assert_eq!(core.progress(NOW).state, JobState::Ready);
             core.mark_dirty(ByteRange::new(0, 65_536));
             for work in drive(&mut core) {
-                assert_ne!(work, Work::Flush, "nobody asked for the end");
+                assert_ne!(work, Work::Flush, "the end was not asked for");
             }
         }
         core.force_cancel().unwrap();
@@ -454,7 +456,8 @@ fn writers_in_turns_on_a_dirty_unit_do_not_starve_the_job() {
     panic!("the job never had its turn");
 }
 
-/// What the guest wrote during one survey says nothing about a later one, though a third has been under way all the time.
+/// What the guest wrote during one survey says nothing about a later one, though a third has been under way
+/// all the time.
 #[test]
 fn a_survey_is_not_cut_by_writes_that_came_before_it() {
     let mut core = ready(blocking());
@@ -473,8 +476,8 @@ fn a_survey_is_not_cut_by_writes_that_came_before_it() {
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
 }
 
-/// A write that failed at the target while the guest was held once stopped the job and left the guest held: all its writes
-/// waited for somebody to resume the job.
+/// A write that failed at the target while the guest was held once stopped the job and left the guest held:
+/// all its writes waited for the job to be resumed.
 #[test]
 fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
     let mut core = ready(blocking().on_target_error(OnError::Stop));
@@ -489,7 +492,8 @@ fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
     assert_eq!(core.guest_admit(later), Admission::Source);
 }
 
-/// With a low speed the guest was once held until the last bytes had their turn, up to half a mebibyte of them.
+/// With a low speed the guest was once held until the last bytes had their turn, up to half a mebibyte of
+/// them.
 #[test]
 fn a_speed_limit_does_not_keep_a_held_guest_waiting() {
     let mut core = ready(MirrorOptions::new());

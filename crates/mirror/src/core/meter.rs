@@ -1,7 +1,7 @@
 //! How fast the job works and how fast the guest makes work: totals, sampled, over a sliding window.
 //!
-//! The core notes its totals here whenever it is told the time; figures for users and the decisions of auto mode come
-//! from the same samples. Pure: no clock, bounded memory. Must hold: samples are in order of time, none is older
+//! The core notes its totals here at each tick; figures for users and the decisions of auto mode come from
+//! the same samples. Pure: no clock, bounded memory. Must hold: samples are in order of time, none is older
 //! than the window but one, which the window begins in.
 
 use std::collections::VecDeque;
@@ -31,8 +31,8 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Whether the guest makes work about as fast as the job does it: seven eighths are too much, as the last eighth would
-    /// take for ever. False while nobody makes any, or nothing is done at all.
+    /// Whether the guest makes work about as fast as the job does it: seven eighths are too much, as the last
+    /// eighth would take for ever. False while none is made, or nothing is done at all.
     pub(super) fn keep_even(self) -> bool {
         let (copy, dirty) = (u128::from(self.copy), u128::from(self.dirty));
         copy > 0 && dirty * 8 >= copy * 7
@@ -65,11 +65,12 @@ impl Meter {
         true
     }
 
-    /// The rates at `now`, over the window, or since `mark` if that is later; `None` before that is long enough ago.
+    /// The rates at `now`, over the window, or since `mark` if that is later; `None` before that is long
+    /// enough ago.
     pub(super) fn rates(&self, now: Duration, totals: Totals, mark: Duration) -> Option<Rates> {
         let from = mark.max(now.saturating_sub(WINDOW + STEP));
         let first = self.samples.iter().find(|(at, _)| *at >= from);
-        // Nobody has looked for longer than the window: the last look will do.
+        // No sample was taken for longer than the window: the last one will do.
         let last = || self.samples.back().filter(|(at, _)| *at >= mark);
         let (at, before) = first.or_else(last)?;
         let span = now.checked_sub(*at).filter(|&span| span >= SHORTEST)?;

@@ -1,13 +1,15 @@
 //! How hard the job may press on devices that the guest uses too.
 //!
-//! A latency budget says what a write may take longer because of the job. What a write takes without it cannot be known
-//! from outside, so the job is quiet for a moment now and then, a few milliseconds every five seconds, and looks what the
-//! guest's writes take then. Afterwards the bytes that it has under way, the window, follow from what they take now: less
-//! when they take a third longer, more when they do not. (Where a budget was asked for, its figure counts instead of the
-//! third.) A guest that always has the same number of writes under way so keeps three quarters of its throughput, if the
-//! devices can be shared that way at all.
+//! A latency budget says what a write may take longer because of the job. What a write takes without it
+//! cannot be known from outside, so the job is quiet for a moment now and then, a few milliseconds every five
+//! seconds, and looks what the guest's writes take then. Afterwards the bytes that it has under way, the
+//! window, follow from what they take now: less when they take a third longer, more when they do not. (Where
+//! a budget was asked for, its figure counts instead of the third.) A guest that always has the same number
+//! of writes under way so keeps three quarters of its throughput, if the devices can be shared that way at
+//! all.
 //!
-//! Must hold: silence is bounded in time; without a guest that writes, or without a budget, nothing is held back.
+//! Must hold: silence is bounded in time; without a guest that writes, or without a budget, nothing is held
+//! back.
 
 use std::time::Duration;
 
@@ -47,7 +49,8 @@ struct Quiet {
     until: Duration,
     /// Since when no data operation has been under way.
     silent: Option<Duration>,
-    /// Since when the queues of the devices are those of the guest alone: the first write in the silence has finished.
+    /// Since when the queues of the devices are those of the guest alone: the first write in the silence has
+    /// finished.
     settled: Option<Duration>,
     tally: Tally,
     /// Of which kind the writes are that count.
@@ -139,7 +142,7 @@ impl Core {
         true
     }
 
-    /// A write of the guest that was let in at `admitted` has finished, at the source or at both.
+    /// A write of the guest that was admitted at `admitted` has finished, at the source or at both.
     pub(super) fn note_write(&mut self, admitted: Duration, both: bool) {
         let Some(budget) = self.config.latency_budget() else { return };
         let time = self.clock.saturating_sub(admitted);
@@ -187,8 +190,8 @@ impl Core {
         (pressure.ratios, pressure.count, pressure.over) = (0, 0, 0);
     }
 
-    /// The most operations that may be under way: rather few large ones than many small ones, because some devices count
-    /// bytes and some count requests.
+    /// The most operations that may be under way: rather few large ones than many small ones, because some
+    /// devices count bytes and some count requests.
     pub(super) fn depth(&self) -> usize {
         let most = self.config.max_in_flight;
         let Some(writes) = self.guest_about() else { return most };
@@ -196,7 +199,8 @@ impl Core {
             return 1;
         }
         let fit = usize::try_from(self.pressure.window / self.config.operation).unwrap_or(usize::MAX);
-        // Not knowing better, leave the guest two places of three on a device that serves one request after another.
+        // Not knowing better, leave the guest two places of three on a device that serves one request after
+        // another.
         let known = self.pressure.alone[usize::from(self.is_blocking())].is_some();
         let places = if known { most } else { writes / 2 };
         most.min(places.min(fit).max(LEAST_DEPTH))

@@ -1,8 +1,9 @@
 //! Surveyed segments that wait for their turn, by where they lie on the disk.
 //!
-//! The core takes them as a disk's head would: from where it is to the end, then from the start again. Guests cut pieces out
-//! of what waits here, each time they write to the target themselves, so that finding a place must not cost more where
-//! many pieces are left. Pure. Must hold: segments do not overlap (all are claimed by the core), and none is empty.
+//! The core takes them as a disk's head would: from where it is to the end, then from the start again. Guests
+//! cut pieces out of what waits here, each time they write to the target themselves, so that finding a place
+//! must not cost more where many pieces are left. Pure. Must hold: segments do not overlap (all are claimed
+//! by the core), and none is empty.
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The `ignore` policy: what waits for another try, and what has been given up.
 //!
 //! A range that failed is dirty again, but the core must not take it before its time. Each try is made in
-//! smaller pieces than the one before, down to the detail of the dirty bitmap, so that one bad sector costs one
-//! small range.
+//! smaller pieces than the one before, down to the detail of the dirty bitmap, so that one bad sector costs
+//! one small range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -50,7 +50,8 @@ pub(crate) struct Retries {
 }
 
 impl Retries {
-    /// Puts `range` (whole units of `detail`, or up to the end of the disk) back after `tries` failures, in pieces.
+    /// Puts `range` (whole units of `detail`, or up to the end of the disk) back after `tries` failures, in
+    /// pieces.
     pub(crate) fn put(&mut self, range: ByteRange, tries: u32, detail: u64, now: Duration) {
         let not_before = now.saturating_add(pace(tries));
         let piece = range.len().div_ceil(SPLIT).next_power_of_two().max(detail);
@@ -249,8 +250,9 @@ mod tests {
         assert_eq!(all, [(0, 1), (4096, 3), (8192, 1)]);
     }
 
-    /// A guest's write that reached the target cleaned a range that waited for another try. The range waited on, was counted
-    /// as dirt, and hid as much other dirt from the job: a writer who waited for that waited for ever.
+    /// A guest's write that reached the target cleaned a range that waited for another try. The range waited
+    /// on, was counted as dirt, and hid as much other dirt from the job: a writer who waited for that waited
+    /// for ever.
     #[test]
     fn what_is_clean_does_not_wait() {
         let mut dirty = DirtyBitmap::new(1 << 20, 4096).unwrap();

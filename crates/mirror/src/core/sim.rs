@@ -1,13 +1,14 @@
-//! The core alone, on a virtual clock: random schedules with simulated devices, failures and a guest that writes.
+//! The core alone, on a virtual clock: random schedules with simulated devices, failures and a guest that
+//! writes.
 //!
-//! One schedule is one seed. A single thread plays all the threads of a job, the guest, the operator and the clock: at
-//! each step the dice choose who does what, and whether the devices let it succeed, late or at all. Nothing else is made
-//! up: the core is the one that jobs run, and data moves as it does there. What must hold is asserted at every step and at
-//! the end; a schedule that breaks a rule is played again with a trace.
+//! One schedule is one seed. A single thread plays all the threads of a job, the guest, the operator and the
+//! clock: at each step the dice choose who does what, and whether the devices let it succeed, late or at all.
+//! Nothing else is made up: the core is the one that jobs run, and data moves as it does there. What must
+//! hold is asserted at every step and at the end; a schedule that breaks a rule is played again with a trace.
 //!
-//! A [`Scenario`] is a way to throw the dice. `copy` and `live` know no bounds; the others lean on one known way to get a
-//! mirror wrong. `cargo xtask simulate` plays as many as one likes; a new scenario is a file with a `play` function
-//! and a line in [`SCENARIOS`].
+//! A [`Scenario`] is a way to throw the dice. `copy` and `live` know no bounds; the others lean on one known
+//! way to get a mirror wrong. `cargo xtask simulate` plays as many as one likes; a new scenario is a file
+//! with a `play` function and a line in [`SCENARIOS`].
 
 mod copy;
 mod group;
@@ -284,7 +285,7 @@ mod tests {
         assert_eq!(names.len(), Scenario::all().len());
     }
 
-    /// What is told of a broken rule is enough to see it again.
+    /// The report of a broken rule is enough to reproduce it.
     #[test]
     fn a_violation_names_its_seed_and_comes_with_a_trace() {
         fn play(seed: u64, trace: &mut Trace) -> End {

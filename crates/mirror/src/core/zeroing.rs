@@ -1,9 +1,11 @@
-//! How much one zeroing takes: operations that carry no data are sized by the time they take, not by the buffer.
+//! How much one zeroing takes: operations that carry no data are sized by the time they take, not by the
+//! buffer.
 //!
-//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk should not be kept
-//! busy for seconds by one call, because a cancel, and a guest write to the same range, wait for its end. Owned by the
-//! core, which asks for the size of the next operation and reports what each took. Pure: time is an argument. Must hold: the
-//! size is a power of two, so that operations end on borders of whatever unit the device discards in.
+//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk should
+//! not be kept busy for seconds by one call, because a cancel, and a guest write to the same range, wait for
+//! its end. Owned by the core, which asks for the size of the next operation and reports what each took.
+//! Pure: time is an argument. Must hold: the size is a power of two, so that operations end on borders of
+//! whatever unit the device discards in.
 
 use std::time::Duration;
 

@@ -94,7 +94,8 @@ fn a_large_unit_is_completed_in_pieces() {
     assert!(target.contents().unwrap().iter().all(|byte| *byte == 0));
 }
 
-/// The second of two writes to one cluster wrote the source's old bytes over the first: it completed the cluster as well.
+/// The second of two writes to one cluster wrote the source's old bytes over the first: it completed the
+/// cluster as well.
 #[test]
 fn writes_to_one_cluster_take_turns() {
     let source = Arc::new(MemoryDisk::with_contents(&source_bytes()));

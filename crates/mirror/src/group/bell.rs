@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::sync::{Condvar, Mutex};
 
-/// Somebody rings, somebody else comes: at once if it was rung since he last came. Nothing is locked under its lock.
+/// Latched wake-up: `wait` returns at once if `ring` was called since the last `wait`. Leaf lock.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     rung: Mutex<bool>,

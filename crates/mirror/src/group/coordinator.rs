@@ -1,14 +1,14 @@
 //! What brings the members of a group to one end: decisions only.
 //!
-//! The thread of the group asks it to look again whenever a member has changed; tests do the same with bare cores. It
-//! touches one member at a time and holds no lock over two, so no order of locks among members exists that a guest could
-//! get wrong.
+//! The thread of the group asks it to look again whenever a member has changed; tests do the same with bare
+//! cores. It touches one member at a time and holds no lock over two, so no order of locks among members
+//! exists that a guest could get wrong.
 //!
-//! An attempt: every member is near, so each is told to hold its guest. One by one they settle: no write under way,
-//! nothing left, flushed. When all have, each is *sealed*, which fails if anything has happened to it since it was
-//! seen; when all are, the end is certain: at this instant every guest is held and every target equal. Only then is
-//! any member told to end. Should one let go before, for whatever reason, all let go, and a later attempt follows. Should
-//! one be given up, all are.
+//! An attempt: every member is near, so each quiesces its guest. One by one they settle: no write under way,
+//! nothing left, flushed. When all have, each is *sealed*, which fails if anything has happened to it since
+//! it was seen; when all are, the end is certain: at this instant every guest is held and every target equal.
+//! Only then is any member ended. If one resumes its guest before that, for whatever reason, all do, and a
+//! later attempt follows. Should one be given up, all are.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -44,7 +44,7 @@ enum Phase {
     Open,
     /// Every guest is held, or was when the attempt began.
     Holding,
-    /// Every member was sealed and told to end.
+    /// Every member was sealed and is to end.
     Committed,
     /// Every member was given up.
     Failed,
@@ -57,7 +57,7 @@ impl Coordinator {
         self.attempts
     }
 
-    /// The oldest event that nobody has taken.
+    /// The oldest event that has not been taken.
     pub(crate) fn take_event(&mut self) -> Option<GroupEvent> {
         self.events.pop_front()
     }

@@ -182,7 +182,7 @@ fn nobody_ends_before_the_end_of_all_was_asked_for_and_then_all_do() {
     let group = Group::ready(MirrorOptions::new());
     group.core(0, Core::complete).unwrap();
     assert!(group.settle().is_empty());
-    assert!(!group.holds(0), "nobody is held while others are not asked");
+    assert!(!group.holds(0), "no guest is quiesced while others are not asked");
     group.core(1, Core::complete).unwrap();
     assert_eq!(group.settle(), PIVOTS);
     assert_eq!((group.events(), group.attempts()), (vec![GroupEvent::Completed], 1));
@@ -301,7 +301,7 @@ fn a_member_that_fails_before_the_end_takes_all_with_it() {
     assert_eq!(group.drive(0), [Work::Flush]);
     let flush = group.next(1).unwrap();
     group.report(1, flush, Err(io_error()));
-    assert!(group.settle().is_empty(), "nobody pivots");
+    assert!(group.settle().is_empty(), "no member pivots");
     let failed =
         vec![GroupEvent::Failed { member: 1, error: "cannot write the target: test: I/O error".into() }];
     assert_eq!(group.events(), failed);
@@ -382,7 +382,7 @@ fn one_that_is_to_be_finalized_makes_all_wait_for_it() {
     assert_eq!((tells(0), tells(1)), (true, false));
     assert_eq!((group.state(0), group.state(1)), (JobState::Pending, JobState::Pending));
     let (write, admission) = group.begin(1, 0, 512);
-    assert_eq!(admission, Admission::Source, "nobody is held meanwhile");
+    assert_eq!(admission, Admission::Source, "no guest is quiesced meanwhile");
     group.finish(1, write);
     assert!(group.settle().is_empty());
     group.core(1, Core::finalize).unwrap();

@@ -1,11 +1,12 @@
 //! Named dirty bitmaps of a tap: what was written since they were made, or made anew.
 //!
-//! They are what incremental copies start from, and what management layers steer with QEMU's `block-dirty-bitmap-*`
-//! verbs. They live as long as the tap; who wants them longer takes [`bitmap`](Tap::bitmap) when nobody writes any more,
-//! and gives it back with [`adopt_bitmap`](Tap::adopt_bitmap).
+//! They are what incremental copies start from, and what management layers steer with QEMU's
+//! `block-dirty-bitmap-*` verbs. They live as long as the tap; to keep one longer, take
+//! [`bitmap`](Tap::bitmap) when all writes have ended, and gives it back with
+//! [`adopt_bitmap`](Tap::adopt_bitmap).
 //!
-//! What must hold: an enabled bitmap is told of every write before the write is acknowledged; one that is in use (a job
-//! works from it, or somebody holds a [`BitmapUse`]) is changed by nothing but writes and that job.
+//! What must hold: an enabled bitmap records every write before the write is acknowledged; one that is in use
+//! (a job works from it, or a caller holds a [`BitmapUse`]) is changed by nothing but writes and that job.
 
 use std::collections::btree_map::Entry;
 use std::fmt;
@@ -50,7 +51,7 @@ pub struct BitmapInfo {
     pub dirty_bytes: u64,
     /// Whether it records what is written.
     pub enabled: bool,
-    /// Whether a job works from it or somebody reads it, so that it cannot be changed.
+    /// Whether a job works from it or a caller reads it, so that it cannot be changed.
     pub busy: bool,
     /// Rises with each bitmap that is made, on whatever tap.
     pub number: u64,
@@ -103,8 +104,8 @@ impl Tap {
         self.insert_bitmap(name, false, |len| empty(len, granularity))
     }
 
-    /// Takes in a `bitmap` that was kept somewhere. If it is `enabled` it goes on recording: then nothing may have been
-    /// written since it was last told.
+    /// Takes in a `bitmap` that was kept somewhere. If it is `enabled` it goes on recording: then nothing may
+    /// have been written since the last report.
     ///
     /// # Errors
     /// A bitmap for another length, a name that is taken, [`MAX_BITMAPS`] bitmaps already.
@@ -156,8 +157,8 @@ impl Tap {
         Ok(bitmap.map.clone())
     }
 
-    /// The first dirty runs inside `range`, in order, clipped to it, at most `max` of them: a look at a large bitmap that
-    /// takes no copy of it.
+    /// The first dirty runs inside `range`, in order, clipped to it, at most `max` of them: a look at a large
+    /// bitmap that takes no copy of it.
     ///
     /// # Errors
     /// There is no bitmap of that name.
@@ -187,7 +188,8 @@ impl Tap {
         Ok(bitmap.map)
     }
 
-    /// Starts the bitmap anew, and hands out what it held: [merged](Self::merge_bitmap) back in, that undoes the step.
+    /// Starts the bitmap anew, and hands out what it held: [merged](Self::merge_bitmap) back in, that undoes
+    /// the step.
     ///
     /// # Errors
     /// There is none of that name, or it is in use.
@@ -221,10 +223,12 @@ impl Tap {
         })
     }
 
-    /// Adds everything that is dirty in one of `others`, whatever their granularity and whichever disk they come from.
+    /// Adds everything that is dirty in one of `others`, whatever their granularity and whichever disk they
+    /// come from.
     ///
     /// # Errors
-    /// There is no bitmap of that name, it is in use, or one of the others is for another length: nothing was added then.
+    /// There is no bitmap of that name, it is in use, or one of the others is for another length: nothing was
+    /// added then.
     pub fn merge_bitmap(&self, name: &str, others: &[&DirtyBitmap]) -> Result<(), Error> {
         self.change_bitmap(name, |bitmap| {
             others.iter().try_for_each(|other| same_length(bitmap.map.len(), other))?;
@@ -235,15 +239,16 @@ impl Tap {
         })
     }
 
-    /// Something has written to the disk below without the tap, or may have: everything counts as written in bitmaps that
-    /// record.
+    /// Something has written to the disk below without the tap, or may have: everything counts as written in
+    /// bitmaps that record.
     pub fn note_rewritten(&self) {
         let all = ByteRange::new(0, self.len());
         self.state.lock().bitmaps.values_mut().for_each(|bitmap| bitmap.record(all));
     }
 
-    /// Takes in all bitmaps of `other`, a tap of the disk that has come to lie below this one; they join those of the same
-    /// name, which record if one of the two did. Nobody may hold a [`BitmapUse`] of them. If the disk was `rewritten` meanwhile, everything counts as written in those of `other` that record.
+    /// Takes in all bitmaps of `other`, a tap of the disk that has come to lie below this one; they join
+    /// those of the same name, which record if one of the two did. None of them is in use ([`BitmapUse`]). If
+    /// the disk was `rewritten` meanwhile, everything counts as written in those of `other` that record.
     pub fn take_bitmaps(&self, other: &Self, rewritten: bool) {
         let taken = std::mem::take(&mut other.state.lock().bitmaps);
         let mut state = self.state.lock();
@@ -346,7 +351,7 @@ fn same_length(len: u64, bitmap: &DirtyBitmap) -> Result<(), Error> {
     Err(Error::SyncBitmap { why: "the bitmap belongs to a disk of another length" })
 }
 
-/// A bitmap that nobody else may change until this is dropped.
+/// A bitmap that no other caller may change until this is dropped.
 #[must_use = "the bitmap is free again as soon as this is dropped"]
 pub struct BitmapUse {
     tap: Arc<Tap>,

@@ -1,8 +1,9 @@
 //! A discard of the guest, done at the target: what the source then reads is written there.
 //!
-//! What a discarded range reads as is the disk's choice, so the discard itself says nothing. Called by the tap in
-//! write-blocking mode, while nobody else writes to the range at either disk. Were it left to the job, a guest that discards
-//! small pieces all over the disk would make whole units dirty as fast as the job cleans them, and it would never be ready.
+//! What a discarded range reads as is the disk's choice, so the discard itself says nothing. Called by the
+//! tap in write-blocking mode, while no other write is under way in the range at either disk. Were it left to
+//! the job, a guest that discards small pieces all over the disk would make whole units dirty as fast as the
+//! job cleans them, and it would never be ready.
 
 use std::ops::ControlFlow;
 
@@ -20,8 +21,8 @@ const MOST_PIECES: usize = 16;
 /// A part of the range, and whether it reads as zeros.
 type Piece = (ByteRange, bool);
 
-/// Makes `target` read in `range` as `source` does. Nothing if that would take long, or the disks do not say what they read;
-/// then a part of it may have been done.
+/// Makes `target` read in `range` as `source` does. Nothing if that would take long, or the disks do not say
+/// what they read; then a part of it may have been done.
 ///
 /// What reads as zeros at both is left as it is: a hole stays one.
 pub(crate) fn repeat(
@@ -170,7 +171,8 @@ mod tests {
         assert!(repeat(&source, &target, ByteRange::new(0, MOST_ZEROS)).unwrap().is_ok());
     }
 
-    /// Of a source that does not say, or cannot be read, nothing is known; that the target fails is for the job to judge.
+    /// Of a source that does not say, or cannot be read, nothing is known; that the target fails is for the
+    /// job to judge.
     #[test]
     fn failures_are_told_apart() {
         let range = ByteRange::at(0, 4096);

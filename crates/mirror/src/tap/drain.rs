@@ -1,7 +1,8 @@
 //! Holding the guest of a tap: for whatever must not fall into the middle of a write.
 //!
-//! Snapshots, reopening with other options and resizing drain the tap, put another disk below it, and let the guest go on.
-//! What must hold: a disk is only replaced while no write is under way and no job has it as its source.
+//! Snapshots, reopening with other options and resizing drain the tap, put another disk below it, and let the
+//! guest go on. What must hold: a disk is only replaced while no write is under way and no job has it as its
+//! source.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,9 @@ use crate::error::Error;
 
 /// The guest is held and no write of it is under way, until this is dropped.
 ///
-/// Writes that begin meanwhile wait, so the thread that has this must not write to the tap itself. Reads and flushes
-/// go on, and end at the disk on which they began; they may keep a replaced disk open until then. A job on the tap
-/// goes on copying.
+/// Writes that begin meanwhile wait, so the thread that has this must not write to the tap itself. Reads and
+/// flushes go on, and end at the disk on which they began; they may keep a replaced disk open until then. A
+/// job on the tap goes on copying.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -50,9 +51,9 @@ pub struct Drained {
 impl Tap {
     /// Holds the guest, and waits until no write is under way: for ever, should one never end.
     ///
-    /// Several may do so at once; the guest goes on when the last lets go. Who drains several taps does best to do it from
-    /// one thread, one after another; a guest that has writes open on one tap while it begins one on another can make that
-    /// wait for ever, for which there is [`drain_for`](Self::drain_for).
+    /// Several may do so at once; the guest goes on when the last lets go. Who drains several taps does best
+    /// to do it from one thread, one after another; a guest that has writes open on one tap while it begins
+    /// one on another can make that wait for ever, for which there is [`drain_for`](Self::drain_for).
     pub fn drain(self: &Arc<Self>) -> Drained {
         let mut drained = self.hold();
         drained.wait(None);
@@ -114,8 +115,8 @@ impl Tap {
         Ok(())
     }
 
-    /// The lock of the state is held over the I/O of this: nobody must begin anything meanwhile, and nobody who could
-    /// is kept from more than looking at bitmaps.
+    /// The lock of the state is held over the I/O of this: no write may begin meanwhile, and nothing that
+    /// could begin one is kept from more than looking at bitmaps.
     fn resize_drained(&self, state: &mut State, len: u64, may_shrink: bool) -> Result<(), Error> {
         if state.live_session().is_some() {
             return Err(Error::Busy { disk: self.title() });
@@ -154,22 +155,22 @@ impl Drained {
         &self.tap
     }
 
-    /// The disk below: all that the guest was told is written is there.
+    /// The disk below: every write acknowledged to the guest is there.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
     }
 
     /// Puts `device` below the tap; the old disk is handed back.
     ///
-    /// `device` may have another length, which is the tap's from then on. Bitmaps follow: what they know of bytes that
-    /// are not there any more is forgotten, and new bytes count as written in those that record, because nobody has
-    /// copied them. What `device` holds is the caller's affair: if it differs from the old disk inside the old length, no
-    /// bitmap knows.
+    /// `device` may have another length, which is the tap's from then on. Bitmaps follow: what they know of
+    /// bytes that are not there any more is forgotten, and new bytes count as written in those that record,
+    /// because they were not copied. What `device` holds is the caller's affair: if it differs from the old
+    /// disk inside the old length, no bitmap knows.
     ///
     /// # Errors
-    /// Nothing was changed: [`Error::Busy`] while a job sits on the tap; [`Error::DiskChanged`] if another disk lies below
-    /// than [`device`](Self::device), because a job pivoted or somebody else who drains has replaced it;
-    /// [`Error::BitmapBusy`] if the length differs and somebody uses a bitmap.
+    /// Nothing was changed: [`Error::Busy`] while a job sits on the tap; [`Error::DiskChanged`] if another
+    /// disk lies below than [`device`](Self::device), because a job pivoted or another drain has replaced it;
+    /// [`Error::BitmapBusy`] if the length differs and a bitmap is in use.
     pub fn replace(&mut self, device: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>, Error> {
         let mut state = self.tap.state.lock();
         let state = &mut *state;
@@ -192,11 +193,12 @@ impl Drained {
         Ok(std::mem::replace(&mut self.device, device))
     }
 
-    /// Makes the disk below, and with it the tap, `len` bytes long. Bitmaps follow as in [`replace`](Self::replace).
+    /// Makes the disk below, and with it the tap, `len` bytes long. Bitmaps follow as in
+    /// [`replace`](Self::replace).
     ///
     /// # Errors
-    /// [`Error::Busy`] while a job sits on the tap, [`Error::BitmapBusy`] while somebody uses a bitmap, [`Error::Disk`] if
-    /// the disk refuses: nothing was changed then.
+    /// [`Error::Busy`] while a job sits on the tap, [`Error::BitmapBusy`] while a bitmap is in use,
+    /// [`Error::Disk`] if the disk refuses: nothing was changed then.
     pub fn resize(&mut self, len: u64, may_shrink: bool) -> Result<(), Error> {
         self.tap.resize_drained(&mut self.tap.state.lock(), len, may_shrink)
     }

@@ -20,7 +20,7 @@ pub struct WriteGuard<'a> {
 }
 
 enum Place {
-    /// Nobody listened when it began.
+    /// There was no listener when it began.
     Lane(usize),
     /// Bitmaps listened, but no job.
     Seen,
@@ -63,7 +63,8 @@ impl<'a> WriteGuard<'a> {
         self.range
     }
 
-    /// The write has ended with `result`, which is handed back. If the target was to get it at once, it gets it later.
+    /// The write has ended with `result`, which is handed back. If the target was to get it at once, it gets
+    /// it later.
     ///
     /// # Errors
     /// That of `result`.
@@ -72,8 +73,8 @@ impl<'a> WriteGuard<'a> {
         result
     }
 
-    /// The write has ended with `result`, which is handed back. If that is a success and the target is to get it at once,
-    /// `repeat` writes the same there; its failure is the job's affair.
+    /// The write has ended with `result`, which is handed back. If that is a success and the target is to get
+    /// it at once, `repeat` writes the same there; its failure is the job's affair.
     ///
     /// # Errors
     /// That of `result`.

@@ -1,19 +1,20 @@
-//! The way through a tap to which nobody listens: two steps on a counter that few threads share.
+//! Sharded in-flight counters: the way of a write through a tap without listeners. Two steps on a counter
+//! that few threads share.
 //!
-//! A write enters a lane and leaves it; whoever begins to listen raises a flag in every lane and reads, in the same step,
-//! how many writes are in it. So a write is either counted by him or sees the flag, and then goes the other way, by the
-//! tap's state. One that has entered and finds the flag when it leaves does so under the lock of the state, so that
-//! counting and telling are one step for those who listen.
+//! A write enters a lane and leaves it; a new listener raises a flag in every lane and reads, in the same
+//! step, how many writes are in it. So the listener either counts a write, or the write sees the flag and
+//! takes the slow path, by the tap's state. One that has entered and finds the flag when it leaves does so
+//! under the lock of the state, so that counting and notifying are one step for the listeners.
 //!
-//! What must hold: the flag changes under the lock of the tap's state only; while it is up a count only falls, under that
-//! lock.
+//! What must hold: the flag changes under the lock of the tap's state only; while it is up a count only
+//! falls, under that lock.
 
 use blockmirror_block::sync::atomic::{AtomicU64, Ordering};
 use blockmirror_block::sync::thread_number;
 
 /// Threads are spread over so many lanes.
 const LANES: usize = 16;
-/// Somebody listens. The other bits count the writes that have entered and not left.
+/// A listener is attached. The other bits count the writes that have entered and not left.
 const LISTENED: u64 = 1 << 63;
 
 /// See the module's documentation.
@@ -30,9 +31,9 @@ impl Lanes {
         Self(std::array::from_fn(|_| Lane(AtomicU64::new(0))))
     }
 
-    /// A write begins; the number of its lane, or `None` if somebody listens.
+    /// A write begins; the number of its lane, or `None` if there is a listener.
     ///
-    /// What was stored before the flag was taken down is seen by whoever has entered.
+    /// A write that has entered sees what was stored before the flag was cleared.
     pub(super) fn enter(&self) -> Option<usize> {
         let index = thread_number() % LANES;
         let lane = &self.0[index].0;
@@ -46,13 +47,13 @@ impl Lanes {
         None
     }
 
-    /// Whether somebody listens, as far as can be seen from here.
+    /// Whether there is a listener, read without the lock of the state.
     pub(super) fn is_listened(&self) -> bool {
         self.0[thread_number() % LANES].0.load(Ordering::Relaxed) & LISTENED != 0
     }
 
-    /// A write that entered lane `index` has finished. False if somebody listens: then it is still counted, and must
-    /// [`leave_listened`](Self::leave_listened).
+    /// A write that entered lane `index` has finished. False if there is a listener: then it is still
+    /// counted, and must [`leave_listened`](Self::leave_listened).
     pub(super) fn leave(&self, index: usize) -> bool {
         let lane = &self.0[index].0;
         let mut seen = lane.load(Ordering::Relaxed);
@@ -65,12 +66,12 @@ impl Lanes {
         false
     }
 
-    /// The same while somebody listens. Under the lock of the tap's state.
+    /// The same while there is a listener. Under the lock of the tap's state.
     pub(super) fn leave_listened(&self, index: usize) {
         self.0[index].0.fetch_sub(1, Ordering::Release);
     }
 
-    /// Says whether somebody listens; the writes under way. Under the lock of the tap's state.
+    /// Sets whether there is a listener; returns the writes under way. Under the lock of the tap's state.
     pub(super) fn set_listened(&self, listened: bool) -> usize {
         let set = |lane: &Lane| {
             let before = match listened {
@@ -82,7 +83,7 @@ impl Lanes {
         self.0.iter().map(set).sum()
     }
 
-    /// The writes under way. Exact under the lock of the tap's state while somebody listens.
+    /// The writes under way. Exact under the lock of the tap's state while there is a listener.
     pub(super) fn writes(&self) -> usize {
         self.0.iter().map(|lane| writes(lane.0.load(Ordering::Acquire))).sum()
     }
@@ -131,7 +132,7 @@ mod tests {
                 while lanes.writes() > 0 {
                     std::thread::yield_now();
                 }
-                assert_eq!(begun.load(Ordering::Relaxed), 0, "somebody is inside and not counted");
+                assert_eq!(begun.load(Ordering::Relaxed), 0, "a write is inside and not counted");
                 assert_eq!(lanes.set_listened(false), 0);
             }
             done.store(1, Ordering::Relaxed);

@@ -179,10 +179,10 @@ fn figures_and_reasons_are_told_as_json() {
     let mut core = tail();
     play(&mut core, 0, 1000, 250, 1000);
     let progress = serde_json::to_value(core.progress(ms(1000))).unwrap();
-    let told = |name: &str| progress[name].to_string();
+    let shown = |name: &str| progress[name].to_string();
     insta::assert_snapshot!(
         ["state", "copy-mode", "writes-through", "copy-rate", "dirty-rate", "convergence", "eta", "guest-delay", "elapsed"]
-            .map(told)
+            .map(shown)
             .join(" "),
         @r#""running" "auto" false 1000000 250000 "converging" 1.398101333 null 1.0"#
     );

@@ -41,7 +41,7 @@ fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     core.note_copy(most / 2, ms(3));
     let id = core.guest_begin(ByteRange::at(0, 4096));
     assert_eq!(core.bearable_size(0), most / 4);
-    assert_eq!(core.bearable_size(1 << 29), most, "nobody is there");
+    assert_eq!(core.bearable_size(1 << 29), most, "no guest writes");
     for _ in 0..10 {
         core.note_copy(65_536, ms(100));
     }
@@ -98,8 +98,8 @@ fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source()
     assert_eq!(core.progress(ms(4)).dirtied, dirty + 4096, "the job copies it later");
 }
 
-/// A writer kept the job from a dirty unit, so the job goes next and other writers wait; were its copy to wait for the speed
-/// limit, they would too.
+/// A writer kept the job from a dirty unit, so the job goes next and other writers wait; were its copy to
+/// wait for the speed limit, they would too.
 #[test]
 fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     let options =
@@ -126,7 +126,7 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     assert!(matches!(copy.work, Work::Copy { .. }), "64 KiB at 1000 bytes a second are a minute: {copy:?}");
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
     assert_eq!(core.guest_admit(waits), Admission::Both);
-    // In debt as the job is, it makes nobody wait for a copy that it may not begin.
+    // In debt as the job is, it makes no write wait for a copy that it may not begin.
     let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512));
     assert_eq!(core.guest_admit(in_the_way), Admission::Both);
     core.mark_dirty(ByteRange::at(2 << 20, 512));
@@ -141,8 +141,8 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(until)) if until > ms(60_000)), "others pay for it");
 }
 
-/// Marks on what waits in the queue once made it be copied a second time, so that a guest ahead of the copy made as much work
-/// as one behind it.
+/// Marks on what waits in the queue once made it be copied a second time, so that a guest ahead of the copy
+/// made as much work as one behind it.
 #[test]
 fn what_is_marked_ahead_of_the_copy_is_copied_once_and_what_is_marked_under_it_again() {
     let mut config = Config::new(&MirrorOptions::new(), 65_536, 1 << 20, Geometry::plain());

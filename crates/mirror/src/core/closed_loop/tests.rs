@@ -59,7 +59,7 @@ fn a_budget_bounds_what_copies_add_to_writes() {
     assert!(bound.percentile(9900) <= us(200 + 300), "{:?}", bound.percentile(9900));
 }
 
-/// A stall holds whoever waits for the target then, and nobody after.
+/// A stall holds the writes that wait for the target then, and none after.
 #[test]
 fn a_target_that_stalls_is_left_alone_and_taken_up_again() {
     let second = Duration::from_secs(1);

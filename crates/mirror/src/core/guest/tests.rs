@@ -41,8 +41,8 @@ fn write_through(core: &mut Core, range: ByteRange) {
     core.guest_finished(id, true, Some(Ok(())));
 }
 
-/// With a speed limit the whole disk waited in the queue while the guest wrote all over it. Each write cut it once more and
-/// looked at every piece: after some seconds a guest was at a twentieth of its speed.
+/// With a speed limit the whole disk waited in the queue while the guest wrote all over it. Each write cut it
+/// once more and looked at every piece: after some seconds a guest was at a twentieth of its speed.
 #[test]
 fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
     let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).speed(1 << 20));
@@ -99,8 +99,8 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     assert!(!write(&mut core, None), "the target is to get it");
 }
 
-/// All threads once copied a whole slice in its first milliseconds, in pieces as long as the granularity, and the guest
-/// waited for them.
+/// All threads once copied a whole slice in its first milliseconds, in pieces as long as the granularity, and
+/// the guest waited for them.
 #[test]
 fn a_slice_is_copied_bit_by_bit() {
     let mut core = core_of(&MirrorOptions::new().speed(100 << 20));
@@ -136,8 +136,9 @@ fn drive(core: &mut Core, now: Duration) -> Vec<Work> {
     log
 }
 
-/// One writer is where the job has to go and keeps it waiting; one that comes later must wait for the job; one that comes
-/// after that must wait for the second, beside the job's place but in the same piece of work. All must get there.
+/// One writer is where the job has to go and keeps it waiting; one that comes later must wait for the job;
+/// one that comes after that must wait for the second, beside the job's place but in the same piece of work.
+/// All must get there.
 fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) {
     let mut ids = Vec::new();
     for (start, end) in writes {
@@ -156,8 +157,8 @@ fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) 
     assert!(core.has_been_ready());
 }
 
-/// A range that waited for another try was not taken while a writer was about anywhere in it, who waited for a writer who
-/// waited for the job: neither the job nor the guest ever went on.
+/// A range that waited for another try was not taken while a writer was about anywhere in it, who waited for
+/// a writer who waited for the job: neither the job nor the guest ever went on.
 #[test]
 fn a_part_of_what_has_failed_is_tried_again_beside_a_writer() {
     let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).on_target_error(OnError::Ignore);

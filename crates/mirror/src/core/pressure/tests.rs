@@ -113,7 +113,7 @@ fn a_budget_that_was_asked_for_counts_instead_of_the_half() {
 fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_take() {
     for (budget, unknown, known) in [(Some(us(20_000)), 5, 3), (None, 16, 16)] {
         let mut core = core_of(MirrorOptions::new().latency_budget(budget));
-        assert_eq!(core.depth(), 16, "nobody writes");
+        assert_eq!(core.depth(), 16, "no guest writes");
         core.pressure.window = 1 << 30;
         let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512))).collect();
         assert_eq!(core.depth(), unknown);
@@ -127,6 +127,6 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
         for step in 2..7 {
             core.tick(LONGEST * step);
         }
-        assert_eq!(core.depth(), 16, "nobody has written of late");
+        assert_eq!(core.depth(), 16, "no guest has written of late");
     }
 }

@@ -1,4 +1,5 @@
-//! One-shot copies: the job ends by itself; a guest writes to the source and tells, late, as a real one's marks come.
+//! One-shot copies: the job ends by itself; a guest writes to the source and tells, late, as a real one's
+//! marks come.
 //!
 //! In the end the target equals the source, or the job has said why not.
 
@@ -98,7 +99,7 @@ impl Sim<'_> {
                 self.hands.take(&mut self.rng, self.now, action);
             }
             Next::Wait(until) => {
-                // Nobody else can do anything: let the clock jump.
+                // Nothing else can run: let the clock jump.
                 if let Some(until) = until
                     && self.hands.are_empty()
                     && self.rng.one_in(2)
@@ -119,7 +120,7 @@ impl Sim<'_> {
             return;
         };
         if self.hands.work(index) == Work::Flush {
-            // Whoever writes waits for its mark before it calls a write done; the last flush comes after that.
+            // A writer waits for its mark before it calls a write done; the last flush comes after that.
             while let Some(range) = self.unmarked.pop() {
                 self.core.mark_dirty(range);
             }

@@ -1,9 +1,9 @@
 //! Groups: jobs on several taps that end at one instant, all or none.
 //!
-//! The coordinator is the one that groups run. It touches one member at a time, and before each touch the dice may let
-//! somebody else act: a guest, a thread of a job, an operator with a verb for one member. What must hold: when the first
-//! member ends well, no guest is anywhere under way and every target is equal and durable; then all end well, and
-//! otherwise none does.
+//! The coordinator is the one that groups run. It touches one member at a time, and before each touch the
+//! dice may let another party act: a guest, a thread of a job, an operator with a verb for one member. What
+//! must hold: when the first member ends well, no guest is anywhere under way and every target is equal and
+//! durable; then all end well, and otherwise none does.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
         if play.borrow_mut().rng.one_in(12) {
             coordinator.look(&play);
             while let Some(event) = coordinator.take_event() {
-                play.borrow_mut().told(event);
+                play.borrow_mut().on_event(event);
             }
         }
         let mut play = play.borrow_mut();
@@ -101,7 +101,7 @@ impl Members for RefCell<Play<'_>> {
 
     fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut play = self.borrow_mut();
-        // Nobody stands still while the coordinator goes from one member to the next.
+        // Guests and jobs go on while the coordinator goes from one member to the next.
         while play.rng.one_in(3) {
             play.step();
         }
@@ -130,7 +130,7 @@ impl<'w> Member<'w> {
 }
 
 impl Play<'_> {
-    /// Somebody does something to some member.
+    /// A random verb for a random member.
     fn step(&mut self) {
         let index = self.rng.index(self.members.len());
         self.members[index].core.tick(self.now);
@@ -152,7 +152,7 @@ impl Play<'_> {
         self.members.iter_mut().for_each(|member| member.hands.faults.heal());
     }
 
-    fn told(&mut self, event: GroupEvent) {
+    fn on_event(&mut self, event: GroupEvent) {
         self.trace.say(self.now, || format!("group event {event:?}"));
         let well = self.members.iter().filter(|member| member.ended.is_some()).count();
         match event {
@@ -312,7 +312,7 @@ impl Play<'_> {
         assert!(results.iter().all(Result::is_err), "{ends:?}");
         let own = |error: &Error| !matches!(error, Error::Group { .. });
         let causes: Vec<Error> = results.into_iter().filter_map(Result::err).filter(own).collect();
-        assert!(!causes.is_empty(), "nobody was lost by itself");
+        assert!(!causes.is_empty(), "no member was lost by itself");
         if causes.iter().all(|cause| matches!(cause, Error::Cancelled)) {
             End::Cancelled
         } else {

@@ -1,4 +1,5 @@
-//! A guest: writers who go through the steps of a write (let in, source, target, finished), each at its own pace.
+//! A guest: writers that go through the steps of a write (admitted, source, target, finished), each at its
+//! own pace.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! All the threads of a job, played by one: operations under way, each done in halves, in the order the dice say.
+//! All the threads of a job, played by one: operations under way, each done in halves, in the order the dice
+//! say.
 
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ pub(super) struct Hands<'w> {
     pub(super) unflushed: Vec<ByteRange>,
     /// What the guest has.
     pub(super) through: Vec<ByteRange>,
-    /// What the target held at its last good flush. A job that copies a part of the disk may write to the rest what is there
-    /// already; losing that must leave what was there.
+    /// What the target held at its last good flush. A job that copies a part of the disk may write to the
+    /// rest what is there already; losing that must leave what was there.
     durable: Option<Vec<u8>>,
 }
 
@@ -53,7 +54,7 @@ fn is_flush(work: Work) -> bool {
 }
 
 impl<'w> Hands<'w> {
-    /// Nobody works yet. `part`: the job copies a part of the disk.
+    /// No worker is busy yet. `part`: the job copies a part of the disk.
     pub(super) fn new(world: &'w World, part: bool) -> Self {
         let durable = part.then(|| contents(&world.target));
         Self {
@@ -74,7 +75,7 @@ impl<'w> Hands<'w> {
         self.running.iter().map(|op| op.action.work)
     }
 
-    /// A thread was given `action`. What nobody may be given together with what is under way is not.
+    /// A thread was given `action`. It does not conflict with what is under way.
     pub(super) fn take(&mut self, rng: &mut Rng, now: Duration, action: Action) {
         let config = &self.world.config;
         let range = range_of(action.work);
@@ -114,8 +115,8 @@ impl<'w> Hands<'w> {
         self.running[index].action.work
     }
 
-    /// Does half of an operation, and reports to `core` if that was the last. The end is not for a thread alone: it is
-    /// handed back, to be reported by the caller.
+    /// Does half of an operation, and reports to `core` if that was the last. The end is not for a thread
+    /// alone: it is handed back, to be reported by the caller.
     pub(super) fn perform_half(
         &mut self,
         core: &mut Core,
@@ -211,7 +212,8 @@ impl<'w> Hands<'w> {
         assert!(done.is_ok(), "a memory disk failed: {done:?}");
     }
 
-    /// Bytes of the target that were written and not flushed are lost: what was there before is back, or anything.
+    /// Bytes of the target that were written and not flushed are lost: what was there before is back, or
+    /// anything.
     pub(super) fn lose_unflushed(&mut self, rng: &mut Rng) {
         let job = std::mem::take(&mut self.unflushed);
         for range in job.into_iter().chain(std::mem::take(&mut self.through)) {

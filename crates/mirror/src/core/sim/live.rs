@@ -1,10 +1,11 @@
 //! Jobs on a tap: guests that write in both modes, an operator who asks for anything at any time.
 //!
-//! Each write of the guest goes through its steps in an order of the dice's choice, among operations of the job that do the
-//! same. What must hold: when the end is performed no write is under way, and the target is equal to the source and
-//! durable, so that every acknowledged write is in whatever survives; READY is told only when nothing but writes under
-//! way differs; nothing touches the target after the end; a bitmap that told what to copy covers, at any end, all that the
-//! target does not have; verbs are refused exactly where the table says.
+//! Each write of the guest goes through its steps in an order of the dice's choice, among operations of the
+//! job that do the same. What must hold: when the end is performed no write is under way, and the target is
+//! equal to the source and durable, so that every acknowledged write is in whatever survives; READY is
+//! emitted only when nothing but writes under way differs; nothing touches the target after the end; a bitmap
+//! that says what to copy covers, at any end, all that the target does not have; verbs are refused exactly
+//! where the table says.
 
 use std::time::Duration;
 
@@ -78,7 +79,8 @@ impl Piece {
         piece
     }
 
-    /// The target has everything already but what a bitmap says, or nothing is asked for but what is written from now on.
+    /// The target has everything already but what a bitmap says, or nothing is asked for but what is written
+    /// from now on.
     fn copy_part(&mut self, rng: &mut Rng) {
         let world = &mut self.world;
         write(&*world.target, &contents(&world.source), ByteRange::new(0, world.config.len));
@@ -191,7 +193,7 @@ impl Sim<'_> {
             self.look();
         }
         assert!(self.core.is_concluded(), "hangs: {:?}", self.core.progress(self.now));
-        assert!(self.writes.is_empty(), "never let in: {:?}", self.writes);
+        assert!(self.writes.is_empty(), "never admitted: {:?}", self.writes);
     }
 
     fn ask(&mut self) -> bool {
@@ -277,7 +279,7 @@ impl Sim<'_> {
                     assert!(!works, "a write to {} under an operation", write.range);
                 }
                 if answer == Admission::Wait && self.core.let_go_if_overdue(self.now) {
-                    self.trace.say(self.now, || "held for too long: let go".into());
+                    self.trace.say(self.now, || "held for too long: resumed".into());
                 }
                 if answer == Admission::Over {
                     self.write_after_the_end(write);
@@ -312,7 +314,7 @@ impl Sim<'_> {
         true
     }
 
-    /// The tap's bitmaps are told of a write that has finished.
+    /// The tap's bitmaps record a write that has finished.
     fn wrote(&mut self, range: ByteRange) {
         if let Some((map, _)) = &mut self.bitmap {
             map.set(range.start()..range.end());
@@ -331,7 +333,8 @@ impl Sim<'_> {
         let Progress { state, io_status, .. } = self.core.progress(self.now);
         if self.closing {
             let _ = self.core.resume();
-            // Before it is ready a cancel gives the job up, and after a word for the pivot it takes that back.
+            // Before it is ready a cancel gives the job up, and after a word for the pivot it takes that
+            // back.
             let _ = match self.wish {
                 Ending::Keep if state == JobState::Running => Ok(()),
                 Ending::Keep => self.core.cancel(),
@@ -396,7 +399,7 @@ impl Sim<'_> {
         match ending {
             Ending::Fail => {
                 let missing = self.core.missing();
-                // Nobody flushes for a job that has failed.
+                // A job that has failed is not flushed.
                 self.hands.lose_unflushed(&mut self.rng);
                 let excused: Vec<ByteRange> = under_way.into_iter().chain(missing.iter().copied()).collect();
                 assert_eq!(self.world.difference(&excused), None, "first difference not in the bitmap");

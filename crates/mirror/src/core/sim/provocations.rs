@@ -78,7 +78,8 @@ fn provocation_12_a_paused_job_stands_still_and_events_end() {
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 20, "{ends:?}");
 }
 
-/// Plays honest devices that take no time; what moved data, until the job waits without an end in sight or `until`.
+/// Plays honest devices that take no time; what moved data, until the job waits without an end in sight or
+/// `until`.
 fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) -> Vec<(Duration, u64)> {
     let mut moved = Vec::new();
     while *now < until {
@@ -116,8 +117,8 @@ fn live_core(len: u64, speed: u64) -> Core {
     Core::new(config).unwrap()
 }
 
-/// The mean over five seconds is the speed although every wake-up is late, no burst is longer than a slice, and nothing
-/// overflows.
+/// The mean over five seconds is the speed although every wake-up is late, no burst is longer than a slice,
+/// and nothing overflows.
 #[test]
 fn provocation_13_the_mean_carries_what_a_slice_left_over() {
     for speed in [1_000_000, 12_345_678, 300 << 20] {
@@ -136,8 +137,8 @@ fn provocation_13_the_mean_carries_what_a_slice_left_over() {
     assert_eq!(core.progress(now).state, JobState::Ready);
 }
 
-/// A limit on the copy of the bulk is none on what the guest writes once the job is ready: it would fall behind for good, and
-/// its end would never come near.
+/// A limit on the copy of the bulk is none on what the guest writes once the job is ready: it would fall
+/// behind for good, and its end would never come near.
 #[test]
 fn provocation_13_a_ready_job_is_not_throttled() {
     let (mut core, mut now) = (live_core(1 << 20, 0), Duration::ZERO);

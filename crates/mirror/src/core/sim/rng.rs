@@ -1,4 +1,5 @@
-//! The simulator's dice: the same on every machine, for ever, so that a seed is all it takes to see a schedule again.
+//! The simulator's dice: the same on every machine, for ever, so that a seed is all it takes to see a
+//! schedule again.
 
 use blockmirror_block::ByteRange;
 

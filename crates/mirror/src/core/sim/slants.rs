@@ -1,4 +1,5 @@
-//! Scenarios that lean on one known way to get a mirror wrong, each with the number it has in the list of them.
+//! Scenarios that lean on one known way to get a mirror wrong, each with the number it has in the list of
+//! them.
 //!
 //! Every one is a live schedule or a copy whose dice were loaded.
 
@@ -19,7 +20,7 @@ const SLOW: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50
 const JITTER: [Duration; 2] = [Duration::ZERO, Duration::from_millis(5)];
 const NO_TIME: [Duration; 2] = [Duration::ZERO; 2];
 
-/// A live job over a small full disk; nothing fails, nobody interferes.
+/// A live job over a small full disk; nothing fails or interferes.
 fn quiet(rng: &mut Rng, len: u64) -> Piece {
     let mut piece = loop {
         let piece = Piece::random(rng);
@@ -157,7 +158,8 @@ pub(super) fn errors(seed: u64, trace: &mut Trace) -> End {
     live::run(rng, &piece, trace)
 }
 
-/// 11: READY and the end come after a flush that succeeded; one that failed may have lost what came before it.
+/// 11: READY and the end come after a flush that succeeded; one that failed may have lost what came before
+/// it.
 pub(super) fn flush(seed: u64, trace: &mut Trace) -> End {
     let mut rng = Rng::new(seed);
     let mut piece = quiet(&mut rng, 10_000);
@@ -178,7 +180,8 @@ pub(super) fn paused(seed: u64, trace: &mut Trace) -> End {
     live::run(rng, &piece, trace)
 }
 
-/// Writers who wait for each other and for the job, which keeps out of their way: somebody must always go first.
+/// Writers that wait for each other and for the job, which keeps out of their way: one of them can always
+/// proceed.
 pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {
     let mut rng = Rng::new(seed);
     let mut piece = Piece::random(&mut rng);

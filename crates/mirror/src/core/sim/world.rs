@@ -20,7 +20,8 @@ const POLICIES: [OnError; 6] =
 pub(super) const SPEEDS: [u64; 5] = [0, 0, 50_000, 100_000, 1_000_000];
 pub(super) const MODES: [CopyMode; 3] = [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto];
 
-/// The stage and the props. Devices are [`MemoryDisk`]s, so that contents, allocation and backing files behave as in a format.
+/// The stage and the props. Devices are [`MemoryDisk`]s, so that contents, allocation and backing files
+/// behave as in a format.
 pub(super) struct World {
     pub(super) source: Arc<MemoryDisk>,
     pub(super) target: Arc<MemoryDisk>,
@@ -165,7 +166,8 @@ pub(super) struct Faults {
     pub(super) one_in: u64,
     /// Whatever touches these bytes of the source, or of the target, fails.
     pub(super) bad: [ByteRange; 2],
-    /// One write to the target in so many finds it full, and so do all after it until room is made; 0 for none.
+    /// One write to the target in so many finds it full, and so do all after it until room is made; 0 for
+    /// none.
     pub(super) fills: u64,
     full: bool,
     /// Failures so far, at the source and at the target.

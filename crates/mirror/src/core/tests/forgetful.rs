@@ -8,7 +8,8 @@ fn forgetful() -> Geometry {
     geometry
 }
 
-/// A disk copied for hours to a server that was lost for a moment was copied again from the start: nothing had been flushed.
+/// A disk copied for hours to a server that was lost for a moment was copied again from the start: nothing
+/// had been flushed.
 #[test]
 fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
     let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
@@ -29,7 +30,8 @@ fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
         core.finished(now, action.id, result);
     }
     let secured = log.iter().filter(|work| **work == Work::Secure).count();
-    // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was not asked.
+    // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was
+    // not asked.
     assert_eq!((secured, copied), (2, 8 + 2), "{log:?}");
     assert_eq!(errors(&mut core), []);
     assert!(core.take_result().unwrap().is_ok());
@@ -60,8 +62,8 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     assert_eq!(next(&mut core, &mut now).unwrap().work, Work::Secure);
 }
 
-/// Answers to surveys that were under way when the target lost something are not trusted, but those to later ones are: where
-/// many surveys were under way, one after the other, all were thrown away for ever.
+/// Answers to surveys that were under way when the target lost something are not trusted, but those to later
+/// ones are: where many surveys were under way, one after the other, all were thrown away for ever.
 #[test]
 fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
@@ -90,8 +92,8 @@ fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     assert!(matches!(again.work, Work::Survey { range, .. } if range.start() == M), "{again:?}");
 }
 
-/// Zeros in a copy under way are left out where the target was found to read as zeros. If the target has lost that zeroing
-/// since, the copy counts for nothing, although it succeeds.
+/// Zeros in a copy under way are left out where the target was found to read as zeros. If the target has lost
+/// that zeroing since, the copy counts for nothing, although it succeeds.
 #[test]
 fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
     let mut core = core_with(2 * M, MirrorOptions::new(), forgetful());
