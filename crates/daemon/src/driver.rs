@@ -25,7 +25,7 @@ use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
 
-pub(crate) use qcow2::probe_format;
+pub(crate) use qcow2::{backing_in_header, probe_format};
 pub(crate) use raw::disk as disk_of_raw;
 pub(crate) use writable::Turned;
 
@@ -181,6 +181,22 @@ pub(crate) struct Child {
 }
 
 impl Child {
+    /// The node `name`.
+    pub(crate) fn named(daemon: &Daemon, name: String) -> Reply<Self> {
+        let graph = daemon.graph.lock();
+        let node = graph.find(&name)?;
+        Ok(Self {
+            tap: Arc::clone(&node.tap),
+            device: Arc::clone(&node.device),
+            storage: node.storage.clone(),
+            filename: node.filename.clone(),
+            path: node.path.clone(),
+            file: graph.file_below(&node.name),
+            read_only: node.read_only,
+            name,
+        })
+    }
+
     /// What a format can live in.
     pub(crate) fn storage(&self) -> Reply<Arc<dyn Storage>> {
         self.storage.clone().ok_or_else(|| {
@@ -388,7 +404,7 @@ impl Opening<'_> {
             }
             _ => return Err(QmpError::generic("A block device is given by its name or its options")),
         };
-        self.child_named(name)
+        Child::named(self.daemon, name)
     }
 
     /// A child of the driver `file` on a file that an image names.
@@ -398,22 +414,7 @@ impl Opening<'_> {
         options.insert("filename".to_owned(), shown(&found.path).into());
         let name = self.daemon.open_node_on(&options, inherited, Some(found.handle))?;
         self.children.push(name.clone());
-        self.child_named(name)
-    }
-
-    fn child_named(&self, name: String) -> Reply<Child> {
-        let graph = self.daemon.graph.lock();
-        let node = graph.find(&name)?;
-        Ok(Child {
-            name,
-            tap: Arc::clone(&node.tap),
-            device: Arc::clone(&node.device),
-            storage: node.storage.clone(),
-            filename: node.filename.clone(),
-            path: node.path.clone(),
-            file: graph.file_below(&node.name),
-            read_only: node.read_only,
-        })
+        Child::named(self.daemon, name)
     }
 }
 

@@ -1,11 +1,14 @@
 //! Image files that commands make: for `blockdev-create`, and as overlay or target of `blockdev-snapshot-sync` and
 //! `drive-mirror`.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::ErrorKind;
 use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, directory_of};
+use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
+use serde_json::{Value, json};
 
 use crate::Reply;
 use crate::daemon::Daemon;
@@ -89,4 +92,13 @@ pub(crate) fn format_named(name: &str) -> Reply<Format> {
         "qcow2" => Ok(Format::Qcow2),
         other => Err(QmpError::generic(format!("Unknown file format '{other}'"))),
     }
+}
+
+/// The options of the node for what a client names by a path, or by the URI of an export.
+pub(crate) fn protocol_node(path: &str) -> Value {
+    if NbdUri::is_meant(Path::new(path)) {
+        return json!({"driver": "nbd", "uri": path});
+    }
+    let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
+    json!({"driver": if is_device { "host_device" } else { "file" }, "filename": path})
 }

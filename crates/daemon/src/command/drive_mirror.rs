@@ -21,9 +21,10 @@ use super::block::{
 use super::snapshot::NEW_IMAGE_MODE;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, probe_format};
+use crate::driver::{Inherited, backing_in_header, probe_format};
+use crate::graph::Node;
 use crate::job::{MirrorRequest, close};
-use crate::new_image::{Made, format_named};
+use crate::new_image::{Made, format_named, protocol_node};
 
 static MEMBERS: [Member; 21] = [
     JOB_ID,
@@ -53,7 +54,7 @@ static MEMBERS: [Member; 21] = [
 static DRIVE_MIRROR: Command = Command::new(
     "drive-mirror",
     "As `blockdev-mirror`, to a target that is named by its path. A new target stands on the device's backing file for `sync` \
-     top, on the device for none, and alone otherwise.",
+     top, on the device for none, and alone otherwise; one that is there, on what its header names.",
     &MEMBERS,
 )
 .differs(
@@ -69,10 +70,12 @@ pub(super) fn register(commands: &mut Commands<'_>) {
 #[derive(Debug)]
 enum Below {
     Nothing,
-    /// This node, the source's backing file.
+    /// This node, of the source's chain.
     Shared(String),
     /// The source.
     Source,
+    /// A file that its header names and that is no part of the source's chain.
+    Named,
 }
 
 /// `drive-mirror`.
@@ -91,6 +94,8 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
             ("none", _) => (Below::Source, Some(source)),
             _ => (Below::Nothing, None),
         };
+        // A target that is there stands on what its own header names.
+        let below = (!existing).then_some(below);
         let backing = stands_on.map(|node| graph.in_headers(node));
         let backing = backing.map(|node| (node.name_in_headers(), node.format_in_headers()));
         let (size, format) = (source.device.len(), graph.in_headers(source).format_in_headers());
@@ -119,7 +124,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         }
         _ => None,
     };
-    let target = open(daemon, args.opt_str("node-name")?, path, format, &below)?;
+    let (target, below) = open(daemon, &request.source, args.opt_str("node-name")?, path, format, below)?;
     request.target = target.clone();
     let started = match below {
         Below::Source => put_on_source(daemon, &request.source, &target),
@@ -135,55 +140,75 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     Ok(Value::Null)
 }
 
-/// Opens the target; its node has no owner.
+/// Opens the target on what it is to stand on, by default on what its header names; its node has no owner. Also says what
+/// that is.
 fn open(
     daemon: &Daemon,
+    source: &str,
     name: Option<&str>,
     path: &str,
     format: Option<Format>,
-    below: &Below,
-) -> Reply<String> {
+    below: Option<Below>,
+) -> Reply<(String, Below)> {
     let options = |value: Value| match value {
         Value::Object(options) => options,
         _ => Map::new(),
     };
-    let file = options(protocol(path));
+    let file = options(protocol_node(path));
     // Whether anything is unmapped is for the job to say.
     let inherited = Inherited { unmap: true, ..Inherited::default() };
     let file = daemon.open_node(&file, inherited)?;
-    let format = match format {
-        Some(format) => Ok(format),
-        None => {
-            let node =
-                daemon.graph.lock().find(&file).map(|node| (node.storage.clone(), node.filename.clone()));
-            node.and_then(|(storage, filename)| match storage {
-                Some(storage) => probe_format(&*storage, &filename),
-                None => Ok(Format::Raw),
-            })
-        }
-    };
-    let opened = format.and_then(|format| {
+    let opened = (|| {
+        let format = format.map_or_else(|| probe(daemon, &file), Ok)?;
+        let below = match below {
+            Some(below) => below,
+            None if format == Format::Qcow2 => named_by(daemon, source, &file)?,
+            None => Below::Nothing,
+        };
         let mut image = options(json!({"driver": format.as_str(), "file": file}));
         if let Some(name) = name {
             image.insert("node-name".to_owned(), json!(name));
         }
-        if format == Format::Qcow2 {
-            let backing = match below {
-                Below::Shared(backing) => json!(backing),
-                _ => Value::Null,
-            };
+        let backing = match &below {
+            // The driver follows the header.
+            Below::Named => None,
+            Below::Shared(backing) => Some(json!(backing)),
+            Below::Nothing | Below::Source => Some(Value::Null),
+        };
+        if let Some(backing) = backing.filter(|_| format == Format::Qcow2) {
             image.insert("backing".to_owned(), backing);
         }
-        daemon.open_node(&image, inherited)
-    });
+        Ok((daemon.open_node(&image, inherited)?, below))
+    })();
     opened.inspect_err(|_| close(daemon.graph.lock().undo(&file)))
 }
 
-fn protocol(path: &str) -> Value {
-    if !NbdUri::is_meant(Path::new(path)) {
-        return json!({"driver": "file", "filename": path});
-    }
-    json!({"driver": "nbd", "uri": path})
+/// The format of what is in the node `file`.
+fn probe(daemon: &Daemon, file: &str) -> Reply<Format> {
+    let (storage, filename) = {
+        let graph = daemon.graph.lock();
+        let node = graph.find(file)?;
+        (node.storage.clone(), node.filename.clone())
+    };
+    storage.map_or(Ok(Format::Raw), |storage| probe_format(&*storage, &filename))
+}
+
+/// What the header of the image in the node `file` says it stands on. A node of the source's chain on the very file that is named
+/// is shared: the file may be open for writing there.
+fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
+    let Some(named) = backing_in_header(daemon, file)? else { return Ok(Below::Nothing) };
+    let graph = daemon.graph.lock();
+    let is_named = |node: &&Node| {
+        let format = graph.in_headers(node).format_in_headers();
+        // A raw image of no stated format would have to be probed first.
+        let same_format = named.format.map_or(format == Format::Qcow2, |named| named == format);
+        same_format && graph.file_below(&node.name) == Some(named.file)
+    };
+    Ok(match graph.chain(source).into_iter().find(is_named) {
+        Some(node) if node.name == source => Below::Source,
+        Some(node) => Below::Shared(node.name.clone()),
+        None => Below::Named,
+    })
 }
 
 /// Puts the target on the source, whose users go on writing it: what they write shows in the target at once, as it has to.

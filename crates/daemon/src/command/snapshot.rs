@@ -19,7 +19,7 @@ use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only};
 use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Use, edge_to};
 use crate::job::close;
-use crate::new_image::{Made, format_named};
+use crate::new_image::{Made, format_named, protocol_node};
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
     "NewImageMode",
@@ -190,7 +190,7 @@ impl Daemon {
             true => None,
             false => Some(Made::create(self, path, Format::Qcow2, size, Some(backing))?),
         };
-        let file = json!({"driver": "file", "filename": path});
+        let file = protocol_node(path);
         let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
         if let Value::Object(options) = options {
             self.open_node(&options, Inherited::default())?;

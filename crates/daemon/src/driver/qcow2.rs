@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_file::FileId;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Resolved, Role, detect};
 use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{Child, Opened, Opening, failed, is_read_only, refuse};
 use crate::Reply;
+use crate::daemon::Daemon;
 use crate::graph::{Node, edge_to};
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
@@ -23,10 +25,7 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     if !common.read_only && file.read_only {
         return Err(is_read_only());
     }
-    let header = Header::read(&*storage).map_err(|e| match e {
-        Qcow2Error::NotQcow2 { .. } => QmpError::generic("Image is not in qcow2 format"),
-        e => failed(e.in_file(&file.filename.as_str().into())),
-    })?;
+    let header = Header::read(&*storage).map_err(|e| unreadable(e, &file))?;
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
     let cache = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?);
@@ -103,7 +102,7 @@ fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Chi
     let Some(name) = &data.name else {
         return Err(QmpError::generic("'data-file' is required for this image"));
     };
-    let found = resolve(opening, file, Role::Data, name.as_path())?;
+    let found = resolve(opening.daemon, file, Role::Data, name.as_path())?;
     opening.child_on(found, inherited).map(Some)
 }
 
@@ -115,7 +114,7 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
         None => {}
     }
     let Some(backing) = &header.backing else { return Ok(None) };
-    let found = resolve(opening, file, Role::Backing, backing.name.as_path())?;
+    let found = resolve(opening.daemon, file, Role::Backing, backing.name.as_path())?;
     let given = backing.format.as_deref().map(Format::in_header).transpose().map_err(failed)?;
     let file = opening.child_on(found, inherited)?;
     let format = match given {
@@ -127,8 +126,35 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
     opening.child_from(&node, inherited).map(Some)
 }
 
+/// A backing file that a header names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NamedBacking {
+    pub(crate) file: FileId,
+    /// Its format, if the header says that too.
+    pub(crate) format: Option<Format>,
+}
+
+/// The backing file that the header of the image in the node `file` names, if the policy lets it be opened; `None` if the header
+/// names none.
+pub(crate) fn backing_in_header(daemon: &Daemon, file: &str) -> Reply<Option<NamedBacking>> {
+    let file = Child::named(daemon, file.to_owned())?;
+    let header = Header::read(&*file.storage()?).map_err(|e| unreadable(e, &file))?;
+    let Some(backing) = &header.backing else { return Ok(None) };
+    let found = resolve(daemon, &file, Role::Backing, backing.name.as_path())?;
+    let format = backing.format.as_deref().map(Format::in_header).transpose().map_err(failed)?;
+    Ok(found.handle.id().map(|file| NamedBacking { file, format }))
+}
+
+/// Why the header of the image in `file` cannot be read.
+fn unreadable(error: Qcow2Error, file: &Child) -> QmpError {
+    match error {
+        Qcow2Error::NotQcow2 { .. } => QmpError::generic("Image is not in qcow2 format"),
+        error => failed(error.in_file(&file.filename.as_str().into())),
+    }
+}
+
 /// The file that `name` in the header of the image in `file` leads to, if the policy lets it be opened.
-fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Reply<Resolved> {
+fn resolve(daemon: &Daemon, file: &Child, role: Role, name: &Path) -> Reply<Resolved> {
     let Some(image) = &file.path else {
         return Err(QmpError::generic(format!(
             "{}: names the {} '{}', which has to be given as an option, for the image is no file",
@@ -137,7 +163,7 @@ fn resolve(opening: &Opening<'_>, file: &Child, role: Role, name: &Path) -> Repl
             name.display(),
         )));
     };
-    let mut policy = opening.daemon.policy_for(image)?;
+    let mut policy = daemon.policy_for(image)?;
     if let Some(id) = file.file {
         policy = policy.for_opened_file(image, id);
     }

@@ -52,6 +52,16 @@ fn a_snapshot_that_fails_leaves_nothing_behind() {
     assert_eq!(client.blocks("top"), [1, 2, 3, 5]);
 }
 
+impl Client {
+    /// Changes the name of the backing file, and its format, in the header of the image `name`.
+    fn name_backing(&self, name: &str, backing: Option<(&[u8], &str)>) {
+        let file = blockmirror_file::FileOptions::new().writable(true).open(self.path(name)).unwrap();
+        let image = blockmirror_qcow2::OpenOptions::new().writable(true).open(Arc::new(file)).unwrap();
+        image.set_backing_file(backing.map(|(name, _)| name), backing.map(|(_, format)| format)).unwrap();
+        image.flush().unwrap();
+    }
+}
+
 fn mirror(client: &mut Client, more: Value) {
     let mut args = json!({"job-id": "m", "device": "top", "sync": "full"});
     args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -85,6 +95,81 @@ fn a_drive_moves_to_a_target_that_is_there() {
     assert!(client.daemon.graph.lock().get("t").is_none());
     client.add("again", "t.qcow2", Value::Null);
     assert_eq!(client.blocks("again"), [1, 2, 3, 4]);
+}
+
+/// A target that is there was put on the source's backing file, or on the source, whatever its own header said.
+#[test]
+fn a_target_that_is_there_stands_on_what_its_header_names() {
+    let shown = vec![1, 2, 3];
+    for (sync, named, node, blocks) in [
+        ("top", None, None, vec![3]),
+        ("top", Some("mid.qcow2"), Some("mid"), shown.clone()),
+        ("top", Some("./link.qcow2"), Some("mid"), shown.clone()),
+        ("full", Some("base.qcow2"), Some("base"), shown.clone()),
+        ("full", Some("other.qcow2"), None, shown.clone()),
+        ("full", None, None, shown.clone()),
+        ("none", Some("top.qcow2"), Some("top"), shown),
+        ("none", None, None, vec![3]),
+    ] {
+        let case = format!("sync {sync}, {named:?}");
+        let mut client = Client::new();
+        client.chain();
+        client.image("other.qcow2", 5, None);
+        std::os::unix::fs::symlink("mid.qcow2", client.path("link.qcow2")).unwrap();
+        client.image("t.qcow2", 3, None);
+        let backing = named.map(|name| (name.as_bytes(), "qcow2"));
+        client.name_backing("t.qcow2", backing);
+        client
+            .run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
+        let export = json!({"type": "nbd", "id": "e", "node-name": "top", "name": "e"});
+        client.run("block-export-add", export);
+        let path = client.path("t.qcow2");
+        mirror(&mut client, json!({"target": path, "sync": sync, "mode": "existing", "node-name": "t"}));
+        client.run("block-job-complete", json!({"device": "m"}));
+        assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none(), "{case}");
+        let below = client.backing("t");
+        match (named, node) {
+            (Some(named), None) => {
+                let graph = client.daemon.graph.lock();
+                let below = graph.find(below.as_deref().unwrap()).unwrap();
+                assert_eq!(below.path.as_deref(), Some(&*client.path(named)), "{case}");
+            }
+            _ => assert_eq!(below.as_deref(), node, "{case}"),
+        }
+        assert_eq!(client.blocks("t"), blocks, "{case}");
+    }
+}
+
+/// Names in the header of a target are judged as those of any image.
+#[test]
+fn a_target_that_names_what_may_not_be_opened_is_refused() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::write(elsewhere.path().join("secret"), vec![7; SIZE as usize]).unwrap();
+    let outside = elsewhere.path().join("secret").display().to_string();
+    let mut client = Client::new();
+    client.chain();
+    for (name, format, text) in [
+        (&*outside, "raw", "a directory that images here may not refer to"),
+        ("none.qcow2", "qcow2", "No such file"),
+        ("json:{}", "raw", "which is not a plain path"),
+        // It is open for writing as something else.
+        ("mid.qcow2", "raw", "Is another process using the image"),
+        ("mid.qcow2", "vmdk", "vmdk"),
+        ("t.qcow2", "qcow2", "Is another process using the image"),
+    ] {
+        client.image("t.qcow2", 3, None);
+        client.name_backing("t.qcow2", Some((name.as_bytes(), format)));
+        let before = std::fs::read(client.path("t.qcow2")).unwrap();
+        let path = client.path("t.qcow2");
+        let args = json!({
+            "job-id": "m", "device": "top", "sync": "top", "target": path, "mode": "existing", "node-name": "t",
+        });
+        let said = client.refused("drive-mirror", args);
+        assert!(said.contains(text), "{name} {format}: {said}");
+        assert!(client.daemon.graph.lock().get("t").is_none());
+        blockmirror_file::FileOptions::new().writable(true).open(client.path("t.qcow2")).unwrap();
+        assert!(std::fs::read(client.path("t.qcow2")).unwrap() == before, "{name} {format}: written");
+    }
 }
 
 /// A target with what is written from now on stands on the source: after the pivot too, or nothing of it could be read.
