@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_file::FileId;
+use blockmirror_file::{FileId, FileStorage};
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
@@ -135,6 +135,18 @@ impl Graph {
         }
     }
 
+    /// The host files that the node `name` lives in, backing files aside.
+    pub(crate) fn files_of(&self, name: &str) -> Vec<Arc<FileStorage>> {
+        let mut open: Vec<_> = self.get(name).into_iter().collect();
+        let mut files = Vec::new();
+        while let Some(node) = open.pop() {
+            files.extend(node.file.clone());
+            let own = self.children(&node.name).filter(|(role, _)| *role != "backing");
+            open.extend(own.map(|(_, child)| child));
+        }
+        files
+    }
+
     /// The children of `parent`, each with its role.
     pub(crate) fn children<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = (&'static str, &'a Node)> {
         self.uses.values().filter_map(move |u| match &u.holder {
@@ -175,6 +187,14 @@ impl Graph {
         self.uses.insert(id, new);
         self.aim_edges();
         Ok(id)
+    }
+
+    /// Records a use that contradicts others: a fault that tests inject.
+    #[cfg(test)]
+    pub(crate) fn attach_unchecked(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) {
+        let id = UseId(self.next_use);
+        self.next_use += 1;
+        self.uses.insert(id, Use { node: node.to_owned(), holder, needs, shares, edge: None });
     }
 
     /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be written or not.

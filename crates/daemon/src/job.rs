@@ -11,6 +11,7 @@
 //!   itself is out of the table.
 
 mod chain;
+mod claims;
 mod mirror;
 mod simple;
 
@@ -33,6 +34,7 @@ use crate::daemon::Daemon;
 use crate::graph::{HOLD_LIMIT, UseId, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
+pub(crate) use claims::Claims;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
 

@@ -3,6 +3,7 @@
 mod as_qemu;
 mod bitmaps;
 mod chain;
+mod claims;
 mod edge;
 mod ends;
 mod filters;

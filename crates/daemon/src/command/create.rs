@@ -17,7 +17,7 @@ use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only, refuse};
 use crate::graph::{Holder, NO_CHANGE, Perms, UseId};
-use crate::job::{AtEnd, JobOptions, SimpleJob};
+use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
 use crate::new_image::Made;
 
 static PREALLOCATION: Enum = Enum::new(
@@ -97,6 +97,13 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands.add(&BLOCKDEV_CREATE, blockdev_create);
 }
 
+/// What a job holds of the nodes that it writes.
+#[derive(Default)]
+struct Held {
+    uses: Vec<UseId>,
+    claims: Vec<Claims>,
+}
+
 type Work = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
 fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
@@ -108,17 +115,19 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
     }
     daemon.jobs.check_id(&id)?;
     let job = JobOptions { id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
-    let mut uses = Vec::new();
+    let mut held = Held::default();
     // What is wrong is told by the job, as clients expect.
     let work = match driver {
         "file" => file(&options),
-        _ => qcow2(daemon, &job.id, &options, &mut uses),
+        _ => qcow2(daemon, &job.id, &options, &mut held),
     };
     let steer = match work {
         Ok(work) => SimpleJob::start(&job, work),
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
     let at_end: AtEnd = Box::new(move |daemon| {
+        let Held { uses, claims } = held;
+        drop(claims);
         daemon.rewritten_below(&uses);
         daemon.detach_all(&uses);
     });
@@ -151,12 +160,12 @@ fn file(options: &Args) -> Reply<Work> {
     Ok(Box::new(move || Made::create_with(&path, &spec).map(Made::keep).map_err(|error| error.desc)))
 }
 
-fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, uses: &mut Vec<UseId>) -> Reply<Work> {
+fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, held: &mut Held) -> Reply<Work> {
     refuse(options, "qcow2", &["encrypt"])?;
     let new = qcow2_options(options)?;
-    let file = hold(daemon, id, options, "file", uses)?
+    let file = hold(daemon, id, options, "file", held)?
         .ok_or_else(|| QmpError::generic("A block device must be specified for \"file\""))?;
-    let data = hold(daemon, id, options, "data-file", uses)?;
+    let data = hold(daemon, id, options, "data-file", held)?;
     let mut new = new;
     new.data_file = data.as_ref().map(|(_, name)| name.clone().into_bytes());
     new.keep_data = true;
@@ -218,7 +227,7 @@ fn hold(
     id: &str,
     options: &Args,
     role: &str,
-    uses: &mut Vec<UseId>,
+    held: &mut Held,
 ) -> Reply<Option<(Arc<dyn Storage>, String)>> {
     let name = match options.get(role) {
         None => return Ok(None),
@@ -229,7 +238,7 @@ fn hold(
     let mut graph = daemon.graph.lock();
     let holder = Holder::Job { id: id.to_owned(), kind: "create" };
     let (needs, shares) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
-    uses.push(graph.attach(&name, holder, needs, shares)?);
+    held.uses.push(graph.attach(&name, holder, needs, shares)?);
     let node = graph.find(&name)?;
     if node.read_only {
         return Err(is_read_only());
@@ -238,5 +247,8 @@ fn hold(
     let storage = storage.ok_or_else(|| {
         QmpError::generic(format!("Node '{name}' cannot hold an image: only files and filters on files can"))
     })?;
-    Ok(Some((storage, node.name_in_headers())))
+    let name_in_headers = node.name_in_headers();
+    drop(graph);
+    held.claims.push(daemon.claim_devices(&name)?);
+    Ok(Some((storage, name_in_headers)))
 }

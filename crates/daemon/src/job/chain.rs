@@ -266,8 +266,12 @@ impl Daemon {
                 writable.and(self.make_writable(overlay)?);
                 Ok(())
             });
-            match overlay.and_then(|()| request.hold(&mut self.graph.lock(), &nodes)) {
-                Ok(uses) => Ok((writable, uses)),
+            let held = overlay.and_then(|()| request.hold(&mut self.graph.lock(), &nodes)).and_then(|uses| {
+                let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&uses))?;
+                Ok((uses, claims))
+            });
+            match held {
+                Ok((uses, claims)) => Ok((writable, uses, claims)),
                 Err(error) => {
                     self.make_read_only(writable);
                     Err(error)
@@ -276,7 +280,7 @@ impl Daemon {
         });
         // A mirror has its base opened before there is a job.
         let held = if from == 0 { held } else { self.refused_start(&request.job.id, held) };
-        let (writable, uses) = held?;
+        let (writable, uses, claims) = held?;
         self.note_rewritten(base);
         let written = base.to_owned();
         let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
@@ -304,6 +308,7 @@ impl Daemon {
             let (device, base) = (device.to_owned(), base.to_owned());
             let at_end: AtEnd = Box::new(move |daemon| {
                 let _ = job.wait();
+                drop(claims);
                 if Arc::ptr_eq(&tap.device(), &target) {
                     daemon.graph.lock().pivot(&device, &base, &uses, true);
                     daemon.detach_all(&uses);
@@ -336,7 +341,9 @@ impl Daemon {
         let control = job.control().clone();
         let (overlay, base) = (names[from - 1].clone(), base.to_owned());
         let at_end: AtEnd = Box::new(move |daemon| {
-            if job.wait().is_ok() {
+            let done = job.wait();
+            drop(claims);
+            if done.is_ok() {
                 daemon.relink(&overlay, Some(&base));
                 // It may have been too short.
                 daemon.refresh_from(&base);

@@ -12,7 +12,7 @@ use blockmirror_mirror::{
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
 
-use super::{Ask, AtEnd, CANCELLED, Figures, Job, JobOptions, SimpleJob, Steer, system_words};
+use super::{Ask, AtEnd, CANCELLED, Claims, Figures, Job, JobOptions, SimpleJob, Steer, system_words};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
@@ -37,6 +37,8 @@ pub(crate) struct MirrorRequest {
 pub(crate) struct Prepared {
     pub(crate) request: MirrorRequest,
     uses: Vec<UseId>,
+    /// The devices of the target.
+    claims: Claims,
     tap: Arc<blockmirror_mirror::Tap>,
     target: Arc<dyn BlockDevice>,
 }
@@ -201,7 +203,13 @@ impl Daemon {
         }
         self.jobs.check_id(&request.job.id)?;
         let id = request.job.id.clone();
-        self.refused_start(&id, self.hold_mirror(request))
+        let held = self.hold_mirror(request).and_then(|mut prepared| {
+            prepared.claims = self
+                .claim_devices(&prepared.request.target)
+                .inspect_err(|_| self.forget_mirror(&prepared))?;
+            Ok(prepared)
+        });
+        self.refused_start(&id, held)
     }
 
     /// Holds the nodes of a mirror that nothing else speaks against.
@@ -232,7 +240,8 @@ impl Daemon {
             }
         };
         tap_of_target.note_rewritten();
-        Ok(Prepared { request, uses: vec![on_source, on_target], tap, target: device })
+        let uses = vec![on_source, on_target];
+        Ok(Prepared { request, uses, claims: Claims::default(), tap, target: device })
     }
 
     /// Starts a mirror whose nodes are held.
@@ -286,9 +295,12 @@ impl Daemon {
             match job {
                 Ok(job) => self.add_mirror(session, job, mirror),
                 Err(mismatch) => {
-                    let Prepared { request, uses, .. } = mirror;
+                    let Prepared { request, uses, claims, .. } = mirror;
                     let failed = SimpleJob::failed(&request.job, mismatch);
-                    let at_end: AtEnd = Box::new(move |daemon| daemon.detach_all(&uses));
+                    let at_end: AtEnd = Box::new(move |daemon| {
+                        drop(claims);
+                        daemon.detach_all(&uses);
+                    });
                     self.add_job(session, request.job, Box::new(failed), at_end);
                 }
             }
@@ -329,12 +341,13 @@ impl Daemon {
 
     /// Puts a mirror that runs into the table.
     fn add_mirror(self: &Arc<Self>, session: Option<&Session>, job: MirrorJob, prepared: Prepared) {
-        let Prepared { request, uses, tap, target } = prepared;
+        let Prepared { request, uses, claims, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
         let at_end: AtEnd = Box::new(move |daemon| {
             // Its threads end with it; how it went has been told already.
             let _ = job.wait();
+            drop(claims);
             daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
         });
         self.add_job(session, request.job, Box::new(control), at_end);

@@ -1,0 +1,40 @@
+//! Block devices that jobs write are claimed while they do: one that is mounted, or that another device stands on, is not
+//! overwritten. Called where a mirror, a commit or a `blockdev-create` starts.
+//!
+//! What must hold: a job claims what it fills, and nothing else does: not the nodes of guests, not the sources of jobs. A claim
+//! lasts no longer than its job. Devices are not opened under the graph lock.
+
+use std::sync::Arc;
+
+use blockmirror_file::FileStorage;
+
+use crate::Reply;
+use crate::daemon::Daemon;
+use crate::driver::failed;
+
+/// Block devices that are claimed until this is dropped.
+#[derive(Debug, Default)]
+#[must_use = "dropping it gives the claims up"]
+pub(crate) struct Claims(Vec<Arc<FileStorage>>);
+
+impl Daemon {
+    /// Claims the block devices that the node `name` lives in, backing files aside.
+    ///
+    /// # Errors
+    /// One of them is in use; none is claimed then.
+    pub(crate) fn claim_devices(&self, name: &str) -> Reply<Claims> {
+        let files = self.graph.lock().files_of(name);
+        let mut claims = Claims::default();
+        for file in files.into_iter().filter(|file| file.is_block_device()) {
+            file.claim().map_err(failed)?;
+            claims.0.push(file);
+        }
+        Ok(claims)
+    }
+}
+
+impl Drop for Claims {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|file| file.unclaim());
+    }
+}
