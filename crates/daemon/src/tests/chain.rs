@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::graph::{Holder, Perms};
 
 impl Client {
     /// The chain of `chain`, of which only the top is opened by name.
@@ -423,4 +424,28 @@ fn a_name_that_the_header_cannot_hold_is_refused_at_the_start() {
     }
     assert_eq!(client.backing("top").as_deref(), Some("mid"));
     assert_eq!(client.backing("mid").as_deref(), Some("base"));
+}
+
+/// When a job that shortened a chain cannot link the overlay to its base, the old link stays: the header names the base by then,
+/// and what the old link leads to stands on it, so the base cannot be taken away. (The old link went first.)
+#[test]
+fn a_base_that_cannot_be_linked_stays_protected() {
+    for command in ["block-stream", "block-commit"] {
+        let mut client = Client::new();
+        client.chain();
+        let args = match command {
+            "block-stream" => json!({"base-node": "base"}),
+            _ => json!({"top-node": "mid"}),
+        };
+        let mut all = json!({"job-id": "j", "device": "top", "auto-finalize": false});
+        all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
+        client.run(command, all);
+        client.wait("BLOCK_JOB_PENDING");
+        client.daemon.graph.lock().attach_unchecked("base", Holder::Monitor, Perms::NONE, Perms::NONE);
+        client.run("job-finalize", json!({"id": "j"}));
+        client.wait("BLOCK_JOB_COMPLETED");
+        assert_eq!(client.backing("top").as_deref(), Some("mid"), "{command}");
+        assert!(client.daemon.graph.lock().stands_on("top", "base"), "{command}");
+        assert_eq!(client.blocks("top"), [1, 2, 3], "{command}");
+    }
 }
