@@ -13,7 +13,10 @@ mod nbd;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use blockmirror_block::testing::{DiskOp, MemoryDisk};
+use blockmirror_nbd::server::{Export, Listener, ServerOptions};
 use blockmirror_tests::qemu::run;
 use blockmirror_tests::scratch::scratch;
 use common::{ours, ours_ok};
@@ -242,6 +245,41 @@ fn what_cannot_be_is_refused_in_one_line() {
         assert!(ours_ok(words.iter().chain(more)).contains("dry run"));
     }
     assert!(fs::read(server.path("image")).unwrap().iter().all(|b| *b == 0), "a dry run writes nothing");
+}
+
+/// QEMU ignores flushes in the mode `unsafe`; a copy that ended well would not be durable.
+#[test]
+fn every_cache_mode_ends_with_a_flush() {
+    let dir = scratch().unwrap();
+    let source = dir.path().join("source");
+    fs::write(&source, noise(1, 3 * MIB as usize)).unwrap();
+    let server = blockmirror_nbd::server::Server::new(ServerOptions::default()).unwrap();
+    server.listen(Listener::unix(dir.path().join("socket")).unwrap()).unwrap();
+    for format in ["raw", "qcow2"] {
+        for mode in ["none", "writeback", "writethrough", "directsync", "unsafe"] {
+            let disk = Arc::new(MemoryDisk::new(4 * MIB).logged());
+            let name = format!("{format}-{mode}");
+            server.add(Export::new(&*name, Arc::clone(&disk) as _).writable(true)).unwrap();
+            let target = format!("nbd+unix:///{name}?socket={}", dir.path().join("socket").display());
+            if format == "qcow2" {
+                ours_ok(["create", "-q", "-f", format, &target, "3M"]);
+                disk.take_log();
+            }
+            let words = ["convert", "-q", "-n", "-m", "1", "-f", "raw", "-O", format, "-t", mode];
+            ours_ok(words.iter().copied().chain([source.to_str().unwrap(), &target]));
+            let changes: Vec<_> =
+                disk.take_log().into_iter().filter(|op| !matches!(op, DiskOp::Read(_))).collect();
+            let is_flush = |op: &DiskOp| matches!(op, DiskOp::Flush);
+            let writes = changes.iter().filter(|op| matches!(op, DiskOp::Write(..))).count();
+            assert!(writes >= 3, "{name}: {changes:?}");
+            assert!(changes.last().is_some_and(is_flush), "{name}: {changes:?}");
+            // With one operation at a time each write to a raw disk is one write here.
+            if format == "raw" && matches!(mode, "writethrough" | "directsync") {
+                let mut pairs = changes.windows(2);
+                assert!(pairs.all(|pair| is_flush(&pair[0]) || is_flush(&pair[1])), "{name}: {changes:?}");
+            }
+        }
+    }
 }
 
 /// QEMU's own spelling of before there were URIs.

@@ -111,8 +111,8 @@ mod tests {
     const EFFECTIVE: &[(&str, &str)] = &[
         (
             "mirror convert",
-            "source target source_format ACCESS target_format target_options backing backing_format no_create \
-             target_image_opts target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
+            "source target source_format source_cache ACCESS target_format target_options backing backing_format no_create \
+             target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
              on_source_error salvage on_target_error dry_run output progress bar quiet sync",
         ),
         (
@@ -121,7 +121,10 @@ mod tests {
         ),
         ("info", "file format backing_chain ACCESS output"),
         ("map", "file format start_offset max_length ACCESS output"),
-        ("compare", "first second first_format second_format strict ACCESS output progress bar quiet"),
+        (
+            "compare",
+            "first second first_format second_format source_cache strict ACCESS output progress bar quiet",
+        ),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         (
             "daemon",

@@ -61,6 +61,7 @@ fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Imag
         .format(format)
         .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
+        .cache(args.source_cache)
         .policy(policy);
     Ok(options.open(path)?)
 }

@@ -64,6 +64,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         .format(args.source_format)
         .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
+        .cache(args.source_cache)
         .policy(policy.clone())
         .open(&args.source)?;
     for note in source.notes() {

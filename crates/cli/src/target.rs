@@ -7,9 +7,9 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Decision, Error, Format, Image, InPlace, LockMode, NbdOptions, NewImage,
-    OpenOptions, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile, directory_of,
-    join_name,
+    CacheMode, CreateSettings, CreateSpec, Decision, Error, Format, Image, InPlace, LockMode, NbdOptions,
+    NewImage, OpenOptions, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile,
+    directory_of, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -26,6 +26,7 @@ pub(crate) struct TargetSpec {
     policy: ReferencePolicy,
     nbd: NbdOptions,
     lock: LockMode,
+    cache: CacheMode,
     existing: TargetArgs,
 }
 
@@ -98,11 +99,20 @@ impl TargetSpec {
                 .replace_data_file(args.existing.force)
                 .policy(policy.clone())
                 .lock(lock)
+                .cache(args.target_cache)
                 .nbd(nbd);
             check_spec(&spec, path)?;
             (Kind::New { spec: Box::new(spec), backing }, policy)
         };
-        Ok(Self { path: path.clone(), kind, policy, nbd, lock, existing: args.existing })
+        Ok(Self {
+            path: path.clone(),
+            kind,
+            policy,
+            nbd,
+            lock,
+            cache: args.target_cache,
+            existing: args.existing,
+        })
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
@@ -180,6 +190,7 @@ impl TargetSpec {
         OpenOptions::new()
             .policy(self.policy.clone())
             .lock(self.lock)
+            .cache(self.cache)
             .nbd(self.nbd)
             .claim(!self.existing.force)
     }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "copy/cache.rs"]
+mod cache;
 mod common;
 #[path = "copy/targets.rs"]
 mod targets;

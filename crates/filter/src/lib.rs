@@ -6,6 +6,7 @@
 //! | [`CopyOnRead`] keeps what it reads from below | itself | - |
 //! | `blkdebug` fails requests by rule, as QEMU's driver of that name | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
 //! | [`NullDisk`] holds nothing | itself, at the bottom | - |
+//! | [`WriteThrough`] makes each write durable | itself | - |
 //!
 //! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name, geometry and extents
 //! of its child on, but not where bytes lie in a host file: the kernel would move them past the filter.
@@ -16,6 +17,7 @@ mod blkdebug;
 mod copy_on_read;
 mod null;
 mod throttle;
+mod write_through;
 
 pub use blkdebug::{
     BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType,
@@ -27,3 +29,4 @@ pub use throttle::{
     Direction, MAX_THROTTLE_VALUE, Rate, Throttle, ThrottleError, ThrottleGroup, ThrottleLimits,
     ThrottleStorage,
 };
+pub use write_through::WriteThrough;

@@ -12,6 +12,7 @@ use blockmirror_file::{Decision, FileId, FileOptions, InPlace, LockMode, TargetO
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
+use crate::cache::CacheMode;
 use crate::chain::check_backing;
 use crate::disk_image::Image;
 use crate::error::{Error, Result};
@@ -34,6 +35,7 @@ pub struct CreateSpec {
     settings: CreateSettings,
     policy: Option<ReferencePolicy>,
     lock: LockMode,
+    cache: CacheMode,
     target: TargetOptions,
     replace_data_file: bool,
     #[cfg(feature = "nbd")]
@@ -50,6 +52,7 @@ impl CreateSpec {
             settings,
             policy: None,
             lock: LockMode::Exclusive,
+            cache: CacheMode::default(),
             target: TargetOptions::new(),
             replace_data_file: false,
             #[cfg(feature = "nbd")]
@@ -84,6 +87,14 @@ impl CreateSpec {
     #[must_use]
     pub fn replace_data_file(mut self, replace: bool) -> Self {
         self.replace_data_file = replace;
+        self
+    }
+
+    /// How the new files use the host's page cache. What is written to them later follows from
+    /// [`OpenOptions::cache`].
+    #[must_use]
+    pub fn cache(mut self, mode: CacheMode) -> Self {
+        self.cache = mode;
         self
     }
 
@@ -182,7 +193,7 @@ impl CreateSpec {
     }
 
     fn file_options(&self) -> TargetOptions {
-        self.target.file(FileOptions::new().lock(self.lock))
+        self.target.file(FileOptions::new().lock(self.lock).direct(self.cache.is_direct()))
     }
 
     /// How what the image is made in is opened, where that is there already.
@@ -191,6 +202,7 @@ impl CreateSpec {
             writable: true,
             lock: self.lock,
             claim: false,
+            direct: self.cache.is_direct(),
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }

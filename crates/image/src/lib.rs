@@ -34,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cache;
 mod chain;
 mod compare;
 mod create;
@@ -56,6 +57,7 @@ mod target;
 pub use blockmirror_file::LockMode;
 pub use blockmirror_file::{Decision, InPlace, Leftover, Replacement, Surprise, TargetOptions};
 pub use blockmirror_qcow2::Preallocation;
+pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;
 pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage, PreparedImage};

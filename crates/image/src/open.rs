@@ -10,9 +10,11 @@ use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
+use blockmirror_filter::WriteThrough;
 use blockmirror_qcow2::{FileName, Header, Qcow2};
 use blockmirror_raw::{Raw, RawOptions};
 
+use crate::cache::CacheMode;
 use crate::disk_image::{Backing, Image, Note};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
@@ -33,6 +35,7 @@ pub struct OpenOptions {
     writable: bool,
     lock: LockMode,
     claim: bool,
+    cache: CacheMode,
     policy: ReferencePolicy,
     max_depth: u32,
     #[cfg(feature = "nbd")]
@@ -46,6 +49,7 @@ impl Default for OpenOptions {
             writable: false,
             lock: LockMode::Exclusive,
             claim: false,
+            cache: CacheMode::default(),
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             #[cfg(feature = "nbd")]
@@ -104,6 +108,14 @@ impl OpenOptions {
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;
+        self
+    }
+
+    /// How the files of the whole chain use the host's page cache, and whether each write to the image is durable when it
+    /// returns. Exports of NBD servers have no page cache here.
+    #[must_use]
+    pub fn cache(mut self, mode: CacheMode) -> Self {
+        self.cache = mode;
         self
     }
 
@@ -167,6 +179,7 @@ impl OpenOptions {
             writable,
             lock: self.lock,
             claim,
+            direct: self.cache.is_direct(),
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -314,8 +327,12 @@ impl Descent<'_> {
             device = Some(layer.device(device)?);
             backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
         }
+        let mut device = top.device(device)?;
+        if self.options.cache.writes_through() && device.geometry().writable {
+            device = Arc::new(WriteThrough::new(device));
+        }
         Ok(Image {
-            device: top.device(device)?,
+            device,
             format: top.format,
             path: top.path,
             backing,

@@ -44,13 +44,15 @@ pub(crate) struct Access {
     pub(crate) lock: LockMode,
     /// A block device must be neither mounted nor held.
     pub(crate) claim: bool,
+    /// Past the host's page cache.
+    pub(crate) direct: bool,
     #[cfg(feature = "nbd")]
     pub(crate) nbd: NbdOptions,
 }
 
 impl Access {
     fn file_options(self) -> FileOptions {
-        FileOptions::new().writable(self.writable).claim(self.claim).lock(self.lock)
+        FileOptions::new().writable(self.writable).claim(self.claim).direct(self.direct).lock(self.lock)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::Format;
+use blockmirror_image::{CacheMode, Format};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -61,6 +61,12 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
 
+    /// Cache mode of the source: none and directsync read past the host's page cache, writeback, writethrough and
+    /// unsafe through it [default: writeback]
+    #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
+    #[arg(help_heading = "Source")]
+    pub(crate) source_cache: CacheMode,
+
     #[command(flatten)]
     pub(crate) access: AccessArgs,
 
@@ -89,6 +95,12 @@ pub(crate) struct CopyArgs {
     /// With -n: the target is named by options, as with --image-opts
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_image_opts: bool,
+
+    /// Cache mode of the target: none writes past the host's page cache, writethrough makes each write durable at once,
+    /// directsync does both; unsafe is writeback here. With each of them the copy ends with a flush [default: writeback]
+    #[arg(short = 't', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
+    #[arg(help_heading = "Target")]
+    pub(crate) target_cache: CacheMode,
 
     /// Take it from the caller that all of the target reads as zeros
     #[arg(long, requires = "no_create", help_heading = "Target")]

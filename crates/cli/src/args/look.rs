@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::Format;
+use blockmirror_image::{CacheMode, Format};
 use clap::Args;
 
 use super::{AccessArgs, OutputArgs, ProgressArgs, size};
@@ -81,6 +81,11 @@ pub(crate) struct CompareArgs {
     /// Format of the second image; found out if not given
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) second_format: Option<Format>,
+
+    /// Cache mode of both images: none and directsync read past the host's page cache, writeback, writethrough and
+    /// unsafe through it [default: writeback]
+    #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
+    pub(crate) source_cache: CacheMode,
 
     /// Lengths and what is allocated must be the same, too
     #[arg(short = 's', long)]

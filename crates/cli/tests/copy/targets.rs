@@ -44,11 +44,15 @@ impl Drop for Mount {
 }
 
 /// A loop device, detached when dropped.
-struct Loop(String);
+pub(crate) struct Loop(pub(crate) String);
 
 impl Loop {
     fn new(file: &Path) -> Option<Self> {
-        let out = system(&format!("losetup --find --show {}", file.display()))?;
+        Self::with("", file)
+    }
+
+    pub(crate) fn with(options: &str, file: &Path) -> Option<Self> {
+        let out = system(&format!("losetup --find --show {options} {}", file.display()))?;
         Some(Self(String::from_utf8(out.stdout).unwrap().trim().to_owned()))
     }
 }
