@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{CreateSettings, Format, OpenOptions};
+use blockmirror_image::{CreateSettings, Format};
 use blockmirror_mirror::{
     self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
     SyncMode,
@@ -17,8 +17,9 @@ use crate::create::parse_options;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::target::{Target, TargetSpec, allow_typed};
-use crate::{access, json, pause};
+use crate::source::{self, Source};
+use crate::target::{Target, TargetSpec};
+use crate::{json, pause};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -59,18 +60,12 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         };
         settings = parsed;
     }
-    let policy = allow_typed(access::policy(&args.source, &args.access)?, args);
-    let source = OpenOptions::new()
-        .format(args.source_format)
-        .lock(access::lock_of_source(&args.access))
-        .nbd(access::nbd(&args.access))
-        .cache(args.source_cache)
-        .policy(policy.clone())
-        .open(&args.source)?;
-    for note in source.notes() {
-        console.note(note);
-    }
     let has_backing = args.backing.is_some() || settings.backing_file.is_some();
+    if args.names.len() > 1 && (has_backing || sync == Some(Sync::Top)) {
+        let what = if has_backing { "a backing file" } else { "--sync=top" };
+        return Err(Failure::usage(format_args!("{what} makes no sense with several sources")));
+    }
+    let source = Source::open(console, args)?;
     let sync = sync.unwrap_or(if has_backing { Sync::Top } else { Sync::Full });
     // Without a backing file the top image decides everything.
     let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
@@ -79,14 +74,17 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         TargetFormat::Given(format) => Some(format),
         TargetFormat::Found => None,
         TargetFormat::Source => {
-            let Some(parsed) = parse_options(console, source.format(), &args.target_options)? else {
+            let Some(format) = source.format() else {
+                return Err(Failure::usage("the sources have several formats; -O says the target's"));
+            };
+            let Some(parsed) = parse_options(console, format, &args.target_options)? else {
                 return Ok(Exit::Done);
             };
             settings = parsed;
-            Some(source.format())
+            Some(format)
         }
     };
-    let spec = TargetSpec::new(args, &source, format, settings, sync, policy)?;
+    let spec = TargetSpec::new(args, &source, format, settings, sync)?;
     if args.dry_run {
         let plan = spec.plan(&source, &options)?;
         console.print(&planned(args, &plan)?)?;
@@ -252,8 +250,9 @@ fn conclude(
                 json!({ "start": range.range.start(), "length": range.range.len(), "message": range.message })
             })
             .collect();
+        let (name, value) = source::member(args);
         let mut out = json!({
-            "source": args.source.to_string_lossy(),
+            (name): value,
             "target": args.target.to_string_lossy(),
             "target-format": format.as_str(),
             "len": len,
@@ -270,7 +269,7 @@ fn conclude(
         let lost = if complete { String::new() } else { format!("{} given up, ", human_size(lost)) };
         let line = format!(
             "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
-            args.source.display(),
+            source::shown(args),
             args.target.display(),
             human_size(len),
             human_size(outcome.copied),
@@ -293,12 +292,13 @@ fn add_granularity(out: &mut Value, choice: mirror::GranularityChoice) -> Outcom
 }
 
 fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
-    let (source, target) = (args.source.to_string_lossy(), args.target.to_string_lossy());
+    let (source, target) = (source::shown(args), args.target.to_string_lossy());
     if args.output.output == Output::Human {
         let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
         return Ok(format!("{heading}\n{plan}\n"));
     }
-    let mut out = json!({ "source": source, "target": target });
+    let (name, value) = source::member(args);
+    let mut out = json!({ (name): value, "target": target });
     let plan = serde_json::to_value(plan).map_err(Failure::failed)?;
     if let (Value::Object(out), Value::Object(plan)) = (&mut out, plan) {
         out.extend(plan);

@@ -22,6 +22,7 @@ mod names;
 mod pause;
 mod progress;
 mod resize;
+mod source;
 mod target;
 
 use std::ffi::OsString;

@@ -2,7 +2,7 @@
 //!
 //! Called once, before a command runs, so that commands know paths and formats only.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blockmirror_image::{Format, ImageName};
 use blockmirror_qmp::keyval;
@@ -29,7 +29,9 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
 }
 
 fn copy(args: &mut CopyArgs) -> Outcome<()> {
-    image(&mut args.source, &mut args.source_format, args.access.image_opts, "-f")?;
+    for name in &args.sources {
+        args.names.push(parse(name, args.source_format, args.access.image_opts, "-f")?);
+    }
     if args.no_create {
         image(&mut args.target, &mut args.target_format, args.target_image_opts, "-O")
     } else {
@@ -39,21 +41,26 @@ fn copy(args: &mut CopyArgs) -> Outcome<()> {
 
 /// An image that is there.
 fn image(name: &mut PathBuf, format: &mut Option<Format>, options: bool, letter: &str) -> Outcome<()> {
+    let found = parse(name, *format, options, letter)?;
+    (*name, *format) = (found.path, found.format);
+    Ok(())
+}
+
+/// What `name` says, with the format that the option `letter` has given.
+fn parse(name: &Path, format: Option<Format>, options: bool, letter: &str) -> Outcome<ImageName> {
     let wrong = |why: &dyn std::fmt::Display| Failure::usage(format_args!("{}: {why}", name.display()));
-    let found = if options {
+    let mut found = if options {
         let text = name.to_str().ok_or_else(|| wrong(&"it is not UTF-8"))?;
         let options = keyval::parse(text, None).map_err(|error| wrong(&error))?;
         ImageName::from_options(&options).map_err(|error| wrong(&error))?
     } else {
         ImageName::parse(name).map_err(|error| wrong(&error))?
     };
-    match (found.format, *format) {
-        (Some(_), Some(_)) => return Err(wrong(&format_args!("it says its format; {letter} says it again"))),
-        (Some(said), None) => *format = Some(said),
-        (None, _) => {}
+    if found.format.is_some() && format.is_some() {
+        return Err(wrong(&format_args!("it says its format; {letter} says it again")));
     }
-    *name = found.path;
-    Ok(())
+    found.format = found.format.or(format);
+    Ok(found)
 }
 
 /// An image that is to be made, which has a path.

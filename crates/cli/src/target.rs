@@ -18,6 +18,7 @@ use crate::args::{CopyArgs, TargetArgs};
 use crate::console::Console;
 use crate::create::{check_backing, check_spec, set_once};
 use crate::failure::{Failure, Outcome};
+use crate::source::Source;
 
 /// What a copy is to be written into.
 pub(crate) struct TargetSpec {
@@ -48,32 +49,31 @@ pub(crate) struct Target {
 }
 
 impl TargetSpec {
-    /// Puts together what the command line says about the target of a copy of `source`, which was opened under the policy
-    /// `source_policy`; makes nothing.
+    /// Puts together what the command line says about the target of a copy of `source`; makes nothing.
     ///
     /// Names in an image are judged by the directory of that image: the source's is nothing to the target.
     pub(crate) fn new(
         args: &CopyArgs,
-        source: &Image,
+        source: &Source,
         format: Option<Format>,
         settings: CreateSettings,
         sync: SyncMode,
-        source_policy: ReferencePolicy,
     ) -> Outcome<Self> {
         let (path, nbd) = (&args.target, access::nbd(&args.access));
         let lock = access::lock(args.access.lock);
-        if source.uses(path) {
-            return Err(is_source(path, source));
+        if let Some(image) = source.user_of(path) {
+            return Err(is_source(path, image));
         }
         let (kind, policy) = if args.no_create {
             (Kind::Existing(format), allow_typed(access::policy(path, &args.access)?, args))
         } else {
-            let format = format.unwrap_or(source.format());
+            // Without a format given it is the source's, which has one then.
+            let format = format.or(source.format()).unwrap_or(Format::Raw);
             let backing_is_typed = args.backing.is_some() || settings.backing_file.is_some();
             let settings = settle(args, source, format, settings, sync)?;
             let data = settings.data_file.as_ref().and_then(|name| join_name(path, name.as_ref()));
-            if let Some(data) = data.filter(|data| source.uses(data)) {
-                return Err(is_source(&data, source));
+            if let Some((image, data)) = data.and_then(|data| Some((source.user_of(&data)?, data))) {
+                return Err(is_source(&data, image));
             }
             // A name that is no plain path fails when the target is opened.
             let backing = settings.backing_file.clone().map(|name| (name, settings.backing_format));
@@ -85,7 +85,7 @@ impl TargetSpec {
                     policy
                 }
                 // It comes from the source's chain.
-                Some(_) => source_policy,
+                Some(_) => source.policy().clone(),
                 None => access::policy(path, &args.access)?,
             };
             let len = source.device().len();
@@ -116,7 +116,7 @@ impl TargetSpec {
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
-    pub(crate) fn plan(&self, source: &Image, options: &MirrorOptions) -> Outcome<Plan> {
+    pub(crate) fn plan(&self, source: &Source, options: &MirrorOptions) -> Outcome<Plan> {
         let planned = match &self.kind {
             Kind::Existing(format) => {
                 let image = self.open_existing(source, *format, false)?;
@@ -148,7 +148,7 @@ impl TargetSpec {
     }
 
     /// Opens or makes the target.
-    pub(crate) fn open(&self, console: &mut Console<'_>, source: &Image) -> Outcome<Target> {
+    pub(crate) fn open(&self, console: &mut Console<'_>, source: &Source) -> Outcome<Target> {
         match &self.kind {
             Kind::Existing(format) => {
                 let image = self.open_existing(source, *format, true)?;
@@ -175,9 +175,12 @@ impl TargetSpec {
     }
 
     /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its files.
-    fn open_existing(&self, source: &Image, format: Option<Format>, writable: bool) -> Outcome<Image> {
+    fn open_existing(&self, source: &Source, format: Option<Format>, writable: bool) -> Outcome<Image> {
         let image = self.open_options().format(format).writable(writable).open(&self.path)?;
-        if image.writes_into(source) { Err(is_source(&self.path, source)) } else { Ok(image) }
+        match source.written_by(&image) {
+            Some(part) => Err(is_source(&self.path, part)),
+            None => Ok(image),
+        }
     }
 
     /// Opens for reading what the new target will stand on.
@@ -238,7 +241,7 @@ fn is_source(path: &Path, source: &Image) -> Failure {
 /// Settings of a new target: what the command line says, and the source's backing file where that is to shine through.
 fn settle(
     args: &CopyArgs,
-    source: &Image,
+    source: &Source,
     format: Format,
     mut settings: CreateSettings,
     sync: SyncMode,
@@ -278,7 +281,9 @@ fn same_directory(a: &Path, b: &Path) -> bool {
 
 /// Also allows what the user has named on the command line of a copy.
 pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> ReferencePolicy {
-    policy.allow_file(&args.source);
+    for source in &args.names {
+        policy.allow_file(&source.path);
+    }
     policy.allow_file(&args.target);
     if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
         policy.allow_file(&backing);

@@ -6,6 +6,7 @@
 //! | [`CopyOnRead`] keeps what it reads from below | itself | - |
 //! | `blkdebug` fails requests by rule, as QEMU's driver of that name | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
 //! | [`NullDisk`] holds nothing | itself, at the bottom | - |
+//! | [`Concat`] is several disks behind each other | itself, over them | - |
 //! | [`WriteThrough`] makes each write durable | itself | - |
 //!
 //! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name, geometry and extents
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod concat;
 mod copy_on_read;
 mod null;
 mod throttle;
@@ -23,6 +25,7 @@ pub use blkdebug::{
     BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType,
     MAX_CONFIG_BYTES, MAX_RULES, SetState,
 };
+pub use concat::Concat;
 pub use copy_on_read::CopyOnRead;
 pub use null::{DEFAULT_NULL_SIZE, NullDisk};
 pub use throttle::{

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format};
+use blockmirror_image::{CacheMode, Format, ImageName};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -24,6 +24,7 @@ Examples:
   blockmirror convert disk.qcow2 disk.raw
   blockmirror convert -p -O qcow2 disk.raw disk.qcow2
   blockmirror convert nbds://host/disk disk.raw
+  blockmirror convert -O qcow2 part1.raw part2.raw disk.qcow2
   blockmirror convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2";
 
 #[derive(Debug, Args)]
@@ -51,13 +52,18 @@ pub(crate) struct ConvertArgs {
 /// What `mirror` and `convert` have in common, which is all but the defaults.
 #[derive(Debug, Args)]
 pub(crate) struct CopyArgs {
-    /// The image to copy
-    pub(crate) source: PathBuf,
+    /// The image to copy, or several, whose disks are put behind each other
+    #[arg(required = true, value_name = "SOURCE")]
+    pub(crate) sources: Vec<PathBuf>,
+
+    /// What `sources` names, once that is settled.
+    #[arg(skip)]
+    pub(crate) names: Vec<ImageName>,
 
     /// The image to make, or with -n to write into
     pub(crate) target: PathBuf,
 
-    /// Format of the source, raw or qcow2; found out if not given
+    /// Format of the source (of all of them), raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
 
