@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{Event, IoStatus, JobState, Refused, Verb};
 
-use super::{Ask, Figures, JobOptions, Steer};
+use super::{Ask, CANCELLED, Figures, JobOptions, Steer};
 
 /// A job of one step that cannot be interrupted.
 #[derive(Clone, Debug)]
@@ -115,8 +115,18 @@ impl State {
         }
     }
 
+    fn abort(&mut self, auto_dismiss: bool) {
+        self.error = Some(CANCELLED.to_owned());
+        self.go(&[JobState::Aborting]);
+        self.end(Event::Cancelled, auto_dismiss);
+    }
+
     fn conclude(&mut self, error: Option<String>, auto_dismiss: bool) {
-        self.events.push_back(Event::Completed { error });
+        self.end(Event::Completed { error }, auto_dismiss);
+    }
+
+    fn end(&mut self, event: Event, auto_dismiss: bool) {
+        self.events.push_back(event);
         self.go(&[JobState::Concluded]);
         if auto_dismiss {
             self.go(&[JobState::Null]);
@@ -142,6 +152,8 @@ impl Steer for SimpleJob {
         let state = inner.state;
         match ask {
             Ask::Finalize if state.allows(Verb::Finalize) => inner.conclude(None, self.0.auto_dismiss),
+            // Its step cannot be interrupted; what is done waits for the user.
+            Ask::Cancel(_) if state == JobState::Pending => inner.abort(self.0.auto_dismiss),
             Ask::Dismiss if state.allows(Verb::Dismiss) => inner.go(&[JobState::Null]),
             _ => return Err(Refused::State { verb: verb(ask), state }),
         }

@@ -449,3 +449,21 @@ fn a_base_that_cannot_be_linked_stays_protected() {
         assert_eq!(client.blocks("top"), [1, 2, 3], "{command}");
     }
 }
+
+/// A stream into an image that stands on nothing is a job like others: where it waits to be finalized it can
+/// be cancelled.
+#[test]
+fn a_job_without_work_can_be_cancelled_where_it_waits() {
+    for (command, name) in [("job-cancel", "id"), ("block-job-cancel", "device")] {
+        let mut client = Client::new();
+        client.chain();
+        client.run("block-stream", json!({"job-id": "j", "device": "base", "auto-finalize": false}));
+        client.wait("BLOCK_JOB_PENDING");
+        client.run(command, json!({name: "j"}));
+        client.wait_for_status("aborting");
+        assert_eq!(client.wait("BLOCK_JOB_CANCELLED")["type"], "stream", "{command}");
+        client.wait_for_status("null");
+        client.run("block-stream", json!({"job-id": "j", "device": "base"}));
+        client.wait_for_status("null");
+    }
+}
