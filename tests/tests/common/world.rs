@@ -92,11 +92,17 @@ impl World {
     /// Waits for an event; what came before it is dropped.
     pub(crate) fn wait_for(&mut self, event: &str) -> Value {
         loop {
-            let next = self.client.next_event(PATIENCE).unwrap().expect("an event in time");
-            if next.name == event {
-                return next.data.into();
+            let (name, data) = self.next_event();
+            if name == event {
+                return data;
             }
         }
+    }
+
+    /// The next event.
+    pub(crate) fn next_event(&mut self) -> (String, Value) {
+        let next = self.client.next_event(PATIENCE).unwrap().expect("an event in time");
+        (next.name, next.data.into())
     }
 
     /// Waits until some job has come to a state.
