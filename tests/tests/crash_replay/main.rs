@@ -15,6 +15,8 @@
 )]
 
 mod checker;
+mod data_file;
+mod faults;
 mod resize;
 mod scenario;
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::testing::{CrashPoint, MemoryDisk, MemoryStorage, RecordingStorage};
-use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, Result, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
 
 use crate::checker;
@@ -14,25 +14,54 @@ const SECTOR: usize = 512;
 const BACKING: usize = 160 << 10;
 
 #[derive(Clone, Copy, Debug)]
-struct Format {
-    version: Version,
-    cluster: u64,
-    extended: bool,
-    backed: bool,
+pub(crate) struct Format {
+    pub(crate) version: Version,
+    pub(crate) cluster: u64,
+    pub(crate) extended: bool,
+    pub(crate) backed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(crate) enum Step {
     Write(u64, u64),
     Zero(u64, u64),
     Resize(u64),
+    /// The header names the backing file so.
+    Name(&'static str),
     Flush,
 }
 
-struct State {
-    begun: usize,
-    durable: usize,
-    contents: Vec<u8>,
+impl Step {
+    /// Does it, to `now` as well. What is written follows from `index`.
+    pub(crate) fn apply(self, disk: &Qcow2, index: usize, now: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Write(at, len) => {
+                now[at as usize..(at + len) as usize].fill(index as u8 + 1);
+                disk.write_at(&vec![index as u8 + 1; len as usize], at, WriteFlags::NONE)
+            }
+            Self::Zero(at, len) => {
+                now[at as usize..(at + len) as usize].fill(0);
+                disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::MAY_UNMAP)
+            }
+            Self::Resize(len) => {
+                now.resize(len as usize, 0);
+                disk.resize(len, true)
+            }
+            Self::Name(name) => disk.set_backing_file(Some(name.as_bytes()), Some("raw")).map_err(Into::into),
+            Self::Flush => disk.flush(),
+        }
+    }
+
+    /// Whether it and all before it is durable once it has been done.
+    pub(crate) fn is_durable(self) -> bool {
+        matches!(self, Self::Resize(_) | Self::Flush)
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) begun: usize,
+    pub(crate) durable: usize,
+    pub(crate) contents: Vec<u8>,
 }
 
 fn backing(format: Format) -> Option<Arc<dyn BlockDevice>> {
@@ -40,7 +69,7 @@ fn backing(format: Format) -> Option<Arc<dyn BlockDevice>> {
     format.backed.then_some(device)
 }
 
-fn open(format: Format, storage: Arc<dyn Storage>, writable: bool) -> Qcow2 {
+pub(crate) fn open(format: Format, storage: Arc<dyn Storage>, writable: bool) -> Qcow2 {
     let mut options = OpenOptions::new().writable(writable);
     if let Some(below) = backing(format) {
         options = options.backing(below);
@@ -48,7 +77,7 @@ fn open(format: Format, storage: Arc<dyn Storage>, writable: bool) -> Qcow2 {
     options.open(storage).unwrap()
 }
 
-fn image(format: Format, len: u64) -> Vec<u8> {
+pub(crate) fn image(format: Format, len: u64) -> Vec<u8> {
     let mut options = CreateOptions::new(len);
     options.version = format.version;
     options.cluster_size = format.cluster;
@@ -62,7 +91,7 @@ fn image(format: Format, len: u64) -> Vec<u8> {
     storage.to_vec()
 }
 
-fn contents(disk: &Qcow2) -> Vec<u8> {
+pub(crate) fn contents(disk: &Qcow2) -> Vec<u8> {
     let mut all = vec![0; disk.len() as usize];
     disk.read_at(&mut all, 0).unwrap();
     all
@@ -75,33 +104,19 @@ fn play(format: Format, len: u64, steps: &[Step]) -> (Arc<RecordingStorage>, Vec
     let mut states = vec![State { begun: 0, durable: 0, contents: now.clone() }];
     for (index, step) in steps.iter().copied().chain([Step::Flush]).enumerate() {
         let begun = recording.position();
-        let mut durable = usize::MAX;
-        match step {
-            Step::Write(at, len) => {
-                disk.write_at(&vec![index as u8 + 1; len as usize], at, WriteFlags::NONE).unwrap();
-                now[at as usize..(at + len) as usize].fill(index as u8 + 1);
-            }
-            Step::Zero(at, len) => {
-                disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::MAY_UNMAP).unwrap();
-                now[at as usize..(at + len) as usize].fill(0);
-            }
-            Step::Resize(len) => {
-                disk.resize(len, true).unwrap();
-                now.resize(len as usize, 0);
-                durable = recording.position();
-            }
-            Step::Flush => {
-                disk.flush().unwrap();
-                durable = recording.position();
-            }
-        }
+        step.apply(&disk, index, &mut now).unwrap();
+        let durable = if step.is_durable() { recording.position() } else { usize::MAX };
         assert!(contents(&disk) == now, "{format:?}: wrong without any crash, after {step:?}");
         states.push(State { begun, durable, contents: now.clone() });
     }
     (recording, states)
 }
 
-fn verify(format: Format, states: &[State], point: &CrashPoint) -> Result<(), String> {
+pub(crate) fn verify(
+    format: Format,
+    states: &[State],
+    point: &CrashPoint,
+) -> std::result::Result<(), String> {
     let storage = Arc::new(point.storage());
     checker::check(&storage.to_vec())?;
     let found = contents(&open(format, storage.clone(), false));
@@ -123,7 +138,7 @@ fn verify(format: Format, states: &[State], point: &CrashPoint) -> Result<(), St
 }
 
 /// Grows what the crash left, over whatever it left past the end.
-fn go_on(format: Format, storage: Arc<MemoryStorage>, mut found: Vec<u8>) -> Result<(), String> {
+fn go_on(format: Format, storage: Arc<MemoryStorage>, mut found: Vec<u8>) -> std::result::Result<(), String> {
     let disk = open(format, storage.clone(), true);
     let len = found.len() + 50_688;
     disk.resize(len as u64, false).map_err(|e| e.to_string())?;

@@ -74,7 +74,7 @@ impl Start {
         if self.contents == Contents::TableFull { 2_029_568 } else { 0 }
     }
 
-    fn options(self) -> CreateOptions {
+    pub(crate) fn options(self) -> CreateOptions {
         let mut options = CreateOptions::new(self.len());
         options.version = self.version;
         options.cluster_size = self.cluster;
@@ -95,7 +95,7 @@ impl Start {
         self.backed.then(|| pattern(0xb0, 0, self.len() - self.cluster))
     }
 
-    fn backing(self) -> Option<Arc<dyn BlockDevice>> {
+    pub(crate) fn backing(self) -> Option<Arc<dyn BlockDevice>> {
         let contents = self.backing_contents()?;
         Some(Arc::new(MemoryDisk::with_contents(&contents).read_only()))
     }
@@ -118,22 +118,26 @@ impl Start {
         let storage = Arc::new(MemoryStorage::new());
         self.options().create(&*storage, None).unwrap();
         if self.contents != Contents::Empty {
-            let disk = self.open(storage.clone(), self.backing().as_ref(), true);
-            let written = if self.contents == Contents::TableFull { self.base() } else { 6 * self.cluster };
-            disk.write_at(&pattern(0x50, 0, written), 0, WriteFlags::NONE).unwrap();
-            disk.flush().unwrap();
-            if self.contents == Contents::TableFull {
-                return storage.to_vec();
-            }
-            let range = |n: u64| ByteRange::at(self.cluster * n, self.cluster);
-            disk.write_zeroes(range(1), ZeroFlags::MAY_UNMAP).unwrap();
-            disk.discard(range(4)).unwrap();
-            disk.flush().unwrap();
+            self.populate(&self.open(storage.clone(), self.backing().as_ref(), true));
         }
         storage.to_vec()
     }
 
-    fn range(self, op: Op, step: u64) -> ByteRange {
+    /// Writes what is in the image to begin with, if that is anything.
+    pub(crate) fn populate(self, disk: &Qcow2) {
+        let written = if self.contents == Contents::TableFull { self.base() } else { 6 * self.cluster };
+        disk.write_at(&pattern(0x50, 0, written), 0, WriteFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        if self.contents == Contents::TableFull {
+            return;
+        }
+        let range = |n: u64| ByteRange::at(self.cluster * n, self.cluster);
+        disk.write_zeroes(range(1), ZeroFlags::MAY_UNMAP).unwrap();
+        disk.discard(range(4)).unwrap();
+        disk.flush().unwrap();
+    }
+
+    pub(crate) fn range(self, op: Op, step: u64) -> ByteRange {
         let cluster = self.cluster;
         // Just below the border between two L2 tables, where they are small.
         let across =
@@ -261,13 +265,13 @@ impl Played {
     }
 }
 
-fn read(disk: &Qcow2) -> Vec<u8> {
+pub(crate) fn read(disk: &Qcow2) -> Vec<u8> {
     let mut contents = vec![0; disk.len() as usize];
     disk.read_at(&mut contents, 0).unwrap();
     contents
 }
 
 /// Bytes that tell who wrote them and where they belong.
-fn pattern(who: u8, at: u64, len: u64) -> Vec<u8> {
+pub(crate) fn pattern(who: u8, at: u64, len: u64) -> Vec<u8> {
     (at..at + len).map(|i| who ^ (i / 512 * 37 + i % 7) as u8 | 1).collect()
 }
