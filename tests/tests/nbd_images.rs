@@ -12,6 +12,7 @@ mod common;
 mod nbd;
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -114,6 +115,47 @@ fn raw_images_go_there_and_back() {
     let image = fs::read(server.path("image")).unwrap();
     assert!(image[MIB as usize..2 * MIB as usize].iter().all(|b| *b == 9));
     assert!(image[..MIB as usize] == bytes[..MIB as usize]);
+}
+
+/// What an export reads as now says nothing of what lies below its image. Zeros are written to it, unless the
+/// user says that it shows zeros; a dry run says the same.
+#[test]
+fn zeros_are_written_to_an_export_unless_it_is_said_to_be_zero() {
+    if !have("zeros_are_written_to_an_export_unless_it_is_said_to_be_zero", &TOOLS) {
+        return;
+    }
+    for (mut words, zeroed) in
+        [(vec!["--output=json", "-n"], 7 * MIB), (vec!["--output=json", "-n", "--target-is-zero"], 0)]
+    {
+        let dir = scratch().unwrap();
+        fs::write(dir.path().join("base"), vec![0xbb; 8 * MIB as usize]).unwrap();
+        img(dir.path(), "create -q -f qcow2 -b base -F raw image");
+        let source = fs::File::create(dir.path().join("source")).unwrap();
+        source.set_len(8 * MIB).unwrap();
+        source.write_all_at(&vec![5; MIB as usize], MIB).unwrap();
+        let server = Server::qemu_without_backing(dir, "image", &["-x", "disk"]);
+        let (source, uri) = (server.path("source"), uri(&server));
+        words.extend([source.to_str().unwrap(), &uri]);
+        let report = |words: &[&str]| serde_json::from_str::<Value>(&ours_ok(words)).unwrap();
+        let planned = report(&[&["convert", "--dry-run"], &words[..]].concat());
+        assert_eq!(
+            (&planned["copy"], &planned["zero"]),
+            (&Value::from(MIB), &Value::from(zeroed)),
+            "{words:?}"
+        );
+        let done = report(&[&["convert"], &words[..]].concat());
+        assert_eq!(
+            (&done["copied"], &done["zeroed"]),
+            (&Value::from(MIB), &Value::from(zeroed)),
+            "{words:?}"
+        );
+        let mut server = server;
+        server.kill();
+        // Over the backing file that the export hid.
+        let compared =
+            run("qemu-img", server.dir.path(), ["compare", "-f", "raw", "-F", "qcow2", "source", "image"]);
+        assert_eq!(compared.is_ok(), zeroed > 0, "{compared:?}");
+    }
 }
 
 #[test]

@@ -8,14 +8,19 @@
     reason = "a test that cannot go on has failed"
 )]
 
+#[expect(unused_imports, reason = "others ask for programs that this test does not need")]
+#[path = "common/nbd.rs"]
+mod nbd;
 #[path = "common/world.rs"]
 mod world;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
-use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
+use blockmirror_file::FileOptions;
 use blockmirror_mirror::{MirrorJob, MirrorOptions, SyncMode};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
 use blockmirror_tests::qemu::Qemu;
@@ -92,10 +97,23 @@ struct Case {
     arguments: Value,
     /// What the top image of the source holds.
     source: &'static [&'static str],
+    /// What the guest writes while the first pass is under way.
+    during: &'static [&'static str],
     /// What the guest writes when the job is ready.
     writes: &'static [&'static str],
-    /// The target is reached through an export of another daemon.
-    over_nbd: bool,
+    server: Server,
+}
+
+/// How the target is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    /// It is a node of the daemon.
+    None,
+    /// Through an export of another daemon.
+    Ours,
+    /// Through `qemu-nbd`. Not for version 2: QEMU leaves zeros out of an image that hides its backing file,
+    /// and says that it has written them.
+    QemuNbd,
 }
 
 /// Data, zeros and a little more data; the rest shows the base.
@@ -117,7 +135,7 @@ impl Case {
         qemu.io("qcow2", &dir.join("disk.qcow2"), self.source).unwrap();
         self.mirror(dir);
         let (disk, target) = (dir.join("disk.qcow2"), dir.join("t.qcow2"));
-        let what = format!("{} {} over NBD: {}", self.target, self.arguments, self.over_nbd);
+        let what = format!("{} {} server: {:?}", self.target, self.arguments, self.server);
         qemu.compare("qcow2", &disk, "qcow2", &target).unwrap_or_else(|error| panic!("{what}: {error}"));
         qemu.check(&target).unwrap_or_else(|error| panic!("{what}: {error}"));
     }
@@ -129,14 +147,26 @@ impl Case {
         let file = json!({"driver": "file", "filename": dir.join("t.qcow2")});
         let mut image =
             json!({"driver": "qcow2", "node-name": "t", "backing": null, "file": file, "discard": "unmap"});
-        let mut server = None;
-        if self.over_nbd {
-            let dir = dir.join("server");
-            std::fs::create_dir(&dir).unwrap();
-            image["node-name"] = json!("disk");
-            server = Some(World::ours(&dir, &[image.to_string()]));
-            let address = json!({"type": "unix", "path": dir.join("nbd")});
-            image = json!({"driver": "nbd", "node-name": "t", "server": address, "export": "disk"});
+        let export = |image: &mut Value, socket: &Path| {
+            let address = json!({"type": "unix", "path": socket});
+            *image = json!({"driver": "nbd", "node-name": "t", "server": address, "export": "disk"});
+        };
+        let (mut ours, mut theirs) = (None, None);
+        match self.server {
+            Server::None => {}
+            Server::Ours => {
+                let dir = dir.join("server");
+                std::fs::create_dir(&dir).unwrap();
+                image["node-name"] = json!("disk");
+                ours = Some(World::ours(&dir, &[image.to_string()]));
+                export(&mut image, &dir.join("nbd"));
+            }
+            Server::QemuNbd => {
+                let path = dir.join("t.qcow2").display().to_string();
+                let server = nbd::Server::qemu_without_backing(scratch().unwrap(), &path, &["-x", "disk"]);
+                export(&mut image, &server.path("socket"));
+                theirs = Some(server);
+            }
         }
         world.must("blockdev-add", image);
         let mut arguments = json!({"job-id": "j", "device": "disk", "target": "t"});
@@ -148,21 +178,38 @@ impl Case {
             let line = "qemu-io disk \"write -q -P 40 5M 1k\"";
             world.must("human-monitor-command", json!({"command-line": line}));
         }
-        world.must("blockdev-mirror", arguments);
-        world.wait_for("BLOCK_JOB_READY");
-        for write in self.writes {
-            let line = format!("qemu-io disk \"{write}\"");
-            let said = world.must("human-monitor-command", json!({"command-line": line}));
-            assert_eq!(said, "", "{write}");
+        if !self.during.is_empty() {
+            // The first pass would take minutes.
+            arguments["speed"] = json!(4096);
         }
+        world.must("blockdev-mirror", arguments);
+        if !self.during.is_empty() {
+            write_all(&mut world, self.during);
+            let jobs = world.must("query-block-jobs", json!({}));
+            assert_eq!(jobs[0]["status"], "running", "the first pass was over before the writes");
+            world.must("block-job-set-speed", json!({"device": "j", "speed": 0}));
+        }
+        world.wait_for("BLOCK_JOB_READY");
+        write_all(&mut world, self.writes);
         let end = if self.writes.is_empty() { "block-job-complete" } else { "block-job-cancel" };
         world.must(end, json!({"device": "j"}));
         assert_eq!(world.wait_for("BLOCK_JOB_COMPLETED").get("error"), None);
         world.wait_for_status("null");
         world.end();
-        if let Some(server) = server {
+        if let Some(server) = ours {
             server.end();
         }
+        // What the job has flushed is in the file.
+        drop(theirs);
+    }
+}
+
+/// Lets the guest write.
+fn write_all(world: &mut World, writes: &[&str]) {
+    for write in writes {
+        let line = format!("qemu-io disk \"{write}\"");
+        let said = world.must("human-monitor-command", json!({"command-line": line}));
+        assert_eq!(said, "", "{write}");
     }
 }
 
@@ -170,10 +217,10 @@ impl Case {
 #[test]
 fn zeros_are_written_over_a_backing_file_that_is_not_attached() {
     let Some(qemu) = Qemu::find("zeros_are_written_over_a_backing_file_that_is_not_attached") else { return };
-    for over_nbd in [false, true] {
+    for server in [Server::None, Server::Ours, Server::QemuNbd] {
         for sync in ["top", "full"] {
-            let arguments = json!({"sync": sync});
-            Case { target: "compat=1.1", arguments, source: MIXED, writes: &[], over_nbd }.play(qemu);
+            let (arguments, target) = (json!({"sync": sync}), "compat=1.1");
+            Case { target, arguments, source: MIXED, during: &[], writes: &[], server }.play(qemu);
         }
     }
 }
@@ -187,7 +234,7 @@ fn clusters_are_completed_over_a_backing_file_that_is_not_attached() {
     for sync in ["top", "full"] {
         let arguments = json!({"sync": sync});
         let target = "cluster_size=1M";
-        Case { target, arguments, source: MIXED, writes: &[], over_nbd: false }.play(qemu);
+        Case { target, arguments, source: MIXED, during: &[], writes: &[], server: Server::None }.play(qemu);
     }
 }
 
@@ -199,11 +246,22 @@ fn a_small_write_completes_its_cluster_over_a_backing_file_that_is_not_attached(
     else {
         return;
     };
-    for over_nbd in [false, true] {
+    for server in [Server::None, Server::Ours, Server::QemuNbd] {
         let (arguments, writes) = (json!({"sync": "top"}), &["write -q -P 30 4M 4k"]);
-        Case { target: "compat=1.1", arguments, source: &[], writes, over_nbd }.play(qemu);
+        Case { target: "compat=1.1", arguments, source: &[], during: &[], writes, server }.play(qemu);
     }
 }
+
+/// Of all sizes.
+const WRITES: &[&str] = &[
+    "write -q -P 31 4194816 512",
+    "write -q -P 32 4300000 3000",
+    "write -q -P 33 6M 1M",
+    "write -q -z 7340544 4k",
+    "write -q -z -u 2M 128k",
+    "discard -q 1300k 100k",
+    "write -q -P 34 8388096 512",
+];
 
 /// Writes of all sizes, with the job in any mode, at any granularity, into images of both versions.
 #[test]
@@ -211,15 +269,6 @@ fn every_mode_fills_a_target_whose_backing_file_is_not_attached() {
     let Some(qemu) = Qemu::find("every_mode_fills_a_target_whose_backing_file_is_not_attached") else {
         return;
     };
-    let writes = &[
-        "write -q -P 31 4194816 512",
-        "write -q -P 32 4300000 3000",
-        "write -q -P 33 6M 1M",
-        "write -q -z 7340544 4k",
-        "write -q -z -u 2M 128k",
-        "discard -q 1300k 100k",
-        "write -q -P 34 8388096 512",
-    ];
     let mut turn = 0;
     for target in [
         "compat=0.10",
@@ -233,17 +282,177 @@ fn every_mode_fills_a_target_whose_backing_file_is_not_attached() {
             for mode in ["background", "write-blocking", "auto"] {
                 turn += 1;
                 let granularity = [512, 4096, 65536, 1 << 20][turn % 4];
-                let over_nbd = turn % 5 == 0;
+                let server = match turn % 15 {
+                    0 | 10 => Server::Ours,
+                    5 if !target.contains("0.10") => Server::QemuNbd,
+                    _ => Server::None,
+                };
                 // Of the others nothing is copied but what the guest writes.
                 let source = if matches!(sync, "full" | "top") { MIXED } else { &[] };
                 let cluster = if target.contains("2M") { 2 << 20 } else { 512 << 10 };
-                let granularity = if over_nbd { granularity.max(cluster) } else { granularity };
+                let granularity = if server == Server::None { granularity } else { granularity.max(cluster) };
                 let mut arguments = json!({"sync": sync, "copy-mode": mode, "granularity": granularity});
                 if sync == "bitmap" {
                     arguments["bitmap"] = json!("b");
                 }
-                Case { target, arguments, source, writes, over_nbd }.play(qemu);
+                Case { target, arguments, source, during: &[], writes: WRITES, server }.play(qemu);
             }
+        }
+    }
+}
+
+/// The guest writes before the job has come to most of the disk, and again when it is ready.
+#[test]
+fn a_guest_writes_while_a_target_is_filled_whose_backing_file_is_not_attached() {
+    let Some(qemu) = Qemu::find("a_guest_writes_while_a_target_is_filled_whose_backing_file_is_not_attached")
+    else {
+        return;
+    };
+    let mut turn = 0;
+    for target in ["compat=0.10", "compat=1.1,cluster_size=1M", "compat=1.1,extended_l2=on"] {
+        for sync in ["full", "top"] {
+            for mode in ["background", "write-blocking", "auto"] {
+                turn += 1;
+                let server = match turn % 5 {
+                    2 => Server::Ours,
+                    4 if !target.contains("0.10") => Server::QemuNbd,
+                    _ => Server::None,
+                };
+                let granularity = if server == Server::None { [512, 65536][turn % 2] } else { 1 << 20 };
+                let arguments = json!({"sync": sync, "copy-mode": mode, "granularity": granularity});
+                let writes = &["write -q -P 50 100k 3000", "discard -q 4M 1M", "write -q -z 7M 513"];
+                Case { target, arguments, source: MIXED, during: WRITES, writes, server }.play(qemu);
+            }
+        }
+    }
+}
+
+/// What completes a cluster of the target is read from the source's chain. Where that fails it is an error of
+/// the source, whatever the policy for the target is.
+#[test]
+fn a_source_that_cannot_be_read_to_complete_a_cluster_has_failed() {
+    let Some(qemu) = Qemu::find("a_source_that_cannot_be_read_to_complete_a_cluster_has_failed") else {
+        return;
+    };
+    for (policy, other) in [("report", "stop"), ("stop", "report"), ("ignore", "report")] {
+        for (when_ready, mode) in [(false, "background"), (true, "background"), (true, "write-blocking")] {
+            let what = format!("{policy}, when ready: {when_ready}, {mode}");
+            let dir = scratch().unwrap();
+            let dir = dir.path();
+            std::fs::write(dir.join("base.raw"), vec![0xbb; 8 << 20]).unwrap();
+            for (name, options) in [("disk.qcow2", "compat=1.1"), ("t.qcow2", "cluster_size=1M")] {
+                let create =
+                    ["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.raw", "-F", "raw", name];
+                qemu.img_in(dir, create).unwrap();
+            }
+            let write = "write -q -P 18 3M 64k";
+            if !when_ready {
+                qemu.io("qcow2", &dir.join("disk.qcow2"), &[write]).unwrap();
+            }
+            let file = |name: &str| json!({"driver": "file", "filename": dir.join(name)});
+            // 600 KiB into the cluster of the write, once.
+            let sector = ((3 << 20) + (600 << 10)) / 512;
+            let rule = json!({"event": "none", "iotype": "read", "sector": sector, "errno": 5, "once": true});
+            let base = json!({"driver": "blkdebug", "image": file("base.raw"), "inject-error": [rule]});
+            let node = json!({
+                "driver": "qcow2", "node-name": "disk", "file": file("disk.qcow2"),
+                "backing": {"driver": "raw", "file": base},
+            });
+            let mut world = World::ours(dir, &[node.to_string()]);
+            let target =
+                json!({"driver": "qcow2", "node-name": "t", "backing": null, "file": file("t.qcow2")});
+            world.must("blockdev-add", target);
+            world.must(
+                "blockdev-mirror",
+                json!({
+                    "job-id": "j", "device": "disk", "target": "t", "sync": "top", "copy-mode": mode,
+                    "granularity": 4096, "on-source-error": policy, "on-target-error": other,
+                }),
+            );
+            if when_ready {
+                world.wait_for("BLOCK_JOB_READY");
+                write_all(&mut world, &[write]);
+            }
+            let error = world.wait_for("BLOCK_JOB_ERROR");
+            assert_eq!((&error["operation"], &error["action"]), (&json!("read"), &json!(policy)), "{what}");
+            if policy == "report" {
+                let end = world.wait_for("BLOCK_JOB_COMPLETED");
+                assert!(end.get("error").is_some(), "{what}: {end}");
+                world.wait_for_status("null");
+                world.end();
+                continue;
+            }
+            if policy == "stop" {
+                world.wait_for_status(if when_ready { "standby" } else { "paused" });
+                world.must("job-resume", json!({"id": "j"}));
+            }
+            if !when_ready {
+                world.wait_for("BLOCK_JOB_READY");
+            }
+            world.must("block-job-cancel", json!({"device": "j"}));
+            assert_eq!(world.wait_for("BLOCK_JOB_COMPLETED").get("error"), None, "{what}");
+            world.wait_for_status("null");
+            world.end();
+            let (disk, target) = (dir.join("disk.qcow2"), dir.join("t.qcow2"));
+            qemu.compare("qcow2", &disk, "qcow2", &target).unwrap_or_else(|error| panic!("{what}: {error}"));
+            qemu.check(&target).unwrap();
+        }
+    }
+}
+
+/// Clusters that are mapped over a hole of the file are allocated, and zeros: they are not left out for the
+/// sake of what lies below.
+#[test]
+fn a_mapped_hole_over_a_backing_file_is_copied_as_zeros() {
+    let Some(qemu) = Qemu::find("a_mapped_hole_over_a_backing_file_is_copied_as_zeros") else { return };
+    for (cluster, target) in [(65_536, "compat=1.1"), (65_536, "compat=0.10"), (4096, "cluster_size=1M")] {
+        for hides in [false, true] {
+            let dir = scratch().unwrap();
+            let dir = dir.path();
+            std::fs::write(dir.join("base.raw"), vec![0xbb; 8 << 20]).unwrap();
+            let layout = format!("cluster_size={cluster}");
+            for (name, options) in [("disk.qcow2", &*layout), ("t.qcow2", target)] {
+                let create =
+                    ["create", "-q", "-f", "qcow2", "-o", options, "-b", "base.raw", "-F", "raw", name];
+                qemu.img_in(dir, create).unwrap();
+            }
+            // Data, of which the file then loses all of two clusters and half of one.
+            let disk = dir.join("disk.qcow2");
+            qemu.io("qcow2", &disk, &["write -q -P 17 2M 512k", "write -q -P 18 5M 64k"]).unwrap();
+            let map = qemu.img([OsStr::new("map"), OsStr::new("--output=json"), disk.as_os_str()]).unwrap();
+            let map: Value = serde_json::from_str(&map).unwrap();
+            let row = |at: u64| map.as_array().unwrap().iter().find(|row| row["start"] == at).unwrap();
+            let host = row(2 << 20)["offset"].as_u64().unwrap();
+            let file = FileOptions::new().writable(true).open(&disk).unwrap();
+            let punched = ByteRange::at(host + cluster, 2 * cluster + cluster / 2);
+            file.write_zeroes(punched, ZeroFlags::MAY_UNMAP).unwrap();
+            file.flush().unwrap();
+            drop(file);
+            let file = disk.display().to_string();
+            let node = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={file}");
+            let mut world = World::ours(dir, &[node]);
+            let file = json!({"driver": "file", "filename": dir.join("t.qcow2")});
+            let mut image = json!({"driver": "qcow2", "node-name": "t", "file": file});
+            if hides {
+                image["backing"] = Value::Null;
+            }
+            world.must("blockdev-add", image);
+            world.must(
+                "blockdev-mirror",
+                json!({"job-id": "j", "device": "disk", "target": "t", "sync": "top"}),
+            );
+            world.wait_for("BLOCK_JOB_READY");
+            world.must("block-job-cancel", json!({"device": "j"}));
+            assert_eq!(world.wait_for("BLOCK_JOB_COMPLETED").get("error"), None);
+            world.wait_for_status("null");
+            world.end();
+            let t = dir.join("t.qcow2");
+            qemu.compare("qcow2", &disk, "qcow2", &t)
+                .unwrap_or_else(|error| panic!("{cluster} to {target}, hides {hides}: {error}"));
+            let zeros = format!("read -P 0 {} {}", (2 << 20) + cluster, 2 * cluster);
+            let read = qemu.io("qcow2", &t, &[&zeros]).unwrap();
+            assert!(!read.contains("failed"), "{read}");
+            qemu.check(&t).unwrap();
         }
     }
 }

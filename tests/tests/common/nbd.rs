@@ -42,6 +42,22 @@ impl Server {
         Self::start(dir, "qemu-nbd", command)
     }
 
+    /// `qemu-nbd` with the qcow2 image `image`, which lies in `dir`, without the backing file that it names.
+    pub(crate) fn qemu_without_backing(dir: TempDir, image: &str, args: &[&str]) -> Self {
+        let socket = socket_in(dir.path());
+        let mut command: Vec<std::ffi::OsString> =
+            ["-t", "-e", "8", "--discard=unmap", "-k"].map(Into::into).into();
+        command.push(socket.into());
+        command.extend(args.iter().map(Into::into));
+        let file = dir.path().join(image).display().to_string();
+        let file = format!(r#"{{"driver": "file", "filename": "{file}"}}"#);
+        command.push(
+            format!(r#"json:{{"driver": "qcow2", "backing": null, "discard": "unmap", "file": {file}}}"#)
+                .into(),
+        );
+        Self::start(dir, "qemu-nbd", command)
+    }
+
     /// `qemu-nbd` with a new raw image of `size` bytes, called `image`.
     pub(crate) fn qemu_raw(size: u64, args: &[&str]) -> Self {
         let dir = scratch().unwrap();
