@@ -14,7 +14,7 @@ mod nbd;
 
 use std::fs;
 
-use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_tests::qemu::run;
 use blockmirror_tests::scratch::{allocated, scratch};
 use host::Host;
@@ -123,4 +123,59 @@ fn a_discard_reaches_the_file_below_a_filter() {
     drop(disk);
     host.quit();
     assert_eq!(allocated(&file).unwrap(), MIB / 2);
+}
+
+/// A guest could not write part of a cluster whose rest a layer below has lost. QEMU lets it, with zeros; what a job may not copy
+/// stays lost.
+#[test]
+fn a_guest_writes_beside_what_was_cut_off() {
+    const TEST: &str = "a_guest_writes_beside_what_was_cut_off";
+    if !have(TEST, &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let dir = scratch().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let img = |line: &str| run("qemu-img", dir.path(), line.split(' ')).unwrap();
+    img("create -q -f qcow2 base 1M");
+    run("qemu-io", dir.path(), ["-c", "write -P 1 0 1M", "base"]).unwrap();
+    // Half of the overlay's fourth cluster is there.
+    let base = fs::File::options().write(true).open(at("base")).unwrap();
+    base.set_len(base.metadata().unwrap().len() - 9 * 65536).unwrap();
+    for version in ["0.10", "1.1"] {
+        for name in ["ours", "theirs"] {
+            img(&format!("create -q -f qcow2 -o cluster_size=128K,compat={version} -b base -F qcow2 {name}"));
+        }
+        let mut words = host::image("top", "qcow2", &at("ours")).to_vec();
+        words.extend(host::nbd_server(dir.path(), version));
+        words.extend(host::export("top", "disk"));
+        let mut host = Host::start(dir.path(), version, None, &words);
+        let disk = host.open("disk");
+        let writes = [(0x61000, 4096), (0x73000, 512), (0x80200, 1024)];
+        let zeroed = (0x61800, 512);
+        let mut script = Vec::new();
+        for (start, len) in writes {
+            disk.write_at(&vec![9; len], start, WriteFlags::NONE).unwrap();
+            script.extend(["-c".to_owned(), format!("write -P 9 {start} {len}")]);
+        }
+        disk.write_zeroes(ByteRange::at(zeroed.0, zeroed.1), ZeroFlags::NONE).unwrap();
+        script.extend(["-c".to_owned(), format!("write -z {} {}", zeroed.0, zeroed.1), "theirs".to_owned()]);
+        disk.flush().unwrap();
+        drop(disk);
+        run("qemu-io", dir.path(), &script).unwrap();
+        // The job meets what no write has touched.
+        fs::File::create(at("copy")).unwrap().set_len(MIB).unwrap();
+        let file = json!({"driver": "file", "filename": at("copy")});
+        host.must("blockdev-add", json!({"driver": "raw", "node-name": "copy", "file": file}));
+        host.must(
+            "blockdev-mirror",
+            json!({"job-id": "m", "device": "top", "target": "copy", "sync": "full"}),
+        );
+        let ended = host.wait_for("BLOCK_JOB_COMPLETED");
+        assert!(ended["error"].is_string(), "{ended}");
+        host.quit();
+        let log = fs::read_to_string(at(&format!("{version}.log"))).unwrap();
+        assert_eq!(log.matches("export 'disk'").count(), 1, "{log}");
+        assert!(log.contains("cut short"), "{log}");
+        img("compare -f qcow2 -F qcow2 ours theirs");
+    }
 }

@@ -260,6 +260,10 @@ flags! {
     WriteFlags {
         /// Durable before the call returns.
         FUA = 0;
+        /// A guest's write: where it is part of a unit of the format, and the rest of that unit lies in a file that was cut
+        /// short, the rest becomes zeros, as the guest reads it. Without the flag such a write fails with
+        /// [`ErrorKind::CutShort`]: a job must not turn a loss into zeros.
+        LOST_AS_ZEROS = 1;
     }
 }
 
@@ -275,6 +279,28 @@ flags! {
         /// By statement of the device itself, also where it reads as zeros already because it holds nothing: what is attached
         /// below it later must not show. Devices without layers need nothing for it.
         EXPLICIT = 3;
+        /// As [`WriteFlags::LOST_AS_ZEROS`].
+        LOST_AS_ZEROS = 4;
+    }
+}
+
+/// What the two kinds of writing have in common.
+const IN_COMMON: [(WriteFlags, ZeroFlags); 2] =
+    [(WriteFlags::FUA, ZeroFlags::FUA), (WriteFlags::LOST_AS_ZEROS, ZeroFlags::LOST_AS_ZEROS)];
+
+/// For zero bytes that are written in place of zeroing.
+impl From<ZeroFlags> for WriteFlags {
+    fn from(flags: ZeroFlags) -> Self {
+        let set = IN_COMMON.into_iter().filter(|(_, zero)| flags.contains(*zero));
+        set.fold(Self::NONE, |all, (write, _)| all | write)
+    }
+}
+
+/// For zeroing in place of a write of zero bytes.
+impl From<WriteFlags> for ZeroFlags {
+    fn from(flags: WriteFlags) -> Self {
+        let set = IN_COMMON.into_iter().filter(|(write, _)| flags.contains(*write));
+        set.fold(Self::NONE, |all, (_, zero)| all | zero)
     }
 }
 
@@ -288,5 +314,8 @@ mod tests {
         assert!(f.contains(ZeroFlags::FUA) && !f.contains(ZeroFlags::NO_FALLBACK));
         assert_eq!(format!("{f:?}"), r#"{"MAY_UNMAP", "FUA"}"#);
         assert_eq!(f.without(ZeroFlags::FUA), ZeroFlags::MAY_UNMAP);
+        assert_eq!(WriteFlags::from(f), WriteFlags::FUA);
+        let both = WriteFlags::FUA | WriteFlags::LOST_AS_ZEROS;
+        assert_eq!(WriteFlags::from(ZeroFlags::from(both) | ZeroFlags::EXPLICIT), both);
     }
 }

@@ -445,11 +445,18 @@ impl BlockDevice for CutDisk {
         self.0.read_at(buf, offset)
     }
 
+    /// Past the cut bytes are written only where what is lost around them may become zeros.
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        if offset + buf.len() as u64 > CUT && !flags.contains(WriteFlags::LOST_AS_ZEROS) {
+            return Err(Error::new(ErrorKind::CutShort, "read").in_file("cut").at(CUT));
+        }
         self.0.write_at(buf, offset, flags)
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        if range.end() > CUT && !flags.contains(ZeroFlags::LOST_AS_ZEROS) {
+            return Err(Error::new(ErrorKind::CutShort, "read").in_file("cut").at(CUT));
+        }
         self.0.write_zeroes(range, flags)
     }
 
@@ -488,5 +495,36 @@ fn what_a_file_that_was_cut_short_lacks_is_zeros() {
         }
         peer.disconnect();
         assert_eq!(reports.lock().unwrap().len(), 1, "{mode:?}");
+    }
+}
+
+/// A client's write beside bytes that are lost, in one cluster of a format, fails for a job only; it is reported once.
+#[test]
+fn clients_write_beside_what_a_file_that_was_cut_short_lacks() {
+    for command in [Command::Write, Command::WriteZeroes] {
+        let disk = Arc::new(CutDisk(MemoryDisk::with_contents(&vec![7; 2 << 20])));
+        let server = Server::new(ServerOptions::default()).unwrap();
+        let reports = Arc::new(Mutex::new(0));
+        let report = Arc::clone(&reports);
+        let export = Export::new("disk", Arc::clone(&disk) as _).writable(true);
+        server.add(export.on_cut_short(move |_| *report.lock().unwrap() += 1)).unwrap();
+        let mut peer = Peer::ready(&server, Mode::Structured, &[]);
+        let mut write = |at: u64, byte: u8| match command {
+            Command::Write => peer.write_at(CommandFlags::FUA, at, &[byte; 512]).unwrap(),
+            _ => {
+                let cookie = peer.send(command, CommandFlags::NONE, at, 512);
+                assert!(matches!(peer.reply(cookie, 0)[..], [Piece::Done]));
+            }
+        };
+        write(0, 1);
+        assert_eq!(*reports.lock().unwrap(), 0);
+        for at in [CUT, CUT - 256, 2 * MIB - 512] {
+            write(at, 2);
+            let mut found = [0; 512];
+            disk.0.read_at(&mut found, at).unwrap();
+            assert_eq!(found, [if command == Command::Write { 2 } else { 0 }; 512], "{command:?}");
+        }
+        assert_eq!(*reports.lock().unwrap(), 1, "{command:?}");
+        peer.disconnect();
     }
 }

@@ -376,7 +376,7 @@ impl BlockDevice for Qcow2 {
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> BlockResult<()> {
         let range = self.bounds("write", ByteRange::checked(offset, buf.len()), offset, buf.len() as u64)?;
-        self.write_mapped(buf, range)?;
+        self.write_mapped(buf, range, flags)?;
         if flags.contains(WriteFlags::FUA) { self.flush() } else { Ok(()) }
     }
 

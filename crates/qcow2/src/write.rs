@@ -8,7 +8,9 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result, WriteFlags, read_lost_as_zeros,
+};
 
 use crate::format::entry::{CompressedRun, Entry, PlainEntry};
 use crate::image::Qcow2;
@@ -54,6 +56,8 @@ pub struct WriteGuard<'a> {
     fills: Vec<Fill>,
     updates: Vec<Update>,
     grants: Vec<Grant>,
+    /// What a file that was cut short lacks around the range becomes zeros.
+    lost_as_zeros: bool,
     /// `None` where the caller holds the range.
     _lock: Option<RangeGuard<'a>>,
 }
@@ -100,13 +104,15 @@ impl Qcow2 {
         Ok(guard)
     }
 
-    pub(crate) fn write_mapped(&self, buf: &[u8], range: ByteRange) -> Result<()> {
+    /// Writes `buf` at `range`, inside the disk. Of `flags` only [`WriteFlags::LOST_AS_ZEROS`] counts.
+    pub(crate) fn write_mapped(&self, buf: &[u8], range: ByteRange, flags: WriteFlags) -> Result<()> {
         let mut rest = buf;
         // Bounds what one operation allocates, plans and fills at once.
         for part in range.pieces(MAX_WRITE) {
             // A piece of the buffer's range.
             let (now, later) = rest.split_at(part.len() as usize);
-            let guard = self.resolve_write(part)?;
+            let mut guard = self.resolve_write(part)?;
+            guard.lost_as_zeros = flags.contains(WriteFlags::LOST_AS_ZEROS);
             guard.fill_edges()?;
             guard.write(now)?;
             guard.commit()?;
@@ -142,6 +148,7 @@ impl<'a> WriteGuard<'a> {
             fills: Vec::new(),
             updates: Vec::new(),
             grants: Vec::new(),
+            lost_as_zeros: false,
             _lock: lock,
         }
     }
@@ -393,7 +400,14 @@ impl<'a> WriteGuard<'a> {
         let len = if io.format.external_data { there.len() } else { fill.range.len() };
         // At most a cluster, 2 MiB.
         let mut buf = vec![0; len as usize];
-        image.read_mapped(&mut buf[..there.len() as usize], there)?;
+        let read = |buf: &mut [u8], at| image.read_mapped(buf, ByteRange::at(at, buf.len() as u64));
+        let old = &mut buf[..there.len() as usize];
+        if self.lost_as_zeros {
+            // Whoever asks for it knows of the loss.
+            read_lost_as_zeros(&read, old, there.start())?;
+        } else {
+            read(old, there.start())?;
+        }
         io.data().write_at(&buf, fill.host.0)
     }
 

@@ -3,7 +3,7 @@
 //! Both work an L2 table at a time under an exclusive lock on the guest range. What cannot be said in metadata (part of a
 //! subcluster; version 2, which has no zero flag) is zeroed with data, or left alone by a discard.
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result, ZeroFlags};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
@@ -17,7 +17,7 @@ const ZERO_CHUNK: u64 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
     /// Must read as zeros afterwards; if `explicit`, by statement of this image, whatever lies below it now.
-    Zero { may_unmap: bool, explicit: bool },
+    Zero { may_unmap: bool, explicit: bool, lost_as_zeros: bool },
     /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays unallocated, as in an
     /// overlay that is created longer than its backing file.
     Grow,
@@ -33,6 +33,14 @@ impl Purpose {
 
     fn is_explicit(self) -> bool {
         matches!(self, Self::Zero { explicit: true, .. })
+    }
+
+    /// Of a write of zero bytes.
+    fn write_flags(self) -> WriteFlags {
+        match self {
+            Self::Zero { lost_as_zeros: true, .. } => WriteFlags::LOST_AS_ZEROS,
+            _ => WriteFlags::NONE,
+        }
     }
 }
 
@@ -52,7 +60,9 @@ impl Qcow2 {
     pub(crate) fn zero(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         self.check_writable("write zeroes")?;
         let explicit = flags.contains(ZeroFlags::EXPLICIT);
-        let purpose = Purpose::Zero { may_unmap: flags.contains(ZeroFlags::MAY_UNMAP), explicit };
+        let lost_as_zeros = flags.contains(ZeroFlags::LOST_AS_ZEROS);
+        let may_unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+        let purpose = Purpose::Zero { may_unmap, explicit, lost_as_zeros };
         let whole = self.whole_subclusters(range);
         let edges = [ByteRange::new(range.start(), whole.start()), ByteRange::new(whole.end(), range.end())];
         if flags.contains(ZeroFlags::NO_FALLBACK) {
@@ -67,7 +77,7 @@ impl Qcow2 {
             return self.zero_raw_data_file(range, flags);
         }
         for edge in edges {
-            self.zero_with_data(edge, explicit)?;
+            self.zero_with_data(edge, purpose)?;
         }
         self.change(whole, purpose)
     }
@@ -129,7 +139,7 @@ impl Qcow2 {
             self.relieve()?;
             let by_data = self.change_in_table(part, purpose)?;
             for range in by_data {
-                self.zero_with_data(range, purpose.is_explicit())?;
+                self.zero_with_data(range, purpose)?;
             }
         }
         Ok(())
@@ -261,18 +271,19 @@ impl Qcow2 {
     /// statement of this image. The format has a zero flag.
     pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
         for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
-            self.change_held(part, Purpose::Zero { may_unmap: true, explicit: true })?;
+            let purpose = Purpose::Zero { may_unmap: true, explicit: true, lost_as_zeros: false };
+            self.change_held(part, purpose)?;
         }
         Ok(())
     }
 
     /// Writes zeros where the range does not read as zeros already.
-    fn zero_with_data(&self, range: ByteRange, explicit: bool) -> Result<()> {
+    fn zero_with_data(&self, range: ByteRange, purpose: Purpose) -> Result<()> {
         // At most a chunk.
         let zeros = vec![0; range.len().min(ZERO_CHUNK) as usize];
         for part in range.pieces(ZERO_CHUNK) {
-            if !self.is_zero_by_itself(part, explicit)? {
-                self.write_mapped(&zeros[..part.len() as usize], part)?;
+            if !self.is_zero_by_itself(part, purpose.is_explicit())? {
+                self.write_mapped(&zeros[..part.len() as usize], part, purpose.write_flags())?;
             }
         }
         Ok(())

@@ -499,3 +499,56 @@ fn a_table_past_the_end_of_a_file_that_was_cut_short() {
     storage.set_len(100).unwrap();
     assert!(Header::read(&*storage).is_err() || OpenOptions::new().open(storage).is_err());
 }
+
+/// A guest could not write part of a cluster whose rest a layer below has lost, and QEMU lets it: the rest becomes zeros, as the
+/// guest reads it. A job's write still fails, and leaves the cluster as it was.
+#[test]
+fn only_a_guest_writes_beside_what_was_cut_off() {
+    const K: u64 = 1024;
+    for (version, extended) in [(Version::V2, false), (Version::V3, false), (Version::V3, true)] {
+        let base = image(1 << 20, 64 * K, |_| {});
+        let disk = open(&base);
+        disk.write_at(&[1; 1 << 20], 0, WriteFlags::FUA).unwrap();
+        drop(disk);
+        // Of the overlay's second cluster the base has one half.
+        base.set_len(base.len().unwrap() - 13 * 64 * K).unwrap();
+        let below: Arc<dyn BlockDevice> = Arc::new(OpenOptions::new().open(base).unwrap());
+        // At the end of a half that is there, and at the start of one that is not.
+        for at in [192 * K - 512, 192 * K + 512] {
+            let what = format!("{version:?}, extended {extended}: {at}");
+            let top = image(1 << 20, 128 * K, |options| {
+                (options.version, options.extended_l2) = (version, extended);
+            });
+            let disk = open(&top);
+            disk.replace_backing(Some(Arc::clone(&below)));
+            // With subclusters of 4 KiB the first write is beside nothing that is lost.
+            let refused = (!extended || at > 192 * K).then_some(ErrorKind::CutShort);
+            for _ in 0..2 {
+                let result = disk.write_at(&[9; 256], at, WriteFlags::NONE);
+                assert_eq!(result.err().map(|e| e.kind()), refused, "{what}");
+                let result = disk.write_zeroes(ByteRange::at(at, 128), ZeroFlags::MAY_UNMAP);
+                assert_eq!(result.err().map(|e| e.kind()), refused, "{what}");
+            }
+            if refused.is_some() {
+                assert_eq!(read(&disk, 128 * K, 64 * K as usize), vec![1; 64 * K as usize], "{what}");
+                assert_eq!(
+                    disk.read_at(&mut [0], 192 * K).unwrap_err().kind(),
+                    ErrorKind::CutShort,
+                    "{what}"
+                );
+            }
+            disk.write_at(&[9; 256], at, WriteFlags::LOST_AS_ZEROS).unwrap();
+            disk.write_zeroes(ByteRange::at(at, 128), ZeroFlags::LOST_AS_ZEROS).unwrap();
+            let other = ZeroFlags::LOST_AS_ZEROS | ZeroFlags::MAY_UNMAP;
+            disk.write_zeroes(ByteRange::at(at + 128 * K, 128), other).unwrap();
+            // The rest of the subcluster, or of the cluster.
+            let unit = if extended { 4 * K } else { 128 * K };
+            let start = at / unit * unit;
+            let mut expected: Vec<u8> = (start..start + unit).map(|at| u8::from(at < 192 * K)).collect();
+            let at = (at - start) as usize;
+            expected[at..at + 128].fill(0);
+            expected[at + 128..at + 256].fill(9);
+            assert!(read(&disk, start, unit as usize) == expected, "{what}");
+        }
+    }
+}

@@ -183,12 +183,9 @@ impl BlockDevice for Front {
         let len = buf.len() as u64;
         self.stats.writes.count(len, || {
             if self.options().detect_zeroes && !buf.is_empty() && zero::is_zero(buf) {
-                let mut zero_flags = ZeroFlags::NONE;
+                let mut zero_flags = ZeroFlags::from(flags);
                 if self.options().detect_unmap && self.options().unmap {
                     zero_flags = zero_flags | ZeroFlags::MAY_UNMAP;
-                }
-                if flags.contains(WriteFlags::FUA) {
-                    zero_flags = zero_flags | ZeroFlags::FUA;
                 }
                 let range = ByteRange::checked(offset, buf.len())
                     .ok_or_else(|| Error::out_of_bounds("write", offset, len, self.len()))?;

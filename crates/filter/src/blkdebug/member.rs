@@ -229,12 +229,11 @@ impl BlockDevice for BlkdebugDisk {
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        let fua = if flags.contains(ZeroFlags::FUA) { WriteFlags::FUA } else { WriteFlags::NONE };
         self.core.zero(
             range,
             flags,
             |part| self.child.write_zeroes(part, flags),
-            |buf, at| self.child.write_at(buf, at, fua),
+            |buf, at| self.child.write_at(buf, at, flags.into()),
         )
     }
 

@@ -222,6 +222,11 @@ impl Connection {
         &*self.served.export.device
     }
 
+    /// What the client's requests for data go to.
+    pub(crate) fn export(&self) -> &super::Export {
+        &self.served.export
+    }
+
     /// Reads for the client. Where a file below was cut short it reads zeros, as behind QEMU's server.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> blockmirror_block::Result<()> {
         self.served.export.read_at(buf, offset)

@@ -49,7 +49,7 @@ fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<
     match request.command {
         Command::Write => {
             let flags = if fua { WriteFlags::FUA } else { WriteFlags::NONE };
-            device.write_at(payload, request.offset, flags)?;
+            connection.export().write_at(payload, request.offset, flags)?;
         }
         // One of no bytes: others have a buffer and go another way.
         Command::Read => {}
@@ -83,7 +83,7 @@ fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<
 }
 
 fn write_zeroes(connection: &Connection, request: &Request, range: ByteRange) -> Result<(), Failure> {
-    let device = connection.device();
+    let export = connection.export();
     let mut flags = ZeroFlags::NONE;
     if !request.flags.contains(CommandFlags::NO_HOLE) {
         flags = flags | ZeroFlags::MAY_UNMAP;
@@ -93,10 +93,10 @@ fn write_zeroes(connection: &Connection, request: &Request, range: ByteRange) ->
     }
     if request.flags.contains(CommandFlags::FAST_ZERO) {
         // In one call: if it cannot be done, nothing may have been.
-        return device.write_zeroes(range, flags | ZeroFlags::NO_FALLBACK).map_err(Failure::from);
+        return export.write_zeroes(range, flags | ZeroFlags::NO_FALLBACK).map_err(Failure::from);
     }
     for piece in range.pieces(PIECE) {
-        device.write_zeroes(piece, flags).map_err(|e| match e.kind() {
+        export.write_zeroes(piece, flags).map_err(|e| match e.kind() {
             // Only a fast zero may be answered so.
             ErrorKind::Unsupported => Failure::new(Errno::INVAL, e.to_string()),
             _ => e.into(),

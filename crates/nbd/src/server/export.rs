@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, Once};
 
-use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, Visit};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, ErrorKind, Result, Visit, WriteFlags, ZeroFlags, read_lost_as_zeros,
+};
 
 /// A device under a name. Made by the owner of a server, given to [`Server::add`](super::Server::add).
 #[derive(Clone)]
@@ -18,11 +20,8 @@ pub struct Export {
     cut_short: Arc<Once>,
 }
 
-/// Called with the first read that met a file which was cut short.
+/// Called with the first request that met a file which was cut short.
 type OnCutShort = Arc<dyn Fn(&Error) + Send + Sync>;
-
-/// A request that meets a file which was cut short is divided down to this.
-const SECTOR: u64 = 512;
 
 impl Export {
     /// `device` as `name`, read-only. The name may be empty: that is the export of clients that name none.
@@ -39,8 +38,8 @@ impl Export {
         }
     }
 
-    /// What to do, once, when a client reads data of a file that was cut short ([`ErrorKind::CutShort`]): the client reads zeros
-    /// there, so this is the only sign of it.
+    /// What to do, once, when a client reads data of a file that was cut short ([`ErrorKind::CutShort`]), or writes beside such
+    /// data into one cluster: the client reads zeros there, so this is the only sign of it.
     #[must_use]
     pub fn on_cut_short(mut self, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         self.on_cut_short = Some(Arc::new(report));
@@ -49,32 +48,46 @@ impl Export {
 
     /// Reads from the device; what a file that was cut short lacks is zeros.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let result = self.device.read_at(buf, offset);
-        let Err(error) = &result else { return result };
-        if error.kind() != ErrorKind::CutShort {
-            return result;
+        let read = |buf: &mut [u8], offset| self.device.read_at(buf, offset);
+        if let Some(error) = read_lost_as_zeros(&read, buf, offset)? {
+            self.report_cut_short(&error);
         }
+        Ok(())
+    }
+
+    /// Writes to the device; what a file that was cut short lacks around the bytes becomes zeros.
+    pub(crate) fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.until_lost_is_zeros(|lost| {
+            let flags = if lost { flags | WriteFlags::LOST_AS_ZEROS } else { flags };
+            self.device.write_at(buf, offset, flags)
+        })
+    }
+
+    /// Zeroes a range of the device, with the same around it.
+    pub(crate) fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.until_lost_is_zeros(|lost| {
+            let flags = if lost { flags | ZeroFlags::LOST_AS_ZEROS } else { flags };
+            self.device.write_zeroes(range, flags)
+        })
+    }
+
+    /// Asks for zeros only where a first try has met the loss, so that it is reported.
+    fn until_lost_is_zeros(&self, write: impl Fn(bool) -> Result<()>) -> Result<()> {
+        match write(false) {
+            Err(error) if error.kind() == ErrorKind::CutShort => {
+                self.report_cut_short(&error);
+                write(true)
+            }
+            other => other,
+        }
+    }
+
+    fn report_cut_short(&self, error: &Error) {
         self.cut_short.call_once(|| {
             if let Some(report) = &self.on_cut_short {
                 report(error);
             }
         });
-        // A file lacks whole sectors, so a border of sectors near the middle is where the request is divided.
-        let middle = offset + buf.len() as u64 / 2;
-        let below = middle / SECTOR * SECTOR;
-        let border = if below > offset { below } else { (offset + 1).next_multiple_of(SECTOR) };
-        match usize::try_from(border - offset) {
-            Ok(at) if at < buf.len() => {
-                let (front, back) = buf.split_at_mut(at);
-                self.read_at(front, offset)?;
-                self.read_at(back, border)
-            }
-            // It lies in one sector.
-            _ => {
-                buf.fill(0);
-                Ok(())
-            }
-        }
     }
 
     /// Words for people, shown by clients that list exports.
