@@ -5,6 +5,8 @@
 #[path = "copy/cache.rs"]
 mod cache;
 mod common;
+#[path = "copy/damaged.rs"]
+mod damaged;
 #[path = "copy/sources.rs"]
 mod sources;
 #[path = "copy/targets.rs"]
