@@ -1,16 +1,21 @@
 //! Where a command prints: results to one stream, everything else to the other.
+//!
+//! What must hold: nothing is printed into a file that the command writes. A standard stream may lead there
+//! (`convert disk /dev/stdout > copy`, `convert disk copy > copy`).
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+
+use blockmirror_image::FileId;
 
 use crate::failure::{Failure, Outcome, one_line};
 
 /// The two streams, and whether somebody sits in front of them.
 pub(crate) struct Console<'a> {
     /// Results.
-    pub(crate) out: &'a mut dyn Write,
+    pub(crate) out: Stream<'a>,
     /// Errors, notes and progress.
-    pub(crate) err: &'a mut dyn Write,
+    pub(crate) err: Stream<'a>,
     /// Whether `err` is a terminal.
     pub(crate) is_terminal: bool,
     /// Whether `out` is one.
@@ -19,9 +24,35 @@ pub(crate) struct Console<'a> {
     pub(crate) can_ask: bool,
 }
 
+/// One of the two streams.
+pub(crate) struct Stream<'a> {
+    to: &'a mut dyn Write,
+    /// The file that it leads to, if it is one of the process's own streams.
+    file: Option<FileId>,
+    /// Whether that file is written by the command: then nothing is printed.
+    silent: bool,
+}
+
+impl<'a> Stream<'a> {
+    fn new(to: &'a mut dyn Write, file: Option<FileId>) -> Self {
+        Self { to, file, silent: false }
+    }
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if self.silent { Ok(buf.len()) } else { self.to.write(buf) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 impl<'a> Console<'a> {
     /// Streams with nobody in front of them.
     pub(crate) fn new(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
+        let (out, err) = (Stream::new(out, None), Stream::new(err, None));
         Self { out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
     }
 
@@ -29,17 +60,34 @@ impl<'a> Console<'a> {
     pub(crate) fn standard(out: &'a mut io::Stdout, err: &'a mut io::Stderr) -> Self {
         let is_terminal = err.is_terminal();
         let out_is_terminal = out.is_terminal();
+        let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
+        let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
         Self { out, err, is_terminal, out_is_terminal, can_ask: is_terminal && io::stdin().is_terminal() }
+    }
+
+    /// From here on nothing is printed into `files`: the command is about to write them.
+    pub(crate) fn keep_out_of(&mut self, files: impl IntoIterator<Item = FileId>) {
+        for file in files {
+            for stream in [&mut self.out, &mut self.err] {
+                stream.silent |= stream.file == Some(file);
+            }
+        }
     }
 
     /// Writes a result.
     pub(crate) fn print(&mut self, text: &str) -> Outcome<()> {
+        if self.out.silent {
+            return Err(Failure::failed("write: standard output: it is the file that the command writes"));
+        }
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
     }
 
     /// Writes what a command has done. What is done does not depend on whether anybody can read that: a failure is
     /// at most noted.
     pub(crate) fn report(&mut self, text: &str) {
+        if self.out.silent {
+            return;
+        }
         if let Err(Failure { message: Some(message), .. }) = self.print(text) {
             self.note(message);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{CreateSettings, Format};
+use blockmirror_image::{CreateSettings, FileId, Format};
 use blockmirror_mirror::{
     self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
     SyncMode,
@@ -51,6 +51,7 @@ pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome 
 
 /// Copies. Without `sync` it is the target's backing file that decides what.
 fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: TargetFormat) -> Outcome {
+    console.keep_out_of(FileId::of(&args.target));
     let options = job_options(console, args)?;
     // As early as the format is known, so that mistakes cost nothing.
     let mut settings = CreateSettings::default();

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage, directory_of,
-    join_name, option_help,
+    CreateSettings, CreateSpec, FileId, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage,
+    directory_of, join_name, option_help,
 };
 
 use crate::access;
@@ -21,6 +21,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(path) = &args.file else {
         return Err(Failure::usage("create: the name of the image is missing"));
     };
+    console.keep_out_of(FileId::of(path));
     let mut settings = settings;
     set_once(&mut settings.size, args.size, "size", "the size")?;
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-b")?;

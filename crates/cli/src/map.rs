@@ -23,7 +23,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let device = image.device();
     let end = args.max_length.map_or(device.len(), |length| args.start_offset.saturating_add(length));
     let range = ByteRange::new(args.start_offset, end);
-    let mut out = BufWriter::new(&mut *console.out);
+    let mut out = BufWriter::new(&mut console.out);
     let mut failed = None;
     let mut rows = 0u64;
     match args.output.output {

@@ -1,6 +1,6 @@
 //! Asking somebody at the terminal whether a stopped copy is to go on.
 
-use std::io::stdin;
+use std::io::{Write as _, stdin};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;

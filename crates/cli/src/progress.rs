@@ -1,5 +1,6 @@
 //! How far a copy or comparison is, on the standard error.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use blockmirror_image::size::human_size;

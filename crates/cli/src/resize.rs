@@ -2,7 +2,7 @@
 
 use blockmirror_block::{ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_image::size::human_size;
-use blockmirror_image::{Format, Image, OpenOptions};
+use blockmirror_image::{FileId, Format, Image, OpenOptions};
 
 use crate::access;
 use crate::args::{Growth, NewSize, ResizeArgs};
@@ -18,6 +18,7 @@ const SECTOR: u64 = 512;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     let file = args.file.display();
+    console.keep_out_of(FileId::of(&args.file));
     let image = OpenOptions::new()
         .format(args.format)
         .writable(true)
@@ -25,6 +26,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
         .claim(!args.force)
         .policy(access::policy_with(&args.file, &args.allow_backing)?)
         .open(&args.file)?;
+    console.keep_out_of(image.own_files());
     for note in image.notes() {
         console.note(note);
     }

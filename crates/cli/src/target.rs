@@ -152,6 +152,7 @@ impl TargetSpec {
         match &self.kind {
             Kind::Existing(format) => {
                 let image = self.open_existing(source, *format, true)?;
+                console.keep_out_of(image.own_files());
                 for note in image.notes() {
                     console.note(note);
                 }
@@ -291,8 +292,10 @@ pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> Refer
     policy
 }
 
-/// Says how the files of a new image are written where that is not as usual, and what earlier runs left.
+/// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What is printed
+/// later goes into none of them.
 pub(crate) fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'_>, clean: bool) {
+    console.keep_out_of(prepared.targets().filter_map(TargetFile::file));
     for (index, target) in prepared.targets().enumerate() {
         let name = target.name();
         if let Some(why) = target.in_place() {

@@ -347,3 +347,64 @@ fn a_server_that_does_not_answer_is_given_up_after_the_time_that_is_asked_for() 
     assert!(place.names().iter().all(|name| name != "target"));
     assert_eq!(place.ours("convert --io-timeout 0 -f raw nbd+unix:///?socket=@nbd @target").code, 2);
 }
+
+#[test]
+fn nothing_is_printed_into_the_target() {
+    let place = Place::new();
+    let data: Vec<u8> = (0..1_u32 << 20).map(|at| (at % 251) as u8).collect();
+    fs::write(place.path("source"), &data).unwrap();
+    place.ours_ok("convert -O qcow2 -f raw @source @source.qcow2");
+    let created = "create -q -f raw @empty 1M";
+    place.ours_ok(created);
+    let mut tried = 0;
+    // What the shell does with its streams before, the command, the raw image that must come out, what it holds.
+    for (first, line, made, wanted) in [
+        ("exec > t", "convert -f raw source /dev/stdout", "t", "source"),
+        ("exec > t", "convert -f raw source /proc/self/fd/1", "t", "source"),
+        ("exec > t", "convert -f raw source t", "t", "source"),
+        ("exec > t", "convert -f raw --output=json source t", "t", "source"),
+        ("exec > t", "convert -f raw -O qcow2 source /dev/stdout", "t", "source.qcow2"),
+        ("exec > t", "mirror --output=json source.qcow2 /dev/stdout", "t", "source.qcow2"),
+        ("exec > t 2>&1", "mirror -p -f raw source /dev/stderr", "t", "source"),
+        ("exec 2> t", "convert -p -f raw source /dev/stderr", "t", "source"),
+        ("exec 2> t", "convert --progress=json -f raw source t", "t", "source"),
+        ("head -c 1M /dev/zero > t; exec 1<>t", "convert -n -f raw source t", "t", "source"),
+        ("head -c 1M /dev/zero > t; exec 2<>t", "convert -n -p -f raw source t", "t", "source"),
+        ("exec > t", "create -f raw /dev/stdout 1M", "t", "empty"),
+        ("exec > t", "create -f raw t 1M", "t", "empty"),
+        ("exec > t", "create -f qcow2 -o data_file=t --force t.q 1M", "t", "empty"),
+        ("cp source t; exec 1<>t", "resize -f raw t 1M", "t", "source"),
+        ("cp source t; exec 2<>t", "resize -f raw /dev/stderr 1M", "t", "source"),
+    ] {
+        let _ = fs::remove_file(place.path("t.q"));
+        let output = shell(&place, first, line).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{first}; {line}: {output:?}");
+        let format = if wanted == "source.qcow2" { "qcow2" } else { "raw" };
+        let same = place.ours(&format!("compare -s -f {format} -F {format} @{wanted} @{made}"));
+        let head = fs::read(place.path(made)).unwrap();
+        let head = String::from_utf8_lossy(&head[..80]).into_owned();
+        assert_eq!(
+            (same.code, same.out.as_str()),
+            (0, "Images are identical.\n"),
+            "{first}; {line}: {head:?}"
+        );
+        tried += 1;
+    }
+    assert_eq!(tried, 16);
+    // An error neither, nor what would be the result.
+    for (first, line, code) in [
+        ("exec 2<>t", "resize -f raw t -1M", 2),
+        ("exec 2<>t", "convert -n -f raw missing t", 1),
+        ("exec 2<>t", "convert -n -f raw t t", 1),
+        ("exec 1<>t", "convert --dry-run -f raw source t", 1),
+    ] {
+        let output = shell(&place, &format!("cp source t; {first}"), line).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{first}; {line}: {output:?}");
+        assert_eq!(fs::read(place.path("t")).unwrap(), data, "{first}; {line}");
+    }
+    // Into other files it is, as ever.
+    let output = shell(&place, "exec > said", "convert -f raw source t").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said = fs::read_to_string(place.path("said")).unwrap();
+    assert!(said.contains("source -> t (raw): 1 MiB"), "{said}");
+}

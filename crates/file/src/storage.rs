@@ -47,6 +47,12 @@ impl FileId {
         Self::of_metadata(&fs::metadata(path).ok()?)
     }
 
+    /// The file that is open as `descriptor`; `None` if it could not hold an image.
+    pub fn of_open(descriptor: impl AsFd) -> Option<Self> {
+        let file = File::from(descriptor.as_fd().try_clone_to_owned().ok()?);
+        Self::of_metadata(&file.metadata().ok()?)
+    }
+
     /// The file that `meta` describes; `None` if it could not hold an image.
     pub(crate) fn of_metadata(meta: &Metadata) -> Option<Self> {
         let kind = open::kind_of(meta).ok()?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_file::FileId;
 
 use crate::format::Format;
 use crate::place::PlaceId;
@@ -96,6 +97,11 @@ impl Image {
     /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.
     pub fn writes_into(&self, other: &Image) -> bool {
         self.files.iter().take(self.own_files).any(|id| other.files.contains(id))
+    }
+
+    /// The files that a write to it changes: its own, and that of its data.
+    pub fn own_files(&self) -> impl Iterator<Item = FileId> {
+        self.files.iter().take(self.own_files).filter_map(PlaceId::file)
     }
 
     /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them does not tell.

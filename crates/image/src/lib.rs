@@ -54,8 +54,9 @@ mod relative;
 pub mod size;
 mod target;
 
-pub use blockmirror_file::LockMode;
-pub use blockmirror_file::{Decision, InPlace, Leftover, Replacement, Surprise, TargetOptions};
+pub use blockmirror_file::{
+    Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
+};
 pub use blockmirror_qcow2::Preallocation;
 pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;

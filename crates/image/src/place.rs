@@ -66,6 +66,15 @@ impl PlaceId {
         FileId::of(path).map(Self::File)
     }
 
+    /// The file, unless it is an export.
+    pub(crate) fn file(&self) -> Option<FileId> {
+        match self {
+            Self::File(id) => Some(*id),
+            #[cfg(feature = "nbd")]
+            Self::Export(..) => None,
+        }
+    }
+
     #[cfg(feature = "nbd")]
     fn of_export(uri: NbdUri) -> Self {
         let address = match uri.address {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blockmirror_block::Storage;
 use blockmirror_file::{
-    Decision, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions, TargetPlan,
+    Decision, FileId, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions, TargetPlan,
 };
 use blockmirror_qcow2::Unfinished;
 
@@ -82,6 +82,11 @@ impl Target {
             Kind::InPlace(why) => Some(why),
             Kind::New(_) | Kind::Export => None,
         }
+    }
+
+    /// The file, unless it is an export.
+    pub fn file(&self) -> Option<FileId> {
+        self.place.id().file()
     }
 
     /// What killed runs left of earlier files of its name.
