@@ -11,6 +11,12 @@
 //! hold: a unit is written whole the first time, and two writes to one unit take turns until then. That the
 //! source may be written meanwhile does no harm: such a write goes to the target after it, or marks its range
 //! dirty. After a failed flush no unit counts as complete: the target may have lost any of them.
+//!
+//! A unit holds bytes of the source that no operation of the job has asked for. So what was known of the
+//! target, a promise that it reads as zeros among it, holds only for units that were never written:
+//! [`extents`](BlockDevice::extents) reports the others as unknown, and zeros are left out by
+//! [`leave_zeros`](CowTarget::leave_zeros) only. A unit counts as written before the first byte of the source
+//! is read for it: what the source holds later marks its range dirty later.
 
 use std::sync::Arc;
 
@@ -33,13 +39,20 @@ const PIECE: u64 = 2 << 20;
 #[error("{0}")]
 pub(crate) struct SourceFailed(block::Error);
 
+/// A part of the source that could not be read, and why.
+pub(crate) type Lost = (ByteRange, block::Error);
+
 /// Completes the units of a target from the source when they are first written.
 #[derive(Debug)]
 pub(crate) struct CowTarget {
     target: Arc<dyn BlockDevice>,
     source: Arc<dyn BlockDevice>,
     unit: u64,
+    /// Units end here: a longer target keeps what lies behind.
+    end: u64,
     content: TargetContent,
+    /// The caller has promised that all of the target reads as zeros.
+    is_zero: bool,
     zero_flags: ZeroFlags,
     state: Mutex<State>,
     order: RangeLock,
@@ -49,29 +62,32 @@ pub(crate) struct CowTarget {
 struct State {
     /// Units that hold all of their bytes.
     complete: ChunkBitmap,
+    /// Units that may hold other bytes than at the start of the job.
+    written: ChunkBitmap,
     /// Flushes that have failed.
     losses: u64,
 }
 
 impl CowTarget {
-    /// What a job with these `options` writes to: `target` itself, or a `CowTarget` in front of it if it
-    /// needs one.
+    /// What a job with these `options` needs in front of `target`, if anything.
     pub(crate) fn in_front_of(
         target: &Arc<dyn BlockDevice>,
         source: &Arc<dyn BlockDevice>,
         options: &MirrorOptions,
         granularity: u64,
-    ) -> Arc<dyn BlockDevice> {
+    ) -> Option<Arc<Self>> {
         let geometry = target.geometry();
         let below = source.geometry().backing;
         let unit = match geometry.backing {
             Backing::Hidden if !options.target_is_below => zero_unit(geometry),
             Backing::Possible if needs_backing(below, options) => zero_unit(geometry),
             Backing::Remote { .. } => granularity.max(affordable_unit(target.len())),
-            _ => return Arc::clone(target),
+            _ => return None,
         };
         let content = TargetContent::of(below, geometry.backing, options);
-        Arc::new(Self::new(Arc::clone(target), Arc::clone(source), unit, content, options.unmap))
+        let mut cow = Self::new(Arc::clone(target), Arc::clone(source), unit, content, options.unmap);
+        cow.is_zero = options.target_is_zero;
+        Some(Arc::new(cow))
     }
 
     /// `target`, completed from `source` in units of `unit` bytes. None of them counts as complete yet.
@@ -82,22 +98,41 @@ impl CowTarget {
         content: TargetContent,
         unmap: bool,
     ) -> Self {
-        let complete = ChunkBitmap::new(target.len().div_ceil(unit));
+        let end = target.len().min(source.len());
+        let complete = ChunkBitmap::new(end.div_ceil(unit));
+        let written = complete.clone();
         let unmap = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE };
         let zero_flags = ZeroFlags::EXPLICIT | unmap;
-        let state = Mutex::new(State { complete, losses: 0 });
-        Self { target, source, unit, content, zero_flags, state, order: RangeLock::new() }
+        let state = Mutex::new(State { complete, written, losses: 0 });
+        Self {
+            target,
+            source,
+            unit,
+            end,
+            content,
+            is_zero: false,
+            zero_flags,
+            state,
+            order: RangeLock::new(),
+        }
     }
 
-    /// The units that `range` touches, clipped at the end of the disk.
+    /// Whether a copy to it would change bytes behind the end of the source: those of a unit that the source
+    /// ends in, which the target completes with zeros.
+    pub(crate) fn hides_a_tail(&self) -> bool {
+        let is_hidden = self.target.geometry().backing == Backing::Hidden;
+        is_hidden && self.end < self.target.len() && !self.end.is_multiple_of(self.unit)
+    }
+
+    /// The units that `range` touches, clipped at the end of the last one.
     fn outward(&self, range: ByteRange) -> ByteRange {
-        range.align_outward(self.unit).intersect(ByteRange::new(0, self.len()))
+        range.align_outward(self.unit).intersect(ByteRange::new(0, self.end))
     }
 
-    /// The units that `range` covers. What lies past the end of the disk counts as covered.
+    /// The units that `range` covers. What lies past the end of the last one counts as covered.
     fn inward(&self, range: ByteRange) -> ByteRange {
         let whole = range.align_inward(self.unit);
-        if range.end() != self.len() {
+        if range.end() != self.end {
             return whole;
         }
         ByteRange::new(range.start().next_multiple_of(self.unit).min(range.end()), range.end())
@@ -128,10 +163,84 @@ impl CowTarget {
         self.state.lock().losses
     }
 
+    /// The units of `range` are about to be written. Returns the number of flushes that have failed.
+    fn begin(&self, range: ByteRange) -> u64 {
+        let mut state = self.state.lock();
+        state.written.set(self.units(range));
+        state.losses
+    }
+
+    /// The part of `range` up to the first border of what was written and what was not, and whether it was.
+    fn written_prefix(&self, range: ByteRange) -> (ByteRange, bool) {
+        let state = self.state.lock();
+        let unit = range.start() / self.unit;
+        let is_written = state.written.get(unit);
+        let border = if is_written { state.written.next_clear(unit) } else { state.written.next_set(unit) };
+        let end = border.and_then(|unit| unit.checked_mul(self.unit)).unwrap_or(u64::MAX);
+        (ByteRange::new(range.start(), range.end().min(end)), is_written)
+    }
+
+    /// Makes `range` read as zeros, of which it is known that it did at the start of the job, or when the
+    /// target was last asked. Returns the bytes that had to be zeroed, because the unit was written since.
+    pub(crate) fn leave_zeros(&self, range: ByteRange) -> Result<u64> {
+        // Taken here as well as below: what a write under way does to the unit is over.
+        let (mut at, mut zeroed) = (range.start(), 0);
+        while at < range.end() {
+            let unit = self.outward(ByteRange::at(at, 1));
+            let part = range.intersect(ByteRange::new(at, unit.end().max(at + 1)));
+            let is_written = {
+                let _turn = self.order.exclusive(unit);
+                self.written_prefix(part).1
+            };
+            if is_written {
+                self.write_zeroes(part, self.zero_flags)?;
+                zeroed += part.len();
+            }
+            at = part.end();
+        }
+        Ok(zeroed)
+    }
+
+    /// Writes `buf` at `offset`, although the rest of its units may not be readable at the source. What is
+    /// not is added to `lost`, unless a server has it that completes units by itself.
+    pub(crate) fn write_salvaged(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        block: u64,
+        lost: &mut Vec<Lost>,
+    ) -> Result<()> {
+        let range = ByteRange::at(offset, buf.len() as u64);
+        let units = self.outward(range);
+        let _turn = self.order.exclusive(units);
+        let losses = self.begin(units);
+        if !matches!(self.target.geometry().backing, Backing::Remote { .. }) && !self.is_complete(units) {
+            for part in
+                [ByteRange::new(units.start(), range.start()), ByteRange::new(range.end(), units.end())]
+            {
+                self.salvage_edge(part, block, lost)?;
+            }
+            self.completed(units, losses);
+        }
+        self.target.write_at(buf, offset, WriteFlags::NONE)
+    }
+
+    /// Writes what can be read of `edge`, a block of the source at a time.
+    fn salvage_edge(&self, edge: ByteRange, block: u64, lost: &mut Vec<Lost>) -> Result<()> {
+        for part in edge.pieces(block) {
+            let mut bytes = vec![0; index(part, part.end())];
+            match self.source.read_at(&mut bytes, part.start()) {
+                Ok(()) => self.target.write_at(&bytes, part.start(), WriteFlags::NONE)?,
+                Err(error) => lost.push((part, error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Writes `buf` at `range`, and with it the rest of the units at its ends where they are not complete
     /// yet. The caller holds the units.
     fn write_whole(&self, buf: &[u8], range: ByteRange) -> Result<()> {
-        let losses = self.losses();
+        let losses = self.begin(self.outward(range));
         let first = self.outward(ByteRange::at(range.start(), 1));
         let last = self.outward(ByteRange::at(range.end() - 1, 1));
         let mut rest = range;
@@ -258,12 +367,16 @@ impl BlockDevice for CowTarget {
             self.completed(whole, losses);
         }
         for edge in edges.into_iter().filter(|edge| !edge.is_empty()) {
-            if by_data(&edge) {
-                for piece in edge.pieces(PIECE) {
-                    self.write_whole(&vec![0; index(piece, piece.end())], piece)?;
-                }
-            } else {
-                self.target.write_zeroes(edge, flags)?;
+            let mut rest = edge;
+            if by_data(&edge)
+                && let Some(first) = edge.pieces(PIECE).next()
+            {
+                // This completes the unit, so that the rest of it can be zeroed.
+                self.write_whole(&vec![0; index(first, first.end())], first)?;
+                rest = ByteRange::new(first.end(), edge.end());
+            }
+            if !rest.is_empty() {
+                self.target.write_zeroes(rest, flags)?;
             }
         }
         if fua { self.flush() } else { Ok(()) }
@@ -285,19 +398,41 @@ impl BlockDevice for CowTarget {
         })
     }
 
-    /// What may show something else later is of unknown content. A target of which nothing else is known is
-    /// not asked.
+    /// What may show something else later is of unknown content, and so are units that were written, or are
+    /// being written: the source's bytes for the rest of them may be under way. A target of which nothing
+    /// else is known is not asked.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
-        if self.content == TargetContent::Unknown {
-            if range.end() > self.len() {
-                return Err(Error::out_of_bounds("get extents", range.start(), range.len(), self.len()));
-            }
-            if !range.is_empty() {
-                let _ = visit(Extent::new(range, ExtentKind::Unknown));
-            }
-            return Ok(());
+        if range.end() > self.len() {
+            return Err(Error::out_of_bounds("get extents", range.start(), range.len(), self.len()));
         }
-        self.target.extents(range, visit)
+        let mut rest = range;
+        let mut stopped = false;
+        while !rest.is_empty() && !stopped {
+            let (part, is_written) = self.written_prefix(rest);
+            let kind = if is_written || !(self.is_zero || self.content != TargetContent::Unknown) {
+                Some(ExtentKind::Unknown)
+            } else if self.is_zero {
+                Some(ExtentKind::Zero)
+            } else {
+                None
+            };
+            match kind {
+                Some(kind) => stopped = visit(Extent::new(part, kind)).is_break(),
+                None => {
+                    let mut covered = part.start();
+                    self.target.extents(part, &mut |extent| {
+                        covered = extent.range.end();
+                        let answer = visit(extent);
+                        stopped = answer.is_break();
+                        answer
+                    })?;
+                    // What the target leaves out is for the caller to ask again.
+                    stopped |= covered < part.end();
+                }
+            }
+            rest = ByteRange::new(part.end(), rest.end());
+        }
+        Ok(())
     }
 
     /// The target's calls only: the source is the guest's own disk, whose calls the engine ends late.

@@ -54,8 +54,8 @@ pub(crate) struct Engine {
 pub(crate) struct Ends {
     source: Arc<dyn BlockDevice>,
     target: Arc<dyn BlockDevice>,
-    /// How the target is written: itself, or [`CowTarget`] in front of it.
-    through: Arc<dyn BlockDevice>,
+    /// In front of a target that has to be completed.
+    cow: Option<Arc<CowTarget>>,
 }
 
 /// Where a job sits on a tap.
@@ -77,13 +77,29 @@ impl Ends {
         options: &MirrorOptions,
         granularity: u64,
     ) -> Self {
-        let through = CowTarget::in_front_of(&target, &source, options, granularity);
-        Self { source, target, through }
+        let cow = CowTarget::in_front_of(&target, &source, options, granularity);
+        Self { source, target, cow }
+    }
+
+    /// Refuses a target that would lose what lies behind the end of the source.
+    pub(crate) fn check_tail(&self) -> Result<(), Error> {
+        match &self.cow {
+            Some(cow) if cow.hides_a_tail() => Err(Error::size_mismatch(&*self.source, &*self.target)),
+            _ => Ok(()),
+        }
+    }
+
+    /// How the target is written: itself, or [`CowTarget`] in front of it.
+    fn through(&self) -> Arc<dyn BlockDevice> {
+        match &self.cow {
+            Some(cow) => Arc::clone(cow) as Arc<dyn BlockDevice>,
+            None => Arc::clone(&self.target),
+        }
     }
 
     /// The geometry that counts for operations on the target.
     pub(crate) fn target_geometry(&self) -> Geometry {
-        self.through.geometry()
+        self.through().geometry()
     }
 
     /// What is known of the target.
@@ -178,7 +194,7 @@ impl Engine {
 
     /// What a write of the guest goes to at the target, unless the job is over.
     pub(crate) fn target(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.disks().map(|disks| disks.through)
+        self.disks().map(|disks| disks.through())
     }
 
     pub(crate) fn renews_bitmap(&self) -> bool {
@@ -317,8 +333,8 @@ impl Engine {
 
     /// One thread's life: ask, perform, report, until the job is over.
     pub(crate) fn run(&self) {
-        let Some(Ends { source, target, through }) = self.disks() else { return };
-        let mut mover = Mover::new(&*source, &*through, self.manner);
+        let Some(Ends { source, target, cow }) = self.disks() else { return };
+        let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.manner);
         let mut batch = Batch::default();
         let mut state = self.state.lock();
         loop {

@@ -1,6 +1,6 @@
 //! Why a job did not start, or did not end well.
 
-use blockmirror_block as block;
+use blockmirror_block::{self as block, BlockDevice};
 
 use crate::granularity::GranularityError;
 
@@ -162,6 +162,16 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// [`Error::SizeMismatch`] of these two.
+    pub(crate) fn size_mismatch(source: &dyn BlockDevice, target: &dyn BlockDevice) -> Self {
+        Self::SizeMismatch {
+            source_name: source.name().to_owned(),
+            source_len: source.len(),
+            target_name: target.name().to_owned(),
+            target_len: target.len(),
+        }
+    }
+
     /// The failure of a disk that this error is made of.
     pub fn device_error(&self) -> Option<&block::Error> {
         match self {

@@ -13,6 +13,7 @@ use blockmirror_block::{
 
 use crate::core::config::zero_scan_unit;
 use crate::core::{Done, Moved, Work};
+use crate::cow_target::{CowTarget, Lost};
 use crate::options::MirrorOptions;
 use crate::progress::Operation;
 use crate::survey::{Failure, Rules, TargetContent, survey};
@@ -51,7 +52,9 @@ impl Manner {
 #[derive(Debug)]
 pub(crate) struct Mover<'a> {
     source: &'a dyn BlockDevice,
+    /// The target, or what is in front of it.
     target: &'a dyn BlockDevice,
+    cow: Option<&'a CowTarget>,
     manner: Manner,
     /// What the source reads at least, as far as it says.
     block: u64,
@@ -64,9 +67,16 @@ const SECTOR: u64 = 512;
 const MOST_BLOCKS: u64 = 128;
 
 impl<'a> Mover<'a> {
-    pub(crate) fn new(source: &'a dyn BlockDevice, target: &'a dyn BlockDevice, manner: Manner) -> Self {
+    /// Everything goes to `cow`, if there is one in front of `target`.
+    pub(crate) fn new(
+        source: &'a dyn BlockDevice,
+        target: &'a dyn BlockDevice,
+        cow: Option<&'a CowTarget>,
+        manner: Manner,
+    ) -> Self {
         let block = u64::from(source.geometry().request_alignment).max(SECTOR);
-        Self { source, target, manner, block, buffer: AlignedBuf::new(0) }
+        let target = cow.map_or(target, |cow| cow as &dyn BlockDevice);
+        Self { source, target, cow, manner, block, buffer: AlignedBuf::new(0) }
     }
 
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
@@ -77,6 +87,9 @@ impl<'a> Mover<'a> {
                 if !untouched {
                     // Zeros that were promised may have been written over since.
                     rules.target = self.manner.unpromised;
+                } else if self.cow.is_some() && rules.target == TargetContent::Zero {
+                    // It knows which units the promise still holds for.
+                    rules.target = TargetContent::Asked;
                 }
                 survey(self.source, Some(self.target), range, rules).map(Done::Surveyed)
             }
@@ -115,7 +128,17 @@ impl<'a> Mover<'a> {
     /// it.
     fn salvage(&mut self, range: ByteRange, target_zero: bool) -> Result<Done, Failure> {
         match self.read(range) {
-            Ok(()) => return self.write(range, target_zero).map(Done::Copied),
+            Ok(()) => {
+                return match (self.write(range, target_zero), self.cow) {
+                    // All of the range can be read, and what the unit has around it cannot.
+                    (Err(Failure { operation: Operation::Read, .. }), Some(cow)) => {
+                        let mut lost = Vec::new();
+                        let moved = self.write_salvaged(cow, range, range, &mut lost)?;
+                        Ok(Done::Salvaged(moved, lost))
+                    }
+                    (result, _) => result.map(Done::Copied),
+                };
+            }
             // More would be too many reads of a source that is slow to fail.
             Err(failure) if range.len() > self.block * MOST_BLOCKS => return Err(failure),
             Err(_) => {}
@@ -124,7 +147,10 @@ impl<'a> Mover<'a> {
         for block in range.pieces(self.block) {
             match self.read(block) {
                 Ok(()) => {
-                    let part = self.write(block, target_zero)?;
+                    let part = match self.cow {
+                        Some(cow) => self.write_salvaged(cow, range, block, &mut lost)?,
+                        None => self.write(block, target_zero)?,
+                    };
                     moved.copied += part.copied;
                     moved.zeroed += part.zeroed;
                     moved.skipped += part.skipped;
@@ -133,6 +159,22 @@ impl<'a> Mover<'a> {
             }
         }
         Ok(Done::Salvaged(moved, lost))
+    }
+
+    /// Writes `block` of `range`, which was read, where the rest of its unit may not be readable.
+    fn write_salvaged(
+        &mut self,
+        cow: &CowTarget,
+        range: ByteRange,
+        block: ByteRange,
+        lost: &mut Vec<Lost>,
+    ) -> Result<Moved, Failure> {
+        let buf = &*self.buffer.at_least(index(block, block.end()));
+        let mut around = Vec::new();
+        cow.write_salvaged(buf, block.start(), self.block, &mut around).map_err(Failure::at_target)?;
+        // What lies in the range is found there.
+        lost.extend(around.into_iter().filter(|(part, _)| !range.overlaps(*part)));
+        Ok(Moved { copied: block.len(), ..Moved::default() })
     }
 
     /// The first half of a copy.
@@ -163,7 +205,12 @@ impl<'a> Mover<'a> {
                 moved.copied += put(self.target, range, buf, written, from)?;
                 written = to;
                 if target_zero {
-                    moved.skipped += zeros.len();
+                    let zeroed = match self.cow {
+                        Some(cow) => cow.leave_zeros(zeros).map_err(Failure::at_target)?,
+                        None => 0,
+                    };
+                    moved.zeroed += zeroed;
+                    moved.skipped += zeros.len() - zeroed;
                 } else {
                     self.target.write_zeroes(zeros, self.manner.zero_flags).map_err(Failure::at_target)?;
                     moved.zeroed += zeros.len();

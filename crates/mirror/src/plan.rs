@@ -132,12 +132,7 @@ pub(crate) fn check_lengths(
     if source.len() == target.len() || (longer && source.len() < target.len()) {
         return Ok(());
     }
-    Err(Error::SizeMismatch {
-        source_name: source.name().to_owned(),
-        source_len: source.len(),
-        target_name: target.name().to_owned(),
-        target_len: target.len(),
-    })
+    Err(Error::size_mismatch(source, target))
 }
 
 impl fmt::Display for Plan {

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use blockmirror_bitmap::{Cursor, DirtyBitmap};
 use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags};
+use blockmirror_block::{
+    Backing, BlockDevice, ByteRange, ErrorKind as DiskError, Geometry, WriteFlags, ZeroFlags,
+};
 use blockmirror_mirror::{
     CopyMode, Error, ErrorAction, Event, GranularityReason, IoStatus, JobState, MirrorJob, MirrorOptions,
     OnError, SyncMode, Tap,
@@ -370,5 +372,82 @@ fn provocation_15_everybody_follows_the_pivot_and_the_source_is_free() {
         keep(job);
         assert!(source.contents().unwrap() == read, "they differ");
         drop(control);
+    }
+}
+
+/// A target whose layers the job completes from the source.
+fn completed(backing: Backing, cluster: Option<u64>) -> Arc<MemoryDisk> {
+    let mut geometry = Geometry::plain();
+    (geometry.backing, geometry.cluster_size) = (backing, cluster);
+    Arc::new(MemoryDisk::new(DISK).with_geometry(geometry))
+}
+
+const DISK: u64 = 8 << 20;
+
+/// Zeros that a guest writes beside what is copied were left out: the target was known as zero there, but the
+/// job itself had completed the unit with the source's old bytes.
+#[test]
+fn zeros_beside_a_copy_are_written_where_it_has_completed_the_unit() {
+    let whole = ByteRange::new(0, DISK);
+    for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
+        for (backing, cluster, promise) in
+            [(Backing::Remote { can_zero: true }, None, true), (Backing::Hidden, Some(1 << 20), false)]
+        {
+            let source = Arc::new(MemoryDisk::with_contents(&vec![0x11; DISK as usize]));
+            let target = completed(backing, cluster);
+            // Without a promise: zeros that the target states.
+            target.write_zeroes(whole, ZeroFlags::EXPLICIT).unwrap();
+            let tap = Tap::new(Arc::clone(&source) as _);
+            let options = MirrorOptions::new()
+                .granularity(1 << 20)
+                .target_is_zero(promise)
+                .speed(65_536)
+                .buf_size(1 << 20)
+                .copy_mode(mode);
+            let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, options).unwrap();
+            while job.control().progress().copied == 0 {
+                std::thread::yield_now();
+            }
+            // In the first unit something has been copied, and in all others nothing.
+            tap.write_zeroes(ByteRange::new(65_536, 1 << 20), ZeroFlags::NONE).unwrap();
+            job.control().set_speed(0).unwrap();
+            while job.control().next_event(Some(Duration::from_secs(60))).unwrap() != Event::Ready {}
+            job.control().keep_copy().unwrap();
+            job.wait().unwrap();
+            assert!(source.contents().unwrap() == target.contents().unwrap(), "{mode:?} {backing:?}");
+        }
+    }
+}
+
+/// A server's last unit was completed with bytes behind the end of a shorter source, which has none.
+#[test]
+fn a_longer_target_behind_a_server_takes_a_source_of_any_length() {
+    let source = Arc::new(MemoryDisk::with_contents(&vec![0x22; (1 << 20) + 512]));
+    let target = completed(Backing::Remote { can_zero: true }, None);
+    target.write_at(&vec![0x33; DISK as usize], 0, WriteFlags::NONE).unwrap();
+    let options = MirrorOptions::new().longer_target(true);
+    MirrorJob::start(Arc::clone(&source) as _, Arc::clone(&target) as _, options).unwrap().wait().unwrap();
+    let (copy, end) = (target.contents().unwrap(), (1 << 20) + 512);
+    assert!(copy[..end] == source.contents().unwrap() && copy[end..].iter().all(|byte| *byte == 0x33));
+}
+
+/// One bad sector cost the unit around it, readable bytes among them.
+#[test]
+fn a_bad_sector_costs_itself_where_units_are_completed() {
+    let bad = ByteRange::at(2 << 20, 512);
+    for (backing, cluster) in [(Backing::Remote { can_zero: true }, None), (Backing::Hidden, Some(1 << 20))] {
+        let source = Arc::new(MemoryDisk::with_contents(&vec![0x44; DISK as usize]));
+        let faults = Faults::new();
+        faults.inject(Fault::on(OpKind::Read).within(bad).forever());
+        let faulty = Arc::new(FaultDisk::new(Arc::clone(&source) as _, faults));
+        let target = completed(backing, cluster);
+        let options =
+            MirrorOptions::new().granularity(1 << 20).buf_size(1 << 20).on_source_error(OnError::Ignore);
+        let outcome = MirrorJob::start(faulty, Arc::clone(&target) as _, options).unwrap().wait().unwrap();
+        let lost: Vec<_> = outcome.given_up.iter().map(|given| given.range).collect();
+        assert_eq!(lost, [bad], "{backing:?}");
+        let mut wanted = source.contents().unwrap();
+        wanted[2 << 20..(2 << 20) + 512].fill(0);
+        assert!(target.contents().unwrap() == wanted, "{backing:?}");
     }
 }

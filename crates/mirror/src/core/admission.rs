@@ -264,8 +264,8 @@ impl Core {
     fn first_operation(&self, queued: Queued, step: u64) -> Work {
         let range = queued.range;
         let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
-        // No data is moved: the limits of data operations do not apply.
-        let zero_step = self.zeroing.step();
+        // No data is moved: the limits of data operations do not apply. Less than a unit would be data.
+        let zero_step = self.zeroing.step().max(self.config.zero_unit);
         match queued.need {
             Need::Copy { target_zero } => {
                 let by_block = self.is_last_try(queued.tries);

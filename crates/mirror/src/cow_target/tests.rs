@@ -172,7 +172,7 @@ fn only_targets_that_hide_something_are_completed() {
         let (target, source) = (disk(backing, cluster), disk(source, None));
         let options = MirrorOptions::new().sync(sync);
         let through = CowTarget::in_front_of(&target, &source, &options, 1 << 20);
-        (!Arc::ptr_eq(&through, &target)).then(|| through.geometry().subcluster_size.unwrap())
+        through.map(|cow| cow.geometry().subcluster_size.unwrap())
     };
     use SyncMode::{Full, None as Nothing, Top};
     let cluster = Some(65_536);
@@ -184,4 +184,120 @@ fn only_targets_that_hide_something_are_completed() {
     assert_eq!(unit(Backing::Possible, cluster, Backing::Possible, Nothing), cluster);
     assert_eq!(unit(Backing::None, None, Backing::Attached, Top), None);
     assert_eq!(unit(Backing::Remote { can_zero: false }, None, Backing::None, Full), Some(1 << 20));
+}
+
+fn kinds(cow: &CowTarget) -> Vec<(u64, u64, ExtentKind)> {
+    let mut found = Vec::new();
+    let mut visit = |extent: Extent| {
+        found.push((extent.range.start(), extent.range.end(), extent.kind));
+        Visit::Continue(())
+    };
+    cow.extents(ByteRange::new(0, LEN), &mut visit).unwrap();
+    found
+}
+
+/// What was known of a unit as zero was still trusted after the source's bytes had been written to it.
+#[test]
+fn zeros_are_left_out_where_nothing_was_written_only() {
+    let (target, cow) = pair();
+    cow.write_at(&[0xee; 512], 4096, WriteFlags::NONE).unwrap();
+    assert_eq!(cow.leave_zeros(ByteRange::new(0, 4096)).unwrap(), 0);
+    assert_eq!(cow.leave_zeros(ByteRange::new(6000, 9000)).unwrap(), 8192 - 6000);
+    let now = target.contents().unwrap();
+    assert!(now[..4096].iter().all(|byte| *byte == 0));
+    assert_eq!((now[5999], &now[6000..8192]), ((5999 / 100) as u8 | 1, &[0; 2192][..]));
+    assert!(now[8192..].iter().all(|byte| *byte == 0));
+
+    // After a failed flush the unit is not complete, but it was written.
+    cow.state.lock().complete.clear_all();
+    cow.write_at(&[0xee; 512], 4096, WriteFlags::NONE).unwrap();
+    cow.state.lock().complete.clear_all();
+    assert_eq!(cow.leave_zeros(ByteRange::new(6000, 8192)).unwrap(), 2192);
+    assert_eq!(target.contents().unwrap()[6000..8192], [0; 2192]);
+}
+
+#[test]
+fn units_that_were_written_are_of_unknown_content() {
+    let (_, mut cow) = pair();
+    cow.write_at(&[0xee; 512], 4096, WriteFlags::NONE).unwrap();
+    use ExtentKind::{Unallocated, Unknown, Zero};
+    let asked = [(0, 4096, Unallocated), (4096, 8192, Unknown), (8192, LEN, Unallocated)];
+    assert_eq!(kinds(&cow), asked);
+    cow.is_zero = true;
+    assert_eq!(kinds(&cow), [(0, 4096, Zero), (4096, 8192, Unknown), (8192, LEN, Zero)]);
+    cow.content = TargetContent::Unknown;
+    assert_eq!(kinds(&cow), [(0, 4096, Zero), (4096, 8192, Unknown), (8192, LEN, Zero)]);
+    cow.is_zero = false;
+    assert!(kinds(&cow).iter().all(|(_, _, kind)| *kind == Unknown));
+}
+
+/// A scan that came between the reading of the source's bytes and their writing found zeros there.
+#[test]
+fn a_unit_that_is_being_completed_is_of_unknown_content() {
+    let source = Arc::new(MemoryDisk::with_contents(&source_bytes()));
+    let faults = Faults::new();
+    let gate = faults.hold(OpKind::Write, None);
+    let target = Arc::new(MemoryDisk::new(LEN).with_cluster_size(4096));
+    let cow = over(Arc::new(FaultDisk::new(target, faults)), source, 4096);
+    thread::scope(|scope| {
+        scope.spawn(|| cow.write_at(&[0xaa; 512], 4096, WriteFlags::NONE).unwrap());
+        gate.wait_held(1);
+        let now = kinds(&cow);
+        gate.open();
+        assert_eq!(now[1], (4096, 8192, ExtentKind::Unknown));
+    });
+}
+
+#[test]
+fn a_longer_target_keeps_what_lies_behind_the_source() {
+    let source = Arc::new(MemoryDisk::with_contents(&source_bytes()[..5000]));
+    let target = Arc::new(MemoryDisk::with_contents(&[0xbb; LEN as usize]));
+    let cow = over(target.clone(), source, 4096);
+    cow.write_at(&[0xee; 10], 4990, WriteFlags::NONE).unwrap();
+    cow.write_zeroes(ByteRange::new(4500, 4600), ZeroFlags::NONE).unwrap();
+    let now = target.contents().unwrap();
+    assert_eq!((now[4095], now[4096], now[4500], now[4999]), (0xbb, (4096 / 100) as u8 | 1, 0, 0xee));
+    assert!(now[5000..].iter().all(|byte| *byte == 0xbb));
+    cow.write_zeroes(ByteRange::new(4096, 5000), ZeroFlags::NONE).unwrap();
+    assert!(target.contents().unwrap()[5000..].iter().all(|byte| *byte == 0xbb));
+}
+
+#[test]
+fn a_hidden_tail_behind_the_source_is_not_copied_over() {
+    let start = |source: u64, longer| {
+        let mut geometry = Geometry::plain();
+        (geometry.backing, geometry.cluster_size) = (Backing::Hidden, Some(4096));
+        let target = Arc::new(MemoryDisk::new(16_384).with_geometry(geometry));
+        let options = MirrorOptions::new().longer_target(longer);
+        crate::MirrorJob::start(Arc::new(MemoryDisk::new(source)), target, options).map(drop)
+    };
+    assert!(matches!(start(5000, true), Err(crate::Error::SizeMismatch { .. })));
+    start(8192, true).unwrap();
+    start(16_384, false).unwrap();
+}
+
+/// One bad sector cost the whole unit around it.
+#[test]
+fn what_cannot_be_read_around_a_salvaged_block_costs_nothing_else() {
+    let bad = ByteRange::at(4096 + 1024, 512);
+    for backing in [Backing::Hidden, Backing::Remote { can_zero: true }] {
+        let faults = Faults::new();
+        faults.inject(Fault::on(OpKind::Read).within(bad).forever());
+        let source = FaultDisk::new(Arc::new(MemoryDisk::with_contents(&source_bytes())), faults);
+        let mut geometry = Geometry::plain();
+        geometry.backing = backing;
+        let target = Arc::new(MemoryDisk::with_contents(&[0xbb; LEN as usize]).with_geometry(geometry));
+        let cow = over(target.clone(), Arc::new(source), 4096);
+        let mut lost = Vec::new();
+        cow.write_salvaged(&[0xee; 512], 4096, 512, &mut lost).unwrap();
+        let now = target.contents().unwrap();
+        assert_eq!((now[4095], now[4096], now[4607], now[8192]), (0xbb, 0xee, 0xee, 0xbb));
+        // A server completes the unit by itself.
+        let is_remote = backing != Backing::Hidden;
+        assert_eq!(now[8191], if is_remote { 0xbb } else { (8191 / 100) as u8 | 1 });
+        let lost: Vec<_> = lost.into_iter().map(|(range, _)| range).collect();
+        assert_eq!(lost, if is_remote { vec![] } else { vec![bad] });
+        cow.write_salvaged(&[0xdd; 512], 8192 - 512, 512, &mut Vec::new()).unwrap();
+        assert_eq!(target.contents().unwrap()[4096], 0xee);
+    }
 }

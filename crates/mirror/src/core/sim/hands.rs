@@ -87,7 +87,7 @@ impl<'w> Hands<'w> {
             assert!(!range_of(other).overlaps(range), "{:?} and {other:?} in flight together", action.work);
         }
         let manner = Manner::new(&self.world.options, self.world.target.geometry(), TargetContent::Asked);
-        let mover = Mover::new(&*self.world.source, &*self.world.target, manner);
+        let mover = Mover::new(&*self.world.source, &*self.world.target, None, manner);
         let side = if matches!(action.work, Work::Copy { .. }) { Operation::Read } else { Operation::Write };
         let not_before = now + self.world.tempo.takes(rng, side);
         self.running.push(Running { action, mover, has_read: false, not_before });
