@@ -230,6 +230,19 @@ pub struct HostRun {
     pub offset: u64,
 }
 
+impl HostRun {
+    /// The same place in the file itself, where the storage is only a part of it.
+    #[must_use]
+    pub fn in_file(mut self) -> Self {
+        while let Some((whole, start)) =
+            self.storage.part_of().map(|(whole, start)| (Arc::clone(whole), start))
+        {
+            self = Self { storage: whole, offset: self.offset.saturating_add(start) };
+        }
+        self
+    }
+}
+
 impl fmt::Debug for HostRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{:#x}", self.storage.name(), self.offset)

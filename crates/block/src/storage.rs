@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::device::{Backing, ZeroFlags};
 use crate::extent::{HostRun, Visit};
@@ -74,6 +75,12 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
         let _ = (offset, run, len);
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
+    }
+
+    /// The storage that this one is a part of, and the offset there of its first byte. Who must know where bytes lie in a file
+    /// follows it ([`HostRun::in_file`]).
+    fn part_of(&self) -> Option<(&Arc<dyn Storage>, u64)> {
+        None
     }
 
     /// The open file below, for calls that the kernel does between two files.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use blockmirror_block::Visit;
-use blockmirror_image::{CompareOptions, Difference, Format, Image, OpenOptions, compare};
+use blockmirror_image::{CompareOptions, Difference, Format, Image, OpenOptions, Part, compare};
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
@@ -22,8 +22,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
 }
 
 fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
-    let first = open(&args.first, args.first_format, args)?;
-    let second = open(&args.second, args.second_format, args)?;
+    let first = open(&args.first, args.parts.0, args.first_format, args)?;
+    let second = open(&args.second, args.parts.1, args.second_format, args)?;
     for note in first.notes().iter().chain(second.notes()) {
         console.note(note);
     }
@@ -53,12 +53,13 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     Ok(if differ { Exit::Failed } else { Exit::Done })
 }
 
-fn open(path: &Path, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
+fn open(path: &Path, part: Part, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
     let mut policy = access::policy(path, &args.access)?;
     policy.allow_file(&args.first);
     policy.allow_file(&args.second);
     let options = OpenOptions::new()
         .format(format)
+        .part(part)
         .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
         .cache(args.source_cache)

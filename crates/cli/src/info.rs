@@ -13,7 +13,7 @@ use crate::failure::{Exit, Outcome, one_line};
 use crate::{access, json};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
-    let options = OpenOptions::new().format(args.format).nbd(access::nbd(&args.access));
+    let options = OpenOptions::new().format(args.format).part(args.part).nbd(access::nbd(&args.access));
     let text = if args.backing_chain {
         let policy = access::policy(&args.file, &args.access)?;
         let chain = read_chain(&args.file, &options.policy(policy))?;

@@ -13,6 +13,7 @@ use crate::{access, json};
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let image = OpenOptions::new()
         .format(args.format)
+        .part(args.part)
         .lock(access::lock_of_source(&args.access))
         .nbd(access::nbd(&args.access))
         .policy(access::policy(&args.file, &args.access)?)

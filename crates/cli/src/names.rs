@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blockmirror_image::{Format, ImageName};
+use blockmirror_image::{Format, ImageName, Part};
 use blockmirror_qmp::keyval;
 
 use crate::args::{Command, CopyArgs};
@@ -16,14 +16,22 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Mirror(args) => copy(&mut args.copy),
         Command::Convert(args) => copy(&mut args.copy),
         Command::Create(args) => args.file.as_mut().map_or(Ok(()), new),
-        Command::Info(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
-        Command::Map(args) => image(&mut args.file, &mut args.format, args.access.image_opts, "-f"),
+        Command::Info(args) => {
+            let options = args.access.image_opts;
+            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+        }
+        Command::Map(args) => {
+            let options = args.access.image_opts;
+            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+        }
         Command::Compare(args) => {
             let options = args.access.image_opts;
-            image(&mut args.first, &mut args.first_format, options, "-f")?;
-            image(&mut args.second, &mut args.second_format, options, "-F")
+            image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;
+            image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F")
         }
-        Command::Resize(args) => image(&mut args.file, &mut args.format, args.image_opts, "-f"),
+        Command::Resize(args) => {
+            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+        }
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
 }
@@ -33,16 +41,23 @@ fn copy(args: &mut CopyArgs) -> Outcome<()> {
         args.names.push(parse(name, args.source_format, args.access.image_opts, "-f")?);
     }
     if args.no_create {
-        image(&mut args.target, &mut args.target_format, args.target_image_opts, "-O")
+        let options = args.target_image_opts;
+        image(&mut args.target, &mut args.target_part, &mut args.target_format, options, "-O")
     } else {
         new(&mut args.target)
     }
 }
 
 /// An image that is there.
-fn image(name: &mut PathBuf, format: &mut Option<Format>, options: bool, letter: &str) -> Outcome<()> {
+fn image(
+    name: &mut PathBuf,
+    part: &mut Part,
+    format: &mut Option<Format>,
+    options: bool,
+    letter: &str,
+) -> Outcome<()> {
     let found = parse(name, *format, options, letter)?;
-    (*name, *format) = (found.path, found.format);
+    (*name, *part, *format) = (found.path, found.part, found.format);
     Ok(())
 }
 
@@ -71,5 +86,6 @@ fn new(name: &mut PathBuf) -> Outcome<()> {
             name.display()
         )));
     }
-    image(name, &mut None, false, "-O")
+    *name = parse(name, None, false, "-O")?.path;
+    Ok(())
 }

@@ -21,6 +21,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     console.keep_out_of(FileId::of(&args.file));
     let image = OpenOptions::new()
         .format(args.format)
+        .part(args.part)
         .writable(true)
         .lock(access::lock(args.lock))
         .claim(!args.force)

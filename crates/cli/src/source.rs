@@ -33,6 +33,7 @@ impl Source {
             let policy = allow_typed(access::policy(&name.path, &args.access)?, args);
             let image = OpenOptions::new()
                 .format(name.format)
+                .part(name.part)
                 .lock(access::lock_of_source(&args.access))
                 .nbd(access::nbd(&args.access))
                 .cache(args.source_cache)

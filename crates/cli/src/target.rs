@@ -8,7 +8,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
     CacheMode, CreateSettings, CreateSpec, Decision, Error, Format, Image, InPlace, LockMode, NbdOptions,
-    NewImage, OpenOptions, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile,
+    NewImage, OpenOptions, Part, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile,
     directory_of, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
@@ -32,8 +32,8 @@ pub(crate) struct TargetSpec {
 }
 
 enum Kind {
-    /// An image that is there. `None`: its format is found out.
-    Existing(Option<Format>),
+    /// An image that is there, or in a part of what is there. `None`: its format is found out.
+    Existing(Option<Format>, Part),
     New {
         spec: Box<CreateSpec>,
         /// The name and the format of the backing file that it will have.
@@ -65,7 +65,7 @@ impl TargetSpec {
             return Err(is_source(path, image));
         }
         let (kind, policy) = if args.no_create {
-            (Kind::Existing(format), allow_typed(access::policy(path, &args.access)?, args))
+            (Kind::Existing(format, args.target_part), allow_typed(access::policy(path, &args.access)?, args))
         } else {
             // Without a format given it is the source's, which has one then.
             let format = format.or(source.format()).unwrap_or(Format::Raw);
@@ -118,8 +118,8 @@ impl TargetSpec {
     /// What a job would do; opens an existing target for reading and makes nothing.
     pub(crate) fn plan(&self, source: &Source, options: &MirrorOptions) -> Outcome<Plan> {
         let planned = match &self.kind {
-            Kind::Existing(format) => {
-                let image = self.open_existing(source, *format, false)?;
+            Kind::Existing(format, part) => {
+                let image = self.open_existing(source, *part, *format, false)?;
                 plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
             }
             Kind::New { spec, backing } => {
@@ -150,8 +150,8 @@ impl TargetSpec {
     /// Opens or makes the target.
     pub(crate) fn open(&self, console: &mut Console<'_>, source: &Source) -> Outcome<Target> {
         match &self.kind {
-            Kind::Existing(format) => {
-                let image = self.open_existing(source, *format, true)?;
+            Kind::Existing(format, part) => {
+                let image = self.open_existing(source, *part, *format, true)?;
                 console.keep_out_of(image.own_files());
                 for note in image.notes() {
                     console.note(note);
@@ -176,8 +176,14 @@ impl TargetSpec {
     }
 
     /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its files.
-    fn open_existing(&self, source: &Source, format: Option<Format>, writable: bool) -> Outcome<Image> {
-        let image = self.open_options().format(format).writable(writable).open(&self.path)?;
+    fn open_existing(
+        &self,
+        source: &Source,
+        part: Part,
+        format: Option<Format>,
+        writable: bool,
+    ) -> Outcome<Image> {
+        let image = self.open_options().format(format).part(part).writable(writable).open(&self.path)?;
         match source.written_by(&image) {
             Some(part) => Err(is_source(&self.path, part)),
             None => Ok(image),

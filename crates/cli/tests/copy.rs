@@ -7,6 +7,8 @@ mod cache;
 mod common;
 #[path = "copy/damaged.rs"]
 mod damaged;
+#[path = "copy/parts.rs"]
+mod parts;
 #[path = "copy/sources.rs"]
 mod sources;
 #[path = "copy/targets.rs"]
@@ -419,7 +421,7 @@ fn images_are_named_as_in_qemu_img() {
     assert_eq!(fs::read(place.path("b")).unwrap(), fs::read(place.path("source")).unwrap());
     for (line, word) in [
         ("map -f raw --image-opts driver=raw,file.filename=@b", "-f"),
-        ("map --image-opts driver=raw,file.filename=@b,offset=512", "\"offset\""),
+        ("map --image-opts driver=qcow2,file.filename=@b,offset=512", "\"offset\""),
         (r#"info json:{"driver":"qcow2","file":"node"}"#, "\"file\""),
         ("create json:{} 1M", "needs a path"),
     ] {

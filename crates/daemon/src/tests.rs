@@ -11,6 +11,7 @@ mod hmp;
 mod hung;
 mod objects;
 mod overlay;
+mod parts;
 mod references;
 mod reopen;
 mod schema;

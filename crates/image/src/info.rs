@@ -11,7 +11,7 @@ use blockmirror_file::LockMode;
 use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
 use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
 use blockmirror_qcow2::{CutShort, Header, Version};
-use blockmirror_raw::SECTOR;
+use blockmirror_raw::{Part, SECTOR};
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
@@ -128,12 +128,14 @@ impl ImageInfo {
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let place = options.clone().lock(LockMode::Off).open_place(path, false)?;
-        Self::read_from(&place, path, options.given_format())
+        Self::read_from(&place, options.given_part(), path, options.given_format())
     }
 
-    fn read_from(place: &Place, path: &Path, format: Option<Format>) -> Result<Self> {
-        let file = &*place.storage();
-        let len = file.len()?;
+    fn read_from(place: &Place, part: Part, path: &Path, format: Option<Format>) -> Result<Self> {
+        let whole = place.storage();
+        let len = whole.len()?;
+        let storage = part.of(whole)?;
+        let file = &*storage;
         let format = match format {
             Some(format) => format,
             None => probe(file, path)?,
@@ -141,13 +143,13 @@ impl ImageInfo {
         let mut info = Self {
             path: path.to_owned(),
             format,
-            virtual_size: len.next_multiple_of(SECTOR),
+            virtual_size: file.len()?.next_multiple_of(SECTOR),
             file: FileInfo { kind: FileKind::of(place), len, allocated: file.allocated_bytes()? },
             backing: None,
             qcow2: None,
         };
         if format == Format::Qcow2 {
-            let qcow2 = read_qcow2(place.storage()).map_err(|e| e.in_file(&file.name().into()))?;
+            let qcow2 = read_qcow2(Arc::clone(&storage)).map_err(|e| e.in_file(&file.name().into()))?;
             info.virtual_size = qcow2.header.virtual_size;
             info.backing = qcow2.header.backing.as_ref().map(|backing| {
                 let name = backing.name.as_path();
@@ -240,12 +242,12 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     let top = options.open_place(path, false)?;
     let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];
-    let mut chain = vec![ImageInfo::read_from(&top, path, options.given_format())?];
+    let mut chain = vec![ImageInfo::read_from(&top, options.given_part(), path, options.given_format())?];
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
         let Some(below) = Below::judge(options, &last.path, &qcow2.header)? else { break };
         let file = below.open(options, chain.len(), &mut files)?;
-        chain.push(ImageInfo::read_from(&file, &below.file.path, below.format)?);
+        chain.push(ImageInfo::read_from(&file, Part::default(), &below.file.path, below.format)?);
     }
     Ok(chain)
 }

@@ -3,7 +3,7 @@
 //! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of runs
 //! costs no memory.
 
-use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, ExtentMerger, Visit};
+use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, ExtentMerger, HostRun, Visit};
 use serde_json::{Value, json};
 
 /// One run, with the members of `qemu-img map --output=json`.
@@ -71,7 +71,7 @@ pub fn map(
             zero: extent.reads_as_zero(),
             data: extent.kind == ExtentKind::Data || extent.mapped_hole,
             compressed: extent.compressed,
-            host: extent.host.map(|run| (run.offset, run.storage.name().to_owned())),
+            host: extent.host.map(HostRun::in_file).map(|run| (run.offset, run.storage.name().to_owned())),
         })
     };
     let mut merger = ExtentMerger::default();

@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use blockmirror_raw::Part;
+
 use crate::format::Format;
+use crate::size::parse_size;
 
 /// An image that a caller has named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct ImageName {
     pub path: PathBuf,
     /// Its format, where the name says it.
     pub format: Option<Format>,
+    /// The part of the file, or of the export, that it lies in.
+    pub part: Part,
 }
 
 /// Why the description of an image was not understood.
@@ -59,7 +64,11 @@ impl ImageName {
                 Err(error) => Err(NameError::Json(error.to_string())),
             };
         }
-        Ok(Self { path: without_file_prefix(name).map_or_else(|| name.to_owned(), as_path), format: None })
+        Ok(Self {
+            path: without_file_prefix(name).map_or_else(|| name.to_owned(), as_path),
+            format: None,
+            part: Part::default(),
+        })
     }
 
     /// Reads the options of `--image-opts` and `json:`, nested or with dots.
@@ -77,17 +86,28 @@ impl ImageName {
             Some(protocol) => {
                 let path = options.protocol("", Some(protocol.to_owned()))?;
                 options.all_taken()?;
-                return Ok(Self { path, format: Some(Format::Raw) });
+                return Ok(Self { path, format: Some(Format::Raw), part: Part::default() });
             }
         };
         if options.0.contains_key("file") {
             // There are no nodes that it could name.
             return Err(NameError::Option("file".to_owned()));
         }
-        let protocol = options.take("file.driver");
-        let path = options.protocol("file.", protocol)?;
+        // A format may lie in a part of a file; a raw disk is one by its own options.
+        let (mut part, mut prefix) = (Part::default(), "file.");
+        let mut protocol = options.take("file.driver");
+        match format {
+            Some(Format::Raw) => part = options.part("")?,
+            Some(_) if protocol.as_deref() == Some("raw") => {
+                part = options.part(prefix)?;
+                prefix = "file.file.";
+                protocol = options.take("file.file.driver");
+            }
+            _ => {}
+        }
+        let path = options.protocol(prefix, protocol)?;
         options.all_taken()?;
-        Ok(Self { path, format })
+        Ok(Self { path, format, part })
     }
 }
 
@@ -131,12 +151,26 @@ impl Options {
         self.0.remove(name)
     }
 
+    /// The part of a file that the options of a raw disk with `prefix` describe.
+    fn part(&mut self, prefix: &str) -> Result<Part, NameError> {
+        let mut size = |member: &str| {
+            let option = format!("{prefix}{member}");
+            let Some(value) = self.take(&option) else { return Ok(None) };
+            parse_size(&value).map(Some).map_err(|_| NameError::Value { option, value })
+        };
+        Ok(Part::new(size("offset")?.unwrap_or(0), size("size")?))
+    }
+
     /// The file or export that the options with `prefix` describe.
     fn protocol(&mut self, prefix: &'static str, driver: Option<String>) -> Result<PathBuf, NameError> {
         let name = |member: &str| format!("{prefix}{member}");
         match driver.as_deref() {
             None | Some("file" | "host_device") => {
-                let missing = if prefix.is_empty() { "filename" } else { "file.filename" };
+                let missing = match prefix {
+                    "" => "filename",
+                    "file." => "file.filename",
+                    _ => "file.file.filename",
+                };
                 let path = self.take(&name("filename")).ok_or(NameError::Missing(missing))?;
                 Ok(as_path(path.into()))
             }
@@ -217,6 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn a_raw_disk_may_be_a_part_of_a_file() {
+        for (json, format, offset, size) in [
+            (r#"{"driver":"raw","offset":512,"file":{"filename":"a"}}"#, Format::Raw, 512, None),
+            (r#"{"driver":"raw","size":"1k","file.filename":"a"}"#, Format::Raw, 0, Some(1024)),
+            (
+                r#"{"driver":"qcow2","file":{"driver":"raw","offset":"1M","size":4096,"file":{"filename":"a"}}}"#,
+                Format::Qcow2,
+                1 << 20,
+                Some(4096),
+            ),
+        ] {
+            let name = ImageName::parse(Path::new(&format!("json:{json}"))).unwrap();
+            assert_eq!((name.format, name.part), (Some(format), Part::new(offset, size)), "{json}");
+            assert_eq!(name.path, Path::new("a"), "{json}");
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_by_name() {
         for (json, word) in [
             ("[1]", "another value"),
@@ -226,7 +278,12 @@ mod tests {
             (r#"{"driver":"vmdk","file":{"filename":"a"}}"#, "\"vmdk\""),
             (r#"{"driver":"qcow2","backing":null,"file":{"filename":"a"}}"#, "\"backing\""),
             (r#"{"driver":"qcow2","file":{"filename":"a","locking":"off"}}"#, "\"file.locking\""),
-            (r#"{"driver":"raw","offset":512,"file":{"filename":"a"}}"#, "\"offset\""),
+            (r#"{"driver":"qcow2","offset":512,"file":{"filename":"a"}}"#, "\"offset\""),
+            (r#"{"driver":"raw","offset":-1,"file":{"filename":"a"}}"#, "\"offset\" cannot be \"-1\""),
+            (r#"{"driver":"raw","size":1.5,"file":{"filename":"a"}}"#, "\"size\" cannot be \"1.5\""),
+            (r#"{"driver":"raw","file":{"driver":"raw","file":{"filename":"a"}}}"#, "\"file.driver\""),
+            (r#"{"driver":"file","offset":512,"filename":"a"}"#, "\"offset\""),
+            (r#"{"driver":"qcow2","file":{"driver":"raw","offset":1}}"#, "\"file.file.filename\""),
             (r#"{"driver":"qcow2","file":{"driver":"https","url":"x"}}"#, "\"https\""),
         ] {
             let error = parse(&format!("json:{json}")).unwrap_err();

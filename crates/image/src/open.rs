@@ -12,7 +12,7 @@ use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
 use blockmirror_qcow2::{FileName, Header, Qcow2};
-use blockmirror_raw::{Raw, RawOptions};
+use blockmirror_raw::{Part, Raw, RawOptions};
 
 use crate::cache::CacheMode;
 use crate::disk_image::{Backing, Image, Note};
@@ -36,6 +36,7 @@ pub struct OpenOptions {
     lock: LockMode,
     claim: bool,
     cache: CacheMode,
+    part: Part,
     policy: ReferencePolicy,
     max_depth: u32,
     #[cfg(feature = "nbd")]
@@ -50,6 +51,7 @@ impl Default for OpenOptions {
             lock: LockMode::Exclusive,
             claim: false,
             cache: CacheMode::default(),
+            part: Part::default(),
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             #[cfg(feature = "nbd")]
@@ -119,6 +121,13 @@ impl OpenOptions {
         self
     }
 
+    /// The image lies in this part of its file only. Layers below it lie in all of theirs.
+    #[must_use]
+    pub fn part(mut self, part: Part) -> Self {
+        self.part = part;
+        self
+    }
+
     /// How many images a chain may have.
     #[must_use]
     pub fn max_depth(mut self, images: u32) -> Self {
@@ -150,7 +159,8 @@ impl OpenOptions {
         let mut descent = Descent { options: self, files: vec![place.id()], notes: Vec::new() };
         descent.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(Place::storage);
-        let (top, below) = descent.layer(place, path.to_owned(), path.to_owned(), self.format, data)?;
+        let name = path.to_owned();
+        let (top, below) = descent.layer(place, self.part, path.to_owned(), name, self.format, data)?;
         let own_files = descent.files.len();
         let lower = descent.go_down(below)?;
         descent.build(top, lower, own_files)
@@ -158,6 +168,10 @@ impl OpenOptions {
 
     pub(crate) fn given_format(&self) -> Option<Format> {
         self.format
+    }
+
+    pub(crate) fn given_part(&self) -> Part {
+        self.part
     }
 
     /// With the policy for the image that is open in `place` by the name `path`.
@@ -260,7 +274,7 @@ impl Descent<'_> {
             // The top image is not in `layers`.
             let place = next.open(self.options, layers.len() + 1, &mut self.files)?;
             let Below { above, name, file: Resolved { path, .. }, format } = next;
-            let (layer, its_below) = self.layer(&place, path, name, format, None)?;
+            let (layer, its_below) = self.layer(&place, Part::default(), path, name, format, None)?;
             if layer.guessed {
                 self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });
             }
@@ -275,18 +289,19 @@ impl Descent<'_> {
     fn layer(
         &mut self,
         place: &Place,
+        part: Part,
         path: PathBuf,
         name: PathBuf,
         given: Option<Format>,
         data: Option<Arc<dyn Storage>>,
     ) -> Result<(Layer, Option<Below>)> {
-        let mut storage = place.storage();
+        let mut storage = part.of(place.storage())?;
         let format = match given {
             Some(format) => format,
             None => probe(&*storage, &path)?,
         };
         if format == Format::Raw {
-            storage = place.plain_storage();
+            storage = part.of(place.plain_storage())?;
         }
         let mut layer = Layer { path, storage, format, guessed: given.is_none(), data, name };
         let mut below = None;

@@ -11,7 +11,7 @@ use blockmirror_block::{
     WriteFlags, ZeroCost, ZeroFlags,
 };
 use blockmirror_file::{FileOptions, FileStorage};
-use blockmirror_raw::{Raw, RawOptions};
+use blockmirror_raw::{Part, Raw, RawOptions};
 use proptest::prelude::*;
 
 fn new_file(contents: &[u8]) -> (Arc<FileStorage>, PathBuf, tempfile::TempDir) {
@@ -282,4 +282,110 @@ fn a_file_that_becomes_shorter_cannot_be_read_past_its_end() {
     }
     let found = runs(&raw, ByteRange::new(0, raw.len()));
     assert_eq!(found.last().unwrap(), &(100_352, 300_032, ExtentKind::Data), "{found:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What is outside of the part stays, whatever is done to the disk.
+    #[test]
+    fn a_part_is_a_disk_and_the_rest_stays(
+        before in 0..9_000usize,
+        len in 0..70_000usize,
+        size in prop::option::of(0..140_u64),
+        ops in prop::collection::vec(op(), 1..20),
+    ) {
+        let (file, path, _dir) = new_file(&vec![3; before + len]);
+        let there = ((before + len) as u64).next_multiple_of(512) - before as u64;
+        let size = size.map(|sectors| (sectors * 512).min(there & !511));
+        let part = Part::new(before as u64, size);
+        let raw = Raw::open(part.of(file).unwrap(), RawOptions::new()).unwrap();
+        prop_assert_eq!(raw.len(), size.unwrap_or(there.next_multiple_of(512)));
+        let mut model = vec![3; len];
+        model.resize(raw.len() as usize, 0);
+        let after = std::fs::read(&path).unwrap().split_off((before + model.len()).min(before + len));
+        for op in ops {
+            let (at, len) = match op {
+                Op::Write(at, len, _) | Op::Zero(at, len, _) | Op::Discard(at, len) => (at, len),
+            };
+            let range = ByteRange::at(at, len);
+            let result = match op {
+                Op::Write(_, _, with) => raw.write_at(&vec![with; len as usize], at, WriteFlags::NONE),
+                Op::Zero(_, _, unmap) => {
+                    raw.write_zeroes(range, if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE })
+                }
+                Op::Discard(..) => raw.discard(range),
+            };
+            prop_assert_eq!(result.is_ok(), at + len <= raw.len());
+            if result.is_ok() {
+                let changed = &mut model[at as usize..(at + len) as usize];
+                match op {
+                    Op::Write(_, _, with) => changed.fill(with),
+                    Op::Zero(..) => changed.fill(0),
+                    Op::Discard(..) => raw.read_at(changed, at).unwrap(),
+                }
+            }
+        }
+        let mut all = vec![0xee; model.len()];
+        raw.read_at(&mut all, 0).unwrap();
+        prop_assert!(all == model);
+        let bytes = std::fs::read(&path).unwrap();
+        prop_assert!(bytes[..before] == vec![3; before]);
+        if !after.is_empty() {
+            prop_assert!(bytes[before + model.len()..] == after);
+        }
+        let mut at = 0;
+        raw.extents(ByteRange::new(0, raw.len()), &mut |e| {
+            assert_eq!(e.range.start(), at);
+            at = e.range.end();
+            let place = e.host.clone().unwrap().in_file();
+            assert_eq!(place.offset, before as u64 + e.range.start());
+            Visit::Continue(())
+        })
+        .unwrap();
+        prop_assert_eq!(at, raw.len());
+    }
+}
+
+#[test]
+fn a_part_lies_inside_and_keeps_its_length() {
+    let (file, path, _dir) = new_file(&[7; 10_000]);
+    let part = |offset, size| Part::new(offset, size).of(Arc::clone(&file) as _);
+    for (offset, size, len) in [
+        (0, Some(0), 0),
+        (1, None, 10_239),
+        (9_999, None, 241),
+        (10_240, None, 0),
+        (10_240, Some(0), 0),
+        (9_728, Some(512), 512),
+        (512, Some(9_728), 9_728),
+    ] {
+        assert_eq!(part(offset, size).unwrap().len().unwrap(), len, "{offset}, {size:?}");
+    }
+    for (offset, size) in [
+        (10_241, None),
+        (u64::MAX, None),
+        (u64::MAX, Some(512)),
+        (0, Some(10_752)),
+        (0, Some(u64::MAX)),
+        (0, Some(u64::MAX - 511)),
+        (513, Some(u64::MAX - 511)),
+        (0, Some(1000)),
+    ] {
+        assert_eq!(part(offset, size).unwrap_err().kind(), ErrorKind::InvalidInput, "{offset}, {size:?}");
+    }
+    let fixed = Raw::open(part(1000, Some(1024)).unwrap(), RawOptions::new()).unwrap();
+    assert_eq!(fixed.resize(2048, false).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(fixed.resize(512, true).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 10_000);
+    let open = Raw::open(part(1000, None).unwrap(), RawOptions::new()).unwrap();
+    open.resize(20_480, false).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 21_480);
+    open.resize(512, true).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_512);
+    // The file has become shorter than the part.
+    file.set_len(100).unwrap();
+    let mut buf = [1; 512];
+    assert_eq!(fixed.read_at(&mut buf, 0).unwrap_err().kind(), ErrorKind::CutShort);
+    assert_eq!(part(0, None).unwrap().info().request_alignment, file.info().request_alignment);
 }

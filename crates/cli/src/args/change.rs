@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::Format;
 use blockmirror_image::size::{SizeError, parse_size};
+use blockmirror_image::{Format, Part};
 use clap::{Args, ValueEnum};
 
 use super::{LockArgs, TargetArgs, size};
@@ -71,6 +71,10 @@ pub(crate) struct CreateArgs {
 pub(crate) struct ResizeArgs {
     /// The image, which nobody may be using
     pub(crate) file: PathBuf,
+
+    /// The part of `file` that is meant, once that is settled.
+    #[arg(skip)]
+    pub(crate) part: Part,
 
     /// The new size, or with + or - by how much it changes; rounded up to a multiple of 512
     #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName};
+use blockmirror_image::{CacheMode, Format, ImageName, Part};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -62,6 +62,10 @@ pub(crate) struct CopyArgs {
 
     /// The image to make, or with -n to write into
     pub(crate) target: PathBuf,
+
+    /// The part of `target` that is meant, once that is settled.
+    #[arg(skip)]
+    pub(crate) target_part: Part,
 
     /// Format of the source (of all of them), raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]

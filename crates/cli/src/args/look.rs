@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format};
+use blockmirror_image::{CacheMode, Format, Part};
 use clap::Args;
 
 use super::{AccessArgs, OutputArgs, ProgressArgs, size};
@@ -27,6 +27,10 @@ pub(crate) struct InfoArgs {
     /// The image
     pub(crate) file: PathBuf,
 
+    /// The part of `file` that is meant, once that is settled.
+    #[arg(skip)]
+    pub(crate) part: Part,
+
     /// Format of the image, raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
@@ -46,6 +50,10 @@ pub(crate) struct InfoArgs {
 pub(crate) struct MapArgs {
     /// The image
     pub(crate) file: PathBuf,
+
+    /// The part of `file` that is meant, once that is settled.
+    #[arg(skip)]
+    pub(crate) part: Part,
 
     /// Format of the image, raw or qcow2; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -73,6 +81,10 @@ pub(crate) struct CompareArgs {
 
     /// The second image
     pub(crate) second: PathBuf,
+
+    /// The parts of `first` and `second` that are meant, once that is settled.
+    #[arg(skip)]
+    pub(crate) parts: (Part, Part),
 
     /// Format of the first image; found out if not given
     #[arg(short = 'f', long, value_name = "FMT")]

@@ -97,7 +97,10 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         // A target that is there stands on what its own header names.
         let below = (!existing).then_some(below);
         let backing = stands_on.map(|node| graph.in_headers(node));
-        let backing = backing.map(|node| (node.name_in_headers(), node.format_in_headers()));
+        let backing = backing.filter(|_| !existing);
+        let backing =
+            backing.map(|node| Ok::<_, QmpError>((graph.header_name(&node.name)?, node.format_in_headers())));
+        let backing = backing.transpose()?;
         let (size, format) = (source.device.len(), graph.in_headers(source).format_in_headers());
         drop(graph);
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)

@@ -235,7 +235,7 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
         let wanted = wanted.map(|node| node.name.clone());
         other = Some(match (role, node.driver) {
             ("backing", "qcow2") => ("backing", wanted),
-            ("file", "raw" | "throttle") => ("file", wanted),
+            ("file", "raw" | "throttle") if !node.is_part() => ("file", wanted),
             _ => return Err(cannot_change(role)),
         });
     }

@@ -88,8 +88,8 @@ static RAW: Object = Object::new(
     "The bytes of another node.",
     &[
         req("file", Type::Alternate(&BLOCKDEV_REF), "the node"),
-        opt("offset", SIZE, "refused"),
-        opt("size", SIZE, "refused"),
+        opt("offset", SIZE, "the first byte that the disk has of it, which is a file then").default("0"),
+        opt("size", SIZE, "how many bytes it has, a multiple of 512; all from `offset` on if not given"),
     ],
 );
 

@@ -183,12 +183,15 @@ impl Daemon {
             }
             check_below(&graph, &node.name)?;
             let named = graph.in_headers(node);
-            let backing = (named.name_in_headers(), named.format_in_headers());
+            let backing = match existing {
+                true => None,
+                false => Some((graph.header_name(&named.name)?, named.format_in_headers())),
+            };
             (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
         };
         let made = match existing {
             true => None,
-            false => Some(Made::create(self, path, Format::Qcow2, size, Some(backing))?),
+            false => Some(Made::create(self, path, Format::Qcow2, size, backing)?),
         };
         let file = protocol_node(path);
         let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});

@@ -4,29 +4,45 @@ use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_mirror::Tap;
-use blockmirror_qmp::Args;
-use blockmirror_raw::{Raw, RawOptions};
+use blockmirror_qmp::{Args, QmpError};
+use blockmirror_raw::{Part, Raw, RawOptions};
+use serde_json::json;
 
-use super::{Opened, Opening, failed, refuse};
+use super::{Opened, Opening, failed};
 use crate::Reply;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
-    refuse(args, "raw", &["offset", "size"])?;
+    let part = Part::new(args.opt_u64("offset")?.unwrap_or(0), args.opt_u64("size")?);
     let inherited = opening.common.for_file();
     let file = opening.child(args, "file", inherited)?;
     let read_only = opening.common.read_only || file.read_only;
-    let device = disk(file.storage.as_ref().filter(|_| file.path.is_some()), &file.tap)?;
+    let is_file = file.path.is_some();
+    let (mut storage, mut filename) = (file.storage.clone(), file.filename.clone());
+    if !part.is_all() {
+        let Some(whole) = storage.filter(|_| is_file) else {
+            return Err(QmpError::generic("'offset' and 'size' are for raw nodes on files"));
+        };
+        storage = Some(part.of(whole).map_err(failed)?);
+        filename = described(part, &filename);
+    }
+    let device = disk(storage.as_ref().filter(|_| is_file), &file.tap)?;
     let children = vec![match file.storage {
         Some(_) => file.file_link("file", read_only, opening.common.force_share),
         None => file.filter_link("file", read_only),
     }];
-    Ok(Opened {
-        path: file.path,
-        storage: file.storage,
-        read_only,
-        children,
-        ..Opened::leaf(device, file.filename)
-    })
+    Ok(Opened { path: file.path, storage, read_only, children, ..Opened::leaf(device, filename) })
+}
+
+/// What a part of a file is called in answers. No header of an image can name it.
+fn described(part: Part, filename: &str) -> String {
+    let mut options = json!({ "driver": "raw", "offset": part.offset });
+    if let (Some(options), Some(size)) = (options.as_object_mut(), part.size) {
+        options.insert("size".to_owned(), size.into());
+    }
+    if let Some(options) = options.as_object_mut() {
+        options.insert("file".to_owned(), json!({ "driver": "file", "filename": filename }));
+    }
+    format!("json:{options}")
 }
 
 /// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap. An export

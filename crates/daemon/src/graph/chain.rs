@@ -150,6 +150,22 @@ impl Graph {
         Ok(())
     }
 
+    /// What the header of an image that is to stand on `name` calls it.
+    pub(crate) fn header_name(&self, name: &str) -> Reply<String> {
+        let mut next = self.find(name)?;
+        loop {
+            if next.is_part() {
+                return Err(QmpError::generic(format!(
+                    "Node '{name}' lies in a part of a file, which the header of an image cannot name"
+                )));
+            }
+            match self.children(&next.name).find(|(role, _)| matches!(*role, "file" | "image")) {
+                Some((_, child)) => next = child,
+                None => return Ok(self.find(name)?.name_in_headers()),
+            }
+        }
+    }
+
     /// Refuses if anybody uses `name`.
     pub(crate) fn check_unused(&self, name: &str) -> Reply<()> {
         self.check_no_job(name)?;

@@ -59,6 +59,11 @@ impl Node {
         }
     }
 
+    /// Whether it shows a part of a file.
+    pub(crate) fn is_part(&self) -> bool {
+        self.driver == "raw" && ["offset", "size"].iter().any(|option| self.options.contains_key(*option))
+    }
+
     /// Whether it is a format, which lives in the file below it.
     pub(crate) fn is_format(&self) -> bool {
         self.driver == "qcow2" || self.driver == "raw" && self.storage.is_some()

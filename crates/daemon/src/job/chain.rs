@@ -71,16 +71,21 @@ impl ChainRequest {
     }
 
     /// The base `node`, and how it is to be called in the header of `image`, if that changes.
-    fn base(&self, graph: &Graph, node: &Node, image: Option<&Node>) -> (Base, Option<Naming>) {
+    fn base(&self, graph: &Graph, node: &Node, image: Option<&Node>) -> Reply<(Base, Option<Naming>)> {
         let named = graph.in_headers(node);
         let naming = image.filter(|_| self.backing_file.is_none());
         let naming = naming.and_then(|image| Naming::new(graph, image, node));
+        let name = match (&self.backing_file, image) {
+            (Some(given), _) => given.clone(),
+            (None, Some(_)) => graph.header_name(&named.name)?,
+            (None, None) => named.name_in_headers(),
+        };
         let base = Base {
             device: Arc::clone(&node.device) as _,
-            name: self.backing_file.clone().unwrap_or_else(|| named.name_in_headers()).into_bytes(),
+            name: name.into_bytes(),
             format: Some(named.format_in_headers().to_string()),
         };
-        (base, naming)
+        Ok((base, naming))
     }
 
     /// Holds nodes for the job, each with what it needs of it; all or none.
@@ -132,7 +137,9 @@ impl Daemon {
             let image = graph.find(device)?.qcow2.clone();
             let chain = graph.chain(device);
             let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
-            let base = depth.map(|depth| (depth, request.base(&graph, chain[depth], Some(chain[0]))));
+            let base = depth
+                .map(|depth| Ok::<_, QmpError>((depth, request.base(&graph, chain[depth], Some(chain[0]))?)));
+            let base = base.transpose()?;
             let base =
                 base.map(|(depth, base)| (chain[depth].name.clone(), base, images_in(&chain[..depth])));
             let last = depth.unwrap_or(chain.len() - 1);
@@ -253,7 +260,7 @@ impl Daemon {
         }
         graph.check_no_job(base)?;
         let above = from.checked_sub(1).map(|above| chain[above]);
-        let (mut base_of_job, naming) = request.base(&graph, chain[to], above);
+        let (mut base_of_job, naming) = request.base(&graph, chain[to], above)?;
         let top_device = Arc::clone(&chain[from].device);
         let overlay = from.checked_sub(1).map(|above| names[above].clone());
         let tap = Arc::clone(&chain[0].tap);

@@ -114,8 +114,8 @@ const HINTS: &str = "
 const REFUSED: &str = "
     BlockExportOptions.writethrough BlockdevCreateOptionsFile.nocow BlockdevCreateOptionsQcow2.encrypt
     BlockdevOptions.active BlockdevOptionsCor.bottom BlockdevOptionsFile.pr-manager
-    BlockdevOptionsNbd.x-dirty-bitmap BlockdevOptionsQcow2.encrypt BlockdevOptionsRaw.offset
-    BlockdevOptionsRaw.size BlockdevQcow2Encryption.format InetSocketAddress.to
+    BlockdevOptionsNbd.x-dirty-bitmap BlockdevOptionsQcow2.encrypt
+    BlockdevQcow2Encryption.format InetSocketAddress.to
     QCryptoBlockCreateOptions.format nbd-server-start.tls-authz";
 
 /// All others: each does what it says.
@@ -148,7 +148,7 @@ const EFFECTIVE: &str = "
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
     BlockdevOptionsNull.size BlockdevOptionsQcow2.backing BlockdevOptionsQcow2.cache-size
     BlockdevOptionsQcow2.data-file BlockdevOptionsQcow2.file BlockdevOptionsQcow2.l2-cache-size
-    BlockdevOptionsRaw.file BlockdevOptionsThrottle.file BlockdevOptionsThrottle.throttle-group
+    BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file BlockdevOptionsThrottle.throttle-group
     FdSocketAddress.str FdSocketAddressWrapper.data InetSocketAddress.host InetSocketAddress.port
     InetSocketAddressWrapper.data SocketAddress.type SocketAddressLegacy.type UnixSocketAddress.path
     UnixSocketAddressWrapper.data block-commit.auto-dismiss block-commit.auto-finalize
