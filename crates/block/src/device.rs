@@ -84,6 +84,16 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
     }
 
+    /// Gives `range`, which reads as zeros, its place in what the device lies in, without writing the zeros where that is not
+    /// needed: a format maps its clusters to bytes that read as zeros. Durable after a flush.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where the device has no place of its own to give.
+    fn preallocate(&self, range: ByteRange) -> Result<()> {
+        let _ = range;
+        Err(Error::new(ErrorKind::Unsupported, "preallocate").in_file(self.name()))
+    }
+
     /// Makes the disk `len` bytes long. Nobody writes meanwhile, or reads past the shorter of the two lengths. New bytes
     /// read as zeros, whatever a layer below holds there. After a crash the disk has the old length or the new one; once
     /// this returns, durably the new one.

@@ -13,6 +13,9 @@ use crate::interrupt::Interrupt;
 /// What is written at once for `--preallocation`.
 const PIECE: u64 = 1 << 20;
 
+/// What is mapped at once for `--preallocation=metadata`.
+const MAPPED_PIECE: u64 = 1 << 30;
+
 /// The length of a disk is a multiple of this.
 const SECTOR: u64 = 512;
 
@@ -56,6 +59,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
             "resize: {file}: --preallocation is for what is added, and {size} bytes are less than {old}"
         )));
     }
+    if args.preallocation == Growth::Metadata && image.format() == Format::Raw {
+        return Err(Failure::usage(format_args!(
+            "resize: {file}: a raw image has no metadata to preallocate: falloc and full allocate space"
+        )));
+    }
     let interrupt = Interrupt::watch()?;
     disk.resize(size, args.shrink)?;
     preallocate(&image, ByteRange::new(old, size), growth, &interrupt)?;
@@ -67,13 +75,14 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
 }
 
 /// Gives `added`, which reads as zeros, its space. A raw file gets it without being written where `falloc` suffices; in a
-/// qcow2 image data takes the space.
+/// qcow2 image data takes the space, or with `metadata` the mapping alone does.
 fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Interrupt) -> Outcome<()> {
     if growth == Growth::Off {
         return Ok(());
     }
     let (disk, reserve) = (image.device(), growth == Growth::Falloc && image.format() == Format::Raw);
     let zeros = vec![0; PIECE as usize];
+    let piece = if growth == Growth::Metadata { MAPPED_PIECE } else { PIECE };
     let mut at = added.start();
     while at < added.end() {
         if interrupt.requested() {
@@ -84,8 +93,10 @@ fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Inte
             );
             return Err(Failure::failed(message).exit(interrupt.exit()));
         }
-        let len = PIECE.min(added.end() - at);
-        if reserve {
+        let len = piece.min(added.end() - at);
+        if growth == Growth::Metadata {
+            disk.preallocate(ByteRange::at(at, len))?;
+        } else if reserve {
             disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::NONE)?;
         } else {
             disk.write_at(zeros.get(..len as usize).unwrap_or(&zeros), at, WriteFlags::NONE)?;

@@ -64,6 +64,11 @@ impl BlockDevice for WriteThrough {
         self.child.flush()
     }
 
+    fn preallocate(&self, range: ByteRange) -> Result<()> {
+        self.child.preallocate(range)?;
+        self.child.flush()
+    }
+
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
         self.child.resize(len, may_shrink)
     }

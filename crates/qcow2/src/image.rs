@@ -413,6 +413,11 @@ impl BlockDevice for Qcow2 {
         self.visit_extents(range, visit)
     }
 
+    fn preallocate(&self, range: ByteRange) -> BlockResult<()> {
+        let range = self.bounds("preallocate", Some(range), range.start(), range.len())?;
+        self.map_ahead(range)
+    }
+
     fn resize(&self, len: u64, may_shrink: bool) -> BlockResult<()> {
         self.resize_to(len, may_shrink)
     }

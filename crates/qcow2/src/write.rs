@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result, WriteFlags, read_lost_as_zeros,
+    BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result, WriteFlags, ZeroFlags, read_lost_as_zeros,
 };
 
 use crate::format::entry::{CompressedRun, Entry, PlainEntry};
@@ -122,6 +122,25 @@ impl Qcow2 {
         self.check_writable("write")
     }
 
+    /// Maps `range`, which reads as zeros, to bytes that do so, as `preallocation=metadata` does for a whole image.
+    pub(crate) fn map_ahead(&self, range: ByteRange) -> Result<()> {
+        let cluster = self.io.cluster();
+        for part in range.pieces(MAX_AHEAD * cluster.bytes()) {
+            let guard = self.resolve_write(part)?;
+            guard.fill_edges()?;
+            // A place that was used before holds what it held; one past the end of the file is zeros once the file is longer.
+            for run in guard.runs() {
+                let end = run.host.0 + run.range.len();
+                // The file ends with a cluster, though the disk may not.
+                let whole = run.range.end() == self.io.size() && !self.io.format.external_data;
+                let end = if whole { end.next_multiple_of(cluster.bytes()) } else { end };
+                self.io.data().write_zeroes(ByteRange::new(run.host.0, end), ZeroFlags::MAY_UNMAP)?;
+            }
+            guard.commit()?;
+        }
+        self.check_writable("preallocate")
+    }
+
     /// Brings metadata to disk if so much of it has changed that the caches would overflow.
     pub(crate) fn relieve(&self) -> Result<()> {
         let wanted = {
@@ -138,6 +157,9 @@ const SECTOR: u64 = 512;
 
 /// Bytes that one guard covers at most when the device writes for itself.
 const MAX_WRITE: u64 = 8 << 20;
+
+/// Clusters that one guard maps at most where no data is written.
+const MAX_AHEAD: u64 = 8192;
 
 impl<'a> WriteGuard<'a> {
     fn new(image: &'a Qcow2, range: ByteRange, lock: Option<RangeGuard<'a>>) -> Self {

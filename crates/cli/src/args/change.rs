@@ -117,6 +117,8 @@ pub(crate) struct ResizeArgs {
 pub(crate) enum Growth {
     /// allocated when it is written
     Off,
+    /// mapped to a hole of the file; of qcow2 images only
+    Metadata,
     /// allocated; in qcow2 images as with `full`
     Falloc,
     /// written as zeros
