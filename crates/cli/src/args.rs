@@ -111,7 +111,7 @@ mod tests {
     const EFFECTIVE: &[(&str, &str)] = &[
         (
             "mirror convert",
-            "sources target source_format source_cache ACCESS target_format target_options backing backing_format no_create \
+            "source target more source_format source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
              on_source_error salvage on_target_error dry_run output progress bar quiet sync",
         ),

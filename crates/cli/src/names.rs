@@ -37,7 +37,11 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
 }
 
 fn copy(args: &mut CopyArgs) -> Outcome<()> {
-    for name in &args.sources {
+    // The last name is the target, wherever options stand between them.
+    let mut names = vec![std::mem::take(&mut args.source), std::mem::take(&mut args.target)];
+    names.append(&mut args.more);
+    args.target = names.pop().unwrap_or_default();
+    for name in &names {
         args.names.push(parse(name, args.source_format, args.access.image_opts, "-f")?);
     }
     if args.no_create {

@@ -109,7 +109,7 @@ fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
             "--on-source-error=enospc: a paused copy waits for somebody to resume it, and there is no terminal to ask at",
         ),
         ("mirror -m 0 @source @t", 2, "--parallel: 0 is not in 1..=256"),
-        ("mirror @source", 2, "the following required arguments were not provided: <SOURCE>... (see --help)"),
+        ("mirror @source", 2, "the following required arguments were not provided: <TARGET> (see --help)"),
         ("mirror @nothing @t", 1, "open: @nothing: No such file or directory (os error 2)"),
         ("mirror @source @source", 1, "copy: @source: it is part of the source @source"),
         ("mirror @source @none/t", 1, "look up directory: @none: No such file or directory (os error 2)"),

@@ -28,6 +28,7 @@ Examples:
   blockmirror convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2";
 
 #[derive(Debug, Args)]
+#[command(override_usage = "blockmirror mirror [OPTIONS] <SOURCE>... <TARGET>")]
 pub(crate) struct MirrorArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
@@ -39,6 +40,7 @@ pub(crate) struct MirrorArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "blockmirror convert [OPTIONS] <SOURCE>... <TARGET>")]
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
@@ -52,16 +54,20 @@ pub(crate) struct ConvertArgs {
 /// What `mirror` and `convert` have in common, which is all but the defaults.
 #[derive(Debug, Args)]
 pub(crate) struct CopyArgs {
-    /// The image to copy, or several, whose disks are put behind each other
-    #[arg(required = true, value_name = "SOURCE")]
-    pub(crate) sources: Vec<PathBuf>,
-
-    /// What `sources` names, once that is settled.
-    #[arg(skip)]
-    pub(crate) names: Vec<ImageName>,
+    /// The image to copy; with several their disks are put behind each other
+    pub(crate) source: PathBuf,
 
     /// The image to make, or with -n to write into
     pub(crate) target: PathBuf,
+
+    /// What follows two names: then the last is the target. (Options may stand anywhere between positional arguments, but
+    /// not inside one that takes several values and is not the last.)
+    #[arg(hide = true)]
+    pub(crate) more: Vec<PathBuf>,
+
+    /// The sources, once that is settled; `source` and `more` are empty then.
+    #[arg(skip)]
+    pub(crate) names: Vec<ImageName>,
 
     /// The part of `target` that is meant, once that is settled.
     #[arg(skip)]

@@ -60,6 +60,25 @@ fn several_sources_become_one_disk() {
     }
 }
 
+/// As `qemu-img` takes them: `convert a -O qcow2 t` was refused when several sources came.
+#[test]
+fn options_stand_anywhere_between_names() {
+    let place = Place::new();
+    images(&place);
+    for (line, names) in [
+        ("convert @a -q @t", &["a"][..]),
+        ("convert @a @t -q", &["a"]),
+        ("convert @a -f raw @c -q @t", &["a", "c"]),
+        ("convert -q @a @c -O raw @t", &["a", "c"]),
+        ("convert @a -q @c -O raw @none -S 4k @a -m 2 @t -f raw", &["a", "c", "none", "a"]),
+        ("convert -q -- @a @c @t", &["a", "c"]),
+    ] {
+        place.ours_ok(line);
+        assert!(fs::read(place.path("t")).unwrap() == flat(&place, names), "{line}");
+        fs::remove_file(place.path("t")).unwrap();
+    }
+}
+
 #[test]
 fn what_fits_one_source_only_is_refused() {
     let place = Place::new();
@@ -72,7 +91,7 @@ fn what_fits_one_source_only_is_refused() {
         ),
         ("mirror --sync top @over @a @t", "--sync=top makes no sense with several sources"),
         ("mirror @a @b @t", "the sources have several formats; -O says the target's"),
-        ("convert @a", "the following required arguments were not provided: <SOURCE>... (see --help)"),
+        ("convert @a", "the following required arguments were not provided: <TARGET> (see --help)"),
     ] {
         assert_eq!(place.ours_fails(line, 2), format!("blockmirror: {message}"), "{line}");
     }
