@@ -14,7 +14,11 @@ const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
 /// Files in or below the directory of `image`, and what `--allow-backing` adds.
 pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy> {
-    policy_with(image, &args.allow_backing)
+    let mut policy = policy_with(image, &args.allow_backing)?;
+    if args.allow_protocols {
+        policy.allow_protocols();
+    }
+    Ok(policy)
 }
 
 /// Files in or below the directory of `image`, and those in or below `allowed` and what the environment adds.

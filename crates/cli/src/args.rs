@@ -141,8 +141,7 @@ mod tests {
     ];
 
     /// What ACCESS stands for.
-    const ACCESS: &str =
-        "force_share lock image_opts allow_backing connections reconnect_delay open_timeout io_timeout";
+    const ACCESS: &str = "force_share lock image_opts allow_backing allow_protocols connections reconnect_delay open_timeout io_timeout";
 
     /// Those that are accepted and change no content, with their name in LIMITS.md.
     const HINTS: &[(&str, &str, &str)] =

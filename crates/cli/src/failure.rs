@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::path::Path;
 
 use signal_hook::consts::SIGPIPE;
 
@@ -81,6 +82,9 @@ impl From<blockmirror_image::Error> for Failure {
                 ReferenceRefusal::Outside { directory } => {
                     Some(format!("to allow it: --allow-backing {}", shell_word(&directory.to_string_lossy())))
                 }
+                ReferenceRefusal::NotAPath if is_protocol(&refused.name) => {
+                    Some("--allow-protocols opens it".to_owned())
+                }
                 ReferenceRefusal::Guessed => Some("-O says the format".to_owned()),
                 _ => None,
             },
@@ -99,6 +103,12 @@ impl From<blockmirror_image::Error> for Failure {
             None => Self::failed(error),
         }
     }
+}
+
+/// Whether `name` is one of those that `--allow-protocols` is for.
+fn is_protocol(name: &Path) -> bool {
+    let name = name.as_os_str().as_encoded_bytes();
+    name == b"null-co://" || name.starts_with(b"blkdebug:")
 }
 
 /// Whether a block device was refused because it is mounted or held.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CacheMode, CreateSettings, CreateSpec, Decision, Error, Format, Image, InPlace, LockMode, NbdOptions,
-    NewImage, OpenOptions, Part, Preallocation, PreparedImage, ReferencePolicy, Role, Target as TargetFile,
-    directory_of, join_name,
+    CacheMode, CreateSettings, CreateSpec, Decision, Format, Image, InPlace, LockMode, NbdOptions, NewImage,
+    OpenOptions, Part, Preallocation, PreparedImage, ReferencePolicy, Target as TargetFile, directory_of,
+    join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -192,8 +192,7 @@ impl TargetSpec {
 
     /// Opens for reading what the new target will stand on.
     fn open_backing(&self, name: &str, format: Option<Format>) -> Outcome<Image> {
-        let found = self.policy.resolve(&self.path, Role::Backing, name.as_ref()).map_err(Error::from)?;
-        Ok(self.open_options().claim(false).format(format).open_found(&found)?)
+        Ok(self.open_options().claim(false).format(format).open_backing_of(&self.path, name.as_ref())?)
     }
 
     fn open_options(&self) -> OpenOptions {
@@ -263,6 +262,13 @@ fn settle(
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
     if let (SyncMode::Top, None, Some(backing)) = (sync, &settings.backing_file, source.backing()) {
         let together = same_directory(source.path(), &args.target);
+        if !together && join_name(source.path(), backing.name.as_os_str()).is_none() {
+            return Err(Failure::failed(format_args!(
+                "copy: {}: the source's backing file \"{}\" has no name that leads there from here; name another with -B",
+                args.target.display(),
+                backing.name.display()
+            )));
+        }
         let name = if together { backing.name.clone() } else { absolute(&backing.path)? };
         let Some(name) = name.to_str() else {
             return Err(Failure::failed(format_args!(

@@ -9,6 +9,8 @@ mod common;
 mod damaged;
 #[path = "copy/parts.rs"]
 mod parts;
+#[path = "copy/protocols.rs"]
+mod protocols;
 #[path = "copy/sources.rs"]
 mod sources;
 #[path = "copy/targets.rs"]

@@ -27,7 +27,7 @@ pub use blkdebug::{
 };
 pub use concat::Concat;
 pub use copy_on_read::CopyOnRead;
-pub use null::{DEFAULT_NULL_SIZE, NullDisk};
+pub use null::{DEFAULT_NULL_SIZE, NullDisk, NullStorage};
 pub use throttle::{
     Direction, MAX_THROTTLE_VALUE, Rate, Throttle, ThrottleError, ThrottleGroup, ThrottleLimits,
     ThrottleStorage,

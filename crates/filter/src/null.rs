@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error, Extent, ExtentKind, Geometry, Result, Visit, WriteFlags,
-    ZeroCost, ZeroFlags,
+    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, Geometry, Result, Storage,
+    StorageExtent, StorageInfo, Visit, WriteFlags, ZeroCost, ZeroFlags,
 };
 
 /// The size where none is given: 1 GiB.
@@ -100,6 +100,69 @@ impl BlockDevice for NullDisk {
             let kind = if self.read_zeroes { ExtentKind::Zero } else { ExtentKind::Data };
             // Nothing comes after the only extent.
             let _ = visit(Extent::new(range, kind));
+        }
+        Ok(())
+    }
+}
+
+/// The same as something that an image can lie in.
+#[derive(Clone, Debug)]
+pub struct NullStorage(NullDisk);
+
+impl NullStorage {
+    /// `len` bytes.
+    pub fn new(len: u64) -> Self {
+        Self(NullDisk::new(len))
+    }
+}
+
+impl Storage for NullStorage {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn len(&self) -> Result<u64> {
+        Ok(self.0.len)
+    }
+
+    fn info(&self) -> StorageInfo {
+        let mut info = StorageInfo::plain();
+        (info.writable, info.fixed_len) = (true, true);
+        info
+    }
+
+    fn read_at(&self, buf: &mut [u8], _: u64) -> Result<()> {
+        buf.fill(0);
+        Ok(())
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn write_zeroes(&self, _: ByteRange, _: ZeroFlags) -> Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: ByteRange) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate(&self, _: ByteRange) -> Result<()> {
+        Ok(())
+    }
+
+    fn set_len(&self, _: u64) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "set length").in_file(Arc::clone(&self.0.name)))
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        if !range.is_empty() {
+            let _ = visit(StorageExtent { range, hole: true });
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ pub fn check_backing(
             Err(error) if never_ends(&error) => return Err(error),
             Err(_) => return Ok(()),
         };
-        (path, format) = (below.file.path, below.format);
+        (path, format) = (below.target.path().to_owned(), below.format);
     }
 }
 

@@ -64,6 +64,10 @@ pub enum FileKind {
     Regular,
     /// A block device.
     BlockDevice,
+    /// Zeros.
+    Null,
+    /// A file that fails on purpose.
+    Blkdebug,
     /// An export of an NBD server.
     #[cfg(feature = "nbd")]
     Nbd,
@@ -74,6 +78,8 @@ impl FileKind {
         match place {
             Place::File(file) if file.is_block_device() => Self::BlockDevice,
             Place::File(_) => Self::Regular,
+            Place::Null(_) => Self::Null,
+            Place::Failing(..) => Self::Blkdebug,
             #[cfg(feature = "nbd")]
             Place::Export(_) => Self::Nbd,
             Place::Unfinished(place, _) => Self::of(place),
@@ -87,6 +93,8 @@ impl FileKind {
         match self {
             Self::Regular => "file",
             Self::BlockDevice => "host_device",
+            Self::Null => "null-co",
+            Self::Blkdebug => "blkdebug",
             #[cfg(feature = "nbd")]
             Self::Nbd => "nbd",
         }
@@ -247,7 +255,7 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
         let Some(qcow2) = &last.qcow2 else { break };
         let Some(below) = Below::judge(options, &last.path, &qcow2.header)? else { break };
         let file = below.open(options, chain.len(), &mut files)?;
-        chain.push(ImageInfo::read_from(&file, Part::default(), &below.file.path, below.format)?);
+        chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);
     }
     Ok(chain)
 }

@@ -49,6 +49,7 @@ mod nbd;
 mod open;
 mod options;
 mod place;
+mod protocol;
 mod reference;
 mod relative;
 pub mod size;

@@ -21,6 +21,7 @@ use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
 use crate::place::{Access, Place, PlaceId};
+use crate::protocol::{BackingTarget, read_rules};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
 
 /// The deepest chain that is opened unless the caller sets another limit.
@@ -96,13 +97,14 @@ impl OpenOptions {
         self
     }
 
-    /// Opens a file that the policy has allowed.
+    /// Opens for reading what the header of `image` names, or will name, as its backing file, if the policy allows it.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_found(&self, file: &Resolved) -> Result<Image> {
-        let place = self.open_resolved(file, self.writable)?;
-        self.for_opened(&file.path, &place).open_on(&place, &file.path, None)
+    pub fn open_backing_of(&self, image: &Path, name: &OsStr) -> Result<Image> {
+        let target = BackingTarget::judge(&self.policy, image, name)?;
+        let place = self.open_backing(&target)?;
+        self.for_opened(target.path(), &place).open_on(&place, target.path(), None)
     }
 
     /// Claims block devices that are written, and the image's own for reading too: opening fails while one is mounted or
@@ -184,6 +186,17 @@ impl OpenOptions {
         Place::open(path, self.access(writable, writable && self.claim))
     }
 
+    fn open_backing(&self, target: &BackingTarget) -> Result<Place> {
+        match target {
+            BackingTarget::File(file) => self.open_resolved(file, false),
+            BackingTarget::Null => Ok(Place::null()),
+            BackingTarget::Blkdebug { rules, image } => {
+                let rules = rules.as_deref().map(read_rules).transpose()?.unwrap_or_default();
+                Place::failing(self.open_resolved(image, false)?, rules)
+            }
+        }
+    }
+
     fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<Place> {
         Place::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
     }
@@ -216,7 +229,7 @@ pub(crate) struct Below {
     /// The image that names it.
     above: PathBuf,
     name: PathBuf,
-    pub(crate) file: Resolved,
+    pub(crate) target: BackingTarget,
     pub(crate) format: Option<Format>,
 }
 
@@ -234,7 +247,7 @@ impl Below {
         Ok(Some(Self {
             above: above.to_owned(),
             name: backing.name.as_path().to_owned(),
-            file: options.policy.resolve(above, Role::Backing, os_str(&backing.name))?,
+            target: BackingTarget::judge(&options.policy, above, os_str(&backing.name))?,
             format,
         }))
     }
@@ -250,7 +263,7 @@ impl Below {
         if depth >= options.max_depth as usize {
             return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
         }
-        let file = options.open_resolved(&self.file, false)?;
+        let file = options.open_backing(&self.target)?;
         if files.contains(&file.id()) {
             return Err(refused(ReferenceRefusal::Cycle));
         }
@@ -273,7 +286,8 @@ impl Descent<'_> {
         while let Some(next) = below {
             // The top image is not in `layers`.
             let place = next.open(self.options, layers.len() + 1, &mut self.files)?;
-            let Below { above, name, file: Resolved { path, .. }, format } = next;
+            let Below { above, name, target, format } = next;
+            let path = target.path().to_owned();
             let (layer, its_below) = self.layer(&place, Part::default(), path, name, format, None)?;
             if layer.guessed {
                 self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use blockmirror_block::Storage;
 use blockmirror_file::{FileId, FileOptions, FileStorage, LockMode, PathHandle};
+use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullStorage};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdAddress, NbdUri};
 use blockmirror_qcow2::Unfinished;
@@ -22,6 +23,10 @@ use crate::nbd::NbdOptions;
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
     File(Arc<FileStorage>),
+    /// Zeros, below an image.
+    Null(Arc<NullStorage>),
+    /// A place that fails on purpose.
+    Failing(Box<Self>, Arc<BlkdebugStorage>),
     #[cfg(feature = "nbd")]
     Export(Arc<Client>),
     /// A place whose qcow2 image is marked as unfinished.
@@ -33,6 +38,8 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PlaceId {
     File(FileId),
+    /// By its address: each is a disk of its own.
+    Null(usize),
     #[cfg(feature = "nbd")]
     Export(NbdAddress, String),
 }
@@ -66,10 +73,11 @@ impl PlaceId {
         FileId::of(path).map(Self::File)
     }
 
-    /// The file, unless it is an export.
+    /// The file, unless it is an export or zeros.
     pub(crate) fn file(&self) -> Option<FileId> {
         match self {
             Self::File(id) => Some(*id),
+            Self::Null(_) => None,
             #[cfg(feature = "nbd")]
             Self::Export(..) => None,
         }
@@ -103,8 +111,24 @@ impl Place {
         Ok(Self::File(Arc::new(access.file_options().open_handle(handle, path)?)))
     }
 
+    /// Zeros.
+    pub(crate) fn null() -> Self {
+        Self::Null(Arc::new(NullStorage::new(DEFAULT_NULL_SIZE)))
+    }
+
+    /// `place`, which fails as `rules` say.
+    pub(crate) fn failing(place: Self, rules: BlkdebugOptions) -> Result<Self> {
+        let storage = BlkdebugStorage::new(place.storage(), rules).map_err(|error| {
+            let why = error.to_string();
+            blockmirror_block::Error::new(blockmirror_block::ErrorKind::InvalidInput, "open").because(why)
+        })?;
+        Ok(Self::Failing(Box::new(place), Arc::new(storage)))
+    }
+
     pub(crate) fn id(&self) -> PlaceId {
         match self {
+            Self::Null(zeros) => PlaceId::Null(Arc::as_ptr(zeros).addr()),
+            Self::Failing(place, _) => place.id(),
             Self::File(file) => PlaceId::File(file.id()),
             #[cfg(feature = "nbd")]
             Self::Export(client) => PlaceId::of_export(client.uri().clone()),
@@ -115,6 +139,8 @@ impl Place {
     /// It as what a format lives in.
     pub(crate) fn storage(&self) -> Arc<dyn Storage> {
         match self {
+            Self::Null(zeros) => Arc::clone(zeros) as _,
+            Self::Failing(_, storage) => Arc::clone(storage) as _,
             Self::File(file) => Arc::clone(file) as _,
             #[cfg(feature = "nbd")]
             Self::Export(client) => Arc::new(ClientStorage::new(Arc::clone(client))),
@@ -125,6 +151,7 @@ impl Place {
     /// It as what a disk without a format lives in.
     pub(crate) fn plain_storage(&self) -> Arc<dyn Storage> {
         match self {
+            Self::Null(_) | Self::Failing(..) => self.storage(),
             Self::File(file) => Arc::clone(file) as _,
             #[cfg(feature = "nbd")]
             Self::Export(client) => Arc::new(ClientStorage::plain(Arc::clone(client))),

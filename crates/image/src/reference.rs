@@ -111,6 +111,7 @@ pub struct ReferencePolicy {
     files: Vec<FileId>,
     /// The directory of the image that the policy was made for.
     home: Option<Home>,
+    protocols: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +152,7 @@ struct Home {
 impl ReferencePolicy {
     /// Nothing that an image names is opened.
     pub fn deny() -> Self {
-        Self { roots: Roots::Within(Vec::new()), files: Vec::new(), home: None }
+        Self { roots: Roots::Within(Vec::new()), files: Vec::new(), home: None, protocols: false }
     }
 
     /// Every plain path is opened, for images from a trusted place.
@@ -188,6 +189,15 @@ impl ReferencePolicy {
     /// adds nothing.
     pub fn allow_file(&mut self, file: &Path) {
         self.files.extend(FileId::of(file));
+    }
+
+    /// Also opens backing files that are no plain files: `blkdebug:CONFIG:IMAGE` and `null-co://`.
+    pub fn allow_protocols(&mut self) {
+        self.protocols = true;
+    }
+
+    pub(crate) fn allows_protocols(&self) -> bool {
+        self.protocols
     }
 
     /// For the image open as `id` by the name `image`: its directory counts only if it is the one that the image was

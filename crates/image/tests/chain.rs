@@ -370,3 +370,54 @@ fn headers_name_files_and_formats_as_qemu_does() {
         fs::remove_file(place.path(image)).unwrap();
     }
 }
+
+#[test]
+fn protocols_in_headers_are_opened_where_they_are_allowed() {
+    let place = Place::new();
+    fs::write(place.path("base"), vec![7; 65536]).unwrap();
+    fs::write(place.path("rules"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"8\"\n")
+        .unwrap();
+    fs::create_dir_all(place.path("in")).unwrap();
+    let make = |name: &str| {
+        let path = place.path("in/top");
+        let _ = fs::remove_file(&path);
+        let file = FileOptions::new().create_new(true).open(&path).unwrap();
+        let mut options = blockmirror_qcow2::CreateOptions::new(65536);
+        (options.backing_file, options.backing_format) = (Some(name.into()), Some("raw".to_owned()));
+        options.create(&file, None).unwrap();
+    };
+    let open = |allow_protocols: bool, allow_outside: bool| {
+        let mut policy = ReferencePolicy::beside(&place.path("in/top")).unwrap();
+        if allow_protocols {
+            policy.allow_protocols();
+        }
+        if allow_outside {
+            policy.allow_dir(&place.path(".")).unwrap();
+        }
+        OpenOptions::new().policy(policy).open(place.path("in/top"))
+    };
+    let reason = |opened: Result<blockmirror_image::Image, Error>| match opened {
+        Err(Error::Reference(refused)) => refused.reason,
+        other => panic!("{other:?}"),
+    };
+    make("null-co://");
+    assert!(matches!(reason(open(false, true)), ReferenceRefusal::NotAPath));
+    assert_eq!(read(&**open(true, false).unwrap().device(), 0), 0);
+    make("blkdebug:../rules:../base");
+    assert!(matches!(reason(open(false, true)), ReferenceRefusal::NotAPath));
+    // Both files are outside of the image's folder.
+    assert!(matches!(reason(open(true, false)), ReferenceRefusal::Outside { .. }));
+    let image = open(true, true).unwrap();
+    assert_eq!(read(&**image.device(), 0), 7);
+    assert!(image.device().read_at(&mut [0; 512], 8 * 512).is_err());
+    make("blkdebug::../base");
+    assert_eq!(read(&**open(true, true).unwrap().device(), 0), 7);
+    // The rules alone are outside.
+    fs::hard_link(place.path("base"), place.path("in/base")).unwrap();
+    make("blkdebug:../rules:base");
+    assert!(matches!(reason(open(true, false)), ReferenceRefusal::Outside { .. }));
+    for name in ["json:{}", "nbd://localhost/x", "blkdebug:x", "null-co://?size=1"] {
+        make(name);
+        assert!(matches!(reason(open(true, true)), ReferenceRefusal::NotAPath), "{name}");
+    }
+}

@@ -25,6 +25,10 @@ pub(crate) struct AccessArgs {
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
+    /// Also open backing files that images name as blkdebug:RULES:IMAGE or null-co://
+    #[arg(long, help_heading = "Source")]
+    pub(crate) allow_protocols: bool,
+
     /// Most connections to one NBD export [default: 4]
     #[arg(long, value_name = "N", value_parser = RangedI64ValueParser::<u16>::new().range(1..=16), help_heading = "NBD")]
     pub(crate) connections: Option<u16>,
