@@ -106,6 +106,11 @@ impl Source {
         self.images().find(|image| target.writes_into(image))
     }
 
+    /// Whether some of its bytes come from a server, which may have them in a file of this host.
+    pub(crate) fn may_be_served(&self) -> bool {
+        self.images().any(Image::may_be_served)
+    }
+
     /// Bytes that its files occupy, if they tell.
     pub(crate) fn allocated_bytes(&self) -> Option<u64> {
         self.images().try_fold(0_u64, |sum, image| sum.checked_add(image.allocated_bytes()?))

@@ -95,7 +95,7 @@ impl TargetSpec {
                 false => source.allocated_bytes().map(|bytes| bytes.min(len)),
             };
             let spec = CreateSpec::new(format, len, settings)
-                .target(args.existing.options(space))
+                .target(args.existing.options(space).from_server(source.may_be_served()))
                 .replace_data_file(args.existing.force)
                 .policy(policy.clone())
                 .lock(lock)
@@ -324,7 +324,11 @@ pub(crate) fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'
         }
         for left in target.leftovers() {
             let (path, size) = (left.path().display(), human_size(left.allocated()));
-            let what = if clean { "has been removed" } else { "stays; --clean removes it" };
+            let what = match left.failure() {
+                Some(why) => format!("cannot be removed ({why})"),
+                None if clean => "has been removed".to_owned(),
+                None => "stays; --clean removes it".to_owned(),
+            };
             console.note(format_args!("{name}: {path} of an interrupted run ({size}) {what}"));
         }
     }

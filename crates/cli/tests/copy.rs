@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "copy/aliases.rs"]
+mod aliases;
 #[path = "copy/cache.rs"]
 mod cache;
 mod common;
@@ -11,6 +13,8 @@ mod damaged;
 mod parts;
 #[path = "copy/protocols.rs"]
 mod protocols;
+#[path = "copy/shared.rs"]
+mod shared;
 #[path = "copy/sources.rs"]
 mod sources;
 #[path = "copy/targets.rs"]

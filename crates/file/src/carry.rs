@@ -1,10 +1,11 @@
 //! What a file carries besides its contents: owner, mode, ACL, extended attributes, inode flags.
 //!
-//! Called by [`crate::target`] for a new, empty file that is to replace an old one. Either everything is carried over or
+//! Called by [`crate::new_file`] for a file that is to replace an old one: while it is empty, and again before it gets its
+//! name, for what has changed since. Either everything is carried over or
 //! the caller learns what cannot be; at no point is the new file open to more users than the old one.
 
 use std::ffi::{CStr, CString};
-use std::fs::{File, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 
@@ -31,7 +32,7 @@ const FLAGS: IFlags = IFlags::NOCOW
     .union(IFlags::UNRM)
     .union(IFlags::NOTAIL);
 
-/// Gives `new`, which is empty and ours alone, everything that `old` carries.
+/// Gives `new`, which is empty and ours alone or carries what `old` did, everything that `old` carries.
 ///
 /// # Errors
 /// What cannot be carried over, as text.
@@ -39,16 +40,23 @@ pub(crate) fn carry(old: &File, new: &File) -> Result<(), String> {
     let cannot = |what: &'static str| move |e: io::Error| format!("its {what} cannot be kept ({e})");
     let read = old.metadata().and_then(|meta| Ok((meta, new.metadata()?)));
     let (meta, ours) = read.map_err(cannot("owner"))?;
+    let access = |meta: &Metadata| (meta.uid(), meta.gid(), meta.mode() & MODE);
+    if access(&meta) != access(&ours) {
+        // What the present mode allows was meant for another owner.
+        new.set_permissions(Permissions::from_mode(0o600)).map_err(cannot("mode"))?;
+    }
     // On an empty file: `chattr +C` is refused later.
     flags(old, new).map_err(cannot("flags"))?;
     if (meta.uid(), meta.gid()) != (ours.uid(), ours.gid()) {
         fchown(new, Some(meta.uid()), Some(meta.gid())).map_err(cannot("owner"))?;
     }
     attributes(old, new)?;
-    new.set_permissions(Permissions::from_mode(meta.mode() & MODE)).map_err(cannot("mode"))?;
+    if access(&new.metadata().map_err(cannot("mode"))?) != access(&meta) {
+        new.set_permissions(Permissions::from_mode(meta.mode() & MODE)).map_err(cannot("mode"))?;
+    }
     // What counts is the outcome: a filesystem may accept what it does not keep.
     let kept = new.metadata().map_err(cannot("mode"))?;
-    if (kept.uid(), kept.gid(), kept.mode() & MODE) != (meta.uid(), meta.gid(), meta.mode() & MODE) {
+    if access(&kept) != access(&meta) {
         return Err("its owner and mode cannot be kept".to_owned());
     }
     Ok(())
@@ -74,11 +82,13 @@ fn attributes(old: &File, new: &File) -> Result<(), String> {
         move |e: Errno| format!("its {what} cannot be kept ({})", io::Error::from(e))
     };
     let wanted = list(old).map_err(cannot(c"list"))?;
-    // A directory's default ACL has given one to the new file; it may open the file to more users than before.
-    if list(new).map_err(cannot(c"list"))?.iter().any(|name| **name == *ACL)
-        && !wanted.iter().any(|name| **name == *ACL)
-    {
-        fremovexattr(new, ACL).map_err(cannot(ACL))?;
+    // A directory's default ACL has given one to the new file; it may open the file to more users than before. Others were
+    // carried over and have been removed since.
+    let is_ours = |name: &CStr| name == ACL || name.to_bytes().starts_with(b"user.");
+    for name in list(new).map_err(cannot(c"list"))?.iter().filter(|name| is_ours(name)) {
+        if !wanted.contains(name) {
+            fremovexattr(new, &**name).map_err(cannot(name))?;
+        }
     }
     for name in wanted.iter().filter(|name| !OF_THE_CONTENTS.contains(&&***name)) {
         let value = read(old, name).map_err(cannot(name))?;

@@ -4,6 +4,7 @@
 //! time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO does not block, a tape does not
 //! rewind, a lease is not broken.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, FileType, Metadata};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,8 +14,8 @@ use blockmirror_block::{Error, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
 
+use crate::id::{FileId, FileKind};
 use crate::open;
-use crate::storage::{FileId, FileKind};
 
 /// How often the kernel is asked again after it has seen a name change while it followed it.
 const TRIES: u32 = 128;
@@ -38,6 +39,23 @@ impl PathHandle {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let descriptor = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?;
         Self::new(descriptor, path.to_owned())
+    }
+
+    /// Finds `name` in `directory`, which messages call `shown`; `flags` say whether a link is followed.
+    pub(crate) fn find_at(
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        shown: PathBuf,
+        flags: OFlags,
+    ) -> std::io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | flags;
+        let descriptor = retry_on_intr(|| rustix::fs::openat(directory, name, flags, Mode::empty()))?;
+        Self::new(descriptor, shown)
+    }
+
+    /// What the kernel says about it.
+    pub(crate) fn metadata(&self) -> &Metadata {
+        &self.meta
     }
 
     /// Finds the directory entry `name` of this directory.

@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod below;
 mod carry;
 mod claim;
 mod copy;
@@ -44,9 +45,11 @@ mod growth;
 mod handle;
 mod holders;
 mod holes;
+mod id;
 mod io;
 mod leftover;
 mod location;
+mod mounts;
 mod new_file;
 mod open;
 mod storage;
@@ -55,9 +58,10 @@ mod turns;
 mod zeroes;
 
 pub use handle::PathHandle;
-pub use holders::FileHolder;
+pub use holders::{FileHolder, LoopUse};
+pub use id::FileId;
 pub use leftover::Leftover;
 pub use new_file::{Existing, NewFile};
 pub use open::{FileOptions, LockMode};
-pub use storage::{FileId, FileStorage};
+pub use storage::FileStorage;
 pub use target::{Decision, InPlace, Replacement, Surprise, TargetFile, TargetOptions, TargetPlan};

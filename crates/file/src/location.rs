@@ -3,19 +3,27 @@
 //! Made by [`crate::target`] and [`crate::new_file`]; everything later (create, rename, remove) goes through that one
 //! descriptor, so that a directory which is renamed or replaced meanwhile changes nothing. Symbolic links are followed,
 //! also one that leads to a file that does not exist yet. A link of `/proc` is no name but a descriptor.
+//!
+//! What must hold: what is judged (links, owners, the file itself) is an `O_PATH` handle, never a name that is looked up
+//! twice; a link of another user in a directory that everyone may write is not followed, as by the kernel's
+//! `fs.protected_symlinks`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, RenameFlags, StatxAttributes, StatxFlags,
+    AtFlags, CWD, Mode, OFlags, PROC_SUPER_MAGIC, RenameFlags, Stat, StatxAttributes, StatxFlags,
 };
 use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::handle::PathHandle;
 
 /// As many links as the kernel follows.
 const MAX_LINKS: u32 = 40;
@@ -25,9 +33,9 @@ const MAX_LINKS: u32 = 40;
 pub(crate) enum Found {
     Nothing,
     /// The file that the path leads to.
-    File(Metadata),
+    File(PathHandle),
     /// A link of `/proc`: to a descriptor, which has no directory.
-    Descriptor(Metadata),
+    Descriptor(PathHandle),
 }
 
 /// A directory and a name in it.
@@ -43,39 +51,40 @@ impl Location {
     /// Follows `given` to the name that a new file would get.
     pub(crate) fn find(given: &Path) -> Result<(Self, Found)> {
         let failed = |e: io::Error| Error::io("create", e);
-        // The kernel judges the links first: it does not follow every link for everyone.
-        let meta = match fs::metadata(given) {
-            Ok(meta) => Some(meta),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(failed(e)),
-        };
-        let mut path = given.to_owned();
+        // The kernel judges the links first: mount flags and security modules may forbid to follow them. What it finds does not
+        // count: the name may lead elsewhere when it is followed here.
+        match fs::metadata(given) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let mut location = Self::split(CWD, Path::new("."), given)?;
         for _ in 0..MAX_LINKS {
-            let location = Self::split(&path)?;
-            let stat =
-                match rustix::fs::statat(&location.directory, &*location.name, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(stat) => stat,
-                    Err(Errno::NOENT) => return Ok((location, Found::Nothing)),
-                    Err(e) => return Err(failed(e.into())),
-                };
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-                // What is there by now, should it have changed since.
-                let meta = meta.map_or_else(|| fs::metadata(&path), Ok).map_err(failed)?;
-                return Ok((location, Found::File(meta)));
+            let there = match location.handle(OFlags::NOFOLLOW) {
+                Ok(there) => there,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((location, Found::Nothing)),
+                Err(e) => return Err(failed(e)),
+            };
+            if !there.file_type().is_symlink() {
+                return Ok((location, Found::File(there)));
             }
             let filesystem = rustix::fs::fstatfs(&location.directory).map_err(|e| failed(e.into()))?;
             if filesystem.f_type == PROC_SUPER_MAGIC {
-                let meta = meta.ok_or_else(|| Error::new(ErrorKind::NotFound, "create"))?;
-                return Ok((location, Found::Descriptor(meta)));
+                let descriptor = location.handle(OFlags::empty()).map_err(failed)?;
+                return Ok((location, Found::Descriptor(descriptor)));
             }
-            let link = rustix::fs::readlinkat(&location.directory, &*location.name, Vec::new())
-                .map_err(|e| failed(e.into()))?;
-            path = location.shown.join(OsStr::from_bytes(link.as_bytes()));
+            if !may_follow(there.metadata(), &location.stat().map_err(failed)?) {
+                return Err(Error::new(ErrorKind::PermissionDenied, "create")
+                    .because("a link of another user in a sticky directory is not followed"));
+            }
+            let link = rustix::fs::readlinkat(&there, "", Vec::new()).map_err(|e| failed(e.into()))?;
+            let link = Path::new(OsStr::from_bytes(link.as_bytes()));
+            location = Self::split(location.directory.as_fd(), &location.shown, link)?;
         }
         Err(failed(Errno::LOOP.into()))
     }
 
-    fn split(path: &Path) -> Result<Self> {
+    /// The directory and name of `path`, which is relative to `base`, called `shown`.
+    fn split(base: BorrowedFd<'_>, shown: &Path, path: &Path) -> Result<Self> {
         let refuse = |why: &str| Err(Error::new(ErrorKind::InvalidInput, "create").because(why));
         let bytes = path.as_os_str().as_bytes();
         if bytes.ends_with(b"/") || bytes.ends_with(b"/.") {
@@ -84,14 +93,38 @@ impl Location {
         let Some(name) = path.file_name() else {
             return refuse("it does not name a file");
         };
-        let shown = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
+        let here = Path::new(".");
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let shown = match parent {
+            None => shown.to_owned(),
+            Some(parent) if shown == here => parent.to_owned(),
+            Some(parent) => shown.join(parent),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(CWD, &shown, flags, Mode::empty())
+        let directory = rustix::fs::openat(base, parent.unwrap_or(here), flags, Mode::empty())
             .map_err(|e| Error::io("create", e.into()))?;
         Ok(Self { directory, shown, name: name.to_owned() })
+    }
+
+    /// What has the name, as a handle.
+    fn handle(&self, flags: OFlags) -> io::Result<PathHandle> {
+        PathHandle::find_at(self.directory.as_fd(), &self.name, self.beside(&self.name), flags)
+    }
+
+    /// Owner and mode of the directory.
+    pub(crate) fn stat(&self) -> io::Result<Stat> {
+        Ok(rustix::fs::statat(&self.directory, "", AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Fails unless the name still leads to `file`.
+    pub(crate) fn check_leads_to(&self, file: &Metadata, operation: &'static str) -> Result<()> {
+        let there = rustix::fs::statat(&self.directory, &*self.name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|e| Error::io(operation, e.into()))?;
+        if (file.dev(), file.ino()) == (there.st_dev, there.st_ino) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::AlreadyExists, operation)
+            .because("another file has taken the name of the one to replace"))
     }
 
     pub(crate) fn name(&self) -> &OsStr {
@@ -140,14 +173,15 @@ impl Location {
         Ok(rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?)
     }
 
-    /// The names in the directory; none if it may not be read.
-    pub(crate) fn names(&self) -> Vec<OsString> {
+    /// Those names in the directory that `wanted` is true for; none if it may not be read.
+    pub(crate) fn names(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<OsString> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Ok(readable) = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()) else {
             return Vec::new();
         };
         let Ok(entries) = rustix::fs::Dir::new(readable) else { return Vec::new() };
-        entries.flatten().map(|entry| OsString::from_vec(entry.file_name().to_bytes().to_vec())).collect()
+        let names = entries.flatten().map(|entry| entry.file_name().to_bytes().to_vec());
+        names.filter(|name| wanted(name)).map(OsString::from_vec).collect()
     }
 
     /// Makes the names of the directory durable; `file` is one of them.
@@ -165,4 +199,12 @@ impl Location {
             other => Ok(other?),
         }
     }
+}
+
+/// Whether `link` may be followed, which lies in `directory`: the rule of `fs.protected_symlinks`, whether or not that is
+/// switched on.
+fn may_follow(link: &Metadata, directory: &Stat) -> bool {
+    let everyones = Mode::SVTX | Mode::WOTH;
+    let is_everyones = Mode::from_raw_mode(directory.st_mode).contains(everyones);
+    !is_everyones || link.uid() == geteuid().as_raw() || link.uid() == directory.st_uid
 }

@@ -15,12 +15,14 @@ use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use blockmirror_image_lock::ImageLock;
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::OFlags;
 
 use crate::carry::carry;
+use crate::handle::PathHandle;
+use crate::id::FileKind;
 use crate::location::{Found, Location};
 use crate::open::{self, FileOptions};
-use crate::storage::{FileKind, FileStorage};
+use crate::storage::FileStorage;
 
 /// What to do about a file that has the name already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +68,9 @@ impl NewFile {
         let replaced = match (found, existing) {
             (Found::Nothing, _) => None,
             (_, Existing::Refuse) => return Err(Error::new(ErrorKind::AlreadyExists, "create")),
-            (Found::File(_), Existing::Replace) => Some(Replaced::hold(&location, given, options)?),
+            (Found::File(found), Existing::Replace) => {
+                Some(Replaced::hold(&location, &found, given, options)?)
+            }
             (Found::Descriptor(_), Existing::Replace) => {
                 return Err(Error::new(ErrorKind::InvalidInput, "create")
                     .because("an open descriptor cannot be replaced by a file; write into it instead"));
@@ -117,7 +121,15 @@ impl NewFile {
     fn finish(mut self) -> Result<()> {
         self.storage.sync_all()?;
         if let Some(old) = &self.replaced {
-            old.still_has_its_name(&self.location)?;
+            // Copying takes long: what was taken away from the old file meanwhile must not come back with the new one.
+            let ctime = |file: &File| file.metadata().map(|meta| (meta.ctime(), meta.ctime_nsec())).ok();
+            let before = ctime(self.storage.file());
+            carry(&old.file, self.storage.file())
+                .map_err(|what| Error::new(ErrorKind::Unsupported, "rename").because(what))?;
+            if ctime(self.storage.file()) != before {
+                self.storage.sync_all()?;
+            }
+            old.check(&self.location)?;
         }
         let replace = self.replaced.is_some();
         self.location.rename_here(&self.partial, replace).map_err(|e| Error::io("rename", e))?;
@@ -154,36 +166,47 @@ fn remove(location: &Location, partial: &OsStr) {
 #[derive(Debug)]
 pub(crate) struct Replaced {
     file: File,
+    /// It must not have more names than its own in the end.
+    sole: bool,
     lock: Option<ImageLock>,
 }
 
 impl Replaced {
-    /// Opens and locks the file at `location`.
-    pub(crate) fn hold(location: &Location, given: &Path, options: &FileOptions) -> Result<Self> {
-        let refuse = |e| Error::io("create", e);
-        let path = location.beside(location.name());
-        if open::kind_of(&std::fs::symlink_metadata(&path).map_err(refuse)?)? != FileKind::Regular {
+    /// Opens and locks the file `found` at `location`.
+    pub(crate) fn hold(
+        location: &Location,
+        found: &PathHandle,
+        given: &Path,
+        options: &FileOptions,
+    ) -> Result<Self> {
+        if found.check_kind()? != FileKind::Regular {
             return Err(Error::new(ErrorKind::InvalidInput, "create")
                 .because("a block device cannot be replaced by a file; write into it instead"));
         }
         // Renaming over it takes leave to write the directory alone; a file that is protected against writing is meant
         // to stay.
-        let file = location.open(location.name(), OFlags::NONBLOCK, 0).map_err(refuse)?;
-        open::kind_of(&file.metadata().map_err(refuse)?)?;
+        let file = found.open(true, OFlags::NONBLOCK).map_err(|e| Error::io("create", e))?;
+        location.check_leads_to(found.metadata(), "create")?;
         let lock = open::lock(&file, given, options.lock, true)?;
-        Ok(Self { file, lock })
+        Ok(Self { file, sole: false, lock })
     }
 
-    fn still_has_its_name(&self, location: &Location) -> Result<()> {
+    /// It is not replaced if it gets further names meanwhile, which would keep the old contents.
+    pub(crate) fn sole(mut self, sole: bool) -> Self {
+        self.sole = sole;
+        self
+    }
+
+    /// Whether it may be replaced now.
+    fn check(&self, location: &Location) -> Result<()> {
         let held = self.file.metadata().map_err(|e| Error::io("rename", e))?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        let there = rustix::fs::statat(location.directory(), location.name(), flags)
-            .map_err(|e| Error::io("rename", e.into()))?;
-        if (held.dev(), held.ino()) == (there.st_dev, there.st_ino) {
-            return Ok(());
+        location.check_leads_to(&held, "rename")?;
+        if self.sole && held.nlink() > 1 {
+            return Err(Error::new(ErrorKind::AlreadyExists, "rename").because(
+                "the file to replace has got further hard links, which would keep the old contents",
+            ));
         }
-        Err(Error::new(ErrorKind::AlreadyExists, "rename")
-            .because("another file has taken the name of the one to replace"))
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::FileStorage;
 use crate::claim;
 use crate::direct::Direct;
 use crate::handle::PathHandle;
-use crate::storage::FileKind;
+use crate::id::FileKind;
 use crate::zeroes;
 
 /// How an open file is protected against other users of the same image.
@@ -72,7 +72,7 @@ impl FileOptions {
 
     /// Claims a block device: opening fails while it is mounted, or claimed by another device or program, and they
     /// cannot claim it while it is open. A claim is held once: opening the same device with a second one fails too.
-    /// Without effect on regular files.
+    /// A regular file is not claimed. Opening either fails while a loop device on it is used, or may be.
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;
@@ -125,9 +125,18 @@ impl FileOptions {
         self.adopt(file, path, name)
     }
 
-    fn open_found(&self, handle: &PathHandle, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
+    /// Opens what `handle` is of under the name `name`.
+    pub(crate) fn open_found(
+        &self,
+        handle: &PathHandle,
+        path: &Path,
+        name: &Arc<str>,
+    ) -> Result<FileStorage> {
         let kind = handle.check_kind()?;
         let claim = if self.claim && kind == FileKind::Block { OFlags::EXCL } else { OFlags::empty() };
+        if let Some(id) = handle.id().filter(|_| self.claim) {
+            claim::check_loops(id)?;
+        }
         let file = handle.open(self.writable, self.flags() | claim).map_err(|e| match e.raw_os_error() {
             Some(errno) if errno == Errno::BUSY.raw_os_error() => claim::refused(path, e),
             _ => explain(e, self.direct, "open"),

@@ -3,7 +3,7 @@
 //! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a copy
 //! from another storage that makes the file longer.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,51 +21,10 @@ use rustix::io::Errno;
 use crate::direct::Direct;
 use crate::flush::FlushGate;
 use crate::growth::Growth;
+use crate::id::{FileId, FileKind};
 use crate::turns::Turns;
 use crate::zeroes::Outcome;
 use crate::{claim, copy, holes, io, open, zeroes};
-
-/// What an open file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileKind {
-    Regular,
-    Block,
-}
-
-/// Identity of a file, the same by whatever name or link it was opened. Two block device nodes of one device
-/// are the same too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileId {
-    device: u64,
-    /// `None` for a block device, which `device` names alone.
-    inode: Option<u64>,
-}
-
-impl FileId {
-    /// The file that `path` leads to now, without opening it; `None` if there is none that could hold an image.
-    pub fn of(path: impl AsRef<Path>) -> Option<Self> {
-        Self::of_metadata(&fs::metadata(path).ok()?)
-    }
-
-    /// The file that is open as `descriptor`; `None` if it could not hold an image.
-    pub fn of_open(descriptor: impl AsFd) -> Option<Self> {
-        let file = File::from(descriptor.as_fd().try_clone_to_owned().ok()?);
-        Self::of_metadata(&file.metadata().ok()?)
-    }
-
-    /// The file that `meta` describes; `None` if it could not hold an image.
-    pub(crate) fn of_metadata(meta: &Metadata) -> Option<Self> {
-        let kind = open::kind_of(meta).ok()?;
-        Some(Self::from_metadata(meta, kind))
-    }
-
-    fn from_metadata(meta: &Metadata, kind: FileKind) -> Self {
-        match kind {
-            FileKind::Regular => Self { device: meta.dev(), inode: Some(meta.ino()) },
-            FileKind::Block => Self { device: meta.rdev(), inode: None },
-        }
-    }
-}
 
 /// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
 #[derive(Debug)]
@@ -214,6 +173,7 @@ impl FileStorage {
     /// # Errors
     /// [`ErrorKind::Locked`] if it is mounted or claimed already, by this process too.
     pub fn claim(&self) -> Result<()> {
+        self.named(claim::check_loops(self.id))?;
         if self.kind != FileKind::Block {
             return Ok(());
         }

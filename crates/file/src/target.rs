@@ -12,12 +12,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
-use rustix::fs::{Access, AtFlags, IFlags, OFlags};
+use rustix::fs::{Access, AtFlags, IFlags, Mode, OFlags};
 use rustix::process::geteuid;
 
-use crate::holders::{self, FileHolder};
+use crate::handle::PathHandle;
+use crate::holders::{self, FileHolder, LoopUse};
+use crate::id::FileId;
 use crate::leftover::{self, Leftover};
 use crate::location::{Found, Location};
+use crate::mounts;
 use crate::new_file::{NewFile, Replaced};
 use crate::open::{self, FileOptions};
 use crate::storage::FileStorage;
@@ -42,6 +45,7 @@ pub struct TargetOptions {
     pub(crate) space: Option<u64>,
     pub(crate) force: bool,
     pub(crate) clean: bool,
+    pub(crate) from_server: bool,
     pub(crate) file: FileOptions,
 }
 
@@ -81,6 +85,14 @@ impl TargetOptions {
     #[must_use]
     pub fn clean(mut self, clean: bool) -> Self {
         self.clean = clean;
+        self
+    }
+
+    /// The new contents come from a server, which may have this very file open: nothing is written into a file that a process
+    /// has open.
+    #[must_use]
+    pub fn from_server(mut self, from_server: bool) -> Self {
+        self.from_server = from_server;
         self
     }
 
@@ -147,6 +159,13 @@ pub enum Surprise {
     },
     /// A loop device in use stands on it: it would keep the old file, or have its contents changed under it.
     HeldDevice(FileHolder),
+    /// Another user has made it, in a sticky directory in which others may make files: it may be a trap for the new contents.
+    Foreign {
+        /// The user's number.
+        owner: u32,
+    },
+    /// The new contents come from a server, which may be what has it open: written in place it would be emptied first.
+    MaybeSource(FileHolder),
 }
 
 impl fmt::Display for Surprise {
@@ -157,6 +176,15 @@ impl fmt::Display for Surprise {
                 write!(f, "the old and the new file do not fit at once: {needed} bytes needed, {free} free")
             }
             Self::HeldDevice(holder) => holder.fmt(f),
+            Self::Foreign { owner } => {
+                write!(
+                    f,
+                    "it is a file of another user (number {owner}) in a sticky directory that others may write"
+                )
+            }
+            Self::MaybeSource(holder) => {
+                write!(f, "{holder}, and may be the server that the source comes from")
+            }
         }
     }
 }
@@ -181,6 +209,7 @@ pub struct TargetPlan<'a> {
     given: &'a Path,
     name: Arc<str>,
     location: Location,
+    found: Found,
     decision: Decision,
     leftovers: Vec<Leftover>,
     options: TargetOptions,
@@ -213,7 +242,7 @@ impl<'a> TargetPlan<'a> {
             Found::Descriptor(_) => Vec::new(),
             _ => leftover::find(&location),
         };
-        Ok(Self { given, name: Arc::clone(name), location, decision, leftovers, options })
+        Ok(Self { given, name: Arc::clone(name), location, found, decision, leftovers, options })
     }
 
     /// How it will be written. Only what a file carries is found out later, when there is a new one to carry it to.
@@ -221,37 +250,41 @@ impl<'a> TargetPlan<'a> {
         &self.decision
     }
 
-    /// What killed runs left of earlier files of the name.
-    pub fn leftovers(&self) -> &[Leftover] {
-        &self.leftovers
-    }
-
-    /// Opens the target for writing. One that is written in place still has its contents; a block device is claimed, unless
-    /// forced.
+    /// Opens the target for writing, once what killed runs left is removed, if that is wanted; also gives what they left. A
+    /// target that is written in place still has its contents; a block device is claimed, unless forced.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the caller must choose; [`ErrorKind::Locked`] if it is in use;
     /// [`ErrorKind::PermissionDenied`] if it may not be written; and whatever creating a file gives.
-    pub fn open(self) -> Result<TargetFile> {
+    pub fn open(self) -> Result<(TargetFile, Vec<Leftover>)> {
         let name = Arc::clone(&self.name);
         self.start().map_err(|e| e.or_in_file(&name))
     }
 
-    fn start(self) -> Result<TargetFile> {
-        let Self { given, name, location, decision, leftovers, options } = self;
+    fn start(self) -> Result<(TargetFile, Vec<Leftover>)> {
+        let Self { given, name, location, found, decision, mut leftovers, options } = self;
         if options.clean {
-            for leftover in &leftovers {
-                leftover.remove(&location)?;
-            }
+            leftovers.iter_mut().for_each(|leftover| leftover.remove(&location));
         }
-        match decision {
-            Decision::Refuse(why) => {
+        let in_place = |handle: &PathHandle, why| {
+            // Loop devices on a regular file have been decided about.
+            let claim = why == InPlace::BlockDevice && !options.force;
+            let file = options.file.writable(true).claim(claim).open_found(handle, given, &name)?;
+            Ok(TargetFile::InPlace(Arc::new(file), why))
+        };
+        let target = match (decision, found) {
+            (Decision::Refuse(why), _) => {
                 Err(Error::new(ErrorKind::InvalidInput, "create").because(why.to_string()))
             }
-            Decision::Create => Ok(TargetFile::New(NewFile::begin(location, name, None, &options.file)?)),
-            Decision::InPlace(why) => open_in_place(given, &name, why, &options),
-            Decision::Replace => {
-                let replaced = Replaced::hold(&location, given, &options.file)?;
+            (Decision::InPlace(why), Found::Descriptor(handle)) => in_place(&handle, why),
+            (Decision::InPlace(why), Found::File(handle)) => {
+                let file = in_place(&handle, why)?;
+                location.check_leads_to(handle.metadata(), "create")?;
+                Ok(file)
+            }
+            (Decision::Replace, Found::File(handle)) => {
+                let sole = options.replacement == Replacement::Auto;
+                let replaced = Replaced::hold(&location, &handle, given, &options.file)?.sole(sole);
                 let new = NewFile::begin(location, Arc::clone(&name), Some(replaced), &options.file)?;
                 match new.take_after_replaced() {
                     Ok(()) => Ok(TargetFile::New(new)),
@@ -259,17 +292,17 @@ impl<'a> TargetPlan<'a> {
                     Err(what) => {
                         // Its lock goes with it, and would be in the way.
                         drop(new);
-                        open_in_place(given, &name, InPlace::Attributes(what), &options)
+                        in_place(&handle, InPlace::Attributes(what))
                     }
                 }
             }
-        }
+            // Nothing has the name: what takes it meanwhile is not replaced.
+            (Decision::Create | Decision::InPlace(_) | Decision::Replace, _) => {
+                Ok(TargetFile::New(NewFile::begin(location, Arc::clone(&name), None, &options.file)?))
+            }
+        };
+        Ok((target?, leftovers))
     }
-}
-
-fn open_in_place(given: &Path, name: &Arc<str>, why: InPlace, options: &TargetOptions) -> Result<TargetFile> {
-    let file = options.file.writable(true).claim(!options.force).open_named(given, name, 0)?;
-    Ok(TargetFile::InPlace(Arc::new(file), why))
 }
 
 fn not_atomic(why: &dyn fmt::Display) -> Error {
@@ -278,19 +311,43 @@ fn not_atomic(why: &dyn fmt::Display) -> Error {
 
 /// The table of rules, in order; LIMITS has the same one.
 fn decide(location: &Location, found: &Found, options: &TargetOptions) -> io::Result<Result<Decision>> {
-    let (Found::File(meta) | Found::Descriptor(meta)) = found else { return Ok(Ok(Decision::Create)) };
-    if let Err(e) = open::kind_of(meta) {
-        return Ok(Err(e));
+    let (Found::File(handle) | Found::Descriptor(handle)) = found else { return Ok(Ok(Decision::Create)) };
+    let meta = handle.metadata();
+    let id = match open::kind_of(meta) {
+        Ok(kind) => FileId::from_metadata(meta, kind),
+        Err(e) => return Ok(Err(e)),
+    };
+    if mounts::is_swap(id) {
+        let why = "the system swaps to it";
+        return Ok(Err(Error::new(ErrorKind::Locked, "create").because(why)));
     }
-    let atomic = options.replacement == Replacement::Atomic;
-    if let Some(why) = only_in_place(location, found, meta)? {
-        return Ok(if atomic { Err(not_atomic(&why)) } else { Ok(Decision::InPlace(why)) });
+    let is_auto = options.replacement == Replacement::Auto;
+    // A device that has to be written in place is claimed for that.
+    let loop_device = if is_auto && meta.is_file() { holders::loop_device(id) } else { None };
+    let loop_device = match loop_device {
+        Some(holder @ FileHolder::Loop { usage: LoopUse::Used(_) | LoopUse::Unknown, .. }) => {
+            return Ok(Ok(Decision::Refuse(Surprise::HeldDevice(holder))));
+        }
+        other => other,
+    };
+    if is_auto && matches!(found, Found::File(_)) && is_foreign(location, meta)? {
+        return Ok(Ok(Decision::Refuse(Surprise::Foreign { owner: meta.uid() })));
     }
-    Ok(Ok(match options.replacement {
-        Replacement::InPlace => Decision::InPlace(InPlace::Asked),
-        Replacement::Atomic => Decision::Replace,
-        Replacement::Auto => by_circumstances(location, meta, options)?,
-    }))
+    let decided = match (only_in_place(location, found, meta)?, options.replacement) {
+        (Some(why), Replacement::Atomic) => return Ok(Err(not_atomic(&why))),
+        (Some(why), _) => Decision::InPlace(why),
+        (None, Replacement::InPlace) => Decision::InPlace(InPlace::Asked),
+        (None, Replacement::Atomic) => Decision::Replace,
+        (None, Replacement::Auto) => by_circumstances(location, id, meta, loop_device, options)?,
+    };
+    if options.from_server
+        && is_auto
+        && matches!(decided, Decision::InPlace(_))
+        && let Some(holder) = holders::process(id)
+    {
+        return Ok(Ok(Decision::Refuse(Surprise::MaybeSource(holder))));
+    }
+    Ok(Ok(decided))
 }
 
 /// Why a rename over the file is not possible, or would not give what was named its contents.
@@ -307,13 +364,23 @@ fn only_in_place(location: &Location, found: &Found, meta: &Metadata) -> io::Res
     if !may_rename_in(location) {
         return Ok(Some(InPlace::Directory));
     }
-    let directory = rustix::fs::statat(location.directory(), "", AtFlags::EMPTY_PATH)?;
+    let directory = location.stat()?;
     let ours = |uid| uid == geteuid().as_raw();
-    let sticky = directory.st_mode & rustix::fs::Mode::SVTX.as_raw_mode() != 0;
+    let sticky = Mode::from_raw_mode(directory.st_mode).contains(Mode::SVTX);
     if sticky && !ours(meta.uid()) && !ours(directory.st_uid) && !holders::may_act_as_owner() {
         return Ok(Some(InPlace::Sticky));
     }
     Ok(None)
+}
+
+/// Whether the file was put by another user where others may make files: the kernel's `fs.protected_regular` does not open
+/// it for a new file, whatever the privilege.
+fn is_foreign(location: &Location, meta: &Metadata) -> io::Result<bool> {
+    let directory = location.stat()?;
+    let mode = Mode::from_raw_mode(directory.st_mode);
+    let is_shared = mode.contains(Mode::SVTX) && mode.intersects(Mode::WGRP | Mode::WOTH);
+    let is_known = meta.uid() == geteuid().as_raw() || meta.uid() == directory.st_uid;
+    Ok(meta.is_file() && is_shared && !is_known && !location.is_mount_point())
 }
 
 fn may_rename_in(location: &Location) -> bool {
@@ -324,20 +391,22 @@ fn may_rename_in(location: &Location) -> bool {
     }
     // In one that only takes new names nothing is replaced. One that cannot be read does not say.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(directory, ".", flags, rustix::fs::Mode::empty());
+    let opened = rustix::fs::openat(directory, ".", flags, Mode::empty());
     !opened.and_then(rustix::fs::ioctl_getflags).is_ok_and(|flags| flags.contains(IFlags::APPEND))
 }
 
-fn by_circumstances(location: &Location, meta: &Metadata, options: &TargetOptions) -> io::Result<Decision> {
+fn by_circumstances(
+    location: &Location,
+    id: FileId,
+    meta: &Metadata,
+    loop_device: Option<FileHolder>,
+    options: &TargetOptions,
+) -> io::Result<Decision> {
     if meta.nlink() > 1 {
         return Ok(Decision::Refuse(Surprise::HardLinks { links: meta.nlink() }));
     }
-    match holders::find(meta) {
-        Some(holder @ FileHolder::Loop { in_use: true, .. }) => {
-            return Ok(Decision::Refuse(Surprise::HeldDevice(holder)));
-        }
-        Some(holder) => return Ok(Decision::InPlace(InPlace::Held(holder))),
-        None => {}
+    if let Some(holder) = loop_device.or_else(|| holders::besides_loops(id)) {
+        return Ok(Decision::InPlace(InPlace::Held(holder)));
     }
     if let Some(needed) = options.space {
         let space = rustix::fs::fstatvfs(location.directory())?;

@@ -7,7 +7,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use blockmirror_block::{ErrorKind, Storage};
-use blockmirror_file::{Existing, FileOptions, LockMode, NewFile};
+use blockmirror_file::{
+    Existing, FileOptions, LockMode, NewFile, Replacement, TargetFile, TargetOptions, TargetPlan,
+};
 
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> =
@@ -233,5 +235,72 @@ fn what_fails_after_the_file_was_created_leaves_none() {
         let left = names(path.parent().unwrap());
         let name = path.file_name().unwrap().to_str().unwrap();
         assert!(!left.iter().any(|left| left.contains(name)), "{left:?}");
+    }
+}
+
+/// Starts to replace the file at `path` as the decision says, which must be to replace it.
+fn plan(path: &Path) -> NewFile {
+    match TargetPlan::new(path, TargetOptions::new()).unwrap().open().unwrap() {
+        (TargetFile::New(new), _) => new,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The copy takes long; whoever closes the old file meanwhile does not find it open again.
+#[test]
+fn rights_that_are_taken_away_meanwhile_stay_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    let mode = |mode| fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
+    fs::write(&target, "old").unwrap();
+    mode(0o666);
+    let with_acl =
+        set(&target, ACL, &acl(&[(1, 6, !0), (2, 6, 65534), (4, 0, !0), (16, 6, !0), (32, 0, !0)]))
+            && set(&target, "user.label", b"db");
+    let new = plan(&target);
+    new.storage().write_at(b"new", 0).unwrap();
+    if with_acl {
+        rustix::fs::removexattr(&target, ACL).unwrap();
+        rustix::fs::removexattr(&target, "user.label").unwrap();
+    }
+    mode(0o600);
+    let owned = std::os::unix::fs::chown(&target, Some(1), Some(1)).is_ok();
+    new.persist().unwrap();
+    let after = fs::metadata(&target).unwrap();
+    assert_eq!((fs::read(&target).unwrap().as_slice(), after.mode() & 0o777), (&b"new"[..], 0o600));
+    assert_eq!((after.uid() == 1, after.gid() == 1), (owned, owned));
+    assert_eq!((get(&target, ACL), get(&target, "user.label")), (None, None));
+}
+
+#[test]
+fn a_file_that_gets_another_name_meanwhile_is_not_parted_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    fs::write(&target, "old").unwrap();
+    let new = plan(&target);
+    fs::hard_link(&target, dir.path().join("other")).unwrap();
+    let said = new.persist().unwrap_err();
+    assert!(said.to_string().contains("has got further hard links"), "{said}");
+    assert_eq!(fs::read(&target).unwrap(), b"old");
+    assert_eq!(names(dir.path()), ["disk.raw", "other"]);
+}
+
+/// What was judged is what is written, or nothing is.
+#[test]
+fn a_file_that_takes_the_name_after_the_decision_is_left_alone() {
+    for replacement in [Replacement::Auto, Replacement::Atomic, Replacement::InPlace] {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("disk.raw");
+        fs::write(&target, "old").unwrap();
+        let plan = TargetPlan::new(&target, TargetOptions::new().replacement(replacement)).unwrap();
+        fs::write(dir.path().join("other"), "other").unwrap();
+        fs::hard_link(dir.path().join("other"), dir.path().join("linked")).unwrap();
+        fs::rename(dir.path().join("other"), &target).unwrap();
+        let said = plan.open().unwrap_err();
+        assert_eq!(said.kind(), ErrorKind::AlreadyExists, "{said}");
+        for name in ["disk.raw", "linked"] {
+            assert_eq!(fs::read(dir.path().join(name)).unwrap(), b"other", "{replacement:?}");
+        }
+        assert_eq!(names(dir.path()).len(), 2);
     }
 }

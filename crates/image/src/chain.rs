@@ -3,7 +3,7 @@
 //! Called by whatever writes the name of a backing file into a header: a new image must not take the place of a file that
 //! it stands on, and a chain must end.
 //!
-//! What must hold: files are compared by device and inode, those that are not there yet by directory and name; headers are
+//! What must hold: files are compared by device and inode and by what block devices stand on, those that are not there yet by directory and name; headers are
 //! read only as far as the policy goes; nothing is locked and nothing is written.
 
 use std::ffi::{OsStr, OsString};
@@ -104,7 +104,8 @@ impl Spot {
 
     fn is(&self, path: &Path) -> bool {
         let same_entry = self.entry.is_some() && entry(path) == self.entry;
-        same_entry || self.id.is_some() && PlaceId::of(path) == self.id
+        same_entry
+            || self.id.as_ref().is_some_and(|id| PlaceId::of(path).is_some_and(|other| id.overlaps(&other)))
     }
 
     fn exists(&self) -> bool {

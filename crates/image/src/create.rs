@@ -345,10 +345,10 @@ impl NewImage {
     }
 }
 
-/// Whether two paths are equal or lead to one file.
+/// Whether two paths are equal or lead to the same bytes.
 fn is_same(a: Option<&Path>, b: Option<&Path>) -> bool {
     let (Some(a), Some(b)) = (a, b) else { return false };
-    a == b || FileId::of(a).is_some_and(|id| FileId::of(b) == Some(id))
+    a == b || FileId::of(a).is_some_and(|id| FileId::of(b).is_some_and(|other| id.overlaps(other)))
 }
 
 /// Zero bytes that are written at a time for `preallocation=full`.

@@ -89,14 +89,19 @@ impl Image {
     }
 
     /// Whether `path` leads to one of the files (or to the export) that are open for it: images and data files of the
-    /// whole chain.
+    /// whole chain; or to a block device that shows bytes of theirs, or to the file below one that is open for it.
     pub fn uses(&self, path: impl AsRef<Path>) -> bool {
-        PlaceId::of(path.as_ref()).is_some_and(|id| self.files.contains(&id))
+        PlaceId::of(path.as_ref()).is_some_and(|id| self.files.iter().any(|file| file.overlaps(&id)))
     }
 
     /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.
     pub fn writes_into(&self, other: &Image) -> bool {
-        self.files.iter().take(self.own_files).any(|id| other.files.contains(id))
+        self.files.iter().take(self.own_files).any(|id| other.files.iter().any(|file| file.overlaps(id)))
+    }
+
+    /// Whether some of its bytes come from a server, which may have them in a file of this host.
+    pub fn may_be_served(&self) -> bool {
+        self.files.iter().any(PlaceId::may_be_served)
     }
 
     /// The files that a write to it changes: its own, and that of its data.

@@ -108,7 +108,7 @@ impl OpenOptions {
     }
 
     /// Claims block devices that are written, and the image's own for reading too: opening fails while one is mounted or
-    /// held ([`blockmirror_file::FileOptions::claim`]). What lies below the image is never claimed.
+    /// held, or a regular file below a loop device that is ([`blockmirror_file::FileOptions::claim`]). What lies below the image is never claimed.
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;

@@ -83,6 +83,24 @@ impl PlaceId {
         }
     }
 
+    /// Whether a write to one of the two may change what the other reads as, as far as the host knows.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File(a), Self::File(b)) => a.overlaps(*b),
+            _ => self == other,
+        }
+    }
+
+    /// Whether its bytes come from a server, which may have them in a file of this host.
+    pub(crate) fn may_be_served(&self) -> bool {
+        match self {
+            Self::File(file) => file.may_be_served(),
+            Self::Null(_) => false,
+            #[cfg(feature = "nbd")]
+            Self::Export(..) => true,
+        }
+    }
+
     #[cfg(feature = "nbd")]
     fn of_export(uri: NbdUri) -> Self {
         let address = match uri.address {

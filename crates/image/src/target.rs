@@ -65,8 +65,8 @@ impl Target {
         }
         let plan = TargetPlan::new(path, *options)?;
         clear(path, &plan)?;
-        let leftovers = plan.leftovers().to_vec();
-        let (kind, file) = match plan.open()? {
+        let (file, leftovers) = plan.open()?;
+        let (kind, file) = match file {
             TargetFile::New(new) => {
                 let file = Arc::clone(new.storage());
                 (Kind::New(new), file)
