@@ -10,6 +10,8 @@
 mod common;
 #[path = "common/nbd.rs"]
 mod nbd;
+#[path = "common/world.rs"]
+mod world;
 
 use std::fs;
 use std::os::unix::fs::FileExt as _;
@@ -17,12 +19,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{DiskOp, MemoryDisk};
+use blockmirror_block::{BlockDevice as _, ByteRange, ExtentKind, Visit};
+use blockmirror_nbd::ClientOptions;
 use blockmirror_nbd::server::{Export, Listener, ServerOptions};
 use blockmirror_tests::qemu::run;
 use blockmirror_tests::scratch::scratch;
 use common::{ours, ours_ok};
 use nbd::{Server, have, noise};
 use serde_json::Value;
+use world::World;
 
 const MIB: u64 = 1 << 20;
 const TOOLS: [&str; 3] = ["qemu-nbd", "qemu-img", "qemu-io"];
@@ -156,6 +161,52 @@ fn zeros_are_written_to_an_export_unless_it_is_said_to_be_zero() {
             run("qemu-img", server.dir.path(), ["compare", "-f", "raw", "-F", "qcow2", "source", "image"]);
         assert_eq!(compared.is_ok(), zeroed > 0, "{compared:?}");
     }
+}
+
+/// Clusters that are mapped over holes of the file read as zeros, and an export of such an image says so to
+/// every client.
+#[test]
+fn an_export_says_that_mapped_holes_are_zeros() {
+    if !have("an_export_says_that_mapped_holes_are_zeros", &TOOLS) {
+        return;
+    }
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    img(dir, "create -q -f qcow2 -o preallocation=metadata image 8M");
+    run("qemu-io", dir, ["-f", "qcow2", "-c", "write -q -P 7 1M 64k", "image"]).unwrap();
+    let file = dir.join("image").display().to_string();
+    let world =
+        World::ours(dir, &[format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={file}")]);
+    let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd").display());
+    let map = ["map", "--output=json", &uri];
+    for text in [run("qemu-img", dir, map).unwrap(), ours_ok(map)] {
+        let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
+        let data: Vec<_> = rows.iter().filter(|row| row["zero"] == false).collect();
+        assert_eq!(data.len(), 1, "{text}");
+        assert_eq!(
+            (&data[0]["start"], &data[0]["length"]),
+            (&Value::from(MIB), &Value::from(65_536)),
+            "{text}"
+        );
+    }
+    let client = ClientOptions::new(uri.parse().unwrap()).open().unwrap();
+    let mut data = Vec::new();
+    client
+        .extents(ByteRange::new(0, 8 * MIB), &mut |extent| {
+            if extent.kind != ExtentKind::Zero {
+                data.push(extent.range);
+            }
+            Visit::Continue(())
+        })
+        .unwrap();
+    assert_eq!(data, [ByteRange::at(MIB, 65_536)]);
+    drop(client);
+    let copy = dir.join("copy").display().to_string();
+    let done: Value =
+        serde_json::from_str(&ours_ok(["convert", "--output=json", "-O", "raw", &uri, &copy])).unwrap();
+    assert_eq!(done["copied"], 65_536);
+    world.end();
+    run("qemu-img", dir, ["compare", "-f", "qcow2", "-F", "raw", "image", "copy"]).unwrap();
 }
 
 #[test]
