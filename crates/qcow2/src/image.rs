@@ -3,7 +3,7 @@
 //! Reading is in `read`, writing in `write` and `zero`, durability in `writeback`; this file ties them together.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -104,7 +104,8 @@ impl OpenOptions {
     /// Opens the image in `storage`.
     ///
     /// # Errors
-    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be; a data file where
+    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be;
+    /// a data file where
     /// there should be none, or none where there should be one; an L1 table that the file does not hold.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
         let header = Header::read(&*storage)?;
@@ -179,6 +180,7 @@ impl OpenOptions {
             write_back: Mutex::new(()),
             gate: FlushGate::default(),
             ranges: RangeLock::new(),
+            cancelled: AtomicU64::new(0),
         };
         if image.writable {
             image.clear_unknown_autoclear()?;
@@ -263,6 +265,8 @@ pub struct Qcow2 {
     /// the other two.
     pub(crate) ranges: RangeLock,
     pub(crate) decompressors: Decompressors,
+    /// How often what is in flight was to end ([`BlockDevice::cancel_in_flight`]).
+    pub(crate) cancelled: AtomicU64,
 }
 
 impl Qcow2 {
@@ -399,6 +403,7 @@ impl BlockDevice for Qcow2 {
     }
 
     fn cancel_in_flight(&self) {
+        self.cancelled.fetch_add(1, Ordering::AcqRel);
         self.io.storage.cancel_in_flight();
         if let Some(data_file) = &self.io.data_file {
             data_file.cancel_in_flight();

@@ -270,12 +270,6 @@ impl Refcounts {
         self.never_verify = true;
     }
 
-    /// The first cluster that the refcount table does not reach.
-    pub(crate) fn first_uncounted(&self, io: &Io) -> u64 {
-        // usize to u64 is exact here.
-        self.table.len() as u64 * self.per_block(io)
-    }
-
     /// Whether clusters `first..end` were never written before; from now on they count as written.
     fn use_up(&mut self, io: &Io, first: u64, end: u64) -> bool {
         let fresh = io.cluster().start(first) >= self.never_written;
@@ -396,7 +390,7 @@ impl Refcounts {
     /// Moves the refcount table to a larger place so that it reaches block `block`.
     ///
     /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it writes lies
-    /// in clusters beyond what the old table counts, durable before the header points there.
+    /// in clusters beyond what the old table counts, and past all that are unverified, durable before the header points there.
     pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
         let cluster = io.cluster();
         let per_block = self.per_block(io);
@@ -405,24 +399,31 @@ impl Refcounts {
             return Ok(());
         }
         let entries_per_cluster = cluster.bytes() / 8;
-        let mut table_clusters = cluster.count(8 * (old_len + old_len / 2).max(block + 1));
+        // The new blocks come first, then the table, right behind what the old table counts, or past the unverified clusters:
+        // they need not be verified for it, and the new table counts this place.
+        let mut first_block = old_len;
+        if self.has_unverified(old_len * per_block) {
+            first_block = first_block.max(self.unverified.len().div_ceil(per_block));
+        }
+        let mut table_clusters =
+            cluster.count(8 * (old_len + old_len / 2).max(block + 1).max(first_block + 1));
         let blocks = loop {
+            let bytes = table_clusters * cluster.bytes();
+            if bytes > MAX_REFCOUNT_TABLE_BYTES {
+                let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone());
+                let why = format!(
+                    "the refcount table would need {bytes} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}"
+                );
+                return Err(error.because(why).into());
+            }
+            // At most 2^14 clusters.
             let blocks = (1..).find(|b| b * per_block >= b + table_clusters).unwrap_or(1);
-            if table_clusters * entries_per_cluster >= old_len + blocks {
+            if table_clusters * entries_per_cluster >= first_block + blocks {
                 break blocks;
             }
             table_clusters += 1;
         };
-        if table_clusters * cluster.bytes() > MAX_REFCOUNT_TABLE_BYTES {
-            let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone());
-            let bytes = table_clusters * cluster.bytes();
-            let why = format!(
-                "the refcount table would need {bytes} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}"
-            );
-            return Err(error.because(why).into());
-        }
-        // The new blocks come first, then the table, right behind what the old table counts.
-        let first = self.first_uncounted(io);
+        let first = first_block * per_block;
         let used = blocks + table_clusters;
         self.check_room(io, first + used)?;
         if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {
@@ -439,7 +440,7 @@ impl Refcounts {
                 self.width.set(&mut data, i as usize, 1);
             }
             io.storage.write_at(&data, cluster.start(first + b))?;
-            table[(old_len + b) as usize] = cluster.start(first + b);
+            table[(first_block + b) as usize] = cluster.start(first + b);
         }
         let table_at = HostOffset(cluster.start(first + blocks));
         let mut bytes = vec![0; table.len() * 8];

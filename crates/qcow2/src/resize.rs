@@ -18,6 +18,7 @@ use crate::format::header::{Header, l1_entries_for};
 use crate::image::Qcow2;
 use crate::limits::MAX_L1_BYTES;
 use crate::offset::HostOffset;
+use crate::verify::Missing;
 use crate::write::{compressed_clusters, ensure_l2_table};
 
 /// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies in one
@@ -141,7 +142,7 @@ impl Qcow2 {
             };
             match answer {
                 Ok(first) => break first,
-                Err(block) => self.grow_refcount_table(block)?,
+                Err(missing) => self.provide(missing)?,
             }
         };
         let give_back = |error: Error| -> Error {
@@ -219,23 +220,23 @@ impl Qcow2 {
             if wanted {
                 self.write_back()?;
             }
-            while let Some(block) = self.unmap_table(index, first)? {
-                self.grow_refcount_table(block)?;
+            while let Some(missing) = self.unmap_table(index, first)? {
+                self.provide(missing)?;
             }
         }
         Ok(())
     }
 
-    /// The same for the clusters of L2 table `index`; `Some(block)` if the refcount table must first grow.
-    fn unmap_table(&self, index: u64, first: u64) -> Result<Option<u64>> {
+    /// The same for the clusters of L2 table `index`; `Some` says what must come first.
+    fn unmap_table(&self, index: u64, first: u64) -> Result<Option<Missing>> {
         let io = &self.io;
         let mut meta = self.meta.lock();
         let clusters = index * io.l2_entries()..(index + 1) * io.l2_entries();
         let (l1_index, l1) = meta.l1_entry(io, clusters.start)?;
         let Some(table) = l1.table() else { return Ok(None) };
         let whole = first <= clusters.start;
-        if !whole && let Some(block) = ensure_l2_table(io, &mut meta, clusters.start)? {
-            return Ok(Some(block));
+        if !whole && let Some(missing) = ensure_l2_table(io, &mut meta, clusters.start)? {
+            return Ok(Some(missing));
         }
         for cluster in clusters.start.max(first)..clusters.end {
             let (entry, holds) = match meta.entry_to_write(io, cluster)? {

@@ -9,9 +9,14 @@
 //!   until it is done new clusters come from past that length. Clusters that this image freed itself need no pass. A fresh
 //!   image has no unverified clusters.
 //!
-//! On storage of a fixed length nothing lies past the end, so there the first allocation makes the whole pass.
+//! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole pass
+//! ([`Missing::Verified`]). No pass is bounded by what the image says of itself: the metadata lock is released between the pieces,
+//! and [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
 
-use blockmirror_block::{Error, Result};
+use std::sync::atomic::Ordering;
+
+use blockmirror_block::sync::thread;
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 
 use crate::format::entry::Entry;
 use crate::image::Qcow2;
@@ -21,26 +26,40 @@ use crate::offset::HostOffset;
 use crate::overlap::WRITE_OVER_METADATA;
 use crate::refcounts::{Allocation, Grant};
 use crate::write::compressed_clusters;
-use crate::writeback::Failure;
 
 /// The operation that finds an entry which maps a free cluster; whoever meets it marks the image corrupt.
 const CHECK_REFCOUNTS: &str = "check refcounts";
 
-/// Bytes of L2 tables that the pass reads for one allocation.
+/// Bytes of L2 tables that the pass reads for one allocation, or under one hold of the metadata lock.
 const PASS_BYTES: u64 = 1 << 20;
 
+/// What an entry of the L1 table, and a table that lies in a hole, take of these bytes.
+const L1_ENTRY_COST: u64 = 8;
+const HOLE_COST: u64 = 64;
+
+/// How far past a table a hole is looked for.
+const LOOK_AHEAD: u64 = 1 << 30;
+
+/// What must be done, without the metadata lock, before clusters can be handed out ([`Qcow2::provide`]).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Missing {
+    /// The refcount table does not reach this refcount block.
+    Block(u64),
+    /// The pass over all L2 tables has not come to its end, and nothing but unverified clusters is left.
+    Verified,
+}
+
 impl Meta {
-    /// Hands out up to `want` contiguous clusters. The inner error is the refcount block that the refcount table must first
-    /// reach.
-    pub(crate) fn allocate(&mut self, io: &Io, want: u64) -> Result<Result<Grant, u64>> {
+    /// Hands out up to `want` contiguous clusters. The inner error says what must come first.
+    pub(crate) fn allocate(&mut self, io: &Io, want: u64) -> Result<Result<Grant, Missing>> {
         let mut skip = false;
         loop {
             match self.refcounts(io)?.allocate(io, want, skip)? {
                 Allocation::Got(grant) => return Ok(Ok(grant)),
-                Allocation::TableFull(block) => return Ok(Err(block)),
+                Allocation::TableFull(block) => return Ok(Err(Missing::Block(block))),
+                Allocation::Unverified if io.storage.info().fixed_len => return Ok(Err(Missing::Verified)),
                 Allocation::Unverified => {
-                    let fixed = io.storage.info().fixed_len;
-                    self.verify(io, if fixed { u64::MAX } else { PASS_BYTES })?;
+                    self.verify(io)?;
                     skip = true;
                 }
             }
@@ -48,22 +67,12 @@ impl Meta {
     }
 
     /// Hands out `want` contiguous clusters, at least one. The inner error as for [`Self::allocate`].
-    pub(crate) fn allocate_run(&mut self, io: &Io, want: u64) -> Result<Result<u64, u64>> {
-        if io.storage.info().fixed_len && self.refcounts(io)?.has_unverified(0) {
-            self.verify(io, u64::MAX)?;
-        }
-        self.refcounts(io)?.allocate_run(io, want)
-    }
-
-    /// Moves the refcount table to a larger place so that it reaches block `block`.
-    pub(crate) fn grow_refcount_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
+    pub(crate) fn allocate_run(&mut self, io: &Io, want: u64) -> Result<Result<u64, Missing>> {
         let refcounts = self.refcounts(io)?;
-        // The new place is fixed: it lies right behind what the table counts.
-        let first_uncounted = refcounts.first_uncounted(io);
-        if refcounts.has_unverified(first_uncounted) {
-            self.verify(io, u64::MAX)?;
+        if io.storage.info().fixed_len && refcounts.has_unverified(0) {
+            return Ok(Err(Missing::Verified));
         }
-        self.refcounts(io)?.grow_table(io, block)
+        Ok(refcounts.allocate_run(io, want)?.map_err(Missing::Block))
     }
 
     /// The entry of one guest cluster that may be changed, or whose cluster may be written.
@@ -119,25 +128,34 @@ impl Meta {
         Ok(())
     }
 
-    /// Goes on with the pass over the L2 tables for about `budget` bytes of them. At its end every free cluster may be handed
-    /// out. Where a table cannot be read the pass is given up: unverified clusters then stay unused.
+    /// Goes on with the pass over the L2 tables for about [`PASS_BYTES`] of them; whether it is over. At its end every free
+    /// cluster may be handed out. Where a table cannot be read the pass is given up: unverified clusters then stay unused.
     ///
     /// # Errors
     /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters may be left,
     /// a table that cannot be read.
-    fn verify(&mut self, io: &Io, budget: u64) -> Result<()> {
+    fn verify(&mut self, io: &Io) -> Result<bool> {
         let per_slice = self.l2.slice_size() as u64 / io.format.entry_size();
-        let mut left = budget;
-        // At most 2^22 tables; those without a table take no budget.
+        let mut left = PASS_BYTES;
+        let mut runs = Runs::default();
+        // At most 2^22 tables.
         let end = self.l1().len() as u64 * io.l2_entries();
         while self.verified_to < end {
+            if left == 0 {
+                return Ok(false);
+            }
             let guest = self.verified_to;
+            let next_table = (guest / io.l2_entries() + 1) * io.l2_entries();
             let Some(table) = self.l1_entry(io, guest)?.1.table() else {
-                self.verified_to = (guest / io.l2_entries() + 1) * io.l2_entries();
+                left = left.saturating_sub(L1_ENTRY_COST);
+                self.verified_to = next_table;
                 continue;
             };
-            if left == 0 {
-                return Ok(());
+            // A table of zeros maps nothing. What was changed in memory since, and is not on disk yet, was checked when it was.
+            if runs.is_hole(io, ByteRange::at(table.0, io.cluster().bytes())) {
+                left = left.saturating_sub(HOLE_COST);
+                self.verified_to = next_table;
+                continue;
             }
             left = left.saturating_sub(self.l2.slice_size() as u64);
             if let Err(error) = self.verify_slice(io, table, guest) {
@@ -145,12 +163,12 @@ impl Meta {
                     return Err(error);
                 }
                 self.refcounts(io)?.never_verify();
-                return Ok(());
+                return Ok(true);
             }
             self.verified_to = guest + per_slice;
         }
         self.refcounts(io)?.all_verified();
-        Ok(())
+        Ok(true)
     }
 
     /// Checks the slice of `table` that begins with guest cluster `guest`, without keeping it.
@@ -165,15 +183,75 @@ impl Meta {
     }
 }
 
+/// The run of the image file that was last looked at. Kept under one hold of the metadata lock only: a hole may be written.
+#[derive(Debug, Default)]
+struct Runs {
+    last: ByteRange,
+    hole: bool,
+}
+
+impl Runs {
+    /// Whether all of `range` is a hole of the file.
+    fn is_hole(&mut self, io: &Io, range: ByteRange) -> bool {
+        let holds = |last: ByteRange| last.start() <= range.start() && range.end() <= last.end();
+        if !holds(self.last) {
+            // What the storage cannot tell is read.
+            (self.last, self.hole) = (range, false);
+            let rest = ByteRange::new(range.start(), range.end().saturating_add(LOOK_AHEAD));
+            let _ = io.storage.extents(rest, &mut |run| {
+                (self.last, self.hole) = (run.range, run.hole);
+                Visit::Break(())
+            });
+        }
+        self.hole && holds(self.last)
+    }
+}
+
 fn free_but(how: &str, guest: u64) -> String {
     format!("the cluster {how} guest cluster {guest}, but its refcount is 0; the image is marked corrupt")
 }
 
 impl Qcow2 {
+    /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata lock.
+    pub(crate) fn provide(&self, missing: Missing) -> Result<()> {
+        match missing {
+            Missing::Verified => self.verify_all(),
+            Missing::Block(block) => {
+                // There is no place past the end for the larger table.
+                if self.io.storage.info().fixed_len {
+                    self.verify_all()?;
+                }
+                self.grow_refcount_table(block)
+            }
+        }
+    }
+
+    /// Brings the pass over the L2 tables to its end, with room for others between its pieces.
+    fn verify_all(&self) -> Result<()> {
+        let cancelled = self.cancelled.load(Ordering::Acquire);
+        loop {
+            {
+                let mut meta = self.meta.lock();
+                meta.check_poison(&self.io, CHECK_REFCOUNTS)?;
+                if meta.verify(&self.io)? {
+                    return Ok(());
+                }
+            }
+            if self.cancelled.load(Ordering::Acquire) != cancelled {
+                return Err(Error::new(ErrorKind::Cancelled, CHECK_REFCOUNTS).in_file(self.io.name.clone()));
+            }
+            thread::yield_now();
+        }
+    }
+
     /// Marks the image corrupt if an operation was refused because it would have hit metadata, or has met a mapped cluster
     /// without a refcount. The caller holds neither the write-back lock nor the metadata lock.
     pub(crate) fn note_damage<T>(&self, result: Result<T>) -> Result<T> {
-        let proof = |error: &Error| [WRITE_OVER_METADATA, CHECK_REFCOUNTS].contains(&error.operation());
+        // The check of refcounts may also be cancelled, or fail to read.
+        let proof = |error: &Error| {
+            error.kind() == ErrorKind::Corrupt
+                && [WRITE_OVER_METADATA, CHECK_REFCOUNTS].contains(&error.operation())
+        };
         if let Err(error) = &result
             && proof(error)
         {

@@ -18,6 +18,7 @@ use crate::io::Io;
 use crate::meta::{Mapping, Meta};
 use crate::offset::HostOffset;
 use crate::refcounts::Grant;
+use crate::verify::Missing;
 
 /// Guest bytes and where they are to be written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -98,8 +99,8 @@ impl Qcow2 {
 
     /// Plans a write that may change the mapping; the clusters are held.
     fn plan_moving<'a>(&'a self, mut guard: WriteGuard<'a>) -> Result<WriteGuard<'a>> {
-        while let Some(block) = guard.plan()? {
-            self.grow_refcount_table(block)?;
+        while let Some(missing) = guard.plan()? {
+            self.provide(missing)?;
         }
         Ok(guard)
     }
@@ -256,8 +257,8 @@ impl<'a> WriteGuard<'a> {
         Ok(true)
     }
 
-    /// Plans the write from where the last call stopped; `Some(block)` if the refcount table must first grow.
-    fn plan(&mut self) -> Result<Option<u64>> {
+    /// Plans the write from where the last call stopped; `Some` says what must come first.
+    fn plan(&mut self) -> Result<Option<Missing>> {
         let image = self.image;
         let io = &image.io;
         let mut meta = image.meta.lock();
@@ -266,8 +267,8 @@ impl<'a> WriteGuard<'a> {
         let clusters = io.cluster().index(self.range.start())..io.cluster().count(self.range.end());
         let mut first = clusters.start;
         while first < clusters.end {
-            if let Some(block) = ensure_l2_table(io, &mut meta, first)? {
-                return Ok(Some(block));
+            if let Some(missing) = ensure_l2_table(io, &mut meta, first)? {
+                return Ok(Some(missing));
             }
             first = (first / io.l2_entries() + 1) * io.l2_entries();
         }
@@ -299,7 +300,7 @@ impl<'a> WriteGuard<'a> {
                     wanted = self.count_new(&mut meta, cluster, clusters.end)?;
                 }
                 match meta.allocate(io, wanted)? {
-                    Err(block) => return Ok(Some(block)),
+                    Err(missing) => return Ok(Some(missing)),
                     Ok(grant) => {
                         self.grants.push(grant);
                         wanted -= grant.count;
@@ -498,15 +499,14 @@ pub(crate) fn compressed_clusters(io: &Io, run: CompressedRun) -> Range<u64> {
     io.cluster().index(run.offset.0)..io.cluster().count(run.offset.0 + run.len)
 }
 
-/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some(block)` if the refcount
-/// table must first grow.
-pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<Option<u64>> {
+/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what must come first.
+pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<Option<Missing>> {
     let (index, l1) = meta.l1_entry(io, cluster)?;
     if l1.copied() && l1.table().is_some() {
         return Ok(None);
     }
     let grant = match meta.allocate(io, 1)? {
-        Err(block) => return Ok(Some(block)),
+        Err(missing) => return Ok(Some(missing)),
         Ok(grant) => grant,
     };
     let new = HostOffset(io.cluster().start(grant.first));

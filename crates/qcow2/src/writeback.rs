@@ -242,12 +242,15 @@ impl Qcow2 {
         written
     }
 
-    /// Lets the refcount table grow so that it reaches `block`.
+    /// Lets the refcount table grow so that it reaches `block`. On storage of a fixed length the pass over the L2 tables is over.
     pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
         let _only_one = self.write_back.lock();
         let mut meta = self.meta.lock();
         meta.check_poison(&self.io, "grow refcount table")?;
-        let grown = meta.grow_refcount_table(&self.io, block);
+        let grown = meta
+            .refcounts(&self.io)
+            .map_err(Failure::from)
+            .and_then(|refcounts| refcounts.grow_table(&self.io, block));
         grown.map_err(|failure| failure.settle(&mut meta))
     }
 }

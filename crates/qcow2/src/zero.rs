@@ -9,6 +9,7 @@ use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::io::Io;
 use crate::meta::Meta;
+use crate::verify::Missing;
 use crate::write::{compressed_clusters, ensure_l2_table};
 
 /// Zeros that are written at once where they must be written.
@@ -166,18 +167,18 @@ impl Qcow2 {
             };
             match self.note_damage(changed)? {
                 Ok(by_data) => return Ok(by_data),
-                Err(block) => self.note_damage(self.grow_refcount_table(block))?,
+                Err(missing) => self.note_damage(self.provide(missing))?,
             }
         }
     }
 
-    /// Under the lock. The inner error is the refcount block that the refcount table must first reach.
+    /// Under the lock. The inner error says what must come first.
     fn change_locked(
         &self,
         meta: &mut Meta,
         part: ByteRange,
         purpose: Purpose,
-    ) -> Result<Result<Vec<ByteRange>, u64>> {
+    ) -> Result<Result<Vec<ByteRange>, Missing>> {
         let io = &self.io;
         let mut by_data: Vec<ByteRange> = Vec::new();
         let first = io.cluster().index(part.start());
@@ -199,8 +200,8 @@ impl Qcow2 {
                 },
                 Change::Set { entry, frees } => {
                     if !table_ready {
-                        if let Some(block) = ensure_l2_table(io, meta, cluster)? {
-                            return Ok(Err(block));
+                        if let Some(missing) = ensure_l2_table(io, meta, cluster)? {
+                            return Ok(Err(missing));
                         }
                         table_ready = true;
                     }
