@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use blockmirror_image::size::human_size;
-use blockmirror_image::{ImageInfo, OpenOptions, Qcow2Info, read_chain};
+use blockmirror_image::{CutShort, ImageInfo, OpenOptions, Qcow2Info, read_chain};
 use serde_json::Value;
 
 use crate::args::{InfoArgs, Output};
@@ -50,12 +50,7 @@ fn human(info: &ImageInfo) -> String {
         line("cleanly shut down: no".to_owned());
     }
     if let Some(cut) = info.qcow2.as_ref().and_then(|qcow2| qcow2.cut_short) {
-        line(format!(
-            "cut short: the file ends at {}; {} of the disk are missing, the first at {}",
-            cut.file_len,
-            exact(cut.missing),
-            cut.first
-        ));
+        line(cut_short(cut));
     }
     if let Some(backing) = &info.backing {
         let mut text = format!("backing file: {}", backing.name.display());
@@ -110,6 +105,24 @@ fn snapshots(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
             ),
             &snapshot.icount.map_or_else(String::new, |count| count.to_string()),
         ]));
+    }
+}
+
+fn cut_short(cut: CutShort) -> String {
+    let (len, first) = (cut.file_len, cut.first);
+    let missing = exact(cut.missing);
+    match (cut.complete, cut.missing) {
+        (true, _) => {
+            format!(
+                "cut short: the file ends at {len}; {missing} of the disk are missing, the first at {first}"
+            )
+        }
+        (false, 0) => format!(
+            "cut short: not known; the file ends at {len}, and of the disk only what lies before {first} was looked at"
+        ),
+        (false, _) => format!(
+            "cut short: the file ends at {len}; {missing} of the disk or more are missing, the first at {first}"
+        ),
     }
 }
 

@@ -212,8 +212,11 @@ impl ImageInfo {
         }
         // QEMU does not tell this.
         if let Some(cut) = self.qcow2.as_ref().and_then(|qcow2| qcow2.cut_short) {
-            let figures =
+            let mut figures =
                 json!({ "file-length": cut.file_len, "first-missing": cut.first, "missing": cut.missing });
+            if !cut.complete {
+                figures["complete"] = json!(false);
+            }
             put("x-blockmirror-cut-short", figures);
         }
         Value::Object(out)

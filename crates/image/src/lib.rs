@@ -58,7 +58,7 @@ mod target;
 pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
-pub use blockmirror_qcow2::Preallocation;
+pub use blockmirror_qcow2::{CutShort, Preallocation};
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;

@@ -1,10 +1,11 @@
 //! Whether an image file, or its data file, was cut short: an interrupted download, a copy onto a full disk.
 //!
-//! `info` asks. Reads find out for themselves ([`crate::io`]).
+//! `info` asks, and opening for writing does: the first write behind the end of such a file would make zeros of all that is
+//! missing before it. Reads find out for themselves ([`crate::io`]). The work is bounded whatever the image says of itself.
 
 use std::sync::Arc;
 
-use blockmirror_block::{ByteRange, Storage};
+use blockmirror_block::{ByteRange, Error as BlockError, ErrorKind, Storage};
 
 use crate::error::Result;
 use crate::format::header::Header;
@@ -16,16 +17,25 @@ use crate::meta::Mapping;
 /// Runs of the mapping that are looked at in one go.
 const BATCH: usize = 1024;
 
+/// Entries of L1 and L2 tables that are looked at: 1 TiB of disk, with clusters of 64 KiB.
+const MOST_ENTRIES: u64 = 1 << 24;
+
+/// Refcount blocks that are looked at, and their bytes together.
+const MOST_BLOCKS: u32 = 1024;
+const MOST_BLOCK_BYTES: u64 = 64 << 20;
+
 /// What a file that was cut short lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CutShort {
     /// Bytes of the file.
     pub file_len: u64,
-    /// The first guest byte whose data, or whose table, is missing.
+    /// The first guest byte whose data, or whose table, is missing; where none was found, the first that was not looked at.
     pub first: u64,
     /// Guest bytes that are missing.
     pub missing: u64,
+    /// Whether the look came to the end of the disk. It is bounded: where it was stopped, more may be missing.
+    pub complete: bool,
 }
 
 impl CutShort {
@@ -36,43 +46,69 @@ impl CutShort {
     /// # Errors
     /// The storage fails.
     pub fn find(storage: Arc<dyn Storage>, header: &Header) -> Result<Option<Self>> {
-        if header.data_file.is_some() || !counts_reach_past_end(&*storage, header)? {
+        if header.data_file.is_some() || !counts_may_reach_past_end(&*storage, header)? {
             return Ok(None);
         }
         let file_len = storage.len()?;
         match OpenOptions::new().open(storage) {
-            Ok(image) => image.cut_short(),
+            Ok(image) => image.look_past_end(file_len, 0, MOST_ENTRIES),
             // Not even the L1 table is there.
-            Err(_) => Ok(Some(Self { file_len, first: 0, missing: header.virtual_size })),
+            Err(_) => Ok(Some(Self { file_len, first: 0, missing: header.virtual_size, complete: true })),
         }
+    }
+
+    /// Why an image that lacks this is not written.
+    fn refusal(&self, name: &str) -> BlockError {
+        let (len, first) = (self.file_len, self.first);
+        let why = if self.missing > 0 {
+            format!(
+                "the file ends at {len}, and what the guest has at {first} lies past that: it was cut short and opens \
+                 for reading only, since a write would make zeros of what is missing"
+            )
+        } else {
+            format!(
+                "the refcounts reach past the end of the file at {len}, and the tables are too many to look for what is missing"
+            )
+        };
+        BlockError::new(ErrorKind::CutShort, "open for writing").in_file(name).because(why)
     }
 }
 
-/// Whether the last cluster with a refcount, or its last subcluster, begins at or past the end of the file.
-fn counts_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<bool> {
+/// Whether the last cluster with a refcount, or its last subcluster, begins at or past the end of the file. Where that takes
+/// too long to find out it may.
+fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<bool> {
     let len = storage.len()?;
     let cluster = header.cluster_size();
     let table_bytes = (u64::from(header.refcount_table_clusters) * cluster).min(MAX_REFCOUNT_TABLE_BYTES);
-    // At most 8 MiB. What the file does not hold reads as zeros.
-    let mut table = vec![0; table_bytes.min(len.saturating_sub(header.refcount_table_offset)) as usize];
-    storage.read_at(&mut table, header.refcount_table_offset)?;
     let Some(width) = RefcountWidth::from_order(header.refcount_order) else { return Ok(false) };
     let per_block = width.entries(cluster);
+    // Blocks before this one count nothing past the end. At most 2^20.
+    let first_block = len / cluster / per_block;
+    let table_at = header.refcount_table_offset.saturating_add(first_block.saturating_mul(8));
+    let table_end = header.refcount_table_offset.saturating_add(table_bytes).min(len);
+    // At most 8 MiB. What the file does not hold reads as zeros.
+    let mut table = vec![0; table_end.saturating_sub(table_at) as usize];
+    storage.read_at(&mut table, table_at)?;
     // At most 2 MiB.
     let mut block = vec![0; cluster as usize];
+    let mut looked = 0;
     for (index, entry) in table.as_chunks::<8>().0.iter().enumerate().rev() {
         let at = u64::from_be_bytes(*entry) & !511;
         if at == 0 {
             continue;
         }
-        if at >= len {
+        if at >= len || looked == MOST_BLOCKS || u64::from(looked) * cluster >= MOST_BLOCK_BYTES {
             return Ok(true);
         }
+        looked += 1;
         storage.read_at(&mut block, at)?;
-        // Entries of a block, at most 2^24.
-        let last = (0..per_block as usize).rev().find(|i| width.get(&block, *i) > 0);
-        if let Some(last) = last {
-            let host = (index as u64 * per_block + last as u64).saturating_mul(cluster);
+        // The last entry that is not zero has a part in the last byte that is not.
+        let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { continue };
+        let bits = cluster * 8 / per_block;
+        let (first, last) = (byte as u64 * 8 / bits, (byte as u64 * 8 + 7) / bits);
+        // Below the entries of a block, at most 2^24.
+        if let Some(last) = (first..=last).rev().find(|i| width.get(&block, *i as usize) > 0) {
+            let host = ((first_block + index as u64) * per_block + last).saturating_mul(cluster);
             let last_unit = if header.extended_l2 { cluster - cluster / 32 } else { 0 };
             return Ok(host.saturating_add(last_unit) >= len);
         }
@@ -81,38 +117,85 @@ fn counts_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<bool>
 }
 
 impl Qcow2 {
-    /// Looks through the whole mapping for data, and tables, past the end of the file that should hold them.
-    fn cut_short(&self) -> Result<Option<CutShort>> {
-        let file_len = self.io.data().len()?;
-        let unit = self.io.format.subcluster_size();
-        let table_bytes = self.io.l2_entries() << self.io.cluster().bits();
+    /// Refuses an image whose file, or data file, was cut short.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CutShort`] if something is missing, or that cannot be found out.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        let data = self.io.data();
+        let len = data.len()?;
+        let found = if self.io.format.external_data {
+            // Guest data lies in it where the guest has it, so only what is past its end can be missing.
+            let from = len.min(self.io.size()) / self.io.cluster().bytes() * self.io.cluster().bytes();
+            self.look_past_end(len, from, MOST_ENTRIES)?
+        } else if counts_may_reach_past_end(&**data, &self.header())? {
+            self.look_past_end(len, 0, MOST_ENTRIES)?
+        } else {
+            None
+        };
+        found.map_or(Ok(()), |cut| Err(cut.refusal(data.name()).into()))
+    }
+
+    /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file that should hold them,
+    /// which has `file_len` bytes.
+    fn look_past_end(&self, file_len: u64, from: u64, budget: u64) -> Result<Option<CutShort>> {
+        let io = &self.io;
+        let unit = io.format.subcluster_size();
+        let table_bytes = io.l2_entries() << io.cluster().bits();
+        let image_len = io.storage.len()?;
         let mut found: Option<CutShort> = None;
         let mut note = |range: ByteRange| {
-            let cut = found.get_or_insert(CutShort { file_len, first: range.start(), missing: 0 });
-            cut.missing += range.len();
+            let cut = CutShort { file_len, first: range.start(), missing: 0, complete: true };
+            found.get_or_insert(cut).missing += range.len();
         };
-        let mut at = 0;
-        while at < self.io.size() {
+        let mut left = budget;
+        let mut at = from;
+        while at < io.size() && left > 0 {
             // A look does not go past a table, so that one that cannot be read hides no other.
-            let table =
-                ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(self.io.size()));
-            let runs = self.meta.lock().runs(&self.io, table, BATCH);
-            let Ok(runs) = runs else {
-                note(table);
-                at = table.end();
-                continue;
+            let table = ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(io.size()));
+            let (runs, lies_at) = {
+                let mut meta = self.meta.lock();
+                let entry = meta.l1_entry(io, io.cluster().index(at));
+                (meta.runs(io, table, BATCH), entry.ok().and_then(|(_, entry)| entry.table()))
+            };
+            left -= 1;
+            let cut_off = lies_at.is_some_and(|host| host.0.saturating_add(io.cluster().bytes()) > image_len);
+            let runs = match runs {
+                Ok(runs) if !cut_off => runs,
+                // Damage of another kind shows where it is met.
+                Err(_) if !cut_off => {
+                    at = table.end();
+                    continue;
+                }
+                _ => {
+                    note(table);
+                    at = table.end();
+                    continue;
+                }
             };
             for run in runs {
-                if let Mapping::Data(host) = run.mapping {
-                    // What begins before the end of the file is there, and the rest of its unit is zeros.
-                    let there = file_len.saturating_sub(host.0).next_multiple_of(unit).min(run.range.len());
-                    let missing = ByteRange::new(run.range.start() + there, run.range.end());
-                    if !missing.is_empty() {
-                        note(missing);
+                match run.mapping {
+                    Mapping::Data(host) => {
+                        // What begins before the end of the file is there, and the rest of its unit is zeros.
+                        let there =
+                            file_len.saturating_sub(host.0).next_multiple_of(unit).min(run.range.len());
+                        let missing = ByteRange::new(run.range.start() + there, run.range.end());
+                        if !missing.is_empty() {
+                            note(missing);
+                        }
                     }
+                    Mapping::Compressed(stream) if stream.offset.0 >= image_len => note(run.range),
+                    _ => {}
                 }
                 at = run.range.end();
             }
+            if lies_at.is_some() {
+                left = left.saturating_sub((at - table.start()) >> io.cluster().bits());
+            }
+        }
+        if at < io.size() {
+            let cut = CutShort { file_len, first: at, missing: 0, complete: false };
+            found.get_or_insert(cut).complete = false;
         }
         Ok(found)
     }

@@ -104,8 +104,8 @@ impl OpenOptions {
     /// Opens the image in `storage`.
     ///
     /// # Errors
-    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be;
-    /// a data file where
+    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be, or whose file was
+    /// cut short then; a data file where
     /// there should be none, or none where there should be one; an L1 table that the file does not hold.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
         let header = Header::read(&*storage)?;
@@ -183,6 +183,7 @@ impl OpenOptions {
             cancelled: AtomicU64::new(0),
         };
         if image.writable {
+            image.check_whole()?;
             image.clear_unknown_autoclear()?;
         }
         Ok(image)

@@ -12,7 +12,7 @@ use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryDisk, Memory
 use blockmirror_block::{
     BlockDevice, ByteRange, ErrorKind, Storage, StorageInfo, Visit, WriteFlags, ZeroFlags,
 };
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, CutShort, Header, OpenOptions, Preallocation, Qcow2, Version};
 
 /// No disk here is longer; a changed header may declare any length.
 const MOST: u64 = 1 << 20;
@@ -531,4 +531,41 @@ fn the_pass_over_all_tables_can_be_stopped() {
     let disk = OpenOptions::new().writable(true).open(slow).unwrap();
     disk.write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
     assert!(faults.seen(OpKind::Read) < 1000, "{} reads", faults.seen(OpKind::Read));
+}
+
+/// What [`CutShort::find`] finds, with its reads and their bounds.
+fn cut_short(image: &ManyTables, most: u64) -> Option<CutShort> {
+    let storage = Arc::new(image.make());
+    let header = Header::read(&*storage).unwrap();
+    let faults = Faults::new();
+    let slow = Arc::new(FaultStorage::new(storage, faults.clone()));
+    faults.inject(Fault::on(OpKind::Read).after(most).forever());
+    let found = CutShort::find(slow, &header).unwrap();
+    assert_eq!(faults.failed(), 0, "more than {most} reads");
+    found
+}
+
+/// `info` read a refcount block of zeros for each of 2^20 entries of the refcount table, and each of as many L2 tables.
+#[test]
+fn the_look_for_what_was_cut_off_is_bounded() {
+    // The refcounts of 1024 blocks tell nothing, and the tables map nothing.
+    let many = ManyTables {
+        cluster_bits: 16,
+        refcount_clusters: 64,
+        blocks: 1 << 19,
+        l1_entries: 64,
+        entry: 1,
+        first_empty: false,
+        len: 96 << 20,
+    };
+    assert_eq!(cut_short(&many, 1100 + 64 * 16), None);
+    // Not even the L1 table is there.
+    let many = ManyTables { len: 8 << 20, ..many };
+    let cut = cut_short(&many, 10).unwrap();
+    assert_eq!((cut.file_len, cut.first, cut.missing, cut.complete), (8 << 20, 0, 64 << 29, true));
+    // 2^13 tables of 2^13 entries, of which 2^24 entries are looked at.
+    let many = ManyTables { l1_entries: 1 << 13, entry: 0, len: 1 << 40, blocks: 1 << 19, ..many };
+    let cut = cut_short(&many, 1100 + 2048 * 16).unwrap();
+    assert_eq!((cut.file_len, cut.missing, cut.complete), (1 << 40, 0, false));
+    assert!(cut.first <= 1 << 40 && cut.first > (1 << 40) - (1 << 30), "{}", cut.first);
 }

@@ -552,3 +552,33 @@ fn only_a_guest_writes_beside_what_was_cut_off() {
         }
     }
 }
+
+/// The first new cluster of an image that was cut short lay behind what was missing, and made the file longer: from then on zeros were
+/// read there, by copies too. Clusters that are counted past the end, but hold nothing of the guest's, are leaks: such an image is written.
+#[test]
+fn an_image_that_was_cut_short_is_not_written() {
+    let image = image(1 << 20, 4096, |_| {});
+    let disk = open(&image);
+    disk.write_at(&[1; 65_536], 0, WriteFlags::FUA).unwrap();
+    drop(disk);
+    let whole = image.to_vec();
+    let tail = whole.len() as u64;
+    for lost in [1, 4095, 4096, 40_960] {
+        let storage = Arc::new(MemoryStorage::with_contents(&whole));
+        storage.set_len(tail - lost).unwrap();
+        let before = storage.to_vec();
+        let opened = OpenOptions::new().writable(true).open(storage.clone());
+        assert_eq!(opened.err().map(|e| e.kind()), (lost >= 4096).then_some(ErrorKind::CutShort), "{lost}");
+        assert!(storage.to_vec() == before, "{lost}");
+    }
+    // A leak past the end.
+    let disk = open(&image);
+    disk.discard(ByteRange::at(65_536 - 4096, 4096)).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let (host, block) = (tail - 4096, word(&image, word(&image, 48)));
+    image.write_at(&[0, 1], block + host / 4096 * 2).unwrap();
+    image.set_len(host).unwrap();
+    open(&image).write_at(&[2; 4096], 1 << 19, WriteFlags::FUA).unwrap();
+    qemu_check_finds_no_corruption(&image.to_vec(), "a leak past the end");
+}

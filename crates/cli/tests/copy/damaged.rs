@@ -89,6 +89,14 @@ fn a_file_that_was_cut_short_is_not_copied_as_zeros() {
             assert!(kept[..there] == bytes[..there], "{options}");
             assert!(kept[there..].iter().all(|byte| *byte == 0), "{options}");
         }
+        // Writing would make zeros of what is missing.
+        let before = (fs::read(place.path("disk")).unwrap(), fs::read(place.path(file)).unwrap());
+        for line in ["convert -q -n -f raw -O qcow2 @whole @disk", "resize -q -f qcow2 @disk +1M"] {
+            let said = place.ours_fails(line, 1);
+            assert!(said.contains("cut short") && said.contains(&format!("@{file}")), "{options}: {said}");
+        }
+        let after = (fs::read(place.path("disk")).unwrap(), fs::read(place.path(file)).unwrap());
+        assert!(after == before, "{options}: something was written");
         // It opens one file: what the data file lacks is not seen.
         let seen = file == "disk";
         let line = format!(
