@@ -147,6 +147,15 @@ impl Graph {
         files
     }
 
+    /// The host files that the node `name` stands on, backing files too, and whether a server may have some of its bytes in a
+    /// file of this host.
+    pub(crate) fn all_files_below(&self, name: &str) -> (Vec<FileId>, bool) {
+        let nodes: Vec<_> = self.all_below(name).into_iter().filter_map(|name| self.get(name)).collect();
+        let files = nodes.iter().filter_map(|node| node.file.as_ref()).map(|file| file.id()).collect();
+        let is_remote = |node: &&Node| node.file.is_none() && self.children(&node.name).next().is_none();
+        (files, nodes.iter().any(is_remote))
+    }
+
     /// The children of `parent`, each with its role.
     pub(crate) fn children<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = (&'static str, &'a Node)> {
         self.uses.values().filter_map(move |u| match &u.holder {

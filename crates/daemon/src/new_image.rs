@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::ErrorKind;
+use blockmirror_file::{FileId, TargetOptions};
 use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, directory_of};
 use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
@@ -23,10 +24,11 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes an image at `path`, with a header that names the backing file `backing` if that is given. A file that is
-    /// there already is replaced; it must not be in use, nor be part of the chain of `backing`.
+    /// Makes an image at `path` for the contents of the node `source`, with a header that names the backing file `backing` if
+    /// that is given. A file that is there already is replaced; it must not be in use, nor be part of the chain of `backing`.
     pub(crate) fn create(
         daemon: &Daemon,
+        source: &str,
         path: &str,
         format: Format,
         size: u64,
@@ -42,7 +44,10 @@ impl Made {
         let mut settings = CreateSettings::default();
         settings.backing_file = name;
         settings.backing_format = backing_format;
-        let mut spec = CreateSpec::new(format, size, settings);
+        let (files, is_remote) = daemon.graph.lock().all_files_below(source);
+        let from_server = is_remote || files.into_iter().any(FileId::may_be_served);
+        let target = TargetOptions::new().from_server(from_server);
+        let mut spec = CreateSpec::new(format, size, settings).target(target);
         if let Some(policy) = policy {
             spec = spec.policy(policy);
         }

@@ -123,7 +123,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
             if NbdUri::is_meant(Path::new(path)) {
                 return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
             }
-            Some(Made::create(daemon, path, format, size, backing)?)
+            Some(Made::create(daemon, &request.source, path, format, size, backing)?)
         }
         _ => None,
     };

@@ -191,7 +191,7 @@ impl Daemon {
         };
         let made = match existing {
             true => None,
-            false => Some(Made::create(self, path, Format::Qcow2, size, backing)?),
+            false => Some(Made::create(self, &node, path, Format::Qcow2, size, backing)?),
         };
         let file = protocol_node(path);
         let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});

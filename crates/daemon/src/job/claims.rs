@@ -1,5 +1,5 @@
 //! Block devices that jobs write are claimed while they do: one that is mounted, or that another device stands on, is not
-//! overwritten. Called where a mirror, a commit or a `blockdev-create` starts.
+//! overwritten, nor is a file below a loop device that is. Called where a mirror, a commit or a `blockdev-create` starts.
 //!
 //! What must hold: a job claims what it fills, and nothing else does: not the nodes of guests, not the sources of jobs. A claim
 //! lasts no longer than its job. Devices are not opened under the graph lock.
@@ -18,14 +18,15 @@ use crate::driver::failed;
 pub(crate) struct Claims(Vec<Arc<FileStorage>>);
 
 impl Daemon {
-    /// Claims the block devices that the node `name` lives in, backing files aside.
+    /// Claims the block devices that the node `name` lives in, backing files aside; of files it is checked that no loop device
+    /// on them is in use.
     ///
     /// # Errors
     /// One of them is in use; none is claimed then.
     pub(crate) fn claim_devices(&self, name: &str) -> Reply<Claims> {
         let files = self.graph.lock().files_of(name);
         let mut claims = Claims::default();
-        for file in files.into_iter().filter(|file| file.is_block_device()) {
+        for file in files {
             file.claim().map_err(failed)?;
             claims.0.push(file);
         }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::BlockDevice;
+use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_file::FileStorage;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
     BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
@@ -201,6 +202,7 @@ impl Daemon {
                 graph.check_name(name)?;
             }
         }
+        self.check_apart(&request.source, &request.target)?;
         self.jobs.check_id(&request.job.id)?;
         let id = request.job.id.clone();
         let held = self.hold_mirror(request).and_then(|mut prepared| {
@@ -210,6 +212,23 @@ impl Daemon {
             Ok(prepared)
         });
         self.refused_start(&id, held)
+    }
+
+    /// Refuses a target whose bytes the source shows under another name, by a loop device, say. What both open under one name
+    /// is the lock's to refuse.
+    fn check_apart(&self, source: &str, target: &str) -> Reply<()> {
+        let (below, own) = {
+            let graph = self.graph.lock();
+            (graph.all_files_below(source).0, graph.files_of(target))
+        };
+        let is_part = |file: &FileStorage| below.iter().any(|id| *id != file.id() && id.overlaps(file.id()));
+        match own.iter().find(|file| is_part(file)) {
+            Some(file) => Err(QmpError::generic(format!(
+                "Node '{target}' cannot be the target: '{}' is part of the source '{source}'",
+                file.name()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Holds the nodes of a mirror that nothing else speaks against.

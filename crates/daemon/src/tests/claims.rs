@@ -254,3 +254,44 @@ fn commits_and_new_images_claim_what_they_write() {
     assert!(!device.is_claimed());
     assert_eq!(client.blocks("b"), [3]);
 }
+
+/// The source read through a loop device, the target the file below it, or the other way round.
+#[test]
+fn a_mirror_does_not_overwrite_its_source_by_another_name() {
+    let mut client = Client::new();
+    let file = client.path("disk");
+    let bytes = vec![5; SIZE as usize];
+    fs::write(&file, &bytes).unwrap();
+    let Some(device) = Loop::new(&file) else { return };
+    let plain = json!({"driver": "file", "node-name": "f", "filename": file, "locking": "off"});
+    client.add_device("d", &device);
+    client.run("blockdev-add", plain);
+    client.image("top.qcow2", 3, None);
+    let mirror = |source, target| json!({"job-id": "m", "device": source, "target": target, "sync": "full"});
+    let refused = |client: &mut Client, source, target| {
+        let said = client.refused("blockdev-mirror", mirror(source, target));
+        assert!(said.contains(&format!("is part of the source '{source}'")), "{said}");
+        let actions = json!([{"type": "blockdev-mirror", "data": mirror(source, target)}]);
+        let said = client.refused("transaction", json!({"actions": actions}));
+        assert!(said.contains("is part of the source"), "{said}");
+    };
+    refused(&mut client, "d", "f");
+    refused(&mut client, "f", "d");
+    client.add("top", "top.qcow2", json!("d"));
+    refused(&mut client, "top", "f");
+    client.run("blockdev-del", json!({"node-name": "f"}));
+    let named = |source, mode, format| json!({"job-id": "m", "device": source, "target": file, "sync": "full", "mode": mode, "format": format});
+    for (mode, why) in [("absolute-paths", "which is in use"), ("existing", "is part of the source")] {
+        let said = client.refused("drive-mirror", named("top", mode, "raw"));
+        assert!(said.contains(why), "{mode}: {said}");
+    }
+    client.run("blockdev-del", json!({"node-name": "top"}));
+    for format in ["raw", "qcow2"] {
+        let said = client.refused("drive-mirror", named("d", "absolute-paths", format));
+        assert!(said.contains("which is in use") || said.contains("it stands on"), "{format}: {said}");
+    }
+    let snapshot = json!({"node-name": "d", "snapshot-node-name": "s", "snapshot-file": file});
+    let said = client.refused("blockdev-snapshot-sync", snapshot);
+    assert!(said.contains("backing file") || said.contains("part of the chain"), "{said}");
+    assert!(fs::read(&file).unwrap() == bytes);
+}
