@@ -92,13 +92,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         return Ok(Exit::Done);
     }
     let interrupt = Interrupt::watch()?;
-    let target = spec.open(console, &source)?;
-    if args.require_flush && !target.device().geometry().can_flush {
-        return Err(Failure::failed(format_args!(
-            "copy: {}: its server has no command to flush, which --require-flush asks for",
-            args.target.display()
-        )));
-    }
+    let target = spec.open(console, &source, &interrupt)?;
     // Zeros that are written again would give back what was preallocated.
     let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());
     let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)

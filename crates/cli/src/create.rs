@@ -5,7 +5,7 @@ use std::path::Path;
 
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, FileId, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage,
+    CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage,
     directory_of, join_name, option_help,
 };
 
@@ -14,7 +14,7 @@ use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::target::note_targets;
+use crate::target::write;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
@@ -40,6 +40,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let mut spec = CreateSpec::new(args.format, size, settings)
         .target(args.existing.options(space))
         .replace_data_file(args.existing.force)
+        .unknown_chain(args.no_look)
         .lock(access::lock(args.lock));
     // A directory that is not there holds nothing to look at.
     if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {
@@ -47,9 +48,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     }
     check_spec(&spec, path)?;
     let interrupt = Interrupt::watch()?;
-    let prepared = PreparedImage::new(path, &spec)?;
-    note_targets(console, &prepared, args.existing.clean);
-    let new = prepared.write()?;
+    let prepared = PreparedImage::new(path, &spec).map_err(|error| match error {
+        Error::ChainUnknown { .. } => Failure::failed(format_args!("{error}; -u does not look")),
+        error => error.into(),
+    })?;
+    let new = write(console, prepared, args.existing.clean, &interrupt)?;
     if interrupt.requested() {
         let message = format_args!("create: {}: interrupted", path.display());
         return Err(Failure::failed(message).exit(interrupt.exit()));

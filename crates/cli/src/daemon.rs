@@ -130,7 +130,7 @@ fn write_pid(path: &Path) -> Result<PathBuf, Failure> {
 
 fn quit_on_signals(daemon: &Arc<Daemon>) -> std::io::Result<()> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    for (signal, _) in ending() {
+    for signal in ending() {
         pipe::register(signal, theirs.try_clone()?)?;
     }
     let daemon = Arc::clone(daemon);

@@ -1,37 +1,60 @@
 //! Signals, as flags to look at.
 //!
 //! The first signal that ends a program asks for an orderly end: the job is cancelled and its partial target removed.
-//! A second one ends the process at once. A signal that the process was started with as ignored (`nohup`, a background
-//! job of a script) stays ignored.
+//! Parents send several in a row (`timeout` to the process and to its group, systemd SIGTERM and SIGHUP, the kernel and the
+//! shell when a terminal closes): those count as one. A further signal, a second or more after the first, removes the
+//! partial target and ends the process at once. A signal that the process was started with as ignored (`nohup`, a
+//! background job of a script) stays ignored.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
+use blockmirror_block::sync::Mutex;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
+use signal_hook::low_level::pipe;
 use signal_hook::{flag, low_level};
 
 use crate::failure::{Exit, Failure, Outcome};
 
-/// The signals that ask for an end. SIGQUIT is not among them: it is how a process that hangs is made to dump core.
-const ENDING: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGUSR2, SIGALRM, SIGXCPU];
+/// The signals that ask for an end; of those that come together the first in this list gives the exit code. SIGQUIT is not
+/// among them: it is how a process that hangs is made to dump core.
+const ENDING: [i32; 6] = [SIGTERM, SIGINT, SIGUSR2, SIGALRM, SIGXCPU, SIGHUP];
+
+/// Signals within this time come together.
+const TOGETHER: Duration = Duration::from_millis(10);
+
+/// From the first signal until another one ends the process at once.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Watches for signals as long as it lives.
 pub(crate) struct Interrupt {
-    requested: Arc<AtomicBool>,
-    /// The last signal that asked for an end; 0 before the first.
-    signal: Arc<AtomicUsize>,
+    request: Arc<Request>,
     progress_wanted: Arc<AtomicBool>,
     handlers: Vec<SigId>,
+}
+
+/// What the thread that waits for signals shares with the command.
+struct Request {
+    /// The first signal that asked for an end; 0 before.
+    signal: AtomicI32,
+    /// Files to be removed when the process ends at once.
+    ///
+    /// Guards the list. Leaf lock: no I/O under it.
+    partial: Mutex<Vec<PathBuf>>,
 }
 
 impl Interrupt {
     /// Starts watching.
     pub(crate) fn watch() -> Outcome<Self> {
         let mut watching = Self {
-            requested: Arc::new(AtomicBool::new(false)),
-            signal: Arc::new(AtomicUsize::new(0)),
+            request: Arc::new(Request { signal: AtomicI32::new(0), partial: Mutex::new(Vec::new()) }),
             progress_wanted: Arc::new(AtomicBool::new(false)),
             handlers: Vec::new(),
         };
@@ -39,30 +62,41 @@ impl Interrupt {
         Ok(watching)
     }
 
-    fn register(&mut self) -> std::io::Result<()> {
-        for (signal, number) in ending() {
-            // In this order: the second signal finds the flag that the first one set.
-            let code = i32::from(Exit::Signal(signal).code());
-            let ends = flag::register_conditional_shutdown(signal, code, Arc::clone(&self.requested))?;
-            self.handlers.push(ends);
-            self.handlers.push(flag::register_usize(signal, Arc::clone(&self.signal), number)?);
-            self.handlers.push(flag::register(signal, Arc::clone(&self.requested))?);
+    fn register(&mut self) -> io::Result<()> {
+        let (wake, handlers_end) = UnixStream::pair()?;
+        let mut arrived = Vec::new();
+        for signal in ending() {
+            // In this order: who reads the byte finds the flag set.
+            let flag = Arc::new(AtomicBool::new(false));
+            self.handlers.push(flag::register(signal, Arc::clone(&flag))?);
+            self.handlers.push(pipe::register(signal, handlers_end.try_clone()?)?);
+            arrived.push((signal, flag));
         }
         if !is_ignored(SIGUSR1) {
             self.handlers.push(flag::register(SIGUSR1, Arc::clone(&self.progress_wanted))?);
         }
+        let request = Arc::clone(&self.request);
+        // It ends when the handlers, and their end of the socket, are gone.
+        thread::Builder::new().name("signals".into()).spawn(move || request.attend(wake, &arrived))?;
         Ok(())
+    }
+
+    /// Has `files` removed before a signal ends the process at once. A file that has another name by then stays.
+    pub(crate) fn remove_at_end(&self, files: impl IntoIterator<Item = PathBuf>) {
+        self.request.partial.lock().extend(files);
     }
 
     /// Whether a signal asked for an end.
     pub(crate) fn requested(&self) -> bool {
-        self.requested.load(Ordering::SeqCst)
+        self.request.signal.load(Ordering::SeqCst) != 0
     }
 
     /// The exit code of a command that such a signal has ended.
     pub(crate) fn exit(&self) -> Exit {
-        let signal = i32::try_from(self.signal.load(Ordering::SeqCst)).ok().filter(|signal| *signal > 0);
-        Exit::Signal(signal.unwrap_or(SIGINT))
+        match self.request.signal.load(Ordering::SeqCst) {
+            0 => Exit::Signal(SIGINT),
+            signal => Exit::Signal(signal),
+        }
     }
 
     /// Whether SIGUSR1 asked for a line of progress since the last call.
@@ -79,10 +113,56 @@ impl Drop for Interrupt {
     }
 }
 
-/// The signals that ask for an end and are not ignored, each also as what a flag can hold.
-pub(crate) fn ending() -> impl Iterator<Item = (i32, usize)> {
-    let numbered = ENDING.into_iter().filter_map(|signal| usize::try_from(signal).ok().map(|n| (signal, n)));
-    numbered.filter(|(signal, _)| !is_ignored(*signal))
+impl Request {
+    /// Waits for signals; `wake` gets a byte for each, after its flag in `arrived` is set.
+    fn attend(&self, mut wake: UnixStream, arrived: &[(i32, Arc<AtomicBool>)]) {
+        if wake.read_exact(&mut [0]).is_err() {
+            return;
+        }
+        thread::sleep(TOGETHER);
+        let first = arrived.iter().find(|(_, flag)| flag.load(Ordering::SeqCst));
+        let first = first.map_or(SIGTERM, |(signal, _)| *signal);
+        self.signal.store(first, Ordering::SeqCst);
+        thread::sleep(PATIENCE);
+        if drain(&mut wake).is_ok() && wake.read_exact(&mut [0]).is_ok() {
+            self.remove_partial();
+            low_level::exit(Exit::Signal(first).code().into());
+        }
+    }
+
+    fn remove_partial(&self) {
+        let files = std::mem::take(&mut *self.partial.lock());
+        let (done, ended) = mpsc::channel();
+        // A file system that hangs keeps this thread, not the process.
+        let started = thread::Builder::new().spawn(move || {
+            for file in files {
+                let _ = fs::remove_file(file);
+            }
+            let _ = done.send(());
+        });
+        if started.is_ok() {
+            let _ = ended.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+/// Reads what has come by now. Fails if nothing more can come.
+fn drain(wake: &mut UnixStream) -> io::Result<()> {
+    wake.set_nonblocking(true)?;
+    loop {
+        match wake.read(&mut [0; 64]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return wake.set_nonblocking(false),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The signals that ask for an end and are not ignored.
+pub(crate) fn ending() -> impl Iterator<Item = i32> {
+    ENDING.into_iter().filter(|signal| !is_ignored(*signal))
 }
 
 /// Keeps signals that are no reason to end from ending the process: SIGUSR1 asks for a line of progress, which some

@@ -9,7 +9,7 @@ use blockmirror_image::size::human_size;
 use blockmirror_image::{
     CacheMode, CreateSettings, CreateSpec, Decision, Format, Image, InPlace, LockMode, NbdOptions, NewImage,
     OpenOptions, Part, Preallocation, PreparedImage, ReferencePolicy, Target as TargetFile, directory_of,
-    join_name,
+    is_uri, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
 
@@ -18,6 +18,7 @@ use crate::args::{CopyArgs, TargetArgs};
 use crate::console::Console;
 use crate::create::{check_backing, check_spec, set_once};
 use crate::failure::{Failure, Outcome};
+use crate::interrupt::Interrupt;
 use crate::source::Source;
 
 /// What a copy is to be written into.
@@ -29,6 +30,7 @@ pub(crate) struct TargetSpec {
     lock: LockMode,
     cache: CacheMode,
     existing: TargetArgs,
+    require_flush: bool,
 }
 
 enum Kind {
@@ -96,6 +98,8 @@ impl TargetSpec {
             };
             let spec = CreateSpec::new(format, len, settings)
                 .target(args.existing.options(space).from_server(source.may_be_served()))
+                // An export may be the source by another name: then nothing but its own bytes may be written to it.
+                .filled(args.names.iter().any(|source| is_uri(&source.path)) || is_uri(path))
                 .replace_data_file(args.existing.force)
                 .policy(policy.clone())
                 .lock(lock)
@@ -112,6 +116,7 @@ impl TargetSpec {
             lock,
             cache: args.target_cache,
             existing: args.existing,
+            require_flush: args.require_flush,
         })
     }
 
@@ -148,10 +153,16 @@ impl TargetSpec {
     }
 
     /// Opens or makes the target.
-    pub(crate) fn open(&self, console: &mut Console<'_>, source: &Source) -> Outcome<Target> {
+    pub(crate) fn open(
+        &self,
+        console: &mut Console<'_>,
+        source: &Source,
+        interrupt: &Interrupt,
+    ) -> Outcome<Target> {
         match &self.kind {
             Kind::Existing(format, part) => {
                 let image = self.open_existing(source, *part, *format, true)?;
+                self.check_flush(image.device().geometry().can_flush)?;
                 console.keep_out_of(image.own_files());
                 for note in image.notes() {
                     console.note(note);
@@ -165,14 +176,29 @@ impl TargetSpec {
                 }
                 Ok(Target { image, new: None })
             }
-            Kind::New { spec, .. } => {
+            Kind::New { spec, backing } => {
+                // Whatever may be refused comes before the old contents of a target that is written in place go.
+                let backing =
+                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
                 let prepared = PreparedImage::new(&self.path, spec)?;
-                note_targets(console, &prepared, self.existing.clean);
-                let new = prepared.write()?;
+                self.check_flush(prepared.targets().all(TargetFile::can_flush))?;
+                let new = write(console, prepared, self.existing.clean, interrupt)?;
                 let image = new.open(&self.open_options())?;
+                // Its files stay locked until here.
+                drop(backing);
                 Ok(Target { image, new: Some(new) })
             }
         }
+    }
+
+    fn check_flush(&self, can_flush: bool) -> Outcome<()> {
+        if can_flush || !self.require_flush {
+            return Ok(());
+        }
+        Err(Failure::failed(format_args!(
+            "copy: {}: its server has no command to flush, which --require-flush asks for",
+            self.path.display()
+        )))
     }
 
     /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its files.
@@ -304,10 +330,25 @@ pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> Refer
     policy
 }
 
-/// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What is printed
-/// later goes into none of them.
-pub(crate) fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'_>, clean: bool) {
+/// Writes an empty image for a command, which says how its files are written where that is not as usual, and what earlier
+/// runs left. What is printed later goes into none of them; a signal ends it.
+pub(crate) fn write(
+    console: &mut Console<'_>,
+    prepared: PreparedImage<'_>,
+    clean: bool,
+    interrupt: &Interrupt,
+) -> Outcome<NewImage> {
     console.keep_out_of(prepared.targets().filter_map(TargetFile::file));
+    interrupt.remove_at_end(prepared.targets().filter_map(TargetFile::partial_path));
+    note_targets(console, &prepared, clean);
+    prepared.write_until(&|| interrupt.requested()).map_err(|error| {
+        let failure = Failure::from(error);
+        if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
+    })
+}
+
+/// Says how the files of a new image are written where that is not as usual, and what earlier runs left.
+fn note_targets(console: &mut Console<'_>, prepared: &PreparedImage<'_>, clean: bool) {
     for (index, target) in prepared.targets().enumerate() {
         let name = target.name();
         if let Some(why) = target.in_place() {

@@ -4,6 +4,8 @@
 
 #[path = "copy/aliases.rs"]
 mod aliases;
+#[path = "copy/before.rs"]
+mod before;
 #[path = "copy/cache.rs"]
 mod cache;
 mod common;

@@ -9,6 +9,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::Place;
@@ -91,6 +93,118 @@ fn a_signal_that_ends_a_copy_is_in_its_exit_code() {
         assert_eq!((ended, place.names()), (Some(code), vec!["source".to_owned()]), "{name}: {said}");
         assert_eq!(said, "blockmirror: copy: target: cancelled\n", "{name}");
     }
+}
+
+/// As `timeout`, systemd and closed terminals send them. The process is stopped until all have come.
+#[test]
+fn signals_that_come_together_are_one_request() {
+    for (names, codes) in [("TERM HUP", [143, 129]), ("INT TERM", [130, 143]), ("HUP USR2", [129, 140])] {
+        let place = Place::new();
+        let child = standing_copy(&place, ":");
+        for name in ["STOP"].into_iter().chain(names.split(' ')).chain(["CONT"]) {
+            signal(&child, name);
+        }
+        let (ended, said) = output(child);
+        assert_eq!(place.names(), ["source"], "{names}: {said}");
+        assert_eq!(said, "blockmirror: copy: target: cancelled\n", "{names}");
+        assert!(ended.is_some_and(|code| codes.contains(&code)), "{names}: {ended:?}");
+    }
+}
+
+/// The copy cannot end: its progress goes into a pipe that is full.
+#[test]
+fn a_later_signal_ends_at_once_and_leaves_nothing() {
+    let place = Place::new();
+    fs::write(place.path("source"), vec![7; 4 << 20]).unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b' '; 4096]).is_ok() {}
+    while writer.write(b" ").is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let line = "convert -q --progress=json -f raw --granularity 64K --buf-size 64K --speed 1 source target";
+    let mut child = shell(&place, ":", line).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    // Before the copy starts the partial file has its length.
+    let len = |name: &String| fs::metadata(place.path(name)).map_or(0, |meta| meta.len());
+    wait_until("the copy does not begin", || {
+        place.names().iter().any(|name| name.ends_with(".partial") && len(name) == 4 << 20)
+    });
+    let since = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        assert!(since.elapsed() < LIMIT, "it does not end");
+        signal(&child, "TERM");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(place.names(), ["source"]);
+    drop(reader);
+}
+
+#[test]
+fn preallocation_is_interrupted() {
+    for line in [
+        "create -f raw -o preallocation=full big 1T",
+        "create -f qcow2 -o preallocation=full big 1T",
+        "convert -f raw -o preallocation=full source big",
+        "convert -f raw -O qcow2 -o preallocation=full source big",
+    ] {
+        let place = Place::new();
+        File::create(place.path("source")).unwrap().set_len(1 << 40).unwrap();
+        // Were it not interrupted, it would fail.
+        let mut command = shell(&place, "ulimit -f 4194304", line);
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let len = |name: &String| fs::metadata(place.path(name)).map_or(0, |meta| meta.len());
+        wait_until("nothing is written", || {
+            place.names().iter().any(|name| name.ends_with(".partial") && len(name) > 1 << 20)
+        });
+        signal(&child, "TERM");
+        let (ended, said) = output(child);
+        assert_eq!((ended, place.names()), (Some(143), vec!["source".to_owned()]), "{line}: {said}");
+        assert_eq!(said, "blockmirror: create: big: interrupted\n", "{line}");
+    }
+}
+
+#[test]
+fn a_length_that_is_refused_leaves_the_target_as_it_is() {
+    let place = Place::new();
+    for line in [
+        "create --in-place -f raw t 4M",
+        "create --in-place -f raw -o preallocation=falloc t 4M",
+        "create --in-place -f raw -o preallocation=full t 4M",
+        "create --in-place --force -f qcow2 -o data_file=t image 4M",
+        "create --in-place --force -f qcow2 -o preallocation=full t 4M",
+    ] {
+        fs::write(place.path("t"), "old").unwrap();
+        fs::write(place.path("image"), "image").unwrap();
+        let output = shell(&place, "ulimit -f 2048", line).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains("File too large") && !said.contains("incomplete"), "{line}: {said}");
+        assert_eq!(fs::read(place.path("t")).unwrap(), b"old", "{line}");
+        assert_eq!(fs::read(place.path("image")).unwrap(), b"image", "{line}");
+    }
+}
+
+/// By another name of the server's socket.
+#[test]
+fn an_export_that_is_copied_onto_itself_stays_as_it_is() {
+    let place = Place::new();
+    let data: Vec<u8> = (0..1_u32 << 20).map(|at| (at % 251) as u8).collect();
+    fs::write(place.path("disk"), &data).unwrap();
+    let daemon = "daemon --pidfile pid --nbd-server addr.type=unix,addr.path=nbd \
+         --blockdev file,node-name=d,filename=disk --export nbd,id=d,node-name=d,writable=on";
+    let daemon = Daemon(shell(&place, ":", daemon).spawn().unwrap());
+    wait_until("the daemon does not start", || place.path("pid").exists());
+    fs::hard_link(place.path("nbd"), place.path("other")).unwrap();
+    let (one, two) = ("nbd+unix:///d?socket=@nbd", "nbd+unix:///d?socket=@other");
+    for line in [
+        format!("convert -q -f raw {one} {two}"),
+        format!("mirror -q -f raw {one} {two}"),
+        format!("convert -q -U -f raw @disk {two}"),
+    ] {
+        place.ours_ok(&line);
+        assert!(fs::read(place.path("disk")).unwrap() == data, "{line}");
+    }
+    assert_eq!(daemon.end("TERM"), Some(0));
 }
 
 #[test]
@@ -266,19 +380,23 @@ fn a_copy_that_gave_ranges_up_has_an_exit_code_of_its_own() {
 }
 
 /// An NBD server of one export of zeros that knows READ and WRITE and nothing else, so no FLUSH; with `hangs` it answers no
-/// request.
-fn plain_server(path: &Path, len: u64, hangs: bool) {
+/// request. Returns how many it has got to write.
+fn plain_server(path: &Path, len: u64, hangs: bool) -> Arc<AtomicU32> {
     let listener = UnixListener::bind(path).unwrap();
+    let writes = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&writes);
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let stream = stream.unwrap();
             // A client that goes in the middle is no fault of the test.
-            std::thread::spawn(move || serve_plainly(stream, len, hangs).unwrap_or(()));
+            let counted = Arc::clone(&counted);
+            std::thread::spawn(move || serve_plainly(stream, len, hangs, &counted).unwrap_or(()));
         }
     });
+    writes
 }
 
-fn serve_plainly(mut stream: UnixStream, len: u64, hangs: bool) -> std::io::Result<()> {
+fn serve_plainly(mut stream: UnixStream, len: u64, hangs: bool, writes: &AtomicU32) -> std::io::Result<()> {
     fn take<const N: usize>(stream: &mut UnixStream) -> std::io::Result<[u8; N]> {
         let mut bytes = [0; N];
         stream.read_exact(&mut bytes)?;
@@ -308,6 +426,7 @@ fn serve_plainly(mut stream: UnixStream, len: u64, hangs: bool) -> std::io::Resu
         take::<8>(&mut stream)?;
         let size = u32::from_be_bytes(take(&mut stream)?);
         if command == 1 {
+            writes.fetch_add(1, Ordering::SeqCst);
             std::io::copy(&mut (&stream).take(size.into()), &mut std::io::sink())?;
         }
         if hangs {
@@ -323,7 +442,14 @@ fn serve_plainly(mut stream: UnixStream, len: u64, hangs: bool) -> std::io::Resu
 fn a_target_that_cannot_flush_is_named_or_refused() {
     let place = Place::new();
     fs::write(place.path("source"), vec![7; 1 << 20]).unwrap();
-    plain_server(&place.path("nbd"), 1 << 20, false);
+    let writes = plain_server(&place.path("nbd"), 1 << 20, false);
+    // Before the first byte.
+    for line in ["convert -f raw", "convert -f raw -O qcow2", "mirror -f raw"] {
+        let ran = place.ours(&format!("{line} --require-flush @source nbd+unix:///?socket=@nbd"));
+        assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{ran:?}");
+        assert!(ran.err.contains("no command to flush, which --require-flush asks for"), "{ran:?}");
+        assert_eq!(writes.load(Ordering::SeqCst), 0, "{line}");
+    }
     let line = "-n -O raw -f raw @source nbd+unix:///?socket=@nbd";
     for command in ["convert", "mirror"] {
         let ran = place.ours(&format!("{command} {line}"));

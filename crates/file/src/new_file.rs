@@ -108,33 +108,74 @@ impl NewFile {
         &self.partial_path
     }
 
+    /// Whether it takes the place of a file that has its name already.
+    pub fn replaces(&self) -> bool {
+        self.replaced.is_some()
+    }
+
     /// Makes the file durable, gives it its name, and makes that durable.
     ///
     /// # Errors
     /// Any; the file is removed, unless only the last step failed: then it has its name, which may not survive
     /// a crash.
-    pub fn persist(self) -> Result<()> {
-        let name = Arc::clone(&self.name);
-        self.finish().map_err(|e| e.or_in_file(&name))
+    pub fn persist(mut self) -> Result<()> {
+        self.make_durable()?;
+        self.take_name()?;
+        self.sync_name()
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// The first step of [`persist`](Self::persist), for several files that belong together: makes its bytes durable,
+    /// and what it carries.
+    ///
+    /// # Errors
+    /// Any.
+    pub fn make_durable(&self) -> Result<()> {
+        self.sync_and_carry().map_err(|e| e.or_in_file(&self.name))
+    }
+
+    fn sync_and_carry(&self) -> Result<()> {
         self.storage.sync_all()?;
-        if let Some(old) = &self.replaced {
-            // Copying takes long: what was taken away from the old file meanwhile must not come back with the new one.
-            let ctime = |file: &File| file.metadata().map(|meta| (meta.ctime(), meta.ctime_nsec())).ok();
-            let before = ctime(self.storage.file());
-            carry(&old.file, self.storage.file())
-                .map_err(|what| Error::new(ErrorKind::Unsupported, "rename").because(what))?;
-            if ctime(self.storage.file()) != before {
-                self.storage.sync_all()?;
-            }
-            old.check(&self.location)?;
+        let Some(old) = &self.replaced else { return Ok(()) };
+        // Copying takes long: what was taken away from the old file meanwhile must not come back with the new one.
+        let ctime = |file: &File| file.metadata().map(|meta| (meta.ctime(), meta.ctime_nsec())).ok();
+        let before = ctime(self.storage.file());
+        carry(&old.file, self.storage.file())
+            .map_err(|what| Error::new(ErrorKind::Unsupported, "rename").because(what))?;
+        if ctime(self.storage.file()) != before {
+            self.storage.sync_all()?;
         }
+        Ok(())
+    }
+
+    /// Fails if another file has taken the name of the one to replace.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] then.
+    pub fn check_name(&self) -> Result<()> {
+        let checked = self.replaced.as_ref().map_or(Ok(()), |old| old.check(&self.location));
+        checked.map_err(|e| e.or_in_file(&self.name))
+    }
+
+    /// The second step: gives the file its name.
+    ///
+    /// # Errors
+    /// Any; the file does not have its name then.
+    pub fn take_name(&mut self) -> Result<()> {
+        self.check_name()?;
         let replace = self.replaced.is_some();
-        self.location.rename_here(&self.partial, replace).map_err(|e| Error::io("rename", e))?;
+        let renamed = self.location.rename_here(&self.partial, replace);
+        renamed.map_err(|e| Error::io("rename", e).or_in_file(&self.name))?;
         self.persisted = true;
-        self.location.sync(self.storage.file()).map_err(|e| Error::io("sync directory", e))
+        Ok(())
+    }
+
+    /// The third step: makes the name durable.
+    ///
+    /// # Errors
+    /// Any; the name may not survive a crash.
+    pub fn sync_name(&self) -> Result<()> {
+        let synced = self.location.sync(self.storage.file());
+        synced.map_err(|e| Error::io("sync directory", e).or_in_file(&self.name))
     }
 
     /// Carries over what the file to be replaced carries.

@@ -8,12 +8,12 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Decision, FileId, FileOptions, InPlace, LockMode, TargetOptions};
+use blockmirror_file::{Decision, FileOptions, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
 use crate::cache::CacheMode;
-use crate::chain::check_backing;
+use crate::chain::{self, Spot};
 use crate::disk_image::Image;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -23,6 +23,7 @@ use crate::open::OpenOptions;
 use crate::options::CreateSettings;
 use crate::place::Access;
 use crate::reference::{ReferencePolicy, join_name};
+use crate::stoppable::Stoppable;
 use crate::target::Target;
 
 const DEFAULT_CLUSTER_SIZE: u64 = 65536;
@@ -38,6 +39,8 @@ pub struct CreateSpec {
     cache: CacheMode,
     target: TargetOptions,
     replace_data_file: bool,
+    unknown_chain: bool,
+    filled: bool,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -55,12 +58,14 @@ impl CreateSpec {
             cache: CacheMode::default(),
             target: TargetOptions::new(),
             replace_data_file: false,
+            unknown_chain: false,
+            filled: false,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
     }
 
-    /// Which files the chain below the image may pull in when it is looked at ([`check_backing`]); by default those in or below
+    /// Which files the chain below the image may pull in when it is looked at ([`check_backing`](crate::check_backing)); by default those in or below
     /// the directory of the backing file.
     #[must_use]
     pub fn policy(mut self, policy: ReferencePolicy) -> Self {
@@ -87,6 +92,21 @@ impl CreateSpec {
     #[must_use]
     pub fn replace_data_file(mut self, replace: bool) -> Self {
         self.replace_data_file = replace;
+        self
+    }
+
+    /// Whether files that are there already may be lost although the chain below the image cannot be followed to its end, so
+    /// that they might be part of it. By default that is refused ([`Error::ChainUnknown`]).
+    #[must_use]
+    pub fn unknown_chain(mut self, accept: bool) -> Self {
+        self.unknown_chain = accept;
+        self
+    }
+
+    /// Whether the caller writes the whole disk: then a raw image on a device or in an export is not cleared first.
+    #[must_use]
+    pub fn filled(mut self, filled: bool) -> Self {
+        self.filled = filled;
         self
     }
 
@@ -162,16 +182,19 @@ impl CreateSpec {
         };
         // The new files take the place of what has their names: that must not be what they stand on.
         let backing = backing.as_deref();
-        if is_same(backing, Some(path)) {
+        let image = Spot::of(path);
+        if backing.is_some_and(|backing| image.is(backing)) {
             return Err(failed("it cannot be its own backing file".into()));
         }
-        if is_same(data.as_deref(), Some(path)) || is_same(data.as_deref(), backing) {
+        let taken = |data: &Path| image.is(data) || backing.is_some_and(|backing| Spot::of(backing).is(data));
+        if data.as_deref().is_some_and(taken) {
             return Err(failed("its data file must be a file of its own".into()));
         }
         if let Some(backing) = backing {
             let beside = || ReferencePolicy::beside(backing).unwrap_or_else(|_| ReferencePolicy::deny());
             let policy = self.policy.clone().unwrap_or_else(beside);
-            check_backing(path, data.as_deref(), backing, self.settings.backing_format, &policy)?;
+            let format = self.settings.backing_format;
+            chain::check(path, data.as_deref(), backing, format, &policy, self.unknown_chain)?;
         }
         data.as_deref().map_or(Ok(()), |data| self.check_data_file(path, data))?;
         Ok(data)
@@ -192,6 +215,15 @@ impl CreateSpec {
         Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
     }
 
+    /// Opens what the data of `image` will be written into. A file that has come into being since the check is kept, too.
+    fn prepare_data(&self, image: &Path, data: &Path, options: &TargetOptions) -> Result<Target> {
+        let target = Target::prepare(data, options, self.access())?;
+        if self.replace_data_file || target.loses_nothing() {
+            return Ok(target);
+        }
+        Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
+    }
+
     fn file_options(&self) -> TargetOptions {
         self.target.file(FileOptions::new().lock(self.lock).direct(self.cache.is_direct()))
     }
@@ -205,6 +237,51 @@ impl CreateSpec {
             direct: self.cache.is_direct(),
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
+        }
+    }
+
+    /// Fails if the files cannot become as long as they must, before they lose anything.
+    fn try_len(&self, file: &Target, data: Option<&Target>) -> Result<()> {
+        let size = self.size.next_multiple_of(SECTOR);
+        let takes_space = self.settings.preallocation.is_some_and(Preallocation::takes_space);
+        match (self.format, data) {
+            (Format::Raw, _) => {
+                let storage = file.storage();
+                let len = storage.len()?;
+                if storage.info().fixed_len && len != size {
+                    return Err(Error::Create {
+                        path: storage.name().into(),
+                        why: format!(
+                            "it has {len} bytes and cannot become longer or shorter; the image needs {size}"
+                        ),
+                    });
+                }
+                file.try_len(size, takes_space)
+            }
+            (Format::Qcow2, Some(data)) => data.try_len(size, takes_space),
+            (Format::Qcow2, None) if takes_space => file.try_len(size, true),
+            (Format::Qcow2, None) => Ok(()),
+        }
+    }
+
+    /// Writes the empty image into `file` and `data`.
+    fn lay_out(
+        &self,
+        path: &Path,
+        file: &Target,
+        data: Option<&Target>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        let (storage, data) = (file.storage(), data.map(Target::storage));
+        let storage = Stoppable { inner: &*storage, stop };
+        match self.format {
+            Format::Raw => write_raw(&storage, self),
+            Format::Qcow2 => {
+                let data = data.as_deref().map(|inner| Stoppable { inner, stop });
+                let data = data.as_ref().map(|data| data as &dyn Storage);
+                let name = path.display().to_string().into();
+                Ok(self.qcow2().create(&storage, data).map_err(|e| e.in_file(&name))?)
+            }
         }
     }
 
@@ -248,7 +325,7 @@ impl<'a> PreparedImage<'a> {
         let data = spec.data_path(path)?;
         let options = spec.file_options();
         let file = Target::prepare(path, &options, spec.access())?;
-        let data = data.map(|data| Target::prepare(&data, &options, spec.access())).transpose()?;
+        let data = data.map(|data| spec.prepare_data(path, &data, &options)).transpose()?;
         Ok(Self { path, spec, file, data })
     }
 
@@ -265,18 +342,34 @@ impl<'a> PreparedImage<'a> {
     /// Writes the image, empty. What is written in place loses its old contents.
     ///
     /// # Errors
-    /// [`Error`]; then no new file has been left behind.
+    /// [`Error`]; then no new file has been left behind. [`Error::Incomplete`] if what is written in place has lost what it
+    /// held.
     pub fn write(self) -> Result<NewImage> {
+        self.write_until(&|| false)
+    }
+
+    /// The same until `stop` says so, which is asked at least every 64 MiB.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write); an error of the kind [`Cancelled`](blockmirror_block::ErrorKind::Cancelled) if it was
+    /// stopped.
+    pub fn write_until(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<NewImage> {
         let Self { path, spec, mut file, data } = self;
-        match spec.format {
-            Format::Raw => write_raw(&*file.storage(), spec)?,
-            Format::Qcow2 => {
-                file.mark()?;
-                let data = data.as_ref().map(Target::storage);
-                let name = path.display().to_string().into();
-                let storage = file.storage();
-                spec.qcow2().create(&*storage, data.as_deref()).map_err(|e| e.in_file(&name))?;
-            }
+        spec.try_len(&file, data.as_ref())?;
+        if spec.format == Format::Qcow2 {
+            file.mark()?;
+        }
+        if let Err(error) = spec.lay_out(path, &file, data.as_ref(), stop) {
+            let in_place: Vec<_> = [Some(&file), data.as_ref()]
+                .into_iter()
+                .flatten()
+                .filter(|target| !target.is_new())
+                .collect();
+            in_place.iter().for_each(|target| target.cut());
+            return Err(match in_place.is_empty() {
+                true => error,
+                false => Error::Incomplete { source: Box::new(error) },
+            });
         }
         let reads_as_zeros = match spec.format {
             Format::Raw => file.can_be_emptied(),
@@ -334,21 +427,19 @@ impl NewImage {
 
     /// Makes the image durable and gives it its name.
     ///
+    /// The names of an image and its data file change one right after the other, not at once: what fails or ends in between
+    /// leaves the new data file and the old image.
+    ///
     /// # Errors
     /// If that fails; the image is gone then, or (if only the last step failed) has its name already.
     pub fn persist(self) -> Result<()> {
         // The image last: it is what makes the data file reachable.
-        if let Some(data) = self.data {
-            data.persist()?;
-        }
-        self.file.persist()
+        let mut targets: Vec<_> = self.data.into_iter().chain([self.file]).collect();
+        targets.iter().try_for_each(Target::make_durable)?;
+        targets.iter().try_for_each(Target::check_name)?;
+        targets.iter_mut().try_for_each(Target::take_name)?;
+        targets.iter().try_for_each(Target::sync_name)
     }
-}
-
-/// Whether two paths are equal or lead to the same bytes.
-fn is_same(a: Option<&Path>, b: Option<&Path>) -> bool {
-    let (Some(a), Some(b)) = (a, b) else { return false };
-    a == b || FileId::of(a).is_some_and(|id| FileId::of(b).is_some_and(|other| id.overlaps(other)))
 }
 
 /// Zero bytes that are written at a time for `preallocation=full`.
@@ -357,16 +448,9 @@ const FILL: u64 = 1 << 20;
 fn write_raw(storage: &dyn Storage, spec: &CreateSpec) -> Result<()> {
     let size = spec.size.next_multiple_of(SECTOR);
     if storage.info().fixed_len {
-        let len = storage.len()?;
-        if len == size {
-            // What the device held must not say what format the new image is in.
-            let head = vec![0; len.min(SECTOR) as usize];
-            return Ok(storage.write_at(&head, 0)?);
-        }
-        return Err(Error::Create {
-            path: storage.name().into(),
-            why: format!("it has {len} bytes and cannot become longer or shorter; the image needs {size}"),
-        });
+        // What the device held must not say what format the new image is in.
+        let head = vec![0; if spec.filled { 0 } else { size.min(SECTOR) as usize }];
+        return Ok(storage.write_at(&head, 0)?);
     }
     // What the file held before, if it is written in place.
     storage.set_len(0)?;

@@ -87,6 +87,26 @@ pub enum Error {
         /// The image to be made.
         image: PathBuf,
     },
+    /// A file that is there already would be lost, and might be part of what the new image is to stand on.
+    #[error(
+        "create: {}: it exists, and may be part of the chain of {}, which cannot be followed: {source}",
+        path.display(),
+        backing.display()
+    )]
+    ChainUnknown {
+        /// The file.
+        path: PathBuf,
+        /// The backing file of the new image.
+        backing: PathBuf,
+        /// Why its chain cannot be followed to the end.
+        source: Box<Self>,
+    },
+    /// A target that is written in place has lost what it held, and the new image is not whole.
+    #[error("{source}; the target is incomplete")]
+    Incomplete {
+        /// What failed.
+        source: Box<Self>,
+    },
     /// A directory that files may be opened in cannot be looked up.
     #[error("look up directory: {}: {source}", path.display())]
     Directory {

@@ -53,6 +53,7 @@ mod protocol;
 mod reference;
 mod relative;
 pub mod size;
+mod stoppable;
 mod target;
 
 pub use blockmirror_file::{

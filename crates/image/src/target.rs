@@ -7,11 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockmirror_block::Storage;
+use blockmirror_block::{ByteRange, ErrorKind, Storage};
 use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions, TargetPlan,
 };
 use blockmirror_qcow2::Unfinished;
+use blockmirror_raw::SECTOR;
 
 use crate::error::{Error, Result};
 use crate::place::{Access, Place, is_uri};
@@ -94,6 +95,52 @@ impl Target {
         &self.leftovers
     }
 
+    /// Whether it has a way to make writes durable. A server may have none.
+    pub fn can_flush(&self) -> bool {
+        self.storage().info().can_flush
+    }
+
+    /// Whether giving it up leaves what there was.
+    pub(crate) fn is_new(&self) -> bool {
+        matches!(self.kind, Kind::New(_))
+    }
+
+    /// Whether it takes the place of no other file, nor of one that comes into being meanwhile.
+    pub(crate) fn loses_nothing(&self) -> bool {
+        matches!(&self.kind, Kind::New(new) if !new.replaces())
+    }
+
+    /// Fails if it cannot hold `len` bytes, or, where these are to take space at once, has no room for them. What it held stays.
+    pub(crate) fn try_len(&self, len: u64, takes_space: bool) -> Result<()> {
+        let storage = self.place.plain_storage();
+        let old = storage.len()?;
+        if storage.info().fixed_len && old < len {
+            return Err(Error::Create {
+                path: storage.name().into(),
+                why: format!("it has {old} bytes and cannot become longer; the image needs {len}"),
+            });
+        }
+        if self.is_new() || old >= len {
+            return Ok(());
+        }
+        let tried =
+            if takes_space { storage.allocate(ByteRange::new(old, len)) } else { storage.set_len(len) };
+        storage.set_len(old)?;
+        match tried {
+            Err(error) if !takes_space || error.kind() != ErrorKind::Unsupported => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the space back of an image that could not be written into a file in place. The mark stays.
+    pub(crate) fn cut(&self) {
+        let storage = self.place.plain_storage();
+        if !self.is_new() && !storage.info().fixed_len {
+            // What is left to do if that fails is up to who reads the message.
+            let _ = storage.set_len(if self.unfinished.is_some() { SECTOR } else { 0 });
+        }
+    }
+
     /// Whether an empty raw image in it reads as zeros: it can be cut to no length and grown again.
     pub(crate) fn can_be_emptied(&self) -> bool {
         !self.storage().info().fixed_len
@@ -130,21 +177,49 @@ impl Target {
         }
     }
 
+    /// Makes what was written to it durable. A new file then only lacks its name, an unfinished image keeps its mark.
+    pub(crate) fn make_durable(&self) -> Result<()> {
+        match &self.kind {
+            Kind::New(new) => new.make_durable()?,
+            Kind::InPlace(_) | Kind::Export => self.place.plain_storage().flush()?,
+        }
+        Ok(())
+    }
+
+    /// Fails if another file has taken the name of the one to replace.
+    pub(crate) fn check_name(&self) -> Result<()> {
+        match &self.kind {
+            Kind::New(new) => Ok(new.check_name()?),
+            Kind::InPlace(_) | Kind::Export => Ok(()),
+        }
+    }
+
+    /// A new file gets its name; the mark of an unfinished image goes.
+    pub(crate) fn take_name(&mut self) -> Result<()> {
+        match (&mut self.kind, &self.unfinished) {
+            (Kind::New(new), _) => new.take_name()?,
+            (_, Some(unfinished)) => unfinished.finish()?,
+            (Kind::InPlace(_) | Kind::Export, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes the name of a new file durable.
+    pub(crate) fn sync_name(&self) -> Result<()> {
+        match &self.kind {
+            Kind::New(new) => Ok(new.sync_name()?),
+            Kind::InPlace(_) | Kind::Export => Ok(()),
+        }
+    }
+
     /// Makes it durable; a new file gets its name, and the mark of an unfinished image goes.
     ///
     /// # Errors
     /// If that fails. A new file is gone then, or (if only the last step failed) has its name already.
-    pub fn persist(self) -> Result<()> {
-        let Self { kind, place, unfinished, .. } = self;
-        match (kind, unfinished) {
-            (Kind::New(new), _) => {
-                drop(place);
-                new.persist()?;
-            }
-            (_, Some(unfinished)) => unfinished.finish()?,
-            (Kind::InPlace(_) | Kind::Export, None) => place.plain_storage().flush()?,
-        }
-        Ok(())
+    pub fn persist(mut self) -> Result<()> {
+        self.make_durable()?;
+        self.take_name()?;
+        self.sync_name()
     }
 
     /// Gives it up: a new file is removed, anything else stays as it is by now.

@@ -6,6 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use blockmirror_block::WriteFlags;
 use blockmirror_image::{
@@ -202,4 +204,109 @@ fn a_chain_does_not_become_too_deep_to_be_opened() {
         Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::TooDeep(_))),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_file_is_not_lost_to_a_chain_that_cannot_be_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let make = |name: &str, backing: &str, format: Option<Format>, unknown: bool| {
+        let mut settings = CreateSettings::default();
+        settings.backing_file = (!backing.is_empty()).then(|| backing.into());
+        settings.backing_format = format;
+        let spec = CreateSpec::new(Format::Qcow2, 1 << 20, settings).unknown_chain(unknown);
+        NewImage::create(path(name), &spec)?.persist()
+    };
+    let raw = Some(Format::Raw);
+    let qcow2 = Some(Format::Qcow2);
+    fs::write(path("base"), vec![7; 1 << 20]).unwrap();
+    fs::write(path("foreign"), [b"KDMV".to_vec(), vec![0; 4096]].concat()).unwrap();
+    fs::write(path("damaged"), b"QFI\xfb and no more").unwrap();
+    let json = r#"json:{"driver":"raw","file":{"driver":"file","filename":"base"}}"#;
+    for (top, backing, format) in
+        [("a", json, raw), ("b", "nbd:localhost:1", raw), ("c", "foreign", None), ("d", "damaged", qcow2)]
+    {
+        make(top, backing, format, false).unwrap();
+        match make("base", top, qcow2, false) {
+            Err(Error::ChainUnknown { path: lost, .. }) => assert_eq!(lost, path("base"), "{backing}"),
+            other => panic!("{backing}: {other:?}"),
+        }
+        assert_eq!(fs::read(path("base")).unwrap(), vec![7; 1 << 20], "{backing}");
+        make("new", top, qcow2, false).unwrap();
+        fs::remove_file(path("new")).unwrap();
+    }
+    // A plain name that leads to nothing is the end.
+    make("e", "missing", qcow2, false).unwrap();
+    make("other", "", None, false).unwrap();
+    make("other", "e", qcow2, false).unwrap();
+    make("base", "a", qcow2, true).unwrap();
+    // A link to where the new image would be.
+    std::os::unix::fs::symlink("later", path("link")).unwrap();
+    std::os::unix::fs::symlink("link", path("link2")).unwrap();
+    make("f", "link2", qcow2, false).unwrap();
+    for name in ["later", "link", "link2"] {
+        let made = make(name, "f", qcow2, false);
+        assert!(matches!(made, Err(Error::Create { .. })), "{name}: {made:?}");
+    }
+    assert!(!path("later").exists());
+}
+
+#[test]
+fn an_image_is_not_its_own_data_file_by_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("in")).unwrap();
+    std::os::unix::fs::symlink("image", dir.path().join("link")).unwrap();
+    for name in ["image", "./image", "in/../image", "link"] {
+        let spec = spec(Format::Qcow2, 1 << 20, &format!("data_file={name}"));
+        let made = NewImage::create(dir.path().join("image"), &spec).map(drop);
+        assert!(matches!(made, Err(Error::Create { .. })), "{name}: {made:?}");
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn an_image_that_does_not_get_its_name_leaves_the_data_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, data) = (dir.path().join("image"), dir.path().join("data"));
+    let spec = spec(Format::Qcow2, 1 << 20, "data_file=data").replace_data_file(true);
+    NewImage::create(&image, &spec).unwrap().persist().unwrap();
+    fs::write(&data, vec![7; 1 << 20]).unwrap();
+    let new = NewImage::create(&image, &spec).unwrap();
+    fs::copy(&image, dir.path().join("copy")).unwrap();
+    fs::rename(dir.path().join("copy"), &image).unwrap();
+    let error = new.persist().unwrap_err().to_string();
+    assert!(error.contains("another file has taken the name"), "{error}");
+    assert_eq!(fs::read(&data).unwrap(), vec![7; 1 << 20]);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+/// Another process makes the file again and again, at any moment.
+#[test]
+fn a_data_file_that_appears_meanwhile_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let maker = scope.spawn(|| {
+            let mut kept = 0;
+            while !over.load(Ordering::SeqCst) {
+                // Of an image that came first; its maker has it open at most.
+                let _ = fs::remove_file(&data);
+                let Ok(file) = fs::File::create_new(&data) else { continue };
+                let inode = file.metadata().unwrap().ino();
+                std::thread::sleep(Duration::from_micros(200));
+                assert_eq!(fs::metadata(&data).unwrap().ino(), inode, "it was replaced");
+                kept += 1;
+            }
+            kept
+        });
+        for index in 0..200 {
+            let path = dir.path().join(index.to_string());
+            // Whether it succeeds depends on who was first.
+            let made = NewImage::create(&path, &spec(Format::Qcow2, 1 << 20, "data_file=data"));
+            let _ = made.and_then(NewImage::persist);
+        }
+        over.store(true, Ordering::SeqCst);
+        assert!(maker.join().unwrap() > 0);
+    });
 }
