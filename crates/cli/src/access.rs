@@ -21,19 +21,23 @@ pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy
     Ok(policy)
 }
 
-/// Files in or below the directory of `image`, and those in or below `allowed` and what the environment adds.
+/// Files in or below the directory of `image`, and those in or below `allowed`; for reading also what the environment adds:
+/// a permission that lasts is not one to write.
 pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<ReferencePolicy> {
     let mut policy = ReferencePolicy::beside(image).map_err(no_directory(directory_of(image)))?;
-    for directory in allowed_directories(allowed)? {
-        policy.allow_dir(&directory).map_err(no_directory(&directory))?;
+    for directory in allowed {
+        policy.allow_dir(directory).map_err(no_directory(directory))?;
+    }
+    for directory in lasting_directories()? {
+        policy.allow_dir_to_read(&directory).map_err(no_directory(&directory))?;
     }
     Ok(policy)
 }
 
-/// The directories `given` as options, and those that the environment lists. A permission that lasts names directories
-/// that are not there on each host, or not yet: those are left out.
-pub(crate) fn allowed_directories(given: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
-    let mut all = given.to_vec();
+/// The directories that the environment lists. A permission that lasts names directories that are not there on each host,
+/// or not yet: those are left out.
+pub(crate) fn lasting_directories() -> Outcome<Vec<PathBuf>> {
+    let mut all = Vec::new();
     let lasting = std::env::var_os(ALLOW_BACKING).unwrap_or_default();
     for directory in std::env::split_paths(&lasting).filter(|directory| !directory.as_os_str().is_empty()) {
         if !directory.is_absolute() {

@@ -35,7 +35,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     if let Some(path) = &args.pidfile {
         check_pidfile(path)?;
     }
-    let daemon = Daemon::new(access::allowed_directories(&args.allowed)?);
+    let daemon = Daemon::with_readable(args.allowed.clone(), access::lasting_directories()?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let mut startup = Startup::default();
     startup.objects.clone_from(&args.objects);

@@ -410,6 +410,26 @@ fn the_environment_allows_directories() {
     assert_eq!(run("@bases", &["info", "--backing-chain"]).0, Some(0));
     let (code, said) = run("bases", &["map"]);
     assert!(code == Some(2) && said.contains("BLOCKMIRROR_ALLOW_BACKING"), "{said}");
+    // A permission that lasts is not one to write.
+    fs::write(place.path("bases/base"), vec![7; 1 << 20]).unwrap();
+    place.ours_ok("create -q -f qcow2 -o data_file=../bases/data @images/top 1M");
+    fs::rename(place.path("bases/base"), place.path("bases/data")).unwrap();
+    assert_eq!(run("@bases", &["map"]), (Some(0), String::new()));
+    fs::write(place.path("source"), vec![1; 1 << 20]).unwrap();
+    let source = place.path("source");
+    for arguments in [
+        &["convert", "-n", "-f", "raw", "-O", "qcow2", source.to_str().unwrap()][..],
+        &["mirror", "-n", "-f", "raw", "-O", "qcow2", source.to_str().unwrap()],
+    ] {
+        let (code, said) = run("@bases", arguments);
+        assert!(code == Some(1) && said.contains("may not refer to"), "{arguments:?}: {said}");
+        assert!(fs::read(place.path("bases/data")).unwrap() == vec![7; 1 << 20], "{arguments:?}");
+    }
+    let bases = place.path("bases");
+    let allow = ["convert", "-q", "-n", "-f", "raw", "-O", "qcow2", "--allow-backing"];
+    let (code, said) = run("", &[&allow[..], &[bases.to_str().unwrap(), source.to_str().unwrap()]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(fs::read(place.path("bases/data")).unwrap() == vec![1; 1 << 20]);
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub struct Daemon {
     monitors: OnceLock<Monitors>,
     /// Directories whose files images may refer to, beside their own.
     allowed: Vec<PathBuf>,
+    readable: Vec<PathBuf>,
     listeners: Mutex<Vec<Listener>>,
     /// Why it could not be set up, found out after it had begun to serve.
     failed_late: Mutex<Option<StartupError>>,
@@ -51,6 +52,11 @@ impl Daemon {
     /// A daemon with nothing in it. Files that images name are opened if they lie beside the image or in one of the
     /// `allowed` directories.
     pub fn new(allowed: Vec<PathBuf>) -> Arc<Self> {
+        Self::with_readable(allowed, Vec::new())
+    }
+
+    /// The same; files in the directories `readable` are opened too, but not as data files, which may be written to.
+    pub fn with_readable(allowed: Vec<PathBuf>, readable: Vec<PathBuf>) -> Arc<Self> {
         let daemon = Arc::new(Self {
             commands: Mutex::new(()),
             exports: Exports::default(),
@@ -59,6 +65,7 @@ impl Daemon {
             graph: Mutex::default(),
             monitors: OnceLock::new(),
             allowed,
+            readable,
             listeners: Mutex::default(),
             failed_late: Mutex::default(),
             quit: Mutex::new(false),
@@ -98,6 +105,9 @@ impl Daemon {
         let mut policy = ReferencePolicy::beside(path).map_err(|e| failed(path, e))?;
         for directory in &self.allowed {
             policy.allow_dir(directory).map_err(|e| failed(directory, e))?;
+        }
+        for directory in &self.readable {
+            policy.allow_dir_to_read(directory).map_err(|e| failed(directory, e))?;
         }
         Ok(policy)
     }

@@ -337,7 +337,11 @@ impl Descent<'_> {
         if writable && layer.guessed {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Guessed));
         }
-        let found = self.options.policy.resolve(image, Role::Data, os_str(name))?;
+        let policy = &self.options.policy;
+        let found = match writable {
+            true => policy.for_writing().resolve(image, Role::Data, os_str(name))?,
+            false => policy.resolve(image, Role::Data, os_str(name))?,
+        };
         let file = self.options.open_resolved(&found, writable)?;
         if self.files.contains(&file.id()) {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Cycle));

@@ -126,6 +126,8 @@ struct Root {
     /// Where it lies, without symbolic links.
     path: PathBuf,
     handle: PathHandle,
+    /// Whether files in it are opened for reading only.
+    read_only: bool,
 }
 
 impl Root {
@@ -138,7 +140,7 @@ impl Root {
             Some(path) => path,
             None => fs::canonicalize(directory)?,
         };
-        Ok(Self { path, handle })
+        Ok(Self { path, handle, read_only: false })
     }
 }
 
@@ -178,11 +180,33 @@ impl ReferencePolicy {
     /// # Errors
     /// If it cannot be looked up, or is no directory.
     pub fn allow_dir(&mut self, directory: &Path) -> io::Result<()> {
-        let root = Root::new(directory)?;
+        self.allow_root(Root::new(directory)?);
+        Ok(())
+    }
+
+    /// Also opens files in or below `directory`, for reading: a data file there is not written to.
+    ///
+    /// # Errors
+    /// As for [`allow_dir`](Self::allow_dir).
+    pub fn allow_dir_to_read(&mut self, directory: &Path) -> io::Result<()> {
+        self.allow_root(Root { read_only: true, ..Root::new(directory)? });
+        Ok(())
+    }
+
+    fn allow_root(&mut self, root: Root) {
         if let Roots::Within(roots) = &mut self.roots {
             roots.push(root);
         }
-        Ok(())
+    }
+
+    /// What of it holds for files that are written to.
+    #[must_use]
+    pub fn for_writing(&self) -> Self {
+        let mut policy = self.clone();
+        if let Roots::Within(roots) = &mut policy.roots {
+            roots.retain(|root| !root.read_only);
+        }
+        policy
     }
 
     /// Also opens this one file, typically because its name came from the user. A file that does not exist (yet)

@@ -55,7 +55,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) lock: LockArgs,
 
-    /// Do not look at the backing file; it may be missing
+    /// Do not look at the backing file; it may be missing. An existing FILE is replaced although the chain cannot be
+    /// followed, which FILE may be part of
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) no_look: bool,
 
@@ -103,7 +104,8 @@ pub(crate) struct ResizeArgs {
     #[arg(long)]
     pub(crate) force: bool,
 
-    /// Also open backing and data files in this directory or below it; so does BLOCKMIRROR_ALLOW_BACKING
+    /// Also open backing and data files in this directory or below it; for backing files so does
+    /// BLOCKMIRROR_ALLOW_BACKING
     #[arg(long, value_name = "DIR")]
     pub(crate) allow_backing: Vec<PathBuf>,
 

@@ -21,7 +21,7 @@ pub(crate) struct AccessArgs {
 
     /// Also open backing and data files in this directory or below it. Without it: those in or below the
     /// directory of the image, those named on the command line, and those in the directories that the environment
-    /// variable BLOCKMIRROR_ALLOW_BACKING lists, separated by colons
+    /// variable BLOCKMIRROR_ALLOW_BACKING lists, separated by colons. The variable lets no data file be written to
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
 

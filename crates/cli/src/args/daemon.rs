@@ -43,7 +43,7 @@ pub(crate) struct DaemonArgs {
     pub(crate) exports: Vec<String>,
 
     /// A directory from which images may name their backing and data files, besides their own; can be repeated. The
-    /// environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons
+    /// environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons, for backing files
     #[arg(long = "allow-backing", value_name = "DIR")]
     pub(crate) allowed: Vec<PathBuf>,
 

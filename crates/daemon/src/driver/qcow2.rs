@@ -167,6 +167,10 @@ fn resolve(daemon: &Daemon, file: &Child, role: Role, name: &Path) -> Reply<Reso
     if let Some(id) = file.file {
         policy = policy.for_opened_file(image, id);
     }
+    // A node that is read-only now may be written later.
+    if role == Role::Data {
+        policy = policy.for_writing();
+    }
     policy.resolve(image, role, OsStr::new(name)).map_err(|e| {
         QmpError::generic(format!("{e}; give it as an option, or allow its directory with --allow-backing"))
     })
