@@ -34,6 +34,16 @@ impl FlushGate {
         self.flush_with(|| file.sync_data())
     }
 
+    /// Whether a flush has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state.lock().failed.is_some()
+    }
+
+    /// Flushes may succeed again: what a failed one should have covered is written once more.
+    pub(crate) fn reset(&self) {
+        self.state.lock().failed = None;
+    }
+
     fn flush_with(&self, sync: impl FnOnce() -> io::Result<()>) -> Result<()> {
         let mut state = self.state.lock();
         let wanted = state.begun + 1;
@@ -85,6 +95,22 @@ mod tests {
         assert_eq!(first.kind(), ErrorKind::Io);
         let later = gate.flush_with(|| panic!("must not sync again")).unwrap_err();
         assert_eq!(later.kind(), ErrorKind::Poisoned);
+    }
+
+    #[test]
+    fn a_reset_gate_syncs_again() {
+        let gate = FlushGate::default();
+        gate.flush_with(|| Err(io::Error::from_raw_os_error(28))).unwrap_err();
+        assert!(gate.has_failed());
+        gate.reset();
+        assert!(!gate.has_failed());
+        let syncs = AtomicU64::new(0);
+        gate.flush_with(|| {
+            syncs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(syncs.into_inner(), 1);
     }
 
     #[test]

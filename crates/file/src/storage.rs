@@ -15,7 +15,7 @@ use blockmirror_block::{
     ByteRange, Error, ErrorKind, HostRun, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
 use blockmirror_image_lock::{ImageLock, Permissions};
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::{Advice, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::direct::Direct;
@@ -165,6 +165,25 @@ impl FileStorage {
             lock.release(&self.opened.file);
         }
         flushed
+    }
+
+    /// Whether a flush has failed: none succeeds any more, until [`recover`](Self::recover).
+    pub fn has_lost_writes(&self) -> bool {
+        self.flushes.has_failed()
+    }
+
+    /// Takes the file up again after a failed flush. The kernel may have given up what it could not write, and then shows it
+    /// for as long as it keeps the page: such pages are dropped, so that reads show what is on disk.
+    ///
+    /// The caller writes again whatever no good flush has covered, and lets nobody use the file meanwhile.
+    ///
+    /// # Errors
+    /// The pages cannot be dropped.
+    pub fn recover(&self) -> Result<()> {
+        let dropped = rustix::fs::fadvise(self.file(), 0, None, Advice::DontNeed);
+        self.named(dropped.map_err(|e| Error::io("drop cached pages", e.into())))?;
+        self.flushes.reset();
+        Ok(())
     }
 
     /// Claims a block device that was opened without [`FileOptions::claim`](crate::FileOptions::claim), until
