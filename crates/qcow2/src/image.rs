@@ -176,6 +176,7 @@ impl OpenOptions {
             header: Mutex::new(Arc::new(header)),
             changing: Mutex::new(()),
             writable: self.writable,
+            cache_bytes: self.cache_bytes,
             meta: Mutex::new(Meta::new(l1, l1_at, l2, refcounts)),
             write_back: Mutex::new(()),
             gate: FlushGate::default(),
@@ -256,6 +257,8 @@ pub struct Qcow2 {
     pub(crate) changing: Mutex<()>,
     geometry: Geometry,
     writable: bool,
+    /// What [`OpenOptions::cache_bytes`] was.
+    pub(crate) cache_bytes: usize,
     /// Mapping and refcounts. Held for look-ups and metadata I/O, never while guest data moves. Taken after
     /// `write_back`, if both.
     pub(crate) meta: Mutex<Meta>,

@@ -23,6 +23,7 @@ pub mod offset;
 mod overlap;
 mod read;
 mod refcounts;
+mod reopen;
 mod resize;
 mod unfinished;
 mod verify;

@@ -318,6 +318,35 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Frees every counted cluster that is neither in `used` nor metadata. `used` is all that the image's entries map, so that
+    /// no free cluster is unverified any more.
+    pub(crate) fn free_unused(&mut self, io: &Io, used: &MetadataMap) -> Result<()> {
+        let per_block = self.per_block(io);
+        let slice_size = self.blocks.slice_size();
+        let per_slice = self.width.entries(slice_size as u64);
+        let blocks: Vec<_> = (0..self.table.len() as u64).filter_map(|i| Some((i, self.block(i)?))).collect();
+        for (index, block) in blocks {
+            for slice in 0..per_block / per_slice {
+                let at = block.plus(slice * slice_size as u64);
+                let data = match self.blocks.get(at) {
+                    Some(data) => data.to_vec().into_boxed_slice(),
+                    None => io.read_slice("read refcount block", at)?,
+                };
+                let first = index * per_block + slice * per_slice;
+                // A slice is at most 4096 bytes.
+                for (entry, cluster) in (0..per_slice as usize).zip(first..) {
+                    let is_used = || used.contains(cluster) || self.metadata.contains(cluster);
+                    if self.width.get(&data, entry) > 0 && !is_used() {
+                        self.set(io, cluster, 0)?;
+                    }
+                }
+            }
+        }
+        self.next_free = 0;
+        self.all_verified();
+        Ok(())
+    }
+
     /// Notes that one reference to each of `clusters` goes away with a change that is not durable yet.
     ///
     /// An entry for guest data that names a cluster of metadata never had a reference to it: that is damage, and

@@ -103,7 +103,13 @@ impl Meta {
 
     /// Checks the clusters that `data`, the slice of an L2 table at `slice`, maps for the guest clusters from `first` on. An
     /// entry that makes no sense maps nothing: whoever uses it gets an error.
-    fn check_entries(&mut self, io: &Io, data: &[u8], first: u64, slice: HostOffset) -> Result<()> {
+    pub(crate) fn check_entries(
+        &mut self,
+        io: &Io,
+        data: &[u8],
+        first: u64,
+        slice: HostOffset,
+    ) -> Result<()> {
         if io.format.external_data {
             return Ok(());
         }

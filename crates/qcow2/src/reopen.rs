@@ -1,0 +1,90 @@
+//! Opening an image anew after a failed flush, or a failed write of metadata, has poisoned it.
+//!
+//! Called by the owner of the device: the daemon reopens the target of a job before the job goes on. What the last good flush
+//! covered is there. Of what came later any part may be lost, as after a crash, so nothing that the old image held in memory
+//! counts; the caller writes it again.
+//!
+//! What must hold: the old image is not used any more, for a late write of it could hit clusters that have a new owner. Clusters
+//! that only lost changes used are free again: no entry on disk leads to them.
+
+use blockmirror_block::Result;
+
+use crate::format::entry::Entry;
+use crate::image::{OpenOptions, Qcow2};
+use crate::io::Io;
+use crate::meta::{Meta, decode_at};
+use crate::offset::HostOffset;
+use crate::overlap::MetadataMap;
+use crate::write::compressed_clusters;
+
+impl Qcow2 {
+    /// Whether a failed flush, or a failed write of metadata, has ended all writing: it goes on after a [`reopen`](Self::reopen)
+    /// only.
+    pub fn is_poisoned(&self) -> bool {
+        self.meta.lock().poisoned.is_some()
+    }
+
+    /// Opens the image anew, in the same storages, on the same backing device.
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`]: the image may have been marked corrupt. An L2 table that cannot be read, or that maps a
+    /// cluster which has no refcount.
+    pub fn reopen(&self) -> crate::error::Result<Self> {
+        let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
+        if let Some(data_file) = &self.io.data_file {
+            options = options.data_file(data_file.clone());
+        }
+        if let Some(backing) = self.backing() {
+            options = options.backing(backing);
+        }
+        let image = options.open(self.storage().clone())?;
+        // What bitmaps and unknown extensions use is not known here.
+        let header = image.header();
+        if image.is_writable() && header.bitmaps.is_none() && header.unknown_extensions.is_empty() {
+            image.note_damage(image.meta.lock().free_unused(&image.io))?;
+        }
+        Ok(image)
+    }
+}
+
+impl Meta {
+    /// Frees every cluster that has a refcount and that nothing in the image uses.
+    fn free_unused(&mut self, io: &Io) -> Result<()> {
+        let mut used = MetadataMap::default();
+        let tables: Vec<_> =
+            self.l1().iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))).collect();
+        for (index, table) in tables {
+            // usize to u64 is exact here.
+            self.note_used(io, table, index as u64 * io.l2_entries(), &mut used)?;
+        }
+        self.refcounts(io)?.free_unused(io, &used)
+    }
+
+    /// Adds the clusters that `table` maps, for the guest clusters from `first` on.
+    fn note_used(&mut self, io: &Io, table: HostOffset, first: u64, used: &mut MetadataMap) -> Result<()> {
+        let slice_size = self.l2.slice_size();
+        let step = io.format.entry_size() as usize;
+        for at in (0..io.cluster().bytes()).step_by(slice_size) {
+            let slice = table.plus(at);
+            let first = first + at / io.format.entry_size();
+            let data = io.read_slice("read L2 table", slice)?;
+            self.check_entries(io, &data, first, slice)?;
+            if io.format.external_data {
+                continue;
+            }
+            for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
+                let mapped = match decode_at(io, &data, at, guest, slice)? {
+                    Entry::Compressed(run) => compressed_clusters(io, run),
+                    Entry::Plain(plain) => plain.host.map_or(0..0, |host| {
+                        let index = io.cluster().index(host.0);
+                        index..index + 1
+                    }),
+                };
+                mapped.for_each(|cluster| {
+                    used.insert(cluster);
+                });
+            }
+        }
+        Ok(())
+    }
+}
