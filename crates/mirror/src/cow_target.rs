@@ -159,6 +159,13 @@ impl CowTarget {
         }
     }
 
+    /// The target may have lost what no flush has covered: no unit counts as complete.
+    pub(crate) fn writes_lost(&self) {
+        let mut state = self.state.lock();
+        state.losses += 1;
+        state.complete.clear_all();
+    }
+
     fn losses(&self) -> u64 {
         self.state.lock().losses
     }
@@ -391,11 +398,7 @@ impl BlockDevice for CowTarget {
     }
 
     fn flush(&self) -> Result<()> {
-        self.target.flush().inspect_err(|_| {
-            let mut state = self.state.lock();
-            state.losses += 1;
-            state.complete.clear_all();
-        })
+        self.target.flush().inspect_err(|_| self.writes_lost())
     }
 
     /// What may show something else later is of unknown content, and so are units that were written, or are

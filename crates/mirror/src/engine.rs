@@ -182,6 +182,14 @@ impl Engine {
         self.let_go();
     }
 
+    /// The target may have lost what no flush has covered. Nothing is in flight.
+    pub(crate) fn writes_lost(&self) {
+        if let Some(Ends { cow: Some(cow), .. }) = self.disks() {
+            cow.writes_lost();
+        }
+        self.with_core(Wake::All, |core, _| core.writes_lost());
+    }
+
     /// Ends a job that has no threads.
     pub(crate) fn abandon(&self) {
         self.with_core(Wake::None, |core, _| core.abandon());

@@ -203,13 +203,7 @@ impl Core {
         let news = self.dirty.dirty_bytes_in(units.start()..units.end()) > 0;
         self.claimed.remove(range);
         if op.work.is_flush() {
-            // Anything written since the last good flush may be lost.
-            self.dirty.merge(&self.unflushed);
-            self.dirty.merge(&self.flushing);
-            self.unflushed.clear_all();
-            self.flushing.clear_all();
-            self.guests_stay_unflushed();
-            self.forget_target();
+            self.writes_lost();
             self.secured(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());
@@ -273,6 +267,16 @@ impl Core {
                 self.offset += range.len();
             }
         }
+    }
+
+    /// Anything written to the target since the last good flush may be lost: it is dirty again.
+    pub(crate) fn writes_lost(&mut self) {
+        self.dirty.merge(&self.unflushed);
+        self.dirty.merge(&self.flushing);
+        self.unflushed.clear_all();
+        self.flushing.clear_all();
+        self.guests_stay_unflushed();
+        self.forget_target();
     }
 
     /// A write of the guest has failed at the target in `range`, which is dirty again.
