@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_file::{FileId, FileStorage};
+use blockmirror_file::FileId;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
@@ -135,16 +135,16 @@ impl Graph {
         }
     }
 
-    /// The host files that the node `name` lives in, backing files aside.
-    pub(crate) fn files_of(&self, name: &str) -> Vec<Arc<FileStorage>> {
-        let mut open: Vec<_> = self.get(name).into_iter().collect();
-        let mut files = Vec::new();
-        while let Some(node) = open.pop() {
-            files.extend(node.file.clone());
+    /// The node `name` and those that it lives in, backing files aside: each before what it stands on.
+    pub(crate) fn lives_in<'a>(&'a self, name: &'a str) -> Vec<&'a Node> {
+        let mut nodes: Vec<_> = self.get(name).into_iter().collect();
+        let mut seen = 0;
+        while let Some(node) = nodes.get(seen) {
             let own = self.children(&node.name).filter(|(role, _)| *role != "backing");
-            open.extend(own.map(|(_, child)| child));
+            nodes.extend(own.map(|(_, child)| child));
+            seen += 1;
         }
-        files
+        nodes
     }
 
     /// The host files that the node `name` stands on, backing files too, and whether a server may have some of its bytes in a

@@ -13,6 +13,7 @@
 mod chain;
 mod claims;
 mod mirror;
+mod resume;
 mod simple;
 
 use std::collections::BTreeMap;
@@ -82,6 +83,14 @@ pub(crate) trait Steer: Send + Sync + fmt::Debug {
     /// Asks for something.
     fn ask(&self, ask: Ask) -> Result<(), Refused>;
 
+    /// The node that it fills, if it can go on with that opened anew.
+    fn target(&self) -> Option<&str> {
+        None
+    }
+
+    /// What was written to the target and not flushed may be lost: it is written again.
+    fn writes_lost(&self) {}
+
     /// Why the job fails, from the moment it is *aborting*.
     fn failure(&self) -> Option<String>;
 
@@ -106,6 +115,8 @@ pub(crate) struct Job {
     reported: Mutex<Reported>,
     changed: Condvar,
     at_end: Mutex<Option<AtEnd>>,
+    /// Held by who resumes it.
+    resuming: Mutex<()>,
 }
 
 /// What has been reported to monitors.
@@ -339,6 +350,7 @@ impl Daemon {
             reported: Mutex::new(Reported { state: JobState::Created, error: None }),
             changed: Condvar::new(),
             at_end: Mutex::new(Some(at_end)),
+            resuming: Mutex::new(()),
         });
         let first = std::iter::from_fn(|| job.steer.next_event(Some(Duration::ZERO))).take(2).collect();
         self.report(&job, first);

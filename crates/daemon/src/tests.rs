@@ -5,15 +5,18 @@ mod bitmaps;
 mod chain;
 mod claims;
 mod edge;
+
 mod ends;
 mod filters;
 mod hmp;
+mod host;
 mod hung;
 mod objects;
 mod overlay;
 mod parts;
 mod references;
 mod reopen;
+mod resume;
 mod schema;
 mod steps;
 mod transaction;
@@ -22,6 +25,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockmirror_block::{BlockDevice, WriteFlags};
 use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions, ReferencePolicy};
@@ -32,6 +36,8 @@ use tempfile::TempDir;
 use crate::Daemon;
 
 const SIZE: u64 = 1 << 20;
+/// How long an answer or an event may take.
+const GUARD: Duration = Duration::from_secs(120);
 
 struct Client {
     daemon: Arc<Daemon>,
@@ -44,6 +50,8 @@ impl Client {
     fn new() -> Self {
         let daemon = Daemon::new(Vec::new());
         let (ours, theirs) = UnixStream::pair().unwrap();
+        // A test that hangs fails.
+        ours.set_read_timeout(Some(GUARD)).unwrap();
         daemon.monitors().serve(Connection::unix(theirs).unwrap()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mut client = Self { daemon, socket: BufReader::new(ours), events: Vec::new(), dir };

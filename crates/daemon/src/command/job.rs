@@ -132,7 +132,8 @@ static JOB_PAUSE: Command = Command::new(
 );
 static JOB_RESUME: Command = Command::new(
     "job-resume",
-    "Lets a job go on, after a pause or after an error that stopped it; what failed is tried again.",
+    "Lets a job go on, after a pause or after an error that stopped it; what failed is tried again. If a flush of the target of a \
+     mirror has failed, the target is opened anew, and what no flush has covered is copied again.",
     &[ID],
 );
 static JOB_CANCEL: Command = Command::new(
@@ -270,7 +271,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
         .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.infos().into()))
         .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
         .add_quick(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
-        .add_quick(&JOB_RESUME, |daemon, _, args| ask(daemon, args, Ask::Resume))
+        .add_quick(&JOB_RESUME, |daemon, _, args| by_id(daemon, args, |job| daemon.resume_job(job)))
         .add_quick(&JOB_CANCEL, |daemon, _, args| ask(daemon, args, Ask::Cancel(true)))
         .add_quick(&JOB_COMPLETE, |daemon, _, args| ask(daemon, args, Ask::Complete))
         .add_quick(&JOB_FINALIZE, |daemon, _, args| ask(daemon, args, Ask::Finalize))
@@ -296,7 +297,7 @@ pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Val
 
 /// `block-job-resume`.
 pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    by_device(daemon, args)?.ask(Ask::Resume).map(nothing)
+    daemon.resume_job(&*by_device(daemon, args)?).map(nothing)
 }
 
 /// `block-job-cancel`.
@@ -339,7 +340,12 @@ fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
 
 /// For the commands `job-*`, which have words of their own for a job that is gone.
 fn ask(daemon: &Daemon, args: &Args, ask: Ask) -> Reply<Value> {
-    let asked = daemon.jobs.find(args.str("id")?)?.ask(ask);
+    by_id(daemon, args, |job| job.ask(ask))
+}
+
+/// The same for what is asked in another way.
+fn by_id(daemon: &Daemon, args: &Args, ask: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
+    let asked = ask(&*daemon.jobs.find(args.str("id")?)?);
     asked.map(nothing).map_err(|error| match error.class {
         ErrorClass::DeviceNotActive => QmpError::generic("Job not found"),
         _ => error,

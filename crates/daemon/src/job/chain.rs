@@ -15,6 +15,7 @@ use blockmirror_ops::{Base, CommitJob, ErrorKind, JobControl, StreamJob, commit_
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
+use super::mirror::Mirror;
 use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close, system_words};
 use crate::Reply;
 use crate::daemon::Daemon;
@@ -311,7 +312,7 @@ impl Daemon {
                     return Err(failed(error));
                 }
             };
-            let control = job.control().clone();
+            let steer = Mirror { control: job.control().clone(), target: base.to_owned() };
             let (device, base) = (device.to_owned(), base.to_owned());
             let at_end: AtEnd = Box::new(move |daemon| {
                 let _ = job.wait();
@@ -324,7 +325,7 @@ impl Daemon {
                     give_back(daemon, writable, &uses);
                 }
             });
-            self.add_job(Some(session), request.job, Box::new(control), at_end);
+            self.add_job(Some(session), request.job, Box::new(steer), at_end);
             return Ok(());
         }
         if let Some(naming) = naming {

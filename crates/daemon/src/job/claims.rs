@@ -24,7 +24,8 @@ impl Daemon {
     /// # Errors
     /// One of them is in use; none is claimed then.
     pub(crate) fn claim_devices(&self, name: &str) -> Reply<Claims> {
-        let files = self.graph.lock().files_of(name);
+        let files: Vec<_> =
+            self.graph.lock().lives_in(name).into_iter().filter_map(|node| node.file.clone()).collect();
         let mut claims = Claims::default();
         for file in files {
             file.claim().map_err(failed)?;

@@ -363,13 +363,14 @@ impl Daemon {
         let Prepared { request, uses, claims, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
+        let steer = Mirror { control, target: target_name.clone() };
         let at_end: AtEnd = Box::new(move |daemon| {
             // Its threads end with it; how it went has been told already.
             let _ = job.wait();
             drop(claims);
             daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
         });
-        self.add_job(session, request.job, Box::new(control), at_end);
+        self.add_job(session, request.job, Box::new(steer), at_end);
     }
 
     /// Gives the nodes of a mirror back that was not started.
@@ -394,9 +395,16 @@ impl Daemon {
     }
 }
 
-impl Steer for MirrorControl {
+/// A mirror, or a commit that is one, and the node that it fills.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    pub(super) control: MirrorControl,
+    pub(super) target: String,
+}
+
+impl Steer for Mirror {
     fn figures(&self) -> Figures {
-        let progress = self.progress();
+        let progress = self.control.progress();
         Figures {
             offset: progress.offset,
             len: progress.len,
@@ -408,28 +416,36 @@ impl Steer for MirrorControl {
 
     fn ask(&self, ask: Ask) -> Result<(), Refused> {
         match ask {
-            Ask::Cancel(true) => self.force_cancel(),
-            Ask::Cancel(false) => self.keep_copy(),
-            Ask::Pause => self.pause(),
-            Ask::Resume => self.resume(),
-            Ask::SetSpeed(speed) => self.set_speed(speed),
-            Ask::Change(mode) => self.change(mode),
-            Ask::Complete => self.complete(),
-            Ask::Finalize => self.finalize(),
-            Ask::Dismiss => self.dismiss(),
+            Ask::Cancel(true) => self.control.force_cancel(),
+            Ask::Cancel(false) => self.control.keep_copy(),
+            Ask::Pause => self.control.pause(),
+            Ask::Resume => self.control.resume(),
+            Ask::SetSpeed(speed) => self.control.set_speed(speed),
+            Ask::Change(mode) => self.control.change(mode),
+            Ask::Complete => self.control.complete(),
+            Ask::Finalize => self.control.finalize(),
+            Ask::Dismiss => self.control.dismiss(),
         }
     }
 
+    fn target(&self) -> Option<&str> {
+        Some(&self.target)
+    }
+
+    fn writes_lost(&self) {
+        self.control.writes_lost();
+    }
+
     fn failure(&self) -> Option<String> {
-        let (kind, text) = MirrorControl::failure(self)?;
-        if let Some(words) = self.device_failure().and_then(system_words) {
+        let (kind, text) = self.control.failure()?;
+        if let Some(words) = self.control.device_failure().and_then(system_words) {
             return Some(words.to_owned());
         }
         Some(if kind == ErrorKind::Cancelled { CANCELLED.to_owned() } else { text })
     }
 
     fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
-        MirrorControl::next_event(self, timeout)
+        self.control.next_event(timeout)
     }
 }
 

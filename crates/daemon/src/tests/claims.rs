@@ -1,65 +1,14 @@
 //! Jobs that fill a block device claim it. With loop devices: needs root, `losetup`, `mkfs.ext4` and `mount`; skipped visibly
 //! without.
 
-use std::fs::{self, File, OpenOptions as FileOpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 
 use blockmirror_block::{ByteRange, ZeroFlags};
 
+use super::host::{Loop, Mount, system};
 use super::*;
-
-/// What a command prints; `None`, visibly, if it cannot be done here.
-fn system(program: &str, args: &[&Path]) -> Option<String> {
-    let said = Command::new(program).args(args).output();
-    match said {
-        Ok(said) if said.status.success() => Some(String::from_utf8(said.stdout).unwrap()),
-        Ok(said) => {
-            eprintln!("SKIPPED: {program}: {}", String::from_utf8_lossy(&said.stderr).trim());
-            None
-        }
-        Err(error) => {
-            eprintln!("SKIPPED: {program}: {error}");
-            None
-        }
-    }
-}
-
-/// A loop device over a file.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn new(file: &Path) -> Option<Self> {
-        let name = system("losetup", &[Path::new("--find"), Path::new("--show"), file])?;
-        Some(Self(name.trim().into()))
-    }
-
-    /// The same as another holder sees it: refused while it is claimed.
-    fn claim(&self) -> io::Result<File> {
-        let exclusive = rustix::fs::OFlags::EXCL.bits().cast_signed();
-        FileOpenOptions::new().read(true).custom_flags(exclusive).open(&self.0)
-    }
-
-    fn is_claimed(&self) -> bool {
-        self.claim().is_err()
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
-}
-
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
 
 impl Client {
     fn add_device(&mut self, name: &str, device: &Loop) {
@@ -87,10 +36,7 @@ fn jobs_do_not_write_a_device_that_is_mounted() {
     let Some(device) = Loop::new(&file) else { return };
     fs::create_dir(client.path("mnt")).unwrap();
     let mount = client.path("mnt");
-    if system("mount", &[Path::new("-oro"), &device.0, &mount]).is_none() {
-        return;
-    }
-    let mount = Mount(mount);
+    let Some(mount) = Mount::new("-oro", &device.0, mount) else { return };
     let before = fs::read(&file).unwrap();
 
     // A plain node claims nothing, with a guest or without, nor does the source of a job.
