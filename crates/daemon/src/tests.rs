@@ -6,6 +6,7 @@ mod chain;
 mod claims;
 mod edge;
 
+mod endless;
 mod ends;
 mod filters;
 mod hmp;
