@@ -205,7 +205,9 @@ fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
         let format = graph.in_headers(node).format_in_headers();
         // A raw image of no stated format would have to be probed first.
         let same_format = named.format.map_or(format == Format::Qcow2, |named| named == format);
-        same_format && graph.file_below(&node.name) == Some(named.file)
+        // A raw node may show a part of its file.
+        let is_part = ["offset", "size"].iter().any(|option| node.options.contains_key(*option));
+        same_format && !is_part && graph.file_below(&node.name) == Some(named.file)
     };
     Ok(match graph.chain(source).into_iter().find(is_named) {
         Some(node) if node.name == source => Below::Source,
