@@ -21,7 +21,7 @@ use std::sync::Arc;
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
 use blockmirror_file::FileOptions;
-use blockmirror_mirror::{MirrorJob, MirrorOptions, SyncMode};
+use blockmirror_mirror::{Error, MirrorJob, MirrorOptions, SyncMode};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
 use blockmirror_tests::qemu::Qemu;
 use blockmirror_tests::scratch::scratch;
@@ -533,5 +533,43 @@ fn a_target_gets_its_backing_file_while_it_is_filled() {
         }
         world.end();
         qemu.check(&dir.join("t.qcow2")).unwrap();
+    }
+}
+
+/// A target longer than the source, and what is past the source's end lies in a backing file that is not attached: it stays, and
+/// where the source ends inside a cluster the copy is refused, as a write there would lose it.
+#[test]
+fn a_longer_target_keeps_what_its_backing_file_holds() {
+    const CLUSTER: u64 = 65536;
+    for (len, known, fits) in [
+        (3 << 20, false, true),
+        ((3 << 20) + 512, false, false),
+        ((3 << 20) + CLUSTER - 512, false, false),
+        ((3 << 20) + 512, true, true),
+    ] {
+        let storage = overlay(CLUSTER, false);
+        let mut wanted = contents(&*base());
+        if known {
+            let target = OpenOptions::new().writable(true).backing(base()).open(storage.clone()).unwrap();
+            target.write_at(&[0xdd; CLUSTER as usize], 3 << 20, WriteFlags::NONE).unwrap();
+            target.flush().unwrap();
+            wanted[3 << 20..(3 << 20) + CLUSTER as usize].fill(0xdd);
+        }
+        let before = storage.to_vec();
+        let mut bytes: Vec<u8> = (0..len).map(|at| (at / 1024) as u8).collect();
+        bytes[1 << 20..2 << 20].fill(0);
+        let source = Arc::new(MemoryDisk::with_contents(&bytes));
+        let target = Arc::new(OpenOptions::new().writable(true).open(storage.clone()).unwrap());
+        let options = MirrorOptions::new().longer_target(true);
+        let ended = MirrorJob::start(source, target, options).and_then(MirrorJob::wait);
+        if let Err(error) = ended {
+            assert!(!fits && matches!(error, Error::HiddenTail { .. }), "{len}: {error}");
+            assert!(storage.to_vec() == before, "{len}");
+            continue;
+        }
+        assert!(fits, "{len}");
+        wanted[..len as usize].copy_from_slice(&bytes);
+        let target = OpenOptions::new().backing(base()).open(storage).unwrap();
+        assert!(contents(&target) == wanted, "{len}");
     }
 }

@@ -11,6 +11,8 @@ mod cache;
 mod common;
 #[path = "copy/damaged.rs"]
 mod damaged;
+#[path = "copy/longer.rs"]
+mod longer;
 #[path = "copy/parts.rs"]
 mod parts;
 #[path = "copy/protocols.rs"]

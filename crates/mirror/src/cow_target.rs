@@ -28,6 +28,7 @@ use blockmirror_block::{
 };
 
 use crate::core::config::affordable_unit;
+use crate::error;
 use crate::options::MirrorOptions;
 use crate::survey::{TargetContent, needs_backing};
 
@@ -300,6 +301,30 @@ impl CowTarget {
         }
         Ok(())
     }
+}
+
+/// Refuses a target that is longer than the source if what it keeps there is not known, and lies in one unit with the source's
+/// last bytes: to write these is to lose it.
+pub(crate) fn check_tail(
+    source: &dyn BlockDevice,
+    target: &dyn BlockDevice,
+    options: &MirrorOptions,
+) -> Result<(), error::Error> {
+    let geometry = target.geometry();
+    if !matches!(geometry.backing, Backing::Hidden) || options.target_is_below {
+        return Ok(());
+    }
+    let end = source.len().next_multiple_of(zero_unit(geometry)).min(target.len());
+    let tail = ByteRange::new(source.len().min(end), end);
+    let mut known = true;
+    if !tail.is_empty() {
+        let look = &mut |extent: Extent| {
+            known &= extent.kind != ExtentKind::Unknown;
+            Visit::Continue(())
+        };
+        target.extents(tail, look).map_err(error::Error::Target)?;
+    }
+    if known { Ok(()) } else { Err(error::Error::HiddenTail { name: target.name().to_owned(), tail }) }
 }
 
 /// The unit in which a format copies.

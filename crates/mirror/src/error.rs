@@ -38,6 +38,19 @@ pub enum Error {
         /// Its length in bytes.
         target_len: u64,
     },
+    /// The target is longer, its backing file is not attached, and the source ends inside a cluster whose rest that file may
+    /// hold.
+    #[error(
+        "{name}: what it holds at {} to {} is not known, as its backing file is not attached, and would be lost: \
+         the source ends in the same cluster",
+        tail.start(), tail.end()
+    )]
+    HiddenTail {
+        /// The target's name.
+        name: String,
+        /// The bytes that are not known.
+        tail: block::ByteRange,
+    },
     /// Source and target are one disk.
     #[error("{name} is source and target")]
     SameDevice {
@@ -187,6 +200,7 @@ impl Error {
             Self::Granularity(_)
             | Self::InvalidOption { .. }
             | Self::SizeMismatch { .. }
+            | Self::HiddenTail { .. }
             | Self::SameDevice { .. }
             | Self::SourceIsTap { .. }
             | Self::TargetReadOnly { .. }

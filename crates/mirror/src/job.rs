@@ -9,6 +9,7 @@ use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::core::Core;
 use crate::core::config::Config;
+use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
 use crate::engine::{Ends, Engine, Seat, Wake};
 use crate::error::{Error, ErrorKind};
@@ -396,6 +397,7 @@ fn check(
 ) -> Result<GranularityChoice, Error> {
     options.check()?;
     check_lengths(source, target, options.longer_target)?;
+    check_tail(source, target, options)?;
     let geometry = target.geometry();
     if !geometry.writable {
         return Err(Error::TargetReadOnly { name: target.name().to_owned() });

@@ -7,6 +7,7 @@ use std::fmt;
 
 use blockmirror_block::{BlockDevice, ByteRange};
 
+use crate::cow_target::check_tail;
 use crate::error::Error;
 use crate::granularity::{GranularityChoice, Size};
 use crate::options::{MirrorOptions, SyncMode};
@@ -67,6 +68,7 @@ pub fn plan(
     let (device, cluster_size, content) = match target {
         PlanTarget::Existing(device) => {
             check_lengths(source, device, options.longer_target)?;
+            check_tail(source, device, options)?;
             let geometry = device.geometry();
             (
                 Some(device),
