@@ -20,7 +20,7 @@ use blockmirror_block::{Error, ErrorKind, Result};
 use rustix::fs::{
     AtFlags, CWD, Mode, OFlags, PROC_SUPER_MAGIC, RenameFlags, Stat, StatxAttributes, StatxFlags,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::geteuid;
 
 use crate::handle::PathHandle;
@@ -101,7 +101,7 @@ impl Location {
             Some(parent) => shown.join(parent),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(base, parent.unwrap_or(here), flags, Mode::empty())
+        let directory = retry_on_intr(|| rustix::fs::openat(base, parent.unwrap_or(here), flags, Mode::empty()))
             .map_err(|e| Error::io("create", e.into()))?;
         Ok(Self { directory, shown, name: name.to_owned() })
     }
@@ -143,7 +143,9 @@ impl Location {
     /// Opens the file `name` of the directory for reading and writing; links are not followed.
     pub(crate) fn open(&self, name: &OsStr, more: OFlags, mode: u32) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC | more;
-        Ok(rustix::fs::openat(&self.directory, name, flags, Mode::from_raw_mode(mode))?.into())
+        let opened =
+            retry_on_intr(|| rustix::fs::openat(&self.directory, name, flags, Mode::from_raw_mode(mode)));
+        Ok(opened?.into())
     }
 
     /// Whether something is mounted on the name. A kernel before 5.8 does not say; then it is not.
@@ -157,26 +159,56 @@ impl Location {
     pub(crate) fn rename_here(&self, from: &OsStr, replace: bool) -> io::Result<()> {
         let (dir, to) = (&self.directory, &*self.name);
         if replace {
-            return Ok(rustix::fs::renameat(dir, from, dir, to)?);
+            return self.unless_done(from, || rustix::fs::renameat(dir, from, dir, to));
         }
-        match rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE) {
+        let renamed =
+            self.unless_done(from, || rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE));
+        match renamed.as_ref().map_err(|e| Errno::from_io_error(e)) {
             // A filesystem without the flag: a link never replaces either.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                rustix::fs::linkat(dir, from, dir, to, AtFlags::empty())?;
+            Err(Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
+                self.unless_done(from, || rustix::fs::linkat(dir, from, dir, to, AtFlags::empty()))?;
                 self.remove(from)
             }
-            other => Ok(other?),
+            _ => renamed,
         }
     }
 
+    /// Does `call`, which gives the file `from` the location's own name, again when a signal has interrupted it. A file system
+    /// behind a network may have done it all the same: then the name leads to the file.
+    fn unless_done(&self, from: &OsStr, mut call: impl FnMut() -> rustix::io::Result<()>) -> io::Result<()> {
+        let file = self.identity(from)?;
+        loop {
+            match call() {
+                Err(Errno::INTR) if self.identity(&self.name).ok() != Some(file) => {}
+                Err(Errno::INTR) => return Ok(()),
+                other => return Ok(other?),
+            }
+        }
+    }
+
+    /// Device and inode of what is called `name` in the directory.
+    fn identity(&self, name: &OsStr) -> io::Result<(u64, u64)> {
+        let stat = retry_on_intr(|| rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW))?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     pub(crate) fn remove(&self, name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(&self.directory, name, AtFlags::empty())?)
+        let mut interrupted = false;
+        loop {
+            match rustix::fs::unlinkat(&self.directory, name, AtFlags::empty()) {
+                Err(Errno::INTR) => interrupted = true,
+                // By the call that was interrupted.
+                Err(Errno::NOENT) if interrupted => return Ok(()),
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Those names in the directory that `wanted` is true for; none if it may not be read.
     pub(crate) fn names(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<OsString> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(readable) = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()) else {
+        let Ok(readable) = retry_on_intr(|| rustix::fs::openat(&self.directory, ".", flags, Mode::empty()))
+        else {
             return Vec::new();
         };
         let Ok(entries) = rustix::fs::Dir::new(readable) else { return Vec::new() };
@@ -187,10 +219,10 @@ impl Location {
     /// Makes the names of the directory durable; `file` is one of them.
     pub(crate) fn sync(&self, file: &File) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let done = match rustix::fs::openat(&self.directory, ".", flags, Mode::empty()) {
-            Ok(directory) => rustix::fs::fsync(directory),
+        let done = match retry_on_intr(|| rustix::fs::openat(&self.directory, ".", flags, Mode::empty())) {
+            Ok(directory) => retry_on_intr(|| rustix::fs::fsync(&directory)),
             // A directory that may be written but not read cannot be opened for this: its filesystem can.
-            Err(Errno::ACCESS) => rustix::fs::syncfs(file),
+            Err(Errno::ACCESS) => retry_on_intr(|| rustix::fs::syncfs(file)),
             Err(e) => Err(e),
         };
         match done {
@@ -207,4 +239,43 @@ fn may_follow(link: &Metadata, directory: &Stat) -> bool {
     let everyones = Mode::SVTX | Mode::WOTH;
     let is_everyones = Mode::from_raw_mode(directory.st_mode).contains(everyones);
     !is_everyones || link.uid() == geteuid().as_raw() || link.uid() == directory.st_uid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An interrupted rename failed the whole copy; one that had happened all the same would have failed when it was repeated.
+    #[test]
+    fn an_interrupted_rename_is_repeated_unless_it_was_done() {
+        let dir = tempfile::tempdir().unwrap();
+        for (done_at, tries) in [(1, 1), (3, 3)] {
+            fs::write(dir.path().join("from"), "new").unwrap();
+            fs::write(dir.path().join("to"), "old").unwrap();
+            let (location, _) = Location::find(&dir.path().join("to")).unwrap();
+            let mut calls = 0;
+            let renamed = location.unless_done(OsStr::new("from"), || {
+                calls += 1;
+                if calls == done_at {
+                    fs::rename(dir.path().join("from"), dir.path().join("to")).unwrap();
+                }
+                Err(Errno::INTR)
+            });
+            renamed.unwrap();
+            assert_eq!(calls, tries);
+            assert_eq!(fs::read(dir.path().join("to")).unwrap(), b"new");
+        }
+        // A name that others have taken is not ours.
+        fs::write(dir.path().join("from"), "new").unwrap();
+        let (location, _) = Location::find(&dir.path().join("to")).unwrap();
+        let mut answers = [Err(Errno::INTR), Err(Errno::EXIST)].into_iter();
+        let failed = location.unless_done(OsStr::new("from"), || answers.next().unwrap()).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            location.rename_here(OsStr::new("from"), false).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        location.rename_here(OsStr::new("from"), true).unwrap();
+        assert!(!dir.path().join("from").exists());
+    }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use rustix::fs::{Access, AtFlags, IFlags, Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::process::geteuid;
 
 use crate::handle::PathHandle;
@@ -391,7 +392,7 @@ fn may_rename_in(location: &Location) -> bool {
     }
     // In one that only takes new names nothing is replaced. One that cannot be read does not say.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat(directory, ".", flags, Mode::empty());
+    let opened = retry_on_intr(|| rustix::fs::openat(directory, ".", flags, Mode::empty()));
     !opened.and_then(rustix::fs::ioctl_getflags).is_ok_and(|flags| flags.contains(IFlags::APPEND))
 }
 

@@ -181,10 +181,15 @@ fn request(base: u64, permission: Permission, kind: libc::c_int) -> libc::flock 
 
 fn set(fd: BorrowedFd<'_>, base: u64, permission: Permission, kind: libc::c_int) -> Result<(), Errno> {
     let lock = request(base, permission, kind);
+    uninterrupted(|| fcntl(fd, FcntlArg::F_OFD_SETLK(&lock))).map(drop)
+}
+
+/// Repeats a call that a signal has interrupted, as it does on file systems behind a network.
+fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {
-        match fcntl(fd, FcntlArg::F_OFD_SETLK(&lock)) {
+        match call() {
             Err(Errno::EINTR) => {}
-            other => return other.map(drop),
+            other => return other,
         }
     }
 }
@@ -193,7 +198,7 @@ fn set(fd: BorrowedFd<'_>, base: u64, permission: Permission, kind: libc::c_int)
 /// carry.
 fn others(fd: BorrowedFd<'_>, base: u64, permission: Permission) -> Result<Option<Option<u32>>, Refusal> {
     let mut lock = request(base, permission, libc::F_WRLCK);
-    fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(Refusal::System)?;
+    uninterrupted(|| fcntl(fd, FcntlArg::F_OFD_GETLK(&mut lock))).map_err(Refusal::System)?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
@@ -210,6 +215,15 @@ fn holder(target: Target, pid: Option<u32>, base: u64, permission: Permission) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A question about a lock that a signal interrupted failed the opening.
+    #[test]
+    fn an_interrupted_call_is_repeated() {
+        let mut answers = [Err(Errno::EINTR), Err(Errno::EINTR), Ok(1), Ok(2)].into_iter();
+        assert_eq!(uninterrupted(|| answers.next().unwrap()), Ok(1));
+        let mut answers = [Err(Errno::EINTR), Err(Errno::EAGAIN)].into_iter();
+        assert_eq!(uninterrupted(|| answers.next().unwrap()), Err::<(), _>(Errno::EAGAIN));
+    }
 
     /// A file system without a lock manager, and a policy that allows no locks, were another user of the image.
     #[test]
