@@ -3,7 +3,8 @@
 //! **Growing**: the L1 table moves to a larger place if it is too short; what lies past the old end is made zero; then the
 //! header says the new length. A crash before that leaves a disk of the old length with a longer L1 table, or leaks.
 //!
-//! **Shrinking**: the header says the new length first. What lies past it is invisible from then on, and is given back after.
+//! **Shrinking**: what will be given back is read first, so that damage changes nothing; then the header says the new length.
+//! What lies past it is invisible from then on, and is given back after.
 //! A crash in between leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
 //! Lock order: `changing`, ranges, write-back, metadata.
@@ -190,6 +191,7 @@ impl Qcow2 {
     fn shrink(&self, len: u64) -> Result<()> {
         let io = &self.io;
         let _nobody_maps = self.ranges.exclusive(ALL);
+        self.check_past(len)?;
         self.write_back()?;
         self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
         let old = io.size.swap(len, Ordering::AcqRel);
@@ -204,6 +206,25 @@ impl Qcow2 {
             // A hint: nothing shows it any more.
             Some(file) => file.discard(ByteRange::new(len, old)),
         }
+    }
+
+    /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its old length.
+    fn check_past(&self, len: u64) -> Result<()> {
+        let io = &self.io;
+        let first = io.cluster().count(len);
+        let per_table = io.l2_entries();
+        let tables = self.meta.lock().l1().len() as u64;
+        for index in first / per_table..tables {
+            let mut meta = self.meta.lock();
+            let clusters = index * per_table..(index + 1) * per_table;
+            if meta.l1_entry(io, clusters.start)?.1.table().is_none() {
+                continue;
+            }
+            for cluster in clusters.start.max(first)..clusters.end {
+                meta.entry_to_write(io, cluster)?;
+            }
+        }
+        Ok(())
     }
 
     /// Gives every cluster back that lies past `len` as a whole.
