@@ -221,3 +221,92 @@ fn a_target_of_another_length_is_refused_with_both_lengths() {
     let error = MirrorJob::start(source, target, MirrorOptions::new()).unwrap_err();
     assert_snapshot!(error, @"source source has 1048576 bytes, target target has 2097152: they must be equal");
 }
+
+/// `error` and its causes as a report prints them, a line each; no line has the text of a cause that follows it.
+fn prints_each_cause_once(error: &(dyn std::error::Error + 'static)) {
+    let chain: Vec<_> =
+        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    for (index, line) in chain.iter().enumerate() {
+        for cause in &chain[index + 1..] {
+            assert!(!line.contains(cause), "{error:?}: a report prints \"{cause}\" twice");
+        }
+    }
+}
+
+/// Errors had their cause in the line and told of it again by `source()`, so that reports that follow the chain printed it twice.
+/// Of each crate those that have a cause.
+#[test]
+fn an_error_prints_its_cause_once() {
+    use std::io;
+    let system = || io::Error::from_raw_os_error(5);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let below = || blockmirror_block::Error::io("read", system()).in_file("disk");
+    prints_each_cause_once(&below());
+    prints_each_cause_once(&below().because("of something else"));
+    prints_each_cause_once(&io::Error::from(below()));
+    // Of `file`, and with the lock held by this test, of `image-lock`.
+    let options = blockmirror_file::FileOptions::new().writable(true);
+    prints_each_cause_once(&options.open(&path).unwrap_err());
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let held = options.open(&path).unwrap();
+    let locked = options.open(&path).unwrap_err();
+    assert!(locked.to_string().contains("in use by this process itself"), "{locked}");
+    prints_each_cause_once(&locked);
+    drop(held);
+    {
+        use blockmirror_qcow2::{Error, WriteRefusal};
+        for error in [
+            || Error::NotWritable(WriteRefusal::Corrupt),
+            || Error::NotQcow2 { found: Vec::new() },
+            || Error::Unfinished,
+        ] {
+            prints_each_cause_once(&error());
+            let line = error().to_string();
+            let up = error().in_file(&"disk".into());
+            assert_eq!(up.to_string(), format!("open qcow2 image: disk: {line}"));
+            assert!(up.cause().is_some(), "{up}: the cause stays in reach");
+            prints_each_cause_once(&up);
+        }
+        prints_each_cause_once(&Error::Storage(below()));
+    }
+    {
+        use blockmirror_image::{
+            CreateSettings, Error, Format, OptionError, ReferenceError, ReferenceRefusal, Role,
+        };
+        let reason = ReferenceRefusal::from(system());
+        prints_each_cause_once(&reason);
+        let error = ReferenceError { image: path.clone(), role: Role::Backing, name: "base".into(), reason };
+        prints_each_cause_once(&error);
+        prints_each_cause_once(&Error::from(error));
+        prints_each_cause_once(&Error::from(below()));
+        prints_each_cause_once(&Error::Directory { path: path.clone(), cause: system() });
+        let cause: OptionError = CreateSettings::default().parse(Format::Raw, "size=1Q").unwrap_err();
+        prints_each_cause_once(&cause);
+        prints_each_cause_once(&Error::Option { path: path.clone(), cause });
+        let uri = blockmirror_image::OpenOptions::new().open("nbd://host:port:1/").unwrap_err();
+        prints_each_cause_once(&uri);
+    }
+    {
+        use blockmirror_nbd::server::ServerError;
+        use blockmirror_nbd::{ClientError, ClientOptions, NbdUri};
+        prints_each_cause_once(&ClientError::Connect(Arc::new(system())));
+        prints_each_cause_once(&ClientError::Lost(Arc::new(system())));
+        prints_each_cause_once(&ServerError::Listen { address: "here".into(), cause: system() });
+        prints_each_cause_once(&ServerError::System { what: "start a thread", cause: system() });
+        let error = ClientOptions::new(NbdUri::unix(dir.path().join("none"), "")).open().unwrap_err();
+        assert!(matches!(error.cause().unwrap().downcast_ref(), Some(ClientError::Connect(_))), "{error}");
+        prints_each_cause_once(&error);
+    }
+    {
+        use blockmirror_qmp::client::{Client, ClientError};
+        prints_each_cause_once(&ClientError::Io { what: "send".into(), cause: system() });
+        prints_each_cause_once(
+            &Client::connect(dir.path().join("none"), Duration::from_secs(1)).unwrap_err(),
+        );
+    }
+    prints_each_cause_once(&blockmirror_filter::BlkdebugError::Read(system()));
+    for error in [blockmirror_mirror::Error::Target(below()), blockmirror_mirror::Error::Source(below())] {
+        prints_each_cause_once(&error);
+    }
+}

@@ -179,3 +179,16 @@ fn a_guest_writes_beside_what_was_cut_off() {
         img("compare -f qcow2 -F qcow2 ours theirs");
     }
 }
+
+/// The system's reason once was looked for where the error does not have it any more, and the text that scripts know was gone.
+#[test]
+fn a_server_that_is_not_there_is_named_in_words_that_scripts_know() {
+    let dir = scratch().unwrap();
+    let mut host = Host::start(dir.path(), "host", None, &[]);
+    let socket = dir.path().join("none");
+    let server = json!({"type": "unix", "path": socket});
+    let answer = host.ask("blockdev-add", json!({"driver": "nbd", "node-name": "n", "server": server}));
+    let want = format!("Failed to connect to '{}': No such file or directory", socket.display());
+    assert_eq!(answer["error"]["desc"], want);
+    host.quit();
+}

@@ -82,5 +82,5 @@ pub(crate) fn nbd(args: &AccessArgs) -> NbdOptions {
 /// The error for a directory that cannot be looked up.
 pub(crate) fn no_directory(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
-    move |source| Error::Directory { path, source }
+    move |cause| Error::Directory { path, cause }
 }

@@ -33,12 +33,12 @@ pub enum LockError {
         holder: Option<Holder>,
     },
     /// The system failed.
-    #[error("lock: {}: {source}", path.display())]
+    #[error("lock: {}: {cause}", path.display())]
     System {
         /// The image.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -72,8 +72,9 @@ impl From<LockError> for Error {
             error = error.because(format!("in use by {}, which {does}", name(holder.as_ref())));
         }
         match e {
-            LockError::System { source, .. } => error.caused_by(source),
-            conflict => error.caused_by(conflict),
+            LockError::System { cause, .. } => error.caused_by(cause),
+            // The line says all of it.
+            _ => error,
         }
     }
 }

@@ -60,7 +60,7 @@ impl ImageLock {
         wanted: Permissions,
         unshared: Permissions,
     ) -> Result<Self, LockError> {
-        let system = |source: io::Error| LockError::System { path: path.to_owned(), source };
+        let system = |cause: io::Error| LockError::System { path: path.to_owned(), cause };
         let meta = file.metadata().map_err(system)?;
         let target = Target { device: meta.dev(), inode: meta.ino(), own_fd: file.as_raw_fd() };
         let fd = file.as_fd();

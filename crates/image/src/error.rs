@@ -15,6 +15,8 @@ use crate::reference::ReferenceError;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image was not opened, made or described.
+///
+/// The line has the cause in it, and `source()` is what the line lacks: a report that follows it prints nothing twice.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -23,7 +25,7 @@ pub enum Error {
     Block(#[from] blockmirror_block::Error),
     /// The image names a file that is not opened.
     #[error("open: {0}")]
-    Reference(#[from] ReferenceError),
+    Reference(ReferenceError),
     /// The format was not given, and the file is in one that is not supported.
     #[error("open: {}: it is a {format} image, which is not supported", path.display())]
     ForeignFormat {
@@ -33,12 +35,12 @@ pub enum Error {
         format: &'static str,
     },
     /// The image names a format for its backing file that is not supported.
-    #[error("open: {}: its backing file has an {source}", path.display())]
+    #[error("open: {}: its backing file has an {cause}", path.display())]
     BackingFormat {
         /// The image.
         path: PathBuf,
         /// The format.
-        source: UnknownFormat,
+        cause: UnknownFormat,
     },
     /// The image keeps its data in another file and does not say in which.
     #[error("open: {}: its data lies in another file, which it does not name", path.display())]
@@ -48,20 +50,20 @@ pub enum Error {
     },
     /// What looks like the URI of an export is none.
     #[cfg(feature = "nbd")]
-    #[error("open: {}: {source}", path.display())]
+    #[error("open: {}: {cause}", path.display())]
     Uri {
         /// The text.
         path: PathBuf,
         /// What is wrong.
-        source: blockmirror_nbd::UriError,
+        cause: blockmirror_nbd::UriError,
     },
     /// An option text was not understood.
-    #[error("create: {}: {source}", path.display())]
+    #[error("create: {}: {cause}", path.display())]
     Option {
         /// The image to be made.
         path: PathBuf,
         /// What is wrong.
-        source: OptionError,
+        cause: OptionError,
     },
     /// An image cannot be made like this.
     #[error("create: {}: {why}", path.display())]
@@ -108,11 +110,17 @@ pub enum Error {
         source: Box<Self>,
     },
     /// A directory that files may be opened in cannot be looked up.
-    #[error("look up directory: {}: {source}", path.display())]
+    #[error("look up directory: {}: {cause}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
+}
+
+impl From<ReferenceError> for Error {
+    fn from(error: ReferenceError) -> Self {
+        Self::Reference(error)
+    }
 }

@@ -241,7 +241,7 @@ impl Below {
             None | Some("") => None,
             Some(format) => {
                 let known = Format::in_header(format);
-                Some(known.map_err(|source| Error::BackingFormat { path: above.to_owned(), source })?)
+                Some(known.map_err(|cause| Error::BackingFormat { path: above.to_owned(), cause })?)
             }
         };
         Ok(Some(Self {

@@ -76,12 +76,12 @@ pub enum OptionError {
         expected: &'static str,
     },
     /// The value is no size.
-    #[error("option {key}: {source}")]
+    #[error("option {key}: {cause}")]
     BadSize {
         /// The key.
         key: String,
         /// Why not.
-        source: SizeError,
+        cause: SizeError,
     },
 }
 
@@ -153,8 +153,7 @@ impl CreateSettings {
 
     fn set(&mut self, key: &str, value: &str, format: Format) -> Result<(), OptionError> {
         let bad = |expected| OptionError::BadValue { key: key.to_owned(), value: value.to_owned(), expected };
-        let size =
-            || parse_size(value).map_err(|source| OptionError::BadSize { key: key.to_owned(), source });
+        let size = || parse_size(value).map_err(|cause| OptionError::BadSize { key: key.to_owned(), cause });
         let flag = || match value {
             "on" | "yes" | "true" | "y" => Ok(true),
             "off" | "no" | "false" | "n" => Ok(false),

@@ -116,8 +116,7 @@ impl Place {
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
         #[cfg(feature = "nbd")]
         if is_uri(path) {
-            let uri =
-                NbdUri::try_from(path).map_err(|source| Error::Uri { path: path.to_owned(), source })?;
+            let uri = NbdUri::try_from(path).map_err(|cause| Error::Uri { path: path.to_owned(), cause })?;
             let options = access.nbd.apply(ClientOptions::new(uri).writable(access.writable));
             return Ok(Self::Export(Arc::new(options.open()?)));
         }

@@ -49,7 +49,6 @@ pub struct ReferenceError {
     /// The name as it stands in the image.
     pub name: PathBuf,
     /// Why not.
-    #[source]
     pub reason: ReferenceRefusal,
 }
 
@@ -87,7 +86,13 @@ pub enum ReferenceRefusal {
     TooDeep(u32),
     /// The file cannot be looked up.
     #[error("which cannot be opened: {0}")]
-    Unreachable(#[from] io::Error),
+    Unreachable(io::Error),
+}
+
+impl From<io::Error> for ReferenceRefusal {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error)
+    }
 }
 
 /// A file that may be opened.

@@ -86,7 +86,7 @@ pub enum Error {
     },
     /// The image can be read, but must not be written.
     #[error("the image cannot be opened for writing: {0}")]
-    NotWritable(#[from] WriteRefusal),
+    NotWritable(WriteRefusal),
     /// A compressed cluster does not decompress to one cluster.
     #[error("damaged compressed cluster: {problem}")]
     Decompress {
@@ -156,6 +156,12 @@ impl Error {
     }
 }
 
+impl From<WriteRefusal> for Error {
+    fn from(refusal: WriteRefusal) -> Self {
+        Self::NotWritable(refusal)
+    }
+}
+
 impl From<Error> for BlockError {
     fn from(error: Error) -> Self {
         let operation = match &error {
@@ -165,7 +171,7 @@ impl From<Error> for BlockError {
         };
         match error {
             Error::Storage(e) => e,
-            other => Self::new(other.kind(), operation).because(other.to_string()).caused_by(other),
+            other => Self::new(other.kind(), operation).caused_by(other),
         }
     }
 }

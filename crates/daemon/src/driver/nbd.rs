@@ -40,7 +40,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
         options = options.tls(tls);
     }
     let client = Arc::new(options.open().map_err(|error| {
-        let why = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+        let why = error.cause().and_then(|cause| cause.downcast_ref());
         match why {
             Some(ClientError::Connect(why)) => {
                 QmpError::generic(format!("Failed to connect to '{address}': {}", system_text(why)))

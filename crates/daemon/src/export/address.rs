@@ -45,7 +45,7 @@ pub(crate) fn socket_address(value: &Value) -> Reply<SocketAddress> {
 pub(crate) fn listener(address: &SocketAddress) -> Reply<Listener> {
     match address {
         SocketAddress::Unix(path) => Listener::unix(path).map_err(|error| match &error {
-            ServerError::Listen { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            ServerError::Listen { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound => {
                 let path = path.display();
                 QmpError::generic(format!("Failed to bind socket to {path}: No such file or directory"))
             }

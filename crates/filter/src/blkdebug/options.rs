@@ -73,7 +73,7 @@ pub struct BlkdebugOptions {
 pub enum BlkdebugError {
     /// The file of rules cannot be read.
     #[error("Could not read blkdebug config file: {0}")]
-    Read(#[source] io::Error),
+    Read(io::Error),
     /// The file is not one of rules.
     #[error("{0}")]
     Config(String),

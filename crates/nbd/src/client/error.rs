@@ -17,7 +17,7 @@ use crate::proto::{Errno, OptionCode, OptionReply, ProtoError};
 pub enum ClientError {
     /// Nobody listens there, or the way there is blocked.
     #[error("cannot connect: {0}")]
-    Connect(#[source] Arc<io::Error>),
+    Connect(Arc<io::Error>),
     /// Connecting and the handshake took longer than the limit.
     #[error("the server did not finish the handshake within {0:?}")]
     TimedOut(Duration),
@@ -26,13 +26,13 @@ pub enum ClientError {
     NoAnswer(Duration),
     /// The connection broke.
     #[error("the connection was lost: {0}")]
-    Lost(#[source] Arc<io::Error>),
+    Lost(Arc<io::Error>),
     /// The server sent what the protocol does not allow.
     #[error("the server broke the protocol: {0}")]
     Violation(String),
     /// The server sent bytes that are not what the protocol says.
     #[error("the server broke the protocol: {0}")]
-    Proto(#[from] ProtoError),
+    Proto(ProtoError),
     /// The server does not grant what was asked for in the handshake.
     #[error("the server refuses {}: {}", option_name(*option), refusal(*reply, message))]
     Refused {
@@ -67,6 +67,12 @@ pub enum ClientError {
     /// Given up on request.
     #[error("given up on request")]
     Cancelled,
+}
+
+impl From<ProtoError> for ClientError {
+    fn from(error: ProtoError) -> Self {
+        Self::Proto(error)
+    }
 }
 
 impl ClientError {

@@ -63,6 +63,6 @@ fn take(fd: RawFd) -> Result<Listener, ServerError> {
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     // Children are not to have it.
     rustix::io::fcntl_setfd(&owned, FdFlags::CLOEXEC)
-        .map_err(|e| ServerError::System { what: "use an inherited socket", source: e.into() })?;
+        .map_err(|e| ServerError::System { what: "use an inherited socket", cause: e.into() })?;
     Listener::from_fd(owned)
 }

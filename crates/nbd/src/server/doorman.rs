@@ -86,7 +86,7 @@ impl Doorman {
             let thread = thread::Builder::new()
                 .name("nbd-doorman".into())
                 .spawn(move || shared.doorman().work(&shared))
-                .map_err(|source| ServerError::System { what: "start a thread", source })?;
+                .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
             state.thread = Some(thread);
         }
         Ok(())

@@ -71,12 +71,12 @@ pub enum ServerError {
         path: PathBuf,
     },
     /// An address stands for nothing that can be listened on.
-    #[error("{address}: {source}")]
+    #[error("{address}: {cause}")]
     Listen {
         /// Path, or host and port.
         address: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The environment's `LISTEN_FDS` or an inherited descriptor is not what it should be.
     #[error("socket activation: {reason}")]
@@ -92,11 +92,11 @@ pub enum ServerError {
         reason: String,
     },
     /// The operating system gave no thread, descriptor or the like.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     System {
         /// What was to be done.
         what: &'static str,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
 }

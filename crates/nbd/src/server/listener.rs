@@ -26,7 +26,7 @@ impl Listener {
     /// Another server answers there, something that is no socket is there, or the system refuses.
     pub fn unix(path: impl AsRef<Path>) -> Result<Self, ServerError> {
         let path = path.as_ref();
-        let failed = |source| ServerError::Listen { address: path.display().to_string(), source };
+        let failed = |cause| ServerError::Listen { address: path.display().to_string(), cause };
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
                 return Err(ServerError::NotASocket { path: path.to_owned() });
@@ -56,7 +56,7 @@ impl Listener {
     /// The name stands for nothing, or the system refuses.
     pub fn tcp(host: &str, port: u16) -> Result<Self, ServerError> {
         let listener = TcpListener::bind((host, port))
-            .map_err(|source| ServerError::Listen { address: format!("{host}:{port}"), source })?;
+            .map_err(|cause| ServerError::Listen { address: format!("{host}:{port}"), cause })?;
         Self::from_fd(listener.into())
     }
 
@@ -71,14 +71,14 @@ impl Listener {
                 return Err(ServerError::Activation { reason: "the socket does not listen".into() });
             }
             Err(e) => {
-                return Err(ServerError::System { what: "use a listening socket", source: e.into() });
+                return Err(ServerError::System { what: "use a listening socket", cause: e.into() });
             }
         }
         if sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
             return Err(ServerError::Activation { reason: "the socket is no stream socket".into() });
         }
         rustix::io::ioctl_fionbio(&fd, true)
-            .map_err(|e| ServerError::System { what: "use a listening socket", source: e.into() })?;
+            .map_err(|e| ServerError::System { what: "use a listening socket", cause: e.into() })?;
         Ok(Self { fd, file: None })
     }
 

@@ -96,7 +96,7 @@ impl Served {
             return Err(ServerError::ReadOnlyDevice { name: export.name, device });
         }
         let pool =
-            Pool::new(workers).map_err(|source| ServerError::System { what: "prepare an export", source })?;
+            Pool::new(workers).map_err(|cause| ServerError::System { what: "prepare an export", cause })?;
         Ok(Arc::new(Self {
             export,
             memory,

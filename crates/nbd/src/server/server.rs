@@ -54,7 +54,7 @@ impl Server {
     /// The system has no descriptors left.
     pub fn new(options: ServerOptions) -> Result<Arc<Self>, ServerError> {
         let doorman =
-            Doorman::new().map_err(|source| ServerError::System { what: "prepare a server", source })?;
+            Doorman::new().map_err(|cause| ServerError::System { what: "prepare a server", cause })?;
         let bell = doorman.bell();
         let shared = Arc::new(Shared {
             slots: Slots::new(options.max_connections, Box::new(move || bell.ring())),
@@ -239,7 +239,7 @@ impl Shared {
                 // A client that fails sees the end of its connection.
                 let _ = handshake::run(&shared, Transport::plain(socket), &handshaking, deadline);
             })
-            .map_err(|source| ServerError::System { what: "start a thread", source })?;
+            .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
         Ok(())
     }
 }

@@ -13,20 +13,20 @@ use crate::error::QmpError;
 #[non_exhaustive]
 pub enum ClientError {
     /// Nobody listens at the path, or not for us.
-    #[error("cannot connect to {}: {source}", path.display())]
+    #[error("cannot connect to {}: {cause}", path.display())]
     Connect {
         /// The path.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Reading or writing the socket failed.
-    #[error("{what}: {source}")]
+    #[error("{what}: {cause}")]
     Io {
         /// What was waited for or sent.
         what: String,
         /// Why.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The server did not say in time what was waited for. QEMU serves one client of a monitor at a time: the greeting waits
     /// until the one before has gone.

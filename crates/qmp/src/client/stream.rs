@@ -43,7 +43,7 @@ impl Deadline {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.over(what),
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ClientError::Closed,
-            _ => ClientError::Io { what: what.into(), source: error },
+            _ => ClientError::Io { what: what.into(), cause: error },
         }
     }
 }
@@ -81,7 +81,7 @@ impl Stream {
             Err(source) if source.kind() == io::ErrorKind::WouldBlock => {
                 Err(ClientError::Timeout { what: "connecting".into(), limit: timeout })
             }
-            Err(source) => Err(ClientError::Connect { path: path.into(), source }),
+            Err(cause) => Err(ClientError::Connect { path: path.into(), cause }),
         }
     }
 
