@@ -118,13 +118,6 @@ impl CowTarget {
         }
     }
 
-    /// Whether a copy to it would change bytes behind the end of the source: those of a unit that the source
-    /// ends in, which the target completes with zeros.
-    pub(crate) fn hides_a_tail(&self) -> bool {
-        let is_hidden = self.target.geometry().backing == Backing::Hidden;
-        is_hidden && self.end < self.target.len() && !self.end.is_multiple_of(self.unit)
-    }
-
     /// The units that `range` touches, clipped at the end of the last one.
     fn outward(&self, range: ByteRange) -> ByteRange {
         range.align_outward(self.unit).intersect(ByteRange::new(0, self.end))

@@ -81,14 +81,6 @@ impl Ends {
         Self { source, target, cow }
     }
 
-    /// Refuses a target that would lose what lies behind the end of the source.
-    pub(crate) fn check_tail(&self) -> Result<(), Error> {
-        match &self.cow {
-            Some(cow) if cow.hides_a_tail() => Err(Error::size_mismatch(&*self.source, &*self.target)),
-            _ => Ok(()),
-        }
-    }
-
     /// How the target is written: itself, or [`CowTarget`] in front of it.
     fn through(&self) -> Arc<dyn BlockDevice> {
         match &self.cow {

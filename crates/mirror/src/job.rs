@@ -220,7 +220,6 @@ impl MirrorJob {
         let granularity = check(&*source, &*target, &options)?;
         let len = source.len();
         let ends = Ends::new(source, target, &options, granularity.bytes);
-        ends.check_tail()?;
         let geometry = ends.target_geometry();
         let core = Core::new(Config::new(&options, granularity.bytes, len, geometry))?;
         let manner = Manner::new(&options, geometry, ends.content(&options));

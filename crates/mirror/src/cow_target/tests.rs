@@ -262,20 +262,6 @@ fn a_longer_target_keeps_what_lies_behind_the_source() {
     assert!(target.contents().unwrap()[5000..].iter().all(|byte| *byte == 0xbb));
 }
 
-#[test]
-fn a_hidden_tail_behind_the_source_is_not_copied_over() {
-    let start = |source: u64, longer| {
-        let mut geometry = Geometry::plain();
-        (geometry.backing, geometry.cluster_size) = (Backing::Hidden, Some(4096));
-        let target = Arc::new(MemoryDisk::new(16_384).with_geometry(geometry));
-        let options = MirrorOptions::new().longer_target(longer);
-        crate::MirrorJob::start(Arc::new(MemoryDisk::new(source)), target, options).map(drop)
-    };
-    assert!(matches!(start(5000, true), Err(crate::Error::SizeMismatch { .. })));
-    start(8192, true).unwrap();
-    start(16_384, false).unwrap();
-}
-
 /// One bad sector cost the whole unit around it.
 #[test]
 fn what_cannot_be_read_around_a_salvaged_block_costs_nothing_else() {
