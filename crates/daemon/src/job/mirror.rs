@@ -219,7 +219,8 @@ impl Daemon {
     fn check_apart(&self, source: &str, target: &str) -> Reply<()> {
         let (below, own) = {
             let graph = self.graph.lock();
-            (graph.all_files_below(source).0, graph.files_of(target))
+            let own: Vec<_> = graph.lives_in(target).into_iter().filter_map(|node| node.file.clone()).collect();
+            (graph.all_files_below(source).0, own)
         };
         let is_part = |file: &FileStorage| below.iter().any(|id| *id != file.id() && id.overlaps(file.id()));
         match own.iter().find(|file| is_part(file)) {
