@@ -44,11 +44,15 @@ pub(crate) fn create(qemu: Qemu, path: &Path, len: u64, backing: Option<&Layer>,
 /// A chain of one to three images, shorter and longer than each other, of which `disk.qcow2` is the last.
 /// Returns the node of the daemon and what the disk holds.
 pub(crate) fn chain(qemu: Qemu, dir: &Path, rng: &mut Rng) -> (Value, Vec<u8>) {
-    let depth = rng.range(1, 3);
+    let depth = rng.pick(&[1, 2, 3, 3, 3]);
     let mut below: Option<(Layer, Value)> = None;
     for level in 0..depth {
         let is_top = level + 1 == depth;
-        let len = if is_top { LEN } else { rng.pick(&[LEN / 2 / 512 * 512, LEN, 700_416, 1 << 20, 2 << 20]) };
+        let len = match level {
+            _ if is_top => LEN,
+            0 => rng.pick(&[2 << 20, 2 << 20, LEN, 1 << 20, 700_416]),
+            _ => rng.pick(&[320 << 10, LEN / 2 / 512 * 512, 700_416, LEN, 2 << 20]),
+        };
         let is_raw = level == 0 && !is_top && rng.chance(50);
         let name = if is_top { "disk".to_owned() } else { format!("l{level}") };
         let format = if is_raw { "raw" } else { "qcow2" };
