@@ -1,7 +1,8 @@
 //! A set of chunk numbers below a fixed length.
 //!
-//! The base of [`DirtyBitmap`](crate::DirtyBitmap); also used by itself where what is counted are clusters or blocks (the COW
-//! bitmap of a target, clusters seen by a check). Must hold: no bit at or past `len` is ever set.
+//! The base of [`DirtyBitmap`](crate::DirtyBitmap); also used by itself where what is counted are clusters or
+//! blocks (the COW bitmap of a target, clusters seen by a check). Must hold: no bit at or past `len` is ever
+//! set.
 
 use std::ops::Range;
 
@@ -9,7 +10,8 @@ use crate::tree::{Node, height_for};
 
 /// A set of chunk numbers below a fixed length.
 ///
-/// Ranges that reach past the length are clipped to it; reversed ranges are empty. Nothing here panics, for any argument.
+/// Ranges that reach past the length are clipped to it; reversed ranges are empty. Nothing here panics, for
+/// any argument.
 #[derive(Clone, Debug)]
 pub struct ChunkBitmap {
     len: u64,
@@ -110,7 +112,8 @@ impl ChunkBitmap {
         }
     }
 
-    /// Replaces the chunks `64 * index ..` by the bits of `bits`, the first one lowest. Bits past the end are ignored.
+    /// Replaces the chunks `64 * index ..` by the bits of `bits`, the first one lowest. Bits past the end are
+    /// ignored.
     pub fn set_word(&mut self, index: u64, bits: u64) {
         let Some(at) = index.checked_mul(64) else { return };
         let Some(left @ 1..) = self.len.checked_sub(at) else { return };

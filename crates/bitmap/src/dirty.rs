@@ -1,8 +1,8 @@
 //! Which bytes of a disk are dirty, at a granularity.
 //!
-//! The mirror job keeps one for what is left to copy; persistent bitmaps of qcow2 are loaded into one. A granule is dirty as a
-//! whole; the last one ends with the disk. Marking rounds outward and clearing inward, so that a bit never
-//! claims that bytes are clean which nobody has copied.
+//! The mirror job keeps one for what is left to copy; persistent bitmaps of qcow2 are loaded into one. A
+//! granule is dirty as a whole; the last one ends with the disk. Marking rounds outward and clearing inward,
+//! so that a bit never claims that bytes are clean which were not copied.
 
 use std::error::Error;
 use std::fmt;
@@ -54,8 +54,8 @@ impl DirtyBitmap {
     /// An all-clean bitmap for a disk of `len` bytes at `granularity` bytes per bit.
     ///
     /// # Errors
-    /// Unless `granularity` lies between [`MIN_GRANULARITY`] and [`MAX_GRANULARITY`] and is a power of two. The
-    /// range is tested first.
+    /// Unless `granularity` lies between [`MIN_GRANULARITY`] and [`MAX_GRANULARITY`] and is a power of two.
+    /// The range is tested first.
     pub fn new(len: u64, granularity: u64) -> Result<Self, GranularityError> {
         if !(MIN_GRANULARITY..=MAX_GRANULARITY).contains(&granularity) {
             return Err(GranularityError::OutOfRange(granularity));
@@ -130,8 +130,8 @@ impl DirtyBitmap {
         self.bytes_of(changed, last != self.last_is_dirty())
     }
 
-    /// Clears every granule that lies wholly in `range`; returns the bytes that became clean. (The last granule lies
-    /// in it if all the bytes that the disk has there do.)
+    /// Clears every granule that lies wholly in `range`; returns the bytes that became clean. (The last
+    /// granule lies in it if all the bytes that the disk has there do.)
     pub fn clear(&mut self, range: Range<u64>) -> u64 {
         let last = self.last_is_dirty();
         let changed = self.granules.clear(self.inward(&self.clip(range)));
@@ -148,11 +148,11 @@ impl DirtyBitmap {
         self.granules.clear_all();
     }
 
-    /// The first run of dirty bytes at or after `from`, at most `max` bytes of it; `None` if there is none, or if
-    /// `max` is 0.
+    /// The first run of dirty bytes at or after `from`, at most `max` bytes of it; `None` if there is none,
+    /// or if `max` is 0.
     ///
-    /// It starts at `from` if that lies inside a dirty run. Where `max` cuts it short, the cut is at the border of a granule if one
-    /// lies within reach, so that the run can be cleared as a whole.
+    /// It starts at `from` if that lies inside a dirty run. Where `max` cuts it short, the cut is at the
+    /// border of a granule if one lies within reach, so that the run can be cleared as a whole.
     pub fn next_dirty(&self, from: u64, max: u64) -> Option<Range<u64>> {
         let start = from.max(self.granules.next_set(from >> self.shift)? << self.shift);
         let reach = start.saturating_add(max);
@@ -181,8 +181,8 @@ impl DirtyBitmap {
         std::iter::from_fn(move || cursor.next_run(self, u64::MAX))
     }
 
-    /// Marks what is dirty in `other`, which may have another granularity, and another length: bytes past the own
-    /// end are ignored.
+    /// Marks what is dirty in `other`, which may have another granularity, and another length: bytes past the
+    /// own end are ignored.
     pub fn merge(&mut self, other: &Self) {
         if other.shift == self.shift && other.len == self.len {
             self.granules.union(&other.granules);
@@ -266,8 +266,8 @@ impl fmt::Debug for DirtyBitmap {
 
 /// A walk over the dirty runs of a bitmap that may change between steps.
 ///
-/// Each step looks at the bitmap as it is then: what was cleared after the walk began is not returned, what was set
-/// behind it is missed.
+/// Each step looks at the bitmap as it is then: what was cleared after the walk began is not returned, what
+/// was set behind it is missed.
 #[derive(Clone, Debug)]
 pub struct Cursor {
     at: u64,

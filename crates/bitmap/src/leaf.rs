@@ -1,7 +1,7 @@
 //! The lowest level of the tree: 4096 chunks as 64 words, with two summary words.
 //!
-//! Used by `tree` alone, for stretches that are neither all clear nor all set. Must hold: `any`, `full` and `count` always
-//! agree with `words`.
+//! Used by `tree` alone, for stretches that are neither all clear nor all set. Must hold: `any`, `full` and
+//! `count` always agree with `words`.
 
 /// Binary logarithm of the chunks in a leaf.
 pub(crate) const LEAF_SHIFT: u32 = 12;

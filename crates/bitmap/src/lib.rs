@@ -6,14 +6,16 @@
 //! | [`DirtyBitmap`] | the dirty bytes of a disk, kept at a granularity |
 //! | [`Cursor`] | a walk over the dirty runs of a bitmap that changes meanwhile |
 //!
-//! In the tree, every subtree that is all clear or all set is two bits in its parent; only mixed ones are nodes. A disk of
-//! 8 TiB at 4 KiB therefore costs some hundred bytes whether it is all clean or all dirty, and finding the next dirty or
-//! clean granule in it looks at one word per level (six of them). With 1 % dirty in runs of 64 MiB it costs 2 MiB. The worst case
-//! is something dirty and something clean in each stretch of 4096 granules: less than 600 bytes for each, which is 36 MiB for
-//! 1 TiB at 4 KiB and 300 MiB for 8 TiB. Who must not spend that takes a coarser granularity for a longer disk, as
-//! the mirror job does: it stays below 40 MiB a bitmap.
+//! In the tree, every subtree that is all clear or all set is two bits in its parent; only mixed ones are
+//! nodes. A disk of 8 TiB at 4 KiB therefore costs some hundred bytes whether it is all clean or all dirty,
+//! and finding the next dirty or clean granule in it looks at one word per level (six of them). With 1 %
+//! dirty in runs of 64 MiB it costs 2 MiB. The worst case is something dirty and something clean in each
+//! stretch of 4096 granules: less than 600 bytes for each, which is 36 MiB for 1 TiB at 4 KiB and 300 MiB for
+//! 8 TiB. Who must not spend that takes a coarser granularity for a longer disk, as the mirror job does: it
+//! stays below 40 MiB a bitmap.
 //!
-//! The crate is pure: no I/O, no locks, no clock, no dependencies. A mirror job keeps its bitmap inside the mutex of its core.
+//! The crate is pure: no I/O, no locks, no clock, no dependencies. A mirror job keeps its bitmap inside the
+//! mutex of its core.
 //!
 //! ```
 //! use blockmirror_bitmap::DirtyBitmap;

@@ -1,7 +1,7 @@
 //! Dirty bitmaps as bytes: one bit per granule, the first one the lowest bit of the first byte.
 //!
-//! The form in which qcow2 keeps persistent bitmaps and in which QEMU migrates them. Any part can be stored or loaded by
-//! itself, so that a table of clusters needs no buffer for the whole.
+//! The form in which qcow2 keeps persistent bitmaps and in which QEMU migrates them. Any part can be stored
+//! or loaded by itself, so that a table of clusters needs no buffer for the whole.
 
 use crate::DirtyBitmap;
 
@@ -28,7 +28,8 @@ impl DirtyBitmap {
         rest.fill(0);
     }
 
-    /// Replaces the granules whose bits lie at byte `at` and on of the stored form. Bits past the end are ignored.
+    /// Replaces the granules whose bits lie at byte `at` and on of the stored form. Bits past the end are
+    /// ignored.
     pub fn load(&mut self, mut at: u64, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() && at < self.stored_len() {

@@ -1,9 +1,10 @@
 //! The 64-way tree of clear, full and mixed subtrees.
 //!
-//! Used by `chunk` alone. A node of height 0 is a leaf of 4096 chunks; a node of height `h` has 64 slots of height `h - 1`.
-//! A slot that is all clear or all set is only two bits in the node; a mixed one is a child. Must hold after every operation: a
-//! child is neither all clear nor all set, and counts are exact. Positions are relative to the node, and ranges are
-//! inclusive, so that a tree over the whole 64-bit space does not overflow.
+//! Used by `chunk` alone. A node of height 0 is a leaf of 4096 chunks; a node of height `h` has 64 slots of
+//! height `h - 1`. A slot that is all clear or all set is only two bits in the node; a mixed one is a child.
+//! Must hold after every operation: a child is neither all clear nor all set, and counts are exact. Positions
+//! are relative to the node, and ranges are inclusive, so that a tree over the whole 64-bit space does not
+//! overflow.
 
 use crate::leaf::{LEAF_CHUNKS, LEAF_SHIFT, Leaf};
 
@@ -272,8 +273,8 @@ impl Inner {
     }
 }
 
-/// The slots of a node of `height` that `first..=last` touches: the slot, the first and last chunk in it, and whether that
-/// is all of it.
+/// The slots of a node of `height` that `first..=last` touches: the slot, the first and last chunk in it, and
+/// whether that is all of it.
 fn inner_slots(height: u32, first: u64, last: u64) -> impl Iterator<Item = (u32, u64, u64, bool)> {
     let top = (1u64 << slot_shift(height)) - 1;
     let ((head, lo), (tail, hi)) = (split(height, first), split(height, last));

@@ -1,7 +1,8 @@
 //! Buffers aligned for direct I/O.
 //!
-//! The copy engine's threads and the bouncing paths of files hold one each and use it again and again. Aligned without
-//! `unsafe`: a little more is allocated than asked for, and the start is moved to the next border.
+//! The copy engine's threads and the bouncing paths of files hold one each and use it again and again.
+//! Aligned without `unsafe`: a little more is allocated than asked for, and the start is moved to the next
+//! border.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -19,7 +20,8 @@ impl AlignedBuf {
     /// What the address of the first byte is a multiple of; no direct I/O that we know wants more.
     pub const ALIGNMENT: usize = 4096;
 
-    /// `len` zero bytes. The system hands pages out when they are first touched, so an unused part costs nothing.
+    /// `len` zero bytes. The system hands pages out when they are first touched, so an unused part costs
+    /// nothing.
     pub fn new(len: usize) -> Self {
         if len == 0 {
             return Self::default();
@@ -30,8 +32,8 @@ impl AlignedBuf {
         Self { memory, bytes: start..start + len }
     }
 
-    /// The first `len` bytes, after making room for them. What is in them is unspecified; no byte is zeroed again, or
-    /// copied, for nothing.
+    /// The first `len` bytes, after making room for them. What is in them is unspecified; no byte is zeroed
+    /// again, or copied, for nothing.
     pub fn at_least(&mut self, len: usize) -> &mut [u8] {
         if self.bytes.len() < len {
             *self = Self::new(len);

@@ -35,7 +35,7 @@ pub enum ErrorKind {
     InvalidInput,
     /// An earlier failure left the state unknown; nothing is done any more.
     Poisoned,
-    /// Somebody else holds the image.
+    /// Another process or user holds the image.
     Locked,
     /// The file does not exist.
     NotFound,
@@ -47,10 +47,11 @@ pub enum ErrorKind {
     LimitExceeded,
     /// The operation was given up on request.
     Cancelled,
-    /// A flush found out that writes since the last good one may be lost. The device is there, and what is written to it
-    /// again and flushed will last.
+    /// A flush found out that writes since the last good one may be lost. The device is there, and what is
+    /// written to it again and flushed will last.
     WritesLost,
-    /// The file ends before the place where the data lies: it was cut short. A guest may see zeros there; a copy would be wrong.
+    /// The file ends before the place where the data lies: it was cut short. A guest may see zeros there; a
+    /// copy would be wrong.
     CutShort,
 }
 
@@ -220,7 +221,8 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {
-    /// The cause, if the line does not print it already: a report that follows the chain would print it twice.
+    /// The cause, if the line does not print it already: a report that follows the chain would print it
+    /// twice.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.message.as_ref().and_then(|_| self.cause())
     }

@@ -20,8 +20,8 @@ pub enum ExtentKind {
     Zero,
     /// No layer of the chain says anything: reads as zeros.
     Unallocated,
-    /// No layer that is attached says anything, and one of them names a backing file that is not attached. It reads as zeros
-    /// until that file is attached; what it shows then is not known.
+    /// No layer that is attached says anything, and one of them names a backing file that is not attached. It
+    /// reads as zeros until that file is attached; what it shows then is not known.
     Unknown,
 }
 
@@ -51,11 +51,12 @@ pub struct Extent {
     /// Where the bytes lie in a host file, if they lie somewhere as they are. Also set for
     /// [`ExtentKind::Zero`] where space is reserved for them.
     pub host: Option<HostRun>,
-    /// With [`ExtentKind::Zero`]: the format maps stored bytes here, and the storage that should hold them has a hole
-    /// there (a cluster that was preallocated, or a file that was made sparse). The layer decides what is here, as for data.
+    /// With [`ExtentKind::Zero`]: the format maps stored bytes here, and the storage that should hold them
+    /// has a hole there (a cluster that was preallocated, or a file that was made sparse). The layer decides
+    /// what is here, as for data.
     pub mapped_hole: bool,
-    /// The device has used up its budget of work inside a run and reports what it has: the run may go on in the next
-    /// extent.
+    /// The device has used up its budget of work inside a run and reports what it has: the run may go on in
+    /// the next extent.
     pub partial: bool,
 }
 
@@ -94,8 +95,9 @@ impl Extent {
         self
     }
 
-    /// Whether its bytes are known to read as zeros now, without reading them. What is [`ExtentKind::Unknown`] reads as zeros
-    /// as well, but stays so only until a backing file is attached: who skips zeros that are there already asks for the kind.
+    /// Whether its bytes are known to read as zeros now, without reading them. What is
+    /// [`ExtentKind::Unknown`] reads as zeros as well, but stays so only until a backing file is attached:
+    /// who skips zeros that are there already asks for the kind.
     pub fn reads_as_zero(&self) -> bool {
         !matches!(self.kind, ExtentKind::Data)
     }
@@ -145,8 +147,8 @@ pub struct ExtentMerger {
 }
 
 impl ExtentMerger {
-    /// Takes the next piece; hands the previous run to `visit` if the piece does not continue it. A partial piece is
-    /// handed out at once, so that the budget of a layer below is the budget of the whole chain.
+    /// Takes the next piece; hands the previous run to `visit` if the piece does not continue it. A partial
+    /// piece is handed out at once, so that the budget of a layer below is the budget of the whole chain.
     pub fn push(&mut self, next: Extent, visit: &mut dyn FnMut(Extent) -> Visit) -> Visit {
         if next.range.is_empty() {
             return Visit::Continue(());
@@ -165,7 +167,8 @@ impl ExtentMerger {
         if partial { self.cut(visit) } else { Visit::Continue(()) }
     }
 
-    /// Hands out the run so far, as partial. For a device that has used up its budget before the end of the query.
+    /// Hands out the run so far, as partial. For a device that has used up its budget before the end of the
+    /// query.
     pub fn cut(&mut self, visit: &mut dyn FnMut(Extent) -> Visit) -> Visit {
         match self.pending.take() {
             Some(run) => visit(Extent { partial: true, ..run }),
@@ -182,11 +185,12 @@ impl ExtentMerger {
     }
 }
 
-/// How long one caller waits for the answer to one query: the stop check of [`extents`](crate::BlockDevice::extents).
+/// How long one caller waits for the answer to one query: the stop check of
+/// [`extents`](crate::BlockDevice::extents).
 ///
-/// A caller that must stay responsive asks [`spend`](Self::spend) about each extent after it has taken it, stops where
-/// that breaks, and asks the device again from the end of that extent. Only at partial extents does it break, so that
-/// an answer is never cut into pieces without need.
+/// A caller that must stay responsive asks [`spend`](Self::spend) about each extent after it has taken it,
+/// stops where that breaks, and asks the device again from the end of that extent. Only at partial extents
+/// does it break, so that an answer is never cut into pieces without need.
 #[derive(Debug)]
 pub struct QueryBudget {
     partial: u32,

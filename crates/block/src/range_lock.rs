@@ -1,8 +1,8 @@
 //! Orders operations on overlapping byte ranges.
 //!
-//! A format takes a shared lock on the guest range it reads or overwrites in place, and an exclusive one where it
-//! changes what is mapped. Grants are first come, first served among those that conflict, so neither side
-//! starves; an operation holds one range at a time, so two can never wait for each other.
+//! A format takes a shared lock on the guest range it reads or overwrites in place, and an exclusive one
+//! where it changes what is mapped. Grants are first come, first served among those that conflict, so neither
+//! side starves; an operation holds one range at a time, so two can never wait for each other.
 
 use crate::ByteRange;
 use crate::sync::{Condvar, Mutex};
@@ -40,7 +40,7 @@ pub struct RangeLock {
 }
 
 impl RangeLock {
-    /// A lock nobody holds.
+    /// A free lock.
     pub const fn new() -> Self {
         Self {
             queue: Mutex::new(Queue { next_id: 0, entries: Vec::new(), waiters: 0 }),

@@ -12,17 +12,18 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 ///
 /// # Contract
 ///
-/// - **Reads** may reach past the end: bytes there read as zeros. (An image file may end anywhere inside its last
-///   cluster.)
-/// - **Writes** past the end grow the storage, zero-filling any gap, unless [`StorageInfo::fixed_len`] is set; then
-///   they fail with [`ErrorKind::NoSpace`].
+/// - **Reads** may reach past the end: bytes there read as zeros. (An image file may end anywhere inside its
+///   last cluster.)
+/// - **Writes** past the end grow the storage, zero-filling any gap, unless [`StorageInfo::fixed_len`] is
+///   set; then they fail with [`ErrorKind::NoSpace`].
 /// - Requests need no alignment; implementations on direct I/O bounce.
-/// - Concurrency and failure are as for [`BlockDevice`](crate::BlockDevice): no lock is needed around calls, and
-///   bytes outside a request never change.
+/// - Concurrency and failure are as for [`BlockDevice`](crate::BlockDevice): no lock is needed around calls,
+///   and bytes outside a request never change.
 /// - **flush** returns after everything that completed before the call is durable, length included. After one
 ///   flush has failed every later flush fails as well with [`ErrorKind::Poisoned`]: the kernel reports a lost
-///   write once only, so no later success could be believed. (A storage that knows itself which writes were lost may
-///   offer to fail just the flushes that should have covered them, for a disk with no format above it.)
+///   write once only, so no later success could be believed. (A storage that knows itself which writes were
+///   lost may offer to fail just the flushes that should have covered them, for a disk with no format above
+///   it.)
 pub trait Storage: Send + Sync + fmt::Debug {
     /// A name for messages, usually the path.
     fn name(&self) -> &str;
@@ -64,8 +65,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn flush(&self) -> Result<()>;
 
     /// Visits the holes and data of `range`, clipped to the present length. In order, without gaps. A storage
-    /// that cannot tell says that all is data. Neighbours differ, unless the storage has used up a budget of work in
-    /// between, as [`BlockDevice::extents`](crate::BlockDevice::extents) does.
+    /// that cannot tell says that all is data. Neighbours differ, unless the storage has used up a budget of
+    /// work in between, as [`BlockDevice::extents`](crate::BlockDevice::extents) does.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()>;
 
     /// Copies `len` bytes from another host file inside the kernel (reflink or in-kernel copy).
@@ -88,7 +89,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Lets go of calls that are blocked on something that may never answer, as
+    /// Ends calls that are blocked on something that may never answer, as
     /// [`BlockDevice::cancel_in_flight`](crate::BlockDevice::cancel_in_flight) does. Files always answer.
     fn cancel_in_flight(&self) {}
 

@@ -1,7 +1,8 @@
 //! Runs of zeros in buffers.
 //!
-//! A copy that must not make a sparse disk dense looks at every byte it has read; this runs at memory bandwidth, and gives
-//! up on data at the first byte. Called by the copy engine, `compare`, and formats that detect zero writes.
+//! A copy that must not make a sparse disk dense looks at every byte it has read; this runs at memory
+//! bandwidth, and gives up on data at the first byte. Called by the copy engine, `compare`, and formats that
+//! detect zero writes.
 
 use std::ops::Range;
 
@@ -34,9 +35,9 @@ pub struct ZeroRun {
 
 /// Cuts `buf`, which lies at `offset` of a disk, into maximal runs of zero and of other blocks.
 ///
-/// A block is `unit` bytes (0 is taken as 1) and lies at a multiple of `unit` *of the disk*; the first and the last of the
-/// buffer may be partial. A block with a single other byte is data as a whole. The runs cover the
-/// buffer, in order, and their kinds alternate.
+/// A block is `unit` bytes (0 is taken as 1) and lies at a multiple of `unit` *of the disk*; the first and
+/// the last of the buffer may be partial. A block with a single other byte is data as a whole. The runs cover
+/// the buffer, in order, and their kinds alternate.
 pub fn runs(buf: &[u8], offset: u64, unit: usize) -> ZeroRuns<'_> {
     let unit = unit.max(1);
     // The remainder is below `unit`, so it fits.

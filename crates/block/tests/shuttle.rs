@@ -13,7 +13,7 @@ use blockmirror_block::{ByteRange, RangeLock};
 struct Inside(Mutex<Vec<(ByteRange, bool)>>);
 
 impl Inside {
-    /// Comes, stays for a moment, and leaves. Beside an exclusive holder of a byte there must be nobody.
+    /// Comes, stays for a moment, and leaves. An exclusive holder of a byte must be its only holder.
     fn visit(&self, range: ByteRange, exclusive: bool) {
         let mut inside = self.0.lock();
         let conflict = inside.iter().find(|(other, alone)| (*alone || exclusive) && other.overlaps(range));

@@ -1,7 +1,8 @@
-//! Copy-on-read: what is read from the layers below stays in the top image, so that the next read finds it there.
+//! Copy-on-read: what is read from the layers below stays in the top image, so that the next read finds it
+//! there.
 //!
-//! The work is the device's own ([`BlockDevice::copy_up`]), which takes turns with writes by itself; this filter only says
-//! when. Before a read it looks whether anything in the range lies deeper than the top.
+//! The work is the device's own ([`BlockDevice::copy_up`]), which takes turns with writes by itself; this
+//! filter only says when. Before a read it looks whether anything in the range lies deeper than the top.
 
 use std::sync::Arc;
 
@@ -22,8 +23,8 @@ impl CopyOnRead {
         Self { child, max_depth: u32::MAX }
     }
 
-    /// The same for the layers 1 to `max_depth` below the top only; what lies deeper is read and left there. (QEMU names the
-    /// last of them `bottom`.)
+    /// The same for the layers 1 to `max_depth` below the top only; what lies deeper is read and left there.
+    /// (QEMU names the last of them `bottom`.)
     #[must_use]
     pub fn max_depth(mut self, max_depth: u32) -> Self {
         self.max_depth = max_depth;

@@ -9,8 +9,9 @@
 //! | [`Concat`] is several disks behind each other | itself, over them | - |
 //! | [`WriteThrough`] makes each write durable | itself | - |
 //!
-//! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name, geometry and extents
-//! of its child on, but not where bytes lie in a host file: the kernel would move them past the filter.
+//! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name,
+//! geometry and extents of its child on, but not where bytes lie in a host file: the kernel would move them
+//! past the filter.
 
 #![forbid(unsafe_code)]
 

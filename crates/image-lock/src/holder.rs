@@ -1,8 +1,8 @@
 //! Who holds a lock: open file description locks carry no process id, so the processes are searched for one
 //! that has the file open with the lock on it.
 //!
-//! Runs only after a conflict. Processes of other users cannot be looked into; then nobody is found. The answer
-//! is for people: the process may be gone by the time it is read.
+//! Runs only after a conflict. Processes of other users cannot be inspected; then no holder is found. The
+//! answer is for people: the process may be gone by the time it is read.
 
 use std::fmt;
 use std::fs;

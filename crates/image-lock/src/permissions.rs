@@ -24,7 +24,7 @@ impl Permission {
         1 << self as u8
     }
 
-    /// What somebody who has it does, to go after "which".
+    /// What a user that has it does, to go after "which".
     pub(crate) const fn held(self) -> &'static str {
         match self {
             Self::ConsistentRead => "reads it",
@@ -34,7 +34,7 @@ impl Permission {
         }
     }
 
-    /// What somebody who does not share it forbids, to go after "which".
+    /// What a user that does not share it forbids, to go after "which".
     pub(crate) const fn forbidden(self) -> &'static str {
         match self {
             Self::ConsistentRead => "lets nobody read it",

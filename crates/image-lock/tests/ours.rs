@@ -1,5 +1,5 @@
-//! Our users against each other: who keeps whom out, and what is left afterwards. Two open file descriptions of
-//! one process are two users, as are two processes.
+//! Our users against each other: who keeps whom out, and what is left afterwards. Two open file descriptions
+//! of one process are two users, as are two processes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -131,7 +131,8 @@ fn permissions() -> impl Strategy<Value = Permissions> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any sequence of users is let in exactly when nobody inside forbids what they do, or does what they forbid.
+    /// Any sequence of users is admitted exactly when no present user forbids what they do, or does what they
+    /// forbid.
     #[test]
     fn users_are_admitted_by_what_they_do(
         users in prop::collection::vec((permissions(), permissions(), any::<bool>()), 1..12),
@@ -156,9 +157,10 @@ proptest! {
     }
 }
 
-/// A program that copies images on several threads and starts `qemu-img` on each copy found, now and then, a copy in use
-/// that nobody used: another thread was just starting a child, and between fork and exec the child had a copy of the
-/// descriptor that the copy's lock hung on. Such a copy of a descriptor is made here without a fork.
+/// A program that copies images on several threads and starts `qemu-img` on each copy found, now and then, a
+/// copy in use that was free: another thread was just starting a child, and between fork and exec the child
+/// had a copy of the descriptor that the copy's lock hung on. Such a copy of a descriptor is made here
+/// without a fork.
 #[test]
 fn a_lock_that_was_given_back_does_not_live_on_in_a_copy_of_the_descriptor() {
     let image = Image::new();

@@ -1,5 +1,5 @@
-//! Our locks against QEMU's, both ways, with `qemu-io` holding an image open. Skipped visibly without `qemu-io`,
-//! unless `BLOCKMIRROR_REQUIRE_QEMU=1`.
+//! Our locks against QEMU's, both ways, with `qemu-io` holding an image open. Skipped visibly without
+//! `qemu-io`, unless `BLOCKMIRROR_REQUIRE_QEMU=1`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
@@ -170,7 +170,7 @@ fn while_we_read_qemu_reads_but_does_not_write() {
         assert!(!qemu_io_opens(&path, &["-f", format]), "{format}: QEMU wrote what we read");
         drop(held);
         let held = our_tolerant_reader(&path).unwrap();
-        assert!(qemu_io_opens(&path, &["-f", format]), "a tolerant reader keeps nobody out");
+        assert!(qemu_io_opens(&path, &["-f", format]), "a tolerant reader excludes no user");
         drop(held);
     }
 }

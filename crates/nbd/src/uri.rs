@@ -1,7 +1,7 @@
 //! NBD URIs, and QEMU's older spelling of the same.
 //!
-//! Called by whoever takes the name of an image from a user: `image` for paths, the daemon for node options. Parsing
-//! looks at nothing but the text. What [`NbdUri`] prints parses to an equal value.
+//! Called where the name of an image comes from a user: by `image` for paths, by the daemon for node options.
+//! Parsing looks at nothing but the text. What [`NbdUri`] prints parses to an equal value.
 //!
 //! Sources: the NBD project's `doc/uri.md`, RFC 3986; for `tls-certificates` libnbd's documentation, for
 //! `nbd:HOST:PORT:exportname=NAME` QEMU's.
@@ -47,7 +47,8 @@ pub struct NbdUri {
     pub tls: bool,
     /// A user name for kinds of TLS authentication that have one.
     pub user: Option<String>,
-    /// `tls-certificates`: the directory with `ca-cert.pem` and perhaps `client-cert.pem` and `client-key.pem`.
+    /// `tls-certificates`: the directory with `ca-cert.pem` and perhaps `client-cert.pem` and
+    /// `client-key.pem`.
     pub tls_certificates: Option<PathBuf>,
     /// `tls-hostname`: the name that the server's certificate must have, where it is not the host's.
     pub tls_hostname: Option<String>,

@@ -169,7 +169,7 @@ fn older_servers_are_understood() {
     let mut buf = [0; 700];
     disk.read_at(&mut buf, 5).unwrap();
     assert_eq!(buf, [5; 700]);
-    // Nobody can say what lies where.
+    // It is unknown what lies where.
     let mut found = Vec::new();
     disk.extents(ByteRange::new(3, 2000), &mut |e: Extent| {
         found.push((e.range, e.kind));
@@ -400,8 +400,8 @@ fn a_read_only_export_is_not_opened_for_writing() {
     assert_eq!(disk.write_at(&[0; 4], 0, WriteFlags::NONE).unwrap_err().kind(), ErrorKind::ReadOnly);
 }
 
-/// A reply that was honest before a few of its bytes were changed or the last ones were lost: whatever comes, each call
-/// ends, and not with success where a place or a length is wrong.
+/// A reply that was honest before a few of its bytes were changed or the last ones were lost: whatever comes,
+/// each call ends, and not with success where a place or a length is wrong.
 #[test]
 fn any_reply_ends_the_call() {
     let mut seed = 1_u64;
@@ -452,8 +452,8 @@ fn any_reply_ends_the_call() {
 /// What the server was asked, in order: `(command, offset, length)`.
 type Asked = Arc<Mutex<Vec<(Command, u64, u64)>>>;
 
-/// A server that says that it can zero and trim, refuses both as `error`, and does everything else. It loses the connection at
-/// a read of the byte 13.
+/// A server that says that it can zero and trim, refuses both as `error`, and does everything else. It loses
+/// the connection at a read of the byte 13.
 fn refuses(error: Errno) -> (Fake, Asked) {
     let asked = Asked::default();
     let export = Export {
@@ -490,7 +490,8 @@ fn zeroing_that_the_server_refuses_is_done_with_bytes_and_not_asked_for_again() 
     for error in [Errno::NOTSUP, Errno::INVAL] {
         let (fake, asked) = refuses(error);
         let disk = fake.options().open().unwrap();
-        // What may not be slow is not done with bytes; refused as slow it may be asked for again, refused as unknown not.
+        // What may not be slow is not done with bytes; refused as slow it may be asked for again, refused as
+        // unknown not.
         let quickly = ZeroFlags::MAY_UNMAP | ZeroFlags::NO_FALLBACK;
         let failed = disk.write_zeroes(ByteRange::at(0, 4096), quickly).unwrap_err();
         assert_eq!(failed.kind(), ErrorKind::Unsupported);

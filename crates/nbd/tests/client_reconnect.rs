@@ -29,8 +29,8 @@ fn cause(error: &Error) -> &ClientError {
 
 type Disk = Arc<Mutex<Vec<u8>>>;
 
-/// Serves `disk` until `fuel` requests were answered, over all connections; then hangs up at each request until there is
-/// more.
+/// Serves `disk` until `fuel` requests were answered, over all connections; then hangs up at each request
+/// until there is more.
 fn serve(peer: &mut Peer, disk: &Disk, fuel: &AtomicU64) {
     while let Some((request, payload)) = peer.request() {
         if fuel.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
@@ -101,7 +101,7 @@ fn with_a_delay_every_kind_of_request_is_done_again() {
     let export = Export { flags, ..Export::new() };
     let served = served(0, move |_| export);
     let disk = Arc::new(served.fake.options().reconnect_delay(LONG).open().unwrap());
-    // Each is hung up on at first; somebody gives the server its fuel back meanwhile.
+    // Each is hung up on at first; another thread gives the server its fuel back meanwhile.
     let again = |what: &dyn Fn()| {
         served.fuel.store(0, Ordering::SeqCst);
         let before = served.connections.load(Ordering::SeqCst);
@@ -132,8 +132,8 @@ fn with_a_delay_every_kind_of_request_is_done_again() {
     assert!(disk[10..510] == [0; 500] && disk[510..1010] == [7; 500]);
 }
 
-/// A server of ours that was stopped answered what was under way like this, and the request failed though the next server
-/// was about to come.
+/// A server of ours that was stopped answered what was under way like this, and the request failed though the
+/// next server was about to come.
 #[test]
 fn a_server_that_says_it_is_going_down_is_as_good_as_gone() {
     let fake = Fake::new(move |number, mut peer| {
@@ -305,7 +305,7 @@ fn a_wait_for_a_server_that_is_away_can_be_cancelled() {
         disk.cancel_in_flight();
         assert_eq!(call.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
     });
-    // Nobody waits for it any more until it has been there again.
+    // No call waits for it any more until it has been there again.
     let error = disk.read_at(&mut [0; 512], 0).unwrap_err();
     assert!(matches!(cause(&error), ClientError::Lost(_)), "{error:?}");
     served.fuel.store(u64::MAX, Ordering::SeqCst);

@@ -100,7 +100,8 @@ fn many_threads_agree_with_their_models() {
     server.stop().unwrap();
 }
 
-/// The server ends in the middle and another takes its place, several times; no request fails, and no byte is wrong.
+/// The server ends in the middle and another takes its place, several times; no request fails, and no byte is
+/// wrong.
 #[test]
 fn a_server_goes_and_comes_back() {
     let dir = tempfile::tempdir().unwrap();

@@ -23,7 +23,8 @@ fn server() -> Arc<Server> {
     serve(Arc::new(MemoryDisk::new(8 * MIB)))
 }
 
-/// Sends without minding that the server may have closed, and reads whatever comes until it has nothing more to say.
+/// Sends without minding that the server may have closed, and reads whatever comes until it has nothing more
+/// to say.
 fn throw(peer: &mut Peer, bytes: &[u8]) {
     peer.stream.set_read_timeout(Some(Duration::from_millis(5))).unwrap();
     peer.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -172,7 +173,8 @@ fn threads_and_descriptors() -> (usize, usize) {
     (count("/proc/self/task"), count("/proc/self/fd"))
 }
 
-/// Alone in this process but for the test's own threads, so that what it counts is the server's: see `main` below.
+/// Alone in this process but for the test's own threads, so that what it counts is the server's: see `main`
+/// below.
 fn ten_thousand_connections_leave_nothing_behind() {
     let server = server();
     works(&server);

@@ -147,8 +147,8 @@ fn long_reads_are_served_on_all_exports_while_twenty_clients_stall() {
     drop(deaf);
 }
 
-/// The rate counts only then, and no more are cut off than needed: without it they would all have gone, at the same time, after
-/// the limit for a client that stalls.
+/// The rate counts only then, and no more are cut off than needed: without it they would all have gone, at
+/// the same time, after the limit for a client that stalls.
 #[test]
 fn slow_clients_make_room_for_one_that_holds_nothing() {
     let disk = Arc::new(MemoryDisk::new(32 * MIB));
@@ -226,7 +226,8 @@ fn replies_wait_for_a_slow_reader_and_all_arrive() {
             peer.send(Command::Read, NONE, 0, if i % 2 == 0 { 8 * MIB } else { 4096 });
         }
     }
-    // All at the same time: the room of one that does not read at all is not the others' until it is let go.
+    // All at the same time: the room of one that does not read at all is not the others' until it is
+    // disconnected.
     std::thread::scope(|scope| {
         for peer in &mut peers {
             scope.spawn(|| {
@@ -254,7 +255,8 @@ impl Observer for Log {
     }
 }
 
-/// It was once told of the second client before the first, and of the last one's end while another was being let in.
+/// It was once notified of the second client before the first, and of the last one's end while another
+/// connected.
 #[test]
 fn the_observer_is_told_of_first_and_last_clients() {
     let log = Arc::new(Log::default());
@@ -301,7 +303,7 @@ fn a_removed_export_lets_its_device_go() {
     peer.go("gone").unwrap();
     assert_eq!(peer.read_at(0, 1), Ok(vec![0]));
     server.remove("gone", RemoveMode::Hard).unwrap();
-    eventually("the device let go", || Arc::strong_count(&device) == 1);
+    eventually("the device was released", || Arc::strong_count(&device) == 1);
 }
 
 #[test]
@@ -351,7 +353,7 @@ fn stopping_ends_with_deaf_clients_and_devices_that_hang() {
         deaf.send(Command::Read, NONE, 0, 8 * MIB);
     }
     let mut hangs = Peer::ready(&server, Mode::Simple, &[]);
-    // Lets go only when told to by `cancel_in_flight`.
+    // Ends only by `cancel_in_flight`.
     let gate = faults.hold(OpKind::Flush, None);
     hangs.send(Command::Flush, NONE, 0, 0);
     gate.wait_held(1);
@@ -488,7 +490,7 @@ fn a_stale_socket_is_replaced_and_anything_else_is_not() {
     let path = dir.path().join("nbd.sock");
     drop(UnixListener::bind(&path).unwrap());
     let first = Listener::unix(&path).unwrap();
-    // Somebody else's socket in its place is left alone.
+    // Another server's socket in its place is left alone.
     std::fs::remove_file(&path).unwrap();
     let other = UnixListener::bind(&path).unwrap();
     drop(first);
@@ -529,7 +531,7 @@ fn sockets_of_the_service_manager_are_taken_once() {
             std::thread::park();
         }
     }
-    // Meant for somebody else, or for nobody: none.
+    // Meant for another process, or for none: none.
     assert!(Listener::inherited().unwrap().is_empty());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("activated.sock");

@@ -1,4 +1,5 @@
-//! What clients can make the server hold, measured in a process of its own: one test only in this file, one thing after the other.
+//! What clients can make the server hold, measured in a process of its own: one test only in this file, one
+//! thing after the other.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -44,8 +45,8 @@ fn what_clients_make_the_server_hold_is_bounded() {
     clients_that_do_not_read_hold_a_bounded_amount_and_leave_nothing_behind();
 }
 
-/// 100 clients that ask for 6400 MiB and read nothing. It once held 1409 MiB, and 304 MiB when they had gone: the allocator has
-/// arenas for each thread, and kept what it got back.
+/// 100 clients that ask for 6400 MiB and read nothing. It once held 1409 MiB, and 304 MiB when they had gone:
+/// the allocator has arenas for each thread, and kept what it got back.
 fn clients_that_do_not_read_hold_a_bounded_amount_and_leave_nothing_behind() {
     let options = ServerOptions::default();
     let limit = options.memory;
@@ -81,9 +82,9 @@ fn clients_that_do_not_read_hold_a_bounded_amount_and_leave_nothing_behind() {
     }
 }
 
-/// Short requests for long answers, which are read slowly: a server that answered them all at once would hold 768 MiB. (With
-/// answers of up to a megabyte, made by one thread and freed by another, it held 250 of the first 1000: the allocator kept most
-/// of what it got back.)
+/// Short requests for long answers, which are read slowly: a server that answered them all at once would hold
+/// 768 MiB. (With answers of up to a megabyte, made by one thread and freed by another, it held 250 of the
+/// first 1000: the allocator kept most of what it got back.)
 fn a_flood_of_status_requests_holds_a_bounded_amount() {
     let server = Server::new(ServerOptions::default()).unwrap();
     server.add(Export::new("disk", Arc::new(MemoryDisk::new(64 * MIB))).context(Arc::new(Sectors))).unwrap();

@@ -473,7 +473,8 @@ impl BlockDevice for CutDisk {
     }
 }
 
-/// Clients read zeros where a file was cut short, as behind QEMU's server, everything else as it is, and it is reported once.
+/// Clients read zeros where a file was cut short, as behind QEMU's server, everything else as it is, and it
+/// is reported once.
 #[test]
 fn what_a_file_that_was_cut_short_lacks_is_zeros() {
     for mode in MODES {

@@ -20,8 +20,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 
 const MIB: u64 = 1 << 20;
 
-/// An authority, and folders with credentials of it as QEMU lays them out: `server`, `client`, and `stranger` with those of
-/// another authority (but this one's own certificate, so that it trusts the server).
+/// An authority, and folders with credentials of it as QEMU lays them out: `server`, `client`, and `stranger`
+/// with those of another authority (but this one's own certificate, so that it trusts the server).
 fn credentials(dir: &Path) {
     let authority = |name: &str| {
         let mut params = CertificateParams::new(Vec::new()).unwrap();

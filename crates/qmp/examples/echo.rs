@@ -42,7 +42,7 @@ static ECHOED: Event =
 
 fn main() -> std::io::Result<()> {
     static MONITORS: OnceLock<Monitors> = OnceLock::new();
-    let (quit, told) = std::sync::mpsc::channel();
+    let (quit, asked) = std::sync::mpsc::channel();
     let mut table = Table::new(Version::new(10, 0, 0, "echo"));
     table
         .command(&ECHO, |_, args| {
@@ -59,7 +59,7 @@ fn main() -> std::io::Result<()> {
         })
         .command(&PING, |_, _| Ok(Value::Null))
         .command(&QUIT, move |_, _| {
-            // Whoever listens is gone only if the program is ending already.
+            // The receiver is gone only if the program is ending already.
             let _ = quit.send(());
             Ok(Value::Null)
         })
@@ -72,7 +72,7 @@ fn main() -> std::io::Result<()> {
             None
         }
     };
-    let _ = told.recv();
+    let _ = asked.recv();
     drop(listener);
     monitors.stop(Duration::from_secs(1));
     Ok(())

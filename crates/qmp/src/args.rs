@@ -4,8 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::error::QmpError;
 
-/// Members by name. A getter of the wrong type, or of a required member that the schema does not require, gives an error
-/// that blames the program and not the client.
+/// Members by name. A getter of the wrong type, or of a required member that the schema does not require,
+/// gives an error that blames the program and not the client.
 #[derive(Debug, Clone, Default)]
 pub struct Args(Map<String, Value>);
 

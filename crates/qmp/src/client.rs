@@ -17,9 +17,9 @@
 //! # Ok::<(), blockmirror_qmp::ClientError>(())
 //! ```
 //!
-//! What must hold: a server can neither keep a call for longer than its time limit nor make the client hold more than the
-//! [limits](crate::json::Limits) of one value and the events that are kept. Whatever it sends is a value or a typed
-//! error.
+//! What must hold: a server can neither keep a call for longer than its time limit nor make the client hold
+//! more than the [limits](crate::json::Limits) of one value and the events that are kept. Whatever it sends
+//! is a value or a typed error.
 
 mod error;
 mod stream;
@@ -43,7 +43,7 @@ const MAX_EVENTS: usize = 4096;
 /// Bytes of text that they take at most.
 const MAX_EVENT_BYTES: usize = 1 << 20;
 
-/// An event, as the server told it.
+/// An event, as the server sent it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Event {
@@ -72,10 +72,11 @@ impl Client {
     /// A time limit that serves: commands of a healthy server take milliseconds.
     pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Connects to the unix socket at `path` and negotiates. `timeout` is the limit for that, and for each command.
+    /// Connects to the unix socket at `path` and negotiates. `timeout` is the limit for that, and for each
+    /// command.
     ///
     /// # Errors
-    /// Nobody listens there; who does speaks something else, or nothing in time.
+    /// No server listens there; or it speaks another protocol, or is silent.
     pub fn connect(path: impl AsRef<Path>, timeout: Duration) -> Result<Self, ClientError> {
         let deadline = Deadline::after(timeout);
         Self::negotiate(Stream::connect(path.as_ref(), timeout)?, timeout, deadline)
@@ -119,17 +120,17 @@ impl Client {
         self.timeout = timeout;
     }
 
-    /// Events that were dropped, oldest first, because nobody took them.
+    /// Events that were dropped, oldest first, because they were not taken.
     pub fn dropped_events(&self) -> u64 {
         self.dropped_events
     }
 
-    /// Runs a command and returns its answer. `arguments` is an object; [`Value::Null`] and `{}` mean none. Events that
-    /// arrive meanwhile are kept for [`next_event`](Self::next_event).
+    /// Runs a command and returns its answer. `arguments` is an object; [`Value::Null`] and `{}` mean none.
+    /// Events that arrive meanwhile are kept for [`next_event`](Self::next_event).
     ///
     /// # Errors
-    /// [`ClientError::Command`] is the server's own refusal. After [`ClientError::Timeout`] the command may still have been
-    /// carried out, or will be; the session goes on. After any other error it is over.
+    /// [`ClientError::Command`] is the server's own refusal. After [`ClientError::Timeout`] the command may
+    /// still have been carried out, or will be; the session goes on. After any other error it is over.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, ClientError> {
         let deadline = Deadline::after(self.timeout);
         self.last_id += 1;
@@ -167,8 +168,8 @@ impl Client {
         }
     }
 
-    /// The next event, in the order in which the server sent them; waits for it for at most `timeout`. `None` if none
-    /// came.
+    /// The next event, in the order in which the server sent them; waits for it for at most `timeout`. `None`
+    /// if none came.
     ///
     /// # Errors
     /// The session is over: [`ClientError::Closed`] if the server hung up.
@@ -216,7 +217,7 @@ impl Client {
         Ok(())
     }
 
-    /// The session is over: nobody knows what comes next.
+    /// The session is over: what comes next is unknown.
     fn nonsense(&mut self, value: &Value) -> ClientError {
         self.stream.hang_up();
         ClientError::Protocol { what: format!("unexpected: {}", excerpt(value)) }

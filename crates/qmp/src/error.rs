@@ -1,11 +1,11 @@
-//! What a client is told when a command fails: a class that programs match and a text for people.
+//! The error answer of a command: a class that programs match and a text for people.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// The classes of the protocol. All but [`ErrorClass::GenericError`] exist because some client once wanted to tell that
-/// case from others.
+/// The classes of the protocol. All but [`ErrorClass::GenericError`] exist because some client once wanted to
+/// tell that case from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -33,7 +33,7 @@ impl ErrorClass {
         }
     }
 
-    /// The class of that name; one that nobody knows is [`ErrorClass::GenericError`].
+    /// The class of that name; an unknown one is [`ErrorClass::GenericError`].
     pub fn from_name(name: &str) -> Self {
         let all = [Self::CommandNotFound, Self::DeviceNotActive, Self::DeviceNotFound, Self::KvmMissingCap];
         all.into_iter().find(|class| class.name() == name).unwrap_or(Self::GenericError)

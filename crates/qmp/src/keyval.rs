@@ -1,10 +1,10 @@
-//! Command line options of the form `driver=qcow2,node-name=x,file.driver=file,file.filename=y`, or the same as JSON.
-//! Called by whoever reads a command line; the types come from the schema.
+//! Command line options of the form `driver=qcow2,node-name=x,file.driver=file,file.filename=y`, or the same
+//! as JSON. Called by readers of command lines; the types come from the schema.
 //!
-//! Dots in keys make objects (`file.driver`) and lists (`children.0`); a comma in a value is written twice; the last of
-//! equal keys wins. All values are strings until the schema says what they are: `on`, `off`, `64k`. The first key may be
-//! left out where the option says which it is: `--object secret,id=x`. Text that starts with `{` is JSON, with JSON's
-//! types.
+//! Dots in keys make objects (`file.driver`) and lists (`children.0`); a comma in a value is written twice;
+//! the last of equal keys wins. All values are strings until the schema says what they are: `on`, `off`,
+//! `64k`. The first key may be left out where the option says which it is: `--object secret,id=x`. Text that
+//! starts with `{` is JSON, with JSON's types.
 //!
 //! [`flat`] reads an older form, where keys are plain and `server` alone means `server=on`.
 
@@ -55,8 +55,8 @@ pub fn options(text: &str, object: &'static Object, implied: Option<&str>) -> Re
     check_members(Shape::from(object), members, spelling).map(Args::new)
 }
 
-/// Reads `text` with plain keys: no objects, no lists, no JSON. A key without a value means `on`; with `no` before it,
-/// `off`.
+/// Reads `text` with plain keys: no objects, no lists, no JSON. A key without a value means `on`; with `no`
+/// before it, `off`.
 ///
 /// # Errors
 /// As [`options`].
@@ -165,8 +165,8 @@ fn unescape(text: &str) -> (String, &str) {
     }
 }
 
-/// Names between dots, each a letter with letters, digits, `-` and `_` after it, or, behind the first, digits. A name may
-/// have a vendor's domain in front: `__org.example_name`.
+/// Names between dots, each a letter with letters, digits, `-` and `_` after it, or, behind the first,
+/// digits. A name may have a vendor's domain in front: `__org.example_name`.
 fn fragments(key: &str) -> Option<Vec<&str>> {
     let mut fragments = Vec::new();
     let mut rest = key;

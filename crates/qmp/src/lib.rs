@@ -55,15 +55,16 @@
 //!
 //! # A session
 //!
-//! After the greeting a client negotiates by `qmp_capabilities`; with `"enable": ["oob"]` it may `exec-oob` commands that
-//! allow it, past one that is running. Commands run one after the other on a thread of their session; without out of band
-//! execution the next request is not looked at before the last is answered, with it up to eight wait.
+//! After the greeting a client negotiates by `qmp_capabilities`; with `"enable": ["oob"]` it may `exec-oob`
+//! commands that allow it, past one that is running. Commands run one after the other on a thread of their
+//! session; without out of band execution the next request is not looked at before the last is answered, with
+//! it up to eight wait.
 //!
-//! A client that does not read keeps itself from having more commands run: once 256 KiB of answers wait, none is begun.
-//! Events are kept for it up to 4096 or 1 MiB; then the oldest go. Nobody else waits for it.
+//! A client that does not read keeps itself from having more commands run: once 256 KiB of answers wait, none
+//! is begun. Events are kept for it up to 4096 or 1 MiB; then the oldest go. No other client waits for it.
 //!
-//! When a client has sent its last byte, what it has sent is still run and answered: `printf '...' | socat - UNIX:...`
-//! sees every answer.
+//! When a client has sent its last byte, what it has sent is still run and answered: `printf '...' | socat -
+//! UNIX:...` sees every answer.
 
 mod args;
 pub mod client;

@@ -1,5 +1,5 @@
-//! The commands of a monitor and what happens to one request: shape of the request, lookup, arguments, handler, answer.
-//! No I/O. Called by the sessions.
+//! The commands of a monitor and what happens to one request: shape of the request, lookup, arguments,
+//! handler, answer. No I/O. Called by the sessions.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,7 +17,8 @@ use crate::schema::{
 };
 use crate::server::Session;
 
-/// What a command does. Called on its session's own thread, or on the thread that reads if it was run out of band.
+/// What a command does. Called on its session's own thread, or on the thread that reads if it was run out of
+/// band.
 pub(crate) type Handler = Arc<dyn Fn(&Session, Args) -> Result<Value, QmpError> + Send + Sync>;
 
 /// The version that the greeting and `query-version` tell.
@@ -30,7 +31,8 @@ pub struct Version {
 }
 
 impl Version {
-    /// The version of QEMU whose protocol is spoken (clients compare it), and the name and version of who speaks.
+    /// The version of QEMU whose protocol is spoken (clients compare it), and the name and version of who
+    /// speaks.
     pub fn new(major: u32, minor: u32, micro: u32, package: impl Into<String>) -> Self {
         Self { major, minor, micro, package: package.into() }
     }

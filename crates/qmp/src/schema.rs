@@ -1,8 +1,8 @@
 //! The schema: commands, events and their types as Rust data, written by hand in `static`s.
 //!
-//! One description serves four ends: arguments are checked against it before a handler sees them ([`check`]), it is what
-//! `query-qmp-schema` answers ([`introspect`]), the reference is printed from it ([`markdown`]), and command line
-//! options are read by it ([`keyval`](crate::keyval)).
+//! One description serves four ends: arguments are checked against it before a handler sees them ([`check`]),
+//! it is what `query-qmp-schema` answers ([`introspect`]), the reference is printed from it ([`markdown`]),
+//! and command line options are read by it ([`keyval`](crate::keyval)).
 //!
 //! ```
 //! use blockmirror_qmp::schema::*;
@@ -55,7 +55,7 @@ pub enum Type {
     Object(&'static Object),
     /// A list.
     Array(&'static Type),
-    /// One of several types, told apart by their JSON types.
+    /// One of several types, distinguished by their JSON types.
     Alternate(&'static Alternate),
 }
 

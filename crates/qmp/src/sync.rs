@@ -1,5 +1,5 @@
-//! Locks without poisoning: a command that panics must not end the monitor. (The workspace's own are in a crate that
-//! this one does not depend on.)
+//! Locks without poisoning: a command that panics must not end the monitor. (The workspace's own are in a
+//! crate that this one does not depend on.)
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;

@@ -64,13 +64,13 @@ fn commands_answers_and_events() {
 const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 2, \"minor\": 0, \"major\": 10}, \
                         \"package\": \"\"}, \"capabilities\": []}}\r\n";
 
-/// A client of a server that says `lines` after the greeting and the answer to the negotiation, whatever it is asked, and
-/// then nothing.
+/// A client of a server that says `lines` after the greeting and the answer to the negotiation, whatever it
+/// is asked, and then nothing.
 fn scripted(lines: impl Into<Vec<u8>>) -> Client {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let lines = lines.into();
     thread::spawn(move || {
-        // Nobody may be left to hear it.
+        // The peer may be gone.
         let _ = theirs.write_all(GREETING.as_bytes());
         let _ = theirs.write_all(b"{\"return\": {}, \"id\": 1}\r\n");
         let _ = theirs.write_all(&lines);
@@ -202,7 +202,8 @@ fn a_server_that_does_not_greet() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Bytes of any kind in place of answers: a value or an error, never a panic, never for longer than the limit.
+    /// Bytes of any kind in place of answers: a value or an error, never a panic, never for longer than the
+    /// limit.
     #[test]
     fn whatever_a_server_sends(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
         let mut client = scripted(bytes);

@@ -1,4 +1,5 @@
-//! Sessions as a client sees them: order of answers, commands out of band, events, clients that do not read, ends.
+//! Sessions as a client sees them: order of answers, commands out of band, events, clients that do not read,
+//! ends.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +33,7 @@ static TICK: Event = Event::new("TICK", "", &[opt("n", INT, ""), opt("text", STR
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A monitor with a command that blocks until told.
+/// A monitor with a command that blocks until it is released.
 struct Server {
     monitors: Monitors,
     /// Says that `block` has begun.
@@ -199,7 +200,7 @@ fn events_reach_all_who_have_negotiated() {
         assert_eq!(client.receive().get("data"), None);
     }
     silent.send("{'execute':'qmp_capabilities'}");
-    assert_eq!(silent.receive(), json!({"return": {}}), "what happened before is not told");
+    assert_eq!(silent.receive(), json!({"return": {}}), "what happened before is not reported");
     server.tick(2);
     assert_eq!(silent.receive()["data"]["n"], 2);
 }
@@ -299,7 +300,8 @@ fn what_was_sent_before_the_end_is_answered() {
 #[test]
 fn stop_lets_answers_out_and_does_not_wait_for_ever() {
     let server = Server::new();
-    // Sessions are stopped in the order in which they began: once the second has ended, the first knows of the stop.
+    // Sessions are stopped in the order in which they began: once the second has ended, the first knows of
+    // the stop.
     let mut busy = server.ready();
     let mut idle = server.ready();
     busy.send("{'execute':'block','id':'last'}{'execute':'ping'}");
@@ -390,7 +392,7 @@ fn only_a_dead_socket_is_replaced() {
     let long = folder.path().join("x".repeat(120));
     assert!(server.monitors.listen_unix(&long).is_err());
     assert!(server.monitors.listen_unix(Path::new("/nonexistent/a.sock")).is_err());
-    // Somebody else's file at the same path is not ours to remove.
+    // Another process's file at the same path is not ours to remove.
     let path = folder.path().join("moved.sock");
     let listener = server.monitors.listen_unix(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -412,17 +414,17 @@ fn clients_are_served_on_pipes() {
     assert!(lines.next().unwrap().unwrap().len() > 100_000, "more than a pipe holds");
     assert_eq!(server.monitors.stop(HOUR), 0);
     assert!(lines.next().is_none());
-    // The thread that reads lets go of its end a moment later.
+    // The thread that reads closes its end a moment later.
     let is_closed = (0..10_000).any(|_| {
         std::thread::sleep(Duration::from_millis(1));
         to_server.write_all(b"x").is_err()
     });
-    assert!(is_closed, "nobody reads any more");
+    assert!(is_closed, "the reader is gone");
 }
 
 #[test]
 fn any_stream_will_do() {
-    /// What was written, for whoever looks.
+    /// What was written, for the test.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
     impl Write for Written {
@@ -453,7 +455,7 @@ fn any_stream_will_do() {
 
 #[test]
 fn a_reader_that_panics_ends_its_session() {
-    // It once left the session waiting for input for ever: nobody said that there would be none.
+    // It once left the session waiting for input for ever: the end was not signalled.
     struct Bad;
     impl Read for Bad {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {

@@ -1,5 +1,6 @@
-//! Broken, cut and mixed-up requests by the hundred thousand, through parser, request and schema: each run of bytes gets
-//! answers or nothing, never a panic. `QMP_STORM` is how many; 20 million take minutes in a release build.
+//! Broken, cut and mixed-up requests by the hundred thousand, through parser, request and schema: each run of
+//! bytes gets answers or nothing, never a panic. `QMP_STORM` is how many; 20 million take minutes in a
+//! release build.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a failure is the point")]
 

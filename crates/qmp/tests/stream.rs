@@ -1,5 +1,5 @@
-//! The JSON stream against `serde_json` and against itself: however the bytes arrive, the values are the same; whatever
-//! the bytes are, nothing panics and the limits hold.
+//! The JSON stream against `serde_json` and against itself: however the bytes arrive, the values are the
+//! same; whatever the bytes are, nothing panics and the limits hold.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,8 +51,8 @@ fn any_value() -> impl Strategy<Value = Value> {
     })
 }
 
-/// `value` with every double replaced: `serde_json` may read one a last digit off. Every zero is the integer: `serde_json`
-/// makes a double of `-0`, QEMU and this parser the integer 0.
+/// `value` with every double replaced: `serde_json` may read one a last digit off. Every zero is the integer:
+/// `serde_json` makes a double of `-0`, QEMU and this parser the integer 0.
 fn without_doubles(value: Value) -> Value {
     match value {
         Value::Number(n) if n.as_f64() == Some(0.0) => 0.into(),
@@ -177,8 +177,8 @@ fn a_number_beyond_doubles_is_refused() {
     assert_eq!(json::parse("1e-400"), Ok(json!(0.0)));
 }
 
-/// A property test drew `-0` one day and failed: `serde_json` reads the double -0.0 there. QEMU echoes the id `-0` as `0`, and
-/// the id `-0.0` as `-0`.
+/// A property test drew `-0` one day and failed: `serde_json` reads the double -0.0 there. QEMU echoes the id
+/// `-0` as `0`, and the id `-0.0` as `-0`.
 #[test]
 fn minus_zero_is_the_integer_zero() {
     assert_eq!(json::parse("-0"), Ok(json!(0)));

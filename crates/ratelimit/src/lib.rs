@@ -1,13 +1,13 @@
 //! Bytes per second, in slices of 100 ms, as a pure function of time.
 //!
-//! The copy engine of a mirror job and the throttle device account every operation that moves data here and are
-//! told how long to wait before the next one. The clock is an argument (a [`Duration`] since any fixed instant), so the same
-//! code runs under a real clock, a simulator and a model checker. Nothing is ever refused: an operation larger
-//! than the quota pays for it by the wait that follows.
+//! The copy engine of a mirror job and the throttle device account every operation that moves data here and
+//! are given the time to wait before the next one. The clock is an argument (a [`Duration`] since any fixed
+//! instant), so the same code runs under a real clock, a simulator and a model checker. Nothing is ever
+//! refused: an operation larger than the quota pays for it by the wait that follows.
 //!
-//! Two things keep the mean exact. A slice is stretched to precisely the time that its bytes are worth; and the next slice
-//! starts where the previous one *ended*, not when the caller happened to wake, unless that is a whole slice ago or more
-//! (an idle spell earns at most one slice of credit).
+//! Two things keep the mean exact. A slice is stretched to precisely the time that its bytes are worth; and
+//! the next slice starts where the previous one *ended*, not when the caller happened to wake, unless that is
+//! a whole slice ago or more (an idle spell earns at most one slice of credit).
 //!
 //! ```
 //! use std::time::Duration;
@@ -32,8 +32,8 @@ const NANOS_PER_SEC: u128 = 1_000_000_000;
 
 /// Tells how long to wait so that the mean stays at a given speed.
 ///
-/// Not a lock and not a clock: the owner brings both. Calls with a `now` earlier than a previous one are taken
-/// as if no time had passed.
+/// Not a lock and not a clock: the owner brings both. Calls with a `now` earlier than a previous one are
+/// taken as if no time had passed.
 #[derive(Clone, Debug)]
 pub struct RateLimiter {
     /// Bytes per second; 0 is unlimited.
@@ -88,7 +88,8 @@ impl RateLimiter {
         self.delay(now)
     }
 
-    /// Bytes that still pass at `now` without a wait, and without the slice being stretched; `u64::MAX` if unlimited.
+    /// Bytes that still pass at `now` without a wait, and without the slice being stretched; `u64::MAX` if
+    /// unlimited.
     pub fn room(&self, now: Duration) -> u64 {
         if self.speed == 0 || now >= self.end {
             return self.quota();
@@ -96,8 +97,9 @@ impl RateLimiter {
         if self.closed { 0 } else { self.quota().saturating_sub(self.dispatched) }
     }
 
-    /// Ends the present slice early, after precisely the time that its bytes are worth: for callers whose next operation
-    /// is larger than the [`room`](Self::room) left and who would rather wait than burst. Returns the wait.
+    /// Ends the present slice early, after precisely the time that its bytes are worth: for callers whose
+    /// next operation is larger than the [`room`](Self::room) left and who would rather wait than burst.
+    /// Returns the wait.
     pub fn close_slice(&mut self, now: Duration) -> Duration {
         if self.speed != 0 && now < self.end && !self.closed && !self.over_quota() {
             self.closed = true;
@@ -106,14 +108,15 @@ impl RateLimiter {
         self.delay(now)
     }
 
-    /// How long to wait, as seen from `now`, before the next operation. A sleeper that was woken early asks again.
+    /// How long to wait, as seen from `now`, before the next operation. A sleeper that was woken early asks
+    /// again.
     pub fn delay(&self, now: Duration) -> Duration {
         if self.closed || self.over_quota() { self.end.saturating_sub(now) } else { Duration::ZERO }
     }
 
-    /// How long to wait, as seen from `now`, so that the slice is spent evenly and not at its beginning: for callers who would
-    /// rather not keep others from the devices for a while in each slice. What is left of a slice after three quarters of it
-    /// need not wait, so that nothing is lost by waking late.
+    /// How long to wait, as seen from `now`, so that the slice is spent evenly and not at its beginning: for
+    /// callers who would rather not keep others from the devices for a while in each slice. What is left of a
+    /// slice after three quarters of it need not wait, so that nothing is lost by waking late.
     pub fn even_delay(&self, now: Duration) -> Duration {
         if self.speed == 0 || now >= self.end {
             return Duration::ZERO;
@@ -121,8 +124,9 @@ impl RateLimiter {
         self.start.saturating_add(self.worth(self.dispatched) / 4 * 3).saturating_sub(now)
     }
 
-    /// Changes the speed at `now`. Time already waited counts at the old speed; what is still owed is paid at the
-    /// new one. Whoever sleeps on an earlier answer should be woken and ask for [`delay`](Self::delay).
+    /// Changes the speed at `now`. Time already waited counts at the old speed; what is still owed is paid at
+    /// the new one. A thread that sleeps on an earlier answer should be woken and ask for
+    /// [`delay`](Self::delay).
     pub fn set_speed(&mut self, now: Duration, speed: u64) {
         let owed = if self.speed == 0 || now >= self.end { 0 } else { self.owed(now) };
         self.speed = speed;

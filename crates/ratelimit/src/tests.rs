@@ -191,7 +191,8 @@ proptest! {
     }
 }
 
-/// A slice of 20 MB was copied in its first milliseconds by all threads at once, and writers of the disk waited meanwhile.
+/// A slice of 20 MB was copied in its first milliseconds by all threads at once, and writers of the disk
+/// waited meanwhile.
 #[test]
 fn a_slice_is_spent_evenly_over_three_quarters_of_it() {
     let mut limiter = RateLimiter::new(10_000_000);

@@ -1,9 +1,9 @@
 //! What the first sector of other formats looks like.
 //!
-//! A guest owns every byte of a raw disk. If the format of that disk is guessed at each open, a guest that writes
-//! a qcow2 header into sector 0, naming `/etc/shadow` as the backing file, is handed that file at the next one
-//! (CVE-2008-2004 and its many successors). The list is of formats that QEMU or this project would guess from
-//! the first sector.
+//! A guest owns every byte of a raw disk. If the format of that disk is guessed at each open, a guest that
+//! writes a qcow2 header into sector 0, naming `/etc/shadow` as the backing file, is handed that file at the
+//! next one (CVE-2008-2004 and its many successors). The list is of formats that QEMU or this project would
+//! guess from the first sector.
 
 /// Where a magic lies, what it is, and whose.
 const MAGICS: [(usize, &[u8], &str); 13] = [
@@ -22,7 +22,7 @@ const MAGICS: [(usize, &[u8], &str); 13] = [
     (0, b"#!/bin/sh\n#V2.0 Format", "cloop"),
 ];
 
-/// The format that a disk with this first sector would be taken for by somebody who guesses, if it is not raw.
+/// The format that probing would detect in a disk with this first sector, if it is not raw.
 pub fn foreign_format(sector: &[u8]) -> Option<&'static str> {
     MAGICS
         .iter()

@@ -1,7 +1,7 @@
 //! The raw device.
 //!
-//! Lock order: `first_sector` only. It is held during writes that touch sector 0 of a probed image, so that two
-//! halves of a magic cannot slip in side by side, and never while a visitor runs.
+//! Lock order: `first_sector` only. It is held during writes that touch sector 0 of a probed image, so that
+//! two halves of a magic cannot slip in side by side, and never while a visitor runs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,13 +25,13 @@ pub struct RawOptions {
 }
 
 impl RawOptions {
-    /// An image that somebody said is raw.
+    /// An image whose format was given as raw.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The format was guessed, not given: writes that would make the first sector look like another format are
-    /// refused.
+    /// The format was guessed, not given: writes that would make the first sector look like another format
+    /// are refused.
     #[must_use]
     pub fn probed(mut self, probed: bool) -> Self {
         self.probed = probed;
@@ -45,7 +45,7 @@ impl RawOptions {
 /// missing bytes read as zeros, and writing them makes the file longer.
 pub struct Raw {
     storage: Arc<dyn Storage>,
-    /// Changes only while nobody reads or writes.
+    /// Changes only while no read or write is under way.
     len: AtomicU64,
     geometry: Geometry,
     /// `Some` if the format was guessed.
@@ -216,8 +216,8 @@ impl BlockDevice for Raw {
         if stopped {
             return Ok(());
         }
-        // The bytes between the end of the file and the end of its last sector are zeros. Those of a file that has become shorter
-        // are not known: reading them fails.
+        // The bytes between the end of the file and the end of its last sector are zeros. Those of a file
+        // that has become shorter are not known: reading them fails.
         let border = self.storage.len()?.next_multiple_of(SECTOR).clamp(at, range.end());
         let sector = located(ByteRange::new(at, border), ExtentKind::Zero);
         let missing = located(ByteRange::new(border, range.end()), ExtentKind::Data);

@@ -48,7 +48,8 @@ fn one_percent_dirty_in_runs_of_64_mib_costs_a_few_mebibytes() {
     assert!(bitmap.heap_bytes() < 4 << 20, "{}", bitmap.heap_bytes());
 }
 
-/// The worst case: a mixed leaf for each 4096 granules. Who needs a bound chooses the granularity by the length of the disk.
+/// The worst case: a mixed leaf for each 4096 granules. Who needs a bound chooses the granularity by the
+/// length of the disk.
 #[test]
 fn a_mixed_leaf_costs_600_bytes() {
     let leaf = 4096 * 4096;

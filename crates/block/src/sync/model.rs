@@ -1,8 +1,9 @@
-//! The same names for the model checker: each lock, wait and wake-up is a point at which it chooses who runs next.
+//! The same names for the model checker: each lock, wait and wake-up is a point at which it chooses who runs
+//! next.
 //!
-//! Time does not pass by itself: it moves when somebody waits for it, and a wait with a limit either runs it out or
-//! wakes for nothing, as the checker chooses. Who waits without a limit waits for ever, so that a wake-up that was
-//! forgotten shows as a deadlock.
+//! Time does not pass by itself: it moves when a thread waits for it, and a wait with a limit either runs it
+//! out or wakes for nothing, as the checker chooses. Who waits without a limit waits for ever, so that a
+//! wake-up that was forgotten shows as a deadlock.
 
 use std::ops::{Add, Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,7 +54,7 @@ impl<T: ?Sized> Mutex<T> {
         Some(MutexGuard { mutex: self, inner })
     }
 
-    /// The value, without locking: the exclusive borrow proves that nobody else can.
+    /// The value, without locking: the exclusive borrow proves that no other thread holds it.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,7 +79,7 @@ impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
 pub struct Condvar(shuttle::sync::Condvar);
 
 impl Condvar {
-    /// A condition nobody waits for yet.
+    /// A condition without waiters.
     pub const fn new() -> Self {
         Self(shuttle::sync::Condvar::new())
     }
@@ -130,7 +131,7 @@ impl Instant {
     }
 
     fn advance(by: Duration) {
-        // Somebody who waits for a day must not run out of clock for those after him.
+        // A wait of a day must not use up the clock of those after it.
         let by = by.min(Duration::from_secs(60));
         NOW.fetch_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX), Ordering::SeqCst);
     }
@@ -164,7 +165,8 @@ impl Add<Duration> for Instant {
     }
 }
 
-/// A number of the calling thread, the same at each call: they are given out in turn. Good to spread threads over lanes.
+/// A number of the calling thread, the same at each call: they are given out in turn. Good to spread threads
+/// over lanes.
 pub fn thread_number() -> usize {
     usize::from(thread::current().id())
 }

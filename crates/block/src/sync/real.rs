@@ -8,7 +8,8 @@ pub use std::sync::{MutexGuard, atomic};
 pub use std::thread;
 pub use std::time::Instant;
 
-/// A number of the calling thread, the same at each call: they are given out in turn. Good to spread threads over lanes.
+/// A number of the calling thread, the same at each call: they are given out in turn. Good to spread threads
+/// over lanes.
 pub fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local!(static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed));
@@ -46,7 +47,7 @@ impl<T: ?Sized> Mutex<T> {
         }
     }
 
-    /// The value, without locking: the exclusive borrow proves that nobody else can.
+    /// The value, without locking: the exclusive borrow proves that no other thread holds it.
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,7 +58,7 @@ impl<T: ?Sized> Mutex<T> {
 pub struct Condvar(std::sync::Condvar);
 
 impl Condvar {
-    /// A condition nobody waits for yet.
+    /// A condition without waiters.
     pub const fn new() -> Self {
         Self(std::sync::Condvar::new())
     }

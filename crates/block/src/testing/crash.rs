@@ -1,13 +1,14 @@
 //! Every image that a crash could leave behind, from the log of a `RecordingStorage`.
 //!
-//! At a crash, all that was logged before the last flush is there; of what came after, any part may be, in any order, and a write may be
-//! torn between sectors of 512 bytes. For every position in the log the points are:
+//! At a crash, all that was logged before the last flush is there; of what came after, any part may be, in
+//! any order, and a write may be torn between sectors of 512 bytes. For every position in the log the points
+//! are:
 //!
 //! - all of it;
 //! - the last entry with any subset of the unflushed ones before it, as long as these are few
 //!   (`SUBSET_LIMIT`); beyond that with each of them missing, each alone, and each contiguous group missing;
-//! - the last entry torn: the first or the last of its sectors missing, halves, or one in the middle, with all of
-//!   the others and with none of them.
+//! - the last entry torn: the first or the last of its sectors missing, halves, or one in the middle, with
+//!   all of the others and with none of them.
 //!
 //! Subsets without the last entry are the points of an earlier position, so nothing is made twice.
 
@@ -59,7 +60,8 @@ impl CrashPoint {
     }
 }
 
-/// Says what was lost, to find the point again: `crash after 17 of the log, dropped [14, 15], torn without 0x200..0x400`.
+/// Says what was lost, to find the point again: `crash after 17 of the log, dropped [14, 15], torn without
+/// 0x200..0x400`.
 impl fmt::Display for CrashPoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "crash after {} of the log, dropped {:?}", self.position, self.dropped)?;

@@ -60,7 +60,7 @@ pub enum Done {
     Everything,
 }
 
-/// One planned failure. Fails the first matching operation, once, with [`ErrorKind::Io`], unless told otherwise.
+/// One planned failure. Fails the first matching operation, once, with [`ErrorKind::Io`] by default.
 #[derive(Clone, Debug)]
 pub struct Fault {
     kind: OpKind,
@@ -154,16 +154,16 @@ impl Faults {
         self.0.lock().faults.clear();
     }
 
-    /// Holds operations of `kind` that touch `within` (all of them if `None`) until the gate is opened. An operation that is held
-    /// has not been done yet, and asks whether it fails when it goes on.
+    /// Holds operations of `kind` that touch `within` (all of them if `None`) until the gate is opened. An
+    /// operation that is held has not been done yet, and asks whether it fails when it goes on.
     pub fn hold(&self, kind: OpKind, within: Option<ByteRange>) -> Gate {
         let latch = Arc::new(Latch::default());
         self.0.lock().holds.push(Hold { kind, within, latch: Arc::clone(&latch) });
         Gate(latch)
     }
 
-    /// Operations of `kind` so far, failed ones included. A test that fails each in turn goes on until the count is
-    /// below its number.
+    /// Operations of `kind` so far, failed ones included. A test that fails each in turn goes on until the
+    /// count is below its number.
     pub fn seen(&self, kind: OpKind) -> usize {
         self.0.lock().seen.iter().filter(|(seen, _)| matches(kind, **seen)).map(|(_, n)| n).sum()
     }
@@ -216,7 +216,8 @@ impl Faults {
         verdict
     }
 
-    /// Does an operation, or a part of it, as the plan says. `half` is asked for where the operation can be done in part.
+    /// Does an operation, or a part of it, as the plan says. `half` is asked for where the operation can be
+    /// done in part.
     pub(crate) fn run(
         &self,
         kind: OpKind,

@@ -48,7 +48,7 @@ pub(crate) struct Latch {
 struct State {
     open: bool,
     held: usize,
-    /// Rises with every cancellation; whoever came before it gives up.
+    /// Rises with every cancellation; calls that began before it fail.
     cancelled: u64,
 }
 

@@ -14,9 +14,10 @@ const SECTOR: u64 = 512;
 
 /// A [`BlockDevice`] in memory, with the allocation behaviour of an image format.
 ///
-/// Space is tracked in units: the geometry's subcluster or cluster, or 512 bytes if it has none. A unit is unallocated, zero, or
-/// data. Writing makes data of every unit it touches (and completes it from the backing disk); zeroing and
-/// discarding change whole units and write zeros into cut ones that hold data; an unallocated unit shows the backing disk, or zeros.
+/// Space is tracked in units: the geometry's subcluster or cluster, or 512 bytes if it has none. A unit is
+/// unallocated, zero, or data. Writing makes data of every unit it touches (and completes it from the backing
+/// disk); zeroing and discarding change whole units and write zeros into cut ones that hold data; an
+/// unallocated unit shows the backing disk, or zeros.
 #[derive(Debug)]
 pub struct MemoryDisk {
     name: Arc<str>,
@@ -233,7 +234,7 @@ impl MemoryDisk {
         Ok(())
     }
 
-    /// What is there if nobody says anything: zeros by our own word where a backing disk must not show.
+    /// The default content: zeros of its own where a backing disk must not show through.
     fn blank(&self) -> ExtentKind {
         if self.backing.is_some() { ExtentKind::Zero } else { ExtentKind::Unallocated }
     }

@@ -11,7 +11,7 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 
 /// A [`Storage`] in memory, sparse in pages of 4 KiB.
 ///
-/// Grows unless told otherwise, zeroes and discards by making pages absent. Every flush succeeds, there being
+/// Grows by default, zeroes and discards by making pages absent. Every flush succeeds, there being
 /// nothing to lose; [`RecordingStorage`](super::RecordingStorage) is the one that takes durability seriously.
 #[derive(Debug)]
 pub struct MemoryStorage {
@@ -58,7 +58,8 @@ impl MemoryStorage {
         self
     }
 
-    /// The same with other facts. Without `cheap_zero` zeros are written; without `discards` a discard does nothing.
+    /// The same with other facts. Without `cheap_zero` zeros are written; without `discards` a discard does
+    /// nothing.
     #[must_use]
     pub fn with_info(mut self, info: StorageInfo) -> Self {
         self.info = info;

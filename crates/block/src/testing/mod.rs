@@ -5,10 +5,11 @@
 //! | [`MemoryStorage`] | what a format lives in, without a file |
 //! | [`MemoryDisk`] | a disk of any geometry, with an allocation map, a backing disk and a log |
 //! | [`RecordingStorage`] | every image that a crash could leave ([`CrashPoint`]) |
-//! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until told ([`Gate`]) |
+//! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until released ([`Gate`]) |
 //!
-//! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the letter, so that a test
-//! that passes on them says something. Contents are sparse: a disk of 8 TiB with a few runs in it is small.
+//! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the
+//! letter, so that a test that passes on them says something. Contents are sparse: a disk of 8 TiB with a few
+//! runs in it is small.
 
 mod allocation;
 mod crash;

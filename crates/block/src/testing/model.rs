@@ -1,18 +1,19 @@
 //! Runs a small concurrent program under the model checker, many times, each in another order.
 //!
-//! Only there with `--cfg shuttle`; `cargo xtask model` builds and runs the models so. What the program does must depend on
-//! nothing but the order: it takes locks, threads and time from [`sync`](crate::sync), and makes everything anew each
-//! time. A failure prints the schedule that led to it.
+//! Only there with `--cfg shuttle`; `cargo xtask model` builds and runs the models so. What the program does
+//! must depend on nothing but the order: it takes locks, threads and time from [`sync`](crate::sync), and
+//! makes everything anew each time. A failure prints the schedule that led to it.
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, MaxSteps, Runner};
 
-/// Orders that are tried where nobody says how many.
+/// The default number of orders that are tried.
 const ORDERS: usize = 300;
 /// Priorities change so often in a run of the second kind: most bugs need two or three.
 const DEPTH: usize = 3;
 
-/// Runs `program` in so many random orders, and in as many in which few threads change places at chosen points.
+/// Runs `program` in so many random orders, and in as many in which few threads change places at chosen
+/// points.
 ///
 /// The environment says more: `BLOCKMIRROR_MODEL_ORDERS` how many, `BLOCKMIRROR_MODEL_SEED` which.
 ///

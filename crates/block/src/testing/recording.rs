@@ -19,8 +19,8 @@ pub(crate) const SECTOR: u64 = 512;
 
 /// A growing [`Storage`] in memory that logs every change and every flush, with the data.
 ///
-/// Changes take effect at once for readers. What a crash would leave of them is for [`CrashPoints`] to say: all that was
-/// logged before the last flush, and any part of the rest.
+/// Changes take effect at once for readers. What a crash would leave of them is for [`CrashPoints`] to say:
+/// all that was logged before the last flush, and any part of the rest.
 #[derive(Debug)]
 pub struct RecordingStorage {
     name: Arc<str>,
@@ -84,7 +84,8 @@ impl RecordingStorage {
         Self { name: Arc::from("recording"), state: Mutex::new(state) }
     }
 
-    /// Entries logged so far: a position to compare [`CrashPoint::position`](super::CrashPoint::position) with.
+    /// Entries logged so far: a position to compare [`CrashPoint::position`](super::CrashPoint::position)
+    /// with.
     pub fn position(&self) -> usize {
         self.state.lock().log.len()
     }
@@ -104,14 +105,15 @@ impl RecordingStorage {
         MemoryStorage::from_sparse(self.state.lock().live.clone())
     }
 
-    /// Every image that a crash at any moment since the beginning could have left. The log is taken as it is now.
+    /// Every image that a crash at any moment since the beginning could have left. The log is taken as it is
+    /// now.
     pub fn crash_points(&self) -> CrashPoints {
         let state = self.state.lock();
         CrashPoints::new(state.base.clone(), state.log.clone())
     }
 
-    /// Makes a change now and logs it as the disk would see it: in whole sectors, since a sector that is written
-    /// in part goes to the disk together with what it held in memory.
+    /// Makes a change now and logs it as the disk would see it: in whole sectors, since a sector that is
+    /// written in part goes to the disk together with what it held in memory.
     fn change(&self, entry: Logged) {
         let mut guard = self.state.lock();
         let state = &mut *guard;

@@ -1,7 +1,7 @@
 //! Bytes in memory, most of which may be absent.
 //!
-//! The contents of all doubles. Pages are shared between copies until written, so that a thousand images of one crash test cost
-//! little more than one. Must hold: no byte past the length is other than zero.
+//! The contents of all doubles. Pages are shared between copies until written, so that a thousand images of
+//! one crash test cost little more than one. Must hold: no byte past the length is other than zero.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,4 +1,5 @@
-//! Rules from a file in the form QEMU reads: groups `[inject-error]` and `[set-state]`, each with lines `key = "value"`.
+//! Rules from a file in the form QEMU reads: groups `[inject-error]` and `[set-state]`, each with lines `key
+//! = "value"`.
 
 use std::fs::File;
 use std::io::Read;

@@ -1,7 +1,8 @@
 //! What happens on a node, under QEMU's names.
 //!
-//! QEMU's format drivers announce each step they take. Ours do not; the events that the requests themselves make are there.
-//! The others are known by name, so that rules written for QEMU are accepted, but they never happen here.
+//! QEMU's format drivers announce each step they take. Ours do not; the events that the requests themselves
+//! make are there. The others are known by name, so that rules written for QEMU are accepted, but they never
+//! happen here.
 
 /// An event that a rule can wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! A disk or a storage under rules.
 //!
-//! The two share `Blkdebug`: it cuts requests to the sizes that were asked for, tells the rules what happens, and fails what
-//! they say. A request that is cut may so be done in part when it fails.
+//! The two share `Blkdebug`: it cuts requests to the sizes that were asked for, tells the rules what happens,
+//! and fails what they say. A request that is cut may so be done in part when it fails.
 
 use std::io;
 use std::sync::Arc;

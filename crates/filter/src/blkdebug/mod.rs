@@ -1,7 +1,7 @@
 //! Fault injection by rules, with the keys of QEMU's `blkdebug` driver.
 //!
-//! `event` names what happens, `options` is what can be asked for, `config` reads rules from a file, `rules` decides which
-//! request fails, and `member` puts that in front of a disk or a storage.
+//! `event` names what happens, `options` is what can be asked for, `config` reads rules from a file, `rules`
+//! decides which request fails, and `member` puts that in front of a disk or a storage.
 
 mod config;
 mod event;

@@ -1,7 +1,8 @@
 //! Which request fails: the rules and the state they move through. Pure.
 //!
-//! An event arms the rules that wait for it in the present state; if any does, those armed before are disarmed. A request
-//! fails by the first armed rule that fits it. The state changes after an event has armed, by the first change that fits.
+//! An event arms the rules that wait for it in the present state; if any does, those armed before are
+//! disarmed. A request fails by the first armed rule that fits it. The state changes after an event has
+//! armed, by the first change that fits.
 
 use blockmirror_block::ByteRange;
 

@@ -1,9 +1,10 @@
 //! Leaky buckets: the arithmetic of throttling. Pure; `now` is an argument.
 //!
-//! A bucket leaks at its rate, and each request pours in what it costs. A request may go when no bucket of its direction is
-//! over its size; it may then fill the bucket beyond, so that an oversize request passes and those after it pay. Without
-//! bursts the size is a tenth of a second's worth. With them it is what a whole burst pours in, and a burst longer than a second
-//! is itself held to its rate by a second level that leaks at that rate.
+//! A bucket leaks at its rate, and each request pours in what it costs. A request may go when no bucket of
+//! its direction is over its size; it may then fill the bucket beyond, so that an oversize request passes and
+//! those after it pay. Without bursts the size is a tenth of a second's worth. With them it is what a whole
+//! burst pours in, and a burst longer than a second is itself held to its rate by a second level that leaks
+//! at that rate.
 
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ impl Direction {
     }
 }
 
-/// Seconds' worth that passes at once where no burst is told.
+/// Seconds' worth that passes at once where no burst is set.
 const PLAIN_SECONDS: f64 = 0.1;
 
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +117,7 @@ impl Buckets {
         if seconds <= 0.0 {
             return Duration::ZERO;
         }
-        // Rounded up, so that whoever has waited finds that it was enough.
+        // Rounded up, so that a request that has waited so long may pass.
         let exact = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         exact.saturating_add(Duration::from_nanos(1))
     }
@@ -143,7 +144,8 @@ mod tests {
 
     use super::*;
 
-    /// Sends requests one after another for `seconds` of a virtual clock; returns how many bytes and requests went.
+    /// Sends requests one after another for `seconds` of a virtual clock; returns how many bytes and requests
+    /// went.
     fn drive(limits: ThrottleLimits, direction: Direction, bytes: u64, seconds: u64) -> (u64, u64) {
         let mut buckets = Buckets::new(limits, Duration::ZERO);
         let (mut now, mut requests) = (Duration::ZERO, 0u64);
@@ -155,7 +157,7 @@ mod tests {
                     break;
                 }
                 tries += 1;
-                assert!(tries <= 2, "waiting as long as told is enough");
+                assert!(tries <= 2, "waiting as long as the answer says is enough");
                 now += delay;
             }
             if now >= Duration::from_secs(seconds) {

@@ -1,10 +1,11 @@
 //! A throttle group: requests of several members wait here for their turn.
 //!
-//! Waiters of one direction go by turns, one of each member that has any, so that a member with many requests does not keep
-//! the others from theirs. Reads and writes wait apart, unless both could go: then they alternate.
+//! Waiters of one direction go by turns, one of each member that has any, so that a member with many requests
+//! does not keep the others from theirs. Reads and writes wait apart, unless both could go: then they
+//! alternate.
 //!
-//! A member that is told to let go lets its waiting requests pass, accounted but not held: whoever gives a job up wants them
-//! out of the way, and a guest's write must not fail for it.
+//! A member that is cancelled lets its waiting requests pass, accounted but not held: the abort of a job
+//! needs them out of the way, and a guest's write must not fail for it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -105,7 +106,7 @@ impl ThrottleGroup {
         self.state.lock().buckets.limits()
     }
 
-    /// Puts other limits in force. Buckets start empty, and whoever waits looks again.
+    /// Puts other limits in force. Buckets start empty, and waiting requests look again.
     ///
     /// # Errors
     /// Limits that make no sense; the old ones stay.
@@ -277,7 +278,8 @@ mod tests {
         let member = group.join();
         member.admit(Direction::Write, 1);
         thread::scope(|s| {
-            // At one request a second the first alone would take a second: they end because the limits change.
+            // At one request a second the first alone would take a second: they end because the limits
+            // change.
             for _ in 0..100 {
                 s.spawn(|| member.admit(Direction::Write, 1));
             }

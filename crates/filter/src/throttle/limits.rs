@@ -1,4 +1,5 @@
-//! What a throttle group limits, and which combinations make sense. Texts of refusals are those scripts know from QEMU.
+//! What a throttle group limits, and which combinations make sense. Texts of refusals are those scripts know
+//! from QEMU.
 
 /// The largest rate and burst rate.
 pub const MAX_THROTTLE_VALUE: u64 = 1_000_000_000_000_000;
@@ -8,7 +9,8 @@ pub const MAX_THROTTLE_VALUE: u64 = 1_000_000_000_000_000;
 pub struct Rate {
     /// Units (bytes, requests) per second in the long run; 0 is unlimited.
     pub avg: u64,
-    /// Units per second in a burst; 0 means that bursts are not told apart (a tenth of a second's worth passes at once).
+    /// Units per second in a burst; 0 means that bursts have no limit of their own (a tenth of a second's
+    /// worth passes at once).
     pub max: u64,
     /// Seconds that a burst at `max` may last.
     pub max_length: u64,
@@ -61,7 +63,7 @@ pub enum ThrottleError {
     /// A total next to a rate for one direction.
     #[error("bps/iops/max total values and read/write values cannot be used at the same time")]
     TotalAndSplit,
-    /// A size for requests that nobody counts.
+    /// A size for requests that are not counted.
     #[error("iops size requires an iops value to be set")]
     SizeWithoutIops,
     /// A rate beyond [`MAX_THROTTLE_VALUE`].

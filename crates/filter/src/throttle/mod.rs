@@ -1,7 +1,7 @@
 //! Throttling: limits on bytes and requests per second, shared by the members of a group.
 //!
-//! `limits` says what can be asked for, `bucket` does the arithmetic (time is an argument), `group` lets requests wait for
-//! their turn, and `member` puts the group in front of a disk or a storage.
+//! `limits` says what can be asked for, `bucket` does the arithmetic (time is an argument), `group` lets
+//! requests wait for their turn, and `member` puts the group in front of a disk or a storage.
 
 mod bucket;
 mod group;

@@ -9,8 +9,9 @@ const FIRST: Duration = Duration::from_millis(50);
 /// The longest wait.
 pub(crate) const LONGEST: Duration = Duration::from_secs(5);
 
-/// The wait after `failed` attempts in a row: none before the first, then 50 ms doubled for each up to [`LONGEST`], of which
-/// `random` takes up to half away. Clients that lost one server together so do not come back together.
+/// The wait after `failed` attempts in a row: none before the first, then 50 ms doubled for each up to
+/// [`LONGEST`], of which `random` takes up to half away. Clients that lost one server together so do not come
+/// back together.
 pub(crate) fn backoff(failed: u32, random: u32) -> Duration {
     if failed == 0 {
         return Duration::ZERO;

@@ -21,7 +21,7 @@ pub(crate) struct Connector {
     tls: Option<Tls>,
 }
 
-/// Somebody who may want to end a connection that is being made.
+/// A caller that may cancel a connection that is being made.
 pub(crate) trait Patron {
     /// Whether it was given up.
     fn given_up(&self) -> bool;

@@ -1,15 +1,16 @@
 //! One connection in the transmission phase, shared by any number of calling threads.
 //!
-//! No thread of its own: of the callers that wait for a reply one reads the socket, for all of them. It takes a header; if bytes
-//! follow that belong to another caller, it hands the socket on to that one, which reads them straight into its own
-//! buffer and then reads on. Whoever has its reply leaves the socket to another that waits. So nothing is copied, and nobody
-//! who has sent all of its request waits without somebody reading.
+//! No thread of its own: of the callers that wait for a reply one reads the socket, for all of them. It takes
+//! a header; if bytes follow that belong to another caller, it hands the socket on to that one, which reads
+//! them straight into its own buffer and then reads on. A caller that has its reply leaves the socket to
+//! another that waits. So nothing is copied, and no caller that has sent all of its request waits while the
+//! socket is not read.
 //!
-//! What the server sends is believed only as far as it fits a request that was made. The first thing that does not fit ends the
-//! connection: after it, nobody knows where the next header begins.
+//! What the server sends is believed only as far as it fits a request that was made. The first thing that
+//! does not fit ends the connection: after it, it is unknown where the next header begins.
 //!
-//! Locks: `turn` (writing; held while the socket takes a request), `shared` (never held during I/O). None is taken under
-//! another but `shared` under `turn`.
+//! Locks: `turn` (writing; held while the socket takes a request), `shared` (never held during I/O). None is
+//! taken under another but `shared` under `turn`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -150,8 +151,8 @@ impl Connection {
     /// Sends one request and waits for its whole reply.
     ///
     /// # Errors
-    /// [`ClientError::Server`] if the server says that it failed. All others: the connection is dead, and what the server
-    /// has done is unknown.
+    /// [`ClientError::Server`] if the server says that it failed. All others: the connection is dead, and
+    /// what the server has done is unknown.
     pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let deadline = self.io_timeout.and_then(|limit| Instant::now().checked_add(limit));
@@ -175,7 +176,7 @@ impl Connection {
         }
     }
 
-    /// Takes leave of the server, if nobody is in the way.
+    /// Sends a disconnect request, if no other caller is using the socket.
     pub(crate) fn close(&self) {
         if let Some(_turn) = self.turn.try_lock()
             && self.shared.lock().dead.is_none()
@@ -183,7 +184,7 @@ impl Connection {
             let op =
                 Op { command: Command::Disconnect, flags: CommandFlags::NONE, range: ByteRange::default() };
             let _ = self.link.socket().set_timeout(Some(GOODBYE));
-            // Nobody waits for an answer to this, and there is none.
+            // No caller waits for an answer to this, and there is none.
             let _ = self.write(op, 0, &[]);
         }
         self.die(ClientError::Cancelled);
@@ -324,7 +325,7 @@ impl Connection {
         }
     }
 
-    /// Takes the request off the list, and leaves the socket to somebody who waits if nobody reads.
+    /// Takes the request off the list, and hands the socket to a waiting caller if none reads.
     fn leave(shared: &mut Shared, cookie: u64) {
         if let Some(slot) = shared.slots.remove(&cookie) {
             shared.spare.push(slot.wake);
@@ -358,8 +359,8 @@ impl Connection {
         Err(error)
     }
 
-    /// Reads one header and does what is to be done without its payload. The header, if its payload is for `mine`; the one
-    /// of another request has been handed on.
+    /// Reads one header and does what is to be done without its payload. The header, if its payload is for
+    /// `mine`; the one of another request has been handed on.
     fn step(&self, incoming: &mut Incoming, mine: u64) -> Result<Option<Header>, ClientError> {
         let header = self.header(incoming)?;
         let cookie = header.cookie();

@@ -1,13 +1,14 @@
 //! Which bytes of a read have arrived.
 //!
-//! A structured reply may bring them in pieces and in any order, but each byte exactly once. Called by the connection for
-//! every piece, before a byte of it is stored.
+//! A structured reply may bring them in pieces and in any order, but each byte exactly once. Called by the
+//! connection for every piece, before a byte of it is stored.
 
 use blockmirror_block::ByteRange;
 
 use super::error::ClientError;
 
-/// Most separate pieces that are kept apart: a reply of 32 MiB in 512-byte sectors from both ends inwards would need fewer.
+/// Most separate pieces that are kept apart: a reply of 32 MiB in 512-byte sectors from both ends inwards
+/// would need fewer.
 const MAX_PIECES: usize = 64 << 10;
 
 #[derive(Debug)]

@@ -19,16 +19,16 @@ use super::status::Status;
 use crate::NbdUri;
 use crate::proto::{Command, CommandFlags, Errno, TransmissionFlags};
 
-/// Longest range without a payload (zeroes, trim) that is asked for at once where headers have 64-bit lengths. Older servers
-/// may hold their limit for payloads against these too.
+/// Longest range without a payload (zeroes, trim) that is asked for at once where headers have 64-bit
+/// lengths. Older servers may hold their limit for payloads against these too.
 const LONG: u64 = 1 << 30;
 
 /// Longest range whose status is asked for at once: with 32-bit lengths, and with 64-bit ones.
 const STATUS_COMPACT: u64 = 1 << 31;
 const STATUS_EXTENDED: u64 = 1 << 36;
 
-/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers that were shorter than the
-/// question, is asked no more: the rest counts as data.
+/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers that were
+/// shorter than the question, is asked no more: the rest counts as data.
 const CRUMB: u64 = 4096;
 const CRUMBS: u64 = 1024;
 
@@ -39,11 +39,12 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 ///
 /// # Lost connections
 ///
-/// Requests under way wait for the server to come back as long as [`ClientOptions::reconnect_delay`] says, and are done
-/// again then; a read or a write of the same bytes may so be done twice. If writes had been completed and not flushed, the
-/// next flush fails once ([`ClientError::UnflushedLost`]): a server that was killed has forgotten them, and whoever wrote must
-/// write what was written since the last good flush again. If the export has changed meanwhile (its size, whether it can be
-/// written), requests fail with [`ClientError::Changed`].
+/// Requests under way wait for the server to come back as long as [`ClientOptions::reconnect_delay`] says,
+/// and are done again then; a read or a write of the same bytes may so be done twice. If writes had been
+/// completed and not flushed, the next flush fails once ([`ClientError::UnflushedLost`]): a server that was
+/// killed has forgotten them, and the writer must write what was written since the last good flush again. If
+/// the export has changed meanwhile (its size, whether it can be written), requests fail with
+/// [`ClientError::Changed`].
 pub struct Client {
     pool: Arc<Pool>,
     uri: NbdUri,
@@ -54,8 +55,8 @@ pub struct Client {
     trim: Refusal,
     /// Orders writes of parts of a block against other writes of that block.
     blocks: RangeLock,
-    /// Block status requests answered in part so far, and the bytes that those answers were about. Over all queries: a
-    /// caller may end each of them early.
+    /// Block status requests answered in part so far, and the bytes that those answers were about. Over all
+    /// queries: a caller may end each of them early.
     answers: AtomicU64,
     answered: AtomicU64,
 }
@@ -72,8 +73,8 @@ impl Drop for Client {
     }
 }
 
-/// That the server has refused one kind of request: it is not asked again before it is another server, perhaps, after a
-/// reconnection.
+/// That the server has refused one kind of request: it is not asked again before it is another server,
+/// perhaps, after a reconnection.
 #[derive(Default)]
 struct Refusal {
     /// The epoch of the connections, and 1; zero: never.

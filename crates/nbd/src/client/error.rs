@@ -1,6 +1,7 @@
 //! Why a client cannot do something: the cause inside of [`blockmirror_block::Error`].
 //!
-//! One failure may be told to many callers (a lost connection ends all its requests), so errors are cheap to clone.
+//! One failure may go to many callers (a lost connection ends all its requests), so errors are cheap to
+//! clone.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::proto::{Errno, OptionCode, OptionReply, ProtoError};
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody listens there, or the way there is blocked.
+    /// No server listens there, or the way there is blocked.
     #[error("cannot connect: {0}")]
     Connect(Arc<io::Error>),
     /// Connecting and the handshake took longer than the limit.
@@ -52,8 +53,8 @@ pub enum ClientError {
     /// After a reconnection the export was another than before.
     #[error("after reconnecting the export {0}")]
     Changed(String),
-    /// Writes that were done but not flushed may have gone with a lost connection. Told once, by the flush calls that
-    /// should have covered them.
+    /// Writes that were done but not flushed may have gone with a lost connection. Reported once, by the
+    /// flush calls that should have covered them.
     #[error("the connection was lost: what was written since the last flush may be lost")]
     UnflushedLost,
     /// The server answered a request with an error.
@@ -92,8 +93,8 @@ impl ClientError {
         }
     }
 
-    /// Whether it is what the server has to say about one request, and the connection is good. A server that is going
-    /// down says so, and that ends the connection.
+    /// Whether it is what the server has to say about one request, and the connection is good. A server that
+    /// is going down says so, and that ends the connection.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Server { error, .. } if *error != Errno::SHUTDOWN)
     }

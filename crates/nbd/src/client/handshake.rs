@@ -1,7 +1,7 @@
 //! The handshake: from a connected socket to an export with agreed sizes and contexts.
 //!
-//! Called by the pool for every connection. Everything the server says is bounded: the time by the deadline that the stream
-//! carries, the answers to one option in number and length.
+//! Called by the pool for every connection. Everything the server says is bounded: the time by the deadline
+//! that the stream carries, the answers to one option in number and length.
 
 use std::io::{self, Read, Write};
 
@@ -98,7 +98,7 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
             return self.export_name(flags, wanted);
         }
         self.options(flags, wanted).inspect_err(|error| {
-            // A server that was polite is told that this is the end; whether it hears that does not matter.
+            // The protocol asks for an abort; whether the server receives it does not matter.
             if matches!(error, ClientError::Refused { .. }) {
                 let _ = self.ask(OptionCode::Abort, &[]);
             }
@@ -279,7 +279,7 @@ impl Export {
         if size > i64::MAX.cast_unsigned() {
             return violation(format!("an export of {size} bytes"));
         }
-        // Where nobody said, what every server has always taken.
+        // The default of the protocol: what every server takes.
         let default = if size.is_multiple_of(512) { 512 } else { 1 };
         let (min_block, max) = self.blocks.unwrap_or((default, MAX_PAYLOAD));
         if min_block > MAX_BLOCK {

@@ -1,8 +1,8 @@
 //! Which completed writes a flush still owes durability.
 //!
-//! A server that is killed forgets what it had not flushed, and the client, reconnected, cannot tell a killed server from a cut
-//! wire. So writes that were completed and not flushed when a connection was lost count as lost, and the next flush must
-//! say so. Pure; the pool holds it under its lock.
+//! A server that is killed forgets what it had not flushed, and the client, reconnected, cannot tell a killed
+//! server from a cut wire. So writes that were completed and not flushed when a connection was lost count as
+//! lost, and the next flush must say so. Pure; the pool holds it under its lock.
 
 /// Counts of writes, flushes and losses.
 ///
@@ -13,9 +13,9 @@ pub(crate) struct Ledger {
     /// Writes completed in this epoch, and how many of those a flush has covered.
     completed: u64,
     flushed: u64,
-    /// How often unflushed writes went with an epoch, and how many of those callers were told of.
+    /// How often unflushed writes went with an epoch, and how many of those were reported to callers.
     losses: u64,
-    told: u64,
+    reported: u64,
 }
 
 /// What a flush knows of its beginning.
@@ -23,7 +23,7 @@ pub(crate) struct Ledger {
 pub(crate) struct Ticket {
     epoch: u64,
     completed: u64,
-    told: u64,
+    reported: u64,
 }
 
 impl Ledger {
@@ -48,15 +48,15 @@ impl Ledger {
 
     /// A flush begins; ask [`verdict`](Self::verdict) at its end.
     pub(crate) fn begin(&self) -> Ticket {
-        Ticket { epoch: self.epoch, completed: self.completed, told: self.told }
+        Ticket { epoch: self.epoch, completed: self.completed, reported: self.reported }
     }
 
-    /// Whether a flush that has `ticket` must fail because of losses. All flushes that began before somebody was told
-    /// fail; those that begin afterwards do not.
+    /// Whether a flush that has `ticket` must fail because of losses. All flushes that began before a loss
+    /// was reported fail; those that begin afterwards do not.
     pub(crate) fn verdict(&mut self, ticket: Ticket) -> bool {
-        let lost = self.losses > ticket.told;
+        let lost = self.losses > ticket.reported;
         if lost {
-            self.told = self.losses;
+            self.reported = self.losses;
         }
         lost
     }
@@ -119,8 +119,8 @@ mod tests {
         assert!(!ledger.verdict(c));
     }
 
-    /// A write was answered, its connection was lost, and only then did the writer come to count it: counted in the
-    /// new epoch, a flush of that would have vouched for it.
+    /// A write was answered, its connection was lost, and only then did the writer come to count it: counted
+    /// in the new epoch, a flush of that would have vouched for it.
     #[test]
     fn a_write_of_an_epoch_that_is_over_is_a_loss() {
         let mut ledger = Ledger::default();

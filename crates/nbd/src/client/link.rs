@@ -1,7 +1,8 @@
 //! A connection's bytes, plain or inside TLS.
 //!
-//! One thread reads and one writes at a time; the connection sees to that. With TLS both need the one state that rustls keeps,
-//! which is locked only while bytes are turned into others: never while a thread waits for the socket.
+//! One thread reads and one writes at a time; the connection sees to that. With TLS both need the one state
+//! that rustls keeps, which is locked only while bytes are turned into others: never while a thread waits for
+//! the socket.
 
 use std::io;
 use std::sync::Arc;
@@ -88,7 +89,8 @@ pub(crate) fn closed() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed it")
 }
 
-/// The reading side of a link, with what has arrived and was not asked for yet. Belongs to the thread that reads.
+/// The reading side of a link, with what has arrived and was not asked for yet. Belongs to the thread that
+/// reads.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     link: Arc<Link>,

@@ -14,8 +14,8 @@ pub const MAX_CONNECTIONS: u16 = 16;
 
 /// What a client is to be like.
 ///
-/// By default: for reading, up to four connections where the server allows it, ten seconds for a handshake, and nothing is waited
-/// for when the connection is lost.
+/// By default: for reading, up to four connections where the server allows it, ten seconds for a handshake,
+/// and nothing is waited for when the connection is lost.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
     pub(crate) uri: NbdUri,
@@ -60,16 +60,16 @@ impl ClientOptions {
         self
     }
 
-    /// Most connections, from 1 to [`MAX_CONNECTIONS`]. More than one are used only where the server says that a flush on
-    /// one covers writes on all; they are made when there is work for them.
+    /// Most connections, from 1 to [`MAX_CONNECTIONS`]. More than one are used only where the server says
+    /// that a flush on one covers writes on all; they are made when there is work for them.
     #[must_use]
     pub fn connections(mut self, connections: u16) -> Self {
         self.connections = connections.clamp(1, MAX_CONNECTIONS);
         self
     }
 
-    /// How long requests wait for a lost server to come back before they fail; then they are done again. Zero: what was
-    /// under way fails at once, and each later request makes one attempt to reconnect.
+    /// How long requests wait for a lost server to come back before they fail; then they are done again.
+    /// Zero: what was under way fails at once, and each later request makes one attempt to reconnect.
     #[must_use]
     pub fn reconnect_delay(mut self, delay: Duration) -> Self {
         self.reconnect_delay = delay;
@@ -90,25 +90,27 @@ impl ClientOptions {
         self
     }
 
-    /// How long a TCP peer may leave what was sent to it unacknowledged before the connection counts as lost; `None` leaves
-    /// that to the system. (30 seconds by default.) A slow server is none that keeps silent: its host acknowledges.
+    /// How long a TCP peer may leave what was sent to it unacknowledged before the connection counts as lost;
+    /// `None` leaves that to the system. (30 seconds by default.) A slow server is none that keeps silent:
+    /// its host acknowledges.
     #[must_use]
     pub fn peer_timeout(mut self, limit: Option<Duration>) -> Self {
         self.peer_timeout = limit;
         self
     }
 
-    /// How long the server may take for one request, from sending it to the end of its reply, before the connection counts as
-    /// lost: a request that waited for it fails, or is done again as [`reconnect_delay`](Self::reconnect_delay) says. `None`, as
-    /// by default, or zero: as long as it likes. It is noticed within twice that time.
+    /// How long the server may take for one request, from sending it to the end of its reply, before the
+    /// connection counts as lost: a request that waited for it fails, or is done again as
+    /// [`reconnect_delay`](Self::reconnect_delay) says. `None`, as by default, or zero: as long as it likes.
+    /// It is noticed within twice that time.
     #[must_use]
     pub fn io_timeout(mut self, limit: Option<Duration>) -> Self {
         self.io_timeout = limit.filter(|limit| !limit.is_zero());
         self
     }
 
-    /// Whether to ask in which layer of the server's backing chain bytes lie, if it can tell (`qemu:allocation-depth`);
-    /// extents then have that depth. Without it the export is one layer.
+    /// Whether to ask in which layer of the server's backing chain bytes lie, if it can tell
+    /// (`qemu:allocation-depth`); extents then have that depth. Without it the export is one layer.
     #[must_use]
     pub fn allocation_depth(mut self, ask: bool) -> Self {
         self.allocation_depth = ask;

@@ -1,9 +1,10 @@
 //! The connections of one client: how many, which one a request takes, and what happens when they are lost.
 //!
-//! All connections live and die together, in *epochs*: when one is lost, nobody knows whether the server is still the one that
-//! the others speak to, or whether a flush on them would cover writes on it. Nobody reconnects in the background:
-//! the first request that finds no connection makes one, and those that come meanwhile wait for it. Further connections
-//! are made by a thread of their own while the first is used, because a server that wants no more may just let them hang.
+//! All connections live and die together, in *epochs*: when one is lost, it is unknown whether the server is
+//! still the one that the others speak to, or whether a flush on them would cover writes on it. There is no
+//! reconnection in the background: the first request that finds no connection makes one, and those that come
+//! meanwhile wait for it. Further connections are made by a thread of their own while the first is used,
+//! because a server that wants no more may just let them hang.
 //!
 //! Locks: `state`, never held during I/O.
 
@@ -40,7 +41,7 @@ struct State {
     connections: Vec<Arc<Connection>>,
     /// Whether a connection of this epoch beyond the first was tried.
     widened: bool,
-    /// Somebody is making a connection, with these sockets so far.
+    /// A caller is making a connection, with these sockets so far.
     connecting: bool,
     sockets: Vec<Weak<Socket>>,
     /// Since when there is no connection that has proved itself, and how many were made or tried since.
@@ -68,8 +69,8 @@ struct Wait {
 impl Pool {
     /// Connects for the first time, trying as long as the options say.
     pub(crate) fn open(connector: Connector) -> Result<Arc<Self>, ClientError> {
-        struct Nobody;
-        impl Patron for Nobody {
+        struct NeverCancelled;
+        impl Patron for NeverCancelled {
             fn given_up(&self) -> bool {
                 false
             }
@@ -78,7 +79,7 @@ impl Pool {
         let deadline = Instant::now() + connector.options().open_timeout;
         let mut failed = 0;
         let connection = loop {
-            match connector.connect(&Nobody, 0) {
+            match connector.connect(&NeverCancelled, 0) {
                 Ok(connection) => break connection,
                 Err(error) if !error.is_passing() || Instant::now() >= deadline => return Err(error),
                 Err(_) => {
@@ -167,7 +168,7 @@ impl Pool {
             match result {
                 Ok(()) => {
                     self.succeeded(&connection, op);
-                    // Told only now: the flush itself may have found out about a loss.
+                    // Reported only now: the flush itself may have found a loss.
                     let ledger = &mut self.state.lock().ledger;
                     ledger.flushed(ticket, connection.epoch);
                     return if ledger.verdict(ticket) { Err(ClientError::UnflushedLost) } else { Ok(()) };
@@ -395,7 +396,7 @@ impl Pool {
     }
 }
 
-/// Somebody who makes a connection, as long as nobody cancels.
+/// A caller that makes a connection, until it is cancelled.
 struct Attempt {
     pool: Weak<Pool>,
     cancelled: u64,

@@ -1,7 +1,7 @@
 //! A TCP or Unix domain socket to a server: connecting within a time limit, and whole reads and writes.
 //!
-//! `&self` everywhere: one thread may read while another writes and a third shuts it down, which ends the calls of the first
-//! two.
+//! `&self` everywhere: one thread may read while another writes and a third shuts it down, which ends the
+//! calls of the first two.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs};

@@ -1,6 +1,7 @@
 //! What a server says lies where, and what that means in extents.
 //!
-//! Read by the connection, one chunk per context; turned into extents by the client once the whole reply is there.
+//! Read by the connection, one chunk per context; turned into extents by the client once the whole reply is
+//! there.
 
 use blockmirror_block::{ByteRange, Extent, ExtentKind};
 
@@ -77,12 +78,12 @@ impl Status {
             && negotiated.depth.is_some() != self.depth.is_empty()
     }
 
-    /// Hands on what it says about `range`, which it answers from the start; how far it reaches: to the end of `range`, or to
-    /// a multiple of `unit` after its start.
+    /// Hands on what it says about `range`, which it answers from the start; how far it reaches: to the end
+    /// of `range`, or to a multiple of `unit` after its start.
     ///
-    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. What they say of the
-    /// bytes is taken as it is, but it ends with a whole block, where the next request may begin. About a first block of
-    /// which only a part is answered nothing is known.
+    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. What they
+    /// say of the bytes is taken as it is, but it ends with a whole block, where the next request may begin.
+    /// About a first block of which only a part is answered nothing is known.
     pub(crate) fn extents(&self, range: ByteRange, unit: u64, found: &mut dyn FnMut(Extent)) -> u64 {
         let mut reach = reach(&self.base, range);
         if !self.depth.is_empty() {

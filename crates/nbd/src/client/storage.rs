@@ -24,9 +24,9 @@ impl ClientStorage {
         Self { client, failed: Some(AtomicBool::new(false)) }
     }
 
-    /// All of the export, for a disk with no format above it: the client knows which writes a lost connection may have taken
-    /// along, and fails the flush that should have covered them; those after it may succeed. So a job that writes what
-    /// was not flushed again can go on.
+    /// All of the export, for a disk with no format above it: the client knows which writes a lost connection
+    /// may have taken along, and fails the flush that should have covered them; those after it may succeed.
+    /// So a job that writes what was not flushed again can go on.
     pub fn plain(client: Arc<Client>) -> Self {
         Self { client, failed: None }
     }

@@ -1,7 +1,7 @@
 //! TLS credentials of a client: whom it trusts, and who it says it is.
 //!
-//! The files are those of QEMU's `tls-creds-x509` and of libnbd: in one directory `ca-cert.pem`, and if the server asks who is
-//! there `client-cert.pem` and `client-key.pem`.
+//! The files are those of QEMU's `tls-creds-x509` and of libnbd: in one directory `ca-cert.pem`, and if the
+//! server asks who is there `client-cert.pem` and `client-key.pem`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,12 +26,13 @@ const SYSTEM_AUTHORITIES: [&str; 2] =
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TlsOptions {
-    /// A directory with `ca-cert.pem`, and perhaps `client-cert.pem` and `client-key.pem`. Without one the system's
-    /// authorities are trusted and the client has no certificate.
+    /// A directory with `ca-cert.pem`, and perhaps `client-cert.pem` and `client-key.pem`. Without one the
+    /// system's authorities are trusted and the client has no certificate.
     pub directory: Option<PathBuf>,
-    /// The name that the server's certificate must have. Without one it is the host's; a Unix domain socket has none.
+    /// The name that the server's certificate must have. Without one it is the host's; a Unix domain socket
+    /// has none.
     pub server_name: Option<String>,
-    /// Takes any server for the right one. The connection is encrypted, but nobody knows to whom.
+    /// Accepts any server. The connection is encrypted, but the peer is not authenticated.
     pub accept_any_server: bool,
 }
 

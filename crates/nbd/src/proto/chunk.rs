@@ -88,7 +88,8 @@ pub struct Descriptor {
     pub flags: u64,
 }
 
-/// The payload of a `BLOCK_STATUS` or `BLOCK_STATUS_EXT` chunk: what one context says, from the request's offset on.
+/// The payload of a `BLOCK_STATUS` or `BLOCK_STATUS_EXT` chunk: what one context says, from the request's
+/// offset on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockStatus {
     /// The context.

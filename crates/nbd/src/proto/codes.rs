@@ -1,6 +1,7 @@
 //! The numbers that say what something is: options, their replies, infos, commands and chunks.
 //!
-//! Every one of them keeps a number it does not know as `Other`, because a peer may send it and must get an answer.
+//! Every one of them keeps a number it does not know as `Other`, because a peer may send it and must get an
+//! answer.
 
 macro_rules! codes {
     ($(#[$m:meta])* $name:ident: $int:ty { $($(#[$vm:meta])* $variant:ident = $value:expr;)* }) => {

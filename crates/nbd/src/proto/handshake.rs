@@ -54,7 +54,7 @@ wire_flags! {
         SEND_DF = 7;
         /// A flush on one connection covers writes of all.
         CAN_MULTI_CONN = 8;
-        /// `RESIZE` is served (an extension that nobody here uses).
+        /// `RESIZE` is served (an extension that is not used here).
         SEND_RESIZE = 9;
         /// `CACHE` is served.
         SEND_CACHE = 10;
@@ -130,7 +130,8 @@ struct WireExport {
     flags: U16,
 }
 
-/// What a server answers `EXPORT_NAME` with; [`ZEROES`](Self::ZEROES) zeros follow unless both sides agreed on none.
+/// What a server answers `EXPORT_NAME` with; [`ZEROES`](Self::ZEROES) zeros follow unless both sides agreed
+/// on none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportNameReply {
     /// Bytes of the export.

@@ -1,11 +1,11 @@
 //! The NBD wire format: pure bytes in, typed values out.
 //!
-//! No I/O, no sockets, no state: server and client read whole headers and payloads and
-//! hand the bytes here. Hostile bytes give a [`ProtoError`], never a panic; nothing is allocated from a number that the peer
+//! No I/O, no sockets, no state: server and client read whole headers and payloads and hand the bytes here.
+//! Hostile bytes give a [`ProtoError`], never a panic; nothing is allocated from a number that the peer
 //! chose, only from bytes that it sent.
 //!
-//! Source: the protocol document of the NBD project (`doc/proto.md`). All numbers on the wire are big-endian. Names are those
-//! of the document without their `NBD_` prefixes.
+//! Source: the protocol document of the NBD project (`doc/proto.md`). All numbers on the wire are big-endian.
+//! Names are those of the document without their `NBD_` prefixes.
 //!
 //! | file | part of a conversation |
 //! |---|---|

@@ -19,10 +19,11 @@ const MOST: RawFd = 1024;
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 impl Listener {
-    /// The sockets that `LISTEN_FDS` speaks of, if `LISTEN_PID` says that they are meant for this process; none if not.
+    /// The sockets that `LISTEN_FDS` speaks of, if `LISTEN_PID` says that they are meant for this process;
+    /// none if not.
     ///
-    /// Call it once, early. The variables stay in the environment, with the number of this process, so that children do not
-    /// take them as meant for themselves.
+    /// Call it once, early. The variables stay in the environment, with the number of this process, so that
+    /// children do not take them as meant for themselves.
     ///
     /// # Errors
     /// The variables make no sense, a descriptor is no listening socket, or they have been taken before.
@@ -58,8 +59,9 @@ fn take(fd: RawFd) -> Result<Listener, ServerError> {
         return Err(refused("is not open"));
     }
     #[expect(unsafe_code, reason = "there is no other way to own a descriptor that is known by number")]
-    // SAFETY: the descriptor is open, as was just looked up. It is nobody else's: the variables name this process, so whoever
-    // started it opened the descriptor for it before it had any of its own, and they are taken once only.
+    // SAFETY: the descriptor is open, as was just looked up. Nothing else owns it: the variables name this
+    // process, so the process that started it opened the descriptor for it before it had any of its own, and
+    // they are taken once only.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     // Children are not to have it.
     rustix::io::fcntl_setfd(&owned, FdFlags::CLOEXEC)

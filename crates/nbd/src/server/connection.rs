@@ -1,11 +1,12 @@
 //! One client in the transmission phase: who reads it, who writes it, and when it ends.
 //!
-//! Two roles, each held by at most one worker at a time: *reading* (taking bytes in and making requests of them) and *writing*
-//! (sending replies). Nobody waits for a role: a worker with a reply puts it into the queue, and whoever writes takes it along.
-//! Neither role blocks; when the socket has nothing, or no room, the role is given up and epoll wakes a worker later.
+//! Two roles, each held by at most one worker at a time: *reading* (taking bytes in and making requests of
+//! them) and *writing* (sending replies). No worker waits for a role: one with a reply puts it into the
+//! queue, and the present writer sends it too. Neither role blocks; when the socket has nothing, or no room,
+//! the role is given up and epoll wakes a worker later.
 //!
-//! What must hold: a connection that is not being read is armed, parked until something is given back, or ended. It closes
-//! when it has ended, no request runs and no reply is left, once.
+//! What must hold: a connection that is not being read is armed, parked until something is given back, or
+//! ended. It closes when it has ended, no request runs and no reply is left, once.
 
 mod output;
 
@@ -45,7 +46,8 @@ pub(crate) struct Connection {
     pub(crate) account: Arc<Account>,
     input: Mutex<Input>,
     state: Mutex<State>,
-    /// Held while the socket is armed, so that the last time is by the latest state; the state is locked inside it.
+    /// Held while the socket is armed, so that the last time is by the latest state; the state is locked
+    /// inside it.
     arming: Mutex<()>,
     /// Counts bytes moved, so that a peer that stalls or is slow is noticed.
     moved: AtomicU64,
@@ -87,7 +89,7 @@ struct State {
 }
 
 impl State {
-    /// Queues a reply, or gives it back if nobody will get it.
+    /// Queues a reply, or gives it back if the connection is closed.
     fn enqueue(&mut self, reply: Reply) -> Option<Reply> {
         if self.broken {
             return Some(reply);
@@ -136,7 +138,7 @@ pub(crate) struct Task {
     /// The payload, or room for the bytes of a read or for the answer to a block status request.
     pub(crate) buf: Option<Loan>,
     pub(crate) held: u64,
-    /// It has to wait for somebody else's work, which says nothing about the device.
+    /// It has to wait for another request or job, which says nothing about the device.
     pub(crate) waits: Option<Waiting>,
 }
 
@@ -160,7 +162,8 @@ impl Task {
                 let payload = buf.as_deref().filter(|_| has_payload).unwrap_or_default();
                 scratch.out.clear();
                 execute::run(&connection, &request, payload, &mut scratch.out);
-                // A long answer goes where room was set aside for it; the bytes of a write need theirs no more.
+                // A long answer goes where room was set aside for it; the bytes of a write need theirs no
+                // more.
                 let room = buf.take_if(|room| !moves && room.fill(&scratch.out));
                 let reply = match room {
                     Some(room) => Reply::in_room(room),
@@ -252,7 +255,7 @@ impl Connection {
         }
     }
 
-    /// That somebody still waits for a long request.
+    /// That a long request is still waited for.
     pub(crate) fn still_wanted(&self) -> Result<(), Failure> {
         if self.cut.load(Ordering::Relaxed) {
             return Err(Failure::new(Errno::SHUTDOWN, "the connection was cut off"));
@@ -291,9 +294,9 @@ impl Connection {
         }
     }
 
-    /// Waits for whatever is not being done by somebody. Called after each change of the state that calls for it, not under
-    /// the lock of the state: a worker may wake at once, and would have to wait for it. The end of the client is waited for
-    /// also while nothing is read but requests run.
+    /// Waits for the socket events that no worker handles. Called after each change of the state that calls
+    /// for it, not under the lock of the state: a worker may wake at once, and would have to wait for it. The
+    /// end of the client is waited for also while nothing is read but requests run.
     fn arm(&self) {
         let _arming = self.arming.lock();
         let interest = {
@@ -310,12 +313,13 @@ impl Connection {
             interest
         };
         if interest.is_some_and(|interest| self.served.pool.arm(self, interest).is_err()) {
-            // Nobody would ever wake up for it again.
+            // Nothing would ever wake up for it again.
             self.break_off();
         }
     }
 
-    /// Reads, as the holder of the role, until there is nothing more, or it must wait, or others had better have a turn.
+    /// Reads, as the holder of the role, until there is nothing more, or it must wait, or others had better
+    /// have a turn.
     pub(crate) fn read(self: &Arc<Self>, scratch: &mut Scratch) {
         let mut turns = 0;
         loop {
@@ -327,7 +331,8 @@ impl Connection {
             };
             self.send_scratch(scratch);
             turns += 1;
-            // The last request is done by this worker, after the socket has been armed so that another one reads on.
+            // The last request is done by this worker, after the socket has been armed so that another one
+            // reads on.
             let last = match turn {
                 Turn::More if turns < TURNS => {
                     self.hand_over(scratch);
@@ -402,7 +407,8 @@ impl Connection {
     }
 
     /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued.
-    /// One that `waits` had better not be taken in if many do, as long as something else will have reading go on.
+    /// One that `waits` had better not be taken in if many do, as long as something else will have reading go
+    /// on.
     pub(crate) fn admit(&self, bytes: u64, waits: bool) -> bool {
         let mut state = self.state.lock();
         if waits && state.running > 0 && self.served.many_wait() {
@@ -488,7 +494,7 @@ impl Connection {
         self.resume();
     }
 
-    /// Makes room for another connection, though somebody may hold on to this one a little longer.
+    /// Makes room for another connection, though a worker may hold on to this one a little longer.
     pub(crate) fn leave(&self) {
         let slot = self.slot.lock().take();
         drop(slot);

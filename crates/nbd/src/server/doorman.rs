@@ -1,4 +1,5 @@
-//! The one thread of a server that waits at its listeners, and looks from time to time for clients that have stalled.
+//! The one thread of a server that waits at its listeners, and looks from time to time for clients that have
+//! stalled.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -21,7 +22,7 @@ use super::server::Shared;
 
 /// How often stalled clients are looked for, while there are clients; more often if they may stall less long.
 const ROUND: Duration = Duration::from_secs(5);
-/// How long nobody is let in after the system had no descriptor or memory for one more.
+/// How long no connection is accepted after the system had no descriptor or memory for one more.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Wakes the doorman.

@@ -1,6 +1,7 @@
 //! What a server refuses, and why.
 //!
-//! Returned to whoever runs the server; what a client did wrong is answered to the client and logged nowhere.
+//! Returned to the caller that runs the server; a client's errors are answered to the client and logged
+//! nowhere.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! Doing a request: from its header and payload to the bytes of its reply.
 //!
-//! Called by the reader of a connection for requests that are likely to be quick, and by workers for the others. What is not a
-//! read is the same in both cases; reads differ in where the bytes go.
+//! Called by the reader of a connection for requests that are likely to be quick, and by workers for the
+//! others. What is not a read is the same in both cases; reads differ in where the bytes go.
 
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Visit, WriteFlags, ZeroFlags, zero};
 
@@ -15,9 +15,10 @@ use super::terms::{Failure, Mode};
 
 /// Reads from here on are looked up for holes; shorter ones are read and looked at.
 const LOOK_UP_HOLES: usize = 64 << 10;
-/// How far beyond a read its holes are looked up, so that the next one need not, where a format has to be searched for
-/// them. A file without a format is asked for all that follows: finding the end of a run costs the same, however much of it is
-/// wanted, and can be slow (tmpfs walks over every page), so it had better be asked for once.
+/// How far beyond a read its holes are looked up, so that the next one need not, where a format has to be
+/// searched for them. A file without a format is asked for all that follows: finding the end of a run costs
+/// the same, however much of it is wanted, and can be slow (tmpfs walks over every page), so it had better be
+/// asked for once.
 const LOOK_AHEAD: u64 = 64 << 20;
 /// Shorter holes are sent as data: a chunk of their own costs as much.
 const SHORTEST_HOLE: u64 = 4096;

@@ -1,8 +1,8 @@
 //! From the first byte to the transmission phase: fixed newstyle negotiation.
 //!
-//! Runs on a thread of its own, which blocks, but never past the deadline. It reads no byte beyond the handshake: what follows
-//! is the connection's. Nothing a client says is believed before it is checked; what it asks too much of is answered with an
-//! error, what breaks the protocol ends it.
+//! Runs on a thread of its own, which blocks, but never past the deadline. It reads no byte beyond the
+//! handshake: what follows is the connection's. Nothing a client says is believed before it is checked; what
+//! it asks too much of is answered with an error, what breaks the protocol ends it.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -29,7 +29,8 @@ const MAX_PREFERRED_BLOCK: u32 = 64 << 10;
 /// Takes a client through the handshake and hands it to its export.
 ///
 /// # Errors
-/// The client went away, was too slow, gave up, or broke the protocol. There is nobody to tell but the socket, which closes.
+/// The client went away, was too slow, gave up, or broke the protocol. There is nothing to answer: the socket
+/// closes.
 pub(crate) fn run(
     shared: &Arc<Shared>,
     transport: Transport,
@@ -58,7 +59,7 @@ pub(crate) fn run(
         if let Some((served, mut terms)) = handshake.option(header)? {
             terms.contexts = handshake.contexts_for(&served);
             let slot = handshaking.become_client(&shared.slots, deadline).ok_or(io::ErrorKind::TimedOut)?;
-            // Whoever is told that it is in counts as a client from that moment.
+            // A client counts from the moment that it is answered so.
             let arrival = served.expect().ok_or(io::ErrorKind::NotConnected)?;
             handshake.send()?;
             served.serve(arrival, handshake.transport, terms, slot);
@@ -371,8 +372,8 @@ impl Handshake<'_> {
     }
 }
 
-/// Whether `query` selects the context `name`. A namespace alone, or `qemu:dirty-bitmap:`, stands for all in it, but only
-/// in a list.
+/// Whether `query` selects the context `name`. A namespace alone, or `qemu:dirty-bitmap:`, stands for all in
+/// it, but only in a list.
 fn matches_query(query: &str, name: &str, listing: bool) -> bool {
     if query == name {
         return true;

@@ -1,8 +1,8 @@
 //! Clients in the handshake: they have a limit of their own, and the oldest makes room for the newest.
 //!
-//! A client is in the handshake for some round trips, or silent until its time is over. Silent ones therefore keep others from
-//! nothing: they take no client's place, and where there are too many of them the one that has been silent longest goes.
-//! Used by the acceptor and by the threads that do handshakes.
+//! A client is in the handshake for some round trips, or silent until its time is over. Silent ones therefore
+//! keep others from nothing: they take no client's place, and where there are too many of them the one that
+//! has been silent longest goes. Used by the acceptor and by the threads that do handshakes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

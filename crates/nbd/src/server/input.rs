@@ -1,7 +1,8 @@
 //! Making requests of the bytes that a client sends.
 //!
-//! Owned by whoever reads a connection. Bytes come in through a buffer of the worker, so that a connection that is idle holds
-//! none; the payload of a long write goes straight to where the device takes it from.
+//! Owned by the worker that reads a connection. Bytes come in through a buffer of the worker, so that a
+//! connection that is idle holds none; the payload of a long write goes straight to where the device takes it
+//! from.
 
 use std::io;
 use std::sync::Arc;
@@ -24,8 +25,8 @@ const OUTPUT: usize = 256 << 10;
 /// Longer requests are never done by the reader: two threads move bytes faster than one.
 pub(crate) const INLINE: u64 = 64 << 10;
 
-/// Room set aside for the answer to a block status request: descriptors of 16 bytes, and as much again for what stands around
-/// them. Not left to the allocator: it keeps what one thread takes and another gives back.
+/// Room set aside for the answer to a block status request: descriptors of 16 bytes, and as much again for
+/// what stands around them. Not left to the allocator: it keeps what one thread takes and another gives back.
 const STATUS_ROOM: u64 = 2 * 16 * MAX_DESCRIPTORS as u64;
 
 /// What a worker uses for whichever connection it reads.
@@ -252,7 +253,8 @@ impl Input {
             connection.encoder().failure(&mut scratch.out, request, &failure);
             return Step::End;
         }
-        // What is left to others would be done after what the reader does now; both are in flight, so any order is right.
+        // What is left to others would be done after what the reader does now; both are in flight, so any
+        // order is right.
         let pace = connection.served.pace(request.command);
         let quick = pace.is_quick() && scratch.out.len() <= OUTPUT;
         let moved = if request.command == Command::Read { request.length } else { payload };

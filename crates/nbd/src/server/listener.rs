@@ -11,16 +11,19 @@ use rustix::net::{SocketFlags, SocketType, sockopt};
 
 use super::ServerError;
 
-/// A socket that listens. Given to [`Server::listen`](super::Server::listen), which closes it when the server stops.
+/// A socket that listens. Given to [`Server::listen`](super::Server::listen), which closes it when the server
+/// stops.
 #[derive(Debug)]
 pub struct Listener {
     fd: OwnedFd,
-    /// A socket file that was made here, with its device and inode number: it is removed at the end if it is still that one.
+    /// A socket file that was made here, with its device and inode number: it is removed at the end if it is
+    /// still that one.
     file: Option<(PathBuf, u64, u64)>,
 }
 
 impl Listener {
-    /// Listens at `path`. A socket that nobody serves any more is replaced; the file goes when the server stops.
+    /// Listens at `path`. A socket that is not served any more is replaced; the file goes when the server
+    /// stops.
     ///
     /// # Errors
     /// Another server answers there, something that is no socket is there, or the system refuses.

@@ -1,17 +1,19 @@
 //! Buffers of requests and replies, under one limit that is shared fairly.
 //!
-//! Readers of connections borrow here before they take a payload in or have one read from a device; a connection that finds no
-//! room waits, its socket unread.
+//! Readers of connections borrow here before they take a payload in or have one read from a device; a
+//! connection that finds no room waits, its socket unread.
 //!
 //! What must hold, whatever other clients do:
-//! - A client that holds nothing gets a buffer of up to [`RESERVE`] at once. The room for that is kept free of longer loans.
-//! - One that holds something already may hold up to a quarter of what is still free (the "dynamic threshold" of shared switch
-//!   buffers): the fuller it is, the less has one client of it.
-//! - A client that holds nothing and asks for more than is free is *starved*. What the longest starved one asks for is not lent
-//!   to others meanwhile, and the acceptor drops clients that are too slow then.
+//! - A client that holds nothing gets a buffer of up to [`RESERVE`] at once. The room for that is kept free
+//!   of longer loans.
+//! - One that holds something already may hold up to a quarter of what is still free (the "dynamic threshold"
+//!   of shared switch buffers): the fuller it is, the less has one client of it.
+//! - A client that holds nothing and asks for more than is free is *starved*. What the longest starved one
+//!   asks for is not lent to others meanwhile, and the acceptor drops clients that are too slow then.
 //!
-//! Buffers are mappings of their own: freed ones go back to the system, which the allocator's arenas, one per thread, do not
-//! do. Some are kept for the next request, because fresh memory costs a page fault every 4 KiB.
+//! Buffers are mappings of their own: freed ones go back to the system, which the allocator's arenas, one per
+//! thread, do not do. Some are kept for the next request, because fresh memory costs a page fault every 4
+//! KiB.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,8 +60,8 @@ struct Starved {
 }
 
 impl Memory {
-    /// Buffers of `limit` bytes in all, of which each of `clients` has its reserve. If the reserves are more than half of
-    /// the limit, they come on top of that half.
+    /// Buffers of `limit` bytes in all, of which each of `clients` has its reserve. If the reserves are more
+    /// than half of the limit, they come on top of that half.
     pub(crate) fn new(limit: u64, clients: usize) -> Arc<Self> {
         let reserves = (clients as u64).saturating_mul(RESERVE);
         let shared = limit.saturating_sub(reserves).max(limit / 2);
@@ -79,8 +81,9 @@ impl Memory {
         (since <= before && first > free).then(|| first - free)
     }
 
-    /// Called now and then, and when the last client has gone. Gives what is kept for the next request back to the system if
-    /// no request holds anything, and has those look again for whom the system had no memory.
+    /// Called now and then, and when the last client has gone. Gives what is kept for the next request back
+    /// to the system if no request holds anything, and has those look again for whom the system had no
+    /// memory.
     pub(crate) fn round(&self) {
         let (kept, waiting) = {
             let mut state = self.state.lock();
@@ -160,8 +163,8 @@ impl Account {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is resumed when there
-    /// may be.
+    /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is
+    /// resumed when there may be.
     pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<Connection>) -> Option<Loan> {
         let size = len.max(SMALLEST).next_power_of_two() as u64;
         let memory = &self.memory;

@@ -13,18 +13,21 @@
 //! # }
 //! ```
 //!
-//! Threads, no runtime. One thread waits at the listeners. Each client has one for its handshake, which ends with it. From then
-//! on its socket is waited for by the workers of its export: whichever is woken takes the client's requests in, and
+//! Threads, no runtime. One thread waits at the listeners. Each client has one for its handshake, which ends
+//! with it. From then on its socket is waited for by the workers of its export: whichever is woken takes the
+//! client's requests in, and
 //!
-//! - does them itself, one after the other, and sends their replies together, while the device answers at once;
-//! - leaves them to other workers, so that they run at the same time, when the device has callers wait (`pace` decides).
+//! - does them itself, one after the other, and sends their replies together, while the device answers at
+//!   once;
+//! - leaves them to other workers, so that they run at the same time, when the device has callers wait
+//!   (`pace` decides).
 //!
-//! An idle client costs a socket and a few hundred bytes. Nothing blocks on a client: replies that it does not read wait in a
-//! queue, and when that is long, its requests are not read either. What all clients together can make the server hold is limited
-//! ([`ServerOptions`]).
+//! An idle client costs a socket and a few hundred bytes. Nothing blocks on a client: replies that it does
+//! not read wait in a queue, and when that is long, its requests are not read either. What all clients
+//! together can make the server hold is limited ([`ServerOptions`]).
 //!
-//! A flush covers the writes of all connections, because they share one device; so every export says that it can be used by
-//! several connections at once.
+//! A flush covers the writes of all connections, because they share one device; so every export says that it
+//! can be used by several connections at once.
 
 mod activation;
 mod connection;

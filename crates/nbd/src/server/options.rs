@@ -10,17 +10,18 @@ use std::time::Duration;
 pub(crate) const MAX_RUNNING: usize = 128;
 /// Bytes that the requests and unsent replies of one connection may hold: two of the longest requests.
 pub(crate) const MAX_CONNECTION_BYTES: u64 = 64 << 20;
-/// Bytes of short replies, which are in no lent buffer, that one connection may leave unread before nothing more is read.
+/// Bytes of short replies, which are in no lent buffer, that one connection may leave unread before nothing
+/// more is read.
 pub(crate) const MAX_LOOSE: usize = 512 << 10;
-/// Slowest that a client may take its replies, or send what it announced, while another one that holds nothing waits for what
-/// this one holds: bytes in a second.
+/// Slowest that a client may take its replies, or send what it announced, while another one that holds
+/// nothing waits for what this one holds: bytes in a second.
 pub(crate) const MIN_RATE: u64 = 64 << 10;
 /// Handshakes at the same time, each a thread. The oldest ends when one more comes.
 pub(crate) const MAX_HANDSHAKES: usize = 512;
 /// Extents that are looked at for one context of a block status request; the answer ends there.
 pub(crate) const MAX_VISITS: usize = 64 << 10;
-/// Most descriptors in one answer to a block status request, all contexts together unless they are very many: 128 KiB. Clients
-/// ask again from where an answer ends, so longer ones would only be harder to hold.
+/// Most descriptors in one answer to a block status request, all contexts together unless they are very many:
+/// 128 KiB. Clients ask again from where an answer ends, so longer ones would only be harder to hold.
 pub(crate) const MAX_DESCRIPTORS: usize = 8 << 10;
 /// Longest payload of an option that is looked at: 16 strings of the longest kind.
 pub(crate) const MAX_OPTION: u32 = 64 << 10;
@@ -33,8 +34,8 @@ pub(crate) const MAX_CONTEXTS: usize = 1024;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ServerOptions {
-    /// Clients at the same time; further ones wait in the listeners' queues. 0: no limit. Handshakes do not count; one that
-    /// ends when there is no room waits for it as long as its time lasts.
+    /// Clients at the same time; further ones wait in the listeners' queues. 0: no limit. Handshakes do not
+    /// count; one that ends when there is no room waits for it as long as its time lasts.
     pub max_connections: usize,
     /// How long a client may take from connecting to the transmission phase.
     pub handshake_limit: Duration,
@@ -42,13 +43,13 @@ pub struct ServerOptions {
     pub stall_limit: Duration,
     /// Threads that one export may use. They are started when needed and end with the export's last client.
     pub workers: usize,
-    /// Bytes that the buffers of requests and unsent replies of all connections may hold. 2 MiB of it are set aside for each
-    /// of `max_connections`, at least half of it is not.
+    /// Bytes that the buffers of requests and unsent replies of all connections may hold. 2 MiB of it are set
+    /// aside for each of `max_connections`, at least half of it is not.
     pub memory: u64,
     /// Whether and how TLS is spoken.
     #[cfg(feature = "tls")]
     pub tls: super::tls::TlsPolicy,
-    /// Who is told about clients.
+    /// The observer of clients.
     pub observer: Option<Arc<dyn Observer>>,
 }
 
@@ -79,11 +80,12 @@ impl fmt::Debug for ServerOptions {
     }
 }
 
-/// Is told when clients come to and go from exports, for each export in the order in which they do.
+/// Notified when clients come to and go from exports, for each export in the order in which they do.
 ///
-/// Called from the server's threads. Must neither block nor remove exports or stop the server: both wait for it to return.
+/// Called from the server's threads. Must neither block nor remove exports or stop the server: both wait for
+/// it to return.
 pub trait Observer: Send + Sync {
-    /// A client is let in to `export`, which now has `clients` of them.
+    /// A client has connected to `export`, which now has `clients` of them.
     fn connected(&self, export: &str, clients: usize) {
         let _ = (export, clients);
     }

@@ -1,17 +1,20 @@
-//! Whether requests of one kind are done sooner by the reader of a connection, one after the other, or by many threads.
+//! Whether requests of one kind are done sooner by the reader of a connection, one after the other, or by
+//! many threads.
 //!
-//! The reader does quick requests itself and sends their replies together; handing each to another thread would cost more than
-//! doing it. A device that makes callers wait gets its requests in parallel instead. Which of the two a device is shows in
-//! how long it takes on average, and may change: a cache gets cold, a mirror job begins. The average counts, not how many are
-//! slow.
+//! The reader does quick requests itself and sends their replies together; handing each to another thread
+//! would cost more than doing it. A device that makes callers wait gets its requests in parallel instead.
+//! Which of the two a device is shows in how long it takes on average, and may change: a cache gets cold, a
+//! mirror job begins. The average counts, not how many are slow.
 //!
-//! For short writes slow alone is not enough. They may wait for a lock that each of them needs, such as the one that the kernel
-//! holds while it writes to a file, or for processors; many threads then wait longer, and wake each other for nothing. So what a
-//! write costs when it is spread is measured too: the time that it takes, shared among those that are under way at the same
-//! time. What was learned of the other way fades, so that it is tried again. What is really slow is never the reader's.
+//! For short writes slow alone is not enough. They may wait for a lock that each of them needs, such as the
+//! one that the kernel holds while it writes to a file, or for processors; many threads then wait longer, and
+//! wake each other for nothing. So what a write costs when it is spread is measured too: the time that it
+//! takes, shared among those that are under way at the same time. What was learned of the other way fades, so
+//! that it is tried again. What is really slow is never the reader's.
 //!
-//! On a busy machine a request also takes long when its thread has to let others have the processor. More threads would only
-//! make that worse, so it does not count: the kernel tells whether a thread has waited of its own accord.
+//! On a busy machine a request also takes long when its thread has to let others have the processor. More
+//! threads would only make that worse, so it does not count: the kernel tells whether a thread has waited of
+//! its own accord.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -27,7 +30,8 @@ const PAGE: u64 = 4096;
 const SLOW: Duration = Duration::from_micros(250);
 /// Those that take longer count as if they took this: one makes the kind slow for some sixty quick ones.
 const LONGEST: Duration = Duration::from_millis(5);
-/// The same for writes: one in a hundred that waits for a lock whose holder has lost its processor does not make them slow.
+/// The same for writes: one in a hundred that waits for a lock whose holder has lost its processor does not
+/// make them slow.
 const LONGEST_WRITE: Duration = Duration::from_millis(1);
 /// An average is over about so many requests.
 const WEIGHT: u32 = 64;
@@ -180,8 +184,8 @@ mod tests {
         Duration::from_micros(n)
     }
 
-    /// Writers of a mirrored disk wait for each other's locks now and then. Once that made their requests be spread over many
-    /// threads, which then waited for processors: 99 of 100 took three times as long.
+    /// Writers of a mirrored disk wait for each other's locks now and then. Once that made their requests be
+    /// spread over many threads, which then waited for processors: 99 of 100 took three times as long.
     #[test]
     fn a_few_slow_requests_do_not_turn_the_scale_and_many_do() {
         let pace = Pace::default();
@@ -212,8 +216,9 @@ mod tests {
         assert!(pace.is_quick());
     }
 
-    /// A copy wrote to the file that the guest wrote to, and each write had to wait for it. Sixteen threads then queued for the
-    /// file's lock in the kernel, one behind the other, and the guest got a quarter of what one thread did for it.
+    /// A copy wrote to the file that the guest wrote to, and each write had to wait for it. Sixteen threads
+    /// then queued for the file's lock in the kernel, one behind the other, and the guest got a quarter of
+    /// what one thread did for it.
     #[test]
     fn requests_are_not_spread_where_they_only_wait_for_each_other() {
         let (alone, in_all) = (us(100), us(5000));
@@ -313,7 +318,7 @@ mod tests {
             }
             watch.stop(4096);
         };
-        // Nothing here waits, so that the time was somebody else's.
+        // Nothing here waits, so the time was spent elsewhere.
         ended_before(Duration::from_millis(20), false);
         assert!(pace.is_quick());
         ended_before(Duration::from_millis(20), true);

@@ -1,8 +1,9 @@
 //! The threads of one export.
 //!
-//! Every worker waits in the same epoll for the sockets of all the export's clients, so a request wakes one thread and that one
-//! reads it, does it and answers it. As long as a thread is free, another one waits: whoever turns from waiting to working
-//! starts a new one if none is left, up to the limit. A device that hangs holds up its own export only.
+//! Every worker waits in the same epoll for the sockets of all the export's clients, so a request wakes one
+//! thread and that one reads it, does it and answers it. As long as a thread is free, another one waits: a
+//! thread that turns from waiting to working starts a new one if none is left, up to the limit. A device that
+//! hangs holds up its own export only.
 
 use std::collections::VecDeque;
 use std::io;
@@ -47,8 +48,9 @@ struct State {
     threads: usize,
     /// Threads that wait in epoll.
     idle: usize,
-    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if there is more than it
-    /// takes: quick requests are then done by a few threads, and slow ones still get one each.
+    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if there
+    /// is more than it takes: quick requests are then done by a few threads, and slow ones still get one
+    /// each.
     waking: bool,
     /// Connections whose sockets are waited for.
     connections: usize,
@@ -64,7 +66,7 @@ impl Pool {
     pub(crate) fn new(most: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Edge-triggered: each write wakes one worker, and nobody reads the counter.
+        // Edge-triggered: each write wakes one worker, and the counter is not read.
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN | EventFlags::ET)?;
         Ok(Self { epoll, wake, most: most.max(1), state: Mutex::default() })
     }
@@ -126,8 +128,8 @@ impl Pool {
         }
     }
 
-    /// Sees to it that somebody looks at the queue. True if the caller is to [`wake`](Self::wake) a worker, once the state is
-    /// not locked any more: it looks there at once.
+    /// Makes sure that a worker looks at the queue. True if the caller is to [`wake`](Self::wake) a worker,
+    /// once the state is not locked any more: it looks there at once.
     fn call_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<bool> {
         if state.idle > 0 {
             return Ok(!std::mem::replace(&mut state.waking, true));
@@ -147,7 +149,7 @@ impl Pool {
     fn next(&self, served: &Arc<Served>) -> Next {
         let mut state = self.state.lock();
         if let Some(job) = state.jobs.pop_front() {
-            // One write may have stood for several jobs, and somebody has to wait for sockets meanwhile.
+            // One write may have stood for several jobs, and one thread has to wait for sockets meanwhile.
             let mut call = false;
             if !state.jobs.is_empty() || state.idle == 0 {
                 call = self.call_or_start(&mut state, served).unwrap_or(false);
@@ -169,7 +171,8 @@ impl Pool {
         Next::Wait((state.idle > 1).then_some(IDLE))
     }
 
-    /// The worker does not wait any more, perhaps because it was `called` to the queue; if it goes on to work and nobody else waits, another one is started.
+    /// The worker does not wait any more, perhaps because it was `called` to the queue; if it goes on to work
+    /// and no other waits, another one is started.
     fn woken(&self, served: &Arc<Served>, timed_out: bool, called: bool) -> bool {
         let mut state = self.state.lock();
         state.idle -= 1;

@@ -24,7 +24,8 @@ impl Encoder {
         }
     }
 
-    /// What stands before `len` bytes of data that lie at `offset`. In simple replies there is only one such piece.
+    /// What stands before `len` bytes of data that lie at `offset`. In simple replies there is only one such
+    /// piece.
     pub(crate) fn data_head(self, out: &mut Vec<u8>, request: &Request, offset: u64, len: usize, done: bool) {
         if self.0 == Mode::Simple {
             out.extend_from_slice(&SimpleReply { error: None, cookie: request.cookie }.encode());
@@ -150,7 +151,8 @@ impl Reply {
         }
     }
 
-    /// Takes `n` bytes as sent; gives back how many of them belong to the next reply, or `None` if bytes are left here.
+    /// Takes `n` bytes as sent; gives back how many of them belong to the next reply, or `None` if bytes are
+    /// left here.
     pub(crate) fn advance(&mut self, n: usize) -> Option<usize> {
         let mut left = self.sent + n;
         while let Some((head, data)) = self.piece(self.at) {

@@ -27,7 +27,7 @@ impl Clients {
     }
 }
 
-/// A client who is about to be told that transmission begins: from then on it counts.
+/// A client that is about to enter transmission: from then on it counts.
 pub(crate) struct Arrival(Option<Arc<Served>>);
 
 impl Drop for Arrival {
@@ -38,7 +38,8 @@ impl Drop for Arrival {
     }
 }
 
-/// How long running requests may take to end before clients are cut off, and again before the device is told to let go.
+/// How long running requests may take to end before clients are cut off, and again before the device's
+/// blocked calls are ended.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An export with everything that serves it.
@@ -48,17 +49,18 @@ pub(crate) struct Served {
     pub(crate) pool: Pool,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
-    /// Held from a change of the clients until the observer has been told, so that it is told in order.
+    /// Held from a change of the clients until the observer has been notified, so that notifications are in
+    /// order.
     telling: Mutex<()>,
     paces: [Pace; 5],
     clients: Mutex<Clients>,
     gone: Condvar,
     next_id: AtomicU64,
-    /// Requests that were taken in although they have to wait for somebody else's work.
+    /// Requests that were taken in although they have to wait for another request or job.
     waiting: AtomicUsize,
 }
 
-/// A request that waits for somebody else's work, from when it is taken in until it has been done.
+/// A request that waits for another request or job, from when it is taken in until it has been done.
 pub(crate) struct Waiting(Arc<Served>);
 
 impl Drop for Waiting {
@@ -70,9 +72,9 @@ impl Drop for Waiting {
 #[derive(Default)]
 struct Clients {
     by_id: HashMap<u64, Arc<Connection>>,
-    /// Those who are being told that they are in.
+    /// Those whose answer to `GO` is being sent.
     arriving: usize,
-    /// The export is being removed: nobody gets in any more.
+    /// The export is being removed: no client connects any more.
     closed: bool,
 }
 
@@ -162,7 +164,8 @@ impl Served {
         Some(Arrival(Some(Arc::clone(self))))
     }
 
-    /// Begins to serve a client whose handshake is done. If the export was closed meanwhile, the client is dropped.
+    /// Begins to serve a client whose handshake is done. If the export was closed meanwhile, the client is
+    /// dropped.
     pub(crate) fn serve(
         self: &Arc<Self>,
         mut arrival: Arrival,
@@ -230,7 +233,7 @@ impl Served {
         self.clients.lock().count()
     }
 
-    /// Lets nobody in any more, if nobody is there now.
+    /// Closes the export to new clients, if there are none now.
     pub(crate) fn close_if_unused(&self) -> Result<(), ServerError> {
         let mut clients = self.clients.lock();
         match clients.count() {
@@ -242,7 +245,7 @@ impl Served {
         }
     }
 
-    /// Lets nobody in any more, and reads no further request of those who are there.
+    /// Closes the export to new clients, and reads no further request of those that are there.
     pub(crate) fn finish(&self) {
         self.clients.lock().closed = true;
         for connection in self.connections() {
@@ -258,9 +261,9 @@ impl Served {
         }
     }
 
-    /// Waits for the last clients of all `exports` to be gone, whose end has been asked for: for running requests and their
-    /// replies first, unless clients have been cut off already; then without sending replies; then after telling devices to
-    /// let go of what they wait for. The limits are the same for one as for many.
+    /// Waits for the last clients of all `exports` to be gone, whose end has been asked for: for running
+    /// requests and their replies first, unless clients have been cut off already; then without sending
+    /// replies; then after telling devices to ended. The limits are the same for one as for many.
     pub(crate) fn wait_gone(exports: &[Arc<Self>], already_cut_off: bool) -> Result<(), ServerError> {
         let mut left: Vec<_> = exports.iter().collect();
         let mut wait = |then: fn(&Self)| {
@@ -288,7 +291,7 @@ impl Served {
             (clients, _) = self.gone.wait_timeout(clients, left);
         }
         drop(clients);
-        // And the observer has been told so.
+        // And the observer has been notified.
         drop(self.telling.lock());
         true
     }

@@ -1,4 +1,5 @@
-//! The server as its owner sees it: exports come and go, listeners and clients are added, and at the end everything stops.
+//! The server as its owner sees it: exports come and go, listeners and clients are added, and at the end
+//! everything stops.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -71,7 +72,8 @@ impl Server {
     /// Serves `export` from now on.
     ///
     /// # Errors
-    /// The name is taken or too long, the export is to be writable and its device is not, or the server has been stopped.
+    /// The name is taken or too long, the export is to be writable and its device is not, or the server has
+    /// been stopped.
     pub fn add(&self, export: Export) -> Result<(), ServerError> {
         let name = export.name.clone();
         let options = &self.shared.options;
@@ -88,12 +90,12 @@ impl Server {
         Ok(())
     }
 
-    /// Stops serving `name`. With [`RemoveMode::Hard`] its clients are cut off and their running requests waited for, some
-    /// seconds at most.
+    /// Stops serving `name`. With [`RemoveMode::Hard`] its clients are cut off and their running requests
+    /// waited for, some seconds at most.
     ///
     /// # Errors
-    /// There is no such export; it has clients and the mode is [`RemoveMode::Safe`]; or its device does not answer running
-    /// requests: then it is removed all the same.
+    /// There is no such export; it has clients and the mode is [`RemoveMode::Safe`]; or its device does not
+    /// answer running requests: then it is removed all the same.
     pub fn remove(&self, name: &str, mode: RemoveMode) -> Result<(), ServerError> {
         let served = {
             let mut exports = self.shared.exports.lock();
@@ -160,11 +162,12 @@ impl Server {
         self.shared.serve(stream.into())
     }
 
-    /// Stops: nobody gets in any more, running requests are answered, clients are let go, listeners are closed. Takes seconds
-    /// at most, with clients that do not read and devices that do not answer, too. All exports are gone afterwards.
+    /// Stops: no client connects any more, running requests are answered, clients are disconnected, listeners
+    /// are closed. Takes seconds at most, with clients that do not read and devices that do not answer, too.
+    /// All exports are gone afterwards.
     ///
     /// # Errors
-    /// A device did not answer requests even when told to let go.
+    /// A device did not answer requests even when its blocked calls were ended.
     pub fn stop(&self) -> Result<(), ServerError> {
         let exports = self.shared.close();
         for served in &exports {
@@ -209,7 +212,7 @@ impl Shared {
         self.exports.lock().values().cloned().collect()
     }
 
-    /// Lets nobody in any more and gives out what was served.
+    /// Closes the server to new clients and returns what was served.
     fn close(&self) -> Vec<Arc<Served>> {
         let exports = {
             let mut exports = self.exports.lock();

@@ -1,4 +1,4 @@
-//! A connected socket, used without blocking; waiting is done by whoever has to wait.
+//! A connected socket, used without blocking; the caller waits where it has to.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -71,7 +71,7 @@ impl Socket {
         }
     }
 
-    /// Ends it in both directions: whoever waits on it wakes up.
+    /// Ends it in both directions: waiters wake up.
     pub(crate) fn shutdown(&self) {
         let _ = rustix::net::shutdown(&self.0, Shutdown::Both);
     }

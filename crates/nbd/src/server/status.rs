@@ -111,8 +111,8 @@ fn ask(
     Ok(runs.found)
 }
 
-/// Maximal runs of equal flags, at most so many out of so many extents, and none for a client that has gone. The last one may
-/// be shorter than it is: clients ask again from where an answer ends.
+/// Maximal runs of equal flags, at most so many out of so many extents, and none for a client that has gone.
+/// The last one may be shorter than it is: clients ask again from where an answer ends.
 struct Runs<'a> {
     connection: &'a Connection,
     at: u64,

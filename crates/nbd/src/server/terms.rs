@@ -53,7 +53,8 @@ impl From<blockmirror_block::Error> for Failure {
     }
 }
 
-/// What an export can do, as the server announces it. With `one_client` there is no second connection for which more could be used.
+/// What an export can do, as the server announces it. With `one_client` there is no second connection for
+/// which more could be used.
 pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) -> TransmissionFlags {
     use TransmissionFlags as F;
     let mut flags = F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_CACHE;

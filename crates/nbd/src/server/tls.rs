@@ -1,7 +1,7 @@
 //! TLS over a socket that does not block, and the credentials for it.
 //!
-//! The session and its socket are used under one short lock, by whoever reads or writes at the moment; workers hand their
-//! replies over by the connection's queue and never wait here.
+//! The session and its socket are used under one short lock, by the present reader or writer; workers hand
+//! their replies over by the connection's queue and never wait here.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::path::Path;
@@ -44,9 +44,9 @@ impl TlsPolicy {
     }
 }
 
-/// Credentials from a folder laid out as QEMU's `tls-creds-x509` objects want it: `server-cert.pem` and `server-key.pem`,
-/// and with `verify_peer` also `ca-cert.pem` and, if it is there, `ca-crl.pem`: then only clients with a certificate
-/// of that authority get in.
+/// Credentials from a folder laid out as QEMU's `tls-creds-x509` objects want it: `server-cert.pem` and
+/// `server-key.pem`, and with `verify_peer` also `ca-cert.pem` and, if it is there, `ca-crl.pem`: then only
+/// clients with a certificate of that authority get in.
 ///
 /// # Errors
 /// [`ServerError::Credentials`] with the file that cannot be read or used.
@@ -125,12 +125,14 @@ impl TlsSession {
         loop {
             match session.reader().read(buf) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // A peer that closes without saying so has gone all the same: requests have lengths of their own.
+                // A peer that closes without saying so has gone all the same: requests have lengths of their
+                // own.
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 other => return other,
             }
             take(&mut session, socket)?;
-            // Answers of the session itself (key updates, alerts); what does not go out now goes with the next reply.
+            // Answers of the session itself (key updates, alerts); what does not go out now goes with the
+            // next reply.
             match flush(&mut session, socket) {
                 Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Err(e),
                 _ => {}

@@ -1,6 +1,7 @@
 //! What a connection is read from and written to: a socket as it is, or TLS over one.
 //!
-//! Nothing here blocks. Used by the handshake, which waits itself, and then by connections, which are woken by epoll.
+//! Nothing here blocks. Used by the handshake, which waits itself, and then by connections, which are woken
+//! by epoll.
 
 use std::io::{self, IoSlice};
 
@@ -57,7 +58,8 @@ impl Transport {
         self.socket.send(parts)
     }
 
-    /// Sends what [`send`](Self::send) took and keeps; [`io::ErrorKind::WouldBlock`] if the socket takes no more.
+    /// Sends what [`send`](Self::send) took and keeps; [`io::ErrorKind::WouldBlock`] if the socket takes no
+    /// more.
     pub(crate) fn flush(&self) -> io::Result<()> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
@@ -75,8 +77,8 @@ impl Transport {
         self.socket.shutdown();
     }
 
-    /// Whether a receive that gave less than there was room for leaves nothing behind, so that epoll tells of whatever comes
-    /// next. Not so with TLS, which may hold bytes that left the socket already.
+    /// Whether a receive that gave less than there was room for leaves nothing behind, so that epoll tells of
+    /// whatever comes next. Not so with TLS, which may hold bytes that left the socket already.
     pub(crate) fn short_means_drained(&self) -> bool {
         !self.is_tls()
     }

@@ -128,7 +128,7 @@ impl Peer {
         found
     }
 
-    /// `GO`; the facts it told, or the refusal.
+    /// `GO`; the facts of the answer, or the refusal.
     pub(crate) fn go(&mut self, export: &str) -> Result<Vec<Info>, OptionReply> {
         let infos = vec![InfoCode::Name, InfoCode::BlockSize];
         let payload = InfoRequest { export, infos }.encode();
@@ -218,8 +218,8 @@ impl Peer {
         cookie
     }
 
-    /// The next chunk, with its cookie and whether it is the last of its reply. `read` is how many bytes follow a
-    /// simple reply without error.
+    /// The next chunk, with its cookie and whether it is the last of its reply. `read` is how many bytes
+    /// follow a simple reply without error.
     pub(crate) fn receive(&mut self, read: usize) -> (u64, Piece, bool) {
         if self.mode == Mode::Simple {
             let reply = SimpleReply::decode(&self.read_array()).unwrap();

@@ -183,7 +183,7 @@ impl Peer {
     }
 }
 
-/// A server; `script` is run for each connection, which it is told the number of, in a thread of its own.
+/// A server; `script` is run for each connection, with its number, in a thread of its own.
 pub(crate) struct Fake {
     _dir: TempDir,
     path: PathBuf,

@@ -133,7 +133,8 @@ impl Stream {
                 }
                 None => {}
             }
-            // Looked at before each read: a server that sends without end what is not waited for gains nothing.
+            // Looked at before each read: a server that sends without end what is not waited for gains
+            // nothing.
             let Some(left) = deadline.left() else {
                 return Err(deadline.over(what));
             };

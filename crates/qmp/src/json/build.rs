@@ -1,5 +1,5 @@
-//! Tokens to a value, with a stack of its own in place of recursion. Called by [`super::parser`], which says when a
-//! value is complete (its brackets are balanced) and throws the builder away at the first error.
+//! Tokens to a value, with a stack of its own in place of recursion. Called by [`super::parser`], which says
+//! when a value is complete (its brackets are balanced) and throws the builder away at the first error.
 
 use serde_json::{Map, Number, Value};
 

@@ -1,9 +1,9 @@
-//! Bytes to tokens. Called by [`super::parser`] with one byte after the other; holds the bytes of the token that is not
-//! finished, and nothing else.
+//! Bytes to tokens. Called by [`super::parser`] with one byte after the other; holds the bytes of the token
+//! that is not finished, and nothing else.
 //!
-//! After a byte that fits nowhere the lexer skips what follows until a structural character, a control character other
-//! than the tabulator, or FE or FF: a client that does not know what its predecessor left half sent writes FF and is
-//! in step again.
+//! After a byte that fits nowhere the lexer skips what follows until a structural character, a control
+//! character other than the tabulator, or FE or FF: a client that does not know what its predecessor left
+//! half sent writes FF and is in step again.
 
 /// What the bytes say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +72,8 @@ impl Lexer {
         self.state = State::Recover;
     }
 
-    /// The end of the text: a number or word that only its successor would have finished is finished. Text that stops
-    /// inside of a token is a stray one.
+    /// The end of the text: a number or word that only its successor would have finished is finished. Text
+    /// that stops inside of a token is a stray one.
     pub(super) fn finish(&mut self) -> Option<Token> {
         let state = std::mem::replace(&mut self.state, State::Start);
         match state {

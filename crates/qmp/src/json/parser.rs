@@ -1,8 +1,8 @@
 //! The stream: bytes in, complete values out, with limits. Called by the sessions with what they read, and by
 //! [`parse`] with a whole text.
 //!
-//! Brackets are counted, and a value is complete when none is open, whether or not it was well formed: so one broken
-//! value costs one error, and the next is read as what it is.
+//! Brackets are counted, and a value is complete when none is open, whether or not it was well formed: so one
+//! broken value costs one error, and the next is read as what it is.
 
 use serde_json::Value;
 use thiserror::Error;
@@ -87,8 +87,9 @@ impl Parser {
         Self { limits, lexer: Lexer::new(), value: Unfinished::default() }
     }
 
-    /// Takes bytes from the front of `input` until a value is complete or found broken; `None` when `input` is used up
-    /// and more is needed. A number or a word that stands alone is complete only with the byte after it.
+    /// Takes bytes from the front of `input` until a value is complete or found broken; `None` when `input`
+    /// is used up and more is needed. A number or a word that stands alone is complete only with the byte
+    /// after it.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Result<Value, JsonError>> {
         while let Some((&byte, rest)) = input.split_first() {
             let token = match self.lexer.push(byte) {

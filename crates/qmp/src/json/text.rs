@@ -1,5 +1,5 @@
-//! Values to text, spelled as QEMU spells them: `{"a": 1, "b": [true, null]}`, ASCII only, doubles with seventeen
-//! digits. Scripts compare such lines.
+//! Values to text, spelled as QEMU spells them: `{"a": 1, "b": [true, null]}`, ASCII only, doubles with
+//! seventeen digits. Scripts compare such lines.
 
 use serde_json::{Number, Value};
 
@@ -77,7 +77,8 @@ fn number(out: &mut String, n: &Number) {
     }
 }
 
-/// C's `%.17g`: seventeen significant digits without trailing zeros, with an exponent if that is below -4 or above 16.
+/// C's `%.17g`: seventeen significant digits without trailing zeros, with an exponent if that is below -4 or
+/// above 16.
 fn general17(double: f64) -> String {
     let scientific = format!("{double:.16e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };

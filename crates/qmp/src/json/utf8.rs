@@ -1,8 +1,9 @@
-//! Modified UTF-8: one code point at a time, with U+0000 also spelled `C0 80`. Used by the parser for strings and for
-//! what it quotes in errors.
+//! Modified UTF-8: one code point at a time, with U+0000 also spelled `C0 80`. Used by the parser for strings
+//! and for what it quotes in errors.
 
-/// The code point at the start of `bytes` (which is not empty), or `None` if what stands there is not one; and how many
-/// bytes it took. An invalid sequence takes its lead byte and the continuation bytes that belong to it.
+/// The code point at the start of `bytes` (which is not empty), or `None` if what stands there is not one;
+/// and how many bytes it took. An invalid sequence takes its lead byte and the continuation bytes that belong
+/// to it.
 pub(super) fn next(bytes: &[u8]) -> (Option<char>, usize) {
     let Some(&lead) = bytes.first() else { return (None, 0) };
     let (want, bits, least) = match lead {

@@ -50,8 +50,8 @@ fn radix(digits: &str) -> (u32, &str) {
     }
 }
 
-/// A size in bytes: decimal digits, a fraction and a suffix (`b`, `k`, `m`, `g`, `t`, `p`, `e`), or hexadecimal digits
-/// alone. A fraction needs a unit to be a fraction of; it is cut to whole bytes.
+/// A size in bytes: decimal digits, a fraction and a suffix (`b`, `k`, `m`, `g`, `t`, `p`, `e`), or
+/// hexadecimal digits alone. A fraction needs a unit to be a fraction of; it is cut to whole bytes.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let (negative, text) = sign(text);
     if negative {

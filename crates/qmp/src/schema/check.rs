@@ -1,8 +1,8 @@
-//! Values against the schema: called for each command's arguments before its handler sees them, for command line
-//! options, and by tests for what handlers answer.
+//! Values against the schema: called for each command's arguments before its handler sees them, for command
+//! line options, and by tests for what handlers answer.
 //!
-//! Texts and the order in which faults are found are QEMU's: members as the schema lists them, then those of the chosen
-//! variant, then whatever is left over.
+//! Texts and the order in which faults are found are QEMU's: members as the schema lists them, then those of
+//! the chosen variant, then whatever is left over.
 
 use serde_json::{Map, Value};
 

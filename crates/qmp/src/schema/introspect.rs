@@ -1,7 +1,8 @@
-//! The schema as `query-qmp-schema` answers it. Called once per question with the commands and events of a table.
+//! The schema as `query-qmp-schema` answers it. Called once per question with the commands and events of a
+//! table.
 //!
-//! Types have numbers there in place of names, so that no client comes to depend on a name; lists are named after what
-//! they hold.
+//! Types have numbers there in place of names, so that no client comes to depend on a name; lists are named
+//! after what they hold.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! Mistakes in a schema that the compiler does not see. Called by tests of whoever wrote one.
+//! Mistakes in a schema that the compiler does not see. Called by the tests of a schema's owner.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! The schema as a reference for people. Called by whoever keeps the manual, with the commands and events of a table.
+//! The schema as a reference for people. Called by the generator of the manual, with the commands and events
+//! of a table.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! A way to a client: something to read, something to write, and how to wake up whoever is blocked in either.
-//! Made by the listeners and by whoever hands a descriptor to [`Monitors::serve`](super::Monitors::serve).
+//! A way to a client: a reader, a writer, and how to wake up a thread that is blocked in either.
+//! Made by the listeners and by callers of [`Monitors::serve`](super::Monitors::serve).
 
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -56,8 +56,8 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Any stream. `close` is called when the session ends, more than once perhaps, and must make blocked reads and
-    /// writes return.
+    /// Any stream. `close` is called when the session ends, more than once perhaps, and must make blocked
+    /// reads and writes return.
     pub fn new(
         reader: impl Read + Send + 'static,
         writer: impl Write + Send + 'static,
@@ -66,7 +66,7 @@ impl Connection {
         Self { reader: Box::new(reader), writer: Box::new(writer), close: Arc::new(close), peer: None }
     }
 
-    /// A connected unix socket. Whoever hands it over vouches for the peer.
+    /// A connected unix socket. The caller vouches for the peer.
     ///
     /// # Errors
     /// No more descriptors.
@@ -140,7 +140,7 @@ impl Read for Polled {
         loop {
             self.ready(PollFlags::IN)?;
             match rustix::io::read(&self.fd, &mut *buffer) {
-                // Somebody else reads the same terminal.
+                // Another process reads the same terminal.
                 Err(rustix::io::Errno::AGAIN) => {}
                 result => return Ok(result?),
             }

@@ -1,5 +1,5 @@
-//! All sessions together: who is there, what all of them are told, and how they end. Held by the daemon, by listeners and
-//! by every session.
+//! All sessions together: which exist, what is broadcast to them, and how they end. Held by the daemon, by
+//! listeners and by every session.
 
 use std::collections::BTreeMap;
 use std::io::{self, PipeWriter};
@@ -45,7 +45,7 @@ impl Hub {
 pub struct Monitors(Arc<Hub>);
 
 impl Monitors {
-    /// Monitors for `table`, with nobody there yet.
+    /// Monitors for `table`, without sessions.
     pub fn new(table: Table) -> Self {
         Self(Arc::new(Hub { table, state: Mutex::default(), changed: Condvar::new() }))
     }
@@ -55,7 +55,8 @@ impl Monitors {
         &self.0.table
     }
 
-    /// Greets the client at `connection` and serves it on threads of its own, until it is gone or [`Monitors::stop`].
+    /// Greets the client at `connection` and serves it on threads of its own, until it is gone or
+    /// [`Monitors::stop`].
     ///
     /// When the client has sent its last byte, what it has sent is still run and answered.
     ///
@@ -101,8 +102,8 @@ impl Monitors {
         }
     }
 
-    /// Lets no new client in, begins no new command, lets what runs be answered and what is answered be written, for
-    /// `grace` at most; then hangs up. Gives the number of sessions that had to be cut off.
+    /// Lets no new client in, begins no new command, lets what runs be answered and what is answered be
+    /// written, for `grace` at most; then hangs up. Gives the number of sessions that had to be cut off.
     pub fn stop(&self, grace: Duration) -> usize {
         let mut state = self.0.state.lock();
         state.stopping = true;

@@ -1,7 +1,7 @@
 //! Listening sockets: made by [`Monitors::listen_unix`] or inherited, served by one thread each.
 //!
-//! A socket is created with mode 0600, and a peer that is neither root nor the user of this process is hung up on before
-//! it is greeted: on a socket whose mode somebody changed, or that was inherited.
+//! A socket is created with mode 0600, and a peer that is neither root nor the user of this process is hung
+//! up on before it is greeted: on a socket whose mode was changed, or that was inherited.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,8 +25,8 @@ const BACKLOG: i32 = 16;
 /// How long to wait before looking again whether one more can be served.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// A socket that clients connect to. [`Monitors::stop`] ends listening, and so does dropping it, which also removes the
-/// socket's file; sessions go on.
+/// A socket that clients connect to. [`Monitors::stop`] ends listening, and so does dropping it, which also
+/// removes the socket's file; sessions go on.
 #[derive(Debug)]
 pub struct Listener {
     shared: Arc<Shared>,
@@ -52,8 +52,8 @@ impl Monitors {
     /// Listens on a new unix socket at `path`. A socket that a dead process left there is replaced.
     ///
     /// # Errors
-    /// Somebody listens there; what is there is not a socket; the path is longer than 107 bytes; any other failure to
-    /// create the socket.
+    /// A server listens there; what is there is not a socket; the path is longer than 107 bytes; any other
+    /// failure to create the socket.
     pub fn listen_unix(&self, path: impl AsRef<Path>) -> io::Result<Listener> {
         let path = path.as_ref();
         let socket = bind(path).map_err(|error| {
@@ -65,7 +65,7 @@ impl Monitors {
         Ok(listener)
     }
 
-    /// Serves whoever connects to a unix socket that is listening already.
+    /// Serves the clients of a unix socket that is listening already.
     ///
     /// # Errors
     /// No more descriptors or threads.
@@ -121,7 +121,7 @@ impl SocketFile {
         Ok(Self { path: std::path::absolute(path)?, identity: identity(path)? })
     }
 
-    /// Removes it, unless somebody has put something else there.
+    /// Removes it, unless it was replaced.
     fn remove(&self) {
         if identity(&self.path).is_ok_and(|now| now == self.identity) {
             drop(std::fs::remove_file(&self.path));

@@ -1,8 +1,8 @@
-//! What waits to be written to one client. Filled by whoever answers or emits, emptied by the session's writer.
+//! What waits to be written to one client. Filled by answers and events, emptied by the session's writer.
 //!
-//! Answers are never dropped; whoever would make another one waits while there is too much ([`Outgoing::wait_room`]).
-//! Events cannot wait, for those who emit them have other work: past [`MAX_EVENTS`] or [`MAX_EVENT_BYTES`] the oldest
-//! event that is not yet written goes.
+//! Answers are never dropped; the next command waits while there is too much ([`Outgoing::wait_room`]).
+//! Events cannot wait, for those who emit them have other work: past [`MAX_EVENTS`] or [`MAX_EVENT_BYTES`]
+//! the oldest event that is not yet written goes.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

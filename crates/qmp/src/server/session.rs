@@ -1,9 +1,9 @@
-//! One client from greeting to end, on three threads: one reads and runs what is out of band, one runs commands one
-//! after the other, one writes.
+//! One client from greeting to end, on three threads: one reads and runs what is out of band, one runs
+//! commands one after the other, one writes.
 //!
-//! Who waits for whom: the reader waits for the runner when enough commands are queued; both wait for the writer when
-//! too many answers are; the writer waits for the client. Closing the connection wakes all of them, but not a handler
-//! that is stuck: that thread is left to itself.
+//! Who waits for whom: the reader waits for the runner when enough commands are queued; both wait for the
+//! writer when too many answers are; the writer waits for the client. Closing the connection wakes all of
+//! them, but not a handler that is stuck: that thread is left to itself.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -21,8 +21,8 @@ use crate::json::{self, JsonError, Parser};
 use crate::protocol::{Request, answer, is_oob};
 use crate::sync::{Condvar, Mutex};
 
-/// Commands that may wait behind the one that runs, once the client has asked for out of band execution. A client that
-/// sends more keeps its own out of band commands from being read.
+/// Commands that may wait behind the one that runs, once the client has asked for out of band execution. A
+/// client that sends more keeps its own out of band commands from being read.
 const QUEUE: usize = 8;
 
 /// Negotiation, as it goes.
@@ -139,8 +139,8 @@ impl Session {
         self.peer
     }
 
-    /// Called by a handler: does `work` once the command that runs on this thread has been answered, for what the client
-    /// is to hear of only then.
+    /// Called by a handler: does `work` once the command that runs on this thread has been answered, for what
+    /// the client is to hear of only then.
     pub fn after_answer(&self, work: impl FnOnce() + Send + 'static) {
         self.after.lock().push((thread::current().id(), Deferred(Box::new(work))));
     }
@@ -222,8 +222,8 @@ impl Session {
         let mut queue = self.queue.lock();
         queue.waiting.push_back(item);
         self.changed.notify_all();
-        // Without out of band execution the next request is not even looked at before this one is answered: it may be
-        // this one that switches it on.
+        // Without out of band execution the next request is not even looked at before this one is answered:
+        // it may be this one that switches it on.
         let queue = self.changed.wait_while(queue, |queue| {
             let full = if self.oob() {
                 queue.waiting.len() >= QUEUE

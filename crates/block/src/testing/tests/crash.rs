@@ -81,8 +81,8 @@ fn a_write_is_torn_at_sectors_of_the_storage() {
     }
 }
 
-/// Two writes into one sector: the disk cannot have the second without the first, since the sector goes there as a
-/// whole. An early version replayed bytes and accused formats of losing the first.
+/// Two writes into one sector: the disk cannot have the second without the first, since the sector goes there
+/// as a whole. An early version replayed bytes and accused formats of losing the first.
 #[test]
 fn writes_into_one_sector_are_not_taken_apart() {
     let recording = RecordingStorage::with_contents(&[0; 512]);
@@ -109,7 +109,8 @@ fn a_point_describes_itself() {
 }
 
 proptest! {
-    /// Each sector of each image holds a value that it had, durably or not, since the last flush before the crash.
+    /// Each sector of each image holds a value that it had, durably or not, since the last flush before the
+    /// crash.
     #[test]
     fn no_image_holds_anything_that_was_not_there(
         ops in proptest::collection::vec((0u64..6, 1u64..4, 0u8..5), 1..14)

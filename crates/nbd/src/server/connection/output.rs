@@ -1,6 +1,7 @@
 //! The writing role: replies go out, or wait until there is room.
 //!
-//! Entered by the reader with what it made itself, by workers with a reply each, and when epoll says that there is room again.
+//! Entered by the reader with what it made itself, by workers with a reply each, and when epoll says that
+//! there is room again.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
