@@ -1,8 +1,8 @@
-//! What the tests of the whole and the developer commands share: QEMU's tools as the oracle, scratch folders in
-//! memory, disk contents that tell where they belong, and the images under `testdata/`.
+//! What the tests of the whole and the developer commands share: QEMU's tools as the oracle, scratch folders
+//! in memory, disk contents that tell where they belong, and the images under `testdata/`.
 //!
-//! Called by the files in `tests/tests/` and by `xtask`. Nothing here but [`live`] knows the crates under test, so that an
-//! error in them cannot hide in the judge.
+//! Called by the files in `tests/tests/` and by `xtask`. Nothing here but [`live`] knows the crates under
+//! test, so that an error in them cannot hide in the judge.
 
 pub mod content;
 pub mod live;

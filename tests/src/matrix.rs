@@ -1,7 +1,7 @@
 //! The matrix of qcow2 images that reading and writing are tried on: versions, cluster sizes, features.
 //!
-//! Some combinations cannot be made, version 2 with zstd for one; [`Combination::possible`] says which ones, and the
-//! tests check that against `qemu-img` itself.
+//! Some combinations cannot be made, version 2 with zstd for one; [`Combination::possible`] says which ones,
+//! and the tests check that against `qemu-img` itself.
 
 use std::path::{Path, PathBuf};
 

@@ -60,8 +60,8 @@ impl Qemu {
         run("qemu-img", Path::new("."), args.into_iter().chain([a.as_os_str(), b.as_os_str()])).map(drop)
     }
 
-    /// Copies `image` into a raw file that holds every guest byte. Runs in the image's folder: QEMU takes the name
-    /// of a data file as relative to where it runs.
+    /// Copies `image` into a raw file that holds every guest byte. Runs in the image's folder: QEMU takes the
+    /// name of a data file as relative to where it runs.
     pub fn to_raw(self, format: &str, image: &Path, raw: &Path) -> Outcome {
         let args = ["convert", "-f", format, "-O", "raw"].map(OsStr::new);
         let dir = image.parent().unwrap_or(Path::new("."));
@@ -69,8 +69,8 @@ impl Qemu {
     }
 }
 
-/// A Python that has the package `qemu.qmp` from PyPI: the one that `BLOCKMIRROR_PYTHON` names, or `python3`. Programs that came
-/// with the package lie beside it. If there is none the skip of `asked_by` is printed.
+/// A Python that has the package `qemu.qmp` from PyPI: the one that `BLOCKMIRROR_PYTHON` names, or `python3`.
+/// Programs that came with the package lie beside it. If there is none the skip of `asked_by` is printed.
 ///
 /// # Panics
 /// If there is none and `BLOCKMIRROR_REQUIRE_QEMU` is `1`.
@@ -111,7 +111,8 @@ pub fn have(asked_by: &str, tools: &[&str]) -> bool {
     false
 }
 
-/// Whether somebody listens at `socket`: it is there a moment before that. Looked up, for to ask is to be a client.
+/// Whether a server listens at `socket`, which exists a moment before that. Looked up: to connect would be to
+/// be a client.
 pub fn listens(socket: &Path) -> bool {
     const ACCEPTS: &str = "00010000";
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();

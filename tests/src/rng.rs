@@ -1,4 +1,5 @@
-//! Numbers that look random and are the same on every machine: for the stress, the fuzzers and whoever draws.
+//! Numbers that look random and are the same on every machine: for the stress test, the fuzzers and random
+//! tests.
 
 /// Small, fast, repeatable randomness (splitmix64).
 #[derive(Clone, Debug)]

@@ -82,8 +82,9 @@ impl Entry {
     }
 }
 
-/// Unpacks one stored file into `to`, under its name without `.zst`. Holes of a disk stay holes. An image of a format has none:
-/// where a mapped cluster is a hole depends on the file system, and the map of the image with it.
+/// Unpacks one stored file into `to`, under its name without `.zst`. Holes of a disk stay holes. An image of
+/// a format has none: where a mapped cluster is a hole depends on the file system, and the map of the image
+/// with it.
 fn unpack_file(stored: &Path, to: &Path) -> Outcome {
     let name = stored.file_name().unwrap_or_default().to_string_lossy();
     let bytes = fs::read(stored).map_err(|e| format!("{}: {e}", stored.display()))?;

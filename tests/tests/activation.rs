@@ -1,4 +1,5 @@
-//! A daemon whose sockets were opened before it started, as systemd does: it serves both of them, and takes each once.
+//! A daemon whose sockets were opened before it started, as systemd does: it serves both of them, and takes
+//! each once.
 
 #![allow(
     clippy::unwrap_used,
@@ -86,7 +87,7 @@ fn sockets_by_the_names_of_the_service_manager() {
         "LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=nbd:control",
         &arguments(dir, "nbd", "fd=control,server=on,wait=off"),
     );
-    // The sockets listen already: whoever connects now waits until the daemon is there.
+    // The sockets listen already: a client that connects now waits until the daemon is there.
     let mut client = Client::connect(dir.join("qmp.sock"), Duration::from_secs(60)).unwrap();
     let uri = format!("nbd+unix:///disk?socket={}", dir.join("nbd.sock").display());
     ours_ok(["compare", dir.join("disk").to_str().unwrap(), &uri]);

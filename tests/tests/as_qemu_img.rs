@@ -25,8 +25,8 @@ fn each_image(mut test: impl FnMut(&Entry, &Path)) {
     for entry in &manifest.images {
         let dir = scratch().unwrap();
         let path = entry.unpack(&folder(), dir.path()).unwrap();
-        // Without holes: QEMU looks for them below clusters that may be preallocated, and splits its map there; ours
-        // tells what the image says.
+        // Without holes: QEMU looks for them below clusters that may be preallocated, and splits its map
+        // there; ours tells what the image says.
         for file in fs::read_dir(dir.path()).unwrap() {
             let file = file.unwrap().path();
             fs::write(&file, fs::read(&file).unwrap()).unwrap();
@@ -53,22 +53,22 @@ fn steady(value: Value) -> Value {
 #[test]
 fn info_has_the_fields_of_qemu_img() {
     let Some(qemu) = Qemu::find("as_qemu_img") else { return };
-    let mut told = 0;
+    let mut described = 0;
     each_image(|entry, path| {
         if entry.content_blake3.is_none() {
             return; // Encrypted: refused.
         }
-        told += 1;
+        described += 1;
         let words = ["info", "--output=json", "-f", &entry.format, path.to_str().unwrap()];
         let theirs = json(&qemu.img_in(path.parent().unwrap(), words).unwrap());
         let ours = json(&ours_ok(words));
         assert_eq!(steady(ours), steady(theirs), "{}", entry.file);
     });
-    report(format_args!("info: {told} images described as qemu-img does"));
+    report(format_args!("info: {described} images described as qemu-img does"));
 }
 
-/// The rows of a map, those that go on where the one before ended made one: QEMU cuts at borders of tables and
-/// clusters that mean nothing.
+/// The rows of a map, those that go on where the one before ended made one: QEMU cuts at borders of tables
+/// and clusters that mean nothing.
 fn merged(text: &str) -> Vec<Value> {
     let mut rows: Vec<Value> = Vec::new();
     for row in json(text).as_array().unwrap() {
@@ -115,7 +115,8 @@ fn map_has_the_rows_of_qemu_img() {
                     assert_eq!(merged(&ours_ok(words)), merged(&theirs), "{}", entry.file);
                 }
                 Ok(theirs) => {
-                    // QEMU prints a data file's name as it stands in the image, ours with the folder it is in.
+                    // QEMU prints a data file's name as it stands in the image, ours with the folder it is
+                    // in.
                     let folder = format!("{}/", path.parent().unwrap().display());
                     let short = |text: String| text.replace(&folder, "");
                     assert_eq!(short(ours_ok(words)), short(theirs), "{}", entry.file);
@@ -149,7 +150,8 @@ fn compare_has_the_exit_codes_of_qemu_img() {
             let theirs = qemu.img_output(&words).unwrap();
             let ran = ours(&words);
             assert_eq!(Some(i32::from(ran.code)), theirs.status.code(), "{words:?}: {ran:?}");
-            // In strict mode QEMU names the start of the piece it looked at, ours the first byte that differs.
+            // In strict mode QEMU names the start of the piece it looked at, ours the first byte that
+            // differs.
             if ran.code < 2 && !strict {
                 assert_eq!(ran.stdout, String::from_utf8_lossy(&theirs.stdout), "{words:?}");
             }
@@ -157,8 +159,8 @@ fn compare_has_the_exit_codes_of_qemu_img() {
     }
 }
 
-/// Images whose clusters are mapped over holes: `map` and a strict comparison beside QEMU's. Everything mapped once
-/// counted as data, and such an image was identical to one of stored zeros.
+/// Images whose clusters are mapped over holes: `map` and a strict comparison beside QEMU's. Everything
+/// mapped once counted as data, and such an image was identical to one of stored zeros.
 #[test]
 fn mapped_holes_are_what_qemu_img_says_they_are() {
     let Some(qemu) = Qemu::find("as_qemu_img") else { return };

@@ -1,6 +1,7 @@
-//! Odd input on a QMP socket: `qmp/*.txt` holds what QEMU's storage daemon answered, and ours must say the same, byte for
-//! byte. Where that daemon is installed the recordings are checked against it as well, and `QMP_RECORD=1` makes them
-//! anew. The schema that is answered is held against QEMU's too, and the client library from PyPI talks to ours.
+//! Odd input on a QMP socket: `qmp/*.txt` holds what QEMU's storage daemon answered, and ours must say the
+//! same, byte for byte. Where that daemon is installed the recordings are checked against it as well, and
+//! `QMP_RECORD=1` makes them anew. The schema that is answered is held against QEMU's too, and the client
+//! library from PyPI talks to ours.
 
 #![allow(
     clippy::unwrap_used,
@@ -277,8 +278,9 @@ impl Client {
         answer["return"].clone()
     }
 
-    /// Sends `bytes`, then what puts any parser in step again and a command that fails in a known way; gives the lines
-    /// that came before that failure. The first of `\xff` is an error of its own, and part of what is recorded.
+    /// Sends `bytes`, then what puts any parser in step again and a command that fails in a known way; gives
+    /// the lines that came before that failure. The first of `\xff` is an error of its own, and part of what
+    /// is recorded.
     fn ask(&mut self, bytes: &[u8]) -> String {
         let all = [bytes, b"\xff{'execute': 'the-end', 'id': 'the-end'}"].concat();
         self.0.get_mut().write_all(&all).unwrap();

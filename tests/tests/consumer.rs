@@ -1,5 +1,5 @@
-//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit` and `mirror`, with
-//! what they return as text, so that a change to it is seen in review.
+//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit` and `mirror`,
+//! with what they return as text, so that a change to it is seen in review.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! `blockmirror ctl` against our daemon and, where it is installed, against QEMU's: a mirror through its three ends.
+//! `blockmirror ctl` against our daemon and, where it is installed, against QEMU's: a mirror through its
+//! three ends.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,8 +29,8 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(60);
 const SIZE: u64 = 16 << 20;
 
-/// A daemon with the raw nodes `disk`, full of data, and `copy`; a monitor for `ctl`, and one for the test. QEMU has only one
-/// client at a time on each.
+/// A daemon with the raw nodes `disk`, full of data, and `copy`; a monitor for `ctl`, and one for the test.
+/// QEMU has only one client at a time on each.
 struct World {
     dir: tempfile::TempDir,
     socket: PathBuf,
@@ -101,7 +102,7 @@ impl World {
         self.client.as_mut().unwrap().execute(command, arguments).unwrap()
     }
 
-    /// Starts a mirror that stands still after its first bytes, until somebody changes its speed.
+    /// Starts a mirror that stands still after its first bytes, until its speed is changed.
     fn mirror(&mut self, id: &str) {
         self.mirror_with(id, json!({"speed": 1}));
     }
@@ -239,7 +240,7 @@ fn a_job_that_waits_to_be_finalized_and_dismissed() {
     assert_eq!(world.said(&["abort"]), "blockmirror: m: over already\n[1]");
 }
 
-/// Two mirrors that end at one instant have to be told both.
+/// Of two mirrors that end at one instant both ends are reported.
 #[test]
 fn a_group_is_completed_by_naming_its_members() {
     let mut world = World::ours();

@@ -1,7 +1,7 @@
 //! The daemon as its users have it: a client writes over NBD while a mirror runs that QMP steers.
 //!
-//! The daemon runs inside the test; the clients are others' programs. Skipped, visibly, without them (Debian: fio,
-//! qemu-utils).
+//! The daemon runs inside the test; the clients are others' programs. Skipped, visibly, without them (Debian:
+//! fio, qemu-utils).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
@@ -30,7 +30,8 @@ struct Running {
 }
 
 impl Running {
-    /// Images of the folder that are to be nodes of the same name, the first of them exported, writable, as `disk`.
+    /// Images of the folder that are to be nodes of the same name, the first of them exported, writable, as
+    /// `disk`.
     fn start(dir: &Path, images: &[&str]) -> Self {
         let path = |name: &str| dir.join(name).display().to_string();
         let mut startup = Startup::default();
@@ -97,7 +98,7 @@ impl Running {
         self.must("quit", json!({}));
         self.thread.take().unwrap().join().unwrap();
         assert!(start.elapsed() < PATIENCE);
-        assert_eq!(Arc::strong_count(&self.daemon), 1, "somebody still holds the daemon");
+        assert_eq!(Arc::strong_count(&self.daemon), 1, "the daemon is still held");
     }
 }
 
@@ -127,8 +128,8 @@ fn fio_is_there() -> bool {
     there
 }
 
-/// fio writes with checksums through the export while the disk is mirrored, and goes on through the pivot. Then all it wrote
-/// is in the target, at whatever granularity.
+/// fio writes with checksums through the export while the disk is mirrored, and goes on through the pivot.
+/// Then all it wrote is in the target, at whatever granularity.
 #[test]
 fn a_client_writes_through_mirror_and_pivot() {
     let Some(qemu) = Qemu::find("a_client_writes_through_mirror_and_pivot") else { return };
@@ -158,7 +159,7 @@ fn a_client_writes_through_mirror_and_pivot() {
         assert_eq!(end.get("error"), None, "{granularity} {mode}: {end}");
         let exports = daemon.must("query-block-exports", json!({}));
         assert_eq!(exports[0]["node-name"], "target", "the export has moved");
-        // Nobody uses the source any more.
+        // The source has no user any more.
         daemon.must("blockdev-del", json!({"node-name": "source"}));
         assert!(guest.wait().unwrap().success(), "{granularity} {mode}: fio found what it had not written");
         daemon.quit();
@@ -173,8 +174,8 @@ fn a_client_writes_through_mirror_and_pivot() {
     }
 }
 
-/// Two disks whose mirrors were started by one transaction, grouped, move at one instant; the first `job-complete` alone
-/// moves neither.
+/// Two disks whose mirrors were started by one transaction, grouped, move at one instant; the first
+/// `job-complete` alone moves neither.
 #[test]
 fn a_grouped_transaction_moves_all_disks_at_once() {
     let Some(qemu) = Qemu::find("a_grouped_transaction_moves_all_disks_at_once") else { return };

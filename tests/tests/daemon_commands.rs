@@ -1,5 +1,5 @@
-//! Commands of the daemon beside QEMU's storage daemon and its tools: the same refusals, and images that are whole however it
-//! ends. Skipped, visibly, without them (Debian: qemu-utils, fio).
+//! Commands of the daemon beside QEMU's storage daemon and its tools: the same refusals, and images that are
+//! whole however it ends. Skipped, visibly, without them (Debian: qemu-utils, fio).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
@@ -38,8 +38,8 @@ fn holds_all(qemu: Qemu, image: &Path) {
     assert!(!read.contains("failed"), "{read}");
 }
 
-/// Metadata of an image waits in memory for a flush, which its user need not ask for. A node that was let go of without one
-/// lost what had been written, or kept its file locked.
+/// Metadata of an image waits in memory for a flush, which its user need not ask for. A node that was closed
+/// without one lost what had been written, or kept its file locked.
 #[test]
 fn what_nobody_flushed_is_there_however_a_node_goes() {
     let Some(qemu) = Qemu::find("what_nobody_flushed_is_there_however_a_node_goes") else { return };
@@ -100,7 +100,8 @@ fn chain(qemu: Qemu, dir: &Path) {
     }
 }
 
-/// Only the top is opened by name. What is committed, and written meanwhile, QEMU reads from the base, and finds it clean.
+/// Only the top is opened by name. What is committed, and written meanwhile, QEMU reads from the base, and
+/// finds it clean.
 #[test]
 fn a_chain_is_committed_into_files_that_came_along() {
     let Some(qemu) = Qemu::find("a_chain_is_committed_into_files_that_came_along") else { return };
@@ -129,8 +130,8 @@ fn a_chain_is_committed_into_files_that_came_along() {
     qemu.check(&mid).unwrap();
 }
 
-/// fio writes with checksums through the export while the options of its node change all the time: no request fails, nothing
-/// is lost.
+/// fio writes with checksums through the export while the options of its node change all the time: no request
+/// fails, nothing is lost.
 #[test]
 fn a_client_writes_while_its_node_is_reopened() {
     let Some(qemu) = Qemu::find("a_client_writes_while_its_node_is_reopened") else { return };

@@ -1,4 +1,4 @@
-//! Nodes of the daemon that are exports of somebody else's server, and jobs on them when that server goes.
+//! Nodes of the daemon that are exports of another server, and jobs on them when that server goes.
 
 #![allow(
     clippy::unwrap_used,
@@ -35,8 +35,8 @@ fn node(server: &Server, name: &str) -> Value {
            "server": {"type": "unix", "path": server.path("socket")}})
 }
 
-/// A `raw` node on an export was that export as formats use it, which never flushes again once a flush has failed: a mirror to
-/// it that had stopped for a lost server stopped again at each flush, for ever.
+/// A `raw` node on an export was that export as formats use it, which never flushes again once a flush has
+/// failed: a mirror to it that had stopped for a lost server stopped again at each flush, for ever.
 #[test]
 fn a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost() {
     if !have("a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost", &["qemu-nbd"]) {
@@ -60,7 +60,7 @@ fn a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost() {
     assert_eq!(stopped["io-status"], "failed");
     server.restart();
     host.must("block-job-set-speed", json!({"device": "m", "speed": 0}));
-    // What was in flight told of its own failures.
+    // What was in flight reported its own failures.
     host.events.clear();
     host.must("block-job-resume", json!({"device": "m"}));
     let ready = host.wait_until(|job| job["ready"] == true || job["io-status"] != "ok");
@@ -72,8 +72,8 @@ fn a_mirror_to_raw_on_an_export_goes_on_after_the_server_was_lost() {
     assert!(fs::read(server.path("image")).unwrap() == bytes);
 }
 
-/// What a server tells of its own backing chain is not the chain of this daemon's graph: a mirror of the top of the latter
-/// copied only what the top image of the former held.
+/// What a server tells of its own backing chain is not the chain of this daemon's graph: a mirror of the top
+/// of the latter copied only what the top image of the former held.
 #[test]
 fn the_servers_chain_is_not_ours() {
     if !have("the_servers_chain_is_not_ours", &["qemu-nbd", "qemu-img", "qemu-io"]) {

@@ -1,6 +1,6 @@
-//! Damaged images: every field of the header, of L1, L2 and refcounts turned into values that hurt, one at a time, on
-//! twenty images. Reading gives a typed error, or byte for byte what QEMU reads from the same file; writing gives an
-//! error or not; nothing panics, hangs or grows.
+//! Damaged images: every field of the header, of L1, L2 and refcounts turned into values that hurt, one at a
+//! time, on twenty images. Reading gives a typed error, or byte for byte what QEMU reads from the same file;
+//! writing gives an error or not; nothing panics, hangs or grows.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! A small write of the guest makes a small copy, however coarse the granularity: on real files, by the job's own figures.
+//! A small write of the guest makes a small copy, however coarse the granularity: on real files, by the job's
+//! own figures.
 
 #![allow(
     clippy::unwrap_used,

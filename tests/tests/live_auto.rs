@@ -1,4 +1,5 @@
-//! Auto mode on real files and real threads: a guest that never rests, and READY all the same, at every granularity.
+//! Auto mode on real files and real threads: a guest that never rests, and READY all the same, at every
+//! granularity.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,7 +27,7 @@ const WRITERS: u64 = 16;
 /// Only a hang takes so long.
 const FOREVER: Duration = Duration::from_secs(300);
 
-/// Writes to every sixteenth block, in no order, until told to stop; the last stamp in each.
+/// Writes to every sixteenth block, in no order, until it is stopped; the last stamp in each.
 fn write_without_a_rest(tap: &Tap, writer: u64, stop: &AtomicBool) -> Vec<u64> {
     let mut stamps = vec![0; (LEN / BLOCK / WRITERS) as usize];
     let mut block = vec![0; BLOCK as usize];

@@ -1,4 +1,5 @@
-//! A few seconds of the stress: writers, and a thread that starts job after job. `cargo xtask stress` does it for longer.
+//! A few seconds of the stress: writers, and a thread that starts job after job. `cargo xtask stress` does it
+//! for longer.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Image locks, QEMU's and ours: whoever comes second is refused, and readers share.
+//! Image locks, QEMU's and ours: the second user is refused, and readers share.
 
 #![allow(
     clippy::unwrap_used,

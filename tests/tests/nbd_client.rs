@@ -1,4 +1,5 @@
-//! Our NBD client against servers that others wrote: `qemu-nbd`, and `nbdkit` with filters that make life hard.
+//! Our NBD client against servers that others wrote: `qemu-nbd`, and `nbdkit` with filters that make life
+//! hard.
 //!
 //! Skipped, visibly, where the servers are not installed (Debian: qemu-utils, nbdkit).
 
@@ -78,7 +79,7 @@ fn random_operations_on_nbdkit_with_filters() {
         &["--filter=noparallel", "serialize=all-requests"],
         &["--filter=delay", "delay-read=1ms", "delay-write=1ms"],
         &["--no-sr"],
-        // A minimum of 4 KiB and a maximum of 64 KiB, and whoever does not keep to it gets an error.
+        // A minimum of 4 KiB and a maximum of 64 KiB, and a request outside of it gets an error.
         &[
             "--filter=blocksize-policy",
             "blocksize-minimum=4096",
@@ -193,8 +194,8 @@ fn zeroing_that_must_be_quick_is_not_done_slowly() {
     }
 }
 
-/// `checkwrite` compares what is written with what is there: all that a copy sends must be the source's bytes, zeroes and trims
-/// included.
+/// `checkwrite` compares what is written with what is there: all that a copy sends must be the source's
+/// bytes, zeroes and trims included.
 #[test]
 fn a_copy_writes_what_the_source_holds_and_nothing_else() {
     if !have("a_copy_writes_what_the_source_holds_and_nothing_else", &["nbdkit"]) {
@@ -260,8 +261,8 @@ fn requests_survive_a_server_that_is_killed_and_started_again() {
     }
 }
 
-/// nbdkit's cache filter holds writes back until a flush. Killed, it forgets them: with a client that said nothing, a mirror
-/// across the kill would end well with a target that lacks what it had copied before.
+/// nbdkit's cache filter holds writes back until a flush. Killed, it forgets them: with a client that said
+/// nothing, a mirror across the kill would end well with a target that lacks what it had copied before.
 #[test]
 fn a_mirror_copies_again_what_a_killed_server_forgot() {
     if !have("a_mirror_copies_again_what_a_killed_server_forgot", &["nbdkit"]) {
@@ -307,7 +308,7 @@ fn who_mirrors_to_an_export_knows_that_it_may_forget() {
     assert!(raw.geometry().forgetful);
 }
 
-/// Without waiting, the policy `stop` holds the job until somebody says that the server is there again.
+/// Without waiting, the policy `stop` holds the job until it is resumed.
 #[test]
 fn a_mirror_stops_when_the_server_goes_and_goes_on_when_told() {
     if !have("a_mirror_stops_when_the_server_goes_and_goes_on_when_told", &["qemu-nbd"]) {
@@ -418,8 +419,8 @@ fn tls_with_certificates() {
         bare.accept_any_server = true;
         let mut uri = server.uri();
         uri.tls = true;
-        let nobody = blockmirror_nbd::ClientOptions::new(uri).tls(bare).open();
-        assert!(nobody.is_err(), "the server wants to know who is there");
+        let unnamed = blockmirror_nbd::ClientOptions::new(uri).tls(bare).open();
+        assert!(unnamed.is_err(), "the server asks for a certificate");
     }
 }
 

@@ -1,6 +1,6 @@
-//! The table of docs/nbd-clients.md: each client that others wrote against our server, as the daemon runs it, and our client
-//! against each server that others wrote, feature by feature. The table is what this prints: one that says something else
-//! is a failure. `UPDATE_TABLE=1` writes it anew.
+//! The table of docs/nbd-clients.md: each client that others wrote against our server, as the daemon runs it,
+//! and our client against each server that others wrote, feature by feature. The table is what this prints:
+//! one that says something else is a failure. `UPDATE_TABLE=1` writes it anew.
 //!
 //! Skipped, visibly, without the programs (Debian: qemu-utils, libnbd-bin, nbdkit, fio, openssl).
 
@@ -440,7 +440,7 @@ fn with_nbdkit(table: &mut Table) {
     // It ends when its last client does.
     let mut server = Server::nbdkit_memory(2 * MIB, &["--filter=exitlast"]);
     agrees_with_a_vector(&server.open(), 8, 40);
-    assert!(server.ends(), "somebody still holds it");
+    assert!(server.ends(), "it is still held");
     table.row("nbdkit, exitlast", "closing the disk", "the server ends: no connection is left behind");
 
     let mut server = Server::nbdkit_memory(2 * MIB, &[]);

@@ -1,4 +1,5 @@
-//! The command on images behind NBD servers: what it prints is what `qemu-img` prints, and what it writes is what QEMU reads.
+//! The command on images behind NBD servers: what it prints is what `qemu-img` prints, and what it writes is
+//! what QEMU reads.
 
 #![allow(
     clippy::unwrap_used,

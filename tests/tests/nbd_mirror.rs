@@ -71,8 +71,9 @@ impl Stuck {
     }
 }
 
-/// In write-blocking mode a write waits for a copy of its range. The server's reader does quick writes itself; it waited as
-/// well, and with it everything that came over the same connection: 99 of 100 of a guest's writes took three times as long.
+/// In write-blocking mode a write waits for a copy of its range. The server's reader does quick writes
+/// itself; it waited as well, and with it everything that came over the same connection: 99 of 100 of a
+/// guest's writes took three times as long.
 #[test]
 fn a_write_that_waits_for_a_copy_keeps_nobody_else_waiting() {
     let first = ByteRange::new(0, 4096);
@@ -88,7 +89,7 @@ fn keeps_nobody_waiting(write: impl Fn(&Client) -> Result<()> + Sync) {
     thread::scope(|scope| {
         let (client, stuck, write) = (&client, &stuck, &write);
         let waits = scope.spawn(|| write(client));
-        let (tell, told) = mpsc::channel();
+        let (tell, through) = mpsc::channel();
         scope.spawn(move || {
             // Until the first one is on its way there is nothing that could stand behind it.
             stuck.until_writes_are_under_way(1);
@@ -101,7 +102,7 @@ fn keeps_nobody_waiting(write: impl Fn(&Client) -> Result<()> + Sync) {
             }
             tell.send(()).unwrap();
         });
-        let others_are_through = told.recv_timeout(PATIENCE);
+        let others_are_through = through.recv_timeout(PATIENCE);
         let still_waits = !waits.is_finished();
         stuck.gate.open();
         others_are_through.unwrap();
@@ -124,7 +125,7 @@ fn writes_that_wait_leave_threads_to_other_connections() {
             scope.spawn(move || many.write_at(&[1; 4096], block * 4096, WriteFlags::NONE).unwrap());
         }
         stuck.until_writes_are_under_way(16);
-        let (tell, told) = mpsc::channel();
+        let (tell, through) = mpsc::channel();
         scope.spawn(move || {
             // As many threads as will wait do so by now or soon.
             for _ in 0..1000 {
@@ -133,7 +134,7 @@ fn writes_that_wait_leave_threads_to_other_connections() {
             other.flush().unwrap();
             tell.send(()).unwrap();
         });
-        let other_is_through = told.recv_timeout(PATIENCE);
+        let other_is_through = through.recv_timeout(PATIENCE);
         let under_way = stuck.tap.writes_under_way();
         stuck.gate.open();
         other_is_through.unwrap();

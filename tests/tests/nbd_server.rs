@@ -112,7 +112,7 @@ fn pattern() -> Vec<u8> {
     (0..1u32 << 20).flat_map(|i| (i.wrapping_mul(2_654_435_761) | 0x0101_0101).to_be_bytes()).collect()
 }
 
-/// `qemu-nbd` on the same image, as the judge of what a client is to be told. Killed when dropped.
+/// `qemu-nbd` on the same image, as the oracle for answers to clients. Killed when dropped.
 struct Theirs(Child);
 
 impl Theirs {

@@ -1,5 +1,5 @@
-//! Fifteen ways to get a mirror wrong, provoked: those that need real formats and files. Each test has its number in that
-//! list; the others are in the mirror's own crate.
+//! Fifteen ways to get a mirror wrong, provoked: those that need real formats and files. Each test has its
+//! number in that list; the others are in the mirror's own crate.
 
 #![allow(
     clippy::unwrap_used,
@@ -50,8 +50,8 @@ fn open(path: &Path) -> Image {
     OpenOptions::new().format(Format::Qcow2).writable(true).open(path).unwrap()
 }
 
-/// A target whose backing file is not attached: what one small write leaves of a large cluster comes from the source's own
-/// chain, and nothing of the target's other base.
+/// A target whose backing file is not attached: what one small write leaves of a large cluster comes from the
+/// source's own chain, and nothing of the target's other base.
 #[test]
 fn provocation_06_the_rest_of_a_cluster_comes_from_the_source() {
     const SIZE: u64 = 8 * MIB + 512;
@@ -99,8 +99,8 @@ fn provocation_06_the_rest_of_a_cluster_comes_from_the_source() {
     }
 }
 
-/// What reads as zero at the source, for whatever reason, must read as zero at the target, whatever it held; and where a
-/// backing file must show nothing is written.
+/// What reads as zero at the source, for whatever reason, must read as zero at the target, whatever it held;
+/// and where a backing file must show nothing is written.
 #[test]
 fn provocation_07_zeros_and_holes_over_old_bytes_and_over_a_backing_file() {
     const SIZE: u64 = 4 * MIB + 1536;
@@ -253,7 +253,7 @@ fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_piv
     until_ready(&job);
     tap.flush().unwrap();
     job.control().complete().unwrap();
-    // Somebody keeps a handle of the job that is over.
+    // A handle of the job that is over is kept.
     let _control = job.control().clone();
     job.wait().unwrap();
     assert!(busy().is_none(), "the source is left busy: {:?}", busy());
@@ -267,8 +267,8 @@ fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_piv
     tap.read_at(&mut read, 0).unwrap();
     assert_eq!(read, [2; 512], "the guest reads the old image");
 
-    // An overlay whose backing file stays closed until the guest is over on it. It is the old image itself, which could not be
-    // opened earlier: the guest was writing to it.
+    // An overlay whose backing file stays closed until the guest is over on it. It is the old image itself,
+    // which could not be opened earlier: the guest was writing to it.
     let mut settings = CreateSettings::default();
     (settings.backing_file, settings.backing_format) = (Some("target".into()), Some(Format::Qcow2));
     let spec = CreateSpec::new(Format::Qcow2, 4 * MIB, settings);
@@ -292,7 +292,7 @@ fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_piv
     let mut drained = tap.drain();
     drained.device().flush().unwrap();
     let hole: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::new(4 * MIB));
-    // The last holder of the two files lets go of them.
+    // The last holder of the two files closes them.
     drained.replace(hole).unwrap();
     drained.replace(Arc::clone(with_backing().unwrap().device())).unwrap();
     drop(drained);

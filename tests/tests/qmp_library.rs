@@ -1,4 +1,5 @@
-//! The client library from PyPI drives a whole mirror on our daemon, through READY and the pivot, and gives another one up.
+//! The client library from PyPI drives a whole mirror on our daemon, through READY and the pivot, and gives
+//! another one up.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! docs/qmp.md: what it says of commands, events and types is what the daemon's schema says, all of it and no more, and where
-//! it says nothing of QEMU it is what QEMU's schema says too.
+//! docs/qmp.md: what it says of commands, events and types is what the daemon's schema says, all of it and no
+//! more, and where it says nothing of QEMU it is what QEMU's schema says too.
 
 #![allow(
     clippy::unwrap_used,
@@ -201,9 +201,9 @@ impl<'a> Same<'a> {
             }
             "object" => {
                 let members = list(entity, "members");
-                let told: Vec<_> = entry.members.iter().map(|(name, _)| name.as_str()).collect();
+                let named: Vec<_> = entry.members.iter().map(|(name, _)| name.as_str()).collect();
                 let there: Vec<_> = members.iter().map(|member| text(member, "name")).collect();
-                assert_eq!(told, there, "{place}");
+                assert_eq!(named, there, "{place}");
                 for ((name, member), real) in entry.members.iter().zip(members) {
                     let place = format!("{place}: {name}");
                     assert_eq!(member.required, real.get("default").is_none(), "{place}");
@@ -275,7 +275,7 @@ fn the_page_and_a_running_daemon_agree() {
     assert!(doc.types["MirrorCopyMode"].values.contains(&("auto".to_owned(), true)));
 }
 
-/// Walks the page and QEMU's schema side by side, and notes what is not told.
+/// Walks the page and QEMU's schema side by side, and notes what is not mentioned.
 struct Against<'a> {
     doc: &'a Doc,
     qemu: &'a Schema,
@@ -305,7 +305,7 @@ impl Against<'_> {
 
     fn entry(&mut self, place: &str, entry: &Entry, entity: &Value, input: bool, differs: &str) {
         let differs = format!("{differs} {}", entry.differs);
-        let told = |name: &str| differs.contains(&format!("`{name}`"));
+        let mentioned = |name: &str| differs.contains(&format!("`{name}`"));
         match text(entity, "meta-type") {
             "enum" => {
                 for (value, ours) in &entry.values {
@@ -324,7 +324,7 @@ impl Against<'_> {
                     }
                     let Some(real) = real else { continue };
                     let optional = real.get("default").is_some();
-                    // What may be left out there may be here; what is always told there is here.
+                    // What may be left out there may be here; what is always present there is here.
                     if (input && optional && member.required) || (!input && !optional && !member.required) {
                         self.found.push(format!("{place} is required on one side only"));
                     }
@@ -332,7 +332,7 @@ impl Against<'_> {
                 }
                 for real in members.iter().filter(|_| input) {
                     let name = text(real, "name");
-                    if !told(name) && !entry.members.iter().any(|(ours, _)| ours == name) {
+                    if !mentioned(name) && !entry.members.iter().any(|(ours, _)| ours == name) {
                         self.found.push(format!("{place}: nothing is said of `{name}`"));
                     }
                 }

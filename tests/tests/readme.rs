@@ -30,7 +30,8 @@ fn transcript(text: &str) -> Vec<(String, Vec<String>)> {
     steps
 }
 
-/// Runs one command of the transcript inside `dir`; the lines it prints. Files are the words with a dot in them.
+/// Runs one command of the transcript inside `dir`; the lines it prints. Files are the words with a dot in
+/// them.
 fn run(dir: &Path, command: &str) -> Vec<String> {
     let words = command.strip_prefix("blockmirror ").expect("only our command can be checked");
     let place = format!("{}/", dir.display());

@@ -1,4 +1,5 @@
-//! What users and scripts see, as text under `snapshots/`: parsed metadata, `info`, `map`, the plan, help, errors.
+//! What users and scripts see, as text under `snapshots/`: parsed metadata, `info`, `map`, the plan, help,
+//! errors.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Reading without QEMU: every stored image holds what the manifest's checksum says, and those that must not be
-//! written are refused by name.
+//! Reading without QEMU: every stored image holds what the manifest's checksum says, and those that must not
+//! be written are refused by name.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,7 +1,8 @@
-//! Two hosts: a daemon in each of two network namespaces, and a mirror from one to the other over TLS while a guest writes.
+//! Two hosts: a daemon in each of two network namespaces, and a mirror from one to the other over TLS while a
+//! guest writes.
 //!
-//! The wire between them is cut, slowed and healed, and the peer is killed. Nothing that the guest wrote may be lost, and
-//! no write of the guest may fail for it.
+//! The wire between them is cut, slowed and healed, and the peer is killed. Nothing that the guest wrote may
+//! be lost, and no write of the guest may fail for it.
 //!
 //! Needs root, for the namespaces (Debian: iproute2). Skipped, visibly, without.
 
@@ -84,7 +85,7 @@ impl Wire {
         while self.ends.iter().any(|end| !is_up(end).contains("state UP")) {
             thread::sleep(Duration::from_millis(10));
         }
-        // While nobody answers for an address, it counts as unreachable for some seconds.
+        // While no host answers for an address, it counts as unreachable for some seconds.
         ip(&format!("-n {} neigh flush dev wire", self.ends[0])).unwrap();
     }
 
@@ -202,7 +203,8 @@ impl Stage {
         self.here.wait_until(|job| job["copied"].as_u64() >= Some(at_least))
     }
 
-    /// Pivots a job that is ready. The guest writes before, meanwhile and after; returns what it wrote, with the daemons gone.
+    /// Pivots a job that is ready. The guest writes before, meanwhile and after; returns what it wrote, with
+    /// the daemons gone.
     fn pivot_and_end(mut self) -> Ended {
         self.guest.goes_on(50);
         self.here.must("job-complete", json!({"id": "m"}));
@@ -228,7 +230,8 @@ struct Ended {
 }
 
 impl Ended {
-    /// That the target has no fault, and holds what the guest wrote. Where the peer was `killed`, clusters may have leaked.
+    /// That the target has no fault, and holds what the guest wrote. Where the peer was `killed`, clusters
+    /// may have leaked.
     fn holds(self, killed: bool) {
         let target = self.dir.path().join("target");
         if killed {
@@ -281,7 +284,7 @@ fn a_copy_is_kept_at_the_peer() {
     Ended { written, qemu, dir }.holds(false);
 }
 
-/// A cut that the connection survives: nobody learns of it, least of all the guest.
+/// A cut that the connection survives: neither the job nor the guest notices.
 #[test]
 fn a_short_cut_is_waited_out() {
     let Some(mut stage) = Stage::set("a_short_cut_is_waited_out") else { return };
@@ -300,8 +303,8 @@ fn a_short_cut_is_waited_out() {
     stage.pivot_and_end().holds(false);
 }
 
-/// A cut that outlives the connection stops the job, as its policy says, and the guest does not notice. Told to go on it
-/// goes on from where it was.
+/// A cut that outlives the connection stops the job, as its policy says, and the guest does not notice.
+/// Resumed, it goes on from where it was.
 #[test]
 fn a_long_cut_stops_the_job_where_it_is() {
     let Some(mut stage) = Stage::set("a_long_cut_stops_the_job_where_it_is") else { return };
@@ -331,10 +334,11 @@ fn stopped(stage: &mut Stage) -> Value {
     job
 }
 
-/// Resumes a job that was `stopped` after most of the disk was copied; what was made durable at the peer is not copied again.
+/// Resumes a job that was `stopped` after most of the disk was copied; what was made durable at the peer is
+/// not copied again.
 fn resume_and_be_ready(stage: &mut Stage, stopped: &Value) {
     stage.here.must("block-job-set-speed", json!({"device": "m", "speed": 0}));
-    // What was in flight told of its own failures.
+    // What was in flight reported its own failures.
     stage.here.events.clear();
     stage.here.must("block-job-resume", json!({"device": "m"}));
     let ready = stage.here.wait_until(|job| job["ready"] == true || job["io-status"] != "ok");
@@ -394,7 +398,7 @@ fn a_killed_peer_stops_the_job_which_goes_on_where_it_was() {
     stage.peer.kill();
     let stopped = stopped(&mut stage);
     stage.guest.goes_on(100);
-    // Still dead: told to go on it stops again.
+    // Still dead: resumed, it stops again.
     stage.here.must("block-job-resume", json!({"device": "m"}));
     let again = self::stopped(&mut stage);
     assert!(again["copied"].as_u64() <= stopped["copied"].as_u64().map(|n| n + 16 * MIB));
@@ -403,8 +407,8 @@ fn a_killed_peer_stops_the_job_which_goes_on_where_it_was() {
     stage.pivot_and_end().holds(true);
 }
 
-/// Requests that wait for the peer are done again when it is back; no policy is asked, though the peer has forgotten some of
-/// what it had.
+/// Requests that wait for the peer are done again when it is back; no policy is asked, though the peer has
+/// forgotten some of what it had.
 #[test]
 fn a_killed_peer_is_waited_for() {
     let Some(mut stage) = Stage::set("a_killed_peer_is_waited_for") else { return };

@@ -1,4 +1,5 @@
-//! Writing: targets made with every option are clean to `qemu-img check`, leaks included, and hold what the source does.
+//! Writing: targets made with every option are clean to `qemu-img check`, leaks included, and hold what the
+//! source does.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! `cargo xtask mirror`: the main job. With arguments it is `blockmirror mirror`; without, it shows the job on an
-//! image from `testdata/` and verifies the copy, which needs neither arguments nor QEMU.
+//! `cargo xtask mirror`: the main job. With arguments it is `blockmirror mirror`; without, it shows the job
+//! on an image from `testdata/` and verifies the copy, which needs neither arguments nor QEMU.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! `cargo xtask model`: runs the crates' models under the model checker.
 //!
-//! The checker replaces locks and threads in all crates (`--cfg shuttle`), so everything is built once more, in a folder
-//! of its own.
+//! The checker replaces locks and threads in all crates (`--cfg shuttle`), so everything is built once more,
+//! in a folder of its own.
 
 use std::env;
 use std::process::{Command, ExitCode};

@@ -1,8 +1,10 @@
-//! `cargo xtask properties`: the property tests of all crates with fresh cases, many more of them than in a test run.
+//! `cargo xtask properties`: the property tests of all crates with fresh cases, many more of them than in a
+//! test run.
 //!
-//! `cargo test` draws from the fixed seed of `.cargo/config.toml`, so that a run is the same everywhere; fresh seeds belong here.
-//! A failure is minimised by proptest, which writes its seed to a `.proptest-regressions` file beside the test or to
-//! `proptest-regressions/`: commit that file, or better a named test of the minimal case.
+//! `cargo test` draws from the fixed seed of `.cargo/config.toml`, so that a run is the same everywhere;
+//! fresh seeds belong here. A failure is minimised by proptest, which writes its seed to a
+//! `.proptest-regressions` file beside the test or to `proptest-regressions/`: commit that file, or better a
+//! named test of the minimal case.
 
 use std::env;
 use std::process::{Command, ExitCode};

@@ -1,7 +1,8 @@
-//! `cargo xtask simulate`: plays jobs on a virtual clock, one schedule a seed, and checks the rules at every step.
+//! `cargo xtask simulate`: plays jobs on a virtual clock, one schedule a seed, and checks the rules at every
+//! step.
 //!
-//! The same seed plays the same schedule on every machine. A broken rule is shown with what led to it and with the
-//! command that plays it again; the first one ends the run.
+//! The same seed plays the same schedule on every machine. A broken rule is shown with what led to it and
+//! with the command that plays it again; the first one ends the run.
 
 use std::collections::BTreeMap;
 use std::panic;

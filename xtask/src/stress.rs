@@ -46,10 +46,10 @@ impl Task for StressTask {
             dir: self.dir,
         };
         let start = Instant::now();
-        let mut told = start;
+        let mut reported = start;
         let report = stress.run(|report| {
-            if !self.quiet && told.elapsed() > Duration::from_secs(10) {
-                told = Instant::now();
+            if !self.quiet && reported.elapsed() > Duration::from_secs(10) {
+                reported = Instant::now();
                 println!("{:>4} s  {report}", start.elapsed().as_secs());
             }
         })?;

@@ -1,7 +1,7 @@
 //! The command line: every command, option and word of help, one file a group of commands.
 //!
-//! Parsed by [`crate::run`]. Names and letters are those of `qemu-img` where they mean the same. Values are checked
-//! here as far as they can be without looking at a file.
+//! Parsed by [`crate::run`]. Names and letters are those of `qemu-img` where they mean the same. Values are
+//! checked here as far as they can be without looking at a file.
 
 mod change;
 mod common;
@@ -165,7 +165,8 @@ mod tests {
         }
     }
 
-    /// What is accepted and does nothing lets its user believe that it did: a new option needs a place in a list.
+    /// What is accepted and does nothing lets its user believe that it did: a new option needs a place in a
+    /// list.
     #[test]
     fn every_option_has_an_effect_or_is_a_documented_hint() {
         let mut found = Vec::new();

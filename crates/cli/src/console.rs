@@ -10,7 +10,7 @@ use blockmirror_image::FileId;
 
 use crate::failure::{Failure, Outcome, one_line};
 
-/// The two streams, and whether somebody sits in front of them.
+/// The two streams, and whether they are interactive.
 pub(crate) struct Console<'a> {
     /// Results.
     pub(crate) out: Stream<'a>,
@@ -50,7 +50,7 @@ impl Write for Stream<'_> {
 }
 
 impl<'a> Console<'a> {
-    /// Streams with nobody in front of them.
+    /// Streams that are not interactive.
     pub(crate) fn new(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
         let (out, err) = (Stream::new(out, None), Stream::new(err, None));
         Self { out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
@@ -82,8 +82,8 @@ impl<'a> Console<'a> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
     }
 
-    /// Writes what a command has done. What is done does not depend on whether anybody can read that: a failure is
-    /// at most noted.
+    /// Writes what a command has done. What is done does not depend on whether anybody can read that: a
+    /// failure is at most noted.
     pub(crate) fn report(&mut self, text: &str) {
         if self.out.silent {
             return;
@@ -98,7 +98,7 @@ impl<'a> Console<'a> {
         self.complain(format_args!("note: {what}"));
     }
 
-    /// Writes one line to the people. If that fails there is nobody left to tell.
+    /// Writes one line for people. A failure is ignored: there is no other place to report it.
     pub(crate) fn complain(&mut self, what: impl Display) {
         let _ = writeln!(self.err, "blockmirror: {}", one_line(&what.to_string()));
         let _ = self.err.flush();

@@ -151,12 +151,12 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
         OnError::Enospc => "enospc",
     };
     Err(Failure::usage(format_args!(
-        "{option}={name}: a paused copy waits for somebody to resume it, and there is no terminal to ask at"
+        "{option}={name}: a paused copy waits to be resumed, and there is no terminal to ask at"
     )))
 }
 
-/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes. Returns
-/// the error after which somebody did not want to go on.
+/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
+/// Returns the error after which the user did not want to go on.
 fn watch(
     console: &mut Console<'_>,
     control: &MirrorControl,

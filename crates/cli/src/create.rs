@@ -108,8 +108,9 @@ pub(crate) fn set_once<T: PartialEq>(
     }
 }
 
-/// A backing file needs its format, which the header of the new image tells to everybody who opens it later: found
-/// out anew each time, a raw backing file could turn into whatever its guest writes into its first sector.
+/// A backing file needs its format, which the header of the new image tells to everybody who opens it later:
+/// found out anew each time, a raw backing file could turn into whatever its guest writes into its first
+/// sector.
 pub(crate) fn check_backing(settings: &CreateSettings, path: &Path, format: Format) -> Outcome<()> {
     let why = match (&settings.backing_file, settings.backing_format) {
         (Some(_), _) if format == Format::Raw => "a raw image cannot have a backing file",

@@ -1,6 +1,7 @@
 //! `blockmirror ctl`: looks at the jobs of a daemon and steers them, over QMP.
 //!
-//! Nothing here is ours alone: it works with whatever QEMU's monitors tell, and shows more where a daemon tells more.
+//! Nothing here is ours alone: it works with whatever QEMU's monitors tell, and shows more where a daemon
+//! tells more.
 
 mod end;
 mod job;
@@ -19,7 +20,8 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::json::pretty;
 use job::{Job, list};
 
-/// How long a monitor may take to answer. One of QEMU's stands still while its main loop waits for a slow disk.
+/// How long a monitor may take to answer. One of QEMU's stands still while its main loop waits for a slow
+/// disk.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long it may take to greet: what is silent for so long is not a monitor, or talks to another client.
@@ -45,7 +47,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CtlArgs) -> Outcome {
             match style.output {
                 Output::Human => console.print(&table::table(&jobs))?,
                 Output::Json => {
-                    let jobs = jobs.iter().map(|job| Value::Object(job.told.clone())).collect();
+                    let jobs = jobs.iter().map(|job| Value::Object(job.fields.clone())).collect();
                     console.print(&format!("{}\n", pretty(&jobs)))?;
                 }
             }

@@ -1,7 +1,8 @@
-//! `blockmirror daemon`: the process around the daemon. Signals, the process id file, the way to the background.
+//! `blockmirror daemon`: the process around the daemon. Signals, the process id file, the way to the
+//! background.
 //!
-//! To go to the background the program starts itself anew: the child has a session of its own and says on its standard
-//! output when everything is set up, and only then does the parent end.
+//! To go to the background the program starts itself anew: the child has a session of its own and says on its
+//! standard output when everything is set up, and only then does the parent end.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -52,7 +53,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     }
     daemon.run();
     if let Some(path) = pidfile {
-        // Somebody else may have removed it.
+        // Another process may have removed it.
         let _ = std::fs::remove_file(path);
     }
     match daemon.late_failure() {
@@ -90,7 +91,7 @@ fn go_to_background() -> Outcome {
     }
 }
 
-/// Lets go of everything that the terminal, or whoever started the process, may want to close or unmount.
+/// Releases everything that the terminal, or the parent process, may want to close or unmount.
 fn leave_terminal() -> std::io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
@@ -99,7 +100,8 @@ fn leave_terminal() -> std::io::Result<()> {
     std::env::set_current_dir("/")
 }
 
-/// That nothing is lost if the process id is written to `path`: no file is there, or one that holds nothing but a number.
+/// That nothing is lost if the process id is written to `path`: no file is there, or one that holds nothing
+/// but a number.
 fn check_pidfile(path: &Path) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| Err(Failure::failed(format!("{}: {why}", path.display())));
     match std::fs::metadata(path) {

@@ -57,8 +57,8 @@ impl Failure {
         Self { exit: Exit::Usage, message: Some(message.to_string()) }
     }
 
-    /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants no
-    /// message.
+    /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants
+    /// no message.
     pub(crate) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self { exit: Exit::BrokenPipe, message: None };
@@ -123,8 +123,8 @@ impl From<blockmirror_block::Error> for Failure {
     }
 }
 
-/// `text` with what would break a line or drive a terminal made visible. File names may hold anything, also those
-/// inside of images.
+/// `text` with what would break a line or drive a terminal made visible. File names may hold anything, also
+/// those inside of images.
 pub(crate) fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

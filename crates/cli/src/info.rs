@@ -130,7 +130,8 @@ fn cut_short(cut: CutShort) -> String {
 fn utc(since_1970: Duration) -> String {
     let seconds = since_1970.as_secs();
     let (days, time) = (seconds / 86_400, seconds % 86_400);
-    // Days are counted from 0000-03-01, so that a leap day is the last of its year. 400 years have 146,097 days.
+    // Days are counted from 0000-03-01, so that a leap day is the last of its year. 400 years have 146,097
+    // days.
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

@@ -1,7 +1,7 @@
 //! The `blockmirror` command, as a function: [`run`] into any streams, [`run_here`] on those of the process.
 //!
-//! The binary is one call; developer tools and tests call it in their own process. Commands hold no logic that
-//! a user of the libraries would miss: they read options, call `image` and `mirror`, and print.
+//! The binary is one call; developer tools and tests call it in their own process. Commands hold no logic
+//! that a user of the libraries would miss: they read options, call `image` and `mirror`, and print.
 
 #![forbid(unsafe_code)]
 
@@ -36,9 +36,9 @@ use args::{Cli, Command, HELP_WIDTH};
 use console::Console;
 use failure::{Exit, Failure, Outcome};
 
-/// Runs one command, with nobody to answer questions, and returns the documented exit code. `args` begins with
-/// the name of the program. Results go to `out`, errors, notes and progress to `err`. Installs signal handlers while
-/// it copies or compares.
+/// Runs one command without a terminal for questions, and returns the documented exit code. `args` begins
+/// with the name of the program. Results go to `out`, errors, notes and progress to `err`. Installs signal
+/// handlers while it copies or compares.
 pub fn run<A: Into<OsString> + Clone>(
     args: impl IntoIterator<Item = A>,
     out: &mut dyn Write,

@@ -1,4 +1,4 @@
-//! Asking somebody at the terminal whether a stopped copy is to go on.
+//! Asking at the terminal whether a stopped copy is to go on.
 
 use std::io::{Write as _, stdin};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -19,7 +19,7 @@ pub(crate) fn ask_to_resume(console: &mut Console<'_>, reason: &str, interrupt: 
         thread::spawn(move || {
             let mut line = String::new();
             let read = stdin().read_line(&mut line);
-            // Nobody listens any more once the copy was given up.
+            // There is no listener any more once the copy was cancelled.
             let _ = answer.send(read.is_ok_and(|n| n > 0).then(|| line.trim().to_lowercase()));
         });
         let line = loop {

@@ -91,7 +91,7 @@ impl Meter {
             self.width = bar.chars().count();
             padded
         };
-        // Nobody is helped by a copy that fails because its progress cannot be shown.
+        // A copy does not fail because its progress cannot be shown.
         let _ = console.err.write_all(line.as_bytes()).and_then(|()| console.err.flush());
     }
 }

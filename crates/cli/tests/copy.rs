@@ -1,4 +1,5 @@
-//! `mirror` and `convert` from end to end: what they make, what they say, and what they leave when they refuse.
+//! `mirror` and `convert` from end to end: what they make, what they say, and what they leave when they
+//! refuse.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -111,12 +112,12 @@ fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
         (
             "mirror --on-target-error=stop @source @t",
             2,
-            "--on-target-error=stop: a paused copy waits for somebody to resume it, and there is no terminal to ask at",
+            "--on-target-error=stop: a paused copy waits to be resumed, and there is no terminal to ask at",
         ),
         (
             "mirror --on-source-error=enospc @source @t",
             2,
-            "--on-source-error=enospc: a paused copy waits for somebody to resume it, and there is no terminal to ask at",
+            "--on-source-error=enospc: a paused copy waits to be resumed, and there is no terminal to ask at",
         ),
         ("mirror -m 0 @source @t", 2, "--parallel: 0 is not in 1..=256"),
         ("mirror @source", 2, "the following required arguments were not provided: <TARGET> (see --help)"),
@@ -237,7 +238,8 @@ fn help_is_printed_and_lists_options() {
     assert!(place.ours_ok("mirror -O qcow2 -o help @x @y").contains("refcount_bits="));
 }
 
-/// The zeros of the source were once written into the new target, which gave back what had just been preallocated.
+/// The zeros of the source were once written into the new target, which gave back what had just been
+/// preallocated.
 #[test]
 fn a_preallocated_target_stays_preallocated() {
     let place = Place::new();
@@ -344,8 +346,8 @@ fn an_interrupted_create_leaves_nothing() {
     }
 }
 
-/// `-n` once took the word of whatever a guest had left on its raw volume: a header with a data file, by which the
-/// copy went into another volume of the same folder.
+/// `-n` once took the word of whatever a guest had left on its raw volume: a header with a data file, by
+/// which the copy went into another volume of the same folder.
 #[test]
 fn a_target_that_is_only_taken_for_qcow2_does_not_say_where_data_goes() {
     let place = Place::new();
@@ -380,7 +382,8 @@ fn a_hostile_target_does_not_reach_the_folder_of_the_source() {
         let said = place.ours_fails(&format!("{command} @src/source @in/x"), 1);
         assert!(said.ends_with(outside), "{said}");
     }
-    // A new target that stands on a file named by the caller: what that one names is judged by its own folder.
+    // A new target that stands on a file named by the caller: what that one names is judged by its own
+    // folder.
     place.ours_ok("create -q -u -f qcow2 -b ../src/victim -F raw @in/below 1M");
     let said = place.ours_fails("convert -f raw -O qcow2 -B @in/below -F qcow2 @src/source @src/new", 1);
     assert!(said.ends_with(outside), "{said}");
@@ -487,7 +490,8 @@ fn locks_can_be_left_out() {
     drop(held);
 }
 
-/// `-o backing_file` once copied the whole chain, and what was written below the target's backing file with it.
+/// `-o backing_file` once copied the whole chain, and what was written below the target's backing file with
+/// it.
 #[test]
 fn a_backing_file_among_the_options_is_one() {
     let place = Place::new();
@@ -534,8 +538,8 @@ fn without_a_search_for_zeros_the_target_is_allocated_in_full() {
     place.ours_ok("convert -q -C -r 1G -f raw @source @t");
 }
 
-/// An image of 13 MB that says that it is 512 TiB long: every L1 entry names one and the same table. Asking what lies
-/// where took minutes, in which nothing was shown and a signal was ignored.
+/// An image of 13 MB that says that it is 512 TiB long: every L1 entry names one and the same table. Asking
+/// what lies where took minutes, in which nothing was shown and a signal was ignored.
 fn one_table_for_all(place: &Place, name: &str) {
     place.ours_ok(&format!("create -q -f qcow2 @{name} 512T"));
     let file = fs::OpenOptions::new().read(true).write(true).open(place.path(name)).unwrap();
@@ -551,8 +555,8 @@ fn one_table_for_all(place: &Place, name: &str) {
     assert!(file.metadata().unwrap().blocks() * 512 < 14 << 20);
 }
 
-/// Runs `blockmirror`, sends SIGTERM as soon as it watches for it, and returns its exit code. (SIGINT may be ignored where
-/// the tests run in the background.)
+/// Runs `blockmirror`, sends SIGTERM as soon as it watches for it, and returns its exit code. (SIGINT may be
+/// ignored where the tests run in the background.)
 fn interrupted(place: &Place, words: &[&str]) -> Option<i32> {
     let words = words.iter().map(|word| match word.strip_prefix('@') {
         Some(name) => place.path(name).into_os_string(),

@@ -1,4 +1,5 @@
-//! `blockmirror ctl SOCKET watch` as a process: Ctrl-C leaves the job alone, and on a terminal the view is drawn over.
+//! `blockmirror ctl SOCKET watch` as a process: Ctrl-C leaves the job alone, and on a terminal the view is
+//! drawn over.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "in a test a failure is the point")]
 

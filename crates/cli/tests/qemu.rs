@@ -128,7 +128,8 @@ fn compare_finds_what_qemu_img_finds() {
             {
                 let (ours, theirs) = (place.ours(&line), place.theirs("qemu-img", &line));
                 assert_eq!(ours.code, theirs.code, "{line}: {ours:?} {theirs:?}");
-                // QEMU takes it for a difference, too, that a run ends at the end of one disk and not of the other.
+                // QEMU takes it for a difference, too, that a run ends at the end of one disk and not of the
+                // other.
                 if !theirs.out.contains("status mismatch") {
                     assert_eq!(ours.out, theirs.out, "{line}");
                 }

@@ -1,8 +1,9 @@
-//! docs/daemon.md and the part on the daemon of README.md: their commands print what stands below them. Those of a page are run
-//! one after the other, in one folder.
+//! docs/daemon.md and the part on the daemon of README.md: their commands print what stands below them. Those
+//! of a page are run one after the other, in one folder.
 //!
-//! A command that is talked to (`socat`, `qmp-shell`) gets what stands behind `> ` or `(QEMU) `, each once what it printed so far
-//! has come. With `TRANSCRIPT_RECORD=1` the page is written anew with what was printed.
+//! A command that is talked to (`socat`, `qmp-shell`) gets what stands behind `> ` or `(QEMU) `, each once
+//! what it printed so far has come. With `TRANSCRIPT_RECORD=1` the page is written anew with what was
+//! printed.
 
 #![allow(
     clippy::unwrap_used,
@@ -133,7 +134,8 @@ impl Shell {
         let prompt_printed = prompt.to_owned();
         let reading = thread::spawn(move || {
             for line in BufReader::new(stdout).lines() {
-                // What is typed is not echoed to a pipe, so that the prompt is at the start of what is printed then.
+                // What is typed is not echoed to a pipe, so that the prompt is at the start of what is
+                // printed then.
                 let line = line.unwrap();
                 let line = line.trim_end_matches('\r').trim_start_matches(&prompt_printed).to_owned();
                 if line_read.send(line).is_err() {
@@ -154,7 +156,8 @@ impl Shell {
                 continue;
             }
             let mut real: Vec<_> = wanted.iter().map(|line| next(&lines, line)).collect();
-            // What the shell from PyPI shows has no events: it is asked until things are as they are going to be.
+            // What the shell from PyPI shows has no events: it is asked until things are as they are going to
+            // be.
             let since = Instant::now();
             while typed == Some("query-jobs") && real != wanted && since.elapsed() < PATIENCE {
                 writeln!(stdin, "query-jobs").unwrap();
@@ -179,7 +182,8 @@ impl Shell {
     }
 }
 
-/// What is typed after `prompt`, each with the lines that are printed then; first those that nothing was typed for.
+/// What is typed after `prompt`, each with the lines that are printed then; first those that nothing was
+/// typed for.
 fn exchanges<'a>(step: &'a Step, prompt: &str) -> Vec<(Option<&'a str>, Vec<&'a str>)> {
     let mut exchanges = vec![(None, Vec::new())];
     for line in &step.lines {

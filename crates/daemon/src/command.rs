@@ -1,7 +1,7 @@
 //! The commands, each file with the schema of its own.
 //!
-//! Commands run one at a time, whichever monitor they come from; `quit`, `blockdev-add`, the verbs of jobs and what only looks
-//! do not wait for others, nor others for them.
+//! Commands run one at a time, whichever monitor they come from; `quit`, `blockdev-add`, the verbs of jobs
+//! and what only looks do not wait for others, nor others for them.
 
 mod bitmap;
 mod block;
@@ -76,7 +76,8 @@ impl Commands<'_> {
         self
     }
 
-    /// A command that only looks, or must neither wait nor keep others waiting: it opens files, or steers a job.
+    /// A command that only looks, or must neither wait nor keep others waiting: it opens files, or steers a
+    /// job.
     pub(crate) fn add_quick(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {

@@ -31,7 +31,7 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 /// Nodes, exports, jobs and monitors. Made with [`Daemon::new`]; ends with [`Daemon::run`].
 #[derive(Debug)]
 pub struct Daemon {
-    /// One command at a time, whoever gives it.
+    /// One command at a time, from any monitor.
     pub(crate) commands: Mutex<()>,
     pub(crate) exports: Exports,
     pub(crate) jobs: Jobs,
@@ -49,8 +49,8 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// A daemon with nothing in it. Files that images name are opened if they lie beside the image or in one of the
-    /// `allowed` directories.
+    /// A daemon with nothing in it. Files that images name are opened if they lie beside the image or in one
+    /// of the `allowed` directories.
     pub fn new(allowed: Vec<PathBuf>) -> Arc<Self> {
         Self::with_readable(allowed, Vec::new())
     }
@@ -77,12 +77,13 @@ impl Daemon {
         daemon
     }
 
-    /// The reference of all commands, events and types, as Markdown: what `query-qmp-schema` answers, for people.
+    /// The reference of all commands, events and types, as Markdown: what `query-qmp-schema` answers, for
+    /// people.
     pub fn reference() -> String {
         command::table(&Self::new(Vec::new())).markdown()
     }
 
-    /// Who gives commands, and is told of events.
+    /// The monitors: they give commands and receive events.
     pub fn monitors(&self) -> &Monitors {
         self.monitors.get_or_init(|| Monitors::new(command::empty_table()))
     }
@@ -118,14 +119,15 @@ impl Daemon {
         self.quit();
     }
 
-    /// Why [`run`](Self::run) has returned, if an option of [`Startup::apply`](crate::Startup::apply) failed after that had
-    /// stopped to wait for it.
+    /// Why [`run`](Self::run) has returned, if an option of [`Startup::apply`](crate::Startup::apply) failed
+    /// after that had stopped to wait for it.
     pub fn late_failure(&self) -> Option<StartupError> {
         self.failed_late.lock().take()
     }
 
-    /// Refuses `backing` as the name of the backing file in the header of `image` if the chain would come back to the image,
-    /// or to its data file `data`, or be too deep. A name that leads nowhere may stand there.
+    /// Refuses `backing` as the name of the backing file in the header of `image` if the chain would come
+    /// back to the image, or to its data file `data`, or be too deep. A name that leads nowhere may stand
+    /// there.
     pub(crate) fn check_backing(
         &self,
         image: &Path,
@@ -146,8 +148,8 @@ impl Daemon {
         self.quitting.notify_all();
     }
 
-    /// Waits for [`quit`](Self::quit), then ends everything: jobs are cancelled, exports closed, images closed. Takes three
-    /// seconds at most, even if peers are dead or files hang, however many.
+    /// Waits for [`quit`](Self::quit), then ends everything: jobs are cancelled, exports closed, images
+    /// closed. Takes three seconds at most, even if peers are dead or files hang, however many.
     pub fn run(self: &Arc<Self>) {
         let mut quit = self.quit.lock();
         while !*quit {

@@ -1,7 +1,8 @@
 //! Opening nodes: from the options of `blockdev-add` to nodes in the graph.
 //!
-//! Options have passed the schema. A node's children are opened first, then its own driver puts a disk on them; if
-//! anything fails, what was opened on the way is closed again. Files are opened without the graph being locked.
+//! Options have passed the schema. A node's children are opened first, then its own driver puts a disk on
+//! them; if anything fails, what was opened on the way is closed again. Files are opened without the graph
+//! being locked.
 //!
 //! What must hold: a file that an image names is opened only if the daemon's policy allows it.
 
@@ -223,7 +224,8 @@ impl Child {
         }
     }
 
-    /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users do.
+    /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users
+    /// do.
     pub(crate) fn filter_link(&self, role: &'static str, read_only: bool) -> ChildLink {
         let write = if read_only { Perms::READ } else { Perms::READ.with(Permission::Write) };
         ChildLink {
@@ -238,7 +240,8 @@ impl Child {
         }
     }
 
-    /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what they do.
+    /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what
+    /// they do.
     pub(crate) fn backing_link(&self, edge: Arc<Front>) -> ChildLink {
         ChildLink {
             node: self.name.clone(),
@@ -254,7 +257,7 @@ impl Child {
 }
 
 impl Daemon {
-    /// Opens a node that somebody asked for by name (`blockdev-add`).
+    /// Opens a node that was asked for by name (`blockdev-add`).
     pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
         let name = Args::new(options.clone()).opt_str("node-name")?.map(str::to_owned);
         let name =

@@ -1,6 +1,7 @@
 //! The NBD server and what it serves. At most one server, as scripts expect.
 //!
-//! What must hold: an export serves the *tap* of its node, so that a job sees every write, and a pivot moves the export.
+//! What must hold: an export serves the *tap* of its node, so that a job sees every write, and a pivot moves
+//! the export.
 
 mod address;
 mod bitmap;
@@ -24,11 +25,12 @@ use crate::object::Iothread;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
 
-/// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads zeros.
+/// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads
+/// zeros.
 fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'static {
     let id = id.to_owned();
     move |error| {
-        // With nobody to read it there is nothing else to do.
+        // Without a reader there is nothing else to do.
         let _ =
             writeln!(std::io::stderr(), "blockmirror: export '{id}': {error}; its clients read zeros there");
     }
@@ -223,8 +225,8 @@ impl Daemon {
         Ok(())
     }
 
-    /// Begins to remove the export `id`, while it has clients only if `hard`: nobody gets in any more. What is returned waits
-    /// for its requests and forgets it; other commands may run meanwhile.
+    /// Begins to remove the export `id`, while it has clients only if `hard`: no client connects any more.
+    /// What is returned waits for its requests and forgets it; other commands may run meanwhile.
     pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Rest> {
         let server = self.exports.server();
         let name = {
@@ -245,7 +247,7 @@ impl Daemon {
         }
         let (daemon, id) = (Arc::clone(self), id.to_owned());
         Ok(Box::new(move || {
-            // A device that hangs keeps nobody from forgetting the export.
+            // A device that hangs does not keep the export from being forgotten.
             let removed = match server {
                 Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(failed),
                 _ => Ok(()),

@@ -1,9 +1,10 @@
 //! The graph: nodes by name, and who uses them for what.
 //!
-//! The daemon keeps one graph behind one mutex; commands, exports and jobs change it. It does no I/O of its own.
+//! The daemon keeps one graph behind one mutex; commands, exports and jobs change it. It does no I/O of its
+//! own.
 //!
 //! What must hold:
-//! - A node that somebody uses is not removed.
+//! - A node in use is not removed.
 //! - No two uses of a node contradict each other: what one needs, every other shares.
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
@@ -164,7 +165,8 @@ impl Graph {
         })
     }
 
-    /// Refuses if `tap` is not that of `name` any more: a mirror has moved it, with its users, since it was looked up.
+    /// Refuses if `tap` is not that of `name` any more: a mirror has moved it, with its users, since it was
+    /// looked up.
     pub(crate) fn check_has_tap(&self, name: &str, tap: &Arc<Tap>) -> Reply<()> {
         if Arc::ptr_eq(&self.find(name)?.tap, tap) {
             return Ok(());
@@ -186,7 +188,7 @@ impl Graph {
     /// Records that `holder` uses `node`.
     ///
     /// # Errors
-    /// Somebody else's use contradicts it.
+    /// Another use contradicts it.
     pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
         self.find(node)?;
         let new = Use { node: node.to_owned(), holder, needs, shares, edge: None };
@@ -206,10 +208,11 @@ impl Graph {
         self.uses.insert(id, Use { node: node.to_owned(), holder, needs, shares, edge: None });
     }
 
-    /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be written or not.
+    /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be
+    /// written or not.
     ///
     /// # Errors
-    /// Somebody else's use contradicts it; nothing has changed then.
+    /// Another use contradicts it; nothing has changed then.
     pub(crate) fn change_needs(&mut self, parent: &str, writes: bool) -> Reply<()> {
         // A format resizes what it lives in.
         let formats = self.nodes.get(parent).is_some_and(|node| match node.driver {
@@ -245,8 +248,8 @@ impl Graph {
         Ok(())
     }
 
-    /// Forgets a use; nodes that were there for it alone go with it, and are returned so that they can be closed
-    /// without a lock.
+    /// Forgets a use; nodes that were there for it alone go with it, and are returned so that they can be
+    /// closed without a lock.
     pub(crate) fn detach(&mut self, id: UseId) -> Vec<Node> {
         let mut gone = Vec::new();
         let Some(old) = self.uses.remove(&id) else { return gone };
@@ -293,7 +296,7 @@ impl Graph {
     /// Removes the node `name` as its owner asks, and the nodes that were there for it alone.
     ///
     /// # Errors
-    /// There is none, somebody uses it, or it belongs to another node.
+    /// There is none, it is in use, or it belongs to another node.
     pub(crate) fn remove(&mut self, name: &str) -> Reply<Vec<Node>> {
         let Some(node) = self.nodes.get(name) else {
             return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
@@ -335,11 +338,13 @@ impl Graph {
         nodes
     }
 
-    /// After the tap of `from` has pivoted to the device of `to`: whoever used `from` uses `to`, and the tap
-    /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job has `rewritten`
-    /// it. The uses in `except` stay (those of the job itself), and those by which `to` itself stands on `from`.
+    /// After the tap of `from` has pivoted to the device of `to`: the users of `from` use `to`, and the tap
+    /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job
+    /// has `rewritten` it. The uses in `except` stay (those of the job itself), and those by which `to`
+    /// itself stands on `from`.
     ///
-    /// Edges need not be aimed: one that led to the tap still does. Who calls this changes uses next, and then they are.
+    /// Edges need not be aimed: one that led to the tap still does. Who calls this changes uses next, and
+    /// then they are.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.uses {

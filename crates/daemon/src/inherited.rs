@@ -1,12 +1,14 @@
-//! Sockets that whoever started the process has opened for it: given by number (`--chardev socket,fd=7`), or by the name that
-//! the service manager gave them (`--nbd-server addr.type=fd,addr.str=nbd` with `FileDescriptorName=nbd`).
+//! Sockets that the parent process has opened for it: given by number (`--chardev socket,fd=7`), or by the
+//! name that the service manager gave them (`--nbd-server addr.type=fd,addr.str=nbd` with
+//! `FileDescriptorName=nbd`).
 //!
-//! Called before anything else of the command line is carried out, never for a client. Only a stream socket that the process
-//! was started with is taken: what it opened itself since has the flag close-on-exec, which nothing that was inherited has.
+//! Called before anything else of the command line is carried out, never for a client. Only a stream socket
+//! that the process was started with is taken: what it opened itself since has the flag close-on-exec, which
+//! nothing that was inherited has.
 //!
-//! The one place with `unsafe` here: a number has to become an owned descriptor. (The kernel's `pidfd_getfd` would give a
-//! duplicate without it; but then the original stays open and nobody at its other end learns that it was closed, and many
-//! containers forbid the call.)
+//! The one place with `unsafe` here: a number has to become an owned descriptor. (The kernel's `pidfd_getfd`
+//! would give a duplicate without it; but then the original stays open and its peer does not learn that it
+//! was closed, and many containers forbid the call.)
 
 use std::collections::BTreeSet;
 use std::io;
@@ -32,8 +34,8 @@ pub(crate) enum Wanted {
 /// Takes a socket over that is given by its number, or by its name in `LISTEN_FDNAMES`.
 ///
 /// # Errors
-/// There is none of this name, it is not open, is one of the standard streams, was opened by this process, is not what is
-/// `wanted`, or has been taken before.
+/// There is none of this name, it is not open, is one of the standard streams, was opened by this process, is
+/// not what is `wanted`, or has been taken before.
 pub(crate) fn take(name: &str, wanted: Wanted) -> io::Result<OwnedFd> {
     let refused =
         |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("file descriptor '{name}' {why}"));
@@ -63,8 +65,9 @@ pub(crate) fn take(name: &str, wanted: Wanted) -> io::Result<OwnedFd> {
         Err(e) => return Err(refused(&format!("cannot be looked at: {e}"))),
     }
     #[expect(unsafe_code, reason = "there is no other way to own a descriptor that is known by number")]
-    // SAFETY: the descriptor is open: that was looked up. Nothing else in this process owns it: it is taken once only, here; and
-    // it was inherited, as it has no close-on-exec, which whatever is opened in this process has.
+    // SAFETY: the descriptor is open: that was looked up. Nothing else in this process owns it: it is taken
+    // once only, here; and it was inherited, as it has no close-on-exec, which whatever is opened in this
+    // process has.
     let owned = unsafe { OwnedFd::from_raw_fd(fd) };
     check(&owned, wanted).map_err(refused)?;
     // Children are not to have it.
@@ -93,8 +96,8 @@ fn check(socket: &OwnedFd, wanted: Wanted) -> Result<(), &'static str> {
     }
 }
 
-/// The number of the descriptor `name`, if it is among the first `count` of `names`, which have colons in between. Of equal
-/// names the first counts.
+/// The number of the descriptor `name`, if it is among the first `count` of `names`, which have colons in
+/// between. Of equal names the first counts.
 fn numbered(names: &str, count: usize, name: &str) -> Option<RawFd> {
     let at = names.split(':').take(count).position(|listed| listed == name)?;
     FIRST.checked_add(RawFd::try_from(at).ok()?)

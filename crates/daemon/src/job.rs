@@ -1,14 +1,14 @@
 //! Jobs by name, and how their events become those of the protocol.
 //!
-//! Each job has a thread, the *herald*, that takes its events in order, does what the end of a job does to the graph,
-//! and only then reports to monitors. What `query-jobs` shows of a job is what the herald has reported, so that a client
-//! that polls sees nothing that one that listens has not been sent.
+//! Each job has a thread, the *herald*, that takes its events in order, does what the end of a job does to
+//! the graph, and only then reports to monitors. What `query-jobs` shows of a job is what the herald has
+//! reported, so that a client that polls sees nothing that one that listens has not been sent.
 //!
 //! What must hold:
 //! - `BLOCK_JOB_COMPLETED` is sent after exports have moved and nodes are free again.
-//! - A job's state, its place in the table, and the events about them change in one step, under the table's lock, under
-//!   which queries are answered too. The events of an end are one step: on `BLOCK_JOB_COMPLETED` a job that vanishes by
-//!   itself is out of the table.
+//! - A job's state, its place in the table, and the events about them change in one step, under the table's
+//!   lock, under which queries are answered too. The events of an end are one step: on `BLOCK_JOB_COMPLETED`
+//!   a job that vanishes by itself is out of the table.
 
 mod chain;
 mod claims;
@@ -132,7 +132,7 @@ impl fmt::Debug for Job {
     }
 }
 
-/// What a new job is told about itself.
+/// What a new job gets to know about itself.
 #[derive(Clone, Debug)]
 pub(crate) struct JobOptions {
     pub(crate) id: String,
@@ -144,9 +144,9 @@ pub(crate) struct JobOptions {
 
 /// Jobs by id.
 ///
-/// *Guards*: which jobs there are, what of them has been reported, and the order in which events about them are sent.
-/// *Order*: before a job's `reported`, before the locks of the job's own machine and of the monitors' queues.
-/// *Not under it*: the end of a job ([`AtEnd`]), the graph, I/O.
+/// *Guards*: which jobs there are, what of them has been reported, and the order in which events about them
+/// are sent. *Order*: before a job's `reported`, before the locks of the job's own machine and of the
+/// monitors' queues. *Not under it*: the end of a job ([`AtEnd`]), the graph, I/O.
 #[derive(Debug, Default)]
 pub(crate) struct Jobs(Mutex<BTreeMap<String, Arc<Job>>>);
 
@@ -245,7 +245,7 @@ impl Job {
     fn in_words(&self, refused: Refused) -> QmpError {
         let id = &self.id;
         QmpError::generic(match refused {
-            // Over, only nobody has been told yet.
+            // Over, but not reported yet.
             Refused::State { state: JobState::Null, .. } => return no_block_job(id),
             // Asked before the state is, whatever that is.
             Refused::State { verb: Verb::Resume, .. } | Refused::NotPaused => {
@@ -330,8 +330,8 @@ impl Job {
 }
 
 impl Daemon {
-    /// Puts a job in the table that has been started and has reported nothing yet. Its first two events are sent at once,
-    /// what follows after the command has been answered.
+    /// Puts a job in the table that has been started and has reported nothing yet. Its first two events are
+    /// sent at once, what follows after the command has been answered.
     pub(crate) fn add_job(
         self: &Arc<Self>,
         session: Option<&Session>,
@@ -358,7 +358,7 @@ impl Daemon {
         let herald = move || {
             let name = format!("job {}", job.id);
             let work = move || daemon.herald(&job);
-            // Without a thread nobody would be told anything; that is no reason to stop serving disks.
+            // Without a thread nothing would be reported; that is no reason to stop serving disks.
             let _ = thread::Builder::new().name(name).spawn(work);
         };
         match session {
@@ -441,7 +441,8 @@ impl Daemon {
         self.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": id}));
     }
 
-    /// Passes on why a job with a valid name did not start, which clients also learn by the states of its short life.
+    /// Passes on why a job with a valid name did not start, which clients also learn by the states of its
+    /// short life.
     pub(crate) fn refused_start<T>(&self, id: &str, refused: Reply<T>) -> Reply<T> {
         if refused.is_err() {
             // Under the table's lock, as all events about jobs.
@@ -467,7 +468,8 @@ impl Daemon {
         }
     }
 
-    /// Brings the length of `name` up to date, below which something has changed, and that of the filters on it.
+    /// Brings the length of `name` up to date, below which something has changed, and that of the filters on
+    /// it.
     pub(crate) fn refresh_from(&self, name: &str) {
         let nodes: Vec<_> = {
             let graph = self.graph.lock();

@@ -2,15 +2,16 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`Daemon`] | the whole: made from [`Startup`] options, runs until told to quit |
+//! | [`Daemon`] | the whole: made from [`Startup`] options, runs until `quit` |
 //! | `graph`, `driver` | nodes, who uses them for what, and how each kind is opened |
 //! | `export` | the NBD server and what it serves |
 //! | `job` | jobs by name, and the thread that turns each one's events into those of the protocol |
 //! | `command` | the commands, each with its schema |
 //!
-//! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the command lock (one command
-//! at a time), then exports, jobs, objects, graph; no I/O under any but the first. A file that hangs keeps only those waiting
-//! who use it: opening a node takes not even the command lock, and what the host says of files is asked under no lock.
+//! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the command
+//! lock (one command at a time), then exports, jobs, objects, graph; no I/O under any but the first. A file
+//! that hangs keeps only those waiting who use it: opening a node takes not even the command lock, and what
+//! the host says of files is asked under no lock.
 
 mod command;
 mod daemon;

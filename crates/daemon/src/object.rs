@@ -1,4 +1,5 @@
-//! Objects: what `object-add` makes and other things refer to by id. Secrets, TLS credentials, throttle groups, I/O threads.
+//! Objects: what `object-add` makes and other things refer to by id. Secrets, TLS credentials, throttle
+//! groups, I/O threads.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ pub(crate) enum Object {
     TlsCreds(TlsCreds),
     /// Bytes that are not to be seen. Kept for scripts that set one up; nothing here reads it yet.
     Secret,
-    /// An I/O thread, which does nothing: each export has threads of its own. Kept because configurations name one.
+    /// An I/O thread, which does nothing: each export has threads of its own. Kept because configurations
+    /// name one.
     Iothread(Arc<Iothread>),
 }
 
@@ -85,7 +87,7 @@ impl Objects {
         Ok(())
     }
 
-    /// Forgets an object that nobody uses.
+    /// Forgets an object that is not in use.
     pub(crate) fn remove(&self, id: &str) -> Reply<()> {
         self.forget_removed_nodes();
         let mut objects = self.0.lock();

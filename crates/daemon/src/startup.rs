@@ -1,9 +1,9 @@
-//! What the command line of `qemu-storage-daemon` sets up: `--object`, `--blockdev`, `--chardev`, `--nbd-server`,
-//! `--export`, `--monitor`, each in its own syntax.
+//! What the command line of `qemu-storage-daemon` sets up: `--object`, `--blockdev`, `--chardev`,
+//! `--nbd-server`, `--export`, `--monitor`, each in its own syntax.
 //!
-//! The command line interface collects the texts; [`Startup::apply`] carries them out, in the order just given and, of one
-//! kind, in the order of the command line. Sockets that were inherited are taken and checked before: nothing that is opened
-//! later can be taken for one.
+//! The command line interface collects the texts; [`Startup::apply`] carries them out, in the order just
+//! given and, of one kind, in the order of the command line. Sockets that were inherited are taken and
+//! checked before: nothing that is opened later can be taken for one.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -104,8 +104,9 @@ static NBD_SERVER: Object = Object::new(
 );
 
 impl Startup {
-    /// Sets `daemon` up. Nodes and exports that take long to open, because a file or server hangs, do not keep monitors back:
-    /// they come when they come, and should one fail then, the daemon ends with [`Daemon::late_failure`].
+    /// Sets `daemon` up. Nodes and exports that take long to open, because a file or server hangs, do not
+    /// keep monitors back: they come when they come, and should one fail then, the daemon ends with
+    /// [`Daemon::late_failure`].
     ///
     /// # Errors
     /// The first option that could not be carried out. What came before it stays.
@@ -144,8 +145,8 @@ impl Startup {
         })
     }
 
-    /// Opens nodes and exports on a thread of their own, and waits for it for a while. The NBD server listens at
-    /// `nbd_socket` if it was inherited.
+    /// Opens nodes and exports on a thread of their own, and waits for it for a while. The NBD server listens
+    /// at `nbd_socket` if it was inherited.
     fn open_all(&self, daemon: &Arc<Daemon>, nbd_socket: Option<OwnedFd>) -> Result<(), StartupError> {
         let (options, opener) = (self.clone(), Arc::clone(daemon));
         let (done, is_done) = mpsc::sync_channel::<Result<(), StartupError>>(0);
@@ -153,7 +154,7 @@ impl Startup {
         let socket = Arc::clone(&nbd_socket);
         let work = move || {
             let result = options.open_nodes_and_exports(&opener, &socket);
-            // Nobody waits any more where it took long.
+            // The waiter is gone where it took long.
             if let Err(mpsc::SendError(Err(error))) = done.send(result) {
                 opener.fail_late(error);
             }

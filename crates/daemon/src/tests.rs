@@ -1,4 +1,5 @@
-//! Commands as a client gives them, on images in a directory of their own. Answers are checked against the schema.
+//! Commands as a client gives them, on images in a directory of their own. Answers are checked against the
+//! schema.
 
 mod as_qemu;
 mod bitmaps;

@@ -1,9 +1,9 @@
 //! Direct I/O (`O_DIRECT`) for requests of any alignment.
 //!
-//! What is aligned in the file goes to the device directly, through an aligned buffer of ours if the caller's is
-//! not. The unaligned ends of a write go through the page cache by a second descriptor, so that neither the file's
-//! length nor a neighbour's bytes are rewritten. The kernel keeps the two views of a file together as long as they
-//! do not write one page at the same time; `order` sees to that.
+//! What is aligned in the file goes to the device directly, through an aligned buffer of ours if the caller's
+//! is not. The unaligned ends of a write go through the page cache by a second descriptor, so that neither
+//! the file's length nor a neighbour's bytes are rewritten. The kernel keeps the two views of a file together
+//! as long as they do not write one page at the same time; `order` sees to that.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};

@@ -1,8 +1,8 @@
 //! Flushing: many callers, few `fdatasync` calls, and no success after a failure.
 //!
 //! A flush is answered only by a sync that *began after* it arrived; callers that arrive while one runs share
-//! the next. The kernel reports a lost write to one sync call and forgets it, so after a failure nobody is told
-//! of success any more. The mutex is never held during the system call.
+//! the next. The kernel reports a lost write to one sync call and forgets it, so after a failure no call
+//! reports of success any more. The mutex is never held during the system call.
 
 use std::fs::File;
 use std::io;

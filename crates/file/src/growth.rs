@@ -1,8 +1,8 @@
 //! Keeps changes of a file's length from cutting off each other's data.
 //!
-//! `ftruncate` makes a file longer or shorter, whichever it turns out to be: "look at the length, then set it"
-//! would cut off what a write appended in between. So writes past the end that is known hold a lock shared, and
-//! changes of length hold it exclusively. Writes below it, nearly all, take no lock.
+//! `ftruncate` makes a file longer or shorter, whichever it turns out to be: "look at the length, then set
+//! it" would cut off what a write appended in between. So writes past the end that is known hold a lock
+//! shared, and changes of length hold it exclusively. Writes below it, nearly all, take no lock.
 
 use std::fs::File;
 use std::io;
@@ -65,8 +65,8 @@ impl Growth {
 mod tests {
     use super::*;
 
-    /// A write between the two steps of a change of length must not believe the old length. Here the second step fails, so what
-    /// the first has done shows.
+    /// A write between the two steps of a change of length must not believe the old length. Here the second
+    /// step fails, so what the first has done shows.
     #[test]
     fn the_known_length_is_lowered_before_the_file_becomes_shorter() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,8 +1,8 @@
 //! Files that are found and not yet opened: `O_PATH` descriptors.
 //!
-//! Who must decide whether a file may be opened decides about the handle and opens the handle, never the name a second
-//! time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO does not block, a tape does not
-//! rewind, a lease is not broken.
+//! Who must decide whether a file may be opened decides about the handle and opens the handle, never the name
+//! a second time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO does not
+//! block, a tape does not rewind, a lease is not broken.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, FileType, Metadata};
@@ -69,8 +69,8 @@ impl PathHandle {
         Self::new(descriptor, self.name.join(name))
     }
 
-    /// Finds `path`, which is relative to this directory, without following any symbolic link and without leaving the
-    /// directory. For where [`real_path`](Self::real_path) cannot say where a file lies.
+    /// Finds `path`, which is relative to this directory, without following any symbolic link and without
+    /// leaving the directory. For where [`real_path`](Self::real_path) cannot say where a file lies.
     ///
     /// # Errors
     /// As for looking a name up; `EXDEV` or `ELOOP` if the path would have to be left.
@@ -95,8 +95,8 @@ impl PathHandle {
         Ok(Self { descriptor: Arc::new(file.into()), meta, name })
     }
 
-    /// Where it lies, without symbolic links. `None` where there is no `/proc`, or where it lies outside of what this
-    /// process can name.
+    /// Where it lies, without symbolic links. `None` where there is no `/proc`, or where it lies outside of
+    /// what this process can name.
     pub fn real_path(&self) -> Option<PathBuf> {
         fs::read_link(self.magic_link()).ok().filter(|path| path.is_absolute())
     }

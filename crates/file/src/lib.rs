@@ -12,7 +12,7 @@
 //! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
 //! caller's buffer and `pread`/`pwrite`; holes come from `SEEK_DATA`/`SEEK_HOLE`, zeroing and discarding from
 //! `fallocate`, copies between files from `copy_file_range`. Each open file holds an image lock
-//! ([`blockmirror_image_lock`]) unless told not to.
+//! ([`blockmirror_image_lock`]) by default.
 //!
 //! ```
 //! use blockmirror_block::{ByteRange, Storage, ZeroFlags};

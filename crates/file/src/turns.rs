@@ -1,11 +1,13 @@
 //! Lets short writes to a file overtake long ones.
 //!
-//! The kernel lets one write at a time into a regular file's page cache, and who waits is not sure to be next: threads that
-//! write long pieces, one after the other, keep a writer of 4 KiB out for as long as the scheduler leaves them the
-//! processors. A guest whose disk is being copied is such a writer. So while short writes come to a file, long ones take turns
-//! here, one thread at a time, and let go of the file after each piece.
+//! The kernel lets one write at a time into a regular file's page cache, and who waits is not sure to be
+//! next: threads that write long pieces, one after the other, keep a writer of 4 KiB out for as long as the
+//! scheduler leaves them the processors. A guest whose disk is being copied is such a writer. So while short
+//! writes come to a file, long ones take turns here, one thread at a time, and release the file after each
+//! piece.
 //!
-//! Where few come, as when an image is converted, nothing changes: taking turns costs a quarter of the throughput.
+//! Where few come, as when an image is converted, nothing changes: taking turns costs a quarter of the
+//! throughput.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -90,7 +92,8 @@ mod tests {
         assert_eq!(warm, WARMEST as usize);
     }
 
-    /// Eight threads copied, the guest wrote 4 KiB at a time, and 99 of 100 of its writes took 25 ms instead of 6.
+    /// Eight threads copied, the guest wrote 4 KiB at a time, and 99 of 100 of its writes took 25 ms instead
+    /// of 6.
     #[test]
     fn long_writes_take_turns_and_a_short_one_waits_for_none() {
         let turns = Turns::default();

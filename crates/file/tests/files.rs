@@ -59,8 +59,8 @@ fn reads_past_the_end_are_zeros_and_writes_grow() {
 
 #[test]
 fn an_empty_request_past_the_end_is_not_remembered_as_length() {
-    // It once raised the length that writes are compared with, and the next growing call believed that there was
-    // nothing to grow.
+    // It once raised the length that writes are compared with, and the next growing call believed that there
+    // was nothing to grow.
     everywhere(|dir| {
         let file = create(dir.join("a"));
         file.write_at(b"", 5000).unwrap();
@@ -187,8 +187,8 @@ fn the_kernel_copies_between_files() {
 
 #[test]
 fn appending_writers_and_a_zeroer_lose_nothing() {
-    // "Look at the length, then set it" once cut off what another thread had appended in between: growing must
-    // wait for appending writes.
+    // "Look at the length, then set it" once cut off what another thread had appended in between: growing
+    // must wait for appending writes.
     everywhere(|dir| {
         let file = create(dir.join("a"));
         std::thread::scope(|s| {

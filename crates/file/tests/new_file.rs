@@ -74,9 +74,9 @@ fn a_file_that_appears_meanwhile_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("disk.raw");
     let new = NewFile::create(&target, Existing::Refuse, &FileOptions::new()).unwrap();
-    fs::write(&target, "somebody else's").unwrap();
+    fs::write(&target, "another writer's").unwrap();
     assert_eq!(new.persist().unwrap_err().kind(), ErrorKind::AlreadyExists);
-    assert_eq!(fs::read(&target).unwrap(), b"somebody else's");
+    assert_eq!(fs::read(&target).unwrap(), b"another writer's");
     assert_eq!(names(dir.path()), ["disk.raw"]);
 }
 
@@ -97,8 +97,8 @@ fn a_file_in_use_is_not_replaced() {
     assert!(FileOptions::new().open(&target).is_ok());
 }
 
-/// Renaming over a file takes no leave to write it: one that was protected against writing was once replaced. Root
-/// may write any file but a program that runs, as this one does.
+/// Renaming over a file takes no leave to write it: one that was protected against writing was once replaced.
+/// Root may write any file but a program that runs, as this one does.
 #[test]
 fn a_file_that_may_not_be_written_is_not_replaced() {
     let program = std::env::current_exe().unwrap();

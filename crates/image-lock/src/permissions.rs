@@ -37,10 +37,10 @@ impl Permission {
     /// What a user that does not share it forbids, to go after "which".
     pub(crate) const fn forbidden(self) -> &'static str {
         match self {
-            Self::ConsistentRead => "lets nobody read it",
-            Self::Write => "lets nobody write it",
-            Self::WriteUnchanged => "lets nobody rewrite it",
-            Self::Resize => "lets nobody resize it",
+            Self::ConsistentRead => "excludes readers",
+            Self::Write => "excludes writers",
+            Self::WriteUnchanged => "excludes writers in place",
+            Self::Resize => "excludes resizing",
         }
     }
 }

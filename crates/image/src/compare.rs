@@ -1,7 +1,7 @@
 //! `compare`: whether two disks hold the same bytes.
 //!
-//! The extents of both are walked side by side, so what both sides know to be zero is not read. Disks of different
-//! length are equal if the rest of the longer one is zero, unless the comparison is strict.
+//! The extents of both are walked side by side, so what both sides know to be zero is not read. Disks of
+//! different length are equal if the rest of the longer one is zero, unless the comparison is strict.
 
 use std::collections::VecDeque;
 
@@ -119,8 +119,8 @@ fn sector_of(offset: u64) -> u64 {
 struct Known {
     end: u64,
     kind: ExtentKind,
-    /// What a strict comparison compares besides: whether bytes are mapped that are a hole below, stored compressed, and
-    /// stored as they are.
+    /// What a strict comparison compares besides: whether bytes are mapped that are a hole below, stored
+    /// compressed, and stored as they are.
     stored: (bool, bool, bool),
 }
 

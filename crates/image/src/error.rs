@@ -1,7 +1,7 @@
 //! Why an image was not opened or made.
 //!
-//! Reading and writing an open image speaks [`blockmirror_block::Error`]. Each message here is one line that names
-//! the operation, the file and the reason.
+//! Reading and writing an open image speaks [`blockmirror_block::Error`]. Each message here is one line that
+//! names the operation, the file and the reason.
 
 use std::path::PathBuf;
 

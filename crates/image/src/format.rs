@@ -1,6 +1,6 @@
 //! The formats, and finding out which one a file is in.
 //!
-//! Called by the open functions when nobody said the format. What is recognised but not read is refused by name:
+//! Called by the open functions when no format was given. What is recognised but not read is refused by name:
 //! taking a VMDK for a raw disk would hand its header to a guest as if it were a boot sector.
 
 use std::fmt;
@@ -32,7 +32,8 @@ impl Format {
 }
 
 impl Format {
-    /// The format of a backing file that a header calls `name`. QEMU's drivers for files are the bytes of the file.
+    /// The format of a backing file that a header calls `name`. QEMU's drivers for files are the bytes of the
+    /// file.
     ///
     /// # Errors
     /// If there is no such format.
@@ -83,8 +84,8 @@ pub const PROBE_LEN: usize = 512;
 pub fn detect(head: &[u8]) -> Detected {
     match blockmirror_raw::foreign_format(head) {
         None => Detected::Known(Format::Raw),
-        // Version 1 is another format under the same magic. A version that does not exist yet is for the qcow2
-        // reader to refuse.
+        // Version 1 is another format under the same magic. A version that does not exist yet is for the
+        // qcow2 reader to refuse.
         Some("qcow2") if head.get(4..8) == Some(&[0, 0, 0, 1]) => Detected::Foreign("qcow"),
         Some("qcow2") => Detected::Known(Format::Qcow2),
         Some(name) => Detected::Foreign(name),

@@ -1,7 +1,8 @@
 //! `info`: what an image says about itself.
 //!
-//! [`ImageInfo::read`] opens one file and nothing that it names; [`read_chain`] goes down the backing chain under
-//! the caller's policy. [`ImageInfo::to_json`] has the members of `qemu-img info --output=json`, in its order.
+//! [`ImageInfo::read`] opens one file and nothing that it names; [`read_chain`] goes down the backing chain
+//! under the caller's policy. [`ImageInfo::to_json`] has the members of `qemu-img info --output=json`, in its
+//! order.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,8 +129,8 @@ pub struct Qcow2Info {
 }
 
 impl ImageInfo {
-    /// Reads the image `path`, and no other file. The policy of `options` does not come into it, nor do locks: a header that
-    /// changes meanwhile is read again by whoever needs it.
+    /// Reads the image `path`, and no other file. The policy of `options` does not come into it, nor do
+    /// locks: a header that changes meanwhile is read again where it is needed.
     ///
     /// # Errors
     /// If it cannot be opened, or its format refuses it.

@@ -26,11 +26,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! With the feature `nbd` a path may also be the URI of an export of an NBD server, `nbd://host/export` and the like
-//! ([`is_uri`]), wherever the caller names an image. Names inside of images are paths all the same.
+//! With the feature `nbd` a path may also be the URI of an export of an NBD server, `nbd://host/export` and
+//! the like ([`is_uri`]), wherever the caller names an image. Names inside of images are paths all the same.
 //!
-//! What comes out is a [`BlockDevice`](blockmirror_block::BlockDevice); what an image names is opened only as far
-//! as the caller's policy goes.
+//! What comes out is a [`BlockDevice`](blockmirror_block::BlockDevice); what an image names is opened only as
+//! far as the caller's policy goes.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! `map`: what lies where, one row per run.
 //!
-//! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of runs
-//! costs no memory.
+//! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of
+//! runs costs no memory.
 
 use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, ExtentMerger, HostRun, Visit};
 use serde_json::{Value, json};

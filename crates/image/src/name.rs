@@ -2,7 +2,8 @@
 //!
 //! Called with what a person has typed, never with a name out of an image.
 //!
-//! What must hold: an option that is not understood is refused by name, so that none is silently without effect.
+//! What must hold: an option that is not understood is refused by name, so that none is silently without
+//! effect.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

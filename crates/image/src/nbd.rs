@@ -14,8 +14,8 @@ pub struct NbdOptions {
     pub reconnect_delay: Duration,
     /// How long opening waits for a server that is not there yet.
     pub open_timeout: Duration,
-    /// How long a request waits for a server that does not answer, before the connection counts as lost; `None` as long as
-    /// its host acknowledges.
+    /// How long a request waits for a server that does not answer, before the connection counts as lost;
+    /// `None` as long as its host acknowledges.
     pub io_timeout: Option<Duration>,
 }
 

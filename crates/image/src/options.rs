@@ -1,7 +1,7 @@
 //! The `-o` options of image creation: `key=value,key=value`, as `qemu-img create` spells them.
 //!
-//! The command line hands the text in; [`CreateSettings`] comes out, with each value typed and each error naming the
-//! key. Whether the values fit together is the format's business.
+//! The command line hands the text in; [`CreateSettings`] comes out, with each value typed and each error
+//! naming the key. Whether the values fit together is the format's business.
 
 use blockmirror_qcow2::{Compression, Preallocation, Version};
 use thiserror::Error;
@@ -133,8 +133,8 @@ fn keys(format: Format) -> String {
 }
 
 impl CreateSettings {
-    /// Reads `text` for `format` on top of what is there; a key given twice keeps its last value. In a value, two
-    /// commas stand for one.
+    /// Reads `text` for `format` on top of what is there; a key given twice keeps its last value. In a value,
+    /// two commas stand for one.
     ///
     /// # Errors
     /// [`OptionError`], naming the key.

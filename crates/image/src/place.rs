@@ -1,7 +1,7 @@
 //! Where the bytes of an image are: in a host file, or behind a server.
 //!
-//! What the user names is either; what an image names is a file always ([`crate::ReferencePolicy`]). Only this file knows
-//! that there is a network.
+//! What the user names is either; what an image names is a file always ([`crate::ReferencePolicy`]). Only
+//! this file knows that there is a network.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ pub(crate) enum Place {
     Unfinished(Box<Self>, Arc<Unfinished>),
 }
 
-/// Identity of a place, the same by whatever name it was opened. Exports are told apart by their URIs, so one that is
-/// reached in two ways is taken for two.
+/// Identity of a place, the same by whatever name it was opened. Exports are distinguished by their URIs, so
+/// one that is reached in two ways is taken for two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PlaceId {
     File(FileId),
@@ -177,8 +177,8 @@ impl Place {
     }
 }
 
-/// Whether `path` is no path, but names an export of an NBD server (`nbd://host/export` and the like). A file of such a name
-/// is reached as `./nbd:..`. Without the feature `nbd` every path is one.
+/// Whether `path` is no path, but names an export of an NBD server (`nbd://host/export` and the like). A file
+/// of such a name is reached as `./nbd:..`. Without the feature `nbd` every path is one.
 pub fn is_uri(path: impl AsRef<Path>) -> bool {
     #[cfg(feature = "nbd")]
     return NbdUri::is_meant(path.as_ref());

@@ -1,7 +1,7 @@
 //! Names for files in headers that stay true when a chain is moved as a folder.
 //!
-//! Called by whatever changes the backing file that a header names. A name is taken only if it leads to the file: with
-//! directories that are symbolic links, taking `..` away by text leads elsewhere.
+//! Called by whatever changes the backing file that a header names. A name is taken only if it leads to the
+//! file: with directories that are symbolic links, taking `..` away by text leads elsewhere.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,8 +11,8 @@ use blockmirror_file::FileId;
 
 use crate::reference::{directory_of, lexical, plain_path};
 
-/// The shortest relative name by which the header of `image` can name `file`, if `old`, the name that it replaces, is relative
-/// too. `None` if there is none, or the old name is not relative.
+/// The shortest relative name by which the header of `image` can name `file`, if `old`, the name that it
+/// replaces, is relative too. `None` if there is none, or the old name is not relative.
 pub fn relative_name(image: &Path, old: &OsStr, file: &Path) -> Option<PathBuf> {
     if plain_path(old)?.is_absolute() {
         return None;

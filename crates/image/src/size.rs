@@ -1,7 +1,7 @@
 //! Sizes as people write and read them: `64K`, `1.5G`, `0x200`; and back.
 //!
-//! Called for `-o` values and by the command line. Every unit is a power of 1024; a suffix that could mean powers of
-//! 1000 (`KB`) is refused rather than guessed.
+//! Called for `-o` values and by the command line. Every unit is a power of 1024; a suffix that could mean
+//! powers of 1000 (`KB`) is refused rather than guessed.
 
 use thiserror::Error;
 
@@ -24,9 +24,9 @@ pub enum SizeError {
 
 const UNITS: [char; 6] = ['k', 'm', 'g', 't', 'p', 'e'];
 
-/// Reads a size as QEMU's tools do: digits with or without a point, perhaps a unit (`b k m g t p e` in either case, the
-/// latter also as `KiB`), or a `0x` number without a unit; space and a plus may come first. A fraction needs a unit above
-/// the byte, and is rounded to a byte.
+/// Reads a size as QEMU's tools do: digits with or without a point, perhaps a unit (`b k m g t p e` in either
+/// case, the latter also as `KiB`), or a `0x` number without a unit; space and a plus may come first. A
+/// fraction needs a unit above the byte, and is rounded to a byte.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let not_a_size = || SizeError::NotASize(text.to_owned());
     let too_large = || SizeError::TooLarge(text.to_owned());

@@ -1,8 +1,8 @@
 //! What a new image, or its data file, is written into.
 //!
-//! Four kinds: a new file, an existing file, a block device, an NBD export. Made by [`crate::PreparedImage`]. How an
-//! existing file is treated is decided in `blockmirror_file`; here the decision meets formats and servers: a qcow2 image
-//! that is written in place is marked until it is durable.
+//! Four kinds: a new file, an existing file, a block device, an NBD export. Made by [`crate::PreparedImage`].
+//! How an existing file is treated is decided in `blockmirror_file`; here the decision meets formats and
+//! servers: a qcow2 image that is written in place is marked until it is durable.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use blockmirror_raw::SECTOR;
 use crate::error::{Error, Result};
 use crate::place::{Access, Place, is_uri};
 
-/// A place for a new image, open for writing. It holds what it held before until the image is written, and of a
-/// [replaced](Self::in_place) file until [`persist`](Self::persist).
+/// A place for a new image, open for writing. It holds what it held before until the image is written, and of
+/// a [replaced](Self::in_place) file until [`persist`](Self::persist).
 #[derive(Debug)]
 #[must_use = "dropping it discards a new file"]
 pub struct Target {
@@ -77,7 +77,8 @@ impl Target {
         Ok(Self { kind, place: Place::File(file), leftovers, unfinished: None })
     }
 
-    /// Why it is written in place, unless it is a new file. A failure then leaves neither the old contents nor the new ones.
+    /// Why it is written in place, unless it is a new file. A failure then leaves neither the old contents
+    /// nor the new ones.
     pub fn in_place(&self) -> Option<&InPlace> {
         match &self.kind {
             Kind::InPlace(why) => Some(why),

@@ -192,8 +192,8 @@ fn a_guessed_raw_disk_does_not_become_another_format() {
     let guessed = place.options("disk").writable(true).open(place.path("disk")).unwrap();
     assert!(guessed.device().write_at(&header, 0, WriteFlags::NONE).is_err());
     drop(guessed);
-    let told = place.options("disk").format(Format::Raw).writable(true).open(place.path("disk")).unwrap();
-    told.device().write_at(&header, 0, WriteFlags::NONE).unwrap();
+    let given = place.options("disk").format(Format::Raw).writable(true).open(place.path("disk")).unwrap();
+    given.device().write_at(&header, 0, WriteFlags::NONE).unwrap();
 }
 
 /// What a name is made to be.
@@ -343,7 +343,7 @@ fn an_image_in_use_can_be_described_and_read_without_a_lock() {
     assert!(
         matches!(place.options("top").open(&top), Err(Error::Block(error)) if error.kind() == ErrorKind::Locked)
     );
-    // Even where the other one lets nobody read.
+    // Even where the other one shares no reads.
     for lock in [LockMode::Shared, LockMode::Off] {
         place.options("top").lock(lock).open(&top).unwrap();
     }

@@ -106,8 +106,8 @@ fn an_image_in_use_is_not_replaced() {
     assert_eq!(fs::metadata(&path).unwrap().len(), 512);
 }
 
-/// A raw image was once made on a block device without touching it, so that a qcow2 header that had been there still
-/// said what the device was. Needs root and `losetup`; skipped visibly without.
+/// A raw image was once made on a block device without touching it, so that a qcow2 header that had been
+/// there still said what the device was. Needs root and `losetup`; skipped visibly without.
 #[test]
 fn a_raw_image_on_a_device_is_no_longer_what_was_there() {
     let dir = tempfile::tempdir().unwrap();

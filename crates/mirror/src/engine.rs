@@ -168,7 +168,7 @@ impl Engine {
         answer
     }
 
-    /// Gives the job up, and lets go of calls that may never return.
+    /// Cancels the job, and ends calls that may never return.
     pub(crate) fn cancel(&self) {
         self.with_core(Wake::All, |core, _| core.abort(Error::Cancelled));
         self.let_go();
@@ -279,7 +279,7 @@ impl Engine {
         }
     }
 
-    /// Lets go of calls that may never return if the job has been given up.
+    /// Ends calls that may never return if the job has been cancelled.
     pub(crate) fn let_go_if_aborting(&self) {
         if self.with_core(Wake::None, |core, _| core.is_aborting()) {
             self.let_go();
@@ -304,7 +304,7 @@ impl Engine {
 
     /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
     ///
-    /// While the job is aborting this lets go of blocked calls again and again: a thread may have been given
+    /// While the job is aborting this ends blocked calls again and again: a thread may have been given
     /// its action before the job was given up, and have called the device only after the call that ends
     /// blocked calls.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {

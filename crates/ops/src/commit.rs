@@ -1,14 +1,15 @@
 //! Committing: layers of a chain are written down into the layer below them, their base.
 //!
-//! **From the top**, the guest's own image included ([`commit_active`]): a mirror job whose target is the base. It copies what
-//! the layers above the base decide, becomes ready, follows what the guest writes, and pivots to the base.
+//! **From the top**, the guest's own image included ([`commit_active`]): a mirror job whose target is the
+//! base. It copies what the layers above the base decide, becomes ready, follows what the guest writes, and
+//! pivots to the base.
 //!
-//! **From the middle** ([`CommitJob`]): nobody writes the layers that are committed, so one pass does it. Then the overlay
-//! above them is put on the base: the header first, durably, then the device.
+//! **From the middle** ([`CommitJob`]): the layers that are committed do not change, so one pass does it.
+//! Then the overlay above them is put on the base: the header first, durably, then the device.
 //!
-//! Writing the base changes nothing that is read through the chain, because only places are written that a layer above
-//! decides. Whoever reads the base by itself, or through another overlay, sees a mixture from the beginning: such readers are
-//! the caller's affair.
+//! Writing the base changes nothing that is read through the chain, because only places are written that a
+//! layer above decides. A reader of the base itself, or of another overlay on it, sees a mixture from the
+//! beginning: such readers are the caller's affair.
 
 use std::sync::Arc;
 
@@ -28,12 +29,12 @@ const PIECE: u64 = 1 << 20;
 /// Runs that are looked at in one go.
 const BATCH: usize = 1024;
 
-/// Commits the disk behind `tap` and the layers below it, `layers` images in all, into `base`, the layer below those, while the
-/// guest writes.
+/// Commits the disk behind `tap` and the layers below it, `layers` images in all, into `base`, the layer
+/// below those, while the guest writes.
 ///
-/// The job becomes ready; [`complete`](blockmirror_mirror::MirrorControl::complete) pivots the tap to `base`, which must be a
-/// writable device that the chain of the tap's disk stands on. A shorter base grows first. `options` are those of a mirror job;
-/// what is copied follows from `layers`.
+/// The job becomes ready; [`complete`](blockmirror_mirror::MirrorControl::complete) pivots the tap to `base`,
+/// which must be a writable device that the chain of the tap's disk stands on. A shorter base grows first.
+/// `options` are those of a mirror job; what is copied follows from `layers`.
 ///
 /// # Errors
 /// [`Error::NoLayers`], [`Error::ReadOnly`], [`Error::BaseLonger`]; [`Error::Write`] if the base cannot grow;
@@ -67,21 +68,21 @@ fn prepare(top: &dyn BlockDevice, base: &dyn BlockDevice, layers: u32) -> Result
     if base.len() < top.len() { base.resize(top.len(), false).map_err(Error::Write) } else { Ok(()) }
 }
 
-/// A running commit of layers that nobody writes. Dropping it cancels it and waits for its thread.
+/// A running commit of layers that are not written to. Dropping it cancels it and waits for its thread.
 #[derive(Debug)]
 pub struct CommitJob {
     job: Job,
 }
 
 impl CommitJob {
-    /// Starts to commit `top` and the layers below it, `layers` images in all, into `base`, the layer below those; then puts
-    /// `overlay`, whose backing device is `top`, on `base`.
+    /// Starts to commit `top` and the layers below it, `layers` images in all, into `base`, the layer below
+    /// those; then puts `overlay`, whose backing device is `top`, on `base`.
     ///
-    /// A shorter base grows first. That the devices are each other's layers is taken as told.
+    /// A shorter base grows first. That the devices are each other's layers is not checked.
     ///
     /// # Errors
-    /// [`Error::NoLayers`], [`Error::ReadOnly`] for base and overlay, [`Error::BaseLonger`]; [`Error::Write`] if the base
-    /// cannot grow; [`Error::Thread`].
+    /// [`Error::NoLayers`], [`Error::ReadOnly`] for base and overlay, [`Error::BaseLonger`]; [`Error::Write`]
+    /// if the base cannot grow; [`Error::Thread`].
     pub fn start(
         overlay: Arc<Qcow2>,
         top: Arc<dyn BlockDevice>,
@@ -112,7 +113,8 @@ impl CommitJob {
     /// Waits for the end.
     ///
     /// # Errors
-    /// Why the job failed, or [`Error::Cancelled`]; the chain is as it was, unless the reason is [`Error::Relink`].
+    /// Why the job failed, or [`Error::Cancelled`]; the chain is as it was, unless the reason is
+    /// [`Error::Relink`].
     pub fn wait(self) -> Result<Outcome, Error> {
         self.job.wait()
     }
@@ -214,7 +216,8 @@ impl Commit<'_> {
         self.top.extents(range, &mut |extent| {
             let spent = budget.spend(&extent);
             let need = match extent.kind {
-                // Also where nobody says anything, if the base was not even asked: a layer above it is too short.
+                // Also where no layer says anything, if the base was not even asked: a layer above it is too
+                // short.
                 _ if extent.depth >= self.layers => Need::Nothing,
                 ExtentKind::Data => Need::Copy,
                 _ => Need::Zero,

@@ -1,8 +1,10 @@
-//! Streaming: what an image shows of the layers below is brought up into it, and the layers are taken out of its chain.
+//! Streaming: what an image shows of the layers below is brought up into it, and the layers are taken out of
+//! its chain.
 //!
 //! The image may be the one that the guest writes, or lie deeper. Bringing up is the image's own work
-//! ([`BlockDevice::copy_up`]), which takes turns with writes, so the guest is never held and its newer data never lost. The
-//! link changes last: first in the header, durably, then in memory; what anybody reads is the same with and without.
+//! ([`BlockDevice::copy_up`]), which takes turns with writes, so the guest is never held and its newer data
+//! never lost. The link changes last: first in the header, durably, then in memory; what anybody reads is the
+//! same with and without.
 
 use std::sync::Arc;
 
@@ -26,7 +28,7 @@ pub struct Base {
     pub device: Arc<dyn BlockDevice>,
     /// Its name for the image's header.
     pub name: Vec<u8>,
-    /// Its format for the image's header; to be found out by whoever opens it if absent.
+    /// Its format for the image's header; detected when it is opened if absent.
     pub format: Option<String>,
 }
 
@@ -48,12 +50,12 @@ pub struct StreamJob {
 }
 
 impl StreamJob {
-    /// Starts to bring up into `image` what it shows of the layers below, down to `base`, which is `depth` layers below it (1
-    /// is its backing file) and is what it stands on afterwards. Without a base everything is brought up, and the image
-    /// stands alone.
+    /// Starts to bring up into `image` what it shows of the layers below, down to `base`, which is `depth`
+    /// layers below it (1 is its backing file) and is what it stands on afterwards. Without a base everything
+    /// is brought up, and the image stands alone.
     ///
-    /// The caller knows the chain: that `base` is the layer at that depth is not checked. The image keeps its length while
-    /// the job runs: what it grows by is not brought up, and a longer base would show there.
+    /// The caller knows the chain: that `base` is the layer at that depth is not checked. The image keeps its
+    /// length while the job runs: what it grows by is not brought up, and a longer base would show there.
     ///
     /// # Errors
     /// [`Error::ReadOnly`], [`Error::NoLayers`] for a depth of 0, [`Error::Thread`].
@@ -83,7 +85,8 @@ impl StreamJob {
     /// Waits for the end.
     ///
     /// # Errors
-    /// Why the job failed, or [`Error::Cancelled`]; the chain is as it was, unless the reason is [`Error::Relink`].
+    /// Why the job failed, or [`Error::Cancelled`]; the chain is as it was, unless the reason is
+    /// [`Error::Relink`].
     pub fn wait(self) -> Result<Outcome, Error> {
         self.job.wait()
     }
@@ -145,7 +148,8 @@ impl Stream<'_> {
             match self.image.copy_up(piece, max_depth) {
                 Ok(moved) => worker.done(piece.len(), moved),
                 Err(error) => {
-                    // The layers below are what is read; that the image cannot be written is told in the same way, as QEMU does.
+                    // The layers below are what is read; that the image cannot be written is reported in the
+                    // same way, as QEMU does.
                     if worker.failed(Operation::Read, piece, error)? {
                         continue;
                     }

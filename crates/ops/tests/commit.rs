@@ -1,4 +1,5 @@
-//! Committing chains of files, from the top under a guest and from the middle, with QEMU as the judge of what is left.
+//! Committing chains of files, from the top under a guest and from the middle, with QEMU as the judge of what
+//! is left.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

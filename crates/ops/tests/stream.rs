@@ -87,8 +87,9 @@ fn a_short_layer_between_keeps_the_base_hidden() {
     }
 }
 
-/// What the guest discards and zeroes past the end of a short layer, before the stream takes that layer out, stays as the
-/// guest has read it: the longer base must not show there. The image counts as backed past the end of its backing device.
+/// What the guest discards and zeroes past the end of a short layer, before the stream takes that layer out,
+/// stays as the guest has read it: the longer base must not show there. The image counts as backed past the
+/// end of its backing device.
 #[test]
 fn zeros_past_a_short_layer_stay_when_a_longer_base_follows() {
     let layer = |version, len, below: Arc<dyn BlockDevice>| {
@@ -155,7 +156,8 @@ fn overlay(below: Arc<dyn BlockDevice>) -> Arc<Qcow2> {
     Arc::new(OpenOptions::new().writable(true).backing(below).open(storage).unwrap())
 }
 
-/// Whenever the power fails while everything is brought up, the image reads as before through whatever its header names then.
+/// Whenever the power fails while everything is brought up, the image reads as before through whatever its
+/// header names then.
 #[test]
 fn a_crash_changes_nothing_that_is_read() {
     const LEN: u64 = 300_032;

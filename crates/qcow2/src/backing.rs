@@ -1,5 +1,6 @@
-//! Another layer below: the device that shows through, and the name in the header. They change apart: who puts an overlay on
-//! a disk, or takes a layer out of a chain, does both in the order that its operation needs.
+//! Another layer below: the device that shows through, and the name in the header. They change apart: who
+//! puts an overlay on a disk, or takes a layer out of a chain, does both in the order that its operation
+//! needs.
 
 use std::sync::Arc;
 
@@ -11,30 +12,33 @@ use crate::format::rewrite::{NewBacking, change_backing};
 use crate::image::Qcow2;
 
 impl Qcow2 {
-    /// Puts `device` below the image, in place of what is there; the old one is handed back. The header does not change.
+    /// Puts `device` below the image, in place of what is there; the old one is handed back. The header does
+    /// not change.
     ///
-    /// Waits for operations under way. What the guest reads changes wherever the two differ and the image holds nothing: that
-    /// is the caller's affair.
+    /// Waits for operations under way. What the guest reads changes wherever the two differ and the image
+    /// holds nothing: that is the caller's affair.
     pub fn replace_backing(&self, device: Option<Arc<dyn BlockDevice>>) -> Option<Arc<dyn BlockDevice>> {
         let _only_one = self.changing.lock();
         let _nobody_reads = self.ranges.exclusive(ByteRange::new(0, u64::MAX));
         std::mem::replace(&mut self.io.below.lock().device, device)
     }
 
-    /// Makes the header name another backing file, or none, durably. Everything written before is durable first. The device
-    /// below does not change.
+    /// Makes the header name another backing file, or none, durably. Everything written before is durable
+    /// first. The device below does not change.
     ///
-    /// After a crash the header names the old file or the new one. With clusters of 1 and 2 KiB it may be torn.
+    /// After a crash the header names the old file or the new one. With clusters of 1 and 2 KiB it may be
+    /// torn.
     ///
     /// # Errors
-    /// [`Error::Option`] for a name or a format that cannot stand in the header; [`Error::Storage`] for a read-only image,
-    /// and if writing fails.
+    /// [`Error::Option`] for a name or a format that cannot stand in the header; [`Error::Storage`] for a
+    /// read-only image, and if writing fails.
     pub fn set_backing_file(&self, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
         self.check_writable("change backing file")?;
         let new = self.check_new(name, format)?;
         let _only_one = self.changing.lock();
         self.flush()?;
-        // The refcount table does not move, nor does anything else change the header, under the write-back lock.
+        // The refcount table does not move, nor does anything else change the header, under the write-back
+        // lock.
         let _no_write_back = self.write_back.lock();
         self.meta.lock().check_poison(&self.io, "change backing file")?;
         let mut cluster = self.first_cluster()?;
@@ -57,7 +61,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Whether the header could name that backing file: for callers that find out before they begin something long.
+    /// Whether the header could name that backing file: for callers that find out before they begin something
+    /// long.
     ///
     /// # Errors
     /// As for [`set_backing_file`](Self::set_backing_file), of an image that is writable by then.

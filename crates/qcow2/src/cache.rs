@@ -1,8 +1,8 @@
 //! A write-back cache of metadata slices: L2 tables and refcount blocks, cut into pieces of at most 4 KiB.
 //!
-//! Owned by [`Meta`](crate::meta::Meta) and guarded by its lock. A slice is *clean*, *dirty* (changed since it was
-//! last handed to a write-back) or *being written*. Only clean slices are evicted: evicting one that is on its way to
-//! disk would let the old bytes be read back.
+//! Owned by [`Meta`](crate::meta::Meta) and guarded by its lock. A slice is *clean*, *dirty* (changed since
+//! it was last handed to a write-back) or *being written*. Only clean slices are evicted: evicting one that
+//! is on its way to disk would let the old bytes be read back.
 
 use std::collections::HashMap;
 
@@ -34,7 +34,8 @@ pub(crate) type DirtySlice = (HostOffset, Box<[u8]>);
 impl SliceCache {
     /// An empty cache of slices of `slice_size` bytes that keeps about `bytes` of them.
     pub(crate) fn new(slice_size: usize, bytes: usize) -> Self {
-        // A handful of slices always fit, whatever the caller asked for: one operation may need several at once.
+        // A handful of slices always fit, whatever the caller asked for: one operation may need several at
+        // once.
         let capacity = (bytes / slice_size).max(16);
         Self { slices: HashMap::new(), slice_size, capacity, dirty: 0, tick: 0 }
     }
@@ -91,8 +92,8 @@ impl SliceCache {
             .insert(offset.0, Slice { data, used: self.tick, dirty: false, writing: false, checked: false });
     }
 
-    /// Drops the clean slices that were not used for longest, a quarter of the capacity at once, so that the cost of
-    /// finding them is shared by many insertions.
+    /// Drops the clean slices that were not used for longest, a quarter of the capacity at once, so that the
+    /// cost of finding them is shared by many insertions.
     fn evict(&mut self) {
         let mut ages: Vec<u64> =
             self.slices.values().filter(|s| !s.dirty && !s.writing).map(|s| s.used).collect();
@@ -104,7 +105,8 @@ impl SliceCache {
         self.slices.retain(|_, s| s.dirty || s.writing || s.used > limit);
     }
 
-    /// Forgets slices inside `cluster_bytes` from `start`, whatever their state: the cluster is not metadata any more.
+    /// Forgets slices inside `cluster_bytes` from `start`, whatever their state: the cluster is not metadata
+    /// any more.
     pub(crate) fn forget(&mut self, start: HostOffset, cluster_bytes: u64) {
         for at in (start.0..start.0 + cluster_bytes).step_by(self.slice_size) {
             if self.slices.remove(&at).is_some_and(|s| s.dirty) {

@@ -1,9 +1,9 @@
 //! Reading compressed clusters: fetch the stream, decompress it, keep the result for the next small read.
 //!
-//! Called by `read` for each compressed cluster that a request touches. A request for a whole cluster decompresses
-//! straight into the caller's buffer; only parts of clusters go through the cache, so a long sequential copy does
-//! not turn it over. What lies at a descriptor never changes while the image is open: compressed clusters are
-//! never written in place, and none is made.
+//! Called by `read` for each compressed cluster that a request touches. A request for a whole cluster
+//! decompresses straight into the caller's buffer; only parts of clusters go through the cache, so a long
+//! sequential copy does not turn it over. What lies at a descriptor never changes while the image is open:
+//! compressed clusters are never written in place, and none is made.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,8 +45,8 @@ impl Decompressors {
         Self { compression, cluster, idle: Mutex::default(), recent: Mutex::default() }
     }
 
-    /// Fills `buf` from the compressed cluster at `run`, starting `within` bytes into it. The bytes lie inside one
-    /// cluster.
+    /// Fills `buf` from the compressed cluster at `run`, starting `within` bytes into it. The bytes lie
+    /// inside one cluster.
     pub(crate) fn read(&self, io: &Io, run: CompressedRun, within: usize, buf: &mut [u8]) -> Result<()> {
         // At most 2 MiB.
         let size = self.cluster.bytes() as usize;

@@ -1,8 +1,8 @@
 //! Bringing up into the image what it shows of the layers below: for copy-on-read and for streaming.
 //!
-//! A piece at a time, under an exclusive lock on its clusters, so that a guest's write comes either before, and is seen as
-//! allocated, or after. Only subclusters that are unallocated are looked at. What they show does not change; where it is
-//! zeros, the image says so itself.
+//! A piece at a time, under an exclusive lock on its clusters, so that a guest's write comes either before,
+//! and is seen as allocated, or after. Only subclusters that are unallocated are looked at. What they show
+//! does not change; where it is zeros, the image says so itself.
 
 use blockmirror_block::{ByteRange, ExtentKind, Result, Visit, zero};
 
@@ -25,8 +25,8 @@ struct Unit {
 }
 
 impl Qcow2 {
-    /// Brings up what layers 1 to `max_depth` below show in the subclusters of `range`, inside the disk; returns how many
-    /// bytes that were.
+    /// Brings up what layers 1 to `max_depth` below show in the subclusters of `range`, inside the disk;
+    /// returns how many bytes that were.
     pub(crate) fn bring_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         self.check_writable("copy up")?;
         let io = &self.io;

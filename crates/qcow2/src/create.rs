@@ -1,8 +1,8 @@
 //! Creating an image: the options, and the rules they obey.
 //!
 //! The options, their defaults and what contradicts what are those of `qemu-img create -f qcow2`, encryption
-//! apart. [`CreateOptions::check`] can be asked before any file exists; [`CreateOptions::create`] asks it first.
-//! The layout on disk is decided in `layout`, which this hands only checked options.
+//! apart. [`CreateOptions::check`] can be asked before any file exists; [`CreateOptions::create`] asks it
+//! first. The layout on disk is decided in `layout`, which this hands only checked options.
 
 mod layout;
 mod stream;
@@ -109,7 +109,8 @@ pub struct CreateOptions {
     pub data_file: Option<Vec<u8>>,
     /// `data_file_raw`: the data file stays a valid raw image.
     pub data_file_raw: bool,
-    /// What the data file holds stays, and is what preallocated clusters show. Without it the data file is emptied.
+    /// What the data file holds stays, and is what preallocated clusters show. Without it the data file is
+    /// emptied.
     pub keep_data: bool,
 }
 
@@ -136,20 +137,21 @@ impl CreateOptions {
     /// Whether the options are valid and agree with each other.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the option at fault, or [`Error::LimitExceeded`] where a table would be too large.
+    /// [`Error::Option`] naming the option at fault, or [`Error::LimitExceeded`] where a table would be too
+    /// large.
     pub fn check(&self) -> Result<()> {
         self.checked().map(drop)
     }
 
-    /// Writes a new, empty image to `storage`, whose contents are lost. With `data_file` set, `data` is that file;
-    /// its contents are lost as well.
+    /// Writes a new, empty image to `storage`, whose contents are lost. With `data_file` set, `data` is that
+    /// file; its contents are lost as well.
     ///
     /// The header is written last, so what an interruption leaves is no image. Nothing is flushed: the caller
     /// makes the image durable together with whatever else it writes.
     ///
     /// # Errors
-    /// As for [`Self::check`]; [`Error::Storage`] if writing fails, [`Error::Option`] if `data` is missing or not
-    /// asked for.
+    /// As for [`Self::check`]; [`Error::Storage`] if writing fails, [`Error::Option`] if `data` is missing or
+    /// not asked for.
     pub fn create(&self, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
         let checked = self.checked()?;
         match (&self.data_file, data) {
@@ -261,8 +263,8 @@ impl CreateOptions {
         Ok(())
     }
 
-    /// What follows the fixed fields: extensions, then the backing file's name, whose offset is the second value
-    /// (0 without one). The table of feature names is left out where there is no room for it.
+    /// What follows the fixed fields: extensions, then the backing file's name, whose offset is the second
+    /// value (0 without one). The table of feature names is left out where there is no room for it.
     fn header_rest(&self, cluster: ClusterSize) -> Result<(Vec<u8>, u64)> {
         let fixed = if self.version == Version::V3 { FULL_LENGTH } else { V2_LENGTH };
         let mut out = Vec::new();

@@ -39,9 +39,11 @@ pub struct CutShort {
 }
 
 impl CutShort {
-    /// Looks whether `storage`, an image with `header` and without a data file, was cut short; `None` if it is whole.
+    /// Looks whether `storage`, an image with `header` and without a data file, was cut short; `None` if it
+    /// is whole.
     ///
-    /// Reads one refcount block of a whole image. Only where the refcounts reach past the end of the file the tables are read.
+    /// Reads one refcount block of a whole image. Only where the refcounts reach past the end of the file the
+    /// tables are read.
     ///
     /// # Errors
     /// The storage fails.

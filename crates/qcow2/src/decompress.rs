@@ -1,9 +1,9 @@
-//! Decompresses one cluster: bytes in, exactly one cluster out, or a typed error. Pure. A deflate stream that would yield more is
-//! read up to the cluster; zstd frames must end there.
+//! Decompresses one cluster: bytes in, exactly one cluster out, or a typed error. Pure. A deflate stream that
+//! would yield more is read up to the cluster; zstd frames must end there.
 //!
-//! Output is bounded by construction: the decoders write into a buffer of one cluster and nothing else. Neither
-//! takes memory by what a stream declares (a zstd frame may claim a window of 2 GiB; decoding a frame in one call
-//! needs none). `compressed` calls this with the bytes it has fetched.
+//! Output is bounded by construction: the decoders write into a buffer of one cluster and nothing else.
+//! Neither takes memory by what a stream declares (a zstd frame may claim a window of 2 GiB; decoding a frame
+//! in one call needs none). `compressed` calls this with the bytes it has fetched.
 
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::bulk;

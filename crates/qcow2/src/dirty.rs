@@ -1,7 +1,7 @@
 //! Which 512-byte sectors of a table of 64-bit entries differ from what is on disk.
 //!
-//! The L1 table and the refcount table are kept in memory whole; a write-back writes only the sectors that changed, so
-//! that a torn write never touches an entry nobody meant to change.
+//! The L1 table and the refcount table are kept in memory whole; a write-back writes only the sectors that
+//! changed, so that a torn write never touches an entry that was not to change.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +21,8 @@ impl DirtySectors {
         self.sectors.insert(index / ENTRIES);
     }
 
-    /// The bytes to write, with their offsets from the start of the table, as the table stands now; nothing is dirty
-    /// afterwards.
+    /// The bytes to write, with their offsets from the start of the table, as the table stands now; nothing
+    /// is dirty afterwards.
     pub(crate) fn take(&mut self, table: impl Fn(usize) -> Option<u64>) -> Vec<(u64, Vec<u8>)> {
         let sectors = std::mem::take(&mut self.sectors);
         let encode = |sector: usize| {

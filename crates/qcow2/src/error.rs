@@ -1,7 +1,8 @@
 //! Errors of parsing, opening and creating an image.
 //!
-//! Each says which field or option is wrong, its value, and what would be allowed. Reading and writing an open
-//! image speaks [`blockmirror_block::Error`]; an [`enum@Error`] turns into one by `?` or [`Error::in_file`].
+//! Each says which field or option is wrong, its value, and what would be allowed. Reading and writing an
+//! open image speaks [`blockmirror_block::Error`]; an [`enum@Error`] turns into one by `?` or
+//! [`Error::in_file`].
 
 use std::sync::Arc;
 

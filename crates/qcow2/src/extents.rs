@@ -12,8 +12,8 @@ use crate::meta::{MapRun, Mapping};
 const BATCH: usize = 1024;
 
 impl Qcow2 {
-    /// Visits maximal runs of `range`, which lies inside the disk. A batch of look-ups is what it does between two calls
-    /// of the visitor.
+    /// Visits maximal runs of `range`, which lies inside the disk. A batch of look-ups is what it does
+    /// between two calls of the visitor.
     pub(crate) fn visit_extents(
         &self,
         range: ByteRange,
@@ -102,7 +102,7 @@ impl Qcow2 {
         if flow.is_break() {
             return Ok(flow);
         }
-        // Past the end of a shorter backing file nobody below was asked.
+        // Past the end of a shorter backing file no layer below was asked.
         let past = ByteRange::new(there.end().max(range.start()), range.end());
         Ok(merger.push(Extent::new(past, ExtentKind::Unallocated), visit))
     }

@@ -1,19 +1,21 @@
 //! Holes of the data storage below mapped clusters.
 //!
-//! A cluster may be mapped although its storage holds nothing there: the image was preallocated, or its file was made
-//! sparse. Used by [`crate::extents`] for one batch of runs at a time. Must hold: the storage is asked in a few passes over
-//! the host space, not once for each cluster, and what it does not say anything about is not a hole.
+//! A cluster may be mapped although its storage holds nothing there: the image was preallocated, or its file
+//! was made sparse. Used by [`crate::extents`] for one batch of runs at a time. Must hold: the storage is
+//! asked in a few passes over the host space, not once for each cluster, and what it does not say anything
+//! about is not a hole.
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{ByteRange, ErrorKind, Result, Storage, Visit};
 
 /// How far past what is wanted now the storage is asked, so that batches that follow need not ask.
 const AHEAD: u64 = 1 << 30;
-/// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one on.
+/// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one
+/// on.
 const MOST_BETWEEN: u32 = 4;
 
-/// Data that the storage was last found to hold. It may have become a hole since, which only costs the shortcut; a hole
-/// is never remembered, because it may have become data. Leaf lock.
+/// Data that the storage was last found to hold. It may have become a hole since, which only costs the
+/// shortcut; a hole is never remembered, because it may have become data. Leaf lock.
 #[derive(Debug, Default)]
 pub(crate) struct KnownData(Mutex<ByteRange>);
 
@@ -56,7 +58,8 @@ impl Holes {
         Ok(holes)
     }
 
-    /// Asks about `range`, which begins where the first of `wanted` does; returns those that were not answered.
+    /// Asks about `range`, which begins where the first of `wanted` does; returns those that were not
+    /// answered.
     fn ask<'a>(
         &mut self,
         storage: &dyn Storage,

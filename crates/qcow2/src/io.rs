@@ -1,7 +1,8 @@
-//! What every part of an open image needs: where it lies, how it is laid out, how long the disk is and what it stands on.
+//! What every part of an open image needs: where it lies, how it is laid out, how long the disk is and what
+//! it stands on.
 //!
-//! Length and backing device change only while nobody reads or writes ([`crate::resize`], [`crate::backing`]); they
-//! are looked up anew by each operation.
+//! Length and backing device change only while no read or write is under way ([`crate::resize`],
+//! [`crate::backing`]); they are looked up anew by each operation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -101,8 +102,9 @@ impl Io {
 
     /// Whether the image stands on another layer, attached or only named.
     ///
-    /// What is unallocated in such an image is not zero by itself, past the end of a shorter backing device too: a longer
-    /// device may be attached later, by a stream or a commit that takes the layer between out of the chain.
+    /// What is unallocated in such an image is not zero by itself, past the end of a shorter backing device
+    /// too: a longer device may be attached later, by a stream or a commit that takes the layer between out
+    /// of the chain.
     pub(crate) fn backed(&self) -> bool {
         let below = self.below.lock();
         below.named || below.device.is_some()
@@ -113,11 +115,13 @@ impl Io {
     /// The file may end anywhere inside its last cluster; the rest of that cluster is zeros.
     ///
     /// # Errors
-    /// [`ErrorKind::CutShort`] if a cluster of the range, or a subcluster, begins at or past the end of the file.
+    /// [`ErrorKind::CutShort`] if a cluster of the range, or a subcluster, begins at or past the end of the
+    /// file.
     pub(crate) fn read_data(&self, buf: &mut [u8], at: HostOffset) -> Result<()> {
         let data = self.data();
         data.read_at(buf, at.0)?;
-        // What lies past the end has been read as zeros, so the length is needed only where the last byte is one.
+        // What lies past the end has been read as zeros, so the length is needed only where the last byte is
+        // one.
         if buf.last() != Some(&0) {
             return Ok(());
         }
@@ -132,7 +136,8 @@ impl Io {
         ))
     }
 
-    /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody wrote.
+    /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody
+    /// wrote.
     pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
         let len = self.storage.len()?;
         if at.0 >= len {

@@ -1,7 +1,7 @@
 //! The qcow2 image format.
 //!
-//! [`mod@format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what is refused
-//! and why.
+//! [`mod@format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what
+//! is refused and why.
 
 mod backing;
 mod cache;

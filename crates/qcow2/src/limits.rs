@@ -1,13 +1,13 @@
 //! Named caps on everything that an image declares about its own size.
 //!
-//! A parser compares with the cap *before* it allocates or loops; the error names the field, its value and the
-//! cap. The values are those that QEMU's writers stay within, so that no image in use is refused.
+//! A parser compares with the cap *before* it allocates or loops; the error names the field, its value and
+//! the cap. The values are those that QEMU's writers stay within, so that no image in use is refused.
 
 /// The four bytes that every image starts with: `QFI\xfb`.
 pub const MAGIC: u32 = 0x5146_49fb;
 
-/// The version in the header of an image that is being written in place: no version of the format, so that no reader
-/// takes the image for whole.
+/// The version in the header of an image that is being written in place: no version of the format, so that no
+/// reader takes the image for whole.
 pub const VERSION_UNFINISHED: u32 = 0xffff_fffe;
 
 /// Smallest cluster that can have 32 subclusters of at least 512 bytes: 16 KiB.

@@ -1,8 +1,9 @@
-//! The mapping metadata of an open image: the L1 table and cached L2 slices, and with them the refcounts if the image
-//! is writable. Everything here runs under the image's one metadata lock and does only metadata I/O.
+//! The mapping metadata of an open image: the L1 table and cached L2 slices, and with them the refcounts if
+//! the image is writable. Everything here runs under the image's one metadata lock and does only metadata
+//! I/O.
 //!
-//! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and `zero` read and
-//! change single entries.
+//! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and
+//! `zero` read and change single entries.
 
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
@@ -14,8 +15,8 @@ use crate::io::Io;
 use crate::offset::HostOffset;
 use crate::refcounts::Refcounts;
 
-/// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one behind the other
-/// there is no end of runs to stop at, and the metadata lock is held meanwhile.
+/// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one
+/// behind the other there is no end of runs to stop at, and the metadata lock is held meanwhile.
 const MAX_PIECES: usize = 1 << 15;
 
 /// What a run of guest bytes is mapped to.
@@ -87,7 +88,8 @@ impl Meta {
         self.l1_at
     }
 
-    /// The L1 table lies at `at` now and has `entries` of them, not fewer than before. Nothing in it is dirty.
+    /// The L1 table lies at `at` now and has `entries` of them, not fewer than before. Nothing in it is
+    /// dirty.
     pub(crate) fn l1_moved(&mut self, at: HostOffset, entries: usize) {
         self.l1.resize(entries, L1Entry(0));
         self.l1_at = at;
@@ -133,7 +135,8 @@ impl Meta {
         self.l1_dirty.mark(index);
     }
 
-    /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside the slice.
+    /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside
+    /// the slice.
     pub(crate) fn locate(&self, io: &Io, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
         let slice_size = self.l2.slice_size() as u64;
         let at = (cluster % io.l2_entries()) * io.format.entry_size();
@@ -179,8 +182,8 @@ impl Meta {
         Ok(())
     }
 
-    /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the last one may
-    /// end before the range does. `range` lies inside the disk.
+    /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the
+    /// last one may end before the range does. `range` lies inside the disk.
     pub(crate) fn runs(&mut self, io: &Io, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
         let mut runs: Vec<MapRun> = Vec::new();
         let mut pieces = 0;
@@ -202,7 +205,8 @@ impl Meta {
         Ok(runs)
     }
 
-    /// Visits the pieces of `range` in order: whole holes of the L1 table, else clusters or groups of subclusters.
+    /// Visits the pieces of `range` in order: whole holes of the L1 table, else clusters or groups of
+    /// subclusters.
     fn walk(&mut self, io: &Io, range: ByteRange, visit: &mut dyn FnMut(MapRun) -> Visit) -> Result<()> {
         let cluster_size = io.cluster();
         let table_bytes = io.l2_entries() << cluster_size.bits();

@@ -1,7 +1,7 @@
 //! Newtypes that keep guest and host offsets apart, and the cluster size that relates them to indexes.
 //!
-//! Used by every module of the crate. Mixing up the two address spaces is the classic image-format bug; here it
-//! does not compile.
+//! Used by every module of the crate. Mixing up the two address spaces is the classic image-format bug; here
+//! it does not compile.
 
 use std::fmt;
 
@@ -14,7 +14,8 @@ pub struct GuestOffset(pub u64);
 pub struct HostOffset(pub u64);
 
 impl HostOffset {
-    /// The offset `bytes` further on. Host offsets are below 2^56 and lengths below 2^63, so this cannot wrap.
+    /// The offset `bytes` further on. Host offsets are below 2^56 and lengths below 2^63, so this cannot
+    /// wrap.
     #[must_use]
     pub const fn plus(self, bytes: u64) -> Self {
         Self(self.0 + bytes)

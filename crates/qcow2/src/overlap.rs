@@ -1,7 +1,7 @@
 //! Which host clusters hold metadata, so that guest data is never written over it.
 //!
-//! Built at a writable open from the header, the L1 table, the refcount table and what they point at; kept up to date
-//! by the allocator. Consulted before every write to a host cluster that the image's tables name.
+//! Built at a writable open from the header, the L1 table, the refcount table and what they point at; kept up
+//! to date by the allocator. Consulted before every write to a host cluster that the image's tables name.
 
 use std::collections::HashMap;
 
@@ -45,8 +45,8 @@ impl MetadataMap {
         self.words.get(&(cluster / 64)).is_some_and(|word| word & (1 << (cluster % 64)) != 0)
     }
 
-    /// Adds every cluster of `range`, refusing one that is there already: two tables in one cluster would overwrite
-    /// each other.
+    /// Adds every cluster of `range`, refusing one that is there already: two tables in one cluster would
+    /// overwrite each other.
     pub(crate) fn claim(&mut self, io: &Io, what: &'static str, range: ByteRange) -> Result<()> {
         let cluster = io.cluster();
         for index in cluster.index(range.start())..cluster.count(range.end()) {

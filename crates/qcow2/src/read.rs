@@ -42,8 +42,8 @@ pub struct ReadGuard<'a> {
 }
 
 impl ReadGuard<'_> {
-    /// The runs, in order and without gaps, from the start of the range that was asked for. They may end before it does:
-    /// resolve the rest again.
+    /// The runs, in order and without gaps, from the start of the range that was asked for. They may end
+    /// before it does: resolve the rest again.
     pub fn runs(&self) -> &[ReadRun] {
         &self.runs
     }
@@ -56,7 +56,8 @@ impl fmt::Debug for ReadGuard<'_> {
 }
 
 impl Qcow2 {
-    /// Says where the bytes of `range` lie, and pins them there, so that a caller can move them by its own means.
+    /// Says where the bytes of `range` lie, and pins them there, so that a caller can move them by its own
+    /// means.
     ///
     /// # Errors
     /// A range that reaches past the disk; damaged or unreadable metadata.

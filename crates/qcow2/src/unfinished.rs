@@ -1,9 +1,9 @@
 //! An image that is written in place, marked until it is durable.
 //!
-//! Used by `image::Target` where a new image cannot be written beside the old one. While the mark stands the version
-//! field of the header holds a value that no reader takes, so that a copy which was interrupted is never opened as if it
-//! were whole; and it is set, durably, before the first byte of the old image goes. The image itself is read and written
-//! through this storage, which shows its own view of the first bytes.
+//! Used by `image::Target` where a new image cannot be written beside the old one. While the mark stands the
+//! version field of the header holds a value that no reader takes, so that a copy which was interrupted is
+//! never opened as if it were whole; and it is set, durably, before the first byte of the old image goes. The
+//! image itself is read and written through this storage, which shows its own view of the first bytes.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -20,7 +20,8 @@ const HEAD: usize = 8;
 #[derive(Debug)]
 pub struct Unfinished {
     inner: Arc<dyn Storage>,
-    /// The first bytes as the image has written them. Guards `inner`'s first bytes too. Leaf lock: I/O of 8 bytes under it.
+    /// The first bytes as the image has written them. Guards `inner`'s first bytes too. Leaf lock: I/O of 8
+    /// bytes under it.
     head: Mutex<Head>,
 }
 
@@ -58,7 +59,8 @@ impl Unfinished {
         self.inner.flush()
     }
 
-    /// Runs `write` for what lies behind the first bytes, after `change` has been applied to those that are in `range`.
+    /// Runs `write` for what lies behind the first bytes, after `change` has been applied to those that are
+    /// in `range`.
     fn split(
         &self,
         range: ByteRange,

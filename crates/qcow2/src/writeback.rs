@@ -1,24 +1,24 @@
 //! Brings changed metadata to disk in the one order that survives a crash at any instant.
 //!
-//! One write-back at a time takes a snapshot of everything dirty and writes it, with a flush of the storage at each
-//! arrow:
+//! One write-back at a time takes a snapshot of everything dirty and writes it, with a flush of the storage
+//! at each arrow:
 //!
 //! ```text
 //! guest data, COW fill, refcount slices -> refcount table -> L2 slices -> L1 sectors -> dropped references
 //! ```
 //!
-//! Whatever an entry in the snapshot points at was written before the snapshot was taken, so the first flush covers it.
-//! Refcounts therefore are never below the references on disk, and an entry never points at bytes that are not there. A
-//! crash leaves leaks at most. References are dropped only when the entries that held them are gone; until then their
-//! clusters are not reused.
+//! Whatever an entry in the snapshot points at was written before the snapshot was taken, so the first flush
+//! covers it. Refcounts therefore are never below the references on disk, and an entry never points at bytes
+//! that are not there. A crash leaves leaks at most. References are dropped only when the entries that held
+//! them are gone; until then their clusters are not reused.
 //!
 //! Lock order: the write-back lock, then the metadata lock. No I/O happens under the metadata lock.
 //!
-//! A write that failed for want of space is put back and may be tried again, since nothing that depends on it was
-//! written. Any other failure leaves the disk in doubt ([`Failure::Doubt`]): the image is poisoned, and nothing is written any
-//! more. A flush that failed for want of space is such a failure, because what it was to make durable may be lost; so is a
-//! write of the header, because what it points at, or pointed at, must not be used for anything else as long as it may have
-//! reached the disk.
+//! A write that failed for want of space is put back and may be tried again, since nothing that depends on it
+//! was written. Any other failure leaves the disk in doubt ([`Failure::Doubt`]): the image is poisoned, and
+//! nothing is written any more. A flush that failed for want of space is such a failure, because what it was
+//! to make durable may be lost; so is a write of the header, because what it points at, or pointed at, must
+//! not be used for anything else as long as it may have reached the disk.
 
 use std::ops::Range;
 
@@ -215,12 +215,13 @@ impl Qcow2 {
         if batch.dropped.is_empty() { Ok(()) } else { self.drop_references(&batch.dropped) }
     }
 
-    /// Gives dropped references back and brings the lowered refcounts to disk, so that a process that ends after a flush
-    /// leaves no leaks.
+    /// Gives dropped references back and brings the lowered refcounts to disk, so that a process that ends
+    /// after a flush leaves no leaks.
     fn drop_references(&self, dropped: &[Range<u64>]) -> Result<()> {
         let io = &self.io;
         let free = self.meta.lock().refcounts(io)?.last_references(io, dropped)?;
-        // The refcounts are still one, so nobody takes these clusters while the host gives their space back.
+        // The refcounts are still one, so these clusters are not handed out while the host gives their space
+        // back.
         for clusters in &free {
             let range = ByteRange::new(io.cluster().start(clusters.start), io.cluster().start(clusters.end));
             // A hint: a host that cannot is no failure.
@@ -281,7 +282,8 @@ mod tests {
             while runs.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
-            // These arrive while the first is at work: it does not answer them, but they may share a later one.
+            // These arrive while the first is at work: it does not answer them, but they may share a later
+            // one.
             for _ in 0..3 {
                 s.spawn(|| gate.join(work));
             }

@@ -1,4 +1,5 @@
-//! The backing file's name and device change while the image is open: what the header keeps, what a crash leaves.
+//! The backing file's name and device change while the image is open: what the header keeps, what a crash
+//! leaves.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -45,8 +46,8 @@ fn set(disk: &Qcow2, (name, format): (Option<&str>, Option<&str>)) {
     disk.set_backing_file(name.map(str::as_bytes), format).unwrap();
 }
 
-/// An overlay longer than what it stands on, and then on something longer: what was zeroed past the end of the first stays
-/// zero, what was discarded reads as it did, and what was left alone shows the new layer.
+/// An overlay longer than what it stands on, and then on something longer: what was zeroed past the end of
+/// the first stays zero, what was discarded reads as it did, and what was left alone shows the new layer.
 #[test]
 fn zeros_past_the_end_of_a_backing_device_are_the_images_own() {
     const K: u64 = 1 << 10;
@@ -89,7 +90,8 @@ fn zeros_past_the_end_of_a_backing_device_are_the_images_own() {
     }
 }
 
-/// From each name to each: whatever a crash leaves names one of the two, and nothing else of the header is lost at the end.
+/// From each name to each: whatever a crash leaves names one of the two, and nothing else of the header is
+/// lost at the end.
 #[test]
 fn a_crash_leaves_the_old_name_or_the_new_one() {
     let long = "n".repeat(1023);
@@ -134,7 +136,8 @@ fn a_crash_leaves_the_old_name_or_the_new_one() {
     assert!(points > 1000, "only {points} points");
 }
 
-/// Where the cluster is small the names of features give way to the backing file's; where even that is not enough, it is refused.
+/// Where the cluster is small the names of features give way to the backing file's; where even that is not
+/// enough, it is refused.
 #[test]
 fn a_name_that_does_not_fit_is_refused() {
     let storage = Arc::new(MemoryStorage::new());

@@ -21,7 +21,8 @@ fn overlay(version: Version, below: Arc<dyn BlockDevice>) -> Qcow2 {
     OpenOptions::new().writable(true).backing(below).open(storage).unwrap()
 }
 
-/// A base full of ones; above it a layer with a cluster of twos, one of zeros by statement, one of zero bytes.
+/// A base full of ones; above it a layer with a cluster of twos, one of zeros by statement, one of zero
+/// bytes.
 fn middle() -> Arc<dyn BlockDevice> {
     let middle = overlay(Version::V3, Arc::new(MemoryDisk::with_contents(&vec![1; SIZE as usize])));
     middle.write_at(&[2; CLUSTER as usize], CLUSTER, WriteFlags::NONE).unwrap();
@@ -86,7 +87,8 @@ fn version_2_cannot_say_zero_and_writes_it() {
     assert!(contents(&top) == before);
 }
 
-/// The guest writes while the copy has read the old bytes but not written them: its write waits and is then done.
+/// The guest writes while the copy has read the old bytes but not written them: its write waits and is then
+/// done.
 #[test]
 fn a_write_during_the_copy_is_not_undone() {
     let faults = Faults::default();

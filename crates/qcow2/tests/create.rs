@@ -1,5 +1,5 @@
-//! New images over the matrix of options: `qemu-img` finds them clean, and tells about them exactly what it tells
-//! about those it creates itself.
+//! New images over the matrix of options: `qemu-img` finds them clean, and tells about them exactly what it
+//! tells about those it creates itself.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -51,7 +51,7 @@ fn as_qemu(options: &CreateOptions) -> String {
 }
 
 /// The members of `qemu-img info` that the options decide.
-fn told(dir: &Path, image: &str) -> Vec<serde_json::Value> {
+fn described(dir: &Path, image: &str) -> Vec<serde_json::Value> {
     let info = qemu::info(dir, image);
     ["virtual-size", "cluster-size", "backing-filename", "backing-filename-format", "format-specific"]
         .iter()
@@ -124,11 +124,11 @@ fn the_matrix_of_options_agrees_with_qemu_img() {
         let size = options.size.to_string();
         let _ = std::fs::remove_file(dir.join("theirs"));
         let theirs = qemu::img(dir, &["create", "-q", "-f", "qcow2", "-o", &line, "theirs", &size])
-            .map(|_| told(dir, "theirs"));
+            .map(|_| described(dir, "theirs"));
         match (create(dir, "ours", &options), theirs) {
             (Ok(()), Ok(theirs)) => {
                 qemu::assert_clean(dir, "ours", &line);
-                assert_eq!(told(dir, "ours"), theirs, "{line}");
+                assert_eq!(described(dir, "ours"), theirs, "{line}");
                 let truth = qemu::img(dir, &["compare", "-f", "qcow2", "-F", "qcow2", "ours", "theirs"]);
                 assert!(truth.is_ok(), "{line}: {truth:?}");
                 let header = Header::read(&new_reader(dir, "ours")).unwrap();

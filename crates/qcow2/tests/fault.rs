@@ -1,5 +1,5 @@
-//! Every single storage operation fails in turn, once and for ever, done by nothing, half or all: no panic, a typed error,
-//! and what is left opens with every byte old or new.
+//! Every single storage operation fails in turn, once and for ever, done by nothing, half or all: no panic, a
+//! typed error, and what is left opens with every byte old or new.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -198,7 +198,8 @@ fn every_operation_fails_version_2_backed() {
     fails_everywhere(Version::V2, 4096, true);
 }
 
-/// A target that runs out of space is given more and goes on: a write that failed with `NoSpace` poisons nothing.
+/// A target that runs out of space is given more and goes on: a write that failed with `NoSpace` poisons
+/// nothing.
 #[test]
 fn no_space_is_not_the_end() {
     let inner = Arc::new(MemoryStorage::new());
@@ -246,7 +247,8 @@ fn a_failed_flush_poisons() {
     }
 }
 
-/// The header may name the new backing file or the old one once a write of it, or its flush, has failed, for want of space too.
+/// The header may name the new backing file or the old one once a write of it, or its flush, has failed, for
+/// want of space too.
 #[test]
 fn a_failed_change_of_the_header_poisons() {
     for (ops, kind) in [
@@ -281,8 +283,9 @@ fn a_failed_change_of_the_header_poisons() {
     }
 }
 
-/// Guest data in an external file is durable when a flush has been answered, and before any entry in the image says that it is
-/// there: the data file loses what it was not asked to flush, and the image keeps all that it was given.
+/// Guest data in an external file is durable when a flush has been answered, and before any entry in the
+/// image says that it is there: the data file loses what it was not asked to flush, and the image keeps all
+/// that it was given.
 #[test]
 fn a_crash_with_an_external_data_file() {
     for raw in [false, true] {
@@ -332,8 +335,8 @@ fn a_crash_with_an_external_data_file() {
     }
 }
 
-/// A write that was given up had written to clusters that nobody had written before. They are not fresh any more: what the next
-/// write does not cover of them must be filled.
+/// A write that was given up had written to clusters that were never written before. They are not fresh any
+/// more: what the next write does not cover of them must be filled.
 #[test]
 fn clusters_of_a_write_that_was_given_up_are_not_fresh() {
     for (cluster_size, extended) in [(4096, false), (16_384, true)] {

@@ -1,5 +1,5 @@
-//! The header's parser against headers that are whole, and against each way in which one can be wrong: one test
-//! per cap, and every byte changed in turn.
+//! The header's parser against headers that are whole, and against each way in which one can be wrong: one
+//! test per cap, and every byte changed in turn.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -284,7 +284,7 @@ fn marked_images_are_read_but_not_written() {
     bytes[141] = 5;
     bytes[144..152].fill(0);
     assert_eq!(refusal(Header::parse(&bytes).unwrap()), WriteRefusal::Bitmaps { count: 2 });
-    // Without the autoclear bit the bitmaps are stale already, and nobody may use them.
+    // Without the autoclear bit the bitmaps are stale already, and must not be used.
     bytes[95] = 0;
     let header = Header::parse(&bytes).unwrap();
     assert!(header.check_writable().is_ok() && !header.bitmaps_valid() && header.bitmaps.is_some());

@@ -1,8 +1,8 @@
 //! Images with one field changed: header, L1 and L2 entries, refcount table and blocks, in many ways each.
 //!
-//! Whatever is changed, opening, reading, mapping, writing and flushing end with a typed error or with success, and
-//! damage stays where it is: guest data that the changed field does not speak of reads as before, and no write
-//! lands on metadata.
+//! Whatever is changed, opening, reading, mapping, writing and flushing end with a typed error or with
+//! success, and damage stays where it is: guest data that the changed field does not speak of reads as
+//! before, and no write lands on metadata.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
@@ -203,7 +203,8 @@ fn write(disk: &dyn BlockDevice) {
     let _ = disk.flush();
 }
 
-/// The fixed header without what a writer may change: the corrupt bit, autoclear bits, the refcount table's place.
+/// The fixed header without what a writer may change: the corrupt bit, autoclear bits, the refcount table's
+/// place.
 fn fixed_header(bytes: &[u8]) -> Vec<u8> {
     let mut fixed = bytes[..112].to_vec();
     for range in [48..60, 72..80, 88..96] {
@@ -342,8 +343,8 @@ fn refcount_entries() {
     }
 }
 
-/// A compressed cluster that lies on the header had the header's cluster freed when the guest discarded it: the
-/// reference was dropped, the refcount reached zero, and the header was punched out of the file.
+/// A compressed cluster that lies on the header had the header's cluster freed when the guest discarded it:
+/// the reference was dropped, the refcount reached zero, and the header was punched out of the file.
 #[test]
 fn discarding_a_cluster_that_names_metadata_frees_nothing() {
     for image in Image::all().into_iter().filter(|image| image.data.is_none()) {
@@ -369,7 +370,8 @@ fn discarding_a_cluster_that_names_metadata_frees_nothing() {
     }
 }
 
-/// A guest cluster mapped onto metadata must never be written there: a guest could rewrite the image's own tables.
+/// A guest cluster mapped onto metadata must never be written there: a guest could rewrite the image's own
+/// tables.
 #[test]
 fn writes_onto_metadata_are_refused_and_mark_the_image() {
     for image in Image::all().into_iter().filter(|image| image.data.is_none()) {

@@ -1,5 +1,5 @@
-//! Random operations on an image against a plain byte vector, through every format variant, with `qemu-img check` as the
-//! judge of what is left on disk.
+//! Random operations on an image against a plain byte vector, through every format variant, with `qemu-img
+//! check` as the judge of what is left on disk.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -79,7 +79,8 @@ fn range() -> impl Strategy<Value = ByteRange> {
     (start, len).prop_map(|(start, len)| ByteRange::new(start, (start + len).min(SIZE)))
 }
 
-/// Lengths of the disk: none, in the first cluster, on borders and between, past what an L1 table of one small cluster reaches.
+/// Lengths of the disk: none, in the first cluster, on borders and between, past what an L1 table of one
+/// small cluster reaches.
 fn len() -> impl Strategy<Value = u64> {
     prop_oneof![
         1 => Just(0u64),

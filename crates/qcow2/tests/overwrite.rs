@@ -1,5 +1,5 @@
-//! Random operations on images that are full of what this crate never writes: clusters that QEMU compressed, entries
-//! without COPIED, a block device with old bytes behind the image.
+//! Random operations on images that are full of what this crate never writes: clusters that QEMU compressed,
+//! entries without COPIED, a block device with old bytes behind the image.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 

@@ -36,9 +36,10 @@ fn read(disk: &dyn BlockDevice, at: u64, len: usize) -> Vec<u8> {
     found
 }
 
-/// A damaged image had two guest clusters on one host cluster with a refcount of one. The first was discarded, and the
-/// discard of the second queued a reference to be dropped that was not counted any more; until then the cluster was handed out as
-/// free, here for an L2 table, and the late drop freed and punched out what its new owner had written.
+/// A damaged image had two guest clusters on one host cluster with a refcount of one. The first was
+/// discarded, and the discard of the second queued a reference to be dropped that was not counted any more;
+/// until then the cluster was handed out as free, here for an L2 table, and the late drop freed and punched
+/// out what its new owner had written.
 #[test]
 fn a_reference_that_is_not_counted_is_not_dropped() {
     let storage = image(1 << 20, 512, |options| options.refcount_bits = 8);
@@ -59,8 +60,8 @@ fn a_reference_that_is_not_counted_is_not_dropped() {
     qemu_check_finds_no_corruption(&storage.to_vec(), "after the discard");
 }
 
-/// A new refcount block was written as zeros and then given its own count, which meant to read it back: when that
-/// read failed the block stayed in use with a refcount of zero.
+/// A new refcount block was written as zeros and then given its own count, which meant to read it back: when
+/// that read failed the block stayed in use with a refcount of zero.
 #[test]
 fn every_operation_fails_while_the_refcounts_grow() {
     let template = MemoryStorage::new();
@@ -130,8 +131,8 @@ fn refcount_blocks_count_themselves(storage: &MemoryStorage, what: &str) {
     }
 }
 
-/// An overlay that is opened without its backing file: zeros and discards left its clusters unallocated, as there was
-/// nothing below them, and the backing file showed once the overlay was opened with it again.
+/// An overlay that is opened without its backing file: zeros and discards left its clusters unallocated, as
+/// there was nothing below them, and the backing file showed once the overlay was opened with it again.
 #[test]
 fn zeros_hold_when_the_backing_file_comes_back() {
     for version in [Version::V2, Version::V3] {
@@ -156,8 +157,8 @@ fn zeros_hold_when_the_backing_file_comes_back() {
     }
 }
 
-/// A look at a range held the metadata lock for all of it where its clusters lay one behind the other: minutes for a
-/// disk of terabytes, in which nobody could write.
+/// A look at a range held the metadata lock for all of it where its clusters lay one behind the other:
+/// minutes for a disk of terabytes, which could not be written.
 #[test]
 fn a_look_at_a_large_range_is_taken_in_parts() {
     let storage = Arc::new(MemoryStorage::new());
@@ -176,8 +177,8 @@ fn a_look_at_a_large_range_is_taken_in_parts() {
     assert!(parts >= 8, "{parts} parts");
 }
 
-/// Whether zeros can be said in metadata was asked of each cluster in turn, millions of times for a large disk with
-/// subclusters, although only the first and the last can be in doubt.
+/// Whether zeros can be said in metadata was asked of each cluster in turn, millions of times for a large
+/// disk with subclusters, although only the first and the last can be in doubt.
 #[test]
 fn zeroing_a_large_disk_looks_at_its_ends() {
     let storage = Arc::new(MemoryStorage::new());
@@ -194,9 +195,9 @@ fn zeroing_a_large_disk_looks_at_its_ends() {
     assert_eq!(read(&disk, 2047, 2), [1, 0]);
 }
 
-/// A damaged image had two guest clusters on one host cluster with a refcount of one. Both were discarded, the second
-/// while the first was on its way to disk; the cluster was free after the first and became an L2 table, which the second
-/// then freed and punched out.
+/// A damaged image had two guest clusters on one host cluster with a refcount of one. Both were discarded,
+/// the second while the first was on its way to disk; the cluster was free after the first and became an L2
+/// table, which the second then freed and punched out.
 #[test]
 fn a_second_drop_does_not_free_a_table() {
     let storage = Arc::new(MemoryStorage::new());
@@ -272,8 +273,9 @@ fn marked_corrupt(storage: &MemoryStorage) -> bool {
     word(storage, 72) & 2 != 0
 }
 
-/// A damaged image mapped a cluster whose refcount is zero. The allocator handed it out: a write to one place changed another,
-/// with success. Now whatever is first to change the image meets the damage, in the table at hand or in one far away.
+/// A damaged image mapped a cluster whose refcount is zero. The allocator handed it out: a write to one place
+/// changed another, with success. Now whatever is first to change the image meets the damage, in the table at
+/// hand or in one far away.
 #[test]
 fn a_mapped_cluster_without_a_refcount_is_not_handed_out() {
     const FAR: u64 = 4 << 20;
@@ -358,7 +360,8 @@ fn other_mapped_clusters_without_a_refcount() {
     }
 }
 
-/// The refcount table is too short for the file: what lies past it is mapped without a refcount, where the longer table would go.
+/// The refcount table is too short for the file: what lies past it is mapped without a refcount, where the
+/// longer table would go.
 #[test]
 fn a_refcount_table_does_not_grow_over_mapped_clusters() {
     // With clusters of 512 bytes and refcounts of 64 bits one table counts 2 MiB.
@@ -379,8 +382,8 @@ fn a_refcount_table_does_not_grow_over_mapped_clusters() {
     assert_eq!(read(&disk, (1900 << 10) - 512, 1), [7]);
 }
 
-/// In a sound image the free clusters of an earlier life are used again once all tables were seen, and those that were freed
-/// since it was opened at once. Where a table cannot be read the image grows instead.
+/// In a sound image the free clusters of an earlier life are used again once all tables were seen, and those
+/// that were freed since it was opened at once. Where a table cannot be read the image grows instead.
 #[test]
 fn free_clusters_of_a_sound_image_are_used_again() {
     const FREED: u64 = 1 << 20;
@@ -416,9 +419,9 @@ fn free_clusters_of_a_sound_image_are_used_again() {
     assert!(read(&disk, 16 << 20, FREED as usize).iter().all(|b| *b == 3));
 }
 
-/// A file that was cut off, by a download or a full disk, read as zeros past its end, so that a copy of it ended well. A cluster
-/// that begins past the end cannot be read; one that has lost its tail only is zeros there, as writers leave it, and what is zero by
-/// statement needs no file.
+/// A file that was cut off, by a download or a full disk, read as zeros past its end, so that a copy of it
+/// ended well. A cluster that begins past the end cannot be read; one that has lost its tail only is zeros
+/// there, as writers leave it, and what is zero by statement needs no file.
 #[test]
 fn data_past_the_end_of_a_file_that_was_cut_short() {
     const CLUSTER: u64 = 16_384;

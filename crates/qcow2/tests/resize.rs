@@ -42,7 +42,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert_eq!(storage.to_vec(), before);
     let reader = OpenOptions::new().open(storage).unwrap();
     assert_eq!(reader.resize(2 << 20, false).unwrap_err().kind(), ErrorKind::ReadOnly);
-    // Nobody knows what the backing file would show.
+    // What the backing file would show is unknown.
     let overlay = image(1 << 20, |o| o.backing_file = Some(b"base".to_vec()));
     assert_eq!(open(overlay).resize(2 << 20, false).unwrap_err().kind(), ErrorKind::Unsupported);
 }
@@ -91,7 +91,8 @@ fn no_room_for_the_table_leaves_the_disk_as_it_was() {
     qemu_check_finds_no_corruption(&device.to_vec(), "on a device");
 }
 
-/// Whichever operation fails, the disk has its old length and contents, or the new ones, and goes on or says why not.
+/// Whichever operation fails, the disk has its old length and contents, or the new ones, and goes on or says
+/// why not.
 #[test]
 fn every_operation_fails_in_turn() {
     let storage = image(100_352, |o| o.cluster_size = 512);
@@ -136,9 +137,9 @@ fn every_operation_fails_in_turn() {
     }
 }
 
-/// The header may point at the new L1 table although its flush has failed. The clusters of that table were given back where the
-/// flush failed for want of space, and the next write went over the table. The guest goes on here after whatever has failed, and
-/// then the power fails: what is on disk then is whole.
+/// The header may point at the new L1 table although its flush has failed. The clusters of that table were
+/// given back where the flush failed for want of space, and the next write went over the table. The guest
+/// goes on here after whatever has failed, and then the power fails: what is on disk then is whole.
 #[test]
 fn a_guest_that_goes_on_after_a_failed_resize_corrupts_nothing() {
     let storage = image(100_352, |o| o.cluster_size = 512);
@@ -195,8 +196,8 @@ fn before_tail() -> [u8; 352] {
     std::array::from_fn(|i| ((100_000 + i) / 512) as u8 | 0x80)
 }
 
-/// The same steps here and there read the same, and QEMU finds nothing wrong with ours. Shrinking is to whole clusters: where
-/// the last one is cut, QEMU shows its old bytes again when the disk grows, and we do not.
+/// The same steps here and there read the same, and QEMU finds nothing wrong with ours. Shrinking is to whole
+/// clusters: where the last one is cut, QEMU shows its old bytes again when the disk grows, and we do not.
 #[test]
 fn as_qemu_img_resize() {
     if !qemu::available("resize") {

@@ -1,7 +1,7 @@
 //! Allocation, copy-on-write and write-back under a model checker: `cargo xtask model` runs it.
 //!
-//! A few writers on an image of tiny clusters, so that they meet in clusters, in L2 tables and in refcount blocks, with
-//! flushes in between.
+//! A few writers on an image of tiny clusters, so that they meet in clusters, in L2 tables and in refcount
+//! blocks, with flushes in between.
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "a model that cannot go on has found something")]
 
@@ -37,7 +37,7 @@ fn contents(disk: &dyn BlockDevice) -> Vec<u8> {
     bytes
 }
 
-/// Writers of one cluster and of its neighbours: each finds its bytes, and those of nobody else changed.
+/// Writers of one cluster and of its neighbours: each finds its bytes, and the bytes of the others unchanged.
 #[test]
 fn writers_who_meet_in_a_cluster_keep_each_others_bytes() {
     explore(|| {
@@ -83,7 +83,8 @@ fn writers_who_meet_in_a_cluster_keep_each_others_bytes() {
     });
 }
 
-/// Whoever's flush has been answered finds his bytes after any crash from then on, whatever others were doing.
+/// A writer whose flush was answered finds its bytes after any crash from then on, whatever others were
+/// doing.
 #[test]
 fn a_flush_is_answered_when_what_came_before_it_is_durable() {
     explore(|| {
@@ -95,7 +96,7 @@ fn a_flush_is_answered_when_what_came_before_it_is_durable() {
                 let at = u64::from(byte) * 300;
                 disk.write_at(&[byte; 200], at, WriteFlags::NONE).unwrap();
                 if byte == 3 {
-                    // Somebody who keeps the image busy.
+                    // A writer that keeps the image busy.
                     disk.write_at(&[byte; 200], 5 * CLUSTER, WriteFlags::NONE).unwrap();
                     return None;
                 }

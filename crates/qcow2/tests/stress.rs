@@ -1,5 +1,6 @@
-//! Many threads on one image: neighbours within a cluster, whole clusters that come and go, flushes in between. Each thread
-//! owns its bytes and knows what they must be; at the end the image holds all of them and nothing leaks.
+//! Many threads on one image: neighbours within a cluster, whole clusters that come and go, flushes in
+//! between. Each thread owns its bytes and knows what they must be; at the end the image holds all of them
+//! and nothing leaks.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

@@ -1,4 +1,5 @@
-//! The snapshot table and the bitmap directory: what QEMU wrote is read, and each way to damage them is refused.
+//! The snapshot table and the bitmap directory: what QEMU wrote is read, and each way to damage them is
+//! refused.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 

@@ -1,9 +1,9 @@
 //! The part of the disk that all writers write to, and which of its contents are possible.
 //!
-//! Every operation is noted before it begins and when it has ended. What an observer may find in a sector: what an
-//! operation left there that he can have seen, unless another that he must have seen began after that one ended. Of
-//! operations that overlap in time either may win, for each sector; somebody who looks while one is under way may find both in
-//! one sector, in words: Linux copies to and from its page cache without a lock.
+//! Every operation is noted before it begins and when it has ended. What an observer may find in a sector:
+//! what an operation left there that it can have seen, unless another that it must have seen began after that
+//! one ended. Of operations that overlap in time either may win, for each sector; a reader while one is under
+//! way may find both in one sector, in words: Linux copies to and from its page cache without a lock.
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ pub(super) struct Note {
 /// What an observer can know of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// It had ended before he looked.
+    /// It had ended before the read.
     Must,
     /// It was under way.
     May,
@@ -95,7 +95,7 @@ impl Contended {
         }
     }
 
-    /// What is wrong with `bytes`, found at `range` by somebody who has seen operations as `sight` says.
+    /// What is wrong with `bytes`, found at `range` by a reader that has seen operations as `sight` says.
     pub(super) fn judge(
         &self,
         range: ByteRange,
@@ -211,7 +211,7 @@ mod tests {
         let seen = |writer| zone.judge(sector, &painted(writer), |_| Sight::Must).is_none();
         assert!(!seen(1) && seen(2) && seen(3), "of two at once either may win");
         assert!(zone.judge(sector, &[0; 512], |_| Sight::Must).is_some());
-        // Somebody who looked earlier.
+        // A reader that looked earlier.
         let early = |n: &Note| if n.writer == 1 { Sight::Must } else { Sight::May };
         assert!(zone.judge(sector, &painted(1), early).is_none());
         // Torn: a reader may see that for a moment, but it must not stay.

@@ -224,7 +224,7 @@ impl Control<'_> {
         Ok(ended)
     }
 
-    /// Ready, and nobody writes: then the target is equal as soon as nothing is left.
+    /// Ready, and no guest writes: then the target is equal as soon as nothing is left.
     fn look_while_ready(&mut self) -> Outcome {
         self.world.quiesce()?;
         let _ = self.job.set_speed(0);
@@ -236,12 +236,12 @@ impl Control<'_> {
             }
             if progress.offset == progress.len {
                 let (source, target) = (self.source.image(), self.target.image());
-                self.world.verify("the target of a job that is ready while nobody writes", target)?;
-                self.world.verify_same("source and target while nobody writes", source, target)?;
+                self.world.verify("the target of a job that is ready while no guest writes", target)?;
+                self.world.verify_same("source and target while no guest writes", source, target)?;
                 break;
             }
             if Instant::now() > until {
-                return Err(format!("ready, nobody writes, and something is left: {progress:?}").into());
+                return Err(format!("ready, no guest writes, and something is left: {progress:?}").into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -253,7 +253,7 @@ impl Control<'_> {
     fn verb(&mut self) -> Option<Instant> {
         match self.rng.below(6) {
             5 => {
-                // As somebody does who takes a snapshot. A job that holds the guest itself may keep him waiting.
+                // As for a snapshot. A job that quiesces the guest itself may delay it.
                 let drained = self.world.tap.drain_for(Duration::from_millis(self.rng.below(100)));
                 if drained.is_some() {
                     std::thread::sleep(Duration::from_millis(self.rng.below(3)));
@@ -266,7 +266,7 @@ impl Control<'_> {
             2 => drop(self.job.set_speed(self.rng.pick(&SPEEDS))),
             3 => drop(self.job.change(self.rng.pick(&MODES))),
             _ => {
-                // Nobody is there to hear them.
+                // They are not listened for.
                 let _ = self.job.dismiss();
                 let _ = self.job.resume();
             }

@@ -1,8 +1,9 @@
 //! Whether a copy shows one instant.
 //!
-//! Each writer does one operation after the other, every second of which marks its number in one of two sectors far from
-//! each other. So the marks in a copy say for each writer up to which operation it goes; everything else in it must fit.
-//! And the instants must be one: no operation that is missing may have ended before one began that is there.
+//! Each writer does one operation after the other, every second of which marks its number in one of two
+//! sectors far from each other. So the marks in a copy say for each writer up to which operation it goes;
+//! everything else in it must fit. And the instants must be one: no operation that is missing may have ended
+//! before one began that is there.
 
 use super::contended::Sight;
 use super::world::World;
@@ -32,8 +33,8 @@ impl Cut {
         }
     }
 
-    /// Reads the marks in `found`, and takes back in `expected`, which holds everything that was ever done, what came
-    /// after them.
+    /// Reads the marks in `found`, and takes back in `expected`, which holds everything that was ever done,
+    /// what came after them.
     pub(super) fn find(
         world: &World,
         found: &[u8],
@@ -58,7 +59,7 @@ impl Cut {
             let (mut in_it, mut first_out) = (mark, mark + 1);
             for done in model.undo.iter().rev().take_while(|done| done.n > mark) {
                 let Some((range, old)) = &done.change else {
-                    // In the part that all write to; whether it is in the copy cannot be told.
+                    // In the part that all write to; whether it is in the copy is unknown.
                     first_out = first_out.max(if done.n == mark + 1 { mark + 2 } else { 0 });
                     continue;
                 };

@@ -1,4 +1,5 @@
-//! The gate that the writers pass between operations: closed, it holds all of them, so that the judge can look.
+//! The gate that the writers pass between operations: closed, it holds all of them, so that the judge can
+//! look.
 
 use std::time::{Duration, Instant};
 

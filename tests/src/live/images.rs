@@ -181,7 +181,7 @@ impl Images {
         })
     }
 
-    /// Opens the file once more, beside whoever has it open, and lets `look` look.
+    /// Opens the file once more, beside its present users, for `look`.
     pub(super) fn reopen(&self, disk: &Disk, look: impl FnOnce(&dyn BlockDevice) -> Outcome) -> Outcome {
         let storage = FileOptions::new().lock(LockMode::Off).open(&disk.path)?;
         look(&*self.open_in(disk.kind, Arc::new(storage), false)?)
@@ -208,7 +208,8 @@ impl Images {
         Ok(())
     }
 
-    /// Flushes the image, closes it, has QEMU check it, and removes it. Nobody else may have it open any more.
+    /// Flushes the image, closes it, has QEMU check it, and removes it. It must be open nowhere else any
+    /// more.
     pub(super) fn retire(&self, what: &str, disk: Disk, has_failed: bool) -> Outcome {
         disk.heal();
         let flushed = disk.image.flush();
@@ -218,7 +219,7 @@ impl Images {
         let Disk { path, kind, image, device, .. } = disk;
         drop(device);
         if Arc::strong_count(&image) > 1 {
-            return Err(format!("{what}: somebody still holds the image after the end").into());
+            return Err(format!("{what}: the image is still held after the end").into());
         }
         drop(image);
         // After a failed flush or write an image may leak.

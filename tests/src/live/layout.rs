@@ -3,12 +3,12 @@
 //! | part | who writes there |
 //! |---|---|
 //! | marks | sectors at both ends of the disk that hold the number of a writer's last operations |
-//! | stripes | each belongs to one writer, or to nobody; boundaries at odd bytes, so that neighbours share sectors, units and clusters |
+//! | stripes | each belongs to one writer, or to none; boundaries at odd bytes, so that neighbours share sectors, units and clusters |
 //! | shared | whole sectors, by anybody |
 
 use blockmirror_block::ByteRange;
 
-use super::{MAX_LEN, NOBODY, WRITERS, paint};
+use super::{MAX_LEN, NO_WRITER, WRITERS, paint};
 
 /// The part at either end that holds marks.
 const EDGE: u64 = 64 << 10;
@@ -50,13 +50,13 @@ impl Layout {
         small.chain(large).enumerate().filter(|(i, _)| i % owners == writer).map(|(_, range)| range).collect()
     }
 
-    /// What the disk holds at the beginning: words of nobody, and zeros in every other stretch of 600 000 bytes and at the
-    /// marks.
+    /// What the disk holds at the beginning: words without a writer, and zeros in every other stretch of 600
+    /// 000 bytes and at the marks.
     pub(super) fn initial(&self) -> Vec<u8> {
         let mut disk = vec![0; self.len as usize];
         for (i, part) in ByteRange::new(0, self.len).pieces(600_000).enumerate() {
             if i % 2 == 0 {
-                paint(&mut disk[part.start() as usize..part.end() as usize], part.start(), NOBODY, 0);
+                paint(&mut disk[part.start() as usize..part.end() as usize], part.start(), NO_WRITER, 0);
             }
         }
         for writer in 0..WRITERS {

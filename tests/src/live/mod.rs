@@ -1,14 +1,16 @@
 //! A disk that is written while it is mirrored, and the judge of what becomes of it.
 //!
-//! Called by `tests/tests/live_stress.rs` for seconds and by `cargo xtask stress` for as long as one likes. Four writers
-//! work on a [`Tap`](blockmirror_mirror::Tap) in front of a real file, a fifth thread starts job after job and asks them
-//! for this and that, and in between everybody stops and the disks are compared with what the writers know.
+//! Called by `tests/tests/live_stress.rs` for seconds and by `cargo xtask stress` for as long as one likes.
+//! Four writers work on a [`Tap`](blockmirror_mirror::Tap) in front of a real file, a fifth thread starts job
+//! after job and asks them for this and that, and in between everybody stops and the disks are compared with
+//! what the writers know.
 //!
 //! What must hold:
-//! - Every word that is written says where it belongs, who wrote it and in which of his operations: a wrong
+//! - Every word that is written says where it belongs, who wrote it and in which operation: a wrong
 //!   byte tells where it came from.
 //! - What the judge expects comes from the writers' own notes, never from a disk.
-//! - The seed decides what is drawn, not how the threads interleave: a seed that failed may pass the next time.
+//! - The seed decides what is drawn, not how the threads interleave: a seed that failed may pass the next
+//!   time.
 
 mod contended;
 mod control;
@@ -30,7 +32,7 @@ pub use run::{Report, Stress};
 /// Threads that write.
 const WRITERS: usize = 4;
 /// The writer that stands for what was there at the beginning.
-const NOBODY: usize = 15;
+const NO_WRITER: usize = 15;
 /// Longest disk: offsets of words have 24 bits.
 const MAX_LEN: u64 = 8 << 24;
 
@@ -53,7 +55,8 @@ fn paint(buf: &mut [u8], offset: u64, writer: usize, n: u64) {
     }
 }
 
-/// Who wrote the word at the start of `sector`, and in which operation; `None` for anything but a word of `offset`.
+/// Who wrote the word at the start of `sector`, and in which operation; `None` for anything but a word of
+/// `offset`.
 fn author(sector: &[u8], offset: u64) -> Option<(usize, u64)> {
     let word = u64::from_be_bytes(sector.get(..8)?.try_into().ok()?);
     (word & 0xff_ffff == (offset / 8) & 0xff_ffff)

@@ -31,8 +31,8 @@ pub(super) struct Left {
     pub(super) other: Disk,
 }
 
-/// Mirrors the tap, which stands before `source`, onto `target`. Everybody writes before, meanwhile, and after; in between
-/// they stop for the judge.
+/// Mirrors the tap, which stands before `source`, onto `target`. Everybody writes before, meanwhile, and
+/// after; in between they stop for the judge.
 pub(super) fn run(
     world: &World,
     images: &Images,

@@ -71,8 +71,8 @@ impl Report {
         self.pivots + self.copies + self.cancelled + self.failed
     }
 
-    /// How much more memory was resident in the last quarter than in the second, in the mean, in bytes; `None` after so few
-    /// lives that this says nothing.
+    /// How much more memory was resident in the last quarter than in the second, in the mean, in bytes;
+    /// `None` after so few lives that this says nothing.
     pub fn growth(&self) -> Option<u64> {
         let quarter = self.resident.len() / 4;
         if quarter < 4 {

@@ -1,6 +1,7 @@
 //! A disk that now and then takes its time, before or after it does what it is asked.
 //!
-//! On memory-like files everything is over in microseconds, and most orders of events never happen. This makes them.
+//! On memory-like files everything is over in microseconds, and most orders of events never happen. This
+//! makes them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

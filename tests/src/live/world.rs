@@ -120,7 +120,8 @@ impl World {
         }
     }
 
-    /// Whether `bitmap`, which records since `copy` was made or longer, has all places where `disk` is another now.
+    /// Whether `bitmap`, which records since `copy` was made or longer, has all places where `disk` is
+    /// another now.
     pub(super) fn verify_bitmap(&self, bitmap: &DirtyBitmap, disk: &Disk, copy: &Disk) -> Outcome {
         let (now, then) = (self.read("the disk", disk.image())?, self.read("its copy", copy.image())?);
         for unit in ByteRange::new(0, self.layout.len).pieces(bitmap.granularity()) {

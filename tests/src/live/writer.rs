@@ -273,7 +273,8 @@ impl Writer<'_> {
                 let (at, way) = (range.start(), self.rng.below(100));
                 self.guest("write", |world| match way {
                     0..5 => world.tap.write_at(&buf, at, WriteFlags::FUA),
-                    // As a VMM does that moves data in its own way; in the second case it knows nothing of targets.
+                    // As a VMM does that moves data in its own way; in the second case it knows nothing of
+                    // targets.
                     5..15 => {
                         let guard = world.tap.begin_write(range)?;
                         let result = guard.device().write_at(&buf, at, WriteFlags::NONE);

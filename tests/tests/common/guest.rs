@@ -25,7 +25,7 @@ fn content(index: u64, version: u32, out: &mut [u8]) {
     hash.finalize_xof().fill(out);
 }
 
-/// The first `len` bytes of a disk that nobody has written to.
+/// The first `len` bytes of a disk that was never written to.
 pub(crate) fn fresh(len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
     for (index, block) in bytes.chunks_mut(BLOCK as usize).enumerate() {
@@ -34,7 +34,7 @@ pub(crate) fn fresh(len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Writers that are at work until they are told to stop.
+/// Writers that are at work until they are stopped.
 pub(crate) struct Guest {
     stop: Arc<AtomicBool>,
     writes: Arc<AtomicU64>,

@@ -1,7 +1,7 @@
 //! A daemon in a process of its own, perhaps in a network namespace of its own, and a monitor of it.
 //!
-//! The process is the test program itself, told by its environment to be the daemon: a file that uses this has a test
-//! `daemon_process` that calls [`serve_if_told`].
+//! The process is the test program itself, which its environment makes the daemon: a file that uses this has
+//! a test `daemon_process` that calls [`serve_if_told`].
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 #![allow(
@@ -26,12 +26,12 @@ use serde_json::{Value, json};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Holds the arguments of the daemon, as JSON.
-const TOLD: &str = "BLOCKMIRROR_TEST_DAEMON";
+const OPTIONS: &str = "BLOCKMIRROR_TEST_DAEMON";
 
 /// Is the daemon, if the environment says so, until it ends; otherwise does nothing.
 pub(crate) fn serve_if_told() {
-    let Ok(told) = std::env::var(TOLD) else { return };
-    let words: Vec<String> = serde_json::from_str(&told).unwrap();
+    let Ok(given) = std::env::var(OPTIONS) else { return };
+    let words: Vec<String> = serde_json::from_str(&given).unwrap();
     let all = ["blockmirror".to_owned(), "daemon".to_owned()].into_iter().chain(words);
     let code = blockmirror::run(all, &mut std::io::stdout(), &mut std::io::stderr());
     std::process::exit(code.into());
@@ -45,13 +45,13 @@ pub(crate) struct Host {
     words: Vec<String>,
     child: Child,
     lines: BufReader<UnixStream>,
-    /// Events that nobody has waited for yet.
+    /// Events that were not waited for yet.
     pub(crate) events: Vec<Value>,
 }
 
 impl Host {
-    /// Starts `blockmirror daemon` with `words` and a monitor. Its sockets and its output lie in `dir` and are called after
-    /// `name`.
+    /// Starts `blockmirror daemon` with `words` and a monitor. Its sockets and its output lie in `dir` and
+    /// are called after `name`.
     pub(crate) fn start(dir: &Path, name: &str, namespace: Option<&str>, words: &[String]) -> Self {
         let words = words.to_vec();
         let namespace = namespace.map(str::to_owned);
@@ -124,7 +124,7 @@ impl Host {
         }
     }
 
-    /// Whether such an event has come that nobody has waited for.
+    /// Whether such an event has come that was not waited for.
     pub(crate) fn has_heard(&mut self, event: &str) -> bool {
         self.must("query-version", json!({}));
         self.events.iter().any(|e| e["event"] == event)
@@ -247,7 +247,7 @@ fn spawn(
     let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap();
     let mut child = command
         .args(["--exact", "daemon_process", "--ignored", "--nocapture"])
-        .env(TOLD, json!(all).to_string())
+        .env(OPTIONS, json!(all).to_string())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

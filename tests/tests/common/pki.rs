@@ -10,8 +10,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-/// An authority's credentials for a server and a client of the given name, in the folder that QEMU's `tls-creds-x509` objects
-/// want.
+/// An authority's credentials for a server and a client of the given name, in the folder that QEMU's
+/// `tls-creds-x509` objects want.
 pub(crate) fn credentials(dir: &Path, name: &str) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "authority");

@@ -1,9 +1,10 @@
 //! Crash replay: whenever the power fails, an image opens, leaks at most, and has every flushed byte.
 //!
-//! Sequences of guest operations are played over a storage that records what was flushed; from its log come all images that
-//! a crash could have left (each prefix, unflushed writes missing singly and in groups, torn at sectors). Each is opened,
-//! checked by a checker that shares no code with the crate, and read: flushed data must be there, and every sector must
-//! hold an old or a new value. Every few points a write goes on where the crash left off, and QEMU's own check has its say.
+//! Sequences of guest operations are played over a storage that records what was flushed; from its log come
+//! all images that a crash could have left (each prefix, unflushed writes missing singly and in groups, torn
+//! at sectors). Each is opened, checked by a checker that shares no code with the crate, and read: flushed
+//! data must be there, and every sector must hold an old or a new value. Every few points a write goes on
+//! where the crash left off, and QEMU's own check has its say.
 //!
 //! Sequences of three operations are thinned out by default; `BLOCKMIRROR_CRASH_ALL=1` plays them all.
 
@@ -160,9 +161,9 @@ fn extended_l2_clusters_of_16k() {
     replay(Version::V3, 16384, true);
 }
 
-/// Zeros that keep their cluster's place, then data that begins inside a sector of it, and no flush. The head of that sector was
-/// once filled by itself: a crash before the data came left it half zero and half as it was before both, because the entry on disk
-/// still showed the place.
+/// Zeros that keep their cluster's place, then data that begins inside a sector of it, and no flush. The head
+/// of that sector was once filled by itself: a crash before the data came left it half zero and half as it
+/// was before both, because the entry on disk still showed the place.
 #[test]
 fn a_sector_cut_by_a_write_into_a_zero_cluster_is_never_a_mixture() {
     let contents = Contents::Populated;

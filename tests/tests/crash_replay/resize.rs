@@ -1,5 +1,5 @@
-//! Lengths that change: after a crash the disk has the old length or the new one, grown bytes are zeros, and whoever goes on
-//! finds nothing of what was cut off.
+//! Lengths that change: after a crash the disk has the old length or the new one, grown bytes are zeros, and
+//! a writer that goes on finds nothing of what was cut off.
 
 use std::sync::Arc;
 

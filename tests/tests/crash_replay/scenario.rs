@@ -63,8 +63,8 @@ impl fmt::Display for Start {
 }
 
 impl Start {
-    /// Length of the disk. Ends inside a cluster where clusters are larger than a sector; has more than one L2 table where
-    /// they are small.
+    /// Length of the disk. Ends inside a cluster where clusters are larger than a sector; has more than one
+    /// L2 table where they are small.
     pub(crate) fn len(self) -> u64 {
         self.base() + if self.cluster == 512 { 80 << 10 } else { self.cluster * 9 + 512 }
     }
@@ -225,8 +225,8 @@ impl Played {
         &self.states[self.states.len() - 1].contents
     }
 
-    /// Checks what `point` left: sound metadata, and in each sector something that may be there. Returns what the
-    /// disk reads as.
+    /// Checks what `point` left: sound metadata, and in each sector something that may be there. Returns what
+    /// the disk reads as.
     pub(crate) fn verify(&self, point: &CrashPoint) -> Result<Vec<u8>, String> {
         let storage = Arc::new(point.storage());
         checker::check(&storage.to_vec())?;

@@ -1,4 +1,5 @@
-//! The dirty bitmap of an 8 TiB disk at 4 KiB: memory when clean, and the time to find its only dirty granule.
+//! The dirty bitmap of an 8 TiB disk at 4 KiB: memory when clean, and the time to find its only dirty
+//! granule.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,10 +1,12 @@
-//! `cargo xtask bench guest`: what a mirror job leaves of its guest's disk, side by side with `qemu-storage-daemon`.
+//! `cargo xtask bench guest`: what a mirror job leaves of its guest's disk, side by side with
+//! `qemu-storage-daemon`.
 //!
-//! The same fio writes 4 KiB at random over NBD to our daemon and to QEMU's in turns, each freshly started on the same image, while
-//! it mirrors to a new qcow2 image. Three stretches of a job are looked at: the copy of the bulk as fast as it goes, the
-//! same under a speed limit, and a job that is ready. A stretch ends when the job gets ready: counted further, a program
-//! that kept the guest from writing while it copied would hide that behind all the quick writes that come afterwards. What is
-//! reported is the median over the rounds of each, and of the rounds' ratios.
+//! The same fio writes 4 KiB at random over NBD to our daemon and to QEMU's in turns, each freshly started on
+//! the same image, while it mirrors to a new qcow2 image. Three stretches of a job are looked at: the copy of
+//! the bulk as fast as it goes, the same under a speed limit, and a job that is ready. A stretch ends when
+//! the job gets ready: counted further, a program that kept the guest from writing while it copied would hide
+//! that behind all the quick writes that come afterwards. What is reported is the median over the rounds of
+//! each, and of the rounds' ratios.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

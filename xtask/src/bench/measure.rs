@@ -1,7 +1,8 @@
 //! What one run of a program costs: time, CPU, memory.
 //!
-//! The kernel adds up what *all* children of a process used, so each run gets a parent of its own: this program
-//! started as `cargo xtask measure OUT PROGRAM ARGS..`, which starts the program and reports what its only child used.
+//! The kernel adds up what *all* children of a process used, so each run gets a parent of its own: this
+//! program started as `cargo xtask measure OUT PROGRAM ARGS..`, which starts the program and reports what its
+//! only child used.
 
 use std::ffi::OsString;
 use std::fs;
@@ -30,7 +31,7 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// CPU seconds, all told.
+    /// CPU seconds in total.
     pub(super) fn cpu(&self) -> f64 {
         self.user + self.system
     }

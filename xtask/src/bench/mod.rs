@@ -1,8 +1,8 @@
 //! `cargo xtask bench`: fixed scenarios, side by side with `qemu-img` in one run.
 //!
-//! Every round times both programs on the same input in an order drawn anew, so that whatever drifts on the machine
-//! hits both; what is reported is the median of the rounds' ratios. Targets are removed before and judged after
-//! the clock ran: `qemu-img compare` and `check` on both programs' results.
+//! Every round times both programs on the same input in an order drawn anew, so that whatever drifts on the
+//! machine hits both; what is reported is the median of the rounds' ratios. Targets are removed before and
+//! judged after the clock ran: `qemu-img compare` and `check` on both programs' results.
 
 mod bitmap;
 mod fio;

@@ -1,5 +1,5 @@
-//! Servers that almost keep to the protocol, to the NBD client. What such a server says is written at once, before it is asked:
-//! a client asks in an order that is known.
+//! Servers that almost keep to the protocol, to the NBD client. What such a server says is written at once,
+//! before it is asked: a client asks in an order that is known.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -134,7 +134,7 @@ fn session(uri: NbdUri, rng: &mut Rng, honest: bool, heard: &mut Heard) -> Resul
             Ok(()) => heard.done += 1,
             Err(error) => {
                 result = Err(error);
-                // Whoever goes on makes another connection.
+                // The next request makes another connection.
                 if !rng.chance(10) {
                     break;
                 }

@@ -1,9 +1,10 @@
-//! `cargo xtask fuzz`: peers that say almost the right thing, by the million, to what listens to strangers: the NBD server, the
-//! NBD client, and the daemon's QMP.
+//! `cargo xtask fuzz`: peers that say almost the right thing, by the million, to what listens to strangers:
+//! the NBD server, the NBD client, and the daemon's QMP.
 //!
-//! Whole conversations are made, spoiled here and there and given to the real thing over real sockets. What must hold: nothing
-//! panics, nobody waits for ever, nothing is held afterwards, memory does not grow; and the conversations among them that
-//! were left as they are get what they ask for, so that the others have a way in.
+//! Whole conversations are made, spoiled here and there and given to the real thing over real sockets. What
+//! must hold: nothing panics, nothing waits for ever, nothing is held afterwards, memory does not grow; and
+//! the conversations among them that were left as they are get what they ask for, so that the others have a
+//! way in.
 
 mod client;
 mod qmp;
@@ -32,7 +33,7 @@ const HANG: Duration = Duration::from_secs(60);
 /// Give broken conversations to the NBD server, the NBD client and the daemon's QMP
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
-    /// Who is spoken to; everybody if nobody is named
+    /// What is fuzzed; everything if omitted
     target: Option<Target>,
     /// How many conversations (QMP: requests) each
     #[arg(long, default_value_t = 100_000)]

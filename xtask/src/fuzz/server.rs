@@ -29,7 +29,7 @@ const STILL: u8 = 0x5a;
 /// Bytes that an honest client reads.
 const HONEST: usize = 4096;
 
-/// The server, with a disk that everybody may write to and one that nobody may.
+/// The server, with a writable disk and a read-only one.
 pub(super) struct Spoken(Arc<Server>);
 
 impl Spoken {

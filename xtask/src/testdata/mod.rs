@@ -1,8 +1,9 @@
 //! `cargo xtask testdata`: makes the images under `testdata/` anew and checks what is stored there.
 //!
-//! Every image is made in an empty folder by the commands its recipe lists, `qemu-img convert` reads its content,
-//! and the content's checksum goes into the manifest. Files whose commands and content are as the manifest has
-//! them stay as they are: another QEMU may lay an image out differently, and snapshots carry the time of day.
+//! Every image is made in an empty folder by the commands its recipe lists, `qemu-img convert` reads its
+//! content, and the content's checksum goes into the manifest. Files whose commands and content are as the
+//! manifest has them stay as they are: another QEMU may lay an image out differently, and snapshots carry the
+//! time of day.
 
 mod recipes;
 

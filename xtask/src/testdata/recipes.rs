@@ -1,8 +1,8 @@
 //! Which images there are, and the commands that make each.
 //!
-//! The names tell version, cluster size and feature: `v3-64k-zstd.qcow2`. Guest data is cut from `stamps.bin`,
-//! whose sectors all differ, and written out of order, so that neither a wrong sector nor a wrong cluster can
-//! pass for the right one.
+//! The names tell version, cluster size and feature: `v3-64k-zstd.qcow2`. Guest data is cut from
+//! `stamps.bin`, whose sectors all differ, and written out of order, so that neither a wrong sector nor a
+//! wrong cluster can pass for the right one.
 
 use std::path::Path;
 

@@ -85,11 +85,11 @@ fn arrows(map: &Map, packages: &[Package], root: &Path, found: &mut Vec<String>)
             .filter(|d| d.kind.as_deref() != Some("dev"))
             .filter_map(|d| d.path.as_ref()?.file_name().map(|n| n.to_string_lossy().into_owned()))
             .collect();
-        let told: BTreeSet<String> = row.arrows.iter().cloned().collect();
-        for arrow in real.difference(&told) {
+        let mapped: BTreeSet<String> = row.arrows.iter().cloned().collect();
+        for arrow in real.difference(&mapped) {
             found.push(format!("crates/{}: the arrow to `{arrow}` is not in ARCHITECTURE.md", row.name));
         }
-        for arrow in told.difference(&real) {
+        for arrow in mapped.difference(&real) {
             found.push(format!("ARCHITECTURE.md: `{}` has no arrow to `{arrow}`", row.name));
         }
         for arrow in real.difference(&above) {
@@ -110,11 +110,11 @@ fn reasons(map: &Map, packages: &[Package], found: &mut Vec<String>) {
         .filter(|d| d.path.is_none())
         .map(|d| d.name.as_str())
         .collect();
-    let told: BTreeSet<&str> = map.dependencies.iter().map(String::as_str).collect();
-    for name in used.difference(&told) {
+    let mapped: BTreeSet<&str> = map.dependencies.iter().map(String::as_str).collect();
+    for name in used.difference(&mapped) {
         found.push(format!("ARCHITECTURE.md: no reason for the dependency `{name}`"));
     }
-    for name in told.difference(&used) {
+    for name in mapped.difference(&used) {
         found.push(format!("ARCHITECTURE.md: nothing depends on `{name}`"));
     }
 }

@@ -47,8 +47,8 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) backing_format: Option<Format>,
 
-    /// Also follow the chain of the backing file into this directory or below it, to see that the image is no part of
-    /// it; so does BLOCKMIRROR_ALLOW_BACKING
+    /// Also follow the chain of the backing file into this directory or below it, to see that the image is no
+    /// part of it; so does BLOCKMIRROR_ALLOW_BACKING
     #[arg(long, value_name = "DIR")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
@@ -70,7 +70,7 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ResizeArgs {
-    /// The image, which nobody may be using
+    /// The image, which must not be in use
     pub(crate) file: PathBuf,
 
     /// The part of `file` that is meant, once that is settled.

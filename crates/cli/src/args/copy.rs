@@ -33,8 +33,8 @@ pub(crate) struct MirrorArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
 
-    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds, onto a
-    /// target with the same backing file [default: full]
+    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds, onto
+    /// a target with the same backing file [default: full]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
     pub(crate) sync: Option<Sync>,
 }
@@ -102,8 +102,8 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'F', long, value_name = "FMT", conflicts_with = "no_create", help_heading = "Target")]
     pub(crate) backing_format: Option<Format>,
 
-    /// Write into the target, which exists already and is not shorter than the source; what lies past the source's end
-    /// stays as it is
+    /// Write into the target, which exists already and is not shorter than the source; what lies past the
+    /// source's end stays as it is
     #[arg(short = 'n', long, help_heading = "Target")]
     #[arg(conflicts_with_all = ["target_options", "backing", "in_place", "atomic", "clean"])]
     pub(crate) no_create: bool,
@@ -122,8 +122,8 @@ pub(crate) struct CopyArgs {
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_is_zero: bool,
 
-    /// Refuse a target that cannot make data durable: an NBD server without FLUSH. Without this it is noted, and the exit
-    /// code is 0
+    /// Refuse a target that cannot make data durable: an NBD server without FLUSH. Without this it is noted,
+    /// and the exit code is 0
     #[arg(long, help_heading = "Target")]
     pub(crate) require_flush: bool,
 
@@ -149,8 +149,8 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'm', long, value_name = "N", value_parser = parallel(), help_heading = "Copying")]
     pub(crate) parallel: Option<u16>,
 
-    /// Runs of zero bytes this long become holes in the target: a multiple of 512 up to 16M; 0 writes all zeros as
-    /// data, so that the target is allocated in full [default: 4K]
+    /// Runs of zero bytes this long become holes in the target: a multiple of 512 up to 16M; 0 writes all
+    /// zeros as data, so that the target is allocated in full [default: 4K]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, allow_hyphen_values = true)]
     #[arg(help_heading = "Copying")]
     pub(crate) sparse_size: Option<u64>,
@@ -167,8 +167,8 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_source_error: OnError,
 
-    /// Go on where the source cannot be read, as --on-source-error=ignore does, and list those ranges; the exit code is
-    /// then 3 (qemu-img: 0)
+    /// Go on where the source cannot be read, as --on-source-error=ignore does, and list those ranges; the
+    /// exit code is then 3 (qemu-img: 0)
     #[arg(long, conflicts_with = "on_source_error", help_heading = "Copying")]
     pub(crate) salvage: bool,
 

@@ -47,9 +47,9 @@ pub(crate) enum CtlCommand {
     Abort(JobArgs),
     /// Show how far jobs are until they end; Ctrl-C leaves them alone
     ///
-    /// The figures are the part that is done, what the job does a second, what others write to the disk a second, what
-    /// is left, and when nothing will be left, or that it is not converging: that the disk is written as fast as it is
-    /// copied. The exit code is 1 if a job failed or was given up.
+    /// The figures are the part that is done, what the job does a second, what others write to the disk a
+    /// second, what is left, and when nothing will be left, or that it is not converging: that the disk is
+    /// written as fast as it is copied. The exit code is 1 if a job failed or was given up.
     Watch(JobArgs),
 }
 
@@ -81,8 +81,8 @@ pub(crate) struct CompleteArgs {
     #[arg(long)]
     pub(crate) keep_source: bool,
 
-    /// Wait until the job is ready; without this a job that is not is refused. A job that waits for `job-finalize` is
-    /// finalized
+    /// Wait until the job is ready; without this a job that is not is refused. A job that waits for
+    /// `job-finalize` is finalized
     #[arg(long)]
     pub(crate) wait: bool,
 }

@@ -10,8 +10,8 @@ pub(crate) struct TargetArgs {
     #[arg(long, help_heading = "Existing targets", conflicts_with = "atomic")]
     pub(crate) in_place: bool,
 
-    /// Replace an existing file at once when the new one is whole, or fail. By default it is replaced where that loses
-    /// nothing, and written in place where it would
+    /// Replace an existing file at once when the new one is whole, or fail. By default it is replaced where
+    /// that loses nothing, and written in place where it would
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) atomic: bool,
 

@@ -23,7 +23,7 @@ pub(super) enum End {
     Failed(String),
     /// Given up on request.
     Cancelled,
-    /// It is gone, and nobody has told how it ended.
+    /// It is gone, and how it ended is unknown.
     Unknown,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Follow {
     pub(super) job: Job,
-    /// How it ended, as soon as that is told.
+    /// How it ended, as soon as that is known.
     pub(super) end: Option<End>,
     /// Whether it is over and everything that was its is free again.
     pub(super) over: bool,
@@ -46,7 +46,7 @@ impl Follow {
         follow
     }
 
-    /// What the figures say of the end, for who was not there when it was told.
+    /// What the figures say of the end, for a client that missed the event.
     fn look(&mut self) {
         let concluded = self.job.status() == "concluded";
         if self.end.is_none() {
@@ -182,7 +182,7 @@ fn step(
             };
             client.execute(command, arguments).map_err(|e| of_job(&follow.job, e))?;
         }
-        // It was told not to end by itself: this is who tells it.
+        // It does not finalize by itself: this finalizes it.
         "pending" if follow.job.flag("auto-finalize") == Some(false) => {
             if let Some(refused) = said.refused.take() {
                 return Err(refused);
@@ -262,7 +262,7 @@ fn refresh(client: &mut Client, following: &mut [Follow]) -> Outcome<()> {
             follow.look();
         }
     }
-    // How one that the list does not show any more has ended was told before.
+    // How one that the list does not show any more has ended was reported before.
     while let Some(event) = client.next_event(Duration::ZERO)? {
         following.iter_mut().for_each(|follow| follow.hear(&event));
     }

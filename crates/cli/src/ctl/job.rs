@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug)]
 pub(super) struct Job {
     pub(super) id: String,
-    /// Everything that was told, by QMP's own names.
-    pub(super) told: Map<String, Value>,
+    /// Every member of the answer, by QMP's own names.
+    pub(super) fields: Map<String, Value>,
 }
 
 /// All jobs.
@@ -21,29 +21,29 @@ pub(super) fn list(client: &mut Client) -> Result<Vec<Job>, ClientError> {
     };
     let moving = objects(moving);
     let jobs = objects(jobs).into_iter().filter_map(|job| {
-        let Value::Object(mut told) = job else { return None };
-        let id = told.get("id")?.as_str()?.to_owned();
+        let Value::Object(mut fields) = job else { return None };
+        let id = fields.get("id")?.as_str()?.to_owned();
         let more =
-            moving.iter().filter_map(Value::as_object).find(|more| more.get("device") == told.get("id"));
+            moving.iter().filter_map(Value::as_object).find(|more| more.get("device") == fields.get("id"));
         for (key, value) in more.into_iter().flatten() {
-            told.entry(key.as_str()).or_insert_with(|| value.clone());
+            fields.entry(key.as_str()).or_insert_with(|| value.clone());
         }
-        Some(Job { id, told })
+        Some(Job { id, fields })
     });
     Ok(jobs.collect())
 }
 
 impl Job {
     fn text(&self, key: &str) -> &str {
-        self.told.get(key).and_then(Value::as_str).unwrap_or_default()
+        self.fields.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
     pub(super) fn number(&self, key: &str) -> Option<u64> {
-        self.told.get(key).and_then(Value::as_u64)
+        self.fields.get(key).and_then(Value::as_u64)
     }
 
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
-        self.told.get(key).and_then(Value::as_bool)
+        self.fields.get(key).and_then(Value::as_bool)
     }
 
     /// `mirror`, `commit`, `stream`, ...
@@ -57,7 +57,7 @@ impl Job {
     }
 
     pub(super) fn error(&self) -> Option<&str> {
-        self.told.get("error").and_then(Value::as_str)
+        self.fields.get("error").and_then(Value::as_str)
     }
 
     /// What is done, in bytes or whatever the job counts in.
@@ -98,6 +98,6 @@ impl Job {
 
     /// Whether what is left becomes less, in the daemon's own judgement if it has one.
     pub(super) fn converging(&self) -> Option<&str> {
-        self.told.get("converging").and_then(Value::as_str)
+        self.fields.get("converging").and_then(Value::as_str)
     }
 }

@@ -1,5 +1,5 @@
-//! How fast a job goes and when it will be through. A daemon that knows is believed; for others the figures of the last
-//! few seconds are compared. Called by `watch`; time is an argument.
+//! How fast a job goes and when it will be through. A daemon that knows is believed; for others the figures
+//! of the last few seconds are compared. Called by `watch`; time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -90,10 +90,10 @@ mod tests {
     use super::*;
 
     fn job(done: u64, total: u64, more: serde_json::Value) -> Job {
-        let mut told = more.as_object().cloned().unwrap_or_default();
-        told.insert("current-progress".into(), done.into());
-        told.insert("total-progress".into(), total.into());
-        Job { id: "m".into(), told }
+        let mut fields = more.as_object().cloned().unwrap_or_default();
+        fields.insert("current-progress".into(), done.into());
+        fields.insert("total-progress".into(), total.into());
+        Job { id: "m".into(), fields }
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -120,11 +120,11 @@ mod tests {
 
     #[test]
     fn a_daemon_that_knows_is_believed() {
-        let pace = |told| Rates::default().pace(&job(0, 10, told), SECOND);
-        let told = json!({"converging": "yes", "eta-ms": 1500, "copy-rate": 7, "dirty-rate": 3});
+        let pace = |fields| Rates::default().pace(&job(0, 10, fields), SECOND);
+        let fields = json!({"converging": "yes", "eta-ms": 1500, "copy-rate": 7, "dirty-rate": 3});
         let want =
             Pace { copied: Some(7), written: Some(3), outlook: Outlook::In(Duration::from_millis(1500)) };
-        assert_eq!(pace(told), want);
+        assert_eq!(pace(fields), want);
         assert_eq!(pace(json!({"converging": "no"})).outlook, Outlook::NotConverging);
         assert_eq!(pace(json!({"converging": "unknown"})).outlook, Outlook::Unknown);
         assert_eq!(pace(json!({"converging": "yes"})).outlook, Outlook::Unknown);

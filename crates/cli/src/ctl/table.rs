@@ -57,8 +57,8 @@ mod tests {
 
     use super::*;
 
-    fn job(id: &str, told: serde_json::Value) -> Job {
-        Job { id: id.into(), told: told.as_object().cloned().unwrap_or_default() }
+    fn job(id: &str, fields: serde_json::Value) -> Job {
+        Job { id: id.into(), fields: fields.as_object().cloned().unwrap_or_default() }
     }
 
     #[test]

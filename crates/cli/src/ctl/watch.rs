@@ -1,7 +1,7 @@
 //! `watch`: a line for each job, drawn again and again until all have ended.
 //!
-//! On a terminal the lines are drawn over; elsewhere a line is printed when it says something new, once a second at most
-//! but for another state.
+//! On a terminal the lines are drawn over; elsewhere a line is printed when it says something new, once a
+//! second at most but for another state.
 
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,7 @@ pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobAr
             return Ok(if good { Exit::Done } else { Exit::Failed });
         }
         next(client, &mut following, interval, &interrupt).map_err(|failure| match failure.exit {
-            // Whoever interrupts a view knows that he does.
+            // Interrupting a view needs no message.
             Exit::Signal(_) => Failure { message: None, ..failure },
             _ => failure,
         })?;
@@ -141,21 +141,21 @@ mod tests {
 
     use super::*;
 
-    fn job(told: serde_json::Value) -> Job {
-        Job { id: "mirror0".into(), told: told.as_object().cloned().unwrap_or_default() }
+    fn job(fields: serde_json::Value) -> Job {
+        Job { id: "mirror0".into(), fields: fields.as_object().cloned().unwrap_or_default() }
     }
 
     #[test]
     fn a_line_tells_state_rates_and_outlook() {
-        let told = |status: &str, done: u64, total: u64| json!({"status": status, "current-progress": done, "total-progress": total, "io-status": "ok"});
+        let fields = |status: &str, done: u64, total: u64| json!({"status": status, "current-progress": done, "total-progress": total, "io-status": "ok"});
         let pace = |outlook| Pace { copied: Some(120 << 20), written: Some(10 << 20), outlook };
-        let mut pending = job(told("pending", 1 << 30, 1 << 30));
-        pending.told.insert("auto-finalize".into(), false.into());
+        let mut pending = job(fields("pending", 1 << 30, 1 << 30));
+        pending.fields.insert("auto-finalize".into(), false.into());
         let text = [
-            line(&job(told("running", 1 << 29, 1 << 30)), pace(Outlook::In(Duration::from_millis(4655)))),
-            line(&job(told("running", (1 << 40) - 1, 1 << 40)), pace(Outlook::NotConverging)),
-            line(&job(told("ready", 1 << 30, 1 << 30)), pace(Outlook::Equal)),
-            line(&job(told("paused", 0, 1 << 30)), Pace::default()),
+            line(&job(fields("running", 1 << 29, 1 << 30)), pace(Outlook::In(Duration::from_millis(4655)))),
+            line(&job(fields("running", (1 << 40) - 1, 1 << 40)), pace(Outlook::NotConverging)),
+            line(&job(fields("ready", 1 << 30, 1 << 30)), pace(Outlook::Equal)),
+            line(&job(fields("paused", 0, 1 << 30)), Pace::default()),
             line(&pending, Pace::default()),
         ];
         let want = "\
@@ -165,13 +165,13 @@ mirror0: ready    100.0 %  copy  120 MiB/s  guest   10 MiB/s  left      0 B  not
 mirror0: paused     0.0 %  copy          -  guest          -  left    1 GiB  paused
 mirror0: pending  100.0 %  copy          -  guest          -  left      0 B  waits for job-finalize";
         assert_eq!(text.join("\n"), want);
-        let mut stopped = job(told("paused", 0, 1 << 30));
-        stopped.told.insert("io-status".into(), "nospace".into());
+        let mut stopped = job(fields("paused", 0, 1 << 30));
+        stopped.fields.insert("io-status".into(), "nospace".into());
         assert!(
             line(&stopped, Pace::default()).ends_with("  stopped: no space left; `resume` lets it go on")
         );
-        let mut through = job(told("running", 0, 1 << 30));
-        through.told.insert("writes-through".into(), true.into());
+        let mut through = job(fields("running", 0, 1 << 30));
+        through.fields.insert("writes-through".into(), true.into());
         assert!(line(&through, Pace::default()).ends_with("  -, writes go to both"));
     }
 

@@ -1,5 +1,5 @@
-//! What a target file is: each row of the table in LIMITS. Some rows need root, mounts or another user, and are skipped
-//! visibly without.
+//! What a target file is: each row of the table in LIMITS. Some rows need root, mounts or another user, and
+//! are skipped visibly without.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -458,7 +458,8 @@ fn a_longer_target_keeps_what_lies_past_the_source() {
     assert!(said.contains("1048576"), "{said}");
 }
 
-/// A data file that was there already was replaced by an empty one, although its owner might have meant to attach it.
+/// A data file that was there already was replaced by an empty one, although its owner might have meant to
+/// attach it.
 #[test]
 fn a_data_file_that_exists_is_emptied_only_by_force() {
     let place = Place::new();

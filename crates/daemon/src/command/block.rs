@@ -20,7 +20,7 @@ static BLOCKDEV_ADD: Command = Command::boxed(
 
 static BLOCKDEV_DEL: Command = Command::new(
     "blockdev-del",
-    "Closes a node that nobody uses, and those that were opened with it.",
+    "Closes a node that is not in use, and those that were opened with it.",
     &[req("node-name", STR, "the node")],
 );
 
@@ -124,7 +124,7 @@ pub(super) const BITMAP_MODE_MEMBER: Member =
 pub(crate) static BLOCKDEV_MIRROR_MEMBERS: &[Member] = &[
     JOB_ID,
     req("device", STR, "the node to copy from"),
-    req("target", STR, "the node to copy to; nobody else may use it"),
+    req("target", STR, "the node to copy to; it has no other user"),
     REPLACES,
     SYNC_MEMBER,
     BITMAP,

@@ -70,7 +70,7 @@ static COMMIT: Command = Command::new(
     ],
 )
 .differs(
-    "the base has to be open for writing: it was given as `backing` by its name. Nobody else may use what lies below the top, \
+    "the base has to be open for writing: it was given as `backing` by its name. What lies below the top has no other user, \
      no node is put in front of the device, and dirty bitmaps go with the users to the base and join those there",
 );
 static CHANGE: Command = Command::new(
@@ -128,8 +128,8 @@ fn by_file<'a>(graph: &'a Graph, device: &'a str, file: &str) -> Reply<&'a Node>
     found.ok_or_else(|| QmpError::generic(format!("Can't find '{file}' in the backing chain")))
 }
 
-/// Whether `file` means the image number `index` of a chain: it is its own name, or leads to it from the image above, whose
-/// header may call it so.
+/// Whether `file` means the image number `index` of a chain: it is its own name, or leads to it from the
+/// image above, whose header may call it so.
 fn is_called(chain: &[&Node], index: usize, file: &str) -> bool {
     let node = chain[index];
     if node.is_called(file) {

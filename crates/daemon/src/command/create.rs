@@ -43,7 +43,7 @@ static COMPRESSION: Enum = Enum::new(
 
 static FILE: Object = Object::new(
     "BlockdevCreateOptionsFile",
-    "A file of the host. One that is there is replaced, if nobody uses it.",
+    "A file of the host. One that is there is replaced, unless it is in use.",
     &[
         req("filename", STR, "path"),
         req("size", SIZE, "length in bytes; rounded up to a multiple of 512"),
@@ -116,7 +116,7 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
     daemon.jobs.check_id(&id)?;
     let job = JobOptions { id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
     let mut held = Held::default();
-    // What is wrong is told by the job, as clients expect.
+    // Errors are reported by the job, as clients expect.
     let work = match driver {
         "file" => file(&options),
         _ => qcow2(daemon, &job.id, &options, &mut held),
@@ -221,7 +221,8 @@ fn qcow2_options(options: &Args) -> Reply<CreateOptions> {
     Ok(new)
 }
 
-/// Holds the node that the member `role` refers to, or opens it; what an image can be put in, and its name for headers.
+/// Holds the node that the member `role` refers to, or opens it; what an image can be put in, and its name
+/// for headers.
 fn hold(
     daemon: &Arc<Daemon>,
     id: &str,

@@ -1,7 +1,8 @@
 //! `drive-mirror`: a mirror to a file that is named, and made if need be.
 //!
-//! What must hold: all arguments are looked at before a file is made, and a mirror that does not start leaves none behind.
-//! The target's node is nobody's: it goes with the job, unless the users of the source have moved to it.
+//! What must hold: all arguments are looked at before a file is made, and a mirror that does not start leaves
+//! none behind. The target's node has no other owner: it goes with the job, unless the users of the source
+//! have moved to it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -143,8 +144,8 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     Ok(Value::Null)
 }
 
-/// Opens the target on what it is to stand on, by default on what its header names; its node has no owner. Also says what
-/// that is.
+/// Opens the target on what it is to stand on, by default on what its header names; its node has no owner.
+/// Also says what that is.
 fn open(
     daemon: &Daemon,
     source: &str,
@@ -196,8 +197,8 @@ fn probe(daemon: &Daemon, file: &str) -> Reply<Format> {
     storage.map_or(Ok(Format::Raw), |storage| probe_format(&*storage, &filename))
 }
 
-/// What the header of the image in the node `file` says it stands on. A node of the source's chain on the very file that is named
-/// is shared: the file may be open for writing there.
+/// What the header of the image in the node `file` says it stands on. A node of the source's chain on the
+/// very file that is named is shared: the file may be open for writing there.
 fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
     let Some(named) = backing_in_header(daemon, file)? else { return Ok(Below::Nothing) };
     let graph = daemon.graph.lock();
@@ -216,7 +217,8 @@ fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
     })
 }
 
-/// Puts the target on the source, whose users go on writing it: what they write shows in the target at once, as it has to.
+/// Puts the target on the source, whose users go on writing it: what they write shows in the target at once,
+/// as it has to.
 fn put_on_source(daemon: &Daemon, source: &str, target: &str) -> Reply<()> {
     let (edge, image) = {
         let mut graph = daemon.graph.lock();

@@ -1,7 +1,8 @@
 //! `human-monitor-command`: the verbs of QEMU's other monitor, for people, that mirror work uses.
 //!
-//! A verb is another spelling of a command: it makes the command's arguments and calls the command's own function. Jobs
-//! are named after their device, as there. What a verb has to say, errors included, is the text that the command returns.
+//! A verb is another spelling of a command: it makes the command's arguments and calls the command's own
+//! function. Jobs are named after their device, as there. What a verb has to say, errors included, is the
+//! text that the command returns.
 
 mod line;
 mod qemu_io;

@@ -148,18 +148,21 @@ static JOB_COMPLETE: Command = Command::new(
     &[ID],
 );
 static JOB_FINALIZE: Command =
-    Command::new("job-finalize", "Lets a job end that was told not to end by itself.", &[ID]).differs(
+    Command::new("job-finalize", "Lets a job end that was started with `auto-finalize` false.", &[ID]).differs(
         "a mirror that is pending has not held the guest: the last look, the flush and the pivot happen here, and may fail",
     );
-static JOB_DISMISS: Command =
-    Command::new("job-dismiss", "Forgets a job that is over and was told not to vanish by itself.", &[ID]);
+static JOB_DISMISS: Command = Command::new(
+    "job-dismiss",
+    "Forgets a job that is over and was started with `auto-dismiss` false.",
+    &[ID],
+);
 
 static BLOCK_JOB_PAUSE: Command = Command::new("block-job-pause", "As `job-pause`.", &[DEVICE]);
 static BLOCK_JOB_RESUME: Command = Command::new("block-job-resume", "As `job-resume`.", &[DEVICE]);
 static BLOCK_JOB_CANCEL: Command = Command::new(
     "block-job-cancel",
-    "Ends a job that is ready and keeps the target as a copy of one instant, told by `BLOCK_JOB_COMPLETED`; gives one up that is \
-     not ready, told by `BLOCK_JOB_CANCELLED`. A paused job is refused, unless by force.",
+    "Ends a job that is ready and keeps the target as a copy of one instant (event `BLOCK_JOB_COMPLETED`); cancels one that is \
+     not ready (event `BLOCK_JOB_CANCELLED`). A paused job is refused, unless by force.",
     &[DEVICE, opt("force", BOOL, "give it up in any case, at once").default("false")],
 );
 static BLOCK_JOB_COMPLETE: Command = Command::new("block-job-complete", "As `job-complete`.", &[DEVICE]);

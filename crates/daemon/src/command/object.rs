@@ -118,7 +118,7 @@ pub(crate) static OBJECT_OPTIONS: Object = Object::union(
 static OBJECT_ADD: Command =
     Command::boxed("object-add", "Makes an object that others refer to.", &OBJECT_OPTIONS);
 static OBJECT_DEL: Command =
-    Command::new("object-del", "Forgets an object that nobody uses.", &[req("id", STR, "the object")]);
+    Command::new("object-del", "Forgets an object that is not in use.", &[req("id", STR, "the object")]);
 
 static IOTHREAD_OR_NULL: Alternate =
     Alternate::new("StrOrNull", "The id of an I/O thread, or none.", &[STR, NULL]);

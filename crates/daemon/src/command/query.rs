@@ -76,7 +76,9 @@ static NODE_INFO: Object = Object::new(
         opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps, youngest first"),
     ],
 )
-.differs("limits with bursts are told of throttle groups only, and snapshots inside an image not at all");
+.differs(
+    "limits with bursts are reported for throttle groups only, and snapshots inside an image not at all",
+);
 
 static QUERY_NODES: Command = Command::new(
     "query-named-block-nodes",

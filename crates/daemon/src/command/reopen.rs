@@ -1,8 +1,8 @@
 //! `blockdev-reopen`: other options for nodes that are open, for all that are listed or for none.
 //!
-//! All options of a node are given, as for `blockdev-add`, and so are those of children that are described inside; those left
-//! out take their defaults. Everything that can fail is
-//! done first, with the guests of the nodes held, and taken back if something fails; then the rest changes at once.
+//! All options of a node are given, as for `blockdev-add`, and so are those of children that are described
+//! inside; those left out take their defaults. Everything that can fail is done first, with the guests of the
+//! nodes held, and taken back if something fails; then the rest changes at once.
 
 mod nested;
 
@@ -80,7 +80,8 @@ struct Change {
     /// The disk for another file or group.
     disk: Option<NewDisk>,
     group: Option<Arc<ThrottleGroup>>,
-    /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it alone.
+    /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it
+    /// alone.
     files: Vec<(String, Arc<FileStorage>)>,
 }
 
@@ -391,7 +392,7 @@ impl Done {
         daemon.detach_all(&self.links);
     }
 
-    /// What cannot fail. Returns nodes that nobody needs any more.
+    /// What cannot fail. Returns nodes that are not needed any more.
     fn commit(self, daemon: &Daemon, changes: Vec<Change>) -> Vec<Node> {
         let mut gone = Vec::new();
         for change in changes {

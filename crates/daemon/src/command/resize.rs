@@ -15,14 +15,14 @@ use crate::graph::Node;
 
 static BLOCK_RESIZE: Command = Command::new(
     "block_resize",
-    "Makes a node longer or shorter that nobody uses. Bytes past a new end are gone.",
+    "Makes a node that is not in use longer or shorter. Bytes past a new end are gone.",
     &[
         opt("device", STR, "a guest's device, of which there are none"),
         opt("node-name", STR, "the node; has to be given"),
         req("size", INT, "the new length in bytes, a multiple of 512"),
     ],
 )
-.differs("nobody may use the node");
+.differs("the node must not be in use");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands.add(&BLOCK_RESIZE, block_resize);

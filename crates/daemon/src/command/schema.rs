@@ -157,7 +157,7 @@ static UNIX: Object =
 
 static FD: Object = Object::new(
     "FdSocketAddress",
-    "A socket that listens, opened by whoever started the daemon; for `--nbd-server` on the command line only.",
+    "A socket that listens, opened by the parent process of the daemon; for `--nbd-server` on the command line only.",
     &[req("str", STR, "its number, or the name that systemd gave it (`FileDescriptorName=`)")],
 )
 .differs("clients cannot pass descriptors, so there are no names of theirs");

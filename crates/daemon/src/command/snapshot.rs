@@ -1,5 +1,5 @@
-//! Snapshots: `blockdev-snapshot` and `blockdev-snapshot-sync`. An overlay comes on top of a node, and the node's users
-//! move to it at one instant, in which none of their writes is under way.
+//! Snapshots: `blockdev-snapshot` and `blockdev-snapshot-sync`. An overlay comes on top of a node, and the
+//! node's users move to it at one instant, in which none of their writes is under way.
 
 use std::sync::Arc;
 
@@ -88,7 +88,8 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// It stays. The overlay, whose length and that of the filters on it are to be brought up to date when no guest is held.
+    /// It stays. The overlay, whose length and that of the filters on it are to be brought up to date when no
+    /// guest is held.
     pub(super) fn keep(self) -> String {
         if let Some(made) = self.made {
             made.keep();
@@ -293,7 +294,8 @@ impl Daemon {
         })
     }
 
-    /// Puts `overlay`, which a mirror fills, on `node`, which nobody uses. The mirror goes on; what it has written stays.
+    /// Puts `overlay`, which a mirror fills, on `node`, which has no user. The mirror goes on; what it has
+    /// written stays.
     fn put_below_target(&self, node: &str, overlay: &str, image: &Arc<Qcow2>) -> Reply<Snapshot> {
         let (edge, was_read_only) = {
             let mut graph = self.graph.lock();
@@ -341,7 +343,8 @@ mod tests {
 
     use super::*;
 
-    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed image.
+    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed
+    /// image.
     #[test]
     fn a_snapshot_that_cannot_be_undone_stays() {
         let daemon = Daemon::new(Vec::new());

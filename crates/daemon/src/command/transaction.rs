@@ -1,7 +1,8 @@
 //! `transaction`: several actions at one instant, all or none.
 //!
-//! Guests of all disks concerned are held meanwhile. Bitmap actions are done one after the other, each with a way back;
-//! mirrors are started last, when nothing else can fail. With `completion-mode` grouped the mirrors end together too.
+//! Guests of all disks concerned are held meanwhile. Bitmap actions are done one after the other, each with a
+//! way back; mirrors are started last, when nothing else can fail. With `completion-mode` grouped the mirrors
+//! end together too.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -188,7 +189,8 @@ fn data(action: &Args) -> Args {
     Args::new(action.get("data").and_then(Value::as_object).cloned().unwrap_or_default())
 }
 
-/// Holds the guests of all disks that the actions are about. Those of nodes that do not exist fail later, in words.
+/// Holds the guests of all disks that the actions are about. Those of nodes that do not exist fail later, in
+/// words.
 fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
     let mut names = BTreeSet::new();
     for action in actions {

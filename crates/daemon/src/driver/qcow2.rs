@@ -134,8 +134,8 @@ pub(crate) struct NamedBacking {
     pub(crate) format: Option<Format>,
 }
 
-/// The backing file that the header of the image in the node `file` names, if the policy lets it be opened; `None` if the header
-/// names none.
+/// The backing file that the header of the image in the node `file` names, if the policy lets it be opened;
+/// `None` if the header names none.
 pub(crate) fn backing_in_header(daemon: &Daemon, file: &str) -> Reply<Option<NamedBacking>> {
     let file = Child::named(daemon, file.to_owned())?;
     let header = Header::read(&*file.storage()?).map_err(|e| unreadable(e, &file))?;

@@ -45,8 +45,9 @@ fn described(part: Part, filename: &str) -> String {
     format!("json:{options}")
 }
 
-/// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's tap. An export
-/// is a disk here: as something that a format lives in it would never flush again after a lost connection.
+/// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's
+/// tap. An export is a disk here: as something that a format lives in it would never flush again after a lost
+/// connection.
 pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, tap: &Arc<Tap>) -> Reply<Arc<dyn BlockDevice>> {
     Ok(match file {
         Some(storage) => Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?),

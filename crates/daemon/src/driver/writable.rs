@@ -1,9 +1,11 @@
-//! Nodes that were opened for reading become writable, and read-only again: for the time of a commit into a backing file, or
-//! because `blockdev-reopen` says so. Called by commands, one at a time, and by the end of jobs.
+//! Nodes that were opened for reading become writable, and read-only again: for the time of a commit into a
+//! backing file, or because `blockdev-reopen` says so. Called by commands, one at a time, and by the end of
+//! jobs.
 //!
 //! What was opened for such a node alone, its file for instance, turns with it. Readers go on meanwhile.
 //!
-//! What must hold: nothing is written while a reader still uses what was opened for reading, for it would not see it.
+//! What must hold: nothing is written while a reader still uses what was opened for reading, for it would not
+//! see it.
 
 use std::sync::Arc;
 use std::thread;
@@ -40,8 +42,8 @@ impl Daemon {
     /// Makes the node `name` writable, with what was opened for it alone, if it is not.
     ///
     /// # Errors
-    /// A file that cannot be written, that somebody else holds, or that is a node of its own and read-only. Nothing has
-    /// changed then.
+    /// A file that cannot be written, that another user holds, or that is a node of its own and read-only.
+    /// Nothing has changed then.
     pub(crate) fn make_writable(&self, name: &str) -> Reply<Turned> {
         let mut plan = Vec::new();
         to_be_written(&self.graph.lock(), name, &mut plan)?;
@@ -59,7 +61,7 @@ impl Daemon {
     /// Makes nodes read-only that were made writable.
     pub(crate) fn make_read_only(&self, turned: Turned) {
         for name in turned.0.iter().rev() {
-            // What cannot be flushed now could not be later; the node says so to whoever flushes.
+            // What cannot be flushed now could not be later; the node reports that at each flush.
             let _ = self.turn_read_only(name);
         }
     }
@@ -67,7 +69,7 @@ impl Daemon {
     /// Makes the node `name` read-only, with what was opened for it alone.
     ///
     /// # Errors
-    /// Somebody writes it, or it cannot be flushed. Nothing has changed then.
+    /// It is written to, or it cannot be flushed. Nothing has changed then.
     pub(crate) fn set_read_only(&self, name: &str) -> Reply<Turned> {
         let mut plan = Vec::new();
         to_be_read(&self.graph.lock(), name, &mut plan)?;
@@ -85,7 +87,7 @@ impl Daemon {
     /// Makes nodes writable again that were made read-only a moment ago.
     pub(crate) fn turn_back(&self, turned: Turned) {
         for name in &turned.0 {
-            // They could be written before, and nobody had the time to lock them.
+            // They could be written before, and there was no time for another user to lock them.
             let _ = self.turn_writable(name);
         }
     }

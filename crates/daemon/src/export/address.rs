@@ -1,4 +1,5 @@
-//! Where to listen: `SocketAddress` in both of its spellings, with the members beside `type` or inside `data`.
+//! Where to listen: `SocketAddress` in both of its spellings, with the members beside `type` or inside
+//! `data`.
 
 use std::path::PathBuf;
 

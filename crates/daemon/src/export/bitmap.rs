@@ -18,7 +18,7 @@ struct DirtyContext {
     bitmap: BitmapUse,
 }
 
-/// The bitmap `name` of `tap` as a context; nobody changes it while it is exported.
+/// The bitmap `name` of `tap` as a context; it does not change while it is exported.
 pub(super) fn context(tap: &Arc<Tap>, name: &str, writable: bool) -> Reply<Arc<dyn MetaContext>> {
     let info = tap.bitmaps().into_iter().find(|info| info.name == name);
     let info = info.ok_or_else(|| QmpError::generic(format!("Bitmap '{name}' is not found")))?;

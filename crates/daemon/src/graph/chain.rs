@@ -47,8 +47,8 @@ impl Graph {
         things.sort_by_cached_key(|thing| std::cmp::Reverse(self.all_reached(name(thing), &mirrors).len()));
     }
 
-    /// The taps of nodes, in the order in which their guests can be held: a write that is under way in one can still reach
-    /// those below.
+    /// The taps of nodes, in the order in which their guests can be held: a write that is under way in one
+    /// can still reach those below.
     pub(crate) fn taps_from_top(&self, mut names: Vec<String>) -> Vec<Arc<Tap>> {
         self.sort_from_top(&mut names, String::as_str);
         names.iter().filter_map(|name| self.get(name)).map(|node| Arc::clone(&node.tap)).collect()
@@ -73,7 +73,7 @@ impl Graph {
         seen
     }
 
-    /// Refuses if somebody uses a bitmap of `name`, which is about to take another node's place.
+    /// Refuses if a bitmap of `name` is in use, which is about to take another node's place.
     pub(crate) fn check_bitmaps_free(&self, name: &str) -> Reply<()> {
         match self.find(name)?.tap.bitmaps().into_iter().find(|bitmap| bitmap.busy) {
             Some(bitmap) => Err(busy(name, &format!("its bitmap '{}' is in use", bitmap.name))),
@@ -101,8 +101,8 @@ impl Graph {
         Ok(())
     }
 
-    /// Refuses if somebody reads or writes the layer `name` of a chain other than through its overlay `parent`. Other overlays
-    /// that nobody uses do not count.
+    /// Refuses if there is a reader or writer of the layer `name` of a chain other than through its overlay
+    /// `parent`. Other overlays that are not in use do not count.
     pub(crate) fn check_layer(&self, name: &str, parent: &str) -> Reply<()> {
         self.check_no_job(name)?;
         let other = |u: &Use| !u.is_link_of(parent) && !u.parent().is_some_and(|other| self.is_idle(other));
@@ -112,7 +112,7 @@ impl Graph {
         }
     }
 
-    /// Whether nobody uses `name`, and what stands on it.
+    /// Whether `name` is unused, and so is what stands on it.
     fn is_idle(&self, name: &str) -> bool {
         self.uses_of(name).all(|(_, u)| u.parent().is_some_and(|parent| self.is_idle(parent)))
     }
@@ -140,7 +140,8 @@ impl Graph {
         }
     }
 
-    /// Refuses what `name` now stands on if bitmaps of those nodes would not see any more what is written there.
+    /// Refuses what `name` now stands on if bitmaps of those nodes would not see any more what is written
+    /// there.
     pub(crate) fn check_hides_nothing(&self, name: &str) -> Reply<()> {
         for below in self.all_below(name).into_iter().skip(1) {
             if self.get(below).is_some_and(|node| !node.tap.bitmaps().is_empty()) {

@@ -1,6 +1,8 @@
-//! Closing nodes that are out of the graph. Called by commands, by the ends of jobs and exports, and at the end of the daemon.
+//! Closing nodes that are out of the graph. Called by commands, by the ends of jobs and exports, and at the
+//! end of the daemon.
 //!
-//! What must hold: it takes seconds at most, however many nodes there are and whatever has become of their peers.
+//! What must hold: it takes seconds at most, however many nodes there are and whatever has become of their
+//! peers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,13 +14,13 @@ use blockmirror_block::BlockDevice;
 
 use super::Node;
 
-/// How long nodes may take to flush, and again to let go of that.
+/// How long nodes may take to flush, and again to end a blocked flush.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The same at the end of the daemon, which is over within three seconds.
 const LAST_LIMIT: Duration = Duration::from_millis(600);
 
-/// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whoever still holds
-/// something of a node. Those below which nothing answers any more are let go of after a while.
+/// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whatever
+/// still holds something of a node. Those below which nothing answers any more are abandoned after a while.
 ///
 /// Users come before what they stand on.
 pub(crate) fn close(nodes: Vec<Node>) {
@@ -36,7 +38,7 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
         let (device, done) = (Arc::clone(&node.device), done.clone());
         let flush = move || {
-            // Nobody is left to tell; a client that cares has flushed.
+            // There is no client to report it to; one that cares has flushed.
             let _ = device.flush();
             let _ = done.send(index);
         };
@@ -58,7 +60,7 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
     for index in wait() {
         nodes[index].device.cancel_in_flight();
     }
-    // Whether they let go or not, there is nothing else to be done.
+    // Whether they have ended or not, there is nothing else to be done.
     let hanging = wait();
     for (index, node) in nodes.into_iter().enumerate() {
         node.device.set_read_only(true);

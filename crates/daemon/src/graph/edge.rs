@@ -1,11 +1,12 @@
 //! Backing edges: what an overlay reads is what the graph says it stands on.
 //!
-//! An overlay holds an *edge*, a [`Front`] that leads to the disk below. It leads past the tap, so that the overlay stays on
-//! what it was made for when other users are moved; but while a job may pivot that disk it leads to the tap, for then the
-//! overlay is moved as well, and has to be at the very instant at which writes go elsewhere.
+//! An overlay holds an *edge*, a [`Front`] that leads to the disk below. It leads past the tap, so that the
+//! overlay stays on what it was made for when other users are moved; but while a job may pivot that disk it
+//! leads to the tap, for then the overlay is moved as well, and has to be at the very instant at which writes
+//! go elsewhere.
 //!
-//! Other children are always reached by their taps. So a node that may take another's place must not stand on it, but for
-//! backing files.
+//! Other children are always reached by their taps. So a node that may take another's place must not stand on
+//! it, but for backing files.
 //!
 //! What must hold: nothing leads to a tap that may come to forward to something that stands on it.
 
@@ -29,7 +30,7 @@ impl Graph {
     /// Puts `overlay` on `base`. The image of the overlay has to be given the edge that is returned.
     ///
     /// # Errors
-    /// Somebody else's use of `base` contradicts it.
+    /// Another use of `base` contradicts it.
     pub(crate) fn attach_backing(&mut self, overlay: &str, base: &str) -> Reply<Arc<Front>> {
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         let edge = edge_to(&self.find(base)?.device);
@@ -79,8 +80,8 @@ impl Graph {
         }
     }
 
-    /// Refuses if a node stood on itself once every mirror that runs has put its target in the place of its source, and one
-    /// that is still to come its own: `next`, with the node and what replaces it.
+    /// Refuses if a node stood on itself once every mirror that runs has put its target in the place of its
+    /// source, and one that is still to come its own: `next`, with the node and what replaces it.
     pub(crate) fn check_pivots(&self, next: Option<(&str, &str)>) -> Reply<()> {
         let mut pivots = self.mirrors();
         pivots.extend(next);

@@ -1,8 +1,9 @@
-//! Filters, which stand before a disk: what their users need and share counts below them, and what a filter stands for follows
-//! from what it is on. Called by the graph and by what changes it; lengths follow here too.
+//! Filters, which stand before a disk: what their users need and share counts below them, and what a filter
+//! stands for follows from what it is on. Called by the graph and by what changes it; lengths follow here
+//! too.
 //!
-//! What must hold: a use is checked against all others that reach the same disk, by whatever filters; no format lives in a
-//! filter's storage that is not the filter's disk any more.
+//! What must hold: a use is checked against all others that reach the same disk, by whatever filters; no
+//! format lives in a filter's storage that is not the filter's disk any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,11 +22,11 @@ impl Graph {
         self.get(parent).is_some_and(Node::is_filter).then_some(parent)
     }
 
-    /// Refuses a use of `node` that its holder could not go on with: by what it needs and shares, or because a job may move it
-    /// to another place.
+    /// Refuses a use of `node` that its holder could not go on with: by what it needs and shares, or because
+    /// a job may move it to another place.
     ///
     /// # Errors
-    /// Somebody else's use contradicts it.
+    /// Another use contradicts it.
     pub(super) fn check_new_use(&self, node: &str, new: &Use) -> Reply<()> {
         let Some(filter) = self.filter_of(new) else {
             self.check_use(node, new, None)?;
@@ -60,7 +61,8 @@ impl Graph {
         users
     }
 
-    /// Refuses the `new` use of `name` if it contradicts another one but `except`, there or wherever filters pass it on to.
+    /// Refuses the `new` use of `name` if it contradicts another one but `except`, there or wherever filters
+    /// pass it on to.
     pub(super) fn check_use(&self, name: &str, new: &Use, except: Option<UseId>) -> Reply<()> {
         for name in self.below_filters(name) {
             for (id, other) in self.users_of(name) {
@@ -121,8 +123,8 @@ impl Graph {
         }
     }
 
-    /// Filters on `name` that were not opened on what it is now stand for it from now on. No format lives in them, nor can
-    /// one any more.
+    /// Filters on `name` that were not opened on what it is now stand for it from now on. No format lives in
+    /// them, nor can one any more.
     pub(crate) fn refer_to(&mut self, name: &str) {
         let Some(node) = self.get(name) else { return };
         let (path, filename) = (node.path.clone(), node.filename.clone());
@@ -134,8 +136,9 @@ impl Graph {
         }
     }
 
-    /// Remembers that the length of `name`, which nobody uses, is to be brought up to date, and those of the files it alone
-    /// lives in: what lived there may have made them longer. [`Daemon::refresh_stale`] does it.
+    /// Remembers that the length of `name`, which is not in use, is to be brought up to date, and those of
+    /// the files it alone lives in: what lived there may have made them longer. [`Daemon::refresh_stale`]
+    /// does it.
     pub(crate) fn refresh(&mut self, name: &str) {
         let below: Vec<_> = self
             .children(name)
@@ -150,8 +153,9 @@ impl Graph {
 }
 
 impl Daemon {
-    /// Brings lengths up to date that may have changed while nodes were used. Asks files, so not to be called under a lock.
-    /// Waits for no guest: where a write that was given up is still under way, the length stays.
+    /// Brings lengths up to date that may have changed while nodes were used. Asks files, so not to be called
+    /// under a lock. Waits for no guest: where a write that was given up is still under way, the length
+    /// stays.
     pub(crate) fn refresh_stale(&self) {
         let stale = std::mem::take(&mut self.graph.lock().stale);
         for name in stale {

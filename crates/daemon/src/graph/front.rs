@@ -1,5 +1,5 @@
-//! What every node puts between its users and its driver: the options that all drivers have (read-only, discard,
-//! detect-zeroes, cache.no-flush), and the figures of `query-blockstats`.
+//! What every node puts between its users and its driver: the options that all drivers have (read-only,
+//! discard, detect-zeroes, cache.no-flush), and the figures of `query-blockstats`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -118,7 +118,8 @@ impl Front {
         Arc::clone(&self.device.lock())
     }
 
-    /// Puts another device of the same driver in its place; returns the old one, which requests under way still use.
+    /// Puts another device of the same driver in its place; returns the old one, which requests under way
+    /// still use.
     pub(crate) fn replace(&self, device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
         std::mem::replace(&mut *self.device.lock(), device)
     }

@@ -1,7 +1,8 @@
-//! What the host says of files: how long they are and what they occupy. Asked by queries, outside of the graph's lock.
+//! What the host says of files: how long they are and what they occupy. Asked by queries, outside of the
+//! graph's lock.
 //!
-//! What must hold: a file that hangs delays an answer for a moment, once; there is never more than one thread that
-//! waits for it.
+//! What must hold: a file that hangs delays an answer for a moment, once; there is never more than one thread
+//! that waits for it.
 
 use std::sync::Arc;
 use std::thread;

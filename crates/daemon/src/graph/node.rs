@@ -42,7 +42,7 @@ pub(crate) struct Node {
     pub(crate) read_only: bool,
     /// Whether it goes past the host's page cache.
     pub(crate) direct: bool,
-    /// Whether somebody asked for this very node, so that it stays when nobody uses it.
+    /// Whether it was asked for by name, so that it stays without users.
     pub(crate) owned: bool,
     /// Order of appearance.
     pub(crate) number: u64,

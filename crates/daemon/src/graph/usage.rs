@@ -38,7 +38,7 @@ pub(crate) enum Holder {
     Export(String),
     /// A job works on it.
     Job { id: String, kind: &'static str },
-    /// Somebody at a monitor does something to it by hand.
+    /// A monitor's `qemu-io` command works on it.
     Monitor,
 }
 

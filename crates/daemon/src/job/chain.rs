@@ -1,6 +1,7 @@
 //! Jobs that shorten chains of images: `stream` and `commit`.
 //!
-//! The work is that of `blockmirror-ops`; here nodes are held for it, and the graph is brought in line at its end.
+//! The work is that of `blockmirror-ops`; here nodes are held for it, and the graph is brought in line at its
+//! end.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -31,7 +32,8 @@ pub(crate) struct ChainRequest {
     pub(crate) backing_file: Option<String>,
 }
 
-/// What the name in a header follows from, if it is not given: relative if the old one was, else the absolute path.
+/// What the name in a header follows from, if it is not given: relative if the old one was, else the absolute
+/// path.
 struct Naming {
     /// The image whose header changes, and the name that stands there.
     image: PathBuf,
@@ -99,7 +101,7 @@ impl ChainRequest {
             match graph.attach(name, holder, *needs, shares) {
                 Ok(id) => uses.push(id),
                 Err(error) => {
-                    // Nobody's last use: they are links of a chain.
+                    // Not the last use of any: they are links of a chain.
                     uses.into_iter().for_each(|id| drop(graph.detach(id)));
                     return Err(error);
                 }
@@ -187,7 +189,7 @@ impl Daemon {
         let control = job.control().clone();
         let device = device.to_owned();
         let at_end: AtEnd = Box::new(move |daemon| {
-            // How it went has been told.
+            // The result has been reported.
             if job.wait().is_ok() {
                 daemon.relink(&device, below.as_deref());
             }
@@ -201,8 +203,8 @@ impl Daemon {
     fn relink(&self, overlay: &str, base: Option<&str>) {
         let mut graph = self.graph.lock();
         let mut old = graph.link(overlay, "backing");
-        // The chain shared it before, with the same rights. Should it be refused all the same, the old edge stays: what it
-        // leads to stands on the base, so that the base stays protected.
+        // The chain shared it before, with the same rights. Should it be refused all the same, the old edge
+        // stays: what it leads to stands on the base, so that the base stays protected.
         let edge = match base.map(|base| graph.attach_backing(overlay, base)) {
             Some(Err(_)) => {
                 old = None;

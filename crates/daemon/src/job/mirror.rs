@@ -132,8 +132,8 @@ fn on_error(args: &Args, name: &str) -> Reply<OnError> {
     })
 }
 
-/// The node whose users go over to the target: the device, or what `replaces` names below filters on it. The job sits there,
-/// where it sees what the filters pass on.
+/// The node whose users go over to the target: the device, or what `replaces` names below filters on it. The
+/// job sits there, where it sees what the filters pass on.
 fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
     let device = args.str("device")?;
     let Some(name) = args.opt_str("replaces")?.filter(|name| *name != device) else {
@@ -152,8 +152,8 @@ fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
     Ok(name.to_owned())
 }
 
-/// Refuses a source that another job works on, or another node stands on, but for the `target`, and for filters if the users of
-/// those are to go over.
+/// Refuses a source that another job works on, or another node stands on, but for the `target`, and for
+/// filters if the users of those are to go over.
 fn check_source(graph: &Graph, source: &str, target: &str, below_filters: bool) -> Reply<()> {
     graph.check_no_job(source)?;
     for (_, u) in graph.uses_of(source) {
@@ -275,8 +275,8 @@ impl Daemon {
     /// Starts mirrors whose nodes are held: all or none.
     ///
     /// # Errors
-    /// Options that do not fit the disks; nothing was copied then, no event was sent, and the nodes are free. Disks of
-    /// different lengths are no error here: such a job starts and fails, as clients expect.
+    /// Options that do not fit the disks; nothing was copied then, no event was sent, and the nodes are free.
+    /// Disks of different lengths are no error here: such a job starts and fails, as clients expect.
     pub(crate) fn start_mirrors(
         self: &Arc<Self>,
         session: Option<&Session>,
@@ -366,7 +366,7 @@ impl Daemon {
         let (source_name, target_name) = (request.source, request.target);
         let steer = Mirror { control, target: target_name.clone() };
         let at_end: AtEnd = Box::new(move |daemon| {
-            // Its threads end with it; how it went has been told already.
+            // Its threads end with it; the result has been reported already.
             let _ = job.wait();
             drop(claims);
             daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);

@@ -1,5 +1,5 @@
-//! Jobs that do one thing and end: `blockdev-create`, and a mirror that cannot begin because its disks differ in
-//! length.
+//! Jobs that do one thing and end: `blockdev-create`, and a mirror that cannot begin because its disks differ
+//! in length.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub(crate) struct SimpleJob(Arc<Inner>);
 struct Inner {
     auto_finalize: bool,
     auto_dismiss: bool,
-    /// What there is to do, for whoever watches.
+    /// The total work, for progress.
     len: u64,
     state: Mutex<State>,
     changed: Condvar,
@@ -77,7 +77,8 @@ impl SimpleJob {
         job
     }
 
-    /// Changes state and queues events in one step: whoever takes the first of them finds the others there.
+    /// Changes state and queues events in one step: a caller that takes the first of them finds the others
+    /// there.
     fn step(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.0.state.lock());
         self.0.changed.notify_all();

@@ -90,7 +90,8 @@ fn a_file_under_a_format_has_no_bitmaps() {
     client.add_bitmap("r", "b");
 }
 
-/// What an image in it writes goes past the file's tap, by whatever it was put there. A mirror of the file lost it.
+/// What an image in it writes goes past the file's tap, by whatever it was put there. A mirror of the file
+/// lost it.
 #[test]
 fn nothing_is_written_past_a_bitmap_or_a_mirror() {
     let mut client = Client::new();
@@ -125,7 +126,8 @@ fn nothing_is_written_past_a_bitmap_or_a_mirror() {
     }
 }
 
-/// An export of the target's bitmap went on showing what that had held before the pivot, and kept it busy for ever.
+/// An export of the target's bitmap went on showing what that had held before the pivot, and kept it busy for
+/// ever.
 #[test]
 fn a_target_whose_bitmap_is_in_use_is_refused() {
     let mut client = Client::new();
@@ -151,7 +153,7 @@ fn a_target_whose_bitmap_is_in_use_is_refused() {
     }
 }
 
-/// Nor does somebody begin to use it while the mirror runs.
+/// Nor does another use of it begin while the mirror runs.
 #[test]
 fn a_bitmap_of_a_target_is_not_exported() {
     let mut client = Client::new();

@@ -32,8 +32,8 @@ impl Client {
     }
 }
 
-/// A backing file that the chain itself brought along is open for reading. A commit into it was refused; it opens it for
-/// writing, for as long as the job runs.
+/// A backing file that the chain itself brought along is open for reading. A commit into it was refused; it
+/// opens it for writing, for as long as the job runs.
 #[test]
 fn a_backing_file_is_written_for_the_time_of_a_commit() {
     let mut client = Client::new();
@@ -112,8 +112,8 @@ fn a_base_that_somebody_else_holds_is_not_written() {
     assert_eq!(client.is_read_only(&names[2]), (true, true));
 }
 
-/// Whose file was given `read-only` is not written by anything, inside the options of the node or by name; what only follows
-/// its parent, or may fall back to reading, is opened for writing for the time of a job.
+/// Whose file was given `read-only` is not written by anything, inside the options of the node or by name;
+/// what only follows its parent, or may fall back to reading, is opened for writing for the time of a job.
 #[test]
 fn what_was_given_read_only_is_not_written() {
     for (own, given, is_written) in [
@@ -234,7 +234,8 @@ fn nothing_else_writes_what_was_given_read_only() {
     assert_eq!(before, std::fs::read(client.path("r.qcow2")).unwrap());
 }
 
-/// As in QEMU: overlays that nobody uses do not keep a commit back, readers of a layer that goes do, readers of the base not.
+/// As in QEMU: overlays that are not in use do not keep a commit back, readers of a layer that goes do,
+/// readers of the base not.
 #[test]
 fn readers_of_a_layer_that_goes_keep_it() {
     let mut client = Client::new();
@@ -307,7 +308,8 @@ fn a_header_gets_another_name_for_its_backing_file() {
     OpenOptions::new().policy(policy).open(client.path("top.qcow2")).unwrap_err();
 }
 
-/// A job that is slow, paused, made fast and let go on does its work; one that is given up leaves the chain as it was.
+/// A job that is slow, paused, made fast and resumed does its work; one that is given up leaves the chain as
+/// it was.
 #[test]
 fn stream_and_commit_can_be_slowed_paused_and_given_up() {
     for (command, more) in [("block-stream", json!({})), ("block-commit", json!({"top-node": "mid"}))] {
@@ -426,8 +428,9 @@ fn a_name_that_the_header_cannot_hold_is_refused_at_the_start() {
     assert_eq!(client.backing("mid").as_deref(), Some("base"));
 }
 
-/// When a job that shortened a chain cannot link the overlay to its base, the old link stays: the header names the base by then,
-/// and what the old link leads to stands on it, so the base cannot be taken away. (The old link went first.)
+/// When a job that shortened a chain cannot link the overlay to its base, the old link stays: the header
+/// names the base by then, and what the old link leads to stands on it, so the base cannot be taken away.
+/// (The old link went first.)
 #[test]
 fn a_base_that_cannot_be_linked_stays_protected() {
     for command in ["block-stream", "block-commit"] {

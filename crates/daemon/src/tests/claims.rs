@@ -1,5 +1,5 @@
-//! Jobs that fill a block device claim it. With loop devices: needs root, `losetup`, `mkfs.ext4` and `mount`; skipped visibly
-//! without.
+//! Jobs that fill a block device claim it. With loop devices: needs root, `losetup`, `mkfs.ext4` and `mount`;
+//! skipped visibly without.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;

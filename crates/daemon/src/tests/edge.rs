@@ -31,8 +31,8 @@ impl Client {
     }
 }
 
-/// The graph moved the overlay to the target, but its image went on reading the source: old data, which was copied into the
-/// overlay besides, and a source that could be removed while it was read.
+/// The graph moved the overlay to the target, but its image went on reading the source: old data, which was
+/// copied into the overlay besides, and a source that could be removed while it was read.
 #[test]
 fn an_overlay_moves_with_the_mirror_of_its_backing_file() {
     let mut client = Client::new();
@@ -77,7 +77,7 @@ fn an_overlay_stays_if_the_mirror_does_not_pivot() {
     }
 }
 
-/// It read the image that had been committed, which is closed if nobody else uses it.
+/// It read the image that had been committed, which is closed if it has no other user.
 #[test]
 fn an_overlay_moves_with_the_commit_of_its_backing_file() {
     let mut client = Client::new();
@@ -96,7 +96,7 @@ fn an_overlay_moves_with_the_commit_of_its_backing_file() {
     assert_eq!(client.blocks("ov"), [1, 2, 7, 9]);
 }
 
-/// Between the pivot and what is told of it there is no moment at which the overlay lags behind.
+/// Between the pivot and its event there is no moment at which the overlay lags behind.
 #[test]
 fn an_overlay_reads_every_write_across_the_pivot() {
     let mut client = Client::new();
@@ -164,8 +164,8 @@ fn an_image_is_put_on_a_disk_that_is_mirrored() {
     assert_eq!((client.backing("ov").as_deref(), client.blocks("ov")), (Some("b"), vec![7, 9]));
 }
 
-/// A filter on the source was taken as the target. After the pivot it led to the tap that led to it, and the next flush went
-/// round until the stack was full.
+/// A filter on the source was taken as the target. After the pivot it led to the tap that led to it, and the
+/// next flush went round until the stack was full.
 #[test]
 fn a_disk_is_not_mirrored_to_a_filter_on_itself() {
     let mut client = Client::new();

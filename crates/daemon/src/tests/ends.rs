@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::graph::{Front, FrontOptions, close};
 
-/// Disks whose flushes end when all of them flush, or are told to let go.
+/// Disks whose flushes end when all of them flush, or are cancelled.
 #[derive(Debug)]
 struct Together {
     disk: MemoryDisk,
@@ -17,7 +17,7 @@ struct Together {
 
 #[derive(Debug, Default)]
 struct All {
-    /// Flushes that have begun, and calls to let go.
+    /// Flushes that have begun, and cancellations.
     state: Mutex<(usize, usize)>,
     changed: Condvar,
 }
@@ -71,7 +71,8 @@ impl BlockDevice for Together {
     }
 }
 
-/// Nodes were closed one after the other, each with the patience that a dead peer gets: six of them took 24 seconds.
+/// Nodes were closed one after the other, each with the patience that a dead peer gets: six of them took 24
+/// seconds.
 #[test]
 fn nodes_are_closed_beside_each_other() {
     let mut client = Client::new();

@@ -49,7 +49,8 @@ fn raw(name: &str, file: &str) -> Value {
     json!({"driver": "raw", "node-name": name, "file": file})
 }
 
-/// Through two filters one file was two images at once, or an image and a mirror's target; each destroyed the other.
+/// Through two filters one file was two images at once, or an image and a mirror's target; each destroyed the
+/// other.
 #[test]
 fn what_filters_users_need_is_checked_below() {
     let mut client = Client::new();
@@ -77,8 +78,8 @@ fn what_filters_users_need_is_checked_below() {
     assert!(refused.contains("Permission conflict on node 'two'"), "{refused}");
 }
 
-/// A filter went on standing for the file that it was opened on: an image that was put in it later lived in the abandoned
-/// source, and headers named that.
+/// A filter went on standing for the file that it was opened on: an image that was put in it later lived in
+/// the abandoned source, and headers named that.
 #[test]
 fn filters_stand_for_the_target_after_the_pivot() {
     let mut client = Client::new();
@@ -106,7 +107,8 @@ fn filters_stand_for_the_target_after_the_pivot() {
     assert_eq!(path, Some(client.path("target")));
 }
 
-/// A format that only reads went on reading the source after the pivot, though the graph had it on the target.
+/// A format that only reads went on reading the source after the pivot, though the graph had it on the
+/// target.
 #[test]
 fn no_format_is_put_on_a_disk_that_is_mirrored() {
     let mut client = Client::new();
@@ -150,7 +152,8 @@ fn filters_stand_for_what_is_below_after_a_reopen() {
     assert_eq!(refused, "'r' cannot be put on 'free' in one step with a change of 'free'");
 }
 
-/// A `file` node kept the length with which it was opened. What an image had written behind it was not in a mirror of it.
+/// A `file` node kept the length with which it was opened. What an image had written behind it was not in a
+/// mirror of it.
 #[test]
 fn a_file_is_as_long_as_what_lived_in_it_made_it() {
     let mut client = Client::new();
@@ -184,7 +187,8 @@ fn a_filter_is_as_long_as_what_it_is_put_on() {
     assert_eq!((client.tap_of("t").len(), client.tap_of("above").len()), (SIZE, SIZE));
 }
 
-/// An image on a filter was said to stand on a raw file, and showed the qcow2 file's own bytes when it was opened again.
+/// An image on a filter was said to stand on a raw file, and showed the qcow2 file's own bytes when it was
+/// opened again.
 #[test]
 fn headers_name_the_image_below_a_filter() {
     let mut client = Client::new();
@@ -201,8 +205,8 @@ fn headers_name_the_image_below_a_filter() {
     assert_eq!(backing.name.as_bytes(), client.path("base.qcow2").to_str().unwrap().as_bytes());
 }
 
-/// A command looked a disk up, a mirror pivoted, and the command put its node on the disk's old place in the graph: it led to
-/// the target, which could be removed, or mirrored to the node itself.
+/// A command looked a disk up, a mirror pivoted, and the command put its node on the disk's old place in the
+/// graph: it led to the target, which could be removed, or mirrored to the node itself.
 #[test]
 fn a_disk_that_was_replaced_meanwhile_is_noticed() {
     let mut client = Client::new();
@@ -233,8 +237,8 @@ fn a_node_is_not_opened_on_a_disk_that_was_replaced_meanwhile() {
     assert_eq!(adding.join().unwrap(), "Node 'source' has been replaced by the target of a mirror");
 }
 
-/// With a source that stood on less than the target the target was held first: a write to the source waited for it with the
-/// source's place taken, and whoever held them waited half a minute and gave up.
+/// With a source that stood on less than the target the target was held first: a write to the source waited
+/// for it with the source's place taken, and their holders waited half a minute and gave up.
 #[test]
 fn a_source_is_held_before_its_target() {
     let mut client = Client::new();
@@ -251,7 +255,8 @@ fn a_source_is_held_before_its_target() {
     assert!(Arc::ptr_eq(&taps[0], &client.tap_of("source")));
 }
 
-/// A filter on a mirror's target kept the tap that the pivot threw away: what was written through it no bitmap saw.
+/// A filter on a mirror's target kept the tap that the pivot threw away: what was written through it no
+/// bitmap saw.
 #[test]
 fn no_filter_is_put_on_what_takes_anothers_place() {
     let mut client = Client::new();

@@ -121,7 +121,8 @@ impl Client {
     }
 }
 
-/// One file was asked for its length after the other, all under the graph's lock: the query hung, and all else with it.
+/// One file was asked for its length after the other, all under the graph's lock: the query hung, and all
+/// else with it.
 #[test]
 fn a_query_answers_beside_a_file_that_hangs() {
     let client = Client::new();
@@ -193,7 +194,7 @@ fn a_server_that_never_answers_keeps_only_who_opens_it_waiting() {
         other.run("query-named-block-nodes", json!({}));
         other.run("blockdev-del", json!({"node-name": format!("f{round}")}));
     }
-    // It takes the name; whoever comes second is refused, and closed.
+    // It takes the name; the second is refused, and closed.
     other.run("blockdev-add", json!({"driver": "null-co", "node-name": "n"}));
 }
 

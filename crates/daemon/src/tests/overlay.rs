@@ -1,4 +1,5 @@
-//! Overlays: `blockdev-snapshot`, `blockdev-snapshot-sync`, and targets of `drive-mirror` that stand on other images.
+//! Overlays: `blockdev-snapshot`, `blockdev-snapshot-sync`, and targets of `drive-mirror` that stand on other
+//! images.
 
 use serde_json::json;
 
@@ -97,7 +98,8 @@ fn a_drive_moves_to_a_target_that_is_there() {
     assert_eq!(client.blocks("again"), [1, 2, 3, 4]);
 }
 
-/// A target that is there was put on the source's backing file, or on the source, whatever its own header said.
+/// A target that is there was put on the source's backing file, or on the source, whatever its own header
+/// said.
 #[test]
 fn a_target_that_is_there_stands_on_what_its_header_names() {
     let shown = vec![1, 2, 3];
@@ -172,7 +174,8 @@ fn a_target_that_names_what_may_not_be_opened_is_refused() {
     }
 }
 
-/// A target with what is written from now on stands on the source: after the pivot too, or nothing of it could be read.
+/// A target with what is written from now on stands on the source: after the pivot too, or nothing of it
+/// could be read.
 #[test]
 fn a_drive_moves_to_a_target_on_itself() {
     let mut client = Client::new();

@@ -164,7 +164,7 @@ fn nodes_become_read_only_and_writable_together_or_not_at_all() {
     tap.write_at(&[6; 65536], 6 << 16, WriteFlags::NONE).unwrap();
 }
 
-/// What was written the one way is read the other; a file of its own is told by itself.
+/// What was written the one way is read the other; a file of its own is reported apart.
 #[test]
 fn files_go_past_the_page_cache_and_through_it() {
     let mut client = Client::new();

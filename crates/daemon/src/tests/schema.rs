@@ -15,8 +15,9 @@ fn the_schema_is_in_order() {
     assert_eq!(lint(table.commands(), table.events()), [""; 0]);
 }
 
-/// Answers that are not as the schema says are errors in tests (`Table::check_answers`), so it is enough to ask for all there
-/// is, in a daemon that has something of everything: each kind of node, bitmaps, exports, jobs of each kind in several states.
+/// Answers that are not as the schema says are errors in tests (`Table::check_answers`), so it is enough to
+/// ask for all there is, in a daemon that has something of everything: each kind of node, bitmaps, exports,
+/// jobs of each kind in several states.
 #[test]
 fn what_is_answered_is_what_the_schema_says() {
     let mut client = Client::new();
@@ -90,9 +91,9 @@ fn what_is_answered_is_what_the_schema_says() {
     client.run("block-stream", stream);
     client.wait("BLOCK_JOB_COMPLETED");
     ask_all(&mut client);
-    let told = client.run("query-block-jobs", json!({}));
+    let listed = client.run("query-block-jobs", json!({}));
     let kinds: BTreeSet<_> =
-        told.as_array().into_iter().flatten().map(|job| job["type"].to_string()).collect();
+        listed.as_array().into_iter().flatten().map(|job| job["type"].to_string()).collect();
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["\"mirror\"", "\"stream\""]);
     assert!(!client.events.iter().any(|event| event["event"] == "SCHEMA_VIOLATION"), "{:?}", client.events);
 }
@@ -172,8 +173,8 @@ const EFFECTIVE: &str = "
     nbd-server-add.device nbd-server-add.name nbd-server-add.writable nbd-server-start.addr
     nbd-server-start.handshake-max-seconds nbd-server-start.max-connections nbd-server-start.tls-creds";
 
-/// Each option that is accepted has its effect, is refused, or is a hint that LIMITS names. An option that is new, or that
-/// the reference says something else of, has to be put in one of the lists.
+/// Each option that is accepted has its effect, is refused, or is a hint that LIMITS names. An option that is
+/// new, or that the reference says something else of, has to be put in one of the lists.
 #[test]
 fn no_option_is_ignored() {
     let limits = include_str!("../../../../LIMITS.md");

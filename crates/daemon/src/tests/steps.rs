@@ -1,4 +1,5 @@
-//! State, lists and events of jobs change in one step: a client that acts on an event at once finds what it says.
+//! State, lists and events of jobs change in one step: a client that acts on an event at once finds what it
+//! says.
 
 use std::collections::BTreeMap;
 

@@ -24,8 +24,8 @@ fn impossible() -> Value {
     json!({"type": "blockdev-mirror", "data": data})
 }
 
-/// The first mirror ran when the second was refused, and went only after the refusal: its name was taken for a while, and
-/// clients heard of a job of which they had been told that there was none.
+/// The first mirror ran when the second was refused, and went only after the refusal: its name was taken for
+/// a while, and clients got events of a job whose start had been refused.
 #[test]
 fn mirrors_that_were_not_all_started_are_none() {
     let mut client = Client::new();
@@ -45,8 +45,9 @@ fn mirrors_that_were_not_all_started_are_none() {
     assert_eq!(client.blocks("b"), [1]);
 }
 
-/// While the first mirror was still going the snapshot below it was taken back in the graph only: the tap went on writing
-/// to the overlay, which was closed and removed, and every write of the guest failed from then on.
+/// While the first mirror was still going the snapshot below it was taken back in the graph only: the tap
+/// went on writing to the overlay, which was closed and removed, and every write of the guest failed from
+/// then on.
 #[test]
 fn a_snapshot_below_a_mirror_is_taken_back() {
     let mut client = Client::new();

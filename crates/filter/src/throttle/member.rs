@@ -2,7 +2,7 @@
 //!
 //! Reads, writes, zeroing and discards count by their length; flushes and queries pass. Contents that a
 //! copy-up brings into the device are paid for afterwards, since only then it is known how much it was.
-//! Copies in the kernel are left to whoever asks for them: read and write instead.
+//! Copies in the kernel are refused, so that callers read and write instead.
 
 use std::sync::Arc;
 

@@ -54,7 +54,8 @@ impl Core {
         self.hold.since = self.clock;
     }
 
-    /// Holds the guest when the end was asked for and little is left; lets go when it turned out to be much.
+    /// Quiesces the guest when the end was asked for and little is left; resumes it when it turned out to be
+    /// much.
     pub(super) fn hold_or_let_go(&mut self) {
         if self.held {
             let news = self.hold.flushed && !self.dirty.is_clean();

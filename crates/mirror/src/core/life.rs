@@ -2,8 +2,8 @@
 //!
 //! A job on a tap goes on when it is ready, until its end is asked for. Then it waits until little is left,
 //! holds the guest's writes, lets those under way land, copies what is left, flushes the target, and looks
-//! again: if anything became dirty or the flush failed, it lets go and goes on; else the end is performed
-//! while the guest is still held, so that no write falls between the last look and the pivot.
+//! again: if anything became dirty or the flush failed, it resumes the guest and goes on; else the end is
+//! performed while the guest is still held, so that no write falls between the last look and the pivot.
 
 use std::time::Duration;
 

@@ -51,8 +51,8 @@ pub struct Drained {
 impl Tap {
     /// Holds the guest, and waits until no write is under way: for ever, should one never end.
     ///
-    /// Several may do so at once; the guest goes on when the last lets go. Who drains several taps does best
-    /// to do it from one thread, one after another; a guest that has writes open on one tap while it begins
+    /// Several may do so at once; the guest goes on when the last has ended. Several taps are best drained by
+    /// one thread, one after another; a guest that has writes open on one tap while it begins
     /// one on another can make that wait for ever, for which there is [`drain_for`](Self::drain_for).
     pub fn drain(self: &Arc<Self>) -> Drained {
         let mut drained = self.hold();
@@ -133,7 +133,7 @@ impl Tap {
     }
 }
 
-/// Lets go of a tap, also when something fails.
+/// Ends the drain of a tap, also when something fails.
 struct Hold<'a>(&'a Tap);
 
 impl Drop for Hold<'_> {

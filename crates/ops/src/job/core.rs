@@ -12,7 +12,7 @@ use blockmirror_ratelimit::RateLimiter;
 use super::JobOptions;
 use crate::error::Error;
 
-/// Events that are kept for somebody who does not take them; older ones are dropped first.
+/// Events that are kept until they are taken; older ones are dropped first.
 const MAX_EVENTS: usize = 1024;
 
 /// A range that failed under the `ignore` policy is left out after so many tries.

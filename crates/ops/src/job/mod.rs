@@ -17,7 +17,8 @@ pub(crate) use self::core::Failed;
 use self::core::{Core, Turn};
 use crate::error::{Error, ErrorKind};
 
-/// How often calls that block are let go while a cancelled job is waited for: one may have begun after the last time.
+/// How often blocked calls are ended while a cancelled job is waited for: one may have begun after the last
+/// time.
 const LET_GO_AGAIN: Duration = Duration::from_millis(100);
 
 /// What can be asked of a job. Setters take and return it by value.
@@ -43,16 +44,16 @@ impl JobOptions {
         self
     }
 
-    /// What happens when a piece fails. Default: [`OnError::Report`]. With [`OnError::Ignore`] the job goes on, but fails
-    /// in the end and leaves the chain as it is.
+    /// What happens when a piece fails. Default: [`OnError::Report`]. With [`OnError::Ignore`] the job goes
+    /// on, but fails in the end and leaves the chain as it is.
     #[must_use]
     pub fn on_error(mut self, policy: OnError) -> Self {
         self.on_error = policy;
         self
     }
 
-    /// Whether the chain is changed as soon as all is moved; otherwise the job waits for [`JobControl::finalize`].
-    /// Default: true.
+    /// Whether the chain is changed as soon as all is moved; otherwise the job waits for
+    /// [`JobControl::finalize`]. Default: true.
     #[must_use]
     pub fn auto_finalize(mut self, auto: bool) -> Self {
         self.auto_finalize = auto;
@@ -102,7 +103,8 @@ pub struct Outcome {
 struct State {
     core: Core,
     ended: Option<Duration>,
-    /// What may block, to be let go when the job is cancelled; empty once the job is over, so that nothing is kept open.
+    /// What may block, to be ended when the job is cancelled; empty once the job is over, so that nothing is
+    /// kept open.
     devices: Vec<Arc<dyn BlockDevice>>,
 }
 
@@ -167,18 +169,19 @@ impl JobControl {
         })
     }
 
-    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure) tells.
+    /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure)
+    /// tells.
     pub fn device_failure(&self) -> Option<block::ErrorKind> {
         self.shared.with_core(|core, _| Some(core.failure()?.device_error()?.kind()))
     }
 
-    /// Takes the events since the last call, oldest first. Of events nobody takes only the latest are kept.
+    /// Takes the events since the last call, oldest first. If they are not taken, only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
         self.shared.with_core(|core, _| core.events.drain(..).collect())
     }
 
-    /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was none, or the job
-    /// is over (and dismissed) so that there will be none.
+    /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was
+    /// none, or the job is over (and dismissed) so that there will be none.
     pub fn next_event(&self, timeout: Option<Duration>) -> Option<Event> {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.shared.state.lock();
@@ -197,10 +200,12 @@ impl JobControl {
         }
     }
 
-    /// Gives the job up: the chain stays as it is. What was moved already stays where it went, and does no harm there.
+    /// Gives the job up: the chain stays as it is. What was moved already stays where it went, and does no
+    /// harm there.
     ///
     /// # Errors
-    /// [`Refused`], as all verbs: the state does not allow it, or the user has paused the job (then only force ends it).
+    /// [`Refused`], as all verbs: the state does not allow it, or the user has paused the job (then only
+    /// force ends it).
     pub fn cancel(&self) -> Result<(), Refused> {
         self.shared.with_core(|core, _| core.cancel(false))?;
         self.shared.let_go();
@@ -241,7 +246,7 @@ impl JobControl {
         self.shared.with_core(|core, now| core.set_speed(now, bytes_per_second))
     }
 
-    /// Lets a job end that was told not to end by itself.
+    /// Lets a job end that was started with `auto_finalize` off.
     ///
     /// # Errors
     /// [`Refused`] unless it waits for that.
@@ -249,7 +254,7 @@ impl JobControl {
         self.shared.with_core(|core, _| core.finalize())
     }
 
-    /// Lets go of a job that is over and was told not to vanish by itself.
+    /// Forgets a job that is over and was started with `auto_dismiss` off.
     ///
     /// # Errors
     /// [`Refused`] unless it is over.
@@ -396,13 +401,13 @@ impl Job {
         let control = JobControl { shared: Arc::clone(&shared) };
         let run = move || {
             let mut worker = Worker { shared: Arc::clone(&shared), left_out: None };
-            // A device that panics must end the job, not hang whoever waits for it. What `work` holds goes with it, before
-            // anybody is told that the job is over.
+            // A device that panics must end the job, not hang its waiters. What `work` holds goes with it,
+            // before the end of the job is reported.
             let result = panic::catch_unwind(AssertUnwindSafe(|| work(&mut worker)));
             let result = result.unwrap_or(Err(Error::Panicked));
             let mut state = shared.state.lock();
             state.devices.clear();
-            // Whatever a call that was let go says, the reason is that the job was cancelled.
+            // Whatever error a call that was ended returns, the reason is that the job was cancelled.
             let cancelled = state.core.state == JobState::Aborting;
             state.core.conclude(if cancelled { Err(Error::Cancelled) } else { result });
             state.ended = Some(shared.started.elapsed());

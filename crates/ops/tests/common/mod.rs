@@ -99,7 +99,8 @@ pub(crate) fn contents(disk: &dyn BlockDevice) -> Vec<u8> {
 /// Requests after which a guest only waits.
 const BUSY: u64 = 10_000;
 
-/// Writes `disk` until told to stop or weary, in places and lengths of every kind; returns what must be read in the end.
+/// Writes `disk` until it is stopped or has done its number of requests, in places and lengths of every kind;
+/// returns what must be read in the end.
 pub(crate) fn guest(disk: &dyn BlockDevice, mut now: Vec<u8>, stop: &AtomicBool) -> Vec<u8> {
     let mut dice = 1u64;
     let mut roll = |below: u64| {

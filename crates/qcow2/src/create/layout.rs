@@ -1,5 +1,6 @@
-//! Lays a new image out and writes it: header, refcount table, refcount blocks, L1 table, and with preallocation
-//! L2 tables and data clusters, each kind contiguous, in this order. Called by `CreateOptions::create` only.
+//! Lays a new image out and writes it: header, refcount table, refcount blocks, L1 table, and with
+//! preallocation L2 tables and data clusters, each kind contiguous, in this order. Called by
+//! `CreateOptions::create` only.
 //!
 //! Everything is computed before anything is written, and the header is written last.
 
@@ -125,8 +126,8 @@ pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&
     Ok(())
 }
 
-/// Makes the data file as long as the disk, and empty unless what it holds is to stay. Returns how much of it stays; no more
-/// than the disk has.
+/// Makes the data file as long as the disk, and empty unless what it holds is to stay. Returns how much of it
+/// stays; no more than the disk has.
 fn prepare_data(checked: &Checked<'_>, data: &dyn Storage) -> Result<u64> {
     let keep = checked.options.keep_data;
     let len = if keep { data.len()? } else { 0 };
@@ -141,8 +142,8 @@ fn prepare_data(checked: &Checked<'_>, data: &dyn Storage) -> Result<u64> {
     Ok(len.min(checked.size))
 }
 
-/// Makes `storage` read as zeros up to `len`. What is newly grown reads so by itself; a block device shows what was
-/// there before.
+/// Makes `storage` read as zeros up to `len`. What is newly grown reads so by itself; a block device shows
+/// what was there before.
 fn empty(storage: &dyn Storage, len: u64) -> Result<()> {
     let info = storage.info();
     if !info.fixed_len {

@@ -1,5 +1,5 @@
-//! Writes long runs of table entries through one small buffer, so that creating an image takes the same memory
-//! whatever its size.
+//! Writes long runs of table entries through one small buffer, so that creating an image takes the same
+//! memory whatever its size.
 
 use blockmirror_block::Storage;
 

@@ -39,7 +39,7 @@ pub struct BitmapEntry {
     pub name: String,
     /// Guest bytes per bit.
     pub granularity: u64,
-    /// Whether somebody had it in use and did not store it again: its bits are not to be believed.
+    /// Whether it was in use and was not stored again: its bits are not to be trusted.
     pub in_use: bool,
     /// Whether it is to be loaded and to track writes whenever the image is opened for writing.
     pub auto: bool,

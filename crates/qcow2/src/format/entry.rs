@@ -1,7 +1,7 @@
 //! L1 and L2 table entries, decoded and encoded. Pure: words in, typed values out.
 //!
-//! An image without extended L2 entries is treated as having one subcluster per cluster, so that every rule above
-//! this file is written once, in subclusters. Reserved bits are ignored on reading, as QEMU does.
+//! An image without extended L2 entries is treated as having one subcluster per cluster, so that every rule
+//! above this file is written once, in subclusters. Reserved bits are ignored on reading, as QEMU does.
 
 use crate::offset::{ClusterSize, HostOffset};
 
@@ -150,8 +150,8 @@ impl EntryFormat {
         (((1u64 << end) - 1) & !((1u64 << first) - 1)) as u32
     }
 
-    /// Decodes the entry of the guest cluster that starts at `guest`; `word1` is the subcluster bitmap, ignored
-    /// unless extended.
+    /// Decodes the entry of the guest cluster that starts at `guest`; `word1` is the subcluster bitmap,
+    /// ignored unless extended.
     pub fn decode(self, word0: u64, word1: u64, guest: u64) -> Result<Entry, EntryError> {
         if word0 & COMPRESSED != 0 {
             if self.external_data {
@@ -164,7 +164,8 @@ impl EntryFormat {
             return Err(EntryError::Misaligned(offset));
         }
         let copied = word0 & COPIED != 0;
-        // In an external data file guest cluster 0 lies at host offset 0; the COPIED bit tells it from "none".
+        // In an external data file guest cluster 0 lies at host offset 0; the COPIED bit tells it from
+        // "none".
         let host =
             if offset != 0 || (self.external_data && copied) { Some(HostOffset(offset)) } else { None };
         if self.external_data && host.is_some() && offset != guest {

@@ -1,7 +1,7 @@
 //! Header extensions: typed records between the header's fixed fields and the backing file's name.
 //!
-//! Each is a 4-byte magic, a 4-byte length and the data, padded to 8 bytes; a zero magic or the end of the room
-//! ends the list. The header parser calls this. What is not known is kept as it is, to be written back.
+//! Each is a 4-byte magic, a 4-byte length and the data, padded to 8 bytes; a zero magic or the end of the
+//! room ends the list. The header parser calls this. What is not known is kept as it is, to be written back.
 
 use byteorder::{BigEndian, ByteOrder};
 

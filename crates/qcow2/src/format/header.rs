@@ -1,9 +1,9 @@
 //! The header: the fixed fields at the start of the file, and what its extensions say.
 //!
-//! [`Header::parse`] is a pure function over the bytes of the first cluster, called by [`Header::read`] for every
-//! open and by `info`. Whatever it accepts holds: version 2 or 3, every incompatible feature known, no
-//! encryption, every size within its cap in [`crate::limits`], every table on a cluster border below 2^56, and an
-//! L1 table that covers the virtual size. Nothing here allocates more than the first cluster.
+//! [`Header::parse`] is a pure function over the bytes of the first cluster, called by [`Header::read`] for
+//! every open and by `info`. Whatever it accepts holds: version 2 or 3, every incompatible feature known, no
+//! encryption, every size within its cap in [`crate::limits`], every table on a cluster border below 2^56,
+//! and an L1 table that covers the virtual size. Nothing here allocates more than the first cluster.
 
 use std::fmt;
 
@@ -138,7 +138,7 @@ pub struct BackingRef {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DataFileRef {
-    /// Its name; if absent, whoever opens the image must know the file.
+    /// Its name; if absent, the caller that opens the image must know the file.
     pub name: Option<FileName>,
     /// Whether the data file is a valid raw image by itself.
     pub raw: bool,
@@ -153,7 +153,8 @@ pub struct Header {
     pub version: u32,
     /// Cluster size as a power of two, 9 to 21.
     pub cluster_bits: u32,
-    /// Length of the disk in bytes, a multiple of 512. What the header says is rounded down, as QEMU reads it.
+    /// Length of the disk in bytes, a multiple of 512. What the header says is rounded down, as QEMU reads
+    /// it.
     pub virtual_size: u64,
     /// Where the L1 table starts in the file.
     pub l1_offset: u64,
@@ -189,9 +190,9 @@ pub struct Header {
     pub feature_names: Vec<FeatureName>,
     /// Bytes of the fixed fields, 72 in version 2.
     pub header_length: u32,
-    /// Fixed fields that are not known, to be kept by whoever rewrites the header.
+    /// Fixed fields that are not known, to be kept when the header is rewritten.
     pub unknown_fields: Vec<u8>,
-    /// Extensions that are not known, to be kept by whoever rewrites the header.
+    /// Extensions that are not known, to be kept when the header is rewritten.
     pub unknown_extensions: Vec<UnknownExtension>,
 }
 
@@ -339,8 +340,8 @@ impl Header {
         self.bitmaps.is_some() && self.autoclear & feature::AUTOCLEAR_BITMAPS != 0
     }
 
-    /// The autoclear bits that may stand once this crate writes to the image: those whose feature it keeps up to
-    /// date, and no unknown one.
+    /// The autoclear bits that may stand once this crate writes to the image: those whose feature it keeps up
+    /// to date, and no unknown one.
     pub fn autoclear_when_written(&self) -> u64 {
         let kept = if self.data_file.is_some() { feature::AUTOCLEAR_RAW_DATA_FILE } else { 0 };
         self.autoclear & kept
@@ -534,8 +535,8 @@ fn check_tables(raw: &RawHeader, cluster_bits: u32, extended_l2: bool) -> Result
 
     let snapshots = raw.nb_snapshots.get();
     limit("the number of snapshots", snapshots.into(), limits::MAX_SNAPSHOTS.into())?;
-    // Each entry has 40 bytes at least; where the table ends shows only when it is read. The offset counts even
-    // without snapshots.
+    // Each entry has 40 bytes at least; where the table ends shows only when it is read. The offset counts
+    // even without snapshots.
     let least = u64::from(snapshots) * super::snapshot::MIN_ENTRY;
     check_table("snapshots_offset", raw.snapshots_offset.get(), least, cluster_size)
 }

@@ -1,5 +1,6 @@
-//! The format's structures: bytes in, typed values out, no I/O except in [`header::Header::read`] and the readers
-//! of the two directories. The engine builds on these; everything an image says is checked here first.
+//! The format's structures: bytes in, typed values out, no I/O except in [`header::Header::read`] and the
+//! readers of the two directories. The engine builds on these; everything an image says is checked here
+//! first.
 
 pub mod bitmaps;
 pub mod entry;

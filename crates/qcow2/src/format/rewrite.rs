@@ -1,15 +1,17 @@
 //! Another backing file in the header: which bytes of the first cluster change, in which order.
 //!
-//! Pure: the first cluster comes in, writes come out, each to be durable before the next. The fixed fields lie in the first
-//! sector, which changes at once; what does not fit there is prepared first:
+//! Pure: the first cluster comes in, writes come out, each to be durable before the next. The fixed fields
+//! lie in the first sector, which changes at once; what does not fit there is prepared first:
 //!
 //! 1. the new name, at a place near the end of the cluster that the old one does not use;
-//! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector (without the names
-//!    of features, which nobody needs to read the image), still with the old backing file; then the new rest;
+//! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector
+//!    (without the names of features, which no reader needs), still with the old backing file; then the new
+//!    rest;
 //! 3. the first sector, with the new name, format and extensions.
 //!
-//! So whatever a crash leaves, the header names the old backing file or the new one. Clusters below 4 KiB have no room for two
-//! names; there all is one write, which a crash may tear where it is longer than a sector.
+//! So whatever a crash leaves, the header names the old backing file or the new one. Clusters below 4 KiB
+//! have no room for two names; there all is one write, which a crash may tear where it is longer than a
+//! sector.
 
 use byteorder::{BigEndian, ByteOrder};
 
@@ -69,8 +71,8 @@ struct Parts<'a> {
     old: std::ops::Range<usize>,
 }
 
-/// The writes that make the header in `cluster`, the whole first cluster, name `new` as its backing file. The header was
-/// found to be sound.
+/// The writes that make the header in `cluster`, the whole first cluster, name `new` as its backing file. The
+/// header was found to be sound.
 ///
 /// # Errors
 /// A name that does not fit.

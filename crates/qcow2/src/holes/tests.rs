@@ -48,8 +48,8 @@ fn show(disk: &Qcow2) -> Vec<(u64, u64, ExtentKind, bool, bool)> {
     extents(disk).into_iter().map(row).collect()
 }
 
-/// Proxmox's default: everything mapped, next to nothing written. Each mapped cluster counted as data, so that a disk of
-/// 20 GiB was read to the last byte.
+/// Proxmox's default: everything mapped, next to nothing written. Each mapped cluster counted as data, so
+/// that a disk of 20 GiB was read to the last byte.
 #[test]
 fn a_preallocated_image_reads_as_zero_where_nothing_was_written() {
     let size = 20 << 30;

@@ -1,8 +1,8 @@
 //! Clusters one behind the other, for a table that must not be cut: the L1 table, when it grows.
 //!
-//! With small clusters such a run may be longer than what one refcount block counts, while the allocator for guest data puts
-//! each new block at the beginning of what it counts. Where no free run is found, the blocks for one come first here, and the
-//! run behind them, all beyond what was counted so far.
+//! With small clusters such a run may be longer than what one refcount block counts, while the allocator for
+//! guest data puts each new block at the beginning of what it counts. Where no free run is found, the blocks
+//! for one come first here, and the run behind them, all beyond what was counted so far.
 
 use blockmirror_block::Result;
 
@@ -10,8 +10,8 @@ use super::Refcounts;
 use crate::io::Io;
 
 impl Refcounts {
-    /// Hands out `want` contiguous clusters, at least one; their refcounts are one in memory. The inner error is the refcount block
-    /// that the refcount table must first reach.
+    /// Hands out `want` contiguous clusters, at least one; their refcounts are one in memory. The inner error
+    /// is the refcount block that the refcount table must first reach.
     pub(crate) fn allocate_run(&mut self, io: &Io, want: u64) -> Result<Result<u64, u64>> {
         let per_block = self.per_block(io);
         let (mut start, mut at) = (self.next_free, self.next_free);

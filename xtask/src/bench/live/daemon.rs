@@ -1,5 +1,5 @@
-//! A storage daemon under the live benchmark: any program that takes `qemu-storage-daemon`'s arguments and speaks its QMP.
-//! The guest comes over NBD.
+//! A storage daemon under the live benchmark: any program that takes `qemu-storage-daemon`'s arguments and
+//! speaks its QMP. The guest comes over NBD.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -19,7 +19,7 @@ use super::{ALL_MODES, Ask, Mode, State, Subject};
 
 const EXPORT: &str = "disk";
 const QEMU_MODES: [Mode; 2] = [Mode::Background, Mode::WriteBlocking];
-/// Longest wait for the daemon to do what it was told.
+/// Longest wait for the daemon to carry out a command.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program that is such a daemon.

@@ -1,4 +1,5 @@
-//! The guest of the live benchmark: threads that each write 4 KiB somewhere, wait for the answer, and write again.
+//! The guest of the live benchmark: threads that each write 4 KiB somewhere, wait for the answer, and write
+//! again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -1,9 +1,10 @@
 //! `cargo xtask bench live`: a guest writes as fast as it can while its disk is mirrored.
 //!
-//! For each mode and granularity: does the job become ready, what is left of the guest's speed until then, how long do
-//! its writes take, how much is copied again for what it writes. In each row the guest runs alone and with the job in turns,
-//! and is compared with itself: what else goes on on the machine hits both. The library runs in this process; a daemon
-//! (QEMU's, and any other that takes its arguments) is reached over NBD, which costs guest and job alike.
+//! For each mode and granularity: does the job become ready, what is left of the guest's speed until then,
+//! how long do its writes take, how much is copied again for what it writes. In each row the guest runs alone
+//! and with the job in turns, and is compared with itself: what else goes on on the machine hits both. The
+//! library runs in this process; a daemon (QEMU's, and any other that takes its arguments) is reached over
+//! NBD, which costs guest and job alike.
 
 pub(super) mod daemon;
 mod guest;

@@ -1,7 +1,8 @@
-//! The grammar of a monitor's line: what follows the verb, by the verb's parameters. Called for each line; pure.
+//! The grammar of a monitor's line: what follows the verb, by the verb's parameters. Called for each line;
+//! pure.
 //!
-//! It is QEMU's, with its texts and its oddities: flags come in the order in which the verb has them, a string may be
-//! quoted, a size without a suffix counts mebibytes.
+//! It is QEMU's, with its texts and its oddities: flags come in the order in which the verb has them, a
+//! string may be quoted, a size without a suffix counts mebibytes.
 
 use serde_json::{Map, Value};
 

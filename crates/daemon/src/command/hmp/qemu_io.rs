@@ -1,7 +1,7 @@
 //! `qemu-io`: requests to a node by hand, in the words of the tool of that name, and with its answers.
 //!
-//! Requests go through the node's tap, so a mirror sees what they write. They move in pieces of [`PIECE`] bytes, whatever
-//! length is asked for.
+//! Requests go through the node's tap, so a mirror sees what they write. They move in pieces of [`PIECE`]
+//! bytes, whatever length is asked for.
 
 use std::fmt::Write;
 use std::io::Read;
@@ -123,7 +123,7 @@ impl Given<'_> {
         byte.map(Some).ok_or_else(|| format!("{text} is not a valid pattern byte\n"))
     }
 
-    /// What is told of a request of `len` bytes at `offset` that took `time`.
+    /// The report of a request of `len` bytes at `offset` that took `time`.
     fn report(&self, verb: &str, range: ByteRange, time: Duration) -> String {
         let len = range.len();
         let seconds = time.as_secs_f64().max(1e-9);

@@ -1,8 +1,8 @@
-//! The options inside of options that `blockdev-reopen` gets: each object that describes a child is a change of that
-//! child, which was opened with its parent. Called by [`super::reopen`].
+//! The options inside of options that `blockdev-reopen` gets: each object that describes a child is a change
+//! of that child, which was opened with its parent. Called by [`super::reopen`].
 //!
-//! What must hold: nothing that is given is left out. An object for a child that is a node of its own, or that is not
-//! there, is refused.
+//! What must hold: nothing that is given is left out. An object for a child that is a node of its own, or
+//! that is not there, is refused.
 
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
