@@ -27,7 +27,7 @@ async def main(path):
         await client.execute("block-job-set-speed", {"device": "x", "speed": "fast"})
     except ExecuteError as error:
         show("error", {"class": error.error_class, "desc": str(error)})
-    # Several at once: answers are told apart by their ids.
+    # Several at once: answers are matched by their ids.
     both = await asyncio.gather(client.execute("say", {"text": "1"}), client.execute("say", {"text": "2"}))
     show("both", both)
     show("oob", await client.execute("ping", oob=True))

@@ -139,7 +139,7 @@ def root_disk(assets, image):
         with tarfile.open(tree / "payload.tar", "w") as tar:
             tar.add(tree / "payload", "payload")
         shutil.rmtree(tree / "payload")
-        # What nobody touches has to be copied as well.
+        # What is not touched has to be copied as well.
         (tree / "ballast").write_bytes(dice.randbytes(160 * MIB))
         with open(image, "wb") as file:
             file.truncate(DISK)
@@ -318,7 +318,7 @@ def judge(folder, guest):
     sh("debugfs", "-R", f"dump /manifest {out}/manifest", raw)
     manifest = (out / "manifest").read_bytes()
     if [hashlib.sha256(manifest).hexdigest()] != guest.words("manifest"):
-        sys.exit("the guest's list on the target is not the one that it told of")
+        sys.exit("the guest's list on the target is not the one that it reported")
     expected = {}
     for line in manifest.decode().splitlines():
         digest, path = line.split(maxsplit=1)
@@ -338,7 +338,7 @@ def judge(folder, guest):
 
 
 def main():
-    # Told to end, it takes what it started along, and what it wrote.
+    # At its end it takes what it started along, and what it wrote.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fetch", type=Path, help="get a kernel and busybox into this folder, and end")

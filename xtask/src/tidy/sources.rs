@@ -1,4 +1,5 @@
-//! Rules on files: heads, sizes, leftovers, reasons of lint exceptions, trailing blanks.
+//! Rules on files: heads, sizes, width of comments, words, leftovers, reasons of lint exceptions, trailing
+//! blanks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,20 @@ use blockmirror_tests::Outcome;
 
 /// Most lines of a file that are not tests. Half of it is already a lot.
 const MOST_LINES: usize = 800;
+/// The width of a comment; rustfmt keeps that of code.
+const MOST_COLUMNS: usize = 110;
+/// Words that stand in for a subject that has a name. Each is spelled in two parts, so that this file does
+/// not find itself.
+const VAGUE: [&str; 8] = [
+    concat!("some", "body"),
+    concat!("no", "body"),
+    concat!("who", "ever"),
+    concat!("to", "ld"),
+    concat!("let ", "in"),
+    concat!("lets ", "in"),
+    concat!("let ", "go"),
+    concat!("lets ", "go"),
+];
 /// Folders that hold no sources of ours.
 const SKIPPED: [&str; 3] = ["target", ".git", "testdata"];
 /// Endings of the text files that are looked at.
@@ -23,6 +38,7 @@ pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
             continue;
         };
         blanks(&place, &text, found);
+        words(&place, &text, found);
         if place.ends_with(".rs") {
             source(&place, &text, found);
         }
@@ -56,6 +72,38 @@ fn blanks(place: &str, text: &str, found: &mut Vec<String>) {
     }
 }
 
+/// Prose names its subject.
+fn words(place: &str, text: &str, found: &mut Vec<String>) {
+    for (number, line) in text.lines().enumerate() {
+        let line = line.to_lowercase();
+        for word in VAGUE {
+            let is_word = |(at, _): (usize, &str)| {
+                let letter = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+                !letter(line[..at].chars().next_back()) && !letter(line[at + word.len()..].chars().next())
+            };
+            if line.match_indices(word).any(is_word) {
+                found.push(format!("{place}:{}: `{word}`: name the subject", number + 1));
+            }
+        }
+    }
+}
+
+/// Comments, but for tables and examples, end at one column.
+fn width(place: &str, text: &str, found: &mut Vec<String>) {
+    let mut is_example = false;
+    for (number, line) in text.lines().enumerate() {
+        let Some(comment) = line.trim_start().strip_prefix("//") else {
+            is_example = false;
+            continue;
+        };
+        let comment = comment.trim_start_matches(['/', '!']).trim_start();
+        is_example ^= comment.starts_with("```");
+        if !is_example && !comment.starts_with('|') && line.chars().count() > MOST_COLUMNS {
+            found.push(format!("{place}:{}: a comment wider than {MOST_COLUMNS} columns", number + 1));
+        }
+    }
+}
+
 fn source(place: &str, text: &str, found: &mut Vec<String>) {
     if !text.starts_with("//!") {
         found.push(format!("{place}: does not open with `//!`"));
@@ -74,6 +122,7 @@ fn source(place: &str, text: &str, found: &mut Vec<String>) {
             }
         }
     }
+    width(place, text, found);
     exceptions(place, text, found);
 }
 
@@ -122,6 +171,7 @@ mod tests {
     fn on(text: &str) -> Vec<String> {
         let mut found = Vec::new();
         blanks("f.rs", text, &mut found);
+        words("f.rs", text, &mut found);
         source("f.rs", text, &mut found);
         found
     }
@@ -132,6 +182,13 @@ mod tests {
         assert_eq!(on("fn f() {}\n"), ["f.rs: does not open with `//!`"]);
         assert_eq!(on("//! Head.\nlet a; \n"), ["f.rs:2: trailing blanks"]);
         assert_eq!(on("//! Head."), ["f.rs: no newline at the end"]);
+        let wide = format!("//! Head.\n// {}\n", "x".repeat(108));
+        assert_eq!(on(&wide), ["f.rs:2: a comment wider than 110 columns"]);
+        assert!(on(&format!("//! Head.\n/// | {} |\n", "x".repeat(108))).is_empty());
+        assert!(on(&format!("//! Head.\n/// ```\n/// {}\n/// ```\n", "x".repeat(108))).is_empty());
+        let vague = concat!("//! Head.\n// No", "body writes.\n");
+        assert_eq!(on(vague), [concat!("f.rs:2: `no", "body`: name the subject")]);
+        assert!(on(concat!("//! Head.\n// The user no", "bodyguard.\n")).is_empty());
         let bare = "//! Head.\n#[allow(dead_code)]\nfn f() {}\n";
         assert_eq!(on(bare), ["f.rs:2: a lint exception without a reason"]);
         assert!(on("//! Head.\n#[allow(\n    dead_code,\n    reason = \"x\"\n)]\nfn f() {}\n").is_empty());

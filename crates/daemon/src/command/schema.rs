@@ -8,7 +8,7 @@ pub(crate) static BLOCKDEV_DRIVER: Enum = Enum::new(
     "BlockdevDriver",
     "What kind of node it is.",
     &[
-        value("blkdebug", "faults on purpose, before another node"),
+        value("blkdebug", "fault injection, before another node"),
         value("copy-on-read", "copies up what is read, before another node"),
         value("file", "a regular file"),
         value("host_device", "a block device of the host"),

@@ -1,4 +1,4 @@
-//! `blkdebug`: faults on purpose, by QEMU's keys.
+//! `blkdebug`: fault injection, by QEMU's keys.
 
 use std::sync::Arc;
 
