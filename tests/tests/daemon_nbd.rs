@@ -125,8 +125,8 @@ fn a_discard_reaches_the_file_below_a_filter() {
     assert_eq!(allocated(&file).unwrap(), MIB / 2);
 }
 
-/// A guest could not write part of a cluster whose rest a layer below has lost. QEMU lets it, with zeros; what a job may not copy
-/// stays lost.
+/// A guest could not write part of a cluster whose rest a layer below has lost. QEMU lets it, with zeros;
+/// what a job may not copy stays lost.
 #[test]
 fn a_guest_writes_beside_what_was_cut_off() {
     const TEST: &str = "a_guest_writes_beside_what_was_cut_off";

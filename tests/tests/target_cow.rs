@@ -1,5 +1,6 @@
-//! A target overlay whose backing file is not attached while it is filled (the sixth way to get a mirror wrong): its
-//! clusters are larger than what is copied, and the rest of each must come from the source's chain, not from nowhere.
+//! A target overlay whose backing file is not attached while it is filled (the sixth way to get a mirror
+//! wrong): its clusters are larger than what is copied, and the rest of each must come from the source's
+//! chain, not from nowhere.
 
 #![allow(
     clippy::unwrap_used,
@@ -457,8 +458,8 @@ fn a_mapped_hole_over_a_backing_file_is_copied_as_zeros() {
     }
 }
 
-/// A shallow copy: the target gets its backing file while the mirror runs. The zeros of the source's top image do not let it
-/// show, whether the header of the target names it or not.
+/// A shallow copy: the target gets its backing file while the mirror runs. The zeros of the source's top
+/// image do not let it show, whether the header of the target names it or not.
 #[test]
 fn a_target_gets_its_backing_file_while_it_is_filled() {
     let Some(qemu) = Qemu::find("a_target_gets_its_backing_file_while_it_is_filled") else { return };

@@ -270,8 +270,9 @@ flags! {
     WriteFlags {
         /// Durable before the call returns.
         FUA = 0;
-        /// A guest's write: where it is part of a unit of the format, and the rest of that unit lies in a file that was cut
-        /// short, the rest becomes zeros, as the guest reads it. Without the flag such a write fails with
+        /// A guest's write: where it is part of a unit of the format, and the rest of that unit lies in a
+        /// file that was cut short, the rest becomes zeros, as the guest reads it. Without the flag such a
+        /// write fails with
         /// [`ErrorKind::CutShort`]: a job must not turn a loss into zeros.
         LOST_AS_ZEROS = 1;
     }

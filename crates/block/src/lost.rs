@@ -1,15 +1,15 @@
 //! What a file that was cut short has lost, as a guest sees it: zeros.
 //!
-//! Used where a guest is served: by the NBD server for its clients' reads, and by formats for the rest of a cluster of which a
-//! guest writes a part. Jobs do not use it: they fail with [`ErrorKind::CutShort`].
+//! Used where a guest is served: by the NBD server for its clients' reads, and by formats for the rest of a
+//! cluster of which a guest writes a part. Jobs do not use it: they fail with [`ErrorKind::CutShort`].
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// A request that meets a lost range is divided down to this: files lack whole sectors.
 const SECTOR: u64 = 512;
 
-/// Fills `buf`, which begins at `offset`, by `read`. Where that fails with [`ErrorKind::CutShort`], what is lost becomes zeros;
-/// the first such error is handed back.
+/// Fills `buf`, which begins at `offset`, by `read`. Where that fails with [`ErrorKind::CutShort`], what is
+/// lost becomes zeros; the first such error is handed back.
 ///
 /// # Errors
 /// Any other error of `read`.

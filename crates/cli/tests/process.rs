@@ -483,7 +483,8 @@ fn nothing_is_printed_into_the_target() {
     let created = "create -q -f raw @empty 1M";
     place.ours_ok(created);
     let mut tried = 0;
-    // What the shell does with its streams before, the command, the raw image that must come out, what it holds.
+    // What the shell does with its streams before, the command, the raw image that must come out, what it
+    // holds.
     for (first, line, made, wanted) in [
         ("exec > t", "convert -f raw source /dev/stdout", "t", "source"),
         ("exec > t", "convert -f raw source /proc/self/fd/1", "t", "source"),

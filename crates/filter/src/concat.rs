@@ -1,6 +1,7 @@
 //! Several disks as one, end to end: the sources of `convert A B TARGET`.
 //!
-//! It is read only. Each part keeps its own length and its own gaps; where two parts meet an extent may go on.
+//! It is read only. Each part keeps its own length and its own gaps; where two parts meet an extent may go
+//! on.
 
 use std::sync::Arc;
 

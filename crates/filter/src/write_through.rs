@@ -1,5 +1,5 @@
-//! Write-through: what is written is durable when the write returns, as with QEMU's cache modes `writethrough` and
-//! `directsync`.
+//! Write-through: what is written is durable when the write returns, as with QEMU's cache modes
+//! `writethrough` and `directsync`.
 //!
 //! Put in front of a target by `image`. A discard is a hint and stays one: a flush makes it durable.
 

@@ -1,7 +1,8 @@
 //! QEMU's cache modes, as `-t` and `-T` name them.
 //!
-//! [`OpenOptions::cache`](crate::OpenOptions::cache) and [`CreateSpec::cache`](crate::CreateSpec::cache) take one. What must
-//! hold: no mode leaves a flush out. `unsafe`, with which QEMU ignores flushes, is `writeback` here.
+//! [`OpenOptions::cache`](crate::OpenOptions::cache) and [`CreateSpec::cache`](crate::CreateSpec::cache) take
+//! one. What must hold: no mode leaves a flush out. `unsafe`, with which QEMU ignores flushes, is `writeback`
+//! here.
 
 use std::fmt;
 use std::str::FromStr;

@@ -115,8 +115,8 @@ impl OpenOptions {
         self
     }
 
-    /// How the files of the whole chain use the host's page cache, and whether each write to the image is durable when it
-    /// returns. Exports of NBD servers have no page cache here.
+    /// How the files of the whole chain use the host's page cache, and whether each write to the image is
+    /// durable when it returns. Exports of NBD servers have no page cache here.
     #[must_use]
     pub fn cache(mut self, mode: CacheMode) -> Self {
         self.cache = mode;

@@ -499,7 +499,8 @@ fn what_a_file_that_was_cut_short_lacks_is_zeros() {
     }
 }
 
-/// A client's write beside bytes that are lost, in one cluster of a format, fails for a job only; it is reported once.
+/// A client's write beside bytes that are lost, in one cluster of a format, fails for a job only; it is
+/// reported once.
 #[test]
 fn clients_write_beside_what_a_file_that_was_cut_short_lacks() {
     for command in [Command::Write, Command::WriteZeroes] {

@@ -426,7 +426,7 @@ impl<'a> WriteGuard<'a> {
         let read = |buf: &mut [u8], at| image.read_mapped(buf, ByteRange::at(at, buf.len() as u64));
         let old = &mut buf[..there.len() as usize];
         if self.lost_as_zeros {
-            // Whoever asks for it knows of the loss.
+            // The caller that asks for it knows of the loss.
             read_lost_as_zeros(&read, old, there.start())?;
         } else {
             read(old, there.start())?;

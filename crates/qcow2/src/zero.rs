@@ -1,7 +1,8 @@
 //! Zeroing and discarding: changes of the mapping without data.
 //!
-//! Both work an L2 table at a time under an exclusive lock on the guest range. What cannot be said in metadata (part of a
-//! subcluster; version 2, which has no zero flag) is zeroed with data, or left alone by a discard.
+//! Both work an L2 table at a time under an exclusive lock on the guest range. What cannot be said in
+//! metadata (part of a subcluster; version 2, which has no zero flag) is zeroed with data, or left alone by a
+//! discard.
 
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
@@ -19,8 +20,8 @@ const ZERO_CHUNK: u64 = 1 << 20;
 enum Purpose {
     /// Must read as zeros afterwards; if `explicit`, by statement of this image, whatever lies below it now.
     Zero { may_unmap: bool, explicit: bool, lost_as_zeros: bool },
-    /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays unallocated, as in an
-    /// overlay that is created longer than its backing file.
+    /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays
+    /// unallocated, as in an overlay that is created longer than its backing file.
     Grow,
     /// May read as zeros afterwards; give the space back.
     Discard,
@@ -98,8 +99,8 @@ impl Qcow2 {
         self.change(self.whole_subclusters(range), Purpose::Discard)
     }
 
-    /// The part of `range` that covers whole subclusters. What lies past the end of the disk does not matter, so a range
-    /// that ends with the disk ends on a border; an empty result lies at the start of `range`.
+    /// The part of `range` that covers whole subclusters. What lies past the end of the disk does not matter,
+    /// so a range that ends with the disk ends on a border; an empty result lies at the start of `range`.
     fn whole_subclusters(&self, range: ByteRange) -> ByteRange {
         let size = self.io.format.subcluster_size();
         let start = range.start().next_multiple_of(size);
@@ -120,7 +121,8 @@ impl Qcow2 {
             return Err(self.only_data(whole));
         }
         let cluster = self.io.cluster().bytes();
-        // With a zero flag, part of a compressed cluster is the one thing that takes data; it can lie only at the ends.
+        // With a zero flag, part of a compressed cluster is the one thing that takes data; it can lie only at
+        // the ends.
         let inner = if self.io.format.has_zero { whole.align_inward(cluster) } else { ByteRange::default() };
         let ends = [ByteRange::new(whole.start(), inner.start()), ByteRange::new(inner.end(), whole.end())];
         let doubtful = ends.into_iter().map(|end| end.intersect(whole));
@@ -268,8 +270,8 @@ impl Qcow2 {
         Change::Set { entry: PlainEntry { zero, ..PlainEntry::default() }, frees }
     }
 
-    /// Makes `range` of whole subclusters, nothing of which is allocated and whose clusters the caller holds, zero by
-    /// statement of this image. The format has a zero flag.
+    /// Makes `range` of whole subclusters, nothing of which is allocated and whose clusters the caller holds,
+    /// zero by statement of this image. The format has a zero flag.
     pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
         for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
             let purpose = Purpose::Zero { may_unmap: true, explicit: true, lost_as_zeros: false };
@@ -303,7 +305,8 @@ impl Qcow2 {
     }
 }
 
-/// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose` cares.
+/// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose`
+/// cares.
 fn shows_below(io: &Io, part: ByteRange, purpose: Purpose) -> bool {
     match purpose {
         Purpose::Zero { explicit: true, .. } => true,

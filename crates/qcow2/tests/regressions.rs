@@ -505,8 +505,8 @@ fn a_table_past_the_end_of_a_file_that_was_cut_short() {
     assert!(Header::read(&*storage).is_err() || OpenOptions::new().open(storage).is_err());
 }
 
-/// A guest could not write part of a cluster whose rest a layer below has lost, and QEMU lets it: the rest becomes zeros, as the
-/// guest reads it. A job's write still fails, and leaves the cluster as it was.
+/// A guest could not write part of a cluster whose rest a layer below has lost, and QEMU lets it: the rest
+/// becomes zeros, as the guest reads it. A job's write still fails, and leaves the cluster as it was.
 #[test]
 fn only_a_guest_writes_beside_what_was_cut_off() {
     const K: u64 = 1024;

@@ -77,8 +77,8 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
 
-    /// Cache mode of the source: none and directsync read past the host's page cache, writeback, writethrough and
-    /// unsafe through it [default: writeback]
+    /// Cache mode of the source: none and directsync read past the host's page cache, writeback, writethrough
+    /// and unsafe through it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     #[arg(help_heading = "Source")]
     pub(crate) source_cache: CacheMode,
@@ -112,8 +112,9 @@ pub(crate) struct CopyArgs {
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_image_opts: bool,
 
-    /// Cache mode of the target: none writes past the host's page cache, writethrough makes each write durable at once,
-    /// directsync does both; unsafe is writeback here. With each of them the copy ends with a flush [default: writeback]
+    /// Cache mode of the target: none writes past the host's page cache, writethrough makes each write
+    /// durable at once, directsync does both; unsafe is writeback here. With each of them the copy ends with
+    /// a flush [default: writeback]
     #[arg(short = 't', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     #[arg(help_heading = "Target")]
     pub(crate) target_cache: CacheMode,

@@ -94,8 +94,8 @@ pub(crate) struct CompareArgs {
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) second_format: Option<Format>,
 
-    /// Cache mode of both images: none and directsync read past the host's page cache, writeback, writethrough and
-    /// unsafe through it [default: writeback]
+    /// Cache mode of both images: none and directsync read past the host's page cache, writeback,
+    /// writethrough and unsafe through it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     pub(crate) source_cache: CacheMode,
 

@@ -1,5 +1,5 @@
-//! `-t` and `-T`: whatever the cache mode, the copy is the source. That each ends with a flush is tested over NBD, where
-//! flushes can be counted (`tests/nbd_images.rs`).
+//! `-t` and `-T`: whatever the cache mode, the copy is the source. That each ends with a flush is tested over
+//! NBD, where flushes can be counted (`tests/nbd_images.rs`).
 
 use std::fs;
 

@@ -156,7 +156,8 @@ fn a_raw_source_that_shrinks_is_not_copied_as_zeros() {
     }
 }
 
-/// A cluster that the guest uses and that counts as free was handed out again: the copy read as something else, with exit code 0.
+/// A cluster that the guest uses and that counts as free was handed out again: the copy read as something
+/// else, with exit code 0.
 #[test]
 fn an_image_that_maps_free_clusters_is_not_written() {
     // What the image is made with, where the guest's data lies, and which of these loses its refcount.

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::common::{Place, have_qemu};
 
-/// Images whose lengths and formats differ: `a` of 3 bytes, `b` a qcow2 image of 1,000,448, `c` of 1,000,001 bytes, an empty
-/// one, and an overlay.
+/// Images whose lengths and formats differ: `a` of 3 bytes, `b` a qcow2 image of 1,000,448, `c` of 1,000,001
+/// bytes, an empty one, and an overlay.
 fn images(place: &Place) {
     fs::write(place.path("a"), b"abc").unwrap();
     fs::write(place.path("c"), vec![7; 1_000_001]).unwrap();

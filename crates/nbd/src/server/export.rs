@@ -38,8 +38,9 @@ impl Export {
         }
     }
 
-    /// What to do, once, when a client reads data of a file that was cut short ([`ErrorKind::CutShort`]), or writes beside such
-    /// data into one cluster: the client reads zeros there, so this is the only sign of it.
+    /// What to do, once, when a client reads data of a file that was cut short ([`ErrorKind::CutShort`]), or
+    /// writes beside such data into one cluster: the client reads zeros there, so this is the only sign of
+    /// it.
     #[must_use]
     pub fn on_cut_short(mut self, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         self.on_cut_short = Some(Arc::new(report));
@@ -129,15 +130,16 @@ impl fmt::Debug for Export {
     }
 }
 
-/// Something that is known about every byte of an export and can be asked for by block status: a dirty bitmap.
+/// Something that is known about every byte of an export and can be asked for by block status: a dirty
+/// bitmap.
 pub trait MetaContext: Send + Sync {
     /// What clients call it: `namespace:leaf`, such as `qemu:dirty-bitmap:backup`.
     fn name(&self) -> &str;
 
-    /// Visits runs of `range` with their flags, in order and without gaps, until told to stop.
+    /// Visits runs of `range` with their flags, in order and without gaps, until `visit` stops it.
     ///
-    /// Flags mean what the namespace says; in dirty bitmaps, 1 is dirty and 0 is clean. Neighbouring runs may have the
-    /// same flags.
+    /// Flags mean what the namespace says; in dirty bitmaps, 1 is dirty and 0 is clean. Neighbouring runs may
+    /// have the same flags.
     fn visit(&self, range: ByteRange, visit: &mut dyn FnMut(ByteRange, u32) -> Visit) -> Result<()>;
 }
 
