@@ -222,7 +222,8 @@ fn a_target_of_another_length_is_refused_with_both_lengths() {
     assert_snapshot!(error, @"source source has 1048576 bytes, target target has 2097152: they must be equal");
 }
 
-/// `error` and its causes as a report prints them, a line each; no line has the text of a cause that follows it.
+/// `error` and its causes as a report prints them, a line each; no line has the text of a cause that follows
+/// it.
 fn prints_each_cause_once(error: &(dyn std::error::Error + 'static)) {
     let chain: Vec<_> =
         std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
@@ -233,8 +234,8 @@ fn prints_each_cause_once(error: &(dyn std::error::Error + 'static)) {
     }
 }
 
-/// Errors had their cause in the line and told of it again by `source()`, so that reports that follow the chain printed it twice.
-/// Of each crate those that have a cause.
+/// Errors had their cause in the line and returned it from `source()` as well, so that reports that follow
+/// the chain printed it twice. Of each crate those that have a cause.
 #[test]
 fn an_error_prints_its_cause_once() {
     use std::io;

@@ -180,7 +180,8 @@ fn a_guest_writes_beside_what_was_cut_off() {
     }
 }
 
-/// The system's reason once was looked for where the error does not have it any more, and the text that scripts know was gone.
+/// The system's reason once was looked for where the error does not have it any more, and the text that
+/// scripts know was gone.
 #[test]
 fn a_server_that_is_not_there_is_named_in_words_that_scripts_know() {
     let dir = scratch().unwrap();

@@ -537,8 +537,9 @@ fn a_target_gets_its_backing_file_while_it_is_filled() {
     }
 }
 
-/// A target longer than the source, and what is past the source's end lies in a backing file that is not attached: it stays, and
-/// where the source ends inside a cluster the copy is refused, as a write there would lose it.
+/// A target longer than the source, and what is past the source's end lies in a backing file that is not
+/// attached: it stays, and where the source ends inside a cluster the copy is refused, as a write there would
+/// lose it.
 #[test]
 fn a_longer_target_keeps_what_its_backing_file_holds() {
     const CLUSTER: u64 = 65536;

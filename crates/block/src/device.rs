@@ -15,15 +15,16 @@ use crate::{ByteRange, Error, ErrorKind, Result};
 ///   do read-modify-write where their format or medium needs alignment).
 /// - **Bounds**: the device checks them. A request past the end fails with [`ErrorKind::OutOfBounds`] and
 ///   touches nothing. An empty request inside the disk succeeds. No offset or length panics.
-/// - **Concurrency**: every method may be called from any thread at any time. Calls that do not overlap do not
-///   disturb each other. Of overlapping writes, each byte ends as one of them wrote it; an overlapping read sees of each
-///   byte what it was or what one of them wrote, never anything else, but old and new mixed in any way: Linux's page cache
-///   keeps not even a sector of 512 bytes together. Who needs more keeps readers and writers apart.
+/// - **Concurrency**: every method may be called from any thread at any time. Calls that do not overlap do
+///   not disturb each other. Of overlapping writes, each byte ends as one of them wrote it; an overlapping
+///   read sees of each byte what it was or what one of them wrote, never anything else, but old and new mixed
+///   in any way: Linux's page cache keeps not even a sector of 512 bytes together. Who needs more keeps
+///   readers and writers apart.
 /// - **Failure**: a failed write leaves each byte of its range old or new. Bytes outside its range are never
 ///   changed.
-/// - **Durability**: [`flush`](Self::flush) returns after everything that was *completed before it was called* is on
-///   stable storage. [`WriteFlags::FUA`] makes one write durable before it returns. Nothing else promises
-///   durability.
+/// - **Durability**: [`flush`](Self::flush) returns after everything that was *completed before it was
+///   called* is on stable storage. [`WriteFlags::FUA`] makes one write durable before it returns. Nothing
+///   else promises durability.
 /// - **Zeros**: after [`write_zeroes`](Self::write_zeroes) the range reads as zeros, whatever lay below.
 ///   [`discard`](Self::discard) is a hint: each byte of the range then reads as before or as zero, never as
 ///   something a backing file holds.
@@ -39,8 +40,9 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// A name for messages, usually the path of the image.
     fn name(&self) -> &str;
 
-    /// Cluster size, alignments and costs. They do not change while the device is open; for one that forwards, they change
-    /// when it forwards to another device (a tap that pivots), so who keeps it for long asks again.
+    /// Cluster size, alignments and costs. They do not change while the device is open; for one that
+    /// forwards, they change when it forwards to another device (a tap that pivots), so who keeps it for long
+    /// asks again.
     fn geometry(&self) -> Geometry;
 
     /// Fills `buf` from `offset`.
@@ -51,8 +53,8 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
 
     /// Makes `range` read as zeros.
     ///
-    /// With [`ZeroFlags::NO_FALLBACK`] it fails with [`ErrorKind::Unsupported`], having written nothing, where the
-    /// device could only do it by writing zero bytes.
+    /// With [`ZeroFlags::NO_FALLBACK`] it fails with [`ErrorKind::Unsupported`], having written nothing,
+    /// where the device could only do it by writing zero bytes.
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()>;
 
     /// Says that the contents of `range` are not needed any more.
@@ -67,15 +69,16 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// visitor is never called while a lock is held, so it may use the device. The answer may be outdated by
     /// writes that run at the same time, but only by those.
     ///
-    /// **Budget**: the work between two calls of the visitor is bounded, whatever the image says. A device that has
-    /// looked at some ten thousand entries inside one run (or waited for one answer of a server) hands out what it has,
-    /// marked [`partial`](Extent::partial); the next extent may continue it. So the visitor is where a caller looks
-    /// whether to stop: it breaks, and asks again from the end of the last extent it took. [`QueryBudget`](crate::QueryBudget) does that for
-    /// callers that must not keep others waiting. Who needs maximal runs merges them.
+    /// **Budget**: the work between two calls of the visitor is bounded, whatever the image says. A device
+    /// that has looked at some ten thousand entries inside one run (or waited for one answer of a server)
+    /// hands out what it has, marked [`partial`](Extent::partial); the next extent may continue it. So the
+    /// visitor is where a caller looks whether to stop: it breaks, and asks again from the end of the last
+    /// extent it took. [`QueryBudget`](crate::QueryBudget) does that for callers that must not keep others
+    /// waiting. Who needs maximal runs merges them.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()>;
 
-    /// Fills `len` bytes at `offset` from a host file without passing them through the caller, if the device and
-    /// the kernel can.
+    /// Fills `len` bytes at `offset` from a host file without passing them through the caller, if the device
+    /// and the kernel can.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] having written nothing where they cannot: read and write instead.
@@ -84,8 +87,9 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
     }
 
-    /// Gives `range`, which reads as zeros, its place in what the device lies in, without writing the zeros where that is not
-    /// needed: a format maps its clusters to bytes that read as zeros. Durable after a flush.
+    /// Gives `range`, which reads as zeros, its place in what the device lies in, without writing the zeros
+    /// where that is not needed: a format maps its clusters to bytes that read as zeros. Durable after a
+    /// flush.
     ///
     /// # Errors
     /// [`ErrorKind::Unsupported`] where the device has no place of its own to give.
@@ -94,23 +98,25 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "preallocate").in_file(self.name()))
     }
 
-    /// Makes the disk `len` bytes long. Nobody writes meanwhile, or reads past the shorter of the two lengths. New bytes
-    /// read as zeros, whatever a layer below holds there. After a crash the disk has the old length or the new one; once
-    /// this returns, durably the new one.
+    /// Makes the disk `len` bytes long. The caller excludes writes meanwhile, and reads past the shorter of
+    /// the two lengths. New bytes read as zeros, whatever a layer below holds there. After a crash the disk
+    /// has the old length or the new one; once this returns, durably the new one.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if `len` is no multiple of what the disk counts in, or would cut bytes off and
-    /// `may_shrink` is not set; [`ErrorKind::Unsupported`] where the length is fixed. The length is the old one then.
+    /// [`ErrorKind::InvalidInput`] if `len` is no multiple of what the disk counts in, or would cut bytes off
+    /// and `may_shrink` is not set; [`ErrorKind::Unsupported`] where the length is fixed. The length is the
+    /// old one then.
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
         let _ = (len, may_shrink);
         Err(Error::new(ErrorKind::Unsupported, "resize").in_file(self.name()))
     }
 
-    /// Brings what the layers 1 to `max_depth` below show in `range` up into the device itself, in whole units of its own
-    /// (clusters, subclusters) around the range. Nobody reads anything else afterwards than before, and a write that runs
-    /// at the same time is never undone. What lies deeper, or nowhere in the chain, stays there; but where a layer in reach is
-    /// too short for a deeper one to be asked, the device says itself that it reads as zeros, so that the layers in reach can
-    /// be taken out of the chain afterwards. ([`u32::MAX`] reaches all of it.) Returns the bytes that were brought up.
+    /// Brings what the layers 1 to `max_depth` below show in `range` up into the device itself, in whole
+    /// units of its own (clusters, subclusters) around the range. Reads return the same as before, and a
+    /// write that runs at the same time is never undone. What lies deeper, or nowhere in the chain, stays
+    /// there; but where a layer in reach is too short for a deeper one to be asked, the device says itself
+    /// that it reads as zeros, so that the layers in reach can be taken out of the chain afterwards.
+    /// ([`u32::MAX`] reaches all of it.) Returns the bytes that were brought up.
     ///
     /// A device without layers below has nothing to do. A filter passes the call on.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
@@ -118,21 +124,22 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
         Ok(0)
     }
 
-    /// The device whose bytes this one shows and changes: a filter or a tap names what it stands on. Who must know whether two
-    /// devices are one disk compares what they lead to. `None`, the default, is a disk of its own.
+    /// The device whose bytes this one shows and changes: a filter or a tap names what it stands on. Who must
+    /// know whether two devices are one disk compares what they lead to. `None`, the default, is a disk of
+    /// its own.
     fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
         None
     }
 
-    /// Whether a write to `range`, or a discard, would have to wait now until somebody else has finished there, a job that
-    /// copies the range for example. A hint, outdated the next moment, for callers that do many requests on one thread: that
-    /// one is better left to another thread.
+    /// Whether a write to `range`, or a discard, would have to wait now until another has finished there, a
+    /// job that copies the range for example. A hint, outdated the next moment, for callers that do many
+    /// requests on one thread: that one is better left to another thread.
     fn write_would_wait(&self, range: ByteRange) -> bool {
         let _ = range;
         false
     }
 
-    /// Lets go of calls that are blocked on something that may never answer (a dead network peer); they fail
+    /// Ends calls that are blocked on something that may never answer (a dead network peer); they fail
     /// with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
     fn cancel_in_flight(&self) {}
 }
@@ -153,11 +160,11 @@ pub struct Geometry {
     pub discard: DiscardEffect,
     /// Whether writes are accepted at all.
     pub writable: bool,
-    /// Whether it may go and come back while it is in use, without what was not flushed: somebody else serves it. Who would
-    /// have to write all that again flushes now and then.
+    /// Whether it may go and come back while it is in use, without what was not flushed: another process
+    /// serves it. Who would have to write all that again flushes now and then.
     pub forgetful: bool,
-    /// Whether a flush makes anything durable. Not so on a server that has no command for it: a flush there succeeds, and says
-    /// nothing.
+    /// Whether a flush makes anything durable. Not so on a server that has no command for it: a flush there
+    /// succeeds, and says nothing.
     pub can_flush: bool,
     /// What shows where the device itself holds nothing. It changes when a layer is put below the device.
     pub backing: Backing,
@@ -287,8 +294,8 @@ flags! {
         NO_FALLBACK = 1;
         /// Durable before the call returns.
         FUA = 2;
-        /// By statement of the device itself, also where it reads as zeros already because it holds nothing: what is attached
-        /// below it later must not show. Devices without layers need nothing for it.
+        /// By statement of the device itself, also where it reads as zeros already because it holds nothing:
+        /// what is attached below it later must not show. Devices without layers need nothing for it.
         EXPLICIT = 3;
         /// As [`WriteFlags::LOST_AS_ZEROS`].
         LOST_AS_ZEROS = 4;

@@ -78,8 +78,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
     }
 
-    /// The storage that this one is a part of, and the offset there of its first byte. Who must know where bytes lie in a file
-    /// follows it ([`HostRun::in_file`]).
+    /// The storage that this one is a part of, and the offset there of its first byte. Who must know where
+    /// bytes lie in a file follows it ([`HostRun::in_file`]).
     fn part_of(&self) -> Option<(&Arc<dyn Storage>, u64)> {
         None
     }

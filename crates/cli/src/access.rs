@@ -21,8 +21,8 @@ pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy
     Ok(policy)
 }
 
-/// Files in or below the directory of `image`, and those in or below `allowed`; for reading also what the environment adds:
-/// a permission that lasts is not one to write.
+/// Files in or below the directory of `image`, and those in or below `allowed`; for reading also what the
+/// environment adds: a permission that lasts is not one to write.
 pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<ReferencePolicy> {
     let mut policy = ReferencePolicy::beside(image).map_err(no_directory(directory_of(image)))?;
     for directory in allowed {
@@ -34,8 +34,8 @@ pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<Referenc
     Ok(policy)
 }
 
-/// The directories that the environment lists. A permission that lasts names directories that are not there on each host,
-/// or not yet: those are left out.
+/// The directories that the environment lists. A permission that lasts names directories that are not there
+/// on each host, or not yet: those are left out.
 pub(crate) fn lasting_directories() -> Outcome<Vec<PathBuf>> {
     let mut all = Vec::new();
     let lasting = std::env::var_os(ALLOW_BACKING).unwrap_or_default();

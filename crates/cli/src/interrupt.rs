@@ -1,10 +1,10 @@
 //! Signals, as flags to look at.
 //!
-//! The first signal that ends a program asks for an orderly end: the job is cancelled and its partial target removed.
-//! Parents send several in a row (`timeout` to the process and to its group, systemd SIGTERM and SIGHUP, the kernel and the
-//! shell when a terminal closes): those count as one. A further signal, a second or more after the first, removes the
-//! partial target and ends the process at once. A signal that the process was started with as ignored (`nohup`, a
-//! background job of a script) stays ignored.
+//! The first signal that ends a program asks for an orderly end: the job is cancelled and its partial target
+//! removed. Parents send several in a row (`timeout` to the process and to its group, systemd SIGTERM and
+//! SIGHUP, the kernel and the shell when a terminal closes): those count as one. A further signal, a second
+//! or more after the first, removes the partial target and ends the process at once. A signal that the
+//! process was started with as ignored (`nohup`, a background job of a script) stays ignored.
 
 use std::fs;
 use std::io::{self, Read};
@@ -23,8 +23,8 @@ use signal_hook::{flag, low_level};
 
 use crate::failure::{Exit, Failure, Outcome};
 
-/// The signals that ask for an end; of those that come together the first in this list gives the exit code. SIGQUIT is not
-/// among them: it is how a process that hangs is made to dump core.
+/// The signals that ask for an end; of those that come together the first in this list gives the exit code.
+/// SIGQUIT is not among them: it is how a process that hangs is made to dump core.
 const ENDING: [i32; 6] = [SIGTERM, SIGINT, SIGUSR2, SIGALRM, SIGXCPU, SIGHUP];
 
 /// Signals within this time come together.
@@ -81,7 +81,8 @@ impl Interrupt {
         Ok(())
     }
 
-    /// Has `files` removed before a signal ends the process at once. A file that has another name by then stays.
+    /// Has `files` removed before a signal ends the process at once. A file that has another name by then
+    /// stays.
     pub(crate) fn remove_at_end(&self, files: impl IntoIterator<Item = PathBuf>) {
         self.request.partial.lock().extend(files);
     }
@@ -165,8 +166,9 @@ pub(crate) fn ending() -> impl Iterator<Item = i32> {
     ENDING.into_iter().filter(|signal| !is_ignored(*signal))
 }
 
-/// Keeps signals that are no reason to end from ending the process: SIGUSR1 asks for a line of progress, which some
-/// commands print, and SIGXFSZ accompanies a write beyond the limit for file sizes, which fails by itself.
+/// Keeps signals that are no reason to end from ending the process: SIGUSR1 asks for a line of progress,
+/// which some commands print, and SIGXFSZ accompanies a write beyond the limit for file sizes, which fails by
+/// itself.
 pub(crate) fn survive() -> std::io::Result<()> {
     let ignored = Arc::new(AtomicBool::new(false));
     for signal in [SIGUSR1, SIGXFSZ].into_iter().filter(|signal| !is_ignored(*signal)) {
@@ -175,7 +177,8 @@ pub(crate) fn survive() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the process ignores `signal`, which here means that it was started so. Without `/proc` there is no telling.
+/// Whether the process ignores `signal`, which here means that it was started so. Without `/proc` there is no
+/// telling.
 fn is_ignored(signal: i32) -> bool {
     fs::read_to_string("/proc/self/status").is_ok_and(|status| names(&status, signal))
 }

@@ -74,8 +74,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Gives `added`, which reads as zeros, its space. A raw file gets it without being written where `falloc` suffices; in a
-/// qcow2 image data takes the space, or with `metadata` the mapping alone does.
+/// Gives `added`, which reads as zeros, its space. A raw file gets it without being written where `falloc`
+/// suffices; in a qcow2 image data takes the space, or with `metadata` the mapping alone does.
 fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Interrupt) -> Outcome<()> {
     if growth == Growth::Off {
         return Ok(());

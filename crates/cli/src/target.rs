@@ -98,7 +98,8 @@ impl TargetSpec {
             };
             let spec = CreateSpec::new(format, len, settings)
                 .target(args.existing.options(space).from_server(source.may_be_served()))
-                // An export may be the source by another name: then nothing but its own bytes may be written to it.
+                // An export may be the source by another name: then nothing but its own bytes may be written
+                // to it.
                 .filled(args.names.iter().any(|source| is_uri(&source.path)) || is_uri(path))
                 .replace_data_file(args.existing.force)
                 .policy(policy.clone())
@@ -129,7 +130,8 @@ impl TargetSpec {
             }
             Kind::New { spec, backing } => {
                 spec.check_files(&self.path)?;
-                // What will be replaced must be a file that can be written and is not in use, or what is written in place.
+                // What will be replaced must be a file that can be written and is not in use, or what is
+                // written in place.
                 let decided = TargetFile::decide(&self.path, spec.target_options())?;
                 let in_place = matches!(decided, Decision::InPlace(InPlace::BlockDevice));
                 let replaced = (decided != Decision::Create)
@@ -177,7 +179,8 @@ impl TargetSpec {
                 Ok(Target { image, new: None })
             }
             Kind::New { spec, backing } => {
-                // Whatever may be refused comes before the old contents of a target that is written in place go.
+                // Whatever may be refused comes before the old contents of a target that is written in place
+                // go.
                 let backing =
                     backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
                 let prepared = PreparedImage::new(&self.path, spec)?;
@@ -201,7 +204,8 @@ impl TargetSpec {
         )))
     }
 
-    /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its files.
+    /// Opens the target that is there. Where the source is opened with `-U` no lock keeps the target off its
+    /// files.
     fn open_existing(
         &self,
         source: &Source,
@@ -270,7 +274,8 @@ fn is_source(path: &Path, source: &Image) -> Failure {
     ))
 }
 
-/// Settings of a new target: what the command line says, and the source's backing file where that is to shine through.
+/// Settings of a new target: what the command line says, and the source's backing file where that is to shine
+/// through.
 fn settle(
     args: &CopyArgs,
     source: &Source,
@@ -330,8 +335,8 @@ pub(crate) fn allow_typed(mut policy: ReferencePolicy, args: &CopyArgs) -> Refer
     policy
 }
 
-/// Writes an empty image for a command, which says how its files are written where that is not as usual, and what earlier
-/// runs left. What is printed later goes into none of them; a signal ends it.
+/// Writes an empty image for a command, which says how its files are written where that is not as usual, and
+/// what earlier runs left. What is printed later goes into none of them; a signal ends it.
 pub(crate) fn write(
     console: &mut Console<'_>,
     prepared: PreparedImage<'_>,

@@ -19,7 +19,8 @@ const OURS: &str = env!("CARGO_BIN_EXE_blockmirror");
 /// Nothing here takes longer, on a machine that works at all.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// `blockmirror` with the words of `line`, started by a shell that does `first` before, in the folder of `place`.
+/// `blockmirror` with the words of `line`, started by a shell that does `first` before, in the folder of
+/// `place`.
 fn shell(place: &Place, first: &str, line: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), OURS]).args(line.split(' '));
@@ -379,8 +380,8 @@ fn a_copy_that_gave_ranges_up_has_an_exit_code_of_its_own() {
     assert_eq!(daemon.end("TERM"), Some(0));
 }
 
-/// An NBD server of one export of zeros that knows READ and WRITE and nothing else, so no FLUSH; with `hangs` it answers no
-/// request. Returns how many it has got to write.
+/// An NBD server of one export of zeros that knows READ and WRITE and nothing else, so no FLUSH; with `hangs`
+/// it answers no request. Returns how many it has got to write.
 fn plain_server(path: &Path, len: u64, hangs: bool) -> Arc<AtomicU32> {
     let listener = UnixListener::bind(path).unwrap();
     let writes = Arc::new(AtomicU32::new(0));

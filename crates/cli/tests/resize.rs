@@ -78,7 +78,8 @@ fn what_is_added_can_be_allocated_at_once() {
     }
 }
 
-/// The rows of a map without places in the file, which tables may part: where each kind begins, and where all ends.
+/// The rows of a map without places in the file, which tables may part: where each kind begins, and where all
+/// ends.
 fn kinds(map: &str) -> Vec<(u64, String)> {
     let rows: Vec<Value> = serde_json::from_str(map).unwrap();
     let mut all: Vec<(u64, String)> = Vec::new();
@@ -138,7 +139,8 @@ fn what_is_added_can_be_mapped_at_once() {
         let len = |name: &str| std::fs::metadata(place.path(name)).unwrap().len();
         // QEMU ends such a file within its last cluster.
         assert!(options == "extended_l2=on" || len("disk") == len("theirs"), "{case}");
-        // Where clusters are smaller than the blocks of the file system, tables beside them make blocks of data.
+        // Where clusters are smaller than the blocks of the file system, tables beside them make blocks of
+        // data.
         let is_plain = ["cluster_size=64k", "cluster_size=4k", "compat=0.10"].contains(&options);
         if is_plain && from != "1000448" {
             let theirs = place.img("map --output=json @theirs");

@@ -55,7 +55,8 @@ impl Daemon {
         Self::with_readable(allowed, Vec::new())
     }
 
-    /// The same; files in the directories `readable` are opened too, but not as data files, which may be written to.
+    /// The same; files in the directories `readable` are opened too, but not as data files, which may be
+    /// written to.
     pub fn with_readable(allowed: Vec<PathBuf>, readable: Vec<PathBuf>) -> Arc<Self> {
         let daemon = Arc::new(Self {
             commands: Mutex::new(()),

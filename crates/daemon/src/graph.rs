@@ -148,8 +148,8 @@ impl Graph {
         nodes
     }
 
-    /// The host files that the node `name` stands on, backing files too, and whether a server may have some of its bytes in a
-    /// file of this host.
+    /// The host files that the node `name` stands on, backing files too, and whether a server may have some
+    /// of its bytes in a file of this host.
     pub(crate) fn all_files_below(&self, name: &str) -> (Vec<FileId>, bool) {
         let nodes: Vec<_> = self.all_below(name).into_iter().filter_map(|name| self.get(name)).collect();
         let files = nodes.iter().filter_map(|node| node.file.as_ref()).map(|file| file.id()).collect();

@@ -1,5 +1,5 @@
-//! Image files that commands make: for `blockdev-create`, and as overlay or target of `blockdev-snapshot-sync` and
-//! `drive-mirror`.
+//! Image files that commands make: for `blockdev-create`, and as overlay or target of
+//! `blockdev-snapshot-sync` and `drive-mirror`.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,9 @@ pub(crate) struct Made {
 }
 
 impl Made {
-    /// Makes an image at `path` for the contents of the node `source`, with a header that names the backing file `backing` if
-    /// that is given. A file that is there already is replaced; it must not be in use, nor be part of the chain of `backing`.
+    /// Makes an image at `path` for the contents of the node `source`, with a header that names the backing
+    /// file `backing` if that is given. A file that is there already is replaced; it must not be in use, nor
+    /// be part of the chain of `backing`.
     pub(crate) fn create(
         daemon: &Daemon,
         source: &str,
@@ -71,7 +72,7 @@ impl Made {
 impl Drop for Made {
     fn drop(&mut self) {
         if let Some(path) = self.remove.take() {
-            // If it cannot be removed, an empty image stays: the client has been told of an error anyway.
+            // If it cannot be removed, an empty image stays: the client gets an error anyway.
             let _ = std::fs::remove_file(path);
         }
     }

@@ -1,7 +1,9 @@
-//! What a block device stands on: the disk of a partition, the file of a loop device, the devices below a mapped one.
+//! What a block device stands on: the disk of a partition, the file of a loop device, the devices below a
+//! mapped one.
 //!
-//! Asked by [`FileId::overlaps`]: two names that lead to different files may lead to the same bytes all the same. All of it
-//! is read from sysfs, which every user may read. A loop device whose file has no name here is taken to stand on nothing.
+//! Asked by [`FileId::overlaps`]: two names that lead to different files may lead to the same bytes all the
+//! same. All of it is read from sysfs, which every user may read. A loop device whose file has no name here
+//! is taken to stand on nothing.
 
 use std::ffi::OsStr;
 use std::fs;

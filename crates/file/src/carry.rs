@@ -1,8 +1,8 @@
 //! What a file carries besides its contents: owner, mode, ACL, extended attributes, inode flags.
 //!
-//! Called by [`crate::new_file`] for a file that is to replace an old one: while it is empty, and again before it gets its
-//! name, for what has changed since. Either everything is carried over or
-//! the caller learns what cannot be; at no point is the new file open to more users than the old one.
+//! Called by [`crate::new_file`] for a file that is to replace an old one: while it is empty, and again
+//! before it gets its name, for what has changed since. Either everything is carried over or the caller
+//! learns what cannot be; at no point is the new file open to more users than the old one.
 
 use std::ffi::{CStr, CString};
 use std::fs::{File, Metadata, Permissions};
@@ -12,7 +12,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use rustix::fs::{IFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
 use rustix::io::Errno;
 
-/// The bits of the mode that are carried. The others (set-user-ID and so on) go with a write to the old file, too.
+/// The bits of the mode that are carried. The others (set-user-ID and so on) go with a write to the old file,
+/// too.
 const MODE: u32 = 0o777;
 
 /// The attribute that is the file's ACL.
@@ -82,8 +83,8 @@ fn attributes(old: &File, new: &File) -> Result<(), String> {
         move |e: Errno| format!("its {what} cannot be kept ({})", io::Error::from(e))
     };
     let wanted = list(old).map_err(cannot(c"list"))?;
-    // A directory's default ACL has given one to the new file; it may open the file to more users than before. Others were
-    // carried over and have been removed since.
+    // A directory's default ACL has given one to the new file; it may open the file to more users than
+    // before. Others were carried over and have been removed since.
     let is_ours = |name: &CStr| name == ACL || name.to_bytes().starts_with(b"user.");
     for name in list(new).map_err(cannot(c"list"))?.iter().filter(|name| is_ours(name)) {
         if !wanted.contains(name) {

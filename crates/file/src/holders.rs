@@ -1,8 +1,8 @@
 //! What has a file open: loop devices by sysfs, processes by `/proc`, mounts of the file itself.
 //!
-//! Asked by [`crate::target`] before a file is replaced: such a holder would keep the old one. What may not be read
-//! (another user's processes, without privilege) is not seen; but a loop device counts as in use unless it is certain that
-//! it is not.
+//! Asked by [`crate::target`] before a file is replaced: such a holder would keep the old one. What may not
+//! be read (another user's processes, without privilege) is not seen; but a loop device counts as in use
+//! unless it is certain that it is not.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -73,10 +73,11 @@ impl fmt::Display for FileHolder {
     }
 }
 
-/// How often is looked at what is open. A child that has just been forked holds all descriptors of its parent until it calls
-/// `exec`.
+/// How often is looked at what is open. A child that has just been forked holds all descriptors of its parent
+/// until it calls `exec`.
 const LOOKS: u32 = 3;
-/// The same for loop devices: the system's device manager opens each that is set up or was written, to see what is on it.
+/// The same for loop devices: the system's device manager opens each that is set up or was written, to see
+/// what is on it.
 const LOOKS_AT_DEVICES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -108,8 +109,8 @@ pub(crate) fn loop_device(file: FileId) -> Option<FileHolder> {
     free
 }
 
-/// What holds the block device with the directory `sysfs`, or one of its partitions: a filesystem or swap space on it, or
-/// another device.
+/// What holds the block device with the directory `sysfs`, or one of its partitions: a filesystem or swap
+/// space on it, or another device.
 pub(crate) fn claimer_of(sysfs: &Path) -> Option<String> {
     with_partitions(sysfs).into_iter().find_map(|(device, id)| {
         let part = match device == sysfs {
@@ -132,7 +133,8 @@ fn with_partitions(sysfs: &Path) -> Vec<(PathBuf, FileId)> {
     all.filter_map(|device| below::device_of(&device).map(|id| (device, id))).collect()
 }
 
-/// Who uses the loop device with the directory `sysfs`: what holds it, or a process that has it or a partition open.
+/// Who uses the loop device with the directory `sysfs`: what holds it, or a process that has it or a
+/// partition open.
 fn user_of(sysfs: &Path) -> Option<String> {
     claimer_of(sysfs).or_else(|| {
         let devices = with_partitions(sysfs).into_iter().map(|(_, id)| id).collect();
@@ -202,8 +204,8 @@ fn open_file(process: &Path, link: &fs::DirEntry, files: &HashSet<FileId>) -> Op
     if OFlags::from_bits_retain(flags).contains(OFlags::PATH) {
         return None;
     }
-    // Looked up first because it asks no filesystem, which might hang. Kernels before 5.14 do not say; of a device it is the
-    // number of a node.
+    // Looked up first because it asks no filesystem, which might hang. Kernels before 5.14 do not say; of a
+    // device it is the number of a node.
     let inode = field("ino:").and_then(|inode| inode.parse::<u64>().ok());
     let may_be =
         |file: &FileId| file.inode().is_none() || inode.is_none_or(|inode| file.inode() == Some(inode));

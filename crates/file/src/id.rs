@@ -1,7 +1,7 @@
 //! Which file it is, whatever name it was opened by, and which bytes it shares with another.
 //!
-//! Used by all of the crate, and by callers that must not write what they read. What block devices stand on is
-//! [`crate::below`]'s to find out.
+//! Used by all of the crate, and by callers that must not write what they read. What block devices stand on
+//! is [`crate::below`]'s to find out.
 
 use std::fs::{self, File, Metadata};
 use std::os::fd::AsFd;
@@ -28,7 +28,8 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The file that `path` leads to now, without opening it; `None` if there is none that could hold an image.
+    /// The file that `path` leads to now, without opening it; `None` if there is none that could hold an
+    /// image.
     pub fn of(path: impl AsRef<Path>) -> Option<Self> {
         Self::of_metadata(&fs::metadata(path).ok()?)
     }
@@ -70,14 +71,15 @@ impl FileId {
         self.inode
     }
 
-    /// Whether a write to one of the two may change what the other reads as: they are one file, or one is a block device
-    /// that stands on the other, or both show the same bytes of a third (partitions, loop devices, mapped devices).
+    /// Whether a write to one of the two may change what the other reads as: they are one file, or one is a
+    /// block device that stands on the other, or both show the same bytes of a third (partitions, loop
+    /// devices, mapped devices).
     pub fn overlaps(self, other: Self) -> bool {
         Sysfs::of_host().overlaps(self, other)
     }
 
-    /// Whether the bytes come from a server that may run on this host and have them in a file that is known by another name:
-    /// a network filesystem, one in user space, a network block device.
+    /// Whether the bytes come from a server that may run on this host and have them in a file that is known
+    /// by another name: a network filesystem, one in user space, a network block device.
     pub fn may_be_served(self) -> bool {
         match self.block_device() {
             Some(device) => Sysfs::of_host().is_served(device),

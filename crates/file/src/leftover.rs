@@ -1,7 +1,7 @@
 //! Temporary files that killed runs left behind.
 //!
-//! Asked by [`crate::target`]. A file counts as left behind if its name has the form that [`crate::new_file`] gives, it is
-//! ours, and no process has it locked or open.
+//! Asked by [`crate::target`]. A file counts as left behind if its name has the form that [`crate::new_file`]
+//! gives, it is ours, and no process has it locked or open.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};

@@ -1,12 +1,13 @@
 //! Where a name leads: the directory that holds it, open, and the last component.
 //!
-//! Made by [`crate::target`] and [`crate::new_file`]; everything later (create, rename, remove) goes through that one
-//! descriptor, so that a directory which is renamed or replaced meanwhile changes nothing. Symbolic links are followed,
-//! also one that leads to a file that does not exist yet. A link of `/proc` is no name but a descriptor.
+//! Made by [`crate::target`] and [`crate::new_file`]; everything later (create, rename, remove) goes through
+//! that one descriptor, so that a directory which is renamed or replaced meanwhile changes nothing. Symbolic
+//! links are followed, also one that leads to a file that does not exist yet. A link of `/proc` is no name
+//! but a descriptor.
 //!
-//! What must hold: what is judged (links, owners, the file itself) is an `O_PATH` handle, never a name that is looked up
-//! twice; a link of another user in a directory that everyone may write is not followed, as by the kernel's
-//! `fs.protected_symlinks`.
+//! What must hold: what is judged (links, owners, the file itself) is an `O_PATH` handle, never a name that
+//! is looked up twice; a link of another user in a directory that everyone may write is not followed, as by
+//! the kernel's `fs.protected_symlinks`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};
@@ -51,8 +52,8 @@ impl Location {
     /// Follows `given` to the name that a new file would get.
     pub(crate) fn find(given: &Path) -> Result<(Self, Found)> {
         let failed = |e: io::Error| Error::io("create", e);
-        // The kernel judges the links first: mount flags and security modules may forbid to follow them. What it finds does not
-        // count: the name may lead elsewhere when it is followed here.
+        // The kernel judges the links first: mount flags and security modules may forbid to follow them. What
+        // it finds does not count: the name may lead elsewhere when it is followed here.
         match fs::metadata(given) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
             _ => {}
@@ -101,8 +102,9 @@ impl Location {
             Some(parent) => shown.join(parent),
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = retry_on_intr(|| rustix::fs::openat(base, parent.unwrap_or(here), flags, Mode::empty()))
-            .map_err(|e| Error::io("create", e.into()))?;
+        let directory =
+            retry_on_intr(|| rustix::fs::openat(base, parent.unwrap_or(here), flags, Mode::empty()))
+                .map_err(|e| Error::io("create", e.into()))?;
         Ok(Self { directory, shown, name: name.to_owned() })
     }
 
@@ -173,8 +175,8 @@ impl Location {
         }
     }
 
-    /// Does `call`, which gives the file `from` the location's own name, again when a signal has interrupted it. A file system
-    /// behind a network may have done it all the same: then the name leads to the file.
+    /// Does `call`, which gives the file `from` the location's own name, again when a signal has interrupted
+    /// it. A file system behind a network may have done it all the same: then the name leads to the file.
     fn unless_done(&self, from: &OsStr, mut call: impl FnMut() -> rustix::io::Result<()>) -> io::Result<()> {
         let file = self.identity(from)?;
         loop {
@@ -233,8 +235,8 @@ impl Location {
     }
 }
 
-/// Whether `link` may be followed, which lies in `directory`: the rule of `fs.protected_symlinks`, whether or not that is
-/// switched on.
+/// Whether `link` may be followed, which lies in `directory`: the rule of `fs.protected_symlinks`, whether or
+/// not that is switched on.
 fn may_follow(link: &Metadata, directory: &Stat) -> bool {
     let everyones = Mode::SVTX | Mode::WOTH;
     let is_everyones = Mode::from_raw_mode(directory.st_mode).contains(everyones);
@@ -245,7 +247,8 @@ fn may_follow(link: &Metadata, directory: &Stat) -> bool {
 mod tests {
     use super::*;
 
-    /// An interrupted rename failed the whole copy; one that had happened all the same would have failed when it was repeated.
+    /// An interrupted rename failed the whole copy; one that had happened all the same would have failed when
+    /// it was repeated.
     #[test]
     fn an_interrupted_rename_is_repeated_unless_it_was_done() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! The kernel's tables of mounts and of swap space.
 //!
-//! Asked by [`crate::claim`], [`crate::holders`] and [`crate::target`]. Filesystems of servers are not asked: one may hang.
+//! Asked by [`crate::claim`], [`crate::holders`] and [`crate::target`]. Filesystems of servers are not asked:
+//! one may hang.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -46,7 +47,8 @@ pub(crate) fn of_device(device: u64) -> Option<PathBuf> {
     ours().into_iter().find(|mount| mount.device == number).map(|mount| mount.on)
 }
 
-/// Whether the filesystem with the device number `device` is one that a server stands behind, which may run on this host.
+/// Whether the filesystem with the device number `device` is one that a server stands behind, which may run
+/// on this host.
 pub(crate) fn is_served(device: u64) -> bool {
     let number = format!("{}:{}", major(device), minor(device));
     let mount = ours().into_iter().find(|mount| mount.device == number);
@@ -56,7 +58,8 @@ pub(crate) fn is_served(device: u64) -> bool {
     })
 }
 
-/// Where the regular file `file` is mounted by itself, for this process or another: it is the file of a container, say.
+/// Where the regular file `file` is mounted by itself, for this process or another: it is the file of a
+/// container, say.
 pub(crate) fn of_file(file: FileId) -> Option<PathBuf> {
     let find = |process: &Path, root: &Path| {
         let mounts = seen_by(process).into_iter().filter(|mount| mount.root != Path::new("/"));

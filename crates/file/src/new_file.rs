@@ -1,8 +1,9 @@
 //! A file that is not there until it is whole.
 //!
-//! It is written as `.NAME.RANDOM.partial` beside its target and renamed onto it once its bytes are durable, so
-//! that an interrupted copy never looks like a finished one, and an existing target stays as it was until then.
-//! A process that is killed leaves the partial file behind ([`crate::leftover`]); one that fails removes it.
+//! It is written as `.NAME.RANDOM.partial` beside its target and renamed onto it once its bytes are durable,
+//! so that an interrupted copy never looks like a finished one, and an existing target stays as it was until
+//! then. A process that is killed leaves the partial file behind ([`crate::leftover`]); one that fails
+//! removes it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -29,8 +30,8 @@ use crate::storage::FileStorage;
 pub enum Existing {
     /// Fail, at the start if it is there by then, at the end otherwise.
     Refuse,
-    /// Put the new file in its place, with everything that the old one carries: owner, mode, ACL, extended attributes,
-    /// flags. A symbolic link is followed: what it leads to is replaced.
+    /// Put the new file in its place, with everything that the old one carries: owner, mode, ACL, extended
+    /// attributes, flags. A symbolic link is followed: what it leads to is replaced.
     Replace,
 }
 
@@ -53,10 +54,10 @@ impl NewFile {
     /// Starts a file that will be called `target`; open for writing, empty, locked as `options` say.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] under [`Existing::Refuse`]; [`ErrorKind::Locked`] if the file to replace is
-    /// in use; [`ErrorKind::PermissionDenied`] if it may not be written; [`ErrorKind::Unsupported`] if the new file cannot
-    /// carry what it carries; [`ErrorKind::InvalidInput`] if what has the name is not a regular file; and whatever
-    /// creating a file beside `target` gives.
+    /// [`ErrorKind::AlreadyExists`] under [`Existing::Refuse`]; [`ErrorKind::Locked`] if the file to replace
+    /// is in use; [`ErrorKind::PermissionDenied`] if it may not be written; [`ErrorKind::Unsupported`] if the
+    /// new file cannot carry what it carries; [`ErrorKind::InvalidInput`] if what has the name is not a
+    /// regular file; and whatever creating a file beside `target` gives.
     pub fn create(target: impl AsRef<Path>, existing: Existing, options: &FileOptions) -> Result<Self> {
         let given = target.as_ref();
         let name: Arc<str> = given.display().to_string().into();
@@ -97,8 +98,8 @@ impl NewFile {
         Ok(Self { storage, name, location, partial, partial_path, replaced, persisted: false })
     }
 
-    /// The open file. It may outlive `self`, and is the target once that is persisted. Its name in messages is
-    /// the target's.
+    /// The open file. It may outlive `self`, and is the target once that is persisted. Its name in messages
+    /// is the target's.
     pub fn storage(&self) -> &Arc<FileStorage> {
         &self.storage
     }
@@ -116,16 +117,16 @@ impl NewFile {
     /// Makes the file durable, gives it its name, and makes that durable.
     ///
     /// # Errors
-    /// Any; the file is removed, unless only the last step failed: then it has its name, which may not survive
-    /// a crash.
+    /// Any; the file is removed, unless only the last step failed: then it has its name, which may not
+    /// survive a crash.
     pub fn persist(mut self) -> Result<()> {
         self.make_durable()?;
         self.take_name()?;
         self.sync_name()
     }
 
-    /// The first step of [`persist`](Self::persist), for several files that belong together: makes its bytes durable,
-    /// and what it carries.
+    /// The first step of [`persist`](Self::persist), for several files that belong together: makes its bytes
+    /// durable, and what it carries.
     ///
     /// # Errors
     /// Any.
@@ -136,7 +137,8 @@ impl NewFile {
     fn sync_and_carry(&self) -> Result<()> {
         self.storage.sync_all()?;
         let Some(old) = &self.replaced else { return Ok(()) };
-        // Copying takes long: what was taken away from the old file meanwhile must not come back with the new one.
+        // Copying takes long: what was taken away from the old file meanwhile must not come back with the new
+        // one.
         let ctime = |file: &File| file.metadata().map(|meta| (meta.ctime(), meta.ctime_nsec())).ok();
         let before = ctime(self.storage.file());
         carry(&old.file, self.storage.file())
@@ -195,8 +197,8 @@ impl Drop for NewFile {
     }
 }
 
-/// Removes a temporary file. Where that fails nothing more can be done: the name says what the file is, and the next run
-/// finds it.
+/// Removes a temporary file. Where that fails nothing more can be done: the name says what the file is, and
+/// the next run finds it.
 fn remove(location: &Location, partial: &OsStr) {
     if location.remove(partial).is_err() {
         let _ = location.remove(partial);
@@ -224,8 +226,8 @@ impl Replaced {
             return Err(Error::new(ErrorKind::InvalidInput, "create")
                 .because("a block device cannot be replaced by a file; write into it instead"));
         }
-        // Renaming over it takes leave to write the directory alone; a file that is protected against writing is meant
-        // to stay.
+        // Renaming over it takes leave to write the directory alone; a file that is protected against writing
+        // is meant to stay.
         let file = found.open(true, OFlags::NONBLOCK).map_err(|e| Error::io("create", e))?;
         location.check_leads_to(found.metadata(), "create")?;
         let lock = open::lock(&file, given, options.lock, true)?;
@@ -289,8 +291,8 @@ fn create_beside(
     Err(Error::new(ErrorKind::AlreadyExists, "create"))
 }
 
-/// What stands before and after the random part of a temporary name, for the file `name`: NAME is cut where the whole
-/// would be longer than a file name may be.
+/// What stands before and after the random part of a temporary name, for the file `name`: NAME is cut where
+/// the whole would be longer than a file name may be.
 pub(crate) fn partial_affixes(name: &[u8]) -> (Vec<u8>, &'static [u8]) {
     const NAME_MAX: usize = 255;
     const SUFFIX: &[u8] = b".partial";

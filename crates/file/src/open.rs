@@ -1,8 +1,9 @@
-//! Opening: what the caller asks for, what kind of file it turns out to be, and the facts that hold for as long
-//! as it is open.
+//! Opening: what the caller asks for, what kind of file it turns out to be, and the facts that hold for as
+//! long as it is open.
 //!
-//! Only regular files and block devices are opened. What is there is found first and checked, and then that file is opened
-//! ([`PathHandle`]), so that opening does not set off what a tape drive or a FIFO does when opened.
+//! Only regular files and block devices are opened. What is there is found first and checked, and then that
+//! file is opened ([`PathHandle`]), so that opening does not set off what a tape drive or a FIFO does when
+//! opened.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -27,7 +28,8 @@ pub enum LockMode {
     /// Readers keep writers out, a writer keeps readers and writers out.
     #[default]
     Exclusive,
-    /// Says what it does, and bears with whatever others do (`-U`); goes on without where that cannot be said.
+    /// Says what it does, and bears with whatever others do (`-U`); goes on without where that cannot be
+    /// said.
     Shared,
     /// No lock at all.
     Off,
@@ -70,9 +72,10 @@ impl FileOptions {
         self
     }
 
-    /// Claims a block device: opening fails while it is mounted, or claimed by another device or program, and they
-    /// cannot claim it while it is open. A claim is held once: opening the same device with a second one fails too.
-    /// A regular file is not claimed. Opening either fails while a loop device on it is used, or may be.
+    /// Claims a block device: opening fails while it is mounted, or claimed by another device or program, and
+    /// they cannot claim it while it is open. A claim is held once: opening the same device with a second one
+    /// fails too. A regular file is not claimed. Opening either fails while a loop device on it is used, or
+    /// may be.
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;
@@ -90,16 +93,16 @@ impl FileOptions {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::AlreadyExists`] and [`ErrorKind::PermissionDenied`] from the
-    /// system; [`ErrorKind::Locked`] if another user of the image stands in the way; [`ErrorKind::InvalidInput`]
-    /// for anything that is neither a regular file nor a block device.
+    /// system; [`ErrorKind::Locked`] if another user of the image stands in the way;
+    /// [`ErrorKind::InvalidInput`] for anything that is neither a regular file nor a block device.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<FileStorage> {
         let path = path.as_ref();
         let name: Arc<str> = path.display().to_string().into();
         self.open_named(path, &name, 0o666).map_err(|e| e.or_in_file(&name))
     }
 
-    /// Opens the file that `handle` is of, calling it `shown` in messages: for a caller that decides about files before they
-    /// are opened, and wants the user to read the name that the user knows.
+    /// Opens the file that `handle` is of, calling it `shown` in messages: for a caller that decides about
+    /// files before they are opened, and wants the user to read the name that the user knows.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -149,7 +152,8 @@ impl FileOptions {
         if self.direct { OFlags::DIRECT } else { OFlags::empty() }
     }
 
-    /// Makes a storage of `file`, which has been opened as these options say; `path` is for messages about its lock.
+    /// Makes a storage of `file`, which has been opened as these options say; `path` is for messages about
+    /// its lock.
     pub(crate) fn adopt(&self, file: File, path: &Path, name: &Arc<str>) -> Result<FileStorage> {
         let writable = self.writable || self.create_new;
         let lock = lock(&file, path, self.lock, writable)?;

@@ -1,7 +1,7 @@
 //! An open host file or block device.
 //!
-//! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a copy
-//! from another storage that makes the file longer.
+//! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a
+//! copy from another storage that makes the file longer.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -30,7 +30,8 @@ use crate::{claim, copy, holes, io, open, zeroes};
 #[derive(Debug)]
 pub struct FileStorage {
     opened: Descriptor,
-    /// The same file opened in other ways, by [`Way`], where that was asked for later. They hold no lock: `opened` does.
+    /// The same file opened in other ways, by [`Way`], where that was asked for later. They hold no lock:
+    /// `opened` does.
     others: [OnceLock<Descriptor>; 4],
     /// The [`Way`] that is used at present.
     way: AtomicUsize,
@@ -115,12 +116,13 @@ impl FileStorage {
         })
     }
 
-    /// Lets the open file be written from now on, or not any more; the image lock changes with it. Nobody else may call
-    /// this at the same time, and who asked for [`info`](Storage::info) before has to ask again.
+    /// Lets the open file be written from now on, or not any more; the image lock changes with it. No other
+    /// thread may call this at the same time, and who asked for [`info`](Storage::info) before has to ask
+    /// again.
     ///
     /// # Errors
-    /// The file cannot be opened for writing, cannot be flushed, or is [locked](ErrorKind::Locked) by somebody else.
-    /// Nothing has changed then.
+    /// The file cannot be opened for writing, cannot be flushed, or is [locked](ErrorKind::Locked) by another
+    /// user. Nothing has changed then.
     pub fn set_writable(&self, writable: bool) -> Result<()> {
         if writable == self.info().writable {
             return Ok(());
@@ -140,11 +142,12 @@ impl FileStorage {
         Ok(())
     }
 
-    /// Goes past the host's page cache from now on, or through it. Nobody else may call this at the same time, or write.
+    /// Goes past the host's page cache from now on, or through it. No other thread may call this at the same
+    /// time, or write.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if the filesystem does not do direct I/O; the file cannot be flushed. Nothing has
-    /// changed then.
+    /// [`ErrorKind::Unsupported`] if the filesystem does not do direct I/O; the file cannot be flushed.
+    /// Nothing has changed then.
     pub fn set_direct(&self, direct: bool) -> Result<()> {
         let way = Way::of(self.descriptor());
         if way.direct == direct {
@@ -153,8 +156,8 @@ impl FileStorage {
         self.named(self.flush().and_then(|()| self.open_in(Way { direct, ..way })))
     }
 
-    /// Gives the file up although others may hold the storage for a while: what was written becomes durable, later writes
-    /// are refused, and the image lock goes.
+    /// Gives the file up although others may hold the storage for a while: what was written becomes durable,
+    /// later writes are refused, and the image lock goes.
     ///
     /// # Errors
     /// It cannot be flushed. It is given up all the same.
@@ -172,10 +175,12 @@ impl FileStorage {
         self.flushes.has_failed()
     }
 
-    /// Takes the file up again after a failed flush. The kernel may have given up what it could not write, and then shows it
-    /// for as long as it keeps the page: such pages are dropped, so that reads show what is on disk.
+    /// Takes the file up again after a failed flush. The kernel may have given up what it could not write,
+    /// and then shows it for as long as it keeps the page: such pages are dropped, so that reads show what is
+    /// on disk.
     ///
-    /// The caller writes again whatever no good flush has covered, and lets nobody use the file meanwhile.
+    /// The caller writes again whatever no good flush has covered, and excludes other users of the file
+    /// meanwhile.
     ///
     /// # Errors
     /// The pages cannot be dropped.
@@ -212,8 +217,8 @@ impl FileStorage {
         *self.claim.lock() = None;
     }
 
-    /// Runs a `fallocate` through the descriptor that holds the claim of a block device: through another the kernel refuses
-    /// it.
+    /// Runs a `fallocate` through the descriptor that holds the claim of a block device: through another the
+    /// kernel refuses it.
     fn allocating<T>(&self, call: impl FnOnce(&File) -> T) -> T {
         if self.kind == FileKind::Regular {
             return call(self.file());
@@ -241,7 +246,7 @@ impl FileStorage {
             let file =
                 options.open(self.reopened()).map_err(|e| open::explain(e, way.direct, "open anew"))?;
             let direct = way.direct.then(|| Direct::new(&file, way.writable)).transpose()?;
-            // Nobody else sets it meanwhile.
+            // No other thread sets it meanwhile.
             let _ = place.set(Descriptor::new(file, direct, self.kind, way.writable));
         }
         self.way.store(way.number(), Ordering::Release);
@@ -278,7 +283,8 @@ impl FileStorage {
 
     /// Makes everything written, and the file's attributes, durable.
     pub(crate) fn sync_all(&self) -> Result<()> {
-        // Attributes by a call of our own: a flush may be answered by somebody else's, which leaves them out.
+        // Attributes by a call of our own: a flush may be answered by another thread's, which leaves them
+        // out.
         self.named(
             self.flushes
                 .flush(self.file())
@@ -371,8 +377,8 @@ impl FileStorage {
         if self.allocating(|file| zeroes::zero_range(file, range))? == Outcome::Done {
             return Ok(Outcome::Done);
         }
-        // A filesystem without ZERO_RANGE (tmpfs) may still punch and allocate. Should the second step fail, the
-        // range reads as zeros all the same.
+        // A filesystem without ZERO_RANGE (tmpfs) may still punch and allocate. Should the second step fail,
+        // the range reads as zeros all the same.
         if self.kind == FileKind::Block
             || zeroes::punch(self.file(), range, "write zeroes")? == Outcome::Unsupported
         {

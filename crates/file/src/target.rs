@@ -1,8 +1,9 @@
 //! What a target file is, and how it is written: the decision, made before anything is copied.
 //!
-//! Used by `image::Target`. A new file is written under a temporary name. An existing one is replaced the same way where
-//! that loses nothing; where it would lose something the file is written in place; where either might surprise its owner
-//! the caller must choose. A block device is always written in place. The rules are in [`decide`] alone.
+//! Used by `image::Target`. A new file is written under a temporary name. An existing one is replaced the
+//! same way where that loses nothing; where it would lose something the file is written in place; where
+//! either might surprise its owner the caller must choose. A block device is always written in place. The
+//! rules are in [`decide`] alone.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -39,7 +40,8 @@ pub enum Replacement {
     InPlace,
 }
 
-/// How a target is prepared. The default: [`Replacement::Auto`], block devices claimed, old temporary files left alone.
+/// How a target is prepared. The default: [`Replacement::Auto`], block devices claimed, old temporary files
+/// left alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TargetOptions {
     pub(crate) replacement: Replacement,
@@ -89,8 +91,8 @@ impl TargetOptions {
         self
     }
 
-    /// The new contents come from a server, which may have this very file open: nothing is written into a file that a process
-    /// has open.
+    /// The new contents come from a server, which may have this very file open: nothing is written into a
+    /// file that a process has open.
     #[must_use]
     pub fn from_server(mut self, from_server: bool) -> Self {
         self.from_server = from_server;
@@ -160,12 +162,14 @@ pub enum Surprise {
     },
     /// A loop device in use stands on it: it would keep the old file, or have its contents changed under it.
     HeldDevice(FileHolder),
-    /// Another user has made it, in a sticky directory in which others may make files: it may be a trap for the new contents.
+    /// Another user has made it, in a sticky directory in which others may make files: it may be a trap for
+    /// the new contents.
     Foreign {
         /// The user's number.
         owner: u32,
     },
-    /// The new contents come from a server, which may be what has it open: written in place it would be emptied first.
+    /// The new contents come from a server, which may be what has it open: written in place it would be
+    /// emptied first.
     MaybeSource(FileHolder),
 }
 
@@ -229,8 +233,8 @@ impl<'a> TargetPlan<'a> {
     /// Decides how `path` will be written.
     ///
     /// # Errors
-    /// Its directory cannot be searched; it is neither a regular file nor a block device; it cannot be replaced although
-    /// [`Replacement::Atomic`] asks for it.
+    /// Its directory cannot be searched; it is neither a regular file nor a block device; it cannot be
+    /// replaced although [`Replacement::Atomic`] asks for it.
     pub fn new(path: &'a Path, options: TargetOptions) -> Result<Self> {
         let name: Arc<str> = path.display().to_string().into();
         Self::find(path, &name, options).map_err(|e| e.or_in_file(&name))
@@ -246,13 +250,15 @@ impl<'a> TargetPlan<'a> {
         Ok(Self { given, name: Arc::clone(name), location, found, decision, leftovers, options })
     }
 
-    /// How it will be written. Only what a file carries is found out later, when there is a new one to carry it to.
+    /// How it will be written. Only what a file carries is found out later, when there is a new one to carry
+    /// it to.
     pub fn decision(&self) -> &Decision {
         &self.decision
     }
 
-    /// Opens the target for writing, once what killed runs left is removed, if that is wanted; also gives what they left. A
-    /// target that is written in place still has its contents; a block device is claimed, unless forced.
+    /// Opens the target for writing, once what killed runs left is removed, if that is wanted; also gives
+    /// what they left. A target that is written in place still has its contents; a block device is claimed,
+    /// unless forced.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the caller must choose; [`ErrorKind::Locked`] if it is in use;
@@ -374,8 +380,8 @@ fn only_in_place(location: &Location, found: &Found, meta: &Metadata) -> io::Res
     Ok(None)
 }
 
-/// Whether the file was put by another user where others may make files: the kernel's `fs.protected_regular` does not open
-/// it for a new file, whatever the privilege.
+/// Whether the file was put by another user where others may make files: the kernel's `fs.protected_regular`
+/// does not open it for a new file, whatever the privilege.
 fn is_foreign(location: &Location, meta: &Metadata) -> io::Result<bool> {
     let directory = location.stat()?;
     let mode = Mode::from_raw_mode(directory.st_mode);

@@ -246,7 +246,7 @@ fn plan(path: &Path) -> NewFile {
     }
 }
 
-/// The copy takes long; whoever closes the old file meanwhile does not find it open again.
+/// The copy takes long; a mode that is narrowed meanwhile stays narrow.
 #[test]
 fn rights_that_are_taken_away_meanwhile_stay_away() {
     let dir = tempfile::tempdir().unwrap();

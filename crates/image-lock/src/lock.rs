@@ -1,7 +1,7 @@
 //! Taking the locks.
 //!
-//! Ours are set first and the others' are looked for afterwards: of two that come at the same time at least one
-//! sees the other. Whoever finds a conflict gives back what it took.
+//! Ours are set first and the others' are looked for afterwards: of two that come at the same time at least
+//! one sees the other. The one that finds a conflict releases what it took.
 
 use std::fs::File;
 use std::io;
@@ -31,14 +31,14 @@ pub struct ImageLock {
 }
 
 impl ImageLock {
-    /// Locks the image open as `file`: says that we do `wanted` and let nobody else do `unshared`.
+    /// Locks the image open as `file`: announces that we do `wanted` and share nothing of `unshared`.
     ///
     /// `path` is for messages. The file may be open for reading only. A second call on the same open file
     /// description is not a second user: it adds to the first.
     ///
     /// # Errors
-    /// [`LockError::Held`] or [`LockError::NotShared`] if another user stands in the way, in this process or in
-    /// another; nothing is locked then. [`LockError::System`] for anything else.
+    /// [`LockError::Held`] or [`LockError::NotShared`] if another user stands in the way, in this process or
+    /// in another; nothing is locked then. [`LockError::System`] for anything else.
     pub fn acquire(
         file: &File,
         path: &Path,
@@ -91,8 +91,9 @@ impl ImageLock {
         }
     }
 
-    /// Gives the lock back while `file` is still open. Closing it would do as well, unless a child that this process
-    /// has forked for something else, and that has not called `exec` yet, still holds a copy of the descriptor.
+    /// Gives the lock back while `file` is still open. Closing it would do as well, unless a child that this
+    /// process has forked for something else, and that has not called `exec` yet, still holds a copy of the
+    /// descriptor.
     pub fn release(&self, file: &File) {
         release(file.as_fd(), self.have, self.unshared);
     }
@@ -102,12 +103,12 @@ impl ImageLock {
         self.have
     }
 
-    /// What we let nobody else do.
+    /// What we do not share.
     pub fn unshared(&self) -> Permissions {
         self.unshared
     }
 
-    /// False where the filesystem has no such locks: then nobody is kept out, and nobody could have kept us
+    /// False where the filesystem has no such locks: then no user is kept out, and none could have kept us
     /// out.
     pub fn is_enforced(&self) -> bool {
         self.enforced
@@ -142,8 +143,9 @@ fn acquire(fd: BorrowedFd<'_>, wanted: Permissions, unshared: Permissions) -> Re
     Ok(())
 }
 
-/// What `errno` of setting a read lock means. It conflicts only with a write lock on the byte, which QEMU and we never set,
-/// and Linux says `EAGAIN` then. `EACCES` is a security module or a server that allows no locks.
+/// What `errno` of setting a read lock means. It conflicts only with a write lock on the byte, which QEMU and
+/// we never set, and Linux says `EAGAIN` then. `EACCES` is a security module or a server that allows no
+/// locks.
 fn refusal(errno: Errno, conflict: Refusal) -> Refusal {
     match errno {
         Errno::EAGAIN => conflict,
@@ -225,7 +227,8 @@ mod tests {
         assert_eq!(uninterrupted(|| answers.next().unwrap()), Err::<(), _>(Errno::EAGAIN));
     }
 
-    /// A file system without a lock manager, and a policy that allows no locks, were another user of the image.
+    /// A file system without a lock manager, and a policy that allows no locks, were another user of the
+    /// image.
     #[test]
     fn only_a_conflict_is_another_user() {
         let refused = |errno| refusal(errno, Refusal::Held(Permission::Write, None));

@@ -1,10 +1,11 @@
 //! The chain that an image is about to stand on, looked at before anything is written.
 //!
-//! Called by whatever writes the name of a backing file into a header: a new image must not take the place of a file that
-//! it stands on, and a chain must end.
+//! Called by whatever writes the name of a backing file into a header: a new image must not take the place of
+//! a file that it stands on, and a chain must end.
 //!
-//! What must hold: files are compared by device and inode and by what block devices stand on, those that are not there yet by directory and name; headers are
-//! read only as far as the policy goes; nothing is locked and nothing is written.
+//! What must hold: files are compared by device and inode and by what block devices stand on, those that are
+//! not there yet by directory and name; headers are read only as far as the policy goes; nothing is locked
+//! and nothing is written.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -22,13 +23,13 @@ use crate::open::{Below, OpenOptions, os_str, probe};
 use crate::place::{Place, PlaceId};
 use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name};
 
-/// Checks that the image `image`, whose data lies in `data` if that is given, may stand on `backing`: none of the two is
-/// part of that chain, and the chain is neither a cycle nor too deep. A chain that cannot be followed to its end passes,
-/// unless `policy` is the reason and one of the two is there to be lost.
+/// Checks that the image `image`, whose data lies in `data` if that is given, may stand on `backing`: none of
+/// the two is part of that chain, and the chain is neither a cycle nor too deep. A chain that cannot be
+/// followed to its end passes, unless `policy` is the reason and one of the two is there to be lost.
 ///
 /// # Errors
-/// [`Error::Create`] if a file would stand on itself; [`Error::Reference`] for a cycle, a chain that is too deep, or one
-/// that the policy hides.
+/// [`Error::Create`] if a file would stand on itself; [`Error::Reference`] for a cycle, a chain that is too
+/// deep, or one that the policy hides.
 pub fn check_backing(
     image: &Path,
     data: Option<&Path>,
@@ -39,8 +40,9 @@ pub fn check_backing(
     check(image, data, backing, format, policy, true)
 }
 
-/// The same for an image that is to be made. Unless `unknown` chains are accepted, one that cannot be followed to its end is
-/// an error if one of the files is there to be lost; a plain name that leads to nothing is an end.
+/// The same for an image that is to be made. Unless `unknown` chains are accepted, one that cannot be
+/// followed to its end is an error if one of the files is there to be lost; a plain name that leads to
+/// nothing is an end.
 ///
 /// # Errors
 /// As for [`check_backing`]; [`Error::ChainUnknown`].
@@ -169,8 +171,8 @@ impl Spot {
     }
 }
 
-/// Device and inode of the directory of `path`, and the name in it, after all links: a new file comes into being where
-/// the last link leads.
+/// Device and inode of the directory of `path`, and the name in it, after all links: a new file comes into
+/// being where the last link leads.
 fn entry(path: &Path) -> Option<(u64, u64, OsString)> {
     let mut path = path.to_owned();
     // As many as the kernel follows.

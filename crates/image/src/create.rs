@@ -1,8 +1,9 @@
 //! Making images.
 //!
-//! First what the image will be written into is opened ([`PreparedImage`]), then it is written ([`NewImage`]). A new file
-//! gets its name once it is durable ([`NewImage::persist`]); until then what had the name stays as it was, and giving up
-//! leaves nothing behind. What else there is ([`Target`]) is written in place.
+//! First what the image will be written into is opened ([`PreparedImage`]), then it is written
+//! ([`NewImage`]). A new file gets its name once it is durable ([`NewImage::persist`]); until then what had
+//! the name stays as it was, and giving up leaves nothing behind. What else there is ([`Target`]) is written
+//! in place.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -46,8 +47,8 @@ pub struct CreateSpec {
 }
 
 impl CreateSpec {
-    /// An image of `format` with `size` bytes, and the other settings as given. The size is rounded up to a multiple
-    /// of 512.
+    /// An image of `format` with `size` bytes, and the other settings as given. The size is rounded up to a
+    /// multiple of 512.
     pub fn new(format: Format, size: u64, settings: CreateSettings) -> Self {
         Self {
             format,
@@ -65,8 +66,9 @@ impl CreateSpec {
         }
     }
 
-    /// Which files the chain below the image may pull in when it is looked at ([`check_backing`](crate::check_backing)); by default those in or below
-    /// the directory of the backing file.
+    /// Which files the chain below the image may pull in when it is looked at
+    /// ([`check_backing`](crate::check_backing)); by default those in or below the directory of the backing
+    /// file.
     #[must_use]
     pub fn policy(mut self, policy: ReferencePolicy) -> Self {
         self.policy = Some(policy);
@@ -95,15 +97,16 @@ impl CreateSpec {
         self
     }
 
-    /// Whether files that are there already may be lost although the chain below the image cannot be followed to its end, so
-    /// that they might be part of it. By default that is refused ([`Error::ChainUnknown`]).
+    /// Whether files that are there already may be lost although the chain below the image cannot be followed
+    /// to its end, so that they might be part of it. By default that is refused ([`Error::ChainUnknown`]).
     #[must_use]
     pub fn unknown_chain(mut self, accept: bool) -> Self {
         self.unknown_chain = accept;
         self
     }
 
-    /// Whether the caller writes the whole disk: then a raw image on a device or in an export is not cleared first.
+    /// Whether the caller writes the whole disk: then a raw image on a device or in an export is not cleared
+    /// first.
     #[must_use]
     pub fn filled(mut self, filled: bool) -> Self {
         self.filled = filled;
@@ -160,8 +163,9 @@ impl CreateSpec {
         }
     }
 
-    /// Whether the image may be made as `path`, by what has its name and the names in its settings: neither the image nor its data
-    /// file may be what the other stands on, and a data file that is there already is kept. Writes nothing.
+    /// Whether the image may be made as `path`, by what has its name and the names in its settings: neither
+    /// the image nor its data file may be what the other stands on, and a data file that is there already is
+    /// kept. Writes nothing.
     ///
     /// # Errors
     /// What [`PreparedImage::new`] would say about them.
@@ -205,7 +209,8 @@ impl CreateSpec {
         match Target::decide(data, &self.target) {
             Ok(Decision::Create) => return Ok(()),
             decided if self.replace_data_file => return decided.map(drop),
-            // Whether it is mounted or held is found out first: both are overridden by one option of the command line.
+            // Whether it is mounted or held is found out first: both are overridden by one option of the
+            // command line.
             Ok(Decision::InPlace(InPlace::BlockDevice)) => {
                 Target::prepare(data, &self.file_options(), self.access())?.discard();
             }
@@ -215,7 +220,8 @@ impl CreateSpec {
         Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
     }
 
-    /// Opens what the data of `image` will be written into. A file that has come into being since the check is kept, too.
+    /// Opens what the data of `image` will be written into. A file that has come into being since the check
+    /// is kept, too.
     fn prepare_data(&self, image: &Path, data: &Path, options: &TargetOptions) -> Result<Target> {
         let target = Target::prepare(data, options, self.access())?;
         if self.replace_data_file || target.loses_nothing() {
@@ -342,8 +348,8 @@ impl<'a> PreparedImage<'a> {
     /// Writes the image, empty. What is written in place loses its old contents.
     ///
     /// # Errors
-    /// [`Error`]; then no new file has been left behind. [`Error::Incomplete`] if what is written in place has lost what it
-    /// held.
+    /// [`Error`]; then no new file has been left behind. [`Error::Incomplete`] if what is written in place
+    /// has lost what it held.
     pub fn write(self) -> Result<NewImage> {
         self.write_until(&|| false)
     }
@@ -351,8 +357,8 @@ impl<'a> PreparedImage<'a> {
     /// The same until `stop` says so, which is asked at least every 64 MiB.
     ///
     /// # Errors
-    /// As for [`write`](Self::write); an error of the kind [`Cancelled`](blockmirror_block::ErrorKind::Cancelled) if it was
-    /// stopped.
+    /// As for [`write`](Self::write); an error of the kind
+    /// [`Cancelled`](blockmirror_block::ErrorKind::Cancelled) if it was stopped.
     pub fn write_until(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<NewImage> {
         let Self { path, spec, mut file, data } = self;
         spec.try_len(&file, data.as_ref())?;
@@ -379,7 +385,8 @@ impl<'a> PreparedImage<'a> {
     }
 }
 
-/// A new image that does not have its name yet, or is not durable. Dropped without [`persist`](Self::persist) it is gone.
+/// A new image that does not have its name yet, or is not durable. Dropped without [`persist`](Self::persist)
+/// it is gone.
 #[derive(Debug)]
 #[must_use = "dropping it removes the image"]
 pub struct NewImage {
@@ -391,9 +398,9 @@ pub struct NewImage {
 }
 
 impl NewImage {
-    /// Writes a new, empty image that will be called `path`. A file that has the name now must not be in use: it is replaced
-    /// by [`persist`](Self::persist), or overwritten at once where it cannot be ([`Target::in_place`]); so is a block device
-    /// or an export, and a raw image needs one of its own size.
+    /// Writes a new, empty image that will be called `path`. A file that has the name now must not be in use:
+    /// it is replaced by [`persist`](Self::persist), or overwritten at once where it cannot be
+    /// ([`Target::in_place`]); so is a block device or an export, and a raw image needs one of its own size.
     ///
     /// # Errors
     /// [`Error`]; then no file has been left behind.
@@ -401,8 +408,9 @@ impl NewImage {
         PreparedImage::new(path.as_ref(), spec)?.write()
     }
 
-    /// Whether the whole disk reads as zeros until something is written, whatever its extents say: preallocated
-    /// clusters are data to them. A raw image on a block device shows what was there, an overlay its backing file.
+    /// Whether the whole disk reads as zeros until something is written, whatever its extents say:
+    /// preallocated clusters are data to them. A raw image on a block device shows what was there, an overlay
+    /// its backing file.
     pub fn reads_as_zeros(&self) -> bool {
         self.reads_as_zeros
     }
@@ -427,8 +435,8 @@ impl NewImage {
 
     /// Makes the image durable and gives it its name.
     ///
-    /// The names of an image and its data file change one right after the other, not at once: what fails or ends in between
-    /// leaves the new data file and the old image.
+    /// The names of an image and its data file change one right after the other, not at once: what fails or
+    /// ends in between leaves the new data file and the old image.
     ///
     /// # Errors
     /// If that fails; the image is gone then, or (if only the last step failed) has its name already.

@@ -1,7 +1,7 @@
 //! An open image: the disk, and what the caller may want to know about the files below it.
 //!
-//! Made by [`OpenOptions::open`](crate::OpenOptions::open) and [`NewImage::open`](crate::NewImage::open); it keeps
-//! every file of the chain open, and locked, for as long as its device lives.
+//! Made by [`OpenOptions::open`](crate::OpenOptions::open) and [`NewImage::open`](crate::NewImage::open); it
+//! keeps every file of the chain open, and locked, for as long as its device lives.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -88,13 +88,15 @@ impl Image {
         self.backing.as_ref()
     }
 
-    /// Whether `path` leads to one of the files (or to the export) that are open for it: images and data files of the
-    /// whole chain; or to a block device that shows bytes of theirs, or to the file below one that is open for it.
+    /// Whether `path` leads to one of the files (or to the export) that are open for it: images and data
+    /// files of the whole chain; or to a block device that shows bytes of theirs, or to the file below one
+    /// that is open for it.
     pub fn uses(&self, path: impl AsRef<Path>) -> bool {
         PlaceId::of(path.as_ref()).is_some_and(|id| self.files.iter().any(|file| file.overlaps(&id)))
     }
 
-    /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among them.
+    /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among
+    /// them.
     pub fn writes_into(&self, other: &Image) -> bool {
         self.files.iter().take(self.own_files).any(|id| other.files.iter().any(|file| file.overlaps(id)))
     }
@@ -109,7 +111,8 @@ impl Image {
         self.files.iter().take(self.own_files).filter_map(PlaceId::file)
     }
 
-    /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them does not tell.
+    /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them
+    /// does not tell.
     pub fn allocated_bytes(&self) -> Option<u64> {
         self.allocated
     }

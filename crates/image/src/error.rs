@@ -16,7 +16,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an image was not opened, made or described.
 ///
-/// The line has the cause in it, and `source()` is what the line lacks: a report that follows it prints nothing twice.
+/// The line has the cause in it, and `source()` is what the line lacks: a report that follows it prints
+/// nothing twice.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -1,8 +1,8 @@
 //! Opening an image with everything below it.
 //!
-//! First down the chain: each file is opened, its format told, its header read, and the names in it judged by the
-//! policy, with an eye on cycles and depth. Then up again: each layer becomes a device on the one below. Nothing is
-//! opened twice, and nothing recurses.
+//! First down the chain: each file is opened, its format detected, its header read, and the names in it
+//! judged by the policy, with an eye on cycles and depth. Then up again: each layer becomes a device on the
+//! one below. Nothing is opened twice, and nothing recurses.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -67,8 +67,8 @@ impl OpenOptions {
         Self::default()
     }
 
-    /// The format of the image itself; `None` finds it out, and then a data file is not written to. (The layers below
-    /// have theirs in the header above them.)
+    /// The format of the image itself; `None` finds it out, and then a data file is not written to. (The
+    /// layers below have theirs in the header above them.)
     #[must_use]
     pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
         self.format = format.into();
@@ -82,8 +82,8 @@ impl OpenOptions {
         self
     }
 
-    /// How the files are locked. Without [`LockMode::Exclusive`] others may use them at the same time; what is read may then
-    /// be inconsistent.
+    /// How the files are locked. Without [`LockMode::Exclusive`] others may use them at the same time; what
+    /// is read may then be inconsistent.
     #[must_use]
     pub fn lock(mut self, lock: LockMode) -> Self {
         self.lock = lock;
@@ -97,7 +97,8 @@ impl OpenOptions {
         self
     }
 
-    /// Opens for reading what the header of `image` names, or will name, as its backing file, if the policy allows it.
+    /// Opens for reading what the header of `image` names, or will name, as its backing file, if the policy
+    /// allows it.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -107,8 +108,9 @@ impl OpenOptions {
         self.for_opened(target.path(), &place).open_on(&place, target.path(), None)
     }
 
-    /// Claims block devices that are written, and the image's own for reading too: opening fails while one is mounted or
-    /// held, or a regular file below a loop device that is ([`blockmirror_file::FileOptions::claim`]). What lies below the image is never claimed.
+    /// Claims block devices that are written, and the image's own for reading too: opening fails while one is
+    /// mounted or held, or a regular file below a loop device that is
+    /// ([`blockmirror_file::FileOptions::claim`]). What lies below the image is never claimed.
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;
@@ -155,8 +157,8 @@ impl OpenOptions {
         self.for_opened(path, &place).open_on(&place, path, None)
     }
 
-    /// Opens the image in `place`, which has the name `path`, and what it stands on; `data` is where its data lies if
-    /// that is open already. What is written to depends on how `place` was opened.
+    /// Opens the image in `place`, which has the name `path`, and what it stands on; `data` is where its data
+    /// lies if that is open already. What is written to depends on how `place` was opened.
     pub(crate) fn open_on(&self, place: &Place, path: &Path, data: Option<&Place>) -> Result<Image> {
         let mut descent = Descent { options: self, files: vec![place.id()], notes: Vec::new() };
         descent.files.extend(data.iter().map(|data| data.id()));
@@ -298,8 +300,8 @@ impl Descent<'_> {
         Ok(layers)
     }
 
-    /// Reads the header of one image, opens its data file unless it is there already, and judges what it names
-    /// as its backing file.
+    /// Reads the header of one image, opens its data file unless it is there already, and judges what it
+    /// names as its backing file.
     fn layer(
         &mut self,
         place: &Place,

@@ -1,9 +1,10 @@
 //! Backing files that are no plain files: `blkdebug:CONFIG:IMAGE` and `null-co://`.
 //!
-//! They stand in headers of test images. Called on the way down a chain; a caller that does not allow protocols gets what
-//! any other name gets, a refusal.
+//! They stand in headers of test images. Called on the way down a chain; a caller that does not allow
+//! protocols gets what any other name gets, a refusal.
 //!
-//! What must hold: each file that such a name leads to is judged as a file that the image names, the one with the rules too.
+//! What must hold: each file that such a name leads to is judged as a file that the image names, the one with
+//! the rules too.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,11 +1,11 @@
 //! Files that images name: which of them may be opened.
 //!
-//! An image's header is data from wherever the image came from, and a name in it (backing file, external data file)
-//! is a request to read a file of the host. The caller's [`ReferencePolicy`] decides. Names are taken as plain paths
-//! only, never as a protocol or a JSON description.
+//! An image's header is data from wherever the image came from, and a name in it (backing file, external data
+//! file) is a request to read a file of the host. The caller's [`ReferencePolicy`] decides. Names are taken
+//! as plain paths only, never as a protocol or a JSON description.
 //!
-//! What must hold: the decision is about a file that was found ([`PathHandle`]), not about its name, and that very file is
-//! opened. Whoever changes links meanwhile changes which file is judged, never which is opened.
+//! What must hold: the decision is about a file that was found ([`PathHandle`]), not about its name, and that
+//! very file is opened. A link that changes meanwhile changes which file is judged, never which is opened.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -71,8 +71,8 @@ pub enum ReferenceRefusal {
     /// The name is relative, and the image is not in a directory but behind a server.
     #[error("which is relative, and the image is in no directory")]
     NoDirectory,
-    /// It would be written to, on the word of bytes that nobody has said are an image: a guest with a raw disk can
-    /// put a header there.
+    /// It would be written to, on the word of bytes that were not declared to be an image: a guest with a raw
+    /// disk can put a header there.
     #[error("which is not written to while the format of the image is only found out")]
     Guessed,
     /// It is neither a regular file nor a block device.
@@ -99,8 +99,8 @@ impl From<io::Error> for ReferenceRefusal {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Resolved {
-    /// The path as the image spells it, from where we are: for messages, and for the names that this file's own
-    /// header is relative to.
+    /// The path as the image spells it, from where we are: for messages, and for the names that this file's
+    /// own header is relative to.
     pub path: PathBuf,
     /// The file that was judged, and so what is to be opened.
     pub handle: PathHandle,
@@ -167,8 +167,8 @@ impl ReferencePolicy {
         Self { roots: Roots::Any, ..Self::deny() }
     }
 
-    /// Files in or below the directory of `image` are opened: where images that belong together lie together. Beside an
-    /// export there is nothing.
+    /// Files in or below the directory of `image` are opened: where images that belong together lie together.
+    /// Beside an export there is nothing.
     ///
     /// # Errors
     /// If the directory cannot be looked up.
@@ -214,8 +214,8 @@ impl ReferencePolicy {
         policy
     }
 
-    /// Also opens this one file, typically because its name came from the user. A file that does not exist (yet)
-    /// adds nothing.
+    /// Also opens this one file, typically because its name came from the user. A file that does not exist
+    /// (yet) adds nothing.
     pub fn allow_file(&mut self, file: &Path) {
         self.files.extend(FileId::of(file));
     }
@@ -229,8 +229,9 @@ impl ReferencePolicy {
         self.protocols
     }
 
-    /// For the image open as `id` by the name `image`: its directory counts only if it is the one that the image was
-    /// opened from. Between making the policy and opening the image the name may have come to lead elsewhere.
+    /// For the image open as `id` by the name `image`: its directory counts only if it is the one that the
+    /// image was opened from. Between making the policy and opening the image the name may have come to lead
+    /// elsewhere.
     pub(crate) fn for_opened(&self, image: &Path, id: &PlaceId) -> Self {
         let mut policy = self.clone();
         policy.home = policy.home.filter(|home| home.image != image || home.holds(image, id));
@@ -282,8 +283,8 @@ impl ReferencePolicy {
         let inside = |directory: &Path| roots.iter().any(|root| directory.starts_with(&root.path));
         let handle = match PathHandle::find(path) {
             Ok(handle) => handle,
-            // Nobody learns from a refusal which files a directory holds that may not be referred to: what is missing
-            // there is refused like what exists.
+            // A refusal does not reveal which files a directory holds that may not be referred to: what is
+            // missing there is refused like what exists.
             Err(error) => {
                 let real_directory = fs::canonicalize(directory_of(path));
                 return Err(match lexical(path).and_then(|path| path.parent().map(Path::to_owned)) {
@@ -307,8 +308,8 @@ impl ReferencePolicy {
     }
 }
 
-/// Where nothing says where an open file lies: the name is followed here, and the kernel makes sure that what it has led to
-/// is reached from the root without any further link.
+/// Where nothing says where an open file lies: the name is followed here, and the kernel makes sure that what
+/// it has led to is reached from the root without any further link.
 fn find_without_proc(roots: &[&Root], path: &Path) -> Result<PathHandle, ReferenceRefusal> {
     let real = fs::canonicalize(path)?;
     let mut below = roots.iter().filter_map(|root| Some((root, real.strip_prefix(&root.path).ok()?)));
@@ -346,8 +347,9 @@ pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
     Some(directory.join(name))
 }
 
-/// The path that a name from a header is, if it is a path and nothing else: not empty, no NUL, and no `protocol:` before the
-/// first slash, which is where `json:`, `nbd:` and URLs have it. What follows `file:` is a path, whatever it looks like.
+/// The path that a name from a header is, if it is a path and nothing else: not empty, no NUL, and no
+/// `protocol:` before the first slash, which is where `json:`, `nbd:` and URLs have it. What follows `file:`
+/// is a path, whatever it looks like.
 pub(crate) fn plain_path(name: &OsStr) -> Option<&Path> {
     let bytes = name.as_bytes();
     let (path, is_file) = match bytes.strip_prefix(b"file:") {
@@ -438,8 +440,8 @@ mod tests {
         assert!(matches!(place.resolve("nothing"), Err(ReferenceRefusal::Unreachable(_))));
     }
 
-    /// What is missing beside an image was once said to lie outside, where the image was reached by a link to its
-    /// directory; the advice to allow that directory did not help.
+    /// What is missing beside an image was once said to lie outside, where the image was reached by a link to
+    /// its directory; the advice to allow that directory did not help.
     #[test]
     fn what_is_missing_in_a_linked_directory_is_missing() {
         let place = Place::new();

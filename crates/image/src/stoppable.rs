@@ -1,7 +1,7 @@
 //! A storage that gives up when it is asked to, while a new image is laid out in it.
 //!
-//! Used by [`crate::PreparedImage::write_until`]. Preallocation takes minutes on large disks: what it asks of the storage is
-//! done in pieces, and before each the caller's question is put.
+//! Used by [`crate::PreparedImage::write_until`]. Preallocation takes minutes on large disks: what it asks of
+//! the storage is done in pieces, and before each the caller's question is put.
 
 use std::fmt;
 

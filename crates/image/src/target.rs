@@ -111,7 +111,8 @@ impl Target {
         matches!(&self.kind, Kind::New(new) if !new.replaces())
     }
 
-    /// Fails if it cannot hold `len` bytes, or, where these are to take space at once, has no room for them. What it held stays.
+    /// Fails if it cannot hold `len` bytes, or, where these are to take space at once, has no room for them.
+    /// What it held stays.
     pub(crate) fn try_len(&self, len: u64, takes_space: bool) -> Result<()> {
         let storage = self.place.plain_storage();
         let old = storage.len()?;
@@ -178,7 +179,8 @@ impl Target {
         }
     }
 
-    /// Makes what was written to it durable. A new file then only lacks its name, an unfinished image keeps its mark.
+    /// Makes what was written to it durable. A new file then only lacks its name, an unfinished image keeps
+    /// its mark.
     pub(crate) fn make_durable(&self) -> Result<()> {
         match &self.kind {
             Kind::New(new) => new.make_durable()?,

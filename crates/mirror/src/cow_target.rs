@@ -296,8 +296,8 @@ impl CowTarget {
     }
 }
 
-/// Refuses a target that is longer than the source if what it keeps there is not known, and lies in one unit with the source's
-/// last bytes: to write these is to lose it.
+/// Refuses a target that is longer than the source if what it keeps there is not known, and lies in one unit
+/// with the source's last bytes: to write these is to lose it.
 pub(crate) fn check_tail(
     source: &dyn BlockDevice,
     target: &dyn BlockDevice,

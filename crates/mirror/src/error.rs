@@ -38,8 +38,8 @@ pub enum Error {
         /// Its length in bytes.
         target_len: u64,
     },
-    /// The target is longer, its backing file is not attached, and the source ends inside a cluster whose rest that file may
-    /// hold.
+    /// The target is longer, its backing file is not attached, and the source ends inside a cluster whose
+    /// rest that file may hold.
     #[error(
         "{name}: what it holds at {} to {} is not known, as its backing file is not attached, and would be lost: \
          the source ends in the same cluster",

@@ -138,9 +138,9 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.resume())
     }
 
-    /// Says that the target may have lost what was written to it and not flushed: all of that is copied again.
-    /// For a paused job, nothing of which is in flight, whose target was opened anew after a failed flush. A
-    /// flush that fails by itself needs no such word.
+    /// Says that the target may have lost what was written to it and not flushed: all of that is copied
+    /// again. For a paused job, nothing of which is in flight, whose target was opened anew after a failed
+    /// flush. A flush that fails by itself needs no such word.
     pub fn writes_lost(&self) {
         self.engine.writes_lost();
     }

@@ -1,7 +1,8 @@
 //! Whether an image file, or its data file, was cut short: an interrupted download, a copy onto a full disk.
 //!
-//! `info` asks, and opening for writing does: the first write behind the end of such a file would make zeros of all that is
-//! missing before it. Reads find out for themselves ([`crate::io`]). The work is bounded whatever the image says of itself.
+//! `info` asks, and opening for writing does: the first write behind the end of such a file would make zeros
+//! of all that is missing before it. Reads find out for themselves ([`crate::io`]). The work is bounded
+//! whatever the image says of itself.
 
 use std::sync::Arc;
 
@@ -30,11 +31,13 @@ const MOST_BLOCK_BYTES: u64 = 64 << 20;
 pub struct CutShort {
     /// Bytes of the file.
     pub file_len: u64,
-    /// The first guest byte whose data, or whose table, is missing; where none was found, the first that was not looked at.
+    /// The first guest byte whose data, or whose table, is missing; where none was found, the first that was
+    /// not looked at.
     pub first: u64,
     /// Guest bytes that are missing.
     pub missing: u64,
-    /// Whether the look came to the end of the disk. It is bounded: where it was stopped, more may be missing.
+    /// Whether the look came to the end of the disk. It is bounded: where it was stopped, more may be
+    /// missing.
     pub complete: bool,
 }
 
@@ -76,8 +79,8 @@ impl CutShort {
     }
 }
 
-/// Whether the last cluster with a refcount, or its last subcluster, begins at or past the end of the file. Where that takes
-/// too long to find out it may.
+/// Whether the last cluster with a refcount, or its last subcluster, begins at or past the end of the file.
+/// Where that takes too long to find out it may.
 fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<bool> {
     let len = storage.len()?;
     let cluster = header.cluster_size();
@@ -138,8 +141,8 @@ impl Qcow2 {
         found.map_or(Ok(()), |cut| Err(cut.refusal(data.name()).into()))
     }
 
-    /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file that should hold them,
-    /// which has `file_len` bytes.
+    /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file
+    /// that should hold them, which has `file_len` bytes.
     fn look_past_end(&self, file_len: u64, from: u64, budget: u64) -> Result<Option<CutShort>> {
         let io = &self.io;
         let unit = io.format.subcluster_size();

@@ -1,6 +1,7 @@
 //! An open qcow2 image: how it is opened, and the [`BlockDevice`] it is.
 //!
-//! Reading is in `read`, writing in `write` and `zero`, durability in `writeback`; this file ties them together.
+//! Reading is in `read`, writing in `write` and `zero`, durability in `writeback`; this file ties them
+//! together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -77,9 +78,10 @@ impl OpenOptions {
         self
     }
 
-    /// What shows through where the image holds nothing. Finding and opening it is the caller's matter: this crate
-    /// opens no file. An image that names a backing file but is opened without one reads zeros there, and what is
-    /// zeroed or discarded stays zero when the backing file comes back; a write of part of a cluster makes the rest zero.
+    /// What shows through where the image holds nothing. Finding and opening it is the caller's matter: this
+    /// crate opens no file. An image that names a backing file but is opened without one reads zeros there,
+    /// and what is zeroed or discarded stays zero when the backing file comes back; a write of part of a
+    /// cluster makes the rest zero.
     #[must_use]
     pub fn backing(mut self, device: Arc<dyn BlockDevice>) -> Self {
         self.backing = Some(device);
@@ -93,8 +95,8 @@ impl OpenOptions {
         self
     }
 
-    /// How much metadata to keep in memory, in bytes, besides the L1 table and the refcount table. A few slices are
-    /// always kept.
+    /// How much metadata to keep in memory, in bytes, besides the L1 table and the refcount table. A few
+    /// slices are always kept.
     #[must_use]
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
@@ -104,9 +106,9 @@ impl OpenOptions {
     /// Opens the image in `storage`.
     ///
     /// # Errors
-    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be, or whose file was
-    /// cut short then; a data file where
-    /// there should be none, or none where there should be one; an L1 table that the file does not hold.
+    /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be, or whose
+    /// file was cut short then; a data file where there should be none, or none where there should be one; an
+    /// L1 table that the file does not hold.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
         let header = Header::read(&*storage)?;
         if self.writable {
@@ -191,7 +193,8 @@ impl OpenOptions {
     }
 }
 
-/// Damage in the snapshot table or in the directory of valid bitmaps says that the rest is not to be trusted either.
+/// Damage in the snapshot table or in the directory of valid bitmaps says that the rest is not to be trusted
+/// either.
 fn check_directories(header: &Header, storage: &dyn Storage) -> Result<()> {
     for snapshot in Snapshots::new(storage, header)? {
         snapshot?;
@@ -210,8 +213,8 @@ fn data_file_error(name: &str, problem: &str) -> Error {
     )
 }
 
-/// Reads a table of `entries` words. The header's caps bound the count; that the file is long enough is checked before
-/// anything is allocated for it.
+/// Reads a table of `entries` words. The header's caps bound the count; that the file is long enough is
+/// checked before anything is allocated for it.
 fn read_table(io: &Io, operation: &'static str, at: HostOffset, entries: u64) -> Result<Vec<u64>> {
     let len = io.storage.len()?;
     let bytes = entries * 8;
@@ -245,15 +248,16 @@ fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
 
 /// An open qcow2 image.
 ///
-/// Metadata is written back by [`flush`](BlockDevice::flush), or when much of it has changed. An image that is dropped
-/// without a flush loses what was not flushed, as a disk does when the power goes; it stays consistent.
+/// Metadata is written back by [`flush`](BlockDevice::flush), or when much of it has changed. An image that
+/// is dropped without a flush loses what was not flushed, as a disk does when the power goes; it stays
+/// consistent.
 #[derive(Debug)]
 pub struct Qcow2 {
     pub(crate) io: Io,
     raw_data_file: bool,
     /// Held for a look, and to put another in its place.
     header: Mutex<Arc<Header>>,
-    /// Held by whoever changes length or backing file. Taken before all others.
+    /// Held during changes of length or backing file. Taken before all others.
     pub(crate) changing: Mutex<()>,
     geometry: Geometry,
     writable: bool,
@@ -262,11 +266,11 @@ pub struct Qcow2 {
     /// Mapping and refcounts. Held for look-ups and metadata I/O, never while guest data moves. Taken after
     /// `write_back`, if both.
     pub(crate) meta: Mutex<Meta>,
-    /// Held by whoever brings metadata to disk.
+    /// Held while metadata is written back.
     pub(crate) write_back: Mutex<()>,
     gate: FlushGate,
-    /// Guest ranges in use: shared by reads and overwrites in place, exclusive where the mapping changes. Taken before
-    /// the other two.
+    /// Guest ranges in use: shared by reads and overwrites in place, exclusive where the mapping changes.
+    /// Taken before the other two.
     pub(crate) ranges: RangeLock,
     pub(crate) decompressors: Decompressors,
     /// How often what is in flight was to end ([`BlockDevice::cancel_in_flight`]).
@@ -339,7 +343,7 @@ impl Qcow2 {
     /// Marks the image corrupt, on disk and here, after an operation has met damage.
     pub(crate) fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
-        // Nobody else writes the first sector of the header meanwhile.
+        // No other thread writes the first sector of the header meanwhile.
         let _no_write_back = self.write_back.lock();
         let header = self.header();
         if header.version >= 3 {
@@ -355,7 +359,8 @@ impl Qcow2 {
         self.write_header(at, &bytes)
     }
 
-    /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is poisoned.
+    /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is
+    /// poisoned.
     pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
         self.io.write_header(at, bytes).map_err(|failure| failure.settle(&mut self.meta.lock()))
     }

@@ -2,11 +2,12 @@
 //!
 //! Rules that hold at every instant:
 //!
-//! - A cluster is handed out only if its refcount is zero, no metadata is known to lie there and it is not unverified
-//!   ([`crate::verify`]); its refcount is one in memory before the caller learns of it.
-//! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that held it is
-//!   durably gone ([`crate::writeback`] calls [`Refcounts::drop_references`] then). From that moment the cluster may be
-//!   reused: the new user's refcount, one again, reaches the disk before any entry that points there.
+//! - A cluster is handed out only if its refcount is zero, no metadata is known to lie there and it is not
+//!   unverified ([`crate::verify`]); its refcount is one in memory before the caller learns of it.
+//! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that
+//!   held it is durably gone ([`crate::writeback`] calls [`Refcounts::drop_references`] then). From that
+//!   moment the cluster may be reused: the new user's refcount, one again, reaches the disk before any entry
+//!   that points there.
 //! - Block, then table: a refcount table entry is written only after the block it points at is durable.
 
 mod contiguous;
@@ -41,7 +42,7 @@ pub(crate) struct Grant {
     pub(crate) first: u64,
     /// How many, at least one.
     pub(crate) count: u64,
-    /// Nobody has ever written there and the storage reads as zeros.
+    /// It was never written and the storage reads as zeros.
     pub(crate) fresh: bool,
 }
 
@@ -66,8 +67,8 @@ pub(crate) struct Refcounts {
     pub(crate) blocks: SliceCache,
     /// No free cluster below this, but for unverified ones.
     next_free: u64,
-    /// Clusters below the file's length at opening that are not to be handed out if their refcount is zero: a damaged image
-    /// may map them all the same ([`crate::verify`]).
+    /// Clusters below the file's length at opening that are not to be handed out if their refcount is zero: a
+    /// damaged image may map them all the same ([`crate::verify`]).
     unverified: ChunkBitmap,
     /// The lowest free one that an allocation has met, while there is hope that it becomes usable.
     met_unverified: Option<u64>,
@@ -81,8 +82,8 @@ pub(crate) struct Refcounts {
 }
 
 impl Refcounts {
-    /// From the refcount table as read from disk. `metadata` knows the header and the L1 and L2 tables; this adds the
-    /// refcount structures.
+    /// From the refcount table as read from disk. `metadata` knows the header and the L1 and L2 tables; this
+    /// adds the refcount structures.
     pub(crate) fn new(
         io: &Io,
         width: RefcountWidth,
@@ -297,7 +298,8 @@ impl Refcounts {
         self.use_up(io, at, at + 1);
         let offset = HostOffset(io.cluster().start(at));
         let per_block = self.per_block(io);
-        // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it is in use.
+        // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it
+        // is in use.
         let mut data = vec![0; io.cluster().bytes() as usize];
         self.width.set(&mut data, (at % per_block) as usize, 1);
         io.storage.write_at(&data, offset.0)?;
@@ -318,8 +320,8 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Frees every counted cluster that is neither in `used` nor metadata. `used` is all that the image's entries map, so that
-    /// no free cluster is unverified any more.
+    /// Frees every counted cluster that is neither in `used` nor metadata. `used` is all that the image's
+    /// entries map, so that no free cluster is unverified any more.
     pub(crate) fn free_unused(&mut self, io: &Io, used: &MetadataMap) -> Result<()> {
         let per_block = self.per_block(io);
         let slice_size = self.blocks.slice_size();
@@ -349,10 +351,10 @@ impl Refcounts {
 
     /// Notes that one reference to each of `clusters` goes away with a change that is not durable yet.
     ///
-    /// An entry for guest data that names a cluster of metadata never had a reference to it: that is damage, and
-    /// giving such a cluster back would free the image's own tables. Nor had one that names a cluster with a refcount of
-    /// zero, which may have another owner by the time the reference would be dropped. If the refcount cannot be read the
-    /// cluster leaks, which harms nobody.
+    /// An entry for guest data that names a cluster of metadata never had a reference to it: that is damage,
+    /// and giving such a cluster back would free the image's own tables. Nor had one that names a cluster
+    /// with a refcount of zero, which may have another owner by the time the reference would be dropped. If
+    /// the refcount cannot be read the cluster leaks, which is harmless.
     pub(crate) fn defer_drop(&mut self, io: &Io, clusters: Range<u64>) {
         for cluster in clusters {
             if self.metadata.contains(cluster) || !self.get(io, cluster).is_ok_and(|count| count > 0) {
@@ -370,7 +372,8 @@ impl Refcounts {
         self.pending.len() > PENDING_RUNS || self.blocks.wants_write_back()
     }
 
-    /// The references dropped so far; they stay the caller's until [`Self::drop_references`] or [`Self::put_back`].
+    /// The references dropped so far; they stay the caller's until [`Self::drop_references`] or
+    /// [`Self::put_back`].
     pub(crate) fn take_pending(&mut self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.pending)
     }
@@ -396,15 +399,16 @@ impl Refcounts {
 
     /// Drops one reference to each of `clusters`, whose holders are durably gone.
     ///
-    /// One that has become metadata since is left alone: two entries named it although its refcount was one, and the
-    /// other's reference was dropped first.
+    /// One that has become metadata since is left alone: two entries named it although its refcount was one,
+    /// and the other's reference was dropped first.
     pub(crate) fn drop_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<()> {
         for cluster in clusters.iter().cloned().flatten() {
             if self.metadata.contains(cluster) {
                 continue;
             }
             let count = self.get(io, cluster)?;
-            // A cluster that was referenced with a refcount of zero is an older damage, which this does not worsen.
+            // A cluster that was referenced with a refcount of zero is an older damage, which this does not
+            // worsen.
             if count > 0 {
                 self.set(io, cluster, count - 1)?;
             }
@@ -418,8 +422,9 @@ impl Refcounts {
 
     /// Moves the refcount table to a larger place so that it reaches block `block`.
     ///
-    /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it writes lies
-    /// in clusters beyond what the old table counts, and past all that are unverified, durable before the header points there.
+    /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it
+    /// writes lies in clusters beyond what the old table counts, and past all that are unverified, durable
+    /// before the header points there.
     pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
         let cluster = io.cluster();
         let per_block = self.per_block(io);
@@ -428,8 +433,8 @@ impl Refcounts {
             return Ok(());
         }
         let entries_per_cluster = cluster.bytes() / 8;
-        // The new blocks come first, then the table, right behind what the old table counts, or past the unverified clusters:
-        // they need not be verified for it, and the new table counts this place.
+        // The new blocks come first, then the table, right behind what the old table counts, or past the
+        // unverified clusters: they need not be verified for it, and the new table counts this place.
         let mut first_block = old_len;
         if self.has_unverified(old_len * per_block) {
             first_block = first_block.max(self.unverified.len().div_ceil(per_block));

@@ -1,11 +1,11 @@
 //! Opening an image anew after a failed flush, or a failed write of metadata, has poisoned it.
 //!
-//! Called by the owner of the device: the daemon reopens the target of a job before the job goes on. What the last good flush
-//! covered is there. Of what came later any part may be lost, as after a crash, so nothing that the old image held in memory
-//! counts; the caller writes it again.
+//! Called by the owner of the device: the daemon reopens the target of a job before the job goes on. What the
+//! last good flush covered is there. Of what came later any part may be lost, as after a crash, so nothing
+//! that the old image held in memory counts; the caller writes it again.
 //!
-//! What must hold: the old image is not used any more, for a late write of it could hit clusters that have a new owner. Clusters
-//! that only lost changes used are free again: no entry on disk leads to them.
+//! What must hold: the old image is not used any more, for a late write of it could hit clusters that have a
+//! new owner. Clusters that only lost changes used are free again: no entry on disk leads to them.
 
 use blockmirror_block::Result;
 
@@ -18,8 +18,8 @@ use crate::overlap::MetadataMap;
 use crate::write::compressed_clusters;
 
 impl Qcow2 {
-    /// Whether a failed flush, or a failed write of metadata, has ended all writing: it goes on after a [`reopen`](Self::reopen)
-    /// only.
+    /// Whether a failed flush, or a failed write of metadata, has ended all writing: it goes on after a
+    /// [`reopen`](Self::reopen) only.
     pub fn is_poisoned(&self) -> bool {
         self.meta.lock().poisoned.is_some()
     }
@@ -27,8 +27,8 @@ impl Qcow2 {
     /// Opens the image anew, in the same storages, on the same backing device.
     ///
     /// # Errors
-    /// As [`OpenOptions::open`]: the image may have been marked corrupt. An L2 table that cannot be read, or that maps a
-    /// cluster which has no refcount.
+    /// As [`OpenOptions::open`]: the image may have been marked corrupt. An L2 table that cannot be read, or
+    /// that maps a cluster which has no refcount.
     pub fn reopen(&self) -> crate::error::Result<Self> {
         let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
         if let Some(data_file) = &self.io.data_file {

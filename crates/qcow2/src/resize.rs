@@ -1,11 +1,12 @@
 //! Changing the length of the disk.
 //!
-//! **Growing**: the L1 table moves to a larger place if it is too short; what lies past the old end is made zero; then the
-//! header says the new length. A crash before that leaves a disk of the old length with a longer L1 table, or leaks.
+//! **Growing**: the L1 table moves to a larger place if it is too short; what lies past the old end is made
+//! zero; then the header says the new length. A crash before that leaves a disk of the old length with a
+//! longer L1 table, or leaks.
 //!
-//! **Shrinking**: what will be given back is read first, so that damage changes nothing; then the header says the new length.
-//! What lies past it is invisible from then on, and is given back after.
-//! A crash in between leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
+//! **Shrinking**: what will be given back is read first, so that damage changes nothing; then the header says
+//! the new length. What lies past it is invisible from then on, and is given back after. A crash in between
+//! leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
 //! Lock order: `changing`, ranges, write-back, metadata.
 
@@ -22,8 +23,8 @@ use crate::offset::HostOffset;
 use crate::verify::Missing;
 use crate::write::{compressed_clusters, ensure_l2_table};
 
-/// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies in one
-/// sector, so it changes at once.
+/// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies
+/// in one sector, so it changes at once.
 const HEADER_SIZE: u64 = 24;
 const HEADER_L1: u64 = 36;
 
@@ -83,7 +84,8 @@ impl Qcow2 {
         if entries > self.meta.lock().l1().len() as u64 {
             self.move_l1(entries)?;
         }
-        // Here the disk is longer already, so that what lies past the old end can be zeroed; on disk it is not.
+        // Here the disk is longer already, so that what lies past the old end can be zeroed; on disk it is
+        // not.
         io.size.store(len, Ordering::Release);
         let grown = self.zero_past(old, len).and_then(|()| self.flush()).and_then(|()| {
             self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)
@@ -111,8 +113,8 @@ impl Qcow2 {
         if stale.is_empty() { Ok(()) } else { data_file.write_zeroes(stale, ZeroFlags::MAY_UNMAP) }
     }
 
-    /// Makes what lies past `old` read as zeros, up to `len`: bytes in the last cluster, what a longer backing file would
-    /// show, and what an interrupted shrinking left.
+    /// Makes what lies past `old` read as zeros, up to `len`: bytes in the last cluster, what a longer
+    /// backing file would show, and what an interrupted shrinking left.
     fn zero_past(&self, old: u64, len: u64) -> Result<()> {
         if self.raw_data_file() {
             // Its bytes are zeroed already, and unallocated clusters read as zeros.
@@ -149,7 +151,7 @@ impl Qcow2 {
         let give_back = |error: Error| -> Error {
             let mut meta = self.meta.lock();
             if let Ok(refcounts) = meta.refcounts(io) {
-                // If the refcounts cannot be read the clusters leak, which harms nobody.
+                // If the refcounts cannot be read the clusters leak, which is harmless.
                 let _ = refcounts.release(io, first..first + clusters);
             }
             error
@@ -208,7 +210,8 @@ impl Qcow2 {
         }
     }
 
-    /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its old length.
+    /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its
+    /// old length.
     fn check_past(&self, len: u64) -> Result<()> {
         let io = &self.io;
         let first = io.cluster().count(len);

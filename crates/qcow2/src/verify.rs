@@ -2,16 +2,18 @@
 //!
 //! Two rules, both without a check of the whole image at opening:
 //!
-//! - The first time a slice of an L2 table is needed for writing, each cluster that its entries map must have a refcount. One
-//!   that has none is proof of damage: the operation fails, and the image is marked corrupt ([`Qcow2::note_damage`]).
-//! - A free cluster below the file's length at opening (*unverified*) is handed out only after one pass over all L2 tables has
-//!   found no entry that maps a free cluster. The pass goes on by a piece with each allocation that meets such a cluster, and
-//!   until it is done new clusters come from past that length. Clusters that this image freed itself need no pass. A fresh
-//!   image has no unverified clusters.
+//! - The first time a slice of an L2 table is needed for writing, each cluster that its entries map must have
+//!   a refcount. One that has none is proof of damage: the operation fails, and the image is marked corrupt
+//!   ([`Qcow2::note_damage`]).
+//! - A free cluster below the file's length at opening (*unverified*) is handed out only after one pass over
+//!   all L2 tables has found no entry that maps a free cluster. The pass goes on by a piece with each
+//!   allocation that meets such a cluster, and until it is done new clusters come from past that length.
+//!   Clusters that this image freed itself need no pass. A fresh image has no unverified clusters.
 //!
-//! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole pass
-//! ([`Missing::Verified`]). No pass is bounded by what the image says of itself: the metadata lock is released between the pieces,
-//! and [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
+//! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole
+//! pass ([`Missing::Verified`]). No pass is bounded by what the image says of itself: the metadata lock is
+//! released between the pieces, and
+//! [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
 
 use std::sync::atomic::Ordering;
 
@@ -27,7 +29,7 @@ use crate::overlap::WRITE_OVER_METADATA;
 use crate::refcounts::{Allocation, Grant};
 use crate::write::compressed_clusters;
 
-/// The operation that finds an entry which maps a free cluster; whoever meets it marks the image corrupt.
+/// The operation that finds an entry which maps a free cluster; the caller then marks the image corrupt.
 const CHECK_REFCOUNTS: &str = "check refcounts";
 
 /// Bytes of L2 tables that the pass reads for one allocation, or under one hold of the metadata lock.
@@ -101,8 +103,8 @@ impl Meta {
         Ok(())
     }
 
-    /// Checks the clusters that `data`, the slice of an L2 table at `slice`, maps for the guest clusters from `first` on. An
-    /// entry that makes no sense maps nothing: whoever uses it gets an error.
+    /// Checks the clusters that `data`, the slice of an L2 table at `slice`, maps for the guest clusters from
+    /// `first` on. An entry that makes no sense maps nothing: its use is an error.
     pub(crate) fn check_entries(
         &mut self,
         io: &Io,
@@ -134,12 +136,13 @@ impl Meta {
         Ok(())
     }
 
-    /// Goes on with the pass over the L2 tables for about [`PASS_BYTES`] of them; whether it is over. At its end every free
-    /// cluster may be handed out. Where a table cannot be read the pass is given up: unverified clusters then stay unused.
+    /// Goes on with the pass over the L2 tables for about [`PASS_BYTES`] of them; whether it is over. At its
+    /// end every free cluster may be handed out. Where a table cannot be read the pass is given up:
+    /// unverified clusters then stay unused.
     ///
     /// # Errors
-    /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters may be left,
-    /// a table that cannot be read.
+    /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters
+    /// may be left, a table that cannot be read.
     fn verify(&mut self, io: &Io) -> Result<bool> {
         let per_slice = self.l2.slice_size() as u64 / io.format.entry_size();
         let mut left = PASS_BYTES;
@@ -157,7 +160,8 @@ impl Meta {
                 self.verified_to = next_table;
                 continue;
             };
-            // A table of zeros maps nothing. What was changed in memory since, and is not on disk yet, was checked when it was.
+            // A table of zeros maps nothing. What was changed in memory since, and is not on disk yet, was
+            // checked when it was.
             if runs.is_hole(io, ByteRange::at(table.0, io.cluster().bytes())) {
                 left = left.saturating_sub(HOLE_COST);
                 self.verified_to = next_table;
@@ -189,7 +193,8 @@ impl Meta {
     }
 }
 
-/// The run of the image file that was last looked at. Kept under one hold of the metadata lock only: a hole may be written.
+/// The run of the image file that was last looked at. Kept under one hold of the metadata lock only: a hole
+/// may be written.
 #[derive(Debug, Default)]
 struct Runs {
     last: ByteRange,
@@ -218,7 +223,8 @@ fn free_but(how: &str, guest: u64) -> String {
 }
 
 impl Qcow2 {
-    /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata lock.
+    /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata
+    /// lock.
     pub(crate) fn provide(&self, missing: Missing) -> Result<()> {
         match missing {
             Missing::Verified => self.verify_all(),
@@ -250,8 +256,8 @@ impl Qcow2 {
         }
     }
 
-    /// Marks the image corrupt if an operation was refused because it would have hit metadata, or has met a mapped cluster
-    /// without a refcount. The caller holds neither the write-back lock nor the metadata lock.
+    /// Marks the image corrupt if an operation was refused because it would have hit metadata, or has met a
+    /// mapped cluster without a refcount. The caller holds neither the write-back lock nor the metadata lock.
     pub(crate) fn note_damage<T>(&self, result: Result<T>) -> Result<T> {
         // The check of refcounts may also be cancelled, or fail to read.
         let proof = |error: &Error| {

@@ -1,8 +1,9 @@
 //! Writing guest bytes: resolve, move the data, commit.
 //!
-//! [`Qcow2::resolve_write`] decides where the bytes go, under the metadata lock, and returns a guard. Then, without any
-//! metadata lock, the edges that a new cluster needs are filled and the data is written. [`WriteGuard::commit`]
-//! publishes the entries. Dropping the guard gives the clusters back: nothing ever pointed at them.
+//! [`Qcow2::resolve_write`] decides where the bytes go, under the metadata lock, and returns a guard. Then,
+//! without any metadata lock, the edges that a new cluster needs are filled and the data is written.
+//! [`WriteGuard::commit`] publishes the entries. Dropping the guard gives the clusters back: nothing ever
+//! pointed at them.
 //!
 //! Two writes whose clusters overlap take turns where either changes the mapping; overwrites in place do not.
 
@@ -66,8 +67,8 @@ pub struct WriteGuard<'a> {
 impl Qcow2 {
     /// Finds or allocates a place for a write of `range`.
     ///
-    /// Waits for overlapping operations that are under way. The caller writes the data to [`WriteGuard::runs`] after
-    /// [`WriteGuard::fill_edges`], in any order, and then commits.
+    /// Waits for overlapping operations that are under way. The caller writes the data to
+    /// [`WriteGuard::runs`] after [`WriteGuard::fill_edges`], in any order, and then commits.
     ///
     /// # Errors
     /// A read-only or poisoned image; a range past the disk; damaged metadata; no space.
@@ -123,13 +124,15 @@ impl Qcow2 {
         self.check_writable("write")
     }
 
-    /// Maps `range`, which reads as zeros, to bytes that do so, as `preallocation=metadata` does for a whole image.
+    /// Maps `range`, which reads as zeros, to bytes that do so, as `preallocation=metadata` does for a whole
+    /// image.
     pub(crate) fn map_ahead(&self, range: ByteRange) -> Result<()> {
         let cluster = self.io.cluster();
         for part in range.pieces(MAX_AHEAD * cluster.bytes()) {
             let guard = self.resolve_write(part)?;
             guard.fill_edges()?;
-            // A place that was used before holds what it held; one past the end of the file is zeros once the file is longer.
+            // A place that was used before holds what it held; one past the end of the file is zeros once the
+            // file is longer.
             for run in guard.runs() {
                 let end = run.host.0 + run.range.len();
                 // The file ends with a cluster, though the disk may not.
@@ -388,8 +391,9 @@ impl<'a> WriteGuard<'a> {
 
     /// Notes the bytes of the subclusters in `mask` that `part` does not write.
     ///
-    /// A sector that `part` cuts is filled whole, before the data comes: where the old mapping still shows this place after a
-    /// crash (a zero cluster that kept it), the sector is then old, or zero, or new, never a mixture.
+    /// A sector that `part` cuts is filled whole, before the data comes: where the old mapping still shows
+    /// this place after a crash (a zero cluster that kept it), the sector is then old, or zero, or new, never
+    /// a mixture.
     fn push_fills(&mut self, mut mask: u32, part: ByteRange, host: HostOffset, fresh: bool) {
         let io = &self.image.io;
         let (size, start) = (io.format.subcluster_size(), io.cluster().floor(part.start()));
@@ -410,8 +414,8 @@ impl<'a> WriteGuard<'a> {
         }
     }
 
-    /// Copies what the guest sees in `fill.range` to its new place. Nothing is published yet, so the old mapping answers;
-    /// past the end of the disk it is zeros.
+    /// Copies what the guest sees in `fill.range` to its new place. Nothing is published yet, so the old
+    /// mapping answers; past the end of the disk it is zeros.
     fn fill(&self, fill: &Fill) -> Result<()> {
         let image = self.image;
         let io = &image.io;
@@ -452,7 +456,7 @@ impl Drop for WriteGuard<'_> {
         let mut meta = self.image.meta.lock();
         if let Ok(refcounts) = meta.refcounts(io) {
             for grant in &self.grants {
-                // If the refcounts cannot be read the clusters leak, which harms nobody.
+                // If the refcounts cannot be read the clusters leak, which is harmless.
                 let _ = refcounts.release(io, grant.first..grant.first + grant.count);
             }
         }
@@ -465,8 +469,8 @@ impl Qcow2 {
         self.all_zero(range, |hole| !self.io.hidden_backing() && !self.io.backing_covers(hole))
     }
 
-    /// Whether all of `range` reads as zeros, whatever lies below the image now or later; if `explicit`, also should it be
-    /// given a backing file.
+    /// Whether all of `range` reads as zeros, whatever lies below the image now or later; if `explicit`, also
+    /// should it be given a backing file.
     pub(crate) fn is_zero_by_itself(&self, range: ByteRange, explicit: bool) -> Result<bool> {
         self.all_zero(range, |_| !explicit && !self.io.backed())
     }
@@ -499,7 +503,8 @@ pub(crate) fn compressed_clusters(io: &Io, run: CompressedRun) -> Range<u64> {
     io.cluster().index(run.offset.0)..io.cluster().count(run.offset.0 + run.len)
 }
 
-/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what must come first.
+/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what
+/// must come first.
 pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<Option<Missing>> {
     let (index, l1) = meta.l1_entry(io, cluster)?;
     if l1.copied() && l1.table().is_some() {
@@ -530,7 +535,8 @@ pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<
     Ok(None)
 }
 
-/// Copies an L2 table that somebody else may refer to. Such a table is never changed, so the disk is up to date.
+/// Copies an L2 table that a snapshot may refer to as well. Such a table is never changed, so the disk is up
+/// to date.
 fn copy_table(io: &Io, meta: &mut Meta, old: HostOffset, new: HostOffset) -> Result<()> {
     io.check_table("read L1 table", old, 0)?;
     meta.l2.forget(new, io.cluster().bytes());

@@ -243,7 +243,8 @@ impl Qcow2 {
         written
     }
 
-    /// Lets the refcount table grow so that it reaches `block`. On storage of a fixed length the pass over the L2 tables is over.
+    /// Lets the refcount table grow so that it reaches `block`. On storage of a fixed length the pass over
+    /// the L2 tables is over.
     pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
         let _only_one = self.write_back.lock();
         let mut meta = self.meta.lock();

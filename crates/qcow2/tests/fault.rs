@@ -367,8 +367,8 @@ fn clusters_of_a_write_that_was_given_up_are_not_fresh() {
     }
 }
 
-/// A file in a page cache whose `fail`-th flush finds no space: of what was written since the last good flush, each page reaches
-/// the disk or not, by chance, and what did not is gone.
+/// A file in a page cache whose `fail`-th flush finds no space: of what was written since the last good
+/// flush, each page reaches the disk or not, by chance, and what did not is gone.
 #[derive(Debug)]
 struct Forgetful {
     now: MemoryStorage,
@@ -450,8 +450,9 @@ impl Storage for Forgetful {
     }
 }
 
-/// After a flush that failed for want of space an image goes on when it is opened anew: what good flushes covered is there, the
-/// rest is written again, and nothing leaks. (It could not be written any more until the process ended.)
+/// After a flush that failed for want of space an image goes on when it is opened anew: what good flushes
+/// covered is there, the rest is written again, and nothing leaks. (It could not be written any more until
+/// the process ended.)
 #[test]
 fn an_image_goes_on_after_a_failed_flush() {
     let mut failed = 0;

@@ -476,8 +476,8 @@ impl ManyTables {
     }
 }
 
-/// The refcount table did not reach the end of the file, so one write brought the pass over all L2 tables to its end, with the
-/// metadata lock held all the time: minutes for 2^22 tables in holes of a sparse file.
+/// The refcount table did not reach the end of the file, so one write brought the pass over all L2 tables to
+/// its end, with the metadata lock held all the time: minutes for 2^22 tables in holes of a sparse file.
 #[test]
 fn the_refcount_table_grows_without_a_pass_over_all_tables() {
     const MOST: u64 = 10_000;
@@ -547,7 +547,8 @@ fn cut_short(image: &ManyTables, most: u64) -> Option<CutShort> {
     found
 }
 
-/// `info` read a refcount block of zeros for each of 2^20 entries of the refcount table, and each of as many L2 tables.
+/// `info` read a refcount block of zeros for each of 2^20 entries of the refcount table, and each of as many
+/// L2 tables.
 #[test]
 fn the_look_for_what_was_cut_off_is_bounded() {
     // The refcounts of 1024 blocks tell nothing, and the tables map nothing.

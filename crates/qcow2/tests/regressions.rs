@@ -558,8 +558,9 @@ fn only_a_guest_writes_beside_what_was_cut_off() {
     }
 }
 
-/// The first new cluster of an image that was cut short lay behind what was missing, and made the file longer: from then on zeros were
-/// read there, by copies too. Clusters that are counted past the end, but hold nothing of the guest's, are leaks: such an image is written.
+/// The first new cluster of an image that was cut short lay behind what was missing, and made the file
+/// longer: from then on zeros were read there, by copies too. Clusters that are counted past the end, but
+/// hold nothing of the guest's, are leaks: such an image is written.
 #[test]
 fn an_image_that_was_cut_short_is_not_written() {
     let image = image(1 << 20, 4096, |_| {});

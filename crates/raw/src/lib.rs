@@ -2,9 +2,10 @@
 //!
 //! A disk, or what another format lives in, may also be a part of a storage: [`StoragePart`].
 //!
-//! The raw format has no header: disk offset is storage offset. What this crate adds is what a disk promises and
-//! a run of bytes does not: a length in whole sectors, bounds, holes as extents, durable writes. And one refusal:
-//! a disk that was only *guessed* to be raw must not be made to look like another format by its guest.
+//! The raw format has no header: disk offset is storage offset. What this crate adds is what a disk promises
+//! and a run of bytes does not: a length in whole sectors, bounds, holes as extents, durable writes. And one
+//! refusal: a disk that was only *guessed* to be raw must not be made to look like another format by its
+//! guest.
 //!
 //! ```
 //! use std::sync::Arc;

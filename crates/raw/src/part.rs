@@ -1,7 +1,7 @@
 //! A part of a storage as a storage of its own: the `offset` and `size` of QEMU's raw driver.
 //!
-//! Used below a [`Raw`](crate::Raw) disk, or below a format whose image begins inside a file. What must hold: nothing
-//! outside the part is read, written or counted.
+//! Used below a [`Raw`](crate::Raw) disk, or below a format whose image begins inside a file. What must hold:
+//! nothing outside the part is read, written or counted.
 
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ impl StoragePart {
     /// The bytes `part` of `whole`. One of fixed size neither grows nor shrinks.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the size is no multiple of 512, or the part does not lie inside `whole`, whose length
-    /// counts as rounded up to 512.
+    /// [`ErrorKind::InvalidInput`] if the size is no multiple of 512, or the part does not lie inside
+    /// `whole`, whose length counts as rounded up to 512.
     pub fn new(whole: Arc<dyn Storage>, part: Part) -> Result<Self> {
         let Part { offset, size } = part;
         let refuse =

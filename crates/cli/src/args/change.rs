@@ -55,8 +55,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) lock: LockArgs,
 
-    /// Do not look at the backing file; it may be missing. An existing FILE is replaced although the chain cannot be
-    /// followed, which FILE may be part of
+    /// Do not look at the backing file; it may be missing. An existing FILE is replaced although the chain
+    /// cannot be followed, which FILE may be part of
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) no_look: bool,
 

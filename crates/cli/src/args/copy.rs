@@ -60,8 +60,8 @@ pub(crate) struct CopyArgs {
     /// The image to make, or with -n to write into
     pub(crate) target: PathBuf,
 
-    /// What follows two names: then the last is the target. (Options may stand anywhere between positional arguments, but
-    /// not inside one that takes several values and is not the last.)
+    /// What follows two names: then the last is the target. (Options may stand anywhere between positional
+    /// arguments, but not inside one that takes several values and is not the last.)
     #[arg(hide = true)]
     pub(crate) more: Vec<PathBuf>,
 

@@ -42,8 +42,9 @@ pub(crate) struct DaemonArgs {
     #[arg(long = "export", value_name = "nbd,id=ID,node-name=NAME,..")]
     pub(crate) exports: Vec<String>,
 
-    /// A directory from which images may name their backing and data files, besides their own; can be repeated. The
-    /// environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons, for backing files
+    /// A directory from which images may name their backing and data files, besides their own; can be
+    /// repeated. The environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons, for
+    /// backing files
     #[arg(long = "allow-backing", value_name = "DIR")]
     pub(crate) allowed: Vec<PathBuf>,
 

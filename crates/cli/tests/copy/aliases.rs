@@ -1,5 +1,5 @@
-//! Bytes that are known by two names: files and the devices on them. A copy never empties what it reads, nor a disk that is
-//! in use. Needs loop devices, mounts, other users; skipped visibly without.
+//! Bytes that are known by two names: files and the devices on them. A copy never empties what it reads, nor
+//! a disk that is in use. Needs loop devices, mounts, other users; skipped visibly without.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;

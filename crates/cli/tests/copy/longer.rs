@@ -88,7 +88,8 @@ impl Drop for Server {
     }
 }
 
-/// The last granule of a source that ends inside of one was to be completed with bytes past its end: the copy failed.
+/// The last granule of a source that ends inside of one was to be completed with bytes past its end: the copy
+/// failed.
 #[test]
 fn a_longer_export_keeps_its_end() {
     let place = Place::new();

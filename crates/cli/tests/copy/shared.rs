@@ -1,5 +1,5 @@
-//! Directories in which others make files: links and files that they have put there, and names that they take. Needs root;
-//! skipped visibly without.
+//! Directories in which others make files: links and files that they have put there, and names that they
+//! take. Needs root; skipped visibly without.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
@@ -8,10 +8,10 @@ use super::targets::run_as_nobody;
 use crate::common::Place;
 use crate::source;
 
-const NOBODY: Option<u32> = Some(65534);
+const STRANGER: Option<u32> = Some(65534);
 
-/// A place with a sticky directory `shared` that everyone may write, and files of nobody in it; `None`, and says so, without
-/// the privilege to make them.
+/// A place with a sticky directory `shared` that everyone may write, and files of another user in it; `None`,
+/// and says so, without the privilege to make them.
 fn shared(files: &[&str]) -> Option<Place> {
     let place = Place::new();
     source(&place);
@@ -20,7 +20,7 @@ fn shared(files: &[&str]) -> Option<Place> {
     for name in files {
         let path = place.path(&format!("shared/{name}"));
         fs::write(&path, "theirs").unwrap();
-        if let Err(e) = chown(&path, NOBODY, NOBODY) {
+        if let Err(e) = chown(&path, STRANGER, STRANGER) {
             eprintln!("SKIPPED: chown: {e}");
             return None;
         }
@@ -36,7 +36,7 @@ fn links_of_others_in_a_sticky_directory_are_not_followed() {
         symlink(place.path(to), place.path(&format!("shared/{name}"))).unwrap();
     }
     for name in ["link", "dangling"] {
-        lchown(place.path(&format!("shared/{name}")), NOBODY, NOBODY).unwrap();
+        lchown(place.path(&format!("shared/{name}")), STRANGER, STRANGER).unwrap();
     }
     symlink("shared/link", place.path("from_outside")).unwrap();
     for target in ["shared/link", "shared/dangling", "shared/by_ours", "from_outside"] {
@@ -58,7 +58,7 @@ fn links_of_others_in_a_sticky_directory_are_not_followed() {
     symlink("mine", place.path("shared/own")).unwrap();
     place.ours_ok("convert -q -f raw @source @shared/own");
     assert!(fs::read(place.path("shared/mine")).unwrap() == fs::read(place.path("source")).unwrap());
-    chown(place.path("shared"), NOBODY, NOBODY).unwrap();
+    chown(place.path("shared"), STRANGER, STRANGER).unwrap();
     place.ours_ok("convert -q -f raw @source @shared/link");
     assert!(fs::read(place.path("secret")).unwrap() == fs::read(place.path("source")).unwrap());
 }
@@ -84,7 +84,7 @@ fn files_of_others_in_a_sticky_directory_want_a_choice() {
         place.ours_ok(&format!("convert -q {option} -f raw @source @shared/theirs"));
         assert!(fs::read(&path).unwrap() == fs::read(place.path("source")).unwrap());
     }
-    // In a directory in which nobody else makes files it is as anywhere.
+    // A directory where no other user makes files is as any.
     fs::set_permissions(place.path("shared"), fs::Permissions::from_mode(0o1755)).unwrap();
     place.ours_ok("convert -q -f raw @source @shared/theirs");
 }
@@ -122,7 +122,7 @@ fn names_that_others_take_do_not_keep_a_copy() {
         fs::write(drop_box.join(name), "old").unwrap();
         fs::set_permissions(drop_box.join(name), fs::Permissions::from_mode(0o666)).unwrap();
     }
-    chown(drop_box.join(".t.00000001.partial"), NOBODY, NOBODY).unwrap();
+    chown(drop_box.join(".t.00000001.partial"), STRANGER, STRANGER).unwrap();
     fs::set_permissions(&drop_box, fs::Permissions::from_mode(0o755)).unwrap();
     let Some(out) = run_as_nobody(&place, "convert --clean -f raw source shared/t") else { return };
     let said = String::from_utf8(out.stderr).unwrap();

@@ -1,8 +1,9 @@
-//! Block devices that jobs write are claimed while they do: one that is mounted, or that another device stands on, is not
-//! overwritten, nor is a file below a loop device that is. Called where a mirror, a commit or a `blockdev-create` starts.
+//! Block devices that jobs write are claimed while they do: one that is mounted, or that another device
+//! stands on, is not overwritten, nor is a file below a loop device that is. Called where a mirror, a commit
+//! or a `blockdev-create` starts.
 //!
-//! What must hold: a job claims what it fills, and nothing else does: not the nodes of guests, not the sources of jobs. A claim
-//! lasts no longer than its job. Devices are not opened under the graph lock.
+//! What must hold: a job claims what it fills, and nothing else does: not the nodes of guests, not the
+//! sources of jobs. A claim lasts no longer than its job. Devices are not opened under the graph lock.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use crate::driver::failed;
 pub(crate) struct Claims(Vec<Arc<FileStorage>>);
 
 impl Daemon {
-    /// Claims the block devices that the node `name` lives in, backing files aside; of files it is checked that no loop device
-    /// on them is in use.
+    /// Claims the block devices that the node `name` lives in, backing files aside; of files it is checked
+    /// that no loop device on them is in use.
     ///
     /// # Errors
     /// One of them is in use; none is claimed then.

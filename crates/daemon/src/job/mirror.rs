@@ -214,12 +214,13 @@ impl Daemon {
         self.refused_start(&id, held)
     }
 
-    /// Refuses a target whose bytes the source shows under another name, by a loop device, say. What both open under one name
-    /// is the lock's to refuse.
+    /// Refuses a target whose bytes the source shows under another name, by a loop device, say. What both
+    /// open under one name is the lock's to refuse.
     fn check_apart(&self, source: &str, target: &str) -> Reply<()> {
         let (below, own) = {
             let graph = self.graph.lock();
-            let own: Vec<_> = graph.lives_in(target).into_iter().filter_map(|node| node.file.clone()).collect();
+            let own: Vec<_> =
+                graph.lives_in(target).into_iter().filter_map(|node| node.file.clone()).collect();
             (graph.all_files_below(source).0, own)
         };
         let is_part = |file: &FileStorage| below.iter().any(|id| *id != file.id() && id.overlaps(file.id()));

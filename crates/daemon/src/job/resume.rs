@@ -1,10 +1,11 @@
 //! A job that an error has stopped goes on, with its target opened anew if that has failed for good.
 //!
-//! A failed flush, and a failed write of metadata, end all writing to an image, and a failed flush to a file: what they should
-//! have covered may be lost. Then the target gets fresh images over the same files, and what no good flush has covered is
-//! written again. Called by the commands that resume jobs.
+//! A failed flush, and a failed write of metadata, end all writing to an image, and a failed flush to a file:
+//! what they should have covered may be lost. Then the target gets fresh images over the same files, and what
+//! no good flush has covered is written again. Called by the commands that resume jobs.
 //!
-//! What must hold: nothing of the job is in flight while that happens, and the old images are not used any more.
+//! What must hold: nothing of the job is in flight while that happens, and the old images are not used any
+//! more.
 
 use std::sync::Arc;
 use std::thread;

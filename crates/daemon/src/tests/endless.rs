@@ -1,5 +1,5 @@
-//! An image of 13 MB that says that it is 512 TiB long: all of its 2^20 L1 entries lead to one L2 table. To find out what lies
-//! where takes minutes; nothing waits for that.
+//! An image of 13 MB that says that it is 512 TiB long: all of its 2^20 L1 entries lead to one L2 table. To
+//! find out what lies where takes minutes; nothing waits for that.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -72,7 +72,8 @@ impl Drop for Mount {
     }
 }
 
-/// Asks `qemu-img check` about an image, which is to have neither damage nor leaks. Says so where it is not installed.
+/// Asks `qemu-img check` about an image, which is to have neither damage nor leaks. Says so where it is not
+/// installed.
 pub(super) fn qemu_check(path: &Path, what: &str) {
     match Command::new("qemu-img").args(["check", "-q", "-U", "-f", "qcow2"]).arg(path).output() {
         Ok(said) => assert!(said.status.success(), "{what}: qemu-img check: {said:?}"),

@@ -45,8 +45,8 @@ impl Client {
     }
 }
 
-/// Each flush of the target's file finds no space once, at the first pass, at the end of the job, and in a commit. (A qcow2
-/// target refused all writes from then on, and the job could only be given up.)
+/// Each flush of the target's file finds no space once, at the first pass, at the end of the job, and in a
+/// commit. (A qcow2 target refused all writes from then on, and the job could only be given up.)
 #[test]
 fn a_job_goes_on_after_a_flush_that_found_no_space() {
     for (command, resume) in [
@@ -118,7 +118,8 @@ fn a_job_goes_on_after_a_flush_that_found_no_space() {
     }
 }
 
-/// A loop device over a file that finds no space: what was written is gone from the page cache after the failed flush.
+/// A loop device over a file that finds no space: what was written is gone from the page cache after the
+/// failed flush.
 #[test]
 fn what_a_full_disk_has_lost_is_written_again() {
     for format in ["raw", "qcow2"] {

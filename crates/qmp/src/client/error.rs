@@ -12,7 +12,7 @@ use crate::error::QmpError;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ClientError {
-    /// Nobody listens at the path, or not for us.
+    /// No server listens at the path, or not for us.
     #[error("cannot connect to {}: {cause}", path.display())]
     Connect {
         /// The path.
@@ -28,8 +28,8 @@ pub enum ClientError {
         /// Why.
         cause: io::Error,
     },
-    /// The server did not say in time what was waited for. QEMU serves one client of a monitor at a time: the greeting waits
-    /// until the one before has gone.
+    /// The server did not say in time what was waited for. QEMU serves one client of a monitor at a time: the
+    /// greeting waits until the one before has gone.
     #[error("the server did not answer within {limit:?}: {what}")]
     Timeout {
         /// What was waited for: a command, the greeting.
