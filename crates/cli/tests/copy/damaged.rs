@@ -40,7 +40,7 @@ fn a_file_that_was_cut_short_is_not_copied_as_zeros() {
         ("-o data_file=data", "data", Some("--salvage")),
         ("-o data_file=data,data_file_raw=on", "data", None),
     ] {
-        place.ours_ok(&format!("convert -q --force -f raw -O qcow2 {options} @whole @disk"));
+        place.ours_ok(&format!("convert -q -m 1 --force -f raw -O qcow2 {options} @whole @disk"));
         place.ours_ok("create -q -f qcow2 -b disk -F qcow2 @over");
         // The last cluster and a half, of which half may be a subcluster that is there.
         let end = cut(&place, file, CLUSTER + CLUSTER / 2);
@@ -109,7 +109,7 @@ fn a_file_that_was_cut_short_is_not_copied_as_zeros() {
         let figures = serde_json::json!({"file-length": end, "first-missing": lost, "missing": LEN - lost});
         assert_eq!(json.get("x-blockmirror-cut-short"), seen.then_some(&figures), "{options}");
         // A last cluster that is short, and one that is zero by statement, lack nothing.
-        place.ours_ok(&format!("convert -q --force -f raw -O qcow2 {options} @whole @disk"));
+        place.ours_ok(&format!("convert -q -m 1 --force -f raw -O qcow2 {options} @whole @disk"));
         let unit = if options.contains("extended") { 2048 } else { CLUSTER };
         cut(&place, file, unit - 512);
         place.ours_ok("convert -q @over @kept");
