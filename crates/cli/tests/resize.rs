@@ -106,8 +106,8 @@ fn what_is_added_can_be_mapped_at_once() {
         ("compat=0.10", "1M", "5M"),
         ("cluster_size=64k", "1000448", "5000704"),
         ("extended_l2=on", "1M", "5000704"),
-        ("data_file=ext", "1M", "5M"),
-        ("data_file=ext,data_file_raw=on", "1M", "5M"),
+        ("data_file=@ext", "1M", "5M"),
+        ("data_file=@ext,data_file_raw=on", "1M", "5M"),
         ("backing_file=base,backing_fmt=raw", "1M", "5M"),
         ("cluster_size=64k", "1G", "3G"),
     ] {
@@ -134,7 +134,7 @@ fn what_is_added_can_be_mapped_at_once() {
         }
         place.img("check -q @disk");
         place.img("compare -q -f qcow2 -F raw @disk @zeros");
-        place.img(&format!("create -q -f qcow2 -o {} @theirs {from}", options.replace("=ext", "=ext2")));
+        place.img(&format!("create -q -f qcow2 -o {} @theirs {from}", options.replace("@ext", "@ext2")));
         place.img(&format!("resize -q --preallocation=metadata @theirs {to}"));
         let len = |name: &str| std::fs::metadata(place.path(name)).unwrap().len();
         // QEMU ends such a file within its last cluster.

@@ -163,13 +163,18 @@ impl Connection {
 
     /// Ends it: every call that is under way fails with `why`.
     pub(crate) fn die(&self, why: ClientError) {
-        Self::die_locked(&mut self.shared.lock(), &self.link, why);
+        Self::die_locked(&mut self.shared.lock(), &self.link, why, false);
     }
 
-    fn die_locked(shared: &mut Shared, link: &Link, why: ClientError) {
+    /// `is_polite`: what was sent still reaches the server.
+    fn die_locked(shared: &mut Shared, link: &Link, why: ClientError, is_polite: bool) {
         if shared.dead.is_none() {
             shared.dead = Some(why);
-            link.socket().shut_down();
+            if is_polite {
+                link.socket().shut_down();
+            } else {
+                link.socket().abort();
+            }
             for slot in shared.slots.values() {
                 slot.wake.notify_all();
             }
@@ -187,7 +192,7 @@ impl Connection {
             // No caller waits for an answer to this, and there is none.
             let _ = self.write(op, 0, &[]);
         }
-        self.die(ClientError::Cancelled);
+        Self::die_locked(&mut self.shared.lock(), &self.link, ClientError::Cancelled, true);
     }
 
     fn send(&self, op: Op, payload: &[u8], sink: &Sink<'_>) -> Result<u64, ClientError> {
@@ -279,7 +284,7 @@ impl Connection {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if let (Some(limit), Some(Duration::ZERO)) = (self.io_timeout, left) {
-                Self::die_locked(&mut shared, &self.link, ClientError::NoAnswer(limit));
+                Self::die_locked(&mut shared, &self.link, ClientError::NoAnswer(limit), false);
                 continue;
             }
             let others = state.handed.is_some_and(|(owner, _)| owner != cookie);
@@ -320,7 +325,7 @@ impl Connection {
                         slot.done = true;
                     }
                 }
-                Err(error) => Self::die_locked(&mut shared, &self.link, self.or_timed_out(error)),
+                Err(error) => Self::die_locked(&mut shared, &self.link, self.or_timed_out(error), false),
             }
         }
     }
@@ -355,7 +360,7 @@ impl Connection {
             return Ok(());
         }
         let error = ClientError::Violation("a reply ends before all of it was sent".into());
-        Self::die_locked(&mut shared, &self.link, error.clone());
+        Self::die_locked(&mut shared, &self.link, error.clone(), false);
         Err(error)
     }
 

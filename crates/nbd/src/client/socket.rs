@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, connect_unspec, socket_with, sockopt,
+};
 
 use crate::NbdAddress;
 
@@ -71,6 +73,20 @@ impl Socket {
     pub(crate) fn shut_down(&self) {
         // It may be shut down already.
         let _ = either!(self, stream => stream.shutdown(Shutdown::Both));
+    }
+
+    /// The same, and what was written and has not reached the peer's host never will.
+    ///
+    /// The kernel goes on sending what a TCP socket that was shut down has queued. Where a network comes back
+    /// after the connection was given up, the server would take old writes from it, after newer ones that
+    /// came by another connection.
+    pub(crate) fn abort(&self) {
+        if let Self::Tcp(stream) = self {
+            // Where the kernel does not disconnect while other threads wait, closing the socket does.
+            let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+            let _ = connect_unspec(stream);
+        }
+        self.shut_down();
     }
 
     /// How long one read or write may take; `None` for ever.
@@ -223,4 +239,49 @@ fn tune_tcp(stream: &TcpStream, peer_timeout: Option<Duration>) -> io::Result<()
     sockopt::set_tcp_keepcnt(fd, 2)?;
     sockopt::set_tcp_user_timeout(fd, u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A socket whose peer has read nothing of what fills it, and that peer.
+    fn filled() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = Socket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let (peer, _) = listener.accept().unwrap();
+        socket.set_timeout(Some(Duration::from_millis(100))).unwrap();
+        while socket.write_all(&[1; 65_536], &[]).is_ok() {}
+        (socket, peer)
+    }
+
+    fn read_to_end(mut peer: &TcpStream) -> io::Result<u64> {
+        io::copy(&mut peer, &mut io::sink())
+    }
+
+    /// Old writes reached a server after the network had come back, and after newer ones.
+    #[test]
+    fn what_is_queued_in_an_aborted_socket_is_not_delivered() {
+        let (socket, peer) = filled();
+        socket.abort();
+        assert_eq!(read_to_end(&peer).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let (socket, peer) = filled();
+        socket.shut_down();
+        read_to_end(&peer).unwrap();
+    }
+
+    #[test]
+    fn a_read_that_waits_ends_when_its_socket_is_aborted() {
+        let (socket, _peer) = filled();
+        socket.set_timeout(None).unwrap();
+        thread::scope(|scope| {
+            let read = scope.spawn(|| socket.read(&mut [0; 16], &mut []));
+            // Whether it waits already or not, it must end.
+            thread::yield_now();
+            socket.abort();
+            assert!(!read.join().unwrap().is_ok_and(|bytes| bytes > 0));
+        });
+    }
 }
