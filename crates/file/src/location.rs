@@ -165,7 +165,7 @@ impl Location {
         }
         let renamed =
             self.unless_done(from, || rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE));
-        match renamed.as_ref().map_err(|e| Errno::from_io_error(e)) {
+        match renamed.as_ref().map_err(Errno::from_io_error) {
             // A filesystem without the flag: a link never replaces either.
             Err(Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
                 self.unless_done(from, || rustix::fs::linkat(dir, from, dir, to, AtFlags::empty()))?;
