@@ -23,7 +23,7 @@ use crate::proto::{Command, Errno, Request};
 
 use super::execute;
 use super::input::{INLINE, Input, Scratch, Turn};
-use super::memory::{Account, Loan};
+use super::memory::{Account, Loan, Waiter};
 use super::options::{MAX_CONNECTION_BYTES, MAX_LOOSE, MAX_RUNNING};
 use super::pool::Job;
 use super::reply::{Encoder, Reply};
@@ -178,6 +178,12 @@ impl Task {
         }
         drop(waits);
         connection.reply(reply, held);
+    }
+}
+
+impl Waiter for Connection {
+    fn resume(self: Arc<Self>) {
+        self.resume_reading();
     }
 }
 
@@ -391,7 +397,7 @@ impl Connection {
     }
 
     /// Something was given back: reading may go on.
-    pub(crate) fn resume(self: &Arc<Self>) {
+    fn resume_reading(self: &Arc<Self>) {
         self.resume_locked(&mut self.state.lock());
     }
 
@@ -471,7 +477,7 @@ impl Connection {
     pub(crate) fn finish(self: &Arc<Self>) {
         self.cut.store(true, Ordering::Relaxed);
         self.transport.socket.shutdown_read();
-        self.resume();
+        self.resume_reading();
     }
 
     /// Cuts the client off: replies are thrown away.
@@ -491,7 +497,7 @@ impl Connection {
         if write {
             self.send_queue();
         }
-        self.resume();
+        self.resume_reading();
     }
 
     /// Makes room for another connection, though a worker may hold on to this one a little longer.

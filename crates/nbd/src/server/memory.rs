@@ -23,8 +23,6 @@ use std::time::Instant;
 use blockmirror_block::sync::Mutex;
 use memmap2::MmapMut;
 
-use super::connection::Connection;
-
 /// Bytes kept for the next request when no client uses them.
 const KEPT: u64 = 64 << 20;
 /// Smallest buffer.
@@ -35,6 +33,12 @@ pub(crate) const RESERVE: u64 = 2 << 20;
 const PART: u64 = 4;
 /// One list per power of two from [`SMALLEST`] to 32 MiB.
 const CLASSES: usize = 14;
+
+/// What waits for room, and is resumed when there may be some.
+pub(crate) trait Waiter: Send + Sync + 'static {
+    /// There may be room. Called without a lock of this module.
+    fn resume(self: Arc<Self>);
+}
 
 /// The buffers of one server.
 pub(crate) struct Memory {
@@ -48,7 +52,7 @@ struct State {
     used: u64,
     kept: u64,
     free: [Vec<MmapMut>; CLASSES],
-    waiting: Vec<Weak<Connection>>,
+    waiting: Vec<Weak<dyn Waiter>>,
     /// Clients that hold nothing and wait, the longest first.
     starved: Vec<Starved>,
 }
@@ -94,9 +98,7 @@ impl Memory {
             (std::mem::take(&mut state.free), std::mem::take(&mut state.waiting))
         };
         drop(kept);
-        for connection in waiting.iter().filter_map(Weak::upgrade) {
-            connection.resume();
-        }
+        waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
     }
 
     fn give_back(&self, buf: MmapMut, account: &Account) {
@@ -115,9 +117,7 @@ impl Memory {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         drop(unmapped);
-        for connection in waiting.iter().filter_map(Weak::upgrade) {
-            connection.resume();
-        }
+        waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
     }
 }
 
@@ -165,9 +165,10 @@ impl Account {
 
     /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is
     /// resumed when there may be.
-    pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<Connection>) -> Option<Loan> {
+    pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<impl Waiter>) -> Option<Loan> {
         let size = len.max(SMALLEST).next_power_of_two() as u64;
         let memory = &self.memory;
+        let waiter = || Arc::downgrade(asked_by) as Weak<dyn Waiter>;
         let (buf, released) = {
             let mut state = memory.state.lock();
             let held = self.held();
@@ -180,7 +181,7 @@ impl Account {
             let always = state.used == 0 || (held == 0 && size <= RESERVE);
             let fits = if held == 0 { size <= free } else { held.saturating_add(size) <= free / PART };
             if !always && !fits {
-                state.waiting.push(Arc::downgrade(asked_by));
+                state.waiting.push(waiter());
                 if held == 0 && !state.starved.iter().any(is_self) {
                     let account = Arc::downgrade(self);
                     state.starved.push(Starved { account, size, since: Instant::now() });
@@ -207,7 +208,7 @@ impl Account {
                 let mut state = memory.state.lock();
                 state.used -= size;
                 self.held.fetch_sub(size, Ordering::Relaxed);
-                state.waiting.push(Arc::downgrade(asked_by));
+                state.waiting.push(waiter());
                 None
             }
         }
@@ -259,5 +260,97 @@ impl Drop for Loan {
         if let Some(buf) = self.buf.take() {
             self.account.memory.give_back(buf, &self.account);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// Counts how often it is resumed.
+    #[derive(Default)]
+    struct Resumed(AtomicU64);
+
+    impl Waiter for Resumed {
+        fn resume(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Resumed {
+        fn count(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// Takes buffers of 1 MiB until there is no room.
+    fn take_all(account: &Arc<Account>) -> Vec<Loan> {
+        let waiter = Arc::new(Resumed::default());
+        std::iter::from_fn(|| account.borrow(MIB, &waiter)).collect()
+    }
+
+    fn held(account: &Account) -> usize {
+        account.held() as usize / MIB
+    }
+
+    /// Of what is free before each buffer: with all that is free one client would hold half of the memory,
+    /// and with half of it a third.
+    #[test]
+    fn a_client_that_holds_something_gets_a_quarter_of_what_is_free() {
+        let memory = Memory::new(102 * MIB as u64, 1);
+        let clients: Vec<_> = (0..3).map(|_| Account::new(&memory)).collect();
+        let mut loans = Vec::new();
+        let mut free = 100;
+        for (client, most) in clients.iter().zip([20, 16, 13]) {
+            loans.extend(take_all(client));
+            assert_eq!(held(client), most, "of {free} MiB");
+            free -= most;
+        }
+        assert_eq!(memory.used(), (100 - free as u64) << 20);
+        // What the first gives back counts as free for the last.
+        loans.drain(..20);
+        assert_eq!(held(&clients[0]), 0);
+        loans.extend(take_all(&clients[2]));
+        assert_eq!(held(&clients[2]), 17);
+    }
+
+    #[test]
+    fn a_client_that_holds_nothing_gets_its_reserve_at_once() {
+        let memory = Memory::new(8 * MIB as u64, 2);
+        let waiter = Arc::new(Resumed::default());
+        let whole = Account::new(&memory).borrow(4 * MIB, &waiter);
+        assert!(whole.is_some() && Account::new(&memory).borrow(4 * MIB, &waiter).is_none());
+        let reserves: Vec<_> = (0..2).map(|_| Account::new(&memory).borrow(2 * MIB, &waiter)).collect();
+        assert!(reserves.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn what_a_starved_client_lacks_is_not_lent_to_others() {
+        let memory = Memory::new(34 * MIB as u64, 1);
+        let waiter = Arc::new(Resumed::default());
+        let [first, starved, other] = [(); 3].map(|()| Account::new(&memory));
+        let whole = first.borrow(16 * MIB, &waiter);
+        assert!(whole.is_some() && starved.borrow(32 * MIB, &waiter).is_none());
+        assert_eq!(memory.lacking(Instant::now()), Some(memory.used()));
+        // 16 MiB are free.
+        assert!(other.borrow(4 * MIB, &waiter).is_none(), "kept for the starved one");
+        drop(whole);
+        assert!(waiter.count() > 0);
+        assert!(starved.borrow(32 * MIB, &waiter).is_some());
+        assert_eq!(memory.lacking(Instant::now()), None);
+    }
+
+    #[test]
+    fn a_waiter_is_resumed_by_what_is_given_back() {
+        let memory = Memory::new(8 * MIB as u64, 1);
+        let (waiter, account) = (Arc::new(Resumed::default()), Account::new(&memory));
+        let loan = account.borrow(4 * MIB, &waiter);
+        assert!(account.borrow(4 * MIB, &waiter).is_none());
+        assert_eq!(waiter.count(), 0);
+        drop(loan);
+        assert_eq!(waiter.count(), 1);
+        assert!(account.borrow(4 * MIB, &waiter).is_some());
     }
 }
