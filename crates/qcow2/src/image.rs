@@ -4,7 +4,7 @@
 //! together.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -28,6 +28,7 @@ use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::MetadataMap;
 use crate::refcounts::Refcounts;
+use crate::stop::Cancellations;
 use crate::writeback::FlushGate;
 
 /// Bytes of metadata kept in memory unless [`OpenOptions::cache_bytes`] says otherwise.
@@ -183,7 +184,7 @@ impl OpenOptions {
             write_back: Mutex::new(()),
             gate: FlushGate::default(),
             ranges: RangeLock::new(),
-            cancelled: AtomicU64::new(0),
+            cancellations: Cancellations::default(),
         };
         if image.writable {
             image.check_whole()?;
@@ -273,8 +274,7 @@ pub struct Qcow2 {
     /// Taken before the other two.
     pub(crate) ranges: RangeLock,
     pub(crate) decompressors: Decompressors,
-    /// How often what is in flight was to end ([`BlockDevice::cancel_in_flight`]).
-    pub(crate) cancelled: AtomicU64,
+    pub(crate) cancellations: Cancellations,
 }
 
 impl Qcow2 {
@@ -412,7 +412,7 @@ impl BlockDevice for Qcow2 {
     }
 
     fn cancel_in_flight(&self) {
-        self.cancelled.fetch_add(1, Ordering::AcqRel);
+        self.cancellations.cancel();
         self.io.storage.cancel_in_flight();
         if let Some(data_file) = &self.io.data_file {
             data_file.cancel_in_flight();

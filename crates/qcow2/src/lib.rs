@@ -25,6 +25,7 @@ mod read;
 mod refcounts;
 mod reopen;
 mod resize;
+mod stop;
 mod unfinished;
 mod verify;
 mod write;

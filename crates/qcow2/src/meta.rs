@@ -5,6 +5,8 @@
 //! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and
 //! `zero` read and change single entries.
 
+use std::ops::Range;
+
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
 
@@ -14,6 +16,7 @@ use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry
 use crate::io::Io;
 use crate::offset::HostOffset;
 use crate::refcounts::Refcounts;
+use crate::verify::PASS_CREDIT;
 
 /// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one
 /// behind the other there is no end of runs to stop at, and the metadata lock is held meanwhile.
@@ -64,6 +67,8 @@ pub(crate) struct Meta {
     pub(crate) refcounts: Option<Refcounts>,
     /// The pass over the L2 tables has come to this guest cluster ([`crate::verify`]).
     pub(crate) verified_to: u64,
+    /// What the pass may still cost.
+    pub(crate) pass_credit: i64,
     /// Why nothing is written any more, once a metadata write or a flush has failed.
     pub(crate) poisoned: Option<String>,
 }
@@ -75,7 +80,16 @@ impl Meta {
         l2: SliceCache,
         refcounts: Option<Refcounts>,
     ) -> Self {
-        Self { l1, l1_at, l1_dirty: DirtySectors::default(), l2, refcounts, verified_to: 0, poisoned: None }
+        Self {
+            l1,
+            l1_at,
+            l1_dirty: DirtySectors::default(),
+            l2,
+            refcounts,
+            verified_to: 0,
+            pass_credit: PASS_CREDIT,
+            poisoned: None,
+        }
     }
 
     /// The L1 table, as it is to be on disk.
@@ -240,6 +254,19 @@ impl Meta {
             }
         }
         Ok(())
+    }
+}
+
+/// The host clusters that an entry holds a reference to.
+pub(crate) fn references(io: &Io, entry: &Entry) -> Range<u64> {
+    let cluster = io.cluster();
+    match entry {
+        Entry::Compressed(run) => cluster.index(run.offset.0)..cluster.count(run.offset.0 + run.len),
+        Entry::Plain(PlainEntry { host: Some(host), .. }) if !io.format.external_data => {
+            let index = cluster.index(host.0);
+            index..index + 1
+        }
+        Entry::Plain(_) => 0..0,
     }
 }
 

@@ -12,6 +12,8 @@
 
 mod contiguous;
 
+pub(crate) use contiguous::RunSearch;
+
 use std::ops::Range;
 
 use blockmirror_bitmap::ChunkBitmap;
@@ -35,6 +37,11 @@ const HEADER_TABLE_FIELD: u64 = 48;
 /// References waiting to be dropped before a write-back is asked for, in runs.
 const PENDING_RUNS: usize = 1 << 15;
 
+/// What a search for free clusters does under one hold of the metadata lock: refcount slices that it loads,
+/// and steps. A step passes one slice or finds one cluster.
+const SEARCH_LOADS: u64 = 256;
+const SEARCH_STEPS: u32 = 1 << 15;
+
 /// Host clusters that were handed out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Grant {
@@ -55,6 +62,29 @@ pub(crate) enum Allocation {
     TableFull(u64),
     /// The first free cluster is unverified.
     Unverified,
+    /// None was found yet; the next call goes on from where this one stopped.
+    Searching,
+}
+
+/// Bounds a search for free clusters.
+struct SearchBudget {
+    loads: u64,
+    steps: u32,
+}
+
+impl SearchBudget {
+    fn new(refcounts: &Refcounts) -> Self {
+        Self { loads: refcounts.loads + SEARCH_LOADS, steps: SEARCH_STEPS }
+    }
+
+    /// Takes `steps`; false if nothing is left. The last ones may be more than are left.
+    fn spend(&mut self, refcounts: &Refcounts, steps: u32) -> bool {
+        if self.steps == 0 || refcounts.loads >= self.loads {
+            return false;
+        }
+        self.steps = self.steps.saturating_sub(steps);
+        true
+    }
 }
 
 /// The refcount structures of a writable image.
@@ -65,6 +95,8 @@ pub(crate) struct Refcounts {
     table_at: HostOffset,
     pub(crate) table_dirty: DirtySectors,
     pub(crate) blocks: SliceCache,
+    /// Slices that were read from the storage.
+    loads: u64,
     /// No free cluster below this, but for unverified ones.
     next_free: u64,
     /// Clusters below the file's length at opening that are not to be handed out if their refcount is zero: a
@@ -118,6 +150,7 @@ impl Refcounts {
             table_at,
             table_dirty,
             blocks,
+            loads: 0,
             next_free: 0,
             unverified,
             met_unverified: None,
@@ -161,8 +194,14 @@ impl Refcounts {
         if self.blocks.get(slice).is_none() {
             let data = io.read_slice("read refcount block", slice)?;
             self.blocks.insert(slice, data);
+            self.loads += 1;
         }
         Ok(())
+    }
+
+    /// How many slices were read from the storage so far.
+    pub(crate) fn loads(&self) -> u64 {
+        self.loads
     }
 
     /// The refcount of `cluster`.
@@ -211,7 +250,11 @@ impl Refcounts {
         }
         let per_block = self.per_block(io);
         let mut at = self.next_free;
+        let mut budget = SearchBudget::new(self);
         loop {
+            if !budget.spend(self, 1) {
+                return Ok(Allocation::Searching);
+            }
             let block = at / per_block;
             // usize to u64 is exact here.
             if block >= self.table.len() as u64 {
@@ -219,8 +262,10 @@ impl Refcounts {
             }
             let counted = self.block(block).is_some();
             let used = if counted { self.used_from(io, at)? } else { 0 };
-            if used > 0 || self.metadata.contains(at) {
-                at += used.max(1);
+            if used > 0 {
+                at += used;
+            } else if self.metadata.contains(at) {
+                at = self.metadata.next_absent(at);
             } else if self.unverified.get(at) {
                 self.met_unverified = Some(self.met_unverified.map_or(at, |met| met.min(at)));
                 if !skip {

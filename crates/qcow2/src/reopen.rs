@@ -9,13 +9,11 @@
 
 use blockmirror_block::Result;
 
-use crate::format::entry::Entry;
 use crate::image::{OpenOptions, Qcow2};
 use crate::io::Io;
-use crate::meta::{Meta, decode_at};
+use crate::meta::{Meta, decode_at, references};
 use crate::offset::HostOffset;
 use crate::overlap::MetadataMap;
-use crate::write::compressed_clusters;
 
 impl Qcow2 {
     /// Whether a failed flush, or a failed write of metadata, has ended all writing: it goes on after a
@@ -73,14 +71,7 @@ impl Meta {
                 continue;
             }
             for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
-                let mapped = match decode_at(io, &data, at, guest, slice)? {
-                    Entry::Compressed(run) => compressed_clusters(io, run),
-                    Entry::Plain(plain) => plain.host.map_or(0..0, |host| {
-                        let index = io.cluster().index(host.0);
-                        index..index + 1
-                    }),
-                };
-                mapped.for_each(|cluster| {
+                references(io, &decode_at(io, &data, at, guest, slice)?).for_each(|cluster| {
                     used.insert(cluster);
                 });
             }

@@ -10,6 +10,7 @@
 //!
 //! Lock order: `changing`, ranges, write-back, metadata.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, ZeroFlags, zero};
@@ -19,9 +20,11 @@ use crate::format::entry::{Entry, PlainEntry};
 use crate::format::header::{Header, l1_entries_for};
 use crate::image::Qcow2;
 use crate::limits::MAX_L1_BYTES;
+use crate::meta::references;
 use crate::offset::HostOffset;
-use crate::verify::Missing;
-use crate::write::{compressed_clusters, ensure_l2_table};
+use crate::refcounts::RunSearch;
+use crate::stop::StopCheck;
+use crate::write::ensure_l2_table;
 
 /// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies
 /// in one sector, so it changes at once.
@@ -30,6 +33,9 @@ const HEADER_L1: u64 = 36;
 
 /// The length of a disk is a multiple of this.
 const SECTOR: u64 = 512;
+
+/// Runs of references that are dropped under one hold of the metadata lock.
+const DROPS: usize = 512;
 
 /// All guest bytes, whatever the length.
 const ALL: ByteRange = ByteRange::new(0, u64::MAX);
@@ -138,14 +144,16 @@ impl Qcow2 {
         // From here on no change of the table is in memory only.
         self.write_back()?;
         let clusters = cluster.count(entries * 8);
+        let stop = self.stop_check("resize");
+        let mut search = RunSearch::default();
         let first = loop {
             let answer = {
                 let mut meta = self.meta.lock();
-                meta.allocate_run(io, clusters)?
+                meta.allocate_run(io, clusters, &mut search)?
             };
             match answer {
                 Ok(first) => break first,
-                Err(missing) => self.provide(missing)?,
+                Err(missing) => self.provide(missing, &stop)?,
             }
         };
         let give_back = |error: Error| -> Error {
@@ -214,76 +222,118 @@ impl Qcow2 {
     /// old length.
     fn check_past(&self, len: u64) -> Result<()> {
         let io = &self.io;
-        let first = io.cluster().count(len);
-        let per_table = io.l2_entries();
-        let tables = self.meta.lock().l1().len() as u64;
-        for index in first / per_table..tables {
-            let mut meta = self.meta.lock();
-            let clusters = index * per_table..(index + 1) * per_table;
-            if meta.l1_entry(io, clusters.start)?.1.table().is_none() {
+        let stop = self.stop_check("resize");
+        for clusters in self.tables_past(len) {
+            stop.check()?;
+            if self.meta.lock().l1_entry(io, clusters.start)?.1.table().is_none() {
                 continue;
             }
-            for cluster in clusters.start.max(first)..clusters.end {
-                meta.entry_to_write(io, cluster)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives every cluster back that lies past `len` as a whole.
-    fn unmap_past(&self, len: u64) -> Result<()> {
-        let io = &self.io;
-        let first = io.cluster().count(len);
-        let per_table = io.l2_entries();
-        let tables = self.meta.lock().l1().len() as u64;
-        for index in first / per_table..tables {
-            let wanted = {
+            for slice in self.slices(clusters) {
+                stop.check()?;
                 let mut meta = self.meta.lock();
-                meta.l2.wants_write_back() || meta.refcounts(io)?.wants_write_back()
-            };
-            if wanted {
-                self.write_back()?;
-            }
-            while let Some(missing) = self.unmap_table(index, first)? {
-                self.provide(missing)?;
+                for cluster in slice {
+                    meta.entry_to_write(io, cluster)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// The same for the clusters of L2 table `index`; `Some` says what must come first.
-    fn unmap_table(&self, index: u64, first: u64) -> Result<Option<Missing>> {
-        let io = &self.io;
-        let mut meta = self.meta.lock();
-        let clusters = index * io.l2_entries()..(index + 1) * io.l2_entries();
-        let (l1_index, l1) = meta.l1_entry(io, clusters.start)?;
-        let Some(table) = l1.table() else { return Ok(None) };
-        let whole = first <= clusters.start;
-        if !whole && let Some(missing) = ensure_l2_table(io, &mut meta, clusters.start)? {
-            return Ok(Some(missing));
-        }
-        for cluster in clusters.start.max(first)..clusters.end {
-            let (entry, holds) = match meta.entry_to_write(io, cluster)? {
-                Entry::Compressed(run) => (true, compressed_clusters(io, run)),
-                Entry::Plain(plain) => {
-                    let index =
-                        plain.host.map(|h| io.cluster().index(h.0)).filter(|_| !io.format.external_data);
-                    (plain != PlainEntry::default(), index.map_or(0..0, |i| i..i + 1))
-                }
-            };
-            if entry && !whole {
-                meta.set_entry(io, cluster, PlainEntry::default())?;
+    /// Gives every cluster back that lies past `len` as a whole. What has been given back when it is cancelled
+    /// or fails stays so, and the rest stays counted.
+    fn unmap_past(&self, len: u64) -> Result<()> {
+        let stop = self.stop_check("resize");
+        for clusters in self.tables_past(len) {
+            stop.check()?;
+            if clusters.start.is_multiple_of(self.io.l2_entries()) {
+                self.drop_table(clusters, &stop)?;
+            } else {
+                self.unmap_in_table(clusters, &stop)?;
             }
-            meta.refcounts(io)?.defer_drop(io, holds);
         }
-        if whole {
-            meta.clear_l1(io, l1_index);
+        Ok(())
+    }
+
+    /// The guest clusters past `len` that the L1 table covers, by L2 tables.
+    fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<u64>> {
+        let per_table = self.io.l2_entries();
+        let first = self.io.cluster().count(len);
+        // usize to u64 is exact here.
+        let tables = self.meta.lock().l1().len() as u64;
+        (first / per_table..tables).map(move |index| (index * per_table).max(first)..(index + 1) * per_table)
+    }
+
+    /// `clusters` of one L2 table, by the slices that have their entries.
+    fn slices(&self, clusters: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let per_slice = self.io.slice_size() as u64 / self.io.format.entry_size();
+        (clusters.start / per_slice..clusters.end.div_ceil(per_slice)).map(move |index| {
+            (index * per_slice).max(clusters.start)..((index + 1) * per_slice).min(clusters.end)
+        })
+    }
+
+    /// Drops the L2 table of `clusters`, which are all that it maps.
+    fn drop_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
+        let io = &self.io;
+        let (index, l1) = self.meta.lock().l1_entry(io, clusters.start)?;
+        let Some(table) = l1.table() else { return Ok(()) };
+        let mut held: Vec<Range<u64>> = Vec::new();
+        for slice in self.slices(clusters) {
+            stop.check()?;
+            let mut meta = self.meta.lock();
+            for cluster in slice {
+                let next = references(io, &meta.entry_to_write(io, cluster)?);
+                match held.last_mut() {
+                    Some(last) if last.end == next.start => last.end = next.end,
+                    _ if next.is_empty() => {}
+                    _ => held.push(next),
+                }
+            }
+        }
+        {
+            let mut meta = self.meta.lock();
+            meta.clear_l1(io, index);
             let cluster = io.cluster().index(table.0);
             let refcounts = meta.refcounts(io)?;
             refcounts.metadata.remove(cluster);
             refcounts.defer_drop(io, cluster..cluster + 1);
         }
-        Ok(None)
+        // These may wait for a later write-back than the L1 entry, never for an earlier one.
+        for some in held.chunks(DROPS) {
+            self.relieve()?;
+            let mut meta = self.meta.lock();
+            let refcounts = meta.refcounts(io)?;
+            some.iter().for_each(|clusters| refcounts.defer_drop(io, clusters.clone()));
+        }
+        Ok(())
+    }
+
+    /// Unmaps `clusters`, the last ones of an L2 table.
+    fn unmap_in_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
+        let io = &self.io;
+        loop {
+            let missing = {
+                let mut meta = self.meta.lock();
+                if meta.l1_entry(io, clusters.start)?.1.table().is_none() {
+                    return Ok(());
+                }
+                ensure_l2_table(io, &mut meta, clusters.start)?
+            };
+            let Some(missing) = missing else { break };
+            self.provide(missing, stop)?;
+        }
+        for slice in self.slices(clusters) {
+            stop.check()?;
+            self.relieve()?;
+            let mut meta = self.meta.lock();
+            for cluster in slice {
+                let entry = meta.entry_to_write(io, cluster)?;
+                if entry != Entry::UNALLOCATED {
+                    meta.set_entry(io, cluster, PlainEntry::default())?;
+                    meta.refcounts(io)?.defer_drop(io, references(io, &entry));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Changes a field of the header, on disk and here. All that it stands for is durable.

@@ -6,16 +6,17 @@
 //!   a refcount. One that has none is proof of damage: the operation fails, and the image is marked corrupt
 //!   ([`Qcow2::note_damage`]).
 //! - A free cluster below the file's length at opening (*unverified*) is handed out only after one pass over
-//!   all L2 tables has found no entry that maps a free cluster. The pass goes on by a piece with each
-//!   allocation that meets such a cluster, and until it is done new clusters come from past that length.
-//!   Clusters that this image freed itself need no pass. A fresh image has no unverified clusters.
+//!   all L2 tables has found no entry that maps a free cluster. Until the pass is done new clusters come from
+//!   past that length. Clusters that this image freed itself need no pass. A fresh image has no unverified
+//!   clusters.
+//!
+//! The pass has a credit: a first part is free, then the clusters handed out meanwhile pay for as many bytes of
+//! it. So it costs no more than the writes that it is for, whatever the image says. What it reads counts, of
+//! L2 tables and of refcount blocks; holes of the file are skipped.
 //!
 //! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole
-//! pass ([`Missing::Verified`]). No pass is bounded by what the image says of itself: the metadata lock is
-//! released between the pieces, and
+//! pass ([`Missing::Verified`]): the metadata lock is released between the pieces, and
 //! [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
-
-use std::sync::atomic::Ordering;
 
 use blockmirror_block::sync::thread;
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
@@ -23,21 +24,24 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use crate::format::entry::Entry;
 use crate::image::Qcow2;
 use crate::io::Io;
-use crate::meta::{Meta, decode_at};
+use crate::meta::{Meta, decode_at, references};
 use crate::offset::HostOffset;
 use crate::overlap::WRITE_OVER_METADATA;
-use crate::refcounts::{Allocation, Grant};
-use crate::write::compressed_clusters;
+use crate::refcounts::{Allocation, Grant, RunSearch};
+use crate::stop::StopCheck;
 
 /// The operation that finds an entry which maps a free cluster; the caller then marks the image corrupt.
 const CHECK_REFCOUNTS: &str = "check refcounts";
 
-/// Bytes of L2 tables that the pass reads for one allocation, or under one hold of the metadata lock.
-const PASS_BYTES: u64 = 1 << 20;
+/// What the pass may cost under one hold of the metadata lock, in bytes; and for free, before clusters have
+/// been handed out.
+pub(crate) const PASS_CREDIT: i64 = 1 << 20;
 
-/// What an entry of the L1 table, and a table that lies in a hole, take of these bytes.
-const L1_ENTRY_COST: u64 = 8;
-const HOLE_COST: u64 = 64;
+/// What is paid for an entry of the L1 table, for a slice or table that lies in a hole, and for each call of
+/// the storage: a slice of an L2 table or of a refcount block that is read, or a look for holes.
+const L1_ENTRY_COST: i64 = 8;
+const HOLE_COST: i64 = 64;
+const CALL_COST: i64 = 4096;
 
 /// How far past a table a hole is looked for.
 const LOOK_AHEAD: u64 = 1 << 30;
@@ -49,6 +53,8 @@ pub(crate) enum Missing {
     Block(u64),
     /// The pass over all L2 tables has not come to its end, and nothing but unverified clusters is left.
     Verified,
+    /// The search goes on, after others have had the metadata lock.
+    Search,
 }
 
 impl Meta {
@@ -57,7 +63,13 @@ impl Meta {
         let mut skip = false;
         loop {
             match self.refcounts(io)?.allocate(io, want, skip)? {
-                Allocation::Got(grant) => return Ok(Ok(grant)),
+                Allocation::Got(grant) => {
+                    if skip {
+                        self.pay_for_pass(io, &grant);
+                    }
+                    return Ok(Ok(grant));
+                }
+                Allocation::Searching => return Ok(Err(Missing::Search)),
                 Allocation::TableFull(block) => return Ok(Err(Missing::Block(block))),
                 Allocation::Unverified if io.storage.info().fixed_len => return Ok(Err(Missing::Verified)),
                 Allocation::Unverified => {
@@ -68,13 +80,27 @@ impl Meta {
         }
     }
 
-    /// Hands out `want` contiguous clusters, at least one. The inner error as for [`Self::allocate`].
-    pub(crate) fn allocate_run(&mut self, io: &Io, want: u64) -> Result<Result<u64, Missing>> {
+    /// Hands out `want` contiguous clusters, at least one. The inner error as for [`Self::allocate`]; the next
+    /// call goes on with the same `search`.
+    pub(crate) fn allocate_run(
+        &mut self,
+        io: &Io,
+        want: u64,
+        search: &mut RunSearch,
+    ) -> Result<Result<u64, Missing>> {
         let refcounts = self.refcounts(io)?;
         if io.storage.info().fixed_len && refcounts.has_unverified(0) {
             return Ok(Err(Missing::Verified));
         }
-        Ok(refcounts.allocate_run(io, want)?.map_err(Missing::Block))
+        refcounts.allocate_run(io, want, search)
+    }
+
+    /// What is handed out past the unverified clusters pays for as much of the pass, so that whatever the
+    /// image says the pass takes no longer than writing what it is for.
+    fn pay_for_pass(&mut self, io: &Io, grant: &Grant) {
+        // At most a refcount block of clusters, each of 2 MiB.
+        let bytes = (grant.count * io.cluster().bytes()) as i64;
+        self.pass_credit = (self.pass_credit + bytes).min(PASS_CREDIT);
     }
 
     /// The entry of one guest cluster that may be changed, or whose cluster may be written.
@@ -118,15 +144,8 @@ impl Meta {
         let refcounts = self.refcounts(io)?;
         let step = io.format.entry_size() as usize;
         for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
-            let mapped = match decode_at(io, data, at, guest, slice) {
-                Ok(Entry::Compressed(run)) => compressed_clusters(io, run),
-                Ok(Entry::Plain(plain)) => plain.host.map_or(0..0, |host| {
-                    let index = io.cluster().index(host.0);
-                    index..index + 1
-                }),
-                Err(_) => continue,
-            };
-            for cluster in mapped {
+            let Ok(entry) = decode_at(io, data, at, guest, slice) else { continue };
+            for cluster in references(io, &entry) {
                 if refcounts.get(io, cluster)? == 0 {
                     let at = io.cluster().start(cluster);
                     return Err(io.corrupt(CHECK_REFCOUNTS, at, free_but("is mapped by", guest)));
@@ -136,8 +155,8 @@ impl Meta {
         Ok(())
     }
 
-    /// Goes on with the pass over the L2 tables for about [`PASS_BYTES`] of them; whether it is over. At its
-    /// end every free cluster may be handed out. Where a table cannot be read the pass is given up:
+    /// Goes on with the pass over the L2 tables as far as its credit goes, and with one slice perhaps further;
+    /// whether it is over. At its end every free cluster may be handed out. Where a table cannot be read the pass is given up:
     /// unverified clusters then stay unused.
     ///
     /// # Errors
@@ -145,40 +164,63 @@ impl Meta {
     /// may be left, a table that cannot be read.
     fn verify(&mut self, io: &Io) -> Result<bool> {
         let per_slice = self.l2.slice_size() as u64 / io.format.entry_size();
-        let mut left = PASS_BYTES;
         let mut runs = Runs::default();
         // At most 2^22 tables.
         let end = self.l1().len() as u64 * io.l2_entries();
         while self.verified_to < end {
-            if left == 0 {
+            if self.pass_credit <= 0 {
                 return Ok(false);
             }
             let guest = self.verified_to;
             let next_table = (guest / io.l2_entries() + 1) * io.l2_entries();
             let Some(table) = self.l1_entry(io, guest)?.1.table() else {
-                left = left.saturating_sub(L1_ENTRY_COST);
+                self.pass_credit -= L1_ENTRY_COST;
                 self.verified_to = next_table;
                 continue;
             };
-            // A table of zeros maps nothing. What was changed in memory since, and is not on disk yet, was
-            // checked when it was.
-            if runs.is_hole(io, ByteRange::at(table.0, io.cluster().bytes())) {
-                left = left.saturating_sub(HOLE_COST);
-                self.verified_to = next_table;
-                continue;
-            }
-            left = left.saturating_sub(self.l2.slice_size() as u64);
-            if let Err(error) = self.verify_slice(io, table, guest) {
-                if error.operation() == CHECK_REFCOUNTS || io.storage.info().fixed_len {
+            let (looks, loads) = (runs.looks, self.refcounts(io)?.loads());
+            let skipped = self.skip_hole(io, table, guest, &mut runs);
+            let checked = match skipped {
+                Some(next) => {
+                    self.pass_credit -= HOLE_COST;
+                    Ok(next)
+                }
+                None => {
+                    self.pass_credit -= CALL_COST;
+                    self.verify_slice(io, table, guest).map(|()| guest + per_slice)
+                }
+            };
+            let calls = runs.looks - looks + self.refcounts(io)?.loads() - loads;
+            // At most the entries of a slice, times three for compressed clusters.
+            self.pass_credit -= calls as i64 * CALL_COST;
+            match checked {
+                Ok(next) => self.verified_to = next,
+                Err(error) if error.operation() == CHECK_REFCOUNTS || io.storage.info().fixed_len => {
                     return Err(error);
                 }
-                self.refcounts(io)?.never_verify();
-                return Ok(true);
+                Err(_) => {
+                    self.refcounts(io)?.never_verify();
+                    return Ok(true);
+                }
             }
-            self.verified_to = guest + per_slice;
         }
         self.refcounts(io)?.all_verified();
         Ok(true)
+    }
+
+    /// Where the table, or the slice of it that begins with guest cluster `guest`, lies in a hole: the guest
+    /// cluster behind it. Entries of zeros map nothing. What was changed in memory since, and is not on disk
+    /// yet, was checked when it was.
+    fn skip_hole(&self, io: &Io, table: HostOffset, guest: u64, runs: &mut Runs) -> Option<u64> {
+        let (slice, _) = self.locate(io, table, guest);
+        let in_table = slice.0 - table.0;
+        if !runs.is_hole(io, ByteRange::at(slice.0, self.l2.slice_size() as u64)) {
+            return None;
+        }
+        // More of the table may lie in the same hole.
+        let end = runs.last.end().min(table.0 + io.cluster().bytes());
+        let slices = (end - table.0 - in_table) / self.l2.slice_size() as u64;
+        Some(guest + slices * (self.l2.slice_size() as u64 / io.format.entry_size()))
     }
 
     /// Checks the slice of `table` that begins with guest cluster `guest`, without keeping it.
@@ -199,6 +241,8 @@ impl Meta {
 struct Runs {
     last: ByteRange,
     hole: bool,
+    /// How often the storage was asked.
+    looks: u64,
 }
 
 impl Runs {
@@ -206,6 +250,7 @@ impl Runs {
     fn is_hole(&mut self, io: &Io, range: ByteRange) -> bool {
         let holds = |last: ByteRange| last.start() <= range.start() && range.end() <= last.end();
         if !holds(self.last) {
+            self.looks += 1;
             // What the storage cannot tell is read.
             (self.last, self.hole) = (range, false);
             let rest = ByteRange::new(range.start(), range.end().saturating_add(LOOK_AHEAD));
@@ -225,13 +270,18 @@ fn free_but(how: &str, guest: u64) -> String {
 impl Qcow2 {
     /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata
     /// lock.
-    pub(crate) fn provide(&self, missing: Missing) -> Result<()> {
+    pub(crate) fn provide(&self, missing: Missing, stop: &StopCheck<'_>) -> Result<()> {
+        stop.check()?;
         match missing {
-            Missing::Verified => self.verify_all(),
+            Missing::Verified => self.verify_all(stop),
+            Missing::Search => {
+                thread::yield_now();
+                Ok(())
+            }
             Missing::Block(block) => {
                 // There is no place past the end for the larger table.
                 if self.io.storage.info().fixed_len {
-                    self.verify_all()?;
+                    self.verify_all(stop)?;
                 }
                 self.grow_refcount_table(block)
             }
@@ -239,19 +289,17 @@ impl Qcow2 {
     }
 
     /// Brings the pass over the L2 tables to its end, with room for others between its pieces.
-    fn verify_all(&self) -> Result<()> {
-        let cancelled = self.cancelled.load(Ordering::Acquire);
+    fn verify_all(&self, stop: &StopCheck<'_>) -> Result<()> {
         loop {
             {
                 let mut meta = self.meta.lock();
                 meta.check_poison(&self.io, CHECK_REFCOUNTS)?;
+                meta.pass_credit = PASS_CREDIT;
                 if meta.verify(&self.io)? {
                     return Ok(());
                 }
             }
-            if self.cancelled.load(Ordering::Acquire) != cancelled {
-                return Err(Error::new(ErrorKind::Cancelled, CHECK_REFCOUNTS).in_file(self.io.name.clone()));
-            }
+            stop.check()?;
             thread::yield_now();
         }
     }

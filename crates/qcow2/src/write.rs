@@ -13,10 +13,10 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result, WriteFlags, ZeroFlags, read_lost_as_zeros,
 };
 
-use crate::format::entry::{CompressedRun, Entry, PlainEntry};
+use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::io::Io;
-use crate::meta::{Mapping, Meta};
+use crate::meta::{Mapping, Meta, references};
 use crate::offset::HostOffset;
 use crate::refcounts::Grant;
 use crate::verify::Missing;
@@ -100,8 +100,9 @@ impl Qcow2 {
 
     /// Plans a write that may change the mapping; the clusters are held.
     fn plan_moving<'a>(&'a self, mut guard: WriteGuard<'a>) -> Result<WriteGuard<'a>> {
+        let stop = self.stop_check("write");
         while let Some(missing) = guard.plan()? {
-            self.provide(missing)?;
+            self.provide(missing, &stop)?;
         }
         Ok(guard)
     }
@@ -128,7 +129,9 @@ impl Qcow2 {
     /// image.
     pub(crate) fn map_ahead(&self, range: ByteRange) -> Result<()> {
         let cluster = self.io.cluster();
+        let stop = self.stop_check("preallocate");
         for part in range.pieces(MAX_AHEAD * cluster.bytes()) {
+            stop.check()?;
             let guard = self.resolve_write(part)?;
             guard.fill_edges()?;
             // A place that was used before holds what it held; one past the end of the file is zeros once the
@@ -354,12 +357,10 @@ impl<'a> WriteGuard<'a> {
         let io = &self.image.io;
         let part = self.part_at(at);
         let touched = self.touched(part);
-        let (keep, zero, drops) = match old {
-            Entry::Compressed(run) => (io.format.all(), 0, compressed_clusters(io, run)),
-            Entry::Plain(plain) => {
-                let index = plain.host.map(|h| io.cluster().index(h.0)).filter(|_| !io.format.external_data);
-                (plain.allocated, plain.zero & !touched, index.map_or(0..0, |i| i..i + 1))
-            }
+        let drops = references(io, &old);
+        let (keep, zero) = match old {
+            Entry::Compressed(_) => (io.format.all(), 0),
+            Entry::Plain(plain) => (plain.allocated, plain.zero & !touched),
         };
         self.push_fills(touched | keep, part, host, fresh);
         self.push_run(part, host);
@@ -496,11 +497,6 @@ impl Qcow2 {
 /// Whether the host cluster of `entry` belongs to it alone.
 pub(crate) fn writable_in_place(io: &Io, entry: &PlainEntry) -> bool {
     entry.host.is_some() && (entry.copied || io.format.external_data)
-}
-
-/// The host clusters that a compressed cluster holds a reference to.
-pub(crate) fn compressed_clusters(io: &Io, run: CompressedRun) -> Range<u64> {
-    io.cluster().index(run.offset.0)..io.cluster().count(run.offset.0 + run.len)
 }
 
 /// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what

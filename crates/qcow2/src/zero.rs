@@ -9,9 +9,9 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, WriteFlags, ZeroFla
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::io::Io;
-use crate::meta::Meta;
+use crate::meta::{Meta, references};
 use crate::verify::Missing;
-use crate::write::{compressed_clusters, ensure_l2_table};
+use crate::write::ensure_l2_table;
 
 /// Zeros that are written at once where they must be written.
 const ZERO_CHUNK: u64 = 1 << 20;
@@ -138,7 +138,9 @@ impl Qcow2 {
     /// Applies `purpose` to `whole`, which covers whole subclusters.
     fn change(&self, whole: ByteRange, purpose: Purpose) -> Result<()> {
         let table_bytes = self.io.l2_entries() << self.io.cluster().bits();
+        let stop = self.stop_check("write zeroes");
         for part in whole.pieces(table_bytes) {
+            stop.check()?;
             self.relieve()?;
             let by_data = self.change_in_table(part, purpose)?;
             for range in by_data {
@@ -161,6 +163,7 @@ impl Qcow2 {
             // A hint, and before the entries change: a discarded range reads as before or as zeros.
             data_file.discard(part)?;
         }
+        let stop = self.stop_check("write zeroes");
         loop {
             let changed = {
                 let mut meta = self.meta.lock();
@@ -169,7 +172,7 @@ impl Qcow2 {
             };
             match self.note_damage(changed)? {
                 Ok(by_data) => return Ok(by_data),
-                Err(missing) => self.note_damage(self.provide(missing))?,
+                Err(missing) => self.note_damage(self.provide(missing, &stop))?,
             }
         }
     }
@@ -209,14 +212,7 @@ impl Qcow2 {
                     }
                     meta.set_entry(io, cluster, entry)?;
                     if frees {
-                        let clusters = match old {
-                            Entry::Compressed(run) => compressed_clusters(io, run),
-                            Entry::Plain(plain) => plain.host.map_or(0..0, |h| {
-                                let index = io.cluster().index(h.0);
-                                index..index + 1
-                            }),
-                        };
-                        meta.refcounts(io)?.defer_drop(io, clusters);
+                        meta.refcounts(io)?.defer_drop(io, references(io, &old));
                     }
                 }
             }

@@ -6,30 +6,56 @@
 
 use blockmirror_block::Result;
 
-use super::Refcounts;
+use super::{Refcounts, SearchBudget};
 use crate::io::Io;
+use crate::verify::Missing;
+
+/// How far a search for a free run has come. Between its calls nothing else allocates.
+#[derive(Debug, Default)]
+pub(crate) struct RunSearch {
+    /// Clusters `start..at` are free.
+    start: u64,
+    at: u64,
+    /// Refcount blocks before this one were looked at, past the end of what is counted.
+    block: u64,
+}
 
 impl Refcounts {
     /// Hands out `want` contiguous clusters, at least one; their refcounts are one in memory. The inner error
-    /// is the refcount block that the refcount table must first reach.
-    pub(crate) fn allocate_run(&mut self, io: &Io, want: u64) -> Result<Result<u64, u64>> {
+    /// says what must come first; the next call with the same `search` goes on from there.
+    pub(crate) fn allocate_run(
+        &mut self,
+        io: &Io,
+        want: u64,
+        search: &mut RunSearch,
+    ) -> Result<Result<u64, Missing>> {
         let per_block = self.per_block(io);
-        let (mut start, mut at) = (self.next_free, self.next_free);
-        while at - start < want {
+        let mut budget = SearchBudget::new(self);
+        if search.start < self.next_free {
+            (search.start, search.at) = (self.next_free, self.next_free);
+        }
+        while search.at - search.start < want {
+            if !budget.spend(self, 1) {
+                return Ok(Err(Missing::Search));
+            }
+            let at = search.at;
             if self.block(at / per_block).is_none() {
-                return self.allocate_run_beyond(io, at / per_block, want);
+                search.block = search.block.max(at / per_block);
+                return self.allocate_run_beyond(io, want, search, budget);
             }
             let used = self.used_from(io, at)?;
-            if used == 0 && self.unverified.get(at) {
-                at = self.next_verified(at);
-                start = at;
-            } else if used == 0 && !self.metadata.contains(at) {
-                at += 1;
-            } else {
-                at += used.max(1);
-                start = at;
+            if used == 0 && !self.metadata.contains(at) && !self.unverified.get(at) {
+                search.at += 1;
+                continue;
             }
+            search.at = match used {
+                0 if self.metadata.contains(at) => self.metadata.next_absent(at),
+                0 => self.next_verified(at),
+                used => at + used,
+            };
+            search.start = search.at;
         }
+        let start = search.start;
         self.check_room(io, start + want)?;
         for cluster in start..start + want {
             self.set(io, cluster, 1)?;
@@ -38,29 +64,40 @@ impl Refcounts {
         Ok(Ok(start))
     }
 
-    /// The same from block `from` on, where nothing is counted yet.
-    fn allocate_run_beyond(&mut self, io: &Io, from: u64, want: u64) -> Result<Result<u64, u64>> {
+    /// The same from block `search.block` on, where nothing is counted yet.
+    fn allocate_run_beyond(
+        &mut self,
+        io: &Io,
+        want: u64,
+        search: &mut RunSearch,
+        mut budget: SearchBudget,
+    ) -> Result<Result<u64, Missing>> {
         let per_block = self.per_block(io);
         // So many blocks count themselves and the run.
         let blocks = (1..).find(|b| b * per_block >= b + want).unwrap_or(1);
         // usize to u64 is exact here.
         let len = self.table.len() as u64;
-        let mut first_block = from;
-        if self.has_unverified(from * per_block) {
-            first_block = first_block.max(self.unverified.len().div_ceil(per_block));
+        if self.has_unverified(search.block * per_block) {
+            search.block = search.block.max(self.unverified.len().div_ceil(per_block));
         }
         loop {
+            let first_block = search.block;
             if first_block + blocks > len {
-                return Ok(Err(first_block + blocks - 1));
+                return Ok(Err(Missing::Block(first_block + blocks - 1)));
+            }
+            // At most 2^16 clusters, 64 of them in a word of the map.
+            if !budget.spend(self, (blocks + want / 64) as u32) {
+                return Ok(Err(Missing::Search));
             }
             let first = first_block * per_block;
             let taken = (first_block..first_block + blocks).rfind(|b| self.block(*b).is_some());
-            let metadata = (first..first + blocks + want).rfind(|c| self.metadata.contains(*c));
+            let metadata = self.metadata.last_in(first..first + blocks + want);
             match taken.max(metadata.map(|c| c / per_block)) {
-                Some(block) => first_block = block + 1,
+                Some(block) => search.block = block + 1,
                 None => break,
             }
         }
+        let first_block = search.block;
         let first = first_block * per_block;
         let used = blocks + want;
         self.check_room(io, first + used)?;

@@ -6,13 +6,14 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
+mod bounded;
+mod counted;
+
 use std::sync::Arc;
 
-use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind};
-use blockmirror_block::{
-    BlockDevice, ByteRange, ErrorKind, Storage, StorageInfo, Visit, WriteFlags, ZeroFlags,
-};
-use blockmirror_qcow2::{CreateOptions, CutShort, Header, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, Visit, WriteFlags, ZeroFlags};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Preallocation, Qcow2, Version};
 
 /// No disk here is longer; a changed header may declare any length.
 const MOST: u64 = 1 << 20;
@@ -406,169 +407,4 @@ fn writes_onto_metadata_are_refused_and_mark_the_image() {
             assert!(after == bytes, "{}: {what}: something was written", image.name);
         }
     }
-}
-
-/// Where [`ManyTables`] has its refcount table, the one refcount block, the L1 table and the L2 tables.
-const REFCOUNTS: u64 = 1 << 20;
-const BLOCK: u64 = 9 << 20;
-const L1: u64 = 16 << 20;
-const L2: u64 = 64 << 20;
-
-/// An image made by hand that claims far more metadata than its file holds bytes.
-struct ManyTables {
-    cluster_bits: u32,
-    /// Of the refcount table, in clusters.
-    refcount_clusters: u32,
-    /// Entries of the refcount table, from the first on, that name the one refcount block.
-    blocks: u64,
-    l1_entries: u64,
-    /// The first entry of each L2 table.
-    entry: u64,
-    /// L1 entry 0 is empty.
-    first_empty: bool,
-    len: u64,
-}
-
-impl ManyTables {
-    /// Clusters of 512 bytes and a refcount table that reaches 8 MiB far.
-    const SMALL: Self = Self {
-        cluster_bits: 9,
-        refcount_clusters: 1,
-        blocks: 1,
-        l1_entries: 1 << 15,
-        entry: 0,
-        first_empty: true,
-        len: 96 << 20,
-    };
-
-    fn make(&self) -> MemoryStorage {
-        let cluster = 1_u64 << self.cluster_bits;
-        let size = self.l1_entries * cluster / 8 * cluster;
-        let mut header = 0x5146_49fb_u32.to_be_bytes().to_vec();
-        header.extend(3_u32.to_be_bytes());
-        header.extend([0; 12]);
-        header.extend(self.cluster_bits.to_be_bytes());
-        header.extend(size.to_be_bytes());
-        header.extend([0; 4]);
-        header.extend((self.l1_entries as u32).to_be_bytes());
-        header.extend(L1.to_be_bytes());
-        header.extend(REFCOUNTS.to_be_bytes());
-        header.extend(self.refcount_clusters.to_be_bytes());
-        header.extend([0; 36]);
-        header.extend(4_u32.to_be_bytes());
-        header.extend(104_u32.to_be_bytes());
-        let storage = MemoryStorage::new();
-        let words = |at: u64, words: Vec<u64>| {
-            let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_be_bytes).collect();
-            storage.write_at(&bytes, at).unwrap();
-        };
-        storage.write_at(&header, 0).unwrap();
-        words(REFCOUNTS, vec![BLOCK; self.blocks as usize]);
-        words(L1, (0..self.l1_entries).map(|i| L2 + i * cluster).collect());
-        if self.first_empty {
-            words(L1, vec![0]);
-        }
-        if self.entry != 0 {
-            (0..self.l1_entries).for_each(|i| words(L2 + i * cluster, vec![self.entry]));
-        }
-        storage.set_len(self.len).unwrap();
-        storage
-    }
-}
-
-/// The refcount table did not reach the end of the file, so one write brought the pass over all L2 tables to
-/// its end, with the metadata lock held all the time: minutes for 2^22 tables in holes of a sparse file.
-#[test]
-fn the_refcount_table_grows_without_a_pass_over_all_tables() {
-    const MOST: u64 = 10_000;
-    // The zero flag: the tables are data, but map nothing.
-    for entry in [0, 1] {
-        let storage = Arc::new(ManyTables { entry, ..ManyTables::SMALL }.make());
-        let faults = Faults::new();
-        let slow = Arc::new(FaultStorage::new(storage.clone(), faults.clone()));
-        let disk = OpenOptions::new().writable(true).open(slow).unwrap();
-        faults.inject(Fault::on(OpKind::Read).after(MOST).forever());
-        disk.write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
-        disk.flush().unwrap();
-        drop(disk);
-        let disk = OpenOptions::new().open(storage).unwrap();
-        let mut found = [0; 512];
-        disk.read_at(&mut found, 0).unwrap();
-        assert_eq!(found, [7; 512]);
-        assert_ne!(disk.header().refcount_table_offset, REFCOUNTS, "the table has grown");
-    }
-}
-
-/// On a device nothing lies past the end, so that the pass must come first: in pieces, and it can be stopped.
-#[test]
-fn the_pass_over_all_tables_can_be_stopped() {
-    const TABLES: u64 = 1 << 15;
-    let make = |entry| {
-        let mut info = StorageInfo::plain();
-        info.fixed_len = true;
-        Arc::new(ManyTables { entry, ..ManyTables::SMALL }.make().with_info(info))
-    };
-    let storage = make(1);
-    let faults = Faults::new();
-    let slow = Arc::new(FaultStorage::new(storage.clone(), faults.clone()));
-    let disk = OpenOptions::new().writable(true).open(slow).unwrap();
-    let gate = faults.hold(OpKind::Read, Some(ByteRange::at(L2 + 5000 * 512, 512)));
-    let before = faults.seen(OpKind::Read) as u64;
-    std::thread::scope(|s| {
-        let write = s.spawn(|| disk.write_at(&[7; 512], 0, WriteFlags::NONE));
-        gate.wait_held(1);
-        disk.cancel_in_flight();
-        gate.open();
-        assert_eq!(write.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
-    });
-    let looked = faults.seen(OpKind::Read) as u64 - before;
-    assert!((5000..8000).contains(&looked), "{looked} reads");
-    // The next allocation goes on from there.
-    disk.write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
-    let looked = faults.seen(OpKind::Read) as u64 - before;
-    assert!((TABLES - 1..TABLES + 1000).contains(&looked), "{looked} reads");
-    // Tables in holes are not read.
-    let faults = Faults::new();
-    let slow = Arc::new(FaultStorage::new(make(0), faults.clone()));
-    let disk = OpenOptions::new().writable(true).open(slow).unwrap();
-    disk.write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
-    assert!(faults.seen(OpKind::Read) < 1000, "{} reads", faults.seen(OpKind::Read));
-}
-
-/// What [`CutShort::find`] finds, with its reads and their bounds.
-fn cut_short(image: &ManyTables, most: u64) -> Option<CutShort> {
-    let storage = Arc::new(image.make());
-    let header = Header::read(&*storage).unwrap();
-    let faults = Faults::new();
-    let slow = Arc::new(FaultStorage::new(storage, faults.clone()));
-    faults.inject(Fault::on(OpKind::Read).after(most).forever());
-    let found = CutShort::find(slow, &header).unwrap();
-    assert_eq!(faults.failed(), 0, "more than {most} reads");
-    found
-}
-
-/// `info` read a refcount block of zeros for each of 2^20 entries of the refcount table, and each of as many
-/// L2 tables.
-#[test]
-fn the_look_for_what_was_cut_off_is_bounded() {
-    // The refcounts of 1024 blocks tell nothing, and the tables map nothing.
-    let many = ManyTables {
-        cluster_bits: 16,
-        refcount_clusters: 64,
-        blocks: 1 << 19,
-        l1_entries: 64,
-        entry: 1,
-        first_empty: false,
-        len: 96 << 20,
-    };
-    assert_eq!(cut_short(&many, 1100 + 64 * 16), None);
-    // Not even the L1 table is there.
-    let many = ManyTables { len: 8 << 20, ..many };
-    let cut = cut_short(&many, 10).unwrap();
-    assert_eq!((cut.file_len, cut.first, cut.missing, cut.complete), (8 << 20, 0, 64 << 29, true));
-    // 2^13 tables of 2^13 entries, of which 2^24 entries are looked at.
-    let many = ManyTables { l1_entries: 1 << 13, entry: 0, len: 1 << 40, blocks: 1 << 19, ..many };
-    let cut = cut_short(&many, 1100 + 2048 * 16).unwrap();
-    assert_eq!((cut.file_len, cut.missing, cut.complete), (1 << 40, 0, false));
-    assert!(cut.first <= 1 << 40 && cut.first > (1 << 40) - (1 << 30), "{}", cut.first);
 }

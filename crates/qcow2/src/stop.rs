@@ -1,0 +1,51 @@
+//! Ending long work on metadata early.
+//!
+//! [`cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) counts up; an operation that began
+//! before fails where it next asks. Each operation whose length an image decides asks between the pieces of
+//! it, with no lock held.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use blockmirror_block::{Error, ErrorKind, Result};
+
+use crate::image::Qcow2;
+
+/// How often operations in flight were cancelled.
+#[derive(Debug, Default)]
+pub(crate) struct Cancellations(AtomicU64);
+
+impl Cancellations {
+    /// Cancels what is under way.
+    pub(crate) fn cancel(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// One operation, from when it began.
+#[derive(Debug)]
+pub(crate) struct StopCheck<'a> {
+    image: &'a Qcow2,
+    operation: &'static str,
+    cancellations: u64,
+}
+
+impl Qcow2 {
+    /// Begins an operation that can be cancelled.
+    pub(crate) fn stop_check(&self, operation: &'static str) -> StopCheck<'_> {
+        StopCheck { image: self, operation, cancellations: self.cancellations.count() }
+    }
+}
+
+impl StopCheck<'_> {
+    /// Fails if the operation was cancelled since it began.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.image.cancellations.count() == self.cancellations {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.image.io.name.clone()))
+    }
+}
