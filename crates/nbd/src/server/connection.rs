@@ -1,12 +1,16 @@
-//! One client in the transmission phase: who reads it, who writes it, and when it ends.
+//! A connection in the transmission phase: its reader, its writer, and its end.
 //!
-//! Two roles, each held by at most one worker at a time: *reading* (taking bytes in and making requests of
-//! them) and *writing* (sending replies). No worker waits for a role: one with a reply puts it into the
-//! queue, and the present writer sends it too. Neither role blocks; when the socket has nothing, or no room,
-//! the role is given up and epoll wakes a worker later.
+//! Two roles, each held by at most one worker at a time: *reading* (receiving and decoding requests) and
+//! *writing* (sending replies). No worker waits for a role: one with a reply queues it, and the present writer
+//! sends it too. Neither role blocks: when the socket would, the role is released and epoll wakes a worker
+//! later.
 //!
-//! What must hold: a connection that is not being read is armed, parked until something is given back, or
-//! ended. It closes when it has ended, no request runs and no reply is left, once.
+//! What must hold: a connection that is not being read is armed in epoll, backpressured, or ended. It closes
+//! once, when it has ended, no request runs and no reply is left.
+//!
+//! Four ways to end it: [`drain`](Connection::drain) answers what runs; [`abort`](Connection::abort) discards
+//! the replies; [`fail`](Connection::fail) follows an error of the socket; [`release`](Connection::release)
+//! frees its connection permit.
 
 mod output;
 
@@ -21,58 +25,61 @@ use rustix::event::epoll::EventFlags;
 
 use crate::proto::{Command, Errno, Request};
 
+use super::connection_limit::ConnectionPermit;
 use super::execute;
-use super::input::{INLINE, Input, Scratch, Turn};
-use super::memory::{Account, Loan, Waiter};
+use super::export_runtime::{BlockedRequest, ExportRuntime};
+use super::memory::{Account, PooledBuf, Waiter};
+use super::negotiated_params::{Failure, NegotiatedParams};
 use super::options::{MAX_CONNECTION_BYTES, MAX_LOOSE, MAX_RUNNING};
 use super::pool::Job;
 use super::reply::{Encoder, Reply};
-use super::served::{Served, Waiting};
-use super::slots::Slot;
-use super::terms::{Failure, Terms};
+use super::request_decoder::{MAX_INLINE, ReadOutcome, RequestDecoder, Scratch};
 use super::transport::Transport;
 
 /// Unsent bytes from which on no further request is read.
 const MAX_UNSENT: usize = 4 << 20;
-/// Turns of reading after which other connections are looked at.
-const TURNS: usize = 32;
+/// Receives in a row after which other connections are served.
+const MAX_RECEIVES: usize = 32;
 
-/// One client.
+/// The connection of one client.
 pub(crate) struct Connection {
     pub(crate) id: u64,
     pub(crate) transport: Transport,
-    pub(crate) terms: Terms,
-    pub(crate) served: Arc<Served>,
+    pub(crate) params: NegotiatedParams,
+    pub(crate) runtime: Arc<ExportRuntime>,
     pub(crate) account: Arc<Account>,
-    input: Mutex<Input>,
+    /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others.
+    decoder: Mutex<RequestDecoder>,
+    /// *Guards* both roles, the queue of replies and the end. *Order*: after `arming`; before the pool's state.
+    /// *Not under it*: I/O, dropping a reply (its buffer may resume this very connection).
     state: Mutex<State>,
-    /// Held while the socket is armed, so that the last time is by the latest state; the state is locked
-    /// inside it.
+    /// *Guards* the order of calls of `epoll_ctl`, so that the last one is by the latest state. *Order*: before
+    /// `state`. *Not under it*: anything else.
     arming: Mutex<()>,
-    /// Counts bytes moved, so that a peer that stalls or is slow is noticed.
+    /// Bytes moved so far: shows a peer that stalls or is slow.
     moved: AtomicU64,
-    /// Whether the rest of a request is awaited.
+    /// Whether the rest of a payload is awaited.
     receiving: AtomicBool,
-    /// Ended from outside, or the socket failed: what is long gives up.
-    cut: AtomicBool,
-    slot: Mutex<Option<Slot>>,
+    /// Drained, aborted or failed: long requests give up.
+    ending: AtomicBool,
+    permit: Mutex<Option<ConnectionPermit>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reading {
-    /// Some worker reads.
+    /// A worker reads.
     Active,
-    /// The socket is waited for.
+    /// Epoll waits for the socket.
     Armed,
-    /// Until requests end, replies are sent or memory is given back.
-    Parked,
+    /// Not read until requests end, replies are sent or memory is freed.
+    Backpressured,
     /// Nothing is read any more.
     Ended,
 }
 
 struct State {
     reading: Reading,
-    /// Something was given back while reading was active: look again before parking.
+    /// Something was freed while a worker read: it tries again before it goes.
     again: bool,
     /// Requests that were read and whose replies are not in the queue yet.
     running: usize,
@@ -83,13 +90,13 @@ struct State {
     writing: bool,
     /// The socket has no room for replies; epoll waits for it.
     blocked: bool,
-    /// The socket failed: replies are thrown away.
+    /// Failed or aborted: replies are discarded.
     broken: bool,
     closed: bool,
 }
 
 impl State {
-    /// Queues a reply, or gives it back if the connection is closed.
+    /// Queues a reply, or returns it if the connection has failed.
     fn enqueue(&mut self, reply: Reply) -> Option<Reply> {
         if self.broken {
             return Some(reply);
@@ -104,7 +111,7 @@ impl State {
 #[derive(Clone, Copy, Default)]
 struct Unsent {
     all: usize,
-    /// Those that are in no lent buffer.
+    /// Those that are in no pooled buffer.
     loose: usize,
 }
 
@@ -120,7 +127,7 @@ impl Unsent {
         unsent
     }
 
-    /// Takes off what was sent of `before`, of which `left` is left.
+    /// Subtracts what was sent of `before`, of which `left` is left.
     fn sent(&mut self, before: Self, left: Self) {
         self.all = self.all.saturating_sub(before.all.saturating_sub(left.all));
         self.loose = self.loose.saturating_sub(before.loose.saturating_sub(left.loose));
@@ -131,15 +138,15 @@ impl Unsent {
     }
 }
 
-/// A request that was read and is to be done.
+/// A request that was decoded and is to be run.
 pub(crate) struct Task {
     pub(crate) connection: Arc<Connection>,
     pub(crate) request: Request,
     /// The payload, or room for the bytes of a read or for the answer to a block status request.
-    pub(crate) buf: Option<Loan>,
+    pub(crate) buf: Option<PooledBuf>,
     pub(crate) held: u64,
-    /// It has to wait for another request or job, which says nothing about the device.
-    pub(crate) waits: Option<Waiting>,
+    /// It waits for another request or job: its time says nothing about the device.
+    pub(crate) waits: Option<BlockedRequest>,
 }
 
 impl Task {
@@ -152,18 +159,17 @@ impl Task {
         }
         let moves = request.command != Command::BlockStatus;
         let moved = buf.as_ref().filter(|_| moves).map_or(0, |b| b.len() as u64);
-        // Long ones say nothing about those that the reader might do.
-        let tells = waits.is_none() && moved <= INLINE;
-        let watch = tells.then(|| connection.served.pace(request.command).start_spread());
+        // Long ones say nothing about those that the reader might run.
+        let tells = waits.is_none() && moved <= MAX_INLINE;
+        let timer = tells.then(|| connection.runtime.dispatch_policy(request.command).start_parallel());
         let reply = match buf {
             Some(buf) if request.command == Command::Read => execute::read(&connection, &request, buf),
             mut buf => {
-                let has_payload = connection.terms.payload_len(&request) > 0;
+                let has_payload = connection.params.payload_len(&request) > 0;
                 let payload = buf.as_deref().filter(|_| has_payload).unwrap_or_default();
                 scratch.out.clear();
                 execute::run(&connection, &request, payload, &mut scratch.out);
-                // A long answer goes where room was set aside for it; the bytes of a write need theirs no
-                // more.
+                // A long answer goes into the buffer that was reserved for it; that of a write is free now.
                 let room = buf.take_if(|room| !moves && room.fill(&scratch.out));
                 let reply = match room {
                     Some(room) => Reply::in_room(room),
@@ -173,8 +179,8 @@ impl Task {
                 reply
             }
         };
-        if let Some(watch) = watch {
-            watch.stop(moved);
+        if let Some(timer) = timer {
+            timer.stop(moved);
         }
         drop(waits);
         connection.reply(reply, held);
@@ -191,18 +197,18 @@ impl Connection {
     pub(crate) fn new(
         id: u64,
         transport: Transport,
-        terms: Terms,
-        served: Arc<Served>,
-        slot: Slot,
+        params: NegotiatedParams,
+        runtime: Arc<ExportRuntime>,
+        permit: ConnectionPermit,
     ) -> Arc<Self> {
-        let account = Account::new(&served.memory);
+        let account = Account::new(&runtime.memory);
         Arc::new(Self {
             id,
             account,
             transport,
-            terms,
-            served,
-            input: Mutex::default(),
+            params,
+            runtime,
+            decoder: Mutex::default(),
             state: Mutex::new(State {
                 reading: Reading::Active,
                 again: false,
@@ -218,52 +224,52 @@ impl Connection {
             arming: Mutex::default(),
             moved: AtomicU64::new(0),
             receiving: AtomicBool::new(false),
-            cut: AtomicBool::new(false),
-            slot: Mutex::new(Some(slot)),
+            ending: AtomicBool::new(false),
+            permit: Mutex::new(Some(permit)),
         })
     }
 
     pub(crate) fn encoder(&self) -> Encoder {
-        Encoder(self.terms.mode)
+        Encoder(self.params.mode)
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {
-        &*self.served.export.device
+        &*self.runtime.export.device
     }
 
-    /// What the client's requests for data go to.
+    /// The export, for requests that read or write data.
     pub(crate) fn export(&self) -> &super::Export {
-        &self.served.export
+        &self.runtime.export
     }
 
     /// Reads for the client. Where a file below was cut short it reads zeros, as behind QEMU's server.
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> blockmirror_block::Result<()> {
-        self.served.export.read_at(buf, offset)
+        self.runtime.export.read_at(buf, offset)
     }
 
     pub(crate) fn size(&self) -> u64 {
-        self.terms.size
+        self.params.size
     }
 
     /// Whether `range` was data when last looked up. It may be zero by now, which does no harm.
     pub(crate) fn is_known_data(&self, range: ByteRange) -> bool {
-        self.served.known_data.lock().contains_range(range)
+        self.runtime.known_data.lock().contains_range(range)
     }
 
     pub(crate) fn remember_data(&self, range: ByteRange) {
-        *self.served.known_data.lock() = range;
+        *self.runtime.known_data.lock() = range;
     }
 
     pub(crate) fn forget_data(&self, range: ByteRange) {
-        let mut known = self.served.known_data.lock();
+        let mut known = self.runtime.known_data.lock();
         if known.overlaps(range) {
             *known = ByteRange::default();
         }
     }
 
-    /// That a long request is still waited for.
-    pub(crate) fn still_wanted(&self) -> Result<(), Failure> {
-        if self.cut.load(Ordering::Relaxed) {
+    /// Fails if the connection is ending, so that long requests give up.
+    pub(crate) fn check_ending(&self) -> Result<(), Failure> {
+        if self.ending.load(Ordering::Relaxed) {
             return Err(Failure::new(Errno::SHUTDOWN, "the connection was cut off"));
         }
         Ok(())
@@ -271,14 +277,14 @@ impl Connection {
 
     /// A worker was woken for this connection; epoll does not wait for it any more.
     pub(crate) fn on_event(self: &Arc<Self>, events: EventFlags, scratch: &mut Scratch) {
-        // Neither direction is open any more: what the client still asks for is dropped.
+        // Neither direction is open any more: pending requests are dropped.
         let failed = events.intersects(EventFlags::HUP | EventFlags::ERR);
         if failed {
-            self.break_off();
+            self.fail();
         }
         let (read, write) = {
             let mut state = self.state.lock();
-            let waits = matches!(state.reading, Reading::Armed | Reading::Parked);
+            let waits = matches!(state.reading, Reading::Armed | Reading::Backpressured);
             let read = failed && waits || state.reading == Reading::Armed && events.contains(EventFlags::IN);
             if read {
                 state.reading = Reading::Active;
@@ -300,16 +306,16 @@ impl Connection {
         }
     }
 
-    /// Waits for the socket events that no worker handles. Called after each change of the state that calls
-    /// for it, not under the lock of the state: a worker may wake at once, and would have to wait for it. The
-    /// end of the client is waited for also while nothing is read but requests run.
+    /// Arms epoll for the socket events that no worker handles. Called after each change of the state that needs
+    /// it, not under the lock of the state: a worker may wake at once, and would wait for that. While requests
+    /// run, a hang-up is noticed even if nothing is read.
     fn arm(&self) {
         let _arming = self.arming.lock();
         let interest = {
             let state = self.state.lock();
             let mut interest = match state.reading {
                 Reading::Armed => Some(EventFlags::IN),
-                Reading::Parked if !state.broken => Some(EventFlags::empty()),
+                Reading::Backpressured if !state.broken => Some(EventFlags::empty()),
                 Reading::Ended if state.running > 0 && !state.broken => Some(EventFlags::empty()),
                 _ => None,
             };
@@ -318,42 +324,41 @@ impl Connection {
             }
             interest
         };
-        if interest.is_some_and(|interest| self.served.pool.arm(self, interest).is_err()) {
-            // Nothing would ever wake up for it again.
-            self.break_off();
+        if interest.is_some_and(|interest| self.runtime.pool.arm(self, interest).is_err()) {
+            // No event would ever come for it again.
+            self.fail();
         }
     }
 
-    /// Reads, as the holder of the role, until there is nothing more, or it must wait, or others had better
-    /// have a turn.
+    /// Reads, as the holder of the role, until the socket would block, the connection is backpressured, or
+    /// other connections are due.
     pub(crate) fn read(self: &Arc<Self>, scratch: &mut Scratch) {
-        let mut turns = 0;
+        let mut receives = 0;
         loop {
-            let turn = {
-                let mut input = self.input.lock();
-                let turn = input.turn(self, scratch);
-                self.receiving.store(input.awaits_payload(), Ordering::Relaxed);
-                turn
+            let outcome = {
+                let mut decoder = self.decoder.lock();
+                let outcome = decoder.read_some(self, scratch);
+                self.receiving.store(decoder.awaits_payload(), Ordering::Relaxed);
+                outcome
             };
             self.send_scratch(scratch);
-            turns += 1;
-            // The last request is done by this worker, after the socket has been armed so that another one
-            // reads on.
-            let last = match turn {
-                Turn::More if turns < TURNS => {
-                    self.hand_over(scratch);
+            receives += 1;
+            // This worker runs the last request itself, after the socket has been armed for another one.
+            let last = match outcome {
+                ReadOutcome::More if receives < MAX_RECEIVES => {
+                    self.queue_tasks(scratch);
                     continue;
                 }
-                Turn::More => {
-                    // Behind everything else that is queued.
+                ReadOutcome::More => {
+                    // Behind all that is queued.
                     let last = scratch.tasks.pop();
-                    self.hand_over(scratch);
-                    self.served.pool.push(&self.served, Job::Resume(Arc::clone(self)));
+                    self.queue_tasks(scratch);
+                    self.runtime.pool.push(&self.runtime, Job::Resume(Arc::clone(self)));
                     last
                 }
-                Turn::Drained => {
+                ReadOutcome::WouldBlock => {
                     let last = scratch.tasks.pop();
-                    self.hand_over(scratch);
+                    self.queue_tasks(scratch);
                     {
                         let mut state = self.state.lock();
                         state.reading = Reading::Armed;
@@ -362,20 +367,20 @@ impl Connection {
                     self.arm();
                     last
                 }
-                Turn::Wait => {
-                    self.hand_over(scratch);
+                ReadOutcome::Backpressured => {
+                    self.queue_tasks(scratch);
                     let mut state = self.state.lock();
                     if std::mem::take(&mut state.again) {
                         continue;
                     }
-                    state.reading = Reading::Parked;
+                    state.reading = Reading::Backpressured;
                     drop(state);
                     self.arm();
                     None
                 }
-                Turn::End => {
+                ReadOutcome::End => {
                     let last = scratch.tasks.pop();
-                    self.hand_over(scratch);
+                    self.queue_tasks(scratch);
                     let mut state = self.state.lock();
                     state.reading = Reading::Ended;
                     self.close_if_over(state);
@@ -390,34 +395,33 @@ impl Connection {
         }
     }
 
-    fn hand_over(&self, scratch: &mut Scratch) {
+    fn queue_tasks(&self, scratch: &mut Scratch) {
         for task in scratch.tasks.drain(..) {
-            self.served.pool.push(&self.served, Job::Run(task));
+            self.runtime.pool.push(&self.runtime, Job::Run(task));
         }
     }
 
-    /// Something was given back: reading may go on.
+    /// Something was freed: reading may go on.
     fn resume_reading(self: &Arc<Self>) {
         self.resume_locked(&mut self.state.lock());
     }
 
     fn resume_locked(self: &Arc<Self>, state: &mut State) {
         match state.reading {
-            Reading::Parked => {
+            Reading::Backpressured => {
                 state.reading = Reading::Active;
-                self.served.pool.push(&self.served, Job::Resume(Arc::clone(self)));
+                self.runtime.pool.push(&self.runtime, Job::Resume(Arc::clone(self)));
             }
             Reading::Active => state.again = true,
             Reading::Armed | Reading::Ended => {}
         }
     }
 
-    /// Whether a request that holds `bytes` may be taken in now; if so it counts until its reply is queued.
-    /// One that `waits` had better not be taken in if many do, as long as something else will have reading go
-    /// on.
+    /// Whether a request that holds `bytes` is admitted now; it then counts until its reply is queued. One that
+    /// `waits` for another is not admitted while many do, unless nothing else would resume reading.
     pub(crate) fn admit(&self, bytes: u64, waits: bool) -> bool {
         let mut state = self.state.lock();
-        if waits && state.running > 0 && self.served.many_wait() {
+        if waits && state.running > 0 && self.runtime.many_blocked() {
             return false;
         }
         let fits = state.held == 0 || state.held.saturating_add(bytes) <= MAX_CONNECTION_BYTES;
@@ -429,29 +433,29 @@ impl Connection {
         true
     }
 
-    /// A request that was admitted is not done after all.
+    /// A request that was admitted is not run after all.
     pub(crate) fn withdraw(&self, bytes: u64) {
         let mut state = self.state.lock();
         state.running -= 1;
         state.held -= bytes;
     }
 
-    /// Whether replies pile up, so that nothing more should be read.
-    pub(crate) fn is_congested(&self) -> bool {
+    /// Whether so many replies are unsent that nothing more is read.
+    pub(crate) fn is_backpressured(&self) -> bool {
         self.state.lock().unsent.is_much()
     }
 
-    /// Whether nothing more is to be read: ended from outside, or replies cannot be sent.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Relaxed)
+    /// Whether nothing more is to be read: drained, aborted or failed.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
-    /// Whether replies are thrown away, because the socket failed or the client was cut off.
+    /// Whether replies are discarded: aborted or failed.
     fn is_broken(&self) -> bool {
         self.state.lock().broken
     }
 
-    /// Receives into `buf` and notes that bytes move.
+    /// Receives into `buf` and counts the bytes.
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
         let n = self.transport.recv(buf)?;
         self.moved.fetch_add(n as u64, Ordering::Relaxed);
@@ -470,19 +474,19 @@ impl Connection {
         }
         state.closed = true;
         drop(state);
-        self.served.close(self);
+        self.runtime.close(self);
     }
 
-    /// No further request is read; those that run are answered.
-    pub(crate) fn finish(self: &Arc<Self>) {
-        self.cut.store(true, Ordering::Relaxed);
+    /// Drains: no further request is read; those that run are answered.
+    pub(crate) fn drain(self: &Arc<Self>) {
+        self.ending.store(true, Ordering::Relaxed);
         self.transport.socket.shutdown_read();
         self.resume_reading();
     }
 
-    /// Cuts the client off: replies are thrown away.
-    pub(crate) fn cut_off(self: &Arc<Self>) {
-        self.cut.store(true, Ordering::Relaxed);
+    /// Aborts: replies are discarded.
+    pub(crate) fn abort(self: &Arc<Self>) {
+        self.ending.store(true, Ordering::Relaxed);
         let write = {
             let mut state = self.state.lock();
             state.broken = true;
@@ -500,10 +504,10 @@ impl Connection {
         self.resume_reading();
     }
 
-    /// Makes room for another connection, though a worker may hold on to this one a little longer.
-    pub(crate) fn leave(&self) {
-        let slot = self.slot.lock().take();
-        drop(slot);
+    /// Releases the connection permit, although a worker may hold the connection a little longer.
+    pub(crate) fn release(&self) {
+        let permit = self.permit.lock().take();
+        drop(permit);
     }
 
     /// Requests that run.
@@ -511,7 +515,7 @@ impl Connection {
         self.state.lock().running
     }
 
-    /// How many bytes have moved, if some are awaited; `None` if the peer owes nothing.
+    /// Bytes moved so far, if the peer owes some; `None` if it does not.
     pub(crate) fn awaited_progress(&self) -> Option<u64> {
         let blocked = self.state.lock().blocked;
         (blocked || self.receiving.load(Ordering::Relaxed)).then(|| self.moved.load(Ordering::Relaxed))

@@ -51,7 +51,7 @@ pub enum ServerError {
     /// The server is stopping or has stopped.
     #[error("the NBD server has been stopped")]
     Stopped,
-    /// After all clients were cut off, the device still had not answered.
+    /// After all connections were aborted, the device still had not answered.
     #[error("{requests} request(s) on export `{name}` do not end")]
     RequestsHang {
         /// The export.

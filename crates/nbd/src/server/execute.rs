@@ -1,24 +1,23 @@
-//! Doing a request: from its header and payload to the bytes of its reply.
+//! Runs requests: from header and payload to the bytes of the reply.
 //!
-//! Called by the reader of a connection for requests that are likely to be quick, and by workers for the
-//! others. What is not a read is the same in both cases; reads differ in where the bytes go.
+//! Called by the reader of a connection for requests that run inline, and by workers for the others. Reads
+//! differ in where the bytes go.
 
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Visit, WriteFlags, ZeroFlags, zero};
 
 use crate::proto::{Command, CommandFlags, Errno, Request};
 
 use super::connection::Connection;
-use super::memory::Loan;
+use super::memory::PooledBuf;
+use super::negotiated_params::{Failure, Mode};
 use super::reply::{Encoder, Reply};
 use super::status;
-use super::terms::{Failure, Mode};
 
-/// Reads from here on are looked up for holes; shorter ones are read and looked at.
+/// Reads of this length and more ask the device for holes first; shorter ones are read and scanned for zeros.
 const LOOK_UP_HOLES: usize = 64 << 10;
-/// How far beyond a read its holes are looked up, so that the next one need not, where a format has to be
-/// searched for them. A file without a format is asked for all that follows: finding the end of a run costs
-/// the same, however much of it is wanted, and can be slow (tmpfs walks over every page), so it had better be
-/// asked for once.
+/// How far beyond a read a format is asked for holes, so that the next read need not ask. A file without a
+/// format is asked for all that follows: finding the end of a run costs the same however much is wanted, and
+/// can be slow (tmpfs walks over every page).
 const LOOK_AHEAD: u64 = 64 << 20;
 /// Shorter holes are sent as data: a chunk of their own costs as much.
 const SHORTEST_HOLE: u64 = 4096;
@@ -27,7 +26,7 @@ const PIECE: u64 = 256 << 20;
 /// Caching reads this much at a time.
 const CACHE_PIECE: u64 = 1 << 20;
 
-/// Does a request that is not a read, and puts its reply into bytes.
+/// Runs a request that is not a read, and appends its reply to `out`.
 pub(crate) fn run(connection: &Connection, request: &Request, payload: &[u8], out: &mut Vec<u8>) {
     let encoder = connection.encoder();
     let result = match request.command {
@@ -59,7 +58,7 @@ fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<
             connection.forget_data(range);
             for piece in range.pieces(PIECE) {
                 device.discard(piece)?;
-                connection.still_wanted()?;
+                connection.check_ending()?;
             }
             if fua {
                 device.flush()?;
@@ -75,7 +74,7 @@ fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<
                 // A piece is no longer than the buffer.
                 connection
                     .read_at(&mut buf[..usize::try_from(piece.len()).unwrap_or_default()], piece.start())?;
-                connection.still_wanted()?;
+                connection.check_ending()?;
             }
         }
         _ => return Err(Failure::new(Errno::INVAL, "not a command")),
@@ -102,12 +101,12 @@ fn write_zeroes(connection: &Connection, request: &Request, range: ByteRange) ->
             ErrorKind::Unsupported => Failure::new(Errno::INVAL, e.to_string()),
             _ => e.into(),
         })?;
-        connection.still_wanted()?;
+        connection.check_ending()?;
     }
     Ok(())
 }
 
-/// Does a short read into `out` behind what is there.
+/// Runs a short read and appends its reply to `out`.
 pub(crate) fn read_inline(connection: &Connection, request: &Request, out: &mut Vec<u8>, len: usize) {
     let encoder = connection.encoder();
     if len == 0 {
@@ -131,8 +130,8 @@ pub(crate) fn read_inline(connection: &Connection, request: &Request, out: &mut 
     }
 }
 
-/// Does a read into `buf`, which has its length.
-pub(crate) fn read(connection: &Connection, request: &Request, buf: Loan) -> Reply {
+/// Runs a read into `buf`, which has its length.
+pub(crate) fn read(connection: &Connection, request: &Request, buf: PooledBuf) -> Reply {
     match try_read(connection, request, buf) {
         Ok(reply) => reply,
         Err(failure) => {
@@ -143,7 +142,7 @@ pub(crate) fn read(connection: &Connection, request: &Request, buf: Loan) -> Rep
     }
 }
 
-fn try_read(connection: &Connection, request: &Request, mut buf: Loan) -> Result<Reply, Failure> {
+fn try_read(connection: &Connection, request: &Request, mut buf: PooledBuf) -> Result<Reply, Failure> {
     let encoder = connection.encoder();
     let device = connection.device();
     let range = ByteRange::at(request.offset, request.length);
@@ -214,14 +213,14 @@ fn runs(connection: &Connection, device: &dyn BlockDevice, range: ByteRange) -> 
             _ => runs.push(Run { range: part, zero }),
         }
         if end < range.end() {
-            return if connection.is_cut() { Visit::Break(()) } else { Visit::Continue(()) };
+            return if connection.is_ending() { Visit::Break(()) } else { Visit::Continue(()) };
         }
         if !extent.reads_as_zero() {
             connection.remember_data(extent.range);
         }
         Visit::Break(())
     })?;
-    // A device that tells of less than was asked leaves data.
+    // What the device did not answer counts as data.
     if at < range.end() {
         runs.push(Run { range: ByteRange::new(at, range.end()), zero: false });
     }

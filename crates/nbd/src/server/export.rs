@@ -152,7 +152,7 @@ pub enum RemoveMode {
     Hard,
 }
 
-/// An export as [`Server::exports`](super::Server::exports) tells it.
+/// An export as [`Server::exports`](super::Server::exports) lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportInfo {

@@ -14,16 +14,16 @@ use crate::proto::{
     TransmissionFlags, encode_option_reply,
 };
 
-use super::handshakes::Handshaking;
+use super::export_runtime::ExportRuntime;
+use super::handshake_set::Handshaking;
+use super::negotiated_params::{Context, Mode, NegotiatedParams, transmission_flags};
 use super::options::{MAX_CONTEXTS, MAX_OPTION, MAX_SKIPPED_OPTION};
-use super::served::Served;
-use super::server::Shared;
-use super::terms::{Context, Mode, Terms, transmission_flags};
+use super::state::ServerState;
 use super::transport::Transport;
 
 /// Preferred size of requests when the device says nothing larger.
 const PREFERRED_BLOCK: u32 = 4096;
-/// Larger units of a device are not worth telling: clients would do read-modify-write for them.
+/// Larger units of a device are not worth announcing: clients would do read-modify-write for them.
 const MAX_PREFERRED_BLOCK: u32 = 64 << 10;
 
 /// Takes a client through the handshake and hands it to its export.
@@ -32,13 +32,13 @@ const MAX_PREFERRED_BLOCK: u32 = 64 << 10;
 /// The client went away, was too slow, gave up, or broke the protocol. There is nothing to answer: the socket
 /// closes.
 pub(crate) fn run(
-    shared: &Arc<Shared>,
+    server: &Arc<ServerState>,
     transport: Transport,
     handshaking: &Handshaking,
     deadline: Instant,
 ) -> io::Result<()> {
     let mut handshake = Handshake {
-        shared,
+        server,
         transport,
         deadline,
         no_zeroes: false,
@@ -56,13 +56,15 @@ pub(crate) fn run(
     handshake.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
     loop {
         let header = OptionHeader::decode(&handshake.read_array()?).map_err(invalid)?;
-        if let Some((served, mut terms)) = handshake.option(header)? {
-            terms.contexts = handshake.contexts_for(&served);
-            let slot = handshaking.become_client(&shared.slots, deadline).ok_or(io::ErrorKind::TimedOut)?;
+        if let Some((runtime, mut params)) = handshake.option(header)? {
+            params.contexts = handshake.contexts_for(&runtime);
+            let permit = handshaking
+                .become_client(&server.connection_limit, deadline)
+                .ok_or(io::ErrorKind::TimedOut)?;
             // A client counts from the moment that it is answered so.
-            let arrival = served.expect().ok_or(io::ErrorKind::NotConnected)?;
+            let pending = runtime.reserve().ok_or(io::ErrorKind::NotConnected)?;
             handshake.send()?;
-            served.serve(arrival, handshake.transport, terms, slot);
+            runtime.serve(pending, handshake.transport, params, permit);
             return Ok(());
         }
         handshake.send()?;
@@ -70,20 +72,20 @@ pub(crate) fn run(
 }
 
 struct Handshake<'a> {
-    shared: &'a Arc<Shared>,
+    server: &'a Arc<ServerState>,
     transport: Transport,
     deadline: Instant,
     no_zeroes: bool,
     mode: Mode,
     /// The export that meta contexts were selected for, and which.
-    selected: Option<(Arc<Served>, Selected)>,
+    selected: Option<(Arc<ExportRuntime>, Selected)>,
     out: Vec<u8>,
 }
 
 /// Contexts with their ids.
 type Selected = Vec<(u32, Context)>;
 /// What `GO` and `EXPORT_NAME` end the handshake with.
-type Ready = Option<(Arc<Served>, Terms)>;
+type Ready = Option<(Arc<ExportRuntime>, NegotiatedParams)>;
 
 impl Handshake<'_> {
     fn option(&mut self, header: OptionHeader) -> io::Result<Ready> {
@@ -99,7 +101,7 @@ impl Handshake<'_> {
         let mut payload = vec![0; length as usize];
         self.read(&mut payload)?;
         if !self.transport.is_tls()
-            && self.shared.requires_tls()
+            && self.server.requires_tls()
             && !matches!(option, OptionCode::StartTls | OptionCode::Abort)
         {
             if option == OptionCode::ExportName {
@@ -143,45 +145,45 @@ impl Handshake<'_> {
         Ok(None)
     }
 
-    fn export_name(&mut self, payload: &[u8]) -> io::Result<(Arc<Served>, Terms)> {
+    fn export_name(&mut self, payload: &[u8]) -> io::Result<(Arc<ExportRuntime>, NegotiatedParams)> {
         let name = std::str::from_utf8(payload).map_err(invalid)?;
         // This option has no way to say no; nor a way to speak of extended headers.
-        let served = self.shared.find(name).filter(|_| self.mode < Mode::Extended);
-        let served = served.ok_or(io::ErrorKind::NotFound)?;
-        let terms = self.terms(&served);
-        let flags = self.flags(&served);
-        self.out.extend_from_slice(&ExportNameReply { size: terms.size, flags }.encode());
+        let runtime = self.server.find(name).filter(|_| self.mode < Mode::Extended);
+        let runtime = runtime.ok_or(io::ErrorKind::NotFound)?;
+        let params = self.params(&runtime);
+        let flags = self.flags(&runtime);
+        self.out.extend_from_slice(&ExportNameReply { size: params.size, flags }.encode());
         if !self.no_zeroes {
             self.out.extend_from_slice(&[0; ExportNameReply::ZEROES]);
         }
-        Ok((served, terms))
+        Ok((runtime, params))
     }
 
-    fn terms(&self, served: &Arc<Served>) -> Terms {
-        Terms {
+    fn params(&self, runtime: &Arc<ExportRuntime>) -> NegotiatedParams {
+        NegotiatedParams {
             mode: self.mode,
-            size: served.export.device.len(),
-            writable: served.export.writable,
+            size: runtime.export.device.len(),
+            writable: runtime.export.writable,
             contexts: Vec::new(),
         }
     }
 
-    fn flags(&self, served: &Served) -> TransmissionFlags {
-        transmission_flags(&served.export, self.mode, self.shared.options.max_connections == 1)
+    fn flags(&self, runtime: &ExportRuntime) -> TransmissionFlags {
+        transmission_flags(&runtime.export, self.mode, self.server.options.max_connections == 1)
     }
 
     /// What was selected, if it was for this very export.
-    fn contexts_for(&mut self, served: &Arc<Served>) -> Selected {
+    fn contexts_for(&mut self, runtime: &Arc<ExportRuntime>) -> Selected {
         match self.selected.take() {
-            Some((chosen, contexts)) if Arc::ptr_eq(&chosen, served) => contexts,
+            Some((chosen, contexts)) if Arc::ptr_eq(&chosen, runtime) => contexts,
             _ => Vec::new(),
         }
     }
 
     fn list(&mut self) {
-        for served in self.shared.all() {
+        for runtime in self.server.exports() {
             let entry =
-                ServerEntry { name: &served.export.name, description: &served.export.description }.encode();
+                ServerEntry { name: &runtime.export.name, description: &runtime.export.description }.encode();
             self.reply(OptionCode::List, OptionReply::Server, &entry);
         }
         self.reply(OptionCode::List, OptionReply::Ack, &[]);
@@ -206,9 +208,9 @@ impl Handshake<'_> {
                 return None;
             }
         };
-        let served = self.find(option, request.export)?;
-        let terms = self.terms(&served);
-        let export = &served.export;
+        let runtime = self.find(option, request.export)?;
+        let params = self.params(&runtime);
+        let export = &runtime.export;
         if request.infos.contains(&InfoCode::Name) {
             self.reply(option, OptionReply::Info, &Info::Name(export.name.clone()).encode());
         }
@@ -222,10 +224,10 @@ impl Handshake<'_> {
             maximum: MAX_PAYLOAD,
         };
         self.reply(option, OptionReply::Info, &sizes.encode());
-        let flags = self.flags(&served);
-        self.reply(option, OptionReply::Info, &Info::Export { size: terms.size, flags }.encode());
+        let flags = self.flags(&runtime);
+        self.reply(option, OptionReply::Info, &Info::Export { size: params.size, flags }.encode());
         self.reply(option, OptionReply::Ack, &[]);
-        (option == OptionCode::Go).then_some((served, terms))
+        (option == OptionCode::Go).then_some((runtime, params))
     }
 
     fn meta_context(&mut self, option: OptionCode, payload: &[u8]) {
@@ -236,13 +238,13 @@ impl Handshake<'_> {
         if self.mode == Mode::Simple {
             return self.refuse(option, OptionReply::ErrInvalid, "structured replies come first");
         }
-        let Some(served) = self.find(option, request.export) else { return };
+        let Some(runtime) = self.find(option, request.export) else { return };
         let listing = option == OptionCode::ListMetaContext;
         if !listing {
             self.selected = None;
         }
         let mut chosen = Vec::new();
-        for (id, (name, context)) in (0..).zip(served.contexts()) {
+        for (id, (name, context)) in (0..).zip(runtime.contexts()) {
             let wanted = (listing && request.queries.is_empty())
                 || request.queries.iter().any(|query| matches_query(query, name, listing));
             if wanted && chosen.len() < MAX_CONTEXTS {
@@ -253,17 +255,17 @@ impl Handshake<'_> {
             }
         }
         if !listing {
-            self.selected = Some((Arc::clone(&served), chosen));
+            self.selected = Some((Arc::clone(&runtime), chosen));
         }
         self.reply(option, OptionReply::Ack, &[]);
     }
 
-    fn find(&mut self, option: OptionCode, name: &str) -> Option<Arc<Served>> {
-        if self.shared.is_stopping() {
+    fn find(&mut self, option: OptionCode, name: &str) -> Option<Arc<ExportRuntime>> {
+        if self.server.is_stopping() {
             self.refuse(option, OptionReply::ErrShutdown, "the server is stopping");
             return None;
         }
-        let found = self.shared.find(name);
+        let found = self.server.find(name);
         if found.is_none() {
             self.refuse(option, OptionReply::ErrUnknown, &format!("export '{name}' is not there"));
         }
@@ -279,7 +281,7 @@ impl Handshake<'_> {
             self.refuse(option, OptionReply::ErrInvalid, "TLS is in use already");
             return Ok(());
         }
-        let Some(config) = self.shared.options.tls.config() else {
+        let Some(config) = self.server.options.tls.config() else {
             self.refuse(option, OptionReply::ErrPolicy, "this server has no TLS");
             return Ok(());
         };

@@ -85,12 +85,12 @@ impl Listener {
         Ok(Self { fd, file: None })
     }
 
-    /// The address, if it is a TCP socket: tells which port was free.
+    /// The address, if it is a TCP socket; with the port that the system chose.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         rustix::net::getsockname(&self.fd).ok().and_then(|address| SocketAddr::try_from(address).ok())
     }
 
-    /// A client that waits; [`io::ErrorKind::WouldBlock`] if none does.
+    /// Accepts a connection; [`io::ErrorKind::WouldBlock`] if none waits.
     pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
         Ok(rustix::net::accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
     }

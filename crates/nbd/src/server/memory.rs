@@ -1,15 +1,15 @@
-//! Buffers of requests and replies, under one limit that is shared fairly.
+//! The buffer pool of a server: buffers of requests and replies, under one limit that is shared fairly.
 //!
-//! Readers of connections borrow here before they take a payload in or have one read from a device; a
-//! connection that finds no room waits, its socket unread.
+//! The reader of a connection allocates here before it receives a payload or has one read from a device. A
+//! connection that finds no room is backpressured: its socket is not read.
 //!
 //! What must hold, whatever other clients do:
 //! - A client that holds nothing gets a buffer of up to [`RESERVE`] at once. The room for that is kept free
-//!   of longer loans.
+//!   of longer buffers.
 //! - One that holds something already may hold up to a quarter of what is still free (the "dynamic threshold"
 //!   of shared switch buffers): the fuller it is, the less has one client of it.
 //! - A client that holds nothing and asks for more than is free is *starved*. What the longest starved one
-//!   asks for is not lent to others meanwhile, and the acceptor drops clients that are too slow then.
+//!   asks for is given to no other meanwhile, and the acceptor aborts clients that are too slow then.
 //!
 //! Buffers are mappings of their own: freed ones go back to the system, which the allocator's arenas, one per
 //! thread, do not do. Some are kept for the next request, because fresh memory costs a page fault every 4
@@ -23,7 +23,7 @@ use std::time::Instant;
 use blockmirror_block::sync::Mutex;
 use memmap2::MmapMut;
 
-/// Bytes kept for the next request when no client uses them.
+/// Bytes of free buffers that stay mapped for the next request.
 const KEPT: u64 = 64 << 20;
 /// Smallest buffer.
 const SMALLEST: usize = 4096;
@@ -42,7 +42,7 @@ pub(crate) trait Waiter: Send + Sync + 'static {
 
 /// The buffers of one server.
 pub(crate) struct Memory {
-    /// Bytes that loans may hold which are not a client's reserve.
+    /// Bytes of the limit that are no client's reserve.
     shared: u64,
     state: Mutex<State>,
 }
@@ -72,7 +72,7 @@ impl Memory {
         Arc::new(Self { shared, state: Mutex::default() })
     }
 
-    /// Bytes lent at present.
+    /// Bytes in use at present.
     pub(crate) fn used(&self) -> u64 {
         self.state.lock().used
     }
@@ -85,10 +85,9 @@ impl Memory {
         (since <= before && first > free).then(|| first - free)
     }
 
-    /// Called now and then, and when the last client has gone. Gives what is kept for the next request back
-    /// to the system if no request holds anything, and has those look again for whom the system had no
-    /// memory.
-    pub(crate) fn round(&self) {
+    /// Unmaps the free buffers if none is in use, and resumes the waiters for which the system had no memory.
+    /// Called periodically, and when the last client has gone.
+    pub(crate) fn trim(&self) {
         let (kept, waiting) = {
             let mut state = self.state.lock();
             if state.used > 0 {
@@ -101,7 +100,7 @@ impl Memory {
         waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
     }
 
-    fn give_back(&self, buf: MmapMut, account: &Account) {
+    fn release(&self, buf: MmapMut, account: &Account) {
         let size = buf.len() as u64;
         let mut state = self.state.lock();
         state.used -= size;
@@ -113,7 +112,7 @@ impl Memory {
             list.extend(unmapped.take());
             state.kept += size;
         }
-        // All of them: one that has gone meanwhile must not keep its turn from the others.
+        // All of them: a waiter that has gone meanwhile must not use the wake-up up.
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         drop(unmapped);
@@ -128,7 +127,7 @@ impl State {
         self.starved.first()
     }
 
-    /// Takes kept buffers out until `size` more bytes may be lent without holding more than `most` in all.
+    /// Removes free buffers until `size` more bytes may be used without mapping more than `most` in all.
     fn release_kept(&mut self, size: u64, most: u64) -> Vec<MmapMut> {
         let mut released = Vec::new();
         for class in (0..CLASSES).rev() {
@@ -165,7 +164,7 @@ impl Account {
 
     /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is
     /// resumed when there may be.
-    pub(crate) fn borrow(self: &Arc<Self>, len: usize, asked_by: &Arc<impl Waiter>) -> Option<Loan> {
+    pub(crate) fn alloc(self: &Arc<Self>, len: usize, asked_by: &Arc<impl Waiter>) -> Option<PooledBuf> {
         let size = len.max(SMALLEST).next_power_of_two() as u64;
         let memory = &self.memory;
         let waiter = || Arc::downgrade(asked_by) as Weak<dyn Waiter>;
@@ -199,12 +198,12 @@ impl Account {
                 None => (None, state.release_kept(0, memory.shared)),
             }
         };
-        // Not under the lock: unmapping takes time.
+        // Unmapping takes time: not under the lock.
         drop(released);
         match buf.map_or_else(|| MmapMut::map_anon(usize::try_from(size).unwrap_or(usize::MAX)), Ok) {
-            Ok(buf) => Some(Loan { buf: Some(buf), len, account: Arc::clone(self) }),
+            Ok(buf) => Some(PooledBuf { buf: Some(buf), len, account: Arc::clone(self) }),
             Err(_) => {
-                // The system has no memory now: as if others had it.
+                // The system has no memory now: the same as if others used it.
                 let mut state = memory.state.lock();
                 state.used -= size;
                 self.held.fetch_sub(size, Ordering::Relaxed);
@@ -215,16 +214,16 @@ impl Account {
     }
 }
 
-/// A buffer that goes back when dropped.
-pub(crate) struct Loan {
+/// A buffer of the pool; released when dropped.
+pub(crate) struct PooledBuf {
     /// There until it is dropped.
     buf: Option<MmapMut>,
     len: usize,
     account: Arc<Account>,
 }
 
-impl Loan {
-    /// Shows only the first `len` bytes; the rest stays lent.
+impl PooledBuf {
+    /// Truncates to `len` bytes; the whole buffer stays in use.
     pub(crate) fn shorten(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
@@ -240,7 +239,7 @@ impl Loan {
     }
 }
 
-impl Deref for Loan {
+impl Deref for PooledBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -248,17 +247,17 @@ impl Deref for Loan {
     }
 }
 
-impl DerefMut for Loan {
+impl DerefMut for PooledBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         let len = self.len;
         self.buf.as_deref_mut().and_then(|buf| buf.get_mut(..len)).unwrap_or_default()
     }
 }
 
-impl Drop for Loan {
+impl Drop for PooledBuf {
     fn drop(&mut self) {
         if let Some(buf) = self.buf.take() {
-            self.account.memory.give_back(buf, &self.account);
+            self.account.memory.release(buf, &self.account);
         }
     }
 }
@@ -286,9 +285,9 @@ mod tests {
     }
 
     /// Takes buffers of 1 MiB until there is no room.
-    fn take_all(account: &Arc<Account>) -> Vec<Loan> {
+    fn take_all(account: &Arc<Account>) -> Vec<PooledBuf> {
         let waiter = Arc::new(Resumed::default());
-        std::iter::from_fn(|| account.borrow(MIB, &waiter)).collect()
+        std::iter::from_fn(|| account.alloc(MIB, &waiter)).collect()
     }
 
     fn held(account: &Account) -> usize {
@@ -301,18 +300,18 @@ mod tests {
     fn a_client_that_holds_something_gets_a_quarter_of_what_is_free() {
         let memory = Memory::new(102 * MIB as u64, 1);
         let clients: Vec<_> = (0..3).map(|_| Account::new(&memory)).collect();
-        let mut loans = Vec::new();
+        let mut buffers = Vec::new();
         let mut free = 100;
         for (client, most) in clients.iter().zip([20, 16, 13]) {
-            loans.extend(take_all(client));
+            buffers.extend(take_all(client));
             assert_eq!(held(client), most, "of {free} MiB");
             free -= most;
         }
         assert_eq!(memory.used(), (100 - free as u64) << 20);
-        // What the first gives back counts as free for the last.
-        loans.drain(..20);
+        // What the first frees is free for the last.
+        buffers.drain(..20);
         assert_eq!(held(&clients[0]), 0);
-        loans.extend(take_all(&clients[2]));
+        buffers.extend(take_all(&clients[2]));
         assert_eq!(held(&clients[2]), 17);
     }
 
@@ -320,25 +319,25 @@ mod tests {
     fn a_client_that_holds_nothing_gets_its_reserve_at_once() {
         let memory = Memory::new(8 * MIB as u64, 2);
         let waiter = Arc::new(Resumed::default());
-        let whole = Account::new(&memory).borrow(4 * MIB, &waiter);
-        assert!(whole.is_some() && Account::new(&memory).borrow(4 * MIB, &waiter).is_none());
-        let reserves: Vec<_> = (0..2).map(|_| Account::new(&memory).borrow(2 * MIB, &waiter)).collect();
+        let whole = Account::new(&memory).alloc(4 * MIB, &waiter);
+        assert!(whole.is_some() && Account::new(&memory).alloc(4 * MIB, &waiter).is_none());
+        let reserves: Vec<_> = (0..2).map(|_| Account::new(&memory).alloc(2 * MIB, &waiter)).collect();
         assert!(reserves.iter().all(Option::is_some));
     }
 
     #[test]
-    fn what_a_starved_client_lacks_is_not_lent_to_others() {
+    fn what_a_starved_client_lacks_is_not_given_to_others() {
         let memory = Memory::new(34 * MIB as u64, 1);
         let waiter = Arc::new(Resumed::default());
         let [first, starved, other] = [(); 3].map(|()| Account::new(&memory));
-        let whole = first.borrow(16 * MIB, &waiter);
-        assert!(whole.is_some() && starved.borrow(32 * MIB, &waiter).is_none());
+        let whole = first.alloc(16 * MIB, &waiter);
+        assert!(whole.is_some() && starved.alloc(32 * MIB, &waiter).is_none());
         assert_eq!(memory.lacking(Instant::now()), Some(memory.used()));
         // 16 MiB are free.
-        assert!(other.borrow(4 * MIB, &waiter).is_none(), "kept for the starved one");
+        assert!(other.alloc(4 * MIB, &waiter).is_none(), "reserved for the starved one");
         drop(whole);
         assert!(waiter.count() > 0);
-        assert!(starved.borrow(32 * MIB, &waiter).is_some());
+        assert!(starved.alloc(32 * MIB, &waiter).is_some());
         assert_eq!(memory.lacking(Instant::now()), None);
     }
 
@@ -346,11 +345,11 @@ mod tests {
     fn a_waiter_is_resumed_by_what_is_given_back() {
         let memory = Memory::new(8 * MIB as u64, 1);
         let (waiter, account) = (Arc::new(Resumed::default()), Account::new(&memory));
-        let loan = account.borrow(4 * MIB, &waiter);
-        assert!(account.borrow(4 * MIB, &waiter).is_none());
+        let buffer = account.alloc(4 * MIB, &waiter);
+        assert!(account.alloc(4 * MIB, &waiter).is_none());
         assert_eq!(waiter.count(), 0);
-        drop(loan);
+        drop(buffer);
         assert_eq!(waiter.count(), 1);
-        assert!(account.borrow(4 * MIB, &waiter).is_some());
+        assert!(account.alloc(4 * MIB, &waiter).is_some());
     }
 }

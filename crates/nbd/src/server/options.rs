@@ -10,22 +10,22 @@ use std::time::Duration;
 pub(crate) const MAX_RUNNING: usize = 128;
 /// Bytes that the requests and unsent replies of one connection may hold: two of the longest requests.
 pub(crate) const MAX_CONNECTION_BYTES: u64 = 64 << 20;
-/// Bytes of short replies, which are in no lent buffer, that one connection may leave unread before nothing
+/// Bytes of short replies, which are in no pooled buffer, that one connection may leave unread before nothing
 /// more is read.
 pub(crate) const MAX_LOOSE: usize = 512 << 10;
-/// Slowest that a client may take its replies, or send what it announced, while another one that holds
-/// nothing waits for what this one holds: bytes in a second.
+/// Minimum rate, in bytes per second, at which a client that holds memory must receive its replies or send
+/// what it announced, while a client that holds none waits for memory.
 pub(crate) const MIN_RATE: u64 = 64 << 10;
 /// Handshakes at the same time, each a thread. The oldest ends when one more comes.
 pub(crate) const MAX_HANDSHAKES: usize = 512;
-/// Extents that are looked at for one context of a block status request; the answer ends there.
+/// Extents that one context of a block status request visits at most; the answer ends there.
 pub(crate) const MAX_VISITS: usize = 64 << 10;
 /// Most descriptors in one answer to a block status request, all contexts together unless they are very many:
 /// 128 KiB. Clients ask again from where an answer ends, so longer ones would only be harder to hold.
 pub(crate) const MAX_DESCRIPTORS: usize = 8 << 10;
-/// Longest payload of an option that is looked at: 16 strings of the longest kind.
+/// Longest payload of an option that is parsed: 16 strings of the longest kind.
 pub(crate) const MAX_OPTION: u32 = 64 << 10;
-/// Longest payload of an option that is read and thrown away to answer that it is too long.
+/// Longest payload of an option that is skipped to answer that it is too long.
 pub(crate) const MAX_SKIPPED_OPTION: u32 = 32 << 20;
 /// Contexts that one connection may select.
 pub(crate) const MAX_CONTEXTS: usize = 1024;

@@ -1,9 +1,8 @@
-//! The threads of one export.
+//! The worker threads of one export.
 //!
-//! Every worker waits in the same epoll for the sockets of all the export's clients, so a request wakes one
-//! thread and that one reads it, does it and answers it. As long as a thread is free, another one waits: a
-//! thread that turns from waiting to working starts a new one if none is left, up to the limit. A device that
-//! hangs holds up its own export only.
+//! All workers wait in one epoll for the sockets of the export's connections, so a request wakes one thread,
+//! which reads, runs and answers it. One worker always waits while the limit allows: a worker that begins to
+//! work starts another if none is idle. A device that hangs stops its own export only.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,8 +17,8 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use zerocopy::IntoBytes;
 
 use super::connection::{Connection, Task};
-use super::input::Scratch;
-use super::served::Served;
+use super::export_runtime::ExportRuntime;
+use super::request_decoder::Scratch;
 
 /// The event that says that work is queued or that something changed.
 const WAKE: u64 = 0;
@@ -46,11 +45,10 @@ pub(crate) struct Pool {
 struct State {
     jobs: VecDeque<Job>,
     threads: usize,
-    /// Threads that wait in epoll.
+    /// Workers that wait in epoll.
     idle: usize,
-    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if there
-    /// is more than it takes: quick requests are then done by a few threads, and slow ones still get one
-    /// each.
+    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if more is
+    /// queued: quick requests are then run by a few threads, and slow ones still get one each.
     waking: bool,
     /// Connections whose sockets are waited for.
     connections: usize,
@@ -76,15 +74,19 @@ impl Pool {
         self.most
     }
 
-    /// Waits for `connection` from now on and has it read first.
-    pub(crate) fn register(&self, served: &Arc<Served>, connection: Arc<Connection>) -> io::Result<()> {
-        // Without events: the first turn of reading arms it.
+    /// Adds `connection` to the epoll set and has it read first.
+    pub(crate) fn register(
+        &self,
+        runtime: &Arc<ExportRuntime>,
+        connection: Arc<Connection>,
+    ) -> io::Result<()> {
+        // Without events: the first read arms it.
         let data = EventData::new_u64(connection.id);
         epoll::add(&self.epoll, &*connection.transport.socket, data, EventFlags::ONESHOT)?;
         let mut state = self.state.lock();
         state.connections += 1;
         state.jobs.push_back(Job::Resume(connection));
-        let call = match self.call_or_start(&mut state, served) {
+        let call = match self.call_or_start(&mut state, runtime) {
             Err(e) if state.threads == 0 => {
                 state.jobs.pop_back();
                 state.connections -= 1;
@@ -99,7 +101,7 @@ impl Pool {
         Ok(())
     }
 
-    /// Does not wait for `connection` any more.
+    /// Removes `connection` from the epoll set.
     pub(crate) fn unregister(&self, connection: &Connection) {
         let _ = epoll::delete(&self.epoll, &*connection.transport.socket);
         let mut state = self.state.lock();
@@ -109,19 +111,19 @@ impl Pool {
         }
     }
 
-    /// Waits once for what `interest` says.
+    /// Arms `connection` for one event of `interest`.
     pub(crate) fn arm(&self, connection: &Connection, interest: EventFlags) -> io::Result<()> {
         let data = EventData::new_u64(connection.id);
         epoll::modify(&self.epoll, &*connection.transport.socket, data, interest | EventFlags::ONESHOT)?;
         Ok(())
     }
 
-    /// Has `job` done by some worker.
-    pub(crate) fn push(&self, served: &Arc<Served>, job: Job) {
+    /// Queues `job` for a worker.
+    pub(crate) fn push(&self, runtime: &Arc<ExportRuntime>, job: Job) {
         let mut state = self.state.lock();
         state.jobs.push_back(job);
-        // If no thread can be started there is at least the one that is working now: it will look here.
-        let call = self.call_or_start(&mut state, served);
+        // If no thread can be started, the one that works now will look at the queue.
+        let call = self.call_or_start(&mut state, runtime);
         drop(state);
         if let Ok(true) = call {
             self.wake();
@@ -130,12 +132,12 @@ impl Pool {
 
     /// Makes sure that a worker looks at the queue. True if the caller is to [`wake`](Self::wake) a worker,
     /// once the state is not locked any more: it looks there at once.
-    fn call_or_start(&self, state: &mut State, served: &Arc<Served>) -> io::Result<bool> {
+    fn call_or_start(&self, state: &mut State, runtime: &Arc<ExportRuntime>) -> io::Result<bool> {
         if state.idle > 0 {
             return Ok(!std::mem::replace(&mut state.waking, true));
         }
         if state.threads < self.most {
-            start(state, served)?;
+            start(state, runtime)?;
         }
         Ok(false)
     }
@@ -145,14 +147,14 @@ impl Pool {
         let _ = rustix::io::write(&self.wake, 1u64.as_bytes());
     }
 
-    /// What to do now. Counts the worker as waiting if it is to wait.
-    fn next(&self, served: &Arc<Served>) -> Next {
+    /// The next thing to do. Counts the worker as idle if it is to wait.
+    fn next(&self, runtime: &Arc<ExportRuntime>) -> Next {
         let mut state = self.state.lock();
         if let Some(job) = state.jobs.pop_front() {
             // One write may have stood for several jobs, and one thread has to wait for sockets meanwhile.
             let mut call = false;
             if !state.jobs.is_empty() || state.idle == 0 {
-                call = self.call_or_start(&mut state, served).unwrap_or(false);
+                call = self.call_or_start(&mut state, runtime).unwrap_or(false);
             }
             drop(state);
             if call {
@@ -173,7 +175,7 @@ impl Pool {
 
     /// The worker does not wait any more, perhaps because it was `called` to the queue; if it goes on to work
     /// and no other waits, another one is started.
-    fn woken(&self, served: &Arc<Served>, timed_out: bool, called: bool) -> bool {
+    fn woken(&self, runtime: &Arc<ExportRuntime>, timed_out: bool, called: bool) -> bool {
         let mut state = self.state.lock();
         state.idle -= 1;
         if called {
@@ -185,16 +187,16 @@ impl Pool {
         }
         if !timed_out && state.idle == 0 && state.threads < self.most {
             // Without it this worker goes on alone.
-            let _ = start(&mut state, served);
+            let _ = start(&mut state, runtime);
         }
         true
     }
 
-    fn work(&self, served: &Arc<Served>) {
+    fn work(&self, runtime: &Arc<ExportRuntime>) {
         let mut scratch = Scratch::default();
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(WAKE) }];
         loop {
-            let timeout = match self.next(served) {
+            let timeout = match self.next(runtime) {
                 Next::Job(Job::Run(task)) => {
                     task.run(&mut scratch);
                     continue;
@@ -216,12 +218,12 @@ impl Pool {
             let timed_out = n == 0;
             let data = events[0].data;
             let called = !timed_out && data.u64() == WAKE;
-            if !self.woken(served, timed_out, called) {
+            if !self.woken(runtime, timed_out, called) {
                 return;
             }
             if !timed_out && !called {
                 let flags = events[0].flags;
-                if let Some(connection) = served.connection(data.u64()) {
+                if let Some(connection) = runtime.connection(data.u64()) {
                     connection.on_event(flags, &mut scratch);
                 }
             }
@@ -229,9 +231,9 @@ impl Pool {
     }
 }
 
-fn start(state: &mut State, served: &Arc<Served>) -> io::Result<()> {
-    let served = Arc::clone(served);
-    thread::Builder::new().name("nbd-worker".into()).spawn(move || served.pool.work(&served))?;
+fn start(state: &mut State, runtime: &Arc<ExportRuntime>) -> io::Result<()> {
+    let runtime = Arc::clone(runtime);
+    thread::Builder::new().name("nbd-worker".into()).spawn(move || runtime.pool.work(&runtime))?;
     state.threads += 1;
     Ok(())
 }

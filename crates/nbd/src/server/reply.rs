@@ -1,4 +1,4 @@
-//! Replies: how they are put into bytes, and how those wait to be sent.
+//! Replies: their encoding, and the part of each that is not sent yet.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -7,8 +7,8 @@ use crate::proto::{
     BlockStatus, Chunk, ChunkFlags, ChunkHeader, ErrorChunk, OffsetData, OffsetHole, Request, SimpleReply,
 };
 
-use super::memory::Loan;
-use super::terms::{Failure, Mode};
+use super::memory::PooledBuf;
+use super::negotiated_params::{Failure, Mode};
 
 /// Puts replies to one connection into bytes.
 #[derive(Clone, Copy)]
@@ -90,7 +90,7 @@ impl Encoder {
 /// Bytes on their way to a client: headers, and the parts of a buffer that follow each.
 pub(crate) struct Reply {
     heads: Vec<u8>,
-    data: Option<Loan>,
+    data: Option<PooledBuf>,
     /// For each piece, how far in `heads` it goes, and which part of `data` follows.
     pieces: Vec<(usize, Range<usize>)>,
     /// The first piece that is not wholly sent, and how much of it is.
@@ -106,13 +106,13 @@ impl Reply {
     }
 
     /// Bytes in a buffer, headers and all.
-    pub(crate) fn in_room(room: Loan) -> Self {
+    pub(crate) fn in_room(room: PooledBuf) -> Self {
         let len = room.len();
         Self::with_data(Vec::new(), room, vec![(0, 0..len)])
     }
 
     /// Headers, and the parts of `data` that follow each.
-    pub(crate) fn with_data(heads: Vec<u8>, data: Loan, pieces: Vec<(usize, Range<usize>)>) -> Self {
+    pub(crate) fn with_data(heads: Vec<u8>, data: PooledBuf, pieces: Vec<(usize, Range<usize>)>) -> Self {
         Self { heads, data: Some(data), pieces, at: 0, sent: 0 }
     }
 
@@ -121,7 +121,7 @@ impl Reply {
         self.heads.len() + self.data.as_ref().map_or(0, |d| d.len())
     }
 
-    /// Those of them that are in no lent buffer.
+    /// Those of them that are in no pooled buffer.
     pub(crate) fn loose(&self) -> usize {
         self.heads.len()
     }
@@ -151,8 +151,8 @@ impl Reply {
         }
     }
 
-    /// Takes `n` bytes as sent; gives back how many of them belong to the next reply, or `None` if bytes are
-    /// left here.
+    /// Counts `n` bytes as sent; returns how many of them belong to the next reply, or `None` if bytes are left
+    /// here.
     pub(crate) fn advance(&mut self, n: usize) -> Option<usize> {
         let mut left = self.sent + n;
         while let Some((head, data)) = self.piece(self.at) {

@@ -7,8 +7,8 @@ use crate::proto::{
 };
 
 use super::connection::Connection;
+use super::negotiated_params::{Context, Failure};
 use super::options::{MAX_DESCRIPTORS, MAX_VISITS};
-use super::terms::{Context, Failure};
 
 /// However many contexts are asked for, each may say this much.
 const MIN_DESCRIPTORS: usize = 64;
@@ -20,7 +20,7 @@ pub(crate) fn run(
     payload: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
-    let selected = &connection.terms.contexts;
+    let selected = &connection.params.contexts;
     let mut length = request.length;
     let mut wanted: Vec<&(u32, Context)> = selected.iter().collect();
     if request.flags.contains(CommandFlags::PAYLOAD_LEN) {
@@ -44,7 +44,7 @@ pub(crate) fn run(
         if length == 0 {
             return Err(Failure::new(Errno::INVAL, "status of nothing"));
         }
-        connection.terms.check_bounds(Command::BlockStatus, request.offset, length)?;
+        connection.params.check_bounds(Command::BlockStatus, request.offset, length)?;
     }
     let range = ByteRange::at(request.offset, length);
     let most = if request.flags.contains(CommandFlags::REQ_ONE) {
@@ -105,7 +105,7 @@ fn ask(
         }
     }
     if runs.found.is_empty() {
-        connection.still_wanted()?;
+        connection.check_ending()?;
         return Err(Failure::new(Errno::IO, "nothing is known about the range"));
     }
     Ok(runs.found)
@@ -128,7 +128,7 @@ impl Runs<'_> {
         if end <= self.at {
             return Visit::Continue(());
         }
-        if self.visits == MAX_VISITS || self.connection.is_cut() {
+        if self.visits == MAX_VISITS || self.connection.is_ending() {
             return Visit::Break(());
         }
         self.visits += 1;

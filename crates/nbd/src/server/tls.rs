@@ -104,7 +104,7 @@ impl TlsSession {
         self.0.lock().is_handshaking()
     }
 
-    /// One turn of the handshake: what is there is taken, what is due is sent. True if it waits to write.
+    /// One step of the handshake: receives what has arrived and sends what is due. True if it waits to write.
     pub(crate) fn turn(&self, socket: &Socket) -> io::Result<bool> {
         let mut session = self.0.lock();
         match flush(&mut session, socket) {

@@ -77,8 +77,8 @@ impl Transport {
         self.socket.shutdown();
     }
 
-    /// Whether a receive that gave less than there was room for leaves nothing behind, so that epoll tells of
-    /// whatever comes next. Not so with TLS, which may hold bytes that left the socket already.
+    /// Whether a short receive has emptied the socket, so that epoll reports what comes next. Not so with TLS,
+    /// which may hold bytes that have left the socket already.
     pub(crate) fn short_means_drained(&self) -> bool {
         !self.is_tls()
     }

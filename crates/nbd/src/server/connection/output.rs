@@ -1,4 +1,4 @@
-//! The writing role: replies go out, or wait until there is room.
+//! The writing role: replies are sent, or wait until the socket has room.
 //!
 //! Entered by the reader with what it made itself, by workers with a reply each, and when epoll says that
 //! there is room again.
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Connection, State, Unsent};
-use crate::server::input::Scratch;
 use crate::server::reply::Reply;
+use crate::server::request_decoder::Scratch;
 
 /// Parts handed to the kernel in one call.
 const PARTS: usize = 64;
 
 impl Connection {
-    /// The reply of a request that ran.
+    /// Queues the reply of a request that ran, and sends it unless another worker writes.
     pub(super) fn reply(self: &Arc<Self>, reply: Reply, held: u64) {
         let (write, unwanted) = {
             let mut state = self.state.lock();
@@ -28,14 +28,14 @@ impl Connection {
             state.writing |= write;
             (write, unwanted)
         };
-        // Not under the lock: giving its buffer back may resume this very connection.
+        // Not under the lock: freeing its buffer may resume this very connection.
         drop(unwanted);
         if write {
             self.send_queue();
         }
     }
 
-    /// Sends the replies that the reader made itself.
+    /// Sends the replies of requests that the reader ran itself.
     pub(in crate::server) fn send_scratch(self: &Arc<Self>, scratch: &mut Scratch) {
         if scratch.out.is_empty() {
             return;
@@ -65,7 +65,7 @@ impl Connection {
             Ok(()) => Vec::new(),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => scratch.out.split_off(sent),
             Err(_) => {
-                self.break_off();
+                self.fail();
                 Vec::new()
             }
         };
@@ -88,7 +88,7 @@ impl Connection {
                 if state.broken && !state.out.is_empty() {
                     let unwanted = std::mem::take(&mut state.out);
                     state.unsent = Unsent::default();
-                    // Not under the lock: giving buffers back may resume this very connection.
+                    // Not under the lock: freeing buffers may resume this very connection.
                     drop(state);
                     drop(unwanted);
                     continue;
@@ -124,13 +124,13 @@ impl Connection {
                 Err(_) => {
                     drop(state);
                     replies.clear();
-                    self.break_off();
+                    self.fail();
                 }
             }
         }
     }
 
-    /// Whether the transport keeps nothing back; otherwise the connection is now blocked, or broken.
+    /// Whether the transport holds nothing back; otherwise the connection is now blocked, or broken.
     fn flushed(&self, state: &mut State) -> bool {
         if state.broken {
             return true;
@@ -142,7 +142,7 @@ impl Connection {
                 false
             }
             Err(_) => {
-                self.cut.store(true, Ordering::Relaxed);
+                self.ending.store(true, Ordering::Relaxed);
                 state.broken = true;
                 self.transport.socket.shutdown();
                 true
@@ -176,9 +176,9 @@ impl Connection {
         Ok(())
     }
 
-    /// The socket failed: nothing more goes in or out.
-    pub(super) fn break_off(&self) {
-        self.cut.store(true, Ordering::Relaxed);
+    /// Fails: the socket did, and nothing is received or sent any more.
+    pub(super) fn fail(&self) {
+        self.ending.store(true, Ordering::Relaxed);
         self.state.lock().broken = true;
         self.transport.socket.shutdown();
     }

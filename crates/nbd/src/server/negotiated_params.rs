@@ -27,7 +27,7 @@ pub(crate) enum Context {
 }
 
 /// What holds for one connection from the end of its handshake.
-pub(crate) struct Terms {
+pub(crate) struct NegotiatedParams {
     pub(crate) mode: Mode,
     pub(crate) size: u64,
     pub(crate) writable: bool,
@@ -75,7 +75,7 @@ pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) 
     flags
 }
 
-impl Terms {
+impl NegotiatedParams {
     /// Bytes that follow the header of `request`.
     pub(crate) fn payload_len(&self, request: &Request) -> u64 {
         let declared = self.mode == Mode::Extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
@@ -142,18 +142,18 @@ mod tests {
     use super::*;
 
     fn check(
-        terms: &Terms,
+        params: &NegotiatedParams,
         command: Command,
         flags: CommandFlags,
         offset: u64,
         length: u64,
     ) -> Option<Errno> {
-        terms.check(&Request { flags, command, cookie: 0, offset, length }).err().map(|f| f.errno)
+        params.check(&Request { flags, command, cookie: 0, offset, length }).err().map(|f| f.errno)
     }
 
     #[test]
     fn requests_past_the_end_fail_as_the_document_says() {
-        let terms = Terms { mode: Mode::Extended, size: 1000, writable: true, contexts: vec![] };
+        let params = NegotiatedParams { mode: Mode::Extended, size: 1000, writable: true, contexts: vec![] };
         for (command, errno) in [
             (Command::Read, Errno::INVAL),
             (Command::Write, Errno::NOSPC),
@@ -162,22 +162,22 @@ mod tests {
             (Command::Cache, Errno::INVAL),
         ] {
             let none = CommandFlags::NONE;
-            assert_eq!(check(&terms, command, none, 999, 2), Some(errno));
-            assert_eq!(check(&terms, command, none, u64::MAX, 2), Some(errno));
-            assert_eq!(check(&terms, command, none, 999, 1), None);
-            assert_eq!(check(&terms, command, none, 1000, 0), None);
+            assert_eq!(check(&params, command, none, 999, 2), Some(errno));
+            assert_eq!(check(&params, command, none, u64::MAX, 2), Some(errno));
+            assert_eq!(check(&params, command, none, 999, 1), None);
+            assert_eq!(check(&params, command, none, 1000, 0), None);
         }
-        assert_eq!(check(&terms, Command::Flush, CommandFlags::FUA, u64::MAX, u64::MAX), None);
+        assert_eq!(check(&params, Command::Flush, CommandFlags::FUA, u64::MAX, u64::MAX), None);
     }
 
     #[test]
     fn flags_go_only_with_their_commands() {
-        let simple = Terms { mode: Mode::Simple, size: 1000, writable: false, contexts: vec![] };
+        let simple = NegotiatedParams { mode: Mode::Simple, size: 1000, writable: false, contexts: vec![] };
         assert_eq!(check(&simple, Command::Read, CommandFlags::DF, 0, 1), Some(Errno::INVAL));
         assert_eq!(check(&simple, Command::Write, CommandFlags::NONE, 0, 1), Some(Errno::PERM));
         assert_eq!(check(&simple, Command::Other(99), CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
         assert_eq!(check(&simple, Command::BlockStatus, CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
-        let structured = Terms { mode: Mode::Structured, ..simple };
+        let structured = NegotiatedParams { mode: Mode::Structured, ..simple };
         assert_eq!(check(&structured, Command::Read, CommandFlags::DF, 0, 1), None);
         assert_eq!(check(&structured, Command::Read, CommandFlags::PAYLOAD_LEN, 0, 1), Some(Errno::INVAL));
         assert_eq!(

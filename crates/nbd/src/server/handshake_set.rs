@@ -1,8 +1,8 @@
-//! Clients in the handshake: they have a limit of their own, and the oldest makes room for the newest.
+//! Connections in the handshake. They have a limit of their own, beyond which the newest evicts the oldest.
 //!
-//! A client is in the handshake for some round trips, or silent until its time is over. Silent ones therefore
-//! keep others from nothing: they take no client's place, and where there are too many of them the one that
-//! has been silent longest goes. Used by the acceptor and by the threads that do handshakes.
+//! A handshake takes some round trips; a silent client stays in it until its time is over. Silent clients
+//! therefore hold no connection permit, and cannot keep others out. Used by the acceptor and by the threads
+//! that do handshakes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use blockmirror_block::sync::{Condvar, Mutex};
 
+use super::connection_limit::{ConnectionLimit, ConnectionPermit};
 use super::options::MAX_HANDSHAKES;
-use super::slots::{Slot, Slots};
 use super::socket::Socket;
 
 /// The handshakes of one server.
 #[derive(Default)]
-pub(crate) struct Handshakes {
+pub(crate) struct HandshakeSet {
     state: Mutex<State>,
     over: Condvar,
 }
@@ -33,7 +33,7 @@ struct State {
 
 struct Entry {
     socket: Arc<Socket>,
-    /// It has a client's place already and counts as one.
+    /// It holds a connection permit and counts as a connection.
     is_client: bool,
 }
 
@@ -45,7 +45,7 @@ impl State {
     }
 }
 
-impl Handshakes {
+impl HandshakeSet {
     /// Begins one over `socket`; `None` after [`close`](Self::close).
     pub(crate) fn begin(self: &Arc<Self>, socket: &Arc<Socket>) -> Option<Handshaking> {
         let mut state = self.state.lock();
@@ -64,12 +64,12 @@ impl Handshakes {
         Some(Handshaking { all: Arc::clone(self), id })
     }
 
-    /// Those that have not been ended and have no client's place.
+    /// Handshakes that have not ended and hold no connection permit.
     pub(crate) fn count(&self) -> usize {
         self.state.lock().sockets.values().filter(|entry| !entry.is_client).count()
     }
 
-    /// Ends the oldest; the system lacks what it holds.
+    /// Ends the oldest, because the system lacks descriptors or threads.
     pub(crate) fn end_oldest(&self) {
         let oldest = self.state.lock().take_oldest();
         if let Some(oldest) = oldest {
@@ -77,7 +77,7 @@ impl Handshakes {
         }
     }
 
-    /// Ends all, and lets no further one begin.
+    /// Ends all; none begins any more.
     pub(crate) fn close(&self) {
         let sockets = {
             let mut state = self.state.lock();
@@ -100,18 +100,22 @@ impl Handshakes {
 
 /// One handshake, until dropped.
 pub(crate) struct Handshaking {
-    all: Arc<Handshakes>,
+    all: Arc<HandshakeSet>,
     id: u64,
 }
 
 impl Handshaking {
-    /// Takes a client's place for it, as soon as there is room; `None` if there is none in time.
-    pub(crate) fn become_client(&self, slots: &Arc<Slots>, deadline: Instant) -> Option<Slot> {
-        let slot = slots.take(deadline)?;
+    /// Waits for a connection permit until `deadline`.
+    pub(crate) fn become_client(
+        &self,
+        permits: &Arc<ConnectionLimit>,
+        deadline: Instant,
+    ) -> Option<ConnectionPermit> {
+        let permit = permits.acquire(deadline)?;
         if let Some(entry) = self.all.state.lock().sockets.get_mut(&self.id) {
             entry.is_client = true;
         }
-        Some(slot)
+        Some(permit)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The one thread of a server that waits at its listeners, and looks from time to time for clients that have
-//! stalled.
+//! The acceptor: one thread of a server accepts connections at its listeners. While there are connections it
+//! also checks them periodically, and aborts those that have stalled or are too slow while others starve.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -18,31 +18,31 @@ use super::connection::Connection;
 use super::listener::Listener;
 use super::memory::RESERVE;
 use super::options::MIN_RATE;
-use super::server::Shared;
+use super::state::ServerState;
 
-/// How often stalled clients are looked for, while there are clients; more often if they may stall less long.
-const ROUND: Duration = Duration::from_secs(5);
-/// How long no connection is accepted after the system had no descriptor or memory for one more.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Longest interval between two checks for stalled connections; shorter if `stall_limit` is.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long nothing is accepted after the system had no descriptor or memory for a connection.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Wakes the doorman.
+/// Wakes the acceptor's thread out of `poll`: an eventfd.
 #[derive(Clone)]
-pub(crate) struct Bell(Arc<OwnedFd>);
+pub(crate) struct Waker(Arc<OwnedFd>);
 
-impl Bell {
-    pub(crate) fn ring(&self) {
-        // If the counter is full it has been rung already.
+impl Waker {
+    pub(crate) fn wake(&self) {
+        // A full counter has woken it already.
         let _ = rustix::io::write(&*self.0, 1u64.as_bytes());
     }
 
-    fn silence(&self) {
+    fn clear(&self) {
         let _ = rustix::io::read(&*self.0, &mut [0; 8]);
     }
 }
 
 /// The listeners and the thread.
-pub(crate) struct Doorman {
-    bell: Bell,
+pub(crate) struct Acceptor {
+    waker: Waker,
     state: Mutex<State>,
 }
 
@@ -53,40 +53,40 @@ struct State {
     closed: bool,
 }
 
-impl Doorman {
+impl Acceptor {
     pub(crate) fn new() -> io::Result<Self> {
-        let bell = Bell(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
-        Ok(Self { bell, state: Mutex::default() })
+        let waker = Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
+        Ok(Self { waker, state: Mutex::default() })
     }
 
-    pub(crate) fn bell(&self) -> Bell {
-        self.bell.clone()
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
     }
 
-    /// Waits at `listener` too.
-    pub(crate) fn add(&self, shared: &Arc<Shared>, listener: Listener) -> Result<(), ServerError> {
-        self.start(shared)?;
+    /// Accepts at `listener` too.
+    pub(crate) fn add(&self, server: &Arc<ServerState>, listener: Listener) -> Result<(), ServerError> {
+        self.start(server)?;
         let mut state = self.state.lock();
         if state.closed {
             return Err(ServerError::Stopped);
         }
         state.listeners.push(Arc::new(listener));
         drop(state);
-        self.bell.ring();
+        self.waker.wake();
         Ok(())
     }
 
     /// Starts the thread if it does not run.
-    pub(crate) fn start(&self, shared: &Arc<Shared>) -> Result<(), ServerError> {
+    pub(crate) fn start(&self, server: &Arc<ServerState>) -> Result<(), ServerError> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(ServerError::Stopped);
         }
         if state.thread.is_none() {
-            let shared = Arc::clone(shared);
+            let server = Arc::clone(server);
             let thread = thread::Builder::new()
-                .name("nbd-doorman".into())
-                .spawn(move || shared.doorman().work(&shared))
+                .name("nbd-acceptor".into())
+                .spawn(move || server.acceptor().work(&server))
                 .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
             state.thread = Some(thread);
         }
@@ -100,7 +100,7 @@ impl Doorman {
             state.closed = true;
             std::mem::take(&mut state.listeners)
         };
-        self.bell.ring();
+        self.waker.wake();
         drop(listeners);
     }
 
@@ -113,9 +113,9 @@ impl Doorman {
         }
     }
 
-    fn work(&self, shared: &Arc<Shared>) {
-        let mut stalls = Stalls::default();
-        let mut pause_until: Option<Instant> = None;
+    fn work(&self, server: &Arc<ServerState>) {
+        let mut stalls = StallCheck::default();
+        let mut backoff_until: Option<Instant> = None;
         loop {
             let listeners = {
                 let state = self.state.lock();
@@ -125,50 +125,51 @@ impl Doorman {
                 state.listeners.clone()
             };
             let now = Instant::now();
-            if pause_until.is_some_and(|until| until <= now) {
-                pause_until = None;
+            if backoff_until.is_some_and(|until| until <= now) {
+                backoff_until = None;
             }
-            let open = shared.slots.has_room() && pause_until.is_none();
-            let mut fds = vec![PollFd::new(&*self.bell.0, PollFlags::IN)];
+            let open = server.connection_limit.has_room() && backoff_until.is_none();
+            let mut fds = vec![PollFd::new(&*self.waker.0, PollFlags::IN)];
             if open {
                 fds.extend(listeners.iter().map(|listener| PollFd::new(&**listener, PollFlags::IN)));
             }
-            let timeout = match pause_until {
+            let timeout = match backoff_until {
                 Some(until) => Some(until.saturating_duration_since(now)),
-                None => (shared.connections() > 0).then_some(round(shared)),
+                None => (server.connections() > 0).then_some(check_interval(server)),
             };
             let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-            // An interrupted wait is a round with nothing to do.
+            // After an interrupted wait nothing is ready.
             let _ = poll(&mut fds, timeout.as_ref());
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready.first() == Some(&true) {
-                self.bell.silence();
+                self.waker.clear();
             }
             for (listener, _) in listeners.iter().zip(ready.iter().skip(1)).filter(|(_, ready)| **ready) {
-                if !let_in(shared, listener) {
-                    shared.handshakes.end_oldest();
-                    pause_until = Some(Instant::now() + PAUSE);
+                if !accept_waiting(server, listener) {
+                    server.handshakes.end_oldest();
+                    backoff_until = Some(Instant::now() + ACCEPT_BACKOFF);
                 }
             }
-            stalls.look(shared);
-            if shared.connections() == 0 {
-                shared.memory.round();
+            stalls.check(server);
+            if server.connections() == 0 {
+                server.memory.trim();
             }
         }
     }
 }
 
-/// Lets everybody in who waits, as far as there is room. False if the system has no means for one more.
-fn let_in(shared: &Arc<Shared>, listener: &Listener) -> bool {
-    while shared.slots.has_room() {
+/// Accepts what waits at `listener`, up to the connection limit. False if the system has no descriptor, thread
+/// or memory left.
+fn accept_waiting(server: &Arc<ServerState>, listener: &Listener) -> bool {
+    while server.connection_limit.has_room() {
         match listener.accept() {
             Ok(fd) => {
-                if matches!(shared.serve(fd), Err(ServerError::System { .. })) {
+                if matches!(server.serve(fd), Err(ServerError::System { .. })) {
                     return false;
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
-            // This one has gone again.
+            // This client has gone again.
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
             Err(_) => return false,
         }
@@ -176,38 +177,39 @@ fn let_in(shared: &Arc<Shared>, listener: &Listener) -> bool {
     true
 }
 
-/// Clients that owe bytes, with what they had moved when last looked at, and when that was first seen.
+/// Progress of the connections whose peers owe bytes: how many had moved at the last check, and since when it
+/// has been that many.
 #[derive(Default)]
-struct Stalls {
+struct StallCheck {
     seen: HashMap<(usize, u64), (u64, Instant)>,
     last: Option<Instant>,
 }
 
-impl Stalls {
-    fn look(&mut self, shared: &Arc<Shared>) {
+impl StallCheck {
+    fn check(&mut self, server: &Arc<ServerState>) {
         let now = Instant::now();
-        let round = round(shared);
-        if self.last.is_some_and(|last| now < last + round) {
+        let interval = check_interval(server);
+        if self.last.is_some_and(|last| now < last + interval) {
             return;
         }
-        // Only clients that wait since the last round are a reason to ask others for a minimum rate.
-        let lacking = self.last.and_then(|last| shared.memory.lacking(last));
+        // The minimum rate holds only while a client has been starved since the last check.
+        let lacking = self.last.and_then(|last| server.memory.lacking(last));
         self.last = Some(now);
-        let millis = u64::try_from(round.as_millis()).unwrap_or(u64::MAX);
+        let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
         let least = millis.saturating_mul(MIN_RATE) / 1000;
         let mut slow = Vec::new();
         let before = std::mem::take(&mut self.seen);
-        for served in shared.all() {
-            for connection in served.connections() {
+        for runtime in server.exports() {
+            for connection in runtime.connections() {
                 let Some(moved) = connection.awaited_progress() else { continue };
-                let key = (Arc::as_ptr(&served).addr(), connection.id);
+                let key = (Arc::as_ptr(&runtime).addr(), connection.id);
                 let then = before.get(&key);
                 let since = match then {
                     Some((then, since)) if *then == moved => *since,
                     _ => now,
                 };
-                if now.duration_since(since) >= shared.options.stall_limit {
-                    connection.cut_off();
+                if now.duration_since(since) >= server.options.stall_limit {
+                    connection.abort();
                     continue;
                 }
                 self.seen.insert(key, (moved, since));
@@ -218,25 +220,25 @@ impl Stalls {
             }
         }
         if let Some(lacking) = lacking {
-            cut_off_slow(slow, lacking);
+            abort_slow(slow, lacking);
         }
-        shared.memory.round();
+        server.memory.trim();
     }
 }
 
-/// Cuts off those of `slow` that hold most, until `lacking` bytes will be given back.
-fn cut_off_slow(mut slow: Vec<(u64, Arc<Connection>)>, mut lacking: u64) {
+/// Aborts those of `slow` that hold most, until `lacking` bytes will be freed.
+fn abort_slow(mut slow: Vec<(u64, Arc<Connection>)>, mut lacking: u64) {
     slow.sort_by_key(|(held, _)| Reverse(*held));
     for (held, connection) in slow {
         if lacking == 0 {
             return;
         }
-        connection.cut_off();
+        connection.abort();
         lacking = lacking.saturating_sub(held);
     }
 }
 
-/// How long it takes from one look at clients to the next.
-fn round(shared: &Shared) -> Duration {
-    ROUND.min(shared.options.stall_limit / 12)
+/// Time between two checks.
+fn check_interval(server: &ServerState) -> Duration {
+    CHECK_INTERVAL.min(server.options.stall_limit / 12)
 }

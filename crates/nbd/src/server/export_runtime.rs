@@ -1,4 +1,6 @@
-//! An export that is being served: its clients, its threads, and what was learned about its device.
+//! An export that is being served: its connections, its worker threads, and what was measured of its device.
+//!
+//! Made by the server's state, held by each of its connections and workers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,60 +14,61 @@ use crate::proto::{Command, MAX_STRING};
 
 use super::ServerError;
 use super::connection::Connection;
-use super::export::Export;
+use super::connection_limit::ConnectionPermit;
+use super::dispatch_policy::DispatchPolicy;
+use super::export::{Export, ExportInfo};
 use super::memory::Memory;
+use super::negotiated_params::{Context, NegotiatedParams};
 use super::options::Observer;
-use super::pace::Pace;
 use super::pool::Pool;
-use super::slots::Slot;
-use super::terms::{Context, Terms};
 use super::transport::Transport;
 
 impl Clients {
     fn count(&self) -> usize {
-        self.by_id.len() + self.arriving
+        self.by_id.len() + self.pending
     }
 }
 
-/// A client that is about to enter transmission: from then on it counts.
-pub(crate) struct Arrival(Option<Arc<Served>>);
+/// A client whose answer to `GO` is being sent: it counts as a client of the export from then on.
+pub(crate) struct PendingClient(Option<Arc<ExportRuntime>>);
 
-impl Drop for Arrival {
+impl Drop for PendingClient {
     fn drop(&mut self) {
-        if let Some(served) = self.0.take() {
-            served.one_less(|clients| clients.arriving -= 1);
+        if let Some(runtime) = self.0.take() {
+            runtime.remove_client(|clients| clients.pending -= 1);
         }
     }
 }
 
-/// How long running requests may take to end before clients are cut off, and again before the device's
-/// blocked calls are ended.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long running requests may take to end before the connections are aborted, and again before the
+/// device's blocked calls are cancelled.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An export with everything that serves it.
-pub(crate) struct Served {
+pub(crate) struct ExportRuntime {
     pub(crate) export: Export,
     pub(crate) memory: Arc<Memory>,
     pub(crate) pool: Pool,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
-    /// Held from a change of the clients until the observer has been notified, so that notifications are in
-    /// order.
-    telling: Mutex<()>,
-    paces: [Pace; 5],
+    /// *Guards* the order of notifications: held from a change of the clients until the observer has returned.
+    /// *Order*: before `clients`. *Not under it*: any other lock of the server.
+    notifying: Mutex<()>,
+    /// Of reads, writes, flushes, zeroing and trimming, and others.
+    dispatch: [DispatchPolicy; 5],
     clients: Mutex<Clients>,
-    gone: Condvar,
+    client_gone: Condvar,
     next_id: AtomicU64,
-    /// Requests that were taken in although they have to wait for another request or job.
-    waiting: AtomicUsize,
+    /// Requests that were admitted although they have to wait for another request or job.
+    blocked: AtomicUsize,
 }
 
-/// A request that waits for another request or job, from when it is taken in until it has been done.
-pub(crate) struct Waiting(Arc<Served>);
+/// A request that waits for another request or job, from its admission to its end.
+pub(crate) struct BlockedRequest(Arc<ExportRuntime>);
 
-impl Drop for Waiting {
+impl Drop for BlockedRequest {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -73,12 +76,12 @@ impl Drop for Waiting {
 struct Clients {
     by_id: HashMap<u64, Arc<Connection>>,
     /// Those whose answer to `GO` is being sent.
-    arriving: usize,
+    pending: usize,
     /// The export is being removed: no client connects any more.
     closed: bool,
 }
 
-impl Served {
+impl ExportRuntime {
     pub(crate) fn new(
         export: Export,
         memory: Arc<Memory>,
@@ -105,29 +108,35 @@ impl Served {
             pool,
             known_data: Mutex::default(),
             observer,
-            telling: Mutex::default(),
-            paces: [Pace::default(), Pace::of_writes(), Pace::default(), Pace::default(), Pace::default()],
-            waiting: AtomicUsize::new(0),
+            notifying: Mutex::default(),
+            dispatch: [
+                DispatchPolicy::default(),
+                DispatchPolicy::for_writes(),
+                DispatchPolicy::default(),
+                DispatchPolicy::default(),
+                DispatchPolicy::default(),
+            ],
+            blocked: AtomicUsize::new(0),
             clients: Mutex::default(),
-            gone: Condvar::new(),
+            client_gone: Condvar::new(),
             next_id: AtomicU64::new(1),
         }))
     }
 
-    /// Counts a request that has to wait.
-    pub(crate) fn one_waits(self: &Arc<Self>) -> Waiting {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waiting(Arc::clone(self))
+    /// Counts a request that has to wait for another.
+    pub(crate) fn note_blocked(self: &Arc<Self>) -> BlockedRequest {
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        BlockedRequest(Arc::clone(self))
     }
 
-    /// Whether so many wait that the threads that are left are needed for everything else.
-    pub(crate) fn many_wait(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= self.pool.most() / 2
+    /// Whether so many requests wait that the remaining threads are needed for everything else.
+    pub(crate) fn many_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) >= self.pool.most() / 2
     }
 
-    /// What is known about how quick requests like this one are.
-    pub(crate) fn pace(&self, command: Command) -> &Pace {
-        let [read, write, flush, change, other] = &self.paces;
+    /// How requests of this kind are dispatched.
+    pub(crate) fn dispatch_policy(&self, command: Command) -> &DispatchPolicy {
+        let [read, write, flush, change, other] = &self.dispatch;
         match command {
             Command::Read => read,
             Command::Write => write,
@@ -147,44 +156,44 @@ impl Served {
         all
     }
 
-    /// A place for a client, who counts from now on; `None` if the export is closed.
-    pub(crate) fn expect(self: &Arc<Self>) -> Option<Arrival> {
-        let _telling = self.telling.lock();
+    /// Counts a client from now on; `None` if the export is closed.
+    pub(crate) fn reserve(self: &Arc<Self>) -> Option<PendingClient> {
+        let _telling = self.notifying.lock();
         let count = {
             let mut clients = self.clients.lock();
             if clients.closed {
                 return None;
             }
-            clients.arriving += 1;
+            clients.pending += 1;
             clients.count()
         };
         if let Some(observer) = &self.observer {
             observer.connected(&self.export.name, count);
         }
-        Some(Arrival(Some(Arc::clone(self))))
+        Some(PendingClient(Some(Arc::clone(self))))
     }
 
     /// Begins to serve a client whose handshake is done. If the export was closed meanwhile, the client is
     /// dropped.
     pub(crate) fn serve(
         self: &Arc<Self>,
-        mut arrival: Arrival,
+        mut pending: PendingClient,
         transport: Transport,
-        terms: Terms,
-        slot: Slot,
+        params: NegotiatedParams,
+        permit: ConnectionPermit,
     ) {
         // 0 is the event that wakes workers; the counter does not come round to it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let connection = Connection::new(id, transport, terms, Arc::clone(self), slot);
+        let connection = Connection::new(id, transport, params, Arc::clone(self), permit);
         {
             let mut clients = self.clients.lock();
             if clients.closed {
                 return;
             }
             clients.by_id.insert(id, Arc::clone(&connection));
-            // It has arrived, in the same instant.
-            clients.arriving -= 1;
-            arrival.0 = None;
+            // From pending to connected in one step.
+            clients.pending -= 1;
+            pending.0 = None;
         }
         if self.pool.register(self, Arc::clone(&connection)).is_err() {
             self.forget(&connection);
@@ -199,26 +208,26 @@ impl Served {
     }
 
     fn forget(&self, connection: &Connection) {
-        connection.leave();
+        connection.release();
         let mut gone = None;
-        self.one_less(|clients| gone = clients.by_id.remove(&connection.id));
+        self.remove_client(|clients| gone = clients.by_id.remove(&connection.id));
         // Not under the lock: it may be the last to hold the connection.
         drop(gone);
     }
 
-    /// Takes a client off and tells of it.
-    fn one_less(&self, take_off: impl FnOnce(&mut Clients)) {
-        let telling = self.telling.lock();
+    /// Removes a client and notifies the observer.
+    fn remove_client(&self, remove: impl FnOnce(&mut Clients)) {
+        let notifying = self.notifying.lock();
         let count = {
             let mut clients = self.clients.lock();
-            take_off(&mut clients);
+            remove(&mut clients);
             clients.count()
         };
         if let Some(observer) = &self.observer {
             observer.disconnected(&self.export.name, count);
         }
-        drop(telling);
-        self.gone.notify_all();
+        drop(notifying);
+        self.client_gone.notify_all();
     }
 
     pub(crate) fn connection(&self, id: u64) -> Option<Arc<Connection>> {
@@ -227,6 +236,16 @@ impl Served {
 
     pub(crate) fn connections(&self) -> Vec<Arc<Connection>> {
         self.clients.lock().by_id.values().cloned().collect()
+    }
+
+    /// What the server's owner sees of it.
+    pub(crate) fn info(&self) -> ExportInfo {
+        ExportInfo {
+            name: self.export.name.clone(),
+            description: self.export.description.clone(),
+            writable: self.export.writable,
+            clients: self.client_count(),
+        }
     }
 
     pub(crate) fn client_count(&self) -> usize {
@@ -245,40 +264,41 @@ impl Served {
         }
     }
 
-    /// Closes the export to new clients, and reads no further request of those that are there.
-    pub(crate) fn finish(&self) {
+    /// Closes the export to new clients and drains its connections: no further request is read, those that
+    /// run are answered.
+    pub(crate) fn drain(&self) {
         self.clients.lock().closed = true;
         for connection in self.connections() {
-            connection.finish();
+            connection.drain();
         }
     }
 
-    /// Cuts all clients off at once.
-    pub(crate) fn cut_off(&self) {
+    /// Closes the export to new clients and aborts its connections.
+    pub(crate) fn abort(&self) {
         self.clients.lock().closed = true;
         for connection in self.connections() {
-            connection.cut_off();
+            connection.abort();
         }
     }
 
-    /// Waits for the last clients of all `exports` to be gone, whose end has been asked for: for running
-    /// requests and their replies first, unless clients have been cut off already; then without sending
-    /// replies; then after telling devices to ended. The limits are the same for one as for many.
-    pub(crate) fn wait_gone(exports: &[Arc<Self>], already_cut_off: bool) -> Result<(), ServerError> {
+    /// Waits until the connections of all `exports` have closed, in up to three steps with a time limit each:
+    /// after draining, unless they were aborted already; after aborting; after cancelling what the devices
+    /// have in flight. The limits are the same for one export as for many.
+    pub(crate) fn wait_drained(exports: &[Arc<Self>], already_aborted: bool) -> Result<(), ServerError> {
         let mut left: Vec<_> = exports.iter().collect();
         let mut wait = |then: fn(&Self)| {
-            let deadline = Instant::now() + PATIENCE;
-            left.retain(|served| !served.wait(deadline));
-            left.iter().for_each(|served| then(served));
-            left.first().map(|served| Arc::clone(served))
+            let deadline = Instant::now() + DRAIN_TIMEOUT;
+            left.retain(|runtime| !runtime.wait(deadline));
+            left.iter().for_each(|runtime| then(runtime));
+            left.first().map(|runtime| Arc::clone(runtime))
         };
-        if !already_cut_off {
-            wait(Self::cut_off);
+        if !already_aborted {
+            wait(Self::abort);
         }
-        wait(|served| served.export.device.cancel_in_flight());
-        let Some(served) = wait(|_| {}) else { return Ok(()) };
-        let requests = served.connections().iter().map(|c| c.running()).sum();
-        Err(ServerError::RequestsHang { name: served.export.name.clone(), requests })
+        wait(|runtime| runtime.export.device.cancel_in_flight());
+        let Some(runtime) = wait(|_| {}) else { return Ok(()) };
+        let requests = runtime.connections().iter().map(|c| c.running()).sum();
+        Err(ServerError::RequestsHang { name: runtime.export.name.clone(), requests })
     }
 
     fn wait(&self, deadline: Instant) -> bool {
@@ -288,11 +308,11 @@ impl Served {
             if left.is_zero() {
                 return false;
             }
-            (clients, _) = self.gone.wait_timeout(clients, left);
+            (clients, _) = self.client_gone.wait_timeout(clients, left);
         }
         drop(clients);
         // And the observer has been notified.
-        drop(self.telling.lock());
+        drop(self.notifying.lock());
         true
     }
 }
