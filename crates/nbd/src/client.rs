@@ -15,8 +15,8 @@
 //! | `options` | what the caller wants |
 //! | `device` | the device: bounds, alignment, splitting, extents |
 //! | `storage` | the same as a storage of fixed length, for formats |
-//! | `pool` | several connections as one; losing them and coming back |
-//! | `ledger`, `backoff` | pure parts of that: which writes may be lost, how long to wait |
+//! | `pool` | several connections as one; losing them and reconnecting |
+//! | `durability`, `backoff` | pure parts of that: which writes may be lost, how long to wait |
 //! | `connect`, `handshake` | making a connection |
 //! | `connection` | requests and replies of one connection, for many threads |
 //! | `coverage`, `status` | what replies to reads and to block status bring |
@@ -27,9 +27,9 @@ mod connect;
 mod connection;
 mod coverage;
 mod device;
+mod durability;
 mod error;
 mod handshake;
-mod ledger;
 mod link;
 mod options;
 mod pool;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(50);
 
-/// The longest wait.
+/// The longest retry.
 pub(crate) const LONGEST: Duration = Duration::from_secs(5);
 
 /// The wait after `failed` attempts in a row: none before the first, then 50 ms doubled for each up to

@@ -1,16 +1,12 @@
-//! One connection in the transmission phase, shared by any number of calling threads.
+//! A connection in the transmission phase, shared by any number of calling threads.
 //!
-//! No thread of its own: of the callers that wait for a reply one reads the socket, for all of them. It takes
-//! a header; if bytes follow that belong to another caller, it hands the socket on to that one, which reads
-//! them straight into its own buffer and then reads on. A caller that has its reply leaves the socket to
-//! another that waits. So nothing is copied, and no caller that has sent all of its request waits while the
-//! socket is not read.
+//! It has no thread: of the callers that wait for replies one reads the socket for all of them. It receives a
+//! header; if the payload belongs to another caller, it hands the socket over to that one, which receives the
+//! payload into its own buffer and then reads on. A caller whose reply is complete leaves the socket to another.
+//! So nothing is copied, and the socket is read as long as a caller waits.
 //!
-//! What the server sends is believed only as far as it fits a request that was made. The first thing that
-//! does not fit ends the connection: after it, it is unknown where the next header begins.
-//!
-//! Locks: `turn` (writing; held while the socket takes a request), `shared` (never held during I/O). None is
-//! taken under another but `shared` under `turn`.
+//! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails the
+//! connection: after it, the position of the next header is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,12 +18,12 @@ use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 
 use super::coverage::Coverage;
 use super::error::ClientError;
-use super::handshake::{Headers, Negotiated};
+use super::handshake::NegotiatedExport;
 use super::link::{Incoming, Link};
 use super::status::Status;
 use crate::proto::{
     Chunk, ChunkHeader, Command, CommandFlags, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole,
-    REPLY_SIMPLE_MAGIC, Request, SimpleReply,
+    REPLY_SIMPLE_MAGIC, ReplyFormat, Request, SimpleReply,
 };
 
 /// Longest payload of an error chunk: a number, a string with its length, an offset.
@@ -36,10 +32,10 @@ const MAX_ERROR: u64 = MAX_STRING as u64 + 14;
 /// Most error chunks in one reply.
 const MAX_ERRORS: u32 = 1024;
 
-/// How long saying goodbye may take.
+/// How long sending the disconnect request may take.
 const GOODBYE: Duration = Duration::from_millis(200);
 
-/// What is asked of the server.
+/// A request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Op {
     pub(crate) command: Command,
@@ -48,7 +44,7 @@ pub(crate) struct Op {
     pub(crate) range: ByteRange,
 }
 
-/// Where what the server sends goes.
+/// Where the payload of the reply goes.
 #[derive(Debug)]
 pub(crate) enum Sink<'a> {
     Nothing,
@@ -81,7 +77,7 @@ impl Header {
 
 /// A request that has no complete reply yet.
 #[derive(Debug)]
-struct Slot {
+struct PendingRequest {
     wake: Arc<Condvar>,
     /// Its caller sleeps on `wake`.
     waiting: bool,
@@ -97,10 +93,10 @@ struct Shared {
     /// The reading side; `None` while a caller reads.
     incoming: Option<Incoming>,
     /// A header whose payload comes next, and the request that it belongs to.
-    handed: Option<(u64, Header)>,
-    slots: HashMap<u64, Slot>,
+    handed_over: Option<(u64, Header)>,
+    pending: HashMap<u64, PendingRequest>,
     next_cookie: u64,
-    /// To be used again by later requests.
+    /// Condition variables for later requests.
     spare: Vec<Arc<Condvar>>,
     dead: Option<ClientError>,
 }
@@ -108,24 +104,32 @@ struct Shared {
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Arc<Link>,
-    negotiated: Negotiated,
-    /// Which life of the pool it belongs to.
+    negotiated: NegotiatedExport,
+    /// The epoch of the pool that it belongs to.
     pub(crate) epoch: u64,
     /// How long one request may take.
     io_timeout: Option<Duration>,
-    turn: Mutex<()>,
+    /// *Guards* the sending side: one request is sent at a time. *Order*: before `shared`. *Not under it*: waiting
+    /// for a reply.
+    send_lock: Mutex<()>,
+    /// *Guards* the requests in flight and the turn of reading. *Order*: after `send_lock`. *Not under it*: I/O.
     shared: Mutex<Shared>,
     in_flight: AtomicU32,
 }
 
 impl Connection {
-    pub(crate) fn new(link: Link, negotiated: Negotiated, epoch: u64, io_timeout: Option<Duration>) -> Self {
+    pub(crate) fn new(
+        link: Link,
+        negotiated: NegotiatedExport,
+        epoch: u64,
+        io_timeout: Option<Duration>,
+    ) -> Self {
         let link = Arc::new(link);
         Self {
             shared: Mutex::new(Shared {
                 incoming: Some(Incoming::new(Arc::clone(&link))),
-                handed: None,
-                slots: HashMap::new(),
+                handed_over: None,
+                pending: HashMap::new(),
                 next_cookie: 1,
                 spare: Vec::new(),
                 dead: None,
@@ -134,16 +138,16 @@ impl Connection {
             negotiated,
             epoch,
             io_timeout,
-            turn: Mutex::new(()),
+            send_lock: Mutex::new(()),
             in_flight: AtomicU32::new(0),
         }
     }
 
-    pub(crate) fn negotiated(&self) -> &Negotiated {
+    pub(crate) fn negotiated(&self) -> &NegotiatedExport {
         &self.negotiated
     }
 
-    /// How many calls are under way.
+    /// Requests in flight.
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -156,18 +160,19 @@ impl Connection {
     pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let deadline = self.io_timeout.and_then(|limit| Instant::now().checked_add(limit));
-        let result = self.send(op, payload, &sink).and_then(|cookie| self.finish(cookie, op, sink, deadline));
+        let result =
+            self.send(op, payload, &sink).and_then(|cookie| self.await_reply(cookie, op, sink, deadline));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         result
     }
 
-    /// Ends it: every call that is under way fails with `why`.
-    pub(crate) fn die(&self, why: ClientError) {
-        Self::die_locked(&mut self.shared.lock(), &self.link, why, false);
+    /// Fails the connection: every call in flight fails with `why`.
+    pub(crate) fn fail(&self, why: ClientError) {
+        Self::fail_locked(&mut self.shared.lock(), &self.link, why, false);
     }
 
-    /// `is_polite`: what was sent still reaches the server.
-    fn die_locked(shared: &mut Shared, link: &Link, why: ClientError, is_polite: bool) {
+    /// With `is_polite` what was sent still reaches the server.
+    fn fail_locked(shared: &mut Shared, link: &Link, why: ClientError, is_polite: bool) {
         if shared.dead.is_none() {
             shared.dead = Some(why);
             if is_polite {
@@ -175,24 +180,24 @@ impl Connection {
             } else {
                 link.socket().abort();
             }
-            for slot in shared.slots.values() {
-                slot.wake.notify_all();
+            for request in shared.pending.values() {
+                request.wake.notify_all();
             }
         }
     }
 
     /// Sends a disconnect request, if no other caller is using the socket.
     pub(crate) fn close(&self) {
-        if let Some(_turn) = self.turn.try_lock()
+        if let Some(_sending) = self.send_lock.try_lock()
             && self.shared.lock().dead.is_none()
         {
             let op =
                 Op { command: Command::Disconnect, flags: CommandFlags::NONE, range: ByteRange::default() };
             let _ = self.link.socket().set_timeout(Some(GOODBYE));
-            // No caller waits for an answer to this, and there is none.
+            // There is no reply to this.
             let _ = self.write(op, 0, &[]);
         }
-        Self::die_locked(&mut self.shared.lock(), &self.link, ClientError::Cancelled, true);
+        Self::fail_locked(&mut self.shared.lock(), &self.link, ClientError::Cancelled, true);
     }
 
     fn send(&self, op: Op, payload: &[u8], sink: &Sink<'_>) -> Result<u64, ClientError> {
@@ -203,7 +208,7 @@ impl Connection {
             }
             let cookie = shared.next_cookie;
             shared.next_cookie += 1;
-            let slot = Slot {
+            let request = PendingRequest {
                 wake: shared.spare.pop().unwrap_or_default(),
                 waiting: false,
                 expects: match sink {
@@ -215,18 +220,18 @@ impl Connection {
                 errors: 0,
                 done: false,
             };
-            shared.slots.insert(cookie, slot);
+            shared.pending.insert(cookie, request);
             cookie
         };
-        let _turn = self.turn.lock();
+        let _sending = self.send_lock.lock();
         if let Err(error) = self.write(op, cookie, payload) {
-            self.die(self.or_timed_out(error));
+            self.fail(self.or_timed_out(error));
         }
         Ok(cookie)
     }
 
     fn write(&self, op: Op, cookie: u64, payload: &[u8]) -> Result<(), ClientError> {
-        let extended = self.negotiated.headers == Headers::Extended;
+        let extended = self.negotiated.format == ReplyFormat::Extended;
         let mut flags = op.flags;
         if extended && op.command == Command::Write {
             flags = flags | CommandFlags::PAYLOAD_LEN;
@@ -244,7 +249,7 @@ impl Connection {
         .map_err(stream_error)
     }
 
-    /// What an error of the socket is, which says that it would block when its time has run out.
+    /// The error of a socket that would block after its timeout.
     fn or_timed_out(&self, error: ClientError) -> ClientError {
         match (&error, self.io_timeout) {
             (ClientError::Lost(io), Some(limit)) if io.kind() == std::io::ErrorKind::WouldBlock => {
@@ -254,8 +259,8 @@ impl Connection {
         }
     }
 
-    /// Waits for the reply to `cookie`, reading for others where need be, until `deadline`.
-    fn finish(
+    /// Waits for the reply to `cookie` until `deadline`, and reads for other callers if no other does.
+    fn await_reply(
         &self,
         cookie: u64,
         op: Op,
@@ -266,44 +271,44 @@ impl Connection {
         let mut shared = self.shared.lock();
         loop {
             let state = &mut *shared;
-            let Some(slot) = state.slots.get_mut(&cookie) else {
+            let Some(request) = state.pending.get_mut(&cookie) else {
                 return Err(ClientError::Cancelled);
             };
-            if slot.done {
-                let error = slot.error.take();
-                let expects = slot.expects;
-                Self::leave(&mut shared, cookie);
+            if request.done {
+                let error = request.error.take();
+                let expects = request.expects;
+                Self::remove(&mut shared, cookie);
                 return match error {
                     Some(error) => Err(error),
                     None => self.check_whole(shared, expects, &coverage, &sink),
                 };
             }
             if let Some(error) = state.dead.clone() {
-                Self::leave(&mut shared, cookie);
+                Self::remove(&mut shared, cookie);
                 return Err(error);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if let (Some(limit), Some(Duration::ZERO)) = (self.io_timeout, left) {
-                Self::die_locked(&mut shared, &self.link, ClientError::NoAnswer(limit), false);
+                Self::fail_locked(&mut shared, &self.link, ClientError::NoAnswer(limit), false);
                 continue;
             }
-            let others = state.handed.is_some_and(|(owner, _)| owner != cookie);
+            let others = state.handed_over.is_some_and(|(owner, _)| owner != cookie);
             let free = if others { None } else { state.incoming.take() };
             let Some(mut incoming) = free else {
-                slot.waiting = true;
-                let wake = Arc::clone(&slot.wake);
+                request.waiting = true;
+                let wake = Arc::clone(&request.wake);
                 shared = match left {
                     Some(left) => wake.wait_timeout(shared, left).0,
                     None => wake.wait(shared),
                 };
-                if let Some(slot) = shared.slots.get_mut(&cookie) {
-                    slot.waiting = false;
+                if let Some(request) = shared.pending.get_mut(&cookie) {
+                    request.waiting = false;
                 }
                 continue;
             };
-            let handed = state.handed.take();
+            let handed_over = state.handed_over.take();
             drop(shared);
-            let mine = match handed {
+            let mine = match handed_over {
                 Some((_, header)) => Ok(Some(header)),
                 None => self.step(&mut incoming, cookie),
             };
@@ -313,37 +318,37 @@ impl Connection {
             });
             shared = self.shared.lock();
             shared.incoming = Some(incoming);
-            if let Some((owner, _)) = shared.handed
-                && let Some(slot) = shared.slots.get(&owner)
+            if let Some((owner, _)) = shared.handed_over
+                && let Some(request) = shared.pending.get(&owner)
             {
-                slot.wake.notify_one();
+                request.wake.notify_one();
             }
             match taken {
                 Ok(false) => {}
                 Ok(true) => {
-                    if let Some(slot) = shared.slots.get_mut(&cookie) {
-                        slot.done = true;
+                    if let Some(request) = shared.pending.get_mut(&cookie) {
+                        request.done = true;
                     }
                 }
-                Err(error) => Self::die_locked(&mut shared, &self.link, self.or_timed_out(error), false),
+                Err(error) => Self::fail_locked(&mut shared, &self.link, self.or_timed_out(error), false),
             }
         }
     }
 
-    /// Takes the request off the list, and hands the socket to a waiting caller if none reads.
-    fn leave(shared: &mut Shared, cookie: u64) {
-        if let Some(slot) = shared.slots.remove(&cookie) {
-            shared.spare.push(slot.wake);
+    /// Removes the request, and wakes a waiting caller to read if none does.
+    fn remove(shared: &mut Shared, cookie: u64) {
+        if let Some(request) = shared.pending.remove(&cookie) {
+            shared.spare.push(request.wake);
         }
         if shared.incoming.is_some()
-            && shared.handed.is_none()
-            && let Some(next) = shared.slots.values().find(|slot| slot.waiting && !slot.done)
+            && shared.handed_over.is_none()
+            && let Some(next) = shared.pending.values().find(|request| request.waiting && !request.done)
         {
             next.wake.notify_one();
         }
     }
 
-    /// That a reply without an error has brought all that it had to.
+    /// Fails if a reply without an error did not bring all of the bytes.
     fn check_whole(
         &self,
         mut shared: MutexGuard<'_, Shared>,
@@ -360,55 +365,55 @@ impl Connection {
             return Ok(());
         }
         let error = ClientError::Violation("a reply ends before all of it was sent".into());
-        Self::die_locked(&mut shared, &self.link, error.clone(), false);
+        Self::fail_locked(&mut shared, &self.link, error.clone(), false);
         Err(error)
     }
 
-    /// Reads one header and does what is to be done without its payload. The header, if its payload is for
-    /// `mine`; the one of another request has been handed on.
+    /// Receives one header and handles what needs no payload. Returns the header if its payload is for `mine`;
+    /// one for another request is handed over.
     fn step(&self, incoming: &mut Incoming, mine: u64) -> Result<Option<Header>, ClientError> {
         let header = self.header(incoming)?;
         let cookie = header.cookie();
         let mut shared = self.shared.lock();
-        let Some(slot) = shared.slots.get_mut(&cookie).filter(|slot| !slot.done) else {
+        let Some(request) = shared.pending.get_mut(&cookie).filter(|request| !request.done) else {
             return Err(ClientError::Violation(format!("a reply to request {cookie}, which waits for none")));
         };
         let surprise =
             |what: &str| Err(ClientError::Violation(format!("{what} in answer to request {cookie}")));
         match header {
             Header::Simple(SimpleReply { error: Some(error), .. }) => {
-                slot.error.get_or_insert(ClientError::Server { error, message: String::new() });
+                request.error.get_or_insert(ClientError::Server { error, message: String::new() });
             }
-            Header::Simple(_) => match slot.expects {
+            Header::Simple(_) => match request.expects {
                 Expects::Nothing => {}
-                Expects::Bytes if self.negotiated.headers == Headers::Simple => {
-                    return Ok(Self::hand_on(&mut shared, mine, cookie, header));
+                Expects::Bytes if self.negotiated.format == ReplyFormat::Simple => {
+                    return Ok(Self::hand_over(&mut shared, mine, cookie, header));
                 }
                 Expects::Bytes | Expects::Status => return surprise("a simple reply"),
             },
             Header::Chunk(chunk) if chunk.kind.is_error() => {
-                slot.errors += 1;
-                if slot.errors > MAX_ERRORS || chunk.length > MAX_ERROR {
+                request.errors += 1;
+                if request.errors > MAX_ERRORS || chunk.length > MAX_ERROR {
                     return surprise("too many errors");
                 }
                 drop(shared);
                 let error = error_chunk(incoming, chunk)?;
                 shared = self.shared.lock();
-                let Some(slot) = shared.slots.get_mut(&cookie) else { return Ok(None) };
-                slot.error.get_or_insert(error);
+                let Some(request) = shared.pending.get_mut(&cookie) else { return Ok(None) };
+                request.error.get_or_insert(error);
                 if !chunk.is_done() {
                     return Ok(None);
                 }
             }
             Header::Chunk(chunk) => {
-                return match (chunk.kind, slot.expects) {
+                return match (chunk.kind, request.expects) {
                     (Chunk::None, _) if chunk.length == 0 && chunk.is_done() => {
                         Self::done(&mut shared, mine, cookie);
                         Ok(None)
                     }
                     (Chunk::OffsetData | Chunk::OffsetHole, Expects::Bytes)
                     | (Chunk::BlockStatus | Chunk::BlockStatusExt, Expects::Status) => {
-                        Ok(Self::hand_on(&mut shared, mine, cookie, header))
+                        Ok(Self::hand_over(&mut shared, mine, cookie, header))
                     }
                     (kind, _) => surprise(&format!("a chunk {kind:?} of {} bytes", chunk.length)),
                 };
@@ -419,32 +424,32 @@ impl Connection {
     }
 
     fn done(shared: &mut Shared, mine: u64, cookie: u64) {
-        if let Some(slot) = shared.slots.get_mut(&cookie) {
-            slot.done = true;
+        if let Some(request) = shared.pending.get_mut(&cookie) {
+            request.done = true;
             if cookie != mine {
-                slot.wake.notify_one();
+                request.wake.notify_one();
             }
         }
     }
 
-    fn hand_on(shared: &mut Shared, mine: u64, cookie: u64, header: Header) -> Option<Header> {
+    fn hand_over(shared: &mut Shared, mine: u64, cookie: u64, header: Header) -> Option<Header> {
         if cookie == mine {
             return Some(header);
         }
-        // Its caller is woken once the socket is there for it.
-        shared.handed = Some((cookie, header));
+        // Its caller is woken once the socket is released.
+        shared.handed_over = Some((cookie, header));
         None
     }
 
     fn header(&self, incoming: &mut Incoming) -> Result<Header, ClientError> {
-        if self.negotiated.headers == Headers::Extended {
+        if self.negotiated.format == ReplyFormat::Extended {
             let bytes = incoming.array().map_err(stream_error)?;
             return Ok(Header::Chunk(ChunkHeader::decode_extended(&bytes)?));
         }
         let mut bytes = [0; ChunkHeader::STRUCTURED_LEN];
         let (simple, rest) = bytes.split_at_mut(SimpleReply::LEN);
         incoming.read_exact(simple).map_err(stream_error)?;
-        if simple[..4] == REPLY_SIMPLE_MAGIC.to_be_bytes() || self.negotiated.headers == Headers::Simple {
+        if simple[..4] == REPLY_SIMPLE_MAGIC.to_be_bytes() || self.negotiated.format == ReplyFormat::Simple {
             let mut reply = [0; SimpleReply::LEN];
             reply.copy_from_slice(simple);
             return Ok(Header::Simple(SimpleReply::decode(&reply)?));
@@ -453,7 +458,7 @@ impl Connection {
         Ok(Header::Chunk(ChunkHeader::decode_structured(&bytes)?))
     }
 
-    /// Reads the payload that follows `header`, which is the caller's own. Whether the reply ends with it.
+    /// Receives the payload that follows `header`, which is the caller's own. Whether the reply ends with it.
     fn take(
         &self,
         incoming: &mut Incoming,
@@ -490,7 +495,7 @@ impl Connection {
             }
             (kind, Sink::Status(status)) => {
                 let extended = kind == Chunk::BlockStatusExt;
-                if extended != (self.negotiated.headers == Headers::Extended) {
+                if extended != (self.negotiated.format == ReplyFormat::Extended) {
                     return Err(ClientError::Violation(format!("a chunk {kind:?}, which was not agreed on")));
                 }
                 status.read(incoming, extended, chunk.length, &self.negotiated)?;
@@ -503,7 +508,7 @@ impl Connection {
 
 /// What an error chunk says.
 fn error_chunk(incoming: &mut Incoming, chunk: ChunkHeader) -> Result<ClientError, ClientError> {
-    // The caller has looked at the length.
+    // The caller has checked the length.
     let mut payload = vec![0; chunk.length as usize];
     incoming.read_exact(&mut payload).map_err(stream_error)?;
     let (error, message) = match chunk.kind {

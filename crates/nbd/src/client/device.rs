@@ -12,25 +12,24 @@ use blockmirror_block::{
 use super::connect::Connector;
 use super::connection::{Op, Sink};
 use super::error::ClientError;
-use super::handshake::Headers;
 use super::options::ClientOptions;
 use super::pool::Pool;
 use super::status::Status;
 use crate::NbdUri;
-use crate::proto::{Command, CommandFlags, Errno, TransmissionFlags};
+use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, TransmissionFlags};
 
-/// Longest range without a payload (zeroes, trim) that is asked for at once where headers have 64-bit
-/// lengths. Older servers may hold their limit for payloads against these too.
+/// Longest request without a payload (zeroes, trim) where headers have 64-bit lengths. Older servers may apply
+/// their payload limit to these too.
 const LONG: u64 = 1 << 30;
 
-/// Longest range whose status is asked for at once: with 32-bit lengths, and with 64-bit ones.
+/// Longest block status request: with 32-bit lengths, and with 64-bit ones.
 const STATUS_COMPACT: u64 = 1 << 31;
 const STATUS_EXTENDED: u64 = 1 << 36;
 
-/// A server that answers about fewer bytes than this at a time, on average over [`CRUMBS`] answers that were
-/// shorter than the question, is asked no more: the rest counts as data.
-const CRUMB: u64 = 4096;
-const CRUMBS: u64 = 1024;
+/// A server whose partial answers cover fewer bytes than this on average, over [`STATUS_SAMPLES`] of them, is not
+/// asked any more: the rest counts as data.
+const MIN_STATUS_BYTES: u64 = 4096;
+const STATUS_SAMPLES: u64 = 1024;
 
 /// Zero bytes to write where the server cannot zero.
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
@@ -50,7 +49,7 @@ pub struct Client {
     uri: NbdUri,
     name: Arc<str>,
     geometry: Geometry,
-    /// What the server refuses although it says that it can.
+    /// Requests that the server refuses although it announced them.
     zeroes: Refusal,
     trim: Refusal,
     /// Orders writes of parts of a block against other writes of that block.
@@ -73,8 +72,8 @@ impl Drop for Client {
     }
 }
 
-/// That the server has refused one kind of request: it is not asked again before it is another server,
-/// perhaps, after a reconnection.
+/// The server has refused one kind of request: it is not asked again before a reconnection, which may lead to
+/// another server.
 #[derive(Default)]
 struct Refusal {
     /// The epoch of the connections, and 1; zero: never.
@@ -146,7 +145,7 @@ impl Client {
         self.pool.export().flags
     }
 
-    /// Whether the server tells what lies where; if not, all counts as data.
+    /// Whether the server answers block status; if not, all counts as data.
     pub fn has_block_status(&self) -> bool {
         self.pool.export().base.is_some()
     }
@@ -335,8 +334,8 @@ impl Client {
     }
 
     fn longest_without_payload(&self) -> u64 {
-        match self.pool.export().headers {
-            Headers::Extended => LONG,
+        match self.pool.export().format {
+            ReplyFormat::Extended => LONG,
             _ => u64::from(self.pool.export().max_payload),
         }
     }
@@ -441,8 +440,8 @@ impl BlockDevice for Client {
             let _ = visit(Extent::new(range, ExtentKind::Data));
             return Ok(());
         }
-        let longest = match self.pool.export().headers {
-            Headers::Extended => STATUS_EXTENDED,
+        let longest = match self.pool.export().format {
+            ReplyFormat::Extended => STATUS_EXTENDED,
             _ => STATUS_COMPACT,
         };
         while at < end {
@@ -450,7 +449,7 @@ impl BlockDevice for Client {
             let mut found = Vec::new();
             let (answers, answered) =
                 (self.answers.load(Ordering::Relaxed), self.answered.load(Ordering::Relaxed));
-            if answers >= CRUMBS && answered / answers < CRUMB {
+            if answers >= STATUS_SAMPLES && answered / answers < MIN_STATUS_BYTES {
                 found.push(Extent::new(ByteRange::new(at, end), ExtentKind::Data));
                 at = end;
             } else {

@@ -65,7 +65,7 @@ pub enum ClientError {
         /// Its words; may be empty.
         message: String,
     },
-    /// Given up on request.
+    /// Cancelled.
     #[error("given up on request")]
     Cancelled,
 }
@@ -81,7 +81,7 @@ impl ClientError {
         Self::Lost(Arc::new(error))
     }
 
-    /// Whether another try on another connection may go better.
+    /// Whether a retry on another connection may succeed.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Connect(_) | Self::TimedOut(_) | Self::NoAnswer(_) | Self::Lost(_) => true,
@@ -93,8 +93,8 @@ impl ClientError {
         }
     }
 
-    /// Whether it is what the server has to say about one request, and the connection is good. A server that
-    /// is going down says so, and that ends the connection.
+    /// Whether it is the server's answer to one request, and the connection is good. A server that shuts down
+    /// answers so too, which ends the connection.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Server { error, .. } if *error != Errno::SHUTDOWN)
     }
@@ -104,7 +104,7 @@ impl ClientError {
         matches!(self, Self::Server { error: Errno::NOTSUP | Errno::INVAL, .. })
     }
 
-    /// What it is at the border of devices.
+    /// The kind of the error of the device.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Server { error, .. } => error.kind(),

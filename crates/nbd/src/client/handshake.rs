@@ -9,10 +9,10 @@ use super::error::ClientError;
 use crate::proto::{
     BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
     MAX_PAYLOAD, MAX_STRING, MetaContextReply, MetaContextRequest, OptionCode, OptionReply,
-    OptionReplyHeader, TransmissionFlags, encode_option,
+    OptionReplyHeader, ReplyFormat, TransmissionFlags, encode_option,
 };
 
-/// The context that tells in which layer of a chain bytes were found, where a server is QEMU's or like it.
+/// QEMU's meta context for the layer of the backing chain that bytes lie in.
 pub(crate) const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
 
 /// Longest payload of one answer: an id or a code, and a string.
@@ -21,50 +21,42 @@ const MAX_ANSWER: u32 = MAX_STRING as u32 + 16;
 /// Most answers to one option.
 const MAX_ANSWERS: u32 = 256;
 
-/// What is asked of the server.
+/// What the client asks for in the handshake.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct HandshakeRequest<'a> {
     pub(crate) export: &'a str,
     pub(crate) allocation_depth: bool,
 }
 
-/// Which headers the two sides agreed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Headers {
-    Simple,
-    Structured,
-    Extended,
-}
-
-/// What the two sides agreed on.
+/// An export as the two sides have negotiated it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Negotiated {
+pub(crate) struct NegotiatedExport {
     pub(crate) size: u64,
     pub(crate) flags: TransmissionFlags,
     /// Requests are multiples of this, a power of two of at most [`MAX_BLOCK`], and so is `size`.
     pub(crate) min_block: u32,
     /// A payload is at most this, a multiple of `min_block`.
     pub(crate) max_payload: u32,
-    pub(crate) headers: Headers,
+    pub(crate) format: ReplyFormat,
     /// The ids of the contexts that block status answers for.
     pub(crate) base: Option<u32>,
     pub(crate) depth: Option<u32>,
 }
 
-/// The largest minimum block size that is borne with; the protocol's document names the same.
+/// The largest minimum block size that is accepted: the protocol's.
 pub(crate) const MAX_BLOCK: u32 = 64 << 10;
 
-/// The conversation over one stream. Errors of the stream are given on as they are, in [`ClientError::Lost`].
-pub(crate) struct Dialog<'a, S> {
+/// A handshake over one stream. Errors of the stream are passed on in [`ClientError::Lost`].
+pub(crate) struct Handshake<'a, S> {
     stream: &'a mut S,
 }
 
-impl<'a, S: Read + Write> Dialog<'a, S> {
+impl<'a, S: Read + Write> Handshake<'a, S> {
     pub(crate) fn new(stream: &'a mut S) -> Self {
         Self { stream }
     }
 
-    /// Takes the server's greeting and answers it.
+    /// Receives the greeting and answers it.
     pub(crate) fn greet(&mut self) -> Result<HandshakeFlags, ClientError> {
         let flags = Greeting::decode(&self.bytes()?)?.flags;
         let mut answer = ClientFlags::NONE;
@@ -78,7 +70,7 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         Ok(flags)
     }
 
-    /// Asks for TLS; after this the stream is the server's for a TLS handshake.
+    /// Asks for TLS; the TLS handshake follows.
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(&mut self, flags: HandshakeFlags) -> Result<(), ClientError> {
         if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
@@ -88,12 +80,12 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         self.acknowledged(OptionCode::StartTls)
     }
 
-    /// Goes through the options to the transmission phase.
+    /// Negotiates the options and enters the transmission phase.
     pub(crate) fn choose(
         &mut self,
         flags: HandshakeFlags,
-        wanted: Wanted<'_>,
-    ) -> Result<Negotiated, ClientError> {
+        wanted: HandshakeRequest<'_>,
+    ) -> Result<NegotiatedExport, ClientError> {
         if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
             return self.export_name(flags, wanted);
         }
@@ -105,35 +97,39 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         })
     }
 
-    fn options(&mut self, flags: HandshakeFlags, wanted: Wanted<'_>) -> Result<Negotiated, ClientError> {
-        let headers = self.headers()?;
-        let (base, depth) = match headers {
-            Headers::Simple => (None, None),
+    fn options(
+        &mut self,
+        flags: HandshakeFlags,
+        wanted: HandshakeRequest<'_>,
+    ) -> Result<NegotiatedExport, ClientError> {
+        let format = self.format()?;
+        let (base, depth) = match format {
+            ReplyFormat::Simple => (None, None),
             _ => self.contexts(wanted)?,
         };
         match self.go(wanted.export)? {
-            Some(export) => export.checked(headers, base, depth),
-            None => Ok(Negotiated { headers, ..self.export_name(flags, wanted)? }),
+            Some(export) => export.checked(format, base, depth),
+            None => Ok(NegotiatedExport { format, ..self.export_name(flags, wanted)? }),
         }
     }
 
-    fn headers(&mut self) -> Result<Headers, ClientError> {
-        for (option, headers) in [
-            (OptionCode::ExtendedHeaders, Headers::Extended),
-            (OptionCode::StructuredReply, Headers::Structured),
+    fn format(&mut self) -> Result<ReplyFormat, ClientError> {
+        for (option, format) in [
+            (OptionCode::ExtendedHeaders, ReplyFormat::Extended),
+            (OptionCode::StructuredReply, ReplyFormat::Structured),
         ] {
             self.ask(option, &[])?;
             match self.acknowledged(option) {
-                Ok(()) => return Ok(headers),
+                Ok(()) => return Ok(format),
                 Err(ClientError::Refused { reply, .. }) if reply != OptionReply::ErrTlsReqd => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Headers::Simple)
+        Ok(ReplyFormat::Simple)
     }
 
     /// Selects the contexts; the ids of those that the server has.
-    fn contexts(&mut self, wanted: Wanted<'_>) -> Result<(Option<u32>, Option<u32>), ClientError> {
+    fn contexts(&mut self, wanted: HandshakeRequest<'_>) -> Result<(Option<u32>, Option<u32>), ClientError> {
         let mut queries = vec![BASE_ALLOCATION];
         if wanted.allocation_depth {
             queries.push(ALLOCATION_DEPTH);
@@ -161,7 +157,7 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
                         return Err(ClientError::Violation("a context was selected twice".into()));
                     }
                 }
-                // It goes without.
+                // The server has no contexts.
                 kind if kind.is_error() => return Ok((None, None)),
                 kind => return Err(unexpected(option, kind)),
             }
@@ -169,7 +165,7 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         Err(ClientError::Violation("too many contexts".into()))
     }
 
-    /// `GO`; `None` if the server does not know it.
+    /// `GO`; `None` if the server does not support it.
     fn go(&mut self, export: &str) -> Result<Option<Export>, ClientError> {
         let option = OptionCode::Go;
         self.ask(option, &InfoRequest { export, infos: vec![InfoCode::BlockSize] }.encode())?;
@@ -191,8 +187,12 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         Err(ClientError::Violation("too many facts about the export".into()))
     }
 
-    /// `EXPORT_NAME`, which old servers have only. A server that does not like it closes the connection.
-    fn export_name(&mut self, flags: HandshakeFlags, wanted: Wanted<'_>) -> Result<Negotiated, ClientError> {
+    /// `EXPORT_NAME`, for servers without `GO`. A server that refuses closes the connection.
+    fn export_name(
+        &mut self,
+        flags: HandshakeFlags,
+        wanted: HandshakeRequest<'_>,
+    ) -> Result<NegotiatedExport, ClientError> {
         self.ask(OptionCode::ExportName, wanted.export.as_bytes())?;
         let reply = match self.bytes() {
             Err(ClientError::Lost(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -207,7 +207,11 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
         if !flags.contains(HandshakeFlags::NO_ZEROES) {
             self.bytes::<{ ExportNameReply::ZEROES }>()?;
         }
-        Export { size: Some((reply.size, reply.flags)), blocks: None }.checked(Headers::Simple, None, None)
+        Export { size: Some((reply.size, reply.flags)), blocks: None }.checked(
+            ReplyFormat::Simple,
+            None,
+            None,
+        )
     }
 
     fn acknowledged(&mut self, option: OptionCode) -> Result<(), ClientError> {
@@ -256,7 +260,7 @@ impl<'a, S: Read + Write> Dialog<'a, S> {
     }
 }
 
-/// What the server has said of the export.
+/// What the server has announced of the export.
 #[derive(Debug, Default)]
 struct Export {
     size: Option<(u64, TransmissionFlags)>,
@@ -267,10 +271,10 @@ struct Export {
 impl Export {
     fn checked(
         self,
-        headers: Headers,
+        format: ReplyFormat,
         base: Option<u32>,
         depth: Option<u32>,
-    ) -> Result<Negotiated, ClientError> {
+    ) -> Result<NegotiatedExport, ClientError> {
         let violation = |what: String| Err(ClientError::Violation(what));
         let Some((size, flags)) = self.size else { return violation("an export without a size".into()) };
         if !flags.contains(TransmissionFlags::HAS_FLAGS) {
@@ -279,7 +283,7 @@ impl Export {
         if size > i64::MAX.cast_unsigned() {
             return violation(format!("an export of {size} bytes"));
         }
-        // The default of the protocol: what every server takes.
+        // The protocol's default, which every server accepts.
         let default = if size.is_multiple_of(512) { 512 } else { 1 };
         let (min_block, max) = self.blocks.unwrap_or((default, MAX_PAYLOAD));
         if min_block > MAX_BLOCK {
@@ -291,12 +295,12 @@ impl Export {
             )));
         }
         let max_payload = max.min(MAX_PAYLOAD) / min_block * min_block;
-        Ok(Negotiated { size, flags, min_block, max_payload, headers, base, depth })
+        Ok(NegotiatedExport { size, flags, min_block, max_payload, format, base, depth })
     }
 }
 
 fn refused(option: OptionCode, reply: OptionReply, payload: &[u8]) -> ClientError {
-    // Words for people, from a stranger.
+    // Text of the peer, shown to people.
     let message = String::from_utf8_lossy(payload).chars().filter(|c| !c.is_control()).collect();
     ClientError::Refused { option, reply, message }
 }

@@ -37,7 +37,7 @@ impl Link {
         &self.socket
     }
 
-    /// Writes all of `head` and `body`. Callers take turns.
+    /// Writes all of `head` and `body`. Callers are serialized by the connection.
     pub(crate) fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {

@@ -1,4 +1,4 @@
-//! How a client connects, and how long it bears with a server that is away.
+//! Options of a client: how it connects, and how long it waits for a server that is away.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::NbdUri;
 /// Most connections of one client.
 pub const MAX_CONNECTIONS: u16 = 16;
 
-/// What a client is to be like.
+/// How to connect to an export.
 ///
 /// By default: for reading, up to four connections where the server allows it, ten seconds for a handshake,
 /// and nothing is waited for when the connection is lost.

@@ -1,12 +1,10 @@
-//! The connections of one client: how many, which one a request takes, and what happens when they are lost.
+//! The connections of one client: how many there are, which one a request uses, and what follows their loss.
 //!
-//! All connections live and die together, in *epochs*: when one is lost, it is unknown whether the server is
-//! still the one that the others speak to, or whether a flush on them would cover writes on it. There is no
-//! reconnection in the background: the first request that finds no connection makes one, and those that come
-//! meanwhile wait for it. Further connections are made by a thread of their own while the first is used,
-//! because a server that wants no more may just let them hang.
-//!
-//! Locks: `state`, never held during I/O.
+//! All connections belong to one *epoch* and are lost together: when one is lost, it is unknown whether the
+//! others still lead to the same run of the server, and whether a flush on them would cover its writes. There is
+//! no reconnection in the background: the first request that finds no connection makes one, and those that come
+//! meanwhile wait for it. Further connections are made by a thread of their own while the first is in use,
+//! because a server that accepts no more may leave them hanging.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -17,19 +15,21 @@ use std::time::{Duration, Instant};
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 
 use super::backoff::backoff;
-use super::connect::{Connector, Patron};
+use super::connect::{CancelToken, Connector};
 use super::connection::{Connection, Op, Sink};
+use super::durability::DurabilityTracker;
 use super::error::ClientError;
-use super::handshake::Negotiated;
-use super::ledger::Ledger;
+use super::handshake::NegotiatedExport;
 use super::socket::Socket;
 use crate::proto::{Command, CommandFlags, TransmissionFlags};
 
 #[derive(Debug)]
 pub(crate) struct Pool {
     connector: Connector,
-    /// What the export was when it was opened.
-    first: Negotiated,
+    /// The export as it was when it was opened.
+    first: NegotiatedExport,
+    /// *Guards* the connections, the epoch and what is known of lost writes. *Order*: before the locks of a
+    /// connection. *Not under it*: I/O.
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -41,26 +41,26 @@ struct State {
     connections: Vec<Arc<Connection>>,
     /// Whether a connection of this epoch beyond the first was tried.
     widened: bool,
-    /// A caller is making a connection, with these sockets so far.
+    /// A request makes a connection, with these sockets so far.
     connecting: bool,
     sockets: Vec<Weak<Socket>>,
-    /// Since when there is no connection that has proved itself, and how many were made or tried since.
+    /// Since when no request has succeeded after a loss, and how many connections were tried since.
     down_since: Option<Instant>,
     attempts: u32,
-    /// How many attempts have failed ever, and the last reason.
+    /// How many attempts have ever failed, and why the last one did.
     failures: u64,
     last_failure: Option<ClientError>,
-    /// Goes up when everybody is to give up.
+    /// Goes up when all requests are cancelled.
     cancelled: u64,
-    /// Requests do not wait for the server to come back until it has.
-    impatient: bool,
+    /// Requests do not wait for a reconnection until one has succeeded.
+    fail_fast: bool,
     closed: bool,
-    ledger: Ledger,
+    durability: DurabilityTracker,
 }
 
-/// One request's patience.
+/// Until when one request is retried.
 #[derive(Debug)]
-struct Wait {
+struct RetryState {
     cancelled: u64,
     /// When it first lost a connection.
     lost_at: Option<Instant>,
@@ -70,11 +70,11 @@ impl Pool {
     /// Connects for the first time, trying as long as the options say.
     pub(crate) fn open(connector: Connector) -> Result<Arc<Self>, ClientError> {
         struct NeverCancelled;
-        impl Patron for NeverCancelled {
-            fn given_up(&self) -> bool {
+        impl CancelToken for NeverCancelled {
+            fn is_cancelled(&self) -> bool {
                 false
             }
-            fn connected(&self, _: &Arc<Socket>) {}
+            fn register(&self, _: &Arc<Socket>) {}
         }
         let deadline = Instant::now() + connector.options().open_timeout;
         let mut failed = 0;
@@ -103,36 +103,36 @@ impl Pool {
                 failures: 0,
                 last_failure: None,
                 cancelled: 0,
-                impatient: false,
+                fail_fast: false,
                 closed: false,
-                ledger: Ledger::default(),
+                durability: DurabilityTracker::default(),
             }),
             changed: Condvar::new(),
         }))
     }
 
     /// What the export was when it was opened; it is the same ever after.
-    pub(crate) fn export(&self) -> &Negotiated {
+    pub(crate) fn export(&self) -> &NegotiatedExport {
         &self.first
     }
 
-    /// Which life it is in: goes up with each reconnection.
+    /// The epoch: goes up with each reconnection.
     pub(crate) fn epoch(&self) -> u64 {
         self.state.lock().epoch
     }
 
-    /// Does one request, again on a new connection where the old one was lost and the options bear with that.
+    /// Performs one request, and again on a new connection if one is lost within the reconnect delay.
     ///
-    /// Reads, and writes of the same bytes, may be done twice. A flush is not done this way.
+    /// Reads, and writes of the same bytes, may be performed twice. Flushes go through [`flush`](Self::flush).
     pub(crate) fn call(
         self: &Arc<Self>,
         op: Op,
         payload: &[u8],
         mut sink: Sink<'_>,
     ) -> Result<(), ClientError> {
-        let mut wait = self.wait();
+        let mut retry = self.retry_state();
         loop {
-            let connection = self.acquire(&mut wait)?;
+            let connection = self.acquire(&mut retry)?;
             let again = match &mut sink {
                 Sink::Nothing => Sink::Nothing,
                 Sink::Bytes(buf) => Sink::Bytes(buf),
@@ -147,70 +147,74 @@ impl Pool {
                     return Ok(());
                 }
                 Err(error) if error.is_answer() => return Err(error),
-                Err(error) => self.lost(&connection, error, &mut wait)?,
+                Err(error) => self.lost(&connection, error, &mut retry)?,
             }
         }
     }
 
     /// A flush: durable is what was completed before the call.
     pub(crate) fn flush(self: &Arc<Self>) -> Result<(), ClientError> {
-        let ticket = self.state.lock().ledger.begin();
-        let mut wait = self.wait();
+        let ticket = self.state.lock().durability.begin();
+        let mut retry = self.retry_state();
         loop {
-            let connection = self.acquire(&mut wait)?;
+            let connection = self.acquire(&mut retry)?;
             let op = Op { command: Command::Flush, flags: CommandFlags::NONE, range: Default::default() };
             let result = if connection.negotiated().flags.contains(TransmissionFlags::SEND_FLUSH) {
                 connection.call(op, &[], Sink::Nothing)
             } else {
-                // The server says that it has nothing to flush.
+                // The server has announced that it needs no flush.
                 Ok(())
             };
             match result {
                 Ok(()) => {
                     self.succeeded(&connection, op);
-                    // Reported only now: the flush itself may have found a loss.
-                    let ledger = &mut self.state.lock().ledger;
-                    ledger.flushed(ticket, connection.epoch);
-                    return if ledger.verdict(ticket) { Err(ClientError::UnflushedLost) } else { Ok(()) };
+                    // Reported only now: the flush itself may have met a loss.
+                    let tracker = &mut self.state.lock().durability;
+                    tracker.flushed(ticket, connection.epoch);
+                    return if tracker.report_loss(ticket) {
+                        Err(ClientError::UnflushedLost)
+                    } else {
+                        Ok(())
+                    };
                 }
                 Err(error) if error.is_answer() => return Err(error),
-                Err(error) => self.lost(&connection, error, &mut wait)?,
+                Err(error) => self.lost(&connection, error, &mut retry)?,
             }
         }
     }
 
-    fn wait(&self) -> Wait {
-        Wait { cancelled: self.state.lock().cancelled, lost_at: None }
+    fn retry_state(&self) -> RetryState {
+        RetryState { cancelled: self.state.lock().cancelled, lost_at: None }
     }
 
     /// A connection to use now, making one if there is none.
-    fn acquire(self: &Arc<Self>, wait: &mut Wait) -> Result<Arc<Connection>, ClientError> {
+    fn acquire(self: &Arc<Self>, retry: &mut RetryState) -> Result<Arc<Connection>, ClientError> {
         let mut state = self.state.lock();
         let failures = state.failures;
         loop {
-            if state.closed || state.cancelled != wait.cancelled {
+            if state.closed || state.cancelled != retry.cancelled {
                 return Err(ClientError::Cancelled);
             }
             if !state.connections.is_empty() {
                 return Ok(self.choose(&mut state));
             }
-            if state.failures > failures && self.patience(&state, wait).is_none() {
+            if state.failures > failures && self.retry_time_left(&state, retry).is_none() {
                 return Err(state.last_failure.clone().unwrap_or(ClientError::Cancelled));
             }
             if state.connecting {
                 state = self.changed.wait(state);
                 continue;
             }
-            state = self.reconnect(state, wait);
+            state = self.reconnect(state, retry);
         }
     }
 
-    /// How long a request may still wait for the server; `None` if no longer.
-    fn patience(&self, state: &State, wait: &Wait) -> Option<Duration> {
-        if state.impatient || state.last_failure.as_ref().is_some_and(|e| !e.is_passing()) {
+    /// How long a request may still wait for a reconnection; `None` if no longer.
+    fn retry_time_left(&self, state: &State, retry: &RetryState) -> Option<Duration> {
+        if state.fail_fast || state.last_failure.as_ref().is_some_and(|e| !e.is_passing()) {
             return None;
         }
-        let since = match (wait.lost_at, state.down_since) {
+        let since = match (retry.lost_at, state.down_since) {
             (Some(mine), Some(all)) => mine.min(all),
             (mine, all) => mine.or(all)?,
         };
@@ -218,16 +222,16 @@ impl Pool {
         deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
-    /// Makes one attempt, after waiting for its time to come. What came of it stands in the state.
+    /// Waits for the backoff and makes one attempt. Its result is in the state.
     fn reconnect<'a>(
         self: &'a Arc<Self>,
         mut state: MutexGuard<'a, State>,
-        wait: &Wait,
+        retry: &RetryState,
     ) -> MutexGuard<'a, State> {
         state.connecting = true;
         let mine = state.cancelled;
-        if let Some(patience) = self.patience(&state, wait) {
-            let pause = backoff(state.attempts, random()).min(patience);
+        if let Some(retry_time_left) = self.retry_time_left(&state, retry) {
+            let pause = backoff(state.attempts, random()).min(retry_time_left);
             let end = Instant::now() + pause;
             while state.cancelled == mine && !state.closed {
                 let left = end.saturating_duration_since(Instant::now());
@@ -240,8 +244,8 @@ impl Pool {
         state.attempts = state.attempts.saturating_add(1);
         let epoch = state.epoch + 1;
         drop(state);
-        let patron = Attempt { pool: Arc::downgrade(self), cancelled: mine };
-        let made = self.connector.connect(&patron, epoch).and_then(|connection| {
+        let cancel = Attempt { pool: Arc::downgrade(self), cancelled: mine };
+        let made = self.connector.connect(&cancel, epoch).and_then(|connection| {
             self.same_export(connection.negotiated())?;
             Ok(connection)
         });
@@ -250,7 +254,7 @@ impl Pool {
         match made {
             Ok(connection) if state.cancelled == mine && !state.closed => {
                 state.epoch = epoch;
-                state.ledger.lost(epoch);
+                state.durability.lost(epoch);
                 state.connections = vec![Arc::new(connection)];
                 state.widened = false;
                 state.last_failure = None;
@@ -265,11 +269,11 @@ impl Pool {
         state
     }
 
-    /// That a new connection leads to what was opened.
-    fn same_export(&self, now: &Negotiated) -> Result<(), ClientError> {
+    /// Fails if a new connection leads to another export than what was opened.
+    fn same_export(&self, now: &NegotiatedExport) -> Result<(), ClientError> {
         let first = &self.first;
-        let read_only = |n: &Negotiated| n.flags.contains(TransmissionFlags::READ_ONLY);
-        // What requests are made of is decided by what the first connection could.
+        let read_only = |n: &NegotiatedExport| n.flags.contains(TransmissionFlags::READ_ONLY);
+        // Requests are built for what the first connection could do.
         let used = [
             TransmissionFlags::SEND_FLUSH,
             TransmissionFlags::SEND_FUA,
@@ -288,7 +292,7 @@ impl Pool {
             format!("takes payloads of {} bytes and no longer {}", now.max_payload, first.max_payload)
         } else if let Some(flag) = missing {
             format!("can no longer do {flag:?}")
-        } else if now.headers < first.headers || (first.base.is_some() && now.base.is_none()) {
+        } else if now.format < first.format || (first.base.is_some() && now.base.is_none()) {
             "is served with a smaller protocol".to_owned()
         } else {
             return Ok(());
@@ -296,7 +300,7 @@ impl Pool {
         Err(ClientError::Changed(changed))
     }
 
-    /// The connection with the least to do. Sees to it that there will be more where all are busy.
+    /// The connection with the fewest requests in flight. Has further ones made if all are busy.
     fn choose(self: &Arc<Self>, state: &mut State) -> Arc<Connection> {
         let mut best = &state.connections[0];
         for other in &state.connections[1..] {
@@ -320,53 +324,58 @@ impl Pool {
         best
     }
 
-    /// A request was done, so the connection is a good one.
+    /// A request has succeeded, so the outage is over.
     fn succeeded(&self, connection: &Connection, op: Op) {
         let changes = matches!(op.command, Command::Write | Command::WriteZeroes | Command::Trim)
             && !op.flags.contains(CommandFlags::FUA);
         let mut state = self.state.lock();
         if changes {
-            state.ledger.wrote(connection.epoch);
+            state.durability.wrote(connection.epoch);
         }
         if connection.epoch == state.epoch && !state.connections.is_empty() {
             state.down_since = None;
             state.attempts = 0;
-            state.impatient = false;
+            state.fail_fast = false;
         }
     }
 
-    /// `connection` is dead. Succeeds if the request may be tried again.
-    fn lost(&self, connection: &Connection, error: ClientError, wait: &mut Wait) -> Result<(), ClientError> {
+    /// `connection` has failed. Succeeds if the request may be retried.
+    fn lost(
+        &self,
+        connection: &Connection,
+        error: ClientError,
+        retry: &mut RetryState,
+    ) -> Result<(), ClientError> {
         let mut state = self.state.lock();
         if connection.epoch == state.epoch && !state.connections.is_empty() {
             for other in std::mem::take(&mut state.connections) {
-                other.die(error.clone());
+                other.fail(error.clone());
             }
             state.down_since.get_or_insert_with(Instant::now);
-            // A request must not find the reason of an earlier outage.
+            // The reason of an earlier outage must not be reported for this one.
             state.last_failure = None;
             self.changed.notify_all();
         }
-        if state.cancelled != wait.cancelled {
+        if state.cancelled != retry.cancelled {
             return Err(ClientError::Cancelled);
         }
         let now = Instant::now();
-        let lost_at = *wait.lost_at.get_or_insert(now);
+        let lost_at = *retry.lost_at.get_or_insert(now);
         let over = now.saturating_duration_since(lost_at) >= self.connector.options().reconnect_delay;
-        if error.is_passing() && !over && !state.impatient { Ok(()) } else { Err(error) }
+        if error.is_passing() && !over && !state.fail_fast { Ok(()) } else { Err(error) }
     }
 
-    /// Ends all calls; until the server has proved to be there again, later ones do not wait for it.
+    /// Cancels all calls; later ones fail fast until a request has succeeded.
     pub(crate) fn cancel(&self) {
         let mut state = self.state.lock();
         state.cancelled += 1;
-        state.impatient = true;
+        state.fail_fast = true;
         self.abandon(&mut state);
     }
 
     fn abandon(&self, state: &mut State) {
         for connection in std::mem::take(&mut state.connections) {
-            connection.die(ClientError::Cancelled);
+            connection.fail(ClientError::Cancelled);
         }
         for socket in std::mem::take(&mut state.sockets) {
             if let Some(socket) = socket.upgrade() {
@@ -377,7 +386,7 @@ impl Pool {
         self.changed.notify_all();
     }
 
-    /// Takes leave of the server.
+    /// Disconnects from the server.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
@@ -389,28 +398,28 @@ impl Pool {
         }
     }
 
-    /// Whether connections of `epoch` are still wanted by who began when `cancelled` was what it is.
+    /// Whether more connections of `epoch` are wanted, if nothing was cancelled since `cancelled` was read.
     fn is_wanted(&self, epoch: u64, cancelled: u64) -> bool {
         let state = self.state.lock();
         !state.closed && state.cancelled == cancelled && state.epoch == epoch && !state.connections.is_empty()
     }
 }
 
-/// A caller that makes a connection, until it is cancelled.
+/// A connection attempt of a pool.
 struct Attempt {
     pool: Weak<Pool>,
     cancelled: u64,
 }
 
-impl Patron for Attempt {
-    fn given_up(&self) -> bool {
+impl CancelToken for Attempt {
+    fn is_cancelled(&self) -> bool {
         self.pool.upgrade().is_none_or(|pool| {
             let state = pool.state.lock();
             state.closed || state.cancelled != self.cancelled
         })
     }
 
-    fn connected(&self, socket: &Arc<Socket>) {
+    fn register(&self, socket: &Arc<Socket>) {
         let Some(pool) = self.pool.upgrade() else { return socket.shut_down() };
         let mut state = pool.state.lock();
         if state.closed || state.cancelled != self.cancelled {
@@ -421,12 +430,12 @@ impl Patron for Attempt {
     }
 }
 
-/// Makes `more` further connections of `epoch`, as far as the server goes along.
+/// Makes up to `more` further connections of `epoch`; stops at the first that fails.
 fn widen(pool: &Weak<Pool>, epoch: u64, cancelled: u64, more: u16) {
     for _ in 0..more {
         let Some(pool) = pool.upgrade().filter(|pool| pool.is_wanted(epoch, cancelled)) else { return };
-        let patron = Attempt { pool: Arc::downgrade(&pool), cancelled };
-        let Ok(connection) = pool.connector.connect(&patron, epoch) else { return };
+        let cancel = Attempt { pool: Arc::downgrade(&pool), cancelled };
+        let Ok(connection) = pool.connector.connect(&cancel, epoch) else { return };
         let same = pool.same_export(connection.negotiated()).is_ok();
         let mut state = pool.state.lock();
         let wanted = state.epoch == epoch && !state.connections.is_empty() && !state.closed;
@@ -440,7 +449,7 @@ fn widen(pool: &Weak<Pool>, epoch: u64, cancelled: u64, more: u16) {
     }
 }
 
-/// Any number; only for spreading clients out in time.
+/// A number for jitter.
 fn random() -> u32 {
     let bits = RandomState::new().build_hasher().finish();
     (bits >> 32) as u32

@@ -20,7 +20,7 @@ use rustix::net::{
 
 use crate::NbdAddress;
 
-/// How often a connection under way looks whether it was given up.
+/// How often a connection attempt checks whether it was cancelled.
 const SLICE: Duration = Duration::from_millis(50);
 
 /// What a Unix domain socket may hold, if the system allows it.
@@ -42,21 +42,21 @@ macro_rules! either {
 }
 
 impl Socket {
-    /// Connects before `deadline`, unless `given_up` says so meanwhile.
+    /// Connects before `deadline`, unless it is cancelled meanwhile.
     ///
     /// `peer_timeout` is how long a TCP peer may keep silent before the connection counts as broken.
     pub(crate) fn connect(
         address: &NbdAddress,
         deadline: Instant,
         peer_timeout: Option<Duration>,
-        given_up: &dyn Fn() -> bool,
+        is_cancelled: &dyn Fn() -> bool,
     ) -> io::Result<Self> {
         match address {
-            NbdAddress::Unix(path) => connect_unix(path, deadline, given_up).map(Self::Unix),
+            NbdAddress::Unix(path) => connect_unix(path, deadline, is_cancelled).map(Self::Unix),
             NbdAddress::Tcp { host, port } => {
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
                 for address in (host.as_str(), *port).to_socket_addrs()? {
-                    match connect_tcp(address, deadline, given_up) {
+                    match connect_tcp(address, deadline, is_cancelled) {
                         Ok(stream) => {
                             tune_tcp(&stream, peer_timeout)?;
                             return Ok(Self::Tcp(stream));
@@ -78,7 +78,7 @@ impl Socket {
     /// The same, and what was written and has not reached the peer's host never will.
     ///
     /// The kernel goes on sending what a TCP socket that was shut down has queued. Where a network comes back
-    /// after the connection was given up, the server would take old writes from it, after newer ones that
+    /// after the connection was lost, the server would take old writes from it, after newer ones that
     /// came by another connection.
     pub(crate) fn abort(&self) {
         if let Self::Tcp(stream) = self {
@@ -169,8 +169,8 @@ fn timed_out(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
 }
 
-fn check(deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<()> {
-    if given_up() {
+fn check(deadline: Instant, is_cancelled: &dyn Fn() -> bool) -> io::Result<()> {
+    if is_cancelled() {
         return Err(io::ErrorKind::Interrupted.into());
     }
     if Instant::now() >= deadline { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
@@ -181,7 +181,7 @@ fn stream_socket(family: AddressFamily) -> io::Result<OwnedFd> {
     Ok(socket_with(family, SocketType::STREAM, flags, None)?)
 }
 
-fn connect_unix(path: &Path, deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<UnixStream> {
+fn connect_unix(path: &Path, deadline: Instant, is_cancelled: &dyn Fn() -> bool) -> io::Result<UnixStream> {
     let bytes = path.as_os_str().as_bytes();
     let address = match bytes.strip_prefix(b"\0") {
         Some(name) => SocketAddrUnix::new_abstract_name(name),
@@ -189,7 +189,7 @@ fn connect_unix(path: &Path, deadline: Instant, given_up: &dyn Fn() -> bool) -> 
     }?;
     let fd = stream_socket(AddressFamily::UNIX)?;
     loop {
-        check(deadline, given_up)?;
+        check(deadline, is_cancelled)?;
         match connect(&fd, &address) {
             Ok(()) => break,
             Err(Errno::INTR) => {}
@@ -205,13 +205,17 @@ fn connect_unix(path: &Path, deadline: Instant, given_up: &dyn Fn() -> bool) -> 
     Ok(stream)
 }
 
-fn connect_tcp(address: SocketAddr, deadline: Instant, given_up: &dyn Fn() -> bool) -> io::Result<TcpStream> {
+fn connect_tcp(
+    address: SocketAddr,
+    deadline: Instant,
+    is_cancelled: &dyn Fn() -> bool,
+) -> io::Result<TcpStream> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = stream_socket(family)?;
     match connect(&fd, &address) {
         Ok(()) => {}
         Err(Errno::INPROGRESS | Errno::INTR) => loop {
-            check(deadline, given_up)?;
+            check(deadline, is_cancelled)?;
             let slice = SLICE.min(deadline.saturating_duration_since(Instant::now()));
             let slice = Timespec { tv_sec: 0, tv_nsec: i64::from(slice.subsec_nanos()) };
             match poll(&mut [PollFd::new(&fd, PollFlags::OUT)], Some(&slice)) {

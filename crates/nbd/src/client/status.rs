@@ -7,7 +7,7 @@ use blockmirror_block::{ByteRange, Extent, ExtentKind};
 
 use super::connection::stream_error;
 use super::error::ClientError;
-use super::handshake::Negotiated;
+use super::handshake::NegotiatedExport;
 use super::link::Incoming;
 use crate::proto::{BlockStatus, Descriptor, allocation};
 
@@ -31,7 +31,7 @@ impl Status {
         incoming: &mut Incoming,
         extended: bool,
         length: u64,
-        negotiated: &Negotiated,
+        negotiated: &NegotiatedExport,
     ) -> Result<(), ClientError> {
         let (head, each) = if extended { (8, 16) } else { (4, 8) };
         let descriptors = match length.checked_sub(head) {
@@ -73,7 +73,7 @@ impl Status {
     }
 
     /// Whether every context that was agreed on has answered.
-    pub(crate) fn is_complete(&self, negotiated: &Negotiated) -> bool {
+    pub(crate) fn is_complete(&self, negotiated: &NegotiatedExport) -> bool {
         negotiated.base.is_some() != self.base.is_empty()
             && negotiated.depth.is_some() != self.depth.is_empty()
     }
@@ -81,9 +81,9 @@ impl Status {
     /// Hands on what it says about `range`, which it answers from the start; how far it reaches: to the end
     /// of `range`, or to a multiple of `unit` after its start.
     ///
-    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. What they
-    /// say of the bytes is taken as it is, but it ends with a whole block, where the next request may begin.
-    /// About a first block of which only a part is answered nothing is known.
+    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. Such an answer is
+    /// cut to whole blocks, where the next request may begin. A first block that is answered only in part counts
+    /// as data.
     pub(crate) fn extents(&self, range: ByteRange, unit: u64, found: &mut dyn FnMut(Extent)) -> u64 {
         let mut reach = reach(&self.base, range);
         if !self.depth.is_empty() {

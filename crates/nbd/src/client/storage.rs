@@ -14,7 +14,7 @@ use super::Client;
 #[derive(Debug)]
 pub struct ClientStorage {
     client: Arc<Client>,
-    /// A flush has failed, and no later one is believed; `None` where each flush is what the client says.
+    /// Whether a flush has failed: all later ones fail too. `None` where each flush stands for itself.
     failed: Option<AtomicBool>,
 }
 
@@ -36,7 +36,7 @@ impl ClientStorage {
         &self.client
     }
 
-    /// That `range` does not reach past the end.
+    /// Fails if `range` reaches past the end.
     fn fits(&self, offset: u64, len: u64, operation: &'static str) -> Result<()> {
         let size = self.client.len();
         match offset.checked_add(len) {

@@ -38,7 +38,7 @@ impl Errno {
         self.0
     }
 
-    /// The number that tells a client best about `kind`.
+    /// The error number for `kind`.
     pub const fn from_kind(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::ReadOnly | ErrorKind::PermissionDenied => Self::PERM,

@@ -122,7 +122,7 @@ impl<'a> InfoRequest<'a> {
         let mut fields = Fields::new("info request", payload);
         let export = fields.counted_str()?;
         let count = fields.u16()?;
-        // Pushed one by one: the count is only believed as far as there are bytes.
+        // Pushed one by one: nothing is allocated for the announced count.
         let mut infos = Vec::new();
         for _ in 0..count {
             infos.push(InfoCode::from_wire(fields.u16()?));

@@ -22,6 +22,17 @@ wire_flags! {
     }
 }
 
+/// The format of replies that the two sides have negotiated, the later ones with more features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ReplyFormat {
+    /// A header without a length; no sparse reads, no block status.
+    Simple,
+    /// Structured replies: chunks.
+    Structured,
+    /// Extended headers: chunks and requests with 64-bit lengths.
+    Extended,
+}
+
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct WireSimple {

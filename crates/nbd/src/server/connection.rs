@@ -230,7 +230,7 @@ impl Connection {
     }
 
     pub(crate) fn encoder(&self) -> Encoder {
-        Encoder(self.params.mode)
+        Encoder(self.params.format)
     }
 
     pub(crate) fn device(&self) -> &dyn BlockDevice {

@@ -5,11 +5,11 @@
 
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Visit, WriteFlags, ZeroFlags, zero};
 
-use crate::proto::{Command, CommandFlags, Errno, Request};
+use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, Request};
 
 use super::connection::Connection;
 use super::memory::PooledBuf;
-use super::negotiated_params::{Failure, Mode};
+use super::negotiated_params::Failure;
 use super::reply::{Encoder, Reply};
 use super::status;
 
@@ -185,7 +185,7 @@ fn try_read(connection: &Connection, request: &Request, mut buf: PooledBuf) -> R
 }
 
 fn may_be_sparse(encoder: Encoder, request: &Request) -> bool {
-    encoder.0 >= Mode::Structured && !request.flags.contains(CommandFlags::DF)
+    encoder.0 >= ReplyFormat::Structured && !request.flags.contains(CommandFlags::DF)
 }
 
 struct Run {

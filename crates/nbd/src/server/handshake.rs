@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use crate::proto::{
     BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
-    MAX_PAYLOAD, MetaContextReply, MetaContextRequest, OptionCode, OptionHeader, OptionReply, ServerEntry,
-    TransmissionFlags, encode_option_reply,
+    MAX_PAYLOAD, MetaContextReply, MetaContextRequest, OptionCode, OptionHeader, OptionReply, ReplyFormat,
+    ServerEntry, TransmissionFlags, encode_option_reply,
 };
 
 use super::export_runtime::ExportRuntime;
 use super::handshake_set::Handshaking;
-use super::negotiated_params::{Context, Mode, NegotiatedParams, transmission_flags};
+use super::negotiated_params::{Context, NegotiatedParams, transmission_flags};
 use super::options::{MAX_CONTEXTS, MAX_OPTION, MAX_SKIPPED_OPTION};
 use super::state::ServerState;
 use super::transport::Transport;
@@ -42,7 +42,7 @@ pub(crate) fn run(
         transport,
         deadline,
         no_zeroes: false,
-        mode: Mode::Simple,
+        format: ReplyFormat::Simple,
         selected: None,
         out: Vec::new(),
     };
@@ -76,7 +76,7 @@ struct Handshake<'a> {
     transport: Transport,
     deadline: Instant,
     no_zeroes: bool,
-    mode: Mode,
+    format: ReplyFormat,
     /// The export that meta contexts were selected for, and which.
     selected: Option<(Arc<ExportRuntime>, Selected)>,
     out: Vec<u8>,
@@ -135,8 +135,8 @@ impl Handshake<'_> {
             OptionCode::List => self.list(),
             OptionCode::StartTls => self.start_tls()?,
             OptionCode::Info | OptionCode::Go => return Ok(self.info(option, &payload)),
-            OptionCode::StructuredReply => self.upgrade(option, Mode::Structured),
-            OptionCode::ExtendedHeaders => self.upgrade(option, Mode::Extended),
+            OptionCode::StructuredReply => self.upgrade(option, ReplyFormat::Structured),
+            OptionCode::ExtendedHeaders => self.upgrade(option, ReplyFormat::Extended),
             OptionCode::ListMetaContext | OptionCode::SetMetaContext => self.meta_context(option, &payload),
             OptionCode::Other(_) => {
                 self.refuse(option, OptionReply::ErrUnsup, "the option is not known");
@@ -148,7 +148,7 @@ impl Handshake<'_> {
     fn export_name(&mut self, payload: &[u8]) -> io::Result<(Arc<ExportRuntime>, NegotiatedParams)> {
         let name = std::str::from_utf8(payload).map_err(invalid)?;
         // This option has no way to say no; nor a way to speak of extended headers.
-        let runtime = self.server.find(name).filter(|_| self.mode < Mode::Extended);
+        let runtime = self.server.find(name).filter(|_| self.format < ReplyFormat::Extended);
         let runtime = runtime.ok_or(io::ErrorKind::NotFound)?;
         let params = self.params(&runtime);
         let flags = self.flags(&runtime);
@@ -161,7 +161,7 @@ impl Handshake<'_> {
 
     fn params(&self, runtime: &Arc<ExportRuntime>) -> NegotiatedParams {
         NegotiatedParams {
-            mode: self.mode,
+            format: self.format,
             size: runtime.export.device.len(),
             writable: runtime.export.writable,
             contexts: Vec::new(),
@@ -169,7 +169,7 @@ impl Handshake<'_> {
     }
 
     fn flags(&self, runtime: &ExportRuntime) -> TransmissionFlags {
-        transmission_flags(&runtime.export, self.mode, self.server.options.max_connections == 1)
+        transmission_flags(&runtime.export, self.format, self.server.options.max_connections == 1)
     }
 
     /// What was selected, if it was for this very export.
@@ -189,13 +189,13 @@ impl Handshake<'_> {
         self.reply(OptionCode::List, OptionReply::Ack, &[]);
     }
 
-    fn upgrade(&mut self, option: OptionCode, mode: Mode) {
-        if self.mode == Mode::Extended && mode == Mode::Structured {
+    fn upgrade(&mut self, option: OptionCode, format: ReplyFormat) {
+        if self.format == ReplyFormat::Extended && format == ReplyFormat::Structured {
             self.refuse(option, OptionReply::ErrExtHeaderReqd, "extended headers are in use already");
-        } else if self.mode >= mode {
+        } else if self.format >= format {
             self.refuse(option, OptionReply::ErrInvalid, "in use already");
         } else {
-            self.mode = mode;
+            self.format = format;
             self.reply(option, OptionReply::Ack, &[]);
         }
     }
@@ -235,7 +235,7 @@ impl Handshake<'_> {
             Ok(request) => request,
             Err(e) => return self.refuse(option, OptionReply::ErrInvalid, &e.to_string()),
         };
-        if self.mode == Mode::Simple {
+        if self.format == ReplyFormat::Simple {
             return self.refuse(option, OptionReply::ErrInvalid, "structured replies come first");
         }
         let Some(runtime) = self.find(option, request.export) else { return };
@@ -299,7 +299,7 @@ impl Handshake<'_> {
         }
         self.transport = Transport::plain(socket).with_tls(session);
         // What was said in the clear may have been said by anybody.
-        self.mode = Mode::Simple;
+        self.format = ReplyFormat::Simple;
         self.selected = None;
         Ok(())
     }

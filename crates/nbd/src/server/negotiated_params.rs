@@ -2,21 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, Request, TransmissionFlags};
+use crate::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, ReplyFormat, Request, TransmissionFlags};
 
 use super::export::{Export, MetaContext};
 use super::options::MAX_CONTEXTS;
 
 /// A length, and an id of each context.
 const LONGEST_FILTER: u64 = 8 + 4 * MAX_CONTEXTS as u64;
-
-/// How replies look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Mode {
-    Simple,
-    Structured,
-    Extended,
-}
 
 /// A meta context that a client can select.
 #[derive(Clone)]
@@ -28,7 +20,7 @@ pub(crate) enum Context {
 
 /// What holds for one connection from the end of its handshake.
 pub(crate) struct NegotiatedParams {
-    pub(crate) mode: Mode,
+    pub(crate) format: ReplyFormat,
     pub(crate) size: u64,
     pub(crate) writable: bool,
     pub(crate) contexts: Vec<(u32, Context)>,
@@ -55,7 +47,11 @@ impl From<blockmirror_block::Error> for Failure {
 
 /// What an export can do, as the server announces it. With `one_client` there is no second connection for
 /// which more could be used.
-pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) -> TransmissionFlags {
+pub(crate) fn transmission_flags(
+    export: &Export,
+    format: ReplyFormat,
+    one_client: bool,
+) -> TransmissionFlags {
     use TransmissionFlags as F;
     let mut flags = F::HAS_FLAGS | F::SEND_FLUSH | F::SEND_FUA | F::SEND_CACHE;
     if !one_client {
@@ -66,10 +62,10 @@ pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) 
     } else {
         flags = flags | F::READ_ONLY;
     }
-    if mode >= Mode::Structured {
+    if format >= ReplyFormat::Structured {
         flags = flags | F::SEND_DF;
     }
-    if mode == Mode::Extended {
+    if format == ReplyFormat::Extended {
         flags = flags | F::BLOCK_STAT_PAYLOAD;
     }
     flags
@@ -78,7 +74,8 @@ pub(crate) fn transmission_flags(export: &Export, mode: Mode, one_client: bool) 
 impl NegotiatedParams {
     /// Bytes that follow the header of `request`.
     pub(crate) fn payload_len(&self, request: &Request) -> u64 {
-        let declared = self.mode == Mode::Extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        let declared =
+            self.format == ReplyFormat::Extended && request.flags.contains(CommandFlags::PAYLOAD_LEN);
         if request.command == Command::Write || declared { request.length } else { 0 }
     }
 
@@ -86,10 +83,12 @@ impl NegotiatedParams {
     pub(crate) fn check(&self, request: &Request) -> Result<(), Failure> {
         use CommandFlags as F;
         let allowed = match request.command {
-            Command::Read if self.mode >= Mode::Structured => F::FUA | F::DF,
-            Command::Write if self.mode == Mode::Extended => F::FUA | F::PAYLOAD_LEN,
+            Command::Read if self.format >= ReplyFormat::Structured => F::FUA | F::DF,
+            Command::Write if self.format == ReplyFormat::Extended => F::FUA | F::PAYLOAD_LEN,
             Command::WriteZeroes => F::FUA | F::NO_HOLE | F::FAST_ZERO,
-            Command::BlockStatus if self.mode == Mode::Extended => F::FUA | F::REQ_ONE | F::PAYLOAD_LEN,
+            Command::BlockStatus if self.format == ReplyFormat::Extended => {
+                F::FUA | F::REQ_ONE | F::PAYLOAD_LEN
+            }
             Command::BlockStatus => F::FUA | F::REQ_ONE,
             Command::Other(n) => return Err(Failure::new(Errno::INVAL, format!("unknown command {n}"))),
             _ => F::FUA,
@@ -117,7 +116,7 @@ impl NegotiatedParams {
                 return Err(Failure::new(Errno::INVAL, "status of nothing"));
             }
             Command::Read | Command::Cache if request.length > u64::from(MAX_PAYLOAD) => {
-                let errno = if self.mode == Mode::Extended { Errno::OVERFLOW } else { Errno::INVAL };
+                let errno = if self.format == ReplyFormat::Extended { Errno::OVERFLOW } else { Errno::INVAL };
                 return Err(Failure::new(errno, "longer than 32 MiB"));
             }
             _ => {}
@@ -153,7 +152,8 @@ mod tests {
 
     #[test]
     fn requests_past_the_end_fail_as_the_document_says() {
-        let params = NegotiatedParams { mode: Mode::Extended, size: 1000, writable: true, contexts: vec![] };
+        let params =
+            NegotiatedParams { format: ReplyFormat::Extended, size: 1000, writable: true, contexts: vec![] };
         for (command, errno) in [
             (Command::Read, Errno::INVAL),
             (Command::Write, Errno::NOSPC),
@@ -172,12 +172,13 @@ mod tests {
 
     #[test]
     fn flags_go_only_with_their_commands() {
-        let simple = NegotiatedParams { mode: Mode::Simple, size: 1000, writable: false, contexts: vec![] };
+        let simple =
+            NegotiatedParams { format: ReplyFormat::Simple, size: 1000, writable: false, contexts: vec![] };
         assert_eq!(check(&simple, Command::Read, CommandFlags::DF, 0, 1), Some(Errno::INVAL));
         assert_eq!(check(&simple, Command::Write, CommandFlags::NONE, 0, 1), Some(Errno::PERM));
         assert_eq!(check(&simple, Command::Other(99), CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
         assert_eq!(check(&simple, Command::BlockStatus, CommandFlags::NONE, 0, 1), Some(Errno::INVAL));
-        let structured = NegotiatedParams { mode: Mode::Structured, ..simple };
+        let structured = NegotiatedParams { format: ReplyFormat::Structured, ..simple };
         assert_eq!(check(&structured, Command::Read, CommandFlags::DF, 0, 1), None);
         assert_eq!(check(&structured, Command::Read, CommandFlags::PAYLOAD_LEN, 0, 1), Some(Errno::INVAL));
         assert_eq!(

@@ -4,30 +4,31 @@ use std::io::IoSlice;
 use std::ops::Range;
 
 use crate::proto::{
-    BlockStatus, Chunk, ChunkFlags, ChunkHeader, ErrorChunk, OffsetData, OffsetHole, Request, SimpleReply,
+    BlockStatus, Chunk, ChunkFlags, ChunkHeader, ErrorChunk, OffsetData, OffsetHole, ReplyFormat, Request,
+    SimpleReply,
 };
 
 use super::memory::PooledBuf;
-use super::negotiated_params::{Failure, Mode};
+use super::negotiated_params::Failure;
 
 /// Puts replies to one connection into bytes.
 #[derive(Clone, Copy)]
-pub(crate) struct Encoder(pub(crate) Mode);
+pub(crate) struct Encoder(pub(crate) ReplyFormat);
 
 impl Encoder {
     /// Bytes that stand before the data of a read that is answered in one piece.
     pub(crate) fn data_head_len(self) -> usize {
         match self.0 {
-            Mode::Simple => SimpleReply::LEN,
-            Mode::Structured => ChunkHeader::STRUCTURED_LEN + OffsetData::LEN,
-            Mode::Extended => ChunkHeader::EXTENDED_LEN + OffsetData::LEN,
+            ReplyFormat::Simple => SimpleReply::LEN,
+            ReplyFormat::Structured => ChunkHeader::STRUCTURED_LEN + OffsetData::LEN,
+            ReplyFormat::Extended => ChunkHeader::EXTENDED_LEN + OffsetData::LEN,
         }
     }
 
     /// What stands before `len` bytes of data that lie at `offset`. In simple replies there is only one such
     /// piece.
     pub(crate) fn data_head(self, out: &mut Vec<u8>, request: &Request, offset: u64, len: usize, done: bool) {
-        if self.0 == Mode::Simple {
+        if self.0 == ReplyFormat::Simple {
             out.extend_from_slice(&SimpleReply { error: None, cookie: request.cookie }.encode());
             return;
         }
@@ -44,7 +45,7 @@ impl Encoder {
     /// Success, with nothing more to say.
     pub(crate) fn done(self, out: &mut Vec<u8>, request: &Request) {
         match self.0 {
-            Mode::Simple => {
+            ReplyFormat::Simple => {
                 out.extend_from_slice(&SimpleReply { error: None, cookie: request.cookie }.encode());
             }
             _ => self.chunk(out, request, Chunk::None, 0, true),
@@ -53,7 +54,7 @@ impl Encoder {
 
     /// Failure.
     pub(crate) fn failure(self, out: &mut Vec<u8>, request: &Request, failure: &Failure) {
-        if self.0 == Mode::Simple {
+        if self.0 == ReplyFormat::Simple {
             let reply = SimpleReply { error: Some(failure.errno), cookie: request.cookie };
             out.extend_from_slice(&reply.encode());
             return;
@@ -67,7 +68,7 @@ impl Encoder {
     /// What one context says.
     pub(crate) fn status(self, out: &mut Vec<u8>, request: &Request, status: &BlockStatus, done: bool) {
         let (kind, payload) = match self.0 {
-            Mode::Extended => (Chunk::BlockStatusExt, status.encode_extended()),
+            ReplyFormat::Extended => (Chunk::BlockStatusExt, status.encode_extended()),
             // Runs are clipped to a range with a 32-bit length, and flags of compact contexts have 32 bits.
             _ => (Chunk::BlockStatus, status.encode_compact().unwrap_or_default()),
         };
@@ -80,7 +81,7 @@ impl Encoder {
         let flags = if done { ChunkFlags::DONE } else { ChunkFlags::NONE };
         let header = ChunkHeader { flags, kind, cookie: request.cookie, offset: request.offset, length };
         match self.0 {
-            Mode::Extended => out.extend_from_slice(&header.encode_extended()),
+            ReplyFormat::Extended => out.extend_from_slice(&header.encode_extended()),
             // Chunks are at most a little longer than 32 MiB, so the length fits.
             _ => out.extend(header.encode_structured().into_iter().flatten()),
         }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use blockmirror_block::{AlignedBuf, ByteRange};
 
-use crate::proto::{Command, Errno, MAX_PAYLOAD, Request};
+use crate::proto::{Command, Errno, MAX_PAYLOAD, ReplyFormat, Request};
 
 use super::connection::{Connection, Task};
 use super::execute;
 use super::export_runtime::BlockedRequest;
 use super::memory::PooledBuf;
-use super::negotiated_params::{Failure, Mode};
+use super::negotiated_params::Failure;
 use super::options::MAX_DESCRIPTORS;
 
 /// Size of one receive.
@@ -176,7 +176,7 @@ impl RequestDecoder {
     fn step(&mut self, connection: &Arc<Connection>, scratch: &mut Scratch, bytes: &[u8]) -> Step {
         match &mut self.state {
             DecoderState::Header { bytes: header, have } => {
-                let extended = connection.params.mode == Mode::Extended;
+                let extended = connection.params.format == ReplyFormat::Extended;
                 let len = if extended { Request::EXTENDED_LEN } else { Request::COMPACT_LEN };
                 let n = bytes.len().min(len - *have);
                 header[*have..*have + n].copy_from_slice(&bytes[..n]);

@@ -37,7 +37,7 @@ pub use info::{Info, MetaContextReply, ServerEntry};
 pub use option::{
     InfoRequest, MetaContextRequest, OptionHeader, OptionReplyHeader, encode_option, encode_option_reply,
 };
-pub use reply::{ChunkFlags, ChunkHeader, REPLY_SIMPLE_MAGIC, SimpleReply};
+pub use reply::{ChunkFlags, ChunkHeader, REPLY_SIMPLE_MAGIC, ReplyFormat, SimpleReply};
 pub use request::{CommandFlags, PayloadFilter, Request};
 
 /// Longest name, description, query or message that the protocol allows, in bytes.
