@@ -20,7 +20,7 @@ impl Qcow2 {
     pub fn replace_backing(&self, device: Option<Arc<dyn BlockDevice>>) -> Option<Arc<dyn BlockDevice>> {
         let _only_one = self.changing.lock();
         let _nobody_reads = self.ranges.exclusive(ByteRange::new(0, u64::MAX));
-        std::mem::replace(&mut self.io.below.lock().device, device)
+        std::mem::replace(&mut self.ctx.below.lock().device, device)
     }
 
     /// Makes the header name another backing file, or none, durably. Everything written before is durable
@@ -40,7 +40,7 @@ impl Qcow2 {
         // The refcount table does not move, nor does anything else change the header, under the write-back
         // lock.
         let _no_write_back = self.write_back.lock();
-        self.meta.lock().check_poison(&self.io, "change backing file")?;
+        self.meta.lock().check_poison(&self.ctx, "change backing file")?;
         let mut cluster = self.first_cluster()?;
         let header_length = Header::parse(&cluster)?.header_length as usize;
         let steps = change_backing(&cluster, header_length, new)?;
@@ -50,13 +50,13 @@ impl Qcow2 {
         let header = Header::parse(&cluster)?;
         if header.backing.as_ref().map(|b| b.name.as_bytes()) != name {
             let error =
-                BlockError::new(ErrorKind::Corrupt, "change backing file").in_file(self.io.name.clone());
+                BlockError::new(ErrorKind::Corrupt, "change backing file").in_file(self.ctx.name.clone());
             return Err(error.because("the header would not name it").into());
         }
         for step in &steps {
             self.write_header(step.at as u64, &step.bytes)?;
         }
-        self.io.below.lock().named = header.backing.is_some();
+        self.ctx.below.lock().named = header.backing.is_some();
         self.set_header(header);
         Ok(())
     }
@@ -94,8 +94,8 @@ impl Qcow2 {
 
     /// At most 2 MiB. What the file lacks of it reads as zeros.
     fn first_cluster(&self) -> Result<Vec<u8>> {
-        let mut cluster = vec![0; self.io.cluster().bytes() as usize];
-        self.io.storage.read_at(&mut cluster, 0)?;
+        let mut cluster = vec![0; self.ctx.cluster().bytes() as usize];
+        self.ctx.storage.read_at(&mut cluster, 0)?;
         Ok(cluster)
     }
 }

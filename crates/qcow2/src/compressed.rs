@@ -11,10 +11,10 @@ use std::sync::Arc;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{Error, Result};
 
+use crate::context::ImageContext;
 use crate::decompress::Decoder;
 use crate::format::entry::CompressedRun;
 use crate::format::header::Compression;
-use crate::io::Io;
 use crate::offset::ClusterSize;
 
 /// Bytes of decompressed clusters that are kept, and how many clusters at most: they are searched one by one.
@@ -47,17 +47,23 @@ impl Decompressors {
 
     /// Fills `buf` from the compressed cluster at `run`, starting `within` bytes into it. The bytes lie
     /// inside one cluster.
-    pub(crate) fn read(&self, io: &Io, run: CompressedRun, within: usize, buf: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(
+        &self,
+        ctx: &ImageContext,
+        run: CompressedRun,
+        within: usize,
+        buf: &mut [u8],
+    ) -> Result<()> {
         // At most 2 MiB.
         let size = self.cluster.bytes() as usize;
         if buf.len() == size {
-            return self.decode(io, run, buf);
+            return self.decode(ctx, run, buf);
         }
         let cluster = match self.cached(run) {
             Some(cluster) => cluster,
             None => {
                 let mut cluster = vec![0; size];
-                self.decode(io, run, &mut cluster)?;
+                self.decode(ctx, run, &mut cluster)?;
                 let cluster: Arc<[u8]> = cluster.into();
                 self.keep(run, Arc::clone(&cluster));
                 cluster
@@ -67,8 +73,8 @@ impl Decompressors {
         Ok(())
     }
 
-    fn decode(&self, io: &Io, run: CompressedRun, cluster: &mut [u8]) -> Result<()> {
-        let error = |e: crate::Error| Error::from(e).at(run.offset.0).or_in_file(&io.name);
+    fn decode(&self, ctx: &ImageContext, run: CompressedRun, cluster: &mut [u8]) -> Result<()> {
+        let error = |e: crate::Error| Error::from(e).at(run.offset.0).or_in_file(&ctx.name);
         let idle = self.idle.lock().pop();
         let mut worker = match idle {
             Some(worker) => worker,
@@ -76,7 +82,7 @@ impl Decompressors {
         };
         worker.stream.resize(run.len as usize, 0);
         // Compressed clusters lie in the image file even where there is a data file.
-        let result = io
+        let result = ctx
             .storage
             .read_at(&mut worker.stream, run.offset.0)
             .and_then(|()| worker.decoder.decode(&worker.stream, cluster).map_err(error));

@@ -1,15 +1,15 @@
-//! Bringing up into the image what it shows of the layers below: for copy-on-read and for streaming.
+//! Copy-up: the image takes what it shows of its backing chain into itself, for copy-on-read and streaming.
 //!
-//! A piece at a time, under an exclusive lock on its clusters, so that a guest's write comes either before,
-//! and is seen as allocated, or after. Only subclusters that are unallocated are looked at. What they show
-//! does not change; where it is zeros, the image says so itself.
+//! A piece at a time, under an exclusive lock on its clusters, so that a guest write comes either before it, and
+//! the piece is then allocated, or after it. Only unallocated subclusters change. What they show stays the same;
+//! where that is zeros, they get the zero flag.
 
 use blockmirror_block::{ByteRange, ExtentKind, Result, Visit, zero};
 
 use crate::image::Qcow2;
 use crate::meta::{MapRun, Mapping};
 
-/// Bytes that are brought up under one lock, unless a cluster is larger.
+/// Bytes that are copied under one lock, unless a cluster is larger.
 const PIECE: u64 = 1 << 20;
 
 /// Runs of the mapping that are looked at in one go.
@@ -25,22 +25,23 @@ struct Unit {
 }
 
 impl Qcow2 {
-    /// Brings up what layers 1 to `max_depth` below show in the subclusters of `range`, inside the disk;
+    /// Copies what layers 1 to `max_depth` of the chain show in the subclusters of `range`, inside the disk;
     /// returns how many bytes that were.
-    pub(crate) fn bring_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+    pub(crate) fn copy_up_range(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
         self.check_writable("copy up")?;
-        let io = &self.io;
-        let whole = range.align_outward(io.format.subcluster_size()).intersect(ByteRange::new(0, io.size()));
+        let ctx = &self.ctx;
+        let whole =
+            range.align_outward(ctx.format.subcluster_size()).intersect(ByteRange::new(0, ctx.size()));
         let mut copied = 0;
-        for piece in whole.pieces(PIECE.max(io.cluster().bytes())) {
-            self.relieve()?;
-            let _lock = self.ranges.exclusive(piece.align_outward(io.cluster().bytes()));
+        for piece in whole.pieces(PIECE.max(ctx.cluster().bytes())) {
+            self.maybe_write_back()?;
+            let _lock = self.ranges.exclusive(piece.align_outward(ctx.cluster().bytes()));
             let mut at = piece.start();
             while at < piece.end() {
-                let runs = self.meta.lock().runs(io, ByteRange::new(at, piece.end()), BATCH)?;
+                let runs = self.meta.lock().runs(ctx, ByteRange::new(at, piece.end()), BATCH)?;
                 for MapRun { range, mapping } in runs {
                     if mapping == Mapping::Unallocated {
-                        copied += self.bring_up_unallocated(range, max_depth)?;
+                        copied += self.copy_up_unallocated(range, max_depth)?;
                     }
                     at = range.end();
                 }
@@ -50,8 +51,8 @@ impl Qcow2 {
     }
 
     /// The same for `range` of unallocated subclusters, whose clusters are held.
-    fn bring_up_unallocated(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
-        let size = self.io.format.subcluster_size();
+    fn copy_up_unallocated(&self, range: ByteRange, max_depth: u32) -> Result<u64> {
+        let size = self.ctx.format.subcluster_size();
         let units = self.look_below(range, max_depth)?;
         let mut copied = 0;
         let mut first = 0;
@@ -64,10 +65,10 @@ impl Qcow2 {
                 continue;
             }
             copied += run.len();
-            if !same[0].data && self.io.format.has_zero {
+            if !same[0].data && self.ctx.format.has_zero {
                 self.zero_held(run)?;
             } else {
-                self.bring_up_data(run)?;
+                self.copy_up_data(run)?;
             }
         }
         Ok(copied)
@@ -75,10 +76,10 @@ impl Qcow2 {
 
     /// What each subcluster of `range` shows of the layers below.
     fn look_below(&self, range: ByteRange, max_depth: u32) -> Result<Vec<Unit>> {
-        let size = self.io.format.subcluster_size();
+        let size = self.ctx.format.subcluster_size();
         // A piece, by the smallest subcluster: a few thousand.
         let mut units = vec![Unit::default(); range.len().div_ceil(size) as usize];
-        let Some(backing) = self.io.backing() else { return Ok(units) };
+        let Some(backing) = self.ctx.backing() else { return Ok(units) };
         let index = |at: u64| ((at - range.start()) / size) as usize;
         // Where a layer in reach is too short, a deeper one must not show later.
         let ends_count = max_depth != u32::MAX;
@@ -102,14 +103,14 @@ impl Qcow2 {
     }
 
     /// Writes what `range` shows into the image, zeros as zeros where the format can say so.
-    fn bring_up_data(&self, range: ByteRange) -> Result<()> {
+    fn copy_up_data(&self, range: ByteRange) -> Result<()> {
         // At most a piece.
         let mut buf = vec![0; range.len() as usize];
         self.read_mapped(&mut buf, range)?;
-        let unit = if self.io.format.has_zero { self.io.format.subcluster_size() } else { u64::MAX };
+        let unit = if self.ctx.format.has_zero { self.ctx.format.subcluster_size() } else { u64::MAX };
         for run in zero::runs(&buf, range.start(), unit as usize) {
             let at = ByteRange::at(range.start() + run.range.start as u64, run.range.len() as u64);
-            if run.zero && self.io.format.has_zero {
+            if run.zero && self.ctx.format.has_zero {
                 self.zero_held(at)?;
             } else {
                 self.write_held(&buf[run.range], at)?;

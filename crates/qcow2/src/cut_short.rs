@@ -1,7 +1,7 @@
 //! Whether an image file, or its data file, was cut short: an interrupted download, a copy onto a full disk.
 //!
 //! `info` asks, and opening for writing does: the first write behind the end of such a file would make zeros
-//! of all that is missing before it. Reads find out for themselves ([`crate::io`]). The work is bounded
+//! of all that is missing before it. Reads find out for themselves ([`crate::context`]). The work is bounded
 //! whatever the image says of itself.
 
 use std::sync::Arc;
@@ -111,7 +111,7 @@ fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<b
         let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { continue };
         let bits = cluster * 8 / per_block;
         let (first, last) = (byte as u64 * 8 / bits, (byte as u64 * 8 + 7) / bits);
-        // Below the entries of a block, at most 2^24.
+        // BackingLayer the entries of a block, at most 2^24.
         if let Some(last) = (first..=last).rev().find(|i| width.get(&block, *i as usize) > 0) {
             let host = ((first_block + index as u64) * per_block + last).saturating_mul(cluster);
             let last_unit = if header.extended_l2 { cluster - cluster / 32 } else { 0 };
@@ -127,11 +127,11 @@ impl Qcow2 {
     /// # Errors
     /// [`ErrorKind::CutShort`] if something is missing, or that cannot be found out.
     pub(crate) fn check_whole(&self) -> Result<()> {
-        let data = self.io.data();
+        let data = self.ctx.data();
         let len = data.len()?;
-        let found = if self.io.format.external_data {
+        let found = if self.ctx.format.external_data {
             // Guest data lies in it where the guest has it, so only what is past its end can be missing.
-            let from = len.min(self.io.size()) / self.io.cluster().bytes() * self.io.cluster().bytes();
+            let from = len.min(self.ctx.size()) / self.ctx.cluster().bytes() * self.ctx.cluster().bytes();
             self.look_past_end(len, from, MOST_ENTRIES)?
         } else if counts_may_reach_past_end(&**data, &self.header())? {
             self.look_past_end(len, 0, MOST_ENTRIES)?
@@ -144,10 +144,10 @@ impl Qcow2 {
     /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file
     /// that should hold them, which has `file_len` bytes.
     fn look_past_end(&self, file_len: u64, from: u64, budget: u64) -> Result<Option<CutShort>> {
-        let io = &self.io;
-        let unit = io.format.subcluster_size();
-        let table_bytes = io.l2_entries() << io.cluster().bits();
-        let image_len = io.storage.len()?;
+        let ctx = &self.ctx;
+        let unit = ctx.format.subcluster_size();
+        let table_bytes = ctx.l2_entries() << ctx.cluster().bits();
+        let image_len = ctx.storage.len()?;
         let mut found: Option<CutShort> = None;
         let mut note = |range: ByteRange| {
             let cut = CutShort { file_len, first: range.start(), missing: 0, complete: true };
@@ -155,16 +155,18 @@ impl Qcow2 {
         };
         let mut left = budget;
         let mut at = from;
-        while at < io.size() && left > 0 {
+        while at < ctx.size() && left > 0 {
             // A look does not go past a table, so that one that cannot be read hides no other.
-            let table = ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(io.size()));
+            let table =
+                ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(ctx.size()));
             let (runs, lies_at) = {
                 let mut meta = self.meta.lock();
-                let entry = meta.l1_entry(io, io.cluster().index(at));
-                (meta.runs(io, table, BATCH), entry.ok().and_then(|(_, entry)| entry.table()))
+                let entry = meta.l1_entry(ctx, ctx.cluster().index(at));
+                (meta.runs(ctx, table, BATCH), entry.ok().and_then(|(_, entry)| entry.table()))
             };
             left -= 1;
-            let cut_off = lies_at.is_some_and(|host| host.0.saturating_add(io.cluster().bytes()) > image_len);
+            let cut_off =
+                lies_at.is_some_and(|host| host.0.saturating_add(ctx.cluster().bytes()) > image_len);
             let runs = match runs {
                 Ok(runs) if !cut_off => runs,
                 // Damage of another kind shows where it is met.
@@ -195,10 +197,10 @@ impl Qcow2 {
                 at = run.range.end();
             }
             if lies_at.is_some() {
-                left = left.saturating_sub((at - table.start()) >> io.cluster().bits());
+                left = left.saturating_sub((at - table.start()) >> ctx.cluster().bits());
             }
         }
-        if at < io.size() {
+        if at < ctx.size() {
             let cut = CutShort { file_len, first: at, missing: 0, complete: false };
             found.get_or_insert(cut).complete = false;
         }

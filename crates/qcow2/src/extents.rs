@@ -22,7 +22,7 @@ impl Qcow2 {
         let mut merger = ExtentMerger::default();
         let mut at = range.start();
         while at < range.end() {
-            let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), BATCH)?;
+            let runs = self.meta.lock().runs(&self.ctx, ByteRange::new(at, range.end()), BATCH)?;
             let holes = self.holes_below(&runs)?;
             for run in runs {
                 if self.visit_run(run, &holes, &mut merger, visit)?.is_break() {
@@ -44,7 +44,7 @@ impl Qcow2 {
             Mapping::Data(host) => Some(ByteRange::at(host.0, run.range.len())),
             _ => None,
         });
-        Holes::find(&**self.io.data(), data.collect(), &self.io.known_data)
+        Holes::find(&**self.ctx.data(), data.collect(), &self.ctx.known_data)
     }
 
     fn visit_run(
@@ -55,7 +55,7 @@ impl Qcow2 {
         visit: &mut dyn FnMut(Extent) -> Visit,
     ) -> Result<Visit> {
         let in_host = |extent: Extent, offset: u64| {
-            extent.in_host(HostRun { storage: Arc::clone(self.io.data()), offset })
+            extent.in_host(HostRun { storage: Arc::clone(self.ctx.data()), offset })
         };
         let extent = match run.mapping {
             Mapping::Data(host) => {
@@ -85,7 +85,7 @@ impl Qcow2 {
         merger: &mut ExtentMerger,
         visit: &mut dyn FnMut(Extent) -> Visit,
     ) -> Result<Visit> {
-        let below = self.io.below.lock().clone();
+        let below = self.ctx.below.lock().clone();
         let Some(backing) = below.device else {
             let kind = if below.named { ExtentKind::Unknown } else { ExtentKind::Unallocated };
             return Ok(merger.push(Extent::new(range, kind), visit));

@@ -15,6 +15,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
+use crate::context::{BackingLayer, ImageContext};
 use crate::error::{Error, Result};
 use crate::format::bitmaps::Bitmaps;
 use crate::format::entry::{EntryFormat, L1Entry};
@@ -23,7 +24,6 @@ use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
 use crate::holes::KnownData;
-use crate::io::{Below, Io};
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::MetadataMap;
@@ -136,7 +136,7 @@ impl OpenOptions {
             .ok_or_else(|| header_field("cluster_bits", header.cluster_bits.into()))?;
         let width = RefcountWidth::from_order(header.refcount_order)
             .ok_or_else(|| header_field("refcount_order", header.refcount_order.into()))?;
-        let io = Io {
+        let ctx = ImageContext {
             format: EntryFormat {
                 cluster,
                 extended: header.extended_l2,
@@ -148,33 +148,33 @@ impl OpenOptions {
             storage,
             data_file: self.data_file,
             known_data: KnownData::default(),
-            below: Mutex::new(Below { device: self.backing, named: header.backing.is_some() }),
+            below: Mutex::new(BackingLayer { device: self.backing, named: header.backing.is_some() }),
         };
         let l1_at = HostOffset(header.l1_offset);
-        let l1: Vec<L1Entry> = read_table(&io, "read L1 table", l1_at, header.l1_entries.into())?
+        let l1: Vec<L1Entry> = read_table(&ctx, "read L1 table", l1_at, header.l1_entries.into())?
             .into_iter()
             .map(L1Entry)
             .collect();
         // Three parts L2 to one part refcounts, which are touched far more locally.
         let refcounts = if self.writable {
             let mut metadata = MetadataMap::default();
-            metadata.claim(&io, "the header", ByteRange::new(0, cluster.bytes()))?;
-            metadata.claim(&io, "the L1 table", ByteRange::at(l1_at.0, u64::from(header.l1_entries) * 8))?;
-            metadata.claim_l2_tables(&io, &l1)?;
+            metadata.claim(&ctx, "the header", ByteRange::new(0, cluster.bytes()))?;
+            metadata.claim(&ctx, "the L1 table", ByteRange::at(l1_at.0, u64::from(header.l1_entries) * 8))?;
+            metadata.claim_l2_tables(&ctx, &l1)?;
             let table_at = HostOffset(header.refcount_table_offset);
             let entries = u64::from(header.refcount_table_clusters) << (cluster.bits() - 3);
-            let table = read_table(&io, "read refcount table", table_at, entries)?;
-            let blocks = SliceCache::new(io.slice_size(), self.cache_bytes / 4);
-            Some(Refcounts::new(&io, width, table_at, table, blocks, metadata)?)
+            let table = read_table(&ctx, "read refcount table", table_at, entries)?;
+            let blocks = SliceCache::new(ctx.slice_size(), self.cache_bytes / 4);
+            Some(Refcounts::new(&ctx, width, table_at, table, blocks, metadata)?)
         } else {
             None
         };
         let l2_bytes = if self.writable { self.cache_bytes - self.cache_bytes / 4 } else { self.cache_bytes };
-        let l2 = SliceCache::new(io.slice_size(), l2_bytes);
+        let l2 = SliceCache::new(ctx.slice_size(), l2_bytes);
         let image = Qcow2 {
-            geometry: geometry(&io, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
+            geometry: geometry(&ctx, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
             decompressors: Decompressors::new(header.compression, cluster),
-            io,
+            ctx,
             raw_data_file: header.data_file.as_ref().is_some_and(|d| d.raw),
             header: Mutex::new(Arc::new(header)),
             changing: Mutex::new(()),
@@ -216,34 +216,34 @@ fn data_file_error(name: &str, problem: &str) -> Error {
 
 /// Reads a table of `entries` words. The header's caps bound the count; that the file is long enough is
 /// checked before anything is allocated for it.
-fn read_table(io: &Io, operation: &'static str, at: HostOffset, entries: u64) -> Result<Vec<u64>> {
-    let len = io.storage.len()?;
+fn read_table(ctx: &ImageContext, operation: &'static str, at: HostOffset, entries: u64) -> Result<Vec<u64>> {
+    let len = ctx.storage.len()?;
     let bytes = entries * 8;
     if entries > 0 && at.0.checked_add(bytes).is_none_or(|end| end > len) {
         let why = format!("the table of {bytes} bytes reaches past the end of the file at {len}");
-        return Err(io.corrupt(operation, at.0, why).into());
+        return Err(ctx.corrupt(operation, at.0, why).into());
     }
     // At most 32 MiB, by the caps on the header.
     let mut raw = vec![0; bytes as usize];
-    io.storage.read_at(&mut raw, at.0)?;
+    ctx.storage.read_at(&mut raw, at.0)?;
     let mut table = vec![0; entries as usize];
     BigEndian::read_u64_into(&raw, &mut table);
     Ok(table)
 }
 
-fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
+fn geometry(ctx: &ImageContext, writable: bool, raw_data_file: bool) -> Geometry {
     let mut geometry = Geometry::plain();
-    geometry.cluster_size = Some(io.cluster().bytes());
-    geometry.subcluster_size = io.format.extended.then(|| io.format.subcluster_size());
-    geometry.request_alignment = io.data().info().request_alignment;
-    let backed = io.backing().is_some() || io.hidden_backing();
+    geometry.cluster_size = Some(ctx.cluster().bytes());
+    geometry.subcluster_size = ctx.format.extended.then(|| ctx.format.subcluster_size());
+    geometry.request_alignment = ctx.data().info().request_alignment;
+    let backed = ctx.backing().is_some() || ctx.hidden_backing();
     // A raw data file must hold the zeros itself.
-    let by_metadata = (io.format.has_zero || !backed) && !raw_data_file;
+    let by_metadata = (ctx.format.has_zero || !backed) && !raw_data_file;
     geometry.zero_cost = if by_metadata { ZeroCost::Metadata } else { ZeroCost::Data };
     geometry.discard =
-        if io.format.has_zero || !backed { DiscardEffect::Frees } else { DiscardEffect::Ignored };
+        if ctx.format.has_zero || !backed { DiscardEffect::Frees } else { DiscardEffect::Ignored };
     geometry.writable = writable;
-    geometry.can_flush = io.storage.info().can_flush && io.data().info().can_flush;
+    geometry.can_flush = ctx.storage.info().can_flush && ctx.data().info().can_flush;
     geometry
 }
 
@@ -254,7 +254,7 @@ fn geometry(io: &Io, writable: bool, raw_data_file: bool) -> Geometry {
 /// consistent.
 #[derive(Debug)]
 pub struct Qcow2 {
-    pub(crate) io: Io,
+    pub(crate) ctx: ImageContext,
     raw_data_file: bool,
     /// Held for a look, and to put another in its place.
     header: Mutex<Arc<Header>>,
@@ -289,12 +289,12 @@ impl Qcow2 {
 
     /// The storage the image lies in.
     pub fn storage(&self) -> &Arc<dyn Storage> {
-        &self.io.storage
+        &self.ctx.storage
     }
 
     /// The backing device, if one is attached.
     pub fn backing(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.io.backing()
+        self.ctx.backing()
     }
 
     pub(crate) fn is_writable(&self) -> bool {
@@ -315,9 +315,9 @@ impl Qcow2 {
         len: u64,
     ) -> BlockResult<ByteRange> {
         match range {
-            Some(range) if range.end() <= self.io.size() => Ok(range),
-            _ => Err(BlockError::out_of_bounds(operation, offset, len, self.io.size())
-                .in_file(self.io.name.clone())),
+            Some(range) if range.end() <= self.ctx.size() => Ok(range),
+            _ => Err(BlockError::out_of_bounds(operation, offset, len, self.ctx.size())
+                .in_file(self.ctx.name.clone())),
         }
     }
 
@@ -326,7 +326,7 @@ impl Qcow2 {
             return Ok(());
         }
         Err(BlockError::new(ErrorKind::ReadOnly, operation)
-            .in_file(self.io.name.clone())
+            .in_file(self.ctx.name.clone())
             .because("the image was opened read-only"))
     }
 
@@ -362,22 +362,22 @@ impl Qcow2 {
     /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is
     /// poisoned.
     pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
-        self.io.write_header(at, bytes).map_err(|failure| failure.settle(&mut self.meta.lock()))
+        self.ctx.write_header(at, bytes).map_err(|failure| failure.settle(&mut self.meta.lock()))
     }
 }
 
 impl BlockDevice for Qcow2 {
     fn len(&self) -> u64 {
-        self.io.size()
+        self.ctx.size()
     }
 
     fn name(&self) -> &str {
-        &self.io.name
+        &self.ctx.name
     }
 
     fn geometry(&self) -> Geometry {
         let mut geometry = self.geometry;
-        geometry.backing = if self.raw_data_file() { Backing::None } else { self.io.backing_state() };
+        geometry.backing = if self.raw_data_file() { Backing::None } else { self.ctx.backing_state() };
         geometry
     }
 
@@ -413,11 +413,11 @@ impl BlockDevice for Qcow2 {
 
     fn cancel_in_flight(&self) {
         self.cancellations.cancel();
-        self.io.storage.cancel_in_flight();
-        if let Some(data_file) = &self.io.data_file {
+        self.ctx.storage.cancel_in_flight();
+        if let Some(data_file) = &self.ctx.data_file {
             data_file.cancel_in_flight();
         }
-        if let Some(backing) = self.io.backing() {
+        if let Some(backing) = self.ctx.backing() {
             backing.cancel_in_flight();
         }
     }
@@ -438,6 +438,6 @@ impl BlockDevice for Qcow2 {
 
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> BlockResult<u64> {
         let range = self.bounds("copy up", Some(range), range.start(), range.len())?;
-        self.bring_up(range, max_depth)
+        self.copy_up_range(range, max_depth)
     }
 }

@@ -6,6 +6,7 @@
 mod backing;
 mod cache;
 mod compressed;
+mod context;
 mod copy_up;
 mod create;
 mod cut_short;
@@ -16,7 +17,6 @@ mod extents;
 pub mod format;
 mod holes;
 mod image;
-mod io;
 pub mod limits;
 mod meta;
 pub mod offset;

@@ -11,9 +11,9 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
+use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
-use crate::io::Io;
 use crate::offset::HostOffset;
 use crate::refcounts::Refcounts;
 use crate::verify::PASS_CREDIT;
@@ -110,36 +110,36 @@ impl Meta {
     }
 
     /// Forgets the L2 table of L1 entry `index`, which is dropped.
-    pub(crate) fn clear_l1(&mut self, io: &Io, index: usize) {
+    pub(crate) fn clear_l1(&mut self, ctx: &ImageContext, index: usize) {
         if let Some(table) = self.l1[index].table() {
-            self.l2.forget(table, io.cluster().bytes());
+            self.l2.forget(table, ctx.cluster().bytes());
         }
         self.l1[index] = L1Entry(0);
         self.l1_dirty.mark(index);
     }
 
     /// Fails if an earlier failure left the image in doubt.
-    pub(crate) fn check_poison(&self, io: &Io, operation: &'static str) -> Result<()> {
+    pub(crate) fn check_poison(&self, ctx: &ImageContext, operation: &'static str) -> Result<()> {
         match &self.poisoned {
             None => Ok(()),
             Some(why) => {
-                Err(Error::new(ErrorKind::Poisoned, operation).in_file(io.name.clone()).because(why.clone()))
+                Err(Error::new(ErrorKind::Poisoned, operation).in_file(ctx.name.clone()).because(why.clone()))
             }
         }
     }
 
     /// The refcounts; an error in an image that was opened read-only.
-    pub(crate) fn refcounts(&mut self, io: &Io) -> Result<&mut Refcounts> {
+    pub(crate) fn refcounts(&mut self, ctx: &ImageContext) -> Result<&mut Refcounts> {
         self.refcounts
             .as_mut()
-            .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "write").in_file(io.name.clone()))
+            .ok_or_else(|| Error::new(ErrorKind::ReadOnly, "write").in_file(ctx.name.clone()))
     }
 
     /// The L1 entry for guest cluster `cluster`.
-    pub(crate) fn l1_entry(&self, io: &Io, cluster: u64) -> Result<(usize, L1Entry)> {
-        let index = cluster / io.l2_entries();
+    pub(crate) fn l1_entry(&self, ctx: &ImageContext, cluster: u64) -> Result<(usize, L1Entry)> {
+        let index = cluster / ctx.l2_entries();
         usize::try_from(index).ok().and_then(|i| Some((i, *self.l1.get(i)?))).ok_or_else(|| {
-            io.corrupt("map", io.cluster().start(cluster), "the L1 table is too short for the disk")
+            ctx.corrupt("map", ctx.cluster().start(cluster), "the L1 table is too short for the disk")
         })
     }
 
@@ -151,46 +151,50 @@ impl Meta {
 
     /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside
     /// the slice.
-    pub(crate) fn locate(&self, io: &Io, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
+    pub(crate) fn locate(&self, ctx: &ImageContext, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
         let slice_size = self.l2.slice_size() as u64;
-        let at = (cluster % io.l2_entries()) * io.format.entry_size();
+        let at = (cluster % ctx.l2_entries()) * ctx.format.entry_size();
         // The remainder is below the slice size.
         (table.plus(at - at % slice_size), (at % slice_size) as usize)
     }
 
     /// Makes sure the slice at `slice` is cached, and returns it.
-    pub(crate) fn load(&mut self, io: &Io, slice: HostOffset) -> Result<&[u8]> {
+    pub(crate) fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<&[u8]> {
         if self.l2.get(slice).is_none() {
-            let data = io.read_slice("read L2 table", slice)?;
+            let data = ctx.read_slice("read L2 table", slice)?;
             self.l2.insert(slice, data);
         }
         self.l2.get(slice).ok_or_else(|| Error::new(ErrorKind::Io, "read L2 table"))
     }
 
     /// The entry of one guest cluster.
-    pub(crate) fn entry(&mut self, io: &Io, cluster: u64) -> Result<Entry> {
-        let (index, l1) = self.l1_entry(io, cluster)?;
+    pub(crate) fn entry(&mut self, ctx: &ImageContext, cluster: u64) -> Result<Entry> {
+        let (index, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else { return Ok(Entry::UNALLOCATED) };
-        io.check_table("read L1 table", table, index as u64)?;
-        let (slice, at) = self.locate(io, table, cluster);
-        let data = self.load(io, slice)?;
-        decode_at(io, data, at, cluster, slice)
+        ctx.check_table("read L1 table", table, index as u64)?;
+        let (slice, at) = self.locate(ctx, table, cluster);
+        let data = self.load(ctx, slice)?;
+        decode_at(ctx, data, at, cluster, slice)
     }
 
     /// Changes the entry of one guest cluster, whose L2 table exists.
-    pub(crate) fn set_entry(&mut self, io: &Io, cluster: u64, entry: PlainEntry) -> Result<()> {
-        let (_, l1) = self.l1_entry(io, cluster)?;
+    pub(crate) fn set_entry(&mut self, ctx: &ImageContext, cluster: u64, entry: PlainEntry) -> Result<()> {
+        let (_, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else {
-            return Err(io.corrupt("write L2 entry", io.cluster().start(cluster), "the L2 table is missing"));
+            return Err(ctx.corrupt(
+                "write L2 entry",
+                ctx.cluster().start(cluster),
+                "the L2 table is missing",
+            ));
         };
-        let (slice, at) = self.locate(io, table, cluster);
-        self.load(io, slice)?;
+        let (slice, at) = self.locate(ctx, table, cluster);
+        self.load(ctx, slice)?;
         let Some(data) = self.l2.edit(slice) else {
             return Err(Error::new(ErrorKind::Io, "write L2 entry"));
         };
-        let (word0, word1) = io.format.encode(entry);
+        let (word0, word1) = ctx.format.encode(entry);
         BigEndian::write_u64(&mut data[at..], word0);
-        if io.format.extended {
+        if ctx.format.extended {
             BigEndian::write_u64(&mut data[at + 8..], word1);
         }
         Ok(())
@@ -198,10 +202,10 @@ impl Meta {
 
     /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the
     /// last one may end before the range does. `range` lies inside the disk.
-    pub(crate) fn runs(&mut self, io: &Io, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
+    pub(crate) fn runs(&mut self, ctx: &ImageContext, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
         let mut runs: Vec<MapRun> = Vec::new();
         let mut pieces = 0;
-        self.walk(io, range, &mut |piece| {
+        self.walk(ctx, range, &mut |piece| {
             pieces += 1;
             if pieces > MAX_PIECES {
                 return Visit::Break(());
@@ -221,13 +225,18 @@ impl Meta {
 
     /// Visits the pieces of `range` in order: whole holes of the L1 table, else clusters or groups of
     /// subclusters.
-    fn walk(&mut self, io: &Io, range: ByteRange, visit: &mut dyn FnMut(MapRun) -> Visit) -> Result<()> {
-        let cluster_size = io.cluster();
-        let table_bytes = io.l2_entries() << cluster_size.bits();
+    fn walk(
+        &mut self,
+        ctx: &ImageContext,
+        range: ByteRange,
+        visit: &mut dyn FnMut(MapRun) -> Visit,
+    ) -> Result<()> {
+        let cluster_size = ctx.cluster();
+        let table_bytes = ctx.l2_entries() << cluster_size.bits();
         let mut at = range.start();
         while at < range.end() {
             let mut cluster = cluster_size.index(at);
-            let (index, l1) = self.l1_entry(io, cluster)?;
+            let (index, l1) = self.l1_entry(ctx, cluster)?;
             let Some(table) = l1.table() else {
                 let hole =
                     ByteRange::new(at, (at - at % table_bytes).saturating_add(table_bytes).min(range.end()));
@@ -237,15 +246,15 @@ impl Meta {
                 at = hole.end();
                 continue;
             };
-            io.check_table("read L1 table", table, index as u64)?;
-            let (slice, mut in_slice) = self.locate(io, table, cluster);
-            let data = self.load(io, slice)?;
+            ctx.check_table("read L1 table", table, index as u64)?;
+            let (slice, mut in_slice) = self.locate(ctx, table, cluster);
+            let data = self.load(ctx, slice)?;
             // Entries are 8 or 16 bytes, and slices a multiple of both.
-            let step = io.format.entry_size() as usize;
+            let step = ctx.format.entry_size() as usize;
             while in_slice < data.len() && at < range.end() {
-                let entry = decode_at(io, data, in_slice, cluster, slice)?;
+                let entry = decode_at(ctx, data, in_slice, cluster, slice)?;
                 let part = ByteRange::new(at, cluster_size.start(cluster + 1).min(range.end()));
-                if visit_cluster(io, entry, part, visit).is_break() {
+                if visit_cluster(ctx, entry, part, visit).is_break() {
                     return Ok(());
                 }
                 at = part.end();
@@ -258,11 +267,11 @@ impl Meta {
 }
 
 /// The host clusters that an entry holds a reference to.
-pub(crate) fn references(io: &Io, entry: &Entry) -> Range<u64> {
-    let cluster = io.cluster();
+pub(crate) fn references(ctx: &ImageContext, entry: &Entry) -> Range<u64> {
+    let cluster = ctx.cluster();
     match entry {
         Entry::Compressed(run) => cluster.index(run.offset.0)..cluster.count(run.offset.0 + run.len),
-        Entry::Plain(PlainEntry { host: Some(host), .. }) if !io.format.external_data => {
+        Entry::Plain(PlainEntry { host: Some(host), .. }) if !ctx.format.external_data => {
             let index = cluster.index(host.0);
             index..index + 1
         }
@@ -271,12 +280,18 @@ pub(crate) fn references(io: &Io, entry: &Entry) -> Range<u64> {
 }
 
 /// The entry `at` bytes into `data`, the slice of an L2 table at `slice`.
-pub(crate) fn decode_at(io: &Io, data: &[u8], at: usize, cluster: u64, slice: HostOffset) -> Result<Entry> {
+pub(crate) fn decode_at(
+    ctx: &ImageContext,
+    data: &[u8],
+    at: usize,
+    cluster: u64,
+    slice: HostOffset,
+) -> Result<Entry> {
     let word0 = BigEndian::read_u64(&data[at..]);
-    let word1 = if io.format.extended { BigEndian::read_u64(&data[at + 8..]) } else { 0 };
-    io.format.decode(word0, word1, io.cluster().start(cluster)).map_err(|error: EntryError| {
+    let word1 = if ctx.format.extended { BigEndian::read_u64(&data[at + 8..]) } else { 0 };
+    ctx.format.decode(word0, word1, ctx.cluster().start(cluster)).map_err(|error: EntryError| {
         Error::new(ErrorKind::Corrupt, "read L2 entry")
-            .in_file(io.name.clone())
+            .in_file(ctx.name.clone())
             .at(slice.0 + at as u64)
             .because(format!("guest cluster {cluster}: {error}"))
             .caused_by(error)
@@ -284,13 +299,18 @@ pub(crate) fn decode_at(io: &Io, data: &[u8], at: usize, cluster: u64, slice: Ho
 }
 
 /// Visits the part of one cluster that lies in `part`, by groups of equal subclusters.
-fn visit_cluster(io: &Io, entry: Entry, part: ByteRange, visit: &mut dyn FnMut(MapRun) -> Visit) -> Visit {
+fn visit_cluster(
+    ctx: &ImageContext,
+    entry: Entry,
+    part: ByteRange,
+    visit: &mut dyn FnMut(MapRun) -> Visit,
+) -> Visit {
     let plain = match entry {
         Entry::Compressed(run) => return visit(MapRun { range: part, mapping: Mapping::Compressed(run) }),
         Entry::Plain(plain) => plain,
     };
-    let start = io.cluster().floor(part.start());
-    let size = io.format.subcluster_size();
+    let start = ctx.cluster().floor(part.start());
+    let size = ctx.format.subcluster_size();
     let mut at = part.start();
     while at < part.end() {
         let bit = 1u32 << ((at - start) / size);

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use blockmirror_block::{ByteRange, Result};
 
+use crate::context::ImageContext;
 use crate::format::entry::L1Entry;
-use crate::io::Io;
 use crate::offset::HostOffset;
 
 /// The operation that [`MetadataMap::check_write`] refuses; who meets it marks the image corrupt.
@@ -78,11 +78,11 @@ impl MetadataMap {
 
     /// Adds every cluster of `range`, refusing one that is there already: two tables in one cluster would
     /// overwrite each other.
-    pub(crate) fn claim(&mut self, io: &Io, what: &'static str, range: ByteRange) -> Result<()> {
-        let cluster = io.cluster();
+    pub(crate) fn claim(&mut self, ctx: &ImageContext, what: &'static str, range: ByteRange) -> Result<()> {
+        let cluster = ctx.cluster();
         for index in cluster.index(range.start())..cluster.count(range.end()) {
             if !self.insert(index) {
-                return Err(io.corrupt(
+                return Err(ctx.corrupt(
                     "open for writing",
                     cluster.start(index),
                     format!("{what} overlaps other metadata"),
@@ -93,21 +93,21 @@ impl MetadataMap {
     }
 
     /// Adds the tables that the L1 table points at.
-    pub(crate) fn claim_l2_tables(&mut self, io: &Io, l1: &[L1Entry]) -> Result<()> {
+    pub(crate) fn claim_l2_tables(&mut self, ctx: &ImageContext, l1: &[L1Entry]) -> Result<()> {
         for (index, table) in l1.iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))) {
             // usize to u64 is exact here.
-            io.check_table("read L1 table", table, index as u64)?;
-            self.claim(io, "an L2 table", ByteRange::at(table.0, io.cluster().bytes()))?;
+            ctx.check_table("read L1 table", table, index as u64)?;
+            self.claim(ctx, "an L2 table", ByteRange::at(table.0, ctx.cluster().bytes()))?;
         }
         Ok(())
     }
 
     /// Refuses a guest write to a host cluster that holds metadata.
-    pub(crate) fn check_write(&self, io: &Io, host: HostOffset) -> Result<()> {
-        if !self.contains(io.cluster().index(host.0)) {
+    pub(crate) fn check_write(&self, ctx: &ImageContext, host: HostOffset) -> Result<()> {
+        if !self.contains(ctx.cluster().index(host.0)) {
             return Ok(());
         }
-        Err(io.corrupt(
+        Err(ctx.corrupt(
             WRITE_OVER_METADATA,
             host.0,
             "the mapped cluster holds metadata; the write was refused",

@@ -64,15 +64,15 @@ impl Qcow2 {
     pub fn resolve_read(&self, range: ByteRange) -> Result<ReadGuard<'_>> {
         let range = self.bounds("read", Some(range), range.start(), range.len())?;
         let pin = self.is_writable().then(|| self.ranges.shared(range));
-        let runs = self.meta.lock().runs(&self.io, range, BATCH)?;
+        let runs = self.meta.lock().runs(&self.ctx, range, BATCH)?;
         let to_read_run = |run: MapRun| ReadRun {
             range: run.range,
             source: match run.mapping {
                 Mapping::Data(host) => {
-                    ReadSource::Host(HostRun { storage: Arc::clone(self.io.data()), offset: host.0 })
+                    ReadSource::Host(HostRun { storage: Arc::clone(self.ctx.data()), offset: host.0 })
                 }
                 Mapping::Zero(_) => ReadSource::Zeros,
-                Mapping::Unallocated if self.io.backing_covers(run.range) => ReadSource::Backing,
+                Mapping::Unallocated if self.ctx.backing_covers(run.range) => ReadSource::Backing,
                 Mapping::Unallocated => ReadSource::Zeros,
                 Mapping::Compressed(_) => ReadSource::Compressed,
             },
@@ -85,7 +85,7 @@ impl Qcow2 {
         let mut rest = buf;
         let mut at = range.start();
         while at < range.end() {
-            let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), BATCH)?;
+            let runs = self.meta.lock().runs(&self.ctx, ByteRange::new(at, range.end()), BATCH)?;
             for run in runs {
                 // A run lies inside the range, whose length is that of a buffer.
                 let (part, tail) = rest.split_at_mut(run.range.len() as usize);
@@ -99,23 +99,23 @@ impl Qcow2 {
 
     fn read_run(&self, buf: &mut [u8], run: MapRun) -> Result<()> {
         match run.mapping {
-            Mapping::Data(host) => self.io.read_data(buf, host),
+            Mapping::Data(host) => self.ctx.read_data(buf, host),
             Mapping::Zero(_) => {
                 buf.fill(0);
                 Ok(())
             }
             Mapping::Unallocated => self.read_backing(buf, run.range),
             Mapping::Compressed(compressed) => {
-                // Below the cluster size.
-                let within = self.io.cluster().within(run.range.start()) as usize;
-                self.decompressors.read(&self.io, compressed, within, buf)
+                // BackingLayer the cluster size.
+                let within = self.ctx.cluster().within(run.range.start()) as usize;
+                self.decompressors.read(&self.ctx, compressed, within, buf)
             }
         }
     }
 
     /// A backing device that is shorter than the image reads as zeros past its end.
     fn read_backing(&self, buf: &mut [u8], range: ByteRange) -> Result<()> {
-        let Some(backing) = self.io.backing() else {
+        let Some(backing) = self.ctx.backing() else {
             buf.fill(0);
             return Ok(());
         };

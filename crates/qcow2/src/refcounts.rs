@@ -5,7 +5,7 @@
 //! - A cluster is handed out only if its refcount is zero, no metadata is known to lie there and it is not
 //!   unverified ([`crate::verify`]); its refcount is one in memory before the caller learns of it.
 //! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that
-//!   held it is durably gone ([`crate::writeback`] calls [`Refcounts::drop_references`] then). From that
+//!   held it is durably gone ([`crate::writeback`] calls [`Refcounts::unref`] then). From that
 //!   moment the cluster may be reused: the new user's refcount, one again, reaches the disk before any entry
 //!   that points there.
 //! - Block, then table: a refcount table entry is written only after the block it points at is durable.
@@ -21,9 +21,9 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
+use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::refcount::RefcountWidth;
-use crate::io::Io;
 use crate::limits::{MAX_HOST_OFFSET, MAX_REFCOUNT_TABLE_BYTES};
 use crate::offset::HostOffset;
 use crate::overlap::MetadataMap;
@@ -117,7 +117,7 @@ impl Refcounts {
     /// From the refcount table as read from disk. `metadata` knows the header and the L1 and L2 tables; this
     /// adds the refcount structures.
     pub(crate) fn new(
-        io: &Io,
+        ctx: &ImageContext,
         width: RefcountWidth,
         table_at: HostOffset,
         table: Vec<u64>,
@@ -125,22 +125,22 @@ impl Refcounts {
         mut metadata: MetadataMap,
     ) -> Result<Self> {
         // usize to u64 is exact here.
-        metadata.claim(io, "the refcount table", ByteRange::at(table_at.0, table.len() as u64 * 8))?;
+        metadata.claim(ctx, "the refcount table", ByteRange::at(table_at.0, table.len() as u64 * 8))?;
         for (index, entry) in table.iter().enumerate() {
             let block = HostOffset(entry & TABLE_OFFSET_MASK);
             if block.0 != 0 {
-                io.check_table("read refcount table", block, index as u64)?;
+                ctx.check_table("read refcount table", block, index as u64)?;
                 if block.0 >= MAX_HOST_OFFSET {
-                    return Err(io.corrupt("read refcount table", block.0, "offset above 2^56"));
+                    return Err(ctx.corrupt("read refcount table", block.0, "offset above 2^56"));
                 }
-                metadata.claim(io, "a refcount block", ByteRange::at(block.0, io.cluster().bytes()))?;
+                metadata.claim(ctx, "a refcount block", ByteRange::at(block.0, ctx.cluster().bytes()))?;
             }
         }
-        let info = io.storage.info();
-        let len = io.storage.len()?;
+        let info = ctx.storage.info();
+        let len = ctx.storage.len()?;
         let never_written = if info.zero_init && !info.fixed_len { len } else { u64::MAX };
         // Data in an external file has no refcounts; the tables here are all known.
-        let unverified = if io.format.external_data { 0 } else { io.cluster().count(len) };
+        let unverified = if ctx.format.external_data { 0 } else { ctx.cluster().count(len) };
         let mut unverified = ChunkBitmap::new(unverified);
         unverified.set_all();
         let table_dirty = DirtySectors::default();
@@ -167,8 +167,8 @@ impl Refcounts {
     }
 
     /// Clusters that one refcount block counts.
-    fn per_block(&self, io: &Io) -> u64 {
-        self.width.entries(io.cluster().bytes())
+    fn per_block(&self, ctx: &ImageContext) -> u64 {
+        self.width.entries(ctx.cluster().bytes())
     }
 
     fn block(&self, index: u64) -> Option<HostOffset> {
@@ -180,19 +180,19 @@ impl Refcounts {
     }
 
     /// The slice that counts `cluster`, and the entry's index in it; `None` if there is no block yet.
-    fn locate(&self, io: &Io, cluster: u64) -> Option<(HostOffset, usize)> {
-        let per_block = self.per_block(io);
+    fn locate(&self, ctx: &ImageContext, cluster: u64) -> Option<(HostOffset, usize)> {
+        let per_block = self.per_block(ctx);
         let block = self.block(cluster / per_block)?;
         let per_slice = self.width.entries(self.blocks.slice_size() as u64);
         let in_block = cluster % per_block;
         let slice = block.plus(in_block / per_slice * self.blocks.slice_size() as u64);
-        // Below the entries of a slice, at most 32768.
+        // BackingLayer the entries of a slice, at most 32768.
         Some((slice, (in_block % per_slice) as usize))
     }
 
-    fn load(&mut self, io: &Io, slice: HostOffset) -> Result<()> {
+    fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<()> {
         if self.blocks.get(slice).is_none() {
-            let data = io.read_slice("read refcount block", slice)?;
+            let data = ctx.read_slice("read refcount block", slice)?;
             self.blocks.insert(slice, data);
             self.loads += 1;
         }
@@ -205,22 +205,22 @@ impl Refcounts {
     }
 
     /// The refcount of `cluster`.
-    pub(crate) fn get(&mut self, io: &Io, cluster: u64) -> Result<u64> {
-        let Some((slice, index)) = self.locate(io, cluster) else { return Ok(0) };
-        self.load(io, slice)?;
+    pub(crate) fn get(&mut self, ctx: &ImageContext, cluster: u64) -> Result<u64> {
+        let Some((slice, index)) = self.locate(ctx, cluster) else { return Ok(0) };
+        self.load(ctx, slice)?;
         Ok(self.blocks.get(slice).map_or(0, |data| self.width.get(data, index)))
     }
 
     /// Sets the refcount of a cluster that a block counts.
-    fn set(&mut self, io: &Io, cluster: u64, value: u64) -> Result<()> {
-        let Some((slice, index)) = self.locate(io, cluster) else {
-            return Err(io.corrupt(
+    fn set(&mut self, ctx: &ImageContext, cluster: u64, value: u64) -> Result<()> {
+        let Some((slice, index)) = self.locate(ctx, cluster) else {
+            return Err(ctx.corrupt(
                 "write refcount",
-                io.cluster().start(cluster),
+                ctx.cluster().start(cluster),
                 "the refcount block is missing",
             ));
         };
-        self.load(io, slice)?;
+        self.load(ctx, slice)?;
         if let Some(data) = self.blocks.edit(slice) {
             self.width.set(data, index, value);
         }
@@ -228,9 +228,9 @@ impl Refcounts {
     }
 
     /// How many clusters from `at` on are in use, as far as the refcount slice that counts `at` tells.
-    fn used_from(&mut self, io: &Io, at: u64) -> Result<u64> {
-        let Some((slice, index)) = self.locate(io, at) else { return Ok(0) };
-        self.load(io, slice)?;
+    fn used_from(&mut self, ctx: &ImageContext, at: u64) -> Result<u64> {
+        let Some((slice, index)) = self.locate(ctx, at) else { return Ok(0) };
+        self.load(ctx, slice)?;
         let Some(data) = self.blocks.get(slice) else { return Ok(0) };
         let width = self.width;
         // A slice is at most 4096 bytes.
@@ -238,17 +238,17 @@ impl Refcounts {
         Ok((index..entries).take_while(|i| width.get(data, *i) > 0).count() as u64)
     }
 
-    fn is_free(&mut self, io: &Io, cluster: u64) -> Result<bool> {
-        Ok(self.get(io, cluster)? == 0 && !self.metadata.contains(cluster) && !self.unverified.get(cluster))
+    fn is_free(&mut self, ctx: &ImageContext, cluster: u64) -> Result<bool> {
+        Ok(self.get(ctx, cluster)? == 0 && !self.metadata.contains(cluster) && !self.unverified.get(cluster))
     }
 
     /// Hands out up to `want` contiguous clusters, passing over unverified ones if `skip`.
-    pub(crate) fn allocate(&mut self, io: &Io, want: u64, skip: bool) -> Result<Allocation> {
+    pub(crate) fn allocate(&mut self, ctx: &ImageContext, want: u64, skip: bool) -> Result<Allocation> {
         let skip = skip || self.never_verify;
         if self.met_unverified.is_some() && !skip {
             return Ok(Allocation::Unverified);
         }
-        let per_block = self.per_block(io);
+        let per_block = self.per_block(ctx);
         let mut at = self.next_free;
         let mut budget = SearchBudget::new(self);
         loop {
@@ -261,7 +261,7 @@ impl Refcounts {
                 return Ok(Allocation::TableFull(block));
             }
             let counted = self.block(block).is_some();
-            let used = if counted { self.used_from(io, at)? } else { 0 };
+            let used = if counted { self.used_from(ctx, at)? } else { 0 };
             if used > 0 {
                 at += used;
             } else if self.metadata.contains(at) {
@@ -275,22 +275,22 @@ impl Refcounts {
             } else if counted {
                 break;
             } else {
-                self.add_block(io, at)?;
+                self.add_block(ctx, at)?;
                 at += 1;
             }
             self.next_free = at;
         }
         let end = (at / per_block + 1) * per_block;
         let mut count = 1;
-        while count < want && at + count < end && self.is_free(io, at + count)? {
+        while count < want && at + count < end && self.is_free(ctx, at + count)? {
             count += 1;
         }
-        self.check_room(io, at + count)?;
+        self.check_room(ctx, at + count)?;
         for cluster in at..at + count {
-            self.set(io, cluster, 1)?;
+            self.set(ctx, cluster, 1)?;
         }
         self.next_free = at + count;
-        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(io, at, at + count) }))
+        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(ctx, at, at + count) }))
     }
 
     /// The first cluster from `at` on that is not unverified.
@@ -317,37 +317,37 @@ impl Refcounts {
     }
 
     /// Whether clusters `first..end` were never written before; from now on they count as written.
-    fn use_up(&mut self, io: &Io, first: u64, end: u64) -> bool {
-        let fresh = io.cluster().start(first) >= self.never_written;
+    fn use_up(&mut self, ctx: &ImageContext, first: u64, end: u64) -> bool {
+        let fresh = ctx.cluster().start(first) >= self.never_written;
         if self.never_written != u64::MAX {
-            self.never_written = self.never_written.max(io.cluster().start(end));
+            self.never_written = self.never_written.max(ctx.cluster().start(end));
         }
         fresh
     }
 
     /// Fails if the storage or the format has no room for host clusters below `end`.
-    fn check_room(&self, io: &Io, end: u64) -> Result<()> {
-        let limit = if io.storage.info().fixed_len { io.storage.len()? } else { MAX_HOST_OFFSET };
-        let bytes = end.checked_mul(io.cluster().bytes());
+    fn check_room(&self, ctx: &ImageContext, end: u64) -> Result<()> {
+        let limit = if ctx.storage.info().fixed_len { ctx.storage.len()? } else { MAX_HOST_OFFSET };
+        let bytes = end.checked_mul(ctx.cluster().bytes());
         if bytes.is_none_or(|bytes| bytes > limit) {
             return Err(Error::new(ErrorKind::NoSpace, "allocate cluster")
-                .in_file(io.name.clone())
+                .in_file(ctx.name.clone())
                 .because(format!("the image cannot grow past {limit} bytes")));
         }
         Ok(())
     }
 
     /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
-    fn add_block(&mut self, io: &Io, at: u64) -> Result<()> {
-        self.check_room(io, at + 1)?;
-        self.use_up(io, at, at + 1);
-        let offset = HostOffset(io.cluster().start(at));
-        let per_block = self.per_block(io);
+    fn add_block(&mut self, ctx: &ImageContext, at: u64) -> Result<()> {
+        self.check_room(ctx, at + 1)?;
+        self.use_up(ctx, at, at + 1);
+        let offset = HostOffset(ctx.cluster().start(at));
+        let per_block = self.per_block(ctx);
         // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it
         // is in use.
-        let mut data = vec![0; io.cluster().bytes() as usize];
+        let mut data = vec![0; ctx.cluster().bytes() as usize];
         self.width.set(&mut data, (at % per_block) as usize, 1);
-        io.storage.write_at(&data, offset.0)?;
+        ctx.storage.write_at(&data, offset.0)?;
         // The caller found the index inside the table.
         let index = (at / per_block) as usize;
         self.table[index] = offset.0;
@@ -357,18 +357,18 @@ impl Refcounts {
     }
 
     /// Takes clusters back that nothing ever pointed at.
-    pub(crate) fn release(&mut self, io: &Io, clusters: Range<u64>) -> Result<()> {
+    pub(crate) fn release(&mut self, ctx: &ImageContext, clusters: Range<u64>) -> Result<()> {
         self.next_free = self.next_free.min(clusters.start);
         for cluster in clusters {
-            self.set(io, cluster, 0)?;
+            self.set(ctx, cluster, 0)?;
         }
         Ok(())
     }
 
     /// Frees every counted cluster that is neither in `used` nor metadata. `used` is all that the image's
     /// entries map, so that no free cluster is unverified any more.
-    pub(crate) fn free_unused(&mut self, io: &Io, used: &MetadataMap) -> Result<()> {
-        let per_block = self.per_block(io);
+    pub(crate) fn free_unused(&mut self, ctx: &ImageContext, used: &MetadataMap) -> Result<()> {
+        let per_block = self.per_block(ctx);
         let slice_size = self.blocks.slice_size();
         let per_slice = self.width.entries(slice_size as u64);
         let blocks: Vec<_> = (0..self.table.len() as u64).filter_map(|i| Some((i, self.block(i)?))).collect();
@@ -377,14 +377,14 @@ impl Refcounts {
                 let at = block.plus(slice * slice_size as u64);
                 let data = match self.blocks.get(at) {
                     Some(data) => data.to_vec().into_boxed_slice(),
-                    None => io.read_slice("read refcount block", at)?,
+                    None => ctx.read_slice("read refcount block", at)?,
                 };
                 let first = index * per_block + slice * per_slice;
                 // A slice is at most 4096 bytes.
                 for (entry, cluster) in (0..per_slice as usize).zip(first..) {
                     let is_used = || used.contains(cluster) || self.metadata.contains(cluster);
                     if self.width.get(&data, entry) > 0 && !is_used() {
-                        self.set(io, cluster, 0)?;
+                        self.set(ctx, cluster, 0)?;
                     }
                 }
             }
@@ -400,9 +400,9 @@ impl Refcounts {
     /// and giving such a cluster back would free the image's own tables. Nor had one that names a cluster
     /// with a refcount of zero, which may have another owner by the time the reference would be dropped. If
     /// the refcount cannot be read the cluster leaks, which is harmless.
-    pub(crate) fn defer_drop(&mut self, io: &Io, clusters: Range<u64>) {
+    pub(crate) fn defer_unref(&mut self, ctx: &ImageContext, clusters: Range<u64>) {
         for cluster in clusters {
-            if self.metadata.contains(cluster) || !self.get(io, cluster).is_ok_and(|count| count > 0) {
+            if self.metadata.contains(cluster) || !self.get(ctx, cluster).is_ok_and(|count| count > 0) {
                 continue;
             }
             match self.pending.last_mut() {
@@ -417,9 +417,9 @@ impl Refcounts {
         self.pending.len() > PENDING_RUNS || self.blocks.wants_write_back()
     }
 
-    /// The references dropped so far; they stay the caller's until [`Self::drop_references`] or
+    /// The references dropped so far; they stay the caller's until [`Self::unref`] or
     /// [`Self::put_back`].
-    pub(crate) fn take_pending(&mut self) -> Vec<Range<u64>> {
+    pub(crate) fn take_pending_unrefs(&mut self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.pending)
     }
 
@@ -429,10 +429,14 @@ impl Refcounts {
     }
 
     /// The clusters among `clusters` that will be free once the references are dropped.
-    pub(crate) fn last_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<Vec<Range<u64>>> {
+    pub(crate) fn last_references(
+        &mut self,
+        ctx: &ImageContext,
+        clusters: &[Range<u64>],
+    ) -> Result<Vec<Range<u64>>> {
         let mut out: Vec<Range<u64>> = Vec::new();
         for cluster in clusters.iter().cloned().flatten() {
-            if self.get(io, cluster)? == 1 && !self.metadata.contains(cluster) {
+            if self.get(ctx, cluster)? == 1 && !self.metadata.contains(cluster) {
                 match out.last_mut() {
                     Some(last) if last.end == cluster => last.end += 1,
                     _ => out.push(cluster..cluster + 1),
@@ -446,16 +450,16 @@ impl Refcounts {
     ///
     /// One that has become metadata since is left alone: two entries named it although its refcount was one,
     /// and the other's reference was dropped first.
-    pub(crate) fn drop_references(&mut self, io: &Io, clusters: &[Range<u64>]) -> Result<()> {
+    pub(crate) fn unref(&mut self, ctx: &ImageContext, clusters: &[Range<u64>]) -> Result<()> {
         for cluster in clusters.iter().cloned().flatten() {
             if self.metadata.contains(cluster) {
                 continue;
             }
-            let count = self.get(io, cluster)?;
+            let count = self.get(ctx, cluster)?;
             // A cluster that was referenced with a refcount of zero is an older damage, which this does not
             // worsen.
             if count > 0 {
-                self.set(io, cluster, count - 1)?;
+                self.set(ctx, cluster, count - 1)?;
             }
             if count == 1 {
                 self.unverified.clear(cluster..cluster + 1);
@@ -470,9 +474,9 @@ impl Refcounts {
     /// Runs under the write-back lock, since it writes refcount slices and the header itself. Everything it
     /// writes lies in clusters beyond what the old table counts, and past all that are unverified, durable
     /// before the header points there.
-    pub(crate) fn grow_table(&mut self, io: &Io, block: u64) -> Result<(), Failure> {
-        let cluster = io.cluster();
-        let per_block = self.per_block(io);
+    pub(crate) fn grow_table(&mut self, ctx: &ImageContext, block: u64) -> Result<(), Failure> {
+        let cluster = ctx.cluster();
+        let per_block = self.per_block(ctx);
         let old_len = self.table.len() as u64;
         if block < old_len {
             return Ok(());
@@ -489,7 +493,7 @@ impl Refcounts {
         let blocks = loop {
             let bytes = table_clusters * cluster.bytes();
             if bytes > MAX_REFCOUNT_TABLE_BYTES {
-                let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(io.name.clone());
+                let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(ctx.name.clone());
                 let why = format!(
                     "the refcount table would need {bytes} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}"
                 );
@@ -504,12 +508,12 @@ impl Refcounts {
         };
         let first = first_block * per_block;
         let used = blocks + table_clusters;
-        self.check_room(io, first + used)?;
+        self.check_room(ctx, first + used)?;
         if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {
             let why = "metadata lies in an uncounted cluster";
-            return Err(io.corrupt("grow refcount table", cluster.start(taken), why).into());
+            return Err(ctx.corrupt("grow refcount table", cluster.start(taken), why).into());
         }
-        self.use_up(io, first, first + used);
+        self.use_up(ctx, first, first + used);
         let mut table = self.table.clone();
         // At most 8 MiB of table, checked above, and one cluster of block.
         table.resize((table_clusters * entries_per_cluster) as usize, 0);
@@ -518,21 +522,21 @@ impl Refcounts {
             for i in (0..per_block).take_while(|i| b * per_block + i < used) {
                 self.width.set(&mut data, i as usize, 1);
             }
-            io.storage.write_at(&data, cluster.start(first + b))?;
+            ctx.storage.write_at(&data, cluster.start(first + b))?;
             table[(first_block + b) as usize] = cluster.start(first + b);
         }
         let table_at = HostOffset(cluster.start(first + blocks));
         let mut bytes = vec![0; table.len() * 8];
         BigEndian::write_u64_into(&table, &mut bytes);
-        io.storage.write_at(&bytes, table_at.0)?;
-        self.write_dirty_blocks(io)?;
-        io.barrier()?;
+        ctx.storage.write_at(&bytes, table_at.0)?;
+        self.write_dirty_blocks(ctx)?;
+        ctx.barrier()?;
         // Offset and size of the table stand side by side in one sector, so they change at once.
         let mut field = [0; 12];
         BigEndian::write_u64(&mut field, table_at.0);
         // At most 8 MiB of table: fits.
         BigEndian::write_u32(&mut field[8..], table_clusters as u32);
-        io.write_header(HEADER_TABLE_FIELD, &field)?;
+        ctx.write_header(HEADER_TABLE_FIELD, &field)?;
 
         let old = cluster.index(self.table_at.0)..cluster.count(self.table_at.0 + old_len * 8);
         self.table = table;
@@ -543,13 +547,13 @@ impl Refcounts {
         }
         old.clone().for_each(|index| self.metadata.remove(index));
         // The header does not point at the old table any more, durably.
-        Ok(self.drop_references(io, &[old])?)
+        Ok(self.unref(ctx, &[old])?)
     }
 
     /// Writes the refcount slices that differ from the disk, so that the table may point at their blocks.
-    fn write_dirty_blocks(&mut self, io: &Io) -> Result<()> {
+    fn write_dirty_blocks(&mut self, ctx: &ImageContext) -> Result<()> {
         let written =
-            self.blocks.take_dirty().iter().try_for_each(|(at, data)| io.storage.write_at(data, at.0));
+            self.blocks.take_dirty().iter().try_for_each(|(at, data)| ctx.storage.write_at(data, at.0));
         match written {
             Ok(()) => self.blocks.written(),
             Err(_) => self.blocks.not_written(),

@@ -9,8 +9,8 @@
 
 use blockmirror_block::Result;
 
+use crate::context::ImageContext;
 use crate::image::{OpenOptions, Qcow2};
-use crate::io::Io;
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::HostOffset;
 use crate::overlap::MetadataMap;
@@ -29,7 +29,7 @@ impl Qcow2 {
     /// that maps a cluster which has no refcount.
     pub fn reopen(&self) -> crate::error::Result<Self> {
         let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
-        if let Some(data_file) = &self.io.data_file {
+        if let Some(data_file) = &self.ctx.data_file {
             options = options.data_file(data_file.clone());
         }
         if let Some(backing) = self.backing() {
@@ -39,7 +39,7 @@ impl Qcow2 {
         // What bitmaps and unknown extensions use is not known here.
         let header = image.header();
         if image.is_writable() && header.bitmaps.is_none() && header.unknown_extensions.is_empty() {
-            image.note_damage(image.meta.lock().free_unused(&image.io))?;
+            image.note_damage(image.meta.lock().free_unused(&image.ctx))?;
         }
         Ok(image)
     }
@@ -47,31 +47,37 @@ impl Qcow2 {
 
 impl Meta {
     /// Frees every cluster that has a refcount and that nothing in the image uses.
-    fn free_unused(&mut self, io: &Io) -> Result<()> {
+    fn free_unused(&mut self, ctx: &ImageContext) -> Result<()> {
         let mut used = MetadataMap::default();
         let tables: Vec<_> =
             self.l1().iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))).collect();
         for (index, table) in tables {
             // usize to u64 is exact here.
-            self.note_used(io, table, index as u64 * io.l2_entries(), &mut used)?;
+            self.note_used(ctx, table, index as u64 * ctx.l2_entries(), &mut used)?;
         }
-        self.refcounts(io)?.free_unused(io, &used)
+        self.refcounts(ctx)?.free_unused(ctx, &used)
     }
 
     /// Adds the clusters that `table` maps, for the guest clusters from `first` on.
-    fn note_used(&mut self, io: &Io, table: HostOffset, first: u64, used: &mut MetadataMap) -> Result<()> {
+    fn note_used(
+        &mut self,
+        ctx: &ImageContext,
+        table: HostOffset,
+        first: u64,
+        used: &mut MetadataMap,
+    ) -> Result<()> {
         let slice_size = self.l2.slice_size();
-        let step = io.format.entry_size() as usize;
-        for at in (0..io.cluster().bytes()).step_by(slice_size) {
+        let step = ctx.format.entry_size() as usize;
+        for at in (0..ctx.cluster().bytes()).step_by(slice_size) {
             let slice = table.plus(at);
-            let first = first + at / io.format.entry_size();
-            let data = io.read_slice("read L2 table", slice)?;
-            self.check_entries(io, &data, first, slice)?;
-            if io.format.external_data {
+            let first = first + at / ctx.format.entry_size();
+            let data = ctx.read_slice("read L2 table", slice)?;
+            self.check_entries(ctx, &data, first, slice)?;
+            if ctx.format.external_data {
                 continue;
             }
             for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
-                references(io, &decode_at(io, &data, at, guest, slice)?).for_each(|cluster| {
+                references(ctx, &decode_at(ctx, &data, at, guest, slice)?).for_each(|cluster| {
                     used.insert(cluster);
                 });
             }

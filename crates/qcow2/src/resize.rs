@@ -44,8 +44,8 @@ impl Qcow2 {
     pub(crate) fn resize_to(&self, len: u64, may_shrink: bool) -> Result<()> {
         self.check_writable("resize")?;
         let _only_one = self.changing.lock();
-        self.meta.lock().check_poison(&self.io, "resize")?;
-        let old = self.io.size();
+        self.meta.lock().check_poison(&self.ctx, "resize")?;
+        let old = self.ctx.size();
         if self.header().bitmaps.is_some() {
             let why = "it has persistent bitmaps, whose tables go with the length";
             return Err(self.refused(ErrorKind::Unsupported, why.into()));
@@ -67,21 +67,21 @@ impl Qcow2 {
     }
 
     fn refused(&self, kind: ErrorKind, why: String) -> Error {
-        Error::new(kind, "resize").in_file(self.io.name.clone()).because(why)
+        Error::new(kind, "resize").in_file(self.ctx.name.clone()).because(why)
     }
 
     fn grow(&self, old: u64, len: u64) -> Result<()> {
-        let io = &self.io;
-        let entries = l1_entries_for(len, io.cluster().bits(), io.format.extended);
+        let ctx = &self.ctx;
+        let entries = l1_entries_for(len, ctx.cluster().bits(), ctx.format.extended);
         if i64::try_from(len).is_err() || entries * 8 > MAX_L1_BYTES {
             let why = format!(
                 "{len} bytes are too many for clusters of {} bytes: the L1 table would need {} bytes, more than {MAX_L1_BYTES}",
-                io.cluster().bytes(),
+                ctx.cluster().bytes(),
                 entries * 8
             );
             return Err(self.refused(ErrorKind::LimitExceeded, why));
         }
-        if io.hidden_backing() {
+        if ctx.hidden_backing() {
             let why = "its backing file is not open, so it is not known what would show past the old end";
             return Err(self.refused(ErrorKind::Unsupported, why.into()));
         }
@@ -92,19 +92,19 @@ impl Qcow2 {
         }
         // Here the disk is longer already, so that what lies past the old end can be zeroed; on disk it is
         // not.
-        io.size.store(len, Ordering::Release);
+        ctx.size.store(len, Ordering::Release);
         let grown = self.zero_past(old, len).and_then(|()| self.flush()).and_then(|()| {
             self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)
         });
         if grown.is_err() {
-            io.size.store(old, Ordering::Release);
+            ctx.size.store(old, Ordering::Release);
         }
         grown
     }
 
     /// A raw data file is as long as the disk.
     fn grow_data_file(&self, old: u64, len: u64) -> Result<()> {
-        let Some(data_file) = self.io.data_file.as_ref().filter(|_| self.raw_data_file()) else {
+        let Some(data_file) = self.ctx.data_file.as_ref().filter(|_| self.raw_data_file()) else {
             return Ok(());
         };
         let (info, present) = (data_file.info(), data_file.len()?);
@@ -126,7 +126,7 @@ impl Qcow2 {
             // Its bytes are zeroed already, and unallocated clusters read as zeros.
             return Ok(());
         }
-        let border = old.next_multiple_of(self.io.cluster().bytes()).min(len);
+        let border = old.next_multiple_of(self.ctx.cluster().bytes()).min(len);
         // Less than a cluster.
         let mut tail = vec![0; (border - old) as usize];
         self.read_at(&mut tail, old)?;
@@ -138,8 +138,8 @@ impl Qcow2 {
 
     /// Moves the L1 table to a place with room for `entries`.
     fn move_l1(&self, entries: u64) -> Result<()> {
-        let io = &self.io;
-        let cluster = io.cluster();
+        let ctx = &self.ctx;
+        let cluster = ctx.cluster();
         let _nobody_maps = self.ranges.exclusive(ALL);
         // From here on no change of the table is in memory only.
         self.write_back()?;
@@ -149,7 +149,7 @@ impl Qcow2 {
         let first = loop {
             let answer = {
                 let mut meta = self.meta.lock();
-                meta.allocate_run(io, clusters, &mut search)?
+                meta.allocate_run(ctx, clusters, &mut search)?
             };
             match answer {
                 Ok(first) => break first,
@@ -158,9 +158,9 @@ impl Qcow2 {
         };
         let give_back = |error: Error| -> Error {
             let mut meta = self.meta.lock();
-            if let Ok(refcounts) = meta.refcounts(io) {
+            if let Ok(refcounts) = meta.refcounts(ctx) {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(io, first..first + clusters);
+                let _ = refcounts.release(ctx, first..first + clusters);
             }
             error
         };
@@ -170,7 +170,7 @@ impl Qcow2 {
         for (word, entry) in table.chunks_exact_mut(8).zip(self.meta.lock().l1()) {
             BigEndian::write_u64(word, entry.0);
         }
-        io.storage.write_at(&table, at.0).map_err(give_back)?;
+        ctx.storage.write_at(&table, at.0).map_err(give_back)?;
         // The table, its refcounts, and the refcount table.
         self.write_back().map_err(give_back)?;
 
@@ -188,26 +188,26 @@ impl Qcow2 {
             let old =
                 cluster.index(meta.l1_at().0)..cluster.count(meta.l1_at().0 + meta.l1().len() as u64 * 8);
             meta.l1_moved(at, entries as usize);
-            let refcounts = meta.refcounts(io)?;
+            let refcounts = meta.refcounts(ctx)?;
             for index in first..first + clusters {
                 refcounts.metadata.insert(index);
             }
             old.clone().for_each(|index| refcounts.metadata.remove(index));
-            refcounts.defer_drop(io, old);
+            refcounts.defer_unref(ctx, old);
         }
         Ok(())
     }
 
     fn shrink(&self, len: u64) -> Result<()> {
-        let io = &self.io;
+        let ctx = &self.ctx;
         let _nobody_maps = self.ranges.exclusive(ALL);
         self.check_past(len)?;
         self.write_back()?;
         self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
-        let old = io.size.swap(len, Ordering::AcqRel);
+        let old = ctx.size.swap(len, Ordering::AcqRel);
         self.unmap_past(len)?;
         self.write_back()?;
-        match &io.data_file {
+        match &ctx.data_file {
             None => Ok(()),
             Some(file) if self.raw_data_file() && !file.info().fixed_len => {
                 file.set_len(len)?;
@@ -221,18 +221,18 @@ impl Qcow2 {
     /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its
     /// old length.
     fn check_past(&self, len: u64) -> Result<()> {
-        let io = &self.io;
+        let ctx = &self.ctx;
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {
             stop.check()?;
-            if self.meta.lock().l1_entry(io, clusters.start)?.1.table().is_none() {
+            if self.meta.lock().l1_entry(ctx, clusters.start)?.1.table().is_none() {
                 continue;
             }
             for slice in self.slices(clusters) {
                 stop.check()?;
                 let mut meta = self.meta.lock();
                 for cluster in slice {
-                    meta.entry_to_write(io, cluster)?;
+                    meta.entry_to_write(ctx, cluster)?;
                 }
             }
         }
@@ -245,7 +245,7 @@ impl Qcow2 {
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {
             stop.check()?;
-            if clusters.start.is_multiple_of(self.io.l2_entries()) {
+            if clusters.start.is_multiple_of(self.ctx.l2_entries()) {
                 self.drop_table(clusters, &stop)?;
             } else {
                 self.unmap_in_table(clusters, &stop)?;
@@ -256,8 +256,8 @@ impl Qcow2 {
 
     /// The guest clusters past `len` that the L1 table covers, by L2 tables.
     fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<u64>> {
-        let per_table = self.io.l2_entries();
-        let first = self.io.cluster().count(len);
+        let per_table = self.ctx.l2_entries();
+        let first = self.ctx.cluster().count(len);
         // usize to u64 is exact here.
         let tables = self.meta.lock().l1().len() as u64;
         (first / per_table..tables).map(move |index| (index * per_table).max(first)..(index + 1) * per_table)
@@ -265,7 +265,7 @@ impl Qcow2 {
 
     /// `clusters` of one L2 table, by the slices that have their entries.
     fn slices(&self, clusters: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        let per_slice = self.io.slice_size() as u64 / self.io.format.entry_size();
+        let per_slice = self.ctx.slice_size() as u64 / self.ctx.format.entry_size();
         (clusters.start / per_slice..clusters.end.div_ceil(per_slice)).map(move |index| {
             (index * per_slice).max(clusters.start)..((index + 1) * per_slice).min(clusters.end)
         })
@@ -273,15 +273,15 @@ impl Qcow2 {
 
     /// Drops the L2 table of `clusters`, which are all that it maps.
     fn drop_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
-        let io = &self.io;
-        let (index, l1) = self.meta.lock().l1_entry(io, clusters.start)?;
+        let ctx = &self.ctx;
+        let (index, l1) = self.meta.lock().l1_entry(ctx, clusters.start)?;
         let Some(table) = l1.table() else { return Ok(()) };
         let mut held: Vec<Range<u64>> = Vec::new();
         for slice in self.slices(clusters) {
             stop.check()?;
             let mut meta = self.meta.lock();
             for cluster in slice {
-                let next = references(io, &meta.entry_to_write(io, cluster)?);
+                let next = references(ctx, &meta.entry_to_write(ctx, cluster)?);
                 match held.last_mut() {
                     Some(last) if last.end == next.start => last.end = next.end,
                     _ if next.is_empty() => {}
@@ -291,45 +291,45 @@ impl Qcow2 {
         }
         {
             let mut meta = self.meta.lock();
-            meta.clear_l1(io, index);
-            let cluster = io.cluster().index(table.0);
-            let refcounts = meta.refcounts(io)?;
+            meta.clear_l1(ctx, index);
+            let cluster = ctx.cluster().index(table.0);
+            let refcounts = meta.refcounts(ctx)?;
             refcounts.metadata.remove(cluster);
-            refcounts.defer_drop(io, cluster..cluster + 1);
+            refcounts.defer_unref(ctx, cluster..cluster + 1);
         }
         // These may wait for a later write-back than the L1 entry, never for an earlier one.
         for some in held.chunks(DROPS) {
-            self.relieve()?;
+            self.maybe_write_back()?;
             let mut meta = self.meta.lock();
-            let refcounts = meta.refcounts(io)?;
-            some.iter().for_each(|clusters| refcounts.defer_drop(io, clusters.clone()));
+            let refcounts = meta.refcounts(ctx)?;
+            some.iter().for_each(|clusters| refcounts.defer_unref(ctx, clusters.clone()));
         }
         Ok(())
     }
 
     /// Unmaps `clusters`, the last ones of an L2 table.
     fn unmap_in_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
-        let io = &self.io;
+        let ctx = &self.ctx;
         loop {
             let missing = {
                 let mut meta = self.meta.lock();
-                if meta.l1_entry(io, clusters.start)?.1.table().is_none() {
+                if meta.l1_entry(ctx, clusters.start)?.1.table().is_none() {
                     return Ok(());
                 }
-                ensure_l2_table(io, &mut meta, clusters.start)?
+                ensure_l2_table(ctx, &mut meta, clusters.start)?
             };
             let Some(missing) = missing else { break };
             self.provide(missing, stop)?;
         }
         for slice in self.slices(clusters) {
             stop.check()?;
-            self.relieve()?;
+            self.maybe_write_back()?;
             let mut meta = self.meta.lock();
             for cluster in slice {
-                let entry = meta.entry_to_write(io, cluster)?;
+                let entry = meta.entry_to_write(ctx, cluster)?;
                 if entry != Entry::UNALLOCATED {
-                    meta.set_entry(io, cluster, PlainEntry::default())?;
-                    meta.refcounts(io)?.defer_drop(io, references(io, &entry));
+                    meta.set_entry(ctx, cluster, PlainEntry::default())?;
+                    meta.refcounts(ctx)?.defer_unref(ctx, references(ctx, &entry));
                 }
             }
         }

@@ -46,6 +46,6 @@ impl StopCheck<'_> {
         if self.image.cancellations.count() == self.cancellations {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.image.io.name.clone()))
+        Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.image.ctx.name.clone()))
     }
 }

@@ -21,9 +21,9 @@
 use blockmirror_block::sync::thread;
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 
+use crate::context::ImageContext;
 use crate::format::entry::Entry;
 use crate::image::Qcow2;
-use crate::io::Io;
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::HostOffset;
 use crate::overlap::WRITE_OVER_METADATA;
@@ -59,21 +59,21 @@ pub(crate) enum Missing {
 
 impl Meta {
     /// Hands out up to `want` contiguous clusters. The inner error says what must come first.
-    pub(crate) fn allocate(&mut self, io: &Io, want: u64) -> Result<Result<Grant, Missing>> {
+    pub(crate) fn allocate(&mut self, ctx: &ImageContext, want: u64) -> Result<Result<Grant, Missing>> {
         let mut skip = false;
         loop {
-            match self.refcounts(io)?.allocate(io, want, skip)? {
+            match self.refcounts(ctx)?.allocate(ctx, want, skip)? {
                 Allocation::Got(grant) => {
                     if skip {
-                        self.pay_for_pass(io, &grant);
+                        self.pay_for_pass(ctx, &grant);
                     }
                     return Ok(Ok(grant));
                 }
                 Allocation::Searching => return Ok(Err(Missing::Search)),
                 Allocation::TableFull(block) => return Ok(Err(Missing::Block(block))),
-                Allocation::Unverified if io.storage.info().fixed_len => return Ok(Err(Missing::Verified)),
+                Allocation::Unverified if ctx.storage.info().fixed_len => return Ok(Err(Missing::Verified)),
                 Allocation::Unverified => {
-                    self.verify(io)?;
+                    self.verify(ctx)?;
                     skip = true;
                 }
             }
@@ -84,22 +84,22 @@ impl Meta {
     /// call goes on with the same `search`.
     pub(crate) fn allocate_run(
         &mut self,
-        io: &Io,
+        ctx: &ImageContext,
         want: u64,
         search: &mut RunSearch,
     ) -> Result<Result<u64, Missing>> {
-        let refcounts = self.refcounts(io)?;
-        if io.storage.info().fixed_len && refcounts.has_unverified(0) {
+        let refcounts = self.refcounts(ctx)?;
+        if ctx.storage.info().fixed_len && refcounts.has_unverified(0) {
             return Ok(Err(Missing::Verified));
         }
-        refcounts.allocate_run(io, want, search)
+        refcounts.allocate_run(ctx, want, search)
     }
 
     /// What is handed out past the unverified clusters pays for as much of the pass, so that whatever the
     /// image says the pass takes no longer than writing what it is for.
-    fn pay_for_pass(&mut self, io: &Io, grant: &Grant) {
+    fn pay_for_pass(&mut self, ctx: &ImageContext, grant: &Grant) {
         // At most a refcount block of clusters, each of 2 MiB.
-        let bytes = (grant.count * io.cluster().bytes()) as i64;
+        let bytes = (grant.count * ctx.cluster().bytes()) as i64;
         self.pass_credit = (self.pass_credit + bytes).min(PASS_CREDIT);
     }
 
@@ -107,24 +107,24 @@ impl Meta {
     ///
     /// # Errors
     /// Its table, or a cluster mapped in the same slice of it, has no refcount.
-    pub(crate) fn entry_to_write(&mut self, io: &Io, cluster: u64) -> Result<Entry> {
-        let (index, l1) = self.l1_entry(io, cluster)?;
+    pub(crate) fn entry_to_write(&mut self, ctx: &ImageContext, cluster: u64) -> Result<Entry> {
+        let (index, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else { return Ok(Entry::UNALLOCATED) };
-        io.check_table("read L1 table", table, index as u64)?;
-        let (slice, at) = self.locate(io, table, cluster);
+        ctx.check_table("read L1 table", table, index as u64)?;
+        let (slice, at) = self.locate(ctx, table, cluster);
         if !self.l2.is_checked(slice) {
-            let data = self.load(io, slice)?.to_vec();
-            let first = cluster - at as u64 / io.format.entry_size();
-            self.check_table_refcount(io, table, first)?;
-            self.check_entries(io, &data, first, slice)?;
+            let data = self.load(ctx, slice)?.to_vec();
+            let first = cluster - at as u64 / ctx.format.entry_size();
+            self.check_table_refcount(ctx, table, first)?;
+            self.check_entries(ctx, &data, first, slice)?;
             self.l2.set_checked(slice);
         }
-        decode_at(io, self.load(io, slice)?, at, cluster, slice)
+        decode_at(ctx, self.load(ctx, slice)?, at, cluster, slice)
     }
 
-    fn check_table_refcount(&mut self, io: &Io, table: HostOffset, guest: u64) -> Result<()> {
-        if self.refcounts(io)?.get(io, io.cluster().index(table.0))? == 0 {
-            return Err(io.corrupt(CHECK_REFCOUNTS, table.0, free_but("holds the L2 table of", guest)));
+    fn check_table_refcount(&mut self, ctx: &ImageContext, table: HostOffset, guest: u64) -> Result<()> {
+        if self.refcounts(ctx)?.get(ctx, ctx.cluster().index(table.0))? == 0 {
+            return Err(ctx.corrupt(CHECK_REFCOUNTS, table.0, free_but("holds the L2 table of", guest)));
         }
         Ok(())
     }
@@ -133,22 +133,22 @@ impl Meta {
     /// `first` on. An entry that makes no sense maps nothing: its use is an error.
     pub(crate) fn check_entries(
         &mut self,
-        io: &Io,
+        ctx: &ImageContext,
         data: &[u8],
         first: u64,
         slice: HostOffset,
     ) -> Result<()> {
-        if io.format.external_data {
+        if ctx.format.external_data {
             return Ok(());
         }
-        let refcounts = self.refcounts(io)?;
-        let step = io.format.entry_size() as usize;
+        let refcounts = self.refcounts(ctx)?;
+        let step = ctx.format.entry_size() as usize;
         for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
-            let Ok(entry) = decode_at(io, data, at, guest, slice) else { continue };
-            for cluster in references(io, &entry) {
-                if refcounts.get(io, cluster)? == 0 {
-                    let at = io.cluster().start(cluster);
-                    return Err(io.corrupt(CHECK_REFCOUNTS, at, free_but("is mapped by", guest)));
+            let Ok(entry) = decode_at(ctx, data, at, guest, slice) else { continue };
+            for cluster in references(ctx, &entry) {
+                if refcounts.get(ctx, cluster)? == 0 {
+                    let at = ctx.cluster().start(cluster);
+                    return Err(ctx.corrupt(CHECK_REFCOUNTS, at, free_but("is mapped by", guest)));
                 }
             }
         }
@@ -162,24 +162,24 @@ impl Meta {
     /// # Errors
     /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters
     /// may be left, a table that cannot be read.
-    fn verify(&mut self, io: &Io) -> Result<bool> {
-        let per_slice = self.l2.slice_size() as u64 / io.format.entry_size();
+    fn verify(&mut self, ctx: &ImageContext) -> Result<bool> {
+        let per_slice = self.l2.slice_size() as u64 / ctx.format.entry_size();
         let mut runs = Runs::default();
         // At most 2^22 tables.
-        let end = self.l1().len() as u64 * io.l2_entries();
+        let end = self.l1().len() as u64 * ctx.l2_entries();
         while self.verified_to < end {
             if self.pass_credit <= 0 {
                 return Ok(false);
             }
             let guest = self.verified_to;
-            let next_table = (guest / io.l2_entries() + 1) * io.l2_entries();
-            let Some(table) = self.l1_entry(io, guest)?.1.table() else {
+            let next_table = (guest / ctx.l2_entries() + 1) * ctx.l2_entries();
+            let Some(table) = self.l1_entry(ctx, guest)?.1.table() else {
                 self.pass_credit -= L1_ENTRY_COST;
                 self.verified_to = next_table;
                 continue;
             };
-            let (looks, loads) = (runs.looks, self.refcounts(io)?.loads());
-            let skipped = self.skip_hole(io, table, guest, &mut runs);
+            let (looks, loads) = (runs.looks, self.refcounts(ctx)?.loads());
+            let skipped = self.skip_hole(ctx, table, guest, &mut runs);
             let checked = match skipped {
                 Some(next) => {
                     self.pass_credit -= HOLE_COST;
@@ -187,51 +187,51 @@ impl Meta {
                 }
                 None => {
                     self.pass_credit -= CALL_COST;
-                    self.verify_slice(io, table, guest).map(|()| guest + per_slice)
+                    self.verify_slice(ctx, table, guest).map(|()| guest + per_slice)
                 }
             };
-            let calls = runs.looks - looks + self.refcounts(io)?.loads() - loads;
+            let calls = runs.looks - looks + self.refcounts(ctx)?.loads() - loads;
             // At most the entries of a slice, times three for compressed clusters.
             self.pass_credit -= calls as i64 * CALL_COST;
             match checked {
                 Ok(next) => self.verified_to = next,
-                Err(error) if error.operation() == CHECK_REFCOUNTS || io.storage.info().fixed_len => {
+                Err(error) if error.operation() == CHECK_REFCOUNTS || ctx.storage.info().fixed_len => {
                     return Err(error);
                 }
                 Err(_) => {
-                    self.refcounts(io)?.never_verify();
+                    self.refcounts(ctx)?.never_verify();
                     return Ok(true);
                 }
             }
         }
-        self.refcounts(io)?.all_verified();
+        self.refcounts(ctx)?.all_verified();
         Ok(true)
     }
 
     /// Where the table, or the slice of it that begins with guest cluster `guest`, lies in a hole: the guest
     /// cluster behind it. Entries of zeros map nothing. What was changed in memory since, and is not on disk
     /// yet, was checked when it was.
-    fn skip_hole(&self, io: &Io, table: HostOffset, guest: u64, runs: &mut Runs) -> Option<u64> {
-        let (slice, _) = self.locate(io, table, guest);
+    fn skip_hole(&self, ctx: &ImageContext, table: HostOffset, guest: u64, runs: &mut Runs) -> Option<u64> {
+        let (slice, _) = self.locate(ctx, table, guest);
         let in_table = slice.0 - table.0;
-        if !runs.is_hole(io, ByteRange::at(slice.0, self.l2.slice_size() as u64)) {
+        if !runs.is_hole(ctx, ByteRange::at(slice.0, self.l2.slice_size() as u64)) {
             return None;
         }
         // More of the table may lie in the same hole.
-        let end = runs.last.end().min(table.0 + io.cluster().bytes());
+        let end = runs.last.end().min(table.0 + ctx.cluster().bytes());
         let slices = (end - table.0 - in_table) / self.l2.slice_size() as u64;
-        Some(guest + slices * (self.l2.slice_size() as u64 / io.format.entry_size()))
+        Some(guest + slices * (self.l2.slice_size() as u64 / ctx.format.entry_size()))
     }
 
     /// Checks the slice of `table` that begins with guest cluster `guest`, without keeping it.
-    fn verify_slice(&mut self, io: &Io, table: HostOffset, guest: u64) -> Result<()> {
-        io.check_table("read L1 table", table, guest / io.l2_entries())?;
-        let (slice, _) = self.locate(io, table, guest);
+    fn verify_slice(&mut self, ctx: &ImageContext, table: HostOffset, guest: u64) -> Result<()> {
+        ctx.check_table("read L1 table", table, guest / ctx.l2_entries())?;
+        let (slice, _) = self.locate(ctx, table, guest);
         let data = match self.l2.get(slice) {
             Some(data) => data.to_vec().into_boxed_slice(),
-            None => io.read_slice("read L2 table", slice)?,
+            None => ctx.read_slice("read L2 table", slice)?,
         };
-        self.check_entries(io, &data, guest, slice)
+        self.check_entries(ctx, &data, guest, slice)
     }
 }
 
@@ -247,14 +247,14 @@ struct Runs {
 
 impl Runs {
     /// Whether all of `range` is a hole of the file.
-    fn is_hole(&mut self, io: &Io, range: ByteRange) -> bool {
+    fn is_hole(&mut self, ctx: &ImageContext, range: ByteRange) -> bool {
         let holds = |last: ByteRange| last.start() <= range.start() && range.end() <= last.end();
         if !holds(self.last) {
             self.looks += 1;
             // What the storage cannot tell is read.
             (self.last, self.hole) = (range, false);
             let rest = ByteRange::new(range.start(), range.end().saturating_add(LOOK_AHEAD));
-            let _ = io.storage.extents(rest, &mut |run| {
+            let _ = ctx.storage.extents(rest, &mut |run| {
                 (self.last, self.hole) = (run.range, run.hole);
                 Visit::Break(())
             });
@@ -280,7 +280,7 @@ impl Qcow2 {
             }
             Missing::Block(block) => {
                 // There is no place past the end for the larger table.
-                if self.io.storage.info().fixed_len {
+                if self.ctx.storage.info().fixed_len {
                     self.verify_all(stop)?;
                 }
                 self.grow_refcount_table(block)
@@ -293,9 +293,9 @@ impl Qcow2 {
         loop {
             {
                 let mut meta = self.meta.lock();
-                meta.check_poison(&self.io, CHECK_REFCOUNTS)?;
+                meta.check_poison(&self.ctx, CHECK_REFCOUNTS)?;
                 meta.pass_credit = PASS_CREDIT;
-                if meta.verify(&self.io)? {
+                if meta.verify(&self.ctx)? {
                     return Ok(());
                 }
             }

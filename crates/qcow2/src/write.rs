@@ -13,9 +13,9 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, RangeGuard, Result, WriteFlags, ZeroFlags, read_lost_as_zeros,
 };
 
+use crate::context::ImageContext;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
-use crate::io::Io;
 use crate::meta::{Mapping, Meta, references};
 use crate::offset::HostOffset;
 use crate::refcounts::Grant;
@@ -75,7 +75,7 @@ impl Qcow2 {
     pub fn resolve_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
         let range = self.bounds("write", Some(range), range.start(), range.len())?;
         self.check_writable("write")?;
-        self.relieve()?;
+        self.maybe_write_back()?;
         self.note_damage(self.plan_write(range))
     }
 
@@ -88,7 +88,7 @@ impl Qcow2 {
     }
 
     fn plan_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
-        let clusters = range.align_outward(self.io.cluster().bytes());
+        let clusters = range.align_outward(self.ctx.cluster().bytes());
         let mut guard = WriteGuard::new(self, range, Some(self.ranges.shared(clusters)));
         if guard.find_in_place()? {
             return Ok(guard);
@@ -128,7 +128,7 @@ impl Qcow2 {
     /// Maps `range`, which reads as zeros, to bytes that do so, as `preallocation=metadata` does for a whole
     /// image.
     pub(crate) fn map_ahead(&self, range: ByteRange) -> Result<()> {
-        let cluster = self.io.cluster();
+        let cluster = self.ctx.cluster();
         let stop = self.stop_check("preallocate");
         for part in range.pieces(MAX_AHEAD * cluster.bytes()) {
             stop.check()?;
@@ -139,20 +139,20 @@ impl Qcow2 {
             for run in guard.runs() {
                 let end = run.host.0 + run.range.len();
                 // The file ends with a cluster, though the disk may not.
-                let whole = run.range.end() == self.io.size() && !self.io.format.external_data;
+                let whole = run.range.end() == self.ctx.size() && !self.ctx.format.external_data;
                 let end = if whole { end.next_multiple_of(cluster.bytes()) } else { end };
-                self.io.data().write_zeroes(ByteRange::new(run.host.0, end), ZeroFlags::MAY_UNMAP)?;
+                self.ctx.data().write_zeroes(ByteRange::new(run.host.0, end), ZeroFlags::MAY_UNMAP)?;
             }
             guard.commit()?;
         }
         self.check_writable("preallocate")
     }
 
-    /// Brings metadata to disk if so much of it has changed that the caches would overflow.
-    pub(crate) fn relieve(&self) -> Result<()> {
+    /// Writes metadata back if so much of it is dirty that the caches would overflow.
+    pub(crate) fn maybe_write_back(&self) -> Result<()> {
         let wanted = {
             let meta = self.meta.lock();
-            meta.check_poison(&self.io, "write")?;
+            meta.check_poison(&self.ctx, "write")?;
             meta.l2.wants_write_back() || meta.refcounts.as_ref().is_some_and(|r| r.wants_write_back())
         };
         if wanted { self.flush() } else { Ok(()) }
@@ -214,7 +214,7 @@ impl<'a> WriteGuard<'a> {
         for run in &self.runs {
             // The runs cover the range, and the data is as long.
             let (now, later) = rest.split_at(run.range.len() as usize);
-            self.image.io.data().write_at(now, run.host.0)?;
+            self.image.ctx.data().write_at(now, run.host.0)?;
             rest = later;
         }
         Ok(())
@@ -228,14 +228,14 @@ impl<'a> WriteGuard<'a> {
         if self.updates.is_empty() {
             return Ok(());
         }
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         // From here on the clusters belong to the image. Should publishing one of them fail they leak.
         self.grants.clear();
         let mut meta = self.image.meta.lock();
         for update in self.updates.drain(..) {
-            meta.set_entry(io, update.cluster, update.entry)?;
+            meta.set_entry(ctx, update.cluster, update.entry)?;
             if !update.drops.is_empty() {
-                meta.refcounts(io)?.defer_drop(io, update.drops);
+                meta.refcounts(ctx)?.defer_unref(ctx, update.drops);
             }
         }
         Ok(())
@@ -244,15 +244,15 @@ impl<'a> WriteGuard<'a> {
     /// Plans the write if every cluster of it can be overwritten in place as it is.
     fn find_in_place(&mut self) -> Result<bool> {
         let mut meta = self.image.meta.lock();
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         let mut at = self.range.start();
         while at < self.range.end() {
             let part = self.part_at(at);
-            let cluster = io.cluster().index(at);
-            let Entry::Plain(entry) = meta.entry_to_write(io, cluster)? else { return Ok(false) };
+            let cluster = ctx.cluster().index(at);
+            let Entry::Plain(entry) = meta.entry_to_write(ctx, cluster)? else { return Ok(false) };
             let touched = self.touched(part);
             match entry.host {
-                Some(host) if writable_in_place(io, &entry) && touched & !entry.allocated == 0 => {
+                Some(host) if writable_in_place(ctx, &entry) && touched & !entry.allocated == 0 => {
                     self.check_overlap(&mut meta, host)?;
                     self.push_run(part, host);
                 }
@@ -266,17 +266,17 @@ impl<'a> WriteGuard<'a> {
     /// Plans the write from where the last call stopped; `Some` says what must come first.
     fn plan(&mut self) -> Result<Option<Missing>> {
         let image = self.image;
-        let io = &image.io;
+        let ctx = &image.ctx;
         let mut meta = image.meta.lock();
-        meta.check_poison(io, "write")?;
+        meta.check_poison(ctx, "write")?;
         // The tables first, so that they do not lie between the data clusters.
-        let clusters = io.cluster().index(self.range.start())..io.cluster().count(self.range.end());
+        let clusters = ctx.cluster().index(self.range.start())..ctx.cluster().count(self.range.end());
         let mut first = clusters.start;
         while first < clusters.end {
-            if let Some(missing) = ensure_l2_table(io, &mut meta, first)? {
+            if let Some(missing) = ensure_l2_table(ctx, &mut meta, first)? {
                 return Ok(Some(missing));
             }
-            first = (first / io.l2_entries() + 1) * io.l2_entries();
+            first = (first / ctx.l2_entries() + 1) * ctx.l2_entries();
         }
         let mut spare = 0..0;
         let mut fresh = false;
@@ -286,18 +286,18 @@ impl<'a> WriteGuard<'a> {
             if at >= self.range.end() {
                 return Ok(None);
             }
-            let cluster = io.cluster().index(at);
-            let entry = meta.entry_to_write(io, cluster)?;
+            let cluster = ctx.cluster().index(at);
+            let entry = meta.entry_to_write(ctx, cluster)?;
             if let Entry::Plain(plain) = entry
                 && let Some(host) = plain.host
-                && writable_in_place(io, &plain)
+                && writable_in_place(ctx, &plain)
             {
                 self.check_overlap(&mut meta, host)?;
                 self.plan_in_place(at, plain, host);
                 continue;
             }
-            if io.format.external_data {
-                self.plan_new(at, entry, HostOffset(io.cluster().start(cluster)), false);
+            if ctx.format.external_data {
+                self.plan_new(at, entry, HostOffset(ctx.cluster().start(cluster)), false);
                 continue;
             }
             if spare.is_empty() {
@@ -305,7 +305,7 @@ impl<'a> WriteGuard<'a> {
                 if wanted == 0 {
                     wanted = self.count_new(&mut meta, cluster, clusters.end)?;
                 }
-                match meta.allocate(io, wanted)? {
+                match meta.allocate(ctx, wanted)? {
                     Err(missing) => return Ok(Some(missing)),
                     Ok(grant) => {
                         self.grants.push(grant);
@@ -315,7 +315,7 @@ impl<'a> WriteGuard<'a> {
                     }
                 }
             }
-            let host = HostOffset(io.cluster().start(spare.start));
+            let host = HostOffset(ctx.cluster().start(spare.start));
             spare.start += 1;
             self.plan_new(at, entry, host, fresh);
         }
@@ -323,11 +323,11 @@ impl<'a> WriteGuard<'a> {
 
     /// How many clusters from `first` on need a new place.
     fn count_new(&self, meta: &mut Meta, first: u64, end: u64) -> Result<u64> {
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         let mut count = 1;
         while first + count < end {
-            match meta.entry_to_write(io, first + count)? {
-                Entry::Plain(entry) if writable_in_place(io, &entry) => break,
+            match meta.entry_to_write(ctx, first + count)? {
+                Entry::Plain(entry) if writable_in_place(ctx, &entry) => break,
                 _ => count += 1,
             }
         }
@@ -336,7 +336,7 @@ impl<'a> WriteGuard<'a> {
 
     /// The cluster keeps its host cluster, but some of its subclusters come to life.
     fn plan_in_place(&mut self, at: u64, old: PlainEntry, host: HostOffset) {
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         let part = self.part_at(at);
         let touched = self.touched(part);
         self.push_fills(touched & !old.allocated, part, host, false);
@@ -348,40 +348,40 @@ impl<'a> WriteGuard<'a> {
                 copied: true,
                 host: Some(host),
             };
-            self.updates.push(Update { cluster: io.cluster().index(at), entry, drops: 0..0 });
+            self.updates.push(Update { cluster: ctx.cluster().index(at), entry, drops: 0..0 });
         }
     }
 
     /// The cluster moves to `host`; what it held goes along.
     fn plan_new(&mut self, at: u64, old: Entry, host: HostOffset, fresh: bool) {
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         let part = self.part_at(at);
         let touched = self.touched(part);
-        let drops = references(io, &old);
+        let drops = references(ctx, &old);
         let (keep, zero) = match old {
-            Entry::Compressed(_) => (io.format.all(), 0),
+            Entry::Compressed(_) => (ctx.format.all(), 0),
             Entry::Plain(plain) => (plain.allocated, plain.zero & !touched),
         };
         self.push_fills(touched | keep, part, host, fresh);
         self.push_run(part, host);
         let entry = PlainEntry { host: Some(host), copied: true, allocated: touched | keep, zero };
-        self.updates.push(Update { cluster: io.cluster().index(at), entry, drops });
+        self.updates.push(Update { cluster: ctx.cluster().index(at), entry, drops });
     }
 
     /// The part of the write that lies in the cluster of `at`.
     fn part_at(&self, at: u64) -> ByteRange {
-        let cluster = self.image.io.cluster();
+        let cluster = self.image.ctx.cluster();
         ByteRange::new(at, cluster.start(cluster.index(at) + 1).min(self.range.end()))
     }
 
     fn touched(&self, part: ByteRange) -> u32 {
-        let start = self.image.io.cluster().floor(part.start());
-        self.image.io.format.touched(part.start() - start, part.end() - start)
+        let start = self.image.ctx.cluster().floor(part.start());
+        self.image.ctx.format.touched(part.start() - start, part.end() - start)
     }
 
     /// Notes that `part` goes to the cluster at `host`.
     fn push_run(&mut self, part: ByteRange, host: HostOffset) {
-        let host = host.plus(self.image.io.cluster().within(part.start()));
+        let host = host.plus(self.image.ctx.cluster().within(part.start()));
         match self.runs.last_mut() {
             Some(last) if last.host.plus(last.range.len()) == host => {
                 last.range = ByteRange::new(last.range.start(), part.end());
@@ -396,8 +396,8 @@ impl<'a> WriteGuard<'a> {
     /// this place after a crash (a zero cluster that kept it), the sector is then old, or zero, or new, never
     /// a mixture.
     fn push_fills(&mut self, mut mask: u32, part: ByteRange, host: HostOffset, fresh: bool) {
-        let io = &self.image.io;
-        let (size, start) = (io.format.subcluster_size(), io.cluster().floor(part.start()));
+        let ctx = &self.image.ctx;
+        let (size, start) = (ctx.format.subcluster_size(), ctx.cluster().floor(part.start()));
         while mask != 0 {
             let first = mask.trailing_zeros();
             let count = (mask >> first).trailing_ones();
@@ -419,13 +419,13 @@ impl<'a> WriteGuard<'a> {
     /// mapping answers; past the end of the disk it is zeros.
     fn fill(&self, fill: &Fill) -> Result<()> {
         let image = self.image;
-        let io = &image.io;
-        let there = fill.range.intersect(ByteRange::new(0, io.size()));
+        let ctx = &image.ctx;
+        let there = fill.range.intersect(ByteRange::new(0, ctx.size()));
         if fill.fresh && image.shows_zero(there)? {
             return Ok(());
         }
         // A data file need not reach past the end of the disk, and on a device may not.
-        let len = if io.format.external_data { there.len() } else { fill.range.len() };
+        let len = if ctx.format.external_data { there.len() } else { fill.range.len() };
         // At most a cluster, 2 MiB.
         let mut buf = vec![0; len as usize];
         let read = |buf: &mut [u8], at| image.read_mapped(buf, ByteRange::at(at, buf.len() as u64));
@@ -436,15 +436,15 @@ impl<'a> WriteGuard<'a> {
         } else {
             read(old, there.start())?;
         }
-        io.data().write_at(&buf, fill.host.0)
+        ctx.data().write_at(&buf, fill.host.0)
     }
 
     fn check_overlap(&self, meta: &mut Meta, host: HostOffset) -> Result<()> {
-        let io = &self.image.io;
-        if io.format.external_data {
+        let ctx = &self.image.ctx;
+        if ctx.format.external_data {
             return Ok(());
         }
-        meta.refcounts(io)?.metadata.check_write(io, host)
+        meta.refcounts(ctx)?.metadata.check_write(ctx, host)
     }
 }
 
@@ -453,12 +453,12 @@ impl Drop for WriteGuard<'_> {
         if self.grants.is_empty() {
             return;
         }
-        let io = &self.image.io;
+        let ctx = &self.image.ctx;
         let mut meta = self.image.meta.lock();
-        if let Ok(refcounts) = meta.refcounts(io) {
+        if let Ok(refcounts) = meta.refcounts(ctx) {
             for grant in &self.grants {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(io, grant.first..grant.first + grant.count);
+                let _ = refcounts.release(ctx, grant.first..grant.first + grant.count);
             }
         }
     }
@@ -467,20 +467,20 @@ impl Drop for WriteGuard<'_> {
 impl Qcow2 {
     /// Whether all of `range` is known to read as zeros now, without reading it.
     fn shows_zero(&self, range: ByteRange) -> Result<bool> {
-        self.all_zero(range, |hole| !self.io.hidden_backing() && !self.io.backing_covers(hole))
+        self.all_zero(range, |hole| !self.ctx.hidden_backing() && !self.ctx.backing_covers(hole))
     }
 
     /// Whether all of `range` reads as zeros, whatever lies below the image now or later; if `explicit`, also
     /// should it be given a backing file.
     pub(crate) fn is_zero_by_itself(&self, range: ByteRange, explicit: bool) -> Result<bool> {
-        self.all_zero(range, |_| !explicit && !self.io.backed())
+        self.all_zero(range, |_| !explicit && !self.ctx.backed())
     }
 
     /// Whether all of `range` reads as zeros, if `unallocated` says which holes of the mapping do.
     fn all_zero(&self, range: ByteRange, unallocated: impl Fn(ByteRange) -> bool) -> Result<bool> {
         let mut at = range.start();
         while at < range.end() {
-            let runs = self.meta.lock().runs(&self.io, ByteRange::new(at, range.end()), 64)?;
+            let runs = self.meta.lock().runs(&self.ctx, ByteRange::new(at, range.end()), 64)?;
             for run in runs {
                 match run.mapping {
                     Mapping::Zero(_) => {}
@@ -495,37 +495,37 @@ impl Qcow2 {
 }
 
 /// Whether the host cluster of `entry` belongs to it alone.
-pub(crate) fn writable_in_place(io: &Io, entry: &PlainEntry) -> bool {
-    entry.host.is_some() && (entry.copied || io.format.external_data)
+pub(crate) fn writable_in_place(ctx: &ImageContext, entry: &PlainEntry) -> bool {
+    entry.host.is_some() && (entry.copied || ctx.format.external_data)
 }
 
 /// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what
 /// must come first.
-pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<Option<Missing>> {
-    let (index, l1) = meta.l1_entry(io, cluster)?;
+pub(crate) fn ensure_l2_table(ctx: &ImageContext, meta: &mut Meta, cluster: u64) -> Result<Option<Missing>> {
+    let (index, l1) = meta.l1_entry(ctx, cluster)?;
     if l1.copied() && l1.table().is_some() {
         return Ok(None);
     }
-    let grant = match meta.allocate(io, 1)? {
+    let grant = match meta.allocate(ctx, 1)? {
         Err(missing) => return Ok(Some(missing)),
         Ok(grant) => grant,
     };
-    let new = HostOffset(io.cluster().start(grant.first));
+    let new = HostOffset(ctx.cluster().start(grant.first));
     let written = match l1.table() {
-        None => io.zero_cluster(new),
-        Some(old) => copy_table(io, meta, old, new),
+        None => ctx.zero_cluster(new),
+        Some(old) => copy_table(ctx, meta, old, new),
     };
-    let refcounts = meta.refcounts(io)?;
+    let refcounts = meta.refcounts(ctx)?;
     if let Err(error) = written {
-        refcounts.release(io, grant.first..grant.first + 1)?;
+        refcounts.release(ctx, grant.first..grant.first + 1)?;
         return Err(error);
     }
     refcounts.metadata.insert(grant.first);
     if let Some(old) = l1.table() {
-        let old_cluster = io.cluster().index(old.0);
+        let old_cluster = ctx.cluster().index(old.0);
         refcounts.metadata.remove(old_cluster);
-        refcounts.defer_drop(io, old_cluster..old_cluster + 1);
-        meta.l2.forget(old, io.cluster().bytes());
+        refcounts.defer_unref(ctx, old_cluster..old_cluster + 1);
+        meta.l2.forget(old, ctx.cluster().bytes());
     }
     meta.set_l1(index, new);
     Ok(None)
@@ -533,11 +533,11 @@ pub(crate) fn ensure_l2_table(io: &Io, meta: &mut Meta, cluster: u64) -> Result<
 
 /// Copies an L2 table that a snapshot may refer to as well. Such a table is never changed, so the disk is up
 /// to date.
-fn copy_table(io: &Io, meta: &mut Meta, old: HostOffset, new: HostOffset) -> Result<()> {
-    io.check_table("read L1 table", old, 0)?;
-    meta.l2.forget(new, io.cluster().bytes());
+fn copy_table(ctx: &ImageContext, meta: &mut Meta, old: HostOffset, new: HostOffset) -> Result<()> {
+    ctx.check_table("read L1 table", old, 0)?;
+    meta.l2.forget(new, ctx.cluster().bytes());
     // At most 2 MiB.
-    let mut table = vec![0; io.cluster().bytes() as usize];
-    io.storage.read_at(&mut table, old.0)?;
-    io.storage.write_at(&table, new.0)
+    let mut table = vec![0; ctx.cluster().bytes() as usize];
+    ctx.storage.read_at(&mut table, old.0)?;
+    ctx.storage.write_at(&table, new.0)
 }

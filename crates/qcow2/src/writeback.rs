@@ -26,8 +26,8 @@ use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
 
 use crate::cache::DirtySlice;
+use crate::context::ImageContext;
 use crate::image::Qcow2;
-use crate::io::Io;
 use crate::meta::Meta;
 
 /// Why a change of metadata did not become durable.
@@ -63,7 +63,7 @@ impl From<Error> for Failure {
     }
 }
 
-impl Io {
+impl ImageContext {
     /// Makes what was written to the image file durable.
     pub(crate) fn barrier(&self) -> Result<(), Failure> {
         self.storage.flush().map_err(Failure::Doubt)
@@ -99,37 +99,37 @@ impl Batch {
             let (table, at) = refcounts.table();
             batch.refcount_table = table_dirty.take(|i| table.get(i).copied());
             batch.refcount_table_at = at.0;
-            batch.dropped = refcounts.take_pending();
+            batch.dropped = refcounts.take_pending_unrefs();
         }
         batch
     }
 
     /// Writes everything but the dropped references, in order.
-    fn write(&self, io: &Io) -> Result<(), Failure> {
+    fn write(&self, ctx: &ImageContext) -> Result<(), Failure> {
         for (at, data) in &self.refcount_slices {
-            io.storage.write_at(data, at.0)?;
+            ctx.storage.write_at(data, at.0)?;
         }
-        if let Some(data_file) = &io.data_file {
+        if let Some(data_file) = &ctx.data_file {
             data_file.flush().map_err(Failure::Doubt)?;
         }
-        io.barrier()?;
+        ctx.barrier()?;
         if !self.refcount_table.is_empty() {
             for (at, data) in &self.refcount_table {
-                io.storage.write_at(data, self.refcount_table_at + at)?;
+                ctx.storage.write_at(data, self.refcount_table_at + at)?;
             }
-            io.barrier()?;
+            ctx.barrier()?;
         }
         if !self.l2_slices.is_empty() {
             for (at, data) in &self.l2_slices {
-                io.storage.write_at(data, at.0)?;
+                ctx.storage.write_at(data, at.0)?;
             }
-            io.barrier()?;
+            ctx.barrier()?;
         }
         if !self.l1.is_empty() {
             for (at, data) in &self.l1 {
-                io.storage.write_at(data, self.l1_at + at)?;
+                ctx.storage.write_at(data, self.l1_at + at)?;
             }
-            io.barrier()?;
+            ctx.barrier()?;
         }
         Ok(())
     }
@@ -195,10 +195,10 @@ impl Qcow2 {
         let _only_one = self.write_back.lock();
         let batch = {
             let mut meta = self.meta.lock();
-            meta.check_poison(&self.io, "flush")?;
+            meta.check_poison(&self.ctx, "flush")?;
             Batch::take(&mut meta)
         };
-        if let Err(failure) = batch.write(&self.io) {
+        if let Err(failure) = batch.write(&self.ctx) {
             let mut meta = self.meta.lock();
             if failure.may_be_tried_again() {
                 batch.put_back(&mut meta);
@@ -212,32 +212,33 @@ impl Qcow2 {
                 refcounts.blocks.written();
             }
         }
-        if batch.dropped.is_empty() { Ok(()) } else { self.drop_references(&batch.dropped) }
+        if batch.dropped.is_empty() { Ok(()) } else { self.unref(&batch.dropped) }
     }
 
     /// Gives dropped references back and brings the lowered refcounts to disk, so that a process that ends
     /// after a flush leaves no leaks.
-    fn drop_references(&self, dropped: &[Range<u64>]) -> Result<()> {
-        let io = &self.io;
-        let free = self.meta.lock().refcounts(io)?.last_references(io, dropped)?;
+    fn unref(&self, dropped: &[Range<u64>]) -> Result<()> {
+        let ctx = &self.ctx;
+        let free = self.meta.lock().refcounts(ctx)?.last_references(ctx, dropped)?;
         // The refcounts are still one, so these clusters are not handed out while the host gives their space
         // back.
         for clusters in &free {
-            let range = ByteRange::new(io.cluster().start(clusters.start), io.cluster().start(clusters.end));
+            let range =
+                ByteRange::new(ctx.cluster().start(clusters.start), ctx.cluster().start(clusters.end));
             // A hint: a host that cannot is no failure.
-            let _ = io.storage.discard(range);
+            let _ = ctx.storage.discard(range);
         }
         let slices = {
             let mut meta = self.meta.lock();
-            let refcounts = meta.refcounts(io)?;
-            refcounts.drop_references(io, dropped)?;
+            let refcounts = meta.refcounts(ctx)?;
+            refcounts.unref(ctx, dropped)?;
             refcounts.blocks.take_dirty()
         };
-        let written = slices.iter().try_for_each(|(at, data)| io.storage.write_at(data, at.0));
+        let written = slices.iter().try_for_each(|(at, data)| ctx.storage.write_at(data, at.0));
         let mut meta = self.meta.lock();
         match &written {
-            Ok(()) => meta.refcounts(io)?.blocks.written(),
-            Err(error) if error.kind() == ErrorKind::NoSpace => meta.refcounts(io)?.blocks.not_written(),
+            Ok(()) => meta.refcounts(ctx)?.blocks.written(),
+            Err(error) if error.kind() == ErrorKind::NoSpace => meta.refcounts(ctx)?.blocks.not_written(),
             Err(error) => poison(&mut meta, error),
         }
         written
@@ -248,11 +249,11 @@ impl Qcow2 {
     pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
         let _only_one = self.write_back.lock();
         let mut meta = self.meta.lock();
-        meta.check_poison(&self.io, "grow refcount table")?;
+        meta.check_poison(&self.ctx, "grow refcount table")?;
         let grown = meta
-            .refcounts(&self.io)
+            .refcounts(&self.ctx)
             .map_err(Failure::from)
-            .and_then(|refcounts| refcounts.grow_table(&self.io, block));
+            .and_then(|refcounts| refcounts.grow_table(&self.ctx, block));
         grown.map_err(|failure| failure.settle(&mut meta))
     }
 }

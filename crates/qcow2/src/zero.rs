@@ -6,9 +6,9 @@
 
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, WriteFlags, ZeroFlags};
 
+use crate::context::ImageContext;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
-use crate::io::Io;
 use crate::meta::{Meta, references};
 use crate::verify::Missing;
 use crate::write::ensure_l2_table;
@@ -102,15 +102,15 @@ impl Qcow2 {
     /// The part of `range` that covers whole subclusters. What lies past the end of the disk does not matter,
     /// so a range that ends with the disk ends on a border; an empty result lies at the start of `range`.
     fn whole_subclusters(&self, range: ByteRange) -> ByteRange {
-        let size = self.io.format.subcluster_size();
+        let size = self.ctx.format.subcluster_size();
         let start = range.start().next_multiple_of(size);
-        let end = if range.end() == self.io.size() { range.end() } else { range.end() & !(size - 1) };
+        let end = if range.end() == self.ctx.size() { range.end() } else { range.end() & !(size - 1) };
         if start >= end { ByteRange::new(range.start(), range.start()) } else { ByteRange::new(start, end) }
     }
 
     fn only_data(&self, range: ByteRange) -> Error {
         Error::new(ErrorKind::Unsupported, "write zeroes")
-            .in_file(self.io.name.clone())
+            .in_file(self.ctx.name.clone())
             .at(range.start())
             .because("the range can only be zeroed by writing zeros")
     }
@@ -120,14 +120,14 @@ impl Qcow2 {
         if self.raw_data_file() {
             return Err(self.only_data(whole));
         }
-        let cluster = self.io.cluster().bytes();
+        let cluster = self.ctx.cluster().bytes();
         // With a zero flag, part of a compressed cluster is the one thing that takes data; it can lie only at
         // the ends.
-        let inner = if self.io.format.has_zero { whole.align_inward(cluster) } else { ByteRange::default() };
+        let inner = if self.ctx.format.has_zero { whole.align_inward(cluster) } else { ByteRange::default() };
         let ends = [ByteRange::new(whole.start(), inner.start()), ByteRange::new(inner.end(), whole.end())];
         let doubtful = ends.into_iter().map(|end| end.intersect(whole));
         for part in doubtful.flat_map(|end| end.pieces(cluster)) {
-            let entry = self.meta.lock().entry(&self.io, self.io.cluster().index(part.start()))?;
+            let entry = self.meta.lock().entry(&self.ctx, self.ctx.cluster().index(part.start()))?;
             if self.decide(entry, part, purpose) == Change::Data {
                 return Err(self.only_data(whole));
             }
@@ -137,11 +137,11 @@ impl Qcow2 {
 
     /// Applies `purpose` to `whole`, which covers whole subclusters.
     fn change(&self, whole: ByteRange, purpose: Purpose) -> Result<()> {
-        let table_bytes = self.io.l2_entries() << self.io.cluster().bits();
+        let table_bytes = self.ctx.l2_entries() << self.ctx.cluster().bits();
         let stop = self.stop_check("write zeroes");
         for part in whole.pieces(table_bytes) {
             stop.check()?;
-            self.relieve()?;
+            self.maybe_write_back()?;
             let by_data = self.change_in_table(part, purpose)?;
             for range in by_data {
                 self.zero_with_data(range, purpose)?;
@@ -152,14 +152,14 @@ impl Qcow2 {
 
     /// Changes the entries of `part`, which lies in one L2 table; returns what is left for data.
     fn change_in_table(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
-        let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
+        let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
         self.change_held(part, purpose)
     }
 
     /// The same where the caller holds the clusters exclusively.
     fn change_held(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
-        let io = &self.io;
-        if let (Some(data_file), true) = (&io.data_file, purpose.unmaps()) {
+        let ctx = &self.ctx;
+        if let (Some(data_file), true) = (&ctx.data_file, purpose.unmaps()) {
             // A hint, and before the entries change: a discarded range reads as before or as zeros.
             data_file.discard(part)?;
         }
@@ -167,7 +167,7 @@ impl Qcow2 {
         loop {
             let changed = {
                 let mut meta = self.meta.lock();
-                meta.check_poison(io, "write zeroes")?;
+                meta.check_poison(ctx, "write zeroes")?;
                 self.change_locked(&mut meta, part, purpose)
             };
             match self.note_damage(changed)? {
@@ -184,17 +184,17 @@ impl Qcow2 {
         part: ByteRange,
         purpose: Purpose,
     ) -> Result<Result<Vec<ByteRange>, Missing>> {
-        let io = &self.io;
+        let ctx = &self.ctx;
         let mut by_data: Vec<ByteRange> = Vec::new();
-        let first = io.cluster().index(part.start());
-        let no_table = meta.l1_entry(io, first)?.1.table().is_none();
-        if no_table && (purpose == Purpose::Discard || !shows_below(io, part, purpose)) {
+        let first = ctx.cluster().index(part.start());
+        let no_table = meta.l1_entry(ctx, first)?.1.table().is_none();
+        if no_table && (purpose == Purpose::Discard || !shows_below(ctx, part, purpose)) {
             return Ok(Ok(by_data));
         }
         let mut table_ready = false;
-        for piece in part.pieces(io.cluster().bytes()) {
-            let cluster = io.cluster().index(piece.start());
-            let old = meta.entry_to_write(io, cluster)?;
+        for piece in part.pieces(ctx.cluster().bytes()) {
+            let cluster = ctx.cluster().index(piece.start());
+            let old = meta.entry_to_write(ctx, cluster)?;
             match self.decide(old, piece, purpose) {
                 Change::Nothing => {}
                 Change::Data => match by_data.last_mut() {
@@ -205,14 +205,14 @@ impl Qcow2 {
                 },
                 Change::Set { entry, frees } => {
                     if !table_ready {
-                        if let Some(missing) = ensure_l2_table(io, meta, cluster)? {
+                        if let Some(missing) = ensure_l2_table(ctx, meta, cluster)? {
                             return Ok(Err(missing));
                         }
                         table_ready = true;
                     }
-                    meta.set_entry(io, cluster, entry)?;
+                    meta.set_entry(ctx, cluster, entry)?;
                     if frees {
-                        meta.refcounts(io)?.defer_drop(io, references(io, &old));
+                        meta.refcounts(ctx)?.defer_unref(ctx, references(ctx, &old));
                     }
                 }
             }
@@ -222,13 +222,13 @@ impl Qcow2 {
 
     /// What becomes of the cluster with entry `old`, of which `part` is to change.
     fn decide(&self, old: Entry, part: ByteRange, purpose: Purpose) -> Change {
-        let io = &self.io;
-        let format = io.format;
-        let start = io.cluster().floor(part.start());
+        let ctx = &self.ctx;
+        let format = ctx.format;
+        let start = ctx.cluster().floor(part.start());
         // Up to the end of the disk is up to the end of the cluster.
-        let end = if part.end() == io.size() { io.cluster().bytes() } else { part.end() - start };
+        let end = if part.end() == ctx.size() { ctx.cluster().bytes() } else { part.end() - start };
         let mask = format.covered(part.start() - start, end);
-        let backed = shows_below(io, part, purpose);
+        let backed = shows_below(ctx, part, purpose);
         let whole = mask == format.all();
         let plain = match old {
             Entry::Compressed(_) if whole => PlainEntry { allocated: format.all(), ..PlainEntry::default() },
@@ -269,7 +269,7 @@ impl Qcow2 {
     /// Makes `range` of whole subclusters, nothing of which is allocated and whose clusters the caller holds,
     /// zero by statement of this image. The format has a zero flag.
     pub(crate) fn zero_held(&self, range: ByteRange) -> Result<()> {
-        for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
+        for part in range.pieces(self.ctx.l2_entries() << self.ctx.cluster().bits()) {
             let purpose = Purpose::Zero { may_unmap: true, explicit: true, lost_as_zeros: false };
             self.change_held(part, purpose)?;
         }
@@ -290,23 +290,23 @@ impl Qcow2 {
 
     /// The data file is a raw image by itself: the zeros must be in it. The mapping does not change.
     fn zero_raw_data_file(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        let Some(data_file) = &self.io.data_file else { return Ok(()) };
-        self.meta.lock().check_poison(&self.io, "write zeroes")?;
-        for part in range.pieces(self.io.l2_entries() << self.io.cluster().bits()) {
-            let _lock = self.ranges.exclusive(part.align_outward(self.io.cluster().bytes()));
+        let Some(data_file) = &self.ctx.data_file else { return Ok(()) };
+        self.meta.lock().check_poison(&self.ctx, "write zeroes")?;
+        for part in range.pieces(self.ctx.l2_entries() << self.ctx.cluster().bits()) {
+            let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
             data_file.write_zeroes(part, flags.without(ZeroFlags::FUA))?;
         }
-        self.io.known_data.forget();
+        self.ctx.known_data.forget();
         Ok(())
     }
 }
 
 /// Whether something other than zeros may show in `part` where nothing is allocated, as far as `purpose`
 /// cares.
-fn shows_below(io: &Io, part: ByteRange, purpose: Purpose) -> bool {
+fn shows_below(ctx: &ImageContext, part: ByteRange, purpose: Purpose) -> bool {
     match purpose {
         Purpose::Zero { explicit: true, .. } => true,
-        Purpose::Grow => io.backing_covers(part),
-        Purpose::Zero { .. } | Purpose::Discard => io.backed(),
+        Purpose::Grow => ctx.backing_covers(part),
+        Purpose::Zero { .. } | Purpose::Discard => ctx.backed(),
     }
 }

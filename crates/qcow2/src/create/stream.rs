@@ -33,7 +33,7 @@ pub(super) fn entries<const WORDS: usize>(
 /// Writes `count` refcounts of one, each `1 << order` bits wide, from `offset` on.
 pub(super) fn refcounts_of_one(storage: &dyn Storage, offset: u64, count: u64, order: u32) -> Result<()> {
     let width = 1usize << order;
-    // Below a byte, the first entry lies in the least significant bits.
+    // BackingLayer a byte, the first entry lies in the least significant bits.
     let pattern: Vec<u8> = if width < 8 {
         vec![(0..8).step_by(width).fold(0, |byte, bit| byte | 1 << bit)]
     } else {

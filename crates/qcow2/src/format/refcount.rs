@@ -36,7 +36,7 @@ impl RefcountWidth {
             4 => u64::from(BigEndian::read_u16(&block[index * 2..])),
             5 => u64::from(BigEndian::read_u32(&block[index * 4..])),
             6 => BigEndian::read_u64(&block[index * 8..]),
-            // Below a byte, the least significant bits come first.
+            // BackingLayer a byte, the least significant bits come first.
             order => {
                 let per_byte = 8 >> order;
                 let shift = (index % per_byte) << order;

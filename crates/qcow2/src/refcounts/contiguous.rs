@@ -7,7 +7,7 @@
 use blockmirror_block::Result;
 
 use super::{Refcounts, SearchBudget};
-use crate::io::Io;
+use crate::context::ImageContext;
 use crate::verify::Missing;
 
 /// How far a search for a free run has come. Between its calls nothing else allocates.
@@ -25,11 +25,11 @@ impl Refcounts {
     /// says what must come first; the next call with the same `search` goes on from there.
     pub(crate) fn allocate_run(
         &mut self,
-        io: &Io,
+        ctx: &ImageContext,
         want: u64,
         search: &mut RunSearch,
     ) -> Result<Result<u64, Missing>> {
-        let per_block = self.per_block(io);
+        let per_block = self.per_block(ctx);
         let mut budget = SearchBudget::new(self);
         if search.start < self.next_free {
             (search.start, search.at) = (self.next_free, self.next_free);
@@ -41,9 +41,9 @@ impl Refcounts {
             let at = search.at;
             if self.block(at / per_block).is_none() {
                 search.block = search.block.max(at / per_block);
-                return self.allocate_run_beyond(io, want, search, budget);
+                return self.allocate_run_beyond(ctx, want, search, budget);
             }
-            let used = self.used_from(io, at)?;
+            let used = self.used_from(ctx, at)?;
             if used == 0 && !self.metadata.contains(at) && !self.unverified.get(at) {
                 search.at += 1;
                 continue;
@@ -56,23 +56,23 @@ impl Refcounts {
             search.start = search.at;
         }
         let start = search.start;
-        self.check_room(io, start + want)?;
+        self.check_room(ctx, start + want)?;
         for cluster in start..start + want {
-            self.set(io, cluster, 1)?;
+            self.set(ctx, cluster, 1)?;
         }
-        self.use_up(io, start, start + want);
+        self.use_up(ctx, start, start + want);
         Ok(Ok(start))
     }
 
     /// The same from block `search.block` on, where nothing is counted yet.
     fn allocate_run_beyond(
         &mut self,
-        io: &Io,
+        ctx: &ImageContext,
         want: u64,
         search: &mut RunSearch,
         mut budget: SearchBudget,
     ) -> Result<Result<u64, Missing>> {
-        let per_block = self.per_block(io);
+        let per_block = self.per_block(ctx);
         // So many blocks count themselves and the run.
         let blocks = (1..).find(|b| b * per_block >= b + want).unwrap_or(1);
         // usize to u64 is exact here.
@@ -100,20 +100,20 @@ impl Refcounts {
         let first_block = search.block;
         let first = first_block * per_block;
         let used = blocks + want;
-        self.check_room(io, first + used)?;
-        self.use_up(io, first, first + used);
+        self.check_room(ctx, first + used)?;
+        self.use_up(ctx, first, first + used);
         for b in 0..blocks {
             // One cluster, at most 2 MiB.
-            let mut data = vec![0; io.cluster().bytes() as usize];
+            let mut data = vec![0; ctx.cluster().bytes() as usize];
             for i in (0..per_block).take_while(|i| b * per_block + i < used) {
                 self.width.set(&mut data, i as usize, 1);
             }
-            io.storage.write_at(&data, io.cluster().start(first + b))?;
+            ctx.storage.write_at(&data, ctx.cluster().start(first + b))?;
         }
         for b in 0..blocks {
             // Inside the table, as was seen above.
             let index = (first_block + b) as usize;
-            self.table[index] = io.cluster().start(first + b);
+            self.table[index] = ctx.cluster().start(first + b);
             self.table_dirty.mark(index);
             self.metadata.insert(first + b);
         }

@@ -1,5 +1,5 @@
-//! What every part of an open image needs: where it lies, how it is laid out, how long the disk is and what
-//! it stands on.
+//! The context of an open image: its storages, layout, length and backing device. Handed to every function that
+//! works on the metadata, so that those need not know the image.
 //!
 //! Length and backing device change only while no read or write is under way ([`crate::resize`],
 //! [`crate::backing`]); they are looked up anew by each operation.
@@ -14,24 +14,24 @@ use crate::format::entry::EntryFormat;
 use crate::holes::KnownData;
 use crate::offset::{ClusterSize, HostOffset};
 
-/// What lies below an image.
+/// The backing layer of an image.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Below {
+pub(crate) struct BackingLayer {
     /// What shows through where nothing is allocated.
     pub(crate) device: Option<Arc<dyn BlockDevice>>,
     /// The header names a backing file.
     pub(crate) named: bool,
 }
 
-/// Everything but the metadata of an open image.
+/// The parts of an open image that its metadata lock does not guard.
 #[derive(Debug)]
-pub(crate) struct Io {
+pub(crate) struct ImageContext {
     /// The image file.
     pub(crate) storage: Arc<dyn Storage>,
     /// The external data file, if guest data lies there.
     pub(crate) data_file: Option<Arc<dyn Storage>>,
-    /// Held for a look only.
-    pub(crate) below: Mutex<Below>,
+    /// *Guards* the backing layer. Leaf lock: held for a copy only.
+    pub(crate) below: Mutex<BackingLayer>,
     /// Where the data storage was last seen to hold no hole.
     pub(crate) known_data: KnownData,
     /// How L2 entries read.
@@ -42,7 +42,7 @@ pub(crate) struct Io {
     pub(crate) name: Arc<str>,
 }
 
-impl Io {
+impl ImageContext {
     pub(crate) fn cluster(&self) -> ClusterSize {
         self.format.cluster
     }
