@@ -31,6 +31,7 @@ mod verify;
 mod write;
 mod writeback;
 mod zero;
+mod zero_query;
 
 pub use create::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;

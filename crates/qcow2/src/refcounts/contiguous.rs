@@ -6,7 +6,8 @@
 
 use blockmirror_block::Result;
 
-use super::{Refcounts, SearchBudget};
+use super::Refcounts;
+use super::alloc::SearchBudget;
 use crate::context::ImageContext;
 use crate::verify::Missing;
 

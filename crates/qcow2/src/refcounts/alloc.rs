@@ -1,0 +1,200 @@
+//! Handing out host clusters for guest data and L2 tables, and taking back those that were not used.
+
+use std::ops::Range;
+
+use blockmirror_block::{Error, ErrorKind, Result};
+
+use super::Refcounts;
+use crate::context::ImageContext;
+use crate::limits::MAX_HOST_OFFSET;
+use crate::offset::HostOffset;
+
+/// What a search for free clusters does under one hold of the metadata lock: refcount slices that it loads,
+/// and steps. A step passes one slice or finds one cluster.
+const SEARCH_LOADS: u64 = 256;
+const SEARCH_STEPS: u32 = 1 << 15;
+
+/// Host clusters that were handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Grant {
+    /// Index of the first.
+    pub(crate) first: u64,
+    /// How many, at least one.
+    pub(crate) count: u64,
+    /// It was never written and the storage reads as zeros.
+    pub(crate) fresh: bool,
+}
+
+/// The answer to a request for clusters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Allocation {
+    /// Some or all of what was asked for, contiguous.
+    Got(Grant),
+    /// The refcount table must grow first to reach this block, which needs the write-back lock.
+    TableFull(u64),
+    /// The first free cluster is unverified.
+    Unverified,
+    /// None was found yet; the next call goes on from where this one stopped.
+    Searching,
+}
+
+/// Bounds a search for free clusters.
+pub(super) struct SearchBudget {
+    loads: u64,
+    steps: u32,
+}
+
+impl SearchBudget {
+    pub(super) fn new(refcounts: &Refcounts) -> Self {
+        Self { loads: refcounts.loads + SEARCH_LOADS, steps: SEARCH_STEPS }
+    }
+
+    /// Takes `steps`; false if nothing is left. The last ones may be more than are left.
+    pub(super) fn spend(&mut self, refcounts: &Refcounts, steps: u32) -> bool {
+        if self.steps == 0 || refcounts.loads >= self.loads {
+            return false;
+        }
+        self.steps = self.steps.saturating_sub(steps);
+        true
+    }
+}
+
+impl Refcounts {
+    /// How many clusters from `at` on are in use, as far as the refcount slice that counts `at` tells.
+    pub(super) fn used_from(&mut self, ctx: &ImageContext, at: u64) -> Result<u64> {
+        let Some((slice, index)) = self.locate(ctx, at) else { return Ok(0) };
+        self.load(ctx, slice)?;
+        let Some(data) = self.blocks.get(slice) else { return Ok(0) };
+        let width = self.width;
+        // A slice is at most 4096 bytes.
+        let entries = width.entries(data.len() as u64) as usize;
+        Ok((index..entries).take_while(|i| width.get(data, *i) > 0).count() as u64)
+    }
+
+    fn is_free(&mut self, ctx: &ImageContext, cluster: u64) -> Result<bool> {
+        Ok(self.get(ctx, cluster)? == 0 && !self.metadata.contains(cluster) && !self.unverified.get(cluster))
+    }
+
+    /// Hands out up to `want` contiguous clusters, passing over unverified ones if `skip`.
+    pub(crate) fn allocate(&mut self, ctx: &ImageContext, want: u64, skip: bool) -> Result<Allocation> {
+        let skip = skip || self.never_verify;
+        if self.met_unverified.is_some() && !skip {
+            return Ok(Allocation::Unverified);
+        }
+        let per_block = self.per_block(ctx);
+        let mut at = self.next_free;
+        let mut budget = SearchBudget::new(self);
+        loop {
+            if !budget.spend(self, 1) {
+                return Ok(Allocation::Searching);
+            }
+            let block = at / per_block;
+            // usize to u64 is exact here.
+            if block >= self.table.len() as u64 {
+                return Ok(Allocation::TableFull(block));
+            }
+            let counted = self.block(block).is_some();
+            let used = if counted { self.used_from(ctx, at)? } else { 0 };
+            if used > 0 {
+                at += used;
+            } else if self.metadata.contains(at) {
+                at = self.metadata.next_absent(at);
+            } else if self.unverified.get(at) {
+                self.met_unverified = Some(self.met_unverified.map_or(at, |met| met.min(at)));
+                if !skip {
+                    return Ok(Allocation::Unverified);
+                }
+                at = self.next_verified(at);
+            } else if counted {
+                break;
+            } else {
+                self.add_block(ctx, at)?;
+                at += 1;
+            }
+            self.next_free = at;
+        }
+        let end = (at / per_block + 1) * per_block;
+        let mut count = 1;
+        while count < want && at + count < end && self.is_free(ctx, at + count)? {
+            count += 1;
+        }
+        self.check_room(ctx, at + count)?;
+        for cluster in at..at + count {
+            self.set(ctx, cluster, 1)?;
+        }
+        self.next_free = at + count;
+        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(ctx, at, at + count) }))
+    }
+
+    /// The first cluster from `at` on that is not unverified.
+    pub(super) fn next_verified(&self, at: u64) -> u64 {
+        self.unverified.next_clear(at).unwrap_or_else(|| at.max(self.unverified.len()))
+    }
+
+    /// Whether there is an unverified cluster from `first` on.
+    pub(crate) fn has_unverified(&self, first: u64) -> bool {
+        self.unverified.next_set(first).is_some()
+    }
+
+    /// No entry maps a free cluster: each may be handed out.
+    pub(crate) fn all_verified(&mut self) {
+        self.unverified.clear_all();
+        if let Some(met) = self.met_unverified.take() {
+            self.next_free = self.next_free.min(met);
+        }
+    }
+
+    /// It cannot be found out which free clusters are mapped.
+    pub(crate) fn never_verify(&mut self) {
+        self.never_verify = true;
+    }
+
+    /// Whether clusters `first..end` were never written before; from now on they count as written.
+    pub(super) fn use_up(&mut self, ctx: &ImageContext, first: u64, end: u64) -> bool {
+        let fresh = ctx.cluster().start(first) >= self.never_written;
+        if self.never_written != u64::MAX {
+            self.never_written = self.never_written.max(ctx.cluster().start(end));
+        }
+        fresh
+    }
+
+    /// Fails if the storage or the format has no room for host clusters below `end`.
+    pub(super) fn check_room(&self, ctx: &ImageContext, end: u64) -> Result<()> {
+        let limit = if ctx.storage.info().fixed_len { ctx.storage.len()? } else { MAX_HOST_OFFSET };
+        let bytes = end.checked_mul(ctx.cluster().bytes());
+        if bytes.is_none_or(|bytes| bytes > limit) {
+            return Err(Error::new(ErrorKind::NoSpace, "allocate cluster")
+                .in_file(ctx.name.clone())
+                .because(format!("the image cannot grow past {limit} bytes")));
+        }
+        Ok(())
+    }
+
+    /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
+    fn add_block(&mut self, ctx: &ImageContext, at: u64) -> Result<()> {
+        self.check_room(ctx, at + 1)?;
+        self.use_up(ctx, at, at + 1);
+        let offset = HostOffset(ctx.cluster().start(at));
+        let per_block = self.per_block(ctx);
+        // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it
+        // is in use.
+        let mut data = vec![0; ctx.cluster().bytes() as usize];
+        self.width.set(&mut data, (at % per_block) as usize, 1);
+        ctx.storage.write_at(&data, offset.0)?;
+        // The caller found the index inside the table.
+        let index = (at / per_block) as usize;
+        self.table[index] = offset.0;
+        self.table_dirty.mark(index);
+        self.metadata.insert(at);
+        Ok(())
+    }
+
+    /// Takes clusters back that nothing ever pointed at.
+    pub(crate) fn release(&mut self, ctx: &ImageContext, clusters: Range<u64>) -> Result<()> {
+        self.next_free = self.next_free.min(clusters.start);
+        for cluster in clusters {
+            self.set(ctx, cluster, 0)?;
+        }
+        Ok(())
+    }
+}
