@@ -86,12 +86,12 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         }
     };
     let spec = TargetSpec::new(args, &source, format, settings, sync)?;
+    let interrupt = Interrupt::watch()?;
     if args.dry_run {
-        let plan = spec.plan(&source, &options)?;
+        let plan = spec.plan(&source, &options, &interrupt)?;
         console.print(&planned(args, &plan)?)?;
         return Ok(Exit::Done);
     }
-    let interrupt = Interrupt::watch()?;
     let target = spec.open(console, &source, &interrupt)?;
     // Zeros that are written again would give back what was preallocated.
     let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());

@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockmirror_block::BlockDevice;
+use blockmirror_block::{BlockDevice, Visit};
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
     CacheMode, CreateSettings, CreateSpec, Decision, Format, Image, InPlace, LockMode, NbdOptions, NewImage,
     OpenOptions, Part, Preallocation, PreparedImage, ReferencePolicy, Target as TargetFile, directory_of,
     is_uri, join_name,
 };
-use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
+use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
 use crate::access;
 use crate::args::{CopyArgs, TargetArgs};
@@ -122,11 +122,22 @@ impl TargetSpec {
     }
 
     /// What a job would do; opens an existing target for reading and makes nothing.
-    pub(crate) fn plan(&self, source: &Source, options: &MirrorOptions) -> Outcome<Plan> {
+    pub(crate) fn plan(
+        &self,
+        source: &Source,
+        options: &MirrorOptions,
+        interrupt: &Interrupt,
+    ) -> Outcome<Plan> {
+        let plan = |source: &Source, target| {
+            plan_until(&**source.device(), target, options, &mut |_| match interrupt.requested() {
+                true => Visit::Break(()),
+                false => Visit::Continue(()),
+            })
+        };
         let planned = match &self.kind {
             Kind::Existing(format, part) => {
                 let image = self.open_existing(source, *part, *format, false)?;
-                plan(&**source.device(), PlanTarget::Existing(&**image.device()), options)
+                plan(source, PlanTarget::Existing(&**image.device()))
             }
             Kind::New { spec, backing } => {
                 spec.check_files(&self.path)?;
@@ -148,10 +159,13 @@ impl TargetSpec {
                         backing: backing.as_ref().map(|image| &**image.device()),
                     },
                 };
-                plan(&**source.device(), target, options)
+                plan(source, target)
             }
         };
-        planned.map_err(|e| Failure::failed(format_args!("copy: {e}")))
+        planned.map_err(|error| {
+            let failure = Failure::failed(format_args!("copy: {error}"));
+            if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
+        })
     }
 
     /// Opens or makes the target.

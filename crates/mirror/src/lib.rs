@@ -5,7 +5,7 @@
 //!
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.
-//! - [`plan`] tells what a job would do, without doing it.
+//! - [`plan`] says what a job would do, without doing it; [`plan_until`] can be stopped.
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
@@ -57,7 +57,7 @@ pub use options::{
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET,
     MirrorOptions, OnError, SyncMode,
 };
-pub use plan::{Plan, PlanTarget, plan};
+pub use plan::{Plan, PlanTarget, plan, plan_until};
 pub use progress::{
     Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
 };

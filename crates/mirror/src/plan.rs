@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_block::{BlockDevice, ByteRange, Visit};
 
 use crate::cow_target::check_tail;
 use crate::error::Error;
@@ -52,7 +52,9 @@ pub struct Plan {
     pub copy_runs: u64,
 }
 
-/// Finds out what a job with these `options` would do.
+/// Computes what a job with these `options` would do.
+///
+/// Takes as long as the source's extents do: hours on a hostile image. [`plan_until`] can be stopped.
 ///
 /// # Errors
 /// What [`MirrorJob::start`](crate::MirrorJob::start) would refuse, and failing extent queries.
@@ -60,6 +62,20 @@ pub fn plan(
     source: &dyn BlockDevice,
     target: PlanTarget<'_>,
     options: &MirrorOptions,
+) -> Result<Plan, Error> {
+    plan_until(source, target, options, &mut |_| Visit::Continue(()))
+}
+
+/// The same; `progress` gets the offset up to which the extents are known, after each bounded query, and says
+/// whether to go on.
+///
+/// # Errors
+/// As [`plan`], and [`Error::Cancelled`] if `progress` stopped it.
+pub fn plan_until(
+    source: &dyn BlockDevice,
+    target: PlanTarget<'_>,
+    options: &MirrorOptions,
+    progress: &mut dyn FnMut(u64) -> Visit,
 ) -> Result<Plan, Error> {
     options.check()?;
     if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
@@ -97,32 +113,49 @@ pub fn plan(
         skip: 0,
         copy_runs: 0,
     };
-    let mut at = 0;
-    let mut in_data = false;
-    while at < len {
-        let segments = survey(source, device, ByteRange::new(at, len), rules).map_err(
-            |Failure { operation, error }| match operation {
-                Operation::Read => Error::Source(error),
-                Operation::Write => Error::Target(error),
-            },
-        )?;
-        for segment in segments {
-            let bytes = segment.range.len();
-            at = segment.range.end();
-            let data = matches!(segment.need, Need::Copy { .. }) && !segment.below;
-            match segment.need {
-                _ if segment.below => plan.skip += bytes,
-                Need::Copy { .. } => {
-                    plan.copy += bytes;
-                    plan.copy_runs += u64::from(!in_data);
-                }
-                Need::Zero => plan.zero += bytes,
-                Need::Nothing => plan.skip += bytes,
-            }
-            in_data = data;
-        }
-    }
+    plan.measure(source, device, rules, progress)?;
     Ok(plan)
+}
+
+impl Plan {
+    /// Adds up what the extents of the whole disk need.
+    fn measure(
+        &mut self,
+        source: &dyn BlockDevice,
+        target: Option<&dyn BlockDevice>,
+        rules: Rules,
+        progress: &mut dyn FnMut(u64) -> Visit,
+    ) -> Result<(), Error> {
+        let mut at = 0;
+        let mut in_data = false;
+        while at < self.len {
+            let segments = survey(source, target, ByteRange::new(at, self.len), rules).map_err(
+                |Failure { operation, error }| match operation {
+                    Operation::Read => Error::Source(error),
+                    Operation::Write => Error::Target(error),
+                },
+            )?;
+            for segment in segments {
+                let bytes = segment.range.len();
+                at = segment.range.end();
+                let data = matches!(segment.need, Need::Copy { .. }) && !segment.below;
+                match segment.need {
+                    _ if segment.below => self.skip += bytes,
+                    Need::Copy { .. } => {
+                        self.copy += bytes;
+                        self.copy_runs += u64::from(!in_data);
+                    }
+                    Need::Zero => self.zero += bytes,
+                    Need::Nothing => self.skip += bytes,
+                }
+                in_data = data;
+            }
+            if progress(at).is_break() {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Refuses a source and a target of different lengths; `longer`: but for a target that is longer.

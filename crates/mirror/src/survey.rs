@@ -14,6 +14,9 @@ use crate::progress::Operation;
 
 /// Runs of the source looked at in one survey.
 const MAX_SOURCE_RUNS: usize = 1024;
+/// Extents that one query of a survey visits. Neighbours that need the same merge into one run, so that the
+/// number of runs alone bounds nothing.
+pub(crate) const MAX_EXTENTS: usize = 65_536;
 /// Segments that one survey returns; more than the source's runs because the target's extents cut them.
 pub(crate) const MAX_SEGMENTS: usize = 4096;
 
@@ -163,6 +166,25 @@ struct SourceRun {
     below: bool,
 }
 
+/// What one query may cost: partial extents and time by [`QueryBudget`], and a number of extents.
+struct Budget {
+    query: QueryBudget,
+    visited: usize,
+}
+
+impl Budget {
+    fn new() -> Self {
+        Self { query: QueryBudget::new(), visited: 0 }
+    }
+
+    /// Counts `extent`, which has been taken; breaks if the query has taken enough.
+    fn spend(&mut self, extent: &Extent) -> Visit {
+        self.visited += 1;
+        self.query.spend(extent)?;
+        if self.visited < MAX_EXTENTS { Visit::Continue(()) } else { Visit::Break(()) }
+    }
+}
+
 /// Collects the source's runs, neighbours with the same answer merged.
 struct Runs {
     within: ByteRange,
@@ -208,7 +230,7 @@ impl Runs {
 
 fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Result<Vec<SourceRun>, Failure> {
     let mut runs = Runs { within: range, covered: range.start(), runs: Vec::new() };
-    let mut budget = QueryBudget::new();
+    let mut budget = Budget::new();
     let mut stopped = false;
     let answer = source.extents(range, &mut |extent| {
         let visit = match runs.visit(&extent, rules) {
@@ -237,7 +259,7 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
     if let (Some(first), Some(last)) = (first, last)
         && first < last
     {
-        let mut budget = QueryBudget::new();
+        let mut budget = Budget::new();
         let mut full = false;
         let mut visit = |extent: Extent| {
             let part = extent.range.intersect(ByteRange::new(zip.at, end));

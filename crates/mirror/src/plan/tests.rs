@@ -1,9 +1,10 @@
 //! Plans of memory disks, and their text.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use blockmirror_block::WriteFlags;
 use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::{self as block, Extent, ExtentKind, Geometry, WriteFlags, ZeroFlags};
 use insta::assert_snapshot;
 
 use super::*;
@@ -75,4 +76,80 @@ fn json_carries_the_granularity_as_a_number_and_why() {
         plan(&source(), PlanTarget::New { cluster_size: Some(512), backing: None }, &MirrorOptions::new())
             .unwrap();
     assert_snapshot!(serde_json::to_string(&plan).unwrap(), @r#"{"sync":"full","granularity":4096,"granularity-reason":{"kind":"target-cluster","cluster-size":512,"clamped":true},"len":8796093022208,"copy":196608,"zero":0,"skip":8796092825600,"copy-runs":3}"#);
+}
+
+/// A disk that ends nowhere, of one sector after the other: a few megabytes of tables that all entries of the
+/// table above share describe one.
+#[derive(Debug, Default)]
+struct Endless {
+    queries: AtomicU64,
+}
+
+/// More extents than one query of a plan may visit.
+const TOO_MANY: u64 = 10 * crate::survey::MAX_EXTENTS as u64;
+
+impl BlockDevice for Endless {
+    fn name(&self) -> &str {
+        "endless"
+    }
+
+    fn len(&self) -> u64 {
+        1 << 60
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry::plain()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> block::Result<()> {
+        self.queries.fetch_add(1, Ordering::Relaxed);
+        for (sector, visited) in range.pieces(512).zip(0..) {
+            assert!(visited < TOO_MANY, "one query goes on for ever");
+            if visit(Extent::new(sector, ExtentKind::Data)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, _: &mut [u8], _: u64) -> block::Result<()> {
+        unreachable!("a plan reads no data")
+    }
+
+    fn write_at(&self, _: &[u8], _: u64, _: WriteFlags) -> block::Result<()> {
+        unreachable!("a plan writes nothing")
+    }
+
+    fn write_zeroes(&self, _: ByteRange, _: ZeroFlags) -> block::Result<()> {
+        unreachable!("a plan writes nothing")
+    }
+
+    fn discard(&self, _: ByteRange) -> block::Result<()> {
+        unreachable!("a plan writes nothing")
+    }
+
+    fn flush(&self) -> block::Result<()> {
+        unreachable!("a plan writes nothing")
+    }
+}
+
+/// A plan of such a disk, or of an empty one over it, could not be stopped: the first query already went on
+/// for hours.
+#[test]
+fn a_plan_stops_between_bounded_queries() {
+    let endless = Endless::default();
+    let empty = MemoryDisk::new(endless.len());
+    let new = PlanTarget::New { cluster_size: None, backing: None };
+    let plans: [(&dyn BlockDevice, _); 2] = [(&endless, new), (&empty, PlanTarget::Existing(&endless))];
+    for (source, target) in plans {
+        let mut ends = Vec::new();
+        let stopped = plan_until(source, target, &MirrorOptions::new(), &mut |known| {
+            ends.push(known);
+            if ends.len() == 3 { Visit::Break(()) } else { Visit::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
+        let query = crate::survey::MAX_EXTENTS as u64 * 512;
+        assert_eq!(ends, [query, 2 * query, 3 * query]);
+    }
+    assert_eq!(endless.queries.load(Ordering::Relaxed), 6);
 }
