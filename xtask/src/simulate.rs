@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use blockmirror_mirror::simulate::{End, Scenario, Violation};
+use blockmirror_mirror::simulate::{End, Played, Scenario, Violation};
 use blockmirror_tests::Outcome;
 
 use crate::Task;
@@ -35,13 +35,40 @@ pub(crate) struct Simulate {
     /// Threads that play
     #[arg(long, default_value_t = 2)]
     threads: usize,
+    /// Print a hash over the steps of each scenario's schedules: two versions of the core that decide alike print
+    /// the same
+    #[arg(long)]
+    hash: bool,
     /// List the scenarios
     #[arg(long)]
     list: bool,
 }
 
-/// How often a scenario was played, and how it ended.
-type Tally = BTreeMap<&'static str, BTreeMap<End, u64>>;
+/// The schedules of one scenario.
+#[derive(Default)]
+struct Sum {
+    ends: BTreeMap<End, u64>,
+    /// The hashes of all, in whatever order they were played.
+    hash: u64,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, played: Played) {
+        *self.ends.entry(played.end).or_default() += 1;
+        // Rotated by the seed, so that two schedules that change places are seen.
+        self.hash = self.hash.wrapping_add(played.hash.rotate_left((seed % 63) as u32));
+    }
+
+    fn merge(&mut self, other: Self) {
+        for (end, count) in other.ends {
+            *self.ends.entry(end).or_default() += count;
+        }
+        self.hash = self.hash.wrapping_add(other.hash);
+    }
+}
+
+/// By the scenario's name.
+type Tally = BTreeMap<&'static str, Sum>;
 
 impl Task for Simulate {
     fn run(self) -> Outcome<ExitCode> {
@@ -77,7 +104,7 @@ impl Task for Simulate {
                 Ok(ExitCode::FAILURE)
             }
             Ok(tally) => {
-                show(&tally);
+                show(&tally, self.hash);
                 let seconds = started.elapsed().as_secs_f64();
                 let rate = self.seeds as f64 / seconds;
                 println!("{} seeds, no rule broken; {seconds:.1} s, {rate:.0} a second", self.seeds);
@@ -102,7 +129,7 @@ impl Simulate {
                 for seed in from..from.saturating_add(BATCH).min(end) {
                     let scenario = only.unwrap_or_else(|| Scenario::of_seed(seed));
                     match scenario.play(seed) {
-                        Ok(ending) => *mine.entry(scenario.name).or_default().entry(ending).or_default() += 1,
+                        Ok(played) => mine.entry(scenario.name).or_default().add(seed, played),
                         Err(violation) => {
                             next.store(u64::MAX - (1 << 32), Ordering::Relaxed);
                             let mut total = total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -116,10 +143,8 @@ impl Simulate {
             }
             let mut total = total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if let Ok(total) = &mut *total {
-                for (name, ends) in mine {
-                    for (ending, count) in ends {
-                        *total.entry(name).or_default().entry(ending).or_default() += count;
-                    }
+                for (name, sum) in mine {
+                    total.entry(name).or_default().merge(sum);
                 }
             }
         };
@@ -132,9 +157,13 @@ impl Simulate {
     }
 }
 
-fn show(tally: &Tally) {
-    for (name, ends) in tally {
-        let ends: Vec<String> = ends.iter().map(|(ending, count)| format!("{count} {ending}")).collect();
+fn show(tally: &Tally, hash: bool) {
+    for (name, sum) in tally {
+        if hash {
+            println!("{name:<12} {:>8} {:016x}", sum.ends.values().sum::<u64>(), sum.hash);
+            continue;
+        }
+        let ends: Vec<String> = sum.ends.iter().map(|(ending, count)| format!("{count} {ending}")).collect();
         println!("{name:<12} {}", ends.join(", "));
     }
 }

@@ -42,7 +42,7 @@ mod tap;
 #[cfg(any(test, feature = "simulate"))]
 pub mod simulate {
     pub use crate::core::closed_loop::{Devices, Fare, fare};
-    pub use crate::core::sim::{End, Scenario, Violation};
+    pub use crate::core::sim::{End, Played, Scenario, Violation};
 }
 
 pub use error::{Error, ErrorKind};

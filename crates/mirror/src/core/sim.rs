@@ -19,6 +19,7 @@ mod live;
 mod provocations;
 pub(super) mod rng;
 mod slants;
+mod steps;
 mod world;
 
 use std::any::Any;
@@ -26,6 +27,8 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
+
+use steps::{Step, StepHash};
 
 /// Lines of a trace that are kept: the last ones.
 const TRACE_LINES: usize = 400;
@@ -68,6 +71,16 @@ pub struct Scenario {
     /// Its share of the seeds.
     weight: u64,
     play: fn(u64, &mut Trace) -> End,
+}
+
+/// How a schedule without a violation ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Played {
+    /// How it ended.
+    pub end: End,
+    /// A hash over its steps (virtual time, operation, range, result, event), from the first to the last.
+    pub hash: u64,
 }
 
 /// All of them.
@@ -189,14 +202,15 @@ impl Scenario {
         &SCENARIOS[0]
     }
 
-    /// Plays one schedule; how it ended.
+    /// Plays one schedule; how it ended, and a hash over its steps.
     ///
     /// # Errors
     /// The rule that was broken. The panic that it is made of is printed by whatever panic hook there is.
-    pub fn play(&self, seed: u64) -> Result<End, Box<Violation>> {
+    pub fn play(&self, seed: u64) -> Result<Played, Box<Violation>> {
         let once = |trace: &mut Trace| panic::catch_unwind(AssertUnwindSafe(|| (self.play)(seed, trace)));
-        let rule = match once(&mut Trace::default()) {
-            Ok(end) => return Ok(end),
+        let mut first = Trace::default();
+        let rule = match once(&mut first) {
+            Ok(end) => return Ok(Played { end, hash: first.hash.value() }),
             Err(rule) => rule,
         };
         let mut trace = Trace { on: true, ..Trace::default() };
@@ -218,14 +232,24 @@ fn message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
 }
 
-/// Says what happens, if anybody listens.
+/// Takes the steps of a schedule: hashes each, and keeps the last as text if it is on.
 #[derive(Debug, Default)]
 struct Trace {
     on: bool,
     lines: VecDeque<String>,
+    hash: StepHash,
+    /// Which of several jobs the steps belong to.
+    member: usize,
 }
 
 impl Trace {
+    fn step(&mut self, now: Duration, step: Step<'_>) {
+        self.hash.step(now, self.member, &step);
+        let member = self.member;
+        self.say(now, || format!("{member}: {step}"));
+    }
+
+    /// Keeps a line that is no step.
     fn say(&mut self, now: Duration, line: impl FnOnce() -> String) {
         if self.on {
             if self.lines.len() == TRACE_LINES {
@@ -248,8 +272,8 @@ mod tests {
         let scenario = Scenario::named(name).unwrap();
         let mut ends = BTreeMap::new();
         for seed in seeds {
-            let end = scenario.play(seed).unwrap_or_else(|violation| panic!("{violation}"));
-            *ends.entry(end).or_default() += 1;
+            let played = scenario.play(seed).unwrap_or_else(|violation| panic!("{violation}"));
+            *ends.entry(played.end).or_default() += 1;
         }
         ends
     }
@@ -285,6 +309,17 @@ mod tests {
         assert_eq!(names.len(), Scenario::all().len());
     }
 
+    /// A schedule is a function of its seed, to the last step.
+    #[test]
+    fn a_seed_has_one_hash_and_seeds_differ() {
+        for scenario in Scenario::all() {
+            let hashes: Vec<u64> = (0..4).map(|seed| scenario.play(seed).unwrap().hash).collect();
+            let again: Vec<u64> = (0..4).map(|seed| scenario.play(seed).unwrap().hash).collect();
+            assert_eq!(hashes, again, "{}", scenario.name);
+            assert!(hashes.windows(2).all(|pair| pair[0] != pair[1]), "{}: {hashes:x?}", scenario.name);
+        }
+    }
+
     /// The report of a broken rule is enough to reproduce it.
     #[test]
     fn a_violation_names_its_seed_and_comes_with_a_trace() {
@@ -294,7 +329,7 @@ mod tests {
             End::Copied
         }
         let scenario = Scenario { name: "picky", about: "", weight: 1, play };
-        assert_eq!(scenario.play(6).unwrap(), End::Copied);
+        assert_eq!(scenario.play(6).unwrap().end, End::Copied);
         insta::assert_snapshot!(scenario.play(7).unwrap_err(), @"
         2.0000 ms  seed 7 begins
         scenario picky, seed 7: seven is not allowed

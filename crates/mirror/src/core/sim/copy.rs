@@ -9,13 +9,14 @@ use blockmirror_block::ByteRange;
 
 use super::hands::{Hands, range_of};
 use super::rng::Rng;
+use super::steps::Step;
 use super::world::{SPEEDS, World, write_randomly};
 use super::{End, Trace};
 use crate::core::{Core, Next, Work};
 use crate::error::Error;
 use crate::options::OnError;
 use crate::progress::{ErrorAction, Event, IoStatus, Operation};
-use crate::state::JobState;
+use crate::state::{JobState, Verb};
 
 /// Steps after which a schedule is taken to hang.
 const MAX_STEPS: u32 = 400_000;
@@ -92,10 +93,11 @@ impl Sim<'_> {
 
     /// Asks for an action, as a thread does; whether the job is over.
     fn ask(&mut self) -> bool {
-        match self.core.next(self.now) {
+        let next = self.core.next(self.now);
+        self.trace.step(self.now, Step::Asked(&next));
+        match next {
             Next::Finished => return true,
             Next::Do(action) => {
-                self.trace.say(self.now, || format!("#{} begins: {:?}", action.id, action.work));
                 self.hands.take(&mut self.rng, self.now, action);
             }
             Next::Wait(until) => {
@@ -134,12 +136,12 @@ impl Sim<'_> {
         if !self.unmarked.is_empty() && self.rng.one_in(2) {
             let index = self.rng.index(self.unmarked.len());
             let range = self.unmarked.swap_remove(index);
-            self.trace.say(self.now, || format!("guest marks {range}"));
+            self.trace.step(self.now, Step::Marks(range));
             self.core.mark_dirty(range);
         } else if self.guest_writes > 0 && !self.core.is_concluded() {
             self.guest_writes -= 1;
             let range = write_randomly(&mut self.rng, &self.world.source);
-            self.trace.say(self.now, || format!("guest writes {range}"));
+            self.trace.step(self.now, Step::WritesSource(range));
             self.unmarked.push(range);
         }
     }
@@ -153,24 +155,30 @@ impl Sim<'_> {
                 .iter()
                 .any(|event| matches!(event, Event::Error { action, .. } if *action == ErrorAction::Stop));
             assert!(stopped || progress.io_status == IoStatus::Ok);
-            self.trace.say(self.now, || "resume".into());
             self.hands.faults.make_room();
-            self.core.resume().unwrap();
+            let answer = self.core.resume();
+            self.trace.step(self.now, Step::Asks { verb: Verb::Resume, answer });
+            answer.unwrap();
             assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
         } else if self.rng.one_in(20) {
-            let done = self.core.pause();
-            self.trace.say(self.now, || format!("pause: {done:?}"));
+            let answer = self.core.pause();
+            self.trace.step(self.now, Step::Asks { verb: Verb::Pause, answer });
             assert!(matches!(self.core.next(self.now), Next::Wait(None) | Next::Finished));
         } else if self.rng.one_in(20) {
             let speed = self.rng.pick(&SPEEDS);
-            let _ = self.core.set_speed(self.now, speed);
+            let answer = self.core.set_speed(self.now, speed);
+            self.trace.step(self.now, Step::Asks { verb: Verb::SetSpeed, answer });
         }
     }
 
     /// What must hold at every moment.
     fn look(&mut self) {
-        self.events.extend(self.core.take_events());
+        for event in self.core.take_events() {
+            self.trace.step(self.now, Step::Emitted(&event));
+            self.events.push(event);
+        }
         let progress = self.core.progress(self.now);
+        self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset && progress.in_flight <= progress.len - progress.offset);
         let moving: u64 =

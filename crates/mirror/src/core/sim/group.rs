@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::guest::{Habits, Write};
 use super::hands::Hands;
 use super::rng::Rng;
+use super::steps::Step;
 use super::world::{MODES, World};
 use super::{End, Trace};
 use crate::core::group::Stage;
@@ -133,6 +134,7 @@ impl Play<'_> {
     /// A random verb for a random member.
     fn step(&mut self) {
         let index = self.rng.index(self.members.len());
+        self.trace.member = index;
         self.members[index].core.tick(self.now);
         match self.rng.below(16) {
             0..4 => self.ask(index),
@@ -141,19 +143,21 @@ impl Play<'_> {
             14 => self.operator(index),
             _ => self.now += Duration::from_micros(self.rng.below(30_000)),
         }
-        for event in self.members[index].core.take_events() {
-            self.trace.say(self.now, || format!("{index}: event {event:?}"));
+        let core = &mut self.members[index].core;
+        for event in core.take_events() {
+            self.trace.step(self.now, Step::Emitted(&event));
         }
+        self.trace.step(self.now, Step::Shows(&core.progress(self.now)));
     }
 
     fn close(&mut self) {
-        self.trace.say(self.now, || "the guests rest, the devices heal".into());
+        self.trace.step(self.now, Step::Closes);
         self.closing = true;
         self.members.iter_mut().for_each(|member| member.hands.faults.heal());
     }
 
     fn on_event(&mut self, event: GroupEvent) {
-        self.trace.say(self.now, || format!("group event {event:?}"));
+        self.trace.step(self.now, Step::GroupEmitted(&event));
         let well = self.members.iter().filter(|member| member.ended.is_some()).count();
         match event {
             GroupEvent::Completed => assert_eq!(well, self.members.len()),
@@ -166,10 +170,11 @@ impl Play<'_> {
 
     fn ask(&mut self, index: usize) {
         let member = &mut self.members[index];
-        match member.core.next(self.now) {
+        let next = member.core.next(self.now);
+        self.trace.step(self.now, Step::Asked(&next));
+        match next {
             Next::Finished => {}
             Next::Do(action) => {
-                self.trace.say(self.now, || format!("{index}: #{} begins: {:?}", action.id, action.work));
                 member.hands.take(&mut self.rng, self.now, action);
             }
             Next::Wait(Some(until)) if member.hands.are_empty() && self.rng.one_in(4) => {
@@ -191,7 +196,7 @@ impl Play<'_> {
         };
         let end = member.hands.perform_half(&mut member.core, &mut self.rng, self.now, op, self.trace);
         if let Some((id, ending)) = end {
-            self.trace.say(self.now, || format!("{index}: the end: {ending:?}"));
+            self.trace.step(self.now, Step::Ends { id, ending });
             self.end(index, ending);
             self.members[index].core.finished(self.now, id, Ok(Done::Ended));
         }
@@ -220,7 +225,7 @@ impl Play<'_> {
         {
             let mut write = Write::random(&mut self.rng, len, &self.habits);
             write.ticket = member.core.guest_begin(write.range);
-            self.trace.say(now, || format!("{index}: guest {} wants {}", write.ticket, write.range));
+            self.trace.step(now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             member.writes.push(write);
             return;
         }
@@ -231,9 +236,11 @@ impl Play<'_> {
         let mut write = member.writes.swap_remove(nth);
         let more = match (write.admission, write.source) {
             (Admission::Wait, _) => {
-                write.admission = member.core.guest_admit(write.ticket);
-                if write.admission == Admission::Wait && member.core.let_go_if_overdue(now) {
-                    self.trace.say(now, || format!("{index}: held for too long"));
+                let (ticket, answer) = (write.ticket, member.core.guest_admit(write.ticket));
+                write.admission = answer;
+                self.trace.step(now, Step::GuestAsks { ticket, answer });
+                if answer == Admission::Wait && member.core.let_go_if_overdue(now) {
+                    self.trace.step(now, Step::Overdue);
                 }
                 write.admission != Admission::Over
             }
@@ -241,6 +248,7 @@ impl Play<'_> {
                 let fails = member.hands.faults.one_in > 0 && self.rng.one_in(10);
                 write.put(&mut self.rng, &member.world.source, fails);
                 write.source = Some(!fails);
+                self.trace.step(now, Step::GuestAtSource { ticket: write.ticket, fails });
                 if write.admission == Admission::Both {
                     member.core.guest_at_target(write.ticket);
                 }
@@ -250,10 +258,12 @@ impl Play<'_> {
                 let failure = member.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
                 write.put_at_target(&mut self.rng, &member.world.source, &member.world.target, failure);
                 member.hands.through.push(write.range);
+                let (ticket, result) = (write.ticket, &write.target);
+                self.trace.step(now, Step::GuestAtTarget { ticket, result });
                 true
             }
             (_, Some(ok)) => {
-                self.trace.say(now, || format!("{index}: guest {} has finished", write.ticket));
+                self.trace.step(now, Step::GuestEnds { ticket: write.ticket });
                 member.core.guest_finished(write.ticket, ok, write.target.take().flatten());
                 false
             }
@@ -296,7 +306,7 @@ impl Play<'_> {
             Verb::SetSpeed => member.core.set_speed(self.now, 0),
             Verb::Dismiss => return,
         };
-        self.trace.say(self.now, || format!("{index}: {verb} in {state}: {answer:?}"));
+        self.trace.step(self.now, Step::Asks { verb, answer });
     }
 
     fn judge(mut self) -> End {

@@ -7,6 +7,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteF
 
 use super::Trace;
 use super::rng::Rng;
+use super::steps::Step;
 use super::world::{Faults, World, contents};
 use crate::core::{Action, Core, Done, Ending, Work};
 use crate::mover::{Manner, Mover};
@@ -165,11 +166,11 @@ impl<'w> Hands<'w> {
             None => {
                 op.has_read = true;
                 op.not_before = now + self.world.tempo.takes(rng, Operation::Write);
-                trace.say(now, || format!("#{} read {}", op.action.id, range_of(work)));
+                trace.step(now, Step::HasRead { id: op.action.id, range: range_of(work) });
                 self.running.push(op);
             }
             Some(result) => {
-                trace.say(now, || format!("#{} {work:?}: {}", op.action.id, answer_of(&result)));
+                trace.step(now, Step::Performed { id: op.action.id, work, result: &result });
                 core.finished(now, op.action.id, result);
             }
         }
@@ -230,14 +231,6 @@ fn with_range(work: Work, range: ByteRange) -> Work {
     match work {
         Work::Zero { metadata_only, .. } => Work::Zero { range, metadata_only },
         other => other,
-    }
-}
-
-fn answer_of(result: &Result<Done, Failure>) -> String {
-    match result {
-        Ok(Done::Surveyed(segments)) => format!("{} segments", segments.len()),
-        Ok(done) => format!("{done:?}"),
-        Err(failure) => format!("{}: {}", failure.operation, failure.error),
     }
 }
 

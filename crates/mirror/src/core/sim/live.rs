@@ -15,6 +15,7 @@ use blockmirror_block::ByteRange;
 use super::guest::{Habits, Write};
 use super::hands::{Hands, moved_by, write};
 use super::rng::Rng;
+use super::steps::Step;
 use super::world::{MODES, SPEEDS, World, contents, write_randomly};
 use super::{End, Trace};
 use crate::core::{Admission, Core, Ending, Next};
@@ -174,7 +175,7 @@ impl Sim<'_> {
     fn run(&mut self) {
         for step in 0..MAX_STEPS {
             if step == self.piece.steps {
-                self.trace.say(self.now, || "the guest rests, the devices heal".into());
+                self.trace.step(self.now, Step::Closes);
                 self.closing = true;
                 self.hands.faults.heal();
             }
@@ -197,11 +198,12 @@ impl Sim<'_> {
     }
 
     fn ask(&mut self) -> bool {
-        match self.core.next(self.now) {
+        let next = self.core.next(self.now);
+        self.trace.step(self.now, Step::Asked(&next));
+        match next {
             Next::Finished => return true,
             Next::Do(action) => {
                 let moved = moved_by(action.work);
-                self.trace.say(self.now, || format!("#{} begins: {:?}", action.id, action.work));
                 let guest = |write: &Write| write.admission == Admission::Both && write.range.overlaps(moved);
                 assert!(!self.writes.iter().any(guest), "{:?} under a write of the guest", action.work);
                 self.hands.take(&mut self.rng, self.now, action);
@@ -224,7 +226,7 @@ impl Sim<'_> {
         };
         let end = self.hands.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
         if let Some((id, ending)) = end {
-            self.trace.say(self.now, || format!("#{id} the end: {ending:?}"));
+            self.trace.step(self.now, Step::Ends { id, ending });
             assert!(self.hands.are_empty(), "the end while something is in flight");
             self.end(ending);
             self.core.finished(self.now, id, Ok(crate::core::Done::Ended));
@@ -236,7 +238,7 @@ impl Sim<'_> {
         if !self.strangers.is_empty() && self.rng.one_in(20) {
             let range = self.strangers.swap_remove(0);
             let bytes = self.rng.bytes(range.len());
-            self.trace.say(self.now, || format!("an old write ends: {range}"));
+            self.trace.step(self.now, Step::OldWriteEnds(range));
             write(&*self.world.source, &bytes, range);
             self.wrote(range);
             return self.core.stranger_finished(range);
@@ -245,7 +247,7 @@ impl Sim<'_> {
         if self.writes.len() < habits.writers && len > 0 && !self.closing && self.rng.one_in(habits.rests) {
             let mut write = Write::random(&mut self.rng, len, habits);
             write.ticket = self.core.guest_begin(write.range);
-            self.trace.say(self.now, || format!("guest {} wants {}", write.ticket, write.range));
+            self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             self.writes.push(write);
             return;
         }
@@ -267,9 +269,7 @@ impl Sim<'_> {
             (Admission::Wait, _) => {
                 write.admission = self.core.guest_admit(write.ticket);
                 let answer = write.admission;
-                if answer != Admission::Wait {
-                    self.trace.say(self.now, || format!("guest {}: {answer:?}", write.ticket));
-                }
+                self.trace.step(self.now, Step::GuestAsks { ticket: write.ticket, answer });
                 if answer == Admission::Both {
                     let other = |other: &Write| {
                         other.admission == Admission::Both && other.range.overlaps(write.range)
@@ -279,7 +279,7 @@ impl Sim<'_> {
                     assert!(!works, "a write to {} under an operation", write.range);
                 }
                 if answer == Admission::Wait && self.core.let_go_if_overdue(self.now) {
-                    self.trace.say(self.now, || "held for too long: resumed".into());
+                    self.trace.step(self.now, Step::Overdue);
                 }
                 if answer == Admission::Over {
                     self.write_after_the_end(write);
@@ -291,7 +291,7 @@ impl Sim<'_> {
                 let fails = self.hands.faults.one_in > 0 && self.rng.one_in(10);
                 write.put(&mut self.rng, &self.world.source, fails);
                 write.source = Some(!fails);
-                self.trace.say(self.now, || format!("guest {} at the source, fails: {fails}", write.ticket));
+                self.trace.step(self.now, Step::GuestAtSource { ticket: write.ticket, fails });
                 if write.admission == Admission::Both {
                     self.core.guest_at_target(write.ticket);
                     write.not_before = self.now + self.world.tempo.takes(&mut self.rng, Operation::Write);
@@ -301,11 +301,11 @@ impl Sim<'_> {
                 let failure = self.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
                 write.put_at_target(&mut self.rng, &self.world.source, &self.world.target, failure);
                 self.hands.through.push(write.range);
-                self.trace
-                    .say(self.now, || format!("guest {} at the target: {:?}", write.ticket, write.target));
+                let (ticket, result) = (write.ticket, &write.target);
+                self.trace.step(self.now, Step::GuestAtTarget { ticket, result });
             }
             (_, Some(ok)) => {
-                self.trace.say(self.now, || format!("guest {} has finished", write.ticket));
+                self.trace.step(self.now, Step::GuestEnds { ticket: write.ticket });
                 self.wrote(write.range);
                 self.core.guest_finished(write.ticket, ok, write.target.take().flatten());
                 return false;
@@ -375,7 +375,7 @@ impl Sim<'_> {
             Verb::Finalize => self.core.finalize(),
             Verb::Dismiss => self.core.dismiss(),
         };
-        self.trace.say(self.now, || format!("{verb} in {state}: {answer:?}"));
+        self.trace.step(self.now, Step::Asks { verb, answer });
         // What an error has stopped can be resumed wherever it was.
         let stopped = io_status != IoStatus::Ok;
         let allowed = state.allows(verb) || (verb == Verb::Resume && state == JobState::Pending && stopped);
@@ -429,6 +429,7 @@ impl Sim<'_> {
 
     fn look(&mut self) {
         let progress = self.core.progress(self.now);
+        self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset);
         self.offset = progress.offset;
@@ -442,7 +443,7 @@ impl Sim<'_> {
             assert_eq!(self.world.difference(&self.under_way()), None, "actively synced");
         }
         for event in self.core.take_events() {
-            self.trace.say(self.now, || format!("event {event:?}"));
+            self.trace.step(self.now, Step::Emitted(&event));
             assert_ne!(self.state, Some(JobState::Null), "{event:?} after the last state");
             match event {
                 Event::Status(next) => {
