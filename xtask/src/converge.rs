@@ -1,4 +1,4 @@
-//! `cargo xtask converge`: how a guest fares while it is mirrored, in each copy mode, on a virtual clock.
+//! `cargo xtask converge`: the throughput of a guest while it is mirrored, in each copy mode, on a virtual clock.
 //!
 //! Devices that take 100 microseconds a request, and 16 random writes of 4 KiB under way: the figures are
 //! those of the core's decisions alone and the same on every machine. Auto mode has to become ready and to
@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 
 use blockmirror_mirror::CopyMode;
-use blockmirror_mirror::simulate::{Devices, fare};
+use blockmirror_mirror::simulate::{Devices, model_throughput};
 use blockmirror_tests::Outcome;
 
 use crate::Task;
@@ -15,7 +15,7 @@ use crate::Task;
 const GRANULARITIES: [u64; 3] = [64 << 10, 1 << 20, 64 << 20];
 const LEAST_SHARE: f64 = 0.6;
 
-/// Print how a guest fares while it is mirrored, in each copy mode, on a virtual clock
+/// Print the throughput of a guest while it is mirrored, in each copy mode, on a virtual clock
 #[derive(clap::Args)]
 pub(crate) struct Converge {}
 
@@ -25,12 +25,12 @@ impl Task for Converge {
         for (name, devices) in [("parallel", Devices::Parallel), ("serial", Devices::Serial)] {
             for mode in [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto] {
                 for granularity in GRANULARITIES {
-                    let fare = fare(mode, granularity, devices);
-                    println!("{name:<9} {mode:<15} {:>6} KiB  {fare}", granularity >> 10);
-                    for (at, mode, reason) in &fare.switches {
+                    let report = model_throughput(mode, granularity, devices);
+                    println!("{name:<9} {mode:<15} {:>6} KiB  {report}", granularity >> 10);
+                    for (at, mode, reason) in &report.switches {
                         println!("    after {:.2} s {mode}: {reason}", at.as_secs_f64());
                     }
-                    let bad = fare.ready.is_none() || fare.share < LEAST_SHARE;
+                    let bad = report.ready.is_none() || report.share < LEAST_SHARE;
                     failures += u32::from(mode == CopyMode::Auto && bad);
                 }
             }

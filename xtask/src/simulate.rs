@@ -1,8 +1,8 @@
-//! `cargo xtask simulate`: plays jobs on a virtual clock, one schedule a seed, and checks the rules at every
+//! `cargo xtask simulate`: runs jobs on a virtual clock, one schedule a seed, and checks the rules at every
 //! step.
 //!
-//! The same seed plays the same schedule on every machine. A broken rule is shown with what led to it and
-//! with the command that plays it again; the first one ends the run.
+//! The same seed runs the same schedule on every machine. A broken rule is shown with what led to it and
+//! with the command that runs it again; the first one ends the run.
 
 use std::collections::BTreeMap;
 use std::panic;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use blockmirror_mirror::simulate::{End, Played, Scenario, Violation};
+use blockmirror_mirror::simulate::{End, Scenario, SeedRun, Violation};
 use blockmirror_tests::Outcome;
 
 use crate::Task;
@@ -20,19 +20,19 @@ use crate::Task;
 /// Seeds that a thread takes at a time.
 const BATCH: u64 = 64;
 
-/// Play mirror jobs on a virtual clock, with simulated devices, guests and failures, and check the rules
+/// Run mirror jobs on a virtual clock, with simulated devices, guests and failures, and check the rules
 #[derive(clap::Args)]
 pub(crate) struct Simulate {
-    /// How many seeds to play, from --seed on
+    /// How many seeds to run, from --seed on
     #[arg(long, default_value_t = 20_000)]
     seeds: u64,
     /// The first seed
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Play this scenario only, whatever the seed
+    /// Run this scenario only, whatever the seed
     #[arg(long)]
     scenario: Option<String>,
-    /// Threads that play
+    /// Threads that run them
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Print a hash over the steps of each scenario's schedules: two versions of the core that decide alike print
@@ -48,15 +48,15 @@ pub(crate) struct Simulate {
 #[derive(Default)]
 struct Sum {
     ends: BTreeMap<End, u64>,
-    /// The hashes of all, in whatever order they were played.
+    /// The hashes of all, in whatever order they ran.
     hash: u64,
 }
 
 impl Sum {
-    fn add(&mut self, seed: u64, played: Played) {
-        *self.ends.entry(played.end).or_default() += 1;
+    fn add(&mut self, seed: u64, ran: SeedRun) {
+        *self.ends.entry(ran.end).or_default() += 1;
         // Rotated by the seed, so that two schedules that change places are seen.
-        self.hash = self.hash.wrapping_add(played.hash.rotate_left((seed % 63) as u32));
+        self.hash = self.hash.wrapping_add(ran.hash.rotate_left((seed % 63) as u32));
     }
 
     fn merge(&mut self, other: Self) {
@@ -92,9 +92,9 @@ impl Task for Simulate {
             }
         }));
         let started = Instant::now();
-        let played = self.play(only);
+        let ran = self.run_all(only);
         let _ = panic::take_hook();
-        match played {
+        match ran {
             Err(violation) => {
                 eprintln!("{violation}");
                 eprintln!(
@@ -115,7 +115,7 @@ impl Task for Simulate {
 }
 
 impl Simulate {
-    fn play(&self, only: Option<&'static Scenario>) -> Result<Tally, Box<Violation>> {
+    fn run_all(&self, only: Option<&'static Scenario>) -> Result<Tally, Box<Violation>> {
         let end = self.seed.saturating_add(self.seeds);
         let next = AtomicU64::new(self.seed);
         let total = Mutex::new(Ok(Tally::new()));
@@ -128,8 +128,8 @@ impl Simulate {
                 }
                 for seed in from..from.saturating_add(BATCH).min(end) {
                     let scenario = only.unwrap_or_else(|| Scenario::of_seed(seed));
-                    match scenario.play(seed) {
-                        Ok(played) => mine.entry(scenario.name).or_default().add(seed, played),
+                    match scenario.run(seed) {
+                        Ok(ran) => mine.entry(scenario.name).or_default().add(seed, ran),
                         Err(violation) => {
                             next.store(u64::MAX - (1 << 32), Ordering::Relaxed);
                             let mut total = total.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

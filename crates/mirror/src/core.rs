@@ -17,9 +17,6 @@
 mod admission;
 mod auto;
 mod budget;
-#[cfg(any(test, feature = "simulate"))]
-#[allow(clippy::unwrap_used, reason = "a play that cannot go on is a finding")]
-pub(crate) mod closed_loop;
 mod completion;
 pub(crate) mod config;
 mod final_flush;
@@ -34,9 +31,6 @@ mod pressure;
 mod queue;
 mod retry;
 mod secure;
-#[cfg(any(test, feature = "simulate"))]
-#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
-pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
 mod zeroing;

@@ -26,23 +26,26 @@ mod options;
 mod plan;
 mod progress;
 mod range_set;
+#[cfg(any(test, feature = "simulate"))]
+#[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
+mod sim;
 mod state;
 mod survey;
 mod tap;
 
-/// For development: the simulator that plays jobs on a virtual clock, with the core that real jobs have.
+/// For development: the simulator, which runs the core of real jobs on a virtual clock.
 ///
 /// ```
 /// use blockmirror_mirror::simulate::Scenario;
 ///
 /// for seed in 0..20 {
-///     Scenario::of_seed(seed).play(seed).unwrap();
+///     Scenario::of_seed(seed).run(seed).unwrap();
 /// }
 /// ```
 #[cfg(any(test, feature = "simulate"))]
 pub mod simulate {
-    pub use crate::core::closed_loop::{Devices, Fare, fare};
-    pub use crate::core::sim::{End, Played, Scenario, Violation};
+    pub use crate::sim::closed_loop::{Devices, ThroughputReport, model_throughput};
+    pub use crate::sim::{End, Scenario, SeedRun, Violation};
 }
 
 pub use error::{Error, ErrorKind};

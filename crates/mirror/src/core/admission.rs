@@ -209,7 +209,7 @@ impl Core {
     }
 
     /// `range` in whole units of the dirty bitmap, clipped to the disk.
-    pub(super) fn whole_units(&self, range: ByteRange) -> ByteRange {
+    pub(crate) fn whole_units(&self, range: ByteRange) -> ByteRange {
         range.align_outward(self.config.detail).intersect(ByteRange::new(0, self.config.len))
     }
 

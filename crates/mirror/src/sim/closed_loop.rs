@@ -1,9 +1,9 @@
-//! How a guest fares while it is mirrored: the core on a virtual clock, with devices that take time.
+//! Throughput model of a guest that is mirrored: the core on a virtual clock, with devices that take time.
 //!
-//! Nothing is stored, only timed: a device moves bytes one request after another at its bandwidth, and
-//! answers each after a fixed latency, so many at once. A guest keeps a number of small random writes under
-//! way and begins the next as soon as one ends. As many threads as a job has perform what the core hands out.
-//! The same guest on the source alone is the measure.
+//! A closed loop: the guest keeps a number of small random writes in flight and begins the next as soon as one
+//! ends. A device moves bytes at its bandwidth and answers each request after a fixed latency, a number of
+//! requests at once; it stores nothing. Workers perform the core's actions. The same guest on the source alone
+//! is the reference.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use blockmirror_block::{ByteRange, Geometry};
 
-use super::config::Config;
-use super::sim::rng::Rng;
-use super::{Action, Admission, Core, Done, Moved, Next, Work};
+use super::rng::Rng;
+use crate::core::config::Config;
+use crate::core::{Action, Admission, Core, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions};
 #[cfg(test)]
 use crate::progress::Progress;
@@ -27,9 +27,9 @@ fn us(n: u64) -> Duration {
     Duration::from_micros(n)
 }
 
-/// What a device is like.
+/// Performance of a device.
 #[derive(Clone, Copy, Debug)]
-struct Speed {
+struct DeviceModel {
     /// Requests that are served at once.
     channels: usize,
     /// What each takes, besides the time for its bytes.
@@ -38,7 +38,7 @@ struct Speed {
     bandwidth: u64,
 }
 
-impl Speed {
+impl DeviceModel {
     /// 100 microseconds per request, any number of them at once.
     const PARALLEL: Self = Self { channels: 1024, latency: Duration::from_micros(100), bandwidth: 4 << 30 };
     /// 100 microseconds per request, one after another.
@@ -46,7 +46,7 @@ impl Speed {
 }
 
 struct Device {
-    speed: Speed,
+    model: DeviceModel,
     moved: Duration,
     /// When each channel is free.
     free: BinaryHeap<Reverse<Duration>>,
@@ -55,30 +55,30 @@ struct Device {
 }
 
 impl Device {
-    fn new(speed: Speed) -> Self {
-        let free = (0..speed.channels).map(|_| Reverse(Duration::ZERO)).collect();
-        Self { speed, moved: Duration::ZERO, free, stalled_until: Duration::ZERO }
+    fn new(model: DeviceModel) -> Self {
+        let free = (0..model.channels).map(|_| Reverse(Duration::ZERO)).collect();
+        Self { model, moved: Duration::ZERO, free, stalled_until: Duration::ZERO }
     }
 
     /// When a request that comes now is answered.
     fn request(&mut self, now: Duration, bytes: u64) -> Duration {
-        self.moved = self.moved.max(now) + Duration::from_nanos(bytes * 1_000_000_000 / self.speed.bandwidth);
+        self.moved = self.moved.max(now) + Duration::from_nanos(bytes * 1_000_000_000 / self.model.bandwidth);
         let Reverse(free) = self.free.pop().unwrap();
-        let end = self.moved.max(free) + self.speed.latency;
+        let end = self.moved.max(free) + self.model.latency;
         self.free.push(Reverse(end));
         end.max(self.stalled_until)
     }
 }
 
-/// What is played.
+/// Parameters of the model.
 #[derive(Clone, Debug)]
-struct Scene {
+struct Setup {
     options: MirrorOptions,
     granularity: u64,
     len: u64,
-    source: Speed,
-    target: Speed,
-    /// What a look at the allocation takes on either side; no request of the device.
+    source: DeviceModel,
+    target: DeviceModel,
+    /// Latency of an extent query on either side; it is no request of the device.
     query: Duration,
     /// Writes that the guest keeps under way.
     depth: usize,
@@ -89,8 +89,8 @@ struct Scene {
     stall: Option<(Duration, Duration)>,
 }
 
-impl Scene {
-    fn new(mode: CopyMode, granularity: u64, device: Speed) -> Self {
+impl Setup {
+    fn new(mode: CopyMode, granularity: u64, device: DeviceModel) -> Self {
         let len = 1 << 30;
         Self {
             options: MirrorOptions::new().copy_mode(mode),
@@ -129,7 +129,7 @@ impl Scene {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
+enum ModelEvent {
     /// A thread has read what it copies.
     HasRead(usize),
     /// A thread is done.
@@ -146,19 +146,19 @@ struct Slot {
     begun: Duration,
     range: ByteRange,
     admission: Admission,
-    /// It will be asked again when its patience ends.
+    /// A wake-up at its admission timeout was asked for.
     alarm: bool,
 }
 
-/// The play.
-struct Play {
-    scene: Scene,
+/// The model's state.
+struct ThroughputModel {
+    setup: Setup,
     core: Core,
     now: Duration,
     rng: Rng,
     source: Device,
     target: Device,
-    agenda: BinaryHeap<Reverse<(Duration, u64, Happening)>>,
+    agenda: BinaryHeap<Reverse<(Duration, u64, ModelEvent)>>,
     sequence: u64,
     threads: Vec<Option<Action>>,
     slots: Vec<Slot>,
@@ -170,50 +170,50 @@ struct Play {
     operations: Vec<(Duration, ByteRange)>,
 }
 
-impl Play {
-    fn new(scene: Scene) -> Self {
-        let core = Core::new(scene.config()).unwrap();
-        let mut play = Self {
+impl ThroughputModel {
+    fn new(setup: Setup) -> Self {
+        let core = Core::new(setup.config()).unwrap();
+        let mut model = Self {
             core,
             now: Duration::ZERO,
             rng: Rng::new(7),
-            source: Device::new(scene.source),
-            target: Device::new(scene.target),
+            source: Device::new(setup.source),
+            target: Device::new(setup.target),
             agenda: BinaryHeap::new(),
             sequence: 0,
-            threads: vec![None; scene.threads],
+            threads: vec![None; setup.threads],
             slots: Vec::new(),
             woken_at: None,
             latencies: Vec::new(),
             events: Vec::new(),
             operations: Vec::new(),
-            scene,
+            setup,
         };
-        for _ in 0..play.scene.depth {
-            let slot = play.begin();
-            play.slots.push(slot);
+        for _ in 0..model.setup.depth {
+            let slot = model.begin();
+            model.slots.push(slot);
         }
-        play
+        model
     }
 
     fn begin(&mut self) -> Slot {
-        let at = self.rng.below(self.scene.spread / BLOCK) * BLOCK;
+        let at = self.rng.below(self.setup.spread / BLOCK) * BLOCK;
         let range = ByteRange::at(at, BLOCK);
         self.core.tick(self.now);
         let ticket = self.core.guest_begin(range);
         Slot { ticket, begun: self.now, range, admission: Admission::Wait, alarm: false }
     }
 
-    fn later(&mut self, at: Duration, what: Happening) {
+    fn later(&mut self, at: Duration, what: ModelEvent) {
         self.sequence += 1;
         self.agenda.push(Reverse((at, self.sequence, what)));
     }
 
-    /// Plays until `end`, or until `enough` says so.
+    /// Runs until `end`, or until `enough` says so.
     fn run(&mut self, end: Duration, enough: impl Fn(&Event) -> bool) {
         loop {
-            self.let_in();
-            self.hand_out();
+            self.admit();
+            self.dispatch();
             let mut stop = false;
             for event in self.core.take_events() {
                 stop |= enough(&event);
@@ -223,17 +223,17 @@ impl Play {
                 return;
             }
             let Some(Reverse((at, _, what))) = self.agenda.pop() else { return };
-            if let Some((from, to)) = self.scene.stall
+            if let Some((from, to)) = self.setup.stall
                 && at >= from
             {
                 self.target.stalled_until = to;
             }
             self.now = at;
-            self.happen(what);
+            self.on_event(what);
         }
     }
 
-    fn let_in(&mut self) {
+    fn admit(&mut self) {
         self.core.tick(self.now);
         for index in 0..self.slots.len() {
             if self.slots[index].admission != Admission::Wait {
@@ -245,7 +245,7 @@ impl Play {
                 if let Some(patience) = self.core.patience()
                     && !std::mem::replace(&mut self.slots[index].alarm, true)
                 {
-                    self.later(self.slots[index].begun + patience, Happening::Wake);
+                    self.later(self.slots[index].begun + patience, ModelEvent::Wake);
                 }
             } else {
                 let range = self.slots[index].range;
@@ -256,23 +256,23 @@ impl Play {
                 let under_a_copy = self.threads.iter().flatten().any(moved);
                 assert!(admission != Admission::Both || !under_a_copy, "{range}");
                 let at = self.source.request(self.now, BLOCK);
-                self.later(at, Happening::Source(index));
+                self.later(at, ModelEvent::Source(index));
             }
         }
     }
 
-    fn hand_out(&mut self) {
+    fn dispatch(&mut self) {
         while let Some(thread) = self.threads.iter().position(Option::is_none) {
             match self.core.next(self.now) {
                 Next::Do(action) => {
                     self.threads[thread] = Some(action);
                     let (at, what) = match action.work {
-                        Work::Survey { .. } => (self.now + self.scene.query * 2, Happening::Done(thread)),
+                        Work::Survey { .. } => (self.now + self.setup.query * 2, ModelEvent::Done(thread)),
                         Work::Copy { range, .. } => {
                             self.operations.push((self.now, range));
-                            (self.source.request(self.now, range.len()), Happening::HasRead(thread))
+                            (self.source.request(self.now, range.len()), ModelEvent::HasRead(thread))
                         }
-                        _ => (self.target.request(self.now, 0), Happening::Done(thread)),
+                        _ => (self.target.request(self.now, 0), ModelEvent::Done(thread)),
                     };
                     self.later(at, what);
                 }
@@ -281,7 +281,7 @@ impl Play {
                         && self.woken_at.replace(until) != Some(until)
                     {
                         assert!(until > self.now, "waiting for the past spins");
-                        self.later(until, Happening::Wake);
+                        self.later(until, ModelEvent::Wake);
                     }
                     return;
                 }
@@ -290,17 +290,17 @@ impl Play {
         }
     }
 
-    fn happen(&mut self, what: Happening) {
+    fn on_event(&mut self, what: ModelEvent) {
         match what {
-            Happening::Wake => {}
-            Happening::HasRead(thread) => {
+            ModelEvent::Wake => {}
+            ModelEvent::HasRead(thread) => {
                 let Some(Action { work: Work::Copy { range, .. }, .. }) = self.threads[thread] else {
                     return;
                 };
                 let at = self.target.request(self.now, range.len());
-                self.later(at, Happening::Done(thread));
+                self.later(at, ModelEvent::Done(thread));
             }
-            Happening::Done(thread) => {
+            ModelEvent::Done(thread) => {
                 let Some(action) = self.threads[thread].take() else { return };
                 let done = match action.work {
                     Work::Survey { range, .. } => Done::Surveyed(vec![Segment {
@@ -317,14 +317,14 @@ impl Play {
                 };
                 self.core.finished(self.now, action.id, Ok(done));
             }
-            Happening::Source(index) if self.slots[index].admission == Admission::Both => {
+            ModelEvent::Source(index) if self.slots[index].admission == Admission::Both => {
                 self.core.tick(self.now);
                 self.core.guest_at_target(self.slots[index].ticket);
                 let at = self.target.request(self.now, BLOCK);
-                self.later(at, Happening::Target(index));
+                self.later(at, ModelEvent::Target(index));
             }
-            Happening::Source(index) => self.end(index, false),
-            Happening::Target(index) => self.end(index, true),
+            ModelEvent::Source(index) => self.end(index, false),
+            ModelEvent::Target(index) => self.end(index, true),
         }
     }
 
@@ -351,25 +351,25 @@ impl Play {
         sorted.get(sorted.len() * hundredths / 10_000).copied().unwrap_or_default()
     }
 
-    /// The guest's writes per second so far, of what it does alone.
+    /// The guest's writes per second so far, relative to its rate alone.
     fn share(&self) -> f64 {
-        self.latencies.len() as f64 / self.now.as_secs_f64() / self.scene.unmirrored()
+        self.latencies.len() as f64 / self.now.as_secs_f64() / self.setup.unmirrored()
     }
 
     /// Bytes copied more than once, per byte that the guest has written.
     fn amplification(&self) -> f64 {
         let copied: u64 = self.operations.iter().map(|(_, range)| range.len()).sum();
         let written = self.latencies.len() as u64 * BLOCK;
-        copied.saturating_sub(self.scene.len) as f64 / written.max(1) as f64
+        copied.saturating_sub(self.setup.len) as f64 / written.max(1) as f64
     }
 
-    /// How it went so far.
-    fn fare(&self) -> Fare {
+    /// The figures so far.
+    fn report(&self) -> ThroughputReport {
         let switches = self.events.iter().filter_map(|(at, event)| match event {
             Event::CopyMode { mode, reason } => Some((*at, *mode, *reason)),
             _ => None,
         });
-        Fare {
+        ThroughputReport {
             ready: self.ready(),
             share: self.share(),
             p50: self.percentile(5000),
@@ -391,10 +391,10 @@ pub enum Devices {
     Serial,
 }
 
-/// How a guest fared while it was mirrored. `Display` gives a line for people.
+/// A guest's throughput and latency while it was mirrored. `Display` gives a line for people.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Fare {
+pub struct ThroughputReport {
     /// When the job became ready, if it did.
     pub ready: Option<Duration>,
     /// The guest's writes per second from the start to that time, as a part of its rate without a mirror.
@@ -407,11 +407,11 @@ pub struct Fare {
     pub longest: Duration,
     /// Bytes copied more than once, per byte that the guest wrote.
     pub amplification: f64,
-    /// What auto mode went over to, when, and why.
+    /// The changes of auto mode: when, to which copy mode, and why.
     pub switches: Vec<(Duration, CopyMode, ModeReason)>,
 }
 
-impl fmt::Display for Fare {
+impl fmt::Display for ThroughputReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ready {
             Some(at) => write!(f, "ready after {:5.2} s", at.as_secs_f64())?,
@@ -431,14 +431,14 @@ impl fmt::Display for Fare {
 
 /// Mirrors a disk of 1 GiB while a guest keeps 16 random writes of 4 KiB under way, for at most 12 seconds of
 /// virtual time.
-pub fn fare(mode: CopyMode, granularity: u64, devices: Devices) -> Fare {
-    let speed = match devices {
-        Devices::Parallel => Speed::PARALLEL,
-        Devices::Serial => Speed::SERIAL,
+pub fn model_throughput(mode: CopyMode, granularity: u64, devices: Devices) -> ThroughputReport {
+    let device = match devices {
+        Devices::Parallel => DeviceModel::PARALLEL,
+        Devices::Serial => DeviceModel::SERIAL,
     };
-    let mut play = Play::new(Scene::new(mode, granularity, speed));
-    play.run(Duration::from_secs(12), |event| *event == Event::Ready);
-    play.fare()
+    let mut run = ThroughputModel::new(Setup::new(mode, granularity, device));
+    run.run(Duration::from_secs(12), |event| *event == Event::Ready);
+    run.report()
 }
 
 #[cfg(test)]

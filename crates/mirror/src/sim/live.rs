@@ -1,6 +1,6 @@
 //! Jobs on a tap: guests that write in both modes, an operator who asks for anything at any time.
 //!
-//! Each write of the guest goes through its steps in an order of the dice's choice, among operations of the
+//! Each write of the guest goes through its steps in random order, among operations of the
 //! job that do the same. What must hold: when the end is performed no write is under way, and the target is
 //! equal to the source and durable, so that every acknowledged write is in whatever survives; READY is
 //! emitted only when nothing but writes under way differs; nothing touches the target after the end; a bitmap
@@ -12,11 +12,11 @@ use std::time::Duration;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
-use super::guest::{Habits, Write};
-use super::hands::{Hands, moved_by, write};
+use super::environment::{Environment, MODES, SPEEDS, contents, write_randomly};
+use super::guest::{Workload, Write};
 use super::rng::Rng;
 use super::steps::Step;
-use super::world::{MODES, SPEEDS, World, contents, write_randomly};
+use super::workers::{Workers, moved_by, write};
 use super::{End, Trace};
 use crate::core::{Admission, Core, Ending, Next};
 use crate::error::Error;
@@ -24,110 +24,118 @@ use crate::options::{BitmapMode, SyncMode};
 use crate::progress::{ErrorAction, Event, IoStatus, Operation, Progress};
 use crate::state::{JobState, Refused, Verb};
 
-/// Steps after which the guest rests, nothing fails any more, and the operator only wants the end.
+/// Steps after which the guest begin_one_in, nothing fails any more, and the operator only wants the end.
 const STEPS: u32 = 1500;
 /// Steps after which a schedule is taken to hang.
 const MAX_STEPS: u32 = 400_000;
 
 /// What a schedule is made of.
-pub(super) struct Piece {
-    pub(super) world: World,
-    pub(super) habits: Habits,
+pub(super) struct ScenarioParams {
+    pub(super) environment: Environment,
+    pub(super) workload: Workload,
     /// What the operator may ask for before the end.
     pub(super) verbs: &'static [Verb],
     /// One in so many of those that would end the job is asked; 0 for none.
     pub(super) fatal: u64,
     /// Writes under way that began before the job.
     pub(super) strangers: Vec<ByteRange>,
-    /// The bitmap that tells what to copy.
+    /// The bitmap that says what to copy.
     pub(super) bitmap: Option<(DirtyBitmap, BitmapMode)>,
     /// Steps before the operator wants the end.
     pub(super) steps: u32,
 }
 
-impl Piece {
+impl ScenarioParams {
     pub(super) fn random(rng: &mut Rng) -> Self {
-        let mut world = World::random(rng);
-        world.config.live = true;
-        world.config.auto_finalize = rng.one_in(2);
-        world.config.auto_dismiss = rng.one_in(2);
-        world.config.copy_mode = rng.pick(&MODES);
+        let mut environment = Environment::random(rng);
+        environment.config.live = true;
+        environment.config.auto_finalize = rng.one_in(2);
+        environment.config.auto_dismiss = rng.one_in(2);
+        environment.config.copy_mode = rng.pick(&MODES);
         // More is going on than in a copy.
-        world.faults.one_in *= 4;
-        if world.len() > 0 && rng.one_in(10) {
+        environment.faults.one_in *= 4;
+        if environment.len() > 0 && rng.one_in(10) {
             let side = rng.index(2);
-            world.faults.bad[side] = rng.range(world.len(), 1000);
+            environment.faults.bad[side] = rng.range(environment.len(), 1000);
         }
-        world.faults.fills = rng.pick(&[0, 0, 0, 500]);
-        let strangers = if world.len() > 0 && rng.one_in(4) {
-            (0..3).map(|_| rng.range(world.len(), 5000)).collect()
+        environment.faults.fills = rng.pick(&[0, 0, 0, 500]);
+        let strangers = if environment.len() > 0 && rng.one_in(4) {
+            (0..3).map(|_| rng.range(environment.len(), 5000)).collect()
         } else {
             Vec::new()
         };
-        let mut piece = Self {
-            world,
-            habits: Habits::random(),
+        let mut params = Self {
+            environment,
+            workload: Workload::random(),
             verbs: &Verb::ALL,
             fatal: 40,
             strangers,
             bitmap: None,
             steps: STEPS,
         };
-        if piece.world.options.sync == SyncMode::Full && !piece.world.options.target_is_zero && rng.one_in(3)
+        if params.environment.options.sync == SyncMode::Full
+            && !params.environment.options.target_is_zero
+            && rng.one_in(3)
         {
-            piece.copy_part(rng);
+            params.copy_part(rng);
         }
-        piece
+        params
     }
 
     /// The target has everything already but what a bitmap says, or nothing is asked for but what is written
     /// from now on.
     fn copy_part(&mut self, rng: &mut Rng) {
-        let world = &mut self.world;
-        write(&*world.target, &contents(&world.source), ByteRange::new(0, world.config.len));
+        let environment = &mut self.environment;
+        write(
+            &*environment.target,
+            &contents(&environment.source),
+            ByteRange::new(0, environment.config.len),
+        );
         if rng.one_in(4) {
-            world.config.sync = SyncMode::None;
+            environment.config.sync = SyncMode::None;
             return;
         }
         let mode = rng.pick(&[BitmapMode::Never, BitmapMode::OnSuccess, BitmapMode::Always]);
-        world.config.sync = SyncMode::Bitmap;
-        world.config.cut_bitmap = mode == BitmapMode::Always;
-        let mut map = DirtyBitmap::new(world.config.len, 512 << rng.below(8)).unwrap();
+        environment.config.sync = SyncMode::Bitmap;
+        environment.config.cut_bitmap = mode == BitmapMode::Always;
+        let mut map = DirtyBitmap::new(environment.config.len, 512 << rng.below(8)).unwrap();
         for _ in 0..rng.below(5) {
-            let range = write_randomly(rng, &world.target);
+            let range = write_randomly(rng, &environment.target);
             map.set(range.start()..range.end());
         }
         self.bitmap = Some((map, mode));
     }
 }
 
-/// Plays one schedule.
-pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+/// Runs one schedule.
+pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
     let mut rng = Rng::new(seed ^ 0x5eed);
-    let piece = Piece::random(&mut rng);
-    run(rng, &piece, trace)
+    let params = ScenarioParams::random(&mut rng);
+    run_params(rng, &params, trace)
 }
 
-/// Plays `piece`.
-pub(super) fn run(mut rng: Rng, piece: &Piece, trace: &mut Trace) -> End {
-    let world = &piece.world;
-    trace.say(Duration::ZERO, || format!("{:?}, {:?}, {:?}", world.config, world.tempo, world.faults));
-    let mut core = Core::new(world.config.clone()).unwrap();
-    if let Some((map, _)) = &piece.bitmap {
+/// Runs `params`.
+pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trace) -> End {
+    let environment = &params.environment;
+    trace.say(Duration::ZERO, || {
+        format!("{:?}, {:?}, {:?}", environment.config, environment.latency, environment.faults)
+    });
+    let mut core = Core::new(environment.config.clone()).unwrap();
+    if let Some((map, _)) = &params.bitmap {
         core.seed(map);
     }
-    core.expect_strangers(piece.strangers.len());
+    core.expect_strangers(params.strangers.len());
     let wish = rng.pick(&[Ending::Pivot, Ending::Keep]);
     let mut sim = Sim {
         rng,
-        piece,
-        world,
+        params,
+        environment,
         core,
-        hands: Hands::new(world, piece.bitmap.is_some()),
+        workers: Workers::new(environment, params.bitmap.is_some()),
         now: Duration::ZERO,
         writes: Vec::new(),
-        strangers: piece.strangers.clone(),
-        bitmap: piece.bitmap.clone(),
+        strangers: params.strangers.clone(),
+        bitmap: params.bitmap.clone(),
         closing: false,
         wish,
         state: None,
@@ -140,21 +148,21 @@ pub(super) fn run(mut rng: Rng, piece: &Piece, trace: &mut Trace) -> End {
         trace,
     };
     sim.run();
-    sim.judge()
+    sim.check_end()
 }
 
 struct Sim<'w> {
     rng: Rng,
-    piece: &'w Piece,
-    world: &'w World,
+    params: &'w ScenarioParams,
+    environment: &'w Environment,
     core: Core,
-    hands: Hands<'w>,
+    workers: Workers<'w>,
     now: Duration,
     writes: Vec<Write>,
     strangers: Vec<ByteRange>,
     /// The tap's, which goes on collecting.
     bitmap: Option<(DirtyBitmap, BitmapMode)>,
-    /// The guest rests and the operator only wants the end.
+    /// The guest begin_one_in and the operator only wants the end.
     closing: bool,
     /// Which end.
     wish: Ending,
@@ -174,10 +182,10 @@ struct Sim<'w> {
 impl Sim<'_> {
     fn run(&mut self) {
         for step in 0..MAX_STEPS {
-            if step == self.piece.steps {
+            if step == self.params.steps {
                 self.trace.step(self.now, Step::Closes);
                 self.closing = true;
-                self.hands.faults.heal();
+                self.workers.faults.clear();
             }
             self.core.tick(self.now);
             match self.rng.below(16) {
@@ -191,7 +199,7 @@ impl Sim<'_> {
                 14 => self.operator(),
                 _ => self.now += Duration::from_micros(self.rng.below(30_000)),
             }
-            self.look();
+            self.check_step();
         }
         assert!(self.core.is_concluded(), "hangs: {:?}", self.core.progress(self.now));
         assert!(self.writes.is_empty(), "never admitted: {:?}", self.writes);
@@ -206,9 +214,9 @@ impl Sim<'_> {
                 let moved = moved_by(action.work);
                 let guest = |write: &Write| write.admission == Admission::Both && write.range.overlaps(moved);
                 assert!(!self.writes.iter().any(guest), "{:?} under a write of the guest", action.work);
-                self.hands.take(&mut self.rng, self.now, action);
+                self.workers.take(&mut self.rng, self.now, action);
             }
-            Next::Wait(Some(until)) if self.hands.are_empty() => {
+            Next::Wait(Some(until)) if self.workers.are_empty() => {
                 assert!(until > self.now, "waiting for the past spins");
                 self.now = until;
             }
@@ -218,34 +226,38 @@ impl Sim<'_> {
     }
 
     fn perform_half(&mut self) {
-        let Some(index) = self.hands.pick(&mut self.rng, self.now) else {
-            if let Some(next) = self.hands.next_time(self.now) {
+        let Some(index) = self.workers.pick(&mut self.rng, self.now) else {
+            if let Some(next) = self.workers.next_time(self.now) {
                 self.now = next;
             }
             return;
         };
-        let end = self.hands.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
+        let end = self.workers.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
         if let Some((id, ending)) = end {
             self.trace.step(self.now, Step::Ends { id, ending });
-            assert!(self.hands.are_empty(), "the end while something is in flight");
+            assert!(self.workers.are_empty(), "the end while something is in flight");
             self.end(ending);
             self.core.finished(self.now, id, Ok(crate::core::Done::Ended));
         }
     }
 
     fn guest(&mut self) {
-        let len = self.world.len();
+        let len = self.environment.len();
         if !self.strangers.is_empty() && self.rng.one_in(20) {
             let range = self.strangers.swap_remove(0);
             let bytes = self.rng.bytes(range.len());
             self.trace.step(self.now, Step::OldWriteEnds(range));
-            write(&*self.world.source, &bytes, range);
+            write(&*self.environment.source, &bytes, range);
             self.wrote(range);
             return self.core.stranger_finished(range);
         }
-        let habits = &self.piece.habits;
-        if self.writes.len() < habits.writers && len > 0 && !self.closing && self.rng.one_in(habits.rests) {
-            let mut write = Write::random(&mut self.rng, len, habits);
+        let workload = &self.params.workload;
+        if self.writes.len() < workload.writers
+            && len > 0
+            && !self.closing
+            && self.rng.one_in(workload.begin_one_in)
+        {
+            let mut write = Write::random(&mut self.rng, len, workload);
             write.ticket = self.core.guest_begin(write.range);
             self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             self.writes.push(write);
@@ -275,7 +287,7 @@ impl Sim<'_> {
                         other.admission == Admission::Both && other.range.overlaps(write.range)
                     };
                     assert!(!self.writes.iter().any(other), "two writes to {} at once", write.range);
-                    let works = self.hands.works().any(|work| moved_by(work).overlaps(write.range));
+                    let works = self.workers.works().any(|work| moved_by(work).overlaps(write.range));
                     assert!(!works, "a write to {} under an operation", write.range);
                 }
                 if answer == Admission::Wait && self.core.let_go_if_overdue(self.now) {
@@ -285,22 +297,28 @@ impl Sim<'_> {
                     self.write_after_the_end(write);
                     return false;
                 }
-                write.not_before = self.now + self.world.tempo.takes(&mut self.rng, Operation::Read);
+                write.not_before = self.now + self.environment.latency.takes(&mut self.rng, Operation::Read);
             }
             (_, None) => {
-                let fails = self.hands.faults.one_in > 0 && self.rng.one_in(10);
-                write.put(&mut self.rng, &self.world.source, fails);
+                let fails = self.workers.faults.one_in > 0 && self.rng.one_in(10);
+                write.put(&mut self.rng, &self.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(self.now, Step::GuestAtSource { ticket: write.ticket, fails });
                 if write.admission == Admission::Both {
                     self.core.guest_at_target(write.ticket);
-                    write.not_before = self.now + self.world.tempo.takes(&mut self.rng, Operation::Write);
+                    write.not_before =
+                        self.now + self.environment.latency.takes(&mut self.rng, Operation::Write);
                 }
             }
             (Admission::Both, Some(true)) if write.target.is_none() => {
-                let failure = self.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
-                write.put_at_target(&mut self.rng, &self.world.source, &self.world.target, failure);
-                self.hands.through.push(write.range);
+                let failure = self.workers.faults.inject(&mut self.rng, Operation::Write, write.range);
+                write.put_at_target(
+                    &mut self.rng,
+                    &self.environment.source,
+                    &self.environment.target,
+                    failure,
+                );
+                self.workers.through.push(write.range);
                 let (ticket, result) = (write.ticket, &write.target);
                 self.trace.step(self.now, Step::GuestAtTarget { ticket, result });
             }
@@ -323,8 +341,11 @@ impl Sim<'_> {
 
     /// The job is over: the write goes to whatever survives.
     fn write_after_the_end(&mut self, write: &Write) {
-        let survivor =
-            if self.ended == Some(Ending::Pivot) { &self.world.target } else { &self.world.source };
+        let survivor = if self.ended == Some(Ending::Pivot) {
+            &self.environment.target
+        } else {
+            &self.environment.source
+        };
         write.put(&mut self.rng, survivor, false);
         self.wrote(write.range);
     }
@@ -343,10 +364,10 @@ impl Sim<'_> {
             let _ = self.core.finalize();
             return;
         }
-        let verb = self.rng.pick(self.piece.verbs);
+        let verb = self.rng.pick(self.params.verbs);
         let fatal = verb == Verb::ForceCancel
             || (verb == Verb::Cancel && matches!(state, JobState::Running | JobState::Created));
-        if fatal && (self.piece.fatal == 0 || !self.rng.one_in(self.piece.fatal))
+        if fatal && (self.params.fatal == 0 || !self.rng.one_in(self.params.fatal))
             || verb == Verb::Pause && !self.rng.one_in(3)
         {
             return;
@@ -356,7 +377,7 @@ impl Sim<'_> {
             Verb::ForceCancel => self.core.force_cancel(),
             Verb::Pause => self.core.pause(),
             Verb::Resume => {
-                self.hands.faults.make_room();
+                self.workers.faults.make_room();
                 let answer = self.core.resume();
                 if answer.is_ok() {
                     assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
@@ -400,9 +421,9 @@ impl Sim<'_> {
             Ending::Fail => {
                 let missing = self.core.missing();
                 // A job that has failed is not flushed.
-                self.hands.lose_unflushed(&mut self.rng);
+                self.workers.lose_unflushed(&mut self.rng);
                 let excused: Vec<ByteRange> = under_way.into_iter().chain(missing.iter().copied()).collect();
-                assert_eq!(self.world.difference(&excused), None, "first difference not in the bitmap");
+                assert_eq!(self.environment.difference(&excused), None, "first difference not in the bitmap");
                 if let Some((map, _)) = &mut self.bitmap {
                     map.clear_all();
                     for range in missing {
@@ -412,35 +433,38 @@ impl Sim<'_> {
             }
             Ending::Pivot | Ending::Keep => {
                 assert!(under_way.is_empty(), "the end while the guest writes");
-                let hands = &self.hands;
-                assert!(hands.unflushed.is_empty() && hands.through.is_empty(), "the end without a flush");
-                assert_eq!(self.world.difference(&[]), None, "first difference at the end: {ending:?}");
+                let workers = &self.workers;
+                assert!(
+                    workers.unflushed.is_empty() && workers.through.is_empty(),
+                    "the end without a flush"
+                );
+                assert_eq!(self.environment.difference(&[]), None, "first difference at the end: {ending:?}");
                 if let Some((map, mode)) = &mut self.bitmap
                     && *mode != BitmapMode::Never
                 {
                     map.clear_all();
                 }
                 if ending == Ending::Keep {
-                    self.kept = Some(contents(&self.world.target));
+                    self.kept = Some(contents(&self.environment.target));
                 }
             }
         }
     }
 
-    fn look(&mut self) {
+    fn check_step(&mut self) {
         let progress = self.core.progress(self.now);
         self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset);
         self.offset = progress.offset;
         let paused = matches!(progress.state, JobState::Paused | JobState::Standby);
-        let stands = paused && self.hands.are_empty();
+        let stands = paused && self.workers.are_empty();
         if let Some(offset) = self.standing.filter(|_| stands) {
             assert_eq!(offset, progress.offset, "it moves while it is paused");
         }
         self.standing = stands.then_some(progress.offset);
         if progress.actively_synced && self.rng.one_in(8) && self.ended.is_none() {
-            assert_eq!(self.world.difference(&self.under_way()), None, "actively synced");
+            assert_eq!(self.environment.difference(&self.under_way()), None, "actively synced");
         }
         for event in self.core.take_events() {
             self.trace.step(self.now, Step::Emitted(&event));
@@ -453,8 +477,8 @@ impl Sim<'_> {
                 Event::Ready => {
                     self.readies += 1;
                     assert_eq!((self.readies, progress.offset), (1, progress.len));
-                    assert!(self.hands.unflushed.is_empty(), "ready without a flush");
-                    assert_eq!(self.world.difference(&self.under_way()), None, "at ready");
+                    assert!(self.workers.unflushed.is_empty(), "ready without a flush");
+                    assert_eq!(self.environment.difference(&self.under_way()), None, "at ready");
                 }
                 Event::Error { action, .. } => {
                     assert!(action != ErrorAction::GiveUp, "a job on a tap left something out");
@@ -466,26 +490,26 @@ impl Sim<'_> {
         }
     }
 
-    fn judge(&mut self) -> End {
+    fn check_end(&mut self) -> End {
         let result = self.core.take_result().unwrap();
         let by_the_book = matches!(self.ended, Some(Ending::Pivot | Ending::Keep));
         assert_eq!(result.is_ok(), by_the_book, "{result:?}, {:?}", self.ended);
         if let Some(kept) = &self.kept {
-            assert!(*kept == contents(&self.world.target), "the copy was touched after the end");
+            assert!(*kept == contents(&self.environment.target), "the copy was touched after the end");
         }
         if self.ended != Some(Ending::Pivot)
             && let Some((map, _)) = &self.bitmap
         {
-            self.hands.lose_unflushed(&mut self.rng);
+            self.workers.lose_unflushed(&mut self.rng);
             let covered: Vec<ByteRange> = map.runs().map(|run| ByteRange::new(run.start, run.end)).collect();
-            assert_eq!(self.world.difference(&covered), None, "first difference not in the bitmap");
+            assert_eq!(self.environment.difference(&covered), None, "first difference not in the bitmap");
         }
         match (result, self.ended) {
             (Ok(()), Some(Ending::Pivot)) => End::Pivoted,
             (Ok(()), _) => End::Kept,
             (Err(Error::Cancelled), _) => End::Cancelled,
             (Err(error), _) => {
-                assert!(self.reported && self.hands.faults.injected != [0, 0], "{error}");
+                assert!(self.reported && self.workers.faults.injected != [0, 0], "{error}");
                 End::Failed
             }
         }

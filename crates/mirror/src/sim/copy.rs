@@ -1,5 +1,5 @@
-//! One-shot copies: the job ends by itself; a guest writes to the source and tells, late, as a real one's
-//! marks come.
+//! One-shot copies: the job ends by itself; a guest writes to the source and marks it later, as a real one
+//! does.
 //!
 //! In the end the target equals the source, or the job has said why not.
 
@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::hands::{Hands, range_of};
+use super::environment::{Environment, SPEEDS, write_randomly};
 use super::rng::Rng;
 use super::steps::Step;
-use super::world::{SPEEDS, World, write_randomly};
+use super::workers::{Workers, range_of};
 use super::{End, Trace};
 use crate::core::{Core, Next, Work};
 use crate::error::Error;
@@ -21,28 +21,30 @@ use crate::state::{JobState, Verb};
 /// Steps after which a schedule is taken to hang.
 const MAX_STEPS: u32 = 400_000;
 
-/// Plays one schedule.
-pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+/// Runs one schedule.
+pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
     let mut rng = Rng::new(seed);
-    let mut world = World::random(&mut rng);
-    if world.options.on_source_error == OnError::Ignore && world.len() > 0 && rng.one_in(4) {
-        world.faults.bad[Operation::Read as usize] = rng.range(world.len(), 1000);
+    let mut environment = Environment::random(&mut rng);
+    if environment.options.on_source_error == OnError::Ignore && environment.len() > 0 && rng.one_in(4) {
+        environment.faults.bad[Operation::Read as usize] = rng.range(environment.len(), 1000);
     }
-    if world.options.on_target_error != OnError::Ignore {
-        world.faults.fills = rng.pick(&[0, 0, 200]);
+    if environment.options.on_target_error != OnError::Ignore {
+        environment.faults.fills = rng.pick(&[0, 0, 200]);
     }
     let guest_writes = rng.pick(&[0, 3, 30]);
-    run(rng, &world, guest_writes, trace)
+    run_in(rng, &environment, guest_writes, trace)
 }
 
-/// Plays a job in `world`, with so many writes of the guest.
-pub(super) fn run(rng: Rng, world: &World, guest_writes: u64, trace: &mut Trace) -> End {
-    trace.say(Duration::ZERO, || format!("{:?}, {:?}, {:?}", world.config, world.tempo, world.faults));
+/// Runs a job in `environment`, with so many writes of the guest.
+pub(super) fn run_in(rng: Rng, environment: &Environment, guest_writes: u64, trace: &mut Trace) -> End {
+    trace.say(Duration::ZERO, || {
+        format!("{:?}, {:?}, {:?}", environment.config, environment.latency, environment.faults)
+    });
     let mut sim = Sim {
         rng,
-        world,
-        core: Core::new(world.config.clone()).unwrap(),
-        hands: Hands::new(world, false),
+        environment,
+        core: Core::new(environment.config.clone()).unwrap(),
+        workers: Workers::new(environment, false),
         now: Duration::ZERO,
         unmarked: Vec::new(),
         guest_writes,
@@ -52,14 +54,14 @@ pub(super) fn run(rng: Rng, world: &World, guest_writes: u64, trace: &mut Trace)
         trace,
     };
     sim.run();
-    sim.judge()
+    sim.check_end()
 }
 
 struct Sim<'w> {
     rng: Rng,
-    world: &'w World,
+    environment: &'w Environment,
     core: Core,
-    hands: Hands<'w>,
+    workers: Workers<'w>,
     now: Duration,
     /// What the guest has written and not marked yet.
     unmarked: Vec<ByteRange>,
@@ -85,9 +87,9 @@ impl Sim<'_> {
                 10 => self.operator(),
                 _ => self.now += Duration::from_micros(self.rng.below(30_000)),
             }
-            self.look();
+            self.check_step();
         }
-        assert!(self.hands.are_empty());
+        assert!(self.workers.are_empty());
         assert!(self.core.is_concluded(), "the job hangs: {:?}", self.core.progress(self.now));
     }
 
@@ -98,12 +100,12 @@ impl Sim<'_> {
         match next {
             Next::Finished => return true,
             Next::Do(action) => {
-                self.hands.take(&mut self.rng, self.now, action);
+                self.workers.take(&mut self.rng, self.now, action);
             }
             Next::Wait(until) => {
                 // Nothing else can run: let the clock jump.
                 if let Some(until) = until
-                    && self.hands.are_empty()
+                    && self.workers.are_empty()
                     && self.rng.one_in(2)
                 {
                     assert!(until > self.now, "waiting for the past spins");
@@ -115,19 +117,19 @@ impl Sim<'_> {
     }
 
     fn perform_half(&mut self) {
-        let Some(index) = self.hands.pick(&mut self.rng, self.now) else {
-            if let Some(next) = self.hands.next_time(self.now) {
+        let Some(index) = self.workers.pick(&mut self.rng, self.now) else {
+            if let Some(next) = self.workers.next_time(self.now) {
                 self.now = next;
             }
             return;
         };
-        if self.hands.work(index) == Work::Flush {
+        if self.workers.work(index) == Work::Flush {
             // A writer waits for its mark before it calls a write done; the last flush comes after that.
             while let Some(range) = self.unmarked.pop() {
                 self.core.mark_dirty(range);
             }
         }
-        let end = self.hands.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
+        let end = self.workers.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
         assert_eq!(end, None, "only a job on a tap has a last step");
     }
 
@@ -140,7 +142,7 @@ impl Sim<'_> {
             self.core.mark_dirty(range);
         } else if self.guest_writes > 0 && !self.core.is_concluded() {
             self.guest_writes -= 1;
-            let range = write_randomly(&mut self.rng, &self.world.source);
+            let range = write_randomly(&mut self.rng, &self.environment.source);
             self.trace.step(self.now, Step::WritesSource(range));
             self.unmarked.push(range);
         }
@@ -155,7 +157,7 @@ impl Sim<'_> {
                 .iter()
                 .any(|event| matches!(event, Event::Error { action, .. } if *action == ErrorAction::Stop));
             assert!(stopped || progress.io_status == IoStatus::Ok);
-            self.hands.faults.make_room();
+            self.workers.faults.make_room();
             let answer = self.core.resume();
             self.trace.step(self.now, Step::Asks { verb: Verb::Resume, answer });
             answer.unwrap();
@@ -172,7 +174,7 @@ impl Sim<'_> {
     }
 
     /// What must hold at every moment.
-    fn look(&mut self) {
+    fn check_step(&mut self) {
         for event in self.core.take_events() {
             self.trace.step(self.now, Step::Emitted(&event));
             self.events.push(event);
@@ -181,24 +183,28 @@ impl Sim<'_> {
         self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset && progress.in_flight <= progress.len - progress.offset);
-        let moving: u64 =
-            self.hands.works().filter(|w| !matches!(w, Work::Survey { .. })).map(|w| range_of(w).len()).sum();
+        let moving: u64 = self
+            .workers
+            .works()
+            .filter(|w| !matches!(w, Work::Survey { .. }))
+            .map(|w| range_of(w).len())
+            .sum();
         assert_eq!(progress.in_flight, moving, "what is in flight");
         self.offset = progress.offset;
-        let stands = progress.state == JobState::Paused && self.hands.are_empty();
+        let stands = progress.state == JobState::Paused && self.workers.are_empty();
         if let Some(offset) = self.standing.filter(|_| stands) {
             assert_eq!(offset, progress.offset, "it moves while it is paused");
         }
         self.standing = stands.then_some(progress.offset);
     }
 
-    fn judge(&mut self) -> End {
+    fn check_end(&mut self) -> End {
         let failed = |side: Operation| {
             self.events.iter().any(|event| {
                 matches!(event, Event::Error { operation, action: ErrorAction::Report, .. } if *operation == side)
             })
         };
-        let injected = self.hands.faults.injected;
+        let injected = self.workers.faults.injected;
         match self.core.take_result().unwrap() {
             Err(Error::Source(_)) => assert!(injected[0] > 0 && failed(Operation::Read)),
             Err(Error::Target(_)) => assert!(injected[1] > 0 && failed(Operation::Write)),
@@ -212,12 +218,12 @@ impl Sim<'_> {
     }
 
     fn compare(&self) {
-        assert!(self.hands.unflushed.is_empty(), "the end without a flush");
+        assert!(self.workers.unflushed.is_empty(), "the end without a flush");
         let progress = self.core.progress(self.now);
         assert_eq!((progress.offset, progress.dirty_left), (progress.len, 0));
         let given_up = self.core.given_up();
         assert_eq!(progress.given_up, given_up.iter().map(|g| g.range.len()).sum::<u64>());
-        let faults = &self.hands.faults;
+        let faults = &self.workers.faults;
         let touched = self.core.whole_units(faults.bad[Operation::Read as usize]);
         for gap in &given_up {
             assert!(faults.injected != [0, 0]);
@@ -228,6 +234,6 @@ impl Sim<'_> {
             );
         }
         let gaps: Vec<ByteRange> = given_up.iter().map(|gap| gap.range).collect();
-        assert_eq!(self.world.difference(&gaps), None, "first difference");
+        assert_eq!(self.environment.difference(&gaps), None, "first difference");
     }
 }

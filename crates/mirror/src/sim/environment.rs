@@ -1,4 +1,4 @@
-//! What a schedule plays with: the disks, the job's options, how slow the devices are and how they fail.
+//! The environment of a schedule: disks, the job's options, latency and faults of the devices.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,25 +13,25 @@ use crate::core::config::Config;
 use crate::options::{CopyMode, MirrorOptions, OnError, SyncMode};
 use crate::progress::Operation;
 
-/// Lengths at which something was got wrong before, here or elsewhere.
+/// Lengths at which mirrors have had bugs.
 const LENGTHS: [u64; 11] = [0, 1, 511, 512, 1000, 4096, 20_000, 65_535, 65_536, 66_048, 200_000];
 const POLICIES: [OnError; 6] =
     [OnError::Report, OnError::Ignore, OnError::Ignore, OnError::Stop, OnError::Auto, OnError::Enospc];
 pub(super) const SPEEDS: [u64; 5] = [0, 0, 50_000, 100_000, 1_000_000];
 pub(super) const MODES: [CopyMode; 3] = [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto];
 
-/// The stage and the props. Devices are [`MemoryDisk`]s, so that contents, allocation and backing files
+/// The environment of one schedule. Devices are [`MemoryDisk`]s, so that contents, allocation and backing files
 /// behave as in a format.
-pub(super) struct World {
+pub(super) struct Environment {
     pub(super) source: Arc<MemoryDisk>,
     pub(super) target: Arc<MemoryDisk>,
     pub(super) options: MirrorOptions,
     pub(super) config: Config,
-    pub(super) tempo: Tempo,
+    pub(super) latency: LatencyModel,
     pub(super) faults: Faults,
 }
 
-impl World {
+impl Environment {
     pub(super) fn random(rng: &mut Rng) -> Self {
         let len = if rng.one_in(3) { 1 + rng.below(150_000) } else { rng.pick(&LENGTHS) };
         let top = rng.one_in(3);
@@ -59,7 +59,7 @@ impl World {
         };
         writes(rng, &base, 6);
         writes(rng, &source, 12);
-        // With sync=top, a target with old contents of its own is the user's affair.
+        // With sync=top, old contents of the target are undefined behaviour of the user's making.
         let fresh = top || rng.one_in(2);
         if !fresh {
             writes(rng, &target, 12);
@@ -76,15 +76,15 @@ impl World {
             .min_zero_run(rng.pick(&[0, 512, 4096, 5000]))
             .target_is_zero(fresh && !top && rng.one_in(3));
         let mut config = Config::new(&options, granularity, len, target.geometry());
-        // Small operations, so that a small disk takes many; and now and then a promise that does not hold.
+        // Small operations, so that a small disk takes many; sometimes a promise of the geometry that is false.
         config.operation = config.detail << rng.below(4);
         config.buffer = config.operation * (1 + rng.below(6));
         config.zero_by_metadata |= rng.one_in(3);
         config.secure_every =
             rng.pick(&[None, None, Some(Duration::from_micros(1)), Some(Duration::from_millis(5))]);
-        let tempo = Tempo::random(rng);
+        let latency = LatencyModel::random(rng);
         let faults = Faults { one_in: rng.pick(&[0, 0, 100, 20, 3]), ..Faults::default() };
-        Self { source, target, options, config, tempo, faults }
+        Self { source, target, options, config, latency, faults }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -124,16 +124,16 @@ pub(super) fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
     range
 }
 
-/// How long the devices take, in virtual time: between these for each half of an operation.
+/// Latency of the devices in virtual time: minimum and maximum for each half of an operation.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tempo {
+pub(super) struct LatencyModel {
     pub(super) source: [Duration; 2],
     pub(super) target: [Duration; 2],
     /// One operation in so many takes a second longer; 0 for none.
     pub(super) stalls: u64,
 }
 
-impl Tempo {
+impl LatencyModel {
     fn random(rng: &mut Rng) -> Self {
         const NO_TIME: [Duration; 2] = [Duration::ZERO; 2];
         const FAST: [Duration; 2] = [Duration::from_micros(50), Duration::from_micros(200)];
@@ -145,7 +145,7 @@ impl Tempo {
         Self { source: rng.pick(&speeds), target: rng.pick(&speeds), stalls: rng.pick(&[0, 0, 50]) }
     }
 
-    /// How long a half operation on this side takes.
+    /// Latency of one half of an operation on this side.
     pub(super) fn takes(&self, rng: &mut Rng, side: Operation) -> Duration {
         let [least, most] = match side {
             Operation::Read => self.source,
@@ -175,8 +175,8 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Nothing fails any more.
-    pub(super) fn heal(&mut self) {
+    /// Removes all faults.
+    pub(super) fn clear(&mut self) {
         *self = Self { injected: self.injected, ..Self::default() };
     }
 
@@ -185,7 +185,7 @@ impl Faults {
     }
 
     /// Whether an operation on `range` (empty for a flush) fails, and with what.
-    pub(super) fn strike(
+    pub(super) fn inject(
         &mut self,
         rng: &mut Rng,
         side: Operation,

@@ -1,4 +1,4 @@
-//! A guest: writers that go through the steps of a write (admitted, source, target, finished), each at its
+//! The guest: writers that go through the steps of a write (admitted, source, target, finished), each at its
 //! own pace.
 
 use std::time::Duration;
@@ -6,31 +6,31 @@ use std::time::Duration;
 use blockmirror_block::testing::MemoryDisk;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
-use super::hands::{unfailing, write, zero};
 use super::rng::Rng;
+use super::workers::{unfailing, write, zero};
 use crate::core::Admission;
 use crate::tap::discard;
 
-/// How a guest behaves.
+/// The guest's workload.
 #[derive(Clone, Debug)]
-pub(super) struct Habits {
+pub(super) struct Workload {
     /// Writes under way together.
     pub(super) writers: usize,
-    /// A new write begins at one turn in so many.
-    pub(super) rests: u64,
-    /// Where it writes; anywhere if this is empty.
+    /// One turn in so many begins a new write.
+    pub(super) begin_one_in: u64,
+    /// Where it writes; anywhere if empty.
     pub(super) hot: ByteRange,
     /// The longest write is one of these.
     pub(super) longest: &'static [u64],
-    /// It neither zeroes nor discards.
+    /// No zeroing, no discards.
     pub(super) only_data: bool,
 }
 
-impl Habits {
+impl Workload {
     pub(super) fn random() -> Self {
         Self {
             writers: 4,
-            rests: 6,
+            begin_one_in: 6,
             hot: ByteRange::default(),
             longest: &[1, 512, 4096, 20_000],
             only_data: false,
@@ -53,7 +53,7 @@ pub(super) struct Write {
     payload: Payload,
     pub(super) admission: Admission,
     pub(super) source: Option<bool>,
-    /// What the target made of it: nothing if it was left to the job.
+    /// The target's result: `Some(None)` if the write was left to the job.
     pub(super) target: Option<Option<block::Result<()>>>,
     /// Its next step is not taken before this.
     pub(super) not_before: Duration,
@@ -61,11 +61,11 @@ pub(super) struct Write {
 
 impl Write {
     /// A write somewhere on a disk of `len` bytes, not known to any job yet.
-    pub(super) fn random(rng: &mut Rng, len: u64, habits: &Habits) -> Self {
-        let within = if habits.hot.is_empty() { ByteRange::new(0, len) } else { habits.hot };
-        let longest = rng.pick(habits.longest);
+    pub(super) fn random(rng: &mut Rng, len: u64, workload: &Workload) -> Self {
+        let within = if workload.hot.is_empty() { ByteRange::new(0, len) } else { workload.hot };
+        let longest = rng.pick(workload.longest);
         let range = rng.range_in(within, longest);
-        let payload = match if habits.only_data { 2 } else { rng.below(6) } {
+        let payload = match if workload.only_data { 2 } else { rng.below(6) } {
             0 => Payload::Zeros,
             1 => Payload::Discard,
             _ => Payload::Data(rng.bytes(range.len())),

@@ -1,14 +1,13 @@
-//! All the threads of a job, played by one: operations under way, each done in halves, in the order the dice
-//! say.
+//! The workers of a job: operations in flight, each performed in halves, in random order.
 
 use std::time::Duration;
 
 use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteFlags, ZeroFlags};
 
 use super::Trace;
+use super::environment::{Environment, Faults, contents};
 use super::rng::Rng;
 use super::steps::Step;
-use super::world::{Faults, World, contents};
 use crate::core::{Action, Core, Done, Ending, Work};
 use crate::mover::{Manner, Mover};
 use crate::progress::Operation;
@@ -24,8 +23,8 @@ struct Running<'w> {
     not_before: Duration,
 }
 
-pub(super) struct Hands<'w> {
-    world: &'w World,
+pub(super) struct Workers<'w> {
+    environment: &'w Environment,
     running: Vec<Running<'w>>,
     pub(super) faults: Faults,
     /// What the job has written to the target since its last good flush.
@@ -54,14 +53,14 @@ fn is_flush(work: Work) -> bool {
     matches!(work, Work::Flush | Work::Secure)
 }
 
-impl<'w> Hands<'w> {
+impl<'w> Workers<'w> {
     /// No worker is busy yet. `part`: the job copies a part of the disk.
-    pub(super) fn new(world: &'w World, part: bool) -> Self {
-        let durable = part.then(|| contents(&world.target));
+    pub(super) fn new(environment: &'w Environment, part: bool) -> Self {
+        let durable = part.then(|| contents(&environment.target));
         Self {
-            world,
+            environment,
             running: Vec::new(),
-            faults: world.faults.clone(),
+            faults: environment.faults.clone(),
             unflushed: Vec::new(),
             through: Vec::new(),
             durable,
@@ -78,7 +77,7 @@ impl<'w> Hands<'w> {
 
     /// A thread was given `action`. It does not conflict with what is under way.
     pub(super) fn take(&mut self, rng: &mut Rng, now: Duration, action: Action) {
-        let config = &self.world.config;
+        let config = &self.environment.config;
         let range = range_of(action.work);
         if range.is_empty() && action.work != Work::Secure {
             assert!(self.are_empty(), "{:?} while something is in flight", action.work);
@@ -87,10 +86,11 @@ impl<'w> Hands<'w> {
         for other in self.works() {
             assert!(!range_of(other).overlaps(range), "{:?} and {other:?} in flight together", action.work);
         }
-        let manner = Manner::new(&self.world.options, self.world.target.geometry(), TargetContent::Asked);
-        let mover = Mover::new(&*self.world.source, &*self.world.target, None, manner);
+        let manner =
+            Manner::new(&self.environment.options, self.environment.target.geometry(), TargetContent::Asked);
+        let mover = Mover::new(&*self.environment.source, &*self.environment.target, None, manner);
         let side = if matches!(action.work, Work::Copy { .. }) { Operation::Read } else { Operation::Write };
-        let not_before = now + self.world.tempo.takes(rng, side);
+        let not_before = now + self.environment.latency.takes(rng, side);
         self.running.push(Running { action, mover, has_read: false, not_before });
         assert!(self.running.len() <= config.max_in_flight, "more in flight than asked for");
         let buffers: u64 =
@@ -134,10 +134,10 @@ impl<'w> Hands<'w> {
             Work::End(ending) => return Some((op.action.id, ending)),
             _ => Operation::Write,
         };
-        let fault = self.faults.strike(rng, side, moved_by(work));
-        // A target that forgets may be back already when it tells.
+        let fault = self.faults.inject(rng, side, moved_by(work));
+        // A volatile target may be back already when it reports.
         let fault = match fault {
-            Some(_) if self.world.config.secure_every.is_some() && rng.one_in(2) && is_flush(work) => {
+            Some(_) if self.environment.config.secure_every.is_some() && rng.one_in(2) && is_flush(work) => {
                 Some(block::Error::new(ErrorKind::WritesLost, "simulated"))
             }
             other => other,
@@ -153,7 +153,7 @@ impl<'w> Hands<'w> {
             if fault.is_some() {
                 self.lose_unflushed(rng);
             } else if self.durable.is_some() {
-                self.durable = Some(contents(&self.world.target));
+                self.durable = Some(contents(&self.environment.target));
             }
             self.unflushed.clear();
             self.through.clear();
@@ -165,7 +165,7 @@ impl<'w> Hands<'w> {
         match answer {
             None => {
                 op.has_read = true;
-                op.not_before = now + self.world.tempo.takes(rng, Operation::Write);
+                op.not_before = now + self.environment.latency.takes(rng, Operation::Write);
                 trace.step(now, Step::HasRead { id: op.action.id, range: range_of(work) });
                 self.running.push(op);
             }
@@ -222,7 +222,7 @@ impl<'w> Hands<'w> {
                 Some(durable) => durable[range.start() as usize..range.end() as usize].to_vec(),
                 None => rng.bytes(range.len()),
             };
-            write(&*self.world.target, &bytes, range);
+            write(&*self.environment.target, &bytes, range);
         }
     }
 }

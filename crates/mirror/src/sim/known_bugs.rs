@@ -1,6 +1,6 @@
-//! Those of the fifteen ways to get a mirror wrong that a schedule of events provokes best.
+//! Known-bug tests: those of the fifteen known bugs of mirrors that a schedule of events provokes best.
 //!
-//! The others stand where their subject is: `tests/provocations.rs` of this crate, and of the whole.
+//! The others are in `tests/known_bugs.rs` of this crate, and in the tests of the workspace.
 
 use std::time::Duration;
 
@@ -19,61 +19,61 @@ const SEEDS: std::ops::Range<u64> = 0..300;
 
 /// Slow source writes, one hot granule, 8 writers, random completion: what was acknowledged last must win.
 #[test]
-fn provocation_01_a_mark_before_the_write_lands_is_a_lost_update() {
+fn known_bug_01_a_mark_before_the_write_lands_is_a_lost_update() {
     let ends = tally("hot", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 /// Slow target writes, and the guest rewrites what is being written.
 #[test]
-fn provocation_02_a_bit_cleared_after_the_read_is_a_lost_update() {
+fn known_bug_02_a_bit_cleared_after_the_read_is_a_lost_update() {
     let ends = tally("rewrite", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 /// Random delays, one hot spot, 16 in flight.
 #[test]
-fn provocation_03_operations_on_one_granule_do_not_overtake_each_other() {
+fn known_bug_03_operations_on_one_granule_do_not_overtake_each_other() {
     let ends = tally("reorder", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 /// Writers through every end: nothing is under way when it is performed, and nothing differs.
 #[test]
-fn provocation_04_the_last_look_and_the_end_are_one_step_for_the_guest() {
-    let ends = tally("last-look", SEEDS);
+fn known_bug_04_the_final_check_and_the_end_are_one_step_for_the_guest() {
+    let ends = tally("final-check", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 #[test]
-fn provocation_05_an_unaligned_write_through_does_not_clean_what_it_does_not_cover() {
+fn known_bug_05_an_unaligned_write_through_does_not_clean_what_it_does_not_cover() {
     let ends = tally("unaligned", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 /// Zeros and holes over a target that is full of 0x2a.
 #[test]
-fn provocation_07_what_reads_as_zero_at_the_source_does_at_the_target() {
+fn known_bug_07_what_reads_as_zero_at_the_source_does_at_the_target() {
     let ends = tally("prefilled", SEEDS);
     assert!(ends[&End::Copied] > 100, "{ends:?}");
 }
 
 /// Failures under the policies that go on: each range is dirty again, and in the end all of it is there.
 #[test]
-fn provocation_10_no_failure_leaves_a_range_behind() {
+fn known_bug_10_no_failure_leaves_a_range_behind() {
     let ends = tally("errors", SEEDS);
     assert!(ends[&End::Pivoted] > 30 && ends[&End::Kept] > 30, "{ends:?}");
 }
 
 /// Flushes that fail and lose what came before them.
 #[test]
-fn provocation_11_ready_and_the_end_come_after_a_flush_that_succeeded() {
+fn known_bug_11_ready_and_the_end_come_after_a_flush_that_succeeded() {
     let ends = tally("flush", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 50, "{ends:?}");
 }
 
 #[test]
-fn provocation_12_a_paused_job_stands_still_and_events_end() {
+fn known_bug_12_a_paused_job_stands_still_and_events_end() {
     let ends = tally("paused", SEEDS);
     assert!(ends[&End::Pivoted] > 50 && ends[&End::Kept] > 20, "{ends:?}");
 }
@@ -120,7 +120,7 @@ fn live_core(len: u64, speed: u64) -> Core {
 /// The mean over five seconds is the speed although every wake-up is late, no burst is longer than a slice,
 /// and nothing overflows.
 #[test]
-fn provocation_13_the_mean_carries_what_a_slice_left_over() {
+fn known_bug_13_the_mean_carries_what_a_slice_left_over() {
     for speed in [1_000_000, 12_345_678, 300 << 20] {
         let (mut core, mut rng, mut now) = (live_core(1 << 40, speed), Rng::new(speed), Duration::ZERO);
         let moved = drive(&mut core, &mut rng, &mut now, Duration::from_secs(5));
@@ -140,7 +140,7 @@ fn provocation_13_the_mean_carries_what_a_slice_left_over() {
 /// A limit on the copy of the bulk is none on what the guest writes once the job is ready: it would fall
 /// behind for good, and its end would never come near.
 #[test]
-fn provocation_13_a_ready_job_is_not_throttled() {
+fn known_bug_13_a_ready_job_is_not_throttled() {
     let (mut core, mut now) = (live_core(1 << 20, 0), Duration::ZERO);
     drive(&mut core, &mut Rng::new(1), &mut now, Duration::MAX);
     assert_eq!(core.progress(now).state, JobState::Ready);

@@ -1,26 +1,27 @@
-//! The core alone, on a virtual clock: random schedules with simulated devices, failures and a guest that
-//! writes.
+//! Simulator: the core on a virtual clock, in random schedules with simulated devices, failures and a guest
+//! that writes.
 //!
-//! One schedule is one seed. A single thread plays all the threads of a job, the guest, the operator and the
-//! clock: at each step the dice choose who does what, and whether the devices let it succeed, late or at all.
-//! Nothing else is made up: the core is the one that jobs run, and data moves as it does there. What must
-//! hold is asserted at every step and at the end; a schedule that breaks a rule is played again with a trace.
+//! One schedule is one seed. A single thread takes the parts of the job's workers, the guest, the operator and
+//! the clock: at each step the generator chooses the party, and whether the devices succeed, late or at all. The
+//! core is the one of real jobs, and data moves as it does there. The invariants are asserted at every step and
+//! at the end; a schedule that breaks one is run again with a trace.
 //!
-//! A [`Scenario`] is a way to throw the dice. `copy` and `live` know no bounds; the others lean on one known
-//! way to get a mirror wrong. `cargo xtask simulate` plays as many as one likes; a new scenario is a file
-//! with a `play` function and a line in [`SCENARIOS`].
+//! A [`Scenario`] is a distribution of schedules. `copy` and `live` are unrestricted; each of the others aims at
+//! one known bug of mirrors. `cargo xtask simulate` runs any number of seeds; a new scenario is a function in
+//! `targeted.rs` or a file with a `run` function, and a line in [`SCENARIOS`].
 
+pub(crate) mod closed_loop;
 mod copy;
+mod environment;
 mod group;
 mod guest;
-mod hands;
-mod live;
 #[cfg(test)]
-mod provocations;
-pub(super) mod rng;
-mod slants;
+mod known_bugs;
+mod live;
+mod rng;
 mod steps;
-mod world;
+mod targeted;
+mod workers;
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -61,22 +62,22 @@ impl fmt::Display for End {
     }
 }
 
-/// A way to throw the dice.
+/// A distribution of schedules.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// One word, to name it by.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// What it is about, in one line.
+    /// What it covers, in one line.
     pub about: &'static str,
     /// Its share of the seeds.
     weight: u64,
-    play: fn(u64, &mut Trace) -> End,
+    schedule: fn(u64, &mut Trace) -> End,
 }
 
-/// How a schedule without a violation ran.
+/// What a schedule without a violation gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Played {
+pub struct SeedRun {
     /// How it ended.
     pub end: End,
     /// A hash over its steps (virtual time, operation, range, result, event), from the first to the last.
@@ -89,74 +90,74 @@ const SCENARIOS: &[Scenario] = &[
         name: "copy",
         about: "one-shot copies of a disk that is written",
         weight: 4,
-        play: copy::play,
+        schedule: copy::run,
     },
-    Scenario { name: "live", about: "jobs on a tap, any verb at any time", weight: 6, play: live::play },
+    Scenario { name: "live", about: "jobs on a tap, any verb at any time", weight: 6, schedule: live::run },
     Scenario {
         name: "hot",
         about: "8 writers on one granule, slow source (1)",
         weight: 1,
-        play: slants::hot,
+        schedule: targeted::hot,
     },
     Scenario {
         name: "rewrite",
         about: "rewrites while the target is slow (2)",
         weight: 1,
-        play: slants::rewrite,
+        schedule: targeted::rewrite,
     },
     Scenario {
         name: "reorder",
         about: "one hot spot, 16 in flight, random delays (3)",
         weight: 1,
-        play: slants::reorder,
+        schedule: targeted::reorder,
     },
     Scenario {
-        name: "last-look",
+        name: "final-check",
         about: "writers through every end (4)",
         weight: 1,
-        play: slants::last_look,
+        schedule: targeted::final_check,
     },
     Scenario {
         name: "unaligned",
         about: "unaligned writes through dirty granules (5)",
         weight: 1,
-        play: slants::unaligned,
+        schedule: targeted::unaligned,
     },
     Scenario {
         name: "prefilled",
         about: "zeros and holes over a target full of 0x2a (7)",
         weight: 1,
-        play: slants::prefilled,
+        schedule: targeted::prefilled,
     },
-    Scenario { name: "odd", about: "lengths that fit nothing (8)", weight: 1, play: slants::odd },
+    Scenario { name: "odd", about: "lengths that fit nothing (8)", weight: 1, schedule: targeted::odd },
     Scenario {
         name: "errors",
         about: "failures of all kinds under all policies (10)",
         weight: 1,
-        play: slants::errors,
+        schedule: targeted::errors,
     },
     Scenario {
         name: "flush",
         about: "flushes that fail and lose what they should keep (11)",
         weight: 1,
-        play: slants::flush,
+        schedule: targeted::flush,
     },
     Scenario {
         name: "group",
         about: "jobs on several disks that end at one instant, any verb at any time",
         weight: 2,
-        play: group::play,
+        schedule: group::run,
     },
-    Scenario { name: "paused", about: "pauses at any time (12)", weight: 1, play: slants::paused },
+    Scenario { name: "paused", about: "pauses at any time (12)", weight: 1, schedule: targeted::paused },
     Scenario {
         name: "crowd",
         about: "12 writers through a few granules, failures",
         weight: 1,
-        play: slants::crowd,
+        schedule: targeted::crowd,
     },
 ];
 
-/// A rule that did not hold.
+/// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Violation {
     /// The scenario's name.
@@ -165,7 +166,7 @@ pub struct Violation {
     pub seed: u64,
     /// The assertion that failed.
     pub rule: String,
-    /// What happened before, oldest first, as far as it was kept.
+    /// The steps before it that were kept, oldest first.
     pub trace: Vec<String>,
 }
 
@@ -189,7 +190,7 @@ impl Scenario {
         SCENARIOS.iter().find(|scenario| scenario.name == name)
     }
 
-    /// The scenario that `seed` plays where none is asked for.
+    /// The scenario of `seed` where none is asked for.
     pub fn of_seed(seed: u64) -> &'static Self {
         let all: u64 = SCENARIOS.iter().map(|scenario| scenario.weight).sum();
         let mut at = rng::Rng::new(seed).below(all);
@@ -202,15 +203,15 @@ impl Scenario {
         &SCENARIOS[0]
     }
 
-    /// Plays one schedule; how it ended, and a hash over its steps.
+    /// Runs one schedule.
     ///
     /// # Errors
-    /// The rule that was broken. The panic that it is made of is printed by whatever panic hook there is.
-    pub fn play(&self, seed: u64) -> Result<Played, Box<Violation>> {
-        let once = |trace: &mut Trace| panic::catch_unwind(AssertUnwindSafe(|| (self.play)(seed, trace)));
+    /// The rule that was broken. The panic behind it goes through the panic hook.
+    pub fn run(&self, seed: u64) -> Result<SeedRun, Box<Violation>> {
+        let once = |trace: &mut Trace| panic::catch_unwind(AssertUnwindSafe(|| (self.schedule)(seed, trace)));
         let mut first = Trace::default();
         let rule = match once(&mut first) {
-            Ok(end) => return Ok(Played { end, hash: first.hash.value() }),
+            Ok(end) => return Ok(SeedRun { end, hash: first.hash.value() }),
             Err(rule) => rule,
         };
         let mut trace = Trace { on: true, ..Trace::default() };
@@ -218,7 +219,7 @@ impl Scenario {
         let rule = match (message(&*rule), again.map(|again| message(&*again))) {
             (first, Some(second)) if first == second => first,
             (first, second) => {
-                format!("{first}; played again: {}", second.as_deref().unwrap_or("no violation"))
+                format!("{first}; run again: {}", second.as_deref().unwrap_or("no violation"))
             }
         };
         let trace = trace.lines.into();
@@ -226,10 +227,10 @@ impl Scenario {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message").to_owned()
 }
 
 /// Takes the steps of a schedule: hashes each, and keeps the last as text if it is on.
@@ -267,13 +268,13 @@ mod tests {
 
     use super::*;
 
-    /// Plays `seeds` of a scenario; how often each end was reached.
+    /// Runs `seeds` of a scenario; how often each end was reached.
     pub(super) fn tally(name: &str, seeds: Range<u64>) -> BTreeMap<End, u64> {
         let scenario = Scenario::named(name).unwrap();
         let mut ends = BTreeMap::new();
         for seed in seeds {
-            let played = scenario.play(seed).unwrap_or_else(|violation| panic!("{violation}"));
-            *ends.entry(played.end).or_default() += 1;
+            let run = scenario.run(seed).unwrap_or_else(|violation| panic!("{violation}"));
+            *ends.entry(run.end).or_default() += 1;
         }
         ends
     }
@@ -313,8 +314,8 @@ mod tests {
     #[test]
     fn a_seed_has_one_hash_and_seeds_differ() {
         for scenario in Scenario::all() {
-            let hashes: Vec<u64> = (0..4).map(|seed| scenario.play(seed).unwrap().hash).collect();
-            let again: Vec<u64> = (0..4).map(|seed| scenario.play(seed).unwrap().hash).collect();
+            let hashes: Vec<u64> = (0..4).map(|seed| scenario.run(seed).unwrap().hash).collect();
+            let again: Vec<u64> = (0..4).map(|seed| scenario.run(seed).unwrap().hash).collect();
             assert_eq!(hashes, again, "{}", scenario.name);
             assert!(hashes.windows(2).all(|pair| pair[0] != pair[1]), "{}: {hashes:x?}", scenario.name);
         }
@@ -323,14 +324,14 @@ mod tests {
     /// The report of a broken rule is enough to reproduce it.
     #[test]
     fn a_violation_names_its_seed_and_comes_with_a_trace() {
-        fn play(seed: u64, trace: &mut Trace) -> End {
+        fn run(seed: u64, trace: &mut Trace) -> End {
             trace.say(Duration::from_millis(2), || format!("seed {seed} begins"));
             assert!(seed != 7, "seven is not allowed");
             End::Copied
         }
-        let scenario = Scenario { name: "picky", about: "", weight: 1, play };
-        assert_eq!(scenario.play(6).unwrap().end, End::Copied);
-        insta::assert_snapshot!(scenario.play(7).unwrap_err(), @"
+        let scenario = Scenario { name: "picky", about: "", weight: 1, schedule: run };
+        assert_eq!(scenario.run(6).unwrap().end, End::Copied);
+        insta::assert_snapshot!(scenario.run(7).unwrap_err(), @"
         2.0000 ms  seed 7 begins
         scenario picky, seed 7: seven is not allowed
         ");

@@ -1,18 +1,18 @@
 //! Groups: jobs on several taps that end at one instant, all or none.
 //!
-//! The coordinator is the one that groups run. It touches one member at a time, and before each touch the
-//! dice may let another party act: a guest, a thread of a job, an operator with a verb for one member. What
-//! must hold: when the first member ends well, no guest is anywhere under way and every target is equal and
+//! The coordinator is that of real groups. It visits one member at a time, and before each visit the generator
+//! may choose another party to act: a guest, a worker of a job, an operator with a verb for one member. Must
+//! hold: when the first member ends well, no guest write is under way anywhere and every target is equal and
 //! durable; then all end well, and otherwise none does.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
-use super::guest::{Habits, Write};
-use super::hands::Hands;
+use super::environment::{Environment, MODES};
+use super::guest::{Workload, Write};
 use super::rng::Rng;
 use super::steps::Step;
-use super::world::{MODES, World};
+use super::workers::Workers;
 use super::{End, Trace};
 use crate::core::group::Stage;
 use crate::core::{Admission, Core, Done, Ending, Next};
@@ -26,55 +26,55 @@ const STEPS: u32 = 2000;
 /// Steps after which a schedule is taken to hang.
 const MAX_STEPS: u32 = 400_000;
 
-/// Plays one schedule.
-pub(super) fn play(seed: u64, trace: &mut Trace) -> End {
+/// Runs one schedule.
+pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
     let mut rng = Rng::new(seed ^ 0x9609);
     let by_itself = rng.one_in(2);
     let count = 2 + rng.index(2);
     let mut worlds = Vec::new();
     for _ in 0..count {
-        let mut world = World::random(&mut rng);
-        world.config.live = true;
-        world.config.auto_finalize = by_itself || rng.one_in(2);
-        world.config.auto_dismiss = rng.one_in(2);
-        world.config.copy_mode = rng.pick(&MODES);
-        world.faults.one_in *= 8;
-        worlds.push(world);
+        let mut environment = Environment::random(&mut rng);
+        environment.config.live = true;
+        environment.config.auto_finalize = by_itself || rng.one_in(2);
+        environment.config.auto_dismiss = rng.one_in(2);
+        environment.config.copy_mode = rng.pick(&MODES);
+        environment.faults.one_in *= 8;
+        worlds.push(environment);
     }
-    let habits = Habits::random();
-    let members = worlds.iter().map(|world| Member::new(world, &mut rng)).collect();
-    let play = Play { rng, members, habits, now: Duration::ZERO, closing: false, trace };
+    let workload = Workload::random();
+    let members = worlds.iter().map(|environment| Member::new(environment, &mut rng)).collect();
+    let sim = GroupSim { rng, members, workload, now: Duration::ZERO, closing: false, trace };
     let mut coordinator = Coordinator::default();
-    let play = RefCell::new(play);
+    let sim = RefCell::new(sim);
     for step in 0..MAX_STEPS {
         if step == STEPS {
-            play.borrow_mut().close();
+            sim.borrow_mut().close();
         }
-        if play.borrow_mut().rng.one_in(12) {
-            coordinator.look(&play);
+        if sim.borrow_mut().rng.one_in(12) {
+            coordinator.look(&sim);
             while let Some(event) = coordinator.take_event() {
-                play.borrow_mut().on_event(event);
+                sim.borrow_mut().on_event(event);
             }
         }
-        let mut play = play.borrow_mut();
-        play.step();
-        if coordinator.is_over() && play.members.iter().all(|member| member.writes.is_empty()) {
+        let mut sim = sim.borrow_mut();
+        sim.step();
+        if coordinator.is_over() && sim.members.iter().all(|member| member.writes.is_empty()) {
             break;
         }
     }
-    let play = play.into_inner();
+    let sim = sim.into_inner();
     assert!(
         coordinator.is_over(),
         "hangs: {:?}",
-        play.members.iter().map(|m| m.core.view()).collect::<Vec<_>>()
+        sim.members.iter().map(|m| m.core.view()).collect::<Vec<_>>()
     );
-    play.judge()
+    sim.check_end()
 }
 
-struct Play<'w> {
+struct GroupSim<'w> {
     rng: Rng,
     members: Vec<Member<'w>>,
-    habits: Habits,
+    workload: Workload,
     now: Duration,
     /// The guests rest, and the operator only wants the end.
     closing: bool,
@@ -82,16 +82,16 @@ struct Play<'w> {
 }
 
 struct Member<'w> {
-    world: &'w World,
+    environment: &'w Environment,
     core: Core,
-    hands: Hands<'w>,
+    workers: Workers<'w>,
     writes: Vec<Write>,
     /// How it is to end.
     wish: Ending,
     ended: Option<Ending>,
 }
 
-impl Members for RefCell<Play<'_>> {
+impl Members for RefCell<GroupSim<'_>> {
     fn count(&self) -> usize {
         self.borrow().members.len()
     }
@@ -101,36 +101,43 @@ impl Members for RefCell<Play<'_>> {
     }
 
     fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
-        let mut play = self.borrow_mut();
+        let mut sim = self.borrow_mut();
         // Guests and jobs go on while the coordinator goes from one member to the next.
-        while play.rng.one_in(3) {
-            play.step();
+        while sim.rng.one_in(3) {
+            sim.step();
         }
-        let now = play.now;
-        let core = &mut play.members[index].core;
+        let now = sim.now;
+        let core = &mut sim.members[index].core;
         core.tick(now);
         f(core, now)
     }
 }
 
 impl<'w> Member<'w> {
-    fn new(world: &'w World, rng: &mut Rng) -> Self {
-        let mut core = Core::new(world.config.clone()).unwrap();
+    fn new(environment: &'w Environment, rng: &mut Rng) -> Self {
+        let mut core = Core::new(environment.config.clone()).unwrap();
         core.join_group();
         let wish = rng.pick(&[Ending::Pivot, Ending::Keep]);
-        Self { world, core, hands: Hands::new(world, false), writes: Vec::new(), wish, ended: None }
+        Self {
+            environment,
+            core,
+            workers: Workers::new(environment, false),
+            writes: Vec::new(),
+            wish,
+            ended: None,
+        }
     }
 
     /// No write of the guest is under way, and the target is equal and durable.
     fn assert_one_instant(&self) {
         let under_way = self.writes.iter().filter(|write| write.admission != Admission::Wait).count();
         assert_eq!(under_way, 0, "writes under way");
-        assert!(self.hands.unflushed.is_empty() && self.hands.through.is_empty(), "not flushed");
-        assert_eq!(self.world.difference(&[]), None, "first difference");
+        assert!(self.workers.unflushed.is_empty() && self.workers.through.is_empty(), "not flushed");
+        assert_eq!(self.environment.difference(&[]), None, "first difference");
     }
 }
 
-impl Play<'_> {
+impl GroupSim<'_> {
     /// A random verb for a random member.
     fn step(&mut self) {
         let index = self.rng.index(self.members.len());
@@ -153,7 +160,7 @@ impl Play<'_> {
     fn close(&mut self) {
         self.trace.step(self.now, Step::Closes);
         self.closing = true;
-        self.members.iter_mut().for_each(|member| member.hands.faults.heal());
+        self.members.iter_mut().for_each(|member| member.workers.faults.clear());
     }
 
     fn on_event(&mut self, event: GroupEvent) {
@@ -175,9 +182,9 @@ impl Play<'_> {
         match next {
             Next::Finished => {}
             Next::Do(action) => {
-                member.hands.take(&mut self.rng, self.now, action);
+                member.workers.take(&mut self.rng, self.now, action);
             }
-            Next::Wait(Some(until)) if member.hands.are_empty() && self.rng.one_in(4) => {
+            Next::Wait(Some(until)) if member.workers.are_empty() && self.rng.one_in(4) => {
                 assert!(until > self.now, "waiting for the past spins");
                 self.now = until;
             }
@@ -187,14 +194,14 @@ impl Play<'_> {
 
     fn perform_half(&mut self, index: usize) {
         let member = &mut self.members[index];
-        let Some(op) = member.hands.pick(&mut self.rng, self.now) else {
-            let next = self.members.iter().filter_map(|member| member.hands.next_time(self.now)).min();
+        let Some(op) = member.workers.pick(&mut self.rng, self.now) else {
+            let next = self.members.iter().filter_map(|member| member.workers.next_time(self.now)).min();
             if let Some(next) = next.filter(|_| self.rng.one_in(8)) {
                 self.now = next;
             }
             return;
         };
-        let end = member.hands.perform_half(&mut member.core, &mut self.rng, self.now, op, self.trace);
+        let end = member.workers.perform_half(&mut member.core, &mut self.rng, self.now, op, self.trace);
         if let Some((id, ending)) = end {
             self.trace.step(self.now, Step::Ends { id, ending });
             self.end(index, ending);
@@ -217,13 +224,13 @@ impl Play<'_> {
     fn guest(&mut self, index: usize) {
         let (now, closing) = (self.now, self.closing);
         let member = &mut self.members[index];
-        let len = member.world.len();
-        if member.writes.len() < self.habits.writers
+        let len = member.environment.len();
+        if member.writes.len() < self.workload.writers
             && len > 0
             && !closing
-            && self.rng.one_in(self.habits.rests)
+            && self.rng.one_in(self.workload.begin_one_in)
         {
-            let mut write = Write::random(&mut self.rng, len, &self.habits);
+            let mut write = Write::random(&mut self.rng, len, &self.workload);
             write.ticket = member.core.guest_begin(write.range);
             self.trace.step(now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             member.writes.push(write);
@@ -245,8 +252,8 @@ impl Play<'_> {
                 write.admission != Admission::Over
             }
             (_, None) => {
-                let fails = member.hands.faults.one_in > 0 && self.rng.one_in(10);
-                write.put(&mut self.rng, &member.world.source, fails);
+                let fails = member.workers.faults.one_in > 0 && self.rng.one_in(10);
+                write.put(&mut self.rng, &member.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(now, Step::GuestAtSource { ticket: write.ticket, fails });
                 if write.admission == Admission::Both {
@@ -255,9 +262,14 @@ impl Play<'_> {
                 true
             }
             (Admission::Both, Some(true)) if write.target.is_none() => {
-                let failure = member.hands.faults.strike(&mut self.rng, Operation::Write, write.range);
-                write.put_at_target(&mut self.rng, &member.world.source, &member.world.target, failure);
-                member.hands.through.push(write.range);
+                let failure = member.workers.faults.inject(&mut self.rng, Operation::Write, write.range);
+                write.put_at_target(
+                    &mut self.rng,
+                    &member.environment.source,
+                    &member.environment.target,
+                    failure,
+                );
+                member.workers.through.push(write.range);
                 let (ticket, result) = (write.ticket, &write.target);
                 self.trace.step(now, Step::GuestAtTarget { ticket, result });
                 true
@@ -297,7 +309,7 @@ impl Play<'_> {
             Verb::ForceCancel => member.core.force_cancel(),
             Verb::Pause => member.core.pause(),
             Verb::Resume => {
-                member.hands.faults.make_room();
+                member.workers.faults.make_room();
                 member.core.resume()
             }
             Verb::Change => member.core.change(self.rng.pick(&MODES)),
@@ -309,7 +321,7 @@ impl Play<'_> {
         self.trace.step(self.now, Step::Asks { verb, answer });
     }
 
-    fn judge(mut self) -> End {
+    fn check_end(mut self) -> End {
         let ends: Vec<Option<Ending>> = self.members.iter().map(|member| member.ended).collect();
         let results: Vec<_> =
             self.members.iter_mut().map(|member| member.core.take_result().unwrap()).collect();

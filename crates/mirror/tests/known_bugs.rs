@@ -1,6 +1,5 @@
-//! Fifteen ways to get a mirror wrong, provoked: those that show at the published interface. Each test has
-//! its number in that list. The others are in `src/core/sim/provocations.rs`, and in `tests/provocations.rs`
-//! of the workspace.
+//! Known-bug tests at the published interface: each provokes one of fifteen known bugs of mirrors and has its
+//! number. The others are in `src/sim/known_bugs.rs`, and in the tests of the workspace.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -72,7 +71,7 @@ fn keep(job: MirrorJob) {
 }
 
 #[test]
-fn provocation_08_lengths_granules_and_clusters_that_do_not_fit_each_other() {
+fn known_bug_08_lengths_granules_and_clusters_that_do_not_fit_each_other() {
     for len in [0, 1, 511, 512, 1000, (64 << 10) - 1, (1 << 20) + 512] {
         for (granularity, cluster) in
             [(512, 65_536), (4096, 512), (65_536, 2 << 20), (1 << 20, 4096), (64 << 20, 65_536)]
@@ -95,7 +94,7 @@ fn provocation_08_lengths_granules_and_clusters_that_do_not_fit_each_other() {
 }
 
 #[test]
-fn provocation_09_lengths_that_differ_are_refused_and_an_empty_disk_waits() {
+fn known_bug_09_lengths_that_differ_are_refused_and_an_empty_disk_waits() {
     for (source, target) in [(4096, 4097), (4097, 4096), (0, 1), (1, 0)] {
         let (tap, copy) = (Tap::new(filled(source) as _), Arc::new(MemoryDisk::new(target).logged()));
         let refusals = [
@@ -118,7 +117,7 @@ fn provocation_09_lengths_that_differ_are_refused_and_an_empty_disk_waits() {
 
 /// One of many in flight fails: it is dirty again, the rest goes on, and what the policy says is seen.
 #[test]
-fn provocation_10_a_failed_range_is_dirty_again_before_anybody_is_asked() {
+fn known_bug_10_a_failed_range_is_dirty_again_before_anybody_is_asked() {
     for (side, policy) in [
         (OpKind::Write, OnError::Ignore),
         (OpKind::Write, OnError::Stop),
@@ -160,7 +159,7 @@ fn provocation_10_a_failed_range_is_dirty_again_before_anybody_is_asked() {
 /// The io-status is that of the first error; READY is not emitted while an error is pending; a failed flush
 /// is a failure.
 #[test]
-fn provocation_10_errors_at_the_last_step_and_of_flushes_count() {
+fn known_bug_10_errors_at_the_last_step_and_of_flushes_count() {
     // The very last copy fails, so that everything else is done.
     let (source, target) = (filled(LEN), empty(LEN));
     let (bad, faults) = faulty(&target);
@@ -211,7 +210,7 @@ fn provocation_10_errors_at_the_last_step_and_of_flushes_count() {
 }
 
 #[test]
-fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
+fn known_bug_12_progress_only_grows_stands_while_paused_and_events_end() {
     let job = MirrorJob::attach(&Tap::new(filled(LEN)), empty(LEN), MirrorOptions::new()).unwrap();
     until_ready(&job);
     let progress = job.control().progress();
@@ -268,7 +267,7 @@ fn provocation_12_progress_only_grows_stands_while_paused_and_events_end() {
 
 /// No sleep outlasts a change of speed: at a byte a second a job would sleep for days.
 #[test]
-fn provocation_13_a_sleeping_job_hears_every_verb() {
+fn known_bug_13_a_sleeping_job_hears_every_verb() {
     for verbs in ["speed", "pause, resume, speed", "cancel"] {
         let (source, target) = (filled(LEN), empty(LEN));
         let tap = Tap::new(Arc::clone(&source) as _);
@@ -298,7 +297,7 @@ fn provocation_13_a_sleeping_job_hears_every_verb() {
 }
 
 #[test]
-fn provocation_14_figures_at_their_limits() {
+fn known_bug_14_figures_at_their_limits() {
     // 512-byte granules on 1 TiB, written at both ends.
     let len = 1 << 40;
     let (source, target) = (empty(len), empty(len));
@@ -344,7 +343,7 @@ fn provocation_14_figures_at_their_limits() {
 
 /// After the pivot nothing holds the source, and every handle of the guest leads to the target.
 #[test]
-fn provocation_15_everybody_follows_the_pivot_and_the_source_is_free() {
+fn known_bug_15_everybody_follows_the_pivot_and_the_source_is_free() {
     for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
         let (source, target) = (filled(LEN), empty(LEN));
         let tap = Tap::new(Arc::clone(&source) as _);

@@ -291,7 +291,7 @@ impl fmt::Display for Step<'_> {
             Self::Emitted(event) => write!(f, "event {event:?}"),
             Self::GroupEmitted(event) => write!(f, "group event {event:?}"),
             Self::Shows(progress) => write!(f, "{progress:?}"),
-            Self::Closes => f.write_str("the guest stops, the devices heal"),
+            Self::Closes => f.write_str("the guest stops, the devices clear"),
         }
     }
 }
