@@ -7,7 +7,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::core::{Action, Done, Work};
+use crate::machine::{Action, Done, Work};
 use crate::survey::Failure;
 
 /// A batch takes no longer than this, if it goes on as the last one went.
@@ -57,7 +57,7 @@ mod tests {
     use blockmirror_block::ByteRange;
 
     use super::*;
-    use crate::core::Moved;
+    use crate::machine::Moved;
 
     /// How many are taken at once after a batch of one that took so long.
     fn taken(took: Duration, work: Work, guest_waits: bool) -> usize {

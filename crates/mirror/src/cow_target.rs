@@ -27,8 +27,8 @@ use blockmirror_block::{
     RangeLock, Result, Visit, WriteFlags, ZeroFlags, zero,
 };
 
-use crate::core::config::affordable_unit;
 use crate::error;
+use crate::machine::config::affordable_unit;
 use crate::options::MirrorOptions;
 use crate::survey::{TargetContent, needs_backing};
 

@@ -13,11 +13,11 @@ use blockmirror_block::sync::{Condvar, Instant, Mutex};
 use blockmirror_block::{BlockDevice, ByteRange, Geometry};
 
 use crate::batch::Batch;
-use crate::core::group::View;
-use crate::core::{Admission, Core, Done, Ending, Next, Work};
 use crate::cow_target::CowTarget;
 use crate::error::Error;
 use crate::group::Bell;
+use crate::machine::group::View;
+use crate::machine::{Admission, Core, Done, Ending, Next, Work};
 use crate::mover::{Manner, Mover};
 use crate::options::MirrorOptions;
 use crate::progress::Event;
@@ -106,7 +106,7 @@ struct State {
     /// Threads waiting at `work`.
     idle: usize,
     /// When the one of them wakes that keeps the time for all.
-    alarm: Option<Duration>,
+    next_deadline: Option<Duration>,
     /// Writes of the guest waiting at `guests`.
     guests_waiting: usize,
     ended: Option<Duration>,
@@ -136,7 +136,7 @@ impl Engine {
             state: Mutex::new(State {
                 core,
                 idle: 0,
-                alarm: None,
+                next_deadline: None,
                 guests_waiting: 0,
                 ended: None,
                 aborting_since: None,
@@ -225,14 +225,14 @@ impl Engine {
                 Admission::Wait => {
                     let overdue = state.core.overdue_at();
                     let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
-                    let patience = overdue.or_else(|| state.core.patience());
+                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
                     state.guests_waiting += 1;
-                    state = match patience {
+                    state = match admission_timeout {
                         None => self.guests.wait(state),
-                        Some(patience) => self.guests.wait_timeout(state, patience).0,
+                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
                     };
                     state.guests_waiting -= 1;
-                    if state.core.let_go_if_overdue(self.started.elapsed()) {
+                    if state.core.resume_if_overdue(self.started.elapsed()) {
                         self.work.notify_all();
                         self.note(&mut state);
                     }
@@ -381,14 +381,16 @@ impl Engine {
                     state.idle += 1;
                     // One thread that wakes in time is enough: it wakes others if there is more than it
                     // takes.
-                    let until = until.filter(|&until| state.alarm.is_none_or(|alarm| until < alarm));
+                    let until = until.filter(|&until| {
+                        state.next_deadline.is_none_or(|next_deadline| until < next_deadline)
+                    });
                     state = match until {
                         None => self.work.wait(state),
                         Some(until) => {
-                            state.alarm = Some(until);
+                            state.next_deadline = Some(until);
                             let left = until.saturating_sub(self.started.elapsed());
                             let mut state = self.work.wait_timeout(state, left).0;
-                            state.alarm.take_if(|alarm| *alarm == until);
+                            state.next_deadline.take_if(|next_deadline| *next_deadline == until);
                             state
                         }
                     };

@@ -5,7 +5,7 @@
 //! group brings them together at the end.
 //!
 //! What must hold: no lock is held over two members; whatever happens to one before all are
-//! [sealed](crate::core::group), none has ended.
+//! [sealed](crate::machine::group), none has ended.
 
 mod bell;
 mod coordinator;
@@ -19,11 +19,11 @@ use std::time::Duration;
 use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, thread};
 
-use crate::core::Core;
 use crate::distinct::check_distinct;
 use crate::engine::{Engine, LET_GO_AGAIN, Wake};
 use crate::error::Error;
 use crate::job::{MirrorControl, MirrorJob, PreparedJob};
+use crate::machine::Core;
 use crate::options::MirrorOptions;
 use crate::progress::Outcome;
 use crate::state::{JobState, Refused, Verb};

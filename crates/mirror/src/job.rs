@@ -7,14 +7,14 @@ use std::time::Duration;
 use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::{BlockDevice, ByteRange};
 
-use crate::core::Core;
-use crate::core::config::Config;
 use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
 use crate::engine::{Ends, Engine, Seat, Wake};
 use crate::error::{Error, ErrorKind};
 use crate::granularity::GranularityChoice;
 use crate::group::Bell;
+use crate::machine::Core;
+use crate::machine::config::Config;
 use crate::mover::Manner;
 use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;

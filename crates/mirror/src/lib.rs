@@ -5,7 +5,7 @@
 //!
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.
-//! - [`plan`] says what a job would do, without doing it; [`plan_until`] can be stopped.
+//! - [`plan()`] says what a job would do, without doing it; [`plan_until`] can be stopped.
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod batch;
-mod core;
 mod cow_target;
 mod distinct;
 mod engine;
@@ -21,6 +20,7 @@ mod error;
 mod granularity;
 mod group;
 mod job;
+mod machine;
 mod mover;
 mod options;
 mod plan;

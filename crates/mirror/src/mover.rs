@@ -11,9 +11,9 @@ use blockmirror_block::{
     self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroFlags, zero,
 };
 
-use crate::core::config::zero_scan_unit;
-use crate::core::{Done, Moved, Work};
 use crate::cow_target::{CowTarget, Lost};
+use crate::machine::config::zero_scan_unit;
+use crate::machine::{Done, Moved, Work};
 use crate::options::MirrorOptions;
 use crate::progress::Operation;
 use crate::survey::{Failure, Rules, TargetContent, survey};
@@ -100,7 +100,7 @@ impl<'a> Mover<'a> {
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
             // Moves no data: the caller that holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
-            Work::Flush | Work::Secure => {
+            Work::Flush | Work::PeriodicFlush => {
                 self.target.flush().map(|()| Done::Flushed).map_err(Failure::at_target)
             }
         }

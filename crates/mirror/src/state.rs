@@ -1,6 +1,6 @@
-//! The states of a job, the verbs each allows, and the moves between them: the one table everybody asks.
+//! The states of a job, the verbs each allows, and the moves between them: the one table.
 //!
-//! The core owns a job's state and moves it only along [`JobState::may_become`]; every verb of a user is
+//! The core owns a job's state and moves it only along [`JobState::can_transition_to`]; every verb of a user is
 //! first measured against [`JobState::allows`]. Names are those that management layers know.
 
 use std::fmt;
@@ -107,7 +107,7 @@ impl JobState {
     }
 
     /// Whether a job can go from this state to `next` in one move.
-    pub(crate) const fn may_become(self, next: Self) -> bool {
+    pub(crate) const fn can_transition_to(self, next: Self) -> bool {
         use JobState::{
             Aborting, Concluded, Created, Null, Paused, Pending, Ready, Running, Standby, Waiting,
         };
@@ -223,17 +223,19 @@ mod tests {
     #[test]
     fn every_state_is_reached_and_every_state_but_the_last_is_left() {
         for state in JobState::ALL {
-            let reached = JobState::ALL.into_iter().any(|from| from.may_become(state));
+            let reached = JobState::ALL.into_iter().any(|from| from.can_transition_to(state));
             assert_eq!(reached, state != JobState::Created, "{state}");
-            let left = JobState::ALL.into_iter().any(|next| state.may_become(next));
+            let left = JobState::ALL.into_iter().any(|next| state.can_transition_to(next));
             assert_eq!(left, state != JobState::Null, "{state}");
         }
         // Ready is never taken back, and nothing follows an end but its own steps.
         for next in JobState::ALL {
             assert!(
-                next == JobState::Ready || !JobState::Standby.may_become(next) || next == JobState::Aborting
+                next == JobState::Ready
+                    || !JobState::Standby.can_transition_to(next)
+                    || next == JobState::Aborting
             );
-            assert_eq!(JobState::Aborting.may_become(next), next == JobState::Concluded);
+            assert_eq!(JobState::Aborting.can_transition_to(next), next == JobState::Concluded);
         }
     }
 }

@@ -31,9 +31,9 @@ use blockmirror_block::{
     self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
 };
 
-use crate::core::{Admission, Ending};
 use crate::engine::{Engine, Wake};
 use crate::error::Error;
+use crate::machine::{Admission, Ending};
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
@@ -202,8 +202,8 @@ impl Tap {
         state.next_session += 1;
         state.session =
             Some(Session { id: session, engine: Arc::clone(&engine), bitmap: bitmap.map(str::to_owned) });
-        let strangers = state.writes + self.set_lanes(state);
-        engine.with_core(Wake::None, |core, _| core.expect_strangers(strangers));
+        let pre_attach_writes = state.writes + self.set_lanes(state);
+        engine.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(pre_attach_writes));
         Ok(engine)
     }
 
@@ -266,10 +266,10 @@ impl Tap {
             };
             let Some(session) = session else { return Ok(WriteGuard::seen(self, range, below)) };
             match session.engine.guest_begin(range) {
-                (ticket, Admission::Source) => {
+                (ticket, Admission::SourceOnly) => {
                     return Ok(WriteGuard::let_in(self, range, below, session.id, ticket, None));
                 }
-                (ticket, Admission::Both) => {
+                (ticket, Admission::SourceAndTarget) => {
                     return Ok(WriteGuard::let_in(
                         self,
                         range,
@@ -279,7 +279,7 @@ impl Tap {
                         Some(session.engine),
                     ));
                 }
-                (_, Admission::Wait | Admission::Over) => {
+                (_, Admission::Wait | Admission::JobEnded) => {
                     self.leave(ByteRange::default(), Some(session.id), |_| {});
                     self.detach(session.id);
                 }
@@ -338,7 +338,9 @@ impl State {
         }
         match &self.session {
             Some(current) if Some(current.id) == session => own(&current.engine),
-            Some(current) => current.engine.with_core(Wake::One, |core, _| core.stranger_finished(range)),
+            Some(current) => {
+                current.engine.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range))
+            }
             None => {}
         }
     }

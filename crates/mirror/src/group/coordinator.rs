@@ -14,9 +14,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::GroupEvent;
-use crate::core::Core;
-use crate::core::group::{Loss, Stage, View};
 use crate::error::Error;
+use crate::machine::Core;
+use crate::machine::group::{Loss, Stage, View};
 
 /// The members, to be touched one at a time.
 pub(crate) trait Members {
@@ -133,7 +133,7 @@ impl Coordinator {
         self.attempts += 1;
         self.phase = Phase::Holding;
         for index in 0..members.count() {
-            if !members.with(index, |core, _| core.hold_for_group()) {
+            if !members.with(index, |core, _| core.quiesce_for_group()) {
                 self.let_go(members);
                 break;
             }
@@ -143,7 +143,7 @@ impl Coordinator {
 
     fn let_go(&mut self, members: &impl Members) {
         self.phase = Phase::Open;
-        each(members, Core::let_go_for_group);
+        each(members, Core::resume_for_group);
     }
 
     /// Every member has settled: all end, or none.
@@ -164,7 +164,7 @@ impl Coordinator {
         let member = members.name(lost);
         for index in 0..members.count() {
             members.with(index, |core, _| {
-                core.let_go_for_group();
+                core.resume_for_group();
                 core.abort(Error::Group { member: member.clone(), cause: loss.message.clone() });
             });
         }

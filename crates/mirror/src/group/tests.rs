@@ -7,9 +7,9 @@ use blockmirror_block::{self as block, ByteRange, ErrorKind, Geometry};
 
 use super::GroupEvent;
 use super::coordinator::{Coordinator, Members};
-use crate::core::config::Config;
-use crate::core::{Action, Admission, Core, Done, Ending, Moved, Next, Work};
 use crate::error::Error;
+use crate::machine::config::Config;
+use crate::machine::{Action, Admission, Core, Done, Ending, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::{Event, Operation};
 use crate::state::{JobState, Refused, Verb};
@@ -47,7 +47,7 @@ fn honest(work: Work) -> Done {
         }
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
-        Work::Flush | Work::Secure => Done::Flushed,
+        Work::Flush | Work::PeriodicFlush => Done::Flushed,
         Work::End(_) => Done::Ended,
     }
 }
@@ -244,7 +244,7 @@ fn one_failed_flush_lets_all_guests_go_and_a_later_attempt_succeeds() {
         group.look();
         assert!(!group.holds(0) && !group.holds(1));
         let (write, admission) = group.begin(0, 0, 1);
-        assert_eq!(admission, Admission::Source);
+        assert_eq!(admission, Admission::SourceOnly);
         group.finish(0, write);
         if policy == OnError::Stop {
             assert!(group.settle().is_empty());
@@ -286,7 +286,7 @@ fn a_seal_that_one_refuses_is_broken_for_all() {
     group.core(1, |core| core.mark_dirty(ByteRange::new(0, 1)));
     assert!(!group.core(1, Core::seal));
     for index in 0..2 {
-        group.core(index, Core::let_go_for_group);
+        group.core(index, Core::resume_for_group);
         assert!(!group.holds(index));
     }
     group.wait(REST);
@@ -350,13 +350,13 @@ fn between_seal_and_end_nothing_stops_a_member_and_a_broken_seal_remembers() {
         group.drive(1);
         assert!(group.core(0, Core::seal) && group.core(1, Core::seal));
         group.wait(Duration::from_secs(1000));
-        assert!(group.core(0, |core| !core.let_go_if_overdue(Duration::from_secs(1000))));
+        assert!(group.core(0, |core| !core.resume_if_overdue(Duration::from_secs(1000))));
         assert!(matches!(group.core(0, Core::pause), Err(Refused::State { verb: Verb::Pause, .. })));
         assert!(group.next(0).is_none(), "not before all are sealed");
         group.core(0, Core::force_cancel).unwrap();
         if broken {
-            group.core(0, Core::let_go_for_group);
-            group.core(1, Core::let_go_for_group);
+            group.core(0, Core::resume_for_group);
+            group.core(1, Core::resume_for_group);
             assert!(group.settle().is_empty());
             assert_eq!(group.events(), [GroupEvent::Cancelled]);
         } else {
@@ -382,7 +382,7 @@ fn one_that_is_to_be_finalized_makes_all_wait_for_it() {
     assert_eq!((tells(0), tells(1)), (true, false));
     assert_eq!((group.state(0), group.state(1)), (JobState::Pending, JobState::Pending));
     let (write, admission) = group.begin(1, 0, 512);
-    assert_eq!(admission, Admission::Source, "no guest is quiesced meanwhile");
+    assert_eq!(admission, Admission::SourceOnly, "no guest is quiesced meanwhile");
     group.finish(1, write);
     assert!(group.settle().is_empty());
     group.core(1, Core::finalize).unwrap();
@@ -411,8 +411,8 @@ fn a_guest_who_waits_too_long_ends_the_attempt_for_all() {
     let (write, admission) = group.begin(0, 0, 512);
     assert_eq!(admission, Admission::Wait);
     group.wait(Duration::from_secs(1));
-    assert!(group.core(0, |core| core.let_go_if_overdue(Duration::from_secs(1))));
-    assert_eq!(group.core(0, |core| core.guest_admit(write)), Admission::Both);
+    assert!(group.core(0, |core| core.resume_if_overdue(Duration::from_secs(1))));
+    assert_eq!(group.core(0, |core| core.guest_admit(write)), Admission::SourceAndTarget);
     group.look();
     assert!(!group.holds(1));
     group.core(0, |core| core.guest_finished(write, true, Some(Ok(()))));

@@ -13,8 +13,8 @@ use std::time::Duration;
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::rng::Rng;
-use crate::core::config::Config;
-use crate::core::{Action, Admission, Core, Done, Moved, Next, Work};
+use crate::machine::config::Config;
+use crate::machine::{Action, Admission, Core, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions};
 #[cfg(test)]
 use crate::progress::Progress;
@@ -147,7 +147,7 @@ struct Slot {
     range: ByteRange,
     admission: Admission,
     /// A wake-up at its admission timeout was asked for.
-    alarm: bool,
+    wakes: bool,
 }
 
 /// The model's state.
@@ -201,7 +201,7 @@ impl ThroughputModel {
         let range = ByteRange::at(at, BLOCK);
         self.core.tick(self.now);
         let ticket = self.core.guest_begin(range);
-        Slot { ticket, begun: self.now, range, admission: Admission::Wait, alarm: false }
+        Slot { ticket, begun: self.now, range, admission: Admission::Wait, wakes: false }
     }
 
     fn later(&mut self, at: Duration, what: ModelEvent) {
@@ -242,10 +242,10 @@ impl ThroughputModel {
             let admission = self.core.guest_admit(self.slots[index].ticket);
             self.slots[index].admission = admission;
             if admission == Admission::Wait {
-                if let Some(patience) = self.core.patience()
-                    && !std::mem::replace(&mut self.slots[index].alarm, true)
+                if let Some(admission_timeout) = self.core.admission_timeout()
+                    && !std::mem::replace(&mut self.slots[index].wakes, true)
                 {
-                    self.later(self.slots[index].begun + patience, ModelEvent::Wake);
+                    self.later(self.slots[index].begun + admission_timeout, ModelEvent::Wake);
                 }
             } else {
                 let range = self.slots[index].range;
@@ -254,7 +254,7 @@ impl ThroughputModel {
                     _ => false,
                 };
                 let under_a_copy = self.threads.iter().flatten().any(moved);
-                assert!(admission != Admission::Both || !under_a_copy, "{range}");
+                assert!(admission != Admission::SourceAndTarget || !under_a_copy, "{range}");
                 let at = self.source.request(self.now, BLOCK);
                 self.later(at, ModelEvent::Source(index));
             }
@@ -312,12 +312,12 @@ impl ThroughputModel {
                         Done::Copied(Moved { copied: range.len(), ..Moved::default() })
                     }
                     Work::Zero { .. } => Done::Zeroed,
-                    Work::Flush | Work::Secure => Done::Flushed,
+                    Work::Flush | Work::PeriodicFlush => Done::Flushed,
                     Work::End(_) => Done::Ended,
                 };
                 self.core.finished(self.now, action.id, Ok(done));
             }
-            ModelEvent::Source(index) if self.slots[index].admission == Admission::Both => {
+            ModelEvent::Source(index) if self.slots[index].admission == Admission::SourceAndTarget => {
                 self.core.tick(self.now);
                 self.core.guest_at_target(self.slots[index].ticket);
                 let at = self.target.request(self.now, BLOCK);

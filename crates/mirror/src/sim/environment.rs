@@ -9,7 +9,7 @@ use blockmirror_block::{
 };
 
 use super::rng::Rng;
-use crate::core::config::Config;
+use crate::machine::config::Config;
 use crate::options::{CopyMode, MirrorOptions, OnError, SyncMode};
 use crate::progress::Operation;
 
@@ -80,7 +80,7 @@ impl Environment {
         config.operation = config.detail << rng.below(4);
         config.buffer = config.operation * (1 + rng.below(6));
         config.zero_by_metadata |= rng.one_in(3);
-        config.secure_every =
+        config.flush_interval =
             rng.pick(&[None, None, Some(Duration::from_micros(1)), Some(Duration::from_millis(5))]);
         let latency = LatencyModel::random(rng);
         let faults = Faults { one_in: rng.pick(&[0, 0, 100, 20, 3]), ..Faults::default() };

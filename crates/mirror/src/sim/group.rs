@@ -14,10 +14,10 @@ use super::rng::Rng;
 use super::steps::Step;
 use super::workers::Workers;
 use super::{End, Trace};
-use crate::core::group::Stage;
-use crate::core::{Admission, Core, Done, Ending, Next};
 use crate::error::Error;
 use crate::group::{Coordinator, GroupEvent, Members};
+use crate::machine::group::Stage;
+use crate::machine::{Admission, Core, Done, Ending, Next};
 use crate::progress::Operation;
 use crate::state::{JobState, Verb};
 
@@ -246,22 +246,22 @@ impl GroupSim<'_> {
                 let (ticket, answer) = (write.ticket, member.core.guest_admit(write.ticket));
                 write.admission = answer;
                 self.trace.step(now, Step::GuestAsks { ticket, answer });
-                if answer == Admission::Wait && member.core.let_go_if_overdue(now) {
+                if answer == Admission::Wait && member.core.resume_if_overdue(now) {
                     self.trace.step(now, Step::Overdue);
                 }
-                write.admission != Admission::Over
+                write.admission != Admission::JobEnded
             }
             (_, None) => {
                 let fails = member.workers.faults.one_in > 0 && self.rng.one_in(10);
                 write.put(&mut self.rng, &member.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(now, Step::GuestAtSource { ticket: write.ticket, fails });
-                if write.admission == Admission::Both {
+                if write.admission == Admission::SourceAndTarget {
                     member.core.guest_at_target(write.ticket);
                 }
                 true
             }
-            (Admission::Both, Some(true)) if write.target.is_none() => {
+            (Admission::SourceAndTarget, Some(true)) if write.target.is_none() => {
                 let failure = member.workers.faults.inject(&mut self.rng, Operation::Write, write.range);
                 write.put_at_target(
                     &mut self.rng,

@@ -8,7 +8,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::rng::Rng;
 use super::workers::{unfailing, write, zero};
-use crate::core::Admission;
+use crate::machine::Admission;
 use crate::tap::discard;
 
 /// The guest's workload.

@@ -9,8 +9,8 @@ use blockmirror_block::{ByteRange, Geometry};
 use super::End;
 use super::rng::Rng;
 use super::tests::tally;
-use crate::core::config::Config;
-use crate::core::{Core, Done, Moved, Next, Work};
+use crate::machine::config::Config;
+use crate::machine::{Core, Done, Moved, Next, Work};
 use crate::options::MirrorOptions;
 use crate::state::JobState;
 use crate::survey::{Need, Segment};
@@ -102,7 +102,7 @@ fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) ->
                 Done::Copied(Moved { copied: range.len(), ..Moved::default() })
             }
             Work::Zero { .. } => Done::Zeroed,
-            Work::Flush | Work::Secure => Done::Flushed,
+            Work::Flush | Work::PeriodicFlush => Done::Flushed,
             Work::End(_) => Done::Ended,
         };
         core.finished(*now, action.id, Ok(done));

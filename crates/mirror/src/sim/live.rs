@@ -18,8 +18,8 @@ use super::rng::Rng;
 use super::steps::Step;
 use super::workers::{Workers, moved_by, write};
 use super::{End, Trace};
-use crate::core::{Admission, Core, Ending, Next};
 use crate::error::Error;
+use crate::machine::{Admission, Core, Ending, Next};
 use crate::options::{BitmapMode, SyncMode};
 use crate::progress::{ErrorAction, Event, IoStatus, Operation, Progress};
 use crate::state::{JobState, Refused, Verb};
@@ -38,7 +38,7 @@ pub(super) struct ScenarioParams {
     /// One in so many of those that would end the job is asked; 0 for none.
     pub(super) fatal: u64,
     /// Writes under way that began before the job.
-    pub(super) strangers: Vec<ByteRange>,
+    pub(super) pre_attach_writes: Vec<ByteRange>,
     /// The bitmap that says what to copy.
     pub(super) bitmap: Option<(DirtyBitmap, BitmapMode)>,
     /// Steps before the operator wants the end.
@@ -59,7 +59,7 @@ impl ScenarioParams {
             environment.faults.bad[side] = rng.range(environment.len(), 1000);
         }
         environment.faults.fills = rng.pick(&[0, 0, 0, 500]);
-        let strangers = if environment.len() > 0 && rng.one_in(4) {
+        let pre_attach_writes = if environment.len() > 0 && rng.one_in(4) {
             (0..3).map(|_| rng.range(environment.len(), 5000)).collect()
         } else {
             Vec::new()
@@ -69,7 +69,7 @@ impl ScenarioParams {
             workload: Workload::random(),
             verbs: &Verb::ALL,
             fatal: 40,
-            strangers,
+            pre_attach_writes,
             bitmap: None,
             steps: STEPS,
         };
@@ -124,7 +124,7 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
     if let Some((map, _)) = &params.bitmap {
         core.seed(map);
     }
-    core.expect_strangers(params.strangers.len());
+    core.expect_pre_attach_writes(params.pre_attach_writes.len());
     let wish = rng.pick(&[Ending::Pivot, Ending::Keep]);
     let mut sim = Sim {
         rng,
@@ -134,7 +134,7 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
         workers: Workers::new(environment, params.bitmap.is_some()),
         now: Duration::ZERO,
         writes: Vec::new(),
-        strangers: params.strangers.clone(),
+        pre_attach_writes: params.pre_attach_writes.clone(),
         bitmap: params.bitmap.clone(),
         closing: false,
         wish,
@@ -159,7 +159,7 @@ struct Sim<'w> {
     workers: Workers<'w>,
     now: Duration,
     writes: Vec<Write>,
-    strangers: Vec<ByteRange>,
+    pre_attach_writes: Vec<ByteRange>,
     /// The tap's, which goes on collecting.
     bitmap: Option<(DirtyBitmap, BitmapMode)>,
     /// The guest begin_one_in and the operator only wants the end.
@@ -190,7 +190,7 @@ impl Sim<'_> {
             self.core.tick(self.now);
             match self.rng.below(16) {
                 0..4 => {
-                    if self.ask() && self.writes.is_empty() && self.strangers.is_empty() {
+                    if self.ask() && self.writes.is_empty() && self.pre_attach_writes.is_empty() {
                         break;
                     }
                 }
@@ -212,7 +212,9 @@ impl Sim<'_> {
             Next::Finished => return true,
             Next::Do(action) => {
                 let moved = moved_by(action.work);
-                let guest = |write: &Write| write.admission == Admission::Both && write.range.overlaps(moved);
+                let guest = |write: &Write| {
+                    write.admission == Admission::SourceAndTarget && write.range.overlaps(moved)
+                };
                 assert!(!self.writes.iter().any(guest), "{:?} under a write of the guest", action.work);
                 self.workers.take(&mut self.rng, self.now, action);
             }
@@ -237,19 +239,19 @@ impl Sim<'_> {
             self.trace.step(self.now, Step::Ends { id, ending });
             assert!(self.workers.are_empty(), "the end while something is in flight");
             self.end(ending);
-            self.core.finished(self.now, id, Ok(crate::core::Done::Ended));
+            self.core.finished(self.now, id, Ok(crate::machine::Done::Ended));
         }
     }
 
     fn guest(&mut self) {
         let len = self.environment.len();
-        if !self.strangers.is_empty() && self.rng.one_in(20) {
-            let range = self.strangers.swap_remove(0);
+        if !self.pre_attach_writes.is_empty() && self.rng.one_in(20) {
+            let range = self.pre_attach_writes.swap_remove(0);
             let bytes = self.rng.bytes(range.len());
             self.trace.step(self.now, Step::OldWriteEnds(range));
             write(&*self.environment.source, &bytes, range);
             self.wrote(range);
-            return self.core.stranger_finished(range);
+            return self.core.pre_attach_write_finished(range);
         }
         let workload = &self.params.workload;
         if self.writes.len() < workload.writers
@@ -282,18 +284,18 @@ impl Sim<'_> {
                 write.admission = self.core.guest_admit(write.ticket);
                 let answer = write.admission;
                 self.trace.step(self.now, Step::GuestAsks { ticket: write.ticket, answer });
-                if answer == Admission::Both {
+                if answer == Admission::SourceAndTarget {
                     let other = |other: &Write| {
-                        other.admission == Admission::Both && other.range.overlaps(write.range)
+                        other.admission == Admission::SourceAndTarget && other.range.overlaps(write.range)
                     };
                     assert!(!self.writes.iter().any(other), "two writes to {} at once", write.range);
                     let works = self.workers.works().any(|work| moved_by(work).overlaps(write.range));
                     assert!(!works, "a write to {} under an operation", write.range);
                 }
-                if answer == Admission::Wait && self.core.let_go_if_overdue(self.now) {
+                if answer == Admission::Wait && self.core.resume_if_overdue(self.now) {
                     self.trace.step(self.now, Step::Overdue);
                 }
-                if answer == Admission::Over {
+                if answer == Admission::JobEnded {
                     self.write_after_the_end(write);
                     return false;
                 }
@@ -304,13 +306,13 @@ impl Sim<'_> {
                 write.put(&mut self.rng, &self.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(self.now, Step::GuestAtSource { ticket: write.ticket, fails });
-                if write.admission == Admission::Both {
+                if write.admission == Admission::SourceAndTarget {
                     self.core.guest_at_target(write.ticket);
                     write.not_before =
                         self.now + self.environment.latency.takes(&mut self.rng, Operation::Write);
                 }
             }
-            (Admission::Both, Some(true)) if write.target.is_none() => {
+            (Admission::SourceAndTarget, Some(true)) if write.target.is_none() => {
                 let failure = self.workers.faults.inject(&mut self.rng, Operation::Write, write.range);
                 write.put_at_target(
                     &mut self.rng,
@@ -410,7 +412,7 @@ impl Sim<'_> {
 
     fn under_way(&self) -> Vec<ByteRange> {
         let begun = self.writes.iter().filter(|write| write.admission != Admission::Wait);
-        begun.map(|write| write.range).chain(self.strangers.iter().copied()).collect()
+        begun.map(|write| write.range).chain(self.pre_attach_writes.iter().copied()).collect()
     }
 
     /// The last step, as the tap performs it.
@@ -471,7 +473,11 @@ impl Sim<'_> {
             assert_ne!(self.state, Some(JobState::Null), "{event:?} after the last state");
             match event {
                 Event::Status(next) => {
-                    assert!(self.state.is_none_or(|state| state.may_become(next)), "{:?} {next}", self.state);
+                    assert!(
+                        self.state.is_none_or(|state| state.can_transition_to(next)),
+                        "{:?} {next}",
+                        self.state
+                    );
                     self.state = Some(next);
                 }
                 Event::Ready => {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use crate::core::{Admission, Done, Ending, Next, Work};
 use crate::group::GroupEvent;
+use crate::machine::{Admission, Done, Ending, Next, Work};
 use crate::options::CopyMode;
 use crate::progress::{Convergence, ErrorAction, Event, IoStatus, ModeReason, Operation, Progress};
 use crate::state::{JobState, Refused, Verb};
@@ -123,7 +123,7 @@ impl StepHash {
                 self.range(range);
             }
             Work::Flush => self.add(4),
-            Work::Secure => self.add(5),
+            Work::PeriodicFlush => self.add(5),
             Work::End(ending) => self.all(&[6, ending_code(ending)]),
         }
     }
@@ -307,9 +307,9 @@ fn ending_code(ending: Ending) -> u64 {
 fn admission_code(admission: Admission) -> u64 {
     match admission {
         Admission::Wait => 0,
-        Admission::Source => 1,
-        Admission::Both => 2,
-        Admission::Over => 3,
+        Admission::SourceOnly => 1,
+        Admission::SourceAndTarget => 2,
+        Admission::JobEnded => 3,
     }
 }
 

@@ -44,7 +44,7 @@ fn quiet(rng: &mut Rng, len: u64) -> ScenarioParams {
     params.environment.latency = LatencyModel::default();
     params.environment.faults = Faults::default();
     params.workload.only_data = true;
-    params.strangers = Vec::new();
+    params.pre_attach_writes = Vec::new();
     params.verbs = &[Verb::Resume];
     params.fatal = 0;
     params.steps = 800;

@@ -8,7 +8,7 @@ use super::Trace;
 use super::environment::{Environment, Faults, contents};
 use super::rng::Rng;
 use super::steps::Step;
-use crate::core::{Action, Core, Done, Ending, Work};
+use crate::machine::{Action, Core, Done, Ending, Work};
 use crate::mover::{Manner, Mover};
 use crate::progress::Operation;
 use crate::survey::Failure;
@@ -40,7 +40,7 @@ pub(super) struct Workers<'w> {
 pub(super) fn range_of(work: Work) -> ByteRange {
     match work {
         Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-        Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
+        Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
     }
 }
 
@@ -50,7 +50,7 @@ pub(super) fn moved_by(work: Work) -> ByteRange {
 }
 
 fn is_flush(work: Work) -> bool {
-    matches!(work, Work::Flush | Work::Secure)
+    matches!(work, Work::Flush | Work::PeriodicFlush)
 }
 
 impl<'w> Workers<'w> {
@@ -79,7 +79,7 @@ impl<'w> Workers<'w> {
     pub(super) fn take(&mut self, rng: &mut Rng, now: Duration, action: Action) {
         let config = &self.environment.config;
         let range = range_of(action.work);
-        if range.is_empty() && action.work != Work::Secure {
+        if range.is_empty() && action.work != Work::PeriodicFlush {
             assert!(self.are_empty(), "{:?} while something is in flight", action.work);
         }
         assert!(range.end() <= config.len, "{:?} past the end of the disk", action.work);
@@ -137,7 +137,9 @@ impl<'w> Workers<'w> {
         let fault = self.faults.inject(rng, side, moved_by(work));
         // A volatile target may be back already when it reports.
         let fault = match fault {
-            Some(_) if self.environment.config.secure_every.is_some() && rng.one_in(2) && is_flush(work) => {
+            Some(_)
+                if self.environment.config.flush_interval.is_some() && rng.one_in(2) && is_flush(work) =>
+            {
                 Some(block::Error::new(ErrorKind::WritesLost, "simulated"))
             }
             other => other,

@@ -3,8 +3,8 @@
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::*;
-use crate::core::config::Config;
-use crate::core::{Admission, Done, Moved, Next};
+use crate::machine::config::Config;
+use crate::machine::{Admission, Done, Moved, Next};
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Progress;
 use crate::state::JobState;
@@ -99,7 +99,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
         stays.push((at - began) / 1000);
         // A write that gets no answer.
         let id = core.guest_begin(ByteRange::new(2 * M, 2 * M + 4096));
-        assert_eq!(core.guest_admit(id), Admission::Both);
+        assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
         assert_eq!(play(&mut core, at, at + 150, 0, 1000), []);
         let events = play(&mut core, at + 150, at + 300, 0, 1000);
         let [Event::CopyMode { mode: CopyMode::Background, reason }] = &events[..] else {
@@ -107,7 +107,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
         };
         assert!(matches!(reason, ModeReason::TargetStalls { bound, .. } if *bound == ms(200)), "{reason}");
         let other = core.guest_begin(ByteRange::new(4 * M, 4 * M + 4096));
-        assert_eq!(core.guest_admit(other), Admission::Source, "others do not wait for it");
+        assert_eq!(core.guest_admit(other), Admission::SourceOnly, "others do not wait for it");
         core.guest_finished(other, true, None);
         core.guest_finished(id, true, Some(Ok(())));
         at += 300;
@@ -134,11 +134,11 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
         if let Some(id) = guest.take() {
             core.tick(now);
             let admission = core.guest_admit(id);
-            assert_ne!(admission, Admission::Over);
+            assert_ne!(admission, Admission::JobEnded);
             if admission == Admission::Wait {
                 guest = Some(id);
             } else {
-                core.guest_finished(id, true, (admission == Admission::Both).then_some(Ok(())));
+                core.guest_finished(id, true, (admission == Admission::SourceAndTarget).then_some(Ok(())));
             }
         }
         if guest.is_none() {

@@ -29,10 +29,10 @@ fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
         };
         core.finished(now, action.id, result);
     }
-    let secured = log.iter().filter(|work| **work == Work::Secure).count();
+    let periodic_flush_ended = log.iter().filter(|work| **work == Work::PeriodicFlush).count();
     // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was
     // not asked.
-    assert_eq!((secured, copied), (2, 8 + 2), "{log:?}");
+    assert_eq!((periodic_flush_ended, copied), (2, 8 + 2), "{log:?}");
     assert_eq!(errors(&mut core), []);
     assert!(core.take_result().unwrap().is_ok());
 }
@@ -48,7 +48,7 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     }
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
-    assert_eq!(secure.work, Work::Secure);
+    assert_eq!(secure.work, Work::PeriodicFlush);
     let copy = next(&mut core, &mut now).unwrap();
     assert!(matches!(copy.work, Work::Copy { .. }));
     now = Duration::from_secs(9);
@@ -59,7 +59,7 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     now = Duration::from_secs(32);
     assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
     now = Duration::from_secs(33);
-    assert_eq!(next(&mut core, &mut now).unwrap().work, Work::Secure);
+    assert_eq!(next(&mut core, &mut now).unwrap().work, Work::PeriodicFlush);
 }
 
 /// Answers to surveys that were under way when the target lost something are not trusted, but those to later
@@ -80,7 +80,7 @@ fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     core.finished(now, copy.id, Ok(honest(copy.work)));
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
-    assert_eq!(secure.work, Work::Secure);
+    assert_eq!(secure.work, Work::PeriodicFlush);
     core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
     let late = next(&mut core, &mut now).unwrap();
     assert!(matches!(late.work, Work::Survey { range, .. } if range == begin), "{late:?}");
@@ -109,7 +109,7 @@ fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
     assert!(matches!(second.work, Work::Copy { target_zero: true, .. }), "{second:?}");
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
-    assert_eq!(secure.work, Work::Secure);
+    assert_eq!(secure.work, Work::PeriodicFlush);
     core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
     core.finished(now, second.id, Ok(honest(second.work)));
     let mut copied = Vec::new();

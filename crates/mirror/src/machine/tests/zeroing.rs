@@ -1,7 +1,7 @@
 //! Operations that carry no data: how many, how long, and what waits for them.
 
 use super::*;
-use crate::core::guest::Admission;
+use crate::machine::Admission;
 use crate::options::CopyMode;
 
 const G: u64 = 1 << 30;
@@ -121,6 +121,6 @@ fn a_guest_write_waits_for_one_call_and_makes_the_next_ones_shorter() {
         .position(|(_, action)| matches!(action.work, Work::Zero { range, .. } if range == busy));
     let (_, action) = disk.under_way.remove(index.unwrap());
     core.finished(now, action.id, Ok(Done::Zeroed));
-    assert_eq!(core.guest_admit(ticket), Admission::Both, "it waits for no other call");
+    assert_eq!(core.guest_admit(ticket), Admission::SourceAndTarget, "it waits for no other call");
     assert!(core.zeroing.step() <= busy.len() / 2, "{}", core.zeroing.step());
 }

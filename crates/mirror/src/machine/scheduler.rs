@@ -38,13 +38,13 @@ impl Core {
         if self.in_flight.len() >= self.depth() {
             return self.wait_for_time(None);
         }
-        self.hold_or_let_go();
-        if let Some(until) = self.quiet_until() {
+        self.quiesce_or_resume();
+        if let Some(until) = self.probe_until() {
             return self.wait_for_time(Some(until));
         }
-        self.forget_what_was_wanted();
-        if self.is_to_secure(now) {
-            return self.begin(Work::Secure, 0);
+        self.release_reservation();
+        if self.is_periodic_flush_due(now) {
+            return self.begin(Work::PeriodicFlush, 0);
         }
         if self.wants_survey()
             && let Some(walk) = self.take_walk(now)
@@ -53,11 +53,11 @@ impl Core {
             // Before the survey looks, hence before anything is read.
             self.dirty.clear(range.start()..range.end());
             let first_pass = walk.first_pass;
-            let untouched = first_pass && !self.target_touched;
+            let untouched = first_pass && !self.target_written;
             return self.begin(Work::Survey { range, first_pass, untouched }, walk.tries);
         }
-        if let Some(wanted) = self.wanted_range() {
-            self.queue.turn_to(wanted);
+        if let Some(reservation) = self.reserved_range() {
+            self.queue.turn_to(reservation);
         }
         if let Some(front) = self.queue.front() {
             return self.begin_queued(front, now);
@@ -77,7 +77,7 @@ impl Core {
             if !delay.is_zero() && !self.has_been_ready() {
                 return Next::Wait(Some(now.saturating_add(delay)));
             }
-            self.want_what_is_left();
+            self.reserve_what_is_left();
             return Next::Wait(None);
         }
         // Nothing queued, in flight, waiting or dirty.
@@ -145,14 +145,14 @@ impl Core {
                 Walk { range, tries: 0, first_pass: false }
             }
         };
-        self.claimed.insert(walk.range);
+        self.in_progress.insert(walk.range);
         Some(walk)
     }
 
     /// Where a survey of `range` ends. Where the guest writes to the target itself, what was surveyed is cut
     /// into pieces by it, and those are as few as little was.
     fn end_of_survey(&self, range: ByteRange) -> u64 {
-        if !self.target_touched {
+        if !self.target_written {
             return range.end();
         }
         range.end().min(range.start().saturating_add(self.config.piece()))
@@ -204,7 +204,7 @@ impl Core {
     /// The first range in `range`, in whole units of the bitmap, that is taken or that a writer is in the way
     /// of.
     fn taken_or_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
-        let taken = self.claimed.first_overlap(range).map(|taken| self.whole_units(taken));
+        let taken = self.in_progress.first_overlap(range).map(|taken| self.whole_units(taken));
         [taken, self.guest_in_the_way(range)].into_iter().flatten().min_by_key(|range| range.start())
     }
 
@@ -215,12 +215,12 @@ impl Core {
 
     /// Begins the first operation of the first queued segment, if the limits allow.
     fn begin_queued(&mut self, front: Queued, now: Duration) -> Next {
-        let step = self.step(now).min(self.share_of_window()).min(self.bearable_size(front.range.start()));
+        let step = self.step(now).min(self.share_of_window()).min(self.max_copy_size(front.range.start()));
         let work = self.first_operation(front, floor_power_of_two(step));
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
             Work::Survey { range, .. } | Work::Zero { range, .. } => (range, false),
-            Work::Flush | Work::Secure | Work::End(_) => return Next::Wait(None),
+            Work::Flush | Work::PeriodicFlush | Work::End(_) => return Next::Wait(None),
         };
         // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would
         // never come near.
@@ -247,8 +247,8 @@ impl Core {
             }
         }
         if let Work::Copy { .. } = work {
-            let held: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
-            if held + range.len() > self.config.buffer {
+            let quiesced: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
+            if quiesced + range.len() > self.config.buffer {
                 return self.wait_for_time(None);
             }
             // What was marked while it was queued is read now: a guest ahead of the copy makes no work.
@@ -301,7 +301,7 @@ impl Core {
         }
         let share = (self.limiter.quota() / OPERATIONS_PER_SLICE).min(self.limiter.room(now));
         // A coarse granularity says nothing about what a copy may be cut into.
-        let least = self.config.granularity.min(self.least_size());
+        let least = self.config.granularity.min(self.min_copy_size());
         floor_power_of_two(share).max(least).min(self.config.operation)
     }
 }

@@ -18,7 +18,7 @@ const MIN_OPERATION: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
 const DETAIL: u64 = 4096;
 /// What was written to a target that may forget it is made durable so often.
-const SECURE_EVERY: Duration = Duration::from_secs(1);
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser,
 /// also coarser than the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case
 /// is a mixed leaf for each 4096 units; with what a leaf and its place in the tree take besides the bits, a
@@ -57,7 +57,7 @@ pub(crate) struct Config {
     pub(crate) auto_dismiss: bool,
     /// How often what was written is made durable while the job goes on; not at all for targets that do not
     /// forget.
-    pub(crate) secure_every: Option<Duration>,
+    pub(crate) flush_interval: Option<Duration>,
     /// After a failure the bitmap that says what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,
     /// Before that, one flush of the target may take so long; zero is no flush.
@@ -91,7 +91,7 @@ impl Config {
             asked_budget: options.latency_budget,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
-            secure_every: target.forgetful.then_some(SECURE_EVERY),
+            flush_interval: target.forgetful.then_some(FLUSH_INTERVAL),
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
             final_flush_timeout: options.final_flush_timeout,
         }

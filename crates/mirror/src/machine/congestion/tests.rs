@@ -3,8 +3,8 @@
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::*;
-use crate::core::config::Config;
-use crate::core::{Action, Admission, Done, Moved, Next};
+use crate::machine::config::Config;
+use crate::machine::{Action, Admission, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions};
 use crate::survey::{Need, Segment};
 
@@ -48,7 +48,7 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
     writes(&mut core, &mut now, us(100), 1);
     core.tick(now);
     assert_eq!(
-        core.pressure.alone[0].unwrap().mean,
+        core.congestion.baseline[0].unwrap().mean,
         us(100),
         "neither the write beside the copy nor the first one counts"
     );
@@ -61,7 +61,7 @@ fn silence_ends_though_the_guest_has_fallen_silent_too() {
     core.guest_begin(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == LONGEST));
     assert!(matches!(core.next(LONGEST), Next::Do(_)));
-    assert!(core.pressure.alone[0].is_none());
+    assert!(core.congestion.baseline[0].is_none());
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() 
     for time in [100, 100, 140, 160, 300, 100, 100] {
         writes(&mut core, &mut now, us(time), 600_000 / time as u32 / 10);
         core.adjust_window(false);
-        windows.push(core.pressure.window >> 10);
+        windows.push(core.congestion.window >> 10);
     }
     assert!(windows[0] > 1024 && windows[1] > windows[0], "{windows:?}");
     assert!(windows[3] < windows[2] && windows[4] < windows[3] / 2 + windows[3] / 8, "{windows:?}");
@@ -89,7 +89,7 @@ fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() 
     for _ in 0..20 {
         core.adjust_window(true);
     }
-    assert!(core.is_at_its_least());
+    assert!(core.is_at_minimum());
     assert_eq!((core.depth(), core.share_of_window()), (1, 65_536));
 }
 
@@ -98,15 +98,15 @@ fn a_budget_that_was_asked_for_counts_instead_of_the_half() {
     let mut core = core_of(MirrorOptions::new().latency_budget(us(1000)));
     let mut now = us(0);
     writes(&mut core, &mut now, us(100), ENOUGH + 1);
-    let before = core.pressure.window;
+    let before = core.congestion.window;
     writes(&mut core, &mut now, us(1000), 100);
     core.adjust_window(false);
-    assert!(core.pressure.window > before, "ten times as long, but within the budget");
-    let before = core.pressure.window;
+    assert!(core.congestion.window > before, "ten times as long, but within the budget");
+    let before = core.congestion.window;
     writes(&mut core, &mut now, us(100), 98);
     writes(&mut core, &mut now, us(1101), 2);
     core.adjust_window(false);
-    assert!(core.pressure.window < before);
+    assert!(core.congestion.window < before);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
     for (budget, unknown, known) in [(Some(us(20_000)), 5, 3), (None, 16, 16)] {
         let mut core = core_of(MirrorOptions::new().latency_budget(budget));
         assert_eq!(core.depth(), 16, "no guest writes");
-        core.pressure.window = 1 << 30;
+        core.congestion.window = 1 << 30;
         let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512))).collect();
         assert_eq!(core.depth(), unknown);
         for id in tickets {
@@ -122,7 +122,7 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
             core.guest_finished(id, true, None);
         }
         core.tick(LONGEST);
-        core.pressure.window = core.config.operation * 3;
+        core.congestion.window = core.config.operation * 3;
         assert_eq!(core.depth(), known);
         for step in 2..7 {
             core.tick(LONGEST * step);

@@ -14,23 +14,23 @@
 //! - What is queued is bounded: a survey returns a capped number of segments, and no new one is begun
 //!   while enough work is queued.
 
-mod admission;
 mod auto;
 mod budget;
 mod completion;
 pub(crate) mod config;
+mod congestion;
 mod final_flush;
 pub(crate) mod group;
-mod guest;
-mod hold;
-mod life;
+mod guest_writes;
+mod lifecycle;
 #[cfg(test)]
 mod live_tests;
-mod meter;
-mod pressure;
+mod periodic_flush;
 mod queue;
+mod quiesce;
+mod rate_sampler;
 mod retry;
-mod secure;
+mod scheduler;
 #[cfg(test)]
 mod tests;
 mod zeroing;
@@ -52,15 +52,15 @@ use crate::survey::{Failure, Need, Segment};
 use auto::Auto;
 use budget::Budget;
 use config::Config;
+use congestion::CongestionWindow;
 use final_flush::FinalFlush;
 use group::Membership;
-pub(crate) use guest::Admission;
-use guest::{Guest, Wanted};
-use hold::Hold;
-use meter::Meter;
-use pressure::Pressure;
+pub(crate) use guest_writes::Admission;
+use guest_writes::{GuestWrite, Reservation};
 use queue::Queue;
-use retry::{GivenUpList, Retries};
+use quiesce::Quiesce;
+use rate_sampler::RateSampler;
+use retry::{FailedRanges, Retries};
 use zeroing::Zeroing;
 
 /// Events kept for a reader that does not come; the oldest errors are dropped first.
@@ -112,7 +112,7 @@ pub(crate) enum Work {
     /// Make everything written durable: the last thing to do, or so it seems.
     Flush,
     /// Make durable what was written, while other operations go on.
-    Secure,
+    PeriodicFlush,
     /// The last step of a job on a tap, for the tap to perform.
     End(Ending),
 }
@@ -201,8 +201,8 @@ pub(crate) struct Core {
     ending: Option<Ending>,
     finalizing: bool,
     /// No write of the guest is admitted.
-    held: bool,
-    hold: Hold,
+    quiesced: bool,
+    quiesce: Quiesce,
     /// It ends together with others.
     membership: Option<Membership>,
     paused_by_user: bool,
@@ -210,10 +210,10 @@ pub(crate) struct Core {
     io_status: IoStatus,
     /// The latest time that was given.
     clock: Duration,
-    meter: Meter,
+    sampler: RateSampler,
     auto: Auto,
     budget: Budget,
-    pressure: Pressure,
+    congestion: CongestionWindow,
     zeroing: Zeroing,
 
     dirty: DirtyBitmap,
@@ -222,14 +222,14 @@ pub(crate) struct Core {
     guest_written: Option<DirtyBitmap>,
     /// Where to look for dirt next.
     cursor: u64,
-    claimed: RangeSet,
+    in_progress: RangeSet,
     walks: VecDeque<Walk>,
     queue: Queue,
     in_flight: Vec<InFlight>,
     next_id: u64,
 
     retries: Retries,
-    given_up: GivenUpList,
+    failed_ranges: FailedRanges,
     /// Written to the target since its last good flush.
     unflushed: DirtyBitmap,
     /// The same, up to the flush that is under way.
@@ -238,27 +238,27 @@ pub(crate) struct Core {
     flush_not_before: Duration,
     final_flush: FinalFlush,
     /// What was written is made durable on the way no earlier than this.
-    secure_not_before: Duration,
+    next_periodic_flush: Duration,
     limiter: RateLimiter,
     /// The target has shown that it cannot zero without writing.
     zero_by_data: bool,
 
-    guests: Vec<Guest>,
+    guests: Vec<GuestWrite>,
     /// When a thread last asked for work, nothing but time or the end of an operation could have given it
     /// any.
     only_time_helps: bool,
     /// When a thread last asked for work, everything was done: only what becomes dirty gives it any.
     only_dirt_helps: bool,
     /// What the guest has kept the job from for too long.
-    wanted: Option<Wanted>,
+    reservation: Option<Reservation>,
     /// Writes under way that began before the job.
-    strangers: usize,
+    pre_attach_writes: usize,
     /// The guest has written to the target: promises about it do not hold any more.
-    target_touched: bool,
+    target_written: bool,
     /// Where the guest has written to the target while surveys were under way.
-    touched: RangeSet,
+    written_during_scan: RangeSet,
     /// None of the answers to surveys before this one can be trusted.
-    doubted_before: u64,
+    scans_valid_from: u64,
 
     done: Moved,
     offset: u64,
@@ -293,42 +293,42 @@ impl Core {
             state: JobState::Created,
             ending: None,
             finalizing: false,
-            held: false,
-            hold: Hold::default(),
+            quiesced: false,
+            quiesce: Quiesce::default(),
             membership: None,
             paused_by_user: false,
             stopped_by_error: false,
             io_status: IoStatus::Ok,
             clock: Duration::ZERO,
-            meter: Meter::default(),
+            sampler: RateSampler::default(),
             auto: Auto::default(),
             budget: Budget::new(config.operation),
-            pressure: Pressure::default(),
+            congestion: CongestionWindow::default(),
             zeroing: Zeroing::new(config.latency_budget()),
             cursor: 0,
-            claimed: RangeSet::default(),
+            in_progress: RangeSet::default(),
             walks: VecDeque::new(),
             queue: Queue::default(),
             in_flight: Vec::new(),
             next_id: 0,
             retries: Retries::default(),
-            given_up: GivenUpList::default(),
+            failed_ranges: FailedRanges::default(),
             unflushed: bitmap()?,
             flushing: bitmap()?,
             flush_tries: 0,
             flush_not_before: Duration::ZERO,
             final_flush: FinalFlush::default(),
-            secure_not_before: config.secure_every.unwrap_or_default(),
+            next_periodic_flush: config.flush_interval.unwrap_or_default(),
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
             only_time_helps: false,
             only_dirt_helps: false,
-            wanted: None,
-            strangers: 0,
-            target_touched: false,
-            touched: RangeSet::default(),
-            doubted_before: 0,
+            reservation: None,
+            pre_attach_writes: 0,
+            target_written: false,
+            written_during_scan: RangeSet::default(),
+            scans_valid_from: 0,
             done: Moved::default(),
             offset: 0,
             left_out: 0,
@@ -339,13 +339,13 @@ impl Core {
             config,
         };
         core.push_event(Event::Status(JobState::Created));
-        core.go(JobState::Running);
+        core.transition_to(JobState::Running);
         if !matches!(core.config.sync, SyncMode::Full | SyncMode::Top) {
             return Ok(core);
         }
         // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of
         // the walk is cleared when the walk gets there.
-        core.claimed.insert(disk);
+        core.in_progress.insert(disk);
         if !disk.is_empty() {
             core.walks.push_back(Walk { range: disk, tries: 0, first_pass: true });
         }
@@ -407,7 +407,7 @@ impl Core {
 
     /// The figures, `now` after the start.
     pub(crate) fn progress(&self, now: Duration) -> Progress {
-        let left = self.dirty.dirty_bytes() + self.claimed.bytes();
+        let left = self.dirty.dirty_bytes() + self.in_progress.bytes();
         let in_flight = self.in_flight.iter().map(InFlight::bytes).sum();
         let unsurveyed = self.walks.iter().filter(|w| w.first_pass).map(|w| w.range.len());
         let in_survey = self.in_flight.iter().map(|op| match op.work {
@@ -427,9 +427,11 @@ impl Core {
             copied: self.done.copied,
             zeroed: self.done.zeroed,
             skipped: self.done.skipped,
-            given_up: self.given_up.bytes(),
+            given_up: self.failed_ranges.bytes(),
             mirrored: self.mirrored,
-            actively_synced: left == 0 && self.is_blocking() && self.guests.iter().all(Guest::reaches_target),
+            actively_synced: left == 0
+                && self.is_blocking()
+                && self.guests.iter().all(GuestWrite::reaches_target),
             copy_mode: self.config.copy_mode,
             writes_through: self.is_blocking(),
             copy_rate,
@@ -463,7 +465,7 @@ impl Core {
 
     /// What was given up so far.
     pub(crate) fn given_up(&self) -> Vec<GivenUp> {
-        self.given_up.to_vec()
+        self.failed_ranges.to_vec()
     }
 
     fn is_paused(&self) -> bool {
@@ -482,7 +484,7 @@ impl Core {
 impl Work {
     /// Whether it makes durable what was written before it began.
     fn is_flush(self) -> bool {
-        matches!(self, Self::Flush | Self::Secure)
+        matches!(self, Self::Flush | Self::PeriodicFlush)
     }
 }
 
@@ -491,7 +493,7 @@ impl InFlight {
     fn moves(&self) -> ByteRange {
         match self.work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
+            Work::Survey { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
         }
     }
 

@@ -19,14 +19,14 @@ use super::{Core, Phase, Queued, Walk, Work};
 use crate::survey::Failure;
 
 /// Separate ranges remembered while surveys are under way; beyond, all that is surveyed is looked at again.
-const MAX_TOUCHED: usize = 4096;
+const MAX_WRITTEN_DURING_SCAN: usize = 4096;
 
 /// A write of the guest that has not finished.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Guest {
+pub(super) struct GuestWrite {
     id: u64,
     range: ByteRange,
-    stage: Stage,
+    stage: WriteStage,
     /// When it asked for admission.
     begun: Duration,
     /// How long it waited for the job before it was admitted.
@@ -36,12 +36,12 @@ pub(super) struct Guest {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Waiting,
+enum WriteStage {
+    Queued,
     /// Admitted; the job copies it to the target later.
-    Behind,
+    SourceOnly,
     /// Admitted; source and target get it.
-    Both,
+    SourceAndTarget,
 }
 
 /// Anti-starvation reservation: guest writes that arrive later and overlap it wait until the job has copied
@@ -50,14 +50,14 @@ enum Stage {
 /// Rounded to whole units: a write that overlaps it in part and neither precedes the job nor waits for it
 /// could close the cycle write A -> write B -> job -> A.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(super) struct Reservation {
     range: ByteRange,
     /// Writers from this one on come after the job.
     first_after: u64,
 }
 
-impl Wanted {
-    fn goes_before(&self, id: u64, range: ByteRange) -> bool {
+impl Reservation {
+    fn precedes(&self, id: u64, range: ByteRange) -> bool {
         id >= self.first_after && range.overlaps(self.range)
     }
 }
@@ -68,17 +68,17 @@ pub(crate) enum Admission {
     /// Ask again when anything has changed.
     Wait,
     /// Write to the source.
-    Source,
+    SourceOnly,
     /// Write to the source and, if that succeeds, to the target.
-    Both,
+    SourceAndTarget,
     /// The job is over; it does not know this write any more.
-    Over,
+    JobEnded,
 }
 
-impl Guest {
+impl GuestWrite {
     /// Whether the target has it as soon as it has finished, or it has not begun.
     pub(super) fn reaches_target(&self) -> bool {
-        self.stage != Stage::Behind
+        self.stage != WriteStage::SourceOnly
     }
 }
 
@@ -88,62 +88,72 @@ impl Core {
         let id = self.next_id;
         self.next_id += 1;
         let begun = self.clock;
-        let guest =
-            Guest { id, range, stage: Stage::Waiting, begun, waited: Duration::ZERO, at_target: begun };
+        let guest = GuestWrite {
+            id,
+            range,
+            stage: WriteStage::Queued,
+            begun,
+            waited: Duration::ZERO,
+            at_target: begun,
+        };
         self.guests.push(guest);
         self.note_guest(range);
-        self.listen();
+        self.start_probe();
         id
     }
 
     /// Whether the write `id` may begin now, and how.
     pub(crate) fn guest_admit(&mut self, id: u64) -> Admission {
-        let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return Admission::Over };
+        let Some(index) = self.guests.iter().position(|guest| guest.id == id) else {
+            return Admission::JobEnded;
+        };
         if matches!(self.phase, Phase::Concluded(_)) {
             self.guests.swap_remove(index);
-            return Admission::Over;
+            return Admission::JobEnded;
         }
-        if self.held {
+        if self.quiesced {
             // Waiting for the end is no delay that the budget is about.
             self.guests[index].begun = self.clock;
             return Admission::Wait;
         }
-        let Guest { range, begun, .. } = self.guests[index];
+        let GuestWrite { range, begun, .. } = self.guests[index];
         let waited = self.clock.saturating_sub(begun);
         self.guests[index].waited = waited;
         if !self.is_blocking() {
-            self.guests[index].stage = Stage::Behind;
-            return Admission::Source;
+            self.guests[index].stage = WriteStage::SourceOnly;
+            return Admission::SourceOnly;
         }
         if self.is_others_turn(id, range) {
-            if self.patience().is_some_and(|patience| waited >= patience) {
+            if self.admission_timeout().is_some_and(|admission_timeout| waited >= admission_timeout) {
                 // Left to the job after all: it is marked when it has finished.
-                self.guests[index].stage = Stage::Behind;
+                self.guests[index].stage = WriteStage::SourceOnly;
                 self.note_delay(waited);
-                return Admission::Source;
+                return Admission::SourceOnly;
             }
             if let Some(op) = self.in_flight.iter().find(|op| op.zeroes() > 0 && op.moves().overlaps(range)) {
                 self.zeroing.guest_waits(op.zeroes());
             }
             return Admission::Wait;
         }
-        self.guests[index].stage = Stage::Both;
+        self.guests[index].stage = WriteStage::SourceAndTarget;
         self.guests[index].at_target = self.clock;
         self.admit_to_target(range);
-        Admission::Both
+        Admission::SourceAndTarget
     }
 
     /// Whether a write to `range` that came now would have to wait.
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
-        !self.is_concluded() && (self.held || self.is_blocking() && self.is_others_turn(self.next_id, range))
+        !self.is_concluded()
+            && (self.quiesced || self.is_blocking() && self.is_others_turn(self.next_id, range))
     }
 
     /// Whether the write `id` to `range` comes after an operation under way, an earlier write, or what the
     /// job takes next.
     fn is_others_turn(&self, id: u64, range: ByteRange) -> bool {
-        let earlier =
-            |other: &Guest| other.id < id && other.stage != Stage::Behind && other.range.overlaps(range);
-        self.wanted.is_some_and(|wanted| wanted.goes_before(id, range))
+        let earlier = |other: &GuestWrite| {
+            other.id < id && other.stage != WriteStage::SourceOnly && other.range.overlaps(range)
+        };
+        self.reservation.is_some_and(|reservation| reservation.precedes(id, range))
             || self.guests.iter().any(earlier)
             || self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
@@ -157,24 +167,24 @@ impl Core {
 
     /// How long the write that waits longest for the target has done so.
     pub(super) fn longest_wait_for_target(&self) -> Duration {
-        let waiting = self.guests.iter().filter(|guest| guest.stage == Stage::Both);
+        let waiting = self.guests.iter().filter(|guest| guest.stage == WriteStage::SourceAndTarget);
         waiting.map(|guest| self.clock.saturating_sub(guest.at_target)).max().unwrap_or_default()
     }
 
     fn admit_to_target(&mut self, range: ByteRange) {
-        self.touch_target();
-        self.take_over(range);
+        self.note_target_written();
+        self.cede_queued_to_guest(range);
         for op in &self.in_flight {
             // A survey may have looked before this write.
             let Work::Survey { range: looked_at, .. } = op.work else { continue };
-            if op.id < self.doubted_before || !looked_at.overlaps(range) {
+            if op.id < self.scans_valid_from || !looked_at.overlaps(range) {
                 continue;
             }
-            if self.touched.count() >= MAX_TOUCHED {
-                self.doubted_before = self.next_id;
+            if self.written_during_scan.count() >= MAX_WRITTEN_DURING_SCAN {
+                self.scans_valid_from = self.next_id;
                 break;
             }
-            self.touched.insert(looked_at.intersect(range));
+            self.written_during_scan.insert(looked_at.intersect(range));
         }
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
@@ -187,19 +197,19 @@ impl Core {
     /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of
     /// it is outdated by then; and were it made dirt again, a busy guest would make work as fast as the job
     /// does it.
-    fn take_over(&mut self, range: ByteRange) {
-        if self.claimed.first_overlap(range).is_none() {
+    fn cede_queued_to_guest(&mut self, range: ByteRange) {
+        if self.in_progress.first_overlap(range).is_none() {
             return;
         }
         let mut queue = std::mem::take(&mut self.queue);
-        queue.cut(range, |cut| self.hand_over(cut));
+        queue.cut(range, |cut| self.cede_to_guest(cut));
         self.queue = queue;
     }
 
     /// The guest writes to the target itself from now on: what was surveyed at length is surveyed again, bit
     /// by bit.
-    fn touch_target(&mut self) {
-        if std::mem::replace(&mut self.target_touched, true) {
+    fn note_target_written(&mut self) {
+        if std::mem::replace(&mut self.target_written, true) {
             return;
         }
         let mut walks: VecDeque<Walk> = VecDeque::new();
@@ -219,34 +229,34 @@ impl Core {
     }
 
     /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
-    pub(super) fn hand_over(&mut self, range: ByteRange) {
-        self.claimed.remove(range);
+    pub(super) fn cede_to_guest(&mut self, range: ByteRange) {
+        self.in_progress.remove(range);
         self.offset += range.len();
     }
 
     /// `range` was taken and is not done: it is dirty again.
-    pub(super) fn unclaim(&mut self, range: ByteRange) {
-        self.claimed.remove(range);
+    pub(super) fn requeue(&mut self, range: ByteRange) {
+        self.in_progress.remove(range);
         self.dirty.set(range.start()..range.end());
     }
 
     /// The write `id` has finished at the source, and at the target if `target` is something.
     pub(crate) fn guest_finished(&mut self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
         let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return };
-        let Guest { range, stage, begun, waited, at_target, .. } = self.guests.swap_remove(index);
-        self.note_write(begun + waited, stage == Stage::Both);
-        if stage == Stage::Both {
+        let GuestWrite { range, stage, begun, waited, at_target, .. } = self.guests.swap_remove(index);
+        self.note_write(begun + waited, stage == WriteStage::SourceAndTarget);
+        if stage == WriteStage::SourceAndTarget {
             self.note_delay(waited + self.clock.saturating_sub(at_target));
         }
         match target {
-            Some(Ok(())) if source_ok && stage == Stage::Both => {
+            Some(Ok(())) if source_ok && stage == WriteStage::SourceAndTarget => {
                 self.mirrored += range.len();
-                self.given_up.remove(range);
+                self.failed_ranges.remove(range);
             }
             Some(Err(error)) => {
                 self.mark_dirty(range);
                 if matches!(self.phase, Phase::Running) {
-                    self.judge(range, Failure::at_target(error));
+                    self.guest_write_failed(range, Failure::at_target(error));
                 }
             }
             _ => self.mark_dirty(range),
@@ -254,15 +264,15 @@ impl Core {
         self.conclude_if_idle();
     }
 
-    /// `count` writes are under way that began before the job; each is reported to
-    /// [`stranger_finished`](Self::stranger_finished).
-    pub(crate) fn expect_strangers(&mut self, count: usize) {
-        self.strangers = count;
+    /// `count` writes are under way that began before the job was attached; each is reported to
+    /// [`pre_attach_write_finished`](Self::pre_attach_write_finished).
+    pub(crate) fn expect_pre_attach_writes(&mut self, count: usize) {
+        self.pre_attach_writes = count;
     }
 
     /// A write that began before the job has finished.
-    pub(crate) fn stranger_finished(&mut self, range: ByteRange) {
-        self.strangers = self.strangers.saturating_sub(1);
+    pub(crate) fn pre_attach_write_finished(&mut self, range: ByteRange) {
+        self.pre_attach_writes = self.pre_attach_writes.saturating_sub(1);
         self.mark_dirty(range);
     }
 
@@ -279,61 +289,64 @@ impl Core {
 
     /// Whether no write of the guest is under way. Those that wait for admission are not.
     pub(super) fn is_drained(&self) -> bool {
-        self.strangers == 0 && self.guests.iter().all(|guest| guest.stage == Stage::Waiting)
+        self.pre_attach_writes == 0 && self.guests.iter().all(|guest| guest.stage == WriteStage::Queued)
     }
 
     /// Nothing can be begun, and something is left that writers are in the way of: it is the job's turn there
     /// next.
-    pub(super) fn want_what_is_left(&mut self) {
-        if self.wanted.is_some() {
+    pub(super) fn reserve_what_is_left(&mut self) {
+        if self.reservation.is_some() {
             return;
         }
         let dirty = self.dirty.next_dirty(0, u64::MAX).map(|run| ByteRange::new(run.start, run.end));
         let left = self.walks.front().map(|walk| walk.range).or(dirty);
         let range = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left)));
-        self.wanted = range.map(|range| Wanted { range: self.whole_units(range), first_after: self.next_id });
+        self.reservation =
+            range.map(|range| Reservation { range: self.whole_units(range), first_after: self.next_id });
     }
 
     /// What writers wait for.
-    pub(super) fn wanted_range(&self) -> Option<ByteRange> {
-        self.wanted.map(|wanted| wanted.range)
+    pub(super) fn reserved_range(&self) -> Option<ByteRange> {
+        self.reservation.map(|reservation| reservation.range)
     }
 
     /// Lets writers go on where the job has had its turn.
-    pub(super) fn forget_what_was_wanted(&mut self) {
+    pub(super) fn release_reservation(&mut self) {
         let done = |range: ByteRange| {
             self.dirty.dirty_bytes_in(range.start()..range.end()) == 0
-                && self.claimed.first_overlap(range).is_none()
+                && self.in_progress.first_overlap(range).is_none()
         };
-        if self.wanted.is_some_and(|wanted| done(wanted.range)) {
-            self.wanted = None;
+        if self.reservation.is_some_and(|reservation| done(reservation.range)) {
+            self.reservation = None;
         }
     }
 
     /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.
     pub(super) fn guests_stay_unflushed(&mut self) {
-        for guest in self.guests.iter().filter(|guest| guest.stage == Stage::Both) {
+        for guest in self.guests.iter().filter(|guest| guest.stage == WriteStage::SourceAndTarget) {
             self.unflushed.set(guest.range.start()..guest.range.end());
         }
     }
 
     /// Whether the guest itself is writing to the target.
     pub(super) fn guests_at_target(&self) -> bool {
-        self.guests.iter().any(|guest| guest.stage == Stage::Both)
+        self.guests.iter().any(|guest| guest.stage == WriteStage::SourceAndTarget)
     }
 
     /// The first writer in the way of an operation on `range`, in whole units of the dirty bitmap.
     pub(super) fn guest_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
-        let waiting_counts = self.is_blocking() && !self.held;
+        let waiting_counts = self.is_blocking() && !self.quiesced;
         self.guests
             .iter()
             .filter(|guest| match guest.stage {
-                Stage::Both => true,
-                Stage::Waiting => {
-                    let after = self.wanted.is_some_and(|wanted| wanted.goes_before(guest.id, guest.range));
+                WriteStage::SourceAndTarget => true,
+                WriteStage::Queued => {
+                    let after = self
+                        .reservation
+                        .is_some_and(|reservation| reservation.precedes(guest.id, guest.range));
                     waiting_counts && !after
                 }
-                Stage::Behind => false,
+                WriteStage::SourceOnly => false,
             })
             .map(|guest| self.whole_units(guest.range))
             .filter(|units| units.overlaps(range))

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::{Core, Phase, Work};
 
 /// From one silence to the next.
-const EVERY: Duration = Duration::from_secs(5);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest silence, what was under way when it began included.
 const LONGEST: Duration = Duration::from_millis(50);
 /// So many writes tell what one takes.
@@ -24,15 +24,15 @@ const ENOUGH: u32 = 32;
 /// So few tell it too, if there are no more.
 const FEW: u32 = 4;
 /// Bytes under way when the guest shows first.
-const FIRST_WINDOW: u64 = 1 << 20;
+const INITIAL_WINDOW: u64 = 1 << 20;
 /// Copies are not cut below this for the guest's sake.
-const LEAST_SIZE: u64 = 64 << 10;
+const MIN_COPY: u64 = 64 << 10;
 /// Operations under way are not fewer for the guest's sake, unless the window is as small as one.
-const LEAST_DEPTH: usize = 2;
+const MIN_DEPTH: usize = 2;
 
 /// What writes take without the job.
 #[derive(Clone, Copy, Debug, Default)]
-struct Alone {
+struct Baseline {
     mean: Duration,
     worst: Duration,
 }
@@ -45,10 +45,10 @@ struct Tally {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Quiet {
+struct Probe {
     until: Duration,
     /// Since when no data operation has been under way.
-    silent: Option<Duration>,
+    idle_since: Option<Duration>,
     /// Since when the queues of the devices are those of the guest alone: the first write in the silence has
     /// finished.
     settled: Option<Duration>,
@@ -58,86 +58,88 @@ struct Quiet {
 }
 
 #[derive(Debug)]
-pub(super) struct Pressure {
+pub(super) struct CongestionWindow {
     window: u64,
     /// Of writes to the source, and of writes to both.
-    alone: [Option<Alone>; 2],
+    baseline: [Option<Baseline>; 2],
     /// What writes took, in 256ths of what they take alone, and how many.
     ratios: u64,
     count: u32,
     over: u32,
-    quiet: Option<Quiet>,
-    next_quiet: Duration,
+    probe: Option<Probe>,
+    next_probe: Duration,
 }
 
-impl Default for Pressure {
+impl Default for CongestionWindow {
     fn default() -> Self {
         Self {
-            window: FIRST_WINDOW,
-            alone: [None; 2],
+            window: INITIAL_WINDOW,
+            baseline: [None; 2],
             ratios: 0,
             count: 0,
             over: 0,
-            quiet: None,
-            next_quiet: Duration::ZERO,
+            probe: None,
+            next_probe: Duration::ZERO,
         }
     }
 }
 
-impl Pressure {
+impl CongestionWindow {
     /// Devices are used in another way from now on.
-    pub(super) fn look_again(&mut self, now: Duration) {
-        self.next_quiet = now;
+    pub(super) fn reset_baseline(&mut self, now: Duration) {
+        self.next_probe = now;
     }
 }
 
 impl Core {
     /// A write of the guest begins: time for silence?
-    pub(super) fn listen(&mut self) {
-        let idle = self.left() == 0 || self.is_paused() || self.held || !matches!(self.phase, Phase::Running);
+    pub(super) fn start_probe(&mut self) {
+        let idle =
+            self.left() == 0 || self.is_paused() || self.quiesced || !matches!(self.phase, Phase::Running);
         if self.config.latency_budget().is_none()
             || idle
-            || self.pressure.quiet.is_some()
-            || self.clock < self.pressure.next_quiet
+            || self.congestion.probe.is_some()
+            || self.clock < self.congestion.next_probe
         {
             return;
         }
-        self.pressure.next_quiet = self.clock.saturating_add(EVERY);
-        self.pressure.quiet = Some(Quiet {
+        self.congestion.next_probe = self.clock.saturating_add(PROBE_INTERVAL);
+        self.congestion.probe = Some(Probe {
             until: self.clock.saturating_add(LONGEST),
-            silent: None,
+            idle_since: None,
             settled: None,
             tally: Tally::default(),
             both: self.is_blocking(),
         });
-        self.note_silence();
+        self.note_idle();
     }
 
     /// Until when nothing is begun.
-    pub(super) fn quiet_until(&self) -> Option<Duration> {
-        self.pressure.quiet.map(|quiet| quiet.until).filter(|_| !self.held)
+    pub(super) fn probe_until(&self) -> Option<Duration> {
+        self.congestion.probe.map(|probe| probe.until).filter(|_| !self.quiesced)
     }
 
     /// An operation may have been the last one under way.
-    pub(super) fn note_silence(&mut self) {
+    pub(super) fn note_idle(&mut self) {
         let moves = |work: Work| work.is_flush() || matches!(work, Work::Copy { .. } | Work::Zero { .. });
-        if let Some(quiet) = &mut self.pressure.quiet
+        if let Some(probe) = &mut self.congestion.probe
             && !self.in_flight.iter().any(|op| moves(op.work))
         {
-            quiet.silent.get_or_insert(self.clock);
+            probe.idle_since.get_or_insert(self.clock);
         }
     }
 
     /// Ends a silence whose time is over; whether it did.
-    pub(super) fn end_silence(&mut self) -> bool {
-        let Some(quiet) = self.pressure.quiet else { return false };
-        if self.clock < quiet.until && quiet.tally.count < ENOUGH {
+    pub(super) fn end_probe(&mut self) -> bool {
+        let Some(probe) = self.congestion.probe else { return false };
+        if self.clock < probe.until && probe.tally.count < ENOUGH {
             return false;
         }
-        self.pressure.quiet = None;
-        if quiet.tally.count >= FEW {
-            let mean = quiet.tally.sum / quiet.tally.count;
-            self.pressure.alone[usize::from(quiet.both)] = Some(Alone { mean, worst: quiet.tally.worst });
+        self.congestion.probe = None;
+        if probe.tally.count >= FEW {
+            let mean = probe.tally.sum / probe.tally.count;
+            self.congestion.baseline[usize::from(probe.both)] =
+                Some(Baseline { mean, worst: probe.tally.worst });
         }
         true
     }
@@ -146,88 +148,88 @@ impl Core {
     pub(super) fn note_write(&mut self, admitted: Duration, both: bool) {
         let Some(budget) = self.config.latency_budget() else { return };
         let time = self.clock.saturating_sub(admitted);
-        let pressure = &mut self.pressure;
-        if let Some(quiet) = &mut pressure.quiet {
-            if quiet.both != both || quiet.silent.is_none_or(|since| since > admitted) {
+        let congestion = &mut self.congestion;
+        if let Some(probe) = &mut congestion.probe {
+            if probe.both != both || probe.idle_since.is_none_or(|since| since > admitted) {
                 // Something of the job was under way when it began.
-            } else if *quiet.settled.get_or_insert(self.clock) <= admitted {
-                quiet.tally.count += 1;
-                quiet.tally.sum += time;
-                quiet.tally.worst = quiet.tally.worst.max(time);
+            } else if *probe.settled.get_or_insert(self.clock) <= admitted {
+                probe.tally.count += 1;
+                probe.tally.sum += time;
+                probe.tally.worst = probe.tally.worst.max(time);
             }
-        } else if let Some(alone) = pressure.alone[usize::from(both)] {
-            let ratio = time.as_nanos().saturating_mul(256) / alone.mean.as_nanos().max(1);
-            pressure.ratios += u64::try_from(ratio).unwrap_or(u64::MAX).min(1 << 20);
-            pressure.count += 1;
-            pressure.over += u32::from(time > alone.worst.saturating_add(budget));
+        } else if let Some(baseline) = congestion.baseline[usize::from(both)] {
+            let ratio = time.as_nanos().saturating_mul(256) / baseline.mean.as_nanos().max(1);
+            congestion.ratios += u64::try_from(ratio).unwrap_or(u64::MAX).min(1 << 20);
+            congestion.count += 1;
+            congestion.over += u32::from(time > baseline.worst.saturating_add(budget));
         }
     }
 
     /// A step of the meter has passed: the window follows from what writes took in it.
     pub(super) fn adjust_window(&mut self, delays_over_budget: bool) {
         let most = self.config.operation.saturating_mul(self.config.max_in_flight as u64);
-        let least = self.least_size();
-        let pressure = &mut self.pressure;
+        let least = self.min_copy_size();
+        let congestion = &mut self.congestion;
         if delays_over_budget {
-            pressure.window /= 2;
-        } else if pressure.count >= ENOUGH {
-            let ratio = pressure.ratios / u64::from(pressure.count);
+            congestion.window /= 2;
+        } else if congestion.count >= ENOUGH {
+            let ratio = congestion.ratios / u64::from(congestion.count);
             // By default a write may take a third longer; a little less leaves the window as it is.
             let (bearable, good) =
                 if self.config.asked_budget.is_none() { (341, 315) } else { (u64::MAX, u64::MAX) };
             if ratio > bearable {
                 let factor = (bearable * 256 / ratio).max(64);
-                pressure.window = pressure.window.saturating_mul(factor) / 256;
-            } else if u64::from(pressure.over) * 100 > u64::from(pressure.count) {
-                pressure.window /= 2;
+                congestion.window = congestion.window.saturating_mul(factor) / 256;
+            } else if u64::from(congestion.over) * 100 > u64::from(congestion.count) {
+                congestion.window /= 2;
             } else if ratio < good {
-                pressure.window += pressure.window / 2;
+                congestion.window += congestion.window / 2;
             }
         } else {
             return;
         }
-        pressure.window = pressure.window.clamp(least, most.max(least));
-        (pressure.ratios, pressure.count, pressure.over) = (0, 0, 0);
+        congestion.window = congestion.window.clamp(least, most.max(least));
+        (congestion.ratios, congestion.count, congestion.over) = (0, 0, 0);
     }
 
     /// The most operations that may be under way: rather few large ones than many small ones, because some
     /// devices count bytes and some count requests.
     pub(super) fn depth(&self) -> usize {
         let most = self.config.max_in_flight;
-        let Some(writes) = self.guest_about() else { return most };
-        if self.is_at_its_least() {
+        let Some(writes) = self.active_writes() else { return most };
+        if self.is_at_minimum() {
             return 1;
         }
-        let fit = usize::try_from(self.pressure.window / self.config.operation).unwrap_or(usize::MAX);
+        let fit = usize::try_from(self.congestion.window / self.config.operation).unwrap_or(usize::MAX);
         // Not knowing better, leave the guest two places of three on a device that serves one request after
         // another.
-        let known = self.pressure.alone[usize::from(self.is_blocking())].is_some();
+        let known = self.congestion.baseline[usize::from(self.is_blocking())].is_some();
         let places = if known { most } else { writes / 2 };
-        most.min(places.min(fit).max(LEAST_DEPTH))
+        most.min(places.min(fit).max(MIN_DEPTH))
     }
 
     /// The most bytes of one copy, as far as the window is concerned.
     pub(super) fn share_of_window(&self) -> u64 {
-        if self.guest_about().is_none() {
+        if self.active_writes().is_none() {
             return u64::MAX;
         }
-        (self.pressure.window / self.depth() as u64).max(self.least_size())
+        (self.congestion.window / self.depth() as u64).max(self.min_copy_size())
     }
 
     /// The most writes that the guest has had under way lately, if there is a budget to mind for it.
-    fn guest_about(&self) -> Option<usize> {
+    fn active_writes(&self) -> Option<usize> {
         let writes = self.budget.peak();
-        (self.config.latency_budget().is_some() && writes > 0 && !self.held).then_some(writes)
+        (self.config.latency_budget().is_some() && writes > 0 && !self.quiesced).then_some(writes)
     }
 
     /// Smaller copies are of no use to anybody.
-    pub(super) fn least_size(&self) -> u64 {
-        LEAST_SIZE.max(self.config.zero_unit).min(self.config.operation)
+    pub(super) fn min_copy_size(&self) -> u64 {
+        MIN_COPY.max(self.config.zero_unit).min(self.config.operation)
     }
 
     /// Whether the job does as little as it can for the guest's sake.
-    pub(super) fn is_at_its_least(&self) -> bool {
-        self.pressure.window <= self.least_size()
+    pub(super) fn is_at_minimum(&self) -> bool {
+        self.congestion.window <= self.min_copy_size()
     }
 }
 

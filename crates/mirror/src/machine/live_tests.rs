@@ -24,7 +24,7 @@ fn honest(work: Work) -> Done {
         }
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
-        Work::Flush | Work::Secure => Done::Flushed,
+        Work::Flush | Work::PeriodicFlush => Done::Flushed,
         Work::End(_) => Done::Ended,
     }
 }
@@ -92,7 +92,7 @@ fn a_write_is_marked_when_it_has_finished_whether_or_not_it_succeeded() {
     for ok in [true, false] {
         let mut core = ready(MirrorOptions::new());
         let (id, admission) = begin(&mut core, 5000, 5001);
-        assert_eq!(admission, Admission::Source);
+        assert_eq!(admission, Admission::SourceOnly);
         assert!(drive(&mut core).is_empty(), "nothing is dirty yet");
         core.guest_finished(id, ok, None);
         assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
@@ -110,16 +110,16 @@ fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_wai
     core.mark_dirty(ByteRange::new(0, 4096));
     core.finished(NOW, copy.id, Ok(honest(copy.work)));
     assert!(next(&mut core).is_none(), "a write waits there");
-    assert_eq!(core.guest_admit(first), Admission::Both);
+    assert_eq!(core.guest_admit(first), Admission::SourceAndTarget);
     assert!(next(&mut core).is_none(), "a write is under way there");
     // The next writer of the same bytes takes its turn; one elsewhere need not.
     let (second, admission) = begin(&mut core, 150, 160);
     assert_eq!(admission, Admission::Wait);
-    assert_eq!(begin(&mut core, 9000, 9001).1, Admission::Both);
+    assert_eq!(begin(&mut core, 9000, 9001).1, Admission::SourceAndTarget);
     core.guest_finished(first, true, Some(Ok(())));
     assert_eq!(core.guest_admit(second), Admission::Wait, "the job was kept waiting: it comes first");
     assert_eq!(copies(&drive(&mut core)), [(0, 4096)]);
-    assert_eq!(core.guest_admit(second), Admission::Both);
+    assert_eq!(core.guest_admit(second), Admission::SourceAndTarget);
 }
 
 /// Rule 5.
@@ -130,7 +130,7 @@ fn an_unaligned_write_through_cleans_whole_units_only() {
     core.mark_dirty(ByteRange::new(0, 16_384));
     core.resume().unwrap();
     let (id, admission) = begin(&mut core, 4000, 12_300);
-    assert_eq!(admission, Admission::Both);
+    assert_eq!(admission, Admission::SourceAndTarget);
     core.guest_finished(id, true, Some(Ok(())));
     assert_eq!(copies(&drive(&mut core)), [(0, 4096), (12_288, 16_384)], "the cut ends stay dirty");
     // Clean ones stay clean: both sides have the bytes.
@@ -167,7 +167,7 @@ fn what_was_queued_where_the_guest_writes_through_is_left_to_the_guest() {
     let survey = next(&mut core).unwrap();
     // A survey that has looked already, and one whose answer is queued.
     let (early, admission) = begin(&mut core, 0, 4096);
-    assert_eq!(admission, Admission::Both, "a survey moves nothing: no need to wait");
+    assert_eq!(admission, Admission::SourceAndTarget, "a survey moves nothing: no need to wait");
     core.guest_finished(early, true, Some(Ok(())));
     let zeros = vec![Segment { range: ByteRange::new(0, M), need: Need::Zero, below: false }];
     core.finished(NOW, survey.id, Ok(Done::Surveyed(zeros)));
@@ -184,7 +184,7 @@ fn a_paused_job_keeps_its_hands_off_the_target() {
     let mut core = ready(blocking());
     core.pause().unwrap();
     let (id, admission) = begin(&mut core, 0, 512);
-    assert_eq!(admission, Admission::Source);
+    assert_eq!(admission, Admission::SourceOnly);
     core.guest_finished(id, true, None);
     assert!(next(&mut core).is_none());
     assert!(!core.progress(NOW).actively_synced);
@@ -210,7 +210,7 @@ fn the_guest_is_held_from_the_last_look_to_the_pivot() {
     assert!(next(&mut core).is_none());
     assert_eq!(core.pause(), Err(Refused::State { verb: Verb::Pause, state: JobState::Waiting }));
     core.finished(NOW, end.id, Ok(Done::Ended));
-    assert_eq!(core.guest_admit(new), Admission::Over);
+    assert_eq!(core.guest_admit(new), Admission::JobEnded);
     assert!(core.take_result().unwrap().is_ok());
 }
 
@@ -225,14 +225,14 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     assert_eq!(admission, Admission::Wait);
     core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     assert_eq!(core.progress(NOW).state, JobState::Standby);
-    assert_eq!(core.guest_admit(guest), Admission::Source);
+    assert_eq!(core.guest_admit(guest), Admission::SourceOnly);
     core.guest_finished(guest, true, None);
     core.resume().unwrap();
     let flush = drive_until(&mut core, |work| work == Work::Flush);
     core.mark_dirty(ByteRange::new(0, M));
     let (guest, _) = begin(&mut core, 0, 1);
     core.finished(NOW, flush.id, Ok(Done::Flushed));
-    assert_eq!(core.guest_admit(guest), Admission::Source, "dirty again: the guest is not quiesced");
+    assert_eq!(core.guest_admit(guest), Admission::SourceOnly, "dirty again: the guest is not quiesced");
     core.guest_finished(guest, true, None);
     let log = drive(&mut core);
     assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)));
@@ -250,7 +250,7 @@ fn only_a_flush_that_began_while_the_guest_is_held_counts() {
     core.pause().unwrap();
     core.resume().unwrap();
     let (id, admission) = begin(&mut core, 0, 512);
-    assert_eq!(admission, Admission::Both);
+    assert_eq!(admission, Admission::SourceAndTarget);
     core.guest_finished(id, true, Some(Ok(())));
     assert!(next(&mut core).is_none());
     assert_eq!(begin(&mut core, 0, 1).1, Admission::Wait, "held again");
@@ -268,9 +268,9 @@ fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
     assert!(next(&mut core).is_none(), "a write is under way");
     let (other, admission) = begin(&mut core, 4096, 4097);
     assert_eq!((admission, core.overdue_at()), (Admission::Wait, Some(second)));
-    assert!(!core.let_go_if_overdue(second / 2));
-    assert!(core.let_go_if_overdue(second));
-    assert_eq!(core.guest_admit(other), Admission::Both);
+    assert!(!core.resume_if_overdue(second / 2));
+    assert!(core.resume_if_overdue(second));
+    assert_eq!(core.guest_admit(other), Admission::SourceAndTarget);
     for id in [open, other] {
         core.guest_finished(id, true, Some(Ok(())));
     }
@@ -281,7 +281,7 @@ fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
     core.finished(3 * second, flush.id, Ok(Done::Flushed));
     let Next::Do(end) = core.next(3 * second) else { panic!("clean and flushed") };
     assert_eq!((end.work, core.overdue_at()), (Work::End(Ending::Pivot), None));
-    assert!(!core.let_go_if_overdue(9 * second), "not between the last look and the end");
+    assert!(!core.resume_if_overdue(9 * second), "not between the last look and the end");
 }
 
 /// It once forgot the error and went on.
@@ -361,19 +361,19 @@ fn a_job_on_a_tap_never_leaves_a_range_out() {
 /// copied there.
 #[test]
 fn a_promise_about_the_target_ends_with_the_first_write_through() {
-    for touched in [false, true] {
+    for written_during_scan in [false, true] {
         let mut core = core_of(blocking());
         let survey = next(&mut core).unwrap();
         assert!(matches!(survey.work, Work::Survey { untouched: true, .. }));
         let prefix = Segment { range: ByteRange::new(0, 65_536), need: Need::Nothing, below: false };
         core.finished(NOW, survey.id, Ok(Done::Surveyed(vec![prefix])));
-        if touched {
+        if written_during_scan {
             let (id, _) = begin(&mut core, M / 2, M / 2 + 1);
             core.guest_finished(id, true, Some(Ok(())));
         }
         let survey = next(&mut core).unwrap();
         let Work::Survey { first_pass: true, untouched, .. } = survey.work else { panic!("{survey:?}") };
-        assert_eq!(untouched, !touched);
+        assert_eq!(untouched, !written_during_scan);
     }
 }
 
@@ -384,7 +384,7 @@ fn a_write_through_under_way_during_a_flush_is_not_durable_by_it() {
     let last_copy =
         drive_until(&mut core, |work| matches!(work, Work::Copy { range, .. } if range.end() == M));
     let (id, admission) = begin(&mut core, 4096, 8192);
-    assert_eq!(admission, Admission::Both);
+    assert_eq!(admission, Admission::SourceAndTarget);
     core.finished(NOW, last_copy.id, Ok(honest(last_copy.work)));
     drive(&mut core);
     assert_eq!(core.progress(NOW).state, JobState::Ready, "a guest that keeps writing does not put it off");
@@ -444,11 +444,11 @@ fn writers_in_turns_on_a_dirty_unit_do_not_starve_the_job() {
     for turn in 1..4 {
         let (two, admission) = begin(&mut core, 100 * turn, 100 * turn + 8);
         core.next(NOW);
-        assert!(admission == Admission::Both || core.guest_admit(two) == Admission::Wait);
+        assert!(admission == Admission::SourceAndTarget || core.guest_admit(two) == Admission::Wait);
         core.guest_finished(one, true, Some(Ok(())));
         if admission == Admission::Wait {
             assert_eq!(copies(&drive(&mut core)), [(0, 4096)]);
-            assert_eq!(core.guest_admit(two), Admission::Both);
+            assert_eq!(core.guest_admit(two), Admission::SourceAndTarget);
             return;
         }
         one = two;
@@ -470,7 +470,7 @@ fn a_survey_is_not_cut_by_writes_that_came_before_it() {
     core.finished(NOW, first.id, Ok(honest(first.work)));
     // A large discard, say, which is left to the job.
     let id = core.guest_begin(ByteRange::new(0, 100));
-    assert_eq!(core.guest_admit(id), Admission::Both);
+    assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
     core.guest_finished(id, true, None);
     let log = drive(&mut core);
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
@@ -482,14 +482,14 @@ fn a_survey_is_not_cut_by_writes_that_came_before_it() {
 fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
     let mut core = ready(blocking().on_target_error(OnError::Stop));
     let (under_way, admission) = begin(&mut core, 0, 4096);
-    assert_eq!(admission, Admission::Both);
+    assert_eq!(admission, Admission::SourceAndTarget);
     core.complete().unwrap();
     assert!(next(&mut core).is_none());
     let (later, admission) = begin(&mut core, 8192, 12_288);
     assert_eq!(admission, Admission::Wait, "held");
     core.guest_finished(under_way, true, Some(Err(io_error())));
     assert_eq!(core.progress(NOW).state, JobState::Standby);
-    assert_eq!(core.guest_admit(later), Admission::Source);
+    assert_eq!(core.guest_admit(later), Admission::SourceOnly);
 }
 
 /// With a low speed the guest was once held until the last bytes had their turn, up to half a mebibyte of

@@ -5,8 +5,8 @@ use std::time::Duration;
 use blockmirror_block::Geometry;
 
 use super::*;
-use crate::core::config::Config;
-use crate::core::{Action, Done, Moved, Next};
+use crate::machine::config::Config;
+use crate::machine::{Action, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::Operation;
 use crate::survey::{Need, Segment};
@@ -37,7 +37,7 @@ fn copied(range: ByteRange) -> Done {
 
 fn write_through(core: &mut Core, range: ByteRange) {
     let id = core.guest_begin(range);
-    assert_eq!(core.guest_admit(id), Admission::Both);
+    assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
     core.guest_finished(id, true, Some(Ok(())));
 }
 
@@ -62,7 +62,7 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
         }
     }
     assert!(core.queue.len() <= 8192, "{} pieces wait", core.queue.len());
-    assert!(core.claimed.count() <= 8192 + 32, "{}", core.claimed.count());
+    assert!(core.in_progress.count() <= 8192 + 32, "{}", core.in_progress.count());
     assert!(core.progress(now).copied > 16 << 20);
 }
 
@@ -90,7 +90,7 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     let range = ByteRange::new(0, 4096);
     let write = |core: &mut Core, target| {
         let id = core.guest_begin(range);
-        assert_eq!(core.guest_admit(id), Admission::Both);
+        assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
         core.guest_finished(id, true, target);
         core.guest_makes_no_work()
     };
@@ -144,13 +144,17 @@ fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) 
     for (start, end) in writes {
         ids.push(core.guest_begin(ByteRange::new(start, end)));
         let admission = core.guest_admit(ids[ids.len() - 1]);
-        assert_eq!(admission == Admission::Both, ids.len() == 1, "{start}..{end}");
+        assert_eq!(admission == Admission::SourceAndTarget, ids.len() == 1, "{start}..{end}");
         drive(core, now);
     }
     core.guest_finished(ids[0], true, Some(Ok(())));
     for &id in &ids[1..] {
         drive(core, now);
-        assert_eq!(core.guest_admit(id), Admission::Both, "the job and the writers wait for each other");
+        assert_eq!(
+            core.guest_admit(id),
+            Admission::SourceAndTarget,
+            "the job and the writers wait for each other"
+        );
         core.guest_finished(id, true, Some(Ok(())));
     }
     drive(core, now);

@@ -99,7 +99,7 @@ impl Core {
             Phase::Concluded(_) => Stage::Ended,
             Phase::Running if self.is_sealed() => Stage::Sealed,
             Phase::Running if self.is_settled() => Stage::Settled,
-            Phase::Running if self.held => Stage::Held,
+            Phase::Running if self.quiesced => Stage::Held,
             Phase::Running if self.ending.is_some() && !self.is_paused() && self.is_near() => Stage::Near,
             Phase::Running => Stage::Busy,
         }
@@ -110,22 +110,22 @@ impl Core {
     }
 
     /// Holds the guest for the group; false if the member is not as near as it was seen to be.
-    pub(crate) fn hold_for_group(&mut self) -> bool {
+    pub(crate) fn quiesce_for_group(&mut self) -> bool {
         if self.stage() == Stage::Near {
-            self.hold();
+            self.quiesce();
         }
         matches!(self.stage(), Stage::Held | Stage::Settled)
     }
 
     /// The group's attempt has failed: the guest goes on. What was sealed is not any more.
-    pub(crate) fn let_go_for_group(&mut self) {
+    pub(crate) fn resume_for_group(&mut self) {
         let Some(membership) = &mut self.membership else { return };
         membership.sealed = false;
         if let Some(error) = membership.given_up.take() {
             return self.abort(error);
         }
-        if self.held {
-            self.let_go_and_rest();
+        if self.quiesced {
+            self.resume_with_backoff();
         }
     }
 
@@ -141,8 +141,8 @@ impl Core {
     /// Every member waits for its end, and none holds its guest.
     pub(crate) fn pend(&mut self) {
         for next in [JobState::Waiting, JobState::Pending] {
-            if self.state.may_become(next) {
-                self.go(next);
+            if self.state.can_transition_to(next) {
+                self.transition_to(next);
                 if next == JobState::Pending && !self.config.auto_finalize {
                     self.push_event(Event::Pending);
                 }

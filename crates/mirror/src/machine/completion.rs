@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::retry::{MAX_GIVEN_UP, MAX_TRIES, pace};
+use super::retry::{MAX_GIVEN_UP, MAX_TRIES, retry_delay};
 use super::{Core, Done, InFlight, Moved, Phase, Queued, Walk, Work};
 use crate::error::Error;
 use crate::options::OnError;
@@ -21,7 +21,7 @@ impl Core {
         self.tick(now);
         let Some(index) = self.in_flight.iter().position(|op| op.id == id) else { return };
         let op = self.in_flight.swap_remove(index);
-        self.note_silence();
+        self.note_idle();
         if matches!(op.work, Work::End(_)) {
             return self.ended();
         }
@@ -60,29 +60,29 @@ impl Core {
                 self.flush_tries = 0;
                 self.flushed();
             }
-            (Ok(_), Work::Secure) => {
+            (Ok(_), Work::PeriodicFlush) => {
                 self.flushing.clear_all();
                 self.flush_tries = 0;
-                self.secured(now, op.begun);
+                self.periodic_flush_ended(now, op.begun);
             }
             (_, Work::End(_)) => {}
             (Ok(_), Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
                 // The report does not fit the action, which cannot be; the range is simply not done.
-                self.unclaim(range);
+                self.requeue(range);
             }
             (Err(failure), _) => self.failed(now, op, failure),
         }
         if let Work::Survey { range, .. } = op.work {
             // The next survey of these bytes looks after the write.
-            self.touched.remove(range);
+            self.written_during_scan.remove(range);
         }
-        self.forget_what_was_wanted();
+        self.release_reservation();
         self.conclude_if_idle();
     }
 
     fn surveyed(&mut self, id: u64, walk: Walk, segments: Vec<Segment>) {
         let mut end = segments.last().map_or(walk.range.start(), |last| last.range.end());
-        if self.target_touched {
+        if self.target_written {
             // Asked for before the guest came.
             end = end.min(walk.range.start().saturating_add(self.config.piece()));
         }
@@ -90,24 +90,25 @@ impl Core {
         if !rest.is_empty() {
             self.walks.push_front(Walk { range: rest, ..walk });
         }
-        if id < self.doubted_before {
-            return self.unclaim(ByteRange::new(walk.range.start(), end));
+        if id < self.scans_valid_from {
+            return self.requeue(ByteRange::new(walk.range.start(), end));
         }
         let kept = ByteRange::new(walk.range.start(), end);
         for segment in segments {
-            self.leave_out_touched(Segment { range: segment.range.intersect(kept), ..segment }, walk);
+            self.leave_out_written(Segment { range: segment.range.intersect(kept), ..segment }, walk);
         }
     }
 
     /// Where the guest has written to the target while the survey was under way, its answer may be outdated,
     /// and nothing is left to do.
-    fn leave_out_touched(&mut self, mut segment: Segment, walk: Walk) {
+    fn leave_out_written(&mut self, mut segment: Segment, walk: Walk) {
         let whole = segment.range;
         let mut at = whole.start();
         while at < whole.end() {
             let rest = ByteRange::new(at, whole.end());
-            let touched = self.touched.first_overlap(rest).map(|run| run.intersect(rest));
-            segment.range = ByteRange::new(at, touched.map_or(whole.end(), ByteRange::start));
+            let written_during_scan =
+                self.written_during_scan.first_overlap(rest).map(|run| run.intersect(rest));
+            segment.range = ByteRange::new(at, written_during_scan.map_or(whole.end(), ByteRange::start));
             if segment.range.is_empty() {
                 // Nothing lies before it.
             } else if segment.below {
@@ -116,9 +117,9 @@ impl Core {
                 self.enqueue(segment.range, segment.need, walk);
             }
             at = segment.range.end();
-            if let Some(touched) = touched {
-                self.hand_over(touched);
-                at = touched.end();
+            if let Some(written_during_scan) = written_during_scan {
+                self.cede_to_guest(written_during_scan);
+                at = written_during_scan.end();
             }
         }
     }
@@ -143,8 +144,8 @@ impl Core {
     /// `range` is left to the target's backing file. It was never work of this job, and progress does not
     /// count it.
     fn left_to_backing(&mut self, range: ByteRange) {
-        self.claimed.remove(range);
-        self.given_up.remove(range);
+        self.in_progress.remove(range);
+        self.failed_ranges.remove(range);
         self.done.skipped += range.len();
         self.left_out += range.len();
     }
@@ -165,8 +166,8 @@ impl Core {
     }
 
     fn completed(&mut self, range: ByteRange, moved: Moved) {
-        self.claimed.remove(range);
-        self.given_up.remove(range);
+        self.in_progress.remove(range);
+        self.failed_ranges.remove(range);
         self.offset += range.len();
         self.done.copied += moved.copied;
         self.done.zeroed += moved.zeroed;
@@ -177,13 +178,13 @@ impl Core {
     fn salvaged(&mut self, range: ByteRange, moved: Moved, lost: Vec<(ByteRange, block::Error)>) {
         self.completed(range, moved);
         for (part, error) in lost {
-            if self.given_up.is_full() {
+            if self.failed_ranges.is_full() {
                 return self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             let message = error.to_string();
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
             self.push_event(Event::Error { operation, action, range: part, message: message.clone() });
-            self.given_up.insert(part, message);
+            self.failed_ranges.insert(part, message);
         }
     }
 
@@ -195,16 +196,16 @@ impl Core {
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {
         let range = match op.work {
             Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Flush | Work::Secure | Work::End(_) => ByteRange::default(),
+            Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
         };
         // First of all the range is dirty again, whatever the policy says. Bits that were set already are
         // news from the guest that arrived meanwhile.
         let units = self.whole_units(range);
         let news = self.dirty.dirty_bytes_in(units.start()..units.end()) > 0;
-        self.claimed.remove(range);
+        self.in_progress.remove(range);
         if op.work.is_flush() {
             self.writes_lost();
-            self.secured(now, op.begun);
+            self.periodic_flush_ended(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());
             // It may have happened all the same; then the next look finds nothing to do, and only a flush
@@ -213,8 +214,8 @@ impl Core {
         }
 
         // No write waits while it is tried again.
-        self.let_go();
-        self.wanted = None;
+        self.resume_guest();
+        self.reservation = None;
         let Failure { operation, error } = failure;
         if op.work.is_flush() && error.kind() == block::ErrorKind::WritesLost {
             // The target says that it is as good as new: what it has lost is copied again, without asking the
@@ -250,7 +251,7 @@ impl Core {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),
             ErrorAction::Ignore if op.work.is_flush() => {
-                self.flush_not_before = now.saturating_add(pace(self.flush_tries));
+                self.flush_not_before = now.saturating_add(retry_delay(self.flush_tries));
             }
             ErrorAction::Ignore => {
                 // A survey over a long range says nothing about where the fault is: looking closer is no try.
@@ -258,12 +259,12 @@ impl Core {
                 let tries = if narrowing || news { 1 } else { op.tries + 1 };
                 self.retries.put(units, tries, self.config.detail, now);
             }
-            ErrorAction::GiveUp if self.given_up.is_full() => {
+            ErrorAction::GiveUp if self.failed_ranges.is_full() => {
                 self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             ErrorAction::GiveUp => {
                 self.dirty.clear(units.start()..units.end());
-                self.given_up.insert(range, message);
+                self.failed_ranges.insert(range, message);
                 self.offset += range.len();
             }
         }
@@ -280,7 +281,7 @@ impl Core {
     }
 
     /// A write of the guest has failed at the target in `range`, which is dirty again.
-    pub(super) fn judge(&mut self, range: ByteRange, failure: Failure) {
+    pub(super) fn guest_write_failed(&mut self, range: ByteRange, failure: Failure) {
         let Failure { operation, error } = failure;
         let no_space = error.kind() == block::ErrorKind::NoSpace;
         let policy = match operation {
@@ -295,7 +296,7 @@ impl Core {
         };
         self.push_event(Event::Error { operation, action, range, message: error.to_string() });
         // No write waits while it is tried again, or for the job to be resumed.
-        self.let_go();
+        self.resume_guest();
         match action {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),
@@ -308,7 +309,7 @@ impl Core {
             self.io_status = if no_space { IoStatus::NoSpace } else { IoStatus::Failed };
         }
         self.stopped_by_error = true;
-        self.show_pause();
+        self.publish_pause();
     }
 
     fn fail(&mut self, operation: Operation, error: block::Error) {

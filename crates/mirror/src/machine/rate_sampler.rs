@@ -47,11 +47,11 @@ impl Rates {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct RateSampler {
     samples: VecDeque<(Duration, Totals)>,
 }
 
-impl Meter {
+impl RateSampler {
     /// The totals at `now`; kept if the last ones are old enough. Whether they were.
     pub(super) fn note(&mut self, now: Duration, totals: Totals) -> bool {
         if self.samples.back().is_some_and(|(last, _)| now.saturating_sub(*last) < STEP) {
@@ -90,10 +90,10 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    fn steady(meter: &mut Meter, from: u64, to: u64, copy: u64, dirty: u64, start: Totals) -> Totals {
+    fn steady(sampler: &mut RateSampler, from: u64, to: u64, copy: u64, dirty: u64, start: Totals) -> Totals {
         let mut totals = start;
         for at in from..to {
-            meter.note(ms(at), totals);
+            sampler.note(ms(at), totals);
             totals.done += copy / 1000;
             totals.dirtied += dirty / 1000;
         }
@@ -102,30 +102,30 @@ mod tests {
 
     #[test]
     fn rates_are_those_of_the_window_and_old_times_are_forgotten() {
-        let mut meter = Meter::default();
-        let totals = steady(&mut meter, 0, 5000, 10_000, 1000, Totals::default());
-        assert_eq!(meter.rates(ms(5000), totals, ms(0)), Some(Rates { copy: 10_000, dirty: 1000 }));
-        assert!(meter.samples.len() <= 42, "{}", meter.samples.len());
-        let totals = steady(&mut meter, 5000, 8000, 2000, 4000, totals);
-        assert_eq!(meter.rates(ms(8000), totals, ms(0)), Some(Rates { copy: 2000, dirty: 4000 }));
+        let mut sampler = RateSampler::default();
+        let totals = steady(&mut sampler, 0, 5000, 10_000, 1000, Totals::default());
+        assert_eq!(sampler.rates(ms(5000), totals, ms(0)), Some(Rates { copy: 10_000, dirty: 1000 }));
+        assert!(sampler.samples.len() <= 42, "{}", sampler.samples.len());
+        let totals = steady(&mut sampler, 5000, 8000, 2000, 4000, totals);
+        assert_eq!(sampler.rates(ms(8000), totals, ms(0)), Some(Rates { copy: 2000, dirty: 4000 }));
     }
 
     #[test]
     fn too_short_a_time_tells_nothing_and_a_mark_cuts_what_came_before() {
-        let mut meter = Meter::default();
-        let totals = steady(&mut meter, 0, 1000, 8000, 0, Totals::default());
-        let totals = steady(&mut meter, 1000, 1200, 1000, 3000, totals);
-        assert_eq!(meter.rates(ms(1200), totals, ms(1000)), None);
-        let totals = steady(&mut meter, 1200, 1500, 1000, 3000, totals);
-        assert_eq!(meter.rates(ms(1500), totals, ms(1000)), Some(Rates { copy: 1000, dirty: 3000 }));
+        let mut sampler = RateSampler::default();
+        let totals = steady(&mut sampler, 0, 1000, 8000, 0, Totals::default());
+        let totals = steady(&mut sampler, 1000, 1200, 1000, 3000, totals);
+        assert_eq!(sampler.rates(ms(1200), totals, ms(1000)), None);
+        let totals = steady(&mut sampler, 1200, 1500, 1000, 3000, totals);
+        assert_eq!(sampler.rates(ms(1500), totals, ms(1000)), Some(Rates { copy: 1000, dirty: 3000 }));
     }
 
     #[test]
     fn a_long_time_without_a_look_still_has_a_rate() {
-        let mut meter = Meter::default();
-        let totals = steady(&mut meter, 0, 1000, 8000, 0, Totals::default());
+        let mut sampler = RateSampler::default();
+        let totals = steady(&mut sampler, 0, 1000, 8000, 0, Totals::default());
         let later = Totals { done: totals.done + 1_000_000, dirtied: 500_000 };
-        let rates = meter.rates(ms(100_950), later, ms(0)).unwrap();
+        let rates = sampler.rates(ms(100_950), later, ms(0)).unwrap();
         assert_eq!(rates.dirty, 5000);
     }
 

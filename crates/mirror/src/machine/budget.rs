@@ -141,7 +141,7 @@ impl Core {
     /// A copy of `bytes` took `time`.
     pub(super) fn note_copy(&mut self, bytes: u64, time: Duration) {
         let Some(budget) = self.config.latency_budget() else { return };
-        let (size, least) = (self.budget.size, self.least_size());
+        let (size, least) = (self.budget.size, self.min_copy_size());
         if bytes >= least && time > budget / 2 {
             self.budget.size = size.min((bytes.next_power_of_two() / 2).max(least));
         } else if bytes >= size && time < budget / 8 {
@@ -150,9 +150,9 @@ impl Core {
     }
 
     /// The most bytes of a copy that begins at `start`, as far as the guest is concerned.
-    pub(super) fn bearable_size(&self, start: u64) -> u64 {
+    pub(super) fn max_copy_size(&self, start: u64) -> u64 {
         let most = self.config.operation;
-        if self.budget.heat.is_empty() || !self.is_blocking() || self.held {
+        if self.budget.heat.is_empty() || !self.is_blocking() || self.quiesced {
             return most;
         }
         let regions = self.regions(ByteRange::at(start, most));
@@ -170,7 +170,7 @@ impl Core {
     /// The delay that the guest suffers if it is over the budget although the job does as little as it can.
     pub(super) fn delay_beyond_help(&self) -> Option<Duration> {
         let latest = self.budget.delays.iter().find(|delays| delays.all >= ENOUGH)?;
-        if !self.is_at_its_least() || !latest.too_many_over() {
+        if !self.is_at_minimum() || !latest.too_many_over() {
             return None;
         }
         latest.p99()
@@ -178,8 +178,8 @@ impl Core {
 
     /// How long a write waits for the job before it goes to the source alone. While the guest is held it
     /// waits for the end.
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        self.config.latency_budget().filter(|_| !self.held)
+    pub(crate) fn admission_timeout(&self) -> Option<Duration> {
+        self.config.latency_budget().filter(|_| !self.quiesced)
     }
 
     fn regions(&self, range: ByteRange) -> std::ops::RangeInclusive<usize> {
@@ -193,9 +193,9 @@ impl Core {
     pub(super) fn is_urgent(&self, work: Work) -> bool {
         let range = match work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::Secure | Work::End(_) => return false,
+            Work::Survey { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => return false,
         };
-        self.wanted_range().is_some_and(|wanted| wanted.overlaps(range))
+        self.reserved_range().is_some_and(|reservation| reservation.overlaps(range))
     }
 }
 

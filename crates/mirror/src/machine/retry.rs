@@ -16,9 +16,9 @@ use crate::progress::GivenUp;
 /// After so many failed tries a range is given up.
 pub(crate) const MAX_TRIES: u32 = 10;
 /// The wait before the second try; doubles with each further one.
-const FIRST_PACE: Duration = Duration::from_millis(20);
+const FIRST_DELAY: Duration = Duration::from_millis(20);
 /// The longest wait between two tries.
-const LAST_PACE: Duration = Duration::from_millis(500);
+const MAX_DELAY: Duration = Duration::from_millis(500);
 /// A failed range comes back in at most so many pieces.
 const SPLIT: u64 = 16;
 /// While so many ranges wait for another try, nothing new is begun.
@@ -27,8 +27,8 @@ pub(crate) const MAX_WAITING: usize = 4096;
 pub(crate) const MAX_GIVEN_UP: usize = 4096;
 
 /// How long to wait before a range that failed `tries` times is tried again.
-pub(crate) fn pace(tries: u32) -> Duration {
-    FIRST_PACE.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(LAST_PACE)
+pub(crate) fn retry_delay(tries: u32) -> Duration {
+    FIRST_DELAY.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(MAX_DELAY)
 }
 
 /// A dirty range that must not be taken before its time.
@@ -53,7 +53,7 @@ impl Retries {
     /// Puts `range` (whole units of `detail`, or up to the end of the disk) back after `tries` failures, in
     /// pieces.
     pub(crate) fn put(&mut self, range: ByteRange, tries: u32, detail: u64, now: Duration) {
-        let not_before = now.saturating_add(pace(tries));
+        let not_before = now.saturating_add(retry_delay(tries));
         let piece = range.len().div_ceil(SPLIT).next_power_of_two().max(detail);
         let mut at = range.start();
         while at < range.end() {
@@ -156,12 +156,12 @@ impl Retries {
 
 /// What was given up, neighbours merged.
 #[derive(Debug, Default)]
-pub(crate) struct GivenUpList {
+pub(crate) struct FailedRanges {
     by_start: BTreeMap<u64, GivenUp>,
     bytes: u64,
 }
 
-impl GivenUpList {
+impl FailedRanges {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -219,15 +219,15 @@ impl GivenUpList {
 mod tests {
     use super::*;
 
-    fn ranges(list: &GivenUpList) -> Vec<(u64, u64)> {
+    fn ranges(list: &FailedRanges) -> Vec<(u64, u64)> {
         list.to_vec().iter().map(|g| (g.range.start(), g.range.end())).collect()
     }
 
     #[test]
     fn waits_grow_to_half_a_second() {
-        let waits: Vec<u128> = (1..=7).map(|tries| pace(tries).as_millis()).collect();
+        let waits: Vec<u128> = (1..=7).map(|tries| retry_delay(tries).as_millis()).collect();
         assert_eq!(waits, [20, 40, 80, 160, 320, 500, 500]);
-        assert_eq!(pace(u32::MAX), LAST_PACE);
+        assert_eq!(retry_delay(u32::MAX), MAX_DELAY);
     }
 
     #[test]
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn given_up_neighbours_merge_and_a_late_copy_takes_them_off() {
-        let mut list = GivenUpList::default();
+        let mut list = FailedRanges::default();
         list.insert(ByteRange::new(0, 4), "a".into());
         list.insert(ByteRange::new(8, 12), "b".into());
         list.insert(ByteRange::new(4, 8), "c".into());

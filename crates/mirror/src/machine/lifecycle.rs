@@ -17,8 +17,8 @@ use crate::state::{JobState, Refused, Verb};
 
 impl Core {
     /// Makes a move of the state table, and tells.
-    pub(super) fn go(&mut self, next: JobState) {
-        debug_assert!(self.state.may_become(next), "{} to {next}", self.state);
+    pub(super) fn transition_to(&mut self, next: JobState) {
+        debug_assert!(self.state.can_transition_to(next), "{} to {next}", self.state);
         self.state = next;
         self.push_event(Event::Status(next));
     }
@@ -28,12 +28,12 @@ impl Core {
     }
 
     /// Shows in the state whether the job is paused, where the state tells.
-    pub(super) fn show_pause(&mut self) {
+    pub(super) fn publish_pause(&mut self) {
         match (self.state, self.is_paused()) {
-            (JobState::Running, true) => self.go(JobState::Paused),
-            (JobState::Paused, false) => self.go(JobState::Running),
-            (JobState::Ready, true) => self.go(JobState::Standby),
-            (JobState::Standby, false) => self.go(JobState::Ready),
+            (JobState::Running, true) => self.transition_to(JobState::Paused),
+            (JobState::Paused, false) => self.transition_to(JobState::Running),
+            (JobState::Ready, true) => self.transition_to(JobState::Standby),
+            (JobState::Standby, false) => self.transition_to(JobState::Ready),
             _ => {}
         }
     }
@@ -49,8 +49,8 @@ impl Core {
             return Err(Refused::State { verb: Verb::Pause, state: JobState::Waiting });
         }
         self.paused_by_user = true;
-        self.let_go();
-        self.show_pause();
+        self.resume_guest();
+        self.publish_pause();
         Ok(())
     }
 
@@ -66,7 +66,7 @@ impl Core {
         self.paused_by_user = false;
         self.stopped_by_error = false;
         self.io_status = IoStatus::Ok;
-        self.show_pause();
+        self.publish_pause();
         Ok(())
     }
 
@@ -125,7 +125,7 @@ impl Core {
     /// Forgets the job.
     pub(crate) fn dismiss(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Dismiss)?;
-        self.go(JobState::Null);
+        self.transition_to(JobState::Null);
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl Core {
 
     /// Bytes that the target does not have, or may not have.
     pub(super) fn left(&self) -> u64 {
-        self.dirty.dirty_bytes() + self.claimed.bytes()
+        self.dirty.dirty_bytes() + self.in_progress.bytes()
     }
 
     /// Nothing is queued, in flight, waiting for another try, or dirty.
@@ -144,18 +144,18 @@ impl Core {
         let Some(ending) = self.ending else {
             if self.has_been_ready() {
                 self.only_dirt_helps = true;
-                return Next::Wait(self.looks_again_at());
+                return Next::Wait(self.next_flush_check());
             }
             return self.begin(Work::Flush, 0);
         };
-        if !self.held {
+        if !self.quiesced {
             if self.is_grouped() || self.may_end() {
-                return Next::Wait(self.rests_until());
+                return Next::Wait(self.backoff_until());
             }
             // Not to be finalized by itself: the end waits for its word, and the copy goes on.
             if self.state == JobState::Ready {
-                self.go(JobState::Waiting);
-                self.go(JobState::Pending);
+                self.transition_to(JobState::Waiting);
+                self.transition_to(JobState::Pending);
                 self.push_event(Event::Pending);
             }
             return Next::Wait(None);
@@ -181,20 +181,20 @@ impl Core {
     /// A flush of the target has succeeded. Nothing was dirty when it began.
     pub(super) fn flushed(&mut self) {
         if !self.dirty.is_clean() {
-            self.let_go();
+            self.resume_guest();
         } else if !self.config.live {
             self.conclude(Ok(()));
-        } else if self.held {
+        } else if self.quiesced {
             self.flush_ended();
         } else if self.state == JobState::Running {
-            self.go(JobState::Ready);
+            self.transition_to(JobState::Ready);
             self.push_event(Event::Ready);
         } else if self.state == JobState::Paused {
             // Paused while the flush was under way: ready, and paused.
-            self.go(JobState::Running);
-            self.go(JobState::Ready);
+            self.transition_to(JobState::Running);
+            self.transition_to(JobState::Ready);
             self.push_event(Event::Ready);
-            self.go(JobState::Standby);
+            self.transition_to(JobState::Standby);
         }
     }
 
@@ -216,8 +216,8 @@ impl Core {
     pub(super) fn begin_to_fail(&mut self, error: Error) {
         self.note_loss(&error);
         self.phase = Phase::Aborting(error);
-        self.let_go();
-        self.go(JobState::Aborting);
+        self.resume_guest();
+        self.transition_to(JobState::Aborting);
     }
 
     /// Ends a job that is being given up if nothing is in flight any more, the guest's own writes to the
@@ -250,13 +250,13 @@ impl Core {
     }
 
     fn conclude(&mut self, result: Result<(), Error>) {
-        self.let_go();
+        self.resume_guest();
         match &result {
             Ok(()) => {
                 // A job that ends by itself may do so while it is paused, if its last flush was under way.
                 for next in [JobState::Running, JobState::Waiting, JobState::Pending] {
-                    if self.state.may_become(next) {
-                        self.go(next);
+                    if self.state.can_transition_to(next) {
+                        self.transition_to(next);
                     }
                 }
                 self.push_event(Event::Completed { error: None });
@@ -269,10 +269,10 @@ impl Core {
                 });
             }
         }
-        self.go(JobState::Concluded);
+        self.transition_to(JobState::Concluded);
         self.phase = Phase::Concluded(result);
         if self.config.live && self.config.auto_dismiss {
-            self.go(JobState::Null);
+            self.transition_to(JobState::Null);
         }
     }
 
@@ -283,6 +283,6 @@ impl Core {
         // A flush that the end overtook counts as none.
         let unflushed = self.unflushed.runs().chain(self.flushing.runs());
         let unflushed = unflushed.map(|run| ByteRange::new(run.start, run.end));
-        dirty.chain(self.claimed.iter()).chain(unflushed).collect()
+        dirty.chain(self.in_progress.iter()).chain(unflushed).collect()
     }
 }

@@ -3,8 +3,8 @@
 use blockmirror_block::Geometry;
 
 use super::*;
-use crate::core::config::Config;
-use crate::core::{Action, Admission, Done, Moved, Next};
+use crate::machine::config::Config;
+use crate::machine::{Action, Admission, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions};
 
 fn ms(n: u64) -> Duration {
@@ -40,20 +40,20 @@ fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     core.note_copy(most, ms(3));
     core.note_copy(most / 2, ms(3));
     let id = core.guest_begin(ByteRange::at(0, 4096));
-    assert_eq!(core.bearable_size(0), most / 4);
-    assert_eq!(core.bearable_size(1 << 29), most, "no guest writes");
+    assert_eq!(core.max_copy_size(0), most / 4);
+    assert_eq!(core.max_copy_size(1 << 29), most, "no guest writes");
     for _ in 0..10 {
         core.note_copy(65_536, ms(100));
     }
-    assert_eq!(core.bearable_size(0), 65_536);
+    assert_eq!(core.max_copy_size(0), 65_536);
     core.note_copy(65_536, Duration::from_micros(100));
-    assert_eq!(core.bearable_size(0), 65_536 * 2);
+    assert_eq!(core.max_copy_size(0), 65_536 * 2);
     core.guest_admit(id);
     core.guest_finished(id, true, Some(Ok(())));
     for at in 0..25 {
         core.tick(ms(50 * at));
     }
-    assert_eq!(core.bearable_size(0), most, "that was long ago");
+    assert_eq!(core.max_copy_size(0), most, "that was long ago");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn regions_cover_disks_of_any_length() {
         core.note_guest(ByteRange::new(0, len));
         core.note_guest(ByteRange::new(len, len));
         core.note_guest(ByteRange::new(len.saturating_sub(1), len));
-        assert_eq!(core.bearable_size(len), core.config.operation);
+        assert_eq!(core.max_copy_size(len), core.config.operation);
     }
 }
 
@@ -92,7 +92,7 @@ fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source()
     core.tick(ms(3));
     assert_eq!(core.guest_admit(id), Admission::Wait);
     core.tick(ms(4));
-    assert_eq!(core.guest_admit(id), Admission::Source);
+    assert_eq!(core.guest_admit(id), Admission::SourceOnly);
     let dirty = core.progress(ms(4)).dirtied;
     core.guest_finished(id, true, None);
     assert_eq!(core.progress(ms(4)).dirtied, dirty + 4096, "the job copies it later");
@@ -108,7 +108,7 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     config.live = true;
     let mut core = Core::new(config).unwrap();
     let in_the_way = core.guest_begin(ByteRange::at(0, 512));
-    assert_eq!(core.guest_admit(in_the_way), Admission::Both);
+    assert_eq!(core.guest_admit(in_the_way), Admission::SourceAndTarget);
     core.mark_dirty(ByteRange::at(0, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(None)), "the guest writes there");
     core.mark_dirty(ByteRange::at(1 << 20, 65_536));
@@ -125,14 +125,14 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }), "64 KiB at 1000 bytes a second are a minute: {copy:?}");
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
-    assert_eq!(core.guest_admit(waits), Admission::Both);
+    assert_eq!(core.guest_admit(waits), Admission::SourceAndTarget);
     // In debt as the job is, it makes no write wait for a copy that it may not begin.
     let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512));
-    assert_eq!(core.guest_admit(in_the_way), Admission::Both);
+    assert_eq!(core.guest_admit(in_the_way), Admission::SourceAndTarget);
     core.mark_dirty(ByteRange::at(2 << 20, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(_))));
     let beside = core.guest_begin(ByteRange::at((2 << 20) + 512, 512));
-    assert_eq!(core.guest_admit(beside), Admission::Both);
+    assert_eq!(core.guest_admit(beside), Admission::SourceAndTarget);
     for id in [in_the_way, beside] {
         core.guest_finished(id, true, Some(Ok(())));
     }

@@ -1,7 +1,7 @@
 //! One test per rule of the core, scripted, on a virtual clock.
 
 mod errors;
-mod forgetful;
+mod volatile;
 mod zeroing;
 
 use std::time::Duration;
@@ -38,7 +38,7 @@ fn honest(work: Work) -> Done {
         }
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
-        Work::Flush | Work::Secure => Done::Flushed,
+        Work::Flush | Work::PeriodicFlush => Done::Flushed,
         Work::End(_) => Done::Ended,
     }
 }
@@ -126,14 +126,14 @@ fn operations_and_bytes_in_flight_are_limited() {
     let mut small = core(64 * M, MirrorOptions::new().buf_size(4 * M).max_in_flight(100));
     let survey = take_all(&mut small).remove(0);
     small.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
-    let held: u64 = take_all(&mut small)
+    let quiesced: u64 = take_all(&mut small)
         .iter()
         .map(|a| match a.work {
             Work::Copy { range, .. } => range.len(),
             _ => 0,
         })
         .sum();
-    assert_eq!(held, 4 * M);
+    assert_eq!(quiesced, 4 * M);
     assert_eq!(small.progress(Duration::ZERO).in_flight, 4 * M);
 }
 

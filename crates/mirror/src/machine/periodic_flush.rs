@@ -18,20 +18,20 @@ const PART: u32 = 4;
 impl Core {
     /// Whether it is time to make durable what was written. Not while the guest is held: the last flush is
     /// near.
-    pub(super) fn is_to_secure(&self, now: Duration) -> bool {
-        self.config.secure_every.is_some()
-            && now >= self.secure_not_before
+    pub(super) fn is_periodic_flush_due(&self, now: Duration) -> bool {
+        self.config.flush_interval.is_some()
+            && now >= self.next_periodic_flush
             && now >= self.flush_not_before
-            && !self.held
+            && !self.quiesced
             && !self.unflushed.is_clean()
             && !self.in_flight.iter().any(|op| op.work.is_flush())
     }
 
     /// A flush that began at `begun` is over.
-    pub(super) fn secured(&mut self, now: Duration, begun: Duration) {
-        let Some(every) = self.config.secure_every else { return };
+    pub(super) fn periodic_flush_ended(&mut self, now: Duration, begun: Duration) {
+        let Some(every) = self.config.flush_interval else { return };
         let took = now.saturating_sub(begun);
-        self.secure_not_before = now.saturating_add(every.max(took.saturating_mul(PART - 1)));
+        self.next_periodic_flush = now.saturating_add(every.max(took.saturating_mul(PART - 1)));
     }
 
     /// The target may have lost what it held when it was last looked at: zeros that were found there may be
@@ -48,12 +48,12 @@ impl Core {
                 self.dirty.set(units.start()..units.end());
             }
         }
-        self.doubted_before = self.next_id;
+        self.scans_valid_from = self.next_id;
     }
 
     /// When a job that has nothing to do looks whether what the guest writes to the target is to be made
     /// durable.
-    pub(super) fn looks_again_at(&self) -> Option<Duration> {
-        self.config.secure_every.map(|every| self.secure_not_before.max(self.clock.saturating_add(every)))
+    pub(super) fn next_flush_check(&self) -> Option<Duration> {
+        self.config.flush_interval.map(|every| self.next_periodic_flush.max(self.clock.saturating_add(every)))
     }
 }

@@ -1,7 +1,7 @@
 //! Auto mode: when the target gets what the guest writes at once, and when later.
 //!
 //! A job in auto mode begins in background, because a guest that waits for the target while the bulk is
-//! copied gains nothing by it. After the first pass the samples of the [`meter`](super::meter) decide: a
+//! copied gains nothing by it. After the first pass the samples of the [`meter`](super::rate_sampler) decide: a
 //! guest that makes work as fast as the job does it would keep it from ever being ready, so its writes go
 //! through from then on. What is dirty then only gets less, and READY is reached. It stays so until the
 //! target makes the guest wait too long; then the job is back in background, for a time that doubles with
@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::meter::Totals;
+use super::rate_sampler::Totals;
 use super::{Core, Phase, Work};
 use crate::options::CopyMode;
 use crate::progress::{Convergence, Event, ModeReason};
@@ -55,8 +55,8 @@ impl Core {
     /// anything was changed that waiting threads should know.
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
-        let may_go_on = self.end_silence();
-        if !self.meter.note(self.clock, self.totals()) {
+        let may_go_on = self.end_probe();
+        if !self.sampler.note(self.clock, self.totals()) {
             return may_go_on;
         }
         self.step_budget();
@@ -84,7 +84,7 @@ impl Core {
 
     fn decide(&mut self) -> bool {
         let stands =
-            self.is_paused() || self.held || self.is_ending() || !matches!(self.phase, Phase::Running);
+            self.is_paused() || self.quiesced || self.is_ending() || !matches!(self.phase, Phase::Running);
         let elsewhere = stands || (!self.auto.through && self.in_first_pass());
         if elsewhere || self.auto.elsewhere {
             self.auto.mark = self.clock;
@@ -106,7 +106,7 @@ impl Core {
         }
         self.auto.through = !self.auto.through;
         self.auto.mark = now;
-        self.pressure.look_again(now);
+        self.congestion.reset_baseline(now);
         let mode = if self.auto.through { CopyMode::WriteBlocking } else { CopyMode::Background };
         self.push_event(Event::CopyMode { mode, reason });
         true
@@ -114,18 +114,18 @@ impl Core {
 
     /// Whether all of `range` is taken but not begun: what is marked there is copied without more work.
     pub(super) fn is_ahead(&self, range: ByteRange) -> bool {
-        let taken = self.claimed.first_overlap(range).is_some_and(|run| run.contains_range(range));
+        let taken = self.in_progress.first_overlap(range).is_some_and(|run| run.contains_range(range));
         taken && !self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
 
     /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken,
     /// twice.)
     fn work_left(&self) -> u64 {
-        if self.claimed.count() > MAX_COUNTED {
+        if self.in_progress.count() > MAX_COUNTED {
             return self.left();
         }
         let dirty = |range: ByteRange| self.dirty.dirty_bytes_in(range.start()..range.end());
-        let taken: u64 = self.claimed.iter().map(dirty).sum();
+        let taken: u64 = self.in_progress.iter().map(dirty).sum();
         let begun: u64 = self.in_flight.iter().map(|op| dirty(op.moves())).sum();
         self.left().saturating_sub(taken.saturating_sub(begun))
     }
@@ -145,7 +145,7 @@ impl Core {
             return None;
         }
         let since = self.auto.mark.max(self.clock.saturating_sub(LOOK_BACK));
-        let rates = self.meter.rates(self.clock, self.totals(), since)?;
+        let rates = self.sampler.rates(self.clock, self.totals(), since)?;
         rates.keep_even().then_some(ModeReason::NotConverging {
             left,
             dirty_rate: rates.dirty,
@@ -172,7 +172,7 @@ impl Core {
         let left = self.work_left();
         // What the bulk was copied at says nothing about dirt.
         let since = if self.auto.elsewhere { Duration::ZERO } else { self.auto.mark };
-        let rates = self.meter.rates(now, self.totals(), since);
+        let rates = self.sampler.rates(now, self.totals(), since);
         let (copy, dirty) = rates.map_or((0, 0), |rates| (rates.copy, rates.dirty));
         let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
         let (convergence, eta) = match rates {
