@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::machine::{Action, Done, Work};
-use crate::survey::Failure;
+use crate::scan::Failure;
 
 /// A batch takes no longer than this, if it goes on as the last one went.
 const TIME: Duration = Duration::from_micros(200);
@@ -36,7 +36,7 @@ impl Batch {
     /// Whether one more had better be taken; not where the guest may wait for those that are (`guest_waits`).
     pub(crate) fn takes_more(&mut self, guest_waits: bool) -> bool {
         let last = self.actions.last().map(|action| action.work);
-        let Some(Work::Copy { range, .. } | Work::Survey { range, .. }) = last else { return false };
+        let Some(Work::Copy { range, .. } | Work::Scan { range, .. }) = last else { return false };
         self.bytes = self.bytes.saturating_add(range.len());
         let count = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
         let time = self.pace.and_then(|pace| pace.checked_mul(count + 1));

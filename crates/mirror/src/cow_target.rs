@@ -30,7 +30,7 @@ use blockmirror_block::{
 use crate::error;
 use crate::machine::config::affordable_unit;
 use crate::options::MirrorOptions;
-use crate::survey::{TargetContent, needs_backing};
+use crate::scan::{TargetContent, needs_backing};
 
 /// Bytes of a unit that are read and written at once; a cluster is no larger.
 const PIECE: u64 = 2 << 20;

@@ -21,7 +21,7 @@ use crate::machine::{Admission, Core, Done, Ending, Next, Work};
 use crate::mover::{Manner, Mover};
 use crate::options::MirrorOptions;
 use crate::progress::Event;
-use crate::survey::TargetContent;
+use crate::scan::TargetContent;
 use crate::tap::Tap;
 
 /// How long an aborting job waits before it asks the devices once more to end blocked calls.

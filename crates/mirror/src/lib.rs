@@ -26,11 +26,11 @@ mod options;
 mod plan;
 mod progress;
 mod range_set;
+mod scan;
 #[cfg(any(test, feature = "simulate"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
 mod sim;
 mod state;
-mod survey;
 mod tap;
 
 /// For development: the simulator, which runs the core of real jobs on a virtual clock.

@@ -6,12 +6,12 @@
 //! argument for the time happens at the time given last, by [`tick`](Core::tick) or by one that has.
 //!
 //! What must hold:
-//! - A bit of the dirty bitmap is cleared before the survey that looks at its bytes is handed out, hence
+//! - A bit of the dirty bitmap is cleared before the scan that looks at its bytes is handed out, hence
 //!   before they are read; a mark that is set again meanwhile makes the job copy the range once more.
 //! - `claimed` holds, to the byte, what was taken and is not finished. Nothing is taken that overlaps it, so
 //!   no two operations on one byte are ever in flight.
 //! - When an operation fails its bits are set again *before* the error policy is asked.
-//! - What is queued is bounded: a survey returns a capped number of segments, and no new one is begun
+//! - What is queued is bounded: a scan returns a capped number of extents, and no new one is begun
 //!   while enough work is queued.
 
 mod auto;
@@ -47,8 +47,8 @@ use crate::granularity::GranularityError;
 use crate::options::SyncMode;
 use crate::progress::{Event, GivenUp, IoStatus, Operation, Progress};
 use crate::range_set::RangeSet;
+use crate::scan::{CopyAction, CopyExtent, Failure};
 use crate::state::JobState;
-use crate::survey::{Failure, Need, Segment};
 use auto::Auto;
 use budget::Budget;
 use config::Config;
@@ -87,8 +87,8 @@ pub(crate) struct Action {
 /// What is to be performed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Find out what the range needs, as much of it as fits one survey.
-    Survey {
+    /// Find out what the range needs, as much of it as fits one scan.
+    Scan {
         range: ByteRange,
         /// Part of the first pass over the disk.
         first_pass: bool,
@@ -131,8 +131,8 @@ pub(crate) enum Ending {
 /// What came of an action.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// The segments cover a prefix of what was asked.
-    Surveyed(Vec<Segment>),
+    /// The extents cover a prefix of what was asked.
+    Scanned(Vec<CopyExtent>),
     /// Copied; the sum is the length of the range.
     Copied(Moved),
     /// Copied but for the blocks that the source does not give, each with why; the sum is the rest of the
@@ -156,20 +156,20 @@ pub(crate) struct Moved {
     pub(crate) skipped: u64,
 }
 
-/// A range taken from the dirty bitmap that has not been surveyed to its end.
+/// A range taken from the dirty bitmap that has not been scanned to its end.
 #[derive(Clone, Copy, Debug)]
-struct Walk {
+struct ScanCursor {
     range: ByteRange,
     tries: u32,
     /// Part of the first pass over the disk.
     first_pass: bool,
 }
 
-/// A surveyed segment that waits for its turn.
+/// A scanned extent that waits for its turn.
 #[derive(Clone, Copy, Debug)]
-struct Queued {
+struct QueuedExtent {
     range: ByteRange,
-    need: Need,
+    action: CopyAction,
     tries: u32,
     first_pass: bool,
 }
@@ -223,7 +223,7 @@ pub(crate) struct Core {
     /// Where to look for dirt next.
     cursor: u64,
     in_progress: RangeSet,
-    walks: VecDeque<Walk>,
+    scans: VecDeque<ScanCursor>,
     queue: Queue,
     in_flight: Vec<InFlight>,
     next_id: u64,
@@ -255,9 +255,9 @@ pub(crate) struct Core {
     pre_attach_writes: usize,
     /// The guest has written to the target: promises about it do not hold any more.
     target_written: bool,
-    /// Where the guest has written to the target while surveys were under way.
+    /// Where the guest has written to the target while scans were under way.
     written_during_scan: RangeSet,
-    /// None of the answers to surveys before this one can be trusted.
+    /// None of the answers to scans before this one can be trusted.
     scans_valid_from: u64,
 
     done: Moved,
@@ -307,7 +307,7 @@ impl Core {
             zeroing: Zeroing::new(config.latency_budget()),
             cursor: 0,
             in_progress: RangeSet::default(),
-            walks: VecDeque::new(),
+            scans: VecDeque::new(),
             queue: Queue::default(),
             in_flight: Vec::new(),
             next_id: 0,
@@ -347,7 +347,7 @@ impl Core {
         // the walk is cleared when the walk gets there.
         core.in_progress.insert(disk);
         if !disk.is_empty() {
-            core.walks.push_back(Walk { range: disk, tries: 0, first_pass: true });
+            core.scans.push_back(ScanCursor { range: disk, tries: 0, first_pass: true });
         }
         Ok(core)
     }
@@ -409,9 +409,9 @@ impl Core {
     pub(crate) fn progress(&self, now: Duration) -> Progress {
         let left = self.dirty.dirty_bytes() + self.in_progress.bytes();
         let in_flight = self.in_flight.iter().map(InFlight::bytes).sum();
-        let unsurveyed = self.walks.iter().filter(|w| w.first_pass).map(|w| w.range.len());
-        let in_survey = self.in_flight.iter().map(|op| match op.work {
-            Work::Survey { range, first_pass: true, .. } => range.len(),
+        let unscanned = self.scans.iter().filter(|w| w.first_pass).map(|w| w.range.len());
+        let in_scan = self.in_flight.iter().map(|op| match op.work {
+            Work::Scan { range, first_pass: true, .. } => range.len(),
             _ => 0,
         });
         let (copy_rate, dirty_rate, convergence, eta) = self.outlook(now);
@@ -420,7 +420,7 @@ impl Core {
             io_status: self.io_status,
             offset: self.offset,
             len: self.offset + left,
-            bulk_left: unsurveyed.chain(in_survey).sum(),
+            bulk_left: unscanned.chain(in_scan).sum(),
             dirty_left: left - in_flight,
             dirtied: self.dirtied,
             in_flight,
@@ -493,7 +493,7 @@ impl InFlight {
     fn moves(&self) -> ByteRange {
         match self.work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
+            Work::Scan { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::machine::config::zero_scan_unit;
 use crate::machine::{Done, Moved, Work};
 use crate::options::MirrorOptions;
 use crate::progress::Operation;
-use crate::survey::{Failure, Rules, TargetContent, survey};
+use crate::scan::{Failure, Rules, TargetContent, scan};
 
 /// The part of the options that matters while data is moved.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +82,7 @@ impl<'a> Mover<'a> {
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
     pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
         match work {
-            Work::Survey { range, untouched, .. } => {
+            Work::Scan { range, untouched, .. } => {
                 let mut rules = self.manner.rules;
                 if !untouched {
                     // Zeros that were promised may have been written over since.
@@ -91,7 +91,7 @@ impl<'a> Mover<'a> {
                     // It knows which units the promise still holds for.
                     rules.target = TargetContent::Asked;
                 }
-                survey(self.source, Some(self.target), range, rules).map(Done::Surveyed)
+                scan(self.source, Some(self.target), range, rules).map(Done::Scanned)
             }
             Work::Copy { range, target_zero, by_block: false } => {
                 self.copy(range, target_zero).map(Done::Copied)

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::granularity::{GranularityChoice, Size};
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
-use crate::survey::{Failure, Need, Rules, TargetContent, survey};
+use crate::scan::{CopyAction, Failure, Rules, TargetContent, scan};
 
 /// The target of a [`plan`].
 #[derive(Clone, Copy, Debug)]
@@ -129,24 +129,24 @@ impl Plan {
         let mut at = 0;
         let mut in_data = false;
         while at < self.len {
-            let segments = survey(source, target, ByteRange::new(at, self.len), rules).map_err(
+            let extents = scan(source, target, ByteRange::new(at, self.len), rules).map_err(
                 |Failure { operation, error }| match operation {
                     Operation::Read => Error::Source(error),
                     Operation::Write => Error::Target(error),
                 },
             )?;
-            for segment in segments {
-                let bytes = segment.range.len();
-                at = segment.range.end();
-                let data = matches!(segment.need, Need::Copy { .. }) && !segment.below;
-                match segment.need {
-                    _ if segment.below => self.skip += bytes,
-                    Need::Copy { .. } => {
+            for extent in extents {
+                let bytes = extent.range.len();
+                at = extent.range.end();
+                let data = matches!(extent.action, CopyAction::Copy { .. }) && !extent.below;
+                match extent.action {
+                    _ if extent.below => self.skip += bytes,
+                    CopyAction::Copy { .. } => {
                         self.copy += bytes;
                         self.copy_runs += u64::from(!in_data);
                     }
-                    Need::Zero => self.zero += bytes,
-                    Need::Nothing => self.skip += bytes,
+                    CopyAction::Zero => self.zero += bytes,
+                    CopyAction::Skip => self.skip += bytes,
                 }
                 in_data = data;
             }

@@ -2,7 +2,7 @@
 //!
 //! The core keeps in one what it has taken from the dirty bitmap and not finished: to the byte, whatever the
 //! granularity, so that work on a small range never holds up its neighbours. The number of ranges is bounded
-//! by the caller (queued segments and operations in flight).
+//! by the caller (queued extents and operations in flight).
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, O
 use super::*;
 use crate::options::SyncMode;
 use crate::progress::Operation;
-use crate::survey::Failure;
+use crate::scan::Failure;
 
 const LEN: u64 = 20_000;
 

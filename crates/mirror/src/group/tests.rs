@@ -12,8 +12,8 @@ use crate::machine::config::Config;
 use crate::machine::{Action, Admission, Core, Done, Ending, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::{Event, Operation};
+use crate::scan::{CopyAction, CopyExtent, Failure};
 use crate::state::{JobState, Refused, Verb};
-use crate::survey::{Failure, Need, Segment};
 
 const M: u64 = 1 << 20;
 
@@ -42,9 +42,11 @@ impl Members for Group {
 
 fn honest(work: Work) -> Done {
     match work {
-        Work::Survey { range, .. } => {
-            Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
-        }
+        Work::Scan { range, .. } => Done::Scanned(vec![CopyExtent {
+            range,
+            action: CopyAction::Copy { target_zero: false },
+            below: false,
+        }]),
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush | Work::PeriodicFlush => Done::Flushed,

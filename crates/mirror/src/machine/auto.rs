@@ -131,9 +131,9 @@ impl Core {
     }
 
     fn in_first_pass(&self) -> bool {
-        self.walks.iter().any(|walk| walk.first_pass)
+        self.scans.iter().any(|scan| scan.first_pass)
             || self.queue.iter().any(|queued| queued.first_pass)
-            || self.in_flight.iter().any(|op| matches!(op.work, Work::Survey { first_pass: true, .. }))
+            || self.in_flight.iter().any(|op| matches!(op.work, Work::Scan { first_pass: true, .. }))
     }
 
     /// Why the guest's writes have to go through, if they have to. A job that is ready may stay a little

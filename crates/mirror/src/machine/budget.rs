@@ -193,7 +193,7 @@ impl Core {
     pub(super) fn is_urgent(&self, work: Work) -> bool {
         let range = match work {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
-            Work::Survey { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => return false,
+            Work::Scan { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => return false,
         };
         self.reserved_range().is_some_and(|reservation| reservation.overlaps(range))
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ByteRange};
 
 use super::retry::{MAX_GIVEN_UP, MAX_TRIES, retry_delay};
-use super::{Core, Done, InFlight, Moved, Phase, Queued, Walk, Work};
+use super::{Core, Done, InFlight, Moved, Phase, QueuedExtent, ScanCursor, Work};
 use crate::error::Error;
 use crate::options::OnError;
 use crate::progress::{ErrorAction, Event, IoStatus, Operation};
-use crate::survey::{Failure, Need, Segment};
+use crate::scan::{CopyAction, CopyExtent, Failure};
 
 /// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may
 /// have lost any of it.
@@ -33,8 +33,8 @@ impl Core {
             return;
         }
         match (result, op.work) {
-            (Ok(Done::Surveyed(segments)), Work::Survey { range, first_pass, .. }) => {
-                self.surveyed(op.id, Walk { range, tries: op.tries, first_pass }, segments);
+            (Ok(Done::Scanned(extents)), Work::Scan { range, first_pass, .. }) => {
+                self.scanned(op.id, ScanCursor { range, tries: op.tries, first_pass }, extents);
             }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
                 self.unflushed.set(range.start()..range.end());
@@ -52,7 +52,8 @@ impl Core {
             }
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
                 self.zero_by_data = true;
-                let queued = Queued { range, need: Need::Zero, tries: op.tries, first_pass: false };
+                let queued =
+                    QueuedExtent { range, action: CopyAction::Zero, tries: op.tries, first_pass: false };
                 self.queue.push(queued);
             }
             (Ok(_), Work::Flush) => {
@@ -66,57 +67,57 @@ impl Core {
                 self.periodic_flush_ended(now, op.begun);
             }
             (_, Work::End(_)) => {}
-            (Ok(_), Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
+            (Ok(_), Work::Scan { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
                 // The report does not fit the action, which cannot be; the range is simply not done.
                 self.requeue(range);
             }
             (Err(failure), _) => self.failed(now, op, failure),
         }
-        if let Work::Survey { range, .. } = op.work {
-            // The next survey of these bytes looks after the write.
+        if let Work::Scan { range, .. } = op.work {
+            // The next scan of these bytes looks after the write.
             self.written_during_scan.remove(range);
         }
         self.release_reservation();
         self.conclude_if_idle();
     }
 
-    fn surveyed(&mut self, id: u64, walk: Walk, segments: Vec<Segment>) {
-        let mut end = segments.last().map_or(walk.range.start(), |last| last.range.end());
+    fn scanned(&mut self, id: u64, scan: ScanCursor, extents: Vec<CopyExtent>) {
+        let mut end = extents.last().map_or(scan.range.start(), |last| last.range.end());
         if self.target_written {
             // Asked for before the guest came.
-            end = end.min(walk.range.start().saturating_add(self.config.piece()));
+            end = end.min(scan.range.start().saturating_add(self.config.piece()));
         }
-        let rest = ByteRange::new(end, walk.range.end());
+        let rest = ByteRange::new(end, scan.range.end());
         if !rest.is_empty() {
-            self.walks.push_front(Walk { range: rest, ..walk });
+            self.scans.push_front(ScanCursor { range: rest, ..scan });
         }
         if id < self.scans_valid_from {
-            return self.requeue(ByteRange::new(walk.range.start(), end));
+            return self.requeue(ByteRange::new(scan.range.start(), end));
         }
-        let kept = ByteRange::new(walk.range.start(), end);
-        for segment in segments {
-            self.leave_out_written(Segment { range: segment.range.intersect(kept), ..segment }, walk);
+        let kept = ByteRange::new(scan.range.start(), end);
+        for extent in extents {
+            self.leave_out_written(CopyExtent { range: extent.range.intersect(kept), ..extent }, scan);
         }
     }
 
-    /// Where the guest has written to the target while the survey was under way, its answer may be outdated,
+    /// Where the guest has written to the target while the scan was under way, its answer may be outdated,
     /// and nothing is left to do.
-    fn leave_out_written(&mut self, mut segment: Segment, walk: Walk) {
-        let whole = segment.range;
+    fn leave_out_written(&mut self, mut extent: CopyExtent, scan: ScanCursor) {
+        let whole = extent.range;
         let mut at = whole.start();
         while at < whole.end() {
             let rest = ByteRange::new(at, whole.end());
             let written_during_scan =
                 self.written_during_scan.first_overlap(rest).map(|run| run.intersect(rest));
-            segment.range = ByteRange::new(at, written_during_scan.map_or(whole.end(), ByteRange::start));
-            if segment.range.is_empty() {
+            extent.range = ByteRange::new(at, written_during_scan.map_or(whole.end(), ByteRange::start));
+            if extent.range.is_empty() {
                 // Nothing lies before it.
-            } else if segment.below {
-                self.enqueue_below(segment, walk);
+            } else if extent.below {
+                self.enqueue_below(extent, scan);
             } else {
-                self.enqueue(segment.range, segment.need, walk);
+                self.enqueue(extent.range, extent.action, scan);
             }
-            at = segment.range.end();
+            at = extent.range.end();
             if let Some(written_during_scan) = written_during_scan {
                 self.cede_to_guest(written_during_scan);
                 at = written_during_scan.end();
@@ -124,19 +125,19 @@ impl Core {
         }
     }
 
-    /// A segment that the top image does not decide is left to the target's backing file, except where the
+    /// A extent that the top image does not decide is left to the target's backing file, except where the
     /// guest has written since the start (and discarded again): there the target may hold something else by
     /// now.
-    fn enqueue_below(&mut self, segment: Segment, walk: Walk) {
-        let mut at = segment.range.start();
-        let end = segment.range.end();
+    fn enqueue_below(&mut self, extent: CopyExtent, scan: ScanCursor) {
+        let mut at = extent.range.start();
+        let end = extent.range.end();
         while at < end {
             let written = self.guest_written.as_ref().and_then(|map| map.next_dirty(at, end - at));
             let written = written.map_or(ByteRange::new(end, end), |run| ByteRange::new(run.start, run.end));
-            let written = written.intersect(segment.range);
+            let written = written.intersect(extent.range);
             let untouched = ByteRange::new(at, if written.is_empty() { end } else { written.start() });
             self.left_to_backing(untouched);
-            self.enqueue(written, segment.need, walk);
+            self.enqueue(written, extent.action, scan);
             at = untouched.end().max(written.end());
         }
     }
@@ -150,19 +151,19 @@ impl Core {
         self.left_out += range.len();
     }
 
-    fn enqueue(&mut self, range: ByteRange, need: Need, walk: Walk) {
+    fn enqueue(&mut self, range: ByteRange, action: CopyAction, scan: ScanCursor) {
         if range.is_empty() {
             return;
         }
-        match need {
-            Need::Nothing => {
+        match action {
+            CopyAction::Skip => {
                 let moved = Moved { skipped: range.len(), ..Moved::default() };
                 return self.completed(range, moved);
             }
-            Need::Copy { .. } | Need::Zero => {}
+            CopyAction::Copy { .. } | CopyAction::Zero => {}
         }
-        let Walk { tries, first_pass, .. } = walk;
-        self.queue.push(Queued { range, need, tries, first_pass });
+        let ScanCursor { tries, first_pass, .. } = scan;
+        self.queue.push(QueuedExtent { range, action, tries, first_pass });
     }
 
     fn completed(&mut self, range: ByteRange, moved: Moved) {
@@ -195,7 +196,7 @@ impl Core {
 
     fn failed(&mut self, now: Duration, op: InFlight, failure: Failure) {
         let range = match op.work {
-            Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Scan { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
         };
         // First of all the range is dirty again, whatever the policy says. Bits that were set already are
@@ -254,7 +255,7 @@ impl Core {
                 self.flush_not_before = now.saturating_add(retry_delay(self.flush_tries));
             }
             ErrorAction::Ignore => {
-                // A survey over a long range says nothing about where the fault is: looking closer is no try.
+                // A scan over a long range says nothing about where the fault is: looking closer is no try.
                 let narrowing = range.len() > self.config.operation.max(self.config.detail);
                 let tries = if narrowing || news { 1 } else { op.tries + 1 };
                 self.retries.put(units, tries, self.config.detail, now);

@@ -97,7 +97,7 @@ impl Config {
         }
     }
 
-    /// The most that is surveyed ahead where the guest cuts it into pieces: whole units of the dirty bitmap.
+    /// The most that is scanned ahead where the guest cuts it into pieces: whole units of the dirty bitmap.
     pub(crate) fn piece(&self) -> u64 {
         self.buffer.saturating_mul(2).next_multiple_of(self.detail)
     }

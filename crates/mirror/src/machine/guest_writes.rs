@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Core, Phase, Queued, Walk, Work};
-use crate::survey::Failure;
+use super::{Core, Phase, QueuedExtent, ScanCursor, Work};
+use crate::scan::Failure;
 
-/// Separate ranges remembered while surveys are under way; beyond, all that is surveyed is looked at again.
+/// Separate ranges remembered while scans are under way; beyond, all that is scanned is looked at again.
 const MAX_WRITTEN_DURING_SCAN: usize = 4096;
 
 /// A write of the guest that has not finished.
@@ -175,8 +175,8 @@ impl Core {
         self.note_target_written();
         self.cede_queued_to_guest(range);
         for op in &self.in_flight {
-            // A survey may have looked before this write.
-            let Work::Survey { range: looked_at, .. } = op.work else { continue };
+            // A scan may have looked before this write.
+            let Work::Scan { range: looked_at, .. } = op.work else { continue };
             if op.id < self.scans_valid_from || !looked_at.overlaps(range) {
                 continue;
             }
@@ -194,7 +194,7 @@ impl Core {
         self.retries.cleaned(range, &self.dirty);
     }
 
-    /// Takes out of the queue what the guest is about to write at the target itself. What the survey said of
+    /// Takes out of the queue what the guest is about to write at the target itself. What the scan said of
     /// it is outdated by then; and were it made dirt again, a busy guest would make work as fast as the job
     /// does it.
     fn cede_queued_to_guest(&mut self, range: ByteRange) {
@@ -206,26 +206,26 @@ impl Core {
         self.queue = queue;
     }
 
-    /// The guest writes to the target itself from now on: what was surveyed at length is surveyed again, bit
+    /// The guest writes to the target itself from now on: what was scanned at length is scanned again, bit
     /// by bit.
     fn note_target_written(&mut self) {
         if std::mem::replace(&mut self.target_written, true) {
             return;
         }
-        let mut walks: VecDeque<Walk> = VecDeque::new();
-        for Queued { range, tries, first_pass, .. } in self.queue.take_all() {
-            match walks.back_mut() {
+        let mut scans: VecDeque<ScanCursor> = VecDeque::new();
+        for QueuedExtent { range, tries, first_pass, .. } in self.queue.take_all() {
+            match scans.back_mut() {
                 Some(last)
                     if last.range.end() == range.start()
                         && (last.tries, last.first_pass) == (tries, first_pass) =>
                 {
                     last.range = ByteRange::new(last.range.start(), range.end());
                 }
-                _ => walks.push_back(Walk { range, tries, first_pass }),
+                _ => scans.push_back(ScanCursor { range, tries, first_pass }),
             }
         }
-        walks.append(&mut self.walks);
-        self.walks = walks;
+        scans.append(&mut self.scans);
+        self.scans = scans;
     }
 
     /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
@@ -299,7 +299,7 @@ impl Core {
             return;
         }
         let dirty = self.dirty.next_dirty(0, u64::MAX).map(|run| ByteRange::new(run.start, run.end));
-        let left = self.walks.front().map(|walk| walk.range).or(dirty);
+        let left = self.scans.front().map(|scan| scan.range).or(dirty);
         let range = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left)));
         self.reservation =
             range.map(|range| Reservation { range: self.whole_units(range), first_after: self.next_id });

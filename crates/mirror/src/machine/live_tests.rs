@@ -19,9 +19,11 @@ fn core_of(options: MirrorOptions) -> Core {
 
 fn honest(work: Work) -> Done {
     match work {
-        Work::Survey { range, .. } => {
-            Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
-        }
+        Work::Scan { range, .. } => Done::Scanned(vec![CopyExtent {
+            range,
+            action: CopyAction::Copy { target_zero: false },
+            below: false,
+        }]),
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush | Work::PeriodicFlush => Done::Flushed,
@@ -164,13 +166,13 @@ fn a_mark_during_a_write_through_stays() {
 #[test]
 fn what_was_queued_where_the_guest_writes_through_is_left_to_the_guest() {
     let mut core = core_of(blocking().max_in_flight(1));
-    let survey = next(&mut core).unwrap();
-    // A survey that has looked already, and one whose answer is queued.
+    let scan = next(&mut core).unwrap();
+    // A scan that has looked already, and one whose answer is queued.
     let (early, admission) = begin(&mut core, 0, 4096);
-    assert_eq!(admission, Admission::SourceAndTarget, "a survey moves nothing: no need to wait");
+    assert_eq!(admission, Admission::SourceAndTarget, "a scan moves nothing: no need to wait");
     core.guest_finished(early, true, Some(Ok(())));
-    let zeros = vec![Segment { range: ByteRange::new(0, M), need: Need::Zero, below: false }];
-    core.finished(NOW, survey.id, Ok(Done::Surveyed(zeros)));
+    let zeros = vec![CopyExtent { range: ByteRange::new(0, M), action: CopyAction::Zero, below: false }];
+    core.finished(NOW, scan.id, Ok(Done::Scanned(zeros)));
     let (late, _) = begin(&mut core, 8192, 12_288);
     core.guest_finished(late, true, Some(Ok(())));
     let log = drive(&mut core);
@@ -363,16 +365,16 @@ fn a_job_on_a_tap_never_leaves_a_range_out() {
 fn a_promise_about_the_target_ends_with_the_first_write_through() {
     for written_during_scan in [false, true] {
         let mut core = core_of(blocking());
-        let survey = next(&mut core).unwrap();
-        assert!(matches!(survey.work, Work::Survey { untouched: true, .. }));
-        let prefix = Segment { range: ByteRange::new(0, 65_536), need: Need::Nothing, below: false };
-        core.finished(NOW, survey.id, Ok(Done::Surveyed(vec![prefix])));
+        let scan = next(&mut core).unwrap();
+        assert!(matches!(scan.work, Work::Scan { untouched: true, .. }));
+        let prefix = CopyExtent { range: ByteRange::new(0, 65_536), action: CopyAction::Skip, below: false };
+        core.finished(NOW, scan.id, Ok(Done::Scanned(vec![prefix])));
         if written_during_scan {
             let (id, _) = begin(&mut core, M / 2, M / 2 + 1);
             core.guest_finished(id, true, Some(Ok(())));
         }
-        let survey = next(&mut core).unwrap();
-        let Work::Survey { first_pass: true, untouched, .. } = survey.work else { panic!("{survey:?}") };
+        let scan = next(&mut core).unwrap();
+        let Work::Scan { first_pass: true, untouched, .. } = scan.work else { panic!("{scan:?}") };
         assert_eq!(untouched, !written_during_scan);
     }
 }
@@ -456,15 +458,15 @@ fn writers_in_turns_on_a_dirty_unit_do_not_starve_the_job() {
     panic!("the job never had its turn");
 }
 
-/// What the guest wrote during one survey says nothing about a later one, though a third has been under way
+/// What the guest wrote during one scan says nothing about a later one, though a third has been under way
 /// all the time.
 #[test]
-fn a_survey_is_not_cut_by_writes_that_came_before_it() {
+fn a_scan_is_not_cut_by_writes_that_came_before_it() {
     let mut core = ready(blocking());
     core.mark_dirty(ByteRange::new(0, 4096));
     core.mark_dirty(ByteRange::new(65_536, 65_537));
     let (first, _other) = (next(&mut core).unwrap(), next(&mut core).unwrap());
-    assert!(matches!(first.work, Work::Survey { range, .. } if range.start() == 0));
+    assert!(matches!(first.work, Work::Scan { range, .. } if range.start() == 0));
     let (id, _) = begin(&mut core, 0, 100);
     core.guest_finished(id, true, Some(Ok(())));
     core.finished(NOW, first.id, Ok(honest(first.work)));

@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::{Core, Work};
-use crate::survey::Need;
+use crate::scan::CopyAction;
 
 /// Of the time of one thread, flushes take at most one part in so many.
 const PART: u32 = 4;
@@ -38,7 +38,7 @@ impl Core {
     /// none.
     pub(super) fn forget_target(&mut self) {
         for queued in self.queue.iter_mut() {
-            if let Need::Copy { target_zero } = &mut queued.need {
+            if let CopyAction::Copy { target_zero } = &mut queued.action {
                 *target_zero = false;
             }
         }

@@ -1,22 +1,22 @@
-//! Surveyed segments that wait for their turn, by where they lie on the disk.
+//! Scanned extents that wait for their turn, by where they lie on the disk.
 //!
 //! The core takes them as a disk's head would: from where it is to the end, then from the start again. Guests
 //! cut pieces out of what waits here, each time they write to the target themselves, so that finding a place
-//! must not cost more where many pieces are left. Pure. Must hold: segments do not overlap (all are claimed
+//! must not cost more where many pieces are left. Pure. Must hold: extents do not overlap (all are claimed
 //! by the core), and none is empty.
 
 use std::collections::BTreeMap;
 
 use blockmirror_block::ByteRange;
 
-use super::Queued;
-use crate::survey::Need;
+use super::QueuedExtent;
+use crate::scan::CopyAction;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// By their start.
-    segments: BTreeMap<u64, Queued>,
+    extents: BTreeMap<u64, QueuedExtent>,
     /// Where the next one is looked for.
     cursor: u64,
     /// Bytes of them that have to be read.
@@ -25,7 +25,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.segments.len()
+        self.extents.len()
     }
 
     /// Bytes that have to be read.
@@ -33,24 +33,24 @@ impl Queue {
         self.copy
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Queued> {
-        self.segments.values()
+    pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedExtent> {
+        self.extents.values()
     }
 
     /// All of them, to change what is known of them; not what they need.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Queued> {
-        self.segments.values_mut()
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut QueuedExtent> {
+        self.extents.values_mut()
     }
 
-    pub(super) fn push(&mut self, queued: Queued) {
+    pub(super) fn push(&mut self, queued: QueuedExtent) {
         self.copy += to_read(&queued);
-        self.segments.insert(queued.range.start(), queued);
+        self.extents.insert(queued.range.start(), queued);
     }
 
     /// Whose turn it is.
-    pub(super) fn front(&self) -> Option<Queued> {
-        let ahead = self.segments.range(self.cursor..).next();
-        ahead.or_else(|| self.segments.first_key_value()).map(|(_, &queued)| queued)
+    pub(super) fn front(&self) -> Option<QueuedExtent> {
+        let ahead = self.extents.range(self.cursor..).next();
+        ahead.or_else(|| self.extents.first_key_value()).map(|(_, &queued)| queued)
     }
 
     /// The turn of what lies in `range` comes next, if anything does.
@@ -60,7 +60,7 @@ impl Queue {
         }
     }
 
-    /// Takes `range` out, the start of a segment, and goes on behind it.
+    /// Takes `range` out, the start of a extent, and goes on behind it.
     pub(super) fn begin(&mut self, range: ByteRange) {
         self.cut(range, |_| {});
         self.cursor = range.end();
@@ -70,12 +70,12 @@ impl Queue {
     pub(super) fn cut(&mut self, range: ByteRange, mut each: impl FnMut(ByteRange)) {
         while let Some(queued) = self.first_overlap(range) {
             let whole = queued.range;
-            self.segments.remove(&whole.start());
+            self.extents.remove(&whole.start());
             self.copy -= to_read(&queued);
             let cut = whole.intersect(range);
             for part in [ByteRange::new(whole.start(), cut.start()), ByteRange::new(cut.end(), whole.end())] {
                 if !part.is_empty() {
-                    self.push(Queued { range: part, ..queued });
+                    self.push(QueuedExtent { range: part, ..queued });
                 }
             }
             each(cut);
@@ -83,23 +83,23 @@ impl Queue {
     }
 
     /// Takes all of them out, in order.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Queued> + use<> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = QueuedExtent> + use<> {
         self.copy = 0;
-        std::mem::take(&mut self.segments).into_values()
+        std::mem::take(&mut self.extents).into_values()
     }
 
-    fn first_overlap(&self, range: ByteRange) -> Option<Queued> {
+    fn first_overlap(&self, range: ByteRange) -> Option<QueuedExtent> {
         if range.is_empty() {
             return None;
         }
-        let before = self.segments.range(..range.start()).next_back().map(|(_, &queued)| queued);
-        let inside = || self.segments.range(range.start()..range.end()).next().map(|(_, &queued)| queued);
+        let before = self.extents.range(..range.start()).next_back().map(|(_, &queued)| queued);
+        let inside = || self.extents.range(range.start()..range.end()).next().map(|(_, &queued)| queued);
         before.filter(|queued| queued.range.overlaps(range)).or_else(inside)
     }
 }
 
-fn to_read(queued: &Queued) -> u64 {
-    if matches!(queued.need, Need::Copy { .. }) { queued.range.len() } else { 0 }
+fn to_read(queued: &QueuedExtent) -> u64 {
+    if matches!(queued.action, CopyAction::Copy { .. }) { queued.range.len() } else { 0 }
 }
 
 #[cfg(test)]
@@ -108,15 +108,15 @@ mod tests {
 
     use super::*;
 
-    fn queued(start: u64, end: u64, need: Need) -> Queued {
-        Queued { range: ByteRange::new(start, end), need, tries: 0, first_pass: false }
+    fn queued(start: u64, end: u64, action: CopyAction) -> QueuedExtent {
+        QueuedExtent { range: ByteRange::new(start, end), action, tries: 0, first_pass: false }
     }
 
     #[test]
     fn the_turn_goes_round_the_disk_and_to_what_is_wanted() {
         let mut queue = Queue::default();
         for at in [30, 0, 10] {
-            queue.push(queued(at, at + 10, Need::Copy { target_zero: false }));
+            queue.push(queued(at, at + 10, CopyAction::Copy { target_zero: false }));
         }
         let mut order = Vec::new();
         let mut next = |queue: &mut Queue, len| {
@@ -143,10 +143,10 @@ mod tests {
             let mut model = [None; 128];
             let mut at = 0;
             for (len, there, copy) in lens {
-                let need = if copy { Need::Copy { target_zero: false } } else { Need::Zero };
+                let action = if copy { CopyAction::Copy { target_zero: false } } else { CopyAction::Zero };
                 if there {
-                    queue.push(queued(at, at + len, need));
-                    model[at as usize..(at + len) as usize].fill(Some(need));
+                    queue.push(queued(at, at + len, action));
+                    model[at as usize..(at + len) as usize].fill(Some(action));
                 }
                 at += len;
             }
@@ -157,12 +157,12 @@ mod tests {
                 let there = model[start as usize..(start + len) as usize].iter().flatten().count();
                 prop_assert_eq!(bytes, there as u64);
                 model[start as usize..(start + len) as usize].fill(None);
-                let copy = model.iter().filter(|need| matches!(need, Some(Need::Copy { .. }))).count();
+                let copy = model.iter().filter(|action| matches!(action, Some(CopyAction::Copy { .. }))).count();
                 prop_assert_eq!(queue.copy_bytes(), copy as u64);
                 let mut seen = [None; 128];
                 for queued in queue.iter() {
                     prop_assert!(!queued.range.is_empty());
-                    seen[queued.range.start() as usize..queued.range.end() as usize].fill(Some(queued.need));
+                    seen[queued.range.start() as usize..queued.range.end() as usize].fill(Some(queued.action));
                 }
                 prop_assert_eq!(&seen[..], &model[..]);
             }

@@ -1,18 +1,18 @@
-//! What is done next: surveys ahead of the data, then the data, within the limits.
+//! What is done next: scans ahead of the data, then the data, within the limits.
 
 use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
 use super::config::floor_power_of_two;
-use super::{Action, Core, InFlight, Next, Phase, Queued, Walk, Work};
-use crate::survey::Need;
+use super::{Action, Core, InFlight, Next, Phase, QueuedExtent, ScanCursor, Work};
+use crate::scan::CopyAction;
 
-/// Surveys under way together while the first pass streams over large runs, one of which keeps many threads
+/// Scans under way together while the first pass streams over large runs, one of which keeps many threads
 /// busy. For scattered dirt, which takes one for each small copy, there may be as many as half of the
 /// operations.
-const MAX_SURVEYS: usize = 2;
-/// A survey is begun while fewer segments than this are queued.
+const MAX_SCANS: usize = 2;
+/// A scan is begun while fewer extents than this are queued.
 const QUEUE_LOW: usize = 512;
 /// With a speed limit, a slice is spent in at least so many operations if the granularity allows.
 const OPERATIONS_PER_SLICE: u64 = 64;
@@ -46,15 +46,15 @@ impl Core {
         if self.is_periodic_flush_due(now) {
             return self.begin(Work::PeriodicFlush, 0);
         }
-        if self.wants_survey()
-            && let Some(walk) = self.take_walk(now)
+        if self.wants_scan()
+            && let Some(scan) = self.take_scan(now)
         {
-            let range = walk.range;
-            // Before the survey looks, hence before anything is read.
+            let range = scan.range;
+            // Before the scan looks, hence before anything is read.
             self.dirty.clear(range.start()..range.end());
-            let first_pass = walk.first_pass;
+            let first_pass = scan.first_pass;
             let untouched = first_pass && !self.target_written;
-            return self.begin(Work::Survey { range, first_pass, untouched }, walk.tries);
+            return self.begin(Work::Scan { range, first_pass, untouched }, scan.tries);
         }
         if let Some(reservation) = self.reserved_range() {
             self.queue.turn_to(reservation);
@@ -71,7 +71,7 @@ impl Core {
         if now < self.flush_not_before {
             return Next::Wait(Some(self.flush_not_before));
         }
-        if !self.dirty.is_clean() || !self.walks.is_empty() {
+        if !self.dirty.is_clean() || !self.scans.is_empty() {
             // The guest is writing there. No writer waits for a copy that may not be begun.
             let delay = self.limiter.delay(now);
             if !delay.is_zero() && !self.has_been_ready() {
@@ -108,31 +108,31 @@ impl Core {
         Next::Do(Action { id, work })
     }
 
-    fn wants_survey(&self) -> bool {
-        let surveys = self.in_flight.iter().filter(|op| matches!(op.work, Work::Survey { .. })).count();
-        let scattered = self.walks.is_empty();
-        let most = if scattered { MAX_SURVEYS.max(self.depth() / 2) } else { MAX_SURVEYS };
-        surveys < most
+    fn wants_scan(&self) -> bool {
+        let scans = self.in_flight.iter().filter(|op| matches!(op.work, Work::Scan { .. })).count();
+        let scattered = self.scans.is_empty();
+        let most = if scattered { MAX_SCANS.max(self.depth() / 2) } else { MAX_SCANS };
+        scans < most
             && self.queue.len() < QUEUE_LOW
             && self.queue.copy_bytes() < self.config.buffer.saturating_mul(2)
             && !self.in_flight.iter().any(|op| op.work == Work::Flush)
     }
 
-    /// A range to survey: the rest of one that was begun, a retry whose time has come, or the next dirty run.
-    fn take_walk(&mut self, now: Duration) -> Option<Walk> {
-        if let Some(mut walk) = self.next_walk() {
-            let rest = ByteRange::new(self.end_of_survey(walk.range), walk.range.end());
+    /// A range to scan: the rest of one that was begun, a retry whose time has come, or the next dirty run.
+    fn take_scan(&mut self, now: Duration) -> Option<ScanCursor> {
+        if let Some(mut scan) = self.next_scan() {
+            let rest = ByteRange::new(self.end_of_scan(scan.range), scan.range.end());
             if !rest.is_empty() {
-                self.walks.push_front(Walk { range: rest, ..walk });
-                walk.range = ByteRange::new(walk.range.start(), rest.start());
+                self.scans.push_front(ScanCursor { range: rest, ..scan });
+                scan.range = ByteRange::new(scan.range.start(), rest.start());
             }
-            return Some(walk);
+            return Some(scan);
         }
         let mut retries = std::mem::take(&mut self.retries);
         let due = retries.take_due(now, |range| free_part(range, |range| self.taken_or_in_the_way(range)));
         self.retries = retries;
-        let walk = match due {
-            Some(due) => Walk { range: due.range, tries: due.tries, first_pass: false },
+        let scan = match due {
+            Some(due) => ScanCursor { range: due.range, tries: due.tries, first_pass: false },
             None if self.retries.is_full() || self.dirty.dirty_bytes() <= self.retries.bytes() => {
                 return None;
             }
@@ -140,18 +140,18 @@ impl Core {
                 let range = self
                     .free_dirty_run(self.cursor, self.config.len)
                     .or_else(|| self.free_dirty_run(0, self.cursor))?;
-                let range = ByteRange::new(range.start(), self.end_of_survey(range));
+                let range = ByteRange::new(range.start(), self.end_of_scan(range));
                 self.cursor = range.end();
-                Walk { range, tries: 0, first_pass: false }
+                ScanCursor { range, tries: 0, first_pass: false }
             }
         };
-        self.in_progress.insert(walk.range);
-        Some(walk)
+        self.in_progress.insert(scan.range);
+        Some(scan)
     }
 
-    /// Where a survey of `range` ends. Where the guest writes to the target itself, what was surveyed is cut
+    /// Where a scan of `range` ends. Where the guest writes to the target itself, what was scanned is cut
     /// into pieces by it, and those are as few as little was.
-    fn end_of_survey(&self, range: ByteRange) -> u64 {
+    fn end_of_scan(&self, range: ByteRange) -> u64 {
         if !self.target_written {
             return range.end();
         }
@@ -159,23 +159,23 @@ impl Core {
     }
 
     /// The first part of a walk that was begun in which no writer is in the way.
-    fn next_walk(&mut self) -> Option<Walk> {
-        for _ in 0..self.walks.len() {
-            let walk = self.walks.pop_front()?;
-            let Some(part) = free_part(walk.range, |range| self.guest_in_the_way(range)) else {
-                self.walks.push_back(walk);
+    fn next_scan(&mut self) -> Option<ScanCursor> {
+        for _ in 0..self.scans.len() {
+            let scan = self.scans.pop_front()?;
+            let Some(part) = free_part(scan.range, |range| self.guest_in_the_way(range)) else {
+                self.scans.push_back(scan);
                 continue;
             };
             // Of what lies around a writer one piece is left over; it comes later.
-            let before = ByteRange::new(walk.range.start(), part.start());
-            let after = ByteRange::new(part.end(), walk.range.end());
+            let before = ByteRange::new(scan.range.start(), part.start());
+            let after = ByteRange::new(part.end(), scan.range.end());
             if !before.is_empty() {
-                self.walks.push_back(Walk { range: before, ..walk });
+                self.scans.push_back(ScanCursor { range: before, ..scan });
             }
             if !after.is_empty() {
-                self.walks.push_front(Walk { range: after, ..walk });
+                self.scans.push_front(ScanCursor { range: after, ..scan });
             }
-            return Some(Walk { range: part, ..walk });
+            return Some(ScanCursor { range: part, ..scan });
         }
         None
     }
@@ -213,13 +213,13 @@ impl Core {
         range.align_outward(self.config.detail).intersect(ByteRange::new(0, self.config.len))
     }
 
-    /// Begins the first operation of the first queued segment, if the limits allow.
-    fn begin_queued(&mut self, front: Queued, now: Duration) -> Next {
+    /// Begins the first operation of the first queued extent, if the limits allow.
+    fn begin_queued(&mut self, front: QueuedExtent, now: Duration) -> Next {
         let step = self.step(now).min(self.share_of_window()).min(self.max_copy_size(front.range.start()));
         let work = self.first_operation(front, floor_power_of_two(step));
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
-            Work::Survey { range, .. } | Work::Zero { range, .. } => (range, false),
+            Work::Scan { range, .. } | Work::Zero { range, .. } => (range, false),
             Work::Flush | Work::PeriodicFlush | Work::End(_) => return Next::Wait(None),
         };
         // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would
@@ -261,20 +261,20 @@ impl Core {
         self.begin(work, front.tries)
     }
 
-    fn first_operation(&self, queued: Queued, step: u64) -> Work {
+    fn first_operation(&self, queued: QueuedExtent, step: u64) -> Work {
         let range = queued.range;
         let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
         // No data is moved: the limits of data operations do not apply. Less than a unit would be data.
         let zero_step = self.zeroing.step().max(self.config.zero_unit);
-        match queued.need {
-            Need::Copy { target_zero } => {
+        match queued.action {
+            CopyAction::Copy { target_zero } => {
                 let by_block = self.is_last_try(queued.tries);
                 Work::Copy { range: first(range, step), target_zero, by_block }
             }
-            Need::Zero | Need::Nothing if self.zero_by_data => {
+            CopyAction::Zero | CopyAction::Skip if self.zero_by_data => {
                 Work::Zero { range: first(range, zero_step), metadata_only: false }
             }
-            Need::Zero | Need::Nothing => {
+            CopyAction::Zero | CopyAction::Skip => {
                 // Whole units by metadata, a part of a unit at either end by data. The end of the disk ends a
                 // unit.
                 let unit = self.config.zero_unit;

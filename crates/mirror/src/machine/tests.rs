@@ -33,9 +33,11 @@ fn failure(operation: Operation, kind: ErrorKind) -> Failure {
 /// What an honest device answers if everything is data.
 fn honest(work: Work) -> Done {
     match work {
-        Work::Survey { range, .. } => {
-            Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
-        }
+        Work::Scan { range, .. } => Done::Scanned(vec![CopyExtent {
+            range,
+            action: CopyAction::Copy { target_zero: false },
+            below: false,
+        }]),
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush | Work::PeriodicFlush => Done::Flushed,
@@ -99,10 +101,10 @@ fn take_all(core: &mut Core) -> Vec<Action> {
 }
 
 #[test]
-fn a_pass_is_one_survey_then_operations_that_meet_at_common_borders_then_a_flush() {
+fn a_pass_is_one_scan_then_operations_that_meet_at_common_borders_then_a_flush() {
     let mut core = core(3 * M + 100, MirrorOptions::new());
     let log = drive(&mut core, &mut Duration::default(), |work| Ok(honest(work)));
-    assert!(matches!(log[0], Work::Survey { first_pass: true, range, .. } if range.len() == 3 * M + 100));
+    assert!(matches!(log[0], Work::Scan { first_pass: true, range, .. } if range.len() == 3 * M + 100));
     assert_eq!(copies(&log), [(0, M), (M, 2 * M), (2 * M, 3 * M), (3 * M, 3 * M + 100)]);
     assert_eq!(log.last(), Some(&Work::Flush));
     assert!(core.take_result().unwrap().is_ok());
@@ -119,13 +121,13 @@ fn an_empty_disk_is_flushed_and_done() {
 #[test]
 fn operations_and_bytes_in_flight_are_limited() {
     let mut few = core(64 * M, MirrorOptions::new().max_in_flight(3));
-    let survey = take_all(&mut few).remove(0);
-    few.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
+    let scan = take_all(&mut few).remove(0);
+    few.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     assert_eq!(take_all(&mut few).len(), 3);
 
     let mut small = core(64 * M, MirrorOptions::new().buf_size(4 * M).max_in_flight(100));
-    let survey = take_all(&mut small).remove(0);
-    small.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
+    let scan = take_all(&mut small).remove(0);
+    small.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let quiesced: u64 = take_all(&mut small)
         .iter()
         .map(|a| match a.work {
@@ -141,8 +143,8 @@ fn operations_and_bytes_in_flight_are_limited() {
 fn what_is_marked_while_it_is_copied_is_copied_again_but_not_at_the_same_time() {
     let mut core = core(M, MirrorOptions::new());
     let now = &mut Duration::default();
-    let survey = next(&mut core, now).unwrap();
-    core.finished(*now, survey.id, Ok(honest(survey.work)));
+    let scan = next(&mut core, now).unwrap();
+    core.finished(*now, scan.id, Ok(honest(scan.work)));
     let copy = next(&mut core, now).unwrap();
     core.mark_dirty(ByteRange::new(5000, 5001));
     assert!(next(&mut core, now).is_none(), "it is in flight");
@@ -154,7 +156,7 @@ fn what_is_marked_while_it_is_copied_is_copied_again_but_not_at_the_same_time() 
 }
 
 #[test]
-fn what_is_marked_ahead_of_the_first_survey_is_copied_once() {
+fn what_is_marked_ahead_of_the_first_scan_is_copied_once() {
     let mut core = core(M, MirrorOptions::new());
     core.mark_dirty(ByteRange::new(0, M));
     let log = drive(&mut core, &mut Duration::default(), |work| Ok(honest(work)));
@@ -194,23 +196,23 @@ fn dirty_neighbours_merge_and_what_is_in_flight_is_left_out() {
             break;
         }
     }
-    let survey = next(&mut core, now).unwrap();
+    let scan = next(&mut core, now).unwrap();
     core.mark_dirty(ByteRange::new(0, 81920));
-    let Work::Survey { range, first_pass: false, .. } = survey.work else { panic!("{survey:?}") };
+    let Work::Scan { range, first_pass: false, .. } = scan.work else { panic!("{scan:?}") };
     assert_eq!(range, ByteRange::new(40960, 45056));
     // Behind it first, then from the start.
     let after = next(&mut core, now).unwrap();
-    assert!(matches!(after.work, Work::Survey { range, .. } if range == ByteRange::new(45056, 81920)));
+    assert!(matches!(after.work, Work::Scan { range, .. } if range == ByteRange::new(45056, 81920)));
     core.finished(*now, after.id, Ok(honest(after.work)));
     let before = next(&mut core, now).unwrap();
-    assert!(matches!(before.work, Work::Survey { range, .. } if range == ByteRange::new(0, 40960)));
+    assert!(matches!(before.work, Work::Scan { range, .. } if range == ByteRange::new(0, 40960)));
 }
 
 #[test]
 fn a_paused_job_finishes_what_is_in_flight_and_stands_still() {
     let mut core = core(64 * M, MirrorOptions::new());
-    let survey = take_all(&mut core).remove(0);
-    core.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
+    let scan = take_all(&mut core).remove(0);
+    core.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let copies = take_all(&mut core);
     core.pause().unwrap();
     for copy in &copies {
@@ -227,20 +229,20 @@ fn a_paused_job_finishes_what_is_in_flight_and_stands_still() {
 #[test]
 fn an_aborted_job_waits_for_what_is_in_flight_and_keeps_the_first_reason() {
     let mut core = core(M, MirrorOptions::new());
-    let survey = take_all(&mut core).remove(0);
+    let scan = take_all(&mut core).remove(0);
     core.abort(Error::Cancelled);
     core.abort(Error::Panicked);
     assert_eq!(core.progress(Duration::ZERO).state, JobState::Aborting);
     assert!(core.take_result().is_none());
-    core.finished(Duration::ZERO, survey.id, Err(failure(Operation::Read, ErrorKind::Cancelled)));
+    core.finished(Duration::ZERO, scan.id, Err(failure(Operation::Read, ErrorKind::Cancelled)));
     assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     assert!(matches!(core.next(Duration::ZERO), Next::Finished));
 }
 
-fn surveyed_as_zero(work: Work) -> Option<Done> {
+fn scanned_as_zero(work: Work) -> Option<Done> {
     match work {
-        Work::Survey { range, .. } => {
-            Some(Done::Surveyed(vec![Segment { range, need: Need::Zero, below: false }]))
+        Work::Scan { range, .. } => {
+            Some(Done::Scanned(vec![CopyExtent { range, action: CopyAction::Zero, below: false }]))
         }
         _ => None,
     }
@@ -260,15 +262,15 @@ fn whole_clusters_are_zeroed_by_metadata_and_parts_by_data() {
     let mut target = Geometry::plain();
     target.cluster_size = Some(65536);
     target.zero_cost = ZeroCost::Metadata;
-    let segment = ByteRange::new(1000, 3 * 65536 + 10);
+    let extent = ByteRange::new(1000, 3 * 65536 + 10);
     let device = |work| match work {
-        Work::Survey { range, .. } => Ok(Done::Surveyed(
+        Work::Scan { range, .. } => Ok(Done::Scanned(
             [
-                (ByteRange::new(0, 1000), Need::Nothing),
-                (segment, Need::Zero),
-                (ByteRange::new(segment.end(), range.end()), Need::Nothing),
+                (ByteRange::new(0, 1000), CopyAction::Skip),
+                (extent, CopyAction::Zero),
+                (ByteRange::new(extent.end(), range.end()), CopyAction::Skip),
             ]
-            .map(|(range, need)| Segment { range, need, below: false })
+            .map(|(range, action)| CopyExtent { range, action, below: false })
             .to_vec(),
         )),
         work => Ok(honest(work)),
@@ -283,7 +285,7 @@ fn whole_clusters_are_zeroed_by_metadata_and_parts_by_data() {
     // The end of the disk ends a cluster.
     let mut core = core_with(100_000, MirrorOptions::new(), target);
     let log = drive(&mut core, &mut Duration::default(), |work| {
-        Ok(surveyed_as_zero(work).unwrap_or_else(|| honest(work)))
+        Ok(scanned_as_zero(work).unwrap_or_else(|| honest(work)))
     });
     assert_eq!(zeros(&log), [(0, 100_000, true)]);
 }
@@ -295,7 +297,7 @@ fn a_target_that_turns_out_not_to_zero_by_metadata_is_asked_once() {
     let mut core = core_with(3 * M, MirrorOptions::new(), target);
     let log = drive(&mut core, &mut Duration::default(), |work| match work {
         Work::Zero { metadata_only: true, .. } => Ok(Done::ZeroUnsupported),
-        work => Ok(surveyed_as_zero(work).unwrap_or_else(|| honest(work))),
+        work => Ok(scanned_as_zero(work).unwrap_or_else(|| honest(work))),
     });
     assert_eq!(zeros(&log), [(0, 3 * M, true), (0, 3 * M, false)]);
     assert_eq!(core.progress(Duration::ZERO).zeroed, 3 * M);
@@ -306,9 +308,11 @@ fn with_top_only_what_the_guest_wrote_since_the_start_is_copied_from_below() {
     let mut core = core(M, MirrorOptions::new().sync(SyncMode::Top).granularity(512));
     core.mark_dirty(ByteRange::new(8192, 8192 + 512));
     let log = drive(&mut core, &mut Duration::default(), |work| match work {
-        Work::Survey { range, .. } => {
-            Ok(Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: true }]))
-        }
+        Work::Scan { range, .. } => Ok(Done::Scanned(vec![CopyExtent {
+            range,
+            action: CopyAction::Copy { target_zero: false },
+            below: true,
+        }])),
         work => Ok(honest(work)),
     });
     assert_eq!(copies(&log), [(8192, 8704)]);

@@ -86,7 +86,7 @@ struct Endless {
 }
 
 /// More extents than one query of a plan may visit.
-const TOO_MANY: u64 = 10 * crate::survey::MAX_EXTENTS as u64;
+const TOO_MANY: u64 = 10 * crate::scan::MAX_EXTENTS as u64;
 
 impl BlockDevice for Endless {
     fn name(&self) -> &str {
@@ -148,7 +148,7 @@ fn a_plan_stops_between_bounded_queries() {
             if ends.len() == 3 { Visit::Break(()) } else { Visit::Continue(()) }
         });
         assert!(matches!(stopped, Err(Error::Cancelled)), "{stopped:?}");
-        let query = crate::survey::MAX_EXTENTS as u64 * 512;
+        let query = crate::scan::MAX_EXTENTS as u64 * 512;
         assert_eq!(ends, [query, 2 * query, 3 * query]);
     }
     assert_eq!(endless.queries.load(Ordering::Relaxed), 6);

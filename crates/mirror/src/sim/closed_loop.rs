@@ -19,7 +19,7 @@ use crate::options::{CopyMode, MirrorOptions};
 #[cfg(test)]
 use crate::progress::Progress;
 use crate::progress::{Event, ModeReason};
-use crate::survey::{Need, Segment};
+use crate::scan::{CopyAction, CopyExtent};
 
 const BLOCK: u64 = 4096;
 
@@ -267,7 +267,7 @@ impl ThroughputModel {
                 Next::Do(action) => {
                     self.threads[thread] = Some(action);
                     let (at, what) = match action.work {
-                        Work::Survey { .. } => (self.now + self.setup.query * 2, ModelEvent::Done(thread)),
+                        Work::Scan { .. } => (self.now + self.setup.query * 2, ModelEvent::Done(thread)),
                         Work::Copy { range, .. } => {
                             self.operations.push((self.now, range));
                             (self.source.request(self.now, range.len()), ModelEvent::HasRead(thread))
@@ -303,9 +303,9 @@ impl ThroughputModel {
             ModelEvent::Done(thread) => {
                 let Some(action) = self.threads[thread].take() else { return };
                 let done = match action.work {
-                    Work::Survey { range, .. } => Done::Surveyed(vec![Segment {
+                    Work::Scan { range, .. } => Done::Scanned(vec![CopyExtent {
                         range,
-                        need: Need::Copy { target_zero: false },
+                        action: CopyAction::Copy { target_zero: false },
                         below: false,
                     }]),
                     Work::Copy { range, .. } => {

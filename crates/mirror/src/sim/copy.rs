@@ -183,12 +183,8 @@ impl Sim<'_> {
         self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset && progress.in_flight <= progress.len - progress.offset);
-        let moving: u64 = self
-            .workers
-            .works()
-            .filter(|w| !matches!(w, Work::Survey { .. }))
-            .map(|w| range_of(w).len())
-            .sum();
+        let moving: u64 =
+            self.workers.works().filter(|w| !matches!(w, Work::Scan { .. })).map(|w| range_of(w).len()).sum();
         assert_eq!(progress.in_flight, moving, "what is in flight");
         self.offset = progress.offset;
         let stands = progress.state == JobState::Paused && self.workers.are_empty();

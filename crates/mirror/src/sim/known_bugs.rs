@@ -12,8 +12,8 @@ use super::tests::tally;
 use crate::machine::config::Config;
 use crate::machine::{Core, Done, Moved, Next, Work};
 use crate::options::MirrorOptions;
+use crate::scan::{CopyAction, CopyExtent};
 use crate::state::JobState;
-use crate::survey::{Need, Segment};
 
 const SEEDS: std::ops::Range<u64> = 0..300;
 
@@ -93,9 +93,9 @@ fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) ->
             Next::Wait(None) | Next::Finished => break,
         };
         let done = match action.work {
-            Work::Survey { range, .. } => {
-                let need = Need::Copy { target_zero: false };
-                Done::Surveyed(vec![Segment { range, need, below: false }])
+            Work::Scan { range, .. } => {
+                let action = CopyAction::Copy { target_zero: false };
+                Done::Scanned(vec![CopyExtent { range, action, below: false }])
             }
             Work::Copy { range, .. } => {
                 moved.push((*now, range.len()));

@@ -13,8 +13,8 @@ use crate::group::GroupEvent;
 use crate::machine::{Admission, Done, Ending, Next, Work};
 use crate::options::CopyMode;
 use crate::progress::{Convergence, ErrorAction, Event, IoStatus, ModeReason, Operation, Progress};
+use crate::scan::{CopyAction, Failure};
 use crate::state::{JobState, Refused, Verb};
-use crate::survey::{Failure, Need};
 
 /// A hash over words, in order (the multiplier is that of splitmix64).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,7 +110,7 @@ impl StepHash {
 
     fn work(&mut self, work: Work) {
         match work {
-            Work::Survey { range, first_pass, untouched } => {
+            Work::Scan { range, first_pass, untouched } => {
                 self.all(&[1, u64::from(first_pass), u64::from(untouched)]);
                 self.range(range);
             }
@@ -130,16 +130,16 @@ impl StepHash {
 
     fn result(&mut self, result: &Result<Done, Failure>) {
         match result {
-            Ok(Done::Surveyed(segments)) => {
-                self.all(&[1, segments.len() as u64]);
-                for segment in segments {
-                    let need = match segment.need {
-                        Need::Nothing => 0,
-                        Need::Zero => 1,
-                        Need::Copy { target_zero } => 2 + u64::from(target_zero),
+            Ok(Done::Scanned(extents)) => {
+                self.all(&[1, extents.len() as u64]);
+                for extent in extents {
+                    let action = match extent.action {
+                        CopyAction::Skip => 0,
+                        CopyAction::Zero => 1,
+                        CopyAction::Copy { target_zero } => 2 + u64::from(target_zero),
                     };
-                    self.all(&[need, u64::from(segment.below)]);
-                    self.range(segment.range);
+                    self.all(&[action, u64::from(extent.below)]);
+                    self.range(extent.range);
                 }
             }
             Ok(Done::Copied(moved)) => self.all(&[2, moved.copied, moved.zeroed, moved.skipped]),
@@ -269,7 +269,7 @@ impl fmt::Display for Step<'_> {
             Self::Asked(next) => write!(f, "a worker asks: {next:?}"),
             Self::HasRead { id, range } => write!(f, "#{id} has read {range}"),
             Self::Performed { id, work, result } => match result {
-                Ok(Done::Surveyed(segments)) => write!(f, "#{id} {work:?}: {} segments", segments.len()),
+                Ok(Done::Scanned(extents)) => write!(f, "#{id} {work:?}: {} extents", extents.len()),
                 Ok(done) => write!(f, "#{id} {work:?}: {done:?}"),
                 Err(failure) => write!(f, "#{id} {work:?}: {}: {}", failure.operation, failure.error),
             },

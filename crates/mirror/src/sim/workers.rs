@@ -11,8 +11,8 @@ use super::steps::Step;
 use crate::machine::{Action, Core, Done, Ending, Work};
 use crate::mover::{Manner, Mover};
 use crate::progress::Operation;
-use crate::survey::Failure;
-use crate::survey::TargetContent;
+use crate::scan::Failure;
+use crate::scan::TargetContent;
 
 /// An action under way. A copy that has read and not yet written is at its second half.
 struct Running<'w> {
@@ -39,14 +39,14 @@ pub(super) struct Workers<'w> {
 /// The bytes of the disk that an operation is about.
 pub(super) fn range_of(work: Work) -> ByteRange {
     match work {
-        Work::Survey { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+        Work::Scan { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
         Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
     }
 }
 
 /// The bytes that an operation moves or makes zero.
 pub(super) fn moved_by(work: Work) -> ByteRange {
-    if matches!(work, Work::Survey { .. }) { ByteRange::default() } else { range_of(work) }
+    if matches!(work, Work::Scan { .. }) { ByteRange::default() } else { range_of(work) }
 }
 
 fn is_flush(work: Work) -> bool {
@@ -130,7 +130,7 @@ impl<'w> Workers<'w> {
         let work = op.action.work;
         let side = match work {
             Work::Copy { .. } if !op.has_read => Operation::Read,
-            Work::Survey { .. } if rng.one_in(2) => Operation::Read,
+            Work::Scan { .. } if rng.one_in(2) => Operation::Read,
             Work::End(ending) => return Some((op.action.id, ending)),
             _ => Operation::Write,
         };

@@ -147,9 +147,9 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
         // One operation takes a millisecond.
         if let Next::Do(action) = core.next(now) {
             let done = match action.work {
-                Work::Survey { range, .. } => Done::Surveyed(vec![crate::survey::Segment {
+                Work::Scan { range, .. } => Done::Scanned(vec![crate::scan::CopyExtent {
                     range,
-                    need: crate::survey::Need::Copy { target_zero: false },
+                    action: crate::scan::CopyAction::Copy { target_zero: false },
                     below: false,
                 }]),
                 Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),

@@ -75,18 +75,18 @@ fn next(core: &mut Core, now: Duration) -> Action {
     }
 }
 
-fn survey_of(range: ByteRange) -> Done {
-    let need = crate::survey::Need::Copy { target_zero: false };
-    Done::Surveyed(vec![crate::survey::Segment { range, need, below: false }])
+fn scan_of(range: ByteRange) -> Done {
+    let action = crate::scan::CopyAction::Copy { target_zero: false };
+    Done::Scanned(vec![crate::scan::CopyExtent { range, action, below: false }])
 }
 
 /// A copy that is stuck, a write that wants to go through there, and its patience.
 #[test]
 fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source() {
     let mut core = core_of(Some(ms(4)));
-    let survey = next(&mut core, ms(0));
-    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::new(0, 1 << 30))));
-    let _other_survey_or_copy = next(&mut core, ms(0));
+    let scan = next(&mut core, ms(0));
+    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 30))));
+    let _other_scan_or_copy = next(&mut core, ms(0));
     let id = core.guest_begin(ByteRange::at(0, 4096));
     assert_eq!(core.guest_admit(id), Admission::Wait);
     core.tick(ms(3));
@@ -112,16 +112,16 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     core.mark_dirty(ByteRange::at(0, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(None)), "the guest writes there");
     core.mark_dirty(ByteRange::at(1 << 20, 65_536));
-    let survey = next(&mut core, ms(0));
-    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(1 << 20, 65_536))));
+    let scan = next(&mut core, ms(0));
+    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(1 << 20, 65_536))));
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }));
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 65_536, ..Moved::default() })));
     let waits = core.guest_begin(ByteRange::at(512, 512));
     core.guest_finished(in_the_way, true, Some(Ok(())));
     assert_eq!(core.guest_admit(waits), Admission::Wait, "the job comes first");
-    let survey = next(&mut core, ms(0));
-    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(0, 4096))));
+    let scan = next(&mut core, ms(0));
+    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(0, 4096))));
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }), "64 KiB at 1000 bytes a second are a minute: {copy:?}");
     core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
@@ -136,8 +136,8 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     for id in [in_the_way, beside] {
         core.guest_finished(id, true, Some(Ok(())));
     }
-    let survey = next(&mut core, ms(0));
-    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::at(2 << 20, 4096))));
+    let scan = next(&mut core, ms(0));
+    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(2 << 20, 4096))));
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(until)) if until > ms(60_000)), "others pay for it");
 }
 
@@ -148,14 +148,14 @@ fn what_is_marked_ahead_of_the_copy_is_copied_once_and_what_is_marked_under_it_a
     let mut config = Config::new(&MirrorOptions::new(), 65_536, 1 << 20, Geometry::plain());
     config.live = true;
     let mut core = Core::new(config).unwrap();
-    let survey = next(&mut core, ms(0));
-    core.finished(ms(0), survey.id, Ok(survey_of(ByteRange::new(0, 1 << 20))));
+    let scan = next(&mut core, ms(0));
+    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 20))));
     core.mark_dirty(ByteRange::at(1 << 19, 4096));
     let mut copied = Vec::new();
     loop {
         let action = next(&mut core, ms(0));
         let done = match action.work {
-            Work::Survey { range, .. } => survey_of(range),
+            Work::Scan { range, .. } => scan_of(range),
             Work::Copy { range, .. } => {
                 if copied.len() == 1 {
                     core.mark_dirty(ByteRange::at(range.start(), 1));

@@ -6,7 +6,7 @@ use super::*;
 use crate::machine::config::Config;
 use crate::machine::{Action, Admission, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions};
-use crate::survey::{Need, Segment};
+use crate::scan::{CopyAction, CopyExtent};
 
 fn us(n: u64) -> Duration {
     Duration::from_micros(n)
@@ -33,11 +33,11 @@ fn writes(core: &mut Core, now: &mut Duration, time: Duration, count: u32) {
 fn the_job_is_quiet_until_it_knows_what_writes_take() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
     let mut now = us(0);
-    let Next::Do(survey) = core.next(now) else { panic!() };
+    let Next::Do(scan) = core.next(now) else { panic!() };
     let range = ByteRange::new(0, 1 << 20);
-    let segment = Segment { range, need: Need::Copy { target_zero: false }, below: false };
-    core.finished(now, survey.id, Ok(Done::Surveyed(vec![segment])));
-    let (_survey, copy) = (core.next(now), core.next(now));
+    let extent = CopyExtent { range, action: CopyAction::Copy { target_zero: false }, below: false };
+    core.finished(now, scan.id, Ok(Done::Scanned(vec![extent])));
+    let (_scan, copy) = (core.next(now), core.next(now));
     let Next::Do(Action { id: copy, work: Work::Copy { range, .. } }) = copy else { panic!("{copy:?}") };
     writes(&mut core, &mut now, us(500), 1);
     assert!(matches!(core.next(now), Next::Wait(_)));

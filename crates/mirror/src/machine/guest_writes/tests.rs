@@ -9,7 +9,7 @@ use crate::machine::config::Config;
 use crate::machine::{Action, Done, Moved, Next};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::Operation;
-use crate::survey::{Need, Segment};
+use crate::scan::{CopyAction, CopyExtent};
 
 const G: u64 = 1 << 30;
 const NOW: Duration = Duration::ZERO;
@@ -27,8 +27,8 @@ fn next(core: &mut Core) -> Action {
     }
 }
 
-fn surveyed(range: ByteRange) -> Done {
-    Done::Surveyed(vec![Segment { range, need: Need::Copy { target_zero: false }, below: false }])
+fn scanned(range: ByteRange) -> Done {
+    Done::Scanned(vec![CopyExtent { range, action: CopyAction::Copy { target_zero: false }, below: false }])
 }
 
 fn copied(range: ByteRange) -> Done {
@@ -46,8 +46,8 @@ fn write_through(core: &mut Core, range: ByteRange) {
 #[test]
 fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
     let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).speed(1 << 20));
-    let survey = next(&mut core);
-    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let scan = next(&mut core);
+    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let mut now = NOW;
     for i in 0..20_000_u64 {
         write_through(&mut core, ByteRange::at(i * 7919 % (G / 8192) * 8192, 4096));
@@ -55,7 +55,7 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
         now += Duration::from_millis(1);
         while let Next::Do(action) = core.next(now) {
             match action.work {
-                Work::Survey { range, .. } => core.finished(now, action.id, Ok(surveyed(range))),
+                Work::Scan { range, .. } => core.finished(now, action.id, Ok(scanned(range))),
                 Work::Copy { range, .. } => core.finished(now, action.id, Ok(copied(range))),
                 work => panic!("{work:?}"),
             }
@@ -70,8 +70,8 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
 #[test]
 fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     let mut core = core_of(&MirrorOptions::new().speed(1 << 20));
-    let survey = next(&mut core);
-    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let scan = next(&mut core);
+    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     while let Next::Do(action) = core.next(NOW) {
         let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
         core.finished(NOW, action.id, Ok(copied(range)));
@@ -105,8 +105,8 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
 fn a_slice_is_copied_bit_by_bit() {
     let mut core = core_of(&MirrorOptions::new().speed(100 << 20));
     core.config.granularity = 64 << 20;
-    let survey = next(&mut core);
-    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let scan = next(&mut core);
+    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let quota = core.limiter.quota();
     let mut begun = 0;
     for ms in [0, 15, 30, 45, 60] {
@@ -126,7 +126,7 @@ fn drive(core: &mut Core, now: Duration) -> Vec<Work> {
     let mut log = Vec::new();
     while let Next::Do(action) = core.next(now) {
         let done = match action.work {
-            Work::Survey { range, .. } => surveyed(range),
+            Work::Scan { range, .. } => scanned(range),
             Work::Copy { range, .. } => copied(range),
             _ => Done::Flushed,
         };
@@ -167,8 +167,8 @@ fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) 
 fn a_part_of_what_has_failed_is_tried_again_beside_a_writer() {
     let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).on_target_error(OnError::Ignore);
     let mut core = core_of(&options);
-    let survey = next(&mut core);
-    core.finished(NOW, survey.id, Ok(surveyed(ByteRange::new(0, G))));
+    let scan = next(&mut core);
+    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let copy = next(&mut core);
     assert!(matches!(copy.work, Work::Copy { range, .. } if range.len() == 512 << 10), "{copy:?}");
     let error = block::Error::new(block::ErrorKind::Io, "test");
@@ -180,11 +180,11 @@ fn a_part_of_what_has_failed_is_tried_again_beside_a_writer() {
 #[test]
 fn a_part_of_a_unit_is_copied_beside_a_writer_of_the_rest() {
     let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
-    let survey = next(&mut core);
-    let segment = |start, end, need| Segment { range: ByteRange::new(start, end), need, below: false };
-    let copy = Need::Copy { target_zero: false };
-    let segments =
-        vec![segment(0, 1000, copy), segment(1000, 3000, Need::Nothing), segment(3000, G, Need::Nothing)];
-    core.finished(NOW, survey.id, Ok(Done::Surveyed(segments)));
+    let scan = next(&mut core);
+    let extent = |start, end, action| CopyExtent { range: ByteRange::new(start, end), action, below: false };
+    let copy = CopyAction::Copy { target_zero: false };
+    let extents =
+        vec![extent(0, 1000, copy), extent(1000, 3000, CopyAction::Skip), extent(3000, G, CopyAction::Skip)];
+    core.finished(NOW, scan.id, Ok(Done::Scanned(extents)));
     all_have_their_turn(&mut core, NOW, [(100, 200), (900, 2000), (1500, 1600)]);
 }

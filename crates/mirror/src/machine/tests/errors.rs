@@ -25,8 +25,8 @@ fn the_policies_are_those_of_the_table() {
             let (source, target) = if side == Operation::Read { (policy, other) } else { (other, policy) };
             let mut core = core(M, MirrorOptions::new().on_source_error(source).on_target_error(target));
             let now = &mut Duration::default();
-            let survey = next(&mut core, now).unwrap();
-            core.finished(*now, survey.id, Ok(honest(survey.work)));
+            let scan = next(&mut core, now).unwrap();
+            core.finished(*now, scan.id, Ok(honest(scan.work)));
             let copy = next(&mut core, now).unwrap();
             core.finished(*now, copy.id, Err(failure(side, kind)));
             assert_eq!(core.dirty.dirty_bytes(), M, "dirty again, whatever the policy");
@@ -52,8 +52,8 @@ fn the_policies_are_those_of_the_table() {
 #[test]
 fn the_io_status_is_that_of_the_first_error_and_resume_forgets_it() {
     let mut core = core(4 * M, MirrorOptions::new().on_target_error(OnError::Stop));
-    let survey = take_all(&mut core).remove(0);
-    core.finished(Duration::ZERO, survey.id, Ok(honest(survey.work)));
+    let scan = take_all(&mut core).remove(0);
+    core.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let copies = take_all(&mut core);
     core.finished(Duration::ZERO, copies[0].id, Err(failure(Operation::Write, ErrorKind::NoSpace)));
     core.finished(Duration::ZERO, copies[1].id, Err(failure(Operation::Write, ErrorKind::Io)));
@@ -155,13 +155,13 @@ fn the_list_of_what_was_given_up_is_capped() {
 }
 
 #[test]
-fn a_survey_that_fails_narrows_down_to_the_fault() {
+fn a_scan_that_fails_narrows_down_to_the_fault() {
     let mut core = core(1 << 40, MirrorOptions::new().on_source_error(OnError::Ignore));
     let bad = 77 << 30;
     let device = |work| match work {
-        Work::Survey { range, .. } if range.contains(bad) => Err(failure(Operation::Read, ErrorKind::Io)),
-        Work::Survey { range, .. } => {
-            Ok(Done::Surveyed(vec![Segment { range, need: Need::Nothing, below: false }]))
+        Work::Scan { range, .. } if range.contains(bad) => Err(failure(Operation::Read, ErrorKind::Io)),
+        Work::Scan { range, .. } => {
+            Ok(Done::Scanned(vec![CopyExtent { range, action: CopyAction::Skip, below: false }]))
         }
         work => Ok(honest(work)),
     };

@@ -62,20 +62,20 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     assert_eq!(next(&mut core, &mut now).unwrap().work, Work::PeriodicFlush);
 }
 
-/// Answers to surveys that were under way when the target lost something are not trusted, but those to later
-/// ones are: where many surveys were under way, one after the other, all were thrown away for ever.
+/// Answers to scans that were under way when the target lost something are not trusted, but those to later
+/// ones are: where many scans were under way, one after the other, all were thrown away for ever.
 #[test]
-fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
+fn scans_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
     let mut now = Duration::ZERO;
     // A first copy, to have something that can be lost.
     let first = next(&mut core, &mut now).unwrap();
-    let Work::Survey { range, .. } = first.work else { panic!("{first:?}") };
-    let need = Need::Copy { target_zero: false };
+    let Work::Scan { range, .. } = first.work else { panic!("{first:?}") };
+    let action = CopyAction::Copy { target_zero: false };
     let begin = ByteRange::new(0, M);
-    core.finished(now, first.id, Ok(Done::Surveyed(vec![Segment { range: begin, need, below: false }])));
+    core.finished(now, first.id, Ok(Done::Scanned(vec![CopyExtent { range: begin, action, below: false }])));
     let early = next(&mut core, &mut now).unwrap();
-    assert!(matches!(early.work, Work::Survey { range: rest, .. } if rest == ByteRange::new(M, range.end())));
+    assert!(matches!(early.work, Work::Scan { range: rest, .. } if rest == ByteRange::new(M, range.end())));
     let copy = next(&mut core, &mut now).unwrap();
     core.finished(now, copy.id, Ok(honest(copy.work)));
     now = Duration::from_secs(1);
@@ -83,13 +83,13 @@ fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     assert_eq!(secure.work, Work::PeriodicFlush);
     core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
     let late = next(&mut core, &mut now).unwrap();
-    assert!(matches!(late.work, Work::Survey { range, .. } if range == begin), "{late:?}");
+    assert!(matches!(late.work, Work::Scan { range, .. } if range == begin), "{late:?}");
     core.finished(now, late.id, Ok(honest(late.work)));
     let copy = next(&mut core, &mut now).unwrap();
     assert!(matches!(copy.work, Work::Copy { range, .. } if range == begin), "{copy:?}");
     core.finished(now, early.id, Ok(honest(early.work)));
     let again = next(&mut core, &mut now).unwrap();
-    assert!(matches!(again.work, Work::Survey { range, .. } if range.start() == M), "{again:?}");
+    assert!(matches!(again.work, Work::Scan { range, .. } if range.start() == M), "{again:?}");
 }
 
 /// Zeros in a copy under way are left out where the target was found to read as zeros. If the target has lost
@@ -98,11 +98,14 @@ fn surveys_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
 fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
     let mut core = core_with(2 * M, MirrorOptions::new(), forgetful());
     let mut now = Duration::ZERO;
-    let survey = next(&mut core, &mut now).unwrap();
+    let scan = next(&mut core, &mut now).unwrap();
     let halves = [(ByteRange::new(0, M), false), (ByteRange::new(M, 2 * M), true)];
-    let segments =
-        halves.map(|(range, target_zero)| Segment { range, need: Need::Copy { target_zero }, below: false });
-    core.finished(now, survey.id, Ok(Done::Surveyed(segments.to_vec())));
+    let extents = halves.map(|(range, target_zero)| CopyExtent {
+        range,
+        action: CopyAction::Copy { target_zero },
+        below: false,
+    });
+    core.finished(now, scan.id, Ok(Done::Scanned(extents.to_vec())));
     let first = next(&mut core, &mut now).unwrap();
     core.finished(now, first.id, Ok(honest(first.work)));
     let second = next(&mut core, &mut now).unwrap();

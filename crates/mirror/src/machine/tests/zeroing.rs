@@ -40,7 +40,7 @@ impl Disk {
         core.finished(
             *now,
             action.id,
-            Ok(surveyed_as_zero(action.work).unwrap_or_else(|| honest(action.work))),
+            Ok(scanned_as_zero(action.work).unwrap_or_else(|| honest(action.work))),
         );
         Some(action.work)
     }

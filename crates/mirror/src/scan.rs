@@ -1,8 +1,8 @@
-//! What a stretch of the disk needs: the source's extents, set against what the target reads as already.
+//! Extent scan: the source's extents, compared with what the target reads as, give what each range needs.
 //!
-//! Workers run a survey when the core asks for one, and a plan is nothing but surveys of the whole disk. One
-//! survey is one query to the source and at most one to the target, whatever the number of runs; what it
-//! holds in memory is capped, and so is what it looks at; the caller goes on from where it stopped.
+//! Workers scan when the core asks for it; a plan is a scan of the whole disk. One scan is one query to the
+//! source and at most one to the target, whatever the number of runs. Its memory and the extents it visits are
+//! capped; the caller goes on from where it stopped.
 
 use blockmirror_block::{
     self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, Visit,
@@ -12,17 +12,17 @@ use crate::cow_target::SourceFailed;
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
 
-/// Runs of the source looked at in one survey.
+/// Runs of the source that one scan collects.
 const MAX_SOURCE_RUNS: usize = 1024;
-/// Extents that one query of a survey visits. Neighbours that need the same merge into one run, so that the
+/// Extents that one query of a scan visits. Neighbours that need the same merge into one run, so that the
 /// number of runs alone bounds nothing.
 pub(crate) const MAX_EXTENTS: usize = 65_536;
-/// Segments that one survey returns; more than the source's runs because the target's extents cut them.
-pub(crate) const MAX_SEGMENTS: usize = 4096;
+/// Extents that one scan returns; more than the source's runs because the target's extents cut them.
+pub(crate) const MAX_COPY_EXTENTS: usize = 4096;
 
-/// What has to be done so that the target equals the source.
+/// What makes the target equal to the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Need {
+pub(crate) enum CopyAction {
     /// The source must be read.
     Copy {
         /// Whether the target is known to read as zeros there, so that zeros need not be written.
@@ -31,20 +31,20 @@ pub(crate) enum Need {
     /// The target must be made zero.
     Zero,
     /// Nothing: it reads as zeros already.
-    Nothing,
+    Skip,
 }
 
-/// A run of the disk with one need.
+/// A run of the disk with one action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Segment {
+pub(crate) struct CopyExtent {
     pub(crate) range: ByteRange,
-    pub(crate) need: Need,
+    pub(crate) action: CopyAction,
     /// With [`SyncMode::Top`](crate::SyncMode::Top): the top image does not decide what is here, so that the
     /// target's backing file shows the same, unless the guest has written here since.
     pub(crate) below: bool,
 }
 
-/// How to look.
+/// What counts as data, and what is known of the target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     /// How many images from the top down decide what is copied; `None` for the whole chain.
@@ -63,14 +63,14 @@ pub(crate) enum TargetContent {
     Asked,
     /// It must be asked; what it has not allocated may show something else later.
     AskedIfAllocated,
-    /// Nothing, and it need not be asked: zeros that it tells of may show something else later.
+    /// Nothing, and it need not be asked: zeros that it reports may show something else later.
     Unknown,
     /// All of it reads as zeros.
     Zero,
 }
 
 impl TargetContent {
-    /// Of a target that is not promised to read as zeros.
+    /// That of a target which is not promised to read as zeros.
     pub(crate) fn of(source: Backing, target: Backing, options: &MirrorOptions) -> Self {
         match target {
             Backing::Remote { can_zero: true } => Self::Unknown,
@@ -79,7 +79,7 @@ impl TargetContent {
         }
     }
 
-    /// What an extent of the target is worth.
+    /// The part of an answer of the target that can be relied on.
     pub(crate) fn trusted(self, kind: ExtentKind) -> ExtentKind {
         match (self, kind) {
             (Self::Unknown, _) | (Self::AskedIfAllocated, ExtentKind::Unallocated) => ExtentKind::Unknown,
@@ -88,8 +88,7 @@ impl TargetContent {
     }
 }
 
-/// Whether what is copied is less than the source reads as, so that the target needs a backing file, sooner
-/// or later.
+/// Whether less is copied than the source reads as, so that the target needs a backing file now or later.
 pub(crate) fn needs_backing(source: Backing, options: &MirrorOptions) -> bool {
     match options.sync {
         SyncMode::Full => false,
@@ -99,7 +98,7 @@ pub(crate) fn needs_backing(source: Backing, options: &MirrorOptions) -> bool {
     }
 }
 
-/// A failed operation, and whose it was.
+/// A failed operation, and the side of it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) operation: Operation,
@@ -107,62 +106,62 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Of an operation on the target: its own, unless it had to read the source.
+    /// A failure of the target, unless the operation had to read the source and that failed.
     pub(crate) fn at_target(error: block::Error) -> Self {
         let is_sources = error.cause().is_some_and(|cause| cause.is::<SourceFailed>());
         Self { operation: if is_sources { Operation::Read } else { Operation::Write }, error }
     }
 }
 
-/// Finds out what a prefix of `range` needs. The segments are in order, without gaps, from the start of
+/// Returns what a prefix of `range` needs. The extents are in order, without gaps, from the start of
 /// `range`; an empty `range` gives none, any other at least one. Where they end before `range` does, a cap
 /// was reached.
 ///
 /// `target` is not asked if `rules` say that it is zero, and may then be `None`. Where it ends before `range`
 /// does, zeros follow.
-pub(crate) fn survey(
+pub(crate) fn scan(
     source: &dyn BlockDevice,
     target: Option<&dyn BlockDevice>,
     range: ByteRange,
     rules: Rules,
-) -> Result<Vec<Segment>, Failure> {
+) -> Result<Vec<CopyExtent>, Failure> {
     let runs = source_runs(source, range, rules)?;
     let Some(end) = runs.last().map(|run| run.range.end()) else { return Ok(Vec::new()) };
-    let mut zip = Zip { runs, next: 0, at: range.start(), out: Vec::new() };
+    let mut merge = ExtentMerge { runs, next: 0, at: range.start(), out: Vec::new() };
     match (rules.target, target) {
-        (TargetContent::Zero, _) => zip.advance(end, There::Zero),
-        (TargetContent::Unknown, _) | (_, None) => zip.advance(end, There::Anything),
+        (TargetContent::Zero, _) => merge.advance(end, TargetKind::Zero),
+        (TargetContent::Unknown, _) | (_, None) => merge.advance(end, TargetKind::Unknown),
         (TargetContent::Asked | TargetContent::AskedIfAllocated, Some(target)) => {
-            ask_target(target, &mut zip, rules, end)?;
+            ask_target(target, &mut merge, rules, end)?;
         }
     }
-    Ok(zip.out)
+    Ok(merge.out)
 }
 
-/// What the source says of a run.
+/// The source's answer about a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Here {
+enum SourceKind {
     Data,
-    /// Zeros that the target must state.
+    /// Zeros that the target must store.
     Zero,
-    /// Zeros because no layer holds anything, and only the top is copied: the target may hold nothing as
-    /// well.
-    Nothing,
+    /// Zeros because no layer has allocated anything, and only the top is copied: the target need not allocate
+    /// either.
+    Unallocated,
 }
 
-/// What the target says of a run.
+/// The target's answer about a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum There {
-    Anything,
+enum TargetKind {
+    Unknown,
     Zero,
-    /// Zeros now, because no layer holds anything.
-    Nothing,
+    /// Zeros now, because no layer has allocated anything.
+    Unallocated,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct SourceRun {
     range: ByteRange,
-    here: Here,
+    source_kind: SourceKind,
     below: bool,
 }
 
@@ -194,18 +193,18 @@ struct Runs {
 }
 
 impl Runs {
-    /// Takes the answer for everything up to `end`; refuses it where the cap is reached.
-    fn push(&mut self, end: u64, here: Here, below: bool) -> Visit {
+    /// Appends everything up to `end`; breaks where the cap is reached.
+    fn push(&mut self, end: u64, source_kind: SourceKind, below: bool) -> Visit {
         if end <= self.covered {
             return Visit::Continue(());
         }
         let full = self.runs.len() == MAX_SOURCE_RUNS;
         match self.runs.last_mut() {
-            Some(last) if last.here == here && last.below == below => {
+            Some(last) if last.source_kind == source_kind && last.below == below => {
                 last.range = ByteRange::new(last.range.start(), end);
             }
             _ if full => return Visit::Break(()),
-            _ => self.runs.push(SourceRun { range: ByteRange::new(self.covered, end), here, below }),
+            _ => self.runs.push(SourceRun { range: ByteRange::new(self.covered, end), source_kind, below }),
         }
         self.covered = end;
         Visit::Continue(())
@@ -217,14 +216,14 @@ impl Runs {
         if part.is_empty() {
             return Visit::Continue(());
         }
-        self.push(part.start(), Here::Data, false)?;
+        self.push(part.start(), SourceKind::Data, false)?;
         let below = rules.top_layers.is_some_and(|layers| extent.depth >= layers);
-        let here = match extent.kind {
-            ExtentKind::Data => Here::Data,
-            kind if kind.is_unallocated() && rules.top_layers.is_some() => Here::Nothing,
-            _ => Here::Zero,
+        let source_kind = match extent.kind {
+            ExtentKind::Data => SourceKind::Data,
+            kind if kind.is_unallocated() && rules.top_layers.is_some() => SourceKind::Unallocated,
+            _ => SourceKind::Zero,
         };
-        self.push(part.end(), here, below)
+        self.push(part.end(), source_kind, below)
     }
 }
 
@@ -242,19 +241,24 @@ fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Resu
     });
     answer.map_err(|error| Failure { operation: Operation::Read, error })?;
     if !stopped {
-        // Nothing is lost if this reaches the cap: the caller comes back for the rest.
-        let _ = runs.push(range.end(), Here::Data, false);
+        // If this reaches the cap the caller asks for the rest.
+        let _ = runs.push(range.end(), SourceKind::Data, false);
     }
     if rules.allocate {
-        runs.runs.iter_mut().for_each(|run| run.here = Here::Data);
+        runs.runs.iter_mut().for_each(|run| run.source_kind = SourceKind::Data);
     }
     Ok(runs.runs)
 }
 
-fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -> Result<(), Failure> {
-    let matters = |run: &SourceRun| !run.below && (run.here != Here::Data || rules.seek_zeros);
-    let first = zip.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
-    let last = zip.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
+fn ask_target(
+    target: &dyn BlockDevice,
+    merge: &mut ExtentMerge,
+    rules: Rules,
+    end: u64,
+) -> Result<(), Failure> {
+    let matters = |run: &SourceRun| !run.below && (run.source_kind != SourceKind::Data || rules.seek_zeros);
+    let first = merge.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
+    let last = merge.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
     let last = last.map(|last| last.min(target.len()));
     if let (Some(first), Some(last)) = (first, last)
         && first < last
@@ -262,58 +266,60 @@ fn ask_target(target: &dyn BlockDevice, zip: &mut Zip, rules: Rules, end: u64) -
         let mut budget = Budget::new();
         let mut full = false;
         let mut visit = |extent: Extent| {
-            let part = extent.range.intersect(ByteRange::new(zip.at, end));
+            let part = extent.range.intersect(ByteRange::new(merge.at, end));
             let spent = budget.spend(&extent).is_break();
-            let there = match rules.target.trusted(extent.kind) {
-                ExtentKind::Zero | ExtentKind::Unallocated => There::Zero,
-                ExtentKind::Unknown if extent.kind == ExtentKind::Unallocated => There::Nothing,
-                _ => There::Anything,
+            let target_kind = match rules.target.trusted(extent.kind) {
+                ExtentKind::Zero | ExtentKind::Unallocated => TargetKind::Zero,
+                ExtentKind::Unknown if extent.kind == ExtentKind::Unallocated => TargetKind::Unallocated,
+                _ => TargetKind::Unknown,
             };
-            if !part.is_empty() && (there != There::Anything || spent) {
-                zip.advance(part.start(), There::Anything);
-                zip.advance(part.end(), there);
+            if !part.is_empty() && (target_kind != TargetKind::Unknown || spent) {
+                merge.advance(part.start(), TargetKind::Unknown);
+                merge.advance(part.end(), target_kind);
             }
-            full = zip.out.len() >= MAX_SEGMENTS || (spent && !zip.out.is_empty());
+            full = merge.out.len() >= MAX_COPY_EXTENTS || (spent && !merge.out.is_empty());
             if full { Visit::Break(()) } else { Visit::Continue(()) }
         };
         match target.extents(ByteRange::new(first, last), &mut visit) {
-            // A target that cannot tell may hold anything.
+            // A target without extent queries may hold anything.
             Err(error) if error.kind() == block::ErrorKind::Unsupported => {}
             Err(error) => return Err(Failure { operation: Operation::Write, error }),
             Ok(()) if full => return Ok(()),
             Ok(()) => {}
         }
     }
-    zip.advance(end.min(target.len()), There::Anything);
-    zip.advance(end, There::Zero);
+    merge.advance(end.min(target.len()), TargetKind::Unknown);
+    merge.advance(end, TargetKind::Zero);
     Ok(())
 }
 
-/// Lays the source's runs over the target's.
-struct Zip {
+/// Merges the source's runs with the target's extents.
+struct ExtentMerge {
     runs: Vec<SourceRun>,
     /// The first run that reaches past `at`.
     next: usize,
     at: u64,
-    out: Vec<Segment>,
+    out: Vec<CopyExtent>,
 }
 
-impl Zip {
-    /// Emits everything up to `end`, over which the target says `there`.
-    fn advance(&mut self, end: u64, there: There) {
+impl ExtentMerge {
+    /// Emits everything up to `end`, which is `target_kind` at the target.
+    fn advance(&mut self, end: u64, target_kind: TargetKind) {
         while self.at < end {
             let Some(run) = self.runs.get(self.next) else { return };
             let range = ByteRange::new(self.at, run.range.end().min(end));
-            let need = match (run.here, there) {
-                (Here::Data, _) => Need::Copy { target_zero: there == There::Zero },
-                (_, There::Zero) | (Here::Nothing, There::Nothing) => Need::Nothing,
-                (Here::Zero | Here::Nothing, _) => Need::Zero,
+            let action = match (run.source_kind, target_kind) {
+                (SourceKind::Data, _) => CopyAction::Copy { target_zero: target_kind == TargetKind::Zero },
+                (_, TargetKind::Zero) | (SourceKind::Unallocated, TargetKind::Unallocated) => {
+                    CopyAction::Skip
+                }
+                (SourceKind::Zero | SourceKind::Unallocated, _) => CopyAction::Zero,
             };
             match self.out.last_mut() {
-                Some(last) if last.need == need && last.below == run.below => {
+                Some(last) if last.action == action && last.below == run.below => {
                     last.range = ByteRange::new(last.range.start(), range.end());
                 }
-                _ => self.out.push(Segment { range, need, below: run.below }),
+                _ => self.out.push(CopyExtent { range, action, below: run.below }),
             }
             self.at = range.end();
             if self.at == run.range.end() {

@@ -1,4 +1,4 @@
-//! Surveys of memory disks.
+//! Scans of memory disks.
 
 use std::sync::Arc;
 
@@ -27,19 +27,19 @@ fn fill(disk: &MemoryDisk, data: &[(u64, u64)]) {
     }
 }
 
-fn show(segments: &[Segment]) -> Vec<String> {
-    let name = |s: &Segment| match s.need {
+fn show(extents: &[CopyExtent]) -> Vec<String> {
+    let name = |s: &CopyExtent| match s.action {
         _ if s.below => "below",
-        Need::Copy { target_zero: true } => "copy-on-zero",
-        Need::Copy { target_zero: false } => "copy",
-        Need::Zero => "zero",
-        Need::Nothing => "nothing",
+        CopyAction::Copy { target_zero: true } => "copy-on-zero",
+        CopyAction::Copy { target_zero: false } => "copy",
+        CopyAction::Zero => "zero",
+        CopyAction::Skip => "nothing",
     };
-    segments.iter().map(|s| format!("{} {}", s.range, name(s))).collect()
+    extents.iter().map(|s| format!("{} {}", s.range, name(s))).collect()
 }
 
 fn whole(source: &dyn BlockDevice, target: &dyn BlockDevice, rules: Rules) -> Vec<String> {
-    show(&survey(source, Some(target), ByteRange::new(0, source.len()), rules).unwrap())
+    show(&scan(source, Some(target), ByteRange::new(0, source.len()), rules).unwrap())
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn several_layers_may_count_as_top() {
 }
 
 #[test]
-fn one_survey_is_one_query_to_each_side_and_capped() {
+fn one_scan_is_one_query_to_each_side_and_capped() {
     let runs: Vec<_> = (0..5000).map(|i| (i * 2 * K, i * 2 * K + K)).collect();
     let watched = |disk| {
         let faults = Faults::new();
@@ -129,29 +129,29 @@ fn one_survey_is_one_query_to_each_side_and_capped() {
     let (source, asked_source) = watched(filled(10_000 * K, &runs));
     let (target, asked_target) = watched(MemoryDisk::new(10_000 * K));
     let range = ByteRange::new(0, source.len());
-    let segments = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
-    assert_eq!(segments.len(), MAX_SOURCE_RUNS);
+    let extents = scan(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
+    assert_eq!(extents.len(), MAX_SOURCE_RUNS);
     assert_eq!((asked_source.seen(OpKind::Extents), asked_target.seen(OpKind::Extents)), (1, 1));
 
-    // A target in splinters cuts one long run; then its segments are what is capped.
+    // A target in splinters cuts one long run; then its extents are what is capped.
     let source = MemoryDisk::new(10_000 * K);
     let target = filled(10_000 * K, &runs);
-    let segments = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
-    assert!((MAX_SEGMENTS..MAX_SEGMENTS + 2).contains(&segments.len()), "{}", segments.len());
+    let extents = scan(&source, Some(&target), range, rules(SyncMode::Full)).unwrap();
+    assert!((MAX_COPY_EXTENTS..MAX_COPY_EXTENTS + 2).contains(&extents.len()), "{}", extents.len());
 }
 
 #[test]
-fn surveys_in_a_row_cover_the_disk_without_gaps() {
+fn scans_in_a_row_cover_the_disk_without_gaps() {
     let runs: Vec<_> = (0..5000).map(|i| (i * 3 * K, i * 3 * K + K)).collect();
     let source = filled(15_000 * K, &runs);
     let target = filled(15_000 * K, &[(0, 9_000 * K)]);
     let (mut at, mut copied, mut rounds) = (0, 0, 0);
     while at < source.len() {
         let range = ByteRange::new(at, source.len());
-        for s in survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap() {
+        for s in scan(&source, Some(&target), range, rules(SyncMode::Full)).unwrap() {
             assert_eq!(s.range.start(), at);
             at = s.range.end();
-            copied += if matches!(s.need, Need::Copy { .. }) { s.range.len() } else { 0 };
+            copied += if matches!(s.action, CopyAction::Copy { .. }) { s.range.len() } else { 0 };
         }
         rounds += 1;
     }
@@ -169,7 +169,7 @@ fn a_target_that_cannot_tell_may_hold_anything_and_a_failing_one_fails_as_target
 
     faults.inject(Fault::on(OpKind::Extents));
     let range = ByteRange::new(0, 8 * K);
-    let failure = survey(&source, Some(&target), range, rules(SyncMode::Full)).unwrap_err();
+    let failure = scan(&source, Some(&target), range, rules(SyncMode::Full)).unwrap_err();
     assert_eq!(failure.operation, Operation::Write);
 }
 
@@ -220,7 +220,7 @@ impl BlockDevice for Slow {
 
 /// One run of a terabyte was looked at to its end, however long that took.
 #[test]
-fn a_survey_ends_when_its_budget_is_spent_on_either_side() {
+fn a_scan_ends_when_its_budget_is_spent_on_either_side() {
     use ExtentKind::{Data, Zero};
     let disk = MemoryDisk::new(1 << 40);
     for (source, target) in [
@@ -228,10 +228,9 @@ fn a_survey_ends_when_its_budget_is_spent_on_either_side() {
         (&disk, &Slow(Zero)),
         (&disk, &Slow(Data)),
     ] {
-        let segments =
-            survey(source, Some(target), ByteRange::new(0, 1 << 40), rules(SyncMode::Full)).unwrap();
-        let end = segments.last().unwrap().range.end();
-        assert!(segments[0].range.start() == 0 && (1 << 20..=64 << 20).contains(&end), "{segments:?}");
+        let extents = scan(source, Some(target), ByteRange::new(0, 1 << 40), rules(SyncMode::Full)).unwrap();
+        let end = extents.last().unwrap().range.end();
+        assert!(extents[0].range.start() == 0 && (1 << 20..=64 << 20).contains(&end), "{extents:?}");
     }
 }
 
