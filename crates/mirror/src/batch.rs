@@ -1,8 +1,8 @@
-//! Operations that one thread takes at once and performs one after the other.
+//! Batches of operations that one worker takes at once and performs one after the other.
 //!
-//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that
-//! all writers of the guest need too. What takes its time is taken one by one, so that many threads have it
-//! under way. Used by the engine's threads, one batch each; the core knows nothing of it.
+//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that guest
+//! writes need too. Slow operations are taken one by one, so that many workers have them in flight. Each worker
+//! of the engine has one batch; the core knows nothing of it.
 
 use std::thread;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(crate) struct Batch {
     pub(crate) actions: Vec<Action>,
     pub(crate) results: Vec<thread::Result<Result<Done, Failure>>>,
     bytes: u64,
-    /// What the last operations took, each.
-    pace: Option<Duration>,
+    /// The mean time of the operations of the last batch.
+    mean_time: Option<Duration>,
 }
 
 impl Batch {
@@ -33,22 +33,22 @@ impl Batch {
         self.actions.push(action);
     }
 
-    /// Whether one more had better be taken; not where the guest may wait for those that are (`guest_waits`).
-    pub(crate) fn takes_more(&mut self, guest_waits: bool) -> bool {
+    /// Whether to take one more; not where the guest may wait for those that are taken (`guest_waits`).
+    pub(crate) fn should_extend(&mut self, guest_waits: bool) -> bool {
         let last = self.actions.last().map(|action| action.work);
         let Some(Work::Copy { range, .. } | Work::Scan { range, .. }) = last else { return false };
         self.bytes = self.bytes.saturating_add(range.len());
         let count = u32::try_from(self.actions.len()).unwrap_or(u32::MAX);
-        let time = self.pace.and_then(|pace| pace.checked_mul(count + 1));
+        let time = self.mean_time.and_then(|mean_time| mean_time.checked_mul(count + 1));
         self.bytes < BYTES
             && self.actions.len() < OPERATIONS
             && time.is_some_and(|time| time <= TIME)
             && !guest_waits
     }
 
-    /// All of them took so long together.
-    pub(crate) fn learn(&mut self, took: Duration) {
-        self.pace = took.checked_div(u32::try_from(self.results.len()).unwrap_or(u32::MAX));
+    /// Records how long all of them took together.
+    pub(crate) fn record(&mut self, took: Duration) {
+        self.mean_time = took.checked_div(u32::try_from(self.results.len()).unwrap_or(u32::MAX));
     }
 }
 
@@ -63,12 +63,12 @@ mod tests {
     fn taken(took: Duration, work: Work, guest_waits: bool) -> usize {
         let mut batch = Batch::default();
         batch.begin(Action { id: 0, work });
-        assert!(!batch.takes_more(false), "nothing is known yet");
+        assert!(!batch.should_extend(false), "nothing is known yet");
         batch.results.push(Ok(Ok(Done::Copied(Moved::default()))));
-        batch.learn(took);
+        batch.record(took);
         batch.actions.clear();
         batch.begin(Action { id: 1, work });
-        while batch.takes_more(guest_waits) {
+        while batch.should_extend(guest_waits) {
             batch.actions.push(Action { id: 2, work });
         }
         batch.actions.len()

@@ -1,9 +1,7 @@
-//! The threads of a job, and what they share.
+//! The engine: the worker threads of a job, and what they share with its handles.
 //!
-//! One mutex guards the core. It is held for decisions only, never while a device is called; nothing else is
-//! locked under it but the bell of a group. Handles outlive the job, the disks do not: they are closed when
-//! it is over. A thread that is given an action wakes one more waiting thread, so that as many wake as there
-//! is work for.
+//! One mutex guards the core. Handles outlive the job; the disks are closed when it is over. A thread that is
+//! given an action wakes one more waiting thread, so that as many wake as there is work for.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
@@ -15,28 +13,30 @@ use blockmirror_block::{BlockDevice, ByteRange, Geometry};
 use crate::batch::Batch;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
-use crate::group::Bell;
-use crate::machine::group::View;
+use crate::group::Notify;
+use crate::machine::membership::MemberView;
 use crate::machine::{Admission, Core, Done, Ending, Next, Work};
-use crate::mover::{Manner, Mover};
+use crate::mover::{CopyPolicy, Mover};
 use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::scan::TargetContent;
 use crate::tap::Tap;
 
-/// How long an aborting job waits before it asks the devices once more to end blocked calls.
-pub(crate) const LET_GO_AGAIN: Duration = Duration::from_millis(10);
-/// The source of a job on a tap is the guest's own disk: letting go of calls there ends the guest's as well.
-/// So it happens only when the job has been waiting for its own for so long.
+/// How long an aborting job waits before it cancels blocked calls once more.
+pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
+/// The source of a job on a tap is the guest's own disk: cancelling calls there cancels the guest's as well. So it
+/// happens only when the job has waited for its own calls for so long.
 const SOURCE_GRACE: Duration = Duration::from_secs(2);
 
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    /// `None` once the job is over.
-    disks: Mutex<Option<Ends>>,
-    manner: Manner,
+    /// *Guards* the disks, `None` once the job is over. *Order*: leaf. *Not under it*: anything.
+    disks: Mutex<Option<JobDisks>>,
+    policy: CopyPolicy,
     started: Instant,
+    /// *Guards* the core and who waits for it. *Order*: after the tap's state; before a group's wake-up, a leaf.
+    /// *Not under it*: device calls, the tap's state, `disks`.
     state: Mutex<State>,
     /// There may be something to do.
     work: Condvar,
@@ -46,30 +46,30 @@ pub(crate) struct Engine {
     events: Condvar,
     /// A write of the guest may be admitted.
     guests: Condvar,
-    seat: Option<Seat>,
+    attachment: Option<TapAttachment>,
 }
 
 /// The two ends of a job.
 #[derive(Clone, Debug)]
-pub(crate) struct Ends {
+pub(crate) struct JobDisks {
     source: Arc<dyn BlockDevice>,
     target: Arc<dyn BlockDevice>,
     /// In front of a target that has to be completed.
     cow: Option<Arc<CowTarget>>,
 }
 
-/// Where a job sits on a tap.
+/// The tap that a job is attached to.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct TapAttachment {
     pub(crate) tap: Weak<Tap>,
     pub(crate) session: u64,
     /// The bitmap that says what to copy starts anew if the job succeeds.
     pub(crate) renews_bitmap: bool,
     /// The group that the job ends with.
-    pub(crate) bell: Option<Arc<Bell>>,
+    pub(crate) notify: Option<Arc<Notify>>,
 }
 
-impl Ends {
+impl JobDisks {
     /// For a job with these `options`, in a granularity of `granularity` bytes.
     pub(crate) fn new(
         source: Arc<dyn BlockDevice>,
@@ -105,18 +105,18 @@ struct State {
     core: Core,
     /// Threads waiting at `work`.
     idle: usize,
-    /// When the one of them wakes that keeps the time for all.
+    /// When the one of them wakes that keeps the deadline for all.
     next_deadline: Option<Duration>,
     /// Writes of the guest waiting at `guests`.
     guests_waiting: usize,
     ended: Option<Duration>,
-    /// Since when the job is being given up.
+    /// Since when the job is aborting.
     aborting_since: Option<Duration>,
     /// The state last reported to the group.
-    shown: Option<View>,
+    reported_view: Option<MemberView>,
 }
 
-/// Which waiting threads a change concerns.
+/// The waiting threads that a change concerns.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wake {
     /// None: nothing was changed.
@@ -128,10 +128,15 @@ pub(crate) enum Wake {
 }
 
 impl Engine {
-    pub(crate) fn new(ends: Ends, manner: Manner, core: Core, seat: Option<Seat>) -> Self {
+    pub(crate) fn new(
+        disks: JobDisks,
+        policy: CopyPolicy,
+        core: Core,
+        attachment: Option<TapAttachment>,
+    ) -> Self {
         Self {
-            disks: Mutex::new(Some(ends)),
-            manner,
+            disks: Mutex::new(Some(disks)),
+            policy,
             started: Instant::now(),
             state: Mutex::new(State {
                 core,
@@ -140,17 +145,17 @@ impl Engine {
                 guests_waiting: 0,
                 ended: None,
                 aborting_since: None,
-                shown: None,
+                reported_view: None,
             }),
             work: Condvar::new(),
             concluded: Condvar::new(),
             events: Condvar::new(),
             guests: Condvar::new(),
-            seat,
+            attachment,
         }
     }
 
-    /// Looks at the core, or changes it, and lets waiting threads look again.
+    /// Reads or changes the core, and wakes the threads that this concerns.
     pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut state = self.state.lock();
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
@@ -158,7 +163,7 @@ impl Engine {
             self.work.notify_all();
         }
         let answer = f(&mut state.core, now);
-        self.note(&mut state);
+        self.wake_waiters(&mut state);
         match wake {
             Wake::None => {}
             Wake::One if state.idle > 0 && !state.core.guest_makes_no_work() => self.work.notify_one(),
@@ -168,15 +173,15 @@ impl Engine {
         answer
     }
 
-    /// Cancels the job, and ends calls that may never return.
+    /// Cancels the job, and calls that may never return.
     pub(crate) fn cancel(&self) {
         self.with_core(Wake::All, |core, _| core.abort(Error::Cancelled));
-        self.let_go();
+        self.cancel_calls();
     }
 
     /// The target may have lost what no flush has covered. Nothing is in flight.
     pub(crate) fn writes_lost(&self) {
-        if let Some(Ends { cow: Some(cow), .. }) = self.disks() {
+        if let Some(JobDisks { cow: Some(cow), .. }) = self.disks() {
             cow.writes_lost();
         }
         self.with_core(Wake::All, |core, _| core.writes_lost());
@@ -185,10 +190,10 @@ impl Engine {
     /// Ends a job that has no threads.
     pub(crate) fn abandon(&self) {
         self.with_core(Wake::None, |core, _| core.abandon());
-        self.leave();
+        self.detach();
     }
 
-    fn disks(&self) -> Option<Ends> {
+    fn disks(&self) -> Option<JobDisks> {
         self.disks.lock().clone()
     }
 
@@ -198,7 +203,7 @@ impl Engine {
     }
 
     pub(crate) fn renews_bitmap(&self) -> bool {
-        self.seat.as_ref().is_some_and(|seat| seat.renews_bitmap)
+        self.attachment.as_ref().is_some_and(|attachment| attachment.renews_bitmap)
     }
 
     /// Whether the job is over.
@@ -219,7 +224,7 @@ impl Engine {
         loop {
             if state.core.tick(self.started.elapsed()) {
                 self.work.notify_all();
-                self.note(&mut state);
+                self.wake_waiters(&mut state);
             }
             match state.core.guest_admit(ticket) {
                 Admission::Wait => {
@@ -234,7 +239,7 @@ impl Engine {
                     state.guests_waiting -= 1;
                     if state.core.resume_if_overdue(self.started.elapsed()) {
                         self.work.notify_all();
-                        self.note(&mut state);
+                        self.wake_waiters(&mut state);
                     }
                 }
                 admission => return (ticket, admission),
@@ -262,31 +267,31 @@ impl Engine {
     }
 
     fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) {
-        if let Some(seat) = &self.seat
-            && let Some(tap) = seat.tap.upgrade()
+        if let Some(attachment) = &self.attachment
+            && let Some(tap) = attachment.tap.upgrade()
         {
-            tap.end(seat.session, ending, target);
+            tap.end(attachment.session, ending, target);
         }
     }
 
     /// The job is over.
-    fn leave(&self) {
+    fn detach(&self) {
         self.disks.lock().take();
-        if let Some(seat) = &self.seat
-            && let Some(tap) = seat.tap.upgrade()
+        if let Some(attachment) = &self.attachment
+            && let Some(tap) = attachment.tap.upgrade()
         {
-            tap.detach(seat.session);
+            tap.detach(attachment.session);
         }
     }
 
-    /// Ends calls that may never return if the job has been cancelled.
-    pub(crate) fn let_go_if_aborting(&self) {
+    /// Cancels calls that may never return if the job is aborting.
+    pub(crate) fn cancel_calls_if_aborting(&self) {
         if self.with_core(Wake::None, |core, _| core.is_aborting()) {
-            self.let_go();
+            self.cancel_calls();
         }
     }
 
-    fn let_go(&self) {
+    fn cancel_calls(&self) {
         let Some(disks) = self.disks() else { return };
         let waited = {
             let state = self.state.lock();
@@ -297,16 +302,15 @@ impl Engine {
             state.aborting_since.map(|since| now.saturating_sub(since))
         };
         disks.target.cancel_in_flight();
-        if self.seat.is_none() || waited.is_some_and(|waited| waited >= SOURCE_GRACE) {
+        if self.attachment.is_none() || waited.is_some_and(|waited| waited >= SOURCE_GRACE) {
             disks.source.cancel_in_flight();
         }
     }
 
     /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
     ///
-    /// While the job is aborting this ends blocked calls again and again: a thread may have been given
-    /// its action before the job was given up, and have called the device only after the call that ends
-    /// blocked calls.
+    /// While the job is aborting this cancels blocked calls again and again: a thread may have been given its
+    /// action before the job was aborted, and have called the device only after the last cancellation.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
@@ -317,24 +321,24 @@ impl Engine {
             }
             let aborting = state.core.is_aborting();
             let nap =
-                if aborting { Some(left.map_or(LET_GO_AGAIN, |left| left.min(LET_GO_AGAIN))) } else { left };
+                if aborting { Some(left.map_or(CANCEL_AGAIN, |left| left.min(CANCEL_AGAIN))) } else { left };
             state = match nap {
                 None => self.concluded.wait(state),
                 Some(nap) => self.concluded.wait_timeout(state, nap).0,
             };
             if aborting && !state.core.is_concluded() {
                 drop(state);
-                self.let_go();
+                self.cancel_calls();
                 state = self.state.lock();
             }
         }
         true
     }
 
-    /// One thread's life: ask, perform, report, until the job is over.
+    /// A worker thread: ask, perform, report, until the job is over.
     pub(crate) fn run(&self) {
-        let Some(Ends { source, target, cow }) = self.disks() else { return };
-        let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.manner);
+        let Some(JobDisks { source, target, cow }) = self.disks() else { return };
+        let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
         let mut batch = Batch::default();
         let mut state = self.state.lock();
         loop {
@@ -343,12 +347,12 @@ impl Engine {
             match next {
                 Next::Do(action) => {
                     batch.begin(action);
-                    while batch.takes_more(state.core.writes_through())
+                    while batch.should_extend(state.core.writes_through())
                         && let Next::Do(action) = state.core.next(now)
                     {
                         batch.actions.push(action);
                     }
-                    self.note(&mut state);
+                    self.wake_waiters(&mut state);
                     let others_wait = state.idle > 0;
                     drop(state);
                     if others_wait {
@@ -367,17 +371,17 @@ impl Engine {
                     }
                     state = self.state.lock();
                     let ended = self.started.elapsed();
-                    batch.learn(ended.saturating_sub(now));
+                    batch.record(ended.saturating_sub(now));
                     for (action, result) in batch.actions.drain(..).zip(batch.results.drain(..)) {
                         match result {
                             Ok(result) => state.core.finished(ended, action.id, result),
                             Err(_) => state.core.panicked(ended, action.id),
                         }
                     }
-                    self.note(&mut state);
+                    self.wake_waiters(&mut state);
                 }
                 Next::Wait(until) => {
-                    self.note(&mut state);
+                    self.wake_waiters(&mut state);
                     state.idle += 1;
                     // One thread that wakes in time is enough: it wakes others if there is more than it
                     // takes.
@@ -397,16 +401,16 @@ impl Engine {
                     state.idle -= 1;
                 }
                 Next::Finished => {
-                    self.note(&mut state);
+                    self.wake_waiters(&mut state);
                     drop(state);
-                    return self.leave();
+                    return self.detach();
                 }
             }
         }
     }
 
-    /// Wakes those whom the core's last change concerns.
-    fn note(&self, state: &mut State) {
+    /// Wakes the threads that the core's last change concerns.
+    fn wake_waiters(&self, state: &mut State) {
         if state.guests_waiting > 0 {
             self.guests.notify_all();
         }
@@ -423,10 +427,10 @@ impl Engine {
             self.concluded.notify_all();
             self.work.notify_all();
         }
-        if let Some(Seat { bell: Some(bell), .. }) = &self.seat {
+        if let Some(TapAttachment { notify: Some(notify), .. }) = &self.attachment {
             let view = state.core.view();
-            if state.shown.replace(view) != Some(view) {
-                bell.ring();
+            if state.reported_view.replace(view) != Some(view) {
+                notify.notify();
             }
         }
     }

@@ -1,14 +1,14 @@
-//! Several disks that end at one instant: all of them or none.
+//! Jobs on several disks that end at one instant: all of them or none.
 //!
-//! A machine with its data on one disk and its log on another needs copies of both that show the same moment,
-//! or a pivot of both between two of its writes. Each member is a [`MirrorJob`] of its own; a thread of the
-//! group brings them together at the end.
+//! A machine with its data on one disk and its log on another needs copies of both of the same instant, or a
+//! pivot of both between two of its writes. Each member is a [`MirrorJob`] of its own; a thread of the group
+//! runs the coordinator.
 //!
-//! What must hold: no lock is held over two members; whatever happens to one before all are
-//! [sealed](crate::machine::group), none has ended.
+//! Must hold: no lock is held over two members; whatever happens to one before all are
+//! [prepared](crate::machine::membership), none has ended.
 
-mod bell;
 mod coordinator;
+mod notify;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +20,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, thread};
 
 use crate::distinct::check_distinct;
-use crate::engine::{Engine, LET_GO_AGAIN, Wake};
+use crate::engine::{CANCEL_AGAIN, Engine, Wake};
 use crate::error::Error;
 use crate::job::{MirrorControl, MirrorJob, PreparedJob};
 use crate::machine::Core;
@@ -28,8 +28,8 @@ use crate::options::MirrorOptions;
 use crate::progress::Outcome;
 use crate::state::{JobState, Refused, Verb};
 use crate::tap::Tap;
-pub(crate) use bell::Bell;
 pub(crate) use coordinator::{Coordinator, Members};
+pub(crate) use notify::Notify;
 
 /// What a member of a group is to copy where.
 #[derive(Clone, Debug)]
@@ -71,8 +71,8 @@ pub enum GroupEvent {
 ///
 /// Each member runs by itself until its end was asked for: by the verbs of the [`GroupControl`], or one by
 /// one by those of their own [`MirrorControl`]s. When the end of every member was asked for and little is
-/// left anywhere, all guests are held; what is left is copied and flushed; and when every member is clean and
-/// flushed while all guests are held, all pivot, or keep their copies, and the guests go on. If a member
+/// left anywhere, all guests are quiesced; what is left is copied and flushed; and when every member is clean and
+/// flushed while all guests are quiesced, all pivot, or keep their copies, and the guests go on. If a member
 /// turns out to be dirty, its flush fails, or writers have waited too long (a second at first; twice as long
 /// each next time), all guests go on and it is tried again.
 ///
@@ -133,10 +133,10 @@ impl MirrorGroup {
                 return Err(Error::SharedTarget { name: member.target.name().to_owned() });
             }
         }
-        let bell = Arc::new(Bell::default());
+        let notify = Arc::new(Notify::default());
         let mut prepared: Vec<PreparedJob> = Vec::new();
         for GroupMember { tap, target, options } in &members {
-            match PreparedJob::new(tap, target, options, Some(&bell)) {
+            match PreparedJob::new(tap, target, options, Some(&notify)) {
                 Ok(member) => prepared.push(member),
                 Err(error) => {
                     prepared.into_iter().for_each(PreparedJob::abandon);
@@ -160,7 +160,7 @@ impl MirrorGroup {
         }
         let controls: Vec<MirrorControl> = jobs.iter().map(|job| job.control().clone()).collect();
         let shared =
-            Arc::new(Shared { names, controls, bell, state: Mutex::default(), changed: Condvar::new() });
+            Arc::new(Shared { names, controls, notify, state: Mutex::default(), changed: Condvar::new() });
         let own = Arc::clone(&shared);
         // It ends by itself when the last member has.
         thread::Builder::new().name("mirror-group".into()).spawn(move || own.run()).map_err(Error::Thread)?;
@@ -212,8 +212,9 @@ pub struct GroupControl {
 struct Shared {
     names: Vec<String>,
     controls: Vec<MirrorControl>,
-    bell: Arc<Bell>,
-    /// Held while members are touched, one at a time; not taken under a lock of a member.
+    notify: Arc<Notify>,
+    /// *Guards* the coordinator. *Order*: before a member's core, one member at a time. *Not under it*: any
+    /// device I/O, waiting for a job.
     state: Mutex<Coordinator>,
     /// There is an event, or the group is over.
     changed: Condvar,
@@ -238,7 +239,7 @@ impl Shared {
         loop {
             let failing = {
                 let mut state = self.state.lock();
-                state.look(self);
+                state.poll(self);
                 if state.has_events() || state.is_over() {
                     self.changed.notify_all();
                 }
@@ -249,9 +250,9 @@ impl Shared {
             };
             if failing {
                 // Calls that are blocked on a dead peer must come back, and more may be on their way to it.
-                self.engines().for_each(Engine::let_go_if_aborting);
+                self.engines().for_each(Engine::cancel_calls_if_aborting);
             }
-            self.bell.wait(failing.then_some(LET_GO_AGAIN));
+            self.notify.wait(failing.then_some(CANCEL_AGAIN));
         }
     }
 
@@ -345,7 +346,7 @@ impl GroupControl {
         self.wait(Some(timeout))
     }
 
-    /// How often the guests were held to look whether all can end: 1 after an end without trouble.
+    /// How often the guests were quiesced for a commit: 1 after an end without trouble.
     pub fn attempts(&self) -> u64 {
         self.shared.state.lock().attempts()
     }
@@ -357,12 +358,12 @@ impl GroupControl {
     fn wait_for<R>(
         &self,
         timeout: Option<Duration>,
-        mut look: impl FnMut(&mut Coordinator) -> Option<R>,
+        mut poll: impl FnMut(&mut Coordinator) -> Option<R>,
     ) -> Option<R> {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.shared.state.lock();
         loop {
-            if let Some(found) = look(&mut state) {
+            if let Some(found) = poll(&mut state) {
                 return Some(found);
             }
             state = match until.map(|until| until.saturating_duration_since(Instant::now())) {

@@ -9,18 +9,18 @@ use blockmirror_block::{BlockDevice, ByteRange};
 
 use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
-use crate::engine::{Ends, Engine, Seat, Wake};
+use crate::engine::{Engine, JobDisks, TapAttachment, Wake};
 use crate::error::{Error, ErrorKind};
 use crate::granularity::GranularityChoice;
-use crate::group::Bell;
+use crate::group::Notify;
 use crate::machine::Core;
 use crate::machine::config::Config;
-use crate::mover::Manner;
+use crate::mover::CopyPolicy;
 use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;
 use crate::progress::{Event, Outcome, Progress};
 use crate::state::Refused;
-use crate::tap::{Tap, Welcome};
+use crate::tap::{AttachContext, Tap};
 
 /// Steers and watches a job from any thread. Cheap to clone; harmless once the job is over.
 #[derive(Clone, Debug)]
@@ -74,14 +74,14 @@ impl MirrorControl {
     }
 
     /// Ends a job that is ready and keeps the target as a copy of one instant: nothing the guest writes later
-    /// is in it, and everything it wrote before is. A job that has not been ready yet is given up.
+    /// is in it, and everything it wrote before is. A job that has not been ready yet is aborted.
     ///
     /// # Errors
     /// [`Refused`], as all verbs: the state does not allow it, or the job is paused (then only force ends
     /// it).
     pub fn keep_copy(&self) -> Result<(), Refused> {
         self.engine.with_core(Wake::All, |core, _| core.cancel())?;
-        self.engine.let_go_if_aborting();
+        self.engine.cancel_calls_if_aborting();
         Ok(())
     }
 
@@ -91,7 +91,7 @@ impl MirrorControl {
     /// [`Refused`] if the job has ended already.
     pub fn force_cancel(&self) -> Result<(), Refused> {
         self.engine.with_core(Wake::All, |core, _| core.force_cancel())?;
-        self.engine.let_go_if_aborting();
+        self.engine.cancel_calls_if_aborting();
         Ok(())
     }
 
@@ -219,11 +219,11 @@ impl MirrorJob {
         check_distinct(&source, &target)?;
         let granularity = check(&*source, &*target, &options)?;
         let len = source.len();
-        let ends = Ends::new(source, target, &options, granularity.bytes);
+        let ends = JobDisks::new(source, target, &options, granularity.bytes);
         let geometry = ends.target_geometry();
         let core = Core::new(Config::new(&options, granularity.bytes, len, geometry))?;
-        let manner = Manner::new(&options, geometry, ends.content(&options));
-        let engine = Engine::new(ends, manner, core, None);
+        let policy = CopyPolicy::new(&options, geometry, ends.content(&options));
+        let engine = Engine::new(ends, policy, core, None);
         Self::run(Arc::new(engine), granularity, &options)
     }
 
@@ -339,25 +339,25 @@ pub struct PreparedJob {
 }
 
 impl PreparedJob {
-    /// Checks everything that can be checked, and takes the seat on the tap. With a `bell` it is a member of
+    /// Checks everything that can be checked, and attaches to the tap. With a `notify` it is a member of
     /// a group.
     pub(crate) fn new(
         tap: &Arc<Tap>,
         target: &Arc<dyn BlockDevice>,
         options: &MirrorOptions,
-        bell: Option<&Arc<Bell>>,
+        notify: Option<&Arc<Notify>>,
     ) -> Result<Self, Error> {
         check_distinct(&(Arc::clone(tap) as Arc<dyn BlockDevice>), target)?;
         let granularity = check(&*tap.device(), &**target, options)?;
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
-        let engine = tap.attach(name, |Welcome { session, source, bitmap }| {
+        let engine = tap.attach(name, |AttachContext { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
             check_lengths(&*source, &**target, false)?;
             let len = source.len();
-            let ends = Ends::new(source, Arc::clone(target), options, granularity.bytes);
+            let ends = JobDisks::new(source, Arc::clone(target), options, granularity.bytes);
             let geometry = ends.target_geometry();
             let mut config = Config::new(options, granularity.bytes, len, geometry);
             config.live = true;
@@ -365,12 +365,13 @@ impl PreparedJob {
             if let Some(bitmap) = bitmap {
                 core.seed(bitmap);
             }
-            if bell.is_some() {
+            if notify.is_some() {
                 core.join_group();
             }
-            let seat = Seat { tap: Arc::downgrade(tap), session, renews_bitmap, bell: bell.cloned() };
-            let manner = Manner::new(options, geometry, ends.content(options));
-            Ok(Arc::new(Engine::new(ends, manner, core, Some(seat))))
+            let attachment =
+                TapAttachment { tap: Arc::downgrade(tap), session, renews_bitmap, notify: notify.cloned() };
+            let policy = CopyPolicy::new(options, geometry, ends.content(options));
+            Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment))))
         })?;
         Ok(Self { engine, granularity, options: options.clone() })
     }

@@ -20,7 +20,7 @@ use crate::scan::{Failure, Rules, TargetContent, scan};
 
 /// The part of the options that matters while data is moved.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct CopyPolicy {
     rules: Rules,
     /// What is known of the target where a promise does not hold any more.
     unpromised: TargetContent,
@@ -30,7 +30,7 @@ pub(crate) struct Manner {
     zero_unit: u64,
 }
 
-impl Manner {
+impl CopyPolicy {
     /// `content` is what is known of the target unless `options` promise more.
     pub(crate) fn new(options: &MirrorOptions, target: Geometry, content: TargetContent) -> Self {
         Self {
@@ -55,7 +55,7 @@ pub(crate) struct Mover<'a> {
     /// The target, or what is in front of it.
     target: &'a dyn BlockDevice,
     cow: Option<&'a CowTarget>,
-    manner: Manner,
+    policy: CopyPolicy,
     /// What the source reads at least, as far as it says.
     block: u64,
     buffer: AlignedBuf,
@@ -72,21 +72,21 @@ impl<'a> Mover<'a> {
         source: &'a dyn BlockDevice,
         target: &'a dyn BlockDevice,
         cow: Option<&'a CowTarget>,
-        manner: Manner,
+        policy: CopyPolicy,
     ) -> Self {
         let block = u64::from(source.geometry().request_alignment).max(SECTOR);
         let target = cow.map_or(target, |cow| cow as &dyn BlockDevice);
-        Self { source, target, cow, manner, block, buffer: AlignedBuf::new(0) }
+        Self { source, target, cow, policy, block, buffer: AlignedBuf::new(0) }
     }
 
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
     pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
         match work {
             Work::Scan { range, untouched, .. } => {
-                let mut rules = self.manner.rules;
+                let mut rules = self.policy.rules;
                 if !untouched {
                     // Zeros that were promised may have been written over since.
-                    rules.target = self.manner.unpromised;
+                    rules.target = self.policy.unpromised;
                 } else if self.cow.is_some() && rules.target == TargetContent::Zero {
                     // It knows which units the promise still holds for.
                     rules.target = TargetContent::Asked;
@@ -107,7 +107,7 @@ impl<'a> Mover<'a> {
     }
 
     fn zero(&mut self, range: ByteRange, metadata_only: bool) -> Result<Done, Failure> {
-        let mut flags = self.manner.zero_flags;
+        let mut flags = self.policy.zero_flags;
         if metadata_only {
             flags = flags | ZeroFlags::NO_FALLBACK;
         }
@@ -191,14 +191,14 @@ impl<'a> Mover<'a> {
         let buf = &*self.buffer.at_least(len);
         let mut moved = Moved::default();
         let mut written = 0;
-        if self.manner.min_zero_run > 0 {
-            let unit = usize::try_from(self.manner.zero_unit).unwrap_or(len);
+        if self.policy.min_zero_run > 0 {
+            let unit = usize::try_from(self.policy.zero_unit).unwrap_or(len);
             for run in zero::runs(buf, range.start(), unit).filter(|run| run.zero) {
                 let found = at(range, run.range.start, run.range.end);
                 // Zeros that need not be written at all may end anywhere; those that take the place of old
                 // contents are worth it in whole units only.
-                let zeros = if target_zero { found } else { found.align_inward(self.manner.zero_unit) };
-                if zeros.is_empty() || zeros.len() < self.manner.min_zero_run {
+                let zeros = if target_zero { found } else { found.align_inward(self.policy.zero_unit) };
+                if zeros.is_empty() || zeros.len() < self.policy.min_zero_run {
                     continue;
                 }
                 let (from, to) = (index(range, zeros.start()), index(range, zeros.end()));
@@ -212,7 +212,7 @@ impl<'a> Mover<'a> {
                     moved.zeroed += zeroed;
                     moved.skipped += zeros.len() - zeroed;
                 } else {
-                    self.target.write_zeroes(zeros, self.manner.zero_flags).map_err(Failure::at_target)?;
+                    self.target.write_zeroes(zeros, self.policy.zero_flags).map_err(Failure::at_target)?;
                     moved.zeroed += zeros.len();
                 }
             }

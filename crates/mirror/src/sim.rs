@@ -44,7 +44,7 @@ pub enum End {
     Pivoted,
     /// The target stayed behind as a copy.
     Kept,
-    /// The job was given up on request.
+    /// The job was cancelled.
     Cancelled,
     /// The job failed and said why.
     Failed,

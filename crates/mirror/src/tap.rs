@@ -1,17 +1,16 @@
 //! The tap: a disk that can be mirrored while it is written.
 //!
-//! It is made when the disk is opened and stays in front of it for good: a job comes ([`MirrorJob::attach`]),
-//! sees every write, and goes; after a pivot the tap forwards to the target and can be mirrored again. While
-//! no job and no bitmap listens a request takes no lock and writes to no memory that all threads share: it
-//! looks up where to forward to, and a write is counted in a [lane](lanes).
+//! A tap is made when the disk is opened and stays in front of it: a job attaches ([`MirrorJob::attach`]),
+//! observes every write and detaches; after a pivot the tap forwards to the target and can be mirrored again.
+//! While it has no observer (job or enabled bitmap) a request takes no lock and writes to no memory that all
+//! threads share: it loads where to forward to, and a write is counted in a [shard](in_flight).
 //!
-//! What must hold:
-//! - Bitmaps and jobs are notified of a write after it has finished, whether or not it succeeded: those that
-//!   listen *then*: one that came while the write was under way must not miss it.
-//! - Writes under way are counted, so that a job that quiesces the guest knows when none is left, those
-//!   included that began before anybody listened.
-//! - What lies below changes only while no write is under way: at a pivot, or under a [`Drained`].
-//! - Lock order: state, then a job's core; nothing else is locked under those.
+//! Must hold:
+//! - Observers are notified of a write after it has finished, whether or not it succeeded: those of *that*
+//!   moment, so that an observer which came while the write was under way does not miss it.
+//! - Writes under way are counted, those included that began before there was an observer, so that a job that
+//!   quiesces the guest knows when none is left.
+//! - The device below changes only while no write is under way: at a pivot, or under a [`Drained`].
 //!
 //! [`MirrorJob::attach`]: crate::MirrorJob::attach
 
@@ -19,7 +18,7 @@ mod bitmaps;
 pub(crate) mod discard;
 mod drain;
 mod guard;
-mod lanes;
+mod in_flight;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,11 +37,11 @@ use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
 pub use guard::WriteGuard;
-use lanes::Lanes;
+use in_flight::InFlightCounters;
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
-/// It is a [`BlockDevice`] itself. Who moves data in another way announces each write with
+/// It is a [`BlockDevice`] itself. A caller that moves data in another way announces each write with
 /// [`begin_write`](Self::begin_write).
 ///
 /// ```
@@ -67,14 +66,16 @@ pub struct Tap {
     name: Arc<str>,
     /// The name was given to the tap; otherwise messages use that of the disk below.
     has_own_name: bool,
-    /// Changes under the lock of the state, while no write is under way.
+    /// Changes under the lock of `state`, while no write is under way.
     below: ArcSwap<Below>,
-    lanes: Lanes,
+    in_flight: InFlightCounters,
+    /// *Guards* observers, drains and the writes under way that they count. *Order*: before the core of the
+    /// attached job. *Not under it*: device I/O, but that of a resize; waiting, but on the two below.
     state: Mutex<State>,
     /// The last write under way has finished while the tap is drained.
     landed: Condvar,
     /// The drain has ended.
-    released: Condvar,
+    resumed: Condvar,
 }
 
 /// Where the tap forwards to.
@@ -88,9 +89,9 @@ struct Below {
 struct State {
     session: Option<Session>,
     next_session: u64,
-    /// Writes under way, or waiting for admission by a job, that began while there was a listener.
+    /// Writes under way, or waiting for admission by a job, that began while there was an observer.
     writes: usize,
-    /// Those who hold the guest and wait until no write is under way, or have done so.
+    /// Drains that have begun and not ended.
     drains: usize,
     bitmaps: BTreeMap<String, Named>,
 }
@@ -115,8 +116,8 @@ impl State {
     }
 }
 
-/// What the tap hands to a new job.
-pub(crate) struct Welcome<'a> {
+/// What a job is attached with.
+pub(crate) struct AttachContext<'a> {
     pub(crate) session: u64,
     pub(crate) source: Arc<dyn BlockDevice>,
     /// The bitmap that says what to copy.
@@ -130,7 +131,7 @@ impl Tap {
         Self::build(device, name, false)
     }
 
-    /// A tap in front of `device` that messages call `name`, whatever lies below it in time.
+    /// A tap in front of `device` that messages call `name`, whatever device is below it later.
     pub fn named(device: Arc<dyn BlockDevice>, name: &str) -> Arc<Self> {
         Self::build(device, Arc::from(name), true)
     }
@@ -140,7 +141,7 @@ impl Tap {
             name,
             has_own_name,
             below: ArcSwap::from_pointee(Below::new(device)),
-            lanes: Lanes::new(),
+            in_flight: InFlightCounters::new(),
             state: Mutex::new(State {
                 session: None,
                 next_session: 0,
@@ -149,7 +150,7 @@ impl Tap {
                 bitmaps: BTreeMap::new(),
             }),
             landed: Condvar::new(),
-            released: Condvar::new(),
+            resumed: Condvar::new(),
         })
     }
 
@@ -158,7 +159,7 @@ impl Tap {
         Arc::clone(&self.below.load().device)
     }
 
-    /// Whether a job sits on the tap.
+    /// Whether a job is attached that is not over.
     pub fn is_mirrored(&self) -> bool {
         self.state.lock().live_session().is_some()
     }
@@ -169,7 +170,7 @@ impl Tap {
     }
 
     fn under_way(&self, state: &State) -> usize {
-        state.writes + self.lanes.writes()
+        state.writes + self.in_flight.writes()
     }
 
     /// What messages call the disk.
@@ -177,16 +178,16 @@ impl Tap {
         if self.has_own_name { self.name.to_string() } else { self.device().name().to_owned() }
     }
 
-    /// Says in the lanes whether anybody listens; returns the writes under way in them.
-    fn set_lanes(&self, state: &State) -> usize {
-        self.lanes.set_listened(!state.is_idle())
+    /// Sets in the shards whether there is an observer; returns the writes under way in them.
+    fn update_observed(&self, state: &State) -> usize {
+        self.in_flight.set_observed(!state.is_idle())
     }
 
-    /// Puts the job that `make` sets up on the tap. From then on it is notified of every write that finishes.
+    /// Attaches the job that `make` sets up. From then on it is notified of every write that finishes.
     pub(crate) fn attach(
         &self,
         bitmap: Option<&str>,
-        make: impl FnOnce(Welcome<'_>) -> Result<Arc<Engine>, Error>,
+        make: impl FnOnce(AttachContext<'_>) -> Result<Arc<Engine>, Error>,
     ) -> Result<Arc<Engine>, Error> {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -198,16 +199,16 @@ impl Tap {
             Some(name) => Some(&self.free_bitmap(state, name)?.map),
         };
         let session = state.next_session;
-        let engine = make(Welcome { session, source: self.device(), bitmap: seed })?;
+        let engine = make(AttachContext { session, source: self.device(), bitmap: seed })?;
         state.next_session += 1;
         state.session =
             Some(Session { id: session, engine: Arc::clone(&engine), bitmap: bitmap.map(str::to_owned) });
-        let pre_attach_writes = state.writes + self.set_lanes(state);
+        let pre_attach_writes = state.writes + self.update_observed(state);
         engine.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(pre_attach_writes));
         Ok(engine)
     }
 
-    /// Performs the last step of the job `session`. The guest is held, or the job has failed.
+    /// Performs the last step of the job `session`. The guest is quiesced, or the job has failed.
     pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -228,35 +229,35 @@ impl Tap {
                 }
             }
         }
-        self.set_lanes(state);
+        self.update_observed(state);
     }
 
     /// The job `session` is over: it is not notified any more.
     pub(crate) fn detach(&self, session: u64) {
         let mut state = self.state.lock();
         if state.session.take_if(|current| current.id == session).is_some() {
-            self.set_lanes(&state);
+            self.update_observed(&state);
         }
     }
 
     fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<WriteGuard<'_>> {
         loop {
-            if let Some(lane) = self.lanes.enter() {
-                // Once the write is counted nothing else comes to lie below.
+            if let Some(shard) = self.in_flight.begin() {
+                // While the write is counted the device below stays.
                 let below = self.below.load();
                 if let Err(error) = below.check_bounds(operation, range) {
-                    self.leave_lane(lane, ByteRange::default());
+                    self.end_unobserved(shard, ByteRange::default());
                     return Err(error);
                 }
-                return Ok(WriteGuard::in_lane(self, range, below, lane));
+                return Ok(WriteGuard::unobserved(self, range, below, shard));
             }
             let (below, session) = {
                 let mut state = self.state.lock();
                 while state.drains > 0 {
-                    state = self.released.wait(state);
+                    state = self.resumed.wait(state);
                 }
                 if state.is_idle() {
-                    // There is no listener any more.
+                    // There is no observer any more.
                     continue;
                 }
                 let below = self.below.load();
@@ -264,13 +265,13 @@ impl Tap {
                 state.writes += 1;
                 (below, state.session.clone())
             };
-            let Some(session) = session else { return Ok(WriteGuard::seen(self, range, below)) };
+            let Some(session) = session else { return Ok(WriteGuard::observed(self, range, below)) };
             match session.engine.guest_begin(range) {
                 (ticket, Admission::SourceOnly) => {
-                    return Ok(WriteGuard::let_in(self, range, below, session.id, ticket, None));
+                    return Ok(WriteGuard::admitted(self, range, below, session.id, ticket, None));
                 }
                 (ticket, Admission::SourceAndTarget) => {
-                    return Ok(WriteGuard::let_in(
+                    return Ok(WriteGuard::admitted(
                         self,
                         range,
                         below,
@@ -280,51 +281,51 @@ impl Tap {
                     ));
                 }
                 (_, Admission::Wait | Admission::JobEnded) => {
-                    self.leave(ByteRange::default(), Some(session.id), |_| {});
+                    self.end_write(ByteRange::default(), Some(session.id), |_| {});
                     self.detach(session.id);
                 }
             }
         }
     }
 
-    /// Performs a write that has entered lane `index`: what [`begin`](Self::begin) and the guard's end would
-    /// do, without moving a guard about.
-    fn in_lane(
+    /// Performs a write that is counted in shard `index`: the same as [`begin`](Self::begin) and the guard's
+    /// end, without a guard.
+    fn write_unobserved(
         &self,
         index: usize,
         operation: &'static str,
         range: ByteRange,
         write: impl FnOnce(&dyn BlockDevice) -> block::Result<()>,
     ) -> block::Result<()> {
-        let mut inside = InLane { tap: self, index, range: ByteRange::default() };
+        let mut inside = UnobservedIo { tap: self, index, range: ByteRange::default() };
         let below = self.below.load();
         below.check_bounds(operation, range)?;
         inside.range = range;
         write(&*below.device)
     }
 
-    /// A write that began in lane `index` has finished.
-    fn leave_lane(&self, index: usize, range: ByteRange) {
-        if self.lanes.leave(index) {
+    /// A write that is counted in shard `index` has finished.
+    fn end_unobserved(&self, index: usize, range: ByteRange) {
+        if self.in_flight.end(index) {
             return;
         }
-        // A listener came meanwhile. Counting and notifying are one step for it.
+        // An observer came meanwhile. Counting and notifying are one step for it.
         let mut state = self.state.lock();
-        self.lanes.leave_listened(index);
-        state.tell(range, None, |_| {});
-        self.note_landing(&state);
+        self.in_flight.end_observed(index);
+        state.notify(range, None, |_| {});
+        self.notify_landed(&state);
     }
 
-    /// A write that began while there was a listener has finished; `own` notifies the job that admitted it,
-    /// if it is still here.
-    fn leave(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+    /// A write that began while there was an observer has finished; `own` notifies the job that admitted it,
+    /// if that is still attached.
+    fn end_write(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
         let mut state = self.state.lock();
         state.writes -= 1;
-        state.tell(range, session, own);
-        self.note_landing(&state);
+        state.notify(range, session, own);
+        self.notify_landed(&state);
     }
 
-    fn note_landing(&self, state: &State) {
+    fn notify_landed(&self, state: &State) {
         if state.drains > 0 && self.under_way(state) == 0 {
             self.landed.notify_all();
         }
@@ -332,7 +333,7 @@ impl Tap {
 }
 
 impl State {
-    fn tell(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+    fn notify(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
         for bitmap in self.bitmaps.values_mut() {
             bitmap.record(range);
         }
@@ -348,28 +349,28 @@ impl State {
 
 /// An operation that is counted as a write under way and changes nothing that is read; also should the device
 /// panic.
-struct Counted<'a> {
+struct ObservedIo<'a> {
     tap: &'a Tap,
     /// The job that was there when it began, which did not count it.
     session: Option<u64>,
 }
 
-impl Drop for Counted<'_> {
+impl Drop for ObservedIo<'_> {
     fn drop(&mut self) {
-        self.tap.leave(ByteRange::default(), self.session, |_| {});
+        self.tap.end_write(ByteRange::default(), self.session, |_| {});
     }
 }
 
-/// Leaves the lane, also should the device panic.
-struct InLane<'a> {
+/// An operation that is counted in a shard; also should the device panic.
+struct UnobservedIo<'a> {
     tap: &'a Tap,
     index: usize,
     range: ByteRange,
 }
 
-impl Drop for InLane<'_> {
+impl Drop for UnobservedIo<'_> {
     fn drop(&mut self) {
-        self.tap.leave_lane(self.index, self.range);
+        self.tap.end_unobserved(self.index, self.range);
     }
 }
 
@@ -410,8 +411,9 @@ impl BlockDevice for Tap {
 
     fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> block::Result<()> {
         let range = ByteRange::checked(offset, buf.len()).unwrap_or_else(|| ByteRange::at(offset, u64::MAX));
-        if let Some(lane) = self.lanes.enter() {
-            return self.in_lane(lane, "write", range, |device| device.write_at(buf, offset, flags));
+        if let Some(shard) = self.in_flight.begin() {
+            return self
+                .write_unobserved(shard, "write", range, |device| device.write_at(buf, offset, flags));
         }
         let guard = self.begin_write(range)?;
         let result = guard.device().write_at(buf, offset, flags);
@@ -420,8 +422,8 @@ impl BlockDevice for Tap {
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> block::Result<()> {
-        if let Some(lane) = self.lanes.enter() {
-            return self.in_lane(lane, "write", range, |device| device.write_zeroes(range, flags));
+        if let Some(shard) = self.in_flight.begin() {
+            return self.write_unobserved(shard, "write", range, |device| device.write_zeroes(range, flags));
         }
         let guard = self.begin_write(range)?;
         let result = guard.device().write_zeroes(range, flags);
@@ -445,18 +447,18 @@ impl BlockDevice for Tap {
         self.below.load().device.extents(range, visit)
     }
 
-    /// What anybody reads does not change, so neither bitmaps nor a job hear of it; but the disk below is not
-    /// replaced meanwhile.
+    /// What is read does not change, so observers are not notified; but the device below is not replaced
+    /// meanwhile.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
         loop {
-            if let Some(index) = self.lanes.enter() {
-                let _inside = InLane { tap: self, index, range: ByteRange::default() };
+            if let Some(index) = self.in_flight.begin() {
+                let _inside = UnobservedIo { tap: self, index, range: ByteRange::default() };
                 return self.device().copy_up(range, max_depth);
             }
             let session = {
                 let mut state = self.state.lock();
                 while state.drains > 0 {
-                    state = self.released.wait(state);
+                    state = self.resumed.wait(state);
                 }
                 if state.is_idle() {
                     continue;
@@ -464,15 +466,15 @@ impl BlockDevice for Tap {
                 state.writes += 1;
                 state.session.as_ref().map(|session| session.id)
             };
-            let _counted = Counted { tap: self, session };
+            let _counted = ObservedIo { tap: self, session };
             return self.device().copy_up(range, max_depth);
         }
     }
 
-    /// Holds the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a
-    /// job sits here or a bitmap is in use.
+    /// Quiesces the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a
+    /// job is attached or a bitmap is in use.
     fn resize(&self, len: u64, may_shrink: bool) -> block::Result<()> {
-        self.resize_held(len, may_shrink).map_err(|error| match error {
+        self.resize_quiesced(len, may_shrink).map_err(|error| match error {
             Error::Disk(error) => error,
             error => DiskError::new(block::ErrorKind::Locked, "resize").because(error.to_string()),
         })
@@ -483,7 +485,7 @@ impl BlockDevice for Tap {
     }
 
     fn write_would_wait(&self, range: ByteRange) -> bool {
-        if !self.lanes.is_listened() {
+        if !self.in_flight.is_observed() {
             return self.below.load().device.write_would_wait(range);
         }
         let session = {
@@ -505,8 +507,8 @@ impl BlockDevice for Tap {
 }
 
 impl Tap {
-    /// Announces a write of the guest to `range`; waits while the guest is held. The caller writes to the
-    /// guard's [`device`](WriteGuard::device), then tells the guard how it went.
+    /// Announces a guest write to `range`; waits for its admission. The caller writes to the guard's
+    /// [`device`](WriteGuard::device), then finishes the guard with the result.
     ///
     /// A thread that begins a write while it has others open may wait for another that waits for those: it
     /// finishes them first, or asks from another thread.

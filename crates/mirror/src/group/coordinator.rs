@@ -1,14 +1,13 @@
-//! What brings the members of a group to one end: decisions only.
+//! The coordinator of a group: two-phase commit over its members. Decisions only.
 //!
-//! The thread of the group asks it to look again whenever a member has changed; tests do the same with bare
-//! cores. It touches one member at a time and holds no lock over two, so no order of locks among members
-//! exists that a guest could get wrong.
+//! The thread of the group polls it whenever a member has changed; tests do the same with bare cores. It visits
+//! one member at a time and holds no lock over two, so there is no lock order among members.
 //!
 //! An attempt: every member is near, so each quiesces its guest. One by one they settle: no write under way,
-//! nothing left, flushed. When all have, each is *sealed*, which fails if anything has happened to it since
-//! it was seen; when all are, the end is certain: at this instant every guest is held and every target equal.
-//! Only then is any member ended. If one resumes its guest before that, for whatever reason, all do, and a
-//! later attempt follows. Should one be given up, all are.
+//! nothing left, flushed. When all have, each is *prepared*, which fails if anything has happened to it since it
+//! was seen. When all are prepared the end is certain: at this instant every guest is quiesced and every target
+//! equal. Only then is any member ended (commit). If one resumes its guest before that, all do, and a later
+//! attempt follows. If one is aborted, all are.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,24 +15,24 @@ use std::time::Duration;
 use super::GroupEvent;
 use crate::error::Error;
 use crate::machine::Core;
-use crate::machine::group::{Loss, Stage, View};
+use crate::machine::membership::{MemberFailure, MemberStage, MemberView};
 
-/// The members, to be touched one at a time.
+/// The members, visited one at a time.
 pub(crate) trait Members {
     /// How many there are.
     fn count(&self) -> usize;
     /// What the disk of a member is called.
     fn name(&self, index: usize) -> String;
-    /// Looks at the core of a member, or changes it.
+    /// Reads or changes the core of a member.
     fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R;
 }
 
-/// Where a group stands, and what it has to tell.
+/// The state of a group, and its events that were not taken.
 #[derive(Debug, Default)]
 pub(crate) struct Coordinator {
     phase: Phase,
     was_ready: bool,
-    pends: bool,
+    pending_emitted: bool,
     attempts: u64,
     events: VecDeque<GroupEvent>,
 }
@@ -41,18 +40,18 @@ pub(crate) struct Coordinator {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
     #[default]
-    Open,
-    /// Every guest is held, or was when the attempt began.
-    Holding,
-    /// Every member was sealed and is to end.
+    Idle,
+    /// An attempt: every guest is quiesced, or was when it began.
+    Preparing,
+    /// Every member was prepared and is to end.
     Committed,
-    /// Every member was given up.
+    /// Every member was aborted.
     Failed,
     Over,
 }
 
 impl Coordinator {
-    /// How often the guests were held.
+    /// How often the guests were quiesced.
     pub(crate) fn attempts(&self) -> u64 {
         self.attempts
     }
@@ -71,20 +70,21 @@ impl Coordinator {
         self.phase == Phase::Over
     }
 
-    /// Whether the members are being given up.
+    /// Whether the members are being aborted.
     pub(crate) fn is_failing(&self) -> bool {
         self.phase == Phase::Failed
     }
 
-    /// A member may have changed: does what follows from that.
-    pub(crate) fn look(&mut self, members: &impl Members) {
+    /// A member may have changed: makes every move that follows.
+    pub(crate) fn poll(&mut self, members: &impl Members) {
         while self.step(members) {}
     }
 
     fn step(&mut self, members: &impl Members) -> bool {
         let all = 0..members.count();
-        let views: Vec<View> = all.clone().map(|index| members.with(index, |core, _| core.view())).collect();
-        let every = |is: fn(&View) -> bool| views.iter().all(is);
+        let views: Vec<MemberView> =
+            all.clone().map(|index| members.with(index, |core, _| core.view())).collect();
+        let every = |is: fn(&MemberView) -> bool| views.iter().all(is);
         if !self.was_ready && every(|view| view.has_been_ready) {
             self.was_ready = true;
             self.events.push_back(GroupEvent::Ready);
@@ -95,86 +95,90 @@ impl Coordinator {
                 let over = every(|view| view.over);
                 if over {
                     self.phase = Phase::Over;
-                    self.tell_end(members);
+                    self.emit_end(members);
                 }
                 over
             }
-            Phase::Open | Phase::Holding if views.iter().any(|view| view.stage == Stage::Lost) => {
+            Phase::Idle | Phase::Preparing if views.iter().any(|view| view.stage == MemberStage::Failed) => {
                 self.fail(members);
                 true
             }
-            Phase::Open => every(|view| view.stage == Stage::Near) && self.begin(members, &views),
-            Phase::Holding if every(|view| view.stage == Stage::Settled) => {
+            Phase::Idle => every(|view| view.stage == MemberStage::Near) && self.begin(members, &views),
+            Phase::Preparing if every(|view| view.stage == MemberStage::Settled) => {
                 self.commit(members);
                 true
             }
-            Phase::Holding if every(|view| matches!(view.stage, Stage::Held | Stage::Settled)) => false,
-            Phase::Holding => {
-                self.let_go(members);
+            Phase::Preparing
+                if every(|view| matches!(view.stage, MemberStage::Quiesced | MemberStage::Settled)) =>
+            {
+                false
+            }
+            Phase::Preparing => {
+                self.resume_all(members);
                 true
             }
         }
     }
 
-    /// Every member is near: holds every guest, if the group is not to wait for its word first.
-    fn begin(&mut self, members: &impl Members, views: &[View]) -> bool {
+    /// Every member is near: quiesces every guest, unless the group has to wait for `finalize` first.
+    fn begin(&mut self, members: &impl Members, views: &[MemberView]) -> bool {
         let waits = views.iter().any(|view| !view.auto_finalize) && !views.iter().any(|view| view.finalizing);
         if waits && views.iter().all(|view| view.pending) {
-            if !self.pends {
-                self.pends = true;
+            if !self.pending_emitted {
+                self.pending_emitted = true;
                 self.events.push_back(GroupEvent::Pending);
             }
             return false;
         }
         if waits {
-            each(members, Core::pend);
+            each(members, Core::enter_pending);
             return true;
         }
         self.attempts += 1;
-        self.phase = Phase::Holding;
+        self.phase = Phase::Preparing;
         for index in 0..members.count() {
             if !members.with(index, |core, _| core.quiesce_for_group()) {
-                self.let_go(members);
+                self.resume_all(members);
                 break;
             }
         }
         true
     }
 
-    fn let_go(&mut self, members: &impl Members) {
-        self.phase = Phase::Open;
+    fn resume_all(&mut self, members: &impl Members) {
+        self.phase = Phase::Idle;
         each(members, Core::resume_for_group);
     }
 
     /// Every member has settled: all end, or none.
     fn commit(&mut self, members: &impl Members) {
         for index in 0..members.count() {
-            if !members.with(index, |core, _| core.seal()) {
-                return self.let_go(members);
+            if !members.with(index, |core, _| core.prepare()) {
+                return self.resume_all(members);
             }
         }
         self.phase = Phase::Committed;
-        each(members, Core::pend);
-        each(members, Core::grant);
+        each(members, Core::enter_pending);
+        each(members, Core::commit);
     }
 
     fn fail(&mut self, members: &impl Members) {
         self.phase = Phase::Failed;
-        let Some((lost, loss)) = first_loss(members) else { return };
-        let member = members.name(lost);
+        let Some((failed, member_failure)) = first_failure(members) else { return };
+        let member = members.name(failed);
         for index in 0..members.count() {
             members.with(index, |core, _| {
                 core.resume_for_group();
-                core.abort(Error::Group { member: member.clone(), cause: loss.message.clone() });
+                core.abort(Error::Group { member: member.clone(), cause: member_failure.message.clone() });
             });
         }
     }
 
-    fn tell_end(&mut self, members: &impl Members) {
-        self.events.push_back(match first_loss(members) {
+    fn emit_end(&mut self, members: &impl Members) {
+        self.events.push_back(match first_failure(members) {
             None => GroupEvent::Completed,
-            Some((_, loss)) if loss.cancelled => GroupEvent::Cancelled,
-            Some((member, loss)) => GroupEvent::Failed { member, error: loss.message },
+            Some((_, member_failure)) if member_failure.cancelled => GroupEvent::Cancelled,
+            Some((member, member_failure)) => GroupEvent::Failed { member, error: member_failure.message },
         });
     }
 }
@@ -185,10 +189,10 @@ fn each(members: &impl Members, change: fn(&mut Core)) {
     }
 }
 
-/// The member that is lost by itself, not because others are.
-fn first_loss(members: &impl Members) -> Option<(usize, Loss)> {
+/// The member that failed first, not because another did.
+fn first_failure(members: &impl Members) -> Option<(usize, MemberFailure)> {
     (0..members.count()).find_map(|index| {
-        let loss = members.with(index, |core, _| core.loss())?;
-        (!loss.follows).then_some((index, loss))
+        let member_failure = members.with(index, |core, _| core.member_failure())?;
+        (!member_failure.follows).then_some((index, member_failure))
     })
 }

@@ -74,10 +74,10 @@ impl Group {
     fn ready(options: MirrorOptions) -> Self {
         let group = Self::new([options.clone(), options]);
         group.drive(0);
-        group.look();
+        group.poll();
         assert!(group.events().is_empty(), "one of them is not ready");
         group.drive(1);
-        group.look();
+        group.poll();
         assert_eq!(group.events(), [GroupEvent::Ready]);
         for index in 0..2 {
             group.core(index, |core| core.take_events());
@@ -89,8 +89,8 @@ impl Group {
         self.with(index, |core, _| f(core))
     }
 
-    fn look(&self) {
-        self.coordinator.borrow_mut().look(self);
+    fn poll(&self) {
+        self.coordinator.borrow_mut().poll(self);
     }
 
     fn events(&self) -> Vec<GroupEvent> {
@@ -122,7 +122,7 @@ impl Group {
     fn settle(&self) -> Vec<(usize, Ending)> {
         let mut ends = Vec::new();
         loop {
-            self.look();
+            self.poll();
             let logs = [self.drive(0), self.drive(1)];
             for (index, log) in logs.iter().enumerate() {
                 ends.extend(log.iter().filter_map(|work| match work {
@@ -131,7 +131,7 @@ impl Group {
                 }));
             }
             if logs.iter().all(Vec::is_empty) {
-                self.look();
+                self.poll();
                 return ends;
             }
         }
@@ -210,10 +210,10 @@ fn every_guest_is_held_until_every_member_is_clean_and_flushed() {
     let group = Group::ready(MirrorOptions::new());
     let (write, _) = group.begin(1, 0, 512);
     group.complete();
-    group.look();
+    group.poll();
     assert!(group.holds(0) && group.holds(1));
     assert_eq!(group.drive(0), [Work::Flush]);
-    group.look();
+    group.poll();
     assert!(group.drive(0).is_empty(), "settled, but the other is not");
     assert_eq!(group.begin(0, 0, 1).1, Admission::Wait);
     group.finish(1, write);
@@ -223,11 +223,11 @@ fn every_guest_is_held_until_every_member_is_clean_and_flushed() {
             break action;
         }
         group.report(1, action, Ok(honest(action.work)));
-        group.look();
+        group.poll();
     };
     assert!(group.next(0).is_none());
     group.report(1, flush, Ok(Done::Flushed));
-    group.look();
+    group.poll();
     assert_eq!(
         (group.drive(0), group.drive(1)),
         (vec![Work::End(Ending::Pivot)], vec![Work::End(Ending::Pivot)])
@@ -239,11 +239,11 @@ fn one_failed_flush_lets_all_guests_go_and_a_later_attempt_succeeds() {
     for policy in [OnError::Ignore, OnError::Stop] {
         let group = Group::ready(MirrorOptions::new().on_target_error(policy));
         group.complete();
-        group.look();
+        group.poll();
         assert_eq!(group.drive(0), [Work::Flush]);
         let flush = group.next(1).unwrap();
         group.report(1, flush, Err(io_error()));
-        group.look();
+        group.poll();
         assert!(!group.holds(0) && !group.holds(1));
         let (write, admission) = group.begin(0, 0, 1);
         assert_eq!(admission, Admission::SourceOnly);
@@ -263,12 +263,12 @@ fn one_failed_flush_lets_all_guests_go_and_a_later_attempt_succeeds() {
 fn dirt_at_the_last_look_of_one_lets_all_guests_go() {
     let group = Group::ready(MirrorOptions::new());
     group.complete();
-    group.look();
+    group.poll();
     let flush = group.next(1).unwrap();
     group.drive(0);
     group.core(1, |core| core.mark_dirty(ByteRange::new(0, 1)));
     group.report(1, flush, Ok(Done::Flushed));
-    group.look();
+    group.poll();
     assert!(!group.holds(0) && !group.holds(1));
     assert_eq!(group.attempts(), 1);
     assert!(group.settle().is_empty(), "the guest of the other goes on for a while");
@@ -276,17 +276,17 @@ fn dirt_at_the_last_look_of_one_lets_all_guests_go() {
     assert_eq!(group.settle(), PIVOTS);
 }
 
-/// Dirt that comes between the look at a member and its seal.
+/// Dirt that comes between the poll of a member and its prepare.
 #[test]
-fn a_seal_that_one_refuses_is_broken_for_all() {
+fn a_prepare_that_one_refuses_is_rolled_back_for_all() {
     let group = Group::ready(MirrorOptions::new());
     group.complete();
-    group.look();
+    group.poll();
     group.drive(0);
     group.drive(1);
-    assert!(group.core(0, Core::seal));
+    assert!(group.core(0, Core::prepare));
     group.core(1, |core| core.mark_dirty(ByteRange::new(0, 1)));
-    assert!(!group.core(1, Core::seal));
+    assert!(!group.core(1, Core::prepare));
     for index in 0..2 {
         group.core(index, Core::resume_for_group);
         assert!(!group.holds(index));
@@ -299,7 +299,7 @@ fn a_seal_that_one_refuses_is_broken_for_all() {
 fn a_member_that_fails_before_the_end_takes_all_with_it() {
     let group = Group::ready(MirrorOptions::new());
     group.complete();
-    group.look();
+    group.poll();
     assert_eq!(group.drive(0), [Work::Flush]);
     let flush = group.next(1).unwrap();
     group.report(1, flush, Err(io_error()));
@@ -324,7 +324,7 @@ fn force_cancel_of_one_at_any_stage_takes_all_with_it() {
         let group = if stage == 0 { Group::new([options(), options()]) } else { Group::ready(options()) };
         if stage >= 2 {
             group.complete();
-            group.look();
+            group.poll();
         }
         if stage >= 3 {
             group.drive(0);
@@ -343,18 +343,18 @@ fn force_cancel_of_one_at_any_stage_takes_all_with_it() {
 }
 
 #[test]
-fn between_seal_and_end_nothing_stops_a_member_and_a_broken_seal_remembers() {
+fn between_prepare_and_end_nothing_stops_a_member_and_a_rollback_remembers() {
     for broken in [false, true] {
         let group = Group::ready(MirrorOptions::new());
         group.complete();
-        group.look();
+        group.poll();
         group.drive(0);
         group.drive(1);
-        assert!(group.core(0, Core::seal) && group.core(1, Core::seal));
+        assert!(group.core(0, Core::prepare) && group.core(1, Core::prepare));
         group.wait(Duration::from_secs(1000));
         assert!(group.core(0, |core| !core.resume_if_overdue(Duration::from_secs(1000))));
         assert!(matches!(group.core(0, Core::pause), Err(Refused::State { verb: Verb::Pause, .. })));
-        assert!(group.next(0).is_none(), "not before all are sealed");
+        assert!(group.next(0).is_none(), "not before all are prepared");
         group.core(0, Core::force_cancel).unwrap();
         if broken {
             group.core(0, Core::resume_for_group);
@@ -362,8 +362,8 @@ fn between_seal_and_end_nothing_stops_a_member_and_a_broken_seal_remembers() {
             assert!(group.settle().is_empty());
             assert_eq!(group.events(), [GroupEvent::Cancelled]);
         } else {
-            group.core(0, Core::grant);
-            group.core(1, Core::grant);
+            group.core(0, Core::commit);
+            group.core(1, Core::commit);
             assert_eq!(
                 (group.drive(0), group.drive(1)),
                 (vec![Work::End(Ending::Pivot)], vec![Work::End(Ending::Pivot)])
@@ -407,7 +407,7 @@ fn while_one_is_paused_nobody_is_held() {
 fn a_guest_who_waits_too_long_ends_the_attempt_for_all() {
     let group = Group::ready(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
     group.complete();
-    group.look();
+    group.poll();
     group.drive(0);
     let flush = group.next(1).unwrap();
     let (write, admission) = group.begin(0, 0, 512);
@@ -415,7 +415,7 @@ fn a_guest_who_waits_too_long_ends_the_attempt_for_all() {
     group.wait(Duration::from_secs(1));
     assert!(group.core(0, |core| core.resume_if_overdue(Duration::from_secs(1))));
     assert_eq!(group.core(0, |core| core.guest_admit(write)), Admission::SourceAndTarget);
-    group.look();
+    group.poll();
     assert!(!group.holds(1));
     group.core(0, |core| core.guest_finished(write, true, Some(Ok(()))));
     group.report(1, flush, Ok(Done::Flushed));

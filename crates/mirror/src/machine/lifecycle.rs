@@ -131,7 +131,7 @@ impl Core {
 
     /// Whether the end is being performed, or about to be: nothing can stop it now.
     pub(super) fn is_ending(&self) -> bool {
-        self.is_sealed() || self.in_flight.iter().any(|op| matches!(op.work, Work::End(_)))
+        self.is_prepared() || self.in_flight.iter().any(|op| matches!(op.work, Work::End(_)))
     }
 
     /// Bytes that the target does not have, or may not have.
@@ -200,7 +200,7 @@ impl Core {
 
     /// Ends the job with `error` once nothing is in flight, unless it is ending already.
     pub(crate) fn abort(&mut self, error: Error) {
-        let Some(error) = self.give_up_unless_sealed(error) else { return };
+        let Some(error) = self.defer_abort_while_prepared(error) else { return };
         if matches!(self.phase, Phase::Running) && !self.is_ending() {
             self.begin_to_fail(error);
             self.conclude_if_idle();
@@ -214,7 +214,7 @@ impl Core {
     }
 
     pub(super) fn begin_to_fail(&mut self, error: Error) {
-        self.note_loss(&error);
+        self.note_member_failure(&error);
         self.phase = Phase::Aborting(error);
         self.resume_guest();
         self.transition_to(JobState::Aborting);
@@ -262,7 +262,7 @@ impl Core {
                 self.push_event(Event::Completed { error: None });
             }
             Err(error) => {
-                self.note_loss(error);
+                self.note_member_failure(error);
                 self.push_event(match error {
                     Error::Cancelled | Error::Group { .. } => Event::Cancelled,
                     error => Event::Completed { error: Some(error.to_string()) },

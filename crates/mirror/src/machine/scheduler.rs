@@ -29,7 +29,7 @@ impl Core {
             Phase::Aborting(_) => return self.next_while_aborting(),
             Phase::Concluded(_) => return Next::Finished,
         }
-        if let Some(ending) = self.take_grant() {
+        if let Some(ending) = self.take_commit() {
             return self.begin(Work::End(ending), 0);
         }
         if self.is_paused() || self.is_ending() {

@@ -16,7 +16,7 @@ use super::workers::Workers;
 use super::{End, Trace};
 use crate::error::Error;
 use crate::group::{Coordinator, GroupEvent, Members};
-use crate::machine::group::Stage;
+use crate::machine::membership::MemberStage;
 use crate::machine::{Admission, Core, Done, Ending, Next};
 use crate::progress::Operation;
 use crate::state::{JobState, Verb};
@@ -51,7 +51,7 @@ pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
             sim.borrow_mut().close();
         }
         if sim.borrow_mut().rng.one_in(12) {
-            coordinator.look(&sim);
+            coordinator.poll(&sim);
             while let Some(event) = coordinator.take_event() {
                 sim.borrow_mut().on_event(event);
             }
@@ -203,7 +203,7 @@ impl GroupSim<'_> {
         };
         let end = member.workers.perform_half(&mut member.core, &mut self.rng, self.now, op, self.trace);
         if let Some((id, ending)) = end {
-            self.trace.step(self.now, Step::Ends { id, ending });
+            self.trace.step(self.now, Step::JobDisks { id, ending });
             self.end(index, ending);
             self.members[index].core.finished(self.now, id, Ok(Done::Ended));
         }
@@ -214,7 +214,7 @@ impl GroupSim<'_> {
         for (other, member) in self.members.iter().enumerate() {
             if first || other == index {
                 let stage = member.core.view().stage;
-                assert_eq!(stage, Stage::Sealed, "{index} ends, and {other} is not sure to");
+                assert_eq!(stage, MemberStage::Prepared, "{index} ends, and {other} is not sure to");
                 member.assert_one_instant();
             }
         }

@@ -236,7 +236,7 @@ impl Sim<'_> {
         };
         let end = self.workers.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
         if let Some((id, ending)) = end {
-            self.trace.step(self.now, Step::Ends { id, ending });
+            self.trace.step(self.now, Step::JobDisks { id, ending });
             assert!(self.workers.are_empty(), "the end while something is in flight");
             self.end(ending);
             self.core.finished(self.now, id, Ok(crate::machine::Done::Ended));

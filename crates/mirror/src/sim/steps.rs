@@ -70,7 +70,7 @@ impl StepHash {
                 self.work(work);
                 self.result(result);
             }
-            Step::Ends { id, ending } => self.all(&[6, id, ending_code(ending)]),
+            Step::JobDisks { id, ending } => self.all(&[6, id, ending_code(ending)]),
             Step::WritesSource(range) => {
                 self.add(7);
                 self.range(range);
@@ -231,7 +231,7 @@ pub(super) enum Step<'a> {
     /// An operation is reported to the core.
     Performed { id: u64, work: Work, result: &'a Result<Done, Failure> },
     /// The last step of a job is performed.
-    Ends { id: u64, ending: Ending },
+    JobDisks { id: u64, ending: Ending },
     /// A guest without a tap writes to the source.
     WritesSource(ByteRange),
     /// The same guest marks what it has written.
@@ -273,7 +273,7 @@ impl fmt::Display for Step<'_> {
                 Ok(done) => write!(f, "#{id} {work:?}: {done:?}"),
                 Err(failure) => write!(f, "#{id} {work:?}: {}: {}", failure.operation, failure.error),
             },
-            Self::Ends { id, ending } => write!(f, "#{id} the end: {ending:?}"),
+            Self::JobDisks { id, ending } => write!(f, "#{id} the end: {ending:?}"),
             Self::WritesSource(range) => write!(f, "the guest writes {range}"),
             Self::Marks(range) => write!(f, "the guest marks {range}"),
             Self::OldWriteEnds(range) => write!(f, "an old write ends: {range}"),

@@ -9,7 +9,7 @@ use super::environment::{Environment, Faults, contents};
 use super::rng::Rng;
 use super::steps::Step;
 use crate::machine::{Action, Core, Done, Ending, Work};
-use crate::mover::{Manner, Mover};
+use crate::mover::{CopyPolicy, Mover};
 use crate::progress::Operation;
 use crate::scan::Failure;
 use crate::scan::TargetContent;
@@ -86,9 +86,12 @@ impl<'w> Workers<'w> {
         for other in self.works() {
             assert!(!range_of(other).overlaps(range), "{:?} and {other:?} in flight together", action.work);
         }
-        let manner =
-            Manner::new(&self.environment.options, self.environment.target.geometry(), TargetContent::Asked);
-        let mover = Mover::new(&*self.environment.source, &*self.environment.target, None, manner);
+        let policy = CopyPolicy::new(
+            &self.environment.options,
+            self.environment.target.geometry(),
+            TargetContent::Asked,
+        );
+        let mover = Mover::new(&*self.environment.source, &*self.environment.target, None, policy);
         let side = if matches!(action.work, Work::Copy { .. }) { Operation::Read } else { Operation::Write };
         let not_before = now + self.environment.latency.takes(rng, side);
         self.running.push(Running { action, mover, has_read: false, not_before });

@@ -128,7 +128,7 @@ impl Tap {
             name.to_owned(),
             Named { map, enabled, number: NEXT.fetch_add(1, Ordering::Relaxed), users: 0 },
         );
-        self.set_lanes(&state);
+        self.update_observed(&state);
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Tap {
         let mut state = self.state.lock();
         self.free_bitmap(&state, name)?;
         let bitmap = state.bitmaps.remove(name).ok_or_else(|| self.no_bitmap(name))?;
-        self.set_lanes(&state);
+        self.update_observed(&state);
         Ok(bitmap.map)
     }
 
@@ -272,7 +272,7 @@ impl Tap {
                 }
             }
         }
-        self.set_lanes(&state);
+        self.update_observed(&state);
     }
 
     /// Gives its bitmaps to `other`, a tap that has none of their names; those that are in use stay.
@@ -284,11 +284,11 @@ impl Tap {
             let names: Vec<_> = free.map(|(name, _)| name.clone()).collect();
             names.iter().filter_map(|name| state.bitmaps.remove_entry(name)).collect()
         };
-        self.set_lanes(&state);
+        self.update_observed(&state);
         drop(state);
         let mut state = other.state.lock();
         state.bitmaps.extend(given);
-        other.set_lanes(&state);
+        other.update_observed(&state);
     }
 
     /// Keeps others from changing the bitmap, while it is exported, say. It goes on recording.
@@ -313,7 +313,7 @@ impl Tap {
             Some(bitmap) => change(bitmap)?,
             None => return Err(self.no_bitmap(name)),
         };
-        self.set_lanes(&state);
+        self.update_observed(&state);
         Ok(answer)
     }
 

@@ -1,8 +1,7 @@
-//! Holding the guest of a tap: for whatever must not fall into the middle of a write.
+//! Drain of a tap: quiesce the guest and wait until no write is under way.
 //!
-//! Snapshots, reopening with other options and resizing drain the tap, put another disk below it, and let the
-//! guest go on. What must hold: a disk is only replaced while no write is under way and no job has it as its
-//! source.
+//! Snapshots, reopening with other options and resizing drain the tap, replace the device below it, and resume
+//! the guest. Must hold: a device is replaced only while no write is under way and no job has it as its source.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use blockmirror_block::{BlockDevice, ByteRange};
 use super::{Below, State, Tap};
 use crate::error::Error;
 
-/// The guest is held and no write of it is under way, until this is dropped.
+/// The guest is quiesced and no write of it is under way, until this is dropped.
 ///
 /// Writes that begin meanwhile wait, so the thread that has this must not write to the tap itself. Reads and
 /// flushes go on, and end at the disk on which they began; they may keep a replaced disk open until then. A
@@ -49,40 +48,40 @@ pub struct Drained {
 }
 
 impl Tap {
-    /// Holds the guest, and waits until no write is under way: for ever, should one never end.
+    /// Quiesces the guest, and waits until no write is under way: for ever, should one never end.
     ///
     /// Several may do so at once; the guest goes on when the last has ended. Several taps are best drained by
     /// one thread, one after another; a guest that has writes open on one tap while it begins
     /// one on another can make that wait for ever, for which there is [`drain_for`](Self::drain_for).
     pub fn drain(self: &Arc<Self>) -> Drained {
-        let mut drained = self.hold();
+        let mut drained = self.quiesce();
         drained.wait(None);
         drained
     }
 
-    /// The same for at most `timeout`; then the guest goes on, and there is nothing to return.
+    /// The same for at most `timeout`; then the guest is resumed, and there is nothing to return.
     pub fn drain_for(self: &Arc<Self>, timeout: Duration) -> Option<Drained> {
-        let mut drained = self.hold();
+        let mut drained = self.quiesce();
         drained.wait(Instant::now().checked_add(timeout)).then_some(drained)
     }
 
-    fn hold(self: &Arc<Self>) -> Drained {
-        self.begin_to_hold();
+    fn quiesce(self: &Arc<Self>) -> Drained {
+        self.begin_quiesce();
         Drained { tap: Arc::clone(self), device: self.device() }
     }
 
-    fn begin_to_hold(&self) {
+    fn begin_quiesce(&self) {
         let mut state = self.state.lock();
         state.drains += 1;
-        self.set_lanes(&state);
+        self.update_observed(&state);
     }
 
-    fn let_go(&self) {
+    fn resume(&self) {
         let mut state = self.state.lock();
         state.drains -= 1;
         if state.drains == 0 {
-            self.set_lanes(&state);
-            self.released.notify_all();
+            self.update_observed(&state);
+            self.resumed.notify_all();
         }
     }
 
@@ -104,19 +103,19 @@ impl Tap {
         Some(state)
     }
 
-    /// [`BlockDevice::resize`] of the disk below, while the guest is held.
-    pub(super) fn resize_held(&self, len: u64, may_shrink: bool) -> Result<(), Error> {
-        self.begin_to_hold();
-        let hold = Hold(self);
+    /// [`BlockDevice::resize`] of the device below, while the guest is quiesced.
+    pub(super) fn resize_quiesced(&self, len: u64, may_shrink: bool) -> Result<(), Error> {
+        self.begin_quiesce();
+        let quiesce = QuiesceGuard(self);
         if let Some(mut state) = self.wait_for_landing(None) {
             self.resize_drained(&mut state, len, may_shrink)?;
         }
-        drop(hold);
+        drop(quiesce);
         Ok(())
     }
 
-    /// The lock of the state is held over the I/O of this: no write may begin meanwhile, and nothing that
-    /// could begin one is kept from more than looking at bitmaps.
+    /// The lock of the state is held over the I/O of this: no write may begin meanwhile, and all else that takes
+    /// it only reads bitmaps.
     fn resize_drained(&self, state: &mut State, len: u64, may_shrink: bool) -> Result<(), Error> {
         if state.live_session().is_some() {
             return Err(Error::Busy { disk: self.title() });
@@ -134,11 +133,11 @@ impl Tap {
 }
 
 /// Ends the drain of a tap, also when something fails.
-struct Hold<'a>(&'a Tap);
+struct QuiesceGuard<'a>(&'a Tap);
 
-impl Drop for Hold<'_> {
+impl Drop for QuiesceGuard<'_> {
     fn drop(&mut self) {
-        self.0.let_go();
+        self.0.resume();
     }
 }
 
@@ -189,7 +188,7 @@ impl Drained {
             resize_bitmaps(state, old.len, new.len);
         }
         self.tap.below.store(Arc::new(new));
-        self.tap.set_lanes(state);
+        self.tap.update_observed(state);
         Ok(std::mem::replace(&mut self.device, device))
     }
 
@@ -216,6 +215,6 @@ fn resize_bitmaps(state: &mut State, old_len: u64, len: u64) {
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        self.tap.let_go();
+        self.tap.resume();
     }
 }

@@ -9,23 +9,23 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 use super::{Below, Tap};
 use crate::engine::{Engine, Wake};
 
-/// An announced write. Dropping it without a word counts as a failed write.
+/// An announced write. Dropping it unfinished counts as a failed write.
 #[must_use = "a write that is not finished counts as failed"]
 pub struct WriteGuard<'a> {
     tap: &'a Tap,
     range: ByteRange,
     below: Guard<Arc<Below>>,
     /// `None` once it has finished.
-    place: Option<Place>,
+    route: Option<Route>,
 }
 
-enum Place {
-    /// There was no listener when it began.
-    Lane(usize),
-    /// Bitmaps listened, but no job.
-    Seen,
-    /// A job let it in.
-    LetIn {
+enum Route {
+    /// There was no observer when it began.
+    Unobserved(usize),
+    /// It is observed by bitmaps, but no job.
+    Observed,
+    /// A job admitted it.
+    Admitted {
         session: u64,
         ticket: u64,
         /// The job, if its target is to get it at once.
@@ -34,15 +34,15 @@ enum Place {
 }
 
 impl<'a> WriteGuard<'a> {
-    pub(super) fn in_lane(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>, lane: usize) -> Self {
-        Self { tap, range, below, place: Some(Place::Lane(lane)) }
+    pub(super) fn unobserved(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>, shard: usize) -> Self {
+        Self { tap, range, below, route: Some(Route::Unobserved(shard)) }
     }
 
-    pub(super) fn seen(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>) -> Self {
-        Self { tap, range, below, place: Some(Place::Seen) }
+    pub(super) fn observed(tap: &'a Tap, range: ByteRange, below: Guard<Arc<Below>>) -> Self {
+        Self { tap, range, below, route: Some(Route::Observed) }
     }
 
-    pub(super) fn let_in(
+    pub(super) fn admitted(
         tap: &'a Tap,
         range: ByteRange,
         below: Guard<Arc<Below>>,
@@ -50,7 +50,7 @@ impl<'a> WriteGuard<'a> {
         ticket: u64,
         both: Option<Arc<Engine>>,
     ) -> Self {
-        Self { tap, range, below, place: Some(Place::LetIn { session, ticket, both }) }
+        Self { tap, range, below, route: Some(Route::Admitted { session, ticket, both }) }
     }
 
     /// The disk to write to.
@@ -92,8 +92,8 @@ impl<'a> WriteGuard<'a> {
         result: block::Result<()>,
         repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
     ) -> block::Result<()> {
-        let target = match &self.place {
-            Some(Place::LetIn { ticket, both: Some(engine), .. }) if result.is_ok() => {
+        let target = match &self.route {
+            Some(Route::Admitted { ticket, both: Some(engine), .. }) if result.is_ok() => {
                 engine.with_core(Wake::None, |core, _| core.guest_at_target(*ticket));
                 engine.target()
             }
@@ -105,12 +105,12 @@ impl<'a> WriteGuard<'a> {
     }
 
     fn end(&mut self, source_ok: bool, target: Option<block::Result<()>>) {
-        match self.place.take() {
+        match self.route.take() {
             None => {}
-            Some(Place::Lane(index)) => self.tap.leave_lane(index, self.range),
-            Some(Place::Seen) => self.tap.leave(self.range, None, |_| {}),
-            Some(Place::LetIn { session, ticket, .. }) => {
-                self.tap.leave(self.range, Some(session), |engine| {
+            Some(Route::Unobserved(index)) => self.tap.end_unobserved(index, self.range),
+            Some(Route::Observed) => self.tap.end_write(self.range, None, |_| {}),
+            Some(Route::Admitted { session, ticket, .. }) => {
+                self.tap.end_write(self.range, Some(session), |engine| {
                     engine.with_core(Wake::One, |core, _| core.guest_finished(ticket, source_ok, target));
                 })
             }
