@@ -19,12 +19,14 @@ mod budget;
 mod completion;
 pub(crate) mod config;
 mod congestion;
+mod counters;
 mod final_flush;
 mod guest_writes;
 mod lifecycle;
 #[cfg(test)]
 mod live_tests;
 pub(crate) mod membership;
+mod outbox;
 mod periodic_flush;
 mod queue;
 mod quiesce;
@@ -53,18 +55,17 @@ use auto::Auto;
 use budget::Budget;
 use config::Config;
 use congestion::CongestionWindow;
+use counters::Counters;
 use final_flush::FinalFlush;
 pub(crate) use guest_writes::Admission;
 use guest_writes::{GuestWrite, Reservation};
 use membership::Membership;
+use outbox::Outbox;
 use queue::Queue;
 use quiesce::Quiesce;
 use rate_sampler::RateSampler;
 use retry::{FailedRanges, Retries};
 use zeroing::Zeroing;
-
-/// Events kept for a reader that does not come; the oldest errors are dropped first.
-const MAX_EVENTS: usize = 1024;
 
 /// What a thread is to do now.
 #[derive(Debug)]
@@ -244,11 +245,6 @@ pub(crate) struct Core {
     zero_by_data: bool,
 
     guests: Vec<GuestWrite>,
-    /// When a thread last asked for work, nothing but time or the end of an operation could have given it
-    /// any.
-    only_time_helps: bool,
-    /// When a thread last asked for work, everything was done: only what becomes dirty gives it any.
-    only_dirt_helps: bool,
     /// What the guest has kept the job from for too long.
     reservation: Option<Reservation>,
     /// Writes under way that began before the job.
@@ -260,15 +256,8 @@ pub(crate) struct Core {
     /// None of the answers to scans before this one can be trusted.
     scans_valid_from: u64,
 
-    done: Moved,
-    offset: u64,
-    /// Bytes that turned out to be no work of this job.
-    left_out: u64,
-    dirtied: u64,
-    /// The same without what lay ahead of the copy, which costs nothing.
-    new_work: u64,
-    mirrored: u64,
-    events: VecDeque<Event>,
+    counters: Counters,
+    outbox: Outbox,
 }
 
 impl Core {
@@ -322,23 +311,16 @@ impl Core {
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
-            only_time_helps: false,
-            only_dirt_helps: false,
             reservation: None,
             pre_attach_writes: 0,
             target_written: false,
             written_during_scan: RangeSet::default(),
             scans_valid_from: 0,
-            done: Moved::default(),
-            offset: 0,
-            left_out: 0,
-            dirtied: 0,
-            new_work: 0,
-            mirrored: 0,
-            events: VecDeque::new(),
+            counters: Counters::default(),
+            outbox: Outbox::default(),
             config,
         };
-        core.push_event(Event::Status(JobState::Created));
+        core.outbox.push(Event::Status(JobState::Created));
         core.transition_to(JobState::Running);
         if !matches!(core.config.sync, SyncMode::Full | SyncMode::Top) {
             return Ok(core);
@@ -360,10 +342,8 @@ impl Core {
     /// The source has changed in `range`: called after the write has finished, whether or not it succeeded.
     pub(crate) fn mark_dirty(&mut self, range: ByteRange) {
         let marked = self.dirty.set(range.start()..range.end());
-        self.dirtied += marked;
-        if !self.is_ahead(range) {
-            self.new_work += marked;
-        }
+        let new_work = !self.is_ahead(range);
+        self.counters.dirtied(marked, new_work);
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
         }
@@ -415,20 +395,21 @@ impl Core {
             _ => 0,
         });
         let (copy_rate, dirty_rate, convergence, eta) = self.outlook(now);
+        let Moved { copied, zeroed, skipped } = self.counters.moved();
         Progress {
             state: self.state,
             io_status: self.io_status,
-            offset: self.offset,
-            len: self.offset + left,
+            offset: self.counters.offset(),
+            len: self.counters.offset() + left,
             bulk_left: unscanned.chain(in_scan).sum(),
             dirty_left: left - in_flight,
-            dirtied: self.dirtied,
+            dirtied: self.counters.bytes_dirtied(),
             in_flight,
-            copied: self.done.copied,
-            zeroed: self.done.zeroed,
-            skipped: self.done.skipped,
+            copied,
+            zeroed,
+            skipped,
             given_up: self.failed_ranges.bytes(),
-            mirrored: self.mirrored,
+            mirrored: self.counters.bytes_mirrored(),
             actively_synced: left == 0
                 && self.is_blocking()
                 && self.guests.iter().all(GuestWrite::reaches_target),
@@ -445,17 +426,17 @@ impl Core {
 
     /// The events since the last call.
     pub(crate) fn take_events(&mut self) -> Vec<Event> {
-        self.events.drain(..).collect()
+        self.outbox.take_all()
     }
 
     /// The oldest event that has not been taken.
     pub(crate) fn take_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.outbox.take()
     }
 
     /// Whether there is an event to take.
     pub(crate) fn has_events(&self) -> bool {
-        !self.events.is_empty()
+        self.outbox.has_events()
     }
 
     /// Whether nothing can happen any more: the job is over, and dismissed if it has to be.
@@ -470,14 +451,6 @@ impl Core {
 
     fn is_paused(&self) -> bool {
         self.paused_by_user || self.stopped_by_error
-    }
-
-    fn push_event(&mut self, event: Event) {
-        if self.events.len() == MAX_EVENTS {
-            let error = self.events.iter().position(|event| matches!(event, Event::Error { .. }));
-            self.events.remove(error.unwrap_or(0));
-        }
-        self.events.push_back(event);
     }
 }
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::rate_sampler::Totals;
 use super::{Core, Phase, Work};
 use crate::options::CopyMode;
 use crate::progress::{Convergence, Event, ModeReason};
@@ -56,15 +55,11 @@ impl Core {
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let may_go_on = self.end_probe();
-        if !self.sampler.note(self.clock, self.totals()) {
+        if !self.sampler.note(self.clock, self.counters.totals()) {
             return may_go_on;
         }
         self.step_budget();
         self.decide() || may_go_on
-    }
-
-    fn totals(&self) -> Totals {
-        Totals { done: self.offset + self.left_out, dirtied: self.new_work }
     }
 
     /// Whether the target gets the guest's writes at once, by what was asked and what was decided.
@@ -108,7 +103,7 @@ impl Core {
         self.auto.mark = now;
         self.congestion.reset_baseline(now);
         let mode = if self.auto.through { CopyMode::WriteBlocking } else { CopyMode::Background };
-        self.push_event(Event::CopyMode { mode, reason });
+        self.outbox.push(Event::CopyMode { mode, reason });
         true
     }
 
@@ -145,7 +140,7 @@ impl Core {
             return None;
         }
         let since = self.auto.mark.max(self.clock.saturating_sub(LOOK_BACK));
-        let rates = self.sampler.rates(self.clock, self.totals(), since)?;
+        let rates = self.sampler.rates(self.clock, self.counters.totals(), since)?;
         rates.keep_even().then_some(ModeReason::NotConverging {
             left,
             dirty_rate: rates.dirty,
@@ -172,7 +167,7 @@ impl Core {
         let left = self.work_left();
         // What the bulk was copied at says nothing about dirt.
         let since = if self.auto.elsewhere { Duration::ZERO } else { self.auto.mark };
-        let rates = self.sampler.rates(now, self.totals(), since);
+        let rates = self.sampler.rates(now, self.counters.totals(), since);
         let (copy, dirty) = rates.map_or((0, 0), |rates| (rates.copy, rates.dirty));
         let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
         let (convergence, eta) = match rates {

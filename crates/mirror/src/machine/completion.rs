@@ -147,8 +147,7 @@ impl Core {
     fn left_to_backing(&mut self, range: ByteRange) {
         self.in_progress.remove(range);
         self.failed_ranges.remove(range);
-        self.done.skipped += range.len();
-        self.left_out += range.len();
+        self.counters.left_to_backing(range.len());
     }
 
     fn enqueue(&mut self, range: ByteRange, action: CopyAction, scan: ScanCursor) {
@@ -169,10 +168,7 @@ impl Core {
     fn completed(&mut self, range: ByteRange, moved: Moved) {
         self.in_progress.remove(range);
         self.failed_ranges.remove(range);
-        self.offset += range.len();
-        self.done.copied += moved.copied;
-        self.done.zeroed += moved.zeroed;
-        self.done.skipped += moved.skipped;
+        self.counters.completed(range.len(), moved);
     }
 
     /// The last try of `range` has copied it but for what is `lost`.
@@ -184,7 +180,7 @@ impl Core {
             }
             let message = error.to_string();
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
-            self.push_event(Event::Error { operation, action, range: part, message: message.clone() });
+            self.outbox.push(Event::Error { operation, action, range: part, message: message.clone() });
             self.failed_ranges.insert(part, message);
         }
     }
@@ -247,7 +243,7 @@ impl Core {
             OnError::Ignore => ErrorAction::GiveUp,
         };
         let message = error.to_string();
-        self.push_event(Event::Error { operation, action, range, message: message.clone() });
+        self.outbox.push(Event::Error { operation, action, range, message: message.clone() });
         match action {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),
@@ -266,7 +262,7 @@ impl Core {
             ErrorAction::GiveUp => {
                 self.dirty.clear(units.start()..units.end());
                 self.failed_ranges.insert(range, message);
-                self.offset += range.len();
+                self.counters.passed_over(range.len());
             }
         }
     }
@@ -295,7 +291,7 @@ impl Core {
             OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,
             OnError::Report | OnError::Enospc | OnError::Auto => ErrorAction::Report,
         };
-        self.push_event(Event::Error { operation, action, range, message: error.to_string() });
+        self.outbox.push(Event::Error { operation, action, range, message: error.to_string() });
         // No write waits while it is tried again, or for the job to be resumed.
         self.resume_guest();
         match action {

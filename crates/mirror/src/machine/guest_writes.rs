@@ -231,7 +231,7 @@ impl Core {
     /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
     pub(super) fn cede_to_guest(&mut self, range: ByteRange) {
         self.in_progress.remove(range);
-        self.offset += range.len();
+        self.counters.passed_over(range.len());
     }
 
     /// `range` was taken and is not done: it is dirty again.
@@ -250,7 +250,7 @@ impl Core {
         }
         match target {
             Some(Ok(())) if source_ok && stage == WriteStage::SourceAndTarget => {
-                self.mirrored += range.len();
+                self.counters.mirrored(range.len());
                 self.failed_ranges.remove(range);
             }
             Some(Err(error)) => {

@@ -20,7 +20,7 @@ impl Core {
     pub(super) fn transition_to(&mut self, next: JobState) {
         debug_assert!(self.state.can_transition_to(next), "{} to {next}", self.state);
         self.state = next;
-        self.push_event(Event::Status(next));
+        self.outbox.push(Event::Status(next));
     }
 
     pub(super) fn allow(&self, verb: Verb) -> Result<(), Refused> {
@@ -143,8 +143,8 @@ impl Core {
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
             if self.has_been_ready() {
-                self.only_dirt_helps = true;
-                return Next::Wait(self.next_flush_check());
+                let until = self.next_flush_check();
+                return self.outbox.wait_for_dirt(until);
             }
             return self.begin(Work::Flush, 0);
         };
@@ -156,7 +156,7 @@ impl Core {
             if self.state == JobState::Ready {
                 self.transition_to(JobState::Waiting);
                 self.transition_to(JobState::Pending);
-                self.push_event(Event::Pending);
+                self.outbox.push(Event::Pending);
             }
             return Next::Wait(None);
         }
@@ -188,12 +188,12 @@ impl Core {
             self.flush_ended();
         } else if self.state == JobState::Running {
             self.transition_to(JobState::Ready);
-            self.push_event(Event::Ready);
+            self.outbox.push(Event::Ready);
         } else if self.state == JobState::Paused {
             // Paused while the flush was under way: ready, and paused.
             self.transition_to(JobState::Running);
             self.transition_to(JobState::Ready);
-            self.push_event(Event::Ready);
+            self.outbox.push(Event::Ready);
             self.transition_to(JobState::Standby);
         }
     }
@@ -259,11 +259,11 @@ impl Core {
                         self.transition_to(next);
                     }
                 }
-                self.push_event(Event::Completed { error: None });
+                self.outbox.push(Event::Completed { error: None });
             }
             Err(error) => {
                 self.note_member_failure(error);
-                self.push_event(match error {
+                self.outbox.push(match error {
                     Error::Cancelled | Error::Group { .. } => Event::Cancelled,
                     error => Event::Completed { error: Some(error.to_string()) },
                 });

@@ -145,7 +145,7 @@ impl Core {
             if self.state.can_transition_to(next) {
                 self.transition_to(next);
                 if next == JobState::Pending && !self.config.auto_finalize {
-                    self.push_event(Event::Pending);
+                    self.outbox.push(Event::Pending);
                 }
             }
         }

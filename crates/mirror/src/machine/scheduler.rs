@@ -22,8 +22,7 @@ impl Core {
     /// [`finished`](Core::finished), whatever comes of it.
     pub(crate) fn next(&mut self, now: Duration) -> Next {
         self.tick(now);
-        self.only_time_helps = false;
-        self.only_dirt_helps = false;
+        self.outbox.worker_asks();
         match self.phase {
             Phase::Running => {}
             Phase::Aborting(_) => return self.next_while_aborting(),
@@ -36,11 +35,11 @@ impl Core {
             return Next::Wait(None);
         }
         if self.in_flight.len() >= self.depth() {
-            return self.wait_for_time(None);
+            return self.outbox.wait_for_time(None);
         }
         self.quiesce_or_resume();
         if let Some(until) = self.probe_until() {
-            return self.wait_for_time(Some(until));
+            return self.outbox.wait_for_time(Some(until));
         }
         self.release_reservation();
         if self.is_periodic_flush_due(now) {
@@ -84,15 +83,9 @@ impl Core {
         self.when_clean()
     }
 
-    /// Nothing that the guest does gives a thread work, until this time or the end of an operation.
-    fn wait_for_time(&mut self, until: Option<Duration>) -> Next {
-        self.only_time_helps = true;
-        Next::Wait(until)
-    }
-
     /// Whether a thread that waits need not be woken because of what the guest has done.
     pub(crate) fn guest_makes_no_work(&self) -> bool {
-        self.only_time_helps || self.only_dirt_helps && self.dirty.is_clean()
+        self.outbox.guest_makes_no_work(self.dirty.is_clean())
     }
 
     pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
@@ -237,19 +230,19 @@ impl Core {
             // The guest had better meet a copy now and then than many of them at once.
             delay = delay.max(self.limiter.even_delay(now));
             if !delay.is_zero() {
-                return self.wait_for_time(Some(now.saturating_add(delay)));
+                return self.outbox.wait_for_time(Some(now.saturating_add(delay)));
             }
         }
         if let Work::Zero { range, .. } = work {
             let under_way = self.in_flight.iter().map(InFlight::zeroes).sum();
             if !self.zeroing.may_begin(range.len(), under_way) {
-                return self.wait_for_time(None);
+                return self.outbox.wait_for_time(None);
             }
         }
         if let Work::Copy { .. } = work {
             let quiesced: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
             if quiesced + range.len() > self.config.buffer {
-                return self.wait_for_time(None);
+                return self.outbox.wait_for_time(None);
             }
             // What was marked while it was queued is read now: a guest ahead of the copy makes no work.
             self.dirty.clear(range.start()..range.end());

@@ -25,8 +25,8 @@ fn core_of(options: MirrorOptions) -> Core {
 fn play(core: &mut Core, from: u64, to: u64, dirt: u64, copied: u64) -> Vec<Event> {
     for at in from..to {
         core.tick(ms(at));
-        core.new_work += dirt;
-        core.offset += copied;
+        core.counters.dirtied(dirt, true);
+        core.counters.passed_over(copied);
     }
     core.take_events().into_iter().filter(|event| matches!(event, Event::CopyMode { .. })).collect()
 }

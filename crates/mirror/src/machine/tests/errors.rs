@@ -151,7 +151,7 @@ fn the_list_of_what_was_given_up_is_capped() {
     drive(&mut core, &mut Duration::default(), device);
     let error = core.take_result().unwrap().unwrap_err();
     assert!(matches!(error, Error::TooManyGivenUp { limit: MAX_GIVEN_UP, .. }), "{error}");
-    assert_eq!(core.take_events().len(), super::MAX_EVENTS, "events are capped as well");
+    assert_eq!(core.take_events().len(), outbox::MAX_EVENTS, "events are capped as well");
 }
 
 #[test]
