@@ -20,14 +20,13 @@ mod completion;
 pub(crate) mod config;
 mod congestion;
 mod counters;
-mod final_flush;
+mod durability;
 mod guest_writes;
 mod lifecycle;
 #[cfg(test)]
 mod live_tests;
 pub(crate) mod membership;
 mod outbox;
-mod periodic_flush;
 mod queue;
 mod quiesce;
 mod rate_sampler;
@@ -56,7 +55,7 @@ use budget::Budget;
 use config::Config;
 use congestion::CongestionWindow;
 use counters::Counters;
-use final_flush::FinalFlush;
+use durability::Durability;
 pub(crate) use guest_writes::Admission;
 use guest_writes::{GuestWrite, Reservation};
 use membership::Membership;
@@ -231,15 +230,7 @@ pub(crate) struct Core {
 
     retries: Retries,
     failed_ranges: FailedRanges,
-    /// Written to the target since its last good flush.
-    unflushed: DirtyBitmap,
-    /// The same, up to the flush that is under way.
-    flushing: DirtyBitmap,
-    flush_tries: u32,
-    flush_not_before: Duration,
-    final_flush: FinalFlush,
-    /// What was written is made durable on the way no earlier than this.
-    next_periodic_flush: Duration,
+    durability: Durability,
     limiter: RateLimiter,
     /// The target has shown that it cannot zero without writing.
     zero_by_data: bool,
@@ -302,12 +293,7 @@ impl Core {
             next_id: 0,
             retries: Retries::default(),
             failed_ranges: FailedRanges::default(),
-            unflushed: bitmap()?,
-            flushing: bitmap()?,
-            flush_tries: 0,
-            flush_not_before: Duration::ZERO,
-            final_flush: FinalFlush::default(),
-            next_periodic_flush: config.flush_interval.unwrap_or_default(),
+            durability: Durability::new(bitmap()?, config.flush_interval),
             limiter: RateLimiter::new(config.speed),
             zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
@@ -447,6 +433,11 @@ impl Core {
     /// What was given up so far.
     pub(crate) fn given_up(&self) -> Vec<GivenUp> {
         self.failed_ranges.to_vec()
+    }
+
+    /// Whether calls blocked at the devices may be cancelled at `now`.
+    pub(crate) fn may_cancel_calls(&self, now: Duration) -> bool {
+        self.durability.may_cancel_calls(now)
     }
 
     fn is_paused(&self) -> bool {

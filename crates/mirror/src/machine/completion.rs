@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::retry::{MAX_GIVEN_UP, MAX_TRIES, retry_delay};
+use super::retry::{MAX_GIVEN_UP, MAX_TRIES};
 use super::{Core, Done, InFlight, Moved, Phase, QueuedExtent, ScanCursor, Work};
 use crate::error::Error;
 use crate::options::OnError;
@@ -27,7 +27,7 @@ impl Core {
         }
         if !matches!(self.phase, Phase::Running) {
             if op.work == Work::Flush {
-                self.final_flush_ended(result.is_ok());
+                self.durability.final_flush_ended(result.is_ok());
             }
             self.conclude_if_idle();
             return;
@@ -37,16 +37,16 @@ impl Core {
                 self.scanned(op.id, ScanCursor { range, tries: op.tries, first_pass }, extents);
             }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
-                self.unflushed.set(range.start()..range.end());
+                self.durability.wrote(range);
                 self.note_copy(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, moved);
             }
             (Ok(Done::Salvaged(moved, lost)), Work::Copy { range, .. }) => {
-                self.unflushed.set(range.start()..range.end());
+                self.durability.wrote(range);
                 self.salvaged(range, moved, lost);
             }
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
-                self.unflushed.set(range.start()..range.end());
+                self.durability.wrote(range);
                 self.zeroing.took(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, Moved { zeroed: range.len(), ..Moved::default() });
             }
@@ -57,14 +57,12 @@ impl Core {
                 self.queue.push(queued);
             }
             (Ok(_), Work::Flush) => {
-                self.flushing.clear_all();
-                self.flush_tries = 0;
+                self.durability.flush_succeeded();
                 self.flushed();
             }
             (Ok(_), Work::PeriodicFlush) => {
-                self.flushing.clear_all();
-                self.flush_tries = 0;
-                self.periodic_flush_ended(now, op.begun);
+                self.durability.flush_succeeded();
+                self.durability.flush_ended(now, op.begun);
             }
             (_, Work::End(_)) => {}
             (Ok(_), Work::Scan { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. }) => {
@@ -202,12 +200,12 @@ impl Core {
         self.in_progress.remove(range);
         if op.work.is_flush() {
             self.writes_lost();
-            self.periodic_flush_ended(now, op.begun);
+            self.durability.flush_ended(now, op.begun);
         } else {
             self.dirty.set(units.start()..units.end());
             // It may have happened all the same; then the next look finds nothing to do, and only a flush
             // makes it last.
-            self.unflushed.set(units.start()..units.end());
+            self.durability.wrote(units);
         }
 
         // No write waits while it is tried again.
@@ -230,8 +228,7 @@ impl Core {
             OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,
             OnError::Enospc | OnError::Auto => ErrorAction::Report,
             OnError::Ignore if op.work.is_flush() => {
-                self.flush_tries += 1;
-                if self.flush_tries < MAX_FLUSH_TRIES || self.config.live {
+                if self.durability.count_failure() < MAX_FLUSH_TRIES || self.config.live {
                     ErrorAction::Ignore
                 } else {
                     ErrorAction::Report
@@ -248,7 +245,7 @@ impl Core {
             ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.stop(no_space),
             ErrorAction::Ignore if op.work.is_flush() => {
-                self.flush_not_before = now.saturating_add(retry_delay(self.flush_tries));
+                self.durability.back_off(now);
             }
             ErrorAction::Ignore => {
                 // A scan over a long range says nothing about where the fault is: looking closer is no try.
@@ -269,12 +266,25 @@ impl Core {
 
     /// Anything written to the target since the last good flush may be lost: it is dirty again.
     pub(crate) fn writes_lost(&mut self) {
-        self.dirty.merge(&self.unflushed);
-        self.dirty.merge(&self.flushing);
-        self.unflushed.clear_all();
-        self.flushing.clear_all();
+        self.durability.writes_lost(&mut self.dirty);
         self.guests_stay_unflushed();
         self.forget_target();
+    }
+
+    /// The target may have lost what it had when it was scanned: zeros that were found there may be none.
+    fn forget_target(&mut self) {
+        for queued in self.queue.iter_mut() {
+            if let CopyAction::Copy { target_zero } = &mut queued.action {
+                *target_zero = false;
+            }
+        }
+        for op in &self.in_flight {
+            if let Work::Copy { range, target_zero: true, .. } = op.work {
+                let units = self.whole_units(range);
+                self.dirty.set(units.start()..units.end());
+            }
+        }
+        self.scans_valid_from = self.next_id;
     }
 
     /// A write of the guest has failed at the target in `range`, which is dirty again.

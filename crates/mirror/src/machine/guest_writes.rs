@@ -189,7 +189,7 @@ impl Core {
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
         }
-        self.unflushed.set(range.start()..range.end());
+        self.durability.wrote(range);
         self.dirty.clear(range.start()..range.end());
         self.retries.cleaned(range, &self.dirty);
     }
@@ -324,7 +324,7 @@ impl Core {
     /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.
     pub(super) fn guests_stay_unflushed(&mut self) {
         for guest in self.guests.iter().filter(|guest| guest.stage == WriteStage::SourceAndTarget) {
-            self.unflushed.set(guest.range.start()..guest.range.end());
+            self.durability.wrote(guest.range);
         }
     }
 

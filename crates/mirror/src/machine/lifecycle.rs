@@ -143,7 +143,7 @@ impl Core {
     pub(super) fn when_clean(&mut self) -> Next {
         let Some(ending) = self.ending else {
             if self.has_been_ready() {
-                let until = self.next_flush_check();
+                let until = self.durability.next_check(self.clock);
                 return self.outbox.wait_for_dirt(until);
             }
             return self.begin(Work::Flush, 0);
@@ -237,7 +237,10 @@ impl Core {
         if !self.config.cut_bitmap || !self.in_flight.is_empty() || self.guests_at_target() {
             return Next::Wait(None);
         }
-        self.begin_final_flush().unwrap_or_else(|| self.begin(Work::End(Ending::Fail), 0))
+        match self.durability.begin_final_flush(self.clock, self.config.final_flush_timeout) {
+            true => self.begin(Work::Flush, 0),
+            false => self.begin(Work::End(Ending::Fail), 0),
+        }
     }
 
     /// The last action was performed.
@@ -280,9 +283,6 @@ impl Core {
     /// twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
         let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
-        // A flush that the end overtook counts as none.
-        let unflushed = self.unflushed.runs().chain(self.flushing.runs());
-        let unflushed = unflushed.map(|run| ByteRange::new(run.start, run.end));
-        dirty.chain(self.in_progress.iter()).chain(unflushed).collect()
+        dirty.chain(self.in_progress.iter()).chain(self.durability.uncovered()).collect()
     }
 }

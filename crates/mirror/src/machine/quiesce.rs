@@ -76,7 +76,7 @@ impl Core {
     pub(super) fn is_near(&self) -> bool {
         self.left() <= self.config.operation
             && self.retries.bytes() == 0
-            && self.clock >= self.flush_not_before
+            && self.clock >= self.durability.not_before()
             && self.clock >= self.quiesce.backoff_until
     }
 

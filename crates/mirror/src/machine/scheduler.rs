@@ -42,7 +42,7 @@ impl Core {
             return self.outbox.wait_for_time(Some(until));
         }
         self.release_reservation();
-        if self.is_periodic_flush_due(now) {
+        if !self.quiesced && self.durability.is_periodic_flush_due(now) && !self.is_flushing() {
             return self.begin(Work::PeriodicFlush, 0);
         }
         if self.wants_scan()
@@ -67,8 +67,8 @@ impl Core {
         if let Some(wake) = self.retries.next_time(now) {
             return Next::Wait(Some(wake));
         }
-        if now < self.flush_not_before {
-            return Next::Wait(Some(self.flush_not_before));
+        if now < self.durability.not_before() {
+            return Next::Wait(Some(self.durability.not_before()));
         }
         if !self.dirty.is_clean() || !self.scans.is_empty() {
             // The guest is writing there. No writer waits for a copy that may not be begun.
@@ -88,12 +88,15 @@ impl Core {
         self.outbox.guest_makes_no_work(self.dirty.is_clean())
     }
 
+    fn is_flushing(&self) -> bool {
+        self.in_flight.iter().any(|op| op.work.is_flush())
+    }
+
     pub(super) fn begin(&mut self, work: Work, tries: u32) -> Next {
         let id = self.next_id;
         self.next_id += 1;
         if work.is_flush() {
-            self.flushing.merge(&self.unflushed);
-            self.unflushed.clear_all();
+            self.durability.flush_begins();
             // Their writes may land after the flush has begun.
             self.guests_stay_unflushed();
         }

@@ -29,10 +29,10 @@ fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
         };
         core.finished(now, action.id, result);
     }
-    let periodic_flush_ended = log.iter().filter(|work| **work == Work::PeriodicFlush).count();
+    let periodic_flushes = log.iter().filter(|work| **work == Work::PeriodicFlush).count();
     // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was
     // not asked.
-    assert_eq!((periodic_flush_ended, copied), (2, 8 + 2), "{log:?}");
+    assert_eq!((periodic_flushes, copied), (2, 8 + 2), "{log:?}");
     assert_eq!(errors(&mut core), []);
     assert!(core.take_result().unwrap().is_ok());
 }
