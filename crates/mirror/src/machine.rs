@@ -14,11 +14,8 @@
 //! - What is queued is bounded: a scan returns a capped number of extents, and no new one is begun
 //!   while enough work is queued.
 
-mod auto;
-mod budget;
 mod completion;
 pub(crate) mod config;
-mod congestion;
 mod counters;
 mod durability;
 mod guest_writes;
@@ -27,44 +24,41 @@ mod lifecycle;
 mod live_tests;
 pub(crate) mod membership;
 mod outbox;
+mod pacing;
 mod queue;
 mod quiesce;
-mod rate_sampler;
 mod retry;
 mod scheduler;
 #[cfg(test)]
 mod tests;
-mod zeroing;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::{self as block, ByteRange};
-use blockmirror_ratelimit::RateLimiter;
 
 use crate::error::Error;
 use crate::granularity::GranularityError;
-use crate::options::SyncMode;
+use crate::options::{CopyMode, SyncMode};
 use crate::progress::{Event, GivenUp, IoStatus, Operation, Progress};
 use crate::range_set::RangeSet;
 use crate::scan::{CopyAction, CopyExtent, Failure};
 use crate::state::JobState;
-use auto::Auto;
-use budget::Budget;
 use config::Config;
-use congestion::CongestionWindow;
 use counters::Counters;
 use durability::Durability;
 pub(crate) use guest_writes::Admission;
 use guest_writes::{GuestWrite, Reservation};
 use membership::Membership;
 use outbox::Outbox;
+use pacing::{GuestState, Outlook, Pacing, Situation};
 use queue::Queue;
 use quiesce::Quiesce;
-use rate_sampler::RateSampler;
 use retry::{FailedRanges, Retries};
-use zeroing::Zeroing;
+
+/// Pieces that [`Core::work_left`] counts one by one.
+const MAX_COUNTED: usize = 512;
 
 /// What a thread is to do now.
 #[derive(Debug)]
@@ -210,11 +204,7 @@ pub(crate) struct Core {
     io_status: IoStatus,
     /// The latest time that was given.
     clock: Duration,
-    sampler: RateSampler,
-    auto: Auto,
-    budget: Budget,
-    congestion: CongestionWindow,
-    zeroing: Zeroing,
+    pacing: Pacing,
 
     dirty: DirtyBitmap,
     /// With [`SyncMode::Top`]: where the guest has written since the start, so that what lies there is copied
@@ -231,9 +221,6 @@ pub(crate) struct Core {
     retries: Retries,
     failed_ranges: FailedRanges,
     durability: Durability,
-    limiter: RateLimiter,
-    /// The target has shown that it cannot zero without writing.
-    zero_by_data: bool,
 
     guests: Vec<GuestWrite>,
     /// What the guest has kept the job from for too long.
@@ -280,11 +267,7 @@ impl Core {
             stopped_by_error: false,
             io_status: IoStatus::Ok,
             clock: Duration::ZERO,
-            sampler: RateSampler::default(),
-            auto: Auto::default(),
-            budget: Budget::new(config.operation),
-            congestion: CongestionWindow::default(),
-            zeroing: Zeroing::new(config.latency_budget()),
+            pacing: Pacing::new(&config),
             cursor: 0,
             in_progress: RangeSet::default(),
             scans: VecDeque::new(),
@@ -294,8 +277,6 @@ impl Core {
             retries: Retries::default(),
             failed_ranges: FailedRanges::default(),
             durability: Durability::new(bitmap()?, config.flush_interval),
-            limiter: RateLimiter::new(config.speed),
-            zero_by_data: !config.zero_by_metadata,
             guests: Vec::new(),
             reservation: None,
             pre_attach_writes: 0,
@@ -333,6 +314,69 @@ impl Core {
         if let Some(written) = &mut self.guest_written {
             written.set(range.start()..range.end());
         }
+    }
+
+    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether anything has
+    /// changed that concerns waiting threads.
+    pub(crate) fn tick(&mut self, now: Duration) -> bool {
+        self.clock = self.clock.max(now);
+        let probe_ended = self.pacing.end_probe(self.clock);
+        if !self.pacing.step(&self.config, self.clock, self.counters.totals(), self.guests.len()) {
+            return probe_ended;
+        }
+        self.decide_copy_mode() || probe_ended
+    }
+
+    fn decide_copy_mode(&mut self) -> bool {
+        let stands =
+            self.is_paused() || self.quiesced || self.is_ending() || !matches!(self.phase, Phase::Running);
+        let suspended = stands || (!self.pacing.is_through(CopyMode::Auto) && self.in_first_pass());
+        if !self.pacing.may_decide(self.clock, suspended) || self.config.copy_mode != CopyMode::Auto {
+            return false;
+        }
+        let situation = Situation {
+            now: self.clock,
+            totals: self.counters.totals(),
+            work_left: self.work_left(),
+            has_been_ready: self.has_been_ready(),
+            longest_target_wait: self.longest_wait_for_target(),
+        };
+        let Some(event) = self.pacing.decide(&self.config, &situation) else { return false };
+        self.outbox.push(event);
+        true
+    }
+
+    fn guest_state(&self) -> GuestState {
+        GuestState { writes_through: self.is_blocking(), quiesced: self.quiesced }
+    }
+
+    /// Whether all of `range` is taken but not begun: what is marked there is copied without more work.
+    fn is_ahead(&self, range: ByteRange) -> bool {
+        let taken = self.in_progress.first_overlap(range).is_some_and(|run| run.contains_range(range));
+        taken && !self.in_flight.iter().any(|op| op.moves().overlaps(range))
+    }
+
+    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken, twice.)
+    fn work_left(&self) -> u64 {
+        if self.in_progress.count() > MAX_COUNTED {
+            return self.left();
+        }
+        let dirty = |range: ByteRange| self.dirty.dirty_bytes_in(range.start()..range.end());
+        let taken: u64 = self.in_progress.iter().map(dirty).sum();
+        let begun: u64 = self.in_flight.iter().map(|op| dirty(op.moves())).sum();
+        self.left().saturating_sub(taken.saturating_sub(begun))
+    }
+
+    fn in_first_pass(&self) -> bool {
+        self.scans.iter().any(|scan| scan.first_pass)
+            || self.queue.iter().any(|queued| queued.first_pass)
+            || self.in_flight.iter().any(|op| matches!(op.work, Work::Scan { first_pass: true, .. }))
+    }
+
+    /// How long a guest write waits for the job before it goes to the source alone. While the guest is quiesced it
+    /// waits for the end.
+    pub(crate) fn admission_timeout(&self) -> Option<Duration> {
+        self.config.latency_budget().filter(|_| !self.quiesced)
     }
 
     /// Performing the action `id` panicked: what it left behind is unknown.
@@ -380,7 +424,9 @@ impl Core {
             Work::Scan { range, first_pass: true, .. } => range.len(),
             _ => 0,
         });
-        let (copy_rate, dirty_rate, convergence, eta) = self.outlook(now);
+        let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
+        let Outlook { copy_rate, dirty_rate, convergence, eta } =
+            self.pacing.outlook(now, self.counters.totals(), self.work_left(), stands);
         let Moved { copied, zeroed, skipped } = self.counters.moved();
         Progress {
             state: self.state,
@@ -405,7 +451,7 @@ impl Core {
             dirty_rate,
             convergence,
             eta,
-            guest_delay: self.guest_delay(),
+            guest_delay: self.pacing.guest_delay(),
             elapsed: now,
         }
     }

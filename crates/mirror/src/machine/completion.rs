@@ -21,7 +21,9 @@ impl Core {
         self.tick(now);
         let Some(index) = self.in_flight.iter().position(|op| op.id == id) else { return };
         let op = self.in_flight.swap_remove(index);
-        self.note_idle();
+        if !self.moves_data() {
+            self.pacing.job_idle(self.clock);
+        }
         if matches!(op.work, Work::End(_)) {
             return self.ended();
         }
@@ -38,7 +40,7 @@ impl Core {
             }
             (Ok(Done::Copied(moved)), Work::Copy { range, .. }) => {
                 self.durability.wrote(range);
-                self.note_copy(range.len(), now.saturating_sub(op.begun));
+                self.pacing.copied(&self.config, range.len(), now.saturating_sub(op.begun));
                 self.completed(range, moved);
             }
             (Ok(Done::Salvaged(moved, lost)), Work::Copy { range, .. }) => {
@@ -47,11 +49,11 @@ impl Core {
             }
             (Ok(Done::Zeroed), Work::Zero { range, .. }) => {
                 self.durability.wrote(range);
-                self.zeroing.took(range.len(), now.saturating_sub(op.begun));
+                self.pacing.zeroed(range.len(), now.saturating_sub(op.begun));
                 self.completed(range, Moved { zeroed: range.len(), ..Moved::default() });
             }
             (Ok(Done::ZeroUnsupported), Work::Zero { range, .. }) => {
-                self.zero_by_data = true;
+                self.pacing.zero_by_data_only();
                 let queued =
                     QueuedExtent { range, action: CopyAction::Zero, tries: op.tries, first_pass: false };
                 self.queue.push(queued);

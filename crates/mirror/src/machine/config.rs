@@ -15,6 +15,8 @@ use crate::options::{
 const SHARES: u64 = 32;
 /// Small buffers are not cut into operations below this, and none is smaller.
 const MIN_OPERATION: u64 = 64 << 10;
+/// Copies are not cut below this for the guest's sake, if the target's units are no larger.
+const MIN_COPY: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
 const DETAIL: u64 = 4096;
 /// What was written to a target that may forget it is made durable so often.
@@ -100,6 +102,11 @@ impl Config {
     /// The most that is scanned ahead where the guest cuts it into pieces: whole units of the dirty bitmap.
     pub(crate) fn piece(&self) -> u64 {
         self.buffer.saturating_mul(2).next_multiple_of(self.detail)
+    }
+
+    /// Copies are not cut below this for the guest's sake.
+    pub(crate) fn min_copy_size(&self) -> u64 {
+        MIN_COPY.max(self.zero_unit).min(self.operation)
     }
 
     /// What the job may add to a write of the guest, if that is bounded.

@@ -4,7 +4,7 @@
 //! ever falls.
 
 use super::Moved;
-use super::rate_sampler::Totals;
+use super::pacing::Totals;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]

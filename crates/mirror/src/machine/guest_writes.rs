@@ -97,9 +97,19 @@ impl Core {
             at_target: begun,
         };
         self.guests.push(guest);
-        self.note_guest(range);
+        self.pacing.guest_begins(&self.config, range, self.guests.len());
         self.start_probe();
         id
+    }
+
+    /// A write of the guest begins: a probe may be due, unless the job is idle anyway.
+    fn start_probe(&mut self) {
+        let idle =
+            self.left() == 0 || self.is_paused() || self.quiesced || !matches!(self.phase, Phase::Running);
+        if !idle {
+            let (both, job_idle) = (self.is_blocking(), !self.moves_data());
+            self.pacing.start_probe(&self.config, self.clock, both, job_idle);
+        }
     }
 
     /// Whether the write `id` may begin now, and how.
@@ -127,11 +137,11 @@ impl Core {
             if self.admission_timeout().is_some_and(|admission_timeout| waited >= admission_timeout) {
                 // Left to the job after all: it is marked when it has finished.
                 self.guests[index].stage = WriteStage::SourceOnly;
-                self.note_delay(waited);
+                self.pacing.guest_delayed(&self.config, waited);
                 return Admission::SourceOnly;
             }
             if let Some(op) = self.in_flight.iter().find(|op| op.zeroes() > 0 && op.moves().overlaps(range)) {
-                self.zeroing.guest_waits(op.zeroes());
+                self.pacing.guest_waits_for_zeroing(op.zeroes());
             }
             return Admission::Wait;
         }
@@ -244,9 +254,15 @@ impl Core {
     pub(crate) fn guest_finished(&mut self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
         let Some(index) = self.guests.iter().position(|guest| guest.id == id) else { return };
         let GuestWrite { range, stage, begun, waited, at_target, .. } = self.guests.swap_remove(index);
-        self.note_write(begun + waited, stage == WriteStage::SourceAndTarget);
+        self.pacing.guest_ended(
+            &self.config,
+            self.clock,
+            begun + waited,
+            stage == WriteStage::SourceAndTarget,
+        );
         if stage == WriteStage::SourceAndTarget {
-            self.note_delay(waited + self.clock.saturating_sub(at_target));
+            let delay = waited + self.clock.saturating_sub(at_target);
+            self.pacing.guest_delayed(&self.config, delay);
         }
         match target {
             Some(Ok(())) if source_ok && stage == WriteStage::SourceAndTarget => {
@@ -279,7 +295,9 @@ impl Core {
     /// Whether the target gets the guest's writes at once. Not while the job is paused: then the target is
     /// left alone.
     pub(super) fn is_blocking(&self) -> bool {
-        self.mode_is_through() && !self.is_paused() && matches!(self.phase, Phase::Running)
+        self.pacing.is_through(self.config.copy_mode)
+            && !self.is_paused()
+            && matches!(self.phase, Phase::Running)
     }
 
     /// Whether a write of the guest may wait for operations under way.

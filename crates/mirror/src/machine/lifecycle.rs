@@ -73,14 +73,15 @@ impl Core {
     /// Changes the speed; waiting threads must ask again.
     pub(crate) fn set_speed(&mut self, now: Duration, bytes_per_second: u64) -> Result<(), Refused> {
         self.allow(Verb::SetSpeed)?;
-        self.limiter.set_speed(now, bytes_per_second);
+        self.pacing.set_speed(now, bytes_per_second);
         Ok(())
     }
 
     /// Changes when the target gets what the guest writes. Writes under way end as they began.
     pub(crate) fn change(&mut self, mode: CopyMode) -> Result<(), Refused> {
         self.allow(Verb::Change)?;
-        self.mode_asked(mode);
+        self.pacing.mode_asked(self.config.copy_mode, self.clock);
+        self.config.copy_mode = mode;
         Ok(())
     }
 

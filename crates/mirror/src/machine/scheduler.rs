@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::config::floor_power_of_two;
 use super::{Action, Core, InFlight, Next, Phase, QueuedExtent, ScanCursor, Work};
 use crate::scan::CopyAction;
 
@@ -14,8 +13,6 @@ use crate::scan::CopyAction;
 const MAX_SCANS: usize = 2;
 /// A scan is begun while fewer extents than this are queued.
 const QUEUE_LOW: usize = 512;
-/// With a speed limit, a slice is spent in at least so many operations if the granularity allows.
-const OPERATIONS_PER_SLICE: u64 = 64;
 
 impl Core {
     /// What the calling thread is to do. An action handed out must be reported to
@@ -38,7 +35,7 @@ impl Core {
             return self.outbox.wait_for_time(None);
         }
         self.quiesce_or_resume();
-        if let Some(until) = self.probe_until() {
+        if let Some(until) = self.pacing.probe_until().filter(|_| !self.quiesced) {
             return self.outbox.wait_for_time(Some(until));
         }
         self.release_reservation();
@@ -72,7 +69,7 @@ impl Core {
         }
         if !self.dirty.is_clean() || !self.scans.is_empty() {
             // The guest is writing there. No writer waits for a copy that may not be begun.
-            let delay = self.limiter.delay(now);
+            let delay = self.pacing.delay(now);
             if !delay.is_zero() && !self.has_been_ready() {
                 return Next::Wait(Some(now.saturating_add(delay)));
             }
@@ -211,34 +208,27 @@ impl Core {
 
     /// Begins the first operation of the first queued extent, if the limits allow.
     fn begin_queued(&mut self, front: QueuedExtent, now: Duration) -> Next {
-        let step = self.step(now).min(self.share_of_window()).min(self.max_copy_size(front.range.start()));
-        let work = self.first_operation(front, floor_power_of_two(step));
+        // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never end.
+        let limited = !self.has_been_ready();
+        let guest = self.guest_state();
+        let step = self.pacing.copy_size(&self.config, now, front.range.start(), guest, limited);
+        let work = self.first_operation(front, step);
         let (range, moves_data) = match work {
             Work::Copy { range, .. } => (range, true),
             Work::Scan { range, .. } | Work::Zero { range, .. } => (range, false),
             Work::Flush | Work::PeriodicFlush | Work::End(_) => return Next::Wait(None),
         };
-        // The limit is for the bulk. A job that is ready has to keep up with the guest, or its end would
-        // never come near.
-        let limited = moves_data && !self.has_been_ready();
-        // The guest never pays for the limit: what it waits for is begun at once, and what follows waits
-        // longer.
+        let limited = limited && moves_data;
+        // No guest write waits for the limit: what it waits for begins at once, and what follows waits longer.
         if limited && !self.is_urgent(work) {
-            let mut delay = self.limiter.delay(now);
-            let room = self.limiter.room(now);
-            if range.len() > room && room < self.limiter.quota() {
-                // Rather wait for the next slice than burst beyond this one.
-                delay = self.limiter.close_slice(now);
-            }
-            // The guest had better meet a copy now and then than many of them at once.
-            delay = delay.max(self.limiter.even_delay(now));
+            let delay = self.pacing.copy_delay(now, range.len());
             if !delay.is_zero() {
                 return self.outbox.wait_for_time(Some(now.saturating_add(delay)));
             }
         }
         if let Work::Zero { range, .. } = work {
             let under_way = self.in_flight.iter().map(InFlight::zeroes).sum();
-            if !self.zeroing.may_begin(range.len(), under_way) {
+            if !self.pacing.may_zero(range.len(), under_way) {
                 return self.outbox.wait_for_time(None);
             }
         }
@@ -251,7 +241,7 @@ impl Core {
             self.dirty.clear(range.start()..range.end());
         }
         if limited {
-            self.limiter.account(now, range.len());
+            self.pacing.account(now, range.len());
         }
         self.queue.begin(range);
         self.begin(work, front.tries)
@@ -261,13 +251,13 @@ impl Core {
         let range = queued.range;
         let first = |range: ByteRange, step| range.pieces(step).next().unwrap_or(range);
         // No data is moved: the limits of data operations do not apply. Less than a unit would be data.
-        let zero_step = self.zeroing.step().max(self.config.zero_unit);
+        let zero_step = self.pacing.zero_size(&self.config);
         match queued.action {
             CopyAction::Copy { target_zero } => {
                 let by_block = self.is_last_try(queued.tries);
                 Work::Copy { range: first(range, step), target_zero, by_block }
             }
-            CopyAction::Zero | CopyAction::Skip if self.zero_by_data => {
+            CopyAction::Zero | CopyAction::Skip if self.pacing.zeroes_by_data() => {
                 Work::Zero { range: first(range, zero_step), metadata_only: false }
             }
             CopyAction::Zero | CopyAction::Skip => {
@@ -290,15 +280,24 @@ impl Core {
         }
     }
 
-    /// The most bytes of one data operation now.
-    fn step(&self, now: Duration) -> u64 {
-        if self.has_been_ready() {
-            return self.config.operation;
-        }
-        let share = (self.limiter.quota() / OPERATIONS_PER_SLICE).min(self.limiter.room(now));
-        // A coarse granularity says nothing about what a copy may be cut into.
-        let least = self.config.granularity.min(self.min_copy_size());
-        floor_power_of_two(share).max(least).min(self.config.operation)
+    /// Whether a guest write waits for the operation.
+    fn is_urgent(&self, work: Work) -> bool {
+        let range = match work {
+            Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Scan { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => return false,
+        };
+        self.reserved_range().is_some_and(|reservation| reservation.overlaps(range))
+    }
+
+    /// The maximum number of operations in flight.
+    pub(super) fn depth(&self) -> usize {
+        self.pacing.depth(&self.config, self.guest_state())
+    }
+
+    /// Whether an operation is in flight that keeps a device busy.
+    pub(super) fn moves_data(&self) -> bool {
+        let moves = |work: Work| work.is_flush() || matches!(work, Work::Copy { .. } | Work::Zero { .. });
+        self.in_flight.iter().any(|op| moves(op.work))
     }
 }
 

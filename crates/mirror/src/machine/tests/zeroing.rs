@@ -122,5 +122,5 @@ fn a_guest_write_waits_for_one_call_and_makes_the_next_ones_shorter() {
     let (_, action) = disk.under_way.remove(index.unwrap());
     core.finished(now, action.id, Ok(Done::Zeroed));
     assert_eq!(core.guest_admit(ticket), Admission::SourceAndTarget, "it waits for no other call");
-    assert!(core.zeroing.step() <= busy.len() / 2, "{}", core.zeroing.step());
+    assert!(core.pacing.zero_size(&core.config) <= busy.len() / 2, "{}", core.pacing.zero_size(&core.config));
 }

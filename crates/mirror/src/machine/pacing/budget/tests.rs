@@ -3,12 +3,15 @@
 use blockmirror_block::Geometry;
 
 use super::*;
-use crate::machine::config::Config;
-use crate::machine::{Action, Admission, Done, Moved, Next};
+use crate::machine::{Action, Admission, Core, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions};
 
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
+}
+
+fn max_copy_size(core: &Core, start: u64) -> u64 {
+    core.pacing.max_copy_size(&core.config, start, core.guest_state())
 }
 
 fn core_of(budget: Option<Duration>) -> Core {
@@ -37,23 +40,23 @@ fn a_percentile_is_right_to_a_quarter_of_an_octave() {
 fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     let mut core = core_of(Some(ms(4)));
     let most = core.config.operation;
-    core.note_copy(most, ms(3));
-    core.note_copy(most / 2, ms(3));
+    core.pacing.copied(&core.config, most, ms(3));
+    core.pacing.copied(&core.config, most / 2, ms(3));
     let id = core.guest_begin(ByteRange::at(0, 4096));
-    assert_eq!(core.max_copy_size(0), most / 4);
-    assert_eq!(core.max_copy_size(1 << 29), most, "no guest writes");
+    assert_eq!(max_copy_size(&core, 0), most / 4);
+    assert_eq!(max_copy_size(&core, 1 << 29), most, "no guest writes");
     for _ in 0..10 {
-        core.note_copy(65_536, ms(100));
+        core.pacing.copied(&core.config, 65_536, ms(100));
     }
-    assert_eq!(core.max_copy_size(0), 65_536);
-    core.note_copy(65_536, Duration::from_micros(100));
-    assert_eq!(core.max_copy_size(0), 65_536 * 2);
+    assert_eq!(max_copy_size(&core, 0), 65_536);
+    core.pacing.copied(&core.config, 65_536, Duration::from_micros(100));
+    assert_eq!(max_copy_size(&core, 0), 65_536 * 2);
     core.guest_admit(id);
     core.guest_finished(id, true, Some(Ok(())));
     for at in 0..25 {
         core.tick(ms(50 * at));
     }
-    assert_eq!(core.max_copy_size(0), most, "that was long ago");
+    assert_eq!(max_copy_size(&core, 0), most, "that was long ago");
 }
 
 #[test]
@@ -61,10 +64,11 @@ fn regions_cover_disks_of_any_length() {
     for len in [0, 1, 1023, 1024, 1025, 2047, u64::MAX / 2] {
         let options = MirrorOptions::new().latency_budget(ms(1));
         let mut core = Core::new(Config::new(&options, 64 << 20, len, Geometry::plain())).unwrap();
-        core.note_guest(ByteRange::new(0, len));
-        core.note_guest(ByteRange::new(len, len));
-        core.note_guest(ByteRange::new(len.saturating_sub(1), len));
-        assert_eq!(core.max_copy_size(len), core.config.operation);
+        let mut note = |range| core.pacing.guest_begins(&core.config, range, 1);
+        note(ByteRange::new(0, len));
+        note(ByteRange::new(len, len));
+        note(ByteRange::new(len.saturating_sub(1), len));
+        assert_eq!(max_copy_size(&core, len), core.config.operation);
     }
 }
 

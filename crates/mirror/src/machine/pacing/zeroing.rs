@@ -1,18 +1,19 @@
-//! How much one zeroing takes: operations that carry no data are sized by the time they take, not by the
-//! buffer.
+//! Size of zeroing operations: they carry no data, so they are sized by the time they take, not by the buffer.
 //!
-//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk should
-//! not be kept busy for seconds by one call, because a cancel, and a guest write to the same range, wait for
-//! its end. Owned by the core, which asks for the size of the next operation and reports what each took.
-//! Pure: time is an argument. Must hold: the size is a power of two, so that operations end on borders of
-//! whatever unit the device discards in.
+//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk must not be
+//! busy for seconds with one call, because a cancel, and a guest write to the same range, wait for its end. Pure:
+//! time is an argument. Must hold: the size is a power of two, so that operations end on borders of whatever unit
+//! the device discards in.
 
 use std::time::Duration;
 
-/// The first operations are so long.
+use crate::machine::config::floor_power_of_two;
+
+/// Size of the first operations.
 const FIRST: u64 = 16 << 20;
-/// None is longer, none of a longer range is cut shorter.
+/// Maximum size.
 const MOST: u64 = 1 << 30;
+/// Minimum size, but at the end of a range.
 const LEAST: u64 = 1 << 20;
 /// An operation that takes longer than this was too long.
 const TIME: Duration = Duration::from_millis(100);
@@ -60,7 +61,7 @@ impl Zeroing {
 
     /// Several operations of one size shrink it once.
     fn shrink_below(&mut self, bytes: u64) {
-        let half = (super::config::floor_power_of_two(bytes) / 2).max(LEAST);
+        let half = (floor_power_of_two(bytes) / 2).max(LEAST);
         self.step = self.step.min(half);
     }
 }

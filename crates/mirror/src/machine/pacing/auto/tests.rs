@@ -3,8 +3,7 @@
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::*;
-use crate::machine::config::Config;
-use crate::machine::{Admission, Done, Moved, Next};
+use crate::machine::{Admission, Core, Done, Moved, Next, Work};
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Progress;
 use crate::state::JobState;

@@ -3,8 +3,7 @@
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::*;
-use crate::machine::config::Config;
-use crate::machine::{Action, Admission, Done, Moved, Next};
+use crate::machine::{Action, Admission, Core, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions};
 use crate::scan::{CopyAction, CopyExtent};
 
@@ -44,11 +43,11 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
     core.finished(now, copy, Ok(Done::Copied(Moved { copied: range.len(), ..Moved::default() })));
     writes(&mut core, &mut now, us(70), 1);
     writes(&mut core, &mut now, us(100), 31);
-    assert!(matches!(core.next(now), Next::Wait(Some(until)) if until == LONGEST));
+    assert!(matches!(core.next(now), Next::Wait(Some(until)) if until == MAX_PROBE));
     writes(&mut core, &mut now, us(100), 1);
     core.tick(now);
     assert_eq!(
-        core.congestion.baseline[0].unwrap().mean,
+        core.pacing.congestion.baseline[0].unwrap().mean,
         us(100),
         "neither the write beside the copy nor the first one counts"
     );
@@ -59,9 +58,9 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
 fn silence_ends_though_the_guest_has_fallen_silent_too() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
     core.guest_begin(ByteRange::at(0, 4096));
-    assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == LONGEST));
-    assert!(matches!(core.next(LONGEST), Next::Do(_)));
-    assert!(core.congestion.baseline[0].is_none());
+    assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == MAX_PROBE));
+    assert!(matches!(core.next(MAX_PROBE), Next::Do(_)));
+    assert!(core.pacing.congestion.baseline[0].is_none());
 }
 
 #[test]
@@ -69,7 +68,7 @@ fn without_a_budget_nobody_is_quiet() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
     core.guest_begin(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Do(_)));
-    assert_eq!(core.share_of_window(), u64::MAX);
+    assert_eq!(core.pacing.share_of_window(&core.config, core.guest_state()), u64::MAX);
 }
 
 #[test]
@@ -80,17 +79,17 @@ fn the_window_shrinks_while_writes_take_half_as_long_again_and_grows_when_not() 
     let mut windows = Vec::new();
     for time in [100, 100, 140, 160, 300, 100, 100] {
         writes(&mut core, &mut now, us(time), 600_000 / time as u32 / 10);
-        core.adjust_window(false);
-        windows.push(core.congestion.window >> 10);
+        core.pacing.congestion.adjust(&core.config, false);
+        windows.push(core.pacing.congestion.window >> 10);
     }
     assert!(windows[0] > 1024 && windows[1] > windows[0], "{windows:?}");
     assert!(windows[3] < windows[2] && windows[4] < windows[3] / 2 + windows[3] / 8, "{windows:?}");
     assert!(windows[5] > windows[4], "{windows:?}");
     for _ in 0..20 {
-        core.adjust_window(true);
+        core.pacing.congestion.adjust(&core.config, true);
     }
-    assert!(core.is_at_minimum());
-    assert_eq!((core.depth(), core.share_of_window()), (1, 65_536));
+    assert!(core.pacing.congestion.is_at_minimum(&core.config));
+    assert_eq!((core.depth(), core.pacing.share_of_window(&core.config, core.guest_state())), (1, 65_536));
 }
 
 #[test]
@@ -98,15 +97,15 @@ fn a_budget_that_was_asked_for_counts_instead_of_the_half() {
     let mut core = core_of(MirrorOptions::new().latency_budget(us(1000)));
     let mut now = us(0);
     writes(&mut core, &mut now, us(100), ENOUGH + 1);
-    let before = core.congestion.window;
+    let before = core.pacing.congestion.window;
     writes(&mut core, &mut now, us(1000), 100);
-    core.adjust_window(false);
-    assert!(core.congestion.window > before, "ten times as long, but within the budget");
-    let before = core.congestion.window;
+    core.pacing.congestion.adjust(&core.config, false);
+    assert!(core.pacing.congestion.window > before, "ten times as long, but within the budget");
+    let before = core.pacing.congestion.window;
     writes(&mut core, &mut now, us(100), 98);
     writes(&mut core, &mut now, us(1101), 2);
-    core.adjust_window(false);
-    assert!(core.congestion.window < before);
+    core.pacing.congestion.adjust(&core.config, false);
+    assert!(core.pacing.congestion.window < before);
 }
 
 #[test]
@@ -114,18 +113,18 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
     for (budget, unknown, known) in [(Some(us(20_000)), 5, 3), (None, 16, 16)] {
         let mut core = core_of(MirrorOptions::new().latency_budget(budget));
         assert_eq!(core.depth(), 16, "no guest writes");
-        core.congestion.window = 1 << 30;
+        core.pacing.congestion.window = 1 << 30;
         let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512))).collect();
         assert_eq!(core.depth(), unknown);
         for id in tickets {
             core.guest_admit(id);
             core.guest_finished(id, true, None);
         }
-        core.tick(LONGEST);
-        core.congestion.window = core.config.operation * 3;
+        core.tick(MAX_PROBE);
+        core.pacing.congestion.window = core.config.operation * 3;
         assert_eq!(core.depth(), known);
         for step in 2..7 {
-            core.tick(LONGEST * step);
+            core.tick(MAX_PROBE * step);
         }
         assert_eq!(core.depth(), 16, "no guest has written of late");
     }

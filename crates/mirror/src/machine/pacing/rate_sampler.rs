@@ -1,26 +1,26 @@
-//! How fast the job works and how fast the guest makes work: totals, sampled, over a sliding window.
+//! Rate sampler: totals of what the job has done and of the work that the guest has made, over a sliding window.
 //!
-//! The core notes its totals here at each tick; figures for users and the decisions of auto mode come from
-//! the same samples. Pure: no clock, bounded memory. Must hold: samples are in order of time, none is older
-//! than the window but one, which the window begins in.
+//! Figures for users and the decisions of auto mode come from the same samples. Pure: time is an argument, memory
+//! is bounded. Must hold: samples are in order of time; one is older than the window, which begins between it and
+//! the next.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What rates are taken over.
+/// The window that rates are taken over.
 const WINDOW: Duration = Duration::from_secs(2);
 /// Samples are at least this far apart, so that there are few.
 pub(super) const STEP: Duration = Duration::from_millis(50);
-/// A rate over less says nothing.
+/// No rate is taken over less.
 const SHORTEST: Duration = Duration::from_millis(250);
 
 /// What has been counted since the start, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Totals {
+pub(in crate::machine) struct Totals {
     /// Dealt with by the job.
-    pub(super) done: u64,
+    pub(in crate::machine) done: u64,
     /// Made dirty by the guest.
-    pub(super) dirtied: u64,
+    pub(in crate::machine) dirtied: u64,
 }
 
 /// Bytes per second.
@@ -53,7 +53,7 @@ pub(super) struct RateSampler {
 
 impl RateSampler {
     /// The totals at `now`; kept if the last ones are old enough. Whether they were.
-    pub(super) fn note(&mut self, now: Duration, totals: Totals) -> bool {
+    pub(super) fn sample(&mut self, now: Duration, totals: Totals) -> bool {
         if self.samples.back().is_some_and(|(last, _)| now.saturating_sub(*last) < STEP) {
             return false;
         }
@@ -93,7 +93,7 @@ mod tests {
     fn steady(sampler: &mut RateSampler, from: u64, to: u64, copy: u64, dirty: u64, start: Totals) -> Totals {
         let mut totals = start;
         for at in from..to {
-            sampler.note(ms(at), totals);
+            sampler.sample(ms(at), totals);
             totals.done += copy / 1000;
             totals.dirtied += dirty / 1000;
         }
