@@ -1,5 +1,5 @@
-//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit` and `mirror`,
-//! with what they return as text, so that a change to it is seen in review.
+//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit`, `mirror` and
+//! `ops`, with what they return as text, so that a change to it is seen in review.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,12 +11,15 @@
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use blockmirror_bitmap::{Cursor, DirtyBitmap};
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
+use blockmirror_image::Format;
 use blockmirror_mirror::{GranularityChoice, MirrorJob, MirrorOptions, PlanTarget, plan};
+use blockmirror_ops::Convert;
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions};
 use blockmirror_ratelimit::RateLimiter;
 use insta::assert_snapshot;
@@ -310,4 +313,66 @@ fn an_error_prints_its_cause_once() {
     for error in [blockmirror_mirror::Error::Target(below()), blockmirror_mirror::Error::Source(below())] {
         prints_each_cause_once(&error);
     }
+}
+
+/// `text` without the folder, and without the time that a copy took.
+fn masked(text: &str, folder: &std::path::Path) -> String {
+    let text = text.replace(&format!("{}/", folder.display()), "");
+    let lines = text.lines().map(|line| match line.split_once("elapsed: ") {
+        Some((indent, _)) => format!("{indent}elapsed: ..\n"),
+        None => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
+#[test]
+fn a_conversion_in_five_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let mut disk = vec![0; 1 << 20];
+    disk[..5000].fill(1);
+    std::fs::write(path("disk.raw"), disk).unwrap();
+
+    let cancel = AtomicBool::new(false);
+    let mut reports = 0;
+    let outcome = Convert::new(path("disk.raw"), path("disk.qcow2"))
+        .target_format(Format::Qcow2)
+        .run(&cancel, |_| reports += 1)
+        .unwrap();
+    assert!(reports > 0);
+    assert_snapshot!(masked(&format!("{outcome:#?}"), folder.path()), @r"
+      ConvertOutcome {
+          format: Qcow2,
+          len: 1048576,
+          durable: true,
+          copy: Outcome {
+              granularity: GranularityChoice {
+                  bytes: 65536,
+                  reason: TargetCluster {
+                      cluster_size: 65536,
+                      clamped: false,
+                  },
+              },
+              copied: 65536,
+              zeroed: 0,
+              skipped: 983040,
+              given_up: [],
+              elapsed: ..
+          },
+      }
+    ");
+
+    let again = Convert::new(path("disk.qcow2"), path("disk.qcow2")).run(&cancel, |_| {}).unwrap_err();
+    assert_snapshot!(
+        masked(&again.to_string(), folder.path()),
+        @"copy: disk.qcow2: it is part of the source disk.qcow2"
+    );
+    let missing = Convert::new(path("missing"), path("new")).run(&cancel, |_| {}).unwrap_err();
+    assert_snapshot!(
+        masked(&missing.to_string(), folder.path()),
+        @"open: missing: No such file or directory (os error 2)"
+    );
+    cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+    let cancelled = Convert::new(path("disk.raw"), path("new")).run(&cancel, |_| {}).unwrap_err();
+    assert!(cancelled.is_cancelled() && !path("new").exists());
 }

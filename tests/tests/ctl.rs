@@ -176,7 +176,7 @@ fn complete_moves_users_to_the_target() {
     let said = world.said(&["complete"]);
     // A byte a second lets one operation through.
     assert!(said.starts_with("blockmirror: m: not ready, 1"), "{said}");
-    assert!(said.ends_with(" MiB are left; --wait waits until it is\n[1]"), "{said}");
+    assert!(said.ends_with(" MiB left; --wait waits until it is\n[1]"), "{said}");
     assert_eq!(world.said(&["set-speed", "m", "0"]), "[0]");
     world.wait_for("BLOCK_JOB_READY");
     assert_eq!(world.said(&["complete", "m"]), "m: completed; users of the source are on the target\n[0]");

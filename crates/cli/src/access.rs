@@ -1,10 +1,9 @@
 //! From the options about opening files to a policy.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use blockmirror_image::{Error, LockMode, NbdOptions, ReferencePolicy, directory_of};
+use blockmirror_image::{AllowedReferences, LockMode, NbdOptions, OpenOptions, ReferencePolicy};
 
 use crate::args::{AccessArgs, LockArgs, Switch};
 use crate::failure::{Failure, Outcome};
@@ -12,26 +11,21 @@ use crate::failure::{Failure, Outcome};
 /// The environment variable that lists directories as `--allow-backing` does, separated by colons.
 const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
-/// Files in or below the directory of `image`, and what `--allow-backing` adds.
-pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy> {
-    let mut policy = policy_with(image, &args.allow_backing)?;
-    if args.allow_protocols {
-        policy.allow_protocols();
-    }
-    Ok(policy)
+/// What images may name on the word of the command line and of the environment.
+pub(crate) fn allowed(args: &AccessArgs) -> Outcome<AllowedReferences> {
+    Ok(allowed_dirs(&args.allow_backing)?.protocols(args.allow_protocols))
 }
 
-/// Files in or below the directory of `image`, and those in or below `allowed`; for reading also what the
-/// environment adds: a permission that lasts is not one to write.
-pub(crate) fn policy_with(image: &Path, allowed: &[PathBuf]) -> Outcome<ReferencePolicy> {
-    let mut policy = ReferencePolicy::beside(image).map_err(no_directory(directory_of(image)))?;
-    for directory in allowed {
-        policy.allow_dir(directory).map_err(no_directory(directory))?;
-    }
-    for directory in lasting_directories()? {
-        policy.allow_dir_to_read(&directory).map_err(no_directory(&directory))?;
-    }
-    Ok(policy)
+/// The files in or below `directories`; for reading also what the environment adds: a permission that lasts
+/// is not one to write.
+pub(crate) fn allowed_dirs(directories: &[PathBuf]) -> Outcome<AllowedReferences> {
+    let allowed = directories.iter().fold(AllowedReferences::new(), AllowedReferences::dir);
+    Ok(lasting_directories()?.into_iter().fold(allowed, AllowedReferences::dir_to_read))
+}
+
+/// The policy for `image` under `args`.
+pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy> {
+    Ok(allowed(args)?.policy_for(image)?)
 }
 
 /// The directories that the environment lists. A permission that lasts names directories that are not there
@@ -53,12 +47,18 @@ pub(crate) fn lasting_directories() -> Outcome<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// How the files of an image are locked that is only read.
-pub(crate) fn lock_of_source(args: &AccessArgs) -> LockMode {
-    match lock(args.lock) {
+/// How an image is opened that is only read.
+pub(crate) fn of_source(args: &AccessArgs) -> OpenOptions {
+    let lock = match lock(args.lock) {
         LockMode::Exclusive if args.force_share => LockMode::Shared,
         lock => lock,
-    }
+    };
+    OpenOptions::new().lock(lock).nbd(nbd(args))
+}
+
+/// How an image is opened that is written.
+pub(crate) fn of_target(args: &AccessArgs) -> OpenOptions {
+    OpenOptions::new().lock(lock(args.lock)).nbd(nbd(args))
 }
 
 /// How files that are written are locked.
@@ -77,10 +77,4 @@ pub(crate) fn nbd(args: &AccessArgs) -> NbdOptions {
     options.open_timeout = Duration::from_secs(args.open_timeout.into());
     options.io_timeout = args.io_timeout.map(|seconds| Duration::from_secs(seconds.into()));
     options
-}
-
-/// The error for a directory that cannot be looked up.
-pub(crate) fn no_directory(path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |cause| Error::Directory { path, cause }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use blockmirror_block::Visit;
-use blockmirror_image::{CompareOptions, Difference, Format, Image, OpenOptions, Part, compare};
+use blockmirror_image::{CompareOptions, Difference, Format, Image, Part, compare};
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
@@ -54,16 +54,12 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
 }
 
 fn open(path: &Path, part: Part, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
-    let mut policy = access::policy(path, &args.access)?;
-    policy.allow_file(&args.first);
-    policy.allow_file(&args.second);
-    let options = OpenOptions::new()
+    let allowed = access::allowed(&args.access)?.file(&args.first).file(&args.second);
+    let options = access::of_source(&args.access)
         .format(format)
         .part(part)
-        .lock(access::lock_of_source(&args.access))
-        .nbd(access::nbd(&args.access))
         .cache(args.source_cache)
-        .policy(policy);
+        .policy(allowed.policy_for(path)?);
     Ok(options.open(path)?)
 }
 

@@ -1,25 +1,24 @@
-//! `blockmirror mirror` and `blockmirror convert`: one copy, two sets of defaults.
+//! `blockmirror mirror` and `blockmirror convert`: one conversion, two sets of defaults.
+//!
+//! The work is that of [`Convert`]; here are its options, what is printed between its steps, and the exit
+//! codes of its errors.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_image::size::human_size;
-use blockmirror_image::{CreateSettings, FileId, Format};
+use blockmirror_image::{FileId, Format, join_name};
 use blockmirror_mirror::{
-    self as mirror, Error, ErrorKind, IoStatus, JobState, MirrorControl, MirrorJob, MirrorOptions, Plan,
-    SyncMode,
+    self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, SyncMode,
 };
-use serde_json::{Value, json};
+use blockmirror_ops::{Convert, ConvertError, ConvertJob, PreparedConvert};
 
 use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
 use crate::console::Console;
-use crate::create::parse_options;
-use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::create::{backing_failure, parse_options, set_once};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::source::{self, Source};
-use crate::target::{Target, TargetSpec};
-use crate::{json, pause};
+use crate::report;
+use crate::{access, pause, target};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -52,66 +51,96 @@ pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome 
 /// Copies. Without `sync` it is the target's backing file that decides what.
 fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: TargetFormat) -> Outcome {
     console.keep_out_of(FileId::of(&args.target));
-    let options = job_options(console, args)?;
+    let mut convert = conversion(console, args, sync)?;
     // As early as the format is known, so that mistakes cost nothing.
-    let mut settings = CreateSettings::default();
     if let TargetFormat::Given(format) = format {
-        let Some(parsed) = parse_options(console, format, &args.target_options)? else {
-            return Ok(Exit::Done);
-        };
-        settings = parsed;
+        let Some(complete) = with_settings(console, convert, args, format)? else { return Ok(Exit::Done) };
+        convert = complete;
     }
-    let has_backing = args.backing.is_some() || settings.backing_file.is_some();
-    if args.names.len() > 1 && (has_backing || sync == Some(Sync::Top)) {
-        let what = if has_backing { "a backing file" } else { "--sync=top" };
-        return Err(Failure::usage(format_args!("{what} makes no sense with several sources")));
+    let source = convert.open_source().map_err(|error| failure(args, error))?;
+    for note in source.notes() {
+        console.note(note);
     }
-    let source = Source::open(console, args)?;
-    let sync = sync.unwrap_or(if has_backing { Sync::Top } else { Sync::Full });
-    // Without a backing file the top image decides everything.
-    let sync = if sync == Sync::Top && source.backing().is_some() { SyncMode::Top } else { SyncMode::Full };
-    let options = options.sync(sync);
-    let format = match format {
-        TargetFormat::Given(format) => Some(format),
-        TargetFormat::Found => None,
-        TargetFormat::Source => {
-            let Some(format) = source.format() else {
-                return Err(Failure::usage("the sources have several formats; -O says the target's"));
-            };
-            let Some(parsed) = parse_options(console, format, &args.target_options)? else {
-                return Ok(Exit::Done);
-            };
-            settings = parsed;
-            Some(format)
-        }
-    };
-    let spec = TargetSpec::new(args, &source, format, settings, sync)?;
-    let interrupt = Interrupt::watch()?;
+    if let TargetFormat::Source = format {
+        let no_format = || failure(args, ConvertError::NoFormat { target: args.target.clone() });
+        let format = source.format().ok_or_else(no_format)?;
+        let Some(complete) = with_settings(console, convert, args, format)? else { return Ok(Exit::Done) };
+        convert = complete;
+    }
+    let checked = convert.check(source).map_err(|error| failure(args, error))?;
     if args.dry_run {
-        let plan = spec.plan(&source, &options, &interrupt)?;
-        console.print(&planned(args, &plan)?)?;
+        let plan = checked.plan().map_err(|error| match error {
+            ConvertError::Start(_) => Failure::failed(error),
+            error => failure(args, error),
+        })?;
+        console.print(&report::planned(args, &plan)?)?;
         return Ok(Exit::Done);
     }
-    let target = spec.open(console, &source, &interrupt)?;
-    // Zeros that are written again would give back what was preallocated.
-    let options = options.target_is_zero(args.target_is_zero || target.reads_as_zeros());
-    let job = MirrorJob::start(Arc::clone(source.device()), Arc::clone(target.device()), options)
-        .map_err(failed)?;
-    if !args.progress.quiet && args.output.output == Output::Human {
-        console.report(&format!("granularity: {}\n", job.granularity()));
+    let interrupt = Interrupt::watch()?;
+    let prepared = checked.prepare().map_err(|error| failure(args, error))?;
+    announce(console, args, &prepared, &interrupt);
+    let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
+        let failure = failure(args, error);
+        if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
+    })?;
+    follow(console, args, job, &interrupt)
+}
+
+/// What the command line asks for, but for the options of a new target.
+fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Outcome<Convert> {
+    let mut allowed = access::allowed(&args.access)?;
+    if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
+        allowed = allowed.file(backing);
     }
-    let mut meter = Meter::new(console, &args.progress, "done");
-    let declined = watch(console, job.control(), &mut meter, &interrupt);
-    let ended = job.wait();
-    meter.finish(console);
-    match ended {
-        Ok(outcome) => conclude(console, args, target, source.device().len(), &outcome),
-        Err(error) => {
-            let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
-            let why = declined.unwrap_or_else(|| error.to_string());
-            let left = if target.vanishes() { "" } else { "; the target is incomplete" };
-            Err(Failure::failed(format_args!("copy: {}: {why}{left}", args.target.display())).exit(exit))
-        }
+    let mut sources = args.names.iter().cloned();
+    let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
+    let convert = Convert::new(first, &args.target)
+        .source_access(access::of_source(&args.access).cache(args.source_cache))
+        .target_access(access::of_target(&args.access).cache(args.target_cache))
+        .target_format(args.target_format)
+        .target_part(args.target_part)
+        .target_file(args.existing.options(None))
+        .existing_image(args.no_create)
+        .require_flush(args.require_flush)
+        .target_is_zero(args.target_is_zero)
+        .allow(allowed)
+        .sync(sync.map(|sync| match sync {
+            Sync::Full => SyncMode::Full,
+            Sync::Top => SyncMode::Top,
+        }))
+        .mirror(job_options(console, args)?);
+    Ok(sources.fold(convert, Convert::add_source))
+}
+
+/// `convert` with what `-O`, `-o`, `-B` and `-F` say about a target of `format`; `None` if `-o` asked for
+/// help, which has then been printed.
+fn with_settings(
+    console: &mut Console<'_>,
+    convert: Convert,
+    args: &CopyArgs,
+    format: Format,
+) -> Outcome<Option<Convert>> {
+    let Some(mut settings) = parse_options(console, format, &args.target_options)? else { return Ok(None) };
+    set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-B")?;
+    set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
+    Ok(Some(convert.target_format(format).settings(settings)))
+}
+
+/// Says what is about to be written where that is not as usual. What is printed later goes into none of the
+/// files, and a signal that ends the process at once removes the temporary ones.
+fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConvert, interrupt: &Interrupt) {
+    if let Some(new) = prepared.new_image() {
+        return target::announce(console, new, args.existing.clean, interrupt);
+    }
+    console.keep_out_of(prepared.files());
+    for note in prepared.notes() {
+        console.note(note);
+    }
+    let rest = prepared.bytes_past_end();
+    if rest > 0 {
+        let target = args.target.display();
+        console
+            .note(format_args!("{target}: it is {rest} bytes longer than the source; they stay as they are"));
     }
 }
 
@@ -125,9 +154,7 @@ fn job_options(console: &Console<'_>, args: &CopyArgs) -> Outcome<MirrorOptions>
             true => mirror::OnError::Ignore,
             false => policy(console, args.on_source_error, "--on-source-error")?,
         })
-        .on_target_error(policy(console, args.on_target_error, "--on-target-error")?)
-        .target_is_zero(args.target_is_zero)
-        .longer_target(args.no_create);
+        .on_target_error(policy(console, args.on_target_error, "--on-target-error")?);
     if let Some(operations) = args.parallel {
         options = options.max_in_flight(operations.into());
     }
@@ -153,6 +180,30 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
     Err(Failure::usage(format_args!(
         "{option}={name}: a paused copy waits to be resumed, and there is no terminal to ask at"
     )))
+}
+
+/// Follows the copy to its end, and reports what came of it.
+fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt: &Interrupt) -> Outcome {
+    if !args.progress.quiet && args.output.output == Output::Human {
+        console.report(&format!("granularity: {}\n", job.granularity()));
+    }
+    let mut meter = Meter::new(console, &args.progress, "done");
+    let declined = watch(console, job.control(), &mut meter, interrupt);
+    match job.finish() {
+        Ok(outcome) => report::conclude(console, args, &outcome),
+        Err(ConvertError::Copy { target, cause, incomplete }) => {
+            let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
+            let failed = match declined {
+                Some(why) => {
+                    let left = if incomplete { "; the target is incomplete" } else { "" };
+                    Failure::failed(format_args!("copy: {}: {why}{left}", target.display()))
+                }
+                None => Failure::failed(ConvertError::Copy { target, cause, incomplete }),
+            };
+            Err(failed.exit(exit))
+        }
+        Err(error) => Err(failure(args, error)),
+    }
 }
 
 /// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
@@ -200,103 +251,30 @@ fn watch(
     }
 }
 
-fn failed(error: Error) -> Failure {
-    match error.kind() {
-        ErrorKind::InvalidInput
-            if !matches!(error, Error::SizeMismatch { .. } | Error::TargetReadOnly { .. }) =>
-        {
-            Failure::usage(error)
+/// `error` with the options that the command line has for it.
+fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
+    match error {
+        ConvertError::Image(error) => error.into(),
+        ConvertError::Settings(error) => Failure::from(error).exit(Exit::Usage),
+        ConvertError::Backing { why, .. } => backing_failure(&args.target, why),
+        ConvertError::Size { len, .. } => {
+            Failure::usage(format_args!("-o size: the target has the size of the source, {len} bytes"))
         }
-        _ => Failure::failed(format_args!("copy: {error}")),
+        ConvertError::NoFormat { .. } => {
+            Failure::usage("the sources have several formats; -O says the target's")
+        }
+        ConvertError::SeveralSources { with_backing, .. } => {
+            let what = if with_backing { "a backing file" } else { "--sync=top" };
+            Failure::usage(format_args!("{what} makes no sense with several sources"))
+        }
+        ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
+        ConvertError::NoFlush { .. } => {
+            Failure::failed(format_args!("{error}, which --require-flush asks for"))
+        }
+        ConvertError::Start(mirror::Error::SizeMismatch { .. } | mirror::Error::TargetReadOnly { .. }) => {
+            Failure::failed(error)
+        }
+        ConvertError::Start(refused) if refused.kind() == ErrorKind::InvalidInput => Failure::usage(refused),
+        error => Failure::failed(error),
     }
-}
-
-/// Gives the target its name and tells what was done.
-fn conclude(
-    console: &mut Console<'_>,
-    args: &CopyArgs,
-    target: Target,
-    len: u64,
-    outcome: &mirror::Outcome,
-) -> Outcome {
-    let format = target.image().format();
-    let durable = target.device().geometry().can_flush;
-    target.finish()?;
-    if !durable {
-        console.note(format_args!(
-            "{}: its server has no command to flush: the copy is not known to be durable",
-            args.target.display()
-        ));
-    }
-    let complete = outcome.given_up.is_empty();
-    for range in &outcome.given_up {
-        let (start, end) = (range.range.start(), range.range.end());
-        console.complain(format_args!(
-            "given up: {}: bytes {start} to {end}: {}",
-            args.target.display(),
-            range.message
-        ));
-    }
-    if args.output.output == Output::Json {
-        let given_up: Vec<_> = outcome
-            .given_up
-            .iter()
-            .map(|range| {
-                json!({ "start": range.range.start(), "length": range.range.len(), "message": range.message })
-            })
-            .collect();
-        let (name, value) = source::member(args);
-        let mut out = json!({
-            (name): value,
-            "target": args.target.to_string_lossy(),
-            "target-format": format.as_str(),
-            "len": len,
-            "copied": outcome.copied,
-            "zeroed": outcome.zeroed,
-            "skipped": outcome.skipped,
-            "given-up": given_up,
-            "elapsed": outcome.elapsed.as_secs_f64(),
-        });
-        add_granularity(&mut out, outcome.granularity)?;
-        console.report(&(json::pretty(&out) + "\n"));
-    } else if !args.progress.quiet {
-        let lost: u64 = outcome.given_up.iter().map(|range| range.range.len()).sum();
-        let lost = if complete { String::new() } else { format!("{} given up, ", human_size(lost)) };
-        let line = format!(
-            "{} -> {} ({format}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
-            source::shown(args),
-            args.target.display(),
-            human_size(len),
-            human_size(outcome.copied),
-            human_size(outcome.zeroed),
-            human_size(outcome.skipped),
-            outcome.elapsed.as_secs_f64()
-        );
-        console.report(&(one_line(&line) + "\n"));
-    }
-    Ok(if complete { Exit::Done } else { Exit::Incomplete })
-}
-
-/// Adds `granularity` in bytes and the reason for it.
-fn add_granularity(out: &mut Value, choice: mirror::GranularityChoice) -> Outcome<()> {
-    let choice = serde_json::to_value(choice).map_err(Failure::failed)?;
-    if let (Value::Object(out), Value::Object(choice)) = (out, choice) {
-        out.extend(choice);
-    }
-    Ok(())
-}
-
-fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
-    let (source, target) = (source::shown(args), args.target.to_string_lossy());
-    if args.output.output == Output::Human {
-        let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
-        return Ok(format!("{heading}\n{plan}\n"));
-    }
-    let (name, value) = source::member(args);
-    let mut out = json!({ (name): value, "target": target });
-    let plan = serde_json::to_value(plan).map_err(Failure::failed)?;
-    if let (Value::Object(out), Value::Object(plan)) = (&mut out, plan) {
-        out.extend(plan);
-    }
-    Ok(json::pretty(&out) + "\n")
 }

@@ -5,16 +5,15 @@ use std::path::Path;
 
 use blockmirror_image::size::human_size;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions, Preallocation, PreparedImage,
-    directory_of, join_name, option_help,
+    BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
+    Preallocation, PreparedImage, directory_of, join_name, option_help,
 };
 
-use crate::access;
 use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::target::write;
+use crate::{access, target};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
@@ -26,7 +25,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     set_once(&mut settings.size, args.size, "size", "the size")?;
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-b")?;
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
-    check_backing(&settings, path, args.format)?;
+    settings.check_backing(args.format).map_err(|why| backing_failure(path, why))?;
     let backing_size = match &settings.backing_file {
         Some(name) if !args.no_look => Some(backing_size(path, name, settings.backing_format)?),
         _ => None,
@@ -44,15 +43,20 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         .lock(access::lock(args.lock));
     // A directory that is not there holds nothing to look at.
     if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {
-        spec = spec.policy(access::policy_with(&backing, &args.allow_backing)?);
+        spec = spec.policy(access::allowed_dirs(&args.allow_backing)?.policy_for(&backing)?);
     }
-    check_spec(&spec, path)?;
+    // Options that do not fit together are a matter of the command line.
+    spec.check(path).map_err(|e| Failure::from(e).exit(Exit::Usage))?;
     let interrupt = Interrupt::watch()?;
     let prepared = PreparedImage::new(path, &spec).map_err(|error| match error {
         Error::ChainUnknown { .. } => Failure::failed(format_args!("{error}; -u does not look")),
         error => error.into(),
     })?;
-    let new = write(console, prepared, args.existing.clean, &interrupt)?;
+    target::announce(console, &prepared, args.existing.clean, &interrupt);
+    let new = prepared.write_until(&|| interrupt.requested()).map_err(|error| {
+        let failure = Failure::from(error);
+        if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
+    })?;
     if interrupt.requested() {
         let message = format_args!("create: {}: interrupted", path.display());
         return Err(Failure::failed(message).exit(interrupt.exit()));
@@ -108,22 +112,10 @@ pub(crate) fn set_once<T: PartialEq>(
     }
 }
 
-/// A backing file needs its format, which the header of the new image tells to everybody who opens it later:
-/// found out anew each time, a raw backing file could turn into whatever its guest writes into its first
-/// sector.
-pub(crate) fn check_backing(settings: &CreateSettings, path: &Path, format: Format) -> Outcome<()> {
-    let why = match (&settings.backing_file, settings.backing_format) {
-        (Some(_), _) if format == Format::Raw => "a raw image cannot have a backing file",
-        (Some(_), None) => "the backing file's format is missing; give it with -F",
-        (None, Some(_)) => "there is a backing format, but no backing file",
-        _ => return Ok(()),
-    };
-    Err(Failure::usage(format_args!("create: {}: {why}", path.display())))
-}
-
-/// Options that do not fit together are a matter of the command line.
-pub(crate) fn check_spec(spec: &CreateSpec, path: &Path) -> Outcome<()> {
-    spec.check(path).map_err(|e| Failure::from(e).exit(Exit::Usage))
+/// Settings about the backing file of `path` that contradict each other.
+pub(crate) fn backing_failure(path: &Path, why: BackingSettingsError) -> Failure {
+    let hint = if why == BackingSettingsError::NoFormat { "; give it with -F" } else { "" };
+    Failure::usage(format_args!("create: {}: {why}{hint}", path.display()))
 }
 
 /// Length of the disk in the backing file called `name` in the image `path`.

@@ -1,7 +1,7 @@
 //! The `blockmirror` command, as a function: [`run`] into any streams, [`run_here`] on those of the process.
 //!
 //! The binary is one call; developer tools and tests call it in their own process. Commands hold no logic
-//! that a user of the libraries would miss: they read options, call `image` and `mirror`, and print.
+//! that a user of the libraries would miss: they read options, call `image` and `ops`, and print.
 
 #![forbid(unsafe_code)]
 
@@ -21,8 +21,8 @@ mod map;
 mod names;
 mod pause;
 mod progress;
+mod report;
 mod resize;
-mod source;
 mod target;
 
 use std::ffi::OsString;

@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Write};
 
 use blockmirror_block::{ByteRange, Visit};
-use blockmirror_image::{MapRow, OpenOptions, map};
+use blockmirror_image::{MapRow, map};
 
 use crate::args::{MapArgs, Output};
 use crate::console::Console;
@@ -11,11 +11,9 @@ use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::{access, json};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
-    let image = OpenOptions::new()
+    let image = access::of_source(&args.access)
         .format(args.format)
         .part(args.part)
-        .lock(access::lock_of_source(&args.access))
-        .nbd(access::nbd(&args.access))
         .policy(access::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {

@@ -28,7 +28,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
         .writable(true)
         .lock(access::lock(args.lock))
         .claim(!args.force)
-        .policy(access::policy_with(&args.file, &args.allow_backing)?)
+        .policy(access::allowed_dirs(&args.allow_backing)?.policy_for(&args.file)?)
         .open(&args.file)?;
     console.keep_out_of(image.own_files());
     for note in image.notes() {

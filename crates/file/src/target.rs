@@ -84,6 +84,11 @@ impl TargetOptions {
         self
     }
 
+    /// What [`force`](Self::force) has set.
+    pub fn forced(&self) -> bool {
+        self.force
+    }
+
     /// Removes temporary files that killed runs left for the same target.
     #[must_use]
     pub fn clean(mut self, clean: bool) -> Self {

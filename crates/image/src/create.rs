@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Decision, FileOptions, InPlace, LockMode, TargetOptions};
+use blockmirror_file::{Decision, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
@@ -22,7 +22,6 @@ use crate::format::Format;
 use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
-use crate::place::Access;
 use crate::reference::{ReferencePolicy, join_name};
 use crate::stoppable::Stoppable;
 use crate::target::Target;
@@ -36,14 +35,12 @@ pub struct CreateSpec {
     size: u64,
     settings: CreateSettings,
     policy: Option<ReferencePolicy>,
-    lock: LockMode,
-    cache: CacheMode,
+    /// How the new files are locked and use the page cache, and how a server is connected to.
+    access: OpenOptions,
     target: TargetOptions,
     replace_data_file: bool,
     unknown_chain: bool,
     filled: bool,
-    #[cfg(feature = "nbd")]
-    nbd: NbdOptions,
 }
 
 impl CreateSpec {
@@ -55,14 +52,11 @@ impl CreateSpec {
             size,
             settings,
             policy: None,
-            lock: LockMode::Exclusive,
-            cache: CacheMode::default(),
+            access: OpenOptions::new(),
             target: TargetOptions::new(),
             replace_data_file: false,
             unknown_chain: false,
             filled: false,
-            #[cfg(feature = "nbd")]
-            nbd: NbdOptions::new(),
         }
     }
 
@@ -85,7 +79,7 @@ impl CreateSpec {
     /// How the new files are locked, and what they replace.
     #[must_use]
     pub fn lock(mut self, lock: LockMode) -> Self {
-        self.lock = lock;
+        self.access = self.access.lock(lock);
         self
     }
 
@@ -117,7 +111,7 @@ impl CreateSpec {
     /// [`OpenOptions::cache`].
     #[must_use]
     pub fn cache(mut self, mode: CacheMode) -> Self {
-        self.cache = mode;
+        self.access = self.access.cache(mode);
         self
     }
 
@@ -130,7 +124,14 @@ impl CreateSpec {
     #[cfg(feature = "nbd")]
     #[must_use]
     pub fn nbd(mut self, options: NbdOptions) -> Self {
-        self.nbd = options;
+        self.access = self.access.nbd(options);
+        self
+    }
+
+    /// Takes locks, cache mode and NBD options from `options`; nothing else of it counts.
+    #[must_use]
+    pub fn access(mut self, options: &OpenOptions) -> Self {
+        self.access = options.clone();
         self
     }
 
@@ -212,7 +213,7 @@ impl CreateSpec {
             // Whether it is mounted or held is found out first: both are overridden by one option of the
             // command line.
             Ok(Decision::InPlace(InPlace::BlockDevice)) => {
-                Target::prepare(data, &self.file_options(), self.access())?.discard();
+                Target::prepare(data, self.target, &self.access)?.discard();
             }
             Ok(_) | Err(Error::TargetUnclear { .. }) => {}
             Err(error) => return Err(error),
@@ -222,28 +223,12 @@ impl CreateSpec {
 
     /// Opens what the data of `image` will be written into. A file that has come into being since the check
     /// is kept, too.
-    fn prepare_data(&self, image: &Path, data: &Path, options: &TargetOptions) -> Result<Target> {
-        let target = Target::prepare(data, options, self.access())?;
+    fn prepare_data(&self, image: &Path, data: &Path) -> Result<Target> {
+        let target = Target::prepare(data, self.target, &self.access)?;
         if self.replace_data_file || target.loses_nothing() {
             return Ok(target);
         }
         Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
-    }
-
-    fn file_options(&self) -> TargetOptions {
-        self.target.file(FileOptions::new().lock(self.lock).direct(self.cache.is_direct()))
-    }
-
-    /// How what the image is made in is opened, where that is there already.
-    fn access(&self) -> Access {
-        Access {
-            writable: true,
-            lock: self.lock,
-            claim: false,
-            direct: self.cache.is_direct(),
-            #[cfg(feature = "nbd")]
-            nbd: self.nbd,
-        }
     }
 
     /// Fails if the files cannot become as long as they must, before they lose anything.
@@ -312,27 +297,26 @@ impl CreateSpec {
 /// What a new image will be written into, open, with its old contents.
 #[derive(Debug)]
 #[must_use = "dropping it discards new files"]
-pub struct PreparedImage<'a> {
-    path: &'a Path,
-    spec: &'a CreateSpec,
+pub struct PreparedImage {
+    path: PathBuf,
+    spec: CreateSpec,
     file: Target,
     data: Option<Target>,
 }
 
-impl<'a> PreparedImage<'a> {
+impl PreparedImage {
     /// Opens what the image `path` and its data file will be written into, after [`CreateSpec::check_files`].
     ///
     /// A data file is named relative to the image's directory, as for opening.
     ///
     /// # Errors
     /// [`Error`]; then no file has been left behind.
-    pub fn new(path: &'a Path, spec: &'a CreateSpec) -> Result<Self> {
+    pub fn new(path: &Path, spec: &CreateSpec) -> Result<Self> {
         spec.check(path)?;
         let data = spec.data_path(path)?;
-        let options = spec.file_options();
-        let file = Target::prepare(path, &options, spec.access())?;
-        let data = data.map(|data| spec.prepare_data(path, &data, &options)).transpose()?;
-        Ok(Self { path, spec, file, data })
+        let file = Target::prepare(path, spec.target, &spec.access)?;
+        let data = data.map(|data| spec.prepare_data(path, &data)).transpose()?;
+        Ok(Self { path: path.to_owned(), spec: spec.clone(), file, data })
     }
 
     /// The format that the image will have.
@@ -365,7 +349,7 @@ impl<'a> PreparedImage<'a> {
         if spec.format == Format::Qcow2 {
             file.mark()?;
         }
-        if let Err(error) = spec.lay_out(path, &file, data.as_ref(), stop) {
+        if let Err(error) = spec.lay_out(&path, &file, data.as_ref(), stop) {
             let in_place: Vec<_> = [Some(&file), data.as_ref()]
                 .into_iter()
                 .flatten()
@@ -381,7 +365,7 @@ impl<'a> PreparedImage<'a> {
             Format::Raw => file.can_be_emptied(),
             Format::Qcow2 => spec.settings.backing_file.is_none(),
         };
-        Ok(NewImage { path: path.to_owned(), format: spec.format, reads_as_zeros, file, data })
+        Ok(NewImage { path, format: spec.format, reads_as_zeros, file, data })
     }
 }
 

@@ -120,6 +120,17 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The error of a device or storage that it is made of.
+    pub fn device_error(&self) -> Option<&blockmirror_block::Error> {
+        match self {
+            Self::Block(error) => Some(error),
+            Self::Incomplete { source } | Self::ChainUnknown { source, .. } => source.device_error(),
+            _ => None,
+        }
+    }
+}
+
 impl From<ReferenceError> for Error {
     fn from(error: ReferenceError) -> Self {
         Self::Reference(error)

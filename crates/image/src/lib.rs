@@ -4,7 +4,9 @@
 //! |---|---|
 //! | open an image with its backing chain | [`OpenOptions::open`], under a [`ReferencePolicy`] |
 //! | make one | [`CreateSpec`], [`NewImage::create`], [`NewImage::persist`] |
-//! | decide first how what is there already is written | [`Target::decide`], [`PreparedImage`] |
+//! | decide first how an existing target is written | [`Target::decide`], [`PreparedImage`] |
+//! | replace a file by bytes of one's own | [`Target::prepare`], [`Target::persist`] |
+//! | make policies from what a user allows | [`AllowedReferences`] |
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
 //! | compare two | [`compare()`] |
@@ -34,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allowed;
 mod cache;
 mod chain;
 mod compare;
@@ -56,6 +59,7 @@ pub mod size;
 mod stoppable;
 mod target;
 
+pub use allowed::AllowedReferences;
 pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
@@ -74,7 +78,7 @@ pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
-pub use options::{CreateSettings, OptionError, OptionHelp, option_help};
+pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
 pub use place::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,

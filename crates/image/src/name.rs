@@ -51,6 +51,13 @@ pub enum NameError {
     },
 }
 
+impl<P: AsRef<Path>> From<P> for ImageName {
+    /// A path or a URI, as it is.
+    fn from(path: P) -> Self {
+        Self { path: path.as_ref().to_owned(), format: None, part: Part::default() }
+    }
+}
+
 impl ImageName {
     /// Reads a name that a person has typed.
     ///
@@ -65,11 +72,7 @@ impl ImageName {
                 Err(error) => Err(NameError::Json(error.to_string())),
             };
         }
-        Ok(Self {
-            path: without_file_prefix(name).map_or_else(|| name.to_owned(), as_path),
-            format: None,
-            part: Part::default(),
-        })
+        Ok(Self::from(without_file_prefix(name).map_or_else(|| name.to_owned(), as_path)))
     }
 
     /// Reads the options of `--image-opts` and `json:`, nested or with dots.

@@ -203,7 +203,7 @@ impl OpenOptions {
         Place::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
     }
 
-    fn access(&self, writable: bool, claim: bool) -> Access {
+    pub(crate) fn access(&self, writable: bool, claim: bool) -> Access {
         Access {
             writable,
             lock: self.lock,

@@ -85,6 +85,22 @@ pub enum OptionError {
     },
 }
 
+/// Why the settings about a backing file do not fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BackingSettingsError {
+    /// A raw image has no header to name one.
+    #[error("a raw image cannot have a backing file")]
+    RawImage,
+    /// The header of the image has to name the format: detected anew at each opening, a raw backing file could
+    /// turn into whatever its guest writes into its first sector.
+    #[error("the backing file's format is missing")]
+    NoFormat,
+    /// There is a format of no file.
+    #[error("there is a backing format, but no backing file")]
+    NoFile,
+}
+
 /// An option as the help lists it.
 #[derive(Clone, Copy, Debug)]
 pub struct OptionHelp {
@@ -133,6 +149,19 @@ fn keys(format: Format) -> String {
 }
 
 impl CreateSettings {
+    /// Whether name and format of the backing file fit together in an image of `format`.
+    ///
+    /// # Errors
+    /// [`BackingSettingsError`].
+    pub fn check_backing(&self, format: Format) -> Result<(), BackingSettingsError> {
+        match (&self.backing_file, self.backing_format) {
+            (Some(_), _) if format == Format::Raw => Err(BackingSettingsError::RawImage),
+            (Some(_), None) => Err(BackingSettingsError::NoFormat),
+            (None, Some(_)) => Err(BackingSettingsError::NoFile),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads `text` for `format` on top of what is there; a key given twice keeps its last value. In a value,
     /// two commas stand for one.
     ///

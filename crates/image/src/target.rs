@@ -1,6 +1,7 @@
 //! What a new image, or its data file, is written into.
 //!
-//! Four kinds: a new file, an existing file, a block device, an NBD export. Made by [`crate::PreparedImage`].
+//! Four kinds: a new file, an existing file, a block device, an NBD export. Made by [`crate::PreparedImage`],
+//! and by callers that write the bytes themselves.
 //! How an existing file is treated is decided in `blockmirror_file`; here the decision meets formats and
 //! servers: a qcow2 image that is written in place is marked until it is durable.
 
@@ -9,16 +10,33 @@ use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, ErrorKind, Storage};
 use blockmirror_file::{
-    Decision, FileId, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions, TargetPlan,
+    Decision, FileId, FileOptions, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions,
+    TargetPlan,
 };
 use blockmirror_qcow2::Unfinished;
 use blockmirror_raw::SECTOR;
 
 use crate::error::{Error, Result};
-use crate::place::{Access, Place, is_uri};
+use crate::open::OpenOptions;
+use crate::place::{Place, is_uri};
 
 /// A place for a new image, open for writing. It holds what it held before until the image is written, and of
 /// a [replaced](Self::in_place) file until [`persist`](Self::persist).
+///
+/// [`NewImage`](crate::NewImage) writes an image into one; a caller that has the bytes already does without:
+///
+/// ```
+/// use blockmirror_image::{OpenOptions, Target, TargetOptions};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("disk.raw");
+/// let target = Target::prepare(&path, TargetOptions::new(), &OpenOptions::new())?;
+/// target.storage().write_at(&[1; 512], 0)?;
+/// assert!(!path.exists());
+/// target.persist()?;
+/// assert_eq!(std::fs::metadata(&path)?.len(), 512);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping it discards a new file"]
 pub struct Target {
@@ -57,14 +75,20 @@ impl Target {
         clear(path, &TargetPlan::new(path, *options)?)
     }
 
-    /// Opens `path` in the way that has been decided.
-    pub(crate) fn prepare(path: &Path, options: &TargetOptions, access: Access) -> Result<Self> {
+    /// Opens `path` for writing, in the way that [`decide`](Self::decide) says. Locks, cache mode and NBD
+    /// options are those of `access`; nothing else of it counts.
+    ///
+    /// # Errors
+    /// As for [`decide`](Self::decide); and if it is in use, or cannot be opened or created.
+    pub fn prepare(path: &Path, options: TargetOptions, access: &OpenOptions) -> Result<Self> {
+        let access = access.access(true, false);
         if is_uri(path) {
-            Self::decide(path, options)?;
+            Self::decide(path, &options)?;
             let place = Place::open(path, access)?;
             return Ok(Self { kind: Kind::Export, place, leftovers: Vec::new(), unfinished: None });
         }
-        let plan = TargetPlan::new(path, *options)?;
+        let files = FileOptions::new().lock(access.lock).direct(access.direct);
+        let plan = TargetPlan::new(path, options.file(files))?;
         clear(path, &plan)?;
         let (file, leftovers) = plan.open()?;
         let (kind, file) = match file {
@@ -167,7 +191,8 @@ impl Target {
         &self.place
     }
 
-    pub(crate) fn storage(&self) -> Arc<dyn Storage> {
+    /// What its contents are written to.
+    pub fn storage(&self) -> Arc<dyn Storage> {
         self.place.storage()
     }
 

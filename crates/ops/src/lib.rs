@@ -1,4 +1,6 @@
-//! Whole operations on chains of images, while the guest writes.
+//! Whole operations on images: convert one to another, and change chains while the guest writes.
+//!
+//! [`Convert`] is `blockmirror convert` as a library call.
 //!
 //! | operation | what becomes of the chain |
 //! |---|---|
@@ -6,18 +8,22 @@
 //! | [`CommitJob`] | layers below an overlay are written down into their base; the overlay stands on the base then |
 //! | [`commit_active`] | the same from the top, the guest's own image included: a mirror onto the base, with a pivot |
 //!
-//! The first two run on one thread each, are steered through a [`JobControl`], and tell states and events in
-//! the words of a mirror job. The third is a mirror job. Devices are handed in: who may open which file is
-//! not decided here.
+//! Stream and commit run on one thread each, are controlled through a [`JobControl`], and report states and
+//! events in the words of a mirror job. The third is a mirror job. These take open devices: which file may be
+//! opened is the caller's decision. [`Convert`] opens files by itself, under a policy.
 
 #![forbid(unsafe_code)]
 
 mod commit;
+mod convert;
 mod error;
 mod job;
 mod stream;
 
 pub use commit::{CommitJob, commit_active};
+pub use convert::{
+    CheckedConvert, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource, PreparedConvert,
+};
 pub use error::{Error, ErrorKind};
 pub use job::{JobControl, JobOptions, JobProgress, Outcome};
 pub use stream::{Base, StreamJob};

@@ -1,0 +1,122 @@
+//! What `blockmirror mirror` and `blockmirror convert` print about a copy: the plan, and what was done.
+
+use blockmirror_image::size::human_size;
+use blockmirror_mirror::{GranularityChoice, Plan};
+use blockmirror_ops::ConvertOutcome;
+use serde_json::{Value, json};
+
+use crate::args::{CopyArgs, Output};
+use crate::console::Console;
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::json;
+
+/// The text of a dry run.
+pub(crate) fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
+    let (source, target) = (shown(args), args.target.to_string_lossy());
+    if args.output.output == Output::Human {
+        let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
+        return Ok(format!("{heading}\n{plan}\n"));
+    }
+    let (name, value) = member(args);
+    let mut out = json!({ (name): value, "target": target });
+    let plan = serde_json::to_value(plan).map_err(Failure::failed)?;
+    if let (Value::Object(out), Value::Object(plan)) = (&mut out, plan) {
+        out.extend(plan);
+    }
+    Ok(json::pretty(&out) + "\n")
+}
+
+/// Prints what was done, and lists what was given up.
+pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome {
+    if !outcome.durable {
+        console.note(format_args!(
+            "{}: its server has no command to flush: the copy is not known to be durable",
+            args.target.display()
+        ));
+    }
+    let given_up = &outcome.copy.given_up;
+    for range in given_up {
+        let (start, end) = (range.range.start(), range.range.end());
+        console.complain(format_args!(
+            "given up: {}: bytes {start} to {end}: {}",
+            args.target.display(),
+            range.message
+        ));
+    }
+    if args.output.output == Output::Json {
+        let text = machine(args, outcome)?;
+        console.report(&text);
+    } else if !args.progress.quiet {
+        console.report(&human(args, outcome));
+    }
+    Ok(if given_up.is_empty() { Exit::Done } else { Exit::Incomplete })
+}
+
+fn human(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
+    let copy = &outcome.copy;
+    let lost: u64 = copy.given_up.iter().map(|range| range.range.len()).sum();
+    let lost = match copy.given_up.is_empty() {
+        true => String::new(),
+        false => format!("{} given up, ", human_size(lost)),
+    };
+    let line = format!(
+        "{} -> {} ({}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
+        shown(args),
+        args.target.display(),
+        outcome.format,
+        human_size(outcome.len),
+        human_size(copy.copied),
+        human_size(copy.zeroed),
+        human_size(copy.skipped),
+        copy.elapsed.as_secs_f64()
+    );
+    one_line(&line) + "\n"
+}
+
+fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
+    let copy = &outcome.copy;
+    let given_up: Vec<_> = copy
+        .given_up
+        .iter()
+        .map(|range| {
+            json!({ "start": range.range.start(), "length": range.range.len(), "message": range.message })
+        })
+        .collect();
+    let (name, value) = member(args);
+    let mut out = json!({
+        (name): value,
+        "target": args.target.to_string_lossy(),
+        "target-format": outcome.format.as_str(),
+        "len": outcome.len,
+        "copied": copy.copied,
+        "zeroed": copy.zeroed,
+        "skipped": copy.skipped,
+        "given-up": given_up,
+        "elapsed": copy.elapsed.as_secs_f64(),
+    });
+    add_granularity(&mut out, copy.granularity)?;
+    Ok(json::pretty(&out) + "\n")
+}
+
+/// Adds `granularity` in bytes and the reason for it.
+fn add_granularity(out: &mut Value, choice: GranularityChoice) -> Outcome<()> {
+    let choice = serde_json::to_value(choice).map_err(Failure::failed)?;
+    if let (Value::Object(out), Value::Object(choice)) = (out, choice) {
+        out.extend(choice);
+    }
+    Ok(())
+}
+
+/// The names of the sources for people.
+fn shown(args: &CopyArgs) -> String {
+    let names: Vec<_> = args.names.iter().map(|name| name.path.to_string_lossy()).collect();
+    names.join(" + ")
+}
+
+/// The names of the sources as a member for programs.
+fn member(args: &CopyArgs) -> (&'static str, Value) {
+    match &*args.names {
+        [only] => ("source", json!(only.path.to_string_lossy())),
+        all => ("sources", all.iter().map(|name| json!(name.path.to_string_lossy())).collect()),
+    }
+}

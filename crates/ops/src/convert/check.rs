@@ -1,0 +1,276 @@
+//! The second step of a conversion: everything that can be refused by names, settings and options.
+//!
+//! [`CheckedConvert`] is also what a dry run asks. What must hold: nothing is made or written here.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use blockmirror_image::{
+    CreateSettings, CreateSpec, Decision, Format, Image, InPlace, OpenOptions, Preallocation, PreparedImage,
+    Target, directory_of, is_uri, join_name,
+};
+use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
+
+use super::{Convert, ConvertError, ConvertSource, PreparedConvert};
+
+/// A [`Convert`] whose source is open and whose options are valid.
+#[derive(Debug)]
+pub struct CheckedConvert {
+    pub(super) source: ConvertSource,
+    pub(super) target: PathBuf,
+    pub(super) kind: TargetKind,
+    /// How the target, and the backing file of a new one, are opened.
+    pub(super) open: OpenOptions,
+    pub(super) mirror: MirrorOptions,
+    require_flush: bool,
+}
+
+/// What is written into.
+#[derive(Debug)]
+pub(super) enum TargetKind {
+    /// An image that exists.
+    Existing,
+    /// An image that is to be made.
+    New {
+        spec: Box<CreateSpec>,
+        /// The name and the format of the backing file that it will have.
+        backing: Option<(String, Option<Format>)>,
+    },
+}
+
+impl Convert {
+    /// Checks the options against each other and against `source`, and decides what is copied.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; nothing has been written.
+    pub fn check(&self, source: ConvertSource) -> Result<CheckedConvert, ConvertError> {
+        self.check_several()?;
+        let sync = match self.sync_mode() {
+            // Without a backing file the top image decides everything.
+            SyncMode::Top if source.backing().is_none() => SyncMode::Full,
+            sync => sync,
+        };
+        let mirror = self.mirror.clone().sync(sync).longer_target(self.existing);
+        let mirror = mirror.target_is_zero(self.target_is_zero);
+        mirror.check().map_err(ConvertError::Start)?;
+        if let Some(image) = source.user_of(&self.target) {
+            return Err(is_source(&self.target, image));
+        }
+        let open = self.target_access.clone().claim(!self.target_file.forced());
+        let (kind, open) = if self.existing {
+            let policy = self.allowed().policy_for(&self.target)?;
+            let open = open.policy(policy).format(self.target_format).part(self.target_part);
+            (TargetKind::Existing, open)
+        } else {
+            self.check_new(&source, open, sync)?
+        };
+        Ok(CheckedConvert {
+            source,
+            target: self.target.clone(),
+            kind,
+            open,
+            mirror,
+            require_flush: self.require_flush,
+        })
+    }
+
+    /// Several sources have no backing file in common with a target.
+    pub(super) fn check_several(&self) -> Result<(), ConvertError> {
+        let with_backing = self.settings.backing_file.is_some();
+        if self.sources.len() > 1 && (with_backing || self.sync == Some(SyncMode::Top)) {
+            return Err(ConvertError::SeveralSources { target: self.target.clone(), with_backing });
+        }
+        Ok(())
+    }
+
+    /// The sync mode that is asked for: without one it follows from the target's backing file.
+    fn sync_mode(&self) -> SyncMode {
+        let has_backing = self.settings.backing_file.is_some();
+        self.sync.unwrap_or(if has_backing { SyncMode::Top } else { SyncMode::Full })
+    }
+
+    /// The new target. Names in an image are judged by the directory of that image: the source's is nothing
+    /// to the target.
+    fn check_new(
+        &self,
+        source: &ConvertSource,
+        open: OpenOptions,
+        sync: SyncMode,
+    ) -> Result<(TargetKind, OpenOptions), ConvertError> {
+        let target = &self.target;
+        let no_format = || ConvertError::NoFormat { target: target.clone() };
+        let format = self.target_format.or(source.format()).ok_or_else(no_format)?;
+        let settings = self.settle(source, format, sync)?;
+        let data = settings.data_file.as_ref().and_then(|name| join_name(target, name.as_ref()));
+        if let Some((image, data)) = data.and_then(|data| Some((source.user_of(&data)?, data))) {
+            return Err(is_source(&data, image));
+        }
+        // A name that is no plain path fails when the target is opened.
+        let backing = settings.backing_file.clone().map(|name| (name, settings.backing_format));
+        let named = backing.as_ref().and_then(|(name, _)| join_name(target, name.as_ref()));
+        let policy = match named {
+            Some(named) if self.settings.backing_file.is_some() => {
+                self.allowed().file(&named).policy_for(&named)?
+            }
+            // It comes from the source's chain.
+            Some(_) => source.policy().clone(),
+            None => self.allowed().policy_for(target)?,
+        };
+        let len = source.device().len();
+        let space = match settings.preallocation.is_some_and(Preallocation::takes_space) {
+            true => Some(len),
+            // No more than the disk has, whatever the files below it hold.
+            false => source.allocated_bytes().map(|bytes| bytes.min(len)),
+        };
+        let spec = CreateSpec::new(format, len, settings)
+            .target(self.target_file.space(space).from_server(source.may_be_served()))
+            // An export may be the source by another name: then nothing but its own bytes may be written to
+            // it.
+            .filled(self.sources.iter().any(|source| is_uri(&source.path)) || is_uri(target))
+            .replace_data_file(self.target_file.forced())
+            .policy(policy.clone())
+            .access(&open);
+        spec.check(target).map_err(ConvertError::Settings)?;
+        Ok((TargetKind::New { spec: Box::new(spec), backing }, open.policy(policy)))
+    }
+
+    /// Settings of a new target: those given, and the source's backing file where that is to be shared.
+    fn settle(
+        &self,
+        source: &ConvertSource,
+        format: Format,
+        sync: SyncMode,
+    ) -> Result<CreateSettings, ConvertError> {
+        let mut settings = self.settings.clone();
+        let len = source.device().len();
+        if settings.size.is_some_and(|size| size != len) {
+            return Err(ConvertError::Size { target: self.target.clone(), len });
+        }
+        if sync == SyncMode::Top && settings.backing_file.is_none() && source.backing().is_some() {
+            self.share_backing(source, &mut settings)?;
+        }
+        match settings.check_backing(format) {
+            Ok(()) => Ok(settings),
+            Err(why) => Err(ConvertError::Backing { target: self.target.clone(), why }),
+        }
+    }
+
+    /// Names the source's backing file in `settings`.
+    fn share_backing(
+        &self,
+        source: &ConvertSource,
+        settings: &mut CreateSettings,
+    ) -> Result<(), ConvertError> {
+        let Some(backing) = source.backing() else { return Ok(()) };
+        let failed = |why| ConvertError::BackingName { target: self.target.clone(), why };
+        let together = same_directory(source.path(), &self.target);
+        if !together && join_name(source.path(), backing.name.as_os_str()).is_none() {
+            let name = backing.name.display();
+            let why = format!("the source's backing file \"{name}\" has no name that leads there from here");
+            return Err(failed(why));
+        }
+        let name = if together { backing.name.clone() } else { absolute(&backing.path)? };
+        let Some(name) = name.to_str() else {
+            return Err(failed("the name of the source's backing file is not UTF-8".to_owned()));
+        };
+        settings.backing_file = Some(name.to_owned());
+        settings.backing_format = Some(backing.format);
+        Ok(())
+    }
+}
+
+impl CheckedConvert {
+    /// A dry run: what would be copied. An existing target is opened for reading.
+    ///
+    /// # Errors
+    /// What the steps that follow would refuse, as far as it can be seen without writing.
+    pub fn plan(&self) -> Result<Plan, ConvertError> {
+        let device = &**self.source.device();
+        let planned = match &self.kind {
+            TargetKind::Existing => {
+                let image = self.open_existing(false)?;
+                plan(device, PlanTarget::Existing(&**image.device()), &self.mirror)
+            }
+            TargetKind::New { spec, backing } => {
+                spec.check_files(&self.target)?;
+                // What will be replaced must be a file that can be written and is not in use, or what is
+                // written in place.
+                let decided = Target::decide(&self.target, spec.target_options())?;
+                let in_place = matches!(decided, Decision::InPlace(InPlace::BlockDevice));
+                let replaced = (decided != Decision::Create)
+                    .then(|| self.open.clone().format(Format::Raw).writable(!in_place).open(&self.target))
+                    .transpose()?;
+                let backing =
+                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
+                let target = match &replaced {
+                    Some(device) if spec.cluster_size().is_none() && in_place => {
+                        PlanTarget::Existing(&**device.device())
+                    }
+                    _ => PlanTarget::New {
+                        cluster_size: spec.cluster_size(),
+                        backing: backing.as_ref().map(|image| &**image.device()),
+                    },
+                };
+                plan(device, target, &self.mirror)
+            }
+        };
+        planned.map_err(ConvertError::Start)
+    }
+
+    /// Opens the target for writing. It still holds what it held.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; new files are gone then.
+    pub fn prepare(self) -> Result<PreparedConvert, ConvertError> {
+        let prepared = match &self.kind {
+            TargetKind::Existing => {
+                let image = self.open_existing(true)?;
+                self.check_flush(image.device().geometry().can_flush)?;
+                PreparedConvert::existing(self, image)
+            }
+            TargetKind::New { spec, backing } => {
+                let backing =
+                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
+                let prepared = PreparedImage::new(&self.target, spec)?;
+                self.check_flush(prepared.targets().all(Target::can_flush))?;
+                PreparedConvert::new(self, prepared, backing)
+            }
+        };
+        Ok(prepared)
+    }
+
+    fn check_flush(&self, can_flush: bool) -> Result<(), ConvertError> {
+        if can_flush || !self.require_flush {
+            return Ok(());
+        }
+        Err(ConvertError::NoFlush { target: self.target.clone() })
+    }
+
+    /// Opens a target that exists. Where the source is not locked no lock keeps the target off its files.
+    fn open_existing(&self, writable: bool) -> Result<Image, ConvertError> {
+        let image = self.open.clone().writable(writable).open(&self.target)?;
+        match self.source.written_by(&image) {
+            Some(part) => Err(is_source(&self.target, part)),
+            None => Ok(image),
+        }
+    }
+
+    /// Opens the backing file of a new target for reading.
+    fn open_backing(&self, name: &str, format: Option<Format>) -> Result<Image, ConvertError> {
+        let options = self.open.clone().claim(false).format(format);
+        Ok(options.open_backing_of(&self.target, name.as_ref())?)
+    }
+}
+
+fn is_source(target: &Path, source: &Image) -> ConvertError {
+    ConvertError::IsSource { target: target.to_owned(), source_path: source.path().to_owned() }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ConvertError> {
+    std::path::absolute(path).map_err(|cause| ConvertError::LookUp { path: path.to_owned(), cause })
+}
+
+fn same_directory(a: &Path, b: &Path) -> bool {
+    let real = |path| fs::canonicalize(directory_of(path)).ok();
+    real(a).is_some_and(|a| Some(a) == real(b))
+}

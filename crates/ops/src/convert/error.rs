@@ -1,0 +1,115 @@
+//! Why a conversion did not start, or did not succeed.
+
+use std::io;
+use std::path::PathBuf;
+
+use blockmirror_block as block;
+use blockmirror_image::{self as image, BackingSettingsError};
+use blockmirror_mirror as mirror;
+
+/// Why a [`Convert`](super::Convert) failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// An image was not opened or not made.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// A disk failed outside of the copy.
+    #[error(transparent)]
+    Disk(#[from] block::Error),
+    /// The settings of the new target are invalid.
+    #[error(transparent)]
+    Settings(image::Error),
+    /// The settings about the backing file contradict each other.
+    #[error("create: {}: {why}", target.display())]
+    Backing {
+        /// The target.
+        target: PathBuf,
+        /// What is wrong.
+        why: BackingSettingsError,
+    },
+    /// The settings ask for another size than the source's.
+    #[error("create: {}: the target has the size of the source, {len} bytes", target.display())]
+    Size {
+        /// The target.
+        target: PathBuf,
+        /// The source's length.
+        len: u64,
+    },
+    /// There is no source.
+    #[error("copy: the source is missing")]
+    NoSource,
+    /// The sources have several formats, and the target's is not given.
+    #[error("copy: {}: the sources have several formats, and the target's is not given", target.display())]
+    NoFormat {
+        /// The target.
+        target: PathBuf,
+    },
+    /// Several sources are copied whole: they share no backing file with a target.
+    #[error(
+        "copy: {}: several sources cannot be combined with {}",
+        target.display(), if *with_backing { "a backing file" } else { "sync mode top" }
+    )]
+    SeveralSources {
+        /// The target.
+        target: PathBuf,
+        /// Whether the target would get a backing file; otherwise the sync mode is top.
+        with_backing: bool,
+    },
+    /// Writing the target would change the source.
+    #[error("copy: {}: it is part of the source {}", target.display(), source_path.display())]
+    IsSource {
+        /// The target, or its data file.
+        target: PathBuf,
+        /// The image that it is a file of.
+        source_path: PathBuf,
+    },
+    /// The source's backing file cannot be named in the target's header.
+    #[error("copy: {}: {}", target.display(), why)]
+    BackingName {
+        /// The target.
+        target: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// A path cannot be made absolute.
+    #[error("look up: {}: {cause}", path.display())]
+    LookUp {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The target's server has no flush command, and one is required.
+    #[error("copy: {}: its server has no command to flush", target.display())]
+    NoFlush {
+        /// The target.
+        target: PathBuf,
+    },
+    /// The mirror job was refused; the source was only read.
+    #[error("copy: {0}")]
+    Start(mirror::Error),
+    /// The mirror job failed, or was cancelled.
+    #[error("copy: {}: {cause}{}", target.display(), if *incomplete { "; the target is incomplete" } else { "" })]
+    Copy {
+        /// The target.
+        target: PathBuf,
+        /// Why.
+        cause: mirror::Error,
+        /// Whether the target still exists, with a part of the copy.
+        incomplete: bool,
+    },
+}
+
+impl ConvertError {
+    /// Whether the conversion was cancelled.
+    pub fn is_cancelled(&self) -> bool {
+        let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;
+        match self {
+            Self::Copy { cause, .. } => cause.kind() == mirror::ErrorKind::Cancelled,
+            Self::Disk(error) => of_disk(error),
+            Self::Image(error) => error.device_error().is_some_and(of_disk),
+            _ => false,
+        }
+    }
+}

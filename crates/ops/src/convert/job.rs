@@ -1,0 +1,162 @@
+//! The last steps of a conversion: the target is laid out, the job copies, the copy becomes durable.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
+use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
+
+use super::check::CheckedConvert;
+use super::{ConvertError, ConvertSource};
+
+/// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
+#[derive(Debug)]
+#[must_use = "dropping it removes new files"]
+pub struct PreparedConvert {
+    source: ConvertSource,
+    target: PathBuf,
+    kind: Kind,
+    mirror: MirrorOptions,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Existing(Image),
+    New {
+        prepared: PreparedImage,
+        /// The backing file stays locked until the image itself is open.
+        backing: Option<Image>,
+        open: OpenOptions,
+    },
+}
+
+impl PreparedConvert {
+    pub(super) fn existing(checked: CheckedConvert, image: Image) -> Self {
+        let CheckedConvert { source, target, mirror, .. } = checked;
+        Self { source, target, kind: Kind::Existing(image), mirror }
+    }
+
+    pub(super) fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
+        let CheckedConvert { source, target, open, mirror, .. } = checked;
+        let kind = Kind::New { prepared, backing, open };
+        Self { source, target, kind, mirror }
+    }
+
+    /// The new image, unless the target exists.
+    pub fn new_image(&self) -> Option<&PreparedImage> {
+        match &self.kind {
+            Kind::New { prepared, .. } => Some(prepared),
+            Kind::Existing(_) => None,
+        }
+    }
+
+    /// The files that will be written.
+    pub fn files(&self) -> Vec<FileId> {
+        match &self.kind {
+            Kind::Existing(image) => image.own_files().collect(),
+            Kind::New { prepared, .. } => prepared.targets().filter_map(Target::file).collect(),
+        }
+    }
+
+    /// Temporary files, for callers that must remove them without running destructors.
+    pub fn partial_paths(&self) -> Vec<PathBuf> {
+        self.new_image().into_iter().flat_map(|new| new.targets().filter_map(Target::partial_path)).collect()
+    }
+
+    /// What the owner of an existing target should know.
+    pub fn notes(&self) -> &[Note] {
+        match &self.kind {
+            Kind::Existing(image) => image.notes(),
+            Kind::New { .. } => &[],
+        }
+    }
+
+    /// The bytes of an existing target past the end of the source, which stay as they are.
+    pub fn bytes_past_end(&self) -> u64 {
+        match &self.kind {
+            Kind::Existing(image) => image.device().len().saturating_sub(self.source.device().len()),
+            Kind::New { .. } => 0,
+        }
+    }
+
+    /// Lays out a new target and starts to copy. What is written in place loses its old contents. `stop` is
+    /// asked while the target is laid out, at least every 64 MiB.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; new files are gone then.
+    pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
+        let Self { source, target, kind, mut mirror } = self;
+        let (image, new) = match kind {
+            Kind::Existing(image) => (image, None),
+            Kind::New { prepared, backing, open } => {
+                let new = prepared.write_until(stop)?;
+                let image = new.open(&open)?;
+                drop(backing);
+                (image, Some(new))
+            }
+        };
+        if new.as_ref().is_some_and(NewImage::reads_as_zeros) {
+            // Zeros that are written again would give back what was preallocated.
+            mirror = mirror.target_is_zero(true);
+        }
+        let (from, to) = (Arc::clone(source.device()), Arc::clone(image.device()));
+        let job = MirrorJob::start(from, to, mirror).map_err(ConvertError::Start)?;
+        Ok(ConvertJob { job, source, image, new, target })
+    }
+}
+
+/// A running conversion. Dropping it cancels the copy and removes new files.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the copy"]
+pub struct ConvertJob {
+    // In this order: the job ends before its images close, and those before the files go.
+    job: MirrorJob,
+    source: ConvertSource,
+    image: Image,
+    new: Option<NewImage>,
+    target: PathBuf,
+}
+
+/// A conversion that has succeeded.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConvertOutcome {
+    /// The target's format.
+    pub format: Format,
+    /// The length of the disk.
+    pub len: u64,
+    /// Whether the copy is durable: its server may have no flush command.
+    pub durable: bool,
+    /// What the job has done, and which ranges it has left out.
+    pub copy: mirror::Outcome,
+}
+
+impl ConvertJob {
+    /// The handle of the mirror job: progress, events, pause and resume, cancel.
+    pub fn control(&self) -> &MirrorControl {
+        self.job.control()
+    }
+
+    /// The granularity of the copy, and why.
+    pub fn granularity(&self) -> GranularityChoice {
+        self.job.granularity()
+    }
+
+    /// Waits for the copy, makes it durable, and gives a new image its name.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; new files are gone then.
+    pub fn finish(self) -> Result<ConvertOutcome, ConvertError> {
+        let Self { job, source, image, new, target } = self;
+        let incomplete = new.as_ref().is_none_or(|new| new.partial_paths().is_empty());
+        let copy = job.wait().map_err(|cause| ConvertError::Copy { target, cause, incomplete })?;
+        let (format, len) = (image.format(), source.device().len());
+        let durable = image.device().geometry().can_flush;
+        image.device().flush()?;
+        drop(image);
+        if let Some(new) = new {
+            new.persist()?;
+        }
+        Ok(ConvertOutcome { format, len, durable, copy })
+    }
+}
