@@ -30,7 +30,7 @@ const SIZE: u64 = 1 << 20;
 fn child() {
     let Ok(args) = std::env::var(CHILD) else { return };
     let args = ["blockmirror", "daemon"].into_iter().chain(args.lines());
-    let code = blockmirror::run(args, &mut std::io::sink(), &mut std::io::stderr());
+    let code = blockmirror_cli::run(args, &mut std::io::sink(), &mut std::io::stderr());
     std::process::exit(code.into());
 }
 

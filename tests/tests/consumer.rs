@@ -1,5 +1,5 @@
-//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit`, `mirror` and
-//! `ops`, with what they return as text, so that a change to it is seen in review.
+//! A stranger who embeds the libraries: only published APIs of `qcow2`, `bitmap`, `ratelimit` and `mirror`,
+//! and the facade `blockmirror`, with what they return as text, so that a change to it is seen in review.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use blockmirror::Convert;
+use blockmirror::image::Format;
 use blockmirror_bitmap::{Cursor, DirtyBitmap};
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
-use blockmirror_image::Format;
 use blockmirror_mirror::{GranularityChoice, MirrorJob, MirrorOptions, PlanTarget, plan};
-use blockmirror_ops::Convert;
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions};
 use blockmirror_ratelimit::RateLimiter;
 use insta::assert_snapshot;

@@ -19,6 +19,6 @@ pub(crate) struct Daemon {
 impl Task for Daemon {
     fn run(self) -> Outcome<ExitCode> {
         let words = ["blockmirror", "daemon"].map(OsString::from);
-        Ok(blockmirror::run_here(words.into_iter().chain(self.args)))
+        Ok(blockmirror_cli::run_here(words.into_iter().chain(self.args)))
     }
 }

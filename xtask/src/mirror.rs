@@ -30,7 +30,7 @@ impl Task for Mirror {
             return show();
         }
         let words = ["blockmirror", "mirror"].map(OsString::from);
-        Ok(blockmirror::run_here(words.into_iter().chain(self.args)))
+        Ok(blockmirror_cli::run_here(words.into_iter().chain(self.args)))
     }
 }
 
@@ -61,6 +61,6 @@ fn show() -> Outcome<ExitCode> {
 fn command(name: &str, options: &[&str], files: &[&Path]) -> Outcome {
     let words = ["blockmirror", name].into_iter().chain(options.iter().copied()).map(OsStr::new);
     let words = words.chain(files.iter().map(|f| f.as_os_str()));
-    let code = blockmirror::run(words, &mut std::io::stdout(), &mut std::io::stderr());
+    let code = blockmirror_cli::run(words, &mut std::io::stdout(), &mut std::io::stderr());
     if code == 0 { Ok(()) } else { Err(format!("blockmirror {name} ended with exit code {code}").into()) }
 }

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    blockmirror::run_here(std::env::args_os())
+    blockmirror_cli::run_here(std::env::args_os())
 }

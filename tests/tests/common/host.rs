@@ -33,7 +33,7 @@ pub(crate) fn serve_if_told() {
     let Ok(given) = std::env::var(OPTIONS) else { return };
     let words: Vec<String> = serde_json::from_str(&given).unwrap();
     let all = ["blockmirror".to_owned(), "daemon".to_owned()].into_iter().chain(words);
-    let code = blockmirror::run(all, &mut std::io::stdout(), &mut std::io::stderr());
+    let code = blockmirror_cli::run(all, &mut std::io::stdout(), &mut std::io::stderr());
     std::process::exit(code.into());
 }
 

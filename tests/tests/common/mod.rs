@@ -20,7 +20,7 @@ pub(crate) fn ours<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
     let words =
         std::iter::once(OsString::from("blockmirror")).chain(args.into_iter().map(|a| a.as_ref().to_owned()));
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = blockmirror::run(words, &mut out, &mut err);
+    let code = blockmirror_cli::run(words, &mut out, &mut err);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
     Ran { code, stdout: text(out), stderr: text(err) }
 }

@@ -37,7 +37,7 @@ impl Place {
     pub(crate) fn ours(&self, line: &str) -> Ran {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let words = std::iter::once("blockmirror".to_owned()).chain(self.words(line));
-        let code = i32::from(blockmirror::run(words, &mut out, &mut err));
+        let code = i32::from(blockmirror_cli::run(words, &mut out, &mut err));
         Ran { code, out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap() }
     }
 
