@@ -220,7 +220,7 @@ fn a_file_that_holds_no_process_id_is_no_pidfile() {
     assert!(unchanged());
     let mut text = String::new();
     daemon.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    assert!(text.contains("disk: exists and is no process id file"), "{text}");
+    assert!(text.contains("disk: exists and is not a pid file"), "{text}");
 }
 
 /// A name that was not used before.

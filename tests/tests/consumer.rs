@@ -255,7 +255,7 @@ fn an_error_prints_its_cause_once() {
     std::fs::write(&path, [0; 4096]).unwrap();
     let held = options.open(&path).unwrap();
     let locked = options.open(&path).unwrap_err();
-    assert!(locked.to_string().contains("in use by this process itself"), "{locked}");
+    assert!(locked.to_string().contains("locked by this process itself"), "{locked}");
     prints_each_cause_once(&locked);
     drop(held);
     {

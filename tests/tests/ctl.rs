@@ -231,7 +231,7 @@ fn a_job_that_waits_to_be_finalized_and_dismissed() {
     world.wait_for("BLOCK_JOB_PENDING");
     assert_eq!(
         world.said(&["complete", "--keep-source"]),
-        "blockmirror: m: about to end: what becomes of its source has been decided\n[1]"
+        "blockmirror: m: about to end: its outcome is decided\n[1]"
     );
     assert_eq!(world.said(&["complete"]), "m: completed\n[0]");
     assert_eq!(world.exported(), "copy");

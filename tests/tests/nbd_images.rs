@@ -254,7 +254,7 @@ fn names_inside_of_images_are_paths() {
     let export = uri(&server);
     assert_eq!(
         complaint(&server, 1, &["map", &export]),
-        "blockmirror: open: @ names the backing file \"base\", which is relative, and the image is in no directory"
+        "blockmirror: open: @ names the backing file \"base\", which is relative, and the image has no directory"
     );
     drop(server);
 
@@ -265,7 +265,7 @@ fn names_inside_of_images_are_paths() {
     let server = served("raw", "image", dir);
     let export = uri(&server);
     let said = complaint(&server, 1, &["map", &export]);
-    assert!(said.ends_with("files that images name are not opened"), "{said}");
+    assert!(said.ends_with("files named in images are not opened"), "{said}");
     let here = server.dir.path().to_str().unwrap();
     ours_ok(["map", "--allow-backing", here, &export]);
 
@@ -304,7 +304,7 @@ fn what_cannot_be_is_refused_in_one_line() {
     for (words, said) in [
         (
             &["convert", small, &export][..],
-            "create: @: it has 2097152 bytes and cannot become longer or shorter; the image needs 1048576",
+            "create: @: it has 2097152 bytes and cannot be resized; the image needs 1048576",
         ),
         (
             &["convert", "-n", large, &export],

@@ -33,25 +33,25 @@ pub(crate) const HELP_WIDTH: usize = 100;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-    0  done (compare: the images are the same)
-    1  failed (compare: the images differ; ctl complete, abort, watch: a job did not end as asked)
-    2  the command line is wrong; nothing was touched (compare: could not compare)
-    3  copied but for ranges that were given up and listed (`ignore`, --salvage; qemu-img: 0)
-  141  the reader of the standard output went away; a copy does not end so
-128+N  ended by signal N, so 130 by SIGINT, 143 by SIGTERM and 129 by SIGHUP; a target that was
-       being made has been removed (ctl: jobs go on; the daemon then ends with 0)
+    0  success (compare: the images are identical)
+    1  failure (compare: the images differ; ctl complete, abort, watch: a job did not end as asked)
+    2  usage error, nothing was touched (compare: the images could not be compared)
+    3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
+  141  the reader closed standard output (a copy continues)
+128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
+       been removed (ctl: jobs continue; the daemon exits with 0)
 
-SIGUSR1 makes a copy and a comparison print a line of progress.
+SIGUSR1 makes a copy or a comparison print a line of progress.
 
-Sizes take the units K, M, G, T, P and E, also written KiB and so on: powers of 1024.
+Sizes take the suffixes K, M, G, T, P and E (or KiB etc.): powers of 1024.
 
-An image is a path, or the URI of an export of an NBD server:
+An image is a path or the URI of an NBD export:
   nbd://HOST[:PORT]/EXPORT  nbd+unix:///EXPORT?socket=PATH  and nbds://, nbds+unix:// with TLS,
   with ?tls-certificates=DIR (ca-cert.pem, client-cert.pem, client-key.pem) and &tls-hostname=NAME.
-A file of such a name is written ./nbd:... An image that exists can also be named file:PATH,
+A file with such a name is written ./nbd:... An existing image can also be named file:PATH,
 json:{..} or, with --image-opts, driver=FORMAT,file.filename=PATH.";
 
-/// Copies virtual disks from image to image, in the unit that fits the target.
+/// Copies, converts and mirrors virtual disk images
 #[derive(Debug, Parser)]
 #[command(name = "blockmirror", version, max_term_width = HELP_WIDTH, after_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = false, disable_help_subcommand = true)]
@@ -62,16 +62,16 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Copy an image with the mirror job; the target gets the format of the source
+    /// Copy an image with the mirror job; the target gets the source's format
     #[command(after_help = MIRROR_EXAMPLES)]
     Mirror(MirrorArgs),
-    /// Copy an image; the target is raw unless -O says otherwise
+    /// Copy an image; the target is raw unless -O is given
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
-    /// Make a new, empty image
+    /// Create an empty image
     #[command(after_help = CREATE_EXAMPLES)]
     Create(CreateArgs),
-    /// Show what an image says about itself; opens that one file only
+    /// Show an image's metadata; opens that one file only
     #[command(after_help = INFO_EXAMPLES)]
     Info(InfoArgs),
     /// Show which parts of an image hold data, and where
@@ -83,10 +83,10 @@ pub(crate) enum Command {
     /// Change the virtual size of an image
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize(ResizeArgs),
-    /// Serve disks over NBD and mirror them meanwhile, steered over QMP
+    /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
-    /// Look at the jobs of a daemon and steer them, over QMP
+    /// List and control the jobs of a daemon over QMP
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
 }

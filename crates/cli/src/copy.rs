@@ -139,8 +139,7 @@ fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConve
     let rest = prepared.bytes_past_end();
     if rest > 0 {
         let target = args.target.display();
-        console
-            .note(format_args!("{target}: it is {rest} bytes longer than the source; they stay as they are"));
+        console.note(format_args!("{target}: it is {rest} bytes longer than the source; they are kept"));
     }
 }
 
@@ -178,7 +177,7 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
         OnError::Enospc => "enospc",
     };
     Err(Failure::usage(format_args!(
-        "{option}={name}: a paused copy waits to be resumed, and there is no terminal to ask at"
+        "{option}={name}: a paused copy needs a terminal to be resumed from, and there is none"
     )))
 }
 
@@ -261,15 +260,15 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
             Failure::usage(format_args!("-o size: the target has the size of the source, {len} bytes"))
         }
         ConvertError::NoFormat { .. } => {
-            Failure::usage("the sources have several formats; -O says the target's")
+            Failure::usage("the sources have different formats; give the target's with -O")
         }
         ConvertError::SeveralSources { with_backing, .. } => {
             let what = if with_backing { "a backing file" } else { "--sync=top" };
-            Failure::usage(format_args!("{what} makes no sense with several sources"))
+            Failure::usage(format_args!("{what} cannot be combined with several sources"))
         }
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {
-            Failure::failed(format_args!("{error}, which --require-flush asks for"))
+            Failure::failed(format_args!("{error}, which --require-flush requires"))
         }
         ConvertError::Start(mirror::Error::SizeMismatch { .. } | mirror::Error::TargetReadOnly { .. }) => {
             Failure::failed(error)

@@ -122,7 +122,7 @@ pub(crate) fn backing_failure(path: &Path, why: BackingSettingsError) -> Failure
 fn backing_size(path: &Path, name: &str, format: Option<Format>) -> Outcome<u64> {
     let file = join_name(path, OsStr::new(name)).ok_or_else(|| {
         Failure::failed(format_args!(
-            "create: {}: the backing file \"{name}\" is not a plain path; -u writes the name without looking",
+            "create: {}: the backing file \"{name}\" is not a plain path; -u writes the name unchecked",
             path.display()
         ))
     })?;

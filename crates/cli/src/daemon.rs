@@ -105,7 +105,7 @@ fn leave_terminal() -> std::io::Result<()> {
 fn check_pidfile(path: &Path) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| Err(Failure::failed(format!("{}: {why}", path.display())));
     match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => return failed(&"exists and is no process id file"),
+        Ok(found) if !found.is_file() => return failed(&"exists and is not a pid file"),
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return failed(&e),
@@ -114,7 +114,7 @@ fn check_pidfile(path: &Path) -> Result<(), Failure> {
     let mut text = Vec::new();
     match File::open(path).and_then(|file| file.take(32).read_to_end(&mut text)) {
         Ok(_) if text.len() < 32 && text.trim_ascii().iter().all(u8::is_ascii_digit) => Ok(()),
-        Ok(_) => failed(&"exists and is no process id file"),
+        Ok(_) => failed(&"exists and is not a pid file"),
         Err(e) => failed(&e),
     }
 }

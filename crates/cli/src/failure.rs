@@ -85,16 +85,16 @@ impl From<blockmirror_image::Error> for Failure {
                 ReferenceRefusal::NotAPath if is_protocol(&refused.name) => {
                     Some("--allow-protocols opens it".to_owned())
                 }
-                ReferenceRefusal::Guessed => Some("-O says the format".to_owned()),
+                ReferenceRefusal::Guessed => Some("give it with -O".to_owned()),
                 _ => None,
             },
             Error::TargetUnclear { .. } => Some("--in-place writes into it, --atomic replaces it".to_owned()),
-            Error::DataFileExists { .. } => Some("--force empties it".to_owned()),
-            Error::Block(error) if is_claimed(error) => Some("--force writes to it all the same".to_owned()),
-            Error::ForeignFormat { .. } => Some("-f raw takes it as it is".to_owned()),
+            Error::DataFileExists { .. } => Some("--force overwrites it".to_owned()),
+            Error::Block(error) if is_claimed(error) => Some("--force overrides this".to_owned()),
+            Error::ForeignFormat { .. } => Some("-f raw opens it as raw".to_owned()),
             // Another user of the image is of another kind.
             Error::Block(error) if error.operation() == "lock" && error.kind() == ErrorKind::Io => {
-                Some("--lock off does without".to_owned())
+                Some("--lock off disables locking".to_owned())
             }
             _ => None,
         };

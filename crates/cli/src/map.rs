@@ -68,7 +68,7 @@ fn human(row: &MapRow, out: &mut impl Write) -> Outcome<()> {
     }
     let Some((offset, file)) = &row.host else {
         return Err(Failure::failed(format_args!(
-            "map: data at {} is compressed or lies nowhere as it is; --output=json can show it",
+            "map: data at {} is compressed or has no plain mapping; --output=json shows it",
             row.start
         )));
     };

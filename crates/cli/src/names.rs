@@ -76,7 +76,7 @@ fn parse(name: &Path, format: Option<Format>, options: bool, letter: &str) -> Ou
         ImageName::parse(name).map_err(|error| wrong(&error))?
     };
     if found.format.is_some() && format.is_some() {
-        return Err(wrong(&format_args!("it says its format; {letter} says it again")));
+        return Err(wrong(&format_args!("it contains the format; {letter} gives it again")));
     }
     found.format = found.format.or(format);
     Ok(found)

@@ -30,7 +30,7 @@ pub(crate) fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
 pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome {
     if !outcome.durable {
         console.note(format_args!(
-            "{}: its server has no command to flush: the copy is not known to be durable",
+            "{}: its server has no flush command: the copy may not be durable",
             args.target.display()
         ));
     }
@@ -38,7 +38,7 @@ pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &Con
     for range in given_up {
         let (start, end) = (range.range.start(), range.range.end());
         console.complain(format_args!(
-            "given up: {}: bytes {start} to {end}: {}",
+            "failed range: {}: bytes {start} to {end}: {}",
             args.target.display(),
             range.message
         ));
@@ -57,7 +57,7 @@ fn human(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
     let lost: u64 = copy.given_up.iter().map(|range| range.range.len()).sum();
     let lost = match copy.given_up.is_empty() {
         true => String::new(),
-        false => format!("{} given up, ", human_size(lost)),
+        false => format!("{} failed, ", human_size(lost)),
     };
     let line = format!(
         "{} -> {} ({}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",

@@ -26,7 +26,7 @@ pub(crate) fn announce(
             };
             // The image is the first; its data file has no header.
             let meanwhile = match prepared.format() {
-                Format::Qcow2 if index == 0 => "until it is complete it opens nowhere",
+                Format::Qcow2 if index == 0 => "it cannot be opened until it is complete",
                 _ => "a failure leaves it unusable",
             };
             console.note(format_args!("{name}: written in place{why}: {meanwhile}"));
@@ -35,10 +35,11 @@ pub(crate) fn announce(
             let (path, size) = (left.path().display(), human_size(left.allocated()));
             let what = match left.failure() {
                 Some(why) => format!("cannot be removed ({why})"),
-                None if clean => "has been removed".to_owned(),
-                None => "stays; --clean removes it".to_owned(),
+                None if clean => "removed".to_owned(),
+                None => "kept; --clean removes it".to_owned(),
             };
-            console.note(format_args!("{name}: {path} of an interrupted run ({size}) {what}"));
+            console
+                .note(format_args!("{name}: temporary file of an interrupted run: {path} ({size}): {what}"));
         }
     }
 }

@@ -112,12 +112,12 @@ fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
         (
             "mirror --on-target-error=stop @source @t",
             2,
-            "--on-target-error=stop: a paused copy waits to be resumed, and there is no terminal to ask at",
+            "--on-target-error=stop: a paused copy needs a terminal to be resumed from, and there is none",
         ),
         (
             "mirror --on-source-error=enospc @source @t",
             2,
-            "--on-source-error=enospc: a paused copy waits to be resumed, and there is no terminal to ask at",
+            "--on-source-error=enospc: a paused copy needs a terminal to be resumed from, and there is none",
         ),
         ("mirror -m 0 @source @t", 2, "--parallel: 0 is not in 1..=256"),
         ("mirror @source", 2, "the following required arguments were not provided: <TARGET> (see --help)"),
@@ -356,8 +356,8 @@ fn a_target_that_is_only_taken_for_qcow2_does_not_say_where_data_goes() {
     fs::write(place.path("other"), vec![7; 4 << 20]).unwrap();
     assert_eq!(
         place.ours_fails("mirror -n @source @volume", 1),
-        "blockmirror: open: @volume names the data file \"other\", which is not written to while the format of the \
-         image is only found out; -O says the format"
+        "blockmirror: open: @volume names the data file \"other\", which is not written to unless the \
+         format of the image is given; give it with -O"
     );
     assert!(fs::read(place.path("other")).unwrap().iter().all(|byte| *byte == 7));
     place.ours_ok("mirror -q -n -O qcow2 @source @volume");
@@ -375,7 +375,7 @@ fn a_hostile_target_does_not_reach_the_folder_of_the_source() {
     place.ours_ok("create -q -f qcow2 -o data_file=../src/victim @in/x 1M");
     let victim = vec![7; 1 << 20];
     fs::write(place.path("src/victim"), &victim).unwrap();
-    let outside = "which lies in @src, a directory that images here may not refer to; to allow it: --allow-backing @src";
+    let outside = "which lies in @src, outside the directories that images may refer to; to allow it: --allow-backing @src";
     for command in
         ["convert -n -f raw -O qcow2", "mirror -n -f raw -O qcow2", "mirror --dry-run -n -f raw -O qcow2"]
     {
@@ -408,7 +408,7 @@ fn the_environment_allows_directories() {
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let (code, said) = run("@more", &["map"]);
-    assert!(code == Some(1) && said.contains("may not refer to"), "{said}");
+    assert!(code == Some(1) && said.contains("the directories that images may refer to"), "{said}");
     for directories in ["@bases", "@missing:@bases", ":@more:@bases:"] {
         assert_eq!(run(directories, &["map"]), (Some(0), String::new()), "{directories}");
     }
@@ -427,7 +427,10 @@ fn the_environment_allows_directories() {
         &["mirror", "-n", "-f", "raw", "-O", "qcow2", source.to_str().unwrap()],
     ] {
         let (code, said) = run("@bases", arguments);
-        assert!(code == Some(1) && said.contains("may not refer to"), "{arguments:?}: {said}");
+        assert!(
+            code == Some(1) && said.contains("the directories that images may refer to"),
+            "{arguments:?}: {said}"
+        );
         assert!(fs::read(place.path("bases/data")).unwrap() == vec![7; 1 << 20], "{arguments:?}");
     }
     let bases = place.path("bases");

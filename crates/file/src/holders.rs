@@ -67,7 +67,7 @@ impl fmt::Display for FileHolder {
                 }
                 f.write_str(" stands on it")
             }
-            Self::Process { pid, name } => write!(f, "process {pid} ({name}) has it open"),
+            Self::Process { pid, name } => write!(f, "{name} (pid {pid}) has it open"),
             Self::Mount { on } => write!(f, "it is mounted on {}", on.display()),
         }
     }

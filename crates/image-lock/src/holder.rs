@@ -25,9 +25,9 @@ impl fmt::Display for Holder {
             return f.write_str("this process itself");
         }
         if self.command.is_empty() {
-            return write!(f, "process {}", self.pid);
+            return write!(f, "pid {}", self.pid);
         }
-        write!(f, "{} (process {})", self.command, self.pid)
+        write!(f, "{} (pid {})", self.command, self.pid)
     }
 }
 
@@ -122,6 +122,6 @@ mod tests {
         assert!(!me.command.is_empty() && !me.command.contains('\n'));
         assert_eq!(me.to_string(), "this process itself");
         let other = Holder { pid: 1, command: "init".into() };
-        assert_eq!(other.to_string(), "init (process 1)");
+        assert_eq!(other.to_string(), "init (pid 1)");
     }
 }

@@ -105,13 +105,13 @@ fn the_error_names_the_holder_and_becomes_a_disk_error() {
     let path = image.path.display();
     assert_eq!(
         error.to_string(),
-        format!("lock: {path}: in use by this process itself, which excludes writers")
+        format!("lock: {path}: locked by this process itself, which excludes writers")
     );
     let error = Error::from(error);
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert_eq!(
         error.to_string(),
-        format!("lock: {path}: in use by this process itself, which excludes writers")
+        format!("lock: {path}: locked by this process itself, which excludes writers")
     );
 }
 

@@ -242,9 +242,7 @@ impl CreateSpec {
                 if storage.info().fixed_len && len != size {
                     return Err(Error::Create {
                         path: storage.name().into(),
-                        why: format!(
-                            "it has {len} bytes and cannot become longer or shorter; the image needs {size}"
-                        ),
+                        why: format!("it has {len} bytes and cannot be resized; the image needs {size}"),
                     });
                 }
                 file.try_len(size, takes_space)

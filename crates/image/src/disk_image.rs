@@ -57,11 +57,7 @@ impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BackingFormatGuessed { image, format } => {
-                write!(
-                    f,
-                    "{}: does not say the format of its backing file; taken for {format}",
-                    image.display()
-                )
+                write!(f, "{}: its header has no backing format; detected {format}", image.display())
             }
         }
     }

@@ -44,7 +44,7 @@ pub enum Error {
         cause: UnknownFormat,
     },
     /// The image keeps its data in another file and does not say in which.
-    #[error("open: {}: its data lies in another file, which it does not name", path.display())]
+    #[error("open: {}: its data is in an external file that it does not name", path.display())]
     NoDataFile {
         /// The image.
         path: PathBuf,

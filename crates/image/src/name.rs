@@ -33,7 +33,7 @@ pub struct ImageName {
 #[non_exhaustive]
 pub enum NameError {
     /// What follows `json:` is not a JSON object.
-    #[error("what follows \"json:\" is no JSON object: {0}")]
+    #[error("after \"json:\" there is not a JSON object: {0}")]
     Json(String),
     /// An option is missing.
     #[error("the option \"{0}\" is missing")]

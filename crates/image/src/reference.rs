@@ -57,23 +57,23 @@ pub struct ReferenceError {
 #[non_exhaustive]
 pub enum ReferenceRefusal {
     /// The policy opens nothing that an image names.
-    #[error("and files that images name are not opened")]
+    #[error("and files named in images are not opened")]
     Denied,
     /// The name is a URL, a `json:` description, or carries a protocol prefix.
     #[error("which is not a plain path; only plain paths are opened")]
     NotAPath,
     /// The file lies in `directory`, which the policy does not allow.
-    #[error("which lies in {}, a directory that images here may not refer to", directory.display())]
+    #[error("which lies in {}, outside the directories that images may refer to", directory.display())]
     Outside {
         /// The directory that the name leads to, without symbolic links.
         directory: PathBuf,
     },
     /// The name is relative, and the image is not in a directory but behind a server.
-    #[error("which is relative, and the image is in no directory")]
+    #[error("which is relative, and the image has no directory")]
     NoDirectory,
     /// It would be written to, on the word of bytes that were not declared to be an image: a guest with a raw
     /// disk can put a header there.
-    #[error("which is not written to while the format of the image is only found out")]
+    #[error("which is not written to unless the format of the image is given")]
     Guessed,
     /// It is neither a regular file nor a block device.
     #[error("which is neither a regular file nor a block device")]

@@ -143,7 +143,7 @@ impl Target {
         if storage.info().fixed_len && old < len {
             return Err(Error::Create {
                 path: storage.name().into(),
-                why: format!("it has {old} bytes and cannot become longer; the image needs {len}"),
+                why: format!("it has {old} bytes and cannot grow; the image needs {len}"),
             });
         }
         if self.is_new() || old >= len {

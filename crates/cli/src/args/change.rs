@@ -23,11 +23,11 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// The image to make
+    /// The image to create
     #[arg(required_unless_present = "options")]
     pub(crate) file: Option<PathBuf>,
 
-    /// Its virtual size; by default that of the backing file
+    /// Virtual size; by default that of the backing file
     #[arg(value_parser = size, allow_hyphen_values = true)]
     pub(crate) size: Option<u64>,
 
@@ -39,7 +39,7 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'o', long, value_name = "KEY=VALUE,..")]
     pub(crate) options: Vec<String>,
 
-    /// Backing file, as it is to stand in the image: relative to the image's directory
+    /// Backing file, as the image's header names it: relative to the image's directory
     #[arg(short = 'b', long, value_name = "FILE")]
     pub(crate) backing: Option<String>,
 
@@ -47,7 +47,7 @@ pub(crate) struct CreateArgs {
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) backing_format: Option<Format>,
 
-    /// Also follow the chain of the backing file into this directory or below it, to see that the image is no
+    /// Also follow the backing chain into this directory and below it, to check that the new image is not
     /// part of it; so does BLOCKMIRROR_ALLOW_BACKING
     #[arg(long, value_name = "DIR")]
     pub(crate) allow_backing: Vec<PathBuf>,
@@ -55,15 +55,15 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) lock: LockArgs,
 
-    /// Do not look at the backing file; it may be missing. An existing FILE is replaced although the chain
-    /// cannot be followed, which FILE may be part of
+    /// Do not open the backing file; it may be missing. An existing FILE is replaced even if it may be part
+    /// of a chain that cannot be followed
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) no_look: bool,
 
     #[command(flatten)]
     pub(crate) existing: TargetArgs,
 
-    /// Print nothing but errors
+    /// Print errors only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
 }
@@ -73,57 +73,57 @@ pub(crate) struct ResizeArgs {
     /// The image, which must not be in use
     pub(crate) file: PathBuf,
 
-    /// The part of `file` that is meant, once that is settled.
+    /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
 
-    /// The new size, or with + or - by how much it changes; rounded up to a multiple of 512
+    /// New size, or with + or - the change; rounded up to a multiple of 512
     #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]
     pub(crate) size: NewSize,
 
-    /// Format of the image, raw or qcow2; found out if not given
+    /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
-    /// Allow it to become smaller; what lies past the new end is lost
+    /// Allow the image to shrink; data past the new end is lost
     #[arg(long)]
     pub(crate) shrink: bool,
 
     #[command(flatten)]
     pub(crate) lock: LockArgs,
 
-    /// The image is named by options: driver=FORMAT,file.filename=PATH
+    /// Treat the image's name as options: driver=FORMAT,file.filename=PATH
     #[arg(long)]
     pub(crate) image_opts: bool,
 
-    /// Space allocated at once for what is added
+    /// How space is allocated for the added part
     #[arg(long, value_enum, value_name = "MODE", default_value = "off")]
     pub(crate) preallocation: Growth,
 
-    /// Write to a block device although it is mounted or held
+    /// Write to a block device that is mounted or in use
     #[arg(long)]
     pub(crate) force: bool,
 
-    /// Also open backing and data files in this directory or below it; for backing files so does
-    /// BLOCKMIRROR_ALLOW_BACKING
+    /// Also open backing and data files in or below this directory; so does BLOCKMIRROR_ALLOW_BACKING, for
+    /// backing files
     #[arg(long, value_name = "DIR")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
-    /// Print nothing but errors
+    /// Print errors only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
 }
 
-/// What becomes of the space that a longer disk takes.
+/// How the space of a longer disk is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Growth {
-    /// allocated when it is written
+    /// allocated on write
     Off,
-    /// mapped to a hole of the file; of qcow2 images only
+    /// metadata is allocated, data is a hole of the file; qcow2 only
     Metadata,
-    /// allocated; in qcow2 images as with `full`
+    /// allocated; for qcow2 the same as `full`
     Falloc,
-    /// written as zeros
+    /// written with zeros
     Full,
 }
 

@@ -8,35 +8,34 @@ use clap::{Args, ValueEnum};
 /// How files are opened.
 #[derive(Debug, Args)]
 pub(crate) struct AccessArgs {
-    /// Open images that are in use elsewhere; what is read may then be inconsistent
+    /// Open images that are in use elsewhere; the data read may be inconsistent
     #[arg(short = 'U', long, help_heading = "Source")]
     pub(crate) force_share: bool,
 
     #[command(flatten)]
     pub(crate) lock: LockArgs,
 
-    /// Images are named by options: driver=FORMAT,file.filename=PATH, or file.driver=nbd with its server and
+    /// Treat image names as options: driver=FORMAT,file.filename=PATH, or file.driver=nbd with server and
     /// export
     #[arg(long, help_heading = "Source")]
     pub(crate) image_opts: bool,
 
-    /// Also open backing and data files in this directory or below it. Without it: those in or below the
-    /// directory of the image, those named on the command line, and those in the directories that the
-    /// environment variable BLOCKMIRROR_ALLOW_BACKING lists, separated by colons. The variable lets no data
-    /// file be written to
+    /// Also open backing and data files in or below this directory. By default: files in or below the image's
+    /// directory, files named on the command line, and files in or below the directories in the environment
+    /// variable BLOCKMIRROR_ALLOW_BACKING (colon-separated), which permits reading only
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
-    /// Also open backing files that images name as blkdebug:RULES:IMAGE or null-co://
+    /// Also open backing files named blkdebug:RULES:IMAGE or null-co://
     #[arg(long, help_heading = "Source")]
     pub(crate) allow_protocols: bool,
 
-    /// Most connections to one NBD export [default: 4]
+    /// Maximum connections to one NBD export [default: 4]
     #[arg(long, value_name = "N", value_parser = RangedI64ValueParser::<u16>::new().range(1..=16), help_heading = "NBD")]
     pub(crate) connections: Option<u16>,
 
-    /// How long requests wait for an NBD server that has gone, before they fail. What it had not flushed is
-    /// then an error of the target: `--on-target-error ignore` copies it again
+    /// How long requests wait for a lost NBD server before they fail. Data that it had not flushed is then a
+    /// write error of the target: `--on-target-error ignore` copies it again
     #[arg(
         long,
         value_name = "SECONDS",
@@ -46,7 +45,7 @@ pub(crate) struct AccessArgs {
     )]
     pub(crate) reconnect_delay: u32,
 
-    /// How long to wait for an NBD server that is not there yet
+    /// How long to wait for an NBD server that is not running yet
     #[arg(
         long,
         value_name = "SECONDS",
@@ -56,7 +55,7 @@ pub(crate) struct AccessArgs {
     )]
     pub(crate) open_timeout: u32,
 
-    /// How long an NBD server may take for a request, before the connection counts as lost [default: as long
+    /// How long an NBD server may take for a request before the connection counts as lost [default: as long
     /// as its host acknowledges]
     #[arg(long, value_name = "SECONDS", help_heading = "NBD")]
     #[arg(value_parser = RangedI64ValueParser::<u32>::new().range(1..))]
@@ -66,8 +65,8 @@ pub(crate) struct AccessArgs {
 /// Whether files are locked.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LockArgs {
-    /// `off` locks no file, for file systems without locks: then nothing keeps two programs from writing one
-    /// image
+    /// `off` disables image locking, for file systems without locks: nothing then prevents two programs from
+    /// writing one image
     #[arg(long, value_enum, value_name = "WHETHER", default_value = "on", hide_possible_values = true)]
     pub(crate) lock: Switch,
 }
@@ -80,23 +79,23 @@ pub(crate) enum Switch {
 
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
-    /// How to print the result
+    /// Output format
     #[arg(long, value_enum, value_name = "STYLE", default_value = "human")]
     pub(crate) output: Output,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ProgressArgs {
-    /// Where the copy stands, on the standard error: `bar`, a line that is rewritten; `json`, an object a
-    /// line; `auto`, a bar on a terminal
+    /// Progress on standard error: `bar`, a line that is updated; `json`, one object per line; `auto`, a bar
+    /// on a terminal
     #[arg(long, value_enum, value_name = "STYLE", default_value = "auto")]
     pub(crate) progress: ProgressStyle,
 
-    /// The same as --progress=bar
+    /// Same as --progress=bar
     #[arg(short = 'p')]
     pub(crate) bar: bool,
 
-    /// Print nothing but errors
+    /// Print errors only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
 }

@@ -33,8 +33,8 @@ pub(crate) struct MirrorArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
 
-    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds, onto
-    /// a target with the same backing file [default: full]
+    /// What to copy: `full`, the whole backing chain; `top`, the top image alone, to a target with the same
+    /// backing file [default: full]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
     pub(crate) sync: Option<Sync>,
 }
@@ -45,8 +45,8 @@ pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
 
-    /// What to copy: `full`, everything the backing chain holds; `top`, what the top image itself holds
-    /// [default: top if the target gets a backing file, else full]
+    /// What to copy: `full`, the whole backing chain; `top`, the top image alone [default: top if the target
+    /// gets a backing file, otherwise full]
     #[arg(long, value_enum, value_name = "MODE", help_heading = "Copying")]
     pub(crate) sync: Option<Sync>,
 }
@@ -54,10 +54,10 @@ pub(crate) struct ConvertArgs {
 /// What `mirror` and `convert` have in common, which is all but the defaults.
 #[derive(Debug, Args)]
 pub(crate) struct CopyArgs {
-    /// The image to copy; with several their disks are put behind each other
+    /// The image to copy; several are concatenated
     pub(crate) source: PathBuf,
 
-    /// The image to make, or with -n to write into
+    /// The image to create, or with -n the existing image to write to
     pub(crate) target: PathBuf,
 
     /// What follows two names: then the last is the target. (Options may stand anywhere between positional
@@ -65,20 +65,20 @@ pub(crate) struct CopyArgs {
     #[arg(hide = true)]
     pub(crate) more: Vec<PathBuf>,
 
-    /// The sources, once that is settled; `source` and `more` are empty then.
+    /// The parsed names of the sources; `source` and `more` are empty then.
     #[arg(skip)]
     pub(crate) names: Vec<ImageName>,
 
-    /// The part of `target` that is meant, once that is settled.
+    /// The part of the file `target`, from its name.
     #[arg(skip)]
     pub(crate) target_part: Part,
 
-    /// Format of the source (of all of them), raw or qcow2; found out if not given
+    /// Format of the source (of all of them), raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
 
-    /// Cache mode of the source: none and directsync read past the host's page cache, writeback, writethrough
-    /// and unsafe through it [default: writeback]
+    /// Cache mode of the source: `none` and `directsync` bypass the host's page cache; `writeback`,
+    /// `writethrough` and `unsafe` use it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     #[arg(help_heading = "Source")]
     pub(crate) source_cache: CacheMode,
@@ -102,29 +102,29 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'F', long, value_name = "FMT", conflicts_with = "no_create", help_heading = "Target")]
     pub(crate) backing_format: Option<Format>,
 
-    /// Write into the target, which exists already and is not shorter than the source; what lies past the
-    /// source's end stays as it is
+    /// Write to an existing target, which must not be shorter than the source; data past the source's end is
+    /// kept
     #[arg(short = 'n', long, help_heading = "Target")]
     #[arg(conflicts_with_all = ["target_options", "backing", "in_place", "atomic", "clean"])]
     pub(crate) no_create: bool,
 
-    /// With -n: the target is named by options, as with --image-opts
+    /// With -n: treat the target's name as options, as --image-opts does
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_image_opts: bool,
 
-    /// Cache mode of the target: none writes past the host's page cache, writethrough makes each write
-    /// durable at once, directsync does both; unsafe is writeback here. With each of them the copy ends with
-    /// a flush [default: writeback]
+    /// Cache mode of the target: `none` bypasses the host's page cache, `writethrough` makes each write
+    /// durable at once, `directsync` does both; `unsafe` is the same as `writeback`. In each mode the copy
+    /// ends with a flush [default: writeback]
     #[arg(short = 't', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     #[arg(help_heading = "Target")]
     pub(crate) target_cache: CacheMode,
 
-    /// Take it from the caller that all of the target reads as zeros
+    /// Assume that the target reads as zeros
     #[arg(long, requires = "no_create", help_heading = "Target")]
     pub(crate) target_is_zero: bool,
 
-    /// Refuse a target that cannot make data durable: an NBD server without FLUSH. Without this it is noted,
-    /// and the exit code is 0
+    /// Refuse a target that cannot make data durable (an NBD server without FLUSH). By default such a copy
+    /// succeeds, with a note
     #[arg(long, help_heading = "Target")]
     pub(crate) require_flush: bool,
 
@@ -136,48 +136,48 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, help_heading = "Copying")]
     pub(crate) granularity: Option<u64>,
 
-    /// Most bytes per second; 0 for no limit
+    /// Maximum bytes per second; 0 for no limit
     #[arg(short = 'r', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     #[arg(default_value = "0", hide_default_value = true, help_heading = "Copying")]
     pub(crate) speed: u64,
 
-    /// Most bytes in flight [default: 16M]
+    /// Maximum bytes in flight [default: 16M]
     #[arg(long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true, default_value = "0")]
     #[arg(hide_default_value = true, help_heading = "Copying")]
     pub(crate) buf_size: u64,
 
-    /// Most operations in flight [default: 16]
+    /// Maximum operations in flight [default: 16]
     #[arg(short = 'm', long, value_name = "N", value_parser = parallel(), help_heading = "Copying")]
     pub(crate) parallel: Option<u16>,
 
-    /// Runs of zero bytes this long become holes in the target: a multiple of 512 up to 16M; 0 writes all
-    /// zeros as data, so that the target is allocated in full [default: 4K]
+    /// Minimum length of a run of zero bytes that becomes a hole in the target: a multiple of 512 up to 16M;
+    /// 0 writes zeros as data, so that the target is fully allocated [default: 4K]
     #[arg(short = 'S', long, value_name = "SIZE", value_parser = sparse_size, allow_hyphen_values = true)]
     #[arg(help_heading = "Copying")]
     pub(crate) sparse_size: Option<u64>,
 
-    /// Accepted as in qemu-img; writes are never held back to keep their order
+    /// Accepted for compatibility with qemu-img and ignored: writes are never ordered
     #[arg(short = 'W', long, help_heading = "Copying")]
     pub(crate) oob_writes: bool,
 
-    /// Accepted as in qemu-img; whether the host copies by itself changes nothing in the target
+    /// Accepted for compatibility with qemu-img and ignored: it does not change the target
     #[arg(short = 'C', long, conflicts_with = "sparse_size", help_heading = "Copying")]
     pub(crate) copy_range: bool,
 
-    /// When the source cannot be read
+    /// What to do when a read from the source fails
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_source_error: OnError,
 
-    /// Go on where the source cannot be read, as --on-source-error=ignore does, and list those ranges; the
-    /// exit code is then 3 (qemu-img: 0)
+    /// Continue past read errors of the source, as --on-source-error=ignore does, and list the lost ranges;
+    /// the exit code is then 3 (qemu-img: 0)
     #[arg(long, conflicts_with = "on_source_error", help_heading = "Copying")]
     pub(crate) salvage: bool,
 
-    /// When the target cannot be written
+    /// What to do when a write to the target fails
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_target_error: OnError,
 
-    /// Say what would be copied, zeroed and left out, and in which granularity; make nothing
+    /// Show what would be copied, zeroed and skipped, and the granularity; write nothing
     #[arg(long, help_heading = "Copying")]
     pub(crate) dry_run: bool,
 
@@ -194,18 +194,18 @@ pub(crate) enum Sync {
     Top,
 }
 
-/// What to do about a failing range.
+/// What to do when a range fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnError {
     /// fail
     Report,
-    /// try it ten times, then go on without it and list it
+    /// try ten times, then skip the range and list it
     Ignore,
     /// pause and ask; needs a terminal
     Stop,
-    /// pause and ask if space ran out, else fail; needs a terminal
+    /// pause and ask if space ran out, otherwise fail; needs a terminal
     Enospc,
-    /// enospc on a terminal, else report
+    /// enospc on a terminal, otherwise report
     Auto,
 }
 

@@ -7,12 +7,12 @@ use clap::{Args, Subcommand};
 use super::{OutputArgs, size};
 
 pub(super) const CTL_EXAMPLES: &str = "\
-A job is named by its id, and need not be named where it is the only one.
+Jobs are named by their ids. The id can be omitted if there is only one job.
 
-The three ends of a mirror:
-  complete                  who uses the source goes over to the target, and notices nothing
-  complete --keep-source    the target stays as a copy of one instant, and users stay on the source
-  abort                     the target is of no use
+Three ways to end a mirror:
+  complete                  users of the source switch to the target, without interruption
+  complete --keep-source    users stay on the source; the target is a copy of one point in time
+  abort                     users stay on the source; the target is unusable
 
 Examples:
   blockmirror ctl /run/qmp.sock jobs
@@ -23,7 +23,7 @@ Examples:
 /// What `blockmirror ctl` takes.
 #[derive(Debug, Args)]
 pub(crate) struct CtlArgs {
-    /// The socket of a QMP monitor: of `blockmirror daemon`, of `qemu-storage-daemon` or of a QEMU
+    /// QMP socket of `blockmirror daemon`, `qemu-storage-daemon` or QEMU
     pub(crate) socket: PathBuf,
 
     #[command(subcommand)]
@@ -35,27 +35,27 @@ pub(crate) struct CtlArgs {
 pub(crate) enum CtlCommand {
     /// List the jobs
     Jobs(OutputArgs),
-    /// Pause a job; what is in flight is finished
+    /// Pause a job; operations in flight are completed
     Pause(JobArgs),
-    /// Let a job go on, after `pause` or after an error that stopped it
+    /// Resume a job after `pause`, or after an error that stopped it
     Resume(JobArgs),
-    /// Change how fast a job may go
+    /// Change the speed limit of a job
     SetSpeed(SetSpeedArgs),
-    /// End a job that is ready, and wait until it has ended; a mirror goes over to its target
+    /// Complete a job that is ready, and wait for its end; a mirror switches to its target
     Complete(CompleteArgs),
-    /// Give a job up, and wait until it has ended; the target of a mirror is of no use then
+    /// Cancel a job, and wait for its end; the target of a mirror is then unusable
     Abort(JobArgs),
-    /// Show how far jobs are until they end; Ctrl-C leaves them alone
+    /// Show the progress of jobs until they end; Ctrl-C does not affect them
     ///
-    /// The figures are the part that is done, what the job does a second, what others write to the disk a
-    /// second, what is left, and when nothing will be left, or that it is not converging: that the disk is
-    /// written as fast as it is copied. The exit code is 1 if a job failed or was given up.
+    /// The columns are the part done, the job's rate, the rate at which others write to the disk, the bytes
+    /// left, and the estimated time left, or that the job does not converge: the disk is written as fast as
+    /// it is copied. The exit code is 1 if a job failed or was cancelled.
     Watch(JobArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// Ids of the jobs
+    /// Job ids
     #[arg(value_name = "JOB")]
     pub(crate) jobs: Vec<String>,
 }
@@ -63,11 +63,11 @@ pub(crate) struct JobArgs {
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true)]
 pub(crate) struct SetSpeedArgs {
-    /// Id of the job
+    /// Job id
     #[arg(value_name = "JOB")]
     pub(crate) job: Option<String>,
 
-    /// Most bytes per second; 0 for no limit
+    /// Maximum bytes per second; 0 for no limit
     #[arg(value_parser = size, allow_negative_numbers = true)]
     pub(crate) speed: u64,
 }
@@ -77,11 +77,11 @@ pub(crate) struct CompleteArgs {
     #[command(flatten)]
     pub(crate) jobs: JobArgs,
 
-    /// Leave everybody on the source, and the target as a copy of one instant
+    /// Keep users on the source, and the target as a copy of one point in time
     #[arg(long)]
     pub(crate) keep_source: bool,
 
-    /// Wait until the job is ready; without this a job that is not is refused. A job that waits for
+    /// Wait until the job is ready; by default a job that is not ready is refused. A job that waits for
     /// `job-finalize` is finalized
     #[arg(long)]
     pub(crate) wait: bool,

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 pub(super) const DAEMON_EXAMPLES: &str = "\
-Options have the syntax of qemu-storage-daemon. They are carried out in this order: --object, --blockdev, --chardev,
---nbd-server, --export, --monitor.
+Options have the syntax of qemu-storage-daemon. They are processed in this
+order: --object, --blockdev, --chardev, --nbd-server, --export, --monitor.
 
 Examples:
   blockmirror daemon \\
@@ -18,15 +18,15 @@ Examples:
 /// What `qemu-storage-daemon` takes, with its names.
 #[derive(Debug, Args)]
 pub(crate) struct DaemonArgs {
-    /// An object that others refer to: `throttle-group`, `tls-creds-x509`, `secret`
+    /// A user-creatable object: `throttle-group`, `tls-creds-x509`, `secret`
     #[arg(long = "object", value_name = "TYPE,id=ID,..")]
     pub(crate) objects: Vec<String>,
 
-    /// A node; the options are those of the QMP command `blockdev-add`
+    /// A block node, with the options of the QMP command `blockdev-add`
     #[arg(long = "blockdev", value_name = "DRIVER,node-name=NAME,..")]
     pub(crate) blockdevs: Vec<String>,
 
-    /// Where a monitor's client is: a Unix socket or standard input and output
+    /// A character device for a monitor: a Unix socket, or standard input and output
     #[arg(long = "chardev", value_name = "socket|stdio,id=ID,..")]
     pub(crate) chardevs: Vec<String>,
 
@@ -34,29 +34,29 @@ pub(crate) struct DaemonArgs {
     #[arg(long = "monitor", value_name = "chardev=ID")]
     pub(crate) monitors: Vec<String>,
 
-    /// The NBD server
+    /// Address of the NBD server
     #[arg(long, value_name = "addr.type=..,..")]
     pub(crate) nbd_server: Option<String>,
 
-    /// A node that the NBD server serves; the options are those of `block-export-add`
+    /// An NBD export of a node, with the options of `block-export-add`
     #[arg(long = "export", value_name = "nbd,id=ID,node-name=NAME,..")]
     pub(crate) exports: Vec<String>,
 
-    /// A directory from which images may name their backing and data files, besides their own; can be
-    /// repeated. The environment variable BLOCKMIRROR_ALLOW_BACKING lists more, separated by colons, for
-    /// backing files
+    /// A directory in which images may name backing and data files, in addition to their own; can be
+    /// repeated. The environment variable BLOCKMIRROR_ALLOW_BACKING lists more (colon-separated), for backing
+    /// files
     #[arg(long = "allow-backing", value_name = "DIR")]
     pub(crate) allowed: Vec<PathBuf>,
 
-    /// Go to the background once everything is set up
+    /// Run in the background once setup is complete
     #[arg(long)]
     pub(crate) daemonize: bool,
 
-    /// The process has been put into the background already
+    /// The process is in the background already
     #[arg(long, hide = true)]
     pub(crate) background: bool,
 
-    /// Write the process id there once everything is set up
+    /// Write the process id to this file once setup is complete
     #[arg(long, value_name = "PATH")]
     pub(crate) pidfile: Option<PathBuf>,
 }

@@ -27,15 +27,15 @@ pub(crate) struct InfoArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of `file` that is meant, once that is settled.
+    /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
 
-    /// Format of the image, raw or qcow2; found out if not given
+    /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
-    /// Also the images below it
+    /// Show the whole backing chain
     #[arg(long)]
     pub(crate) backing_chain: bool,
 
@@ -51,19 +51,19 @@ pub(crate) struct MapArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of `file` that is meant, once that is settled.
+    /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
 
-    /// Format of the image, raw or qcow2; found out if not given
+    /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
-    /// First byte to look at
+    /// Offset of the first byte
     #[arg(short = 's', long, value_name = "SIZE", value_parser = size, default_value = "0")]
     pub(crate) start_offset: u64,
 
-    /// How many bytes to look at
+    /// Number of bytes [default: to the end]
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_length: Option<u64>,
 
@@ -82,24 +82,24 @@ pub(crate) struct CompareArgs {
     /// The second image
     pub(crate) second: PathBuf,
 
-    /// The parts of `first` and `second` that are meant, once that is settled.
+    /// The parts of the files `first` and `second`, from their names.
     #[arg(skip)]
     pub(crate) parts: (Part, Part),
 
-    /// Format of the first image; found out if not given
+    /// Format of the first image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) first_format: Option<Format>,
 
-    /// Format of the second image; found out if not given
+    /// Format of the second image; detected if omitted
     #[arg(short = 'F', long, value_name = "FMT")]
     pub(crate) second_format: Option<Format>,
 
-    /// Cache mode of both images: none and directsync read past the host's page cache, writeback,
-    /// writethrough and unsafe through it [default: writeback]
+    /// Cache mode of both images: `none` and `directsync` bypass the host's page cache; `writeback`,
+    /// `writethrough` and `unsafe` use it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     pub(crate) source_cache: CacheMode,
 
-    /// Lengths and what is allocated must be the same, too
+    /// Compare lengths and allocation as well
     #[arg(short = 's', long)]
     pub(crate) strict: bool,
 

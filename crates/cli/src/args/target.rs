@@ -3,19 +3,19 @@
 use blockmirror_image::{Replacement, TargetOptions};
 use clap::Args;
 
-/// How a target that is there already is treated.
+/// How an existing target is treated.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct TargetArgs {
-    /// Write into an existing file, which a failure leaves unusable
+    /// Overwrite an existing file in place; a failure leaves it unusable
     #[arg(long, help_heading = "Existing targets", conflicts_with = "atomic")]
     pub(crate) in_place: bool,
 
-    /// Replace an existing file at once when the new one is whole, or fail. By default it is replaced where
-    /// that loses nothing, and written in place where it would
+    /// Replace an existing file atomically once the new one is complete, or fail. By default a file is
+    /// replaced where that loses nothing, and overwritten in place where it would
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) atomic: bool,
 
-    /// Write to a block device although it is mounted or held; empty a data file (`-o data_file`) that exists
+    /// Write to a block device that is mounted or in use; overwrite an existing data file (`-o data_file`)
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) force: bool,
 

@@ -147,9 +147,7 @@ fn can_complete(job: &Job, args: &CompleteArgs) -> Outcome<()> {
     match job.status() {
         "standby" => refuse("paused; `resume` it first".into()),
         "paused" => refuse("paused, and not ready; `resume` it first".into()),
-        "pending" | "waiting" if args.keep_source => {
-            refuse("about to end: what becomes of its source has been decided".into())
-        }
+        "pending" | "waiting" if args.keep_source => refuse("about to end: its outcome is decided".into()),
         "ready" | "pending" | "waiting" => Ok(()),
         "concluded" | "aborting" | "null" => refuse(format!("over ({})", job.status())),
         _ if args.wait => Ok(()),
@@ -158,7 +156,7 @@ fn can_complete(job: &Job, args: &CompleteArgs) -> Outcome<()> {
         }
         _ => {
             let left = blockmirror_image::size::human_size(job.left());
-            refuse(format!("not ready, {left} are left; --wait waits until it is"))
+            refuse(format!("not ready, {left} left; --wait waits until it is"))
         }
     }
 }
@@ -195,7 +193,7 @@ fn step(
         }
         "paused" | "standby" if !said.paused => {
             let why = follow.job.stopped_by().unwrap_or("paused");
-            console.note(format_args!("{id}: {why}; `resume` lets it go on"));
+            console.note(format_args!("{id}: {why}; `resume` continues it"));
         }
         _ => {}
     }
@@ -237,7 +235,7 @@ pub(super) fn next(
     let start = Instant::now();
     while start.elapsed() < limit && !following.iter().any(|follow| follow.stale) {
         if interrupt.requested() {
-            let message = "interrupted; nothing was taken back";
+            let message = "interrupted; requests already sent stay in effect";
             return Err(Failure::failed(message).exit(interrupt.exit()));
         }
         let over = following.iter().filter(|follow| follow.over).count();

@@ -101,7 +101,7 @@ fn draw(console: &mut Console<'_>, lines: &[&str], drawn: usize) -> Outcome<()> 
 fn line(job: &Job, pace: Pace) -> String {
     let rate = |rate: Option<u64>| rate.map_or("-".to_owned(), |rate| format!("{}/s", human_size(rate)));
     let outlook = match (job.stopped_by(), job.is_paused(), job.status(), pace.outlook) {
-        (Some(why), true, ..) => format!("stopped: {why}; `resume` lets it go on"),
+        (Some(why), true, ..) => format!("stopped: {why}; `resume` continues it"),
         (_, true, ..) => "paused".into(),
         (_, _, "pending", _) if job.flag("auto-finalize") == Some(false) => "waits for job-finalize".into(),
         (_, _, _, Outlook::Unknown) => "-".into(),
@@ -167,9 +167,7 @@ mirror0: pending  100.0 %  copy          -  guest          -  left      0 B  wai
         assert_eq!(text.join("\n"), want);
         let mut stopped = job(fields("paused", 0, 1 << 30));
         stopped.fields.insert("io-status".into(), "nospace".into());
-        assert!(
-            line(&stopped, Pace::default()).ends_with("  stopped: no space left; `resume` lets it go on")
-        );
+        assert!(line(&stopped, Pace::default()).ends_with("  stopped: no space left; `resume` continues it"));
         let mut through = job(fields("running", 0, 1 << 30));
         through.fields.insert("writes-through".into(), true.into());
         assert!(line(&through, Pace::default()).ends_with("  -, writes go to both"));

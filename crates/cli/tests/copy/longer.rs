@@ -30,7 +30,7 @@ fn copy_onto(place: &Place, target: &str, len: usize, restore: impl Fn(), check:
         restore();
         let ran = place.ours(&format!("{command} -q -n -f raw -O raw @source {target}"));
         assert_eq!(ran.code, 0, "{target}: {ran:?}");
-        let rest = format!("it is {} bytes longer than the source; they stay as they are\n", LONG - len);
+        let rest = format!("it is {} bytes longer than the source; they are kept\n", LONG - len);
         assert!(ran.err.contains(&rest) && ran.err.lines().count() == 1, "{target}: {ran:?}");
         check(command);
     }
@@ -115,8 +115,7 @@ fn a_longer_export_keeps_its_end() {
                 let server = Server::start(&place, &node);
                 let ran = place.ours(&format!("{command} -q -n -f raw -O raw @source {target}"));
                 assert_eq!(ran.code, 0, "{format} {attached} {len}: {ran:?}");
-                let rest =
-                    format!("it is {} bytes longer than the source; they stay as they are\n", LONG - len);
+                let rest = format!("it is {} bytes longer than the source; they are kept\n", LONG - len);
                 assert!(ran.err.contains(&rest) && ran.err.lines().count() == 1, "{ran:?}");
                 server.end();
                 place.ours_ok(&format!("convert -q -f {format} @disk @seen"));

@@ -84,13 +84,16 @@ fn what_fits_one_source_only_is_refused() {
     let place = Place::new();
     images(&place);
     for (line, message) in [
-        ("convert -O qcow2 -B data -F raw @a @c @t", "a backing file makes no sense with several sources"),
+        (
+            "convert -O qcow2 -B data -F raw @a @c @t",
+            "a backing file cannot be combined with several sources",
+        ),
         (
             "convert -O qcow2 -o backing_file=data,backing_fmt=raw @a @c @t",
-            "a backing file makes no sense with several sources",
+            "a backing file cannot be combined with several sources",
         ),
-        ("mirror --sync top @over @a @t", "--sync=top makes no sense with several sources"),
-        ("mirror @a @b @t", "the sources have several formats; -O says the target's"),
+        ("mirror --sync top @over @a @t", "--sync=top cannot be combined with several sources"),
+        ("mirror @a @b @t", "the sources have different formats; give the target's with -O"),
         ("convert @a", "the following required arguments were not provided: <TARGET> (see --help)"),
     ] {
         assert_eq!(place.ours_fails(line, 2), format!("blockmirror: {message}"), "{line}");

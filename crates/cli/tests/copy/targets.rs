@@ -83,7 +83,8 @@ fn a_file_that_is_held_open_is_written_in_place_and_its_holder_sees_it() {
     let ran = place.ours("convert -f raw @source @t");
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(
-        ran.err.contains("t: written in place (process ") && ran.err.contains("leaves it unusable"),
+        ran.err.contains("t: written in place (")
+            && ran.err.contains(" has it open): a failure leaves it unusable"),
         "{ran:?}"
     );
     let mut seen = Vec::new();
@@ -189,7 +190,7 @@ fn a_mount_point_is_written_in_place() {
     );
     is_copied(&place, &place.path("below"));
     let ran = place.ours("convert -f raw -O qcow2 @source @t");
-    assert!(ran.code == 0 && ran.err.contains("until it is complete it opens nowhere"), "{ran:?}");
+    assert!(ran.code == 0 && ran.err.contains("it cannot be opened until it is complete"), "{ran:?}");
     assert_eq!(place.ours_ok("compare -f raw @source @below"), "Images are identical.\n");
     let said = place.ours_fails("convert -f raw --atomic @source @t", 1);
     assert!(said.contains("it is a mount point"), "{said}");
@@ -447,7 +448,7 @@ fn a_longer_target_keeps_what_lies_past_the_source() {
             place.ours_ok(&format!("{command} --dry-run {line}"));
             let ran = place.ours(&format!("{command} {line}"));
             assert_eq!(ran.code, 0, "{format}: {ran:?}");
-            let rest = format!("it is {} bytes longer than the source; they stay as they are\n", LONG - LEN);
+            let rest = format!("it is {} bytes longer than the source; they are kept\n", LONG - LEN);
             assert!(ran.err.contains(&rest) && ran.err.lines().count() == 1, "{ran:?}");
             place.ours_ok(&format!("convert -q -f {format} @t @seen"));
             assert!(fs::read(place.path("seen")).unwrap() == expected, "{command} {from} {format}");
@@ -489,7 +490,7 @@ fn a_data_file_that_exists_is_emptied_only_by_force() {
         for line in made_by(name) {
             let said = place.ours_fails(&line, 1);
             let want = format!(
-                "@{name}: it exists, and would lose its contents as the data file of @t; --force empties it"
+                "@{name}: it exists, and would lose its contents as the data file of @t; --force overwrites it"
             );
             assert!(said.ends_with(&want), "{line}: {said}");
         }

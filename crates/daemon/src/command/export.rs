@@ -108,7 +108,7 @@ static EXPORT_INFO: Object = Object::new(
 );
 
 static QUERY_BLOCK_EXPORTS: Command = Command::new("query-block-exports", "Lists the exports.", &[])
-    .returns(Type::Array(&Type::Object(&EXPORT_INFO)), "the exports, youngest first");
+    .returns(Type::Array(&Type::Object(&EXPORT_INFO)), "the exports, newest first");
 
 /// An export is gone.
 pub(crate) static BLOCK_EXPORT_DELETED: Event =

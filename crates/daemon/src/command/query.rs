@@ -73,7 +73,7 @@ static NODE_INFO: Object = Object::new(
         req("image", Type::Object(&IMAGE_INFO), "the image"),
         req("cache", Type::Object(&CACHE_INFO), "how the host's cache is used"),
         req("write_threshold", INT, "0"),
-        opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps, youngest first"),
+        opt("dirty-bitmaps", Type::Array(&Type::Object(&BITMAP_INFO)), "its bitmaps, newest first"),
     ],
 )
 .differs(
@@ -85,7 +85,7 @@ static QUERY_NODES: Command = Command::new(
     "Lists the nodes.",
     &[opt("flat", BOOL, "leave `backing-image` out").default("false")],
 )
-.returns(Type::Array(&Type::Object(&NODE_INFO)), "the nodes, youngest first");
+.returns(Type::Array(&Type::Object(&NODE_INFO)), "the nodes, newest first");
 
 static QUERY_BLOCK: Command =
     Command::new("query-block", "Lists the devices of a guest: there are none.", &[])
@@ -131,7 +131,7 @@ static QUERY_STATS: Command = Command::new(
     &[opt("query-nodes", BOOL, "tell of nodes, and not of the devices of a guest, of which there are none")
         .default("false")],
 )
-.returns(Type::Array(&Type::Object(&NODE_STATS)), "the nodes, youngest first");
+.returns(Type::Array(&Type::Object(&NODE_STATS)), "the nodes, newest first");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands

@@ -267,7 +267,7 @@ static PERMISSION: Enum = Enum::new(
 
 static BLKDEBUG: Object = Object::new(
     "BlockdevOptionsBlkdebug",
-    "Faults on purpose.",
+    "Fault injection.",
     &[
         req("image", Type::Alternate(&BLOCKDEV_REF), "the node"),
         opt("config", STR, "a file of rules"),

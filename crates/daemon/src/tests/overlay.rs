@@ -151,7 +151,7 @@ fn a_target_that_names_what_may_not_be_opened_is_refused() {
     let mut client = Client::new();
     client.chain();
     for (name, format, text) in [
-        (&*outside, "raw", "a directory that images here may not refer to"),
+        (&*outside, "raw", "outside the directories that images may refer to"),
         ("none.qcow2", "qcow2", "No such file"),
         ("json:{}", "raw", "which is not a plain path"),
         // It is open for writing as something else.

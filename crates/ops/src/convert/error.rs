@@ -81,7 +81,7 @@ pub enum ConvertError {
         cause: io::Error,
     },
     /// The target's server has no flush command, and one is required.
-    #[error("copy: {}: its server has no command to flush", target.display())]
+    #[error("copy: {}: its server has no flush command", target.display())]
     NoFlush {
         /// The target.
         target: PathBuf,
