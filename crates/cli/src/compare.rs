@@ -33,7 +33,7 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let len = a.len().max(b.len());
     let mut stopped = false;
     let found = compare(a, b, CompareOptions { strict: args.strict }, &mut |done| {
-        let reading = Reading { offset: done, len, copied: 0, zeroed: 0, skipped: 0 };
+        let reading = Reading::of_pass(done, len);
         meter.show(console, &reading, interrupt.progress_wanted());
         stopped = interrupt.requested();
         if stopped { Visit::Break(()) } else { Visit::Continue(()) }

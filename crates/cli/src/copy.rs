@@ -223,13 +223,7 @@ fn watch(
             }
         }
         let progress = control.progress();
-        let reading = Reading {
-            offset: progress.offset,
-            len: progress.len,
-            copied: progress.copied,
-            zeroed: progress.zeroed,
-            skipped: progress.skipped,
-        };
+        let reading = Reading::of_copy(&progress);
         if over {
             meter.last(console, &reading);
             return declined;

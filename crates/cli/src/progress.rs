@@ -1,10 +1,18 @@
 //! How far a copy or comparison is, on the standard error.
+//!
+//! A terminal has a line that is drawn anew ([`bar`]); without one, a line of the same disk is written where
+//! it is asked for (`-p`, SIGUSR1), and an object a line with `--progress=json`.
+
+mod bar;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use blockmirror_image::size::human_size;
+use blockmirror_mirror::Progress;
 use serde_json::json;
+
+use self::bar::TerminalBar;
 
 use crate::args::{ProgressArgs, ProgressStyle};
 use crate::console::Console;
@@ -20,6 +28,37 @@ pub(crate) struct Reading {
     pub(crate) copied: u64,
     pub(crate) zeroed: u64,
     pub(crate) skipped: u64,
+    /// What has been copied, zeroed or given up.
+    done: u64,
+    /// What is still to be copied or zeroed, as far as that is known.
+    left: u64,
+}
+
+impl Reading {
+    /// Where a copy stands. Of the part of the source that the scan has not reached, as much is counted as
+    /// left to copy as of the part that it has.
+    pub(crate) fn of_copy(progress: &Progress) -> Self {
+        let done = progress.copied + progress.zeroed + progress.given_up;
+        let known = progress.len.saturating_sub(progress.offset).saturating_sub(progress.bulk_left);
+        let scanned = progress.len.saturating_sub(progress.bulk_left);
+        let share = if scanned == 0 { 1.0 } else { (done + known) as f64 / scanned as f64 };
+        let left = known + (progress.bulk_left as f64 * share.min(1.0)) as u64;
+        Self {
+            offset: progress.offset,
+            len: progress.len,
+            copied: progress.copied,
+            zeroed: progress.zeroed,
+            skipped: progress.skipped,
+            done,
+            left,
+        }
+    }
+
+    /// Where a pass over `len` bytes stands that has come to `offset`.
+    pub(crate) fn of_pass(offset: u64, len: u64) -> Self {
+        let left = len.saturating_sub(offset);
+        Self { offset, len, copied: 0, zeroed: 0, skipped: 0, done: offset, left }
+    }
 }
 
 /// Shows readings in the style that was asked for, not more often than is useful.
@@ -30,6 +69,8 @@ pub(crate) struct Meter {
     shown: Option<Instant>,
     /// Characters on the line that the next bar overwrites.
     width: usize,
+    /// The line of a terminal.
+    terminal: Option<TerminalBar>,
 }
 
 impl Meter {
@@ -41,7 +82,8 @@ impl Meter {
             ProgressStyle::Auto => ProgressStyle::None,
             style => style,
         };
-        Self { style, verb, started: Instant::now(), shown: None, width: 0 }
+        let terminal = (console.is_terminal && style == ProgressStyle::Bar).then(TerminalBar::new);
+        Self { style, verb, started: Instant::now(), shown: None, width: 0, terminal }
     }
 
     /// Shows `reading` if the last one is old enough, or, whatever the style, if a line of it is `wanted`.
@@ -54,6 +96,9 @@ impl Meter {
             };
             let _ = writeln!(console.err, "{line}").and_then(|()| console.err.flush());
             return;
+        }
+        if let Some(bar) = &mut self.terminal {
+            return bar.show(reading);
         }
         let interval = match self.style {
             ProgressStyle::Json => JSON_INTERVAL,
@@ -68,7 +113,8 @@ impl Meter {
 
     /// Shows `reading` as the last one.
     pub(crate) fn last(&mut self, console: &mut Console<'_>, reading: &Reading) {
-        if !matches!(self.style, ProgressStyle::Auto | ProgressStyle::None) {
+        let is_written = !matches!(self.style, ProgressStyle::Auto | ProgressStyle::None);
+        if is_written && self.terminal.is_none() {
             self.write(console, reading);
         }
         self.finish(console);
@@ -76,6 +122,9 @@ impl Meter {
 
     /// Gives the line back.
     pub(crate) fn finish(&mut self, console: &mut Console<'_>) {
+        if let Some(bar) = &mut self.terminal {
+            bar.clear();
+        }
         if self.width > 0 {
             self.width = 0;
             let _ = writeln!(console.err);
@@ -134,25 +183,22 @@ fn bar_line(reading: &Reading, verb: &str, elapsed: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn reading(offset: u64, len: u64) -> Reading {
-        Reading { offset, len, copied: offset, zeroed: 0, skipped: 0 }
-    }
-
     #[test]
     fn a_bar_shows_share_rate_and_time_left() {
         assert_eq!(
-            bar_line(&reading(512 << 20, 1 << 30), "done", Duration::from_secs(2)),
+            bar_line(&Reading::of_pass(512 << 20, 1 << 30), "done", Duration::from_secs(2)),
             "[###############...............]  50.0 %  512 MiB of 1 GiB done  256 MiB/s  0:02 left"
         );
         assert_eq!(
-            bar_line(&reading(0, 0), "done", Duration::ZERO),
+            bar_line(&Reading::of_pass(0, 0), "done", Duration::ZERO),
             "[##############################] 100.0 %  0 B of 0 B done"
         );
     }
 
     #[test]
     fn a_json_line_is_an_object() {
-        let line = json_line(&reading(5, 10), Duration::from_millis(1500));
+        let reading = Reading { copied: 5, ..Reading::of_pass(5, 10) };
+        let line = json_line(&reading, Duration::from_millis(1500));
         assert_eq!(line, r#"{"offset":5,"len":10,"copied":5,"zeroed":0,"skipped":0,"elapsed":1.5}"#);
     }
 }
