@@ -26,6 +26,7 @@ use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Map, Value};
 
+pub(crate) use file::is_locked;
 pub(crate) use qcow2::{backing_in_header, probe_format};
 pub(crate) use raw::disk as disk_of_raw;
 pub(crate) use writable::Turned;
@@ -274,12 +275,12 @@ impl Daemon {
         self.open_node_on(options, inherited, None)
     }
 
-    /// The same for a `file` node, where it is decided already which file is opened.
-    fn open_node_on(
+    /// The same for a `file` node, where it is decided already which file that is.
+    pub(crate) fn open_node_on(
         &self,
         options: &Map<String, Value>,
         inherited: Inherited,
-        found: Option<PathHandle>,
+        found: Option<Found>,
     ) -> Reply<String> {
         if inherited.depth > MAX_DEPTH {
             return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
@@ -362,12 +363,21 @@ impl Daemon {
     }
 }
 
+/// The file of a node whose name does not decide it.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A file that an image names, which has been judged.
+    Handle(PathHandle),
+    /// A file that a command has created, open for writing and locked.
+    Created(Arc<FileStorage>),
+}
+
 /// A node being opened: its options, and the children opened for it so far.
 pub(crate) struct Opening<'a> {
     pub(crate) daemon: &'a Daemon,
     pub(crate) common: Common,
     /// The file that the node is to be, if that is not for its name to say.
-    found: Option<PathHandle>,
+    found: Option<Found>,
     /// Nodes that go again if the node does not come about.
     children: Vec<String>,
 }
@@ -415,7 +425,7 @@ impl Opening<'_> {
         let mut options = Map::new();
         options.insert("driver".to_owned(), "file".into());
         options.insert("filename".to_owned(), shown(&found.path).into());
-        let name = self.daemon.open_node_on(&options, inherited, Some(found.handle))?;
+        let name = self.daemon.open_node_on(&options, inherited, Some(Found::Handle(found.handle)))?;
         self.children.push(name.clone());
         Child::named(self.daemon, name)
     }

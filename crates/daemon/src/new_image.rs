@@ -1,40 +1,60 @@
-//! Image files that commands make: for `blockdev-create`, and as overlay or target of
+//! Image files that commands create: for `blockdev-create`, and as overlay or target of
 //! `blockdev-snapshot-sync` and `drive-mirror`.
+//!
+//! How a file that exists is written is `blockmirror_image`'s to decide, as for the command line.
+//!
+//! What must hold: a command that is refused leaves what there was. A new file has its name only once the
+//! command cannot be refused any more; one that can only be written in place loses its contents after every
+//! check that needs no image.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::ErrorKind;
 use blockmirror_file::{FileId, TargetOptions};
-use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, directory_of};
+use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, PreparedImage, directory_of};
 use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
 use serde_json::{Value, json};
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::{Found, failed, is_locked};
 
-/// A file that was made for a command, and goes again unless the command succeeds.
-#[derive(Debug)]
-#[must_use = "dropping it removes the file"]
-pub(crate) struct Made {
-    /// What is to be removed. Nothing once it is kept, or if there was a file before.
-    remove: Option<PathBuf>,
+/// What is to be created at a path.
+pub(crate) struct NewFileSpec<'a> {
+    pub(crate) path: &'a str,
+    pub(crate) format: Format,
+    pub(crate) size: u64,
+    /// The backing file that the header names, with its format.
+    pub(crate) backing: Option<(String, Format)>,
 }
 
-impl Made {
-    /// Makes an image at `path` for the contents of the node `source`, with a header that names the backing
-    /// file `backing` if that is given. A file that is there already is replaced; it must not be in use, nor
-    /// be part of the chain of `backing`.
+/// A file that a command creates, and that goes again unless the command succeeds.
+#[derive(Debug)]
+#[must_use = "dropping it takes the file back"]
+pub(crate) struct CreatedFile {
+    path: PathBuf,
+    /// The image, as long as it does not have its name.
+    image: Option<NewImage>,
+    /// Whether another file had the name, which is lost once this one has it.
+    replaces: bool,
+}
+
+impl CreatedFile {
+    /// Creates the image `new` for the contents of the node `source`. It must not take the place of a file
+    /// in use, nor of one in the chain of its backing file. `check` comes before a file that can only be
+    /// written in place loses its contents.
+    ///
+    /// # Errors
+    /// What cannot be created, and what `check` says; then nothing has changed.
     pub(crate) fn create(
         daemon: &Daemon,
         source: &str,
-        path: &str,
-        format: Format,
-        size: u64,
-        backing: Option<(String, Format)>,
+        new: NewFileSpec<'_>,
+        check: impl FnOnce() -> Reply<()>,
     ) -> Reply<Self> {
+        let NewFileSpec { path, format, size, backing } = new;
         if format == Format::Raw && backing.is_some() {
             return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
         }
@@ -52,28 +72,77 @@ impl Made {
         if let Some(policy) = policy {
             spec = spec.policy(policy);
         }
-        Self::create_with(path, &spec)
+        Self::create_with(daemon, path, &spec, check)
     }
 
-    /// Makes the image `spec` at `path`.
-    pub(crate) fn create_with(path: &str, spec: &CreateSpec) -> Reply<Self> {
-        let existed = Path::new(path).exists();
-        let image = NewImage::create(path, spec).and_then(NewImage::persist);
-        image.map_err(|error| in_words(path, &error))?;
-        Ok(Self { remove: (!existed).then(|| path.into()) })
+    /// Creates the image `spec` at `path`, otherwise like [`create`](Self::create).
+    pub(crate) fn create_with(
+        daemon: &Daemon,
+        path: &str,
+        spec: &CreateSpec,
+        check: impl FnOnce() -> Reply<()>,
+    ) -> Reply<Self> {
+        daemon.check_no_node_on(path)?;
+        let explain = |error| in_words(path, &error);
+        let prepared = PreparedImage::new(Path::new(path), spec).map_err(explain)?;
+        if prepared.targets().any(|target| target.in_place().is_some()) {
+            check()?;
+        }
+        let replaces = Path::new(path).exists();
+        let image = prepared.write().map_err(explain)?;
+        let image = if image.new_file().is_some() {
+            Some(image)
+        } else {
+            image.persist().map_err(explain)?;
+            None
+        };
+        Ok(Self { path: path.into(), image, replaces })
+    }
+
+    /// What a node on it opens, if its path does not lead there yet.
+    pub(crate) fn found(&self) -> Option<Found> {
+        self.image.as_ref()?.new_file().map(Found::Created)
+    }
+
+    /// Gives the file its name, durably. Until it is [kept](Self::keep) it goes again with `self`, unless it
+    /// has taken the place of another.
+    ///
+    /// # Errors
+    /// That fails; another file of its name stays then.
+    pub(crate) fn give_name(&mut self) -> Reply<()> {
+        let Some(image) = self.image.take() else { return Ok(()) };
+        let given = image.persist();
+        // A name that is not given leaves nothing to be taken back.
+        self.replaces |= given.is_err();
+        given.map_err(|error| in_words(&self.path.display().to_string(), &error))
     }
 
     /// The file stays.
     pub(crate) fn keep(mut self) {
-        self.remove = None;
+        self.replaces = true;
     }
 }
 
-impl Drop for Made {
+impl Drop for CreatedFile {
     fn drop(&mut self) {
-        if let Some(path) = self.remove.take() {
+        // Without a name it goes with its image.
+        if self.image.is_none() && !self.replaces {
             // If it cannot be removed, an empty image stays: the client gets an error anyway.
-            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Daemon {
+    /// Refuses `path` for a new file if a node is on the file that it leads to. The file's lock refuses that
+    /// too, unless the node was opened without.
+    fn check_no_node_on(&self, path: &str) -> Reply<()> {
+        let Some(file) = FileId::of(Path::new(path)) else { return Ok(()) };
+        let graph = self.graph.lock();
+        let is_on_it = |node: &&&crate::graph::Node| node.file.as_ref().is_some_and(|own| own.id() == file);
+        match graph.nodes().iter().find(is_on_it) {
+            Some(node) => Err(is_locked(&format_args!("node '{}' is on it", node.name), true, path)),
+            None => Ok(()),
         }
     }
 }

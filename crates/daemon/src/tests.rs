@@ -5,6 +5,7 @@ mod as_qemu;
 mod bitmaps;
 mod chain;
 mod claims;
+mod created;
 mod edge;
 
 mod endless;

@@ -7,9 +7,10 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Decision, InPlace, LockMode, TargetOptions};
+use blockmirror_file::{Decision, FileOptions, FileStorage, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
@@ -404,6 +405,12 @@ impl NewImage {
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
         let data = self.data.as_ref().map(Target::place);
         options.clone().format(self.format).open_on(self.file.place(), &self.path, data)
+    }
+
+    /// The open file of an image that does not have its name yet, for a caller that opens images by its own
+    /// means. `None` for an image that is written in place: it opens once it is [persisted](Self::persist).
+    pub fn new_file(&self) -> Option<Arc<FileStorage>> {
+        self.file.new_file()
     }
 
     /// The temporary files, for callers that must clean up without running destructors.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, ErrorKind, Storage};
 use blockmirror_file::{
-    Decision, FileId, FileOptions, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions,
+    Decision, FileId, FileOptions, FileStorage, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions,
     TargetPlan,
 };
 use blockmirror_qcow2::Unfinished;
@@ -200,6 +200,14 @@ impl Target {
     pub fn partial_path(&self) -> Option<PathBuf> {
         match &self.kind {
             Kind::New(new) => Some(new.partial_path().to_owned()),
+            Kind::InPlace(_) | Kind::Export => None,
+        }
+    }
+
+    /// The open file, if it is a new one.
+    pub(crate) fn new_file(&self) -> Option<Arc<FileStorage>> {
+        match &self.kind {
+            Kind::New(new) => Some(Arc::clone(new.storage())),
             Kind::InPlace(_) | Kind::Export => None,
         }
     }

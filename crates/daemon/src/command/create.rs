@@ -18,7 +18,7 @@ use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only, refuse};
 use crate::graph::{Holder, NO_CHANGE, Perms, UseId};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
-use crate::new_image::Made;
+use crate::new_image::CreatedFile;
 
 static PREALLOCATION: Enum = Enum::new(
     "PreallocMode",
@@ -118,7 +118,7 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
     let mut held = Held::default();
     // Errors are reported by the job, as clients expect.
     let work = match driver {
-        "file" => file(&options),
+        "file" => file(daemon, &options),
         _ => qcow2(daemon, &job.id, &options, &mut held),
     };
     let steer = match work {
@@ -144,7 +144,7 @@ fn preallocation(options: &Args) -> Reply<Preallocation> {
     })
 }
 
-fn file(options: &Args) -> Reply<Work> {
+fn file(daemon: &Arc<Daemon>, options: &Args) -> Reply<Work> {
     if options.opt_bool("nocow")?.unwrap_or(false) {
         return Err(QmpError::generic("Driver 'file' does not support the option 'nocow'"));
     }
@@ -157,7 +157,16 @@ fn file(options: &Args) -> Reply<Work> {
         other => other,
     });
     let spec = CreateSpec::new(Format::Raw, size, settings);
-    Ok(Box::new(move || Made::create_with(&path, &spec).map(Made::keep).map_err(|error| error.desc)))
+    let daemon = Arc::clone(daemon);
+    Ok(Box::new(move || {
+        let created = CreatedFile::create_with(&daemon, &path, &spec, || Ok(()));
+        let named = created.and_then(|mut created| {
+            created.give_name()?;
+            created.keep();
+            Ok(())
+        });
+        named.map_err(|error| error.desc)
+    }))
 }
 
 fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, held: &mut Held) -> Reply<Work> {

@@ -1,8 +1,8 @@
 //! `drive-mirror`: a mirror to a file that is named, and made if need be.
 //!
-//! What must hold: all arguments are looked at before a file is made, and a mirror that does not start leaves
-//! none behind. The target's node has no other owner: it goes with the job, unless the users of the source
-//! have moved to it.
+//! What must hold: a mirror that does not start leaves the target as it was: a new file gets its name once the
+//! job runs, and one that is written in place loses its contents after all checks that need no image. The
+//! target's node has no other owner: it goes with the job, unless the users of the source have moved to it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use blockmirror_image::Format;
 use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::schema::{Command, Member, STR, Type, opt, req};
 use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
 use super::Commands;
@@ -22,10 +23,10 @@ use super::block::{
 use super::snapshot::NEW_IMAGE_MODE;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, backing_in_header, probe_format};
+use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::Node;
 use crate::job::{MirrorRequest, close};
-use crate::new_image::{Made, format_named, protocol_node};
+use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 static MEMBERS: [Member; 21] = [
     JOB_ID,
@@ -106,29 +107,31 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         drop(graph);
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
     };
-    daemon.check_mirror_source(&request.source, request.below_filters)?;
+    daemon.check_mirror(&request)?;
     if request.below_filters && !args.has("node-name") {
         return Err(QmpError::generic(
             "a node-name must be provided when replacing a named node of the graph",
         ));
     }
-    // Before a file is made.
-    daemon.jobs.check_id(&request.job.id)?;
     let format = match args.opt_str("format")? {
         Some(name) => Some(format_named(name)?),
         None if existing => None,
         None => Some(source_format),
     };
-    let made = match format {
+    let mut created = match format {
         Some(format) if !existing => {
             if NbdUri::is_meant(Path::new(path)) {
                 return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
             }
-            Some(Made::create(daemon, &request.source, path, format, size, backing)?)
+            let new = NewFileSpec { path, format, size, backing };
+            let check = || daemon.try_mirror(&request, size.next_multiple_of(SECTOR));
+            Some(CreatedFile::create(daemon, &request.source, new, check)?)
         }
         _ => None,
     };
-    let (target, below) = open(daemon, &request.source, args.opt_str("node-name")?, path, format, below)?;
+    let found = created.as_ref().and_then(CreatedFile::found);
+    let named = NamedTarget { path, found, format, node: args.opt_str("node-name")? };
+    let (target, below) = open(daemon, &request.source, named, below)?;
     request.target = target.clone();
     let started = match below {
         Below::Source => put_on_source(daemon, &request.source, &target),
@@ -137,11 +140,23 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     let prepared = started.and_then(|()| daemon.prepare_mirror(request));
     // Once it is prepared the job uses the target: its end, or its failing to start, closes the node.
     let prepared = prepared.inspect_err(|_| close(daemon.graph.lock().undo(&target)))?;
-    daemon.start_mirror(Some(session), prepared)?;
-    if let Some(made) = made {
-        made.keep();
+    daemon.start_mirrors(Some(session), vec![prepared], |runs| match &mut created {
+        Some(created) if runs => created.give_name(),
+        _ => Ok(()),
+    })?;
+    if let Some(created) = created {
+        created.keep();
     }
     Ok(Value::Null)
+}
+
+/// The target as the arguments describe it.
+struct NamedTarget<'a> {
+    path: &'a str,
+    /// The file that will be there.
+    found: Option<Found>,
+    format: Option<Format>,
+    node: Option<&'a str>,
 }
 
 /// Opens the target on what it is to stand on, by default on what its header names; its node has no owner.
@@ -149,11 +164,10 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
 fn open(
     daemon: &Daemon,
     source: &str,
-    name: Option<&str>,
-    path: &str,
-    format: Option<Format>,
+    target: NamedTarget<'_>,
     below: Option<Below>,
 ) -> Reply<(String, Below)> {
+    let NamedTarget { path, found, format, node } = target;
     let options = |value: Value| match value {
         Value::Object(options) => options,
         _ => Map::new(),
@@ -161,7 +175,7 @@ fn open(
     let file = options(protocol_node(path));
     // Whether anything is unmapped is for the job to say.
     let inherited = Inherited { unmap: true, ..Inherited::default() };
-    let file = daemon.open_node(&file, inherited)?;
+    let file = daemon.open_node_on(&file, inherited, found)?;
     let opened = (|| {
         let format = format.map_or_else(|| probe(daemon, &file), Ok)?;
         let below = match below {
@@ -170,7 +184,7 @@ fn open(
             None => Below::Nothing,
         };
         let mut image = options(json!({"driver": format.as_str(), "file": file}));
-        if let Some(name) = name {
+        if let Some(name) = node {
             image.insert("node-name".to_owned(), json!(name));
         }
         let backing = match &below {

@@ -16,10 +16,10 @@ use super::Commands;
 use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, failed, is_read_only};
+use crate::driver::{Found, Inherited, failed, is_read_only};
 use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Use, edge_to};
 use crate::job::close;
-use crate::new_image::{Made, format_named, protocol_node};
+use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
     "NewImageMode",
@@ -66,7 +66,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
             })
         })
         .add(&SNAPSHOT_SYNC, |daemon, _, args| {
-            daemon.snapshot_sync(args).map(|snapshot| {
+            daemon.snapshot_sync(args, Naming::Now).map(|snapshot| {
                 let overlay = snapshot.keep();
                 daemon.refresh_from(&overlay);
                 Value::Null
@@ -74,13 +74,22 @@ pub(super) fn register(commands: &mut Commands<'_>) {
         });
 }
 
+/// When a file that a snapshot creates gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// Before a guest writes to it.
+    Now,
+    /// When nothing else of the transaction can fail, for which the guests are held.
+    AtCommit,
+}
+
 /// A snapshot that has been taken, as long as it can be undone.
 pub(super) struct Snapshot {
     node: String,
     overlay: String,
     was_read_only: bool,
-    /// What was made for it.
-    made: Option<Made>,
+    /// The file that was created for it.
+    created: Option<CreatedFile>,
     /// The overlay's node was opened for it.
     opened: bool,
     /// No users were moved: the overlay is filled by a mirror.
@@ -91,13 +100,21 @@ impl Snapshot {
     /// It stays. The overlay, whose length and that of the filters on it are to be brought up to date when no
     /// guest is held.
     pub(super) fn keep(self) -> String {
-        if let Some(made) = self.made {
-            made.keep();
+        if let Some(created) = self.created {
+            created.keep();
         }
         self.overlay
     }
 
-    /// Moves the users back, and removes what was made.
+    /// Gives the file that was created its name, before the guest goes on.
+    ///
+    /// # Errors
+    /// That fails: the snapshot is to be undone.
+    pub(super) fn give_name(&mut self) -> Reply<()> {
+        self.created.as_mut().map_or(Ok(()), CreatedFile::give_name)
+    }
+
+    /// Moves the users back, and removes what was created.
     ///
     /// # Errors
     /// They cannot be moved. The snapshot stays then: what they write is on an open image with a name.
@@ -162,11 +179,11 @@ impl Snapshot {
 impl Daemon {
     /// `blockdev-snapshot`.
     pub(super) fn snapshot(&self, args: &Args) -> Reply<Snapshot> {
-        self.put_overlay(args.str("node")?, args.str("overlay")?)
+        self.put_overlay(args.str("node")?, args.str("overlay")?, || Ok(()))
     }
 
     /// `blockdev-snapshot-sync`.
-    pub(super) fn snapshot_sync(&self, args: &Args) -> Reply<Snapshot> {
+    pub(super) fn snapshot_sync(&self, args: &Args, naming: Naming) -> Reply<Snapshot> {
         let path = args.str("snapshot-file")?;
         let existing = args.opt_str("mode")? == Some("existing");
         let (node, overlay, size, backing) = {
@@ -190,16 +207,20 @@ impl Daemon {
             };
             (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
         };
-        let made = match existing {
+        let mut created = match existing {
             true => None,
-            false => Some(Made::create(self, &node, path, Format::Qcow2, size, backing)?),
+            false => {
+                let new = NewFileSpec { path, format: Format::Qcow2, size, backing };
+                Some(CreatedFile::create(self, &node, new, || Ok(()))?)
+            }
         };
-        let file = protocol_node(path);
-        let options = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
-        if let Value::Object(options) = options {
-            self.open_node(&options, Inherited::default())?;
-        }
-        match self.put_overlay(&node, &overlay) {
+        let found = created.as_ref().and_then(CreatedFile::found);
+        self.open_overlay(path, &overlay, found)?;
+        let name_file = || match &mut created {
+            Some(created) if naming == Naming::Now => created.give_name(),
+            _ => Ok(()),
+        };
+        match self.put_overlay(&node, &overlay, name_file) {
             Ok(snapshot) => {
                 let mut graph = self.graph.lock();
                 let is_used = graph.uses_of(&overlay).next().is_some();
@@ -207,7 +228,7 @@ impl Daemon {
                     // It goes with its last user. One that has none yet can be closed by name only.
                     overlay.owned = !is_used;
                 }
-                Ok(Snapshot { made, opened: true, ..snapshot })
+                Ok(Snapshot { created, opened: true, ..snapshot })
             }
             Err(error) => {
                 let gone = self.graph.lock().undo(&overlay);
@@ -217,7 +238,17 @@ impl Daemon {
         }
     }
 
-    fn put_overlay(&self, node: &str, overlay: &str) -> Reply<Snapshot> {
+    /// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
+    fn open_overlay(&self, path: &str, overlay: &str, found: Option<Found>) -> Reply<()> {
+        let options = |value: Value| value.as_object().cloned().unwrap_or_default();
+        let file = self.open_node_on(&options(protocol_node(path)), Inherited::default(), found)?;
+        let image = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
+        let opened = self.open_node(&options(image), Inherited::default());
+        opened.map(drop).inspect_err(|_| close(self.graph.lock().undo(&file)))
+    }
+
+    /// Puts `overlay` on `node` and moves the users of that, calling `before` while no guest writes.
+    fn put_overlay(&self, node: &str, overlay: &str, before: impl FnOnce() -> Reply<()>) -> Reply<Snapshot> {
         let (tap, below, above, image) = {
             let graph = self.graph.lock();
             let (base, above) = (graph.find(node)?, graph.find(overlay)?);
@@ -265,10 +296,16 @@ impl Daemon {
         // Bitmaps stay with the node.
         let of_node = Tap::new(Arc::clone(&below) as _);
         tap.give_bitmaps(&of_node);
-        if let Err(error) = drained.replace(above) {
+        let replaced = drained.replace(above).map_err(failed).and_then(|old| {
+            before().inspect_err(|_| {
+                // It was there a moment ago, and the guest is still held.
+                let _ = drained.replace(old);
+            })
+        });
+        if let Err(error) = replaced {
             tap.take_bitmaps(&of_node, false);
             image.replace_backing(None);
-            return Err(failed(error));
+            return Err(error);
         }
         let mut graph = self.graph.lock();
         let was_read_only = below.options().read_only;
@@ -288,7 +325,7 @@ impl Daemon {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
             was_read_only,
-            made: None,
+            created: None,
             opened: false,
             is_link_only: false,
         })
@@ -307,7 +344,7 @@ impl Daemon {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
             was_read_only,
-            made: None,
+            created: None,
             opened: false,
             is_link_only: true,
         })
@@ -354,7 +391,8 @@ mod tests {
         daemon.add_node(options.as_object().unwrap()).unwrap();
         let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
         let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
-        let snapshot = daemon.snapshot_sync(&Args::new(args.as_object().unwrap().clone())).unwrap();
+        let snapshot =
+            daemon.snapshot_sync(&Args::new(args.as_object().unwrap().clone()), Naming::Now).unwrap();
         let job = MirrorJob::attach(&tap, Arc::new(MemoryDisk::new(1 << 20)), MirrorOptions::new()).unwrap();
         let error = snapshot.undo(&daemon).unwrap_err();
         assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");

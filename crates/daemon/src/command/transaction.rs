@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::Commands;
 use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_BITMAP, in_words};
 use super::block::BLOCKDEV_MIRROR_MEMBERS;
-use super::snapshot::{SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
+use super::snapshot::{Naming, SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::HOLD_LIMIT;
@@ -163,7 +163,7 @@ fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Va
     let result = actions
         .iter()
         .try_for_each(|action| act(daemon, action, grouped, &mut progress))
-        .and_then(|()| start(daemon, session, std::mem::take(&mut progress.mirrors), grouped));
+        .and_then(|()| start(daemon, session, &mut progress, grouped));
     let result = result.map_err(|error| {
         // No job is there any more: what was started has gone again.
         for mirror in &progress.mirrors {
@@ -261,7 +261,7 @@ fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progre
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
         "blockdev-snapshot-sync" => {
-            let snapshot = daemon.snapshot_sync(&data)?;
+            let snapshot = daemon.snapshot_sync(&data, Naming::AtCommit)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
         _ => {
@@ -275,11 +275,15 @@ fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progre
     Ok(())
 }
 
-fn start(daemon: &Arc<Daemon>, session: &Session, mirrors: Vec<Prepared>, grouped: bool) -> Reply<()> {
+/// Starts the mirrors, and gives files that were created their names as soon as all of them run.
+fn start(daemon: &Arc<Daemon>, session: &Session, progress: &mut Progress, grouped: bool) -> Reply<()> {
+    let mirrors = std::mem::take(&mut progress.mirrors);
     if grouped && !mirrors.is_empty() {
         return daemon.start_mirror_group(Some(session), mirrors);
     }
-    daemon.start_mirrors(Some(session), mirrors)
+    daemon.start_mirrors(Some(session), mirrors, |_| {
+        progress.snapshots.iter_mut().try_for_each(|(_, snapshot)| snapshot.give_name())
+    })
 }
 
 fn bitmap(daemon: &Daemon, data: &Args, name: &str) -> Reply<(Arc<Tap>, String)> {

@@ -10,47 +10,21 @@ use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Opened, Opening, failed, refuse, system_text};
+use super::{Found, Opened, Opening, failed, refuse, system_text};
 use crate::Reply;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) -> Reply<Opened> {
     refuse(args, "file", &["pr-manager"])?;
     let filename = args.str("filename")?.to_owned();
     let path = PathBuf::from(&filename);
-    let handle = match opening.found.take() {
-        Some(found) => found,
-        None => PathHandle::find(&path).map_err(|error| not_opened(&filename, &error))?,
-    };
-    check_kind(&handle, &path, host_device)?;
-    let common = opening.common;
-    let lock = match args.opt_str("locking")? {
-        Some("off") => LockMode::Off,
-        _ if common.force_share => LockMode::Shared,
-        _ => LockMode::Exclusive,
-    };
-    let options = FileOptions::new().direct(common.direct).lock(lock);
-    let mut read_only = common.read_only;
-    let opened = match options.writable(!read_only).open_handle(&handle, &path) {
-        Err(error)
-            if !read_only
-                && common.auto_read_only
-                && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly) =>
-        {
-            read_only = true;
-            options.writable(false).open_handle(&handle, &path)
+    let (storage, read_only) = match opening.found.take() {
+        Some(Found::Created(storage)) => (storage, opening.common.read_only),
+        Some(Found::Handle(handle)) => open_found(opening, args, &handle, host_device)?,
+        None => {
+            let handle = PathHandle::find(&path).map_err(|error| not_opened(&filename, &error))?;
+            open_found(opening, args, &handle, host_device)?
         }
-        result => result,
     };
-    let storage = Arc::new(opened.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            QmpError::generic(format!("Could not open '{filename}': No such file or directory"))
-        }
-        ErrorKind::PermissionDenied => {
-            QmpError::generic(format!("Could not open '{filename}': Permission denied"))
-        }
-        ErrorKind::Locked => is_locked(&error, !read_only, &filename),
-        _ => failed(error),
-    })?);
     let device = disk(&storage)?;
     Ok(Opened {
         storage: Some(Arc::clone(&storage) as _),
@@ -59,6 +33,48 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) ->
         read_only,
         ..Opened::leaf(device, filename)
     })
+}
+
+/// Opens a file that exists; also says whether it is open for reading only.
+fn open_found(
+    opening: &Opening<'_>,
+    args: &Args,
+    handle: &PathHandle,
+    host_device: bool,
+) -> Reply<(Arc<FileStorage>, bool)> {
+    let filename = args.str("filename")?;
+    let path = Path::new(filename);
+    check_kind(handle, path, host_device)?;
+    let common = opening.common;
+    let lock = match args.opt_str("locking")? {
+        Some("off") => LockMode::Off,
+        _ if common.force_share => LockMode::Shared,
+        _ => LockMode::Exclusive,
+    };
+    let options = FileOptions::new().direct(common.direct).lock(lock);
+    let mut read_only = common.read_only;
+    let opened = match options.writable(!read_only).open_handle(handle, path) {
+        Err(error)
+            if !read_only
+                && common.auto_read_only
+                && matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnly) =>
+        {
+            read_only = true;
+            options.writable(false).open_handle(handle, path)
+        }
+        result => result,
+    };
+    let storage = opened.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            QmpError::generic(format!("Could not open '{filename}': No such file or directory"))
+        }
+        ErrorKind::PermissionDenied => {
+            QmpError::generic(format!("Could not open '{filename}': Permission denied"))
+        }
+        ErrorKind::Locked => is_locked(&error, !read_only, filename),
+        _ => failed(error),
+    })?;
+    Ok((Arc::new(storage), read_only))
 }
 
 fn not_opened(filename: &str, error: &io::Error) -> QmpError {
@@ -80,7 +96,7 @@ fn check_kind(found: &PathHandle, path: &Path, host_device: bool) -> Reply<()> {
 }
 
 /// Another user of the file keeps this one out, in the words that scripts know.
-pub(super) fn is_locked(error: &blockmirror_block::Error, writes: bool, filename: &str) -> QmpError {
+pub(crate) fn is_locked(error: &dyn std::fmt::Display, writes: bool, filename: &str) -> QmpError {
     // What a client shares it asks the system for in the same words.
     let shared = if writes { "" } else { "shared " };
     QmpError::generic(format!(

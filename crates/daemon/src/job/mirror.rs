@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileStorage;
+use blockmirror_filter::NullDisk;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
     BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
-    MirrorJob, MirrorOptions, OnError, Progress, Refused, SyncMode,
+    MirrorJob, MirrorOptions, OnError, PreparedJob, Progress, Refused, SyncMode,
 };
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
@@ -176,9 +177,22 @@ fn in_words(error: &Error) -> String {
 }
 
 impl Daemon {
-    /// Whether `source` could be mirrored to a target that is still to be opened.
-    pub(crate) fn check_mirror_source(&self, source: &str, below_filters: bool) -> Reply<()> {
-        check_source(&self.graph.lock(), source, "", below_filters)
+    /// Refuses a mirror whose target is still to be opened, for all but the target.
+    pub(crate) fn check_mirror(&self, request: &MirrorRequest) -> Reply<()> {
+        let graph = self.graph.lock();
+        check_source(&graph, &request.source, "", request.below_filters)?;
+        if let Some(name) = &request.filter {
+            graph.check_name(name)?;
+        }
+        drop(graph);
+        self.jobs.check_id(&request.job.id)
+    }
+
+    /// Refuses what the job itself would refuse with a target of `len` bytes.
+    pub(crate) fn try_mirror(&self, request: &MirrorRequest, len: u64) -> Reply<()> {
+        let tap = Arc::clone(&self.graph.lock().find(&request.source)?.tap);
+        let prepared = MirrorJob::prepare(&tap, Arc::new(NullDisk::new(len)), request.options.clone());
+        prepared.map(PreparedJob::abandon).map_err(|error| QmpError::generic(in_words(&error)))
     }
 
     /// Holds the nodes of a mirror for it.
@@ -270,18 +284,21 @@ impl Daemon {
     /// # Errors
     /// As for [`start_mirrors`](Self::start_mirrors).
     pub(crate) fn start_mirror(self: &Arc<Self>, session: Option<&Session>, prepared: Prepared) -> Reply<()> {
-        self.start_mirrors(session, vec![prepared])
+        self.start_mirrors(session, vec![prepared], |_| Ok(()))
     }
 
-    /// Starts mirrors whose nodes are held: all or none.
+    /// Starts mirrors whose nodes are held: all or none. `commit` is called when they run, with whether all
+    /// of them do: disks of different lengths are no error here, such a job starts and fails, as clients
+    /// expect.
     ///
     /// # Errors
-    /// Options that do not fit the disks; nothing was copied then, no event was sent, and the nodes are free.
-    /// Disks of different lengths are no error here: such a job starts and fails, as clients expect.
+    /// Options that do not fit the disks, and what `commit` says; no event was sent then, and the nodes are
+    /// free.
     pub(crate) fn start_mirrors(
         self: &Arc<Self>,
         session: Option<&Session>,
         mirrors: Vec<Prepared>,
+        commit: impl FnOnce(bool) -> Reply<()>,
     ) -> Reply<()> {
         let mut seats = Vec::new();
         let mut problem = None;
@@ -308,9 +325,14 @@ impl Daemon {
                 Err(mismatch) => jobs.push(Err(mismatch)),
             }
         }
-        if let Some(error) = problem {
+        let started = match problem {
+            Some(error) => Err(QmpError::generic(in_words(&error))),
+            None => commit(jobs.iter().all(Result::is_ok)),
+        };
+        if let Err(error) = started {
             drop(jobs);
-            return self.refuse_mirrors(&mirrors, &error);
+            mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
+            return Err(error);
         }
         for (job, mirror) in jobs.into_iter().zip(mirrors) {
             match job {
@@ -344,7 +366,8 @@ impl Daemon {
         let group = match MirrorGroup::attach(members.collect()) {
             Ok(group) => group,
             Err(error) => {
-                return self.refuse_mirrors(&mirrors, &error);
+                mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
+                return Err(QmpError::generic(in_words(&error)));
             }
         };
         let (_, jobs) = group.into_jobs();
@@ -352,12 +375,6 @@ impl Daemon {
             self.add_mirror(session, job, mirror);
         }
         Ok(())
-    }
-
-    /// None of them starts.
-    fn refuse_mirrors(&self, mirrors: &[Prepared], error: &Error) -> Reply<()> {
-        mirrors.iter().for_each(|mirror| self.forget_mirror(mirror));
-        Err(QmpError::generic(in_words(error)))
     }
 
     /// Puts a mirror that runs into the table.
