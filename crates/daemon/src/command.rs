@@ -1,7 +1,7 @@
 //! The commands, each file with the schema of its own.
 //!
-//! Commands run one at a time, whichever monitor they come from; `quit`, `blockdev-add`, the verbs of jobs
-//! and what only looks do not wait for others, nor others for them.
+//! Commands about the same nodes run one after the other, whichever monitor they come from ([`locks`]);
+//! `quit`, `blockdev-add`, the verbs of jobs and what only looks do not wait for others, nor others for them.
 
 mod bitmap;
 mod block;
@@ -11,6 +11,7 @@ mod drive_mirror;
 pub(crate) mod export;
 mod hmp;
 pub(crate) mod job;
+pub(crate) mod locks;
 pub(crate) mod object;
 mod query;
 mod reopen;
@@ -35,10 +36,10 @@ const SPOKEN: (u32, u32, u32) = (10, 0, 0);
 pub(crate) type Handler = fn(&Arc<Daemon>, &Session, &Args) -> Reply<Value>;
 
 /// The rest of a command, while which others may run.
-pub(crate) type Rest = Box<dyn FnOnce() -> Reply<Value>>;
+pub(crate) type Deferred = Box<dyn FnOnce() -> Reply<Value>>;
 
 /// A handler whose command takes its time after what has to be done alone.
-pub(crate) type InTwo = fn(&Arc<Daemon>, &Args) -> Reply<Rest>;
+pub(crate) type DeferredHandler = fn(&Arc<Daemon>, &Args) -> Reply<Deferred>;
 
 /// Commands being put together.
 pub(crate) struct Commands<'a> {
@@ -47,31 +48,42 @@ pub(crate) struct Commands<'a> {
 }
 
 impl Commands<'_> {
-    /// A command that runs alone.
+    /// A command that runs alone on the nodes that its arguments name.
     pub(crate) fn add(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let alone = daemon.commands.lock();
-            let reply = handler(&daemon, session, &args);
-            drop(alone);
-            daemon.refresh_stale();
-            reply
+            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), false);
+            handler(&daemon, session, &args)
         });
         self
     }
 
-    /// A command that begins alone; what its handler returns runs beside others, before the answer.
-    pub(crate) fn add_in_two(&mut self, command: &'static Command, handler: InTwo) -> &mut Self {
+    /// A command that also changes which exports there are.
+    pub(crate) fn add_for_exports(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+        let daemon = Weak::clone(&self.daemon);
+        self.table.command(command, move |session, args| {
+            let daemon = daemon.upgrade().ok_or_else(gone)?;
+            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
+            handler(&daemon, session, &args)
+        });
+        self
+    }
+
+    /// A command that removes something: what its handler returns runs beside others, before the answer.
+    pub(crate) fn add_deferred(
+        &mut self,
+        command: &'static Command,
+        exports: bool,
+        handler: DeferredHandler,
+    ) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |_, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let alone = daemon.commands.lock();
+            let nodes = daemon.locks.lock(&daemon.graph, args.map(), exports);
             let rest = handler(&daemon, &args);
-            drop(alone);
-            let reply = rest.and_then(|rest| rest());
-            daemon.refresh_stale();
-            reply
+            drop(nodes);
+            rest?()
         });
         self
     }

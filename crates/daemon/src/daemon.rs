@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::Reply;
 use crate::command;
+use crate::command::locks::CommandLocks;
 use crate::driver::failed;
 use crate::export::Exports;
 use crate::graph::{Graph, close_all};
@@ -31,8 +32,8 @@ const END_LIMIT: Duration = Duration::from_secs(1);
 /// Nodes, exports, jobs and monitors. Made with [`Daemon::new`]; ends with [`Daemon::run`].
 #[derive(Debug)]
 pub struct Daemon {
-    /// One command at a time, from any monitor.
-    pub(crate) commands: Mutex<()>,
+    /// Which nodes commands work on.
+    pub(crate) locks: CommandLocks,
     pub(crate) exports: Exports,
     pub(crate) jobs: Jobs,
     pub(crate) objects: Objects,
@@ -59,7 +60,7 @@ impl Daemon {
     /// written to.
     pub fn with_readable(allowed: Vec<PathBuf>, readable: Vec<PathBuf>) -> Arc<Self> {
         let daemon = Arc::new(Self {
-            commands: Mutex::new(()),
+            locks: CommandLocks::default(),
             exports: Exports::default(),
             jobs: Jobs::default(),
             objects: Objects::default(),

@@ -33,8 +33,7 @@ pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms};
-use crate::job::close;
+use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, Released};
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -302,8 +301,7 @@ impl Daemon {
             .drive(&args)
             .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
         if result.is_err() {
-            let children = std::mem::take(&mut opening.children);
-            close(children.iter().flat_map(|child| self.graph.lock().undo(child)).collect());
+            opening.children.iter().for_each(|child| self.undo_node(child));
         }
         result.map(|()| name)
     }
@@ -339,7 +337,7 @@ impl Daemon {
         if graph.get(name).is_some() {
             // Another client was faster: nodes are opened beside each other.
             drop(graph);
-            close(vec![node]);
+            self.close(Released { gone: vec![node], stale: Vec::new() });
             return Err(QmpError::generic(format!("Duplicate nodes with node-name='{name}'")));
         }
         graph.insert(node);
@@ -356,9 +354,9 @@ impl Daemon {
             Ok(())
         });
         let hides = linked.and_then(|()| graph.check_hides_nothing(name));
-        let gone = if hides.is_err() { graph.undo(name) } else { Vec::new() };
+        let released = if hides.is_err() { graph.undo(name) } else { Released::default() };
         drop(graph);
-        close(gone);
+        self.close(released);
         hides
     }
 }

@@ -16,7 +16,7 @@ use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
 use crate::Reply;
-use crate::command::Rest;
+use crate::command::Deferred;
 use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
@@ -227,7 +227,7 @@ impl Daemon {
 
     /// Begins to remove the export `id`, while it has clients only if `hard`: no client connects any more.
     /// What is returned waits for its requests and forgets it; other commands may run meanwhile.
-    pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Rest> {
+    pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Deferred> {
         let server = self.exports.server();
         let name = {
             let mut state = self.exports.0.lock();

@@ -17,7 +17,7 @@ mod host_size;
 mod node;
 mod usage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-pub(crate) use close::{close, close_all};
+pub(crate) use close::close_all;
 pub(crate) use edge::edge_to;
 pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use host_size::HostSizes;
@@ -46,8 +46,26 @@ pub(crate) struct Graph {
     uses: BTreeMap<UseId, Use>,
     next_use: u64,
     next_node: u64,
-    /// Nodes whose length may have changed.
-    stale: Vec<String>,
+}
+
+/// What a change of the graph has left without users: [`Daemon::close`](crate::daemon::Daemon::close) does
+/// the rest, under no lock.
+#[derive(Debug, Default)]
+#[must_use = "its nodes stay open"]
+pub(crate) struct Released {
+    /// Nodes that are out of the graph, users before what they stand on.
+    pub(crate) gone: Vec<Node>,
+    /// Nodes whose length may have changed while they were used.
+    pub(crate) stale: Vec<String>,
+}
+
+impl Released {
+    /// These, and `more` after them.
+    pub(crate) fn and(mut self, more: Self) -> Self {
+        self.gone.extend(more.gone);
+        self.stale.extend(more.stale);
+        self
+    }
 }
 
 impl Graph {
@@ -248,32 +266,29 @@ impl Graph {
         Ok(())
     }
 
-    /// Forgets a use; nodes that were there for it alone go with it, and are returned so that they can be
-    /// closed without a lock.
-    pub(crate) fn detach(&mut self, id: UseId) -> Vec<Node> {
-        let mut gone = Vec::new();
-        let Some(old) = self.uses.remove(&id) else { return gone };
+    /// Forgets a use; nodes that were there for it alone go with it.
+    pub(crate) fn detach(&mut self, id: UseId) -> Released {
+        let Some(old) = self.uses.remove(&id) else { return Released::default() };
         self.aim_edges();
-        self.collect_if_orphaned(&old.node, &mut gone);
-        gone
+        self.collect(&old.node)
     }
 
     /// Takes `name` out if it has neither owner nor users any more.
-    pub(crate) fn collect(&mut self, name: &str) -> Vec<Node> {
-        let mut gone = Vec::new();
-        self.collect_if_orphaned(name, &mut gone);
-        gone
+    pub(crate) fn collect(&mut self, name: &str) -> Released {
+        let mut released = Released::default();
+        self.collect_if_orphaned(name, &mut released);
+        released
     }
 
-    fn collect_if_orphaned(&mut self, name: &str, gone: &mut Vec<Node>) {
+    fn collect_if_orphaned(&mut self, name: &str, released: &mut Released) {
         let mut candidates = vec![name.to_owned()];
         while let Some(name) = candidates.pop() {
             if self.uses_of(&name).next().is_some() {
                 continue;
             }
             match self.nodes.get(&name) {
-                Some(node) if !node.owned => self.take_out(&name, &mut candidates, gone),
-                _ => self.refresh(&name),
+                Some(node) if !node.owned => self.take_out(&name, &mut candidates, &mut released.gone),
+                _ => self.note_stale(&name, &mut released.stale),
             }
         }
     }
@@ -297,7 +312,7 @@ impl Graph {
     ///
     /// # Errors
     /// There is none, it is in use, or it belongs to another node.
-    pub(crate) fn remove(&mut self, name: &str) -> Reply<Vec<Node>> {
+    pub(crate) fn remove(&mut self, name: &str) -> Reply<Released> {
         let Some(node) = self.nodes.get(name) else {
             return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
         };
@@ -312,22 +327,54 @@ impl Graph {
         if !node.owned {
             return Err(QmpError::generic(format!("Node {name} is not owned by the monitor")));
         }
-        let (mut gone, mut candidates) = (Vec::new(), Vec::new());
-        self.take_out(name, &mut candidates, &mut gone);
+        let (mut released, mut candidates) = (Released::default(), Vec::new());
+        self.take_out(name, &mut candidates, &mut released.gone);
         for child in candidates {
-            self.collect_if_orphaned(&child, &mut gone);
+            self.collect_if_orphaned(&child, &mut released);
         }
-        Ok(gone)
+        Ok(released)
     }
 
     /// Takes a node back that could not be finished, with what was opened for it.
-    pub(crate) fn undo(&mut self, name: &str) -> Vec<Node> {
-        let mut gone = Vec::new();
+    pub(crate) fn undo(&mut self, name: &str) -> Released {
         if let Some(node) = self.nodes.get_mut(name) {
             node.owned = false;
         }
-        self.collect_if_orphaned(name, &mut gone);
-        gone
+        self.collect(name)
+    }
+
+    /// The nodes among `names`, and all that they are connected to: by what stands on what, and by jobs.
+    pub(crate) fn connected(&self, names: &[&str]) -> BTreeSet<String> {
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<&str> =
+            names.iter().copied().filter(|name| self.nodes.contains_key(*name)).collect();
+        while let Some(name) = open.pop() {
+            if !seen.insert(name.to_owned()) {
+                continue;
+            }
+            for u in self.uses.values() {
+                let holder = u.holder.node();
+                if holder == Some(name) {
+                    open.push(&u.node);
+                }
+                if u.node == name {
+                    open.extend(holder);
+                    open.extend(self.nodes_of_job(&u.holder));
+                }
+            }
+        }
+        seen
+    }
+
+    /// All nodes of the job that `holder` is.
+    fn nodes_of_job<'a>(&'a self, holder: &'a Holder) -> impl Iterator<Item = &'a str> {
+        let job = |holder: &'a Holder| match holder {
+            Holder::Job { id, .. } => Some(id),
+            _ => None,
+        };
+        let wanted = job(holder);
+        let of_job = move |u: &&'a Use| wanted.is_some() && job(&u.holder) == wanted;
+        self.uses.values().filter(of_job).map(|u| u.node.as_str())
     }
 
     /// All nodes, to be closed at the end of everything: users before what they stand on.

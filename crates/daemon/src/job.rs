@@ -16,7 +16,7 @@ mod mirror;
 mod resume;
 mod simple;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,14 +32,12 @@ use serde_json::{Value, json};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{HOLD_LIMIT, UseId, is_well_formed};
+use crate::graph::{HOLD_LIMIT, Released, UseId, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
-
-pub(crate) use crate::graph::close;
 
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);
@@ -148,46 +146,68 @@ pub(crate) struct JobOptions {
 /// are sent. *Order*: before a job's `reported`, before the locks of the job's own machine and of the
 /// monitors' queues. *Not under it*: the end of a job ([`AtEnd`]), the graph, I/O.
 #[derive(Debug, Default)]
-pub(crate) struct Jobs(Mutex<BTreeMap<String, Arc<Job>>>);
+pub(crate) struct Jobs {
+    table: Mutex<BTreeMap<String, Arc<Job>>>,
+    /// Names of jobs that are about to start. *Order*: before the table.
+    reserved: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// The name of a job that is about to start; no other job gets it until this is dropped.
+#[derive(Debug)]
+#[must_use = "the name is free as soon as this is dropped"]
+pub(crate) struct ReservedId {
+    id: String,
+    reserved: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Drop for ReservedId {
+    fn drop(&mut self) {
+        self.reserved.lock().remove(&self.id);
+    }
+}
 
 impl Jobs {
-    /// Whether a new job may be called `id`.
-    pub(crate) fn check_id(&self, id: &str) -> Reply<()> {
+    /// Reserves `id` for a new job, until that is in the table.
+    ///
+    /// # Errors
+    /// It is no identifier, or another job has it.
+    pub(crate) fn reserve(&self, id: &str) -> Reply<ReservedId> {
         if !is_well_formed(id) {
             return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
         }
-        if self.0.lock().contains_key(id) {
+        let mut reserved = self.reserved.lock();
+        if self.table.lock().contains_key(id) || !reserved.insert(id.to_owned()) {
             return Err(QmpError::generic(format!("Job ID '{id}' already in use")));
         }
-        Ok(())
+        Ok(ReservedId { id: id.to_owned(), reserved: Arc::clone(&self.reserved) })
     }
 
     /// The answer of `query-jobs`.
     pub(crate) fn infos(&self) -> Vec<Value> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         youngest_first(&table).map(|job| job.info()).collect()
     }
 
     /// The answer of `query-block-jobs`.
     pub(crate) fn block_infos(&self) -> Vec<Value> {
-        let table = self.0.lock();
+        let table = self.table.lock();
         youngest_first(&table).filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
     }
 
     /// The job `id`, in the words of the commands `job-*`.
     pub(crate) fn find(&self, id: &str) -> Reply<Arc<Job>> {
-        self.0.lock().get(id).cloned().ok_or_else(|| QmpError::generic("Job not found"))
+        self.table.lock().get(id).cloned().ok_or_else(|| QmpError::generic("Job not found"))
     }
 
     /// The job `id`, in the words of the commands `block-job-*`.
     pub(crate) fn find_block_job(&self, id: &str) -> Reply<Arc<Job>> {
-        let job = self.0.lock().get(id).filter(|job| job.is_block_job()).cloned();
+        let job = self.table.lock().get(id).filter(|job| job.is_block_job()).cloned();
         job.ok_or_else(|| no_block_job(id))
     }
 
     /// Cancels all jobs and waits for them, for at most `limit`.
     pub(crate) fn end_all(&self, limit: Duration) {
-        let jobs: Vec<_> = self.0.lock().values().cloned().collect();
+        let jobs: Vec<_> = self.table.lock().values().cloned().collect();
         for job in &jobs {
             // One that has ended already needs no more.
             let _ = job.steer.ask(Ask::Cancel(true));
@@ -381,7 +401,7 @@ impl Daemon {
 
     /// Sends events to monitors and makes what queries show agree with them, all in one step.
     fn report(&self, job: &Arc<Job>, events: Vec<Event>) {
-        let mut table = self.jobs.0.lock();
+        let mut table = self.jobs.table.lock();
         let mut reported = job.reported.lock();
         for event in events {
             if let Event::Status(state) = event {
@@ -446,7 +466,7 @@ impl Daemon {
     pub(crate) fn refused_start<T>(&self, id: &str, refused: Reply<T>) -> Reply<T> {
         if refused.is_err() {
             // Under the table's lock, as all events about jobs.
-            let _table = self.jobs.0.lock();
+            let _table = self.jobs.table.lock();
             self.emit_status(id, JobState::Created);
             self.emit_status(id, JobState::Null);
         }
@@ -457,7 +477,7 @@ impl Daemon {
         let at_end = job.at_end.lock().take();
         if let Some(at_end) = at_end {
             at_end(self);
-            self.refresh_stale();
+            self.locks.look_again();
         }
     }
 
@@ -501,8 +521,10 @@ impl Daemon {
 
     /// Lets uses go, and closes what was there for them alone.
     pub(crate) fn detach_all(&self, uses: &[UseId]) {
-        let gone: Vec<_> = uses.iter().flat_map(|id| self.graph.lock().detach(*id)).collect();
-        close(gone);
+        let mut graph = self.graph.lock();
+        let released = uses.iter().fold(Released::default(), |all, id| all.and(graph.detach(*id)));
+        drop(graph);
+        self.close(released);
     }
 }
 

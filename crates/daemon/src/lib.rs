@@ -8,10 +8,10 @@
 //! | `job` | jobs by name, and the thread that turns each one's events into those of the protocol |
 //! | `command` | the commands, each with its schema |
 //!
-//! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the command
-//! lock (one command at a time), then exports, jobs, objects, graph; no I/O under any but the first. A file
-//! that hangs keeps only those waiting who use it: opening a node takes not even the command lock, and what
-//! the host says of files is asked under no lock.
+//! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the nodes that
+//! a command works on, then exports, jobs, objects, graph; no I/O under any but the first. A file that hangs
+//! keeps only those waiting who use it: a command locks its own nodes alone, opening a node locks none, and
+//! what the host says of files is asked under no lock.
 
 mod command;
 mod daemon;

@@ -181,7 +181,9 @@ impl Startup {
             })
         })?;
         each("--export", &self.exports, |text| {
-            daemon.add_export_by(&keyval::options(text, &EXPORT_OPTIONS, Some("type"))?)
+            let args = keyval::options(text, &EXPORT_OPTIONS, Some("type"))?;
+            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
+            daemon.add_export_by(&args)
         })
     }
 }

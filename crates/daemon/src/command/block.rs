@@ -10,7 +10,7 @@ use super::Commands;
 use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::job::{MirrorRequest, close};
+use crate::job::MirrorRequest;
 
 static BLOCKDEV_ADD: Command = Command::boxed(
     "blockdev-add",
@@ -159,10 +159,11 @@ static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up,
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&BLOCKDEV_ADD, |daemon, _, args| daemon.add_node(args.map()).map(|()| Value::Null))
-        .add_in_two(&BLOCKDEV_DEL, |daemon, args| {
-            let gone = daemon.graph.lock().remove(args.str("node-name")?)?;
+        .add_deferred(&BLOCKDEV_DEL, false, |daemon, args| {
+            let released = daemon.graph.lock().remove(args.str("node-name")?)?;
+            let daemon = Arc::clone(daemon);
             Ok(Box::new(move || {
-                close(gone);
+                daemon.close(released);
                 Ok(Value::Null)
             }))
         })

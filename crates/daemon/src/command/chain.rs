@@ -91,7 +91,7 @@ fn request(daemon: &Daemon, args: &Args, kind: &'static str) -> Reply<ChainReque
     let speed = u64::try_from(args.opt_i64("speed")?.unwrap_or(0))
         .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
     let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
-    daemon.jobs.check_id(&id)?;
+    let reserved = daemon.jobs.reserve(&id)?;
     if let Some(name) = args.opt_str("filter-node-name")? {
         let before = if kind == "stream" { "Could not create node: " } else { "" };
         let free = daemon.graph.lock().check_name(name);
@@ -111,7 +111,12 @@ fn request(daemon: &Daemon, args: &Args, kind: &'static str) -> Reply<ChainReque
         Some("auto") => OnError::Auto,
         _ => OnError::Report,
     };
-    Ok(ChainRequest { job, on_error, backing_file: args.opt_str("backing-file")?.map(str::to_owned) })
+    Ok(ChainRequest {
+        job,
+        _reserved: reserved,
+        on_error,
+        backing_file: args.opt_str("backing-file")?.map(str::to_owned),
+    })
 }
 
 fn not_both(args: &Args, one: &str, other: &str) -> Reply<()> {

@@ -113,7 +113,7 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
     if !matches!(driver, "file" | "qcow2") {
         return Err(QmpError::generic("Driver does not support blockdev-create"));
     }
-    daemon.jobs.check_id(&id)?;
+    let _reserved = daemon.jobs.reserve(&id)?;
     let job = JobOptions { id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
     let mut held = Held::default();
     // Errors are reported by the job, as clients expect.

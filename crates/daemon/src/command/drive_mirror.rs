@@ -25,7 +25,7 @@ use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::Node;
-use crate::job::{MirrorRequest, close};
+use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 static MEMBERS: [Member; 21] = [
@@ -107,7 +107,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         drop(graph);
         (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
     };
-    daemon.check_mirror(&request)?;
+    daemon.check_mirror(&mut request)?;
     if request.below_filters && !args.has("node-name") {
         return Err(QmpError::generic(
             "a node-name must be provided when replacing a named node of the graph",
@@ -139,7 +139,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     };
     let prepared = started.and_then(|()| daemon.prepare_mirror(request));
     // Once it is prepared the job uses the target: its end, or its failing to start, closes the node.
-    let prepared = prepared.inspect_err(|_| close(daemon.graph.lock().undo(&target)))?;
+    let prepared = prepared.inspect_err(|_| daemon.undo_node(&target))?;
     daemon.start_mirrors(Some(session), vec![prepared], |runs| match &mut created {
         Some(created) if runs => created.give_name(),
         _ => Ok(()),
@@ -198,7 +198,7 @@ fn open(
         }
         Ok((daemon.open_node(&image, inherited)?, below))
     })();
-    opened.inspect_err(|_| close(daemon.graph.lock().undo(&file)))
+    opened.inspect_err(|_| daemon.undo_node(&file))
 }
 
 /// The format of what is in the node `file`.

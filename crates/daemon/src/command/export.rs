@@ -119,12 +119,18 @@ pub(super) static EVENTS: &[&Event] = &[&BLOCK_EXPORT_DELETED];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&NBD_SERVER_START, |daemon, _, args| daemon.start_nbd_server(args).map(|()| Value::Null))
-        .add(&NBD_SERVER_STOP, |daemon, _, _| daemon.stop_nbd_server().map(|()| Value::Null))
-        .add(&BLOCK_EXPORT_ADD, |daemon, _, args| daemon.add_export_by(args).map(|()| Value::Null))
-        .add_in_two(&BLOCK_EXPORT_DEL, |daemon, args| daemon.remove_export(args.str("id")?, is_hard(args)?))
-        .add(&NBD_SERVER_ADD, nbd_server_add)
-        .add_in_two(&NBD_SERVER_REMOVE, |daemon, args| {
+        .add_for_exports(&NBD_SERVER_START, |daemon, _, args| {
+            daemon.start_nbd_server(args).map(|()| Value::Null)
+        })
+        .add_for_exports(&NBD_SERVER_STOP, |daemon, _, _| daemon.stop_nbd_server().map(|()| Value::Null))
+        .add_for_exports(&BLOCK_EXPORT_ADD, |daemon, _, args| {
+            daemon.add_export_by(args).map(|()| Value::Null)
+        })
+        .add_deferred(&BLOCK_EXPORT_DEL, true, |daemon, args| {
+            daemon.remove_export(args.str("id")?, is_hard(args)?)
+        })
+        .add_for_exports(&NBD_SERVER_ADD, nbd_server_add)
+        .add_deferred(&NBD_SERVER_REMOVE, true, |daemon, args| {
             daemon.remove_export(args.str("name")?, is_hard(args)?)
         })
         .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _| Ok(daemon.exports.list(daemon)));

@@ -31,7 +31,7 @@ static HUMAN_MONITOR_COMMAND: Command = Command::new(
 .returns(Type::Str, "what there is to say, nothing if all is well; errors come here too");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
-    commands.add(&HUMAN_MONITOR_COMMAND, |daemon, session, args| {
+    commands.add_quick(&HUMAN_MONITOR_COMMAND, |daemon, session, args| {
         let text = run(daemon, session, args.str("command-line")?);
         // Lines end as on a terminal.
         Ok(Value::String(text.replace('\n', "\r\n")))
@@ -102,7 +102,7 @@ static VERBS: [Verb; 9] = [
             Param { name: "speed", kind: Kind::Size, optional: true },
             Param { name: "base", kind: Kind::Text, optional: true },
         ],
-        action: |daemon, session, args| call(chain::stream, daemon, session, with_job_id(args)),
+        action: |daemon, session, args| call_alone(chain::stream, daemon, session, with_job_id(args)),
     },
     Verb {
         name: "drive_mirror",
@@ -129,7 +129,10 @@ static VERBS: [Verb; 9] = [
         synopsis: "[-d] device \"command\"",
         help: "reads, writes, discards or flushes as the tool does (-d: refused, there are no devices of a guest)",
         params: &[flag("qdev", 'd'), DEVICE, Param { name: "command", kind: Kind::Text, optional: false }],
-        action: |daemon, _, args| qemu_io::run(daemon, &Args::new(args)),
+        action: |daemon, _, args| {
+            let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
+            qemu_io::run(daemon, &Args::new(args))
+        },
     },
 ];
 
@@ -140,6 +143,17 @@ fn call(
     args: Map<String, Value>,
 ) -> Reply<String> {
     handler(daemon, session, &Args::new(args)).map(|_| String::new())
+}
+
+/// The same for a command that runs alone on its nodes.
+fn call_alone(
+    handler: Handler,
+    daemon: &Arc<Daemon>,
+    session: &Session,
+    args: Map<String, Value>,
+) -> Reply<String> {
+    let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
+    call(handler, daemon, session, args)
 }
 
 fn with_job_id(mut args: Map<String, Value>) -> Map<String, Value> {
@@ -154,7 +168,7 @@ fn mirror(daemon: &Arc<Daemon>, session: &Session, args: Map<String, Value>) -> 
     let sync = if args.remove("full").is_some() { "full" } else { "top" };
     args.insert("mode".to_owned(), json!(mode));
     args.insert("sync".to_owned(), json!(sync));
-    call(drive_mirror::drive_mirror, daemon, session, args)
+    call_alone(drive_mirror::drive_mirror, daemon, session, args)
 }
 
 fn list_jobs(daemon: &Daemon) -> String {

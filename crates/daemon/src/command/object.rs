@@ -134,11 +134,13 @@ static SET_IOTHREAD: Command = Command::new(
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&OBJECT_ADD, |daemon, _, args| daemon.objects.add(args).map(|()| Value::Null))
+        .add_quick(&OBJECT_ADD, |daemon, _, args| daemon.objects.add(args).map(|()| Value::Null))
         .add(&SET_IOTHREAD, |daemon, _, args| {
             let force = args.opt_bool("force")?.unwrap_or(false);
             let thread = args.get("iothread").and_then(Value::as_str);
             daemon.set_iothread(args.str("node-name")?, thread, force).map(|()| Value::Null)
         })
-        .add(&OBJECT_DEL, |daemon, _, args| daemon.objects.remove(args.str("id")?).map(|()| Value::Null));
+        .add_quick(&OBJECT_DEL, |daemon, _, args| {
+            daemon.objects.remove(args.str("id")?).map(|()| Value::Null)
+        });
 }

@@ -23,8 +23,7 @@ use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened, is_read_only};
-use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, UseId, edge_to};
-use crate::job::close;
+use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, Released, UseId, edge_to};
 
 static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
@@ -114,9 +113,9 @@ fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
         return Err(error);
     }
     let changed: Vec<_> = changes.iter().map(|change| change.node.clone()).collect();
-    let gone = done.commit(daemon, changes);
+    let released = done.commit(daemon, changes);
     drop(held);
-    close(gone);
+    daemon.close(released);
     changed.iter().for_each(|node| daemon.refresh_from(node));
     Ok(Value::Null)
 }
@@ -393,8 +392,8 @@ impl Done {
     }
 
     /// What cannot fail. Returns nodes that are not needed any more.
-    fn commit(self, daemon: &Daemon, changes: Vec<Change>) -> Vec<Node> {
-        let mut gone = Vec::new();
+    fn commit(self, daemon: &Daemon, changes: Vec<Change>) -> Released {
+        let mut released = Released::default();
         for change in changes {
             let mut graph = daemon.graph.lock();
             for (name, _) in &change.files {
@@ -405,7 +404,7 @@ impl Done {
             if let Some((role, _)) = &change.child {
                 let old = graph.links(&change.node, role);
                 for old in old.into_iter().filter(|link| !self.links.contains(link)) {
-                    gone.extend(graph.detach(old));
+                    released = released.and(graph.detach(old));
                 }
             }
             let edge = change.child.as_ref().and_then(|(_, child)| {
@@ -445,7 +444,7 @@ impl Done {
                 image.replace_backing(edge);
             }
         }
-        gone
+        released
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_mirror::Error;
 use blockmirror_qmp::schema::{Command, INT, STR, opt, req};
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use super::Commands;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::failed;
-use crate::graph::Node;
+use crate::graph::{HOLD_LIMIT, Node};
 
 static BLOCK_RESIZE: Command = Command::new(
     "block_resize",
@@ -38,7 +39,7 @@ pub(super) fn named_node<'a>(graph: &'a crate::graph::Graph, args: &Args) -> Rep
 }
 
 fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let (tap, size) = {
+    let (tap, device, size) = {
         let graph = daemon.graph.lock();
         let node = named_node(&graph, args)?;
         let size = u64::try_from(args.i64("size")?);
@@ -50,8 +51,17 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> 
         if node.read_only {
             return Err(QmpError::generic("Image is read-only"));
         }
-        (Arc::clone(&node.tap), size)
+        if let Some(bitmap) = node.tap.bitmaps().into_iter().find(|bitmap| bitmap.busy) {
+            let (disk, name) = (node.tap.name().to_owned(), bitmap.name);
+            return Err(failed(Error::BitmapBusy { disk, name }));
+        }
+        (Arc::clone(&node.tap), Arc::clone(&node.device), size)
     };
-    tap.resize(size, true).map_err(failed)?;
+    let drained = tap.drain_for(HOLD_LIMIT);
+    let mut drained =
+        drained.ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))?;
+    // Below the tap, whose own lock queries take.
+    device.resize(size, true).map_err(failed)?;
+    drained.replace(device).map_err(failed)?;
     Ok(Value::Null)
 }

@@ -17,8 +17,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, failed, is_read_only};
-use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Use, edge_to};
-use crate::job::close;
+use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Released, Use, edge_to};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
@@ -125,9 +124,9 @@ impl Snapshot {
                 image.replace_backing(None);
             }
             let mut graph = daemon.graph.lock();
-            let gone = graph.link(&self.overlay, "backing").map(|link| graph.detach(link));
+            let released = graph.link(&self.overlay, "backing").map(|link| graph.detach(link));
             drop(graph);
-            close(gone.unwrap_or_default());
+            daemon.close(released.unwrap_or_default());
             return Ok(());
         }
         let (tap, device) = {
@@ -148,7 +147,7 @@ impl Snapshot {
             return Err(QmpError::generic(text));
         }
         device.set_read_only(self.was_read_only);
-        let (image, gone) = {
+        let (image, released) = {
             let mut graph = daemon.graph.lock();
             if let Some(node) = graph.get_mut(&self.node) {
                 node.read_only = self.was_read_only;
@@ -158,20 +157,20 @@ impl Snapshot {
                 overlay.tap.take_bitmaps(&of_overlay, false);
             }
             let image = graph.get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
-            let mut gone = Vec::new();
+            let mut released = Released::default();
             if let Some(link) = graph.link(&self.overlay, "backing") {
-                gone = graph.detach(link);
+                released = graph.detach(link);
             }
             if self.opened {
-                gone.extend(graph.undo(&self.overlay));
+                released = released.and(graph.undo(&self.overlay));
             }
-            (image, gone)
+            (image, released)
         };
         drop(drained);
         if let Some(image) = image {
             image.replace_backing(None);
         }
-        close(gone);
+        daemon.close(released);
         Ok(())
     }
 }
@@ -231,8 +230,7 @@ impl Daemon {
                 Ok(Snapshot { created, opened: true, ..snapshot })
             }
             Err(error) => {
-                let gone = self.graph.lock().undo(&overlay);
-                close(gone);
+                self.undo_node(&overlay);
                 Err(error)
             }
         }
@@ -244,7 +242,7 @@ impl Daemon {
         let file = self.open_node_on(&options(protocol_node(path)), Inherited::default(), found)?;
         let image = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
         let opened = self.open_node(&options(image), Inherited::default());
-        opened.map(drop).inspect_err(|_| close(self.graph.lock().undo(&file)))
+        opened.map(drop).inspect_err(|_| self.undo_node(&file))
     }
 
     /// Puts `overlay` on `node` and moves the users of that, calling `before` while no guest writes.

@@ -125,8 +125,6 @@ struct Progress {
     /// How many of `undo` there were, and what was snapshot then.
     snapshots: Vec<(usize, Snapshot)>,
     mirrors: Vec<Prepared>,
-    /// Ids of jobs that will be there.
-    ids: BTreeSet<String>,
 }
 
 impl Progress {
@@ -266,9 +264,6 @@ fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progre
         }
         _ => {
             let request = MirrorRequest::new(daemon, &data, data.str("target")?)?;
-            if !progress.ids.insert(request.job.id.clone()) {
-                return Err(QmpError::generic(format!("Job ID '{}' already in use", request.job.id)));
-            }
             progress.mirrors.push(daemon.prepare_mirror(request)?);
         }
     }

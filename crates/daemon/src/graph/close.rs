@@ -12,22 +12,31 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 
-use super::Node;
+use super::{Node, Released};
+use crate::daemon::Daemon;
 
 /// How long nodes may take to flush, and again to end a blocked flush.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The same at the end of the daemon, which is over within three seconds.
 const LAST_LIMIT: Duration = Duration::from_millis(600);
 
-/// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whatever
-/// still holds something of a node. Those below which nothing answers any more are abandoned after a while.
-///
-/// Users come before what they stand on.
-pub(crate) fn close(nodes: Vec<Node>) {
-    close_within(nodes, LIMIT);
+impl Daemon {
+    /// Closes nodes: what was written reaches the disk, later writes are refused, and files are free, whatever
+    /// still holds something of a node. Those below which nothing answers any more are abandoned after a
+    /// while. Lengths of nodes that stay are brought up to date. Not to be called under a lock.
+    pub(crate) fn close(&self, released: Released) {
+        close_within(released.gone, LIMIT);
+        self.refresh(released.stale);
+    }
+
+    /// Takes the node `name` back, which could not be finished, with what was opened for it.
+    pub(crate) fn undo_node(&self, name: &str) {
+        let released = self.graph.lock().undo(name);
+        self.close(released);
+    }
 }
 
-/// The same at the end of the daemon.
+/// Closes nodes at the end of the daemon; users come before what they stand on.
 pub(crate) fn close_all(nodes: Vec<Node>) {
     close_within(nodes, LAST_LIMIT);
 }

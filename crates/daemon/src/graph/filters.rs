@@ -136,19 +136,16 @@ impl Graph {
         }
     }
 
-    /// Remembers that the length of `name`, which is not in use, is to be brought up to date, and those of
-    /// the files it alone lives in: what lived there may have made them longer. [`Daemon::refresh_stale`]
-    /// does it.
-    pub(crate) fn refresh(&mut self, name: &str) {
-        let below: Vec<_> = self
-            .children(name)
-            .filter(|(role, child)| {
-                *role != "backing" && self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name))
-            })
-            .map(|(_, child)| child.name.clone())
-            .collect();
-        below.iter().for_each(|child| self.refresh(child));
-        self.stale.push(name.to_owned());
+    /// Notes that the length of `name`, which is not in use, is to be brought up to date, after those of the
+    /// files it alone lives in: what lived there may have made them longer.
+    pub(super) fn note_stale(&self, name: &str, stale: &mut Vec<String>) {
+        let alone = |child: &Node| self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name));
+        for (role, child) in self.children(name) {
+            if role != "backing" && alone(child) {
+                self.note_stale(&child.name, stale);
+            }
+        }
+        stale.push(name.to_owned());
     }
 }
 
@@ -156,8 +153,7 @@ impl Daemon {
     /// Brings lengths up to date that may have changed while nodes were used. Asks files, so not to be called
     /// under a lock. Waits for no guest: where a write that was given up is still under way, the length
     /// stays.
-    pub(crate) fn refresh_stale(&self) {
-        let stale = std::mem::take(&mut self.graph.lock().stale);
+    pub(super) fn refresh(&self, stale: Vec<String>) {
         for name in stale {
             let (tap, device, storage) = {
                 let graph = self.graph.lock();

@@ -54,6 +54,16 @@ impl fmt::Display for Holder {
     }
 }
 
+impl Holder {
+    /// The node that uses another one, whichever way.
+    pub(crate) fn node(&self) -> Option<&str> {
+        match self {
+            Self::Node { name, .. } | Self::Claim { name } => Some(name),
+            Self::Export(_) | Self::Job { .. } | Self::Monitor => None,
+        }
+    }
+}
+
 impl Use {
     /// Whether this is the edge by which `parent` stands on the node.
     pub(crate) fn is_link_of(&self, parent: &str) -> bool {

@@ -17,7 +17,7 @@ use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
 use super::mirror::Mirror;
-use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, SimpleJob, Steer, close, system_words};
+use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, ReservedId, SimpleJob, Steer, system_words};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Turned, failed};
@@ -27,6 +27,8 @@ use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
 #[derive(Debug)]
 pub(crate) struct ChainRequest {
     pub(crate) job: JobOptions,
+    /// The job's name.
+    pub(crate) _reserved: ReservedId,
     pub(crate) on_error: OnError,
     /// What the header of the image that gets another backing file is to call it, if that is given.
     pub(crate) backing_file: Option<String>,
@@ -214,12 +216,12 @@ impl Daemon {
             None => None,
         };
         let image = graph.get(overlay).and_then(|node| node.qcow2.clone());
-        let gone = old.map(|old| graph.detach(old)).unwrap_or_default();
+        let released = old.map(|old| graph.detach(old)).unwrap_or_default();
         drop(graph);
         if let (Some(edge), Some(image)) = (edge, image) {
             image.replace_backing(Some(edge));
         }
-        close(gone);
+        self.close(released);
     }
 
     /// Starts to write what lies in the chain of `device` from `top` down to above `base` into `base`.
@@ -366,8 +368,8 @@ impl Daemon {
 
     /// Closes `name` if it has neither owner nor users any more.
     fn collect(&self, name: &str) {
-        let gone = self.graph.lock().collect(name);
-        close(gone);
+        let released = self.graph.lock().collect(name);
+        self.close(released);
     }
 }
 

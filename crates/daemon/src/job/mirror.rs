@@ -14,7 +14,9 @@ use blockmirror_mirror::{
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
 
-use super::{Ask, AtEnd, CANCELLED, Claims, Figures, Job, JobOptions, SimpleJob, Steer, system_words};
+use super::{
+    Ask, AtEnd, CANCELLED, Claims, Figures, Job, JobOptions, ReservedId, SimpleJob, Steer, system_words,
+};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
@@ -29,6 +31,8 @@ pub(crate) struct MirrorRequest {
     pub(crate) target: String,
     /// The source is what `replaces` names, below filters.
     pub(crate) below_filters: bool,
+    /// The job's name, once it is reserved.
+    reserved: Option<ReservedId>,
     /// A name that has to be free, although no node gets it.
     filter: Option<String>,
     pub(crate) options: MirrorOptions,
@@ -119,7 +123,7 @@ impl MirrorRequest {
         let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
         let filter = args.opt_str("filter-node-name")?.map(str::to_owned);
         let below_filters = source != args.str("device")?;
-        Ok(Self { job, source, target: target.to_owned(), below_filters, filter, options })
+        Ok(Self { job, source, target: target.to_owned(), below_filters, reserved: None, filter, options })
     }
 }
 
@@ -178,14 +182,15 @@ fn in_words(error: &Error) -> String {
 
 impl Daemon {
     /// Refuses a mirror whose target is still to be opened, for all but the target.
-    pub(crate) fn check_mirror(&self, request: &MirrorRequest) -> Reply<()> {
+    pub(crate) fn check_mirror(&self, request: &mut MirrorRequest) -> Reply<()> {
         let graph = self.graph.lock();
         check_source(&graph, &request.source, "", request.below_filters)?;
         if let Some(name) = &request.filter {
             graph.check_name(name)?;
         }
         drop(graph);
-        self.jobs.check_id(&request.job.id)
+        request.reserved = Some(self.jobs.reserve(&request.job.id)?);
+        Ok(())
     }
 
     /// Refuses what the job itself would refuse with a target of `len` bytes.
@@ -199,7 +204,7 @@ impl Daemon {
     ///
     /// # Errors
     /// Nodes that are not there, or that others use.
-    pub(crate) fn prepare_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
+    pub(crate) fn prepare_mirror(&self, mut request: MirrorRequest) -> Reply<Prepared> {
         {
             let graph = self.graph.lock();
             graph.find(&request.source)?;
@@ -217,7 +222,9 @@ impl Daemon {
             }
         }
         self.check_apart(&request.source, &request.target)?;
-        self.jobs.check_id(&request.job.id)?;
+        if request.reserved.is_none() {
+            request.reserved = Some(self.jobs.reserve(&request.job.id)?);
+        }
         let id = request.job.id.clone();
         let held = self.hold_mirror(request).and_then(|mut prepared| {
             prepared.claims = self
@@ -268,9 +275,9 @@ impl Daemon {
         let on_target = match graph.attach(&request.target, holder, WRITE, Perms::NONE) {
             Ok(id) => id,
             Err(error) => {
-                let gone = graph.detach(on_source);
+                let released = graph.detach(on_source);
                 drop(graph);
-                super::close(gone);
+                self.close(released);
                 return Err(error);
             }
         };

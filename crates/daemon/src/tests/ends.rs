@@ -6,7 +6,7 @@ use blockmirror_block::{ByteRange, Extent, Geometry, Result, Visit, ZeroFlags};
 use serde_json::json;
 
 use super::*;
-use crate::graph::{Front, FrontOptions, close};
+use crate::graph::{Front, FrontOptions, Released};
 
 /// Disks whose flushes end when all of them flush, or are cancelled.
 #[derive(Debug)]
@@ -80,11 +80,11 @@ fn nodes_are_closed_beside_each_other() {
     let mut nodes = Vec::new();
     for name in ["a", "b", "c"] {
         client.run("blockdev-add", json!({"driver": "null-co", "node-name": name, "size": SIZE}));
-        let mut node = client.daemon.graph.lock().remove(name).unwrap().remove(0);
+        let mut node = client.daemon.graph.lock().remove(name).unwrap().gone.remove(0);
         let disk = Together { disk: MemoryDisk::new(SIZE), all: Arc::clone(&all) };
         node.device = Front::new(Arc::new(disk), FrontOptions::default());
         nodes.push(node);
     }
-    close(nodes);
+    client.daemon.close(Released { gone: nodes, stale: Vec::new() });
     assert_eq!(*all.state.lock(), (3, 0));
 }

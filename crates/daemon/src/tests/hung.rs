@@ -30,6 +30,30 @@ impl Hung {
         Arc::new(Self { bytes, free: Mutex::new(false), changed: Condvar::new(), asked: AtomicUsize::new(0) })
     }
 
+    /// One that holds `contents` and does not hang yet.
+    fn holding(contents: &[u8]) -> Arc<Self> {
+        let hung = Self::new();
+        hung.set_free(true);
+        hung.bytes.write_at(contents, 0).unwrap();
+        hung.bytes.set_len(contents.len() as u64).unwrap();
+        hung
+    }
+
+    fn set_free(&self, free: bool) {
+        *self.free.lock() = free;
+        self.asked.store(0, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
+
+    /// Waits until it keeps a caller waiting.
+    fn wait_for_caller(&self) {
+        let until = Instant::now() + GUARD;
+        while self.asked.load(Ordering::SeqCst) == 0 {
+            assert!(Instant::now() < until, "it was not asked");
+            std::thread::yield_now();
+        }
+    }
+
     fn hang(&self) {
         self.asked.fetch_add(1, Ordering::SeqCst);
         let mut free = self.free.lock();
@@ -166,11 +190,7 @@ fn lengths_are_asked_for_under_no_lock() {
     let hung = Hung::new();
     one.daemon.graph.lock().get_mut("f").unwrap().storage = Some(Arc::clone(&hung) as _);
     one.send("blockdev-del", json!({"node-name": "r"}));
-    let until = Instant::now() + GUARD;
-    while hung.asked.load(Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < until, "it was not asked");
-        std::thread::yield_now();
-    }
+    hung.wait_for_caller();
     other.run("query-block-exports", json!({}));
     other.run("blockdev-add", json!({"driver": "null-co", "node-name": "n", "size": SIZE}));
     other.run("block_resize", json!({"node-name": "f", "size": SIZE}));
@@ -251,4 +271,141 @@ fn a_daemon_ends_beside_a_disk_that_hangs() {
     });
     client.run("quit", json!({}));
     is_done.recv_timeout(Duration::from_secs(10)).unwrap();
+}
+
+impl Client {
+    /// Images hb <- ht in files that can hang. `hb` is read-only, and `ht` too if that is asked for.
+    fn chain_that_hangs(&mut self, read_only: bool) -> [Arc<Hung>; 2] {
+        self.image("hb", 1, None);
+        self.image("ht", 2, Some("hb"));
+        [("hb", true, Value::Null), ("ht", read_only, json!("hb"))].map(|(name, read_only, backing)| {
+            let file = format!("f{name}");
+            let path = self.path(name);
+            self.run("blockdev-add", json!({"driver": "file", "node-name": file, "filename": path}));
+            let hung = Hung::holding(&std::fs::read(path).unwrap());
+            self.daemon.graph.lock().get_mut(&file).unwrap().storage = Some(Arc::clone(&hung) as _);
+            let node = json!({
+                "driver": "qcow2", "node-name": name, "file": file, "backing": backing, "read-only": read_only,
+            });
+            self.run("blockdev-add", node);
+            hung
+        })
+    }
+
+    /// Commands of every kind that changes something, about nodes of its own.
+    fn change_all_kinds(&mut self) {
+        self.chain();
+        self.run("query-named-block-nodes", json!({}));
+        let snapshot = |client: &Client, node: &str, name: &str| {
+            let path = client.path(&format!("{name}.qcow2"));
+            json!({"node-name": node, "snapshot-file": path, "snapshot-node-name": name})
+        };
+        let first = snapshot(self, "top", "s1");
+        self.run("blockdev-snapshot-sync", first);
+        let second = json!({"type": "blockdev-snapshot-sync", "data": snapshot(self, "s1", "s2")});
+        self.run("transaction", json!({"actions": [second]}));
+        self.image("s3.qcow2", 9, None);
+        self.add("s3", "s3.qcow2", Value::Null);
+        self.run("blockdev-snapshot", json!({"node": "s2", "overlay": "s3"}));
+        self.run("block-stream", json!({"job-id": "s", "device": "s3", "base-node": "s1"}));
+        self.wait_for_status("null");
+        self.run("block-commit", json!({"job-id": "c", "device": "s3", "top-node": "top"}));
+        self.wait_for_status("null");
+        self.run("block-commit", json!({"job-id": "a", "device": "s3", "base-node": "base"}));
+        self.wait("BLOCK_JOB_READY");
+        self.run("job-complete", json!({"id": "a"}));
+        self.wait_for_status("null");
+        self.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": self.path("nbd")}}}));
+        self.run("block-export-add", json!({"type": "nbd", "id": "e", "node-name": "base", "name": "e"}));
+        self.run("block-export-del", json!({"id": "e"}));
+        self.run("nbd-server-stop", json!({}));
+        self.run("block-dirty-bitmap-add", json!({"node": "base", "name": "b"}));
+        self.image("own.qcow2", 5, None);
+        self.add("own", "own.qcow2", Value::Null);
+        self.run("block_resize", json!({"node-name": "own", "size": 2 * SIZE}));
+        let target = self.path("d.qcow2");
+        self.run("drive-mirror", json!({"job-id": "d", "device": "own", "target": target, "sync": "full"}));
+        self.wait("BLOCK_JOB_READY");
+        self.run("block-job-cancel", json!({"device": "d"}));
+        self.wait_for_status("null");
+        let file = json!({"driver": "file", "filename": self.path("own.qcow2")});
+        let options = json!({"driver": "qcow2", "node-name": "own", "file": file, "read-only": true});
+        self.run("blockdev-reopen", json!({"options": [options]}));
+        self.run("human-monitor-command", json!({"command-line": "qemu-io base \"read 0 512\""}));
+        let create = json!({"driver": "file", "filename": self.path("new"), "size": 512});
+        self.run("blockdev-create", json!({"job-id": "n", "options": create}));
+        self.wait_for_status("concluded");
+        self.run("object-add", json!({"qom-type": "throttle-group", "id": "g"}));
+        self.run("object-del", json!({"id": "g"}));
+        self.run("blockdev-del", json!({"node-name": "s3"}));
+        self.run("query-named-block-nodes", json!({}));
+        self.run("query-jobs", json!({}));
+    }
+}
+
+/// A command about a node whose file hangs kept every command waiting that changes something.
+#[test]
+fn a_command_that_hangs_keeps_no_others_nodes_waiting() {
+    type Hanging = (&'static str, fn(&Client) -> Value);
+    let commands: [Hanging; 9] = [
+        ("block-stream", |_| json!({"job-id": "j", "device": "ht"})),
+        ("block-commit", |_| json!({"job-id": "j", "device": "ht"})),
+        ("change-backing-file", |_| json!({"device": "ht", "image-node-name": "ht", "backing-file": "hb"})),
+        ("blockdev-reopen", |_| {
+            let options = json!({"driver": "qcow2", "node-name": "ht", "file": "fht", "backing": "hb"});
+            json!({"options": [options]})
+        }),
+        ("block_resize", |_| json!({"node-name": "ht", "size": 2 * SIZE})),
+        ("blockdev-snapshot", |_| json!({"node": "ht", "overlay": "ov"})),
+        (
+            "blockdev-snapshot-sync",
+            |client| json!({"node-name": "ht", "snapshot-file": client.path("os"), "snapshot-node-name": "os"}),
+        ),
+        ("transaction", |_| {
+            let data = json!({"node": "ht", "overlay": "ov"});
+            json!({"actions": [{"type": "blockdev-snapshot", "data": data}]})
+        }),
+        ("human-monitor-command", |_| json!({"command-line": "qemu-io ht flush"})),
+    ];
+    for (command, arguments) in commands {
+        let client = Client::new();
+        let (mut one, mut other) = (client.beside(), client.beside());
+        // A read-only image is opened for writing.
+        let read_only = matches!(command, "block-stream" | "change-backing-file" | "blockdev-reopen");
+        let hung = one.chain_that_hangs(read_only);
+        one.image("ov", 9, None);
+        one.add("ov", "ov", Value::Null);
+        if !read_only {
+            let tap = Arc::clone(&one.daemon.graph.lock().find("ht").unwrap().tap);
+            tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
+        }
+        hung.iter().for_each(|file| file.set_free(false));
+        one.send(command, arguments(&one));
+        let base_hangs = command == "block-commit";
+        hung[usize::from(!base_hangs)].wait_for_caller();
+        other.change_all_kinds();
+        hung.iter().for_each(|file| file.set_free(true));
+        let answer = loop {
+            let line = one.read();
+            if line.get("event").is_none() {
+                break line;
+            }
+        };
+        assert!(answer.get("return").is_some(), "{command}: {answer}");
+    }
+}
+
+/// Two commands with one job's name, about nodes that have nothing to do with each other.
+#[test]
+fn a_name_of_a_job_is_taken_while_its_command_hangs() {
+    let client = Client::new();
+    let (mut one, mut other) = (client.beside(), client.beside());
+    let hung = one.chain_that_hangs(true);
+    other.chain();
+    hung[1].set_free(false);
+    one.send("block-stream", json!({"job-id": "j", "device": "ht"}));
+    hung[1].wait_for_caller();
+    let said = other.refused("block-stream", json!({"job-id": "j", "device": "top"}));
+    assert_eq!(said, "Job ID 'j' already in use");
+    hung[1].set_free(true);
 }

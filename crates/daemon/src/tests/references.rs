@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::json;
 
 use super::*;
-use crate::graph::close;
 
 /// Makes `name` the file `inside` and a link to `outside` in turn while `work` runs.
 fn flipping(name: &Path, inside: &Path, outside: &Path, work: impl FnOnce()) {
@@ -62,7 +61,7 @@ fn a_link_that_is_flipped_never_leads_out() {
                 assert_eq!(byte[0], 1, "a file outside was read");
                 graph.undo("n")
             };
-            close(gone);
+            daemon.close(gone);
         }
     });
     assert!(opened > 0);
