@@ -33,7 +33,7 @@ pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, Released};
+use crate::graph::{ALL_PERMS, BackingLink, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, Released};
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -83,10 +83,8 @@ pub(crate) struct ChildLink {
     pub(crate) role: &'static str,
     pub(crate) needs: Perms,
     pub(crate) shares: Perms,
-    /// What the driver reads by it, if that moves with it.
-    pub(crate) edge: Option<Arc<Front>>,
-    /// The tap that the driver holds.
-    pub(crate) tap: Option<Arc<Tap>>,
+    /// What the driver's device reads by it, if that moves with it.
+    pub(crate) link: Option<Arc<BackingLink>>,
     /// What the format lives in.
     pub(crate) storage: Option<Arc<dyn Storage>>,
     /// It is what a filter needs and shares besides what its users do.
@@ -217,24 +215,32 @@ impl Child {
             role,
             needs,
             shares,
-            edge: None,
-            tap: None,
+            link: None,
             storage: self.storage.clone(),
             claim: false,
         }
     }
 
-    /// The link of a filter to the disk it stands before: others may use the disk as the filter's own users
-    /// do.
-    pub(crate) fn filter_link(&self, role: &'static str, read_only: bool) -> ChildLink {
+    /// What a filter on the disk reads and writes by.
+    pub(crate) fn below_filter(&self) -> Arc<BackingLink> {
+        BackingLink::for_filter(Arc::clone(&self.tap) as _)
+    }
+
+    /// The child of a filter, by the `link` that its device holds: others may use the disk as the filter's own
+    /// users do.
+    pub(crate) fn filter_link(
+        &self,
+        role: &'static str,
+        read_only: bool,
+        link: &Arc<BackingLink>,
+    ) -> ChildLink {
         let write = if read_only { Perms::READ } else { Perms::READ.with(Permission::Write) };
         ChildLink {
             node: self.name.clone(),
             role,
             needs: write,
             shares: ALL_PERMS,
-            edge: None,
-            tap: Some(Arc::clone(&self.tap)),
+            link: Some(Arc::clone(link)),
             storage: None,
             claim: false,
         }
@@ -242,14 +248,13 @@ impl Child {
 
     /// The link of an overlay to its backing file. As in QEMU, others may write it: those who do know what
     /// they do.
-    pub(crate) fn backing_link(&self, edge: Arc<Front>) -> ChildLink {
+    pub(crate) fn backing_link(&self, link: Arc<BackingLink>) -> ChildLink {
         ChildLink {
             node: self.name.clone(),
             role: "backing",
             needs: Perms::READ,
             shares: ALL_PERMS,
-            edge: Some(edge),
-            tap: None,
+            link: Some(link),
             storage: None,
             claim: false,
         }
@@ -348,8 +353,8 @@ impl Daemon {
                 false => Holder::Node { name: name.to_owned(), role: child.role },
             };
             let id = graph.attach(&child.node, holder, child.needs, child.shares)?;
-            if let Some(edge) = &child.edge {
-                graph.hold_edge(id, edge);
+            if let Some(link) = &child.link {
+                graph.hold_link(id, link);
             }
             Ok(())
         });

@@ -8,13 +8,14 @@
 //! - No two uses of a node contradict each other: what one needs, every other shares.
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
+mod backing_link;
 mod chain;
 mod close;
-mod edge;
 mod filters;
 mod front;
 mod host_size;
 mod node;
+mod retarget;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,12 +27,12 @@ use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
+pub(crate) use backing_link::BackingLink;
 pub(crate) use close::close_all;
-pub(crate) use edge::edge_to;
 pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::Node;
-pub(crate) use usage::{ALL as ALL_PERMS, Holder, NO_CHANGE, Perms, Use, UseId, WRITE};
+pub(crate) use usage::{ALL as ALL_PERMS, Holder, JobRole, NO_CHANGE, Perms, Use, UseId, WRITE};
 
 use crate::Reply;
 use crate::driver::ChildLink;
@@ -183,18 +184,8 @@ impl Graph {
         })
     }
 
-    /// Refuses if `tap` is not that of `name` any more: a mirror has moved it, with its users, since it was
-    /// looked up.
-    pub(crate) fn check_has_tap(&self, name: &str, tap: &Arc<Tap>) -> Reply<()> {
-        if Arc::ptr_eq(&self.find(name)?.tap, tap) {
-            return Ok(());
-        }
-        Err(QmpError::generic(format!("Node '{name}' has been replaced by the target of a mirror")))
-    }
-
-    /// Refuses if what a driver holds by `link` is not what the node has any more.
+    /// Refuses if what a format lives in by `link` is not what the node has any more.
     pub(crate) fn check_holds(&self, link: &ChildLink) -> Reply<()> {
-        link.tap.iter().try_for_each(|tap| self.check_has_tap(&link.node, tap))?;
         let present = &self.find(&link.node)?.storage;
         match (&link.storage, present) {
             (Some(held), Some(present)) if Arc::ptr_eq(held, present) => Ok(()),
@@ -209,12 +200,12 @@ impl Graph {
     /// Another use contradicts it.
     pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
         self.find(node)?;
-        let new = Use { node: node.to_owned(), holder, needs, shares, edge: None };
+        let new = Use { node: node.to_owned(), holder, needs, shares, link: None };
         self.check_new_use(node, &new)?;
         let id = UseId(self.next_use);
         self.next_use += 1;
         self.uses.insert(id, new);
-        self.aim_edges();
+        self.retarget_backing_links();
         Ok(id)
     }
 
@@ -223,7 +214,7 @@ impl Graph {
     pub(crate) fn attach_unchecked(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) {
         let id = UseId(self.next_use);
         self.next_use += 1;
-        self.uses.insert(id, Use { node: node.to_owned(), holder, needs, shares, edge: None });
+        self.uses.insert(id, Use { node: node.to_owned(), holder, needs, shares, link: None });
     }
 
     /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be
@@ -252,7 +243,7 @@ impl Graph {
                 holder: link.holder.clone(),
                 needs,
                 shares: link.shares,
-                edge: None,
+                link: None,
             };
             if self.filter_of(link).is_none() {
                 self.check_use(&link.node, &wanted, Some(*id))?;
@@ -269,7 +260,7 @@ impl Graph {
     /// Forgets a use; nodes that were there for it alone go with it.
     pub(crate) fn detach(&mut self, id: UseId) -> Released {
         let Some(old) = self.uses.remove(&id) else { return Released::default() };
-        self.aim_edges();
+        self.retarget_backing_links();
         self.collect(&old.node)
     }
 
@@ -389,9 +380,6 @@ impl Graph {
     /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job
     /// has `rewritten` it. The uses in `except` stay (those of the job itself), and those by which `to`
     /// itself stands on `from`.
-    ///
-    /// Edges need not be aimed: one that led to the tap still does. Who calls this changes uses next, and
-    /// then they are.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.uses {
@@ -408,6 +396,7 @@ impl Graph {
             tap.take_bitmaps(&target.tap, rewritten);
             target.tap = tap;
         }
+        self.retarget_backing_links();
     }
 }
 

@@ -10,6 +10,7 @@ mod edge;
 
 mod endless;
 mod ends;
+mod filter_chains;
 mod filters;
 mod hmp;
 mod host;

@@ -225,7 +225,7 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> 
         if base <= top {
             return Err(QmpError::generic("cannot commit an image into itself"));
         }
-        if top == 0 && args.has("backing-file") {
+        if chain[..top].iter().all(|node| node.is_filter()) && args.has("backing-file") {
             return Err(QmpError::generic("'backing-file' specified, but 'top' is the active layer"));
         }
         (chain[top].name.clone(), chain[base].name.clone())

@@ -16,7 +16,7 @@ use super::schema::{BLOCKDEV_DRIVER, BLOCKDEV_REF};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only, refuse};
-use crate::graph::{Holder, NO_CHANGE, Perms, UseId};
+use crate::graph::{Holder, JobRole, NO_CHANGE, Perms, UseId};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
 use crate::new_image::CreatedFile;
 
@@ -246,7 +246,7 @@ fn hold(
         Some(_) => return Err(QmpError::generic("A block device is given by its name or its options")),
     };
     let mut graph = daemon.graph.lock();
-    let holder = Holder::Job { id: id.to_owned(), kind: "create" };
+    let holder = Holder::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
     let (needs, shares) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
     held.uses.push(graph.attach(&name, holder, needs, shares)?);
     let node = graph.find(&name)?;

@@ -234,11 +234,11 @@ fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
 /// Puts the target on the source, whose users go on writing it: what they write shows in the target at once,
 /// as it has to.
 fn put_on_source(daemon: &Daemon, source: &str, target: &str) -> Reply<()> {
-    let (edge, image) = {
+    let (link, image) = {
         let mut graph = daemon.graph.lock();
         let Some(image) = graph.find(target)?.qcow2.clone() else { return Ok(()) };
         (graph.attach_backing(target, source)?, image)
     };
-    image.replace_backing(Some(edge));
+    image.replace_backing(Some(link));
     Ok(())
 }

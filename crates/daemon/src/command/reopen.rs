@@ -12,7 +12,7 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileStorage;
 use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
-use blockmirror_mirror::{Drained, Tap};
+use blockmirror_mirror::Drained;
 use blockmirror_qmp::schema::{Command, Type, req};
 use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::Value;
@@ -23,7 +23,9 @@ use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened, is_read_only};
-use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, Released, UseId, edge_to};
+use crate::graph::{
+    ALL_PERMS, BackingLink, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, Released, UseId,
+};
 
 static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
@@ -89,8 +91,8 @@ struct NewDisk {
     device: Arc<dyn BlockDevice>,
     /// The node that it is on.
     file: String,
-    /// What it holds of it.
-    tap: Arc<Tap>,
+    /// By what it reaches that.
+    link: Arc<BackingLink>,
 }
 
 fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
@@ -245,19 +247,19 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
 /// What a raw or throttle node comes to stand on.
 struct NewBelow {
     file: String,
-    tap: Arc<Tap>,
+    link: Arc<BackingLink>,
     storage: Option<Arc<dyn Storage>>,
 }
 
 impl NewBelow {
     /// The disk on it. Asks the file, so not to be called under a lock.
     fn open(self, group: Option<&Arc<ThrottleGroup>>) -> Reply<NewDisk> {
-        let Self { file, tap, storage } = self;
+        let Self { file, link, storage } = self;
         let device = match group {
-            Some(group) => Arc::new(Throttle::new(Arc::clone(&tap) as _, group)) as _,
-            None => disk_of_raw(storage.as_ref(), &tap)?,
+            Some(group) => Arc::new(Throttle::new(Arc::clone(&link) as _, group)) as _,
+            None => disk_of_raw(storage.as_ref(), &link)?,
         };
-        Ok(NewDisk { device, file, tap })
+        Ok(NewDisk { device, file, link })
     }
 }
 
@@ -288,7 +290,8 @@ fn new_below(
         )));
     }
     let storage = file.storage.clone().filter(|_| file.path.is_some());
-    Ok(Some(NewBelow { file: file.name.clone(), tap: Arc::clone(&file.tap), storage }))
+    let link = BackingLink::for_filter(Arc::clone(&file.tap) as _);
+    Ok(Some(NewBelow { file: file.name.clone(), link, storage }))
 }
 
 /// What has been done and can be taken back.
@@ -335,8 +338,7 @@ impl Done {
         let mut graph = daemon.graph.lock();
         let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
         for change in changes {
-            let Some(NewDisk { file, tap, .. }) = &change.disk else { continue };
-            graph.check_has_tap(file, tap)?;
+            let Some(NewDisk { file, .. }) = &change.disk else { continue };
             if let Some(other) = changes
                 .iter()
                 .find(|c| c.node != change.node && c.disk.is_some() && graph.stands_on(file, &c.node))
@@ -407,13 +409,16 @@ impl Done {
                     released = released.and(graph.detach(old));
                 }
             }
-            let edge = change.child.as_ref().and_then(|(_, child)| {
-                let edge = edge_to(&graph.get(child.as_ref()?)?.device);
-                let link =
+            let backing = change.child.as_ref().and_then(|(_, child)| {
+                let link = BackingLink::for_overlay(Arc::clone(&graph.get(child.as_ref()?)?.device) as _);
+                let id =
                     graph.links(&change.node, "backing").into_iter().find(|id| self.links.contains(id))?;
-                graph.hold_edge(link, &edge);
-                Some(edge as Arc<dyn BlockDevice>)
+                graph.hold_link(id, &link);
+                Some(link as Arc<dyn BlockDevice>)
             });
+            if let (Some(disk), Some(id)) = (&change.disk, graph.link(&change.node, "file")) {
+                graph.hold_link(id, &disk.link);
+            }
             // The only one by now, wherever a pivot has moved it meanwhile.
             let file = graph.children(&change.node).find(|(r, _)| *r == "file").map(|(_, file)| file);
             let file = file.map(|file| (file.storage.clone(), file.path.clone(), file.filename.clone()));
@@ -441,7 +446,7 @@ impl Done {
             drop(graph);
             if let (Some(("backing", _)), Some(image)) = (&change.child, image) {
                 // Waits for reads under way.
-                image.replace_backing(edge);
+                image.replace_backing(backing);
             }
         }
         released

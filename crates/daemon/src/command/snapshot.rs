@@ -17,7 +17,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, failed, is_read_only};
-use crate::graph::{ALL_PERMS, Graph, HOLD_LIMIT, Holder, Perms, Released, Use, edge_to};
+use crate::graph::{ALL_PERMS, BackingLink, Graph, HOLD_LIMIT, Holder, Perms, Released, Use};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
@@ -289,8 +289,8 @@ impl Daemon {
         };
         let mut drained = hold(&tap)?;
         below.flush().map_err(failed)?;
-        let edge = edge_to(&below);
-        image.replace_backing(Some(Arc::clone(&edge) as _));
+        let link = BackingLink::for_overlay(Arc::clone(&below) as _);
+        image.replace_backing(Some(Arc::clone(&link) as _));
         // Bitmaps stay with the node.
         let of_node = Tap::new(Arc::clone(&below) as _);
         tap.give_bitmaps(&of_node);
@@ -317,8 +317,8 @@ impl Daemon {
         }
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Checked before, when the users were on the node.
-        let link = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
-        graph.hold_edge(link, &edge);
+        let id = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
+        graph.hold_link(id, &link);
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
@@ -332,12 +332,12 @@ impl Daemon {
     /// Puts `overlay`, which a mirror fills, on `node`, which has no user. The mirror goes on; what it has
     /// written stays.
     fn put_below_target(&self, node: &str, overlay: &str, image: &Arc<Qcow2>) -> Reply<Snapshot> {
-        let (edge, was_read_only) = {
+        let (link, was_read_only) = {
             let mut graph = self.graph.lock();
             // First the link: nothing is read that the graph does not protect.
             (graph.attach_backing(overlay, node)?, graph.find(node)?.read_only)
         };
-        image.replace_backing(Some(edge as _));
+        image.replace_backing(Some(link as _));
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),

@@ -18,17 +18,19 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let image = opening.child(args, "image", inherited)?;
     let read_only = opening.common.read_only || image.read_only;
     let options = options(args)?;
-    let device = Arc::new(BlkdebugDisk::new(Arc::clone(&image.tap) as _, options.clone()).map_err(failed)?);
+    let link = image.below_filter();
+    let device = Arc::new(BlkdebugDisk::new(Arc::clone(&link) as _, options.clone()).map_err(failed)?);
     let storage = match image.storage.clone() {
         Some(storage) => Some(Arc::new(BlkdebugStorage::new(storage, options).map_err(failed)?) as _),
         None => None,
     };
-    let mut children = vec![image.filter_link("image", read_only)];
+    let mut children = vec![image.filter_link("image", read_only, &link)];
     let (needs, unshared) = (perms(args, "take-child-perms")?, perms(args, "unshare-child-perms")?);
     if needs != Perms::NONE || unshared != Perms::NONE {
         let shares = ALL_PERMS.iter().filter(|perm| !unshared.contains(*perm));
         let shares = shares.fold(Perms::NONE, Perms::with);
-        children.push(ChildLink { needs, shares, claim: true, ..image.filter_link("image", true) });
+        let claim = image.filter_link("image", true, &link);
+        children.push(ChildLink { needs, shares, claim: true, link: None, ..claim });
     }
     Ok(Opened { storage, path: image.path, read_only, children, ..Opened::leaf(device, image.filename) })
 }

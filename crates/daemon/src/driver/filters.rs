@@ -24,9 +24,10 @@ pub(super) fn open_throttle(opening: &mut Opening<'_>, args: &Args) -> Reply<Ope
     let inherited = opening.common.for_file();
     let file = opening.child(args, "file", inherited)?;
     let read_only = opening.common.read_only || file.read_only;
-    let device = Arc::new(Throttle::new(Arc::clone(&file.tap) as _, &group));
+    let link = file.below_filter();
+    let device = Arc::new(Throttle::new(Arc::clone(&link) as _, &group));
     let storage = file.storage.clone().map(|storage| Arc::new(ThrottleStorage::new(storage, &group)) as _);
-    let children = vec![file.filter_link("file", read_only)];
+    let children = vec![file.filter_link("file", read_only, &link)];
     Ok(Opened { storage, path: file.path, read_only, children, ..Opened::leaf(device, file.filename) })
 }
 
@@ -38,7 +39,8 @@ pub(super) fn open_copy_on_read(opening: &mut Opening<'_>, args: &Args) -> Reply
         return Err(is_read_only());
     }
     let read_only = opening.common.read_only;
-    let device = Arc::new(CopyOnRead::new(Arc::clone(&file.tap) as _));
-    let children = vec![file.filter_link("file", false)];
+    let link = file.below_filter();
+    let device = Arc::new(CopyOnRead::new(Arc::clone(&link) as _));
+    let children = vec![file.filter_link("file", false, &link)];
     Ok(Opened { path: file.path, read_only, children, ..Opened::leaf(device, file.filename) })
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{Child, Opened, Opening, failed, is_read_only, refuse};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{Node, edge_to};
+use crate::graph::{BackingLink, Node};
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     refuse(args, "qcow2", &["encrypt"])?;
@@ -35,9 +35,9 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         options = options.data_file(data.storage()?);
     }
     if let Some(backing) = backing(opening, args, &header, &file)? {
-        let edge = edge_to(&backing.device);
-        children.push(backing.backing_link(Arc::clone(&edge)));
-        options = options.backing(edge);
+        let link = BackingLink::for_overlay(Arc::clone(&backing.device) as _);
+        children.push(backing.backing_link(Arc::clone(&link)));
+        options = options.backing(link);
     }
     let image = options.open(storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
     let image = Arc::new(image);

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_mirror::Tap;
 use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
 use super::{Opened, Opening, failed};
 use crate::Reply;
+use crate::graph::BackingLink;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let part = Part::new(args.opt_u64("offset")?.unwrap_or(0), args.opt_u64("size")?);
@@ -25,11 +25,14 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         storage = Some(part.of(whole).map_err(failed)?);
         filename = described(part, &filename);
     }
-    let device = disk(storage.as_ref().filter(|_| is_file), &file.tap)?;
-    let children = vec![match file.storage {
+    let link = file.below_filter();
+    let device = disk(storage.as_ref().filter(|_| is_file), &link)?;
+    let mut child = match file.storage {
         Some(_) => file.file_link("file", read_only, opening.common.force_share),
-        None => file.filter_link("file", read_only),
-    }];
+        None => file.filter_link("file", read_only, &link),
+    };
+    child.link = Some(link).filter(|_| !is_file);
+    let children = vec![child];
     Ok(Opened { path: file.path, storage, read_only, children, ..Opened::leaf(device, filename) })
 }
 
@@ -48,9 +51,11 @@ fn described(part: Part, filename: &str) -> String {
 /// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's
 /// tap. An export is a disk here: as something that a format lives in it would never flush again after a lost
 /// connection.
-pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, tap: &Arc<Tap>) -> Reply<Arc<dyn BlockDevice>> {
-    Ok(match file {
-        Some(storage) => Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?),
-        None => Arc::clone(tap) as _,
-    })
+pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, below: &Arc<BackingLink>) -> Reply<Arc<dyn BlockDevice>> {
+    file.map_or_else(|| Ok(Arc::clone(below) as _), disk_in)
+}
+
+/// The bytes of `storage` as a disk.
+pub(super) fn disk_in(storage: &Arc<dyn Storage>) -> Reply<Arc<dyn BlockDevice>> {
+    Ok(Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?))
 }

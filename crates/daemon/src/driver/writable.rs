@@ -98,8 +98,7 @@ impl Daemon {
             let node = graph.find(name)?;
             let child = |role: &str| graph.children(name).find(|(r, _)| *r == role).map(|(_, child)| child);
             let data = child("data-file").and_then(|data| data.storage.clone());
-            let bytes = child("file").filter(|_| node.driver == "raw" && node.path.is_some());
-            let bytes = bytes.and_then(|below| Some((node.storage.clone()?, Arc::clone(&below.tap))));
+            let bytes = node.storage.clone().filter(|_| node.driver == "raw" && node.path.is_some());
             let image = ForWriting::new(node, data);
             (Arc::clone(&node.device), node.file.clone(), image, bytes, node.filename.clone())
         };
@@ -114,7 +113,7 @@ impl Daemon {
             let new = match (&file, &image, bytes) {
                 (Some(file), ..) => Some(file::disk(file)?),
                 (_, Some(image), _) => Some(Arc::clone(image) as Arc<dyn BlockDevice>),
-                (.., Some((storage, tap))) => Some(raw::disk(Some(&storage), &tap)?),
+                (.., Some(storage)) => Some(raw::disk_in(&storage)?),
                 _ => None,
             };
             Ok((new, image))

@@ -10,12 +10,12 @@ use super::{Graph, Holder, Node, Use, UseId};
 use crate::Reply;
 
 impl Graph {
-    /// The edge by which `parent` stands on its child in `role`.
+    /// The link by which `parent` stands on its child in `role`.
     pub(crate) fn link(&self, parent: &str, role: &str) -> Option<UseId> {
         self.links(parent, role).first().copied()
     }
 
-    /// All such edges: there are two while one takes the place of the other.
+    /// All such links: there are two while one takes the place of the other.
     pub(crate) fn links(&self, parent: &str, role: &str) -> Vec<UseId> {
         let is_it = |holder: &Holder| matches!(holder, Holder::Node { name, role: r } if name == parent && *r == role);
         self.uses.iter().filter(|(_, u)| is_it(&u.holder)).map(|(id, _)| *id).collect()

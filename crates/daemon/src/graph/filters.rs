@@ -16,7 +16,7 @@ use crate::Reply;
 use crate::daemon::Daemon;
 
 impl Graph {
-    /// The filter whose edge this is; it needs and shares what its own users do.
+    /// The filter whose link this is; it needs and shares what its own users do.
     pub(super) fn filter_of<'a>(&self, u: &'a Use) -> Option<&'a str> {
         let parent = u.parent().filter(|_| !u.is_backing())?;
         self.get(parent).is_some_and(Node::is_filter).then_some(parent)
@@ -36,8 +36,6 @@ impl Graph {
             }
             return Ok(());
         };
-        // It holds the node's tap, and that is another one after a pivot to the node.
-        self.below_filters(node).into_iter().try_for_each(|below| self.check_keeps_tap(below))?;
         self.users_of(filter).into_iter().try_for_each(|(id, u)| self.check_use(node, u, Some(id)))
     }
 
@@ -47,7 +45,7 @@ impl Graph {
     }
 
     /// The uses of `name`; in place of a filter on it, those of the filter.
-    pub(super) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(UseId, &'a Use)> {
+    pub(crate) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(UseId, &'a Use)> {
         let mut users = Vec::new();
         let mut open = vec![name];
         while let Some(name) = open.pop() {

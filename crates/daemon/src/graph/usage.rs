@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockmirror_image_lock::{Permission, Permissions};
 use blockmirror_qmp::QmpError;
 
-use super::front::Front;
+use super::backing_link::BackingLink;
 use crate::Reply;
 
 /// What a use needs or shares.
@@ -24,7 +24,7 @@ pub(crate) struct Use {
     pub(crate) needs: Perms,
     pub(crate) shares: Perms,
     /// What its holder reads by it, if that moves with it.
-    pub(crate) edge: Option<Arc<Front>>,
+    pub(crate) link: Option<Arc<BackingLink>>,
 }
 
 /// Who uses a node.
@@ -37,9 +37,20 @@ pub(crate) enum Holder {
     /// It is exported.
     Export(String),
     /// A job works on it.
-    Job { id: String, kind: &'static str },
+    Job { id: String, kind: &'static str, role: JobRole },
     /// A monitor's `qemu-io` command works on it.
     Monitor,
+}
+
+/// What a job does with a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JobRole {
+    /// Its users go over to the target, if all goes well.
+    Source,
+    /// It takes the source's place then.
+    Target,
+    /// Neither: it is read, or written and stays where it is.
+    Other,
 }
 
 impl fmt::Display for Holder {
@@ -48,7 +59,7 @@ impl fmt::Display for Holder {
             Self::Node { name, role } => write!(f, "node '{name}' (as '{role}' child)"),
             Self::Claim { name } => write!(f, "node '{name}' (as 'image' child)"),
             Self::Export(id) => write!(f, "export '{id}'"),
-            Self::Job { id, kind } => write!(f, "block job '{id}': {kind}"),
+            Self::Job { id, kind, .. } => write!(f, "block job '{id}': {kind}"),
             Self::Monitor => f.write_str("an unnamed block device"),
         }
     }
@@ -65,20 +76,19 @@ impl Holder {
 }
 
 impl Use {
-    /// Whether this is the edge by which `parent` stands on the node.
+    /// Whether this is the link by which `parent` stands on the node.
     pub(crate) fn is_link_of(&self, parent: &str) -> bool {
         matches!(&self.holder, Holder::Node { name, .. } if name == parent)
     }
 
-    /// Whether it is the edge of an overlay to its backing file.
+    /// Whether it is the link of an overlay to its backing file.
     pub(crate) fn is_backing(&self) -> bool {
         matches!(&self.holder, Holder::Node { role: "backing", .. })
     }
 
     /// Whether a job works on the node that may put it in another one's place, with that one's tap.
     pub(crate) fn may_take_a_place(&self) -> bool {
-        matches!(self.holder, Holder::Job { kind: "mirror" | "commit", .. })
-            && (self.needs.contains(Permission::Write) || self.needs.contains(Permission::WriteUnchanged))
+        matches!(self.holder, Holder::Job { role: JobRole::Target, .. })
     }
 
     /// The node that stands on this one by it.

@@ -9,19 +9,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockmirror_block::BlockDevice;
 use blockmirror_image::relative_name;
 use blockmirror_image_lock::Permission;
-use blockmirror_mirror::{Event, MirrorOptions, OnError, Refused, Verb};
+use blockmirror_mirror::{Event, MirrorOptions, OnError, Refused, Tap, Verb};
 use blockmirror_ops::{Base, CommitJob, ErrorKind, JobControl, StreamJob, commit_active};
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
 use super::mirror::Mirror;
-use super::{Ask, AtEnd, CANCELLED, Figures, JobOptions, ReservedId, SimpleJob, Steer, system_words};
+use super::{Ask, AtEnd, CANCELLED, Claims, Figures, JobOptions, ReservedId, SimpleJob, Steer, system_words};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Turned, failed};
-use crate::graph::{Graph, Holder, NO_CHANGE, Node, Perms, UseId};
+use crate::driver::{Turned, failed, is_read_only};
+use crate::graph::{Graph, Holder, JobRole, NO_CHANGE, Node, Perms, UseId};
 
 /// What both kinds are started with.
 #[derive(Debug)]
@@ -94,13 +95,12 @@ impl ChainRequest {
     }
 
     /// Holds nodes for the job, each with what it needs of it; all or none.
-    fn hold(&self, graph: &mut Graph, nodes: &[(String, Perms)]) -> Reply<Vec<UseId>> {
+    fn hold(&self, graph: &mut Graph, nodes: &[HeldNode]) -> Reply<Vec<UseId>> {
         let mut uses = Vec::new();
-        for (index, (name, needs)) in nodes.iter().enumerate() {
-            let holder = Holder::Job { id: self.job.id.clone(), kind: self.job.kind };
-            // Users of the first node, the guest's, go on as they like.
-            let shares = if index == 0 { NO_CHANGE.with(Permission::Write) } else { NO_CHANGE };
-            match graph.attach(name, holder, *needs, shares) {
+        for node in nodes {
+            let holder = Holder::Job { id: self.job.id.clone(), kind: self.job.kind, role: node.role };
+            let shares = if node.is_guests { NO_CHANGE.with(Permission::Write) } else { NO_CHANGE };
+            match graph.attach(&node.name, holder, node.needs, shares) {
                 Ok(id) => uses.push(id),
                 Err(error) => {
                     // Not the last use of any: they are links of a chain.
@@ -113,10 +113,107 @@ impl ChainRequest {
     }
 }
 
+/// A node that a job holds.
+struct HeldNode {
+    name: String,
+    needs: Perms,
+    role: JobRole,
+    /// The guest's own disk, or a filter on it: its users go on as they like.
+    is_guests: bool,
+}
+
+impl HeldNode {
+    /// Nodes of a chain that a job reads, of which the first `guests` are the guest's.
+    fn of_chain(chain: &[&Node], guests: usize) -> Vec<Self> {
+        let held = |(index, node): (usize, &&Node)| Self {
+            name: node.name.clone(),
+            needs: Perms::READ,
+            role: JobRole::Other,
+            is_guests: index < guests,
+        };
+        chain.iter().enumerate().map(held).collect()
+    }
+}
+
 /// How many images are among the nodes of a chain: filters add no layer.
 fn images_in(chain: &[&Node]) -> u32 {
     let images = chain.iter().filter(|node| !node.is_filter()).count();
     u32::try_from(images).unwrap_or(u32::MAX)
+}
+
+/// What a commit is about.
+struct CommitPlan {
+    tap: Arc<Tap>,
+    /// The highest image that is committed, and how many there are.
+    top: Arc<dyn BlockDevice>,
+    layers: u32,
+    base: Base,
+    naming: Option<Naming>,
+    nodes: Vec<HeldNode>,
+    /// The image above those that are committed, if there is one, and the filters below it, from the top.
+    overlay: Option<String>,
+    between: Vec<String>,
+}
+
+impl CommitPlan {
+    /// Looks the nodes up, and refuses layers that have other users.
+    fn new(graph: &Graph, request: &ChainRequest, device: &str, top: &str, base: &str) -> Reply<Self> {
+        let chain = graph.chain(device);
+        let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
+        let (from, to) = (position(top), position(base));
+        let image = chain.iter().take(from).rposition(|node| !node.is_filter());
+        // Filters on the guest's image go with it.
+        let from = if image.is_some() { from } else { 0 };
+        if from == 0 {
+            graph.check_bitmaps_free(base)?;
+        }
+        // A reader of a layer that goes would see nothing sensible.
+        for above in from.saturating_sub(1)..to.saturating_sub(1) {
+            graph.check_layer(&chain[above + 1].name, &chain[above].name)?;
+        }
+        graph.check_no_job(base)?;
+        let between = image.map_or(&[][..], |image| &chain[image + 1..from]);
+        if between.iter().any(|filter| filter.driver == "copy-on-read") {
+            // It would write the base, which is read-only afterwards.
+            return Err(is_read_only());
+        }
+        let (base, naming) = request.base(graph, chain[to], image.map(|image| chain[image]))?;
+        let guests = 1 + chain.iter().take_while(|node| node.is_filter()).count();
+        let mut nodes = HeldNode::of_chain(&chain[..=to], guests);
+        nodes[to].needs = Perms::READ.with(Permission::WriteUnchanged);
+        if from == 0 {
+            nodes[0].role = JobRole::Source;
+            nodes[to].role = JobRole::Target;
+        }
+        Ok(Self {
+            tap: Arc::clone(&chain[0].tap),
+            top: Arc::clone(&chain[from].device) as _,
+            layers: images_in(&chain[from..to]),
+            base,
+            naming,
+            nodes,
+            overlay: image.map(|image| chain[image].name.clone()),
+            between: between.iter().map(|node| node.name.clone()).collect(),
+        })
+    }
+}
+
+/// What a commit holds while it runs.
+struct HeldChain {
+    writable: Turned,
+    uses: Vec<UseId>,
+    claims: Claims,
+    base: String,
+}
+
+impl HeldChain {
+    /// Gives it back, after a job that did not put the base in another node's place.
+    fn give_back(self, daemon: &Daemon) {
+        drop(self.claims);
+        daemon.note_rewritten(&self.base);
+        daemon.make_read_only(self.writable);
+        daemon.detach_all(&self.uses);
+    }
 }
 
 impl Daemon {
@@ -148,9 +245,8 @@ impl Daemon {
             let base =
                 base.map(|(depth, base)| (chain[depth].name.clone(), base, images_in(&chain[..depth])));
             let last = depth.unwrap_or(chain.len() - 1);
-            let mut nodes: Vec<_> =
-                chain[..=last].iter().map(|node| (node.name.clone(), Perms::READ)).collect();
-            nodes[0].1 = Perms::READ.with(Permission::WriteUnchanged);
+            let mut nodes = HeldNode::of_chain(&chain[..=last], 1);
+            nodes[0].needs = Perms::READ.with(Permission::WriteUnchanged);
             let has_backing = chain.len() > 1;
             let uses = request.hold(&mut graph, &nodes)?;
             Ok((image, has_backing, base, uses))
@@ -224,6 +320,23 @@ impl Daemon {
         self.close(released);
     }
 
+    /// After a commit of what `overlay` stood on, by way of the filters `between` from the top, it stands on
+    /// `base`. The filters stay where they are, as in QEMU.
+    fn relink_by_filters(&self, overlay: &str, between: &[String], base: &str) {
+        let (Some(first), Some(last)) = (between.first(), between.last()) else {
+            return self.relink(overlay, Some(base));
+        };
+        {
+            let mut graph = self.graph.lock();
+            let child = graph.children(last).next().map(|(role, _)| role);
+            if let Some(link) = child.and_then(|role| graph.link(last, role)) {
+                // Should it be refused, the filter shows the same by what was committed.
+                let _ = graph.move_filter(link, base);
+            }
+        }
+        self.relink(overlay, Some(first));
+    }
+
     /// Starts to write what lies in the chain of `device` from `top` down to above `base` into `base`.
     pub(crate) fn start_commit(
         self: &Arc<Self>,
@@ -235,55 +348,21 @@ impl Daemon {
     ) -> Reply<()> {
         let graph = self.graph.lock();
         graph.check_no_job(device)?;
-        if device == top {
-            graph.check_bitmaps_free(base)?;
-        }
-        let chain = graph.chain(device);
-        let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
-        let (from, to) = (position(top), position(base));
-        let layers = images_in(&chain[from..to]);
-        if from == 0 && chain[to - 1].is_filter() {
-            // It would be left on the base that the guest writes.
-            return Err(QmpError::generic(format!(
-                "Node '{base}' is busy: the filter '{}' is on it",
-                chain[to - 1].name
-            )));
-        }
-        if from > 0 && chain[from - 1].is_filter() {
-            return Err(QmpError::generic(format!(
-                "Node '{top}' is busy: the filter '{}' is on it",
-                chain[from - 1].name
-            )));
-        }
-        let names: Vec<_> = chain[..=to].iter().map(|node| node.name.clone()).collect();
-        // Who reads a layer that goes would see nothing sensible.
-        for pair in names[from..to].windows(2) {
-            graph.check_layer(&pair[1], &pair[0])?;
-        }
-        if from > 0 {
-            graph.check_layer(top, &names[from - 1])?;
-        }
-        graph.check_no_job(base)?;
-        let above = from.checked_sub(1).map(|above| chain[above]);
-        let (mut base_of_job, naming) = request.base(&graph, chain[to], above)?;
-        let top_device = Arc::clone(&chain[from].device);
-        let overlay = from.checked_sub(1).map(|above| names[above].clone());
-        let tap = Arc::clone(&chain[0].tap);
-        let mut nodes: Vec<_> = names.iter().map(|name| (name.clone(), Perms::READ)).collect();
-        nodes[to].1 = Perms::READ.with(Permission::WriteUnchanged);
+        let plan = CommitPlan::new(&graph, &request, device, top, base)?;
         drop(graph);
         // For the time of the job, if they were not. The overlay's header changes.
         let held = self.make_writable(base).and_then(|mut writable| {
-            let overlay = overlay.iter().try_for_each(|overlay| {
+            let overlay = plan.overlay.iter().try_for_each(|overlay| {
                 writable.and(self.make_writable(overlay)?);
                 Ok(())
             });
-            let held = overlay.and_then(|()| request.hold(&mut self.graph.lock(), &nodes)).and_then(|uses| {
-                let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&uses))?;
-                Ok((uses, claims))
-            });
+            let held =
+                overlay.and_then(|()| request.hold(&mut self.graph.lock(), &plan.nodes)).and_then(|uses| {
+                    let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&uses))?;
+                    Ok((uses, claims))
+                });
             match held {
-                Ok((uses, claims)) => Ok((writable, uses, claims)),
+                Ok((uses, claims)) => Ok(HeldChain { writable, uses, claims, base: base.to_owned() }),
                 Err(error) => {
                     self.make_read_only(writable);
                     Err(error)
@@ -291,76 +370,95 @@ impl Daemon {
             }
         });
         // A mirror has its base opened before there is a job.
-        let held = if from == 0 { held } else { self.refused_start(&request.job.id, held) };
-        let (writable, uses, claims) = held?;
+        let held = match plan.overlay {
+            None => held,
+            Some(_) => self.refused_start(&request.job.id, held),
+        }?;
         self.note_rewritten(base);
-        let written = base.to_owned();
-        let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
-            daemon.note_rewritten(&written);
-            daemon.make_read_only(writable);
-            daemon.detach_all(uses);
+        match plan.overlay.clone() {
+            None => self.start_active_commit(session, request, device, plan, held),
+            Some(overlay) => self.start_inner_commit(session, request, &overlay, plan, held),
+        }
+    }
+
+    /// Starts a commit from the top of the chain, `device`: a mirror.
+    fn start_active_commit(
+        self: &Arc<Self>,
+        session: &Session,
+        request: ChainRequest,
+        device: &str,
+        plan: CommitPlan,
+        held: HeldChain,
+    ) -> Reply<()> {
+        let policy = request.on_error;
+        let options = MirrorOptions::new()
+            .speed(request.job.speed)
+            .on_source_error(policy)
+            .on_target_error(policy)
+            .auto_finalize(request.job.auto_finalize)
+            .auto_dismiss(request.job.auto_dismiss);
+        let (tap, target) = (plan.tap, plan.base.device);
+        let job = match commit_active(&tap, Arc::clone(&target), plan.layers, options) {
+            Ok(job) => job,
+            Err(error) => {
+                held.give_back(self);
+                return Err(failed(error));
+            }
         };
-        if from == 0 {
-            let policy = request.on_error;
-            let options = MirrorOptions::new()
-                .speed(request.job.speed)
-                .on_source_error(policy)
-                .on_target_error(policy)
-                .auto_finalize(request.job.auto_finalize)
-                .auto_dismiss(request.job.auto_dismiss);
-            let target = base_of_job.device;
-            let job = match commit_active(&tap, Arc::clone(&target), layers, options) {
-                Ok(job) => job,
-                Err(error) => {
-                    give_back(self, writable, &uses);
-                    return Err(failed(error));
-                }
-            };
-            let steer = Mirror { control: job.control().clone(), target: base.to_owned() };
-            let (device, base) = (device.to_owned(), base.to_owned());
-            let at_end: AtEnd = Box::new(move |daemon| {
-                let _ = job.wait();
+        let steer = Mirror { control: job.control().clone(), target: held.base.clone() };
+        let device = device.to_owned();
+        let at_end: AtEnd = Box::new(move |daemon| {
+            let _ = job.wait();
+            if Arc::ptr_eq(&tap.device(), &target) {
+                let HeldChain { uses, claims, base, .. } = held;
                 drop(claims);
-                if Arc::ptr_eq(&tap.device(), &target) {
-                    daemon.graph.lock().pivot(&device, &base, &uses, true);
-                    daemon.detach_all(&uses);
-                    daemon.collect(&device);
-                } else {
-                    give_back(daemon, writable, &uses);
-                }
-            });
-            self.add_job(Some(session), request.job, Box::new(steer), at_end);
-            return Ok(());
-        }
+                daemon.graph.lock().pivot(&device, &base, &uses, true);
+                daemon.detach_all(&uses);
+                daemon.collect(&device);
+            } else {
+                held.give_back(daemon);
+            }
+        });
+        self.add_job(Some(session), request.job, Box::new(steer), at_end);
+        Ok(())
+    }
+
+    /// Starts a commit of images below `overlay`, which comes to stand on the base.
+    fn start_inner_commit(
+        self: &Arc<Self>,
+        session: &Session,
+        request: ChainRequest,
+        overlay: &str,
+        plan: CommitPlan,
+        held: HeldChain,
+    ) -> Reply<()> {
+        let CommitPlan { mut base, naming, top, layers, between, .. } = plan;
         if let Some(naming) = naming {
-            naming.name(&mut base_of_job);
+            naming.name(&mut base);
         }
-        let overlay = overlay.and_then(|name| self.graph.lock().get(&name)?.qcow2.clone());
-        let job = overlay
+        let image = self.graph.lock().get(overlay).and_then(|node| node.qcow2.clone());
+        let job = image
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
-            .and_then(|overlay| {
-                check_name(&overlay, &base_of_job)?;
-                CommitJob::start(overlay, top_device as _, base_of_job, layers, request.options())
-                    .map_err(failed)
+            .and_then(|image| {
+                check_name(&image, &base)?;
+                CommitJob::start(image, top, base, layers, request.options()).map_err(failed)
             });
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                give_back(self, writable, &uses);
+                held.give_back(self);
                 return Err(error);
             }
         };
         let control = job.control().clone();
-        let (overlay, base) = (names[from - 1].clone(), base.to_owned());
+        let overlay = overlay.to_owned();
         let at_end: AtEnd = Box::new(move |daemon| {
-            let done = job.wait();
-            drop(claims);
-            if done.is_ok() {
-                daemon.relink(&overlay, Some(&base));
+            if job.wait().is_ok() {
+                daemon.relink_by_filters(&overlay, &between, &held.base);
                 // It may have been too short.
-                daemon.refresh_from(&base);
+                daemon.refresh_from(&held.base);
             }
-            give_back(daemon, writable, &uses);
+            held.give_back(daemon);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())

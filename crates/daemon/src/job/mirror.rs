@@ -21,7 +21,7 @@ use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::driver::is_read_only;
-use crate::graph::{Graph, Holder, Node, Perms, UseId, WRITE, is_well_formed};
+use crate::graph::{Graph, Holder, JobRole, Node, Perms, UseId, WRITE, is_well_formed};
 
 /// A mirror that is asked for.
 #[derive(Debug)]
@@ -261,7 +261,8 @@ impl Daemon {
         if target.read_only {
             return Err(is_read_only());
         }
-        if let Some((_, u)) = graph.uses_of(&request.target).next() {
+        // A filter on it that has no users itself is none.
+        if let Some((_, u)) = graph.users_of(&request.target).first() {
             return Err(QmpError::generic(format!(
                 "Node '{}' is busy: it is in use by {}",
                 request.target, u.holder
@@ -269,10 +270,10 @@ impl Daemon {
         }
         let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
         let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
-        let holder = Holder::Job { id: request.job.id.clone(), kind: "mirror" };
+        let holder = |role| Holder::Job { id: request.job.id.clone(), kind: "mirror", role };
         let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
-        let on_source = graph.attach(&request.source, holder.clone(), Perms::READ, steady)?;
-        let on_target = match graph.attach(&request.target, holder, WRITE, Perms::NONE) {
+        let on_source = graph.attach(&request.source, holder(JobRole::Source), Perms::READ, steady)?;
+        let on_target = match graph.attach(&request.target, holder(JobRole::Target), WRITE, Perms::NONE) {
             Ok(id) => id,
             Err(error) => {
                 let released = graph.detach(on_source);

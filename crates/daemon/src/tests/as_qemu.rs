@@ -232,11 +232,4 @@ fn chains_are_streamed_and_committed_over_filters() {
     assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none());
     tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     assert_eq!(client.blocks("base"), [1, 2, 3, 4, 5]);
-
-    // Right before what a job would put in another place or on another image it is refused.
-    let mut client = filtered();
-    let text = client.refused("block-commit", json!({"job-id": "c", "device": "top", "base-node": "mid"}));
-    assert_eq!(text, "Node 'mid' is busy: the filter 'f' is on it");
-    let text = client.refused("block-commit", json!({"job-id": "c", "device": "top", "top-node": "mid"}));
-    assert_eq!(text, "Node 'mid' is busy: the filter 'f' is on it");
 }

@@ -208,20 +208,7 @@ fn headers_name_the_image_below_a_filter() {
 /// A command looked a disk up, a mirror pivoted, and the command put its node on the disk's old place in the
 /// graph: it led to the target, which could be removed, or mirrored to the node itself.
 #[test]
-fn a_disk_that_was_replaced_meanwhile_is_noticed() {
-    let mut client = Client::new();
-    client.file("source", SIZE);
-    client.file("target", SIZE);
-    let tap = client.tap_of("source");
-    client.daemon.graph.lock().check_has_tap("source", &tap).unwrap();
-    client.mirror_and_pivot("source", "target");
-    let refused = client.daemon.graph.lock().check_has_tap("source", &tap).unwrap_err();
-    assert_eq!(refused.desc, "Node 'source' has been replaced by the target of a mirror");
-}
-
-/// The same while a node is opened that looks its disk up and then has something else to read.
-#[test]
-fn a_node_is_not_opened_on_a_disk_that_was_replaced_meanwhile() {
+fn a_node_that_is_opened_during_a_pivot_stands_on_the_disk_that_it_names() {
     let mut client = Client::new();
     client.file("source", SIZE);
     client.file("target", SIZE);
@@ -229,12 +216,17 @@ fn a_node_is_not_opened_on_a_disk_that_was_replaced_meanwhile() {
     let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
     assert!(made.success());
     let options = json!({"driver": "blkdebug", "node-name": "n", "image": "source", "config": &fifo});
-    let adding = std::thread::spawn(move || client.refused("blockdev-add", options));
+    let adding = std::thread::spawn(move || {
+        client.run("blockdev-add", options);
+        client
+    });
     // Goes on when the other side is open, which is when the disk has been looked up.
     let config = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     daemon.graph.lock().pivot("source", "target", &[], false);
     drop(config);
-    assert_eq!(adding.join().unwrap(), "Node 'source' has been replaced by the target of a mirror");
+    let client = adding.join().unwrap();
+    client.tap_of("n").write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
+    assert_eq!((client.blocks("source"), client.blocks("target")), (vec![5], vec![]));
 }
 
 /// With a source that stood on less than the target the target was held first: a write to the source waited
@@ -256,24 +248,52 @@ fn a_source_is_held_before_its_target() {
 }
 
 /// A filter on a mirror's target kept the tap that the pivot threw away: what was written through it no
-/// bitmap saw.
+/// bitmap saw. Then none could be put there.
 #[test]
-fn no_filter_is_put_on_what_takes_anothers_place() {
+fn a_filter_on_what_takes_anothers_place_sees_what_bitmaps_see() {
+    let mirror = json!({"job-id": "j", "device": "top", "target": "target", "sync": "full"});
+    let commit = json!({"job-id": "j", "device": "top"});
+    for (command, arguments, target) in
+        [("blockdev-mirror", mirror, "target"), ("block-commit", commit, "base")]
+    {
+        let mut client = Client::new();
+        client.chain();
+        client.image("target.qcow2", 9, None);
+        client.add("target", "target.qcow2", Value::Null);
+        client.group();
+        client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "b"}));
+        client.filter("before", target);
+        client.run(command, arguments);
+        client.wait("BLOCK_JOB_READY");
+        client.filter("during", target);
+        client.run("job-complete", json!({"id": "j"}));
+        client.wait_for_status("null");
+        for (filter, block) in [("before", 4), ("during", 5)] {
+            client
+                .tap_of(filter)
+                .write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE)
+                .unwrap();
+        }
+        assert_eq!(client.blocks(target), [1, 2, 3, 4, 5], "{command}");
+        let bitmap = client.tap_of(target).bitmaps().into_iter().find(|bitmap| bitmap.name == "b").unwrap();
+        assert_eq!(bitmap.dirty_bytes, 2 << 16, "{command}");
+    }
+}
+
+/// What reads such a filter during the job is refused as what reads the node itself.
+#[test]
+fn users_of_a_filter_on_a_target_are_users_of_the_target() {
     let mut client = Client::new();
-    client.chain();
-    client.image("target.qcow2", 9, None);
-    client.add("target", "target.qcow2", Value::Null);
+    client.file("source", SIZE);
+    client.file("target", SIZE);
     client.group();
-    client.run("block-commit", json!({"job-id": "c", "device": "top"}));
-    client.wait("BLOCK_JOB_READY");
-    let refused = client.refused("blockdev-add", throttle("t", "base"));
-    assert_eq!(refused, "Node 'base' is busy: block device is in use by block job: commit");
-    client.run("block-job-cancel", json!({"device": "c", "force": true}));
-    client.wait_for_status("null");
-    client
-        .run("blockdev-mirror", json!({"job-id": "m", "device": "top", "target": "target", "sync": "full"}));
-    let refused = client.refused("blockdev-add", throttle("t", "target"));
-    assert_eq!(refused, "Node 'target' is busy: block device is in use by block job: mirror");
-    assert!(client.daemon.graph.lock().get("t").is_none());
-    client.filter("t", "top");
+    let mirror = json!({"job-id": "j", "device": "source", "target": "target", "sync": "full"});
+    client.run("blockdev-mirror", mirror);
+    client.filter("t", "target");
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
+    for node in ["target", "t"] {
+        let export = json!({"type": "nbd", "id": "e", "node-name": node, "name": node});
+        let said = client.refused("block-export-add", export);
+        assert!(said.starts_with("Permission conflict on node '"), "{said}");
+    }
 }
