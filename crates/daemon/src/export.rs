@@ -24,6 +24,7 @@ use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
 use crate::object::Iothread;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
+pub(crate) use bitmap::ExportedBitmaps;
 
 /// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads
 /// zeros.
@@ -38,7 +39,10 @@ fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'st
 
 /// The server and its exports.
 #[derive(Debug, Default)]
-pub(crate) struct Exports(Mutex<State>);
+pub(crate) struct Exports {
+    state: Mutex<State>,
+    pub(crate) bitmaps: ExportedBitmaps,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -72,12 +76,12 @@ pub(crate) struct NewExport<'a> {
 
 impl Exports {
     fn server(&self) -> Option<Arc<Server>> {
-        self.0.lock().server.clone()
+        self.state.lock().server.clone()
     }
 
     /// The exports in the words of `query-block-exports`.
     pub(crate) fn list(&self, daemon: &Daemon) -> Value {
-        let state = self.0.lock();
+        let state = self.state.lock();
         let graph = daemon.graph.lock();
         let mut exports: Vec<_> = state.exports.iter().collect();
         exports.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.node_use));
@@ -127,7 +131,7 @@ impl Daemon {
         let listener = listener(&socket_address(&address)?)?;
         let server = Server::new(options).map_err(failed)?;
         server.listen(listener).map_err(failed)?;
-        self.exports.0.lock().server = Some(server);
+        self.exports.state.lock().server = Some(server);
         Ok(())
     }
 
@@ -139,11 +143,11 @@ impl Daemon {
 
     /// `nbd-server-stop`: the exports go with the server.
     pub(crate) fn stop_nbd_server(&self) -> Reply<()> {
-        let Some(server) = self.exports.0.lock().server.take() else {
+        let Some(server) = self.exports.state.lock().server.take() else {
             return Err(QmpError::generic("NBD server not running"));
         };
         let stopped = server.stop().map_err(failed);
-        let entries = std::mem::take(&mut self.exports.0.lock().exports);
+        let entries = std::mem::take(&mut self.exports.state.lock().exports);
         self.forget_exports(&entries);
         stopped
     }
@@ -164,11 +168,11 @@ impl Daemon {
         if !is_well_formed(new.id) {
             return Err(QmpError::generic("Invalid block export id"));
         }
-        if self.exports.0.lock().exports.contains_key(new.id) {
+        if self.exports.state.lock().exports.contains_key(new.id) {
             return Err(QmpError::generic(format!("Block export id '{}' is already in use", new.id)));
         }
         let name = new.name.unwrap_or(new.node);
-        if self.exports.0.lock().exports.values().any(|entry| entry.name == name) {
+        if self.exports.state.lock().exports.values().any(|entry| entry.name == name) {
             return Err(QmpError::generic(format!("NBD server already has export named '{name}'")));
         }
         let iothread = match new.iothread {
@@ -210,7 +214,7 @@ impl Daemon {
                 }
                 None => Arc::clone(&tap),
             };
-            bitmap::context(&tap, bitmap, new.writable)
+            self.exports.bitmaps.add(&tap, bitmap, new.writable)
         });
         let added = contexts.collect::<Reply<Vec<_>>>().and_then(|contexts| {
             let export = contexts.into_iter().fold(export, Export::context);
@@ -221,7 +225,7 @@ impl Daemon {
             return Err(error);
         }
         let entry = Entry { name: name.to_owned(), node_use, shutting_down: false, _iothread: iothread };
-        self.exports.0.lock().exports.insert(new.id.to_owned(), entry);
+        self.exports.state.lock().exports.insert(new.id.to_owned(), entry);
         Ok(())
     }
 
@@ -230,7 +234,7 @@ impl Daemon {
     pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Deferred> {
         let server = self.exports.server();
         let name = {
-            let mut state = self.exports.0.lock();
+            let mut state = self.exports.state.lock();
             let entry = state.exports.get_mut(id);
             let entry = entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?;
             if entry.shutting_down {
@@ -252,7 +256,7 @@ impl Daemon {
                 Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(failed),
                 _ => Ok(()),
             };
-            let entry = daemon.exports.0.lock().exports.remove_entry(&id);
+            let entry = daemon.exports.state.lock().exports.remove_entry(&id);
             daemon.forget_exports(&entry.into_iter().collect());
             removed.map(|()| Value::Null)
         }))

@@ -46,14 +46,12 @@ pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
 ];
 
 static SNAPSHOT: Command =
-    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS)
-        .differs("a dirty bitmap that is exported goes with the users to the overlay");
+    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS);
 static SNAPSHOT_SYNC: Command = Command::new(
     "blockdev-snapshot-sync",
     "Makes an overlay on a node and moves the node's users to it.",
     &SNAPSHOT_SYNC_MEMBERS,
-)
-.differs("a dirty bitmap that is exported goes with the users to the overlay");
+);
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
@@ -129,12 +127,12 @@ impl Snapshot {
             daemon.close(released.unwrap_or_default());
             return Ok(());
         }
-        let (tap, device) = {
+        let (tap, of_node, device) = {
             let graph = daemon.graph.lock();
             let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) else {
                 return Ok(());
             };
-            (Arc::clone(&overlay.tap), Arc::clone(&node.device))
+            (Arc::clone(&overlay.tap), Arc::clone(&node.tap), Arc::clone(&node.device))
         };
         let mut drained = tap.drain();
         // Those of the overlay stay with it, in its length.
@@ -147,12 +145,14 @@ impl Snapshot {
             return Err(QmpError::generic(text));
         }
         device.set_read_only(self.was_read_only);
+        let exported = daemon.exports.bitmaps.suspend(&of_node);
         let (image, released) = {
             let mut graph = daemon.graph.lock();
             if let Some(node) = graph.get_mut(&self.node) {
                 node.read_only = self.was_read_only;
             }
             graph.pivot(&self.overlay, &self.node, &[], false);
+            exported.resume(&tap);
             if let Some(overlay) = graph.get(&self.overlay) {
                 overlay.tap.take_bitmaps(&of_overlay, false);
             }
@@ -291,8 +291,9 @@ impl Daemon {
         below.flush().map_err(failed)?;
         let link = BackingLink::for_overlay(Arc::clone(&below) as _);
         image.replace_backing(Some(Arc::clone(&link) as _));
-        // Bitmaps stay with the node.
+        // Bitmaps stay with the node, exported ones too.
         let of_node = Tap::new(Arc::clone(&below) as _);
+        let exported = self.exports.bitmaps.suspend(&tap);
         tap.give_bitmaps(&of_node);
         let replaced = drained.replace(above).map_err(failed).and_then(|old| {
             before().inspect_err(|_| {
@@ -302,6 +303,7 @@ impl Daemon {
         });
         if let Err(error) = replaced {
             tap.take_bitmaps(&of_node, false);
+            exported.resume(&tap);
             image.replace_backing(None);
             return Err(error);
         }
@@ -312,9 +314,11 @@ impl Daemon {
             base.read_only = true;
         }
         graph.pivot(node, overlay, &[], false);
-        if let Some(base) = graph.get(node) {
+        let of_base = graph.get(node).map_or(of_node.clone(), |base| {
             base.tap.take_bitmaps(&of_node, false);
-        }
+            Arc::clone(&base.tap)
+        });
+        exported.resume(&of_base);
         let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
         // Checked before, when the users were on the node.
         let id = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;

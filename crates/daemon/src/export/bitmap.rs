@@ -1,8 +1,12 @@
 //! A dirty bitmap as a meta context of an export: `qemu:dirty-bitmap:NAME`.
+//!
+//! The bitmap is in use while it is exported. A snapshot moves it all the same, to another tap of its node:
+//! it [suspends](ExportedBitmaps::suspend) the export's use of it for that time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use blockmirror_block::{ByteRange, Result, Visit};
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use blockmirror_mirror::{BitmapUse, Tap};
 use blockmirror_nbd::server::MetaContext;
 use blockmirror_qmp::QmpError;
@@ -13,20 +17,102 @@ use crate::Reply;
 const BATCH: usize = 1024;
 
 #[derive(Debug)]
-struct DirtyContext {
+pub(crate) struct DirtyContext {
+    /// On the wire.
     name: String,
-    bitmap: BitmapUse,
+    bitmap: String,
+    /// *Guards*: where the bitmap is. *Order*: before the tap's state. *Not under it*: I/O, the visitor.
+    place: Mutex<Place>,
+    moved: Condvar,
 }
 
-/// The bitmap `name` of `tap` as a context; it does not change while it is exported.
-pub(super) fn context(tap: &Arc<Tap>, name: &str, writable: bool) -> Reply<Arc<dyn MetaContext>> {
-    let info = tap.bitmaps().into_iter().find(|info| info.name == name);
-    let info = info.ok_or_else(|| QmpError::generic(format!("Bitmap '{name}' is not found")))?;
-    if info.enabled && !writable {
-        return Err(QmpError::generic(format!("Enabled bitmap '{name}' incompatible with readonly export")));
+/// Where an exported bitmap is.
+#[derive(Debug)]
+enum Place {
+    On {
+        tap: Arc<Tap>,
+        bitmap: BitmapUse,
+    },
+    /// On its way from one tap to another; clients wait.
+    Moving,
+    /// It did not arrive.
+    Lost,
+}
+
+/// The bitmaps that are exported.
+#[derive(Debug, Default)]
+pub(crate) struct ExportedBitmaps(Mutex<Vec<Weak<DirtyContext>>>);
+
+/// Bitmaps on their way from one tap to another.
+#[must_use = "clients wait until they are resumed"]
+pub(crate) struct SuspendedBitmaps(Vec<Arc<DirtyContext>>);
+
+impl ExportedBitmaps {
+    /// The bitmap `name` of `tap` as a context; no command changes it while it is exported.
+    pub(super) fn add(&self, tap: &Arc<Tap>, name: &str, writable: bool) -> Reply<Arc<dyn MetaContext>> {
+        let info = tap.bitmaps().into_iter().find(|info| info.name == name);
+        let info = info.ok_or_else(|| QmpError::generic(format!("Bitmap '{name}' is not found")))?;
+        if info.enabled && !writable {
+            return Err(QmpError::generic(format!(
+                "Enabled bitmap '{name}' incompatible with readonly export"
+            )));
+        }
+        let bitmap = tap.use_bitmap(name).map_err(|e| QmpError::generic(e.to_string()))?;
+        let context = Arc::new(DirtyContext {
+            name: format!("qemu:dirty-bitmap:{name}"),
+            bitmap: name.to_owned(),
+            place: Mutex::new(Place::On { tap: Arc::clone(tap), bitmap }),
+            moved: Condvar::new(),
+        });
+        let mut all = self.0.lock();
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&context));
+        Ok(context)
     }
-    let bitmap = tap.use_bitmap(name).map_err(|e| QmpError::generic(e.to_string()))?;
-    Ok(Arc::new(DirtyContext { name: format!("qemu:dirty-bitmap:{name}"), bitmap }))
+
+    /// Releases the bitmaps of `tap`, so that they can move to another one.
+    pub(crate) fn suspend(&self, tap: &Arc<Tap>) -> SuspendedBitmaps {
+        let all: Vec<_> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
+        let is_there = |context: &Arc<DirtyContext>| {
+            let mut place = context.place.lock();
+            let is_there = matches!(&*place, Place::On { tap: at, .. } if Arc::ptr_eq(at, tap));
+            if is_there {
+                *place = Place::Moving;
+            }
+            is_there
+        };
+        SuspendedBitmaps(all.into_iter().filter(is_there).collect())
+    }
+}
+
+impl SuspendedBitmaps {
+    /// They are on `tap` now.
+    pub(crate) fn resume(self, tap: &Arc<Tap>) {
+        for context in self.0 {
+            let bitmap = tap.use_bitmap(&context.bitmap);
+            *context.place.lock() = match bitmap {
+                Ok(bitmap) => Place::On { tap: Arc::clone(tap), bitmap },
+                Err(_) => Place::Lost,
+            };
+            context.moved.notify_all();
+        }
+    }
+}
+
+impl DirtyContext {
+    fn dirty_runs(&self, range: ByteRange) -> Result<Vec<ByteRange>> {
+        let mut place = self.place.lock();
+        loop {
+            match &*place {
+                Place::On { bitmap, .. } => return Ok(bitmap.dirty_runs(range, BATCH)),
+                Place::Moving => {}
+                Place::Lost => {
+                    return Err(Error::new(ErrorKind::InvalidInput, "read bitmap").because("it is gone"));
+                }
+            }
+            place = self.moved.wait(place);
+        }
+    }
 }
 
 impl MetaContext for DirtyContext {
@@ -37,7 +123,7 @@ impl MetaContext for DirtyContext {
     fn visit(&self, range: ByteRange, visit: &mut dyn FnMut(ByteRange, u32) -> Visit) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
-            let runs = self.bitmap.dirty_runs(ByteRange::new(at, range.end()), BATCH);
+            let runs = self.dirty_runs(ByteRange::new(at, range.end()))?;
             let last = runs.len() < BATCH;
             for run in runs {
                 if run.start() > at && visit(ByteRange::new(at, run.start()), 0).is_break() {
@@ -57,5 +143,46 @@ impl MetaContext for DirtyContext {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::testing::MemoryDisk;
+    use blockmirror_block::{BlockDevice, WriteFlags};
+
+    use super::*;
+
+    #[test]
+    fn clients_read_a_bitmap_wherever_it_moves() {
+        const SIZE: u64 = 1 << 20;
+        let disk = Arc::new(MemoryDisk::new(SIZE));
+        let (tap, other) = (Tap::new(Arc::clone(&disk) as _), Tap::new(disk));
+        tap.add_bitmap("b", 65536).unwrap();
+        tap.write_at(&[1; 65536], 3 << 16, WriteFlags::NONE).unwrap();
+        let bitmaps = ExportedBitmaps::default();
+        let context = bitmaps.add(&tap, "b", true).unwrap();
+        let runs = || {
+            let mut dirty = Vec::new();
+            let all = ByteRange::new(0, SIZE);
+            context.visit(all, &mut |run, value| {
+                dirty.extend((value == 1).then_some(run));
+                Visit::Continue(())
+            })?;
+            Ok::<_, Error>(dirty)
+        };
+        let expected = vec![ByteRange::at(3 << 16, 65536)];
+        assert_eq!(runs().unwrap(), expected);
+        let suspended = bitmaps.suspend(&tap);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(runs);
+            tap.give_bitmaps(&other);
+            suspended.resume(&other);
+            assert_eq!(reader.join().unwrap().unwrap(), expected);
+        });
+        assert_eq!((tap.bitmaps().len(), other.bitmaps()[0].busy), (0, true));
+        // Not where it was said to be.
+        bitmaps.suspend(&other).resume(&tap);
+        assert!(runs().is_err());
     }
 }

@@ -235,3 +235,48 @@ fn an_image_that_is_made_shows_in_bitmaps() {
     let [(_, dirty)] = &client.bitmaps("f")[..] else { panic!("one bitmap") };
     assert!(*dirty > 65536, "{dirty}");
 }
+
+/// It went with the users to the overlay, and its client read there what had never been written to the node.
+#[test]
+fn an_exported_bitmap_stays_with_its_node_at_a_snapshot() {
+    let mut client = Client::new();
+    client.chain();
+    client.image("over.qcow2", 4, None);
+    client.add("over", "over.qcow2", Value::Null);
+    for name in ["b", "c"] {
+        client.add_bitmap("top", name);
+    }
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
+    let export = json!({
+        "type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true, "bitmaps": ["b"],
+    });
+    client.run("block-export-add", export);
+    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let write = |block: u8| tap.write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE).unwrap();
+    let busy = |client: &Client, node: &str| {
+        let tap = Arc::clone(&client.daemon.graph.lock().find(node).unwrap().tap);
+        tap.bitmaps().into_iter().filter(|bitmap| bitmap.busy).map(|bitmap| bitmap.name).collect::<Vec<_>>()
+    };
+    write(4);
+    let snapshot = json!({"node": "top", "overlay": "over"});
+    let actions = json!([
+        {"type": "blockdev-snapshot", "data": snapshot},
+        {"type": "abort", "data": {}},
+    ]);
+    client.refused("transaction", json!({"actions": actions}));
+    write(5);
+    assert_eq!(client.bitmaps("top"), [bits("b", 2 << 16), bits("c", 2 << 16)]);
+    assert_eq!(busy(&client, "top"), ["b"]);
+
+    client.run("blockdev-snapshot", snapshot);
+    write(6);
+    assert_eq!(client.bitmaps("top"), [bits("b", 2 << 16), bits("c", 2 << 16)]);
+    assert_eq!((client.bitmaps("over"), busy(&client, "top")), (vec![], vec!["b".to_owned()]));
+    assert_eq!(
+        client.refused("block-dirty-bitmap-remove", json!({"node": "top", "name": "b"})),
+        "Bitmap 'b' is currently in use by another operation and cannot be used"
+    );
+    client.run("block-export-del", json!({"id": "e", "mode": "hard"}));
+    assert_eq!(busy(&client, "top"), Vec::<String>::new());
+    client.run("block-dirty-bitmap-remove", json!({"node": "top", "name": "b"}));
+}

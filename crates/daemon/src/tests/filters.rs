@@ -24,16 +24,6 @@ impl Client {
         Arc::clone(&self.daemon.graph.lock().find(name).unwrap().tap)
     }
 
-    fn mirror_and_pivot(&mut self, source: &str, target: &str) {
-        self.run(
-            "blockdev-mirror",
-            json!({"job-id": "j", "device": source, "target": target, "sync": "full"}),
-        );
-        self.wait("BLOCK_JOB_READY");
-        self.run("job-complete", json!({"id": "j"}));
-        self.wait_for_status("null");
-    }
-
     fn create_in(&mut self, node: &str) {
         let options = json!({"driver": "qcow2", "file": node, "size": SIZE});
         self.run("blockdev-create", json!({"job-id": "c", "options": options}));
