@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, workspace_root};
+use blockmirror_testing::Outcome;
+
+use crate::workspace_root;
 
 /// Name of the manifest inside the folder.
 pub const MANIFEST: &str = "MANIFEST.json";

@@ -18,16 +18,16 @@ use std::time::Duration;
 
 use blockmirror_block::{ByteRange, Visit, WriteFlags};
 use blockmirror_image::{Format, OpenOptions, ReferencePolicy};
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::report;
+use blockmirror_testing::scratch::scratch;
 use blockmirror_tests::mutate::{Mutation, mutations};
-use blockmirror_tests::qemu::Qemu;
-use blockmirror_tests::report;
-use blockmirror_tests::scratch::scratch;
 use blockmirror_tests::testdata::{Manifest, folder};
 
 /// How much of a disk is compared. Damaged headers declare disks of exabytes.
 const COMPARED: u64 = 6 << 20;
 /// A mutation that takes longer hangs.
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(60);
 /// Most memory that this process may ever have had resident.
 const MOST_RSS_KIB: u64 = 256 << 10;
 

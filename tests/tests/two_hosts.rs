@@ -13,12 +13,7 @@
     reason = "in a test a failure is the point"
 )]
 
-#[path = "common/guest.rs"]
-mod guest;
-#[path = "common/host.rs"]
-mod host;
-#[path = "common/pki.rs"]
-mod pki;
+mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,11 +22,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use blockmirror_tests::qemu::{Qemu, run};
-use blockmirror_tests::report;
-use blockmirror_tests::scratch::scratch;
-use guest::{Guest, Written};
-use host::Host;
+use crate::common::guest::{Guest, Written};
+use crate::common::host::Host;
+use blockmirror_testing::qemu::{Qemu, run};
+use blockmirror_testing::scratch::scratch;
+use blockmirror_testing::{report, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -44,12 +39,6 @@ const PAUSE: Duration = Duration::from_millis(4);
 /// What "in seconds" means on a machine that does other things as well.
 const SECONDS: Duration = Duration::from_secs(15);
 const PEER: &str = "10.77.0.2";
-
-#[test]
-#[ignore = "the process of a daemon that the tests start"]
-fn daemon_process() {
-    host::serve_if_told();
-}
 
 /// Two network namespaces with a wire between them. Gone when dropped.
 struct Wire {
@@ -140,18 +129,14 @@ impl Stage {
         let wire = match Wire::lay() {
             Ok(wire) => wire,
             Err(error) => {
-                assert!(
-                    std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
-                    "{name}: network namespaces are required: {error}"
-                );
-                report(format_args!("SKIPPED {name}: no network namespaces here: {error}"));
+                skip(name, format_args!("no network namespaces here: {error}"));
                 return None;
             }
         };
         let dir = scratch().unwrap();
         let path = |name: &str| dir.path().join(name);
-        pki::credentials(dir.path(), "peer");
-        fs::write(path("raw"), guest::fresh(DATA)).unwrap();
+        crate::common::pki::credentials(dir.path(), "peer");
+        fs::write(path("raw"), common::guest::fresh(DATA)).unwrap();
         qemu.img_in(dir.path(), ["convert", "-q", "-f", "raw", "-O", "qcow2", "raw", "source"]).unwrap();
         qemu.img_in(dir.path(), ["resize", "-q", "-f", "qcow2", "source", &DISK.to_string()]).unwrap();
         qemu.img_in(dir.path(), ["create", "-q", "-f", "qcow2", "target", &DISK.to_string()]).unwrap();
@@ -161,16 +146,16 @@ impl Stage {
         };
 
         let mut words: Vec<String> = creds("server").into();
-        words.extend(host::image("target", "qcow2", &path("target")));
+        words.extend(crate::common::host::image("target", "qcow2", &path("target")));
         words.push("--nbd-server".into());
         words.push(format!("addr.type=inet,addr.host={PEER},addr.port=10809,tls-creds=tls"));
-        words.extend(host::export("target", "target"));
+        words.extend(crate::common::host::export("target", "target"));
         let peer = Host::start(dir.path(), "peer", Some(&wire.ends[1]), &words);
 
         let mut words: Vec<String> = creds("client").into();
-        words.extend(host::image("source", "qcow2", &path("source")));
-        words.extend(host::nbd_server(dir.path(), "here"));
-        words.extend(host::export("source", "disk"));
+        words.extend(crate::common::host::image("source", "qcow2", &path("source")));
+        words.extend(crate::common::host::nbd_server(dir.path(), "here"));
+        words.extend(crate::common::host::export("source", "disk"));
         let here = Host::start(dir.path(), "here", Some(&wire.ends[0]), &words);
         let guest = Guest::start(here.open("disk"), DATA, PAUSE);
         Some(Self { guest, here, peer, wire, qemu, dir })

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use blockmirror_mirror::CopyMode;
 use blockmirror_mirror::simulate::{Devices, model_throughput};
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 use crate::Task;
 

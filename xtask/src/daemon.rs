@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 use crate::Task;
 

@@ -17,7 +17,7 @@ mod tidy;
 
 use std::process::ExitCode;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use clap::{Parser, Subcommand};
 
 /// A developer's command: its arguments, and what it does.

@@ -5,9 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::scratch::scratch;
 use blockmirror_tests::content::hash_file;
-use blockmirror_tests::scratch::scratch;
 use blockmirror_tests::testdata::{Manifest, folder};
 
 use crate::Task;

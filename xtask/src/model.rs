@@ -6,7 +6,8 @@
 use std::env;
 use std::process::{Command, ExitCode};
 
-use blockmirror_tests::{Outcome, workspace_root};
+use blockmirror_testing::Outcome;
+use blockmirror_tests::workspace_root;
 
 use crate::Task;
 

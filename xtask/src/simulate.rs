@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use blockmirror_mirror::simulate::{End, Scenario, SeedRun, Violation};
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 use crate::Task;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use blockmirror_tests::live::Stress;
 
 use crate::Task;

@@ -68,15 +68,16 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         convert = complete;
     }
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
+    let interrupt = Interrupt::watch()?;
     if args.dry_run {
-        let plan = checked.plan().map_err(|error| match error {
+        let plan = checked.plan(&|| interrupt.requested()).map_err(|error| match error {
+            ConvertError::Start(_) if interrupt.requested() => Failure::failed(error).exit(interrupt.exit()),
             ConvertError::Start(_) => Failure::failed(error),
             error => failure(args, error),
         })?;
         console.print(&report::planned(args, &plan)?)?;
         return Ok(Exit::Done);
     }
-    let interrupt = Interrupt::watch()?;
     let prepared = checked.prepare().map_err(|error| failure(args, error))?;
     announce(console, args, &prepared, &interrupt);
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {

@@ -9,20 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
 use blockmirror_image_lock::{ImageLock, LockError, Permissions};
-
-/// Whether QEMU's tools are there. Where they are required, not having them fails.
-fn have_qemu() -> bool {
-    let there =
-        Command::new("qemu-io").arg("--version").stdout(Stdio::null()).status().is_ok_and(|s| s.success());
-    if !there {
-        assert!(
-            std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none_or(|v| v != "1"),
-            "qemu-io is required and not there"
-        );
-        eprintln!("SKIPPED: no qemu-io");
-    }
-    there
-}
+use blockmirror_testing::qemu::have;
 
 fn image(dir: &Path, format: &str) -> PathBuf {
     let path = dir.join(format!("disk.{format}"));
@@ -101,7 +88,7 @@ fn our_tolerant_reader(path: &Path) -> Result<File, LockError> {
 
 #[test]
 fn while_qemu_writes_we_neither_write_nor_read() {
-    if !have_qemu() {
+    if !have("locks", &["qemu-img", "qemu-io"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -120,7 +107,7 @@ fn while_qemu_writes_we_neither_write_nor_read() {
 
 #[test]
 fn while_qemu_reads_we_read_but_do_not_write() {
-    if !have_qemu() {
+    if !have("locks", &["qemu-img", "qemu-io"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -141,7 +128,7 @@ fn while_qemu_reads_we_read_but_do_not_write() {
 
 #[test]
 fn while_we_write_qemu_neither_writes_nor_reads() {
-    if !have_qemu() {
+    if !have("locks", &["qemu-img", "qemu-io"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -159,7 +146,7 @@ fn while_we_write_qemu_neither_writes_nor_reads() {
 
 #[test]
 fn while_we_read_qemu_reads_but_does_not_write() {
-    if !have_qemu() {
+    if !have("locks", &["qemu-img", "qemu-io"]) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Decision, FileOptions, FileStorage, InPlace, LockMode, TargetOptions};
+use blockmirror_file::{Decision, FileStorage, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, ErrorKind, Storage};
 use blockmirror_file::{
-    Decision, FileId, FileOptions, FileStorage, InPlace, Leftover, NewFile, Replacement, TargetFile, TargetOptions,
-    TargetPlan,
+    Decision, FileId, FileOptions, FileStorage, InPlace, Leftover, NewFile, Replacement, TargetFile,
+    TargetOptions, TargetPlan,
 };
 use blockmirror_qcow2::Unfinished;
 use blockmirror_raw::SECTOR;

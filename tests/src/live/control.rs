@@ -11,8 +11,8 @@ use super::cut::Window;
 use super::images::Disk;
 use super::plan::{Aim, MODES, Plan, SPEEDS, Trouble};
 use super::world::World;
-use crate::Outcome;
-use crate::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::rng::Rng;
 
 /// After so long a guest that the job cannot follow is made to rest.
 const PATIENCE: Duration = Duration::from_millis(1500);

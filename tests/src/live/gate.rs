@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use blockmirror_block::sync::{Condvar, Mutex};
 
 use super::WRITERS;
-use crate::Outcome;
+use blockmirror_testing::Outcome;
 
 /// A writer that does not come back to the gate for so long is stuck.
 const STUCK: Duration = Duration::from_secs(30);

@@ -11,9 +11,9 @@ use blockmirror_qcow2::{CreateOptions, OpenOptions, Version};
 use blockmirror_raw::{Raw, RawOptions};
 
 use super::slow::SlowDisk;
-use crate::Outcome;
-use crate::qemu::Qemu;
-use crate::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::rng::Rng;
 
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

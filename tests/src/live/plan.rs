@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockmirror_mirror::{BitmapMode, CopyMode, MirrorOptions, OnError, SyncMode};
 
 use super::images::{Base, Format, Kind};
-use crate::rng::Rng;
+use blockmirror_testing::rng::Rng;
 
 /// How the job is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,10 +13,10 @@ use super::plan::{Plan, Trouble};
 use super::round::{self, End, Left};
 use super::world::World;
 use super::{WRITERS, writer};
-use crate::Outcome;
-use crate::resident::resident;
-use crate::rng::Rng;
-use crate::scratch::scratch;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::resident::resident;
+use blockmirror_testing::rng::Rng;
+use blockmirror_testing::scratch::scratch;
 
 /// The bitmap that incremental jobs start from.
 const BITMAP: &str = "since";

@@ -16,7 +16,7 @@ use super::images::Disk;
 use super::layout::Layout;
 use super::writer::Model;
 use super::{WRITERS, difference};
-use crate::Outcome;
+use blockmirror_testing::Outcome;
 
 /// Bytes read at once by the judge.
 const PIECE: u64 = 1 << 20;

@@ -10,8 +10,8 @@ use super::contended::{Kind, Note, Sight};
 use super::layout::{Layout, SECTOR};
 use super::world::World;
 use super::{difference, paint, slice_of};
-use crate::Outcome;
-use crate::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::rng::Rng;
 
 /// Operations that can be taken back at any time.
 const ALWAYS_KEPT: usize = 64;

@@ -1,7 +1,7 @@
 //! A daemon in a process of its own, perhaps in a network namespace of its own, and a monitor of it.
 //!
-//! The process is the test program itself, which its environment makes the daemon: a file that uses this has
-//! a test `daemon_process` that calls [`serve_if_told`].
+//! The process is the test program itself: the ignored test [`daemon_process`] runs the daemon that its
+//! environment names.
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 #![allow(
@@ -28,8 +28,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Holds the arguments of the daemon, as JSON.
 const OPTIONS: &str = "BLOCKMIRROR_TEST_DAEMON";
 
-/// Is the daemon, if the environment says so, until it ends; otherwise does nothing.
-pub(crate) fn serve_if_told() {
+/// Runs the daemon that the environment names until it ends.
+#[test]
+#[ignore = "the process of a daemon that the tests start"]
+fn daemon_process() {
     let Ok(given) = std::env::var(OPTIONS) else { return };
     let words: Vec<String> = serde_json::from_str(&given).unwrap();
     let all = ["blockmirror".to_owned(), "daemon".to_owned()].into_iter().chain(words);
@@ -246,7 +248,7 @@ fn spawn(
     };
     let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).unwrap();
     let mut child = command
-        .args(["--exact", "daemon_process", "--ignored", "--nocapture"])
+        .args(["--exact", "common::host::daemon_process", "--ignored", "--nocapture"])
         .env(OPTIONS, json!(all).to_string())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())

@@ -2,6 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+pub(crate) mod guest;
+pub(crate) mod host;
+pub(crate) mod nbd;
+pub(crate) mod pki;
+pub(crate) mod world;
+
 use std::ffi::{OsStr, OsString};
 
 /// What a run of our command left behind.

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::{Client, ClientOptions, NbdUri};
-pub(crate) use blockmirror_tests::qemu::have;
-use blockmirror_tests::qemu::listens;
-use blockmirror_tests::scratch::scratch;
+use blockmirror_testing::qemu::listens;
+use blockmirror_testing::scratch::scratch;
 use tempfile::TempDir;
 
 /// A server; killed when dropped.

@@ -11,8 +11,8 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_qcow2::{OpenOptions, Qcow2, Version};
-use blockmirror_tests::qemu::Qemu;
-use blockmirror_tests::scratch::scratch;
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::scratch::scratch;
 
 use crate::scenario::{Contents, Op, Start, pattern, read};
 use crate::{checker, sequences};

@@ -25,8 +25,8 @@ use std::io::Write as _;
 
 use blockmirror_block::testing::CrashPoint;
 use blockmirror_qcow2::Version;
-use blockmirror_tests::qemu::Qemu;
-use blockmirror_tests::scratch::scratch;
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::scratch::scratch;
 use scenario::{Contents, OPS, Op, Played, Start, play};
 
 /// A write goes on at every so-manieth point.

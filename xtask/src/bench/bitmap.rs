@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use serde::Serialize;
 
 use super::median;

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use serde::Serialize;
 use serde_json::Value;
 

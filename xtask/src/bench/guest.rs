@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_tests::Outcome;
-use blockmirror_tests::qemu::Qemu;
-use blockmirror_tests::scratch::scratch;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::scratch::scratch;
 use serde::Serialize;
 
 use super::fio::{Fio, Writes};

@@ -15,9 +15,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use blockmirror_tests::Outcome;
-use blockmirror_tests::qemu::Qemu;
-use blockmirror_tests::scratch::scratch;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::scratch::scratch;
 pub(crate) use measure::Measure;
 use measure::Usage;
 use scenario::{Copy, Scale};

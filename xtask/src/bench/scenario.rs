@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::qemu::Qemu;
 use blockmirror_tests::content::{self, Fill};
-use blockmirror_tests::qemu::Qemu;
 
 /// Sizes: the real ones, or just enough to tell right from wrong.
 #[derive(Clone, Copy, Debug)]

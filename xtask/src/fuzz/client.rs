@@ -17,8 +17,8 @@ use blockmirror_nbd::proto::{
     OptionReply, SimpleReply, TransmissionFlags, encode_option_reply,
 };
 use blockmirror_nbd::{ClientOptions, NbdUri};
-use blockmirror_tests::Outcome;
-use blockmirror_tests::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::rng::Rng;
 use tempfile::TempDir;
 
 use super::spoil::spoil;
@@ -49,7 +49,7 @@ struct Server {
 
 impl Spoken {
     pub(super) fn new(threads: usize) -> Outcome<Self> {
-        let dir = blockmirror_tests::scratch::scratch()?;
+        let dir = blockmirror_testing::scratch::scratch()?;
         let mut free = Vec::new();
         for n in 0..threads.max(1) {
             let path = dir.path().join(n.to_string());

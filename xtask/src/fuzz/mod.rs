@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use blockmirror_tests::Outcome;
-use blockmirror_tests::resident::resident;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::resident::resident;
 use clap::ValueEnum;
 
 use crate::Task;

@@ -8,8 +8,8 @@ use std::thread;
 
 use blockmirror_daemon::Daemon;
 use blockmirror_qmp::Connection;
-use blockmirror_tests::Outcome;
-use blockmirror_tests::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::rng::Rng;
 use serde_json::{Value, json};
 
 use super::spoil::spoil_one;

@@ -14,8 +14,8 @@ use blockmirror_nbd::proto::{
     Request, encode_option,
 };
 use blockmirror_nbd::server::{Export, Server, ServerOptions};
-use blockmirror_tests::Outcome;
-use blockmirror_tests::rng::Rng;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::rng::Rng;
 
 use super::spoil::spoil;
 use super::{HANG, Heard, Listener};

@@ -12,8 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use blockmirror_testing::{Outcome, qemu, scratch};
+use blockmirror_tests::content;
 use blockmirror_tests::testdata::{Entry, MANIFEST, Manifest, Stored, folder};
-use blockmirror_tests::{Outcome, content, qemu, scratch};
 use recipes::{Recipe, STAMPS, STAMPS_LEN};
 
 use crate::Task;

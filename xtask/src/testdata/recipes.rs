@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use blockmirror_tests::{Outcome, qemu};
+use blockmirror_testing::{Outcome, qemu};
 
 /// The file that guest data is cut from.
 pub(super) const STAMPS: &str = "stamps.bin";

@@ -10,7 +10,8 @@ mod sources;
 use std::path::Path;
 use std::process::ExitCode;
 
-use blockmirror_tests::{Outcome, workspace_root};
+use blockmirror_testing::Outcome;
+use blockmirror_tests::workspace_root;
 
 use crate::Task;
 

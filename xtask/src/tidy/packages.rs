@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use serde::Deserialize;
 
 use super::map::Map;

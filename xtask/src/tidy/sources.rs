@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 /// Most lines of a file that are not tests. Half of it is already a lot.
 const MOST_LINES: usize = 800;

@@ -6,17 +6,22 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use blockmirror_testing::qemu::have;
+
 /// What a command prints; `None`, visibly, if it cannot be done here.
 pub(super) fn system(program: &str, args: &[&Path]) -> Option<String> {
     let said = Command::new(program).args(args).output();
     match said {
         Ok(said) if said.status.success() => Some(String::from_utf8(said.stdout).unwrap()),
         Ok(said) => {
-            eprintln!("SKIPPED: {program}: {}", String::from_utf8_lossy(&said.stderr).trim());
+            blockmirror_testing::skip_unsupported(format_args!(
+                "{program}: {}",
+                String::from_utf8_lossy(&said.stderr).trim()
+            ));
             None
         }
         Err(error) => {
-            eprintln!("SKIPPED: {program}: {error}");
+            blockmirror_testing::skip_unsupported(format_args!("{program}: {error}"));
             None
         }
     }
@@ -75,11 +80,9 @@ impl Drop for Mount {
 /// Asks `qemu-img check` about an image, which is to have neither damage nor leaks. Says so where it is not
 /// installed.
 pub(super) fn qemu_check(path: &Path, what: &str) {
-    match Command::new("qemu-img").args(["check", "-q", "-U", "-f", "qcow2"]).arg(path).output() {
-        Ok(said) => assert!(said.status.success(), "{what}: qemu-img check: {said:?}"),
-        Err(error) => {
-            assert!(std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_none(), "qemu-img: {error}");
-            eprintln!("SKIPPED: qemu-img is not installed");
-        }
+    if have(what, &["qemu-img"]) {
+        let said =
+            Command::new("qemu-img").args(["check", "-q", "-U", "-f", "qcow2"]).arg(path).output().unwrap();
+        assert!(said.status.success(), "{what}: qemu-img check: {said:?}");
     }
 }

@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blockmirror_block::Visit;
 use blockmirror_image::{
     CreateSettings, CreateSpec, Decision, Format, Image, InPlace, OpenOptions, Preallocation, PreparedImage,
     Target, directory_of, is_uri, join_name,
 };
-use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan};
+use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
 use super::{Convert, ConvertError, ConvertSource, PreparedConvert};
 
@@ -180,16 +181,19 @@ impl Convert {
 }
 
 impl CheckedConvert {
-    /// A dry run: what would be copied. An existing target is opened for reading.
+    /// A dry run: what would be copied. An existing target is opened for reading. Takes as long as the
+    /// source's extents do, hours on a hostile image, unless `stop` returns true.
     ///
     /// # Errors
-    /// What the steps that follow would refuse, as far as it can be seen without writing.
-    pub fn plan(&self) -> Result<Plan, ConvertError> {
+    /// What the steps that follow would refuse, as far as it can be seen without writing;
+    /// [`Error::Cancelled`](blockmirror_mirror::Error::Cancelled) in [`ConvertError::Start`] if `stop` did.
+    pub fn plan(&self, stop: &dyn Fn() -> bool) -> Result<Plan, ConvertError> {
+        let mut go_on = |_| if stop() { Visit::Break(()) } else { Visit::Continue(()) };
         let device = &**self.source.device();
         let planned = match &self.kind {
             TargetKind::Existing => {
                 let image = self.open_existing(false)?;
-                plan(device, PlanTarget::Existing(&**image.device()), &self.mirror)
+                plan_until(device, PlanTarget::Existing(&**image.device()), &self.mirror, &mut go_on)
             }
             TargetKind::New { spec, backing } => {
                 spec.check_files(&self.target)?;
@@ -211,7 +215,7 @@ impl CheckedConvert {
                         backing: backing.as_ref().map(|image| &**image.device()),
                     },
                 };
-                plan(device, target, &self.mirror)
+                plan_until(device, target, &self.mirror, &mut go_on)
             }
         };
         planned.map_err(ConvertError::Start)

@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_tests::Outcome;
-use blockmirror_tests::qemu::Qemu;
+use blockmirror_testing::Outcome;
+use blockmirror_testing::qemu::Qemu;
 use serde_json::{Value, json};
 
 use super::guest::Writer;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 use blockmirror_tests::content::noise;
 
 /// Bytes of one write.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, WriteFlags};
 use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions};
 use blockmirror_mirror::{JobState, MirrorJob, MirrorOptions, Tap};
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 use super::guest::Writer;
 use super::{ALL_MODES, Ask, Mode, State, Subject};

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use blockmirror_tests::Outcome;
+use blockmirror_testing::Outcome;
 
 use super::guest::Writer;
 

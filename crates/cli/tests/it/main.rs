@@ -1,0 +1,9 @@
+//! The integration tests of this crate, in one program.
+
+mod common;
+mod copy;
+mod ctl_watch;
+mod process;
+mod qemu;
+mod resize;
+mod transcripts;

@@ -1,0 +1,166 @@
+//! `info`, `map` and `compare` print what `qemu-img` prints, to the byte, on images that `qemu-img` made.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+
+use crate::common::{Place, have_qemu};
+use serde_json::Value;
+
+/// Images of many kinds, by name.
+fn images(place: &Place) -> Vec<String> {
+    let mut names = Vec::new();
+    for compat in ["0.10", "1.1"] {
+        for cluster in ["512", "4k", "64k", "2M"] {
+            let name = format!("plain-{compat}-{cluster}");
+            place.img(&format!("create -q -f qcow2 -o compat={compat},cluster_size={cluster} @{name} 20M"));
+            place.io(&name, &["write -P 1 0 300k", "write -P 2 5M 64k", "write -z 9M 3M", "discard 0 64k"]);
+            names.push(name);
+        }
+    }
+    for (name, options) in [
+        ("subclusters", "extended_l2=on,cluster_size=64k"),
+        ("refcounts", "refcount_bits=1,lazy_refcounts=on"),
+        ("wide", "refcount_bits=64,compression_type=zstd"),
+    ] {
+        place.img(&format!("create -q -f qcow2 -o {options} @{name} 20M"));
+        place.io(name, &["write -P 1 4k 12k", "write -z 128k 64k", "write -P 3 19M 1M"]);
+        names.push(name.to_owned());
+    }
+    place.img("create -q -f qcow2 -b plain-1.1-64k -F qcow2 @middle 30M");
+    place.io("middle", &["write -P 4 2M 1M", "write -z 5M 4k", "write -P 5 25M 64k"]);
+    place.img("create -q -f qcow2 -b middle -F qcow2 -o cluster_size=4k @top");
+    place.io("top", &["write -P 6 100k 8k", "write -z 2M 128k"]);
+    place.img("create -q -f raw @raw 20M");
+    place.io("raw", &["write -P 1 1M 64k", "write -P 1 19M 1M"]);
+    place.img("convert -O qcow2 -c @plain-1.1-4k @compressed");
+    place.img(&format!(
+        "create -q -f qcow2 -o data_file={},data_file_raw=on @external 4M",
+        place.path("data").display()
+    ));
+    place.io("external", &["write -P 1 64k 64k", "write -z 256k 64k", "discard 512k 64k"]);
+    place.img("create -q -f qcow2 @snapshots 4M");
+    place.io("snapshots", &["write -P 1 0 1M"]);
+    place.img("snapshot -c one @snapshots");
+    place.io("snapshots", &["write -P 2 0 64k"]);
+    place.img("snapshot -c two @snapshots");
+    place.img("create -q -f qcow2 @bitmaps 4M");
+    place.img("bitmap --add -g 32k @bitmaps first");
+    place.img("bitmap --add --disable @bitmaps second");
+    for name in ["middle", "top", "raw", "compressed", "external", "snapshots", "bitmaps"] {
+        names.push(name.to_owned());
+    }
+    // What a mapped cluster lacks in its file QEMU calls data (but in preallocated images), ours zero.
+    for name in names.iter().map(String::as_str).filter(|name| *name != "raw").chain(["data"]) {
+        let bytes = fs::read(place.path(name)).unwrap();
+        fs::write(place.path("solid"), bytes).unwrap();
+        fs::rename(place.path("solid"), place.path(name)).unwrap();
+    }
+    names
+}
+
+fn present_rows(map: &str) -> Vec<Value> {
+    let rows: Vec<Value> = serde_json::from_str(map).unwrap();
+    rows.into_iter().filter(|row| row["present"] == true).collect()
+}
+
+#[test]
+fn info_and_map_print_what_qemu_img_prints() {
+    if !have_qemu("info_and_map_print_what_qemu_img_prints") {
+        return;
+    }
+    let place = Place::new();
+    for name in images(&place) {
+        for line in ["info", "info --output=json", "info --backing-chain", "map --output=json", "map"] {
+            let line = format!("{line} @{name}");
+            let (ours, theirs) = (place.ours(&line), place.theirs("qemu-img", &line));
+            assert_eq!(ours.code, theirs.code, "{line}: {ours:?} {theirs:?}");
+            // Of what no layer holds, QEMU still says which place a subcluster would have.
+            if name == "subclusters" && line.starts_with("map --output=json") {
+                assert_eq!(present_rows(&ours.out), present_rows(&theirs.out), "{line}");
+                continue;
+            }
+            assert_eq!(ours.out, theirs.out, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_part_of_a_map_is_clipped_as_qemu_img_clips_it() {
+    if !have_qemu("a_part_of_a_map_is_clipped_as_qemu_img_clips_it") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @disk 20M");
+    place.io("disk", &["write 1M 1M"]);
+    for part in ["-s 512 -l 1M", "-s 1M -l 64k", "-s 19M", "-s 1500k -l 100M"] {
+        let line = format!("map --output=json {part} @disk");
+        assert_eq!(place.ours_ok(&line), place.img(&line), "{part}");
+    }
+}
+
+#[test]
+fn compare_finds_what_qemu_img_finds() {
+    if !have_qemu("compare_finds_what_qemu_img_finds") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @a 4M");
+    place.io("a", &["write -P 1 1M 64k"]);
+    place.img("convert -O raw @a @same.raw");
+    for (name, size, commands) in [
+        ("longer", "6M", vec!["write -P 1 1M 64k"]),
+        ("tail", "6M", vec!["write -P 1 1M 64k", "write -P 1 5M 512"]),
+        ("longer-other", "6M", vec!["write -P 1 1M 32k", "write -P 1 5M 512"]),
+        ("other", "4M", vec!["write -P 1 1M 64k", "write -P 2 1090k 1k"]),
+        ("zero", "4M", vec!["write -P 1 1M 64k", "write -z 2M 64k"]),
+        ("shorter", "1M", vec!["write -P 0 0 4k"]),
+    ] {
+        place.img(&format!("create -q -f qcow2 @{name} {size}"));
+        place.io(name, &commands);
+    }
+    for other in ["a", "same.raw", "longer", "tail", "longer-other", "other", "zero", "shorter"] {
+        for options in ["", "-s ", "-q "] {
+            for line in
+                [format!("compare {options}-U @a @{other}"), format!("compare {options}-U @{other} @a")]
+            {
+                let (ours, theirs) = (place.ours(&line), place.theirs("qemu-img", &line));
+                assert_eq!(ours.code, theirs.code, "{line}: {ours:?} {theirs:?}");
+                // QEMU takes it for a difference, too, that a run ends at the end of one disk and not of the
+                // other.
+                if !theirs.out.contains("status mismatch") {
+                    assert_eq!(ours.out, theirs.out, "{line}");
+                }
+            }
+        }
+    }
+    assert_eq!(place.ours("compare @a @nothing").code, 2);
+    assert_eq!(place.theirs("qemu-img", "compare @a @nothing").code, 2);
+}
+
+#[test]
+fn create_makes_what_qemu_img_makes() {
+    if !have_qemu("create_makes_what_qemu_img_makes") {
+        return;
+    }
+    let place = Place::new();
+    for options in [
+        "compat=0.10",
+        "cluster_size=512,refcount_bits=1",
+        "cluster_size=2M,lazy_refcounts=on",
+        "extended_l2=on,compression_type=zstd",
+        "preallocation=metadata",
+        "preallocation=falloc",
+        "preallocation=full,cluster_size=4k",
+    ] {
+        place.img(&format!("create -q -f qcow2 -o {options} @theirs 5M"));
+        place.ours_ok(&format!("create -q -f qcow2 -o {options} @ours 5M"));
+        place.img("check @ours");
+        let specific = |name: &str| {
+            let text = place.img(&format!("info --output=json @{name}"));
+            let info: Value = serde_json::from_str(&text).unwrap();
+            (info["format-specific"].clone(), info["virtual-size"].clone(), info["cluster-size"].clone())
+        };
+        assert_eq!(specific("ours"), specific("theirs"), "{options}");
+    }
+}

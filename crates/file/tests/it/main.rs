@@ -1,0 +1,7 @@
+//! The integration tests of this crate, in one program.
+
+mod block_device;
+mod files;
+mod model;
+mod new_file;
+mod set_writable;

@@ -1,0 +1,8 @@
+//! The integration tests of this crate, in one program.
+
+mod bitmaps;
+mod drain;
+mod group;
+mod job;
+mod known_bugs;
+mod tap;

@@ -1,0 +1,12 @@
+//! The integration tests of this crate, in one program.
+
+mod client_lies;
+mod client_reconnect;
+mod client_server;
+#[path = "../common/mod.rs"]
+mod common;
+mod fake;
+mod server_handshake;
+mod server_life;
+mod server_requests;
+mod server_tls;

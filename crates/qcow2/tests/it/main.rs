@@ -1,0 +1,17 @@
+//! The integration tests of this crate, in one program.
+
+mod backing;
+mod common;
+mod compressed;
+mod copy_up;
+mod create;
+mod fault;
+mod header;
+mod hostile;
+mod model;
+mod overwrite;
+mod qemu;
+mod regressions;
+mod resize;
+mod stress;
+mod tables;

@@ -1,0 +1,42 @@
+//! What the tests of all crates share: QEMU's tools as the oracle, visible skips, scratch directories in
+//! memory, reproducible random numbers, child processes with the signal dispositions of a terminal.
+//!
+//! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
+//! them cannot hide in the oracle.
+
+pub mod process;
+pub mod qemu;
+pub mod resident;
+pub mod rng;
+pub mod scratch;
+mod wait;
+
+use std::error::Error;
+use std::fmt;
+use std::io::Write as _;
+
+pub use wait::eventually;
+
+/// The result of a helper; the message names the file or the command.
+pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Prints a line past the test runner's capture, which takes what `eprintln!` prints.
+pub fn report(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Reports that `test` is skipped because of `why`.
+///
+/// # Panics
+/// If `BLOCKMIRROR_REQUIRE_QEMU` is `1`: then nothing may be skipped.
+pub fn skip(test: &str, why: fmt::Arguments<'_>) {
+    let required = std::env::var_os("BLOCKMIRROR_REQUIRE_QEMU").is_some_and(|value| value == "1");
+    assert!(!required, "{test}: skipped, although BLOCKMIRROR_REQUIRE_QEMU=1: {why}");
+    report(format_args!("SKIPPED {test}: {why}"));
+}
+
+/// Reports that a part of a test is skipped because the machine does not support it: loop devices, mounts,
+/// other users, a file system's feature. Unlike [`skip`] it is never refused: no package adds these.
+pub fn skip_unsupported(why: fmt::Arguments<'_>) {
+    report(format_args!("SKIPPED: {why}"));
+}
