@@ -154,7 +154,7 @@ impl ImageContext {
 
     /// Checks that a table offset taken from the image is cluster aligned.
     pub(crate) fn check_table(&self, what: &'static str, at: HostOffset, index: u64) -> Result<()> {
-        if self.cluster().within(at.0) == 0 {
+        if self.cluster().within(at) == 0 {
             return Ok(());
         }
         Err(self.corrupt(

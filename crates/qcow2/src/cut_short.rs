@@ -14,6 +14,7 @@ use crate::format::refcount::RefcountWidth;
 use crate::image::{OpenOptions, Qcow2};
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 use crate::meta::Mapping;
+use crate::offset::GuestOffset;
 
 /// Runs of the mapping that are looked at in one go.
 const BATCH: usize = 1024;
@@ -161,7 +162,7 @@ impl Qcow2 {
                 ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(ctx.size()));
             let (runs, lies_at) = {
                 let mut meta = self.meta.lock();
-                let entry = meta.l1_entry(ctx, ctx.cluster().index(at));
+                let entry = meta.l1_entry(ctx, ctx.cluster().index(GuestOffset(at)));
                 (meta.runs(ctx, table, BATCH), entry.ok().and_then(|(_, entry)| entry.table()))
             };
             left -= 1;

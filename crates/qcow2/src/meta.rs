@@ -14,7 +14,7 @@ use crate::cache::SliceCache;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
-use crate::offset::HostOffset;
+use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 use crate::refcounts::Refcounts;
 use crate::verify::PASS_CREDIT;
 
@@ -66,7 +66,7 @@ pub(crate) struct Meta {
     /// Present in a writable image.
     pub(crate) refcounts: Option<Refcounts>,
     /// The pass over the L2 tables has come to this guest cluster ([`crate::verify`]).
-    pub(crate) verified_to: u64,
+    pub(crate) verified_to: GuestCluster,
     /// What the pass may still cost.
     pub(crate) pass_credit: i64,
     /// Why nothing is written any more, once a metadata write or a flush has failed.
@@ -86,7 +86,7 @@ impl Meta {
             l1_dirty: DirtySectors::default(),
             l2,
             refcounts,
-            verified_to: 0,
+            verified_to: GuestCluster(0),
             pass_credit: PASS_CREDIT,
             poisoned: None,
         }
@@ -136,10 +136,10 @@ impl Meta {
     }
 
     /// The L1 entry for guest cluster `cluster`.
-    pub(crate) fn l1_entry(&self, ctx: &ImageContext, cluster: u64) -> Result<(usize, L1Entry)> {
-        let index = cluster / ctx.l2_entries();
+    pub(crate) fn l1_entry(&self, ctx: &ImageContext, cluster: GuestCluster) -> Result<(usize, L1Entry)> {
+        let index = cluster.0 / ctx.l2_entries();
         usize::try_from(index).ok().and_then(|i| Some((i, *self.l1.get(i)?))).ok_or_else(|| {
-            ctx.corrupt("map", ctx.cluster().start(cluster), "the L1 table is too short for the disk")
+            ctx.corrupt("map", ctx.cluster().start(cluster).0, "the L1 table is too short for the disk")
         })
     }
 
@@ -151,9 +151,14 @@ impl Meta {
 
     /// Where the slice with the entry of `cluster` lies in `table`, and the byte offset of the entry inside
     /// the slice.
-    pub(crate) fn locate(&self, ctx: &ImageContext, table: HostOffset, cluster: u64) -> (HostOffset, usize) {
+    pub(crate) fn locate(
+        &self,
+        ctx: &ImageContext,
+        table: HostOffset,
+        cluster: GuestCluster,
+    ) -> (HostOffset, usize) {
         let slice_size = self.l2.slice_size() as u64;
-        let at = (cluster % ctx.l2_entries()) * ctx.format.entry_size();
+        let at = (cluster.0 % ctx.l2_entries()) * ctx.format.entry_size();
         // The remainder is below the slice size.
         (table.plus(at - at % slice_size), (at % slice_size) as usize)
     }
@@ -168,7 +173,7 @@ impl Meta {
     }
 
     /// The entry of one guest cluster.
-    pub(crate) fn entry(&mut self, ctx: &ImageContext, cluster: u64) -> Result<Entry> {
+    pub(crate) fn entry(&mut self, ctx: &ImageContext, cluster: GuestCluster) -> Result<Entry> {
         let (index, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else { return Ok(Entry::UNALLOCATED) };
         ctx.check_table("read L1 table", table, index as u64)?;
@@ -178,12 +183,17 @@ impl Meta {
     }
 
     /// Changes the entry of one guest cluster, whose L2 table exists.
-    pub(crate) fn set_entry(&mut self, ctx: &ImageContext, cluster: u64, entry: PlainEntry) -> Result<()> {
+    pub(crate) fn set_entry(
+        &mut self,
+        ctx: &ImageContext,
+        cluster: GuestCluster,
+        entry: PlainEntry,
+    ) -> Result<()> {
         let (_, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else {
             return Err(ctx.corrupt(
                 "write L2 entry",
-                ctx.cluster().start(cluster),
+                ctx.cluster().start(cluster).0,
                 "the L2 table is missing",
             ));
         };
@@ -235,7 +245,7 @@ impl Meta {
         let table_bytes = ctx.l2_entries() << cluster_size.bits();
         let mut at = range.start();
         while at < range.end() {
-            let mut cluster = cluster_size.index(at);
+            let mut cluster = cluster_size.index(GuestOffset(at));
             let (index, l1) = self.l1_entry(ctx, cluster)?;
             let Some(table) = l1.table() else {
                 let hole =
@@ -253,12 +263,12 @@ impl Meta {
             let step = ctx.format.entry_size() as usize;
             while in_slice < data.len() && at < range.end() {
                 let entry = decode_at(ctx, data, in_slice, cluster, slice)?;
-                let part = ByteRange::new(at, cluster_size.start(cluster + 1).min(range.end()));
+                let part = ByteRange::new(at, cluster_size.start(cluster.plus(1)).0.min(range.end()));
                 if visit_cluster(ctx, entry, part, visit).is_break() {
                     return Ok(());
                 }
                 at = part.end();
-                cluster += 1;
+                cluster = cluster.plus(1);
                 in_slice += step;
             }
         }
@@ -267,15 +277,15 @@ impl Meta {
 }
 
 /// The host clusters that an entry holds a reference to.
-pub(crate) fn references(ctx: &ImageContext, entry: &Entry) -> Range<u64> {
+pub(crate) fn references(ctx: &ImageContext, entry: &Entry) -> Range<HostCluster> {
     let cluster = ctx.cluster();
     match entry {
-        Entry::Compressed(run) => cluster.index(run.offset.0)..cluster.count(run.offset.0 + run.len),
+        Entry::Compressed(run) => cluster.touched(run.offset, run.len),
         Entry::Plain(PlainEntry { host: Some(host), .. }) if !ctx.format.external_data => {
-            let index = cluster.index(host.0);
-            index..index + 1
+            let index = cluster.index(*host);
+            index..index.plus(1)
         }
-        Entry::Plain(_) => 0..0,
+        Entry::Plain(_) => Range::default(),
     }
 }
 
@@ -284,7 +294,7 @@ pub(crate) fn decode_at(
     ctx: &ImageContext,
     data: &[u8],
     at: usize,
-    cluster: u64,
+    cluster: GuestCluster,
     slice: HostOffset,
 ) -> Result<Entry> {
     let word0 = BigEndian::read_u64(&data[at..]);
@@ -293,7 +303,7 @@ pub(crate) fn decode_at(
         Error::new(ErrorKind::Corrupt, "read L2 entry")
             .in_file(ctx.name.clone())
             .at(slice.0 + at as u64)
-            .because(format!("guest cluster {cluster}: {error}"))
+            .because(format!("guest cluster {}: {error}", cluster.0))
             .caused_by(error)
     })
 }
@@ -309,7 +319,7 @@ fn visit_cluster(
         Entry::Compressed(run) => return visit(MapRun { range: part, mapping: Mapping::Compressed(run) }),
         Entry::Plain(plain) => plain,
     };
-    let start = ctx.cluster().floor(part.start());
+    let start = part.start() - ctx.cluster().within(GuestOffset(part.start()));
     let size = ctx.format.subcluster_size();
     let mut at = part.start();
     while at < part.end() {

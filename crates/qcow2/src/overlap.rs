@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use blockmirror_block::{ByteRange, Result};
+use blockmirror_block::Result;
 
 use crate::context::ImageContext;
 use crate::format::entry::L1Entry;
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, HostCluster, HostOffset};
 
 /// The operation that [`MetadataMap::check_write`] refuses; who meets it marks the image corrupt.
 pub(crate) const WRITE_OVER_METADATA: &str = "write over metadata";
@@ -23,16 +23,16 @@ pub(crate) struct MetadataMap {
 
 impl MetadataMap {
     /// Adds a cluster; false if it was there already.
-    pub(crate) fn insert(&mut self, cluster: u64) -> bool {
-        let word = self.words.entry(cluster / 64).or_default();
-        let bit = 1 << (cluster % 64);
+    pub(crate) fn insert(&mut self, cluster: HostCluster) -> bool {
+        let word = self.words.entry(cluster.0 / 64).or_default();
+        let bit = 1 << (cluster.0 % 64);
         let new = *word & bit == 0;
         *word |= bit;
         new
     }
 
     /// Removes a cluster.
-    pub(crate) fn remove(&mut self, cluster: u64) {
+    pub(crate) fn remove(&mut self, HostCluster(cluster): HostCluster) {
         if let Some(word) = self.words.get_mut(&(cluster / 64)) {
             *word &= !(1 << (cluster % 64));
             if *word == 0 {
@@ -42,12 +42,12 @@ impl MetadataMap {
     }
 
     /// Whether the cluster holds metadata.
-    pub(crate) fn contains(&self, cluster: u64) -> bool {
+    pub(crate) fn contains(&self, HostCluster(cluster): HostCluster) -> bool {
         self.words.get(&(cluster / 64)).is_some_and(|word| word & (1 << (cluster % 64)) != 0)
     }
 
     /// The first cluster from `cluster` on that holds no metadata.
-    pub(crate) fn next_absent(&self, mut cluster: u64) -> u64 {
+    pub(crate) fn next_absent(&self, HostCluster(mut cluster): HostCluster) -> HostCluster {
         while let Some(word) = self.words.get(&(cluster / 64)) {
             let rest = (word >> (cluster % 64)).trailing_ones();
             cluster += u64::from(rest);
@@ -56,35 +56,41 @@ impl MetadataMap {
                 break;
             }
         }
-        cluster
+        HostCluster(cluster)
     }
 
     /// The last cluster of `range` that holds metadata.
-    pub(crate) fn last_in(&self, range: Range<u64>) -> Option<u64> {
-        let mut end = range.end;
-        while end > range.start {
+    pub(crate) fn last_in(&self, range: Range<HostCluster>) -> Option<HostCluster> {
+        let (start, mut end) = (range.start.0, range.end.0);
+        while end > start {
             let last = end - 1;
             let word = self.words.get(&(last / 64)).copied().unwrap_or_default();
             // Those up to `last`.
             let below = word << (63 - last % 64);
             if below != 0 {
                 let found = last - u64::from(below.leading_zeros());
-                return (found >= range.start).then_some(found);
+                return (found >= start).then_some(HostCluster(found));
             }
             end = last / 64 * 64;
         }
         None
     }
 
-    /// Adds every cluster of `range`, refusing one that is there already: two tables in one cluster would
+    /// Adds every cluster of `len` bytes at `at`, refusing one that is there already: two tables in one cluster would
     /// overwrite each other.
-    pub(crate) fn claim(&mut self, ctx: &ImageContext, what: &'static str, range: ByteRange) -> Result<()> {
+    pub(crate) fn claim(
+        &mut self,
+        ctx: &ImageContext,
+        what: &'static str,
+        at: HostOffset,
+        len: u64,
+    ) -> Result<()> {
         let cluster = ctx.cluster();
-        for index in cluster.index(range.start())..cluster.count(range.end()) {
+        for index in cluster.touched(at, len).each() {
             if !self.insert(index) {
                 return Err(ctx.corrupt(
                     "open for writing",
-                    cluster.start(index),
+                    cluster.start(index).0,
                     format!("{what} overlaps other metadata"),
                 ));
             }
@@ -97,14 +103,14 @@ impl MetadataMap {
         for (index, table) in l1.iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))) {
             // usize to u64 is exact here.
             ctx.check_table("read L1 table", table, index as u64)?;
-            self.claim(ctx, "an L2 table", ByteRange::at(table.0, ctx.cluster().bytes()))?;
+            self.claim(ctx, "an L2 table", table, ctx.cluster().bytes())?;
         }
         Ok(())
     }
 
     /// Refuses a guest write to a host cluster that holds metadata.
     pub(crate) fn check_write(&self, ctx: &ImageContext, host: HostOffset) -> Result<()> {
-        if !self.contains(ctx.cluster().index(host.0)) {
+        if !self.contains(ctx.cluster().index(host)) {
             return Ok(());
         }
         Err(ctx.corrupt(
@@ -119,35 +125,39 @@ impl MetadataMap {
 mod tests {
     use super::*;
 
+    fn at(cluster: u64) -> HostCluster {
+        HostCluster(cluster)
+    }
+
     #[test]
     fn clusters_come_and_go() {
         let mut map = MetadataMap::default();
-        assert!(map.insert(63) && map.insert(64) && !map.insert(64));
-        assert!(map.contains(63) && map.contains(64) && !map.contains(65));
-        map.remove(64);
-        assert!(!map.contains(64) && map.contains(63));
-        map.remove(1 << 40);
+        assert!(map.insert(at(63)) && map.insert(at(64)) && !map.insert(at(64)));
+        assert!(map.contains(at(63)) && map.contains(at(64)) && !map.contains(at(65)));
+        map.remove(at(64));
+        assert!(!map.contains(at(64)) && map.contains(at(63)));
+        map.remove(at(1 << 40));
     }
 
     #[test]
     fn the_next_cluster_without_metadata_is_found_over_words() {
         let mut map = MetadataMap::default();
-        assert_eq!(map.next_absent(5), 5);
-        (60..200).for_each(|cluster| assert!(map.insert(cluster)));
-        map.remove(130);
+        assert_eq!(map.next_absent(at(5)), at(5));
+        (60..200).for_each(|cluster| assert!(map.insert(at(cluster))));
+        map.remove(at(130));
         for (from, next) in
             [(0, 0), (59, 59), (60, 130), (64, 130), (127, 130), (131, 200), (192, 200), (200, 200)]
         {
-            assert_eq!(map.next_absent(from), next, "from {from}");
+            assert_eq!(map.next_absent(at(from)), at(next), "from {from}");
         }
-        (200..256).for_each(|cluster| assert!(map.insert(cluster)));
-        assert_eq!(map.next_absent(150), 256);
+        (200..256).for_each(|cluster| assert!(map.insert(at(cluster))));
+        assert_eq!(map.next_absent(at(150)), at(256));
     }
 
     #[test]
     fn the_last_cluster_with_metadata_is_found_over_words() {
         let mut map = MetadataMap::default();
-        [3, 63, 130].into_iter().for_each(|cluster| assert!(map.insert(cluster)));
+        [3, 63, 130].into_iter().for_each(|cluster| assert!(map.insert(at(cluster))));
         for (range, last) in [
             (0..3, None),
             (0..4, Some(3)),
@@ -159,7 +169,7 @@ mod tests {
             (131..1000, None),
             (5..5, None),
         ] {
-            assert_eq!(map.last_in(range.clone()), last, "{range:?}");
+            assert_eq!(map.last_in(at(range.start)..at(range.end)), last.map(at), "{range:?}");
         }
     }
 }

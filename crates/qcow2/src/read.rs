@@ -7,6 +7,7 @@ use blockmirror_block::{ByteRange, HostRun, RangeGuard, Result};
 
 use crate::image::Qcow2;
 use crate::meta::{MapRun, Mapping};
+use crate::offset::GuestOffset;
 
 /// Runs that are resolved at once. Bounds the time under the lock and the memory per reader.
 const BATCH: usize = 256;
@@ -107,7 +108,7 @@ impl Qcow2 {
             Mapping::Unallocated => self.read_backing(buf, run.range),
             Mapping::Compressed(compressed) => {
                 // BackingLayer the cluster size.
-                let within = self.ctx.cluster().within(run.range.start()) as usize;
+                let within = self.ctx.cluster().within(GuestOffset(run.range.start())) as usize;
                 self.decompressors.read(&self.ctx, compressed, within, buf)
             }
         }

@@ -17,7 +17,7 @@ mod grow;
 use std::ops::Range;
 
 use blockmirror_bitmap::ChunkBitmap;
-use blockmirror_block::{ByteRange, Result};
+use blockmirror_block::Result;
 
 pub(crate) use alloc::{Allocation, Grant};
 pub(crate) use contiguous::RunSearch;
@@ -27,7 +27,7 @@ use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::refcount::RefcountWidth;
 use crate::limits::MAX_HOST_OFFSET;
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, HostCluster, HostOffset};
 use crate::overlap::MetadataMap;
 
 const TABLE_OFFSET_MASK: u64 = !511;
@@ -46,18 +46,18 @@ pub(crate) struct Refcounts {
     /// Slices that were read from the storage.
     loads: u64,
     /// No free cluster below this, but for unverified ones.
-    next_free: u64,
+    next_free: HostCluster,
     /// Clusters below the file's length at opening that are not to be handed out if their refcount is zero: a
     /// damaged image may map them all the same ([`crate::verify`]).
     unverified: ChunkBitmap,
     /// The lowest free one that an allocation has met, while there is hope that it becomes usable.
-    met_unverified: Option<u64>,
+    met_unverified: Option<HostCluster>,
     /// Unverified clusters stay unused.
     never_verify: bool,
     /// From this host offset on the storage was never written.
-    never_written: u64,
+    never_written: Option<HostOffset>,
     /// Dropped references whose entries may still be on disk.
-    pending: Vec<Range<u64>>,
+    pending: Vec<Range<HostCluster>>,
     pub(crate) metadata: MetadataMap,
 }
 
@@ -73,7 +73,7 @@ impl Refcounts {
         mut metadata: MetadataMap,
     ) -> Result<Self> {
         // usize to u64 is exact here.
-        metadata.claim(ctx, "the refcount table", ByteRange::at(table_at.0, table.len() as u64 * 8))?;
+        metadata.claim(ctx, "the refcount table", table_at, table.len() as u64 * 8)?;
         for (index, entry) in table.iter().enumerate() {
             let block = HostOffset(entry & TABLE_OFFSET_MASK);
             if block.0 != 0 {
@@ -81,12 +81,12 @@ impl Refcounts {
                 if block.0 >= MAX_HOST_OFFSET {
                     return Err(ctx.corrupt("read refcount table", block.0, "offset above 2^56"));
                 }
-                metadata.claim(ctx, "a refcount block", ByteRange::at(block.0, ctx.cluster().bytes()))?;
+                metadata.claim(ctx, "a refcount block", block, ctx.cluster().bytes())?;
             }
         }
         let info = ctx.storage.info();
         let len = ctx.storage.len()?;
-        let never_written = if info.zero_init && !info.fixed_len { len } else { u64::MAX };
+        let never_written = (info.zero_init && !info.fixed_len).then_some(HostOffset(len));
         // Data in an external file has no refcounts; the tables here are all known.
         let unverified = if ctx.format.external_data { 0 } else { ctx.cluster().count(len) };
         let mut unverified = ChunkBitmap::new(unverified);
@@ -99,7 +99,7 @@ impl Refcounts {
             table_dirty,
             blocks,
             loads: 0,
-            next_free: 0,
+            next_free: HostCluster(0),
             unverified,
             met_unverified: None,
             never_verify: false,
@@ -128,11 +128,11 @@ impl Refcounts {
     }
 
     /// The slice that counts `cluster`, and the entry's index in it; `None` if there is no block yet.
-    fn locate(&self, ctx: &ImageContext, cluster: u64) -> Option<(HostOffset, usize)> {
+    fn locate(&self, ctx: &ImageContext, cluster: HostCluster) -> Option<(HostOffset, usize)> {
         let per_block = self.per_block(ctx);
-        let block = self.block(cluster / per_block)?;
+        let block = self.block(cluster.0 / per_block)?;
         let per_slice = self.width.entries(self.blocks.slice_size() as u64);
-        let in_block = cluster % per_block;
+        let in_block = cluster.0 % per_block;
         let slice = block.plus(in_block / per_slice * self.blocks.slice_size() as u64);
         // BackingLayer the entries of a slice, at most 32768.
         Some((slice, (in_block % per_slice) as usize))
@@ -153,18 +153,18 @@ impl Refcounts {
     }
 
     /// The refcount of `cluster`.
-    pub(crate) fn get(&mut self, ctx: &ImageContext, cluster: u64) -> Result<u64> {
+    pub(crate) fn get(&mut self, ctx: &ImageContext, cluster: HostCluster) -> Result<u64> {
         let Some((slice, index)) = self.locate(ctx, cluster) else { return Ok(0) };
         self.load(ctx, slice)?;
         Ok(self.blocks.get(slice).map_or(0, |data| self.width.get(data, index)))
     }
 
     /// Sets the refcount of a cluster that a block counts.
-    fn set(&mut self, ctx: &ImageContext, cluster: u64, value: u64) -> Result<()> {
+    fn set(&mut self, ctx: &ImageContext, cluster: HostCluster, value: u64) -> Result<()> {
         let Some((slice, index)) = self.locate(ctx, cluster) else {
             return Err(ctx.corrupt(
                 "write refcount",
-                ctx.cluster().start(cluster),
+                ctx.cluster().start(cluster).0,
                 "the refcount block is missing",
             ));
         };
@@ -191,7 +191,7 @@ impl Refcounts {
                 };
                 let first = index * per_block + slice * per_slice;
                 // A slice is at most 4096 bytes.
-                for (entry, cluster) in (0..per_slice as usize).zip(first..) {
+                for (entry, cluster) in (0..per_slice as usize).zip((first..).map(HostCluster)) {
                     let is_used = || used.contains(cluster) || self.metadata.contains(cluster);
                     if self.width.get(&data, entry) > 0 && !is_used() {
                         self.set(ctx, cluster, 0)?;
@@ -199,7 +199,7 @@ impl Refcounts {
                 }
             }
         }
-        self.next_free = 0;
+        self.next_free = HostCluster(0);
         self.all_verified();
         Ok(())
     }
@@ -210,14 +210,14 @@ impl Refcounts {
     /// and giving such a cluster back would free the image's own tables. Nor had one that names a cluster
     /// with a refcount of zero, which may have another owner by the time the reference would be dropped. If
     /// the refcount cannot be read the cluster leaks, which is harmless.
-    pub(crate) fn defer_unref(&mut self, ctx: &ImageContext, clusters: Range<u64>) {
-        for cluster in clusters {
+    pub(crate) fn defer_unref(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) {
+        for cluster in clusters.each() {
             if self.metadata.contains(cluster) || !self.get(ctx, cluster).is_ok_and(|count| count > 0) {
                 continue;
             }
             match self.pending.last_mut() {
-                Some(last) if last.end == cluster => last.end += 1,
-                _ => self.pending.push(cluster..cluster + 1),
+                Some(last) if last.end == cluster => last.end = cluster.plus(1),
+                _ => self.pending.push(cluster..cluster.plus(1)),
             }
         }
     }
@@ -229,12 +229,12 @@ impl Refcounts {
 
     /// The references dropped so far; they stay the caller's until [`Self::unref`] or
     /// [`Self::put_back`].
-    pub(crate) fn take_pending_unrefs(&mut self) -> Vec<Range<u64>> {
+    pub(crate) fn take_pending_unrefs(&mut self) -> Vec<Range<HostCluster>> {
         std::mem::take(&mut self.pending)
     }
 
     /// The references were not dropped after all.
-    pub(crate) fn put_back(&mut self, pending: Vec<Range<u64>>) {
+    pub(crate) fn put_back(&mut self, pending: Vec<Range<HostCluster>>) {
         self.pending.extend(pending);
     }
 
@@ -242,14 +242,14 @@ impl Refcounts {
     pub(crate) fn last_references(
         &mut self,
         ctx: &ImageContext,
-        clusters: &[Range<u64>],
-    ) -> Result<Vec<Range<u64>>> {
-        let mut out: Vec<Range<u64>> = Vec::new();
-        for cluster in clusters.iter().cloned().flatten() {
+        clusters: &[Range<HostCluster>],
+    ) -> Result<Vec<Range<HostCluster>>> {
+        let mut out: Vec<Range<HostCluster>> = Vec::new();
+        for cluster in clusters.iter().flat_map(ClusterRange::each) {
             if self.get(ctx, cluster)? == 1 && !self.metadata.contains(cluster) {
                 match out.last_mut() {
-                    Some(last) if last.end == cluster => last.end += 1,
-                    _ => out.push(cluster..cluster + 1),
+                    Some(last) if last.end == cluster => last.end = cluster.plus(1),
+                    _ => out.push(cluster..cluster.plus(1)),
                 }
             }
         }
@@ -260,8 +260,8 @@ impl Refcounts {
     ///
     /// One that has become metadata since is left alone: two entries named it although its refcount was one,
     /// and the other's reference was dropped first.
-    pub(crate) fn unref(&mut self, ctx: &ImageContext, clusters: &[Range<u64>]) -> Result<()> {
-        for cluster in clusters.iter().cloned().flatten() {
+    pub(crate) fn unref(&mut self, ctx: &ImageContext, clusters: &[Range<HostCluster>]) -> Result<()> {
+        for cluster in clusters.iter().flat_map(ClusterRange::each) {
             if self.metadata.contains(cluster) {
                 continue;
             }
@@ -272,7 +272,7 @@ impl Refcounts {
                 self.set(ctx, cluster, count - 1)?;
             }
             if count == 1 {
-                self.unverified.clear(cluster..cluster + 1);
+                self.unverified.clear(cluster.0..cluster.0 + 1);
                 self.next_free = self.next_free.min(cluster);
             }
         }

@@ -12,7 +12,7 @@ use blockmirror_block::Result;
 use crate::context::ImageContext;
 use crate::image::{OpenOptions, Qcow2};
 use crate::meta::{Meta, decode_at, references};
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, GuestCluster, HostOffset};
 use crate::overlap::MetadataMap;
 
 impl Qcow2 {
@@ -53,7 +53,7 @@ impl Meta {
             self.l1().iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))).collect();
         for (index, table) in tables {
             // usize to u64 is exact here.
-            self.note_used(ctx, table, index as u64 * ctx.l2_entries(), &mut used)?;
+            self.note_used(ctx, table, GuestCluster(index as u64 * ctx.l2_entries()), &mut used)?;
         }
         self.refcounts(ctx)?.free_unused(ctx, &used)
     }
@@ -63,21 +63,21 @@ impl Meta {
         &mut self,
         ctx: &ImageContext,
         table: HostOffset,
-        first: u64,
+        first: GuestCluster,
         used: &mut MetadataMap,
     ) -> Result<()> {
         let slice_size = self.l2.slice_size();
         let step = ctx.format.entry_size() as usize;
         for at in (0..ctx.cluster().bytes()).step_by(slice_size) {
             let slice = table.plus(at);
-            let first = first + at / ctx.format.entry_size();
+            let first = first.plus(at / ctx.format.entry_size());
             let data = ctx.read_slice("read L2 table", slice)?;
             self.check_entries(ctx, &data, first, slice)?;
             if ctx.format.external_data {
                 continue;
             }
-            for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
-                references(ctx, &decode_at(ctx, &data, at, guest, slice)?).for_each(|cluster| {
+            for (at, guest) in (0..data.len()).step_by(step).zip((first.0..).map(GuestCluster)) {
+                references(ctx, &decode_at(ctx, &data, at, guest, slice)?).each().for_each(|cluster| {
                     used.insert(cluster);
                 });
             }

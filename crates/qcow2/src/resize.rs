@@ -21,7 +21,7 @@ use crate::format::header::{Header, l1_entries_for};
 use crate::image::Qcow2;
 use crate::limits::MAX_L1_BYTES;
 use crate::meta::references;
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, GuestCluster, HostCluster};
 use crate::refcounts::RunSearch;
 use crate::stop::StopCheck;
 use crate::write::ensure_l2_table;
@@ -146,13 +146,13 @@ impl Qcow2 {
         let clusters = cluster.count(entries * 8);
         let stop = self.stop_check("resize");
         let mut search = RunSearch::default();
-        let first = loop {
+        let new = loop {
             let answer = {
                 let mut meta = self.meta.lock();
                 meta.allocate_run(ctx, clusters, &mut search)?
             };
             match answer {
-                Ok(first) => break first,
+                Ok(run) => break run,
                 Err(missing) => self.provide(missing, &stop)?,
             }
         };
@@ -160,11 +160,11 @@ impl Qcow2 {
             let mut meta = self.meta.lock();
             if let Ok(refcounts) = meta.refcounts(ctx) {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(ctx, first..first + clusters);
+                let _ = refcounts.release(ctx, new.clone());
             }
             error
         };
-        let at = HostOffset(cluster.start(first));
+        let at = cluster.start(new.start);
         // At most 32 MiB, and whole clusters.
         let mut table = vec![0; (clusters * cluster.bytes()) as usize];
         for (word, entry) in table.chunks_exact_mut(8).zip(self.meta.lock().l1()) {
@@ -185,14 +185,13 @@ impl Qcow2 {
                 header.l1_offset = at.0;
             })?;
             let mut meta = self.meta.lock();
-            let old =
-                cluster.index(meta.l1_at().0)..cluster.count(meta.l1_at().0 + meta.l1().len() as u64 * 8);
+            let old = cluster.touched(meta.l1_at(), meta.l1().len() as u64 * 8);
             meta.l1_moved(at, entries as usize);
             let refcounts = meta.refcounts(ctx)?;
-            for index in first..first + clusters {
-                refcounts.metadata.insert(index);
+            for cluster in new.each() {
+                refcounts.metadata.insert(cluster);
             }
-            old.clone().for_each(|index| refcounts.metadata.remove(index));
+            old.each().for_each(|cluster| refcounts.metadata.remove(cluster));
             refcounts.defer_unref(ctx, old);
         }
         Ok(())
@@ -231,7 +230,7 @@ impl Qcow2 {
             for slice in self.slices(clusters) {
                 stop.check()?;
                 let mut meta = self.meta.lock();
-                for cluster in slice {
+                for cluster in slice.each() {
                     meta.entry_to_write(ctx, cluster)?;
                 }
             }
@@ -245,7 +244,7 @@ impl Qcow2 {
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {
             stop.check()?;
-            if clusters.start.is_multiple_of(self.ctx.l2_entries()) {
+            if clusters.start.0.is_multiple_of(self.ctx.l2_entries()) {
                 self.drop_table(clusters, &stop)?;
             } else {
                 self.unmap_in_table(clusters, &stop)?;
@@ -255,32 +254,35 @@ impl Qcow2 {
     }
 
     /// The guest clusters past `len` that the L1 table covers, by L2 tables.
-    fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<u64>> {
+    fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<GuestCluster>> {
         let per_table = self.ctx.l2_entries();
         let first = self.ctx.cluster().count(len);
         // usize to u64 is exact here.
         let tables = self.meta.lock().l1().len() as u64;
-        (first / per_table..tables).map(move |index| (index * per_table).max(first)..(index + 1) * per_table)
+        (first / per_table..tables).map(move |index| {
+            GuestCluster((index * per_table).max(first))..GuestCluster((index + 1) * per_table)
+        })
     }
 
     /// `clusters` of one L2 table, by the slices that have their entries.
-    fn slices(&self, clusters: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    fn slices(&self, clusters: Range<GuestCluster>) -> impl Iterator<Item = Range<GuestCluster>> {
         let per_slice = self.ctx.slice_size() as u64 / self.ctx.format.entry_size();
-        (clusters.start / per_slice..clusters.end.div_ceil(per_slice)).map(move |index| {
-            (index * per_slice).max(clusters.start)..((index + 1) * per_slice).min(clusters.end)
+        (clusters.start.0 / per_slice..clusters.end.0.div_ceil(per_slice)).map(move |index| {
+            let slice = GuestCluster(index * per_slice);
+            slice.max(clusters.start)..slice.plus(per_slice).min(clusters.end)
         })
     }
 
     /// Drops the L2 table of `clusters`, which are all that it maps.
-    fn drop_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
+    fn drop_table(&self, clusters: Range<GuestCluster>, stop: &StopCheck<'_>) -> Result<()> {
         let ctx = &self.ctx;
         let (index, l1) = self.meta.lock().l1_entry(ctx, clusters.start)?;
         let Some(table) = l1.table() else { return Ok(()) };
-        let mut held: Vec<Range<u64>> = Vec::new();
+        let mut held: Vec<Range<HostCluster>> = Vec::new();
         for slice in self.slices(clusters) {
             stop.check()?;
             let mut meta = self.meta.lock();
-            for cluster in slice {
+            for cluster in slice.each() {
                 let next = references(ctx, &meta.entry_to_write(ctx, cluster)?);
                 match held.last_mut() {
                     Some(last) if last.end == next.start => last.end = next.end,
@@ -292,10 +294,10 @@ impl Qcow2 {
         {
             let mut meta = self.meta.lock();
             meta.clear_l1(ctx, index);
-            let cluster = ctx.cluster().index(table.0);
+            let cluster = ctx.cluster().index(table);
             let refcounts = meta.refcounts(ctx)?;
             refcounts.metadata.remove(cluster);
-            refcounts.defer_unref(ctx, cluster..cluster + 1);
+            refcounts.defer_unref(ctx, cluster..cluster.plus(1));
         }
         // These may wait for a later write-back than the L1 entry, never for an earlier one.
         for some in held.chunks(DROPS) {
@@ -308,7 +310,7 @@ impl Qcow2 {
     }
 
     /// Unmaps `clusters`, the last ones of an L2 table.
-    fn unmap_in_table(&self, clusters: Range<u64>, stop: &StopCheck<'_>) -> Result<()> {
+    fn unmap_in_table(&self, clusters: Range<GuestCluster>, stop: &StopCheck<'_>) -> Result<()> {
         let ctx = &self.ctx;
         loop {
             let missing = {
@@ -325,7 +327,7 @@ impl Qcow2 {
             stop.check()?;
             self.maybe_write_back()?;
             let mut meta = self.meta.lock();
-            for cluster in slice {
+            for cluster in slice.each() {
                 let entry = meta.entry_to_write(ctx, cluster)?;
                 if entry != Entry::UNALLOCATED {
                     meta.set_entry(ctx, cluster, PlainEntry::default())?;

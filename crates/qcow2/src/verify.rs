@@ -18,6 +18,8 @@
 //! pass ([`Missing::Verified`]): the metadata lock is released between the pieces, and
 //! [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
 
+use std::ops::Range;
+
 use blockmirror_block::sync::thread;
 use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 
@@ -25,7 +27,7 @@ use crate::context::ImageContext;
 use crate::format::entry::Entry;
 use crate::image::Qcow2;
 use crate::meta::{Meta, decode_at, references};
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
 use crate::overlap::WRITE_OVER_METADATA;
 use crate::refcounts::{Allocation, Grant, RunSearch};
 use crate::stop::StopCheck;
@@ -87,9 +89,9 @@ impl Meta {
         ctx: &ImageContext,
         want: u64,
         search: &mut RunSearch,
-    ) -> Result<Result<u64, Missing>> {
+    ) -> Result<Result<Range<HostCluster>, Missing>> {
         let refcounts = self.refcounts(ctx)?;
-        if ctx.storage.info().fixed_len && refcounts.has_unverified(0) {
+        if ctx.storage.info().fixed_len && refcounts.has_unverified(HostCluster(0)) {
             return Ok(Err(Missing::Verified));
         }
         refcounts.allocate_run(ctx, want, search)
@@ -107,14 +109,14 @@ impl Meta {
     ///
     /// # Errors
     /// Its table, or a cluster mapped in the same slice of it, has no refcount.
-    pub(crate) fn entry_to_write(&mut self, ctx: &ImageContext, cluster: u64) -> Result<Entry> {
+    pub(crate) fn entry_to_write(&mut self, ctx: &ImageContext, cluster: GuestCluster) -> Result<Entry> {
         let (index, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else { return Ok(Entry::UNALLOCATED) };
         ctx.check_table("read L1 table", table, index as u64)?;
         let (slice, at) = self.locate(ctx, table, cluster);
         if !self.l2.is_checked(slice) {
             let data = self.load(ctx, slice)?.to_vec();
-            let first = cluster - at as u64 / ctx.format.entry_size();
+            let first = GuestCluster(cluster.0 - at as u64 / ctx.format.entry_size());
             self.check_table_refcount(ctx, table, first)?;
             self.check_entries(ctx, &data, first, slice)?;
             self.l2.set_checked(slice);
@@ -122,8 +124,13 @@ impl Meta {
         decode_at(ctx, self.load(ctx, slice)?, at, cluster, slice)
     }
 
-    fn check_table_refcount(&mut self, ctx: &ImageContext, table: HostOffset, guest: u64) -> Result<()> {
-        if self.refcounts(ctx)?.get(ctx, ctx.cluster().index(table.0))? == 0 {
+    fn check_table_refcount(
+        &mut self,
+        ctx: &ImageContext,
+        table: HostOffset,
+        guest: GuestCluster,
+    ) -> Result<()> {
+        if self.refcounts(ctx)?.get(ctx, ctx.cluster().index(table))? == 0 {
             return Err(ctx.corrupt(CHECK_REFCOUNTS, table.0, free_but("holds the L2 table of", guest)));
         }
         Ok(())
@@ -135,7 +142,7 @@ impl Meta {
         &mut self,
         ctx: &ImageContext,
         data: &[u8],
-        first: u64,
+        first: GuestCluster,
         slice: HostOffset,
     ) -> Result<()> {
         if ctx.format.external_data {
@@ -143,11 +150,11 @@ impl Meta {
         }
         let refcounts = self.refcounts(ctx)?;
         let step = ctx.format.entry_size() as usize;
-        for (at, guest) in (0..data.len()).step_by(step).zip(first..) {
+        for (at, guest) in (0..data.len()).step_by(step).zip((first.0..).map(GuestCluster)) {
             let Ok(entry) = decode_at(ctx, data, at, guest, slice) else { continue };
-            for cluster in references(ctx, &entry) {
+            for cluster in references(ctx, &entry).each() {
                 if refcounts.get(ctx, cluster)? == 0 {
-                    let at = ctx.cluster().start(cluster);
+                    let at = ctx.cluster().start(cluster).0;
                     return Err(ctx.corrupt(CHECK_REFCOUNTS, at, free_but("is mapped by", guest)));
                 }
             }
@@ -166,13 +173,13 @@ impl Meta {
         let per_slice = self.l2.slice_size() as u64 / ctx.format.entry_size();
         let mut runs = Runs::default();
         // At most 2^22 tables.
-        let end = self.l1().len() as u64 * ctx.l2_entries();
+        let end = GuestCluster(self.l1().len() as u64 * ctx.l2_entries());
         while self.verified_to < end {
             if self.pass_credit <= 0 {
                 return Ok(false);
             }
             let guest = self.verified_to;
-            let next_table = (guest / ctx.l2_entries() + 1) * ctx.l2_entries();
+            let next_table = GuestCluster((guest.0 / ctx.l2_entries() + 1) * ctx.l2_entries());
             let Some(table) = self.l1_entry(ctx, guest)?.1.table() else {
                 self.pass_credit -= L1_ENTRY_COST;
                 self.verified_to = next_table;
@@ -187,7 +194,7 @@ impl Meta {
                 }
                 None => {
                     self.pass_credit -= CALL_COST;
-                    self.verify_slice(ctx, table, guest).map(|()| guest + per_slice)
+                    self.verify_slice(ctx, table, guest).map(|()| guest.plus(per_slice))
                 }
             };
             let calls = runs.looks - looks + self.refcounts(ctx)?.loads() - loads;
@@ -211,7 +218,13 @@ impl Meta {
     /// Where the table, or the slice of it that begins with guest cluster `guest`, lies in a hole: the guest
     /// cluster behind it. Entries of zeros map nothing. What was changed in memory since, and is not on disk
     /// yet, was checked when it was.
-    fn skip_hole(&self, ctx: &ImageContext, table: HostOffset, guest: u64, runs: &mut Runs) -> Option<u64> {
+    fn skip_hole(
+        &self,
+        ctx: &ImageContext,
+        table: HostOffset,
+        guest: GuestCluster,
+        runs: &mut Runs,
+    ) -> Option<GuestCluster> {
         let (slice, _) = self.locate(ctx, table, guest);
         let in_table = slice.0 - table.0;
         if !runs.is_hole(ctx, ByteRange::at(slice.0, self.l2.slice_size() as u64)) {
@@ -220,12 +233,12 @@ impl Meta {
         // More of the table may lie in the same hole.
         let end = runs.last.end().min(table.0 + ctx.cluster().bytes());
         let slices = (end - table.0 - in_table) / self.l2.slice_size() as u64;
-        Some(guest + slices * (self.l2.slice_size() as u64 / ctx.format.entry_size()))
+        Some(guest.plus(slices * (self.l2.slice_size() as u64 / ctx.format.entry_size())))
     }
 
     /// Checks the slice of `table` that begins with guest cluster `guest`, without keeping it.
-    fn verify_slice(&mut self, ctx: &ImageContext, table: HostOffset, guest: u64) -> Result<()> {
-        ctx.check_table("read L1 table", table, guest / ctx.l2_entries())?;
+    fn verify_slice(&mut self, ctx: &ImageContext, table: HostOffset, guest: GuestCluster) -> Result<()> {
+        ctx.check_table("read L1 table", table, guest.0 / ctx.l2_entries())?;
         let (slice, _) = self.locate(ctx, table, guest);
         let data = match self.l2.get(slice) {
             Some(data) => data.to_vec().into_boxed_slice(),
@@ -263,7 +276,8 @@ impl Runs {
     }
 }
 
-fn free_but(how: &str, guest: u64) -> String {
+fn free_but(how: &str, guest: GuestCluster) -> String {
+    let guest = guest.0;
     format!("the cluster {how} guest cluster {guest}, but its refcount is 0; the image is marked corrupt")
 }
 

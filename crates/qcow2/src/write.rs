@@ -20,7 +20,7 @@ pub(crate) use l2_table::ensure_l2_table;
 use crate::context::ImageContext;
 use crate::format::entry::PlainEntry;
 use crate::image::Qcow2;
-use crate::offset::HostOffset;
+use crate::offset::{GuestCluster, HostCluster, HostOffset};
 use crate::refcounts::Grant;
 
 /// Bytes that one guard covers at most when the device writes for itself.
@@ -50,10 +50,10 @@ struct Fill {
 /// A change of one L2 entry that waits for its data.
 #[derive(Clone, Debug)]
 struct Update {
-    cluster: u64,
+    cluster: GuestCluster,
     entry: PlainEntry,
     /// Host clusters that lose a reference by it.
-    drops: Range<u64>,
+    drops: Range<HostCluster>,
 }
 
 /// A write that has its place but is not visible yet.

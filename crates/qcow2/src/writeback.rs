@@ -23,12 +23,13 @@
 use std::ops::Range;
 
 use blockmirror_block::sync::{Condvar, Mutex};
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
+use blockmirror_block::{Error, ErrorKind, Result};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
 use crate::image::Qcow2;
 use crate::meta::Meta;
+use crate::offset::HostCluster;
 
 /// Why a change of metadata did not become durable.
 #[derive(Debug)]
@@ -85,7 +86,7 @@ struct Batch {
     l2_slices: Vec<DirtySlice>,
     l1: Vec<(u64, Vec<u8>)>,
     l1_at: u64,
-    dropped: Vec<Range<u64>>,
+    dropped: Vec<Range<HostCluster>>,
 }
 
 impl Batch {
@@ -217,14 +218,13 @@ impl Qcow2 {
 
     /// Gives dropped references back and brings the lowered refcounts to disk, so that a process that ends
     /// after a flush leaves no leaks.
-    fn unref(&self, dropped: &[Range<u64>]) -> Result<()> {
+    fn unref(&self, dropped: &[Range<HostCluster>]) -> Result<()> {
         let ctx = &self.ctx;
         let free = self.meta.lock().refcounts(ctx)?.last_references(ctx, dropped)?;
         // The refcounts are still one, so these clusters are not handed out while the host gives their space
         // back.
         for clusters in &free {
-            let range =
-                ByteRange::new(ctx.cluster().start(clusters.start), ctx.cluster().start(clusters.end));
+            let range = ctx.cluster().byte_range(clusters.clone());
             // A hint: a host that cannot is no failure.
             let _ = ctx.storage.discard(range);
         }

@@ -10,6 +10,7 @@ use crate::context::ImageContext;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::meta::{Meta, references};
+use crate::offset::GuestOffset;
 use crate::verify::Missing;
 use crate::write::ensure_l2_table;
 
@@ -127,7 +128,8 @@ impl Qcow2 {
         let ends = [ByteRange::new(whole.start(), inner.start()), ByteRange::new(inner.end(), whole.end())];
         let doubtful = ends.into_iter().map(|end| end.intersect(whole));
         for part in doubtful.flat_map(|end| end.pieces(cluster)) {
-            let entry = self.meta.lock().entry(&self.ctx, self.ctx.cluster().index(part.start()))?;
+            let entry =
+                self.meta.lock().entry(&self.ctx, self.ctx.cluster().index(GuestOffset(part.start())))?;
             if self.decide(entry, part, purpose) == Change::Data {
                 return Err(self.only_data(whole));
             }
@@ -186,14 +188,14 @@ impl Qcow2 {
     ) -> Result<Result<Vec<ByteRange>, Missing>> {
         let ctx = &self.ctx;
         let mut by_data: Vec<ByteRange> = Vec::new();
-        let first = ctx.cluster().index(part.start());
+        let first = ctx.cluster().index(GuestOffset(part.start()));
         let no_table = meta.l1_entry(ctx, first)?.1.table().is_none();
         if no_table && (purpose == Purpose::Discard || !shows_below(ctx, part, purpose)) {
             return Ok(Ok(by_data));
         }
         let mut table_ready = false;
         for piece in part.pieces(ctx.cluster().bytes()) {
-            let cluster = ctx.cluster().index(piece.start());
+            let cluster = ctx.cluster().index(GuestOffset(piece.start()));
             let old = meta.entry_to_write(ctx, cluster)?;
             match self.decide(old, piece, purpose) {
                 Change::Nothing => {}
@@ -224,10 +226,10 @@ impl Qcow2 {
     fn decide(&self, old: Entry, part: ByteRange, purpose: Purpose) -> Change {
         let ctx = &self.ctx;
         let format = ctx.format;
-        let start = ctx.cluster().floor(part.start());
+        let within = ctx.cluster().within(GuestOffset(part.start()));
         // Up to the end of the disk is up to the end of the cluster.
-        let end = if part.end() == ctx.size() { ctx.cluster().bytes() } else { part.end() - start };
-        let mask = format.covered(part.start() - start, end);
+        let end = if part.end() == ctx.size() { ctx.cluster().bytes() } else { within + part.len() };
+        let mask = format.covered(within, end);
         let backed = shows_below(ctx, part, purpose);
         let whole = mask == format.all();
         let plain = match old {

@@ -12,23 +12,24 @@ use crate::error::{Error, Result};
 use crate::format::feature;
 use crate::format::header::{Compression, FULL_LENGTH, RawHeader, RawHeaderV3, l2_entries};
 use crate::limits;
+use crate::offset::{ClusterRange, HostCluster};
 
 /// "Refcount is exactly one" in L1 and L2 entries.
 const COPIED: u64 = 1 << 63;
 
-/// Which clusters hold what, in clusters from the start of the file.
+/// Where each kind of thing begins.
 struct Layout {
-    refcount_table: u64,
+    refcount_table: HostCluster,
     refcount_table_clusters: u64,
-    refcount_blocks: u64,
-    l1: u64,
-    l2: u64,
+    refcount_blocks: HostCluster,
+    l1: HostCluster,
+    l2: HostCluster,
     l2_tables: u64,
-    data: u64,
+    data: HostCluster,
     /// Guest clusters that are mapped.
     mapped: u64,
     /// One past the last cluster.
-    end: u64,
+    end: HostCluster,
 }
 
 impl Layout {
@@ -74,15 +75,15 @@ impl Layout {
             });
         }
         Ok(Self {
-            refcount_table: 1,
+            refcount_table: HostCluster(1),
             refcount_table_clusters: table,
-            refcount_blocks,
-            l1,
-            l2,
+            refcount_blocks: HostCluster(refcount_blocks),
+            l1: HostCluster(l1),
+            l2: HostCluster(l2),
             l2_tables,
-            data,
+            data: HostCluster(data),
             mapped,
-            end,
+            end: HostCluster(end),
         })
     }
 }
@@ -91,7 +92,7 @@ impl Layout {
 pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
     let layout = Layout::new(checked)?;
     let cluster = checked.cluster;
-    let at = |index: u64| cluster.start(index);
+    let at = |place: HostCluster| cluster.start(place).0;
 
     empty(storage, at(layout.end))?;
     let held = data.map_or(Ok(0), |data| prepare_data(checked, data))?;
@@ -112,14 +113,14 @@ pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&
     }
 
     write_l2(checked, &layout, storage)?;
-    let l2 = |index| [if index < layout.l2_tables { at(layout.l2 + index) | COPIED } else { 0 }];
+    let l2 = |index| [if index < layout.l2_tables { at(layout.l2.plus(index)) | COPIED } else { 0 }];
     stream::entries(storage, at(layout.l1), checked.l1_entries, l2)?;
 
     let order = checked.options.refcount_bits.trailing_zeros();
-    stream::refcounts_of_one(storage, at(layout.refcount_blocks), layout.end, order)?;
-    let blocks = layout.l1 - layout.refcount_blocks;
+    stream::refcounts_of_one(storage, at(layout.refcount_blocks), layout.end.0, order)?;
+    let blocks = (layout.refcount_blocks..layout.l1).len();
     stream::entries(storage, at(layout.refcount_table), blocks, |index| {
-        [at(layout.refcount_blocks + index)]
+        [at(layout.refcount_blocks.plus(index))]
     })?;
 
     storage.write_at(&header(checked, &layout), 0)?;
@@ -161,9 +162,11 @@ fn write_l2(checked: &Checked<'_>, layout: &Layout, storage: &dyn Storage) -> Re
     let extended = checked.options.extended_l2;
     let count = layout.l2_tables * l2_entries(cluster.bits(), extended);
     // In an external data file every guest offset is its own host offset.
-    let first = if checked.options.data_file.is_some() { 0 } else { layout.data };
-    let word = |index| if index < layout.mapped { cluster.start(first + index) | COPIED } else { 0 };
-    let offset = cluster.start(layout.l2);
+    let first = if checked.options.data_file.is_some() { HostCluster(0) } else { layout.data };
+    let word = |index| {
+        if index < layout.mapped { cluster.start(first.plus(index)).0 | COPIED } else { 0 }
+    };
+    let offset = cluster.start(layout.l2).0;
     if extended {
         // No subcluster is allocated: the place is reserved, a backing file shows through.
         stream::entries(storage, offset, count, |index| [word(index), 0])
@@ -186,8 +189,8 @@ fn header(checked: &Checked<'_>, layout: &Layout) -> Vec<u8> {
         size: checked.size.into(),
         crypt_method: 0.into(),
         l1_size: (checked.l1_entries as u32).into(),
-        l1_table_offset: cluster.start(layout.l1).into(),
-        refcount_table_offset: cluster.start(layout.refcount_table).into(),
+        l1_table_offset: cluster.start(layout.l1).0.into(),
+        refcount_table_offset: cluster.start(layout.refcount_table).0.into(),
         refcount_table_clusters: (layout.refcount_table_clusters as u32).into(),
         nb_snapshots: 0.into(),
         snapshots_offset: 0.into(),

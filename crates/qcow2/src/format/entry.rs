@@ -3,7 +3,7 @@
 //! An image without extended L2 entries is treated as having one subcluster per cluster, so that every rule
 //! above this file is written once, in subclusters. Reserved bits are ignored on reading, as QEMU does.
 
-use crate::offset::{ClusterSize, HostOffset};
+use crate::offset::{ClusterSize, GuestOffset, HostOffset};
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
@@ -152,7 +152,7 @@ impl EntryFormat {
 
     /// Decodes the entry of the guest cluster that starts at `guest`; `word1` is the subcluster bitmap,
     /// ignored unless extended.
-    pub fn decode(self, word0: u64, word1: u64, guest: u64) -> Result<Entry, EntryError> {
+    pub fn decode(self, word0: u64, word1: u64, guest: GuestOffset) -> Result<Entry, EntryError> {
         if word0 & COMPRESSED != 0 {
             if self.external_data {
                 return Err(EntryError::CompressedExternal);
@@ -160,7 +160,7 @@ impl EntryFormat {
             return Ok(Entry::Compressed(self.decode_compressed(word0)));
         }
         let offset = word0 & OFFSET_MASK;
-        if self.cluster.within(offset) != 0 {
+        if self.cluster.within(HostOffset(offset)) != 0 {
             return Err(EntryError::Misaligned(offset));
         }
         let copied = word0 & COPIED != 0;
@@ -168,7 +168,7 @@ impl EntryFormat {
         // "none".
         let host =
             if offset != 0 || (self.external_data && copied) { Some(HostOffset(offset)) } else { None };
-        if self.external_data && host.is_some() && offset != guest {
+        if self.external_data && host.is_some() && offset != guest.0 {
             return Err(EntryError::NotAtGuestOffset(offset));
         }
         let (allocated, zero) = if self.extended {
@@ -223,6 +223,8 @@ impl EntryFormat {
 mod tests {
     use super::*;
 
+    const GUEST_0: GuestOffset = GuestOffset(0);
+
     fn format(bits: u32, extended: bool) -> EntryFormat {
         EntryFormat {
             cluster: ClusterSize::from_bits(bits).unwrap(),
@@ -243,7 +245,7 @@ mod tests {
             PlainEntry { host: Some(HostOffset(0x50000)), copied: false, allocated: 1, zero: 0 },
         ] {
             let (a, b) = f.encode(entry);
-            assert_eq!(f.decode(a, b, 0), Ok(Entry::Plain(entry)));
+            assert_eq!(f.decode(a, b, GUEST_0), Ok(Entry::Plain(entry)));
         }
     }
 
@@ -263,23 +265,23 @@ mod tests {
     #[test]
     fn nonsense_is_named() {
         let f = format(16, false);
-        assert_eq!(f.decode(0x200, 0, 0), Err(EntryError::Misaligned(0x200)));
-        assert_eq!(EntryFormat { has_zero: false, ..f }.decode(1, 0, 0), Err(EntryError::ZeroInV2));
+        assert_eq!(f.decode(0x200, 0, GUEST_0), Err(EntryError::Misaligned(0x200)));
+        assert_eq!(EntryFormat { has_zero: false, ..f }.decode(1, 0, GUEST_0), Err(EntryError::ZeroInV2));
         let x = format(16, true);
-        assert_eq!(x.decode(0x10000, 1 | 1 << 32, 0), Err(EntryError::AllocatedAndZero(1)));
-        assert_eq!(x.decode(0, 2, 0), Err(EntryError::AllocatedNowhere(2)));
+        assert_eq!(x.decode(0x10000, 1 | 1 << 32, GUEST_0), Err(EntryError::AllocatedAndZero(1)));
+        assert_eq!(x.decode(0, 2, GUEST_0), Err(EntryError::AllocatedNowhere(2)));
         let e = EntryFormat { external_data: true, ..f };
-        assert_eq!(e.decode(0x10000, 0, 0), Err(EntryError::NotAtGuestOffset(0x10000)));
-        assert_eq!(e.decode(COMPRESSED, 0, 0), Err(EntryError::CompressedExternal));
+        assert_eq!(e.decode(0x10000, 0, GUEST_0), Err(EntryError::NotAtGuestOffset(0x10000)));
+        assert_eq!(e.decode(COMPRESSED, 0, GUEST_0), Err(EntryError::CompressedExternal));
     }
 
     /// Testing `offset == 0` for "unallocated" loses guest cluster 0 of images with a data file.
     #[test]
     fn guest_cluster_zero_in_a_data_file() {
         let f = EntryFormat { external_data: true, ..format(16, false) };
-        let Ok(Entry::Plain(e)) = f.decode(COPIED, 0, 0) else { panic!("not plain") };
+        let Ok(Entry::Plain(e)) = f.decode(COPIED, 0, GUEST_0) else { panic!("not plain") };
         assert_eq!((e.host, e.allocated), (Some(HostOffset(0)), 1));
-        assert_eq!(f.decode(0, 0, 0), Ok(Entry::UNALLOCATED));
+        assert_eq!(f.decode(0, 0, GUEST_0), Ok(Entry::UNALLOCATED));
     }
 
     #[test]
@@ -288,7 +290,7 @@ mod tests {
         let f = format(16, false);
         let word = COMPRESSED | 3 << 54 | 0x50123;
         assert_eq!(
-            f.decode(word, 0, 0),
+            f.decode(word, 0, GUEST_0),
             Ok(Entry::Compressed(CompressedRun { offset: HostOffset(0x50123), len: 4 * 512 - 0x123 }))
         );
     }

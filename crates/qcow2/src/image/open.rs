@@ -7,8 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error as BlockError, ErrorKind, Geometry, RangeLock, Storage,
-    ZeroCost,
+    BlockDevice, DiscardEffect, Error as BlockError, ErrorKind, Geometry, RangeLock, Storage, ZeroCost,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -186,9 +185,9 @@ fn load_refcounts(
 ) -> Result<Refcounts> {
     let cluster = ctx.cluster();
     let mut metadata = MetadataMap::default();
-    metadata.claim(ctx, "the header", ByteRange::new(0, cluster.bytes()))?;
-    let l1_range = ByteRange::at(header.l1_offset, u64::from(header.l1_entries) * 8);
-    metadata.claim(ctx, "the L1 table", l1_range)?;
+    metadata.claim(ctx, "the header", HostOffset(0), cluster.bytes())?;
+    let l1_bytes = u64::from(header.l1_entries) * 8;
+    metadata.claim(ctx, "the L1 table", HostOffset(header.l1_offset), l1_bytes)?;
     metadata.claim_l2_tables(ctx, l1)?;
     let table_at = HostOffset(header.refcount_table_offset);
     let entries = u64::from(header.refcount_table_clusters) << (cluster.bits() - 3);

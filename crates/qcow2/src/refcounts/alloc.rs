@@ -7,7 +7,7 @@ use blockmirror_block::{Error, ErrorKind, Result};
 use super::Refcounts;
 use crate::context::ImageContext;
 use crate::limits::MAX_HOST_OFFSET;
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, HostCluster};
 
 /// What a search for free clusters does under one hold of the metadata lock: refcount slices that it loads,
 /// and steps. A step passes one slice or finds one cluster.
@@ -17,11 +17,11 @@ const SEARCH_STEPS: u32 = 1 << 15;
 /// Host clusters that were handed out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Grant {
-    /// Index of the first.
-    pub(crate) first: u64,
+    /// The first.
+    pub(crate) first: HostCluster,
     /// How many, at least one.
     pub(crate) count: u64,
-    /// It was never written and the storage reads as zeros.
+    /// They were never written and the storage reads as zeros.
     pub(crate) fresh: bool,
 }
 
@@ -59,9 +59,16 @@ impl SearchBudget {
     }
 }
 
+impl Grant {
+    /// The clusters.
+    pub(crate) fn clusters(&self) -> Range<HostCluster> {
+        self.first..self.first.plus(self.count)
+    }
+}
+
 impl Refcounts {
     /// How many clusters from `at` on are in use, as far as the refcount slice that counts `at` tells.
-    pub(super) fn used_from(&mut self, ctx: &ImageContext, at: u64) -> Result<u64> {
+    pub(super) fn used_from(&mut self, ctx: &ImageContext, at: HostCluster) -> Result<u64> {
         let Some((slice, index)) = self.locate(ctx, at) else { return Ok(0) };
         self.load(ctx, slice)?;
         let Some(data) = self.blocks.get(slice) else { return Ok(0) };
@@ -71,8 +78,10 @@ impl Refcounts {
         Ok((index..entries).take_while(|i| width.get(data, *i) > 0).count() as u64)
     }
 
-    fn is_free(&mut self, ctx: &ImageContext, cluster: u64) -> Result<bool> {
-        Ok(self.get(ctx, cluster)? == 0 && !self.metadata.contains(cluster) && !self.unverified.get(cluster))
+    fn is_free(&mut self, ctx: &ImageContext, cluster: HostCluster) -> Result<bool> {
+        Ok(self.get(ctx, cluster)? == 0
+            && !self.metadata.contains(cluster)
+            && !self.unverified.get(cluster.0))
     }
 
     /// Hands out up to `want` contiguous clusters, passing over unverified ones if `skip`.
@@ -88,7 +97,7 @@ impl Refcounts {
             if !budget.spend(self, 1) {
                 return Ok(Allocation::Searching);
             }
-            let block = at / per_block;
+            let block = at.0 / per_block;
             // usize to u64 is exact here.
             if block >= self.table.len() as u64 {
                 return Ok(Allocation::TableFull(block));
@@ -96,10 +105,10 @@ impl Refcounts {
             let counted = self.block(block).is_some();
             let used = if counted { self.used_from(ctx, at)? } else { 0 };
             if used > 0 {
-                at += used;
+                at = at.plus(used);
             } else if self.metadata.contains(at) {
                 at = self.metadata.next_absent(at);
-            } else if self.unverified.get(at) {
+            } else if self.unverified.get(at.0) {
                 self.met_unverified = Some(self.met_unverified.map_or(at, |met| met.min(at)));
                 if !skip {
                     return Ok(Allocation::Unverified);
@@ -109,31 +118,33 @@ impl Refcounts {
                 break;
             } else {
                 self.add_block(ctx, at)?;
-                at += 1;
+                at = at.plus(1);
             }
             self.next_free = at;
         }
-        let end = (at / per_block + 1) * per_block;
+        let end = HostCluster((at.0 / per_block + 1) * per_block);
         let mut count = 1;
-        while count < want && at + count < end && self.is_free(ctx, at + count)? {
+        while count < want && at.plus(count) < end && self.is_free(ctx, at.plus(count))? {
             count += 1;
         }
-        self.check_room(ctx, at + count)?;
-        for cluster in at..at + count {
+        let found = at..at.plus(count);
+        self.check_room(ctx, found.end)?;
+        for cluster in found.each() {
             self.set(ctx, cluster, 1)?;
         }
-        self.next_free = at + count;
-        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(ctx, at, at + count) }))
+        self.next_free = found.end;
+        Ok(Allocation::Got(Grant { first: at, count, fresh: self.use_up(ctx, found) }))
     }
 
     /// The first cluster from `at` on that is not unverified.
-    pub(super) fn next_verified(&self, at: u64) -> u64 {
-        self.unverified.next_clear(at).unwrap_or_else(|| at.max(self.unverified.len()))
+    pub(super) fn next_verified(&self, at: HostCluster) -> HostCluster {
+        let next = self.unverified.next_clear(at.0);
+        HostCluster(next.unwrap_or_else(|| at.0.max(self.unverified.len())))
     }
 
     /// Whether there is an unverified cluster from `first` on.
-    pub(crate) fn has_unverified(&self, first: u64) -> bool {
-        self.unverified.next_set(first).is_some()
+    pub(crate) fn has_unverified(&self, first: HostCluster) -> bool {
+        self.unverified.next_set(first.0).is_some()
     }
 
     /// No entry maps a free cluster: each may be handed out.
@@ -149,19 +160,18 @@ impl Refcounts {
         self.never_verify = true;
     }
 
-    /// Whether clusters `first..end` were never written before; from now on they count as written.
-    pub(super) fn use_up(&mut self, ctx: &ImageContext, first: u64, end: u64) -> bool {
-        let fresh = ctx.cluster().start(first) >= self.never_written;
-        if self.never_written != u64::MAX {
-            self.never_written = self.never_written.max(ctx.cluster().start(end));
-        }
+    /// Whether `clusters` were never written before; from now on they count as written.
+    pub(super) fn use_up(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) -> bool {
+        let Some(never_written) = &mut self.never_written else { return false };
+        let fresh = ctx.cluster().start(clusters.start) >= *never_written;
+        *never_written = (*never_written).max(ctx.cluster().start(clusters.end));
         fresh
     }
 
     /// Fails if the storage or the format has no room for host clusters below `end`.
-    pub(super) fn check_room(&self, ctx: &ImageContext, end: u64) -> Result<()> {
+    pub(super) fn check_room(&self, ctx: &ImageContext, end: HostCluster) -> Result<()> {
         let limit = if ctx.storage.info().fixed_len { ctx.storage.len()? } else { MAX_HOST_OFFSET };
-        let bytes = end.checked_mul(ctx.cluster().bytes());
+        let bytes = end.0.checked_mul(ctx.cluster().bytes());
         if bytes.is_none_or(|bytes| bytes > limit) {
             return Err(Error::new(ErrorKind::NoSpace, "allocate cluster")
                 .in_file(ctx.name.clone())
@@ -171,18 +181,18 @@ impl Refcounts {
     }
 
     /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
-    fn add_block(&mut self, ctx: &ImageContext, at: u64) -> Result<()> {
-        self.check_room(ctx, at + 1)?;
-        self.use_up(ctx, at, at + 1);
-        let offset = HostOffset(ctx.cluster().start(at));
+    fn add_block(&mut self, ctx: &ImageContext, at: HostCluster) -> Result<()> {
+        self.check_room(ctx, at.plus(1))?;
+        self.use_up(ctx, at..at.plus(1));
+        let offset = ctx.cluster().start(at);
         let per_block = self.per_block(ctx);
         // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it
         // is in use.
         let mut data = vec![0; ctx.cluster().bytes() as usize];
-        self.width.set(&mut data, (at % per_block) as usize, 1);
+        self.width.set(&mut data, (at.0 % per_block) as usize, 1);
         ctx.storage.write_at(&data, offset.0)?;
         // The caller found the index inside the table.
-        let index = (at / per_block) as usize;
+        let index = (at.0 / per_block) as usize;
         self.table[index] = offset.0;
         self.table_dirty.mark(index);
         self.metadata.insert(at);
@@ -190,9 +200,9 @@ impl Refcounts {
     }
 
     /// Takes clusters back that nothing ever pointed at.
-    pub(crate) fn release(&mut self, ctx: &ImageContext, clusters: Range<u64>) -> Result<()> {
+    pub(crate) fn release(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) -> Result<()> {
         self.next_free = self.next_free.min(clusters.start);
-        for cluster in clusters {
+        for cluster in clusters.each() {
             self.set(ctx, cluster, 0)?;
         }
         Ok(())

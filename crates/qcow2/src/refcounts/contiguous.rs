@@ -4,19 +4,22 @@
 //! guest data puts each new block at the beginning of what it counts. Where no free run is found, the blocks
 //! for one come first here, and the run behind them, all beyond what was counted so far.
 
+use std::ops::Range;
+
 use blockmirror_block::Result;
 
 use super::Refcounts;
 use super::alloc::SearchBudget;
 use crate::context::ImageContext;
+use crate::offset::{ClusterRange, HostCluster};
 use crate::verify::Missing;
 
 /// How far a search for a free run has come. Between its calls nothing else allocates.
 #[derive(Debug, Default)]
 pub(crate) struct RunSearch {
     /// Clusters `start..at` are free.
-    start: u64,
-    at: u64,
+    start: HostCluster,
+    at: HostCluster,
     /// Refcount blocks before this one were looked at, past the end of what is counted.
     block: u64,
 }
@@ -29,40 +32,40 @@ impl Refcounts {
         ctx: &ImageContext,
         want: u64,
         search: &mut RunSearch,
-    ) -> Result<Result<u64, Missing>> {
+    ) -> Result<Result<Range<HostCluster>, Missing>> {
         let per_block = self.per_block(ctx);
         let mut budget = SearchBudget::new(self);
         if search.start < self.next_free {
             (search.start, search.at) = (self.next_free, self.next_free);
         }
-        while search.at - search.start < want {
+        while (search.start..search.at).len() < want {
             if !budget.spend(self, 1) {
                 return Ok(Err(Missing::Search));
             }
             let at = search.at;
-            if self.block(at / per_block).is_none() {
-                search.block = search.block.max(at / per_block);
+            if self.block(at.0 / per_block).is_none() {
+                search.block = search.block.max(at.0 / per_block);
                 return self.allocate_run_beyond(ctx, want, search, budget);
             }
             let used = self.used_from(ctx, at)?;
-            if used == 0 && !self.metadata.contains(at) && !self.unverified.get(at) {
-                search.at += 1;
+            if used == 0 && !self.metadata.contains(at) && !self.unverified.get(at.0) {
+                search.at = at.plus(1);
                 continue;
             }
             search.at = match used {
                 0 if self.metadata.contains(at) => self.metadata.next_absent(at),
                 0 => self.next_verified(at),
-                used => at + used,
+                used => at.plus(used),
             };
             search.start = search.at;
         }
-        let start = search.start;
-        self.check_room(ctx, start + want)?;
-        for cluster in start..start + want {
+        let run = search.start..search.at;
+        self.check_room(ctx, run.end)?;
+        for cluster in run.each() {
             self.set(ctx, cluster, 1)?;
         }
-        self.use_up(ctx, start, start + want);
-        Ok(Ok(start))
+        self.use_up(ctx, run.clone());
+        Ok(Ok(run))
     }
 
     /// The same from block `search.block` on, where nothing is counted yet.
@@ -72,13 +75,13 @@ impl Refcounts {
         want: u64,
         search: &mut RunSearch,
         mut budget: SearchBudget,
-    ) -> Result<Result<u64, Missing>> {
+    ) -> Result<Result<Range<HostCluster>, Missing>> {
         let per_block = self.per_block(ctx);
         // So many blocks count themselves and the run.
         let blocks = (1..).find(|b| b * per_block >= b + want).unwrap_or(1);
         // usize to u64 is exact here.
         let len = self.table.len() as u64;
-        if self.has_unverified(search.block * per_block) {
+        if self.has_unverified(HostCluster(search.block * per_block)) {
             search.block = search.block.max(self.unverified.len().div_ceil(per_block));
         }
         loop {
@@ -90,34 +93,34 @@ impl Refcounts {
             if !budget.spend(self, (blocks + want / 64) as u32) {
                 return Ok(Err(Missing::Search));
             }
-            let first = first_block * per_block;
+            let first = HostCluster(first_block * per_block);
             let taken = (first_block..first_block + blocks).rfind(|b| self.block(*b).is_some());
-            let metadata = self.metadata.last_in(first..first + blocks + want);
-            match taken.max(metadata.map(|c| c / per_block)) {
+            let metadata = self.metadata.last_in(first..first.plus(blocks + want));
+            match taken.max(metadata.map(|cluster| cluster.0 / per_block)) {
                 Some(block) => search.block = block + 1,
                 None => break,
             }
         }
         let first_block = search.block;
-        let first = first_block * per_block;
+        let first = HostCluster(first_block * per_block);
         let used = blocks + want;
-        self.check_room(ctx, first + used)?;
-        self.use_up(ctx, first, first + used);
+        self.check_room(ctx, first.plus(used))?;
+        self.use_up(ctx, first..first.plus(used));
         for b in 0..blocks {
             // One cluster, at most 2 MiB.
             let mut data = vec![0; ctx.cluster().bytes() as usize];
             for i in (0..per_block).take_while(|i| b * per_block + i < used) {
                 self.width.set(&mut data, i as usize, 1);
             }
-            ctx.storage.write_at(&data, ctx.cluster().start(first + b))?;
+            ctx.storage.write_at(&data, ctx.cluster().start(first.plus(b)).0)?;
         }
         for b in 0..blocks {
             // Inside the table, as was seen above.
             let index = (first_block + b) as usize;
-            self.table[index] = ctx.cluster().start(first + b);
+            self.table[index] = ctx.cluster().start(first.plus(b)).0;
             self.table_dirty.mark(index);
-            self.metadata.insert(first + b);
+            self.metadata.insert(first.plus(b));
         }
-        Ok(Ok(first + blocks))
+        Ok(Ok(first.plus(blocks)..first.plus(used)))
     }
 }

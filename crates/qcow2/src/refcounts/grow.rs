@@ -7,7 +7,7 @@ use super::Refcounts;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
-use crate::offset::HostOffset;
+use crate::offset::{ClusterRange, HostCluster};
 use crate::writeback::Failure;
 
 /// Where the header holds the refcount table's offset (8 bytes) and size in clusters (4 bytes).
@@ -30,7 +30,7 @@ impl Refcounts {
         // The new blocks come first, then the table, right behind what the old table counts, or past the
         // unverified clusters: they need not be verified for it, and the new table counts this place.
         let mut first_block = old_len;
-        if self.has_unverified(old_len * per_block) {
+        if self.has_unverified(HostCluster(old_len * per_block)) {
             first_block = first_block.max(self.unverified.len().div_ceil(per_block));
         }
         let mut table_clusters =
@@ -51,14 +51,15 @@ impl Refcounts {
             }
             table_clusters += 1;
         };
-        let first = first_block * per_block;
+        let first = HostCluster(first_block * per_block);
         let used = blocks + table_clusters;
-        self.check_room(ctx, first + used)?;
-        if let Some(taken) = (first..first + used).find(|&c| self.metadata.contains(c)) {
+        let new = first..first.plus(used);
+        self.check_room(ctx, new.end)?;
+        if let Some(taken) = new.each().find(|&c| self.metadata.contains(c)) {
             let why = "metadata lies in an uncounted cluster";
-            return Err(ctx.corrupt("grow refcount table", cluster.start(taken), why).into());
+            return Err(ctx.corrupt("grow refcount table", cluster.start(taken).0, why).into());
         }
-        self.use_up(ctx, first, first + used);
+        self.use_up(ctx, new.clone());
         let mut table = self.table.clone();
         // At most 8 MiB of table, checked above, and one cluster of block.
         table.resize((table_clusters * entries_per_cluster) as usize, 0);
@@ -67,10 +68,10 @@ impl Refcounts {
             for i in (0..per_block).take_while(|i| b * per_block + i < used) {
                 self.width.set(&mut data, i as usize, 1);
             }
-            ctx.storage.write_at(&data, cluster.start(first + b))?;
-            table[(first_block + b) as usize] = cluster.start(first + b);
+            ctx.storage.write_at(&data, cluster.start(first.plus(b)).0)?;
+            table[(first_block + b) as usize] = cluster.start(first.plus(b)).0;
         }
-        let table_at = HostOffset(cluster.start(first + blocks));
+        let table_at = cluster.start(first.plus(blocks));
         let mut bytes = vec![0; table.len() * 8];
         BigEndian::write_u64_into(&table, &mut bytes);
         ctx.storage.write_at(&bytes, table_at.0)?;
@@ -83,14 +84,14 @@ impl Refcounts {
         BigEndian::write_u32(&mut field[8..], table_clusters as u32);
         ctx.write_header(HEADER_TABLE_FIELD, &field)?;
 
-        let old = cluster.index(self.table_at.0)..cluster.count(self.table_at.0 + old_len * 8);
+        let old = cluster.touched(self.table_at, old_len * 8);
         self.table = table;
         self.table_at = table_at;
         self.table_dirty = DirtySectors::default();
-        for index in first..first + used {
-            self.metadata.insert(index);
+        for cluster in new.each() {
+            self.metadata.insert(cluster);
         }
-        old.clone().for_each(|index| self.metadata.remove(index));
+        old.each().for_each(|cluster| self.metadata.remove(cluster));
         // The header does not point at the old table any more, durably.
         Ok(self.unref(ctx, &[old])?)
     }

@@ -113,7 +113,7 @@ impl Drop for WriteGuard<'_> {
         if let Ok(refcounts) = meta.refcounts(ctx) {
             for grant in &self.grants {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(ctx, grant.first..grant.first + grant.count);
+                let _ = refcounts.release(ctx, grant.clusters());
             }
         }
     }

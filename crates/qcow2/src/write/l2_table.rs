@@ -4,12 +4,16 @@ use blockmirror_block::Result;
 
 use crate::context::ImageContext;
 use crate::meta::Meta;
-use crate::offset::HostOffset;
+use crate::offset::{GuestCluster, HostOffset};
 use crate::verify::Missing;
 
 /// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what
 /// must come first.
-pub(crate) fn ensure_l2_table(ctx: &ImageContext, meta: &mut Meta, cluster: u64) -> Result<Option<Missing>> {
+pub(crate) fn ensure_l2_table(
+    ctx: &ImageContext,
+    meta: &mut Meta,
+    cluster: GuestCluster,
+) -> Result<Option<Missing>> {
     let (index, l1) = meta.l1_entry(ctx, cluster)?;
     if l1.copied() && l1.table().is_some() {
         return Ok(None);
@@ -18,21 +22,21 @@ pub(crate) fn ensure_l2_table(ctx: &ImageContext, meta: &mut Meta, cluster: u64)
         Err(missing) => return Ok(Some(missing)),
         Ok(grant) => grant,
     };
-    let new = HostOffset(ctx.cluster().start(grant.first));
+    let new = ctx.cluster().start(grant.first);
     let written = match l1.table() {
         None => ctx.zero_cluster(new),
         Some(old) => copy_table(ctx, meta, old, new),
     };
     let refcounts = meta.refcounts(ctx)?;
     if let Err(error) = written {
-        refcounts.release(ctx, grant.first..grant.first + 1)?;
+        refcounts.release(ctx, grant.clusters())?;
         return Err(error);
     }
     refcounts.metadata.insert(grant.first);
     if let Some(old) = l1.table() {
-        let old_cluster = ctx.cluster().index(old.0);
+        let old_cluster = ctx.cluster().index(old);
         refcounts.metadata.remove(old_cluster);
-        refcounts.defer_unref(ctx, old_cluster..old_cluster + 1);
+        refcounts.defer_unref(ctx, old_cluster..old_cluster.plus(1));
         meta.l2.forget(old, ctx.cluster().bytes());
     }
     meta.set_l1(index, new);

@@ -1,11 +1,13 @@
 //! Planning a write: where each part of it goes, under the metadata lock.
 
+use std::ops::Range;
+
 use blockmirror_block::{ByteRange, Result};
 
 use super::{Fill, Update, WriteGuard, WriteRun, ensure_l2_table, writable_in_place};
 use crate::format::entry::{Entry, PlainEntry};
 use crate::meta::{Meta, references};
-use crate::offset::HostOffset;
+use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 use crate::verify::Missing;
 
 /// What a disk writes as a whole.
@@ -16,8 +18,8 @@ impl WriteGuard<'_> {
     pub(super) fn find_in_place(&mut self) -> Result<bool> {
         let mut meta = self.image.meta.lock();
         let ctx = &self.image.ctx;
-        let mut at = self.range.start();
-        while at < self.range.end() {
+        let mut at = GuestOffset(self.range.start());
+        while at.0 < self.range.end() {
             let part = self.part_at(at);
             let cluster = ctx.cluster().index(at);
             let Entry::Plain(entry) = meta.entry_to_write(ctx, cluster)? else { return Ok(false) };
@@ -29,7 +31,7 @@ impl WriteGuard<'_> {
                 }
                 _ => return Ok(false),
             }
-            at = part.end();
+            at = GuestOffset(part.end());
         }
         Ok(true)
     }
@@ -41,15 +43,15 @@ impl WriteGuard<'_> {
         let mut meta = image.meta.lock();
         meta.check_poison(ctx, "write")?;
         // The tables first, so that they do not lie between the data clusters.
-        let clusters = ctx.cluster().index(self.range.start())..ctx.cluster().count(self.range.end());
+        let clusters = ctx.cluster().touched(GuestOffset(self.range.start()), self.range.len());
         let mut first = clusters.start;
         while first < clusters.end {
             if let Some(missing) = ensure_l2_table(ctx, &mut meta, first)? {
                 return Ok(Some(missing));
             }
-            first = (first / ctx.l2_entries() + 1) * ctx.l2_entries();
+            first = GuestCluster((first.0 / ctx.l2_entries() + 1) * ctx.l2_entries());
         }
-        let mut spare = 0..0;
+        let mut spare = Range::<HostCluster>::default();
         let mut fresh = false;
         let mut wanted = 0;
         loop {
@@ -57,6 +59,7 @@ impl WriteGuard<'_> {
             if at >= self.range.end() {
                 return Ok(None);
             }
+            let at = GuestOffset(at);
             let cluster = ctx.cluster().index(at);
             let entry = meta.entry_to_write(ctx, cluster)?;
             if let Entry::Plain(plain) = entry
@@ -68,7 +71,8 @@ impl WriteGuard<'_> {
                 continue;
             }
             if ctx.format.external_data {
-                self.plan_new(at, entry, HostOffset(ctx.cluster().start(cluster)), false);
+                // An external data file has each cluster at its guest offset.
+                self.plan_new(at, entry, HostOffset(ctx.cluster().start(cluster).0), false);
                 continue;
             }
             if spare.is_empty() {
@@ -81,23 +85,23 @@ impl WriteGuard<'_> {
                     Ok(grant) => {
                         self.grants.push(grant);
                         wanted -= grant.count;
-                        spare = grant.first..grant.first + grant.count;
+                        spare = grant.clusters();
                         fresh = grant.fresh;
                     }
                 }
             }
-            let host = HostOffset(ctx.cluster().start(spare.start));
-            spare.start += 1;
+            let host = ctx.cluster().start(spare.start);
+            spare.start = spare.start.plus(1);
             self.plan_new(at, entry, host, fresh);
         }
     }
 
     /// How many clusters from `first` on need a new place.
-    fn count_new(&self, meta: &mut Meta, first: u64, end: u64) -> Result<u64> {
+    fn count_new(&self, meta: &mut Meta, first: GuestCluster, end: GuestCluster) -> Result<u64> {
         let ctx = &self.image.ctx;
         let mut count = 1;
-        while first + count < end {
-            match meta.entry_to_write(ctx, first + count)? {
+        while first.plus(count) < end {
+            match meta.entry_to_write(ctx, first.plus(count))? {
                 Entry::Plain(entry) if writable_in_place(ctx, &entry) => break,
                 _ => count += 1,
             }
@@ -106,7 +110,7 @@ impl WriteGuard<'_> {
     }
 
     /// The cluster keeps its host cluster, but some of its subclusters come to life.
-    fn plan_in_place(&mut self, at: u64, old: PlainEntry, host: HostOffset) {
+    fn plan_in_place(&mut self, at: GuestOffset, old: PlainEntry, host: HostOffset) {
         let ctx = &self.image.ctx;
         let part = self.part_at(at);
         let touched = self.touched(part);
@@ -119,12 +123,12 @@ impl WriteGuard<'_> {
                 copied: true,
                 host: Some(host),
             };
-            self.updates.push(Update { cluster: ctx.cluster().index(at), entry, drops: 0..0 });
+            self.updates.push(Update { cluster: ctx.cluster().index(at), entry, drops: Range::default() });
         }
     }
 
     /// The cluster moves to `host`; what it held goes along.
-    fn plan_new(&mut self, at: u64, old: Entry, host: HostOffset, fresh: bool) {
+    fn plan_new(&mut self, at: GuestOffset, old: Entry, host: HostOffset, fresh: bool) {
         let ctx = &self.image.ctx;
         let part = self.part_at(at);
         let touched = self.touched(part);
@@ -140,19 +144,19 @@ impl WriteGuard<'_> {
     }
 
     /// The part of the write that lies in the cluster of `at`.
-    fn part_at(&self, at: u64) -> ByteRange {
+    fn part_at(&self, at: GuestOffset) -> ByteRange {
         let cluster = self.image.ctx.cluster();
-        ByteRange::new(at, cluster.start(cluster.index(at) + 1).min(self.range.end()))
+        ByteRange::new(at.0, cluster.start(cluster.index(at).plus(1)).0.min(self.range.end()))
     }
 
     fn touched(&self, part: ByteRange) -> u32 {
-        let start = self.image.ctx.cluster().floor(part.start());
-        self.image.ctx.format.touched(part.start() - start, part.end() - start)
+        let within = self.image.ctx.cluster().within(GuestOffset(part.start()));
+        self.image.ctx.format.touched(within, within + part.len())
     }
 
     /// Notes that `part` goes to the cluster at `host`.
     fn push_run(&mut self, part: ByteRange, host: HostOffset) {
-        let host = host.plus(self.image.ctx.cluster().within(part.start()));
+        let host = host.plus(self.image.ctx.cluster().within(GuestOffset(part.start())));
         match self.runs.last_mut() {
             Some(last) if last.host.plus(last.range.len()) == host => {
                 last.range = ByteRange::new(last.range.start(), part.end());
@@ -168,7 +172,8 @@ impl WriteGuard<'_> {
     /// a mixture.
     fn push_fills(&mut self, mut mask: u32, part: ByteRange, host: HostOffset, fresh: bool) {
         let ctx = &self.image.ctx;
-        let (size, start) = (ctx.format.subcluster_size(), ctx.cluster().floor(part.start()));
+        let size = ctx.format.subcluster_size();
+        let start = part.start() - ctx.cluster().within(GuestOffset(part.start()));
         while mask != 0 {
             let first = mask.trailing_zeros();
             let count = (mask >> first).trailing_ones();
