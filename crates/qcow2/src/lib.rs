@@ -10,6 +10,7 @@ mod context;
 mod copy_up;
 mod create;
 mod cut_short;
+mod damage;
 mod decompress;
 mod dirty;
 pub mod error;
@@ -35,6 +36,7 @@ mod zero_query;
 
 pub use create::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;
+pub use damage::Damage;
 pub use error::{Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};

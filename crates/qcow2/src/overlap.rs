@@ -9,11 +9,9 @@ use std::ops::Range;
 use blockmirror_block::Result;
 
 use crate::context::ImageContext;
+use crate::damage::Damage;
 use crate::format::entry::L1Entry;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
-
-/// The operation that [`MetadataMap::check_write`] refuses; who meets it marks the image corrupt.
-pub(crate) const WRITE_OVER_METADATA: &str = "write over metadata";
 
 /// A set of host cluster indexes, 64 to a word.
 #[derive(Debug, Default)]
@@ -113,11 +111,7 @@ impl MetadataMap {
         if !self.contains(ctx.cluster().index(host)) {
             return Ok(());
         }
-        Err(ctx.corrupt(
-            WRITE_OVER_METADATA,
-            host.0,
-            "the mapped cluster holds metadata; the write was refused",
-        ))
+        Err(Damage::Overlap.met(ctx, host))
     }
 }
 

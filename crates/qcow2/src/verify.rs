@@ -4,7 +4,7 @@
 //!
 //! - The first time a slice of an L2 table is needed for writing, each cluster that its entries map must have
 //!   a refcount. One that has none is proof of damage: the operation fails, and the image is marked corrupt
-//!   ([`Qcow2::note_damage`]).
+//!   ([`Damage`]).
 //! - A free cluster below the file's length at opening (*unverified*) is handed out only after one pass over
 //!   all L2 tables has found no entry that maps a free cluster. Until the pass is done new clusters come from
 //!   past that length. Clusters that this image freed itself need no pass. A fresh image has no unverified
@@ -21,19 +21,16 @@
 use std::ops::Range;
 
 use blockmirror_block::sync::thread;
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
+use blockmirror_block::{ByteRange, Result, Visit};
 
 use crate::context::ImageContext;
+use crate::damage::Damage;
 use crate::format::entry::Entry;
 use crate::image::Qcow2;
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
-use crate::overlap::WRITE_OVER_METADATA;
 use crate::refcounts::{Allocation, Grant, RunSearch};
 use crate::stop::StopCheck;
-
-/// The operation that finds an entry which maps a free cluster; the caller then marks the image corrupt.
-const CHECK_REFCOUNTS: &str = "check refcounts";
 
 /// What the pass may cost under one hold of the metadata lock, in bytes; and for free, before clusters have
 /// been handed out.
@@ -131,7 +128,7 @@ impl Meta {
         guest: GuestCluster,
     ) -> Result<()> {
         if self.refcounts(ctx)?.get(ctx, ctx.cluster().index(table))? == 0 {
-            return Err(ctx.corrupt(CHECK_REFCOUNTS, table.0, free_but("holds the L2 table of", guest)));
+            return Err(Damage::TableUncounted(guest).met(ctx, table));
         }
         Ok(())
     }
@@ -154,8 +151,7 @@ impl Meta {
             let Ok(entry) = decode_at(ctx, data, at, guest, slice) else { continue };
             for cluster in references(ctx, &entry).each() {
                 if refcounts.get(ctx, cluster)? == 0 {
-                    let at = ctx.cluster().start(cluster).0;
-                    return Err(ctx.corrupt(CHECK_REFCOUNTS, at, free_but("is mapped by", guest)));
+                    return Err(Damage::MappedUncounted(guest).met(ctx, ctx.cluster().start(cluster)));
                 }
             }
         }
@@ -202,7 +198,7 @@ impl Meta {
             self.pass_credit -= calls as i64 * CALL_COST;
             match checked {
                 Ok(next) => self.verified_to = next,
-                Err(error) if error.operation() == CHECK_REFCOUNTS || ctx.storage.info().fixed_len => {
+                Err(error) if Damage::of(&error).is_some() || ctx.storage.info().fixed_len => {
                     return Err(error);
                 }
                 Err(_) => {
@@ -276,11 +272,6 @@ impl Runs {
     }
 }
 
-fn free_but(how: &str, guest: GuestCluster) -> String {
-    let guest = guest.0;
-    format!("the cluster {how} guest cluster {guest}, but its refcount is 0; the image is marked corrupt")
-}
-
 impl Qcow2 {
     /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata
     /// lock.
@@ -307,7 +298,7 @@ impl Qcow2 {
         loop {
             {
                 let mut meta = self.meta.lock();
-                meta.check_poison(&self.ctx, CHECK_REFCOUNTS)?;
+                meta.check_poison(&self.ctx, "check refcounts")?;
                 meta.pass_credit = PASS_CREDIT;
                 if meta.verify(&self.ctx)? {
                     return Ok(());
@@ -316,21 +307,5 @@ impl Qcow2 {
             stop.check()?;
             thread::yield_now();
         }
-    }
-
-    /// Marks the image corrupt if an operation was refused because it would have hit metadata, or has met a
-    /// mapped cluster without a refcount. The caller holds neither the write-back lock nor the metadata lock.
-    pub(crate) fn note_damage<T>(&self, result: Result<T>) -> Result<T> {
-        // The check of refcounts may also be cancelled, or fail to read.
-        let proof = |error: &Error| {
-            error.kind() == ErrorKind::Corrupt
-                && [WRITE_OVER_METADATA, CHECK_REFCOUNTS].contains(&error.operation())
-        };
-        if let Err(error) = &result
-            && proof(error)
-        {
-            self.mark_corrupt(error);
-        }
-        result
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, Visit, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, Damage, Header, OpenOptions, Preallocation, Qcow2, Version};
 
 /// No disk here is longer; a changed header may declare any length.
 const MOST: u64 = 1 << 20;
@@ -396,6 +396,7 @@ fn writes_onto_metadata_are_refused_and_mark_the_image() {
             let (storage, disk) = image.open(&bytes, true).unwrap();
             let error = disk.write_at(&[0x5a; 100], 0, WriteFlags::NONE).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{}: {what}: {error}", image.name);
+            assert_eq!(Damage::of(&error), Some(Damage::Overlap), "{}: {what}: {error}", image.name);
             let again = disk.write_at(&[0x5a; 100], 250_000, WriteFlags::NONE).unwrap_err();
             assert_eq!(again.kind(), ErrorKind::Poisoned, "{}: {what}: {again}", image.name);
             drop(disk);

@@ -9,7 +9,10 @@ use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorag
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags, ZeroFlags,
 };
-use blockmirror_qcow2::{CreateOptions, CutShort, Header, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_qcow2::offset::GuestCluster;
+use blockmirror_qcow2::{
+    CreateOptions, CutShort, Damage, Header, OpenOptions, Preallocation, Qcow2, Version,
+};
 
 fn word(storage: &MemoryStorage, at: u64) -> u64 {
     let mut bytes = [0; 8];
@@ -354,6 +357,13 @@ fn other_mapped_clusters_without_a_refcount() {
         let error = disk.write_at(&[9; 4096], at, WriteFlags::NONE).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{damage}");
         assert!(error.to_string().contains("refcount is 0"), "{damage}: {error}");
+        let found = Damage::of(&error);
+        let is_table = matches!(found, Some(Damage::TableUncounted(_)));
+        assert_eq!(is_table, damage == "table", "{damage}: {found:?}");
+        assert!(
+            is_table || matches!(found, Some(Damage::MappedUncounted(GuestCluster(1024)))),
+            "{damage}: {found:?}"
+        );
         assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Poisoned, "{damage}");
     }
 }
