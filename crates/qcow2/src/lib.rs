@@ -22,6 +22,7 @@ pub mod limits;
 mod meta;
 pub mod offset;
 mod overlap;
+mod provide;
 mod read;
 mod refcounts;
 mod reopen;

@@ -13,6 +13,7 @@
 mod alloc;
 mod contiguous;
 mod grow;
+mod new_blocks;
 
 use std::ops::Range;
 
@@ -21,6 +22,7 @@ use blockmirror_block::Result;
 
 pub(crate) use alloc::{Allocation, Grant};
 pub(crate) use contiguous::RunSearch;
+pub(crate) use new_blocks::NewBlocks;
 
 use crate::cache::SliceCache;
 use crate::context::ImageContext;

@@ -24,7 +24,6 @@ use crate::meta::references;
 use crate::offset::{ClusterRange, GuestCluster, HostCluster};
 use crate::refcounts::RunSearch;
 use crate::stop::StopCheck;
-use crate::write::ensure_l2_table;
 
 /// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies
 /// in one sector, so it changes at once.
@@ -314,11 +313,11 @@ impl Qcow2 {
         let ctx = &self.ctx;
         loop {
             let missing = {
-                let mut meta = self.meta.lock();
+                let meta = self.meta.lock();
                 if meta.l1_entry(ctx, clusters.start)?.1.table().is_none() {
                     return Ok(());
                 }
-                ensure_l2_table(ctx, &mut meta, clusters.start)?
+                meta.missing_l2_table(ctx, clusters.start)?
             };
             let Some(missing) = missing else { break };
             self.provide(missing, stop)?;

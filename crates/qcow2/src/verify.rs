@@ -15,7 +15,7 @@
 //! L2 tables and of refcount blocks; holes of the file are skipped.
 //!
 //! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole
-//! pass ([`Missing::Verified`]): the metadata lock is released between the pieces, and
+//! pass ([`Missing::Verification`]): the metadata lock is released between the pieces, and
 //! [`Qcow2::cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) ends it.
 
 use std::ops::Range;
@@ -29,6 +29,7 @@ use crate::format::entry::Entry;
 use crate::image::Qcow2;
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
+use crate::provide::Missing;
 use crate::refcounts::{Allocation, Grant, RunSearch};
 use crate::stop::StopCheck;
 
@@ -45,17 +46,6 @@ const CALL_COST: i64 = 4096;
 /// How far past a table a hole is looked for.
 const LOOK_AHEAD: u64 = 1 << 30;
 
-/// What must be done, without the metadata lock, before clusters can be handed out ([`Qcow2::provide`]).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Missing {
-    /// The refcount table does not reach this refcount block.
-    Block(u64),
-    /// The pass over all L2 tables has not come to its end, and nothing but unverified clusters is left.
-    Verified,
-    /// The search goes on, after others have had the metadata lock.
-    Search,
-}
-
 impl Meta {
     /// Hands out up to `want` contiguous clusters. The inner error says what must come first.
     pub(crate) fn allocate(&mut self, ctx: &ImageContext, want: u64) -> Result<Result<Grant, Missing>> {
@@ -69,8 +59,11 @@ impl Meta {
                     return Ok(Ok(grant));
                 }
                 Allocation::Searching => return Ok(Err(Missing::Search)),
-                Allocation::TableFull(block) => return Ok(Err(Missing::Block(block))),
-                Allocation::Unverified if ctx.storage.info().fixed_len => return Ok(Err(Missing::Verified)),
+                Allocation::Uncounted(new) => return Ok(Err(Missing::RefcountBlocks(new))),
+                Allocation::TableFull(block) => return Ok(Err(Missing::RefcountTable(block))),
+                Allocation::Unverified if ctx.storage.info().fixed_len => {
+                    return Ok(Err(Missing::Verification));
+                }
                 Allocation::Unverified => {
                     self.verify(ctx)?;
                     skip = true;
@@ -89,7 +82,7 @@ impl Meta {
     ) -> Result<Result<Range<HostCluster>, Missing>> {
         let refcounts = self.refcounts(ctx)?;
         if ctx.storage.info().fixed_len && refcounts.has_unverified(HostCluster(0)) {
-            return Ok(Err(Missing::Verified));
+            return Ok(Err(Missing::Verification));
         }
         refcounts.allocate_run(ctx, want, search)
     }
@@ -273,28 +266,8 @@ impl Runs {
 }
 
 impl Qcow2 {
-    /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata
-    /// lock.
-    pub(crate) fn provide(&self, missing: Missing, stop: &StopCheck<'_>) -> Result<()> {
-        stop.check()?;
-        match missing {
-            Missing::Verified => self.verify_all(stop),
-            Missing::Search => {
-                thread::yield_now();
-                Ok(())
-            }
-            Missing::Block(block) => {
-                // There is no place past the end for the larger table.
-                if self.ctx.storage.info().fixed_len {
-                    self.verify_all(stop)?;
-                }
-                self.grow_refcount_table(block)
-            }
-        }
-    }
-
     /// Brings the pass over the L2 tables to its end, with room for others between its pieces.
-    fn verify_all(&self, stop: &StopCheck<'_>) -> Result<()> {
+    pub(crate) fn verify_all(&self, stop: &StopCheck<'_>) -> Result<()> {
         loop {
             {
                 let mut meta = self.meta.lock();

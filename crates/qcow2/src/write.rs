@@ -15,8 +15,6 @@ use std::ops::Range;
 
 use blockmirror_block::{BlockDevice, ByteRange, RangeGuard, Result, WriteFlags, ZeroFlags};
 
-pub(crate) use l2_table::ensure_l2_table;
-
 use crate::context::ImageContext;
 use crate::format::entry::PlainEntry;
 use crate::image::Qcow2;

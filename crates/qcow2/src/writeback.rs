@@ -12,7 +12,8 @@
 //! that are not there. A crash leaves leaks at most. References are dropped only when the entries that held
 //! them are gone; until then their clusters are not reused.
 //!
-//! Lock order: the write-back lock, then the metadata lock. No I/O happens under the metadata lock.
+//! The write-back lock is held all the time, the metadata lock only to take the snapshot and to note that it
+//! was written: nothing is written or flushed under it, here or elsewhere (`image::tests`).
 //!
 //! A write that failed for want of space is put back and may be tried again, since nothing that depends on it
 //! was written. Any other failure leaves the disk in doubt ([`Failure::Doubt`]): the image is poisoned, and
@@ -242,19 +243,6 @@ impl Qcow2 {
             Err(error) => poison(&mut meta, error),
         }
         written
-    }
-
-    /// Lets the refcount table grow so that it reaches `block`. On storage of a fixed length the pass over
-    /// the L2 tables is over.
-    pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
-        let _only_one = self.write_back.lock();
-        let mut meta = self.meta.lock();
-        meta.check_poison(&self.ctx, "grow refcount table")?;
-        let grown = meta
-            .refcounts(&self.ctx)
-            .map_err(Failure::from)
-            .and_then(|refcounts| refcounts.grow_table(&self.ctx, block));
-        grown.map_err(|failure| failure.settle(&mut meta))
     }
 }
 

@@ -11,8 +11,7 @@ use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::meta::{Meta, references};
 use crate::offset::GuestOffset;
-use crate::verify::Missing;
-use crate::write::ensure_l2_table;
+use crate::provide::Missing;
 
 /// Zeros that are written at once where they must be written.
 const ZERO_CHUNK: u64 = 1 << 20;
@@ -207,7 +206,7 @@ impl Qcow2 {
                 },
                 Change::Set { entry, frees } => {
                     if !table_ready {
-                        if let Some(missing) = ensure_l2_table(ctx, meta, cluster)? {
+                        if let Some(missing) = meta.missing_l2_table(ctx, cluster)? {
                             return Ok(Err(missing));
                         }
                         table_ready = true;

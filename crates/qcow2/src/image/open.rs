@@ -152,6 +152,7 @@ impl OpenOptions {
             cache_bytes: self.cache_bytes,
             meta: Mutex::new(Meta::new(l1, l1_at, l2, refcounts)),
             write_back: Mutex::new(()),
+            tables: Mutex::new(()),
             gate: FlushGate::default(),
             ranges: RangeLock::new(),
             cancellations: Cancellations::default(),

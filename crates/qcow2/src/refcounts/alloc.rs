@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use blockmirror_block::{Error, ErrorKind, Result};
 
-use super::Refcounts;
+use super::{NewBlocks, Refcounts};
 use crate::context::ImageContext;
 use crate::limits::MAX_HOST_OFFSET;
 use crate::offset::{ClusterRange, HostCluster};
@@ -26,12 +26,14 @@ pub(crate) struct Grant {
 }
 
 /// The answer to a request for clusters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Allocation {
     /// Some or all of what was asked for, contiguous.
     Got(Grant),
-    /// The refcount table must grow first to reach this block, which needs the write-back lock.
+    /// The refcount table must grow first to reach this block.
     TableFull(u64),
+    /// The refcount block that counts the first free cluster must come first.
+    Uncounted(NewBlocks),
     /// The first free cluster is unverified.
     Unverified,
     /// None was found yet; the next call goes on from where this one stopped.
@@ -117,8 +119,9 @@ impl Refcounts {
             } else if counted {
                 break;
             } else {
-                self.add_block(ctx, at)?;
-                at = at.plus(1);
+                self.check_room(ctx, at.plus(1))?;
+                self.use_up(ctx, at..at.plus(1));
+                return Ok(Allocation::Uncounted(NewBlocks::new(self, ctx, 1, at..at.plus(1))));
             }
             self.next_free = at;
         }
@@ -177,25 +180,6 @@ impl Refcounts {
                 .in_file(ctx.name.clone())
                 .because(format!("the image cannot grow past {limit} bytes")));
         }
-        Ok(())
-    }
-
-    /// Makes cluster `at`, which no block counts yet, the refcount block that counts it.
-    fn add_block(&mut self, ctx: &ImageContext, at: HostCluster) -> Result<()> {
-        self.check_room(ctx, at.plus(1))?;
-        self.use_up(ctx, at..at.plus(1));
-        let offset = ctx.cluster().start(at);
-        let per_block = self.per_block(ctx);
-        // At most 2 MiB. The block counts itself from the beginning, so that nothing is left to fail once it
-        // is in use.
-        let mut data = vec![0; ctx.cluster().bytes() as usize];
-        self.width.set(&mut data, (at.0 % per_block) as usize, 1);
-        ctx.storage.write_at(&data, offset.0)?;
-        // The caller found the index inside the table.
-        let index = (at.0 / per_block) as usize;
-        self.table[index] = offset.0;
-        self.table_dirty.mark(index);
-        self.metadata.insert(at);
         Ok(())
     }
 

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use blockmirror_block::Result;
 
-use super::Refcounts;
 use super::alloc::SearchBudget;
+use super::{NewBlocks, Refcounts};
 use crate::context::ImageContext;
 use crate::offset::{ClusterRange, HostCluster};
-use crate::verify::Missing;
+use crate::provide::Missing;
 
 /// How far a search for a free run has come. Between its calls nothing else allocates.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(crate) struct RunSearch {
     at: HostCluster,
     /// Refcount blocks before this one were looked at, past the end of what is counted.
     block: u64,
+    /// The blocks that were asked for, with the run behind them.
+    added: Option<NewBlocks>,
 }
 
 impl Refcounts {
@@ -35,6 +37,11 @@ impl Refcounts {
     ) -> Result<Result<Range<HostCluster>, Missing>> {
         let per_block = self.per_block(ctx);
         let mut budget = SearchBudget::new(self);
+        if let Some(new) = search.added.take()
+            && self.has(ctx, &new)
+        {
+            return Ok(Ok(new.rest()));
+        }
         if search.start < self.next_free {
             (search.start, search.at) = (self.next_free, self.next_free);
         }
@@ -87,7 +94,7 @@ impl Refcounts {
         loop {
             let first_block = search.block;
             if first_block + blocks > len {
-                return Ok(Err(Missing::Block(first_block + blocks - 1)));
+                return Ok(Err(Missing::RefcountTable(first_block + blocks - 1)));
             }
             // At most 2^16 clusters, 64 of them in a word of the map.
             if !budget.spend(self, (blocks + want / 64) as u32) {
@@ -101,26 +108,12 @@ impl Refcounts {
                 None => break,
             }
         }
-        let first_block = search.block;
-        let first = HostCluster(first_block * per_block);
-        let used = blocks + want;
-        self.check_room(ctx, first.plus(used))?;
-        self.use_up(ctx, first..first.plus(used));
-        for b in 0..blocks {
-            // One cluster, at most 2 MiB.
-            let mut data = vec![0; ctx.cluster().bytes() as usize];
-            for i in (0..per_block).take_while(|i| b * per_block + i < used) {
-                self.width.set(&mut data, i as usize, 1);
-            }
-            ctx.storage.write_at(&data, ctx.cluster().start(first.plus(b)).0)?;
-        }
-        for b in 0..blocks {
-            // Inside the table, as was seen above.
-            let index = (first_block + b) as usize;
-            self.table[index] = ctx.cluster().start(first.plus(b)).0;
-            self.table_dirty.mark(index);
-            self.metadata.insert(first.plus(b));
-        }
-        Ok(Ok(first.plus(blocks)..first.plus(used)))
+        let first = HostCluster(search.block * per_block);
+        let used = first..first.plus(blocks + want);
+        self.check_room(ctx, used.end)?;
+        self.use_up(ctx, used.clone());
+        let new = NewBlocks::new(self, ctx, blocks, used);
+        search.added = Some(new.clone());
+        Ok(Err(Missing::RefcountBlocks(new)))
     }
 }

@@ -1,53 +1,83 @@
 //! An L2 table of its own for a guest cluster that is about to change.
+//!
+//! Made one at a time: a cluster is reserved under the metadata lock, the table is written without it, then the
+//! L1 entry points there. Operations that need one find it missing ([`Missing::L2Table`]) and have it provided.
 
 use blockmirror_block::Result;
 
 use crate::context::ImageContext;
+use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::{GuestCluster, HostOffset};
-use crate::verify::Missing;
+use crate::provide::Missing;
+use crate::stop::StopCheck;
 
-/// Makes sure that guest cluster `cluster` has an L2 table that may be changed in place; `Some` says what
-/// must come first.
-pub(crate) fn ensure_l2_table(
-    ctx: &ImageContext,
-    meta: &mut Meta,
-    cluster: GuestCluster,
-) -> Result<Option<Missing>> {
-    let (index, l1) = meta.l1_entry(ctx, cluster)?;
-    if l1.copied() && l1.table().is_some() {
-        return Ok(None);
+impl Meta {
+    /// Whether `cluster` has an L2 table that may be changed in place; `Some` says that it must come first.
+    pub(crate) fn missing_l2_table(
+        &self,
+        ctx: &ImageContext,
+        cluster: GuestCluster,
+    ) -> Result<Option<Missing>> {
+        let (_, l1) = self.l1_entry(ctx, cluster)?;
+        let owned = l1.copied() && l1.table().is_some();
+        Ok((!owned).then_some(Missing::L2Table(cluster)))
     }
-    let grant = match meta.allocate(ctx, 1)? {
-        Err(missing) => return Ok(Some(missing)),
-        Ok(grant) => grant,
-    };
-    let new = ctx.cluster().start(grant.first);
-    let written = match l1.table() {
-        None => ctx.zero_cluster(new),
-        Some(old) => copy_table(ctx, meta, old, new),
-    };
-    let refcounts = meta.refcounts(ctx)?;
-    if let Err(error) = written {
-        refcounts.release(ctx, grant.clusters())?;
-        return Err(error);
+}
+
+impl Qcow2 {
+    /// Makes an L2 table for `cluster`, unless another thread has.
+    pub(crate) fn make_l2_table(&self, cluster: GuestCluster, stop: &StopCheck<'_>) -> Result<()> {
+        while let Some(missing) = self.try_make_l2_table(cluster)? {
+            self.provide(missing, stop)?;
+        }
+        Ok(())
     }
-    refcounts.metadata.insert(grant.first);
-    if let Some(old) = l1.table() {
-        let old_cluster = ctx.cluster().index(old);
-        refcounts.metadata.remove(old_cluster);
-        refcounts.defer_unref(ctx, old_cluster..old_cluster.plus(1));
-        meta.l2.forget(old, ctx.cluster().bytes());
+
+    /// The same; `Some` says what the allocation of its cluster needs first.
+    fn try_make_l2_table(&self, cluster: GuestCluster) -> Result<Option<Missing>> {
+        let ctx = &self.ctx;
+        let _tables = self.tables.lock();
+        let (index, old, grant) = {
+            let mut meta = self.meta.lock();
+            meta.check_poison(ctx, "write")?;
+            if meta.missing_l2_table(ctx, cluster)?.is_none() {
+                return Ok(None);
+            }
+            let (index, l1) = meta.l1_entry(ctx, cluster)?;
+            match meta.allocate(ctx, 1)? {
+                Err(missing) => return Ok(Some(missing)),
+                Ok(grant) => (index, l1.table(), grant),
+            }
+        };
+        let new = ctx.cluster().start(grant.first);
+        let written = match old {
+            None => ctx.zero_cluster(new),
+            Some(old) => copy_table(ctx, old, new),
+        };
+        let mut meta = self.meta.lock();
+        if let Err(error) = written {
+            meta.refcounts(ctx)?.release(ctx, grant.clusters())?;
+            return Err(error);
+        }
+        meta.l2.forget(new, ctx.cluster().bytes());
+        let refcounts = meta.refcounts(ctx)?;
+        refcounts.metadata.insert(grant.first);
+        if let Some(old) = old {
+            let cluster = ctx.cluster().index(old);
+            refcounts.metadata.remove(cluster);
+            refcounts.defer_unref(ctx, cluster..cluster.plus(1));
+            meta.l2.forget(old, ctx.cluster().bytes());
+        }
+        meta.set_l1(index, new);
+        Ok(None)
     }
-    meta.set_l1(index, new);
-    Ok(None)
 }
 
 /// Copies an L2 table that a snapshot may refer to as well. Such a table is never changed, so the disk is up
 /// to date.
-fn copy_table(ctx: &ImageContext, meta: &mut Meta, old: HostOffset, new: HostOffset) -> Result<()> {
+fn copy_table(ctx: &ImageContext, old: HostOffset, new: HostOffset) -> Result<()> {
     ctx.check_table("read L1 table", old, 0)?;
-    meta.l2.forget(new, ctx.cluster().bytes());
     // At most 2 MiB.
     let mut table = vec![0; ctx.cluster().bytes() as usize];
     ctx.storage.read_at(&mut table, old.0)?;

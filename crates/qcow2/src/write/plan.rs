@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use blockmirror_block::{ByteRange, Result};
 
-use super::{Fill, Update, WriteGuard, WriteRun, ensure_l2_table, writable_in_place};
+use super::{Fill, Update, WriteGuard, WriteRun, writable_in_place};
 use crate::format::entry::{Entry, PlainEntry};
 use crate::meta::{Meta, references};
 use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
-use crate::verify::Missing;
+use crate::provide::Missing;
 
 /// What a disk writes as a whole.
 const SECTOR: u64 = 512;
@@ -46,7 +46,7 @@ impl WriteGuard<'_> {
         let clusters = ctx.cluster().touched(GuestOffset(self.range.start()), self.range.len());
         let mut first = clusters.start;
         while first < clusters.end {
-            if let Some(missing) = ensure_l2_table(ctx, &mut meta, first)? {
+            if let Some(missing) = meta.missing_l2_table(ctx, first)? {
                 return Ok(Some(missing));
             }
             first = GuestCluster((first.0 / ctx.l2_entries() + 1) * ctx.l2_entries());
