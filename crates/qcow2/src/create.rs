@@ -14,6 +14,7 @@ use crate::format::header::{Compression, FULL_LENGTH, V2_LENGTH, l1_entries_for}
 use crate::format::{extension, feature::FeatureName};
 use crate::limits;
 use crate::offset::ClusterSize;
+use crate::options::{self, OPTIONS, OptionKind};
 
 /// The version of the format that a new image has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -164,12 +165,7 @@ impl CreateOptions {
     fn checked(&self) -> Result<Checked<'_>> {
         self.check_version()?;
         let cluster = self.cluster()?;
-        if !self.refcount_bits.is_power_of_two() || self.refcount_bits > 64 {
-            return Err(option(
-                "refcount_bits",
-                format!("{} is not a power of two from 1 to 64", self.refcount_bits),
-            ));
-        }
+        self.check_range("refcount_bits", self.refcount_bits.into())?;
         if self.extended_l2 && cluster.bits() < limits::MIN_EXTENDED_L2_CLUSTER_BITS {
             return Err(option(
                 "extended_l2",
@@ -202,28 +198,32 @@ impl CreateOptions {
     }
 
     fn cluster(&self) -> Result<ClusterSize> {
-        let bits = self.cluster_size.is_power_of_two().then(|| self.cluster_size.trailing_zeros());
-        bits.and_then(ClusterSize::from_bits).ok_or_else(|| {
-            option(
-                "cluster_size",
-                format!("{} is not a power of two from 512 to 2097152 (2 MiB)", self.cluster_size),
-            )
-        })
+        self.check_range("cluster_size", self.cluster_size)?;
+        ClusterSize::from_bits(self.cluster_size.trailing_zeros())
+            .ok_or_else(|| option("cluster_size", format!("{} is not allowed", self.cluster_size)))
+    }
+
+    /// Whether a number lies in the range that the table of options gives.
+    fn check_range(&self, name: &'static str, value: u64) -> Result<()> {
+        let Some(def) = options::option(name).filter(|def| !def.allows(value)) else { return Ok(()) };
+        let range = match def.kind {
+            OptionKind::PowerOfTwoSize { least, most } => {
+                format!("from {least} to {most} ({} MiB)", most >> 20)
+            }
+            OptionKind::PowerOfTwo { least, most } => format!("from {least} to {most}"),
+            _ => return Ok(()),
+        };
+        Err(option(name, format!("{value} is not a power of two {range}")))
     }
 
     fn check_version(&self) -> Result<()> {
         if self.version == Version::V3 {
             return Ok(());
         }
-        let newer = [
-            ("refcount_bits", self.refcount_bits != 16),
-            ("compression_type", self.compression != Compression::Deflate),
-            ("extended_l2", self.extended_l2),
-            ("lazy_refcounts", self.lazy_refcounts),
-            ("data_file", self.data_file.is_some()),
-        ];
-        match newer.into_iter().find(|(_, used)| *used) {
-            Some((name, _)) => Err(option(name, "it needs compat=1.1, not 0.10".into())),
+        let defaults = Self::new(self.size);
+        let newer = OPTIONS.iter().find(|def| def.needs_v3 && def.get(self) != def.get(&defaults));
+        match newer {
+            Some(def) => Err(option(def.name, "it needs compat=1.1, not 0.10".into())),
             None => Ok(()),
         }
     }

@@ -21,6 +21,7 @@ mod image;
 pub mod limits;
 mod meta;
 pub mod offset;
+pub mod options;
 mod overlap;
 mod provide;
 mod read;
