@@ -14,6 +14,7 @@
 //! - What is queued is bounded: a scan returns a capped number of extents, and no new one is begun
 //!   while enough work is queued.
 
+mod admission;
 mod completion;
 pub(crate) mod config;
 mod counters;
@@ -49,7 +50,7 @@ use config::Config;
 use counters::Counters;
 use durability::Durability;
 pub(crate) use guest_writes::Admission;
-use guest_writes::{GuestWrite, Reservation};
+use guest_writes::GuestWrites;
 use membership::Membership;
 use outbox::Outbox;
 use pacing::{GuestState, Outlook, Pacing, Situation};
@@ -222,11 +223,7 @@ pub(crate) struct Core {
     failed_ranges: FailedRanges,
     durability: Durability,
 
-    guests: Vec<GuestWrite>,
-    /// What the guest has kept the job from for too long.
-    reservation: Option<Reservation>,
-    /// Writes under way that began before the job.
-    pre_attach_writes: usize,
+    guests: GuestWrites,
     /// The guest has written to the target: promises about it do not hold any more.
     target_written: bool,
     /// Where the guest has written to the target while scans were under way.
@@ -277,9 +274,7 @@ impl Core {
             retries: Retries::default(),
             failed_ranges: FailedRanges::default(),
             durability: Durability::new(bitmap()?, config.flush_interval),
-            guests: Vec::new(),
-            reservation: None,
-            pre_attach_writes: 0,
+            guests: GuestWrites::default(),
             target_written: false,
             written_during_scan: RangeSet::default(),
             scans_valid_from: 0,
@@ -321,7 +316,7 @@ impl Core {
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let probe_ended = self.pacing.end_probe(self.clock);
-        if !self.pacing.step(&self.config, self.clock, self.counters.totals(), self.guests.len()) {
+        if !self.pacing.step(&self.config, self.clock, self.counters.totals(), self.guests.count()) {
             return probe_ended;
         }
         self.decide_copy_mode() || probe_ended
@@ -339,7 +334,7 @@ impl Core {
             totals: self.counters.totals(),
             work_left: self.work_left(),
             has_been_ready: self.has_been_ready(),
-            longest_target_wait: self.longest_wait_for_target(),
+            longest_target_wait: self.guests.longest_target_wait(self.clock),
         };
         let Some(event) = self.pacing.decide(&self.config, &situation) else { return false };
         self.outbox.push(event);
@@ -371,12 +366,6 @@ impl Core {
         self.scans.iter().any(|scan| scan.first_pass)
             || self.queue.iter().any(|queued| queued.first_pass)
             || self.in_flight.iter().any(|op| matches!(op.work, Work::Scan { first_pass: true, .. }))
-    }
-
-    /// How long a guest write waits for the job before it goes to the source alone. While the guest is quiesced it
-    /// waits for the end.
-    pub(crate) fn admission_timeout(&self) -> Option<Duration> {
-        self.config.latency_budget().filter(|_| !self.quiesced)
     }
 
     /// Performing the action `id` panicked: what it left behind is unknown.
@@ -442,9 +431,7 @@ impl Core {
             skipped,
             given_up: self.failed_ranges.bytes(),
             mirrored: self.counters.bytes_mirrored(),
-            actively_synced: left == 0
-                && self.is_blocking()
-                && self.guests.iter().all(GuestWrite::reaches_target),
+            actively_synced: left == 0 && self.is_blocking() && self.guests.all_reach_target(),
             copy_mode: self.config.copy_mode,
             writes_through: self.is_blocking(),
             copy_rate,

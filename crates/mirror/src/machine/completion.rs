@@ -77,7 +77,7 @@ impl Core {
             // The next scan of these bytes looks after the write.
             self.written_during_scan.remove(range);
         }
-        self.release_reservation();
+        self.release_reservation_if_done();
         self.conclude_if_idle();
     }
 
@@ -212,7 +212,7 @@ impl Core {
 
         // No write waits while it is tried again.
         self.resume_guest();
-        self.reservation = None;
+        self.guests.release_reservation();
         let Failure { operation, error } = failure;
         if op.work.is_flush() && error.kind() == block::ErrorKind::WritesLost {
             // The target says that it is as good as new: what it has lost is copied again, without asking the

@@ -161,7 +161,7 @@ impl Core {
             }
             return Next::Wait(None);
         }
-        if !self.is_drained() {
+        if !self.guests.are_drained() {
             return Next::Wait(None);
         }
         if self.is_flushed() {
@@ -225,7 +225,7 @@ impl Core {
     /// target included.
     pub(super) fn conclude_if_idle(&mut self) {
         let aborting = matches!(self.phase, Phase::Aborting(_));
-        if !aborting || !self.in_flight.is_empty() || self.config.cut_bitmap || self.guests_at_target() {
+        if !aborting || !self.in_flight.is_empty() || self.config.cut_bitmap || self.guests.any_at_target() {
             return;
         }
         if let Phase::Aborting(error) = std::mem::replace(&mut self.phase, Phase::Running) {
@@ -235,7 +235,7 @@ impl Core {
 
     /// What is left to do for a job that is being given up.
     pub(super) fn next_while_aborting(&mut self) -> Next {
-        if !self.config.cut_bitmap || !self.in_flight.is_empty() || self.guests_at_target() {
+        if !self.config.cut_bitmap || !self.in_flight.is_empty() || self.guests.any_at_target() {
             return Next::Wait(None);
         }
         match self.durability.begin_final_flush(self.clock, self.config.final_flush_timeout) {

@@ -107,7 +107,7 @@ impl Core {
     }
 
     fn is_settled(&self) -> bool {
-        self.is_flushed() && self.is_drained() && self.left() == 0 && self.in_flight.is_empty()
+        self.is_flushed() && self.guests.are_drained() && self.left() == 0 && self.in_flight.is_empty()
     }
 
     /// Quiesces the guest for the group; false if the member is not near any more.

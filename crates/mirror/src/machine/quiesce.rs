@@ -59,7 +59,7 @@ impl Core {
     pub(super) fn quiesce_or_resume(&mut self) {
         if self.quiesced {
             let news = self.quiesce.flushed && !self.dirty.is_clean();
-            if news || (self.is_drained() && self.left() > self.config.buffer) {
+            if news || (self.guests.are_drained() && self.left() > self.config.buffer) {
                 self.resume_guest();
             }
         } else if !self.is_grouped() && self.may_end() && self.is_near() {
@@ -110,7 +110,7 @@ impl Core {
 
     /// A flush begins while nothing is dirty.
     pub(super) fn flush_begins(&mut self) {
-        self.quiesce.flush_counts = self.quiesced && self.is_drained();
+        self.quiesce.flush_counts = self.quiesced && self.guests.are_drained();
     }
 
     /// A flush has succeeded, and nothing is dirty. One that began before the guest was held says nothing

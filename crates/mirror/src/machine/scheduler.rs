@@ -38,7 +38,7 @@ impl Core {
         if let Some(until) = self.pacing.probe_until().filter(|_| !self.quiesced) {
             return self.outbox.wait_for_time(Some(until));
         }
-        self.release_reservation();
+        self.release_reservation_if_done();
         if !self.quiesced && self.durability.is_periodic_flush_due(now) && !self.is_flushing() {
             return self.begin(Work::PeriodicFlush, 0);
         }
@@ -52,7 +52,7 @@ impl Core {
             let untouched = first_pass && !self.target_written;
             return self.begin(Work::Scan { range, first_pass, untouched }, scan.tries);
         }
-        if let Some(reservation) = self.reserved_range() {
+        if let Some(reservation) = self.guests.reserved_range() {
             self.queue.turn_to(reservation);
         }
         if let Some(front) = self.queue.front() {
@@ -286,7 +286,7 @@ impl Core {
             Work::Copy { range, .. } | Work::Zero { range, .. } => range,
             Work::Scan { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => return false,
         };
-        self.reserved_range().is_some_and(|reservation| reservation.overlaps(range))
+        self.guests.reserved_range().is_some_and(|reservation| reservation.overlaps(range))
     }
 
     /// The maximum number of operations in flight.
