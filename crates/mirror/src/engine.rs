@@ -14,7 +14,7 @@ use crate::batch::Batch;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
 use crate::group::Notify;
-use crate::machine::membership::MemberView;
+use crate::machine::MemberView;
 use crate::machine::{Admission, Core, Done, Ending, Next, Work};
 use crate::mover::{CopyPolicy, Mover};
 use crate::options::MirrorOptions;

@@ -5,7 +5,7 @@
 //! runs the coordinator.
 //!
 //! Must hold: no lock is held over two members; whatever happens to one before all are
-//! [prepared](crate::machine::membership), none has ended.
+//! [prepared](crate::machine::MemberStage::Prepared), none has ended.
 
 mod coordinator;
 mod notify;

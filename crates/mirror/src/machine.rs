@@ -19,19 +19,19 @@ mod completion;
 pub(crate) mod config;
 mod counters;
 mod durability;
+mod ending;
 mod guest_writes;
 mod lifecycle;
 #[cfg(test)]
 mod live_tests;
-pub(crate) mod membership;
 mod outbox;
 mod pacing;
 mod queue;
-mod quiesce;
 mod retry;
 mod scheduler;
 #[cfg(test)]
 mod tests;
+mod verbs;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -42,7 +42,7 @@ use blockmirror_block::{self as block, ByteRange};
 use crate::error::Error;
 use crate::granularity::GranularityError;
 use crate::options::{CopyMode, SyncMode};
-use crate::progress::{Event, GivenUp, IoStatus, Operation, Progress};
+use crate::progress::{Event, GivenUp, Operation, Progress};
 use crate::range_set::RangeSet;
 use crate::scan::{CopyAction, CopyExtent, Failure};
 use crate::state::JobState;
@@ -51,11 +51,11 @@ use counters::Counters;
 use durability::Durability;
 pub(crate) use guest_writes::Admission;
 use guest_writes::GuestWrites;
-use membership::Membership;
+use lifecycle::Lifecycle;
+pub(crate) use lifecycle::{MemberFailure, MemberStage, MemberView};
 use outbox::Outbox;
 use pacing::{GuestState, Outlook, Pacing, Situation};
 use queue::Queue;
-use quiesce::Quiesce;
 use retry::{FailedRanges, Retries};
 
 /// Pieces that [`Core::work_left`] counts one by one.
@@ -178,31 +178,11 @@ struct InFlight {
     begun: Duration,
 }
 
-#[derive(Debug)]
-enum Phase {
-    Running,
-    /// The error is what the job will end with.
-    Aborting(Error),
-    Concluded(Result<(), Error>),
-}
-
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Core {
     config: Config,
-    phase: Phase,
-    state: JobState,
-    /// The end that was asked for.
-    ending: Option<Ending>,
-    finalizing: bool,
-    /// No write of the guest is admitted.
-    quiesced: bool,
-    quiesce: Quiesce,
-    /// It ends together with others.
-    membership: Option<Membership>,
-    paused_by_user: bool,
-    stopped_by_error: bool,
-    io_status: IoStatus,
+    lifecycle: Lifecycle,
     /// The latest time that was given.
     clock: Duration,
     pacing: Pacing,
@@ -250,19 +230,11 @@ impl Core {
             _ => None,
         };
         let disk = ByteRange::new(0, config.len);
+        let mut outbox = Outbox::default();
         let mut core = Self {
             dirty: bitmap()?,
             guest_written,
-            phase: Phase::Running,
-            state: JobState::Created,
-            ending: None,
-            finalizing: false,
-            quiesced: false,
-            quiesce: Quiesce::default(),
-            membership: None,
-            paused_by_user: false,
-            stopped_by_error: false,
-            io_status: IoStatus::Ok,
+            lifecycle: Lifecycle::start(&config, &mut outbox),
             clock: Duration::ZERO,
             pacing: Pacing::new(&config),
             cursor: 0,
@@ -279,11 +251,9 @@ impl Core {
             written_during_scan: RangeSet::default(),
             scans_valid_from: 0,
             counters: Counters::default(),
-            outbox: Outbox::default(),
+            outbox,
             config,
         };
-        core.outbox.push(Event::Status(JobState::Created));
-        core.transition_to(JobState::Running);
         if !matches!(core.config.sync, SyncMode::Full | SyncMode::Top) {
             return Ok(core);
         }
@@ -323,8 +293,7 @@ impl Core {
     }
 
     fn decide_copy_mode(&mut self) -> bool {
-        let stands =
-            self.is_paused() || self.quiesced || self.is_ending() || !matches!(self.phase, Phase::Running);
+        let stands = self.is_standing() || self.lifecycle.is_quiesced() || self.lifecycle.is_ending();
         let suspended = stands || (!self.pacing.is_through(CopyMode::Auto) && self.in_first_pass());
         if !self.pacing.may_decide(self.clock, suspended) || self.config.copy_mode != CopyMode::Auto {
             return false;
@@ -333,7 +302,7 @@ impl Core {
             now: self.clock,
             totals: self.counters.totals(),
             work_left: self.work_left(),
-            has_been_ready: self.has_been_ready(),
+            has_been_ready: self.lifecycle.has_been_ready(),
             longest_target_wait: self.guests.longest_target_wait(self.clock),
         };
         let Some(event) = self.pacing.decide(&self.config, &situation) else { return false };
@@ -342,7 +311,7 @@ impl Core {
     }
 
     fn guest_state(&self) -> GuestState {
-        GuestState { writes_through: self.is_blocking(), quiesced: self.quiesced }
+        GuestState { writes_through: self.is_blocking(), quiesced: self.lifecycle.is_quiesced() }
     }
 
     /// Whether all of `range` is taken but not begun: what is marked there is copied without more work.
@@ -370,8 +339,8 @@ impl Core {
 
     /// Performing the action `id` panicked: what it left behind is unknown.
     pub(crate) fn panicked(&mut self, now: Duration, id: u64) {
-        if self.is_ending() {
-            self.phase = Phase::Aborting(Error::Panicked);
+        if self.lifecycle.is_ending() {
+            self.lifecycle.fail(Error::Panicked, &mut self.outbox);
         }
         self.abort(Error::Panicked);
         let error = block::Error::new(block::ErrorKind::Poisoned, "copy");
@@ -380,28 +349,22 @@ impl Core {
 
     /// How the job ended, once it has; takes the error out.
     pub(crate) fn take_result(&mut self) -> Option<Result<(), Error>> {
-        match &mut self.phase {
-            Phase::Concluded(result) => Some(std::mem::replace(result, Ok(()))),
-            _ => None,
-        }
+        self.lifecycle.take_result()
     }
 
     /// Why the job fails, or has failed, until [`take_result`](Self::take_result) takes it.
     pub(crate) fn failure(&self) -> Option<&Error> {
-        match &self.phase {
-            Phase::Aborting(error) | Phase::Concluded(Err(error)) => Some(error),
-            _ => None,
-        }
+        self.lifecycle.failure()
     }
 
-    /// Whether the job has been given up, but something is still in flight.
+    /// Whether the job fails, and waits for what is in flight.
     pub(crate) fn is_aborting(&self) -> bool {
-        matches!(self.phase, Phase::Aborting(_))
+        self.lifecycle.is_aborting()
     }
 
     /// Whether the job is over.
     pub(crate) fn is_concluded(&self) -> bool {
-        matches!(self.phase, Phase::Concluded(_))
+        self.lifecycle.is_concluded()
     }
 
     /// The figures, `now` after the start.
@@ -413,13 +376,13 @@ impl Core {
             Work::Scan { range, first_pass: true, .. } => range.len(),
             _ => 0,
         });
-        let stands = self.is_paused() || !matches!(self.phase, Phase::Running);
+        let stands = self.is_standing();
         let Outlook { copy_rate, dirty_rate, convergence, eta } =
             self.pacing.outlook(now, self.counters.totals(), self.work_left(), stands);
         let Moved { copied, zeroed, skipped } = self.counters.moved();
         Progress {
-            state: self.state,
-            io_status: self.io_status,
+            state: self.lifecycle.job_state(),
+            io_status: self.lifecycle.io_status(),
             offset: self.counters.offset(),
             len: self.counters.offset() + left,
             bulk_left: unscanned.chain(in_scan).sum(),
@@ -460,7 +423,7 @@ impl Core {
 
     /// Whether nothing can happen any more: the job is over, and dismissed if it has to be.
     pub(crate) fn is_null(&self) -> bool {
-        self.state == JobState::Null || (self.is_concluded() && !self.config.live)
+        self.lifecycle.job_state() == JobState::Null || (self.is_concluded() && !self.config.live)
     }
 
     /// What was given up so far.
@@ -473,8 +436,9 @@ impl Core {
         self.durability.may_cancel_calls(now)
     }
 
-    fn is_paused(&self) -> bool {
-        self.paused_by_user || self.stopped_by_error
+    /// Whether the job is paused, aborting or over.
+    fn is_standing(&self) -> bool {
+        self.lifecycle.is_paused() || !self.lifecycle.is_running()
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::GroupEvent;
 use crate::error::Error;
 use crate::machine::Core;
-use crate::machine::membership::{MemberFailure, MemberStage, MemberView};
+use crate::machine::{MemberFailure, MemberStage, MemberView};
 
 /// The members, visited one at a time.
 pub(crate) trait Members {

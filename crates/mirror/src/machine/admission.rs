@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Admission, Core, Phase, QueuedExtent, ScanCursor, Work};
+use super::{Admission, Core, QueuedExtent, ScanCursor, Work};
 use crate::scan::Failure;
 
 /// Separate ranges remembered while scans are in flight; beyond, all that is scanned is scanned again.
@@ -25,8 +25,7 @@ impl Core {
         self.next_id += 1;
         self.guests.begin(id, range, self.clock);
         self.pacing.guest_begins(&self.config, range, self.guests.count());
-        let idle =
-            self.left() == 0 || self.is_paused() || self.quiesced || !matches!(self.phase, Phase::Running);
+        let idle = self.left() == 0 || self.is_standing() || self.lifecycle.is_quiesced();
         if !idle {
             let (both, job_idle) = (self.is_blocking(), !self.moves_data());
             self.pacing.start_probe(&self.config, self.clock, both, job_idle);
@@ -43,7 +42,7 @@ impl Core {
         let Some((range, waited)) = self.guests.wait_until_now(id, self.clock) else {
             return Admission::JobEnded;
         };
-        if self.quiesced {
+        if self.lifecycle.is_quiesced() {
             self.guests.restart_wait(id, self.clock);
             return Admission::Wait;
         }
@@ -70,7 +69,8 @@ impl Core {
 
     /// Whether a write to `range` that came now would have to wait.
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
-        !self.is_concluded() && (self.quiesced || self.is_blocking() && self.must_wait(self.next_id, range))
+        !self.is_concluded()
+            && (self.lifecycle.is_quiesced() || self.is_blocking() && self.must_wait(self.next_id, range))
     }
 
     /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the reservation.
@@ -81,7 +81,7 @@ impl Core {
     /// How long a guest write waits for the job before it goes to the source alone. While the guest is quiesced it
     /// waits for the end.
     pub(crate) fn admission_timeout(&self) -> Option<Duration> {
-        self.config.latency_budget().filter(|_| !self.quiesced)
+        self.config.latency_budget().filter(|_| !self.lifecycle.is_quiesced())
     }
 
     /// The write `id` has finished at the source and goes to the target now.
@@ -172,7 +172,7 @@ impl Core {
             }
             Some(Err(error)) => {
                 self.mark_dirty(write.range);
-                if matches!(self.phase, Phase::Running) {
+                if self.lifecycle.is_running() {
                     self.guest_write_failed(write.range, Failure::at_target(error));
                 }
             }
@@ -195,9 +195,7 @@ impl Core {
 
     /// Whether the target gets guest writes at once. Not while the job is paused: the target is left alone then.
     pub(super) fn is_blocking(&self) -> bool {
-        self.pacing.is_through(self.config.copy_mode)
-            && !self.is_paused()
-            && matches!(self.phase, Phase::Running)
+        self.pacing.is_through(self.config.copy_mode) && !self.is_standing()
     }
 
     /// Whether a guest write may wait for operations in flight.
@@ -236,7 +234,7 @@ impl Core {
 
     /// The first write in the way of an operation on `range`, in whole granules.
     pub(super) fn guest_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
-        let queued_too = self.is_blocking() && !self.quiesced;
+        let queued_too = self.is_blocking() && !self.lifecycle.is_quiesced();
         self.guests.first_in_the_way(range, queued_too, |write| self.whole_units(write))
     }
 }

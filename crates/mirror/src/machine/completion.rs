@@ -5,10 +5,10 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ByteRange};
 
 use super::retry::{MAX_GIVEN_UP, MAX_TRIES};
-use super::{Core, Done, InFlight, Moved, Phase, QueuedExtent, ScanCursor, Work};
+use super::{Core, Done, InFlight, Moved, QueuedExtent, ScanCursor, Work};
 use crate::error::Error;
 use crate::options::OnError;
-use crate::progress::{ErrorAction, Event, IoStatus, Operation};
+use crate::progress::{ErrorAction, Event, Operation};
 use crate::scan::{CopyAction, CopyExtent, Failure};
 
 /// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may
@@ -25,9 +25,9 @@ impl Core {
             self.pacing.job_idle(self.clock);
         }
         if matches!(op.work, Work::End(_)) {
-            return self.ended();
+            return self.lifecycle.ended(&self.config, &mut self.outbox);
         }
-        if !matches!(self.phase, Phase::Running) {
+        if !self.lifecycle.is_running() {
             if op.work == Work::Flush {
                 self.durability.final_flush_ended(result.is_ok());
             }
@@ -176,7 +176,7 @@ impl Core {
         self.completed(range, moved);
         for (part, error) in lost {
             if self.failed_ranges.is_full() {
-                return self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
+                return self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             let message = error.to_string();
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
@@ -211,7 +211,7 @@ impl Core {
         }
 
         // No write waits while it is tried again.
-        self.resume_guest();
+        self.lifecycle.resume_guest();
         self.guests.release_reservation();
         let Failure { operation, error } = failure;
         if op.work.is_flush() && error.kind() == block::ErrorKind::WritesLost {
@@ -245,7 +245,7 @@ impl Core {
         self.outbox.push(Event::Error { operation, action, range, message: message.clone() });
         match action {
             ErrorAction::Report => self.fail(operation, error),
-            ErrorAction::Stop => self.stop(no_space),
+            ErrorAction::Stop => self.lifecycle.stop(no_space, &mut self.outbox),
             ErrorAction::Ignore if op.work.is_flush() => {
                 self.durability.back_off(now);
             }
@@ -256,7 +256,7 @@ impl Core {
                 self.retries.put(units, tries, self.config.detail, now);
             }
             ErrorAction::GiveUp if self.failed_ranges.is_full() => {
-                self.begin_to_fail(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
+                self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             ErrorAction::GiveUp => {
                 self.dirty.clear(units.start()..units.end());
@@ -305,24 +305,20 @@ impl Core {
         };
         self.outbox.push(Event::Error { operation, action, range, message: error.to_string() });
         // No write waits while it is tried again, or for the job to be resumed.
-        self.resume_guest();
+        self.lifecycle.resume_guest();
         match action {
             ErrorAction::Report => self.fail(operation, error),
-            ErrorAction::Stop => self.stop(no_space),
+            ErrorAction::Stop => self.lifecycle.stop(no_space, &mut self.outbox),
             ErrorAction::Ignore | ErrorAction::GiveUp => {}
         }
     }
 
-    fn stop(&mut self, no_space: bool) {
-        if !self.stopped_by_error {
-            self.io_status = if no_space { IoStatus::NoSpace } else { IoStatus::Failed };
-        }
-        self.stopped_by_error = true;
-        self.publish_pause();
+    fn fail_with(&mut self, error: Error) {
+        self.lifecycle.fail(error, &mut self.outbox);
     }
 
     fn fail(&mut self, operation: Operation, error: block::Error) {
-        self.begin_to_fail(match operation {
+        self.fail_with(match operation {
             Operation::Read => Error::Source(error),
             Operation::Write => Error::Target(error),
         });

@@ -6,6 +6,7 @@ use blockmirror_block::{self as block, ErrorKind, Geometry};
 
 use super::*;
 use crate::options::{BitmapMode, CopyMode, DEFAULT_FINAL_FLUSH_TIMEOUT, MirrorOptions, OnError};
+use crate::progress::IoStatus;
 use crate::state::{Refused, Verb};
 
 const M: u64 = 1 << 20;
@@ -507,4 +508,19 @@ fn a_speed_limit_does_not_keep_a_held_guest_waiting() {
     core.complete().unwrap();
     let log = drive(&mut core);
     assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)), "{log:?}");
+}
+
+/// A tap that panicked while it performed the pivot took the job from `ready` to `concluded`, a move that the state
+/// table does not have.
+#[test]
+fn a_panic_in_the_last_step_aborts_the_job() {
+    let mut core = ready(MirrorOptions::new());
+    core.complete().unwrap();
+    let end = drive_until(&mut core, |work| matches!(work, Work::End(_)));
+    core.take_events();
+    core.panicked(NOW, end.id);
+    assert!(matches!(core.take_result(), Some(Err(Error::Panicked))));
+    let states = [JobState::Aborting, JobState::Concluded].map(Event::Status);
+    let events = core.take_events();
+    assert_eq!((&events[0], &events[2]), (&states[0], &states[1]), "{events:?}");
 }

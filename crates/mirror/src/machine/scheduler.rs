@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::{Action, Core, InFlight, Next, Phase, QueuedExtent, ScanCursor, Work};
+use super::{Action, Core, InFlight, Next, QueuedExtent, ScanCursor, Work};
 use crate::scan::CopyAction;
 
 /// Scans under way together while the first pass streams over large runs, one of which keeps many threads
@@ -20,26 +20,28 @@ impl Core {
     pub(crate) fn next(&mut self, now: Duration) -> Next {
         self.tick(now);
         self.outbox.worker_asks();
-        match self.phase {
-            Phase::Running => {}
-            Phase::Aborting(_) => return self.next_while_aborting(),
-            Phase::Concluded(_) => return Next::Finished,
+        if self.lifecycle.is_concluded() {
+            return Next::Finished;
         }
-        if let Some(ending) = self.take_commit() {
+        if self.lifecycle.is_aborting() {
+            return self.next_while_aborting();
+        }
+        if let Some(ending) = self.lifecycle.take_commit() {
             return self.begin(Work::End(ending), 0);
         }
-        if self.is_paused() || self.is_ending() {
+        if self.lifecycle.is_paused() || self.lifecycle.is_ending() {
             return Next::Wait(None);
         }
         if self.in_flight.len() >= self.depth() {
             return self.outbox.wait_for_time(None);
         }
         self.quiesce_or_resume();
-        if let Some(until) = self.pacing.probe_until().filter(|_| !self.quiesced) {
+        if let Some(until) = self.pacing.probe_until().filter(|_| !self.lifecycle.is_quiesced()) {
             return self.outbox.wait_for_time(Some(until));
         }
         self.release_reservation_if_done();
-        if !self.quiesced && self.durability.is_periodic_flush_due(now) && !self.is_flushing() {
+        if !self.lifecycle.is_quiesced() && self.durability.is_periodic_flush_due(now) && !self.is_flushing()
+        {
             return self.begin(Work::PeriodicFlush, 0);
         }
         if self.wants_scan()
@@ -70,7 +72,7 @@ impl Core {
         if !self.dirty.is_clean() || !self.scans.is_empty() {
             // The guest is writing there. No writer waits for a copy that may not be begun.
             let delay = self.pacing.delay(now);
-            if !delay.is_zero() && !self.has_been_ready() {
+            if !delay.is_zero() && !self.lifecycle.has_been_ready() {
                 return Next::Wait(Some(now.saturating_add(delay)));
             }
             self.reserve_what_is_left();
@@ -96,6 +98,9 @@ impl Core {
             self.durability.flush_begins();
             // Their writes may land after the flush has begun.
             self.guests_stay_unflushed();
+        }
+        if matches!(work, Work::End(_)) {
+            self.lifecycle.end_begins();
         }
         self.in_flight.push(InFlight { id, work, tries, begun: self.clock });
         Next::Do(Action { id, work })
@@ -209,7 +214,7 @@ impl Core {
     /// Begins the first operation of the first queued extent, if the limits allow.
     fn begin_queued(&mut self, front: QueuedExtent, now: Duration) -> Next {
         // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never end.
-        let limited = !self.has_been_ready();
+        let limited = !self.lifecycle.has_been_ready();
         let guest = self.guest_state();
         let step = self.pacing.copy_size(&self.config, now, front.range.start(), guest, limited);
         let work = self.first_operation(front, step);
@@ -233,8 +238,8 @@ impl Core {
             }
         }
         if let Work::Copy { .. } = work {
-            let quiesced: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
-            if quiesced + range.len() > self.config.buffer {
+            let buffered: u64 = self.in_flight.iter().map(InFlight::buffer).sum();
+            if buffered + range.len() > self.config.buffer {
                 return self.outbox.wait_for_time(None);
             }
             // What was marked while it was queued is read now: a guest ahead of the copy makes no work.

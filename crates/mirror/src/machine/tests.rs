@@ -10,7 +10,7 @@ use blockmirror_block::{self as block, ErrorKind, Geometry, ZeroCost};
 
 use super::*;
 use crate::options::{MirrorOptions, OnError};
-use crate::progress::ErrorAction;
+use crate::progress::{ErrorAction, IoStatus};
 
 const M: u64 = 1 << 20;
 

@@ -16,7 +16,7 @@ use super::workers::Workers;
 use super::{End, Trace};
 use crate::error::Error;
 use crate::group::{Coordinator, GroupEvent, Members};
-use crate::machine::membership::MemberStage;
+use crate::machine::MemberStage;
 use crate::machine::{Admission, Core, Done, Ending, Next};
 use crate::progress::Operation;
 use crate::state::{JobState, Verb};

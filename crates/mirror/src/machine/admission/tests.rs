@@ -85,7 +85,7 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
         };
         core.finished(NOW, action.id, Ok(done));
     }
-    assert!(core.has_been_ready() && core.guest_makes_no_work(), "there is nothing to do");
+    assert!(core.lifecycle.has_been_ready() && core.guest_makes_no_work(), "there is nothing to do");
     core.change(CopyMode::WriteBlocking).unwrap();
     let range = ByteRange::new(0, 4096);
     let write = |core: &mut Core, target| {
@@ -158,7 +158,7 @@ fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) 
         core.guest_finished(id, true, Some(Ok(())));
     }
     drive(core, now);
-    assert!(core.has_been_ready());
+    assert!(core.lifecycle.has_been_ready());
 }
 
 /// A range that waited for another try was not taken while a writer was about anywhere in it, who waited for

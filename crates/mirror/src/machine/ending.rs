@@ -1,0 +1,144 @@
+//! READY, and how a job ends.
+//!
+//! A job on a tap goes on when it is ready, until its end is asked for. Final convergence: when little is left it
+//! quiesces the guest, waits for the writes under way, copies what is left, flushes the target, and checks: if
+//! anything became dirty or the flush failed, it resumes the guest and goes on; else the end is performed while the
+//! guest is still quiesced, so that no write falls between the final check and the pivot.
+
+use std::time::Duration;
+
+use blockmirror_block::ByteRange;
+
+use super::{Core, Ending, Next, Work};
+use crate::error::Error;
+
+impl Core {
+    /// Quiesces the guest when the end was asked for and little is left; resumes it when it turned out to be much.
+    pub(super) fn quiesce_or_resume(&mut self) {
+        if self.lifecycle.is_quiesced() {
+            let news = self.lifecycle.is_flushed() && !self.dirty.is_clean();
+            if news || (self.guests.are_drained() && self.left() > self.config.buffer) {
+                self.lifecycle.resume_guest();
+            }
+        } else if !self.lifecycle.is_grouped() && self.lifecycle.may_end(&self.config) && self.is_near() {
+            self.lifecycle.quiesce(self.clock);
+        }
+    }
+
+    /// Little is left, and nothing forbids to quiesce the guest now.
+    pub(super) fn is_near(&self) -> bool {
+        self.left() <= self.config.operation
+            && self.retries.bytes() == 0
+            && self.clock >= self.durability.not_before()
+            && self.clock >= self.lifecycle.backoff_until()
+    }
+
+    /// When writes that wait for admission need not wait any longer.
+    pub(crate) fn overdue_at(&self) -> Option<Duration> {
+        self.lifecycle.quiesce_deadline()
+    }
+
+    /// Resumes the guest if writes have waited too long by `now`; whether they have.
+    pub(crate) fn resume_if_overdue(&mut self, now: Duration) -> bool {
+        if self.overdue_at().is_none_or(|at| now < at) {
+            return false;
+        }
+        self.clock = self.clock.max(now);
+        self.lifecycle.resume_overdue(self.clock);
+        true
+    }
+
+    /// Bytes that the target does not have, or may not have.
+    pub(super) fn left(&self) -> u64 {
+        self.dirty.dirty_bytes() + self.in_progress.bytes()
+    }
+
+    /// Nothing is queued, in flight, waiting for another try, or dirty.
+    pub(super) fn when_clean(&mut self) -> Next {
+        let Some(ending) = self.lifecycle.ending() else {
+            if self.lifecycle.has_been_ready() {
+                let until = self.durability.next_check(self.clock);
+                return self.outbox.wait_for_dirt(until);
+            }
+            return self.begin(Work::Flush, 0);
+        };
+        if !self.lifecycle.is_quiesced() {
+            if self.lifecycle.is_grouped() || self.lifecycle.may_end(&self.config) {
+                let backoff = Some(self.lifecycle.backoff_until()).filter(|until| *until > self.clock);
+                return Next::Wait(backoff);
+            }
+            // Not to be finalized by itself: the end waits for `finalize`, and the copy goes on.
+            if self.lifecycle.is_ready() {
+                self.lifecycle.enter_pending(true, &mut self.outbox);
+            }
+            return Next::Wait(None);
+        }
+        if !self.guests.are_drained() {
+            return Next::Wait(None);
+        }
+        if self.lifecycle.is_flushed() {
+            if self.lifecycle.is_grouped() {
+                // The others may not be as far.
+                return Next::Wait(None);
+            }
+            return self.begin(Work::End(ending), 0);
+        }
+        self.lifecycle.flush_begins(self.guests.are_drained());
+        self.begin(Work::Flush, 0)
+    }
+
+    /// The last flush of the target has succeeded. Nothing was dirty when it began.
+    pub(super) fn flushed(&mut self) {
+        if !self.dirty.is_clean() {
+            self.lifecycle.resume_guest();
+        } else if !self.config.live {
+            self.lifecycle.conclude(&self.config, &mut self.outbox);
+        } else if self.lifecycle.is_quiesced() {
+            self.lifecycle.flush_succeeded();
+        } else {
+            self.lifecycle.reach_ready(&mut self.outbox);
+        }
+    }
+
+    /// Ends the job with `error` once nothing is in flight, unless it is ending already.
+    pub(crate) fn abort(&mut self, error: Error) {
+        if self.lifecycle.abort(error, &mut self.outbox) {
+            self.conclude_if_idle();
+        }
+    }
+
+    /// Ends a job that has not begun anything and has no worker.
+    pub(crate) fn abandon(&mut self) {
+        self.lifecycle.forget_cut();
+        self.abort(Error::Cancelled);
+    }
+
+    /// Ends an aborting job if nothing is in flight any more, the guest's own writes to the target included.
+    pub(super) fn conclude_if_idle(&mut self) {
+        if self.lifecycle.is_aborting() && !self.lifecycle.is_cut_pending() && self.is_idle() {
+            self.lifecycle.conclude(&self.config, &mut self.outbox);
+        }
+    }
+
+    /// Whether neither the job nor the guest is writing to the target.
+    fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && !self.guests.any_at_target()
+    }
+
+    /// What an aborting job still does.
+    pub(super) fn next_while_aborting(&mut self) -> Next {
+        if !self.lifecycle.is_cut_pending() || !self.is_idle() {
+            return Next::Wait(None);
+        }
+        match self.durability.begin_final_flush(self.clock, self.config.final_flush_timeout) {
+            true => self.begin(Work::Flush, 0),
+            false => self.begin(Work::End(Ending::Fail), 0),
+        }
+    }
+
+    /// The ranges that the target does not have, or would not have after a crash. In no order, and some twice.
+    pub(crate) fn missing(&self) -> Vec<ByteRange> {
+        let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
+        dirty.chain(self.in_progress.iter()).chain(self.durability.uncovered()).collect()
+    }
+}
