@@ -33,7 +33,7 @@ pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, BackingLink, Front, FrontOptions, Holder, NO_CHANGE, Node, Perms, Released};
+use crate::graph::{ALL_PERMS, BackingLink, Front, FrontOptions, NO_CHANGE, Node, Parent, Perms, Released};
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -81,8 +81,8 @@ pub(crate) struct Opened {
 pub(crate) struct ChildLink {
     pub(crate) node: String,
     pub(crate) role: &'static str,
-    pub(crate) needs: Perms,
-    pub(crate) shares: Perms,
+    pub(crate) perm: Perms,
+    pub(crate) shared_perm: Perms,
     /// What the driver's device reads by it, if that moves with it.
     pub(crate) link: Option<Arc<BackingLink>>,
     /// What the format lives in.
@@ -208,13 +208,13 @@ impl Child {
 
     /// The link of a format to the file it lives in.
     pub(crate) fn file_link(&self, role: &'static str, read_only: bool, shared: bool) -> ChildLink {
-        let needs = if read_only { Perms::READ } else { Perms::READ_WRITE };
-        let shares = if shared { ALL_PERMS } else { NO_CHANGE };
+        let perm = if read_only { Perms::READ } else { Perms::READ_WRITE };
+        let shared_perm = if shared { ALL_PERMS } else { NO_CHANGE };
         ChildLink {
             node: self.name.clone(),
             role,
-            needs,
-            shares,
+            perm,
+            shared_perm,
             link: None,
             storage: self.storage.clone(),
             claim: false,
@@ -238,8 +238,8 @@ impl Child {
         ChildLink {
             node: self.name.clone(),
             role,
-            needs: write,
-            shares: ALL_PERMS,
+            perm: write,
+            shared_perm: ALL_PERMS,
             link: Some(Arc::clone(link)),
             storage: None,
             claim: false,
@@ -252,8 +252,8 @@ impl Child {
         ChildLink {
             node: self.name.clone(),
             role: "backing",
-            needs: Perms::READ,
-            shares: ALL_PERMS,
+            perm: Perms::READ,
+            shared_perm: ALL_PERMS,
             link: Some(link),
             storage: None,
             claim: false,
@@ -348,11 +348,11 @@ impl Daemon {
         graph.insert(node);
         let linked = opened.children.iter().try_for_each(|child| {
             graph.check_holds(child)?;
-            let holder = match child.claim {
-                true => Holder::Claim { name: name.to_owned() },
-                false => Holder::Node { name: name.to_owned(), role: child.role },
+            let parent = match child.claim {
+                true => Parent::Claim { name: name.to_owned() },
+                false => Parent::Node { name: name.to_owned(), role: child.role },
             };
-            let id = graph.attach(&child.node, holder, child.needs, child.shares)?;
+            let id = graph.attach(&child.node, parent, child.perm, child.shared_perm)?;
             if let Some(link) = &child.link {
                 graph.hold_link(id, link);
             }

@@ -20,7 +20,7 @@ use crate::command::Deferred;
 use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
 use crate::driver::failed;
-use crate::graph::{ALL_PERMS, Holder, Perms, UseId, WRITE, is_well_formed};
+use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
 use crate::object::Iothread;
 
 pub(crate) use address::{SocketAddress, listener, socket_address};
@@ -55,7 +55,7 @@ struct State {
 struct Entry {
     /// Its name on the wire.
     name: String,
-    node_use: UseId,
+    attachment: AttachmentId,
     shutting_down: bool,
     /// Held as long as the export is there.
     _iothread: Option<Arc<Iothread>>,
@@ -84,11 +84,11 @@ impl Exports {
         let state = self.state.lock();
         let graph = daemon.graph.lock();
         let mut exports: Vec<_> = state.exports.iter().collect();
-        exports.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.node_use));
+        exports.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.attachment));
         let list: Vec<_> = exports
             .into_iter()
             .map(|(id, entry)| {
-                let node = graph.get_use(entry.node_use).map_or("", |u| u.node.as_str());
+                let node = graph.attachment(entry.attachment).map_or("", |u| u.node.as_str());
                 json!({"node-name": node, "shutting-down": entry.shutting_down, "type": "nbd", "id": id})
             })
             .collect();
@@ -153,8 +153,8 @@ impl Daemon {
     }
 
     fn forget_exports(&self, entries: &BTreeMap<String, Entry>) {
-        let uses: Vec<_> = entries.values().map(|entry| entry.node_use).collect();
-        self.detach_all(&uses);
+        let attachments: Vec<_> = entries.values().map(|entry| entry.attachment).collect();
+        self.detach_all(&attachments);
         for id in entries.keys() {
             self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
         }
@@ -182,7 +182,7 @@ impl Daemon {
                 Some(thread.ok_or_else(|| QmpError::generic(format!("iothread \"{id}\" not found")))?)
             }
         };
-        let (tap, node_use) = {
+        let (tap, attachment) = {
             let mut graph = self.graph.lock();
             let node = graph.get(new.node).ok_or_else(|| {
                 QmpError::generic(format!("Cannot find device='' nor node-name='{}'", new.node))
@@ -191,8 +191,8 @@ impl Daemon {
                 return Err(QmpError::generic("Cannot export read-only node as writable"));
             }
             let tap = Arc::clone(&node.tap);
-            let needs = if new.writable { WRITE } else { Perms::READ };
-            (tap, graph.attach(new.node, Holder::Export(new.id.to_owned()), needs, ALL_PERMS)?)
+            let perm = if new.writable { WRITE } else { Perms::READ };
+            (tap, graph.attach(new.node, Parent::Export(new.id.to_owned()), perm, ALL_PERMS)?)
         };
         let mut export = Export::new(name, Arc::clone(&tap) as _)
             .writable(new.writable)
@@ -221,10 +221,10 @@ impl Daemon {
             server.add(export).map_err(failed)
         });
         if let Err(error) = added {
-            self.detach_all(&[node_use]);
+            self.detach_all(&[attachment]);
             return Err(error);
         }
-        let entry = Entry { name: name.to_owned(), node_use, shutting_down: false, _iothread: iothread };
+        let entry = Entry { name: name.to_owned(), attachment, shutting_down: false, _iothread: iothread };
         self.exports.state.lock().exports.insert(new.id.to_owned(), entry);
         Ok(())
     }

@@ -8,6 +8,7 @@
 //! - No two uses of a node contradict each other: what one needs, every other shares.
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
+mod attachment;
 mod backing_link;
 mod chain;
 mod close;
@@ -16,7 +17,6 @@ mod front;
 mod host_size;
 mod node;
 mod retarget;
-mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,12 +27,14 @@ use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
+pub(crate) use attachment::{
+    ALL as ALL_PERMS, Attachment, AttachmentId, JobRole, NO_CHANGE, Parent, Perms, WRITE,
+};
 pub(crate) use backing_link::BackingLink;
 pub(crate) use close::close_all;
 pub(crate) use front::{Counter, Front, FrontOptions};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::Node;
-pub(crate) use usage::{ALL as ALL_PERMS, Holder, JobRole, NO_CHANGE, Perms, Use, UseId, WRITE};
 
 use crate::Reply;
 use crate::driver::ChildLink;
@@ -44,8 +46,8 @@ pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: BTreeMap<String, Node>,
-    uses: BTreeMap<UseId, Use>,
-    next_use: u64,
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    next_attachment: u64,
     next_node: u64,
 }
 
@@ -134,13 +136,16 @@ impl Graph {
     }
 
     /// The uses of `name`, oldest first.
-    pub(crate) fn uses_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (UseId, &'a Use)> {
-        self.uses.iter().filter(move |(_, u)| u.node == name).map(|(id, u)| (*id, u))
+    pub(crate) fn attachments_of<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> impl Iterator<Item = (AttachmentId, &'a Attachment)> {
+        self.attachments.iter().filter(move |(_, u)| u.node == name).map(|(id, u)| (*id, u))
     }
 
     /// The use `id`.
-    pub(crate) fn get_use(&self, id: UseId) -> Option<&Use> {
-        self.uses.get(&id)
+    pub(crate) fn attachment(&self, id: AttachmentId) -> Option<&Attachment> {
+        self.attachments.get(&id)
     }
 
     /// The host file that the node `name` stands on by way of files and filters alone.
@@ -178,8 +183,8 @@ impl Graph {
 
     /// The children of `parent`, each with its role.
     pub(crate) fn children<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = (&'static str, &'a Node)> {
-        self.uses.values().filter_map(move |u| match &u.holder {
-            Holder::Node { name, role } if name == parent => Some((*role, self.nodes.get(&u.node)?)),
+        self.attachments.values().filter_map(move |u| match &u.parent {
+            Parent::Node { name, role } if name == parent => Some((*role, self.nodes.get(&u.node)?)),
             _ => None,
         })
     }
@@ -194,27 +199,34 @@ impl Graph {
         }
     }
 
-    /// Records that `holder` uses `node`.
+    /// Records that `parent` uses `node`.
     ///
     /// # Errors
     /// Another use contradicts it.
-    pub(crate) fn attach(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) -> Reply<UseId> {
+    pub(crate) fn attach(
+        &mut self,
+        node: &str,
+        parent: Parent,
+        perm: Perms,
+        shared_perm: Perms,
+    ) -> Reply<AttachmentId> {
         self.find(node)?;
-        let new = Use { node: node.to_owned(), holder, needs, shares, link: None };
-        self.check_new_use(node, &new)?;
-        let id = UseId(self.next_use);
-        self.next_use += 1;
-        self.uses.insert(id, new);
+        let new = Attachment { node: node.to_owned(), parent, perm, shared_perm, link: None };
+        self.check_new_attachment(node, &new)?;
+        let id = AttachmentId(self.next_attachment);
+        self.next_attachment += 1;
+        self.attachments.insert(id, new);
         self.retarget_backing_links();
         Ok(id)
     }
 
     /// Records a use that contradicts others: a fault that tests inject.
     #[cfg(test)]
-    pub(crate) fn attach_unchecked(&mut self, node: &str, holder: Holder, needs: Perms, shares: Perms) {
-        let id = UseId(self.next_use);
-        self.next_use += 1;
-        self.uses.insert(id, Use { node: node.to_owned(), holder, needs, shares, link: None });
+    pub(crate) fn attach_unchecked(&mut self, node: &str, parent: Parent, perm: Perms, shared_perm: Perms) {
+        let id = AttachmentId(self.next_attachment);
+        self.next_attachment += 1;
+        self.attachments
+            .insert(id, Attachment { node: node.to_owned(), parent, perm, shared_perm, link: None });
     }
 
     /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be
@@ -222,44 +234,44 @@ impl Graph {
     ///
     /// # Errors
     /// Another use contradicts it; nothing has changed then.
-    pub(crate) fn change_needs(&mut self, parent: &str, writes: bool) -> Reply<()> {
+    pub(crate) fn change_perm(&mut self, parent: &str, writes: bool) -> Reply<()> {
         // A format resizes what it lives in.
         let formats = self.nodes.get(parent).is_some_and(|node| match node.driver {
             "qcow2" => true,
             "raw" => node.storage.is_some(),
             _ => false,
         });
-        let needs = match (writes, formats) {
+        let perm = match (writes, formats) {
             (false, _) => Perms::READ,
             (true, true) => Perms::READ_WRITE,
             (true, false) => WRITE,
         };
-        let is_file = |u: &Use| u.is_link_of(parent) && !u.is_backing();
-        let links: Vec<_> = self.uses.iter().filter(|(_, u)| is_file(u)).map(|(id, _)| *id).collect();
+        let is_file = |u: &Attachment| u.is_link_of(parent) && !u.is_backing();
+        let links: Vec<_> = self.attachments.iter().filter(|(_, u)| is_file(u)).map(|(id, _)| *id).collect();
         for id in &links {
-            let Some(link) = self.uses.get(id) else { continue };
-            let wanted = Use {
+            let Some(link) = self.attachments.get(id) else { continue };
+            let wanted = Attachment {
                 node: link.node.clone(),
-                holder: link.holder.clone(),
-                needs,
-                shares: link.shares,
+                parent: link.parent.clone(),
+                perm,
+                shared_perm: link.shared_perm,
                 link: None,
             };
             if self.filter_of(link).is_none() {
-                self.check_use(&link.node, &wanted, Some(*id))?;
+                self.check_attachment(&link.node, &wanted, Some(*id))?;
             }
         }
         for id in links {
-            if let Some(link) = self.uses.get_mut(&id) {
-                link.needs = needs;
+            if let Some(link) = self.attachments.get_mut(&id) {
+                link.perm = perm;
             }
         }
         Ok(())
     }
 
     /// Forgets a use; nodes that were there for it alone go with it.
-    pub(crate) fn detach(&mut self, id: UseId) -> Released {
-        let Some(old) = self.uses.remove(&id) else { return Released::default() };
+    pub(crate) fn detach(&mut self, id: AttachmentId) -> Released {
+        let Some(old) = self.attachments.remove(&id) else { return Released::default() };
         self.retarget_backing_links();
         self.collect(&old.node)
     }
@@ -274,7 +286,7 @@ impl Graph {
     fn collect_if_orphaned(&mut self, name: &str, released: &mut Released) {
         let mut candidates = vec![name.to_owned()];
         while let Some(name) = candidates.pop() {
-            if self.uses_of(&name).next().is_some() {
+            if self.attachments_of(&name).next().is_some() {
                 continue;
             }
             match self.nodes.get(&name) {
@@ -287,8 +299,8 @@ impl Graph {
     fn take_out(&mut self, name: &str, candidates: &mut Vec<String>, gone: &mut Vec<Node>) {
         let Some(node) = self.nodes.remove(name) else { return };
         gone.push(node);
-        self.uses.retain(|_, u| {
-            let (Holder::Node { name: parent, .. } | Holder::Claim { name: parent }) = &u.holder else {
+        self.attachments.retain(|_, u| {
+            let (Parent::Node { name: parent, .. } | Parent::Claim { name: parent }) = &u.parent else {
                 return true;
             };
             let held = parent == name;
@@ -308,12 +320,12 @@ impl Graph {
             return Err(QmpError::generic(format!("Failed to find node with node-name='{name}'")));
         };
         self.check_no_overlay(name)?;
-        if let Some((_, u)) = self.uses_of(name).next() {
+        if let Some((_, u)) = self.attachments_of(name).next() {
             // What a job writes is in use, what it reads is busy.
-            if !u.needs.contains(Permission::Write) {
+            if !u.perm.contains(Permission::Write) {
                 self.check_no_job(name)?;
             }
-            return Err(QmpError::generic(format!("Node {name} is in use by {}", u.holder)));
+            return Err(QmpError::generic(format!("Node {name} is in use by {}", u.parent)));
         }
         if !node.owned {
             return Err(QmpError::generic(format!("Node {name} is not owned by the monitor")));
@@ -343,34 +355,34 @@ impl Graph {
             if !seen.insert(name.to_owned()) {
                 continue;
             }
-            for u in self.uses.values() {
-                let holder = u.holder.node();
-                if holder == Some(name) {
+            for u in self.attachments.values() {
+                let parent = u.parent.node();
+                if parent == Some(name) {
                     open.push(&u.node);
                 }
                 if u.node == name {
-                    open.extend(holder);
-                    open.extend(self.nodes_of_job(&u.holder));
+                    open.extend(parent);
+                    open.extend(self.nodes_of_job(&u.parent));
                 }
             }
         }
         seen
     }
 
-    /// All nodes of the job that `holder` is.
-    fn nodes_of_job<'a>(&'a self, holder: &'a Holder) -> impl Iterator<Item = &'a str> {
-        let job = |holder: &'a Holder| match holder {
-            Holder::Job { id, .. } => Some(id),
+    /// All nodes of the job that `parent` is.
+    fn nodes_of_job<'a>(&'a self, parent: &'a Parent) -> impl Iterator<Item = &'a str> {
+        let job = |parent: &'a Parent| match parent {
+            Parent::Job { id, .. } => Some(id),
             _ => None,
         };
-        let wanted = job(holder);
-        let of_job = move |u: &&'a Use| wanted.is_some() && job(&u.holder) == wanted;
-        self.uses.values().filter(of_job).map(|u| u.node.as_str())
+        let wanted = job(parent);
+        let of_job = move |u: &&'a Attachment| wanted.is_some() && job(&u.parent) == wanted;
+        self.attachments.values().filter(of_job).map(|u| u.node.as_str())
     }
 
     /// All nodes, to be closed at the end of everything: users before what they stand on.
     pub(crate) fn take_all(&mut self) -> Vec<Node> {
-        self.uses.clear();
+        self.attachments.clear();
         let mut nodes: Vec<_> = std::mem::take(&mut self.nodes).into_values().collect();
         nodes.sort_by_key(|node| std::cmp::Reverse(node.number));
         nodes
@@ -380,10 +392,10 @@ impl Graph {
     /// that they hold is `to`'s, with its bitmaps. Those of `to` join them, with everything marked if a job
     /// has `rewritten` it. The uses in `except` stay (those of the job itself), and those by which `to`
     /// itself stands on `from`.
-    pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[UseId], rewritten: bool) {
+    pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[AttachmentId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
-        for (id, u) in &mut self.uses {
-            let carries = u.parent().is_some_and(|parent| below.iter().any(|name| name == parent));
+        for (id, u) in &mut self.attachments {
+            let carries = u.parent_node().is_some_and(|parent| below.iter().any(|name| name == parent));
             if u.node == from && !except.contains(id) && !carries {
                 to.clone_into(&mut u.node);
             }

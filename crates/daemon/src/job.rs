@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::graph::{HOLD_LIMIT, Released, UseId, is_well_formed};
+use crate::graph::{AttachmentId, HOLD_LIMIT, Released, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
@@ -508,10 +508,10 @@ impl Daemon {
         }
     }
 
-    /// An image was made in the nodes of `uses`: bitmaps of all that they stand on did not see it.
-    pub(crate) fn rewritten_below(&self, uses: &[UseId]) {
+    /// An image was made in the nodes of `attachments`: bitmaps of all that they stand on did not see it.
+    pub(crate) fn rewritten_below(&self, attachments: &[AttachmentId]) {
         let graph = self.graph.lock();
-        for node in uses.iter().filter_map(|id| graph.get_use(*id)) {
+        for node in attachments.iter().filter_map(|id| graph.attachment(*id)) {
             graph
                 .taps_from_top(graph.all_below(&node.node).into_iter().map(str::to_owned).collect())
                 .iter()
@@ -520,9 +520,9 @@ impl Daemon {
     }
 
     /// Lets uses go, and closes what was there for them alone.
-    pub(crate) fn detach_all(&self, uses: &[UseId]) {
+    pub(crate) fn detach_all(&self, attachments: &[AttachmentId]) {
         let mut graph = self.graph.lock();
-        let released = uses.iter().fold(Released::default(), |all, id| all.and(graph.detach(*id)));
+        let released = attachments.iter().fold(Released::default(), |all, id| all.and(graph.detach(*id)));
         drop(graph);
         self.close(released);
     }

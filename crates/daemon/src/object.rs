@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{Holder, is_well_formed};
+use crate::graph::{Parent, is_well_formed};
 
 /// What an object is.
 #[derive(Debug)]
@@ -220,8 +220,9 @@ impl Daemon {
             let found = graph
                 .get(node)
                 .ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{node}'")))?;
-            let is_busy =
-                graph.uses_of(node).any(|(_, u)| matches!(u.holder, Holder::Export(_) | Holder::Job { .. }));
+            let is_busy = graph
+                .attachments_of(node)
+                .any(|(_, u)| matches!(u.parent, Parent::Export(_) | Parent::Job { .. }));
             if is_busy && !force {
                 return Err(QmpError::generic(format!(
                     "Node {node} is associated with a BlockBackend and could be in use (use force=true to \

@@ -16,7 +16,7 @@ use super::schema::{BLOCKDEV_DRIVER, BLOCKDEV_REF};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, failed, is_read_only, refuse};
-use crate::graph::{Holder, JobRole, NO_CHANGE, Perms, UseId};
+use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
 use crate::new_image::CreatedFile;
 
@@ -100,7 +100,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
 /// What a job holds of the nodes that it writes.
 #[derive(Default)]
 struct Held {
-    uses: Vec<UseId>,
+    attachments: Vec<AttachmentId>,
     claims: Vec<Claims>,
 }
 
@@ -126,10 +126,10 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
     let at_end: AtEnd = Box::new(move |daemon| {
-        let Held { uses, claims } = held;
+        let Held { attachments, claims } = held;
         drop(claims);
-        daemon.rewritten_below(&uses);
-        daemon.detach_all(&uses);
+        daemon.rewritten_below(&attachments);
+        daemon.detach_all(&attachments);
     });
     daemon.add_job(Some(session), job, Box::new(steer), at_end);
     Ok(Value::Null)
@@ -246,9 +246,9 @@ fn hold(
         Some(_) => return Err(QmpError::generic("A block device is given by its name or its options")),
     };
     let mut graph = daemon.graph.lock();
-    let holder = Holder::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
-    let (needs, shares) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
-    held.uses.push(graph.attach(&name, holder, needs, shares)?);
+    let parent = Parent::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
+    let (perm, shared_perm) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
+    held.attachments.push(graph.attach(&name, parent, perm, shared_perm)?);
     let node = graph.find(&name)?;
     if node.read_only {
         return Err(is_read_only());

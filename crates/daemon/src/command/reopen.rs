@@ -24,7 +24,7 @@ use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened, is_read_only};
 use crate::graph::{
-    ALL_PERMS, BackingLink, Graph, HOLD_LIMIT, Holder, NO_CHANGE, Node, Perms, Released, UseId,
+    ALL_PERMS, AttachmentId, BackingLink, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms, Released,
 };
 
 static BLOCKDEV_REOPEN: Command = Command::new(
@@ -185,7 +185,9 @@ fn inherited(graph: &Graph, node: &Node) -> Inherited {
     if node.owned {
         return Inherited::default();
     }
-    let parent = graph.uses_of(&node.name).find_map(|(_, u)| Some((graph.get(u.parent()?)?, u.is_backing())));
+    let parent = graph
+        .attachments_of(&node.name)
+        .find_map(|(_, u)| Some((graph.get(u.parent_node()?)?, u.is_backing())));
     match parent {
         Some((_, true)) => Inherited { read_only: Some(true), direct: node.direct, ..Inherited::default() },
         Some((parent, false)) => Inherited {
@@ -299,7 +301,7 @@ fn new_below(
 struct Done {
     writable: Vec<Turned>,
     read_only: Vec<Turned>,
-    links: Vec<UseId>,
+    links: Vec<AttachmentId>,
     /// Files, with whether they went past the page cache.
     direct: Vec<(Arc<FileStorage>, bool)>,
 }
@@ -366,17 +368,17 @@ impl Done {
                     change.node
                 )));
             }
-            let holder = Holder::Node { name: change.node.clone(), role };
+            let parent = Parent::Node { name: change.node.clone(), role };
             let (is_raw, below) = (graph.find_node(&change.node)?.driver == "raw", graph.find_node(child)?);
             let (file, read_only) = (*role == "file", below.read_only);
             if file && read_only && !change.common.read_only && !changes.iter().any(|c| c.node == *child) {
                 return Err(is_read_only());
             }
-            let shares = if file && is_raw && below.storage.is_some() { NO_CHANGE } else { ALL_PERMS };
-            self.links.push(graph.attach(child, holder, Perms::READ, shares)?);
+            let shared_perm = if file && is_raw && below.storage.is_some() { NO_CHANGE } else { ALL_PERMS };
+            self.links.push(graph.attach(child, parent, Perms::READ, shared_perm)?);
             if file {
                 let writes = !graph.find_node(&change.node)?.read_only;
-                graph.change_needs(&change.node, writes)?;
+                graph.change_perm(&change.node, writes)?;
             }
             graph.check_hides_nothing(&change.node)?;
         }
@@ -455,7 +457,7 @@ impl Done {
 
 /// Whether a job holds the chain below `name`.
 fn works_on_chain(graph: &Graph, name: &str) -> bool {
-    graph.uses_of(name).any(|(_, u)| matches!(u.holder, Holder::Job { kind: "stream" | "commit", .. }))
+    graph.attachments_of(name).any(|(_, u)| matches!(u.parent, Parent::Job { kind: "stream" | "commit", .. }))
 }
 
 /// Whether `from` stands on `to`, with `edges` in place of what is there.

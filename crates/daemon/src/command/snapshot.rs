@@ -17,7 +17,7 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, failed, is_read_only};
-use crate::graph::{ALL_PERMS, BackingLink, Graph, HOLD_LIMIT, Holder, Perms, Released, Use};
+use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Parent, Perms, Released};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
@@ -222,7 +222,7 @@ impl Daemon {
         match self.put_overlay(&node, &overlay, name_file) {
             Ok(snapshot) => {
                 let mut graph = self.graph.lock();
-                let is_used = graph.uses_of(&overlay).next().is_some();
+                let is_used = graph.attachments_of(&overlay).next().is_some();
                 if let Some(overlay) = graph.get_mut(&overlay) {
                     // It goes with its last user. One that has none yet can be closed by name only.
                     overlay.owned = !is_used;
@@ -255,17 +255,17 @@ impl Daemon {
             let image =
                 image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
             // A mirror does not read what it writes.
-            let by_mirror = |u: &Use| {
-                matches!(u.holder, Holder::Job { kind: "mirror", .. }) && u.needs.contains(Permission::Write)
+            let by_mirror = |u: &Attachment| {
+                matches!(u.parent, Parent::Job { kind: "mirror", .. }) && u.perm.contains(Permission::Write)
             };
-            if graph.uses_of(overlay).any(|(_, u)| !by_mirror(u)) {
+            if graph.attachments_of(overlay).any(|(_, u)| !by_mirror(u)) {
                 return Err(QmpError::generic("The overlay is already in use"));
             }
-            let is_target = graph.uses_of(overlay).next().is_some();
-            if let (true, Some((_, u))) = (is_target, graph.uses_of(node).next()) {
+            let is_target = graph.attachments_of(overlay).next().is_some();
+            if let (true, Some((_, u))) = (is_target, graph.attachments_of(node).next()) {
                 return Err(QmpError::generic(format!(
                     "Node '{node}' is busy: it is in use by {}",
-                    u.holder
+                    u.parent
                 )));
             }
             if image.backing().is_some() {
@@ -319,9 +319,9 @@ impl Daemon {
             Arc::clone(&base.tap)
         });
         exported.resume(&of_base);
-        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+        let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
         // Checked before, when the users were on the node.
-        let id = graph.attach(node, holder, Perms::READ, ALL_PERMS)?;
+        let id = graph.attach(node, parent, Perms::READ, ALL_PERMS)?;
         graph.hold_link(id, &link);
         Ok(Snapshot {
             node: node.to_owned(),
@@ -364,8 +364,8 @@ fn check_below(graph: &Graph, name: &str) -> Reply<()> {
     graph.check_no_overlay(name)?;
     // What stands on a file holds the file itself and not its tap.
     let holds_file = graph.find(name)?.storage.is_some();
-    for (_, u) in graph.uses_of(name) {
-        if let (true, Holder::Node { name: parent, role }) = (holds_file, &u.holder) {
+    for (_, u) in graph.attachments_of(name) {
+        if let (true, Parent::Node { name: parent, role }) = (holds_file, &u.parent) {
             return Err(QmpError::generic(format!(
                 "Node '{name}' is busy: node is used as {role} of '{parent}'"
             )));

@@ -25,12 +25,12 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         None => None,
     };
     let mut children = vec![image.filter_link("image", read_only, &link)];
-    let (needs, unshared) = (perms(args, "take-child-perms")?, perms(args, "unshare-child-perms")?);
-    if needs != Perms::NONE || unshared != Perms::NONE {
-        let shares = ALL_PERMS.iter().filter(|perm| !unshared.contains(*perm));
-        let shares = shares.fold(Perms::NONE, Perms::with);
+    let (perm, unshared) = (perms(args, "take-child-perms")?, perms(args, "unshare-child-perms")?);
+    if perm != Perms::NONE || unshared != Perms::NONE {
+        let shared_perm = ALL_PERMS.iter().filter(|perm| !unshared.contains(*perm));
+        let shared_perm = shared_perm.fold(Perms::NONE, Perms::with);
         let claim = image.filter_link("image", true, &link);
-        children.push(ChildLink { needs, shares, claim: true, link: None, ..claim });
+        children.push(ChildLink { perm, shared_perm, claim: true, link: None, ..claim });
     }
     Ok(Opened { storage, path: image.path, read_only, children, ..Opened::leaf(device, image.filename) })
 }

@@ -137,7 +137,7 @@ impl Daemon {
         if !could {
             return Err(is_read_only());
         }
-        self.graph.lock().change_needs(name, true)?;
+        self.graph.lock().change_perm(name, true)?;
         if let Some(new) = new {
             let old = front.replace(new);
             let old_image = match self.graph.lock().get_mut(name) {
@@ -154,7 +154,7 @@ impl Daemon {
                         node.qcow2 = old_image;
                     }
                     // They were allowed before.
-                    let _ = graph.change_needs(name, false);
+                    let _ = graph.change_perm(name, false);
                     return Err(QmpError::generic(format!("A request to node '{name}' does not end")));
                 }
                 thread::sleep(LOOK);
@@ -183,7 +183,7 @@ impl Daemon {
         if let Some(node) = graph.get_mut(name) {
             node.read_only = true;
         }
-        graph.change_needs(name, false)
+        graph.change_perm(name, false)
     }
 }
 
@@ -208,9 +208,10 @@ fn to_be_written(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()>
 
 /// What becomes read-only with `name`, those above first.
 fn to_be_read(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
-    let writes = |needs: Perms| needs.contains(Permission::Write) || needs.contains(Permission::Resize);
+    let writes = |perm: Perms| perm.contains(Permission::Write) || perm.contains(Permission::Resize);
     let parent_turns = |parent: &str| plan.iter().any(|above| above == parent);
-    let written = graph.uses_of(name).any(|(_, u)| writes(u.needs) && !u.parent().is_some_and(parent_turns));
+    let written =
+        graph.attachments_of(name).any(|(_, u)| writes(u.perm) && !u.parent_node().is_some_and(parent_turns));
     if written {
         return Err(QmpError::generic(format!(
             "Read-only block node '{name}' cannot support read-write users"

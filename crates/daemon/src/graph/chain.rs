@@ -6,19 +6,20 @@ use blockmirror_image::Format;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-use super::{Graph, Holder, Node, Use, UseId};
+use super::{Attachment, AttachmentId, Graph, Node, Parent};
 use crate::Reply;
 
 impl Graph {
     /// The link by which `parent` stands on its child in `role`.
-    pub(crate) fn link(&self, parent: &str, role: &str) -> Option<UseId> {
+    pub(crate) fn link(&self, parent: &str, role: &str) -> Option<AttachmentId> {
         self.links(parent, role).first().copied()
     }
 
     /// All such links: there are two while one takes the place of the other.
-    pub(crate) fn links(&self, parent: &str, role: &str) -> Vec<UseId> {
-        let is_it = |holder: &Holder| matches!(holder, Holder::Node { name, role: r } if name == parent && *r == role);
-        self.uses.iter().filter(|(_, u)| is_it(&u.holder)).map(|(id, _)| *id).collect()
+    pub(crate) fn links(&self, parent: &str, role: &str) -> Vec<AttachmentId> {
+        let is_it =
+            |by: &Parent| matches!(by, Parent::Node { name, role: r } if name == parent && *r == role);
+        self.attachments.iter().filter(|(_, u)| is_it(&u.parent)).map(|(id, _)| *id).collect()
     }
 
     /// The backing file of `name`.
@@ -83,8 +84,8 @@ impl Graph {
 
     /// Refuses if a job works on `name`.
     pub(crate) fn check_no_job(&self, name: &str) -> Reply<()> {
-        for (_, u) in self.uses_of(name) {
-            if let Holder::Job { kind, .. } = &u.holder {
+        for (_, u) in self.attachments_of(name) {
+            if let Parent::Job { kind, .. } = &u.parent {
                 return Err(busy(name, &format!("block device is in use by block job: {kind}")));
             }
         }
@@ -93,8 +94,8 @@ impl Graph {
 
     /// Refuses if an overlay stands on `name`.
     pub(crate) fn check_no_overlay(&self, name: &str) -> Reply<()> {
-        for (_, u) in self.uses_of(name) {
-            if let Holder::Node { name: parent, role: "backing" } = &u.holder {
+        for (_, u) in self.attachments_of(name) {
+            if let Parent::Node { name: parent, role: "backing" } = &u.parent {
                 return Err(busy(name, &format!("node is used as backing hd of '{parent}'")));
             }
         }
@@ -105,23 +106,25 @@ impl Graph {
     /// `parent`. Other overlays that are not in use do not count.
     pub(crate) fn check_layer(&self, name: &str, parent: &str) -> Reply<()> {
         self.check_no_job(name)?;
-        let other = |u: &Use| !u.is_link_of(parent) && !u.parent().is_some_and(|other| self.is_idle(other));
-        match self.uses_of(name).find(|(_, u)| other(u)) {
-            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.holder))),
+        let other = |u: &Attachment| {
+            !u.is_link_of(parent) && !u.parent_node().is_some_and(|other| self.is_idle(other))
+        };
+        match self.attachments_of(name).find(|(_, u)| other(u)) {
+            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.parent))),
             None => Ok(()),
         }
     }
 
     /// Whether `name` is unused, and so is what stands on it.
     fn is_idle(&self, name: &str) -> bool {
-        self.uses_of(name).all(|(_, u)| u.parent().is_some_and(|parent| self.is_idle(parent)))
+        self.attachments_of(name).all(|(_, u)| u.parent_node().is_some_and(|parent| self.is_idle(parent)))
     }
 
     /// The image that writes to `name` past its tap, as formats do to what they live in.
     fn hidden_writer<'a>(&'a self, name: &'a str) -> Option<&'a str> {
         let node = self.get(name).filter(|node| node.storage.is_some())?;
-        self.uses_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
-            let parent = self.get(u.parent()?)?;
+        self.attachments_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
+            let parent = self.get(u.parent_node()?)?;
             match parent.driver {
                 "qcow2" => Some(parent.name.as_str()),
                 "raw" if node.path.is_some() => Some(parent.name.as_str()),
@@ -171,8 +174,8 @@ impl Graph {
     pub(crate) fn check_unused(&self, name: &str) -> Reply<()> {
         self.check_no_job(name)?;
         self.check_no_overlay(name)?;
-        match self.uses_of(name).next() {
-            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.holder))),
+        match self.attachments_of(name).next() {
+            Some((_, u)) => Err(busy(name, &format!("it is in use by {}", u.parent))),
             None => Ok(()),
         }
     }

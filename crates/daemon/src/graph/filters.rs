@@ -11,14 +11,14 @@ use std::time::Duration;
 use blockmirror_block::BlockDevice;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Graph, Holder, Node, Use, UseId};
+use super::{Attachment, AttachmentId, Graph, Node, Parent};
 use crate::Reply;
 use crate::daemon::Daemon;
 
 impl Graph {
     /// The filter whose link this is; it needs and shares what its own users do.
-    pub(super) fn filter_of<'a>(&self, u: &'a Use) -> Option<&'a str> {
-        let parent = u.parent().filter(|_| !u.is_backing())?;
+    pub(super) fn filter_of<'a>(&self, u: &'a Attachment) -> Option<&'a str> {
+        let parent = u.parent_node().filter(|_| !u.is_backing())?;
         self.get(parent).is_some_and(Node::is_filter).then_some(parent)
     }
 
@@ -27,29 +27,29 @@ impl Graph {
     ///
     /// # Errors
     /// Another use contradicts it.
-    pub(super) fn check_new_use(&self, node: &str, new: &Use) -> Reply<()> {
+    pub(super) fn check_new_attachment(&self, node: &str, new: &Attachment) -> Reply<()> {
         let Some(filter) = self.filter_of(new) else {
-            self.check_use(node, new, None)?;
-            if new.parent().is_some() && !new.is_backing() {
+            self.check_attachment(node, new, None)?;
+            if new.parent_node().is_some() && !new.is_backing() {
                 // A format holds the file itself, and would stay behind in a pivot.
                 self.below_filters(node).into_iter().try_for_each(|below| self.check_no_job(below))?;
             }
             return Ok(());
         };
-        self.users_of(filter).into_iter().try_for_each(|(id, u)| self.check_use(node, u, Some(id)))
+        self.users_of(filter).into_iter().try_for_each(|(id, u)| self.check_attachment(node, u, Some(id)))
     }
 
     /// Refuses if a job may put `name` in another one's place.
     pub(crate) fn check_keeps_tap(&self, name: &str) -> Reply<()> {
-        if self.uses_of(name).any(|(_, u)| u.may_take_a_place()) { self.check_no_job(name) } else { Ok(()) }
+        if self.attachments_of(name).any(|(_, u)| u.may_pivot()) { self.check_no_job(name) } else { Ok(()) }
     }
 
     /// The uses of `name`; in place of a filter on it, those of the filter.
-    pub(crate) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(UseId, &'a Use)> {
+    pub(crate) fn users_of<'a>(&'a self, name: &'a str) -> Vec<(AttachmentId, &'a Attachment)> {
         let mut users = Vec::new();
         let mut open = vec![name];
         while let Some(name) = open.pop() {
-            for (id, u) in self.uses_of(name) {
+            for (id, u) in self.attachments_of(name) {
                 match self.filter_of(u) {
                     Some(filter) => open.push(filter),
                     None => users.push((id, u)),
@@ -61,7 +61,12 @@ impl Graph {
 
     /// Refuses the `new` use of `name` if it contradicts another one but `except`, there or wherever filters
     /// pass it on to.
-    pub(super) fn check_use(&self, name: &str, new: &Use, except: Option<UseId>) -> Reply<()> {
+    pub(super) fn check_attachment(
+        &self,
+        name: &str,
+        new: &Attachment,
+        except: Option<AttachmentId>,
+    ) -> Reply<()> {
         for name in self.below_filters(name) {
             for (id, other) in self.users_of(name) {
                 if Some(id) != except && !self.is_claim_above(other, new) && !self.is_claim_above(new, other)
@@ -74,8 +79,8 @@ impl Graph {
     }
 
     /// Whether `claim` is that of a filter by which `u` reaches the disk: its own users are not meant.
-    fn is_claim_above(&self, claim: &Use, u: &Use) -> bool {
-        matches!(&claim.holder, Holder::Claim { name } if self.below_filters(&u.node).contains(&&**name))
+    fn is_claim_above(&self, claim: &Attachment, u: &Attachment) -> bool {
+        matches!(&claim.parent, Parent::Claim { name } if self.below_filters(&u.node).contains(&&**name))
     }
 
     /// `name`, and if it is a filter what it is on, down to the disk.
@@ -83,7 +88,7 @@ impl Graph {
         let mut names = vec![name];
         let mut seen = 0;
         while let Some(&name) = names.get(seen) {
-            let links = self.uses.values().filter(|u| self.filter_of(u) == Some(name));
+            let links = self.attachments.values().filter(|u| self.filter_of(u) == Some(name));
             names.extend(links.map(|u| &*u.node));
             seen += 1;
         }
@@ -101,8 +106,8 @@ impl Graph {
 
     /// The format that lives in `name`, as it is or by way of filters.
     pub(crate) fn format_in(&self, name: &str) -> Option<&Node> {
-        self.uses_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
-            let parent = self.get(u.parent()?)?;
+        self.attachments_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
+            let parent = self.get(u.parent_node()?)?;
             if parent.is_format() { Some(parent) } else { self.format_in(&parent.name) }
         })
     }
@@ -113,7 +118,7 @@ impl Graph {
         let mut next = name;
         let mut seen = 0;
         loop {
-            let above = self.uses_of(next).filter_map(|(_, u)| self.filter_of(u));
+            let above = self.attachments_of(next).filter_map(|(_, u)| self.filter_of(u));
             filters.extend(above.map(str::to_owned));
             let Some(filter) = filters.get(seen) else { return filters };
             next = self.get(filter).map_or("", |node| &node.name);
@@ -137,7 +142,7 @@ impl Graph {
     /// Notes that the length of `name`, which is not in use, is to be brought up to date, after those of the
     /// files it alone lives in: what lived there may have made them longer.
     pub(super) fn note_stale(&self, name: &str, stale: &mut Vec<String>) {
-        let alone = |child: &Node| self.uses_of(&child.name).all(|(_, u)| u.is_link_of(name));
+        let alone = |child: &Node| self.attachments_of(&child.name).all(|(_, u)| u.is_link_of(name));
         for (role, child) in self.children(name) {
             if role != "backing" && alone(child) {
                 self.note_stale(&child.name, stale);

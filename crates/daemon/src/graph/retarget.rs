@@ -14,7 +14,7 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_qmp::QmpError;
 
-use super::{ALL_PERMS, BackingLink, Graph, Holder, JobRole, Perms, Use, UseId};
+use super::{ALL_PERMS, Attachment, AttachmentId, BackingLink, Graph, JobRole, Parent, Perms};
 use crate::Reply;
 
 impl Graph {
@@ -23,44 +23,50 @@ impl Graph {
     /// # Errors
     /// Another use of `base` contradicts it.
     pub(crate) fn attach_backing(&mut self, overlay: &str, base: &str) -> Reply<Arc<BackingLink>> {
-        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
+        let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
         let link = BackingLink::for_overlay(Arc::clone(&self.find(base)?.device) as _);
         // As in QEMU, others may write it: those who do know what they do.
-        let id = self.attach(base, holder, Perms::READ, ALL_PERMS)?;
+        let id = self.attach(base, parent, Perms::READ, ALL_PERMS)?;
         self.hold_link(id, &link);
         Ok(link)
     }
 
     /// Refuses `base` as what `overlay` is put on, as [`attach_backing`](Self::attach_backing) would.
     pub(crate) fn check_backing(&self, base: &str, overlay: &str) -> Reply<()> {
-        let holder = Holder::Node { name: overlay.to_owned(), role: "backing" };
-        let link = Use { node: base.to_owned(), holder, needs: Perms::READ, shares: ALL_PERMS, link: None };
-        self.check_new_use(base, &link)
+        let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
+        let link = Attachment {
+            node: base.to_owned(),
+            parent,
+            perm: Perms::READ,
+            shared_perm: ALL_PERMS,
+            link: None,
+        };
+        self.check_new_attachment(base, &link)
     }
 
     /// The link by which the holder of the use `id` reaches its node. From now on it leads where it has to.
-    pub(crate) fn hold_link(&mut self, id: UseId, link: &Arc<BackingLink>) {
-        if let Some(held) = self.uses.get_mut(&id) {
+    pub(crate) fn hold_link(&mut self, id: AttachmentId, link: &Arc<BackingLink>) {
+        if let Some(held) = self.attachments.get_mut(&id) {
             held.link = Some(Arc::clone(link));
         }
         self.retarget_backing_links();
     }
 
-    /// Puts `holder`, a filter on the node of the use `id`, on `node` instead.
+    /// Puts `parent`, a filter on the node of the use `id`, on `node` instead.
     ///
     /// # Errors
     /// Another use of `node` contradicts it; nothing has changed then.
-    pub(crate) fn move_filter(&mut self, id: UseId, node: &str) -> Reply<()> {
-        let Some(old) = self.uses.get(&id) else { return Ok(()) };
-        let moved = Use {
+    pub(crate) fn move_filter(&mut self, id: AttachmentId, node: &str) -> Reply<()> {
+        let Some(old) = self.attachments.get(&id) else { return Ok(()) };
+        let moved = Attachment {
             node: node.to_owned(),
-            holder: old.holder.clone(),
-            needs: old.needs,
-            shares: old.shares,
+            parent: old.parent.clone(),
+            perm: old.perm,
+            shared_perm: old.shared_perm,
             link: None,
         };
-        self.check_new_use(node, &moved)?;
-        if let Some(held) = self.uses.get_mut(&id) {
+        self.check_new_attachment(node, &moved)?;
+        if let Some(held) = self.attachments.get_mut(&id) {
             node.clone_into(&mut held.node);
         }
         self.refer_to(node);
@@ -71,13 +77,13 @@ impl Graph {
     /// Makes all links lead where they have to, after uses or taps have changed.
     pub(super) fn retarget_backing_links(&self) {
         let pivots = self.pivots();
-        for u in self.uses.values() {
-            let (Some(link), Some(node), Some(holder)) = (&u.link, self.nodes.get(&u.node), u.parent())
+        for u in self.attachments.values() {
+            let (Some(link), Some(node), Some(parent)) = (&u.link, self.nodes.get(&u.node), u.parent_node())
             else {
                 continue;
             };
             let targets = || pivots.iter().filter(|(source, _)| *source == u.node).map(|(_, target)| *target);
-            let would_loop = targets().any(|target| self.stands_on(target, holder));
+            let would_loop = targets().any(|target| self.stands_on(target, parent));
             let by_tap = !would_loop && (!u.is_backing() || targets().next().is_some());
             link.retarget(match by_tap {
                 true => Arc::clone(&node.tap) as Arc<dyn BlockDevice>,
@@ -92,7 +98,7 @@ impl Graph {
         let mut pivots = self.mirrors();
         pivots.extend(next);
         for &(from, to) in &pivots {
-            if self.comes_back(from, to, &pivots) {
+            if self.creates_cycle(from, to, &pivots) {
                 return Err(QmpError::generic(format!(
                     "'{to}' cannot take the place of '{from}': it would come to stand on itself"
                 )));
@@ -114,8 +120,8 @@ impl Graph {
     /// Sources and targets of the jobs of a kind.
     fn moves(&self, of_kind: impl Fn(&str) -> bool) -> Vec<(&str, &str)> {
         let in_role = |wanted: JobRole| {
-            self.uses.values().filter_map(move |u| match &u.holder {
-                Holder::Job { id, kind, role } if *role == wanted => Some((id, *kind, &*u.node)),
+            self.attachments.values().filter_map(move |u| match &u.parent {
+                Parent::Job { id, kind, role } if *role == wanted => Some((id, *kind, &*u.node)),
                 _ => None,
             })
         };
@@ -125,7 +131,7 @@ impl Graph {
     }
 
     /// Whether `to` leads to `from` otherwise than by backing files alone, where `pivots` may be made.
-    fn comes_back(&self, from: &str, to: &str, pivots: &[(&str, &str)]) -> bool {
+    fn creates_cycle(&self, from: &str, to: &str, pivots: &[(&str, &str)]) -> bool {
         let mut open = vec![(to, true)];
         let mut seen = BTreeSet::new();
         while let Some((name, by_backing)) = open.pop() {

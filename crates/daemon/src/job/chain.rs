@@ -22,7 +22,7 @@ use super::{Ask, AtEnd, CANCELLED, Claims, Figures, JobOptions, ReservedId, Simp
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Turned, failed, is_read_only};
-use crate::graph::{Graph, Holder, JobRole, NO_CHANGE, Node, Perms, UseId};
+use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms};
 
 /// What both kinds are started with.
 #[derive(Debug)]
@@ -95,28 +95,28 @@ impl ChainRequest {
     }
 
     /// Holds nodes for the job, each with what it needs of it; all or none.
-    fn hold(&self, graph: &mut Graph, nodes: &[HeldNode]) -> Reply<Vec<UseId>> {
-        let mut uses = Vec::new();
+    fn hold(&self, graph: &mut Graph, nodes: &[HeldNode]) -> Reply<Vec<AttachmentId>> {
+        let mut attachments = Vec::new();
         for node in nodes {
-            let holder = Holder::Job { id: self.job.id.clone(), kind: self.job.kind, role: node.role };
-            let shares = if node.is_guests { NO_CHANGE.with(Permission::Write) } else { NO_CHANGE };
-            match graph.attach(&node.name, holder, node.needs, shares) {
-                Ok(id) => uses.push(id),
+            let parent = Parent::Job { id: self.job.id.clone(), kind: self.job.kind, role: node.role };
+            let shared_perm = if node.is_guests { NO_CHANGE.with(Permission::Write) } else { NO_CHANGE };
+            match graph.attach(&node.name, parent, node.perm, shared_perm) {
+                Ok(id) => attachments.push(id),
                 Err(error) => {
                     // Not the last use of any: they are links of a chain.
-                    uses.into_iter().for_each(|id| drop(graph.detach(id)));
+                    attachments.into_iter().for_each(|id| drop(graph.detach(id)));
                     return Err(error);
                 }
             }
         }
-        Ok(uses)
+        Ok(attachments)
     }
 }
 
 /// A node that a job holds.
 struct HeldNode {
     name: String,
-    needs: Perms,
+    perm: Perms,
     role: JobRole,
     /// The guest's own disk, or a filter on it: its users go on as they like.
     is_guests: bool,
@@ -127,7 +127,7 @@ impl HeldNode {
     fn of_chain(chain: &[&Node], guests: usize) -> Vec<Self> {
         let held = |(index, node): (usize, &&Node)| Self {
             name: node.name.clone(),
-            needs: Perms::READ,
+            perm: Perms::READ,
             role: JobRole::Other,
             is_guests: index < guests,
         };
@@ -180,7 +180,7 @@ impl CommitPlan {
         let (base, naming) = request.base(graph, chain[to], image.map(|image| chain[image]))?;
         let guests = 1 + chain.iter().take_while(|node| node.is_filter()).count();
         let mut nodes = HeldNode::of_chain(&chain[..=to], guests);
-        nodes[to].needs = Perms::READ.with(Permission::WriteUnchanged);
+        nodes[to].perm = Perms::READ.with(Permission::WriteUnchanged);
         if from == 0 {
             nodes[0].role = JobRole::Source;
             nodes[to].role = JobRole::Target;
@@ -201,7 +201,7 @@ impl CommitPlan {
 /// What a commit holds while it runs.
 struct HeldChain {
     writable: Turned,
-    uses: Vec<UseId>,
+    attachments: Vec<AttachmentId>,
     claims: Claims,
     base: String,
 }
@@ -212,7 +212,7 @@ impl HeldChain {
         drop(self.claims);
         daemon.note_rewritten(&self.base);
         daemon.make_read_only(self.writable);
-        daemon.detach_all(&self.uses);
+        daemon.detach_all(&self.attachments);
     }
 }
 
@@ -246,25 +246,25 @@ impl Daemon {
                 base.map(|(depth, base)| (chain[depth].name.clone(), base, images_in(&chain[..depth])));
             let last = depth.unwrap_or(chain.len() - 1);
             let mut nodes = HeldNode::of_chain(&chain[..=last], 1);
-            nodes[0].needs = Perms::READ.with(Permission::WriteUnchanged);
+            nodes[0].perm = Perms::READ.with(Permission::WriteUnchanged);
             let has_backing = chain.len() > 1;
-            let uses = request.hold(&mut graph, &nodes)?;
-            Ok((image, has_backing, base, uses))
+            let attachments = request.hold(&mut graph, &nodes)?;
+            Ok((image, has_backing, base, attachments))
         })();
-        let (image, has_backing, base, uses) = match held {
+        let (image, has_backing, base, attachments) = match held {
             Ok(held) => held,
             Err(error) => {
                 self.make_read_only(writable);
                 return Err(error);
             }
         };
-        let give_back = move |daemon: &Daemon, writable: Turned, uses: &[UseId]| {
+        let give_back = move |daemon: &Daemon, writable: Turned, attachments: &[AttachmentId]| {
             daemon.make_read_only(writable);
-            daemon.detach_all(uses);
+            daemon.detach_all(attachments);
         };
         let Some(image) = image.filter(|_| has_backing) else {
             let job = SimpleJob::idle(&request.job);
-            let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &uses));
+            let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &attachments));
             self.add_job(Some(session), request.job, Box::new(job), at_end);
             return Ok(());
         };
@@ -280,7 +280,7 @@ impl Daemon {
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                give_back(self, writable, &uses);
+                give_back(self, writable, &attachments);
                 return Err(error);
             }
         };
@@ -291,7 +291,7 @@ impl Daemon {
             if job.wait().is_ok() {
                 daemon.relink(&device, below.as_deref());
             }
-            give_back(daemon, writable, &uses);
+            give_back(daemon, writable, &attachments);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())
@@ -356,13 +356,16 @@ impl Daemon {
                 writable.and(self.make_writable(overlay)?);
                 Ok(())
             });
-            let held =
-                overlay.and_then(|()| request.hold(&mut self.graph.lock(), &plan.nodes)).and_then(|uses| {
-                    let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&uses))?;
-                    Ok((uses, claims))
-                });
+            let held = overlay.and_then(|()| request.hold(&mut self.graph.lock(), &plan.nodes)).and_then(
+                |attachments| {
+                    let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&attachments))?;
+                    Ok((attachments, claims))
+                },
+            );
             match held {
-                Ok((uses, claims)) => Ok(HeldChain { writable, uses, claims, base: base.to_owned() }),
+                Ok((attachments, claims)) => {
+                    Ok(HeldChain { writable, attachments, claims, base: base.to_owned() })
+                }
                 Err(error) => {
                     self.make_read_only(writable);
                     Err(error)
@@ -410,10 +413,10 @@ impl Daemon {
         let at_end: AtEnd = Box::new(move |daemon| {
             let _ = job.wait();
             if Arc::ptr_eq(&tap.device(), &target) {
-                let HeldChain { uses, claims, base, .. } = held;
+                let HeldChain { attachments, claims, base, .. } = held;
                 drop(claims);
-                daemon.graph.lock().pivot(&device, &base, &uses, true);
-                daemon.detach_all(&uses);
+                daemon.graph.lock().pivot(&device, &base, &attachments, true);
+                daemon.detach_all(&attachments);
                 daemon.collect(&device);
             } else {
                 held.give_back(daemon);

@@ -21,7 +21,7 @@ use crate::Reply;
 use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::driver::is_read_only;
-use crate::graph::{Graph, Holder, JobRole, Node, Perms, UseId, WRITE, is_well_formed};
+use crate::graph::{AttachmentId, Graph, JobRole, Node, Parent, Perms, WRITE, is_well_formed};
 
 /// A mirror that is asked for.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct MirrorRequest {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) request: MirrorRequest,
-    uses: Vec<UseId>,
+    attachments: Vec<AttachmentId>,
     /// The devices of the target.
     claims: Claims,
     tap: Arc<blockmirror_mirror::Tap>,
@@ -161,12 +161,12 @@ fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
 /// filters if the users of those are to go over.
 fn check_source(graph: &Graph, source: &str, target: &str, below_filters: bool) -> Reply<()> {
     graph.check_no_job(source)?;
-    for (_, u) in graph.uses_of(source) {
+    for (_, u) in graph.attachments_of(source) {
         let passed_by = |parent: &str| below_filters && graph.get(parent).is_some_and(Node::is_filter);
-        let is_passed = u.parent().is_some_and(passed_by);
-        if matches!(u.holder, Holder::Node { .. }) && !u.is_link_of(target) && !is_passed {
-            let holder = &u.holder;
-            return Err(QmpError::generic(format!("Need a root block node: '{source}' is used by {holder}")));
+        let is_passed = u.parent_node().is_some_and(passed_by);
+        if matches!(u.parent, Parent::Node { .. }) && !u.is_link_of(target) && !is_passed {
+            let parent = &u.parent;
+            return Err(QmpError::generic(format!("Need a root block node: '{source}' is used by {parent}")));
         }
     }
     Ok(())
@@ -265,15 +265,15 @@ impl Daemon {
         if let Some((_, u)) = graph.users_of(&request.target).first() {
             return Err(QmpError::generic(format!(
                 "Node '{}' is busy: it is in use by {}",
-                request.target, u.holder
+                request.target, u.parent
             )));
         }
         let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
         let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
-        let holder = |role| Holder::Job { id: request.job.id.clone(), kind: "mirror", role };
+        let parent = |role| Parent::Job { id: request.job.id.clone(), kind: "mirror", role };
         let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
-        let on_source = graph.attach(&request.source, holder(JobRole::Source), Perms::READ, steady)?;
-        let on_target = match graph.attach(&request.target, holder(JobRole::Target), WRITE, Perms::NONE) {
+        let on_source = graph.attach(&request.source, parent(JobRole::Source), Perms::READ, steady)?;
+        let on_target = match graph.attach(&request.target, parent(JobRole::Target), WRITE, Perms::NONE) {
             Ok(id) => id,
             Err(error) => {
                 let released = graph.detach(on_source);
@@ -283,8 +283,8 @@ impl Daemon {
             }
         };
         tap_of_target.note_rewritten();
-        let uses = vec![on_source, on_target];
-        Ok(Prepared { request, uses, claims: Claims::default(), tap, target: device })
+        let attachments = vec![on_source, on_target];
+        Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
     }
 
     /// Starts a mirror whose nodes are held.
@@ -346,11 +346,11 @@ impl Daemon {
             match job {
                 Ok(job) => self.add_mirror(session, job, mirror),
                 Err(mismatch) => {
-                    let Prepared { request, uses, claims, .. } = mirror;
+                    let Prepared { request, attachments, claims, .. } = mirror;
                     let failed = SimpleJob::failed(&request.job, mismatch);
                     let at_end: AtEnd = Box::new(move |daemon| {
                         drop(claims);
-                        daemon.detach_all(&uses);
+                        daemon.detach_all(&attachments);
                     });
                     self.add_job(session, request.job, Box::new(failed), at_end);
                 }
@@ -387,7 +387,7 @@ impl Daemon {
 
     /// Puts a mirror that runs into the table.
     fn add_mirror(self: &Arc<Self>, session: Option<&Session>, job: MirrorJob, prepared: Prepared) {
-        let Prepared { request, uses, claims, tap, target } = prepared;
+        let Prepared { request, attachments, claims, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
         let steer = Mirror { control, target: target_name.clone() };
@@ -395,14 +395,14 @@ impl Daemon {
             // Its threads end with it; the result has been reported already.
             let _ = job.wait();
             drop(claims);
-            daemon.mirror_ended(&tap, &target, &source_name, &target_name, &uses);
+            daemon.mirror_ended(&tap, &target, &source_name, &target_name, &attachments);
         });
         self.add_job(session, request.job, Box::new(steer), at_end);
     }
 
     /// Gives the nodes of a mirror back that was not started.
     pub(crate) fn forget_mirror(&self, prepared: &Prepared) {
-        self.detach_all(&prepared.uses);
+        self.detach_all(&prepared.attachments);
     }
 
     fn mirror_ended(
@@ -411,14 +411,14 @@ impl Daemon {
         target: &Arc<dyn BlockDevice>,
         source_name: &str,
         target_name: &str,
-        uses: &[UseId],
+        attachments: &[AttachmentId],
     ) {
         if Arc::ptr_eq(&tap.device(), target) {
-            self.graph.lock().pivot(source_name, target_name, uses, true);
+            self.graph.lock().pivot(source_name, target_name, attachments, true);
         } else {
             self.note_rewritten(target_name);
         }
-        self.detach_all(uses);
+        self.detach_all(attachments);
     }
 }
 

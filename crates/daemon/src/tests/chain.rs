@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::graph::{Holder, Perms};
+use crate::graph::{Parent, Perms};
 
 impl Client {
     /// The chain of `chain`, of which only the top is opened by name.
@@ -250,8 +250,8 @@ fn readers_of_a_layer_that_goes_keep_it() {
     for node in ["mid", "aside"] {
         client.run("block-export-add", export(node));
         let text = client.refused("block-commit", commit.clone());
-        let holder = if node == "mid" { "export 'e'" } else { "node 'aside' (as 'backing' child)" };
-        assert_eq!(text, format!("Node 'mid' is busy: it is in use by {holder}"));
+        let parent = if node == "mid" { "export 'e'" } else { "node 'aside' (as 'backing' child)" };
+        assert_eq!(text, format!("Node 'mid' is busy: it is in use by {parent}"));
         client.run("block-export-del", json!({"id": "e"}));
     }
     client.run("block-export-add", export("base"));
@@ -444,7 +444,7 @@ fn a_base_that_cannot_be_linked_stays_protected() {
         all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
         client.run(command, all);
         client.wait("BLOCK_JOB_PENDING");
-        client.daemon.graph.lock().attach_unchecked("base", Holder::Monitor, Perms::NONE, Perms::NONE);
+        client.daemon.graph.lock().attach_unchecked("base", Parent::Monitor, Perms::NONE, Perms::NONE);
         client.run("job-finalize", json!({"id": "j"}));
         client.wait("BLOCK_JOB_COMPLETED");
         assert_eq!(client.backing("top").as_deref(), Some("mid"), "{command}");

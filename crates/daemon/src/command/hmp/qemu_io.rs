@@ -16,7 +16,7 @@ use blockmirror_qmp::{Args, QmpError};
 use super::size;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, Holder, Perms};
+use crate::graph::{ALL_PERMS, Parent, Perms};
 
 /// Bytes that are moved at once.
 const PIECE: u64 = 1 << 20;
@@ -189,8 +189,8 @@ pub(super) fn run(daemon: &Daemon, args: &Args) -> Reply<String> {
         return Ok("Block node is read-only\n".to_owned());
     }
     let held = if tool.writes {
-        let needs = Perms::NONE.with(Permission::Write);
-        match daemon.graph.lock().attach(device, Holder::Monitor, needs, ALL_PERMS) {
+        let perm = Perms::NONE.with(Permission::Write);
+        match daemon.graph.lock().attach(device, Parent::Monitor, perm, ALL_PERMS) {
             Ok(held) => vec![held],
             Err(error) => return Ok(format!("{}\n", error.desc)),
         }

@@ -14,22 +14,22 @@ pub(crate) type Perms = Permissions;
 
 /// Names a use for as long as it lasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct UseId(pub(crate) u64);
+pub(crate) struct AttachmentId(pub(crate) u64);
 
 /// One use of a node.
 #[derive(Debug)]
-pub(crate) struct Use {
+pub(crate) struct Attachment {
     pub(crate) node: String,
-    pub(crate) holder: Holder,
-    pub(crate) needs: Perms,
-    pub(crate) shares: Perms,
+    pub(crate) parent: Parent,
+    pub(crate) perm: Perms,
+    pub(crate) shared_perm: Perms,
     /// What its holder reads by it, if that moves with it.
     pub(crate) link: Option<Arc<BackingLink>>,
 }
 
 /// Who uses a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum Parent {
     /// Another node stands on it.
     Node { name: String, role: &'static str },
     /// The filter `name` on it needs and shares this besides what its users do.
@@ -53,7 +53,7 @@ pub(crate) enum JobRole {
     Other,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for Parent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node { name, role } => write!(f, "node '{name}' (as '{role}' child)"),
@@ -65,7 +65,7 @@ impl fmt::Display for Holder {
     }
 }
 
-impl Holder {
+impl Parent {
     /// The node that uses another one, whichever way.
     pub(crate) fn node(&self) -> Option<&str> {
         match self {
@@ -75,41 +75,41 @@ impl Holder {
     }
 }
 
-impl Use {
+impl Attachment {
     /// Whether this is the link by which `parent` stands on the node.
     pub(crate) fn is_link_of(&self, parent: &str) -> bool {
-        matches!(&self.holder, Holder::Node { name, .. } if name == parent)
+        matches!(&self.parent, Parent::Node { name, .. } if name == parent)
     }
 
     /// Whether it is the link of an overlay to its backing file.
     pub(crate) fn is_backing(&self) -> bool {
-        matches!(&self.holder, Holder::Node { role: "backing", .. })
+        matches!(&self.parent, Parent::Node { role: "backing", .. })
     }
 
     /// Whether a job works on the node that may put it in another one's place, with that one's tap.
-    pub(crate) fn may_take_a_place(&self) -> bool {
-        matches!(self.holder, Holder::Job { role: JobRole::Target, .. })
+    pub(crate) fn may_pivot(&self) -> bool {
+        matches!(self.parent, Parent::Job { role: JobRole::Target, .. })
     }
 
     /// The node that stands on this one by it.
-    pub(crate) fn parent(&self) -> Option<&str> {
-        match &self.holder {
-            Holder::Node { name, .. } => Some(name),
+    pub(crate) fn parent_node(&self) -> Option<&str> {
+        match &self.parent {
+            Parent::Node { name, .. } => Some(name),
             _ => None,
         }
     }
 
     /// Whether `new` can be beside this one.
-    pub(crate) fn check_against(&self, new: &Use) -> Reply<()> {
-        for (needs, unshares) in [(self, new), (new, self)] {
+    pub(crate) fn check_against(&self, new: &Attachment) -> Reply<()> {
+        for (perm, unshares) in [(self, new), (new, self)] {
             let conflict: Vec<_> =
-                needs.needs.iter().filter(|p| !unshares.shares.contains(*p)).map(name_of).collect();
+                perm.perm.iter().filter(|p| !unshares.shared_perm.contains(*p)).map(name_of).collect();
             if !conflict.is_empty() {
                 let node = &self.node;
                 return Err(QmpError::generic(format!(
                     "Permission conflict on node '{node}': permissions '{}' are both required by {} and unshared by {}.",
                     conflict.join(", "),
-                    needs.described(),
+                    perm.described(),
                     unshares.described(),
                 )));
             }
@@ -119,9 +119,9 @@ impl Use {
 
     fn described(&self) -> String {
         let node = &self.node;
-        match &self.holder {
-            Holder::Node { name, role } => format!("node '{name}' (uses node '{node}' as '{role}' child)"),
-            Holder::Claim { name } => format!("node '{name}' (uses node '{node}' as 'image' child)"),
+        match &self.parent {
+            Parent::Node { name, role } => format!("node '{name}' (uses node '{node}' as '{role}' child)"),
+            Parent::Claim { name } => format!("node '{name}' (uses node '{node}' as 'image' child)"),
             other => format!("{other} (uses node '{node}' as 'root' child)"),
         }
     }
