@@ -33,7 +33,7 @@ pub(crate) use writable::Turned;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, BackingLink, Front, FrontOptions, NO_CHANGE, Node, Parent, Perms, Released};
+use crate::graph::{ALL_PERMS, BackingLink, NodeDevice, DeviceOptions, NO_CHANGE, Node, Parent, Perms, Released};
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -135,9 +135,9 @@ impl Common {
         Ok(common)
     }
 
-    /// What the node's front does.
-    pub(crate) fn front(&self, read_only: bool) -> FrontOptions {
-        FrontOptions {
+    /// What the node's device does.
+    pub(crate) fn device_options(&self, read_only: bool) -> DeviceOptions {
+        DeviceOptions {
             read_only,
             unmap: self.unmap,
             no_flush: self.no_flush,
@@ -170,7 +170,7 @@ pub(crate) struct Child {
     /// The disk as users of a disk hold it.
     pub(crate) tap: Arc<Tap>,
     /// The disk below the tap, for those that do not move with a pivot.
-    pub(crate) device: Arc<Front>,
+    pub(crate) device: Arc<NodeDevice>,
     pub(crate) storage: Option<Arc<dyn Storage>>,
     pub(crate) filename: String,
     pub(crate) path: Option<PathBuf>,
@@ -320,7 +320,7 @@ impl Daemon {
         opened: Opened,
     ) -> Reply<()> {
         let read_only = common.read_only || opened.read_only;
-        let front = Front::new(opened.device, common.front(read_only));
+        let device = NodeDevice::new(opened.device, common.device_options(read_only));
         let node = Node {
             name: name.to_owned(),
             driver,
@@ -331,8 +331,8 @@ impl Daemon {
             host_size: Arc::default(),
             options: flattened(args.map()),
             qcow2: opened.qcow2,
-            tap: Tap::named(Arc::clone(&front) as _, name),
-            device: front,
+            tap: Tap::named(Arc::clone(&device) as _, name),
+            device: device,
             read_only,
             direct: common.direct,
             owned: false,

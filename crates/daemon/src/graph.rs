@@ -13,7 +13,7 @@ mod backing_link;
 mod chain;
 mod close;
 mod filters;
-mod front;
+mod node_device;
 mod host_size;
 mod node;
 mod retarget;
@@ -32,7 +32,7 @@ pub(crate) use attachment::{
 };
 pub(crate) use backing_link::BackingLink;
 pub(crate) use close::close_all;
-pub(crate) use front::{Counter, Front, FrontOptions};
+pub(crate) use node_device::{Counter, NodeDevice, DeviceOptions};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::Node;
 

@@ -426,7 +426,7 @@ impl Done {
             let file = file.map(|file| (file.storage.clone(), file.path.clone(), file.filename.clone()));
             let Some(node) = graph.get_mut(&change.node) else { continue };
             let read_only = node.device.options().read_only;
-            node.device.set_options(change.common.front(read_only));
+            node.device.set_options(change.common.device_options(read_only));
             node.direct = change.common.direct;
             node.options = change.options;
             let image = node.qcow2.clone();

@@ -93,7 +93,7 @@ impl Daemon {
     }
 
     fn turn_writable(&self, name: &str) -> Reply<()> {
-        let (front, file, image, bytes, filename) = {
+        let (device, file, image, bytes, filename) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
             let child = |role: &str| graph.children(name).find(|(r, _)| *r == role).map(|(_, child)| child);
@@ -118,7 +118,7 @@ impl Daemon {
             };
             Ok((new, image))
         };
-        let result = disk().and_then(|(new, image)| self.put_writable(name, &front, new, image));
+        let result = disk().and_then(|(new, image)| self.put_writable(name, &device, new, image));
         if let (Err(_), Some(file)) = (&result, &file) {
             // Nothing was written, so there is nothing that could fail.
             let _ = file.set_writable(false);
@@ -129,17 +129,17 @@ impl Daemon {
     fn put_writable(
         &self,
         name: &str,
-        front: &crate::graph::Front,
+        device: &crate::graph::NodeDevice,
         new: Option<Arc<dyn BlockDevice>>,
         image: Option<Arc<blockmirror_qcow2::Qcow2>>,
     ) -> Reply<()> {
-        let could = new.as_ref().map_or(front.could_be_written(), |new| new.geometry().writable);
+        let could = new.as_ref().map_or(device.could_be_written(), |new| new.geometry().writable);
         if !could {
             return Err(is_read_only());
         }
         self.graph.lock().change_perm(name, true)?;
         if let Some(new) = new {
-            let old = front.replace(new);
+            let old = device.replace(new);
             let old_image = match self.graph.lock().get_mut(name) {
                 Some(node) => std::mem::replace(&mut node.qcow2, image),
                 None => None,
@@ -148,7 +148,7 @@ impl Daemon {
             let until = Instant::now() + READERS_LIMIT;
             while Arc::strong_count(&old) > own {
                 if Instant::now() > until {
-                    front.replace(old);
+                    device.replace(old);
                     let mut graph = self.graph.lock();
                     if let Some(node) = graph.get_mut(name) {
                         node.qcow2 = old_image;
@@ -160,7 +160,7 @@ impl Daemon {
                 thread::sleep(LOOK);
             }
         }
-        front.set_read_only(false);
+        device.set_read_only(false);
         if let Some(node) = self.graph.lock().get_mut(name) {
             node.read_only = false;
         }
@@ -168,15 +168,15 @@ impl Daemon {
     }
 
     fn turn_read_only(&self, name: &str) -> Reply<()> {
-        let (front, file) = {
+        let (device, file) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
             (Arc::clone(&node.device), node.file.clone())
         };
-        front.set_read_only(true);
-        let flushed = front.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
+        device.set_read_only(true);
+        let flushed = device.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
         if let Err(error) = flushed {
-            front.set_read_only(false);
+            device.set_read_only(false);
             return Err(failed(error));
         }
         let mut graph = self.graph.lock();

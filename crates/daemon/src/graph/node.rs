@@ -10,7 +10,7 @@ use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
 use serde_json::Value;
 
-use super::front::Front;
+use super::node_device::NodeDevice;
 use super::host_size::HostSizeCell;
 
 /// A node of the graph.
@@ -35,7 +35,7 @@ pub(crate) struct Node {
     /// The format, where it is qcow2.
     pub(crate) qcow2: Option<Arc<Qcow2>>,
     /// The disk, with what its options ask for; below the tap.
-    pub(crate) device: Arc<Front>,
+    pub(crate) device: Arc<NodeDevice>,
     /// The disk as its users see it.
     pub(crate) tap: Arc<Tap>,
     /// Whether it accepts no writes.

@@ -20,7 +20,7 @@ use super::{Ask, Job};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::failed;
-use crate::graph::Front;
+use crate::graph::NodeDevice;
 
 /// How long what is in flight may take to end.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(1);
 struct Part {
     name: String,
     filename: String,
-    front: Arc<Front>,
+    device: Arc<NodeDevice>,
     file: Option<Arc<FileStorage>>,
     image: Option<Arc<Qcow2>>,
 }
@@ -65,7 +65,7 @@ impl Daemon {
             let part = |node: &crate::graph::Node| Part {
                 name: node.name.clone(),
                 filename: node.filename.clone(),
-                front: Arc::clone(&node.device),
+                device: Arc::clone(&node.device),
                 file: node.file.clone(),
                 image: node.qcow2.clone(),
             };
@@ -82,13 +82,13 @@ impl Daemon {
                 file.recover().map_err(failed)?;
             }
             if let Some(image) = &part.image {
-                // Held by the node, its front, and here.
+                // Held by the node, its device, and here.
                 wait(until, &part.name, || Arc::strong_count(image) <= 3)?;
                 let fresh = image.reopen().map_err(|e| failed(e.in_file(&part.filename.as_str().into())))?;
                 let fresh = Arc::new(fresh);
-                part.front.replace(Arc::clone(&fresh) as _);
+                part.device.replace(Arc::clone(&fresh) as _);
                 if let Some(node) = self.graph.lock().get_mut(&part.name)
-                    && Arc::ptr_eq(&node.device, &part.front)
+                    && Arc::ptr_eq(&node.device, &part.device)
                 {
                     node.qcow2 = Some(fresh);
                 }

@@ -6,7 +6,7 @@ use blockmirror_block::{ByteRange, Extent, Geometry, Result, Visit, ZeroFlags};
 use serde_json::json;
 
 use super::*;
-use crate::graph::{Front, FrontOptions, Released};
+use crate::graph::{NodeDevice, DeviceOptions, Released};
 
 /// Disks whose flushes end when all of them flush, or are cancelled.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ fn nodes_are_closed_beside_each_other() {
         client.run("blockdev-add", json!({"driver": "null-co", "node-name": name, "size": SIZE}));
         let mut node = client.daemon.graph.lock().remove(name).unwrap().gone.remove(0);
         let disk = Together { disk: MemoryDisk::new(SIZE), all: Arc::clone(&all) };
-        node.device = Front::new(Arc::new(disk), FrontOptions::default());
+        node.device = NodeDevice::new(Arc::new(disk), DeviceOptions::default());
         nodes.push(node);
     }
     client.daemon.close(Released { gone: nodes, stale: Vec::new() });

@@ -13,7 +13,7 @@ use blockmirror_block::{
 
 /// The options that all drivers have.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct FrontOptions {
+pub(crate) struct DeviceOptions {
     /// No writes.
     pub(crate) read_only: bool,
     /// Discards and unmapping zeros reach the driver (`discard=unmap`).
@@ -48,7 +48,7 @@ pub(crate) struct Stats {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub(crate) struct Front {
+pub(crate) struct NodeDevice {
     name: String,
     /// Held for a look only. A request goes on with the device that it found.
     device: Mutex<Arc<dyn BlockDevice>>,
@@ -57,7 +57,7 @@ pub(crate) struct Front {
     stats: Stats,
 }
 
-/// [`FrontOptions`] that can change.
+/// [`DeviceOptions`] that can change.
 #[derive(Debug, Default)]
 struct Switches {
     read_only: AtomicBool,
@@ -68,7 +68,7 @@ struct Switches {
 }
 
 impl Switches {
-    fn set(&self, options: FrontOptions) {
+    fn set(&self, options: DeviceOptions) {
         self.read_only.store(options.read_only, Ordering::Relaxed);
         self.unmap.store(options.unmap, Ordering::Relaxed);
         self.no_flush.store(options.no_flush, Ordering::Relaxed);
@@ -76,8 +76,8 @@ impl Switches {
         self.detect_unmap.store(options.detect_unmap, Ordering::Relaxed);
     }
 
-    fn get(&self) -> FrontOptions {
-        FrontOptions {
+    fn get(&self) -> DeviceOptions {
+        DeviceOptions {
             read_only: self.read_only.load(Ordering::Relaxed),
             unmap: self.unmap.load(Ordering::Relaxed),
             no_flush: self.no_flush.load(Ordering::Relaxed),
@@ -104,9 +104,9 @@ impl Counter {
     }
 }
 
-impl Front {
+impl NodeDevice {
     /// `device` with `options`.
-    pub(crate) fn new(device: Arc<dyn BlockDevice>, options: FrontOptions) -> Arc<Self> {
+    pub(crate) fn new(device: Arc<dyn BlockDevice>, options: DeviceOptions) -> Arc<Self> {
         let switches = Switches::default();
         switches.set(options);
         let name = device.name().to_owned();
@@ -125,7 +125,7 @@ impl Front {
     }
 
     /// Changes the options.
-    pub(crate) fn set_options(&self, options: FrontOptions) {
+    pub(crate) fn set_options(&self, options: DeviceOptions) {
         self.switches.set(options);
     }
 
@@ -135,7 +135,7 @@ impl Front {
     }
 
     /// The options.
-    pub(crate) fn options(&self) -> FrontOptions {
+    pub(crate) fn options(&self) -> DeviceOptions {
         self.switches.get()
     }
 
@@ -157,7 +157,7 @@ impl Front {
     }
 }
 
-impl BlockDevice for Front {
+impl BlockDevice for NodeDevice {
     fn len(&self) -> u64 {
         self.device().len()
     }
