@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::Reply;
 use crate::command;
 use crate::command::locks::CommandLocks;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::export::Exports;
 use crate::graph::{Graph, close_all};
 use crate::job::Jobs;
@@ -141,7 +141,7 @@ impl Daemon {
         if !directory_of(&backing).is_dir() {
             return Ok(());
         }
-        check_backing(image, data, &backing, format, &self.policy_for(&backing)?).map_err(failed)
+        check_backing(image, data, &backing, format, &self.policy_for(&backing)?).map_err(qmp_error)
     }
 
     /// Makes [`run`](Self::run) return. Never waits.

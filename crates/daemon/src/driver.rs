@@ -12,7 +12,7 @@ mod filters;
 mod nbd;
 mod qcow2;
 mod raw;
-mod writable;
+mod reopen;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,11 +29,13 @@ use serde_json::{Map, Value};
 pub(crate) use file::is_locked;
 pub(crate) use qcow2::{backing_in_header, probe_format};
 pub(crate) use raw::disk as disk_of_raw;
-pub(crate) use writable::Turned;
+pub(crate) use reopen::Reopened;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, BackingLink, NodeDevice, DeviceOptions, NO_CHANGE, Node, Parent, Perms, Released};
+use crate::graph::{
+    ALL_PERMS, BackingLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, Parent, Perms, Released,
+};
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
 const MAX_DEPTH: usize = 200;
@@ -471,7 +473,7 @@ pub(crate) fn is_read_only() -> QmpError {
 }
 
 /// An error of a layer below, for a client.
-pub(crate) fn failed(error: impl std::fmt::Display) -> QmpError {
+pub(crate) fn qmp_error(error: impl std::fmt::Display) -> QmpError {
     QmpError::generic(error.to_string())
 }
 

@@ -19,7 +19,7 @@ use crate::Reply;
 use crate::command::Deferred;
 use crate::command::export::BLOCK_EXPORT_DELETED;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
 use crate::object::Iothread;
 
@@ -123,14 +123,14 @@ impl Daemon {
         }
         if let Some(id) = args.opt_str("tls-creds")? {
             let creds = self.objects.tls_creds(id, true)?;
-            let config =
-                blockmirror_nbd::server::x509_credentials(&creds.dir, creds.verify_peer).map_err(failed)?;
+            let config = blockmirror_nbd::server::x509_credentials(&creds.dir, creds.verify_peer)
+                .map_err(qmp_error)?;
             options.tls = blockmirror_nbd::server::TlsPolicy::Require(config);
         }
         let address = args.get("addr").cloned().unwrap_or(Value::Null);
         let listener = listener(&socket_address(&address)?)?;
-        let server = Server::new(options).map_err(failed)?;
-        server.listen(listener).map_err(failed)?;
+        let server = Server::new(options).map_err(qmp_error)?;
+        server.listen(listener).map_err(qmp_error)?;
         self.exports.state.lock().server = Some(server);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Daemon {
         let Some(server) = self.exports.state.lock().server.take() else {
             return Err(QmpError::generic("NBD server not running"));
         };
-        let stopped = server.stop().map_err(failed);
+        let stopped = server.stop().map_err(qmp_error);
         let entries = std::mem::take(&mut self.exports.state.lock().exports);
         self.forget_exports(&entries);
         stopped
@@ -218,7 +218,7 @@ impl Daemon {
         });
         let added = contexts.collect::<Reply<Vec<_>>>().and_then(|contexts| {
             let export = contexts.into_iter().fold(export, Export::context);
-            server.add(export).map_err(failed)
+            server.add(export).map_err(qmp_error)
         });
         if let Err(error) = added {
             self.detach_all(&[attachment]);
@@ -246,14 +246,14 @@ impl Daemon {
         if let (Some(server), false) = (&server, hard) {
             server.remove(&name, RemoveMode::Safe).map_err(|error| match error {
                 ServerError::ExportInUse { .. } => QmpError::generic(format!("export '{id}' still in use")),
-                other => failed(other),
+                other => qmp_error(other),
             })?;
         }
         let (daemon, id) = (Arc::clone(self), id.to_owned());
         Ok(Box::new(move || {
             // A device that hangs does not keep the export from being forgotten.
             let removed = match server {
-                Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(failed),
+                Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(qmp_error),
                 _ => Ok(()),
             };
             let entry = daemon.exports.state.lock().exports.remove_entry(&id);

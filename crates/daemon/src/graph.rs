@@ -13,9 +13,9 @@ mod backing_link;
 mod chain;
 mod close;
 mod filters;
-mod node_device;
 mod host_size;
 mod node;
+mod node_device;
 mod retarget;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,9 +32,9 @@ pub(crate) use attachment::{
 };
 pub(crate) use backing_link::BackingLink;
 pub(crate) use close::close_all;
-pub(crate) use node_device::{Counter, NodeDevice, DeviceOptions};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::Node;
+pub(crate) use node_device::{Counter, DeviceOptions, NodeDevice};
 
 use crate::Reply;
 use crate::driver::ChildLink;
@@ -128,7 +128,7 @@ impl Graph {
         self.nodes.get_mut(name)
     }
 
-    /// All nodes, youngest first.
+    /// All nodes, newest first.
     pub(crate) fn nodes(&self) -> Vec<&Node> {
         let mut nodes: Vec<_> = self.nodes.values().collect();
         nodes.sort_by_key(|node| std::cmp::Reverse(node.number));

@@ -1,7 +1,7 @@
 //! Jobs by name, and how their events become those of the protocol.
 //!
-//! Each job has a thread, the *herald*, that takes its events in order, does what the end of a job does to
-//! the graph, and only then reports to monitors. What `query-jobs` shows of a job is what the herald has
+//! Each job has a thread, the *event pump*, that takes its events in order, changes the graph as the end of
+//! the job asks for, and only then reports to monitors. What `query-jobs` shows of a job is what the pump has
 //! reported, so that a client that polls sees nothing that one that listens has not been sent.
 //!
 //! What must hold:
@@ -48,9 +48,9 @@ static NEXT_JOB: AtomicU64 = AtomicU64::new(0);
 /// What is said of a job that was cancelled.
 pub(crate) const CANCELLED: &str = "Operation canceled";
 
-/// What a job can be asked for.
+/// A command to a job.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Ask {
+pub(crate) enum JobCommand {
     /// `force` or not.
     Cancel(bool),
     Pause,
@@ -73,13 +73,13 @@ pub(crate) struct Figures {
     pub(crate) mirror: Option<Progress>,
 }
 
-/// A job of any kind, to be watched and steered.
-pub(crate) trait Steer: Send + Sync + fmt::Debug {
+/// A handle of a job of any kind.
+pub(crate) trait JobHandle: Send + Sync + fmt::Debug {
     /// The figures at this moment.
     fn figures(&self) -> Figures;
 
-    /// Asks for something.
-    fn ask(&self, ask: Ask) -> Result<(), Refused>;
+    /// Gives the job a command.
+    fn request(&self, command: JobCommand) -> Result<(), Refused>;
 
     /// The node that it fills, if it can go on with that opened anew.
     fn target(&self) -> Option<&str> {
@@ -108,12 +108,12 @@ pub(crate) struct Job {
     pub(crate) auto_dismiss: bool,
     /// Order of appearance.
     number: u64,
-    steer: Box<dyn Steer>,
+    handle: Box<dyn JobHandle>,
     speed: AtomicU64,
     reported: Mutex<Reported>,
     changed: Condvar,
     at_end: Mutex<Option<AtEnd>>,
-    /// Held by who resumes it.
+    /// Held while a command resumes it.
     resuming: Mutex<()>,
 }
 
@@ -185,13 +185,13 @@ impl Jobs {
     /// The answer of `query-jobs`.
     pub(crate) fn infos(&self) -> Vec<Value> {
         let table = self.table.lock();
-        youngest_first(&table).map(|job| job.info()).collect()
+        newest_first(&table).map(|job| job.info()).collect()
     }
 
     /// The answer of `query-block-jobs`.
     pub(crate) fn block_infos(&self) -> Vec<Value> {
         let table = self.table.lock();
-        youngest_first(&table).filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
+        newest_first(&table).filter(|job| job.is_block_job()).map(|job| job.block_info()).collect()
     }
 
     /// The job `id`, in the words of the commands `job-*`.
@@ -210,7 +210,7 @@ impl Jobs {
         let jobs: Vec<_> = self.table.lock().values().cloned().collect();
         for job in &jobs {
             // One that has ended already needs no more.
-            let _ = job.steer.ask(Ask::Cancel(true));
+            let _ = job.handle.request(JobCommand::Cancel(true));
         }
         let until = Instant::now() + limit;
         for job in jobs {
@@ -219,7 +219,7 @@ impl Jobs {
     }
 }
 
-fn youngest_first(table: &BTreeMap<String, Arc<Job>>) -> impl Iterator<Item = &Arc<Job>> {
+fn newest_first(table: &BTreeMap<String, Arc<Job>>) -> impl Iterator<Item = &Arc<Job>> {
     let mut jobs: Vec<_> = table.values().collect();
     jobs.sort_by_key(|job| std::cmp::Reverse(job.number));
     jobs.into_iter()
@@ -249,12 +249,12 @@ impl Job {
         if state.allows(verb) { Ok(()) } else { Err(self.in_words(Refused::State { verb, state })) }
     }
 
-    /// Asks for something; refusals come in the protocol's words.
-    pub(crate) fn ask(&self, ask: Ask) -> Reply<()> {
-        self.steer.ask(ask).map_err(|refused| self.in_words(refused))?;
-        match ask {
-            Ask::SetSpeed(speed) => self.speed.store(speed, Ordering::Relaxed),
-            Ask::Dismiss => {
+    /// Gives the job a command; refusals come in the protocol's words.
+    pub(crate) fn request(&self, command: JobCommand) -> Reply<()> {
+        self.handle.request(command).map_err(|refused| self.in_words(refused))?;
+        match command {
+            JobCommand::SetSpeed(speed) => self.speed.store(speed, Ordering::Relaxed),
+            JobCommand::Dismiss => {
                 self.wait_for(|state| state == JobState::Null, Instant::now() + DISMISS_LIMIT);
             }
             _ => {}
@@ -286,7 +286,7 @@ impl Job {
 
     /// An element of the answer of `query-jobs`.
     pub(crate) fn info(&self) -> Value {
-        let figures = self.steer.figures();
+        let figures = self.handle.figures();
         let reported = self.reported.lock();
         let mut info = json!({
             "current-progress": figures.offset,
@@ -303,7 +303,7 @@ impl Job {
 
     /// An element of the answer of `query-block-jobs`.
     fn block_info(&self) -> Value {
-        let figures = self.steer.figures();
+        let figures = self.handle.figures();
         let reported = self.reported.lock();
         let mut info = json!({
             "auto-finalize": self.auto_finalize,
@@ -338,7 +338,7 @@ impl Job {
 
     /// What `BLOCK_JOB_READY` and the events of the end carry.
     fn event_data(&self) -> Value {
-        let figures = self.steer.figures();
+        let figures = self.handle.figures();
         json!({
             "device": self.id,
             "len": figures.len,
@@ -356,7 +356,7 @@ impl Daemon {
         self: &Arc<Self>,
         session: Option<&Session>,
         options: JobOptions,
-        steer: Box<dyn Steer>,
+        handle: Box<dyn JobHandle>,
         at_end: AtEnd,
     ) {
         let job = Arc::new(Job {
@@ -365,35 +365,35 @@ impl Daemon {
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             number: NEXT_JOB.fetch_add(1, Ordering::Relaxed),
-            steer,
+            handle,
             speed: AtomicU64::new(options.speed),
             reported: Mutex::new(Reported { state: JobState::Created, error: None }),
             changed: Condvar::new(),
             at_end: Mutex::new(Some(at_end)),
             resuming: Mutex::new(()),
         });
-        let first = std::iter::from_fn(|| job.steer.next_event(Some(Duration::ZERO))).take(2).collect();
+        let first = std::iter::from_fn(|| job.handle.next_event(Some(Duration::ZERO))).take(2).collect();
         self.report(&job, first);
         let daemon = Arc::clone(self);
-        let herald = move || {
+        let start_pump = move || {
             let name = format!("job {}", job.id);
-            let work = move || daemon.herald(&job);
+            let work = move || daemon.pump_events(&job);
             // Without a thread nothing would be reported; that is no reason to stop serving disks.
             let _ = thread::Builder::new().name(name).spawn(work);
         };
         match session {
-            Some(session) => session.after_answer(herald),
-            None => herald(),
+            Some(session) => session.after_answer(start_pump),
+            None => start_pump(),
         }
     }
 
-    fn herald(&self, job: &Arc<Job>) {
-        while let Some(event) = job.steer.next_event(None) {
+    fn pump_events(&self, job: &Arc<Job>) {
+        while let Some(event) = job.handle.next_event(None) {
             let mut step = vec![event];
             if matches!(step[0], Event::Completed { .. } | Event::Cancelled) {
                 self.end(job);
                 // A job queues the states that follow together with its end.
-                step.extend(std::iter::from_fn(|| job.steer.next_event(Some(Duration::ZERO))));
+                step.extend(std::iter::from_fn(|| job.handle.next_event(Some(Duration::ZERO))));
             }
             self.report(job, step);
         }
@@ -408,7 +408,7 @@ impl Daemon {
                 match state {
                     JobState::Created => drop(table.insert(job.id.clone(), Arc::clone(job))),
                     JobState::Null => drop(table.remove(&job.id)),
-                    JobState::Aborting => reported.error = job.steer.failure(),
+                    JobState::Aborting => reported.error = job.handle.failure(),
                     _ => {}
                 }
                 reported.state = state;
@@ -453,7 +453,7 @@ impl Daemon {
                 let data = json!({"device": job.id, "operation": operation.to_string(), "action": action, "message": message});
                 self.emit(&events::BLOCK_JOB_ERROR, data);
             }
-            other => mirror::tell(self, job, &other),
+            other => mirror::report_mirror_event(self, job, &other),
         }
     }
 

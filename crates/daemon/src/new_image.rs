@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Found, failed, is_locked};
+use crate::driver::{Found, is_locked, qmp_error};
 
 /// What is to be created at a path.
 pub(crate) struct NewFileSpec<'a> {
@@ -153,9 +153,9 @@ fn in_words(path: &str, error: &Error) -> QmpError {
             ErrorKind::NotFound => "No such file or directory",
             ErrorKind::PermissionDenied => "Permission denied",
             ErrorKind::NoSpace => "No space left on device",
-            _ => return failed(error),
+            _ => return qmp_error(error),
         },
-        other => return failed(other),
+        other => return qmp_error(other),
     };
     QmpError::generic(format!("Could not create '{path}': {reason}"))
 }

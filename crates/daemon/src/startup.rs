@@ -23,7 +23,7 @@ use crate::command::export::EXPORT_OPTIONS;
 use crate::command::object::OBJECT_OPTIONS;
 use crate::command::schema::{BLOCKDEV_OPTIONS, SOCKET_ADDRESS};
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::export::{SocketAddress, listener, socket_address};
 use crate::inherited::{self, Wanted};
 
@@ -176,7 +176,7 @@ impl Startup {
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
             let args = keyval::options(text, &NBD_SERVER, None)?;
             daemon.start_nbd_server_at(&args, |address| match nbd_socket.lock().take() {
-                Some(socket) => Listener::from_fd(socket).map_err(failed),
+                Some(socket) => Listener::from_fd(socket).map_err(qmp_error),
                 None => listener(address),
             })
         })?;
@@ -220,28 +220,27 @@ fn inherit(name: &str, wanted: Wanted) -> Reply<OwnedFd> {
 
 fn monitor(daemon: &Arc<Daemon>, chardev: Chardev) -> Reply<()> {
     let Chardev { args: chardev, socket } = chardev;
-    let failed = |e: std::io::Error| QmpError::generic(e.to_string());
     let monitors = daemon.monitors();
     if chardev.str("backend")? == "stdio" {
-        monitors.serve(Connection::stdio().map_err(failed)?).map_err(failed)?;
+        monitors.serve(Connection::stdio().map_err(qmp_error)?).map_err(qmp_error)?;
         return Ok(());
     }
     let is_server = chardev.opt_bool("server")?.unwrap_or(false);
     let wait = chardev.opt_bool("wait")?.unwrap_or(true);
     let listener = match (chardev.opt_str("path")?, socket) {
-        (Some(path), None) if is_server => monitors.listen_unix(PathBuf::from(path)).map_err(failed)?,
+        (Some(path), None) if is_server => monitors.listen_unix(PathBuf::from(path)).map_err(qmp_error)?,
         (Some(path), None) => {
             let socket = std::os::unix::net::UnixStream::connect(path)
                 .map_err(|e| QmpError::generic(format!("Failed to connect to '{path}': {e}")))?;
-            monitors.serve(Connection::unix(socket).map_err(failed)?).map_err(failed)?;
+            monitors.serve(Connection::unix(socket).map_err(qmp_error)?).map_err(qmp_error)?;
             return Ok(());
         }
         (None, Some(socket)) => {
             if !is_server {
-                monitors.serve(Connection::fd(socket).map_err(failed)?).map_err(failed)?;
+                monitors.serve(Connection::fd(socket).map_err(qmp_error)?).map_err(qmp_error)?;
                 return Ok(());
             }
-            monitors.listen(socket).map_err(failed)?
+            monitors.listen(socket).map_err(qmp_error)?
         }
         _ => return Err(QmpError::generic("a socket is given by its path or its fd")),
     };

@@ -209,7 +209,7 @@ fn a_grouped_transaction_moves_all_disks_at_once() {
     let nodes = |daemon: &mut Running| {
         let exports = daemon.must("query-block-exports", json!({}));
         let names = exports.as_array().unwrap().iter().map(|e| e["node-name"].as_str().unwrap().to_owned());
-        // The youngest first.
+        // The newest first.
         names.collect::<Vec<_>>()
     };
     assert_eq!(nodes(&mut daemon), ["b", "a"]);

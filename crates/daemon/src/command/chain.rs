@@ -11,7 +11,7 @@ use super::Commands;
 use super::block::ON_ERROR;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::graph::{Graph, Node};
 use crate::job::{ChainRequest, JobOptions};
 
@@ -260,7 +260,7 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<
     let changed = image.and_then(|image| match image {
         Some(image) => image
             .set_backing_file(Some(args.str("backing-file")?.as_bytes()), Some(format.as_str()))
-            .map_err(failed),
+            .map_err(qmp_error),
         None => Ok(()),
     });
     daemon.make_read_only(writable);

@@ -15,7 +15,7 @@ use super::Commands;
 use super::schema::{BLOCKDEV_DRIVER, BLOCKDEV_REF};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Inherited, failed, is_read_only, refuse};
+use crate::driver::{Inherited, is_read_only, qmp_error, refuse};
 use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
 use crate::new_image::CreatedFile;
@@ -121,7 +121,7 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
         "file" => file(daemon, &options),
         _ => qcow2(daemon, &job.id, &options, &mut held),
     };
-    let steer = match work {
+    let handle = match work {
         Ok(work) => SimpleJob::start(&job, work),
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
@@ -131,7 +131,7 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
         daemon.rewritten_below(&attachments);
         daemon.detach_all(&attachments);
     });
-    daemon.add_job(Some(session), job, Box::new(steer), at_end);
+    daemon.add_job(Some(session), job, Box::new(handle), at_end);
     Ok(Value::Null)
 }
 
@@ -178,7 +178,7 @@ fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, held: &mut Held) -> Rep
     let mut new = new;
     new.data_file = data.as_ref().map(|(_, name)| name.clone().into_bytes());
     new.keep_data = true;
-    new.check().map_err(failed)?;
+    new.check().map_err(qmp_error)?;
     if let Some(backing) = options.opt_str("backing-file")? {
         let format = options.opt_str("backing-fmt")?.and_then(|format| format.parse().ok());
         let nodes = [Some(&file), data.as_ref()].into_iter().flatten();

@@ -13,7 +13,7 @@ use super::Commands;
 use super::block::COPY_MODE;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::job::{Ask, Job};
+use crate::job::{Job, JobCommand};
 
 pub(crate) static JOB_TYPE: Enum = Enum::new(
     "JobType",
@@ -273,21 +273,21 @@ pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.infos().into()))
         .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
-        .add_quick(&JOB_PAUSE, |daemon, _, args| ask(daemon, args, Ask::Pause))
+        .add_quick(&JOB_PAUSE, |daemon, _, args| request(daemon, args, JobCommand::Pause))
         .add_quick(&JOB_RESUME, |daemon, _, args| by_id(daemon, args, |job| daemon.resume_job(job)))
-        .add_quick(&JOB_CANCEL, |daemon, _, args| ask(daemon, args, Ask::Cancel(true)))
-        .add_quick(&JOB_COMPLETE, |daemon, _, args| ask(daemon, args, Ask::Complete))
-        .add_quick(&JOB_FINALIZE, |daemon, _, args| ask(daemon, args, Ask::Finalize))
-        .add_quick(&JOB_DISMISS, |daemon, _, args| ask(daemon, args, Ask::Dismiss))
+        .add_quick(&JOB_CANCEL, |daemon, _, args| request(daemon, args, JobCommand::Cancel(true)))
+        .add_quick(&JOB_COMPLETE, |daemon, _, args| request(daemon, args, JobCommand::Complete))
+        .add_quick(&JOB_FINALIZE, |daemon, _, args| request(daemon, args, JobCommand::Finalize))
+        .add_quick(&JOB_DISMISS, |daemon, _, args| request(daemon, args, JobCommand::Dismiss))
         .add_quick(&BLOCK_JOB_PAUSE, pause)
         .add_quick(&BLOCK_JOB_RESUME, resume)
         .add_quick(&BLOCK_JOB_CANCEL, cancel)
         .add_quick(&BLOCK_JOB_COMPLETE, complete)
         .add_quick(&BLOCK_JOB_FINALIZE, |daemon, _, args| {
-            block_job(daemon, args)?.ask(Ask::Finalize).map(nothing)
+            block_job(daemon, args)?.request(JobCommand::Finalize).map(nothing)
         })
         .add_quick(&BLOCK_JOB_DISMISS, |daemon, _, args| {
-            block_job(daemon, args)?.ask(Ask::Dismiss).map(nothing)
+            block_job(daemon, args)?.request(JobCommand::Dismiss).map(nothing)
         })
         .add_quick(&BLOCK_JOB_SET_SPEED, set_speed)
         .add_quick(&BLOCK_JOB_CHANGE, change);
@@ -295,7 +295,7 @@ pub(super) fn register(commands: &mut Commands<'_>) {
 
 /// `block-job-pause`.
 pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    by_device(daemon, args)?.ask(Ask::Pause).map(nothing)
+    by_device(daemon, args)?.request(JobCommand::Pause).map(nothing)
 }
 
 /// `block-job-resume`.
@@ -306,12 +306,12 @@ pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Va
 /// `block-job-cancel`.
 pub(super) fn cancel(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
     let force = args.opt_bool("force")?.unwrap_or(false);
-    by_device(daemon, args)?.ask(Ask::Cancel(force)).map(nothing)
+    by_device(daemon, args)?.request(JobCommand::Cancel(force)).map(nothing)
 }
 
 /// `block-job-complete`.
 pub(super) fn complete(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    by_device(daemon, args)?.ask(Ask::Complete).map(nothing)
+    by_device(daemon, args)?.request(JobCommand::Complete).map(nothing)
 }
 
 /// `block-job-set-speed`.
@@ -319,7 +319,7 @@ pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply
     let job = by_device(daemon, args)?;
     let speed = u64::try_from(args.i64("speed")?)
         .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
-    job.ask(Ask::SetSpeed(speed)).map(nothing)
+    job.request(JobCommand::SetSpeed(speed)).map(nothing)
 }
 
 fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
@@ -338,17 +338,17 @@ fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
         Some("auto") => CopyMode::Auto,
         _ => return Err(QmpError::generic(format!("Nothing can be changed of a '{kind}' job"))),
     };
-    job.ask(Ask::Change(mode)).map(nothing)
+    job.request(JobCommand::Change(mode)).map(nothing)
 }
 
 /// For the commands `job-*`, which have words of their own for a job that is gone.
-fn ask(daemon: &Daemon, args: &Args, ask: Ask) -> Reply<Value> {
-    by_id(daemon, args, |job| job.ask(ask))
+fn request(daemon: &Daemon, args: &Args, command: JobCommand) -> Reply<Value> {
+    by_id(daemon, args, |job| job.request(command))
 }
 
 /// The same for what is asked in another way.
-fn by_id(daemon: &Daemon, args: &Args, ask: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
-    let asked = ask(&*daemon.jobs.find(args.str("id")?)?);
+fn by_id(daemon: &Daemon, args: &Args, request: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
+    let asked = request(&*daemon.jobs.find(args.str("id")?)?);
     asked.map(nothing).map_err(|error| match error.class {
         ErrorClass::DeviceNotActive => QmpError::generic("Job not found"),
         _ => error,

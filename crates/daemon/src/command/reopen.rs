@@ -22,7 +22,7 @@ use super::Commands;
 use super::schema::BLOCKDEV_OPTIONS;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Common, Inherited, Turned, disk_of_raw, failed, flattened, is_read_only};
+use crate::driver::{Common, Inherited, Reopened, disk_of_raw, flattened, is_read_only, qmp_error};
 use crate::graph::{
     ALL_PERMS, AttachmentId, BackingLink, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms, Released,
 };
@@ -299,8 +299,8 @@ fn new_below(
 /// What has been done and can be taken back.
 #[derive(Default)]
 struct Done {
-    writable: Vec<Turned>,
-    read_only: Vec<Turned>,
+    writable: Vec<Reopened>,
+    read_only: Vec<Reopened>,
     links: Vec<AttachmentId>,
     /// Files, with whether they went past the page cache.
     direct: Vec<(Arc<FileStorage>, bool)>,
@@ -313,7 +313,7 @@ impl Done {
         daemon.graph.lock().sort_from_top(changes, |change| &change.node);
         for change in changes.iter() {
             for (_, file) in &change.files {
-                file.set_direct(change.common.direct).map_err(failed)?;
+                file.set_direct(change.common.direct).map_err(qmp_error)?;
                 self.direct.push((Arc::clone(file), !change.common.direct));
             }
         }
@@ -326,7 +326,7 @@ impl Done {
         for change in changes.iter().rev() {
             if !change.common.read_only && is_read_only(&change.node)? {
                 match daemon.make_writable(&change.node) {
-                    Ok(turned) => self.writable.push(turned),
+                    Ok(reopened) => self.writable.push(reopened),
                     Err(_) if change.common.auto_read_only => {}
                     Err(error) => return Err(error),
                 }
@@ -386,8 +386,8 @@ impl Done {
     }
 
     fn undo(self, daemon: &Daemon) {
-        self.writable.into_iter().rev().for_each(|turned| daemon.make_read_only(turned));
-        self.read_only.into_iter().rev().for_each(|turned| daemon.turn_back(turned));
+        self.writable.into_iter().rev().for_each(|reopened| daemon.make_read_only(reopened));
+        self.read_only.into_iter().rev().for_each(|reopened| daemon.make_writable_again(reopened));
         for (file, direct) in self.direct.into_iter().rev() {
             // It was like that before.
             let _ = file.set_direct(direct);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Commands;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::graph::{HOLD_LIMIT, Node};
 
 static BLOCK_RESIZE: Command = Command::new(
@@ -53,7 +53,7 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> 
         }
         if let Some(bitmap) = node.tap.bitmaps().into_iter().find(|bitmap| bitmap.busy) {
             let (disk, name) = (node.tap.name().to_owned(), bitmap.name);
-            return Err(failed(Error::BitmapBusy { disk, name }));
+            return Err(qmp_error(Error::BitmapBusy { disk, name }));
         }
         (Arc::clone(&node.tap), Arc::clone(&node.device), size)
     };
@@ -61,7 +61,7 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> 
     let mut drained =
         drained.ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))?;
     // Below the tap, whose own lock queries take.
-    device.resize(size, true).map_err(failed)?;
-    drained.replace(device).map_err(failed)?;
+    device.resize(size, true).map_err(qmp_error)?;
+    drained.replace(device).map_err(qmp_error)?;
     Ok(Value::Null)
 }

@@ -16,7 +16,7 @@ use super::Commands;
 use super::resize::named_node;
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Found, Inherited, failed, is_read_only};
+use crate::driver::{Found, Inherited, is_read_only, qmp_error};
 use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Parent, Perms, Released};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
@@ -288,14 +288,14 @@ impl Daemon {
             (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
         };
         let mut drained = hold(&tap)?;
-        below.flush().map_err(failed)?;
+        below.flush().map_err(qmp_error)?;
         let link = BackingLink::for_overlay(Arc::clone(&below) as _);
         image.replace_backing(Some(Arc::clone(&link) as _));
         // Bitmaps stay with the node, exported ones too.
         let of_node = Tap::new(Arc::clone(&below) as _);
         let exported = self.exports.bitmaps.suspend(&tap);
         tap.give_bitmaps(&of_node);
-        let replaced = drained.replace(above).map_err(failed).and_then(|old| {
+        let replaced = drained.replace(above).map_err(qmp_error).and_then(|old| {
             before().inspect_err(|_| {
                 // It was there a moment ago, and the guest is still held.
                 let _ = drained.replace(old);

@@ -9,7 +9,7 @@ use blockmirror_image_lock::Permission;
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
-use super::{ChildLink, Opened, Opening, failed, system_text};
+use super::{ChildLink, Opened, Opening, qmp_error, system_text};
 use crate::Reply;
 use crate::graph::{ALL_PERMS, Perms};
 
@@ -19,9 +19,9 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let read_only = opening.common.read_only || image.read_only;
     let options = options(args)?;
     let link = image.below_filter();
-    let device = Arc::new(BlkdebugDisk::new(Arc::clone(&link) as _, options.clone()).map_err(failed)?);
+    let device = Arc::new(BlkdebugDisk::new(Arc::clone(&link) as _, options.clone()).map_err(qmp_error)?);
     let storage = match image.storage.clone() {
-        Some(storage) => Some(Arc::new(BlkdebugStorage::new(storage, options).map_err(failed)?) as _),
+        Some(storage) => Some(Arc::new(BlkdebugStorage::new(storage, options).map_err(qmp_error)?) as _),
         None => None,
     };
     let mut children = vec![image.filter_link("image", read_only, &link)];
@@ -42,7 +42,7 @@ fn options(args: &Args) -> Reply<BlkdebugOptions> {
             BlkdebugError::Read(why) => {
                 QmpError::generic(format!("Could not read blkdebug config file: {}", system_text(why)))
             }
-            _ => failed(error),
+            _ => qmp_error(error),
         })?;
     }
     for rule in rules(args, "inject-error") {

@@ -10,7 +10,7 @@ use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Found, Opened, Opening, failed, refuse, system_text};
+use super::{Found, Opened, Opening, qmp_error, refuse, system_text};
 use crate::Reply;
 
 pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) -> Reply<Opened> {
@@ -72,7 +72,7 @@ fn open_found(
             QmpError::generic(format!("Could not open '{filename}': Permission denied"))
         }
         ErrorKind::Locked => is_locked(&error, !read_only, filename),
-        _ => failed(error),
+        _ => qmp_error(error),
     })?;
     Ok((Arc::new(storage), read_only))
 }
@@ -107,5 +107,5 @@ pub(crate) fn is_locked(error: &dyn std::fmt::Display, writes: bool, filename: &
 /// The file as a disk, with what it can do at present.
 pub(super) fn disk(file: &Arc<FileStorage>) -> Reply<Arc<dyn BlockDevice>> {
     let storage: Arc<dyn Storage> = Arc::clone(file) as _;
-    Ok(Arc::new(Raw::open(storage, RawOptions::new()).map_err(failed)?))
+    Ok(Arc::new(Raw::open(storage, RawOptions::new()).map_err(qmp_error)?))
 }

@@ -7,7 +7,7 @@ use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdUri, TlsOpti
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
-use super::{Opened, Opening, failed, refuse, system_text};
+use super::{Opened, Opening, qmp_error, refuse, system_text};
 use crate::Reply;
 use crate::export::{SocketAddress, socket_address};
 
@@ -16,7 +16,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
     let name = args.opt_str("export")?.unwrap_or_default();
     // A URI is for commands that take the name of an image; the schema does not have it.
     let mut uri = match args.opt_str("uri")? {
-        Some(uri) => uri.parse().map_err(failed)?,
+        Some(uri) => uri.parse().map_err(qmp_error)?,
         None => match socket_address(args.get("server").unwrap_or(&Value::Null))? {
             SocketAddress::Unix(path) => NbdUri::unix(path, name),
             SocketAddress::Inet { host, port } => NbdUri::tcp(host, port, name),
@@ -45,7 +45,7 @@ pub(super) fn open(opening: &Opening<'_>, args: &Args) -> Reply<Opened> {
             Some(ClientError::Connect(why)) => {
                 QmpError::generic(format!("Failed to connect to '{address}': {}", system_text(why)))
             }
-            _ => failed(error),
+            _ => qmp_error(error),
         }
     })?);
     // For formats; users of the disk have the client itself, which can flush again after a lost connection.

@@ -11,7 +11,7 @@ use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
 use blockmirror_qmp::{Args, QmpError};
 use serde_json::{Value, json};
 
-use super::{Child, Opened, Opening, failed, is_read_only, refuse};
+use super::{Child, Opened, Opening, is_read_only, qmp_error, refuse};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{BackingLink, Node};
@@ -39,7 +39,7 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         children.push(backing.backing_link(Arc::clone(&link)));
         options = options.backing(link);
     }
-    let image = options.open(storage).map_err(|e| failed(e.in_file(&file.filename.as_str().into())))?;
+    let image = options.open(storage).map_err(|e| qmp_error(e.in_file(&file.filename.as_str().into())))?;
     let image = Arc::new(image);
     Ok(Opened {
         qcow2: Some(Arc::clone(&image)),
@@ -84,7 +84,7 @@ impl ForWriting {
             options = options.backing(backing);
         }
         let opened = options.open(Arc::clone(image.storage()));
-        opened.map(Arc::new).map_err(|e| failed(e.in_file(&filename.as_str().into())))
+        opened.map(Arc::new).map_err(|e| qmp_error(e.in_file(&filename.as_str().into())))
     }
 }
 
@@ -115,7 +115,7 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
     }
     let Some(backing) = &header.backing else { return Ok(None) };
     let found = resolve(opening.daemon, file, Role::Backing, backing.name.as_path())?;
-    let given = backing.format.as_deref().map(Format::in_header).transpose().map_err(failed)?;
+    let given = backing.format.as_deref().map(Format::in_header).transpose().map_err(qmp_error)?;
     let file = opening.child_on(found, inherited)?;
     let format = match given {
         Some(format) => format,
@@ -141,7 +141,7 @@ pub(crate) fn backing_in_header(daemon: &Daemon, file: &str) -> Reply<Option<Nam
     let header = Header::read(&*file.storage()?).map_err(|e| unreadable(e, &file))?;
     let Some(backing) = &header.backing else { return Ok(None) };
     let found = resolve(daemon, &file, Role::Backing, backing.name.as_path())?;
-    let format = backing.format.as_deref().map(Format::in_header).transpose().map_err(failed)?;
+    let format = backing.format.as_deref().map(Format::in_header).transpose().map_err(qmp_error)?;
     Ok(found.handle.id().map(|file| NamedBacking { file, format }))
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn backing_in_header(daemon: &Daemon, file: &str) -> Reply<Option<Nam
 fn unreadable(error: Qcow2Error, file: &Child) -> QmpError {
     match error {
         Qcow2Error::NotQcow2 { .. } => QmpError::generic("Image is not in qcow2 format"),
-        error => failed(error.in_file(&file.filename.as_str().into())),
+        error => qmp_error(error.in_file(&file.filename.as_str().into())),
     }
 }
 
@@ -179,7 +179,7 @@ fn resolve(daemon: &Daemon, file: &Child, role: Role, name: &Path) -> Reply<Reso
 /// The format of the image in `storage`.
 pub(crate) fn probe_format(storage: &dyn Storage, filename: &str) -> Reply<Format> {
     let mut head = [0; PROBE_LEN];
-    storage.read_at(&mut head, 0).map_err(failed)?;
+    storage.read_at(&mut head, 0).map_err(qmp_error)?;
     match detect(&head) {
         Detected::Known(format) => Ok(format),
         Detected::Foreign(format) => {

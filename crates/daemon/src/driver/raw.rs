@@ -7,7 +7,7 @@ use blockmirror_qmp::{Args, QmpError};
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
-use super::{Opened, Opening, failed};
+use super::{Opened, Opening, qmp_error};
 use crate::Reply;
 use crate::graph::BackingLink;
 
@@ -22,7 +22,7 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
         let Some(whole) = storage.filter(|_| is_file) else {
             return Err(QmpError::generic("'offset' and 'size' are for raw nodes on files"));
         };
-        storage = Some(part.of(whole).map_err(failed)?);
+        storage = Some(part.of(whole).map_err(qmp_error)?);
         filename = described(part, &filename);
     }
     let link = file.below_filter();
@@ -57,5 +57,5 @@ pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, below: &Arc<BackingLink>) ->
 
 /// The bytes of `storage` as a disk.
 pub(super) fn disk_in(storage: &Arc<dyn Storage>) -> Reply<Arc<dyn BlockDevice>> {
-    Ok(Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(failed)?))
+    Ok(Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(qmp_error)?))
 }

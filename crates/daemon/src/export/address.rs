@@ -8,7 +8,7 @@ use blockmirror_qmp::{Args, QmpError};
 use serde_json::Value;
 
 use crate::Reply;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 
 /// A socket's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,9 +50,9 @@ pub(crate) fn listener(address: &SocketAddress) -> Reply<Listener> {
                 let path = path.display();
                 QmpError::generic(format!("Failed to bind socket to {path}: No such file or directory"))
             }
-            _ => failed(error),
+            _ => qmp_error(error),
         }),
-        SocketAddress::Inet { host, port } => Listener::tcp(host, *port).map_err(failed),
+        SocketAddress::Inet { host, port } => Listener::tcp(host, *port).map_err(qmp_error),
         // What a client calls by a number may be any file of ours.
         SocketAddress::Fd(_) => Err(QmpError::generic("Inherited sockets are for the command line")),
     }

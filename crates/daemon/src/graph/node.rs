@@ -10,8 +10,8 @@ use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
 use serde_json::Value;
 
-use super::node_device::NodeDevice;
 use super::host_size::HostSizeCell;
+use super::node_device::NodeDevice;
 
 /// A node of the graph.
 #[derive(Debug)]

@@ -18,10 +18,12 @@ use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::{QmpError, Session};
 
 use super::mirror::Mirror;
-use super::{Ask, AtEnd, CANCELLED, Claims, Figures, JobOptions, ReservedId, SimpleJob, Steer, system_words};
+use super::{
+    AtEnd, CANCELLED, Claims, Figures, JobCommand, JobHandle, JobOptions, ReservedId, SimpleJob, system_words,
+};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Turned, failed, is_read_only};
+use crate::driver::{Reopened, is_read_only, qmp_error};
 use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms};
 
 /// What both kinds are started with.
@@ -64,7 +66,7 @@ impl Naming {
 
 /// Refuses a name that the header of `image` cannot hold, before anything is done.
 fn check_name(image: &Qcow2, base: &Base) -> Reply<()> {
-    image.check_backing_file(Some(&base.name), base.format.as_deref()).map_err(failed)
+    image.check_backing_file(Some(&base.name), base.format.as_deref()).map_err(qmp_error)
 }
 
 impl ChainRequest {
@@ -200,7 +202,7 @@ impl CommitPlan {
 
 /// What a commit holds while it runs.
 struct HeldChain {
-    writable: Turned,
+    writable: Reopened,
     attachments: Vec<AttachmentId>,
     claims: Claims,
     base: String,
@@ -258,7 +260,7 @@ impl Daemon {
                 return Err(error);
             }
         };
-        let give_back = move |daemon: &Daemon, writable: Turned, attachments: &[AttachmentId]| {
+        let give_back = move |daemon: &Daemon, writable: Reopened, attachments: &[AttachmentId]| {
             daemon.make_read_only(writable);
             daemon.detach_all(attachments);
         };
@@ -276,7 +278,7 @@ impl Daemon {
             (base, layers)
         });
         let fits = layers.as_ref().map_or(Ok(()), |(base, _)| check_name(&image, base));
-        let job = fits.and_then(|()| StreamJob::start(image, layers, request.options()).map_err(failed));
+        let job = fits.and_then(|()| StreamJob::start(image, layers, request.options()).map_err(qmp_error));
         let job = match job {
             Ok(job) => job,
             Err(error) => {
@@ -405,10 +407,10 @@ impl Daemon {
             Ok(job) => job,
             Err(error) => {
                 held.give_back(self);
-                return Err(failed(error));
+                return Err(qmp_error(error));
             }
         };
-        let steer = Mirror { control: job.control().clone(), target: held.base.clone() };
+        let handle = Mirror { control: job.control().clone(), target: held.base.clone() };
         let device = device.to_owned();
         let at_end: AtEnd = Box::new(move |daemon| {
             let _ = job.wait();
@@ -422,7 +424,7 @@ impl Daemon {
                 held.give_back(daemon);
             }
         });
-        self.add_job(Some(session), request.job, Box::new(steer), at_end);
+        self.add_job(Some(session), request.job, Box::new(handle), at_end);
         Ok(())
     }
 
@@ -444,7 +446,7 @@ impl Daemon {
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
             .and_then(|image| {
                 check_name(&image, &base)?;
-                CommitJob::start(image, top, base, layers, request.options()).map_err(failed)
+                CommitJob::start(image, top, base, layers, request.options()).map_err(qmp_error)
             });
         let job = match job {
             Ok(job) => job,
@@ -474,7 +476,7 @@ impl Daemon {
     }
 }
 
-impl Steer for JobControl {
+impl JobHandle for JobControl {
     fn figures(&self) -> Figures {
         let progress = self.progress();
         let busy = progress.state == blockmirror_mirror::JobState::Running;
@@ -487,18 +489,18 @@ impl Steer for JobControl {
         }
     }
 
-    fn ask(&self, ask: Ask) -> Result<(), Refused> {
+    fn request(&self, command: JobCommand) -> Result<(), Refused> {
         let refused = |verb| Err(Refused::State { verb, state: self.progress().state });
-        match ask {
-            Ask::Cancel(true) => self.force_cancel(),
-            Ask::Cancel(false) => self.cancel(),
-            Ask::Pause => self.pause(),
-            Ask::Resume => self.resume(),
-            Ask::SetSpeed(speed) => self.set_speed(speed),
-            Ask::Change(_) => refused(Verb::Change),
-            Ask::Complete => refused(Verb::Complete),
-            Ask::Finalize => self.finalize(),
-            Ask::Dismiss => self.dismiss(),
+        match command {
+            JobCommand::Cancel(true) => self.force_cancel(),
+            JobCommand::Cancel(false) => self.cancel(),
+            JobCommand::Pause => self.pause(),
+            JobCommand::Resume => self.resume(),
+            JobCommand::SetSpeed(speed) => self.set_speed(speed),
+            JobCommand::Change(_) => refused(Verb::Change),
+            JobCommand::Complete => refused(Verb::Complete),
+            JobCommand::Finalize => self.finalize(),
+            JobCommand::Dismiss => self.dismiss(),
         }
     }
 

@@ -11,7 +11,7 @@ use blockmirror_file::FileStorage;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 
 /// Block devices that are claimed until this is dropped.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ impl Daemon {
             self.graph.lock().lives_in(name).into_iter().filter_map(|node| node.file.clone()).collect();
         let mut claims = Claims::default();
         for file in files {
-            file.claim().map_err(failed)?;
+            file.claim().map_err(qmp_error)?;
             claims.0.push(file);
         }
         Ok(claims)

@@ -15,7 +15,8 @@ use blockmirror_qmp::{Args, QmpError, Session};
 use serde_json::{Value, json};
 
 use super::{
-    Ask, AtEnd, CANCELLED, Claims, Figures, Job, JobOptions, ReservedId, SimpleJob, Steer, system_words,
+    AtEnd, CANCELLED, Claims, Figures, Job, JobCommand, JobHandle, JobOptions, ReservedId, SimpleJob,
+    system_words,
 };
 use crate::Reply;
 use crate::command::job as events;
@@ -390,14 +391,14 @@ impl Daemon {
         let Prepared { request, attachments, claims, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
-        let steer = Mirror { control, target: target_name.clone() };
+        let handle = Mirror { control, target: target_name.clone() };
         let at_end: AtEnd = Box::new(move |daemon| {
             // Its threads end with it; the result has been reported already.
             let _ = job.wait();
             drop(claims);
             daemon.mirror_ended(&tap, &target, &source_name, &target_name, &attachments);
         });
-        self.add_job(session, request.job, Box::new(steer), at_end);
+        self.add_job(session, request.job, Box::new(handle), at_end);
     }
 
     /// Gives the nodes of a mirror back that was not started.
@@ -429,7 +430,7 @@ pub(super) struct Mirror {
     pub(super) target: String,
 }
 
-impl Steer for Mirror {
+impl JobHandle for Mirror {
     fn figures(&self) -> Figures {
         let progress = self.control.progress();
         Figures {
@@ -441,17 +442,17 @@ impl Steer for Mirror {
         }
     }
 
-    fn ask(&self, ask: Ask) -> Result<(), Refused> {
-        match ask {
-            Ask::Cancel(true) => self.control.force_cancel(),
-            Ask::Cancel(false) => self.control.keep_copy(),
-            Ask::Pause => self.control.pause(),
-            Ask::Resume => self.control.resume(),
-            Ask::SetSpeed(speed) => self.control.set_speed(speed),
-            Ask::Change(mode) => self.control.change(mode),
-            Ask::Complete => self.control.complete(),
-            Ask::Finalize => self.control.finalize(),
-            Ask::Dismiss => self.control.dismiss(),
+    fn request(&self, command: JobCommand) -> Result<(), Refused> {
+        match command {
+            JobCommand::Cancel(true) => self.control.force_cancel(),
+            JobCommand::Cancel(false) => self.control.keep_copy(),
+            JobCommand::Pause => self.control.pause(),
+            JobCommand::Resume => self.control.resume(),
+            JobCommand::SetSpeed(speed) => self.control.set_speed(speed),
+            JobCommand::Change(mode) => self.control.change(mode),
+            JobCommand::Complete => self.control.complete(),
+            JobCommand::Finalize => self.control.finalize(),
+            JobCommand::Dismiss => self.control.dismiss(),
         }
     }
 
@@ -501,7 +502,7 @@ pub(super) fn add_figures(info: &mut Value, progress: &Progress) {
 }
 
 /// Tells of events that only mirrors have.
-pub(super) fn tell(daemon: &Daemon, job: &Job, event: &Event) {
+pub(super) fn report_mirror_event(daemon: &Daemon, job: &Job, event: &Event) {
     if let Event::CopyMode { mode, reason, .. } = event {
         let data = json!({"device": job.id, "copy-mode": mode.name(), "reason": reason.to_string()});
         daemon.emit(&events::BLOCK_JOB_COPY_MODE, data);

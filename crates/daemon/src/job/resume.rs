@@ -16,10 +16,10 @@ use blockmirror_mirror::IoStatus;
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::QmpError;
 
-use super::{Ask, Job};
+use super::{Job, JobCommand};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::failed;
+use crate::driver::qmp_error;
 use crate::graph::NodeDevice;
 
 /// How long what is in flight may take to end.
@@ -49,12 +49,12 @@ impl Daemon {
     /// # Errors
     /// It is not paused, or its target cannot be opened anew: then it stays paused.
     pub(crate) fn resume_job(&self, job: &Job) -> Reply<()> {
-        if let Some(target) = job.steer.target()
-            && job.steer.figures().io_status != IoStatus::Ok
+        if let Some(target) = job.handle.target()
+            && job.handle.figures().io_status != IoStatus::Ok
         {
             self.reopen_target(job, target)?;
         }
-        job.ask(Ask::Resume)
+        job.request(JobCommand::Resume)
     }
 
     fn reopen_target(&self, job: &Job, target: &str) -> Reply<()> {
@@ -75,16 +75,17 @@ impl Daemon {
             return Ok(());
         }
         let until = Instant::now() + LIMIT;
-        wait(until, target, || !job.steer.figures().busy)?;
+        wait(until, target, || !job.handle.figures().busy)?;
         // What lies below comes last.
         for part in parts.iter().rev() {
             if let Some(file) = &part.file {
-                file.recover().map_err(failed)?;
+                file.recover().map_err(qmp_error)?;
             }
             if let Some(image) = &part.image {
                 // Held by the node, its device, and here.
                 wait(until, &part.name, || Arc::strong_count(image) <= 3)?;
-                let fresh = image.reopen().map_err(|e| failed(e.in_file(&part.filename.as_str().into())))?;
+                let fresh =
+                    image.reopen().map_err(|e| qmp_error(e.in_file(&part.filename.as_str().into())))?;
                 let fresh = Arc::new(fresh);
                 part.device.replace(Arc::clone(&fresh) as _);
                 if let Some(node) = self.graph.lock().get_mut(&part.name)
@@ -94,7 +95,7 @@ impl Daemon {
                 }
             }
         }
-        job.steer.writes_lost();
+        job.handle.writes_lost();
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{Event, IoStatus, JobState, Refused, Verb};
 
-use super::{Ask, CANCELLED, Figures, JobOptions, Steer};
+use super::{CANCELLED, Figures, JobCommand, JobHandle, JobOptions};
 
 /// A job of one step that cannot be interrupted.
 #[derive(Clone, Debug)]
@@ -135,7 +135,7 @@ impl State {
     }
 }
 
-impl Steer for SimpleJob {
+impl JobHandle for SimpleJob {
     fn figures(&self) -> Figures {
         let over = !matches!(self.0.state.lock().state, JobState::Created | JobState::Running);
         let len = self.0.len;
@@ -148,15 +148,15 @@ impl Steer for SimpleJob {
         }
     }
 
-    fn ask(&self, ask: Ask) -> Result<(), Refused> {
+    fn request(&self, command: JobCommand) -> Result<(), Refused> {
         let mut inner = self.0.state.lock();
         let state = inner.state;
-        match ask {
-            Ask::Finalize if state.allows(Verb::Finalize) => inner.conclude(None, self.0.auto_dismiss),
+        match command {
+            JobCommand::Finalize if state.allows(Verb::Finalize) => inner.conclude(None, self.0.auto_dismiss),
             // Its step cannot be interrupted; what is done waits for the user.
-            Ask::Cancel(_) if state == JobState::Pending => inner.abort(self.0.auto_dismiss),
-            Ask::Dismiss if state.allows(Verb::Dismiss) => inner.go(&[JobState::Null]),
-            _ => return Err(Refused::State { verb: verb(ask), state }),
+            JobCommand::Cancel(_) if state == JobState::Pending => inner.abort(self.0.auto_dismiss),
+            JobCommand::Dismiss if state.allows(Verb::Dismiss) => inner.go(&[JobState::Null]),
+            _ => return Err(Refused::State { verb: verb(command), state }),
         }
         self.0.changed.notify_all();
         Ok(())
@@ -190,16 +190,16 @@ impl Steer for SimpleJob {
     }
 }
 
-fn verb(ask: Ask) -> Verb {
-    match ask {
-        Ask::Cancel(false) => Verb::Cancel,
-        Ask::Cancel(true) => Verb::ForceCancel,
-        Ask::Pause => Verb::Pause,
-        Ask::Resume => Verb::Resume,
-        Ask::SetSpeed(_) => Verb::SetSpeed,
-        Ask::Change(_) => Verb::Change,
-        Ask::Complete => Verb::Complete,
-        Ask::Finalize => Verb::Finalize,
-        Ask::Dismiss => Verb::Dismiss,
+fn verb(command: JobCommand) -> Verb {
+    match command {
+        JobCommand::Cancel(false) => Verb::Cancel,
+        JobCommand::Cancel(true) => Verb::ForceCancel,
+        JobCommand::Pause => Verb::Pause,
+        JobCommand::Resume => Verb::Resume,
+        JobCommand::SetSpeed(_) => Verb::SetSpeed,
+        JobCommand::Change(_) => Verb::Change,
+        JobCommand::Complete => Verb::Complete,
+        JobCommand::Finalize => Verb::Finalize,
+        JobCommand::Dismiss => Verb::Dismiss,
     }
 }

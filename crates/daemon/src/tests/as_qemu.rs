@@ -17,7 +17,7 @@ impl Client {
 }
 
 #[test]
-fn lists_begin_with_the_youngest() {
+fn lists_begin_with_the_newest() {
     let mut client = Client::new();
     for id in ["b", "c", "a"] {
         for role in ["s", "t"] {

@@ -6,7 +6,7 @@ use blockmirror_block::{ByteRange, Extent, Geometry, Result, Visit, ZeroFlags};
 use serde_json::json;
 
 use super::*;
-use crate::graph::{NodeDevice, DeviceOptions, Released};
+use crate::graph::{DeviceOptions, NodeDevice, Released};
 
 /// Disks whose flushes end when all of them flush, or are cancelled.
 #[derive(Debug)]

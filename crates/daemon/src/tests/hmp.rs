@@ -160,8 +160,8 @@ fn nothing_is_written_by_hand_that_somebody_else_relies_on() {
     client.run("blockdev-mirror", json!({"job-id": "m", "device": "top", "target": "t", "sync": "full"}));
     assert_eq!(
         client.io("t", "write 0 1"),
-        "Permission conflict on node 't': permissions 'write' are both required by an unnamed block device (attachments node 't' as \
-         'root' child) and unshared by block job 'm': mirror (attachments node 't' as 'root' child).\n"
+        "Permission conflict on node 't': permissions 'write' are both required by an unnamed block device (uses node 't' as \
+         'root' child) and unshared by block job 'm': mirror (uses node 't' as 'root' child).\n"
     );
     let file = json!({"driver": "file", "filename": client.path("mid.qcow2")});
     client.run(

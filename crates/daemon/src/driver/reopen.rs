@@ -16,7 +16,7 @@ use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
 use super::qcow2::ForWriting;
-use super::{failed, file, is_read_only, raw};
+use super::{file, is_read_only, qmp_error, raw};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{Graph, Perms};
@@ -29,9 +29,9 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Nodes that were turned, those below first. They stay as they are until they are turned back.
 #[derive(Debug, Default)]
 #[must_use]
-pub(crate) struct Turned(Vec<String>);
+pub(crate) struct Reopened(Vec<String>);
 
-impl Turned {
+impl Reopened {
     /// These and `more`, which were turned after them.
     pub(crate) fn and(&mut self, more: Self) {
         self.0.extend(more.0);
@@ -44,25 +44,25 @@ impl Daemon {
     /// # Errors
     /// A file that cannot be written, that another user holds, or that is a node of its own and read-only.
     /// Nothing has changed then.
-    pub(crate) fn make_writable(&self, name: &str) -> Reply<Turned> {
+    pub(crate) fn make_writable(&self, name: &str) -> Reply<Reopened> {
         let mut plan = Vec::new();
-        to_be_written(&self.graph.lock(), name, &mut plan)?;
-        let mut turned = Turned::default();
+        plan_reopen_rw(&self.graph.lock(), name, &mut plan)?;
+        let mut reopened = Reopened::default();
         for node in plan {
-            if let Err(error) = self.turn_writable(&node) {
-                self.make_read_only(turned);
+            if let Err(error) = self.reopen_rw(&node) {
+                self.make_read_only(reopened);
                 return Err(error);
             }
-            turned.0.push(node);
+            reopened.0.push(node);
         }
-        Ok(turned)
+        Ok(reopened)
     }
 
     /// Makes nodes read-only that were made writable.
-    pub(crate) fn make_read_only(&self, turned: Turned) {
-        for name in turned.0.iter().rev() {
+    pub(crate) fn make_read_only(&self, reopened: Reopened) {
+        for name in reopened.0.iter().rev() {
             // What cannot be flushed now could not be later; the node reports that at each flush.
-            let _ = self.turn_read_only(name);
+            let _ = self.reopen_ro(name);
         }
     }
 
@@ -70,29 +70,29 @@ impl Daemon {
     ///
     /// # Errors
     /// It is written to, or it cannot be flushed. Nothing has changed then.
-    pub(crate) fn set_read_only(&self, name: &str) -> Reply<Turned> {
+    pub(crate) fn set_read_only(&self, name: &str) -> Reply<Reopened> {
         let mut plan = Vec::new();
-        to_be_read(&self.graph.lock(), name, &mut plan)?;
+        plan_reopen_ro(&self.graph.lock(), name, &mut plan)?;
         let mut done: Vec<String> = Vec::new();
         for node in plan {
-            if let Err(error) = self.turn_read_only(&node) {
-                self.turn_back(Turned(done));
+            if let Err(error) = self.reopen_ro(&node) {
+                self.make_writable_again(Reopened(done));
                 return Err(error);
             }
             done.insert(0, node);
         }
-        Ok(Turned(done))
+        Ok(Reopened(done))
     }
 
     /// Makes nodes writable again that were made read-only a moment ago.
-    pub(crate) fn turn_back(&self, turned: Turned) {
-        for name in &turned.0 {
+    pub(crate) fn make_writable_again(&self, reopened: Reopened) {
+        for name in &reopened.0 {
             // They could be written before, and there was no time for another user to lock them.
-            let _ = self.turn_writable(name);
+            let _ = self.reopen_rw(name);
         }
     }
 
-    fn turn_writable(&self, name: &str) -> Reply<()> {
+    fn reopen_rw(&self, name: &str) -> Reply<()> {
         let (device, file, image, bytes, filename) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
@@ -105,7 +105,7 @@ impl Daemon {
         if let Some(file) = &file {
             file.set_writable(true).map_err(|error| match error.kind() {
                 ErrorKind::Locked => file::is_locked(&error, true, &filename),
-                _ => failed(error),
+                _ => qmp_error(error),
             })?;
         }
         let disk = || -> Reply<_> {
@@ -167,7 +167,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn turn_read_only(&self, name: &str) -> Reply<()> {
+    fn reopen_ro(&self, name: &str) -> Reply<()> {
         let (device, file) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
@@ -177,7 +177,7 @@ impl Daemon {
         let flushed = device.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
         if let Err(error) = flushed {
             device.set_read_only(false);
-            return Err(failed(error));
+            return Err(qmp_error(error));
         }
         let mut graph = self.graph.lock();
         if let Some(node) = graph.get_mut(name) {
@@ -191,7 +191,7 @@ impl Daemon {
 ///
 /// # Errors
 /// Something below was given `read-only` by its own options, or is a node of its own.
-fn to_be_written(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
+fn plan_reopen_rw(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
     if !graph.find(name)?.read_only {
         return Ok(());
     }
@@ -200,14 +200,14 @@ fn to_be_written(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()>
         if child.owned || by_its_options {
             return Err(is_read_only());
         }
-        to_be_written(graph, &child.name, plan)?;
+        plan_reopen_rw(graph, &child.name, plan)?;
     }
     plan.push(name.to_owned());
     Ok(())
 }
 
 /// What becomes read-only with `name`, those above first.
-fn to_be_read(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
+fn plan_reopen_ro(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
     let writes = |perm: Perms| perm.contains(Permission::Write) || perm.contains(Permission::Resize);
     let parent_turns = |parent: &str| plan.iter().any(|above| above == parent);
     let written =
@@ -223,5 +223,5 @@ fn to_be_read(graph: &Graph, name: &str, plan: &mut Vec<String>) -> Reply<()> {
         .filter(|(role, child)| *role != "backing" && !child.owned && !child.read_only)
         .map(|(_, child)| child.name.clone())
         .collect();
-    children.iter().try_for_each(|child| to_be_read(graph, child, plan))
+    children.iter().try_for_each(|child| plan_reopen_ro(graph, child, plan))
 }
