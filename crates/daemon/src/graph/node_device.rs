@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use blockmirror_block::sync::Mutex;
+use arc_swap::ArcSwap;
 use blockmirror_block::{
     BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit,
     WriteFlags, ZeroFlags, zero,
@@ -50,12 +50,16 @@ pub(crate) struct Stats {
 #[derive(Debug)]
 pub(crate) struct NodeDevice {
     name: String,
-    /// Held for a look only. A request goes on with the device that it found.
-    device: Mutex<Arc<dyn BlockDevice>>,
+    /// A request goes on with the device that it found: its `Arc` is counted until the request ends.
+    device: ArcSwap<Driven>,
     /// May change while requests run: a request sees each as it was or as it is.
     switches: Switches,
     stats: Stats,
 }
+
+/// The driver's device.
+#[derive(Debug)]
+struct Driven(Arc<dyn BlockDevice>);
 
 /// [`DeviceOptions`] that can change.
 #[derive(Debug, Default)]
@@ -110,18 +114,23 @@ impl NodeDevice {
         let switches = Switches::default();
         switches.set(options);
         let name = device.name().to_owned();
-        Arc::new(Self { name, device: Mutex::new(device), switches, stats: Stats::default() })
+        Arc::new(Self {
+            name,
+            device: ArcSwap::from_pointee(Driven(device)),
+            switches,
+            stats: Stats::default(),
+        })
     }
 
     /// The driver's device.
     pub(crate) fn device(&self) -> Arc<dyn BlockDevice> {
-        Arc::clone(&self.device.lock())
+        Arc::clone(&self.device.load().0)
     }
 
     /// Puts another device of the same driver in its place; returns the old one, which requests under way
     /// still use.
     pub(crate) fn replace(&self, device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
-        std::mem::replace(&mut *self.device.lock(), device)
+        Arc::clone(&self.device.swap(Arc::new(Driven(device))).0)
     }
 
     /// Changes the options.
