@@ -171,7 +171,7 @@ pub(crate) fn format_named(name: &str) -> Reply<Format> {
 
 /// The options of the node for what a client names by a path, or by the URI of an export.
 pub(crate) fn protocol_node(path: &str) -> Value {
-    if NbdUri::is_meant(Path::new(path)) {
+    if NbdUri::looks_like_uri(Path::new(path)) {
         return json!({"driver": "nbd", "uri": path});
     }
     let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());

@@ -19,8 +19,8 @@ use blockmirror_qcow2::Header;
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::open::{Below, OpenOptions, os_str, probe};
-use crate::place::{Place, PlaceId};
+use crate::open::{BackingRef, OpenOptions, os_str, probe};
+use crate::protocol_layer::{ProtocolId, ProtocolLayer};
 use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name};
 
 /// Checks that the image `image`, whose data lies in `data` if that is given, may stand on `backing`: none of
@@ -73,15 +73,15 @@ pub(crate) fn check(
         _ => Ok(()),
     };
     part(backing)?;
-    let mut place = match options.open_place(backing, false) {
-        Ok(place) => place,
+    let mut protocol = match options.open_protocol(backing, false) {
+        Ok(protocol) => protocol,
         Err(error) => return cut(error),
     };
-    let options = options.for_opened(backing, &place);
+    let options = options.for_opened(backing, &protocol);
     let (mut path, mut format) = (backing.to_owned(), format);
-    let mut files = vec![place.id()];
+    let mut files = vec![protocol.id()];
     loop {
-        let header = match header(&place, &path, format) {
+        let header = match header(&protocol, &path, format) {
             Ok(Some(header)) => header,
             Ok(None) => return Ok(()),
             Err(error) => return cut(error),
@@ -94,29 +94,29 @@ pub(crate) fn check(
         if let Some(name) = data.filter(|name| join_name(&path, os_str(name)).is_none()) {
             policy.resolve(&path, Role::Data, os_str(name)).map(drop).or_else(|error| cut(error.into()))?;
         }
-        let below = match Below::judge(&options, &path, &header) {
+        let below = match BackingRef::authorize(&options, &path, &header) {
             Ok(Some(below)) => below,
             Ok(None) => return Ok(()),
             Err(error) if is_hidden(&error) && lost.is_some() => return Err(error),
             Err(error) => return cut(error),
         };
         // The image itself is not in `files`.
-        place = match below.open(&options, files.len() + 1, &mut files) {
-            Ok(place) => place,
+        protocol = match below.open(&options, files.len() + 1, &mut files) {
+            Ok(protocol) => protocol,
             Err(error) if never_ends(&error) => return Err(error),
             Err(error) => return cut(error),
         };
         // Under a protocol the name is not the file's.
-        if own.iter().any(|spot| spot.id.as_ref().is_some_and(|id| id.overlaps(&place.id()))) {
+        if own.iter().any(|spot| spot.id.as_ref().is_some_and(|id| id.overlaps(&protocol.id()))) {
             part(below.target.path())?;
         }
         (path, format) = (below.target.path().to_owned(), below.format);
     }
 }
 
-/// The header of the image in `place`; `None` if it is raw, where a chain ends.
-fn header(place: &Place, path: &Path, format: Option<Format>) -> Result<Option<Header>> {
-    let storage = place.storage();
+/// The header of the image in `protocol`; `None` if it is raw, where a chain ends.
+fn header(protocol: &ProtocolLayer, path: &Path, format: Option<Format>) -> Result<Option<Header>> {
+    let storage = protocol.storage();
     let format = match format {
         Some(format) => format,
         None => probe(&*storage, path)?,
@@ -150,20 +150,23 @@ fn never_ends(error: &Error) -> bool {
 /// A file that will be written, there already or not.
 pub(crate) struct Spot {
     path: PathBuf,
-    id: Option<PlaceId>,
+    id: Option<ProtocolId>,
     entry: Option<(u64, u64, OsString)>,
 }
 
 impl Spot {
     pub(crate) fn of(path: &Path) -> Self {
-        Self { path: path.to_owned(), id: PlaceId::of(path), entry: entry(path) }
+        Self { path: path.to_owned(), id: ProtocolId::of(path), entry: entry(path) }
     }
 
     /// Whether `path` leads to the same file, or would.
     pub(crate) fn is(&self, path: &Path) -> bool {
         let same_entry = self.entry.is_some() && entry(path) == self.entry;
         same_entry
-            || self.id.as_ref().is_some_and(|id| PlaceId::of(path).is_some_and(|other| id.overlaps(&other)))
+            || self
+                .id
+                .as_ref()
+                .is_some_and(|id| ProtocolId::of(path).is_some_and(|other| id.overlaps(&other)))
     }
 
     fn exists(&self) -> bool {

@@ -211,8 +211,8 @@ impl CreateSpec {
         match Target::decide(data, &self.target) {
             Ok(Decision::Create) => return Ok(()),
             decided if self.replace_data_file => return decided.map(drop),
-            // Whether it is mounted or held is found out first: both are overridden by one option of the
-            // command line.
+            // A device that is mounted or held is refused as such first: one option of the command line
+            // overrides both.
             Ok(Decision::InPlace(InPlace::BlockDevice)) => {
                 Target::prepare(data, self.target, &self.access)?.discard();
             }
@@ -403,8 +403,8 @@ impl NewImage {
     /// # Errors
     /// As for [`OpenOptions::open`].
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
-        let data = self.data.as_ref().map(Target::place);
-        options.clone().format(self.format).open_on(self.file.place(), &self.path, data)
+        let data = self.data.as_ref().map(Target::protocol);
+        options.clone().format(self.format).open_on(self.file.protocol(), &self.path, data)
     }
 
     /// The open file of an image that does not have its name yet, for a caller that opens images by its own

@@ -11,7 +11,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_file::FileId;
 
 use crate::format::Format;
-use crate::place::PlaceId;
+use crate::protocol_layer::ProtocolId;
 
 /// An open image.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Image {
     pub(crate) path: PathBuf,
     pub(crate) backing: Option<Backing>,
     /// The image, its data file if it has one, and then the rest of the chain.
-    pub(crate) files: Vec<PlaceId>,
+    pub(crate) files: Vec<ProtocolId>,
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
@@ -44,11 +44,11 @@ pub struct Backing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Note {
-    /// An image does not say the format of its backing file, so that was found out.
+    /// The header of an image has no format of its backing file: it was detected.
     BackingFormatGuessed {
         /// The image.
         image: PathBuf,
-        /// What was found out.
+        /// The detected format.
         format: Format,
     },
 }
@@ -88,7 +88,7 @@ impl Image {
     /// files of the whole chain; or to a block device that shows bytes of theirs, or to the file below one
     /// that is open for it.
     pub fn uses(&self, path: impl AsRef<Path>) -> bool {
-        PlaceId::of(path.as_ref()).is_some_and(|id| self.files.iter().any(|file| file.overlaps(&id)))
+        ProtocolId::of(path.as_ref()).is_some_and(|id| self.files.iter().any(|file| file.overlaps(&id)))
     }
 
     /// Whether a write to it changes one of the files that are open for `other`: it or its data file is among
@@ -99,12 +99,12 @@ impl Image {
 
     /// Whether some of its bytes come from a server, which may have them in a file of this host.
     pub fn may_be_served(&self) -> bool {
-        self.files.iter().any(PlaceId::may_be_served)
+        self.files.iter().any(ProtocolId::may_be_served)
     }
 
     /// The files that a write to it changes: its own, and that of its data.
     pub fn own_files(&self) -> impl Iterator<Item = FileId> {
-        self.files.iter().take(self.own_files).filter_map(PlaceId::file)
+        self.files.iter().take(self.own_files).filter_map(ProtocolId::file)
     }
 
     /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them

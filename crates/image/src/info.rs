@@ -17,8 +17,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::format::Format;
-use crate::open::{Below, OpenOptions, probe};
-use crate::place::Place;
+use crate::open::{BackingRef, OpenOptions, probe};
+use crate::protocol_layer::ProtocolLayer;
 use crate::reference::join_name;
 
 /// What an image says about itself, and what its file takes.
@@ -67,7 +67,7 @@ pub enum FileKind {
     BlockDevice,
     /// Zeros.
     Null,
-    /// A file that fails on purpose.
+    /// A file with fault injection.
     Blkdebug,
     /// An export of an NBD server.
     #[cfg(feature = "nbd")]
@@ -75,15 +75,15 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    fn of(place: &Place) -> Self {
-        match place {
-            Place::File(file) if file.is_block_device() => Self::BlockDevice,
-            Place::File(_) => Self::Regular,
-            Place::Null(_) => Self::Null,
-            Place::Failing(..) => Self::Blkdebug,
+    fn of(protocol: &ProtocolLayer) -> Self {
+        match protocol {
+            ProtocolLayer::File(file) if file.is_block_device() => Self::BlockDevice,
+            ProtocolLayer::File(_) => Self::Regular,
+            ProtocolLayer::Null(_) => Self::Null,
+            ProtocolLayer::Failing(..) => Self::Blkdebug,
             #[cfg(feature = "nbd")]
-            Place::Export(_) => Self::Nbd,
-            Place::Unfinished(place, _) => Self::of(place),
+            ProtocolLayer::Export(_) => Self::Nbd,
+            ProtocolLayer::Unfinished(protocol, _) => Self::of(protocol),
         }
     }
 }
@@ -136,12 +136,12 @@ impl ImageInfo {
     /// If it cannot be opened, or its format refuses it.
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
-        let place = options.clone().lock(LockMode::Off).open_place(path, false)?;
-        Self::read_from(&place, options.given_part(), path, options.given_format())
+        let protocol = options.clone().lock(LockMode::Off).open_protocol(path, false)?;
+        Self::read_from(&protocol, options.given_part(), path, options.given_format())
     }
 
-    fn read_from(place: &Place, part: Part, path: &Path, format: Option<Format>) -> Result<Self> {
-        let whole = place.storage();
+    fn read_from(protocol: &ProtocolLayer, part: Part, path: &Path, format: Option<Format>) -> Result<Self> {
+        let whole = protocol.storage();
         let len = whole.len()?;
         let storage = part.of(whole)?;
         let file = &*storage;
@@ -153,7 +153,7 @@ impl ImageInfo {
             path: path.to_owned(),
             format,
             virtual_size: file.len()?.next_multiple_of(SECTOR),
-            file: FileInfo { kind: FileKind::of(place), len, allocated: file.allocated_bytes()? },
+            file: FileInfo { kind: FileKind::of(protocol), len, allocated: file.allocated_bytes()? },
             backing: None,
             qcow2: None,
         };
@@ -251,13 +251,13 @@ impl ImageInfo {
 pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
     let path = path.as_ref();
     let options = options.clone().lock(LockMode::Off);
-    let top = options.open_place(path, false)?;
+    let top = options.open_protocol(path, false)?;
     let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];
     let mut chain = vec![ImageInfo::read_from(&top, options.given_part(), path, options.given_format())?];
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
-        let Some(below) = Below::judge(options, &last.path, &qcow2.header)? else { break };
+        let Some(below) = BackingRef::authorize(options, &last.path, &qcow2.header)? else { break };
         let file = below.open(options, chain.len(), &mut files)?;
         chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);
     }

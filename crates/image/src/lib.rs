@@ -51,8 +51,8 @@ mod name;
 mod nbd;
 mod open;
 mod options;
-mod place;
 mod protocol;
+mod protocol_layer;
 mod reference;
 mod relative;
 pub mod size;
@@ -79,7 +79,7 @@ pub use name::{ImageName, NameError};
 pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
 pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
-pub use place::is_uri;
+pub use protocol_layer::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
 };

@@ -1,8 +1,8 @@
 //! Opening an image with everything below it.
 //!
-//! First down the chain: each file is opened, its format detected, its header read, and the names in it
-//! judged by the policy, with an eye on cycles and depth. Then up again: each layer becomes a device on the
-//! one below. Nothing is opened twice, and nothing recurses.
+//! [`ChainOpener`] goes down the chain first: it opens each file, detects its format, reads its header, and has
+//! the policy authorize the names in it; cycles and chains that are too deep are refused. Then each layer
+//! becomes a device on the one below it, from the bottom up. No file is opened twice, and nothing recurses.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
-use crate::place::{Access, Place, PlaceId};
 use crate::protocol::{BackingTarget, read_rules};
+use crate::protocol_layer::{Access, ProtocolId, ProtocolLayer};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
 
 /// The deepest chain that is opened unless the caller sets another limit.
@@ -29,7 +29,8 @@ pub const MAX_CHAIN_DEPTH: u32 = 200;
 
 /// How an image is to be opened.
 ///
-/// The default: for reading, format found out, locked, and with nothing else that the image names.
+/// The default: for reading, with the format detected and the files locked; no file that the image names is
+/// opened.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     format: Option<Format>,
@@ -62,12 +63,12 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// For reading, format found out, locked, nothing that the image names.
+    /// For reading, with the format detected, locked, without the files that the image names.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The format of the image itself; `None` finds it out, and then a data file is not written to. (The
+    /// The format of the image itself; `None` detects it, and then a data file is not written to. (The
     /// layers below have theirs in the header above them.)
     #[must_use]
     pub fn format(mut self, format: impl Into<Option<Format>>) -> Self {
@@ -103,9 +104,9 @@ impl OpenOptions {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_backing_of(&self, image: &Path, name: &OsStr) -> Result<Image> {
-        let target = BackingTarget::judge(&self.policy, image, name)?;
-        let place = self.open_backing(&target)?;
-        self.for_opened(target.path(), &place).open_on(&place, target.path(), None)
+        let target = BackingTarget::authorize(&self.policy, image, name)?;
+        let protocol = self.open_backing(&target)?;
+        self.for_opened(target.path(), &protocol).open_on(&protocol, target.path(), None)
     }
 
     /// Claims block devices that are written, and the image's own for reading too: opening fails while one is
@@ -153,21 +154,26 @@ impl OpenOptions {
     /// [`Error`], naming the file of the chain that could not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let place = Place::open(path, self.access(self.writable, self.claim))?;
-        self.for_opened(path, &place).open_on(&place, path, None)
+        let protocol = ProtocolLayer::open(path, self.access(self.writable, self.claim))?;
+        self.for_opened(path, &protocol).open_on(&protocol, path, None)
     }
 
-    /// Opens the image in `place`, which has the name `path`, and what it stands on; `data` is where its data
-    /// lies if that is open already. What is written to depends on how `place` was opened.
-    pub(crate) fn open_on(&self, place: &Place, path: &Path, data: Option<&Place>) -> Result<Image> {
-        let mut descent = Descent { options: self, files: vec![place.id()], notes: Vec::new() };
-        descent.files.extend(data.iter().map(|data| data.id()));
-        let data = data.map(Place::storage);
+    /// Opens the image in `protocol`, which has the name `path`, and what it stands on; `data` is where its data
+    /// lies if that is open already. What is written to depends on how `protocol` was opened.
+    pub(crate) fn open_on(
+        &self,
+        protocol: &ProtocolLayer,
+        path: &Path,
+        data: Option<&ProtocolLayer>,
+    ) -> Result<Image> {
+        let mut opener = ChainOpener { options: self, files: vec![protocol.id()], notes: Vec::new() };
+        opener.files.extend(data.iter().map(|data| data.id()));
+        let data = data.map(ProtocolLayer::storage);
         let name = path.to_owned();
-        let (top, below) = descent.layer(place, self.part, path.to_owned(), name, self.format, data)?;
-        let own_files = descent.files.len();
-        let lower = descent.go_down(below)?;
-        descent.build(top, lower, own_files)
+        let (top, below) = opener.layer(protocol, self.part, path.to_owned(), name, self.format, data)?;
+        let own_files = opener.files.len();
+        let lower = opener.open_lower_layers(below)?;
+        opener.build(top, lower, own_files)
     }
 
     pub(crate) fn given_format(&self) -> Option<Format> {
@@ -178,29 +184,29 @@ impl OpenOptions {
         self.part
     }
 
-    /// With the policy for the image that is open in `place` by the name `path`.
-    pub(crate) fn for_opened(&self, path: &Path, place: &Place) -> Self {
-        Self { policy: self.policy.for_opened(path, &place.id()), ..self.clone() }
+    /// With the policy for the image that is open in `protocol` by the name `path`.
+    pub(crate) fn for_opened(&self, path: &Path, protocol: &ProtocolLayer) -> Self {
+        Self { policy: self.policy.for_opened(path, &protocol.id()), ..self.clone() }
     }
 
     /// Opens what the caller names `path`.
-    pub(crate) fn open_place(&self, path: &Path, writable: bool) -> Result<Place> {
-        Place::open(path, self.access(writable, writable && self.claim))
+    pub(crate) fn open_protocol(&self, path: &Path, writable: bool) -> Result<ProtocolLayer> {
+        ProtocolLayer::open(path, self.access(writable, writable && self.claim))
     }
 
-    fn open_backing(&self, target: &BackingTarget) -> Result<Place> {
+    fn open_backing(&self, target: &BackingTarget) -> Result<ProtocolLayer> {
         match target {
             BackingTarget::File(file) => self.open_resolved(file, false),
-            BackingTarget::Null => Ok(Place::null()),
+            BackingTarget::Null => Ok(ProtocolLayer::null()),
             BackingTarget::Blkdebug { rules, image } => {
                 let rules = rules.as_deref().map(read_rules).transpose()?.unwrap_or_default();
-                Place::failing(self.open_resolved(image, false)?, rules)
+                ProtocolLayer::failing(self.open_resolved(image, false)?, rules)
             }
         }
     }
 
-    fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<Place> {
-        Place::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
+    fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<ProtocolLayer> {
+        ProtocolLayer::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
     }
 
     pub(crate) fn access(&self, writable: bool, claim: bool) -> Access {
@@ -226,8 +232,8 @@ struct Layer {
     name: PathBuf,
 }
 
-/// The layer below an image, judged and not yet opened.
-pub(crate) struct Below {
+/// The backing file that a header names: authorized, not yet opened.
+pub(crate) struct BackingRef {
     /// The image that names it.
     above: PathBuf,
     name: PathBuf,
@@ -235,9 +241,9 @@ pub(crate) struct Below {
     pub(crate) format: Option<Format>,
 }
 
-impl Below {
+impl BackingRef {
     /// What `header`, of the image `above`, names as its backing file, if the policy of `options` allows it.
-    pub(crate) fn judge(options: &OpenOptions, above: &Path, header: &Header) -> Result<Option<Self>> {
+    pub(crate) fn authorize(options: &OpenOptions, above: &Path, header: &Header) -> Result<Option<Self>> {
         let Some(backing) = &header.backing else { return Ok(None) };
         let format = match backing.format.as_deref() {
             None | Some("") => None,
@@ -249,7 +255,7 @@ impl Below {
         Ok(Some(Self {
             above: above.to_owned(),
             name: backing.name.as_path().to_owned(),
-            target: BackingTarget::judge(&options.policy, above, os_str(&backing.name))?,
+            target: BackingTarget::authorize(&options.policy, above, os_str(&backing.name))?,
             format,
         }))
     }
@@ -259,8 +265,8 @@ impl Below {
         &self,
         options: &OpenOptions,
         depth: usize,
-        files: &mut Vec<PlaceId>,
-    ) -> Result<Place> {
+        files: &mut Vec<ProtocolId>,
+    ) -> Result<ProtocolLayer> {
         let refused = |reason| refuse(&self.above, Role::Backing, &self.name, reason);
         if depth >= options.max_depth as usize {
             return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
@@ -274,23 +280,23 @@ impl Below {
     }
 }
 
-/// The way down the chain.
-struct Descent<'a> {
+/// Opens the layers of one chain.
+struct ChainOpener<'a> {
     options: &'a OpenOptions,
-    files: Vec<PlaceId>,
+    files: Vec<ProtocolId>,
     notes: Vec<Note>,
 }
 
-impl Descent<'_> {
+impl ChainOpener<'_> {
     /// Follows the backing files from `below` to the end of the chain.
-    fn go_down(&mut self, mut below: Option<Below>) -> Result<Vec<Layer>> {
+    fn open_lower_layers(&mut self, mut below: Option<BackingRef>) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         while let Some(next) = below {
             // The top image is not in `layers`.
-            let place = next.open(self.options, layers.len() + 1, &mut self.files)?;
-            let Below { above, name, target, format } = next;
+            let protocol = next.open(self.options, layers.len() + 1, &mut self.files)?;
+            let BackingRef { above, name, target, format } = next;
             let path = target.path().to_owned();
-            let (layer, its_below) = self.layer(&place, Part::default(), path, name, format, None)?;
+            let (layer, its_below) = self.layer(&protocol, Part::default(), path, name, format, None)?;
             if layer.guessed {
                 self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });
             }
@@ -300,24 +306,24 @@ impl Descent<'_> {
         Ok(layers)
     }
 
-    /// Reads the header of one image, opens its data file unless it is there already, and judges what it
-    /// names as its backing file.
+    /// Reads the header of one image, opens its data file unless that is open already, and has
+    /// the name of its backing file authorized.
     fn layer(
         &mut self,
-        place: &Place,
+        protocol: &ProtocolLayer,
         part: Part,
         path: PathBuf,
         name: PathBuf,
         given: Option<Format>,
         data: Option<Arc<dyn Storage>>,
-    ) -> Result<(Layer, Option<Below>)> {
-        let mut storage = part.of(place.storage())?;
+    ) -> Result<(Layer, Option<BackingRef>)> {
+        let mut storage = part.of(protocol.storage())?;
         let format = match given {
             Some(format) => format,
             None => probe(&*storage, &path)?,
         };
         if format == Format::Raw {
-            storage = part.of(place.plain_storage())?;
+            storage = part.of(protocol.plain_storage())?;
         }
         let mut layer = Layer { path, storage, format, guessed: given.is_none(), data, name };
         let mut below = None;
@@ -327,7 +333,7 @@ impl Descent<'_> {
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;
             }
-            below = Below::judge(self.options, &layer.path, &header)?;
+            below = BackingRef::authorize(self.options, &layer.path, &header)?;
         }
         Ok((layer, below))
     }

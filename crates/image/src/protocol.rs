@@ -24,7 +24,7 @@ pub(crate) enum BackingTarget {
     File(Resolved),
     /// Zeros.
     Null,
-    /// A file that fails on purpose.
+    /// A file with fault injection.
     Blkdebug {
         rules: Option<Box<Resolved>>,
         image: Resolved,
@@ -33,7 +33,7 @@ pub(crate) enum BackingTarget {
 
 impl BackingTarget {
     /// Decides about `name` in the header of `image`.
-    pub(crate) fn judge(
+    pub(crate) fn authorize(
         policy: &ReferencePolicy,
         image: &Path,
         name: &OsStr,

@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use blockmirror_file::{FileId, PathHandle};
 use thiserror::Error;
 
-use crate::place::{PlaceId, is_uri};
+use crate::protocol_layer::{ProtocolId, is_uri};
 
 /// What an image names a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +162,7 @@ impl ReferencePolicy {
         Self { roots: Roots::Within(Vec::new()), files: Vec::new(), home: None, protocols: false }
     }
 
-    /// Every plain path is opened, for images from a trusted place.
+    /// Every plain path is opened, for images from a trusted source.
     pub fn any() -> Self {
         Self { roots: Roots::Any, ..Self::deny() }
     }
@@ -232,7 +232,7 @@ impl ReferencePolicy {
     /// For the image open as `id` by the name `image`: its directory counts only if it is the one that the
     /// image was opened from. Between making the policy and opening the image the name may have come to lead
     /// elsewhere.
-    pub(crate) fn for_opened(&self, image: &Path, id: &PlaceId) -> Self {
+    pub(crate) fn for_opened(&self, image: &Path, id: &ProtocolId) -> Self {
         let mut policy = self.clone();
         policy.home = policy.home.filter(|home| home.image != image || home.holds(image, id));
         policy
@@ -241,7 +241,7 @@ impl ReferencePolicy {
     /// The same for an image that the caller opened by itself.
     #[must_use]
     pub fn for_opened_file(&self, image: &Path, id: FileId) -> Self {
-        self.for_opened(image, &PlaceId::File(id))
+        self.for_opened(image, &ProtocolId::File(id))
     }
 
     /// Decides about `name` in the header of `image`, and says which file to open.
@@ -249,7 +249,7 @@ impl ReferencePolicy {
     /// # Errors
     /// [`ReferenceError`] with the reason; nothing has been opened then.
     pub fn resolve(&self, image: &Path, role: Role, name: &OsStr) -> Result<Resolved, ReferenceError> {
-        self.judge(image, name).map_err(|reason| ReferenceError {
+        self.authorize(image, name).map_err(|reason| ReferenceError {
             image: image.to_owned(),
             role,
             name: name.into(),
@@ -257,7 +257,7 @@ impl ReferencePolicy {
         })
     }
 
-    fn judge(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
+    fn authorize(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
         let Some(path) = join_name(image, name) else {
             let plain = plain_path(name).is_some();
             return Err(if plain { ReferenceRefusal::NoDirectory } else { ReferenceRefusal::NotAPath });
@@ -321,9 +321,9 @@ fn find_without_proc(roots: &[&Root], path: &Path) -> Result<PathHandle, Referen
 
 impl Home {
     /// Whether `image` leads to the open file `id` from this very directory.
-    fn holds(&self, image: &Path, id: &PlaceId) -> bool {
+    fn holds(&self, image: &Path, id: &ProtocolId) -> bool {
         let entry = image.file_name().and_then(|name| self.root.handle.find_in(name).ok());
-        entry.and_then(|entry| entry.id()).is_some_and(|entry| PlaceId::File(entry) == *id)
+        entry.and_then(|entry| entry.id()).is_some_and(|entry| ProtocolId::File(entry) == *id)
     }
 }
 
@@ -382,11 +382,11 @@ mod tests {
 
     use super::*;
 
-    struct Place {
+    struct Folder {
         dir: tempfile::TempDir,
     }
 
-    impl Place {
+    impl Folder {
         /// `in/top`, `in/base`, `in/deep/base`, `out/base`.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
@@ -412,41 +412,41 @@ mod tests {
 
     #[test]
     fn names_in_or_below_the_directory_are_opened() {
-        let place = Place::new();
-        assert_eq!(place.resolve("base").unwrap(), place.path("in/base"));
-        assert_eq!(place.resolve("./deep/base").unwrap(), place.path("in/deep/base"));
-        assert_eq!(place.resolve("../in/base").unwrap(), place.path("in/base"));
-        assert_eq!(place.resolve(place.path("in/base")).unwrap(), place.path("in/base"));
+        let folder = Folder::new();
+        assert_eq!(folder.resolve("base").unwrap(), folder.path("in/base"));
+        assert_eq!(folder.resolve("./deep/base").unwrap(), folder.path("in/deep/base"));
+        assert_eq!(folder.resolve("../in/base").unwrap(), folder.path("in/base"));
+        assert_eq!(folder.resolve(folder.path("in/base")).unwrap(), folder.path("in/base"));
     }
 
     #[test]
     fn names_that_lead_out_are_refused_with_the_directory() {
-        let place = Place::new();
-        symlink(place.path("out/base"), place.path("in/link")).unwrap();
-        symlink(place.path("out"), place.path("in/linked-dir")).unwrap();
+        let folder = Folder::new();
+        symlink(folder.path("out/base"), folder.path("in/link")).unwrap();
+        symlink(folder.path("out"), folder.path("in/linked-dir")).unwrap();
         for name in ["../out/base", "link", "linked-dir/base"] {
-            match place.resolve(name) {
-                Err(ReferenceRefusal::Outside { directory }) => assert_eq!(directory, place.path("out")),
+            match folder.resolve(name) {
+                Err(ReferenceRefusal::Outside { directory }) => assert_eq!(directory, folder.path("out")),
                 other => panic!("{name}: {other:?}"),
             }
         }
-        assert!(matches!(place.resolve("/etc/passwd"), Err(ReferenceRefusal::Outside { .. })));
+        assert!(matches!(folder.resolve("/etc/passwd"), Err(ReferenceRefusal::Outside { .. })));
     }
 
     #[test]
     fn a_refusal_does_not_tell_whether_a_file_outside_exists() {
-        let place = Place::new();
-        assert!(matches!(place.resolve("../out/nothing"), Err(ReferenceRefusal::Outside { .. })));
-        assert!(matches!(place.resolve("nothing"), Err(ReferenceRefusal::Unreachable(_))));
+        let folder = Folder::new();
+        assert!(matches!(folder.resolve("../out/nothing"), Err(ReferenceRefusal::Outside { .. })));
+        assert!(matches!(folder.resolve("nothing"), Err(ReferenceRefusal::Unreachable(_))));
     }
 
     /// What is missing beside an image was once said to lie outside, where the image was reached by a link to
     /// its directory; the advice to allow that directory did not help.
     #[test]
     fn what_is_missing_in_a_linked_directory_is_missing() {
-        let place = Place::new();
-        symlink(place.path("in"), place.path("link")).unwrap();
-        let top = place.path("link/top");
+        let folder = Folder::new();
+        symlink(folder.path("in"), folder.path("link")).unwrap();
+        let top = folder.path("link/top");
         let policy = ReferencePolicy::beside(&top).unwrap();
         let ask = |name: &str| policy.resolve(&top, Role::Backing, OsStr::new(name)).unwrap_err().reason;
         assert!(matches!(ask("nothing"), ReferenceRefusal::Unreachable(_)));
@@ -455,52 +455,52 @@ mod tests {
 
     #[test]
     fn only_plain_paths_are_names() {
-        let place = Place::new();
+        let folder = Folder::new();
         for name in ["json:{}", "nbd:localhost:1", "http://host/x", "fd:3", "", "file:", "a\0b", "file:a\0b"]
         {
-            assert!(matches!(place.resolve(name), Err(ReferenceRefusal::NotAPath)), "{name:?}");
+            assert!(matches!(folder.resolve(name), Err(ReferenceRefusal::NotAPath)), "{name:?}");
         }
-        fs::write(place.path("in/a:b"), b"x").unwrap();
+        fs::write(folder.path("in/a:b"), b"x").unwrap();
         for name in ["./a:b", "file:a:b", "file:./a:b"] {
-            assert_eq!(place.resolve(name).unwrap(), place.path("in/a:b"));
+            assert_eq!(folder.resolve(name).unwrap(), folder.path("in/a:b"));
         }
-        assert_eq!(place.resolve("file:base").unwrap(), place.path("in/base"));
+        assert_eq!(folder.resolve("file:base").unwrap(), folder.path("in/base"));
         for name in ["file:../out/base", "file:/etc/passwd", "file:///etc/passwd"] {
-            assert!(matches!(place.resolve(name), Err(ReferenceRefusal::Outside { .. })), "{name}");
+            assert!(matches!(folder.resolve(name), Err(ReferenceRefusal::Outside { .. })), "{name}");
         }
     }
 
     #[test]
     fn what_is_no_file_is_not_opened() {
-        let place = Place::new();
-        assert!(matches!(place.resolve("deep"), Err(ReferenceRefusal::NotAFile)));
+        let folder = Folder::new();
+        assert!(matches!(folder.resolve("deep"), Err(ReferenceRefusal::NotAFile)));
     }
 
     #[test]
     fn the_caller_widens_or_narrows() {
-        let place = Place::new();
-        let top = place.path("in/top");
+        let folder = Folder::new();
+        let top = folder.path("in/top");
         let ask = |policy: &ReferencePolicy, name: &str| policy.resolve(&top, Role::Data, OsStr::new(name));
 
         let mut policy = ReferencePolicy::deny();
         assert!(matches!(ask(&policy, "base").unwrap_err().reason, ReferenceRefusal::Denied));
-        policy.allow_file(&place.path("out/base"));
+        policy.allow_file(&folder.path("out/base"));
         assert!(ask(&policy, "../out/base").is_ok());
         assert!(ask(&policy, "base").is_err());
-        policy.allow_dir(&place.path("in")).unwrap();
+        policy.allow_dir(&folder.path("in")).unwrap();
         assert!(ask(&policy, "base").is_ok());
-        assert!(policy.allow_dir(&place.path("in/base")).is_err());
+        assert!(policy.allow_dir(&folder.path("in/base")).is_err());
         assert!(ask(&ReferencePolicy::any(), "/etc/passwd").is_ok());
         assert!(ask(&ReferencePolicy::any(), "json:{}").is_err());
     }
 
     #[test]
     fn without_proc_only_what_lies_beneath_is_found() {
-        let place = Place::new();
-        symlink(place.path("out/base"), place.path("in/link")).unwrap();
-        symlink("deep/base", place.path("in/inside")).unwrap();
-        let root = Root::new(&place.path("in")).unwrap();
-        let find = |name: &str| find_without_proc(&[&root], &place.path(name));
+        let folder = Folder::new();
+        symlink(folder.path("out/base"), folder.path("in/link")).unwrap();
+        symlink("deep/base", folder.path("in/inside")).unwrap();
+        let root = Root::new(&folder.path("in")).unwrap();
+        let find = |name: &str| find_without_proc(&[&root], &folder.path(name));
         for name in ["in/base", "in/deep/base", "in/inside", "out/../in/base"] {
             assert!(find(name).unwrap().id().is_some(), "{name}");
         }

@@ -18,7 +18,7 @@ use blockmirror_raw::SECTOR;
 
 use crate::error::{Error, Result};
 use crate::open::OpenOptions;
-use crate::place::{Place, is_uri};
+use crate::protocol_layer::{ProtocolLayer, is_uri};
 
 /// A place for a new image, open for writing. It holds what it held before until the image is written, and of
 /// a [replaced](Self::in_place) file until [`persist`](Self::persist).
@@ -41,7 +41,7 @@ use crate::place::{Place, is_uri};
 #[must_use = "dropping it discards a new file"]
 pub struct Target {
     kind: Kind,
-    place: Place,
+    protocol: ProtocolLayer,
     leftovers: Vec<Leftover>,
     /// The mark of a qcow2 image that is written in place.
     unfinished: Option<Arc<Unfinished>>,
@@ -84,8 +84,8 @@ impl Target {
         let access = access.access(true, false);
         if is_uri(path) {
             Self::decide(path, &options)?;
-            let place = Place::open(path, access)?;
-            return Ok(Self { kind: Kind::Export, place, leftovers: Vec::new(), unfinished: None });
+            let protocol = ProtocolLayer::open(path, access)?;
+            return Ok(Self { kind: Kind::Export, protocol, leftovers: Vec::new(), unfinished: None });
         }
         let files = FileOptions::new().lock(access.lock).direct(access.direct);
         let plan = TargetPlan::new(path, options.file(files))?;
@@ -98,7 +98,7 @@ impl Target {
             }
             TargetFile::InPlace(file, why) => (Kind::InPlace(why), file),
         };
-        Ok(Self { kind, place: Place::File(file), leftovers, unfinished: None })
+        Ok(Self { kind, protocol: ProtocolLayer::File(file), leftovers, unfinished: None })
     }
 
     /// Why it is written in place, unless it is a new file. A failure then leaves neither the old contents
@@ -112,7 +112,7 @@ impl Target {
 
     /// The file, unless it is an export.
     pub fn file(&self) -> Option<FileId> {
-        self.place.id().file()
+        self.protocol.id().file()
     }
 
     /// What killed runs left of earlier files of its name.
@@ -138,7 +138,7 @@ impl Target {
     /// Fails if it cannot hold `len` bytes, or, where these are to take space at once, has no room for them.
     /// What it held stays.
     pub(crate) fn try_len(&self, len: u64, takes_space: bool) -> Result<()> {
-        let storage = self.place.plain_storage();
+        let storage = self.protocol.plain_storage();
         let old = storage.len()?;
         if storage.info().fixed_len && old < len {
             return Err(Error::Create {
@@ -160,7 +160,7 @@ impl Target {
 
     /// Gives the space back of an image that could not be written into a file in place. The mark stays.
     pub(crate) fn cut(&self) {
-        let storage = self.place.plain_storage();
+        let storage = self.protocol.plain_storage();
         if !self.is_new() && !storage.info().fixed_len {
             // What is left to do if that fails is up to who reads the message.
             let _ = storage.set_len(if self.unfinished.is_some() { SECTOR } else { 0 });
@@ -180,20 +180,21 @@ impl Target {
     /// Marks it as an unfinished qcow2 image if it is written in place.
     pub(crate) fn mark(&mut self) -> Result<()> {
         if !matches!(self.kind, Kind::New(_)) {
-            let unfinished = Arc::new(Unfinished::begin(self.place.storage())?);
-            self.place = Place::Unfinished(Box::new(self.place.clone()), Arc::clone(&unfinished));
+            let unfinished = Arc::new(Unfinished::begin(self.protocol.storage())?);
+            self.protocol =
+                ProtocolLayer::Unfinished(Box::new(self.protocol.clone()), Arc::clone(&unfinished));
             self.unfinished = Some(unfinished);
         }
         Ok(())
     }
 
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn protocol(&self) -> &ProtocolLayer {
+        &self.protocol
     }
 
     /// What its contents are written to.
     pub fn storage(&self) -> Arc<dyn Storage> {
-        self.place.storage()
+        self.protocol.storage()
     }
 
     /// Its temporary name, if it has one.
@@ -217,7 +218,7 @@ impl Target {
     pub(crate) fn make_durable(&self) -> Result<()> {
         match &self.kind {
             Kind::New(new) => new.make_durable()?,
-            Kind::InPlace(_) | Kind::Export => self.place.plain_storage().flush()?,
+            Kind::InPlace(_) | Kind::Export => self.protocol.plain_storage().flush()?,
         }
         Ok(())
     }

@@ -134,7 +134,7 @@ impl NbdUri {
 
     /// Whether `name` is meant for NBD, rightly written or not: it begins with `nbd:`, `nbds:`, `nbd+..:` or
     /// `nbds+..:`. A file of that name is reached as `./nbd:..`.
-    pub fn is_meant(name: impl AsRef<OsStr>) -> bool {
+    pub fn looks_like_uri(name: impl AsRef<OsStr>) -> bool {
         let bytes = name.as_ref().as_bytes();
         let Some(colon) = bytes.iter().position(|b| *b == b':') else { return false };
         let scheme = bytes[..colon].to_ascii_lowercase();

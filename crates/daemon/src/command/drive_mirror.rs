@@ -120,7 +120,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
     };
     let mut created = match format {
         Some(format) if !existing => {
-            if NbdUri::is_meant(Path::new(path)) {
+            if NbdUri::looks_like_uri(Path::new(path)) {
                 return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
             }
             let new = NewFileSpec { path, format, size, backing };

@@ -13,11 +13,11 @@ use blockmirror_image::{
 };
 use blockmirror_image_lock::{ImageLock, Permissions};
 
-struct Place {
+struct Folder {
     dir: tempfile::TempDir,
 }
 
-impl Place {
+impl Folder {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
@@ -61,29 +61,29 @@ fn read(device: &dyn blockmirror_block::BlockDevice, offset: u64) -> u8 {
 
 #[test]
 fn each_layer_shows_through_the_one_above() {
-    let place = Place::new();
-    place.create("base.raw", Format::Raw, 1 << 20, "");
-    place.create("below/middle", Format::Qcow2, 1 << 20, "backing_file=../base.raw,backing_fmt=raw");
-    place.create("top", Format::Qcow2, 1 << 20, "backing_file=below/middle,backing_fmt=qcow2");
-    fs::write(place.path("base.raw"), vec![1; 1 << 20]).unwrap();
+    let folder = Folder::new();
+    folder.create("base.raw", Format::Raw, 1 << 20, "");
+    folder.create("below/middle", Format::Qcow2, 1 << 20, "backing_file=../base.raw,backing_fmt=raw");
+    folder.create("top", Format::Qcow2, 1 << 20, "backing_file=below/middle,backing_fmt=qcow2");
+    fs::write(folder.path("base.raw"), vec![1; 1 << 20]).unwrap();
     // The directory of an image that is opened by itself is the root, and this one's base lies above it.
-    let policy = ReferencePolicy::beside(&place.path("top")).unwrap();
-    let middle = OpenOptions::new().policy(policy).writable(true).open(place.path("below/middle")).unwrap();
+    let policy = ReferencePolicy::beside(&folder.path("top")).unwrap();
+    let middle = OpenOptions::new().policy(policy).writable(true).open(folder.path("below/middle")).unwrap();
     middle.device().write_at(&[2; 512], 65536, WriteFlags::NONE).unwrap();
     middle.device().flush().unwrap();
     drop(middle);
-    place.write("top", 2 * 65536, 3);
+    folder.write("top", 2 * 65536, 3);
 
-    let image = place.options("top").open(place.path("top")).unwrap();
+    let image = folder.options("top").open(folder.path("top")).unwrap();
     let device = &**image.device();
     assert_eq!([0, 65536, 2 * 65536].map(|at| read(device, at)), [1, 2, 3]);
     let backing = image.backing().unwrap();
     assert_eq!((backing.name.as_path(), backing.format), (Path::new("below/middle"), Format::Qcow2));
     for file in ["top", "below/middle", "base.raw"] {
-        assert!(image.uses(place.path(file)), "{file}");
+        assert!(image.uses(folder.path(file)), "{file}");
     }
-    assert!(!image.uses(place.path("other")) && image.notes().is_empty());
-    let chain = read_chain(place.path("top"), &place.options("top")).unwrap();
+    assert!(!image.uses(folder.path("other")) && image.notes().is_empty());
+    let chain = read_chain(folder.path("top"), &folder.options("top")).unwrap();
     assert_eq!(
         chain.iter().map(|info| info.format).collect::<Vec<_>>(),
         [Format::Qcow2, Format::Qcow2, Format::Raw]
@@ -92,32 +92,32 @@ fn each_layer_shows_through_the_one_above() {
 
 #[test]
 fn a_chain_that_comes_back_to_itself_is_refused() {
-    let place = Place::new();
-    place.create("a", Format::Qcow2, 65536, "backing_file=b,backing_fmt=qcow2");
-    place.create("elsewhere", Format::Qcow2, 65536, "backing_file=./a,backing_fmt=qcow2");
-    fs::rename(place.path("elsewhere"), place.path("b")).unwrap();
-    assert!(matches!(place.refusal("a"), ReferenceRefusal::Cycle));
-    assert!(read_chain(place.path("a"), &place.options("a")).is_err());
+    let folder = Folder::new();
+    folder.create("a", Format::Qcow2, 65536, "backing_file=b,backing_fmt=qcow2");
+    folder.create("elsewhere", Format::Qcow2, 65536, "backing_file=./a,backing_fmt=qcow2");
+    fs::rename(folder.path("elsewhere"), folder.path("b")).unwrap();
+    assert!(matches!(folder.refusal("a"), ReferenceRefusal::Cycle));
+    assert!(read_chain(folder.path("a"), &folder.options("a")).is_err());
     // By another name: the file counts, not what it is called.
-    place.create("c", Format::Qcow2, 65536, "backing_file=link,backing_fmt=qcow2");
-    fs::hard_link(place.path("c"), place.path("link")).unwrap();
-    assert!(matches!(place.refusal("c"), ReferenceRefusal::Cycle));
+    folder.create("c", Format::Qcow2, 65536, "backing_file=link,backing_fmt=qcow2");
+    fs::hard_link(folder.path("c"), folder.path("link")).unwrap();
+    assert!(matches!(folder.refusal("c"), ReferenceRefusal::Cycle));
 }
 
 #[test]
 fn a_chain_has_a_greatest_depth() {
-    let place = Place::new();
-    place.create("0", Format::Qcow2, 65536, "");
+    let folder = Folder::new();
+    folder.create("0", Format::Qcow2, 65536, "");
     for i in 1..=3 {
-        place.create(
+        folder.create(
             &i.to_string(),
             Format::Qcow2,
             65536,
             &format!("backing_file={},backing_fmt=qcow2", i - 1),
         );
     }
-    assert!(place.options("3").max_depth(4).open(place.path("3")).is_ok());
-    match place.options("3").max_depth(3).open(place.path("3")) {
+    assert!(folder.options("3").max_depth(4).open(folder.path("3")).is_ok());
+    match folder.options("3").max_depth(3).open(folder.path("3")) {
         Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::TooDeep(3))),
         other => panic!("{other:?}"),
     }
@@ -125,59 +125,59 @@ fn a_chain_has_a_greatest_depth() {
 
 #[test]
 fn names_lead_only_where_the_policy_allows() {
-    let place = Place::new();
-    place.create("out/secret", Format::Raw, 65536, "");
-    place.create("in/top", Format::Qcow2, 65536, "backing_file=../out/secret,backing_fmt=raw");
-    place.create("in/url", Format::Qcow2, 65536, "backing_file=nbd://localhost/x,backing_fmt=raw");
-    place.create("in/json", Format::Qcow2, 65536, r#"backing_file=json:{"driver":"raw"},backing_fmt=raw"#);
-    assert!(matches!(place.refusal("in/top"), ReferenceRefusal::Outside { .. }));
-    assert!(matches!(place.refusal("in/url"), ReferenceRefusal::NotAPath));
-    assert!(matches!(place.refusal("in/json"), ReferenceRefusal::NotAPath));
-    let denied = OpenOptions::new().open(place.path("in/top"));
+    let folder = Folder::new();
+    folder.create("out/secret", Format::Raw, 65536, "");
+    folder.create("in/top", Format::Qcow2, 65536, "backing_file=../out/secret,backing_fmt=raw");
+    folder.create("in/url", Format::Qcow2, 65536, "backing_file=nbd://localhost/x,backing_fmt=raw");
+    folder.create("in/json", Format::Qcow2, 65536, r#"backing_file=json:{"driver":"raw"},backing_fmt=raw"#);
+    assert!(matches!(folder.refusal("in/top"), ReferenceRefusal::Outside { .. }));
+    assert!(matches!(folder.refusal("in/url"), ReferenceRefusal::NotAPath));
+    assert!(matches!(folder.refusal("in/json"), ReferenceRefusal::NotAPath));
+    let denied = OpenOptions::new().open(folder.path("in/top"));
     assert!(
         matches!(denied, Err(Error::Reference(refused)) if matches!(refused.reason, ReferenceRefusal::Denied))
     );
-    let mut policy = ReferencePolicy::beside(&place.path("in/top")).unwrap();
-    policy.allow_dir(&place.path("out")).unwrap();
-    assert!(OpenOptions::new().policy(policy).open(place.path("in/top")).is_ok());
+    let mut policy = ReferencePolicy::beside(&folder.path("in/top")).unwrap();
+    policy.allow_dir(&folder.path("out")).unwrap();
+    assert!(OpenOptions::new().policy(policy).open(folder.path("in/top")).is_ok());
     // Describing it needs none of that.
-    assert!(ImageInfo::read(place.path("in/top"), &OpenOptions::new()).is_ok());
+    assert!(ImageInfo::read(folder.path("in/top"), &OpenOptions::new()).is_ok());
 }
 
 #[test]
 fn a_data_file_is_found_beside_the_image_and_obeys_the_policy() {
-    let place = Place::new();
-    place.create("top", Format::Qcow2, 1 << 20, "data_file=top.data,data_file_raw=on");
-    assert_eq!(fs::metadata(place.path("top.data")).unwrap().len(), 1 << 20);
-    match place.options("top").writable(true).open(place.path("top")) {
+    let folder = Folder::new();
+    folder.create("top", Format::Qcow2, 1 << 20, "data_file=top.data,data_file_raw=on");
+    assert_eq!(fs::metadata(folder.path("top.data")).unwrap().len(), 1 << 20);
+    match folder.options("top").writable(true).open(folder.path("top")) {
         Err(Error::Reference(refused)) => assert!(matches!(refused.reason, ReferenceRefusal::Guessed)),
         other => panic!("written on the word of a guessed header: {other:?}"),
     }
-    place.write("top", 65536, 7);
-    assert_eq!(fs::read(place.path("top.data")).unwrap()[65536], 7);
-    let image = place.options("top").open(place.path("top")).unwrap();
+    folder.write("top", 65536, 7);
+    assert_eq!(fs::read(folder.path("top.data")).unwrap()[65536], 7);
+    let image = folder.options("top").open(folder.path("top")).unwrap();
     assert_eq!(read(&**image.device(), 65536), 7);
-    assert!(image.uses(place.path("top.data")));
-    let denied = OpenOptions::new().open(place.path("top"));
+    assert!(image.uses(folder.path("top.data")));
+    let denied = OpenOptions::new().open(folder.path("top"));
     assert!(matches!(denied, Err(Error::Reference(_))), "{denied:?}");
     // An image whose data file is the image itself.
-    fs::remove_file(place.path("top.data")).unwrap();
-    fs::hard_link(place.path("top"), place.path("top.data")).unwrap();
-    assert!(matches!(place.refusal("top"), ReferenceRefusal::Cycle));
+    fs::remove_file(folder.path("top.data")).unwrap();
+    fs::hard_link(folder.path("top"), folder.path("top.data")).unwrap();
+    assert!(matches!(folder.refusal("top"), ReferenceRefusal::Cycle));
 }
 
 #[test]
 fn formats_are_found_out_or_refused_by_name() {
-    let place = Place::new();
-    fs::write(place.path("vmdk"), [b"KDMV".as_slice(), &[0; 1020]].concat()).unwrap();
-    let refused = OpenOptions::new().open(place.path("vmdk"));
+    let folder = Folder::new();
+    fs::write(folder.path("vmdk"), [b"KDMV".as_slice(), &[0; 1020]].concat()).unwrap();
+    let refused = OpenOptions::new().open(folder.path("vmdk"));
     assert!(matches!(refused, Err(Error::ForeignFormat { format: "vmdk", .. })), "{refused:?}");
-    let taken = OpenOptions::new().format(Format::Raw).open(place.path("vmdk")).unwrap();
+    let taken = OpenOptions::new().format(Format::Raw).open(folder.path("vmdk")).unwrap();
     assert_eq!(taken.device().len(), 1024);
 
-    place.create("base", Format::Qcow2, 65536, "");
-    place.create("top", Format::Qcow2, 65536, "backing_file=base");
-    let image = place.options("top").open(place.path("top")).unwrap();
+    folder.create("base", Format::Qcow2, 65536, "");
+    folder.create("top", Format::Qcow2, 65536, "backing_file=base");
+    let image = folder.options("top").open(folder.path("top")).unwrap();
     let [Note::BackingFormatGuessed { format: Format::Qcow2, .. }] = image.notes() else {
         panic!("{:?}", image.notes())
     };
@@ -186,13 +186,13 @@ fn formats_are_found_out_or_refused_by_name() {
 /// A guest that owns a raw disk must not turn it into an image of another format for those who guess.
 #[test]
 fn a_guessed_raw_disk_does_not_become_another_format() {
-    let place = Place::new();
-    place.create("disk", Format::Raw, 65536, "");
+    let folder = Folder::new();
+    folder.create("disk", Format::Raw, 65536, "");
     let header = [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 504]].concat();
-    let guessed = place.options("disk").writable(true).open(place.path("disk")).unwrap();
+    let guessed = folder.options("disk").writable(true).open(folder.path("disk")).unwrap();
     assert!(guessed.device().write_at(&header, 0, WriteFlags::NONE).is_err());
     drop(guessed);
-    let given = place.options("disk").format(Format::Raw).writable(true).open(place.path("disk")).unwrap();
+    let given = folder.options("disk").format(Format::Raw).writable(true).open(folder.path("disk")).unwrap();
     given.device().write_at(&header, 0, WriteFlags::NONE).unwrap();
 }
 
@@ -250,19 +250,19 @@ impl Flipper {
 #[test]
 fn a_link_that_is_flipped_never_leads_out() {
     const TRIES: u32 = 3000;
-    let place = Place::new();
+    let folder = Folder::new();
     for (file, byte) in [("in/good", 1), ("out/secret", 0x5e)] {
-        fs::create_dir_all(place.path(file).parent().unwrap()).unwrap();
-        fs::write(place.path(file), vec![byte; 1 << 20]).unwrap();
+        fs::create_dir_all(folder.path(file).parent().unwrap()).unwrap();
+        fs::write(folder.path(file), vec![byte; 1 << 20]).unwrap();
     }
-    place.create("in/top", Format::Qcow2, 1 << 20, "backing_file=link,backing_fmt=raw");
+    folder.create("in/top", Format::Qcow2, 1 << 20, "backing_file=link,backing_fmt=raw");
     let flipper = Flipper::new(
-        place.path("in/link"),
-        [Face::File(place.path("in/good")), Face::Link(place.path("out/secret"))],
+        folder.path("in/link"),
+        [Face::File(folder.path("in/good")), Face::Link(folder.path("out/secret"))],
     );
     let mut opened = 0;
     for _ in 0..TRIES {
-        match place.options("in/top").open(place.path("in/top")) {
+        match folder.options("in/top").open(folder.path("in/top")) {
             Ok(image) => {
                 assert_eq!(read(&**image.device(), 0), 1, "a file outside was read");
                 opened += 1;
@@ -279,41 +279,43 @@ fn a_link_that_is_flipped_never_leads_out() {
 #[test]
 fn a_data_file_that_is_flipped_is_never_written_outside() {
     const TRIES: u32 = 2000;
-    let place = Place::new();
-    place.create("in/top", Format::Qcow2, 1 << 20, "data_file=link");
-    fs::rename(place.path("in/link"), place.path("in/good")).unwrap();
-    fs::create_dir_all(place.path("out")).unwrap();
-    fs::write(place.path("out/secret"), vec![0x5e; 1 << 20]).unwrap();
+    let folder = Folder::new();
+    folder.create("in/top", Format::Qcow2, 1 << 20, "data_file=link");
+    fs::rename(folder.path("in/link"), folder.path("in/good")).unwrap();
+    fs::create_dir_all(folder.path("out")).unwrap();
+    fs::write(folder.path("out/secret"), vec![0x5e; 1 << 20]).unwrap();
     let flipper = Flipper::new(
-        place.path("in/link"),
-        [Face::File(place.path("in/good")), Face::Link(place.path("out/secret"))],
+        folder.path("in/link"),
+        [Face::File(folder.path("in/good")), Face::Link(folder.path("out/secret"))],
     );
     let mut written = 0;
     for _ in 0..TRIES {
-        let options = place.options("in/top").format(Format::Qcow2).writable(true);
-        let Ok(image) = options.open(place.path("in/top")) else { continue };
+        let options = folder.options("in/top").format(Format::Qcow2).writable(true);
+        let Ok(image) = options.open(folder.path("in/top")) else { continue };
         image.device().write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
         written += 1;
     }
     assert!(flipper.flips() > 100 && written > 0);
-    assert!(fs::read(place.path("out/secret")).unwrap().iter().all(|byte| *byte == 0x5e));
+    assert!(fs::read(folder.path("out/secret")).unwrap().iter().all(|byte| *byte == 0x5e));
 }
 
 /// The folder that names are judged by was looked up by its name, and so was the image: two folders.
 #[test]
 fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
     const TRIES: u32 = 3000;
-    let place = Place::new();
-    fs::create_dir_all(place.path("secrets")).unwrap();
-    fs::write(place.path("secrets/key"), vec![0x5e; 1 << 20]).unwrap();
-    let key = place.path("secrets/key");
+    let folder = Folder::new();
+    fs::create_dir_all(folder.path("secrets")).unwrap();
+    fs::write(folder.path("secrets/key"), vec![0x5e; 1 << 20]).unwrap();
+    let key = folder.path("secrets/key");
     let options = format!("backing_file={},backing_fmt=raw", key.display());
-    place.create("in/top", Format::Qcow2, 1 << 20, &options);
-    let flipper =
-        Flipper::new(place.path("folder"), [Face::Link(place.path("in")), Face::Link(place.path("secrets"))]);
+    folder.create("in/top", Format::Qcow2, 1 << 20, &options);
+    let flipper = Flipper::new(
+        folder.path("folder"),
+        [Face::Link(folder.path("in")), Face::Link(folder.path("secrets"))],
+    );
     let mut refused = 0;
     for _ in 0..TRIES {
-        let top = place.path("folder/top");
+        let top = folder.path("folder/top");
         let Ok(policy) = ReferencePolicy::beside(&top) else { continue };
         match OpenOptions::new().policy(policy).open(&top) {
             Ok(_) => panic!("a file outside of the image's folder was opened"),
@@ -327,25 +329,25 @@ fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
 /// `info` was refused while a guest ran, and `-U` insisted on a lock of its own.
 #[test]
 fn an_image_in_use_can_be_described_and_read_without_a_lock() {
-    let place = Place::new();
-    place.create("base", Format::Qcow2, 65536, "");
-    place.create("top", Format::Qcow2, 65536, "backing_file=base,backing_fmt=qcow2");
-    let (base, top) = (place.path("base"), place.path("top"));
+    let folder = Folder::new();
+    folder.create("base", Format::Qcow2, 65536, "");
+    folder.create("top", Format::Qcow2, 65536, "backing_file=base,backing_fmt=qcow2");
+    let (base, top) = (folder.path("base"), folder.path("top"));
     let held = [&base, &top].map(|path| OpenOptions::new().writable(true).open(path));
     // The top is refused its backing file, so nothing but its own file is held.
     assert!(held[0].is_ok() && held[1].is_err());
-    let writer = place.options("top").lock(LockMode::Off).writable(true).open(&top).unwrap();
+    let writer = folder.options("top").lock(LockMode::Off).writable(true).open(&top).unwrap();
     let file = fs::File::open(&top).unwrap();
     let all = Permissions::READ_WRITE;
     let lock = ImageLock::acquire(&file, &top, all, all).unwrap();
-    assert_eq!(ImageInfo::read(&top, &place.options("top")).unwrap().virtual_size, 65536);
-    assert_eq!(read_chain(&top, &place.options("top")).unwrap().len(), 2);
+    assert_eq!(ImageInfo::read(&top, &folder.options("top")).unwrap().virtual_size, 65536);
+    assert_eq!(read_chain(&top, &folder.options("top")).unwrap().len(), 2);
     assert!(
-        matches!(place.options("top").open(&top), Err(Error::Block(error)) if error.kind() == ErrorKind::Locked)
+        matches!(folder.options("top").open(&top), Err(Error::Block(error)) if error.kind() == ErrorKind::Locked)
     );
     // Even where the other one shares no reads.
     for lock in [LockMode::Shared, LockMode::Off] {
-        place.options("top").lock(lock).open(&top).unwrap();
+        folder.options("top").lock(lock).open(&top).unwrap();
     }
     lock.release(&file);
     drop(writer);
@@ -353,33 +355,33 @@ fn an_image_in_use_can_be_described_and_read_without_a_lock() {
 
 #[test]
 fn headers_name_files_and_formats_as_qemu_does() {
-    let place = Place::new();
-    fs::write(place.path("base"), vec![7; 65536]).unwrap();
-    fs::create_dir(place.path("deep")).unwrap();
+    let folder = Folder::new();
+    fs::write(folder.path("base"), vec![7; 65536]).unwrap();
+    fs::create_dir(folder.path("deep")).unwrap();
     for (name, format) in [("file:base", "raw"), ("base", "file"), ("file:../base", "host_device")] {
         let image = if name.contains("..") { "deep/top" } else { "top" };
-        let file = FileOptions::new().create_new(true).open(place.path(image)).unwrap();
+        let file = FileOptions::new().create_new(true).open(folder.path(image)).unwrap();
         let mut options = blockmirror_qcow2::CreateOptions::new(65536);
         (options.backing_file, options.backing_format) = (Some(name.into()), Some(format.to_owned()));
         options.create(&file, None).unwrap();
         drop(file);
-        let mut policy = ReferencePolicy::beside(&place.path(image)).unwrap();
-        policy.allow_dir(&place.path(".")).unwrap();
-        let top = OpenOptions::new().policy(policy).open(place.path(image)).unwrap();
+        let mut policy = ReferencePolicy::beside(&folder.path(image)).unwrap();
+        policy.allow_dir(&folder.path(".")).unwrap();
+        let top = OpenOptions::new().policy(policy).open(folder.path(image)).unwrap();
         assert_eq!((read(&**top.device(), 0), top.backing().unwrap().format), (7, Format::Raw), "{name}");
-        fs::remove_file(place.path(image)).unwrap();
+        fs::remove_file(folder.path(image)).unwrap();
     }
 }
 
 #[test]
 fn protocols_in_headers_are_opened_where_they_are_allowed() {
-    let place = Place::new();
-    fs::write(place.path("base"), vec![7; 65536]).unwrap();
-    fs::write(place.path("rules"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"8\"\n")
+    let folder = Folder::new();
+    fs::write(folder.path("base"), vec![7; 65536]).unwrap();
+    fs::write(folder.path("rules"), "[inject-error]\nevent = \"read_aio\"\nerrno = \"5\"\nsector = \"8\"\n")
         .unwrap();
-    fs::create_dir_all(place.path("in")).unwrap();
+    fs::create_dir_all(folder.path("in")).unwrap();
     let make = |name: &str| {
-        let path = place.path("in/top");
+        let path = folder.path("in/top");
         let _ = fs::remove_file(&path);
         let file = FileOptions::new().create_new(true).open(&path).unwrap();
         let mut options = blockmirror_qcow2::CreateOptions::new(65536);
@@ -387,14 +389,14 @@ fn protocols_in_headers_are_opened_where_they_are_allowed() {
         options.create(&file, None).unwrap();
     };
     let open = |allow_protocols: bool, allow_outside: bool| {
-        let mut policy = ReferencePolicy::beside(&place.path("in/top")).unwrap();
+        let mut policy = ReferencePolicy::beside(&folder.path("in/top")).unwrap();
         if allow_protocols {
             policy.allow_protocols();
         }
         if allow_outside {
-            policy.allow_dir(&place.path(".")).unwrap();
+            policy.allow_dir(&folder.path(".")).unwrap();
         }
-        OpenOptions::new().policy(policy).open(place.path("in/top"))
+        OpenOptions::new().policy(policy).open(folder.path("in/top"))
     };
     let reason = |opened: Result<blockmirror_image::Image, Error>| match opened {
         Err(Error::Reference(refused)) => refused.reason,
@@ -413,7 +415,7 @@ fn protocols_in_headers_are_opened_where_they_are_allowed() {
     make("blkdebug::../base");
     assert_eq!(read(&**open(true, true).unwrap().device(), 0), 7);
     // The rules alone are outside.
-    fs::hard_link(place.path("base"), place.path("in/base")).unwrap();
+    fs::hard_link(folder.path("base"), folder.path("in/base")).unwrap();
     make("blkdebug:../rules:base");
     assert!(matches!(reason(open(true, false)), ReferenceRefusal::Outside { .. }));
     for name in ["json:{}", "nbd://localhost/x", "blkdebug:x", "null-co://?size=1"] {

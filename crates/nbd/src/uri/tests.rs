@@ -100,12 +100,12 @@ fn what_is_wrong_is_named() {
 }
 
 #[test]
-fn what_is_meant_for_nbd_is_told_from_paths() {
+fn what_looks_like_uri_for_nbd_is_told_from_paths() {
     for name in ["nbd://h", "nbds:x", "nbd+unix:///", "NBD:h:1", "nbd+vsock://1"] {
-        assert!(NbdUri::is_meant(name), "{name}");
+        assert!(NbdUri::looks_like_uri(name), "{name}");
     }
     for name in ["disk.raw", "./nbd:x", "/nbd://h", "nbdx:a", "a:nbd://h", "nbd", "", "nbd+/x:", "file:nbd"] {
-        assert!(!NbdUri::is_meant(name), "{name}");
+        assert!(!NbdUri::looks_like_uri(name), "{name}");
     }
 }
 
@@ -134,7 +134,7 @@ proptest! {
         uri.tls_hostname = hostname;
         uri.tls_verify_peer = verify;
         let text = uri.to_string();
-        prop_assert!(NbdUri::is_meant(&text));
+        prop_assert!(NbdUri::looks_like_uri(&text));
         prop_assert_eq!(text.parse::<NbdUri>(), Ok(uri), "{}", text);
     }
 

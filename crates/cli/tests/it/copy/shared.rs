@@ -106,11 +106,9 @@ fn names_that_others_take_do_not_keep_a_copy() {
     for number in 100..140 {
         fs::write(place.path(&format!("shared/{}", partial(number))), "ours").unwrap();
     }
-    for (options, left, what) in [
-        ("", 80, "kept; --clean removes it"),
-        ("--clean ", 64, ": removed"),
-        ("--clean ", 48, ": removed"),
-    ] {
+    for (options, left, what) in
+        [("", 80, "kept; --clean removes it"), ("--clean ", 64, ": removed"), ("--clean ", 48, ": removed")]
+    {
         let ran = place.ours(&format!("convert {options}-f raw @source @shared/t"));
         assert_eq!((ran.code, ran.err.matches(what).count(), count()), (0, 16, left), "{ran:?}");
     }

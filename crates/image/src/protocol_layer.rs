@@ -1,7 +1,8 @@
-//! Where the bytes of an image are: in a host file, or behind a server.
+//! The layer below a format: a host file, an export of an NBD server, or what stands for one.
 //!
-//! What the user names is either; what an image names is a file always ([`crate::ReferencePolicy`]). Only
-//! this file knows that there is a network.
+//! A name that a person types leads to a file or an export; a name in an image leads to a file
+//! ([`crate::ReferencePolicy`]). Only this module knows that there is a network. Called by opening, creating
+//! and describing images.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,24 +20,24 @@ use crate::error::Result;
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
 
-/// Something that is open and holds an image.
+/// An open storage that holds an image.
 #[derive(Clone, Debug)]
-pub(crate) enum Place {
+pub(crate) enum ProtocolLayer {
     File(Arc<FileStorage>),
     /// Zeros, below an image.
     Null(Arc<NullStorage>),
-    /// A place that fails on purpose.
+    /// A layer with fault injection (blkdebug).
     Failing(Box<Self>, Arc<BlkdebugStorage>),
     #[cfg(feature = "nbd")]
     Export(Arc<Client>),
-    /// A place whose qcow2 image is marked as unfinished.
+    /// A layer whose qcow2 image is marked as unfinished.
     Unfinished(Box<Self>, Arc<Unfinished>),
 }
 
-/// Identity of a place, the same by whatever name it was opened. Exports are distinguished by their URIs, so
+/// Identity of a protocol layer, the same by whatever name it was opened. Exports are distinguished by their URIs, so
 /// one that is reached in two ways is taken for two.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PlaceId {
+pub(crate) enum ProtocolId {
     File(FileId),
     /// By its address: each is a disk of its own.
     Null(usize),
@@ -44,7 +45,7 @@ pub(crate) enum PlaceId {
     Export(NbdAddress, String),
 }
 
-/// How a place is to be opened.
+/// How a layer is opened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Access {
     pub(crate) writable: bool,
@@ -63,7 +64,7 @@ impl Access {
     }
 }
 
-impl PlaceId {
+impl ProtocolId {
     /// What `path` leads to, without opening it; `None` if that could hold no image.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         #[cfg(feature = "nbd")]
@@ -111,7 +112,7 @@ impl PlaceId {
     }
 }
 
-impl Place {
+impl ProtocolLayer {
     /// Opens what the caller names `path`.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
         #[cfg(feature = "nbd")]
@@ -133,23 +134,23 @@ impl Place {
         Self::Null(Arc::new(NullStorage::new(DEFAULT_NULL_SIZE)))
     }
 
-    /// `place`, which fails as `rules` say.
-    pub(crate) fn failing(place: Self, rules: BlkdebugOptions) -> Result<Self> {
-        let storage = BlkdebugStorage::new(place.storage(), rules).map_err(|error| {
+    /// `protocol`, which fails as `rules` say.
+    pub(crate) fn failing(protocol: Self, rules: BlkdebugOptions) -> Result<Self> {
+        let storage = BlkdebugStorage::new(protocol.storage(), rules).map_err(|error| {
             let why = error.to_string();
             blockmirror_block::Error::new(blockmirror_block::ErrorKind::InvalidInput, "open").because(why)
         })?;
-        Ok(Self::Failing(Box::new(place), Arc::new(storage)))
+        Ok(Self::Failing(Box::new(protocol), Arc::new(storage)))
     }
 
-    pub(crate) fn id(&self) -> PlaceId {
+    pub(crate) fn id(&self) -> ProtocolId {
         match self {
-            Self::Null(zeros) => PlaceId::Null(Arc::as_ptr(zeros).addr()),
-            Self::Failing(place, _) => place.id(),
-            Self::File(file) => PlaceId::File(file.id()),
+            Self::Null(zeros) => ProtocolId::Null(Arc::as_ptr(zeros).addr()),
+            Self::Failing(protocol, _) => protocol.id(),
+            Self::File(file) => ProtocolId::File(file.id()),
             #[cfg(feature = "nbd")]
-            Self::Export(client) => PlaceId::of_export(client.uri().clone()),
-            Self::Unfinished(place, _) => place.id(),
+            Self::Export(client) => ProtocolId::of_export(client.uri().clone()),
+            Self::Unfinished(protocol, _) => protocol.id(),
         }
     }
 
@@ -172,7 +173,7 @@ impl Place {
             Self::File(file) => Arc::clone(file) as _,
             #[cfg(feature = "nbd")]
             Self::Export(client) => Arc::new(ClientStorage::plain(Arc::clone(client))),
-            Self::Unfinished(place, _) => place.plain_storage(),
+            Self::Unfinished(protocol, _) => protocol.plain_storage(),
         }
     }
 }
@@ -181,7 +182,7 @@ impl Place {
 /// of such a name is reached as `./nbd:..`. Without the feature `nbd` every path is one.
 pub fn is_uri(path: impl AsRef<Path>) -> bool {
     #[cfg(feature = "nbd")]
-    return NbdUri::is_meant(path.as_ref());
+    return NbdUri::looks_like_uri(path.as_ref());
     #[cfg(not(feature = "nbd"))]
     {
         let _ = path;
