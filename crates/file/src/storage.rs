@@ -19,10 +19,10 @@ use rustix::fs::{Advice, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::direct::Direct;
-use crate::flush::FlushGate;
+use crate::group_commit::GroupCommit;
 use crate::growth::Growth;
 use crate::id::{FileId, FileKind};
-use crate::turns::Turns;
+use crate::long_write_gate::LongWriteGate;
 use crate::zeroes::Outcome;
 use crate::{claim, copy, holes, io, open, zeroes};
 
@@ -30,11 +30,11 @@ use crate::{claim, copy, holes, io, open, zeroes};
 #[derive(Debug)]
 pub struct FileStorage {
     opened: Descriptor,
-    /// The same file opened in other ways, by [`Way`], where that was asked for later. They hold no lock:
+    /// The same file opened in other modes, by [`OpenMode`], where that was asked for later. They hold no lock:
     /// `opened` does.
     others: [OnceLock<Descriptor>; 4],
-    /// The [`Way`] that is used at present.
-    way: AtomicUsize,
+    /// The [`OpenMode`] that is used at present.
+    mode: AtomicUsize,
     /// Whether writes are accepted at present.
     writable: AtomicBool,
     name: Arc<str>,
@@ -43,19 +43,19 @@ pub struct FileStorage {
     lock: Mutex<Option<ImageLock>>,
     /// A block device that was claimed after it had been opened. Leaf lock.
     claim: Mutex<Option<Arc<File>>>,
-    flushes: FlushGate,
+    flushes: GroupCommit,
     growth: Growth,
-    turns: Turns,
+    long_writes: LongWriteGate,
 }
 
 /// How a file is open, as a number below 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Way {
+struct OpenMode {
     writable: bool,
     direct: bool,
 }
 
-impl Way {
+impl OpenMode {
     fn of(descriptor: &Descriptor) -> Self {
         Self { writable: descriptor.info.writable, direct: descriptor.direct.is_some() }
     }
@@ -101,7 +101,7 @@ impl FileStorage {
         let len = length(&file, kind)?;
         let opened = Descriptor::new(file, direct, kind, writable);
         Ok(Self {
-            way: AtomicUsize::new(Way::of(&opened).number()),
+            mode: AtomicUsize::new(OpenMode::of(&opened).number()),
             opened,
             others: Default::default(),
             writable: AtomicBool::new(writable),
@@ -110,9 +110,9 @@ impl FileStorage {
             id,
             lock: Mutex::new(lock),
             claim: Mutex::new(None),
-            flushes: FlushGate::default(),
+            flushes: GroupCommit::default(),
             growth: Growth::new(len),
-            turns: Turns::default(),
+            long_writes: LongWriteGate::default(),
         })
     }
 
@@ -127,8 +127,8 @@ impl FileStorage {
         if writable == self.info().writable {
             return Ok(());
         }
-        let way = Way::of(self.descriptor());
-        self.named(if writable { self.open_in(Way { writable, ..way }) } else { self.flush() })?;
+        let mode = OpenMode::of(self.descriptor());
+        self.named(if writable { self.open_in(OpenMode { writable, ..mode }) } else { self.flush() })?;
         let mut lock = self.lock.lock();
         if let Some(held) = *lock {
             let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
@@ -149,11 +149,11 @@ impl FileStorage {
     /// [`ErrorKind::Unsupported`] if the filesystem does not do direct I/O; the file cannot be flushed.
     /// Nothing has changed then.
     pub fn set_direct(&self, direct: bool) -> Result<()> {
-        let way = Way::of(self.descriptor());
-        if way.direct == direct {
+        let mode = OpenMode::of(self.descriptor());
+        if mode.direct == direct {
             return Ok(());
         }
-        self.named(self.flush().and_then(|()| self.open_in(Way { direct, ..way })))
+        self.named(self.flush().and_then(|()| self.open_in(OpenMode { direct, ..mode })))
     }
 
     /// Gives the file up although others may hold the storage for a while: what was written becomes durable,
@@ -236,26 +236,26 @@ impl FileStorage {
         format!("/proc/self/fd/{}", self.opened.file.as_raw_fd()).into()
     }
 
-    /// Uses the file in the given way from now on.
-    fn open_in(&self, way: Way) -> Result<()> {
-        let place = &self.others[way.number()];
-        if way != Way::of(&self.opened) && place.get().is_none() {
-            let flags = if way.direct { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
+    /// Uses the file in `mode` from now on.
+    fn open_in(&self, mode: OpenMode) -> Result<()> {
+        let slot = &self.others[mode.number()];
+        if mode != OpenMode::of(&self.opened) && slot.get().is_none() {
+            let flags = if mode.direct { OFlags::DIRECT } else { OFlags::empty() } | OFlags::NOCTTY;
             let mut options = OpenOptions::new();
-            options.read(true).write(way.writable).custom_flags(flags.bits().cast_signed());
+            options.read(true).write(mode.writable).custom_flags(flags.bits().cast_signed());
             let file =
-                options.open(self.reopened()).map_err(|e| open::explain(e, way.direct, "open anew"))?;
-            let direct = way.direct.then(|| Direct::new(&file, way.writable)).transpose()?;
+                options.open(self.reopened()).map_err(|e| open::explain(e, mode.direct, "open anew"))?;
+            let direct = mode.direct.then(|| Direct::new(&file, mode.writable)).transpose()?;
             // No other thread sets it meanwhile.
-            let _ = place.set(Descriptor::new(file, direct, self.kind, way.writable));
+            let _ = slot.set(Descriptor::new(file, direct, self.kind, mode.writable));
         }
-        self.way.store(way.number(), Ordering::Release);
+        self.mode.store(mode.number(), Ordering::Release);
         Ok(())
     }
 
     fn descriptor(&self) -> &Descriptor {
-        // In the way in which it was opened first there is no other.
-        self.others[self.way.load(Ordering::Acquire)].get().unwrap_or(&self.opened)
+        // In its first mode there is no other descriptor.
+        self.others[self.mode.load(Ordering::Acquire)].get().unwrap_or(&self.opened)
     }
 
     fn direct(&self) -> Option<&Direct> {
@@ -321,7 +321,7 @@ impl FileStorage {
     fn write_bytes(&self, buf: &[u8], offset: u64) -> Result<()> {
         match self.direct() {
             None if self.kind == FileKind::Regular => {
-                self.turns.write(buf, |piece, at| io::write(self.file(), piece, offset + at as u64))
+                self.long_writes.write(buf, |piece, at| io::write(self.file(), piece, offset + at as u64))
             }
             None => io::write(self.file(), buf, offset),
             Some(direct) => direct.write(self.file(), buf, offset),
@@ -395,7 +395,7 @@ impl FileStorage {
                 .because("the source is not a host file"));
         };
         let done = copy::copy(from, run.offset, self.file(), offset, len)?;
-        // The source ended, or the kernel gave up halfway: the rest goes the ordinary way.
+        // The source ended, or the kernel gave up halfway: the rest goes the ordinary mode.
         let rest = ByteRange::new(range.start() + done, range.end());
         let mut buf = Vec::new();
         for piece in rest.pieces(1024 * 1024) {

@@ -1,8 +1,8 @@
-//! Flushing: many callers, few `fdatasync` calls, and no success after a failure.
+//! Group commit: many flushes, few `fdatasync` calls, and no success after a failure.
 //!
-//! A flush is answered only by a sync that *began after* it arrived; callers that arrive while one runs share
+//! A flush is answered only by a sync that *began after* it arrived; flushes that arrive while one runs share
 //! the next. The kernel reports a lost write to one sync call and forgets it, so after a failure no call
-//! reports of success any more. The mutex is never held during the system call.
+//! reports success any more. The mutex is never held during the system call.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use blockmirror_block::{Error, ErrorKind, Result};
 struct State {
     /// Syncs that have begun.
     begun: u64,
-    /// The newest sync that has ended well; every older one counts as ended too.
+    /// The newest sync that has succeeded; every older one counts as done, too.
     done: u64,
     running: bool,
     /// The error number of the first failure.
@@ -23,12 +23,12 @@ struct State {
 
 /// Groups the flushes of one open file.
 #[derive(Debug, Default)]
-pub(crate) struct FlushGate {
+pub(crate) struct GroupCommit {
     state: Mutex<State>,
     ended: Condvar,
 }
 
-impl FlushGate {
+impl GroupCommit {
     /// Makes everything written before the call durable.
     pub(crate) fn flush(&self, file: &File) -> Result<()> {
         self.flush_with(|| file.sync_data())
@@ -89,50 +89,53 @@ mod tests {
 
     #[test]
     fn after_a_failure_no_flush_succeeds() {
-        let gate = FlushGate::default();
-        gate.flush_with(|| Ok(())).unwrap();
-        let first = gate.flush_with(|| Err(io::Error::from_raw_os_error(5))).unwrap_err();
+        let group = GroupCommit::default();
+        group.flush_with(|| Ok(())).unwrap();
+        let first = group.flush_with(|| Err(io::Error::from_raw_os_error(5))).unwrap_err();
         assert_eq!(first.kind(), ErrorKind::Io);
-        let later = gate.flush_with(|| panic!("must not sync again")).unwrap_err();
+        let later = group.flush_with(|| panic!("must not sync again")).unwrap_err();
         assert_eq!(later.kind(), ErrorKind::Poisoned);
     }
 
     #[test]
     fn a_reset_gate_syncs_again() {
-        let gate = FlushGate::default();
-        gate.flush_with(|| Err(io::Error::from_raw_os_error(28))).unwrap_err();
-        assert!(gate.has_failed());
-        gate.reset();
-        assert!(!gate.has_failed());
+        let group = GroupCommit::default();
+        group.flush_with(|| Err(io::Error::from_raw_os_error(28))).unwrap_err();
+        assert!(group.has_failed());
+        group.reset();
+        assert!(!group.has_failed());
         let syncs = AtomicU64::new(0);
-        gate.flush_with(|| {
-            syncs.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        })
-        .unwrap();
+        group
+            .flush_with(|| {
+                syncs.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(syncs.into_inner(), 1);
     }
 
     #[test]
     fn a_flush_that_arrives_during_a_sync_is_answered_by_a_later_one() {
-        let gate = FlushGate::default();
+        let group = GroupCommit::default();
         let syncs = AtomicU64::new(0);
         thread::scope(|s| {
-            gate.flush_with(|| {
-                // Arrives while this sync runs: it may not be answered by it.
-                for _ in 0..4 {
-                    s.spawn(|| {
-                        gate.flush_with(|| {
-                            syncs.fetch_add(1, Ordering::SeqCst);
-                            Ok(())
-                        })
-                        .unwrap();
-                    });
-                }
-                syncs.fetch_add(1, Ordering::SeqCst);
-                Ok(())
-            })
-            .unwrap();
+            group
+                .flush_with(|| {
+                    // Arrives while this sync runs: it may not be answered by it.
+                    for _ in 0..4 {
+                        s.spawn(|| {
+                            group
+                                .flush_with(|| {
+                                    syncs.fetch_add(1, Ordering::SeqCst);
+                                    Ok(())
+                                })
+                                .unwrap();
+                        });
+                    }
+                    syncs.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                })
+                .unwrap();
         });
         let n = syncs.load(Ordering::SeqCst);
         assert!((2..=5).contains(&n), "{n} syncs");
@@ -140,7 +143,7 @@ mod tests {
 
     #[test]
     fn every_flush_sees_a_sync_that_began_after_it() {
-        let gate = FlushGate::default();
+        let group = GroupCommit::default();
         let clock = AtomicU64::new(0);
         let last_begin = AtomicU64::new(0);
         thread::scope(|s| {
@@ -148,11 +151,12 @@ mod tests {
                 s.spawn(|| {
                     for _ in 0..200 {
                         let arrived = clock.fetch_add(1, Ordering::SeqCst);
-                        gate.flush_with(|| {
-                            last_begin.store(clock.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-                            Ok(())
-                        })
-                        .unwrap();
+                        group
+                            .flush_with(|| {
+                                last_begin.store(clock.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                                Ok(())
+                            })
+                            .unwrap();
                         assert!(last_begin.load(Ordering::SeqCst) > arrived);
                     }
                 });
