@@ -11,7 +11,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::{access, json};
+use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     // 1 says that the images differ, so what fails says 2.
@@ -54,8 +54,8 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
 }
 
 fn open(path: &Path, part: Part, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
-    let allowed = access::allowed(&args.access)?.file(&args.first).file(&args.second);
-    let options = access::of_source(&args.access)
+    let allowed = lock_policy::allowed(&args.access)?.file(&args.first).file(&args.second);
+    let options = lock_policy::of_source(&args.access)
         .format(format)
         .part(part)
         .cache(args.source_cache)

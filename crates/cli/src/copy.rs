@@ -18,7 +18,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::report;
-use crate::{access, pause, target};
+use crate::{lock_policy, prompt, target};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -89,15 +89,15 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
 
 /// What the command line asks for, but for the options of a new target.
 fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Outcome<Convert> {
-    let mut allowed = access::allowed(&args.access)?;
+    let mut allowed = lock_policy::allowed(&args.access)?;
     if let Some(backing) = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref())) {
         allowed = allowed.file(backing);
     }
     let mut sources = args.names.iter().cloned();
     let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
     let convert = Convert::new(first, &args.target)
-        .source_access(access::of_source(&args.access).cache(args.source_cache))
-        .target_access(access::of_target(&args.access).cache(args.target_cache))
+        .source_access(lock_policy::of_source(&args.access).cache(args.source_cache))
+        .target_access(lock_policy::of_target(&args.access).cache(args.target_cache))
         .target_format(args.target_format)
         .target_part(args.target_part)
         .target_file(args.existing.options(None))
@@ -234,7 +234,7 @@ fn watch(
             control.cancel();
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
             meter.finish(console);
-            if pause::ask_to_resume(console, &reason, interrupt) {
+            if prompt::ask_to_resume(console, &reason, interrupt) {
                 // If it goes on by itself by now, all the better.
                 let _ = control.resume();
             } else {

@@ -13,7 +13,7 @@ use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::{access, target};
+use crate::{lock_policy, target};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
@@ -40,10 +40,10 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         .target(args.existing.options(space))
         .replace_data_file(args.existing.force)
         .unknown_chain(args.no_look)
-        .lock(access::lock(args.lock));
+        .lock(lock_policy::lock(args.lock));
     // A directory that is not there holds nothing to look at.
     if let Some(backing) = backing.filter(|backing| directory_of(backing).is_dir()) {
-        spec = spec.policy(access::allowed_dirs(&args.allow_backing)?.policy_for(&backing)?);
+        spec = spec.policy(lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(&backing)?);
     }
     // Options that do not fit together are a matter of the command line.
     spec.check(path).map_err(|e| Failure::from(e).exit(Exit::Usage))?;

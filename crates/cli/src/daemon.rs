@@ -16,11 +16,11 @@ use std::thread;
 use blockmirror_daemon::{Daemon, Startup};
 use signal_hook::low_level::pipe;
 
-use crate::access;
 use crate::args::DaemonArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::ending;
+use crate::lock_policy;
 
 /// What the child in the background says when it is ready.
 const READY: &[u8] = b"ready\n";
@@ -36,7 +36,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     if let Some(path) = &args.pidfile {
         check_pidfile(path)?;
     }
-    let daemon = Daemon::with_readable(args.allowed.clone(), access::lasting_directories()?);
+    let daemon = Daemon::with_readable(args.allowed.clone(), lock_policy::lasting_directories()?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let mut startup = Startup::default();
     startup.objects.clone_from(&args.objects);

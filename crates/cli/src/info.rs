@@ -10,12 +10,12 @@ use serde_json::Value;
 use crate::args::{InfoArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Outcome, one_line};
-use crate::{access, json};
+use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
-    let options = OpenOptions::new().format(args.format).part(args.part).nbd(access::nbd(&args.access));
+    let options = OpenOptions::new().format(args.format).part(args.part).nbd(lock_policy::nbd(&args.access));
     let text = if args.backing_chain {
-        let policy = access::policy(&args.file, &args.access)?;
+        let policy = lock_policy::policy(&args.file, &args.access)?;
         let chain = read_chain(&args.file, &options.policy(policy))?;
         match args.output.output {
             Output::Json => json::pretty(&chain.iter().map(ImageInfo::to_json).collect::<Value>()) + "\n",

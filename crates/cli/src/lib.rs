@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod access;
 mod args;
 mod compare;
 mod console;
@@ -17,10 +16,11 @@ mod failure;
 mod info;
 mod interrupt;
 mod json;
+mod lock_policy;
 mod map;
 mod names;
-mod pause;
 mod progress;
+mod prompt;
 mod report;
 mod resize;
 mod target;

@@ -8,13 +8,13 @@ use blockmirror_image::{MapRow, map};
 use crate::args::{MapArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
-use crate::{access, json};
+use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
-    let image = access::of_source(&args.access)
+    let image = lock_policy::of_source(&args.access)
         .format(args.format)
         .part(args.part)
-        .policy(access::policy(&args.file, &args.access)?)
+        .policy(lock_policy::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {
         console.note(note);

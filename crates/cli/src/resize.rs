@@ -4,11 +4,11 @@ use blockmirror_block::{ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_image::size::human_size;
 use blockmirror_image::{FileId, Format, Image, OpenOptions};
 
-use crate::access;
 use crate::args::{Growth, NewSize, ResizeArgs};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
+use crate::lock_policy;
 
 /// What is written at once for `--preallocation`.
 const PIECE: u64 = 1 << 20;
@@ -26,9 +26,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
         .format(args.format)
         .part(args.part)
         .writable(true)
-        .lock(access::lock(args.lock))
+        .lock(lock_policy::lock(args.lock))
         .claim(!args.force)
-        .policy(access::allowed_dirs(&args.allow_backing)?.policy_for(&args.file)?)
+        .policy(lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(&args.file)?)
         .open(&args.file)?;
     console.keep_out_of(image.own_files());
     for note in image.notes() {

@@ -1,4 +1,4 @@
-//! From the options about opening files to a policy.
+//! How the options about opening images become locks, NBD options and reference policies.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
