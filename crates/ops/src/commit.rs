@@ -98,7 +98,7 @@ impl CommitJob {
         let devices = vec![Arc::clone(&top), Arc::clone(&base.device)];
         let work = move |worker: &mut Worker| {
             Commit { top: &*top, base: &*base.device, layers }.run(worker)?;
-            worker.turn_to_end()?;
+            worker.last_step()?;
             base.device.flush().map_err(Error::Write)?;
             Base::relink(Some(&base), &overlay)
         };
@@ -139,7 +139,7 @@ impl Commit<'_> {
         let unit = self.base.geometry().cluster_size.unwrap_or(1);
         let mut at = 0;
         while at < self.top.len() {
-            worker.turn(unit, PIECE)?;
+            worker.next_step(unit, PIECE)?;
             let rest = ByteRange::new(at, self.top.len());
             let runs = match self.needs(rest) {
                 Ok(runs) => runs,
@@ -168,7 +168,7 @@ impl Commit<'_> {
         let mut buffer = Vec::new();
         let mut at = run.start();
         while at < run.end() {
-            let most = worker.turn(unit, PIECE)?;
+            let most = worker.next_step(unit, PIECE)?;
             let end = if need == Need::Zero {
                 run.end()
             } else {

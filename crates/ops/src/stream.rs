@@ -70,7 +70,7 @@ impl StreamJob {
         devices.extend(image.backing());
         let work = move |worker: &mut Worker| {
             Stream { image: &*image, base: base.as_ref() }.run(worker)?;
-            worker.turn_to_end()?;
+            worker.last_step()?;
             Base::relink(base.as_ref().map(|(base, _)| base), &image)
         };
         let len = devices[0].len();
@@ -113,7 +113,7 @@ impl Stream<'_> {
         let unit = geometry.cluster_size.unwrap_or(1);
         let mut at = range.start();
         while at < range.end() {
-            worker.turn(unit, PIECE)?;
+            worker.next_step(unit, PIECE)?;
             let rest = ByteRange::new(at, range.end());
             let runs = match self.wanted(rest, max_depth) {
                 Ok(runs) => runs,
@@ -141,7 +141,7 @@ impl Stream<'_> {
     fn bring_up(&self, worker: &mut Worker, run: ByteRange, max_depth: u32, unit: u64) -> Result<(), Error> {
         let mut at = run.start();
         while at < run.end() {
-            let most = worker.turn(unit, PIECE)?;
+            let most = worker.next_step(unit, PIECE)?;
             // Pieces end on borders of units, whole ones being brought up anyway.
             let end = (at / unit * unit).saturating_add(most).min(run.end());
             let piece = ByteRange::new(at, end);

@@ -1,8 +1,8 @@
-//! The life of a job on one thread: what its user holds, and what its thread asks.
+//! A job on one thread: the handle of its user and the worker's side.
 //!
-//! Decisions are in `core`. Here is one short mutex around it, two conditions, and the thread.
+//! `machine` decides. Here are a short mutex around it, two condition variables, and the thread.
 
-mod core;
+mod machine;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Operation, Refused};
 
-pub(crate) use self::core::Failed;
-use self::core::{Core, Turn};
+pub(crate) use self::machine::Failed;
+use self::machine::{Machine, Step};
 use crate::error::{Error, ErrorKind};
 
-/// How often blocked calls are ended while a cancelled job is waited for: one may have begun after the last
+/// How often blocked calls are cancelled while a cancelled job is waited for: one may have begun since the last
 /// time.
-const LET_GO_AGAIN: Duration = Duration::from_millis(100);
+const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What can be asked of a job. Setters take and return it by value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub struct Outcome {
 
 #[derive(Debug)]
 struct State {
-    core: Core,
+    machine: Machine,
     ended: Option<Duration>,
     /// What may block, to be ended when the job is cancelled; empty once the job is over, so that nothing is
     /// kept open.
@@ -111,7 +111,7 @@ struct State {
 #[derive(Debug)]
 struct Shared {
     started: Instant,
-    /// Held for decisions only, never during I/O.
+    /// *Guards*: the machine. *Order*: leaf. *Not under it*: I/O.
     state: Mutex<State>,
     /// The thread may have something to do, or has ended.
     changed: Condvar,
@@ -124,17 +124,17 @@ impl Shared {
         state.ended.unwrap_or_else(|| self.started.elapsed())
     }
 
-    /// Looks at the core, or changes it, and lets waiting threads look again.
-    fn with_core<R>(&self, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+    /// Reads or changes the machine, and wakes waiting threads.
+    fn with_machine<R>(&self, f: impl FnOnce(&mut Machine, Duration) -> R) -> R {
         let mut state = self.state.lock();
         let now = self.now(&state);
-        let answer = f(&mut state.core, now);
+        let answer = f(&mut state.machine, now);
         self.changed.notify_all();
         self.events.notify_all();
         answer
     }
 
-    fn let_go(&self) {
+    fn cancel_in_flight(&self) {
         let devices = self.state.lock().devices.clone();
         devices.iter().for_each(|device| device.cancel_in_flight());
     }
@@ -149,13 +149,13 @@ pub struct JobControl {
 impl JobControl {
     /// The figures at this moment.
     pub fn progress(&self) -> JobProgress {
-        self.shared.with_core(|core, now| JobProgress {
-            state: core.state,
-            io_status: core.io_status,
-            offset: core.offset,
-            len: core.len,
-            moved: core.moved,
-            speed: core.limiter.speed(),
+        self.shared.with_machine(|machine, now| JobProgress {
+            state: machine.state,
+            io_status: machine.io_status,
+            offset: machine.offset,
+            len: machine.len,
+            moved: machine.moved,
+            speed: machine.limiter.speed(),
             elapsed: now,
         })
     }
@@ -163,8 +163,8 @@ impl JobControl {
     /// Why the job fails or has failed: its kind, and in one line for people. There from
     /// [`Aborting`](JobState::Aborting) on, until the job's `wait` returns it.
     pub fn failure(&self) -> Option<(ErrorKind, String)> {
-        self.shared.with_core(|core, _| {
-            let error = core.failure()?;
+        self.shared.with_machine(|machine, _| {
+            let error = machine.failure()?;
             Some((error.kind(), error.to_string()))
         })
     }
@@ -172,12 +172,12 @@ impl JobControl {
     /// What kind of error of a device the job fails with, if it is one; as long as [`failure`](Self::failure)
     /// tells.
     pub fn device_failure(&self) -> Option<block::ErrorKind> {
-        self.shared.with_core(|core, _| Some(core.failure()?.device_error()?.kind()))
+        self.shared.with_machine(|machine, _| Some(machine.failure()?.device_error()?.kind()))
     }
 
     /// Takes the events since the last call, oldest first. If they are not taken, only the latest are kept.
     pub fn events(&self) -> Vec<Event> {
-        self.shared.with_core(|core, _| core.events.drain(..).collect())
+        self.shared.with_machine(|machine, _| machine.events.drain(..).collect())
     }
 
     /// The next event; waits for one for at most `timeout`, for ever if that is `None`. `None` if there was
@@ -186,11 +186,11 @@ impl JobControl {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.shared.state.lock();
         loop {
-            if let Some(event) = state.core.events.pop_front() {
+            if let Some(event) = state.machine.events.pop_front() {
                 return Some(event);
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if state.core.is_null() || left.is_some_and(|left| left.is_zero()) {
+            if state.machine.is_null() || left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
             state = match left {
@@ -207,8 +207,8 @@ impl JobControl {
     /// [`Refused`], as all verbs: the state does not allow it, or the user has paused the job (then only
     /// force ends it).
     pub fn cancel(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.cancel(false))?;
-        self.shared.let_go();
+        self.shared.with_machine(|machine, _| machine.cancel(false))?;
+        self.shared.cancel_in_flight();
         Ok(())
     }
 
@@ -217,8 +217,8 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] if it has ended already.
     pub fn force_cancel(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.cancel(true))?;
-        self.shared.let_go();
+        self.shared.with_machine(|machine, _| machine.cancel(true))?;
+        self.shared.cancel_in_flight();
         Ok(())
     }
 
@@ -227,7 +227,7 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] if it is paused already, or about to end.
     pub fn pause(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.pause())
+        self.shared.with_machine(|machine, _| machine.pause())
     }
 
     /// Goes on after [`pause`](Self::pause), and after an error policy stopped the job.
@@ -235,7 +235,7 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] if it is not paused.
     pub fn resume(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.resume())
+        self.shared.with_machine(|machine, _| machine.resume())
     }
 
     /// Changes the speed in bytes per second; 0 is as fast as it goes.
@@ -243,7 +243,7 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] if the job is about to end.
     pub fn set_speed(&self, bytes_per_second: u64) -> Result<(), Refused> {
-        self.shared.with_core(|core, now| core.set_speed(now, bytes_per_second))
+        self.shared.with_machine(|machine, now| machine.set_speed(now, bytes_per_second))
     }
 
     /// Lets a job end that was started with `auto_finalize` off.
@@ -251,7 +251,7 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] unless it waits for that.
     pub fn finalize(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.finalize())
+        self.shared.with_machine(|machine, _| machine.finalize())
     }
 
     /// Forgets a job that is over and was started with `auto_dismiss` off.
@@ -259,7 +259,7 @@ impl JobControl {
     /// # Errors
     /// [`Refused`] unless it is over.
     pub fn dismiss(&self) -> Result<(), Refused> {
-        self.shared.with_core(|core, _| core.dismiss())
+        self.shared.with_machine(|machine, _| machine.dismiss())
     }
 
     /// Waits until the job has ended, for at most `timeout`; true if it has.
@@ -271,17 +271,18 @@ impl JobControl {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let shared = &*self.shared;
         let mut state = shared.state.lock();
-        while !state.core.is_over() {
+        while !state.machine.is_over() {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            let aborting = state.core.state == JobState::Aborting;
-            let nap = if aborting { Some(left.unwrap_or(LET_GO_AGAIN).min(LET_GO_AGAIN)) } else { left };
-            state = wait_for(&shared.changed, state, nap);
-            if aborting && !state.core.is_over() {
+            let aborting = state.machine.state == JobState::Aborting;
+            let timeout =
+                if aborting { Some(left.unwrap_or(CANCEL_INTERVAL).min(CANCEL_INTERVAL)) } else { left };
+            state = wait_for(&shared.changed, state, timeout);
+            if aborting && !state.machine.is_over() {
                 drop(state);
-                shared.let_go();
+                shared.cancel_in_flight();
                 state = shared.state.lock();
             }
         }
@@ -300,7 +301,7 @@ fn wait_for<'a>(
     }
 }
 
-/// What the thread of a job asks and tells.
+/// The worker's side of a job.
 #[derive(Debug)]
 pub(crate) struct Worker {
     shared: Arc<Shared>,
@@ -312,16 +313,16 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Cancelled`].
-    pub(crate) fn turn(&self, unit: u64, most: u64) -> Result<u64, Error> {
-        self.wait(|core, now| core.turn(now))?;
-        let quota = self.shared.with_core(|core, _| core.limiter.quota());
+    pub(crate) fn next_step(&self, unit: u64, most: u64) -> Result<u64, Error> {
+        self.wait(|machine, now| machine.next_step(now))?;
+        let quota = self.shared.with_machine(|machine, _| machine.limiter.quota());
         let units = quota.min(most) / unit.max(1) * unit.max(1);
         Ok(units.max(unit))
     }
 
     /// A piece of `bytes` is done, of which `moved` had to be moved.
     pub(crate) fn done(&self, bytes: u64, moved: u64) {
-        self.shared.with_core(|core, now| core.done(now, bytes, moved));
+        self.shared.with_machine(|machine, now| machine.done(now, bytes, moved));
     }
 
     /// A piece failed: whether it is to be tried again (true) or left out (false).
@@ -334,14 +335,14 @@ impl Worker {
         range: ByteRange,
         error: block::Error,
     ) -> Result<bool, Error> {
-        match self.shared.with_core(|core, _| core.failed(operation, range, &error)) {
+        match self.shared.with_machine(|machine, _| machine.failed(operation, range, &error)) {
             Failed::Again => Ok(true),
             Failed::LeaveOut => {
                 self.left_out.get_or_insert(error);
                 Ok(false)
             }
-            Failed::Give if operation == Operation::Read => Err(Error::Read(error)),
-            Failed::Give => Err(Error::Write(error)),
+            Failed::Abort if operation == Operation::Read => Err(Error::Read(error)),
+            Failed::Abort => Err(Error::Write(error)),
         }
     }
 
@@ -349,24 +350,24 @@ impl Worker {
     ///
     /// # Errors
     /// [`Error::Cancelled`], or [`Error::LeftOut`] if something was.
-    pub(crate) fn turn_to_end(&mut self) -> Result<(), Error> {
+    pub(crate) fn last_step(&mut self) -> Result<(), Error> {
         if let Some(error) = self.left_out.take() {
             return Err(Error::LeftOut(error));
         }
-        self.wait(|core, _| core.turn_to_end())
+        self.wait(|machine, _| machine.last_step())
     }
 
-    fn wait(&self, ask: impl Fn(&mut Core, Duration) -> Turn) -> Result<(), Error> {
+    fn wait(&self, ask: impl Fn(&mut Machine, Duration) -> Step) -> Result<(), Error> {
         let shared = &*self.shared;
         let mut state = shared.state.lock();
         loop {
             let now = shared.now(&state);
-            let turn = ask(&mut state.core, now);
+            let step = ask(&mut state.machine, now);
             shared.events.notify_all();
-            match turn {
-                Turn::Go => return Ok(()),
-                Turn::Stop => return Err(Error::Cancelled),
-                Turn::Wait(timeout) => state = wait_for(&shared.changed, state, timeout),
+            match step {
+                Step::Go => return Ok(()),
+                Step::Stop => return Err(Error::Cancelled),
+                Step::Wait(timeout) => state = wait_for(&shared.changed, state, timeout),
             }
         }
     }
@@ -391,7 +392,7 @@ impl Job {
         devices: Vec<Arc<dyn BlockDevice>>,
         work: impl FnOnce(&mut Worker) -> Result<(), Error> + Send + 'static,
     ) -> Result<Self, Error> {
-        let state = State { core: Core::new(len, options), ended: None, devices };
+        let state = State { machine: Machine::new(len, options), ended: None, devices };
         let shared = Arc::new(Shared {
             started: Instant::now(),
             state: Mutex::new(state),
@@ -408,8 +409,8 @@ impl Job {
             let mut state = shared.state.lock();
             state.devices.clear();
             // Whatever error a call that was ended returns, the reason is that the job was cancelled.
-            let cancelled = state.core.state == JobState::Aborting;
-            state.core.conclude(if cancelled { Err(Error::Cancelled) } else { result });
+            let cancelled = state.machine.state == JobState::Aborting;
+            state.machine.conclude(if cancelled { Err(Error::Cancelled) } else { result });
             state.ended = Some(shared.started.elapsed());
             drop(state);
             shared.changed.notify_all();
@@ -425,9 +426,9 @@ impl Job {
 
     pub(crate) fn wait(mut self) -> Result<Outcome, Error> {
         self.join();
-        self.control.shared.with_core(|core, elapsed| {
-            core.result.take().unwrap_or(Err(Error::Panicked))?;
-            Ok(Outcome { moved: core.moved, elapsed })
+        self.control.shared.with_machine(|machine, elapsed| {
+            machine.result.take().unwrap_or(Err(Error::Panicked))?;
+            Ok(Outcome { moved: machine.moved, elapsed })
         })
     }
 

@@ -1,6 +1,7 @@
-//! What a job decides: states, verbs, pauses, speed, what an error does. Pure; `now` is an argument.
+//! The state machine of a job: states, verbs, pauses, speed, error policy. Pure: `now` is an argument.
 //!
-//! States, verbs and events are those of a mirror job that never becomes ready.
+//! States, verbs and events are those of a mirror job that never becomes ready. Called under the mutex of the
+//! job's [handle](super::JobControl) and of its worker.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,18 +13,18 @@ use blockmirror_ratelimit::RateLimiter;
 use super::JobOptions;
 use crate::error::Error;
 
-/// Events that are kept until they are taken; older ones are dropped first.
+/// The maximum of events kept until they are taken; the oldest are dropped first.
 const MAX_EVENTS: usize = 1024;
 
-/// A range that failed under the `ignore` policy is left out after so many tries.
+/// After how many tries a range is left out that fails under the policy `ignore`.
 const TRIES: u32 = 3;
 
-/// What the thread does next.
+/// What the worker does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Step {
     /// The next piece.
     Go,
-    /// Ask again then, or when something has changed.
+    /// Ask again after this time, or when the machine has changed.
     Wait(Option<Duration>),
     /// End without finishing.
     Stop,
@@ -37,11 +38,11 @@ pub(crate) enum Failed {
     /// The job goes on without it, and fails in the end.
     LeaveOut,
     /// The job fails.
-    Give,
+    Abort,
 }
 
 #[derive(Debug)]
-pub(super) struct Core {
+pub(super) struct Machine {
     pub(super) state: JobState,
     pub(super) io_status: IoStatus,
     pub(super) offset: u64,
@@ -57,9 +58,9 @@ pub(super) struct Core {
     pub(super) result: Option<Result<(), Error>>,
 }
 
-impl Core {
+impl Machine {
     pub(super) fn new(len: u64, options: JobOptions) -> Self {
-        let mut core = Self {
+        let mut machine = Self {
             state: JobState::Created,
             io_status: IoStatus::Ok,
             offset: 0,
@@ -74,9 +75,9 @@ impl Core {
             tries: 0,
             result: None,
         };
-        core.tell(Event::Status(JobState::Created));
-        core.become_(JobState::Running);
-        core
+        machine.tell(Event::Status(JobState::Created));
+        machine.set_state(JobState::Running);
+        machine
     }
 
     fn tell(&mut self, event: Event) {
@@ -86,7 +87,7 @@ impl Core {
         self.events.push_back(event);
     }
 
-    fn become_(&mut self, state: JobState) {
+    fn set_state(&mut self, state: JobState) {
         if self.state != state {
             self.state = state;
             self.tell(Event::Status(state));
@@ -112,7 +113,7 @@ impl Core {
         if self.asked_to_pause && !force {
             return Err(Refused::Paused { verb });
         }
-        self.become_(JobState::Aborting);
+        self.set_state(JobState::Aborting);
         Ok(())
     }
 
@@ -122,7 +123,7 @@ impl Core {
             return Err(Refused::Paused { verb: Verb::Pause });
         }
         self.asked_to_pause = true;
-        self.become_(JobState::Paused);
+        self.set_state(JobState::Paused);
         Ok(())
     }
 
@@ -134,7 +135,7 @@ impl Core {
         self.asked_to_pause = false;
         self.stopped = false;
         self.io_status = IoStatus::Ok;
-        self.become_(JobState::Running);
+        self.set_state(JobState::Running);
         Ok(())
     }
 
@@ -152,7 +153,7 @@ impl Core {
 
     pub(super) fn dismiss(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Dismiss)?;
-        self.become_(JobState::Null);
+        self.set_state(JobState::Null);
         Ok(())
     }
 
@@ -165,13 +166,13 @@ impl Core {
     }
 
     /// Whether the next piece may be begun at `now`.
-    pub(super) fn turn(&self, now: Duration) -> Turn {
+    pub(super) fn next_step(&self, now: Duration) -> Step {
         match self.state {
-            JobState::Aborting => Turn::Stop,
-            JobState::Paused => Turn::Wait(None),
+            JobState::Aborting => Step::Stop,
+            JobState::Paused => Step::Wait(None),
             _ => match self.limiter.delay(now) {
-                Duration::ZERO => Turn::Go,
-                delay => Turn::Wait(Some(delay)),
+                Duration::ZERO => Step::Go,
+                delay => Step::Wait(Some(delay)),
             },
         }
     }
@@ -187,7 +188,7 @@ impl Core {
     /// A piece failed.
     pub(super) fn failed(&mut self, operation: Operation, range: ByteRange, error: &block::Error) -> Failed {
         if self.state == JobState::Aborting {
-            return Failed::Give;
+            return Failed::Abort;
         }
         let no_space = error.kind() == ErrorKind::NoSpace;
         let (action, what) = match self.options.on_error {
@@ -198,7 +199,7 @@ impl Core {
             }
             OnError::Stop => (ErrorAction::Stop, Failed::Again),
             OnError::Enospc | OnError::Auto if no_space => (ErrorAction::Stop, Failed::Again),
-            _ => (ErrorAction::Report, Failed::Give),
+            _ => (ErrorAction::Report, Failed::Abort),
         };
         self.tell(Event::Error { operation, action, range, message: error.to_string() });
         if action == ErrorAction::Stop {
@@ -206,26 +207,26 @@ impl Core {
             if self.io_status == IoStatus::Ok {
                 self.io_status = if no_space { IoStatus::NoSpace } else { IoStatus::Failed };
             }
-            self.become_(JobState::Paused);
+            self.set_state(JobState::Paused);
         }
         what
     }
 
     /// All pieces are done: whether the last step may be taken.
-    pub(super) fn turn_to_end(&mut self) -> Turn {
+    pub(super) fn last_step(&mut self) -> Step {
         match self.state {
-            JobState::Aborting => return Turn::Stop,
-            JobState::Paused => return Turn::Wait(None),
+            JobState::Aborting => return Step::Stop,
+            JobState::Paused => return Step::Wait(None),
             JobState::Pending => {}
             _ => {
-                self.become_(JobState::Waiting);
-                self.become_(JobState::Pending);
+                self.set_state(JobState::Waiting);
+                self.set_state(JobState::Pending);
                 if !self.finalize {
                     self.tell(Event::Pending);
                 }
             }
         }
-        if self.finalize { Turn::Go } else { Turn::Wait(None) }
+        if self.finalize { Step::Go } else { Step::Wait(None) }
     }
 
     /// The thread is about to end.
@@ -236,12 +237,12 @@ impl Core {
             Err(error) => Event::Completed { error: Some(error.to_string()) },
         };
         if result.is_err() {
-            self.become_(JobState::Aborting);
+            self.set_state(JobState::Aborting);
         }
         self.tell(event);
-        self.become_(JobState::Concluded);
+        self.set_state(JobState::Concluded);
         if self.options.auto_dismiss {
-            self.become_(JobState::Null);
+            self.set_state(JobState::Null);
         }
         self.result = Some(result);
     }
@@ -253,12 +254,13 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
 
-    fn core(options: JobOptions) -> Core {
-        Core::new(1 << 20, options)
+    fn machine(options: JobOptions) -> Machine {
+        Machine::new(1 << 20, options)
     }
 
-    fn statuses(core: &mut Core) -> Vec<&'static str> {
-        core.events
+    fn statuses(machine: &mut Machine) -> Vec<&'static str> {
+        machine
+            .events
             .drain(..)
             .map(|event| match event {
                 Event::Status(state) => state.name(),
@@ -279,45 +281,45 @@ mod tests {
 
     #[test]
     fn the_order_of_a_life() {
-        let mut core = core(JobOptions::default());
-        core.done(NOW, 1 << 20, 0);
-        assert_eq!(core.turn_to_end(), Turn::Go);
-        core.conclude(Ok(()));
+        let mut machine = machine(JobOptions::default());
+        machine.done(NOW, 1 << 20, 0);
+        assert_eq!(machine.last_step(), Step::Go);
+        machine.conclude(Ok(()));
         assert_eq!(
-            statuses(&mut core),
+            statuses(&mut machine),
             ["created", "running", "waiting", "pending", "COMPLETED", "concluded", "null"]
         );
     }
 
     #[test]
     fn a_job_may_wait_to_be_finalized_and_dismissed() {
-        let mut core = core(JobOptions::default().auto_finalize(false).auto_dismiss(false));
-        assert!(core.finalize().is_err());
-        assert_eq!(core.turn_to_end(), Turn::Wait(None));
-        assert_eq!(core.turn_to_end(), Turn::Wait(None));
-        core.finalize().unwrap();
-        assert_eq!(core.turn_to_end(), Turn::Go);
-        core.conclude(Ok(()));
-        assert!(!core.is_null());
-        core.dismiss().unwrap();
+        let mut machine = machine(JobOptions::default().auto_finalize(false).auto_dismiss(false));
+        assert!(machine.finalize().is_err());
+        assert_eq!(machine.last_step(), Step::Wait(None));
+        assert_eq!(machine.last_step(), Step::Wait(None));
+        machine.finalize().unwrap();
+        assert_eq!(machine.last_step(), Step::Go);
+        machine.conclude(Ok(()));
+        assert!(!machine.is_null());
+        machine.dismiss().unwrap();
         assert_eq!(
-            statuses(&mut core),
+            statuses(&mut machine),
             ["created", "running", "waiting", "pending", "PENDING", "COMPLETED", "concluded", "null"]
         );
     }
 
     #[test]
     fn a_cancelled_job_stops_and_says_so() {
-        let mut core = core(JobOptions::default());
-        core.pause().unwrap();
-        assert_eq!(core.cancel(false), Err(Refused::Paused { verb: Verb::Cancel }));
-        assert_eq!(core.turn(NOW), Turn::Wait(None));
-        core.cancel(true).unwrap();
-        assert_eq!(core.turn(NOW), Turn::Stop);
-        core.conclude(Err(Error::Cancelled));
-        assert!(core.pause().is_err() && core.cancel(true).is_err());
+        let mut machine = machine(JobOptions::default());
+        machine.pause().unwrap();
+        assert_eq!(machine.cancel(false), Err(Refused::Paused { verb: Verb::Cancel }));
+        assert_eq!(machine.next_step(NOW), Step::Wait(None));
+        machine.cancel(true).unwrap();
+        assert_eq!(machine.next_step(NOW), Step::Stop);
+        machine.conclude(Err(Error::Cancelled));
+        assert!(machine.pause().is_err() && machine.cancel(true).is_err());
         assert_eq!(
-            statuses(&mut core),
+            statuses(&mut machine),
             ["created", "running", "paused", "aborting", "CANCELLED", "concluded", "null"]
         );
     }
@@ -327,45 +329,45 @@ mod tests {
         let range = ByteRange::at(0, 1);
         let io = block::Error::new(ErrorKind::Io, "read");
         for (policy, error, want) in [
-            (OnError::Report, io, Failed::Give),
+            (OnError::Report, io, Failed::Abort),
             (OnError::Stop, no_space(), Failed::Again),
             (OnError::Enospc, no_space(), Failed::Again),
-            (OnError::Enospc, block::Error::new(ErrorKind::Io, "read"), Failed::Give),
+            (OnError::Enospc, block::Error::new(ErrorKind::Io, "read"), Failed::Abort),
             (OnError::Ignore, no_space(), Failed::Again),
         ] {
-            let mut core = core(JobOptions::default().on_error(policy));
-            assert_eq!(core.failed(Operation::Read, range, &error), want, "{policy:?}");
+            let mut machine = machine(JobOptions::default().on_error(policy));
+            assert_eq!(machine.failed(Operation::Read, range, &error), want, "{policy:?}");
         }
-        let mut core = core(JobOptions::default().on_error(OnError::Enospc));
-        core.failed(Operation::Read, range, &no_space());
-        assert_eq!((core.state, core.io_status), (JobState::Paused, IoStatus::NoSpace));
-        assert_eq!(core.turn(NOW), Turn::Wait(None));
-        core.resume().unwrap();
-        assert_eq!((core.turn(NOW), core.io_status), (Turn::Go, IoStatus::Ok));
-        assert_eq!(core.resume(), Err(Refused::NotPaused));
-        assert_eq!(statuses(&mut core), ["created", "running", "ERROR stop", "paused", "running"]);
+        let mut machine = machine(JobOptions::default().on_error(OnError::Enospc));
+        machine.failed(Operation::Read, range, &no_space());
+        assert_eq!((machine.state, machine.io_status), (JobState::Paused, IoStatus::NoSpace));
+        assert_eq!(machine.next_step(NOW), Step::Wait(None));
+        machine.resume().unwrap();
+        assert_eq!((machine.next_step(NOW), machine.io_status), (Step::Go, IoStatus::Ok));
+        assert_eq!(machine.resume(), Err(Refused::NotPaused));
+        assert_eq!(statuses(&mut machine), ["created", "running", "ERROR stop", "paused", "running"]);
     }
 
     #[test]
     fn an_ignored_range_is_left_out_in_the_end() {
-        let mut core = core(JobOptions::default().on_error(OnError::Ignore));
-        let fail = |core: &mut Core| core.failed(Operation::Read, ByteRange::at(0, 1), &no_space());
+        let mut machine = machine(JobOptions::default().on_error(OnError::Ignore));
+        let fail = |machine: &mut Machine| machine.failed(Operation::Read, ByteRange::at(0, 1), &no_space());
         assert_eq!(
-            [fail(&mut core), fail(&mut core), fail(&mut core)],
+            [fail(&mut machine), fail(&mut machine), fail(&mut machine)],
             [Failed::Again, Failed::Again, Failed::LeaveOut]
         );
-        core.done(NOW, 1, 0);
-        assert_eq!(fail(&mut core), Failed::Again);
+        machine.done(NOW, 1, 0);
+        assert_eq!(fail(&mut machine), Failed::Again);
     }
 
     #[test]
     fn the_speed_counts_what_was_moved() {
-        let mut core = core(JobOptions::default().speed(1000));
-        core.done(NOW, 1 << 19, 0);
-        assert_eq!(core.turn(NOW), Turn::Go);
-        core.done(NOW, 1 << 19, 500);
-        assert_eq!(core.turn(NOW), Turn::Wait(Some(Duration::from_millis(500))));
-        core.set_speed(NOW, 0).unwrap();
-        assert_eq!(core.turn(NOW), Turn::Go);
+        let mut machine = machine(JobOptions::default().speed(1000));
+        machine.done(NOW, 1 << 19, 0);
+        assert_eq!(machine.next_step(NOW), Step::Go);
+        machine.done(NOW, 1 << 19, 500);
+        assert_eq!(machine.next_step(NOW), Step::Wait(Some(Duration::from_millis(500))));
+        machine.set_speed(NOW, 0).unwrap();
+        assert_eq!(machine.next_step(NOW), Step::Go);
     }
 }
