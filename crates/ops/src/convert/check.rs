@@ -181,19 +181,22 @@ impl Convert {
 }
 
 impl CheckedConvert {
-    /// A dry run: what would be copied. An existing target is opened for reading. Takes as long as the
-    /// source's extents do, hours on a hostile image, unless `stop` returns true.
+    /// A dry run: what would be copied. An existing target is opened for reading. `stop` is asked between
+    /// bounded queries of the source's extents.
     ///
     /// # Errors
-    /// What the steps that follow would refuse, as far as it can be seen without writing;
-    /// [`Error::Cancelled`](blockmirror_mirror::Error::Cancelled) in [`ConvertError::Start`] if `stop` did.
+    /// What the steps that follow would refuse, as far as it can be seen without writing.
     pub fn plan(&self, stop: &dyn Fn() -> bool) -> Result<Plan, ConvertError> {
-        let mut go_on = |_| if stop() { Visit::Break(()) } else { Visit::Continue(()) };
-        let device = &**self.source.device();
+        let plan = |target: PlanTarget<'_>| {
+            plan_until(&**self.source.device(), target, &self.mirror, &mut |_| match stop() {
+                true => Visit::Break(()),
+                false => Visit::Continue(()),
+            })
+        };
         let planned = match &self.kind {
             TargetKind::Existing => {
                 let image = self.open_existing(false)?;
-                plan_until(device, PlanTarget::Existing(&**image.device()), &self.mirror, &mut go_on)
+                plan(PlanTarget::Existing(&**image.device()))
             }
             TargetKind::New { spec, backing } => {
                 spec.check_files(&self.target)?;
@@ -215,7 +218,7 @@ impl CheckedConvert {
                         backing: backing.as_ref().map(|image| &**image.device()),
                     },
                 };
-                plan_until(device, target, &self.mirror, &mut go_on)
+                plan(target)
             }
         };
         planned.map_err(ConvertError::Start)

@@ -106,7 +106,7 @@ impl ConvertError {
     pub fn is_cancelled(&self) -> bool {
         let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;
         match self {
-            Self::Copy { cause, .. } => cause.kind() == mirror::ErrorKind::Cancelled,
+            Self::Start(cause) | Self::Copy { cause, .. } => cause.kind() == mirror::ErrorKind::Cancelled,
             Self::Disk(error) => of_disk(error),
             Self::Image(error) => error.device_error().is_some_and(of_disk),
             _ => false,

@@ -94,6 +94,8 @@ fn a_dry_run_makes_nothing() {
     let plan = convert.check(convert.open_source().unwrap()).unwrap().plan(&|| false).unwrap();
     assert_eq!((plan.len, plan.copy + plan.skip), (LEN as u64, LEN as u64));
     assert_eq!(folder.names(), ["disk.raw"]);
+    let stopped = convert.check(convert.open_source().unwrap()).unwrap().plan(&|| true).unwrap_err();
+    assert!(stopped.is_cancelled(), "{stopped}");
 }
 
 #[test]
