@@ -1,5 +1,5 @@
-//! What the tests of the whole and the developer commands share beyond `blockmirror_testing`: disk contents that
-//! tell where they belong, mutations of images, and the images under `testdata/`.
+//! What the tests of the whole and the developer commands share beyond `blockmirror_testing`: disk contents
+//! that tell where they belong, mutations of images, and the images under `testdata/`.
 //!
 //! Called by the programs in `tests/tests/` and by `xtask`. Nothing here but [`live`] knows the crates under
 //! test, so that an error in them cannot hide in the judge.

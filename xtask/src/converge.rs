@@ -1,4 +1,5 @@
-//! `cargo xtask converge`: the throughput of a guest while it is mirrored, in each copy mode, on a virtual clock.
+//! `cargo xtask converge`: the throughput of a guest while it is mirrored, in each copy mode, on a virtual
+//! clock.
 //!
 //! Devices that take 100 microseconds a request, and 16 random writes of 4 KiB under way: the figures are
 //! those of the core's decisions alone and the same on every machine. Auto mode has to become ready and to

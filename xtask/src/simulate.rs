@@ -35,8 +35,8 @@ pub(crate) struct Simulate {
     /// Threads that run them
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Print a hash over the steps of each scenario's schedules: two versions of the core that decide alike print
-    /// the same
+    /// Print a hash over the steps of each scenario's schedules: two versions of the core that decide alike
+    /// print the same
     #[arg(long)]
     hash: bool,
     /// List the scenarios

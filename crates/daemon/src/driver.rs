@@ -228,8 +228,8 @@ impl Child {
         BackingLink::for_filter(Arc::clone(&self.tap) as _)
     }
 
-    /// The child of a filter, by the `link` that its device holds: others may use the disk as the filter's own
-    /// users do.
+    /// The child of a filter, by the `link` that its device holds: others may use the disk as the filter's
+    /// own users do.
     pub(crate) fn filter_link(
         &self,
         role: &'static str,

@@ -1,9 +1,9 @@
 //! Keeps long writes to a file from starving short ones.
 //!
 //! The kernel admits one write at a time to a regular file's page cache (the inode lock), and its lock is not
-//! fair: threads that write long pieces, one after the other, starve a writer of 4 KiB for whole time slices. A
-//! guest whose disk is being copied is such a writer. So while short writes arrive, long writes are serialised
-//! by this gate and split into pieces, and the inode lock is free between two pieces.
+//! fair: threads that write long pieces, one after the other, starve a writer of 4 KiB for whole time slices.
+//! A guest whose disk is being copied is such a writer. So while short writes arrive, long writes are
+//! serialised by this gate and split into pieces, and the inode lock is free between two pieces.
 //!
 //! Where few short writes arrive, as in a conversion, the gate is open: serialising costs a quarter of the
 //! throughput. Called by [`FileStorage`](crate::FileStorage) for each write.

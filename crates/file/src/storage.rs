@@ -30,8 +30,8 @@ use crate::{claim, copy, holes, io, open, zeroes};
 #[derive(Debug)]
 pub struct FileStorage {
     opened: Descriptor,
-    /// The same file opened in other modes, by [`OpenMode`], where that was asked for later. They hold no lock:
-    /// `opened` does.
+    /// The same file opened in other modes, by [`OpenMode`], where that was asked for later. They hold no
+    /// lock: `opened` does.
     others: [OnceLock<Descriptor>; 4],
     /// The [`OpenMode`] that is used at present.
     mode: AtomicUsize,

@@ -1,7 +1,7 @@
 //! Opening an image with everything below it.
 //!
-//! [`ChainOpener`] goes down the chain first: it opens each file, detects its format, reads its header, and has
-//! the policy authorize the names in it; cycles and chains that are too deep are refused. Then each layer
+//! [`ChainOpener`] goes down the chain first: it opens each file, detects its format, reads its header, and
+//! has the policy authorize the names in it; cycles and chains that are too deep are refused. Then each layer
 //! becomes a device on the one below it, from the bottom up. No file is opened twice, and nothing recurses.
 
 use std::ffi::OsStr;
@@ -158,8 +158,8 @@ impl OpenOptions {
         self.for_opened(path, &protocol).open_on(&protocol, path, None)
     }
 
-    /// Opens the image in `protocol`, which has the name `path`, and what it stands on; `data` is where its data
-    /// lies if that is open already. What is written to depends on how `protocol` was opened.
+    /// Opens the image in `protocol`, which has the name `path`, and what it stands on; `data` is where its
+    /// data lies if that is open already. What is written to depends on how `protocol` was opened.
     pub(crate) fn open_on(
         &self,
         protocol: &ProtocolLayer,

@@ -92,8 +92,8 @@ pub enum BackingSettingsError {
     /// A raw image has no header to name one.
     #[error("a raw image cannot have a backing file")]
     RawImage,
-    /// The header of the image has to name the format: detected anew at each opening, a raw backing file could
-    /// turn into whatever its guest writes into its first sector.
+    /// The header of the image has to name the format: detected anew at each opening, a raw backing file
+    /// could turn into whatever its guest writes into its first sector.
     #[error("the backing file's format is missing")]
     NoFormat,
     /// There is a format of no file.

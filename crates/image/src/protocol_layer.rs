@@ -34,8 +34,8 @@ pub(crate) enum ProtocolLayer {
     Unfinished(Box<Self>, Arc<Unfinished>),
 }
 
-/// Identity of a protocol layer, the same by whatever name it was opened. Exports are distinguished by their URIs, so
-/// one that is reached in two ways is taken for two.
+/// Identity of a protocol layer, the same by whatever name it was opened. Exports are distinguished by their
+/// URIs, so one that is reached in two ways is taken for two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ProtocolId {
     File(FileId),

@@ -1,8 +1,8 @@
 //! Batches of operations that one worker takes at once and performs one after the other.
 //!
-//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that guest
-//! writes need too. Slow operations are taken one by one, so that many workers have them in flight. Each worker
-//! of the engine has one batch; the core knows nothing of it.
+//! A small copy between disks in memory costs less than asking for it and reporting it under the lock that
+//! guest writes need too. Slow operations are taken one by one, so that many workers have them in flight.
+//! Each worker of the engine has one batch; the core knows nothing of it.
 
 use std::thread;
 use std::time::Duration;

@@ -24,8 +24,8 @@ use crate::tap::Tap;
 
 /// How long an aborting job waits before it cancels blocked calls once more.
 pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
-/// The source of a job on a tap is the guest's own disk: cancelling calls there cancels the guest's as well. So it
-/// happens only when the job has waited for its own calls for so long.
+/// The source of a job on a tap is the guest's own disk: cancelling calls there cancels the guest's as well.
+/// So it happens only when the job has waited for its own calls for so long.
 const SOURCE_GRACE: Duration = Duration::from_secs(2);
 
 /// What the threads and the controls of a job share.
@@ -35,8 +35,8 @@ pub(crate) struct Engine {
     disks: Mutex<Option<JobDisks>>,
     policy: CopyPolicy,
     started: Instant,
-    /// *Guards* the core and who waits for it. *Order*: after the tap's state; before a group's wake-up, a leaf.
-    /// *Not under it*: device calls, the tap's state, `disks`.
+    /// *Guards* the core and who waits for it. *Order*: after the tap's state; before a group's wake-up, a
+    /// leaf. *Not under it*: device calls, the tap's state, `disks`.
     state: Mutex<State>,
     /// There may be something to do.
     work: Condvar,

@@ -71,10 +71,10 @@ pub enum GroupEvent {
 ///
 /// Each member runs by itself until its end was asked for: by the verbs of the [`GroupControl`], or one by
 /// one by those of their own [`MirrorControl`]s. When the end of every member was asked for and little is
-/// left anywhere, all guests are quiesced; what is left is copied and flushed; and when every member is clean and
-/// flushed while all guests are quiesced, all pivot, or keep their copies, and the guests go on. If a member
-/// turns out to be dirty, its flush fails, or writers have waited too long (a second at first; twice as long
-/// each next time), all guests go on and it is tried again.
+/// left anywhere, all guests are quiesced; what is left is copied and flushed; and when every member is clean
+/// and flushed while all guests are quiesced, all pivot, or keep their copies, and the guests go on. If a
+/// member turns out to be dirty, its flush fails, or writers have waited too long (a second at first; twice
+/// as long each next time), all guests go on and it is tried again.
 ///
 /// A member that fails, or is cancelled by force, before that instant ends the whole group: no member pivots,
 /// the other members end with [`Error::Group`] and the event [`Cancelled`](crate::Event::Cancelled).

@@ -281,8 +281,8 @@ impl Core {
         }
     }
 
-    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether anything has
-    /// changed that concerns waiting threads.
+    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether
+    /// anything has changed that concerns waiting threads.
     pub(crate) fn tick(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let probe_ended = self.pacing.end_probe(self.clock);
@@ -320,7 +320,8 @@ impl Core {
         taken && !self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
 
-    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken, twice.)
+    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken,
+    /// twice.)
     fn work_left(&self) -> u64 {
         if self.in_progress.count() > MAX_COUNTED {
             return self.left();

@@ -1,8 +1,8 @@
 //! Extent scan: the source's extents, compared with what the target reads as, give what each range needs.
 //!
 //! Workers scan when the core asks for it; a plan is a scan of the whole disk. One scan is one query to the
-//! source and at most one to the target, whatever the number of runs. Its memory and the extents it visits are
-//! capped; the caller goes on from where it stopped.
+//! source and at most one to the target, whatever the number of runs. Its memory and the extents it visits
+//! are capped; the caller goes on from where it stopped.
 
 use blockmirror_block::{
     self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, Visit,
@@ -144,8 +144,8 @@ enum SourceKind {
     Data,
     /// Zeros that the target must store.
     Zero,
-    /// Zeros because no layer has allocated anything, and only the top is copied: the target need not allocate
-    /// either.
+    /// Zeros because no layer has allocated anything, and only the top is copied: the target need not
+    /// allocate either.
     Unallocated,
 }
 

@@ -1,14 +1,14 @@
 //! Simulator: the core on a virtual clock, in random schedules with simulated devices, failures and a guest
 //! that writes.
 //!
-//! One schedule is one seed. A single thread takes the parts of the job's workers, the guest, the operator and
-//! the clock: at each step the generator chooses the party, and whether the devices succeed, late or at all. The
-//! core is the one of real jobs, and data moves as it does there. The invariants are asserted at every step and
-//! at the end; a schedule that breaks one is run again with a trace.
+//! One schedule is one seed. A single thread takes the parts of the job's workers, the guest, the operator
+//! and the clock: at each step the generator chooses the party, and whether the devices succeed, late or at
+//! all. The core is the one of real jobs, and data moves as it does there. The invariants are asserted at
+//! every step and at the end; a schedule that breaks one is run again with a trace.
 //!
-//! A [`Scenario`] is a distribution of schedules. `copy` and `live` are unrestricted; each of the others aims at
-//! one known bug of mirrors. `cargo xtask simulate` runs any number of seeds; a new scenario is a function in
-//! `targeted.rs` or a file with a `run` function, and a line in [`SCENARIOS`].
+//! A [`Scenario`] is a distribution of schedules. `copy` and `live` are unrestricted; each of the others aims
+//! at one known bug of mirrors. `cargo xtask simulate` runs any number of seeds; a new scenario is a function
+//! in `targeted.rs` or a file with a `run` function, and a line in [`SCENARIOS`].
 
 pub(crate) mod closed_loop;
 mod copy;

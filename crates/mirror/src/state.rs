@@ -1,7 +1,7 @@
 //! The states of a job, the verbs each allows, and the moves between them: the one table.
 //!
-//! The core owns a job's state and moves it only along [`JobState::can_transition_to`]; every verb of a user is
-//! first measured against [`JobState::allows`]. Names are those that management layers know.
+//! The core owns a job's state and moves it only along [`JobState::can_transition_to`]; every verb of a user
+//! is first measured against [`JobState::allows`]. Names are those that management layers know.
 
 use std::fmt;
 

@@ -471,8 +471,8 @@ impl BlockDevice for Tap {
         }
     }
 
-    /// Quiesces the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while a
-    /// job is attached or a bitmap is in use.
+    /// Quiesces the guest meanwhile, as [`Drained::resize`] does. [`Locked`](block::ErrorKind::Locked) while
+    /// a job is attached or a bitmap is in use.
     fn resize(&self, len: u64, may_shrink: bool) -> block::Result<()> {
         self.resize_quiesced(len, may_shrink).map_err(|error| match error {
             Error::Disk(error) => error,

@@ -17,8 +17,8 @@ pub(crate) use self::machine::Failed;
 use self::machine::{Machine, Step};
 use crate::error::{Error, ErrorKind};
 
-/// How often blocked calls are cancelled while a cancelled job is waited for: one may have begun since the last
-/// time.
+/// How often blocked calls are cancelled while a cancelled job is waited for: one may have begun since the
+/// last time.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What can be asked of a job. Setters take and return it by value.

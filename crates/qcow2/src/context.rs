@@ -1,5 +1,5 @@
-//! The context of an open image: its storages, layout, length and backing device. Handed to every function that
-//! works on the metadata, so that those need not know the image.
+//! The context of an open image: its storages, layout, length and backing device. Handed to every function
+//! that works on the metadata, so that those need not know the image.
 //!
 //! Length and backing device change only while no read or write is under way ([`crate::resize`],
 //! [`crate::backing`]); they are looked up anew by each operation.

@@ -1,8 +1,8 @@
 //! Copy-up: the image takes what it shows of its backing chain into itself, for copy-on-read and streaming.
 //!
-//! A piece at a time, under an exclusive lock on its clusters, so that a guest write comes either before it, and
-//! the piece is then allocated, or after it. Only unallocated subclusters change. What they show stays the same;
-//! where that is zeros, they get the zero flag.
+//! A piece at a time, under an exclusive lock on its clusters, so that a guest write comes either before it,
+//! and the piece is then allocated, or after it. Only unallocated subclusters change. What they show stays
+//! the same; where that is zeros, they get the zero flag.
 
 use blockmirror_block::{ByteRange, ExtentKind, Result, Visit, zero};
 

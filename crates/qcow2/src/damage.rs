@@ -1,9 +1,9 @@
 //! Proof that the image's metadata is damaged: the operation that meets it fails, and the image is marked
 //! corrupt.
 //!
-//! Made by the map of metadata (`overlap`) and by the check of refcounts (`verify`), as the cause of the error
-//! that they return. The operation that called them hands its result to `Qcow2::note_damage`, which alone marks
-//! the image.
+//! Made by the map of metadata (`overlap`) and by the check of refcounts (`verify`), as the cause of the
+//! error that they return. The operation that called them hands its result to `Qcow2::note_damage`, which
+//! alone marks the image.
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use thiserror::Error as ThisError;
@@ -47,8 +47,8 @@ impl Damage {
 }
 
 impl Qcow2 {
-    /// Marks the image corrupt if an operation has met damage. The caller holds neither the write-back lock nor
-    /// the metadata lock.
+    /// Marks the image corrupt if an operation has met damage. The caller holds neither the write-back lock
+    /// nor the metadata lock.
     pub(crate) fn note_damage<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(error) = &result
             && Damage::of(error).is_some()

@@ -39,26 +39,27 @@ pub struct Qcow2 {
     raw_data_file: bool,
     /// *Guards* the header as it is in memory. Leaf lock: held for a copy or a replacement.
     header: Mutex<Arc<Header>>,
-    /// *Guards* the length and the backing file, for one change at a time. *Order*: before all others. *Not under
-    /// it*: nothing; a change of length may take long.
+    /// *Guards* the length and the backing file, for one change at a time. *Order*: before all others. *Not
+    /// under it*: nothing; a change of length may take long.
     pub(crate) changing: Mutex<()>,
     geometry: Geometry,
     writable: bool,
     /// What [`OpenOptions::cache_bytes`] was.
     pub(crate) cache_bytes: usize,
-    /// *Guards* the mapping and the refcounts. *Order*: the last one. *Not under it*: guest data, and anything that
-    /// changes or flushes a storage. Slices of metadata are read under it, a bounded number in one hold: an
-    /// entry and the refcounts that it depends on must be seen at one instant.
+    /// *Guards* the mapping and the refcounts. *Order*: the last one. *Not under it*: guest data, and
+    /// anything that changes or flushes a storage. Slices of metadata are read under it, a bounded number in
+    /// one hold: an entry and the refcounts that it depends on must be seen at one instant.
     pub(crate) meta: Mutex<Meta>,
-    /// *Guards* the order of write-back: one at a time. *Order*: before `tables` and `meta`, after `ranges`. *Not
-    /// under it*: guest data.
+    /// *Guards* the order of write-back: one at a time. *Order*: before `tables` and `meta`, after `ranges`.
+    /// *Not under it*: guest data.
     pub(crate) write_back: Mutex<()>,
-    /// *Guards* which clusters tables take: one L2 table, or run of refcount blocks, is made at a time. *Order*:
-    /// after `write_back`, before `meta`. *Not under it*: a write-back, guest data.
+    /// *Guards* which clusters tables take: one L2 table, or run of refcount blocks, is made at a time.
+    /// *Order*: after `write_back`, before `meta`. *Not under it*: a write-back, guest data.
     pub(crate) tables: Mutex<()>,
     gate: FlushGate,
-    /// *Guards* guest ranges in use: shared by reads and overwrites in place, exclusive where the mapping changes.
-    /// *Order*: after `changing`, before `write_back`. *Not under it*: another range of the same image.
+    /// *Guards* guest ranges in use: shared by reads and overwrites in place, exclusive where the mapping
+    /// changes. *Order*: after `changing`, before `write_back`. *Not under it*: another range of the same
+    /// image.
     pub(crate) ranges: RangeLock,
     pub(crate) decompressors: Decompressors,
     pub(crate) cancellations: Cancellations,

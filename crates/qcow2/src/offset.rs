@@ -1,8 +1,8 @@
 //! The two address spaces, guest and host: byte offsets and clusters of each are types of their own, and the
 //! cluster size relates them.
 //!
-//! Used by every module of the crate. Mixing up the two spaces, or offsets and cluster numbers, is the classic
-//! image-format bug; here it does not compile. Ranges of bytes that go to a device or a storage are
+//! Used by every module of the crate. Mixing up the two spaces, or offsets and cluster numbers, is the
+//! classic image-format bug; here it does not compile. Ranges of bytes that go to a device or a storage are
 //! `ByteRange`s, which belong to no space: they are made at the border.
 
 use std::fmt;

@@ -1,9 +1,9 @@
 //! The table of options that an image is created with, and which `info` shows of it.
 //!
-//! One row says all that a front end needs: both spellings of the name (`-o` of `qemu-img create`, and QMP), the
-//! type with its range, the default, the help, and how the value gets into [`CreateOptions`] and comes out of a
-//! [`Header`]. [`CreateOptions::check`] takes ranges and versions from here too. A new option is a field of
-//! [`CreateOptions`], what the layout does with it, and a row.
+//! One row says all that a front end needs: both spellings of the name (`-o` of `qemu-img create`, and QMP),
+//! the type with its range, the default, the help, and how the value gets into [`CreateOptions`] and comes
+//! out of a [`Header`]. [`CreateOptions::check`] takes ranges and versions from here too. A new option is a
+//! field of [`CreateOptions`], what the layout does with it, and a row.
 //!
 //! ```
 //! use blockmirror_qcow2::CreateOptions;
@@ -106,8 +106,8 @@ pub fn option(name: &str) -> Option<&'static OptionDef> {
     OPTIONS.iter().find(|option| option.name == name || option.qmp_name == name)
 }
 
-/// What `info` shows of an image: QEMU's keys and the values. The options of version 3 are not there in an image
-/// of version 2, but for those that QEMU shows.
+/// What `info` shows of an image: QEMU's keys and the values. The options of version 3 are not there in an
+/// image of version 2, but for those that QEMU shows.
 pub fn shown(header: &Header) -> impl Iterator<Item = (&'static str, OptionValue)> {
     OPTIONS
         .iter()

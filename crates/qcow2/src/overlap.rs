@@ -74,8 +74,8 @@ impl MetadataMap {
         None
     }
 
-    /// Adds every cluster of `len` bytes at `at`, refusing one that is there already: two tables in one cluster would
-    /// overwrite each other.
+    /// Adds every cluster of `len` bytes at `at`, refusing one that is there already: two tables in one
+    /// cluster would overwrite each other.
     pub(crate) fn claim(
         &mut self,
         ctx: &ImageContext,

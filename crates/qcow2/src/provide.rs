@@ -1,8 +1,8 @@
 //! What an allocation, or a change of an entry, needs first and cannot get under the metadata lock.
 //!
 //! Planning runs under that lock. Where it finds something missing it returns what, the lock is released, the
-//! missing thing is provided (reserve under the lock, write without it, check again, install), and planning starts
-//! anew. So tables are written without keeping readers out, and long searches let others in between.
+//! missing thing is provided (reserve under the lock, write without it, check again, install), and planning
+//! starts anew. So tables are written without keeping readers out, and long searches let others in between.
 
 use blockmirror_block::Result;
 use blockmirror_block::sync::thread;

@@ -237,8 +237,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives every cluster back that lies past `len` as a whole. What has been given back when it is cancelled
-    /// or fails stays so, and the rest stays counted.
+    /// Gives every cluster back that lies past `len` as a whole. What has been given back when it is
+    /// cancelled or fails stays so, and the rest stays counted.
     fn unmap_past(&self, len: u64) -> Result<()> {
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {

@@ -10,9 +10,9 @@
 //!   past that length. Clusters that this image freed itself need no pass. A fresh image has no unverified
 //!   clusters.
 //!
-//! The pass has a credit: a first part is free, then the clusters handed out meanwhile pay for as many bytes of
-//! it. So it costs no more than the writes that it is for, whatever the image says. What it reads counts, of
-//! L2 tables and of refcount blocks; holes of the file are skipped.
+//! The pass has a credit: a first part is free, then the clusters handed out meanwhile pay for as many bytes
+//! of it. So it costs no more than the writes that it is for, whatever the image says. What it reads counts,
+//! of L2 tables and of refcount blocks; holes of the file are skipped.
 //!
 //! On storage of a fixed length nothing lies past the end, so there the first allocation waits for the whole
 //! pass ([`Missing::Verification`]): the metadata lock is released between the pieces, and
@@ -72,8 +72,8 @@ impl Meta {
         }
     }
 
-    /// Hands out `want` contiguous clusters, at least one. The inner error as for [`Self::allocate`]; the next
-    /// call goes on with the same `search`.
+    /// Hands out `want` contiguous clusters, at least one. The inner error as for [`Self::allocate`]; the
+    /// next call goes on with the same `search`.
     pub(crate) fn allocate_run(
         &mut self,
         ctx: &ImageContext,
@@ -151,9 +151,9 @@ impl Meta {
         Ok(())
     }
 
-    /// Goes on with the pass over the L2 tables as far as its credit goes, and with one slice perhaps further;
-    /// whether it is over. At its end every free cluster may be handed out. Where a table cannot be read the pass is given up:
-    /// unverified clusters then stay unused.
+    /// Goes on with the pass over the L2 tables as far as its credit goes, and with one slice perhaps
+    /// further; whether it is over. At its end every free cluster may be handed out. Where a table cannot be
+    /// read the pass is given up: unverified clusters then stay unused.
     ///
     /// # Errors
     /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters

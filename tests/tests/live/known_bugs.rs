@@ -1,5 +1,5 @@
-//! Known-bug tests: those of the fifteen known bugs of mirrors that need real formats and files. Each test has
-//! its number; the others are in the mirror's own crate.
+//! Known-bug tests: those of the fifteen known bugs of mirrors that need real formats and files. Each test
+//! has its number; the others are in the mirror's own crate.
 
 #![allow(
     clippy::unwrap_used,
@@ -53,7 +53,7 @@ fn open(path: &Path) -> Image {
 /// A target whose backing file is not attached: what one small write leaves of a large cluster comes from the
 /// source's own chain, and nothing of the target's other base.
 #[test]
-fn provocation_06_the_rest_of_a_cluster_comes_from_the_source() {
+fn known_bug_06_the_rest_of_a_cluster_comes_from_the_source() {
     const SIZE: u64 = 8 * MIB + 512;
     let full_of = |byte| Arc::new(MemoryDisk::with_contents(&vec![byte; SIZE as usize]));
     let (source_base, target_base) = (full_of(0x11), full_of(0x22));
@@ -102,7 +102,7 @@ fn provocation_06_the_rest_of_a_cluster_comes_from_the_source() {
 /// What reads as zero at the source, for whatever reason, must read as zero at the target, whatever it held;
 /// and where a backing file must show nothing is written.
 #[test]
-fn provocation_07_zeros_and_holes_over_old_bytes_and_over_a_backing_file() {
+fn known_bug_07_zeros_and_holes_over_old_bytes_and_over_a_backing_file() {
     const SIZE: u64 = 4 * MIB + 1536;
     let image = |version: qcow2::Version, backing: bool| {
         let mut options = qcow2::CreateOptions::new(SIZE);
@@ -173,8 +173,8 @@ const CHILD: &str = "BLOCKMIRROR_PROVOCATION_11";
 
 /// The job in a process of its own, which is killed the moment after it said that the job has completed.
 #[test]
-fn provocation_11_a_process_killed_after_completed_leaves_a_whole_target() {
-    let qemu = Qemu::find("provocation 11");
+fn known_bug_11_a_process_killed_after_completed_leaves_a_whole_target() {
+    let qemu = Qemu::find("known bug 11");
     for (ready_only, ending) in [(true, "READY"), (false, "COMPLETED")] {
         let dir = scratch().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -209,7 +209,7 @@ fn provocation_11_a_process_killed_after_completed_leaves_a_whole_target() {
     }
 }
 
-/// Not a test: what [`provocation_11_a_process_killed_after_completed_leaves_a_whole_target`] runs and kills.
+/// Not a test: what [`known_bug_11_a_process_killed_after_completed_leaves_a_whole_target`] runs and kills.
 #[test]
 #[ignore = "is run by another test"]
 fn the_process_that_is_killed() {
@@ -237,8 +237,8 @@ fn the_process_that_is_killed() {
 
 /// After the pivot anybody may have the source file, while the guest goes on with the target's.
 #[test]
-fn provocation_15_the_source_file_is_free_and_the_backing_file_opened_at_the_pivot() {
-    let qemu = Qemu::find("provocation 15");
+fn known_bug_15_the_source_file_is_free_and_the_backing_file_opened_at_the_pivot() {
+    let qemu = Qemu::find("known bug 15");
     let dir = scratch().unwrap();
     let path = |name: &str| dir.path().join(name);
     let source = create(&path("source"), 4 * MIB);

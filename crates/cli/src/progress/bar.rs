@@ -129,7 +129,8 @@ mod tests {
         static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// A terminal that keeps each line that is drawn on it. Each test has a thread, and so a terminal, of its own.
+    /// A terminal that keeps each line that is drawn on it. Each test has a thread, and so a terminal, of its
+    /// own.
     #[derive(Debug)]
     struct Screen;
 

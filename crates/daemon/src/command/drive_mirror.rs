@@ -1,7 +1,7 @@
 //! `drive-mirror`: a mirror to a file that is named, and made if need be.
 //!
-//! What must hold: a mirror that does not start leaves the target as it was: a new file gets its name once the
-//! job runs, and one that is written in place loses its contents after all checks that need no image. The
+//! What must hold: a mirror that does not start leaves the target as it was: a new file gets its name once
+//! the job runs, and one that is written in place loses its contents after all checks that need no image. The
 //! target's node has no other owner: it goes with the job, unless the users of the source have moved to it.
 
 use std::path::Path;

@@ -1,13 +1,13 @@
 //! The coordinator of a group: two-phase commit over its members. Decisions only.
 //!
-//! The thread of the group polls it whenever a member has changed; tests do the same with bare cores. It visits
-//! one member at a time and holds no lock over two, so there is no lock order among members.
+//! The thread of the group polls it whenever a member has changed; tests do the same with bare cores. It
+//! visits one member at a time and holds no lock over two, so there is no lock order among members.
 //!
 //! An attempt: every member is near, so each quiesces its guest. One by one they settle: no write under way,
-//! nothing left, flushed. When all have, each is *prepared*, which fails if anything has happened to it since it
-//! was seen. When all are prepared the end is certain: at this instant every guest is quiesced and every target
-//! equal. Only then is any member ended (commit). If one resumes its guest before that, all do, and a later
-//! attempt follows. If one is aborted, all are.
+//! nothing left, flushed. When all have, each is *prepared*, which fails if anything has happened to it since
+//! it was seen. When all are prepared the end is certain: at this instant every guest is quiesced and every
+//! target equal. Only then is any member ended (commit). If one resumes its guest before that, all do, and a
+//! later attempt follows. If one is aborted, all are.
 
 use std::collections::VecDeque;
 use std::time::Duration;

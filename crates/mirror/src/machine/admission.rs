@@ -2,9 +2,9 @@
 //!
 //! Must hold:
 //! - A range is marked after its write has finished, whether or not it succeeded.
-//! - In write-blocking mode nothing else is in flight on the range. The granules that it covers wholly are cleared
-//!   when the write is admitted, not when it ends, so that marks of others that arrive meanwhile stay; if either
-//!   side fails they are set again. Granules that it covers in part keep what they have.
+//! - In write-blocking mode nothing else is in flight on the range. The granules that it covers wholly are
+//!   cleared when the write is admitted, not when it ends, so that marks of others that arrive meanwhile
+//!   stay; if either side fails they are set again. Granules that it covers in part keep what they have.
 //! - No write is admitted while the guest is quiesced.
 
 use std::collections::VecDeque;
@@ -73,13 +73,14 @@ impl Core {
             && (self.lifecycle.is_quiesced() || self.is_blocking() && self.must_wait(self.next_id, range))
     }
 
-    /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the reservation.
+    /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the
+    /// reservation.
     fn must_wait(&self, id: u64, range: ByteRange) -> bool {
         self.guests.is_after_others(id, range) || self.in_flight.iter().any(|op| op.moves().overlaps(range))
     }
 
-    /// How long a guest write waits for the job before it goes to the source alone. While the guest is quiesced it
-    /// waits for the end.
+    /// How long a guest write waits for the job before it goes to the source alone. While the guest is
+    /// quiesced it waits for the end.
     pub(crate) fn admission_timeout(&self) -> Option<Duration> {
         self.config.latency_budget().filter(|_| !self.lifecycle.is_quiesced())
     }
@@ -193,7 +194,8 @@ impl Core {
         self.mark_dirty(range);
     }
 
-    /// Whether the target gets guest writes at once. Not while the job is paused: the target is left alone then.
+    /// Whether the target gets guest writes at once. Not while the job is paused: the target is left alone
+    /// then.
     pub(super) fn is_blocking(&self) -> bool {
         self.pacing.is_through(self.config.copy_mode) && !self.is_standing()
     }

@@ -1,7 +1,7 @@
 //! Counters: bytes dealt with since the start, and bytes of work that the guest has made.
 //!
-//! The source of [`Progress`](crate::Progress) and of the totals that rates are taken from. Must hold: no counter
-//! ever falls.
+//! The source of [`Progress`](crate::Progress) and of the totals that rates are taken from. Must hold: no
+//! counter ever falls.
 
 use super::Moved;
 use super::pacing::Totals;
@@ -37,8 +37,8 @@ impl Counters {
         self.moved.skipped += moved.skipped;
     }
 
-    /// `bytes` need no operation of the job any more: the guest writes them to the target itself, or they are a
-    /// failed range.
+    /// `bytes` need no operation of the job any more: the guest writes them to the target itself, or they are
+    /// a failed range.
     pub(super) fn passed_over(&mut self, bytes: u64) {
         self.offset += bytes;
     }

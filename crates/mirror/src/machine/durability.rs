@@ -1,14 +1,14 @@
 //! Durability of the target: what was written and is not covered by a good flush, and when to flush.
 //!
-//! Three flushes exist. The *last* flush of a job belongs to its end. The *periodic* flush makes durable, while
-//! other operations go on, what was written to a volatile target: a server that is killed may come back without
-//! what was not flushed, and the job would have to copy all of it again. The *final* flush is that of an aborted job
-//! whose bitmap keeps what the target does not have ([`BitmapMode::Always`]): without it everything written since
-//! the last good flush counts as missing. It begins when nothing else is in flight, has a deadline, and until then
-//! the engine does not cancel blocked calls.
+//! Three flushes exist. The *last* flush of a job belongs to its end. The *periodic* flush makes durable,
+//! while other operations go on, what was written to a volatile target: a server that is killed may come back
+//! without what was not flushed, and the job would have to copy all of it again. The *final* flush is that of
+//! an aborted job whose bitmap keeps what the target does not have ([`BitmapMode::Always`]): without it
+//! everything written since the last good flush counts as missing. It begins when nothing else is in flight,
+//! has a deadline, and until then the engine does not cancel blocked calls.
 //!
-//! Must hold: a range leaves this set only by a flush that succeeded and began after the range was written, or by
-//! becoming dirty again.
+//! Must hold: a range leaves this set only by a flush that succeeded and began after the range was written,
+//! or by becoming dirty again.
 //!
 //! [`BitmapMode::Always`]: crate::BitmapMode::Always
 
@@ -69,8 +69,8 @@ impl Durability {
         self.unflushed.set(range.start()..range.end());
     }
 
-    /// A flush begins. Writes in flight at the target are [written](Self::wrote) anew by the caller: they may land
-    /// after it has begun.
+    /// A flush begins. Writes in flight at the target are [written](Self::wrote) anew by the caller: they may
+    /// land after it has begun.
     pub(super) fn flush_begins(&mut self) {
         self.flushing.merge(&self.unflushed);
         self.unflushed.clear_all();
@@ -126,7 +126,8 @@ impl Durability {
         self.interval.map(|interval| self.periodic_not_before.max(now.saturating_add(interval)))
     }
 
-    /// Whether the final flush begins now, once for each job: anything is not covered, and `timeout` is not zero.
+    /// Whether the final flush begins now, once for each job: anything is not covered, and `timeout` is not
+    /// zero.
     pub(super) fn begin_final_flush(&mut self, now: Duration, timeout: Duration) -> bool {
         if self.final_flush != FinalFlush::NotBegun
             || timeout.is_zero()
@@ -149,12 +150,14 @@ impl Durability {
         }
     }
 
-    /// Whether calls blocked at the devices may be cancelled at `now`: not while the final flush has time left.
+    /// Whether calls blocked at the devices may be cancelled at `now`: not while the final flush has time
+    /// left.
     pub(super) fn may_cancel_calls(&self, now: Duration) -> bool {
         !matches!(self.final_flush, FinalFlush::Until(deadline) if now < deadline)
     }
 
-    /// The ranges that a crash of the target may take, some twice. A flush that the end overtook counts as none.
+    /// The ranges that a crash of the target may take, some twice. A flush that the end overtook counts as
+    /// none.
     pub(super) fn uncovered(&self) -> impl Iterator<Item = ByteRange> + '_ {
         let runs = self.unflushed.runs().chain(self.flushing.runs());
         runs.map(|run| ByteRange::new(run.start, run.end))

@@ -1,9 +1,9 @@
 //! READY, and how a job ends.
 //!
-//! A job on a tap goes on when it is ready, until its end is asked for. Final convergence: when little is left it
-//! quiesces the guest, waits for the writes under way, copies what is left, flushes the target, and checks: if
-//! anything became dirty or the flush failed, it resumes the guest and goes on; else the end is performed while the
-//! guest is still quiesced, so that no write falls between the final check and the pivot.
+//! A job on a tap goes on when it is ready, until its end is asked for. Final convergence: when little is
+//! left it quiesces the guest, waits for the writes under way, copies what is left, flushes the target, and
+//! checks: if anything became dirty or the flush failed, it resumes the guest and goes on; else the end is
+//! performed while the guest is still quiesced, so that no write falls between the final check and the pivot.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use super::{Core, Ending, Next, Work};
 use crate::error::Error;
 
 impl Core {
-    /// Quiesces the guest when the end was asked for and little is left; resumes it when it turned out to be much.
+    /// Quiesces the guest when the end was asked for and little is left; resumes it when it turned out to be
+    /// much.
     pub(super) fn quiesce_or_resume(&mut self) {
         if self.lifecycle.is_quiesced() {
             let news = self.lifecycle.is_flushed() && !self.dirty.is_clean();
@@ -136,7 +137,8 @@ impl Core {
         }
     }
 
-    /// The ranges that the target does not have, or would not have after a crash. In no order, and some twice.
+    /// The ranges that the target does not have, or would not have after a crash. In no order, and some
+    /// twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
         let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
         dirty.chain(self.in_progress.iter()).chain(self.durability.uncovered()).collect()

@@ -1,8 +1,9 @@
-//! Guest writes that have begun and not finished: their stages, who waits for whom, and the job's reservation.
+//! Guest writes that have begun and not finished: their stages, who waits for whom, and the job's
+//! reservation.
 //!
 //! Must hold:
-//! - A write waits for operations in flight and for writes that came before it, never the other way round: no wait
-//!   forms a cycle. An operation does not begin where a write waits, so none waits for long.
+//! - A write waits for operations in flight and for writes that came before it, never the other way round: no
+//!   wait forms a cycle. An operation does not begin where a write waits, so none waits for long.
 //! - Of two overlapping writes, one goes to the target only after the other has finished.
 //!
 //! Pure: time is an argument. Which operations are in flight is the caller's to know.
@@ -47,8 +48,8 @@ pub(crate) enum Admission {
     JobEnded,
 }
 
-/// Anti-starvation reservation: guest writes that arrive later and overlap it wait until the job has copied it.
-/// Otherwise writers that alternate on one dirty granule would keep the job from it for ever.
+/// Anti-starvation reservation: guest writes that arrive later and overlap it wait until the job has copied
+/// it. Otherwise writers that alternate on one dirty granule would keep the job from it for ever.
 ///
 /// Rounded to whole granules: a partial overlap could close the cycle write A -> write B -> job -> A.
 #[derive(Clone, Copy, Debug)]
@@ -215,8 +216,8 @@ impl GuestWrites {
         self.reservation = None;
     }
 
-    /// The first write that keeps an operation on `range` from beginning, in whole granules (`granules` rounds).
-    /// `queued_too`: those that wait for admission and come before the job count.
+    /// The first write that keeps an operation on `range` from beginning, in whole granules (`granules`
+    /// rounds). `queued_too`: those that wait for admission and come before the job count.
     pub(super) fn first_in_the_way(
         &self,
         range: ByteRange,

@@ -6,11 +6,12 @@
 //!                +---------+---------+----------+-> Aborting
 //! ```
 //!
-//! A pause, by the user or by an error policy, is apart from the phase. QEMU's ten states are derived from both by
-//! [`job_state`](Lifecycle::job_state); every change is one move of the table in [`JobState`] and emits its event.
+//! A pause, by the user or by an error policy, is apart from the phase. QEMU's ten states are derived from
+//! both by [`job_state`](Lifecycle::job_state); every change is one move of the table in [`JobState`] and
+//! emits its event.
 //!
-//! Must hold: a job that is prepared in its group, or whose last step is in flight, is neither paused nor aborted,
-//! and its guest stays quiesced.
+//! Must hold: a job that is prepared in its group, or whose last step is in flight, is neither paused nor
+//! aborted, and its guest stays quiesced.
 
 mod membership;
 mod quiesce;
@@ -232,8 +233,8 @@ impl Lifecycle {
         Ok(false)
     }
 
-    /// The end need not wait for anything but what is left. Not while an error stops the job: the user has to see
-    /// that first.
+    /// The end need not wait for anything but what is left. Not while an error stops the job: the user has to
+    /// see that first.
     pub(super) fn finalize(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Finalize)?;
         if self.is_paused() {
@@ -262,7 +263,8 @@ impl Lifecycle {
         self.change(outbox, |life| (life.paused_by_user, life.stopped_by_error) = pause);
     }
 
-    /// The end waits for `finalize`: `always` emits the event of that, else only if the job's own options say so.
+    /// The end waits for `finalize`: `always` emits the event of that, else only if the job's own options say
+    /// so.
     pub(super) fn enter_pending(&mut self, emit: bool, outbox: &mut Outbox) {
         if self.is_paused() || !matches!(self.phase, Phase::Copying | Phase::Ready) {
             return;

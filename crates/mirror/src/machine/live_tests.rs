@@ -510,8 +510,8 @@ fn a_speed_limit_does_not_keep_a_held_guest_waiting() {
     assert_eq!(log.last(), Some(&Work::End(Ending::Pivot)), "{log:?}");
 }
 
-/// A tap that panicked while it performed the pivot took the job from `ready` to `concluded`, a move that the state
-/// table does not have.
+/// A tap that panicked while it performed the pivot took the job from `ready` to `concluded`, a move that the
+/// state table does not have.
 #[test]
 fn a_panic_in_the_last_step_aborts_the_job() {
     let mut core = ready(MirrorOptions::new());

@@ -1,8 +1,8 @@
 //! Outbox: events that were not taken, and what a waiting worker waits for.
 //!
 //! Any owner's change may push an event; handles take them in order. The scheduler records here why the last
-//! worker that asked got nothing, so that a guest write wakes a worker only if it can have made work. Memory is
-//! bounded whether or not events are taken.
+//! worker that asked got nothing, so that a guest write wakes a worker only if it can have made work. Memory
+//! is bounded whether or not events are taken.
 
 use std::collections::VecDeque;
 use std::time::Duration;

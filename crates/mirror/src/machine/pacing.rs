@@ -1,8 +1,10 @@
-//! Pacing: how fast the job goes, how large its operations are, and when guest writes go to the target at once.
+//! Pacing: how fast the job goes, how large its operations are, and when guest writes go to the target at
+//! once.
 //!
-//! It owns the speed limit, the rate samples, auto mode's decisions, the latency budget, the congestion window and
-//! the size of zeroing operations; nothing here knows which ranges are copied. The scheduler asks for sizes, depth
-//! and delays; completions and guest writes report what things took. Pure: time is an argument.
+//! It owns the speed limit, the rate samples, auto mode's decisions, the latency budget, the congestion
+//! window and the size of zeroing operations; nothing here knows which ranges are copied. The scheduler asks
+//! for sizes, depth and delays; completions and guest writes report what things took. Pure: time is an
+//! argument.
 
 mod auto;
 mod budget;
@@ -199,8 +201,8 @@ impl Pacing {
         self.congestion.probe_until()
     }
 
-    /// Whether the target gets guest writes at once, by the copy mode that was asked for and what auto mode has
-    /// decided.
+    /// Whether the target gets guest writes at once, by the copy mode that was asked for and what auto mode
+    /// has decided.
     pub(super) fn is_through(&self, asked: CopyMode) -> bool {
         match asked {
             CopyMode::Background => false,

@@ -213,7 +213,8 @@ impl Core {
 
     /// Begins the first operation of the first queued extent, if the limits allow.
     fn begin_queued(&mut self, front: QueuedExtent, now: Duration) -> Next {
-        // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never end.
+        // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never
+        // end.
         let limited = !self.lifecycle.has_been_ready();
         let guest = self.guest_state();
         let step = self.pacing.copy_size(&self.config, now, front.range.start(), guest, limited);
@@ -224,7 +225,8 @@ impl Core {
             Work::Flush | Work::PeriodicFlush | Work::End(_) => return Next::Wait(None),
         };
         let limited = limited && moves_data;
-        // No guest write waits for the limit: what it waits for begins at once, and what follows waits longer.
+        // No guest write waits for the limit: what it waits for begins at once, and what follows waits
+        // longer.
         if limited && !self.is_urgent(work) {
             let delay = self.pacing.copy_delay(now, range.len());
             if !delay.is_zero() {

@@ -13,8 +13,8 @@ impl Core {
         self.lifecycle.pause(&mut self.outbox)
     }
 
-    /// Goes on, also after an error policy stopped the job; its errors are forgotten. A job that waits to be finalized
-    /// cannot be paused, but an error can stop it, and then this is the way on.
+    /// Goes on, also after an error policy stopped the job; its errors are forgotten. A job that waits to be
+    /// finalized cannot be paused, but an error can stop it, and then this is the way on.
     pub(crate) fn resume(&mut self) -> Result<(), Refused> {
         self.lifecycle.resume(&mut self.outbox)
     }

@@ -1,9 +1,9 @@
 //! Throughput model of a guest that is mirrored: the core on a virtual clock, with devices that take time.
 //!
-//! A closed loop: the guest keeps a number of small random writes in flight and begins the next as soon as one
-//! ends. A device moves bytes at its bandwidth and answers each request after a fixed latency, a number of
-//! requests at once; it stores nothing. Workers perform the core's actions. The same guest on the source alone
-//! is the reference.
+//! A closed loop: the guest keeps a number of small random writes in flight and begins the next as soon as
+//! one ends. A device moves bytes at its bandwidth and answers each request after a fixed latency, a number
+//! of requests at once; it stores nothing. Workers perform the core's actions. The same guest on the source
+//! alone is the reference.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

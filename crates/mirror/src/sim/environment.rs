@@ -20,8 +20,8 @@ const POLICIES: [OnError; 6] =
 pub(super) const SPEEDS: [u64; 5] = [0, 0, 50_000, 100_000, 1_000_000];
 pub(super) const MODES: [CopyMode; 3] = [CopyMode::Background, CopyMode::WriteBlocking, CopyMode::Auto];
 
-/// The environment of one schedule. Devices are [`MemoryDisk`]s, so that contents, allocation and backing files
-/// behave as in a format.
+/// The environment of one schedule. Devices are [`MemoryDisk`]s, so that contents, allocation and backing
+/// files behave as in a format.
 pub(super) struct Environment {
     pub(super) source: Arc<MemoryDisk>,
     pub(super) target: Arc<MemoryDisk>,
@@ -76,7 +76,8 @@ impl Environment {
             .min_zero_run(rng.pick(&[0, 512, 4096, 5000]))
             .target_is_zero(fresh && !top && rng.one_in(3));
         let mut config = Config::new(&options, granularity, len, target.geometry());
-        // Small operations, so that a small disk takes many; sometimes a promise of the geometry that is false.
+        // Small operations, so that a small disk takes many; sometimes a promise of the geometry that is
+        // false.
         config.operation = config.detail << rng.below(4);
         config.buffer = config.operation * (1 + rng.below(6));
         config.zero_by_metadata |= rng.one_in(3);

@@ -1,9 +1,9 @@
 //! Groups: jobs on several taps that end at one instant, all or none.
 //!
-//! The coordinator is that of real groups. It visits one member at a time, and before each visit the generator
-//! may choose another party to act: a guest, a worker of a job, an operator with a verb for one member. Must
-//! hold: when the first member ends well, no guest write is under way anywhere and every target is equal and
-//! durable; then all end well, and otherwise none does.
+//! The coordinator is that of real groups. It visits one member at a time, and before each visit the
+//! generator may choose another party to act: a guest, a worker of a job, an operator with a verb for one
+//! member. Must hold: when the first member ends well, no guest write is under way anywhere and every target
+//! is equal and durable; then all end well, and otherwise none does.
 
 use std::cell::RefCell;
 use std::time::Duration;

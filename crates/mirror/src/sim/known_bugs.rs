@@ -1,6 +1,7 @@
 //! Known-bug tests: those of the fifteen known bugs of mirrors that a schedule of events provokes best.
 //!
-//! The others are in `tests/it/known_bugs.rs` of this crate, and in `tests/live/known_bugs.rs` of the workspace.
+//! The others are in `tests/it/known_bugs.rs` of this crate, and in `tests/live/known_bugs.rs` of the
+//! workspace.
 
 use std::time::Duration;
 

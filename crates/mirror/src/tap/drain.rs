@@ -1,7 +1,8 @@
 //! Drain of a tap: quiesce the guest and wait until no write is under way.
 //!
-//! Snapshots, reopening with other options and resizing drain the tap, replace the device below it, and resume
-//! the guest. Must hold: a device is replaced only while no write is under way and no job has it as its source.
+//! Snapshots, reopening with other options and resizing drain the tap, replace the device below it, and
+//! resume the guest. Must hold: a device is replaced only while no write is under way and no job has it as
+//! its source.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,8 +115,8 @@ impl Tap {
         Ok(())
     }
 
-    /// The lock of the state is held over the I/O of this: no write may begin meanwhile, and all else that takes
-    /// it only reads bitmaps.
+    /// The lock of the state is held over the I/O of this: no write may begin meanwhile, and all else that
+    /// takes it only reads bitmaps.
     fn resize_drained(&self, state: &mut State, len: u64, may_shrink: bool) -> Result<(), Error> {
         if state.live_session().is_some() {
             return Err(Error::Busy { disk: self.title() });

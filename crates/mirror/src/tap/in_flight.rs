@@ -1,13 +1,13 @@
-//! Sharded in-flight counters: the path of a write through a tap without observers, two atomic operations on a
-//! counter that few threads share.
+//! Sharded in-flight counters: the path of a write through a tap without observers, two atomic operations on
+//! a counter that few threads share.
 //!
 //! A write is counted in a shard; a new observer sets a flag in every shard and reads, in the same operation,
-//! how many writes are counted there. So the observer either counts a write, or the write sees the flag and takes
-//! the slow path, by the tap's state. A write that finds the flag when it ends does so under the lock of the
-//! state, so that counting and notifying are one step for the observers.
+//! how many writes are counted there. So the observer either counts a write, or the write sees the flag and
+//! takes the slow path, by the tap's state. A write that finds the flag when it ends does so under the lock
+//! of the state, so that counting and notifying are one step for the observers.
 //!
-//! Must hold: the flag changes under the lock of the tap's state only; while it is set a count only falls, under
-//! that lock.
+//! Must hold: the flag changes under the lock of the tap's state only; while it is set a count only falls,
+//! under that lock.
 
 use blockmirror_block::sync::atomic::{AtomicU64, Ordering};
 use blockmirror_block::sync::thread_number;
@@ -52,8 +52,8 @@ impl InFlightCounters {
         self.0[thread_number() % SHARDS].0.load(Ordering::Relaxed) & OBSERVED != 0
     }
 
-    /// A write in shard `index` has finished. False if there is an observer: then it is still counted, and must
-    /// [`end_observed`](Self::end_observed).
+    /// A write in shard `index` has finished. False if there is an observer: then it is still counted, and
+    /// must [`end_observed`](Self::end_observed).
     pub(super) fn end(&self, index: usize) -> bool {
         let shard = &self.0[index].0;
         let mut seen = shard.load(Ordering::Relaxed);

@@ -2,11 +2,11 @@
 //!
 //! It has no thread: of the callers that wait for replies one reads the socket for all of them. It receives a
 //! header; if the payload belongs to another caller, it hands the socket over to that one, which receives the
-//! payload into its own buffer and then reads on. A caller whose reply is complete leaves the socket to another.
-//! So nothing is copied, and the socket is read as long as a caller waits.
+//! payload into its own buffer and then reads on. A caller whose reply is complete leaves the socket to
+//! another. So nothing is copied, and the socket is read as long as a caller waits.
 //!
-//! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails the
-//! connection: after it, the position of the next header is unknown.
+//! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails
+//! the connection: after it, the position of the next header is unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -109,10 +109,11 @@ pub(crate) struct Connection {
     pub(crate) epoch: u64,
     /// How long one request may take.
     io_timeout: Option<Duration>,
-    /// *Guards* the sending side: one request is sent at a time. *Order*: before `shared`. *Not under it*: waiting
-    /// for a reply.
+    /// *Guards* the sending side: one request is sent at a time. *Order*: before `shared`. *Not under it*:
+    /// waiting for a reply.
     send_lock: Mutex<()>,
-    /// *Guards* the requests in flight and the turn of reading. *Order*: after `send_lock`. *Not under it*: I/O.
+    /// *Guards* the requests in flight and the turn of reading. *Order*: after `send_lock`. *Not under it*:
+    /// I/O.
     shared: Mutex<Shared>,
     in_flight: AtomicU32,
 }
@@ -369,8 +370,8 @@ impl Connection {
         Err(error)
     }
 
-    /// Receives one header and handles what needs no payload. Returns the header if its payload is for `mine`;
-    /// one for another request is handed over.
+    /// Receives one header and handles what needs no payload. Returns the header if its payload is for
+    /// `mine`; one for another request is handed over.
     fn step(&self, incoming: &mut Incoming, mine: u64) -> Result<Option<Header>, ClientError> {
         let header = self.header(incoming)?;
         let cookie = header.cookie();

@@ -18,16 +18,16 @@ use super::status::Status;
 use crate::NbdUri;
 use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, TransmissionFlags};
 
-/// Longest request without a payload (zeroes, trim) where headers have 64-bit lengths. Older servers may apply
-/// their payload limit to these too.
+/// Longest request without a payload (zeroes, trim) where headers have 64-bit lengths. Older servers may
+/// apply their payload limit to these too.
 const LONG: u64 = 1 << 30;
 
 /// Longest block status request: with 32-bit lengths, and with 64-bit ones.
 const STATUS_COMPACT: u64 = 1 << 31;
 const STATUS_EXTENDED: u64 = 1 << 36;
 
-/// A server whose partial answers cover fewer bytes than this on average, over [`STATUS_SAMPLES`] of them, is not
-/// asked any more: the rest counts as data.
+/// A server whose partial answers cover fewer bytes than this on average, over [`STATUS_SAMPLES`] of them, is
+/// not asked any more: the rest counts as data.
 const MIN_STATUS_BYTES: u64 = 4096;
 const STATUS_SAMPLES: u64 = 1024;
 

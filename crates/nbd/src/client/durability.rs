@@ -1,8 +1,8 @@
 //! Durability tracking: which completed writes no flush has covered yet.
 //!
 //! A server that is killed loses what it had not flushed, and a client that reconnects cannot distinguish a
-//! killed server from a broken network. So writes that were completed and not flushed when a connection was lost
-//! count as lost, and the next flush fails. Pure; the pool holds it under its lock.
+//! killed server from a broken network. So writes that were completed and not flushed when a connection was
+//! lost count as lost, and the next flush fails. Pure; the pool holds it under its lock.
 
 /// Counts writes, flushes and losses.
 ///

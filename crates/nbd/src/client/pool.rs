@@ -1,10 +1,10 @@
 //! The connections of one client: how many there are, which one a request uses, and what follows their loss.
 //!
 //! All connections belong to one *epoch* and are lost together: when one is lost, it is unknown whether the
-//! others still lead to the same run of the server, and whether a flush on them would cover its writes. There is
-//! no reconnection in the background: the first request that finds no connection makes one, and those that come
-//! meanwhile wait for it. Further connections are made by a thread of their own while the first is in use,
-//! because a server that accepts no more may leave them hanging.
+//! others still lead to the same run of the server, and whether a flush on them would cover its writes. There
+//! is no reconnection in the background: the first request that finds no connection makes one, and those that
+//! come meanwhile wait for it. Further connections are made by a thread of their own while the first is in
+//! use, because a server that accepts no more may leave them hanging.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
@@ -123,7 +123,8 @@ impl Pool {
 
     /// Performs one request, and again on a new connection if one is lost within the reconnect delay.
     ///
-    /// Reads, and writes of the same bytes, may be performed twice. Flushes go through [`flush`](Self::flush).
+    /// Reads, and writes of the same bytes, may be performed twice. Flushes go through
+    /// [`flush`](Self::flush).
     pub(crate) fn call(
         self: &Arc<Self>,
         op: Op,

@@ -81,9 +81,9 @@ impl Status {
     /// Hands on what it says about `range`, which it answers from the start; how far it reaches: to the end
     /// of `range`, or to a multiple of `unit` after its start.
     ///
-    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. Such an answer is
-    /// cut to whole blocks, where the next request may begin. A first block that is answered only in part counts
-    /// as data.
+    /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. Such an
+    /// answer is cut to whole blocks, where the next request may begin. A first block that is answered only
+    /// in part counts as data.
     pub(crate) fn extents(&self, range: ByteRange, unit: u64, found: &mut dyn FnMut(Extent)) -> u64 {
         let mut reach = reach(&self.base, range);
         if !self.depth.is_empty() {

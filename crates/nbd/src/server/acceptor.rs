@@ -158,8 +158,8 @@ impl Acceptor {
     }
 }
 
-/// Accepts what waits at `listener`, up to the connection limit. False if the system has no descriptor, thread
-/// or memory left.
+/// Accepts what waits at `listener`, up to the connection limit. False if the system has no descriptor,
+/// thread or memory left.
 fn accept_waiting(server: &Arc<ServerState>, listener: &Listener) -> bool {
     while server.connection_limit.has_room() {
         match listener.accept() {

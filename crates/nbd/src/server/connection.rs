@@ -1,9 +1,9 @@
 //! A connection in the transmission phase: its reader, its writer, and its end.
 //!
 //! Two roles, each held by at most one worker at a time: *reading* (receiving and decoding requests) and
-//! *writing* (sending replies). No worker waits for a role: one with a reply queues it, and the present writer
-//! sends it too. Neither role blocks: when the socket would, the role is released and epoll wakes a worker
-//! later.
+//! *writing* (sending replies). No worker waits for a role: one with a reply queues it, and the present
+//! writer sends it too. Neither role blocks: when the socket would, the role is released and epoll wakes a
+//! worker later.
 //!
 //! What must hold: a connection that is not being read is armed in epoll, backpressured, or ended. It closes
 //! once, when it has ended, no request runs and no reply is left.
@@ -50,11 +50,11 @@ pub(crate) struct Connection {
     pub(crate) account: Arc<Account>,
     /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others.
     decoder: Mutex<RequestDecoder>,
-    /// *Guards* both roles, the queue of replies and the end. *Order*: after `arming`; before the pool's state.
-    /// *Not under it*: I/O, dropping a reply (its buffer may resume this very connection).
+    /// *Guards* both roles, the queue of replies and the end. *Order*: after `arming`; before the pool's
+    /// state. *Not under it*: I/O, dropping a reply (its buffer may resume this very connection).
     state: Mutex<State>,
-    /// *Guards* the order of calls of `epoll_ctl`, so that the last one is by the latest state. *Order*: before
-    /// `state`. *Not under it*: anything else.
+    /// *Guards* the order of calls of `epoll_ctl`, so that the last one is by the latest state. *Order*:
+    /// before `state`. *Not under it*: anything else.
     arming: Mutex<()>,
     /// Bytes moved so far: shows a peer that stalls or is slow.
     moved: AtomicU64,
@@ -306,9 +306,9 @@ impl Connection {
         }
     }
 
-    /// Arms epoll for the socket events that no worker handles. Called after each change of the state that needs
-    /// it, not under the lock of the state: a worker may wake at once, and would wait for that. While requests
-    /// run, a hang-up is noticed even if nothing is read.
+    /// Arms epoll for the socket events that no worker handles. Called after each change of the state that
+    /// needs it, not under the lock of the state: a worker may wake at once, and would wait for that. While
+    /// requests run, a hang-up is noticed even if nothing is read.
     fn arm(&self) {
         let _arming = self.arming.lock();
         let interest = {
@@ -417,8 +417,8 @@ impl Connection {
         }
     }
 
-    /// Whether a request that holds `bytes` is admitted now; it then counts until its reply is queued. One that
-    /// `waits` for another is not admitted while many do, unless nothing else would resume reading.
+    /// Whether a request that holds `bytes` is admitted now; it then counts until its reply is queued. One
+    /// that `waits` for another is not admitted while many do, unless nothing else would resume reading.
     pub(crate) fn admit(&self, bytes: u64, waits: bool) -> bool {
         let mut state = self.state.lock();
         if waits && state.running > 0 && self.runtime.many_blocked() {

@@ -1,14 +1,14 @@
 //! Whether requests of one kind run *inline*, by the reader of a connection one after the other, or *in
 //! parallel*, by many workers.
 //!
-//! The reader runs quick requests itself and sends their replies together: a change of threads would cost more
-//! than the request. A device that makes callers wait gets its requests in parallel. Which of the two a device
-//! is shows in its average service time, and may change: a cache gets cold, a mirror job begins.
+//! The reader runs quick requests itself and sends their replies together: a change of threads would cost
+//! more than the request. A device that makes callers wait gets its requests in parallel. Which of the two a
+//! device is shows in its average service time, and may change: a cache gets cold, a mirror job begins.
 //!
 //! For short writes the service time alone does not decide. They may all wait for one lock, such as the
-//! kernel's inode lock, or for processors; many threads then only wait longer. So the cost of a parallel write
-//! is measured too: its service time divided by the writes in flight. What was measured of the other way
-//! decays, so that it is tried again. Really slow writes always run in parallel.
+//! kernel's inode lock, or for processors; many threads then only wait longer. So the cost of a parallel
+//! write is measured too: its service time divided by the writes in flight. What was measured of the other
+//! way decays, so that it is tried again. Really slow writes always run in parallel.
 //!
 //! On a busy machine a request also takes long because its thread was preempted. More threads would make that
 //! worse, so it does not count: `getrusage` tells voluntary context switches apart.

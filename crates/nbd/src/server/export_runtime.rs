@@ -51,8 +51,8 @@ pub(crate) struct ExportRuntime {
     pub(crate) pool: Pool,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
-    /// *Guards* the order of notifications: held from a change of the clients until the observer has returned.
-    /// *Order*: before `clients`. *Not under it*: any other lock of the server.
+    /// *Guards* the order of notifications: held from a change of the clients until the observer has
+    /// returned. *Order*: before `clients`. *Not under it*: any other lock of the server.
     notifying: Mutex<()>,
     /// Of reads, writes, flushes, zeroing and trimming, and others.
     dispatch: [DispatchPolicy; 5],

@@ -47,8 +47,8 @@ struct State {
     threads: usize,
     /// Workers that wait in epoll.
     idle: usize,
-    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if more is
-    /// queued: quick requests are then run by a few threads, and slow ones still get one each.
+    /// One of them has been woken for the queue and has not looked there yet. It wakes the next one if more
+    /// is queued: quick requests are then run by a few threads, and slow ones still get one each.
     waking: bool,
     /// Connections whose sockets are waited for.
     connections: usize,

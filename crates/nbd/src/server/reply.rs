@@ -152,8 +152,8 @@ impl Reply {
         }
     }
 
-    /// Counts `n` bytes as sent; returns how many of them belong to the next reply, or `None` if bytes are left
-    /// here.
+    /// Counts `n` bytes as sent; returns how many of them belong to the next reply, or `None` if bytes are
+    /// left here.
     pub(crate) fn advance(&mut self, n: usize) -> Option<usize> {
         let mut left = self.sent + n;
         while let Some((head, data)) = self.piece(self.at) {

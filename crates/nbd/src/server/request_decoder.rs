@@ -1,8 +1,8 @@
 //! The decoder of requests: from the bytes that a client sends to requests that are run or queued.
 //!
-//! One for each connection, locked by the worker that reads it. Bytes are received into a buffer of the worker,
-//! so that an idle connection holds none; the payload of a long write is received straight into the buffer
-//! that the device writes from.
+//! One for each connection, locked by the worker that reads it. Bytes are received into a buffer of the
+//! worker, so that an idle connection holds none; the payload of a long write is received straight into the
+//! buffer that the device writes from.
 
 use std::io;
 use std::sync::Arc;
@@ -26,7 +26,8 @@ const SEND_THRESHOLD: usize = 256 << 10;
 pub(crate) const MAX_INLINE: u64 = 64 << 10;
 
 /// Bytes reserved for the answer to a block status request: descriptors of 16 bytes, and as much again for
-/// what stands around them. Not left to the allocator: its arenas keep what one thread allocates and another frees.
+/// what stands around them. Not left to the allocator: its arenas keep what one thread allocates and another
+/// frees.
 const STATUS_ROOM: u64 = 2 * 16 * MAX_DESCRIPTORS as u64;
 
 /// Buffers of a worker, used for whichever connection it reads.
@@ -254,8 +255,8 @@ impl RequestDecoder {
             connection.encoder().failure(&mut scratch.out, request, &failure);
             return Step::End;
         }
-        // Requests for other workers run after those that the reader runs now. All are in flight, so any order
-        // is right.
+        // Requests for other workers run after those that the reader runs now. All are in flight, so any
+        // order is right.
         let policy = connection.runtime.dispatch_policy(request.command);
         let inline = policy.runs_inline() && scratch.out.len() <= SEND_THRESHOLD;
         let moved = if request.command == Command::Read { request.length } else { payload };

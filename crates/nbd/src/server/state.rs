@@ -26,8 +26,8 @@ use super::transport::Transport;
 pub(crate) struct ServerState {
     pub(crate) options: ServerOptions,
     pub(crate) connection_limit: Arc<ConnectionLimit>,
-    /// *Guards* the exports by name, and that none is added after the server has been stopped. *Order*: before
-    /// the clients of an export. *Not under it*: I/O, waiting for clients.
+    /// *Guards* the exports by name, and that none is added after the server has been stopped. *Order*:
+    /// before the clients of an export. *Not under it*: I/O, waiting for clients.
     exports: Mutex<BTreeMap<String, Arc<ExportRuntime>>>,
     pub(crate) memory: Arc<Memory>,
     pub(crate) handshakes: Arc<HandshakeSet>,

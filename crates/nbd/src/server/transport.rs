@@ -77,8 +77,8 @@ impl Transport {
         self.socket.shutdown();
     }
 
-    /// Whether a short receive has emptied the socket, so that epoll reports what comes next. Not so with TLS,
-    /// which may hold bytes that have left the socket already.
+    /// Whether a short receive has emptied the socket, so that epoll reports what comes next. Not so with
+    /// TLS, which may hold bytes that have left the socket already.
     pub(crate) fn short_means_drained(&self) -> bool {
         !self.is_tls()
     }

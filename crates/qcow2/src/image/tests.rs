@@ -9,7 +9,8 @@ use blockmirror_block::{StorageExtent, StorageInfo};
 use super::*;
 use crate::CreateOptions;
 
-/// A storage that looks, at each change, whether the thread that makes it holds the metadata lock of the image.
+/// A storage that looks, at each change, whether the thread that makes it holds the metadata lock of the
+/// image.
 #[derive(Debug, Default)]
 struct LockProbe {
     inner: MemoryStorage,

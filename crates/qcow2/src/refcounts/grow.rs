@@ -1,7 +1,7 @@
 //! A larger refcount table, when the old one does not reach far enough: planned, written, then used.
 //!
-//! The caller holds the write-back lock, since refcount slices and the header are written, and the lock of the
-//! tables all the time.
+//! The caller holds the write-back lock, since refcount slices and the header are written, and the lock of
+//! the tables all the time.
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use byteorder::{BigEndian, ByteOrder};
@@ -28,8 +28,8 @@ pub(crate) struct GrownTable {
 }
 
 impl GrownTable {
-    /// Writes the new blocks, the table and `dirty`, the refcount slices that differ from the disk; and when all
-    /// of that is durable, the header.
+    /// Writes the new blocks, the table and `dirty`, the refcount slices that differ from the disk; and when
+    /// all of that is durable, the header.
     pub(crate) fn write(&self, ctx: &ImageContext, dirty: &[DirtySlice]) -> Result<(), Failure> {
         self.blocks.write(ctx)?;
         let mut bytes = vec![0; self.table.len() * 8];
@@ -102,8 +102,8 @@ impl Refcounts {
     }
 }
 
-/// How many blocks and how many clusters of table make one that has at least `least` entries, if the blocks are
-/// the ones from `first_block` on.
+/// How many blocks and how many clusters of table make one that has at least `least` entries, if the blocks
+/// are the ones from `first_block` on.
 fn table_size(ctx: &ImageContext, per_block: u64, first_block: u64, least: u64) -> Result<(u64, u64)> {
     let cluster = ctx.cluster();
     let mut table_clusters = cluster.count(8 * least);

@@ -1,4 +1,5 @@
-//! New refcount blocks: planned under the metadata lock, written without it, then put into the refcount table.
+//! New refcount blocks: planned under the metadata lock, written without it, then put into the refcount
+//! table.
 //!
 //! A block counts itself from the beginning, so that nothing is left to fail once it is in use; and it is
 //! written before the table points at it.

@@ -1,7 +1,8 @@
 //! An L2 table of its own for a guest cluster that is about to change.
 //!
-//! Made one at a time: a cluster is reserved under the metadata lock, the table is written without it, then the
-//! L1 entry points there. Operations that need one find it missing ([`Missing::L2Table`]) and have it provided.
+//! Made one at a time: a cluster is reserved under the metadata lock, the table is written without it, then
+//! the L1 entry points there. Operations that need one find it missing ([`Missing::L2Table`]) and have it
+//! provided.
 
 use blockmirror_block::Result;
 

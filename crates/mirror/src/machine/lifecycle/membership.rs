@@ -1,11 +1,11 @@
 //! Membership in a group: a job that ends together with others (two-phase commit).
 //!
-//! Such a core never quiesces the guest and never ends by itself: it reports its stage ([`MemberView`]), and the
-//! [coordinator](crate::group) of its group decides when it quiesces and resumes the guest, and, once it is
-//! *prepared*, when it ends.
+//! Such a core never quiesces the guest and never ends by itself: it reports its stage ([`MemberView`]), and
+//! the [coordinator](crate::group) of its group decides when it quiesces and resumes the guest, and, once it
+//! is *prepared*, when it ends.
 //!
-//! Must hold: while it is prepared, nothing makes it resume the guest or fail. So a coordinator that has prepared
-//! every member has every guest quiesced at that instant, and may end them one after another.
+//! Must hold: while it is prepared, nothing makes it resume the guest or fail. So a coordinator that has
+//! prepared every member has every guest quiesced at that instant, and may end them one after another.
 
 use crate::error::Error;
 

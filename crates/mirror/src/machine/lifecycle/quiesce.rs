@@ -1,8 +1,9 @@
 //! Quiescing the guest for the final convergence, and the limits of it.
 //!
-//! While the guest is quiesced, what is left is copied and flushed. That takes any time, and the guest itself may be
-//! what is waited for: a thread that has one write open cannot finish it while it waits to begin another. So the
-//! guest is quiesced for at most 1 s while a write waits, then resumed for as long; the limit doubles up to 5 min.
+//! While the guest is quiesced, what is left is copied and flushed. That takes any time, and the guest itself
+//! may be what is waited for: a thread that has one write open cannot finish it while it waits to begin
+//! another. So the guest is quiesced for at most 1 s while a write waits, then resumed for as long; the limit
+//! doubles up to 5 min.
 //!
 //! Must hold: the guest is not resumed between the final check and the end (the caller's to see to).
 
@@ -86,8 +87,8 @@ impl Quiesce {
         self.flush_counts = self.active && drained;
     }
 
-    /// A flush has succeeded, and nothing is dirty. One that began before the guest was quiesced says nothing about
-    /// what the guest wrote to the target meanwhile.
+    /// A flush has succeeded, and nothing is dirty. One that began before the guest was quiesced says nothing
+    /// about what the guest wrote to the target meanwhile.
     pub(super) fn flush_succeeded(&mut self) {
         self.flushed |= std::mem::take(&mut self.flush_counts);
     }

@@ -1,13 +1,13 @@
 //! Auto mode: when the target gets guest writes at once, and when later.
 //!
-//! A job in auto mode begins in background, because write-blocking gains nothing while the bulk is copied. After the
-//! first pass the [rate samples](super::rate_sampler) decide: a guest that makes work as fast as the job does it
-//! would keep it from ever being ready, so its writes go through from then on. Dirt then only gets less, and READY
-//! is reached. It stays so until the target stalls guest writes; then the job is back in background, for a time that
-//! doubles with each stall.
+//! A job in auto mode begins in background, because write-blocking gains nothing while the bulk is copied.
+//! After the first pass the [rate samples](super::rate_sampler) decide: a guest that makes work as fast as
+//! the job does it would keep it from ever being ready, so its writes go through from then on. Dirt then only
+//! gets less, and READY is reached. It stays so until the target stalls guest writes; then the job is back in
+//! background, for a time that doubles with each stall.
 //!
-//! A decision is made at each sample, at most twenty times a second. Must hold: two changes are never nearer to each
-//! other than the shortest stay; nothing is decided while the job is paused or ends.
+//! A decision is made at each sample, at most twenty times a second. Must hold: two changes are never nearer
+//! to each other than the shortest stay; nothing is decided while the job is paused or ends.
 
 use std::time::Duration;
 
@@ -35,8 +35,8 @@ const STALL: u32 = 10;
 pub(super) struct Auto {
     /// Guest writes go to the target at once.
     through: bool,
-    /// Begin of the present phase: the end of the first pass, a change of mode, or the end of a pause. Samples from
-    /// before do not count.
+    /// Begin of the present phase: the end of the first pass, a change of mode, or the end of a pause.
+    /// Samples from before do not count.
     mark: Duration,
     /// Writes do not go through before this.
     not_before: Duration,
@@ -151,8 +151,8 @@ impl Pacing {
     }
 }
 
-/// Why guest writes have to go through, if they have to. A job that is ready may stay a little behind: only what is
-/// too much to be copied while the guest is quiesced counts.
+/// Why guest writes have to go through, if they have to. A job that is ready may stay a little behind: only
+/// what is too much to be copied while the guest is quiesced counts.
 fn does_not_converge(
     auto: &Auto,
     sampler: &RateSampler,

@@ -1,12 +1,12 @@
 //! Latency budget: what the job may add to a guest write, and the size of copies that follows from it.
 //!
-//! A write pays for the job where it waits for admission (for a copy in flight on its bytes, or for a reservation)
-//! and where it waits for the target. Each such delay is recorded here. What follows from them:
+//! A write pays for the job where it waits for admission (for a copy in flight on its bytes, or for a
+//! reservation) and where it waits for the target. Each such delay is recorded here. What follows from them:
 //!
-//! - Depth: while the guest writes, the job has no more bytes in flight than the [window](super::congestion), which
-//!   is halved whenever more than one delay in a hundred was over the budget.
-//! - Size: where the guest has written lately and would wait for a copy, copies are cut so that one takes no more
-//!   than half the budget, but not below 64 KiB.
+//! - Depth: while the guest writes, the job has no more bytes in flight than the [window](super::congestion),
+//!   which is halved whenever more than one delay in a hundred was over the budget.
+//! - Size: where the guest has written lately and would wait for a copy, copies are cut so that one takes no
+//!   more than half the budget, but not below 64 KiB.
 //! - Admission timeout: a write that has waited for the whole budget goes to the source alone.
 //!
 //! Pure: time is an argument. Memory is a few KiB whatever the disk.

@@ -1,10 +1,10 @@
-//! Congestion control: sizes the job's window (bytes in flight) so that guest writes take at most 4/3 of their
-//! baseline latency, or the latency budget if one was asked for.
+//! Congestion control: sizes the job's window (bytes in flight) so that guest writes take at most 4/3 of
+//! their baseline latency, or the latency budget if one was asked for.
 //!
-//! The baseline is probed: every 5 s the job goes idle for at most 50 ms and samples guest writes (cf. ProbeRTT in
-//! BBR). Afterwards the window shrinks while writes take longer than they may, and grows while they do not. A guest
-//! that always has the same number of writes in flight keeps three quarters of its throughput, if the devices can
-//! be shared that way at all.
+//! The baseline is probed: every 5 s the job goes idle for at most 50 ms and samples guest writes (cf.
+//! ProbeRTT in BBR). Afterwards the window shrinks while writes take longer than they may, and grows while
+//! they do not. A guest that always has the same number of writes in flight keeps three quarters of its
+//! throughput, if the devices can be shared that way at all.
 //!
 //! Must hold: a probe is bounded in time; without guest writes, or without a budget, the job is not delayed.
 
@@ -173,15 +173,16 @@ impl CongestionWindow {
         (self.ratios, self.count, self.over) = (0, 0, 0);
     }
 
-    /// The maximum number of operations in flight while the guest has had up to `writes` under way: rather few large
-    /// ones than many small ones, because some devices count bytes and some count requests.
+    /// The maximum number of operations in flight while the guest has had up to `writes` under way: rather
+    /// few large ones than many small ones, because some devices count bytes and some count requests.
     pub(super) fn depth(&self, config: &Config, writes: usize, both: bool) -> usize {
         let most = config.max_in_flight;
         if self.is_at_minimum(config) {
             return 1;
         }
         let fit = usize::try_from(self.window / config.operation).unwrap_or(usize::MAX);
-        // Without a baseline, leave the guest two places of three on a device that serves one request after another.
+        // Without a baseline, leave the guest two places of three on a device that serves one request after
+        // another.
         let known = self.baseline[usize::from(both)].is_some();
         let places = if known { most } else { writes / 2 };
         most.min(places.min(fit).max(MIN_DEPTH))

@@ -1,8 +1,9 @@
-//! Rate sampler: totals of what the job has done and of the work that the guest has made, over a sliding window.
+//! Rate sampler: totals of what the job has done and of the work that the guest has made, over a sliding
+//! window.
 //!
-//! Figures for users and the decisions of auto mode come from the same samples. Pure: time is an argument, memory
-//! is bounded. Must hold: samples are in order of time; one is older than the window, which begins between it and
-//! the next.
+//! Figures for users and the decisions of auto mode come from the same samples. Pure: time is an argument,
+//! memory is bounded. Must hold: samples are in order of time; one is older than the window, which begins
+//! between it and the next.
 
 use std::collections::VecDeque;
 use std::time::Duration;

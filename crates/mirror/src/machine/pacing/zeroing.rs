@@ -1,9 +1,10 @@
-//! Size of zeroing operations: they carry no data, so they are sized by the time they take, not by the buffer.
+//! Size of zeroing operations: they carry no data, so they are sized by the time they take, not by the
+//! buffer.
 //!
-//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk must not be
-//! busy for seconds with one call, because a cancel, and a guest write to the same range, wait for its end. Pure:
-//! time is an argument. Must hold: the size is a power of two, so that operations end on borders of whatever unit
-//! the device discards in.
+//! A device that zeroes by metadata does a gibibyte in a moment; one that writes zeros to a slow disk must
+//! not be busy for seconds with one call, because a cancel, and a guest write to the same range, wait for its
+//! end. Pure: time is an argument. Must hold: the size is a power of two, so that operations end on borders
+//! of whatever unit the device discards in.
 
 use std::time::Duration;
 

@@ -192,8 +192,8 @@ fn the_look_for_what_was_cut_off_is_bounded() {
 const COUNTED: ManyTables =
     ManyTables { refcount_clusters: 16, blocks: 1024, len: 128 << 20, ..ManyTables::SMALL };
 
-/// Every allocation took a mebibyte of L2 tables into the pass, and for each entry of them a refcount block: a
-/// write of 4 MiB, in small free runs, took minutes where an image of some 100 MiB was made for it.
+/// Every allocation took a mebibyte of L2 tables into the pass, and for each entry of them a refcount block:
+/// a write of 4 MiB, in small free runs, took minutes where an image of some 100 MiB was made for it.
 #[test]
 fn the_pass_over_all_tables_costs_no_more_than_the_writes_that_need_it() {
     const TABLES: u64 = 1 << 11;
@@ -213,8 +213,8 @@ fn the_pass_over_all_tables_costs_no_more_than_the_writes_that_need_it() {
     for cluster in 0..EMPTY * 64 {
         disk.write_at(&[7; 512], cluster * 512, WriteFlags::NONE).unwrap();
         reads += counted.reads() as u64;
-        // The search for the first free cluster, the mebibyte for free and a slice that costs more than is left;
-        // then an eighth of a read for each cluster, and what each write looks up for itself.
+        // The search for the first free cluster, the mebibyte for free and a slice that costs more than is
+        // left; then an eighth of a read for each cluster, and what each write looks up for itself.
         let most = 600 + 4 * cluster;
         assert!(reads <= most, "{reads} reads up to cluster {cluster}, more than {most}");
     }
