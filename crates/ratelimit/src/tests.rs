@@ -116,7 +116,8 @@ proptest! {
         let mut l = RateLimiter::new(speed);
         let unit = (l.quota() / part).max(1);
         let from = ms(123_456);
-        let moved = run(&mut l, from, ms(5000), unit, |i| Duration::from_micros(late[i as usize % late.len()]));
+        let lateness = |i| Duration::from_micros(late[i as usize % late.len()]);
+        let moved = run(&mut l, from, ms(5000), unit, lateness);
         let ideal = speed * 5;
         let slack = ideal / 50 + unit;
         prop_assert!(moved.abs_diff(ideal) <= slack, "{moved} of {ideal}, unit {unit}");

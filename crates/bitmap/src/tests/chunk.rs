@@ -32,7 +32,8 @@ fn op(len: u64) -> impl Strategy<Value = Op> {
         5 => range(len).prop_map(Op::Clear),
         1 => Just(Op::SetAll),
         1 => Just(Op::ClearAll),
-        3 => (0..=len / 64 + 1, prop_oneof![any::<u64>(), Just(0), Just(u64::MAX)]).prop_map(|(i, w)| Op::Word(i, w)),
+        3 => (0..=len / 64 + 1, prop_oneof![any::<u64>(), Just(0), Just(u64::MAX)])
+            .prop_map(|(i, w)| Op::Word(i, w)),
         2 => proptest::collection::vec(range(len), 0..5).prop_map(Op::Union),
     ]
 }
@@ -87,7 +88,10 @@ fn apply(bits: &mut ChunkBitmap, model: &mut [bool], op: &Op) {
 
 proptest! {
     #[test]
-    fn behaves_like_a_vector_of_booleans((len, ops) in case(), probes in proptest::collection::vec(any::<u64>(), 8)) {
+    fn behaves_like_a_vector_of_booleans(
+        (len, ops) in case(),
+        probes in proptest::collection::vec(any::<u64>(), 8),
+    ) {
         let mut bits = ChunkBitmap::new(len);
         let mut model = vec![false; len as usize];
         for op in &ops {
@@ -103,7 +107,8 @@ proptest! {
             let naive = model.iter().take(end as usize).skip(at as usize).filter(|b| **b).count() as u64;
             prop_assert_eq!(bits.count_in(at..end), naive);
             let index = at / 64;
-            let naive = model.iter().skip(index as usize * 64).take(64).enumerate().fold(0, |w, (i, &b)| w | u64::from(b) << i);
+            let bits_of_word = model.iter().skip(index as usize * 64).take(64);
+            let naive = bits_of_word.enumerate().fold(0, |w, (i, &b)| w | u64::from(b) << i);
             prop_assert_eq!(bits.word(index), naive);
         }
         // Walking the runs finds exactly the bits that are set, in maximal runs.

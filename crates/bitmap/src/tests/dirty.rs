@@ -102,7 +102,10 @@ fn play(len: u64, granularity: u64, ops: &[(bool, Range<u64>)]) -> (DirtyBitmap,
 
 proptest! {
     #[test]
-    fn agrees_with_the_model((len, granularity, ops) in case(), probes in proptest::collection::vec((any::<u32>(), any::<u32>()), 10)) {
+    fn agrees_with_the_model(
+        (len, granularity, ops) in case(),
+        probes in proptest::collection::vec((any::<u32>(), any::<u32>()), 10),
+    ) {
         let (bitmap, model) = play(len, granularity, &ops);
         prop_assert_eq!(bitmap.dirty_bytes(), model.count(&(0..len)));
         prop_assert_eq!(bitmap.is_clean(), model.count(&(0..len)) == 0);
@@ -110,7 +113,8 @@ proptest! {
             let at = u64::from(a) % (len + 1000);
             let end = at + u64::from(b) % (len + 1000);
             prop_assert_eq!(bitmap.dirty_bytes_in(at..end), model.count(&(at..end)));
-            prop_assert_eq!(bitmap.is_dirty(at), model.dirty.get((at / granularity) as usize).copied().unwrap_or(false));
+            let is_dirty = model.dirty.get((at / granularity) as usize).copied().unwrap_or(false);
+            prop_assert_eq!(bitmap.is_dirty(at), is_dirty);
             prop_assert_eq!(bitmap.next_dirty(at, u64::MAX), model.run(at, true));
             prop_assert_eq!(bitmap.next_clean(at, u64::MAX), model.run(at, false));
             let max = u64::from(b) % 40_000;
@@ -160,14 +164,19 @@ proptest! {
     }
 
     #[test]
-    fn stored_and_loaded_in_any_pieces_it_is_the_same((len, granularity, ops) in case(), cut in any::<u32>(), chunk in 1usize..40) {
+    fn stored_and_loaded_in_any_pieces_it_is_the_same(
+        (len, granularity, ops) in case(),
+        cut in any::<u32>(),
+        chunk in 1usize..40,
+    ) {
         let (bitmap, model) = play(len, granularity, &ops);
         let mut bytes = vec![0xaa; bitmap.stored_len() as usize + 9];
         for (i, piece) in bytes.chunks_mut(chunk).enumerate() {
             bitmap.store((i * chunk) as u64, piece);
         }
         for (i, byte) in bytes.iter().enumerate() {
-            let naive = (0..8).filter(|b| model.dirty.get(i * 8 + b) == Some(&true)).fold(0, |byte, b| byte | 1 << b);
+            let dirty = (0..8).filter(|b| model.dirty.get(i * 8 + b) == Some(&true));
+            let naive = dirty.fold(0, |byte, b| byte | 1 << b);
             prop_assert_eq!(*byte, naive);
         }
         // What was there before is replaced, also by zeros.
