@@ -3,7 +3,8 @@
 //! ```no_run
 //! # use std::sync::Arc;
 //! # use blockmirror_nbd::server::{Export, Listener, Server, ServerOptions};
-//! # fn f(disk: Arc<dyn blockmirror_block::BlockDevice>) -> Result<(), blockmirror_nbd::server::ServerError> {
+//! # use blockmirror_nbd::server::ServerError;
+//! # fn f(disk: Arc<dyn blockmirror_block::BlockDevice>) -> Result<(), ServerError> {
 //! let server = Server::new(ServerOptions::default())?;
 //! server.add(Export::new("disk", disk).writable(true))?;
 //! server.listen(Listener::unix("/run/disk.sock")?)?;

@@ -309,14 +309,7 @@ impl Connection {
             };
             let handed_over = state.handed_over.take();
             drop(shared);
-            let mine = match handed_over {
-                Some((_, header)) => Ok(Some(header)),
-                None => self.step(&mut incoming, cookie),
-            };
-            let taken = mine.and_then(|header| match header {
-                None => Ok(false),
-                Some(header) => self.take(&mut incoming, header, &mut coverage, &mut sink),
-            });
+            let taken = self.read_one(&mut incoming, handed_over, cookie, &mut coverage, &mut sink);
             shared = self.shared.lock();
             shared.incoming = Some(incoming);
             if let Some((owner, _)) = shared.handed_over
@@ -334,6 +327,22 @@ impl Connection {
                 Err(error) => Self::fail_locked(&mut shared, &self.link, self.or_timed_out(error), false),
             }
         }
+    }
+
+    /// Handles the header that was handed over, or receives one. Whether the reply to `mine` ends with it.
+    fn read_one(
+        &self,
+        incoming: &mut Incoming,
+        handed_over: Option<(u64, Header)>,
+        mine: u64,
+        coverage: &mut Coverage,
+        sink: &mut Sink<'_>,
+    ) -> Result<bool, ClientError> {
+        let header = match handed_over {
+            Some((_, header)) => Some(header),
+            None => self.step(incoming, mine)?,
+        };
+        header.map_or(Ok(false), |header| self.take(incoming, header, coverage, sink))
     }
 
     /// Removes the request, and wakes a waiting caller to read if none does.
