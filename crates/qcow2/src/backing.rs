@@ -1,6 +1,6 @@
-//! Another layer below: the device that shows through, and the name in the header. They change apart: who
-//! puts an overlay on a disk, or takes a layer out of a chain, does both in the order that its operation
-//! needs.
+//! Changing the backing layer: the device that shows through, and the name in the header. They change
+//! separately: an operation that puts an overlay on a disk, or takes a layer out of a chain, does both in the
+//! order that it needs.
 
 use std::sync::Arc;
 

@@ -132,12 +132,15 @@ impl ImageContext {
             return Ok(());
         }
         Err(Error::new(ErrorKind::CutShort, "read").in_file(data.name()).at(last.min(at.0.max(len))).because(
-            format!("guest data lies at {last}, but the file ends at {len}: it was cut short and is whole up to there only"),
+            format!(
+                "guest data lies at {last}, but the file ends at {len}: it was cut short and is whole up to there \
+                 only"
+            ),
         ))
     }
 
-    /// Reads one metadata slice. A slice that starts past the end of the file cannot be a table anybody
-    /// wrote.
+    /// Reads one metadata slice. A slice that starts past the end of the file was never
+    /// written.
     pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
         let len = self.storage.len()?;
         if at.0 >= len {

@@ -20,11 +20,15 @@ pub enum Damage {
     #[error("the mapped cluster holds metadata; the write was refused")]
     Overlap,
     /// An entry maps a host cluster whose refcount is zero.
-    #[error("the cluster is mapped by guest cluster {}, but its refcount is 0; the image is marked corrupt", .0.0)]
+    #[error(
+        "the cluster is mapped by guest cluster {}, but its refcount is 0; the image is marked corrupt",
+        .0.0
+    )]
     MappedUncounted(GuestCluster),
     /// The refcount of a cluster that holds an L2 table is zero.
     #[error(
-        "the cluster holds the L2 table of guest cluster {}, but its refcount is 0; the image is marked corrupt",
+        "the cluster holds the L2 table of guest cluster {}, but its refcount is 0; \
+         the image is marked corrupt",
         .0.0
     )]
     TableUncounted(GuestCluster),

@@ -118,7 +118,7 @@ impl Qcow2 {
             .because("the image was opened read-only"))
     }
 
-    /// Autoclear features speak of things that a writer who does not know them makes stale.
+    /// Clears the autoclear features that this writer does not know: it would make stale what they stand for.
     fn clear_unknown_autoclear(&self) -> Result<()> {
         let header = self.header();
         let kept = header.autoclear_when_written();

@@ -1,7 +1,83 @@
-//! The qcow2 image format.
+//! The qcow2 image format: an image in a [`Storage`](blockmirror_block::Storage) as a
+//! [`BlockDevice`](blockmirror_block::BlockDevice).
 //!
-//! [`mod@format`] holds the structures, pure: bytes in, typed values out. [`error`] and [`limits`] say what
-//! is refused and why.
+//! ```
+//! use std::sync::Arc;
+//! use blockmirror_block::{BlockDevice, testing::MemoryStorage};
+//! use blockmirror_qcow2::{CreateOptions, OpenOptions};
+//!
+//! let storage = Arc::new(MemoryStorage::new());
+//! CreateOptions::new(1 << 30).create(&*storage, None)?;
+//! let disk = OpenOptions::new().writable(true).open(storage)?;
+//! disk.write_at(b"hello", 1 << 20, Default::default())?;
+//! disk.flush()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The crate opens no file and knows no path: it is handed a storage, and a device for the backing file.
+//! Synchronous, any number of threads, all by `&self`.
+//!
+//! # The way of a write
+//!
+//! ```text
+//!   write_at / write_zeroes / discard                                  flush, or much is dirty
+//!        |                                                                      |
+//!   1 resolve            2 move               3 commit                    4 write back
+//!   ranges: exclusive    no lock of           meta: entries,              write_back: one at a time
+//!   meta: find or        metadata             dropped references
+//!   allocate clusters
+//!        |                    |                    |                            |
+//!   WriteGuard  ------>  fill edges (COW),  ---->  L2 entries in     ---->  data, refcounts -> refcount table
+//!   (runs, fills,        then the data             the cache                -> L2 -> L1 -> lowered refcounts
+//!    updates, grants)                                                       (-> is a flush of the storage)
+//!        |
+//!        +-- dropped without commit: the clusters go back to the allocator
+//! ```
+//!
+//! Resolving may find something missing: a refcount block, a longer refcount table, an L2 table, the end of a
+//! long search. It then returns what, the metadata lock is released, the missing thing is provided
+//! (`provide`) and resolving starts anew. So nothing is written under the metadata lock.
+//!
+//! A read is steps 1 and 2: resolve a batch of runs, pin them by a shared range, move the bytes.
+//!
+//! | where | what it decides |
+//! |---|---|
+//! | [`mod@format`] | the structures: bytes in, typed values out |
+//! | [`offset`] | the types of guest and host offsets and clusters |
+//! | `image`, `image/open` | the open image with its locks; opening |
+//! | `context` | storages, layout, length and backing layer, for all others |
+//! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
+//! | `read`, `compressed`, `extents`, `holes`, `zero_query` | reads and questions about the mapping |
+//! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
+//! | `zero`, `copy_up`, `resize`, `backing` | other changes of the mapping, and of the header |
+//! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
+//! | `overlap`, `verify`, `damage` | what must never be written over or handed out; proof of damage |
+//! | `provide`, `stop` | what planning needs first; cancelling long work |
+//! | `writeback`, `dirty` | the order on disk |
+//! | `create`, [`options`] | new images; the table of options |
+//! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
+//!
+//! Locks, in order: `changing`, `ranges`, `write_back`, `tables`, `meta`; what each guards stands at its
+//! field in `image`. docs/design/qcow2-write.md has the table and the states.
+//!
+//! # Where a new feature goes
+//!
+//! - **A new kind of L2 entry** (as compressed or extended ones were): `format/entry` decodes it; `meta`
+//!   gives it a `Mapping` and says in `references` which host clusters it holds; `read` and `extents` serve
+//!   it; `write/plan` and `zero` say what a change of it keeps. Write-back and refcounts need nothing.
+//! - **An option of new images**: a field of [`CreateOptions`], its place in `create/layout`, a row in
+//!   `options/table`.
+//! - **A header extension**: `format/extension` parses it, [`Header`] carries it, `format/rewrite` keeps it.
+//! - **Another table that takes clusters** (bitmaps, snapshots): it is claimed in the map of metadata at
+//!   opening (`image/open`), counted by `reopen`, and its clusters come from `Meta::allocate`; it becomes
+//!   durable in the order of `writeback` before anything points at it.
+//! - **Another operation that changes the mapping**: take `ranges` exclusively, plan under `meta` in a loop
+//!   with `provide`, move data without it, publish under it. Ask a `StopCheck` between pieces whose number
+//!   the image decides.
+//!
+//! [`error`] and [`limits`] say what is refused and why.
+
+#![forbid(unsafe_code)]
 
 mod backing;
 mod cache;

@@ -1,6 +1,6 @@
 //! The mapping metadata of an open image: the L1 table and cached L2 slices, and with them the refcounts if
-//! the image is writable. Everything here runs under the image's one metadata lock and does only metadata
-//! I/O.
+//! the image is writable. Everything here runs under the image's one metadata lock; of the storage it only
+//! reads slices.
 //!
 //! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and
 //! `zero` read and change single entries.

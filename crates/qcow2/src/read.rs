@@ -1,4 +1,4 @@
-//! Reading guest bytes: resolve a batch of runs under the metadata lock, let it go, move the data.
+//! Reading guest bytes: a batch of runs is resolved under the metadata lock, then the data moves without it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct ReadRun {
     pub source: ReadSource,
 }
 
-/// A resolved read. As long as it lives, the host clusters it names are not given to anybody else.
+/// A resolved read. As long as it lives, the host clusters that it names are not reused.
 #[must_use = "the host ranges may be reused as soon as this is dropped"]
 pub struct ReadGuard<'a> {
     runs: Vec<ReadRun>,

@@ -1,4 +1,5 @@
-//! Refcounts and the allocation of host clusters. Lives in [`Meta`](crate::meta::Meta), under its lock.
+//! Refcounts and the allocation of host clusters. Lives in [`Meta`](crate::meta::Meta), under its lock; of
+//! the storage it only reads slices.
 //!
 //! Rules that hold at every instant:
 //!

@@ -8,7 +8,8 @@
 //! the new length. What lies past it is invisible from then on, and is given back after. A crash in between
 //! leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
-//! Lock order: `changing`, ranges, write-back, metadata.
+//! Both can be cancelled. A cancelled shrink may have its new length already; what was not given back then
+//! stays counted.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -74,7 +75,8 @@ impl Qcow2 {
         let entries = l1_entries_for(len, ctx.cluster().bits(), ctx.format.extended);
         if i64::try_from(len).is_err() || entries * 8 > MAX_L1_BYTES {
             let why = format!(
-                "{len} bytes are too many for clusters of {} bytes: the L1 table would need {} bytes, more than {MAX_L1_BYTES}",
+                "{len} bytes are too many for clusters of {} bytes: the L1 table would need {} bytes, \
+                 more than {MAX_L1_BYTES}",
                 ctx.cluster().bytes(),
                 entries * 8
             );

@@ -1,11 +1,12 @@
 //! Writing guest bytes: resolve, move the data, commit.
 //!
-//! [`Qcow2::resolve_write`] decides where the bytes go, under the metadata lock, and returns a guard. Then,
-//! without any metadata lock, the edges that a new cluster needs are filled and the data is written.
-//! [`WriteGuard::commit`] publishes the entries. Dropping the guard gives the clusters back: nothing ever
-//! pointed at them.
+//! [`Qcow2::resolve_write`] plans where the bytes go, under the metadata lock (`plan`), and returns a guard
+//! (`guard`). Without that lock the edges of new clusters are filled and the data is written.
+//! [`WriteGuard::commit`] publishes the entries. Dropping the guard instead releases the clusters: nothing
+//! ever pointed at them.
 //!
-//! Two writes whose clusters overlap take turns where either changes the mapping; overwrites in place do not.
+//! Two writes whose clusters overlap are serialized where either changes the mapping; overwrites in place are
+//! not.
 
 mod guard;
 mod l2_table;

@@ -43,7 +43,7 @@ pub struct BitmapEntry {
     pub in_use: bool,
     /// Whether it is to be loaded and to track writes whenever the image is opened for writing.
     pub auto: bool,
-    /// Where its table starts, as declared; to be checked by who reads that table.
+    /// Where its table starts, as declared; checked where that table is read.
     pub table_offset: u64,
     /// Entries of its table, as declared.
     pub table_entries: u32,

@@ -10,11 +10,11 @@ use std::fmt;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(u8)]
 pub enum FeatureKind {
-    /// Opening is forbidden to who does not know the bit.
+    /// A reader that does not know the bit must not open the image.
     Incompatible = 0,
     /// May be ignored.
     Compatible = 1,
-    /// To be cleared at the first write by who does not know the bit.
+    /// A writer that does not know the bit clears it at its first write.
     Autoclear = 2,
 }
 

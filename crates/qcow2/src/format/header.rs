@@ -235,12 +235,7 @@ impl Header {
         let room = bytes.get(header_length..bytes.len().min(room_end)).unwrap_or_default();
         let missing = room_end.saturating_sub(header_length + room.len());
 
-        let unknown = incompatible & !feature::INCOMPATIBLE_KNOWN;
-        if unknown != 0 {
-            let table = extension::feature_names(room);
-            let names = feature::names_of(FeatureKind::Incompatible, unknown, &table);
-            return Err(Error::UnknownFeatures { bits: unknown, names });
-        }
+        check_features(incompatible, room)?;
         check_encryption(raw.crypt_method.get())?;
         if refcount_order > limits::MAX_REFCOUNT_ORDER {
             return Err(field("refcount_order", refcount_order, "at most 6 (64 bits) is allowed"));
@@ -263,21 +258,7 @@ impl Header {
         }
         let backing = parse_backing(&raw, bytes, cluster_size)?
             .map(|name| BackingRef { name, format: extensions.backing_format });
-        let data_file = if incompatible & feature::INCOMPATIBLE_DATA_FILE != 0 {
-            let name = extensions.data_file.filter(|name| !name.is_empty());
-            Some(DataFileRef {
-                name: name.map(|name| FileName::parse(&name, "data file name")).transpose()?,
-                raw: autoclear & feature::AUTOCLEAR_RAW_DATA_FILE != 0,
-            })
-        } else if autoclear & feature::AUTOCLEAR_RAW_DATA_FILE != 0 {
-            return Err(field(
-                "autoclear_features",
-                autoclear,
-                "a raw data file needs the external data file feature",
-            ));
-        } else {
-            None
-        };
+        let data_file = parse_data_file(incompatible, autoclear, extensions.data_file)?;
 
         Ok(Self {
             version,
@@ -432,6 +413,34 @@ fn parse_compression(bytes: &[u8], header_length: usize, incompatible: u64) -> R
         }
         _ => Err(field("compression_type", value, "0 (deflate) and 1 (zstd) are supported")),
     }
+}
+
+/// Refuses incompatible features that are not known, by the names in the image's own table.
+fn check_features(incompatible: u64, extensions: &[u8]) -> Result<()> {
+    let unknown = incompatible & !feature::INCOMPATIBLE_KNOWN;
+    if unknown == 0 {
+        return Ok(());
+    }
+    let table = extension::feature_names(extensions);
+    let names = feature::names_of(FeatureKind::Incompatible, unknown, &table);
+    Err(Error::UnknownFeatures { bits: unknown, names })
+}
+
+/// The external data file, if the features say that there is one; `name` is that of the extension.
+fn parse_data_file(incompatible: u64, autoclear: u64, name: Option<Vec<u8>>) -> Result<Option<DataFileRef>> {
+    let raw = autoclear & feature::AUTOCLEAR_RAW_DATA_FILE != 0;
+    if incompatible & feature::INCOMPATIBLE_DATA_FILE == 0 {
+        if raw {
+            let problem = "a raw data file needs the external data file feature";
+            return Err(field("autoclear_features", autoclear, problem));
+        }
+        return Ok(None);
+    }
+    let name = name.filter(|name| !name.is_empty());
+    Ok(Some(DataFileRef {
+        name: name.map(|name| FileName::parse(&name, "data file name")).transpose()?,
+        raw,
+    }))
 }
 
 fn check_encryption(method: u32) -> Result<()> {

@@ -49,7 +49,7 @@ pub struct Snapshot {
     pub disk_size: Option<u64>,
     /// Instructions the guest had executed, if that was counted.
     pub icount: Option<u64>,
-    /// Where its L1 table starts, as declared; to be checked by who reads that table.
+    /// Where its L1 table starts, as declared; checked where that table is read.
     pub l1_offset: u64,
     /// Entries of its L1 table, as declared.
     pub l1_entries: u32,

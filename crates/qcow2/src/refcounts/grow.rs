@@ -112,7 +112,8 @@ fn table_size(ctx: &ImageContext, per_block: u64, first_block: u64, least: u64) 
         if bytes > MAX_REFCOUNT_TABLE_BYTES {
             let error = Error::new(ErrorKind::NoSpace, "grow refcount table").in_file(ctx.name.clone());
             return Err(error.because(format!(
-                "the refcount table would need {bytes} bytes, more than the limit of {MAX_REFCOUNT_TABLE_BYTES}"
+                "the refcount table would need {bytes} bytes, more than the limit of \
+                 {MAX_REFCOUNT_TABLE_BYTES}"
             )));
         }
         // At most 2^14 clusters.

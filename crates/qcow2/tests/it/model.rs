@@ -36,6 +36,11 @@ struct Variant {
     data_file: Option<bool>,
 }
 
+/// Cluster bits, and whether the L2 entries are extended, of an image with a data file.
+fn layouts() -> impl Strategy<Value = (u32, bool)> {
+    prop_oneof![Just((12, false)), Just((16, false)), Just((14, true))]
+}
+
 fn variants() -> impl Strategy<Value = Variant> {
     let plain = (prop_oneof![Just(9u32), Just(12), Just(16)], any::<bool>(), 0u32..=6, backing());
     prop_oneof![
@@ -55,8 +60,7 @@ fn variants() -> impl Strategy<Value = Variant> {
             backing,
             data_file: None,
         }),
-        2 => (prop_oneof![Just((12u32, false)), Just((16, false)), Just((14, true))], any::<bool>(), backing())
-            .prop_map(|((cluster_bits, extended), raw, backing)| Variant {
+        2 => (layouts(), any::<bool>(), backing()).prop_map(|((cluster_bits, extended), raw, backing)| Variant {
                 version: Version::V3,
                 cluster_bits,
                 extended,
