@@ -165,20 +165,28 @@ impl Qcow2 {
             data_file.discard(part)?;
         }
         let stop = self.stop_check("write zeroes");
-        loop {
-            let changed = {
-                let mut meta = self.meta.lock();
-                meta.check_poison(ctx, "write zeroes")?;
-                self.change_locked(&mut meta, part, purpose)
-            };
-            match self.note_damage(changed)? {
-                Ok(by_data) => return Ok(by_data),
-                Err(missing) => self.note_damage(self.provide(missing, &stop))?,
+        let slice_bytes = (ctx.slice_size() as u64 / ctx.format.entry_size()) << ctx.cluster().bits();
+        let mut by_data = Vec::new();
+        for piece in part.pieces(slice_bytes) {
+            loop {
+                let changed = {
+                    let mut meta = self.meta.lock();
+                    meta.check_poison(ctx, "write zeroes")?;
+                    self.change_locked(&mut meta, piece, purpose)
+                };
+                match self.note_damage(changed)? {
+                    Ok(found) => {
+                        by_data.extend(found);
+                        break;
+                    }
+                    Err(missing) => self.note_damage(self.provide(missing, &stop))?,
+                }
             }
         }
+        Ok(by_data)
     }
 
-    /// Under the lock. The inner error says what must come first.
+    /// Under the lock, for `part` of one slice of a table. The inner error says what must come first.
     fn change_locked(
         &self,
         meta: &mut Meta,
