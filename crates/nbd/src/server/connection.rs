@@ -48,7 +48,8 @@ pub(crate) struct Connection {
     pub(crate) params: NegotiatedParams,
     pub(crate) runtime: Arc<ExportRuntime>,
     pub(crate) account: Arc<Account>,
-    /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others.
+    /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others. *Not under it*:
+    /// nothing is forbidden, since nothing else waits for it.
     decoder: Mutex<RequestDecoder>,
     /// *Guards* both roles, the queue of replies and the end. *Order*: after `arming`; before the pool's
     /// state. *Not under it*: I/O, dropping a reply (its buffer may resume this very connection).

@@ -158,7 +158,7 @@ impl ExportRuntime {
 
     /// Counts a client from now on; `None` if the export is closed.
     pub(crate) fn reserve(self: &Arc<Self>) -> Option<PendingClient> {
-        let _telling = self.notifying.lock();
+        let _notifying = self.notifying.lock();
         let count = {
             let mut clients = self.clients.lock();
             if clients.closed {
