@@ -204,7 +204,7 @@ fn the_pass_over_all_tables_costs_no_more_than_the_writes_that_need_it() {
     let storage = image.make();
     for table in EMPTY..TABLES {
         // Each entry maps a cluster that another refcount block counts.
-        let entries = (0..64).map(|i| ((i * 16 + table % 8) * 256 + 1) * 512 | 1 << 63).collect();
+        let entries = (0..64).map(|i| (((i * 16 + table % 8) * 256 + 1) * 512) | (1 << 63)).collect();
         write_words(&storage, L2 + table * 512, entries);
     }
     let (disk, counted) = Counted::open(&Arc::new(storage));
