@@ -132,7 +132,7 @@ fn one_bit_wrong_anywhere() {
 }
 
 #[test]
-fn lengths_that_nobody_means() {
+fn absurd_lengths_are_refused() {
     let server = server();
     for length in [u32::MAX, 0x8000_0000, (32 << 20) + 1, 65537] {
         for option in 0..13u32 {

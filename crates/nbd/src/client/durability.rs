@@ -120,7 +120,7 @@ mod tests {
     }
 
     /// A write was answered, its connection was lost, and only then did the writer come to count it: counted
-    /// in the new epoch, a flush of that would have vouched for it.
+    /// in the new epoch, a flush of that epoch would have covered it.
     #[test]
     fn a_write_of_an_epoch_that_is_over_is_a_loss() {
         let mut tracker = DurabilityTracker::default();

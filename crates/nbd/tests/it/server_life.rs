@@ -93,7 +93,7 @@ fn disconnecting_waits_for_what_runs() {
 }
 
 #[test]
-fn a_client_that_does_not_read_holds_a_bounded_amount_and_nobody_else() {
+fn a_client_that_does_not_read_holds_a_bounded_amount_and_delays_no_other() {
     let disk = disk();
     disk.write_at(&vec![1; 8 << 20], 0, WriteFlags::NONE).unwrap();
     let options = ServerOptions::default();
@@ -256,7 +256,7 @@ impl Observer for Log {
 /// It was once notified of the second client before the first, and of the last one's end while another
 /// connected.
 #[test]
-fn the_observer_is_told_of_first_and_last_clients() {
+fn the_observer_is_notified_of_first_and_last_clients() {
     let log = Arc::new(Log::default());
     let mut options = ServerOptions::default();
     options.observer = Some(log.clone());
@@ -293,7 +293,7 @@ fn an_export_in_use_is_removed_only_by_force() {
 }
 
 #[test]
-fn a_removed_export_lets_its_device_go() {
+fn a_removed_export_releases_its_device() {
     let server = serve(disk());
     let device: Arc<dyn BlockDevice> = disk();
     server.add(Export::new("gone", Arc::clone(&device))).unwrap();
@@ -305,7 +305,7 @@ fn a_removed_export_lets_its_device_go() {
 }
 
 #[test]
-fn a_device_of_its_own_mind_is_no_writable_export() {
+fn a_read_only_device_is_no_writable_export() {
     let server = Server::new(ServerOptions::default()).unwrap();
     let read_only = Arc::new(MemoryDisk::new(MIB).read_only());
     let refused = server.add(Export::new("disk", read_only.clone()).writable(true));
@@ -360,7 +360,7 @@ fn stopping_ends_with_deaf_clients_and_devices_that_hang() {
 }
 
 #[test]
-fn a_client_too_slow_with_its_handshake_is_let_go() {
+fn a_client_too_slow_with_its_handshake_is_aborted() {
     let mut options = ServerOptions::default();
     options.handshake_limit = Duration::from_millis(200);
     let server = Server::new(options).unwrap();
@@ -379,7 +379,7 @@ fn a_client_too_slow_with_its_handshake_is_let_go() {
 }
 
 #[test]
-fn a_client_that_stalls_in_a_request_is_let_go() {
+fn a_client_that_stalls_in_a_request_is_aborted() {
     let mut options = ServerOptions::default();
     options.stall_limit = Duration::from_millis(100);
     let server = Server::new(options).unwrap();
@@ -430,7 +430,7 @@ fn more_clients_than_allowed_wait_outside() {
 
 /// Each of them once had a client's place for 10 s, and 100 of them were all there were.
 #[test]
-fn silent_connections_keep_nobody_out() {
+fn silent_connections_do_not_keep_others_out() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nbd.sock");
     let server = serve(disk());
@@ -503,7 +503,7 @@ fn a_stale_socket_is_replaced_and_anything_else_is_not() {
 }
 
 #[test]
-fn errors_of_the_server_going_down_are_told_in_the_handshake() {
+fn a_server_going_down_answers_the_handshake_with_an_error() {
     let server = serve(disk());
     let mut peer = Peer::ready(&server, Mode::Structured, &[]);
     // Reading is ended from outside while a request is half sent.
