@@ -15,7 +15,7 @@
 //! | `options` | what the caller wants |
 //! | `device` | the device: bounds, alignment, splitting, extents |
 //! | `storage` | the same as a storage of fixed length, for formats |
-//! | `pool` | several connections as one; losing them and reconnecting |
+//! | `connection_pool` | several connections as one; losing them and reconnecting |
 //! | `durability`, `backoff` | pure parts of that: which writes may be lost, how long to wait |
 //! | `connect`, `handshake` | making a connection |
 //! | `connection` | requests and replies of one connection, for many threads |
@@ -25,6 +25,7 @@
 mod backoff;
 mod connect;
 mod connection;
+mod connection_pool;
 mod coverage;
 mod device;
 mod durability;
@@ -32,7 +33,6 @@ mod error;
 mod handshake;
 mod link;
 mod options;
-mod pool;
 mod socket;
 mod status;
 mod storage;

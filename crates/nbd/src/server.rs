@@ -45,7 +45,6 @@ mod listener;
 mod memory;
 mod negotiated_params;
 mod options;
-mod pool;
 mod reply;
 mod request_decoder;
 mod socket;
@@ -54,6 +53,7 @@ mod status;
 #[cfg(feature = "tls")]
 mod tls;
 mod transport;
+mod worker_pool;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

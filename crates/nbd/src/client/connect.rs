@@ -5,12 +5,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::connection::Connection;
+use super::connection::ClientConnection;
 use super::error::ClientError;
 use super::handshake::{Handshake, HandshakeRequest, NegotiatedExport};
 use super::link::Link;
 use super::options::ClientOptions;
-use super::socket::{Socket, Timed};
+use super::socket::{ClientSocket, Timed};
 #[cfg(feature = "tls")]
 use super::tls::{self, Tls};
 
@@ -27,7 +27,7 @@ pub(crate) trait CancelToken {
     /// Whether the attempt was cancelled.
     fn is_cancelled(&self) -> bool;
     /// Registers the socket of the attempt: shutting it down ends the handshake.
-    fn register(&self, socket: &Arc<Socket>);
+    fn register(&self, socket: &Arc<ClientSocket>);
 }
 
 impl Connector {
@@ -55,7 +55,11 @@ impl Connector {
     }
 
     /// Makes a connection that will belong to `epoch`.
-    pub(crate) fn connect(&self, cancel: &dyn CancelToken, epoch: u64) -> Result<Connection, ClientError> {
+    pub(crate) fn connect(
+        &self,
+        cancel: &dyn CancelToken,
+        epoch: u64,
+    ) -> Result<ClientConnection, ClientError> {
         let limit = self.options.handshake_timeout;
         let deadline = Instant::now() + limit;
         let named = |error: io::Error| match error.kind() {
@@ -64,14 +68,15 @@ impl Connector {
             _ => ClientError::Connect(Arc::new(error)),
         };
         let address = &self.options.uri.address;
-        let socket = Socket::connect(address, deadline, self.options.peer_timeout, &|| cancel.is_cancelled())
-            .map(Arc::new)
-            .map_err(named)?;
+        let socket =
+            ClientSocket::connect(address, deadline, self.options.peer_timeout, &|| cancel.is_cancelled())
+                .map(Arc::new)
+                .map_err(named)?;
         cancel.register(&socket);
         let ready = self.shake_hands(&socket, deadline).and_then(|(link, negotiated)| {
             let io_timeout = self.options.io_timeout;
             socket.set_timeout(io_timeout).map_err(ClientError::lost)?;
-            Ok(Connection::new(link, negotiated, epoch, io_timeout))
+            Ok(ClientConnection::new(link, negotiated, epoch, io_timeout))
         });
         ready.map_err(|error| match error {
             _ if cancel.is_cancelled() => ClientError::Cancelled,
@@ -89,7 +94,7 @@ impl Connector {
 
     fn shake_hands(
         &self,
-        socket: &Arc<Socket>,
+        socket: &Arc<ClientSocket>,
         deadline: Instant,
     ) -> Result<(Link, NegotiatedExport), ClientError> {
         let mut plain = Timed { socket, deadline };

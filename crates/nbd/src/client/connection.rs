@@ -102,7 +102,7 @@ struct Shared {
 }
 
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct ClientConnection {
     link: Arc<Link>,
     negotiated: NegotiatedExport,
     /// The epoch of the pool that it belongs to.
@@ -118,7 +118,7 @@ pub(crate) struct Connection {
     in_flight: AtomicU32,
 }
 
-impl Connection {
+impl ClientConnection {
     pub(crate) fn new(
         link: Link,
         negotiated: NegotiatedExport,

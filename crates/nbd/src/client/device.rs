@@ -11,9 +11,9 @@ use blockmirror_block::{
 
 use super::connect::Connector;
 use super::connection::{Op, Sink};
+use super::connection_pool::ConnectionPool;
 use super::error::ClientError;
 use super::options::ClientOptions;
-use super::pool::Pool;
 use super::status::Status;
 use crate::NbdUri;
 use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, TransmissionFlags};
@@ -45,7 +45,7 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 /// the export has changed meanwhile (its size, whether it can be written), requests fail with
 /// [`ClientError::Changed`].
 pub struct Client {
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     uri: NbdUri,
     name: Arc<str>,
     geometry: Geometry,
@@ -81,12 +81,12 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn holds(&self, pool: &Pool) -> bool {
+    fn holds(&self, pool: &ConnectionPool) -> bool {
         let epoch = self.epoch.load(Ordering::Relaxed);
         epoch != 0 && epoch == pool.epoch() + 1
     }
 
-    fn note(&self, pool: &Pool) {
+    fn note(&self, pool: &ConnectionPool) {
         self.epoch.store(pool.epoch() + 1, Ordering::Relaxed);
     }
 }
@@ -102,7 +102,7 @@ impl Client {
     pub(crate) fn open(options: ClientOptions) -> Result<Self> {
         let (uri, writable) = (options.uri.clone(), options.writable);
         let failed = |e: ClientError| Error::new(e.kind(), "open").caused_by(e);
-        let pool = Connector::new(options).and_then(Pool::open).map_err(failed)?;
+        let pool = Connector::new(options).and_then(ConnectionPool::open).map_err(failed)?;
         let export = pool.export();
         let can = |flag| export.flags.contains(flag);
         if writable && can(TransmissionFlags::READ_ONLY) {

@@ -10,30 +10,30 @@ use std::sync::Arc;
 #[cfg(feature = "tls")]
 use blockmirror_block::sync::Mutex;
 
-use super::socket::Socket;
+use super::socket::ClientSocket;
 
 /// What has arrived beyond what was asked for; also the size of one read of ciphertext.
 const SPILL: usize = 16 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Link {
-    socket: Arc<Socket>,
+    socket: Arc<ClientSocket>,
     #[cfg(feature = "tls")]
     tls: Option<Mutex<rustls::ClientConnection>>,
 }
 
 impl Link {
     #[cfg(feature = "tls")]
-    pub(crate) fn new(socket: Arc<Socket>, tls: Option<rustls::ClientConnection>) -> Self {
+    pub(crate) fn new(socket: Arc<ClientSocket>, tls: Option<rustls::ClientConnection>) -> Self {
         Self { socket, tls: tls.map(Mutex::new) }
     }
 
     #[cfg(not(feature = "tls"))]
-    pub(crate) fn new(socket: Arc<Socket>) -> Self {
+    pub(crate) fn new(socket: Arc<ClientSocket>) -> Self {
         Self { socket }
     }
 
-    pub(crate) fn socket(&self) -> &Arc<Socket> {
+    pub(crate) fn socket(&self) -> &Arc<ClientSocket> {
         &self.socket
     }
 
@@ -50,7 +50,7 @@ impl Link {
 #[cfg(feature = "tls")]
 fn write_tls(
     tls: &Mutex<rustls::ClientConnection>,
-    socket: &Socket,
+    socket: &ClientSocket,
     head: &[u8],
     body: &[u8],
 ) -> io::Result<()> {
@@ -167,7 +167,7 @@ impl Incoming {
 #[cfg(feature = "tls")]
 fn read_tls(
     tls: &Mutex<rustls::ClientConnection>,
-    socket: &Socket,
+    socket: &ClientSocket,
     cipher: &mut Buffer,
     dest: &mut [u8],
 ) -> io::Result<usize> {

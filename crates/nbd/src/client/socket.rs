@@ -27,7 +27,7 @@ const SLICE: Duration = Duration::from_millis(50);
 const UNIX_BUFFER: usize = 2 << 20;
 
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) enum ClientSocket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -35,13 +35,13 @@ pub(crate) enum Socket {
 macro_rules! either {
     ($socket:expr, $stream:ident => $do:expr) => {
         match $socket {
-            Socket::Tcp($stream) => $do,
-            Socket::Unix($stream) => $do,
+            ClientSocket::Tcp($stream) => $do,
+            ClientSocket::Unix($stream) => $do,
         }
     };
 }
 
-impl Socket {
+impl ClientSocket {
     /// Connects before `deadline`, unless it is cancelled meanwhile.
     ///
     /// `peer_timeout` is how long a TCP peer may keep silent before the connection counts as broken.
@@ -127,7 +127,7 @@ impl Socket {
 
 /// A socket during the handshake: every call ends at one deadline.
 pub(crate) struct Timed<'a> {
-    pub(crate) socket: &'a Socket,
+    pub(crate) socket: &'a ClientSocket,
     pub(crate) deadline: Instant,
 }
 
@@ -252,9 +252,9 @@ mod tests {
     use super::*;
 
     /// A socket whose peer has read nothing of what fills it, and that peer.
-    fn filled() -> (Socket, TcpStream) {
+    fn filled() -> (ClientSocket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let socket = Socket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        let socket = ClientSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         let (peer, _) = listener.accept().unwrap();
         socket.set_timeout(Some(Duration::from_millis(100))).unwrap();
         while socket.write_all(&[1; 65_536], &[]).is_ok() {}

@@ -31,10 +31,10 @@ use super::export_runtime::{BlockedRequest, ExportRuntime};
 use super::memory::{Account, PooledBuf, Waiter};
 use super::negotiated_params::{Failure, NegotiatedParams};
 use super::options::{MAX_CONNECTION_BYTES, MAX_LOOSE, MAX_RUNNING};
-use super::pool::Job;
 use super::reply::{Encoder, Reply};
 use super::request_decoder::{MAX_INLINE, ReadOutcome, RequestDecoder, Scratch};
 use super::transport::Transport;
+use super::worker_pool::Job;
 
 /// Unsent bytes from which on no further request is read.
 const MAX_UNSENT: usize = 4 << 20;
@@ -48,8 +48,8 @@ pub(crate) struct Connection {
     pub(crate) params: NegotiatedParams,
     pub(crate) runtime: Arc<ExportRuntime>,
     pub(crate) account: Arc<Account>,
-    /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others. *Not under it*:
-    /// nothing is forbidden, since nothing else waits for it.
+    /// *Guards* the decoder, for the worker that has the reading role. *Order*: before all others. *Not under
+    /// it*: nothing is forbidden, since nothing else waits for it.
     decoder: Mutex<RequestDecoder>,
     /// *Guards* both roles, the queue of replies and the end. *Order*: after `arming`; before the pool's
     /// state. *Not under it*: I/O, dropping a reply (its buffer may resume this very connection).

@@ -20,8 +20,8 @@ use super::export::{Export, ExportInfo};
 use super::memory::Memory;
 use super::negotiated_params::{Context, NegotiatedParams};
 use super::options::Observer;
-use super::pool::Pool;
 use super::transport::Transport;
+use super::worker_pool::WorkerPool;
 
 impl Clients {
     fn count(&self) -> usize {
@@ -48,7 +48,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct ExportRuntime {
     pub(crate) export: Export,
     pub(crate) memory: Arc<Memory>,
-    pub(crate) pool: Pool,
+    pub(crate) pool: WorkerPool,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
     /// *Guards* the order of notifications: held from a change of the clients until the observer has
@@ -100,8 +100,8 @@ impl ExportRuntime {
             let device = export.device.name().to_owned();
             return Err(ServerError::ReadOnlyDevice { name: export.name, device });
         }
-        let pool =
-            Pool::new(workers).map_err(|cause| ServerError::System { what: "prepare an export", cause })?;
+        let pool = WorkerPool::new(workers)
+            .map_err(|cause| ServerError::System { what: "prepare an export", cause })?;
         Ok(Arc::new(Self {
             export,
             memory,

@@ -16,15 +16,15 @@ use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 
 use super::backoff::backoff;
 use super::connect::{CancelToken, Connector};
-use super::connection::{Connection, Op, Sink};
+use super::connection::{ClientConnection, Op, Sink};
 use super::durability::DurabilityTracker;
 use super::error::ClientError;
 use super::handshake::NegotiatedExport;
-use super::socket::Socket;
+use super::socket::ClientSocket;
 use crate::proto::{Command, CommandFlags, TransmissionFlags};
 
 #[derive(Debug)]
-pub(crate) struct Pool {
+pub(crate) struct ConnectionPool {
     connector: Connector,
     /// The export as it was when it was opened.
     first: NegotiatedExport,
@@ -38,12 +38,12 @@ pub(crate) struct Pool {
 struct State {
     epoch: u64,
     /// Empty while there is no connection.
-    connections: Vec<Arc<Connection>>,
+    connections: Vec<Arc<ClientConnection>>,
     /// Whether a connection of this epoch beyond the first was tried.
     widened: bool,
     /// A request makes a connection, with these sockets so far.
     connecting: bool,
-    sockets: Vec<Weak<Socket>>,
+    sockets: Vec<Weak<ClientSocket>>,
     /// Since when no request has succeeded after a loss, and how many connections were tried since.
     down_since: Option<Instant>,
     attempts: u32,
@@ -66,7 +66,7 @@ struct RetryState {
     lost_at: Option<Instant>,
 }
 
-impl Pool {
+impl ConnectionPool {
     /// Connects for the first time, trying as long as the options say.
     pub(crate) fn open(connector: Connector) -> Result<Arc<Self>, ClientError> {
         struct NeverCancelled;
@@ -74,7 +74,7 @@ impl Pool {
             fn is_cancelled(&self) -> bool {
                 false
             }
-            fn register(&self, _: &Arc<Socket>) {}
+            fn register(&self, _: &Arc<ClientSocket>) {}
         }
         let deadline = Instant::now() + connector.options().open_timeout;
         let mut failed = 0;
@@ -189,7 +189,7 @@ impl Pool {
     }
 
     /// A connection to use now, making one if there is none.
-    fn acquire(self: &Arc<Self>, retry: &mut RetryState) -> Result<Arc<Connection>, ClientError> {
+    fn acquire(self: &Arc<Self>, retry: &mut RetryState) -> Result<Arc<ClientConnection>, ClientError> {
         let mut state = self.state.lock();
         let failures = state.failures;
         loop {
@@ -302,7 +302,7 @@ impl Pool {
     }
 
     /// The connection with the fewest requests in flight. Has further ones made if all are busy.
-    fn choose(self: &Arc<Self>, state: &mut State) -> Arc<Connection> {
+    fn choose(self: &Arc<Self>, state: &mut State) -> Arc<ClientConnection> {
         let mut best = &state.connections[0];
         for other in &state.connections[1..] {
             if other.in_flight() < best.in_flight() {
@@ -326,7 +326,7 @@ impl Pool {
     }
 
     /// A request has succeeded, so the outage is over.
-    fn succeeded(&self, connection: &Connection, op: Op) {
+    fn succeeded(&self, connection: &ClientConnection, op: Op) {
         let changes = matches!(op.command, Command::Write | Command::WriteZeroes | Command::Trim)
             && !op.flags.contains(CommandFlags::FUA);
         let mut state = self.state.lock();
@@ -343,7 +343,7 @@ impl Pool {
     /// `connection` has failed. Succeeds if the request may be retried.
     fn lost(
         &self,
-        connection: &Connection,
+        connection: &ClientConnection,
         error: ClientError,
         retry: &mut RetryState,
     ) -> Result<(), ClientError> {
@@ -408,7 +408,7 @@ impl Pool {
 
 /// A connection attempt of a pool.
 struct Attempt {
-    pool: Weak<Pool>,
+    pool: Weak<ConnectionPool>,
     cancelled: u64,
 }
 
@@ -420,7 +420,7 @@ impl CancelToken for Attempt {
         })
     }
 
-    fn register(&self, socket: &Arc<Socket>) {
+    fn register(&self, socket: &Arc<ClientSocket>) {
         let Some(pool) = self.pool.upgrade() else { return socket.shut_down() };
         let mut state = pool.state.lock();
         if state.closed || state.cancelled != self.cancelled {
@@ -432,7 +432,7 @@ impl CancelToken for Attempt {
 }
 
 /// Makes up to `more` further connections of `epoch`; stops at the first that fails.
-fn widen(pool: &Weak<Pool>, epoch: u64, cancelled: u64, more: u16) {
+fn widen(pool: &Weak<ConnectionPool>, epoch: u64, cancelled: u64, more: u16) {
     for _ in 0..more {
         let Some(pool) = pool.upgrade().filter(|pool| pool.is_wanted(epoch, cancelled)) else { return };
         let cancel = Attempt { pool: Arc::downgrade(&pool), cancelled };

@@ -34,7 +34,7 @@ pub(crate) enum Job {
 }
 
 /// The queue and the threads.
-pub(crate) struct Pool {
+pub(crate) struct WorkerPool {
     epoll: OwnedFd,
     wake: OwnedFd,
     most: usize,
@@ -60,7 +60,7 @@ enum Next {
     End,
 }
 
-impl Pool {
+impl WorkerPool {
     pub(crate) fn new(most: usize) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
