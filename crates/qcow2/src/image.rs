@@ -22,7 +22,7 @@ use crate::format::feature;
 use crate::format::header::Header;
 use crate::meta::Meta;
 use crate::stop::Cancellations;
-use crate::writeback::FlushGate;
+use crate::writeback::GroupCommit;
 
 /// Where the version 3 header holds the incompatible features, and the autoclear features.
 const HEADER_INCOMPATIBLE: u64 = 72;
@@ -56,7 +56,7 @@ pub struct Qcow2 {
     /// *Guards* which clusters tables take: one L2 table, or run of refcount blocks, is made at a time.
     /// *Order*: after `write_back`, before `meta`. *Not under it*: a write-back, guest data.
     pub(crate) tables: Mutex<()>,
-    gate: FlushGate,
+    group_commit: GroupCommit,
     /// *Guards* guest ranges in use: shared by reads and overwrites in place, exclusive where the mapping
     /// changes. *Order*: after `changing`, before `write_back`. *Not under it*: another range of the same
     /// image.
@@ -196,7 +196,7 @@ impl BlockDevice for Qcow2 {
         if !self.writable {
             return Ok(());
         }
-        self.gate.join(|| self.write_back())
+        self.group_commit.join(|| self.write_back())
     }
 
     fn cancel_in_flight(&self) {

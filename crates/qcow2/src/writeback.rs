@@ -150,19 +150,19 @@ impl Batch {
 
 /// Joins flushes that arrive together: each is answered by a write-back that began after it arrived.
 #[derive(Debug, Default)]
-pub(crate) struct FlushGate {
-    state: Mutex<GateState>,
+pub(crate) struct GroupCommit {
+    state: Mutex<GroupCommitState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct GateState {
+struct GroupCommitState {
     running: bool,
     started: u64,
     completed: u64,
 }
 
-impl FlushGate {
+impl GroupCommit {
     /// Returns once a call of `work` has succeeded that began after this call did.
     pub(crate) fn join(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_flush_is_answered_by_work_that_began_after_it() {
-        let gate = FlushGate::default();
+        let group_commit = GroupCommit::default();
         let runs = AtomicU32::new(0);
         let inside = Mutex::new(());
         let work = || {
@@ -268,27 +268,27 @@ mod tests {
         };
         std::thread::scope(|s| {
             let hold = inside.lock();
-            s.spawn(|| gate.join(work));
+            s.spawn(|| group_commit.join(work));
             while runs.load(Ordering::SeqCst) == 0 {
                 std::thread::yield_now();
             }
             // These arrive while the first is at work: it does not answer them, but they may share a later
             // one.
             for _ in 0..3 {
-                s.spawn(|| gate.join(work));
+                s.spawn(|| group_commit.join(work));
             }
             drop(hold);
         });
         let runs = runs.load(Ordering::SeqCst);
         assert!((2..=4).contains(&runs), "{runs} runs");
-        assert_eq!(gate.state.lock().completed, u64::from(runs));
+        assert_eq!(group_commit.state.lock().completed, u64::from(runs));
     }
 
     #[test]
     fn a_failed_run_is_not_taken_for_a_success() {
-        let gate = FlushGate::default();
-        assert!(gate.join(|| Err(Error::new(ErrorKind::Io, "flush"))).is_err());
-        assert_eq!(gate.state.lock().completed, 0);
-        assert!(gate.join(|| Ok(())).is_ok());
+        let group_commit = GroupCommit::default();
+        assert!(group_commit.join(|| Err(Error::new(ErrorKind::Io, "flush"))).is_err());
+        assert_eq!(group_commit.state.lock().completed, 0);
+        assert!(group_commit.join(|| Ok(())).is_ok());
     }
 }

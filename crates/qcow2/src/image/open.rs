@@ -27,7 +27,7 @@ use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::MetadataMap;
 use crate::refcounts::Refcounts;
 use crate::stop::Cancellations;
-use crate::writeback::FlushGate;
+use crate::writeback::GroupCommit;
 
 /// Bytes of metadata kept in memory unless [`OpenOptions::cache_bytes`] says otherwise.
 pub const DEFAULT_CACHE_BYTES: usize = 32 << 20;
@@ -153,7 +153,7 @@ impl OpenOptions {
             meta: Mutex::new(Meta::new(l1, l1_at, l2, refcounts)),
             write_back: Mutex::new(()),
             tables: Mutex::new(()),
-            gate: FlushGate::default(),
+            group_commit: GroupCommit::default(),
             ranges: RangeLock::new(),
             cancellations: Cancellations::default(),
         };
