@@ -133,8 +133,8 @@ impl ImageContext {
         }
         Err(Error::new(ErrorKind::CutShort, "read").in_file(data.name()).at(last.min(at.0.max(len))).because(
             format!(
-                "guest data lies at {last}, but the file ends at {len}: it was cut short and is whole up to there \
-                 only"
+                "guest data lies at {last}, but the file ends at {len}: it was cut short and is whole up to \
+                 there only"
             ),
         ))
     }

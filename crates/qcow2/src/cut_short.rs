@@ -68,13 +68,13 @@ impl CutShort {
         let (len, first) = (self.file_len, self.first);
         let why = if self.missing > 0 {
             format!(
-                "the file ends at {len}, and what the guest has at {first} lies past that: it was cut short and \
-                 opens for reading only, since a write would make zeros of what is missing"
+                "the file ends at {len}, and what the guest has at {first} lies past that: it was cut short \
+                 and opens for reading only, since a write would make zeros of what is missing"
             )
         } else {
             format!(
-                "the refcounts reach past the end of the file at {len}, and the tables are too many to look for \
-                 what is missing"
+                "the refcounts reach past the end of the file at {len}, and the tables are too many to look \
+                 for what is missing"
             )
         };
         BlockError::new(ErrorKind::CutShort, "open for writing").in_file(name).because(why)

@@ -27,9 +27,9 @@
 //!   meta: find or        metadata             dropped references
 //!   allocate clusters
 //!        |                    |                    |                            |
-//!   WriteGuard  ------>  fill edges (COW),  ---->  L2 entries in     ---->  data, refcounts -> refcount table
-//!   (runs, fills,        then the data             the cache                -> L2 -> L1 -> lowered refcounts
-//!    updates, grants)                                                       (-> is a flush of the storage)
+//!   WriteGuard  ------>  fill edges (COW),  ---->  L2 entries in    ---->  data, refcounts -> refcount table
+//!   (runs, fills,        then the data             the cache               -> L2 -> L1 -> lowered refcounts
+//!    updates, grants)                                                      (-> is a flush of the storage)
 //!        |
 //!        +-- dropped without commit: the clusters go back to the allocator
 //! ```

@@ -60,7 +60,8 @@ fn variants() -> impl Strategy<Value = Variant> {
             backing,
             data_file: None,
         }),
-        2 => (layouts(), any::<bool>(), backing()).prop_map(|((cluster_bits, extended), raw, backing)| Variant {
+        2 => (layouts(), any::<bool>(), backing())
+            .prop_map(|((cluster_bits, extended), raw, backing)| Variant {
                 version: Version::V3,
                 cluster_bits,
                 extended,
