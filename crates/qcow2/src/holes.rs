@@ -8,6 +8,8 @@
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{ByteRange, ErrorKind, Result, Storage, Visit};
 
+use crate::context::ImageContext;
+
 /// How far past what is wanted now the storage is asked, so that batches that follow need not ask.
 const AHEAD: u64 = 1 << 30;
 /// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one
@@ -119,6 +121,39 @@ impl Holes {
             next += usize::from(inside);
             Some((piece, inside))
         })
+    }
+}
+
+/// The run of the image file that was last asked for, for tables that are walked in order. Kept under one
+/// hold of the metadata lock only: a hole may be written.
+#[derive(Debug, Default)]
+pub(crate) struct HoleCursor {
+    last: ByteRange,
+    hole: bool,
+    /// How often the storage was asked.
+    pub(crate) looks: u64,
+}
+
+impl HoleCursor {
+    /// Whether all of `range` is a hole of the file.
+    pub(crate) fn is_hole(&mut self, ctx: &ImageContext, range: ByteRange) -> bool {
+        let holds = |last: ByteRange| last.start() <= range.start() && range.end() <= last.end();
+        if !holds(self.last) {
+            self.looks += 1;
+            // What the storage cannot tell is read.
+            (self.last, self.hole) = (range, false);
+            let rest = ByteRange::new(range.start(), range.end().saturating_add(AHEAD));
+            let _ = ctx.storage.extents(rest, &mut |run| {
+                (self.last, self.hole) = (run.range, run.hole);
+                Visit::Break(())
+            });
+        }
+        self.hole && holds(self.last)
+    }
+
+    /// Where the run ends.
+    pub(crate) fn end(&self) -> u64 {
+        self.last.end()
     }
 }
 

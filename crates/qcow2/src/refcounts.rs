@@ -19,7 +19,7 @@ mod new_blocks;
 use std::ops::Range;
 
 use blockmirror_bitmap::ChunkBitmap;
-use blockmirror_block::Result;
+use blockmirror_block::{ByteRange, Result};
 
 pub(crate) use alloc::{Allocation, Grant};
 pub(crate) use contiguous::RunSearch;
@@ -29,9 +29,11 @@ use crate::cache::SliceCache;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::refcount::RefcountWidth;
+use crate::holes::HoleCursor;
 use crate::limits::MAX_HOST_OFFSET;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
 use crate::overlap::MetadataMap;
+use crate::stop::StopCheck;
 
 const TABLE_OFFSET_MASK: u64 = !511;
 
@@ -178,16 +180,29 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Frees every counted cluster that is neither in `used` nor metadata. `used` is all that the image's
-    /// entries map, so that no free cluster is unverified any more.
-    pub(crate) fn free_unused(&mut self, ctx: &ImageContext, used: &MetadataMap) -> Result<()> {
+    /// Frees counted clusters that are neither in `used` nor metadata, as many as the cache holds changes of;
+    /// the others leak. `used` is all that the image's entries map, so that no free cluster is unverified any
+    /// more.
+    pub(crate) fn free_unused(
+        &mut self,
+        ctx: &ImageContext,
+        used: &MetadataMap,
+        stop: &StopCheck<'_>,
+    ) -> Result<()> {
         let per_block = self.per_block(ctx);
         let slice_size = self.blocks.slice_size();
         let per_slice = self.width.entries(slice_size as u64);
         let blocks: Vec<_> = (0..self.table.len() as u64).filter_map(|i| Some((i, self.block(i)?))).collect();
+        let mut holes = HoleCursor::default();
         for (index, block) in blocks {
+            stop.check()?;
             for slice in 0..per_block / per_slice {
                 let at = block.plus(slice * slice_size as u64);
+                if self.blocks.wants_write_back()
+                    || holes.is_hole(ctx, ByteRange::at(at.0, slice_size as u64))
+                {
+                    continue;
+                }
                 let data = match self.blocks.get(at) {
                     Some(data) => data.to_vec().into_boxed_slice(),
                     None => ctx.read_slice("read refcount block", at)?,

@@ -7,13 +7,15 @@
 //! What must hold: the old image is not used any more, for a late write of it could hit clusters that have a
 //! new owner. Clusters that only lost changes used are free again: no entry on disk leads to them.
 
-use blockmirror_block::Result;
+use blockmirror_block::{ByteRange, Result};
 
 use crate::context::ImageContext;
+use crate::holes::HoleCursor;
 use crate::image::{OpenOptions, Qcow2};
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostOffset};
 use crate::overlap::MetadataMap;
+use crate::stop::StopCheck;
 
 impl Qcow2 {
     /// Whether a failed flush, or a failed write of metadata, has ended all writing: it goes on after a
@@ -26,7 +28,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// As [`OpenOptions::open`]: the image may have been marked corrupt. An L2 table that cannot be read, or
-    /// that maps a cluster which has no refcount.
+    /// that maps a cluster which has no refcount. Cancelling this image ends it.
     pub fn reopen(&self) -> crate::error::Result<Self> {
         let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
         if let Some(data_file) = &self.ctx.data_file {
@@ -39,7 +41,9 @@ impl Qcow2 {
         // What bitmaps and unknown extensions use is not known here.
         let header = image.header();
         if image.is_writable() && header.bitmaps.is_none() && header.unknown_extensions.is_empty() {
-            image.note_damage(image.meta.lock().free_unused(&image.ctx))?;
+            let stop = self.stop_check("reopen");
+            let freed = image.meta.lock().free_unused(&image.ctx, &stop);
+            image.note_damage(freed)?;
         }
         Ok(image)
     }
@@ -47,15 +51,18 @@ impl Qcow2 {
 
 impl Meta {
     /// Frees every cluster that has a refcount and that nothing in the image uses.
-    fn free_unused(&mut self, ctx: &ImageContext) -> Result<()> {
+    fn free_unused(&mut self, ctx: &ImageContext, stop: &StopCheck<'_>) -> Result<()> {
         let mut used = MetadataMap::default();
         let tables: Vec<_> =
             self.l1().iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))).collect();
+        let mut holes = HoleCursor::default();
         for (index, table) in tables {
+            stop.check()?;
             // usize to u64 is exact here.
-            self.note_used(ctx, table, GuestCluster(index as u64 * ctx.l2_entries()), &mut used)?;
+            let first = GuestCluster(index as u64 * ctx.l2_entries());
+            self.note_used(ctx, table, first, &mut used, &mut holes)?;
         }
-        self.refcounts(ctx)?.free_unused(ctx, &used)
+        self.refcounts(ctx)?.free_unused(ctx, &used, stop)
     }
 
     /// Adds the clusters that `table` maps, for the guest clusters from `first` on.
@@ -65,11 +72,16 @@ impl Meta {
         table: HostOffset,
         first: GuestCluster,
         used: &mut MetadataMap,
+        holes: &mut HoleCursor,
     ) -> Result<()> {
         let slice_size = self.l2.slice_size();
         let step = ctx.format.entry_size() as usize;
         for at in (0..ctx.cluster().bytes()).step_by(slice_size) {
             let slice = table.plus(at);
+            // Entries of zeros map nothing.
+            if holes.is_hole(ctx, ByteRange::at(slice.0, slice_size as u64)) {
+                continue;
+            }
             let first = first.plus(at / ctx.format.entry_size());
             let data = ctx.read_slice("read L2 table", slice)?;
             self.check_entries(ctx, &data, first, slice)?;

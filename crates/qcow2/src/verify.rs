@@ -21,11 +21,12 @@
 use std::ops::Range;
 
 use blockmirror_block::sync::thread;
-use blockmirror_block::{ByteRange, Result, Visit};
+use blockmirror_block::{ByteRange, Result};
 
 use crate::context::ImageContext;
 use crate::damage::Damage;
 use crate::format::entry::Entry;
+use crate::holes::HoleCursor;
 use crate::image::Qcow2;
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
@@ -42,9 +43,6 @@ pub(crate) const PASS_CREDIT: i64 = 1 << 20;
 const L1_ENTRY_COST: i64 = 8;
 const HOLE_COST: i64 = 64;
 const CALL_COST: i64 = 4096;
-
-/// How far past a table a hole is looked for.
-const LOOK_AHEAD: u64 = 1 << 30;
 
 impl Meta {
     /// Hands out up to `want` contiguous clusters. The inner error says what must come first.
@@ -160,7 +158,7 @@ impl Meta {
     /// may be left, a table that cannot be read.
     fn verify(&mut self, ctx: &ImageContext) -> Result<bool> {
         let per_slice = self.l2.slice_size() as u64 / ctx.format.entry_size();
-        let mut runs = Runs::default();
+        let mut runs = HoleCursor::default();
         // At most 2^22 tables.
         let end = GuestCluster(self.l1().len() as u64 * ctx.l2_entries());
         while self.verified_to < end {
@@ -212,7 +210,7 @@ impl Meta {
         ctx: &ImageContext,
         table: HostOffset,
         guest: GuestCluster,
-        runs: &mut Runs,
+        runs: &mut HoleCursor,
     ) -> Option<GuestCluster> {
         let (slice, _) = self.locate(ctx, table, guest);
         let in_table = slice.0 - table.0;
@@ -220,7 +218,7 @@ impl Meta {
             return None;
         }
         // More of the table may lie in the same hole.
-        let end = runs.last.end().min(table.0 + ctx.cluster().bytes());
+        let end = runs.end().min(table.0 + ctx.cluster().bytes());
         let slices = (end - table.0 - in_table) / self.l2.slice_size() as u64;
         Some(guest.plus(slices * (self.l2.slice_size() as u64 / ctx.format.entry_size())))
     }
@@ -234,34 +232,6 @@ impl Meta {
             None => ctx.read_slice("read L2 table", slice)?,
         };
         self.check_entries(ctx, &data, guest, slice)
-    }
-}
-
-/// The run of the image file that was last looked at. Kept under one hold of the metadata lock only: a hole
-/// may be written.
-#[derive(Debug, Default)]
-struct Runs {
-    last: ByteRange,
-    hole: bool,
-    /// How often the storage was asked.
-    looks: u64,
-}
-
-impl Runs {
-    /// Whether all of `range` is a hole of the file.
-    fn is_hole(&mut self, ctx: &ImageContext, range: ByteRange) -> bool {
-        let holds = |last: ByteRange| last.start() <= range.start() && range.end() <= last.end();
-        if !holds(self.last) {
-            self.looks += 1;
-            // What the storage cannot tell is read.
-            (self.last, self.hole) = (range, false);
-            let rest = ByteRange::new(range.start(), range.end().saturating_add(LOOK_AHEAD));
-            let _ = ctx.storage.extents(rest, &mut |run| {
-                (self.last, self.hole) = (run.range, run.hole);
-                Visit::Break(())
-            });
-        }
-        self.hole && holds(self.last)
     }
 }
 

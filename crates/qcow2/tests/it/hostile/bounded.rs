@@ -312,3 +312,30 @@ fn shrinking_can_be_stopped() {
     disk.read_at(&mut end, long - 512).unwrap();
     assert_eq!(end, [0; 512]);
 }
+
+/// What a reopened image looks through, to free what only lost changes used: tables in holes were read whole,
+/// and nothing could end it.
+#[test]
+fn reopening_reads_no_holes_and_can_be_stopped() {
+    const TABLES: u64 = 64;
+    let image = ManyTables {
+        cluster_bits: 16,
+        counts: Some(|cluster| u16::from(cluster < 1024 + 2 * TABLES)),
+        l1_entries: TABLES,
+        len: 256 << 20,
+        ..ManyTables::SMALL
+    };
+    let storage = image.make();
+    for table in 1..TABLES {
+        write_words(&storage, L2 + table * 65536 + table % 16 * 4096, vec![1]);
+    }
+    let (disk, counted) = Counted::open(&Arc::new(storage));
+    counted.reads();
+    disk.reopen().unwrap();
+    let reads = counted.reads();
+    assert!(reads < 2 * TABLES as usize, "{reads} reads");
+    counted.cancel_at(&disk, None, ByteRange::at(L2 + 5 * 65536, 65536));
+    assert_eq!(disk.reopen().unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(counted.reads() < 10);
+    disk.reopen().unwrap();
+}
