@@ -5,7 +5,7 @@
 //!
 //! - A cluster is handed out only if its refcount is zero, no metadata is known to lie there and it is not
 //!   unverified ([`crate::verify`]); its refcount is one in memory before the caller learns of it.
-//! - A reference that is dropped is not given back here and now: it waits in *pending* until the entry that
+//! - A dropped reference does not lower the refcount at once: it waits in *pending* until the entry that
 //!   held it is durably gone ([`crate::writeback`] calls [`Refcounts::unref`] then). From that
 //!   moment the cluster may be reused: the new user's refcount, one again, reaches the disk before any entry
 //!   that points there.

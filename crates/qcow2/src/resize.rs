@@ -4,11 +4,11 @@
 //! zero; then the header says the new length. A crash before that leaves a disk of the old length with a
 //! longer L1 table, or leaks.
 //!
-//! **Shrinking**: what will be given back is read first, so that damage changes nothing; then the header says
-//! the new length. What lies past it is invisible from then on, and is given back after. A crash in between
+//! **Shrinking**: what will be freed is read first, so that damage changes nothing; then the header says
+//! the new length. What lies past it is invisible from then on, and is freed after. A crash in between
 //! leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
-//! Both can be cancelled. A cancelled shrink may have its new length already; what was not given back then
+//! Both can be cancelled. A cancelled shrink may have its new length already; what was not freed then
 //! stays counted.
 
 use std::ops::Range;
@@ -157,7 +157,7 @@ impl Qcow2 {
                 Err(missing) => self.provide(missing, &stop)?,
             }
         };
-        let give_back = |error: Error| -> Error {
+        let release = |error: Error| -> Error {
             let mut meta = self.meta.lock();
             if let Ok(refcounts) = meta.refcounts(ctx) {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
@@ -171,9 +171,9 @@ impl Qcow2 {
         for (word, entry) in table.chunks_exact_mut(8).zip(self.meta.lock().l1()) {
             BigEndian::write_u64(word, entry.0);
         }
-        ctx.storage.write_at(&table, at.0).map_err(give_back)?;
+        ctx.storage.write_at(&table, at.0).map_err(release)?;
         // The table, its refcounts, and the refcount table.
-        self.write_back().map_err(give_back)?;
+        self.write_back().map_err(release)?;
 
         let mut field = [0; 12];
         // At most 32 MiB of table: it fits.
@@ -239,7 +239,7 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Gives every cluster back that lies past `len` as a whole. What has been given back when it is
+    /// Frees every cluster that lies past `len` as a whole. What has been freed when it is
     /// cancelled or fails stays so, and the rest stays counted.
     fn unmap_past(&self, len: u64) -> Result<()> {
         let stop = self.stop_check("resize");

@@ -222,8 +222,7 @@ impl Qcow2 {
     fn unref(&self, dropped: &[Range<HostCluster>]) -> Result<()> {
         let ctx = &self.ctx;
         let free = self.meta.lock().refcounts(ctx)?.last_references(ctx, dropped)?;
-        // The refcounts are still one, so these clusters are not handed out while the host gives their space
-        // back.
+        // The refcounts are still one, so these clusters are not handed out while the host frees their space.
         for clusters in &free {
             let range = ctx.cluster().byte_range(clusters.clone());
             // A hint: a host that cannot is no failure.

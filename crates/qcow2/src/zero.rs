@@ -23,12 +23,12 @@ enum Purpose {
     /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays
     /// unallocated, as in an overlay that is created longer than its backing file.
     Grow,
-    /// May read as zeros afterwards; give the space back.
+    /// May read as zeros afterwards; frees the space.
     Discard,
 }
 
 impl Purpose {
-    /// Whether clusters may be given back.
+    /// Whether clusters may be freed.
     fn unmaps(self) -> bool {
         !matches!(self, Self::Zero { may_unmap: false, .. })
     }
@@ -89,7 +89,7 @@ impl Qcow2 {
         self.change(range, Purpose::Grow)
     }
 
-    /// Gives the space of `range`, inside the disk, back where whole (sub)clusters are covered.
+    /// Frees the space of `range`, inside the disk, where whole (sub)clusters are covered.
     pub(crate) fn discard_mapped(&self, range: ByteRange) -> Result<()> {
         self.check_writable("discard")?;
         if self.raw_data_file() {

@@ -183,7 +183,7 @@ impl Refcounts {
         Ok(())
     }
 
-    /// Takes clusters back that nothing ever pointed at.
+    /// Releases clusters that nothing ever pointed at.
     pub(crate) fn release(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) -> Result<()> {
         self.next_free = self.next_free.min(clusters.start);
         for cluster in clusters.each() {
