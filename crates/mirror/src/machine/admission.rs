@@ -7,27 +7,22 @@
 //!   stay; if either side fails they are set again. Granules that it covers in part keep what they have.
 //! - No write is admitted while the guest is quiesced.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Admission, Core, QueuedExtent, ScanCursor, Work};
+use super::{Admission, Core};
 use crate::scan::Failure;
-
-/// Separate ranges remembered while scans are in flight; beyond, all that is scanned is scanned again.
-const MAX_WRITTEN_DURING_SCAN: usize = 4096;
 
 impl Core {
     /// A write to `range` wants to begin; its id.
     pub(crate) fn guest_begin(&mut self, range: ByteRange) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
+        let id = self.work.allocate_id();
         self.guests.begin(id, range, self.clock);
         self.pacing.guest_begins(&self.config, range, self.guests.count());
-        let idle = self.left() == 0 || self.is_standing() || self.lifecycle.is_quiesced();
+        let idle = self.work.left() == 0 || self.is_standing() || self.lifecycle.is_quiesced();
         if !idle {
-            let (both, job_idle) = (self.is_blocking(), !self.moves_data());
+            let (both, job_idle) = (self.is_blocking(), !self.work.operations().moves_data());
             self.pacing.start_probe(&self.config, self.clock, both, job_idle);
         }
         id
@@ -57,26 +52,28 @@ impl Core {
                 self.pacing.guest_delayed(&self.config, waited);
                 return Admission::SourceOnly;
             }
-            if let Some(op) = self.in_flight.iter().find(|op| op.zeroes() > 0 && op.moves().overlaps(range)) {
-                self.pacing.guest_waits_for_zeroing(op.zeroes());
+            if let Some(bytes) = self.work.operations().zeroing_of(range) {
+                self.pacing.guest_waits_for_zeroing(bytes);
             }
             return Admission::Wait;
         }
         self.guests.admit(id, true, self.clock);
-        self.admit_to_target(range);
+        self.work.guest_writes_target(range, &mut self.counters);
+        self.durability.wrote(range);
         Admission::SourceAndTarget
     }
 
     /// Whether a write to `range` that came now would have to wait.
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
         !self.is_concluded()
-            && (self.lifecycle.is_quiesced() || self.is_blocking() && self.must_wait(self.next_id, range))
+            && (self.lifecycle.is_quiesced()
+                || self.is_blocking() && self.must_wait(self.work.next_id(), range))
     }
 
     /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the
     /// reservation.
     fn must_wait(&self, id: u64, range: ByteRange) -> bool {
-        self.guests.is_after_others(id, range) || self.in_flight.iter().any(|op| op.moves().overlaps(range))
+        self.guests.is_after_others(id, range) || self.work.operations().moves(range)
     }
 
     /// How long a guest write waits for the job before it goes to the source alone. While the guest is
@@ -90,75 +87,6 @@ impl Core {
         self.guests.reaches_target(id, self.clock);
     }
 
-    fn admit_to_target(&mut self, range: ByteRange) {
-        self.note_target_written();
-        self.cede_queued_to_guest(range);
-        for op in &self.in_flight {
-            // A scan may have looked before this write.
-            let Work::Scan { range: looked_at, .. } = op.work else { continue };
-            if op.id < self.scans_valid_from || !looked_at.overlaps(range) {
-                continue;
-            }
-            if self.written_during_scan.count() >= MAX_WRITTEN_DURING_SCAN {
-                self.scans_valid_from = self.next_id;
-                break;
-            }
-            self.written_during_scan.insert(looked_at.intersect(range));
-        }
-        if let Some(written) = &mut self.guest_written {
-            written.set(range.start()..range.end());
-        }
-        self.durability.wrote(range);
-        self.dirty.clear(range.start()..range.end());
-        self.retries.cleaned(range, &self.dirty);
-    }
-
-    /// Takes out of the queue what the guest is about to write at the target itself. What the scan said of
-    /// it is outdated by then; and were it made dirt again, a busy guest would make work as fast as the job
-    /// does it.
-    fn cede_queued_to_guest(&mut self, range: ByteRange) {
-        if self.in_progress.first_overlap(range).is_none() {
-            return;
-        }
-        let mut queue = std::mem::take(&mut self.queue);
-        queue.cut(range, |cut| self.cede_to_guest(cut));
-        self.queue = queue;
-    }
-
-    /// The guest writes to the target itself from now on: what was scanned at length is scanned again, bit
-    /// by bit.
-    fn note_target_written(&mut self) {
-        if std::mem::replace(&mut self.target_written, true) {
-            return;
-        }
-        let mut scans: VecDeque<ScanCursor> = VecDeque::new();
-        for QueuedExtent { range, tries, first_pass, .. } in self.queue.take_all() {
-            match scans.back_mut() {
-                Some(last)
-                    if last.range.end() == range.start()
-                        && (last.tries, last.first_pass) == (tries, first_pass) =>
-                {
-                    last.range = ByteRange::new(last.range.start(), range.end());
-                }
-                _ => scans.push_back(ScanCursor { range, tries, first_pass }),
-            }
-        }
-        scans.append(&mut self.scans);
-        self.scans = scans;
-    }
-
-    /// `range` was taken, and the guest writes it at the target instead, or marks it should that fail.
-    pub(super) fn cede_to_guest(&mut self, range: ByteRange) {
-        self.in_progress.remove(range);
-        self.counters.passed_over(range.len());
-    }
-
-    /// `range` was taken and is not done: it is dirty again.
-    pub(super) fn requeue(&mut self, range: ByteRange) {
-        self.in_progress.remove(range);
-        self.dirty.set(range.start()..range.end());
-    }
-
     /// The write `id` has finished at the source, and at the target if `target` is something.
     pub(crate) fn guest_finished(&mut self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
         let Some(write) = self.guests.finish(id, self.clock) else { return };
@@ -169,7 +97,7 @@ impl Core {
         match target {
             Some(Ok(())) if source_ok && write.both => {
                 self.counters.mirrored(write.range.len());
-                self.failed_ranges.remove(write.range);
+                self.work.mirrored(write.range);
             }
             Some(Err(error)) => {
                 self.mark_dirty(write.range);
@@ -205,26 +133,28 @@ impl Core {
         self.is_blocking()
     }
 
-    /// Nothing can begin, and something is left that writes are in the way of: the job goes next there.
+    /// Nothing can begin, and something is left that guest writes are in the way of: the job goes next there.
     pub(super) fn reserve_what_is_left(&mut self) {
         if self.guests.reserved_range().is_some() {
             return;
         }
-        let dirty = self.dirty.next_dirty(0, u64::MAX).map(|run| ByteRange::new(run.start, run.end));
-        let left = self.scans.front().map(|scan| scan.range).or(dirty);
-        if let Some(range) = left.and_then(|left| Some(self.guest_in_the_way(left)?.intersect(left))) {
-            self.guests.reserve(self.whole_units(range), self.next_id);
+        let Some(left) = self.work.first_left() else { return };
+        let (granules, queued_too) = (self.work.granules(), self.do_queued_writes_count());
+        if let Some(write) = self.guests.first_in_the_way(left, queued_too, |write| granules.round(write)) {
+            self.guests.reserve(granules.round(write.intersect(left)), self.work.next_id());
         }
     }
 
     /// Releases the reservation where the job has copied it.
     pub(super) fn release_reservation_if_done(&mut self) {
-        let Some(range) = self.guests.reserved_range() else { return };
-        if self.dirty.dirty_bytes_in(range.start()..range.end()) == 0
-            && self.in_progress.first_overlap(range).is_none()
-        {
+        if self.guests.reserved_range().is_some_and(|range| self.work.is_done(range)) {
             self.guests.release_reservation();
         }
+    }
+
+    /// Whether guest writes that wait for admission keep an operation from beginning.
+    pub(super) fn do_queued_writes_count(&self) -> bool {
+        self.is_blocking() && !self.lifecycle.is_quiesced()
     }
 
     /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.
@@ -232,12 +162,6 @@ impl Core {
         for range in self.guests.ranges_at_target() {
             self.durability.wrote(range);
         }
-    }
-
-    /// The first write in the way of an operation on `range`, in whole granules.
-    pub(super) fn guest_in_the_way(&self, range: ByteRange) -> Option<ByteRange> {
-        let queued_too = self.is_blocking() && !self.lifecycle.is_quiesced();
-        self.guests.first_in_the_way(range, queued_too, |write| self.whole_units(write))
     }
 }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
-use super::retry::retry_delay;
+use super::work::retry_delay;
 
 /// Periodic flushes take at most one part in so many of the time of one worker.
 const MAX_SHARE: u32 = 4;
@@ -81,11 +81,11 @@ impl Durability {
         self.tries = 0;
     }
 
-    /// The target may have lost everything that no good flush covers: it becomes part of `dirty`. As after
+    /// The target may have lost everything that no good flush covers, which is handed to `lost`. As after
     /// [`flush_begins`](Self::flush_begins), writes in flight are written anew by the caller.
-    pub(super) fn writes_lost(&mut self, dirty: &mut DirtyBitmap) {
-        dirty.merge(&self.unflushed);
-        dirty.merge(&self.flushing);
+    pub(super) fn writes_lost(&mut self, mut lost: impl FnMut(&DirtyBitmap)) {
+        lost(&self.unflushed);
+        lost(&self.flushing);
         self.unflushed.clear_all();
         self.flushing.clear_all();
     }

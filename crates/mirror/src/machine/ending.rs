@@ -17,8 +17,8 @@ impl Core {
     /// much.
     pub(super) fn quiesce_or_resume(&mut self) {
         if self.lifecycle.is_quiesced() {
-            let news = self.lifecycle.is_flushed() && !self.dirty.is_clean();
-            if news || (self.guests.are_drained() && self.left() > self.config.buffer) {
+            let news = self.lifecycle.is_flushed() && !self.work.is_clean();
+            if news || (self.guests.are_drained() && self.work.left() > self.config.buffer) {
                 self.lifecycle.resume_guest();
             }
         } else if !self.lifecycle.is_grouped() && self.lifecycle.may_end(&self.config) && self.is_near() {
@@ -28,8 +28,8 @@ impl Core {
 
     /// Little is left, and nothing forbids to quiesce the guest now.
     pub(super) fn is_near(&self) -> bool {
-        self.left() <= self.config.operation
-            && self.retries.bytes() == 0
+        self.work.left() <= self.config.operation
+            && !self.work.any_retries()
             && self.clock >= self.durability.not_before()
             && self.clock >= self.lifecycle.backoff_until()
     }
@@ -47,11 +47,6 @@ impl Core {
         self.clock = self.clock.max(now);
         self.lifecycle.resume_overdue(self.clock);
         true
-    }
-
-    /// Bytes that the target does not have, or may not have.
-    pub(super) fn left(&self) -> u64 {
-        self.dirty.dirty_bytes() + self.in_progress.bytes()
     }
 
     /// Nothing is queued, in flight, waiting for another try, or dirty.
@@ -90,7 +85,7 @@ impl Core {
 
     /// The last flush of the target has succeeded. Nothing was dirty when it began.
     pub(super) fn flushed(&mut self) {
-        if !self.dirty.is_clean() {
+        if !self.work.is_clean() {
             self.lifecycle.resume_guest();
         } else if !self.config.live {
             self.lifecycle.conclude(&self.config, &mut self.outbox);
@@ -123,7 +118,7 @@ impl Core {
 
     /// Whether neither the job nor the guest is writing to the target.
     fn is_idle(&self) -> bool {
-        self.in_flight.is_empty() && !self.guests.any_at_target()
+        self.work.operations().is_empty() && !self.guests.any_at_target()
     }
 
     /// What an aborting job still does.
@@ -140,7 +135,6 @@ impl Core {
     /// The ranges that the target does not have, or would not have after a crash. In no order, and some
     /// twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {
-        let dirty = self.dirty.runs().map(|run| ByteRange::new(run.start, run.end));
-        dirty.chain(self.in_progress.iter()).chain(self.durability.uncovered()).collect()
+        self.work.missing().chain(self.durability.uncovered()).collect()
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ErrorKind, Geometry};
 
 use super::*;
-use crate::options::{BitmapMode, CopyMode, DEFAULT_FINAL_FLUSH_TIMEOUT, MirrorOptions, OnError};
+use crate::options::{BitmapMode, CopyMode, DEFAULT_FINAL_FLUSH_TIMEOUT, MirrorOptions, OnError, SyncMode};
 use crate::progress::IoStatus;
+use crate::scan::{CopyAction, CopyExtent};
 use crate::state::{Refused, Verb};
 
 const M: u64 = 1 << 20;

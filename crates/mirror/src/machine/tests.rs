@@ -9,8 +9,9 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ErrorKind, Geometry, ZeroCost};
 
 use super::*;
-use crate::options::{MirrorOptions, OnError};
+use crate::options::{MirrorOptions, OnError, SyncMode};
 use crate::progress::{ErrorAction, IoStatus};
+use crate::scan::{CopyAction, CopyExtent};
 
 const M: u64 = 1 << 20;
 

@@ -83,7 +83,7 @@ impl Core {
 
     /// Its stage, and what else the coordinator decides by.
     pub(crate) fn view(&self) -> MemberView {
-        let settled = self.guests.are_drained() && self.left() == 0 && self.in_flight.is_empty();
+        let settled = self.guests.are_drained() && self.work.left() == 0 && self.work.operations().is_empty();
         self.lifecycle.view(&self.config, self.is_near(), settled)
     }
 

@@ -220,7 +220,7 @@ impl Sim<'_> {
         let given_up = self.core.given_up();
         assert_eq!(progress.given_up, given_up.iter().map(|g| g.range.len()).sum::<u64>());
         let faults = &self.workers.faults;
-        let touched = self.core.whole_units(faults.bad[Operation::Read as usize]);
+        let touched = self.core.whole_granules(faults.bad[Operation::Read as usize]);
         for gap in &given_up {
             assert!(faults.injected != [0, 0]);
             assert!(

@@ -6,7 +6,7 @@ use blockmirror_block::Geometry;
 
 use super::*;
 use crate::machine::config::Config;
-use crate::machine::{Action, Done, Moved, Next};
+use crate::machine::{Action, Done, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::Operation;
 use crate::scan::{CopyAction, CopyExtent};
@@ -61,8 +61,8 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
             }
         }
     }
-    assert!(core.queue.len() <= 8192, "{} pieces wait", core.queue.len());
-    assert!(core.in_progress.count() <= 8192 + 32, "{}", core.in_progress.count());
+    let (queued, in_progress) = core.work.pieces();
+    assert!(queued <= 8192 && in_progress <= 8192 + 32, "{queued} pieces are queued of {in_progress}");
     assert!(core.progress(now).copied > 16 << 20);
 }
 

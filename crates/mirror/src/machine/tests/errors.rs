@@ -1,6 +1,6 @@
 //! Errors of both disks: policies, tries, what is given up, and flushes that fail.
 
-use super::super::retry::{MAX_GIVEN_UP, MAX_TRIES};
+use super::super::work::{MAX_GIVEN_UP, MAX_TRIES};
 use super::*;
 
 #[test]
@@ -29,7 +29,7 @@ fn the_policies_are_those_of_the_table() {
             core.finished(*now, scan.id, Ok(honest(scan.work)));
             let copy = next(&mut core, now).unwrap();
             core.finished(*now, copy.id, Err(failure(side, kind)));
-            assert_eq!(core.dirty.dirty_bytes(), M, "dirty again, whatever the policy");
+            assert_eq!(core.work.left(), M, "dirty again, whatever the policy");
             let events = errors(&mut core);
             let [(operation, action, range)] = events[..] else { panic!("{events:?}") };
             assert_eq!((operation, action, range.len()), (side, expected, M), "{policy:?} {kind:?}");

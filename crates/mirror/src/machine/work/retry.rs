@@ -14,7 +14,7 @@ use blockmirror_block::ByteRange;
 use crate::progress::GivenUp;
 
 /// After so many failed tries a range is given up.
-pub(crate) const MAX_TRIES: u32 = 10;
+pub(in crate::machine) const MAX_TRIES: u32 = 10;
 /// The wait before the second try; doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
 /// The longest wait between two tries.
@@ -22,27 +22,27 @@ const MAX_DELAY: Duration = Duration::from_millis(500);
 /// A failed range comes back in at most so many pieces.
 const SPLIT: u64 = 16;
 /// While so many ranges wait for another try, nothing new is begun.
-pub(crate) const MAX_WAITING: usize = 4096;
+pub(in crate::machine) const MAX_WAITING: usize = 4096;
 /// Separate ranges given up before the job fails all the same.
-pub(crate) const MAX_GIVEN_UP: usize = 4096;
+pub(in crate::machine) const MAX_GIVEN_UP: usize = 4096;
 
 /// How long to wait before a range that failed `tries` times is tried again.
-pub(crate) fn retry_delay(tries: u32) -> Duration {
+pub(in crate::machine) fn retry_delay(tries: u32) -> Duration {
     FIRST_DELAY.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(MAX_DELAY)
 }
 
 /// A dirty range that must not be taken before its time.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Waiting {
-    pub(crate) range: ByteRange,
+pub(in crate::machine) struct Waiting {
+    pub(in crate::machine) range: ByteRange,
     /// How often it has failed.
-    pub(crate) tries: u32,
+    pub(in crate::machine) tries: u32,
     not_before: Duration,
 }
 
 /// The dirty ranges that wait for another try. Disjoint, in whole units of the detail.
 #[derive(Debug, Default)]
-pub(crate) struct Retries {
+pub(in crate::machine) struct Retries {
     by_start: BTreeMap<u64, Waiting>,
     /// Time and start of each.
     by_time: BTreeSet<(Duration, u64)>,
@@ -52,7 +52,7 @@ pub(crate) struct Retries {
 impl Retries {
     /// Puts `range` (whole units of `detail`, or up to the end of the disk) back after `tries` failures, in
     /// pieces.
-    pub(crate) fn put(&mut self, range: ByteRange, tries: u32, detail: u64, now: Duration) {
+    pub(in crate::machine) fn put(&mut self, range: ByteRange, tries: u32, detail: u64, now: Duration) {
         let not_before = now.saturating_add(retry_delay(tries));
         let piece = range.len().div_ceil(SPLIT).next_power_of_two().max(detail);
         let mut at = range.start();
@@ -88,7 +88,7 @@ impl Retries {
     }
 
     /// Something in `range` is not dirty any more, and has nothing to wait for.
-    pub(crate) fn cleaned(&mut self, range: ByteRange, dirty: &DirtyBitmap) {
+    pub(in crate::machine) fn cleaned(&mut self, range: ByteRange, dirty: &DirtyBitmap) {
         let mut at = range.start();
         while let Some(waiting) = self.first_overlap(ByteRange::new(at, range.end().max(at))) {
             self.remove(waiting);
@@ -107,12 +107,12 @@ impl Retries {
     }
 
     /// Bytes in the waiting ranges; all of them are dirty.
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(in crate::machine) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// The first waiting range that shares a byte with `range`.
-    pub(crate) fn first_overlap(&self, range: ByteRange) -> Option<Waiting> {
+    pub(in crate::machine) fn first_overlap(&self, range: ByteRange) -> Option<Waiting> {
         if range.is_empty() {
             return None;
         }
@@ -123,7 +123,7 @@ impl Retries {
     }
 
     /// Takes out the `free` part of a range whose time has come; the rest of it stays.
-    pub(crate) fn take_due(
+    pub(in crate::machine) fn take_due(
         &mut self,
         now: Duration,
         free: impl Fn(ByteRange) -> Option<ByteRange>,
@@ -144,34 +144,34 @@ impl Retries {
     }
 
     /// When the next range's time comes, if that is after `now`.
-    pub(crate) fn next_time(&self, now: Duration) -> Option<Duration> {
+    pub(in crate::machine) fn next_time(&self, now: Duration) -> Option<Duration> {
         let later = (Bound::Excluded((now, u64::MAX)), Bound::Unbounded);
         self.by_time.range(later).next().map(|(time, _)| *time)
     }
 
-    pub(crate) fn is_full(&self) -> bool {
+    pub(in crate::machine) fn is_full(&self) -> bool {
         self.by_start.len() >= MAX_WAITING
     }
 }
 
 /// What was given up, neighbours merged.
 #[derive(Debug, Default)]
-pub(crate) struct FailedRanges {
+pub(in crate::machine) struct FailedRanges {
     by_start: BTreeMap<u64, GivenUp>,
     bytes: u64,
 }
 
 impl FailedRanges {
-    pub(crate) fn bytes(&self) -> u64 {
+    pub(in crate::machine) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Whether another separate range would be one too many.
-    pub(crate) fn is_full(&self) -> bool {
+    pub(in crate::machine) fn is_full(&self) -> bool {
         self.by_start.len() >= MAX_GIVEN_UP
     }
 
-    pub(crate) fn insert(&mut self, range: ByteRange, message: String) {
+    pub(in crate::machine) fn insert(&mut self, range: ByteRange, message: String) {
         self.remove(range);
         let mut all = range;
         if let Some((&start, before)) = self.by_start.range(..range.start()).next_back()
@@ -188,7 +188,7 @@ impl FailedRanges {
     }
 
     /// `range` has been copied after all.
-    pub(crate) fn remove(&mut self, range: ByteRange) {
+    pub(in crate::machine) fn remove(&mut self, range: ByteRange) {
         if range.is_empty() {
             return;
         }
@@ -210,7 +210,7 @@ impl FailedRanges {
         }
     }
 
-    pub(crate) fn to_vec(&self) -> Vec<GivenUp> {
+    pub(in crate::machine) fn to_vec(&self) -> Vec<GivenUp> {
         self.by_start.values().cloned().collect()
     }
 }
