@@ -159,7 +159,7 @@ impl Engine {
     pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut state = self.state.lock();
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
-        if state.core.tick(now) {
+        if state.core.on_timer(now) {
             self.work.notify_all();
         }
         let answer = f(&mut state.core, now);
@@ -219,10 +219,10 @@ impl Engine {
     /// Waits until a write of the guest to `range` is admitted, or the job is over.
     pub(crate) fn guest_begin(&self, range: ByteRange) -> (u64, Admission) {
         let mut state = self.state.lock();
-        state.core.tick(self.started.elapsed());
-        let ticket = state.core.guest_begin(range);
+        state.core.on_timer(self.started.elapsed());
+        let ticket = state.core.on_guest_write(range);
         loop {
-            if state.core.tick(self.started.elapsed()) {
+            if state.core.on_timer(self.started.elapsed()) {
                 self.work.notify_all();
                 self.wake_waiters(&mut state);
             }
@@ -374,7 +374,7 @@ impl Engine {
                     batch.record(ended.saturating_sub(now));
                     for (action, result) in batch.actions.drain(..).zip(batch.results.drain(..)) {
                         match result {
-                            Ok(result) => state.core.finished(ended, action.id, result),
+                            Ok(result) => state.core.on_completion(ended, action.id, result),
                             Err(_) => state.core.panicked(ended, action.id),
                         }
                     }

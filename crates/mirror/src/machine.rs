@@ -1,13 +1,13 @@
 //! The core of a job: every decision, no I/O.
 //!
 //! The engine keeps one core behind one mutex. Its workers ask [`next`](Core::next) for an action, perform it
-//! without the mutex, and report to [`finished`](Core::finished); guest writes ask for
+//! without the mutex, and report to [`on_completion`](Core::on_completion); guest writes ask for
 //! [admission](Core::guest_admit). Time is an argument; nothing here waits or calls a device, so that a simulator
 //! drives the same code through any order of events. What has no argument for the time happens at the time given
 //! last.
 //!
 //! ```text
-//!  workers: next, finished      guest writes: begin, admit, finished     users: pause, complete, ..
+//!  workers: next, on_completion     guest writes: on_guest_write, ..     users: pause, complete, ..
 //!        |                              |                                      |
 //!  scheduler, completion,           admission                               verbs, ending
 //!  error_policy
@@ -107,9 +107,9 @@ impl Core {
         self.work.mark_dirty(range, &mut self.counters);
     }
 
-    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether
-    /// anything has changed that concerns waiting threads.
-    pub(crate) fn tick(&mut self, now: Duration) -> bool {
+    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether anything has
+    /// changed that concerns waiting threads.
+    pub(crate) fn on_timer(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let probe_ended = self.pacing.end_probe(self.clock);
         if !self.pacing.step(&self.config, self.clock, self.counters.totals(), self.guests.count()) {
@@ -147,7 +147,7 @@ impl Core {
         }
         self.abort(Error::Panicked);
         let error = block::Error::new(block::ErrorKind::Poisoned, "copy");
-        self.finished(now, id, Err(Failure { operation: Operation::Write, error }));
+        self.on_completion(now, id, Err(Failure { operation: Operation::Write, error }));
     }
 
     /// How the job ended, once it has; takes the error out.

@@ -1,4 +1,4 @@
-//! Performs what the core decided: the only place in this crate that moves data.
+//! Mover: performs the core's operations, the only place in this crate that moves a job's data.
 //!
 //! Each thread of the engine owns one mover and with it one buffer, which is used again for every copy and so
 //! tends to stay in the processor's cache. No lock is held here.
@@ -22,7 +22,7 @@ use crate::scan::{Failure, Rules, TargetContent, scan};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CopyPolicy {
     rules: Rules,
-    /// What is known of the target where a promise does not hold any more.
+    /// What is known of the target where a promise is not valid any more.
     unpromised: TargetContent,
     zero_flags: ZeroFlags,
     /// Shorter runs of zeros are written as data; 0 looks for none.
@@ -48,7 +48,7 @@ impl CopyPolicy {
     }
 }
 
-/// A buffer, and what to do with it.
+/// One worker's buffer and devices.
 #[derive(Debug)]
 pub(crate) struct Mover<'a> {
     source: &'a dyn BlockDevice,

@@ -35,7 +35,7 @@ impl Members for Group {
 
     fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let mut core = self.cores[index].borrow_mut();
-        core.tick(self.now.get());
+        core.on_timer(self.now.get());
         f(&mut core, self.now.get())
     }
 }
@@ -105,7 +105,7 @@ impl Group {
     }
 
     fn report(&self, index: usize, action: Action, result: Result<Done, Failure>) {
-        self.core(index, |core| core.finished(self.now.get(), action.id, result));
+        self.core(index, |core| core.on_completion(self.now.get(), action.id, result));
     }
 
     /// Performs everything that member `index` has to do, as honest devices do; what came out.
@@ -145,7 +145,7 @@ impl Group {
 
     fn begin(&self, index: usize, start: u64, end: u64) -> (u64, Admission) {
         self.core(index, |core| {
-            let id = core.guest_begin(ByteRange::new(start, end));
+            let id = core.on_guest_write(ByteRange::new(start, end));
             (id, core.guest_admit(id))
         })
     }
@@ -316,7 +316,7 @@ fn a_member_that_fails_before_the_end_takes_all_with_it() {
     assert!(matches!(group.core(1, Core::take_result), Some(Err(Error::Target(_)))));
 }
 
-/// At any stage before the commit: while it copies, ready, held, settled, pending.
+/// At any stage before the commit: while it copies, ready, quiesced, settled, pending.
 #[test]
 fn force_cancel_of_one_at_any_stage_takes_all_with_it() {
     for stage in 0..5 {

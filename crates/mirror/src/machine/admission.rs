@@ -16,7 +16,7 @@ use crate::scan::Failure;
 
 impl Core {
     /// A write to `range` wants to begin; its id.
-    pub(crate) fn guest_begin(&mut self, range: ByteRange) -> u64 {
+    pub(crate) fn on_guest_write(&mut self, range: ByteRange) -> u64 {
         let id = self.work.allocate_id();
         self.guests.begin(id, range, self.clock);
         self.pacing.guest_begins(&self.config, range, self.guests.count());

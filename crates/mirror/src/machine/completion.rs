@@ -12,8 +12,8 @@ use crate::scan::Failure;
 
 impl Core {
     /// Reports the result of the action `id`. Reports of unknown actions are ignored.
-    pub(crate) fn finished(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
-        self.tick(now);
+    pub(crate) fn on_completion(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
+        self.on_timer(now);
         let Some(op) = self.work.finish(id) else { return };
         if !self.work.operations().moves_data() {
             self.pacing.job_idle(self.clock);

@@ -1,4 +1,4 @@
-//! The numbers a core works with, derived once from the options and the target's geometry.
+//! Configuration of a core, derived once from the options and the target's geometry.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const MIN_OPERATION: u64 = 64 << 10;
 const MIN_COPY: u64 = 64 << 10;
 /// Dirt is kept in units of 4 KiB where the granularity is coarser, so that a small write costs a small copy.
 const DETAIL: u64 = 4096;
-/// What was written to a target that may forget it is made durable so often.
+/// Interval of periodic flushes of a volatile target.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser,
 /// also coarser than the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case
@@ -28,7 +28,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// A core has three, four with sync mode top.
 const DETAIL_BUDGET: u64 = 32 << 20;
 
-/// What does not change while a job runs.
+/// What does not change while a job runs, but for the copy mode.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     /// Length of the disk.
@@ -50,15 +50,14 @@ pub(crate) struct Config {
     /// Whole units of this are made zero without data being written, if `zero_by_metadata`; a power of two.
     pub(crate) zero_unit: u64,
     pub(crate) zero_by_metadata: bool,
-    /// The job sits on a tap and ends on request; otherwise it ends by itself when the target is equal.
+    /// The job is attached to a tap and ends on request; otherwise it ends by itself when the target is equal.
     pub(crate) live: bool,
     pub(crate) copy_mode: CopyMode,
-    /// What was asked; [`latency_budget`](Self::latency_budget) tells what holds.
+    /// What was asked for; [`latency_budget`](Self::latency_budget) is what counts.
     pub(crate) asked_budget: Option<Duration>,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
-    /// How often what was written is made durable while the job goes on; not at all for targets that do not
-    /// forget.
+    /// Interval of periodic flushes; `None` for targets that are not volatile.
     pub(crate) flush_interval: Option<Duration>,
     /// After a failure the bitmap that says what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,

@@ -45,7 +45,7 @@ fn drive(core: &mut Core) -> Vec<Work> {
     let mut log = Vec::new();
     while let Some(action) = next(core) {
         log.push(action.work);
-        core.finished(NOW, action.id, Ok(honest(action.work)));
+        core.on_completion(NOW, action.id, Ok(honest(action.work)));
     }
     log
 }
@@ -57,7 +57,7 @@ fn drive_until(core: &mut Core, stop: impl Fn(Work) -> bool) -> Action {
         if stop(action.work) {
             return action;
         }
-        core.finished(NOW, action.id, Ok(honest(action.work)));
+        core.on_completion(NOW, action.id, Ok(honest(action.work)));
     }
 }
 
@@ -78,7 +78,7 @@ fn copies(log: &[Work]) -> Vec<(u64, u64)> {
 }
 
 fn begin(core: &mut Core, start: u64, end: u64) -> (u64, Admission) {
-    let id = core.guest_begin(ByteRange::new(start, end));
+    let id = core.on_guest_write(ByteRange::new(start, end));
     (id, core.guest_admit(id))
 }
 
@@ -112,7 +112,7 @@ fn a_write_through_waits_for_the_copy_under_way_and_no_copy_begins_where_one_wai
     let (first, admission) = begin(&mut core, 100, 200);
     assert_eq!(admission, Admission::Wait);
     core.mark_dirty(ByteRange::new(0, 4096));
-    core.finished(NOW, copy.id, Ok(honest(copy.work)));
+    core.on_completion(NOW, copy.id, Ok(honest(copy.work)));
     assert!(next(&mut core).is_none(), "a write waits there");
     assert_eq!(core.guest_admit(first), Admission::SourceAndTarget);
     assert!(next(&mut core).is_none(), "a write is under way there");
@@ -174,7 +174,7 @@ fn what_was_queued_where_the_guest_writes_through_is_left_to_the_guest() {
     assert_eq!(admission, Admission::SourceAndTarget, "a scan moves nothing: no need to wait");
     core.guest_finished(early, true, Some(Ok(())));
     let zeros = vec![CopyExtent { range: ByteRange::new(0, M), action: CopyAction::Zero, below: false }];
-    core.finished(NOW, scan.id, Ok(Done::Scanned(zeros)));
+    core.on_completion(NOW, scan.id, Ok(Done::Scanned(zeros)));
     let (late, _) = begin(&mut core, 8192, 12_288);
     core.guest_finished(late, true, Some(Ok(())));
     let log = drive(&mut core);
@@ -213,7 +213,7 @@ fn the_guest_is_held_from_the_last_look_to_the_pivot() {
     assert_eq!(core.progress(NOW).offset, M + 4096, "the old write was copied first");
     assert!(next(&mut core).is_none());
     assert_eq!(core.pause(), Err(Refused::State { verb: Verb::Pause, state: JobState::Waiting }));
-    core.finished(NOW, end.id, Ok(Done::Ended));
+    core.on_completion(NOW, end.id, Ok(Done::Ended));
     assert_eq!(core.guest_admit(new), Admission::JobEnded);
     assert!(core.take_result().unwrap().is_ok());
 }
@@ -227,7 +227,7 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     assert_eq!(flush.work, Work::Flush);
     let (guest, admission) = begin(&mut core, 0, 1);
     assert_eq!(admission, Admission::Wait);
-    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.on_completion(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     assert_eq!(core.progress(NOW).state, JobState::Standby);
     assert_eq!(core.guest_admit(guest), Admission::SourceOnly);
     core.guest_finished(guest, true, None);
@@ -235,7 +235,7 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
     let flush = drive_until(&mut core, |work| work == Work::Flush);
     core.mark_dirty(ByteRange::new(0, M));
     let (guest, _) = begin(&mut core, 0, 1);
-    core.finished(NOW, flush.id, Ok(Done::Flushed));
+    core.on_completion(NOW, flush.id, Ok(Done::Flushed));
     assert_eq!(core.guest_admit(guest), Admission::SourceOnly, "dirty again: the guest is not quiesced");
     core.guest_finished(guest, true, None);
     let log = drive(&mut core);
@@ -258,7 +258,7 @@ fn only_a_flush_that_began_while_the_guest_is_held_counts() {
     core.guest_finished(id, true, Some(Ok(())));
     assert!(next(&mut core).is_none());
     assert_eq!(begin(&mut core, 0, 1).1, Admission::Wait, "held again");
-    core.finished(NOW, early.id, Ok(Done::Flushed));
+    core.on_completion(NOW, early.id, Ok(Done::Flushed));
     assert_eq!(next(&mut core).unwrap().work, Work::Flush);
 }
 
@@ -278,11 +278,11 @@ fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
     for id in [open, other] {
         core.guest_finished(id, true, Some(Ok(())));
     }
-    // The guest goes on for as long as it was held.
+    // The guest is resumed for as long as it was quiesced.
     assert!(matches!(core.next(second), Next::Wait(Some(until)) if until == 2 * second));
     let Next::Do(flush) = core.next(2 * second) else { panic!("quiesced, and no write is under way") };
     assert_eq!((flush.work, core.overdue_at()), (Work::Flush, Some(4 * second)));
-    core.finished(3 * second, flush.id, Ok(Done::Flushed));
+    core.on_completion(3 * second, flush.id, Ok(Done::Flushed));
     let Next::Do(end) = core.next(3 * second) else { panic!("clean and flushed") };
     assert_eq!((end.work, core.overdue_at()), (Work::End(Ending::Pivot), None));
     assert!(!core.resume_if_overdue(9 * second), "not between the last look and the end");
@@ -298,7 +298,7 @@ fn what_an_error_has_stopped_is_not_finalized() {
     assert_eq!(core.resume(), Err(Refused::State { verb: Verb::Resume, state: JobState::Pending }));
     core.mark_dirty(ByteRange::new(0, 1));
     let copy = drive_until(&mut core, |work| matches!(work, Work::Copy { .. }));
-    core.finished(NOW, copy.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.on_completion(NOW, copy.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     assert_eq!(core.finalize(), Err(Refused::Paused { verb: Verb::Finalize }));
     let progress = core.progress(NOW);
     assert_eq!((progress.state, progress.io_status), (JobState::Pending, IoStatus::Failed));
@@ -315,7 +315,7 @@ fn ready_comes_after_a_good_flush_and_once() {
     let mut core = core_of(MirrorOptions::new().on_target_error(OnError::Stop));
     let flush = drive_until(&mut core, |work| work == Work::Flush);
     assert_eq!(core.progress(NOW).state, JobState::Running);
-    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.on_completion(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     assert_eq!(core.progress(NOW).state, JobState::Paused);
     core.resume().unwrap();
     let again: u64 = copies(&drive(&mut core)).iter().map(|(start, end)| end - start).sum();
@@ -336,7 +336,7 @@ fn a_failed_flush_after_ready_copies_only_what_came_since() {
     drive(&mut core);
     core.complete().unwrap();
     let flush = next(&mut core).unwrap();
-    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.on_completion(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     core.resume().unwrap();
     assert_eq!(copies(&drive(&mut core)), [(8192, 12_288)]);
 }
@@ -350,9 +350,9 @@ fn a_job_on_a_tap_never_leaves_a_range_out() {
         match core.next(now) {
             Next::Do(Action { id, work: Work::Copy { .. } }) if tries < 40 => {
                 tries += 1;
-                core.finished(now, id, Err(Failure { operation: Operation::Read, error: io_error() }));
+                core.on_completion(now, id, Err(Failure { operation: Operation::Read, error: io_error() }));
             }
-            Next::Do(action) => core.finished(now, action.id, Ok(honest(action.work))),
+            Next::Do(action) => core.on_completion(now, action.id, Ok(honest(action.work))),
             Next::Wait(until) => now = until.unwrap(),
             Next::Finished => panic!("ended"),
         }
@@ -370,7 +370,7 @@ fn a_promise_about_the_target_ends_with_the_first_write_through() {
         let scan = next(&mut core).unwrap();
         assert!(matches!(scan.work, Work::Scan { untouched: true, .. }));
         let prefix = CopyExtent { range: ByteRange::new(0, 65_536), action: CopyAction::Skip, below: false };
-        core.finished(NOW, scan.id, Ok(Done::Scanned(vec![prefix])));
+        core.on_completion(NOW, scan.id, Ok(Done::Scanned(vec![prefix])));
         if written_during_scan {
             let (id, _) = begin(&mut core, M / 2, M / 2 + 1);
             core.guest_finished(id, true, Some(Ok(())));
@@ -389,13 +389,13 @@ fn a_write_through_under_way_during_a_flush_is_not_durable_by_it() {
         drive_until(&mut core, |work| matches!(work, Work::Copy { range, .. } if range.end() == M));
     let (id, admission) = begin(&mut core, 4096, 8192);
     assert_eq!(admission, Admission::SourceAndTarget);
-    core.finished(NOW, last_copy.id, Ok(honest(last_copy.work)));
+    core.on_completion(NOW, last_copy.id, Ok(honest(last_copy.work)));
     drive(&mut core);
     assert_eq!(core.progress(NOW).state, JobState::Ready, "a guest that keeps writing does not put it off");
     core.guest_finished(id, true, Some(Ok(())));
     core.complete().unwrap();
     let flush = next(&mut core).unwrap();
-    core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+    core.on_completion(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
     core.resume().unwrap();
     assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
 }
@@ -410,7 +410,7 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
         core.seed(&map);
         let flush = drive_until(&mut core, |work| work == Work::Flush);
         if !under_way {
-            core.finished(NOW, flush.id, Ok(Done::Flushed));
+            core.on_completion(NOW, flush.id, Ok(Done::Flushed));
             assert_eq!(core.progress(NOW).state, JobState::Ready);
             core.mark_dirty(ByteRange::new(0, 65_536));
             for work in drive(&mut core) {
@@ -419,7 +419,11 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
         }
         core.force_cancel().unwrap();
         if under_way {
-            core.finished(NOW, flush.id, Err(Failure { operation: Operation::Write, error: io_error() }));
+            core.on_completion(
+                NOW,
+                flush.id,
+                Err(Failure { operation: Operation::Write, error: io_error() }),
+            );
         }
         let last = next(&mut core).unwrap();
         assert_eq!(last.work, Work::Flush, "once more, for the bitmap");
@@ -430,11 +434,11 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
             Err(Failure { operation: Operation::Write, error: io_error() })
         };
         let missing = if good.is_ok() { vec![] } else { vec![ByteRange::new(0, 65_536)] };
-        core.finished(NOW, last.id, good);
+        core.on_completion(NOW, last.id, good);
         let end = next(&mut core).unwrap();
         assert_eq!(end.work, Work::End(Ending::Fail));
         assert_eq!(core.missing(), missing);
-        core.finished(NOW, end.id, Ok(Done::Ended));
+        core.on_completion(NOW, end.id, Ok(Done::Ended));
         assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     }
 }
@@ -471,16 +475,16 @@ fn a_scan_is_not_cut_by_writes_that_came_before_it() {
     assert!(matches!(first.work, Work::Scan { range, .. } if range.start() == 0));
     let (id, _) = begin(&mut core, 0, 100);
     core.guest_finished(id, true, Some(Ok(())));
-    core.finished(NOW, first.id, Ok(honest(first.work)));
+    core.on_completion(NOW, first.id, Ok(honest(first.work)));
     // A large discard, say, which is left to the job.
-    let id = core.guest_begin(ByteRange::new(0, 100));
+    let id = core.on_guest_write(ByteRange::new(0, 100));
     assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
     core.guest_finished(id, true, None);
     let log = drive(&mut core);
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
 }
 
-/// A write that failed at the target while the guest was held once stopped the job and left the guest held:
+/// A write that failed at the target while the guest was quiesced once stopped the job and left the guest quiesced:
 /// all its writes waited for the job to be resumed.
 #[test]
 fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
@@ -496,7 +500,7 @@ fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
     assert_eq!(core.guest_admit(later), Admission::SourceOnly);
 }
 
-/// With a low speed the guest was once held until the last bytes had their turn, up to half a mebibyte of
+/// With a low speed the guest was once quiesced until the last bytes had their turn, up to half a mebibyte of
 /// them.
 #[test]
 fn a_speed_limit_does_not_keep_a_held_guest_waiting() {

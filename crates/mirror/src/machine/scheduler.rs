@@ -10,9 +10,9 @@ use crate::scan::CopyAction;
 
 impl Core {
     /// What the calling worker is to do. An action that is handed out must be reported to
-    /// [`finished`](Core::finished), whatever its result.
+    /// [`on_completion`](Core::on_completion), whatever its result.
     pub(crate) fn next(&mut self, now: Duration) -> Next {
-        self.tick(now);
+        self.on_timer(now);
         self.outbox.worker_asks();
         if self.lifecycle.is_concluded() {
             return Next::Finished;

@@ -69,7 +69,7 @@ fn drive(
     let mut log = Vec::new();
     while let Some(action) = next(core, now) {
         log.push(action.work);
-        core.finished(*now, action.id, device(action.work));
+        core.on_completion(*now, action.id, device(action.work));
         assert!(log.len() < 1_000_000, "no end");
     }
     log
@@ -123,12 +123,12 @@ fn an_empty_disk_is_flushed_and_done() {
 fn operations_and_bytes_in_flight_are_limited() {
     let mut few = core(64 * M, MirrorOptions::new().max_in_flight(3));
     let scan = take_all(&mut few).remove(0);
-    few.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
+    few.on_completion(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     assert_eq!(take_all(&mut few).len(), 3);
 
     let mut small = core(64 * M, MirrorOptions::new().buf_size(4 * M).max_in_flight(100));
     let scan = take_all(&mut small).remove(0);
-    small.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
+    small.on_completion(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let quiesced: u64 = take_all(&mut small)
         .iter()
         .map(|a| match a.work {
@@ -145,12 +145,12 @@ fn what_is_marked_while_it_is_copied_is_copied_again_but_not_at_the_same_time() 
     let mut core = core(M, MirrorOptions::new());
     let now = &mut Duration::default();
     let scan = next(&mut core, now).unwrap();
-    core.finished(*now, scan.id, Ok(honest(scan.work)));
+    core.on_completion(*now, scan.id, Ok(honest(scan.work)));
     let copy = next(&mut core, now).unwrap();
     core.mark_dirty(ByteRange::new(5000, 5001));
     assert!(next(&mut core, now).is_none(), "it is in flight");
     assert_eq!(core.progress(*now).dirtied, 4096);
-    core.finished(*now, copy.id, Ok(honest(copy.work)));
+    core.on_completion(*now, copy.id, Ok(honest(copy.work)));
     let log = drive(&mut core, now, |work| Ok(honest(work)));
     assert_eq!(copies(&log), [(4096, 8192)], "at the finest detail, although the granularity is 64 KiB");
     assert_eq!(core.progress(*now).offset, M + 4096);
@@ -173,11 +173,11 @@ fn what_is_marked_during_the_last_flush_is_copied_and_flushed() {
         if action.work == Work::Flush {
             break action;
         }
-        core.finished(*now, action.id, Ok(honest(action.work)));
+        core.on_completion(*now, action.id, Ok(honest(action.work)));
     };
     core.mark_dirty(ByteRange::new(0, 1));
     assert!(next(&mut core, now).is_none(), "nothing begins during the flush");
-    core.finished(*now, flush.id, Ok(Done::Flushed));
+    core.on_completion(*now, flush.id, Ok(Done::Flushed));
     assert!(!core.is_concluded());
     let log = drive(&mut core, now, |work| Ok(honest(work)));
     assert_eq!((copies(&log), log.last()), (vec![(0, 4096)], Some(&Work::Flush)));
@@ -192,7 +192,7 @@ fn dirty_neighbours_merge_and_what_is_in_flight_is_left_out() {
         if flush {
             core.mark_dirty(ByteRange::new(40960, 45056));
         }
-        core.finished(*now, action.id, Ok(honest(action.work)));
+        core.on_completion(*now, action.id, Ok(honest(action.work)));
         if flush {
             break;
         }
@@ -204,7 +204,7 @@ fn dirty_neighbours_merge_and_what_is_in_flight_is_left_out() {
     // Behind it first, then from the start.
     let after = next(&mut core, now).unwrap();
     assert!(matches!(after.work, Work::Scan { range, .. } if range == ByteRange::new(45056, 81920)));
-    core.finished(*now, after.id, Ok(honest(after.work)));
+    core.on_completion(*now, after.id, Ok(honest(after.work)));
     let before = next(&mut core, now).unwrap();
     assert!(matches!(before.work, Work::Scan { range, .. } if range == ByteRange::new(0, 40960)));
 }
@@ -213,12 +213,12 @@ fn dirty_neighbours_merge_and_what_is_in_flight_is_left_out() {
 fn a_paused_job_finishes_what_is_in_flight_and_stands_still() {
     let mut core = core(64 * M, MirrorOptions::new());
     let scan = take_all(&mut core).remove(0);
-    core.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
+    core.on_completion(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let copies = take_all(&mut core);
     core.pause().unwrap();
     for copy in &copies {
         assert_eq!(core.progress(Duration::ZERO).state, JobState::Paused);
-        core.finished(Duration::ZERO, copy.id, Ok(honest(copy.work)));
+        core.on_completion(Duration::ZERO, copy.id, Ok(honest(copy.work)));
     }
     assert!(take_all(&mut core).is_empty());
     let progress = core.progress(Duration::ZERO);
@@ -235,7 +235,7 @@ fn an_aborted_job_waits_for_what_is_in_flight_and_keeps_the_first_reason() {
     core.abort(Error::Panicked);
     assert_eq!(core.progress(Duration::ZERO).state, JobState::Aborting);
     assert!(core.take_result().is_none());
-    core.finished(Duration::ZERO, scan.id, Err(failure(Operation::Read, ErrorKind::Cancelled)));
+    core.on_completion(Duration::ZERO, scan.id, Err(failure(Operation::Read, ErrorKind::Cancelled)));
     assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
     assert!(matches!(core.next(Duration::ZERO), Next::Finished));
 }
@@ -332,7 +332,7 @@ fn five_seconds(speed: u64, granularity: u64) -> (u64, u64) {
         }
         let due = u128::from(speed) * now.as_nanos() / 1_000_000_000;
         ahead = ahead.max(sum.saturating_sub(due as u64));
-        core.finished(now, action.id, Ok(honest(action.work)));
+        core.on_completion(now, action.id, Ok(honest(action.work)));
     }
     (sum / 5, ahead)
 }
@@ -354,7 +354,7 @@ fn a_new_speed_takes_effect_at_once() {
     let now = Duration::ZERO;
     let wait = loop {
         match core.next(now) {
-            Next::Do(action) => core.finished(now, action.id, Ok(honest(action.work))),
+            Next::Do(action) => core.on_completion(now, action.id, Ok(honest(action.work))),
             Next::Wait(until) => break until.unwrap(),
             Next::Finished => panic!("cannot be over"),
         }

@@ -199,8 +199,8 @@ impl ThroughputModel {
     fn begin(&mut self) -> Slot {
         let at = self.rng.below(self.setup.spread / BLOCK) * BLOCK;
         let range = ByteRange::at(at, BLOCK);
-        self.core.tick(self.now);
-        let ticket = self.core.guest_begin(range);
+        self.core.on_timer(self.now);
+        let ticket = self.core.on_guest_write(range);
         Slot { ticket, begun: self.now, range, admission: Admission::Wait, wakes: false }
     }
 
@@ -234,7 +234,7 @@ impl ThroughputModel {
     }
 
     fn admit(&mut self) {
-        self.core.tick(self.now);
+        self.core.on_timer(self.now);
         for index in 0..self.slots.len() {
             if self.slots[index].admission != Admission::Wait {
                 continue;
@@ -315,10 +315,10 @@ impl ThroughputModel {
                     Work::Flush | Work::PeriodicFlush => Done::Flushed,
                     Work::End(_) => Done::Ended,
                 };
-                self.core.finished(self.now, action.id, Ok(done));
+                self.core.on_completion(self.now, action.id, Ok(done));
             }
             ModelEvent::Source(index) if self.slots[index].admission == Admission::SourceAndTarget => {
-                self.core.tick(self.now);
+                self.core.on_timer(self.now);
                 self.core.guest_at_target(self.slots[index].ticket);
                 let at = self.target.request(self.now, BLOCK);
                 self.later(at, ModelEvent::Target(index));
@@ -329,7 +329,7 @@ impl ThroughputModel {
     }
 
     fn end(&mut self, index: usize, both: bool) {
-        self.core.tick(self.now);
+        self.core.on_timer(self.now);
         self.core.guest_finished(self.slots[index].ticket, true, both.then_some(Ok(())));
         self.latencies.push(self.now - self.slots[index].begun);
         self.slots[index] = self.begin();

@@ -108,7 +108,7 @@ impl Members for RefCell<GroupSim<'_>> {
         }
         let now = sim.now;
         let core = &mut sim.members[index].core;
-        core.tick(now);
+        core.on_timer(now);
         f(core, now)
     }
 }
@@ -142,7 +142,7 @@ impl GroupSim<'_> {
     fn step(&mut self) {
         let index = self.rng.index(self.members.len());
         self.trace.member = index;
-        self.members[index].core.tick(self.now);
+        self.members[index].core.on_timer(self.now);
         match self.rng.below(16) {
             0..4 => self.ask(index),
             4..9 => self.perform_half(index),
@@ -205,7 +205,7 @@ impl GroupSim<'_> {
         if let Some((id, ending)) = end {
             self.trace.step(self.now, Step::JobDisks { id, ending });
             self.end(index, ending);
-            self.members[index].core.finished(self.now, id, Ok(Done::Ended));
+            self.members[index].core.on_completion(self.now, id, Ok(Done::Ended));
         }
     }
 
@@ -231,7 +231,7 @@ impl GroupSim<'_> {
             && self.rng.one_in(self.workload.begin_one_in)
         {
             let mut write = Write::random(&mut self.rng, len, &self.workload);
-            write.ticket = member.core.guest_begin(write.range);
+            write.ticket = member.core.on_guest_write(write.range);
             self.trace.step(now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             member.writes.push(write);
             return;

@@ -106,7 +106,7 @@ fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) ->
             Work::Flush | Work::PeriodicFlush => Done::Flushed,
             Work::End(_) => Done::Ended,
         };
-        core.finished(*now, action.id, Ok(done));
+        core.on_completion(*now, action.id, Ok(done));
     }
     moved
 }

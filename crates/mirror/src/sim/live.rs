@@ -187,7 +187,7 @@ impl Sim<'_> {
                 self.closing = true;
                 self.workers.faults.clear();
             }
-            self.core.tick(self.now);
+            self.core.on_timer(self.now);
             match self.rng.below(16) {
                 0..4 => {
                     if self.ask() && self.writes.is_empty() && self.pre_attach_writes.is_empty() {
@@ -239,7 +239,7 @@ impl Sim<'_> {
             self.trace.step(self.now, Step::JobDisks { id, ending });
             assert!(self.workers.are_empty(), "the end while something is in flight");
             self.end(ending);
-            self.core.finished(self.now, id, Ok(crate::machine::Done::Ended));
+            self.core.on_completion(self.now, id, Ok(crate::machine::Done::Ended));
         }
     }
 
@@ -260,7 +260,7 @@ impl Sim<'_> {
             && self.rng.one_in(workload.begin_one_in)
         {
             let mut write = Write::random(&mut self.rng, len, workload);
-            write.ticket = self.core.guest_begin(write.range);
+            write.ticket = self.core.on_guest_write(write.range);
             self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             self.writes.push(write);
             return;

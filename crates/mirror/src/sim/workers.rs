@@ -176,7 +176,7 @@ impl<'w> Workers<'w> {
             }
             Some(result) => {
                 trace.step(now, Step::Performed { id: op.action.id, work, result: &result });
-                core.finished(now, op.action.id, result);
+                core.on_completion(now, op.action.id, result);
             }
         }
         None

@@ -36,7 +36,7 @@ fn copied(range: ByteRange) -> Done {
 }
 
 fn write_through(core: &mut Core, range: ByteRange) {
-    let id = core.guest_begin(range);
+    let id = core.on_guest_write(range);
     assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
     core.guest_finished(id, true, Some(Ok(())));
 }
@@ -47,7 +47,7 @@ fn write_through(core: &mut Core, range: ByteRange) {
 fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
     let mut core = core_of(&MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).speed(1 << 20));
     let scan = next(&mut core);
-    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
+    core.on_completion(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let mut now = NOW;
     for i in 0..20_000_u64 {
         write_through(&mut core, ByteRange::at(i * 7919 % (G / 8192) * 8192, 4096));
@@ -55,8 +55,8 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
         now += Duration::from_millis(1);
         while let Next::Do(action) = core.next(now) {
             match action.work {
-                Work::Scan { range, .. } => core.finished(now, action.id, Ok(scanned(range))),
-                Work::Copy { range, .. } => core.finished(now, action.id, Ok(copied(range))),
+                Work::Scan { range, .. } => core.on_completion(now, action.id, Ok(scanned(range))),
+                Work::Copy { range, .. } => core.on_completion(now, action.id, Ok(copied(range))),
                 work => panic!("{work:?}"),
             }
         }
@@ -71,10 +71,10 @@ fn a_guest_that_writes_all_over_the_disk_leaves_few_pieces() {
 fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
     let mut core = core_of(&MirrorOptions::new().speed(1 << 20));
     let scan = next(&mut core);
-    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
+    core.on_completion(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     while let Next::Do(action) = core.next(NOW) {
         let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
-        core.finished(NOW, action.id, Ok(copied(range)));
+        core.on_completion(NOW, action.id, Ok(copied(range)));
     }
     assert!(core.guest_makes_no_work(), "the slice is spent");
     core.set_speed(NOW, 0).unwrap();
@@ -83,13 +83,13 @@ fn a_thread_is_woken_for_news_and_not_while_the_speed_limit_holds() {
             Work::Copy { range, .. } => copied(range),
             _ => Done::Flushed,
         };
-        core.finished(NOW, action.id, Ok(done));
+        core.on_completion(NOW, action.id, Ok(done));
     }
     assert!(core.lifecycle.has_been_ready() && core.guest_makes_no_work(), "there is nothing to do");
     core.change(CopyMode::WriteBlocking).unwrap();
     let range = ByteRange::new(0, 4096);
     let write = |core: &mut Core, target| {
-        let id = core.guest_begin(range);
+        let id = core.on_guest_write(range);
         assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
         core.guest_finished(id, true, target);
         core.guest_makes_no_work()
@@ -106,7 +106,7 @@ fn a_slice_is_copied_bit_by_bit() {
     let mut core = core_of(&MirrorOptions::new().speed(100 << 20));
     core.config.granularity = 64 << 20;
     let scan = next(&mut core);
-    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
+    core.on_completion(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let quota = core.config.speed / 10;
     let mut begun = 0;
     for ms in [0, 15, 30, 45, 60] {
@@ -114,7 +114,7 @@ fn a_slice_is_copied_bit_by_bit() {
         while let Next::Do(action) = core.next(now) {
             let Work::Copy { range, .. } = action.work else { panic!("{action:?}") };
             begun += range.len();
-            core.finished(now, action.id, Ok(copied(range)));
+            core.on_completion(now, action.id, Ok(copied(range)));
         }
         let fair = quota * ms / 75;
         assert!((fair..=fair + quota / 32).contains(&begun), "{begun} of {quota} after {ms} ms");
@@ -131,7 +131,7 @@ fn drive(core: &mut Core, now: Duration) -> Vec<Work> {
             _ => Done::Flushed,
         };
         log.push(action.work);
-        core.finished(now, action.id, Ok(done));
+        core.on_completion(now, action.id, Ok(done));
     }
     log
 }
@@ -142,7 +142,7 @@ fn drive(core: &mut Core, now: Duration) -> Vec<Work> {
 fn all_have_their_turn(core: &mut Core, now: Duration, writes: [(u64, u64); 3]) {
     let mut ids = Vec::new();
     for (start, end) in writes {
-        ids.push(core.guest_begin(ByteRange::new(start, end)));
+        ids.push(core.on_guest_write(ByteRange::new(start, end)));
         let admission = core.guest_admit(ids[ids.len() - 1]);
         assert_eq!(admission == Admission::SourceAndTarget, ids.len() == 1, "{start}..{end}");
         drive(core, now);
@@ -168,11 +168,11 @@ fn a_part_of_what_has_failed_is_tried_again_beside_a_writer() {
     let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).on_target_error(OnError::Ignore);
     let mut core = core_of(&options);
     let scan = next(&mut core);
-    core.finished(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
+    core.on_completion(NOW, scan.id, Ok(scanned(ByteRange::new(0, G))));
     let copy = next(&mut core);
     assert!(matches!(copy.work, Work::Copy { range, .. } if range.len() == 512 << 10), "{copy:?}");
     let error = block::Error::new(block::ErrorKind::Io, "test");
-    core.finished(NOW, copy.id, Err(Failure { operation: Operation::Write, error }));
+    core.on_completion(NOW, copy.id, Err(Failure { operation: Operation::Write, error }));
     all_have_their_turn(&mut core, Duration::from_secs(1), [(100, 200), (4000, 4200), (4150, 4300)]);
 }
 
@@ -185,6 +185,6 @@ fn a_part_of_a_unit_is_copied_beside_a_writer_of_the_rest() {
     let copy = CopyAction::Copy { target_zero: false };
     let extents =
         vec![extent(0, 1000, copy), extent(1000, 3000, CopyAction::Skip), extent(3000, G, CopyAction::Skip)];
-    core.finished(NOW, scan.id, Ok(Done::Scanned(extents)));
+    core.on_completion(NOW, scan.id, Ok(Done::Scanned(extents)));
     all_have_their_turn(&mut core, NOW, [(100, 200), (900, 2000), (1500, 1600)]);
 }

@@ -26,9 +26,9 @@ fn the_policies_are_those_of_the_table() {
             let mut core = core(M, MirrorOptions::new().on_source_error(source).on_target_error(target));
             let now = &mut Duration::default();
             let scan = next(&mut core, now).unwrap();
-            core.finished(*now, scan.id, Ok(honest(scan.work)));
+            core.on_completion(*now, scan.id, Ok(honest(scan.work)));
             let copy = next(&mut core, now).unwrap();
-            core.finished(*now, copy.id, Err(failure(side, kind)));
+            core.on_completion(*now, copy.id, Err(failure(side, kind)));
             assert_eq!(core.work.left(), M, "dirty again, whatever the policy");
             let events = errors(&mut core);
             let [(operation, action, range)] = events[..] else { panic!("{events:?}") };
@@ -53,16 +53,16 @@ fn the_policies_are_those_of_the_table() {
 fn the_io_status_is_that_of_the_first_error_and_resume_forgets_it() {
     let mut core = core(4 * M, MirrorOptions::new().on_target_error(OnError::Stop));
     let scan = take_all(&mut core).remove(0);
-    core.finished(Duration::ZERO, scan.id, Ok(honest(scan.work)));
+    core.on_completion(Duration::ZERO, scan.id, Ok(honest(scan.work)));
     let copies = take_all(&mut core);
-    core.finished(Duration::ZERO, copies[0].id, Err(failure(Operation::Write, ErrorKind::NoSpace)));
-    core.finished(Duration::ZERO, copies[1].id, Err(failure(Operation::Write, ErrorKind::Io)));
-    core.finished(Duration::ZERO, copies[2].id, Ok(honest(copies[2].work)));
+    core.on_completion(Duration::ZERO, copies[0].id, Err(failure(Operation::Write, ErrorKind::NoSpace)));
+    core.on_completion(Duration::ZERO, copies[1].id, Err(failure(Operation::Write, ErrorKind::Io)));
+    core.on_completion(Duration::ZERO, copies[2].id, Ok(honest(copies[2].work)));
     assert!(take_all(&mut core).is_empty(), "stopped");
     assert_eq!(core.progress(Duration::ZERO).io_status, IoStatus::NoSpace);
     core.resume().unwrap();
     assert_eq!(core.progress(Duration::ZERO).io_status, IoStatus::Ok);
-    core.finished(Duration::ZERO, copies[3].id, Ok(honest(copies[3].work)));
+    core.on_completion(Duration::ZERO, copies[3].id, Ok(honest(copies[3].work)));
     drive(&mut core, &mut Duration::default(), |work| Ok(honest(work)));
     assert!(core.take_result().unwrap().is_ok());
 }
@@ -107,7 +107,7 @@ fn other_ranges_do_not_wait_for_one_that_is_tried_again() {
             Next::Do(action) => {
                 let result = bad_at(&[0])(action.work);
                 copied += u64::from(result.is_ok() && matches!(action.work, Work::Copy { .. }));
-                core.finished(now, action.id, result);
+                core.on_completion(now, action.id, result);
             }
             Next::Wait(until) => {
                 assert_eq!(until, Some(Duration::from_millis(20)));
@@ -132,7 +132,7 @@ fn what_the_guest_writes_anew_gets_new_tries() {
                 core.mark_dirty(ByteRange::new(0, 1));
             }
         }
-        core.finished(now, action.id, result);
+        core.on_completion(now, action.id, result);
     }
     assert_eq!(tries, 2 * MAX_TRIES - 1);
     assert_eq!(core.given_up().len(), 1);

@@ -27,7 +27,7 @@ fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
         } else {
             Ok(honest(action.work))
         };
-        core.finished(now, action.id, result);
+        core.on_completion(now, action.id, result);
     }
     let periodic_flushes = log.iter().filter(|work| **work == Work::PeriodicFlush).count();
     // After the third, the sixth; the flush at the end takes two along. The policy, which is to report, was
@@ -44,7 +44,7 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     let mut now = Duration::ZERO;
     for _ in 0..2 {
         let action = next(&mut core, &mut now).unwrap();
-        core.finished(now, action.id, Ok(honest(action.work)));
+        core.on_completion(now, action.id, Ok(honest(action.work)));
     }
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
@@ -52,10 +52,10 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
     let copy = next(&mut core, &mut now).unwrap();
     assert!(matches!(copy.work, Work::Copy { .. }));
     now = Duration::from_secs(9);
-    core.finished(now, copy.id, Ok(honest(copy.work)));
+    core.on_completion(now, copy.id, Ok(honest(copy.work)));
     assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
     // It took eight seconds: the next one is not before twenty-four more have passed.
-    core.finished(now, secure.id, Ok(Done::Flushed));
+    core.on_completion(now, secure.id, Ok(Done::Flushed));
     now = Duration::from_secs(32);
     assert!(matches!(next(&mut core, &mut now).unwrap().work, Work::Copy { .. }));
     now = Duration::from_secs(33);
@@ -73,21 +73,25 @@ fn scans_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
     let Work::Scan { range, .. } = first.work else { panic!("{first:?}") };
     let action = CopyAction::Copy { target_zero: false };
     let begin = ByteRange::new(0, M);
-    core.finished(now, first.id, Ok(Done::Scanned(vec![CopyExtent { range: begin, action, below: false }])));
+    core.on_completion(
+        now,
+        first.id,
+        Ok(Done::Scanned(vec![CopyExtent { range: begin, action, below: false }])),
+    );
     let early = next(&mut core, &mut now).unwrap();
     assert!(matches!(early.work, Work::Scan { range: rest, .. } if rest == ByteRange::new(M, range.end())));
     let copy = next(&mut core, &mut now).unwrap();
-    core.finished(now, copy.id, Ok(honest(copy.work)));
+    core.on_completion(now, copy.id, Ok(honest(copy.work)));
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
     assert_eq!(secure.work, Work::PeriodicFlush);
-    core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
+    core.on_completion(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
     let late = next(&mut core, &mut now).unwrap();
     assert!(matches!(late.work, Work::Scan { range, .. } if range == begin), "{late:?}");
-    core.finished(now, late.id, Ok(honest(late.work)));
+    core.on_completion(now, late.id, Ok(honest(late.work)));
     let copy = next(&mut core, &mut now).unwrap();
     assert!(matches!(copy.work, Work::Copy { range, .. } if range == begin), "{copy:?}");
-    core.finished(now, early.id, Ok(honest(early.work)));
+    core.on_completion(now, early.id, Ok(honest(early.work)));
     let again = next(&mut core, &mut now).unwrap();
     assert!(matches!(again.work, Work::Scan { range, .. } if range.start() == M), "{again:?}");
 }
@@ -105,22 +109,22 @@ fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
         action: CopyAction::Copy { target_zero },
         below: false,
     });
-    core.finished(now, scan.id, Ok(Done::Scanned(extents.to_vec())));
+    core.on_completion(now, scan.id, Ok(Done::Scanned(extents.to_vec())));
     let first = next(&mut core, &mut now).unwrap();
-    core.finished(now, first.id, Ok(honest(first.work)));
+    core.on_completion(now, first.id, Ok(honest(first.work)));
     let second = next(&mut core, &mut now).unwrap();
     assert!(matches!(second.work, Work::Copy { target_zero: true, .. }), "{second:?}");
     now = Duration::from_secs(1);
     let secure = next(&mut core, &mut now).unwrap();
     assert_eq!(secure.work, Work::PeriodicFlush);
-    core.finished(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
-    core.finished(now, second.id, Ok(honest(second.work)));
+    core.on_completion(now, secure.id, Err(failure(Operation::Write, ErrorKind::WritesLost)));
+    core.on_completion(now, second.id, Ok(honest(second.work)));
     let mut copied = Vec::new();
     while let Some(action) = next(&mut core, &mut now) {
         if let Work::Copy { range, .. } = action.work {
             copied.push(range);
         }
-        core.finished(now, action.id, Ok(honest(action.work)));
+        core.on_completion(now, action.id, Ok(honest(action.work)));
     }
     let again = copied.iter().map(|range| range.intersect(ByteRange::new(M, 2 * M)).len()).sum::<u64>();
     assert_eq!(again, M, "{copied:?}");

@@ -37,7 +37,7 @@ impl Disk {
         let first = self.under_way.iter().enumerate().min_by_key(|(_, (ends, _))| *ends)?.0;
         let (ends, action) = self.under_way.remove(first);
         *now = (*now).max(ends);
-        core.finished(
+        core.on_completion(
             *now,
             action.id,
             Ok(scanned_as_zero(action.work).unwrap_or_else(|| honest(action.work))),
@@ -113,14 +113,14 @@ fn a_guest_write_waits_for_one_call_and_makes_the_next_ones_shorter() {
     let busy = zeroing(&disk).unwrap();
     assert!(busy.len() >= G / 2, "{busy}");
     let write = ByteRange::at(busy.start() + 4096, 4096);
-    let ticket = core.guest_begin(write);
+    let ticket = core.on_guest_write(write);
     assert_eq!(core.guest_admit(ticket), Admission::Wait);
     let index = disk
         .under_way
         .iter()
         .position(|(_, action)| matches!(action.work, Work::Zero { range, .. } if range == busy));
     let (_, action) = disk.under_way.remove(index.unwrap());
-    core.finished(now, action.id, Ok(Done::Zeroed));
+    core.on_completion(now, action.id, Ok(Done::Zeroed));
     assert_eq!(core.guest_admit(ticket), Admission::SourceAndTarget, "it waits for no other call");
     assert!(core.pacing.zero_size(&core.config) <= busy.len() / 2, "{}", core.pacing.zero_size(&core.config));
 }

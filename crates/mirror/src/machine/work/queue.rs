@@ -1,9 +1,8 @@
-//! Scanned extents that wait for their turn, by where they lie on the disk.
+//! Queue of scanned extents that wait for their operation, by where they lie on the disk.
 //!
-//! The core takes them as a disk's head would: from where it is to the end, then from the start again. Guests
-//! cut pieces out of what waits here, each time they write to the target themselves, so that finding a place
-//! must not cost more where many pieces are left. Pure. Must hold: extents do not overlap (all are claimed
-//! by the core), and none is empty.
+//! They are taken in the order of an elevator: from the cursor to the end, then from the start again. Guest writes
+//! to the target cut pieces out of the queue, so a look-up must stay cheap with many pieces. Must hold: extents do not
+//! overlap (all are in progress), and none is empty.
 
 use std::collections::BTreeMap;
 
@@ -47,13 +46,13 @@ impl Queue {
         self.extents.insert(queued.range.start(), queued);
     }
 
-    /// Whose turn it is.
+    /// The next extent.
     pub(super) fn front(&self) -> Option<QueuedExtent> {
         let ahead = self.extents.range(self.cursor..).next();
         ahead.or_else(|| self.extents.first_key_value()).map(|(_, &queued)| queued)
     }
 
-    /// The turn of what lies in `range` comes next, if anything does.
+    /// What lies in `range` comes next, if anything does.
     pub(super) fn turn_to(&mut self, range: ByteRange) {
         if let Some(queued) = self.first_overlap(range) {
             self.cursor = queued.range.start();
@@ -66,7 +65,7 @@ impl Queue {
         self.cursor = range.end();
     }
 
-    /// Takes out what lies in `range`; tells of each piece.
+    /// Takes out what lies in `range`; hands each piece to `each`.
     pub(super) fn cut(&mut self, range: ByteRange, mut each: impl FnMut(ByteRange)) {
         while let Some(queued) = self.first_overlap(range) {
             let whole = queued.range;

@@ -1,8 +1,7 @@
-//! The `ignore` policy: what waits for another try, and what has been given up.
+//! The `ignore` policy: ranges that wait for another try, and failed ranges.
 //!
-//! A range that failed is dirty again, but the core must not take it before its time. Each try is made in
-//! smaller pieces than the one before, down to the detail of the dirty bitmap, so that one bad sector costs
-//! one small range.
+//! A range that failed is dirty again, but it is not taken before a delay. Each try is made in smaller pieces than
+//! the one before, down to the granules of the dirty bitmap, so that one bad sector costs one small range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -13,7 +12,7 @@ use blockmirror_block::ByteRange;
 
 use crate::progress::GivenUp;
 
-/// After so many failed tries a range is given up.
+/// After so many tries a range is left out and listed.
 pub(in crate::machine) const MAX_TRIES: u32 = 10;
 /// The wait before the second try; doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_millis(20);
@@ -23,7 +22,7 @@ const MAX_DELAY: Duration = Duration::from_millis(500);
 const SPLIT: u64 = 16;
 /// While so many ranges wait for another try, nothing new is begun.
 pub(in crate::machine) const MAX_WAITING: usize = 4096;
-/// Separate ranges given up before the job fails all the same.
+/// Separate failed ranges before the job fails all the same.
 pub(in crate::machine) const MAX_GIVEN_UP: usize = 4096;
 
 /// How long to wait before a range that failed `tries` times is tried again.
@@ -31,7 +30,7 @@ pub(in crate::machine) fn retry_delay(tries: u32) -> Duration {
     FIRST_DELAY.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(MAX_DELAY)
 }
 
-/// A dirty range that must not be taken before its time.
+/// A dirty range that is not taken before a delay is over.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::machine) struct Waiting {
     pub(in crate::machine) range: ByteRange,
@@ -154,7 +153,7 @@ impl Retries {
     }
 }
 
-/// What was given up, neighbours merged.
+/// The failed ranges, neighbours merged.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct FailedRanges {
     by_start: BTreeMap<u64, GivenUp>,

@@ -23,7 +23,7 @@ fn core_of(options: MirrorOptions) -> Core {
 /// A guest that dirties `dirt` bytes and a job that copies `copied` bytes each millisecond, `from..to`.
 fn play(core: &mut Core, from: u64, to: u64, dirt: u64, copied: u64) -> Vec<Event> {
     for at in from..to {
-        core.tick(ms(at));
+        core.on_timer(ms(at));
         core.counters.dirtied(dirt, true);
         core.counters.passed_over(copied);
     }
@@ -97,7 +97,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
         at += 50;
         stays.push((at - began) / 1000);
         // A write that gets no answer.
-        let id = core.guest_begin(ByteRange::new(2 * M, 2 * M + 4096));
+        let id = core.on_guest_write(ByteRange::new(2 * M, 2 * M + 4096));
         assert_eq!(core.guest_admit(id), Admission::SourceAndTarget);
         assert_eq!(play(&mut core, at, at + 150, 0, 1000), []);
         let events = play(&mut core, at + 150, at + 300, 0, 1000);
@@ -105,7 +105,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
             panic!("{events:?}")
         };
         assert!(matches!(reason, ModeReason::TargetStalls { bound, .. } if *bound == ms(200)), "{reason}");
-        let other = core.guest_begin(ByteRange::new(4 * M, 4 * M + 4096));
+        let other = core.on_guest_write(ByteRange::new(4 * M, 4 * M + 4096));
         assert_eq!(core.guest_admit(other), Admission::SourceOnly, "others do not wait for it");
         core.guest_finished(other, true, None);
         core.guest_finished(id, true, Some(Ok(())));
@@ -131,7 +131,7 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
     for at in 0..3000 {
         let now = ms(at);
         if let Some(id) = guest.take() {
-            core.tick(now);
+            core.on_timer(now);
             let admission = core.guest_admit(id);
             assert_ne!(admission, Admission::JobEnded);
             if admission == Admission::Wait {
@@ -141,7 +141,7 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
             }
         }
         if guest.is_none() {
-            guest = Some(core.guest_begin(ByteRange::at(at % 7 * 8192, 4096)));
+            guest = Some(core.on_guest_write(ByteRange::at(at % 7 * 8192, 4096)));
         }
         // One operation takes a millisecond.
         if let Next::Do(action) = core.next(now) {
@@ -154,7 +154,7 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
                 Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
                 _ => Done::Flushed,
             };
-            core.finished(now + Duration::from_micros(500), action.id, Ok(done));
+            core.on_completion(now + Duration::from_micros(500), action.id, Ok(done));
         }
     }
     core.progress(ms(3000))

@@ -42,7 +42,7 @@ fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     let most = core.config.operation;
     core.pacing.copied(&core.config, most, ms(3));
     core.pacing.copied(&core.config, most / 2, ms(3));
-    let id = core.guest_begin(ByteRange::at(0, 4096));
+    let id = core.on_guest_write(ByteRange::at(0, 4096));
     assert_eq!(max_copy_size(&core, 0), most / 4);
     assert_eq!(max_copy_size(&core, 1 << 29), most, "no guest writes");
     for _ in 0..10 {
@@ -54,7 +54,7 @@ fn copies_are_small_where_the_guest_has_been_and_large_elsewhere() {
     core.guest_admit(id);
     core.guest_finished(id, true, Some(Ok(())));
     for at in 0..25 {
-        core.tick(ms(50 * at));
+        core.on_timer(ms(50 * at));
     }
     assert_eq!(max_copy_size(&core, 0), most, "that was long ago");
 }
@@ -84,18 +84,18 @@ fn scan_of(range: ByteRange) -> Done {
     Done::Scanned(vec![crate::scan::CopyExtent { range, action, below: false }])
 }
 
-/// A copy that is stuck, a write that wants to go through there, and its patience.
+/// A copy that is stuck, a write that wants to go through there, and its admission timeout.
 #[test]
 fn a_write_waits_for_the_job_as_long_as_the_budget_and_then_goes_to_the_source() {
     let mut core = core_of(Some(ms(4)));
     let scan = next(&mut core, ms(0));
-    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 30))));
+    core.on_completion(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 30))));
     let _other_scan_or_copy = next(&mut core, ms(0));
-    let id = core.guest_begin(ByteRange::at(0, 4096));
+    let id = core.on_guest_write(ByteRange::at(0, 4096));
     assert_eq!(core.guest_admit(id), Admission::Wait);
-    core.tick(ms(3));
+    core.on_timer(ms(3));
     assert_eq!(core.guest_admit(id), Admission::Wait);
-    core.tick(ms(4));
+    core.on_timer(ms(4));
     assert_eq!(core.guest_admit(id), Admission::SourceOnly);
     let dirty = core.progress(ms(4)).dirtied;
     core.guest_finished(id, true, None);
@@ -111,37 +111,37 @@ fn what_writers_wait_for_does_not_wait_for_the_speed_limit() {
     let mut config = Config::new(&options.speed(1000), 65_536, 1 << 30, Geometry::plain());
     config.live = true;
     let mut core = Core::new(config).unwrap();
-    let in_the_way = core.guest_begin(ByteRange::at(0, 512));
+    let in_the_way = core.on_guest_write(ByteRange::at(0, 512));
     assert_eq!(core.guest_admit(in_the_way), Admission::SourceAndTarget);
     core.mark_dirty(ByteRange::at(0, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(None)), "the guest writes there");
     core.mark_dirty(ByteRange::at(1 << 20, 65_536));
     let scan = next(&mut core, ms(0));
-    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(1 << 20, 65_536))));
+    core.on_completion(ms(0), scan.id, Ok(scan_of(ByteRange::at(1 << 20, 65_536))));
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }));
-    core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 65_536, ..Moved::default() })));
-    let waits = core.guest_begin(ByteRange::at(512, 512));
+    core.on_completion(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 65_536, ..Moved::default() })));
+    let waits = core.on_guest_write(ByteRange::at(512, 512));
     core.guest_finished(in_the_way, true, Some(Ok(())));
     assert_eq!(core.guest_admit(waits), Admission::Wait, "the job comes first");
     let scan = next(&mut core, ms(0));
-    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(0, 4096))));
+    core.on_completion(ms(0), scan.id, Ok(scan_of(ByteRange::at(0, 4096))));
     let copy = next(&mut core, ms(0));
     assert!(matches!(copy.work, Work::Copy { .. }), "64 KiB at 1000 bytes a second are a minute: {copy:?}");
-    core.finished(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
+    core.on_completion(ms(0), copy.id, Ok(Done::Copied(Moved { copied: 4096, ..Moved::default() })));
     assert_eq!(core.guest_admit(waits), Admission::SourceAndTarget);
     // In debt as the job is, it makes no write wait for a copy that it may not begin.
-    let in_the_way = core.guest_begin(ByteRange::at(2 << 20, 512));
+    let in_the_way = core.on_guest_write(ByteRange::at(2 << 20, 512));
     assert_eq!(core.guest_admit(in_the_way), Admission::SourceAndTarget);
     core.mark_dirty(ByteRange::at(2 << 20, 512));
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(_))));
-    let beside = core.guest_begin(ByteRange::at((2 << 20) + 512, 512));
+    let beside = core.on_guest_write(ByteRange::at((2 << 20) + 512, 512));
     assert_eq!(core.guest_admit(beside), Admission::SourceAndTarget);
     for id in [in_the_way, beside] {
         core.guest_finished(id, true, Some(Ok(())));
     }
     let scan = next(&mut core, ms(0));
-    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::at(2 << 20, 4096))));
+    core.on_completion(ms(0), scan.id, Ok(scan_of(ByteRange::at(2 << 20, 4096))));
     assert!(matches!(core.next(ms(0)), Next::Wait(Some(until)) if until > ms(60_000)), "others pay for it");
 }
 
@@ -153,7 +153,7 @@ fn what_is_marked_ahead_of_the_copy_is_copied_once_and_what_is_marked_under_it_a
     config.live = true;
     let mut core = Core::new(config).unwrap();
     let scan = next(&mut core, ms(0));
-    core.finished(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 20))));
+    core.on_completion(ms(0), scan.id, Ok(scan_of(ByteRange::new(0, 1 << 20))));
     core.mark_dirty(ByteRange::at(1 << 19, 4096));
     let mut copied = Vec::new();
     loop {
@@ -170,7 +170,7 @@ fn what_is_marked_ahead_of_the_copy_is_copied_once_and_what_is_marked_under_it_a
             Work::Flush => break,
             work => panic!("{work:?}"),
         };
-        core.finished(ms(0), action.id, Ok(done));
+        core.on_completion(ms(0), action.id, Ok(done));
     }
     assert_eq!(copied, [(0, 1 << 19), (1 << 19, 1 << 19), (1 << 19, 4096)]);
 }

@@ -24,10 +24,10 @@ fn depth(core: &Core) -> usize {
 /// Eight writes one after another, each taking `time`.
 fn writes(core: &mut Core, now: &mut Duration, time: Duration, count: u32) {
     for _ in 0..count {
-        let id = core.guest_begin(ByteRange::at(0, 4096));
+        let id = core.on_guest_write(ByteRange::at(0, 4096));
         assert_ne!(core.guest_admit(id), Admission::Wait);
         *now += time;
-        core.tick(*now);
+        core.on_timer(*now);
         core.guest_finished(id, true, None);
     }
 }
@@ -39,17 +39,17 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
     let Next::Do(scan) = core.next(now) else { panic!() };
     let range = ByteRange::new(0, 1 << 20);
     let extent = CopyExtent { range, action: CopyAction::Copy { target_zero: false }, below: false };
-    core.finished(now, scan.id, Ok(Done::Scanned(vec![extent])));
+    core.on_completion(now, scan.id, Ok(Done::Scanned(vec![extent])));
     let (_scan, copy) = (core.next(now), core.next(now));
     let Next::Do(Action { id: copy, work: Work::Copy { range, .. } }) = copy else { panic!("{copy:?}") };
     writes(&mut core, &mut now, us(500), 1);
     assert!(matches!(core.next(now), Next::Wait(_)));
-    core.finished(now, copy, Ok(Done::Copied(Moved { copied: range.len(), ..Moved::default() })));
+    core.on_completion(now, copy, Ok(Done::Copied(Moved { copied: range.len(), ..Moved::default() })));
     writes(&mut core, &mut now, us(70), 1);
     writes(&mut core, &mut now, us(100), 31);
     assert!(matches!(core.next(now), Next::Wait(Some(until)) if until == MAX_PROBE));
     writes(&mut core, &mut now, us(100), 1);
-    core.tick(now);
+    core.on_timer(now);
     assert_eq!(
         core.pacing.congestion.baseline[0].unwrap().mean,
         us(100),
@@ -61,7 +61,7 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
 #[test]
 fn silence_ends_though_the_guest_has_fallen_silent_too() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
-    core.guest_begin(ByteRange::at(0, 4096));
+    core.on_guest_write(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == MAX_PROBE));
     assert!(matches!(core.next(MAX_PROBE), Next::Do(_)));
     assert!(core.pacing.congestion.baseline[0].is_none());
@@ -70,7 +70,7 @@ fn silence_ends_though_the_guest_has_fallen_silent_too() {
 #[test]
 fn without_a_budget_nobody_is_quiet() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
-    core.guest_begin(ByteRange::at(0, 4096));
+    core.on_guest_write(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Do(_)));
     assert_eq!(core.pacing.share_of_window(&core.config, core.guest_state()), u64::MAX);
 }
@@ -118,17 +118,17 @@ fn the_job_takes_half_as_many_places_as_the_guest_until_it_knows_what_writes_tak
         let mut core = core_of(MirrorOptions::new().latency_budget(budget));
         assert_eq!(depth(&core), 16, "no guest writes");
         core.pacing.congestion.window = 1 << 30;
-        let tickets: Vec<_> = (0..10).map(|i| core.guest_begin(ByteRange::at(i * 8192, 512))).collect();
+        let tickets: Vec<_> = (0..10).map(|i| core.on_guest_write(ByteRange::at(i * 8192, 512))).collect();
         assert_eq!(depth(&core), unknown);
         for id in tickets {
             core.guest_admit(id);
             core.guest_finished(id, true, None);
         }
-        core.tick(MAX_PROBE);
+        core.on_timer(MAX_PROBE);
         core.pacing.congestion.window = core.config.operation * 3;
         assert_eq!(depth(&core), known);
         for step in 2..7 {
-            core.tick(MAX_PROBE * step);
+            core.on_timer(MAX_PROBE * step);
         }
         assert_eq!(depth(&core), 16, "no guest has written of late");
     }
