@@ -30,15 +30,10 @@ use blockmirror_block::{
 use crate::error;
 use crate::machine::config::affordable_unit;
 use crate::options::MirrorOptions;
-use crate::scan::{TargetContent, needs_backing};
+use crate::scan::{SourceFailed, TargetContent, needs_backing};
 
 /// Bytes of a unit that are read and written at once; a cluster is no larger.
 const PIECE: u64 = 2 << 20;
-
-/// The cause of an error that is the source's: it could not be read to complete a unit.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct SourceFailed(block::Error);
 
 /// A part of the source that could not be read, and why.
 pub(crate) type Lost = (ByteRange, block::Error);

@@ -8,19 +8,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockmirror_block::sync::{Condvar, Instant, Mutex};
-use blockmirror_block::{BlockDevice, ByteRange, Geometry};
+use blockmirror_block::{self as block, BlockDevice, ByteRange, Geometry};
 
 use crate::batch::Batch;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
-use crate::group::Notify;
 use crate::machine::MemberView;
 use crate::machine::{Admission, Core, Done, Ending, Next, Work};
 use crate::mover::{CopyPolicy, Mover};
+use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::scan::TargetContent;
-use crate::tap::Tap;
+use crate::tap::{Tap, WriteObserver};
 
 /// How long an aborting job waits before it cancels blocked calls once more.
 pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
@@ -195,56 +195,6 @@ impl Engine {
 
     fn disks(&self) -> Option<JobDisks> {
         self.disks.lock().clone()
-    }
-
-    /// What a write of the guest goes to at the target, unless the job is over.
-    pub(crate) fn target(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.disks().map(|disks| disks.through())
-    }
-
-    pub(crate) fn renews_bitmap(&self) -> bool {
-        self.attachment.as_ref().is_some_and(|attachment| attachment.renews_bitmap)
-    }
-
-    /// Whether the job is over.
-    pub(crate) fn is_over(&self) -> bool {
-        self.state.lock().core.is_concluded()
-    }
-
-    /// Whether a write of the guest to `range` would have to wait now.
-    pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
-        self.state.lock().core.guest_would_wait(range)
-    }
-
-    /// Waits until a write of the guest to `range` is admitted, or the job is over.
-    pub(crate) fn guest_begin(&self, range: ByteRange) -> (u64, Admission) {
-        let mut state = self.state.lock();
-        state.core.on_timer(self.started.elapsed());
-        let ticket = state.core.on_guest_write(range);
-        loop {
-            if state.core.on_timer(self.started.elapsed()) {
-                self.work.notify_all();
-                self.wake_waiters(&mut state);
-            }
-            match state.core.guest_admit(ticket) {
-                Admission::Wait => {
-                    let overdue = state.core.overdue_at();
-                    let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
-                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
-                    state.guests_waiting += 1;
-                    state = match admission_timeout {
-                        None => self.guests.wait(state),
-                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
-                    };
-                    state.guests_waiting -= 1;
-                    if state.core.resume_if_overdue(self.started.elapsed()) {
-                        self.work.notify_all();
-                        self.wake_waiters(&mut state);
-                    }
-                }
-                admission => return (ticket, admission),
-            }
-        }
     }
 
     /// The next event; waits for one for at most `timeout`, or until there can be none any more.
@@ -433,5 +383,70 @@ impl Engine {
                 notify.notify();
             }
         }
+    }
+}
+
+impl WriteObserver for Engine {
+    fn is_over(&self) -> bool {
+        self.state.lock().core.is_concluded()
+    }
+
+    fn expect_pre_attach_writes(&self, count: usize) {
+        self.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(count));
+    }
+
+    fn pre_attach_write_finished(&self, range: ByteRange) {
+        self.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range));
+    }
+
+    fn begin_write(&self, range: ByteRange) -> (u64, Admission) {
+        let mut state = self.state.lock();
+        state.core.on_timer(self.started.elapsed());
+        let ticket = state.core.on_guest_write(range);
+        loop {
+            if state.core.on_timer(self.started.elapsed()) {
+                self.work.notify_all();
+                self.wake_waiters(&mut state);
+            }
+            match state.core.guest_admit(ticket) {
+                Admission::Wait => {
+                    let overdue = state.core.overdue_at();
+                    let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
+                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
+                    state.guests_waiting += 1;
+                    state = match admission_timeout {
+                        None => self.guests.wait(state),
+                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
+                    };
+                    state.guests_waiting -= 1;
+                    if state.core.resume_if_overdue(self.started.elapsed()) {
+                        self.work.notify_all();
+                        self.wake_waiters(&mut state);
+                    }
+                }
+                admission => return (ticket, admission),
+            }
+        }
+    }
+
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.state.lock().core.guest_would_wait(range)
+    }
+
+    fn write_reaches_target(&self, id: u64) -> Option<Arc<dyn BlockDevice>> {
+        self.with_core(Wake::None, |core, _| core.guest_at_target(id));
+        self.disks().map(|disks| disks.through())
+    }
+
+    fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
+        self.with_core(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
+    }
+
+    fn missing(&self) -> Vec<ByteRange> {
+        self.with_core(Wake::None, |core, _| core.missing())
+    }
+
+    fn renews_bitmap(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|attachment| attachment.renews_bitmap)
     }
 }

@@ -8,7 +8,6 @@
 //! [prepared](crate::machine::MemberStage::Prepared), none has ended.
 
 mod coordinator;
-mod notify;
 #[cfg(test)]
 mod tests;
 
@@ -24,12 +23,12 @@ use crate::engine::{CANCEL_AGAIN, Engine, Wake};
 use crate::error::Error;
 use crate::job::{MirrorControl, MirrorJob, PreparedJob};
 use crate::machine::Core;
+use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Outcome;
 use crate::state::{JobState, Refused, Verb};
 use crate::tap::Tap;
 pub(crate) use coordinator::{Coordinator, Members};
-pub(crate) use notify::Notify;
 
 /// What a member of a group is to copy where.
 #[derive(Clone, Debug)]

@@ -22,6 +22,7 @@ mod group;
 mod job;
 mod machine;
 mod mover;
+mod notify;
 mod options;
 mod plan;
 mod progress;

@@ -2,9 +2,9 @@
 //!
 //! The engine keeps one core behind one mutex. Its workers ask [`next`](Core::next) for an action, perform it
 //! without the mutex, and report to [`on_completion`](Core::on_completion); guest writes ask for
-//! [admission](Core::guest_admit). Time is an argument; nothing here waits or calls a device, so that a simulator
-//! drives the same code through any order of events. What has no argument for the time happens at the time given
-//! last.
+//! [admission](Core::guest_admit). Time is an argument; nothing here waits or calls a device, so that a
+//! simulator drives the same code through any order of events. What has no argument for the time happens at
+//! the time given last.
 //!
 //! ```text
 //!  workers: next, on_completion     guest writes: on_guest_write, ..     users: pause, complete, ..
@@ -16,8 +16,9 @@
 //!    WorkTracker  Durability  GuestWrites    Pacing     Lifecycle    Counters    Outbox
 //! ```
 //!
-//! Each rule has one owner with private fields; the owners do not know each other. The core has the configuration
-//! and the clock, and brings them together.
+//! Each rule has one owner with private fields. An owner gets another only as an argument: `Outbox` for
+//! events, `Counters` for bytes. The core has the configuration and the clock, and brings the owners
+//! together.
 
 mod action;
 mod admission;
@@ -107,8 +108,8 @@ impl Core {
         self.work.mark_dirty(range, &mut self.counters);
     }
 
-    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether anything has
-    /// changed that concerns waiting threads.
+    /// Time has come to `now`: takes a sample and decides on the copy mode when it is time to. Whether
+    /// anything has changed that concerns waiting threads.
     pub(crate) fn on_timer(&mut self, now: Duration) -> bool {
         self.clock = self.clock.max(now);
         let probe_ended = self.pacing.end_probe(self.clock);

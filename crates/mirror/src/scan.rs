@@ -8,7 +8,6 @@ use blockmirror_block::{
     self as block, Backing, BlockDevice, ByteRange, Extent, ExtentKind, QueryBudget, Visit,
 };
 
-use crate::cow_target::SourceFailed;
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
 
@@ -97,6 +96,12 @@ pub(crate) fn needs_backing(source: Backing, options: &MirrorOptions) -> bool {
         SyncMode::None | SyncMode::Incremental | SyncMode::Bitmap => true,
     }
 }
+
+/// The cause of an error of an operation on the target that is the source's: it could not be read to complete
+/// a unit.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SourceFailed(pub(crate) block::Error);
 
 /// A failed operation, and the side of it.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ pub(crate) mod discard;
 mod drain;
 mod guard;
 mod in_flight;
+mod observer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,6 @@ use blockmirror_block::{
     self as block, BlockDevice, ByteRange, Error as DiskError, Extent, Geometry, Visit, WriteFlags, ZeroFlags,
 };
 
-use crate::engine::{Engine, Wake};
 use crate::error::Error;
 use crate::machine::{Admission, Ending};
 use bitmaps::Named;
@@ -38,6 +38,7 @@ pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
 pub use guard::WriteGuard;
 use in_flight::InFlightCounters;
+pub(crate) use observer::WriteObserver;
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
@@ -100,7 +101,7 @@ struct State {
 #[derive(Clone, Debug)]
 struct Session {
     id: u64,
-    engine: Arc<Engine>,
+    observer: Arc<dyn WriteObserver>,
     /// The bitmap that says what it copies.
     bitmap: Option<String>,
 }
@@ -112,7 +113,7 @@ impl State {
 
     /// The job on the tap that is not over.
     fn live_session(&self) -> Option<&Session> {
-        self.session.as_ref().filter(|session| !session.engine.is_over())
+        self.session.as_ref().filter(|session| !session.observer.is_over())
     }
 }
 
@@ -184,11 +185,11 @@ impl Tap {
     }
 
     /// Attaches the job that `make` sets up. From then on it is notified of every write that finishes.
-    pub(crate) fn attach(
+    pub(crate) fn attach<J: WriteObserver + 'static>(
         &self,
         bitmap: Option<&str>,
-        make: impl FnOnce(AttachContext<'_>) -> Result<Arc<Engine>, Error>,
-    ) -> Result<Arc<Engine>, Error> {
+        make: impl FnOnce(AttachContext<'_>) -> Result<Arc<J>, Error>,
+    ) -> Result<Arc<J>, Error> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.live_session().is_some() {
@@ -199,13 +200,13 @@ impl Tap {
             Some(name) => Some(&self.free_bitmap(state, name)?.map),
         };
         let session = state.next_session;
-        let engine = make(AttachContext { session, source: self.device(), bitmap: seed })?;
+        let job = make(AttachContext { session, source: self.device(), bitmap: seed })?;
         state.next_session += 1;
-        state.session =
-            Some(Session { id: session, engine: Arc::clone(&engine), bitmap: bitmap.map(str::to_owned) });
+        let observer = Arc::clone(&job) as Arc<dyn WriteObserver>;
+        state.session = Some(Session { id: session, observer, bitmap: bitmap.map(str::to_owned) });
         let pre_attach_writes = state.writes + self.update_observed(state);
-        engine.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(pre_attach_writes));
-        Ok(engine)
+        job.expect_pre_attach_writes(pre_attach_writes);
+        Ok(job)
     }
 
     /// Performs the last step of the job `session`. The guest is quiesced, or the job has failed.
@@ -217,11 +218,11 @@ impl Tap {
         match ending {
             Ending::Fail => {
                 if let Some(bitmap) = bitmap {
-                    bitmap.cut_to(&current.engine.with_core(Wake::None, |core, _| core.missing()));
+                    bitmap.cut_to(&current.observer.missing());
                 }
             }
             Ending::Pivot | Ending::Keep => {
-                if let Some(bitmap) = bitmap.filter(|_| current.engine.renews_bitmap()) {
+                if let Some(bitmap) = bitmap.filter(|_| current.observer.renews_bitmap()) {
                     bitmap.map.clear_all();
                 }
                 if ending == Ending::Pivot {
@@ -266,7 +267,7 @@ impl Tap {
                 (below, state.session.clone())
             };
             let Some(session) = session else { return Ok(WriteGuard::observed(self, range, below)) };
-            match session.engine.guest_begin(range) {
+            match session.observer.begin_write(range) {
                 (ticket, Admission::SourceOnly) => {
                     return Ok(WriteGuard::admitted(self, range, below, session.id, ticket, None));
                 }
@@ -277,7 +278,7 @@ impl Tap {
                         below,
                         session.id,
                         ticket,
-                        Some(session.engine),
+                        Some(session.observer),
                     ));
                 }
                 (_, Admission::Wait | Admission::JobEnded) => {
@@ -318,7 +319,7 @@ impl Tap {
 
     /// A write that began while there was an observer has finished; `own` notifies the job that admitted it,
     /// if that is still attached.
-    fn end_write(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+    fn end_write(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&dyn WriteObserver)) {
         let mut state = self.state.lock();
         state.writes -= 1;
         state.notify(range, session, own);
@@ -333,15 +334,13 @@ impl Tap {
 }
 
 impl State {
-    fn notify(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&Engine)) {
+    fn notify(&mut self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&dyn WriteObserver)) {
         for bitmap in self.bitmaps.values_mut() {
             bitmap.record(range);
         }
         match &self.session {
-            Some(current) if Some(current.id) == session => own(&current.engine),
-            Some(current) => {
-                current.engine.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range))
-            }
+            Some(current) if Some(current.id) == session => own(&*current.observer),
+            Some(current) => current.observer.pre_attach_write_finished(range),
             None => {}
         }
     }
@@ -496,7 +495,7 @@ impl BlockDevice for Tap {
             state.session.clone()
         };
         match session {
-            Some(session) => session.engine.guest_would_wait(range),
+            Some(session) => session.observer.write_would_wait(range),
             None => self.device().write_would_wait(range),
         }
     }

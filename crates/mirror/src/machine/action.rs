@@ -49,7 +49,8 @@ pub(crate) enum Work {
         /// Only if no zero bytes have to be written for it.
         metadata_only: bool,
     },
-    /// Make everything written durable: the last operation before the end, if nothing becomes dirty meanwhile.
+    /// Make everything written durable: the last operation before the end, if nothing becomes dirty
+    /// meanwhile.
     Flush,
     /// Make durable what was written, while other operations go on.
     PeriodicFlush,
@@ -90,8 +91,8 @@ pub(crate) enum Done {
     Scanned(Vec<CopyExtent>),
     /// Copied; the sum is the length of the range.
     Copied(Moved),
-    /// Copied but for the blocks that cannot be read from the source, each with its error; the sum is the rest of the
-    /// range.
+    /// Copied but for the blocks that cannot be read from the source, each with its error; the sum is the
+    /// rest of the range.
     Salvaged(Moved, Vec<(ByteRange, block::Error)>),
     /// Made zero.
     Zeroed,

@@ -50,7 +50,8 @@ pub(crate) struct Config {
     /// Whole units of this are made zero without data being written, if `zero_by_metadata`; a power of two.
     pub(crate) zero_unit: u64,
     pub(crate) zero_by_metadata: bool,
-    /// The job is attached to a tap and ends on request; otherwise it ends by itself when the target is equal.
+    /// The job is attached to a tap and ends on request; otherwise it ends by itself when the target is
+    /// equal.
     pub(crate) live: bool,
     pub(crate) copy_mode: CopyMode,
     /// What was asked for; [`latency_budget`](Self::latency_budget) is what counts.

@@ -13,8 +13,8 @@ use crate::options::OnError;
 use crate::progress::{ErrorAction, Event, Operation};
 use crate::scan::Failure;
 
-/// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may have
-/// lost any of it.
+/// Flushes tried under the `ignore` policy. Few: each try copies everything again, because a failed flush may
+/// have lost any of it.
 const MAX_FLUSH_TRIES: u32 = 3;
 
 impl Core {
@@ -32,8 +32,8 @@ impl Core {
             self.durability.flush_ended(now, op.begun);
         } else {
             news = self.work.failed(range);
-            // It may have happened all the same; then the next scan finds nothing to do, and only a flush makes it
-            // last.
+            // It may have happened all the same; then the next scan finds nothing to do, and only a flush
+            // makes it last.
             self.durability.wrote(self.work.granules().round(range));
         }
         // No guest write waits while it is tried again.
@@ -51,8 +51,8 @@ impl Core {
                 let again = tries < MAX_FLUSH_TRIES || self.config.live;
                 if again { ErrorAction::Ignore } else { ErrorAction::Report }
             }
-            // What the guest has written anew gets new tries. A job on a tap leaves nothing out: it would never be
-            // equal.
+            // What the guest has written anew gets new tries. A job on a tap leaves nothing out: it would
+            // never be equal.
             ErrorAction::Ignore if op.tries + 1 >= MAX_TRIES && !news && !self.config.live => {
                 ErrorAction::GiveUp
             }

@@ -484,8 +484,8 @@ fn a_scan_is_not_cut_by_writes_that_came_before_it() {
     assert!(copies(&log).contains(&(0, 4096)), "{log:?}");
 }
 
-/// A write that failed at the target while the guest was quiesced once stopped the job and left the guest quiesced:
-/// all its writes waited for the job to be resumed.
+/// A write that failed at the target while the guest was quiesced once stopped the job and left the guest
+/// quiesced: all its writes waited for the job to be resumed.
 #[test]
 fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
     let mut core = ready(blocking().on_target_error(OnError::Stop));

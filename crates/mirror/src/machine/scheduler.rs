@@ -109,7 +109,8 @@ impl Core {
 
     /// Begins the first operation of a queued extent, if the limits allow.
     fn begin_queued(&mut self, queued: QueuedExtent, now: Duration) -> Next {
-        // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never end.
+        // The limit is for the bulk. A job that is ready has to keep up with the guest, or it would never
+        // end.
         let limited = !self.lifecycle.has_been_ready();
         let start = queued.range.start();
         let step = self.pacing.copy_size(&self.config, now, start, self.guest_state(), limited);
@@ -117,7 +118,8 @@ impl Core {
         let range = work.range();
         let is_copy = matches!(work, Work::Copy { .. });
         let limited = limited && is_copy;
-        // No guest write waits for the limit: what it waits for begins at once, and what follows waits longer.
+        // No guest write waits for the limit: what it waits for begins at once, and what follows waits
+        // longer.
         if limited && !self.guests.reserved_range().is_some_and(|reserved| reserved.overlaps(range)) {
             let delay = self.pacing.copy_delay(now, range.len());
             if !delay.is_zero() {
@@ -154,7 +156,8 @@ impl Core {
                 Work::Zero { range: first(range, zero_step), metadata_only: false }
             }
             CopyAction::Zero | CopyAction::Skip => {
-                // Whole units by metadata, a part of a unit at either end by data. The end of the disk ends a unit.
+                // Whole units by metadata, a part of a unit at either end by data. The end of the disk ends a
+                // unit.
                 let unit = self.config.zero_unit;
                 let whole = if range.end() == self.config.len {
                     ByteRange::new(range.align_inward(unit).start(), range.end())

@@ -1,15 +1,17 @@
 //! Work tracker: which bytes are dirty, which are in progress, and which operations are in flight.
 //!
-//! A range goes from the dirty bitmap to a scan, from the scan to the queue, from the queue to an operation; an
-//! operation that fails makes it dirty again. What a guest write does to the target itself leaves the tracker on the
-//! way ([`guest_writes_target`](WorkTracker::guest_writes_target)).
+//! A range goes from the dirty bitmap to a scan, from the scan to the queue, from the queue to an operation;
+//! an operation that fails makes it dirty again. What a guest write does to the target itself leaves the
+//! tracker on the way ([`guest_writes_target`](WorkTracker::guest_writes_target)).
 //!
 //! Must hold:
-//! - A bit is cleared before the scan or copy that reads its bytes is handed out; a mark that is set again meanwhile
-//!   makes the job copy the range once more.
-//! - `in_progress` has, to the byte, what was taken and is not done: the ranges of scan cursors, queued extents and
-//!   operations. Nothing is taken that overlaps it, so no two operations on one byte are ever in flight.
-//! - What is queued is bounded: a scan returns a capped number of extents, and none begins while enough is queued.
+//! - A bit is cleared before the scan or copy that reads its bytes is handed out; a mark that is set again
+//!   meanwhile makes the job copy the range once more.
+//! - `in_progress` has, to the byte, what was taken and is not done: the ranges of scan cursors, queued
+//!   extents and operations. Nothing is taken that overlaps it, so no two operations on one byte are ever in
+//!   flight.
+//! - What is queued is bounded: a scan returns a capped number of extents, and none begins while enough is
+//!   queued.
 
 mod in_flight;
 mod queue;
@@ -77,8 +79,8 @@ pub(super) struct WorkTracker {
     /// Where the guest writes to the target itself, no more is scanned at once.
     piece: u64,
     dirty: DirtyBitmap,
-    /// With [`SyncMode::Top`]: where the guest has written since the start, so that it is copied even where the top
-    /// image does not decide it.
+    /// With [`SyncMode::Top`]: where the guest has written since the start, so that it is copied even where
+    /// the top image does not decide it.
     guest_written: Option<DirtyBitmap>,
     /// Where the next dirty run is searched from.
     cursor: u64,
@@ -119,8 +121,8 @@ impl WorkTracker {
             scans_valid_from: 0,
         };
         if matches!(config.sync, SyncMode::Full | SyncMode::Top) {
-            // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead of the
-            // scan is cleared when the scan gets there.
+            // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead
+            // of the scan is cleared when the scan gets there.
             let range = ByteRange::new(0, config.len);
             tracker.in_progress.insert(range);
             if !range.is_empty() {
@@ -191,7 +193,8 @@ impl WorkTracker {
         self.dirty.dirty_bytes() + self.in_progress.bytes()
     }
 
-    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken, twice.)
+    /// Bytes left, those that are taken and marked again counted once. (Where very many pieces are taken,
+    /// twice.)
     pub(super) fn work_left(&self) -> u64 {
         if self.in_progress.count() > MAX_COUNTED {
             return self.left();
@@ -272,8 +275,8 @@ impl WorkTracker {
         self.queue.push(QueuedExtent { range, action: CopyAction::Zero, tries, first_pass: false });
     }
 
-    /// An operation on `range` has failed: it is dirty again, in whole granules. Whether the guest has written there
-    /// meanwhile.
+    /// An operation on `range` has failed: it is dirty again, in whole granules. Whether the guest has
+    /// written there meanwhile.
     pub(super) fn failed(&mut self, range: ByteRange) -> bool {
         let granules = self.granules.round(range);
         // Bits that were set already are the guest's.

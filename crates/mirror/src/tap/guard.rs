@@ -6,8 +6,7 @@ use std::sync::Arc;
 use arc_swap::Guard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
-use super::{Below, Tap};
-use crate::engine::{Engine, Wake};
+use super::{Below, Tap, WriteObserver};
 
 /// An announced write. Dropping it unfinished counts as a failed write.
 #[must_use = "a write that is not finished counts as failed"]
@@ -29,7 +28,7 @@ enum Route {
         session: u64,
         ticket: u64,
         /// The job, if its target is to get it at once.
-        both: Option<Arc<Engine>>,
+        both: Option<Arc<dyn WriteObserver>>,
     },
 }
 
@@ -48,7 +47,7 @@ impl<'a> WriteGuard<'a> {
         below: Guard<Arc<Below>>,
         session: u64,
         ticket: u64,
-        both: Option<Arc<Engine>>,
+        both: Option<Arc<dyn WriteObserver>>,
     ) -> Self {
         Self { tap, range, below, route: Some(Route::Admitted { session, ticket, both }) }
     }
@@ -93,9 +92,8 @@ impl<'a> WriteGuard<'a> {
         repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
     ) -> block::Result<()> {
         let target = match &self.route {
-            Some(Route::Admitted { ticket, both: Some(engine), .. }) if result.is_ok() => {
-                engine.with_core(Wake::None, |core, _| core.guest_at_target(*ticket));
-                engine.target()
+            Some(Route::Admitted { ticket, both: Some(observer), .. }) if result.is_ok() => {
+                observer.write_reaches_target(*ticket)
             }
             _ => None,
         };
@@ -110,8 +108,8 @@ impl<'a> WriteGuard<'a> {
             Some(Route::Unobserved(index)) => self.tap.end_unobserved(index, self.range),
             Some(Route::Observed) => self.tap.end_write(self.range, None, |_| {}),
             Some(Route::Admitted { session, ticket, .. }) => {
-                self.tap.end_write(self.range, Some(session), |engine| {
-                    engine.with_core(Wake::One, |core, _| core.guest_finished(ticket, source_ok, target));
+                self.tap.end_write(self.range, Some(session), |observer| {
+                    observer.end_write(ticket, source_ok, target);
                 })
             }
         }

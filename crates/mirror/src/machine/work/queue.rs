@@ -1,8 +1,8 @@
 //! Queue of scanned extents that wait for their operation, by where they lie on the disk.
 //!
-//! They are taken in the order of an elevator: from the cursor to the end, then from the start again. Guest writes
-//! to the target cut pieces out of the queue, so a look-up must stay cheap with many pieces. Must hold: extents do not
-//! overlap (all are in progress), and none is empty.
+//! They are taken in the order of an elevator: from the cursor to the end, then from the start again. Guest
+//! writes to the target cut pieces out of the queue, so a look-up must stay cheap with many pieces. Must
+//! hold: extents do not overlap (all are in progress), and none is empty.
 
 use std::collections::BTreeMap;
 
@@ -156,12 +156,14 @@ mod tests {
                 let there = model[start as usize..(start + len) as usize].iter().flatten().count();
                 prop_assert_eq!(bytes, there as u64);
                 model[start as usize..(start + len) as usize].fill(None);
-                let copy = model.iter().filter(|action| matches!(action, Some(CopyAction::Copy { .. }))).count();
+                let is_copy = |action: &&_| matches!(action, Some(CopyAction::Copy { .. }));
+                let copy = model.iter().filter(is_copy).count();
                 prop_assert_eq!(queue.copy_bytes(), copy as u64);
                 let mut seen = [None; 128];
                 for queued in queue.iter() {
                     prop_assert!(!queued.range.is_empty());
-                    seen[queued.range.start() as usize..queued.range.end() as usize].fill(Some(queued.action));
+                    let range = queued.range.start() as usize..queued.range.end() as usize;
+                    seen[range].fill(Some(queued.action));
                 }
                 prop_assert_eq!(&seen[..], &model[..]);
             }

@@ -1,7 +1,8 @@
 //! The `ignore` policy: ranges that wait for another try, and failed ranges.
 //!
-//! A range that failed is dirty again, but it is not taken before a delay. Each try is made in smaller pieces than
-//! the one before, down to the granules of the dirty bitmap, so that one bad sector costs one small range.
+//! A range that failed is dirty again, but it is not taken before a delay. Each try is made in smaller pieces
+//! than the one before, down to the granules of the dirty bitmap, so that one bad sector costs one small
+//! range.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;

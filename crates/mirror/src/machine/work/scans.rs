@@ -1,4 +1,5 @@
-//! Scans: which range is scanned next, what becomes of its extents, and what a guest write to the target takes out.
+//! Scans: which range is scanned next, what becomes of its extents, and what a guest write to the target
+//! takes out.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use crate::machine::counters::Counters;
 use crate::machine::{Moved, Work};
 use crate::scan::{CopyAction, CopyExtent};
 
-/// Scans in flight together while the first pass streams over large runs, one of which keeps many workers busy. For
-/// scattered dirt, which takes one for each small copy, there may be as many as half of the operations.
+/// Scans in flight together while the first pass streams over large runs, one of which keeps many workers
+/// busy. For scattered dirt, which takes one for each small copy, there may be as many as half of the
+/// operations.
 const MAX_SCANS: usize = 2;
 /// A scan begins while fewer extents than this are queued.
 const QUEUE_LOW: usize = 512;
@@ -19,7 +21,8 @@ const QUEUE_LOW: usize = 512;
 const MAX_WRITTEN_DURING_SCAN: usize = 4096;
 
 impl WorkTracker {
-    /// Whether another scan may begin, with a buffer of `buffer` bytes and at most `depth` operations in flight.
+    /// Whether another scan may begin, with a buffer of `buffer` bytes and at most `depth` operations in
+    /// flight.
     pub(in crate::machine) fn wants_scan(&self, buffer: u64, depth: usize) -> bool {
         let scattered = self.scans.is_empty();
         let most = if scattered { MAX_SCANS.max(depth / 2) } else { MAX_SCANS };
@@ -29,8 +32,9 @@ impl WorkTracker {
             && !self.operations.is_last_flush()
     }
 
-    /// The next scan, and how often its range has failed: the rest of one that was begun, a retry whose delay is over,
-    /// or the next dirty run. `in_the_way` finds the first guest write in a range that keeps an operation from it.
+    /// The next scan, and how often its range has failed: the rest of one that was begun, a retry whose delay
+    /// is over, or the next dirty run. `in_the_way` finds the first guest write in a range that keeps an
+    /// operation from it.
     pub(in crate::machine) fn take_scan(
         &mut self,
         now: Duration,
@@ -80,8 +84,8 @@ impl WorkTracker {
         Some(scan)
     }
 
-    /// Where a scan of `range` ends. Where the guest writes to the target itself, it cuts pieces out of what was
-    /// scanned; they are few if little was.
+    /// Where a scan of `range` ends. Where the guest writes to the target itself, it cuts pieces out of what
+    /// was scanned; they are few if little was.
     fn end_of_scan(&self, range: ByteRange) -> u64 {
         if !self.target_written {
             return range.end();
@@ -111,8 +115,8 @@ impl WorkTracker {
         None
     }
 
-    /// The first part of a dirty run that begins in `from..to`, in whole granules, that has no obstacle and does not
-    /// wait for another try.
+    /// The first part of a dirty run that begins in `from..to`, in whole granules, that has no obstacle and
+    /// does not wait for another try.
     fn free_dirty_run(
         &self,
         from: u64,
@@ -167,8 +171,8 @@ impl WorkTracker {
         self.written_during_scan.remove(range);
     }
 
-    /// Where the guest has written to the target while the scan was in flight, its answer may be outdated, and nothing
-    /// is left to do.
+    /// Where the guest has written to the target while the scan was in flight, its answer may be outdated,
+    /// and nothing is left to do.
     fn leave_out_written(&mut self, mut extent: CopyExtent, scan: ScanCursor, counters: &mut Counters) {
         let whole = extent.range;
         let mut at = whole.start();
@@ -192,8 +196,9 @@ impl WorkTracker {
         }
     }
 
-    /// An extent that the top image does not decide is left to the target's backing file, except where the guest has
-    /// written since the start (and discarded again): there the target may have something else by now.
+    /// An extent that the top image does not decide is left to the target's backing file, except where the
+    /// guest has written since the start (and discarded again): there the target may have something else by
+    /// now.
     fn enqueue_below(&mut self, extent: CopyExtent, scan: ScanCursor, counters: &mut Counters) {
         let mut at = extent.range.start();
         let end = extent.range.end();
@@ -222,8 +227,8 @@ impl WorkTracker {
         self.queue.push(QueuedExtent { range, action, tries, first_pass });
     }
 
-    /// A guest write to `range` was admitted to the target: the job has nothing to do there, unless the write fails
-    /// and marks it.
+    /// A guest write to `range` was admitted to the target: the job has nothing to do there, unless the write
+    /// fails and marks it.
     pub(in crate::machine) fn guest_writes_target(&mut self, range: ByteRange, counters: &mut Counters) {
         self.note_target_written();
         self.cede_to_guest(range, counters);
@@ -246,8 +251,9 @@ impl WorkTracker {
         self.retries.cleaned(range, &self.dirty);
     }
 
-    /// Takes out of the queue what the guest is about to write to the target itself. The scan's answer is outdated by
-    /// then; and if it became dirty again, a busy guest would make work as fast as the job does it.
+    /// Takes out of the queue what the guest is about to write to the target itself. The scan's answer is
+    /// outdated by then; and if it became dirty again, a busy guest would make work as fast as the job does
+    /// it.
     fn cede_to_guest(&mut self, range: ByteRange, counters: &mut Counters) {
         let Self { queue, in_progress, .. } = self;
         if in_progress.first_overlap(range).is_none() {

@@ -1,4 +1,4 @@
-//! How the members of a group wake its thread.
+//! A wake-up: how the members of a group wake its thread.
 
 use std::time::Duration;
 

@@ -1,0 +1,41 @@
+//! What a tap knows of the job that is attached to it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use blockmirror_block::{self as block, BlockDevice, ByteRange};
+
+use crate::machine::Admission;
+
+/// A job on a tap, which admits each guest write and is notified of its end.
+///
+/// Called under the lock of the tap's state where it says so; the other methods may wait.
+pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
+    /// Whether the job is over. Under the lock.
+    fn is_over(&self) -> bool;
+
+    /// `count` writes are under way that began before the job was attached. Under the lock.
+    fn expect_pre_attach_writes(&self, count: usize);
+
+    /// One of them has finished. Under the lock.
+    fn pre_attach_write_finished(&self, range: ByteRange);
+
+    /// Waits until a write to `range` is admitted, or the job is over; the write's id.
+    fn begin_write(&self, range: ByteRange) -> (u64, Admission);
+
+    /// Whether a write to `range` would have to wait now.
+    fn write_would_wait(&self, range: ByteRange) -> bool;
+
+    /// The write has finished at the source and goes to the target now, which is returned unless the job is
+    /// over.
+    fn write_reaches_target(&self, id: u64) -> Option<Arc<dyn BlockDevice>>;
+
+    /// The write has finished at the source, and at the target if `target` is something. Under the lock.
+    fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>);
+
+    /// The ranges that the target of an aborted job does not have. Under the lock.
+    fn missing(&self) -> Vec<ByteRange>;
+
+    /// Whether the bitmap that says what to copy starts anew if the job succeeds.
+    fn renews_bitmap(&self) -> bool;
+}
