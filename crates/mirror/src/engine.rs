@@ -103,6 +103,8 @@ impl JobDisks {
 #[derive(Debug)]
 struct State {
     core: Core,
+    /// What guest writes go to at the target; `None` once the job is over.
+    target: Option<Arc<dyn BlockDevice>>,
     /// Threads waiting at `work`.
     idle: usize,
     /// When the one of them wakes that keeps the deadline for all.
@@ -134,12 +136,14 @@ impl Engine {
         core: Core,
         attachment: Option<TapAttachment>,
     ) -> Self {
+        let target = Some(disks.through());
         Self {
             disks: Mutex::new(Some(disks)),
             policy,
             started: Instant::now(),
             state: Mutex::new(State {
                 core,
+                target,
                 idle: 0,
                 next_deadline: None,
                 guests_waiting: 0,
@@ -157,13 +161,16 @@ impl Engine {
 
     /// Reads or changes the core, and wakes the threads that this concerns.
     pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
-        let mut state = self.state.lock();
+        self.change(&mut self.state.lock(), wake, f)
+    }
+
+    fn change<R>(&self, state: &mut State, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         let now = state.ended.unwrap_or_else(|| self.started.elapsed());
         if state.core.on_timer(now) {
             self.work.notify_all();
         }
         let answer = f(&mut state.core, now);
-        self.wake_waiters(&mut state);
+        self.wake_waiters(state);
         match wake {
             Wake::None => {}
             Wake::One if state.idle > 0 && !state.core.guest_makes_no_work() => self.work.notify_one(),
@@ -227,6 +234,8 @@ impl Engine {
     /// The job is over.
     fn detach(&self) {
         self.disks.lock().take();
+        // Dropped without the lock.
+        let _target = self.state.lock().target.take();
         if let Some(attachment) = &self.attachment
             && let Some(tap) = attachment.tap.upgrade()
         {
@@ -429,13 +438,25 @@ impl WriteObserver for Engine {
         }
     }
 
+    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission) {
+        self.with_core(Wake::One, |core, _| {
+            let id = core.on_guest_write(range);
+            let admission = core.guest_admit(id);
+            if admission == Admission::Wait {
+                core.guest_withdraws(id);
+            }
+            (id, admission)
+        })
+    }
+
     fn write_would_wait(&self, range: ByteRange) -> bool {
         self.state.lock().core.guest_would_wait(range)
     }
 
     fn write_reaches_target(&self, id: u64) -> Option<Arc<dyn BlockDevice>> {
-        self.with_core(Wake::None, |core, _| core.guest_at_target(id));
-        self.disks().map(|disks| disks.through())
+        let mut state = self.state.lock();
+        self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id));
+        state.target.clone()
     }
 
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {

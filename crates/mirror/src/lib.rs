@@ -66,4 +66,4 @@ pub use progress::{
     Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
 };
 pub use state::{JobState, Refused, Verb};
-pub use tap::{BitmapInfo, BitmapUse, Drained, MAX_BITMAPS, Tap, WriteGuard};
+pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, MAX_BITMAPS, Tap, WriteTicket};

@@ -17,14 +17,14 @@
 mod bitmaps;
 pub(crate) mod discard;
 mod drain;
-mod guard;
 mod in_flight;
 mod observer;
+mod ticket;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{
@@ -36,9 +36,10 @@ use crate::machine::{Admission, Ending};
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
-pub use guard::WriteGuard;
 use in_flight::InFlightCounters;
 pub(crate) use observer::WriteObserver;
+pub use ticket::{Begin, WriteTicket};
+use ticket::{OpenWrite, Route};
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
@@ -46,7 +47,7 @@ pub(crate) use observer::WriteObserver;
 /// [`begin_write`](Self::begin_write).
 ///
 /// ```
-/// use std::sync::Arc;
+/// use std::sync::{Arc, Weak};
 /// use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
 /// use blockmirror_mirror::{Event, MirrorJob, MirrorOptions, Tap};
 ///
@@ -64,6 +65,8 @@ pub(crate) use observer::WriteObserver;
 /// ```
 #[derive(Debug)]
 pub struct Tap {
+    /// Itself: tickets own it.
+    this: Weak<Self>,
     name: Arc<str>,
     /// The name was given to the tap; otherwise messages use that of the disk below.
     has_own_name: bool,
@@ -98,7 +101,7 @@ struct State {
 }
 
 /// A job on the tap.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Session {
     id: u64,
     observer: Arc<dyn WriteObserver>,
@@ -138,7 +141,8 @@ impl Tap {
     }
 
     fn build(device: Arc<dyn BlockDevice>, name: Arc<str>, has_own_name: bool) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             name,
             has_own_name,
             below: ArcSwap::from_pointee(Below::new(device)),
@@ -241,7 +245,32 @@ impl Tap {
         }
     }
 
-    fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<WriteGuard<'_>> {
+    /// Announces a write that waits for its admission.
+    fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<OpenWrite<&Self>> {
+        let (below, route) = self.enter_waiting(operation, range)?;
+        Ok(OpenWrite::new(self, range, below, route))
+    }
+
+    fn enter_waiting(
+        &self,
+        operation: &'static str,
+        range: ByteRange,
+    ) -> block::Result<(Guard<Arc<Below>>, Route)> {
+        loop {
+            if let Some(entered) = self.enter(operation, range, true)? {
+                return Ok(entered);
+            }
+        }
+    }
+
+    /// Counts a write and has it admitted; `None` if it would have to wait and may not. One that may always
+    /// is.
+    fn enter(
+        &self,
+        operation: &'static str,
+        range: ByteRange,
+        may_wait: bool,
+    ) -> block::Result<Option<(Guard<Arc<Below>>, Route)>> {
         loop {
             if let Some(shard) = self.in_flight.begin() {
                 // While the write is counted the device below stays.
@@ -250,11 +279,14 @@ impl Tap {
                     self.end_unobserved(shard, ByteRange::default());
                     return Err(error);
                 }
-                return Ok(WriteGuard::unobserved(self, range, below, shard));
+                return Ok(Some((below, Route::Unobserved(shard))));
             }
             let (below, session) = {
                 let mut state = self.state.lock();
                 while state.drains > 0 {
+                    if !may_wait {
+                        return Ok(None);
+                    }
                     state = self.resumed.wait(state);
                 }
                 if state.is_idle() {
@@ -264,33 +296,37 @@ impl Tap {
                 let below = self.below.load();
                 below.check_bounds(operation, range)?;
                 state.writes += 1;
-                (below, state.session.clone())
+                (below, state.session.as_ref().map(|session| (session.id, Arc::clone(&session.observer))))
             };
-            let Some(session) = session else { return Ok(WriteGuard::observed(self, range, below)) };
-            match session.observer.begin_write(range) {
-                (ticket, Admission::SourceOnly) => {
-                    return Ok(WriteGuard::admitted(self, range, below, session.id, ticket, None));
+            let Some((session, observer)) = session else {
+                return Ok(Some((below, Route::Observed)));
+            };
+            let (id, admission) =
+                if may_wait { observer.begin_write(range) } else { observer.try_begin_write(range) };
+            let both = match admission {
+                Admission::SourceOnly => None,
+                Admission::SourceAndTarget => Some(observer),
+                Admission::Wait | Admission::JobEnded => {
+                    self.end_write(ByteRange::default(), Some(session), |_| {});
+                    if admission == Admission::Wait {
+                        return Ok(None);
+                    }
+                    self.detach(session);
+                    continue;
                 }
-                (ticket, Admission::SourceAndTarget) => {
-                    return Ok(WriteGuard::admitted(
-                        self,
-                        range,
-                        below,
-                        session.id,
-                        ticket,
-                        Some(session.observer),
-                    ));
-                }
-                (_, Admission::Wait | Admission::JobEnded) => {
-                    self.end_write(ByteRange::default(), Some(session.id), |_| {});
-                    self.detach(session.id);
-                }
-            }
+            };
+            return Ok(Some((below, Route::Admitted { session, id, both })));
         }
     }
 
-    /// Performs a write that is counted in shard `index`: the same as [`begin`](Self::begin) and the guard's
-    /// end, without a guard.
+    fn ticket(&self, range: ByteRange, below: Guard<Arc<Below>>, route: Route) -> WriteTicket {
+        #[expect(clippy::expect_used, reason = "a tap is only ever made inside an Arc, and `self` is alive")]
+        let tap = self.this.upgrade().expect("the tap is alive");
+        WriteTicket::new(OpenWrite::new(tap, range, below, route))
+    }
+
+    /// Performs a write that is counted in shard `index`: the same as [`begin`](Self::begin) and a
+    /// ticket's end, without a ticket.
     fn write_unobserved(
         &self,
         index: usize,
@@ -414,28 +450,28 @@ impl BlockDevice for Tap {
             return self
                 .write_unobserved(shard, "write", range, |device| device.write_at(buf, offset, flags));
         }
-        let guard = self.begin_write(range)?;
-        let result = guard.device().write_at(buf, offset, flags);
+        let write = self.begin("write", range)?;
+        let result = write.source().write_at(buf, offset, flags);
         // Durable at the source is durable for the guest; the job flushes the target before it takes over.
-        guard.finish_with(result, |target| target.write_at(buf, offset, WriteFlags::NONE))
+        write.complete_with(result, |target| Some(target.write_at(buf, offset, WriteFlags::NONE)))
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> block::Result<()> {
         if let Some(shard) = self.in_flight.begin() {
             return self.write_unobserved(shard, "write", range, |device| device.write_zeroes(range, flags));
         }
-        let guard = self.begin_write(range)?;
-        let result = guard.device().write_zeroes(range, flags);
+        let write = self.begin("write", range)?;
+        let result = write.source().write_zeroes(range, flags);
         let flags = flags.without(ZeroFlags::FUA).without(ZeroFlags::NO_FALLBACK);
-        guard.finish_with(result, |target| target.write_zeroes(range, flags))
+        write.complete_with(result, |target| Some(target.write_zeroes(range, flags)))
     }
 
     /// What a discarded range reads as is the disk's choice: the target gets that, not the discard.
     fn discard(&self, range: ByteRange) -> block::Result<()> {
-        let guard = self.begin("discard", range)?;
-        let source = Arc::clone(guard.device());
+        let write = self.begin("discard", range)?;
+        let source = Arc::clone(write.source());
         let result = source.discard(range);
-        guard.finish_if(result, |target| discard::repeat(&*source, target, range))
+        write.complete_with(result, |target| discard::repeat(&*source, target, range))
     }
 
     fn flush(&self) -> block::Result<()> {
@@ -487,15 +523,15 @@ impl BlockDevice for Tap {
         if !self.in_flight.is_observed() {
             return self.below.load().device.write_would_wait(range);
         }
-        let session = {
+        let observer = {
             let state = self.state.lock();
             if state.drains > 0 {
                 return true;
             }
-            state.session.clone()
+            state.session.as_ref().map(|session| Arc::clone(&session.observer))
         };
-        match session {
-            Some(session) => session.observer.write_would_wait(range),
+        match observer {
+            Some(observer) => observer.write_would_wait(range),
             None => self.device().write_would_wait(range),
         }
     }
@@ -506,15 +542,27 @@ impl BlockDevice for Tap {
 }
 
 impl Tap {
-    /// Announces a guest write to `range`; waits for its admission. The caller writes to the guard's
-    /// [`device`](WriteGuard::device), then finishes the guard with the result.
+    /// Announces a guest write to `range`; waits for its admission. The caller writes to the ticket's
+    /// [`source`](WriteTicket::source) and [`target`](WriteTicket::target), then completes it.
     ///
     /// A thread that begins a write while it has others open may wait for another that waits for those: it
-    /// finishes them first, or asks from another thread.
+    /// completes them first, or asks from another thread.
     ///
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
-    pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteGuard<'_>> {
-        self.begin("write", range)
+    pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteTicket> {
+        let (below, route) = self.enter_waiting("write", range)?;
+        Ok(self.ticket(range, below, route))
+    }
+
+    /// The same without waiting: [`Begin::Wait`] if the write would have to.
+    ///
+    /// # Errors
+    /// As [`begin_write`](Self::begin_write).
+    pub fn try_begin_write(&self, range: ByteRange) -> block::Result<Begin> {
+        Ok(match self.enter("write", range, false)? {
+            Some((below, route)) => Begin::Go(self.ticket(range, below, route)),
+            None => Begin::Wait,
+        })
     }
 }

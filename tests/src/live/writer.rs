@@ -276,18 +276,20 @@ impl Writer<'_> {
                     // As a VMM does that moves data in its own way; in the second case it knows nothing of
                     // targets.
                     5..15 => {
-                        let guard = world.tap.begin_write(range)?;
-                        let result = guard.device().write_at(&buf, at, WriteFlags::NONE);
-                        guard.finish_with(result, |target| target.write_at(&buf, at, WriteFlags::NONE))
+                        let ticket = world.tap.begin_write(range)?;
+                        let result = ticket.source().write_at(&buf, at, WriteFlags::NONE);
+                        let target = result.is_ok().then(|| ticket.target()).flatten();
+                        let target = target.map(|target| target.write_at(&buf, at, WriteFlags::NONE));
+                        ticket.complete(result, target)
                     }
                     15..20 => {
-                        let guard = world.tap.begin_write(range)?;
-                        let result = guard.device().write_at(&buf, at, WriteFlags::NONE);
-                        guard.finish(result)
+                        let ticket = world.tap.begin_write(range)?;
+                        let result = ticket.source().write_at(&buf, at, WriteFlags::NONE);
+                        ticket.complete(result, None)
                     }
                     20..22 => {
-                        let guard = world.tap.begin_write(range)?;
-                        guard.device().write_at(&buf, at, WriteFlags::NONE)
+                        let ticket = world.tap.begin_write(range)?;
+                        ticket.source().write_at(&buf, at, WriteFlags::NONE)
                     }
                     _ => world.tap.write_at(&buf, at, WriteFlags::NONE),
                 })?;

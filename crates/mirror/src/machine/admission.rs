@@ -63,6 +63,11 @@ impl Core {
         Admission::SourceAndTarget
     }
 
+    /// The write `id`, which was not admitted, does not wait any longer.
+    pub(crate) fn guest_withdraws(&mut self, id: u64) {
+        self.guests.forget(id);
+    }
+
     /// Whether a write to `range` that came now would have to wait.
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
         !self.is_concluded()

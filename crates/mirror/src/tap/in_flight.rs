@@ -53,8 +53,7 @@ impl InFlightCounters {
     }
 
     /// A write in shard `index` has finished. False if there is an observer: then it is still counted, and
-    /// must
-    /// [`end_observed`](Self::end_observed).
+    /// must [`end_observed`](Self::end_observed).
     pub(super) fn end(&self, index: usize) -> bool {
         let shard = &self.0[index].0;
         let mut seen = shard.load(Ordering::Relaxed);

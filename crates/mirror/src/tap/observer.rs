@@ -23,6 +23,9 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// Waits until a write to `range` is admitted, or the job is over; the write's id.
     fn begin_write(&self, range: ByteRange) -> (u64, Admission);
 
+    /// The same without waiting: a write that would have to is forgotten ([`Admission::Wait`]).
+    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission);
+
     /// Whether a write to `range` would have to wait now.
     fn write_would_wait(&self, range: ByteRange) -> bool;
 

@@ -12,7 +12,7 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Error as DiskFailure, ErrorKind as DiskError, Extent, Geometry, Result, Visit,
     WriteFlags, ZeroFlags,
 };
-use blockmirror_mirror::{Error, Event, MirrorControl, MirrorJob, MirrorOptions, Tap};
+use blockmirror_mirror::{Begin, CopyMode, Error, Event, MirrorControl, MirrorJob, MirrorOptions, Tap};
 
 const LEN: u64 = 1 << 20;
 
@@ -190,7 +190,7 @@ fn a_disk_is_resized_while_the_guest_is_held_and_no_job_sits_there() {
         let resize = scope.spawn(|| tap.resize(LEN, false));
         thread::sleep(Duration::from_millis(5));
         assert!(!resize.is_finished(), "a write is under way");
-        open.finish(Ok(())).unwrap();
+        open.complete(Ok(()), None).unwrap();
         resize.join().unwrap().unwrap();
     });
     put(&*tap, LEN - 512, 512, 1);
@@ -295,14 +295,35 @@ fn geometry_and_messages_follow_the_pivot_and_the_name_stays() {
 
 /// A monitor finishes a write on the thread on which its I/O ends, and keeps drained taps in a transaction.
 #[test]
-fn guards_can_go_to_other_threads() {
+fn tickets_can_go_to_other_threads() {
     let tap = Tap::new(disk(LEN) as _);
-    let guard = tap.begin_write(ByteRange::new(0, 512)).unwrap();
-    thread::scope(|scope| scope.spawn(|| guard.finish(Ok(()))).join().unwrap()).unwrap();
+    let ticket = tap.begin_write(ByteRange::new(0, 512)).unwrap();
+    thread::spawn(move || ticket.complete(Ok(()), None)).join().unwrap().unwrap();
     let drained = tap.drain();
     thread::spawn(move || drop(drained)).join().unwrap();
     put(&*tap, 0, 512, 1);
     assert_eq!(tap.writes_under_way(), 0);
+}
+
+/// A monitor whose one thread must not block asks again when a write would wait.
+#[test]
+fn a_write_that_would_wait_is_refused_and_forgotten() {
+    let tap = Tap::new(disk(LEN) as _);
+    let try_write = || tap.try_begin_write(ByteRange::new(0, 512)).unwrap();
+    let drained = tap.drain();
+    assert!(matches!(try_write(), Begin::Wait), "drained");
+    drop(drained);
+    assert!(matches!(try_write(), Begin::Go(ticket) if ticket.target().is_none()), "there is no job");
+
+    let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking);
+    let job = MirrorJob::attach(&tap, disk(LEN), options).unwrap();
+    while job.control().next_event(None) != Some(Event::Ready) {}
+    let Begin::Go(first) = try_write() else { panic!("nothing is in flight") };
+    assert!(matches!(try_write(), Begin::Wait), "the first write is on these bytes");
+    let target = first.target().unwrap();
+    first.complete(Ok(()), Some(target.write_at(&[0; 512], 0, WriteFlags::NONE))).unwrap();
+    assert!(matches!(try_write(), Begin::Go(_)), "both sides have the first");
+    assert_eq!(tap.writes_under_way(), 0, "a ticket that is dropped ends its write");
 }
 
 /// A disk was replaced while a copy into it from the layers below was under way.

@@ -97,10 +97,10 @@ impl Pair {
                 n += 1;
                 if both_open && n.is_multiple_of(8) {
                     // One write on each disk under way at once, begun by one thread.
-                    let guards = order.map(|i| self.taps[i].begin_write(ByteRange::at(at, 8)).unwrap());
-                    for guard in guards {
-                        let result = guard.device().write_at(&n.to_be_bytes(), at, WriteFlags::NONE);
-                        guard.finish(result).unwrap();
+                    let tickets = order.map(|i| self.taps[i].begin_write(ByteRange::at(at, 8)).unwrap());
+                    for ticket in tickets {
+                        let result = ticket.source().write_at(&n.to_be_bytes(), at, WriteFlags::NONE);
+                        ticket.complete(result, None).unwrap();
                     }
                 } else {
                     order.iter().for_each(|i| put(&*self.taps[*i], at, n));

@@ -509,9 +509,9 @@ fn one_thread_with_two_writes_open_does_not_hang_the_end() {
     job.control().complete().unwrap();
     // Begun while the guest is held, most likely; the first one cannot be finished before.
     let second = tap.begin_write(ByteRange::at(512, 512)).unwrap();
-    for guard in [first, second] {
-        let result = guard.device().write_at(&[7; 512], guard.range().start(), WriteFlags::NONE);
-        guard.finish(result).unwrap();
+    for ticket in [first, second] {
+        let result = ticket.source().write_at(&[7; 512], ticket.range().start(), WriteFlags::NONE);
+        ticket.complete(result, None).unwrap();
     }
     job.wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());

@@ -1,0 +1,158 @@
+//! A guest write between its beginning and its end: one owned ticket.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use arc_swap::Guard;
+use blockmirror_block::{self as block, BlockDevice, ByteRange};
+
+use super::{Below, Tap, WriteObserver};
+
+/// An announced guest write. It borrows nothing, so that a VMM can keep it with the request that it belongs
+/// to. Dropping it counts as a failed write.
+///
+/// ```
+/// use std::sync::Arc;
+/// use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, testing::MemoryDisk};
+/// use blockmirror_mirror::Tap;
+///
+/// let tap = Tap::new(Arc::new(MemoryDisk::new(1 << 20)));
+/// let ticket = tap.begin_write(ByteRange::at(4096, 5))?;
+/// let write = |disk: &dyn BlockDevice| disk.write_at(b"bytes", 4096, WriteFlags::NONE);
+/// let source = write(&**ticket.source());
+/// // A job that mirrors writes at once says where to.
+/// let target = source.is_ok().then(|| ticket.target()).flatten().map(|target| write(&*target));
+/// ticket.complete(source, target)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a write that is not completed counts as failed"]
+pub struct WriteTicket(OpenWrite<Arc<Tap>>);
+
+/// The answer to [`Tap::try_begin_write`].
+#[derive(Debug)]
+#[must_use = "a write that is not completed counts as failed"]
+pub enum Begin {
+    /// The write may go on.
+    Go(WriteTicket),
+    /// It would have to wait, for a drain or for the job on the tap. It is forgotten: ask again later.
+    Wait,
+}
+
+/// Who counts a write, and who is notified of its end.
+pub(super) enum Route {
+    /// A shard: there was no observer when it began.
+    Unobserved(usize),
+    /// It is observed by bitmaps, but no job.
+    Observed,
+    /// A job admitted it.
+    Admitted {
+        session: u64,
+        id: u64,
+        /// The job, if its target gets the write at once.
+        both: Option<Arc<dyn WriteObserver>>,
+    },
+}
+
+/// A write under way, by way of a tap that is borrowed or owned. Dropping it counts as a failed write.
+#[must_use = "a write that is not completed counts as failed"]
+pub(super) struct OpenWrite<T: Deref<Target = Tap>> {
+    tap: T,
+    range: ByteRange,
+    below: Guard<Arc<Below>>,
+    /// `None` once it is completed.
+    route: Option<Route>,
+}
+
+impl WriteTicket {
+    pub(super) fn new(write: OpenWrite<Arc<Tap>>) -> Self {
+        Self(write)
+    }
+
+    /// The disk to write to.
+    pub fn source(&self) -> &Arc<dyn BlockDevice> {
+        self.0.source()
+    }
+
+    /// The bytes that were announced.
+    pub fn range(&self) -> ByteRange {
+        self.0.range
+    }
+
+    /// The disk to write the same to, to be asked for when the write to the source has succeeded. `None` if
+    /// there is no job, or if the job copies the range later.
+    pub fn target(&self) -> Option<Arc<dyn BlockDevice>> {
+        self.0.target()
+    }
+
+    /// The write has ended: at the source with `source`, which is handed back, and at the target with
+    /// `target`. `None` leaves it to the job, which copies the range later; a failure there is the job's
+    /// affair.
+    ///
+    /// # Errors
+    /// That of `source`.
+    pub fn complete(
+        mut self,
+        source: block::Result<()>,
+        target: Option<block::Result<()>>,
+    ) -> block::Result<()> {
+        self.0.end(source.is_ok(), target);
+        source
+    }
+}
+
+impl<T: Deref<Target = Tap>> OpenWrite<T> {
+    pub(super) fn new(tap: T, range: ByteRange, below: Guard<Arc<Below>>, route: Route) -> Self {
+        Self { tap, range, below, route: Some(route) }
+    }
+
+    pub(super) fn source(&self) -> &Arc<dyn BlockDevice> {
+        &self.below.device
+    }
+
+    fn target(&self) -> Option<Arc<dyn BlockDevice>> {
+        match &self.route {
+            Some(Route::Admitted { id, both: Some(observer), .. }) => observer.write_reaches_target(*id),
+            _ => None,
+        }
+    }
+
+    /// Writes the same to the target if it gets the write at once, and completes. `repeat` may leave it to
+    /// the job.
+    pub(super) fn complete_with(
+        mut self,
+        source: block::Result<()>,
+        repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
+    ) -> block::Result<()> {
+        let target = source.is_ok().then(|| self.target()).flatten();
+        let target = target.and_then(|target| repeat(&*target));
+        self.end(source.is_ok(), target);
+        source
+    }
+
+    fn end(&mut self, source_ok: bool, target: Option<block::Result<()>>) {
+        match self.route.take() {
+            None => {}
+            Some(Route::Unobserved(shard)) => self.tap.end_unobserved(shard, self.range),
+            Some(Route::Observed) => self.tap.end_write(self.range, None, |_| {}),
+            Some(Route::Admitted { session, id, .. }) => {
+                self.tap.end_write(self.range, Some(session), |observer| {
+                    observer.end_write(id, source_ok, target);
+                });
+            }
+        }
+    }
+}
+
+impl<T: Deref<Target = Tap>> Drop for OpenWrite<T> {
+    fn drop(&mut self) {
+        self.end(false, None);
+    }
+}
+
+impl<T: Deref<Target = Tap>> fmt::Debug for OpenWrite<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenWrite").field("range", &self.range).finish_non_exhaustive()
+    }
+}
