@@ -62,7 +62,7 @@ pub enum GroupEvent {
         /// Why, in one line.
         error: String,
     },
-    /// A member was given up on request, and all others with it.
+    /// A member was cancelled, and all others with it.
     Cancelled,
 }
 
@@ -82,11 +82,11 @@ pub enum GroupEvent {
 ///
 /// | verb | |
 /// |---|---|
-/// | `complete`, `keep_copy` | say how *this* member is to end; the group ends when every member's end was asked for. `keep_copy` of a member that was not ready gives the group up |
-/// | `force_cancel`, `cancel`, dropping the job | give the group up; too late once every member is sure to end |
+/// | `complete`, `keep_copy` | say how *this* member is to end; the group ends when every member's end was asked for. `keep_copy` of a member that was not ready aborts the group |
+/// | `force_cancel`, `cancel`, dropping the job | abort the group; too late once every member is prepared |
 /// | `pause`, `resume` | of this member; while one is paused, by its user or by an error, the group does not end |
 /// | `set_speed`, `change` | of this member |
-/// | `finalize` | of the whole group. If one member has `auto_finalize` off, all wait as soon as they could end, and tell [`Pending`](crate::Event::Pending) if it is off for them |
+/// | `finalize` | of the whole group. If one member has `auto_finalize` off, all wait as soon as they could end, and emit [`Pending`](crate::Event::Pending) if it is off for them |
 /// | `dismiss` | of this member |
 ///
 /// ```
@@ -122,7 +122,7 @@ impl MirrorGroup {
     ///
     /// # Errors
     /// As [`MirrorJob::attach`] for each member, and: no member at all, a target that two share. No job was
-    /// started then, or those that were have been given up.
+    /// started then, or those that were have been aborted.
     pub fn attach(members: Vec<GroupMember>) -> Result<Self, Error> {
         if members.is_empty() {
             return Err(Error::InvalidOption { option: "members", value: 0, expected: "at least one" });
@@ -202,7 +202,7 @@ impl MirrorGroup {
     }
 }
 
-/// Steers and watches a group from any thread. Cheap to clone; harmless once the group is over.
+/// Controls and observes a group from any thread. Cheap to clone; harmless once the group is over.
 #[derive(Clone)]
 pub struct GroupControl {
     shared: Arc<Shared>,
@@ -276,7 +276,7 @@ impl GroupControl {
     }
 
     /// Ends every member and keeps the targets as copies of one instant. If a member has not been ready yet
-    /// the group is given up.
+    /// the group is aborted.
     ///
     /// # Errors
     /// A member is paused, or over.
@@ -290,7 +290,7 @@ impl GroupControl {
         self.force_cancel()
     }
 
-    /// Gives the group up, if it is not over.
+    /// Aborts the group, if it is not over.
     ///
     /// # Errors
     /// Every member has ended already.
@@ -383,7 +383,7 @@ impl GroupControl {
             engine.with_core(Wake::None, |core, _| core.would_refuse(verb))?;
         }
         for engine in self.engines() {
-            // One that has come to refuse it in between is being given up, and all with it.
+            // One that has come to refuse it in between is aborting, and all with it.
             engine.with_core(Wake::All, |core, _| ask(core))?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The job as its user sees it: start, watch, steer, wait.
+//! A job as its user sees it: start, observe, control, wait.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::progress::{Event, Outcome, Progress};
 use crate::state::Refused;
 use crate::tap::{AttachContext, Tap};
 
-/// Steers and watches a job from any thread. Cheap to clone; harmless once the job is over.
+/// Controls and observes a job from any thread. Cheap to clone; harmless once the job is over.
 #[derive(Clone, Debug)]
 pub struct MirrorControl {
     engine: Arc<Engine>,
@@ -67,7 +67,7 @@ impl MirrorControl {
         self.engine.next_event(timeout)
     }
 
-    /// Gives the job up: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight.
+    /// Aborts the job: [`MirrorJob::wait`] returns [`Error::Cancelled`] as soon as nothing is in flight.
     /// The target is incomplete then. Does nothing to a job that is over.
     pub fn cancel(&self) {
         self.engine.cancel();
@@ -85,7 +85,7 @@ impl MirrorControl {
         Ok(())
     }
 
-    /// Gives the job up, as [`cancel`](Self::cancel) does, but says so if it is too late.
+    /// Aborts the job, as [`cancel`](Self::cancel) does, but fails if it is too late.
     ///
     /// # Errors
     /// [`Refused`] if the job has ended already.
@@ -95,7 +95,7 @@ impl MirrorControl {
         Ok(())
     }
 
-    /// Ends a job that is ready with the pivot: the tap goes over to the target.
+    /// Ends a job that is ready with the pivot: the tap moves to the target.
     ///
     /// # Errors
     /// [`Refused`] before the job is ready.
@@ -328,8 +328,8 @@ impl Drop for MirrorJob {
     }
 }
 
-/// A job that sits on its tap, sees what is written, and copies nothing yet. It is either [run](Self::run) or
-/// [abandoned](Self::abandon).
+/// A job that is attached to its tap, observes what is written, and copies nothing yet. It is either
+/// [run](Self::run) or [abandoned](Self::abandon).
 #[derive(Debug)]
 #[must_use = "the tap stays occupied"]
 pub struct PreparedJob {
@@ -384,7 +384,7 @@ impl PreparedJob {
         MirrorJob::run(self.engine, self.granularity, &self.options)
     }
 
-    /// Leaves the tap as if it had never been there.
+    /// Detaches it from the tap, without a trace.
     pub fn abandon(self) {
         self.engine.abandon();
     }

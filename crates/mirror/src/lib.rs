@@ -7,7 +7,7 @@
 //! - [`MirrorOptions`] is what a caller can ask for.
 //! - [`plan()`] says what a job would do, without doing it; [`plan_until`] can be stopped.
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
-//! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] steers and watches it.
+//! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] controls and observes it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What a job tells while it runs and when it is over: figures, events, the outcome. Plain data.
+//! What a job reports while it runs and when it is over: figures, events, the outcome. Plain data.
 
 use std::fmt;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub enum IoStatus {
     NoSpace,
 }
 
-/// Whether a job gets nearer to its end.
+/// Whether a job converges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -93,8 +93,8 @@ pub struct Progress {
     /// When nothing will be left if both rates stay as they are; `None` unless the job converges.
     #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
     pub eta: Option<Duration>,
-    /// What 99 of 100 of the guest's latest writes were delayed by at most, where they waited for the job to
-    /// let them in or for the target; `None` without a latency budget, and if there were too few.
+    /// The p99 of the delays of the guest's latest writes, where they waited for admission or for the target;
+    /// `None` without a latency budget, and if there were too few.
     #[cfg_attr(feature = "serde", serde(serialize_with = "optional_seconds"))]
     pub guest_delay: Option<Duration>,
     /// Time since the start.
@@ -237,7 +237,7 @@ pub enum Event {
         /// Why it failed, in one line, if it did.
         error: Option<String>,
     },
-    /// The job was given up on request (`BLOCK_JOB_CANCELLED`); the target is of no use.
+    /// The job was cancelled (`BLOCK_JOB_CANCELLED`); the target is of no use.
     Cancelled,
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
@@ -27,7 +27,7 @@ pub enum JobState {
     /// Waits for [`Verb::Finalize`], still copying what is written. Should an error policy stop it here,
     /// [`Verb::Resume`] is allowed, too, and `Finalize` refused until then.
     Pending,
-    /// Given up or cancelled; the last operations are being waited for.
+    /// Failed or cancelled; the last operations are being waited for.
     Aborting,
     /// Over. The result is at [`MirrorJob::wait`](crate::MirrorJob::wait).
     Concluded,
@@ -39,9 +39,9 @@ pub enum JobState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verb {
-    /// End without the pivot and keep the target as a copy if the job is ready; otherwise give the job up.
+    /// End without the pivot and keep the target as a copy if the job is ready; otherwise abort the job.
     Cancel,
-    /// Give the job up, at once.
+    /// Abort the job, at once.
     ForceCancel,
     /// Start nothing new.
     Pause,

@@ -180,7 +180,7 @@ const PIVOTS: [(usize, Ending); 2] = [(0, Ending::Pivot), (1, Ending::Pivot)];
 const REST: Duration = Duration::from_millis(5);
 
 #[test]
-fn nobody_ends_before_the_end_of_all_was_asked_for_and_then_all_do() {
+fn no_member_ends_before_the_end_of_all_was_asked_for_and_then_all_do() {
     let group = Group::ready(MirrorOptions::new());
     group.core(0, Core::complete).unwrap();
     assert!(group.settle().is_empty());
@@ -206,7 +206,7 @@ fn each_ends_as_it_was_asked_to() {
 }
 
 #[test]
-fn every_guest_is_held_until_every_member_is_clean_and_flushed() {
+fn every_guest_is_quiesced_until_every_member_is_clean_and_flushed() {
     let group = Group::ready(MirrorOptions::new());
     let (write, _) = group.begin(1, 0, 512);
     group.complete();
@@ -235,7 +235,7 @@ fn every_guest_is_held_until_every_member_is_clean_and_flushed() {
 }
 
 #[test]
-fn one_failed_flush_lets_all_guests_go_and_a_later_attempt_succeeds() {
+fn one_failed_flush_resumes_all_guests_and_a_later_attempt_succeeds() {
     for policy in [OnError::Ignore, OnError::Stop] {
         let group = Group::ready(MirrorOptions::new().on_target_error(policy));
         group.complete();
@@ -260,7 +260,7 @@ fn one_failed_flush_lets_all_guests_go_and_a_later_attempt_succeeds() {
 }
 
 #[test]
-fn dirt_at_the_last_look_of_one_lets_all_guests_go() {
+fn dirt_at_the_final_check_of_one_resumes_all_guests() {
     let group = Group::ready(MirrorOptions::new());
     group.complete();
     group.poll();
@@ -392,7 +392,7 @@ fn one_that_is_to_be_finalized_makes_all_wait_for_it() {
 }
 
 #[test]
-fn while_one_is_paused_nobody_is_held() {
+fn while_one_is_paused_no_guest_is_quiesced() {
     let group = Group::ready(MirrorOptions::new());
     group.core(1, Core::pause).unwrap();
     group.complete();
@@ -404,7 +404,7 @@ fn while_one_is_paused_nobody_is_held() {
 
 /// A guest of one that writes on and on while the other is slow waits no longer than the limit.
 #[test]
-fn a_guest_who_waits_too_long_ends_the_attempt_for_all() {
+fn a_guest_write_that_waits_too_long_ends_the_attempt_for_all() {
     let group = Group::ready(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
     group.complete();
     group.poll();

@@ -199,7 +199,7 @@ fn a_paused_job_keeps_its_hands_off_the_target() {
 
 /// Rule 4.
 #[test]
-fn the_guest_is_held_from_the_last_look_to_the_pivot() {
+fn the_guest_is_quiesced_from_the_final_check_to_the_pivot() {
     let mut core = ready(MirrorOptions::new());
     let (old, _) = begin(&mut core, 0, 512);
     core.complete().unwrap();
@@ -220,7 +220,7 @@ fn the_guest_is_held_from_the_last_look_to_the_pivot() {
 
 /// Rules 4 and 10.
 #[test]
-fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
+fn dirt_or_a_failed_flush_at_the_final_check_resumes_the_guest() {
     let mut core = ready(MirrorOptions::new().on_target_error(OnError::Stop));
     core.complete().unwrap();
     let flush = next(&mut core).unwrap();
@@ -246,7 +246,7 @@ fn dirt_or_a_failed_flush_at_the_last_look_lets_the_guest_go_on() {
 /// A flush that a pause has overtaken once counted for the next hold, though the guest had written to the
 /// target since.
 #[test]
-fn only_a_flush_that_began_while_the_guest_is_held_counts() {
+fn only_a_flush_that_began_while_the_guest_is_quiesced_counts() {
     let mut core = ready(blocking());
     core.complete().unwrap();
     let early = next(&mut core).unwrap();
@@ -264,7 +264,7 @@ fn only_a_flush_that_began_while_the_guest_is_held_counts() {
 
 /// A thread that has one write open and waits to begin another waited for itself for ever.
 #[test]
-fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
+fn quiescing_has_a_limit_that_doubles() {
     let second = Duration::from_secs(1);
     let mut core = ready(blocking());
     let (open, _) = begin(&mut core, 0, 512);
@@ -285,7 +285,7 @@ fn a_hold_that_takes_too_long_is_given_up_and_the_next_may_take_longer() {
     core.on_completion(3 * second, flush.id, Ok(Done::Flushed));
     let Next::Do(end) = core.next(3 * second) else { panic!("clean and flushed") };
     assert_eq!((end.work, core.overdue_at()), (Work::End(Ending::Pivot), None));
-    assert!(!core.resume_if_overdue(9 * second), "not between the last look and the end");
+    assert!(!core.resume_if_overdue(9 * second), "not between the final check and the end");
 }
 
 /// It once forgot the error and went on.
@@ -487,7 +487,7 @@ fn a_scan_is_not_cut_by_writes_that_came_before_it() {
 /// A write that failed at the target while the guest was quiesced once stopped the job and left the guest
 /// quiesced: all its writes waited for the job to be resumed.
 #[test]
-fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
+fn a_job_that_a_failed_write_stops_resumes_the_guest() {
     let mut core = ready(blocking().on_target_error(OnError::Stop));
     let (under_way, admission) = begin(&mut core, 0, 4096);
     assert_eq!(admission, Admission::SourceAndTarget);
@@ -503,7 +503,7 @@ fn a_job_that_a_failed_write_stops_does_not_hold_the_guest() {
 /// With a low speed the guest was once quiesced until the last bytes had their turn, up to half a mebibyte of
 /// them.
 #[test]
-fn a_speed_limit_does_not_keep_a_held_guest_waiting() {
+fn a_speed_limit_does_not_keep_a_quiesced_guest_waiting() {
     let mut core = ready(MirrorOptions::new());
     core.set_speed(NOW, 1).unwrap();
     // Uses the speed up for long.

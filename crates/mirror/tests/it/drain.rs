@@ -29,7 +29,7 @@ fn ready(job: &MirrorJob) {
 }
 
 #[test]
-fn draining_waits_for_the_writes_under_way_and_holds_the_next() {
+fn draining_waits_for_the_writes_under_way_and_quiesces_the_next() {
     for listened in [false, true] {
         let below = disk(LEN);
         let faults = Faults::new();
@@ -67,7 +67,7 @@ fn draining_waits_for_the_writes_under_way_and_holds_the_next() {
 }
 
 #[test]
-fn a_replaced_disk_gets_no_write_and_is_let_go_of() {
+fn a_replaced_disk_gets_no_write_and_is_dropped() {
     let (old, new) = (disk(LEN), disk(LEN));
     let tap = Tap::new(Arc::clone(&old) as _);
     // Every lane has seen the old disk.
@@ -182,7 +182,7 @@ impl BlockDevice for Shown {
 }
 
 #[test]
-fn a_disk_is_resized_while_the_guest_is_held_and_no_job_sits_there() {
+fn a_disk_is_resized_while_the_guest_is_quiesced_and_no_job_is_attached() {
     let tap = Tap::new(Arc::new(Shown(MemoryDisk::new(LEN), AtomicU64::new(LEN / 2))));
     tap.add_bitmap("b", 65_536).unwrap();
     let open = tap.begin_write(ByteRange::new(0, 512)).unwrap();

@@ -302,7 +302,7 @@ fn a_member_that_fails_takes_the_others_with_it_and_says_why() {
 }
 
 #[test]
-fn keeping_before_ready_or_dropping_a_member_gives_the_group_up() {
+fn keeping_before_ready_or_dropping_a_member_aborts_the_group() {
     for how in 0..3 {
         let pair = Pair::new();
         pair.sources.iter().for_each(|source| source.write_at(&[1; 100_000], 0, WriteFlags::NONE).unwrap());
@@ -320,7 +320,7 @@ fn keeping_before_ready_or_dropping_a_member_gives_the_group_up() {
 
 /// A peer that never answers again: the others, and the group, are free within moments all the same.
 #[test]
-fn a_blocked_member_is_let_go_of_when_another_is_cancelled() {
+fn calls_of_a_blocked_member_are_cancelled_when_another_is() {
     let pair = Pair::new();
     let group = pair.attach(plain);
     until(&group, &GroupEvent::Ready);

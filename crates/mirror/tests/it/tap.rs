@@ -246,7 +246,7 @@ fn a_write_that_began_before_the_job_is_copied_and_waited_for() {
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
 }
 
-/// Rule 4: the last look and the pivot are one step for the guest.
+/// Rule 4: the final check and the pivot are one step for the guest.
 #[test]
 fn four_writers_lose_nothing_through_any_end_in_any_mode() {
     const STAMPS: u64 = LEN / 4096;

@@ -78,7 +78,7 @@ fn bad_at(bad: &[u64]) -> impl Fn(Work) -> Result<Done, Failure> + '_ {
 }
 
 #[test]
-fn ignore_gives_one_small_range_up_after_ten_paced_tries() {
+fn ignore_leaves_one_small_range_out_after_ten_delayed_tries() {
     let mut core = core(4 * M, MirrorOptions::new().on_source_error(OnError::Ignore));
     let mut now = Duration::ZERO;
     let log = drive(&mut core, &mut now, bad_at(&[M + 50_000]));
@@ -139,7 +139,7 @@ fn what_the_guest_writes_anew_gets_new_tries() {
 }
 
 #[test]
-fn the_list_of_what_was_given_up_is_capped() {
+fn the_list_of_failed_ranges_is_capped() {
     let len = (MAX_GIVEN_UP as u64 + 10) * 8192;
     let mut core = core(len, MirrorOptions::new().on_source_error(OnError::Ignore));
     let device = |work| match work {

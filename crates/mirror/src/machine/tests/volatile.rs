@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn forgetful() -> Geometry {
+fn volatile() -> Geometry {
     let mut geometry = Geometry::plain();
     geometry.forgetful = true;
     geometry
@@ -11,8 +11,8 @@ fn forgetful() -> Geometry {
 /// A disk copied for hours to a server that was lost for a moment was copied again from the start: nothing
 /// had been flushed.
 #[test]
-fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
-    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+fn what_a_volatile_target_lost_is_what_was_written_since_a_second_ago() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), volatile());
     let (mut now, mut log) = (Duration::ZERO, Vec::new());
     let mut copied = 0;
     while let Some(action) = next(&mut core, &mut now) {
@@ -39,8 +39,8 @@ fn what_a_forgetful_target_lost_is_what_was_written_since_a_second_ago() {
 
 /// To make durable what was written takes a thread, not the job: other operations go on.
 #[test]
-fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
-    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+fn a_periodic_flush_delays_no_operation_and_is_alone() {
+    let mut core = core_with(8 * M, MirrorOptions::new(), volatile());
     let mut now = Duration::ZERO;
     for _ in 0..2 {
         let action = next(&mut core, &mut now).unwrap();
@@ -66,7 +66,7 @@ fn securing_holds_nothing_up_and_is_not_done_twice_at_a_time() {
 /// ones are: where many scans were under way, one after the other, all were thrown away for ever.
 #[test]
 fn scans_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
-    let mut core = core_with(8 * M, MirrorOptions::new(), forgetful());
+    let mut core = core_with(8 * M, MirrorOptions::new(), volatile());
     let mut now = Duration::ZERO;
     // A first copy, to have something that can be lost.
     let first = next(&mut core, &mut now).unwrap();
@@ -100,7 +100,7 @@ fn scans_begun_after_a_loss_count_while_earlier_ones_are_under_way() {
 /// that zeroing since, the copy counts for nothing, although it succeeds.
 #[test]
 fn a_copy_under_way_that_leaves_zeros_out_is_done_again_after_a_loss() {
-    let mut core = core_with(2 * M, MirrorOptions::new(), forgetful());
+    let mut core = core_with(2 * M, MirrorOptions::new(), volatile());
     let mut now = Duration::ZERO;
     let scan = next(&mut core, &mut now).unwrap();
     let halves = [(ByteRange::new(0, M), false), (ByteRange::new(M, 2 * M), true)];

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn given_up_neighbours_merge_and_a_late_copy_takes_them_off() {
+    fn failed_neighbours_merge_and_a_late_copy_removes_them() {
         let mut list = FailedRanges::default();
         list.insert(ByteRange::new(0, 4), "a".into());
         list.insert(ByteRange::new(8, 12), "b".into());

@@ -61,7 +61,7 @@ fn a_budget_bounds_what_copies_add_to_writes() {
 
 /// A stall holds the writes that wait for the target then, and none after.
 #[test]
-fn a_target_that_stalls_is_left_alone_and_taken_up_again() {
+fn writes_go_through_again_after_a_stall() {
     let second = Duration::from_secs(1);
     let mut setup = Setup {
         len: 256 << 20,

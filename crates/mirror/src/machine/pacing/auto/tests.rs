@@ -59,7 +59,7 @@ fn a_guest_that_keeps_even_is_made_to_write_through_and_the_event_says_why() {
 }
 
 #[test]
-fn a_guest_that_falls_behind_is_left_alone() {
+fn a_guest_that_falls_behind_does_not_write_through() {
     let mut core = tail();
     assert_eq!(play(&mut core, 0, 5000, 800, 1000), []);
     let progress = core.progress(ms(5000));
@@ -116,7 +116,7 @@ fn a_stalled_target_sends_the_job_back_for_longer_each_time() {
 
 /// READY once needed an instant without dirt, which a guest that always has a write under way never leaves.
 #[test]
-fn a_guest_that_never_rests_does_not_put_ready_off() {
+fn a_guest_that_never_pauses_does_not_delay_ready() {
     assert_eq!(with_a_busy_guest(CopyMode::Background).state, JobState::Running);
     let progress = with_a_busy_guest(CopyMode::Auto);
     assert_eq!(progress.state, JobState::Ready);
@@ -161,7 +161,7 @@ fn with_a_busy_guest(mode: CopyMode) -> Progress {
 }
 
 #[test]
-fn who_asks_for_a_mode_gets_it_and_auto_begins_with_how_things_are() {
+fn a_mode_that_is_asked_for_counts_and_auto_begins_with_how_things_are() {
     let mut core = tail();
     play(&mut core, 0, 1000, 2000, 1000);
     core.change(CopyMode::Background).unwrap();
@@ -174,7 +174,7 @@ fn who_asks_for_a_mode_gets_it_and_auto_begins_with_how_things_are() {
 
 #[cfg(feature = "serde")]
 #[test]
-fn figures_and_reasons_are_told_as_json() {
+fn figures_and_reasons_serialize_as_json() {
     let mut core = tail();
     play(&mut core, 0, 1000, 250, 1000);
     let progress = serde_json::to_value(core.progress(ms(1000))).unwrap();

@@ -33,7 +33,7 @@ fn writes(core: &mut Core, now: &mut Duration, time: Duration, count: u32) {
 }
 
 #[test]
-fn the_job_is_quiet_until_it_knows_what_writes_take() {
+fn a_probe_lasts_until_the_baseline_is_known() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
     let mut now = us(0);
     let Next::Do(scan) = core.next(now) else { panic!() };
@@ -59,7 +59,7 @@ fn the_job_is_quiet_until_it_knows_what_writes_take() {
 }
 
 #[test]
-fn silence_ends_though_the_guest_has_fallen_silent_too() {
+fn a_probe_ends_without_guest_writes() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::Auto));
     core.on_guest_write(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Wait(Some(until)) if until == MAX_PROBE));
@@ -68,7 +68,7 @@ fn silence_ends_though_the_guest_has_fallen_silent_too() {
 }
 
 #[test]
-fn without_a_budget_nobody_is_quiet() {
+fn without_a_budget_there_is_no_probe() {
     let mut core = core_of(MirrorOptions::new().copy_mode(CopyMode::WriteBlocking));
     core.on_guest_write(ByteRange::at(0, 4096));
     assert!(matches!(core.next(us(0)), Next::Do(_)));
