@@ -7,7 +7,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use blockmirror_block::sync::{Condvar, Instant, Mutex};
+use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard};
 use blockmirror_block::{self as block, BlockDevice, ByteRange, Geometry};
 
 use crate::batch::Batch;
@@ -317,17 +317,7 @@ impl Engine {
                     if others_wait {
                         self.work.notify_one();
                     }
-                    for action in &batch.actions {
-                        // A device that panics must end the job, not hang it: its action would never be
-                        // reported.
-                        batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
-                            Work::End(ending) => {
-                                self.end(ending, &target);
-                                Ok(Done::Ended)
-                            }
-                            work => mover.perform(work),
-                        })));
-                    }
+                    self.perform(&mut mover, &mut batch, &target);
                     state = self.state.lock();
                     let ended = self.started.elapsed();
                     batch.record(ended.saturating_sub(now));
@@ -341,23 +331,7 @@ impl Engine {
                 }
                 Next::Wait(until) => {
                     self.wake_waiters(&mut state);
-                    state.idle += 1;
-                    // One thread that wakes in time is enough: it wakes others if there is more than it
-                    // takes.
-                    let until = until.filter(|&until| {
-                        state.next_deadline.is_none_or(|next_deadline| until < next_deadline)
-                    });
-                    state = match until {
-                        None => self.work.wait(state),
-                        Some(until) => {
-                            state.next_deadline = Some(until);
-                            let left = until.saturating_sub(self.started.elapsed());
-                            let mut state = self.work.wait_timeout(state, left).0;
-                            state.next_deadline.take_if(|next_deadline| *next_deadline == until);
-                            state
-                        }
-                    };
-                    state.idle -= 1;
+                    state = self.wait_for_work(state, until);
                 }
                 Next::Finished => {
                     self.wake_waiters(&mut state);
@@ -366,6 +340,43 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Performs a batch, without the lock.
+    fn perform(&self, mover: &mut Mover<'_>, batch: &mut Batch, target: &Arc<dyn BlockDevice>) {
+        for action in &batch.actions {
+            // A device that panics must end the job, not hang it: its action would never be reported.
+            batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
+                Work::End(ending) => {
+                    self.end(ending, target);
+                    Ok(Done::Ended)
+                }
+                work => mover.perform(work),
+            })));
+        }
+    }
+
+    /// Waits until there may be work, or this time. One worker that wakes in time is enough: it wakes others
+    /// if there is more than it takes.
+    fn wait_for_work<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        until: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        state.idle += 1;
+        let until = until.filter(|until| state.next_deadline.is_none_or(|next| *until < next));
+        state = match until {
+            None => self.work.wait(state),
+            Some(until) => {
+                state.next_deadline = Some(until);
+                let left = until.saturating_sub(self.started.elapsed());
+                let mut state = self.work.wait_timeout(state, left).0;
+                state.next_deadline.take_if(|next| *next == until);
+                state
+            }
+        };
+        state.idle -= 1;
+        state
     }
 
     /// Wakes the threads that the core's last change concerns.
