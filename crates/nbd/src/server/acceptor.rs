@@ -242,3 +242,24 @@ fn abort_slow(mut slow: Vec<(u64, Arc<Connection>)>, mut lacking: u64) {
 fn check_interval(server: &ServerState) -> Duration {
     CHECK_INTERVAL.min(server.options.stall_limit / 12)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::server::ServerOptions;
+
+    /// Once the acceptor had started to wait, without a timeout, before the first client was counted: no
+    /// client was ever checked then.
+    #[test]
+    fn a_client_that_the_acceptor_did_not_accept_wakes_it() {
+        let server = ServerState::new(ServerOptions::default()).unwrap();
+        let (_client, theirs) = UnixStream::pair().unwrap();
+        // The acceptor's thread does not run, so nothing clears the waker.
+        server.serve(theirs.into()).unwrap();
+        let waker = server.acceptor().waker();
+        let mut fds = [PollFd::new(&*waker.0, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&Timespec::default())), Ok(1));
+    }
+}

@@ -127,15 +127,19 @@ impl ServerState {
         exports.into_values().collect()
     }
 
-    /// Connections at present, those in the handshake included.
+    /// Connections at present, those in the handshake included. One that ends its handshake meanwhile counts
+    /// twice rather than not at all: without connections the acceptor checks none.
     pub(crate) fn connections(&self) -> usize {
-        self.connection_limit.taken() + self.handshakes.count()
+        let handshakes = self.handshakes.count();
+        handshakes + self.connection_limit.taken()
     }
 
     /// Takes a connected client through the handshake, on a thread of its own.
     pub(crate) fn serve(self: &Arc<Self>, fd: OwnedFd) -> Result<(), ServerError> {
         let socket = Arc::new(Socket::new(fd));
         let handshaking = self.handshakes.begin(&socket).ok_or(ServerError::Stopped)?;
+        // Without connections it waits without a timeout.
+        self.acceptor.waker().wake();
         let state = Arc::clone(self);
         thread::Builder::new()
             .name("nbd-handshake".into())
