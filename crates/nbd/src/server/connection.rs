@@ -13,6 +13,8 @@
 //! frees its connection permit.
 
 mod output;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::io;

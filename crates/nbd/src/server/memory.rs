@@ -63,6 +63,12 @@ struct Starved {
     since: Instant,
 }
 
+impl Starved {
+    fn is(&self, account: &Account) -> bool {
+        std::ptr::eq(self.account.as_ptr(), account)
+    }
+}
+
 impl Memory {
     /// Buffers of `limit` bytes in all, of which each of `clients` has its reserve. If the reserves are more
     /// than half of the limit, they come on top of that half.
@@ -79,9 +85,9 @@ impl Memory {
 
     /// How many bytes the longest starved client lacks, if it has been starved since `before` or longer.
     pub(crate) fn lacking(&self, before: Instant) -> Option<u64> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         let free = self.shared.saturating_sub(state.used);
-        let (first, since) = state.most_starved().map(|starved| (starved.size, starved.since))?;
+        let (first, since) = state.starved.first().map(|starved| (starved.size, starved.since))?;
         (since <= before && first > free).then(|| first - free)
     }
 
@@ -97,7 +103,7 @@ impl Memory {
             (std::mem::take(&mut state.free), std::mem::take(&mut state.waiting))
         };
         drop(kept);
-        waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
+        resume(&waiting);
     }
 
     fn release(&self, buf: MmapMut, account: &Account) {
@@ -116,17 +122,11 @@ impl Memory {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         drop(unmapped);
-        waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
+        resume(&waiting);
     }
 }
 
 impl State {
-    /// The longest starved client that is still there.
-    fn most_starved(&mut self) -> Option<&Starved> {
-        self.starved.retain(|starved| starved.account.strong_count() > 0);
-        self.starved.first()
-    }
-
     /// Removes free buffers until `size` more bytes may be used without mapping more than `most` in all.
     fn release_kept(&mut self, size: u64, most: u64) -> Vec<MmapMut> {
         let mut released = Vec::new();
@@ -139,6 +139,11 @@ impl State {
         }
         released
     }
+}
+
+/// Resumes `waiting`, without a lock of this module.
+fn resume(waiting: &[Weak<dyn Waiter>]) {
+    waiting.iter().filter_map(Weak::upgrade).for_each(Waiter::resume);
 }
 
 fn class_of(size: u64) -> usize {
@@ -162,6 +167,20 @@ impl Account {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// The client asks for nothing any more: what is reserved for it is free for others.
+    pub(crate) fn withdraw(&self) {
+        let waiting = {
+            let mut state = self.memory.state.lock();
+            let before = state.starved.len();
+            state.starved.retain(|starved| !starved.is(self));
+            if state.starved.len() == before {
+                return;
+            }
+            std::mem::take(&mut state.waiting)
+        };
+        resume(&waiting);
+    }
+
     /// A buffer of `len` bytes with unspecified contents, or `None` if there is no room: then `asked_by` is
     /// resumed when there may be.
     pub(crate) fn alloc(self: &Arc<Self>, len: usize, asked_by: &Arc<impl Waiter>) -> Option<PooledBuf> {
@@ -171,8 +190,8 @@ impl Account {
         let (buf, released) = {
             let mut state = memory.state.lock();
             let held = self.held();
-            let is_self = |starved: &Starved| std::ptr::eq(starved.account.as_ptr(), Arc::as_ptr(self));
-            let reserved = match state.most_starved() {
+            let is_self = |starved: &Starved| starved.is(self);
+            let reserved = match state.starved.first() {
                 Some(starved) if !is_self(starved) => starved.size,
                 _ => 0,
             };
@@ -211,6 +230,12 @@ impl Account {
                 None
             }
         }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.withdraw();
     }
 }
 
@@ -339,6 +364,29 @@ mod tests {
         assert!(waiter.count() > 0);
         assert!(starved.alloc(32 * MIB, &waiter).is_some());
         assert_eq!(memory.lacking(Instant::now()), None);
+    }
+
+    /// Others once waited until a buffer was released, although what they asked for was free.
+    #[test]
+    fn what_is_reserved_for_a_client_that_gives_up_is_free_for_others() {
+        let memory = Memory::new(34 * MIB as u64, 1);
+        let [first, other] = [(); 2].map(|()| Account::new(&memory));
+        let whole = first.alloc(16 * MIB, &Arc::new(Resumed::default()));
+        let withdraws: fn(Arc<Account>) -> Option<Arc<Account>> = |account| {
+            account.withdraw();
+            Some(account)
+        };
+        for gives_up in [withdraws, |_| None] {
+            let (waiter, starved) = (Arc::new(Resumed::default()), Account::new(&memory));
+            assert!(starved.alloc(32 * MIB, &Arc::new(Resumed::default())).is_none());
+            assert!(other.alloc(4 * MIB, &waiter).is_none());
+            let still_there = gives_up(starved);
+            assert_eq!(waiter.count(), 1);
+            assert!(other.alloc(4 * MIB, &waiter).is_some());
+            assert_eq!(memory.lacking(Instant::now()), None);
+            drop(still_there);
+        }
+        drop(whole);
     }
 
     #[test]

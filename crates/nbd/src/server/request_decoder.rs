@@ -141,6 +141,7 @@ impl RequestDecoder {
     /// Abandons what was begun.
     fn end(&mut self, connection: &Connection) -> ReadOutcome {
         self.rest = Vec::new();
+        connection.account.withdraw();
         if let DecoderState::Payload { held, .. } = std::mem::take(&mut self.state) {
             connection.withdraw(held);
         }
