@@ -91,16 +91,16 @@ impl Memory {
         (since <= before && first > free).then(|| first - free)
     }
 
-    /// Unmaps the free buffers if none is in use, and resumes the waiters for which the system had no memory.
+    /// Unmaps the free buffers if none is in use, and resumes the waiters: the system may have memory again.
     /// Called periodically, and when the last client has gone.
     pub(crate) fn trim(&self) {
         let (kept, waiting) = {
             let mut state = self.state.lock();
-            if state.used > 0 {
-                return;
-            }
-            state.kept = 0;
-            (std::mem::take(&mut state.free), std::mem::take(&mut state.waiting))
+            let kept = (state.used == 0).then(|| {
+                state.kept = 0;
+                std::mem::take(&mut state.free)
+            });
+            (kept, std::mem::take(&mut state.waiting))
         };
         drop(kept);
         resume(&waiting);
@@ -387,6 +387,18 @@ mod tests {
             drop(still_there);
         }
         drop(whole);
+    }
+
+    /// What frees memory of the system is not known here.
+    #[test]
+    fn waiters_try_again_periodically_while_others_hold_buffers() {
+        let memory = Memory::new(8 * MIB as u64, 1);
+        let waiter = Arc::new(Resumed::default());
+        let buffer = Account::new(&memory).alloc(4 * MIB, &waiter);
+        assert!(Account::new(&memory).alloc(4 * MIB, &waiter).is_none());
+        memory.trim();
+        assert_eq!(waiter.count(), 1);
+        drop(buffer);
     }
 
     #[test]
