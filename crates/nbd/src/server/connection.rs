@@ -373,7 +373,8 @@ impl Connection {
                 ReadOutcome::Backpressured => {
                     self.queue_tasks(scratch);
                     let mut state = self.state.lock();
-                    if std::mem::take(&mut state.again) {
+                    // If it has failed meanwhile, epoll does not wait for it, and its end is read now.
+                    if std::mem::take(&mut state.again) || state.broken {
                         continue;
                     }
                     state.reading = Reading::Backpressured;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, OpKind};
 
 use super::*;
 use crate::proto::{CommandFlags, ReplyFormat};
@@ -39,6 +39,30 @@ fn send_read(client: &mut UnixStream, length: usize) {
     let (flags, command) = (CommandFlags::NONE, Command::Read);
     let request = Request { flags, command, cookie: 1, offset: 0, length: length as u64 };
     client.write_all(&request.encode_compact().unwrap()).unwrap();
+}
+
+/// Its end was once read only when memory was freed.
+#[test]
+fn a_connection_that_fails_while_it_is_being_read_is_not_left_backpressured() {
+    let memory = Memory::new(4 * MIB as u64, 1);
+    let all = Account::new(&memory).alloc(2 * MIB, &Arc::new(Ignored));
+    let faults = Faults::new();
+    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(4 * MIB as u64)), faults.clone());
+    let (mut client, connection) = connected(Arc::new(disk), &memory);
+    // Keeps it from closing: it is in no epoll set.
+    assert!(connection.admit(0, false));
+    // The reader runs the first itself, and finds no room for the second.
+    send_read(&mut client, 512);
+    send_read(&mut client, 4 * MIB);
+    let gate = faults.hold(OpKind::Read, None);
+    std::thread::scope(|scope| {
+        scope.spawn(|| connection.read(&mut Scratch::default()));
+        gate.wait_held(1);
+        connection.fail();
+        gate.open();
+    });
+    assert_eq!(connection.state.lock().reading, Reading::Ended);
+    drop(all);
 }
 
 #[test]
