@@ -22,12 +22,16 @@ pub struct PreparedConvert {
 #[derive(Debug)]
 enum Kind {
     Existing(Image),
-    New {
-        prepared: PreparedImage,
-        /// The backing file stays locked until the image itself is open.
-        backing: Option<Image>,
-        open: OpenOptions,
-    },
+    New(Box<NewTarget>),
+}
+
+/// A new image before it is written.
+#[derive(Debug)]
+struct NewTarget {
+    prepared: PreparedImage,
+    /// The backing file stays locked until the image itself is open.
+    backing: Option<Image>,
+    open: OpenOptions,
 }
 
 impl PreparedConvert {
@@ -38,14 +42,14 @@ impl PreparedConvert {
 
     pub(super) fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
         let CheckedConvert { source, target, open, mirror, .. } = checked;
-        let kind = Kind::New { prepared, backing, open };
+        let kind = Kind::New(Box::new(NewTarget { prepared, backing, open }));
         Self { source, target, kind, mirror }
     }
 
     /// The new image, unless the target exists.
     pub fn new_image(&self) -> Option<&PreparedImage> {
         match &self.kind {
-            Kind::New { prepared, .. } => Some(prepared),
+            Kind::New(new) => Some(&new.prepared),
             Kind::Existing(_) => None,
         }
     }
@@ -54,7 +58,7 @@ impl PreparedConvert {
     pub fn files(&self) -> Vec<FileId> {
         match &self.kind {
             Kind::Existing(image) => image.own_files().collect(),
-            Kind::New { prepared, .. } => prepared.targets().filter_map(Target::file).collect(),
+            Kind::New(new) => new.prepared.targets().filter_map(Target::file).collect(),
         }
     }
 
@@ -67,7 +71,7 @@ impl PreparedConvert {
     pub fn notes(&self) -> &[Note] {
         match &self.kind {
             Kind::Existing(image) => image.notes(),
-            Kind::New { .. } => &[],
+            Kind::New(_) => &[],
         }
     }
 
@@ -75,7 +79,7 @@ impl PreparedConvert {
     pub fn bytes_past_end(&self) -> u64 {
         match &self.kind {
             Kind::Existing(image) => image.device().len().saturating_sub(self.source.device().len()),
-            Kind::New { .. } => 0,
+            Kind::New(_) => 0,
         }
     }
 
@@ -88,7 +92,8 @@ impl PreparedConvert {
         let Self { source, target, kind, mut mirror } = self;
         let (image, new) = match kind {
             Kind::Existing(image) => (image, None),
-            Kind::New { prepared, backing, open } => {
+            Kind::New(new) => {
+                let NewTarget { prepared, backing, open } = *new;
                 let new = prepared.write_until(stop)?;
                 let image = new.open(&open)?;
                 drop(backing);
