@@ -552,7 +552,6 @@ fn verb_name(verb: Verb) -> &'static str {
         Verb::Complete => "complete",
         Verb::Finalize => "finalize",
         Verb::Dismiss => "dismiss",
-        _ => "unknown",
     }
 }
 

@@ -4,12 +4,13 @@
 //! with it, and [`MirrorJob::start`](crate::MirrorJob::start) checks before it touches anything, so that a
 //! caller who checks first leaves no file behind.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::granularity::check_granularity;
+
+pub use blockmirror_job::{CopyMode, OnError};
 
 /// Bytes that may be in flight when the caller does not say: 16 MiB.
 pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
@@ -51,41 +52,6 @@ pub enum SyncMode {
     Bitmap,
 }
 
-/// When the target gets what the guest writes while a job runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum CopyMode {
-    /// Later: the write goes to the source and its range is copied when its turn comes.
-    #[default]
-    Background,
-    /// At once: the guest's write ends when source and target have it. The job converges whatever the guest
-    /// does.
-    WriteBlocking,
-    /// Whichever serves: background for the bulk; write-blocking once the guest makes work as fast as the job
-    /// does it, so that the job becomes ready whatever the guest does; background again when the target keeps
-    /// the guest waiting. Each change emits [`Event::CopyMode`](crate::Event::CopyMode).
-    Auto,
-}
-
-impl CopyMode {
-    /// The wire name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Background => "background",
-            Self::WriteBlocking => "write-blocking",
-            Self::Auto => "auto",
-        }
-    }
-}
-
-impl fmt::Display for CopyMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
 /// What becomes of the bitmap that says what a job copies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -99,23 +65,6 @@ pub enum BitmapMode {
     /// As [`OnSuccess`](Self::OnSuccess); after a failure or a cancellation it keeps what the target does not
     /// have durably. For that the job flushes the target once more ([`MirrorOptions::final_flush_timeout`]).
     Always,
-}
-
-/// What happens when an operation fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnError {
-    /// The job fails.
-    #[default]
-    Report,
-    /// The range is tried again, paced; after ten tries it is given up and listed.
-    Ignore,
-    /// The job pauses until it is resumed.
-    Stop,
-    /// Pause if space ran out, fail otherwise.
-    Enospc,
-    /// The same as [`Enospc`](Self::Enospc).
-    Auto,
 }
 
 /// The options of a mirror job. Setters take and return it by value:

@@ -16,12 +16,13 @@ use std::sync::Arc;
 use blockmirror_block::{
     BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit, WriteFlags, ZeroFlags,
 };
-use blockmirror_mirror::{MirrorJob, MirrorOptions, Operation, SyncMode, Tap};
+use blockmirror_job::Operation;
+use blockmirror_mirror::{MirrorJob, MirrorOptions, SyncMode, Tap};
 use blockmirror_qcow2::Qcow2;
 
 use crate::error::Error;
-use crate::job::{Job, JobControl, JobOptions, Outcome, Worker};
 use crate::stream::Base;
+use crate::{Job, JobControl, JobOptions, Outcome, Worker};
 
 /// Bytes that are copied at once.
 const PIECE: u64 = 1 << 20;

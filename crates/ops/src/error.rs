@@ -1,6 +1,7 @@
 //! Why an operation did not start, or did not end well.
 
 use blockmirror_block as block;
+use blockmirror_job::{JobError, Operation};
 use blockmirror_mirror as mirror;
 use blockmirror_qcow2 as qcow2;
 
@@ -101,5 +102,44 @@ impl Error {
             Self::Mirror(error) => error.device_error(),
             _ => None,
         }
+    }
+}
+
+impl JobError for Error {
+    type Kind = ErrorKind;
+
+    fn kind(&self) -> ErrorKind {
+        self.kind()
+    }
+
+    fn device_error(&self) -> Option<&block::Error> {
+        self.device_error()
+    }
+
+    fn cancelled() -> Self {
+        Self::Cancelled
+    }
+
+    fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Cancelled)
+    }
+
+    fn panicked() -> Self {
+        Self::Panicked
+    }
+
+    fn thread(error: std::io::Error) -> Self {
+        Self::Thread(error)
+    }
+
+    fn failed(operation: Operation, error: block::Error) -> Self {
+        match operation {
+            Operation::Read => Self::Read(error),
+            Operation::Write => Self::Write(error),
+        }
+    }
+
+    fn left_out(error: block::Error) -> Self {
+        Self::LeftOut(error)
     }
 }

@@ -17,13 +17,18 @@
 mod commit;
 mod convert;
 mod error;
-mod job;
 mod stream;
 
+pub use blockmirror_job::{JobError, JobOptions, JobProgress, Outcome};
 pub use commit::{CommitJob, commit_active};
 pub use convert::{
     CheckedConvert, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource, PreparedConvert,
 };
 pub use error::{Error, ErrorKind};
-pub use job::{JobControl, JobOptions, JobProgress, Outcome};
 pub use stream::{Base, StreamJob};
+
+/// The handle of a [`StreamJob`] or a [`CommitJob`].
+pub type JobControl = blockmirror_job::JobControl<Error>;
+
+type Job = blockmirror_job::Job<Error>;
+type Worker = blockmirror_job::Worker<Error>;

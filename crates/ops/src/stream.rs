@@ -9,11 +9,11 @@
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit};
-use blockmirror_mirror::Operation;
+use blockmirror_job::Operation;
 use blockmirror_qcow2::Qcow2;
 
 use crate::error::Error;
-use crate::job::{Job, JobControl, JobOptions, Outcome, Worker};
+use crate::{Job, JobControl, JobOptions, Outcome, Worker};
 
 /// Bytes that are brought up at once: more would only hold the guest's writes to them longer.
 const PIECE: u64 = 1 << 20;

@@ -16,6 +16,9 @@ use crate::progress::{Convergence, ErrorAction, Event, IoStatus, ModeReason, Ope
 use crate::scan::{CopyAction, Failure};
 use crate::state::{JobState, Refused, Verb};
 
+/// For a kind that the crate `job` may get and this crate does not emit.
+const UNKNOWN: u64 = u64::MAX;
+
 /// A hash over words, in order (the multiplier is that of splitmix64).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct StepHash(u64);
@@ -179,6 +182,7 @@ impl StepHash {
                         self.time(*delay);
                         self.time(*bound);
                     }
+                    _ => self.add(UNKNOWN),
                 }
             }
             Event::Status(state) => self.all(&[3, state_code(*state)]),
@@ -186,6 +190,7 @@ impl StepHash {
             Event::Pending => self.add(5),
             Event::Completed { error } => self.all(&[6, u64::from(error.is_some())]),
             Event::Cancelled => self.add(7),
+            _ => self.add(UNKNOWN),
         }
     }
 
@@ -205,6 +210,7 @@ impl StepHash {
             IoStatus::Ok => 0,
             IoStatus::Failed => 1,
             IoStatus::NoSpace => 2,
+            _ => UNKNOWN,
         };
         let convergence = match p.convergence {
             Convergence::Unknown => 0,
@@ -349,6 +355,7 @@ fn answer_code(answer: Result<(), Refused>) -> u64 {
         Err(Refused::State { verb, state }) => 1000 + 100 * verb_code(verb) + state_code(state),
         Err(Refused::Paused { verb }) => 2000 + verb_code(verb),
         Err(Refused::NotPaused) => 3000,
+        Err(_) => UNKNOWN,
     }
 }
 

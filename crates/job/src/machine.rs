@@ -1,17 +1,18 @@
 //! The state machine of a job: states, verbs, pauses, speed, error policy. Pure: `now` is an argument.
 //!
 //! States, verbs and events are those of a mirror job that never becomes ready. Called under the mutex of the
-//! job's [handle](super::JobControl) and of its worker.
+//! job's [handle](crate::JobControl) and of its worker.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange, ErrorKind};
-use blockmirror_mirror::{ErrorAction, Event, IoStatus, JobState, OnError, Operation, Refused, Verb};
 use blockmirror_ratelimit::RateLimiter;
 
-use super::JobOptions;
-use crate::error::Error;
+use crate::error::JobError;
+use crate::event::{ErrorAction, Event, IoStatus, Operation};
+use crate::options::{JobOptions, OnError};
+use crate::state::{JobState, Refused, Verb};
 
 /// The maximum of events kept until they are taken; the oldest are dropped first.
 const MAX_EVENTS: usize = 1024;
@@ -21,7 +22,7 @@ const TRIES: u32 = 3;
 
 /// What the worker does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// The next piece.
     Go,
     /// Ask again after this time, or when the machine has changed.
@@ -42,24 +43,24 @@ pub(crate) enum Failed {
 }
 
 #[derive(Debug)]
-pub(super) struct Machine {
-    pub(super) state: JobState,
-    pub(super) io_status: IoStatus,
-    pub(super) offset: u64,
-    pub(super) len: u64,
-    pub(super) moved: u64,
-    pub(super) events: VecDeque<Event>,
-    pub(super) limiter: RateLimiter,
+pub(crate) struct Machine<E> {
+    pub(crate) state: JobState,
+    pub(crate) io_status: IoStatus,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+    pub(crate) moved: u64,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) limiter: RateLimiter,
     options: JobOptions,
     asked_to_pause: bool,
     stopped: bool,
     finalize: bool,
     tries: u32,
-    pub(super) result: Option<Result<(), Error>>,
+    pub(crate) result: Option<Result<(), E>>,
 }
 
-impl Machine {
-    pub(super) fn new(len: u64, options: JobOptions) -> Self {
+impl<E: JobError> Machine<E> {
+    pub(crate) fn new(len: u64, options: JobOptions) -> Self {
         let mut machine = Self {
             state: JobState::Created,
             io_status: IoStatus::Ok,
@@ -99,15 +100,15 @@ impl Machine {
     }
 
     /// Whether there will be no event any more.
-    pub(super) fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         self.state == JobState::Null
     }
 
-    pub(super) fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self.state, JobState::Concluded | JobState::Null)
     }
 
-    pub(super) fn cancel(&mut self, force: bool) -> Result<(), Refused> {
+    pub(crate) fn cancel(&mut self, force: bool) -> Result<(), Refused> {
         let verb = if force { Verb::ForceCancel } else { Verb::Cancel };
         self.allow(verb)?;
         if self.asked_to_pause && !force {
@@ -117,7 +118,7 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn pause(&mut self) -> Result<(), Refused> {
+    pub(crate) fn pause(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Pause)?;
         if self.asked_to_pause {
             return Err(Refused::Paused { verb: Verb::Pause });
@@ -127,7 +128,7 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn resume(&mut self) -> Result<(), Refused> {
+    pub(crate) fn resume(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Resume)?;
         if !self.asked_to_pause && !self.stopped {
             return Err(Refused::NotPaused);
@@ -139,34 +140,34 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn set_speed(&mut self, now: Duration, speed: u64) -> Result<(), Refused> {
+    pub(crate) fn set_speed(&mut self, now: Duration, speed: u64) -> Result<(), Refused> {
         self.allow(Verb::SetSpeed)?;
         self.limiter.set_speed(now, speed);
         Ok(())
     }
 
-    pub(super) fn finalize(&mut self) -> Result<(), Refused> {
+    pub(crate) fn finalize(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Finalize)?;
         self.finalize = true;
         Ok(())
     }
 
-    pub(super) fn dismiss(&mut self) -> Result<(), Refused> {
+    pub(crate) fn dismiss(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Dismiss)?;
         self.set_state(JobState::Null);
         Ok(())
     }
 
     /// Why the job fails, or has failed, until the result is taken.
-    pub(super) fn failure(&self) -> Option<&Error> {
+    pub(crate) fn with_failure<R>(&self, f: impl FnOnce(&E) -> R) -> Option<R> {
         match &self.result {
-            Some(result) => result.as_ref().err(),
-            None => (self.state == JobState::Aborting).then_some(&Error::Cancelled),
+            Some(result) => result.as_ref().err().map(f),
+            None => (self.state == JobState::Aborting).then(|| f(&E::cancelled())),
         }
     }
 
     /// Whether the next piece may be begun at `now`.
-    pub(super) fn next_step(&self, now: Duration) -> Step {
+    pub(crate) fn next_step(&self, now: Duration) -> Step {
         match self.state {
             JobState::Aborting => Step::Stop,
             JobState::Paused => Step::Wait(None),
@@ -178,7 +179,7 @@ impl Machine {
     }
 
     /// A piece is done: `bytes` of the disk, of which `moved` were data that had to be moved.
-    pub(super) fn done(&mut self, now: Duration, bytes: u64, moved: u64) {
+    pub(crate) fn done(&mut self, now: Duration, bytes: u64, moved: u64) {
         self.tries = 0;
         self.offset += bytes;
         self.moved += moved;
@@ -186,7 +187,7 @@ impl Machine {
     }
 
     /// A piece failed.
-    pub(super) fn failed(&mut self, operation: Operation, range: ByteRange, error: &block::Error) -> Failed {
+    pub(crate) fn failed(&mut self, operation: Operation, range: ByteRange, error: &block::Error) -> Failed {
         if self.state == JobState::Aborting {
             return Failed::Abort;
         }
@@ -213,7 +214,7 @@ impl Machine {
     }
 
     /// All pieces are done: whether the last step may be taken.
-    pub(super) fn last_step(&mut self) -> Step {
+    pub(crate) fn last_step(&mut self) -> Step {
         match self.state {
             JobState::Aborting => return Step::Stop,
             JobState::Paused => return Step::Wait(None),
@@ -230,10 +231,10 @@ impl Machine {
     }
 
     /// The thread is about to end.
-    pub(super) fn conclude(&mut self, result: Result<(), Error>) {
+    pub(crate) fn conclude(&mut self, result: Result<(), E>) {
         let event = match &result {
             Ok(()) => Event::Completed { error: None },
-            Err(Error::Cancelled) => Event::Cancelled,
+            Err(error) if error.is_cancelled() => Event::Cancelled,
             Err(error) => Event::Completed { error: Some(error.to_string()) },
         };
         if result.is_err() {
@@ -251,14 +252,15 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::testing::TestError;
 
     const NOW: Duration = Duration::ZERO;
 
-    fn machine(options: JobOptions) -> Machine {
+    fn machine(options: JobOptions) -> Machine<TestError> {
         Machine::new(1 << 20, options)
     }
 
-    fn statuses(machine: &mut Machine) -> Vec<&'static str> {
+    fn statuses(machine: &mut Machine<TestError>) -> Vec<&'static str> {
         machine
             .events
             .drain(..)
@@ -316,7 +318,7 @@ mod tests {
         assert_eq!(machine.next_step(NOW), Step::Wait(None));
         machine.cancel(true).unwrap();
         assert_eq!(machine.next_step(NOW), Step::Stop);
-        machine.conclude(Err(Error::Cancelled));
+        machine.conclude(Err(TestError::Cancelled));
         assert!(machine.pause().is_err() && machine.cancel(true).is_err());
         assert_eq!(
             statuses(&mut machine),
@@ -351,7 +353,9 @@ mod tests {
     #[test]
     fn an_ignored_range_is_left_out_in_the_end() {
         let mut machine = machine(JobOptions::default().on_error(OnError::Ignore));
-        let fail = |machine: &mut Machine| machine.failed(Operation::Read, ByteRange::at(0, 1), &no_space());
+        let fail = |machine: &mut Machine<TestError>| {
+            machine.failed(Operation::Read, ByteRange::at(0, 1), &no_space())
+        };
         assert_eq!(
             [fail(&mut machine), fail(&mut machine), fail(&mut machine)],
             [Failed::Again, Failed::Again, Failed::LeaveOut]
