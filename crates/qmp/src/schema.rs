@@ -21,7 +21,7 @@
 //! # assert_eq!(BLOCKDEV_MIRROR.members.len(), 5);
 //! ```
 //!
-//! Types may contain each other in circles: a `static` may name a later one.
+//! Types may contain each other in circles: a `static` may name a later one, and a constant a [`Type::Later`].
 
 mod check;
 mod introspect;
@@ -57,6 +57,8 @@ pub enum Type {
     Array(&'static Type),
     /// One of several types, distinguished by their JSON types.
     Alternate(&'static Alternate),
+    /// A type that is looked up when it is needed: for constants that would contain each other in circles.
+    Later(fn() -> Type),
 }
 
 /// Width and sign of a whole number.
@@ -416,7 +418,11 @@ impl Shape {
     /// The tag's member and its enum.
     pub(crate) fn tag_enum(&self) -> Option<(&'static str, &'static Enum)> {
         let tag = self.tag?;
-        match self.members.iter().find(|m| m.name == tag)?.ty {
+        let mut ty = self.members.iter().find(|m| m.name == tag)?.ty;
+        while let Type::Later(later) = ty {
+            ty = later();
+        }
+        match ty {
             Type::Enum(choice) => Some((tag, choice)),
             _ => None,
         }

@@ -84,6 +84,7 @@ impl Checker {
 
     fn value(&self, ty: Type, name: &Name<'_>, value: Value) -> Result<Value, QmpError> {
         match (ty, value) {
+            (Type::Later(ty), value) => self.value(ty(), name, value),
             (Type::Any, value) => Ok(value),
             (ty, Value::Object(_) | Value::Array(_))
                 if self.spelling == Spelling::Keyval && is_scalar(ty) =>
@@ -141,6 +142,7 @@ impl Checker {
             Type::Bool => value.is_boolean(),
             Type::Null => value.is_null(),
             Type::Alternate(alternate) => alternate.types.iter().any(|ty| self.takes(*ty, value)),
+            Type::Later(ty) => self.takes(ty(), value),
         }
     }
 

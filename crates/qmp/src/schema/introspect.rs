@@ -100,6 +100,7 @@ impl Schema {
 
     fn named(&mut self, ty: Type) -> String {
         match ty {
+            Type::Later(ty) => self.named(ty()),
             Type::Str => self.builtin("str", "string"),
             Type::Int(_) => self.builtin("int", "int"),
             Type::Number => self.builtin("number", "number"),

@@ -108,6 +108,7 @@ impl Lint {
                     }
                 }
             }
+            Type::Later(ty) => self.ty(ty()),
             Type::Str | Type::Int(_) | Type::Number | Type::Bool | Type::Null | Type::Any => {}
         }
     }
@@ -159,5 +160,6 @@ fn json_type(ty: Type) -> &'static str {
         Type::Object(_) => "object",
         Type::Array(_) => "array",
         Type::Alternate(_) => "alternate",
+        Type::Later(ty) => json_type(ty()),
     }
 }

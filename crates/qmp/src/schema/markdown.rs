@@ -96,6 +96,7 @@ impl Reference {
 
     fn named(&mut self, ty: Type) -> String {
         let name = match ty {
+            Type::Later(ty) => return self.named(ty()),
             Type::Str => return "string".into(),
             Type::Int(int) => {
                 return match int {
