@@ -3,8 +3,8 @@
 //! Commands about the same nodes run one after the other, whichever monitor they come from ([`locks`]);
 //! `quit`, `blockdev-add`, the verbs of jobs and what only looks do not wait for others, nor others for them.
 
-mod bitmap;
-mod block;
+pub(crate) mod bitmap;
+pub(crate) mod block;
 mod chain;
 mod create;
 mod drive_mirror;
@@ -23,23 +23,24 @@ mod transaction;
 use std::sync::{Arc, Weak};
 
 use blockmirror_qmp::schema::Command;
-use blockmirror_qmp::{Args, QmpError, Session, Table, Version};
+use blockmirror_qmp::{QmpError, Session, Table, Version};
 use serde_json::Value;
 
 use crate::Reply;
+use crate::arguments::Arguments;
 use crate::daemon::Daemon;
 
 /// The version of QEMU whose commands these are.
 const SPOKEN: (u32, u32, u32) = (10, 0, 0);
 
-/// What a handler gets: the daemon, the session if it has one, and the arguments.
-pub(crate) type Handler = fn(&Arc<Daemon>, &Session, &Args) -> Reply<Value>;
+/// What a handler gets: the daemon, the session, and the arguments.
+pub(crate) type Handler<A> = fn(&Arc<Daemon>, &Session, A) -> Reply<Value>;
 
 /// The rest of a command, while which others may run.
 pub(crate) type Deferred = Box<dyn FnOnce() -> Reply<Value>>;
 
 /// A handler whose command takes its time after what has to be done alone.
-pub(crate) type DeferredHandler = fn(&Arc<Daemon>, &Args) -> Reply<Deferred>;
+pub(crate) type DeferredHandler<A> = fn(&Arc<Daemon>, A) -> Reply<Deferred>;
 
 /// Commands being put together.
 pub(crate) struct Commands<'a> {
@@ -49,39 +50,47 @@ pub(crate) struct Commands<'a> {
 
 impl Commands<'_> {
     /// A command that runs alone on the nodes that its arguments name.
-    pub(crate) fn add(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+    pub(crate) fn add<A: Arguments + 'static>(
+        &mut self,
+        command: &'static Command,
+        handler: Handler<A>,
+    ) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
             let _nodes = daemon.locks.lock(&daemon.graph, args.map(), false);
-            handler(&daemon, session, &args)
+            handler(&daemon, session, A::parse(args.map())?)
         });
         self
     }
 
     /// A command that also changes which exports there are.
-    pub(crate) fn add_for_exports(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+    pub(crate) fn add_for_exports<A: Arguments + 'static>(
+        &mut self,
+        command: &'static Command,
+        handler: Handler<A>,
+    ) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
             let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
-            handler(&daemon, session, &args)
+            handler(&daemon, session, A::parse(args.map())?)
         });
         self
     }
 
     /// A command that removes something: what its handler returns runs beside others, before the answer.
-    pub(crate) fn add_deferred(
+    pub(crate) fn add_deferred<A: Arguments + 'static>(
         &mut self,
         command: &'static Command,
         exports: bool,
-        handler: DeferredHandler,
+        handler: DeferredHandler<A>,
     ) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |_, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
             let nodes = daemon.locks.lock(&daemon.graph, args.map(), exports);
-            let rest = handler(&daemon, &args);
+            let rest = handler(&daemon, A::parse(args.map())?);
             drop(nodes);
             rest?()
         });
@@ -90,11 +99,15 @@ impl Commands<'_> {
 
     /// A command that only looks, or must neither wait nor keep others waiting: it opens files, or steers a
     /// job.
-    pub(crate) fn add_quick(&mut self, command: &'static Command, handler: Handler) -> &mut Self {
+    pub(crate) fn add_quick<A: Arguments + 'static>(
+        &mut self,
+        command: &'static Command,
+        handler: Handler<A>,
+    ) -> &mut Self {
         let daemon = Weak::clone(&self.daemon);
         self.table.command(command, move |session, args| {
             let daemon = daemon.upgrade().ok_or_else(gone)?;
-            handler(&daemon, session, &args)
+            handler(&daemon, session, A::parse(args.map())?)
         });
         self
     }

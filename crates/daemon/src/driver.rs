@@ -7,12 +7,15 @@
 //! What must hold: a file that an image names is opened only if the daemon's policy allows it.
 
 mod blkdebug;
+mod copy_on_read;
 mod file;
-mod filters;
 mod nbd;
+mod null_co;
 mod qcow2;
 mod raw;
 mod reopen;
+mod table;
+mod throttle;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,15 +26,20 @@ use blockmirror_file::{FileId, FileStorage, PathHandle};
 use blockmirror_image::Resolved;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_nbd::NbdUri;
+use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
 
 pub(crate) use file::is_locked;
 pub(crate) use qcow2::{backing_in_header, probe_format};
-pub(crate) use raw::disk as disk_of_raw;
 pub(crate) use reopen::Reopened;
+pub(crate) use table::{
+    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Kind, Rebased, all_children, driver_named,
+};
 
 use crate::Reply;
+use crate::arguments::Arguments;
+use crate::command::schema::{CommonOptions, DetectZeroes, Discard, NodeRef};
 use crate::daemon::Daemon;
 use crate::graph::{
     ALL_PERMS, BackingLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, Parent, Perms, Released,
@@ -110,25 +118,25 @@ impl Opened {
 }
 
 impl Common {
-    /// Reads them.
-    pub(crate) fn new(args: &Args, inherited: Inherited) -> Reply<Self> {
-        let cache = Args::new(args.get("cache").and_then(Value::as_object).cloned().unwrap_or_default());
-        let detect = args.opt_str("detect-zeroes")?.unwrap_or("off").to_owned();
-        let unmap = args.opt_str("discard")?.map_or(inherited.unmap, |discard| discard == "unmap");
-        if detect == "unmap" && !unmap {
+    /// What the options of a node say, with what it inherits.
+    pub(crate) fn new(options: &CommonOptions, inherited: Inherited) -> Reply<Self> {
+        let cache = options.cache.as_ref();
+        let detect = options.detect_zeroes.unwrap_or(DetectZeroes::Off);
+        let unmap = options.discard.map_or(inherited.unmap, |discard| discard == Discard::Unmap);
+        if detect == DetectZeroes::Unmap && !unmap {
             return Err(QmpError::generic(
                 "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
             ));
         }
         let common = Self {
-            read_only: args.opt_bool("read-only")?.or(inherited.read_only).unwrap_or(false),
-            auto_read_only: args.opt_bool("auto-read-only")?.unwrap_or(inherited.read_only.is_some()),
-            force_share: args.opt_bool("force-share")?.unwrap_or(inherited.force_share),
-            direct: cache.opt_bool("direct")?.unwrap_or(inherited.direct),
-            no_flush: cache.opt_bool("no-flush")?.unwrap_or(inherited.no_flush),
+            read_only: options.read_only.or(inherited.read_only).unwrap_or(false),
+            auto_read_only: options.auto_read_only.unwrap_or(inherited.read_only.is_some()),
+            force_share: options.force_share.unwrap_or(inherited.force_share),
+            direct: cache.and_then(|cache| cache.direct).unwrap_or(inherited.direct),
+            no_flush: cache.and_then(|cache| cache.no_flush).unwrap_or(inherited.no_flush),
             unmap,
-            detect_zeroes: detect != "off",
-            detect_unmap: detect == "unmap",
+            detect_zeroes: detect != DetectZeroes::Off,
+            detect_unmap: detect == DetectZeroes::Unmap,
             depth: inherited.depth,
         };
         if common.force_share && !common.read_only {
@@ -229,7 +237,8 @@ impl Child {
     }
 
     /// The child of a filter, by the `link` that its device holds: others may use the disk as the filter's
-    /// own users do.
+    /// own
+    /// users do.
     pub(crate) fn filter_link(
         &self,
         role: &'static str,
@@ -266,7 +275,7 @@ impl Child {
 impl Daemon {
     /// Opens a node that was asked for by name (`blockdev-add`).
     pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
-        let name = Args::new(options.clone()).opt_str("node-name")?.map(str::to_owned);
+        let name = CommonOptions::parse(options)?.node_name;
         let name =
             name.ok_or_else(|| QmpError::generic("'node-name' must be specified for the root node"))?;
         self.open_node(options, Inherited::default())?;
@@ -291,22 +300,22 @@ impl Daemon {
         if inherited.depth > MAX_DEPTH {
             return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
         }
-        let args = Args::new(options.clone());
-        if args.opt_bool("active")? == Some(false) {
+        let given = CommonOptions::parse(options)?;
+        if given.active == Some(false) {
             return Err(QmpError::generic("Inactive nodes are not supported"));
         }
-        let common = Common::new(&args, inherited)?;
-        let name = match args.opt_str("node-name")? {
+        let common = Common::new(&given, inherited)?;
+        let name = match given.node_name {
             Some(name) => {
-                self.graph.lock().check_name(name)?;
-                name.to_owned()
+                self.graph.lock().check_name(&name)?;
+                name
             }
             None => self.graph.lock().name_for_unnamed(),
         };
+        let driver = given.driver.0;
         let mut opening = Opening { daemon: self, common, found, children: Vec::new() };
-        let result = opening
-            .drive(&args)
-            .and_then(|(driver, opened)| self.put_in(&name, driver, &args, common, opened));
+        let result = (driver.open)(&mut opening, options)
+            .and_then(|opened| self.put_in(&name, driver, options, common, opened));
         if result.is_err() {
             opening.children.iter().for_each(|child| self.undo_node(child));
         }
@@ -316,8 +325,8 @@ impl Daemon {
     fn put_in(
         &self,
         name: &str,
-        driver: &'static str,
-        args: &Args,
+        driver: &'static DriverEntry,
+        options: &Map<String, Value>,
         common: Common,
         opened: Opened,
     ) -> Reply<()> {
@@ -331,10 +340,10 @@ impl Daemon {
             storage: opened.storage,
             file: opened.file,
             host_size: Arc::default(),
-            options: flattened(args.map()),
+            options: flattened(options),
             qcow2: opened.qcow2,
             tap: Tap::named(Arc::clone(&device) as _, name),
-            device: device,
+            device,
             read_only,
             direct: common.direct,
             owned: false,
@@ -375,6 +384,8 @@ pub(crate) enum Found {
     Handle(PathHandle),
     /// A file that a command has created, open for writing and locked.
     Created(Arc<FileStorage>),
+    /// An export that a client names as an image.
+    Export(NbdUri),
 }
 
 /// A node being opened: its options, and the children opened for it so far.
@@ -388,39 +399,15 @@ pub(crate) struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    fn drive(&mut self, args: &Args) -> Reply<(&'static str, Opened)> {
-        Ok(match args.str("driver")? {
-            "file" => ("file", file::open(self, args, false)?),
-            "host_device" => ("host_device", file::open(self, args, true)?),
-            "raw" => ("raw", raw::open(self, args)?),
-            "qcow2" => ("qcow2", qcow2::open(self, args)?),
-            "nbd" => ("nbd", nbd::open(self, args)?),
-            "null-co" => ("null-co", filters::open_null(args)?),
-            "throttle" => ("throttle", filters::open_throttle(self, args)?),
-            "copy-on-read" => ("copy-on-read", filters::open_copy_on_read(self, args)?),
-            "blkdebug" => ("blkdebug", blkdebug::open(self, args)?),
-            other => return Err(QmpError::generic(format!("Unknown driver '{other}'"))),
-        })
-    }
-
-    /// The child that the member `role` refers to or describes.
-    pub(crate) fn child(&mut self, args: &Args, role: &str, inherited: Inherited) -> Reply<Child> {
-        let reference = args
-            .get(role)
-            .ok_or_else(|| QmpError::generic(format!("A block device must be specified for \"{role}\"")))?;
-        self.child_from(reference, inherited)
-    }
-
     /// The child that `reference` names, or that is opened with the options it holds.
-    pub(crate) fn child_from(&mut self, reference: &Value, inherited: Inherited) -> Reply<Child> {
+    pub(crate) fn child(&mut self, reference: &NodeRef, inherited: Inherited) -> Reply<Child> {
         let name = match reference {
-            Value::String(name) => name.clone(),
-            Value::Object(options) => {
+            NodeRef::Name(name) => name.clone(),
+            NodeRef::Options(options) => {
                 let name = self.daemon.open_node(options, inherited)?;
                 self.children.push(name.clone());
                 name
             }
-            _ => return Err(QmpError::generic("A block device is given by its name or its options")),
         };
         Child::named(self.daemon, name)
     }
@@ -442,7 +429,7 @@ pub(crate) fn flattened(options: &Map<String, Value>) -> BTreeMap<String, Value>
     let mut open: Vec<_> = options.iter().map(|(name, value)| (name.clone(), value)).collect();
     while let Some((name, value)) = open.pop() {
         match value {
-            _ if CHILDREN.contains(&&*name) => {}
+            _ if all_children().any(|child| child == name) => {}
             Value::Object(members) => {
                 open.extend(members.iter().map(|(member, value)| (format!("{name}.{member}"), value)));
             }
@@ -454,17 +441,17 @@ pub(crate) fn flattened(options: &Map<String, Value>) -> BTreeMap<String, Value>
     flat
 }
 
-/// Options that are children.
-pub(crate) const CHILDREN: [&str; 4] = ["file", "image", "data-file", "backing"];
-
-/// Refuses options that are known and not implemented, by name.
-pub(crate) fn refuse(args: &Args, driver: &str, options: &[&str]) -> Reply<()> {
-    match options.iter().find(|option| args.has(option)) {
-        Some(option) => {
-            Err(QmpError::generic(format!("Driver '{driver}' does not support the option '{option}'")))
-        }
-        None => Ok(()),
+/// Refuses an option that is known and not implemented, by name.
+pub(crate) fn refuse(is_given: bool, driver: &str, option: &str) -> Reply<()> {
+    if is_given {
+        return Err(QmpError::generic(format!("Driver '{driver}' does not support the option '{option}'")));
     }
+    Ok(())
+}
+
+/// Why `blockdev-reopen` refuses an option.
+pub(crate) fn cannot_change(option: &str) -> QmpError {
+    QmpError::generic(format!("Cannot change the option '{option}'"))
 }
 
 /// Why nothing writes to a node, in the words that scripts know.

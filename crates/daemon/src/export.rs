@@ -12,18 +12,19 @@ use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_nbd::server::{Export, Listener, RemoveMode, Server, ServerError, ServerOptions};
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
 use serde_json::{Value, json};
 
 use crate::Reply;
 use crate::command::Deferred;
-use crate::command::export::BLOCK_EXPORT_DELETED;
+use crate::command::bitmap::BitmapRef;
+use crate::command::export::{BLOCK_EXPORT_DELETED, NbdServerArgs};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
 use crate::object::Iothread;
 
-pub(crate) use address::{SocketAddress, listener, socket_address};
+pub(crate) use address::{SocketAddress, listener};
 pub(crate) use bitmap::ExportedBitmaps;
 
 /// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads
@@ -69,8 +70,7 @@ pub(crate) struct NewExport<'a> {
     pub(crate) description: Option<&'a str>,
     pub(crate) writable: bool,
     pub(crate) allocation_depth: bool,
-    /// Bitmaps, each with the node it belongs to if that is said.
-    pub(crate) bitmaps: Vec<(Option<String>, String)>,
+    pub(crate) bitmaps: &'a [BitmapRef],
     pub(crate) iothread: Option<&'a str>,
 }
 
@@ -98,37 +98,36 @@ impl Exports {
 
 impl Daemon {
     /// `nbd-server-start`.
-    pub(crate) fn start_nbd_server(self: &Arc<Self>, args: &Args) -> Reply<()> {
+    pub(crate) fn start_nbd_server(self: &Arc<Self>, args: NbdServerArgs) -> Reply<()> {
         self.start_nbd_server_at(args, listener)
     }
 
     /// `nbd-server-start`, with a way from an address to a socket that listens there.
     pub(crate) fn start_nbd_server_at(
         self: &Arc<Self>,
-        args: &Args,
+        args: NbdServerArgs,
         listener: impl FnOnce(&SocketAddress) -> Reply<Listener>,
     ) -> Reply<()> {
         if self.exports.server().is_some() {
             return Err(QmpError::generic("NBD server already running"));
         }
-        if args.has("tls-authz") {
+        if args.tls_authz.is_some() {
             return Err(QmpError::generic("'tls-authz' is not supported"));
         }
         let mut options = ServerOptions::default();
-        if let Some(most) = args.opt_u64("max-connections")? {
-            options.max_connections = usize::try_from(most).unwrap_or(usize::MAX);
+        if let Some(most) = args.max_connections {
+            options.max_connections = most as usize;
         }
-        if let Some(seconds) = args.opt_u64("handshake-max-seconds")? {
-            options.handshake_limit = std::time::Duration::from_secs(seconds);
+        if let Some(seconds) = args.handshake_max_seconds {
+            options.handshake_limit = std::time::Duration::from_secs(seconds.into());
         }
-        if let Some(id) = args.opt_str("tls-creds")? {
-            let creds = self.objects.tls_creds(id, true)?;
+        if let Some(id) = args.tls_creds {
+            let creds = self.objects.tls_creds(&id, true)?;
             let config = blockmirror_nbd::server::x509_credentials(&creds.dir, creds.verify_peer)
                 .map_err(qmp_error)?;
             options.tls = blockmirror_nbd::server::TlsPolicy::Require(config);
         }
-        let address = args.get("addr").cloned().unwrap_or(Value::Null);
-        let listener = listener(&socket_address(&address)?)?;
+        let listener = listener(&args.addr.0.address()?)?;
         let server = Server::new(options).map_err(qmp_error)?;
         server.listen(listener).map_err(qmp_error)?;
         self.exports.state.lock().server = Some(server);
@@ -201,8 +200,8 @@ impl Daemon {
         if let Some(text) = new.description {
             export = export.description(text);
         }
-        let contexts = new.bitmaps.iter().map(|(node, bitmap)| {
-            let tap = match node {
+        let contexts = new.bitmaps.iter().map(|bitmap| {
+            let tap = match &bitmap.node {
                 Some(other) => {
                     let graph = self.graph.lock();
                     let other = graph.find(other)?;
@@ -214,7 +213,7 @@ impl Daemon {
                 }
                 None => Arc::clone(&tap),
             };
-            self.exports.bitmaps.add(&tap, bitmap, new.writable)
+            self.exports.bitmaps.add(&tap, &bitmap.name, new.writable)
         });
         let added = contexts.collect::<Reply<Vec<_>>>().and_then(|contexts| {
             let export = contexts.into_iter().fold(export, Export::context);

@@ -236,11 +236,7 @@ impl Graph {
     /// Another use contradicts it; nothing has changed then.
     pub(crate) fn change_perm(&mut self, parent: &str, writes: bool) -> Reply<()> {
         // A format resizes what it lives in.
-        let formats = self.nodes.get(parent).is_some_and(|node| match node.driver {
-            "qcow2" => true,
-            "raw" => node.storage.is_some(),
-            _ => false,
-        });
+        let formats = self.nodes.get(parent).is_some_and(Node::is_format);
         let perm = match (writes, formats) {
             (false, _) => Perms::READ,
             (true, true) => Perms::READ_WRITE,

@@ -450,7 +450,12 @@ impl Daemon {
                     // What was tried too often is left out, under the policy that says to go on.
                     ErrorAction::Ignore | ErrorAction::GiveUp => "ignore",
                 };
-                let data = json!({"device": job.id, "operation": operation.to_string(), "action": action, "message": message});
+                let data = json!({
+                    "device": job.id,
+                    "operation": operation.to_string(),
+                    "action": action,
+                    "message": message,
+                });
                 self.emit(&events::BLOCK_JOB_ERROR, data);
             }
             other => mirror::report_mirror_event(self, job, &other),

@@ -13,6 +13,7 @@
 //! keeps only those waiting who use it: a command locks its own nodes alone, opening a node locks none, and
 //! what the host says of files is asked under no lock.
 
+mod arguments;
 mod command;
 mod daemon;
 mod driver;

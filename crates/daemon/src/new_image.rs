@@ -15,7 +15,7 @@ use blockmirror_file::{FileId, TargetOptions};
 use blockmirror_image::{CreateSettings, CreateSpec, Error, Format, NewImage, PreparedImage, directory_of};
 use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use crate::Reply;
 use crate::daemon::Daemon;
@@ -169,11 +169,21 @@ pub(crate) fn format_named(name: &str) -> Reply<Format> {
     }
 }
 
-/// The options of the node for what a client names by a path, or by the URI of an export.
-pub(crate) fn protocol_node(path: &str) -> Value {
+/// The options of the node for what a client names by a path, or by the URI of an export, and what decides
+/// which that is if `created` does not.
+pub(crate) fn protocol_node(
+    path: &str,
+    created: Option<Found>,
+) -> Reply<(Map<String, Value>, Option<Found>)> {
+    let mut options = Map::new();
+    let mut option = |name: &str, value: &str| options.insert(name.to_owned(), value.into());
     if NbdUri::looks_like_uri(Path::new(path)) {
-        return json!({"driver": "nbd", "uri": path});
+        option("driver", "nbd");
+        let uri = path.parse().map_err(qmp_error)?;
+        return Ok((options, Some(Found::Export(uri))));
     }
     let is_device = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device());
-    json!({"driver": if is_device { "host_device" } else { "file" }, "filename": path})
+    option("driver", if is_device { "host_device" } else { "file" });
+    option("filename", path);
+    Ok((options, created))
 }

@@ -8,10 +8,14 @@ use std::sync::{Arc, Weak};
 use blockmirror_block::sync::Mutex;
 use blockmirror_filter::{Rate, ThrottleGroup, ThrottleLimits};
 use blockmirror_mirror::Tap;
-use blockmirror_qmp::{Args, QmpError};
-use serde_json::Value;
+use blockmirror_qmp::QmpError;
+use serde_json::Map;
 
 use crate::Reply;
+use crate::arguments::Arguments;
+use crate::command::object::{
+    Endpoint, IothreadArgs, Limits, ObjectArgs, ObjectKind, SecretArgs, ThrottleGroupArgs, TlsCredsArgs,
+};
 use crate::daemon::Daemon;
 use crate::graph::{Parent, is_well_formed};
 
@@ -64,26 +68,24 @@ struct Assigned {
 }
 
 impl Objects {
-    /// Makes an object of the type `qom-type`.
-    pub(crate) fn add(&self, args: &Args) -> Reply<()> {
-        let id = args.str("id")?;
-        if !is_well_formed(id) {
+    /// Makes an object.
+    pub(crate) fn add(&self, ObjectArgs { id, kind }: ObjectArgs) -> Reply<()> {
+        if !is_well_formed(&id) {
             return Err(QmpError::generic("Parameter 'id' expects an identifier"));
         }
-        let object = match args.str("qom-type")? {
-            "throttle-group" => Object::ThrottleGroup(throttle_group(args)?),
-            "tls-creds-x509" => Object::TlsCreds(tls_creds(args)?),
-            "secret" => secret(args)?,
-            "iothread" => iothread(args)?,
-            other => return Err(QmpError::generic(format!("invalid object type: {other}"))),
+        let object = match kind {
+            ObjectKind::ThrottleGroup(args) => Object::ThrottleGroup(throttle_group(&args)?),
+            ObjectKind::TlsCreds(args) => Object::TlsCreds(tls_creds(&args)?),
+            ObjectKind::Secret(args) => secret(&args)?,
+            ObjectKind::Iothread(args) => iothread(&args)?,
         };
         let mut objects = self.0.lock();
-        if objects.contains_key(id) {
+        if objects.contains_key(&id) {
             return Err(QmpError::generic(format!(
                 "attempt to add duplicate property '{id}' to object (type 'container')"
             )));
         }
-        objects.insert(id.to_owned(), object);
+        objects.insert(id, object);
         Ok(())
     }
 
@@ -146,44 +148,68 @@ impl Objects {
     }
 }
 
-fn throttle_group(args: &Args) -> Reply<Arc<ThrottleGroup>> {
-    let limits = Args::new(args.get("limits").and_then(Value::as_object).cloned().unwrap_or_default());
-    let figure = |name: &str| -> Reply<Option<u64>> {
-        let given = match limits.opt_i64(name)? {
-            None => args.opt_i64(&format!("x-{name}"))?,
-            given => given,
-        };
-        given
+fn throttle_group(args: &ThrottleGroupArgs) -> Reply<Arc<ThrottleGroup>> {
+    // Each limit is given in `limits`, or beside it.
+    let none = Map::new();
+    let given = args.limits.clone().map_or_else(|| Limits::parse(&none), Ok)?;
+    let figure = |(inside, beside): (Option<i64>, Option<i64>)| {
+        inside
+            .or(beside)
             .map(u64::try_from)
             .transpose()
             .map_err(|_| QmpError::generic("bps/iops/max values must be within [0, 1000000000000000]"))
     };
-    let rate = |name: &str| -> Reply<Rate> {
+    let rate = |[avg, max, max_length]: [(Option<i64>, Option<i64>); 3]| -> Reply<Rate> {
         let mut rate = Rate::default();
-        rate.avg = figure(name)?.unwrap_or(rate.avg);
-        rate.max = figure(&format!("{name}-max"))?.unwrap_or(rate.max);
-        rate.max_length = figure(&format!("{name}-max-length"))?.unwrap_or(rate.max_length);
+        rate.avg = figure(avg)?.unwrap_or(rate.avg);
+        rate.max = figure(max)?.unwrap_or(rate.max);
+        rate.max_length = figure(max_length)?.unwrap_or(rate.max_length);
         Ok(rate)
     };
     let limits = ThrottleLimits {
-        iops_total: rate("iops-total")?,
-        iops_read: rate("iops-read")?,
-        iops_write: rate("iops-write")?,
-        bps_total: rate("bps-total")?,
-        bps_read: rate("bps-read")?,
-        bps_write: rate("bps-write")?,
-        iops_size: figure("iops-size")?.unwrap_or(0),
+        iops_total: rate([
+            (given.iops_total, args.iops_total),
+            (given.iops_total_max, args.iops_total_max),
+            (given.iops_total_max_length, args.iops_total_max_length),
+        ])?,
+        iops_read: rate([
+            (given.iops_read, args.iops_read),
+            (given.iops_read_max, args.iops_read_max),
+            (given.iops_read_max_length, args.iops_read_max_length),
+        ])?,
+        iops_write: rate([
+            (given.iops_write, args.iops_write),
+            (given.iops_write_max, args.iops_write_max),
+            (given.iops_write_max_length, args.iops_write_max_length),
+        ])?,
+        bps_total: rate([
+            (given.bps_total, args.bps_total),
+            (given.bps_total_max, args.bps_total_max),
+            (given.bps_total_max_length, args.bps_total_max_length),
+        ])?,
+        bps_read: rate([
+            (given.bps_read, args.bps_read),
+            (given.bps_read_max, args.bps_read_max),
+            (given.bps_read_max_length, args.bps_read_max_length),
+        ])?,
+        bps_write: rate([
+            (given.bps_write, args.bps_write),
+            (given.bps_write_max, args.bps_write_max),
+            (given.bps_write_max_length, args.bps_write_max_length),
+        ])?,
+        iops_size: figure((given.iops_size, args.iops_size))?.unwrap_or(0),
     };
     ThrottleGroup::new(limits).map_err(|e| QmpError::generic(e.to_string()))
 }
 
-fn tls_creds(args: &Args) -> Reply<TlsCreds> {
-    for refused in ["priority", "passwordid"] {
-        if args.has(refused) {
+fn tls_creds(args: &TlsCredsArgs) -> Reply<TlsCreds> {
+    for (refused, given) in [("priority", args.priority.is_some()), ("passwordid", args.passwordid.is_some())]
+    {
+        if given {
             return Err(QmpError::generic(format!("'{refused}' of tls-creds-x509 is not supported")));
         }
     }
-    let dir = args.opt_str("dir")?.ok_or_else(|| QmpError::generic("Missing 'dir' property value"))?;
+    let dir = args.dir.as_ref().ok_or_else(|| QmpError::generic("Missing 'dir' property value"))?;
     let authority = Path::new(dir).join("ca-cert.pem");
     if !authority.exists() {
         let path = authority.display();
@@ -193,19 +219,23 @@ fn tls_creds(args: &Args) -> Reply<TlsCreds> {
     }
     Ok(TlsCreds {
         dir: PathBuf::from(dir),
-        server: args.opt_str("endpoint")? == Some("server"),
-        verify_peer: args.opt_bool("verify-peer")?.unwrap_or(true),
+        server: args.endpoint == Some(Endpoint::Server),
+        verify_peer: args.verify_peer.unwrap_or(true),
     })
 }
 
-fn iothread(args: &Args) -> Reply<Object> {
-    for name in ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"] {
-        if args.opt_i64(name)?.is_some_and(|value| value < 0) {
+fn iothread(args: &IothreadArgs) -> Reply<Object> {
+    for (name, value) in [
+        ("poll-max-ns", args.poll_max_ns),
+        ("poll-grow", args.poll_grow),
+        ("poll-shrink", args.poll_shrink),
+        ("aio-max-batch", args.aio_max_batch),
+    ] {
+        if value.is_some_and(|value| value < 0) {
             return Err(QmpError::generic(format!("{name} value must be in range [0, {}]", i64::MAX)));
         }
     }
-    let (least, most) = (args.opt_i64("thread-pool-min")?, args.opt_i64("thread-pool-max")?);
-    let (least, most) = (least.unwrap_or(0), most.unwrap_or(64));
+    let (least, most) = (args.thread_pool_min.unwrap_or(0), args.thread_pool_max.unwrap_or(64));
     if least < 0 || most < 1 || most > i64::from(i32::MAX) || least > most {
         return Err(QmpError::generic("bad thread-pool-min/thread-pool-max values"));
     }
@@ -243,8 +273,8 @@ impl Daemon {
     }
 }
 
-fn secret(args: &Args) -> Reply<Object> {
-    match (args.has("data"), args.has("file")) {
+fn secret(args: &SecretArgs) -> Reply<Object> {
+    match (args.data.is_some(), args.file.is_some()) {
         (true, true) => Err(QmpError::generic("'file' and 'data' are mutually exclusive")),
         (false, false) => Err(QmpError::generic("Either 'file' or 'data' must be provided")),
         _ => Ok(Object::Secret),

@@ -14,17 +14,18 @@ use std::time::Duration;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_nbd::server::Listener;
-use blockmirror_qmp::schema::{BOOL, Enum, Object, STR, Type, UINT32, opt, req, value};
-use blockmirror_qmp::{Args, Connection, QmpError, keyval};
+use blockmirror_qmp::schema::Object;
+use blockmirror_qmp::{Connection, QmpError, keyval};
 use thiserror::Error;
 
 use crate::Reply;
-use crate::command::export::EXPORT_OPTIONS;
+use crate::arguments::{Arguments, arguments, choice, object_of};
+use crate::command::export::{EXPORT_OPTIONS, ExportArgs, NbdServerArgs};
 use crate::command::object::OBJECT_OPTIONS;
-use crate::command::schema::{BLOCKDEV_OPTIONS, SOCKET_ADDRESS};
+use crate::command::schema::{BLOCKDEV_OPTIONS, SocketAddressLegacy, SocketArg};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
-use crate::export::{SocketAddress, listener, socket_address};
+use crate::export::{SocketAddress, listener};
 use crate::inherited::{self, Wanted};
 
 /// How long nodes and exports may keep monitors waiting.
@@ -61,47 +62,70 @@ pub struct StartupError {
     pub reason: String,
 }
 
-static BACKEND: Enum = Enum::new(
-    "ChardevBackendKind",
-    "What kind.",
-    &[value("socket", "a Unix socket"), value("stdio", "standard input and output")],
-);
-static CHARDEV: Object = Object::new(
-    "ChardevOptions",
-    "Where a monitor's client is.",
-    &[
-        req("backend", Type::Enum(&BACKEND), "what kind"),
-        req("id", STR, "its name"),
-        opt("path", STR, "path of the socket"),
-        opt("fd", STR, "number or name of an inherited socket, connected or listening"),
-        opt("server", BOOL, "whether to listen").default("off"),
-        opt("wait", BOOL, "whether to wait for the first client before going on").default("on"),
-        opt("reconnect", UINT32, "without effect"),
-        opt("signal", BOOL, "without effect"),
-    ],
-);
-static MODE: Enum = Enum::new("MonitorMode", "What is spoken.", &[value("control", "QMP")]);
-static MONITOR: Object = Object::new(
-    "MonitorOptions",
-    "A monitor.",
-    &[
-        req("chardev", STR, "where its client is"),
-        opt("id", STR, "its name; without effect"),
-        opt("mode", Type::Enum(&MODE), "what is spoken").default("control"),
-        opt("pretty", BOOL, "without effect").default("off"),
-    ],
-);
-static NBD_SERVER: Object = Object::new(
-    "NbdServerOptions",
-    "The NBD server.",
-    &[
-        req("addr", Type::Object(&SOCKET_ADDRESS), "where it listens"),
-        opt("handshake-max-seconds", UINT32, "how long a client may take to negotiate").default("10"),
-        opt("tls-creds", STR, "id of TLS credentials"),
-        opt("tls-authz", STR, "refused"),
-        opt("max-connections", UINT32, "connections at the same time; 0 is no limit").default("100"),
-    ],
-);
+choice! {
+    enum Backend("ChardevBackendKind", "What kind.") {
+        Socket = "socket", "a Unix socket";
+        Stdio = "stdio", "standard input and output";
+    }
+}
+
+arguments! {
+    struct ChardevArgs("ChardevOptions", "Where a monitor's client is.") {
+        backend: Backend = "backend", "what kind";
+        id: String = "id", "its name";
+        path: Option<String> = "path", "path of the socket";
+        fd: Option<String> = "fd", "number or name of an inherited socket, connected or listening";
+        server: Option<bool> = "server", "whether to listen" [default "off"];
+        wait: Option<bool> = "wait", "whether to wait for the first client before going on" [default "on"];
+        _reconnect: Option<u32> = "reconnect", "without effect";
+        _signal: Option<bool> = "signal", "without effect";
+    }
+}
+
+choice! {
+    enum MonitorMode("MonitorMode", "What is spoken.") {
+        Control = "control", "QMP";
+    }
+}
+
+arguments! {
+    struct MonitorArgs("MonitorOptions", "A monitor.") {
+        chardev: String = "chardev", "where its client is";
+        _id: Option<String> = "id", "its name; without effect";
+        _mode: Option<MonitorMode> = "mode", "what is spoken" [default "control"];
+        _pretty: Option<bool> = "pretty", "without effect" [default "off"];
+    }
+}
+
+arguments! {
+    struct NbdServerOptions("NbdServerOptions", "The NBD server.") {
+        addr: SocketArg = "addr", "where it listens";
+        handshake_max_seconds: Option<u32> = "handshake-max-seconds", "how long a client may take to \
+         negotiate"
+            [default "10"];
+        tls_creds: Option<String> = "tls-creds", "id of TLS credentials";
+        tls_authz: Option<String> = "tls-authz", "refused";
+        max_connections: Option<u32> = "max-connections", "connections at the same time; 0 is no limit"
+            [default "100"];
+    }
+}
+
+impl From<NbdServerOptions> for NbdServerArgs {
+    fn from(options: NbdServerOptions) -> Self {
+        Self {
+            addr: SocketAddressLegacy(options.addr),
+            handshake_max_seconds: options.handshake_max_seconds,
+            tls_creds: options.tls_creds,
+            tls_authz: options.tls_authz,
+            max_connections: options.max_connections,
+        }
+    }
+}
+
+/// Reads an option of the command line.
+fn parse<T: Arguments>(text: &str, object: &'static Object, implied: Option<&str>) -> Reply<T> {
+    T::parse(keyval::options(text, object, implied)?.map())
+}
 
 impl Startup {
     /// Sets `daemon` up. Nodes and exports that take long to open, because a file or server hangs, do not
@@ -114,32 +138,27 @@ impl Startup {
         let mut chardevs = BTreeMap::new();
         each("--chardev", &self.chardevs, |text| {
             let chardev = Chardev::parse(text)?;
-            let id = chardev.args.str("id")?.to_owned();
-            match chardevs.insert(id, chardev) {
+            match chardevs.insert(chardev.args.id.clone(), chardev) {
                 None => Ok(()),
-                Some(old) => {
-                    Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.args.str("id")?)))
-                }
+                Some(old) => Err(QmpError::generic(format!("Duplicate ID '{}' for chardev", old.args.id))),
             }
         })?;
         let mut nbd_socket = None;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
-            let args = keyval::options(text, &NBD_SERVER, None)?;
-            let address = args.get("addr").cloned().unwrap_or_default();
-            if let SocketAddress::Fd(name) = socket_address(&address)? {
+            let options: NbdServerOptions = parse(text, object_of::<NbdServerOptions>(), None)?;
+            if let SocketAddress::Fd(name) = options.addr.address()? {
                 nbd_socket = Some(inherit(&name, Wanted::Listening)?);
             }
             Ok(())
         })?;
         each("--object", &self.objects, |text| {
-            daemon.objects.add(&keyval::options(text, &OBJECT_OPTIONS, Some("qom-type"))?)
+            daemon.objects.add(parse(text, &OBJECT_OPTIONS, Some("qom-type"))?)
         })?;
         self.open_all(daemon, nbd_socket)?;
         each("--monitor", &self.monitors, |text| {
-            let args = keyval::options(text, &MONITOR, Some("chardev"))?;
-            let name = args.str("chardev")?;
+            let MonitorArgs { chardev: name, .. } = parse(text, object_of::<MonitorArgs>(), Some("chardev"))?;
             let chardev = chardevs
-                .remove(name)
+                .remove(&name)
                 .ok_or_else(|| QmpError::generic(format!("chardev \"{name}\" not found")))?;
             monitor(daemon, chardev)
         })
@@ -174,8 +193,8 @@ impl Startup {
             daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
         })?;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
-            let args = keyval::options(text, &NBD_SERVER, None)?;
-            daemon.start_nbd_server_at(&args, |address| match nbd_socket.lock().take() {
+            let options: NbdServerOptions = parse(text, object_of::<NbdServerOptions>(), None)?;
+            daemon.start_nbd_server_at(options.into(), |address| match nbd_socket.lock().take() {
                 Some(socket) => Listener::from_fd(socket).map_err(qmp_error),
                 None => listener(address),
             })
@@ -183,7 +202,7 @@ impl Startup {
         each("--export", &self.exports, |text| {
             let args = keyval::options(text, &EXPORT_OPTIONS, Some("type"))?;
             let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
-            daemon.add_export_by(&args)
+            daemon.add_export_by(&ExportArgs::parse(args.map())?)
         })
     }
 }
@@ -200,16 +219,16 @@ fn each(
 
 /// Where a monitor's client is, with the socket if that was inherited.
 struct Chardev {
-    args: Args,
+    args: ChardevArgs,
     socket: Option<OwnedFd>,
 }
 
 impl Chardev {
     fn parse(text: &str) -> Reply<Self> {
-        let args = keyval::flat(text, &CHARDEV, Some("backend"))?;
-        let is_server = args.opt_bool("server")?.unwrap_or(false);
-        let wanted = if is_server { Wanted::Listening } else { Wanted::Connected };
-        let socket = args.opt_str("fd")?.map(|name| inherit(name, wanted)).transpose()?;
+        let args = keyval::flat(text, object_of::<ChardevArgs>(), Some("backend"))?;
+        let args = ChardevArgs::parse(args.map())?;
+        let wanted = if args.server == Some(true) { Wanted::Listening } else { Wanted::Connected };
+        let socket = args.fd.as_ref().map(|name| inherit(name, wanted)).transpose()?;
         Ok(Self { args, socket })
     }
 }
@@ -221,13 +240,13 @@ fn inherit(name: &str, wanted: Wanted) -> Reply<OwnedFd> {
 fn monitor(daemon: &Arc<Daemon>, chardev: Chardev) -> Reply<()> {
     let Chardev { args: chardev, socket } = chardev;
     let monitors = daemon.monitors();
-    if chardev.str("backend")? == "stdio" {
+    if chardev.backend == Backend::Stdio {
         monitors.serve(Connection::stdio().map_err(qmp_error)?).map_err(qmp_error)?;
         return Ok(());
     }
-    let is_server = chardev.opt_bool("server")?.unwrap_or(false);
-    let wait = chardev.opt_bool("wait")?.unwrap_or(true);
-    let listener = match (chardev.opt_str("path")?, socket) {
+    let is_server = chardev.server.unwrap_or(false);
+    let wait = chardev.wait.unwrap_or(true);
+    let listener = match (chardev.path.as_deref(), socket) {
         (Some(path), None) if is_server => monitors.listen_unix(PathBuf::from(path)).map_err(qmp_error)?,
         (Some(path), None) => {
             let socket = std::os::unix::net::UnixStream::connect(path)

@@ -7,90 +7,129 @@ use blockmirror_block::Storage;
 use blockmirror_image::{CreateSettings, CreateSpec, Format};
 use blockmirror_image_lock::Permission;
 use blockmirror_qcow2::{Compression, CreateOptions, Preallocation, Version};
-use blockmirror_qmp::schema::{BOOL, Command, Enum, INT, Object, SIZE, STR, Type, case, opt, req, value};
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::schema::{Command, Object, Type};
+use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::schema::{BLOCKDEV_DRIVER, BLOCKDEV_REF};
+use super::schema::{DriverName, NodeRef};
 use crate::Reply;
+use crate::arguments::{Argument, Arguments, Size, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, is_read_only, qmp_error, refuse};
 use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
 use crate::new_image::CreatedFile;
 
-static PREALLOCATION: Enum = Enum::new(
-    "PreallocMode",
-    "What is allocated from the beginning.",
-    &[
-        value("off", "nothing"),
-        value("metadata", "the tables; refused for a file"),
-        value("falloc", "the space is reserved"),
-        value("full", "zeros are written"),
-    ],
-);
-static VERSION: Enum = Enum::new(
-    "BlockdevQcow2Version",
-    "Version of the format.",
-    &[value("v2", "for readers from before 2012"), value("v3", "the usual one")],
-);
-static COMPRESSION: Enum = Enum::new(
-    "Qcow2CompressionType",
-    "How compressed clusters are compressed.",
-    &[value("zlib", "deflate"), value("zstd", "Zstandard")],
-);
+choice! {
+    enum PreallocMode("PreallocMode", "What is allocated from the beginning.") {
+        Off = "off", "nothing";
+        Metadata = "metadata", "the tables; refused for a file";
+        Falloc = "falloc", "the space is reserved";
+        Full = "full", "zeros are written";
+    }
+}
 
-static FILE: Object = Object::new(
-    "BlockdevCreateOptionsFile",
-    "A file of the host. One that is there is replaced, unless it is in use.",
-    &[
-        req("filename", STR, "path"),
-        req("size", SIZE, "length in bytes; rounded up to a multiple of 512"),
-        opt("preallocation", Type::Enum(&PREALLOCATION), "what is allocated").default("off"),
-        opt("nocow", BOOL, "refused if true").default("false"),
-        opt("extent-size-hint", SIZE, "without effect"),
-    ],
-);
-static ENCRYPT: Object =
-    Object::new("QCryptoBlockCreateOptions", "Refused.", &[req("format", STR, "refused")]);
-static QCOW2: Object = Object::new(
-    "BlockdevCreateOptionsQcow2",
-    "An image. What the node held is lost.",
-    &[
-        req("file", Type::Alternate(&BLOCKDEV_REF), "the node to put it in"),
-        opt(
-            "data-file",
-            Type::Alternate(&BLOCKDEV_REF),
-            "the node that gets the guest's data; what it holds stays, and shows with `data-file-raw` or preallocated clusters",
-        ),
-        opt("data-file-raw", BOOL, "whether that stays a valid raw image").default("false"),
-        opt("extended-l2", BOOL, "32 subclusters in each cluster").default("false"),
-        req("size", SIZE, "length of the disk in bytes"),
-        opt("version", Type::Enum(&VERSION), "version of the format").default("v3"),
-        opt("backing-file", STR, "name of the backing file, for the header"),
-        opt("backing-fmt", Type::Enum(&BLOCKDEV_DRIVER), "its format"),
-        opt("encrypt", Type::Object(&ENCRYPT), "refused"),
-        opt("cluster-size", SIZE, "a power of two between 512 and 2M").default("65536"),
-        opt("preallocation", Type::Enum(&PREALLOCATION), "what is allocated").default("off"),
-        opt("lazy-refcounts", BOOL, "postpone refcount updates").default("false"),
-        opt("refcount-bits", INT, "width of a refcount").default("16"),
-        opt("compression-type", Type::Enum(&COMPRESSION), "how clusters are compressed").default("zlib"),
-    ],
-);
+choice! {
+    enum VersionArg("BlockdevQcow2Version", "Version of the format.") {
+        V2 = "v2", "for readers from before 2012";
+        V3 = "v3", "the usual one";
+    }
+}
+
+choice! {
+    enum CompressionArg("Qcow2CompressionType", "How compressed clusters are compressed.") {
+        Zlib = "zlib", "deflate";
+        Zstd = "zstd", "Zstandard";
+    }
+}
+
+arguments! {
+    struct FileArgs("BlockdevCreateOptionsFile", "A file of the host. One that is there is replaced, unless \
+     it is in use.") {
+        filename: String = "filename", "path";
+        size: Size = "size", "length in bytes; rounded up to a multiple of 512";
+        preallocation: Option<PreallocMode> = "preallocation", "what is allocated" [default "off"];
+        nocow: Option<bool> = "nocow", "refused if true" [default "false"];
+        _extent_size_hint: Option<Size> = "extent-size-hint", "without effect";
+    }
+}
+
+arguments! {
+    struct Encrypt("QCryptoBlockCreateOptions", "Refused.") {
+        _format: String = "format", "refused";
+    }
+}
+
+arguments! {
+    struct Qcow2Args("BlockdevCreateOptionsQcow2", "An image. What the node held is lost.") {
+        file: NodeRef = "file", "the node to put it in";
+        data_file: Option<NodeRef> = "data-file", "the node that gets the guest's data; what it holds \
+         stays, and shows with `data-file-raw` or preallocated clusters";
+        data_file_raw: Option<bool> = "data-file-raw", "whether that stays a valid raw \
+         image" [default "false"];
+        extended_l2: Option<bool> = "extended-l2", "32 subclusters in each cluster" [default "false"];
+        size: Size = "size", "length of the disk in bytes";
+        version: Option<VersionArg> = "version", "version of the format" [default "v3"];
+        backing_file: Option<String> = "backing-file", "name of the backing file, for the header";
+        backing_fmt: Option<DriverName> = "backing-fmt", "its format";
+        encrypt: Option<Encrypt> = "encrypt", "refused";
+        cluster_size: Option<Size> = "cluster-size", "a power of two between 512 and 2M" [default "65536"];
+        preallocation: Option<PreallocMode> = "preallocation", "what is allocated" [default "off"];
+        lazy_refcounts: Option<bool> = "lazy-refcounts", "postpone refcount updates" [default "false"];
+        refcount_bits: Option<i64> = "refcount-bits", "width of a refcount" [default "16"];
+        compression_type: Option<CompressionArg> = "compression-type", "how clusters are \
+         compressed" [default "zlib"];
+    }
+}
+
+arguments! {
+    struct AnyImage {
+        driver: DriverName = "driver", "`file` or `qcow2`";
+    }
+}
+
 static OPTIONS: Object = Object::union(
     "BlockdevCreateOptions",
     "A new image.",
-    &[req("driver", Type::Enum(&BLOCKDEV_DRIVER), "`file` or `qcow2`")],
+    AnyImage::MEMBERS,
     "driver",
-    &[case("file", &FILE), case("qcow2", &QCOW2)],
+    &[variant::<FileArgs>("file"), variant::<Qcow2Args>("qcow2")],
 )
 .differs("other drivers are refused, and so is encryption");
+
+/// A new image.
+#[derive(Clone, Debug)]
+enum ImageArgs {
+    File(FileArgs),
+    Qcow2(Box<Qcow2Args>),
+    /// By a driver that makes none.
+    Other,
+}
+
+impl Argument for ImageArgs {
+    const TYPE: Type = Type::Object(&OPTIONS);
+
+    fn read(value: &Value) -> Option<Self> {
+        Some(match AnyImage::parse(value.as_object()?).ok()?.driver.name() {
+            "file" => Self::File(FileArgs::read(value)?),
+            "qcow2" => Self::Qcow2(Box::new(Qcow2Args::read(value)?)),
+            _ => Self::Other,
+        })
+    }
+}
+
+arguments! {
+    struct CreateArgs {
+        job_id: String = "job-id", "name of the job";
+        options: ImageArgs = "options", "what is made";
+    }
+}
 
 static BLOCKDEV_CREATE: Command = Command::new(
     "blockdev-create",
     "Starts a job of type `create` that makes a file, or an image in a node. It stays until `job-dismiss`.",
-    &[req("job-id", STR, "name of the job"), req("options", Type::Object(&OPTIONS), "what is made")],
+    CreateArgs::MEMBERS,
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {
@@ -106,20 +145,19 @@ struct Held {
 
 type Work = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
-fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
-    let id = args.str("job-id")?.to_owned();
-    let options = Args::new(args.object("options")?.clone());
-    let driver = options.str("driver")?;
-    if !matches!(driver, "file" | "qcow2") {
+fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: CreateArgs) -> Reply<Value> {
+    if matches!(args.options, ImageArgs::Other) {
         return Err(QmpError::generic("Driver does not support blockdev-create"));
     }
-    let _reserved = daemon.jobs.reserve(&id)?;
-    let job = JobOptions { id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
+    let _reserved = daemon.jobs.reserve(&args.job_id)?;
+    let job =
+        JobOptions { id: args.job_id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
     let mut held = Held::default();
     // Errors are reported by the job, as clients expect.
-    let work = match driver {
-        "file" => file(daemon, &options),
-        _ => qcow2(daemon, &job.id, &options, &mut held),
+    let work = match args.options {
+        ImageArgs::File(options) => file(daemon, options),
+        ImageArgs::Qcow2(options) => qcow2(daemon, &job.id, *options, &mut held),
+        ImageArgs::Other => Err(QmpError::generic("Driver does not support blockdev-create")),
     };
     let handle = match work {
         Ok(work) => SimpleJob::start(&job, work),
@@ -135,22 +173,22 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Repl
     Ok(Value::Null)
 }
 
-fn preallocation(options: &Args) -> Reply<Preallocation> {
-    Ok(match options.opt_str("preallocation")? {
-        Some("metadata") => Preallocation::Metadata,
-        Some("falloc") => Preallocation::Falloc,
-        Some("full") => Preallocation::Full,
-        _ => Preallocation::Off,
-    })
+fn preallocation(mode: Option<PreallocMode>) -> Preallocation {
+    match mode {
+        None | Some(PreallocMode::Off) => Preallocation::Off,
+        Some(PreallocMode::Metadata) => Preallocation::Metadata,
+        Some(PreallocMode::Falloc) => Preallocation::Falloc,
+        Some(PreallocMode::Full) => Preallocation::Full,
+    }
 }
 
-fn file(daemon: &Arc<Daemon>, options: &Args) -> Reply<Work> {
-    if options.opt_bool("nocow")?.unwrap_or(false) {
+fn file(daemon: &Arc<Daemon>, options: FileArgs) -> Reply<Work> {
+    if options.nocow == Some(true) {
         return Err(QmpError::generic("Driver 'file' does not support the option 'nocow'"));
     }
-    let (path, size) = (options.str("filename")?.to_owned(), options.u64("size")?);
+    let (path, size) = (options.filename, options.size.0);
     let mut settings = CreateSettings::default();
-    settings.preallocation = Some(match preallocation(options)? {
+    settings.preallocation = Some(match preallocation(options.preallocation) {
         Preallocation::Metadata => {
             return Err(QmpError::generic("Unsupported preallocation mode 'metadata'"));
         }
@@ -169,18 +207,16 @@ fn file(daemon: &Arc<Daemon>, options: &Args) -> Reply<Work> {
     }))
 }
 
-fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, held: &mut Held) -> Reply<Work> {
-    refuse(options, "qcow2", &["encrypt"])?;
-    let new = qcow2_options(options)?;
-    let file = hold(daemon, id, options, "file", held)?
-        .ok_or_else(|| QmpError::generic("A block device must be specified for \"file\""))?;
-    let data = hold(daemon, id, options, "data-file", held)?;
-    let mut new = new;
+fn qcow2(daemon: &Arc<Daemon>, id: &str, options: Qcow2Args, held: &mut Held) -> Reply<Work> {
+    refuse(options.encrypt.is_some(), "qcow2", "encrypt")?;
+    let mut new = qcow2_options(&options)?;
+    let file = hold(daemon, id, options.file, held)?;
+    let data = options.data_file.map(|data| hold(daemon, id, data, held)).transpose()?;
     new.data_file = data.as_ref().map(|(_, name)| name.clone().into_bytes());
     new.keep_data = true;
     new.check().map_err(qmp_error)?;
-    if let Some(backing) = options.opt_str("backing-file")? {
-        let format = options.opt_str("backing-fmt")?.and_then(|format| format.parse().ok());
+    if let Some(backing) = &options.backing_file {
+        let format = options.backing_fmt.and_then(|format| format.name().parse().ok());
         let nodes = [Some(&file), data.as_ref()].into_iter().flatten();
         let mut paths = nodes.map(|(_, name)| Path::new(name));
         if let Some(image) = paths.next() {
@@ -195,55 +231,53 @@ fn qcow2(daemon: &Arc<Daemon>, id: &str, options: &Args, held: &mut Held) -> Rep
     }))
 }
 
-fn qcow2_options(options: &Args) -> Reply<CreateOptions> {
-    if !options.u64("size")?.is_multiple_of(512) {
+fn qcow2_options(options: &Qcow2Args) -> Reply<CreateOptions> {
+    let size = options.size.0;
+    if !size.is_multiple_of(512) {
         return Err(QmpError::generic("Image size must be a multiple of 512 bytes"));
     }
-    let mut new = CreateOptions::new(options.u64("size")?);
-    if options.opt_str("version")? == Some("v2") {
+    let mut new = CreateOptions::new(size);
+    if options.version == Some(VersionArg::V2) {
         new.version = Version::V2;
     }
-    if options.opt_str("compression-type")? == Some("zstd") {
+    if options.compression_type == Some(CompressionArg::Zstd) {
         new.compression = Compression::Zstd;
     }
-    new.cluster_size = options.opt_u64("cluster-size")?.unwrap_or(new.cluster_size);
+    new.cluster_size = options.cluster_size.map_or(new.cluster_size, |size| size.0);
     if !new.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&new.cluster_size) {
         return Err(QmpError::generic("Cluster size must be a power of two between 512 and 2048k"));
     }
-    if let Some(bits) = options.opt_i64("refcount-bits")? {
+    if let Some(bits) = options.refcount_bits {
         let bits = u32::try_from(bits).ok().filter(|bits| bits.is_power_of_two() && *bits <= 64);
         new.refcount_bits = bits.ok_or_else(|| {
             QmpError::generic("Refcount width must be a power of two and may not exceed 64 bits")
         })?;
     }
-    new.extended_l2 = options.opt_bool("extended-l2")?.unwrap_or(false);
-    new.lazy_refcounts = options.opt_bool("lazy-refcounts")?.unwrap_or(false);
+    new.extended_l2 = options.extended_l2.unwrap_or(false);
+    new.lazy_refcounts = options.lazy_refcounts.unwrap_or(false);
     if new.lazy_refcounts && new.version == Version::V2 {
         return Err(QmpError::generic(
-            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or \
+             greater)",
         ));
     }
-    new.preallocation = preallocation(options)?;
-    new.data_file_raw = options.opt_bool("data-file-raw")?.unwrap_or(false);
-    new.backing_file = options.opt_str("backing-file")?.map(|name| name.as_bytes().to_vec());
-    new.backing_format = options.opt_str("backing-fmt")?.map(str::to_owned);
+    new.preallocation = preallocation(options.preallocation);
+    new.data_file_raw = options.data_file_raw.unwrap_or(false);
+    new.backing_file = options.backing_file.as_ref().map(|name| name.as_bytes().to_vec());
+    new.backing_format = options.backing_fmt.map(|format| format.name().to_owned());
     Ok(new)
 }
 
-/// Holds the node that the member `role` refers to, or opens it; what an image can be put in, and its name
-/// for headers.
+/// Holds the node that `child` refers to, or opens it; what an image can be put in, and its name for headers.
 fn hold(
     daemon: &Arc<Daemon>,
     id: &str,
-    options: &Args,
-    role: &str,
+    child: NodeRef,
     held: &mut Held,
-) -> Reply<Option<(Arc<dyn Storage>, String)>> {
-    let name = match options.get(role) {
-        None => return Ok(None),
-        Some(Value::String(name)) => name.clone(),
-        Some(Value::Object(options)) => daemon.open_node(options, Inherited::default())?,
-        Some(_) => return Err(QmpError::generic("A block device is given by its name or its options")),
+) -> Reply<(Arc<dyn Storage>, String)> {
+    let name = match child {
+        NodeRef::Name(name) => name,
+        NodeRef::Options(options) => daemon.open_node(&options, Inherited::default())?,
     };
     let mut graph = daemon.graph.lock();
     let parent = Parent::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
@@ -260,5 +294,5 @@ fn hold(
     let name_in_headers = node.name_in_headers();
     drop(graph);
     held.claims.push(daemon.claim_devices(&name)?);
-    Ok(Some((storage, name_in_headers)))
+    Ok((storage, name_in_headers))
 }

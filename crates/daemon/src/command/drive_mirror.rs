@@ -1,7 +1,8 @@
 //! `drive-mirror`: a mirror to a file that is named, and made if need be.
 //!
 //! What must hold: a mirror that does not start leaves the target as it was: a new file gets its name once
-//! the job runs, and one that is written in place loses its contents after all checks that need no image. The
+//! the
+//! job runs, and one that is written in place loses its contents after all checks that need no image. The
 //! target's node has no other owner: it goes with the job, unless the users of the source have moved to it.
 
 use std::path::Path;
@@ -10,57 +11,103 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
 use blockmirror_nbd::NbdUri;
-use blockmirror_qmp::schema::{Command, Member, STR, Type, opt, req};
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::schema::Command;
+use blockmirror_qmp::{QmpError, Session};
 use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
 use super::Commands;
-use super::block::{
-    AUTO_DISMISS, AUTO_FINALIZE, BITMAP, BITMAP_MODE_MEMBER, BUF_SIZE, COPY, GRANULARITY, JOB_ID, ON_SOURCE,
-    ON_TARGET, REPLACES, SPEED, SYNC_MEMBER, TARGET_IS_ZERO, UNMAP,
-};
-use super::snapshot::NEW_IMAGE_MODE;
+use super::block::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync};
+use super::snapshot::NewImageMode;
 use crate::Reply;
+use crate::arguments::{Arguments, Int64, arguments};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::Node;
 use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
-static MEMBERS: [Member; 21] = [
-    JOB_ID,
-    req("device", STR, "the node to copy from"),
-    req("target", STR, "path of the target, or the URI of an export"),
-    opt("format", STR, "its format")
-        .default("that of the device; of a target that is there, what it is found to be"),
-    opt("node-name", STR, "name of its node").default("one that starts with `#block`"),
-    REPLACES,
-    SYNC_MEMBER,
-    BITMAP,
-    BITMAP_MODE_MEMBER,
-    opt("mode", Type::Enum(&NEW_IMAGE_MODE), "whether it is made").default("absolute-paths"),
-    SPEED,
-    GRANULARITY,
-    BUF_SIZE,
-    ON_SOURCE,
-    ON_TARGET,
-    UNMAP,
-    COPY,
-    TARGET_IS_ZERO,
-    AUTO_FINALIZE,
-    AUTO_DISMISS,
-    opt("filter-node-name", STR, "a free name; no node gets it, as none is put in front").ours(),
-];
+arguments! {
+    pub(super) struct DriveMirrorArgs {
+        job_id: Option<String> = "job-id", "name of the job; has to be given";
+        device: String = "device", "the node to copy from";
+        target: String = "target", "path of the target, or the URI of an export";
+        format: Option<String> = "format", "its format"
+            [default "that of the device; of a target that is there, what it is found to be"];
+        node_name: Option<String> = "node-name", "name of its node" [default "one that starts with `#block`"];
+        replaces: Option<String> = "replaces", "the node whose users go over: the device, or one below \
+         filters on it"
+            [default "the device"];
+        sync: Sync = "sync", "what is copied";
+        bitmap: Option<String> = "bitmap", "the bitmap of the device for `sync` incremental and \
+         bitmap" [ours];
+        bitmap_mode: Option<BitmapSync> = "bitmap-mode", "what becomes of the \
+         bitmap" [default "on-success", ours];
+        mode: Option<NewImageMode> = "mode", "whether it is made" [default "absolute-paths"];
+        speed: Option<Int64> = "speed", "bytes per second" [default "0: no limit"];
+        granularity: Option<u32> = "granularity", "bytes per bit of the dirty bitmap, a power of two \
+         between 512 and 64M; 0 is the default"
+            [default "the cluster size of the target, but at least 4096 and at most 65536; 65536 if it has \
+             none"];
+        buf_size: Option<Int64> = "buf-size", "bytes that may be in flight, rounded up to a multiple of the \
+         granularity; 0 is the default"
+            [default "16 MiB"];
+        on_source_error: Option<OnErrorArg> = "on-source-error", "what happens when reading \
+         fails" [default "report"];
+        on_target_error: Option<OnErrorArg> = "on-target-error", "what happens when writing the target fails"
+            [default "report"];
+        unmap: Option<bool> = "unmap", "whether zeros may give space back" [default "true"];
+        copy_mode: Option<CopyModeArg> = "copy-mode", "when the target gets what is written meanwhile"
+            [default "background"];
+        target_is_zero: Option<bool> = "target-is-zero", "whether all of the target reads as zeros and will \
+         when its backing file is attached, so that zeros are left out; an export is zeroed otherwise, \
+         whatever it says"
+            [default "false", ours];
+        auto_finalize: Option<bool> = "auto-finalize", "whether the job ends without \
+         `job-finalize`" [default "true"];
+        auto_dismiss: Option<bool> = "auto-dismiss", "whether it vanishes without \
+         `job-dismiss`" [default "true"];
+        filter_node_name: Option<String> = "filter-node-name", "a free name; no node gets it, as none is \
+         put in front" [ours];
+    }
+}
+
+impl DriveMirrorArgs {
+    /// What it has in common with `blockdev-mirror`, to a node that is still to be opened.
+    fn mirror(&self) -> MirrorArgs {
+        let args = self.clone();
+        MirrorArgs {
+            job_id: args.job_id,
+            device: args.device,
+            target: String::new(),
+            replaces: args.replaces,
+            sync: args.sync,
+            bitmap: args.bitmap,
+            bitmap_mode: args.bitmap_mode,
+            speed: args.speed,
+            granularity: args.granularity,
+            buf_size: args.buf_size,
+            on_source_error: args.on_source_error,
+            on_target_error: args.on_target_error,
+            filter_node_name: args.filter_node_name,
+            copy_mode: args.copy_mode,
+            target_is_zero: args.target_is_zero,
+            auto_finalize: args.auto_finalize,
+            auto_dismiss: args.auto_dismiss,
+        }
+    }
+}
 
 static DRIVE_MIRROR: Command = Command::new(
     "drive-mirror",
-    "As `blockdev-mirror`, to a target that is named by its path. A new target stands on the device's backing file for `sync` \
+    "As `blockdev-mirror`, to a target that is named by its path. A new target stands on the device's \
+     backing file for `sync` \
      top, on the device for none, and alone otherwise; one that is there, on what its header names.",
-    &MEMBERS,
+    DriveMirrorArgs::MEMBERS,
 )
 .differs(
-    "as for `blockdev-mirror`; an invalid argument leaves no file behind; what a server exports can be a target with `mode` \
+    "as for `blockdev-mirror`; an invalid argument leaves no file behind; what a server exports can be a \
+     target with `mode` \
      existing only, and without TLS",
 );
 
@@ -81,19 +128,19 @@ enum Below {
 }
 
 /// `drive-mirror`.
-pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
-    let path = args.str("target")?;
-    let existing = args.opt_str("mode")? == Some("existing");
+pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: DriveMirrorArgs) -> Reply<Value> {
+    let path = &*args.target;
+    let existing = args.mode == Some(NewImageMode::Existing);
     let (mut request, below, size, backing, source_format) = {
         let graph = daemon.graph.lock();
-        let source = graph.find(args.str("device")?)?;
-        if let Some(name) = args.opt_str("node-name")? {
+        let source = graph.find(&args.device)?;
+        if let Some(name) = &args.node_name {
             graph.check_name(name)?;
         }
         let shared = graph.backing_of(&source.name);
-        let (below, stands_on) = match (args.str("sync")?, shared) {
-            ("top", Some(shared)) => (Below::Shared(shared.name.clone()), Some(shared)),
-            ("none", _) => (Below::Source, Some(source)),
+        let (below, stands_on) = match (args.sync, shared) {
+            (Sync::Top, Some(shared)) => (Below::Shared(shared.name.clone()), Some(shared)),
+            (Sync::None, _) => (Below::Source, Some(source)),
             _ => (Below::Nothing, None),
         };
         // A target that is there stands on what its own header names.
@@ -105,15 +152,15 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         let backing = backing.transpose()?;
         let (size, format) = (source.device.len(), graph.in_headers(source).format_in_headers());
         drop(graph);
-        (MirrorRequest::new(daemon, args, "")?, below, size, backing, format)
+        (MirrorRequest::new(daemon, args.mirror())?.unmap(args.unmap), below, size, backing, format)
     };
     daemon.check_mirror(&mut request)?;
-    if request.below_filters && !args.has("node-name") {
+    if request.below_filters && args.node_name.is_none() {
         return Err(QmpError::generic(
             "a node-name must be provided when replacing a named node of the graph",
         ));
     }
-    let format = match args.opt_str("format")? {
+    let format = match &args.format {
         Some(name) => Some(format_named(name)?),
         None if existing => None,
         None => Some(source_format),
@@ -130,7 +177,7 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: &Args)
         _ => None,
     };
     let found = created.as_ref().and_then(CreatedFile::found);
-    let named = NamedTarget { path, found, format, node: args.opt_str("node-name")? };
+    let named = NamedTarget { path, found, format, node: args.node_name.as_deref() };
     let (target, below) = open(daemon, &request.source, named, below)?;
     request.target = target.clone();
     let started = match below {
@@ -172,7 +219,7 @@ fn open(
         Value::Object(options) => options,
         _ => Map::new(),
     };
-    let file = options(protocol_node(path));
+    let (file, found) = protocol_node(path, found)?;
     // Whether anything is unmapped is for the job to say.
     let inherited = Inherited { unmap: true, ..Inherited::default() };
     let file = daemon.open_node_on(&file, inherited, found)?;

@@ -2,97 +2,145 @@
 
 use std::sync::Arc;
 
-use blockmirror_qmp::schema::{
-    BOOL, Command, Enum, Event, Member, Object, STR, Type, UINT32, case, opt, req, value,
-};
-use blockmirror_qmp::{Args, Session};
-use serde_json::Value;
+use blockmirror_qmp::schema::{BOOL, Command, Event, Member, Object, STR, Type, req};
+use blockmirror_qmp::{QmpError, Session};
+use serde_json::{Map, Value};
 
 use super::Commands;
-use super::bitmap::BITMAP_OR_STR;
-use super::schema::SOCKET_ADDRESS_LEGACY;
+use super::bitmap::BitmapRef;
+use super::schema::SocketAddressLegacy;
 use crate::Reply;
+use crate::arguments::{Argument, Arguments, NoArguments, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::export::NewExport;
 
-static START_MEMBERS: [Member; 5] = [
-    req("addr", Type::Object(&SOCKET_ADDRESS_LEGACY), "where it listens"),
-    opt("handshake-max-seconds", UINT32, "how long a client may take to negotiate").default("10"),
-    opt("tls-creds", STR, "id of TLS credentials for the server's end").default("no TLS"),
-    opt("tls-authz", STR, "refused"),
-    opt("max-connections", UINT32, "connections at the same time; 0 is no limit").default("100"),
-];
+arguments! {
+    /// The arguments of `nbd-server-start`.
+    pub(crate) struct NbdServerArgs {
+        addr: SocketAddressLegacy = "addr", "where it listens";
+        handshake_max_seconds: Option<u32> = "handshake-max-seconds", "how long a client may take to \
+         negotiate"
+            [default "10"];
+        tls_creds: Option<String> = "tls-creds", "id of TLS credentials for the server's end" [default "no \
+         TLS"];
+        tls_authz: Option<String> = "tls-authz", "refused";
+        max_connections: Option<u32> = "max-connections", "connections at the same time; 0 is no limit"
+            [default "100"];
+    }
+}
 
-static NBD_SERVER_START: Command =
-    Command::new("nbd-server-start", "Starts the NBD server, of which there is one at most.", &START_MEMBERS)
-        .differs("`tls-authz` is refused");
+static NBD_SERVER_START: Command = Command::new(
+    "nbd-server-start",
+    "Starts the NBD server, of which there is one at most.",
+    NbdServerArgs::MEMBERS,
+)
+.differs("`tls-authz` is refused");
 
 static NBD_SERVER_STOP: Command =
     Command::new("nbd-server-stop", "Stops the NBD server; all exports go with it.", &[]);
 
-static EXPORT_TYPE: Enum =
-    Enum::new("BlockExportType", "How it is exported.", &[value("nbd", "by the NBD server")])
-        .differs("there are no vhost-user, vduse and FUSE exports");
+choice! {
+    enum ExportType("BlockExportType", "How it is exported.", differs "there are no vhost-user, vduse and \
+     FUSE exports") {
+        Nbd = "nbd", "by the NBD server";
+    }
+}
 
-static EXPORT_NBD: Object = Object::new(
-    "BlockExportOptionsNbd",
-    "An export over NBD.",
-    &[
-        opt("name", STR, "what clients ask for").default("the node's name"),
-        opt("description", STR, "words for people"),
-        opt("bitmaps", Type::Array(&Type::Alternate(&BITMAP_OR_STR)), "bitmaps that clients may read"),
-        opt("allocation-depth", BOOL, "whether clients may ask which image of the chain holds what")
-            .default("false"),
-    ],
-);
+arguments! {
+    struct NbdExport("BlockExportOptionsNbd", "An export over NBD.") {
+        name: Option<String> = "name", "what clients ask for" [default "the node's name"];
+        description: Option<String> = "description", "words for people";
+        bitmaps: Option<Vec<BitmapRef>> = "bitmaps", "bitmaps that clients may read";
+        allocation_depth: Option<bool> = "allocation-depth", "whether clients may ask which image of the \
+         chain holds what"
+            [default "false"];
+    }
+}
+
+arguments! {
+    struct AnyExport {
+        _kind: ExportType = "type", "how";
+        id: String = "id", "name of the export, for commands";
+        node_name: String = "node-name", "the node";
+        writable: Option<bool> = "writable", "whether clients may write" [default "false"];
+        writethrough: Option<bool> = "writethrough", "refused if true";
+        _fixed_iothread: Option<bool> = "fixed-iothread", "without effect";
+        iothread: Option<String> = "iothread", "without effect but that the iothread object is in use";
+        _allow_inactive: Option<bool> = "allow-inactive", "without effect";
+    }
+}
 
 /// What is to be exported.
 pub(crate) static EXPORT_OPTIONS: Object = Object::union(
     "BlockExportOptions",
     "What is to be exported, and how.",
-    &[
-        req("type", Type::Enum(&EXPORT_TYPE), "how"),
-        req("id", STR, "name of the export, for commands"),
-        req("node-name", STR, "the node"),
-        opt("writable", BOOL, "whether clients may write").default("false"),
-        opt("writethrough", BOOL, "refused if true"),
-        opt("fixed-iothread", BOOL, "without effect"),
-        opt("iothread", STR, "without effect but that the iothread object is in use"),
-        opt("allow-inactive", BOOL, "without effect"),
-    ],
+    AnyExport::MEMBERS,
     "type",
-    &[case("nbd", &EXPORT_NBD)],
+    &[variant::<NbdExport>("nbd")],
 );
+
+/// The arguments of `block-export-add`.
+pub(crate) struct ExportArgs {
+    any: AnyExport,
+    nbd: NbdExport,
+}
+
+impl Arguments for ExportArgs {
+    const MEMBERS: &'static [Member] = AnyExport::MEMBERS;
+    const CHANGEABLE: &'static [(&'static str, bool)] = &[];
+
+    fn parse(members: &Map<String, Value>) -> Reply<Self> {
+        Ok(Self { any: AnyExport::parse(members)?, nbd: NbdExport::parse(members)? })
+    }
+}
 
 static BLOCK_EXPORT_ADD: Command = Command::boxed("block-export-add", "Exports a node.", &EXPORT_OPTIONS);
 
-static REMOVE_MODE: Enum = Enum::new(
-    "BlockExportRemoveMode",
-    "What becomes of clients.",
-    &[value("safe", "the export stays while it has any"), value("hard", "they are cut off")],
-);
-const MODE: Member = opt("mode", Type::Enum(&REMOVE_MODE), "what becomes of clients").default("safe");
+choice! {
+    enum RemoveModeArg("BlockExportRemoveMode", "What becomes of clients.") {
+        Safe = "safe", "the export stays while it has any";
+        Hard = "hard", "they are cut off";
+    }
+}
+
+arguments! {
+    struct ExportDelArgs {
+        id: String = "id", "the export";
+        mode: Option<RemoveModeArg> = "mode", "what becomes of clients" [default "safe"];
+    }
+}
 
 static BLOCK_EXPORT_DEL: Command =
-    Command::new("block-export-del", "Removes an export.", &[req("id", STR, "the export"), MODE]);
+    Command::new("block-export-del", "Removes an export.", ExportDelArgs::MEMBERS);
+
+arguments! {
+    struct NbdAddArgs {
+        device: String = "device", "the node";
+        name: Option<String> = "name", "what clients ask for" [default "the node's name"];
+        description: Option<String> = "description", "words for people";
+        writable: Option<bool> = "writable", "whether clients may write" [default "false"];
+        bitmap: Option<String> = "bitmap", "a bitmap that clients may read";
+    }
+}
 
 static NBD_SERVER_ADD: Command = Command::new(
     "nbd-server-add",
     "Exports a node; `block-export-add` in its older form.",
-    &[
-        req("device", STR, "the node"),
-        opt("name", STR, "what clients ask for").default("the node's name"),
-        opt("description", STR, "words for people"),
-        opt("writable", BOOL, "whether clients may write").default("false"),
-        opt("bitmap", STR, "a bitmap that clients may read"),
-    ],
+    NbdAddArgs::MEMBERS,
 )
 .differs("it is not deprecated");
+
+arguments! {
+    struct NbdRemoveArgs {
+        name: String = "name", "the export: its id, which is its name if that command gave it";
+        mode: Option<RemoveModeArg> = "mode", "what becomes of clients" [default "safe"];
+    }
+}
 
 static NBD_SERVER_REMOVE: Command = Command::new(
     "nbd-server-remove",
     "Removes an export that was added by `nbd-server-add`; `block-export-del` in its older form.",
-    &[req("name", STR, "the export: its id, which is its name if that command gave it"), MODE],
+    NbdRemoveArgs::MEMBERS,
 )
 .differs("it is not deprecated");
 
@@ -101,7 +149,7 @@ static EXPORT_INFO: Object = Object::new(
     "An export.",
     &[
         req("id", STR, "its name, for commands"),
-        req("type", Type::Enum(&EXPORT_TYPE), "how it is exported"),
+        req("type", ExportType::TYPE, "how it is exported"),
         req("node-name", STR, "the node, which a pivot changes"),
         req("shutting-down", BOOL, "whether it is going"),
     ],
@@ -119,41 +167,39 @@ pub(super) static EVENTS: &[&Event] = &[&BLOCK_EXPORT_DELETED];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_for_exports(&NBD_SERVER_START, |daemon, _, args| {
+        .add_for_exports(&NBD_SERVER_START, |daemon, _, args: NbdServerArgs| {
             daemon.start_nbd_server(args).map(|()| Value::Null)
         })
-        .add_for_exports(&NBD_SERVER_STOP, |daemon, _, _| daemon.stop_nbd_server().map(|()| Value::Null))
-        .add_for_exports(&BLOCK_EXPORT_ADD, |daemon, _, args| {
-            daemon.add_export_by(args).map(|()| Value::Null)
+        .add_for_exports(&NBD_SERVER_STOP, |daemon, _, _: NoArguments| {
+            daemon.stop_nbd_server().map(|()| Value::Null)
         })
-        .add_deferred(&BLOCK_EXPORT_DEL, true, |daemon, args| {
-            daemon.remove_export(args.str("id")?, is_hard(args)?)
+        .add_for_exports(&BLOCK_EXPORT_ADD, |daemon, _, args: ExportArgs| {
+            daemon.add_export_by(&args).map(|()| Value::Null)
+        })
+        .add_deferred(&BLOCK_EXPORT_DEL, true, |daemon, args: ExportDelArgs| {
+            daemon.remove_export(&args.id, args.mode == Some(RemoveModeArg::Hard))
         })
         .add_for_exports(&NBD_SERVER_ADD, nbd_server_add)
-        .add_deferred(&NBD_SERVER_REMOVE, true, |daemon, args| {
-            daemon.remove_export(args.str("name")?, is_hard(args)?)
+        .add_deferred(&NBD_SERVER_REMOVE, true, |daemon, args: NbdRemoveArgs| {
+            daemon.remove_export(&args.name, args.mode == Some(RemoveModeArg::Hard))
         })
-        .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _| Ok(daemon.exports.list(daemon)));
+        .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _: NoArguments| Ok(daemon.exports.list(daemon)));
 }
 
-fn is_hard(args: &Args) -> Reply<bool> {
-    Ok(args.opt_str("mode")? == Some("hard"))
-}
-
-fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let device = args.str("device")?;
+fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: NbdAddArgs) -> Reply<Value> {
+    let device = &*args.device;
     let read_only = daemon.graph.lock().find(device)?.read_only;
-    let name = args.opt_str("name")?.unwrap_or(device);
-    let bitmaps = args.opt_str("bitmap")?.map(|name| (None, name.to_owned())).into_iter().collect();
+    let name = args.name.as_deref().unwrap_or(device);
+    let bitmap = args.bitmap.map(|name| BitmapRef { node: None, name });
     daemon.add_export(&NewExport {
         id: name,
         node: device,
         name: Some(name),
-        description: args.opt_str("description")?,
+        description: args.description.as_deref(),
         // As in QEMU: this older form makes the best of it.
-        writable: args.opt_bool("writable")?.unwrap_or(false) && !read_only,
+        writable: args.writable.unwrap_or(false) && !read_only,
         allocation_depth: false,
-        bitmaps,
+        bitmaps: bitmap.as_slice(),
         iothread: None,
     })?;
     Ok(Value::Null)
@@ -161,27 +207,19 @@ fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value
 
 impl Daemon {
     /// `block-export-add`, from the command line too.
-    pub(crate) fn add_export_by(&self, args: &Args) -> Reply<()> {
-        if args.opt_bool("writethrough")?.unwrap_or(false) {
-            return Err(blockmirror_qmp::QmpError::generic("'writethrough' is not supported"));
+    pub(crate) fn add_export_by(&self, ExportArgs { any, nbd }: &ExportArgs) -> Reply<()> {
+        if any.writethrough == Some(true) {
+            return Err(QmpError::generic("'writethrough' is not supported"));
         }
-        let bitmaps = args.get("bitmaps").and_then(Value::as_array).into_iter().flatten();
-        let bitmaps = bitmaps.map(|bitmap| match bitmap {
-            Value::Object(members) => {
-                let args = Args::new(members.clone());
-                Ok((Some(args.str("node")?.to_owned()), args.str("name")?.to_owned()))
-            }
-            other => Ok((None, other.as_str().unwrap_or_default().to_owned())),
-        });
         self.add_export(&NewExport {
-            id: args.str("id")?,
-            node: args.str("node-name")?,
-            name: args.opt_str("name")?,
-            description: args.opt_str("description")?,
-            writable: args.opt_bool("writable")?.unwrap_or(false),
-            allocation_depth: args.opt_bool("allocation-depth")?.unwrap_or(false),
-            bitmaps: bitmaps.collect::<Reply<_>>()?,
-            iothread: args.opt_str("iothread")?,
+            id: &any.id,
+            node: &any.node_name,
+            name: nbd.name.as_deref(),
+            description: nbd.description.as_deref(),
+            writable: any.writable.unwrap_or(false),
+            allocation_depth: nbd.allocation_depth.unwrap_or(false),
+            bitmaps: nbd.bitmaps.as_deref().unwrap_or_default(),
+            iothread: any.iothread.as_deref(),
         })
     }
 }

@@ -11,28 +11,38 @@ mod size;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use blockmirror_qmp::schema::{Command, INT, STR, Type, opt, req};
-use blockmirror_qmp::{Args, Session};
+use blockmirror_qmp::Session;
+use blockmirror_qmp::schema::{Command, Type};
 use serde_json::{Map, Value, json};
 
 use self::line::{Kind, Param};
 use super::{Commands, Handler, chain, drive_mirror, job};
 use crate::Reply;
+use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
+
+arguments! {
+    struct LineArgs {
+        command_line: String = "command-line", "the line";
+        _cpu_index: Option<i64> = "cpu-index", "without effect: there are no CPUs";
+    }
+}
 
 static HUMAN_MONITOR_COMMAND: Command = Command::new(
     "human-monitor-command",
-    "Runs a line of the monitor for people: `drive_mirror`, `block_job_set_speed`, `block_job_cancel`, `block_job_pause`, \
-     `block_job_resume`, `block_job_complete`, `block_stream`, `info block-jobs`, `qemu-io`, `help`. Jobs have the name of \
+    "Runs a line of the monitor for people: `drive_mirror`, `block_job_set_speed`, `block_job_cancel`, \
+     `block_job_pause`, \
+     `block_job_resume`, `block_job_complete`, `block_stream`, `info block-jobs`, `qemu-io`, `help`. Jobs \
+     have the name of \
      their device.",
-    &[req("command-line", STR, "the line"), opt("cpu-index", INT, "without effect: there are no CPUs")],
+    LineArgs::MEMBERS,
 )
 .differs("there are no other verbs")
 .returns(Type::Str, "what there is to say, nothing if all is well; errors come here too");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
-    commands.add_quick(&HUMAN_MONITOR_COMMAND, |daemon, session, args| {
-        let text = run(daemon, session, args.str("command-line")?);
+    commands.add_quick(&HUMAN_MONITOR_COMMAND, |daemon, session, args: LineArgs| {
+        let text = run(daemon, session, &args.command_line);
         // Lines end as on a terminal.
         Ok(Value::String(text.replace('\n', "\r\n")))
     });
@@ -107,7 +117,8 @@ static VERBS: [Verb; 9] = [
     Verb {
         name: "drive_mirror",
         synopsis: "[-n] [-f] device target [format]",
-        help: "copies a device to an image while it is written (-n: the image is there, -f: with what backing files hold)",
+        help: "copies a device to an image while it is written (-n: the image is there, -f: with what \
+         backing files hold)",
         params: &[
             flag("reuse", 'n'),
             flag("full", 'f'),
@@ -127,27 +138,28 @@ static VERBS: [Verb; 9] = [
     Verb {
         name: "qemu-io",
         synopsis: "[-d] device \"command\"",
-        help: "reads, writes, discards or flushes as the tool does (-d: refused, there are no devices of a guest)",
+        help: "reads, writes, discards or flushes as the tool does (-d: refused, there are no devices of a \
+         guest)",
         params: &[flag("qdev", 'd'), DEVICE, Param { name: "command", kind: Kind::Text, optional: false }],
         action: |daemon, _, args| {
             let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
-            qemu_io::run(daemon, &Args::new(args))
+            qemu_io::run(daemon, &qemu_io::QemuIoArgs::parse(&args)?)
         },
     },
 ];
 
-fn call(
-    handler: Handler,
+fn call<A: Arguments>(
+    handler: Handler<A>,
     daemon: &Arc<Daemon>,
     session: &Session,
     args: Map<String, Value>,
 ) -> Reply<String> {
-    handler(daemon, session, &Args::new(args)).map(|_| String::new())
+    handler(daemon, session, A::parse(&args)?).map(|_| String::new())
 }
 
 /// The same for a command that runs alone on its nodes.
-fn call_alone(
-    handler: Handler,
+fn call_alone<A: Arguments>(
+    handler: Handler<A>,
     daemon: &Arc<Daemon>,
     session: &Session,
     args: Map<String, Value>,
@@ -157,7 +169,7 @@ fn call_alone(
 }
 
 fn with_job_id(mut args: Map<String, Value>) -> Map<String, Value> {
-    let device = args.get("device").cloned().unwrap_or_default();
+    let device = args.get(DEVICE.name).cloned().unwrap_or_default();
     args.insert("job-id".to_owned(), device);
     args
 }

@@ -2,30 +2,28 @@
 
 use std::sync::Arc;
 
-use blockmirror_mirror::{CopyMode, Verb};
+use blockmirror_mirror::Verb;
 use blockmirror_qmp::schema::{
-    BOOL, Command, Enum, Event, INT, INT64, Member, Object, STR, Type, UINT64, case, opt, req, value,
+    BOOL, Command, Enum, Event, INT, Member, Object, STR, Type, UINT64, case, opt, req, value,
 };
-use blockmirror_qmp::{Args, ErrorClass, QmpError, Session};
-use serde_json::Value;
+use blockmirror_qmp::{ErrorClass, QmpError, Session};
+use serde_json::{Map, Value};
 
 use super::Commands;
-use super::block::COPY_MODE;
+use super::block::CopyModeArg;
 use crate::Reply;
+use crate::arguments::{Argument, Arguments, Int64, NoArguments, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::job::{Job, JobCommand};
 
-pub(crate) static JOB_TYPE: Enum = Enum::new(
-    "JobType",
-    "What kind of job.",
-    &[
-        value("commit", "an image into its backing file"),
-        value("stream", "a backing file into its image"),
-        value("mirror", "a node to another"),
-        value("create", "a new image"),
-    ],
-)
-.differs("other kinds of jobs are not there");
+choice! {
+    pub(crate) enum JobType("JobType", "What kind of job.", differs "other kinds of jobs are not there") {
+        Commit = "commit", "an image into its backing file";
+        Stream = "stream", "a backing file into its image";
+        Mirror = "mirror", "a node to another";
+        Create = "create", "a new image";
+    }
+}
 
 static JOB_STATUS: Enum = Enum::new(
     "JobStatus",
@@ -50,7 +48,7 @@ static JOB_INFO: Object = Object::new(
     "A job.",
     &[
         req("id", STR, "its name"),
-        req("type", Type::Enum(&JOB_TYPE), "what kind"),
+        req("type", JobType::TYPE, "what kind"),
         req("status", Type::Enum(&JOB_STATUS), "where it stands"),
         req("current-progress", INT, "what is done"),
         req("total-progress", INT, "what there is to do; grows with what is written meanwhile"),
@@ -80,7 +78,7 @@ static MIRROR_INFO: Object = Object::new(
     "More about a mirror.",
     &[
         req("actively-synced", BOOL, "source and target are equal but for the writes under way"),
-        opt("copy-mode", Type::Enum(&COPY_MODE), "the mode that was asked for").ours(),
+        opt("copy-mode", CopyModeArg::TYPE, "the mode that was asked for").ours(),
         opt("writes-through", BOOL, "whether writes go to the target at once at present").ours(),
         opt("bulk-left", UINT64, "bytes that the first pass has not looked at").ours(),
         opt("dirty-left", UINT64, "bytes that are to be copied").ours(),
@@ -99,7 +97,7 @@ static BLOCK_JOB_INFO: Object = Object::union(
     "BlockJobInfo",
     "A job that moves data.",
     &[
-        req("type", Type::Enum(&JOB_TYPE), "what kind"),
+        req("type", JobType::TYPE, "what kind"),
         req("device", STR, "its name"),
         req("len", INT, "what there is to do"),
         req("offset", INT, "what is done"),
@@ -122,76 +120,143 @@ static QUERY_JOBS: Command = Command::new("query-jobs", "Lists the jobs.", &[])
 static QUERY_BLOCK_JOBS: Command = Command::new("query-block-jobs", "Lists the jobs that move data.", &[])
     .returns(Type::Array(&Type::Object(&BLOCK_JOB_INFO)), "the jobs");
 
-const ID: Member = req("id", STR, "the job");
-const DEVICE: Member = req("device", STR, "the job");
+arguments! {
+    /// The job, as the commands `job-*` name it.
+    struct ById {
+        id: String = "id", "the job";
+    }
+}
+
+arguments! {
+    /// The job, as the older commands name it.
+    pub(super) struct ByDevice {
+        device: String = "device", "the job";
+    }
+}
+
+arguments! {
+    pub(super) struct CancelArgs {
+        device: String = "device", "the job";
+        force: Option<bool> = "force", "give it up in any case, at once" [default "false"];
+    }
+}
+
+arguments! {
+    pub(super) struct SetSpeedArgs {
+        device: String = "device", "the job";
+        speed: Int64 = "speed", "bytes per second; 0 is no limit";
+    }
+}
 
 static JOB_PAUSE: Command = Command::new(
     "job-pause",
-    "Pauses a job: what is in flight is finished, nothing else is begun, and its state is `paused`, or `standby` if it was ready.",
-    &[ID],
+    "Pauses a job: what is in flight is finished, nothing else is begun, and its state is `paused`, or \
+     `standby` if it was ready.",
+    ById::MEMBERS,
 );
 static JOB_RESUME: Command = Command::new(
     "job-resume",
-    "Lets a job go on, after a pause or after an error that stopped it; what failed is tried again. If a flush of the target of a \
+    "Lets a job go on, after a pause or after an error that stopped it; what failed is tried again. If a \
+     flush of the target of a \
      mirror has failed, the target is opened anew, and what no flush has covered is copied again.",
-    &[ID],
+    ById::MEMBERS,
 );
 static JOB_CANCEL: Command = Command::new(
     "job-cancel",
-    "Gives a job up at once, ready or not. `BLOCK_JOB_CANCELLED` follows; the target of a mirror is of no use then.",
-    &[ID],
+    "Gives a job up at once, ready or not. `BLOCK_JOB_CANCELLED` follows; the target of a mirror is of no \
+     use then.",
+    ById::MEMBERS,
 );
 static JOB_COMPLETE: Command = Command::new(
     "job-complete",
-    "Ends a job that is ready: the users of the source of a mirror go over to the target, at one instant. It is answered \
-         when the end has begun; `BLOCK_JOB_COMPLETED` tells that all has moved. Refused before the job is ready.",
-    &[ID],
+    "Ends a job that is ready: the users of the source of a mirror go over to the target, at one instant. \
+     It is answered \
+         when the end has begun; `BLOCK_JOB_COMPLETED` tells that all has moved. Refused before the job is \
+         ready.",
+    ById::MEMBERS,
 );
-static JOB_FINALIZE: Command =
-    Command::new("job-finalize", "Lets a job end that was started with `auto-finalize` false.", &[ID]).differs(
-        "a mirror that is pending has not held the guest: the last look, the flush and the pivot happen here, and may fail",
-    );
+static JOB_FINALIZE: Command = Command::new(
+    "job-finalize",
+    "Lets a job end that was started with `auto-finalize` \
+     false.",
+    ById::MEMBERS,
+)
+.differs(
+    "a mirror that is pending has not held the guest: the last look, the flush and the pivot happen \
+         here, and may fail",
+);
 static JOB_DISMISS: Command = Command::new(
     "job-dismiss",
     "Forgets a job that is over and was started with `auto-dismiss` false.",
-    &[ID],
+    ById::MEMBERS,
 );
 
-static BLOCK_JOB_PAUSE: Command = Command::new("block-job-pause", "As `job-pause`.", &[DEVICE]);
-static BLOCK_JOB_RESUME: Command = Command::new("block-job-resume", "As `job-resume`.", &[DEVICE]);
+static BLOCK_JOB_PAUSE: Command = Command::new("block-job-pause", "As `job-pause`.", ByDevice::MEMBERS);
+static BLOCK_JOB_RESUME: Command = Command::new("block-job-resume", "As `job-resume`.", ByDevice::MEMBERS);
 static BLOCK_JOB_CANCEL: Command = Command::new(
     "block-job-cancel",
-    "Ends a job that is ready and keeps the target as a copy of one instant (event `BLOCK_JOB_COMPLETED`); cancels one that is \
+    "Ends a job that is ready and keeps the target as a copy of one instant (event `BLOCK_JOB_COMPLETED`); \
+     cancels one that is \
      not ready (event `BLOCK_JOB_CANCELLED`). A paused job is refused, unless by force.",
-    &[DEVICE, opt("force", BOOL, "give it up in any case, at once").default("false")],
+    CancelArgs::MEMBERS,
 );
-static BLOCK_JOB_COMPLETE: Command = Command::new("block-job-complete", "As `job-complete`.", &[DEVICE]);
-static BLOCK_JOB_FINALIZE: Command = Command::new("block-job-finalize", "As `job-finalize`.", &[ID]);
-static BLOCK_JOB_DISMISS: Command = Command::new("block-job-dismiss", "As `job-dismiss`.", &[ID]);
+static BLOCK_JOB_COMPLETE: Command =
+    Command::new("block-job-complete", "As `job-complete`.", ByDevice::MEMBERS);
+static BLOCK_JOB_FINALIZE: Command = Command::new("block-job-finalize", "As `job-finalize`.", ById::MEMBERS);
+static BLOCK_JOB_DISMISS: Command = Command::new("block-job-dismiss", "As `job-dismiss`.", ById::MEMBERS);
 static BLOCK_JOB_SET_SPEED: Command = Command::new(
     "block-job-set-speed",
     "Changes how fast a job goes, at once. A mirror that is ready copies what is written without a limit.",
-    &[DEVICE, req("speed", INT64, "bytes per second; 0 is no limit")],
+    SetSpeedArgs::MEMBERS,
 );
 
-static CHANGE_MIRROR: Object = Object::new(
-    "BlockJobChangeOptionsMirror",
-    "What of a mirror can be changed.",
-    &[req("copy-mode", Type::Enum(&COPY_MODE), "when the target gets what is written")],
-);
+arguments! {
+    struct ChangeMirror("BlockJobChangeOptionsMirror", "What of a mirror can be changed.") {
+        copy_mode: CopyModeArg = "copy-mode", "when the target gets what is written";
+    }
+}
+
+arguments! {
+    struct ChangeArgs {
+        id: String = "id", "the job";
+        kind: JobType = "type", "what kind of job it is";
+    }
+}
+
 static CHANGE: Object = Object::union(
     "BlockJobChangeOptions",
     "What of a job can be changed.",
-    &[ID, req("type", Type::Enum(&JOB_TYPE), "what kind of job it is")],
+    ChangeArgs::MEMBERS,
     "type",
-    &[case("mirror", &CHANGE_MIRROR)],
+    &[variant::<ChangeMirror>("mirror")],
 )
 .differs("a mirror can go back to `background`");
+
+/// The members that `type` brings come with those that there are always.
+struct ChangeOptions {
+    always: ChangeArgs,
+    mirror: Option<ChangeMirror>,
+}
+
+impl Arguments for ChangeOptions {
+    const MEMBERS: &'static [Member] = ChangeArgs::MEMBERS;
+    const CHANGEABLE: &'static [(&'static str, bool)] = &[];
+
+    fn parse(members: &Map<String, Value>) -> Reply<Self> {
+        let always = ChangeArgs::parse(members)?;
+        let mirror = match always.kind {
+            JobType::Mirror => Some(ChangeMirror::parse(members)?),
+            _ => None,
+        };
+        Ok(Self { always, mirror })
+    }
+}
+
 static BLOCK_JOB_CHANGE: Command =
     Command::boxed("block-job-change", "Changes a job while it goes on.", &CHANGE);
 
 const EVENT_MEMBERS: [Member; 5] = [
-    req("type", Type::Enum(&JOB_TYPE), "what kind of job"),
+    req("type", JobType::TYPE, "what kind of job"),
     req("device", STR, "its name"),
     req("len", INT, "what there was to do"),
     req("offset", INT, "what is done"),
@@ -216,7 +281,7 @@ pub(crate) static BLOCK_JOB_READY: Event =
 pub(crate) static BLOCK_JOB_PENDING: Event = Event::new(
     "BLOCK_JOB_PENDING",
     "A job waits for `job-finalize`.",
-    &[req("type", Type::Enum(&JOB_TYPE), "what kind of job"), req("id", STR, "its name")],
+    &[req("type", JobType::TYPE, "what kind of job"), req("id", STR, "its name")],
 );
 /// A job has ended.
 pub(crate) static BLOCK_JOB_COMPLETED: Event =
@@ -252,7 +317,7 @@ pub(crate) static BLOCK_JOB_COPY_MODE: Event = Event::new(
     "A mirror with `copy-mode` auto has changed when the target gets what is written.",
     &[
         req("device", STR, "the job"),
-        req("copy-mode", Type::Enum(&COPY_MODE), "the mode from now on"),
+        req("copy-mode", CopyModeArg::TYPE, "the mode from now on"),
         req("reason", STR, "why, with figures, for people"),
     ],
 )
@@ -271,96 +336,83 @@ pub(super) static EVENTS: [&Event; 7] = [
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&QUERY_JOBS, |daemon, _, _| Ok(daemon.jobs.infos().into()))
-        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _| Ok(daemon.jobs.block_infos().into()))
-        .add_quick(&JOB_PAUSE, |daemon, _, args| request(daemon, args, JobCommand::Pause))
-        .add_quick(&JOB_RESUME, |daemon, _, args| by_id(daemon, args, |job| daemon.resume_job(job)))
-        .add_quick(&JOB_CANCEL, |daemon, _, args| request(daemon, args, JobCommand::Cancel(true)))
-        .add_quick(&JOB_COMPLETE, |daemon, _, args| request(daemon, args, JobCommand::Complete))
-        .add_quick(&JOB_FINALIZE, |daemon, _, args| request(daemon, args, JobCommand::Finalize))
-        .add_quick(&JOB_DISMISS, |daemon, _, args| request(daemon, args, JobCommand::Dismiss))
+        .add_quick(&QUERY_JOBS, |daemon, _, _: NoArguments| Ok(daemon.jobs.infos().into()))
+        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _: NoArguments| Ok(daemon.jobs.block_infos().into()))
+        .add_quick(&JOB_PAUSE, |daemon, _, job| request(daemon, &job, JobCommand::Pause))
+        .add_quick(&JOB_RESUME, |daemon, _, job| by_id(daemon, &job, |job| daemon.resume_job(job)))
+        .add_quick(&JOB_CANCEL, |daemon, _, job| request(daemon, &job, JobCommand::Cancel(true)))
+        .add_quick(&JOB_COMPLETE, |daemon, _, job| request(daemon, &job, JobCommand::Complete))
+        .add_quick(&JOB_FINALIZE, |daemon, _, job| request(daemon, &job, JobCommand::Finalize))
+        .add_quick(&JOB_DISMISS, |daemon, _, job| request(daemon, &job, JobCommand::Dismiss))
         .add_quick(&BLOCK_JOB_PAUSE, pause)
         .add_quick(&BLOCK_JOB_RESUME, resume)
         .add_quick(&BLOCK_JOB_CANCEL, cancel)
         .add_quick(&BLOCK_JOB_COMPLETE, complete)
-        .add_quick(&BLOCK_JOB_FINALIZE, |daemon, _, args| {
-            block_job(daemon, args)?.request(JobCommand::Finalize).map(nothing)
+        .add_quick(&BLOCK_JOB_FINALIZE, |daemon, _, job: ById| {
+            daemon.jobs.find_block_job(&job.id)?.request(JobCommand::Finalize).map(nothing)
         })
-        .add_quick(&BLOCK_JOB_DISMISS, |daemon, _, args| {
-            block_job(daemon, args)?.request(JobCommand::Dismiss).map(nothing)
+        .add_quick(&BLOCK_JOB_DISMISS, |daemon, _, job: ById| {
+            daemon.jobs.find_block_job(&job.id)?.request(JobCommand::Dismiss).map(nothing)
         })
         .add_quick(&BLOCK_JOB_SET_SPEED, set_speed)
         .add_quick(&BLOCK_JOB_CHANGE, change);
 }
 
 /// `block-job-pause`.
-pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    by_device(daemon, args)?.request(JobCommand::Pause).map(nothing)
+pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
+    daemon.jobs.find_block_job(&job.device)?.request(JobCommand::Pause).map(nothing)
 }
 
 /// `block-job-resume`.
-pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    daemon.resume_job(&*by_device(daemon, args)?).map(nothing)
+pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
+    daemon.resume_job(&*daemon.jobs.find_block_job(&job.device)?).map(nothing)
 }
 
 /// `block-job-cancel`.
-pub(super) fn cancel(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let force = args.opt_bool("force")?.unwrap_or(false);
-    by_device(daemon, args)?.request(JobCommand::Cancel(force)).map(nothing)
+pub(super) fn cancel(daemon: &Arc<Daemon>, _: &Session, args: CancelArgs) -> Reply<Value> {
+    let force = args.force.unwrap_or(false);
+    daemon.jobs.find_block_job(&args.device)?.request(JobCommand::Cancel(force)).map(nothing)
 }
 
 /// `block-job-complete`.
-pub(super) fn complete(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    by_device(daemon, args)?.request(JobCommand::Complete).map(nothing)
+pub(super) fn complete(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
+    daemon.jobs.find_block_job(&job.device)?.request(JobCommand::Complete).map(nothing)
 }
 
 /// `block-job-set-speed`.
-pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let job = by_device(daemon, args)?;
-    let speed = u64::try_from(args.i64("speed")?)
+pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: SetSpeedArgs) -> Reply<Value> {
+    let job = daemon.jobs.find_block_job(&args.device)?;
+    let speed = u64::try_from(args.speed.0)
         .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
     job.request(JobCommand::SetSpeed(speed)).map(nothing)
 }
 
-fn change(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
-    let job = block_job(daemon, args)?;
-    let kind = args.str("type")?;
+fn change(daemon: &Arc<Daemon>, _: &Session, args: ChangeOptions) -> Reply<Value> {
+    let ChangeOptions { always: ChangeArgs { id, kind }, mirror } = args;
+    let job = daemon.jobs.find_block_job(&id)?;
     job.check_allows(Verb::Change)?;
-    if job.kind != "mirror" {
+    if job.kind != JobType::Mirror.name() {
         return Err(QmpError::generic("Job type does not support change"));
     }
-    if job.kind != kind {
+    let Some(mirror) = mirror else {
+        let kind = kind.name();
         return Err(QmpError::generic(format!("Job '{}' is '{}' job, not '{kind}'", job.id, job.kind)));
-    }
-    let mode = match args.opt_str("copy-mode")? {
-        Some("background") => CopyMode::Background,
-        Some("write-blocking") => CopyMode::WriteBlocking,
-        Some("auto") => CopyMode::Auto,
-        _ => return Err(QmpError::generic(format!("Nothing can be changed of a '{kind}' job"))),
     };
-    job.request(JobCommand::Change(mode)).map(nothing)
+    job.request(JobCommand::Change(mirror.copy_mode.into())).map(nothing)
 }
 
 /// For the commands `job-*`, which have words of their own for a job that is gone.
-fn request(daemon: &Daemon, args: &Args, command: JobCommand) -> Reply<Value> {
-    by_id(daemon, args, |job| job.request(command))
+fn request(daemon: &Daemon, job: &ById, command: JobCommand) -> Reply<Value> {
+    by_id(daemon, job, |job| job.request(command))
 }
 
 /// The same for what is asked in another way.
-fn by_id(daemon: &Daemon, args: &Args, request: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
-    let asked = request(&*daemon.jobs.find(args.str("id")?)?);
+fn by_id(daemon: &Daemon, job: &ById, ask: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
+    let asked = ask(&*daemon.jobs.find(&job.id)?);
     asked.map(nothing).map_err(|error| match error.class {
         ErrorClass::DeviceNotActive => QmpError::generic("Job not found"),
         _ => error,
     })
-}
-
-fn by_device(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
-    daemon.jobs.find_block_job(args.str("device")?)
-}
-
-fn block_job(daemon: &Daemon, args: &Args) -> Reply<Arc<Job>> {
-    daemon.jobs.find_block_job(args.str("id")?)
 }
 
 fn nothing(_: ()) -> Value {

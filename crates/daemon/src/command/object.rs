@@ -1,146 +1,250 @@
 //! `object-add`, `object-del`, and what assigns nodes to I/O threads.
 
-use blockmirror_qmp::schema::{
-    Alternate, BOOL, Command, Enum, INT, Member, NULL, Object, STR, Type, case, opt, req, value,
-};
-use serde_json::Value;
+use blockmirror_qmp::schema::{Alternate, Command, Member, NULL, Object, STR, Type};
+use serde_json::{Map, Value};
 
 use super::Commands;
+use crate::Reply;
+use crate::arguments::{Argument, Arguments, arguments, choice, variant};
 
-static OBJECT_TYPE: Enum = Enum::new(
-    "ObjectType",
-    "What kind of object.",
-    &[
-        value("iothread", "an I/O thread; without effect"),
-        value("secret", "bytes that are not to be seen"),
-        value("throttle-group", "limits that throttle nodes share"),
-        value("tls-creds-x509", "certificates for TLS"),
-    ],
-)
-.differs("other objects are not there; `tls-creds-psk` is not because the TLS library has no external pre-shared keys");
-
-/// The limits of one kind, with `-max` and `-max-length`.
-macro_rules! limit {
-    ($prefix:literal, $name:literal, $doc:literal) => {
-        [
-            opt(concat!($prefix, $name), INT, $doc).default("0: no limit"),
-            opt(concat!($prefix, $name, "-max"), INT, "the same while a burst lasts").default("0: no bursts"),
-            opt(concat!($prefix, $name, "-max-length"), INT, "seconds that a burst may last").default("1"),
-        ]
-    };
+choice! {
+    enum ObjectType(
+        "ObjectType",
+        "What kind of object.",
+        differs "other objects are not there; `tls-creds-psk` is not because the TLS library has no \
+         external pre-shared keys"
+    ) {
+        Iothread = "iothread", "an I/O thread; without effect";
+        Secret = "secret", "bytes that are not to be seen";
+        ThrottleGroup = "throttle-group", "limits that throttle nodes share";
+        TlsCredsX509 = "tls-creds-x509", "certificates for TLS";
+    }
 }
 
-macro_rules! limits {
-    ($prefix:literal $(, $first:expr)?) => {{
-        let [a, b, c] = limit!($prefix, "iops-total", "requests per second");
-        let [d, e, f] = limit!($prefix, "iops-read", "reads per second");
-        let [g, h, i] = limit!($prefix, "iops-write", "writes per second");
-        let [j, k, l] = limit!($prefix, "bps-total", "bytes per second");
-        let [m, n, o] = limit!($prefix, "bps-read", "bytes read per second");
-        let [p, q, r] = limit!($prefix, "bps-write", "bytes written per second");
-        let size = opt(concat!($prefix, "iops-size"), INT, "bytes beyond which a request counts as several")
-            .default("0: each counts as one");
-        [$($first,)? a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, size]
-    }};
+arguments! {
+    pub(crate) struct Limits("ThrottleLimits", "What members of a throttle group may do together.") {
+        iops_total: Option<i64> = "iops-total", "requests per second" [default "0: no limit"];
+        iops_total_max: Option<i64> = "iops-total-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        iops_total_max_length: Option<i64> = "iops-total-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_read: Option<i64> = "iops-read", "reads per second" [default "0: no limit"];
+        iops_read_max: Option<i64> = "iops-read-max", "the same while a burst lasts" [default "0: no bursts"];
+        iops_read_max_length: Option<i64> = "iops-read-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_write: Option<i64> = "iops-write", "writes per second" [default "0: no limit"];
+        iops_write_max: Option<i64> = "iops-write-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        iops_write_max_length: Option<i64> = "iops-write-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_total: Option<i64> = "bps-total", "bytes per second" [default "0: no limit"];
+        bps_total_max: Option<i64> = "bps-total-max", "the same while a burst lasts" [default "0: no bursts"];
+        bps_total_max_length: Option<i64> = "bps-total-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_read: Option<i64> = "bps-read", "bytes read per second" [default "0: no limit"];
+        bps_read_max: Option<i64> = "bps-read-max", "the same while a burst lasts" [default "0: no bursts"];
+        bps_read_max_length: Option<i64> = "bps-read-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_write: Option<i64> = "bps-write", "bytes written per second" [default "0: no limit"];
+        bps_write_max: Option<i64> = "bps-write-max", "the same while a burst lasts" [default "0: no bursts"];
+        bps_write_max_length: Option<i64> = "bps-write-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_size: Option<i64> = "iops-size", "bytes beyond which a request counts as several"
+            [default "0: each counts as one"];
+    }
 }
 
-static LIMITS_MEMBERS: [Member; 19] = limits!("");
-static LIMITS: Object =
-    Object::new("ThrottleLimits", "What members of a throttle group may do together.", &LIMITS_MEMBERS);
+arguments! {
+    pub(crate) struct ThrottleGroupArgs("ThrottleGroupProperties", "Limits that throttle nodes share.") {
+        limits: Option<Limits> = "limits", "the limits; those below are the same one by one";
+        iops_total: Option<i64> = "x-iops-total", "requests per second" [default "0: no limit"];
+        iops_total_max: Option<i64> = "x-iops-total-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        iops_total_max_length: Option<i64> = "x-iops-total-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_read: Option<i64> = "x-iops-read", "reads per second" [default "0: no limit"];
+        iops_read_max: Option<i64> = "x-iops-read-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        iops_read_max_length: Option<i64> = "x-iops-read-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_write: Option<i64> = "x-iops-write", "writes per second" [default "0: no limit"];
+        iops_write_max: Option<i64> = "x-iops-write-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        iops_write_max_length: Option<i64> = "x-iops-write-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_total: Option<i64> = "x-bps-total", "bytes per second" [default "0: no limit"];
+        bps_total_max: Option<i64> = "x-bps-total-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        bps_total_max_length: Option<i64> = "x-bps-total-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_read: Option<i64> = "x-bps-read", "bytes read per second" [default "0: no limit"];
+        bps_read_max: Option<i64> = "x-bps-read-max", "the same while a burst lasts" [default "0: no bursts"];
+        bps_read_max_length: Option<i64> = "x-bps-read-max-length", "seconds that a burst may \
+         last" [default "1"];
+        bps_write: Option<i64> = "x-bps-write", "bytes written per second" [default "0: no limit"];
+        bps_write_max: Option<i64> = "x-bps-write-max", "the same while a burst lasts" [default "0: no \
+         bursts"];
+        bps_write_max_length: Option<i64> = "x-bps-write-max-length", "seconds that a burst may \
+         last" [default "1"];
+        iops_size: Option<i64> = "x-iops-size", "bytes beyond which a request counts as several"
+            [default "0: each counts as one"];
+    }
+}
 
-static THROTTLE_GROUP_MEMBERS: [Member; 20] =
-    limits!("x-", opt("limits", Type::Object(&LIMITS), "the limits; those below are the same one by one"));
-static THROTTLE_GROUP: Object =
-    Object::new("ThrottleGroupProperties", "Limits that throttle nodes share.", &THROTTLE_GROUP_MEMBERS);
+choice! {
+    pub(crate) enum Endpoint("QCryptoTLSCredsEndpoint", "Which end.") {
+        Client = "client", "the client's";
+        Server = "server", "the server's";
+    }
+}
 
-static ENDPOINT: Enum = Enum::new(
-    "QCryptoTLSCredsEndpoint",
-    "Which end.",
-    &[value("client", "the client's"), value("server", "the server's")],
-);
-static TLS_CREDS: Object = Object::new(
-    "TlsCredsX509Properties",
-    "Certificates for TLS, in files with the names that QEMU uses.",
-    &[
-        opt("dir", STR, "where they lie; has to be given"),
-        opt("endpoint", Type::Enum(&ENDPOINT), "for which end").default("client"),
-        opt("verify-peer", BOOL, "whether the other end's certificate is checked").default("true"),
-        opt("sanity-check", BOOL, "without effect").default("true"),
-        opt("priority", STR, "refused"),
-        opt("passwordid", STR, "refused"),
-    ],
-);
+arguments! {
+    pub(crate) struct TlsCredsArgs("TlsCredsX509Properties", "Certificates for TLS, in files with the names \
+     that QEMU uses.") {
+        dir: Option<String> = "dir", "where they lie; has to be given";
+        endpoint: Option<Endpoint> = "endpoint", "for which end" [default "client"];
+        verify_peer: Option<bool> = "verify-peer", "whether the other end's certificate is \
+         checked" [default "true"];
+        _sanity_check: Option<bool> = "sanity-check", "without effect" [default "true"];
+        priority: Option<String> = "priority", "refused";
+        passwordid: Option<String> = "passwordid", "refused";
+    }
+}
 
-static SECRET_FORMAT: Enum = Enum::new(
-    "QCryptoSecretFormat",
-    "How the bytes are written.",
-    &[value("raw", "as they are"), value("base64", "in base64")],
-);
-static SECRET: Object = Object::new(
-    "SecretProperties",
-    "Bytes that are not to be seen.",
-    &[
-        opt("data", STR, "the bytes"),
-        opt("file", STR, "a file that holds them"),
-        opt("format", Type::Enum(&SECRET_FORMAT), "how they are written").default("raw"),
-        opt("keyid", STR, "without effect"),
-        opt("iv", STR, "without effect"),
-    ],
-);
+choice! {
+    pub(crate) enum SecretFormat("QCryptoSecretFormat", "How the bytes are written.") {
+        Raw = "raw", "as they are";
+        Base64 = "base64", "in base64";
+    }
+}
 
-static IOTHREAD: Object = Object::new(
-    "IothreadProperties",
-    "An I/O thread. There is none: each export has threads of its own, started when needed.",
-    &[
-        opt("poll-max-ns", INT, "without effect"),
-        opt("poll-grow", INT, "without effect"),
-        opt("poll-shrink", INT, "without effect"),
-        opt("aio-max-batch", INT, "without effect"),
-        opt("thread-pool-min", INT, "without effect"),
-        opt("thread-pool-max", INT, "without effect"),
-    ],
-);
+arguments! {
+    pub(crate) struct SecretArgs("SecretProperties", "Bytes that are not to be seen.") {
+        data: Option<String> = "data", "the bytes";
+        file: Option<String> = "file", "a file that holds them";
+        _format: Option<SecretFormat> = "format", "how they are written" [default "raw"];
+        _keyid: Option<String> = "keyid", "without effect";
+        _iv: Option<String> = "iv", "without effect";
+    }
+}
+
+arguments! {
+    pub(crate) struct IothreadArgs(
+        "IothreadProperties",
+        "An I/O thread. There is none: each export has threads of its own, started when needed."
+    ) {
+        poll_max_ns: Option<i64> = "poll-max-ns", "without effect";
+        poll_grow: Option<i64> = "poll-grow", "without effect";
+        poll_shrink: Option<i64> = "poll-shrink", "without effect";
+        aio_max_batch: Option<i64> = "aio-max-batch", "without effect";
+        thread_pool_min: Option<i64> = "thread-pool-min", "without effect";
+        thread_pool_max: Option<i64> = "thread-pool-max", "without effect";
+    }
+}
+
+arguments! {
+    struct AnyObject {
+        qom_type: ObjectType = "qom-type", "what kind";
+        id: String = "id", "its name";
+    }
+}
 
 /// An object to be made.
 pub(crate) static OBJECT_OPTIONS: Object = Object::union(
     "ObjectOptions",
     "An object to be made.",
-    &[req("qom-type", Type::Enum(&OBJECT_TYPE), "what kind"), req("id", STR, "its name")],
+    AnyObject::MEMBERS,
     "qom-type",
     &[
-        case("iothread", &IOTHREAD),
-        case("secret", &SECRET),
-        case("throttle-group", &THROTTLE_GROUP),
-        case("tls-creds-x509", &TLS_CREDS),
+        variant::<IothreadArgs>("iothread"),
+        variant::<SecretArgs>("secret"),
+        variant::<ThrottleGroupArgs>("throttle-group"),
+        variant::<TlsCredsArgs>("tls-creds-x509"),
     ],
 );
 
+/// The arguments of `object-add`.
+pub(crate) struct ObjectArgs {
+    pub(crate) id: String,
+    pub(crate) kind: ObjectKind,
+}
+
+/// What kind of object, with what it is made from.
+pub(crate) enum ObjectKind {
+    Iothread(IothreadArgs),
+    Secret(SecretArgs),
+    ThrottleGroup(Box<ThrottleGroupArgs>),
+    TlsCreds(TlsCredsArgs),
+}
+
+impl Arguments for ObjectArgs {
+    const MEMBERS: &'static [Member] = AnyObject::MEMBERS;
+    const CHANGEABLE: &'static [(&'static str, bool)] = &[];
+
+    fn parse(members: &Map<String, Value>) -> Reply<Self> {
+        let AnyObject { qom_type, id } = AnyObject::parse(members)?;
+        let kind = match qom_type {
+            ObjectType::Iothread => ObjectKind::Iothread(IothreadArgs::parse(members)?),
+            ObjectType::Secret => ObjectKind::Secret(SecretArgs::parse(members)?),
+            ObjectType::ThrottleGroup => {
+                ObjectKind::ThrottleGroup(Box::new(ThrottleGroupArgs::parse(members)?))
+            }
+            ObjectType::TlsCredsX509 => ObjectKind::TlsCreds(TlsCredsArgs::parse(members)?),
+        };
+        Ok(Self { id, kind })
+    }
+}
+
 static OBJECT_ADD: Command =
     Command::boxed("object-add", "Makes an object that others refer to.", &OBJECT_OPTIONS);
-static OBJECT_DEL: Command =
-    Command::new("object-del", "Forgets an object that is not in use.", &[req("id", STR, "the object")]);
 
-static IOTHREAD_OR_NULL: Alternate =
-    Alternate::new("StrOrNull", "The id of an I/O thread, or none.", &[STR, NULL]);
+arguments! {
+    struct ObjectDelArgs {
+        id: String = "id", "the object";
+    }
+}
+
+static OBJECT_DEL: Command =
+    Command::new("object-del", "Forgets an object that is not in use.", ObjectDelArgs::MEMBERS);
+
+/// The id of an I/O thread, or none.
+#[derive(Clone, Debug)]
+struct IothreadOrNull(Option<String>);
+
+impl Argument for IothreadOrNull {
+    const TYPE: Type = {
+        static STR_OR_NULL: Alternate =
+            Alternate::new("StrOrNull", "The id of an I/O thread, or none.", &[STR, NULL]);
+        Type::Alternate(&STR_OR_NULL)
+    };
+
+    fn read(value: &Value) -> Option<Self> {
+        Some(Self(value.as_str().map(str::to_owned)))
+    }
+}
+
+arguments! {
+    struct SetIothreadArgs {
+        node_name: String = "node-name", "the node";
+        iothread: IothreadOrNull = "iothread", "the thread; null for none";
+        force: Option<bool> = "force", "whether it may be in use by an export or a job" [default "false"];
+    }
+}
+
 static SET_IOTHREAD: Command = Command::new(
     "x-blockdev-set-iothread",
     "Assigns a node to an I/O thread. Without effect but that the object is in use.",
-    &[
-        req("node-name", STR, "the node"),
-        req("iothread", Type::Alternate(&IOTHREAD_OR_NULL), "the thread; null for none"),
-        opt("force", BOOL, "whether it may be in use by an export or a job").default("false"),
-    ],
+    SetIothreadArgs::MEMBERS,
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&OBJECT_ADD, |daemon, _, args| daemon.objects.add(args).map(|()| Value::Null))
-        .add(&SET_IOTHREAD, |daemon, _, args| {
-            let force = args.opt_bool("force")?.unwrap_or(false);
-            let thread = args.get("iothread").and_then(Value::as_str);
-            daemon.set_iothread(args.str("node-name")?, thread, force).map(|()| Value::Null)
+        .add_quick(&OBJECT_ADD, |daemon, _, args: ObjectArgs| daemon.objects.add(args).map(|()| Value::Null))
+        .add(&SET_IOTHREAD, |daemon, _, args: SetIothreadArgs| {
+            let force = args.force.unwrap_or(false);
+            daemon.set_iothread(&args.node_name, args.iothread.0.as_deref(), force).map(|()| Value::Null)
         })
-        .add_quick(&OBJECT_DEL, |daemon, _, args| {
-            daemon.objects.remove(args.str("id")?).map(|()| Value::Null)
+        .add_quick(&OBJECT_DEL, |daemon, _, args: ObjectDelArgs| {
+            daemon.objects.remove(&args.id).map(|()| Value::Null)
         });
 }

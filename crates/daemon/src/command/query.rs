@@ -8,6 +8,7 @@ use blockmirror_qmp::schema::{ANY, BOOL, Command, INT, Member, Object, STR, Type
 use serde_json::{Value, json};
 
 use super::Commands;
+use crate::arguments::{Arguments, NoArguments, arguments};
 use crate::graph::{Counter, Graph, HostSizes, Node};
 
 static BITMAP_INFO: Object = Object::new(
@@ -80,12 +81,14 @@ static NODE_INFO: Object = Object::new(
     "limits with bursts are reported for throttle groups only, and snapshots inside an image not at all",
 );
 
-static QUERY_NODES: Command = Command::new(
-    "query-named-block-nodes",
-    "Lists the nodes.",
-    &[opt("flat", BOOL, "leave `backing-image` out").default("false")],
-)
-.returns(Type::Array(&Type::Object(&NODE_INFO)), "the nodes, newest first");
+arguments! {
+    struct NodesArgs {
+        flat: Option<bool> = "flat", "leave `backing-image` out" [default "false"];
+    }
+}
+
+static QUERY_NODES: Command = Command::new("query-named-block-nodes", "Lists the nodes.", NodesArgs::MEMBERS)
+    .returns(Type::Array(&Type::Object(&NODE_INFO)), "the nodes, newest first");
 
 static QUERY_BLOCK: Command =
     Command::new("query-block", "Lists the devices of a guest: there are none.", &[])
@@ -102,10 +105,12 @@ macro_rules! numbers {
     };
 }
 static STATS_MEMBERS: [Member; 32] = numbers![
-    "rd_bytes": "bytes read", "wr_bytes": "bytes written", "zone_append_bytes": "0", "unmap_bytes": "bytes discarded",
+    "rd_bytes": "bytes read", "wr_bytes": "bytes written", "zone_append_bytes": "0", "unmap_bytes": "bytes \
+     discarded",
     "rd_operations": "reads", "wr_operations": "writes", "zone_append_operations": "0",
     "flush_operations": "flushes", "unmap_operations": "discards",
-    "rd_total_time_ns": "time in reads", "wr_total_time_ns": "time in writes", "zone_append_total_time_ns": "0",
+    "rd_total_time_ns": "time in reads", "wr_total_time_ns": "time in \
+     writes", "zone_append_total_time_ns": "0",
     "flush_total_time_ns": "time in flushes", "unmap_total_time_ns": "time in discards",
     "wr_highest_offset": "end of the highest write",
     "rd_merged": "0", "wr_merged": "0", "zone_append_merged": "0", "unmap_merged": "0",
@@ -125,26 +130,30 @@ static NODE_STATS: Object = Object::new(
         opt("parent", Type::Object(&NODE_STATS), "the file it lives in"),
     ],
 );
-static QUERY_STATS: Command = Command::new(
-    "query-blockstats",
-    "Tells what nodes have done.",
-    &[opt("query-nodes", BOOL, "tell of nodes, and not of the devices of a guest, of which there are none")
-        .default("false")],
-)
-.returns(Type::Array(&Type::Object(&NODE_STATS)), "the nodes, newest first");
+arguments! {
+    struct StatsArgs {
+        query_nodes: Option<bool> = "query-nodes", "tell of nodes, and not of the devices of a guest, of \
+         which there are none"
+            [default "false"];
+    }
+}
+
+static QUERY_STATS: Command =
+    Command::new("query-blockstats", "Tells what nodes have done.", StatsArgs::MEMBERS)
+        .returns(Type::Array(&Type::Object(&NODE_STATS)), "the nodes, newest first");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&QUERY_NODES, |daemon, _, args| {
-            let flat = args.opt_bool("flat")?.unwrap_or(false);
+        .add_quick(&QUERY_NODES, |daemon, _, args: NodesArgs| {
+            let flat = args.flat.unwrap_or(false);
             let sizes = HostSizes::of(&daemon.graph.lock());
             sizes.ask();
             let graph = daemon.graph.lock();
             Ok(graph.nodes().into_iter().map(|node| describe(&graph, node, flat)).collect())
         })
-        .add_quick(&QUERY_BLOCK, |_, _, _| Ok(json!([])))
-        .add_quick(&QUERY_STATS, |daemon, _, args| {
-            if !args.opt_bool("query-nodes")?.unwrap_or(false) {
+        .add_quick(&QUERY_BLOCK, |_, _, _: NoArguments| Ok(json!([])))
+        .add_quick(&QUERY_STATS, |daemon, _, args: StatsArgs| {
+            if !args.query_nodes.unwrap_or(false) {
                 return Ok(json!([]));
             }
             let graph = daemon.graph.lock();
@@ -163,7 +172,7 @@ fn describe(graph: &Graph, node: &Node, flat: bool) -> Value {
         "file": node.filename,
         "node-name": node.name,
         "ro": node.read_only,
-        "drv": node.driver,
+        "drv": node.driver.name,
         "backing_file_depth": if flat { 0 } else { chain.len() },
         "active": true,
         "encrypted": false,
@@ -210,7 +219,7 @@ fn describe(graph: &Graph, node: &Node, flat: bool) -> Value {
 fn image(graph: &Graph, node: &Node) -> Value {
     let mut info = json!({
         "filename": node.filename,
-        "format": node.driver,
+        "format": node.driver.name,
         "virtual-size": node.device.len(),
         "dirty-flag": false,
     });
@@ -225,7 +234,7 @@ fn image(graph: &Graph, node: &Node) -> Value {
         if let Some(len) = node.host_size.known().len {
             info["virtual-size"] = json!(len.next_multiple_of(512));
         }
-        info["format-specific"] = json!({"type": node.driver, "data": {}});
+        info["format-specific"] = json!({"type": node.driver.name, "data": {}});
     }
     if let Some(size) = node.device.geometry().cluster_size {
         info["cluster-size"] = json!(size);

@@ -9,63 +9,42 @@ mod nested;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use blockmirror_block::{BlockDevice, Storage};
+use blockmirror_block::BlockDevice;
 use blockmirror_file::FileStorage;
-use blockmirror_filter::{Throttle, ThrottleGroup, ThrottleStorage};
 use blockmirror_mirror::Drained;
-use blockmirror_qmp::schema::{Command, Type, req};
-use blockmirror_qmp::{Args, QmpError, Session};
-use serde_json::Value;
+use blockmirror_qmp::schema::Command;
+use blockmirror_qmp::{QmpError, Session};
+use serde_json::{Map, Value};
 
 use self::nested::Wanted;
 use super::Commands;
-use super::schema::BLOCKDEV_OPTIONS;
+use super::schema::{CommonOptions, NodeOptions};
 use crate::Reply;
+use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
-use crate::driver::{Common, Inherited, Reopened, disk_of_raw, flattened, is_read_only, qmp_error};
+use crate::driver::{
+    Below, Common, Inherited, Kind, Rebased, Reopened, cannot_change, flattened, is_read_only, qmp_error,
+};
 use crate::graph::{
     ALL_PERMS, AttachmentId, BackingLink, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms, Released,
 };
 
+arguments! {
+    struct ReopenArgs {
+        options: Vec<NodeOptions> = "options", "the nodes, each with all its options";
+    }
+}
+
 static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
-    "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, `detect-zeroes`, `cache`, \
-     the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. All options are \
-     given; a child by its name or, if it was opened with its parent, by its options, which change too. Others cannot change.",
-    &[req("options", Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)), "the nodes, each with all its options")],
+    "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, \
+     `detect-zeroes`, `cache`, \
+     the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. \
+     All options are \
+     given; a child by its name or, if it was opened with its parent, by its options, which change too. \
+     Others cannot change.",
+    ReopenArgs::MEMBERS,
 );
-
-/// Options that may change, or say nothing to us, besides those that all drivers have.
-const FREE: [(&str, &[&str]); 3] = [
-    ("file", &["drop-cache", "x-check-cache-dropped"]),
-    (
-        "qcow2",
-        &[
-            "lazy-refcounts",
-            "pass-discard-request",
-            "pass-discard-snapshot",
-            "pass-discard-other",
-            "discard-no-unref",
-            "overlap-check",
-            "cache-size",
-            "l2-cache-size",
-            "l2-cache-entry-size",
-            "refcount-cache-size",
-            "cache-clean-interval",
-        ],
-    ),
-    ("throttle", &["throttle-group"]),
-];
-const FREE_FOR_ALL: [&str; 8] = [
-    "driver",
-    "node-name",
-    "read-only",
-    "auto-read-only",
-    "discard",
-    "detect-zeroes",
-    "cache.direct",
-    "cache.no-flush",
-];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands.add(&BLOCKDEV_REOPEN, reopen);
@@ -80,7 +59,6 @@ struct Change {
     child: Option<(&'static str, Option<String>)>,
     /// The disk for another file or group.
     disk: Option<NewDisk>,
-    group: Option<Arc<ThrottleGroup>>,
     /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it
     /// alone.
     files: Vec<(String, Arc<FileStorage>)>,
@@ -88,18 +66,18 @@ struct Change {
 
 /// A disk on another file, or in another group.
 struct NewDisk {
-    device: Arc<dyn BlockDevice>,
+    new: Rebased,
     /// The node that it is on.
     file: String,
     /// By what it reaches that.
     link: Arc<BackingLink>,
 }
 
-fn reopen(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+fn reopen(daemon: &Arc<Daemon>, _: &Session, args: ReopenArgs) -> Reply<Value> {
     let mut changes: Vec<Change> = Vec::new();
     let mut all = Vec::new();
-    for options in args.get("options").and_then(Value::as_array).into_iter().flatten() {
-        nested::collect(&daemon.graph.lock(), &options.as_object().cloned().unwrap_or_default(), &mut all)?;
+    for options in args.options {
+        nested::collect(&daemon.graph.lock(), options.0, &mut all)?;
     }
     for wanted in all {
         let change = Change::new(daemon, wanted)?;
@@ -134,37 +112,42 @@ fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
 impl Change {
     /// Reads and checks what is asked for.
     fn new(daemon: &Daemon, wanted: Wanted) -> Reply<Self> {
-        let Wanted { node: name, options, inherited: from_above, above } = wanted;
-        let args = Args::new(options);
-        let group = args.opt_str("throttle-group")?.map(|id| daemon.objects.throttle_group(id));
+        let Wanted { node: name, options: given, inherited: from_above, above } = wanted;
+        let common = CommonOptions::parse(&given)?;
         let graph = daemon.graph.lock();
         let node = graph.find_node(&name)?;
         let names_backing = node.qcow2.as_ref().is_some_and(|image| image.header().backing.is_some());
-        if (names_backing || graph.backing_of(&name).is_some()) && !args.has("backing") {
+        if (names_backing || graph.backing_of(&name).is_some()) && !given.contains_key("backing") {
             return Err(QmpError::generic(format!("backing is missing for '{name}'")));
         }
-        if node.driver != args.str("driver")? {
+        let driver = node.driver;
+        if driver.name != common.driver.name() {
             return Err(cannot_change("driver"));
         }
-        if node.driver == "copy-on-read" {
+        if !driver.reopens {
             return Err(QmpError::generic(format!(
-                "Block format 'copy-on-read' used by node '{name}' does not support reopening files"
+                "Block format '{}' used by node '{name}' does not support reopening files",
+                driver.name
             )));
         }
-        let common = Common::new(&args, from_above.unwrap_or_else(|| inherited(&graph, node)))?;
+        let common = Common::new(&common, from_above.unwrap_or_else(|| inherited(&graph, node)))?;
         let mut files = Vec::new();
         if common.direct != node.direct {
             above.iter().chain([&name]).try_for_each(|name| graph.check_no_job(name))?;
             files_below(&graph, node, &mut files);
         }
-        let options = flattened(args.map());
+        let options = flattened(&given);
         check_fixed(node, &options)?;
-        let child = child(&graph, node, &args)?;
-        let group = group.transpose()?;
-        let below = new_below(&graph, node, &args, child.as_ref())?;
+        let child = child(&graph, node, &given)?;
+        let below = new_below(&graph, node, &given, child.as_ref())?;
         drop(graph);
-        let disk = below.map(|below| below.open(group.as_ref())).transpose()?;
-        Ok(Self { node: name, common, options, child, disk, group, files })
+        // Asks the file, so not under the graph's lock.
+        let disk = below.map(|NewBelow { file, below }| {
+            let link = Arc::clone(&below.link);
+            let new = (driver.rebase)(&daemon.objects, &given, below)?;
+            Ok::<_, QmpError>(NewDisk { new, file, link })
+        });
+        Ok(Self { node: name, common, options, child, disk: disk.transpose()?, files })
     }
 }
 
@@ -174,10 +157,6 @@ fn files_below(graph: &Graph, node: &Node, files: &mut Vec<(String, Arc<FileStor
     for (_, child) in graph.children(&node.name).filter(|(role, child)| *role != "backing" && !child.owned) {
         files_below(graph, child, files);
     }
-}
-
-fn cannot_change(option: &str) -> QmpError {
-    QmpError::generic(format!("Cannot change the option '{option}'"))
 }
 
 /// What `node` gets from the one it was opened with.
@@ -202,11 +181,10 @@ fn inherited(graph: &Graph, node: &Node) -> Inherited {
 
 /// Refuses changes of options that cannot change.
 fn check_fixed(node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
-    let driver = if node.driver == "host_device" { "file" } else { node.driver };
-    let free = FREE.iter().find(|(name, _)| *name == driver).map_or(&[][..], |(_, free)| free);
     let is_free = |name: &str| {
         let first = name.split('.').next().unwrap_or(name);
-        FREE_FOR_ALL.contains(&name) || free.contains(&first)
+        let of_all = CommonOptions::CHANGEABLE.iter().any(|(option, free)| *option == first && *free);
+        of_all || node.driver.may_change(first)
     };
     for (name, value) in options {
         if !is_free(name) && node.options.get(name) != Some(value) {
@@ -222,10 +200,14 @@ fn check_fixed(node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
 }
 
 /// The child that is to be another one, if there is one.
-fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str, Option<String>)>> {
+fn child(
+    graph: &Graph,
+    node: &Node,
+    given: &Map<String, Value>,
+) -> Reply<Option<(&'static str, Option<String>)>> {
     let mut other = None;
-    for role in ["file", "image", "data-file", "backing"] {
-        let Some(reference) = args.get(role) else { continue };
+    for role in node.driver.children() {
+        let Some(reference) = given.get(role) else { continue };
         let present = graph.children(&node.name).find(|(r, _)| *r == role).map(|(_, child)| child);
         let wanted = match reference {
             Value::String(name) => Some(graph.find_node(name)?),
@@ -237,49 +219,35 @@ fn child(graph: &Graph, node: &Node, args: &Args) -> Reply<Option<(&'static str,
             continue;
         }
         let wanted = wanted.map(|node| node.name.clone());
-        other = Some(match (role, node.driver) {
-            ("backing", "qcow2") => ("backing", wanted),
-            ("file", "raw" | "throttle") if !node.is_part() => ("file", wanted),
-            _ => return Err(cannot_change(role)),
-        });
+        if !node.driver.may_change(role) || node.is_part() {
+            return Err(cannot_change(role));
+        }
+        other = Some((role, wanted));
     }
     Ok(other)
 }
 
-/// What a raw or throttle node comes to stand on.
+/// What a node comes to stand on.
 struct NewBelow {
     file: String,
-    link: Arc<BackingLink>,
-    storage: Option<Arc<dyn Storage>>,
+    below: Below,
 }
 
-impl NewBelow {
-    /// The disk on it. Asks the file, so not to be called under a lock.
-    fn open(self, group: Option<&Arc<ThrottleGroup>>) -> Reply<NewDisk> {
-        let Self { file, link, storage } = self;
-        let device = match group {
-            Some(group) => Arc::new(Throttle::new(Arc::clone(&link) as _, group)) as _,
-            None => disk_of_raw(storage.as_ref(), &link)?,
-        };
-        Ok(NewDisk { device, file, link })
-    }
-}
-
-/// What a raw or throttle node is to stand on, if that is another child, or the same in another group.
+/// What a node is to stand on, if that is another child, or the same by another device.
 fn new_below(
     graph: &Graph,
     node: &Node,
-    args: &Args,
+    given: &Map<String, Value>,
     child: Option<&(&'static str, Option<String>)>,
 ) -> Reply<Option<NewBelow>> {
-    let regrouped =
-        node.driver == "throttle" && node.options.get("throttle-group") != args.get("throttle-group");
     let file = match child {
         Some(("file", Some(name))) => graph.find_node(name)?,
-        None if regrouped => match graph.children(&node.name).find(|(role, _)| *role == "file") {
-            Some((_, file)) => file,
-            None => return Ok(None),
-        },
+        None if (node.driver.needs_rebase)(&node.options, given)? => {
+            match graph.children(&node.name).find(|(role, _)| *role == "file") {
+                Some((_, file)) => file,
+                None => return Ok(None),
+            }
+        }
         _ => return Ok(None),
     };
     // A format that lives in it would not see the change.
@@ -293,7 +261,7 @@ fn new_below(
     }
     let storage = file.storage.clone().filter(|_| file.path.is_some());
     let link = BackingLink::for_filter(Arc::clone(&file.tap) as _);
-    Ok(Some(NewBelow { file: file.name.clone(), link, storage }))
+    Ok(Some(NewBelow { file: file.name.clone(), below: Below { link, file: storage } }))
 }
 
 /// What has been done and can be taken back.
@@ -369,12 +337,14 @@ impl Done {
                 )));
             }
             let parent = Parent::Node { name: change.node.clone(), role };
-            let (is_raw, below) = (graph.find_node(&change.node)?.driver == "raw", graph.find_node(child)?);
+            let (node, below) = (graph.find_node(&change.node)?, graph.find_node(child)?);
+            // On a file, what stood on a disk becomes a format.
+            let is_format = (node.driver.kind)(below.storage.is_some()) == Kind::Format;
             let (file, read_only) = (*role == "file", below.read_only);
             if file && read_only && !change.common.read_only && !changes.iter().any(|c| c.node == *child) {
                 return Err(is_read_only());
             }
-            let shared_perm = if file && is_raw && below.storage.is_some() { NO_CHANGE } else { ALL_PERMS };
+            let shared_perm = if file && is_format { NO_CHANGE } else { ALL_PERMS };
             self.links.push(graph.attach(child, parent, Perms::READ, shared_perm)?);
             if file {
                 let writes = !graph.find_node(&change.node)?.read_only;
@@ -431,15 +401,13 @@ impl Done {
             node.options = change.options;
             let image = node.qcow2.clone();
             let is_moved = change.disk.is_some();
-            if let Some(disk) = change.disk {
-                node.device.replace(disk.device);
+            if let Some(NewDisk { new: Rebased { device, wrap }, .. }) = change.disk {
+                node.device.replace(device);
                 if let Some((storage, path, filename)) = file {
                     (node.storage, node.path, node.filename) = (storage, path, filename);
                 }
-                if let Some(group) = change.group {
-                    let storage = node.storage.take();
-                    node.storage =
-                        storage.map(|storage| Arc::new(ThrottleStorage::new(storage, &group)) as _);
+                if let Some(wrap) = wrap {
+                    node.storage = node.storage.take().map(wrap);
                 }
             }
             if is_moved {

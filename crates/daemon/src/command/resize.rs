@@ -4,24 +4,29 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_mirror::Error;
-use blockmirror_qmp::schema::{Command, INT, STR, opt, req};
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::schema::Command;
+use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
 use crate::Reply;
+use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
 use crate::graph::{HOLD_LIMIT, Node};
 
+arguments! {
+    struct ResizeArgs {
+        device: Option<String> = "device", "a guest's device, of which there are none";
+        node_name: Option<String> = "node-name", "the node; has to be given";
+        size: i64 = "size", "the new length in bytes, a multiple of 512";
+    }
+}
+
 static BLOCK_RESIZE: Command = Command::new(
     "block_resize",
     "Makes a node that is not in use longer or shorter. Bytes past a new end are gone.",
-    &[
-        opt("device", STR, "a guest's device, of which there are none"),
-        opt("node-name", STR, "the node; has to be given"),
-        req("size", INT, "the new length in bytes, a multiple of 512"),
-    ],
+    ResizeArgs::MEMBERS,
 )
 .differs("the node must not be in use");
 
@@ -30,19 +35,22 @@ pub(super) fn register(commands: &mut Commands<'_>) {
 }
 
 /// Looks up what a command names that takes a guest's device or a node.
-pub(super) fn named_node<'a>(graph: &'a crate::graph::Graph, args: &Args) -> Reply<&'a Node> {
-    let device = args.opt_str("device")?.unwrap_or_default();
-    let name = args.opt_str("node-name")?.unwrap_or_default();
+pub(super) fn named_node<'a>(
+    graph: &'a crate::graph::Graph,
+    device: Option<&str>,
+    node: Option<&str>,
+) -> Reply<&'a Node> {
+    let (device, name) = (device.unwrap_or_default(), node.unwrap_or_default());
     graph
         .get(name)
         .ok_or_else(|| QmpError::generic(format!("Cannot find device='{device}' nor node-name='{name}'")))
 }
 
-fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: &Args) -> Reply<Value> {
+fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Value> {
     let (tap, device, size) = {
         let graph = daemon.graph.lock();
-        let node = named_node(&graph, args)?;
-        let size = u64::try_from(args.i64("size")?);
+        let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
+        let size = u64::try_from(args.size);
         let size = size.map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
         if !size.is_multiple_of(512) {
             return Err(QmpError::generic("The new size must be a multiple of 512"));

@@ -1,327 +1,330 @@
 //! Types that several commands share: how nodes are described, and sockets.
 
-use blockmirror_qmp::schema::{
-    Alternate, BOOL, Enum, INT, INT64, NULL, Object, SIZE, STR, Type, UINT32, UINT64, case, opt, req, value,
+use std::path::PathBuf;
+
+use blockmirror_qmp::QmpError;
+use blockmirror_qmp::schema::{Alternate, Enum, EnumValue, Member, NULL, Object, STR, Type, Variant, value};
+use serde_json::{Map, Value};
+
+use crate::Reply;
+use crate::arguments::{Argument, Arguments, arguments, choice, variant};
+use crate::driver::{DRIVER_COUNT, DRIVER_TABLE, DriverEntry, driver_named};
+use crate::export::SocketAddress;
+
+/// The names of the drivers.
+static DRIVER_NAMES: [EnumValue; DRIVER_COUNT] = {
+    let mut names = [value("", ""); DRIVER_COUNT];
+    let mut at = 0;
+    while at < DRIVER_COUNT {
+        names[at] = value(DRIVER_TABLE[at].name, DRIVER_TABLE[at].doc);
+        at += 1;
+    }
+    names
 };
 
-pub(crate) static BLOCKDEV_DRIVER: Enum = Enum::new(
-    "BlockdevDriver",
-    "What kind of node it is.",
-    &[
-        value("blkdebug", "fault injection, before another node"),
-        value("copy-on-read", "copies up what is read, before another node"),
-        value("file", "a regular file"),
-        value("host_device", "a block device of the host"),
-        value("nbd", "an export of an NBD server"),
-        value("null-co", "nothing: reads are zeros or undefined, writes vanish"),
-        value("qcow2", "an image in that format"),
-        value("raw", "the bytes of another node"),
-        value("throttle", "slows another node down"),
-    ],
-)
-.differs("other drivers are not there");
+static BLOCKDEV_DRIVER: Enum = Enum::new("BlockdevDriver", "What kind of node it is.", &DRIVER_NAMES)
+    .differs("other drivers are not there");
 
-static DISCARD: Enum = Enum::new(
-    "BlockdevDiscardOptions",
-    "What becomes of discards.",
-    &[value("ignore", "nothing"), value("unmap", "they are passed on")],
-);
+/// A driver, by its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DriverName(pub(crate) &'static DriverEntry);
 
-static DETECT_ZEROES: Enum = Enum::new(
-    "BlockdevDetectZeroesOptions",
-    "Whether writes of zeros are looked for.",
-    &[
-        value("off", "no"),
-        value("on", "yes: they become zeroing"),
-        value("unmap", "yes, and they may give space back; needs `discard=unmap`"),
-    ],
-);
+impl DriverName {
+    /// The name.
+    pub(crate) fn name(self) -> &'static str {
+        self.0.name
+    }
+}
 
-static CACHE: Object = Object::new(
-    "BlockdevCacheOptions",
-    "How the host's cache is used.",
-    &[
-        opt("direct", BOOL, "go past the host's page cache").default("false"),
-        opt("no-flush", BOOL, "ignore flushes: fast, and unsafe if the host crashes").default("false"),
-    ],
-);
+impl Argument for DriverName {
+    // Names and options of the drivers are put together from constants that contain nodes.
+    const TYPE: Type = Type::Later(|| Type::Enum(&BLOCKDEV_DRIVER));
 
-static LOCKING: Enum = Enum::new(
-    "OnOffAuto",
-    "Yes, no, or what serves.",
-    &[value("auto", "what serves"), value("on", "yes"), value("off", "no")],
-);
+    fn read(value: &Value) -> Option<Self> {
+        driver_named(value.as_str()?).map(Self)
+    }
+}
 
-static AIO: Enum = Enum::new(
-    "BlockdevAioOptions",
-    "How requests are given to the host. Accepted and without effect: requests run on threads.",
-    &[value("threads", "threads"), value("native", "Linux AIO"), value("io_uring", "io_uring")],
-);
+choice! {
+    pub(crate) enum Discard("BlockdevDiscardOptions", "What becomes of discards.") {
+        Ignore = "ignore", "nothing";
+        Unmap = "unmap", "they are passed on";
+    }
+}
 
-static FILE: Object = Object::new(
-    "BlockdevOptionsFile",
-    "A file or device of the host.",
-    &[
-        req("filename", STR, "path"),
-        opt("pr-manager", STR, "refused"),
-        opt("locking", Type::Enum(&LOCKING), "whether the image is locked against other users")
-            .default("auto"),
-        opt("aio", Type::Enum(&AIO), "without effect").default("threads"),
-        opt("aio-max-batch", INT, "without effect"),
-        opt("drop-cache", BOOL, "without effect"),
-        opt("x-check-cache-dropped", BOOL, "without effect"),
-    ],
-);
+choice! {
+    pub(crate) enum DetectZeroes("BlockdevDetectZeroesOptions", "Whether writes of zeros are looked for.") {
+        Off = "off", "no";
+        On = "on", "yes: they become zeroing";
+        Unmap = "unmap", "yes, and they may give space back; needs `discard=unmap`";
+    }
+}
 
-/// A node that is there, or one to be opened.
-pub(crate) static BLOCKDEV_REF: Alternate = Alternate::new(
-    "BlockdevRef",
-    "A node: its name, or what it is opened with.",
-    &[Type::Object(&BLOCKDEV_OPTIONS), STR],
-);
+arguments! {
+    pub(crate) struct Cache("BlockdevCacheOptions", "How the host's cache is used.") {
+        direct: Option<bool> = "direct", "go past the host's page cache" [default "false"];
+        no_flush: Option<bool> = "no-flush", "ignore flushes: fast, and unsafe if the host crashes"
+            [default "false"];
+    }
+}
 
-static BLOCKDEV_REF_OR_NULL: Alternate =
-    Alternate::new("BlockdevRefOrNull", "A node, or none.", &[Type::Object(&BLOCKDEV_OPTIONS), STR, NULL]);
+arguments! {
+    /// The options that all drivers have.
+    pub(crate) struct CommonOptions {
+        driver: DriverName = "driver", "what kind of node" [reopen];
+        node_name: Option<String> = "node-name", "its name, of at most 31 letters, digits, `-`, `.` and `_`"
+            [default "one that starts with `#block`", reopen];
+        discard: Option<Discard> = "discard", "what becomes of discards" [default "ignore", reopen];
+        cache: Option<Cache> = "cache", "how the host's cache is used" [reopen];
+        active: Option<bool> = "active", "refused if false" [default "true"];
+        read_only: Option<bool> = "read-only", "whether writes are refused"
+            [default "false; what stands above decides for a file", reopen];
+        auto_read_only: Option<bool> = "auto-read-only", "whether what cannot be written is opened for \
+         reading"
+            [default "false", reopen];
+        force_share: Option<bool> = "force-share", "whether others may write the image meanwhile; needs \
+         `read-only`"
+            [default "false"];
+        detect_zeroes: Option<DetectZeroes> = "detect-zeroes", "whether writes of zeros are looked for"
+            [default "off", reopen];
+    }
+}
 
-static RAW: Object = Object::new(
-    "BlockdevOptionsRaw",
-    "The bytes of another node.",
-    &[
-        req("file", Type::Alternate(&BLOCKDEV_REF), "the node"),
-        opt("offset", SIZE, "the first byte that the disk has of it, which is a file then").default("0"),
-        opt("size", SIZE, "how many bytes it has, a multiple of 512; all from `offset` on if not given"),
-    ],
-);
-
-static ENCRYPT: Object = Object::new("BlockdevQcow2Encryption", "Refused.", &[req("format", STR, "refused")]);
-
-static OVERLAP: Alternate = Alternate::new(
-    "Qcow2OverlapChecks",
-    "Accepted and without effect: all checks are always on. Flags one by one are not taken.",
-    &[STR],
-);
-
-static QCOW2: Object = Object::new(
-    "BlockdevOptionsQcow2",
-    "An image.",
-    &[
-        req("file", Type::Alternate(&BLOCKDEV_REF), "the node that the image lies in"),
-        opt("backing", Type::Alternate(&BLOCKDEV_REF_OR_NULL), "its backing file; null for none")
-            .default("the one that the image names, if the daemon may open it"),
-        opt("data-file", Type::Alternate(&BLOCKDEV_REF), "its data file")
-            .default("the one that the image names"),
-        opt("lazy-refcounts", BOOL, "without effect"),
-        opt("pass-discard-request", BOOL, "without effect: discards of freed clusters are passed on"),
-        opt("pass-discard-snapshot", BOOL, "without effect"),
-        opt("pass-discard-other", BOOL, "without effect"),
-        opt("discard-no-unref", BOOL, "without effect"),
-        opt("overlap-check", Type::Alternate(&OVERLAP), "without effect"),
-        opt("cache-size", INT, "bytes of metadata that are kept in memory").default("32 MiB"),
-        opt("l2-cache-size", INT, "the same, where `cache-size` is not given"),
-        opt("l2-cache-entry-size", INT, "without effect"),
-        opt("refcount-cache-size", INT, "without effect"),
-        opt("cache-clean-interval", INT, "without effect"),
-        opt("encrypt", Type::Object(&ENCRYPT), "refused"),
-    ],
-);
-
-static SOCKET_TYPE: Enum = Enum::new(
-    "SocketAddressType",
-    "What kind of socket.",
-    &[
-        value("inet", "TCP"),
-        value("unix", "a path"),
-        value("vsock", "refused"),
-        value("fd", "an inherited socket"),
-    ],
-);
-
-static INET: Object = Object::new(
-    "InetSocketAddress",
-    "A TCP address.",
-    &[
-        req("host", STR, "name or address"),
-        req("port", STR, "number"),
-        opt("numeric", BOOL, "without effect"),
-        opt("to", UINT32, "refused"),
-        opt("ipv4", BOOL, "without effect"),
-        opt("ipv6", BOOL, "without effect"),
-        opt("keep-alive", BOOL, "without effect"),
-        opt("mptcp", BOOL, "without effect"),
-    ],
-);
-
-static UNIX: Object =
-    Object::new("UnixSocketAddress", "A socket in the file system.", &[req("path", STR, "path")])
-        .differs("there are no `abstract` names, and nothing is `tight`");
-
-static FD: Object = Object::new(
-    "FdSocketAddress",
-    "A socket that listens, opened by the parent process of the daemon; for `--nbd-server` on the command line only.",
-    &[req("str", STR, "its number, or the name that systemd gave it (`FileDescriptorName=`)")],
-)
-.differs("clients cannot pass descriptors, so there are no names of theirs");
-
-/// A socket's address.
-pub(crate) static SOCKET_ADDRESS: Object = Object::union(
-    "SocketAddress",
-    "Where a socket is.",
-    &[req("type", Type::Enum(&SOCKET_TYPE), "what kind")],
-    "type",
-    &[case("inet", &INET), case("unix", &UNIX), case("fd", &FD)],
-);
-
-static INET_WRAPPER: Object = Object::new(
-    "InetSocketAddressWrapper",
-    "A TCP address.",
-    &[req("data", Type::Object(&INET), "the address")],
-);
-static UNIX_WRAPPER: Object =
-    Object::new("UnixSocketAddressWrapper", "A path.", &[req("data", Type::Object(&UNIX), "the path")]);
-static FD_WRAPPER: Object =
-    Object::new("FdSocketAddressWrapper", "A socket.", &[req("data", Type::Object(&FD), "the socket")]);
-
-/// The same, as `nbd-server-start` spells it.
-pub(crate) static SOCKET_ADDRESS_LEGACY: Object = Object::union(
-    "SocketAddressLegacy",
-    "Where a socket is.",
-    &[req("type", Type::Enum(&SOCKET_TYPE), "what kind")],
-    "type",
-    &[case("inet", &INET_WRAPPER), case("unix", &UNIX_WRAPPER), case("fd", &FD_WRAPPER)],
-);
-
-static NBD: Object = Object::new(
-    "BlockdevOptionsNbd",
-    "An export of an NBD server.",
-    &[
-        req("server", Type::Object(&SOCKET_ADDRESS), "where the server is"),
-        opt("export", STR, "which of its exports").default("the one without a name"),
-        opt("tls-creds", STR, "id of TLS credentials for the client's end"),
-        opt("tls-hostname", STR, "name that the server's certificate has to have").default("the host"),
-        opt("x-dirty-bitmap", STR, "refused"),
-        opt("reconnect-delay", UINT32, "seconds that requests wait for a lost server to come back")
-            .default("0"),
-        opt("open-timeout", UINT32, "seconds that opening tries again and again").default("0"),
-    ],
-);
-
-static NULL_CO: Object = Object::new(
-    "BlockdevOptionsNull",
-    "Nothing.",
-    &[
-        opt("size", INT, "length in bytes").default("1 GiB"),
-        opt("latency-ns", UINT64, "how long each request takes").default("0"),
-        opt("read-zeroes", BOOL, "whether reads give zeros").default("false"),
-    ],
-);
-
-static THROTTLE: Object = Object::new(
-    "BlockdevOptionsThrottle",
-    "Slows another node down.",
-    &[
-        req("throttle-group", STR, "id of the group whose limits hold"),
-        req("file", Type::Alternate(&BLOCKDEV_REF), "the node"),
-    ],
-);
-
-static COPY_ON_READ: Object = Object::new(
-    "BlockdevOptionsCor",
-    "Copies up what is read.",
-    &[req("file", Type::Alternate(&BLOCKDEV_REF), "the node"), opt("bottom", STR, "refused")],
-);
-
-static INJECT_ERROR: Object = Object::new(
-    "BlkdebugInjectErrorOptions",
-    "Fails a request.",
-    &[
-        req("event", STR, "what arms it, by QEMU's names"),
-        opt("state", INT, "in which state").default("any"),
-        opt("iotype", STR, "which requests fail").default("all but block-status"),
-        opt("errno", INT, "the error").default("5"),
-        opt("sector", INT64, "only requests that touch this sector of 512 bytes"),
-        opt("once", BOOL, "only one request").default("false"),
-        opt("immediately", BOOL, "without effect: failures are immediate").default("false"),
-    ],
-);
-
-static SET_STATE: Object = Object::new(
-    "BlkdebugSetStateOptions",
-    "Changes the state.",
-    &[
-        req("event", STR, "at what"),
-        opt("state", INT, "in which state").default("any"),
-        req("new_state", INT, "the state afterwards"),
-    ],
-);
-
-static PERMISSION: Enum = Enum::new(
-    "BlockPermission",
-    "What a user of a node may do with it.",
-    &[
-        value("consistent-read", "read what was written"),
-        value("write", "write"),
-        value("write-unchanged", "write what is read there already"),
-        value("resize", "make it longer or shorter"),
-    ],
-);
-
-static BLKDEBUG: Object = Object::new(
-    "BlockdevOptionsBlkdebug",
-    "Fault injection.",
-    &[
-        req("image", Type::Alternate(&BLOCKDEV_REF), "the node"),
-        opt("config", STR, "a file of rules"),
-        opt("align", INT, "alignment that is asked of requests"),
-        opt("max-transfer", SIZE, "largest request"),
-        opt("opt-write-zero", SIZE, "alignment of zeroing"),
-        opt("max-write-zero", SIZE, "longest zeroing"),
-        opt("opt-discard", SIZE, "alignment of discards"),
-        opt("max-discard", SIZE, "longest discard"),
-        opt("inject-error", Type::Array(&Type::Object(&INJECT_ERROR)), "rules that fail requests"),
-        opt("set-state", Type::Array(&Type::Object(&SET_STATE)), "rules that change the state"),
-        opt(
-            "take-child-perms",
-            Type::Array(&Type::Enum(&PERMISSION)),
-            "what it needs of the node besides what its users do",
-        ),
-        opt(
-            "unshare-child-perms",
-            Type::Array(&Type::Enum(&PERMISSION)),
-            "what no other user of the node may do",
-        ),
-    ],
-)
-.differs("the node makes its events itself, at each request; those of metadata are known and never happen");
+/// The options of each driver.
+static DRIVER_OPTIONS: [Variant; DRIVER_COUNT] = {
+    let mut options = [DRIVER_TABLE[0].variant(); DRIVER_COUNT];
+    let mut at = 0;
+    while at < DRIVER_COUNT {
+        options[at] = DRIVER_TABLE[at].variant();
+        at += 1;
+    }
+    options
+};
 
 /// A node to be opened.
 pub(crate) static BLOCKDEV_OPTIONS: Object = Object::union(
     "BlockdevOptions",
     "A node to be opened.",
-    &[
-        req("driver", Type::Enum(&BLOCKDEV_DRIVER), "what kind of node"),
-        opt("node-name", STR, "its name, of at most 31 letters, digits, `-`, `.` and `_`")
-            .default("one that starts with `#block`"),
-        opt("discard", Type::Enum(&DISCARD), "what becomes of discards").default("ignore"),
-        opt("cache", Type::Object(&CACHE), "how the host's cache is used"),
-        opt("active", BOOL, "refused if false").default("true"),
-        opt("read-only", BOOL, "whether writes are refused")
-            .default("false; what stands above decides for a file"),
-        opt("auto-read-only", BOOL, "whether what cannot be written is opened for reading").default("false"),
-        opt("force-share", BOOL, "whether others may write the image meanwhile; needs `read-only`")
-            .default("false"),
-        opt("detect-zeroes", Type::Enum(&DETECT_ZEROES), "whether writes of zeros are looked for")
-            .default("off"),
-    ],
+    CommonOptions::MEMBERS,
     "driver",
-    &[
-        case("blkdebug", &BLKDEBUG),
-        case("copy-on-read", &COPY_ON_READ),
-        case("file", &FILE),
-        case("host_device", &FILE),
-        case("nbd", &NBD),
-        case("null-co", &NULL_CO),
-        case("qcow2", &QCOW2),
-        case("raw", &RAW),
-        case("throttle", &THROTTLE),
-    ],
+    &DRIVER_OPTIONS,
 );
+
+/// All options of a node, which its driver reads.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeOptions(pub(crate) Map<String, Value>);
+
+impl Argument for NodeOptions {
+    const TYPE: Type = Type::Later(|| Type::Object(&BLOCKDEV_OPTIONS));
+
+    fn read(value: &Value) -> Option<Self> {
+        value.as_object().cloned().map(Self)
+    }
+}
+
+impl Arguments for NodeOptions {
+    const MEMBERS: &'static [Member] = CommonOptions::MEMBERS;
+    const CHANGEABLE: &'static [(&'static str, bool)] = CommonOptions::CHANGEABLE;
+
+    fn parse(members: &Map<String, Value>) -> Reply<Self> {
+        Ok(Self(members.clone()))
+    }
+}
+
+/// A node that is there, or one to be opened.
+#[derive(Clone, Debug)]
+pub(crate) enum NodeRef {
+    Name(String),
+    Options(Map<String, Value>),
+}
+
+impl Argument for NodeRef {
+    const TYPE: Type = {
+        static BLOCKDEV_REF: Alternate = Alternate::new(
+            "BlockdevRef",
+            "A node: its name, or what it is opened with.",
+            &[NodeOptions::TYPE, STR],
+        );
+        Type::Later(|| Type::Alternate(&BLOCKDEV_REF))
+    };
+
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::String(name) => Some(Self::Name(name.clone())),
+            Value::Object(options) => Some(Self::Options(options.clone())),
+            _ => None,
+        }
+    }
+}
+
+/// A node, or none.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeRefOrNull(pub(crate) Option<NodeRef>);
+
+impl Argument for NodeRefOrNull {
+    const TYPE: Type = {
+        static BLOCKDEV_REF_OR_NULL: Alternate =
+            Alternate::new("BlockdevRefOrNull", "A node, or none.", &[NodeOptions::TYPE, STR, NULL]);
+        Type::Later(|| Type::Alternate(&BLOCKDEV_REF_OR_NULL))
+    };
+
+    fn read(value: &Value) -> Option<Self> {
+        match value {
+            Value::Null => Some(Self(None)),
+            value => NodeRef::read(value).map(|node| Self(Some(node))),
+        }
+    }
+}
+
+choice! {
+    enum SocketType("SocketAddressType", "What kind of socket.") {
+        Inet = "inet", "TCP";
+        Unix = "unix", "a path";
+        Vsock = "vsock", "refused";
+        Fd = "fd", "an inherited socket";
+    }
+}
+
+arguments! {
+    struct Inet("InetSocketAddress", "A TCP address.") {
+        host: String = "host", "name or address";
+        port: String = "port", "number";
+        _numeric: Option<bool> = "numeric", "without effect";
+        _to: Option<u32> = "to", "refused";
+        _ipv4: Option<bool> = "ipv4", "without effect";
+        _ipv6: Option<bool> = "ipv6", "without effect";
+        _keep_alive: Option<bool> = "keep-alive", "without effect";
+        _mptcp: Option<bool> = "mptcp", "without effect";
+    }
+}
+
+arguments! {
+    struct Unix("UnixSocketAddress", "A socket in the file system.", differs "there are no `abstract` \
+     names, and nothing is `tight`") {
+        path: String = "path", "path";
+    }
+}
+
+arguments! {
+    struct Fd(
+        "FdSocketAddress",
+        "A socket that listens, opened by the parent process of the daemon; for `--nbd-server` on the \
+         command line only.",
+        differs "clients cannot pass descriptors, so there are no names of theirs"
+    ) {
+        str: String = "str", "its number, or the name that systemd gave it (`FileDescriptorName=`)";
+    }
+}
+
+arguments! {
+    struct AnySocket {
+        kind: SocketType = "type", "what kind";
+    }
+}
+
+static SOCKET_ADDRESS: Object = Object::union(
+    "SocketAddress",
+    "Where a socket is.",
+    AnySocket::MEMBERS,
+    "type",
+    &[variant::<Inet>("inet"), variant::<Unix>("unix"), variant::<Fd>("fd")],
+);
+
+/// A socket's address.
+#[derive(Clone, Debug)]
+pub(crate) enum SocketArg {
+    Inet { host: String, port: String },
+    Unix(String),
+    Vsock,
+    Fd(String),
+}
+
+impl SocketArg {
+    fn of(kind: SocketType, members: &Map<String, Value>) -> Option<Self> {
+        Some(match kind {
+            SocketType::Inet => {
+                let Inet { host, port, .. } = Inet::parse(members).ok()?;
+                Self::Inet { host, port }
+            }
+            SocketType::Unix => Self::Unix(Unix::parse(members).ok()?.path),
+            SocketType::Vsock => Self::Vsock,
+            SocketType::Fd => Self::Fd(Fd::parse(members).ok()?.str),
+        })
+    }
+
+    /// The address.
+    ///
+    /// # Errors
+    /// It is of a kind that is not supported, or its port is no number.
+    pub(crate) fn address(&self) -> Reply<SocketAddress> {
+        match self {
+            Self::Unix(path) => Ok(SocketAddress::Unix(PathBuf::from(path))),
+            Self::Inet { host, port } => {
+                let number = port.parse().map_err(|_| {
+                    let why = "Servname not supported for ai_socktype";
+                    QmpError::generic(format!("address resolution failed for {host}:{port}: {why}"))
+                })?;
+                Ok(SocketAddress::Inet { host: host.clone(), port: number })
+            }
+            Self::Fd(name) => Ok(SocketAddress::Fd(name.clone())),
+            Self::Vsock => Err(QmpError::generic("Sockets of type 'vsock' are not supported")),
+        }
+    }
+}
+
+impl Argument for SocketArg {
+    const TYPE: Type = Type::Object(&SOCKET_ADDRESS);
+
+    fn read(value: &Value) -> Option<Self> {
+        let members = value.as_object()?;
+        Self::of(AnySocket::parse(members).ok()?.kind, members)
+    }
+}
+
+arguments! {
+    struct InetWrapper("InetSocketAddressWrapper", "A TCP address.") {
+        data: Inet = "data", "the address";
+    }
+}
+
+arguments! {
+    struct UnixWrapper("UnixSocketAddressWrapper", "A path.") {
+        data: Unix = "data", "the path";
+    }
+}
+
+arguments! {
+    struct FdWrapper("FdSocketAddressWrapper", "A socket.") {
+        data: Fd = "data", "the socket";
+    }
+}
+
+static SOCKET_ADDRESS_LEGACY: Object = Object::union(
+    "SocketAddressLegacy",
+    "Where a socket is.",
+    AnySocket::MEMBERS,
+    "type",
+    &[variant::<InetWrapper>("inet"), variant::<UnixWrapper>("unix"), variant::<FdWrapper>("fd")],
+);
+
+/// The same, as `nbd-server-start` spells it.
+#[derive(Clone, Debug)]
+pub(crate) struct SocketAddressLegacy(pub(crate) SocketArg);
+
+impl Argument for SocketAddressLegacy {
+    const TYPE: Type = Type::Object(&SOCKET_ADDRESS_LEGACY);
+
+    fn read(value: &Value) -> Option<Self> {
+        let members = value.as_object()?;
+        let socket = match AnySocket::parse(members).ok()?.kind {
+            SocketType::Inet => {
+                let Inet { host, port, .. } = InetWrapper::parse(members).ok()?.data;
+                SocketArg::Inet { host, port }
+            }
+            SocketType::Unix => SocketArg::Unix(UnixWrapper::parse(members).ok()?.data.path),
+            SocketType::Vsock => SocketArg::Vsock,
+            SocketType::Fd => SocketArg::Fd(FdWrapper::parse(members).ok()?.data.str),
+        };
+        Some(Self(socket))
+    }
+}

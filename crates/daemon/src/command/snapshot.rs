@@ -8,62 +8,70 @@ use blockmirror_image::Format;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
-use blockmirror_qmp::schema::{Command, Enum, Member, STR, Type, opt, req, value};
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
+use blockmirror_qmp::schema::Command;
 use serde_json::{Value, json};
 
 use super::Commands;
 use super::resize::named_node;
 use crate::Reply;
+use crate::arguments::{Arguments, arguments, choice};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, is_read_only, qmp_error};
 use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Parent, Perms, Released};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
-pub(super) static NEW_IMAGE_MODE: Enum = Enum::new(
-    "NewImageMode",
-    "Where an image comes from.",
-    &[value("existing", "it is there"), value("absolute-paths", "it is made; names in it are absolute")],
+choice! {
+    pub(super) enum NewImageMode("NewImageMode", "Where an image comes from.") {
+        Existing = "existing", "it is there";
+        AbsolutePaths = "absolute-paths", "it is made; names in it are absolute";
+    }
+}
+
+arguments! {
+    /// The arguments of `blockdev-snapshot`, in a transaction too.
+    pub(super) struct SnapshotArgs("BlockdevSnapshot", "An overlay that is there.") {
+        node: String = "node", "the node that becomes the backing file";
+        overlay: String = "overlay", "the node that comes on top: it has no backing file, and is used by \
+         nothing but a mirror that fills it";
+    }
+}
+
+arguments! {
+    /// The arguments of `blockdev-snapshot-sync`, in a transaction too.
+    pub(super) struct SnapshotSyncArgs("BlockdevSnapshotSync", "An overlay that is opened.") {
+        device: Option<String> = "device", "a guest's device, of which there are none";
+        node_name: Option<String> = "node-name", "the node that becomes the backing file; has to be given";
+        snapshot_file: String = "snapshot-file", "path of the overlay";
+        snapshot_node_name: Option<String> = "snapshot-node-name", "name of the overlay's node; has to be \
+         given";
+        format: Option<String> = "format", "format of the overlay" [default "qcow2"];
+        mode: Option<NewImageMode> = "mode", "whether it is made" [default "absolute-paths"];
+    }
+}
+
+static SNAPSHOT: Command = Command::new(
+    "blockdev-snapshot",
+    "Moves the users of a node to an overlay on it.",
+    SnapshotArgs::MEMBERS,
 );
-
-/// The arguments of `blockdev-snapshot`, in a transaction too.
-pub(super) static SNAPSHOT_MEMBERS: [Member; 2] = [
-    req("node", STR, "the node that becomes the backing file"),
-    req(
-        "overlay",
-        STR,
-        "the node that comes on top: it has no backing file, and is used by nothing but a mirror that fills it",
-    ),
-];
-/// The arguments of `blockdev-snapshot-sync`, in a transaction too.
-pub(super) static SNAPSHOT_SYNC_MEMBERS: [Member; 6] = [
-    opt("device", STR, "a guest's device, of which there are none"),
-    opt("node-name", STR, "the node that becomes the backing file; has to be given"),
-    req("snapshot-file", STR, "path of the overlay"),
-    opt("snapshot-node-name", STR, "name of the overlay's node; has to be given"),
-    opt("format", STR, "format of the overlay").default("qcow2"),
-    opt("mode", Type::Enum(&NEW_IMAGE_MODE), "whether it is made").default("absolute-paths"),
-];
-
-static SNAPSHOT: Command =
-    Command::new("blockdev-snapshot", "Moves the users of a node to an overlay on it.", &SNAPSHOT_MEMBERS);
 static SNAPSHOT_SYNC: Command = Command::new(
     "blockdev-snapshot-sync",
     "Makes an overlay on a node and moves the node's users to it.",
-    &SNAPSHOT_SYNC_MEMBERS,
+    SnapshotSyncArgs::MEMBERS,
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&SNAPSHOT, |daemon, _, args| {
-            daemon.snapshot(args).map(|snapshot| {
+        .add(&SNAPSHOT, |daemon, _, args: SnapshotArgs| {
+            daemon.snapshot(&args).map(|snapshot| {
                 let overlay = snapshot.keep();
                 daemon.refresh_from(&overlay);
                 Value::Null
             })
         })
-        .add(&SNAPSHOT_SYNC, |daemon, _, args| {
-            daemon.snapshot_sync(args, Naming::Now).map(|snapshot| {
+        .add(&SNAPSHOT_SYNC, |daemon, _, args: SnapshotSyncArgs| {
+            daemon.snapshot_sync(&args, Naming::Now).map(|snapshot| {
                 let overlay = snapshot.keep();
                 daemon.refresh_from(&overlay);
                 Value::Null
@@ -177,24 +185,24 @@ impl Snapshot {
 
 impl Daemon {
     /// `blockdev-snapshot`.
-    pub(super) fn snapshot(&self, args: &Args) -> Reply<Snapshot> {
-        self.put_overlay(args.str("node")?, args.str("overlay")?, || Ok(()))
+    pub(super) fn snapshot(&self, args: &SnapshotArgs) -> Reply<Snapshot> {
+        self.put_overlay(&args.node, &args.overlay, || Ok(()))
     }
 
     /// `blockdev-snapshot-sync`.
-    pub(super) fn snapshot_sync(&self, args: &Args, naming: Naming) -> Reply<Snapshot> {
-        let path = args.str("snapshot-file")?;
-        let existing = args.opt_str("mode")? == Some("existing");
+    pub(super) fn snapshot_sync(&self, args: &SnapshotSyncArgs, naming: Naming) -> Reply<Snapshot> {
+        let path = &*args.snapshot_file;
+        let existing = args.mode == Some(NewImageMode::Existing);
         let (node, overlay, size, backing) = {
             let graph = self.graph.lock();
-            let node = named_node(&graph, args)?;
-            let overlay = args.opt_str("snapshot-node-name")?;
+            let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
+            let overlay = args.snapshot_node_name.as_deref();
             let overlay = overlay.ok_or_else(|| QmpError::generic("New overlay node-name missing"))?;
             if graph.get(overlay).is_some() {
                 return Err(QmpError::generic("New overlay node-name already in use"));
             }
             graph.check_name(overlay)?;
-            let format = format_named(args.opt_str("format")?.unwrap_or("qcow2"))?;
+            let format = format_named(args.format.as_deref().unwrap_or("qcow2"))?;
             if format == Format::Raw {
                 return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
             }
@@ -238,10 +246,11 @@ impl Daemon {
 
     /// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
     fn open_overlay(&self, path: &str, overlay: &str, found: Option<Found>) -> Reply<()> {
-        let options = |value: Value| value.as_object().cloned().unwrap_or_default();
-        let file = self.open_node_on(&options(protocol_node(path)), Inherited::default(), found)?;
+        let (options, found) = protocol_node(path, found)?;
+        let file = self.open_node_on(&options, Inherited::default(), found)?;
         let image = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
-        let opened = self.open_node(&options(image), Inherited::default());
+        let image = image.as_object().cloned().unwrap_or_default();
+        let opened = self.open_node(&image, Inherited::default());
         opened.map(drop).inspect_err(|_| self.undo_node(&file))
     }
 
@@ -393,8 +402,9 @@ mod tests {
         daemon.add_node(options.as_object().unwrap()).unwrap();
         let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
         let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
-        let snapshot =
-            daemon.snapshot_sync(&Args::new(args.as_object().unwrap().clone()), Naming::Now).unwrap();
+        let snapshot = daemon
+            .snapshot_sync(&SnapshotSyncArgs::parse(args.as_object().unwrap()).unwrap(), Naming::Now)
+            .unwrap();
         let job = MirrorJob::attach(&tap, Arc::new(MemoryDisk::new(1 << 20)), MirrorOptions::new()).unwrap();
         let error = snapshot.undo(&daemon).unwrap_err();
         assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");

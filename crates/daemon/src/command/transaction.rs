@@ -8,107 +8,182 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use blockmirror_mirror::{Drained, Tap};
-use blockmirror_qmp::schema::{Command, Enum, Object, Type, case, opt, req, value};
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::schema::{Command, Object, Type};
+use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::bitmap::{ADD_MEMBERS, MERGE_MEMBERS, ONE_BITMAP, in_words};
-use super::block::BLOCKDEV_MIRROR_MEMBERS;
-use super::snapshot::{Naming, SNAPSHOT_MEMBERS, SNAPSHOT_SYNC_MEMBERS, Snapshot};
+use super::bitmap::{AddBitmap, MergeBitmaps, OneBitmap, in_words};
+use super::block::MirrorArgs;
+use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs};
 use crate::Reply;
+use crate::arguments::{Argument, Arguments, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::graph::HOLD_LIMIT;
 use crate::job::{MirrorRequest, Prepared};
 
-static ACTION_KIND: Enum = Enum::new(
-    "TransactionActionKind",
-    "What is done.",
-    &[
-        value("abort", "nothing: the transaction fails"),
-        value("block-dirty-bitmap-add", "the command"),
-        value("block-dirty-bitmap-remove", "the command"),
-        value("block-dirty-bitmap-clear", "the command"),
-        value("block-dirty-bitmap-enable", "the command"),
-        value("block-dirty-bitmap-disable", "the command"),
-        value("block-dirty-bitmap-merge", "the command"),
-        value("blockdev-mirror", "the command").ours(),
-        value("blockdev-snapshot", "the command"),
-        value("blockdev-snapshot-sync", "the command"),
-    ],
-);
+choice! {
+    enum ActionKind("TransactionActionKind", "What is done.") {
+        Abort = "abort", "nothing: the transaction fails";
+        AddBitmap = "block-dirty-bitmap-add", "the command";
+        RemoveBitmap = "block-dirty-bitmap-remove", "the command";
+        ClearBitmap = "block-dirty-bitmap-clear", "the command";
+        EnableBitmap = "block-dirty-bitmap-enable", "the command";
+        DisableBitmap = "block-dirty-bitmap-disable", "the command";
+        MergeBitmaps = "block-dirty-bitmap-merge", "the command";
+        Mirror = "blockdev-mirror", "the command" [ours];
+        Snapshot = "blockdev-snapshot", "the command";
+        SnapshotSync = "blockdev-snapshot-sync", "the command";
+    }
+}
 
-static ABORT: Object = Object::new("Abort", "Nothing.", &[]);
-static BITMAP_ADD: Object = Object::new("BlockDirtyBitmapAdd", "A new bitmap.", &ADD_MEMBERS);
-static BITMAP_MERGE: Object = Object::new("BlockDirtyBitmapMerge", "Bitmaps to be merged.", &MERGE_MEMBERS);
-static MIRROR: Object = Object::new("BlockdevMirror", "A mirror.", BLOCKDEV_MIRROR_MEMBERS);
-static SNAPSHOT: Object = Object::new("BlockdevSnapshot", "An overlay that is there.", &SNAPSHOT_MEMBERS);
-static SNAPSHOT_SYNC: Object =
-    Object::new("BlockdevSnapshotSync", "An overlay that is opened.", &SNAPSHOT_SYNC_MEMBERS);
+arguments! {
+    struct Abort("Abort", "Nothing.") {}
+}
 
 macro_rules! wrappers {
     ($($wrapper:ident $name:literal $data:ident;)*) => {
-        $(static $wrapper: Object = Object::new(
-            $name,
-            "The arguments of an action.",
-            &[req("data", Type::Object(&$data), "the arguments")],
-        );)*
+        $(arguments! {
+            struct $wrapper($name, "The arguments of an action.") {
+                data: $data = "data", "the arguments";
+            }
+        })*
     };
 }
+
 wrappers! {
-    ABORT_DATA "AbortWrapper" ABORT;
-    ADD_DATA "BlockDirtyBitmapAddWrapper" BITMAP_ADD;
-    ONE_DATA "BlockDirtyBitmapWrapper" ONE_BITMAP;
-    MERGE_DATA "BlockDirtyBitmapMergeWrapper" BITMAP_MERGE;
-    MIRROR_DATA "BlockdevMirrorWrapper" MIRROR;
-    SNAPSHOT_DATA "BlockdevSnapshotWrapper" SNAPSHOT;
-    SNAPSHOT_SYNC_DATA "BlockdevSnapshotSyncWrapper" SNAPSHOT_SYNC;
+    AbortData "AbortWrapper" Abort;
+    AddData "BlockDirtyBitmapAddWrapper" AddBitmap;
+    OneData "BlockDirtyBitmapWrapper" OneBitmap;
+    MergeData "BlockDirtyBitmapMergeWrapper" MergeBitmaps;
+    MirrorData "BlockdevMirrorWrapper" MirrorArgs;
+    SnapshotData "BlockdevSnapshotWrapper" SnapshotArgs;
+    SnapshotSyncData "BlockdevSnapshotSyncWrapper" SnapshotSyncArgs;
+}
+
+arguments! {
+    struct AnyAction {
+        kind: ActionKind = "type", "what is done";
+    }
 }
 
 static ACTION: Object = Object::union(
     "TransactionAction",
     "One action.",
-    &[req("type", Type::Enum(&ACTION_KIND), "what is done")],
+    AnyAction::MEMBERS,
     "type",
     &[
-        case("abort", &ABORT_DATA),
-        case("block-dirty-bitmap-add", &ADD_DATA),
-        case("block-dirty-bitmap-remove", &ONE_DATA),
-        case("block-dirty-bitmap-clear", &ONE_DATA),
-        case("block-dirty-bitmap-enable", &ONE_DATA),
-        case("block-dirty-bitmap-disable", &ONE_DATA),
-        case("block-dirty-bitmap-merge", &MERGE_DATA),
-        case("blockdev-mirror", &MIRROR_DATA),
-        case("blockdev-snapshot", &SNAPSHOT_DATA),
-        case("blockdev-snapshot-sync", &SNAPSHOT_SYNC_DATA),
+        variant::<AbortData>("abort"),
+        variant::<AddData>("block-dirty-bitmap-add"),
+        variant::<OneData>("block-dirty-bitmap-remove"),
+        variant::<OneData>("block-dirty-bitmap-clear"),
+        variant::<OneData>("block-dirty-bitmap-enable"),
+        variant::<OneData>("block-dirty-bitmap-disable"),
+        variant::<MergeData>("block-dirty-bitmap-merge"),
+        variant::<MirrorData>("blockdev-mirror"),
+        variant::<SnapshotData>("blockdev-snapshot"),
+        variant::<SnapshotSyncData>("blockdev-snapshot-sync"),
     ],
 );
 
-static COMPLETION: Enum = Enum::new(
-    "ActionCompletionMode",
-    "How the jobs of a transaction end.",
-    &[value("individual", "each by itself"), value("grouped", "all at one instant, or none")],
-);
-static PROPERTIES: Object = Object::new(
-    "TransactionProperties",
-    "How a transaction is done.",
-    &[opt("completion-mode", Type::Enum(&COMPLETION), "how its jobs end").default("individual")],
-);
+/// An action, with its arguments.
+#[derive(Clone, Debug)]
+enum Action {
+    Abort,
+    AddBitmap(AddBitmap),
+    RemoveBitmap(OneBitmap),
+    ClearBitmap(OneBitmap),
+    /// Or disables it.
+    EnableBitmap(OneBitmap, bool),
+    MergeBitmaps(MergeBitmaps),
+    Mirror(Box<MirrorArgs>),
+    Snapshot(SnapshotArgs),
+    SnapshotSync(SnapshotSyncArgs),
+}
+
+impl Argument for Action {
+    const TYPE: Type = Type::Object(&ACTION);
+
+    fn read(value: &Value) -> Option<Self> {
+        let kind = AnyAction::parse(value.as_object()?).ok()?.kind;
+        let one = || OneData::read(value).map(|action| action.data);
+        Some(match kind {
+            ActionKind::Abort => {
+                let AbortData { data: Abort {} } = AbortData::read(value)?;
+                Self::Abort
+            }
+            ActionKind::AddBitmap => Self::AddBitmap(AddData::read(value)?.data),
+            ActionKind::RemoveBitmap => Self::RemoveBitmap(one()?),
+            ActionKind::ClearBitmap => Self::ClearBitmap(one()?),
+            ActionKind::EnableBitmap => Self::EnableBitmap(one()?, true),
+            ActionKind::DisableBitmap => Self::EnableBitmap(one()?, false),
+            ActionKind::MergeBitmaps => Self::MergeBitmaps(MergeData::read(value)?.data),
+            ActionKind::Mirror => Self::Mirror(Box::new(MirrorData::read(value)?.data)),
+            ActionKind::Snapshot => Self::Snapshot(SnapshotData::read(value)?.data),
+            ActionKind::SnapshotSync => Self::SnapshotSync(SnapshotSyncData::read(value)?.data),
+        })
+    }
+}
+
+impl Action {
+    fn kind(&self) -> ActionKind {
+        match self {
+            Self::Abort => ActionKind::Abort,
+            Self::AddBitmap(_) => ActionKind::AddBitmap,
+            Self::RemoveBitmap(_) => ActionKind::RemoveBitmap,
+            Self::ClearBitmap(_) => ActionKind::ClearBitmap,
+            Self::EnableBitmap(_, true) => ActionKind::EnableBitmap,
+            Self::EnableBitmap(_, false) => ActionKind::DisableBitmap,
+            Self::MergeBitmaps(_) => ActionKind::MergeBitmaps,
+            Self::Mirror(_) => ActionKind::Mirror,
+            Self::Snapshot(_) => ActionKind::Snapshot,
+            Self::SnapshotSync(_) => ActionKind::SnapshotSync,
+        }
+    }
+
+    /// The node whose guest is held.
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::Abort => None,
+            Self::AddBitmap(args) => Some(&args.node),
+            Self::RemoveBitmap(one) | Self::ClearBitmap(one) | Self::EnableBitmap(one, _) => Some(&one.node),
+            Self::MergeBitmaps(args) => Some(&args.node),
+            Self::Mirror(args) => Some(&args.device),
+            Self::Snapshot(args) => Some(&args.node),
+            Self::SnapshotSync(args) => args.node_name.as_deref(),
+        }
+    }
+}
+
+choice! {
+    enum CompletionMode("ActionCompletionMode", "How the jobs of a transaction end.") {
+        Individual = "individual", "each by itself";
+        Grouped = "grouped", "all at one instant, or none";
+    }
+}
+
+arguments! {
+    struct Properties("TransactionProperties", "How a transaction is done.") {
+        completion_mode: Option<CompletionMode> = "completion-mode", "how its jobs \
+         end" [default "individual"];
+    }
+}
+
+arguments! {
+    struct TransactionArgs {
+        actions: Vec<Action> = "actions", "what is done, in this order; mirrors start last";
+        properties: Option<Properties> = "properties", "how it is done";
+    }
+}
 
 static TRANSACTION: Command = Command::new(
     "transaction",
     "Does several things at one instant: all, or none.",
-    &[
-        req(
-            "actions",
-            Type::Array(&Type::Object(&ACTION)),
-            "what is done, in this order; mirrors start last",
-        ),
-        opt("properties", Type::Object(&PROPERTIES), "how it is done"),
-    ],
+    TransactionArgs::MEMBERS,
 )
 .differs(
-    "mirrors can be actions, and with `completion-mode` grouped they pivot, or keep their copies, at one instant; the actions \
+    "mirrors can be actions, and with `completion-mode` grouped they pivot, or keep their copies, at one \
+     instant; the actions \
      `blockdev-backup`, `drive-backup` and `blockdev-snapshot-internal-sync` are not there",
 );
 
@@ -151,11 +226,10 @@ impl Progress {
     }
 }
 
-fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Value> {
-    let actions: Vec<Args> = objects(args.get("actions"));
-    let properties =
-        Args::new(args.get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
-    let grouped = properties.opt_str("completion-mode")? == Some("grouped");
+fn transaction(daemon: &Arc<Daemon>, session: &Session, args: TransactionArgs) -> Reply<Value> {
+    let TransactionArgs { actions, properties } = args;
+    let mode = properties.and_then(|properties| properties.completion_mode);
+    let grouped = mode == Some(CompletionMode::Grouped);
     let held = hold(daemon, &actions)?;
     let mut progress = Progress::default();
     let result = actions
@@ -178,25 +252,10 @@ fn transaction(daemon: &Arc<Daemon>, session: &Session, args: &Args) -> Reply<Va
     result.map(|()| Value::Null)
 }
 
-fn objects(list: Option<&Value>) -> Vec<Args> {
-    let list = list.and_then(Value::as_array).into_iter().flatten();
-    list.filter_map(|action| action.as_object().cloned()).map(Args::new).collect()
-}
-
-fn data(action: &Args) -> Args {
-    Args::new(action.get("data").and_then(Value::as_object).cloned().unwrap_or_default())
-}
-
 /// Holds the guests of all disks that the actions are about. Those of nodes that do not exist fail later, in
 /// words.
-fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
-    let mut names = BTreeSet::new();
-    for action in actions {
-        let data = data(action);
-        for key in ["node", "node-name", "device"] {
-            names.extend(data.opt_str(key)?.map(str::to_owned));
-        }
-    }
+fn hold(daemon: &Daemon, actions: &[Action]) -> Reply<Vec<Drained>> {
+    let names: BTreeSet<_> = actions.iter().filter_map(Action::node).map(str::to_owned).collect();
     let taps = daemon.graph.lock().taps_from_top(names.into_iter().collect());
     let held = taps.iter().map(|tap| {
         tap.drain_for(HOLD_LIMIT)
@@ -205,65 +264,64 @@ fn hold(daemon: &Daemon, actions: &[Args]) -> Reply<Vec<Drained>> {
     held.collect()
 }
 
-fn act(daemon: &Arc<Daemon>, action: &Args, grouped: bool, progress: &mut Progress) -> Reply<()> {
-    let data = data(action);
-    let kind = action.str("type")?;
-    if grouped && !matches!(kind, "abort" | "blockdev-mirror") {
+fn act(daemon: &Arc<Daemon>, action: &Action, grouped: bool, progress: &mut Progress) -> Reply<()> {
+    if grouped && !matches!(action, Action::Abort | Action::Mirror(_)) {
         return Err(QmpError::generic(format!(
-            "Action '{kind}' does not support transaction property completion-mode = grouped"
+            "Action '{}' does not support transaction property completion-mode = grouped",
+            action.kind().name()
         )));
     }
-    match kind {
-        "abort" => return Err(QmpError::generic("Transaction aborted using Abort action")),
-        "block-dirty-bitmap-add" => {
-            daemon.add_bitmap(&data)?;
-            let (tap, name) = bitmap(daemon, &data, "name")?;
+    match action {
+        Action::Abort => return Err(QmpError::generic("Transaction aborted using Abort action")),
+        Action::AddBitmap(args) => {
+            daemon.add_bitmap(args)?;
+            let (tap, name) = bitmap(daemon, &args.node, &args.name)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.remove_bitmap(&name);
             }));
         }
-        "block-dirty-bitmap-remove" => {
-            let (tap, name) = bitmap(daemon, &data, "name")?;
+        Action::RemoveBitmap(OneBitmap { node, name }) => {
+            let (tap, name) = bitmap(daemon, node, name)?;
             let enabled = is_enabled(&tap, &name);
             let old = tap.remove_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.adopt_bitmap(&name, old, enabled);
             }));
         }
-        "block-dirty-bitmap-clear" => {
-            let (tap, name) = bitmap(daemon, &data, "name")?;
+        Action::ClearBitmap(OneBitmap { node, name }) => {
+            let (tap, name) = bitmap(daemon, node, name)?;
             let old = tap.clear_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
         }
-        "block-dirty-bitmap-enable" | "block-dirty-bitmap-disable" => {
-            let (tap, name) = bitmap(daemon, &data, "name")?;
-            let (was, wanted) = (is_enabled(&tap, &name), kind == "block-dirty-bitmap-enable");
-            set_enabled(&tap, &name, wanted).map_err(in_words)?;
+        Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
+            let (tap, name) = bitmap(daemon, node, name)?;
+            let was = is_enabled(&tap, &name);
+            set_enabled(&tap, &name, *enabled).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = set_enabled(&tap, &name, was);
             }));
         }
-        "block-dirty-bitmap-merge" => {
-            let (tap, name) = bitmap(daemon, &data, "target")?;
+        Action::MergeBitmaps(args) => {
+            let (tap, name) = bitmap(daemon, &args.node, &args.target)?;
             let old = tap.bitmap(&name).map_err(in_words)?;
-            daemon.merge_bitmaps(&data)?;
+            daemon.merge_bitmaps(args)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.clear_bitmap(&name);
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
         }
-        "blockdev-snapshot" => {
-            let snapshot = daemon.snapshot(&data)?;
+        Action::Snapshot(args) => {
+            let snapshot = daemon.snapshot(args)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
-        "blockdev-snapshot-sync" => {
-            let snapshot = daemon.snapshot_sync(&data, Naming::AtCommit)?;
+        Action::SnapshotSync(args) => {
+            let snapshot = daemon.snapshot_sync(args, Naming::AtCommit)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
-        _ => {
-            let request = MirrorRequest::new(daemon, &data, data.str("target")?)?;
+        Action::Mirror(args) => {
+            let request = MirrorRequest::new(daemon, (**args).clone())?;
             progress.mirrors.push(daemon.prepare_mirror(request)?);
         }
     }
@@ -281,10 +339,8 @@ fn start(daemon: &Arc<Daemon>, session: &Session, progress: &mut Progress, group
     })
 }
 
-fn bitmap(daemon: &Daemon, data: &Args, name: &str) -> Reply<(Arc<Tap>, String)> {
-    let node = data.str("node")?;
-    let tap = Arc::clone(&daemon.graph.lock().find(node)?.tap);
-    Ok((tap, data.str(name)?.to_owned()))
+fn bitmap(daemon: &Daemon, node: &str, name: &str) -> Reply<(Arc<Tap>, String)> {
+    Ok((Arc::clone(&daemon.graph.lock().find(node)?.tap), name.to_owned()))
 }
 
 fn is_enabled(tap: &Tap, name: &str) -> bool {

@@ -7,22 +7,108 @@ use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, ErrorKind, Storage};
 use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Raw, RawOptions};
 
+use super::table::{Driver, Kind, ReadOnlyNode, Writable};
 use super::{Found, Opened, Opening, qmp_error, refuse, system_text};
 use crate::Reply;
+use crate::arguments::{arguments, choice};
 
-pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) -> Reply<Opened> {
-    refuse(args, "file", &["pr-manager"])?;
-    let filename = args.str("filename")?.to_owned();
+choice! {
+    pub(super) enum Locking("OnOffAuto", "Yes, no, or what serves.") {
+        Auto = "auto", "what serves";
+        On = "on", "yes";
+        Off = "off", "no";
+    }
+}
+
+choice! {
+    pub(super) enum Aio(
+        "BlockdevAioOptions",
+        "How requests are given to the host. Accepted and without effect: requests run on threads."
+    ) {
+        Threads = "threads", "threads";
+        Native = "native", "Linux AIO";
+        IoUring = "io_uring", "io_uring";
+    }
+}
+
+arguments! {
+    pub(super) struct FileArgs("BlockdevOptionsFile", "A file or device of the host.") {
+        filename: String = "filename", "path";
+        pr_manager: Option<String> = "pr-manager", "refused";
+        locking: Option<Locking> = "locking", "whether the image is locked against other \
+         users" [default "auto"];
+        _aio: Option<Aio> = "aio", "without effect" [default "threads"];
+        _aio_max_batch: Option<i64> = "aio-max-batch", "without effect";
+        _drop_cache: Option<bool> = "drop-cache", "without effect" [reopen];
+        _x_check_cache_dropped: Option<bool> = "x-check-cache-dropped", "without effect" [reopen];
+    }
+}
+
+/// A regular file.
+pub(super) struct File;
+
+/// A block device of the host.
+pub(super) struct HostDevice;
+
+impl Driver for File {
+    const NAME: &'static str = "file";
+    const DOC: &'static str = "a regular file";
+    type Options = FileArgs;
+
+    fn kind(_: bool) -> Kind {
+        Kind::Protocol
+    }
+
+    fn open(opening: &mut Opening<'_>, options: FileArgs) -> Reply<Opened> {
+        open(opening, &options, false)
+    }
+
+    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+        reopen_rw(node)
+    }
+}
+
+impl Driver for HostDevice {
+    const NAME: &'static str = "host_device";
+    const DOC: &'static str = "a block device of the host";
+    type Options = FileArgs;
+
+    fn kind(_: bool) -> Kind {
+        Kind::Protocol
+    }
+
+    fn open(opening: &mut Opening<'_>, options: FileArgs) -> Reply<Opened> {
+        open(opening, &options, true)
+    }
+
+    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+        reopen_rw(node)
+    }
+}
+
+/// The open file itself becomes writable, whatever its name leads to by now.
+fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    let Some(file) = &node.file else { return Ok(None) };
+    file.set_writable(true).map_err(|error| match error.kind() {
+        ErrorKind::Locked => is_locked(&error, true, &node.filename),
+        _ => qmp_error(error),
+    })?;
+    Ok(Some(Writable { device: disk(file)?, image: None }))
+}
+
+fn open(opening: &mut Opening<'_>, options: &FileArgs, host_device: bool) -> Reply<Opened> {
+    refuse(options.pr_manager.is_some(), "file", "pr-manager")?;
+    let filename = options.filename.clone();
     let path = PathBuf::from(&filename);
     let (storage, read_only) = match opening.found.take() {
         Some(Found::Created(storage)) => (storage, opening.common.read_only),
-        Some(Found::Handle(handle)) => open_found(opening, args, &handle, host_device)?,
-        None => {
+        Some(Found::Handle(handle)) => open_found(opening, options, &handle, host_device)?,
+        Some(Found::Export(_)) | None => {
             let handle = PathHandle::find(&path).map_err(|error| not_opened(&filename, &error))?;
-            open_found(opening, args, &handle, host_device)?
+            open_found(opening, options, &handle, host_device)?
         }
     };
     let device = disk(&storage)?;
@@ -38,16 +124,16 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args, host_device: bool) ->
 /// Opens a file that exists; also says whether it is open for reading only.
 fn open_found(
     opening: &Opening<'_>,
-    args: &Args,
+    options: &FileArgs,
     handle: &PathHandle,
     host_device: bool,
 ) -> Reply<(Arc<FileStorage>, bool)> {
-    let filename = args.str("filename")?;
+    let filename = &*options.filename;
     let path = Path::new(filename);
     check_kind(handle, path, host_device)?;
     let common = opening.common;
-    let lock = match args.opt_str("locking")? {
-        Some("off") => LockMode::Off,
+    let lock = match options.locking {
+        Some(Locking::Off) => LockMode::Off,
         _ if common.force_share => LockMode::Shared,
         _ => LockMode::Exclusive,
     };

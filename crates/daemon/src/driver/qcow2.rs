@@ -7,19 +7,112 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileId;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Resolved, Role, detect};
-use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, Qcow2};
-use blockmirror_qmp::{Args, QmpError};
-use serde_json::{Value, json};
+use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions};
+use blockmirror_qmp::QmpError;
+use blockmirror_qmp::schema::{Alternate, STR, Type};
+use serde_json::{Map, Value};
 
+use super::table::{Driver, Kind, ReadOnlyNode, Writable};
 use super::{Child, Opened, Opening, is_read_only, qmp_error, refuse};
 use crate::Reply;
+use crate::arguments::{Argument, arguments, disagreement};
+use crate::command::schema::{NodeRef, NodeRefOrNull};
 use crate::daemon::Daemon;
 use crate::graph::{BackingLink, Node};
 
-pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
-    refuse(args, "qcow2", &["encrypt"])?;
+arguments! {
+    pub(super) struct Encrypt("BlockdevQcow2Encryption", "Refused.") {
+        _format: String = "format", "refused";
+    }
+}
+
+/// Accepted and without effect.
+#[derive(Clone, Debug)]
+pub(super) struct OverlapCheck;
+
+impl Argument for OverlapCheck {
+    const TYPE: Type = {
+        static OVERLAP: Alternate = Alternate::new(
+            "Qcow2OverlapChecks",
+            "Accepted and without effect: all checks are always on. Flags one by one are not taken.",
+            &[STR],
+        );
+        Type::Alternate(&OVERLAP)
+    };
+
+    fn read(value: &Value) -> Option<Self> {
+        value.as_str().map(|_| Self)
+    }
+}
+
+arguments! {
+    pub(super) struct Qcow2Args("BlockdevOptionsQcow2", "An image.") {
+        file: NodeRef = "file", "the node that the image lies in";
+        backing: Option<NodeRefOrNull> = "backing", "its backing file; null for none"
+            [default "the one that the image names, if the daemon may open it", reopen];
+        data_file: Option<NodeRef> = "data-file", "its data file" [default "the one that the image names"];
+        _lazy_refcounts: Option<bool> = "lazy-refcounts", "without effect" [reopen];
+        _pass_discard_request: Option<bool> = "pass-discard-request", "without effect: discards of freed \
+         clusters are passed on"
+            [reopen];
+        _pass_discard_snapshot: Option<bool> = "pass-discard-snapshot", "without effect" [reopen];
+        _pass_discard_other: Option<bool> = "pass-discard-other", "without effect" [reopen];
+        _discard_no_unref: Option<bool> = "discard-no-unref", "without effect" [reopen];
+        _overlap_check: Option<OverlapCheck> = "overlap-check", "without effect" [reopen];
+        cache_size: Option<i64> = "cache-size", "bytes of metadata that are kept in memory"
+            [default "32 MiB", reopen];
+        l2_cache_size: Option<i64> = "l2-cache-size", "the same, where `cache-size` is not given" [reopen];
+        _l2_cache_entry_size: Option<i64> = "l2-cache-entry-size", "without effect" [reopen];
+        _refcount_cache_size: Option<i64> = "refcount-cache-size", "without effect" [reopen];
+        _cache_clean_interval: Option<i64> = "cache-clean-interval", "without effect" [reopen];
+        encrypt: Option<Encrypt> = "encrypt", "refused";
+    }
+}
+
+/// An image.
+pub(super) struct Qcow2Driver;
+
+impl Driver for Qcow2Driver {
+    const NAME: &'static str = "qcow2";
+    const DOC: &'static str = "an image in that format";
+    type Options = Qcow2Args;
+
+    fn kind(_: bool) -> Kind {
+        Kind::Format
+    }
+
+    fn open(opening: &mut Opening<'_>, options: Qcow2Args) -> Reply<Opened> {
+        open(opening, &options)
+    }
+
+    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+        let Some(image) = node.image.as_ref().filter(|image| !image.geometry().writable) else {
+            return Ok(None);
+        };
+        let figure = |name: &str| node.options.get(name).and_then(Value::as_i64);
+        let mut options =
+            with_cache(figure("cache-size").or_else(|| figure("l2-cache-size")))?.writable(true);
+        if let Some(data) = &node.data {
+            options = options.data_file(Arc::clone(data));
+        }
+        if let Some(backing) = image.backing() {
+            options = options.backing(backing);
+        }
+        let opened = options.open(Arc::clone(image.storage()));
+        let image = opened.map_err(|e| qmp_error(e.in_file(&node.filename.as_str().into())))?;
+        let image = Arc::new(image);
+        Ok(Some(Writable { device: Arc::clone(&image) as _, image: Some(image) }))
+    }
+
+    fn writes_past_tap(_: &Node) -> bool {
+        true
+    }
+}
+
+fn open(opening: &mut Opening<'_>, args: &Qcow2Args) -> Reply<Opened> {
+    refuse(args.encrypt.is_some(), "qcow2", "encrypt")?;
     let common = opening.common;
-    let file = opening.child(args, "file", common.for_file())?;
+    let file = opening.child(&args.file, common.for_file())?;
     let storage = file.storage()?;
     let read_only = common.read_only || file.read_only;
     if !common.read_only && file.read_only {
@@ -28,8 +121,7 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     let header = Header::read(&*storage).map_err(|e| unreadable(e, &file))?;
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
-    let cache = args.opt_u64("cache-size")?.or(args.opt_u64("l2-cache-size")?);
-    let mut options = with_cache(cache).writable(!read_only);
+    let mut options = with_cache(args.cache_size.or(args.l2_cache_size))?.writable(!read_only);
     if let Some(data) = data_file(opening, args, &header, &file)? {
         children.push(data.file_link("data-file", read_only, common.force_share));
         options = options.data_file(data.storage()?);
@@ -50,53 +142,31 @@ pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
     })
 }
 
-fn with_cache(bytes: Option<u64>) -> OpenOptions {
+fn with_cache(bytes: Option<i64>) -> Reply<OpenOptions> {
     let options = OpenOptions::new();
-    match bytes {
-        Some(bytes) => options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX)),
+    Ok(match bytes {
+        Some(bytes) => {
+            let bytes = u64::try_from(bytes).map_err(|_| disagreement("cache-size"))?;
+            options.cache_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+        }
         None => options,
-    }
+    })
 }
 
-/// An image that was opened for reading, once more for writing.
-pub(super) struct ForWriting {
-    image: Arc<Qcow2>,
-    options: OpenOptions,
-    filename: String,
-}
-
-impl ForWriting {
-    /// That of `node`, whose data file is `data`; `None` if it is none, or could be written all the time.
-    pub(super) fn new(node: &Node, data: Option<Arc<dyn Storage>>) -> Option<Self> {
-        let image = node.qcow2.clone().filter(|image| !image.geometry().writable)?;
-        let figure = |name: &str| node.options.get(name).and_then(Value::as_u64);
-        let cache = figure("cache-size").or_else(|| figure("l2-cache-size"));
-        let mut options = with_cache(cache).writable(true);
-        if let Some(data) = data {
-            options = options.data_file(data);
-        }
-        Some(Self { image, options, filename: node.filename.clone() })
-    }
-
-    pub(super) fn open(self) -> Reply<Arc<Qcow2>> {
-        let Self { image, mut options, filename } = self;
-        if let Some(backing) = image.backing() {
-            options = options.backing(backing);
-        }
-        let opened = options.open(Arc::clone(image.storage()));
-        opened.map(Arc::new).map_err(|e| qmp_error(e.in_file(&filename.as_str().into())))
-    }
-}
-
-fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
+fn data_file(
+    opening: &mut Opening<'_>,
+    args: &Qcow2Args,
+    header: &Header,
+    file: &Child,
+) -> Reply<Option<Child>> {
     let inherited = opening.common.for_file();
-    if let Some(reference) = args.get("data-file") {
+    if let Some(reference) = &args.data_file {
         if header.data_file.is_none() {
             return Err(QmpError::generic(
                 "'data-file' can only be set for images with an external data file",
             ));
         }
-        return opening.child_from(reference, inherited).map(Some);
+        return opening.child(reference, inherited).map(Some);
     }
     let Some(data) = &header.data_file else { return Ok(None) };
     let Some(name) = &data.name else {
@@ -106,11 +176,16 @@ fn data_file(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Chi
     opening.child_on(found, inherited).map(Some)
 }
 
-fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child) -> Reply<Option<Child>> {
+fn backing(
+    opening: &mut Opening<'_>,
+    args: &Qcow2Args,
+    header: &Header,
+    file: &Child,
+) -> Reply<Option<Child>> {
     let inherited = opening.common.for_backing();
-    match args.get("backing") {
-        Some(Value::Null) => return Ok(None),
-        Some(reference) => return opening.child_from(reference, inherited).map(Some),
+    match &args.backing {
+        Some(NodeRefOrNull(None)) => return Ok(None),
+        Some(NodeRefOrNull(Some(reference))) => return opening.child(reference, inherited).map(Some),
         None => {}
     }
     let Some(backing) = &header.backing else { return Ok(None) };
@@ -122,8 +197,10 @@ fn backing(opening: &mut Opening<'_>, args: &Args, header: &Header, file: &Child
         None => probe_format(&*file.storage()?, &file.filename)?,
     };
     // Read-only because backing files are, not because the user says so: a job may open it for writing.
-    let node = json!({"driver": format.as_str(), "file": file.name});
-    opening.child_from(&node, inherited).map(Some)
+    let mut node = Map::new();
+    node.insert("driver".to_owned(), format.as_str().into());
+    node.insert("file".to_owned(), file.name.into());
+    opening.child(&NodeRef::Options(node), inherited).map(Some)
 }
 
 /// A backing file that a header names.

@@ -3,18 +3,62 @@
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
+use super::table::{Below, Driver, Kind, ReadOnlyNode, Rebased, Writable};
 use super::{Opened, Opening, qmp_error};
 use crate::Reply;
-use crate::graph::BackingLink;
+use crate::arguments::{Size, arguments};
+use crate::command::schema::NodeRef;
+use crate::graph::{BackingLink, Node};
+use crate::object::Objects;
 
-pub(super) fn open(opening: &mut Opening<'_>, args: &Args) -> Reply<Opened> {
-    let part = Part::new(args.opt_u64("offset")?.unwrap_or(0), args.opt_u64("size")?);
-    let inherited = opening.common.for_file();
-    let file = opening.child(args, "file", inherited)?;
+arguments! {
+    pub(super) struct RawArgs("BlockdevOptionsRaw", "The bytes of another node.") {
+        file: NodeRef = "file", "the node" [reopen];
+        offset: Option<Size> = "offset", "the first byte that the disk has of it, which is a file then"
+            [default "0"];
+        size: Option<Size> = "size", "how many bytes it has, a multiple of 512; all from `offset` on if not \
+         given";
+    }
+}
+
+/// The bytes of another node.
+pub(super) struct RawDriver;
+
+impl Driver for RawDriver {
+    const NAME: &'static str = "raw";
+    const DOC: &'static str = "the bytes of another node";
+    type Options = RawArgs;
+
+    /// On a file it is a format.
+    fn kind(has_storage: bool) -> Kind {
+        if has_storage { Kind::Format } else { Kind::Filter }
+    }
+
+    fn open(opening: &mut Opening<'_>, options: RawArgs) -> Reply<Opened> {
+        open(opening, &options)
+    }
+
+    fn rebase(_: &Objects, _: &RawArgs, below: Below) -> Reply<Rebased> {
+        Ok(Rebased { device: disk(below.file.as_ref(), &below.link)?, wrap: None })
+    }
+
+    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+        let Some(storage) = &node.storage else { return Ok(None) };
+        Ok(Some(Writable { device: disk_in(storage)?, image: None }))
+    }
+
+    fn writes_past_tap(child: &Node) -> bool {
+        child.path.is_some()
+    }
+}
+
+fn open(opening: &mut Opening<'_>, options: &RawArgs) -> Reply<Opened> {
+    let part = Part::new(options.offset.map_or(0, |offset| offset.0), options.size.map(|size| size.0));
+    let file = opening.child(&options.file, opening.common.for_file())?;
     let read_only = opening.common.read_only || file.read_only;
     let is_file = file.path.is_some();
     let (mut storage, mut filename) = (file.storage.clone(), file.filename.clone());
@@ -51,11 +95,11 @@ fn described(part: Part, filename: &str) -> String {
 /// On a file it is that file once more; on a disk it changes nothing, and what is written shows at the disk's
 /// tap. An export is a disk here: as something that a format lives in it would never flush again after a lost
 /// connection.
-pub(crate) fn disk(file: Option<&Arc<dyn Storage>>, below: &Arc<BackingLink>) -> Reply<Arc<dyn BlockDevice>> {
+fn disk(file: Option<&Arc<dyn Storage>>, below: &Arc<BackingLink>) -> Reply<Arc<dyn BlockDevice>> {
     file.map_or_else(|| Ok(Arc::clone(below) as _), disk_in)
 }
 
 /// The bytes of `storage` as a disk.
-pub(super) fn disk_in(storage: &Arc<dyn Storage>) -> Reply<Arc<dyn BlockDevice>> {
+fn disk_in(storage: &Arc<dyn Storage>) -> Reply<Arc<dyn BlockDevice>> {
     Ok(Arc::new(Raw::open(Arc::clone(storage), RawOptions::new()).map_err(qmp_error)?))
 }

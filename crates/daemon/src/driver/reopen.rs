@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_block::{BlockDevice, ErrorKind};
+use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::qcow2::ForWriting;
-use super::{file, is_read_only, qmp_error, raw};
+use super::table::{ReadOnlyNode, Writable};
+use super::{is_read_only, qmp_error};
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::graph::{Graph, Perms};
@@ -93,32 +93,25 @@ impl Daemon {
     }
 
     fn reopen_rw(&self, name: &str) -> Reply<()> {
-        let (device, file, image, bytes, filename) = {
+        let (device, driver, node) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
-            let child = |role: &str| graph.children(name).find(|(r, _)| *r == role).map(|(_, child)| child);
-            let data = child("data-file").and_then(|data| data.storage.clone());
-            let bytes = node.storage.clone().filter(|_| node.driver == "raw" && node.path.is_some());
-            let image = ForWriting::new(node, data);
-            (Arc::clone(&node.device), node.file.clone(), image, bytes, node.filename.clone())
-        };
-        if let Some(file) = &file {
-            file.set_writable(true).map_err(|error| match error.kind() {
-                ErrorKind::Locked => file::is_locked(&error, true, &filename),
-                _ => qmp_error(error),
-            })?;
-        }
-        let disk = || -> Reply<_> {
-            let image = image.map(ForWriting::open).transpose()?;
-            let new = match (&file, &image, bytes) {
-                (Some(file), ..) => Some(file::disk(file)?),
-                (_, Some(image), _) => Some(Arc::clone(image) as Arc<dyn BlockDevice>),
-                (.., Some(storage)) => Some(raw::disk_in(&storage)?),
-                _ => None,
+            let data = graph.children(name).find(|(role, _)| *role == "data-file");
+            let parts = ReadOnlyNode {
+                filename: node.filename.clone(),
+                options: node.options.clone(),
+                file: node.file.clone(),
+                storage: node.storage.clone().filter(|_| node.path.is_some()),
+                image: node.qcow2.clone(),
+                data: data.and_then(|(_, data)| data.storage.clone()),
             };
-            Ok((new, image))
+            (Arc::clone(&node.device), node.driver, parts)
         };
-        let result = disk().and_then(|(new, image)| self.put_writable(name, &device, new, image));
+        let new = (driver.reopen_rw)(&node);
+        let file = node.file.clone();
+        // Whatever else holds the image that was opened for reading counts as one of its readers.
+        drop(node);
+        let result = new.and_then(|new| self.put_writable(name, &device, new));
         if let (Err(_), Some(file)) = (&result, &file) {
             // Nothing was written, so there is nothing that could fail.
             let _ = file.set_writable(false);
@@ -130,15 +123,14 @@ impl Daemon {
         &self,
         name: &str,
         device: &crate::graph::NodeDevice,
-        new: Option<Arc<dyn BlockDevice>>,
-        image: Option<Arc<blockmirror_qcow2::Qcow2>>,
+        new: Option<Writable>,
     ) -> Reply<()> {
-        let could = new.as_ref().map_or(device.could_be_written(), |new| new.geometry().writable);
+        let could = new.as_ref().map_or(device.could_be_written(), |new| new.device.geometry().writable);
         if !could {
             return Err(is_read_only());
         }
         self.graph.lock().change_perm(name, true)?;
-        if let Some(new) = new {
+        if let Some(Writable { device: new, image }) = new {
             let old = device.replace(new);
             let old_image = match self.graph.lock().get_mut(name) {
                 Some(node) => std::mem::replace(&mut node.qcow2, image),

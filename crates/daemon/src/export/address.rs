@@ -1,11 +1,9 @@
-//! Where to listen: `SocketAddress` in both of its spellings, with the members beside `type` or inside
-//! `data`.
+//! Where to listen.
 
 use std::path::PathBuf;
 
 use blockmirror_nbd::server::{Listener, ServerError};
-use blockmirror_qmp::{Args, QmpError};
-use serde_json::Value;
+use blockmirror_qmp::QmpError;
 
 use crate::Reply;
 use crate::driver::qmp_error;
@@ -16,30 +14,6 @@ pub(crate) enum SocketAddress {
     Unix(PathBuf),
     Inet { host: String, port: u16 },
     Fd(String),
-}
-
-/// Reads an address that has passed the schema.
-pub(crate) fn socket_address(value: &Value) -> Reply<SocketAddress> {
-    let outer = Args::new(value.as_object().cloned().unwrap_or_default());
-    let kind = outer.str("type")?.to_owned();
-    let args = match outer.get("data").and_then(Value::as_object) {
-        Some(data) => Args::new(data.clone()),
-        None => outer,
-    };
-    match kind.as_str() {
-        "unix" => Ok(SocketAddress::Unix(PathBuf::from(args.str("path")?))),
-        "inet" => {
-            let port = args.str("port")?;
-            let host = args.str("host")?.to_owned();
-            let port = port.parse().map_err(|_| {
-                let why = "Servname not supported for ai_socktype";
-                QmpError::generic(format!("address resolution failed for {host}:{port}: {why}"))
-            })?;
-            Ok(SocketAddress::Inet { host, port })
-        }
-        "fd" => Ok(SocketAddress::Fd(args.str("str")?.to_owned())),
-        other => Err(QmpError::generic(format!("Sockets of type '{other}' are not supported"))),
-    }
 }
 
 /// Listens there, for a client who asks for it.

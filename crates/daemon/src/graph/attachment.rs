@@ -107,7 +107,8 @@ impl Attachment {
             if !conflict.is_empty() {
                 let node = &self.node;
                 return Err(QmpError::generic(format!(
-                    "Permission conflict on node '{node}': permissions '{}' are both required by {} and unshared by {}.",
+                    "Permission conflict on node '{node}': permissions '{}' are both required by {} and \
+                     unshared by {}.",
                     conflict.join(", "),
                     perm.described(),
                     unshares.described(),

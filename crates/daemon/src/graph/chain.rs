@@ -125,10 +125,9 @@ impl Graph {
         let node = self.get(name).filter(|node| node.storage.is_some())?;
         self.attachments_of(name).filter(|(_, u)| !u.is_backing()).find_map(|(_, u)| {
             let parent = self.get(u.parent_node()?)?;
-            match parent.driver {
-                "qcow2" => Some(parent.name.as_str()),
-                "raw" if node.path.is_some() => Some(parent.name.as_str()),
-                _ => self.hidden_writer(&parent.name),
+            match (parent.driver.writes_past_tap)(node) {
+                true => Some(parent.name.as_str()),
+                false => self.hidden_writer(&parent.name),
             }
         })
     }

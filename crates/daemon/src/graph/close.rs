@@ -22,8 +22,9 @@ const LAST_LIMIT: Duration = Duration::from_millis(600);
 
 impl Daemon {
     /// Closes nodes: what was written reaches the disk, later writes are refused, and files are free,
-    /// whatever still holds something of a node. Those below which nothing answers any more are abandoned
-    /// after a while. Lengths of nodes that stay are brought up to date. Not to be called under a lock.
+    /// whatever
+    /// still holds something of a node. Those below which nothing answers any more are abandoned after a
+    /// while. Lengths of nodes that stay are brought up to date. Not to be called under a lock.
     pub(crate) fn close(&self, released: Released) {
         close_within(released.gone, LIMIT);
         self.refresh(released.stale);

@@ -12,14 +12,15 @@ use serde_json::Value;
 
 use super::host_size::HostSizeCell;
 use super::node_device::NodeDevice;
+use crate::driver::{DriverEntry, Kind};
 
 /// A node of the graph.
 #[derive(Debug)]
 pub(crate) struct Node {
     /// Its name, unique.
     pub(crate) name: String,
-    /// The driver's name on the wire.
-    pub(crate) driver: &'static str,
+    /// The driver.
+    pub(crate) driver: &'static DriverEntry,
     /// What it is called in answers: a path, a URI.
     pub(crate) filename: String,
     /// The path of the host file, where there is one right below.
@@ -49,23 +50,22 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    fn kind(&self) -> Kind {
+        (self.driver.kind)(self.storage.is_some())
+    }
+
     /// Whether it stands before a disk and shows what that holds.
     pub(crate) fn is_filter(&self) -> bool {
-        match self.driver {
-            "throttle" | "copy-on-read" | "blkdebug" => true,
-            // On a file it is a format.
-            "raw" => self.storage.is_none(),
-            _ => false,
-        }
+        self.kind() == Kind::Filter
     }
 
     /// Whether it shows a part of a file.
     pub(crate) fn is_part(&self) -> bool {
-        self.driver == "raw" && ["offset", "size"].iter().any(|option| self.options.contains_key(*option))
+        self.is_format() && ["offset", "size"].iter().any(|option| self.options.contains_key(*option))
     }
 
     /// Whether it is a format, which lives in the file below it.
     pub(crate) fn is_format(&self) -> bool {
-        self.driver == "qcow2" || self.driver == "raw" && self.storage.is_some()
+        self.kind() == Kind::Format
     }
 }

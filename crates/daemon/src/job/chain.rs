@@ -175,7 +175,7 @@ impl CommitPlan {
         }
         graph.check_no_job(base)?;
         let between = image.map_or(&[][..], |image| &chain[image + 1..from]);
-        if between.iter().any(|filter| filter.driver == "copy-on-read") {
+        if between.iter().any(|filter| filter.driver.writes_on_read) {
             // It would write the base, which is read-only afterwards.
             return Err(is_read_only());
         }

@@ -9,9 +9,9 @@ use blockmirror_filter::NullDisk;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
     BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
-    MirrorJob, MirrorOptions, OnError, PreparedJob, Progress, Refused, SyncMode,
+    MirrorJob, MirrorOptions, PreparedJob, Progress, Refused, SyncMode,
 };
-use blockmirror_qmp::{Args, QmpError, Session};
+use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Value, json};
 
 use super::{
@@ -19,6 +19,8 @@ use super::{
     system_words,
 };
 use crate::Reply;
+use crate::arguments::Int64;
+use crate::command::block::{BitmapSync, MirrorArgs, OnErrorArg, Sync};
 use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::driver::is_read_only;
@@ -51,52 +53,44 @@ pub(crate) struct Prepared {
 }
 
 impl MirrorRequest {
-    /// Reads the arguments that `blockdev-mirror` and `drive-mirror` share.
-    pub(crate) fn new(daemon: &Daemon, args: &Args, target: &str) -> Reply<Self> {
-        let id = args.opt_str("job-id")?.unwrap_or_default().to_owned();
-        let source = replaced(&daemon.graph.lock(), args)?;
+    /// What the arguments ask for.
+    pub(crate) fn new(daemon: &Daemon, args: MirrorArgs) -> Reply<Self> {
+        let id = args.job_id.unwrap_or_default();
+        let source = replaced(&daemon.graph.lock(), &args.device, args.replaces.as_deref())?;
         let mut options = MirrorOptions::new()
-            .sync(match args.str("sync")? {
-                "top" => SyncMode::Top,
-                "none" => SyncMode::None,
-                "incremental" => SyncMode::Incremental,
-                "bitmap" => SyncMode::Bitmap,
-                _ => SyncMode::Full,
+            .sync(match args.sync {
+                Sync::Top => SyncMode::Top,
+                Sync::Full => SyncMode::Full,
+                Sync::None => SyncMode::None,
+                Sync::Incremental => SyncMode::Incremental,
+                Sync::Bitmap => SyncMode::Bitmap,
             })
-            .on_source_error(on_error(args, "on-source-error")?)
-            .on_target_error(on_error(args, "on-target-error")?)
-            .unmap(args.opt_bool("unmap")?.unwrap_or(true))
-            .target_is_zero(args.opt_bool("target-is-zero")?.unwrap_or(false))
-            .copy_mode(match args.opt_str("copy-mode")? {
-                Some("write-blocking") => CopyMode::WriteBlocking,
-                Some("auto") => CopyMode::Auto,
-                _ => CopyMode::Background,
-            });
-        let needs_bitmap = matches!(args.str("sync")?, "incremental" | "bitmap");
-        match (needs_bitmap, args.opt_str("bitmap")?) {
+            .on_source_error(OnErrorArg::policy(args.on_source_error))
+            .on_target_error(OnErrorArg::policy(args.on_target_error))
+            .unmap(true)
+            .target_is_zero(args.target_is_zero.unwrap_or(false))
+            .copy_mode(args.copy_mode.map_or(CopyMode::Background, CopyMode::from));
+        let (needs_bitmap, sync) = (matches!(args.sync, Sync::Incremental | Sync::Bitmap), args.sync.name());
+        match (needs_bitmap, args.bitmap) {
             (true, None) => {
                 return Err(QmpError::generic(format!(
-                    "must provide a valid bitmap name for '{}' sync mode",
-                    args.str("sync")?
+                    "must provide a valid bitmap name for '{sync}' sync mode"
                 )));
             }
             (false, Some(_)) => {
-                return Err(QmpError::generic(format!(
-                    "sync mode '{}' does not use a bitmap",
-                    args.str("sync")?
-                )));
+                return Err(QmpError::generic(format!("sync mode '{sync}' does not use a bitmap")));
             }
             (true, Some(name)) => {
-                let mode = match args.opt_str("bitmap-mode")? {
-                    Some("never") => BitmapMode::Never,
-                    Some("always") => BitmapMode::Always,
-                    _ => BitmapMode::OnSuccess,
+                let mode = match args.bitmap_mode {
+                    None | Some(BitmapSync::OnSuccess) => BitmapMode::OnSuccess,
+                    Some(BitmapSync::Never) => BitmapMode::Never,
+                    Some(BitmapSync::Always) => BitmapMode::Always,
                 };
                 options = options.bitmap(name, mode);
             }
             (false, None) => {}
         }
-        if let Some(granularity) = args.opt_u64("granularity")?.filter(|bytes| *bytes != 0) {
+        if let Some(granularity) = args.granularity.filter(|bytes| *bytes != 0) {
             if !(512..=64 << 20).contains(&granularity) {
                 return Err(QmpError::generic(
                     "Parameter 'granularity' expects a value in range [512B, 64MB]",
@@ -105,15 +99,15 @@ impl MirrorRequest {
             if !granularity.is_power_of_two() {
                 return Err(QmpError::generic("Parameter 'granularity' expects a power of 2"));
             }
-            options = options.granularity(granularity);
+            options = options.granularity(u64::from(granularity));
         }
-        let not_negative = |name: &str, text: &str| -> Reply<u64> {
-            u64::try_from(args.opt_i64(name)?.unwrap_or(0)).map_err(|_| QmpError::generic(text))
+        let not_negative = |given: Option<Int64>, text: &str| -> Reply<u64> {
+            u64::try_from(given.map_or(0, |given| given.0)).map_err(|_| QmpError::generic(text))
         };
-        let speed = not_negative("speed", "Parameter 'speed' expects a non-negative value")?;
-        let buf_size = not_negative("buf-size", "Invalid parameter 'buf-size'")?;
-        let auto_finalize = args.opt_bool("auto-finalize")?.unwrap_or(true);
-        let auto_dismiss = args.opt_bool("auto-dismiss")?.unwrap_or(true);
+        let speed = not_negative(args.speed, "Parameter 'speed' expects a non-negative value")?;
+        let buf_size = not_negative(args.buf_size, "Invalid parameter 'buf-size'")?;
+        let auto_finalize = args.auto_finalize.unwrap_or(true);
+        let auto_dismiss = args.auto_dismiss.unwrap_or(true);
         options = options.speed(speed).auto_finalize(auto_finalize).auto_dismiss(auto_dismiss);
         if buf_size != 0 {
             options = options.buf_size(buf_size);
@@ -122,27 +116,27 @@ impl MirrorRequest {
             return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
         }
         let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
-        let filter = args.opt_str("filter-node-name")?.map(str::to_owned);
-        let below_filters = source != args.str("device")?;
-        Ok(Self { job, source, target: target.to_owned(), below_filters, reserved: None, filter, options })
+        Ok(Self {
+            job,
+            below_filters: source != args.device,
+            source,
+            target: args.target,
+            reserved: None,
+            filter: args.filter_node_name,
+            options,
+        })
     }
-}
 
-fn on_error(args: &Args, name: &str) -> Reply<OnError> {
-    Ok(match args.opt_str(name)? {
-        Some("ignore") => OnError::Ignore,
-        Some("stop") => OnError::Stop,
-        Some("enospc") => OnError::Enospc,
-        Some("auto") => OnError::Auto,
-        _ => OnError::Report,
-    })
+    /// Whether zeros may give space back.
+    pub(crate) fn unmap(self, unmap: Option<bool>) -> Self {
+        Self { options: self.options.unmap(unmap.unwrap_or(true)), ..self }
+    }
 }
 
 /// The node whose users go over to the target: the device, or what `replaces` names below filters on it. The
 /// job sits there, where it sees what the filters pass on.
-fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
-    let device = args.str("device")?;
-    let Some(name) = args.opt_str("replaces")?.filter(|name| *name != device) else {
+fn replaced(graph: &Graph, device: &str, replaces: Option<&str>) -> Reply<String> {
+    let Some(name) = replaces.filter(|name| *name != device) else {
         return Ok(device.to_owned());
     };
     if graph.get(name).is_none() {
@@ -151,7 +145,8 @@ fn replaced(graph: &Graph, args: &Args) -> Reply<String> {
     graph.find(device)?;
     if !graph.below_filters(device).contains(&name) {
         return Err(QmpError::generic(format!(
-            "Cannot replace '{name}' by a node mirrored from '{device}', because it cannot be guaranteed that doing so would not \
+            "Cannot replace '{name}' by a node mirrored from '{device}', because it cannot be guaranteed \
+             that doing so would not \
              lead to an abrupt change of visible data"
         )));
     }

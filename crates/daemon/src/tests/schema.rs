@@ -149,7 +149,8 @@ const EFFECTIVE: &str = "
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
     BlockdevOptionsNull.size BlockdevOptionsQcow2.backing BlockdevOptionsQcow2.cache-size
     BlockdevOptionsQcow2.data-file BlockdevOptionsQcow2.file BlockdevOptionsQcow2.l2-cache-size
-    BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file BlockdevOptionsThrottle.throttle-group
+    BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file \
+     BlockdevOptionsThrottle.throttle-group
     FdSocketAddress.str FdSocketAddressWrapper.data InetSocketAddress.host InetSocketAddress.port
     InetSocketAddressWrapper.data SocketAddress.type SocketAddressLegacy.type UnixSocketAddress.path
     UnixSocketAddressWrapper.data block-commit.auto-dismiss block-commit.auto-finalize
@@ -212,6 +213,7 @@ fn no_option_is_ignored() {
                     Type::Array(inner) => types.push(*inner),
                     Type::Alternate(alternate) => types.extend(alternate.types),
                     Type::Object(object) => open.extend(members_of(object)),
+                    Type::Later(ty) => types.push(ty()),
                     _ => {}
                 }
             }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, WriteFlags, ZeroFlags};
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
 
 use super::size;
 use crate::Reply;
+use crate::arguments::arguments;
 use crate::daemon::Daemon;
 use crate::graph::{ALL_PERMS, Parent, Perms};
 
@@ -45,7 +46,8 @@ static TOOLS: [Tool; 4] = [
         name: "read",
         alias: "r",
         flags: "Cl:P:pqrs:v",
-        usage: "[-Cqrv] [-P pattern [-s off] [-l len]] off len -- reads a number of bytes at a specified offset",
+        usage: "[-Cqrv] [-P pattern [-s off] [-l len]] off len -- reads a number of bytes at a specified \
+         offset",
         arguments: 2,
         writes: false,
         run: read,
@@ -54,7 +56,8 @@ static TOOLS: [Tool; 4] = [
         name: "write",
         alias: "w",
         flags: "CfnpP:qrs:uz",
-        usage: "[-Cfnqruz] [-P pattern | -s source_file] off len -- writes a number of bytes at a specified offset",
+        usage: "[-Cfnqruz] [-P pattern | -s source_file] off len -- writes a number of bytes at a specified \
+         offset",
         arguments: 2,
         writes: true,
         run: write,
@@ -167,10 +170,19 @@ fn clock(time: Duration, full: bool) -> String {
     }
 }
 
+arguments! {
+    /// What the verb was given.
+    pub(super) struct QemuIoArgs {
+        qdev: Option<bool> = "qdev", "whether a guest's device is meant";
+        device: String = "device", "the node";
+        command: String = "command", "the command";
+    }
+}
+
 /// `qemu-io`.
-pub(super) fn run(daemon: &Daemon, args: &Args) -> Reply<String> {
-    let device = args.str("device")?;
-    if args.has("qdev") {
+pub(super) fn run(daemon: &Daemon, args: &QemuIoArgs) -> Reply<String> {
+    let device = &*args.device;
+    if args.qdev.is_some() {
         return Err(QmpError::generic(format!("Device '{device}' not found")));
     }
     let (tap, read_only) = {
@@ -180,7 +192,7 @@ pub(super) fn run(daemon: &Daemon, args: &Args) -> Reply<String> {
             node.ok_or_else(|| QmpError::generic(format!("Cannot find device='' nor node-name='{device}'")))?;
         (Arc::clone(&node.tap), node.read_only)
     };
-    let mut words = args.str("command")?.split(' ').filter(|word| !word.is_empty());
+    let mut words = args.command.split(' ').filter(|word| !word.is_empty());
     let Some(name) = words.next() else { return Ok(String::new()) };
     let Some(tool) = TOOLS.iter().find(|tool| tool.name == name || tool.alias == name) else {
         return Ok(format!("command \"{name}\" not found\n"));

@@ -4,12 +4,13 @@
 //! What must hold: nothing that is given is left out. An object for a child that is a node of its own, or
 //! that is not there, is refused.
 
-use blockmirror_qmp::{Args, QmpError};
+use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
 
-use super::cannot_change;
 use crate::Reply;
-use crate::driver::{CHILDREN, Common, Inherited};
+use crate::arguments::Arguments;
+use crate::command::schema::CommonOptions;
+use crate::driver::{Common, Inherited, cannot_change};
 use crate::graph::Graph;
 
 /// What a node is to become.
@@ -24,24 +25,23 @@ pub(super) struct Wanted {
 }
 
 /// Adds what `options` say, of their node and of the children they describe.
-pub(super) fn collect(graph: &Graph, options: &Map<String, Value>, all: &mut Vec<Wanted>) -> Reply<()> {
-    let args = Args::new(options.clone());
-    let name = args.opt_str("node-name")?.ok_or_else(|| QmpError::generic("node-name not specified"))?;
-    let root = Wanted { node: name.to_owned(), options: options.clone(), inherited: None, above: Vec::new() };
+pub(super) fn collect(graph: &Graph, options: Map<String, Value>, all: &mut Vec<Wanted>) -> Reply<()> {
+    let name = CommonOptions::parse(&options)?.node_name;
+    let node = name.ok_or_else(|| QmpError::generic("node-name not specified"))?;
+    let root = Wanted { node, options, inherited: None, above: Vec::new() };
     let mut open = vec![root];
     while let Some(wanted) = open.pop() {
-        let args = Args::new(wanted.options.clone());
+        let given = CommonOptions::parse(&wanted.options)?;
         let node = graph.get(&wanted.node).ok_or_else(|| {
             QmpError::generic(format!("Failed to find node with node-name='{}'", wanted.node))
         })?;
         let inherited = wanted.inherited.unwrap_or_else(|| super::inherited(graph, node));
-        let common = Common::new(&args, inherited)?;
-        for role in CHILDREN {
-            let Some(Value::Object(inner)) = args.get(role) else { continue };
+        let common = Common::new(&given, inherited)?;
+        for role in given.driver.0.children() {
+            let Some(Value::Object(inner)) = wanted.options.get(role) else { continue };
             let child = graph.children(&node.name).find(|(r, child)| *r == role && !child.owned);
             let Some((_, child)) = child else { return Err(cannot_change(&format!("{role}.driver"))) };
-            let given = inner.get("node-name").and_then(Value::as_str);
-            if given.is_some_and(|given| given != child.name) {
+            if CommonOptions::parse(inner)?.node_name.is_some_and(|given| given != child.name) {
                 return Err(cannot_change("node-name"));
             }
             let mut above = wanted.above.clone();
