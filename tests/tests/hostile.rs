@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use blockmirror_block::{ByteRange, Visit, WriteFlags};
 use blockmirror_image::{Format, OpenOptions, ReferencePolicy};
+use blockmirror_testing::mutate::{Mutation, mutations};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::mutate::{Mutation, mutations};
-use blockmirror_tests::testdata::{Manifest, folder};
+use blockmirror_testing::testdata::{Manifest, folder};
 
 /// How much of a disk is compared. Damaged headers declare disks of exabytes.
 const COMPARED: u64 = 6 << 20;

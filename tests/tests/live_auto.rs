@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use blockmirror_block::{BlockDevice, WriteFlags};
 use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions};
 use blockmirror_mirror::{CopyMode, Event, JobState, MirrorJob, MirrorOptions, Tap};
+use blockmirror_testing::content::noise;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::noise;
 
 /// Not a multiple of 64 MiB.
 const LEN: u64 = 40 << 20;

@@ -1,21 +1,18 @@
 //! `cargo xtask`: the developers' commands. Run it without arguments for the list.
 //!
-//! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all.
+//! One file per task; each gives a [`Task`], and `Tasks` below is the only place that knows them all. Those
+//! in [`product::Product`] link the product and are in a program of their own (`xtask/product/`), so that the
+//! others build in seconds.
 
-mod bench;
-mod converge;
-mod daemon;
+mod ci;
 mod docs;
-mod fuzz;
-mod mirror;
 mod model;
+mod product;
 mod properties;
-mod simulate;
-mod stress;
 mod testdata;
 mod tidy;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use blockmirror_testing::Outcome;
 use clap::{Parser, Subcommand};
@@ -35,38 +32,32 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Tasks {
-    Bench(bench::Bench),
-    Converge(converge::Converge),
+    Ci(ci::Ci),
     Docs(docs::Docs),
-    Fuzz(fuzz::Fuzz),
-    #[command(hide = true)]
-    Daemon(daemon::Daemon),
-    #[command(hide = true)]
-    Measure(bench::Measure),
-    Mirror(mirror::Mirror),
     Model(model::Model),
     Properties(properties::Properties),
-    Simulate(simulate::Simulate),
-    Stress(stress::StressTask),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
+    #[command(flatten)]
+    Product(product::Product),
+}
+
+/// Cargo, in the workspace.
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(blockmirror_testing::workspace_root());
+    cargo
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().task {
-        Tasks::Bench(task) => task.run(),
-        Tasks::Converge(task) => task.run(),
+        Tasks::Ci(task) => task.run(),
         Tasks::Docs(task) => task.run(),
-        Tasks::Fuzz(task) => task.run(),
-        Tasks::Daemon(task) => task.run(),
-        Tasks::Measure(task) => task.run(),
-        Tasks::Mirror(task) => task.run(),
         Tasks::Model(task) => task.run(),
         Tasks::Properties(task) => task.run(),
-        Tasks::Simulate(task) => task.run(),
-        Tasks::Stress(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),
+        Tasks::Product(task) => task.run(),
     };
     done.unwrap_or_else(|error| {
         eprintln!("cargo xtask: {error}");

@@ -4,12 +4,12 @@
 //! in a folder of its own.
 
 use std::env;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use blockmirror_testing::Outcome;
-use blockmirror_tests::workspace_root;
+use blockmirror_testing::workspace_root;
 
-use crate::Task;
+use crate::{Task, cargo};
 
 /// The packages that have models, in `tests/shuttle.rs`.
 const PACKAGES: [&str; 3] = ["blockmirror-block", "blockmirror-mirror", "blockmirror-qcow2"];
@@ -43,8 +43,8 @@ impl Task for Model {
         let root = workspace_root();
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
         let flags = format!("{} --cfg shuttle", env::var("RUSTFLAGS").unwrap_or_default());
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(&root).args(["test", "--locked", "--test", "shuttle"]);
+        let mut cargo = cargo();
+        cargo.args(["test", "--locked", "--test", "shuttle"]);
         cargo.args(PROFILE.iter().flat_map(|setting| ["--config", setting]));
         match &self.package {
             Some(package) => cargo.args(["--package", package]),

@@ -6,14 +6,12 @@
 //! `.proptest-regressions` file beside the test or to `proptest-regressions/`: commit that file, or better a
 //! named test of the minimal case.
 
-use std::env;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use blockmirror_testing::Outcome;
-use blockmirror_tests::workspace_root;
 
-use crate::Task;
+use crate::{Task, cargo};
 
 /// Run the property tests with a fresh seed and more cases
 #[derive(clap::Args)]
@@ -40,12 +38,20 @@ impl Task for Properties {
         let first = self.seed.unwrap_or_else(now);
         for seed in first..first.saturating_add(self.runs) {
             println!("seed {seed}");
-            let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            cargo.current_dir(workspace_root()).args(["test", "--locked", "--quiet"]);
+            let mut cargo = cargo();
+            cargo.args(["test", "--locked", "--quiet"]);
             match &self.package {
                 Some(package) => cargo.args(["--package", package]),
                 // The tests across crates have no properties, and processes that many cases would not change.
-                None => cargo.args(["--workspace", "--exclude", "blockmirror-tests", "--exclude", "xtask"]),
+                None => cargo.args([
+                    "--workspace",
+                    "--exclude",
+                    "blockmirror-tests",
+                    "--exclude",
+                    "xtask",
+                    "--exclude",
+                    "xtask-product",
+                ]),
             };
             cargo
                 .args(["--lib", "--tests"])

@@ -1,24 +1,37 @@
-//! What the tests of all crates share: QEMU's tools as the oracle, visible skips, scratch directories in
-//! memory, reproducible random numbers, child processes with the signal dispositions of a terminal.
+//! What the tests of all crates and the developers' commands share: QEMU's tools as the oracle, visible
+//! skips, scratch directories in memory, reproducible random numbers, disk contents that tell where they
+//! belong, the images under `testdata/`, mutations of images, child processes with default signal
+//! dispositions.
 //!
 //! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
 //! them cannot hide in the oracle.
 
+pub mod content;
+pub mod matrix;
+pub mod mutate;
 pub mod process;
 pub mod qemu;
 pub mod resident;
 pub mod rng;
 pub mod scratch;
+pub mod testdata;
 mod wait;
 
 use std::error::Error;
 use std::fmt;
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 pub use wait::eventually;
 
 /// The result of a helper; the message names the file or the command.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// The directory that holds the workspace.
+pub fn workspace_root() -> PathBuf {
+    // This crate lies in `crates/testing/`.
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new(".")).to_owned()
+}
 
 /// Prints a line past the test runner's capture, which takes what `eprintln!` prints.
 pub fn report(line: fmt::Arguments<'_>) {

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use crate::common::ours_ok;
 use blockmirror_qmp::Client;
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::{Fill, write_raw};
 use serde_json::json;
 
 /// Set in the process that is to be the daemon: its arguments, one a line.

@@ -17,9 +17,9 @@ use std::time::Duration;
 use crate::common::{Ran, ours};
 use blockmirror_daemon::{Daemon, Startup};
 use blockmirror_qmp::Client;
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::qemu::have;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::{Fill, write_raw};
 use insta::assert_snapshot;
 use serde_json::{Value, json};
 

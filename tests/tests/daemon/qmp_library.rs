@@ -15,9 +15,9 @@ use std::sync::Arc;
 use std::thread;
 
 use blockmirror_daemon::{Daemon, Startup};
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::qemu::python;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::{Fill, write_raw};
 
 const SIZE: u64 = 4 << 20;
 

@@ -19,7 +19,7 @@ use blockmirror_daemon::Daemon;
 use blockmirror_qmp::{Client, Connection};
 use blockmirror_testing::qemu::have;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::workspace_root;
+use blockmirror_testing::workspace_root;
 use serde_json::{Value, json};
 
 /// Commands that QEMU has, and its storage daemon has not.

@@ -14,7 +14,7 @@ use crate::common::{ours, ours_ok};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::testdata::{Entry, Manifest, folder};
+use blockmirror_testing::testdata::{Entry, Manifest, folder};
 use serde_json::Value;
 
 /// Calls `test` with each stored image, unpacked.

@@ -10,9 +10,9 @@
 use std::path::Path;
 
 use crate::common::{ours, ours_ok};
+use blockmirror_testing::content::write_raw;
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::write_raw;
 
 const DISK: u64 = 1 << 20;
 

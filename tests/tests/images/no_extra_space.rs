@@ -12,10 +12,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use crate::common::ours_ok;
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::{allocated, scratch};
-use blockmirror_tests::content::{Fill, write_raw};
 
 const DISK: u64 = (48 << 20) + 512;
 /// Data of one sector, of some clusters, across borders; far apart.

@@ -11,10 +11,10 @@ use std::ffi::OsStr;
 use std::fs;
 
 use crate::common::ours_ok;
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::{Fill, write_raw};
 
 const SIZES: [u64; 7] = [0, 1, 511, 512, 1000, 65535, (1 << 20) + 512];
 

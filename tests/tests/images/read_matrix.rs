@@ -10,10 +10,10 @@
 use std::fs;
 
 use crate::common::ours_ok;
+use blockmirror_testing::matrix::combinations;
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::matrix::combinations;
 
 fn read_all(cluster: u64) {
     let Some(qemu) = Qemu::find("read_matrix") else { return };

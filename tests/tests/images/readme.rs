@@ -11,9 +11,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::ours;
+use blockmirror_testing::content::{Fill, write_raw};
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::{Fill, write_raw};
-use blockmirror_tests::workspace_root;
+use blockmirror_testing::workspace_root;
 
 /// Commands (without `$ `) with the lines printed below them.
 fn transcript(text: &str) -> Vec<(String, Vec<String>)> {

@@ -17,7 +17,7 @@ use crate::common::ours;
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_qcow2::Header;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::testdata::{Manifest, folder};
+use blockmirror_testing::testdata::{Manifest, folder};
 use insta::assert_snapshot;
 use tempfile::TempDir;
 

@@ -14,7 +14,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image::{OpenOptions, ReferencePolicy};
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::testdata::{Entry, Manifest, folder};
+use blockmirror_testing::testdata::{Entry, Manifest, folder};
 
 fn options(image: &Path) -> OpenOptions {
     OpenOptions::new().policy(ReferencePolicy::beside(image).unwrap())

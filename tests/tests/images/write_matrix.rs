@@ -11,11 +11,11 @@
 use std::ffi::OsStr;
 
 use crate::common::{ours, ours_ok};
+use blockmirror_testing::content::write_raw;
+use blockmirror_testing::matrix::{Combination, Feature, combinations};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::write_raw;
-use blockmirror_tests::matrix::{Combination, Feature, combinations};
 
 fn write_all(cluster: u64) {
     let Some(qemu) = Qemu::find("write_matrix") else { return };

@@ -24,7 +24,7 @@ use blockmirror_nbd::{ClientOptions, NbdUri};
 use blockmirror_testing::qemu::{have, run};
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::workspace_root;
+use blockmirror_testing::workspace_root;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;

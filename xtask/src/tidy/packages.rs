@@ -2,46 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use blockmirror_testing::Outcome;
-use serde::Deserialize;
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 use super::map::Map;
 
 /// Lints that the code relies on where a rule is not checked by reading the sources.
 const DENIED: [&str; 4] = ["missing_docs", "unsafe_code", "unwrap_used", "expect_used"];
 
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    license: Option<String>,
-    description: Option<String>,
-    manifest_path: PathBuf,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    name: String,
-    /// `None` for a normal dependency, else `dev` or `build`.
-    kind: Option<String>,
-    /// Set if it is a package of this workspace.
-    path: Option<PathBuf>,
-}
-
 /// Adds what is wrong with the packages below `root` to `found`.
 pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
     let map = Map::parse(&fs::read_to_string(root.join("ARCHITECTURE.md"))?);
-    let packages = metadata(root)?.packages;
+    let packages = MetadataCommand::new().current_dir(root).no_deps().exec()?.packages;
     for package in &packages {
         let manifest = fs::read_to_string(&package.manifest_path)?;
-        let place = package.manifest_path.strip_prefix(root).unwrap_or(&package.manifest_path).display();
+        let place = package.manifest_path.strip_prefix(root).unwrap_or(&package.manifest_path);
         if package.license.as_deref() != Some("MIT OR Apache-2.0") {
             found.push(format!("{place}: the licence is not `MIT OR Apache-2.0`"));
         }
@@ -70,7 +47,7 @@ fn arrows(map: &Map, packages: &[Package], root: &Path, found: &mut Vec<String>)
         .filter_map(|p| {
             let folder = p.manifest_path.parent()?;
             let short = folder.strip_prefix(root.join("crates")).ok()?;
-            Some((short.to_string_lossy().into_owned(), p))
+            Some((short.to_string(), p))
         })
         .collect();
     let mut above = BTreeSet::new();
@@ -82,8 +59,8 @@ fn arrows(map: &Map, packages: &[Package], root: &Path, found: &mut Vec<String>)
         let real: BTreeSet<String> = package
             .dependencies
             .iter()
-            .filter(|d| d.kind.as_deref() != Some("dev"))
-            .filter_map(|d| d.path.as_ref()?.file_name().map(|n| n.to_string_lossy().into_owned()))
+            .filter(|d| d.kind != DependencyKind::Development)
+            .filter_map(|d| d.path.as_ref()?.file_name().map(str::to_owned))
             .collect();
         let mapped: BTreeSet<String> = row.arrows.iter().cloned().collect();
         for arrow in real.difference(&mapped) {
@@ -117,17 +94,4 @@ fn reasons(map: &Map, packages: &[Package], found: &mut Vec<String>) {
     for name in mapped.difference(&used) {
         found.push(format!("ARCHITECTURE.md: nothing depends on `{name}`"));
     }
-}
-
-fn metadata(root: &Path) -> Outcome<Metadata> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let out = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--no-deps"])
-        .current_dir(root)
-        .output()
-        .map_err(|e| format!("cannot run cargo metadata: {e}"))?;
-    if !out.status.success() {
-        return Err(format!("cargo metadata: {}", String::from_utf8_lossy(&out.stderr)).into());
-    }
-    Ok(serde_json::from_slice(&out.stdout)?)
 }

@@ -1,4 +1,4 @@
-//! Rules on files: heads, sizes, width of comments, words, leftovers, reasons of lint exceptions, trailing
+//! Rules on files: heads, width of comments, words, leftovers, reasons of lint exceptions, trailing
 //! blanks.
 
 use std::fs;
@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use blockmirror_testing::Outcome;
 
-/// Most lines of a file that are not tests. Half of it is already a lot.
-const MOST_LINES: usize = 800;
 /// The width of a comment; rustfmt keeps that of code.
 const MOST_COLUMNS: usize = 110;
 /// Words that stand in for a subject that has a name. Each is spelled in two parts, so that this file does
@@ -108,10 +106,6 @@ fn source(place: &str, text: &str, found: &mut Vec<String>) {
     if !text.starts_with("//!") {
         found.push(format!("{place}: does not open with `//!`"));
     }
-    let lines = lines_without_tests(text);
-    if lines > MOST_LINES {
-        found.push(format!("{place}: {lines} lines without tests, {MOST_LINES} are the most"));
-    }
     // Spelled in two parts, so that this file does not find itself.
     let leftovers =
         [concat!("todo", "!("), concat!("unimpl", "emented!("), concat!("FIX", "ME"), concat!("TO", "DO")];
@@ -143,27 +137,6 @@ fn exceptions(place: &str, text: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Lines outside `#[cfg(test)] mod x { .. }`, whose closing brace stands where its `mod` does.
-fn lines_without_tests(text: &str) -> usize {
-    let mut count = 0;
-    let mut lines = text.lines();
-    while let Some(line) = lines.next() {
-        if line.trim_start().starts_with("#[cfg(test)]") || line.trim_start().starts_with("#[cfg(all(test") {
-            let indent = line.len() - line.trim_start().len();
-            let closing = format!("{}}}", " ".repeat(indent));
-            match lines.by_ref().find(|l| !l.trim_start().starts_with("#[")) {
-                Some(opening) if opening.trim_end().ends_with('{') => {
-                    lines.by_ref().find(|l| *l == closing);
-                }
-                _ => {}
-            }
-        } else {
-            count += 1;
-        }
-    }
-    count
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,12 +165,5 @@ mod tests {
         let bare = "//! Head.\n#[allow(dead_code)]\nfn f() {}\n";
         assert_eq!(on(bare), ["f.rs:2: a lint exception without a reason"]);
         assert!(on("//! Head.\n#[allow(\n    dead_code,\n    reason = \"x\"\n)]\nfn f() {}\n").is_empty());
-    }
-
-    #[test]
-    fn tests_do_not_count_as_lines() {
-        let text = "//! Head.\nfn f() {}\n#[cfg(test)]\nmod tests {\n    fn a() {\n    }\n}\nfn g() {}\n";
-        assert_eq!(lines_without_tests(text), 3);
-        assert_eq!(lines_without_tests("#[cfg(test)]\nmod tests;\nfn g() {}\n"), 1);
     }
 }

@@ -21,7 +21,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_testing::qemu::{have, python};
-use blockmirror_tests::workspace_root;
+use blockmirror_testing::workspace_root;
 
 /// Nothing here takes longer, on a machine that works at all.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Outcome;
 use crate::content::{Fill, write_raw};
-use blockmirror_testing::Outcome;
-use blockmirror_testing::qemu::Qemu;
+use crate::qemu::Qemu;
 
 /// What is special about an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

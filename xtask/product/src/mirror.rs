@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use blockmirror_testing::Outcome;
+use blockmirror_testing::content::hash_file;
 use blockmirror_testing::scratch::scratch;
-use blockmirror_tests::content::hash_file;
-use blockmirror_tests::testdata::{Manifest, folder};
+use blockmirror_testing::testdata::{Manifest, folder};
 
 use crate::Task;
 

@@ -12,9 +12,9 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use blockmirror_testing::content;
+use blockmirror_testing::testdata::{Entry, MANIFEST, Manifest, Stored, folder};
 use blockmirror_testing::{Outcome, qemu, scratch};
-use blockmirror_tests::content;
-use blockmirror_tests::testdata::{Entry, MANIFEST, Manifest, Stored, folder};
 use recipes::{Recipe, STAMPS, STAMPS_LEN};
 
 use crate::Task;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use blockmirror_testing::Outcome;
+use crate::Outcome;
 
 use crate::workspace_root;
 

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_testing::Outcome;
-use blockmirror_tests::content::noise;
+use blockmirror_testing::content::noise;
 
 /// Bytes of one write.
 pub(super) const BLOCK: u64 = 4096;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use blockmirror_testing::Outcome;
+use blockmirror_testing::content::{self, Fill};
 use blockmirror_testing::qemu::Qemu;
-use blockmirror_tests::content::{self, Fill};
 
 /// Sizes: the real ones, or just enough to tell right from wrong.
 #[derive(Clone, Copy, Debug)]
