@@ -21,7 +21,8 @@
 //! # assert_eq!(BLOCKDEV_MIRROR.members.len(), 5);
 //! ```
 //!
-//! Types may contain each other in circles: a `static` may name a later one, and a constant a [`Type::Later`].
+//! Types may contain each other in circles: a `static` may name a later one, and a constant a
+//! [`Type::Later`].
 
 mod check;
 mod introspect;
