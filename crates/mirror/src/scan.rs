@@ -38,7 +38,7 @@ pub(crate) enum CopyAction {
 pub(crate) struct CopyExtent {
     pub(crate) range: ByteRange,
     pub(crate) action: CopyAction,
-    /// With [`SyncMode::Top`](crate::SyncMode::Top): the top image does not decide what is here, so that the
+    /// With [`SyncMode::Top`]: the top image does not decide what is here, so that the
     /// target's backing file shows the same, unless the guest has written here since.
     pub(crate) below: bool,
 }

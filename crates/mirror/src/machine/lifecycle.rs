@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A pause, by the user or by an error policy, is apart from the phase. QEMU's ten states are derived from
-//! both by [`job_state`](Lifecycle::job_state); every change is one move of the table in [`JobState`] and
+//! both by [`job_state`](Lifecycle::job_state). Every change is one move of the table in [`JobState`] and
 //! emits its event.
 //!
 //! Must hold: a job that is prepared in its group, or whose last step is in flight, is neither paused nor
