@@ -6,16 +6,8 @@
 //!
 //! What must hold: a file that an image names is opened only if the daemon's policy allows it.
 
-mod blkdebug;
-mod copy_on_read;
-mod file;
-mod nbd;
-mod null_co;
-mod qcow2;
-mod raw;
+mod drivers;
 mod reopen;
-mod table;
-mod throttle;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -30,12 +22,11 @@ use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
 
-pub(crate) use file::is_locked;
-pub(crate) use qcow2::{backing_in_header, probe_format};
-pub(crate) use reopen::Reopened;
-pub(crate) use table::{
-    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Kind, Rebased, all_children, driver_named,
+pub(crate) use drivers::{
+    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Kind, Rebased, all_children, backing_in_header,
+    driver_named, is_locked, probe_format,
 };
+pub(crate) use reopen::Reopened;
 
 use crate::Reply;
 use crate::arguments::Arguments;

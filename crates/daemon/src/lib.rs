@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`Daemon`] | the whole: made from [`Startup`] options, runs until `quit` |
+//! | `arguments` | typed arguments: struct, schema and parser from one declaration |
 //! | `graph`, `driver` | nodes, who uses them for what, and how each kind is opened |
 //! | `export` | the NBD server and what it serves |
 //! | `job` | jobs by name, and the thread that turns each one's events into those of the protocol |

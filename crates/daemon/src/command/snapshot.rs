@@ -18,7 +18,7 @@ use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, is_read_only, qmp_error};
-use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Parent, Perms, Released};
+use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Node, Parent, Perms, Released};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 choice! {
@@ -263,33 +263,7 @@ impl Daemon {
             let image = above.qcow2.clone();
             let image =
                 image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
-            // A mirror does not read what it writes.
-            let by_mirror = |u: &Attachment| {
-                matches!(u.parent, Parent::Job { kind: "mirror", .. }) && u.perm.contains(Permission::Write)
-            };
-            if graph.attachments_of(overlay).any(|(_, u)| !by_mirror(u)) {
-                return Err(QmpError::generic("The overlay is already in use"));
-            }
-            let is_target = graph.attachments_of(overlay).next().is_some();
-            if let (true, Some((_, u))) = (is_target, graph.attachments_of(node).next()) {
-                return Err(QmpError::generic(format!(
-                    "Node '{node}' is busy: it is in use by {}",
-                    u.parent
-                )));
-            }
-            if image.backing().is_some() {
-                return Err(QmpError::generic("The overlay already has a backing image"));
-            }
-            if graph.stands_on(overlay, node) {
-                return Err(QmpError::generic(format!(
-                    "Making '{node}' a backing child of '{overlay}' would create a cycle"
-                )));
-            }
-            if above.read_only {
-                return Err(is_read_only());
-            }
-            graph.check_bitmaps_free(overlay)?;
-            graph.check_backing(node, overlay)?;
+            let is_target = check_overlay(&graph, node, above, &image)?;
             if is_target {
                 drop(graph);
                 return self.put_below_target(node, overlay, &image);
@@ -365,6 +339,36 @@ impl Daemon {
 fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
     tap.drain_for(HOLD_LIMIT)
         .ok_or_else(|| QmpError::generic("A write of a guest does not end: the snapshot was given up"))
+}
+
+/// Refuses what cannot come on top of `node`; also says whether a mirror fills it.
+fn check_overlay(graph: &Graph, node: &str, above: &Node, image: &Qcow2) -> Reply<bool> {
+    let overlay = &*above.name;
+    // A mirror does not read what it writes.
+    let by_mirror = |u: &Attachment| {
+        matches!(u.parent, Parent::Job { kind: "mirror", .. }) && u.perm.contains(Permission::Write)
+    };
+    if graph.attachments_of(overlay).any(|(_, u)| !by_mirror(u)) {
+        return Err(QmpError::generic("The overlay is already in use"));
+    }
+    let is_target = graph.attachments_of(overlay).next().is_some();
+    if let (true, Some((_, u))) = (is_target, graph.attachments_of(node).next()) {
+        return Err(QmpError::generic(format!("Node '{node}' is busy: it is in use by {}", u.parent)));
+    }
+    if image.backing().is_some() {
+        return Err(QmpError::generic("The overlay already has a backing image"));
+    }
+    if graph.stands_on(overlay, node) {
+        return Err(QmpError::generic(format!(
+            "Making '{node}' a backing child of '{overlay}' would create a cycle"
+        )));
+    }
+    if above.read_only {
+        return Err(is_read_only());
+    }
+    graph.check_bitmaps_free(overlay)?;
+    graph.check_backing(node, overlay)?;
+    Ok(is_target)
 }
 
 /// Refuses nodes whose users cannot be moved.

@@ -15,7 +15,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::table::{ReadOnlyNode, Writable};
+use super::drivers::{ReadOnlyNode, Writable};
 use super::{is_read_only, qmp_error};
 use crate::Reply;
 use crate::daemon::Daemon;

@@ -143,6 +143,35 @@ fn images_in(chain: &[&Node]) -> u32 {
     u32::try_from(images).unwrap_or(u32::MAX)
 }
 
+/// What a stream is about.
+struct StreamPlan {
+    /// The image that is filled, if anything lies below it.
+    image: Option<Arc<Qcow2>>,
+    /// What it stands on afterwards, with its name and how many layers it lies below.
+    base: Option<(String, (Base, Option<Naming>), u32)>,
+    attachments: Vec<AttachmentId>,
+}
+
+impl StreamPlan {
+    /// Looks the nodes up, and holds them.
+    fn new(graph: &mut Graph, request: &ChainRequest, device: &str, base: Option<&str>) -> Reply<Self> {
+        let image = graph.find(device)?.qcow2.clone();
+        let chain = graph.chain(device);
+        let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
+        let base = depth.map(|depth| {
+            let base = request.base(graph, chain[depth], Some(chain[0]))?;
+            Ok::<_, QmpError>((chain[depth].name.clone(), base, images_in(&chain[..depth])))
+        });
+        let base = base.transpose()?;
+        let last = depth.unwrap_or(chain.len() - 1);
+        let mut nodes = HeldNode::of_chain(&chain[..=last], 1);
+        nodes[0].perm = Perms::READ.with(Permission::WriteUnchanged);
+        let has_backing = chain.len() > 1;
+        let attachments = request.hold(graph, &nodes)?;
+        Ok(Self { image: image.filter(|_| has_backing), base, attachments })
+    }
+}
+
 /// What a commit is about.
 struct CommitPlan {
     tap: Arc<Tap>,
@@ -236,35 +265,19 @@ impl Daemon {
         }
         // For the time of the job, if it was not.
         let writable = self.make_writable(device)?;
-        let held = (|| {
-            let mut graph = self.graph.lock();
-            let image = graph.find(device)?.qcow2.clone();
-            let chain = graph.chain(device);
-            let depth = base.and_then(|base| chain.iter().position(|node| node.name == base));
-            let base = depth
-                .map(|depth| Ok::<_, QmpError>((depth, request.base(&graph, chain[depth], Some(chain[0]))?)));
-            let base = base.transpose()?;
-            let base =
-                base.map(|(depth, base)| (chain[depth].name.clone(), base, images_in(&chain[..depth])));
-            let last = depth.unwrap_or(chain.len() - 1);
-            let mut nodes = HeldNode::of_chain(&chain[..=last], 1);
-            nodes[0].perm = Perms::READ.with(Permission::WriteUnchanged);
-            let has_backing = chain.len() > 1;
-            let attachments = request.hold(&mut graph, &nodes)?;
-            Ok((image, has_backing, base, attachments))
-        })();
-        let (image, has_backing, base, attachments) = match held {
-            Ok(held) => held,
+        let plan = match StreamPlan::new(&mut self.graph.lock(), &request, device, base) {
+            Ok(plan) => plan,
             Err(error) => {
                 self.make_read_only(writable);
                 return Err(error);
             }
         };
+        let StreamPlan { image, base, attachments } = plan;
         let give_back = move |daemon: &Daemon, writable: Reopened, attachments: &[AttachmentId]| {
             daemon.make_read_only(writable);
             daemon.detach_all(attachments);
         };
-        let Some(image) = image.filter(|_| has_backing) else {
+        let Some(image) = image else {
             let job = SimpleJob::idle(&request.job);
             let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &attachments));
             self.add_job(Some(session), request.job, Box::new(job), at_end);

@@ -55,7 +55,7 @@ pub(crate) struct Prepared {
 impl MirrorRequest {
     /// What the arguments ask for.
     pub(crate) fn new(daemon: &Daemon, args: MirrorArgs) -> Reply<Self> {
-        let id = args.job_id.unwrap_or_default();
+        let id = args.job_id.clone().unwrap_or_default();
         let source = replaced(&daemon.graph.lock(), &args.device, args.replaces.as_deref())?;
         let mut options = MirrorOptions::new()
             .sync(match args.sync {
@@ -70,25 +70,8 @@ impl MirrorRequest {
             .unmap(true)
             .target_is_zero(args.target_is_zero.unwrap_or(false))
             .copy_mode(args.copy_mode.map_or(CopyMode::Background, CopyMode::from));
-        let (needs_bitmap, sync) = (matches!(args.sync, Sync::Incremental | Sync::Bitmap), args.sync.name());
-        match (needs_bitmap, args.bitmap) {
-            (true, None) => {
-                return Err(QmpError::generic(format!(
-                    "must provide a valid bitmap name for '{sync}' sync mode"
-                )));
-            }
-            (false, Some(_)) => {
-                return Err(QmpError::generic(format!("sync mode '{sync}' does not use a bitmap")));
-            }
-            (true, Some(name)) => {
-                let mode = match args.bitmap_mode {
-                    None | Some(BitmapSync::OnSuccess) => BitmapMode::OnSuccess,
-                    Some(BitmapSync::Never) => BitmapMode::Never,
-                    Some(BitmapSync::Always) => BitmapMode::Always,
-                };
-                options = options.bitmap(name, mode);
-            }
-            (false, None) => {}
+        if let Some((name, mode)) = sync_bitmap(&args)? {
+            options = options.bitmap(name, mode);
         }
         if let Some(granularity) = args.granularity.filter(|bytes| *bytes != 0) {
             if !(512..=64 << 20).contains(&granularity) {
@@ -130,6 +113,26 @@ impl MirrorRequest {
     /// Whether zeros may give space back.
     pub(crate) fn unmap(self, unmap: Option<bool>) -> Self {
         Self { options: self.options.unmap(unmap.unwrap_or(true)), ..self }
+    }
+}
+
+/// The bitmap from which the job works, if its mode has one.
+fn sync_bitmap(args: &MirrorArgs) -> Reply<Option<(String, BitmapMode)>> {
+    let (needs_bitmap, sync) = (matches!(args.sync, Sync::Incremental | Sync::Bitmap), args.sync.name());
+    match (needs_bitmap, &args.bitmap) {
+        (true, None) => {
+            Err(QmpError::generic(format!("must provide a valid bitmap name for '{sync}' sync mode")))
+        }
+        (false, Some(_)) => Err(QmpError::generic(format!("sync mode '{sync}' does not use a bitmap"))),
+        (true, Some(name)) => {
+            let mode = match args.bitmap_mode {
+                None | Some(BitmapSync::OnSuccess) => BitmapMode::OnSuccess,
+                Some(BitmapSync::Never) => BitmapMode::Never,
+                Some(BitmapSync::Always) => BitmapMode::Always,
+            };
+            Ok(Some((name.clone(), mode)))
+        }
+        (false, None) => Ok(None),
     }
 }
 

@@ -10,10 +10,10 @@ use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::table::{Driver, Kind, ReadOnlyNode, Writable};
-use super::{Found, Opened, Opening, qmp_error, refuse, system_text};
+use super::{Driver, Kind, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{arguments, choice};
+use crate::driver::{Found, Opened, Opening, qmp_error, refuse, system_text};
 
 choice! {
     pub(super) enum Locking("OnOffAuto", "Yes, no, or what serves.") {

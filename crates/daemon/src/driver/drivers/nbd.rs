@@ -6,11 +6,11 @@ use std::time::Duration;
 use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdUri, TlsOptions};
 use blockmirror_qmp::QmpError;
 
-use super::table::{Driver, Kind};
-use super::{Found, Opened, Opening, qmp_error, refuse, system_text};
+use super::{Driver, Kind};
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::SocketArg;
+use crate::driver::{Found, Opened, Opening, qmp_error, refuse, system_text};
 use crate::export::SocketAddress;
 
 arguments! {

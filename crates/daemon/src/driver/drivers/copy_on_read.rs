@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use blockmirror_filter::CopyOnRead;
 
-use super::table::{Driver, Kind};
-use super::{Opened, Opening, is_read_only, refuse};
+use super::{Driver, Kind};
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::NodeRef;
+use crate::driver::{Opened, Opening, is_read_only, refuse};
 
 arguments! {
     pub(super) struct CopyOnReadArgs("BlockdevOptionsCor", "Copies up what is read.") {

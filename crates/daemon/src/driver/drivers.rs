@@ -1,7 +1,16 @@
-//! What a driver is, and the table of all drivers: a driver is one file and one line here.
+//! What a driver is, and the table of all drivers: a driver is one file below, and one line in the table.
 //!
 //! The schema's names and options, the nodes that the graph treats as filters or formats, what
 //! `blockdev-reopen` may change and how a node becomes writable all follow from the table.
+
+mod blkdebug;
+mod copy_on_read;
+mod file;
+mod nbd;
+mod null_co;
+mod qcow2;
+mod raw;
+mod throttle;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,9 +22,10 @@ use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::schema::{Object, Type, Variant};
 use serde_json::{Map, Value};
 
-use super::{
-    Opened, Opening, blkdebug, cannot_change, copy_on_read, file, nbd, null_co, qcow2, raw, throttle,
-};
+pub(crate) use file::is_locked;
+pub(crate) use qcow2::{backing_in_header, probe_format};
+
+use super::{Opened, Opening, cannot_change};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, variant};
 use crate::graph::{BackingLink, Node};

@@ -12,12 +12,12 @@ use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Alternate, STR, Type};
 use serde_json::{Map, Value};
 
-use super::table::{Driver, Kind, ReadOnlyNode, Writable};
-use super::{Child, Opened, Opening, is_read_only, qmp_error, refuse};
+use super::{Driver, Kind, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{Argument, arguments, disagreement};
 use crate::command::schema::{NodeRef, NodeRefOrNull};
 use crate::daemon::Daemon;
+use crate::driver::{Child, Opened, Opening, is_read_only, qmp_error, refuse};
 use crate::graph::{BackingLink, Node};
 
 arguments! {

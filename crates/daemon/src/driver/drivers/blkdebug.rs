@@ -8,11 +8,11 @@ use blockmirror_filter::{
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::table::{Driver, Kind};
-use super::{ChildLink, Opened, Opening, qmp_error, system_text};
+use super::{Driver, Kind};
 use crate::Reply;
 use crate::arguments::{Int64, Size, arguments, choice, disagreement};
 use crate::command::schema::NodeRef;
+use crate::driver::{ChildLink, Opened, Opening, qmp_error, system_text};
 use crate::graph::{ALL_PERMS, Perms};
 
 arguments! {

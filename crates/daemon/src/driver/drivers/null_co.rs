@@ -6,10 +6,10 @@ use std::time::Duration;
 use blockmirror_filter::{DEFAULT_NULL_SIZE, NullDisk};
 use blockmirror_qmp::QmpError;
 
-use super::table::{Driver, Kind};
-use super::{Opened, Opening};
+use super::{Driver, Kind};
 use crate::Reply;
 use crate::arguments::arguments;
+use crate::driver::{Opened, Opening};
 
 arguments! {
     pub(super) struct NullArgs("BlockdevOptionsNull", "Nothing.") {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use blockmirror_filter::{Throttle, ThrottleStorage};
 use serde_json::Value;
 
-use super::table::{Below, Driver, FlatOptions, Kind, Rebased};
-use super::{Opened, Opening};
+use super::{Below, Driver, FlatOptions, Kind, Rebased};
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::NodeRef;
+use crate::driver::{Opened, Opening};
 use crate::object::Objects;
 
 arguments! {

@@ -7,11 +7,11 @@ use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
-use super::table::{Below, Driver, Kind, ReadOnlyNode, Rebased, Writable};
-use super::{Opened, Opening, qmp_error};
+use super::{Below, Driver, Kind, ReadOnlyNode, Rebased, Writable};
 use crate::Reply;
 use crate::arguments::{Size, arguments};
 use crate::command::schema::NodeRef;
+use crate::driver::{Opened, Opening, qmp_error};
 use crate::graph::{BackingLink, Node};
 use crate::object::Objects;
 
