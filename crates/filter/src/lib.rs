@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`ThrottleGroup`] limits several members together | [`Throttle`] | [`ThrottleStorage`] |
 //! | [`CopyOnRead`] keeps what it reads from below | itself | - |
-//! | `blkdebug` fails requests by rule, as QEMU's driver of that name | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
+//! | `blkdebug` fails requests by the rules of QEMU's driver | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
 //! | [`NullDisk`] holds nothing | itself, at the bottom | - |
 //! | [`Concat`] is several disks behind each other | itself, over them | - |
 //! | [`WriteThrough`] makes each write durable | itself | - |

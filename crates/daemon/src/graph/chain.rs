@@ -169,7 +169,7 @@ impl Graph {
         }
     }
 
-    /// Refuses if anybody uses `name`.
+    /// Refuses if `name` has any attachment.
     pub(crate) fn check_unused(&self, name: &str) -> Reply<()> {
         self.check_no_job(name)?;
         self.check_no_overlay(name)?;

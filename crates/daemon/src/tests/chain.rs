@@ -265,7 +265,7 @@ fn readers_of_a_layer_that_goes_keep_it() {
     assert!(text.contains("unshared by block job 'c': commit"), "{text}");
     client.run("job-complete", json!({"id": "c"}));
     client.wait_for_status("null");
-    // What still stands on the base does not keep anybody from writing it either.
+    // What still stands on the base does not keep others from writing it either.
     client.run("block-export-add", writable);
 }
 

@@ -153,7 +153,8 @@ mod tests {
     #[test]
     fn groups_become_rules() {
         let options = parse(
-            "# story\n[inject-error \"first\"]\n  event = \"read_aio\"\nerrno=\"28\"\nsector = \"0x10\"\nonce = \"on\"\n\
+            "# story\n[inject-error \"first\"]\n  event = \"read_aio\"\nerrno=\"28\"\nsector = \
+             \"0x10\"\nonce = \"on\"\n\
              iotype = \"read\"\n\n[set-state]\nevent = \"write_aio\"\nstate = \"1\"\nnew_state = \"2\"\n",
         )
         .unwrap();
