@@ -73,7 +73,7 @@ fn human(found: Option<Difference>, a: u64, b: u64) -> String {
         Some(Difference::Content { offset }) => format!("Content mismatch at offset {offset}!\n"),
         Some(other) => format!("Images differ: {other:?}\n"),
     };
-    // Of lengths there is talk once all that both images have is the same.
+    // A difference in length is reported only if the common part is equal.
     let in_common = matches!(found, Some(Difference::Content { offset }) if offset < a.min(b));
     if a != b && !in_common { format!("Warning: Image size mismatch!\n{verdict}") } else { verdict }
 }

@@ -30,7 +30,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         return go_to_background();
     }
     if args.background {
-        // Fails only for who leads a session already, which is as good.
+        // Fails only if the process leads a session already.
         let _ = rustix::process::setsid();
     }
     if let Some(path) = &args.pidfile {

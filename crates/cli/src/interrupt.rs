@@ -66,7 +66,7 @@ impl Interrupt {
         let (wake, handlers_end) = UnixStream::pair()?;
         let mut arrived = Vec::new();
         for signal in ending() {
-            // In this order: who reads the byte finds the flag set.
+            // In this order: the thread that reads the byte finds the flag set.
             let flag = Arc::new(AtomicBool::new(false));
             self.handlers.push(flag::register(signal, Arc::clone(&flag))?);
             self.handlers.push(pipe::register(signal, handlers_end.try_clone()?)?);

@@ -38,7 +38,7 @@ pub enum FileHolder {
     },
     /// It is mounted by itself under another name, possibly in a container.
     Mount {
-        /// Where, as those see it who do.
+        /// Where, as its own mount namespace sees it.
         on: PathBuf,
     },
 }
@@ -133,8 +133,8 @@ fn with_partitions(sysfs: &Path) -> Vec<(PathBuf, FileId)> {
     all.filter_map(|device| below::device_of(&device).map(|id| (device, id))).collect()
 }
 
-/// Who uses the loop device with the directory `sysfs`: what holds it, or a process that has it or a
-/// partition open.
+/// The user of the loop device with the directory `sysfs`: its holder, or a process that has it or one of its
+/// partitions open.
 fn user_of(sysfs: &Path) -> Option<String> {
     claimer_of(sysfs).or_else(|| {
         let devices = with_partitions(sysfs).into_iter().map(|(_, id)| id).collect();

@@ -162,7 +162,7 @@ impl Target {
     pub(crate) fn cut(&self) {
         let storage = self.protocol.plain_storage();
         if !self.is_new() && !storage.info().fixed_len {
-            // What is left to do if that fails is up to who reads the message.
+            // A failure changes nothing for the caller, who has an error already.
             let _ = storage.set_len(if self.unfinished.is_some() { SECTOR } else { 0 });
         }
     }

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_boot_sector_and_zeros_are_nobodys() {
+    fn a_boot_sector_and_zeros_have_no_magic() {
         let mut sector = [0; 512];
         assert_eq!(foreign_format(&sector), None);
         sector[510..].copy_from_slice(&[0x55, 0xaa]);

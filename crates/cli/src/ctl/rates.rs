@@ -99,7 +99,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn figures_are_compared_where_nobody_tells() {
+    fn figures_are_compared_where_the_server_has_no_rates() {
         let mut rates = Rates::default();
         assert_eq!(rates.pace(&job(0, 1000, json!({})), Duration::ZERO), Pace::default());
         let pace = rates.pace(&job(100, 1020, json!({})), SECOND);
