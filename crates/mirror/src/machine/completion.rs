@@ -30,8 +30,8 @@ impl Core {
                 self.work.scan_ended(range);
             }
             self.release_reservation_if_done();
-        } else if op.work == Work::Flush {
-            self.durability.final_flush_ended(result.is_ok());
+        } else if op.work.is_flush() {
+            self.flush_ended_while_aborting(op.work, result);
         }
         self.conclude_if_idle();
     }
@@ -87,6 +87,17 @@ impl Core {
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
             self.outbox.push(Event::Error { operation, action, range: part, message: message.clone() });
             self.work.list_failed(part, message);
+        }
+    }
+
+    /// A flush has ended while the job aborts. If it failed, what it should have covered may be lost,
+    /// whatever a later flush says; a flush that was cancelled has lost nothing.
+    fn flush_ended_while_aborting(&mut self, work: Work, result: Result<Done, Failure>) {
+        if work == Work::Flush {
+            self.durability.final_flush_ended(result.is_ok());
+        }
+        if result.is_err_and(|failure| failure.error.kind() != block::ErrorKind::Cancelled) {
+            self.writes_lost();
         }
     }
 

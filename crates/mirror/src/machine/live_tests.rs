@@ -400,16 +400,37 @@ fn a_write_through_under_way_during_a_flush_is_not_durable_by_it() {
     assert_eq!(copies(&drive(&mut core)), [(4096, 8192)]);
 }
 
+/// A core whose bitmap said to copy the first 64 KiB, and which is about to be ready: its last flush is in
+/// flight.
+fn core_with_a_bitmap_at_its_flush() -> (Core, Action) {
+    let sync = MirrorOptions::new().sync(SyncMode::Bitmap).bitmap("b", BitmapMode::Always);
+    let mut core = core_of(sync);
+    let mut map = DirtyBitmap::new(M, 65_536).unwrap();
+    map.set(0..1);
+    core.seed(&map);
+    let flush = drive_until(&mut core, |work| work == Work::Flush);
+    (core, flush)
+}
+
+fn failed_with(kind: ErrorKind) -> Result<Done, Failure> {
+    Err(Failure { operation: Operation::Write, error: block::Error::new(kind, "test") })
+}
+
+/// The last step of an aborted job, and what its bitmap keeps.
+fn missing_at_the_end(core: &mut Core) -> Vec<ByteRange> {
+    let end = next(core).unwrap();
+    assert_eq!(end.work, Work::End(Ending::Fail));
+    let missing = core.missing();
+    core.on_completion(NOW, end.id, Ok(Done::Ended));
+    assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
+    missing
+}
+
 #[test]
 fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
-    for (under_way, good) in [(false, false), (false, true), (true, false), (true, true)] {
-        let sync = MirrorOptions::new().sync(SyncMode::Bitmap).bitmap("b", BitmapMode::Always);
-        let mut core = core_of(sync);
-        let mut map = DirtyBitmap::new(M, 65_536).unwrap();
-        map.set(0..1);
-        core.seed(&map);
-        let flush = drive_until(&mut core, |work| work == Work::Flush);
-        if !under_way {
+    for (in_flight, good) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut core, flush) = core_with_a_bitmap_at_its_flush();
+        if !in_flight {
             core.on_completion(NOW, flush.id, Ok(Done::Flushed));
             assert_eq!(core.progress(NOW).state, JobState::Ready);
             core.mark_dirty(ByteRange::new(0, 65_536));
@@ -418,28 +439,27 @@ fn what_no_good_flush_has_covered_stays_in_a_bitmap_that_is_cut() {
             }
         }
         core.force_cancel().unwrap();
-        if under_way {
-            core.on_completion(
-                NOW,
-                flush.id,
-                Err(Failure { operation: Operation::Write, error: io_error() }),
-            );
+        if in_flight {
+            core.on_completion(NOW, flush.id, failed_with(ErrorKind::Cancelled));
         }
         let last = next(&mut core).unwrap();
         assert_eq!(last.work, Work::Flush, "once more, for the bitmap");
         assert!(!core.may_cancel_calls(NOW) && core.may_cancel_calls(NOW + DEFAULT_FINAL_FLUSH_TIMEOUT));
-        let good = if good {
-            Ok(Done::Flushed)
-        } else {
-            Err(Failure { operation: Operation::Write, error: io_error() })
-        };
-        let missing = if good.is_ok() { vec![] } else { vec![ByteRange::new(0, 65_536)] };
-        core.on_completion(NOW, last.id, good);
-        let end = next(&mut core).unwrap();
-        assert_eq!(end.work, Work::End(Ending::Fail));
-        assert_eq!(core.missing(), missing);
-        core.on_completion(NOW, end.id, Ok(Done::Ended));
-        assert!(matches!(core.take_result(), Some(Err(Error::Cancelled))));
+        core.on_completion(NOW, last.id, if good { Ok(Done::Flushed) } else { failed_with(ErrorKind::Io) });
+        let missing = if good { vec![] } else { vec![ByteRange::new(0, 65_536)] };
+        assert_eq!(missing_at_the_end(&mut core), missing);
+    }
+}
+
+/// A flush that failed while the job aborted may have lost what it should have covered. Another one
+/// succeeded, and the bitmap forgot all of it.
+#[test]
+fn a_bitmap_that_is_cut_keeps_what_a_failed_flush_may_have_lost() {
+    for kind in [ErrorKind::Io, ErrorKind::WritesLost] {
+        let (mut core, flush) = core_with_a_bitmap_at_its_flush();
+        core.force_cancel().unwrap();
+        core.on_completion(NOW, flush.id, failed_with(kind));
+        assert_eq!(missing_at_the_end(&mut core), [ByteRange::new(0, 65_536)], "{kind:?}");
     }
 }
 
