@@ -246,8 +246,11 @@ struct Trace {
 impl Trace {
     fn step(&mut self, now: Duration, step: Step<'_>) {
         self.hash.step(now, self.member, &step);
-        let member = self.member;
-        self.say(now, || format!("{member}: {step}"));
+        // The figures follow every step: as text they would leave no room for what led to them.
+        if !matches!(step, Step::Shows(_)) {
+            let member = self.member;
+            self.say(now, || format!("{member}: {step}"));
+        }
     }
 
     /// Keeps a line that is no step.
