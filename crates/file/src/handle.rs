@@ -1,8 +1,8 @@
 //! Files that are found and not yet opened: `O_PATH` descriptors.
 //!
-//! A caller that decides whether a file may be opened decides about the handle and opens the handle, never the
-//! name a second time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO does not
-//! block, a tape does not rewind, a lease is not broken.
+//! A caller that decides whether a file may be opened decides about the handle and opens the handle, never
+//! the name a second time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO
+//! does not block, a tape does not rewind, a lease is not broken.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, FileType, Metadata};

@@ -116,8 +116,8 @@ impl FileStorage {
         })
     }
 
-    /// Makes the open file writable or read-only; the image lock changes with it. No other thread may call this
-    /// at the same time, and an earlier [`info`](Storage::info) is out of date.
+    /// Makes the open file writable or read-only; the image lock changes with it. No other thread may call
+    /// this at the same time, and an earlier [`info`](Storage::info) is out of date.
     ///
     /// # Errors
     /// The file cannot be opened for writing, cannot be flushed, or is [locked](ErrorKind::Locked) by another
