@@ -11,7 +11,7 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
 
 use crate::format::entry::EntryFormat;
-use crate::holes::KnownData;
+use crate::known_data::KnownData;
 use crate::offset::{ClusterSize, HostOffset};
 
 /// The backing layer of an image.

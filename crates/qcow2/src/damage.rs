@@ -5,11 +5,10 @@
 //! error that they return. The operation that called them hands its result to `Qcow2::note_damage`, which
 //! alone marks the image.
 
-use blockmirror_block::{Error, ErrorKind, Result};
+use blockmirror_block::{Error, ErrorKind};
 use thiserror::Error as ThisError;
 
 use crate::context::ImageContext;
-use crate::image::Qcow2;
 use crate::offset::{GuestCluster, HostOffset};
 
 /// What is damaged. The cause of an [`Error`] of kind [`ErrorKind::Corrupt`].
@@ -47,18 +46,5 @@ impl Damage {
             Self::MappedUncounted(_) | Self::TableUncounted(_) => "check refcounts",
         };
         Error::new(ErrorKind::Corrupt, operation).in_file(ctx.name.clone()).at(at.0).caused_by(self)
-    }
-}
-
-impl Qcow2 {
-    /// Marks the image corrupt if an operation has met damage. The caller holds neither the write-back lock
-    /// nor the metadata lock.
-    pub(crate) fn note_damage<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result
-            && Damage::of(error).is_some()
-        {
-            self.mark_corrupt(error);
-        }
-        result
     }
 }

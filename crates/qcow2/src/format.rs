@@ -6,6 +6,7 @@ pub mod bitmaps;
 pub mod entry;
 pub mod extension;
 pub mod feature;
+mod field;
 pub mod header;
 pub mod refcount;
 pub(crate) mod rewrite;

@@ -5,33 +5,16 @@
 //! asked in a few passes over the host space, not once for each cluster, and what it does not say anything
 //! about is not a hole.
 
-use blockmirror_block::sync::Mutex;
 use blockmirror_block::{ByteRange, ErrorKind, Result, Storage, Visit};
 
 use crate::context::ImageContext;
+use crate::known_data::KnownData;
 
 /// How far past what is wanted now the storage is asked, so that batches that follow need not ask.
 const AHEAD: u64 = 1 << 30;
 /// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one
 /// on.
 const MOST_BETWEEN: u32 = 4;
-
-/// Data that the storage was last found to hold. It may have become a hole since, which only costs the
-/// shortcut; a hole is never remembered, because it may have become data. Leaf lock.
-#[derive(Debug, Default)]
-pub(crate) struct KnownData(Mutex<ByteRange>);
-
-impl KnownData {
-    /// Part of the storage may have become a hole.
-    pub(crate) fn forget(&self) {
-        *self.0.lock() = ByteRange::default();
-    }
-
-    fn holds(&self, range: ByteRange) -> bool {
-        let known = *self.0.lock();
-        known.start() <= range.start() && range.end() <= known.end()
-    }
-}
 
 /// Host ranges that are holes: in order, disjoint.
 #[derive(Debug, Default)]
@@ -89,7 +72,7 @@ impl Holes {
             if left.is_empty() || between > MOST_BETWEEN { Visit::Break(()) } else { Visit::Continue(()) }
         })?;
         if !last_data.is_empty() {
-            *known.0.lock() = last_data;
+            known.set(last_data);
         }
         // Unless it was stopped, what was not answered lies past the end of the storage.
         Ok(if between > MOST_BETWEEN { left } else { &[] })

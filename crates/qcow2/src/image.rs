@@ -17,12 +17,13 @@ pub use open::{DEFAULT_CACHE_BYTES, OpenOptions};
 
 use crate::compressed::Decompressors;
 use crate::context::ImageContext;
+use crate::damage::Damage;
 use crate::error::Result;
 use crate::format::feature;
 use crate::format::header::Header;
+use crate::group_commit::GroupCommit;
 use crate::meta::Meta;
-use crate::stop::Cancellations;
-use crate::writeback::GroupCommit;
+use crate::stop::{Cancellations, StopCheck};
 
 /// Where the version 3 header holds the incompatible features, and the autoclear features.
 const HEADER_INCOMPATIBLE: u64 = 72;
@@ -118,6 +119,11 @@ impl Qcow2 {
             .because("the image was opened read-only"))
     }
 
+    /// Begins an operation that can be cancelled.
+    pub(crate) fn stop_check(&self, operation: &'static str) -> StopCheck<'_> {
+        StopCheck::new(&self.cancellations, &self.ctx, operation)
+    }
+
     /// Clears the autoclear features that this writer does not know: it would make stale what they stand for.
     fn clear_unknown_autoclear(&self) -> Result<()> {
         let header = self.header();
@@ -128,8 +134,19 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Marks the image corrupt if an operation has met damage. The caller holds neither the write-back lock
+    /// nor the metadata lock.
+    pub(crate) fn note_damage<T>(&self, result: BlockResult<T>) -> BlockResult<T> {
+        if let Err(error) = &result
+            && Damage::of(error).is_some()
+        {
+            self.mark_corrupt(error);
+        }
+        result
+    }
+
     /// Marks the image corrupt, on disk and here, after an operation has met damage.
-    pub(crate) fn mark_corrupt(&self, why: &BlockError) {
+    fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
         // No other thread writes the first sector of the header meanwhile.
         let _no_write_back = self.write_back.lock();
@@ -150,7 +167,7 @@ impl Qcow2 {
     /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is
     /// poisoned.
     pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
-        self.ctx.write_header(at, bytes).map_err(|failure| failure.settle(&mut self.meta.lock()))
+        self.ctx.write_header(at, bytes).map_err(|failure| self.meta.lock().settle(failure))
     }
 }
 

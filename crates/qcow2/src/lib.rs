@@ -47,14 +47,14 @@
 //! | `image`, `image/open` | the open image with its locks; opening |
 //! | `context` | storages, layout, length and backing layer, for all others |
 //! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
-//! | `read`, `compressed`, `extents`, `holes`, `zero_query` | reads and questions about the mapping |
+//! | `read`, `compressed`, `extents`, `holes`, `known_data`, `zero_query` | reads and questions about the mapping |
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
 //! | `zero`, `copy_up`, `resize`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
 //! | `overlap`, `verify`, `damage` | what must never be written over or handed out; proof of damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
-//! | `writeback`, `dirty` | the order on disk |
-//! | `create`, [`options`] | new images; the table of options |
+//! | `writeback`, `dirty`, `failure`, `group_commit` | the order on disk |
+//! | `create`, `create_options`, [`options`] | new images; the table of options |
 //! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
 //!
 //! Locks, in order: `changing`, `ranges`, `write_back`, `tables`, `meta`; what each guards stands at its
@@ -85,15 +85,19 @@ mod compressed;
 mod context;
 mod copy_up;
 mod create;
+mod create_options;
 mod cut_short;
 mod damage;
 mod decompress;
 mod dirty;
 pub mod error;
 mod extents;
+mod failure;
 pub mod format;
+mod group_commit;
 mod holes;
 mod image;
+mod known_data;
 pub mod limits;
 mod meta;
 pub mod offset;
@@ -112,7 +116,7 @@ mod writeback;
 mod zero;
 mod zero_query;
 
-pub use create::{CreateOptions, Preallocation, Version};
+pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;
 pub use damage::Damage;
 pub use error::{Error, Result, WriteRefusal};

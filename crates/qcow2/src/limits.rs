@@ -37,6 +37,9 @@ pub const MAX_SNAPSHOTS: u32 = 65536;
 /// Bytes of the snapshot table.
 pub const MAX_SNAPSHOT_TABLE_BYTES: u64 = 64 << 20;
 
+/// Bytes of the shortest entry of the snapshot table: its fixed part.
+pub(crate) const MIN_SNAPSHOT_ENTRY: u64 = 40;
+
 /// Bytes of extra data in one entry of the snapshot table.
 pub const MAX_SNAPSHOT_EXTRA: u32 = 1024;
 

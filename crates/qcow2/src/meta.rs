@@ -13,14 +13,18 @@ use byteorder::{BigEndian, ByteOrder};
 use crate::cache::SliceCache;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
+use crate::failure::Failure;
 use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
 use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
 use crate::refcounts::Refcounts;
-use crate::verify::PASS_CREDIT;
 
 /// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one
 /// behind the other there is no end of runs to stop at, and the metadata lock is held meanwhile.
 const MAX_PIECES: usize = 1 << 15;
+
+/// What the pass over the L2 tables (`verify`) may cost under one hold of the metadata lock, in bytes; and
+/// for free, before clusters have been handed out.
+pub(crate) const PASS_CREDIT: i64 = 1 << 20;
 
 /// What a run of guest bytes is mapped to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,7 +69,7 @@ pub(crate) struct Meta {
     pub(crate) l2: SliceCache,
     /// Present in a writable image.
     pub(crate) refcounts: Option<Refcounts>,
-    /// The pass over the L2 tables has come to this guest cluster ([`crate::verify`]).
+    /// The pass over the L2 tables has come to this guest cluster (`verify`).
     pub(crate) verified_to: GuestCluster,
     /// What the pass may still cost.
     pub(crate) pass_credit: i64,
@@ -126,6 +130,21 @@ impl Meta {
                 Err(Error::new(ErrorKind::Poisoned, operation).in_file(ctx.name.clone()).because(why.clone()))
             }
         }
+    }
+
+    /// The error of a change that failed. Poisons the image, unless the change may be tried again.
+    pub(crate) fn settle(&mut self, failure: Failure) -> Error {
+        let may_be_tried_again = failure.may_be_tried_again();
+        let (Failure::Write(error) | Failure::Doubt(error)) = failure;
+        if !may_be_tried_again {
+            self.poison(&error);
+        }
+        error
+    }
+
+    /// Nothing is written any more, because of `error`.
+    pub(crate) fn poison(&mut self, error: &Error) {
+        self.poisoned.get_or_insert_with(|| format!("an earlier metadata write failed: {error}"));
     }
 
     /// The refcounts; an error in an image that was opened read-only.

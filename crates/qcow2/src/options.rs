@@ -25,7 +25,7 @@ mod table;
 
 pub use table::OPTIONS;
 
-use crate::create::CreateOptions;
+use crate::create_options::CreateOptions;
 use crate::error::{Error, Result};
 use crate::format::header::Header;
 

@@ -1,4 +1,4 @@
-//! What an allocation, or a change of an entry, needs first and cannot get under the metadata lock.
+//! Provides what planning finds missing ([`Missing`]) and cannot get under the metadata lock.
 //!
 //! Planning runs under that lock. Where it finds something missing it returns what, the lock is released, the
 //! missing thing is provided (reserve under the lock, write without it, check again, install), and planning
@@ -7,26 +7,10 @@
 use blockmirror_block::Result;
 use blockmirror_block::sync::thread;
 
+use crate::failure::Failure;
 use crate::image::Qcow2;
-use crate::offset::GuestCluster;
-use crate::refcounts::NewBlocks;
+use crate::refcounts::{Missing, NewBlocks};
 use crate::stop::StopCheck;
-use crate::writeback::Failure;
-
-/// What must be done, without the metadata lock, before clusters can be handed out (`Qcow2::provide`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Missing {
-    /// The refcount table does not reach this refcount block.
-    RefcountTable(u64),
-    /// The pass over all L2 tables has not come to its end, and nothing but unverified clusters is left.
-    Verification,
-    /// The search goes on, after others have had the metadata lock.
-    Search,
-    /// These refcount blocks.
-    RefcountBlocks(NewBlocks),
-    /// An L2 table for this guest cluster that may be changed in place.
-    L2Table(GuestCluster),
-}
 
 impl Qcow2 {
     /// Does what an allocation needs first. The caller holds neither the write-back lock nor the metadata
@@ -64,7 +48,7 @@ impl Qcow2 {
             match refcounts.plan_table(ctx, block) {
                 Ok(None) => return Ok(()),
                 Ok(Some(grown)) => (grown, refcounts.blocks.take_dirty()),
-                Err(error) => return Err(Failure::from(error).settle(&mut meta)),
+                Err(error) => return Err(meta.settle(error.into())),
             }
         };
         let written = grown.write(ctx, &dirty);
@@ -80,7 +64,7 @@ impl Qcow2 {
                 Err(failure)
             }
         };
-        used.map_err(|failure| failure.settle(&mut meta))
+        used.map_err(|failure| meta.settle(failure))
     }
 
     /// Adds refcount blocks, unless another thread has added one of them.

@@ -14,6 +14,7 @@
 mod alloc;
 mod contiguous;
 mod grow;
+mod missing;
 mod new_blocks;
 
 use std::ops::Range;
@@ -23,6 +24,7 @@ use blockmirror_block::{ByteRange, Result};
 
 pub(crate) use alloc::{Allocation, Grant};
 pub(crate) use contiguous::RunSearch;
+pub(crate) use missing::Missing;
 pub(crate) use new_blocks::NewBlocks;
 
 use crate::cache::SliceCache;

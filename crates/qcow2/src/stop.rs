@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::{Error, ErrorKind, Result};
 
-use crate::image::Qcow2;
+use crate::context::ImageContext;
 
 /// How often operations in flight were cancelled.
 #[derive(Debug, Default)]
@@ -28,24 +28,23 @@ impl Cancellations {
 /// One operation, from when it began.
 #[derive(Debug)]
 pub(crate) struct StopCheck<'a> {
-    image: &'a Qcow2,
+    now: &'a Cancellations,
+    ctx: &'a ImageContext,
     operation: &'static str,
-    cancellations: u64,
+    began_at: u64,
 }
 
-impl Qcow2 {
-    /// Begins an operation that can be cancelled.
-    pub(crate) fn stop_check(&self, operation: &'static str) -> StopCheck<'_> {
-        StopCheck { image: self, operation, cancellations: self.cancellations.count() }
+impl<'a> StopCheck<'a> {
+    /// Begins an operation of the image `ctx`, whose cancellations `now` counts.
+    pub(crate) fn new(now: &'a Cancellations, ctx: &'a ImageContext, operation: &'static str) -> Self {
+        Self { now, ctx, operation, began_at: now.count() }
     }
-}
 
-impl StopCheck<'_> {
     /// Fails if the operation was cancelled since it began.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.image.cancellations.count() == self.cancellations {
+        if self.now.count() == self.began_at {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.image.ctx.name.clone()))
+        Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.ctx.name.clone()))
     }
 }

@@ -28,15 +28,10 @@ use crate::damage::Damage;
 use crate::format::entry::Entry;
 use crate::holes::HoleCursor;
 use crate::image::Qcow2;
-use crate::meta::{Meta, decode_at, references};
+use crate::meta::{Meta, PASS_CREDIT, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
-use crate::provide::Missing;
-use crate::refcounts::{Allocation, Grant, RunSearch};
+use crate::refcounts::{Allocation, Grant, Missing, RunSearch};
 use crate::stop::StopCheck;
-
-/// What the pass may cost under one hold of the metadata lock, in bytes; and for free, before clusters have
-/// been handed out.
-pub(crate) const PASS_CREDIT: i64 = 1 << 20;
 
 /// What is paid for an entry of the L1 table, for a slice or table that lies in a hole, and for each call of
 /// the storage: a slice of an L2 table or of a refcount block that is read, or a look for holes.

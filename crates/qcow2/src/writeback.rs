@@ -23,60 +23,14 @@
 
 use std::ops::Range;
 
-use blockmirror_block::sync::{Condvar, Mutex};
-use blockmirror_block::{Error, ErrorKind, Result};
+use blockmirror_block::{ErrorKind, Result};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
+use crate::failure::Failure;
 use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::HostCluster;
-
-/// Why a change of metadata did not become durable.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Nothing that depends on it was written.
-    Write(Error),
-    /// What is on disk is not known: a flush, or a write of the header, has failed.
-    Doubt(Error),
-}
-
-impl Failure {
-    /// Poisons the image, unless the change may be tried again.
-    pub(crate) fn settle(self, meta: &mut Meta) -> Error {
-        match self {
-            Self::Write(error) if error.kind() == ErrorKind::NoSpace => error,
-            Self::Write(error) | Self::Doubt(error) => {
-                poison(meta, &error);
-                error
-            }
-        }
-    }
-
-    fn may_be_tried_again(&self) -> bool {
-        matches!(self, Self::Write(error) if error.kind() == ErrorKind::NoSpace)
-    }
-}
-
-/// For writes of metadata other than the header, and for what comes before them.
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Write(error)
-    }
-}
-
-impl ImageContext {
-    /// Makes what was written to the image file durable.
-    pub(crate) fn barrier(&self) -> Result<(), Failure> {
-        self.storage.flush().map_err(Failure::Doubt)
-    }
-
-    /// Writes part of the header, durably. All that it points at must be durable.
-    pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> Result<(), Failure> {
-        self.storage.write_at(bytes, at).map_err(Failure::Doubt)?;
-        self.barrier()
-    }
-}
 
 /// A snapshot of everything that differs from the disk.
 #[derive(Debug, Default)]
@@ -148,49 +102,6 @@ impl Batch {
     }
 }
 
-/// Joins flushes that arrive together: each is answered by a write-back that began after it arrived.
-#[derive(Debug, Default)]
-pub(crate) struct GroupCommit {
-    state: Mutex<GroupCommitState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct GroupCommitState {
-    running: bool,
-    started: u64,
-    completed: u64,
-}
-
-impl GroupCommit {
-    /// Returns once a call of `work` has succeeded that began after this call did.
-    pub(crate) fn join(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        let mut state = self.state.lock();
-        let needed = state.started + 1;
-        loop {
-            if state.completed >= needed {
-                return Ok(());
-            }
-            if state.running {
-                state = self.changed.wait(state);
-                continue;
-            }
-            state.running = true;
-            state.started += 1;
-            let mine = state.started;
-            drop(state);
-            let result = work();
-            state = self.state.lock();
-            state.running = false;
-            if result.is_ok() {
-                state.completed = mine;
-            }
-            self.changed.notify_all();
-            return result;
-        }
-    }
-}
-
 impl Qcow2 {
     /// Makes everything that was completed before the call durable.
     pub(crate) fn write_back(&self) -> Result<()> {
@@ -205,7 +116,7 @@ impl Qcow2 {
             if failure.may_be_tried_again() {
                 batch.put_back(&mut meta);
             }
-            return Err(failure.settle(&mut meta));
+            return Err(meta.settle(failure));
         }
         {
             let mut meta = self.meta.lock();
@@ -239,55 +150,8 @@ impl Qcow2 {
         match &written {
             Ok(()) => meta.refcounts(ctx)?.blocks.written(),
             Err(error) if error.kind() == ErrorKind::NoSpace => meta.refcounts(ctx)?.blocks.not_written(),
-            Err(error) => poison(&mut meta, error),
+            Err(error) => meta.poison(error),
         }
         written
-    }
-}
-
-pub(crate) fn poison(meta: &mut Meta, error: &Error) {
-    meta.poisoned.get_or_insert_with(|| format!("an earlier metadata write failed: {error}"));
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use super::*;
-
-    #[test]
-    fn a_flush_is_answered_by_work_that_began_after_it() {
-        let group_commit = GroupCommit::default();
-        let runs = AtomicU32::new(0);
-        let inside = Mutex::new(());
-        let work = || {
-            runs.fetch_add(1, Ordering::SeqCst);
-            drop(inside.lock());
-            Ok(())
-        };
-        std::thread::scope(|s| {
-            let hold = inside.lock();
-            s.spawn(|| group_commit.join(work));
-            while runs.load(Ordering::SeqCst) == 0 {
-                std::thread::yield_now();
-            }
-            // These arrive while the first is at work: it does not answer them, but they may share a later
-            // one.
-            for _ in 0..3 {
-                s.spawn(|| group_commit.join(work));
-            }
-            drop(hold);
-        });
-        let runs = runs.load(Ordering::SeqCst);
-        assert!((2..=4).contains(&runs), "{runs} runs");
-        assert_eq!(group_commit.state.lock().completed, u64::from(runs));
-    }
-
-    #[test]
-    fn a_failed_run_is_not_taken_for_a_success() {
-        let group_commit = GroupCommit::default();
-        assert!(group_commit.join(|| Err(Error::new(ErrorKind::Io, "flush"))).is_err());
-        assert_eq!(group_commit.state.lock().completed, 0);
-        assert!(group_commit.join(|| Ok(())).is_ok());
     }
 }

@@ -11,7 +11,7 @@ use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
 use crate::meta::{Meta, references};
 use crate::offset::GuestOffset;
-use crate::provide::Missing;
+use crate::refcounts::Missing;
 
 /// Zeros that are written at once where they must be written.
 const ZERO_CHUNK: u64 = 1 << 20;

@@ -7,7 +7,8 @@
 use blockmirror_block::{ByteRange, Storage, ZeroFlags};
 use zerocopy::IntoBytes;
 
-use super::{Checked, Preallocation, Version, stream};
+use super::{Checked, stream};
+use crate::create_options::{Preallocation, Version};
 use crate::error::{Error, Result};
 use crate::format::feature;
 use crate::format::header::{Compression, FULL_LENGTH, RawHeader, RawHeaderV3, l2_entries};
@@ -88,7 +89,7 @@ impl Layout {
     }
 }
 
-/// Writes the image. See [`super::CreateOptions::create`].
+/// Writes the image. See [`crate::CreateOptions::create`].
 pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
     let layout = Layout::new(checked)?;
     let cluster = checked.cluster;

@@ -6,6 +6,7 @@
 use byteorder::{BigEndian, ByteOrder};
 
 use super::feature::FeatureName;
+use super::field::check_table;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_BACKING_FORMAT, MAX_BITMAP_DIRECTORY_BYTES, MAX_BITMAPS};
 
@@ -184,12 +185,7 @@ impl BitmapsExtension {
                 limit: MAX_BITMAP_DIRECTORY_BYTES,
             });
         }
-        super::header::check_table(
-            "bitmap directory offset",
-            out.directory_offset,
-            out.directory_size,
-            cluster_size,
-        )?;
+        check_table("bitmap directory offset", out.directory_offset, out.directory_size, cluster_size)?;
         Ok(out)
     }
 }

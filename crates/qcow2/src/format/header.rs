@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::extension::{self, BitmapsExtension, Extensions, UnknownExtension};
 use super::feature::{self, FeatureKind, FeatureName};
+use super::field::{check_table, field};
 use crate::error::{Error, Result, WriteRefusal};
 use crate::limits;
 use crate::offset::ClusterSize;
@@ -359,10 +360,6 @@ pub(crate) fn l1_entries_for(size: u64, cluster_bits: u32, extended_l2: bool) ->
     size.div_ceil(l2_entries(cluster_bits, extended_l2) << cluster_bits)
 }
 
-fn field(field: &'static str, value: impl Into<u64>, allowed: &str) -> Error {
-    Error::HeaderField { field, value: value.into(), allowed: allowed.into() }
-}
-
 fn raw_header(bytes: &[u8]) -> Result<RawHeader> {
     if bytes.len() < 4 || bytes[..4] != limits::MAGIC.to_be_bytes() {
         return Err(Error::NotQcow2 { found: bytes[..bytes.len().min(4)].to_vec() });
@@ -490,29 +487,6 @@ fn parse_backing(raw: &RawHeader, bytes: &[u8], cluster_size: u64) -> Result<Opt
     FileName::parse(name, "backing file name").map(Some)
 }
 
-/// A table lies on a cluster border and ends below 2^56. `field_name` is that of its offset.
-pub(super) fn check_table(
-    field_name: &'static str,
-    offset: u64,
-    bytes: u64,
-    cluster_size: u64,
-) -> Result<()> {
-    if !offset.is_multiple_of(cluster_size) {
-        return Err(Error::HeaderField {
-            field: field_name,
-            value: offset,
-            allowed: format!("only multiples of the cluster size, {cluster_size}, are allowed"),
-        });
-    }
-    if offset == 0 && bytes > 0 {
-        return Err(field(field_name, offset, "the header itself lies there"));
-    }
-    if offset.checked_add(bytes).is_none_or(|end| end > limits::MAX_HOST_OFFSET) {
-        return Err(field(field_name, offset, "the table must end below 2^56"));
-    }
-    Ok(())
-}
-
 fn check_tables(raw: &RawHeader, cluster_bits: u32, extended_l2: bool) -> Result<()> {
     let cluster_size = 1u64 << cluster_bits;
     let limit = |what, value, limit| {
@@ -546,6 +520,6 @@ fn check_tables(raw: &RawHeader, cluster_bits: u32, extended_l2: bool) -> Result
     limit("the number of snapshots", snapshots.into(), limits::MAX_SNAPSHOTS.into())?;
     // Each entry has 40 bytes at least; where the table ends shows only when it is read. The offset counts
     // even without snapshots.
-    let least = u64::from(snapshots) * super::snapshot::MIN_ENTRY;
+    let least = u64::from(snapshots) * limits::MIN_SNAPSHOT_ENTRY;
     check_table("snapshots_offset", raw.snapshots_offset.get(), least, cluster_size)
 }

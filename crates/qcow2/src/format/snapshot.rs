@@ -11,10 +11,9 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::header::Header;
 use crate::error::{Error, Result};
-use crate::limits;
+use crate::limits::{self, MIN_SNAPSHOT_ENTRY};
 
-/// Bytes of the shortest entry: its fixed part.
-pub(crate) const MIN_ENTRY: u64 = size_of::<RawSnapshot>() as u64;
+const _: () = assert!(size_of::<RawSnapshot>() as u64 == MIN_SNAPSHOT_ENTRY);
 
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -107,8 +106,8 @@ impl<'a> Snapshots<'a> {
     }
 
     fn read_entry(&mut self) -> Result<Snapshot> {
-        let mut fixed = [0; MIN_ENTRY as usize];
-        self.check_room(self.offset, MIN_ENTRY)?;
+        let mut fixed = [0; MIN_SNAPSHOT_ENTRY as usize];
+        self.check_room(self.offset, MIN_SNAPSHOT_ENTRY)?;
         self.storage.read_at(&mut fixed, self.offset)?;
         let raw = RawSnapshot::read_from_bytes(&fixed)
             .map_err(|_| self.damaged("the fixed part cannot be read".into()))?;
@@ -122,7 +121,7 @@ impl<'a> Snapshots<'a> {
         }
         // Bounded by the caps of its parts: 1024 + 2 * 65535.
         let mut variable = vec![0; Snapshot::variable_len(&raw)];
-        let at = self.offset + MIN_ENTRY;
+        let at = self.offset + MIN_SNAPSHOT_ENTRY;
         self.check_room(at, variable.len() as u64)?;
         self.storage.read_at(&mut variable, at)?;
         self.offset = (at + variable.len() as u64).next_multiple_of(8);

@@ -21,13 +21,13 @@ use crate::format::entry::{EntryFormat, L1Entry};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
-use crate::holes::KnownData;
+use crate::group_commit::GroupCommit;
+use crate::known_data::KnownData;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::MetadataMap;
 use crate::refcounts::Refcounts;
 use crate::stop::Cancellations;
-use crate::writeback::GroupCommit;
 
 /// Bytes of metadata kept in memory unless [`OpenOptions::cache_bytes`] says otherwise.
 pub const DEFAULT_CACHE_BYTES: usize = 32 << 20;

@@ -1,7 +1,7 @@
 //! The rows of the table.
 
 use super::{OptionDef, OptionKind, OptionValue, Shown};
-use crate::create::{Preallocation, Version};
+use crate::create_options::{Preallocation, Version};
 use crate::format::header::Compression;
 use crate::offset::ClusterSize;
 

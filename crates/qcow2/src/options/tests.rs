@@ -3,7 +3,7 @@
 use blockmirror_block::testing::MemoryStorage;
 
 use super::*;
-use crate::create::Version;
+use crate::create_options::Version;
 
 fn size(text: &str) -> Option<u64> {
     match text.strip_suffix('K') {

@@ -9,10 +9,9 @@ use std::ops::Range;
 use blockmirror_block::Result;
 
 use super::alloc::SearchBudget;
-use super::{NewBlocks, Refcounts};
+use super::{Missing, NewBlocks, Refcounts};
 use crate::context::ImageContext;
 use crate::offset::{ClusterRange, HostCluster};
-use crate::provide::Missing;
 
 /// How far a search for a free run has come. Between its calls nothing else allocates.
 #[derive(Debug, Default)]

@@ -10,9 +10,9 @@ use super::{NewBlocks, Refcounts};
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
+use crate::failure::Failure;
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
-use crate::writeback::Failure;
 
 /// Where the header holds the refcount table's offset (8 bytes) and size in clusters (4 bytes).
 const HEADER_TABLE_FIELD: u64 = 48;

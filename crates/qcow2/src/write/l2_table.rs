@@ -10,7 +10,7 @@ use crate::context::ImageContext;
 use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::{GuestCluster, HostOffset};
-use crate::provide::Missing;
+use crate::refcounts::Missing;
 use crate::stop::StopCheck;
 
 impl Meta {

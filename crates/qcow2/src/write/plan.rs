@@ -8,7 +8,7 @@ use super::{Fill, Update, WriteGuard, WriteRun, writable_in_place};
 use crate::format::entry::{Entry, PlainEntry};
 use crate::meta::{Meta, references};
 use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
-use crate::provide::Missing;
+use crate::refcounts::Missing;
 
 /// What a disk writes as a whole.
 const SECTOR: u64 = 512;
