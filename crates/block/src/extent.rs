@@ -1,15 +1,10 @@
 //! What lies where: the answer to an allocation query.
 
-use std::fmt;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sync::Instant;
-use crate::{ByteRange, Storage};
-
-/// What a visitor of extents answers: go on, or stop here.
-pub type Visit = ControlFlow<()>;
+use crate::{ByteRange, HostRun, Visit};
 
 /// What a run of a disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -222,34 +217,6 @@ impl QueryBudget {
         self.partial += 1;
         let spent = self.partial >= Self::PARTIAL || self.started.elapsed() >= Self::TIME;
         if spent { Visit::Break(()) } else { Visit::Continue(()) }
-    }
-}
-
-/// A place in a host file where guest bytes lie as they are.
-#[derive(Clone)]
-pub struct HostRun {
-    /// The file.
-    pub storage: Arc<dyn Storage>,
-    /// The offset in it.
-    pub offset: u64,
-}
-
-impl HostRun {
-    /// The same place in the file itself, where the storage is only a part of it.
-    #[must_use]
-    pub fn in_file(mut self) -> Self {
-        while let Some((whole, start)) =
-            self.storage.part_of().map(|(whole, start)| (Arc::clone(whole), start))
-        {
-            self = Self { storage: whole, offset: self.offset.saturating_add(start) };
-        }
-        self
-    }
-}
-
-impl fmt::Debug for HostRun {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{:#x}", self.storage.name(), self.offset)
     }
 }
 

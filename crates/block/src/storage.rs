@@ -4,9 +4,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::device::{Backing, ZeroFlags};
-use crate::extent::{HostRun, Visit};
-use crate::{ByteRange, Error, ErrorKind, Result};
+use crate::{Backing, ByteRange, Error, ErrorKind, Result, Visit, ZeroFlags};
 
 /// A growable, positional, thread-safe run of bytes.
 ///
@@ -147,5 +145,33 @@ impl StorageInfo {
             can_flush: true,
             backing: Backing::None,
         }
+    }
+}
+
+/// A place in a host file where guest bytes lie as they are.
+#[derive(Clone)]
+pub struct HostRun {
+    /// The file.
+    pub storage: Arc<dyn Storage>,
+    /// The offset in it.
+    pub offset: u64,
+}
+
+impl HostRun {
+    /// The same place in the file itself, where the storage is only a part of it.
+    #[must_use]
+    pub fn in_file(mut self) -> Self {
+        while let Some((whole, start)) =
+            self.storage.part_of().map(|(whole, start)| (Arc::clone(whole), start))
+        {
+            self = Self { storage: whole, offset: self.offset.saturating_add(start) };
+        }
+        self
+    }
+}
+
+impl fmt::Debug for HostRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{:#x}", self.storage.name(), self.offset)
     }
 }

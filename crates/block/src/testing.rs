@@ -17,6 +17,7 @@ mod fault;
 mod fault_disk;
 mod fault_storage;
 mod gate;
+mod log;
 mod memory_disk;
 mod memory_storage;
 #[cfg(shuttle)]
@@ -31,8 +32,9 @@ pub use fault::{Done, Fault, Faults, OpKind};
 pub use fault_disk::FaultDisk;
 pub use fault_storage::FaultStorage;
 pub use gate::Gate;
+pub use log::Logged;
 pub use memory_disk::{DiskOp, MemoryDisk};
 pub use memory_storage::MemoryStorage;
 #[cfg(shuttle)]
 pub use model::explore;
-pub use recording::{Logged, RecordingStorage};
+pub use recording::RecordingStorage;

@@ -15,8 +15,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::log::{Logged, SECTOR};
 use super::memory_storage::MemoryStorage;
-use super::recording::{Logged, SECTOR};
 use super::sparse::SparseBytes;
 use crate::ByteRange;
 

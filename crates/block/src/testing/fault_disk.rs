@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::fault::{Faults, OpKind, first_half};
-use crate::device::{BlockDevice, Geometry, WriteFlags, ZeroFlags};
-use crate::extent::{Extent, HostRun, Visit};
+use crate::{BlockDevice, Geometry, WriteFlags, ZeroFlags};
 use crate::{ByteRange, Result};
+use crate::{Extent, HostRun, Visit};
 
 /// Passes everything on to another disk, unless the plan says that it fails.
 #[derive(Debug)]

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fault::{Faults, OpKind, first_half};
-use crate::device::ZeroFlags;
-use crate::extent::{HostRun, Visit};
+use crate::ZeroFlags;
 use crate::storage::{Storage, StorageExtent, StorageInfo};
 use crate::{ByteRange, Error, ErrorKind, Result};
+use crate::{HostRun, Visit};
 
 /// Passes everything on to another storage, unless the plan says that it fails.
 ///

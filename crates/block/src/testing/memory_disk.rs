@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::allocation::AllocationMap;
 use super::sparse::SparseBytes;
-use crate::device::{Backing, BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
-use crate::extent::{Extent, ExtentKind, ExtentMerger, Visit};
 use crate::sync::Mutex;
+use crate::{Backing, BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 use crate::{ByteRange, Error, ErrorKind, Result};
+use crate::{Extent, ExtentKind, ExtentMerger, Visit};
 
 /// What space a disk without clusters is tracked in.
 const SECTOR: u64 = 512;

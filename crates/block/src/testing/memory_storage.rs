@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::sparse::SparseBytes;
-use crate::device::ZeroFlags;
-use crate::extent::Visit;
+use crate::Visit;
+use crate::ZeroFlags;
 use crate::storage::{Storage, StorageExtent, StorageInfo};
 use crate::sync::Mutex;
 use crate::{ByteRange, Error, ErrorKind, Result};

@@ -6,16 +6,14 @@
 use std::sync::Arc;
 
 use super::crash::CrashPoints;
+use super::log::{Logged, SECTOR};
 use super::memory_storage::MemoryStorage;
 use super::sparse::SparseBytes;
-use crate::device::ZeroFlags;
-use crate::extent::Visit;
+use crate::Visit;
+use crate::ZeroFlags;
 use crate::storage::{Storage, StorageExtent, StorageInfo};
 use crate::sync::Mutex;
 use crate::{ByteRange, Error, ErrorKind, Result};
-
-/// What a disk writes as a whole.
-pub(crate) const SECTOR: u64 = 512;
 
 /// A growing [`Storage`] in memory that logs every change and every flush, with the data.
 ///
@@ -32,41 +30,6 @@ struct State {
     live: SparseBytes,
     base: SparseBytes,
     log: Vec<Logged>,
-}
-
-/// A completed change of a storage.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Logged {
-    /// Bytes were written: whole sectors of 512 bytes, but for the end of the storage.
-    Write {
-        /// Where.
-        offset: u64,
-        /// What.
-        data: Arc<[u8]>,
-    },
-    /// A range was made zero, by a write of zeros or a discard. Grows the storage if it reaches past the end.
-    Zero(ByteRange),
-    /// The length was set, or grew by a reservation.
-    SetLen(u64),
-    /// Everything before is durable.
-    Flush,
-}
-
-impl Logged {
-    /// Does it to `bytes`.
-    pub(crate) fn apply(&self, bytes: &mut SparseBytes) {
-        match self {
-            Self::Write { offset, data } => bytes.write(data, *offset),
-            Self::Zero(range) => {
-                bytes.zero(*range);
-                if bytes.len() < range.end() {
-                    bytes.set_len(range.end());
-                }
-            }
-            Self::SetLen(len) => bytes.set_len(*len),
-            Self::Flush => {}
-        }
-    }
 }
 
 impl Default for RecordingStorage {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use crate::ByteRange;
-use crate::device::ZeroFlags;
+use crate::ZeroFlags;
 use crate::storage::Storage;
 use crate::testing::{CrashPoint, Logged, RecordingStorage};
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::device::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
-use crate::extent::{Extent, ExtentKind, Visit};
 use crate::testing::allocation::AllocationMap;
 use crate::testing::{DiskOp, MemoryDisk};
+use crate::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 use crate::{ByteRange, ErrorKind};
+use crate::{Extent, ExtentKind, Visit};
 
 #[derive(Clone, Debug)]
 enum Op {

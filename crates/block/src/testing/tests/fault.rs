@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::thread;
 
-use crate::device::{BlockDevice, WriteFlags, ZeroFlags};
-use crate::extent::Visit;
+use crate::Visit;
 use crate::storage::Storage;
 use crate::testing::{Done, Fault, FaultDisk, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind};
+use crate::{BlockDevice, WriteFlags, ZeroFlags};
 use crate::{ByteRange, ErrorKind};
 
 fn disk() -> (Arc<MemoryDisk>, FaultDisk, Faults) {

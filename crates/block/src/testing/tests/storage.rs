@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use crate::device::ZeroFlags;
-use crate::extent::Visit;
+use crate::Visit;
+use crate::ZeroFlags;
 use crate::storage::{Storage, StorageInfo};
 use crate::testing::{MemoryStorage, RecordingStorage};
 use crate::{ByteRange, ErrorKind};
