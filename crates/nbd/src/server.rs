@@ -31,6 +31,7 @@
 //! can be used by several connections at once.
 
 mod acceptor;
+mod acceptor_state;
 mod activation;
 mod connection;
 mod connection_limit;

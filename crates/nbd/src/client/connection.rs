@@ -19,7 +19,7 @@ use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 use super::coverage::Coverage;
 use super::error::ClientError;
 use super::handshake::NegotiatedExport;
-use super::link::{Incoming, Link};
+use super::link::{Incoming, Link, stream_error};
 use super::status::Status;
 use crate::proto::{
     Chunk, ChunkHeader, Command, CommandFlags, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole,
@@ -529,13 +529,4 @@ fn error_chunk(incoming: &mut Incoming, chunk: ChunkHeader) -> Result<ClientErro
         _ => (Errno::IO, String::new()),
     };
     Ok(ClientError::Server { error, message })
-}
-
-/// What an error of the stream means.
-pub(crate) fn stream_error(error: std::io::Error) -> ClientError {
-    #[cfg(feature = "tls")]
-    if let Some(error) = super::tls::cause(&error) {
-        return error;
-    }
-    ClientError::lost(error)
 }

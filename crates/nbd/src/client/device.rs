@@ -98,8 +98,20 @@ struct Parts {
     tail: ByteRange,
 }
 
+impl ClientOptions {
+    /// Connects.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, does not have the export, or breaks the protocol; the cause is a
+    /// [`ClientError`](super::ClientError).
+    pub fn open(self) -> Result<Client> {
+        let name = self.uri.to_string();
+        Client::connect(self).map_err(|e: Error| e.or_in_file(&name.into()))
+    }
+}
+
 impl Client {
-    pub(crate) fn open(options: ClientOptions) -> Result<Self> {
+    fn connect(options: ClientOptions) -> Result<Self> {
         let (uri, writable) = (options.uri.clone(), options.writable);
         let failed = |e: ClientError| Error::new(e.kind(), "open").caused_by(e);
         let pool = Connector::new(options).and_then(ConnectionPool::open).map_err(failed)?;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 #[cfg(feature = "tls")]
 use blockmirror_block::sync::Mutex;
 
+use super::error::ClientError;
 use super::socket::ClientSocket;
 
 /// What has arrived beyond what was asked for; also the size of one read of ciphertext.
@@ -193,4 +194,13 @@ fn read_tls(
             return Ok(0);
         }
     }
+}
+
+/// What an error of the stream means.
+pub(crate) fn stream_error(error: std::io::Error) -> ClientError {
+    #[cfg(feature = "tls")]
+    if let Some(error) = super::tls::cause(&error) {
+        return error;
+    }
+    ClientError::lost(error)
 }

@@ -2,9 +2,6 @@
 
 use std::time::Duration;
 
-use blockmirror_block::{Error, Result};
-
-use super::Client;
 #[cfg(feature = "tls")]
 use super::tls::TlsOptions;
 use crate::NbdUri;
@@ -123,15 +120,5 @@ impl ClientOptions {
     pub fn tls(mut self, tls: TlsOptions) -> Self {
         self.tls = tls;
         self
-    }
-
-    /// Connects.
-    ///
-    /// # Errors
-    /// If the server cannot be reached, does not have the export, or breaks the protocol; the cause is a
-    /// [`ClientError`](super::ClientError).
-    pub fn open(self) -> Result<Client> {
-        let name = self.uri.to_string();
-        Client::open(self).map_err(|e: Error| e.or_in_file(&name.into()))
     }
 }

@@ -5,10 +5,9 @@
 
 use blockmirror_block::{ByteRange, Extent, ExtentKind};
 
-use super::connection::stream_error;
 use super::error::ClientError;
 use super::handshake::NegotiatedExport;
-use super::link::Incoming;
+use super::link::{Incoming, stream_error};
 use crate::proto::{BlockStatus, Descriptor, allocation};
 
 /// Most descriptors of one context that are kept of a reply; the rest is asked for again.

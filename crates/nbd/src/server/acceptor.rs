@@ -4,16 +4,14 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_block::sync::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use zerocopy::IntoBytes;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ServerError;
+use super::acceptor_state::Acceptor;
 use super::connection::Connection;
 use super::listener::Listener;
 use super::memory::RESERVE;
@@ -25,44 +23,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long nothing is accepted after the system had no descriptor or memory for a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Wakes the acceptor's thread out of `poll`: an eventfd.
-#[derive(Clone)]
-pub(crate) struct Waker(Arc<OwnedFd>);
-
-impl Waker {
-    pub(crate) fn wake(&self) {
-        // A full counter has woken it already.
-        let _ = rustix::io::write(&*self.0, 1u64.as_bytes());
-    }
-
-    fn clear(&self) {
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
-    }
-}
-
-/// The listeners and the thread.
-pub(crate) struct Acceptor {
-    waker: Waker,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    listeners: Vec<Arc<Listener>>,
-    thread: Option<JoinHandle<()>>,
-    closed: bool,
-}
-
 impl Acceptor {
-    pub(crate) fn new() -> io::Result<Self> {
-        let waker = Waker(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?));
-        Ok(Self { waker, state: Mutex::default() })
-    }
-
-    pub(crate) fn waker(&self) -> Waker {
-        self.waker.clone()
-    }
-
     /// Accepts at `listener` too.
     pub(crate) fn add(&self, server: &Arc<ServerState>, listener: Listener) -> Result<(), ServerError> {
         self.start(server)?;
@@ -91,26 +52,6 @@ impl Acceptor {
             state.thread = Some(thread);
         }
         Ok(())
-    }
-
-    /// Closes all listeners and has the thread end.
-    pub(crate) fn close(&self) {
-        let listeners = {
-            let mut state = self.state.lock();
-            state.closed = true;
-            std::mem::take(&mut state.listeners)
-        };
-        self.waker.wake();
-        drop(listeners);
-    }
-
-    /// Waits for the end of the thread, after [`close`](Self::close).
-    pub(crate) fn join(&self) {
-        let thread = self.state.lock().thread.take();
-        if let Some(thread) = thread {
-            // It has no way to panic; if it did, it has ended as well.
-            let _ = thread.join();
-        }
     }
 
     fn work(&self, server: &Arc<ServerState>) {

@@ -5,7 +5,9 @@
 //! it asks too much of is answered with an error, what breaks the protocol ends it.
 
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use crate::proto::{
@@ -14,10 +16,12 @@ use crate::proto::{
     ServerEntry, TransmissionFlags, encode_option_reply,
 };
 
+use super::ServerError;
 use super::export_runtime::ExportRuntime;
 use super::handshake_set::Handshaking;
 use super::negotiated_params::{Context, NegotiatedParams, transmission_flags};
 use super::options::{MAX_CONTEXTS, MAX_OPTION, MAX_SKIPPED_OPTION};
+use super::socket::Socket;
 use super::state::ServerState;
 use super::transport::Transport;
 
@@ -26,12 +30,32 @@ const PREFERRED_BLOCK: u32 = 4096;
 /// Larger units of a device are not worth announcing: clients would do read-modify-write for them.
 const MAX_PREFERRED_BLOCK: u32 = 64 << 10;
 
+impl ServerState {
+    /// Takes a connected client through the handshake, on a thread of its own.
+    pub(crate) fn serve(self: &Arc<Self>, fd: OwnedFd) -> Result<(), ServerError> {
+        let socket = Arc::new(Socket::new(fd));
+        let handshaking = self.handshakes.begin(&socket).ok_or(ServerError::Stopped)?;
+        // Without connections it waits without a timeout.
+        self.acceptor().waker().wake();
+        let state = Arc::clone(self);
+        thread::Builder::new()
+            .name("nbd-handshake".into())
+            .spawn(move || {
+                let deadline = Instant::now() + state.options.handshake_limit;
+                // A client that fails sees the end of its connection.
+                let _ = run(&state, Transport::plain(socket), &handshaking, deadline);
+            })
+            .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
+        Ok(())
+    }
+}
+
 /// Takes a client through the handshake and hands it to its export.
 ///
 /// # Errors
 /// The client went away, was too slow, gave up, or broke the protocol. There is nothing to answer: the socket
 /// closes.
-pub(crate) fn run(
+fn run(
     server: &Arc<ServerState>,
     transport: Transport,
     handshaking: &Handshaking,

@@ -2,25 +2,19 @@
 //! the server is stopping.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Instant;
 
 use blockmirror_block::sync::Mutex;
 
 use super::ServerError;
-use super::acceptor::Acceptor;
+use super::acceptor_state::Acceptor;
 use super::connection_limit::ConnectionLimit;
 use super::export::{Export, RemoveMode};
 use super::export_runtime::ExportRuntime;
-use super::handshake;
 use super::handshake_set::HandshakeSet;
 use super::memory::Memory;
 use super::options::ServerOptions;
-use super::socket::Socket;
-use super::transport::Transport;
 
 /// What listeners, handshakes and connections have in common.
 pub(crate) struct ServerState {
@@ -132,23 +126,5 @@ impl ServerState {
     pub(crate) fn connections(&self) -> usize {
         let handshakes = self.handshakes.count();
         handshakes + self.connection_limit.taken()
-    }
-
-    /// Takes a connected client through the handshake, on a thread of its own.
-    pub(crate) fn serve(self: &Arc<Self>, fd: OwnedFd) -> Result<(), ServerError> {
-        let socket = Arc::new(Socket::new(fd));
-        let handshaking = self.handshakes.begin(&socket).ok_or(ServerError::Stopped)?;
-        // Without connections it waits without a timeout.
-        self.acceptor.waker().wake();
-        let state = Arc::clone(self);
-        thread::Builder::new()
-            .name("nbd-handshake".into())
-            .spawn(move || {
-                let deadline = Instant::now() + state.options.handshake_limit;
-                // A client that fails sees the end of its connection.
-                let _ = handshake::run(&state, Transport::plain(socket), &handshaking, deadline);
-            })
-            .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
-        Ok(())
     }
 }
