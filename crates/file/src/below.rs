@@ -14,12 +14,31 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{major, makedev, minor};
 
 use crate::id::FileId;
+use crate::mounts;
 
 /// The unit of sizes in sysfs.
 const SECTOR: u64 = 512;
 
 /// More than any stack of devices has.
 const MAX_PARTS: usize = 1024;
+
+impl FileId {
+    /// Whether a write to one of the two may change what the other reads as: they are one file, or one is a
+    /// block device that stands on the other, or both show the same bytes of a third (partitions, loop
+    /// devices, mapped devices).
+    pub fn overlaps(self, other: Self) -> bool {
+        Sysfs::of_host().overlaps(self, other)
+    }
+
+    /// Whether the bytes come from a server that may run on this host and have them in a file that is known
+    /// by another name: a network filesystem, one in user space, a network block device.
+    pub fn may_be_served(self) -> bool {
+        match self.block_device() {
+            Some(device) => Sysfs::of_host().is_served(device),
+            None => mounts::is_served(self.device()),
+        }
+    }
+}
 
 /// Where sysfs is mounted.
 #[derive(Clone, Copy, Debug)]

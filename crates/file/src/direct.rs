@@ -10,8 +10,9 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 
 use blockmirror_block::sync::Mutex;
-use blockmirror_block::{AlignedBuf, ByteRange, Error, RangeLock, Result};
+use blockmirror_block::{AlignedBuf, ByteRange, Error, ErrorKind, RangeLock, Result};
 use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::io::Errno;
 
 use crate::io;
 
@@ -139,4 +140,14 @@ fn alignment(file: &File) -> u64 {
         unit if unit.is_power_of_two() && unit <= AlignedBuf::ALIGNMENT as u64 => unit.max(512),
         _ => AlignedBuf::ALIGNMENT as u64,
     }
+}
+
+/// Why opening failed.
+pub(crate) fn explain(e: std::io::Error, direct: bool, operation: &'static str) -> Error {
+    if direct && e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) {
+        return Error::new(ErrorKind::Unsupported, operation)
+            .because("the filesystem does not do direct I/O")
+            .caused_by(e);
+    }
+    Error::io(operation, e)
 }

@@ -1,8 +1,8 @@
 //! Files that are found and not yet opened: `O_PATH` descriptors.
 //!
 //! A caller that decides whether a file may be opened decides about the handle and opens the handle, never
-//! the name a second time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO
-//! does not block, a tape does not rewind, a lease is not broken.
+//! the name a second time: a name may lead elsewhere by then. Finding a file has no effect on it: a FIFO does
+//! not block, a tape does not rewind, a lease is not broken.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, FileType, Metadata};
@@ -14,8 +14,7 @@ use blockmirror_block::{Error, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::id::{FileId, FileKind};
-use crate::open;
+use crate::id::{FileId, FileKind, kind_of};
 
 /// How often the kernel is asked again after it has seen a name change while it followed it.
 const TRIES: u32 = 128;
@@ -144,7 +143,7 @@ impl PathHandle {
 
     /// Refuses what cannot hold an image.
     pub(crate) fn check_kind(&self) -> Result<FileKind> {
-        open::kind_of(&self.meta)
+        kind_of(&self.meta)
     }
 
     /// Finds `path` for opening.

@@ -5,17 +5,40 @@
 
 use std::fs::{self, File, Metadata};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use crate::below::Sysfs;
-use crate::{mounts, open};
+use blockmirror_block::{Error, ErrorKind, Result};
 
 /// What an open file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
     Regular,
     Block,
+}
+
+/// What kind of file `meta` describes, if it is one that can hold an image.
+pub(crate) fn kind_of(meta: &Metadata) -> Result<FileKind> {
+    let kind = meta.file_type();
+    if kind.is_file() {
+        return Ok(FileKind::Regular);
+    }
+    if kind.is_block_device() {
+        return Ok(FileKind::Block);
+    }
+    let what = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a special file"
+    };
+    Err(Error::new(ErrorKind::InvalidInput, "open")
+        .because(format!("it is {what}; only regular files and block devices hold images")))
 }
 
 /// Identity of a file, the same by whatever name or link it was opened. Two block device nodes of one device
@@ -42,7 +65,7 @@ impl FileId {
 
     /// The file that `meta` describes; `None` if it could not hold an image.
     pub(crate) fn of_metadata(meta: &Metadata) -> Option<Self> {
-        let kind = open::kind_of(meta).ok()?;
+        let kind = kind_of(meta).ok()?;
         Some(Self::from_metadata(meta, kind))
     }
 
@@ -66,24 +89,13 @@ impl FileId {
         self.inode.is_none().then_some(self.device)
     }
 
+    /// The device number: of the block device, or of the filesystem of a regular file.
+    pub(crate) fn device(self) -> u64 {
+        self.device
+    }
+
     /// The inode of a regular file.
     pub(crate) fn inode(self) -> Option<u64> {
         self.inode
-    }
-
-    /// Whether a write to one of the two may change what the other reads as: they are one file, or one is a
-    /// block device that stands on the other, or both show the same bytes of a third (partitions, loop
-    /// devices, mapped devices).
-    pub fn overlaps(self, other: Self) -> bool {
-        Sysfs::of_host().overlaps(self, other)
-    }
-
-    /// Whether the bytes come from a server that may run on this host and have them in a file that is known
-    /// by another name: a network filesystem, one in user space, a network block device.
-    pub fn may_be_served(self) -> bool {
-        match self.block_device() {
-            Some(device) => Sysfs::of_host().is_served(device),
-            None => mounts::is_served(self.device),
-        }
     }
 }

@@ -19,6 +19,7 @@ use blockmirror_image_lock::ImageLock;
 use rustix::fs::OFlags;
 
 use crate::carry::carry;
+use crate::direct;
 use crate::handle::PathHandle;
 use crate::id::FileKind;
 use crate::location::{Found, Location};
@@ -276,7 +277,7 @@ fn create_beside(
         let file = match location.open(&partial, flags, mode) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(e) => return Err(open::explain(e, options.direct, "create")),
+            Err(e) => return Err(direct::explain(e, options.direct, "create")),
         };
         match options.adopt(file, Path::new(&**name), name) {
             // A run that cleans up has taken it for an old one before it was locked.

@@ -5,22 +5,21 @@
 //! file is opened ([`PathHandle`]), so that opening does not set off what a tape drive or a FIFO does when
 //! opened.
 
-use std::fs::{File, Metadata, OpenOptions};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use blockmirror_block::{Error, ErrorKind, Result, StorageInfo};
+use blockmirror_block::Result;
 use blockmirror_image_lock::{ImageLock, Permissions};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::FileStorage;
 use crate::claim;
-use crate::direct::Direct;
+use crate::direct::{self, Direct};
 use crate::handle::PathHandle;
 use crate::id::FileKind;
-use crate::zeroes;
 
 /// How an open file is protected against other users of the same image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -95,6 +94,12 @@ impl FileOptions {
     /// [`ErrorKind::NotFound`], [`ErrorKind::AlreadyExists`] and [`ErrorKind::PermissionDenied`] from the
     /// system; [`ErrorKind::Locked`] if another user of the image stands in the way;
     /// [`ErrorKind::InvalidInput`] for anything that is neither a regular file nor a block device.
+    ///
+    /// [`ErrorKind::NotFound`]: blockmirror_block::ErrorKind::NotFound
+    /// [`ErrorKind::AlreadyExists`]: blockmirror_block::ErrorKind::AlreadyExists
+    /// [`ErrorKind::PermissionDenied`]: blockmirror_block::ErrorKind::PermissionDenied
+    /// [`ErrorKind::Locked`]: blockmirror_block::ErrorKind::Locked
+    /// [`ErrorKind::InvalidInput`]: blockmirror_block::ErrorKind::InvalidInput
     pub fn open(&self, path: impl AsRef<Path>) -> Result<FileStorage> {
         let path = path.as_ref();
         let name: Arc<str> = path.display().to_string().into();
@@ -124,7 +129,7 @@ impl FileOptions {
             .mode(mode)
             .custom_flags((self.flags() | OFlags::NOCTTY).bits().cast_signed())
             .open(path)
-            .map_err(|e| explain(e, self.direct, "create"))?;
+            .map_err(|e| direct::explain(e, self.direct, "create"))?;
         self.adopt(file, path, name)
     }
 
@@ -142,7 +147,7 @@ impl FileOptions {
         }
         let file = handle.open(self.writable, self.flags() | claim).map_err(|e| match e.raw_os_error() {
             Some(errno) if errno == Errno::BUSY.raw_os_error() => claim::refused(path, e),
-            _ => explain(e, self.direct, "open"),
+            _ => direct::explain(e, self.direct, "open"),
         })?;
         self.adopt(file, path, name)
     }
@@ -162,16 +167,6 @@ impl FileOptions {
     }
 }
 
-/// Why opening failed.
-pub(crate) fn explain(e: std::io::Error, direct: bool, operation: &'static str) -> Error {
-    if direct && e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) {
-        return Error::new(ErrorKind::Unsupported, operation)
-            .because("the filesystem does not do direct I/O")
-            .caused_by(e);
-    }
-    Error::io(operation, e)
-}
-
 /// Locks `file` as `mode` says, for a reader or a writer.
 pub(crate) fn lock(file: &File, path: &Path, mode: LockMode, writable: bool) -> Result<Option<ImageLock>> {
     let unshared = match mode {
@@ -182,49 +177,4 @@ pub(crate) fn lock(file: &File, path: &Path, mode: LockMode, writable: bool) -> 
     let wanted = if writable { Permissions::READ_WRITE } else { Permissions::READ };
     let lock = ImageLock::acquire(file, path, wanted, unshared);
     if mode == LockMode::Shared { Ok(lock.ok()) } else { Ok(Some(lock?)) }
-}
-
-/// What kind of file `meta` describes, if it is one that can hold an image.
-pub(crate) fn kind_of(meta: &Metadata) -> Result<FileKind> {
-    let kind = meta.file_type();
-    if kind.is_file() {
-        return Ok(FileKind::Regular);
-    }
-    if kind.is_block_device() {
-        return Ok(FileKind::Block);
-    }
-    let what = if kind.is_dir() {
-        "a directory"
-    } else if kind.is_fifo() {
-        "a FIFO"
-    } else if kind.is_char_device() {
-        "a character device"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a special file"
-    };
-    Err(Error::new(ErrorKind::InvalidInput, "open")
-        .because(format!("it is {what}; only regular files and block devices hold images")))
-}
-
-/// The facts about `file` that do not change while it is open.
-pub(crate) fn facts(file: &File, kind: FileKind, writable: bool) -> StorageInfo {
-    let mut info = StorageInfo::plain();
-    info.writable = writable;
-    match kind {
-        FileKind::Regular => {
-            let punches = writable && zeroes::can_punch(file);
-            info.cheap_zero = punches;
-            info.discards = punches;
-        }
-        FileKind::Block => {
-            info.fixed_len = true;
-            info.zero_init = false;
-            info.discards = writable;
-            info.request_alignment =
-                rustix::fs::ioctl_blksszget(file).ok().filter(|size| size.is_power_of_two()).unwrap_or(512);
-        }
-    }
-    info
 }

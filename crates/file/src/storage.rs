@@ -21,10 +21,10 @@ use rustix::io::Errno;
 use crate::direct::Direct;
 use crate::group_commit::GroupCommit;
 use crate::growth::Growth;
-use crate::id::{FileId, FileKind};
+use crate::id::{FileId, FileKind, kind_of};
 use crate::long_write_gate::LongWriteGate;
 use crate::zeroes::Outcome;
-use crate::{claim, copy, holes, io, open, zeroes};
+use crate::{claim, copy, direct, holes, io, zeroes};
 
 /// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
 #[derive(Debug)]
@@ -76,12 +76,33 @@ struct Descriptor {
 
 impl Descriptor {
     fn new(file: File, direct: Option<Direct>, kind: FileKind, writable: bool) -> Self {
-        let mut info = open::facts(&file, kind, writable);
+        let mut info = facts(&file, kind, writable);
         if let Some(direct) = &direct {
             info.request_alignment = info.request_alignment.max(direct.unit() as u32);
         }
         Self { file, direct, info }
     }
+}
+
+/// The facts about `file` that do not change while it is open.
+fn facts(file: &File, kind: FileKind, writable: bool) -> StorageInfo {
+    let mut info = StorageInfo::plain();
+    info.writable = writable;
+    match kind {
+        FileKind::Regular => {
+            let punches = writable && zeroes::can_punch(file);
+            info.cheap_zero = punches;
+            info.discards = punches;
+        }
+        FileKind::Block => {
+            info.fixed_len = true;
+            info.zero_init = false;
+            info.discards = writable;
+            info.request_alignment =
+                rustix::fs::ioctl_blksszget(file).ok().filter(|size| size.is_power_of_two()).unwrap_or(512);
+        }
+    }
+    info
 }
 
 /// What zero-filling without help from the kernel writes at a time.
@@ -96,7 +117,7 @@ impl FileStorage {
         direct: Option<Direct>,
     ) -> Result<Self> {
         let meta = file.metadata().map_err(|e| Error::io("open", e))?;
-        let kind = open::kind_of(&meta)?;
+        let kind = kind_of(&meta)?;
         let id = FileId::from_metadata(&meta, kind);
         let len = length(&file, kind)?;
         let opened = Descriptor::new(file, direct, kind, writable);
@@ -243,7 +264,7 @@ impl FileStorage {
             let mut options = OpenOptions::new();
             options.read(true).write(mode.writable).custom_flags(flags.bits().cast_signed());
             let file =
-                options.open(self.reopened()).map_err(|e| open::explain(e, mode.direct, "open anew"))?;
+                options.open(self.reopened()).map_err(|e| direct::explain(e, mode.direct, "open anew"))?;
             let direct = mode.direct.then(|| Direct::new(&file, mode.writable)).transpose()?;
             // No other thread sets it meanwhile.
             let _ = slot.set(Descriptor::new(file, direct, self.kind, mode.writable));

@@ -19,12 +19,12 @@ use rustix::process::geteuid;
 
 use crate::handle::PathHandle;
 use crate::holders::{self, FileHolder, LoopUse};
-use crate::id::FileId;
+use crate::id::{FileId, kind_of};
 use crate::leftover::{self, Leftover};
 use crate::location::{Found, Location};
 use crate::mounts;
 use crate::new_file::{NewFile, Replaced};
-use crate::open::{self, FileOptions};
+use crate::open::FileOptions;
 use crate::storage::FileStorage;
 
 /// How an existing file is to be written.
@@ -325,7 +325,7 @@ fn not_atomic(why: &dyn fmt::Display) -> Error {
 fn decide(location: &Location, found: &Found, options: &TargetOptions) -> io::Result<Result<Decision>> {
     let (Found::File(handle) | Found::Descriptor(handle)) = found else { return Ok(Ok(Decision::Create)) };
     let meta = handle.metadata();
-    let id = match open::kind_of(meta) {
+    let id = match kind_of(meta) {
         Ok(kind) => FileId::from_metadata(meta, kind),
         Err(e) => return Ok(Err(e)),
     };
