@@ -20,7 +20,8 @@ use blockmirror_qcow2::Header;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::open::{BackingRef, OpenOptions, os_str, probe};
-use crate::protocol_layer::{ProtocolId, ProtocolLayer};
+use crate::protocol_id::ProtocolId;
+use crate::protocol_layer::ProtocolLayer;
 use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name};
 
 /// Checks that the image `image`, whose data lies in `data` if that is given, may stand on `backing`: none of

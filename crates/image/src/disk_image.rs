@@ -11,7 +11,7 @@ use blockmirror_block::BlockDevice;
 use blockmirror_file::FileId;
 
 use crate::format::Format;
-use crate::protocol_layer::ProtocolId;
+use crate::protocol_id::ProtocolId;
 
 /// An open image.
 #[derive(Debug)]

@@ -52,6 +52,7 @@ mod nbd;
 mod open;
 mod options;
 mod protocol;
+mod protocol_id;
 mod protocol_layer;
 mod reference;
 mod relative;
@@ -79,7 +80,7 @@ pub use name::{ImageName, NameError};
 pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
 pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
-pub use protocol_layer::is_uri;
+pub use protocol_id::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
 };

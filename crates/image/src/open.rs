@@ -21,7 +21,8 @@ use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
 use crate::protocol::{BackingTarget, read_rules};
-use crate::protocol_layer::{Access, ProtocolId, ProtocolLayer};
+use crate::protocol_id::ProtocolId;
+use crate::protocol_layer::{Access, ProtocolLayer};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
 
 /// The deepest chain that is opened unless the caller sets another limit.

@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use blockmirror_file::{FileId, PathHandle};
 use thiserror::Error;
 
-use crate::protocol_layer::{ProtocolId, is_uri};
+use crate::protocol_id::{ProtocolId, is_uri};
 
 /// What an image names a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

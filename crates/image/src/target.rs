@@ -18,7 +18,8 @@ use blockmirror_raw::SECTOR;
 
 use crate::error::{Error, Result};
 use crate::open::OpenOptions;
-use crate::protocol_layer::{ProtocolLayer, is_uri};
+use crate::protocol_id::is_uri;
+use crate::protocol_layer::ProtocolLayer;
 
 /// A place for a new image, open for writing. It holds what it held before until the image is written, and of
 /// a [replaced](Self::in_place) file until [`persist`](Self::persist).
