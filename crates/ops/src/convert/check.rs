@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use blockmirror_block::Visit;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Decision, Format, Image, InPlace, OpenOptions, Preallocation, PreparedImage,
-    Target, directory_of, is_uri, join_name,
+    CreateSettings, CreateSpec, Decision, Format, Image, InPlace, OpenOptions, Preallocation, Target,
+    directory_of, is_uri, join_name,
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
-use super::{Convert, ConvertError, ConvertSource, PreparedConvert};
+use super::{Convert, ConvertError, ConvertSource};
 
 /// A [`Convert`] whose source is open and whose options are valid.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct CheckedConvert {
     /// How the target, and the backing file of a new one, are opened.
     pub(super) open: OpenOptions,
     pub(super) mirror: MirrorOptions,
-    require_flush: bool,
+    pub(super) require_flush: bool,
 }
 
 /// What is written into.
@@ -224,37 +224,8 @@ impl CheckedConvert {
         planned.map_err(ConvertError::Start)
     }
 
-    /// Opens the target for writing. It still holds what it held.
-    ///
-    /// # Errors
-    /// [`ConvertError`]; new files are gone then.
-    pub fn prepare(self) -> Result<PreparedConvert, ConvertError> {
-        let prepared = match &self.kind {
-            TargetKind::Existing => {
-                let image = self.open_existing(true)?;
-                self.check_flush(image.device().geometry().can_flush)?;
-                PreparedConvert::existing(self, image)
-            }
-            TargetKind::New { spec, backing } => {
-                let backing =
-                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
-                let prepared = PreparedImage::new(&self.target, spec)?;
-                self.check_flush(prepared.targets().all(Target::can_flush))?;
-                PreparedConvert::new(self, prepared, backing)
-            }
-        };
-        Ok(prepared)
-    }
-
-    fn check_flush(&self, can_flush: bool) -> Result<(), ConvertError> {
-        if can_flush || !self.require_flush {
-            return Ok(());
-        }
-        Err(ConvertError::NoFlush { target: self.target.clone() })
-    }
-
     /// Opens a target that exists. Where the source is not locked no lock keeps the target off its files.
-    fn open_existing(&self, writable: bool) -> Result<Image, ConvertError> {
+    pub(super) fn open_existing(&self, writable: bool) -> Result<Image, ConvertError> {
         let image = self.open.clone().writable(writable).open(&self.target)?;
         match self.source.written_by(&image) {
             Some(part) => Err(is_source(&self.target, part)),
@@ -263,7 +234,7 @@ impl CheckedConvert {
     }
 
     /// Opens the backing file of a new target for reading.
-    fn open_backing(&self, name: &str, format: Option<Format>) -> Result<Image, ConvertError> {
+    pub(super) fn open_backing(&self, name: &str, format: Option<Format>) -> Result<Image, ConvertError> {
         let options = self.open.clone().claim(false).format(format);
         Ok(options.open_backing_of(&self.target, name.as_ref())?)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
 use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
 
-use super::check::CheckedConvert;
+use super::check::{CheckedConvert, TargetKind};
 use super::{ConvertError, ConvertSource};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
@@ -34,13 +34,44 @@ struct NewTarget {
     open: OpenOptions,
 }
 
+impl CheckedConvert {
+    /// Opens the target for writing. It still holds what it held.
+    ///
+    /// # Errors
+    /// [`ConvertError`]; new files are gone then.
+    pub fn prepare(self) -> Result<PreparedConvert, ConvertError> {
+        let prepared = match &self.kind {
+            TargetKind::Existing => {
+                let image = self.open_existing(true)?;
+                self.check_flush(image.device().geometry().can_flush)?;
+                PreparedConvert::existing(self, image)
+            }
+            TargetKind::New { spec, backing } => {
+                let backing =
+                    backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
+                let prepared = PreparedImage::new(&self.target, spec)?;
+                self.check_flush(prepared.targets().all(Target::can_flush))?;
+                PreparedConvert::new(self, prepared, backing)
+            }
+        };
+        Ok(prepared)
+    }
+
+    fn check_flush(&self, can_flush: bool) -> Result<(), ConvertError> {
+        if can_flush || !self.require_flush {
+            return Ok(());
+        }
+        Err(ConvertError::NoFlush { target: self.target.clone() })
+    }
+}
+
 impl PreparedConvert {
-    pub(super) fn existing(checked: CheckedConvert, image: Image) -> Self {
+    fn existing(checked: CheckedConvert, image: Image) -> Self {
         let CheckedConvert { source, target, mirror, .. } = checked;
         Self { source, target, kind: Kind::Existing(image), mirror }
     }
 
-    pub(super) fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
+    fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
         let CheckedConvert { source, target, open, mirror, .. } = checked;
         let kind = Kind::New(Box::new(NewTarget { prepared, backing, open }));
         Self { source, target, kind, mirror }
