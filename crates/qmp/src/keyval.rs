@@ -8,16 +8,12 @@
 //!
 //! [`flat`] reads an older form, where keys are plain and `server` alone means `server=on`.
 
-mod number;
-
 use serde_json::{Map, Value};
 
 use crate::args::Args;
 use crate::error::QmpError;
 use crate::json::{JsonError, Parser};
 use crate::schema::{Object, Shape, Spelling, check_members};
-
-pub(crate) use number::{integer, size, truth, unsigned};
 
 /// Bytes of one key between two dots at most.
 const MAX_FRAGMENT: usize = 127;

@@ -71,6 +71,7 @@ pub mod client;
 mod error;
 pub mod json;
 pub mod keyval;
+mod number;
 mod protocol;
 pub mod schema;
 mod server;

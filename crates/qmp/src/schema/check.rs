@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{Int, Member, Object, Shape, Type, Variant};
 use crate::error::QmpError;
-use crate::keyval;
+use crate::number;
 
 /// How scalars are spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,12 +223,12 @@ impl Checker {
         let expects =
             |what: &str| QmpError::generic(format!("Parameter '{}' expects {what}", self.full(name)));
         match ty {
-            Type::Bool => keyval::truth(text).map(Value::from).ok_or_else(|| expects("'on' or 'off'")),
+            Type::Bool => number::truth(text).map(Value::from).ok_or_else(|| expects("'on' or 'off'")),
             Type::Int(Int::Int | Int::I64) => {
-                keyval::integer(text).map(Value::from).ok_or_else(|| expects("integer"))
+                number::integer(text).map(Value::from).ok_or_else(|| expects("integer"))
             }
-            Type::Int(Int::Size) => keyval::size(text).map(Value::from).ok_or_else(|| expects("size")),
-            Type::Int(int) => self.fit(int, name, keyval::unsigned(text).ok_or_else(|| expects("integer"))?),
+            Type::Int(Int::Size) => number::size(text).map(Value::from).ok_or_else(|| expects("size")),
+            Type::Int(int) => self.fit(int, name, number::unsigned(text).ok_or_else(|| expects("integer"))?),
             Type::Number => {
                 let number = text.parse().ok().and_then(serde_json::Number::from_f64);
                 number.map(Value::Number).ok_or_else(|| expects("number"))

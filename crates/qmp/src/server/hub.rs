@@ -17,7 +17,7 @@ use crate::sync::{Condvar, Mutex};
 
 #[derive(Debug)]
 pub(super) struct Hub {
-    pub(super) table: Table,
+    table: Arc<Table>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -34,7 +34,7 @@ struct State {
 
 impl Hub {
     /// A session's writer is gone, and with it the session.
-    pub(super) fn ended(&self, id: u64) {
+    fn ended(&self, id: u64) {
         self.state.lock().sessions.remove(&id);
         self.changed.notify_all();
     }
@@ -47,6 +47,7 @@ pub struct Monitors(Arc<Hub>);
 impl Monitors {
     /// Monitors for `table`, without sessions.
     pub fn new(table: Table) -> Self {
+        let table = Arc::new(table);
         Self(Arc::new(Hub { table, state: Mutex::default(), changed: Condvar::new() }))
     }
 
@@ -71,7 +72,8 @@ impl Monitors {
         }
         let id = state.next;
         state.next += 1;
-        let session = Session::start(id, connection, Arc::clone(&self.0))?;
+        let hub = Arc::clone(&self.0);
+        let session = Session::start(id, connection, Arc::clone(&hub.table), move || hub.ended(id))?;
         state.sessions.insert(id, session);
         Ok(id)
     }

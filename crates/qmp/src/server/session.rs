@@ -14,11 +14,10 @@ use std::thread::{self, ThreadId};
 use serde_json::Value;
 
 use super::connection::{Connection, Peer};
-use super::hub::Hub;
 use super::outgoing::Outgoing;
 use crate::error::QmpError;
 use crate::json::{self, JsonError, Parser};
-use crate::protocol::{Request, answer, is_oob};
+use crate::protocol::{Request, Table, answer, is_oob};
 use crate::sync::{Condvar, Mutex};
 
 /// Commands that may wait behind the one that runs, once the client has asked for out of band execution. A
@@ -71,8 +70,13 @@ struct Queue {
 }
 
 impl Session {
-    /// Starts the threads of a session. `hub` learns of its end.
-    pub(super) fn start(id: u64, connection: Connection, hub: Arc<Hub>) -> io::Result<Arc<Self>> {
+    /// Starts the threads of a session, which runs the commands of `table`. `ended` is called at its end.
+    pub(super) fn start(
+        id: u64,
+        connection: Connection,
+        table: Arc<Table>,
+        ended: impl Fn() + Send + 'static,
+    ) -> io::Result<Arc<Self>> {
         let Connection { reader, writer, close, peer } = connection;
         let session = Arc::new(Self {
             id,
@@ -84,19 +88,19 @@ impl Session {
             after: Mutex::default(),
             close: Close(close),
         });
-        session.send(&hub.table.greeting(), false);
+        session.send(&table.greeting(), false);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(format!("qmp {id} {name}")).spawn(work).map(drop)
         };
         // Each thread passes its end on to the next even if it panics: a reader that is not ours may.
         let (writing, running, reading) = (Arc::clone(&session), Arc::clone(&session), Arc::clone(&session));
-        let (ending, running_hub, reading_hub) = (Arc::clone(&hub), Arc::clone(&hub), hub);
+        let (running_table, reading_table) = (Arc::clone(&table), table);
         let started = spawn(
             "write",
             Box::new(move || {
                 let _end = OnDrop(|| {
                     writing.kill();
-                    ending.ended(id);
+                    ended();
                 });
                 writing.write(writer);
             }),
@@ -106,7 +110,7 @@ impl Session {
                 "run",
                 Box::new(move || {
                     let _end = OnDrop(|| running.outgoing.finish());
-                    running.run(&running_hub);
+                    running.run(&running_table);
                 }),
             )
         })
@@ -115,7 +119,7 @@ impl Session {
                 "read",
                 Box::new(move || {
                     let _end = OnDrop(|| reading.end_of_input());
-                    reading.read(reader, &reading_hub);
+                    reading.read(reader, &reading_table);
                 }),
             )
         });
@@ -189,8 +193,8 @@ impl Session {
     }
 
     /// The thread that reads.
-    fn read(&self, mut reader: Box<dyn Read + Send>, hub: &Hub) {
-        let mut parser = Parser::new(hub.table.limits);
+    fn read(&self, mut reader: Box<dyn Read + Send>, table: &Table) {
+        let mut parser = Parser::new(table.limits);
         let mut buffer = [0; 4096];
         loop {
             let mut input = match reader.read(&mut buffer) {
@@ -199,7 +203,7 @@ impl Session {
                 Ok(n) => buffer.get(..n).unwrap_or_default(),
             };
             while let Some(item) = parser.next(&mut input) {
-                if !self.accept(item, hub) {
+                if !self.accept(item, table) {
                     return;
                 }
             }
@@ -212,11 +216,11 @@ impl Session {
     }
 
     /// Queues a request, or runs it if it is out of band; `false` if the session is over.
-    fn accept(&self, item: Result<Value, JsonError>, hub: &Hub) -> bool {
+    fn accept(&self, item: Result<Value, JsonError>, table: &Table) -> bool {
         let oob = self.oob();
         if oob && item.as_ref().is_ok_and(is_oob) {
             self.outgoing.wait_room();
-            self.handle(item, hub);
+            self.handle(item, table);
             return true;
         }
         let mut queue = self.queue.lock();
@@ -236,7 +240,7 @@ impl Session {
     }
 
     /// The thread that runs commands.
-    fn run(&self, hub: &Hub) {
+    fn run(&self, table: &Table) {
         loop {
             let mut queue = self.changed.wait_while(self.queue.lock(), |queue| {
                 queue.waiting.is_empty() && !queue.ended && !queue.stopping
@@ -249,21 +253,21 @@ impl Session {
             self.changed.notify_all();
             drop(queue);
             self.outgoing.wait_room();
-            self.handle(item, hub);
+            self.handle(item, table);
             self.queue.lock().running = false;
             self.changed.notify_all();
         }
     }
 
     /// Answers one request.
-    fn handle(&self, item: Result<Value, JsonError>, hub: &Hub) {
+    fn handle(&self, item: Result<Value, JsonError>, table: &Table) {
         let negotiated = self.negotiated();
         let request =
             item.map_err(|error| (None, QmpError::from(error))).and_then(|v| Request::new(v, self.oob()));
         let answer = match request {
             Ok(mut request) => {
                 let id = request.id.take();
-                answer(id, hub.table.run(self, request))
+                answer(id, table.run(self, request))
             }
             Err((id, error)) => answer(id, Err(error)),
         };
