@@ -6,3 +6,4 @@ mod group;
 mod job;
 mod known_bugs;
 mod tap;
+mod tap_failures;

@@ -9,42 +9,42 @@ use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind as DiskError, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_mirror::{
-    BitmapMode, CopyMode, Error, ErrorAction, Event, IoStatus, JobState, MirrorJob, MirrorOptions, OnError,
-    Refused, SyncMode, Tap, Verb,
+    BitmapMode, CopyMode, Error, Event, JobState, MirrorJob, MirrorOptions, OnError, Refused, SyncMode, Tap,
+    Verb,
 };
 
 /// Long enough that only a hang reaches it.
-const FOREVER: Option<Duration> = Some(Duration::from_secs(60));
+pub(super) const FOREVER: Option<Duration> = Some(Duration::from_secs(60));
 const LEN: u64 = 4 << 20;
 
-fn write(disk: &dyn BlockDevice, offset: u64, len: u64, seed: u8) {
+pub(super) fn write(disk: &dyn BlockDevice, offset: u64, len: u64, seed: u8) {
     let bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8 ^ seed | 1).collect();
     disk.write_at(&bytes, offset, WriteFlags::NONE).unwrap();
 }
 
-fn filled() -> Arc<MemoryDisk> {
+pub(super) fn filled() -> Arc<MemoryDisk> {
     let disk = MemoryDisk::new(LEN);
     write(&disk, 0, LEN, 3);
     Arc::new(disk)
 }
 
-fn empty() -> Arc<MemoryDisk> {
+pub(super) fn empty() -> Arc<MemoryDisk> {
     Arc::new(MemoryDisk::new(LEN))
 }
 
-fn faulty(disk: &Arc<MemoryDisk>) -> (Arc<FaultDisk>, Faults) {
+pub(super) fn faulty(disk: &Arc<MemoryDisk>) -> (Arc<FaultDisk>, Faults) {
     let faults = Faults::new();
     (Arc::new(FaultDisk::new(Arc::clone(disk) as _, faults.clone())), faults)
 }
 
-fn attach(tap: &Arc<Tap>, target: &Arc<MemoryDisk>, options: MirrorOptions) -> MirrorJob {
+pub(super) fn attach(tap: &Arc<Tap>, target: &Arc<MemoryDisk>, options: MirrorOptions) -> MirrorJob {
     MirrorJob::attach(tap, Arc::clone(target) as _, options).unwrap()
 }
 
 /// Takes events up to and with `last`.
-fn until(job: &MirrorJob, last: &Event) -> Vec<Event> {
+pub(super) fn until(job: &MirrorJob, last: &Event) -> Vec<Event> {
     let mut events = Vec::new();
     loop {
         let event = job
@@ -309,68 +309,6 @@ fn four_writers_lose_nothing_through_any_end_in_any_mode() {
     }
 }
 
-#[test]
-fn a_failing_target_never_fails_the_guest() {
-    for (mode, policy) in [
-        (CopyMode::Background, OnError::Report),
-        (CopyMode::WriteBlocking, OnError::Report),
-        (CopyMode::WriteBlocking, OnError::Stop),
-        (CopyMode::WriteBlocking, OnError::Ignore),
-    ] {
-        let (source, target) = (filled(), empty());
-        let (bad, faults) = faulty(&target);
-        let tap = Tap::new(Arc::clone(&source) as _);
-        let options = MirrorOptions::new().copy_mode(mode).on_target_error(policy);
-        let job = MirrorJob::attach(&tap, bad, options).unwrap();
-        until(&job, &Event::Ready);
-        faults.inject(Fault::on(OpKind::Write).with(DiskError::NoSpace));
-        write(&*tap, 10_000, 5000, 88);
-        let error = loop {
-            match job.control().next_event(FOREVER).unwrap() {
-                Event::Error { action, .. } => break action,
-                _ => continue,
-            }
-        };
-        match policy {
-            OnError::Stop => {
-                assert_eq!(error, ErrorAction::Stop);
-                let progress = job.control().progress();
-                assert_eq!((progress.state, progress.io_status), (JobState::Standby, IoStatus::NoSpace));
-                job.control().resume().unwrap();
-            }
-            OnError::Ignore => assert_eq!(error, ErrorAction::Ignore),
-            _ => {
-                assert_eq!(error, ErrorAction::Report);
-                assert!(matches!(job.wait(), Err(Error::Target(_))));
-                write(&*tap, 0, 4096, 1);
-                continue;
-            }
-        }
-        job.control().complete().unwrap();
-        job.wait().unwrap();
-        assert_eq!(target.contents().unwrap(), source.contents().unwrap());
-    }
-}
-
-#[test]
-fn a_failed_source_write_is_looked_at_again_in_every_mode() {
-    for mode in [CopyMode::Background, CopyMode::WriteBlocking] {
-        let (source, target) = (filled(), empty());
-        let (bad, faults) = faulty(&source);
-        let tap = Tap::new(bad);
-        let job = attach(&tap, &target, MirrorOptions::new().copy_mode(mode));
-        until(&job, &Event::Ready);
-        // Half of it happens all the same.
-        faults.inject(Fault::on(OpKind::Write).having_done(blockmirror_block::testing::Done::Half));
-        let bytes = [200; 8192];
-        assert!(tap.write_at(&bytes, 65_536, WriteFlags::NONE).is_err());
-        job.control().complete().unwrap();
-        job.wait().unwrap();
-        assert_eq!(target.contents().unwrap(), source.contents().unwrap());
-        assert_eq!(target.contents().unwrap()[65_536], 200);
-    }
-}
-
 /// Each discard once made its whole unit dirt, also where the target gets what the guest writes: one who
 /// discarded a little here and there made as much of it as the job could copy, and that was never ready.
 #[test]
@@ -590,28 +528,4 @@ fn a_restless_operator_and_a_bad_target_lose_nothing() {
             assert_eq!(u64::from_be_bytes(stamp), version, "round {round}");
         }
     }
-}
-
-/// Cancelling a job whose target hangs once made the source end its calls as well, the guest's among them: on
-/// a disk over the network that made the guest's writes fail.
-#[test]
-fn giving_a_job_up_does_not_disturb_what_the_guest_asks_of_its_own_disk() {
-    let (source, target) = (filled(), empty());
-    let ((slow, faults), (dead, target_faults)) = (faulty(&source), faulty(&target));
-    let tap = Tap::new(slow as _);
-    let job = MirrorJob::attach(&tap, dead as _, MirrorOptions::new()).unwrap();
-    until(&job, &Event::Ready);
-    let hanging = target_faults.hold(OpKind::Write, None);
-    write(&*tap, 0, 4096, 1);
-    hanging.wait_held(1);
-    let gate = faults.hold(OpKind::Write, None);
-    thread::scope(|scope| {
-        let guest = scope.spawn(|| tap.write_at(b"guest", 4096, WriteFlags::NONE));
-        gate.wait_held(1);
-        job.control().force_cancel().unwrap();
-        assert!(matches!(job.wait(), Err(Error::Cancelled)));
-        gate.open();
-        guest.join().unwrap().unwrap();
-    });
-    assert_eq!(&source.contents().unwrap()[4096..4101], b"guest");
 }
