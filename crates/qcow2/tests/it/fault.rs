@@ -448,6 +448,46 @@ impl Storage for Forgetful {
     }
 }
 
+/// Does all of [`OPS`] on `disk`, and notes in `wanted` what it then holds. Once a flush has failed the image
+/// is opened anew, and all that was written since the last good flush is written again. Returns whether one
+/// failed.
+fn write_all(mut disk: Qcow2, wanted: &mut [u8], case: &str) -> (Qcow2, bool) {
+    let mut since_flush: Vec<Op> = Vec::new();
+    let mut ops: std::collections::VecDeque<Op> = OPS.into();
+    let mut lost = false;
+    while let Some(op) = ops.pop_front() {
+        let result = match op {
+            Op::Write(at, len, value) => disk.write_at(&vec![value; len as usize], at, WriteFlags::NONE),
+            Op::Zero(at, len) => disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::NONE),
+            // What a discarded range reads as may change with what is lost.
+            Op::Discard(at, len) => disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::MAY_UNMAP),
+            Op::Flush => disk.flush(),
+        };
+        match (op, result) {
+            (Op::Flush, Ok(())) => since_flush.clear(),
+            (Op::Write(at, len, value), Ok(())) => {
+                wanted[at as usize..(at + len) as usize].fill(value);
+                since_flush.push(op);
+            }
+            (Op::Zero(at, len) | Op::Discard(at, len), Ok(())) => {
+                wanted[at as usize..(at + len) as usize].fill(0);
+                since_flush.push(op);
+            }
+            (op, Err(error)) => {
+                assert!(!lost, "{case}: {error}");
+                assert!(disk.is_poisoned(), "{case}: {error}");
+                lost = true;
+                disk = disk.reopen().unwrap_or_else(|error| panic!("{case}: {error}"));
+                assert!(!disk.is_poisoned());
+                // Again, in order, and then what failed.
+                ops.push_front(op);
+                since_flush.drain(..).rev().for_each(|op| ops.push_front(op));
+            }
+        }
+    }
+    (disk, lost)
+}
+
 /// After a flush that failed for want of space an image goes on when it is opened anew: what good flushes
 /// covered is there, the rest is written again, and nothing leaks. (It could not be written any more until
 /// the process ended.)
@@ -483,41 +523,8 @@ fn an_image_goes_on_after_a_failed_flush() {
             if let Some(device) = &backing {
                 device.read_at(&mut wanted, 0).unwrap();
             }
-            let mut since_flush: Vec<Op> = Vec::new();
-            let mut ops: std::collections::VecDeque<Op> = OPS.into();
-            let mut lost = false;
-            while let Some(op) = ops.pop_front() {
-                let result = match op {
-                    Op::Write(at, len, value) => {
-                        disk.write_at(&vec![value; len as usize], at, WriteFlags::NONE)
-                    }
-                    Op::Zero(at, len) => disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::NONE),
-                    // What a discarded range reads as may change with what is lost.
-                    Op::Discard(at, len) => disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::MAY_UNMAP),
-                    Op::Flush => disk.flush(),
-                };
-                match (op, result) {
-                    (Op::Flush, Ok(())) => since_flush.clear(),
-                    (Op::Write(at, len, value), Ok(())) => {
-                        wanted[at as usize..(at + len) as usize].fill(value);
-                        since_flush.push(op);
-                    }
-                    (Op::Zero(at, len) | Op::Discard(at, len), Ok(())) => {
-                        wanted[at as usize..(at + len) as usize].fill(0);
-                        since_flush.push(op);
-                    }
-                    (op, Err(error)) => {
-                        assert!(!lost, "{case}: {error}");
-                        assert!(disk.is_poisoned(), "{case}: {error}");
-                        lost = true;
-                        disk = disk.reopen().unwrap_or_else(|error| panic!("{case}: {error}"));
-                        assert!(!disk.is_poisoned());
-                        // Again, in order, and then what failed.
-                        ops.push_front(op);
-                        since_flush.drain(..).rev().for_each(|op| ops.push_front(op));
-                    }
-                }
-            }
+            let lost;
+            (disk, lost) = write_all(disk, &mut wanted, &case);
             failed += u32::from(lost);
             let mut found = vec![0; SIZE as usize];
             disk.read_at(&mut found, 0).unwrap();

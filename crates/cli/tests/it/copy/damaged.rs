@@ -27,6 +27,35 @@ fn cut(place: &Place, name: &str, lost: u64) -> u64 {
     len
 }
 
+/// Copies `over` under `policy`: the bytes from `lost` on are given up, and said to be.
+fn check_given_up(place: &Place, policy: &str, options: &str, lost: u64, bytes: &[u8]) {
+    let ran = place.ours(&format!("convert -q {policy} --output json @over @kept"));
+    assert_eq!(ran.code, 3, "{options}: {ran:?}");
+    let out: Value = serde_json::from_str(&ran.out).unwrap();
+    let ranges: Vec<_> = out["given-up"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|range| {
+            let at = |key: &str| range[key].as_u64().unwrap();
+            assert!(range["message"].as_str().unwrap().contains("cut short"), "{range}");
+            (at("start"), at("start") + at("length"))
+        })
+        .collect();
+    // Neighbours, from the first byte that is lost to the last.
+    assert_eq!((ranges[0].0, ranges[ranges.len() - 1].1), (lost, LEN), "{options}: {ranges:?}");
+    assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0), "{options}: {ranges:?}");
+    for (start, end) in &ranges {
+        let line = format!("bytes {start} to {end}: ");
+        assert_eq!(ran.err.lines().filter(|said| said.contains(&line)).count(), 1, "{ran:?}");
+    }
+    let kept = fs::read(place.path("kept")).unwrap();
+    // What a cluster that is there in part lacks is zeros.
+    let there = (LEN - CLUSTER - CLUSTER / 2) as usize;
+    assert!(kept[..there] == bytes[..there], "{options}");
+    assert!(kept[there..].iter().all(|byte| *byte == 0), "{options}");
+}
+
 /// A broken download, a data file and a base that were cut off: each converted with exit code 0, and zeros.
 #[test]
 fn a_file_that_was_cut_short_is_not_copied_as_zeros() {
@@ -63,31 +92,7 @@ fn a_file_that_was_cut_short_is_not_copied_as_zeros() {
         }
         // The same with what is lost given up.
         if let Some(policy) = giving_up {
-            let ran = place.ours(&format!("convert -q {policy} --output json @over @kept"));
-            assert_eq!(ran.code, 3, "{options}: {ran:?}");
-            let out: Value = serde_json::from_str(&ran.out).unwrap();
-            let ranges: Vec<_> = out["given-up"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|range| {
-                    let at = |key: &str| range[key].as_u64().unwrap();
-                    assert!(range["message"].as_str().unwrap().contains("cut short"), "{range}");
-                    (at("start"), at("start") + at("length"))
-                })
-                .collect();
-            // Neighbours, from the first byte that is lost to the last.
-            assert_eq!((ranges[0].0, ranges[ranges.len() - 1].1), (lost, LEN), "{options}: {ranges:?}");
-            assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0), "{options}: {ranges:?}");
-            for (start, end) in &ranges {
-                let line = format!("bytes {start} to {end}: ");
-                assert_eq!(ran.err.lines().filter(|said| said.contains(&line)).count(), 1, "{ran:?}");
-            }
-            let kept = fs::read(place.path("kept")).unwrap();
-            // What a cluster that is there in part lacks is zeros.
-            let there = (LEN - CLUSTER - CLUSTER / 2) as usize;
-            assert!(kept[..there] == bytes[..there], "{options}");
-            assert!(kept[there..].iter().all(|byte| *byte == 0), "{options}");
+            check_given_up(&place, policy, options, lost, &bytes);
         }
         // Writing would make zeros of what is missing.
         let before = (fs::read(place.path("disk")).unwrap(), fs::read(place.path(file)).unwrap());
