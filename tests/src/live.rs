@@ -18,6 +18,7 @@ mod cut;
 mod gate;
 mod images;
 mod layout;
+mod model;
 mod plan;
 mod round;
 mod run;

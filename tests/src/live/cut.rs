@@ -5,9 +5,11 @@
 //! everything else in it must fit. And the instants must be one: no operation that is missing may have ended
 //! before one began that is there.
 
+use blockmirror_block::sync::Mutex;
+
 use super::contended::Sight;
-use super::world::World;
-use super::writer::Done;
+use super::layout::Layout;
+use super::model::{Done, Model};
 use super::{WRITERS, author};
 
 /// When the copy was taken, at the earliest and at the latest.
@@ -36,7 +38,8 @@ impl Cut {
     /// Reads the marks in `found`, and takes back in `expected`, which holds everything that was ever done,
     /// what came after them.
     pub(super) fn find(
-        world: &World,
+        layout: &Layout,
+        models: &[Mutex<Model>; WRITERS],
         found: &[u8],
         expected: &mut [u8],
         window: Window,
@@ -48,14 +51,14 @@ impl Cut {
             let mark = [false, true]
                 .into_iter()
                 .filter_map(|second| {
-                    let mark = world.layout.mark(writer, second);
+                    let mark = layout.mark(writer, second);
                     author(&found[mark.start() as usize..], mark.start())
                 })
                 .filter(|(by, _)| *by == writer)
                 .map(|(_, n)| n)
                 .max()
                 .unwrap_or(0);
-            let model = world.models[writer].lock();
+            let model = models[writer].lock();
             let (mut in_it, mut first_out) = (mark, mark + 1);
             for done in model.undo.iter().rev().take_while(|done| done.n > mark) {
                 let Some((range, old)) = &done.change else {

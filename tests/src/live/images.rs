@@ -17,7 +17,7 @@ use blockmirror_testing::rng::Rng;
 
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kind {
+pub(super) struct ImageKind {
     pub(super) format: Format,
     pub(super) base: Base,
 }
@@ -38,7 +38,7 @@ pub(super) enum Base {
     Garbage,
 }
 
-impl Kind {
+impl ImageKind {
     pub(super) fn draw(rng: &mut Rng) -> Self {
         let cluster = |rng: &mut Rng| rng.pick(&[4096, 16384, 65536, 65536, 65536, 1 << 20, 2 << 20]);
         let format = match rng.below(10) {
@@ -59,7 +59,7 @@ impl Kind {
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) path: PathBuf,
-    pub(super) kind: Kind,
+    pub(super) kind: ImageKind,
     /// The image itself, for the judge.
     image: Arc<dyn BlockDevice>,
     /// The image with faults and delays, for the job and the guest.
@@ -128,7 +128,7 @@ impl Images {
     }
 
     /// Makes an empty image and opens it, with delays that `rng` draws.
-    pub(super) fn make(&mut self, kind: Kind, rng: &mut Rng) -> Outcome<Disk> {
+    pub(super) fn make(&mut self, kind: ImageKind, rng: &mut Rng) -> Outcome<Disk> {
         self.made += 1;
         let path = self.dir.join(format!("disk-{}", self.made));
         let file: Arc<dyn Storage> = Arc::new(FileOptions::new().create_new(true).open(&path)?);
@@ -165,7 +165,7 @@ impl Images {
 
     fn open_in(
         &self,
-        kind: Kind,
+        kind: ImageKind,
         storage: Arc<dyn Storage>,
         writable: bool,
     ) -> Outcome<Arc<dyn BlockDevice>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blockmirror_mirror::{BitmapMode, CopyMode, MirrorOptions, OnError, SyncMode};
 
-use super::images::{Base, Format, Kind};
+use super::images::{Base, Format, ImageKind};
 use blockmirror_testing::rng::Rng;
 
 /// How the job is to end.
@@ -31,7 +31,7 @@ pub(super) enum Trouble {
 
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
-    pub(super) target: Kind,
+    pub(super) target: ImageKind,
     /// The target holds something else first.
     pub(super) soiled: bool,
     pub(super) aim: Aim,
@@ -48,8 +48,8 @@ pub(super) const SPEEDS: [u64; 6] = [0, 0, 0, 200 << 20, 50 << 20, 8 << 20];
 
 impl Plan {
     /// A job from an image of kind `source`, whose contents go onto a new one.
-    pub(super) fn draw(rng: &mut Rng, source: Kind) -> Self {
-        let mut target = Kind::draw(rng);
+    pub(super) fn draw(rng: &mut Rng, source: ImageKind) -> Self {
+        let mut target = ImageKind::draw(rng);
         let sync = if rng.chance(25) { SyncMode::Top } else { SyncMode::Full };
         let qcow2 = matches!(target.format, Format::Qcow2 { .. });
         if sync == SyncMode::Top && source.base != Base::Nothing {
@@ -67,14 +67,14 @@ impl Plan {
     }
 
     /// A job that brings `target` up to date by the bitmap `name`.
-    pub(super) fn incremental(rng: &mut Rng, target: Kind, name: &str) -> Self {
+    pub(super) fn incremental(rng: &mut Rng, target: ImageKind, name: &str) -> Self {
         let mode = rng.pick(&[BitmapMode::OnSuccess, BitmapMode::Always, BitmapMode::Never]);
         let sync = if mode == BitmapMode::OnSuccess { SyncMode::Incremental } else { SyncMode::Bitmap };
         let options = MirrorOptions::new().sync(sync).bitmap(name, mode);
         Self::finish(rng, options, target, false)
     }
 
-    fn finish(rng: &mut Rng, mut options: MirrorOptions, target: Kind, soiled: bool) -> Self {
+    fn finish(rng: &mut Rng, mut options: MirrorOptions, target: ImageKind, soiled: bool) -> Self {
         let aim =
             rng.pick(&[Aim::Pivot, Aim::Pivot, Aim::Pivot, Aim::Keep, Aim::Keep, Aim::Keep, Aim::Abort]);
         let trouble = match rng.below(20) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use blockmirror_mirror::Tap;
 
-use super::images::{Base, Disk, Images, Kind};
+use super::images::{Base, Disk, ImageKind, Images};
 use super::layout::Layout;
 use super::plan::{Plan, Trouble};
 use super::round::{self, End, Left};
@@ -146,7 +146,7 @@ struct Life<'a> {
 
 impl Life<'_> {
     fn live(&self, images: &mut Images, rng: &mut Rng, report: &mut Report) -> Outcome {
-        let mut kind = Kind::draw(rng);
+        let mut kind = ImageKind::draw(rng);
         if kind.format != super::images::Format::Raw && rng.chance(50) {
             kind.base = Base::Initial;
         }
@@ -191,17 +191,7 @@ impl Life<'_> {
                 break;
             }
             let from_bitmap = copy.is_some() && rng.chance(70);
-            let (plan, target) = match copy.take_if(|_| from_bitmap) {
-                Some(copy) => (Plan::incremental(rng, copy.kind, BITMAP), copy),
-                None => {
-                    let plan = Plan::draw(rng, disk.kind);
-                    let target = images.make(plan.target, rng)?;
-                    if plan.soiled {
-                        Images::soil(&target, rng)?;
-                    }
-                    (plan, target)
-                }
-            };
+            let (plan, target) = draw(copy.take_if(|_| from_bitmap), disk.kind, images, rng)?;
             let with = |e: Box<dyn std::error::Error + Send + Sync>| {
                 format!("job {number} from {:?}: {}: {e}", disk.kind, plan.text)
             };
@@ -249,6 +239,19 @@ impl Life<'_> {
         world.verify("the last disk of a life", disk.image())?;
         Ok(disk)
     }
+}
+
+/// The next job and its target: `copy`, to be brought up to date by the bitmap, or a new image.
+fn draw(copy: Option<Disk>, source: ImageKind, images: &mut Images, rng: &mut Rng) -> Outcome<(Plan, Disk)> {
+    if let Some(copy) = copy {
+        return Ok((Plan::incremental(rng, copy.kind, BITMAP), copy));
+    }
+    let plan = Plan::draw(rng, source);
+    let target = images.make(plan.target, rng)?;
+    if plan.soiled {
+        Images::soil(&target, rng)?;
+    }
+    Ok((plan, target))
 }
 
 fn count(report: &mut Report, end: End, plan: &Plan, from_bitmap: bool) {

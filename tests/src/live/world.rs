@@ -14,7 +14,7 @@ use super::cut::{Cut, Window};
 use super::gate::Gate;
 use super::images::Disk;
 use super::layout::Layout;
-use super::writer::Model;
+use super::model::Model;
 use super::{WRITERS, difference};
 use blockmirror_testing::Outcome;
 
@@ -107,7 +107,8 @@ impl World {
     pub(super) fn verify_cut(&self, what: &str, device: &dyn BlockDevice, window: Window) -> Outcome {
         let found = self.read(what, device)?;
         let mut expected = self.expected();
-        let cut = Cut::find(self, &found, &mut expected, window).map_err(|e| format!("{what}: {e}"))?;
+        let cut = Cut::find(&self.layout, &self.models, &found, &mut expected, window)
+            .map_err(|e| format!("{what}: {e}"))?;
         self.compare(what, &found, &expected)?;
         self.judge_shared(what, &found, |writer, n| cut.sight(writer, n))
     }

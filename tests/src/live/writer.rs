@@ -1,87 +1,24 @@
 //! A writer: random requests to the tap, and notes of what must be on the disk.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteFlags, ZeroFlags};
 
 use super::contended::{Kind, Note, Sight};
-use super::layout::{Layout, SECTOR};
+use super::layout::SECTOR;
+use super::model::{Done, Model};
 use super::world::World;
 use super::{difference, paint, slice_of};
 use blockmirror_testing::Outcome;
 use blockmirror_testing::rng::Rng;
 
-/// Operations that can be taken back at any time.
-const ALWAYS_KEPT: usize = 64;
 /// While everything is kept a writer rests when it has kept so many bytes.
 const MOST_KEPT: usize = 16 << 20;
 /// The longest write.
 const LONGEST: u64 = 64 << 10;
 /// A request that fails because a fault was injected is repeated so often.
 const TRIES: usize = 500;
-
-/// What a writer knows of its part of the disk.
-#[derive(Debug)]
-pub(super) struct Model {
-    /// The two marks, then the rest.
-    stripes: Vec<Stripe>,
-    /// Its last operation.
-    pub(super) n: u64,
-    /// Its last operations, oldest first.
-    pub(super) undo: VecDeque<Done>,
-    kept: usize,
-}
-
-#[derive(Debug)]
-struct Stripe {
-    range: ByteRange,
-    bytes: Vec<u8>,
-}
-
-/// An operation, and what was there before; `None` if that is noted elsewhere.
-#[derive(Debug)]
-pub(super) struct Done {
-    pub(super) n: u64,
-    pub(super) begin: u64,
-    pub(super) end: u64,
-    pub(super) change: Option<(ByteRange, Vec<u8>)>,
-}
-
-impl Model {
-    pub(super) fn new(writer: usize, layout: &Layout, disk: &[u8]) -> Self {
-        let marks = [layout.mark(writer, false), layout.mark(writer, true)];
-        let stripe = |range: ByteRange| {
-            let bytes = disk[range.start() as usize..range.end() as usize].to_vec();
-            Stripe { range, bytes }
-        };
-        let stripes = marks.into_iter().chain(layout.stripes(writer)).map(stripe).collect();
-        Self { stripes, n: 0, undo: VecDeque::new(), kept: 0 }
-    }
-
-    /// Writes what the writer knows over `disk`.
-    pub(super) fn lay_over(&self, disk: &mut [u8]) {
-        for stripe in &self.stripes {
-            disk[stripe.range.start() as usize..stripe.range.end() as usize].copy_from_slice(&stripe.bytes);
-        }
-    }
-
-    /// Nothing of what was done has to be taken back any more.
-    pub(super) fn forget(&mut self) {
-        self.undo.clear();
-        self.kept = 0;
-    }
-
-    fn push(&mut self, done: Done, keep_all: bool) {
-        let size = |done: &Done| done.change.as_ref().map_or(0, |(_, old)| old.len());
-        self.kept += size(&done);
-        self.undo.push_back(done);
-        while !keep_all && self.undo.len() > ALWAYS_KEPT {
-            self.kept -= self.undo.pop_front().as_ref().map_or(0, size);
-        }
-    }
-}
 
 /// Writes until the gate says that it is over.
 pub(super) fn write(world: &World, writer: usize, seed: u64) {

@@ -237,18 +237,23 @@ fn prints_each_cause_once(error: &(dyn std::error::Error + 'static)) {
     }
 }
 
+fn system() -> std::io::Error {
+    std::io::Error::from_raw_os_error(5)
+}
+
+fn below() -> blockmirror_block::Error {
+    blockmirror_block::Error::io("read", system()).in_file("disk")
+}
+
 /// Errors had their cause in the line and returned it from `source()` as well, so that reports that follow
 /// the chain printed it twice. Of each crate those that have a cause.
 #[test]
 fn an_error_prints_its_cause_once() {
-    use std::io;
-    let system = || io::Error::from_raw_os_error(5);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    let below = || blockmirror_block::Error::io("read", system()).in_file("disk");
     prints_each_cause_once(&below());
     prints_each_cause_once(&below().because("of something else"));
-    prints_each_cause_once(&io::Error::from(below()));
+    prints_each_cause_once(&std::io::Error::from(below()));
     // Of `file`, and with the lock held by this test, of `image-lock`.
     let options = blockmirror_file::FileOptions::new().writable(true);
     prints_each_cause_once(&options.open(&path).unwrap_err());
@@ -291,6 +296,11 @@ fn an_error_prints_its_cause_once() {
         let uri = blockmirror_image::OpenOptions::new().open("nbd://host:port:1/").unwrap_err();
         prints_each_cause_once(&uri);
     }
+}
+
+#[test]
+fn an_error_of_a_client_or_a_job_prints_its_cause_once() {
+    let dir = tempfile::tempdir().unwrap();
     {
         use blockmirror_nbd::server::ServerError;
         use blockmirror_nbd::{ClientError, ClientOptions, NbdUri};
