@@ -10,13 +10,13 @@ use crate::Task;
 /// Run `blockmirror daemon`
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
-pub(crate) struct Daemon {
+pub(crate) struct DaemonTask {
     /// What `blockmirror daemon` takes
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }
 
-impl Task for Daemon {
+impl Task for DaemonTask {
     fn run(self) -> Outcome<ExitCode> {
         let words = ["blockmirror", "daemon"].map(OsString::from);
         Ok(blockmirror_cli::run_here(words.into_iter().chain(self.args)))

@@ -91,9 +91,9 @@ impl Task for Fuzz {
         };
         for target in targets {
             match target {
-                Target::Server => self.throw("server", seed, &server::Spoken::new()?)?,
-                Target::Client => self.throw("client", seed, &client::Spoken::new(self.threads)?)?,
-                Target::Qmp => self.throw("qmp", seed, &qmp::Spoken::new()?)?,
+                Target::Server => self.throw("server", seed, &server::ServerListener::new()?)?,
+                Target::Client => self.throw("client", seed, &client::ClientListener::new(self.threads)?)?,
+                Target::Qmp => self.throw("qmp", seed, &qmp::QmpListener::new()?)?,
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -35,7 +35,7 @@ enum Tasks {
     Converge(converge::Converge),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
-    Daemon(daemon::Daemon),
+    Daemon(daemon::DaemonTask),
     #[command(hide = true)]
     Measure(bench::Measure),
     Mirror(mirror::Mirror),

@@ -241,7 +241,11 @@ fn specials(all: &mut Vec<Recipe>) {
     ]);
     raw.command(&["truncate", "-s", "1000", "odd.raw"]);
     all.push(raw.done());
+    not_writable(all);
+}
 
+/// Images that are read only.
+fn not_writable(all: &mut Vec<Recipe>) {
     let small = |name: &str, options: &str| {
         let options = format!("cluster_size=4k{options}");
         Build::new(name.to_owned())

@@ -36,7 +36,7 @@ const REMEMBERED: usize = 64;
 const BASE: u32 = 7;
 
 /// Servers, one for each thread that speaks through it.
-pub(super) struct Spoken {
+pub(super) struct ClientListener {
     _dir: TempDir,
     free: Mutex<Vec<Server>>,
 }
@@ -47,7 +47,7 @@ struct Server {
     says: Sender<Vec<u8>>,
 }
 
-impl Spoken {
+impl ClientListener {
     pub(super) fn new(threads: usize) -> Outcome<Self> {
         let dir = blockmirror_testing::scratch::scratch()?;
         let mut free = Vec::new();
@@ -83,7 +83,7 @@ fn serve(listener: &UnixListener, said: &Receiver<Vec<u8>>) {
     }
 }
 
-impl Listener for Spoken {
+impl Listener for ClientListener {
     fn speak(&self, seed: u64, count: u64) -> Outcome<Heard> {
         let server =
             self.free.lock().unwrap_or_else(PoisonError::into_inner).pop().ok_or("too few servers")?;

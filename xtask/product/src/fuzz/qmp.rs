@@ -52,11 +52,11 @@ const COMMANDS: [&str; 32] = [
 ];
 
 /// Daemons, one a turn.
-pub(super) struct Spoken {
+pub(super) struct QmpListener {
     commands: Vec<Value>,
 }
 
-impl Spoken {
+impl QmpListener {
     pub(super) fn new() -> Outcome<Self> {
         let commands = COMMANDS.into_iter().map(serde_json::from_str).collect::<Result<_, _>>()?;
         Ok(Self { commands })
@@ -83,7 +83,7 @@ impl Spoken {
     }
 }
 
-impl Listener for Spoken {
+impl Listener for QmpListener {
     fn speak(&self, seed: u64, count: u64) -> Outcome<Heard> {
         let mut rng = Rng::new(seed, 3);
         let daemon = Daemon::new(Vec::new());

@@ -30,9 +30,9 @@ const STILL: u8 = 0x5a;
 const HONEST: usize = 4096;
 
 /// The server, with a writable disk and a read-only one.
-pub(super) struct Spoken(Arc<Server>);
+pub(super) struct ServerListener(Arc<Server>);
 
-impl Spoken {
+impl ServerListener {
     pub(super) fn new() -> Outcome<Self> {
         let server = Server::new(ServerOptions::default())?;
         server.add(
@@ -48,7 +48,7 @@ impl Spoken {
     }
 }
 
-impl Listener for Spoken {
+impl Listener for ServerListener {
     fn speak(&self, seed: u64, count: u64) -> Outcome<Heard> {
         let mut rng = Rng::new(seed, 1);
         let mut heard = Heard::default();
