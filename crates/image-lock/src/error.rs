@@ -13,7 +13,7 @@ use crate::{Holder, Permission};
 #[non_exhaustive]
 pub enum LockError {
     /// Another user of the image has a permission that we do not share.
-    #[error("lock: {}: in use by {}, which {}", path.display(), name(holder.as_ref()), permission.held())]
+    #[error("lock: {}: locked by {}, which {}", path.display(), name(holder.as_ref()), permission.held())]
     Held {
         /// The image.
         path: PathBuf,
@@ -23,12 +23,7 @@ pub enum LockError {
         holder: Option<Holder>,
     },
     /// Another user of the image does not share a permission that we want.
-    #[error(
-        "lock: {}: in use by {}, which {}",
-        path.display(),
-        name(holder.as_ref()),
-        permission.forbidden()
-    )]
+    #[error("lock: {}: locked by {}, which {}", path.display(), name(holder.as_ref()), permission.forbidden())]
     NotShared {
         /// The image.
         path: PathBuf,
@@ -74,7 +69,7 @@ impl From<LockError> for Error {
         };
         let mut error = Self::new(kind, "lock").in_file(path.display().to_string());
         if let Some((holder, does)) = reason {
-            error = error.because(format!("in use by {}, which {does}", name(holder.as_ref())));
+            error = error.because(format!("locked by {}, which {does}", name(holder.as_ref())));
         }
         match e {
             LockError::System { cause, .. } => error.caused_by(cause),
