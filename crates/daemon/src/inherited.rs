@@ -26,7 +26,7 @@ static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// What an inherited socket is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum SocketState {
     Listening,
     Connected,
 }
@@ -36,7 +36,7 @@ pub(crate) enum Wanted {
 /// # Errors
 /// There is none of this name, it is not open, is one of the standard streams, was opened by this process, is
 /// not what is `wanted`, or has been taken before.
-pub(crate) fn take(name: &str, wanted: Wanted) -> io::Result<OwnedFd> {
+pub(crate) fn take(name: &str, wanted: SocketState) -> io::Result<OwnedFd> {
     let refused =
         |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("file descriptor '{name}' {why}"));
     let fd = match name.parse::<RawFd>() {
@@ -82,7 +82,7 @@ fn is_close_on_exec(info: &str) -> bool {
     flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).is_none_or(|flags| flags & CLOEXEC != 0)
 }
 
-fn check(socket: &OwnedFd, wanted: Wanted) -> Result<(), &'static str> {
+fn check(socket: &OwnedFd, wanted: SocketState) -> Result<(), &'static str> {
     match sockopt::socket_type(socket) {
         Ok(SocketType::STREAM) => {}
         Ok(_) => return Err("is not a stream socket"),
@@ -90,8 +90,8 @@ fn check(socket: &OwnedFd, wanted: Wanted) -> Result<(), &'static str> {
     }
     let listens = sockopt::socket_acceptconn(socket).unwrap_or(false);
     match wanted {
-        Wanted::Listening if !listens => Err("is not a listening socket"),
-        Wanted::Connected if getpeername(socket).is_err() => Err("is not a connected socket"),
+        SocketState::Listening if !listens => Err("is not a listening socket"),
+        SocketState::Connected if getpeername(socket).is_err() => Err("is not a connected socket"),
         _ => Ok(()),
     }
 }
@@ -123,13 +123,13 @@ mod tests {
             ("-1", "is a standard stream"),
             ("1000000", "is not open"),
         ] {
-            let error = take(name, Wanted::Listening).unwrap_err();
+            let error = take(name, SocketState::Listening).unwrap_err();
             assert_eq!(error.to_string(), format!("file descriptor '{name}' {why}"));
         }
         // What this process opened itself, whatever it is.
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let number = std::os::fd::AsRawFd::as_raw_fd(&socket).to_string();
-        let error = take(&number, Wanted::Connected).unwrap_err();
+        let error = take(&number, SocketState::Connected).unwrap_err();
         assert_eq!(error.to_string(), format!("file descriptor '{number}' was not inherited"));
         assert!(getpeername(&socket).is_ok(), "it is still open");
     }

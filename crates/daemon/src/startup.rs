@@ -26,7 +26,7 @@ use crate::command::schema::{BLOCKDEV_OPTIONS, SocketAddressLegacy, SocketArg};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
 use crate::export::{SocketAddress, listener};
-use crate::inherited::{self, Wanted};
+use crate::inherited::{self, SocketState};
 
 /// How long nodes and exports may keep monitors waiting.
 const OPEN_LIMIT: Duration = Duration::from_secs(3);
@@ -147,7 +147,7 @@ impl Startup {
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
             let options: NbdServerOptions = parse(text, object_of::<NbdServerOptions>(), None)?;
             if let SocketAddress::Fd(name) = options.addr.address()? {
-                nbd_socket = Some(inherit(&name, Wanted::Listening)?);
+                nbd_socket = Some(inherit(&name, SocketState::Listening)?);
             }
             Ok(())
         })?;
@@ -227,13 +227,13 @@ impl Chardev {
     fn parse(text: &str) -> Reply<Self> {
         let args = keyval::flat(text, object_of::<ChardevArgs>(), Some("backend"))?;
         let args = ChardevArgs::parse(args.map())?;
-        let wanted = if args.server == Some(true) { Wanted::Listening } else { Wanted::Connected };
+        let wanted = if args.server == Some(true) { SocketState::Listening } else { SocketState::Connected };
         let socket = args.fd.as_ref().map(|name| inherit(name, wanted)).transpose()?;
         Ok(Self { args, socket })
     }
 }
 
-fn inherit(name: &str, wanted: Wanted) -> Reply<OwnedFd> {
+fn inherit(name: &str, wanted: SocketState) -> Reply<OwnedFd> {
     inherited::take(name, wanted).map_err(|e| QmpError::generic(e.to_string()))
 }
 

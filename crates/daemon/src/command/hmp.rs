@@ -15,7 +15,7 @@ use blockmirror_qmp::Session;
 use blockmirror_qmp::schema::{Command, Type};
 use serde_json::{Map, Value, json};
 
-use self::line::{Kind, Param};
+use self::line::{Param, ParamKind};
 use super::{Commands, Handler, chain, drive_mirror, job};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
@@ -62,10 +62,10 @@ struct Verb {
 }
 
 const fn flag(name: &'static str, letter: char) -> Param {
-    Param { name, kind: Kind::Flag(letter), optional: false }
+    Param { name, kind: ParamKind::Flag(letter), optional: false }
 }
 
-const DEVICE: Param = Param { name: "device", kind: Kind::Device, optional: false };
+const DEVICE: Param = Param { name: "device", kind: ParamKind::Device, optional: false };
 
 static VERBS: [Verb; 9] = [
     Verb {
@@ -100,7 +100,7 @@ static VERBS: [Verb; 9] = [
         name: "block_job_set_speed",
         synopsis: "device speed",
         help: "changes how fast a job goes, in MiB per second or with a suffix (B, K, M, G)",
-        params: &[DEVICE, Param { name: "speed", kind: Kind::Size, optional: false }],
+        params: &[DEVICE, Param { name: "speed", kind: ParamKind::Size, optional: false }],
         action: |daemon, session, args| call(job::set_speed, daemon, session, args),
     },
     Verb {
@@ -109,8 +109,8 @@ static VERBS: [Verb; 9] = [
         help: "brings up into an image what its backing files hold",
         params: &[
             DEVICE,
-            Param { name: "speed", kind: Kind::Size, optional: true },
-            Param { name: "base", kind: Kind::Text, optional: true },
+            Param { name: "speed", kind: ParamKind::Size, optional: true },
+            Param { name: "base", kind: ParamKind::Text, optional: true },
         ],
         action: |daemon, session, args| call_alone(chain::stream, daemon, session, with_job_id(args)),
     },
@@ -123,8 +123,8 @@ static VERBS: [Verb; 9] = [
             flag("reuse", 'n'),
             flag("full", 'f'),
             DEVICE,
-            Param { name: "target", kind: Kind::Text, optional: false },
-            Param { name: "format", kind: Kind::Text, optional: true },
+            Param { name: "target", kind: ParamKind::Text, optional: false },
+            Param { name: "format", kind: ParamKind::Text, optional: true },
         ],
         action: mirror,
     },
@@ -140,7 +140,11 @@ static VERBS: [Verb; 9] = [
         synopsis: "[-d] device \"command\"",
         help: "reads, writes, discards or flushes as the tool does (-d: refused, there are no devices of a \
          guest)",
-        params: &[flag("qdev", 'd'), DEVICE, Param { name: "command", kind: Kind::Text, optional: false }],
+        params: &[
+            flag("qdev", 'd'),
+            DEVICE,
+            Param { name: "command", kind: ParamKind::Text, optional: false },
+        ],
         action: |daemon, _, args| {
             let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
             qemu_io::run(daemon, &qemu_io::QemuIoArgs::parse(&args)?)

@@ -16,7 +16,7 @@ use blockmirror_qmp::schema::Command;
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Map, Value};
 
-use self::nested::Wanted;
+use self::nested::ReopenRequest;
 use super::Commands;
 use super::schema::{CommonOptions, NodeOptions};
 use crate::Reply;
@@ -111,8 +111,8 @@ fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
 
 impl Change {
     /// Reads and checks what is asked for.
-    fn new(daemon: &Daemon, wanted: Wanted) -> Reply<Self> {
-        let Wanted { node: name, options: given, inherited: from_above, above } = wanted;
+    fn new(daemon: &Daemon, wanted: ReopenRequest) -> Reply<Self> {
+        let ReopenRequest { node: name, options: given, inherited: from_above, above } = wanted;
         let common = CommonOptions::parse(&given)?;
         let graph = daemon.graph.lock();
         let node = graph.find_node(&name)?;

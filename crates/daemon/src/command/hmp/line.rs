@@ -13,7 +13,7 @@ const MEBIBYTE: u64 = 1 << 20;
 
 /// What a parameter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ParamKind {
     /// `-x`, true or absent.
     Flag(char),
     /// A node, or a job.
@@ -27,7 +27,7 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Param {
     pub(super) name: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: ParamKind,
     pub(super) optional: bool,
 }
 
@@ -44,11 +44,11 @@ pub(super) fn arguments(verb: &str, params: &[Param], line: &str) -> Result<Map<
             continue;
         }
         let value = match param.kind {
-            Kind::Flag(letter) => {
+            ParamKind::Flag(letter) => {
                 let Some(flag) = rest.strip_prefix('-') else { continue };
                 if !flag.starts_with(letter) {
                     let given = flag.chars().next().unwrap_or(' ');
-                    let known = |param: &Param| param.kind == Kind::Flag(given);
+                    let known = |param: &Param| param.kind == ParamKind::Flag(given);
                     if params.iter().any(known) {
                         continue;
                     }
@@ -57,15 +57,15 @@ pub(super) fn arguments(verb: &str, params: &[Param], line: &str) -> Result<Map<
                 rest = &flag[letter.len_utf8()..];
                 Value::Bool(true)
             }
-            Kind::Device | Kind::Text => {
+            ParamKind::Device | ParamKind::Text => {
                 let Some((text, after)) = string(rest) else {
-                    let what = if param.kind == Kind::Device { "block device name" } else { "string" };
+                    let what = if param.kind == ParamKind::Device { "block device name" } else { "string" };
                     return Err(format!("{verb}: {what} expected\n"));
                 };
                 rest = after;
                 Value::String(text)
             }
-            Kind::Size => {
+            ParamKind::Size => {
                 let read = size::leading(rest, MEBIBYTE).filter(|(bytes, _)| i64::try_from(*bytes).is_ok());
                 let Some((bytes, after)) = read else { return Err("invalid size\n".to_owned()) };
                 rest = after;
@@ -110,11 +110,11 @@ mod tests {
     use super::*;
 
     const MIRROR: &[Param] = &[
-        Param { name: "reuse", kind: Kind::Flag('n'), optional: false },
-        Param { name: "full", kind: Kind::Flag('f'), optional: false },
-        Param { name: "device", kind: Kind::Device, optional: false },
-        Param { name: "target", kind: Kind::Text, optional: false },
-        Param { name: "speed", kind: Kind::Size, optional: true },
+        Param { name: "reuse", kind: ParamKind::Flag('n'), optional: false },
+        Param { name: "full", kind: ParamKind::Flag('f'), optional: false },
+        Param { name: "device", kind: ParamKind::Device, optional: false },
+        Param { name: "target", kind: ParamKind::Text, optional: false },
+        Param { name: "speed", kind: ParamKind::Size, optional: true },
     ];
 
     fn read(line: &str) -> Value {

@@ -14,7 +14,7 @@ use crate::driver::{Common, Inherited, cannot_change};
 use crate::graph::Graph;
 
 /// What a node is to become.
-pub(super) struct Wanted {
+pub(super) struct ReopenRequest {
     /// The node.
     pub(super) node: String,
     pub(super) options: Map<String, Value>,
@@ -25,10 +25,10 @@ pub(super) struct Wanted {
 }
 
 /// Adds what `options` say, of their node and of the children they describe.
-pub(super) fn collect(graph: &Graph, options: Map<String, Value>, all: &mut Vec<Wanted>) -> Reply<()> {
+pub(super) fn collect(graph: &Graph, options: Map<String, Value>, all: &mut Vec<ReopenRequest>) -> Reply<()> {
     let name = CommonOptions::parse(&options)?.node_name;
     let node = name.ok_or_else(|| QmpError::generic("node-name not specified"))?;
-    let root = Wanted { node, options, inherited: None, above: Vec::new() };
+    let root = ReopenRequest { node, options, inherited: None, above: Vec::new() };
     let mut open = vec![root];
     while let Some(wanted) = open.pop() {
         let given = CommonOptions::parse(&wanted.options)?;
@@ -46,7 +46,7 @@ pub(super) fn collect(graph: &Graph, options: Map<String, Value>, all: &mut Vec<
             }
             let mut above = wanted.above.clone();
             above.push(node.name.clone());
-            open.push(Wanted {
+            open.push(ReopenRequest {
                 node: child.name.clone(),
                 options: inner.clone(),
                 inherited: Some(if role == "backing" { common.for_backing() } else { common.for_file() }),

@@ -47,7 +47,7 @@ choice! {
 arguments! {
     pub(super) struct BlkdebugArgs(
         "BlockdevOptionsBlkdebug",
-        "Faults on purpose.",
+        "Fault injection.",
         differs "the node makes its events itself, at each request; those of metadata are known and never \
          happen"
     ) {
