@@ -1,9 +1,9 @@
-//! The table of options that an image is created with, and which `info` shows of it.
+//! The table of options that an image is created with.
 //!
-//! One row says all that a front end needs: both spellings of the name (`-o` of `qemu-img create`, and QMP),
+//! One row says: both spellings of the name (`-o` of `qemu-img create`, and QMP),
 //! the type with its range, the default, the help, and how the value gets into [`CreateOptions`] and comes
-//! out of a [`Header`]. [`CreateOptions::check`] takes ranges and versions from here too. A new option is a
-//! field of [`CreateOptions`], what the layout does with it, and a row.
+//! out of a [`Header`]. [`CreateOptions::check`] takes ranges and versions from here too. The front
+//! ends name each option themselves as well: CONTRIBUTING.md lists the files of a new one.
 //!
 //! ```
 //! use blockmirror_qcow2::CreateOptions;

@@ -1,11 +1,12 @@
 //! Durability of the target: what was written and is not covered by a good flush, and when to flush.
 //!
-//! Three flushes exist. The *last* flush of a job belongs to its end. The *periodic* flush makes durable,
-//! while other operations go on, what was written to a volatile target: a server that is killed may come back
-//! without what was not flushed, and the job would have to copy all of it again. The *final* flush is that of
-//! an aborted job whose bitmap keeps what the target does not have ([`BitmapMode::Always`]): without it
-//! everything written since the last good flush counts as missing. It begins when nothing else is in flight,
-//! has a deadline, and until then the engine does not cancel blocked calls.
+//! A flush precedes READY. The *last* flush, while the guest is quiesced, precedes the end of a ready job.
+//! The *periodic* flush makes durable, while other operations go on, what was written to a volatile target: a
+//! server that is killed may come back without what was not flushed, and the job would have to copy all of it
+//! again. The *final* flush is that of an aborted job whose bitmap keeps what the target does not have
+//! ([`BitmapMode::Always`]): without it everything written since the last good flush counts as missing. It
+//! begins when nothing else is in flight, has a deadline, and until then the engine does not cancel blocked
+//! calls.
 //!
 //! Must hold: a range leaves this set only by a flush that succeeded and began after the range was written,
 //! or by becoming dirty again.
