@@ -1,5 +1,11 @@
 //! Runs our command inside the test.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 pub(crate) mod guest;

@@ -1,5 +1,11 @@
 //! A daemon and a monitor of it: ours inside the test, or QEMU's.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::path::Path;
