@@ -6,7 +6,8 @@
 //! are about its own nodes. Commands about exports lock the exports too, of which there is one list.
 //!
 //! A command that puts a node on another names both, so nothing joins a locked node to another but opening a
-//! node on it, which locks nothing.
+//! node on it, which locks nothing. The name of a node that the command itself opens is locked before the
+//! node is there: no other command uses the node before this one is done with it.
 
 use std::collections::BTreeSet;
 
@@ -51,10 +52,13 @@ impl CommandLocks {
     ) -> LockedNodes<'_> {
         let mut named = Vec::new();
         args.values().for_each(|value| strings(value, &mut named));
+        let mut opened = Vec::new();
+        new_names(args, &mut opened);
         let mut locked = self.locked.lock();
         loop {
             let nodes = graph.lock().connected(&named);
             let mut own: BTreeSet<_> = nodes.into_iter().map(Locked::Node).collect();
+            own.extend(opened.iter().map(|name| Locked::Node((*name).to_owned())));
             own.extend(exports.then_some(Locked::Exports));
             if own.is_disjoint(&locked) {
                 locked.extend(own.iter().cloned());
@@ -79,6 +83,23 @@ impl Drop for LockedNodes<'_> {
     }
 }
 
+/// Members by which commands name the nodes that they open.
+const NEW_NAMES: [&str; 2] = ["snapshot-node-name", "node-name"];
+
+/// The values of [`NEW_NAMES`], in actions of a transaction too.
+fn new_names<'a>(members: &'a Map<String, Value>, found: &mut Vec<&'a str>) {
+    for (key, value) in members {
+        match value {
+            Value::String(name) if NEW_NAMES.contains(&key.as_str()) => found.push(name),
+            Value::Object(inner) => new_names(inner, found),
+            Value::Array(values) => {
+                values.iter().filter_map(Value::as_object).for_each(|inner| new_names(inner, found));
+            }
+            _ => {}
+        }
+    }
+}
+
 /// All strings in `value`: any may name a node.
 fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
     match value {
@@ -86,5 +107,28 @@ fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
         Value::Array(values) => values.iter().for_each(|value| strings(value, found)),
         Value::Object(members) => members.values().for_each(|value| strings(value, found)),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Another command joined a mirror to the overlay of a snapshot that was not done: the mirror's tap was
+    /// replaced, and what guests wrote since did not reach its target.
+    #[test]
+    fn a_node_that_a_command_opens_is_locked_before_it_is_there() {
+        let locks = CommandLocks::default();
+        let graph = Mutex::new(Graph::default());
+        let args = json!({"actions": [
+            {"type": "blockdev-snapshot-sync", "data": {"node-name": "n", "snapshot-node-name": "s"}},
+        ]});
+        let locked = locks.lock(&graph, args.as_object().unwrap(), false);
+        let names: Vec<_> = locked.own.iter().collect();
+        assert_eq!(names, [&Locked::Node("n".into()), &Locked::Node("s".into())]);
+        drop(locked);
+        assert!(locks.locked.lock().is_empty());
     }
 }

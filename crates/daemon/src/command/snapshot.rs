@@ -122,8 +122,9 @@ impl Snapshot {
     /// Moves the users back, and removes what was created.
     ///
     /// # Errors
-    /// They cannot be moved. The snapshot stays then: what they write is on an open image with a name.
-    pub(super) fn undo(self, daemon: &Daemon) -> Reply<()> {
+    /// They cannot be moved. The snapshot stays then: what they write is on an open image, which gets its
+    /// name if it has none yet.
+    pub(super) fn undo(mut self, daemon: &Daemon) -> Reply<()> {
         if self.is_link_only {
             let image = daemon.graph.lock().get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
             if let Some(image) = image {
@@ -148,7 +149,10 @@ impl Snapshot {
         tap.give_bitmaps(&of_overlay);
         if let Err(error) = drained.replace(Arc::clone(&device) as _) {
             tap.take_bitmaps(&of_overlay, false);
-            let text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
+            let mut text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
+            if let Some(Err(error)) = self.created.as_mut().map(CreatedFile::give_name) {
+                text = format!("{text}; its file has no name: {}", error.desc);
+            }
             let _ = self.keep();
             return Err(QmpError::generic(text));
         }
@@ -272,6 +276,14 @@ impl Daemon {
         };
         let mut drained = hold(&tap)?;
         below.flush().map_err(qmp_error)?;
+        {
+            // Nodes may have been opened on them meanwhile: that locks nothing.
+            let graph = self.graph.lock();
+            check_below(&graph, node)?;
+            if check_overlay(&graph, node, graph.find(overlay)?, &image)? {
+                return Err(QmpError::generic("The overlay is already in use"));
+            }
+        }
         let link = BackingLink::for_overlay(Arc::clone(&below) as _);
         image.replace_backing(Some(Arc::clone(&link) as _));
         // Bitmaps stay with the node, exported ones too.
