@@ -104,7 +104,8 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if `len` is no multiple of what the disk counts in, or would cut bytes off
     /// and `may_shrink` is not set; [`ErrorKind::Unsupported`] where the length is fixed. The length is the
-    /// old one then.
+    /// old one then. After any other error [`len`](Self::len) says which of the two it is; where it is the
+    /// new one, the same call once more finishes what is left.
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
         let _ = (len, may_shrink);
         Err(Error::new(ErrorKind::Unsupported, "resize").in_file(self.name()))

@@ -20,6 +20,7 @@ mod overlay;
 mod parts;
 mod references;
 mod reopen;
+mod resize;
 mod resume;
 mod schema;
 mod steps;

@@ -8,8 +8,8 @@
 //! the new length. What lies past it is invisible from then on, and is freed after. A crash in between
 //! leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
-//! Both can be cancelled. A cancelled shrink may have its new length already; what was not freed then
-//! stays counted.
+//! Both can be cancelled. A shrink that was cancelled or has failed may have its new length already; what it
+//! has not freed then stays counted, until the disk is shrunk to the same length once more.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -57,10 +57,10 @@ impl Qcow2 {
             let why = format!("{len} bytes would cut off some of the {old}");
             return Err(self.refused(ErrorKind::InvalidInput, why));
         }
-        self.note_damage(if len < old {
-            self.shrink(len)
-        } else if len > old {
+        self.note_damage(if len > old {
             self.grow(old, len)
+        } else if may_shrink {
+            self.shrink(len)
         } else {
             self.flush()
         })
@@ -198,24 +198,36 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// To the length that the disk has already, it finishes a shrink that was cut off.
     fn shrink(&self, len: u64) -> Result<()> {
         let ctx = &self.ctx;
         let _nobody_maps = self.ranges.exclusive(ALL);
         self.check_past(len)?;
         self.write_back()?;
-        self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
-        let old = ctx.size.swap(len, Ordering::AcqRel);
+        let old = ctx.size();
+        if len < old {
+            self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
+            ctx.size.store(len, Ordering::Release);
+        }
         self.unmap_past(len)?;
         self.write_back()?;
-        match &ctx.data_file {
-            None => Ok(()),
-            Some(file) if self.raw_data_file() && !file.info().fixed_len => {
-                file.set_len(len)?;
-                self.write_back()
-            }
-            // A hint: nothing shows it any more.
-            Some(file) => file.discard(ByteRange::new(len, old)),
+        self.shrink_data_file(old, len)
+    }
+
+    /// Nothing shows any more what the data file holds past `len`. A device may hold more than the disk past
+    /// `old`, which is not the image's.
+    fn shrink_data_file(&self, old: u64, len: u64) -> Result<()> {
+        let Some(file) = &self.ctx.data_file else { return Ok(()) };
+        let fixed_len = file.info().fixed_len;
+        let end = if fixed_len { old } else { file.len()? };
+        if end <= len {
+            return Ok(());
         }
+        if self.raw_data_file() && !fixed_len {
+            file.set_len(len)?;
+            return self.write_back();
+        }
+        file.discard(ByteRange::new(len, end))
     }
 
     /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its
@@ -294,20 +306,23 @@ impl Qcow2 {
         }
         {
             let mut meta = self.meta.lock();
+            meta.refcounts(ctx)?;
             meta.clear_l1(ctx, index);
             let cluster = ctx.cluster().index(table);
             let refcounts = meta.refcounts(ctx)?;
             refcounts.metadata.remove(cluster);
             refcounts.defer_unref(ctx, cluster..cluster.plus(1));
         }
-        // These may wait for a later write-back than the L1 entry, never for an earlier one.
+        // These may wait for a later write-back than the L1 entry, never for an earlier one. Nothing maps
+        // them any more, so a write-back that fails must not keep any of them from being dropped.
+        let mut written = Ok(());
         for some in held.chunks(DROPS) {
-            self.maybe_write_back()?;
+            written = written.and_then(|()| self.maybe_write_back());
             let mut meta = self.meta.lock();
             let refcounts = meta.refcounts(ctx)?;
             some.iter().for_each(|clusters| refcounts.defer_unref(ctx, clusters.clone()));
         }
-        Ok(())
+        written
     }
 
     /// Unmaps `clusters`, the last ones of an L2 table.

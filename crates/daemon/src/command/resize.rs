@@ -69,7 +69,8 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Va
     let mut drained =
         drained.ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))?;
     // Below the tap, whose own lock queries take.
-    device.resize(size, true).map_err(qmp_error)?;
-    drained.replace(device).map_err(qmp_error)?;
-    Ok(Value::Null)
+    let resized = device.resize(size, true).map_err(qmp_error);
+    // The disk may have its new length although that has failed: the tap takes the length that there is.
+    let replaced = drained.replace(device).map_err(qmp_error);
+    resized.and(replaced).map(|_| Value::Null)
 }

@@ -125,11 +125,14 @@ impl Tap {
         if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
             return Err(Error::BitmapBusy { disk: self.title(), name: name.clone() });
         }
-        old.device.resize(len, may_shrink).map_err(Error::Disk)?;
+        let resized = old.device.resize(len, may_shrink).map_err(Error::Disk);
+        // A disk may have its new length although the call has failed.
         let new = Below::new(Arc::clone(&old.device));
-        resize_bitmaps(state, old.len, new.len);
-        self.below.store(Arc::new(new));
-        Ok(())
+        if new.len != old.len {
+            resize_bitmaps(state, old.len, new.len);
+            self.below.store(Arc::new(new));
+        }
+        resized
     }
 }
 
@@ -198,7 +201,7 @@ impl Drained {
     ///
     /// # Errors
     /// [`Error::Busy`] while a job sits on the tap, [`Error::BitmapBusy`] while a bitmap is in use,
-    /// [`Error::Disk`] if the disk refuses: nothing was changed then.
+    /// [`Error::Disk`] if the disk fails; the tap has the length of the disk then, too.
     pub fn resize(&mut self, len: u64, may_shrink: bool) -> Result<(), Error> {
         self.tap.resize_drained(&mut self.tap.state.lock(), len, may_shrink)
     }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -131,9 +131,15 @@ fn another_length_is_the_taps_and_the_bitmaps() {
     assert_eq!((dirty(), tap.writes_under_way()), (vec![0, 0], 0), "nothing was begun");
 }
 
-/// A disk that shows as much of another as its current length.
+/// A disk that shows as much of another as its current length. What comes after a change of length may fail.
 #[derive(Debug)]
-struct Shown(MemoryDisk, AtomicU64);
+struct Shown(MemoryDisk, AtomicU64, AtomicBool);
+
+impl Shown {
+    fn new(len: u64) -> Arc<Self> {
+        Arc::new(Self(MemoryDisk::new(LEN), AtomicU64::new(len), AtomicBool::new(false)))
+    }
+}
 
 impl BlockDevice for Shown {
     fn len(&self) -> u64 {
@@ -177,13 +183,13 @@ impl BlockDevice for Shown {
             return Err(DiskFailure::new(DiskError::InvalidInput, "resize"));
         }
         self.1.store(len, Ordering::SeqCst);
-        Ok(())
+        if self.2.load(Ordering::SeqCst) { Err(DiskFailure::new(DiskError::Io, "resize")) } else { Ok(()) }
     }
 }
 
 #[test]
 fn a_disk_is_resized_while_the_guest_is_quiesced_and_no_job_is_attached() {
-    let tap = Tap::new(Arc::new(Shown(MemoryDisk::new(LEN), AtomicU64::new(LEN / 2))));
+    let tap = Tap::new(Shown::new(LEN / 2));
     tap.add_bitmap("b", 65_536).unwrap();
     let open = tap.begin_write(ByteRange::new(0, 512)).unwrap();
     thread::scope(|scope| {
@@ -212,6 +218,24 @@ fn a_disk_is_resized_while_the_guest_is_quiesced_and_no_job_is_attached() {
     );
     drop(job);
     tap.resize(LEN, false).unwrap();
+}
+
+/// A shrink that failed with half of its work done left the tap and its bitmaps at a length that the disk no
+/// longer had.
+#[test]
+fn the_tap_has_the_length_of_the_disk_after_a_resize_that_failed() {
+    let disk = Shown::new(LEN);
+    let tap = Tap::new(Arc::clone(&disk) as _);
+    tap.add_bitmap("b", 65_536).unwrap();
+    put(&*tap, 0, LEN as usize, 1);
+    disk.2.store(true, Ordering::SeqCst);
+    tap.resize(65_536, true).unwrap_err();
+    assert_eq!((tap.len(), tap.bitmap("b").unwrap().dirty_bytes()), (65_536, 65_536));
+    assert!(matches!(tap.drain().resize(512, true), Err(Error::Disk(_))));
+    assert_eq!((tap.len(), tap.bitmap("b").unwrap().dirty_bytes()), (512, 512));
+    disk.2.store(false, Ordering::SeqCst);
+    tap.resize(512, true).unwrap();
+    assert_eq!((tap.len(), tap.bitmap("b").unwrap().dirty_bytes()), (512, 512));
 }
 
 /// What a guest writes before and after the switch is on one of two disks, never lost and never on the old

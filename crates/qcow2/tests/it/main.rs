@@ -13,5 +13,6 @@ mod overwrite;
 mod qemu;
 mod regressions;
 mod resize;
+mod shrink_again;
 mod stress;
 mod tables;
