@@ -12,8 +12,9 @@
 //! | [`Error`] | a kind for machines; operation, file, offset and cause for people |
 //!
 //! Devices are synchronous, positional (`&self`) and thread-safe. Callers bring threads; devices bring no
-//! runtime. [`RangeLock`] orders overlapping operations, [`zero`] finds runs of zeros, and [`testing`] holds
-//! the in-memory, recording and fault-injecting doubles that every crate above is tested with.
+//! runtime. [`RangeLock`] orders overlapping operations, [`GroupCommit`] joins flushes, [`zero`] finds runs of
+//! zeros, and [`testing`] holds the in-memory, recording and fault-injecting doubles that every crate above is
+//! tested with.
 
 mod buffer;
 mod device;
@@ -21,6 +22,7 @@ mod error;
 mod extent;
 mod flags;
 mod geometry;
+mod group_commit;
 mod lost;
 mod range;
 mod range_lock;
@@ -36,6 +38,7 @@ pub use error::{BoxError, Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, ExtentMerger, QueryBudget};
 pub use flags::{WriteFlags, ZeroFlags};
 pub use geometry::{Backing, DiscardEffect, Geometry, ZeroCost};
+pub use group_commit::GroupCommit;
 pub use lost::read_lost_as_zeros;
 pub use range::ByteRange;
 pub use range_lock::{RangeGuard, RangeLock};

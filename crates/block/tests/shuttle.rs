@@ -1,4 +1,4 @@
-//! The range lock under a model checker: `cargo xtask model` runs it.
+//! The range lock and the group commit under a model checker: `cargo xtask model` runs it.
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "a model that cannot go on has found something")]
 
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use blockmirror_block::sync::{Mutex, thread};
 use blockmirror_block::testing::explore;
-use blockmirror_block::{ByteRange, RangeLock};
+use blockmirror_block::{ByteRange, GroupCommit, RangeLock};
 
 /// Who is inside where.
 #[derive(Default)]
@@ -49,5 +49,50 @@ fn conflicting_holders_never_meet_and_everybody_gets_in() {
         for thread in threads {
             thread.join().unwrap();
         }
+    });
+}
+
+/// Each of the threads gives its number to the disk and flushes; every third run fails.
+#[test]
+fn a_flush_is_answered_by_work_that_began_after_it() {
+    #[derive(Default)]
+    struct Disk {
+        group: GroupCommit,
+        written: Mutex<Vec<u64>>,
+        durable: Mutex<Vec<u64>>,
+        runs: Mutex<(u64, bool)>,
+    }
+
+    impl Disk {
+        fn work(&self) -> Result<(), ()> {
+            let mut runs = self.runs.lock();
+            assert!(!runs.1, "two runs at a time");
+            *runs = (runs.0 + 1, true);
+            let fails = runs.0 % 3 == 0;
+            drop(runs);
+            let written = self.written.lock().clone();
+            thread::yield_now();
+            if !fails {
+                *self.durable.lock() = written;
+            }
+            self.runs.lock().1 = false;
+            if fails { Err(()) } else { Ok(()) }
+        }
+    }
+
+    explore(|| {
+        let disk = Arc::new(Disk::default());
+        let threads = [1, 2, 3, 4].map(|number| {
+            let disk = Arc::clone(&disk);
+            thread::spawn(move || {
+                disk.written.lock().push(number);
+                while disk.group.join(|| disk.work()).is_err() {}
+                assert!(disk.durable.lock().contains(&number), "answered, and not durable");
+            })
+        });
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(disk.runs.lock().0 <= 6, "no run for nothing");
     });
 }

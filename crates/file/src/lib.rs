@@ -40,7 +40,7 @@ mod carry;
 mod claim;
 mod copy;
 mod direct;
-mod group_commit;
+mod flushes;
 mod growth;
 mod handle;
 mod holders;

@@ -19,7 +19,7 @@ use rustix::fs::{Advice, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::direct::Direct;
-use crate::group_commit::GroupCommit;
+use crate::flushes::Flushes;
 use crate::growth::Growth;
 use crate::id::{FileId, FileKind, kind_of};
 use crate::long_write_gate::LongWriteGate;
@@ -43,7 +43,7 @@ pub struct FileStorage {
     lock: Mutex<Option<ImageLock>>,
     /// A block device that was claimed after it had been opened. Leaf lock.
     claim: Mutex<Option<Arc<File>>>,
-    flushes: GroupCommit,
+    flushes: Flushes,
     growth: Growth,
     long_writes: LongWriteGate,
 }
@@ -131,7 +131,7 @@ impl FileStorage {
             id,
             lock: Mutex::new(lock),
             claim: Mutex::new(None),
-            flushes: GroupCommit::default(),
+            flushes: Flushes::default(),
             growth: Growth::new(len),
             long_writes: LongWriteGate::default(),
         })

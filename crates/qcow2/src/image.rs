@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    Backing, BlockDevice, ByteRange, Error as BlockError, ErrorKind, Extent, Geometry, RangeLock,
-    Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags,
+    Backing, BlockDevice, ByteRange, Error as BlockError, ErrorKind, Extent, Geometry, GroupCommit,
+    RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -21,7 +21,6 @@ use crate::damage::Damage;
 use crate::error::Result;
 use crate::format::feature;
 use crate::format::header::Header;
-use crate::group_commit::GroupCommit;
 use crate::meta::Meta;
 use crate::stop::{Cancellations, StopCheck};
 

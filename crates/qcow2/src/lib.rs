@@ -53,7 +53,7 @@
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
 //! | `overlap`, `verify`, `damage` | what must never be written over or handed out; proof of damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
-//! | `writeback`, `dirty`, `failure`, `group_commit` | the order on disk |
+//! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
 //! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
 //!
@@ -94,7 +94,6 @@ pub mod error;
 mod extents;
 mod failure;
 pub mod format;
-mod group_commit;
 mod holes;
 mod image;
 mod known_data;

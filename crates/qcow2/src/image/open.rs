@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, DiscardEffect, Error as BlockError, ErrorKind, Geometry, RangeLock, Storage, ZeroCost,
+    BlockDevice, DiscardEffect, Error as BlockError, ErrorKind, Geometry, GroupCommit, RangeLock, Storage,
+    ZeroCost,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -21,7 +22,6 @@ use crate::format::entry::{EntryFormat, L1Entry};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
-use crate::group_commit::GroupCommit;
 use crate::known_data::KnownData;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
