@@ -26,6 +26,7 @@ mod group_commit;
 mod lost;
 mod range;
 mod range_lock;
+pub mod size;
 mod storage;
 pub mod sync;
 pub mod testing;

@@ -11,7 +11,7 @@ mod daemon;
 mod look;
 mod target;
 
-use blockmirror_image::size::{SizeError, parse_size};
+use blockmirror_block::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
 
 use change::{CREATE_EXAMPLES, RESIZE_EXAMPLES};

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_image::{
     BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
     Preallocation, PreparedImage, directory_of, join_name, option_help,

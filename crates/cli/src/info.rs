@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_image::{CutShort, ImageInfo, OpenOptions, Qcow2Info, read_chain};
 use serde_json::Value;
 

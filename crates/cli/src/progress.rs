@@ -8,7 +8,7 @@ mod bar;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_mirror::Progress;
 use serde_json::json;
 

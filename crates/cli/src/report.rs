@@ -1,6 +1,6 @@
 //! What `blockmirror mirror` and `blockmirror convert` print about a copy: the plan, and what was done.
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_mirror::{GranularityChoice, Plan};
 use blockmirror_ops::ConvertOutcome;
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
 //! `blockmirror resize`.
 
+use blockmirror_block::size::human_size;
 use blockmirror_block::{ByteRange, WriteFlags, ZeroFlags};
-use blockmirror_image::size::human_size;
 use blockmirror_image::{FileId, Format, Image, OpenOptions};
 
 use crate::args::{Growth, NewSize, ResizeArgs};

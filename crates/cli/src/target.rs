@@ -1,6 +1,6 @@
 //! What the commands that make an image say about its files before they write them.
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_image::{Format, InPlace, PreparedImage, Target};
 
 use crate::console::Console;

@@ -10,7 +10,7 @@
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
 //! | compare two | [`compare()`] |
-//! | read sizes and `-o` texts | [`size::parse_size`], [`CreateSettings::parse`] |
+//! | read `-o` texts | [`CreateSettings::parse`] |
 //!
 //! ```
 //! use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions, ReferencePolicy};
@@ -56,7 +56,6 @@ mod protocol_id;
 mod protocol_layer;
 mod reference;
 mod relative;
-pub mod size;
 mod stoppable;
 mod target;
 

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use blockmirror_block::size::parse_size;
 use blockmirror_raw::Part;
 
 use crate::format::Format;
-use crate::size::parse_size;
 
 /// An image that a caller has named.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 //! The command line hands the text in; [`CreateSettings`] comes out, with each value typed and each error
 //! naming the key. Whether the values fit together is the format's business.
 
+use blockmirror_block::size::{SizeError, parse_size};
 use blockmirror_qcow2::{Compression, Preallocation, Version};
 use thiserror::Error;
 
 use crate::Format;
-use crate::size::{SizeError, parse_size};
 
 /// What `-o` said; everything that was not said is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

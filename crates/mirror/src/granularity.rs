@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use blockmirror_block::size::ExactSize;
+
 /// The smallest granularity: one sector.
 pub const MIN_GRANULARITY: u64 = 512;
 /// The largest granularity, 64 MiB.
@@ -99,7 +101,7 @@ impl GranularityChoice {
 
 impl fmt::Display for GranularityChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", Size(self.bytes))?;
+        write!(f, "{} ", ExactSize(self.bytes))?;
         match self.reason {
             GranularityReason::Explicit => f.write_str("(as asked)"),
             GranularityReason::TargetCluster { clamped: false, .. } => {
@@ -108,26 +110,12 @@ impl fmt::Display for GranularityChoice {
             GranularityReason::TargetCluster { cluster_size, clamped: true } => write!(
                 f,
                 "(the target's cluster size is {}; the default stays between {} and {})",
-                Size(cluster_size),
-                Size(MIN_DEFAULT_GRANULARITY),
-                Size(MAX_DEFAULT_GRANULARITY)
+                ExactSize(cluster_size),
+                ExactSize(MIN_DEFAULT_GRANULARITY),
+                ExactSize(MAX_DEFAULT_GRANULARITY)
             ),
             GranularityReason::NoClusters => f.write_str("(the target has no clusters)"),
         }
-    }
-}
-
-/// A number of bytes, printed exactly: with the largest unit that divides it.
-pub(crate) struct Size(pub(crate) u64);
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
-            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
-                return write!(f, "{} {unit}", self.0 >> shift);
-            }
-        }
-        write!(f, "{} bytes", self.0)
     }
 }
 

@@ -5,11 +5,12 @@
 
 use std::fmt;
 
+use blockmirror_block::size::ExactSize;
 use blockmirror_block::{BlockDevice, ByteRange, Visit};
 
 use crate::cow_target::check_tail;
 use crate::error::Error;
-use crate::granularity::{GranularityChoice, Size};
+use crate::granularity::GranularityChoice;
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
 use crate::scan::{CopyAction, Failure, Rules, TargetContent, scan};
@@ -174,9 +175,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "granularity: {}", self.granularity)?;
         let runs = if self.copy_runs == 1 { "run" } else { "runs" };
-        writeln!(f, "copy: {} in {} {runs}", Size(self.copy), self.copy_runs)?;
-        writeln!(f, "zero: {}", Size(self.zero))?;
-        write!(f, "skip: {}", Size(self.skip))
+        writeln!(f, "copy: {} in {} {runs}", ExactSize(self.copy), self.copy_runs)?;
+        writeln!(f, "zero: {}", ExactSize(self.zero))?;
+        write!(f, "skip: {}", ExactSize(self.skip))
     }
 }
 

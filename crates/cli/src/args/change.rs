@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::size::{SizeError, parse_size};
+use blockmirror_block::size::{SizeError, parse_size};
 use blockmirror_image::{Format, Part};
 use clap::{Args, ValueEnum};
 

@@ -155,7 +155,7 @@ fn can_complete(job: &Job, args: &CompleteArgs) -> Outcome<()> {
             refuse(format!("a {} job ends by itself; --wait waits for that", job.kind()))
         }
         _ => {
-            let left = blockmirror_image::size::human_size(job.left());
+            let left = blockmirror_block::size::human_size(job.left());
             refuse(format!("not ready, {left} left; --wait waits until it is"))
         }
     }

@@ -1,6 +1,6 @@
 //! The jobs as a table.
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 
 use super::job::Job;
 use crate::failure::one_line;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use blockmirror_qmp::Client;
 use rustix::termios::tcgetwinsize;
 

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use blockmirror_image::size::human_size;
+use blockmirror_block::size::human_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use rustix::termios::tcgetwinsize;
 

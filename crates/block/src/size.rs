@@ -1,7 +1,9 @@
 //! Sizes as people write and read them: `64K`, `1.5G`, `0x200`; and back.
 //!
-//! Called for `-o` values and by the command line. Every unit is a power of 1024; a suffix that could mean
-//! powers of 1000 (`KB`) is refused rather than guessed.
+//! Called for options of images, by the command line and for messages. Every unit is a power of 1024; a suffix
+//! that could mean powers of 1000 (`KB`) is refused rather than guessed.
+
+use std::fmt;
 
 use thiserror::Error;
 
@@ -107,6 +109,21 @@ pub fn human_size(bytes: u64) -> String {
     format!("{number} {}", NAMES[unit])
 }
 
+/// A number of bytes, printed exactly: with the largest unit that divides it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExactSize(pub u64);
+
+impl fmt::Display for ExactSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            if self.0 != 0 && self.0.is_multiple_of(1 << shift) {
+                return write!(f, "{} {unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{} bytes", self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,6 +192,20 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(human_size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn exact_sizes_lose_nothing() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (513, "513 bytes"),
+            (1536, "1536 bytes"),
+            (65536, "64 KiB"),
+            (3 << 19, "1536 KiB"),
+            (5 << 40, "5 TiB"),
+        ] {
+            assert_eq!(ExactSize(bytes).to_string(), text);
         }
     }
 }
