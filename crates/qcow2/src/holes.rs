@@ -5,7 +5,7 @@
 //! asked in a few passes over the host space, not once for each cluster, and what it does not say anything
 //! about is not a hole.
 
-use blockmirror_block::{ByteRange, ErrorKind, Result, Storage, Visit};
+use blockmirror_block::{ByteRange, ErrorKind, RangeMap, Result, Storage, Visit};
 
 use crate::context::ImageContext;
 use crate::known_data::KnownData;
@@ -16,10 +16,10 @@ const AHEAD: u64 = 1 << 30;
 /// on.
 const MOST_BETWEEN: u32 = 4;
 
-/// Host ranges that are holes: in order, disjoint.
+/// Host ranges that are holes.
 #[derive(Debug, Default)]
 pub(crate) struct Holes {
-    ranges: Vec<ByteRange>,
+    ranges: RangeMap<()>,
 }
 
 impl Holes {
@@ -59,7 +59,7 @@ impl Holes {
             let found = run.range.intersect(range);
             let met = left.first().is_some_and(|want| want.start() < found.end());
             if run.hole && met {
-                self.push(found);
+                self.ranges.set(found, Some(()));
             } else if !run.hole {
                 last_data = found;
             }
@@ -78,32 +78,9 @@ impl Holes {
         Ok(if between > MOST_BETWEEN { left } else { &[] })
     }
 
-    fn push(&mut self, range: ByteRange) {
-        match self.ranges.last_mut() {
-            _ if range.is_empty() => {}
-            Some(last) if range.start() <= last.end() => {
-                *last = ByteRange::new(last.start(), last.end().max(range.end()));
-            }
-            _ => self.ranges.push(range),
-        }
-    }
-
     /// `range` in pieces, each with whether it is a hole.
     pub(crate) fn split(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, bool)> {
-        let mut at = range.start();
-        let mut next = self.ranges.partition_point(|hole| hole.end() <= at);
-        std::iter::from_fn(move || {
-            if at >= range.end() {
-                return None;
-            }
-            let hole = self.ranges.get(next).map_or(ByteRange::new(u64::MAX, u64::MAX), |hole| *hole);
-            let inside = hole.start() <= at;
-            let end = if inside { hole.end() } else { hole.start() }.min(range.end());
-            let piece = ByteRange::new(at, end);
-            at = end;
-            next += usize::from(inside);
-            Some((piece, inside))
-        })
+        self.ranges.pieces(range).map(|(piece, hole)| (piece, hole.is_some()))
     }
 }
 

@@ -1,10 +1,9 @@
-//! `MemoryDisk` and its allocation map against models.
+//! `MemoryDisk` against a model.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::testing::allocation::AllocationMap;
 use crate::testing::{DiskOp, MemoryDisk};
 use crate::{BlockDevice, DiscardEffect, Geometry, WriteFlags, ZeroCost, ZeroFlags};
 use crate::{ByteRange, ErrorKind};
@@ -114,28 +113,6 @@ proptest! {
         let overlay = MemoryDisk::new(len).with_geometry(geometry).with_backing(backing);
         play(&overlay, &above, &mut model);
         check_extents(&overlay, &model, probe);
-    }
-
-    #[test]
-    fn the_map_remembers_the_last_word_on_every_byte(
-        sets in proptest::collection::vec((0u64..100, 0u64..40, 0usize..3), 0..25), probe in (0u64..100, 0u64..80),
-    ) {
-        let kinds = [ExtentKind::Data, ExtentKind::Zero, ExtentKind::Unallocated];
-        let mut map = AllocationMap::default();
-        let mut model = [ExtentKind::Unallocated; 200];
-        for (at, n, kind) in sets {
-            map.set(ByteRange::at(at, n), kinds[kind]);
-            model[at as usize..(at + n) as usize].fill(kinds[kind]);
-        }
-        let range = ByteRange::at(probe.0, probe.1);
-        let mut at = range.start();
-        let mut last = None;
-        for (run, kind) in map.runs(range) {
-            prop_assert!(run.start() == at && !run.is_empty() && last != Some(kind));
-            prop_assert!(model[at as usize..run.end() as usize].iter().all(|k| *k == kind));
-            (at, last) = (run.end(), Some(kind));
-        }
-        prop_assert_eq!(at, range.end());
     }
 }
 
