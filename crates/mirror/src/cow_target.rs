@@ -368,7 +368,7 @@ impl BlockDevice for CowTarget {
             return Err(Error::out_of_bounds("write zeroes", range.start(), range.len(), self.len()));
         }
         let fua = flags.contains(ZeroFlags::FUA);
-        let flags = flags.without(ZeroFlags::FUA) | ZeroFlags::EXPLICIT;
+        let flags = flags.difference(ZeroFlags::FUA) | ZeroFlags::EXPLICIT;
         let _turn = self.order.exclusive(range.align_outward(self.unit));
         let losses = self.losses();
         let whole = self.inward(range);

@@ -462,7 +462,7 @@ impl BlockDevice for Tap {
         }
         let write = self.begin("write", range)?;
         let result = write.source().write_zeroes(range, flags);
-        let flags = flags.without(ZeroFlags::FUA).without(ZeroFlags::NO_FALLBACK);
+        let flags = flags.difference(ZeroFlags::FUA | ZeroFlags::NO_FALLBACK);
         write.complete_with(result, |target| Some(target.write_zeroes(range, flags)))
     }
 

@@ -303,7 +303,7 @@ impl Qcow2 {
         self.meta.lock().check_poison(&self.ctx, "write zeroes")?;
         for part in range.pieces(self.ctx.l2_entries() << self.ctx.cluster().bits()) {
             let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
-            data_file.write_zeroes(part, flags.without(ZeroFlags::FUA))?;
+            data_file.write_zeroes(part, flags.difference(ZeroFlags::FUA))?;
         }
         self.ctx.known_data.forget();
         Ok(())

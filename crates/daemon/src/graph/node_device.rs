@@ -209,7 +209,7 @@ impl BlockDevice for NodeDevice {
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
         self.check_writable("write zeroes")?;
-        let flags = if self.options().unmap { flags } else { flags.without(ZeroFlags::MAY_UNMAP) };
+        let flags = if self.options().unmap { flags } else { flags.difference(ZeroFlags::MAY_UNMAP) };
         self.stats.writes.count(range.len(), || self.device().write_zeroes(range, flags))?;
         self.stats.highest_write.fetch_max(range.end(), Ordering::Relaxed);
         Ok(())
