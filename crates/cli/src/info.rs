@@ -4,7 +4,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use blockmirror_block::size::human_size;
-use blockmirror_image::{CutShort, ImageInfo, OpenOptions, Qcow2Info, read_chain};
+use blockmirror_image::{
+    BITMAPS_BEFORE, CutShort, ImageInfo, OpenOptions, Qcow2Info, qcow2_fields, read_chain,
+};
 use serde_json::Value;
 
 use crate::args::{InfoArgs, Output};
@@ -144,37 +146,31 @@ fn utc(since_1970: Duration) -> String {
 }
 
 fn specific(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
-    let header = &qcow2.header;
     line("Format specific information:".to_owned());
-    line(format!("    compat: {}", qcow2.compat()));
-    line(format!("    compression type: {}", header.compression.as_str()));
-    if header.version == 2 {
-        line(format!("    refcount bits: {}", header.refcount_bits()));
+    for (key, value) in qcow2_fields(&qcow2.header) {
+        if key == BITMAPS_BEFORE {
+            bitmaps(qcow2, line);
+        }
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        line(format!("    {}: {text}", key.replace('-', " ")));
+    }
+}
+
+fn bitmaps(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
+    if qcow2.bitmaps.is_empty() {
         return;
     }
-    line(format!("    lazy refcounts: {}", header.lazy_refcounts()));
-    if !qcow2.bitmaps.is_empty() {
-        line("    bitmaps:".to_owned());
-        for (i, bitmap) in qcow2.bitmaps.iter().enumerate() {
-            line(format!("        [{i}]:"));
-            line("            flags:".to_owned());
-            let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
-            for (i, (_, flag)) in flags.iter().filter(|(set, _)| *set).enumerate() {
-                line(format!("                [{i}]: {flag}"));
-            }
-            line(format!("            name: {}", bitmap.name));
-            line(format!("            granularity: {}", bitmap.granularity));
+    line("    bitmaps:".to_owned());
+    for (i, bitmap) in qcow2.bitmaps.iter().enumerate() {
+        line(format!("        [{i}]:"));
+        line("            flags:".to_owned());
+        let flags = [(bitmap.in_use, "in-use"), (bitmap.auto, "auto")];
+        for (i, (_, flag)) in flags.iter().filter(|(set, _)| *set).enumerate() {
+            line(format!("                [{i}]: {flag}"));
         }
+        line(format!("            name: {}", bitmap.name));
+        line(format!("            granularity: {}", bitmap.granularity));
     }
-    line(format!("    refcount bits: {}", header.refcount_bits()));
-    if let Some(data) = &header.data_file {
-        if let Some(name) = &data.name {
-            line(format!("    data file: {name}"));
-        }
-        line(format!("    data file raw: {}", data.raw));
-    }
-    line(format!("    corrupt: {}", header.is_corrupt()));
-    line(format!("    extended l2: {}", header.extended_l2));
 }
 
 #[cfg(test)]

@@ -27,8 +27,6 @@ use crate::reference::{ReferencePolicy, join_name};
 use crate::stoppable::Stoppable;
 use crate::target::Target;
 
-const DEFAULT_CLUSTER_SIZE: u64 = 65536;
-
 /// What image to make.
 #[derive(Clone, Debug)]
 pub struct CreateSpec {
@@ -140,7 +138,7 @@ impl CreateSpec {
     pub fn cluster_size(&self) -> Option<u64> {
         match self.format {
             Format::Raw => None,
-            Format::Qcow2 => Some(self.settings.cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE)),
+            Format::Qcow2 => Some(self.qcow2().cluster_size),
         }
     }
 
@@ -276,20 +274,7 @@ impl CreateSpec {
     }
 
     fn qcow2(&self) -> blockmirror_qcow2::CreateOptions {
-        let settings = &self.settings;
-        let mut options = blockmirror_qcow2::CreateOptions::new(self.size);
-        options.version = settings.version.unwrap_or(options.version);
-        options.cluster_size = settings.cluster_size.unwrap_or(DEFAULT_CLUSTER_SIZE);
-        options.refcount_bits = settings.refcount_bits.unwrap_or(options.refcount_bits);
-        options.compression = settings.compression.unwrap_or(options.compression);
-        options.extended_l2 = settings.extended_l2.unwrap_or(options.extended_l2);
-        options.lazy_refcounts = settings.lazy_refcounts.unwrap_or(options.lazy_refcounts);
-        options.preallocation = settings.preallocation.unwrap_or(options.preallocation);
-        options.backing_file = settings.backing_file.clone().map(String::into_bytes);
-        options.backing_format = settings.backing_format.map(|format| format.to_string());
-        options.data_file = settings.data_file.clone().map(String::into_bytes);
-        options.data_file_raw = settings.data_file_raw.unwrap_or(options.data_file_raw);
-        options
+        self.settings.qcow2(self.size)
     }
 }
 

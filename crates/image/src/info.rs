@@ -11,7 +11,8 @@ use blockmirror_block::Storage;
 use blockmirror_file::LockMode;
 use blockmirror_qcow2::format::bitmaps::{BitmapEntry, Bitmaps};
 use blockmirror_qcow2::format::snapshot::{Snapshot, Snapshots};
-use blockmirror_qcow2::{CutShort, Header, Version};
+use blockmirror_qcow2::options::{OptionValue, shown};
+use blockmirror_qcow2::{CutShort, Header};
 use blockmirror_raw::{Part, SECTOR};
 use serde_json::{Map, Value, json};
 
@@ -278,37 +279,32 @@ fn read_qcow2(storage: Arc<dyn Storage>) -> blockmirror_qcow2::Result<Qcow2Info>
     Ok(Qcow2Info { header, snapshots, bitmaps, cut_short })
 }
 
-impl Qcow2Info {
-    /// The version as `info` names it.
-    pub fn compat(&self) -> &'static str {
-        if self.header.version == 2 { Version::V2.as_str() } else { Version::V3.as_str() }
-    }
-
-    fn to_json(&self) -> Value {
-        let header = &self.header;
-        let mut out = Map::new();
-        let mut put = |key: &str, value: Value| {
-            out.insert(key.to_owned(), value);
+/// What a header says of its image under QEMU's keys, in QEMU's order. The bitmaps, which are not in the
+/// header, come [before](BITMAPS_BEFORE) one of them.
+pub fn qcow2_fields(header: &Header) -> impl Iterator<Item = (&'static str, Value)> {
+    shown(header).map(|(key, value)| {
+        let value = match value {
+            OptionValue::Flag(on) => json!(on),
+            OptionValue::Number(number) => json!(number),
+            OptionValue::Choice(choice) => json!(choice),
+            OptionValue::Text(text) => json!(String::from_utf8_lossy(&text)),
         };
-        put("compat", json!(self.compat()));
-        put("compression-type", json!(header.compression.as_str()));
-        if header.version == 2 {
-            put("refcount-bits", json!(header.refcount_bits()));
-            return Value::Object(out);
-        }
-        put("lazy-refcounts", json!(header.lazy_refcounts()));
-        if !self.bitmaps.is_empty() {
-            put("bitmaps", self.bitmaps.iter().map(bitmap_json).collect());
-        }
-        put("refcount-bits", json!(header.refcount_bits()));
-        if let Some(data) = &header.data_file {
-            if let Some(name) = &data.name {
-                put("data-file", json!(name.to_string()));
+        (key, value)
+    })
+}
+
+/// The key of [`qcow2_fields`] that follows the bitmaps of an image.
+pub const BITMAPS_BEFORE: &str = "refcount-bits";
+
+impl Qcow2Info {
+    fn to_json(&self) -> Value {
+        let mut out = Map::new();
+        for (key, value) in qcow2_fields(&self.header) {
+            if key == BITMAPS_BEFORE && !self.bitmaps.is_empty() {
+                out.insert("bitmaps".into(), self.bitmaps.iter().map(bitmap_json).collect());
             }
-            put("data-file-raw", json!(data.raw));
+            out.insert(key.into(), value);
         }
-        put("corrupt", json!(header.is_corrupt()));
-        put("extended-l2", json!(header.extended_l2));
         Value::Object(out)
     }
 }

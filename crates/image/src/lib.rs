@@ -72,7 +72,9 @@ pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, Image, Note};
 pub use error::{Error, Result};
 pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
-pub use info::{BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, read_chain};
+pub use info::{
+    BITMAPS_BEFORE, BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, qcow2_fields, read_chain,
+};
 pub use map::{MapRow, map};
 pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]

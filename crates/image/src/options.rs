@@ -1,10 +1,12 @@
 //! The `-o` options of image creation: `key=value,key=value`, as `qemu-img create` spells them.
 //!
 //! The command line hands the text in; [`CreateSettings`] comes out, with each value typed and each error
-//! naming the key. Whether the values fit together is the format's business.
+//! naming the key. Which options qcow2 has, and what values, is in its own table
+//! ([`blockmirror_qcow2::options`]). Whether the values fit together is the format's business.
 
-use blockmirror_block::size::{SizeError, parse_size};
-use blockmirror_qcow2::{Compression, Preallocation, Version};
+use blockmirror_block::size::SizeError;
+use blockmirror_qcow2::options::{self, OPTIONS, OptionKind, OptionValue, ValueError};
+use blockmirror_qcow2::{CreateOptions, Preallocation};
 use thiserror::Error;
 
 use crate::Format;
@@ -19,24 +21,12 @@ pub struct CreateSettings {
     pub backing_file: Option<String>,
     /// `backing_fmt`.
     pub backing_format: Option<Format>,
-    /// `cluster_size` in bytes.
-    pub cluster_size: Option<u64>,
-    /// `compat`.
-    pub version: Option<Version>,
-    /// `compression_type`.
-    pub compression: Option<Compression>,
     /// `data_file`: the name to write into the header.
     pub data_file: Option<String>,
-    /// `data_file_raw`.
-    pub data_file_raw: Option<bool>,
-    /// `extended_l2`.
-    pub extended_l2: Option<bool>,
-    /// `lazy_refcounts`.
-    pub lazy_refcounts: Option<bool>,
     /// `preallocation`.
     pub preallocation: Option<Preallocation>,
-    /// `refcount_bits`.
-    pub refcount_bits: Option<u32>,
+    /// What only qcow2 looks at: names of its table, each with a value of its kind.
+    others: Vec<(&'static str, OptionValue)>,
 }
 
 /// Why the text of `-o` was not understood.
@@ -73,7 +63,7 @@ pub enum OptionError {
         /// The value.
         value: String,
         /// What would be allowed.
-        expected: &'static str,
+        expected: String,
     },
     /// The value is no size.
     #[error("option {key}: {cause}")]
@@ -102,50 +92,60 @@ pub enum BackingSettingsError {
 }
 
 /// An option as the help lists it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OptionHelp {
     /// The key.
     pub key: &'static str,
     /// What values it takes.
-    pub values: &'static str,
+    pub values: String,
     /// What it does.
-    pub help: &'static str,
+    pub help: String,
 }
 
-const fn option(key: &'static str, values: &'static str, help: &'static str) -> OptionHelp {
-    OptionHelp { key, values, help }
+/// An option of a format.
+struct Row {
+    key: &'static str,
+    kind: OptionKind,
+    help: &'static str,
+    default: Option<&'static str>,
 }
 
-const RAW: &[OptionHelp] = &[
-    option("preallocation", "off|falloc|full", "Space allocated at once"),
-    option("size", "SIZE", "Virtual size"),
+/// The options of raw images.
+const RAW: [Row; 2] = [
+    Row {
+        key: "preallocation",
+        kind: OptionKind::Choice(&[&["off"], &["falloc"], &["full"]]),
+        help: "Space allocated at once",
+        default: Some("off"),
+    },
+    Row { key: "size", kind: OptionKind::Size, help: "Virtual size", default: None },
 ];
 
-const QCOW2: &[OptionHelp] = &[
-    option("backing_file", "NAME", "Name of the backing file, as it is to stand in the header"),
-    option("backing_fmt", "FORMAT", "Format of the backing file"),
-    option("cluster_size", "SIZE", "Cluster size, a power of two from 512 to 2M (default 64K)"),
-    option("compat", "0.10|1.1|v2|v3", "Version of the format (default 1.1)"),
-    option("compression_type", "zlib|zstd", "How compressed clusters are compressed (default zlib)"),
-    option("data_file", "NAME", "Keep the guest data in this file"),
-    option("data_file_raw", "on|off", "Keep the data file valid as a raw image"),
-    option("extended_l2", "on|off", "32 subclusters in each cluster"),
-    option("lazy_refcounts", "on|off", "Postpone refcount updates"),
-    option("preallocation", "off|metadata|falloc|full", "Space allocated at once"),
-    option("refcount_bits", "1|2|4|8|16|32|64", "Width of a refcount (default 16)"),
-    option("size", "SIZE", "Virtual size"),
-];
-
-/// The options that images of `format` can be created with.
-pub fn option_help(format: Format) -> &'static [OptionHelp] {
+fn rows(format: Format) -> Vec<Row> {
     match format {
-        Format::Raw => RAW,
-        Format::Qcow2 => QCOW2,
+        Format::Raw => RAW.into(),
+        Format::Qcow2 => OPTIONS
+            .iter()
+            .map(|def| Row { key: def.name, kind: def.kind, help: def.help, default: def.default })
+            .collect(),
     }
 }
 
+/// The options that images of `format` can be created with.
+pub fn option_help(format: Format) -> Vec<OptionHelp> {
+    let help = |row: &Row| match row.default {
+        // What is off unless it is asked for needs no word.
+        None | Some("off") => row.help.to_owned(),
+        Some(default) => format!("{} (default {default})", row.help),
+    };
+    rows(format)
+        .iter()
+        .map(|row| OptionHelp { key: row.key, values: row.kind.values(), help: help(row) })
+        .collect()
+}
+
 fn keys(format: Format) -> String {
-    option_help(format).iter().map(|option| option.key).collect::<Vec<_>>().join(", ")
+    rows(format).iter().map(|row| row.key).collect::<Vec<_>>().join(", ")
 }
 
 impl CreateSettings {
@@ -172,64 +172,46 @@ impl CreateSettings {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(OptionError::NotAPair { part });
             };
-            if !option_help(format).iter().any(|option| option.key == key) {
-                return Err(not_an_option(key, format));
-            }
-            self.set(key, value, format)?;
+            let row = rows(format).into_iter().find(|row| row.key == key);
+            self.set(&row.ok_or_else(|| not_an_option(key, format))?, value)?;
         }
         Ok(())
     }
 
-    fn set(&mut self, key: &str, value: &str, format: Format) -> Result<(), OptionError> {
-        let bad = |expected| OptionError::BadValue { key: key.to_owned(), value: value.to_owned(), expected };
-        let size = || parse_size(value).map_err(|cause| OptionError::BadSize { key: key.to_owned(), cause });
-        let flag = || match value {
-            "on" | "yes" | "true" | "y" => Ok(true),
-            "off" | "no" | "false" | "n" => Ok(false),
-            _ => Err(bad("on or off")),
-        };
-        match key {
-            "size" => self.size = Some(size()?),
-            "backing_file" => self.backing_file = Some(value.to_owned()),
-            "backing_fmt" => {
-                self.backing_format = Some(value.parse().map_err(|_| bad("raw or qcow2"))?);
+    fn set(&mut self, row: &Row, text: &str) -> Result<(), OptionError> {
+        let key = || row.key.to_owned();
+        let bad = |expected| OptionError::BadValue { key: key(), value: text.to_owned(), expected };
+        let value = row.kind.parse(text).map_err(|error| match error {
+            ValueError::Size(cause) => OptionError::BadSize { key: key(), cause },
+            _ => bad(row.kind.expected()),
+        })?;
+        match (row.key, value) {
+            ("size", OptionValue::Number(size)) => self.size = Some(size),
+            ("backing_file", _) => self.backing_file = Some(text.to_owned()),
+            ("backing_fmt", _) => {
+                self.backing_format = Some(text.parse().map_err(|_| bad("raw or qcow2".to_owned()))?);
             }
-            "cluster_size" => self.cluster_size = Some(size()?),
-            "compat" => {
-                self.version = Some(match value {
-                    "0.10" | "v2" => Version::V2,
-                    "1.1" | "v3" => Version::V3,
-                    _ => return Err(bad("0.10, 1.1, v2 or v3")),
-                });
+            ("data_file", _) => self.data_file = Some(text.to_owned()),
+            ("preallocation", OptionValue::Choice(mode)) => {
+                self.preallocation = Preallocation::from_name(mode);
             }
-            "compression_type" => {
-                self.compression = Some(match value {
-                    "zlib" => Compression::Deflate,
-                    "zstd" => Compression::Zstd,
-                    _ => return Err(bad("zlib or zstd")),
-                });
-            }
-            "data_file" => self.data_file = Some(value.to_owned()),
-            "data_file_raw" => self.data_file_raw = Some(flag()?),
-            "extended_l2" => self.extended_l2 = Some(flag()?),
-            "lazy_refcounts" => self.lazy_refcounts = Some(flag()?),
-            "preallocation" => {
-                self.preallocation = Some(match (value, format) {
-                    ("off", _) => Preallocation::Off,
-                    ("metadata", Format::Qcow2) => Preallocation::Metadata,
-                    ("falloc", _) => Preallocation::Falloc,
-                    ("full", _) => Preallocation::Full,
-                    (_, Format::Raw) => return Err(bad("off, falloc or full")),
-                    (_, Format::Qcow2) => return Err(bad("off, metadata, falloc or full")),
-                });
-            }
-            "refcount_bits" => {
-                let bits = value.parse().ok().filter(|bits: &u32| bits.is_power_of_two() && *bits <= 64);
-                self.refcount_bits = Some(bits.ok_or_else(|| bad("1, 2, 4, 8, 16, 32 or 64"))?);
-            }
-            _ => return Err(not_an_option(key, format)),
+            (key, value) => self.others.push((key, value)),
         }
         Ok(())
+    }
+
+    /// The options of a qcow2 image of `size` bytes.
+    pub(crate) fn qcow2(&self, size: u64) -> CreateOptions {
+        let mut options = CreateOptions::new(size);
+        for (name, value) in &self.others {
+            // Both come from the table: it takes them.
+            let _ = options::option(name).map(|def| def.set(&mut options, value.clone()));
+        }
+        options.preallocation = self.preallocation.unwrap_or(options.preallocation);
+        options.backing_file = self.backing_file.clone().map(String::into_bytes);
+        options.backing_format = self.backing_format.map(|format| format.to_string());
+        options.data_file = self.data_file.clone().map(String::into_bytes);
+        options
     }
 }
 
@@ -265,6 +247,8 @@ fn split_at_commas(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use blockmirror_qcow2::{Compression, Version};
+
     use super::*;
 
     fn parse(format: Format, text: &str) -> Result<CreateSettings, String> {
@@ -280,21 +264,20 @@ mod tests {
              data_file=d.raw,data_file_raw=on,extended_l2=off,lazy_refcounts=yes,preallocation=metadata,\
              refcount_bits=1",
         );
-        let want = CreateSettings {
-            size: Some(1 << 30),
-            backing_file: Some("a,b.qcow2".into()),
-            backing_format: Some(Format::Raw),
-            cluster_size: Some(4096),
-            version: Some(Version::V2),
-            compression: Some(Compression::Zstd),
-            data_file: Some("d.raw".into()),
-            data_file_raw: Some(true),
-            extended_l2: Some(false),
-            lazy_refcounts: Some(true),
-            preallocation: Some(Preallocation::Metadata),
-            refcount_bits: Some(1),
-        };
-        assert_eq!(got, Ok(want));
+        let settings = got.unwrap();
+        assert_eq!((settings.size, settings.backing_format), (Some(1 << 30), Some(Format::Raw)));
+        let mut want = CreateOptions::new(1 << 20);
+        want.backing_file = Some(b"a,b.qcow2".to_vec());
+        want.backing_format = Some("raw".to_owned());
+        want.cluster_size = 4096;
+        want.version = Version::V2;
+        want.compression = Compression::Zstd;
+        want.data_file = Some(b"d.raw".to_vec());
+        want.data_file_raw = true;
+        want.lazy_refcounts = true;
+        want.preallocation = Preallocation::Metadata;
+        want.refcount_bits = 1;
+        assert_eq!(settings.qcow2(1 << 20), want);
     }
 
     #[test]
@@ -314,7 +297,8 @@ mod tests {
         let mut settings = CreateSettings::default();
         settings.parse(Format::Qcow2, "compat=v2,cluster_size=4K").unwrap();
         settings.parse(Format::Qcow2, "compat=v3").unwrap();
-        assert_eq!((settings.version, settings.cluster_size), (Some(Version::V3), Some(4096)));
+        let options = settings.qcow2(0);
+        assert_eq!((options.version, options.cluster_size), (Version::V3, 4096));
     }
 
     #[test]

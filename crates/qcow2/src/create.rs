@@ -88,7 +88,7 @@ impl CreateOptions {
 
     /// Whether a number lies in the range that the table of options gives.
     fn check_range(&self, name: &'static str, value: u64) -> Result<()> {
-        let Some(def) = options::option(name).filter(|def| !def.allows(value)) else { return Ok(()) };
+        let Some(def) = options::option(name).filter(|def| !def.kind.allows(value)) else { return Ok(()) };
         let range = match def.kind {
             OptionKind::PowerOfTwoSize { least, most } => {
                 format!("from {least} to {most} ({} MiB)", most >> 20)

@@ -52,6 +52,11 @@ impl Preallocation {
             Self::Full => "full",
         }
     }
+
+    /// The mode with the name `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Off, Self::Metadata, Self::Falloc, Self::Full].into_iter().find(|mode| mode.as_str() == name)
+    }
 }
 
 /// How to create an image. Starts from `qemu-img`'s defaults; set the fields that differ.

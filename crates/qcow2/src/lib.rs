@@ -66,7 +66,7 @@
 //!   gives it a `Mapping` and says in `references` which host clusters it holds; `read` and `extents` serve
 //!   it; `write/plan` and `zero` say what a change of it keeps. Write-back and refcounts need nothing.
 //! - **An option of new images**: a field of [`CreateOptions`], its place in `create/layout`, a row in
-//!   `options/table`; then the front ends (CONTRIBUTING.md).
+//!   `options/table`, which the front ends read; QMP declares it too (CONTRIBUTING.md).
 //! - **A header extension**: `format/extension` parses it, [`Header`] carries it, `format/rewrite` keeps it.
 //! - **Another table that takes clusters** (bitmaps, snapshots): it is claimed in the map of metadata at
 //!   opening (`image/open`), counted by `reopen`, and its clusters come from `Meta::allocate`; it becomes

@@ -2,8 +2,8 @@
 //!
 //! One row says: both spellings of the name (`-o` of `qemu-img create`, and QMP),
 //! the type with its range, the default, the help, and how the value gets into [`CreateOptions`] and comes
-//! out of a [`Header`]. [`CreateOptions::check`] takes ranges and versions from here too. The front
-//! ends name each option themselves as well: CONTRIBUTING.md lists the files of a new one.
+//! out of a [`Header`]. [`CreateOptions::check`] takes ranges and versions from here, the command line its
+//! options and their help, QMP its values, and `info` what it shows.
 //!
 //! ```
 //! use blockmirror_qcow2::CreateOptions;
@@ -11,17 +11,19 @@
 //!
 //! let mut options = CreateOptions::new(1 << 30);
 //! let clusters = option("cluster_size").unwrap();
-//! let value = clusters.parse("4096", &|text| text.parse().ok()).unwrap();
+//! let value = clusters.kind.parse("4K").unwrap();
 //! clusters.set(&mut options, value).unwrap();
 //! assert_eq!(options.cluster_size, 4096);
 //!
 //! let compression = option("compression-type").unwrap();
-//! assert_eq!(compression.values(), "zlib|zstd");
-//! assert_eq!(compression.parse("lzo", &|_| None), Err("zlib or zstd".to_owned()));
+//! assert_eq!(compression.kind.values(), "zlib|zstd");
+//! assert_eq!(compression.kind.parse("lzo").unwrap_err().to_string(), "expected zlib or zstd");
 //! assert_eq!(compression.get(&options), Some(OptionValue::Choice("zlib")));
 //! ```
 
 mod table;
+
+use blockmirror_block::size::{SizeError, parse_size};
 
 pub use table::OPTIONS;
 
@@ -72,6 +74,18 @@ pub enum OptionKind {
     Format,
 }
 
+/// Why a text is no value of an option.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ValueError {
+    /// What is expected, in words.
+    #[error("expected {0}")]
+    Expected(String),
+    /// It is no size.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+}
+
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -98,21 +112,29 @@ pub struct OptionDef {
 struct Shown {
     /// Its key in QEMU's `ImageInfoSpecificQCow2`.
     key: &'static str,
+    /// Its place there; what QEMU does not have comes last.
+    place: u8,
     value: fn(&Header) -> Option<OptionValue>,
 }
+
+/// What `info` shows beside the options.
+const CORRUPT: Shown = Shown {
+    key: "corrupt",
+    place: 6,
+    value: |header| (header.version >= 3).then_some(OptionValue::Flag(header.is_corrupt())),
+};
 
 /// The option with this name, in either spelling.
 pub fn option(name: &str) -> Option<&'static OptionDef> {
     OPTIONS.iter().find(|option| option.name == name || option.qmp_name == name)
 }
 
-/// What `info` shows of an image: QEMU's keys and the values. The options of version 3 are not there in an
-/// image of version 2, but for those that QEMU shows.
+/// What `info` shows of an image: QEMU's keys and the values, in QEMU's order. The options of version 3 are
+/// not there in an image of version 2, but for those that QEMU shows.
 pub fn shown(header: &Header) -> impl Iterator<Item = (&'static str, OptionValue)> {
-    OPTIONS
-        .iter()
-        .filter_map(|option| option.shown)
-        .filter_map(|shown| Some((shown.key, (shown.value)(header)?)))
+    let mut all: Vec<_> = OPTIONS.iter().filter_map(|option| option.shown).chain([CORRUPT]).collect();
+    all.sort_by_key(|shown| shown.place);
+    all.into_iter().filter_map(|shown| Some((shown.key, (shown.value)(header)?)))
 }
 
 impl OptionValue {
@@ -134,37 +156,13 @@ impl OptionValue {
 }
 
 impl OptionDef {
-    /// The value that `text` stands for. `size` reads sizes with their suffixes.
-    ///
-    /// # Errors
-    /// What is expected, in words. Whether a number lies in its range is for [`CreateOptions::check`] to say.
-    pub fn parse(&self, text: &str, size: &dyn Fn(&str) -> Option<u64>) -> Result<OptionValue, String> {
-        let value = match self.kind {
-            OptionKind::Flag => match text {
-                "on" | "yes" | "true" | "y" => Some(OptionValue::Flag(true)),
-                "off" | "no" | "false" | "n" => Some(OptionValue::Flag(false)),
-                _ => None,
-            },
-            OptionKind::Size | OptionKind::PowerOfTwoSize { .. } => size(text).map(OptionValue::Number),
-            OptionKind::PowerOfTwo { .. } => {
-                text.parse().ok().filter(|n| self.allows(*n)).map(OptionValue::Number)
-            }
-            OptionKind::Choice(choices) => choices
-                .iter()
-                .find(|spellings| spellings.contains(&text))
-                .and_then(|spellings| Some(OptionValue::Choice(spellings.first()?))),
-            OptionKind::Name | OptionKind::Format => Some(OptionValue::Text(text.as_bytes().to_vec())),
-        };
-        value.ok_or_else(|| self.expected())
-    }
-
     /// Sets the option in `options`.
     ///
     /// # Errors
     /// [`Error::Option`] for a value of another type.
     pub fn set(&self, options: &mut CreateOptions, value: OptionValue) -> Result<()> {
         let problem =
-            || Error::Option { option: self.name, problem: format!("expected {}", self.expected()) };
+            || Error::Option { option: self.name, problem: format!("expected {}", self.kind.expected()) };
         (self.set)(options, value).ok_or_else(problem)
     }
 
@@ -172,11 +170,35 @@ impl OptionDef {
     pub fn get(&self, options: &CreateOptions) -> Option<OptionValue> {
         (self.get)(options)
     }
+}
+
+impl OptionKind {
+    /// The value that `text` stands for.
+    ///
+    /// # Errors
+    /// [`ValueError`]. Whether a size lies in its range is for [`CreateOptions::check`] to say.
+    pub fn parse(&self, text: &str) -> Result<OptionValue, ValueError> {
+        let value = match self {
+            Self::Flag => match text {
+                "on" | "yes" | "true" | "y" => Some(OptionValue::Flag(true)),
+                "off" | "no" | "false" | "n" => Some(OptionValue::Flag(false)),
+                _ => None,
+            },
+            Self::Size | Self::PowerOfTwoSize { .. } => Some(OptionValue::Number(parse_size(text)?)),
+            Self::PowerOfTwo { .. } => text.parse().ok().filter(|n| self.allows(*n)).map(OptionValue::Number),
+            Self::Choice(choices) => choices
+                .iter()
+                .find(|spellings| spellings.contains(&text))
+                .and_then(|spellings| Some(OptionValue::Choice(spellings.first()?))),
+            Self::Name | Self::Format => Some(OptionValue::Text(text.as_bytes().to_vec())),
+        };
+        value.ok_or_else(|| ValueError::Expected(self.expected()))
+    }
 
     /// Whether a number is in the range of the option.
     pub fn allows(&self, number: u64) -> bool {
-        match self.kind {
-            OptionKind::PowerOfTwoSize { least, most } | OptionKind::PowerOfTwo { least, most } => {
+        match *self {
+            Self::PowerOfTwoSize { least, most } | Self::PowerOfTwo { least, most } => {
                 number.is_power_of_two() && (least..=most).contains(&number)
             }
             _ => true,
@@ -185,23 +207,23 @@ impl OptionDef {
 
     /// The values that it takes, for help texts: `on|off`, `SIZE`.
     pub fn values(&self) -> String {
-        match self.kind {
-            OptionKind::Flag => "on|off".into(),
-            OptionKind::Size | OptionKind::PowerOfTwoSize { .. } => "SIZE".into(),
-            OptionKind::Name => "NAME".into(),
-            OptionKind::Format => "FORMAT".into(),
-            OptionKind::PowerOfTwo { .. } | OptionKind::Choice(_) => self.spellings().join("|"),
+        match *self {
+            Self::Flag => "on|off".into(),
+            Self::Size | Self::PowerOfTwoSize { .. } => "SIZE".into(),
+            Self::Name => "NAME".into(),
+            Self::Format => "FORMAT".into(),
+            Self::PowerOfTwo { .. } | Self::Choice(_) => self.spellings().join("|"),
         }
     }
 
     /// The same for error messages: `on or off`, `a size`.
     pub fn expected(&self) -> String {
-        match self.kind {
-            OptionKind::Flag => "on or off".into(),
-            OptionKind::Size | OptionKind::PowerOfTwoSize { .. } => "a size".into(),
-            OptionKind::Name => "a name".into(),
-            OptionKind::Format => "the name of a format".into(),
-            OptionKind::PowerOfTwo { .. } | OptionKind::Choice(_) => match self.spellings().split_last() {
+        match *self {
+            Self::Flag => "on or off".into(),
+            Self::Size | Self::PowerOfTwoSize { .. } => "a size".into(),
+            Self::Name => "a name".into(),
+            Self::Format => "the name of a format".into(),
+            Self::PowerOfTwo { .. } | Self::Choice(_) => match self.spellings().split_last() {
                 Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
                 _ => self.spellings().concat(),
             },
@@ -210,12 +232,12 @@ impl OptionDef {
 
     /// First spellings, then second ones.
     fn spellings(&self) -> Vec<String> {
-        match self.kind {
-            OptionKind::PowerOfTwo { least, most } => {
+        match *self {
+            Self::PowerOfTwo { least, most } => {
                 let powers = std::iter::successors(Some(least), |n| n.checked_mul(2));
                 powers.take_while(|n| *n <= most).map(|n| n.to_string()).collect()
             }
-            OptionKind::Choice(choices) => {
+            Self::Choice(choices) => {
                 let most = choices.iter().map(|spellings| spellings.len()).max().unwrap_or(0);
                 let nth = |n| choices.iter().filter_map(move |spellings| spellings.get(n));
                 (0..most).flat_map(nth).map(|text| (*text).to_owned()).collect()

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use blockmirror_block::Storage;
 use blockmirror_image::{CreateSettings, CreateSpec, Format};
 use blockmirror_image_lock::Permission;
-use blockmirror_qcow2::{Compression, CreateOptions, Preallocation, Version};
+use blockmirror_qcow2::options::{OptionValue, option};
+use blockmirror_qcow2::{CreateOptions, Preallocation, Version};
 use blockmirror_qmp::schema::{Command, Object, Type};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
@@ -173,27 +174,16 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: CreateArgs) ->
     Ok(Value::Null)
 }
 
-fn preallocation(mode: Option<PreallocMode>) -> Preallocation {
-    match mode {
-        None | Some(PreallocMode::Off) => Preallocation::Off,
-        Some(PreallocMode::Metadata) => Preallocation::Metadata,
-        Some(PreallocMode::Falloc) => Preallocation::Falloc,
-        Some(PreallocMode::Full) => Preallocation::Full,
-    }
-}
-
 fn file(daemon: &Arc<Daemon>, options: FileArgs) -> Reply<Work> {
     if options.nocow == Some(true) {
         return Err(QmpError::generic("Driver 'file' does not support the option 'nocow'"));
     }
     let (path, size) = (options.filename, options.size.0);
     let mut settings = CreateSettings::default();
-    settings.preallocation = Some(match preallocation(options.preallocation) {
-        Preallocation::Metadata => {
-            return Err(QmpError::generic("Unsupported preallocation mode 'metadata'"));
-        }
-        other => other,
-    });
+    if options.preallocation == Some(PreallocMode::Metadata) {
+        return Err(QmpError::generic("Unsupported preallocation mode 'metadata'"));
+    }
+    settings.preallocation = options.preallocation.and_then(|mode| Preallocation::from_name(mode.name()));
     let spec = CreateSpec::new(Format::Raw, size, settings);
     let daemon = Arc::clone(daemon);
     Ok(Box::new(move || {
@@ -237,35 +227,55 @@ fn qcow2_options(options: &Qcow2Args) -> Reply<CreateOptions> {
         return Err(QmpError::generic("Image size must be a multiple of 512 bytes"));
     }
     let mut new = CreateOptions::new(size);
-    if options.version == Some(VersionArg::V2) {
-        new.version = Version::V2;
+    for (name, value) in given(options) {
+        if let Some((option, value)) = option(name).zip(value) {
+            if let OptionValue::Number(number) = value
+                && !option.kind.allows(number)
+            {
+                return Err(out_of_range(name));
+            }
+            option.set(&mut new, value).map_err(qmp_error)?;
+        }
     }
-    if options.compression_type == Some(CompressionArg::Zstd) {
-        new.compression = Compression::Zstd;
-    }
-    new.cluster_size = options.cluster_size.map_or(new.cluster_size, |size| size.0);
-    if !new.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&new.cluster_size) {
-        return Err(QmpError::generic("Cluster size must be a power of two between 512 and 2048k"));
-    }
-    if let Some(bits) = options.refcount_bits {
-        let bits = u32::try_from(bits).ok().filter(|bits| bits.is_power_of_two() && *bits <= 64);
-        new.refcount_bits = bits.ok_or_else(|| {
-            QmpError::generic("Refcount width must be a power of two and may not exceed 64 bits")
-        })?;
-    }
-    new.extended_l2 = options.extended_l2.unwrap_or(false);
-    new.lazy_refcounts = options.lazy_refcounts.unwrap_or(false);
     if new.lazy_refcounts && new.version == Version::V2 {
         return Err(QmpError::generic(
             "Lazy refcounts only supported with compatibility level 1.1 and above (use version=v3 or \
              greater)",
         ));
     }
-    new.preallocation = preallocation(options.preallocation);
-    new.data_file_raw = options.data_file_raw.unwrap_or(false);
-    new.backing_file = options.backing_file.as_ref().map(|name| name.as_bytes().to_vec());
-    new.backing_format = options.backing_fmt.map(|format| format.name().to_owned());
     Ok(new)
+}
+
+/// What is given of the options that have a row in the table of the format. The data file is a node.
+fn given(options: &Qcow2Args) -> [(&'static str, Option<OptionValue>); 10] {
+    let flag = |on: Option<bool>| on.map(OptionValue::Flag);
+    let text = |text: Option<&str>| text.map(|text| OptionValue::Text(text.into()));
+    let choice = |name, value: Option<&str>| (name, option(name).and_then(|row| row.kind.parse(value?).ok()));
+    [
+        ("cluster-size", options.cluster_size.map(|size| OptionValue::Number(size.0))),
+        // No width is negative, nor is it zero.
+        (
+            "refcount-bits",
+            options.refcount_bits.map(|bits| OptionValue::Number(bits.try_into().unwrap_or(0))),
+        ),
+        choice("version", options.version.map(VersionArg::name)),
+        choice("compression-type", options.compression_type.map(CompressionArg::name)),
+        choice("preallocation", options.preallocation.map(PreallocMode::name)),
+        ("extended-l2", flag(options.extended_l2)),
+        ("lazy-refcounts", flag(options.lazy_refcounts)),
+        ("data-file-raw", flag(options.data_file_raw)),
+        ("backing-file", text(options.backing_file.as_deref())),
+        ("backing-fmt", text(options.backing_fmt.map(|format| format.name()))),
+    ]
+}
+
+/// A number that its option does not allow, in QEMU's words.
+fn out_of_range(name: &str) -> QmpError {
+    QmpError::generic(if name == "cluster-size" {
+        "Cluster size must be a power of two between 512 and 2048k"
+    } else {
+        "Refcount width must be a power of two and may not exceed 64 bits"
+    })
 }
 
 /// Holds the node that `child` refers to, or opens it; what an image can be put in, and its name for headers.
@@ -295,4 +305,25 @@ fn hold(
     drop(graph);
     held.claims.push(daemon.claim_devices(&name)?);
     Ok((storage, name_in_headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_qcow2::options::OPTIONS;
+
+    use super::*;
+
+    /// An option of the format that QMP forgot would be silently missing there.
+    #[test]
+    fn every_option_of_the_format_can_be_given() {
+        let none = Qcow2Args::read(&serde_json::json!({"file": "f", "size": 512})).unwrap();
+        let given = given(&none);
+        for option in OPTIONS {
+            let name = option.qmp_name;
+            assert!(Qcow2Args::MEMBERS.iter().any(|member| member.name == name), "{name}");
+            let by_itself = matches!(name, "size" | "data-file");
+            assert_eq!(given.iter().any(|(given, _)| *given == name), !by_itself, "{name}");
+        }
+        assert_eq!(qcow2_options(&none).unwrap(), CreateOptions::new(512));
+    }
 }

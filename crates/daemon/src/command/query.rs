@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_image::qcow2_fields;
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::schema::{ANY, BOOL, Command, INT, Member, Object, STR, Type, opt, req};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Commands;
 use crate::arguments::{Arguments, NoArguments, arguments};
@@ -248,21 +249,12 @@ fn image(graph: &Graph, node: &Node) -> Value {
 fn describe_qcow2(info: &mut Value, node: &Node, qcow2: &Qcow2) {
     let header = qcow2.header();
     info["dirty-flag"] = json!(header.is_dirty());
-    let mut data = json!({"compat": if header.version == 2 { "0.10" } else { "1.1" }});
-    if header.version >= 3 {
-        data["compression-type"] = json!(header.compression.as_str());
-        data["lazy-refcounts"] = json!(header.lazy_refcounts());
-        data["refcount-bits"] = json!(header.refcount_bits());
-        data["corrupt"] = json!(header.is_corrupt());
-        data["extended-l2"] = json!(header.extended_l2);
-    } else {
-        data["compression-type"] = json!(header.compression.as_str());
-        data["refcount-bits"] = json!(header.refcount_bits());
-    }
-    if let Some(file) = &header.data_file {
-        data["data-file-raw"] = json!(file.raw);
-        if let Some(name) = &file.name {
-            data["data-file"] = json!(name.as_path().display().to_string());
+    let mut data: Map<String, Value> =
+        qcow2_fields(&header).map(|(key, value)| (key.to_owned(), value)).collect();
+    // These two come last here.
+    for key in ["data-file-raw", "data-file"] {
+        if let Some(value) = data.shift_remove(key) {
+            data.insert(key.to_owned(), value);
         }
     }
     info["format-specific"] = json!({"type": "qcow2", "data": data});

@@ -65,6 +65,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Choice(options.version.as_str())),
         shown: Some(Shown {
             key: "compat",
+            place: 0,
             value: |header| {
                 let version = if header.version == 2 { Version::V2 } else { Version::V3 };
                 Some(OptionValue::Choice(version.as_str()))
@@ -89,6 +90,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Choice(options.compression.as_str())),
         shown: Some(Shown {
             key: "compression-type",
+            place: 1,
             value: |header| Some(OptionValue::Choice(header.compression.as_str())),
         }),
     },
@@ -103,6 +105,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| options.data_file.clone().map(OptionValue::Text),
         shown: Some(Shown {
             key: "data-file",
+            place: 4,
             value: |header| {
                 let name = header.data_file.as_ref()?.name.as_ref()?;
                 Some(OptionValue::Text(name.as_bytes().to_vec()))
@@ -120,6 +123,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Flag(options.data_file_raw)),
         shown: Some(Shown {
             key: "data-file-raw",
+            place: 5,
             value: |header| Some(OptionValue::Flag(header.data_file.as_ref()?.raw)),
         }),
     },
@@ -134,6 +138,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Flag(options.extended_l2)),
         shown: Some(Shown {
             key: "extended-l2",
+            place: 7,
             value: |header| (header.version >= 3).then_some(OptionValue::Flag(header.extended_l2)),
         }),
     },
@@ -148,6 +153,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Flag(options.lazy_refcounts)),
         shown: Some(Shown {
             key: "lazy-refcounts",
+            place: 2,
             value: |header| (header.version >= 3).then_some(OptionValue::Flag(header.lazy_refcounts())),
         }),
     },
@@ -159,13 +165,7 @@ pub static OPTIONS: &[OptionDef] = &[
         help: "Space allocated at once",
         needs_v3: false,
         set: |options, value| {
-            options.preallocation = match value.into_choice()? {
-                "off" => Preallocation::Off,
-                "metadata" => Preallocation::Metadata,
-                "falloc" => Preallocation::Falloc,
-                "full" => Preallocation::Full,
-                _ => return None,
-            };
+            options.preallocation = Preallocation::from_name(value.into_choice()?)?;
             Some(())
         },
         get: |options| Some(OptionValue::Choice(options.preallocation.as_str())),
@@ -185,6 +185,7 @@ pub static OPTIONS: &[OptionDef] = &[
         get: |options| Some(OptionValue::Number(options.refcount_bits.into())),
         shown: Some(Shown {
             key: "refcount-bits",
+            place: 3,
             value: |header| Some(OptionValue::Number(header.refcount_bits().into())),
         }),
     },

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use blockmirror_block::Storage;
 use blockmirror_file::{FileOptions, FileStorage};
+use blockmirror_qcow2::options::{OPTIONS, OptionDef, OptionValue};
 use blockmirror_qcow2::{Compression, CreateOptions, Error, Header, Preallocation, Version};
 use blockmirror_testing::qemu::have;
 
@@ -25,28 +26,20 @@ fn create(dir: &Path, name: &str, options: &CreateOptions) -> Result<(), Error> 
 
 /// What the same options are on `qemu-img`'s command line.
 fn as_qemu(options: &CreateOptions) -> String {
-    let on = |set| if set { "on" } else { "off" };
-    let mut out = vec![
-        format!("compat={}", options.version.as_str()),
-        format!("cluster_size={}", options.cluster_size),
-        format!("refcount_bits={}", options.refcount_bits),
-        format!("compression_type={}", options.compression.as_str()),
-        format!("preallocation={}", options.preallocation.as_str()),
-        format!("extended_l2={}", on(options.extended_l2)),
-        format!("lazy_refcounts={}", on(options.lazy_refcounts)),
-    ];
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    if let Some(name) = &options.backing_file {
-        out.push(format!("backing_file={}", text(name)));
-    }
-    if let Some(format) = &options.backing_format {
-        out.push(format!("backing_fmt={format}"));
-    }
-    if let Some(name) = &options.data_file {
-        out.push(format!("data_file={}", text(name)));
-        out.push(format!("data_file_raw={}", on(options.data_file_raw)));
-    }
-    out.join(",")
+    let part = |option: &OptionDef| {
+        let value = match option.get(options)? {
+            OptionValue::Flag(true) => "on".to_owned(),
+            OptionValue::Flag(false) => "off".to_owned(),
+            OptionValue::Number(number) => number.to_string(),
+            OptionValue::Choice(choice) => choice.to_owned(),
+            OptionValue::Text(text) => String::from_utf8(text).unwrap(),
+        };
+        Some(format!("{}={value}", option.name))
+    };
+    // The size is an argument of its own, and only a data file is raw.
+    let left_out = |name| name == "size" || (name == "data_file_raw" && options.data_file.is_none());
+    let parts: Vec<_> = OPTIONS.iter().filter(|option| !left_out(option.name)).filter_map(part).collect();
+    parts.join(",")
 }
 
 /// The members of `qemu-img info` that the options decide.
