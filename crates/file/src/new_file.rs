@@ -315,3 +315,29 @@ fn partial_name(name: &[u8]) -> OsString {
     bytes.extend_from_slice(suffix);
     OsString::from_vec(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// What is written before its owner and mode are carried over must not be readable for other users.
+    #[test]
+    fn a_successor_is_closed_until_it_carries_the_mode() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        let (location, found) = Location::find(&path).unwrap();
+        let Found::File(found) = found else { panic!("{found:?}") };
+        let options = FileOptions::new();
+        let replaced = Replaced::hold(&location, &found, &path, &options).unwrap();
+        let new = NewFile::begin(location, "disk".into(), Some(replaced), &options).unwrap();
+        let mode = || new.storage.file().metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        new.take_after_replaced().unwrap();
+        assert_eq!(mode(), 0o666);
+    }
+}

@@ -181,6 +181,24 @@ fn a_replaced_file_passes_on_all_that_it_carries() {
     }
 }
 
+/// A write to the old file would have taken them away, too.
+#[test]
+fn rights_that_go_with_the_contents_are_not_passed_on() {
+    const CAPABILITY: &str = "security.capability";
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("disk.raw");
+    fs::write(&target, "old").unwrap();
+    fs::set_permissions(&target, fs::Permissions::from_mode(0o6755)).unwrap();
+    // Version 2; CAP_NET_RAW, permitted and effective.
+    let mut capability = vec![1, 0, 0, 2, 0, 32, 0, 0];
+    capability.resize(20, 0);
+    let capable = set(&target, CAPABILITY, &capability);
+    assert_eq!(get(&target, CAPABILITY).is_some(), capable);
+    replace(&target);
+    assert_eq!(get(&target, CAPABILITY), None);
+    assert_eq!(fs::metadata(&target).unwrap().mode() & 0o7777, 0o755);
+}
+
 #[test]
 fn a_directory_gives_its_successor_no_more_access() {
     let dir = tempfile::tempdir().unwrap();
