@@ -53,6 +53,20 @@ pub(crate) enum Sink<'a> {
     Status(&'a mut Status),
 }
 
+impl Sink<'_> {
+    /// The same place, for a request that is performed again.
+    pub(crate) fn again(&mut self) -> Sink<'_> {
+        match self {
+            Self::Nothing => Sink::Nothing,
+            Self::Bytes(buf) => Sink::Bytes(buf),
+            Self::Status(status) => {
+                **status = Status::default();
+                Sink::Status(status)
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expects {
     Nothing,

@@ -6,8 +6,11 @@
 //! come meanwhile wait for it. Further connections are made by a thread of their own while the first is in
 //! use, because a server that accepts no more may leave them hanging.
 
+mod repeat_alone;
+
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -56,6 +59,19 @@ struct State {
     fail_fast: bool,
     closed: bool,
     durability: DurabilityTracker,
+    /// Requests that use a connection.
+    in_flight: usize,
+    /// A request is repeated alone: no other gets a connection.
+    is_one_alone: bool,
+    last_loss: Option<Loss>,
+}
+
+/// The loss of an epoch.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    epoch: u64,
+    /// How many requests were in flight.
+    in_flight: usize,
 }
 
 /// Until when one request is retried.
@@ -64,6 +80,35 @@ struct RetryState {
     cancelled: u64,
     /// When it first lost a connection.
     lost_at: Option<Instant>,
+    /// The epoch of the last connection that it lost, and how many attempts had failed by then.
+    lost_epoch: Option<(u64, u64)>,
+    /// It is repeated alone.
+    is_alone: bool,
+}
+
+/// A connection that one request uses.
+#[derive(Debug)]
+struct InUse<'a> {
+    pool: &'a ConnectionPool,
+    connection: Arc<ClientConnection>,
+}
+
+impl Deref for InUse<'_> {
+    type Target = ClientConnection;
+
+    fn deref(&self) -> &ClientConnection {
+        &self.connection
+    }
+}
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut state = self.pool.state.lock();
+        state.in_flight -= 1;
+        if state.is_one_alone && state.in_flight == 0 {
+            self.pool.changed.notify_all();
+        }
+    }
 }
 
 impl ConnectionPool {
@@ -106,6 +151,9 @@ impl ConnectionPool {
                 fail_fast: false,
                 closed: false,
                 durability: DurabilityTracker::default(),
+                in_flight: 0,
+                is_one_alone: false,
+                last_loss: None,
             }),
             changed: Condvar::new(),
         }))
@@ -123,7 +171,8 @@ impl ConnectionPool {
 
     /// Performs one request, and again on a new connection if one is lost within the reconnect delay.
     ///
-    /// Reads, and writes of the same bytes, may be performed twice. Flushes go through
+    /// Reads, and writes of the same bytes, may be performed twice. A request that changes nothing does not
+    /// fail because another one lost the connection: see [`repeat_alone`]. Flushes go through
     /// [`flush`](Self::flush).
     pub(crate) fn call(
         self: &Arc<Self>,
@@ -134,21 +183,18 @@ impl ConnectionPool {
         let mut retry = self.retry_state();
         loop {
             let connection = self.acquire(&mut retry)?;
-            let again = match &mut sink {
-                Sink::Nothing => Sink::Nothing,
-                Sink::Bytes(buf) => Sink::Bytes(buf),
-                Sink::Status(status) => {
-                    **status = Default::default();
-                    Sink::Status(status)
-                }
-            };
-            match connection.call(op, payload, again) {
+            match connection.call(op, payload, sink.again()) {
                 Ok(()) => {
                     self.succeeded(&connection, op);
                     return Ok(());
                 }
                 Err(error) if error.is_answer() => return Err(error),
-                Err(error) => self.lost(&connection, error, &mut retry)?,
+                Err(error) => {
+                    if let Err(error) = self.lost(&connection, error, &mut retry) {
+                        drop(connection);
+                        return self.repeat_alone(op, sink, retry, error);
+                    }
+                }
             }
         }
     }
@@ -185,19 +231,30 @@ impl ConnectionPool {
     }
 
     fn retry_state(&self) -> RetryState {
-        RetryState { cancelled: self.state.lock().cancelled, lost_at: None }
+        RetryState {
+            cancelled: self.state.lock().cancelled,
+            lost_at: None,
+            lost_epoch: None,
+            is_alone: false,
+        }
     }
 
     /// A connection to use now, making one if there is none.
-    fn acquire(self: &Arc<Self>, retry: &mut RetryState) -> Result<Arc<ClientConnection>, ClientError> {
+    fn acquire(self: &Arc<Self>, retry: &mut RetryState) -> Result<InUse<'_>, ClientError> {
         let mut state = self.state.lock();
         let failures = state.failures;
         loop {
             if state.closed || state.cancelled != retry.cancelled {
                 return Err(ClientError::Cancelled);
             }
+            if state.is_one_alone && !retry.is_alone {
+                state = self.changed.wait(state);
+                continue;
+            }
             if !state.connections.is_empty() {
-                return Ok(self.choose(&mut state));
+                let connection = self.choose(&mut state);
+                state.in_flight += 1;
+                return Ok(InUse { pool: self, connection });
             }
             if state.failures > failures && self.retry_time_left(&state, retry).is_none() {
                 return Err(state.last_failure.clone().unwrap_or(ClientError::Cancelled));
@@ -352,11 +409,13 @@ impl ConnectionPool {
             for other in std::mem::take(&mut state.connections) {
                 other.fail(error.clone());
             }
+            state.last_loss = Some(Loss { epoch: connection.epoch, in_flight: state.in_flight });
             state.down_since.get_or_insert_with(Instant::now);
             // The reason of an earlier outage must not be reported for this one.
             state.last_failure = None;
             self.changed.notify_all();
         }
+        retry.lost_epoch = Some((connection.epoch, state.failures));
         if state.cancelled != retry.cancelled {
             return Err(ClientError::Cancelled);
         }

@@ -1,0 +1,100 @@
+//! Which request lost the connection: a server may hang up instead of answering that a read has failed.
+//!
+//! All requests that were in flight with it fail, and none shows which of them the server did not like. So
+//! each of them that changes nothing at the server is performed once more while no other request is in flight.
+//! One that is answered then has not failed; one that loses the connection again is the cause. Called by the
+//! pool when it would report a loss; without this a copy that leaves out failed ranges also leaves out good
+//! ranges that were read beside them.
+//!
+//! Must hold: at most one request is repeated alone; the others wait for it, however it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{ConnectionPool, RetryState, State};
+use crate::client::connection::{Op, Sink};
+use crate::client::error::ClientError;
+use crate::proto::Command;
+
+/// How long the others may take to end before one is repeated alone. They began after the loss, and wait for
+/// a server that answers.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// No other request of the pool gets a connection while this lives.
+struct Alone<'a>(&'a ConnectionPool);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().is_one_alone = false;
+        self.0.changed.notify_all();
+    }
+}
+
+impl ConnectionPool {
+    /// Performs a request once more that was lost with a connection, unless it caused the loss. `lost` is why
+    /// it failed.
+    pub(super) fn repeat_alone(
+        self: &Arc<Self>,
+        op: Op,
+        sink: Sink<'_>,
+        mut retry: RetryState,
+        lost: ClientError,
+    ) -> Result<(), ClientError> {
+        let changes_nothing = matches!(op.command, Command::Read | Command::BlockStatus);
+        // A request that got no answer in time is known, and a server that gives none costs each the same time.
+        if !changes_nothing || !matches!(lost, ClientError::Lost(_)) {
+            return Err(lost);
+        }
+        let Some(_alone) = self.begin_alone(&mut retry) else { return Err(lost) };
+        let connection = match self.acquire(&mut retry) {
+            Ok(connection) => connection,
+            Err(ClientError::Cancelled) => return Err(ClientError::Cancelled),
+            Err(_) => return Err(lost),
+        };
+        match connection.call(op, &[], sink) {
+            Ok(()) => {
+                self.succeeded(&connection, op);
+                Ok(())
+            }
+            Err(error) if error.is_answer() => Err(error),
+            Err(error) => match self.lost(&connection, error.clone(), &mut retry) {
+                Ok(()) => Err(error),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Waits until no other request is in flight, and keeps it so; `None` if that makes no sense (any more).
+    fn begin_alone(&self, retry: &mut RetryState) -> Option<Alone<'_>> {
+        let (epoch, failures) = retry.lost_epoch?;
+        let is_of_use = |state: &State, retry: &RetryState| {
+            // Where the server is not there, one attempt for each request would take long.
+            let is_down = state.failures > failures && state.connections.is_empty();
+            !(is_down || state.closed || state.fail_fast || state.cancelled != retry.cancelled)
+        };
+        let mut state = self.state.lock();
+        if state.last_loss.is_some_and(|loss| loss.epoch == epoch && loss.in_flight == 1) {
+            // It was alone.
+            return None;
+        }
+        while state.is_one_alone {
+            state = self.changed.wait(state);
+        }
+        state.is_one_alone = true;
+        let until = Instant::now() + DRAIN_LIMIT;
+        while is_of_use(&state, retry) && state.in_flight > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            state = self.changed.wait_timeout(state, left).0;
+        }
+        if is_of_use(&state, retry) && state.in_flight == 0 {
+            retry.is_alone = true;
+            return Some(Alone(self));
+        }
+        state.is_one_alone = false;
+        self.changed.notify_all();
+        None
+    }
+}
