@@ -1,7 +1,8 @@
 //! Group commit: flushes that arrive together share one run of the work that makes them durable.
 //!
-//! The write-back of a qcow2 image and the `fdatasync` of a file are shared so. Must hold: a flush is answered
-//! by a run that *began after* it arrived, and by one that succeeded; the mutex is not held during the work.
+//! The write-back of a qcow2 image and the `fdatasync` of a file are shared so. Must hold: a flush is
+//! answered by a run that *began after* it arrived, and by one that succeeded; the mutex is not held during
+//! the work.
 
 use crate::sync::{Condvar, Mutex};
 

@@ -12,9 +12,9 @@
 //! | [`Error`] | a kind for machines; operation, file, offset and cause for people |
 //!
 //! Devices are synchronous, positional (`&self`) and thread-safe. Callers bring threads; devices bring no
-//! runtime. [`RangeLock`] orders overlapping operations, [`GroupCommit`] joins flushes, [`zero`] finds runs of
-//! zeros, and [`testing`] holds the in-memory, recording and fault-injecting doubles that every crate above is
-//! tested with.
+//! runtime. [`RangeLock`] orders overlapping operations, [`GroupCommit`] joins flushes, [`zero`] finds runs
+//! of zeros, and [`testing`] holds the in-memory, recording and fault-injecting doubles that every crate
+//! above is tested with.
 
 mod buffer;
 mod device;

@@ -1,7 +1,7 @@
 //! Sizes as people write and read them: `64K`, `1.5G`, `0x200`; and back.
 //!
-//! Called for options of images, by the command line and for messages. Every unit is a power of 1024; a suffix
-//! that could mean powers of 1000 (`KB`) is refused rather than guessed.
+//! Called for options of images, by the command line and for messages. Every unit is a power of 1024; a
+//! suffix that could mean powers of 1000 (`KB`) is refused rather than guessed.
 
 use std::fmt;
 
