@@ -109,7 +109,7 @@ impl<'a> Mover<'a> {
     fn zero(&mut self, range: ByteRange, metadata_only: bool) -> Result<Done, Failure> {
         let mut flags = self.policy.zero_flags;
         if metadata_only {
-            flags = flags | ZeroFlags::NO_FALLBACK;
+            flags |= ZeroFlags::NO_FALLBACK;
         }
         match self.target.write_zeroes(range, flags) {
             Err(error) if metadata_only && error.kind() == ErrorKind::Unsupported => {

@@ -195,7 +195,7 @@ impl BlockDevice for NodeDevice {
             if self.options().detect_zeroes && !buf.is_empty() && zero::is_zero(buf) {
                 let mut zero_flags = ZeroFlags::from(flags);
                 if self.options().detect_unmap && self.options().unmap {
-                    zero_flags = zero_flags | ZeroFlags::MAY_UNMAP;
+                    zero_flags |= ZeroFlags::MAY_UNMAP;
                 }
                 let range = ByteRange::checked(offset, buf.len())
                     .ok_or_else(|| Error::out_of_bounds("write", offset, len, self.len()))?;

@@ -86,10 +86,10 @@ fn write_zeroes(connection: &Connection, request: &Request, range: ByteRange) ->
     let export = connection.export();
     let mut flags = ZeroFlags::NONE;
     if !request.flags.contains(CommandFlags::NO_HOLE) {
-        flags = flags | ZeroFlags::MAY_UNMAP;
+        flags |= ZeroFlags::MAY_UNMAP;
     }
     if request.flags.contains(CommandFlags::FUA) {
-        flags = flags | ZeroFlags::FUA;
+        flags |= ZeroFlags::FUA;
     }
     if request.flags.contains(CommandFlags::FAST_ZERO) {
         // In one call: if it cannot be done, nothing may have been.

@@ -356,7 +356,7 @@ fn write(tap: &Tap, given: &Given<'_>) -> Result<String, String> {
         for (flag, set) in [('u', ZeroFlags::MAY_UNMAP), ('n', ZeroFlags::NO_FALLBACK), ('f', ZeroFlags::FUA)]
         {
             if given.has(flag) {
-                flags = flags | set;
+                flags |= set;
             }
         }
         tap.write_zeroes(range, flags).map_err(|error| failed("write", &error))?;
