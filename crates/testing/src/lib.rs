@@ -1,12 +1,13 @@
 //! What the tests of all crates and the developers' commands share: QEMU's tools as the oracle, visible
 //! skips, scratch directories in memory, reproducible random numbers, disk contents that tell where they
-//! belong, the images under `testdata/`, mutations of images, child processes with default signal
-//! dispositions.
+//! belong, the images under `testdata/`, mutations of images, images that cost time, child processes
+//! with default signal dispositions.
 //!
 //! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
 //! them cannot hide in the oracle.
 
 pub mod content;
+pub mod hostile;
 pub mod matrix;
 pub mod mutate;
 pub mod process;

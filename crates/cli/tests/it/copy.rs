@@ -15,12 +15,13 @@ mod sources;
 mod targets;
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::Place;
+use blockmirror_testing::hostile;
 use serde_json::Value;
 
 /// Four megabytes with data at the start, in the middle and at the end.
@@ -530,23 +531,6 @@ fn without_a_search_for_zeros_the_target_is_allocated_in_full() {
     place.ours_ok("convert -q -C -r 1G -f raw @source @t");
 }
 
-/// An image of 13 MB that says that it is 512 TiB long: every L1 entry names one and the same table. Asking
-/// what lies where took minutes, in which nothing was shown and a signal was ignored.
-fn one_table_for_all(place: &Place, name: &str) {
-    place.ours_ok(&format!("create -q -f qcow2 @{name} 512T"));
-    let file = fs::OpenOptions::new().read(true).write(true).open(place.path(name)).unwrap();
-    let mut header = [0; 48];
-    file.read_exact_at(&mut header, 0).unwrap();
-    let entries = u32::from_be_bytes(header[36..40].try_into().unwrap());
-    let l1 = u64::from_be_bytes(header[40..48].try_into().unwrap());
-    assert_eq!(entries, 1 << 20);
-    let table = file.metadata().unwrap().len().next_multiple_of(65536);
-    // Zero clusters, whatever lies below.
-    file.write_all_at(&1u64.to_be_bytes().repeat(8192), table).unwrap();
-    file.write_all_at(&(table | 1 << 63).to_be_bytes().repeat(entries as usize), l1).unwrap();
-    assert!(file.metadata().unwrap().blocks() * 512 < 14 << 20);
-}
-
 /// Runs `blockmirror`, sends SIGTERM as soon as it watches for it, and returns its exit code. (SIGINT may be
 /// ignored where the tests run in the background.)
 fn interrupted(place: &Place, words: &[&str]) -> Option<i32> {
@@ -578,12 +562,14 @@ fn interrupted(place: &Place, words: &[&str]) -> Option<i32> {
     child.wait().unwrap().code()
 }
 
+/// Asking such an image what lies where took minutes, in which nothing was shown and a signal was ignored.
 #[test]
 #[allow(clippy::panic, reason = "a signal that is ignored is the finding")]
 fn a_signal_ends_the_look_at_an_image_that_shares_one_table() {
     let place = Place::new();
-    one_table_for_all(&place, "hostile");
-    one_table_for_all(&place, "other");
+    for name in ["hostile", "other"] {
+        hostile::one_l2_table(&place.path(name)).unwrap();
+    }
     assert_eq!(interrupted(&place, &["convert", "-q", "-O", "qcow2", "@hostile", "@target"]), Some(143));
     assert_eq!(interrupted(&place, &["compare", "-q", "@hostile", "@other"]), Some(143));
     assert_eq!(place.names(), ["hostile", "other"]);

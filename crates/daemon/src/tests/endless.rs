@@ -1,38 +1,20 @@
-//! An image of 13 MB that says that it is 512 TiB long: all of its 2^20 L1 entries lead to one L2 table. To
-//! find out what lies where takes minutes; nothing waits for that.
+//! [An image of 512 TiB](hostile::one_l2_table) whose L1 entries all lead to one L2 table. To find out what lies
+//! where takes minutes; nothing waits for that.
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
 use blockmirror_block::{ByteRange, Visit};
 use blockmirror_nbd::{ClientOptions, NbdUri};
+use blockmirror_testing::hostile::{self, ENDLESS};
 
 use super::*;
-
-const LEN: u64 = 512 << 40;
-
-fn one_table_for_all(path: &Path) {
-    let spec = CreateSpec::new(Format::Qcow2, LEN, CreateSettings::default());
-    NewImage::create(path, &spec).unwrap().persist().unwrap();
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut header = [0; 48];
-    file.read_exact_at(&mut header, 0).unwrap();
-    let entries = u32::from_be_bytes(header[36..40].try_into().unwrap());
-    let l1 = u64::from_be_bytes(header[40..48].try_into().unwrap());
-    assert_eq!(entries, 1 << 20);
-    let table = file.metadata().unwrap().len().next_multiple_of(65536);
-    // Zero clusters, so that no run of them can be left out at one look.
-    file.write_all_at(&1u64.to_be_bytes().repeat(8192), table).unwrap();
-    file.write_all_at(&(table | 1 << 63).to_be_bytes().repeat(entries as usize), l1).unwrap();
-}
 
 impl Client {
     /// With the image as the node `huge`, which is read-only.
     fn with_endless() -> Self {
         let mut client = Self::new();
-        one_table_for_all(&client.path("huge"));
+        hostile::one_l2_table(&client.path("huge")).unwrap();
         let file = json!({"driver": "file", "filename": client.path("huge")});
         client.run(
             "blockdev-add",
@@ -53,7 +35,7 @@ impl Client {
 fn a_mirror_of_it_is_cancelled() {
     for force in [true, false] {
         let mut client = Client::with_endless();
-        let null = json!({"driver": "null-co", "node-name": "null", "size": LEN, "read-zeroes": true});
+        let null = json!({"driver": "null-co", "node-name": "null", "size": ENDLESS, "read-zeroes": true});
         client.run("blockdev-add", null);
         client.run(
             "blockdev-mirror",
@@ -82,7 +64,7 @@ fn its_block_status_is_answered() {
         let disk = ClientOptions::new(uri).connections(1).open().unwrap();
         for _ in 0..40 {
             let mut first = None;
-            disk.extents(ByteRange::new(0, LEN), &mut |extent| {
+            disk.extents(ByteRange::new(0, ENDLESS), &mut |extent| {
                 first = Some(extent.range);
                 Visit::Break(())
             })
@@ -108,7 +90,7 @@ fn an_export_of_it_is_deleted() {
         thread::spawn(move || {
             let mut first = true;
             // To its end, which it does not come to.
-            let result = disk.extents(ByteRange::new(0, LEN), &mut |_| {
+            let result = disk.extents(ByteRange::new(0, ENDLESS), &mut |_| {
                 if std::mem::take(&mut first) {
                     asked.send(()).unwrap();
                 }
