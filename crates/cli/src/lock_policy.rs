@@ -20,7 +20,12 @@ pub(crate) fn allowed(args: &AccessArgs) -> Outcome<AllowedReferences> {
 /// is not one to write.
 pub(crate) fn allowed_dirs(directories: &[PathBuf]) -> Outcome<AllowedReferences> {
     let allowed = directories.iter().fold(AllowedReferences::new(), AllowedReferences::dir);
-    Ok(lasting_directories()?.into_iter().fold(allowed, AllowedReferences::dir_to_read))
+    let lasting = lasting_directories();
+    if lasting.is_err() {
+        // An option that is wrong is reported before the environment: that failure has another exit code.
+        allowed.policy_for(Path::new("/"))?;
+    }
+    Ok(lasting?.into_iter().fold(allowed, AllowedReferences::dir_to_read))
 }
 
 /// The policy for `image` under `args`.

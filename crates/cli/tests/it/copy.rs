@@ -405,6 +405,9 @@ fn the_environment_allows_directories() {
     assert_eq!(run("@bases", &["info", "--backing-chain"]).0, Some(0));
     let (code, said) = run("bases", &["map"]);
     assert!(code == Some(2) && said.contains("BLOCKMIRROR_ALLOW_BACKING"), "{said}");
+    // With the option wrong, too, the exit code is that of the option.
+    let (code, said) = run("bases", &["map", "--allow-backing", "/missing"]);
+    assert!(code == Some(1) && said.contains("/missing"), "{said}");
     // A permission that lasts is not one to write.
     fs::write(place.path("bases/base"), vec![7; 1 << 20]).unwrap();
     place.ours_ok("create -q -f qcow2 -o data_file=../bases/data @images/top 1M");
