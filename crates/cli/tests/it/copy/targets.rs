@@ -340,6 +340,10 @@ fn what_the_directory_does_not_allow_is_written_in_place() {
     set("open", 0o777);
     fs::write(place.path("open/t"), "old").unwrap();
     set("open/t", 0o666);
+    let out = run("convert --atomic -f raw source open/t").unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("cannot be replaced atomically: its owner cannot be kept"), "{said}");
+    assert_eq!((out.status.code(), &*fs::read(place.path("open/t")).unwrap()), (Some(1), &b"old"[..]));
     let out = run("convert -f raw source open/t").unwrap();
     assert!(String::from_utf8_lossy(&out.stderr).contains("its owner cannot be kept"), "{out:?}");
     assert_eq!(
