@@ -181,6 +181,8 @@ fn what_was_queued_where_the_guest_writes_through_is_left_to_the_guest() {
     let zeroed = |at| log.iter().any(|work| matches!(work, Work::Zero { range, .. } if range.contains(at)));
     assert!(zeroed(4096) && zeroed(12_288));
     assert!(!zeroed(0) && !zeroed(8192), "old answers would wipe out what the guest wrote: {log:?}");
+    let Progress { offset, len, .. } = core.progress(NOW);
+    assert_eq!((offset, len), (M, M), "what the guest wrote itself is done, too");
 }
 
 #[test]
