@@ -23,6 +23,7 @@ mod reopen;
 mod resize;
 mod resume;
 mod schema;
+mod shallow_copy;
 mod steps;
 mod transaction;
 

@@ -30,6 +30,7 @@ fn lists_begin_with_the_newest() {
         client.run("block-dirty-bitmap-add", json!({"node": "sb", "name": id}));
     }
     assert_eq!(client.names("query-jobs", "id"), ["a", "c", "b"]);
+    assert_eq!(client.names("query-named-block-nodes", "node-name"), ["ta", "sa", "tc", "sc", "tb", "sb"]);
     assert_eq!(client.names("query-block-jobs", "device"), ["a", "c", "b"]);
     assert_eq!(client.bitmap_names("sb"), ["a", "c", "b"]);
 }
@@ -85,6 +86,26 @@ fn images_of_a_chain_are_named_as_in_the_header() {
     assert_eq!(client.blocks("top"), [1, 2, 3]);
 }
 
+/// By the header where the node below was opened by another name, and by what a name leads to where the header
+/// has another one.
+#[test]
+fn a_name_is_that_in_the_header_or_leads_to_the_image() {
+    let mut client = Client::new();
+    client.image("base.qcow2", 1, None);
+    client.image("other.qcow2", 2, None);
+    client.image("mid.qcow2", 2, client.path("base.qcow2").to_str());
+    client.image("top.qcow2", 3, Some("other.qcow2"));
+    client.add("base", "base.qcow2", Value::Null);
+    client.add("mid", "mid.qcow2", json!("base"));
+    client.add("top", "top.qcow2", json!("mid"));
+    client.run(
+        "block-commit",
+        json!({"job-id": "c", "device": "top", "top": "other.qcow2", "base": "base.qcow2"}),
+    );
+    assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none());
+    assert_eq!((client.backing("top").as_deref(), client.blocks("base")), (Some("base"), vec![1, 2]));
+}
+
 /// What lies below filters is replaced, and the filters stay.
 #[test]
 fn a_mirror_replaces_what_lies_below_a_filter() {
@@ -107,6 +128,12 @@ fn a_mirror_replaces_what_lies_below_a_filter() {
             .refused("blockdev-mirror", mirror("t"))
             .starts_with("Cannot replace 't' by a node mirrored from 'f'")
     );
+    // What else stands on it would go over, too.
+    client.image("over.qcow2", 8, None);
+    client.add("over", "over.qcow2", json!("s"));
+    let text = client.refused("blockdev-mirror", mirror("s"));
+    assert!(text.starts_with("Need a root block node: 's' is used by node 'over'"), "{text}");
+    client.run("blockdev-del", json!({"node-name": "over"}));
     client.run("blockdev-mirror", mirror("s"));
     client.wait("BLOCK_JOB_READY");
     tap.write_at(&[2; 65536], 2 << 16, WriteFlags::NONE).unwrap();
@@ -192,7 +219,14 @@ fn permissions_of_a_blkdebug_node_take_effect() {
     assert!(text.starts_with("Permission conflict on node 'n'"), "{text}");
     client.run("block-export-del", json!({"id": "e"}));
     client.run("blockdev-add", debug(json!({"take-child-perms": ["resize", "write"]})));
+    // What it takes counts although it has no user that writes.
+    let other =
+        json!({"driver": "blkdebug", "node-name": "o", "image": "n", "unshare-child-perms": ["write"]});
+    let text = client.refused("blockdev-add", other.clone());
+    assert!(text.starts_with("Permission conflict on node 'n'"), "{text}");
     client.run("blockdev-del", json!({"node-name": "d"}));
+    client.run("blockdev-add", other);
+    client.run("blockdev-del", json!({"node-name": "o"}));
     client.run("blockdev-del", json!({"node-name": "n"}));
 }
 

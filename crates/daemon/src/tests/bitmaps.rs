@@ -181,6 +181,15 @@ fn a_base_whose_bitmap_is_in_use_is_refused() {
     let commit = json!({"job-id": "c", "device": "top"});
     let refused = client.refused("block-commit", commit.clone());
     assert_eq!(refused, "Node 'base' is busy: its bitmap 'b' is in use");
+    // With a filter on the image that is named as the highest it is the same commit.
+    client.run("object-add", json!({"qom-type": "throttle-group", "id": "g"}));
+    client.run(
+        "blockdev-add",
+        json!({"driver": "throttle", "node-name": "f", "throttle-group": "g", "file": "top"}),
+    );
+    let by_filter = json!({"job-id": "c", "device": "f", "top-node": "top"});
+    assert_eq!(client.refused("block-commit", by_filter), refused);
+    client.run("blockdev-del", json!({"node-name": "f"}));
     drop(used);
     client.run("block-commit", commit);
 }
