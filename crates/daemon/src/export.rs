@@ -232,7 +232,7 @@ impl Daemon {
     /// What is returned waits for its requests and forgets it; other commands may run meanwhile.
     pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Deferred> {
         let server = self.exports.server();
-        let name = {
+        let (name, attachment) = {
             let mut state = self.exports.state.lock();
             let entry = state.exports.get_mut(id);
             let entry = entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?;
@@ -240,7 +240,7 @@ impl Daemon {
                 return Err(QmpError::generic(format!("Export '{id}' is already shutting down")));
             }
             entry.shutting_down = hard;
-            entry.name.clone()
+            (entry.name.clone(), entry.attachment)
         };
         if let (Some(server), false) = (&server, hard) {
             server.remove(&name, RemoveMode::Safe).map_err(|error| match error {
@@ -255,7 +255,12 @@ impl Daemon {
                 Some(server) if hard => server.remove(&name, RemoveMode::Hard).map_err(qmp_error),
                 _ => Ok(()),
             };
-            let entry = daemon.exports.state.lock().exports.remove_entry(&id);
+            let entry = {
+                let exports = &mut daemon.exports.state.lock().exports;
+                // It went with the server if that was stopped meanwhile, and another one may have its id.
+                let is_there = exports.get(&id).is_some_and(|entry| entry.attachment == attachment);
+                if is_there { exports.remove_entry(&id) } else { None }
+            };
             daemon.forget_exports(&entry.into_iter().collect());
             removed.map(|()| Value::Null)
         }))

@@ -7,7 +7,6 @@ mod chain;
 mod claims;
 mod created;
 mod edge;
-
 mod endless;
 mod ends;
 mod filter_chains;
@@ -26,6 +25,7 @@ mod schema;
 mod shallow_copy;
 mod steps;
 mod transaction;
+mod windows;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,0 +1,30 @@
+//! What other clients and jobs do between two steps of a command: the second step finds another graph than
+//! the first. The steps are called one by one.
+
+use super::*;
+
+/// The second half of the removal of an export found another one by its id, and removed that.
+#[test]
+fn a_removal_leaves_a_later_export_of_the_same_id() {
+    let mut client = Client::new();
+    client.chain();
+    let export = |name: &str| json!({"type": "nbd", "id": "e", "node-name": "top", "name": name});
+    for (round, name) in ["first", "second"].into_iter().enumerate() {
+        let address = json!({"type": "unix", "data": {"path": client.path(&format!("nbd{round}"))}});
+        client.run("nbd-server-start", json!({"addr": address}));
+        client.run("block-export-add", export(name));
+        if round == 0 {
+            let rest = client.daemon.remove_export("e", true).unwrap();
+            client.run("nbd-server-stop", json!({}));
+            client.run("nbd-server-start", json!({"addr": address}));
+            client.run("block-export-add", export(name));
+            // Whether the server that has ended still finds its export does not matter.
+            let _ = rest();
+            assert_eq!(client.run("query-block-exports", json!({}))[0]["id"], "e");
+            client.run("nbd-server-stop", json!({}));
+        }
+    }
+    // One that was not replaced goes.
+    client.run("block-export-del", json!({"id": "e"}));
+    assert_eq!(client.run("query-block-exports", json!({})), json!([]));
+}
