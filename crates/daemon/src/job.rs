@@ -23,7 +23,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use blockmirror_block::BlockDevice as _;
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{CopyMode, ErrorAction, Event, IoStatus, JobState, Progress, Refused, Verb};
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
@@ -499,17 +498,14 @@ impl Daemon {
         let nodes: Vec<_> = {
             let graph = self.graph.lock();
             let names = std::iter::once(name.to_owned()).chain(graph.filters_on(name));
-            let node =
-                |name: String| graph.get(&name).map(|node| (Arc::clone(&node.tap), Arc::clone(&node.device)));
+            let node = |name: String| {
+                let node = graph.get(&name)?;
+                Some((Arc::clone(&node.tap), Arc::clone(&node.device), name))
+            };
             names.filter_map(node).collect()
         };
-        for (tap, device) in nodes {
-            if tap.len() != device.len()
-                && let Some(mut drained) = tap.drain_for(HOLD_LIMIT)
-            {
-                // A job on it keeps the length that it began with.
-                let _ = drained.replace(device);
-            }
+        for (tap, device, name) in nodes {
+            self.refresh_tap(&name, &tap, &device, HOLD_LIMIT);
         }
     }
 

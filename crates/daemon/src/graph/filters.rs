@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
+use blockmirror_mirror::Tap;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Attachment, AttachmentId, Graph, Node, Parent};
+use super::{Attachment, AttachmentId, Graph, Node, NodeDevice, Parent};
 use crate::Reply;
 use crate::daemon::Daemon;
 
@@ -171,12 +172,24 @@ impl Daemon {
             {
                 device.replace(Arc::new(disk));
             }
-            if tap.len() != device.len()
-                && let Some(mut drained) = tap.drain_for(Duration::ZERO)
-            {
-                // With a job or a bitmap in use it would keep its length.
-                let _ = drained.replace(device as _);
-            }
+            self.refresh_tap(&name, &tap, &device, Duration::ZERO);
+        }
+    }
+
+    /// Gives `tap` the length of `device`, which are those of the node `name`, once no guest writes; after
+    /// `limit` it keeps its own.
+    pub(crate) fn refresh_tap(&self, name: &str, tap: &Arc<Tap>, device: &Arc<NodeDevice>, limit: Duration) {
+        if tap.len() == device.len() {
+            return;
+        }
+        let Some(mut drained) = tap.drain_for(limit) else { return };
+        let device: Arc<dyn BlockDevice> = Arc::clone(device) as _;
+        let graph = self.graph.lock();
+        // A snapshot or a job may have put it before another node meanwhile.
+        let is_its_own = graph.get(name).is_some_and(|node| Arc::ptr_eq(&node.tap, tap));
+        if is_its_own && Arc::ptr_eq(drained.device(), &device) {
+            // With a job or a bitmap in use it keeps its length.
+            let _ = drained.replace(device);
         }
     }
 }

@@ -3,6 +3,26 @@
 
 use super::*;
 
+/// A refresh that had looked the node up before a snapshot put the guest back on the frozen node.
+#[test]
+fn a_late_refresh_leaves_the_guest_on_its_overlay() {
+    let mut client = Client::new();
+    for (name, block) in [("n", 1), ("ov", 2)] {
+        client.image(name, block, None);
+        client.add(name, name, Value::Null);
+    }
+    client.run("block_resize", json!({"node-name": "ov", "size": 2 * SIZE}));
+    let (tap, device) = {
+        let graph = client.daemon.graph.lock();
+        let node = graph.find("n").unwrap();
+        (Arc::clone(&node.tap), Arc::clone(&node.device))
+    };
+    client.run("blockdev-snapshot", json!({"node": "n", "overlay": "ov"}));
+    client.daemon.refresh_tap("n", &tap, &device, Duration::ZERO);
+    tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
+    assert_eq!((client.blocks("n"), client.blocks("ov")), (vec![1], vec![1, 2, 4]));
+}
+
 /// The second half of the removal of an export found another one by its id, and removed that.
 #[test]
 fn a_removal_leaves_a_later_export_of_the_same_id() {
