@@ -171,6 +171,16 @@ fn check_source(graph: &Graph, source: &str, target: &str, below_filters: bool) 
     Ok(())
 }
 
+/// Refuses a source and a target that cannot change places.
+fn check_nodes(graph: &Graph, request: &MirrorRequest) -> Reply<()> {
+    let MirrorRequest { source, target, below_filters, .. } = request;
+    check_source(graph, source, target, *below_filters)?;
+    graph.check_pivots(Some((source, target)))?;
+    graph.check_no_overlay(target)?;
+    graph.check_bitmaps_free(target)?;
+    graph.check_no_job(target)
+}
+
 /// Why a mirror does not start, beginning as clients know it.
 fn in_words(error: &Error) -> String {
     match error {
@@ -211,11 +221,7 @@ impl Daemon {
             if request.source == request.target {
                 return Err(QmpError::generic("Can't mirror node into itself"));
             }
-            check_source(&graph, &request.source, &request.target, request.below_filters)?;
-            graph.check_pivots(Some((&request.source, &request.target)))?;
-            graph.check_no_overlay(&request.target)?;
-            graph.check_bitmaps_free(&request.target)?;
-            graph.check_no_job(&request.target)?;
+            check_nodes(&graph, &request)?;
             if let Some(name) = &request.filter {
                 graph.check_name(name)?;
             }
@@ -256,6 +262,8 @@ impl Daemon {
     /// Holds the nodes of a mirror that nothing else speaks against.
     fn hold_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
         let mut graph = self.graph.lock();
+        // Nodes may have been opened on them since they were checked: that locks nothing.
+        check_nodes(&graph, &request)?;
         let (source, target) = (graph.find(&request.source)?, graph.find(&request.target)?);
         if target.read_only {
             return Err(is_read_only());
@@ -504,5 +512,29 @@ pub(super) fn report_mirror_event(daemon: &Daemon, job: &Job, event: &Event) {
     if let Event::CopyMode { mode, reason, .. } = event {
         let data = json!({"device": job.id, "copy-mode": mode.name(), "reason": reason.to_string()});
         daemon.emit(&events::BLOCK_JOB_COPY_MODE, data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::Arguments;
+
+    /// A format that was opened on the source after the first look held its file, and would have stayed there
+    /// in a pivot.
+    #[test]
+    fn a_source_is_looked_at_again_as_it_is_held() {
+        let daemon = Daemon::new(Vec::new());
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("f"), [0; 4096]).unwrap();
+        let add = |node: Value| daemon.add_node(node.as_object().unwrap()).unwrap();
+        add(json!({"driver": "file", "node-name": "f", "filename": dir.path().join("f")}));
+        add(json!({"driver": "null-co", "node-name": "t", "size": 4096}));
+        let args = json!({"job-id": "j", "device": "f", "target": "t", "sync": "full"});
+        let args = MirrorArgs::parse(args.as_object().unwrap()).unwrap();
+        let request = MirrorRequest::new(&daemon, args).unwrap();
+        add(json!({"driver": "raw", "node-name": "r", "file": "f", "read-only": true}));
+        let refused = daemon.hold_mirror(request).unwrap_err();
+        assert_eq!(refused.desc, "Need a root block node: 'f' is used by node 'r' (as 'file' child)");
     }
 }
