@@ -33,7 +33,7 @@ use crate::arguments::Arguments;
 use crate::command::schema::{CommonOptions, DetectZeroes, Discard, NodeRef};
 use crate::daemon::Daemon;
 use crate::graph::{
-    ALL_PERMS, BackingLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, Parent, Perms, Released,
+    ALL_PERMS, BackingLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, NodeId, Parent, Perms, Released,
 };
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
@@ -266,18 +266,15 @@ impl Child {
 impl Daemon {
     /// Opens a node that was asked for by name (`blockdev-add`).
     pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
-        let name = CommonOptions::parse(options)?.node_name;
-        let name =
-            name.ok_or_else(|| QmpError::generic("'node-name' must be specified for the root node"))?;
-        self.open_node(options, Inherited::default())?;
-        if let Some(node) = self.graph.lock().get_mut(&name) {
-            node.owned = true;
+        if CommonOptions::parse(options)?.node_name.is_none() {
+            return Err(QmpError::generic("'node-name' must be specified for the root node"));
         }
-        Ok(())
+        // Owned from the start: a user that goes would take it along.
+        self.open(options, Inherited::default(), None, true).map(drop)
     }
 
-    /// Opens a node and what it stands on; returns its name. It has no owner yet.
-    pub(crate) fn open_node(&self, options: &Map<String, Value>, inherited: Inherited) -> Reply<String> {
+    /// Opens a node and what it stands on. It has no owner.
+    pub(crate) fn open_node(&self, options: &Map<String, Value>, inherited: Inherited) -> Reply<NodeId> {
         self.open_node_on(options, inherited, None)
     }
 
@@ -287,7 +284,17 @@ impl Daemon {
         options: &Map<String, Value>,
         inherited: Inherited,
         found: Option<Found>,
-    ) -> Reply<String> {
+    ) -> Reply<NodeId> {
+        self.open(options, inherited, found, false)
+    }
+
+    fn open(
+        &self,
+        options: &Map<String, Value>,
+        inherited: Inherited,
+        found: Option<Found>,
+        owned: bool,
+    ) -> Reply<NodeId> {
         if inherited.depth > MAX_DEPTH {
             return Err(QmpError::generic(format!("More than {MAX_DEPTH} nodes on each other")));
         }
@@ -306,11 +313,11 @@ impl Daemon {
         let driver = given.driver.0;
         let mut opening = Opening { daemon: self, common, found, children: Vec::new() };
         let result = (driver.open)(&mut opening, options)
-            .and_then(|opened| self.put_in(&name, driver, options, common, opened));
+            .and_then(|opened| self.put_in(&name, driver, options, common, opened, owned));
         if result.is_err() {
             opening.children.iter().for_each(|child| self.undo_node(child));
         }
-        result.map(|()| name)
+        result
     }
 
     fn put_in(
@@ -320,7 +327,8 @@ impl Daemon {
         options: &Map<String, Value>,
         common: Common,
         opened: Opened,
-    ) -> Reply<()> {
+        owned: bool,
+    ) -> Reply<NodeId> {
         let read_only = common.read_only || opened.read_only;
         let device = NodeDevice::new(opened.device, common.device_options(read_only));
         let node = Node {
@@ -337,7 +345,7 @@ impl Daemon {
             device,
             read_only,
             direct: common.direct,
-            owned: false,
+            owned,
             number: 0,
         };
         let mut graph = self.graph.lock();
@@ -347,24 +355,24 @@ impl Daemon {
             self.close(Released { gone: vec![node], stale: Vec::new() });
             return Err(QmpError::generic(format!("Duplicate nodes with node-name='{name}'")));
         }
-        graph.insert(node);
+        let id = graph.insert(node);
         let linked = opened.children.iter().try_for_each(|child| {
             graph.check_holds(child)?;
             let parent = match child.claim {
                 true => Parent::Claim { name: name.to_owned() },
                 false => Parent::Node { name: name.to_owned(), role: child.role },
             };
-            let id = graph.attach(&child.node, parent, child.perm, child.shared_perm)?;
+            let attachment = graph.attach(&child.node, parent, child.perm, child.shared_perm)?;
             if let Some(link) = &child.link {
-                graph.hold_link(id, link);
+                graph.hold_link(attachment, link);
             }
             Ok(())
         });
         let hides = linked.and_then(|()| graph.check_hides_nothing(name));
-        let released = if hides.is_err() { graph.undo(name) } else { Released::default() };
+        let released = if hides.is_err() { graph.undo(&id) } else { Released::default() };
         drop(graph);
         self.close(released);
-        hides
+        hides.map(|()| id)
     }
 }
 
@@ -386,7 +394,7 @@ pub(crate) struct Opening<'a> {
     /// The file that the node is to be, if that is not for its name to say.
     found: Option<Found>,
     /// Nodes that go again if the node does not come about.
-    children: Vec<String>,
+    children: Vec<NodeId>,
 }
 
 impl Opening<'_> {
@@ -395,8 +403,9 @@ impl Opening<'_> {
         let name = match reference {
             NodeRef::Name(name) => name.clone(),
             NodeRef::Options(options) => {
-                let name = self.daemon.open_node(options, inherited)?;
-                self.children.push(name.clone());
+                let child = self.daemon.open_node(options, inherited)?;
+                let name = child.name.clone();
+                self.children.push(child);
                 name
             }
         };
@@ -408,8 +417,9 @@ impl Opening<'_> {
         let mut options = Map::new();
         options.insert("driver".to_owned(), "file".into());
         options.insert("filename".to_owned(), shown(&found.path).into());
-        let name = self.daemon.open_node_on(&options, inherited, Some(Found::Handle(found.handle)))?;
-        self.children.push(name.clone());
+        let child = self.daemon.open_node_on(&options, inherited, Some(Found::Handle(found.handle)))?;
+        let name = child.name.clone();
+        self.children.push(child);
         Child::named(self.daemon, name)
     }
 }

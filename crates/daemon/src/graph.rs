@@ -33,7 +33,7 @@ pub(crate) use attachment::{
 pub(crate) use backing_link::BackingLink;
 pub(crate) use close::close_all;
 pub(crate) use host_size::HostSizes;
-pub(crate) use node::Node;
+pub(crate) use node::{Node, NodeId};
 pub(crate) use node_device::{Counter, DeviceOptions, NodeDevice};
 
 use crate::Reply;
@@ -98,10 +98,12 @@ impl Graph {
     }
 
     /// Puts a new node in; its name has been checked.
-    pub(crate) fn insert(&mut self, mut node: Node) {
+    pub(crate) fn insert(&mut self, mut node: Node) -> NodeId {
         node.number = self.next_node;
         self.next_node += 1;
+        let id = NodeId { name: node.name.clone(), number: node.number };
         self.nodes.insert(node.name.clone(), node);
+        id
     }
 
     /// The node `name`, in the words of commands that take a device or a node.
@@ -334,12 +336,13 @@ impl Graph {
         Ok(released)
     }
 
-    /// Takes a node back that could not be finished, with what was opened for it.
-    pub(crate) fn undo(&mut self, name: &str) -> Released {
-        if let Some(node) = self.nodes.get_mut(name) {
-            node.owned = false;
-        }
-        self.collect(name)
+    /// Takes the node `id` back, which could not be finished, with what was opened for it; if it is there.
+    pub(crate) fn undo(&mut self, id: &NodeId) -> Released {
+        let Some(node) = self.nodes.get_mut(&id.name).filter(|node| node.number == id.number) else {
+            return Released::default();
+        };
+        node.owned = false;
+        self.collect(&id.name)
     }
 
     /// The nodes among `names`, and all that they are connected to: by what stands on what, and by jobs.

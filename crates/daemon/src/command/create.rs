@@ -285,14 +285,25 @@ fn hold(
     child: NodeRef,
     held: &mut Held,
 ) -> Reply<(Arc<dyn Storage>, String)> {
-    let name = match child {
-        NodeRef::Name(name) => name,
-        NodeRef::Options(options) => daemon.open_node(&options, Inherited::default())?,
+    let (name, opened) = match child {
+        NodeRef::Name(name) => (name, None),
+        NodeRef::Options(options) => {
+            let opened = daemon.open_node(&options, Inherited::default())?;
+            (opened.name.clone(), Some(opened))
+        }
     };
     let mut graph = daemon.graph.lock();
     let parent = Parent::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
     let (perm, shared_perm) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
-    held.attachments.push(graph.attach(&name, parent, perm, shared_perm)?);
+    match graph.attach(&name, parent, perm, shared_perm) {
+        Ok(attachment) => held.attachments.push(attachment),
+        Err(error) => {
+            let released = opened.map(|opened| graph.undo(&opened)).unwrap_or_default();
+            drop(graph);
+            daemon.close(released);
+            return Err(error);
+        }
+    }
     let node = graph.find(&name)?;
     if node.read_only {
         return Err(is_read_only());

@@ -23,7 +23,7 @@ use crate::Reply;
 use crate::arguments::{Arguments, Int64, arguments};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, backing_in_header, probe_format};
-use crate::graph::Node;
+use crate::graph::{Node, NodeId};
 use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
@@ -179,9 +179,9 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: DriveM
     let found = created.as_ref().and_then(CreatedFile::found);
     let named = NamedTarget { path, found, format, node: args.node_name.as_deref() };
     let (target, below) = open(daemon, &request.source, named, below)?;
-    request.target = target.clone();
+    request.target.clone_from(&target.name);
     let started = match below {
-        Below::Source => put_on_source(daemon, &request.source, &target),
+        Below::Source => put_on_source(daemon, &request.source, &target.name),
         _ => Ok(()),
     };
     let prepared = started.and_then(|()| daemon.prepare_mirror(request));
@@ -213,7 +213,7 @@ fn open(
     source: &str,
     target: NamedTarget<'_>,
     below: Option<Below>,
-) -> Reply<(String, Below)> {
+) -> Reply<(NodeId, Below)> {
     let NamedTarget { path, found, format, node } = target;
     let options = |value: Value| match value {
         Value::Object(options) => options,
@@ -224,13 +224,13 @@ fn open(
     let inherited = Inherited { unmap: true, ..Inherited::default() };
     let file = daemon.open_node_on(&file, inherited, found)?;
     let opened = (|| {
-        let format = format.map_or_else(|| probe(daemon, &file), Ok)?;
+        let format = format.map_or_else(|| probe(daemon, &file.name), Ok)?;
         let below = match below {
             Some(below) => below,
-            None if format == Format::Qcow2 => named_by(daemon, source, &file)?,
+            None if format == Format::Qcow2 => named_by(daemon, source, &file.name)?,
             None => Below::Nothing,
         };
-        let mut image = options(json!({"driver": format.as_str(), "file": file}));
+        let mut image = options(json!({"driver": format.as_str(), "file": file.name}));
         if let Some(name) = node {
             image.insert("node-name".to_owned(), json!(name));
         }

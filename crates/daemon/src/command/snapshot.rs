@@ -18,7 +18,9 @@ use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, is_read_only, qmp_error};
-use crate::graph::{ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Node, Parent, Perms, Released};
+use crate::graph::{
+    ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Node, NodeId, Parent, Perms, Released,
+};
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
 choice! {
@@ -95,8 +97,8 @@ pub(super) struct Snapshot {
     was_read_only: bool,
     /// The file that was created for it.
     created: Option<CreatedFile>,
-    /// The overlay's node was opened for it.
-    opened: bool,
+    /// The overlay's node, if it was opened for it.
+    opened: Option<NodeId>,
     /// No users were moved: the overlay is filled by a mirror.
     is_link_only: bool,
 }
@@ -173,8 +175,8 @@ impl Snapshot {
             if let Some(link) = graph.link(&self.overlay, "backing") {
                 released = graph.detach(link);
             }
-            if self.opened {
-                released = released.and(graph.undo(&self.overlay));
+            if let Some(opened) = &self.opened {
+                released = released.and(graph.undo(opened));
             }
             (image, released)
         };
@@ -226,7 +228,7 @@ impl Daemon {
             }
         };
         let found = created.as_ref().and_then(CreatedFile::found);
-        self.open_overlay(path, &overlay, found)?;
+        let opened = self.open_overlay(path, &overlay, found)?;
         let name_file = || match &mut created {
             Some(created) if naming == Naming::Now => created.give_name(),
             _ => Ok(()),
@@ -239,23 +241,23 @@ impl Daemon {
                     // It goes with its last user. One that has none yet can be closed by name only.
                     overlay.owned = !is_used;
                 }
-                Ok(Snapshot { created, opened: true, ..snapshot })
+                Ok(Snapshot { created, opened: Some(opened), ..snapshot })
             }
             Err(error) => {
-                self.undo_node(&overlay);
+                self.undo_node(&opened);
                 Err(error)
             }
         }
     }
 
     /// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
-    fn open_overlay(&self, path: &str, overlay: &str, found: Option<Found>) -> Reply<()> {
+    fn open_overlay(&self, path: &str, overlay: &str, found: Option<Found>) -> Reply<NodeId> {
         let (options, found) = protocol_node(path, found)?;
         let file = self.open_node_on(&options, Inherited::default(), found)?;
-        let image = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": null});
+        let image = json!({"driver": "qcow2", "node-name": overlay, "file": file.name, "backing": null});
         let image = image.as_object().cloned().unwrap_or_default();
         let opened = self.open_node(&image, Inherited::default());
-        opened.map(drop).inspect_err(|_| self.undo_node(&file))
+        opened.inspect_err(|_| self.undo_node(&file))
     }
 
     /// Puts `overlay` on `node` and moves the users of that, calling `before` while no guest writes.
@@ -323,7 +325,7 @@ impl Daemon {
             overlay: overlay.to_owned(),
             was_read_only,
             created: None,
-            opened: false,
+            opened: None,
             is_link_only: false,
         })
     }
@@ -342,7 +344,7 @@ impl Daemon {
             overlay: overlay.to_owned(),
             was_read_only,
             created: None,
-            opened: false,
+            opened: None,
             is_link_only: true,
         })
     }

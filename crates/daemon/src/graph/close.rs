@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 
-use super::{Node, Released};
+use super::{Node, NodeId, Released};
 use crate::daemon::Daemon;
 
 /// How long nodes may take to flush, and again to end a blocked flush.
@@ -30,9 +30,10 @@ impl Daemon {
         self.refresh(released.stale);
     }
 
-    /// Takes the node `name` back, which could not be finished, with what was opened for it.
-    pub(crate) fn undo_node(&self, name: &str) {
-        let released = self.graph.lock().undo(name);
+    /// Takes the node `id` back, which could not be finished, with what was opened for it. Another one that
+    /// has got its name stays.
+    pub(crate) fn undo_node(&self, id: &NodeId) {
+        let released = self.graph.lock().undo(id);
         self.close(released);
     }
 }

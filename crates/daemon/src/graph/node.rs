@@ -14,6 +14,13 @@ use super::host_size::HostSizeCell;
 use super::node_device::NodeDevice;
 use crate::driver::{DriverEntry, Kind};
 
+/// One node, as long as it is there: when it has gone, another one may get its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NodeId {
+    pub(crate) name: String,
+    pub(super) number: u64,
+}
+
 /// A node of the graph.
 #[derive(Debug)]
 pub(crate) struct Node {

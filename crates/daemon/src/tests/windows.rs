@@ -2,6 +2,7 @@
 //! the first. The steps are called one by one.
 
 use super::*;
+use crate::driver::Inherited;
 
 /// A refresh that had looked the node up before a snapshot put the guest back on the frozen node.
 #[test]
@@ -47,4 +48,17 @@ fn a_removal_leaves_a_later_export_of_the_same_id() {
     // One that was not replaced goes.
     client.run("block-export-del", json!({"id": "e"}));
     assert_eq!(client.run("query-block-exports", json!({})), json!([]));
+}
+
+/// A command that failed took its node back by name, although the node had gone with its last user: that of
+/// another client went instead.
+#[test]
+fn a_node_that_is_taken_back_is_no_other_of_its_name() {
+    let mut client = Client::new();
+    let null = json!({"driver": "null-co", "node-name": "t", "size": SIZE});
+    let opened = client.daemon.open_node(null.as_object().unwrap(), Inherited::default()).unwrap();
+    client.daemon.undo_node(&opened);
+    client.run("blockdev-add", null);
+    client.daemon.undo_node(&opened);
+    client.run("blockdev-del", json!({"node-name": "t"}));
 }
