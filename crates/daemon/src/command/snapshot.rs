@@ -6,8 +6,7 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_image::Format;
 use blockmirror_image_lock::Permission;
-use blockmirror_mirror::Tap;
-use blockmirror_qcow2::Qcow2;
+use blockmirror_mirror::{Drained, Tap};
 use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::Command;
 use serde_json::{Value, json};
@@ -192,7 +191,7 @@ impl Snapshot {
 impl Daemon {
     /// `blockdev-snapshot`.
     pub(super) fn snapshot(&self, args: &SnapshotArgs) -> Reply<Snapshot> {
-        self.put_overlay(&args.node, &args.overlay, || Ok(()))
+        self.put_overlay(&args.node, &args.overlay, false).map(|(snapshot, _)| snapshot)
     }
 
     /// `blockdev-snapshot-sync`.
@@ -220,7 +219,7 @@ impl Daemon {
             };
             (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
         };
-        let mut created = match existing {
+        let created = match existing {
             true => None,
             false => {
                 let new = NewFileSpec { path, format: Format::Qcow2, size, backing };
@@ -229,25 +228,20 @@ impl Daemon {
         };
         let found = created.as_ref().and_then(CreatedFile::found);
         let opened = self.open_overlay(path, &overlay, found)?;
-        let name_file = || match &mut created {
-            Some(created) if naming == Naming::Now => created.give_name(),
-            _ => Ok(()),
-        };
-        match self.put_overlay(&node, &overlay, name_file) {
-            Ok(snapshot) => {
-                let mut graph = self.graph.lock();
-                let is_used = graph.attachments_of(&overlay).next().is_some();
-                if let Some(overlay) = graph.get_mut(&overlay) {
-                    // It goes with its last user. One that has none yet can be closed by name only.
-                    overlay.owned = !is_used;
-                }
-                Ok(Snapshot { created, opened: Some(opened), ..snapshot })
-            }
-            Err(error) => {
-                self.undo_node(&opened);
-                Err(error)
-            }
+        let put = self.put_overlay(&node, &overlay, true).inspect_err(|_| self.undo_node(&opened));
+        let (snapshot, held) = put?;
+        let mut snapshot = Snapshot { created, opened: Some(opened), ..snapshot };
+        if naming == Naming::Now
+            && let Err(error) = snapshot.give_name()
+        {
+            let undone = snapshot.undo(self);
+            drop(held);
+            return Err(match undone {
+                Ok(()) => error,
+                Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
+            });
         }
+        Ok(snapshot)
     }
 
     /// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
@@ -260,51 +254,64 @@ impl Daemon {
         opened.inspect_err(|_| self.undo_node(&file))
     }
 
-    /// Puts `overlay` on `node` and moves the users of that, calling `before` while no guest writes.
-    fn put_overlay(&self, node: &str, overlay: &str, before: impl FnOnce() -> Reply<()>) -> Reply<Snapshot> {
-        let (tap, below, above, image) = {
+    /// Puts `overlay`, which the command has `opened` or not, on `node`, and moves the users of that. Also
+    /// returns what keeps guests from writing until the command cannot fail any more.
+    fn put_overlay(&self, node: &str, overlay: &str, opened: bool) -> Reply<(Snapshot, Option<Drained>)> {
+        let (tap, below, image) = {
             let graph = self.graph.lock();
             let (base, above) = (graph.find(node)?, graph.find(overlay)?);
             check_below(&graph, node)?;
             let image = above.qcow2.clone();
             let image =
                 image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
-            let is_target = check_overlay(&graph, node, above, &image)?;
+            let is_target = check_overlay(&graph, node, above, image.backing().is_some())?;
             if is_target {
                 drop(graph);
-                return self.put_below_target(node, overlay, &image);
+                return self.put_below_target(node, overlay).map(|snapshot| (snapshot, None));
             }
-            (Arc::clone(&base.tap), Arc::clone(&base.device), Arc::clone(&above.device), image)
+            (Arc::clone(&base.tap), Arc::clone(&base.device), image)
         };
         let mut drained = hold(&tap)?;
         below.flush().map_err(qmp_error)?;
-        {
-            // Nodes may have been opened on them meanwhile: that locks nothing.
-            let graph = self.graph.lock();
-            check_below(&graph, node)?;
-            if check_overlay(&graph, node, graph.find(overlay)?, &image)? {
-                return Err(QmpError::generic("The overlay is already in use"));
-            }
-        }
         let link = BackingLink::for_overlay(Arc::clone(&below) as _);
         image.replace_backing(Some(Arc::clone(&link) as _));
+        match self.move_users(node, overlay, opened, &link, &mut drained) {
+            Ok(snapshot) => Ok((snapshot, Some(drained))),
+            Err(error) => {
+                image.replace_backing(None);
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the users of `node`, which are `drained`, to `overlay`, which stands on it by `link`. Tap and
+    /// graph change under one lock with the last checks: nodes may have been opened on the two since the
+    /// first ones, which locks nothing.
+    fn move_users(
+        &self,
+        node: &str,
+        overlay: &str,
+        opened: bool,
+        link: &Arc<BackingLink>,
+        drained: &mut Drained,
+    ) -> Reply<Snapshot> {
+        let mut graph = self.graph.lock();
+        check_below(&graph, node)?;
+        let above = graph.find(overlay)?;
+        if check_overlay(&graph, node, above, false)? {
+            return Err(QmpError::generic("The overlay is already in use"));
+        }
+        let (above, below) = (Arc::clone(&above.device), Arc::clone(&graph.find(node)?.device));
+        let tap = Arc::clone(drained.tap());
         // Bitmaps stay with the node, exported ones too.
         let of_node = Tap::new(Arc::clone(&below) as _);
         let exported = self.exports.bitmaps.suspend(&tap);
         tap.give_bitmaps(&of_node);
-        let replaced = drained.replace(above).map_err(qmp_error).and_then(|old| {
-            before().inspect_err(|_| {
-                // It was there a moment ago, and the guest is still held.
-                let _ = drained.replace(old);
-            })
-        });
-        if let Err(error) = replaced {
+        if let Err(error) = drained.replace(above) {
             tap.take_bitmaps(&of_node, false);
             exported.resume(&tap);
-            image.replace_backing(None);
-            return Err(error);
+            return Err(qmp_error(error));
         }
-        let mut graph = self.graph.lock();
         let was_read_only = below.options().read_only;
         below.set_read_only(true);
         if let Some(base) = graph.get_mut(node) {
@@ -316,10 +323,15 @@ impl Daemon {
             Arc::clone(&base.tap)
         });
         exported.resume(&of_base);
+        let is_used = graph.attachments_of(overlay).next().is_some();
+        if let (true, Some(overlay)) = (opened, graph.get_mut(overlay)) {
+            // It goes with its last user. One that has none yet can be closed by name only.
+            overlay.owned = !is_used;
+        }
         let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
-        // Checked before, when the users were on the node.
+        // Checked above, when the users were on the node.
         let id = graph.attach(node, parent, Perms::READ, ALL_PERMS)?;
-        graph.hold_link(id, &link);
+        graph.hold_link(id, link);
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
@@ -332,13 +344,16 @@ impl Daemon {
 
     /// Puts `overlay`, which a mirror fills, on `node`, which has no user. The mirror goes on; what it has
     /// written stays.
-    fn put_below_target(&self, node: &str, overlay: &str, image: &Arc<Qcow2>) -> Reply<Snapshot> {
-        let (link, was_read_only) = {
+    fn put_below_target(&self, node: &str, overlay: &str) -> Reply<Snapshot> {
+        let (link, image, was_read_only) = {
             let mut graph = self.graph.lock();
             // First the link: nothing is read that the graph does not protect.
-            (graph.attach_backing(overlay, node)?, graph.find(node)?.read_only)
+            let link = graph.attach_backing(overlay, node)?;
+            (link, graph.find(overlay)?.qcow2.clone(), graph.find(node)?.read_only)
         };
-        image.replace_backing(Some(link as _));
+        if let Some(image) = image {
+            image.replace_backing(Some(link as _));
+        }
         Ok(Snapshot {
             node: node.to_owned(),
             overlay: overlay.to_owned(),
@@ -350,13 +365,14 @@ impl Daemon {
     }
 }
 
-fn hold(tap: &Arc<Tap>) -> Reply<blockmirror_mirror::Drained> {
+fn hold(tap: &Arc<Tap>) -> Reply<Drained> {
     tap.drain_for(HOLD_LIMIT)
         .ok_or_else(|| QmpError::generic("A write of a guest does not end: the snapshot was given up"))
 }
 
-/// Refuses what cannot come on top of `node`; also says whether a mirror fills it.
-fn check_overlay(graph: &Graph, node: &str, above: &Node, image: &Qcow2) -> Reply<bool> {
+/// Refuses what cannot come on top of `node`, as what has a backing file cannot; also says whether a mirror
+/// fills it.
+fn check_overlay(graph: &Graph, node: &str, above: &Node, has_backing: bool) -> Reply<bool> {
     let overlay = &*above.name;
     // A mirror does not read what it writes.
     let by_mirror = |u: &Attachment| {
@@ -369,7 +385,7 @@ fn check_overlay(graph: &Graph, node: &str, above: &Node, image: &Qcow2) -> Repl
     if let (true, Some((_, u))) = (is_target, graph.attachments_of(node).next()) {
         return Err(QmpError::generic(format!("Node '{node}' is busy: it is in use by {}", u.parent)));
     }
-    if image.backing().is_some() {
+    if has_backing {
         return Err(QmpError::generic("The overlay already has a backing image"));
     }
     if graph.stands_on(overlay, node) {
@@ -405,30 +421,63 @@ fn check_below(graph: &Graph, name: &str) -> Reply<()> {
 mod tests {
     use blockmirror_block::WriteFlags;
     use blockmirror_block::testing::MemoryDisk;
+    use blockmirror_image::{CreateSettings, CreateSpec, NewImage};
     use blockmirror_mirror::{MirrorJob, MirrorOptions};
 
     use super::*;
 
-    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed
-    /// image.
-    #[test]
-    fn a_snapshot_that_cannot_be_undone_stays() {
+    /// A daemon with a node `n`.
+    fn daemon() -> Arc<Daemon> {
         let daemon = Daemon::new(Vec::new());
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("snap.qcow2");
         let options = json!({"driver": "null-co", "size": 1 << 20, "node-name": "n"});
         daemon.add_node(options.as_object().unwrap()).unwrap();
-        let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
-        let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
-        let snapshot = daemon
-            .snapshot_sync(&SnapshotSyncArgs::parse(args.as_object().unwrap()).unwrap(), Naming::Now)
-            .unwrap();
-        let job = MirrorJob::attach(&tap, Arc::new(MemoryDisk::new(1 << 20)), MirrorOptions::new()).unwrap();
-        let error = snapshot.undo(&daemon).unwrap_err();
-        assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");
-        drop(job);
-        tap.write_at(b"here", 0, WriteFlags::NONE).unwrap();
-        assert!(path.exists());
-        assert_eq!(daemon.graph.lock().backing_of("snap").unwrap().name, "n");
+        daemon
+    }
+
+    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed
+    /// image, or with one in a file that had no name.
+    #[test]
+    fn a_snapshot_that_cannot_be_undone_stays() {
+        for naming in [Naming::Now, Naming::AtCommit] {
+            let daemon = daemon();
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("snap.qcow2");
+            let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
+            let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
+            let args = SnapshotSyncArgs::parse(args.as_object().unwrap()).unwrap();
+            let snapshot = daemon.snapshot_sync(&args, naming).unwrap();
+            assert_eq!(path.exists(), naming == Naming::Now);
+            let target = Arc::new(MemoryDisk::new(1 << 20));
+            let job = MirrorJob::attach(&tap, target, MirrorOptions::new()).unwrap();
+            let error = snapshot.undo(&daemon).unwrap_err();
+            assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");
+            drop(job);
+            tap.write_at(b"here", 0, WriteFlags::NONE).unwrap();
+            assert!(path.exists(), "{naming:?}");
+            assert_eq!(daemon.graph.lock().backing_of("snap").unwrap().name, "n");
+        }
+    }
+
+    /// Before the file of the overlay had its name, its node was not yet put on the other one in the graph. A
+    /// node that was opened on that one meanwhile was moved with the users, and followed what they wrote.
+    #[test]
+    fn a_node_that_is_opened_before_the_command_has_ended_stays_on_the_old_one() {
+        let daemon = daemon();
+        let dir = tempfile::tempdir().unwrap();
+        let add = |name: &str, backing: Value| {
+            let path = dir.path().join(name);
+            let spec = CreateSpec::new(Format::Qcow2, 1 << 20, CreateSettings::default());
+            NewImage::create(&path, &spec).unwrap().persist().unwrap();
+            let file = json!({"driver": "file", "filename": path});
+            let image = json!({"driver": "qcow2", "node-name": name, "file": file, "backing": backing});
+            daemon.add_node(image.as_object().unwrap()).unwrap();
+        };
+        add("ov", Value::Null);
+        let (_snapshot, held) = daemon.put_overlay("n", "ov", false).unwrap();
+        add("x", json!("n"));
+        drop(held);
+        let graph = daemon.graph.lock();
+        assert_eq!(graph.backing_of("x").unwrap().name, "n");
+        assert_eq!(graph.backing_of("ov").unwrap().name, "n");
     }
 }

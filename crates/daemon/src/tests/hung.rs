@@ -1,5 +1,7 @@
 //! Files and servers that hang, below one node: QMP answers for the others.
 
+mod opened_meanwhile;
+
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
