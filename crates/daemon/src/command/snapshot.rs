@@ -127,14 +127,7 @@ impl Snapshot {
     /// name if it has none yet.
     pub(super) fn undo(mut self, daemon: &Daemon) -> Reply<()> {
         if self.is_link_only {
-            let image = daemon.graph.lock().get(&self.overlay).and_then(|overlay| overlay.qcow2.clone());
-            if let Some(image) = image {
-                image.replace_backing(None);
-            }
-            let mut graph = daemon.graph.lock();
-            let released = graph.link(&self.overlay, "backing").map(|link| graph.detach(link));
-            drop(graph);
-            daemon.close(released.unwrap_or_default());
+            daemon.unlink_target(&self.overlay);
             return Ok(());
         }
         let (tap, of_node, device) = {
@@ -347,7 +340,8 @@ impl Daemon {
     fn put_below_target(&self, node: &str, overlay: &str) -> Reply<Snapshot> {
         let (link, image, was_read_only) = {
             let mut graph = self.graph.lock();
-            // First the link: nothing is read that the graph does not protect.
+            // First the link: nothing is read that the graph does not protect, and an image that takes the
+            // place of this one, as the mirror is resumed, is put on the node too.
             let link = graph.attach_backing(overlay, node)?;
             (link, graph.find(overlay)?.qcow2.clone(), graph.find(node)?.read_only)
         };
@@ -362,6 +356,23 @@ impl Daemon {
             opened: None,
             is_link_only: true,
         })
+    }
+
+    /// Takes back what put `overlay`, which a mirror fills, on another node.
+    fn unlink_target(&self, overlay: &str) {
+        let image = |graph: &Graph| graph.get(overlay).and_then(|overlay| overlay.qcow2.clone());
+        let released = loop {
+            let held = image(&self.graph.lock());
+            if let Some(image) = &held {
+                image.replace_backing(None);
+            }
+            let mut graph = self.graph.lock();
+            // As the mirror is resumed, another image may have taken the place of this one.
+            if held.as_ref().map(Arc::as_ptr) == image(&graph).as_ref().map(Arc::as_ptr) {
+                break graph.link(overlay, "backing").map(|link| graph.detach(link));
+            }
+        };
+        self.close(released.unwrap_or_default());
     }
 }
 

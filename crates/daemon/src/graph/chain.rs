@@ -6,7 +6,7 @@ use blockmirror_image::Format;
 use blockmirror_mirror::Tap;
 use blockmirror_qmp::QmpError;
 
-use super::{Attachment, AttachmentId, Graph, Node, Parent};
+use super::{Attachment, AttachmentId, BackingLink, Graph, Node, Parent};
 use crate::Reply;
 
 impl Graph {
@@ -20,6 +20,11 @@ impl Graph {
         let is_it =
             |by: &Parent| matches!(by, Parent::Node { name, role: r } if name == parent && *r == role);
         self.attachments.iter().filter(|(_, u)| is_it(&u.parent)).map(|(id, _)| *id).collect()
+    }
+
+    /// The link by which `name` reaches its backing file.
+    pub(crate) fn backing_link(&self, name: &str) -> Option<Arc<BackingLink>> {
+        self.attachment(self.link(name, "backing")?)?.link.clone()
     }
 
     /// The backing file of `name`.

@@ -86,17 +86,33 @@ impl Daemon {
                 wait(until, &part.name, || Arc::strong_count(image) <= 3)?;
                 let fresh =
                     image.reopen().map_err(|e| qmp_error(e.in_file(&part.filename.as_str().into())))?;
-                let fresh = Arc::new(fresh);
-                part.device.replace(Arc::clone(&fresh) as _);
-                if let Some(node) = self.graph.lock().get_mut(&part.name)
-                    && Arc::ptr_eq(&node.device, &part.device)
-                {
-                    node.qcow2 = Some(fresh);
-                }
+                self.replace_image(&part.name, &part.device, Arc::new(fresh));
             }
         }
         job.handle.writes_lost();
         Ok(())
+    }
+
+    /// Puts `fresh`, which was opened anew, in the place of the image of the node `name`. A command may have
+    /// put the node on another one meanwhile: `fresh` stands on what the graph says.
+    pub(crate) fn replace_image(&self, name: &str, device: &Arc<NodeDevice>, fresh: Arc<Qcow2>) {
+        loop {
+            let link = self.graph.lock().backing_link(name);
+            // Nothing uses it yet, so there is nothing to wait for.
+            fresh.replace_backing(link.clone().map(|link| link as _));
+            let mut graph = self.graph.lock();
+            let now = graph.backing_link(name);
+            if now.as_ref().map(Arc::as_ptr) != link.as_ref().map(Arc::as_ptr) {
+                continue;
+            }
+            device.replace(Arc::clone(&fresh) as _);
+            if let Some(node) = graph.get_mut(name)
+                && Arc::ptr_eq(&node.device, device)
+            {
+                node.qcow2 = Some(fresh);
+            }
+            return;
+        }
     }
 }
 

@@ -62,3 +62,26 @@ fn a_node_that_is_taken_back_is_no_other_of_its_name() {
     client.daemon.undo_node(&opened);
     client.run("blockdev-del", json!({"node-name": "t"}));
 }
+
+/// The target of a mirror was put on a node while a command resumed the mirror: the image that was opened
+/// anew for that had no backing file.
+#[test]
+fn an_image_that_is_opened_anew_stands_where_the_graph_says() {
+    let mut client = Client::new();
+    client.chain();
+    for (name, block) in [("n", 5), ("t", 9)] {
+        client.image(name, block, None);
+        client.add(name, name, Value::Null);
+    }
+    client.run("blockdev-mirror", json!({"job-id": "j", "device": "top", "target": "t", "sync": "top"}));
+    client.wait("BLOCK_JOB_READY");
+    let (device, image) = {
+        let graph = client.daemon.graph.lock();
+        let node = graph.find("t").unwrap();
+        (Arc::clone(&node.device), node.qcow2.clone().unwrap())
+    };
+    let fresh = Arc::new(image.reopen().unwrap());
+    client.run("blockdev-snapshot", json!({"node": "n", "overlay": "t"}));
+    client.daemon.replace_image("t", &device, fresh);
+    assert_eq!(client.blocks("t"), [3, 5, 9]);
+}
