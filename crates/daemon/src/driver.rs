@@ -357,6 +357,7 @@ impl Daemon {
         }
         let id = graph.insert(node);
         let linked = opened.children.iter().try_for_each(|child| {
+            graph.check_not_blocked(&child.node)?;
             graph.check_holds(child)?;
             let parent = match child.claim {
                 true => Parent::Claim { name: name.to_owned() },

@@ -10,6 +10,7 @@
 
 mod attachment;
 mod backing_link;
+mod blocked_parents;
 mod chain;
 mod close;
 mod filters;
@@ -31,6 +32,7 @@ pub(crate) use attachment::{
     ALL as ALL_PERMS, Attachment, AttachmentId, JobRole, NO_CHANGE, Parent, Perms, WRITE,
 };
 pub(crate) use backing_link::BackingLink;
+pub(crate) use blocked_parents::BlockedParents;
 pub(crate) use close::close_all;
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::{Node, NodeId};
@@ -49,6 +51,8 @@ pub(crate) struct Graph {
     attachments: BTreeMap<AttachmentId, Attachment>,
     next_attachment: u64,
     next_node: u64,
+    /// Nodes on which none is put while a command changes them ([`BlockedParents`]).
+    blocked: BTreeSet<String>,
 }
 
 /// What a change of the graph has left without users: [`Daemon::close`](crate::daemon::Daemon::close) does

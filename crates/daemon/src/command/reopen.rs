@@ -26,7 +26,8 @@ use crate::driver::{
     Below, Common, Inherited, Kind, Rebased, Reopened, cannot_change, flattened, is_read_only, qmp_error,
 };
 use crate::graph::{
-    ALL_PERMS, AttachmentId, BackingLink, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms, Released,
+    ALL_PERMS, AttachmentId, BackingLink, BlockedParents, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms,
+    Released,
 };
 
 arguments! {
@@ -250,23 +251,28 @@ fn new_below(
         }
         _ => return Ok(None),
     };
-    // A format that lives in it would not see the change.
-    if node.storage.is_some()
-        && let Some(parent) = graph.format_in(&node.name)
-    {
-        return Err(QmpError::generic(format!(
-            "Node '{}' is busy: an image lives in it, node '{}'",
-            node.name, parent.name
-        )));
-    }
+    check_no_format(graph, node)?;
     let storage = file.storage.clone().filter(|_| file.path.is_some());
     let link = BackingLink::for_filter(Arc::clone(&file.tap) as _);
     Ok(Some(NewBelow { file: file.name.clone(), below: Below { link, file: storage } }))
 }
 
+/// Refuses a node in which a format lives, which would not see that it is put on another file.
+fn check_no_format(graph: &Graph, node: &Node) -> Reply<()> {
+    match graph.format_in(&node.name).filter(|_| node.storage.is_some()) {
+        None => Ok(()),
+        Some(parent) => Err(QmpError::generic(format!(
+            "Node '{}' is busy: an image lives in it, node '{}'",
+            node.name, parent.name
+        ))),
+    }
+}
+
 /// What has been done and can be taken back.
 #[derive(Default)]
-struct Done {
+struct Done<'a> {
+    /// No node is put on those that change.
+    blocked: Option<BlockedParents<'a>>,
     writable: Vec<Reopened>,
     read_only: Vec<Reopened>,
     links: Vec<AttachmentId>,
@@ -274,8 +280,8 @@ struct Done {
     direct: Vec<(Arc<FileStorage>, bool)>,
 }
 
-impl Done {
-    fn prepare(&mut self, daemon: &Daemon, changes: &mut [Change]) -> Reply<()> {
+impl<'a> Done<'a> {
+    fn prepare(&mut self, daemon: &'a Daemon, changes: &mut [Change]) -> Reply<()> {
         self.link(daemon, changes)?;
         // Users stop writing before what they stand on, and begin after it.
         daemon.graph.lock().sort_from_top(changes, |change| &change.node);
@@ -304,11 +310,13 @@ impl Done {
     }
 
     /// Puts nodes on other children, in the graph, beside those that they stand on.
-    fn link(&mut self, daemon: &Daemon, changes: &[Change]) -> Reply<()> {
+    fn link(&mut self, daemon: &'a Daemon, changes: &[Change]) -> Reply<()> {
         let mut graph = daemon.graph.lock();
         let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
         for change in changes {
             let Some(NewDisk { file, .. }) = &change.disk else { continue };
+            // It may have been opened since the node was looked at: that locks nothing.
+            check_no_format(&graph, graph.find_node(&change.node)?)?;
             if let Some(other) = changes
                 .iter()
                 .find(|c| c.node != change.node && c.disk.is_some() && graph.stands_on(file, &c.node))
@@ -352,7 +360,10 @@ impl Done {
             }
             graph.check_hides_nothing(&change.node)?;
         }
-        graph.check_pivots(None)
+        graph.check_pivots(None)?;
+        let names = changes.iter().map(|change| change.node.clone()).collect();
+        self.blocked = Some(BlockedParents::new(&daemon.graph, &mut graph, names));
+        Ok(())
     }
 
     fn undo(self, daemon: &Daemon) {

@@ -13,7 +13,7 @@ use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
-use crate::graph::{HOLD_LIMIT, Node};
+use crate::graph::{BlockedParents, HOLD_LIMIT, Node};
 
 arguments! {
     struct ResizeArgs {
@@ -47,8 +47,8 @@ pub(super) fn named_node<'a>(
 }
 
 fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Value> {
-    let (tap, device, size) = {
-        let graph = daemon.graph.lock();
+    let (tap, device, size, _blocked) = {
+        let mut graph = daemon.graph.lock();
         let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
         let size = u64::try_from(args.size);
         let size = size.map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
@@ -63,7 +63,8 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Va
             let (disk, name) = (node.tap.name().to_owned(), bitmap.name);
             return Err(qmp_error(Error::BitmapBusy { disk, name }));
         }
-        (Arc::clone(&node.tap), Arc::clone(&node.device), size)
+        let (name, tap, device) = (node.name.clone(), Arc::clone(&node.tap), Arc::clone(&node.device));
+        (tap, device, size, BlockedParents::new(&daemon.graph, &mut graph, vec![name]))
     };
     let drained = tap.drain_for(HOLD_LIMIT);
     let mut drained =
