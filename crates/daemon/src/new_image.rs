@@ -7,6 +7,7 @@
 //! command cannot be refused any more; one that can only be written in place loses its contents after every
 //! check that needs no image.
 
+use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,8 @@ pub(crate) struct CreatedFile {
     path: PathBuf,
     /// The image, as long as it does not have its name.
     image: Option<NewImage>,
+    /// The file that has got the name, or should have.
+    file: Option<FileId>,
     /// Whether another file had the name, which is lost once this one has it.
     replaces: bool,
 }
@@ -96,7 +99,7 @@ impl CreatedFile {
             image.persist().map_err(explain)?;
             None
         };
-        Ok(Self { path: path.into(), image, replaces })
+        Ok(Self { path: path.into(), image, file: None, replaces })
     }
 
     /// What a node on it opens, if its path does not lead there yet.
@@ -111,10 +114,24 @@ impl CreatedFile {
     /// That fails; another file of its name stays then.
     pub(crate) fn give_name(&mut self) -> Reply<()> {
         let Some(image) = self.image.take() else { return Ok(()) };
-        let given = image.persist();
-        // A name that is not given leaves nothing to be taken back.
-        self.replaces |= given.is_err();
-        given.map_err(|error| in_words(&self.path.display().to_string(), &error))
+        self.file = image.new_file().map(|file| file.id());
+        self.check_named(image.persist())
+    }
+
+    /// Judges `given`, the attempt to give the file its name. The name may be there and not be durable. Where
+    /// another file had it, which is gone, the command goes on all the same: nothing could be taken back.
+    fn check_named(&self, given: Result<(), Error>) -> Reply<()> {
+        let Err(error) = given else { return Ok(()) };
+        if self.replaces && self.has_name() {
+            // Without a reader there is nothing else to do.
+            let _ = writeln!(std::io::stderr(), "blockmirror: {error}; the name may not survive a crash");
+            return Ok(());
+        }
+        Err(in_words(&self.path.display().to_string(), &error))
+    }
+
+    fn has_name(&self) -> bool {
+        self.file.is_some() && FileId::of(&self.path) == self.file
     }
 
     /// The file stays.
@@ -126,9 +143,10 @@ impl CreatedFile {
 impl Drop for CreatedFile {
     fn drop(&mut self) {
         // Without a name it goes with its image.
-        if self.image.is_none() && !self.replaces {
-            // If it cannot be removed, an empty image stays: the client gets an error anyway.
-            let _ = std::fs::remove_file(&self.path);
+        if self.has_name() && !self.replaces {
+            // A link that led nowhere stays. If the file cannot be removed, an empty image stays: the client
+            // gets an error anyway.
+            let _ = std::fs::canonicalize(&self.path).and_then(std::fs::remove_file);
         }
     }
 }
@@ -186,4 +204,48 @@ pub(crate) fn protocol_node(
     option("driver", if is_device { "host_device" } else { "file" });
     option("filename", path);
     Ok((options, created))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A name that was there and not durable stayed although the command was refused.
+    #[test]
+    fn a_name_that_is_not_durable_is_taken_back_if_that_brings_the_old_file_back() {
+        for (old, stays) in [(None, false), (Some("old"), true)] {
+            let daemon = Daemon::new(Vec::new());
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("new");
+            if let Some(old) = old {
+                fs::write(&path, old).unwrap();
+            }
+            let spec = CreateSpec::new(Format::Raw, 4096, CreateSettings::default());
+            let shown = path.to_str().unwrap();
+            let mut created = CreatedFile::create_with(&daemon, shown, &spec, || Ok(())).unwrap();
+            created.give_name().unwrap();
+            let failed = blockmirror_block::Error::new(ErrorKind::Io, "sync directory");
+            assert_eq!(created.check_named(Err(failed.into())).is_ok(), stays);
+            drop(created);
+            assert_eq!(fs::metadata(&path).ok().map(|meta| meta.len()), stays.then_some(4096));
+        }
+    }
+
+    /// The link was removed, and the file stayed.
+    #[test]
+    fn a_file_that_is_taken_back_leaves_the_link_that_led_to_it() {
+        let daemon = Daemon::new(Vec::new());
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let spec = CreateSpec::new(Format::Raw, 4096, CreateSettings::default());
+        let created = CreatedFile::create_with(&daemon, link.to_str().unwrap(), &spec, || Ok(()));
+        let mut created = created.unwrap();
+        created.give_name().unwrap();
+        assert!(file.exists());
+        drop(created);
+        assert!(!file.exists() && link.is_symlink());
+    }
 }

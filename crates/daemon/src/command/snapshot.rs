@@ -145,7 +145,7 @@ impl Snapshot {
             tap.take_bitmaps(&of_overlay, false);
             let mut text = format!("'{}' stays the overlay of '{}': {error}", self.overlay, self.node);
             if let Some(Err(error)) = self.created.as_mut().map(CreatedFile::give_name) {
-                text = format!("{text}; its file has no name: {}", error.desc);
+                text = format!("{text}; its file may have no name: {}", error.desc);
             }
             let _ = self.keep();
             return Err(QmpError::generic(text));
