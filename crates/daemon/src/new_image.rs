@@ -159,7 +159,10 @@ impl Daemon {
         let graph = self.graph.lock();
         let is_on_it = |node: &&&crate::graph::Node| node.file.as_ref().is_some_and(|own| own.id() == file);
         match graph.nodes().iter().find(is_on_it) {
-            Some(node) => Err(is_locked(&format_args!("node '{}' is on it", node.name), true, path)),
+            Some(node) => {
+                let user = graph.known_as(&node.name);
+                Err(is_locked(&format_args!("node '{user}' is on it"), true, path))
+            }
             None => Ok(()),
         }
     }

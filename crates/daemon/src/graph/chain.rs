@@ -41,6 +41,16 @@ impl Graph {
         std::iter::successors(self.get(name), below).collect()
     }
 
+    /// The name by which clients know `name`: of a node without a name of its own, that of the one it was
+    /// opened for.
+    pub(crate) fn known_as<'a>(&'a self, name: &'a str) -> &'a str {
+        let above = |name: &&'a str| {
+            let unnamed = name.starts_with('#');
+            self.attachments_of(name).filter(|_| unnamed).find_map(|(_, u)| u.parent_node())
+        };
+        std::iter::successors(Some(name), above).last().unwrap_or(name)
+    }
+
     /// Whether `below` is `above` or something that it stands on, in whatever role.
     pub(crate) fn stands_on(&self, above: &str, below: &str) -> bool {
         self.all_below(above).contains(&below)

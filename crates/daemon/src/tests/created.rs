@@ -180,3 +180,18 @@ fn the_file_of_a_node_is_never_created_anew() {
     }
     client.drive(&free, &json!({})).unwrap();
 }
+
+/// It was called by the name of the node that had been opened for it.
+#[test]
+fn a_file_in_use_is_said_to_be_that_of_the_node_that_the_client_knows() {
+    let mut client = Client::new();
+    client.chain();
+    let target = client.path("mid.qcow2");
+    assert_eq!(
+        client.drive(&target, &json!({})).unwrap_err(),
+        format!(
+            "Failed to get \"write\" lock: node 'mid' is on it. Is another process using the image [{}]?",
+            target.display()
+        )
+    );
+}
