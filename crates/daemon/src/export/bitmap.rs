@@ -1,7 +1,8 @@
 //! A dirty bitmap as a meta context of an export: `qemu:dirty-bitmap:NAME`.
 //!
-//! The bitmap is in use while it is exported. A snapshot moves it all the same, to another tap of its node:
-//! it [suspends](ExportedBitmaps::suspend) the export's use of it for that time.
+//! The bitmap is in use while it is exported. A snapshot, and the pivot of a commit to its node, move it all
+//! the same, to another tap of its node: they [suspend](ExportedBitmaps::suspend) the export's use of it for
+//! that time.
 
 use std::sync::{Arc, Weak};
 
@@ -68,6 +69,15 @@ impl ExportedBitmaps {
         all.retain(|other| other.strong_count() > 0);
         all.push(Arc::downgrade(&context));
         Ok(context)
+    }
+
+    /// Whether the bitmap `name` of `tap` is exported.
+    pub(crate) fn is_exported(&self, tap: &Arc<Tap>, name: &str) -> bool {
+        let all: Vec<_> = self.0.lock().iter().filter_map(Weak::upgrade).collect();
+        all.iter().any(|context| {
+            let place = context.place.lock();
+            context.bitmap == name && matches!(&*place, Place::On { tap: at, .. } if Arc::ptr_eq(at, tap))
+        })
     }
 
     /// Releases the bitmaps of `tap`, so that they can move to another one.

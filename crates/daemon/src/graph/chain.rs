@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use blockmirror_image::Format;
-use blockmirror_mirror::Tap;
+use blockmirror_mirror::{BitmapInfo, Tap};
 use blockmirror_qmp::QmpError;
 
 use super::{Attachment, AttachmentId, BackingLink, Graph, Node, Parent};
@@ -91,7 +91,13 @@ impl Graph {
 
     /// Refuses if a bitmap of `name` is in use, which is about to take another node's place.
     pub(crate) fn check_bitmaps_free(&self, name: &str) -> Reply<()> {
-        match self.find(name)?.tap.bitmaps().into_iter().find(|bitmap| bitmap.busy) {
+        self.check_bitmaps_free_but(name, |_| false)
+    }
+
+    /// The same, but for those that `moves` says can move while they are in use.
+    pub(crate) fn check_bitmaps_free_but(&self, name: &str, moves: impl Fn(&str) -> bool) -> Reply<()> {
+        let is_in_use = |bitmap: &BitmapInfo| bitmap.busy && !moves(&bitmap.name);
+        match self.find(name)?.tap.bitmaps().into_iter().find(is_in_use) {
             Some(bitmap) => Err(busy(name, &format!("its bitmap '{}' is in use", bitmap.name))),
             None => Ok(()),
         }

@@ -24,6 +24,7 @@ use super::{
 use crate::Reply;
 use crate::daemon::Daemon;
 use crate::driver::{Reopened, is_read_only, qmp_error};
+use crate::export::ExportedBitmaps;
 use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms};
 
 /// What both kinds are started with.
@@ -188,7 +189,14 @@ struct CommitPlan {
 
 impl CommitPlan {
     /// Looks the nodes up, and refuses layers that have other users.
-    fn new(graph: &Graph, request: &ChainRequest, device: &str, top: &str, base: &str) -> Reply<Self> {
+    fn new(
+        graph: &Graph,
+        exported: &ExportedBitmaps,
+        request: &ChainRequest,
+        device: &str,
+        top: &str,
+        base: &str,
+    ) -> Reply<Self> {
         let chain = graph.chain(device);
         let position = |name: &str| chain.iter().position(|node| node.name == name).unwrap_or_default();
         let (from, to) = (position(top), position(base));
@@ -196,7 +204,13 @@ impl CommitPlan {
         // Filters on the guest's image go with it.
         let from = if image.is_some() { from } else { 0 };
         if from == 0 {
-            graph.check_bitmaps_free(base)?;
+            let tap = &graph.find(base)?.tap;
+            let of_guest = chain[0].tap.bitmaps();
+            // They stay with their node, but none joins another one there.
+            let moves = |name: &str| {
+                exported.is_exported(tap, name) && of_guest.iter().all(|bitmap| bitmap.name != name)
+            };
+            graph.check_bitmaps_free_but(base, moves)?;
         }
         // A reader of a layer that goes would see nothing sensible.
         for above in from.saturating_sub(1)..to.saturating_sub(1) {
@@ -363,7 +377,7 @@ impl Daemon {
     ) -> Reply<()> {
         let graph = self.graph.lock();
         graph.check_no_job(device)?;
-        let plan = CommitPlan::new(&graph, &request, device, top, base)?;
+        let plan = CommitPlan::new(&graph, &self.exports.bitmaps, &request, device, top, base)?;
         drop(graph);
         // For the time of the job, if they were not. The overlay's header changes.
         let held = self.make_writable(base).and_then(|mut writable| {
@@ -430,7 +444,7 @@ impl Daemon {
             if Arc::ptr_eq(&tap.device(), &target) {
                 let HeldChain { attachments, claims, base, .. } = held;
                 drop(claims);
-                daemon.graph.lock().pivot(&device, &base, &attachments, true);
+                daemon.pivot_to_base(&device, &base, &attachments);
                 daemon.detach_all(&attachments);
                 daemon.collect(&device);
             } else {
@@ -439,6 +453,16 @@ impl Daemon {
         });
         self.add_job(Some(session), request.job, Box::new(handle), at_end);
         Ok(())
+    }
+
+    /// After an active commit: the users of `device` use `base`, which keeps its bitmaps, exported ones too.
+    fn pivot_to_base(&self, device: &str, base: &str, attachments: &[AttachmentId]) {
+        let mut graph = self.graph.lock();
+        let exported = graph.get(base).map(|node| self.exports.bitmaps.suspend(&node.tap));
+        graph.pivot(device, base, attachments, true);
+        if let (Some(exported), Some(node)) = (exported, graph.get(base)) {
+            exported.resume(&node.tap);
+        }
     }
 
     /// Starts a commit of images below `overlay`, which comes to stand on the base.

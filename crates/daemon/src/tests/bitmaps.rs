@@ -289,3 +289,40 @@ fn an_exported_bitmap_stays_with_its_node_at_a_snapshot() {
     assert_eq!(busy(&client, "top"), Vec::<String>::new());
     client.run("block-dirty-bitmap-remove", json!({"node": "top", "name": "b"}));
 }
+
+/// The commit was refused, as the bitmap would have gone to the users' tap, and the export not.
+#[test]
+fn an_exported_bitmap_stays_with_its_node_at_a_commit() {
+    let mut client = Client::new();
+    client.chain();
+    client.add_bitmap("base", "b");
+    client.run("block-dirty-bitmap-add", json!({"node": "base", "name": "d", "disabled": true}));
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
+    let bitmaps = json!([{"node": "base", "name": "b"}, {"node": "base", "name": "d"}]);
+    let export = json!({
+        "type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true, "bitmaps": bitmaps,
+    });
+    client.run("block-export-add", export);
+    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let commit = json!({"job-id": "c", "device": "top"});
+    // One of its name would join it.
+    client.add_bitmap("top", "b");
+    let refused = client.refused("block-commit", commit.clone());
+    assert_eq!(refused, "Node 'base' is busy: its bitmap 'b' is in use");
+    client.run("block-dirty-bitmap-remove", json!({"node": "top", "name": "b"}));
+    client.run("block-commit", commit);
+    client.wait("BLOCK_JOB_READY");
+    client.run("job-complete", json!({"id": "c"}));
+    client.wait_for_status("null");
+    tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
+    // Everything may have been written by the commit.
+    assert_eq!(client.bitmaps("base"), [bits("b", SIZE), bits("d", 0)]);
+    let in_use = |client: &Client| {
+        let tap = Arc::clone(&client.daemon.graph.lock().find("base").unwrap().tap);
+        tap.bitmaps().iter().filter(|bitmap| bitmap.busy).count()
+    };
+    assert_eq!(in_use(&client), 2);
+    client.run("block-export-del", json!({"id": "e", "mode": "hard"}));
+    assert_eq!(in_use(&client), 0);
+    client.run("block-dirty-bitmap-remove", json!({"node": "base", "name": "b"}));
+}
