@@ -137,12 +137,12 @@ impl Daemon {
             Some(bytes) => bytes.into(),
             None => default_granularity(node)?,
         };
-        let tap = Arc::clone(&node.tap);
-        drop(graph);
+        // Under the lock of the check: a format that is opened in the node sees the bitmap, or the check the
+        // format.
         let added = if args.disabled == Some(true) {
-            tap.add_disabled_bitmap(name, granularity)
+            node.tap.add_disabled_bitmap(name, granularity)
         } else {
-            tap.add_bitmap(name, granularity)
+            node.tap.add_bitmap(name, granularity)
         };
         added.map_err(in_words)
     }

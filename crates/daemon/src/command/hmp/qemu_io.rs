@@ -17,7 +17,8 @@ use super::size;
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::daemon::Daemon;
-use crate::graph::{ALL_PERMS, Parent, Perms};
+use crate::driver::is_read_only;
+use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms};
 
 /// Bytes that are moved at once.
 const PIECE: u64 = 1 << 20;
@@ -185,33 +186,35 @@ pub(super) fn run(daemon: &Daemon, args: &QemuIoArgs) -> Reply<String> {
     if args.qdev.is_some() {
         return Err(QmpError::generic(format!("Device '{device}' not found")));
     }
-    let (tap, read_only) = {
-        let graph = daemon.graph.lock();
-        let node = graph.get(device);
-        let node =
-            node.ok_or_else(|| QmpError::generic(format!("Cannot find device='' nor node-name='{device}'")))?;
-        (Arc::clone(&node.tap), node.read_only)
-    };
+    daemon.graph.lock().find_node(device)?;
     let mut words = args.command.split(' ').filter(|word| !word.is_empty());
     let Some(name) = words.next() else { return Ok(String::new()) };
     let Some(tool) = TOOLS.iter().find(|tool| tool.name == name || tool.alias == name) else {
         return Ok(format!("command \"{name}\" not found\n"));
     };
-    if tool.writes && read_only {
-        return Ok("Block node is read-only\n".to_owned());
-    }
-    let held = if tool.writes {
-        let perm = Perms::NONE.with(Permission::Write);
-        match daemon.graph.lock().attach(device, Parent::Monitor, perm, ALL_PERMS) {
-            Ok(held) => vec![held],
-            Err(error) => return Ok(format!("{}\n", error.desc)),
-        }
-    } else {
-        Vec::new()
+    let (tap, held) = match hold(daemon, device, tool.writes) {
+        Ok(held) => held,
+        Err(error) => return Ok(format!("{}\n", error.desc)),
     };
     let done = given(tool, words.collect()).and_then(|given| (tool.run)(&tap, &given));
     daemon.detach_all(&held);
     Ok(done.unwrap_or_else(|text| text))
+}
+
+/// The tap of the node `device`, and what holds it for a command that `writes`. Both under one lock: the end
+/// of a mirror may give the tap to another node in between.
+fn hold(daemon: &Daemon, device: &str, writes: bool) -> Reply<(Arc<Tap>, Vec<AttachmentId>)> {
+    let mut graph = daemon.graph.lock();
+    let node = graph.find_node(device)?;
+    if !writes {
+        return Ok((Arc::clone(&node.tap), Vec::new()));
+    }
+    if node.read_only {
+        return Err(is_read_only());
+    }
+    let tap = Arc::clone(&node.tap);
+    let perm = Perms::NONE.with(Permission::Write);
+    Ok((tap, vec![graph.attach(device, Parent::Monitor, perm, ALL_PERMS)?]))
 }
 
 /// Parts flags from arguments, as `getopt` does.
