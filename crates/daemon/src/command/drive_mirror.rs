@@ -17,17 +17,17 @@ use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
 use super::Commands;
-use super::block::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync};
+use super::block::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync, mirror_arguments};
 use super::snapshot::NewImageMode;
 use crate::Reply;
-use crate::arguments::{Arguments, Int64, arguments};
+use crate::arguments::{Arguments, Int64};
 use crate::daemon::Daemon;
 use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::{Node, NodeId};
 use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
 
-arguments! {
+mirror_arguments! {
     pub(super) struct DriveMirrorArgs {
         job_id: Option<String> = "job-id", "name of the job; has to be given";
         device: String = "device", "the node to copy from";
@@ -35,38 +35,11 @@ arguments! {
         format: Option<String> = "format", "its format"
             [default "that of the device; of a target that is there, what it is found to be"];
         node_name: Option<String> = "node-name", "name of its node" [default "one that starts with `#block`"];
-        replaces: Option<String> = "replaces", "the node whose users go over: the device, or one below \
-         filters on it"
-            [default "the device"];
-        sync: Sync = "sync", "what is copied";
-        bitmap: Option<String> = "bitmap", "the bitmap of the device for `sync` incremental and \
-         bitmap" [ours];
-        bitmap_mode: Option<BitmapSync> = "bitmap-mode", "what becomes of the \
-         bitmap" [default "on-success", ours];
+    } contents {
         mode: Option<NewImageMode> = "mode", "whether it is made" [default "absolute-paths"];
-        speed: Option<Int64> = "speed", "bytes per second" [default "0: no limit"];
-        granularity: Option<u32> = "granularity", "bytes per bit of the dirty bitmap, a power of two \
-         between 512 and 64M; 0 is the default"
-            [default "the cluster size of the target, but at least 4096 and at most 65536; 65536 if it has \
-             none"];
-        buf_size: Option<Int64> = "buf-size", "bytes that may be in flight, rounded up to a multiple of the \
-         granularity; 0 is the default"
-            [default "16 MiB"];
-        on_source_error: Option<OnErrorArg> = "on-source-error", "what happens when reading \
-         fails" [default "report"];
-        on_target_error: Option<OnErrorArg> = "on-target-error", "what happens when writing the target fails"
-            [default "report"];
+    } pace {
         unmap: Option<bool> = "unmap", "whether zeros may give space back" [default "true"];
-        copy_mode: Option<CopyModeArg> = "copy-mode", "when the target gets what is written meanwhile"
-            [default "background"];
-        target_is_zero: Option<bool> = "target-is-zero", "whether all of the target reads as zeros and will \
-         when its backing file is attached, so that zeros are left out; an export is zeroed otherwise, \
-         whatever it says"
-            [default "false", ours];
-        auto_finalize: Option<bool> = "auto-finalize", "whether the job ends without \
-         `job-finalize`" [default "true"];
-        auto_dismiss: Option<bool> = "auto-dismiss", "whether it vanishes without \
-         `job-dismiss`" [default "true"];
+    } end {
         filter_node_name: Option<String> = "filter-node-name", "a free name; no node gets it, as none is \
          put in front" [ours];
     }
