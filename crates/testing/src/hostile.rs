@@ -9,9 +9,9 @@ use crate::Outcome;
 /// The length of the disk of [`one_l2_table`].
 pub const ENDLESS: u64 = 512 << 40;
 
-/// Makes `path` a qcow2 image of 8.3 MiB that says that it is [`ENDLESS`]: its 2^20 L1 entries all lead to one
-/// L2 table, of zero clusters, so that no run of them can be left out at one look. To find out what lies where
-/// takes minutes.
+/// Makes `path` a qcow2 image of 8.3 MiB that says that it is [`ENDLESS`]: its 2^20 L1 entries all lead to
+/// one L2 table, of zero clusters, so that no run of them can be left out at one look. To find out what lies
+/// where takes minutes.
 ///
 /// # Errors
 /// The file cannot be written.

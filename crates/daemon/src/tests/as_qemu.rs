@@ -86,8 +86,8 @@ fn images_of_a_chain_are_named_as_in_the_header() {
     assert_eq!(client.blocks("top"), [1, 2, 3]);
 }
 
-/// By the header where the node below was opened by another name, and by what a name leads to where the header
-/// has another one.
+/// By the header where the node below was opened by another name, and by what a name leads to where the
+/// header has another one.
 #[test]
 fn a_name_is_that_in_the_header_or_leads_to_the_image() {
     let mut client = Client::new();

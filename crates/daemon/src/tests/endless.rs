@@ -1,5 +1,5 @@
-//! [An image of 512 TiB](hostile::one_l2_table) whose L1 entries all lead to one L2 table. To find out what lies
-//! where takes minutes; nothing waits for that.
+//! [An image of 512 TiB](hostile::one_l2_table) whose L1 entries all lead to one L2 table. To find out what
+//! lies where takes minutes; nothing waits for that.
 
 use std::sync::mpsc;
 use std::thread;

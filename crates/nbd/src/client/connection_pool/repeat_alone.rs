@@ -1,10 +1,10 @@
 //! Which request lost the connection: a server may hang up instead of answering that a read has failed.
 //!
-//! All requests that were in flight with it fail, and none shows which of them the server did not like. So
-//! each of them that changes nothing at the server is performed once more while no other request is in flight.
-//! One that is answered then has not failed; one that loses the connection again is the cause. Called by the
-//! pool when it would report a loss; without this a copy that leaves out failed ranges also leaves out good
-//! ranges that were read beside them.
+//! All requests that were in flight with it fail, and nothing shows which of them the server did not like. So
+//! each of them that changes nothing at the server is performed once more while no other request is in
+//! flight. One that is answered then has not failed; one that loses the connection again is the cause.
+//! Called by the pool when it would report a loss; without this a copy that leaves out failed ranges also
+//! leaves out good ranges that were read beside them.
 //!
 //! Must hold: at most one request is repeated alone; the others wait for it, however it ends.
 
@@ -41,7 +41,7 @@ impl ConnectionPool {
         lost: ClientError,
     ) -> Result<(), ClientError> {
         let changes_nothing = matches!(op.command, Command::Read | Command::BlockStatus);
-        // A request that got no answer in time is known, and a server that gives none costs each the same time.
+        // A server that gives no answer in time would cost each of them that time.
         if !changes_nothing || !matches!(lost, ClientError::Lost(_)) {
             return Err(lost);
         }
