@@ -3,24 +3,26 @@
 //! One mutex guards the core. Handles outlive the job; the disks are closed when it is over. A thread that is
 //! given an action wakes one more waiting thread, so that as many wake as there is work for.
 
+mod observer;
+
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard};
-use blockmirror_block::{self as block, BlockDevice, ByteRange, Geometry};
+use blockmirror_block::{BlockDevice, Geometry};
 
 use crate::batch::Batch;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
 use crate::machine::MemberView;
-use crate::machine::{Admission, Core, Done, Ending, Next, Work};
+use crate::machine::{Core, Done, Ending, Next, Work};
 use crate::mover::{CopyPolicy, Mover};
 use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::scan::TargetContent;
-use crate::tap::{Tap, WriteObserver};
+use crate::tap::Tap;
 
 /// How long an aborting job waits before it cancels blocked calls once more.
 pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
@@ -388,7 +390,11 @@ impl Engine {
             self.events.notify_all();
         }
         if state.core.is_aborting() {
-            state.aborting_since.get_or_insert_with(|| self.started.elapsed());
+            if state.aborting_since.is_none() {
+                state.aborting_since = Some(self.started.elapsed());
+                // What they wait for, such as the speed limit, does not delay the end.
+                self.work.notify_all();
+            }
             // The waiting thread must see to it that blocked calls come back.
             self.concluded.notify_all();
         }
@@ -403,82 +409,5 @@ impl Engine {
                 notify.notify();
             }
         }
-    }
-}
-
-impl WriteObserver for Engine {
-    fn is_over(&self) -> bool {
-        self.state.lock().core.is_concluded()
-    }
-
-    fn expect_pre_attach_writes(&self, count: usize) {
-        self.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(count));
-    }
-
-    fn pre_attach_write_finished(&self, range: ByteRange) {
-        self.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range));
-    }
-
-    fn begin_write(&self, range: ByteRange) -> (u64, Admission) {
-        let mut state = self.state.lock();
-        state.core.on_timer(self.started.elapsed());
-        let ticket = state.core.on_guest_write(range);
-        loop {
-            if state.core.on_timer(self.started.elapsed()) {
-                self.work.notify_all();
-                self.wake_waiters(&mut state);
-            }
-            match state.core.guest_admit(ticket) {
-                Admission::Wait => {
-                    let overdue = state.core.overdue_at();
-                    let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
-                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
-                    state.guests_waiting += 1;
-                    state = match admission_timeout {
-                        None => self.guests.wait(state),
-                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
-                    };
-                    state.guests_waiting -= 1;
-                    if state.core.resume_if_overdue(self.started.elapsed()) {
-                        self.work.notify_all();
-                        self.wake_waiters(&mut state);
-                    }
-                }
-                admission => return (ticket, admission),
-            }
-        }
-    }
-
-    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission) {
-        self.with_core(Wake::One, |core, _| {
-            let id = core.on_guest_write(range);
-            let admission = core.guest_admit(id);
-            if admission == Admission::Wait {
-                core.guest_withdraws(id);
-            }
-            (id, admission)
-        })
-    }
-
-    fn write_would_wait(&self, range: ByteRange) -> bool {
-        self.state.lock().core.guest_would_wait(range)
-    }
-
-    fn write_reaches_target(&self, id: u64) -> Option<Arc<dyn BlockDevice>> {
-        let mut state = self.state.lock();
-        self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id));
-        state.target.clone()
-    }
-
-    fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
-        self.with_core(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
-    }
-
-    fn missing(&self) -> Vec<ByteRange> {
-        self.with_core(Wake::None, |core, _| core.missing())
-    }
-
-    fn renews_bitmap(&self) -> bool {
-        self.attachment.as_ref().is_some_and(|attachment| attachment.renews_bitmap)
     }
 }

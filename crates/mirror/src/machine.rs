@@ -34,6 +34,7 @@ mod lifecycle;
 mod live_tests;
 mod outbox;
 mod pacing;
+mod refused_polls;
 mod scheduler;
 #[cfg(test)]
 mod tests;
@@ -55,8 +56,8 @@ pub(crate) use action::{Action, Done, Ending, Moved, Next, Work};
 use config::Config;
 use counters::Counters;
 use durability::Durability;
-pub(crate) use guest_writes::Admission;
 use guest_writes::GuestWrites;
+pub(crate) use guest_writes::{Admission, TargetWriter};
 use lifecycle::Lifecycle;
 pub(crate) use lifecycle::{MemberFailure, MemberStage, MemberView};
 use outbox::Outbox;

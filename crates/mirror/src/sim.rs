@@ -155,6 +155,12 @@ const SCENARIOS: &[Scenario] = &[
         weight: 1,
         schedule: targeted::crowd,
     },
+    Scenario {
+        name: "tickets",
+        about: "writers that poll and hold tickets, some of which never end; copy-ups",
+        weight: 1,
+        schedule: targeted::tickets,
+    },
 ];
 
 /// A broken invariant.
@@ -303,6 +309,15 @@ mod tests {
         let reached = |end| ends.get(&end).copied().unwrap_or(0);
         assert!(reached(End::Pivoted) > 150 && reached(End::Kept) > 20, "{ends:?}");
         assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");
+    }
+
+    /// An abort beside a ticket that never ends is over all the same, and its bitmap has what the target
+    /// lacks.
+    #[test]
+    fn a_thousand_schedules_with_leaked_tickets_end() {
+        let ends = tally("tickets", 0..1000);
+        let reached = |end| ends.get(&end).copied().unwrap_or(0);
+        assert!(reached(End::Cancelled) > 200 && reached(End::Pivoted) > 40, "{ends:?}");
     }
 
     #[test]

@@ -47,7 +47,7 @@ use ticket::{OpenWrite, Route};
 /// [`begin_write`](Self::begin_write).
 ///
 /// ```
-/// use std::sync::{Arc, Weak};
+/// use std::sync::Arc;
 /// use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
 /// use blockmirror_mirror::{Event, MirrorJob, MirrorOptions, Tap};
 ///
@@ -382,17 +382,17 @@ impl State {
     }
 }
 
-/// An operation that is counted as a write under way and changes nothing that is read; also should the device
+/// A copy-up that is counted as a write under way and changes nothing that is read; also should the device
 /// panic.
-struct ObservedIo<'a> {
+struct ObservedCopyUp<'a> {
     tap: &'a Tap,
-    /// The job that was there when it began, which did not count it.
+    /// The job that admitted it.
     session: Option<u64>,
 }
 
-impl Drop for ObservedIo<'_> {
+impl Drop for ObservedCopyUp<'_> {
     fn drop(&mut self) {
-        self.tap.end_write(ByteRange::default(), self.session, |_| {});
+        self.tap.end_write(ByteRange::default(), self.session, |observer| observer.end_copy_up());
     }
 }
 
@@ -483,7 +483,7 @@ impl BlockDevice for Tap {
     }
 
     /// What is read does not change, so observers are not notified; but the device below is not replaced
-    /// meanwhile.
+    /// meanwhile, neither by a drain nor by a pivot.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
         loop {
             if let Some(index) = self.in_flight.begin() {
@@ -499,9 +499,16 @@ impl BlockDevice for Tap {
                     continue;
                 }
                 state.writes += 1;
-                state.session.as_ref().map(|session| session.id)
+                state.session.as_ref().map(|session| (session.id, Arc::clone(&session.observer)))
             };
-            let _counted = ObservedIo { tap: self, session };
+            if let Some((session, observer)) = &session
+                && !observer.begin_copy_up()
+            {
+                self.end_write(ByteRange::default(), Some(*session), |_| {});
+                self.detach(*session);
+                continue;
+            }
+            let _counted = ObservedCopyUp { tap: self, session: session.map(|(session, _)| session) };
             return self.device().copy_up(range, max_depth);
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Admission, Core};
+use super::{Admission, Core, TargetWriter};
 use crate::scan::Failure;
 
 impl Core {
@@ -63,9 +63,34 @@ impl Core {
         Admission::SourceAndTarget
     }
 
-    /// The write `id`, which was not admitted, does not wait any longer.
-    pub(crate) fn guest_withdraws(&mut self, id: u64) {
-        self.guests.forget(id);
+    /// A write to `range` wants to begin, and its caller does not wait; its id. One that would have to wait
+    /// is forgotten, but its latency budget goes on if the caller asks for the same range again.
+    pub(crate) fn try_guest_write(&mut self, range: ByteRange) -> (u64, Admission) {
+        let id = self.on_guest_write(range);
+        self.guests.continue_poll(id, self.clock);
+        let admission = self.guest_admit(id);
+        if admission == Admission::Wait {
+            self.guests.refuse_poll(id, self.clock);
+        }
+        (id, admission)
+    }
+
+    /// Whether data may be copied into the source from the layers below: not while the guest is quiesced,
+    /// because the end may put the target in place of the source. It counts as under way from then on.
+    pub(crate) fn admit_copy_up(&mut self) -> Admission {
+        if self.is_concluded() {
+            return Admission::JobEnded;
+        }
+        if self.lifecycle.is_quiesced() {
+            return Admission::Wait;
+        }
+        self.guests.copy_up_begins();
+        Admission::SourceOnly
+    }
+
+    /// A copy-up that was admitted has finished.
+    pub(crate) fn copy_up_finished(&mut self) {
+        self.guests.copy_up_finished();
     }
 
     /// Whether a write to `range` that came now would have to wait.
@@ -87,9 +112,14 @@ impl Core {
         self.config.latency_budget().filter(|_| !self.lifecycle.is_quiesced())
     }
 
-    /// The write `id` has finished at the source and goes to the target now.
-    pub(crate) fn guest_at_target(&mut self, id: u64) {
-        self.guests.reaches_target(id, self.clock);
+    /// The write `id`, admitted to both sides, has finished at the source: whether `writer` may write it to
+    /// the target now. An aborting job does not wait for more writes there than it has to.
+    pub(crate) fn guest_at_target(&mut self, id: u64, writer: TargetWriter) -> bool {
+        let granted = self.lifecycle.is_running();
+        if granted {
+            self.guests.reaches_target(id, writer, self.clock);
+        }
+        granted
     }
 
     /// The write `id` has finished at the source, and at the target if `target` is something.

@@ -4,12 +4,16 @@
 //! left it quiesces the guest, waits for the writes under way, copies what is left, flushes the target, and
 //! checks: if anything became dirty or the flush failed, it resumes the guest and goes on; else the end is
 //! performed while the guest is still quiesced, so that no write falls between the final check and the pivot.
+//!
+//! An aborting job waits for its own operations and for guest writes whose writer was given the target: for
+//! calls of the tap until they return, for tickets for at most 5 s. A write that was admitted to both sides
+//! and has not got so far goes to the source alone. What the job does not wait for is dirty.
 
 use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-use super::{Core, Ending, Next, Work};
+use super::{Core, Ending, Next, TargetWriter, Work};
 use crate::error::Error;
 
 impl Core {
@@ -111,21 +115,45 @@ impl Core {
 
     /// Ends an aborting job if nothing is in flight any more, the guest's own writes to the target included.
     pub(super) fn conclude_if_idle(&mut self) {
-        if self.lifecycle.is_aborting() && !self.lifecycle.is_cut_pending() && self.is_idle() {
-            self.lifecycle.conclude(&self.config, &mut self.outbox);
+        let idle = !self.has_calls_in_flight() && !self.guests.has_target(TargetWriter::TicketHolder);
+        if self.lifecycle.is_aborting() && !self.lifecycle.is_cut_pending() && idle {
+            self.conclude_aborted();
         }
     }
 
-    /// Whether neither the job nor the guest is writing to the target.
-    fn is_idle(&self) -> bool {
-        self.work.operations().is_empty() && !self.guests.any_at_target()
+    /// Whether the job or the tap has called the devices.
+    fn has_calls_in_flight(&self) -> bool {
+        !self.work.operations().is_empty() || self.guests.has_target(TargetWriter::Tap)
+    }
+
+    fn conclude_aborted(&mut self) {
+        self.leave_guest_writes();
+        self.lifecycle.conclude(&self.config, &mut self.outbox);
+    }
+
+    /// The target does not get the guest writes that were admitted to both sides: what they cover is dirty.
+    fn leave_guest_writes(&mut self) {
+        for range in self.guests.leave_to_source() {
+            self.mark_dirty(range);
+        }
     }
 
     /// What an aborting job still does.
     pub(super) fn next_while_aborting(&mut self) -> Next {
-        if !self.lifecycle.is_cut_pending() || !self.is_idle() {
+        if self.has_calls_in_flight() {
             return Next::Wait(None);
         }
+        if self.guests.has_target(TargetWriter::TicketHolder) {
+            let until = self.guests.ticket_deadline(self.clock);
+            if self.clock < until {
+                return Next::Wait(Some(until));
+            }
+        }
+        if !self.lifecycle.is_cut_pending() {
+            self.conclude_aborted();
+            return Next::Finished;
+        }
+        self.leave_guest_writes();
         match self.durability.begin_final_flush(self.clock, self.config.final_flush_timeout) {
             true => self.begin(Work::Flush, 0),
             false => self.begin(Work::End(Ending::Fail), 0),

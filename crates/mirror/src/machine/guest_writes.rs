@@ -12,6 +12,11 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
+use super::refused_polls::RefusedPolls;
+
+/// How long an aborting job waits for a ticket whose holder was given the target.
+const TICKET_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A guest write that has not finished.
 #[derive(Clone, Copy, Debug)]
 struct GuestWrite {
@@ -24,6 +29,17 @@ struct GuestWrite {
     waited: Duration,
     /// Since when it waits for the target: since its admission, until the source's write has completed.
     at_target: Duration,
+    /// Who was given the target for it.
+    writer: Option<TargetWriter>,
+}
+
+/// Who writes to the target on behalf of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetWriter {
+    /// The tap: the call ends when the device ends it.
+    Tap,
+    /// The holder of a ticket, which may never be completed.
+    TicketHolder,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,13 +99,19 @@ pub(super) struct GuestWrites {
     reservation: Option<Reservation>,
     /// Writes under way that began before the job was attached.
     pre_attach_writes: usize,
+    /// Copies from the layers below into the source that are under way.
+    copy_ups: usize,
+    refused: RefusedPolls,
+    /// When an aborting job stops waiting for tickets, once it has begun to.
+    ticket_deadline: Option<Duration>,
 }
 
 impl GuestWrites {
     /// The write `id` to `range` asks for admission.
     pub(super) fn begin(&mut self, id: u64, range: ByteRange, now: Duration) {
         let stage = WriteStage::Queued;
-        self.writes.push(GuestWrite { id, range, stage, begun: now, waited: Duration::ZERO, at_target: now });
+        let (waited, writer) = (Duration::ZERO, None);
+        self.writes.push(GuestWrite { id, range, stage, begun: now, waited, at_target: now, writer });
     }
 
     /// Writes that have begun and not finished.
@@ -109,6 +131,21 @@ impl GuestWrites {
     /// Forgets a write that was not admitted.
     pub(super) fn forget(&mut self, id: u64) {
         self.take(id);
+    }
+
+    /// The caller of the write `id` does not wait: what writes to its range were refused counts as its wait.
+    pub(super) fn continue_poll(&mut self, id: u64, now: Duration) {
+        let Some(write) = self.writes.iter_mut().find(|write| write.id == id) else { return };
+        if let Some(since) = self.refused.take(write.range, now) {
+            write.begun = since;
+        }
+    }
+
+    /// Forgets the write `id`, whose caller does not wait, but for how long it has been refused.
+    pub(super) fn refuse_poll(&mut self, id: u64, now: Duration) {
+        if let Some(write) = self.take(id) {
+            self.refused.refuse(write.range, write.begun, now);
+        }
     }
 
     /// The wait of `id` counts from now on: waiting for the end is no delay that the latency budget is about.
@@ -146,11 +183,33 @@ impl GuestWrites {
         self.reservation.is_some_and(|reservation| reservation.precedes(id, range))
     }
 
-    /// The write has finished at the source and goes to the target now.
-    pub(super) fn reaches_target(&mut self, id: u64, now: Duration) {
+    /// The write has finished at the source, and `writer` is given the target for it.
+    pub(super) fn reaches_target(&mut self, id: u64, writer: TargetWriter, now: Duration) {
         if let Some(write) = self.get(id) {
             write.at_target = now;
+            write.writer = Some(writer);
         }
+    }
+
+    /// Whether `writer` was given the target for a write that has not finished.
+    pub(super) fn has_target(&self, writer: TargetWriter) -> bool {
+        self.through().any(|write| write.writer == Some(writer))
+    }
+
+    /// When an aborting job that waits for nothing but tickets stops waiting.
+    pub(super) fn ticket_deadline(&mut self, now: Duration) -> Duration {
+        *self.ticket_deadline.get_or_insert(now.saturating_add(TICKET_TIMEOUT))
+    }
+
+    /// From now on the target does not get the writes that were admitted to both sides: their ranges.
+    pub(super) fn leave_to_source(&mut self) -> Vec<ByteRange> {
+        let through = self.writes.iter_mut().filter(|write| write.stage == WriteStage::SourceAndTarget);
+        through
+            .map(|write| {
+                write.stage = WriteStage::SourceOnly;
+                write.range
+            })
+            .collect()
     }
 
     /// Removes a write that has finished.
@@ -175,11 +234,6 @@ impl GuestWrites {
         self.through().map(|write| write.range)
     }
 
-    /// Whether the guest is writing to the target.
-    pub(super) fn any_at_target(&self) -> bool {
-        self.through().next().is_some()
-    }
-
     fn through(&self) -> impl Iterator<Item = &GuestWrite> {
         self.writes.iter().filter(|write| write.stage == WriteStage::SourceAndTarget)
     }
@@ -198,9 +252,18 @@ impl GuestWrites {
         self.pre_attach_writes = self.pre_attach_writes.saturating_sub(1);
     }
 
-    /// Whether no write is under way. Those that wait for admission are not.
+    pub(super) fn copy_up_begins(&mut self) {
+        self.copy_ups += 1;
+    }
+
+    pub(super) fn copy_up_finished(&mut self) {
+        self.copy_ups = self.copy_ups.saturating_sub(1);
+    }
+
+    /// Whether no write or copy-up is under way. Writes that wait for admission are not.
     pub(super) fn are_drained(&self) -> bool {
-        self.pre_attach_writes == 0 && self.writes.iter().all(|write| write.stage == WriteStage::Queued)
+        let unadmitted = self.pre_attach_writes + self.copy_ups;
+        unadmitted == 0 && self.writes.iter().all(|write| write.stage == WriteStage::Queued)
     }
 
     /// Reserves `range`, whole granules, for the job; writes from `first_after` on come after it.

@@ -14,7 +14,7 @@ use blockmirror_block::{ByteRange, Geometry};
 
 use super::rng::Rng;
 use crate::machine::config::Config;
-use crate::machine::{Action, Admission, Core, Done, Moved, Next, Work};
+use crate::machine::{Action, Admission, Core, Done, Moved, Next, TargetWriter, Work};
 use crate::options::{CopyMode, MirrorOptions};
 #[cfg(test)]
 use crate::progress::Progress;
@@ -319,7 +319,7 @@ impl ThroughputModel {
             }
             ModelEvent::Source(index) if self.slots[index].admission == Admission::SourceAndTarget => {
                 self.core.on_timer(self.now);
-                self.core.guest_at_target(self.slots[index].ticket);
+                self.core.guest_at_target(self.slots[index].ticket, TargetWriter::Tap);
                 let at = self.target.request(self.now, BLOCK);
                 self.later(at, ModelEvent::Target(index));
             }

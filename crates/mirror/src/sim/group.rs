@@ -17,7 +17,7 @@ use super::{End, Trace};
 use crate::error::Error;
 use crate::group::{Coordinator, GroupEvent, Members};
 use crate::machine::MemberStage;
-use crate::machine::{Admission, Core, Done, Ending, Next};
+use crate::machine::{Admission, Core, Done, Ending, Next, TargetWriter};
 use crate::progress::Operation;
 use crate::state::{JobState, Verb};
 
@@ -256,8 +256,10 @@ impl GroupSim<'_> {
                 write.put(&mut self.rng, &member.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(now, Step::GuestAtSource { ticket: write.ticket, fails });
-                if write.admission == Admission::SourceAndTarget {
-                    member.core.guest_at_target(write.ticket);
+                if write.admission == Admission::SourceAndTarget
+                    && !member.core.guest_at_target(write.ticket, TargetWriter::Tap)
+                {
+                    write.admission = Admission::SourceOnly;
                 }
                 true
             }

@@ -8,7 +8,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::rng::Rng;
 use super::workers::{unfailing, write, zero};
-use crate::machine::Admission;
+use crate::machine::{Admission, TargetWriter};
 use crate::tap::discard;
 
 /// The guest's workload.
@@ -24,6 +24,12 @@ pub(super) struct Workload {
     pub(super) longest: &'static [u64],
     /// No zeroing, no discards.
     pub(super) only_data: bool,
+    /// The writers hold tickets, and ask again where a write would wait.
+    pub(super) tickets: bool,
+    /// One step in so many is the last of its write, which never ends; 0 for none.
+    pub(super) leak_one_in: u64,
+    /// One turn in so many begins a copy-up into the source; 0 for none.
+    pub(super) copy_up_one_in: u64,
 }
 
 impl Workload {
@@ -34,7 +40,14 @@ impl Workload {
             hot: ByteRange::default(),
             longest: &[1, 512, 4096, 20_000],
             only_data: false,
+            tickets: false,
+            leak_one_in: 0,
+            copy_up_one_in: 0,
         }
+    }
+
+    pub(super) fn writer(&self) -> TargetWriter {
+        if self.tickets { TargetWriter::TicketHolder } else { TargetWriter::Tap }
     }
 }
 

@@ -134,6 +134,8 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
         workers: Workers::new(environment, params.bitmap.is_some()),
         now: Duration::ZERO,
         writes: Vec::new(),
+        leaked: Vec::new(),
+        copy_ups: 0,
         pre_attach_writes: params.pre_attach_writes.clone(),
         bitmap: params.bitmap.clone(),
         closing: false,
@@ -159,6 +161,10 @@ struct Sim<'w> {
     workers: Workers<'w>,
     now: Duration,
     writes: Vec<Write>,
+    /// Writes that never end, with what they were admitted to.
+    leaked: Vec<(ByteRange, Admission)>,
+    /// Copies into the source under way.
+    copy_ups: u32,
     pre_attach_writes: Vec<ByteRange>,
     /// The tap's, which goes on collecting.
     bitmap: Option<(DirtyBitmap, BitmapMode)>,
@@ -254,13 +260,18 @@ impl Sim<'_> {
             return self.core.pre_attach_write_finished(range);
         }
         let workload = &self.params.workload;
+        if workload.copy_up_one_in > 0 && self.rng.one_in(workload.copy_up_one_in) {
+            return self.copy_up();
+        }
         if self.writes.len() < workload.writers
             && len > 0
             && !self.closing
             && self.rng.one_in(workload.begin_one_in)
         {
             let mut write = Write::random(&mut self.rng, len, workload);
-            write.ticket = self.core.on_guest_write(write.range);
+            if !workload.tickets {
+                write.ticket = self.core.on_guest_write(write.range);
+            }
             self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             self.writes.push(write);
             return;
@@ -277,39 +288,40 @@ impl Sim<'_> {
         }
     }
 
+    /// A copy-up ends, or one begins if the job admits it.
+    fn copy_up(&mut self) {
+        if self.copy_ups > 0 && (self.closing || self.rng.one_in(2)) {
+            self.core.copy_up_finished();
+            self.copy_ups -= 1;
+        } else if !self.closing && self.core.admit_copy_up() == Admission::SourceOnly {
+            self.copy_ups += 1;
+        }
+    }
+
     /// One step of a write; whether more follow.
     fn step(&mut self, write: &mut Write) -> bool {
+        let workload = &self.params.workload;
+        if write.admission != Admission::Wait
+            && workload.leak_one_in > 0
+            && self.rng.one_in(workload.leak_one_in)
+        {
+            self.leaked.push((write.range, write.admission));
+            return false;
+        }
         match (write.admission, write.source) {
-            (Admission::Wait, _) => {
-                write.admission = self.core.guest_admit(write.ticket);
-                let answer = write.admission;
-                self.trace.step(self.now, Step::GuestAsks { ticket: write.ticket, answer });
-                if answer == Admission::SourceAndTarget {
-                    let other = |other: &Write| {
-                        other.admission == Admission::SourceAndTarget && other.range.overlaps(write.range)
-                    };
-                    assert!(!self.writes.iter().any(other), "two writes to {} at once", write.range);
-                    let works = self.workers.works().any(|work| moved_by(work).overlaps(write.range));
-                    assert!(!works, "a write to {} under an operation", write.range);
-                }
-                if answer == Admission::Wait && self.core.resume_if_overdue(self.now) {
-                    self.trace.step(self.now, Step::Overdue);
-                }
-                if answer == Admission::JobEnded {
-                    self.write_after_the_end(write);
-                    return false;
-                }
-                write.not_before = self.now + self.environment.latency.takes(&mut self.rng, Operation::Read);
-            }
+            (Admission::Wait, _) => return self.ask_admission(write),
             (_, None) => {
                 let fails = self.workers.faults.one_in > 0 && self.rng.one_in(10);
                 write.put(&mut self.rng, &self.environment.source, fails);
                 write.source = Some(!fails);
                 self.trace.step(self.now, Step::GuestAtSource { ticket: write.ticket, fails });
                 if write.admission == Admission::SourceAndTarget {
-                    self.core.guest_at_target(write.ticket);
-                    write.not_before =
-                        self.now + self.environment.latency.takes(&mut self.rng, Operation::Write);
+                    if self.core.guest_at_target(write.ticket, workload.writer()) {
+                        let takes = self.environment.latency.takes(&mut self.rng, Operation::Write);
+                        write.not_before = self.now + takes;
+                    } else {
+                        write.admission = Admission::SourceOnly;
+                    }
                 }
             }
             (Admission::SourceAndTarget, Some(true)) if write.target.is_none() => {
@@ -334,6 +346,41 @@ impl Sim<'_> {
         true
     }
 
+    /// A write asks for admission; whether more steps follow.
+    fn ask_admission(&mut self, write: &mut Write) -> bool {
+        if self.params.workload.tickets {
+            self.resume_if_overdue();
+            (write.ticket, write.admission) = self.core.try_guest_write(write.range);
+        } else {
+            write.admission = self.core.guest_admit(write.ticket);
+        }
+        let answer = write.admission;
+        self.trace.step(self.now, Step::GuestAsks { ticket: write.ticket, answer });
+        if answer == Admission::SourceAndTarget {
+            let other = |other: &Write| {
+                other.admission == Admission::SourceAndTarget && other.range.overlaps(write.range)
+            };
+            assert!(!self.writes.iter().any(other), "two writes to {} at once", write.range);
+            let works = self.workers.works().any(|work| moved_by(work).overlaps(write.range));
+            assert!(!works, "a write to {} under an operation", write.range);
+        }
+        if answer == Admission::Wait {
+            self.resume_if_overdue();
+        }
+        if answer == Admission::JobEnded {
+            self.write_after_the_end(write);
+            return false;
+        }
+        write.not_before = self.now + self.environment.latency.takes(&mut self.rng, Operation::Read);
+        true
+    }
+
+    fn resume_if_overdue(&mut self) {
+        if self.core.resume_if_overdue(self.now) {
+            self.trace.step(self.now, Step::Overdue);
+        }
+    }
+
     /// The tap's bitmaps record a write that has finished.
     fn wrote(&mut self, range: ByteRange) {
         if let Some((map, _)) = &mut self.bitmap {
@@ -354,6 +401,11 @@ impl Sim<'_> {
 
     fn operator(&mut self) {
         let Progress { state, io_status, .. } = self.core.progress(self.now);
+        if self.closing && !self.leaked.is_empty() {
+            // Every other end waits for the writes under way.
+            let _ = self.core.force_cancel();
+            return;
+        }
         if self.closing {
             let _ = self.core.resume();
             // Before it is ready a cancel gives the job up, and after a word for the pivot it takes that
@@ -412,19 +464,28 @@ impl Sim<'_> {
 
     fn under_way(&self) -> Vec<ByteRange> {
         let begun = self.writes.iter().filter(|write| write.admission != Admission::Wait);
-        begun.map(|write| write.range).chain(self.pre_attach_writes.iter().copied()).collect()
+        let begun = begun.map(|write| write.range).chain(self.pre_attach_writes.iter().copied());
+        begun.chain(self.leaked.iter().map(|(range, _)| *range)).collect()
+    }
+
+    /// Leaked writes that no bitmap knows: the job was not to write them, and they were never reported.
+    fn unknown(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        let source_only = self.leaked.iter().filter(|(_, admission)| *admission == Admission::SourceOnly);
+        source_only.map(|(range, _)| *range)
     }
 
     /// The last step, as the tap performs it.
     fn end(&mut self, ending: Ending) {
         self.ended = Some(ending);
-        let under_way = self.under_way();
         match ending {
             Ending::Fail => {
                 let missing = self.core.missing();
+                let open = self.writes.iter().filter(|write| write.admission != Admission::Wait);
+                let open = open.map(|write| write.range).chain(self.pre_attach_writes.iter().copied());
                 // A job that has failed is not flushed.
                 self.workers.lose_unflushed(&mut self.rng);
-                let excused: Vec<ByteRange> = under_way.into_iter().chain(missing.iter().copied()).collect();
+                let excused = open.chain(self.unknown()).chain(missing.iter().copied());
+                let excused: Vec<ByteRange> = excused.collect();
                 assert_eq!(self.environment.difference(&excused), None, "first difference not in the bitmap");
                 if let Some((map, _)) = &mut self.bitmap {
                     map.clear_all();
@@ -434,7 +495,8 @@ impl Sim<'_> {
                 }
             }
             Ending::Pivot | Ending::Keep => {
-                assert!(under_way.is_empty(), "the end while the guest writes");
+                assert!(self.under_way().is_empty(), "the end while the guest writes");
+                assert_eq!(self.copy_ups, 0, "the end while data is copied into the source");
                 let workers = &self.workers;
                 assert!(
                     workers.unflushed.is_empty() && workers.through.is_empty(),
@@ -507,7 +569,8 @@ impl Sim<'_> {
             && let Some((map, _)) = &self.bitmap
         {
             self.workers.lose_unflushed(&mut self.rng);
-            let covered: Vec<ByteRange> = map.runs().map(|run| ByteRange::new(run.start, run.end)).collect();
+            let covered = map.runs().map(|run| ByteRange::new(run.start, run.end));
+            let covered: Vec<ByteRange> = covered.chain(self.unknown()).collect();
             assert_eq!(self.environment.difference(&covered), None, "first difference not in the bitmap");
         }
         match (result, self.ended) {

@@ -179,6 +179,29 @@ pub(super) fn paused(seed: u64, trace: &mut Trace) -> End {
     live::run_params(rng, &params, trace)
 }
 
+/// Writers that hold tickets: they poll for admission, some never end, and no abort waits for those. Beside
+/// them data is copied up into the source, which no end overtakes.
+pub(super) fn tickets(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::new(seed);
+    let mut params = loop {
+        let params = ScenarioParams::random(&mut rng);
+        // Often with a bitmap that has to cover what an aborted job leaves.
+        if params.environment.config.cut_bitmap || rng.one_in(20) {
+            break params;
+        }
+    };
+    let config = &mut params.environment.config;
+    config.copy_mode = rng.pick(&[CopyMode::WriteBlocking, CopyMode::WriteBlocking, CopyMode::Background]);
+    config.asked_budget = rng.pick(&[None, Some(Duration::from_millis(20))]);
+    params.workload.tickets = true;
+    params.workload.copy_up_one_in = 20;
+    params.workload.leak_one_in = rng.pick(&[0, 200, 1000]);
+    params.workload.writers = 6;
+    params.workload.begin_one_in = 3;
+    params.fatal = 10;
+    live::run_params(rng, &params, trace)
+}
+
 /// Writers that wait for each other and for the job, which keeps out of their way: one of them can always
 /// proceed.
 pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {

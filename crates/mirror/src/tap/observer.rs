@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
-use crate::machine::Admission;
+use crate::machine::{Admission, TargetWriter};
 
 /// A job on a tap, which admits each guest write and is notified of its end.
 ///
@@ -23,18 +23,25 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// Waits until a write to `range` is admitted, or the job is over; the write's id.
     fn begin_write(&self, range: ByteRange) -> (u64, Admission);
 
-    /// The same without waiting: a write that would have to is forgotten ([`Admission::Wait`]).
+    /// The same without waiting: a write that would have to is forgotten ([`Admission::Wait`]), but what it
+    /// has waited counts if the range is asked for again.
     fn try_begin_write(&self, range: ByteRange) -> (u64, Admission);
 
     /// Whether a write to `range` would have to wait now.
     fn write_would_wait(&self, range: ByteRange) -> bool;
 
-    /// The write has finished at the source and goes to the target now, which is returned unless the job is
-    /// over.
-    fn write_reaches_target(&self, id: u64) -> Option<Arc<dyn BlockDevice>>;
+    /// The write has finished at the source, and `writer` writes it to the target now, which is returned
+    /// unless the job aborts or is over.
+    fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>>;
 
     /// The write has finished at the source, and at the target if `target` is something. Under the lock.
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>);
+
+    /// Waits until data may be copied into the source from the layers below; false if the job is over.
+    fn begin_copy_up(&self) -> bool;
+
+    /// A copy-up that the job has admitted has finished. Under the lock.
+    fn end_copy_up(&self);
 
     /// The ranges that the target of an aborted job does not have. Under the lock.
     fn missing(&self) -> Vec<ByteRange>;

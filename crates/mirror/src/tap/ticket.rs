@@ -8,9 +8,14 @@ use arc_swap::Guard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::{Below, Tap, WriteObserver};
+use crate::machine::TargetWriter;
 
 /// An announced guest write. It borrows nothing, so that a VMM can keep it with the request that it belongs
 /// to. Dropping it counts as a failed write.
+///
+/// A job that ends well, or a drain, waits for every ticket without limit. A job that is cancelled or fails
+/// waits only for tickets whose [`target`](Self::target) was asked for, and for at most 5 s; then it leaves
+/// their ranges out of the target. A write that its caller has begun there may still land on it later.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -36,7 +41,8 @@ pub struct WriteTicket(OpenWrite<Arc<Tap>>);
 pub enum Begin {
     /// The write may go on.
     Go(WriteTicket),
-    /// It would have to wait, for a drain or for the job on the tap. It is forgotten: ask again later.
+    /// It would have to wait, for a drain or for the job on the tap. It is forgotten: ask again later, for
+    /// the same range. Refusals in a row, less than a second apart, count as one wait for the latency budget.
     Wait,
 }
 
@@ -81,9 +87,9 @@ impl WriteTicket {
     }
 
     /// The disk to write the same to, to be asked for when the write to the source has succeeded. `None` if
-    /// there is no job, or if the job copies the range later.
+    /// there is no job, if the job copies the range later, or if it aborts.
     pub fn target(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.0.target()
+        self.0.target(TargetWriter::TicketHolder)
     }
 
     /// The write has ended: at the source with `source`, which is handed back, and at the target with
@@ -111,9 +117,11 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
         &self.below.device
     }
 
-    fn target(&self) -> Option<Arc<dyn BlockDevice>> {
+    fn target(&self, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>> {
         match &self.route {
-            Some(Route::Admitted { id, both: Some(observer), .. }) => observer.write_reaches_target(*id),
+            Some(Route::Admitted { id, both: Some(observer), .. }) => {
+                observer.write_reaches_target(*id, writer)
+            }
             _ => None,
         }
     }
@@ -125,7 +133,7 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
         source: block::Result<()>,
         repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
     ) -> block::Result<()> {
-        let target = source.is_ok().then(|| self.target()).flatten();
+        let target = source.is_ok().then(|| self.target(TargetWriter::Tap)).flatten();
         let target = target.and_then(|target| repeat(&*target));
         self.end(source.is_ok(), target);
         source

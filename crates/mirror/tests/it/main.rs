@@ -7,3 +7,4 @@ mod job;
 mod known_bugs;
 mod tap;
 mod tap_failures;
+mod waits;

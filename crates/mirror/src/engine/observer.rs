@@ -1,0 +1,107 @@
+//! The engine as the tap sees it: what guest writes wait for.
+
+use std::sync::Arc;
+
+use blockmirror_block::sync::MutexGuard;
+use blockmirror_block::{self as block, BlockDevice, ByteRange};
+
+use super::{Engine, State, Wake};
+use crate::machine::{Admission, Core, TargetWriter};
+use crate::tap::WriteObserver;
+
+impl Engine {
+    /// Waits until `admit` says something else than [`Admission::Wait`].
+    fn wait_for_admission(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        admit: impl Fn(&mut Core) -> Admission,
+    ) -> Admission {
+        loop {
+            if state.core.on_timer(self.started.elapsed()) {
+                self.work.notify_all();
+                self.wake_waiters(&mut state);
+            }
+            match admit(&mut state.core) {
+                Admission::Wait => {
+                    let overdue = state.core.overdue_at();
+                    let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
+                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
+                    state.guests_waiting += 1;
+                    state = match admission_timeout {
+                        None => self.guests.wait(state),
+                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
+                    };
+                    state.guests_waiting -= 1;
+                    self.resume_if_overdue(&mut state);
+                }
+                admission => return admission,
+            }
+        }
+    }
+
+    /// Resumes the guest if it has been quiesced for longer than a write has to wait.
+    fn resume_if_overdue(&self, state: &mut State) {
+        if state.core.resume_if_overdue(self.started.elapsed()) {
+            self.work.notify_all();
+            self.wake_waiters(state);
+        }
+    }
+}
+
+impl WriteObserver for Engine {
+    fn is_over(&self) -> bool {
+        self.state.lock().core.is_concluded()
+    }
+
+    fn expect_pre_attach_writes(&self, count: usize) {
+        self.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(count));
+    }
+
+    fn pre_attach_write_finished(&self, range: ByteRange) {
+        self.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range));
+    }
+
+    fn begin_write(&self, range: ByteRange) -> (u64, Admission) {
+        let mut state = self.state.lock();
+        state.core.on_timer(self.started.elapsed());
+        let id = state.core.on_guest_write(range);
+        (id, self.wait_for_admission(state, |core| core.guest_admit(id)))
+    }
+
+    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission) {
+        let mut state = self.state.lock();
+        self.resume_if_overdue(&mut state);
+        self.change(&mut state, Wake::One, |core, _| core.try_guest_write(range))
+    }
+
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.state.lock().core.guest_would_wait(range)
+    }
+
+    fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>> {
+        let mut state = self.state.lock();
+        let granted = self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id, writer));
+        state.target.clone().filter(|_| granted)
+    }
+
+    fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
+        self.with_core(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
+    }
+
+    fn begin_copy_up(&self) -> bool {
+        let admission = self.wait_for_admission(self.state.lock(), Core::admit_copy_up);
+        admission != Admission::JobEnded
+    }
+
+    fn end_copy_up(&self) {
+        self.with_core(Wake::One, |core, _| core.copy_up_finished());
+    }
+
+    fn missing(&self) -> Vec<ByteRange> {
+        self.with_core(Wake::None, |core, _| core.missing())
+    }
+
+    fn renews_bitmap(&self) -> bool {
+        self.attachment.as_ref().is_some_and(|attachment| attachment.renews_bitmap)
+    }
+}
