@@ -6,6 +6,7 @@
 //! | [`MemoryDisk`] | a disk of any geometry, with an allocation map, a backing disk and a log |
 //! | [`RecordingStorage`] | every image that a crash could leave ([`CrashPoint`]) |
 //! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until released ([`Gate`]) |
+//! | [`Rng`] | random numbers of a seed, for all random tests |
 //!
 //! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the
 //! letter, so that a test that passes on them says something. Contents are sparse: a disk of 8 TiB with a few
@@ -23,6 +24,7 @@ mod memory_storage;
 #[cfg(shuttle)]
 mod model;
 mod recording;
+mod rng;
 mod sparse;
 #[cfg(test)]
 mod tests;
@@ -38,3 +40,4 @@ pub use memory_storage::MemoryStorage;
 #[cfg(shuttle)]
 pub use model::explore;
 pub use recording::RecordingStorage;
+pub use rng::Rng;

@@ -18,7 +18,6 @@ mod guest;
 #[cfg(test)]
 mod known_bugs;
 mod live;
-mod rng;
 mod steps;
 mod targeted;
 mod workers;
@@ -29,6 +28,7 @@ use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::time::Duration;
 
+use blockmirror_block::testing::Rng;
 use steps::{Step, StepHash};
 
 /// Lines of a trace that are kept: the last ones.
@@ -199,7 +199,7 @@ impl Scenario {
     /// The scenario of `seed` where none is asked for.
     pub fn of_seed(seed: u64) -> &'static Self {
         let all: u64 = SCENARIOS.iter().map(|scenario| scenario.weight).sum();
-        let mut at = rng::Rng::new(seed).below(all);
+        let mut at = Rng::from_state(seed).below(all);
         for scenario in SCENARIOS {
             if at < scenario.weight {
                 return scenario;

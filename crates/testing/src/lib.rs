@@ -1,7 +1,7 @@
 //! What the tests of all crates and the developers' commands share: QEMU's tools as the oracle, visible
-//! skips, scratch directories in memory, reproducible random numbers, disk contents that tell where they
-//! belong, the images under `testdata/`, mutations of images, images that cost time, child processes
-//! with default signal dispositions.
+//! skips, scratch directories in memory, disk contents that tell where they belong, the images under
+//! `testdata/`, mutations of images, images that cost time, child processes with default signal
+//! dispositions.
 //!
 //! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
 //! them cannot hide in the oracle.
@@ -13,7 +13,6 @@ pub mod mutate;
 pub mod process;
 pub mod qemu;
 pub mod resident;
-pub mod rng;
 pub mod scratch;
 pub mod testdata;
 mod wait;

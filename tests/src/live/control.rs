@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::ErrorKind;
-use blockmirror_block::testing::{Done, Fault, Faults, OpKind};
+use blockmirror_block::testing::{Done, Fault, Faults, OpKind, Rng};
 use blockmirror_mirror::{CopyMode, Event, IoStatus, JobState, MirrorControl, Progress};
 
 use super::cut::Window;
@@ -12,7 +12,6 @@ use super::images::Disk;
 use super::plan::{Aim, MODES, Plan, SPEEDS, Trouble};
 use super::world::World;
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 
 /// After so long a guest that the job cannot follow is made to rest.
 const PATIENCE: Duration = Duration::from_millis(1500);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockmirror_block::testing::{FaultDisk, FaultStorage, Faults};
+use blockmirror_block::testing::{FaultDisk, FaultStorage, Faults, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags};
 use blockmirror_file::{FileOptions, LockMode};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Version};
@@ -13,7 +13,6 @@ use blockmirror_raw::{Raw, RawOptions};
 use super::slow::SlowDisk;
 use blockmirror_testing::Outcome;
 use blockmirror_testing::qemu::Qemu;
-use blockmirror_testing::rng::Rng;
 
 /// What an image is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

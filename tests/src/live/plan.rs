@@ -6,7 +6,7 @@ use std::time::Duration;
 use blockmirror_mirror::{BitmapMode, CopyMode, MirrorOptions, OnError, SyncMode};
 
 use super::images::{Base, Format, ImageKind};
-use blockmirror_testing::rng::Rng;
+use blockmirror_block::testing::Rng;
 
 /// How the job is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use super::control::{Control, Ended, Seen};
 use super::images::{Disk, Images};
 use super::plan::{Aim, Plan, Trouble};
 use super::world::World;
+use blockmirror_block::testing::Rng;
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,9 +13,9 @@ use super::plan::{Plan, Trouble};
 use super::round::{self, End, Left};
 use super::world::World;
 use super::{WRITERS, writer};
+use blockmirror_block::testing::Rng;
 use blockmirror_testing::Outcome;
 use blockmirror_testing::resident::resident;
-use blockmirror_testing::rng::Rng;
 use blockmirror_testing::scratch::scratch;
 
 /// The bitmap that incremental jobs start from.

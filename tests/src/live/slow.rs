@@ -12,7 +12,7 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
 };
 
-use blockmirror_testing::rng::Rng;
+use blockmirror_block::testing::Rng;
 
 #[derive(Debug)]
 pub(super) struct SlowDisk {

@@ -10,8 +10,8 @@ use super::layout::SECTOR;
 use super::model::{Done, Model};
 use super::world::World;
 use super::{difference, paint, slice_of};
+use blockmirror_block::testing::Rng;
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 
 /// While everything is kept a writer rests when it has kept so many bytes.
 const MOST_KEPT: usize = 16 << 20;

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::common::world::World;
+use blockmirror_block::testing::Rng;
 use blockmirror_testing::qemu::{Qemu, have};
-use blockmirror_testing::rng::Rng;
 use blockmirror_testing::scratch::scratch;
 use guest::{Guest, same};
 use images::Layer;

@@ -10,9 +10,9 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::time::Duration;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_block::{ByteRange, Geometry};
 
-use super::rng::Rng;
 use crate::machine::config::Config;
 use crate::machine::{Action, Admission, Core, Done, Moved, Next, TargetWriter, Work};
 use crate::options::{CopyMode, MirrorOptions};
@@ -176,7 +176,7 @@ impl ThroughputModel {
         let mut model = Self {
             core,
             now: Duration::ZERO,
-            rng: Rng::new(7),
+            rng: Rng::from_state(7),
             source: Device::new(setup.source),
             target: Device::new(setup.target),
             agenda: BinaryHeap::new(),

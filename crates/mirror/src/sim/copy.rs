@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use blockmirror_block::ByteRange;
+use blockmirror_block::testing::Rng;
 
 use super::environment::{Environment, SPEEDS, write_randomly};
-use super::rng::Rng;
 use super::steps::Step;
 use super::workers::{Workers, range_of};
 use super::{End, Trace};
@@ -23,10 +23,11 @@ const MAX_STEPS: u32 = 400_000;
 
 /// Runs one schedule.
 pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut environment = Environment::random(&mut rng);
     if environment.options.on_source_error == OnError::Ignore && environment.len() > 0 && rng.one_in(4) {
-        environment.faults.bad[Operation::Read as usize] = rng.range(environment.len(), 1000);
+        environment.faults.bad[Operation::Read as usize] =
+            rng.byte_range(ByteRange::new(0, environment.len()), 1000);
     }
     if environment.options.on_target_error != OnError::Ignore {
         environment.faults.fills = rng.pick(&[0, 0, 200]);

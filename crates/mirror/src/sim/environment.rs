@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{
     self as block, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroCost, ZeroFlags,
 };
 
-use super::rng::Rng;
 use crate::machine::config::Config;
 use crate::options::{CopyMode, MirrorOptions, OnError, SyncMode};
 use crate::progress::Operation;
@@ -114,12 +113,12 @@ pub(super) fn write_randomly(rng: &mut Rng, disk: &MemoryDisk) -> ByteRange {
         return ByteRange::default();
     }
     let longest = rng.pick(&[1, 512, 4096, 20_000]);
-    let range = rng.range(disk.len(), longest);
+    let range = rng.byte_range(ByteRange::new(0, disk.len()), longest);
     let done = match rng.below(6) {
         0 => disk.write_zeroes(range, ZeroFlags::MAY_UNMAP),
         1 => disk.discard(range),
         2 => disk.write_at(&vec![0; range.len() as usize], range.start(), WriteFlags::NONE),
-        _ => disk.write_at(&rng.bytes(range.len()), range.start(), WriteFlags::NONE),
+        _ => disk.write_at(&rng.nonzero_bytes(range.len()), range.start(), WriteFlags::NONE),
     };
     done.expect("a memory disk does not fail");
     range

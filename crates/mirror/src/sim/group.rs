@@ -8,9 +8,10 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use blockmirror_block::testing::Rng;
+
 use super::environment::{Environment, MODES};
 use super::guest::{Workload, Write};
-use super::rng::Rng;
 use super::steps::Step;
 use super::workers::Workers;
 use super::{End, Trace};
@@ -28,7 +29,7 @@ const MAX_STEPS: u32 = 400_000;
 
 /// Runs one schedule.
 pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed ^ 0x9609);
+    let mut rng = Rng::from_state(seed ^ 0x9609);
     let by_itself = rng.one_in(2);
     let count = 2 + rng.index(2);
     let mut worlds = Vec::new();
@@ -318,7 +319,7 @@ impl GroupSim<'_> {
             Verb::Complete => member.core.complete(),
             Verb::Finalize => member.core.finalize(),
             Verb::SetSpeed => member.core.set_speed(self.now, 0),
-            Verb::Dismiss => return,
+            _ => return,
         };
         self.trace.step(self.now, Step::Asks { verb, answer });
     }

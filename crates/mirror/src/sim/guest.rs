@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
-use super::rng::Rng;
 use super::workers::{unfailing, write, zero};
 use crate::machine::{Admission, TargetWriter};
 use crate::tap::discard;
@@ -77,11 +76,11 @@ impl Write {
     pub(super) fn random(rng: &mut Rng, len: u64, workload: &Workload) -> Self {
         let within = if workload.hot.is_empty() { ByteRange::new(0, len) } else { workload.hot };
         let longest = rng.pick(workload.longest);
-        let range = rng.range_in(within, longest);
+        let range = rng.byte_range(within, longest);
         let payload = match if workload.only_data { 2 } else { rng.below(6) } {
             0 => Payload::Zeros,
             1 => Payload::Discard,
-            _ => Payload::Data(rng.bytes(range.len())),
+            _ => Payload::Data(rng.nonzero_bytes(range.len())),
         };
         Self {
             ticket: 0,

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_block::{ByteRange, Geometry};
 
 use super::End;
-use super::rng::Rng;
 use super::tests::tally;
 use crate::machine::config::Config;
 use crate::machine::{Core, Done, Moved, Next, Work};
@@ -123,7 +123,8 @@ fn live_core(len: u64, speed: u64) -> Core {
 #[test]
 fn known_bug_13_the_mean_carries_what_a_slice_left_over() {
     for speed in [1_000_000, 12_345_678, 300 << 20] {
-        let (mut core, mut rng, mut now) = (live_core(1 << 40, speed), Rng::new(speed), Duration::ZERO);
+        let (mut core, mut rng, mut now) =
+            (live_core(1 << 40, speed), Rng::from_state(speed), Duration::ZERO);
         let moved = drive(&mut core, &mut rng, &mut now, Duration::from_secs(5));
         let mut sum = 0;
         for (at, bytes) in &moved {
@@ -134,7 +135,7 @@ fn known_bug_13_the_mean_carries_what_a_slice_left_over() {
         assert!((sum / 5).abs_diff(speed) * 50 <= speed, "{speed}: {} on average", sum / 5);
     }
     let (mut core, mut now) = (live_core(64 << 20, u64::MAX), Duration::MAX - Duration::from_secs(100));
-    drive(&mut core, &mut Rng::new(1), &mut now, Duration::MAX);
+    drive(&mut core, &mut Rng::from_state(1), &mut now, Duration::MAX);
     assert_eq!(core.progress(now).state, JobState::Ready);
 }
 
@@ -143,11 +144,11 @@ fn known_bug_13_the_mean_carries_what_a_slice_left_over() {
 #[test]
 fn known_bug_13_a_ready_job_is_not_throttled() {
     let (mut core, mut now) = (live_core(1 << 20, 0), Duration::ZERO);
-    drive(&mut core, &mut Rng::new(1), &mut now, Duration::MAX);
+    drive(&mut core, &mut Rng::from_state(1), &mut now, Duration::MAX);
     assert_eq!(core.progress(now).state, JobState::Ready);
     core.set_speed(now, 1000).unwrap();
     core.mark_dirty(ByteRange::new(0, 1 << 20));
     let then = now;
-    let moved = drive(&mut core, &mut Rng::new(1), &mut now, Duration::MAX);
+    let moved = drive(&mut core, &mut Rng::from_state(1), &mut now, Duration::MAX);
     assert_eq!((moved.iter().map(|(_, bytes)| bytes).sum::<u64>(), now), (1 << 20, then));
 }

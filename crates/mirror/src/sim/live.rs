@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
+use blockmirror_block::testing::Rng;
 
 use super::environment::{Environment, MODES, SPEEDS, contents, write_randomly};
 use super::guest::{Workload, Write};
-use super::rng::Rng;
 use super::steps::Step;
 use super::workers::{Workers, moved_by, write};
 use super::{End, Trace};
@@ -56,11 +56,11 @@ impl ScenarioParams {
         environment.faults.one_in *= 4;
         if environment.len() > 0 && rng.one_in(10) {
             let side = rng.index(2);
-            environment.faults.bad[side] = rng.range(environment.len(), 1000);
+            environment.faults.bad[side] = rng.byte_range(ByteRange::new(0, environment.len()), 1000);
         }
         environment.faults.fills = rng.pick(&[0, 0, 0, 500]);
         let pre_attach_writes = if environment.len() > 0 && rng.one_in(4) {
-            (0..3).map(|_| rng.range(environment.len(), 5000)).collect()
+            (0..3).map(|_| rng.byte_range(ByteRange::new(0, environment.len()), 5000)).collect()
         } else {
             Vec::new()
         };
@@ -109,7 +109,7 @@ impl ScenarioParams {
 
 /// Runs one schedule.
 pub(super) fn run(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed ^ 0x5eed);
+    let mut rng = Rng::from_state(seed ^ 0x5eed);
     let params = ScenarioParams::random(&mut rng);
     run_params(rng, &params, trace)
 }
@@ -253,7 +253,7 @@ impl Sim<'_> {
         let len = self.environment.len();
         if !self.pre_attach_writes.is_empty() && self.rng.one_in(20) {
             let range = self.pre_attach_writes.swap_remove(0);
-            let bytes = self.rng.bytes(range.len());
+            let bytes = self.rng.nonzero_bytes(range.len());
             self.trace.step(self.now, Step::OldWriteEnds(range));
             write(&*self.environment.source, &bytes, range);
             self.wrote(range);
@@ -449,6 +449,7 @@ impl Sim<'_> {
             Verb::Complete => self.core.complete(),
             Verb::Finalize => self.core.finalize(),
             Verb::Dismiss => self.core.dismiss(),
+            verb => panic!("{verb} is not known here"),
         };
         self.trace.step(self.now, Step::Asks { verb, answer });
         // What an error has stopped can be resumed wherever it was.

@@ -167,6 +167,7 @@ impl StepHash {
                     ErrorAction::Ignore => 1,
                     ErrorAction::Stop => 2,
                     ErrorAction::GiveUp => 3,
+                    _ => UNKNOWN,
                 };
                 self.all(&[1, *operation as u64, action]);
                 self.range(*range);
@@ -324,6 +325,7 @@ fn mode_code(mode: CopyMode) -> u64 {
         CopyMode::Background => 0,
         CopyMode::WriteBlocking => 1,
         CopyMode::Auto => 2,
+        _ => UNKNOWN,
     }
 }
 

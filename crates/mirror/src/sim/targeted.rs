@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
 
 use super::environment::{Environment, Faults, LatencyModel};
 use super::live::{self, ScenarioParams};
-use super::rng::Rng;
 use super::{End, Trace, copy};
 use crate::options::{CopyMode, OnError, SyncMode};
 use crate::state::Verb;
@@ -30,7 +29,7 @@ fn quiet(rng: &mut Rng, len: u64) -> ScenarioParams {
     };
     let mut fresh = |name: &str| {
         let disk = MemoryDisk::new(len).with_geometry(params.environment.target.geometry()).named(name);
-        let bytes = rng.bytes(len);
+        let bytes = rng.nonzero_bytes(len);
         let written = disk.write_at(&bytes, 0, WriteFlags::NONE);
         assert!(written.is_ok());
         Arc::new(disk)
@@ -53,7 +52,7 @@ fn quiet(rng: &mut Rng, len: u64) -> ScenarioParams {
 
 /// 1: the mark must not come before the bytes.
 pub(super) fn hot(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 20_000);
     params.environment.latency = LatencyModel { source: SLOW, target: JITTER, stalls: 0 };
     params.environment.config.copy_mode = CopyMode::Background;
@@ -66,7 +65,7 @@ pub(super) fn hot(seed: u64, trace: &mut Trace) -> End {
 
 /// 2: the bit must not be cleared after the bytes were read.
 pub(super) fn rewrite(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 20_000);
     params.environment.latency = LatencyModel { source: NO_TIME, target: SLOW, stalls: 100 };
     params.environment.config.copy_mode = CopyMode::Background;
@@ -76,7 +75,7 @@ pub(super) fn rewrite(seed: u64, trace: &mut Trace) -> End {
 
 /// 3: two operations on one granule must not overtake each other.
 pub(super) fn reorder(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 30_000);
     params.environment.latency = LatencyModel { source: JITTER, target: SLOW, stalls: 20 };
     params.environment.config.max_in_flight = 16;
@@ -92,7 +91,7 @@ pub(super) fn reorder(seed: u64, trace: &mut Trace) -> End {
 
 /// 4: the final check and the end are one step for the guest.
 pub(super) fn final_check(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 12_000);
     params.environment.latency = LatencyModel { source: JITTER, target: JITTER, stalls: 0 };
     params.environment.config.auto_finalize = rng.one_in(2);
@@ -106,7 +105,7 @@ pub(super) fn final_check(seed: u64, trace: &mut Trace) -> End {
 
 /// 5: what a write covers only in part stays dirty.
 pub(super) fn unaligned(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 40_000);
     params.environment.config.copy_mode = CopyMode::WriteBlocking;
     // Slow enough that the guest meets dirty granules.
@@ -119,7 +118,7 @@ pub(super) fn unaligned(seed: u64, trace: &mut Trace) -> End {
 
 /// 7: what reads as zero at the source must read as zero at the target, which is full of old bytes.
 pub(super) fn prefilled(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut environment = loop {
         let environment = Environment::random(&mut rng);
         if environment.options.sync == SyncMode::Full {
@@ -136,7 +135,7 @@ pub(super) fn prefilled(seed: u64, trace: &mut Trace) -> End {
 
 /// 8: lengths, granules and clusters that do not fit each other, written to the last byte.
 pub(super) fn odd(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let len = rng.pick(&[1, 511, 512, 1000, 4097, 65_535, 66_048]);
     let mut params = quiet(&mut rng, len);
     params.workload.hot = ByteRange::new(len.saturating_sub(600), len);
@@ -146,7 +145,7 @@ pub(super) fn odd(seed: u64, trace: &mut Trace) -> End {
 
 /// 10: after a failure the range is dirty again, and the policy decides.
 pub(super) fn errors(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = ScenarioParams::random(&mut rng);
     params.environment.faults.one_in = rng.pick(&[3, 10, 30]);
     params.environment.faults.fills = rng.pick(&[0, 30]);
@@ -160,7 +159,7 @@ pub(super) fn errors(seed: u64, trace: &mut Trace) -> End {
 /// 11: READY and the end come after a flush that succeeded; one that failed may have lost what came before
 /// it.
 pub(super) fn flush(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = quiet(&mut rng, 10_000);
     params.environment.faults.one_in = 4;
     params.environment.config.on_source_error = OnError::Ignore;
@@ -173,7 +172,7 @@ pub(super) fn flush(seed: u64, trace: &mut Trace) -> End {
 
 /// 12: a paused job makes no progress, whatever the guest does, and its events are true.
 pub(super) fn paused(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = ScenarioParams::random(&mut rng);
     params.verbs = &[Verb::Pause, Verb::Pause, Verb::Resume, Verb::Complete, Verb::SetSpeed, Verb::Dismiss];
     live::run_params(rng, &params, trace)
@@ -182,7 +181,7 @@ pub(super) fn paused(seed: u64, trace: &mut Trace) -> End {
 /// Writers that hold tickets: they poll for admission, some never end, and no abort waits for those. Beside
 /// them data is copied up into the source, which no end overtakes.
 pub(super) fn tickets(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = loop {
         let params = ScenarioParams::random(&mut rng);
         // Often with a bitmap that has to cover what an aborted job leaves.
@@ -205,7 +204,7 @@ pub(super) fn tickets(seed: u64, trace: &mut Trace) -> End {
 /// Writers that wait for each other and for the job, which keeps out of their way: one of them can always
 /// proceed.
 pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::from_state(seed);
     let mut params = ScenarioParams::random(&mut rng);
     let environment = &mut params.environment;
     environment.config.copy_mode = CopyMode::WriteBlocking;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_block::{self as block, BlockDevice, ByteRange, ErrorKind, WriteFlags, ZeroFlags};
 
 use super::Trace;
 use super::environment::{Environment, Faults, contents};
-use super::rng::Rng;
 use super::steps::Step;
 use crate::machine::{Action, Core, Done, Ending, Work};
 use crate::mover::{CopyPolicy, Mover};
@@ -225,7 +225,7 @@ impl<'w> Workers<'w> {
         for range in job.into_iter().chain(std::mem::take(&mut self.through)) {
             let bytes = match &self.durable {
                 Some(durable) => durable[range.start() as usize..range.end() as usize].to_vec(),
-                None => rng.bytes(range.len()),
+                None => rng.nonzero_bytes(range.len()),
             };
             write(&*self.environment.target, &bytes, range);
         }

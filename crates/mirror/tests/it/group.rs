@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
 use blockmirror_mirror::{
     BitmapMode, CopyMode, Error, Event, GroupEvent, GroupMember, JobState, MirrorControl, MirrorGroup,
@@ -43,18 +43,6 @@ fn assert_one_instant(first: &dyn BlockDevice, second: &dyn BlockDevice, what: &
     assert!(a == b || a == b + 1, "{what}: {a} then {b}");
     let (b, a) = (stamp(second, BACK), stamp(first, BACK));
     assert!(b == a || b == a + 1, "{what}: {b} then {a}");
-}
-
-/// Takes steps from a seed (xorshift).
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
 }
 
 struct Stop<'a>(&'a AtomicBool);
@@ -134,7 +122,7 @@ fn until(group: &MirrorGroup, wanted: &GroupEvent) {
 }
 
 fn one_run(seed: u64) -> (&'static str, u64) {
-    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut rng = Rng::new(seed, 0);
     let pair = Pair::new();
     let stop = AtomicBool::new(false);
     let granularity = 512 << rng.below(10);

@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_nbd::{Client, ClientOptions};
-use blockmirror_testing::rng::Rng;
 
 /// The writer of a disk, and what the disk must hold.
 pub(crate) struct Guest {

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use blockmirror_block::testing::Rng;
 use blockmirror_testing::qemu::Qemu;
-use blockmirror_testing::rng::Rng;
 use serde_json::{Value, json};
 
 /// Length of the disk: it ends inside of a cluster of every size but 512.

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_block::{BlockDevice, ByteRange, Error, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::proto::{
     BASE_ALLOCATION, BlockStatus, Chunk, ChunkFlags, ChunkHeader, Descriptor, Errno, ErrorChunk,
@@ -18,7 +19,6 @@ use blockmirror_nbd::proto::{
 };
 use blockmirror_nbd::{ClientOptions, NbdUri};
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 use tempfile::TempDir;
 
 use super::spoil::spoil;

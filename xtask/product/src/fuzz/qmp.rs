@@ -6,10 +6,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::thread;
 
+use blockmirror_block::testing::Rng;
 use blockmirror_daemon::Daemon;
 use blockmirror_qmp::Connection;
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 use serde_json::{Value, json};
 
 use super::spoil::spoil_one;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{BlockDevice, WriteFlags};
 use blockmirror_nbd::proto::{
     ClientFlags, Command, CommandFlags, InfoCode, InfoRequest, MetaContextRequest, OptionCode, PayloadFilter,
@@ -15,7 +15,6 @@ use blockmirror_nbd::proto::{
 };
 use blockmirror_nbd::server::{Export, Server, ServerOptions};
 use blockmirror_testing::Outcome;
-use blockmirror_testing::rng::Rng;
 
 use super::spoil::spoil;
 use super::{HANG, Heard, Listener};

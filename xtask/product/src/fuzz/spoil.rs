@@ -1,6 +1,6 @@
 //! What is done to a conversation: a few small changes, mostly where headers are, in or between its messages.
 
-use blockmirror_testing::rng::Rng;
+use blockmirror_block::testing::Rng;
 
 /// Where most headers end.
 const HEADER: usize = 40;
