@@ -447,7 +447,7 @@ impl Daemon {
                     ErrorAction::Report => "report",
                     ErrorAction::Stop => "stop",
                     // What was tried too often is left out, under the policy that says to go on.
-                    ErrorAction::Ignore | ErrorAction::GiveUp => "ignore",
+                    _ => "ignore",
                 };
                 let data = json!({
                     "device": job.id,
@@ -553,6 +553,7 @@ fn verb_name(verb: Verb) -> &'static str {
         Verb::Complete => "complete",
         Verb::Finalize => "finalize",
         Verb::Dismiss => "dismiss",
+        _ => "control",
     }
 }
 

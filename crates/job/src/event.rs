@@ -83,6 +83,7 @@ impl fmt::Display for Operation {
 
 /// What the policy made of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ErrorAction {
     /// The job fails.
     Report,
@@ -109,6 +110,7 @@ impl fmt::Display for ErrorAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum CopyMode {
     /// Later: the write goes to the source and its range is copied when its turn comes.
     #[default]

@@ -2,6 +2,7 @@
 
 /// What happens when an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum OnError {
     /// The job fails.
     #[default]

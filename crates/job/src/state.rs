@@ -37,6 +37,7 @@ pub enum JobState {
 
 /// What a user can ask of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Verb {
     /// End without the pivot and keep the target as a copy if the job is ready; otherwise give the job up.
     Cancel,

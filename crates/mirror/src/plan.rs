@@ -17,6 +17,7 @@ use crate::scan::{CopyAction, Failure, Rules, TargetContent, scan};
 
 /// The target of a [`plan`].
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum PlanTarget<'a> {
     /// It exists and is open.
     Existing(&'a dyn BlockDevice),

@@ -107,6 +107,7 @@ fn optional_seconds<S: serde::Serializer>(
 
 /// A range that could not be copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GivenUp {
     /// The bytes of the disk. What the target holds there is unknown.
     pub range: ByteRange,

@@ -61,7 +61,6 @@ impl Core {
         let message = error.to_string();
         self.outbox.push(Event::Error { operation, action, range, message: message.clone() });
         match action {
-            ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.lifecycle.stop(no_space, &mut self.outbox),
             ErrorAction::Ignore if is_flush => self.durability.back_off(now),
             ErrorAction::Ignore => {
@@ -74,6 +73,7 @@ impl Core {
                 self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             ErrorAction::GiveUp => self.work.leave_failed(range, message, &mut self.counters),
+            _ => self.fail(operation, error),
         }
     }
 
@@ -86,9 +86,9 @@ impl Core {
         // No guest write waits while it is tried again, or for the job to be resumed.
         self.lifecycle.resume_guest();
         match action {
-            ErrorAction::Report => self.fail(operation, error),
             ErrorAction::Stop => self.lifecycle.stop(no_space, &mut self.outbox),
             ErrorAction::Ignore | ErrorAction::GiveUp => {}
+            _ => self.fail(operation, error),
         }
     }
 
@@ -102,7 +102,7 @@ impl Core {
             OnError::Ignore => ErrorAction::Ignore,
             OnError::Stop => ErrorAction::Stop,
             OnError::Enospc | OnError::Auto if no_space => ErrorAction::Stop,
-            OnError::Report | OnError::Enospc | OnError::Auto => ErrorAction::Report,
+            _ => ErrorAction::Report,
         }
     }
 

@@ -205,9 +205,10 @@ impl Pacing {
     /// has decided.
     pub(super) fn is_through(&self, asked: CopyMode) -> bool {
         match asked {
-            CopyMode::Background => false,
             CopyMode::WriteBlocking => true,
             CopyMode::Auto => self.auto.is_through(),
+            // Background, which any other mode is taken for.
+            _ => false,
         }
     }
 
