@@ -15,4 +15,6 @@ mod real;
 #[cfg(shuttle)]
 pub use model::{Condvar, Instant, Mutex, MutexGuard, atomic, thread, thread_number};
 #[cfg(not(shuttle))]
+pub(crate) use real::locks_taken;
+#[cfg(not(shuttle))]
 pub use real::{Condvar, Instant, Mutex, MutexGuard, atomic, thread, thread_number};

@@ -7,6 +7,7 @@
 //! | [`RecordingStorage`] | every image that a crash could leave ([`CrashPoint`]) |
 //! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until released ([`Gate`]) |
 //! | [`Rng`] | random numbers of a seed, for all random tests |
+//! | [`locks_taken`] | the mutexes that a call takes |
 //!
 //! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the
 //! letter, so that a test that passes on them says something. Contents are sparse: a disk of 8 TiB with a few
@@ -41,3 +42,13 @@ pub use memory_storage::MemoryStorage;
 pub use model::explore;
 pub use recording::RecordingStorage;
 pub use rng::Rng;
+
+/// How often the calling thread has taken a [`Mutex`](crate::sync::Mutex), a condition variable's wait aside;
+/// `None` in builds without debug assertions and under the model checker, which do not count.
+pub fn locks_taken() -> Option<u64> {
+    #[cfg(not(shuttle))]
+    let taken = crate::sync::locks_taken();
+    #[cfg(shuttle)]
+    let taken = None;
+    taken
+}

@@ -16,6 +16,23 @@ pub fn thread_number() -> usize {
     NUMBER.with(|number| *number)
 }
 
+#[cfg(debug_assertions)]
+thread_local!(static TAKEN: std::cell::Cell<u64> = const { std::cell::Cell::new(0) });
+
+/// How often the calling thread has taken a mutex; `None` where nothing counts, without debug assertions.
+pub(crate) fn locks_taken() -> Option<u64> {
+    #[cfg(debug_assertions)]
+    let taken = Some(TAKEN.with(std::cell::Cell::get));
+    #[cfg(not(debug_assertions))]
+    let taken = None;
+    taken
+}
+
+fn count_lock() {
+    #[cfg(debug_assertions)]
+    TAKEN.with(|taken| taken.set(taken.get() + 1));
+}
+
 /// A mutual-exclusion lock that ignores poisoning.
 #[derive(Debug, Default)]
 pub struct Mutex<T: ?Sized>(std::sync::Mutex<T>);
@@ -35,11 +52,13 @@ impl<T> Mutex<T> {
 impl<T: ?Sized> Mutex<T> {
     /// Waits for the lock.
     pub fn lock(&self) -> MutexGuard<'_, T> {
+        count_lock();
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the lock if it is free.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        count_lock();
         match self.0.try_lock() {
             Ok(guard) => Some(guard),
             Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),

@@ -5,6 +5,7 @@ mod drain;
 mod group;
 mod job;
 mod known_bugs;
+mod locks;
 mod tap;
 mod tap_failures;
 mod waits;
