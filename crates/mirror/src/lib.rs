@@ -26,6 +26,7 @@ mod notify;
 mod options;
 mod plan;
 mod progress;
+mod range_map;
 mod range_set;
 mod scan;
 #[cfg(any(test, feature = "simulate"))]

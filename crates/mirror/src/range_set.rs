@@ -1,25 +1,22 @@
-//! A set of bytes of a disk, kept as disjoint ranges.
+//! A set of bytes of a disk: a [`RangeMap`] without values, whose ranges are merged.
 //!
-//! The core keeps in one what it has taken from the dirty bitmap and not finished: to the byte, whatever the
-//! granularity, so that work on a small range never holds up its neighbours. The number of ranges is bounded
-//! by the caller (queued extents and operations in flight).
-
-use std::collections::BTreeMap;
+//! The core keeps in one what it has taken from the dirty bitmap and not finished. The number of ranges is
+//! bounded by the caller (queued extents and operations in flight).
 
 use blockmirror_block::ByteRange;
+
+use crate::range_map::RangeMap;
 
 /// Disjoint, non-empty, non-touching ranges.
 #[derive(Debug, Default)]
 pub(crate) struct RangeSet {
-    /// Start to end.
-    runs: BTreeMap<u64, u64>,
-    bytes: u64,
+    runs: RangeMap<()>,
 }
 
 impl RangeSet {
     /// Bytes in the set.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.runs.bytes()
     }
 
     /// Adds all of `range`.
@@ -27,48 +24,21 @@ impl RangeSet {
         if range.is_empty() {
             return;
         }
-        let (mut start, mut end) = (range.start(), range.end());
-        // From the run before or at `start`, as long as runs touch.
-        while let Some((&s, &e)) = self.runs.range(..=end).next_back()
-            && e >= start
-        {
-            self.runs.remove(&s);
-            self.bytes -= e - s;
-            start = start.min(s);
-            end = end.max(e);
+        let mut all = range;
+        while let Some((run, ())) = self.runs.take_touching(all) {
+            all = ByteRange::new(all.start().min(run.start()), all.end().max(run.end()));
         }
-        self.runs.insert(start, end);
-        self.bytes += end - start;
+        self.runs.insert(all, ());
     }
 
     /// Takes all of `range` out.
     pub(crate) fn remove(&mut self, range: ByteRange) {
-        while let Some(run) = self.first_overlap(range) {
-            self.runs.remove(&run.start());
-            self.bytes -= run.len();
-            for rest in [
-                ByteRange::new(run.start(), range.start().min(run.end())),
-                ByteRange::new(range.end().max(run.start()), run.end()),
-            ] {
-                if !rest.is_empty() {
-                    self.runs.insert(rest.start(), rest.end());
-                    self.bytes += rest.len();
-                }
-            }
-        }
+        self.runs.cut(range, |_, ()| {});
     }
 
     /// The first run that shares a byte with `range`, whole.
     pub(crate) fn first_overlap(&self, range: ByteRange) -> Option<ByteRange> {
-        if range.is_empty() {
-            return None;
-        }
-        let before = self.runs.range(..=range.start()).next_back();
-        let after = || self.runs.range(range.start()..range.end()).next();
-        before
-            .filter(|&(_, &end)| end > range.start())
-            .or_else(after)
-            .map(|(&start, &end)| ByteRange::new(start, end))
+        self.runs.first_overlap(range).map(|(run, ())| run)
     }
 
     /// Separate runs.
@@ -78,7 +48,7 @@ impl RangeSet {
 
     /// The runs in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        self.runs.iter().map(|(&start, &end)| ByteRange::new(start, end))
+        self.runs.iter().map(|(run, ())| run)
     }
 }
 

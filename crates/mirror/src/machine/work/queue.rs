@@ -4,18 +4,24 @@
 //! writes to the target cut pieces out of the queue, so a look-up must stay cheap with many pieces. Must
 //! hold: extents do not overlap (all are in progress), and none is empty.
 
-use std::collections::BTreeMap;
-
 use blockmirror_block::ByteRange;
 
 use super::QueuedExtent;
+use crate::range_map::RangeMap;
 use crate::scan::CopyAction;
+
+/// What is known of a queued extent besides its range.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) action: CopyAction,
+    tries: u32,
+    first_pass: bool,
+}
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// By their start.
-    extents: BTreeMap<u64, QueuedExtent>,
+    extents: RangeMap<Answer>,
     /// Where the next one is looked for.
     cursor: u64,
     /// Bytes of them that have to be read.
@@ -32,34 +38,34 @@ impl Queue {
         self.copy
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &QueuedExtent> {
-        self.extents.values()
+    pub(super) fn iter(&self) -> impl Iterator<Item = QueuedExtent> {
+        self.extents.iter().map(extent)
     }
 
-    /// All of them, to change what is known of them; not what they need.
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut QueuedExtent> {
+    /// What is known of all of them, to change it; not what they need.
+    pub(super) fn answers_mut(&mut self) -> impl Iterator<Item = &mut Answer> {
         self.extents.values_mut()
     }
 
     pub(super) fn push(&mut self, queued: QueuedExtent) {
-        self.copy += to_read(&queued);
-        self.extents.insert(queued.range.start(), queued);
+        let QueuedExtent { range, action, tries, first_pass } = queued;
+        self.copy += to_read(range, action);
+        self.extents.insert(range, Answer { action, tries, first_pass });
     }
 
     /// The next extent.
     pub(super) fn front(&self) -> Option<QueuedExtent> {
-        let ahead = self.extents.range(self.cursor..).next();
-        ahead.or_else(|| self.extents.first_key_value()).map(|(_, &queued)| queued)
+        self.extents.first_from(self.cursor).or_else(|| self.extents.first_from(0)).map(extent)
     }
 
     /// What lies in `range` comes next, if anything does.
     pub(super) fn turn_to(&mut self, range: ByteRange) {
-        if let Some(queued) = self.first_overlap(range) {
-            self.cursor = queued.range.start();
+        if let Some((queued, _)) = self.extents.first_overlap(range) {
+            self.cursor = queued.start();
         }
     }
 
-    /// Takes `range` out, the start of a extent, and goes on behind it.
+    /// Takes `range` out, the start of an extent, and goes on behind it.
     pub(super) fn begin(&mut self, range: ByteRange) {
         self.cut(range, |_| {});
         self.cursor = range.end();
@@ -67,38 +73,27 @@ impl Queue {
 
     /// Takes out what lies in `range`; hands each piece to `each`.
     pub(super) fn cut(&mut self, range: ByteRange, mut each: impl FnMut(ByteRange)) {
-        while let Some(queued) = self.first_overlap(range) {
-            let whole = queued.range;
-            self.extents.remove(&whole.start());
-            self.copy -= to_read(&queued);
-            let cut = whole.intersect(range);
-            for part in [ByteRange::new(whole.start(), cut.start()), ByteRange::new(cut.end(), whole.end())] {
-                if !part.is_empty() {
-                    self.push(QueuedExtent { range: part, ..queued });
-                }
-            }
-            each(cut);
-        }
+        let Self { extents, copy, .. } = self;
+        extents.cut(range, |piece, answer| {
+            *copy -= to_read(piece, answer.action);
+            each(piece);
+        });
     }
 
     /// Takes all of them out, in order.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = QueuedExtent> + use<> {
+    pub(super) fn take_all(&mut self) -> Vec<QueuedExtent> {
         self.copy = 0;
-        std::mem::take(&mut self.extents).into_values()
-    }
-
-    fn first_overlap(&self, range: ByteRange) -> Option<QueuedExtent> {
-        if range.is_empty() {
-            return None;
-        }
-        let before = self.extents.range(..range.start()).next_back().map(|(_, &queued)| queued);
-        let inside = || self.extents.range(range.start()..range.end()).next().map(|(_, &queued)| queued);
-        before.filter(|queued| queued.range.overlaps(range)).or_else(inside)
+        std::mem::take(&mut self.extents).iter().map(extent).collect()
     }
 }
 
-fn to_read(queued: &QueuedExtent) -> u64 {
-    if matches!(queued.action, CopyAction::Copy { .. }) { queued.range.len() } else { 0 }
+fn extent((range, answer): (ByteRange, &Answer)) -> QueuedExtent {
+    let Answer { action, tries, first_pass } = *answer;
+    QueuedExtent { range, action, tries, first_pass }
+}
+
+fn to_read(range: ByteRange, action: CopyAction) -> u64 {
+    if matches!(action, CopyAction::Copy { .. }) { range.len() } else { 0 }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! than the one before, down to the granules of the dirty bitmap, so that one bad sector costs one small
 //! range.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
 use crate::progress::GivenUp;
+use crate::range_map::RangeMap;
 
 /// After so many tries a range is left out and listed.
 pub(in crate::machine) const MAX_TRIES: u32 = 10;
@@ -43,10 +44,15 @@ pub(in crate::machine) struct Waiting {
 /// The dirty ranges that wait for another try. Disjoint, in whole units of the detail.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct Retries {
-    by_start: BTreeMap<u64, Waiting>,
+    waiting: RangeMap<Try>,
     /// Time and start of each.
     by_time: BTreeSet<(Duration, u64)>,
-    bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    tries: u32,
+    not_before: Duration,
 }
 
 impl Retries {
@@ -76,15 +82,14 @@ impl Retries {
     }
 
     fn insert(&mut self, waiting: Waiting) {
-        self.by_time.insert((waiting.not_before, waiting.range.start()));
-        self.by_start.insert(waiting.range.start(), waiting);
-        self.bytes += waiting.range.len();
+        let Waiting { range, tries, not_before } = waiting;
+        self.by_time.insert((not_before, range.start()));
+        self.waiting.insert(range, Try { tries, not_before });
     }
 
     fn remove(&mut self, waiting: Waiting) {
         self.by_time.remove(&(waiting.not_before, waiting.range.start()));
-        self.by_start.remove(&waiting.range.start());
-        self.bytes -= waiting.range.len();
+        self.waiting.remove(waiting.range.start());
     }
 
     /// Something in `range` is not dirty any more, and has nothing to wait for.
@@ -108,18 +113,12 @@ impl Retries {
 
     /// Bytes in the waiting ranges; all of them are dirty.
     pub(in crate::machine) fn bytes(&self) -> u64 {
-        self.bytes
+        self.waiting.bytes()
     }
 
     /// The first waiting range that shares a byte with `range`.
     pub(in crate::machine) fn first_overlap(&self, range: ByteRange) -> Option<Waiting> {
-        if range.is_empty() {
-            return None;
-        }
-        let before = self.by_start.range(..=range.start()).next_back().map(|(_, w)| *w);
-        before
-            .filter(|w| w.range.overlaps(range))
-            .or_else(|| self.by_start.range(range.start()..range.end()).next().map(|(_, w)| *w))
+        self.waiting.first_overlap(range).map(waiting)
     }
 
     /// Takes out the `free` part of a range whose time has come; the rest of it stays.
@@ -130,8 +129,8 @@ impl Retries {
     ) -> Option<Waiting> {
         let due = self.by_time.range(..=(now, u64::MAX));
         let (found, part) = due
-            .filter_map(|(_, start)| self.by_start.get(start))
-            .find_map(|&waiting| Some((waiting, free(waiting.range)?)))?;
+            .filter_map(|(_, start)| self.waiting.get(*start).map(waiting))
+            .find_map(|waiting| Some((waiting, free(waiting.range)?)))?;
         self.remove(found);
         for rest in
             [ByteRange::new(found.range.start(), part.start()), ByteRange::new(part.end(), found.range.end())]
@@ -150,68 +149,46 @@ impl Retries {
     }
 
     pub(in crate::machine) fn is_full(&self) -> bool {
-        self.by_start.len() >= MAX_WAITING
+        self.waiting.len() >= MAX_WAITING
     }
 }
 
-/// The failed ranges, neighbours merged.
+fn waiting((range, of): (ByteRange, &Try)) -> Waiting {
+    Waiting { range, tries: of.tries, not_before: of.not_before }
+}
+
+/// The failed ranges, neighbours merged, each with its last failure.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct FailedRanges {
-    by_start: BTreeMap<u64, GivenUp>,
-    bytes: u64,
+    failures: RangeMap<String>,
 }
 
 impl FailedRanges {
     pub(in crate::machine) fn bytes(&self) -> u64 {
-        self.bytes
+        self.failures.bytes()
     }
 
     /// Whether another separate range would be one too many.
     pub(in crate::machine) fn is_full(&self) -> bool {
-        self.by_start.len() >= MAX_GIVEN_UP
+        self.failures.len() >= MAX_GIVEN_UP
     }
 
     pub(in crate::machine) fn insert(&mut self, range: ByteRange, message: String) {
         self.remove(range);
         let mut all = range;
-        if let Some((&start, before)) = self.by_start.range(..range.start()).next_back()
-            && before.range.end() == range.start()
-        {
-            all = ByteRange::new(start, all.end());
-            self.by_start.remove(&start);
+        while let Some((other, _)) = self.failures.take_touching(all) {
+            all = ByteRange::new(all.start().min(other.start()), all.end().max(other.end()));
         }
-        if let Some(after) = self.by_start.remove(&range.end()) {
-            all = ByteRange::new(all.start(), after.range.end());
-        }
-        self.bytes += range.len();
-        self.by_start.insert(all.start(), GivenUp { range: all, message });
+        self.failures.insert(all, message);
     }
 
     /// `range` has been copied after all.
     pub(in crate::machine) fn remove(&mut self, range: ByteRange) {
-        if range.is_empty() {
-            return;
-        }
-        while let Some((&start, _)) = self.by_start.range(..range.end()).next_back()
-            && let Some(entry) = self.by_start.remove(&start)
-        {
-            let cut = entry.range.intersect(range);
-            if cut.is_empty() {
-                self.by_start.insert(start, entry);
-                return;
-            }
-            self.bytes -= cut.len();
-            for rest in [ByteRange::new(start, cut.start()), ByteRange::new(cut.end(), entry.range.end())] {
-                if !rest.is_empty() {
-                    let part = GivenUp { range: rest, message: entry.message.clone() };
-                    self.by_start.insert(rest.start(), part);
-                }
-            }
-        }
+        self.failures.cut(range, |_, _| {});
     }
 
     pub(in crate::machine) fn to_vec(&self) -> Vec<GivenUp> {
-        self.by_start.values().cloned().collect()
+        self.failures.iter().map(|(range, message)| GivenUp { range, message: message.clone() }).collect()
     }
 }
 
@@ -238,7 +215,7 @@ mod tests {
         assert_eq!(retries.next_time(Duration::ZERO), Some(Duration::from_millis(20)));
         let first = retries.take_due(Duration::from_millis(20), Some).unwrap();
         assert_eq!((first.range, first.tries), (ByteRange::new(0, 65536), 1));
-        assert_eq!(retries.by_start.len(), 15);
+        assert_eq!(retries.waiting.len(), 15);
     }
 
     #[test]
@@ -246,7 +223,7 @@ mod tests {
         let mut retries = Retries::default();
         retries.put(ByteRange::new(4096, 8192), 3, 4096, Duration::ZERO);
         retries.put(ByteRange::new(0, 12288), 1, 4096, Duration::ZERO);
-        let all: Vec<_> = retries.by_start.values().map(|w| (w.range.start(), w.tries)).collect();
+        let all: Vec<_> = retries.waiting.iter().map(|(range, of)| (range.start(), of.tries)).collect();
         assert_eq!(all, [(0, 1), (4096, 3), (8192, 1)]);
     }
 

@@ -288,7 +288,7 @@ impl WorkTracker {
 
     /// The target may have lost what it had when it was scanned: zeros that were found there may be none.
     pub(in crate::machine) fn forget_target(&mut self) {
-        for queued in self.queue.iter_mut() {
+        for queued in self.queue.answers_mut() {
             if let CopyAction::Copy { target_zero } = &mut queued.action {
                 *target_zero = false;
             }
