@@ -56,8 +56,19 @@ json:{..} or, with --image-opts, driver=FORMAT,file.filename=PATH.";
 #[command(name = "blockmirror", version, max_term_width = HELP_WIDTH, after_help = EXIT_CODES)]
 #[command(subcommand_required = true, arg_required_else_help = false, disable_help_subcommand = true)]
 pub(crate) struct Cli {
+    /// Format of the log on standard error, which RUST_LOG=info (or error, warn, debug) asks for
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", help_heading = "Logs")]
+    pub(crate) log_format: Option<LogFormat>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// How a line of the log looks. Words on the values would make the help of every command a long one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,6 +120,7 @@ mod tests {
 
     /// The ids of all arguments, by command, which have an effect of their own or are refused.
     const EFFECTIVE: &[(&str, &str)] = &[
+        ("", "log_format"),
         (
             "mirror convert",
             "source target more source_format source_cache ACCESS target_format target_options backing backing_format no_create \

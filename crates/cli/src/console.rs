@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 use blockmirror_image::FileId;
 
 use crate::failure::{Failure, Outcome, one_line};
+use crate::log;
 
 /// The two streams, and whether they are interactive.
 pub(crate) struct Console<'a> {
@@ -71,6 +72,9 @@ impl<'a> Console<'a> {
             for stream in [&mut self.out, &mut self.err] {
                 stream.silent |= stream.file == Some(file);
             }
+        }
+        if self.err.silent {
+            log::silence();
         }
     }
 

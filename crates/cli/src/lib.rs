@@ -17,6 +17,7 @@ mod info;
 mod interrupt;
 mod json;
 mod lock_policy;
+mod log;
 mod map;
 mod names;
 mod progress;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches};
 
-use args::{Cli, Command, HELP_WIDTH};
+use args::{Cli, Command, HELP_WIDTH, LogFormat};
 use console::Console;
 use failure::{Exit, Failure, Outcome};
 
@@ -44,20 +45,24 @@ pub fn run<A: Into<OsString> + Clone>(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> u8 {
-    run_on(&mut Console::new(out, err), args)
+    run_on(&mut Console::new(out, err), args, |_| None)
 }
 
-/// Runs one command on the standard streams, as the binary does.
+/// Runs one command on the standard streams, as the binary does. `RUST_LOG` says what is logged.
 pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> ExitCode {
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     let mut console = Console::standard(&mut out, &mut err);
     if let Err(error) = interrupt::survive() {
         console.note(format_args!("watch signals: {error}"));
     }
-    ExitCode::from(run_on(&mut console, args))
+    ExitCode::from(run_on(&mut console, args, log::start))
 }
 
-fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoIterator<Item = A>) -> u8 {
+fn run_on<A: Into<OsString> + Clone>(
+    console: &mut Console<'_>,
+    args: impl IntoIterator<Item = A>,
+    start_log: fn(Option<LogFormat>) -> Option<String>,
+) -> u8 {
     let mut command = Cli::command();
     if !console.is_terminal {
         // Help is the same wherever it goes.
@@ -65,17 +70,12 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
     }
     let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
-        Ok(mut cli) => names::settle(&mut cli.command).and_then(|()| match cli.command {
-            Command::Mirror(args) => copy::mirror(console, &args),
-            Command::Convert(args) => copy::convert(console, &args),
-            Command::Create(args) => create::run(console, &args),
-            Command::Info(args) => info::run(console, &args),
-            Command::Map(args) => map::run(console, &args),
-            Command::Compare(args) => compare::run(console, &args),
-            Command::Resize(args) => resize::run(console, &args),
-            Command::Daemon(args) => daemon::run(console, &args),
-            Command::Ctl(args) => ctl::run(console, &args),
-        }),
+        Ok(cli) => {
+            if let Some(problem) = start_log(cli.log_format) {
+                console.note(problem);
+            }
+            run_command(console, cli.command)
+        }
         Err(error) => explain(console, &error),
     };
     let exit = outcome.unwrap_or_else(|failure| {
@@ -85,6 +85,21 @@ fn run_on<A: Into<OsString> + Clone>(console: &mut Console<'_>, args: impl IntoI
         failure.exit
     });
     exit.code()
+}
+
+fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
+    names::settle(&mut command)?;
+    match command {
+        Command::Mirror(args) => copy::mirror(console, &args),
+        Command::Convert(args) => copy::convert(console, &args),
+        Command::Create(args) => create::run(console, &args),
+        Command::Info(args) => info::run(console, &args),
+        Command::Map(args) => map::run(console, &args),
+        Command::Compare(args) => compare::run(console, &args),
+        Command::Resize(args) => resize::run(console, &args),
+        Command::Daemon(args) => daemon::run(console, &args),
+        Command::Ctl(args) => ctl::run(console, &args),
+    }
 }
 
 /// Help and version as they are, everything else as one line.

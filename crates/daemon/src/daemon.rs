@@ -11,6 +11,7 @@ use blockmirror_image::{Format, ReferencePolicy, check_backing, directory_of, jo
 use blockmirror_qmp::schema::Event;
 use blockmirror_qmp::{Listener, Monitors, QmpError};
 use serde_json::Value;
+use tracing::info;
 
 use crate::Reply;
 use crate::command;
@@ -158,11 +159,13 @@ impl Daemon {
             quit = self.quitting.wait(quit);
         }
         drop(quit);
+        info!("ending");
         self.end_jobs_and_exports();
         self.listeners.lock().clear();
         self.monitors().stop(GRACE);
         let nodes = self.graph.lock().take_all();
         close_all(nodes);
+        info!("ended");
     }
 
     /// Ends them beside each other. What they wait for below is cancelled if that takes long.

@@ -21,6 +21,7 @@ use blockmirror_mirror::Tap;
 use blockmirror_nbd::NbdUri;
 use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
+use tracing::info;
 
 pub(crate) use drivers::{
     Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Kind, Rebased, all_children, backing_in_header,
@@ -266,11 +267,13 @@ impl Child {
 impl Daemon {
     /// Opens a node that was asked for by name (`blockdev-add`).
     pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
-        if CommonOptions::parse(options)?.node_name.is_none() {
-            return Err(QmpError::generic("'node-name' must be specified for the root node"));
-        }
+        let name = CommonOptions::parse(options)?.node_name;
+        let name =
+            name.ok_or_else(|| QmpError::generic("'node-name' must be specified for the root node"))?;
         // Owned from the start: a user that goes would take it along.
-        self.open(options, Inherited::default(), None, true).map(drop)
+        self.open(options, Inherited::default(), None, true)?;
+        info!(name, "node added");
+        Ok(())
     }
 
     /// Opens a node and what it stands on. It has no owner.

@@ -7,14 +7,15 @@ mod address;
 mod bitmap;
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_nbd::server::{Export, Listener, RemoveMode, Server, ServerError, ServerOptions};
 use blockmirror_qmp::QmpError;
 use serde_json::{Value, json};
+use tracing::{info, warn};
 
+use crate::NOTICE;
 use crate::Reply;
 use crate::command::Deferred;
 use crate::command::bitmap::BitmapRef;
@@ -27,15 +28,10 @@ use crate::object::Iothread;
 pub(crate) use address::{SocketAddress, listener};
 pub(crate) use bitmap::ExportedBitmaps;
 
-/// Writes a line to standard error when export `id` has met a file that was cut short, where its client reads
-/// zeros.
+/// Notes that export `id` has met a file that was cut short, where its client reads zeros.
 fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'static {
     let id = id.to_owned();
-    move |error| {
-        // Without a reader there is nothing else to do.
-        let _ =
-            writeln!(std::io::stderr(), "blockmirror: export '{id}': {error}; its clients read zeros there");
-    }
+    move |error| warn!(target: NOTICE, "export '{id}': {error}; its clients read zeros there")
 }
 
 /// The server and its exports.
@@ -127,17 +123,23 @@ impl Daemon {
                 .map_err(qmp_error)?;
             options.tls = blockmirror_nbd::server::TlsPolicy::Require(config);
         }
-        let listener = listener(&args.addr.0.address()?)?;
+        let address = args.addr.0.address()?;
+        let listener = listener(&address)?;
         let server = Server::new(options).map_err(qmp_error)?;
         server.listen(listener).map_err(qmp_error)?;
         self.exports.state.lock().server = Some(server);
+        info!(?address, "NBD server listens");
         Ok(())
     }
 
     /// Ends the server with its exports, whatever the clients do, if there is one.
     pub(crate) fn end_exports(&self) {
         // What hangs is cut off: the process ends.
-        let _ = self.stop_nbd_server();
+        if self.exports.server().is_some()
+            && let Err(error) = self.stop_nbd_server()
+        {
+            warn!(error = error.desc, "the NBD server does not stop");
+        }
     }
 
     /// `nbd-server-stop`: the exports go with the server.
@@ -155,6 +157,7 @@ impl Daemon {
         let attachments: Vec<_> = entries.values().map(|entry| entry.attachment).collect();
         self.detach_all(&attachments);
         for id in entries.keys() {
+            info!(id, "export removed");
             self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
         }
     }
@@ -225,6 +228,7 @@ impl Daemon {
         }
         let entry = Entry { name: name.to_owned(), attachment, shutting_down: false, _iothread: iothread };
         self.exports.state.lock().exports.insert(new.id.to_owned(), entry);
+        info!(id = new.id, name, node = new.node, writable = new.writable, "export added");
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 
 mod chain;
 mod claims;
+mod log;
 mod mirror;
 mod resume;
 mod simple;
@@ -27,6 +28,7 @@ use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{CopyMode, ErrorAction, Event, IoStatus, JobState, Progress, Refused, Verb};
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
 use serde_json::{Value, json};
+use tracing::{Span, error};
 
 use crate::Reply;
 use crate::command::job as events;
@@ -35,6 +37,7 @@ use crate::graph::{AttachmentId, HOLD_LIMIT, Released, is_well_formed};
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
+pub(crate) use log::job_span;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
 
@@ -105,6 +108,7 @@ pub(crate) struct Job {
     pub(crate) kind: &'static str,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
+    span: Span,
     /// Order of appearance.
     number: u64,
     handle: Box<dyn JobHandle>,
@@ -137,6 +141,8 @@ pub(crate) struct JobOptions {
     pub(crate) speed: u64,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
+    /// What the threads of the job log belongs to it.
+    pub(crate) span: Span,
 }
 
 /// Jobs by id.
@@ -363,6 +369,7 @@ impl Daemon {
             kind: options.kind,
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
+            span: options.span,
             number: NEXT_JOB.fetch_add(1, Ordering::Relaxed),
             handle,
             speed: AtomicU64::new(options.speed),
@@ -378,7 +385,9 @@ impl Daemon {
             let name = format!("job {}", job.id);
             let work = move || daemon.pump_events(&job);
             // Without a thread nothing would be reported; that is no reason to stop serving disks.
-            let _ = thread::Builder::new().name(name).spawn(work);
+            if let Err(error) = thread::Builder::new().name(name).spawn(work) {
+                error!(%error, "events of a job are lost: no thread");
+            }
         };
         match session {
             Some(session) => session.after_answer(start_pump),
@@ -387,6 +396,7 @@ impl Daemon {
     }
 
     fn pump_events(&self, job: &Arc<Job>) {
+        let _span = job.span.enter();
         while let Some(event) = job.handle.next_event(None) {
             let mut step = vec![event];
             if matches!(step[0], Event::Completed { .. } | Event::Cancelled) {
@@ -394,6 +404,7 @@ impl Daemon {
                 // A job queues the states that follow together with its end.
                 step.extend(std::iter::from_fn(|| job.handle.next_event(Some(Duration::ZERO))));
             }
+            step.iter().for_each(log::event);
             self.report(job, step);
         }
     }

@@ -13,6 +13,10 @@
 //! a command works on, then exports, jobs, objects, graph; no I/O under any but the first. A file that hangs
 //! keeps only those waiting who use it: a command locks its own nodes alone, opening a node locks none, and
 //! what the host says of files is asked under no lock.
+//!
+//! Logs by `tracing`: a span `command` for each QMP command, `connection` for each NBD client, `job` for each
+//! job. Nothing is logged for a request that succeeds. What carries the target [`NOTICE`] is for the user in
+//! any case.
 
 mod arguments;
 mod command;
@@ -30,6 +34,10 @@ mod tests;
 
 pub use daemon::Daemon;
 pub use startup::{Startup, StartupError};
+
+/// The target of log events that are shown to the user even where no log is asked for: one line each, rare,
+/// on what the user has to know and no client is sent.
+pub const NOTICE: &str = "blockmirror::notice";
 
 /// What a command answers.
 pub(crate) type Reply<T> = Result<T, blockmirror_qmp::QmpError>;

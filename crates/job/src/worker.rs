@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
+use tracing::{debug, error_span, info};
 
 use crate::error::JobError;
 use crate::event::Operation;
@@ -44,7 +45,9 @@ impl<E: JobError> Worker<E> {
     /// # Errors
     /// The job fails.
     pub fn failed(&mut self, operation: Operation, range: ByteRange, error: block::Error) -> Result<bool, E> {
-        match self.shared.with_machine(|machine, _| machine.failed(operation, range, &error)) {
+        let failed = self.shared.with_machine(|machine, _| machine.failed(operation, range, &error));
+        debug!(%operation, %range, %error, then = ?failed, "a piece failed");
+        match failed {
             Failed::Again => Ok(true),
             Failed::LeaveOut => {
                 self.left_out.get_or_insert(error);
@@ -108,7 +111,10 @@ impl<E: JobError> Job<E> {
             events: Condvar::new(),
         });
         let control = JobControl { shared: Arc::clone(&shared) };
+        let span = error_span!("work", kind = name);
         let run = move || {
+            let _span = span.entered();
+            info!(len, "begins");
             let mut worker = Worker { shared: Arc::clone(&shared), left_out: None };
             // A device that panics must end the job, not hang its waiters. What `work` holds goes with it,
             // before the end of the job is reported.
@@ -118,11 +124,15 @@ impl<E: JobError> Job<E> {
             state.devices.clear();
             // Whatever error a call that was ended returns, the reason is that the job was cancelled.
             let cancelled = state.machine.state == JobState::Aborting;
-            state.machine.conclude(if cancelled { Err(E::cancelled()) } else { result });
-            state.ended = Some(shared.started.elapsed());
+            let result = if cancelled { Err(E::cancelled()) } else { result };
+            let (error, moved) = (result.as_ref().err().map(ToString::to_string), state.machine.moved);
+            let elapsed = shared.started.elapsed();
+            state.machine.conclude(result);
+            state.ended = Some(elapsed);
             drop(state);
             shared.changed.notify_all();
             shared.events.notify_all();
+            info!(moved, seconds = elapsed.as_secs_f64(), error, "ended");
         };
         let thread = thread::Builder::new().name(name.into()).spawn(run).map_err(E::thread)?;
         Ok(Self { control, thread: Some(thread) })

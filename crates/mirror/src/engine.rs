@@ -3,6 +3,7 @@
 //! One mutex guards the core. Handles outlive the job; the disks are closed when it is over. A thread that is
 //! given an action wakes one more waiting thread, so that as many wake as there is work for.
 
+mod log;
 mod observer;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -233,9 +234,9 @@ impl Engine {
         }
     }
 
-    /// The job is over.
-    fn detach(&self) {
-        self.disks.lock().take();
+    /// The job is over. Whether this is the first thread to say so.
+    fn detach(&self) -> bool {
+        let first = self.disks.lock().take().is_some();
         // Dropped without the lock.
         let _target = self.state.lock().target.take();
         if let Some(attachment) = &self.attachment
@@ -243,6 +244,7 @@ impl Engine {
         {
             tap.detach(attachment.session);
         }
+        first
     }
 
     /// Cancels calls that may never return if the job is aborting.
@@ -338,7 +340,10 @@ impl Engine {
                 Next::Finished => {
                     self.wake_waiters(&mut state);
                     drop(state);
-                    return self.detach();
+                    if self.detach() {
+                        self.log_end();
+                    }
+                    return;
                 }
             }
         }
@@ -353,7 +358,7 @@ impl Engine {
                     self.end(ending, target);
                     Ok(Done::Ended)
                 }
-                work => mover.perform(work),
+                work => mover.perform(work).inspect_err(|failure| log::failed(work, failure)),
             })));
         }
     }

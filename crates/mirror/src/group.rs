@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, thread};
+use tracing::Span;
 
 use crate::distinct::check_distinct;
 use crate::engine::{CANCEL_AGAIN, Engine, Wake};
@@ -36,12 +37,14 @@ pub struct GroupMember {
     tap: Arc<Tap>,
     target: Arc<dyn BlockDevice>,
     options: MirrorOptions,
+    /// The caller's span: what the threads of the job log belongs to it.
+    span: Span,
 }
 
 impl GroupMember {
     /// The disk behind `tap` to `target`, as [`MirrorJob::attach`] does it with these `options`.
     pub fn new(tap: &Arc<Tap>, target: Arc<dyn BlockDevice>, options: MirrorOptions) -> Self {
-        Self { tap: Arc::clone(tap), target, options }
+        Self { tap: Arc::clone(tap), target, options, span: Span::current() }
     }
 }
 
@@ -134,7 +137,7 @@ impl MirrorGroup {
         }
         let notify = Arc::new(Notify::default());
         let mut prepared: Vec<PreparedJob> = Vec::new();
-        for GroupMember { tap, target, options } in &members {
+        for GroupMember { tap, target, options, .. } in &members {
             match PreparedJob::new(tap, target, options, Some(&notify)) {
                 Ok(member) => prepared.push(member),
                 Err(error) => {
@@ -145,14 +148,14 @@ impl MirrorGroup {
         }
         let name = |member: &GroupMember| member.tap.title();
         let names: Vec<String> = members.iter().map(name).collect();
-        drop(members);
+        let spans = members.into_iter().map(|member| member.span);
         let mut jobs = Vec::new();
-        let mut rest = prepared.into_iter();
-        while let Some(member) = rest.next() {
-            match member.run() {
+        let mut rest = prepared.into_iter().zip(spans);
+        while let Some((member, span)) = rest.next() {
+            match span.in_scope(|| member.run()) {
                 Ok(job) => jobs.push(job),
                 Err(error) => {
-                    rest.for_each(PreparedJob::abandon);
+                    rest.for_each(|(member, _)| member.abandon());
                     return Err(error);
                 }
             }

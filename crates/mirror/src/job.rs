@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::{BlockDevice, ByteRange};
+use tracing::error_span;
 
 use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
@@ -263,9 +264,11 @@ impl MirrorJob {
     ) -> Result<Self, Error> {
         let mut job =
             Self { control: MirrorControl { engine: Arc::clone(&engine) }, granularity, threads: Vec::new() };
+        let span = error_span!("mirror");
+        span.in_scope(|| engine.log_begin(granularity.bytes, options));
         for _ in 0..thread_count(options) {
-            let own = Arc::clone(&engine);
-            match thread::Builder::new().name("mirror".into()).spawn(move || own.run()) {
+            let (own, span) = (Arc::clone(&engine), span.clone());
+            match thread::Builder::new().name("mirror".into()).spawn(move || span.in_scope(|| own.run())) {
                 Ok(thread) => job.threads.push(thread),
                 // Fewer threads than wished for do the same work.
                 Err(_) if !job.threads.is_empty() => break,

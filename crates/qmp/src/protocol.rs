@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use tracing::{debug, error_span, info};
 
 use crate::args::Args;
 use crate::error::{ErrorClass, QmpError};
@@ -224,12 +226,20 @@ impl Table {
         if oob && !entry.command.allow_oob {
             return Err(QmpError::generic(format!("The command {name} does not support OOB")));
         }
-        let args = Args::new(check_members(entry.command.shape(), arguments, Spelling::Json)?);
-        let answer = match name.as_str() {
+        let _span = error_span!("command", session = session.id(), command = entry.command.name).entered();
+        let began = Instant::now();
+        let answer = check_members(entry.command.shape(), arguments, Spelling::Json)
+            .and_then(|arguments| self.run_known(session, entry, Args::new(arguments)));
+        log_answer(entry.command.name, began.elapsed(), answer.as_ref().err());
+        answer
+    }
+
+    fn run_known(&self, session: &Session, entry: &Entry, args: Args) -> Result<Value, QmpError> {
+        let name = entry.command.name;
+        let answer = match name {
             "qmp_capabilities" if session.negotiated() => {
-                return Err(not_found(
-                    "Capabilities negotiation is already complete, command ignored".into(),
-                ));
+                let desc = "Capabilities negotiation is already complete, command ignored";
+                return Err(QmpError::new(ErrorClass::CommandNotFound, desc));
             }
             "qmp_capabilities" => {
                 let enabled = args.opt_array("enable")?.unwrap_or_default();
@@ -274,6 +284,19 @@ impl Table {
                 ("SCHEMA_VIOLATION", Map::from_iter(members))
             }
         }
+    }
+}
+
+/// Logs the end of a command: its name and its error, never its arguments, which may hold secrets. A command
+/// that only looks is asked again and again, and stays below the level of an operator.
+fn log_answer(name: &str, elapsed: Duration, error: Option<&QmpError>) {
+    /// Characters of an error's text; names in it may be as long as a request.
+    const MAX_TEXT: usize = 500;
+    let seconds = elapsed.as_secs_f64();
+    match error {
+        Some(error) => info!(seconds, error = format_args!("{:.MAX_TEXT$}", error.desc), "failed"),
+        None if name.starts_with("query-") => debug!(seconds, "done"),
+        None => info!(seconds, "done"),
     }
 }
 

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,8 +35,8 @@ fn daemon_process() {
     let Ok(given) = std::env::var(OPTIONS) else { return };
     let words: Vec<String> = serde_json::from_str(&given).unwrap();
     let all = ["blockmirror".to_owned(), "daemon".to_owned()].into_iter().chain(words);
-    let code = blockmirror_cli::run(all, &mut std::io::stdout(), &mut std::io::stderr());
-    std::process::exit(code.into());
+    let code = blockmirror_cli::run_here(all);
+    std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }
 
 /// A daemon that runs. Killed when dropped.

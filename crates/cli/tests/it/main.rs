@@ -3,6 +3,7 @@
 mod common;
 mod copy;
 mod ctl_watch;
+mod log;
 mod process;
 mod qemu;
 mod resize;

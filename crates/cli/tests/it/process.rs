@@ -496,6 +496,7 @@ fn nothing_is_printed_into_the_target() {
         ("exec > t 2>&1", "mirror -p -f raw source /dev/stderr", "t", "source"),
         ("exec 2> t", "convert -p -f raw source /dev/stderr", "t", "source"),
         ("exec 2> t", "convert --progress=json -f raw source t", "t", "source"),
+        ("export RUST_LOG=debug; exec 2> t", "convert -f raw source t", "t", "source"),
         ("head -c 1M /dev/zero > t; exec 1<>t", "convert -n -f raw source t", "t", "source"),
         ("head -c 1M /dev/zero > t; exec 2<>t", "convert -n -p -f raw source t", "t", "source"),
         ("exec > t", "create -f raw /dev/stdout 1M", "t", "empty"),
@@ -518,7 +519,7 @@ fn nothing_is_printed_into_the_target() {
         );
         tried += 1;
     }
-    assert_eq!(tried, 16);
+    assert_eq!(tried, 17);
     // An error neither, nor what would be the result.
     for (first, line, code) in [
         ("exec 2<>t", "resize -f raw t -1M", 2),

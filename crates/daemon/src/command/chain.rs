@@ -13,7 +13,7 @@ use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
 use crate::driver::qmp_error;
 use crate::graph::{Graph, Node};
-use crate::job::{ChainRequest, JobOptions};
+use crate::job::{ChainRequest, JobOptions, job_span};
 
 arguments! {
     pub(super) struct StreamArgs {
@@ -127,6 +127,7 @@ impl JobParams {
             free.map_err(|error| QmpError::generic(format!("{before}{}", error.desc)))?;
         }
         let job = JobOptions {
+            span: job_span(&id, self.kind),
             id,
             kind: self.kind,
             speed,

@@ -19,7 +19,7 @@ use crate::arguments::{Argument, Arguments, Size, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::driver::{Inherited, is_read_only, qmp_error, refuse};
 use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
-use crate::job::{AtEnd, Claims, JobOptions, SimpleJob};
+use crate::job::{AtEnd, Claims, JobOptions, SimpleJob, job_span};
 use crate::new_image::CreatedFile;
 
 choice! {
@@ -151,8 +151,15 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: CreateArgs) ->
         return Err(QmpError::generic("Driver does not support blockdev-create"));
     }
     let _reserved = daemon.jobs.reserve(&args.job_id)?;
-    let job =
-        JobOptions { id: args.job_id, kind: "create", speed: 0, auto_finalize: true, auto_dismiss: false };
+    let span = job_span(&args.job_id, "create");
+    let job = JobOptions {
+        id: args.job_id,
+        kind: "create",
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: false,
+        span,
+    };
     let mut held = Held::default();
     // Errors are reported by the job, as clients expect.
     let work = match args.options {

@@ -11,8 +11,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
+use tracing::{info, warn};
 
-use super::{Node, NodeId, Released};
+use super::{Node, NodeDevice, NodeId, Released};
 use crate::daemon::Daemon;
 
 /// How long nodes may take to flush, and again to end a blocked flush.
@@ -43,20 +44,26 @@ pub(crate) fn close_all(nodes: Vec<Node>) {
     close_within(nodes, LAST_LIMIT);
 }
 
+/// There is no client to report a failure to; one that cares has flushed.
+fn flush(device: &NodeDevice) {
+    if let Err(error) = device.flush() {
+        warn!(%error, "what was written last may be lost: the flush of a node that is closed failed");
+    }
+}
+
 fn close_within(nodes: Vec<Node>, limit: Duration) {
     let (done, is_done) = mpsc::channel();
     let mut flushing = BTreeSet::new();
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
         let (device, done) = (Arc::clone(&node.device), done.clone());
-        let flush = move || {
-            // There is no client to report it to; one that cares has flushed.
-            let _ = device.flush();
+        let work = move || {
+            flush(&device);
             let _ = done.send(index);
         };
-        if thread::Builder::new().name("close".into()).spawn(flush).is_ok() {
+        if thread::Builder::new().name("close".into()).spawn(work).is_ok() {
             flushing.insert(index);
         } else {
-            let _ = node.device.flush();
+            flush(&node.device);
         }
     }
     let mut wait = || {
@@ -74,6 +81,7 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
     // Whether they have ended or not, there is nothing else to be done.
     let hanging = wait();
     for (index, node) in nodes.into_iter().enumerate() {
+        info!(name = node.name, hangs = hanging.contains(&index), "node closed");
         node.device.set_read_only(true);
         let Some(file) = node.file else { continue };
         if hanging.contains(&index) {

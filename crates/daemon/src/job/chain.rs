@@ -305,7 +305,8 @@ impl Daemon {
             (base, layers)
         });
         let fits = layers.as_ref().map_or(Ok(()), |(base, _)| check_name(&image, base));
-        let job = fits.and_then(|()| StreamJob::start(image, layers, request.options()).map_err(qmp_error));
+        let start = || StreamJob::start(image, layers, request.options()).map_err(qmp_error);
+        let job = fits.and_then(|()| request.job.span.in_scope(start));
         let job = match job {
             Ok(job) => job,
             Err(error) => {
@@ -430,7 +431,8 @@ impl Daemon {
             .auto_finalize(request.job.auto_finalize)
             .auto_dismiss(request.job.auto_dismiss);
         let (tap, target) = (plan.tap, plan.base.device);
-        let job = match commit_active(&tap, Arc::clone(&target), plan.layers, options) {
+        let start = || commit_active(&tap, Arc::clone(&target), plan.layers, options);
+        let job = match request.job.span.in_scope(start) {
             Ok(job) => job,
             Err(error) => {
                 held.give_back(self);
@@ -483,7 +485,8 @@ impl Daemon {
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
             .and_then(|image| {
                 check_name(&image, &base)?;
-                CommitJob::start(image, top, base, layers, request.options()).map_err(qmp_error)
+                let start = || CommitJob::start(image, top, base, layers, request.options());
+                request.job.span.in_scope(start).map_err(qmp_error)
             });
         let job = match job {
             Ok(job) => job,

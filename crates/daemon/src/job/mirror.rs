@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     AtEnd, CANCELLED, Claims, Figures, Job, JobCommand, JobHandle, JobOptions, ReservedId, SimpleJob,
-    system_words,
+    job_span, system_words,
 };
 use crate::Reply;
 use crate::arguments::Int64;
@@ -98,7 +98,8 @@ impl MirrorRequest {
         if !is_well_formed(&id) {
             return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
         }
-        let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss };
+        let span = job_span(&id, "mirror");
+        let job = JobOptions { id, kind: "mirror", speed, auto_finalize, auto_dismiss, span };
         Ok(Self {
             job,
             below_filters: source != args.device,
@@ -320,7 +321,7 @@ impl Daemon {
         for mirror in &mirrors {
             match MirrorJob::prepare(&mirror.tap, Arc::clone(&mirror.target), mirror.request.options.clone())
             {
-                Ok(seat) => seats.push(Ok(seat)),
+                Ok(seat) => seats.push(Ok((seat, &mirror.request.job.span))),
                 Err(error @ Error::SizeMismatch { .. }) => seats.push(Err(in_words(&error))),
                 Err(error) => {
                     problem = Some(error);
@@ -332,8 +333,8 @@ impl Daemon {
         let mut jobs = Vec::new();
         for seat in seats {
             match seat {
-                Ok(seat) if problem.is_some() => seat.abandon(),
-                Ok(seat) => match seat.run() {
+                Ok((seat, _)) if problem.is_some() => seat.abandon(),
+                Ok((seat, span)) => match span.in_scope(|| seat.run()) {
                     Ok(job) => jobs.push(Ok(job)),
                     Err(error) => problem = Some(error),
                 },
@@ -376,6 +377,7 @@ impl Daemon {
         mirrors: Vec<Prepared>,
     ) -> Reply<()> {
         let members = mirrors.iter().map(|mirror| {
+            let _span = mirror.request.job.span.enter();
             GroupMember::new(&mirror.tap, Arc::clone(&mirror.target), mirror.request.options.clone())
         });
         let group = match MirrorGroup::attach(members.collect()) {

@@ -47,9 +47,9 @@ impl SimpleJob {
         work: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> Self {
         let job = Self::new(options, 1);
-        let worker = job.clone();
+        let (worker, span) = (job.clone(), options.span.clone());
         let spawned = thread::Builder::new().name(format!("job {}", options.id)).spawn(move || {
-            let result = work();
+            let result = span.in_scope(work);
             worker.done(result);
         });
         if let Err(error) = spawned {

@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
+use tracing::{info, warn};
 
 use super::backoff::backoff;
 use super::connect::{CancelToken, Connector};
@@ -307,6 +308,11 @@ impl ConnectionPool {
             self.same_export(connection.negotiated())?;
             Ok(connection)
         });
+        let uri = &self.connector.options().uri;
+        match &made {
+            Ok(_) => info!(%uri, "connected again"),
+            Err(error) => warn!(%uri, %error, "cannot connect again"),
+        }
         let mut state = self.state.lock();
         state.connecting = false;
         match made {

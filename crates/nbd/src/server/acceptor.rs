@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::warn;
 
 use super::ServerError;
 use super::acceptor_state::Acceptor;
@@ -57,6 +58,7 @@ impl Acceptor {
     fn work(&self, server: &Arc<ServerState>) {
         let mut stalls = StallCheck::default();
         let mut backoff_until: Option<Instant> = None;
+        let mut refusing = false;
         loop {
             let listeners = {
                 let state = self.state.lock();
@@ -86,10 +88,15 @@ impl Acceptor {
                 self.waker.clear();
             }
             for (listener, _) in listeners.iter().zip(ready.iter().skip(1)).filter(|(_, ready)| **ready) {
-                if !accept_waiting(server, listener) {
+                let accepted = accept_waiting(server, listener);
+                if let Err(error) = &accepted {
                     server.handshakes.end_oldest();
                     backoff_until = Some(Instant::now() + ACCEPT_BACKOFF);
+                    if !refusing {
+                        warn!(%error, "clients wait until the system can take them");
+                    }
                 }
+                refusing = accepted.is_err();
             }
             stalls.check(server);
             if server.connections() == 0 {
@@ -99,23 +106,23 @@ impl Acceptor {
     }
 }
 
-/// Accepts what waits at `listener`, up to the connection limit. False if the system has no descriptor,
+/// Accepts what waits at `listener`, up to the connection limit. Fails if the system has no descriptor,
 /// thread or memory left.
-fn accept_waiting(server: &Arc<ServerState>, listener: &Listener) -> bool {
+fn accept_waiting(server: &Arc<ServerState>, listener: &Listener) -> Result<(), ServerError> {
     while server.connection_limit.has_room() {
         match listener.accept() {
             Ok(fd) => {
-                if matches!(server.serve(fd), Err(ServerError::System { .. })) {
-                    return false;
+                if let Err(error @ ServerError::System { .. }) = server.serve(fd) {
+                    return Err(error);
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             // This client has gone again.
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
-            Err(_) => return false,
+            Err(cause) => return Err(ServerError::System { what: "accept a client", cause }),
         }
     }
-    true
+    Ok(())
 }
 
 /// Progress of the connections whose peers owe bytes: how many had moved at the last check, and since when it
@@ -150,6 +157,7 @@ impl StallCheck {
                     _ => now,
                 };
                 if now.duration_since(since) >= server.options.stall_limit {
+                    connection.log_abort("the client has stalled");
                     connection.abort();
                     continue;
                 }
@@ -174,6 +182,7 @@ fn abort_slow(mut slow: Vec<(u64, Arc<Connection>)>, mut lacking: u64) {
         if lacking == 0 {
             return;
         }
+        connection.log_abort("the client is slow, and others lack the memory that it holds");
         connection.abort();
         lacking = lacking.saturating_sub(held);
     }

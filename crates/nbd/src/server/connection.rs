@@ -12,6 +12,7 @@
 //! the replies; [`fail`](Connection::fail) follows an error of the socket; [`release`](Connection::release)
 //! frees its connection permit.
 
+mod log;
 mod output;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use super::reply::{Encoder, Reply};
 use super::request_decoder::{MAX_INLINE, ReadOutcome, RequestDecoder, Scratch};
 use super::transport::Transport;
 use super::worker_pool::Job;
+use log::ConnectionLog;
 
 /// Unsent bytes from which on no further request is read.
 const MAX_UNSENT: usize = 4 << 20;
@@ -66,6 +68,7 @@ pub(crate) struct Connection {
     /// Drained, aborted or failed: long requests give up.
     ending: AtomicBool,
     permit: Mutex<Option<ConnectionPermit>>,
+    log: ConnectionLog,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,6 +232,7 @@ impl Connection {
             receiving: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             permit: Mutex::new(Some(permit)),
+            log: ConnectionLog::new(),
         })
     }
 

@@ -1,7 +1,6 @@
 //! What a server refuses, and why.
 //!
-//! Returned to the caller that runs the server; a client's errors are answered to the client and logged
-//! nowhere.
+//! Returned to the caller that runs the server; a client's errors are answered to the client and logged.
 
 use std::io;
 use std::path::PathBuf;

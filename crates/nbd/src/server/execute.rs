@@ -38,8 +38,14 @@ pub(crate) fn run(connection: &Connection, request: &Request, payload: &[u8], ou
     };
     match result {
         Ok(()) => encoder.done(out, request),
-        Err(failure) => encoder.failure(out, request, &failure),
+        Err(failure) => fail(connection, request, &failure, out),
     }
+}
+
+/// Logs a failure and appends its reply to `out`.
+fn fail(connection: &Connection, request: &Request, failure: &Failure, out: &mut Vec<u8>) {
+    connection.log_failure(request, failure);
+    connection.encoder().failure(out, request, failure);
 }
 
 fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<(), Failure> {
@@ -125,7 +131,7 @@ pub(crate) fn read_inline(connection: &Connection, request: &Request, out: &mut 
         }
         Err(error) => {
             out.truncate(start);
-            encoder.failure(out, request, &error.into());
+            fail(connection, request, &error.into(), out);
         }
     }
 }
@@ -136,7 +142,7 @@ pub(crate) fn read(connection: &Connection, request: &Request, buf: PooledBuf) -
         Ok(reply) => reply,
         Err(failure) => {
             let mut out = Vec::new();
-            connection.encoder().failure(&mut out, request, &failure);
+            fail(connection, request, &failure, &mut out);
             Reply::bytes(out)
         }
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::ByteRange;
 use blockmirror_block::sync::{Condvar, Mutex};
+use tracing::Span;
 
 use crate::proto::{Command, MAX_STRING};
 
@@ -184,6 +185,7 @@ impl ExportRuntime {
     ) {
         // 0 is the event that wakes workers; the counter does not come round to it.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Span::current().record("client", id);
         let connection = Connection::new(id, transport, params, Arc::clone(self), permit);
         {
             let mut clients = self.clients.lock();
@@ -204,6 +206,7 @@ impl ExportRuntime {
     pub(crate) fn close(&self, connection: &Connection) {
         self.pool.unregister(connection);
         connection.transport.close();
+        connection.log_end();
         self.forget(connection);
     }
 

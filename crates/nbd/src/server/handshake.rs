@@ -10,6 +10,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use tracing::field::Empty;
+use tracing::{Span, debug, error_span, info, warn};
+
 use crate::proto::{
     BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
     MAX_PAYLOAD, MetaContextReply, MetaContextRequest, OptionCode, OptionHeader, OptionReply, ReplyFormat,
@@ -42,11 +45,34 @@ impl ServerState {
             .name("nbd-handshake".into())
             .spawn(move || {
                 let deadline = Instant::now() + state.options.handshake_limit;
+                let _span = connection_span(&socket).entered();
                 // A client that fails sees the end of its connection.
-                let _ = run(&state, Transport::plain(socket), &handshaking, deadline);
+                if let Err(error) = run(&state, Transport::plain(socket), &handshaking, deadline) {
+                    log_end(&error);
+                }
             })
             .map_err(|cause| ServerError::System { what: "start a thread", cause })?;
         Ok(())
+    }
+}
+
+/// The span of a connection. Which client of which export it is, is recorded at the end of the handshake.
+fn connection_span(socket: &Socket) -> Span {
+    let span = error_span!("connection", peer = Empty, export = Empty, client = Empty);
+    if !span.is_disabled() {
+        span.record("peer", socket.peer());
+    }
+    span
+}
+
+/// Logs why a handshake led to no connection. Clients that leave during it, as those do that list exports,
+/// are no reason to warn.
+fn log_end(error: &io::Error) {
+    match error.kind() {
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::UnexpectedEof => {
+            debug!(%error, "left in the handshake")
+        }
+        _ => warn!(%error, "handshake failed"),
     }
 }
 
@@ -88,6 +114,9 @@ fn run(
             // A client counts from the moment that it is answered so.
             let pending = runtime.reserve().ok_or(io::ErrorKind::NotConnected)?;
             handshake.send()?;
+            let tls = handshake.transport.is_tls();
+            Span::current().record("export", &*runtime.export.name);
+            info!(tls, writable = params.writable, "connected");
             runtime.serve(pending, handshake.transport, params, permit);
             return Ok(());
         }

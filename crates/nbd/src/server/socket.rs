@@ -1,6 +1,7 @@
 //! A connected socket, used without blocking; the caller waits where it has to.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,20 @@ impl Socket {
     /// Ends what comes in: the reader sees the end, replies still go out.
     pub(crate) fn shutdown_read(&self) {
         let _ = rustix::net::shutdown(&self.0, Shutdown::Read);
+    }
+}
+
+impl Socket {
+    /// Who is at the other end, for the log: an address, or the process that connected to a Unix socket.
+    pub(crate) fn peer(&self) -> String {
+        let address = rustix::net::getpeername(&self.0).ok().flatten();
+        if let Some(address) = address.and_then(|address| SocketAddr::try_from(address).ok()) {
+            return address.to_string();
+        }
+        match sockopt::socket_peercred(&self.0) {
+            Ok(peer) => format!("pid {} uid {}", peer.pid.as_raw_pid(), peer.uid.as_raw()),
+            Err(_) => "unknown".to_owned(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
+use tracing::info;
 
 use super::connection::Connection;
 use super::session::Session;
@@ -35,6 +36,7 @@ struct State {
 impl Hub {
     /// A session's writer is gone, and with it the session.
     fn ended(&self, id: u64) {
+        info!(session = id, "monitor disconnected");
         self.state.lock().sessions.remove(&id);
         self.changed.notify_all();
     }
@@ -74,7 +76,11 @@ impl Monitors {
         state.next += 1;
         let hub = Arc::clone(&self.0);
         let session = Session::start(id, connection, Arc::clone(&hub.table), move || hub.ended(id))?;
+        let peer = session.peer();
         state.sessions.insert(id, session);
+        drop(state);
+        let (pid, uid) = (peer.map(|peer| peer.pid), peer.map(|peer| peer.uid));
+        info!(session = id, pid, uid, "monitor connected");
         Ok(id)
     }
 
