@@ -9,6 +9,7 @@ mod docs;
 mod model;
 mod product;
 mod properties;
+mod readme;
 mod testdata;
 mod tidy;
 
@@ -52,8 +53,10 @@ fn cargo() -> Command {
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Ci(task) => task.run(),
+        Tasks::Coverage(task) => task.run(),
         Tasks::Docs(task) => task.run(),
         Tasks::Model(task) => task.run(),
+        Tasks::Mutants(task) => task.run(),
         Tasks::Properties(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),

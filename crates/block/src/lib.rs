@@ -15,6 +15,30 @@
 //! runtime. [`RangeLock`] orders overlapping operations, [`GroupCommit`] joins flushes, [`zero`] finds runs
 //! of zeros, and [`testing`] holds the in-memory, recording and fault-injecting doubles that every crate
 //! above is tested with.
+//!
+//! ```text
+//!    guest, job, server          read_at, write_at, write_zeroes, discard, flush, extents
+//!             |
+//!        BlockDevice             a disk: filters and formats stand on each other
+//!             |
+//!         Storage                bytes of a host file, a block device or an export
+//! ```
+//!
+//! ```
+//! use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, testing::MemoryDisk};
+//!
+//! let disk = MemoryDisk::new(1 << 20);
+//! disk.write_at(b"boot", 64 << 10, WriteFlags::NONE)?;
+//! let mut found = Vec::new();
+//! disk.extents(ByteRange::new(0, disk.len()), &mut |extent| {
+//!     if !extent.reads_as_zero() {
+//!         found.push(extent.range);
+//!     }
+//!     Visit::Continue(())
+//! })?;
+//! assert!(found.iter().any(|range| range.contains(64 << 10)));
+//! # Ok::<(), blockmirror_block::Error>(())
+//! ```
 
 mod buffer;
 mod device;

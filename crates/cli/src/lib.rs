@@ -1,7 +1,31 @@
-//! The `blockmirror` command, as a function: [`run`] into any streams, [`run_here`] on those of the process.
+//! The `blockmirror` command: copies, converts and mirrors virtual disks; `cargo install blockmirror-cli`.
 //!
-//! The binary is one call; developer tools and tests call it in their own process. Commands hold no logic
-//! that a user of the libraries would miss: they read options, call `image` and `ops`, and print.
+//! | command | what it does |
+//! |---|---|
+//! | `mirror`, `convert` | copy an image with the mirror job |
+//! | `create`, `resize` | make an image, change its virtual size |
+//! | `info`, `map`, `compare` | look into images |
+//! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
+//! | `ctl` | list and control the jobs of a daemon |
+//!
+//! Names and options are those of `qemu-img` and `qemu-storage-daemon` where they mean the same; `--help` has
+//! them all.
+//!
+//! As a function: [`run`] into any streams, [`run_here`] on those of the process. The binary is one call;
+//! developer tools and tests call it in their own process. Commands hold no logic that a user of the
+//! libraries would miss: they read options, call `image` and `ops`, and print.
+//!
+//! ```
+//! # let dir = tempfile::tempdir()?;
+//! # let disk = dir.path().join("disk.qcow2");
+//! # let disk = disk.to_str().ok_or("not UTF-8")?;
+//! let (mut out, mut err) = (Vec::new(), Vec::new());
+//! let words = ["blockmirror", "create", "-q", "-f", "qcow2", disk, "1G"];
+//! assert_eq!(blockmirror_cli::run(words, &mut out, &mut err), 0);
+//! assert_eq!(blockmirror_cli::run(["blockmirror", "map", disk], &mut out, &mut err), 0);
+//! assert!(out.starts_with(b"Offset"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

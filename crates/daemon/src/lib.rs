@@ -17,6 +17,27 @@
 //! Logs by `tracing`: a span `command` for each QMP command, `connection` for each NBD client, `job` for each
 //! job. Nothing is logged for a request that succeeds. What carries the target [`NOTICE`] is for the user in
 //! any case.
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use std::time::Duration;
+//! use blockmirror_daemon::{Daemon, Startup};
+//! use blockmirror_qmp::{Client, Connection};
+//!
+//! let daemon = Daemon::new(Vec::new());
+//! let mut startup = Startup::default();
+//! startup.blockdevs.push("driver=null-co,node-name=disk,size=1048576".into());
+//! startup.apply(&daemon)?;
+//!
+//! let (ours, theirs) = UnixStream::pair()?;
+//! daemon.monitors().serve(Connection::unix(theirs)?)?;
+//! let mut client = Client::new(ours, Duration::from_secs(60))?;
+//! let nodes = client.execute("query-named-block-nodes", serde_json::json!({}))?;
+//! assert_eq!(nodes[0]["node-name"], "disk");
+//! client.execute("quit", serde_json::json!({}))?;
+//! daemon.run();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod arguments;
 mod command;

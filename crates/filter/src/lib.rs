@@ -12,6 +12,22 @@
 //! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name,
 //! geometry and extents of its child on, but not where bytes lie in a host file: the kernel would move them
 //! past the filter.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
+//! use blockmirror_filter::{Concat, NullDisk, WriteThrough};
+//!
+//! let disk = Arc::new(MemoryDisk::new(1 << 20));
+//! let durable = Arc::new(WriteThrough::new(Arc::clone(&disk) as _));
+//! durable.write_at(b"boot", 0, WriteFlags::NONE)?;
+//! let both = Concat::new([Arc::new(NullDisk::new(1 << 20)) as Arc<dyn BlockDevice>, durable])?;
+//! assert_eq!(both.len(), 2 << 20);
+//! let mut read = [0; 4];
+//! both.read_at(&mut read, 1 << 20)?;
+//! assert_eq!(&read, b"boot");
+//! # Ok::<(), blockmirror_block::Error>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -17,6 +17,26 @@
 //! a writable raw image 100, 101 and a read-only one 100, unsharing nothing.
 //!
 //! [`ImageLock::acquire`] is called by whatever opens an image file, once, before the first byte is read.
+//!
+//! ```
+//! use blockmirror_image_lock::{ImageLock, Permission, Permissions};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("disk.raw");
+//! # std::fs::write(&path, [0; 512])?;
+//! let wanted: Permissions = [Permission::ConsistentRead, Permission::Write].into_iter().collect();
+//! let unshared: Permissions = [Permission::Write].into_iter().collect();
+//! let open = || std::fs::File::options().read(true).write(true).open(&path);
+//!
+//! let ours = open()?;
+//! let lock = ImageLock::acquire(&ours, &path, wanted, unshared)?;
+//! // A second writer, in this process or another, is refused.
+//! let theirs = open()?;
+//! assert!(ImageLock::acquire(&theirs, &path, wanted, unshared).is_err());
+//! lock.release(&ours);
+//! ImageLock::acquire(&theirs, &path, wanted, unshared)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
 mod holder;

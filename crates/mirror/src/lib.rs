@@ -9,6 +9,33 @@
 //! - [`Tap`] stands in front of a disk that is written while it is copied.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] controls and observes it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
+//!
+//! ```text
+//!      writes of the guest
+//!             |
+//!            Tap ------ marks -----> dirty bitmap
+//!             |                          |
+//!             v                          v
+//!          source ---- is read by ---> MirrorJob ---- writes to ---> target
+//!                                        |
+//!                         ready, then complete: the tap moves to the target
+//! ```
+//!
+//! ```
+//! use std::sync::Arc;
+//! use blockmirror_block::{BlockDevice, WriteFlags, testing::MemoryDisk};
+//! use blockmirror_mirror::{Event, MirrorJob, MirrorOptions, Tap};
+//!
+//! let tap = Tap::new(Arc::new(MemoryDisk::new(1 << 20)));
+//! let target = Arc::new(MemoryDisk::new(1 << 20));
+//! let job = MirrorJob::attach(&tap, Arc::clone(&target) as _, MirrorOptions::new())?;
+//! tap.write_at(b"while it runs", 4096, WriteFlags::NONE)?;
+//! while job.control().next_event(None) != Some(Event::Ready) {}
+//! job.control().complete()?;
+//! job.wait()?;
+//! assert_eq!(&target.contents()?[4096..][..13], b"while it runs");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

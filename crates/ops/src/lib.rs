@@ -11,6 +11,22 @@
 //! Stream and commit run on one thread each, are controlled through a [`JobControl`], and report states and
 //! events in the words of a mirror job. The third is a mirror job. These take open devices: which file may be
 //! opened is the caller's decision. [`Convert`] opens files by itself, under a policy.
+//!
+//! ```
+//! use std::sync::atomic::AtomicBool;
+//! use blockmirror_image::Format;
+//! use blockmirror_ops::Convert;
+//!
+//! # let dir = tempfile::tempdir()?;
+//! # let (source, target) = (dir.path().join("disk.raw"), dir.path().join("disk.qcow2"));
+//! # std::fs::write(&source, [1; 4096])?;
+//! let cancel = AtomicBool::new(false);
+//! let outcome = Convert::new(&source, &target)
+//!     .target_format(Format::Qcow2)
+//!     .run(&cancel, |progress| eprintln!("{} of {} bytes", progress.offset, progress.len))?;
+//! assert_eq!(outcome.copy.copied, 4096);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -11,6 +11,9 @@
 //! let disk = OpenOptions::new().writable(true).open(storage)?;
 //! disk.write_at(b"hello", 1 << 20, Default::default())?;
 //! disk.flush()?;
+//! let mut read = [0; 5];
+//! disk.read_at(&mut read, 1 << 20)?;
+//! assert_eq!(&read, b"hello");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

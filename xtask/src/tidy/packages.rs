@@ -5,9 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use blockmirror_testing::Outcome;
+use cargo_metadata::camino::Utf8Path;
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 use super::map::Map;
+use crate::readme;
 
 /// Lints that the code relies on where a rule is not checked by reading the sources.
 const DENIED: [&str; 4] = ["missing_docs", "unsafe_code", "unwrap_used", "expect_used"];
@@ -28,6 +30,10 @@ pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
         if !manifest.contains("[lints]\nworkspace = true") {
             found.push(format!("{place}: does not take the workspace's lints"));
         }
+        // A list of registries, even an empty one, says that it is not for all.
+        if package.publish.is_none() {
+            published(package, place, root, found)?;
+        }
     }
     let workspace = fs::read_to_string(root.join("Cargo.toml"))?;
     for lint in DENIED {
@@ -37,6 +43,33 @@ pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
     }
     arrows(&map, &packages, root, found);
     reasons(&map, &packages, found);
+    Ok(())
+}
+
+/// What a reader of the registry looks for: a README that is the front page, both licences, and where it
+/// belongs.
+fn published(package: &Package, place: &Utf8Path, root: &Path, found: &mut Vec<String>) -> Outcome {
+    let folder = package.manifest_path.with_file_name("");
+    let source = fs::read_to_string(folder.join("src/lib.rs"))?;
+    let text = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    if text("README.md") != readme::of_front_page(&package.name, &source) {
+        found.push(format!(
+            "{place}: README.md is not the front page of src/lib.rs (cargo xtask docs writes it)"
+        ));
+    }
+    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        if text(licence) != fs::read_to_string(root.join(licence))? {
+            found.push(format!("{place}: no {licence} beside it that is the workspace's"));
+        }
+    }
+    for (what, given) in [("keywords", &package.keywords), ("categories", &package.categories)] {
+        if given.is_empty() || given.len() > 5 {
+            found.push(format!("{place}: {what}: between one and five"));
+        }
+    }
+    if !source.contains("//! ```\n") && !source.contains("//! ```no_run\n") {
+        found.push(format!("{place}: no example on the front page of src/lib.rs"));
+    }
     Ok(())
 }
 
