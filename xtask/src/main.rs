@@ -5,8 +5,10 @@
 //! others build in seconds.
 
 mod ci;
+mod coverage;
 mod docs;
 mod model;
+mod mutants;
 mod product;
 mod properties;
 mod readme;
@@ -34,8 +36,10 @@ struct Args {
 #[derive(Subcommand)]
 enum Tasks {
     Ci(ci::Ci),
+    Coverage(coverage::Coverage),
     Docs(docs::Docs),
     Model(model::Model),
+    Mutants(mutants::Mutants),
     Properties(properties::Properties),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
