@@ -58,6 +58,7 @@
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
+//! | [`check()`], [`repair()`] | what is wrong with an image, found and mended without opening it |
 //! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
 //!
 //! Locks, in order: `changing`, `ranges`, `write_back`, `tables`, `meta`; what each guards stands at its
@@ -84,6 +85,7 @@
 
 mod backing;
 mod cache;
+mod check;
 mod compressed;
 mod context;
 mod copy_up;
@@ -109,6 +111,7 @@ mod provide;
 mod read;
 mod refcounts;
 mod reopen;
+mod repair;
 mod resize;
 mod stop;
 mod unfinished;
@@ -118,6 +121,7 @@ mod writeback;
 mod zero;
 mod zero_query;
 
+pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
 pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;
 pub use damage::Damage;
@@ -125,5 +129,6 @@ pub use error::{Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
 pub use read::{ReadGuard, ReadRun, ReadSource};
+pub use repair::{Repair, repair};
 pub use unfinished::Unfinished;
 pub use write::{WriteGuard, WriteRun};

@@ -9,12 +9,16 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 use super::extension::BitmapsExtension;
 use crate::error::{Error, Result};
 use crate::limits;
+use crate::offset::{ClusterSize, HostOffset};
 
 const FLAG_IN_USE: u32 = 1 << 0;
 const FLAG_AUTO: u32 = 1 << 1;
 const FLAGS_KNOWN: u32 = FLAG_IN_USE | FLAG_AUTO | 1 << 2;
 /// The only type of bitmap there is: one that tracks writes.
 const TYPE_TRACKING: u8 = 1;
+const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// In a table entry without an offset: all bits are set.
+const ALL_SET: u64 = 1;
 
 #[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -49,6 +53,31 @@ pub struct BitmapEntry {
     pub table_entries: u32,
 }
 
+/// What an entry of a bitmap's table says of the bits in one cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TableEntry {
+    /// All are clear, or all are set: they take no cluster.
+    Uniform,
+    /// They lie in the cluster at this offset.
+    Stored(HostOffset),
+    /// It makes no sense.
+    Invalid,
+}
+
+impl TableEntry {
+    pub(crate) fn parse(word: u64, cluster: ClusterSize) -> Self {
+        let offset = HostOffset(word & OFFSET_MASK);
+        if word & !(OFFSET_MASK | ALL_SET) != 0 || cluster.within(offset) != 0 {
+            return Self::Invalid;
+        }
+        match (offset.0, word & ALL_SET) {
+            (0, _) => Self::Uniform,
+            (_, 0) => Self::Stored(offset),
+            _ => Self::Invalid,
+        }
+    }
+}
+
 /// Reads the bitmap directory entry by entry. Ends after the first error.
 #[derive(Debug)]
 pub struct Bitmaps<'a> {
@@ -74,6 +103,11 @@ impl<'a> Bitmaps<'a> {
             return Err(out.damaged(format!("the directory reaches past the end of the file at {file_len}")));
         }
         Ok(out)
+    }
+
+    /// Where the next entry starts: after the last one, the end of the directory.
+    pub(crate) fn next_offset(&self) -> u64 {
+        self.offset
     }
 
     fn read_entry(&mut self) -> Result<BitmapEntry> {

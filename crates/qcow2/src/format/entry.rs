@@ -9,6 +9,9 @@ const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
+const L1_RESERVED: u64 = !(OFFSET_MASK | COPIED);
+/// Of an entry that is not compressed. Bit 0 is reserved too in extended entries, but no reader minds it.
+const L2_RESERVED: u64 = !(OFFSET_MASK | COPIED | COMPRESSED | ZERO);
 
 /// An L1 entry: where an L2 table lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +34,16 @@ impl L1Entry {
     /// Whether the table's refcount is exactly one, so that it may be changed in place.
     pub const fn copied(self) -> bool {
         self.0 & COPIED != 0
+    }
+
+    /// The same entry with its COPIED flag as given.
+    pub(crate) const fn with_copied(self, copied: bool) -> Self {
+        Self(self.0 & !COPIED | if copied { COPIED } else { 0 })
+    }
+
+    /// The same entry without reserved bits; zero if it has no table.
+    pub(crate) const fn cleaned(self) -> Self {
+        if self.table().is_none() { Self(0) } else { Self(self.0 & !L1_RESERVED) }
     }
 }
 
@@ -190,6 +203,33 @@ impl EntryFormat {
             (u32::from(host.is_some()), 0)
         };
         Ok(Entry::Plain(PlainEntry { host, copied, allocated, zero }))
+    }
+
+    /// The host offset of an entry that is not compressed, aligned or not.
+    pub(crate) const fn host_of(self, word0: u64) -> HostOffset {
+        HostOffset(word0 & OFFSET_MASK)
+    }
+
+    /// The host offset of an entry, aligned or not, if it is not compressed and has one.
+    pub(crate) const fn mapped_host(self, word0: u64) -> Option<HostOffset> {
+        let offset = self.host_of(word0);
+        let is_there = offset.0 != 0 || (self.external_data && self.is_copied(word0));
+        if word0 & COMPRESSED == 0 && is_there { Some(offset) } else { None }
+    }
+
+    /// The COPIED flag of an entry.
+    pub(crate) const fn is_copied(self, word0: u64) -> bool {
+        word0 & COPIED != 0
+    }
+
+    /// The first word of an entry with its COPIED flag as given.
+    pub(crate) const fn with_copied(self, word0: u64, copied: bool) -> u64 {
+        word0 & !COPIED | if copied { COPIED } else { 0 }
+    }
+
+    /// The bits of the first word that must be zero and are not. A compressed entry has none.
+    pub(crate) const fn reserved(self, word0: u64) -> u64 {
+        if word0 & COMPRESSED != 0 { 0 } else { word0 & L2_RESERVED }
     }
 
     fn decode_compressed(self, word: u64) -> CompressedRun {

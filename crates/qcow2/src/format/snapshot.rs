@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blockmirror_block::Storage;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::header::Header;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::limits::{self, MIN_SNAPSHOT_ENTRY};
 
 const _: () = assert!(size_of::<RawSnapshot>() as u64 == MIN_SNAPSHOT_ENTRY);
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawSnapshot {
     l1_table_offset: U64,
@@ -83,6 +83,62 @@ impl Snapshot {
     }
 }
 
+/// An entry of the snapshot table as a repair keeps it.
+#[derive(Debug)]
+pub(crate) struct KeptEntry {
+    /// Its bytes without padding; none if it says nothing at all.
+    pub(crate) bytes: Option<Vec<u8>>,
+    /// Whether they are other ones than the table has.
+    pub(crate) changed: bool,
+    /// Where the next entry starts.
+    pub(crate) end: u64,
+}
+
+impl KeptEntry {
+    /// Reads the entry at `at` and cuts extra data that is too long. If it is to be `complete`, what it lacks
+    /// is added, with `disk_size` for the length of the disk. `None` if the file, of `file_len` bytes, does
+    /// not hold it.
+    pub(crate) fn read(
+        storage: &dyn Storage,
+        at: u64,
+        file_len: u64,
+        complete: bool,
+        disk_size: u64,
+    ) -> Result<Option<Self>> {
+        let mut fixed = [0; MIN_SNAPSHOT_ENTRY as usize];
+        storage.read_at(&mut fixed, at)?;
+        let Ok(mut raw) = RawSnapshot::read_from_bytes(&fixed) else { return Ok(None) };
+        let extra_len = u64::from(raw.extra_data_size.get());
+        let names_at = at + MIN_SNAPSHOT_ENTRY + extra_len;
+        let names_len = usize::from(raw.id_str_size.get()) + usize::from(raw.name_size.get());
+        let end = names_at + names_len as u64;
+        if end > file_len {
+            return Ok(None);
+        }
+        let end = end.next_multiple_of(8);
+        if names_len == 0 && raw.l1_size.get() == 0 {
+            return Ok(Some(Self { bytes: None, changed: true, end }));
+        }
+        // At most 1024 bytes.
+        let mut extra = vec![0; extra_len.min(limits::MAX_SNAPSHOT_EXTRA.into()) as usize];
+        storage.read_at(&mut extra, at + MIN_SNAPSHOT_ENTRY)?;
+        if complete && extra.len() < 8 {
+            extra = u64::from(raw.vm_state_size.get()).to_be_bytes().to_vec();
+        }
+        if complete && extra.len() < 16 {
+            extra.truncate(8);
+            extra.extend(disk_size.to_be_bytes());
+        }
+        let changed = extra.len() as u64 != extra_len;
+        // At most 2 * 65535 bytes.
+        let mut names = vec![0; names_len];
+        storage.read_at(&mut names, names_at)?;
+        // Cut to 1024 bytes above.
+        raw.extra_data_size = U32::new(extra.len() as u32);
+        Ok(Some(Self { bytes: Some([raw.as_bytes(), &extra, &names].concat()), changed, end }))
+    }
+}
+
 /// Reads the snapshot table entry by entry. Ends after the first error.
 #[derive(Debug)]
 pub struct Snapshots<'a> {
@@ -103,6 +159,11 @@ impl<'a> Snapshots<'a> {
         let start = header.snapshots_offset;
         let file_len = storage.len()?;
         Ok(Self { storage, file_len, start, offset: start, index: 0, count: header.snapshot_count })
+    }
+
+    /// Where the next entry starts: after the last one, the end of the table.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset
     }
 
     fn read_entry(&mut self) -> Result<Snapshot> {

@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod backing;
+mod check;
 mod common;
 mod compressed;
 mod copy_up;

@@ -1,0 +1,104 @@
+//! Holds the COPIED flags of the active L1 and L2 tables against the refcounts on disk: an entry has it if
+//! and only if the refcount of what it maps is one.
+
+use super::spans::{Span, Use, spans};
+use super::tables::{TableRef, Words};
+use super::{Checker, Finding, Structure};
+use crate::error::Result;
+use crate::format::entry::L1Entry;
+use crate::offset::{ClusterRange, HostOffset};
+
+impl Checker<'_> {
+    /// Looks at every flag, and with `fix` sets those right that are wrong.
+    pub(crate) fn check_copied(&mut self, fix: bool) -> Result<()> {
+        let (start, len) = (self.header.l1_offset, u64::from(self.header.l1_entries) * 8);
+        let l1 = spans(&[Use { start, end: start.saturating_add(len), active: true }]);
+        let tables: Vec<_> = self.tables.iter().filter(|table| table.active > 0).copied().collect();
+        self.total += tables.len() as u64 * self.cluster_size();
+        if fix {
+            self.each_word(&l1, Self::fix_l1_flag)?;
+            self.each_table(&tables, Self::fix_l2_flags)
+        } else {
+            self.each_word(&l1, Self::check_l1_flag)?;
+            self.each_table(&tables, |checker, data, table| {
+                checker.check_l2_flags(data, table).map(|_| false)
+            })
+        }
+    }
+
+    /// The L1 entry `word` as it should be.
+    fn check_l1_flag(&mut self, at: u64, word: u64, _: &Span) -> Result<u64> {
+        let entry = L1Entry(word);
+        let Some(table) = entry.table() else { return Ok(word) };
+        let cluster = self.format.cluster.index(table).0;
+        let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(word) };
+        let copied = entry.copied();
+        if (refcount == 1) != copied {
+            self.copied_wrong += 1;
+            let (structure, offset) = (Structure::L2Table, table.0);
+            self.find(&Finding::CopiedWrong { structure, at, offset, copied, refcount }, 1);
+        }
+        Ok(entry.with_copied(refcount == 1).0)
+    }
+
+    fn fix_l1_flag(&mut self, at: u64, word: u64, span: &Span) -> Result<u64> {
+        let new = self.check_l1_flag(at, word, span)?;
+        if new != word && self.is_alone(at, 1) {
+            self.storage.write_at(&new.to_be_bytes(), at)?;
+        }
+        Ok(word)
+    }
+
+    /// Looks at the flags of one table; whether some were wrong, which are right in `data` then.
+    fn check_l2_flags(&mut self, data: &mut [u8], table: &TableRef) -> Result<bool> {
+        let mut failed = None;
+        let changed = self.each_entry(data, table.at, |checker, at, words| {
+            checker.check_l2_flag(at, words, table.active).unwrap_or_else(|error| {
+                failed = Some(error);
+                None
+            })
+        });
+        failed.map_or(Ok(changed), Err)
+    }
+
+    fn fix_l2_flags(&mut self, data: &mut [u8], table: &TableRef) -> Result<bool> {
+        Ok(self.check_l2_flags(data, table)? && self.is_alone(table.at, table.uses()))
+    }
+
+    /// Whether the cluster with the byte at `at` holds nothing but a table that is used `uses` times.
+    fn is_alone(&self, at: u64, uses: u64) -> bool {
+        self.counts.get(at >> self.format.cluster.bits()) == uses
+    }
+
+    /// The L2 tables, each of one L1 entry of the active table, in whose cluster something else lies too; and
+    /// whether that is so of the active L1 table.
+    pub(crate) fn shared_tables(&self) -> (Vec<u64>, bool) {
+        let shared =
+            |table: &&TableRef| table.active == 1 && table.uses() == 1 && !self.is_alone(table.at, 1);
+        let tables = self.tables.iter().filter(shared).map(|table| table.at).collect();
+        let clusters = self
+            .format
+            .cluster
+            .touched(HostOffset(self.header.l1_offset), u64::from(self.header.l1_entries) * 8);
+        (tables, clusters.each().any(|cluster| self.counts.get(cluster.0) > 1))
+    }
+
+    fn check_l2_flag(&mut self, at: u64, Words(word, word1): Words, uses: u64) -> Result<Option<Words>> {
+        let Some(host) = self.format.mapped_host(word) else { return Ok(None) };
+        let refcount = if self.format.external_data {
+            // Nothing is counted there, and nothing shared.
+            Some(1)
+        } else {
+            self.disk.get(self.storage, self.format.cluster.index(host).0)?
+        };
+        let (Some(refcount), copied) = (refcount, self.format.is_copied(word)) else { return Ok(None) };
+        if (refcount == 1) == copied {
+            return Ok(None);
+        }
+        self.copied_wrong += uses;
+        let finding =
+            Finding::CopiedWrong { structure: Structure::Data, at, offset: host.0, copied, refcount };
+        self.find(&finding, uses);
+        Ok(Some(Words(self.format.with_copied(word, refcount == 1), word1)))
+    }
+}

@@ -1,0 +1,165 @@
+//! Repairing an image: what [`check`](crate::check) finds is mended as far as that loses nothing.
+//!
+//! [`repair`] is called by `image`, on a storage that nothing else has open. It writes in this order, with a
+//! flush at each arrow, so that a repair that was cut short leaves the image no worse and can be repeated:
+//!
+//! ```text
+//!   the snapshot table  -->  entries that no reader takes otherwise
+//!     -->  refcounts in place, or new refcount structures (rebuild)
+//!     -->  (rebuild) the header points at them  -->  tables out of clusters with guest data (separate)
+//!     -->  COPIED flags  -->  dirty and corrupt bits cleared
+//! ```
+//!
+//! What must hold: no cluster is freed while a table is missing that may use it; no guest byte that could be
+//! read before reads differently after.
+
+mod rebuild;
+mod refcounts;
+mod separate;
+mod snapshots;
+
+use std::ops::Range;
+
+use blockmirror_block::Storage;
+
+use crate::check::{CheckObserver, CheckReport, Checker, Counts, Reporting};
+use crate::error::Result;
+use crate::format::feature;
+
+/// Where a version 3 header has its features.
+const HEADER_INCOMPATIBLE: u64 = 72;
+const HEADER_AUTOCLEAR: u64 = 88;
+
+/// What is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Repair {
+    /// Refcounts that are too high; and COPIED flags, if nothing else is wrong.
+    Leaks,
+    /// Everything that can be repaired without a loss.
+    All,
+}
+
+/// Checks the image in `storage`, repairs it and checks it once more. The observer sees the findings of the
+/// first check; the figures are those of the last one, and how many of the first are gone.
+///
+/// The image may be marked dirty or corrupt; if no corruption is left it is neither afterwards.
+///
+/// # Errors
+/// As for [`check`](crate::check()), and what writing fails with. The repair can be repeated then.
+pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<CheckReport> {
+    let mut before = examine(storage, observer, Reporting::Aloud)?;
+    let mut report = before.report;
+    if !report.is_clean() {
+        if what == Repair::All {
+            if snapshots::fix_table(storage, observer)? {
+                before = examine(storage, observer, Reporting::Silent)?;
+            }
+            fix_entries(storage, observer, before)?;
+        }
+        fix_refcounts(storage, what, 0..0, observer)?;
+        if what == Repair::All {
+            separate::separate_tables(storage, observer)?;
+        }
+        fix_copied(storage, what, observer)?;
+        let first = report;
+        report = examine(storage, observer, Reporting::Silent)?.report;
+        report.corruptions_fixed = first.corruptions.saturating_sub(report.corruptions);
+        report.leaks_fixed = first.leaks.saturating_sub(report.leaks);
+    }
+    if report.corruptions == 0 && report.check_errors == 0 {
+        clear_marks(storage, observer)?;
+    }
+    Ok(report)
+}
+
+/// What a check has found out that a repair needs.
+struct Examined {
+    report: CheckReport,
+    counts: Counts,
+    bad_entries: u64,
+    bitmaps_damaged: bool,
+}
+
+fn examine(
+    storage: &dyn Storage,
+    observer: &mut dyn CheckObserver,
+    reporting: Reporting,
+) -> Result<Examined> {
+    let mut checker = Checker::open(storage, observer, reporting)?;
+    checker.check()?;
+    Ok(Examined {
+        report: checker.report,
+        counts: checker.counts,
+        bad_entries: checker.bad_entries,
+        bitmaps_damaged: checker.bitmaps_damaged,
+    })
+}
+
+/// Corrects entries of tables, and gives up bitmaps that cannot be read.
+fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: Examined) -> Result<()> {
+    if found.bitmaps_damaged {
+        let header = Checker::open(storage, observer, Reporting::Silent)?.header;
+        // Readers then take all bitmaps for stale.
+        write_word(storage, HEADER_AUTOCLEAR, header.autoclear & !feature::AUTOCLEAR_BITMAPS)?;
+    }
+    if found.bad_entries > 0 {
+        let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
+        checker.fix_entries(found.counts)?;
+        storage.flush()?;
+    }
+    Ok(())
+}
+
+/// Sets refcounts right. Those of the clusters `reserved`, which are not in use yet, become one.
+fn fix_refcounts(
+    storage: &dyn Storage,
+    what: Repair,
+    reserved: Range<u64>,
+    observer: &mut dyn CheckObserver,
+) -> Result<()> {
+    let mut checker = Checker::open(storage, &mut *observer, Reporting::Silent)?;
+    checker.check()?;
+    checker.counts.reserve(reserved.clone());
+    let damaged = checker.refcounts_damaged || !checker.has_all_blocks();
+    match (what, damaged) {
+        (_, false) => checker.set_refcounts(what == Repair::All)?,
+        (Repair::All, true) => {
+            // What the damaged structures refer to does not count: they go.
+            let mut guest = Checker::open(storage, observer, Reporting::Silent)?;
+            guest.count_guest()?;
+            guest.counts.reserve(reserved);
+            guest.rebuild_refcounts()?;
+        }
+        (Repair::Leaks, true) => return Ok(()),
+    }
+    Ok(storage.flush()?)
+}
+
+fn fix_copied(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<()> {
+    let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
+    checker.check()?;
+    let report = &checker.report;
+    let nothing_else = report.corruptions == checker.copied_wrong && report.leaks + report.check_errors == 0;
+    if checker.copied_wrong > 0 && (what == Repair::All || nothing_else) {
+        checker.check_copied(true)?;
+        storage.flush()?;
+    }
+    Ok(())
+}
+
+/// Clears the marks of an image that was not closed, or in which damage was met.
+fn clear_marks(storage: &dyn Storage, observer: &mut dyn CheckObserver) -> Result<()> {
+    let header = Checker::open(storage, observer, Reporting::Silent)?.header;
+    let marks = feature::INCOMPATIBLE_DIRTY | feature::INCOMPATIBLE_CORRUPT;
+    if header.incompatible & marks != 0 {
+        write_word(storage, HEADER_INCOMPATIBLE, header.incompatible & !marks)?;
+    }
+    Ok(())
+}
+
+/// Writes a word of the header, durably.
+fn write_word(storage: &dyn Storage, at: u64, value: u64) -> Result<()> {
+    storage.write_at(&value.to_be_bytes(), at)?;
+    Ok(storage.flush()?)
+}
