@@ -18,14 +18,14 @@ use change::{CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
-use look::{COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
+use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
 pub(crate) use change::{CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
-pub(crate) use look::{CompareArgs, InfoArgs, MapArgs};
+pub(crate) use look::{CheckArgs, CompareArgs, InfoArgs, MapArgs, Mend};
 pub(crate) use target::TargetArgs;
 
 /// Columns of the help where there is no terminal to fit.
@@ -37,6 +37,7 @@ Exit codes:
     1  failure (compare: the images differ; ctl complete, abort, watch: a job did not end as asked)
     2  usage error, nothing was touched (compare: the images could not be compared)
     3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
+       check: 0 no errors, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check (raw)
   141  the reader closed standard output (a copy continues)
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
        been removed (ctl: jobs continue; the daemon exits with 0)
@@ -88,6 +89,9 @@ pub(crate) enum Command {
     /// Show which parts of an image hold data, and where
     #[command(after_help = MAP_EXAMPLES)]
     Map(MapArgs),
+    /// Check an image's metadata, and repair it with -r
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckArgs),
     /// Compare the contents of two images
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
@@ -136,6 +140,10 @@ mod tests {
         (
             "compare",
             "first second first_format second_format source_cache strict ACCESS output progress bar quiet",
+        ),
+        (
+            "check",
+            "file format repair force_share lock image_opts force source_cache output progress bar quiet",
         ),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         (

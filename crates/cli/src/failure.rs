@@ -17,6 +17,12 @@ pub(crate) enum Exit {
     Usage,
     /// Done, except for ranges that were given up.
     Incomplete,
+    /// Of `check`: the image is corrupt.
+    Corrupt,
+    /// Of `check`: the image has leaks, and nothing else is wrong.
+    Leaks,
+    /// Of `check`: the format has nothing to check.
+    NoChecks,
     /// Ended by this signal.
     Signal(i32),
     /// The reader of the standard output went away. The code is that of a program that SIGPIPE ends.
@@ -28,8 +34,9 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Usage => 2,
-            Self::Incomplete => 3,
+            Self::Usage | Self::Corrupt => 2,
+            Self::Incomplete | Self::Leaks => 3,
+            Self::NoChecks => 63,
             Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),
             Self::BrokenPipe => Self::Signal(SIGPIPE).code(),
         }

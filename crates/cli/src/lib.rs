@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod compare;
 mod console;
 mod copy;
@@ -119,6 +120,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Create(args) => create::run(console, &args),
         Command::Info(args) => info::run(console, &args),
         Command::Map(args) => map::run(console, &args),
+        Command::Check(args) => check::run(console, &args),
         Command::Compare(args) => compare::run(console, &args),
         Command::Resize(args) => resize::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),

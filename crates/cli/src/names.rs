@@ -29,6 +29,9 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;
             image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F")
         }
+        Command::Check(args) => {
+            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+        }
         Command::Resize(args) => {
             image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
         }

@@ -9,6 +9,7 @@
 //! | make policies from what a user allows | [`AllowedReferences`] |
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
+//! | find what is wrong with one, and mend it | [`check()`], [`repair()`] |
 //! | compare two | [`compare()`] |
 //! | read `-o` texts | [`CreateSettings::parse`] |
 //!
@@ -39,6 +40,7 @@
 mod allowed;
 mod cache;
 mod chain;
+mod check;
 mod compare;
 mod create;
 mod disk_image;
@@ -63,10 +65,11 @@ pub use allowed::AllowedReferences;
 pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
-pub use blockmirror_qcow2::{CutShort, Preallocation};
+pub use blockmirror_qcow2::{CheckObserver, CheckReport, CutShort, Finding, Preallocation, Repair, Severity};
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;
+pub use check::{ImageCheck, check, repair};
 pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, Image, Note};

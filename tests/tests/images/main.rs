@@ -1,6 +1,7 @@
 //! The command and the image crates, held against QEMU's tools, in one program.
 
 mod as_qemu_img;
+mod check;
 #[path = "../common/mod.rs"]
 mod common;
 mod consumer;

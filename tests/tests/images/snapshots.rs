@@ -171,6 +171,35 @@ fn copies_and_comparisons() {
 }
 
 #[test]
+fn checks() {
+    let dir = unpacked(&["v3-4k-snapshot.qcow2", "v3-4k-dirty.qcow2", "odd.raw"]);
+    let path = dir.path().join("v3-4k-dirty.qcow2");
+    let mut bytes = fs::read(&path).unwrap();
+    // The refcount of cluster 1 becomes 3, that of cluster 4 becomes 0.
+    let word = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let block = word(word(48));
+    bytes[block + 3] = 3;
+    bytes[block + 9] = 0;
+    fs::write(&path, bytes).unwrap();
+    let text = all_said(
+        dir.path(),
+        &[
+            "check @v3-4k-snapshot.qcow2",
+            "check --output=json @v3-4k-snapshot.qcow2",
+            "check @v3-4k-dirty.qcow2",
+            "check --output=json @v3-4k-dirty.qcow2",
+            "check -r leaks @v3-4k-dirty.qcow2",
+            "check -r all @v3-4k-dirty.qcow2",
+            "check -q @v3-4k-dirty.qcow2",
+            "check @odd.raw",
+            "check @missing",
+            "check -U -r all @v3-4k-dirty.qcow2",
+        ],
+    );
+    assert_snapshot!(text);
+}
+
+#[test]
 fn help() {
     let dir = scratch().unwrap();
     let text = all_said(
@@ -182,6 +211,7 @@ fn help() {
             "create --help",
             "info --help",
             "map --help",
+            "check --help",
             "compare --help",
             "resize --help",
             "daemon --help",

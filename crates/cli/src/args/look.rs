@@ -1,11 +1,12 @@
-//! The command lines of the commands that only read: `blockmirror info`, `map` and `compare`.
+//! The command lines of the commands that only read: `blockmirror info`, `map` and `compare`; and
+//! `check`, which writes only if it repairs.
 
 use std::path::PathBuf;
 
 use blockmirror_image::{CacheMode, Format, Part};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::{AccessArgs, OutputArgs, ProgressArgs, size};
+use super::{AccessArgs, LockArgs, OutputArgs, ProgressArgs, size};
 
 pub(super) const INFO_EXAMPLES: &str = "\
 Examples:
@@ -21,6 +22,12 @@ pub(super) const COMPARE_EXAMPLES: &str = "\
 Examples:
   blockmirror compare disk.qcow2 disk.raw
   blockmirror compare -s -f raw -F raw a.raw b.raw";
+
+pub(super) const CHECK_EXAMPLES: &str = "\
+Examples:
+  blockmirror check disk.qcow2
+  blockmirror check -r all disk.qcow2
+  blockmirror check --output=json disk.qcow2";
 
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
@@ -111,4 +118,57 @@ pub(crate) struct CompareArgs {
 
     #[command(flatten)]
     pub(crate) progress: ProgressArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The image
+    pub(crate) file: PathBuf,
+
+    /// The part of the file, from its name.
+    #[arg(skip)]
+    pub(crate) part: Part,
+
+    /// Format of the image, raw or qcow2; detected if omitted
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Repair what is wrong; the image must not be in use
+    #[arg(short = 'r', long, value_enum, value_name = "WHAT")]
+    pub(crate) repair: Option<Mend>,
+
+    /// Check an image that is in use elsewhere; what is found may not be so
+    #[arg(short = 'U', long, conflicts_with = "repair")]
+    pub(crate) force_share: bool,
+
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+
+    /// Treat the image's name as options: driver=FORMAT,file.filename=PATH
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+
+    /// Repair the image on a block device that is mounted or in use
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Cache mode of the image: `none` and `directsync` bypass the host's page cache; `writeback`,
+    /// `writethrough` and `unsafe` use it [default: writeback]
+    #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
+    pub(crate) source_cache: CacheMode,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+}
+
+/// What `check` repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mend {
+    /// refcounts that are too high
+    Leaks,
+    /// everything that can be repaired without losing data
+    All,
 }
