@@ -1,4 +1,4 @@
-//! Repairing an image: what [`check`](crate::check) finds is mended as far as that loses nothing.
+//! Repairing an image: what [`check`](crate::check()) finds is mended as far as that loses nothing.
 //!
 //! [`repair`] is called by `image`, on a storage that nothing else has open. It writes in this order, with a
 //! flush at each arrow, so that a repair that was cut short leaves the image no worse and can be repeated:
