@@ -36,14 +36,28 @@ impl Unfinished {
     /// Marks `inner`, durably. What it held is lost.
     ///
     /// # Errors
-    /// The storage cannot be written; then it is as it was.
+    /// The storage cannot be written. Then its first bytes are written back, without a flush; whether that
+    /// succeeded is what [`marks`](Self::marks) says.
     pub fn begin(inner: Arc<dyn Storage>) -> Result<Self> {
-        let mut mark = [0; HEAD];
-        mark[..4].copy_from_slice(&limits::MAGIC.to_be_bytes());
-        mark[4..].copy_from_slice(&limits::VERSION_UNFINISHED.to_be_bytes());
-        inner.write_at(&mark, 0)?;
-        inner.flush()?;
+        let len = inner.len()?;
+        let mut old = [0; HEAD];
+        let old = &mut old[..len.min(HEAD as u64) as usize];
+        inner.read_at(old, 0)?;
+        if let Err(error) = inner.write_at(&mark(), 0).and_then(|()| inner.flush()) {
+            // The error at hand is the one to report.
+            let _ = inner.write_at(old, 0);
+            if old.len() < HEAD && !inner.info().fixed_len {
+                let _ = inner.set_len(len);
+            }
+            return Err(error);
+        }
         Ok(Self { inner, head: Mutex::new(Head { bytes: [0; HEAD], finished: false }) })
+    }
+
+    /// Whether `storage` has the mark, or cannot be read.
+    pub fn marks(storage: &dyn Storage) -> bool {
+        let mut head = [0; HEAD];
+        storage.read_at(&mut head, 0).is_err() || head == mark()
     }
 
     /// Makes everything written durable, then takes the mark away, durably.
@@ -79,6 +93,14 @@ impl Unfinished {
         }
         if behind.is_empty() { Ok(()) } else { write(behind) }
     }
+}
+
+/// The magic number, and the version that no reader takes.
+fn mark() -> [u8; HEAD] {
+    let mut mark = [0; HEAD];
+    mark[..4].copy_from_slice(&limits::MAGIC.to_be_bytes());
+    mark[4..].copy_from_slice(&limits::VERSION_UNFINISHED.to_be_bytes());
+    mark
 }
 
 impl Storage for Unfinished {
@@ -162,7 +184,7 @@ impl Storage for Unfinished {
 
 #[cfg(test)]
 mod tests {
-    use blockmirror_block::testing::MemoryStorage;
+    use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind};
 
     use super::*;
     use crate::{CreateOptions, Error, Header, OpenOptions, Version};
@@ -214,5 +236,20 @@ mod tests {
         unfinished.finish().unwrap();
         below.read_at(&mut seen, 0).unwrap();
         assert_eq!(seen, [0, 0, 9, 0, 0, 0, 1, 0, 0, 4, 0, 0]);
+    }
+
+    /// The mark stayed in the file, and the error said that the file was as it had been.
+    #[test]
+    fn a_mark_that_cannot_be_made_durable_is_taken_back() {
+        for old in [&[0x5a; 64][..], &[0x5a; 5], &[]] {
+            for kind in [OpKind::Write, OpKind::Flush] {
+                let below = Arc::new(MemoryStorage::with_contents(old));
+                let faults = Faults::new();
+                faults.inject(Fault::on(kind));
+                let failing = Arc::new(FaultStorage::new(Arc::clone(&below) as _, faults));
+                Unfinished::begin(failing).unwrap_err();
+                assert_eq!(below.to_vec(), old, "{kind:?}");
+            }
+        }
     }
 }
