@@ -45,6 +45,15 @@ impl CreateOptions {
         }
     }
 
+    /// The bytes that a storage of fixed length must have for [`create`](Self::create): those of the empty
+    /// image, with what is preallocated in it. What lies in a data file does not count.
+    ///
+    /// # Errors
+    /// As for [`Self::check`].
+    pub fn storage_len(&self) -> Result<u64> {
+        layout::len(&self.checked()?)
+    }
+
     fn checked(&self) -> Result<Checked<'_>> {
         self.check_version()?;
         let cluster = self.cluster()?;

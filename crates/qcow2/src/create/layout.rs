@@ -89,6 +89,11 @@ impl Layout {
     }
 }
 
+/// Where the image ends. See [`crate::CreateOptions::storage_len`].
+pub(super) fn len(checked: &Checked<'_>) -> Result<u64> {
+    Ok(checked.cluster.start(Layout::new(checked)?.end).0)
+}
+
 /// Writes the image. See [`crate::CreateOptions::create`].
 pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&dyn Storage>) -> Result<()> {
     let layout = Layout::new(checked)?;
