@@ -15,7 +15,7 @@ use rustix::process::geteuid;
 use crate::holders;
 use crate::id::FileId;
 use crate::location::Location;
-use crate::new_file::{RANDOM_DIGITS, partial_affixes};
+use crate::new_file::{PARTIAL_LENGTHS, RANDOM_DIGITS, partial_affixes};
 use crate::open::{FileOptions, lock};
 
 /// A temporary file that a killed run left behind.
@@ -61,10 +61,14 @@ const MOST: usize = 16;
 
 /// Those of the file at `location` that the user of this process owns; none if the directory may not be read.
 pub(crate) fn find(location: &Location) -> Vec<Leftover> {
-    let (prefix, suffix) = partial_affixes(location.name().as_bytes());
+    let affixes = PARTIAL_LENGTHS.map(|longest| partial_affixes(location.name().as_bytes(), longest));
     let is_partial = |name: &[u8]| {
-        let random = name.strip_prefix(&*prefix).and_then(|rest| rest.strip_suffix(suffix));
-        random.is_some_and(|random| random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit))
+        affixes.iter().any(|(prefix, suffix)| {
+            let random = name.strip_prefix(&**prefix).and_then(|rest| rest.strip_suffix(*suffix));
+            random.is_some_and(|random| {
+                random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit)
+            })
+        })
     };
     let mut names = location.names(is_partial);
     names.sort();

@@ -262,23 +262,20 @@ impl Drop for Replaced {
     }
 }
 
+/// More than enough to get past other files of the kind; fewer would do.
+const TRIES: usize = 64;
+
 fn create_beside(
     location: &Location,
     options: &FileOptions,
     name: &Arc<str>,
     mode: u32,
 ) -> Result<(OsString, FileStorage)> {
-    // More than enough to get past other files of the kind; fewer would do.
-    const TRIES: usize = 64;
     let options = options.create_new(true);
+    let flags = OFlags::CREATE | OFlags::EXCL | options.flags();
     for _ in 0..TRIES {
-        let partial = partial_name(location.name().as_bytes());
-        let flags = OFlags::CREATE | OFlags::EXCL | options.flags();
-        let file = match location.open(&partial, flags, mode) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-            Err(e) => return Err(direct::explain(e, options.direct, "create")),
-        };
+        let opened = with_partial_name(location.name(), |partial| location.open(partial, flags, mode));
+        let (partial, file) = opened.map_err(|e| direct::explain(e, options.direct, "create"))?;
         match options.adopt(file, Path::new(&**name), name) {
             // A run that cleans up has taken it for an old one before it was locked.
             Ok(storage) if storage.file().metadata().is_ok_and(|meta| meta.nlink() == 0) => {}
@@ -292,14 +289,42 @@ fn create_beside(
     Err(Error::new(ErrorKind::AlreadyExists, "create"))
 }
 
+/// Opens a file by a temporary name for `name` that no file has: `open` fails if one has it. A shorter one is
+/// tried where the file system takes no longer names.
+fn with_partial_name<T>(
+    name: &OsStr,
+    mut open: impl FnMut(&OsStr) -> io::Result<T>,
+) -> io::Result<(OsString, T)> {
+    let mut lengths = PARTIAL_LENGTHS.into_iter();
+    let mut longest = lengths.next().unwrap_or(SHORT_NAME_MAX);
+    for _ in 0..TRIES {
+        let partial = partial_name(name.as_bytes(), longest);
+        match open(&partial) {
+            Ok(file) => return Ok((partial, file)),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == io::ErrorKind::InvalidFilename => longest = lengths.next().ok_or(e)?,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// The longest file name on most file systems.
+const NAME_MAX: usize = 255;
+
+/// What other file systems take at least: eCryptfs has 143.
+const SHORT_NAME_MAX: usize = 128;
+
+/// The longest temporary names, in the order in which they are tried.
+pub(crate) const PARTIAL_LENGTHS: [usize; 2] = [NAME_MAX, SHORT_NAME_MAX];
+
 /// What stands before and after the random part of a temporary name, for the file `name`: NAME is cut where
-/// the whole would be longer than a file name may be.
-pub(crate) fn partial_affixes(name: &[u8]) -> (Vec<u8>, &'static [u8]) {
-    const NAME_MAX: usize = 255;
+/// the whole would have more than `longest` bytes.
+pub(crate) fn partial_affixes(name: &[u8], longest: usize) -> (Vec<u8>, &'static [u8]) {
     const SUFFIX: &[u8] = b".partial";
     let around = 2 + RANDOM_DIGITS + SUFFIX.len();
     let mut prefix = vec![b'.'];
-    prefix.extend_from_slice(&name[..name.len().min(NAME_MAX - around)]);
+    prefix.extend_from_slice(&name[..name.len().min(longest - around)]);
     prefix.push(b'.');
     (prefix, SUFFIX)
 }
@@ -308,8 +333,8 @@ pub(crate) fn partial_affixes(name: &[u8]) -> (Vec<u8>, &'static [u8]) {
 pub(crate) const RANDOM_DIGITS: usize = 8;
 
 /// `.NAME.RANDOM.partial`.
-fn partial_name(name: &[u8]) -> OsString {
-    let (mut bytes, suffix) = partial_affixes(name);
+fn partial_name(name: &[u8], longest: usize) -> OsString {
+    let (mut bytes, suffix) = partial_affixes(name, longest);
     let random = RandomState::new().hash_one(std::process::id()) as u32;
     bytes.extend_from_slice(format!("{random:08x}").as_bytes());
     bytes.extend_from_slice(suffix);
@@ -339,5 +364,23 @@ mod tests {
         assert_eq!(mode(), 0o600);
         new.take_after_replaced().unwrap();
         assert_eq!(mode(), 0o666);
+    }
+
+    /// A name of 125 to 143 bytes was too long for eCryptfs with what is put around it.
+    #[test]
+    fn a_temporary_name_is_no_longer_than_the_file_system_takes() {
+        for (longest, name_len) in [(255, 255), (255, 1), (143, 143), (143, 125), (143, 10)] {
+            let name = OsString::from("n".repeat(name_len));
+            let (partial, opened) = with_partial_name(&name, |partial| match partial.len() > longest {
+                true => Err(rustix::io::Errno::NAMETOOLONG.into()),
+                false => Ok(partial.len()),
+            })
+            .unwrap();
+            assert!(partial.len() <= longest && partial.len() == opened, "{partial:?}");
+            assert!(partial.to_str().is_some_and(|partial| partial.ends_with(".partial")), "{partial:?}");
+        }
+        let always =
+            with_partial_name(OsStr::new("n"), |_| Err::<(), _>(rustix::io::Errno::NAMETOOLONG.into()));
+        assert_eq!(always.unwrap_err().kind(), io::ErrorKind::InvalidFilename);
     }
 }
