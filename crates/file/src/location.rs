@@ -157,22 +157,103 @@ impl Location {
             .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
     }
 
-    /// Renames `from` to the location's own name; `replace`: whatever has that is replaced.
-    pub(crate) fn rename_here(&self, from: &OsStr, replace: bool) -> io::Result<()> {
+    /// Renames `from` to the location's own name. What has that is replaced if it is the file `old`; without
+    /// one, nothing has it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] if another file has the name, and keeps it.
+    pub(crate) fn rename_here(&self, from: &OsStr, old: Option<&Metadata>) -> Result<()> {
         let (dir, to) = (&self.directory, &*self.name);
-        if replace {
-            return self.unless_done(from, || rustix::fs::renameat(dir, from, dir, to));
-        }
-        let renamed =
-            self.unless_done(from, || rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE));
-        match renamed.as_ref().map_err(Errno::from_io_error) {
-            // A filesystem without the flag: a link never replaces either.
-            Err(Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)) => {
-                self.unless_done(from, || rustix::fs::linkat(dir, from, dir, to, AtFlags::empty()))?;
-                self.remove(from)
+        let failed = |e: io::Error| Error::io("rename", e);
+        match old {
+            Some(old) => self.exchange(from, old),
+            None => {
+                let rename = || rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::NOREPLACE);
+                let link = || rustix::fs::linkat(dir, from, dir, to, AtFlags::empty());
+                self.take_free_name(from, rename, link).map_err(failed)
             }
-            _ => renamed,
         }
+    }
+
+    /// Gives `from` the location's own name in place of `old`. Another file may take the name in the last
+    /// moment: what comes out of the exchange is looked at, and gets its name back. Where the file system
+    /// cannot exchange names, such a file is lost.
+    fn exchange(&self, from: &OsStr, old: &Metadata) -> Result<()> {
+        let (dir, to) = (&self.directory, &*self.name);
+        let failed = |e: io::Error| Error::io("rename", e);
+        let exchange = || {
+            self.unless_done(from, || rustix::fs::renameat_with(dir, from, dir, to, RenameFlags::EXCHANGE))
+        };
+        let exchanged = exchange();
+        if is_unknown(&exchanged) {
+            return self.unless_done(from, || rustix::fs::renameat(dir, from, dir, to)).map_err(failed);
+        }
+        exchanged.map_err(failed)?;
+        if self.is_called(from, old) {
+            // The new file has its name. An old one that cannot be removed is found by the next run.
+            let _ = self.remove(from);
+            return Ok(());
+        }
+        // Should that fail, the other file stays under the temporary name.
+        exchange().map_err(failed)?;
+        Err(Error::new(ErrorKind::AlreadyExists, "rename")
+            .because("another file has taken the name of the one to replace"))
+    }
+
+    /// Gives `from` the location's own name, which is free, by `rename` or, on a file system that does not
+    /// know that, by `link`; neither replaces a file. Where both are unknown, a file that takes the name
+    /// after the last look at it is lost.
+    fn take_free_name(
+        &self,
+        from: &OsStr,
+        rename: impl FnMut() -> rustix::io::Result<()>,
+        link: impl FnMut() -> rustix::io::Result<()>,
+    ) -> io::Result<()> {
+        let renamed = self.unless_done(from, rename);
+        if !is_unknown(&renamed) {
+            return renamed;
+        }
+        let linked = self.unless_done(from, link);
+        if linked.is_ok() {
+            // The file has its name; the temporary one is found by the next run.
+            let _ = self.remove(from);
+            return Ok(());
+        }
+        let no_links = linked.as_ref().is_err_and(|e| Errno::from_io_error(e) == Some(Errno::PERM));
+        if !no_links && !is_unknown(&linked) {
+            return linked;
+        }
+        match self.identity(&self.name) {
+            Ok(_) => Err(Errno::EXIST.into()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let (dir, to) = (&self.directory, &*self.name);
+                self.unless_done(from, || rustix::fs::renameat(dir, from, dir, to))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Gives the temporary name `to` to `file`, which has the location's own; true if that was done. Another
+    /// file that has the name keeps it.
+    pub(crate) fn rename_away(&self, to: &OsStr, file: &Metadata) -> bool {
+        if !self.is_called(&self.name, file) {
+            return false;
+        }
+        let (dir, name) = (&self.directory, &*self.name);
+        if retry_on_intr(|| rustix::fs::renameat(dir, name, dir, to)).is_err() {
+            return false;
+        }
+        let is_ours = self.is_called(to, file);
+        if !is_ours {
+            // Should that fail, the other file stays under the temporary name.
+            let _ = retry_on_intr(|| rustix::fs::renameat_with(dir, to, dir, name, RenameFlags::NOREPLACE));
+        }
+        is_ours
+    }
+
+    /// Whether `name` of the directory leads to `file`.
+    fn is_called(&self, name: &OsStr, file: &Metadata) -> bool {
+        self.identity(name).is_ok_and(|found| found == (file.dev(), file.ino()))
     }
 
     /// Does `call`, which gives the file `from` the location's own name, again when a signal has interrupted
@@ -192,6 +273,11 @@ impl Location {
     fn identity(&self, name: &OsStr) -> io::Result<(u64, u64)> {
         let stat = retry_on_intr(|| rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW))?;
         Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Whether `name` of the directory leads to another file than `file`.
+    pub(crate) fn is_called_otherwise(&self, name: &OsStr, file: &Metadata) -> bool {
+        self.identity(name).is_ok_and(|found| found != (file.dev(), file.ino()))
     }
 
     pub(crate) fn remove(&self, name: &OsStr) -> io::Result<()> {
@@ -235,6 +321,12 @@ impl Location {
     }
 }
 
+/// Whether the file system does not know such a call.
+fn is_unknown(done: &io::Result<()>) -> bool {
+    let error = done.as_ref().err().and_then(Errno::from_io_error);
+    matches!(error, Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP))
+}
+
 /// Whether `link` may be followed, which lies in `directory`: the rule of `fs.protected_symlinks`, whether or
 /// not that is switched on.
 fn may_follow(link: &Metadata, directory: &Stat) -> bool {
@@ -274,11 +366,65 @@ mod tests {
         let mut answers = [Err(Errno::INTR), Err(Errno::EXIST)].into_iter();
         let failed = location.unless_done(OsStr::new("from"), || answers.next().unwrap()).unwrap_err();
         assert_eq!(failed.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(
-            location.rename_here(OsStr::new("from"), false).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists
-        );
-        location.rename_here(OsStr::new("from"), true).unwrap();
+        let refused = location.rename_here(OsStr::new("from"), None).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        let old = fs::metadata(dir.path().join("to")).unwrap();
+        location.rename_here(OsStr::new("from"), Some(&old)).unwrap();
         assert!(!dir.path().join("from").exists());
+        assert_eq!(fs::read(dir.path().join("to")).unwrap(), b"new");
+    }
+
+    /// A file that took the name between the last look and the rename was lost.
+    #[test]
+    fn a_file_that_takes_the_name_in_the_last_moment_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("from"), "new").unwrap();
+        fs::write(path("to"), "old").unwrap();
+        let (location, _) = Location::find(&path("to")).unwrap();
+        // Open, so that its inode is not given to another file.
+        let old = File::open(path("to")).unwrap();
+        fs::write(path("other"), "other").unwrap();
+        fs::rename(path("other"), path("to")).unwrap();
+        let refused = location.rename_here(OsStr::new("from"), Some(&old.metadata().unwrap())).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(path("to")).unwrap(), b"other");
+        assert_eq!(fs::read(path("from")).unwrap(), b"new");
+        // Nor does it lose its name to a file that is to give it back.
+        let ours = fs::metadata(path("from")).unwrap();
+        assert!(!location.rename_away(OsStr::new("back"), &ours));
+        assert_eq!(fs::read(path("to")).unwrap(), b"other");
+    }
+
+    /// On a file system with neither `RENAME_NOREPLACE` nor hard links no new file got its name.
+    #[test]
+    fn a_new_file_gets_its_name_on_any_file_system() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let (location, _) = Location::find(&path("to")).unwrap();
+        let from = OsStr::new("from");
+        for no_links in [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS] {
+            fs::write(path("from"), "new").unwrap();
+            location.take_free_name(from, || Err(Errno::INVAL), || Err(no_links)).unwrap();
+            assert_eq!(fs::read(path("to")).unwrap(), b"new");
+            assert!(!path("from").exists());
+            fs::write(path("from"), "newer").unwrap();
+            let taken = location.take_free_name(from, || Err(Errno::INVAL), || Err(no_links)).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(path("to")).unwrap(), b"new");
+            fs::remove_file(path("to")).unwrap();
+        }
+        // With links, and a temporary name that stays.
+        let link = || {
+            fs::hard_link(path("from"), path("to")).unwrap();
+            fs::remove_file(path("from")).unwrap();
+            Ok(())
+        };
+        location.take_free_name(from, || Err(Errno::INVAL), link).unwrap();
+        assert_eq!(fs::read(path("to")).unwrap(), b"newer");
+        // Any other error stands.
+        fs::write(path("from"), "new").unwrap();
+        let failed = location.take_free_name(from, || Err(Errno::INVAL), || Err(Errno::NOSPC)).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
     }
 }

@@ -48,6 +48,7 @@ pub struct NewFile {
     partial_path: PathBuf,
     /// The file to be replaced, locked as if it were written, so that no open image is pulled away.
     replaced: Option<Replaced>,
+    /// It has its name, or has lost the temporary one: there is nothing to be removed.
     persisted: bool,
 }
 
@@ -165,11 +166,30 @@ impl NewFile {
     /// Any; the file does not have its name then.
     pub fn take_name(&mut self) -> Result<()> {
         self.check_name()?;
-        let replace = self.replaced.is_some();
-        let renamed = self.location.rename_here(&self.partial, replace);
-        renamed.map_err(|e| Error::io("rename", e).or_in_file(&self.name))?;
-        self.persisted = true;
-        Ok(())
+        let renamed = self.rename();
+        // After an exchange that could not be undone another file has the temporary name, and keeps it.
+        self.persisted = renamed.is_ok() || self.has_lost_partial_name();
+        renamed.map_err(|e| e.or_in_file(&self.name))
+    }
+
+    fn has_lost_partial_name(&self) -> bool {
+        let file = self.storage.file().metadata();
+        file.is_ok_and(|file| self.location.is_called_otherwise(&self.partial, &file))
+    }
+
+    fn rename(&self) -> Result<()> {
+        let old = self.replaced.as_ref().map(|old| old.file.metadata()).transpose();
+        let old = old.map_err(|e| Error::io("rename", e))?;
+        self.location.rename_here(&self.partial, old.as_ref())
+    }
+
+    /// Takes the name back, so that dropping it removes the file, unless it has replaced another or the name
+    /// leads to another by now.
+    pub fn take_back_name(&mut self) {
+        if self.persisted && self.replaced.is_none() {
+            let file = self.storage.file().metadata();
+            self.persisted = !file.is_ok_and(|file| self.location.rename_away(&self.partial, &file));
+        }
     }
 
     /// The third step: makes the name durable.
