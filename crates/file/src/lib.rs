@@ -55,6 +55,7 @@ mod new_file;
 mod open;
 mod storage;
 mod target;
+mod trial;
 mod zeroes;
 
 pub use handle::PathHandle;

@@ -47,6 +47,11 @@ pub(crate) fn allocate(file: &File, range: ByteRange) -> Result<Outcome> {
     call(file, FallocateFlags::empty(), range, "allocate")
 }
 
+/// Reserves space for `range`; the length of the file stays.
+pub(crate) fn reserve(file: &File, range: ByteRange) -> Result<Outcome> {
+    call(file, FallocateFlags::KEEP_SIZE, range, "allocate")
+}
+
 /// Whether holes can be punched, found out by punching one far past the end, where there is nothing.
 pub(crate) fn can_punch(file: &File) -> bool {
     const PAST_THE_END: u64 = 1 << 30;
