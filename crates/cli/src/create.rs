@@ -6,7 +6,7 @@ use std::path::Path;
 use blockmirror_block::size::human_size;
 use blockmirror_image::{
     BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
-    Preallocation, PreparedImage, directory_of, join_name, option_help,
+    Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
 };
 
 use crate::args::CreateArgs;
@@ -120,9 +120,9 @@ pub(crate) fn backing_failure(path: &Path, why: BackingSettingsError) -> Failure
 
 /// Length of the disk in the backing file called `name` in the image `path`.
 fn backing_size(path: &Path, name: &str, format: Option<Format>) -> Outcome<u64> {
-    let file = join_name(path, OsStr::new(name)).ok_or_else(|| {
+    let file = find_name(path, OsStr::new(name)).map_err(|why| {
         Failure::failed(format_args!(
-            "create: {}: the backing file \"{name}\" is not a plain path; -u writes the name unchecked",
+            "create: {}: it would have the backing file \"{name}\", {why}; -u writes the name unchecked",
             path.display()
         ))
     })?;

@@ -23,7 +23,7 @@ use crate::format::Format;
 use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
-use crate::reference::{ReferencePolicy, join_name};
+use crate::reference::{ReferencePolicy, find_name, join_name};
 use crate::stoppable::Stoppable;
 use crate::target::Target;
 
@@ -181,7 +181,8 @@ impl CreateSpec {
         let data = match &self.settings.data_file {
             None => None,
             Some(name) => Some(
-                named(name).ok_or_else(|| failed(format!("the data file \"{name}\" is not a plain path")))?,
+                find_name(path, OsStr::new(name))
+                    .map_err(|why| failed(format!("it would have the data file \"{name}\", {why}")))?,
             ),
         };
         // The new files take the place of what has their names: that must not be what they stand on.

@@ -86,7 +86,7 @@ pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
 pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
 pub use protocol_id::is_uri;
 pub use reference::{
-    ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, join_name,
+    ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, find_name, join_name,
 };
 pub use relative::relative_name;
 pub use target::Target;

@@ -258,10 +258,7 @@ impl ReferencePolicy {
     }
 
     fn authorize(&self, image: &Path, name: &OsStr) -> Result<Resolved, ReferenceRefusal> {
-        let Some(path) = join_name(image, name) else {
-            let plain = plain_path(name).is_some();
-            return Err(if plain { ReferenceRefusal::NoDirectory } else { ReferenceRefusal::NotAPath });
-        };
+        let path = find_name(image, name)?;
         let handle = match &self.roots {
             Roots::Any => PathHandle::find(&path)?,
             Roots::Within(roots) => {
@@ -336,15 +333,23 @@ pub fn directory_of(image: &Path) -> &Path {
     }
 }
 
-/// `name`, as it stands in the header of `image`, as a path from where we are; by text only. `None` if it is
-/// no plain path, or relative in an image that is not in a directory.
-pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
-    let name = plain_path(name)?;
-    if is_uri(image) {
-        return name.is_absolute().then(|| name.into());
+/// `name`, as it stands in the header of `image`, as a path from where we are; by text only.
+///
+/// # Errors
+/// [`ReferenceRefusal::NotAPath`] if it is no plain path, [`ReferenceRefusal::NoDirectory`] if it is relative
+/// in an image that is not in a directory.
+pub fn find_name(image: &Path, name: &OsStr) -> Result<PathBuf, ReferenceRefusal> {
+    let name = plain_path(name).ok_or(ReferenceRefusal::NotAPath)?;
+    if is_uri(image) && !name.is_absolute() {
+        return Err(ReferenceRefusal::NoDirectory);
     }
-    let directory = image.parent().unwrap_or(Path::new(""));
-    Some(directory.join(name))
+    let directory = if is_uri(image) { None } else { image.parent() };
+    Ok(directory.unwrap_or(Path::new("")).join(name))
+}
+
+/// The path that [`find_name`] gives, if there is one.
+pub fn join_name(image: &Path, name: &OsStr) -> Option<PathBuf> {
+    find_name(image, name).ok()
 }
 
 /// The path that a name from a header is, if it is a path and nothing else: not empty, no NUL, and no
