@@ -92,9 +92,11 @@ pub fn compare(
                 if let Some(offset) = rest.first_not_zero(piece)? {
                     return Ok(Some(Difference::Content { offset }));
                 }
+                if progress(piece.end()).is_break() {
+                    return Ok(None);
+                }
             }
-        }
-        if progress(run.end()).is_break() {
+        } else if progress(run.end()).is_break() {
             return Ok(None);
         }
         at = run.end();

@@ -104,3 +104,28 @@ fn it_stops_when_told() {
     let found = compare(&a, &b, CompareOptions::default(), &mut |_| Visit::Break(())).unwrap();
     assert_eq!(found, None, "the difference lies behind where it was stopped");
 }
+
+/// The rest of the longer disk was one step, which no signal could end.
+#[test]
+fn the_rest_of_the_longer_disk_is_compared_in_pieces() {
+    let short = MemoryDisk::new(512);
+    let long = MemoryDisk::new(4 << 20);
+    // Data, and zero: it is read.
+    long.write_at(&vec![0; 4 << 20], 0, WriteFlags::NONE).unwrap();
+    for (a, b) in [(&short, &long), (&long, &short)] {
+        let mut steps = Vec::new();
+        let found = compare(a, b, CompareOptions { strict: false }, &mut |done| {
+            steps.push(done);
+            Visit::Continue(())
+        });
+        assert_eq!(found.unwrap(), None);
+        assert!(steps.windows(2).all(|pair| pair[1] - pair[0] <= 1 << 20), "{steps:?}");
+        assert_eq!(steps.last(), Some(&(4 << 20)));
+        let mut calls = 0;
+        let stopped = compare(a, b, CompareOptions { strict: false }, &mut |_| {
+            calls += 1;
+            if calls == 3 { Visit::Break(()) } else { Visit::Continue(()) }
+        });
+        assert_eq!((stopped.unwrap(), calls), (None, 3));
+    }
+}
