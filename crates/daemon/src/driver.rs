@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::{FileId, FileStorage, PathHandle};
-use blockmirror_image::Resolved;
+use blockmirror_image::{MAX_CHAIN_L1_BYTES, Resolved};
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
 use blockmirror_nbd::NbdUri;
@@ -50,6 +50,8 @@ pub(crate) struct Inherited {
     /// Discards come from a node above, which has its own say about them.
     pub(crate) unmap: bool,
     pub(crate) depth: usize,
+    /// Bytes of the L1 tables of the qcow2 nodes above that open this one.
+    pub(crate) l1_bytes: u64,
 }
 
 /// The options that all drivers have, with what was inherited.
@@ -64,6 +66,7 @@ pub(crate) struct Common {
     detect_zeroes: bool,
     detect_unmap: bool,
     depth: usize,
+    l1_bytes: u64,
 }
 
 /// What a driver has made of its options.
@@ -130,6 +133,7 @@ impl Common {
             detect_zeroes: detect != DetectZeroes::Off,
             detect_unmap: detect == DetectZeroes::Unmap,
             depth: inherited.depth,
+            l1_bytes: inherited.l1_bytes,
         };
         if common.force_share && !common.read_only {
             return Err(QmpError::generic("force-share=on can only be used with read-only images"));
@@ -157,7 +161,19 @@ impl Common {
             no_flush: self.no_flush,
             unmap: true,
             depth: self.depth + 1,
+            l1_bytes: self.l1_bytes,
         }
+    }
+
+    /// Counts the L1 table of this node, called `filename`, which stays in memory; nothing has been allocated
+    /// for it yet.
+    pub(crate) fn count_l1(&mut self, entries: u32, filename: &str) -> Reply<()> {
+        self.l1_bytes = self.l1_bytes.saturating_add(u64::from(entries) * 8);
+        if self.l1_bytes <= MAX_CHAIN_L1_BYTES {
+            return Ok(());
+        }
+        let (path, bytes) = (filename.into(), self.l1_bytes);
+        Err(qmp_error(blockmirror_image::Error::ChainTables { path, bytes, limit: MAX_CHAIN_L1_BYTES }))
     }
 
     /// What a child that is this node's backing file gets.

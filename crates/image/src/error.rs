@@ -110,6 +110,19 @@ pub enum Error {
         /// What failed.
         source: Box<Self>,
     },
+    /// The layers of a chain have L1 tables that are too large together.
+    #[error(
+        "open: {}: with it the L1 tables of the chain have {bytes} bytes, more than {limit}",
+        path.display()
+    )]
+    ChainTables {
+        /// The image whose table no longer fits.
+        path: PathBuf,
+        /// The bytes of the tables down to it.
+        bytes: u64,
+        /// The most that is accepted, [`MAX_CHAIN_L1_BYTES`](crate::MAX_CHAIN_L1_BYTES).
+        limit: u64,
+    },
     /// A directory that files may be opened in cannot be looked up.
     #[error("look up directory: {}: {cause}", path.display())]
     Directory {

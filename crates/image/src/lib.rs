@@ -82,7 +82,7 @@ pub use map::{MapRow, map};
 pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;
-pub use open::{MAX_CHAIN_DEPTH, OpenOptions};
+pub use open::{MAX_CHAIN_DEPTH, MAX_CHAIN_L1_BYTES, OpenOptions};
 pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
 pub use protocol_id::is_uri;
 pub use reference::{

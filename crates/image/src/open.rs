@@ -28,6 +28,11 @@ use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolv
 /// The deepest chain that is opened unless the caller sets another limit.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
 
+/// The most bytes that the L1 tables of a chain may have together, 256 MiB: they stay in memory as long as
+/// the chain is open. A table has 16 KiB for 1 TiB of disk with clusters of 64 KiB, and 4 MiB with clusters
+/// of 4 KiB.
+pub const MAX_CHAIN_L1_BYTES: u64 = 256 << 20;
+
 /// How an image is to be opened.
 ///
 /// The default: for reading, with the format detected and the files locked; no file that the image names is
@@ -167,7 +172,8 @@ impl OpenOptions {
         path: &Path,
         data: Option<&ProtocolLayer>,
     ) -> Result<Image> {
-        let mut opener = ChainOpener { options: self, files: vec![protocol.id()], notes: Vec::new() };
+        let files = vec![protocol.id()];
+        let mut opener = ChainOpener { options: self, files, notes: Vec::new(), l1_bytes: 0 };
         opener.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(ProtocolLayer::storage);
         let name = path.to_owned();
@@ -286,6 +292,8 @@ struct ChainOpener<'a> {
     options: &'a OpenOptions,
     files: Vec<ProtocolId>,
     notes: Vec<Note>,
+    /// Of the layers so far.
+    l1_bytes: u64,
 }
 
 impl ChainOpener<'_> {
@@ -331,12 +339,22 @@ impl ChainOpener<'_> {
         if format == Format::Qcow2 {
             let header =
                 Header::read(&*layer.storage).map_err(|e| e.in_file(&layer.storage.name().into()))?;
+            self.count_l1(&layer, &header)?;
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;
             }
             below = BackingRef::authorize(self.options, &layer.path, &header)?;
         }
         Ok((layer, below))
+    }
+
+    /// Counts the L1 table of `layer`, which stays in memory; nothing has been allocated for it yet.
+    fn count_l1(&mut self, layer: &Layer, header: &Header) -> Result<()> {
+        self.l1_bytes = self.l1_bytes.saturating_add(u64::from(header.l1_entries) * 8);
+        if self.l1_bytes <= MAX_CHAIN_L1_BYTES {
+            return Ok(());
+        }
+        Err(Error::ChainTables { path: layer.path.clone(), bytes: self.l1_bytes, limit: MAX_CHAIN_L1_BYTES })
     }
 
     fn open_data_file(&mut self, layer: &Layer, header: &Header) -> Result<Option<Arc<dyn Storage>>> {

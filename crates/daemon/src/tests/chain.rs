@@ -470,3 +470,28 @@ fn a_job_without_work_can_be_cancelled_where_it_waits() {
         client.wait_for_status("null");
     }
 }
+
+/// Each layer of a chain that opens itself kept its L1 table, without a bound for all of them.
+#[test]
+fn the_l1_tables_of_a_chain_are_bounded_together() {
+    let mut client = Client::new();
+    // An L1 table of 30 MiB each. Made from the top down: there is nothing below to look at yet.
+    for index in (0..9).rev() {
+        let mut settings = CreateSettings::default();
+        settings.parse(Format::Qcow2, "cluster_size=512").unwrap();
+        settings.backing_file = (index > 0).then(|| format!("{}", index - 1));
+        settings.backing_format = (index > 0).then_some(Format::Qcow2);
+        let spec = CreateSpec::new(Format::Qcow2, 120 << 30, settings);
+        NewImage::create(client.path(&index.to_string()), &spec).unwrap().persist().unwrap();
+    }
+    let add = |client: &Client, name: &str| {
+        let file = json!({"driver": "file", "filename": client.path(name)});
+        json!({"driver": "qcow2", "node-name": "top", "read-only": true, "file": file})
+    };
+    let arguments = add(&client, "8");
+    let refused = client.refused("blockdev-add", arguments);
+    assert!(refused.contains("with it the L1 tables of the chain have 283"), "{refused}");
+    assert!(client.daemon.graph.lock().find("top").is_err());
+    let arguments = add(&client, "1");
+    client.run("blockdev-add", arguments);
+}

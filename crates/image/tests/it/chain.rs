@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use blockmirror_block::{ErrorKind, WriteFlags};
 use blockmirror_file::FileOptions;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, ImageInfo, LockMode, NewImage, Note, OpenOptions,
-    ReferencePolicy, ReferenceRefusal, read_chain,
+    CreateSettings, CreateSpec, Error, Format, ImageInfo, LockMode, MAX_CHAIN_L1_BYTES, NewImage, Note,
+    OpenOptions, ReferencePolicy, ReferenceRefusal, read_chain,
 };
 use blockmirror_image_lock::{ImageLock, Permissions};
 
@@ -421,5 +421,29 @@ fn protocols_in_headers_are_opened_where_they_are_allowed() {
     for name in ["json:{}", "nbd://localhost/x", "blkdebug:x", "null-co://?size=1"] {
         make(name);
         assert!(matches!(reason(open(true, true)), ReferenceRefusal::NotAPath), "{name}");
+    }
+}
+
+/// Each layer may have a large L1 table; a chain of them took gigabytes of memory.
+#[test]
+fn the_l1_tables_of_a_chain_are_bounded_together() {
+    let folder = Folder::new();
+    // An L1 table of 30 MiB each, which takes no space on disk.
+    let options = |index: u32| match index.checked_sub(1) {
+        Some(below) => format!("cluster_size=512,backing_file={below},backing_fmt=qcow2"),
+        None => "cluster_size=512".to_owned(),
+    };
+    // Made from the top down: there is nothing below to look at yet.
+    for index in (0..9).rev() {
+        folder.create(&index.to_string(), Format::Qcow2, 120 << 30, &options(index));
+    }
+    folder.options("3").open(folder.path("3")).unwrap();
+    match folder.options("8").open(folder.path("8")) {
+        Err(Error::ChainTables { path, bytes, limit }) => {
+            // The first layer is the top: the ninth no longer fits.
+            assert_eq!((path, limit), (folder.path("0"), MAX_CHAIN_L1_BYTES));
+            assert!(bytes > limit);
+        }
+        other => panic!("{other:?}"),
     }
 }

@@ -119,6 +119,7 @@ fn open(opening: &mut Opening<'_>, args: &Qcow2Args) -> Reply<Opened> {
         return Err(is_read_only());
     }
     let header = Header::read(&*storage).map_err(|e| unreadable(e, &file))?;
+    opening.common.count_l1(header.l1_entries, &file.filename)?;
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
     let mut options = with_cache(args.cache_size.or(args.l2_cache_size))?.writable(!read_only);
