@@ -58,7 +58,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
     if interrupt.requested() {
-        let message = format_args!("create: {}: interrupted", path.display());
+        let left = if new.has_lost_contents() { "; the target is incomplete" } else { "" };
+        let message = format_args!("create: {}: interrupted{left}", path.display());
         return Err(Failure::failed(message).exit(interrupt.exit()));
     }
     new.persist()?;

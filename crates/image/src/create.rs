@@ -8,6 +8,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use blockmirror_block::{ByteRange, Storage};
 use blockmirror_file::{Decision, FileStorage, InPlace, LockMode, TargetOptions};
@@ -24,7 +25,7 @@ use crate::nbd::NbdOptions;
 use crate::open::OpenOptions;
 use crate::options::CreateSettings;
 use crate::reference::{ReferencePolicy, find_name, join_name};
-use crate::stoppable::Stoppable;
+use crate::stoppable::{self, Stoppable};
 use crate::target::Target;
 
 /// What image to make.
@@ -231,25 +232,39 @@ impl CreateSpec {
         Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
     }
 
-    /// Fails if the files cannot become as long as they must, before they lose anything.
-    fn try_len(&self, file: &Target, data: Option<&Target>) -> Result<()> {
+    /// Fails if the files cannot become as long as they must, or have no room for what is preallocated,
+    /// before they lose anything. `stop` is asked between pieces.
+    fn try_len(
+        &self,
+        path: &Path,
+        file: &Target,
+        data: Option<&Target>,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
         let size = self.size.next_multiple_of(SECTOR);
-        let takes_space = self.settings.preallocation.is_some_and(Preallocation::takes_space);
-        match (self.format, data) {
-            (Format::Raw, _) => {
-                let storage = file.storage();
-                let len = storage.len()?;
-                if storage.info().fixed_len && len != size {
-                    return Err(Error::Create {
-                        path: storage.name().into(),
-                        why: format!("it has {len} bytes and cannot be resized; the image needs {size}"),
-                    });
-                }
-                file.try_len(size, takes_space)
+        let space = self.settings.preallocation.unwrap_or_default();
+        if self.format == Format::Raw {
+            let storage = file.storage();
+            let len = storage.len()?;
+            if !storage.info().fixed_len {
+                return file.try_len(size, space, stop);
             }
-            (Format::Qcow2, Some(data)) => data.try_len(size, takes_space),
-            (Format::Qcow2, None) if takes_space => file.try_len(size, true),
-            (Format::Qcow2, None) => Ok(()),
+            if len == size {
+                return Ok(());
+            }
+            return Err(Error::Create {
+                path: storage.name().into(),
+                why: format!("it has {len} bytes and cannot be resized; the image needs {size}"),
+            });
+        }
+        let name = path.display().to_string().into();
+        let len = self.qcow2().storage_len().map_err(|e| e.in_file(&name))?;
+        match data {
+            Some(data) => {
+                file.try_len(len, Preallocation::Off, stop)?;
+                data.try_len(size, if size == 0 { Preallocation::Off } else { space }, stop)
+            }
+            None => file.try_len(len, if size == 0 { Preallocation::Off } else { space }, stop),
         }
     }
 
@@ -261,12 +276,13 @@ impl CreateSpec {
         data: Option<&Target>,
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
-        let (storage, data) = (file.storage(), data.map(Target::storage));
-        let storage = Stoppable { inner: &*storage, stop };
+        let inner = file.storage();
+        let storage = Stoppable { inner: &*inner, stop, changed: file.changed() };
         match self.format {
             Format::Raw => write_raw(&storage, self),
             Format::Qcow2 => {
-                let data = data.as_deref().map(|inner| Stoppable { inner, stop });
+                let data = data.map(|data| (data.storage(), data.changed()));
+                let data = data.as_ref().map(|(inner, changed)| Stoppable { inner: &**inner, stop, changed });
                 let data = data.as_ref().map(|data| data as &dyn Storage);
                 let name = path.display().to_string().into();
                 Ok(self.qcow2().create(&storage, data).map_err(|e| e.in_file(&name))?)
@@ -330,21 +346,17 @@ impl PreparedImage {
     /// [`Cancelled`](blockmirror_block::ErrorKind::Cancelled) if it was stopped.
     pub fn write_until(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<NewImage> {
         let Self { path, spec, mut file, data } = self;
-        spec.try_len(&file, data.as_ref())?;
+        stoppable::go_on(stop, &file.name())?;
+        spec.try_len(&path, &file, data.as_ref(), stop)?;
+        stoppable::go_on(stop, &file.name())?;
         if spec.format == Format::Qcow2 {
-            file.mark()?;
+            file.mark().map_err(|error| error.incomplete_if(file.has_lost_contents()))?;
         }
         if let Err(error) = spec.lay_out(&path, &file, data.as_ref(), stop) {
-            let in_place: Vec<_> = [Some(&file), data.as_ref()]
-                .into_iter()
-                .flatten()
-                .filter(|target| !target.is_new())
-                .collect();
-            in_place.iter().for_each(|target| target.cut());
-            return Err(match in_place.is_empty() {
-                true => error,
-                false => Error::Incomplete { source: Box::new(error) },
-            });
+            let both = [Some(&file), data.as_ref()].into_iter().flatten();
+            let lost: Vec<_> = both.filter(|target| target.has_lost_contents()).collect();
+            lost.iter().for_each(|target| target.cut());
+            return Err(error.incomplete_if(!lost.is_empty()));
         }
         let reads_as_zeros = match spec.format {
             Format::Raw => file.can_be_emptied(),
@@ -384,11 +396,29 @@ impl NewImage {
         self.reads_as_zeros
     }
 
+    /// Whether a file that is written in place has lost what it held. Each has once the image was
+    /// [open](Self::open).
+    pub fn has_lost_contents(&self) -> bool {
+        self.targets().any(Target::has_lost_contents)
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.file).chain(&self.data)
+    }
+
     /// Opens the image for writing, with its backing file under the policy of `options`.
     ///
     /// # Errors
     /// As for [`OpenOptions::open`].
     pub fn open(&self, options: &OpenOptions) -> Result<Image> {
+        let image = self.open_laid_out(options)?;
+        for target in self.targets() {
+            target.changed().store(true, Ordering::Relaxed);
+        }
+        Ok(image)
+    }
+
+    fn open_laid_out(&self, options: &OpenOptions) -> Result<Image> {
         let data = self.data.as_ref().map(Target::protocol);
         options.clone().format(self.format).open_on(self.file.protocol(), &self.path, data)
     }
@@ -401,28 +431,36 @@ impl NewImage {
 
     /// The temporary files, for callers that must clean up without running destructors.
     pub fn partial_paths(&self) -> Vec<PathBuf> {
-        [Some(&self.file), self.data.as_ref()]
-            .into_iter()
-            .flatten()
-            .filter_map(Target::partial_path)
-            .collect()
+        self.targets().filter_map(Target::partial_path).collect()
     }
 
     /// Makes the image durable and gives it its name.
     ///
-    /// The names of an image and its data file change one right after the other, not at once: what fails or
-    /// ends in between leaves the new data file and the old image.
+    /// The names of an image and its data file change one right after the other, not at once: what ends in
+    /// between leaves the new data file and the old image, and so does what fails if the data file has
+    /// replaced another.
     ///
     /// # Errors
     /// If that fails; the image is gone then, or (if only the last step failed) has its name already.
+    /// [`Error::Incomplete`] if what is written in place has lost what it held.
     pub fn persist(self) -> Result<()> {
+        let lost = self.has_lost_contents();
         // The image last: it is what makes the data file reachable.
         let mut targets: Vec<_> = self.data.into_iter().chain([self.file]).collect();
-        targets.iter().try_for_each(Target::make_durable)?;
-        targets.iter().try_for_each(Target::check_name)?;
-        targets.iter_mut().try_for_each(Target::take_name)?;
+        take_names(&mut targets).map_err(|error| error.incomplete_if(lost))?;
         targets.iter().try_for_each(Target::sync_name)
     }
+}
+
+/// Makes all of `targets` durable and gives them their names; a name that was free is so again if one fails.
+fn take_names(targets: &mut [Target]) -> Result<()> {
+    targets.iter().try_for_each(Target::make_durable)?;
+    targets.iter().try_for_each(Target::check_name)?;
+    let taken = targets.iter_mut().try_for_each(Target::take_name);
+    if taken.is_err() {
+        targets.iter_mut().for_each(Target::take_back_name);
+    }
+    taken
 }
 
 /// Zero bytes that are written at a time for `preallocation=full`.

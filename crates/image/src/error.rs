@@ -134,6 +134,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// [`Error::Incomplete`] if `lost`: what was written in place has lost its old contents.
+    #[must_use]
+    pub fn incomplete_if(self, lost: bool) -> Self {
+        match (lost, self) {
+            (true, error @ Self::Incomplete { .. }) | (false, error) => error,
+            (true, error) => Self::Incomplete { source: Box::new(error) },
+        }
+    }
+
     /// The error of a device or storage that it is made of.
     pub fn device_error(&self) -> Option<&blockmirror_block::Error> {
         match self {

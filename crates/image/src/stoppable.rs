@@ -1,30 +1,41 @@
 //! A storage that gives up when it is asked to, while a new image is laid out in it.
 //!
-//! Used by [`crate::PreparedImage::write_until`]. Preallocation takes minutes on large disks: what it asks of
+//! Used by [`crate::PreparedImage::write_until`]; the trials of [`crate::Target`] put the same question.
+//! Preallocation takes minutes on large disks: what it asks of
 //! the storage is done in pieces, and before each the caller's question is put.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockmirror_block::{
     ByteRange, Error, ErrorKind, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
 
 /// What is asked of the storage at once.
-const PIECE: u64 = 64 << 20;
+pub(crate) const PIECE: u64 = 64 << 20;
 
 /// `inner`, until `stop` says so: then each change fails with [`ErrorKind::Cancelled`].
 pub(crate) struct Stoppable<'a> {
     pub(crate) inner: &'a dyn Storage,
     pub(crate) stop: &'a (dyn Fn() -> bool + Sync),
+    /// Set before the first change.
+    pub(crate) changed: &'a AtomicBool,
+}
+
+/// Fails with [`ErrorKind::Cancelled`], about the file `name`, if `stop` says so.
+pub(crate) fn go_on(stop: &(dyn Fn() -> bool + Sync), name: &str) -> Result<()> {
+    if !stop() {
+        return Ok(());
+    }
+    let stopped = Error::new(ErrorKind::Cancelled, "create").because("interrupted");
+    Err(stopped.or_in_file(&name.into()))
 }
 
 impl Stoppable<'_> {
     fn go_on(&self) -> Result<()> {
-        if !(self.stop)() {
-            return Ok(());
-        }
-        let stopped = Error::new(ErrorKind::Cancelled, "create").because("interrupted");
-        Err(stopped.or_in_file(&self.inner.name().into()))
+        go_on(self.stop, self.inner.name())?;
+        self.changed.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn in_pieces(&self, range: ByteRange, each: impl Fn(ByteRange) -> Result<()>) -> Result<()> {
@@ -60,6 +71,9 @@ impl Storage for Stoppable<'_> {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        if buf.is_empty() {
+            return Ok(());
+        }
         self.go_on()?;
         self.inner.write_at(buf, offset)
     }

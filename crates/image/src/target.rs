@@ -7,19 +7,21 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockmirror_block::{ByteRange, ErrorKind, Storage};
 use blockmirror_file::{
     Decision, FileId, FileOptions, FileStorage, InPlace, Leftover, NewFile, Replacement, TargetFile,
     TargetOptions, TargetPlan,
 };
-use blockmirror_qcow2::Unfinished;
+use blockmirror_qcow2::{Preallocation, Unfinished};
 use blockmirror_raw::SECTOR;
 
 use crate::error::{Error, Result};
 use crate::open::OpenOptions;
 use crate::protocol_id::is_uri;
 use crate::protocol_layer::ProtocolLayer;
+use crate::stoppable::{self, PIECE};
 
 /// A place for a new image, open for writing. It holds what it held before until the image is written, and of
 /// a [replaced](Self::in_place) file until [`persist`](Self::persist).
@@ -46,6 +48,8 @@ pub struct Target {
     leftovers: Vec<Leftover>,
     /// The mark of a qcow2 image that is written in place.
     unfinished: Option<Arc<Unfinished>>,
+    /// Whether the image has been written into it.
+    changed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -85,8 +89,7 @@ impl Target {
         let access = access.access(true, false);
         if is_uri(path) {
             Self::decide(path, &options)?;
-            let protocol = ProtocolLayer::open(path, access)?;
-            return Ok(Self { kind: Kind::Export, protocol, leftovers: Vec::new(), unfinished: None });
+            return Ok(Self::new(Kind::Export, ProtocolLayer::open(path, access)?, Vec::new()));
         }
         let files = FileOptions::new().lock(access.lock).direct(access.direct);
         let plan = TargetPlan::new(path, options.file(files))?;
@@ -99,7 +102,11 @@ impl Target {
             }
             TargetFile::InPlace(file, why) => (Kind::InPlace(why), file),
         };
-        Ok(Self { kind, protocol: ProtocolLayer::File(file), leftovers, unfinished: None })
+        Ok(Self::new(kind, ProtocolLayer::File(file), leftovers))
+    }
+
+    fn new(kind: Kind, protocol: ProtocolLayer, leftovers: Vec<Leftover>) -> Self {
+        Self { kind, protocol, leftovers, unfinished: None, changed: AtomicBool::new(false) }
     }
 
     /// Why it is written in place, unless it is a new file. A failure then leaves neither the old contents
@@ -127,8 +134,18 @@ impl Target {
     }
 
     /// Whether giving it up leaves what there was.
-    pub(crate) fn is_new(&self) -> bool {
+    fn is_new(&self) -> bool {
         matches!(self.kind, Kind::New(_))
+    }
+
+    /// Whether the image has been written into it. The caller that writes sets it before the first change.
+    pub(crate) fn changed(&self) -> &AtomicBool {
+        &self.changed
+    }
+
+    /// Whether what it held is lost, or part of that: it is written in place, and has been written into.
+    pub(crate) fn has_lost_contents(&self) -> bool {
+        !self.is_new() && self.changed.load(Ordering::Relaxed)
     }
 
     /// Whether it takes the place of no other file, nor of one that comes into being meanwhile.
@@ -136,26 +153,53 @@ impl Target {
         matches!(&self.kind, Kind::New(new) if !new.replaces())
     }
 
-    /// Fails if it cannot hold `len` bytes, or, where these are to take space at once, has no room for them.
-    /// What it held stays.
-    pub(crate) fn try_len(&self, len: u64, takes_space: bool) -> Result<()> {
-        let storage = self.protocol.plain_storage();
-        let old = storage.len()?;
-        if storage.info().fixed_len && old < len {
-            return Err(Error::Create {
-                path: storage.name().into(),
-                why: format!("it has {old} bytes and cannot grow; the image needs {len}"),
-            });
-        }
-        if self.is_new() || old >= len {
+    /// Fails if it cannot hold `len` bytes, or has no room for those of them that are preallocated as `space`
+    /// says. What it held stays, and so does its length. `stop` is asked between pieces.
+    pub(crate) fn try_len(
+        &self,
+        len: u64,
+        space: Preallocation,
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
+        if self.is_new() {
             return Ok(());
         }
-        let tried =
-            if takes_space { storage.allocate(ByteRange::new(old, len)) } else { storage.set_len(len) };
-        storage.set_len(old)?;
-        match tried {
-            Err(error) if !takes_space || error.kind() != ErrorKind::Unsupported => Err(error.into()),
-            _ => Ok(()),
+        let storage = self.protocol.plain_storage();
+        let old = storage.len()?;
+        let ProtocolLayer::File(file) = &self.protocol else { return fits(&*storage, len, space) };
+        if storage.info().fixed_len {
+            return fits(&*storage, len, space);
+        }
+        if old < len {
+            match file.check_len(len) {
+                // Then only a change of the length says whether it is possible.
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    let tried = file.set_len(len);
+                    file.set_len(old)?;
+                    tried?;
+                }
+                checked => checked?,
+            }
+        }
+        if !space.takes_space() || len == 0 {
+            return Ok(());
+        }
+        // Of a file that is long enough a part that it has: whether space can be reserved at all.
+        let range = if old < len { ByteRange::new(old, len) } else { ByteRange::at(len - 1, 1) };
+        let reserved = range.pieces(PIECE).try_for_each(|piece| {
+            stoppable::go_on(stop, storage.name())?;
+            file.reserve(piece)
+        });
+        if old < len {
+            // Gives back what lies past the end.
+            file.set_len(old)?;
+        }
+        match reserved {
+            // Written space needs no reservation.
+            Err(error) if space == Preallocation::Full && error.kind() == ErrorKind::Unsupported => Ok(()),
+            // The old contents make room for the new ones.
+            Err(error) if old >= len && error.kind() == ErrorKind::NoSpace => Ok(()),
+            reserved => Ok(reserved?),
         }
     }
 
@@ -180,8 +224,11 @@ impl Target {
 
     /// Marks it as an unfinished qcow2 image if it is written in place.
     pub(crate) fn mark(&mut self) -> Result<()> {
-        if !matches!(self.kind, Kind::New(_)) {
-            let unfinished = Arc::new(Unfinished::begin(self.protocol.storage())?);
+        if !self.is_new() {
+            let storage = self.protocol.storage();
+            let begun = Unfinished::begin(Arc::clone(&storage));
+            self.changed.store(begun.is_ok() || Unfinished::marks(&*storage), Ordering::Relaxed);
+            let unfinished = Arc::new(begun?);
             self.protocol =
                 ProtocolLayer::Unfinished(Box::new(self.protocol.clone()), Arc::clone(&unfinished));
             self.unfinished = Some(unfinished);
@@ -242,6 +289,13 @@ impl Target {
         Ok(())
     }
 
+    /// Takes the name back that a new file has taken, unless it has replaced another.
+    pub(crate) fn take_back_name(&mut self) {
+        if let Kind::New(new) = &mut self.kind {
+            new.take_back_name();
+        }
+    }
+
     /// Makes the name of a new file durable.
     pub(crate) fn sync_name(&self) -> Result<()> {
         match &self.kind {
@@ -264,6 +318,22 @@ impl Target {
     pub fn discard(self) {
         drop(self);
     }
+}
+
+/// Fails if `storage`, a block device or an export, has less than `len` bytes, or is to reserve space: those
+/// do not.
+fn fits(storage: &dyn Storage, len: u64, space: Preallocation) -> Result<()> {
+    let old = storage.len()?;
+    if old < len {
+        return Err(Error::Create {
+            path: storage.name().into(),
+            why: format!("it has {old} bytes and cannot grow; the image needs {len}"),
+        });
+    }
+    if space == Preallocation::Falloc {
+        storage.allocate(ByteRange::new(0, len))?;
+    }
+    Ok(())
 }
 
 fn clear(path: &Path, plan: &TargetPlan<'_>) -> Result<Decision> {

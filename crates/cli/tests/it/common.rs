@@ -59,6 +59,13 @@ impl Place {
         ran.err.trim_end().replace(&format!("{}/", real.display()), "@").replace(real.to_str().unwrap(), "@")
     }
 
+    /// Runs `blockmirror`, which must fail with `code`; returns all that it says.
+    pub(crate) fn ours_error(&self, line: &str, code: i32) -> String {
+        let ran = self.ours(line);
+        assert_eq!(ran.code, code, "{line}: {ran:?}");
+        ran.err
+    }
+
     /// Runs one of QEMU's tools.
     pub(crate) fn theirs(&self, tool: &str, line: &str) -> Ran {
         let output = Command::new(tool).args(self.words(line)).output().unwrap();

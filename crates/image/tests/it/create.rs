@@ -280,6 +280,18 @@ fn an_image_that_does_not_get_its_name_leaves_the_data_file() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
 }
 
+/// The data file stayed, and the next run was refused because of it.
+#[test]
+fn an_image_that_does_not_get_its_name_takes_its_new_data_file_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    let new = NewImage::create(&image, &spec(Format::Qcow2, 1 << 20, "data_file=data")).unwrap();
+    fs::write(&image, b"of another program").unwrap();
+    new.persist().unwrap_err();
+    assert_eq!(names(dir.path()), ["image"]);
+    assert_eq!(fs::read(&image).unwrap(), b"of another program");
+}
+
 /// Another process makes the file again and again, at any moment.
 #[test]
 fn a_data_file_that_appears_meanwhile_is_kept() {

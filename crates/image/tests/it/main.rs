@@ -3,3 +3,4 @@
 mod chain;
 mod compare;
 mod create;
+mod in_place;

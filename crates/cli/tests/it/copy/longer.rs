@@ -130,3 +130,27 @@ fn a_longer_export_keeps_its_end() {
         }
     }
 }
+
+/// The old contents went before the first write past the end failed.
+#[test]
+fn an_export_that_cannot_hold_the_new_image_keeps_its_contents() {
+    let place = Place::new();
+    let node = json!({"driver": "raw", "node-name": "n", "file": {"driver": "file", "filename": "disk"}});
+    let target = format!("nbd+unix:///disk?socket={}", place.path("socket").display());
+    let old = vec![0xee; LONG];
+    for (options, size, said) in [
+        // The L2 tables and the clusters that they map.
+        ("-o preallocation=metadata", "16M", "cannot grow; the image needs"),
+        // The L1 table alone.
+        ("-o cluster_size=512", "32G", "cannot grow; the image needs"),
+        // No server reserves space.
+        ("-o preallocation=falloc", "1M", "not supported"),
+    ] {
+        fs::write(place.path("disk"), &old).unwrap();
+        let server = Server::start(&place, &node.to_string());
+        let error = place.ours_error(&format!("create -q -f qcow2 {options} {target} {size}"), 1);
+        server.end();
+        assert!(error.contains(said) && !error.contains("incomplete"), "{options}: {error}");
+        assert!(fs::read(place.path("disk")).unwrap() == old, "{options}: {error}");
+    }
+}
