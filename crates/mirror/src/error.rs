@@ -24,9 +24,10 @@ pub enum Error {
         /// What is accepted.
         expected: &'static str,
     },
-    /// Source and target differ in length.
+    /// Source and target differ in length, or the target is shorter where it may be longer.
     #[error(
-        "source {source_name} has {source_len} bytes, target {target_name} has {target_len}: they must be equal"
+        "source {source_name} has {source_len} bytes, target {target_name} has {target_len}: {}",
+        if *may_be_longer { "it must not be shorter" } else { "they must be equal" }
     )]
     SizeMismatch {
         /// The source's name.
@@ -37,6 +38,8 @@ pub enum Error {
         target_name: String,
         /// Its length in bytes.
         target_len: u64,
+        /// Whether a longer target would do.
+        may_be_longer: bool,
     },
     /// The target is longer, its backing file is not attached, and the source ends inside a cluster whose
     /// rest that file may hold.
@@ -176,12 +179,17 @@ pub enum ErrorKind {
 
 impl Error {
     /// [`Error::SizeMismatch`] of these two.
-    pub(crate) fn size_mismatch(source: &dyn BlockDevice, target: &dyn BlockDevice) -> Self {
+    pub(crate) fn size_mismatch(
+        source: &dyn BlockDevice,
+        target: &dyn BlockDevice,
+        may_be_longer: bool,
+    ) -> Self {
         Self::SizeMismatch {
             source_name: source.name().to_owned(),
             source_len: source.len(),
             target_name: target.name().to_owned(),
             target_len: target.len(),
+            may_be_longer,
         }
     }
 

@@ -169,7 +169,7 @@ pub(crate) fn check_lengths(
     if source.len() == target.len() || (longer && source.len() < target.len()) {
         return Ok(());
     }
-    Err(Error::size_mismatch(source, target))
+    Err(Error::size_mismatch(source, target, longer))
 }
 
 impl fmt::Display for Plan {

@@ -302,7 +302,7 @@ fn what_cannot_be_is_refused_in_one_line() {
         ),
         (
             &["convert", "-n", large, &export],
-            "copy: source large has 3145728 bytes, target @ has 2097152: they must be equal",
+            "copy: source large has 3145728 bytes, target @ (raw) has 2097152: it must not be shorter",
         ),
         (&["convert", &export, &export], "copy: @: it is part of the source @"),
         (

@@ -117,7 +117,7 @@ fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
         (
             "mirror -n @source @small",
             1,
-            "copy: source @source has 4194304 bytes, target @small has 1048576: they must be equal",
+            "copy: source @source has 4194304 bytes, target @small (qcow2) has 1048576: it must not be shorter",
         ),
         ("mirror -n @source @t", 1, "open: @t: No such file or directory (os error 2)"),
     ] {

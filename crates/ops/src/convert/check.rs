@@ -196,7 +196,8 @@ impl CheckedConvert {
         let planned = match &self.kind {
             TargetKind::Existing => {
                 let image = self.open_existing(false)?;
-                plan(PlanTarget::Existing(&**image.device()))
+                let planned = plan(PlanTarget::Existing(&**image.device()));
+                return planned.map_err(|error| ConvertError::refused(error, image.format()));
             }
             TargetKind::New { spec, backing } => {
                 spec.check_files(&self.target)?;

@@ -86,7 +86,7 @@ pub enum ConvertError {
         /// The target.
         target: PathBuf,
     },
-    /// The mirror job was refused; the source was only read.
+    /// The mirror job was refused; the source was only read, and no target has lost what it held.
     #[error("copy: {0}")]
     Start(mirror::Error),
     /// The mirror job failed, or was cancelled.
@@ -102,6 +102,15 @@ pub enum ConvertError {
 }
 
 impl ConvertError {
+    /// A job that was refused for a target that exists and is in `format`: the message names that, where the
+    /// lengths do not fit.
+    pub(super) fn refused(mut cause: mirror::Error, format: image::Format) -> Self {
+        if let mirror::Error::SizeMismatch { target_name, .. } = &mut cause {
+            *target_name = format!("{target_name} ({format})");
+        }
+        Self::Start(cause)
+    }
+
     /// Whether the conversion was cancelled.
     pub fn is_cancelled(&self) -> bool {
         let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;

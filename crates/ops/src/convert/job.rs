@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
+use blockmirror_image::{
+    self as image, FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target,
+};
 use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
 
 use super::check::{CheckedConvert, TargetKind};
@@ -126,7 +128,8 @@ impl PreparedConvert {
             Kind::New(new) => {
                 let NewTarget { prepared, backing, open } = *new;
                 let new = prepared.write_until(stop)?;
-                let image = new.open(&open)?;
+                let lost = new.has_lost_contents();
+                let image = new.open(&open).map_err(|error| error.incomplete_if(lost))?;
                 drop(backing);
                 (image, Some(new))
             }
@@ -136,8 +139,24 @@ impl PreparedConvert {
             mirror = mirror.target_is_zero(true);
         }
         let (from, to) = (Arc::clone(source.device()), Arc::clone(image.device()));
-        let job = MirrorJob::start(from, to, mirror).map_err(ConvertError::Start)?;
-        Ok(ConvertJob { job, source, image, new, target })
+        match MirrorJob::start(from, to, mirror) {
+            Ok(job) => Ok(ConvertJob { job, source, image, new, target }),
+            Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
+        }
+    }
+}
+
+/// Why the job for `target`, which has been laid out if it is `new`, was not started.
+fn not_started(
+    target: PathBuf,
+    cause: mirror::Error,
+    new: Option<&NewImage>,
+    format: Format,
+) -> ConvertError {
+    match new {
+        Some(new) if new.has_lost_contents() => ConvertError::Copy { target, cause, incomplete: true },
+        Some(_) => ConvertError::Start(cause),
+        None => ConvertError::refused(cause, format),
     }
 }
 
@@ -184,15 +203,44 @@ impl ConvertJob {
     /// [`ConvertError`]; new files are gone then.
     pub fn finish(self) -> Result<ConvertOutcome, ConvertError> {
         let Self { job, source, image, new, target } = self;
-        let incomplete = new.as_ref().is_none_or(|new| new.partial_paths().is_empty());
+        let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
         let copy = job.wait().map_err(|cause| ConvertError::Copy { target, cause, incomplete })?;
         let (format, len) = (image.format(), source.device().len());
         let durable = image.device().geometry().can_flush;
-        image.device().flush()?;
+        image.device().flush().map_err(|error| image::Error::from(error).incomplete_if(incomplete))?;
         drop(image);
         if let Some(new) = new {
             new.persist()?;
         }
         Ok(ConvertOutcome { format, len, durable, copy })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use blockmirror_image::{CreateSettings, CreateSpec, Replacement, TargetOptions};
+
+    use super::*;
+
+    /// The error said that the source was only read, after the old image had gone.
+    #[test]
+    fn a_job_that_does_not_start_says_what_is_left_of_the_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let cause = || mirror::Error::NeedsTap;
+        for (replacement, lost) in [(Replacement::Atomic, false), (Replacement::InPlace, true)] {
+            fs::write(&path, b"old").unwrap();
+            let target = TargetOptions::new().replacement(replacement);
+            let spec = CreateSpec::new(Format::Qcow2, 1 << 20, CreateSettings::default()).target(target);
+            let new = NewImage::create(&path, &spec).unwrap();
+            match not_started(path.clone(), cause(), Some(&new), Format::Qcow2) {
+                ConvertError::Copy { incomplete: true, .. } => assert!(lost),
+                ConvertError::Start(_) => assert!(!lost),
+                other => panic!("{other}"),
+            }
+        }
+        assert!(matches!(not_started(path, cause(), None, Format::Raw), ConvertError::Start(_)));
     }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use blockmirror_image::{CreateSettings, Format, ImageInfo, OpenOptions};
+use blockmirror_image::{CreateSettings, Format, ImageInfo, OpenOptions, Replacement, TargetOptions};
 use blockmirror_mirror::SyncMode;
 use blockmirror_ops::{Convert, ConvertError};
 
@@ -161,4 +161,35 @@ fn several_sources_are_concatenated() {
     assert_eq!(run(&convert).unwrap().len, 2 * LEN as u64);
     let half = fs::read(folder.path("disk.raw")).unwrap();
     assert_eq!(fs::read(folder.path("both.raw")).unwrap(), [&*half, &*half].concat());
+}
+
+/// With one new file and one that is written in place the error said nothing.
+#[test]
+fn a_failure_says_that_one_of_two_files_has_lost_its_contents() {
+    let folder = Folder::new();
+    run(&folder.convert("bad.qcow2")).unwrap();
+    // Its last cluster is lost: the copy fails.
+    let bad = fs::OpenOptions::new().write(true).open(folder.path("bad.qcow2")).unwrap();
+    bad.set_len(bad.metadata().unwrap().len() - 65_536).unwrap();
+    let mut settings = CreateSettings::default();
+    settings.parse(Format::Qcow2, "data_file=data").unwrap();
+    let in_place = TargetOptions::new().replacement(Replacement::InPlace).force(true);
+    for (old, lost) in
+        [(&[][..], false), (&["image"][..], true), (&["data"], true), (&["image", "data"], true)]
+    {
+        for name in ["image", "data"] {
+            let _ = fs::remove_file(folder.path(name));
+        }
+        for name in old {
+            fs::write(folder.path(name), "before").unwrap();
+        }
+        let convert = Convert::new(folder.path("bad.qcow2"), folder.path("image"))
+            .target_format(Format::Qcow2)
+            .settings(settings.clone())
+            .target_file(in_place);
+        match run(&convert).unwrap_err() {
+            ConvertError::Copy { incomplete, .. } => assert_eq!(incomplete, lost, "{old:?}"),
+            other => panic!("{old:?}: {other}"),
+        }
+    }
 }
