@@ -1,7 +1,7 @@
 //! `blockmirror resize`.
 
 use blockmirror_block::size::human_size;
-use blockmirror_block::{ByteRange, WriteFlags, ZeroFlags};
+use blockmirror_block::{ByteRange, Error, WriteFlags, ZeroFlags};
 use blockmirror_image::{FileId, Format, Image, OpenOptions};
 
 use crate::args::{Growth, NewSize, ResizeArgs};
@@ -74,34 +74,45 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Gives `added`, which reads as zeros, its space. A raw file gets it without being written where `falloc`
-/// suffices; in a qcow2 image data takes the space, or with `metadata` the mapping alone does.
+/// Gives `added`, which reads as zeros, its space. The disk has its new size already, and errors say so: the
+/// same command, given again, makes it longer once more.
 fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Interrupt) -> Outcome<()> {
     if growth == Growth::Off {
         return Ok(());
     }
-    let (disk, reserve) = (image.device(), growth == Growth::Falloc && image.format() == Format::Raw);
-    let zeros = vec![0; PIECE as usize];
-    let piece = if growth == Growth::Metadata { MAPPED_PIECE } else { PIECE };
+    let file = image.path().display();
     let mut at = added.start();
     while at < added.end() {
+        let left = human_size(added.end() - at);
         if interrupt.requested() {
             let message = format_args!(
-                "resize: {}: interrupted; it has its new size, and {} of it are not allocated",
-                image.path().display(),
-                human_size(added.end() - at)
+                "resize: {file}: interrupted; it has its new size, and {left} of it are not allocated"
             );
             return Err(Failure::failed(message).exit(interrupt.exit()));
         }
-        let len = piece.min(added.end() - at);
-        if growth == Growth::Metadata {
-            disk.preallocate(ByteRange::at(at, len))?;
-        } else if reserve {
-            disk.write_zeroes(ByteRange::at(at, len), ZeroFlags::NONE)?;
-        } else {
-            disk.write_at(zeros.get(..len as usize).unwrap_or(&zeros), at, WriteFlags::NONE)?;
-        }
-        at += len;
+        at = preallocate_piece(image, ByteRange::new(at, added.end()), growth).map_err(|error| {
+            let size = added.end();
+            let done = format!("{file} has its new size, {size} bytes, and {left} of it are not allocated");
+            Failure::failed(format_args!("{error}; {done}"))
+        })?;
     }
-    Ok(disk.flush()?)
+    let flushed = image.device().flush();
+    flushed.map_err(|error| {
+        Failure::failed(format_args!("{error}; {file} has its new size, {} bytes", added.end()))
+    })
+}
+
+/// Gives the first bytes of `rest` their space; returns where they end. A raw file gets it without being
+/// written where `falloc` suffices; in a qcow2 image data takes the space, or with `metadata` the mapping
+/// alone does.
+fn preallocate_piece(image: &Image, rest: ByteRange, growth: Growth) -> Result<u64, Error> {
+    let disk = image.device();
+    let most = if growth == Growth::Metadata { MAPPED_PIECE } else { PIECE };
+    let piece = ByteRange::at(rest.start(), most.min(rest.len()));
+    match growth {
+        Growth::Metadata => disk.preallocate(piece)?,
+        Growth::Falloc if image.format() == Format::Raw => disk.write_zeroes(piece, ZeroFlags::NONE)?,
+        _ => disk.write_at(&vec![0; piece.len() as usize], piece.start(), WriteFlags::NONE)?,
+    }
+    Ok(piece.end())
 }
