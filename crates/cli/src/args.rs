@@ -77,7 +77,7 @@ pub(crate) enum Command {
     /// Copy an image with the mirror job; the target gets the source's format
     #[command(after_help = MIRROR_EXAMPLES)]
     Mirror(MirrorArgs),
-    /// Copy an image; the target is raw unless -O is given
+    /// Copy an image; a new target is raw unless -O is given
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
     /// Create an empty image

@@ -3,9 +3,10 @@
 //! The work is that of [`Convert`]; here are its options, what is printed between its steps, and the exit
 //! codes of its errors.
 
+use std::path::Path;
 use std::time::Duration;
 
-use blockmirror_image::{FileId, Format, join_name};
+use blockmirror_image::{Error, FileId, Format, join_name};
 use blockmirror_mirror::{
     self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, SyncMode,
 };
@@ -42,9 +43,13 @@ pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
     copy(console, &args.copy, Some(args.sync.unwrap_or(Sync::Full)), format)
 }
 
-/// The target is raw, and with a backing file gets what lies above the source's.
+/// A new target is raw, and with a backing file gets what lies above the source's.
 pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome {
-    let format = TargetFormat::Given(args.copy.target_format.unwrap_or(Format::Raw));
+    let format = match args.copy.target_format {
+        Some(format) => TargetFormat::Given(format),
+        None if args.copy.no_create => TargetFormat::Found,
+        None => TargetFormat::Given(Format::Raw),
+    };
     copy(console, &args.copy, args.sync, format)
 }
 
@@ -245,9 +250,18 @@ fn watch(
     }
 }
 
+/// Whether `error` is about the format of `path`.
+fn is_about_format(error: &Error, path: &Path) -> bool {
+    matches!(error, Error::ForeignFormat { path: foreign, .. } if foreign == path)
+}
+
 /// `error` with the options that the command line has for it.
 fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
     match error {
+        // A hint about the source's format would mislead.
+        ConvertError::Image(error) if is_about_format(&error, &args.target) => {
+            Failure::failed(format_args!("{error}; -O raw writes to it as raw"))
+        }
         ConvertError::Image(error) => error.into(),
         ConvertError::Settings(error) => Failure::from(error).exit(Exit::Usage),
         ConvertError::Backing { why, .. } => backing_failure(&args.target, why),

@@ -7,6 +7,7 @@ mod aliases;
 mod before;
 mod cache;
 mod damaged;
+mod existing;
 mod longer;
 mod parts;
 mod protocols;
