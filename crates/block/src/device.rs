@@ -53,7 +53,8 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// Makes `range` read as zeros.
     ///
     /// With [`ZeroFlags::NO_FALLBACK`] it fails with [`ErrorKind::Unsupported`], having written nothing,
-    /// where the device could only do it by writing zero bytes.
+    /// where the device could only do it by writing zero bytes. A device that learns it in the middle of a
+    /// long range (a server refuses the second of several requests) does the rest as if without the flag.
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()>;
 
     /// Says that the contents of `range` are not needed any more.
@@ -139,7 +140,15 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
         false
     }
 
-    /// Ends calls that are blocked on something that may never answer (a dead network peer); they fail
-    /// with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
+    /// Ends *all* calls that are blocked on something that may never answer (a dead network peer), of all
+    /// callers; they fail with [`ErrorKind::Cancelled`]. Devices that always answer do nothing.
+    ///
+    /// What is in flight may be lost with it: a network device drops its connections, and writes that no
+    /// flush has covered count as lost. So only the sole user of a device calls this, or who gives up all of
+    /// its users: the job that fills a target, the process that ends. One user of several cancels its own
+    /// calls ([`CancelSource`](crate::cancel::CancelSource)).
+    ///
+    /// The call reaches what belongs to the device (the file of a format, the child of a filter), and not its
+    /// backing device, on which others may stand.
     fn cancel_in_flight(&self) {}
 }

@@ -12,9 +12,9 @@
 //! | [`Error`] | a kind for machines; operation, file, offset and cause for people |
 //!
 //! Devices are synchronous, positional (`&self`) and thread-safe. Callers bring threads; devices bring no
-//! runtime. [`RangeLock`] orders overlapping operations, [`GroupCommit`] joins flushes, [`zero`] finds runs
-//! of zeros, and [`testing`] holds the in-memory, recording and fault-injecting doubles that every crate
-//! above is tested with.
+//! runtime. [`cancel`] ends the calls of one caller. [`RangeLock`] orders overlapping operations,
+//! [`GroupCommit`] joins flushes, [`zero`] finds runs of zeros, and [`testing`] holds the in-memory,
+//! recording and fault-injecting doubles that every crate above is tested with.
 //!
 //! ```text
 //!    guest, job, server          read_at, write_at, write_zeroes, discard, flush, extents
@@ -41,6 +41,7 @@
 //! ```
 
 mod buffer;
+pub mod cancel;
 mod device;
 mod error;
 mod extent;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cancel;
 use crate::sync::{Condvar, Mutex};
 
 /// The test's end of a hold: operations that reach it wait until it is opened.
@@ -62,11 +63,11 @@ impl Latch {
         let came = state.cancelled;
         state.held += 1;
         self.changed.notify_all();
-        while !state.open && state.cancelled == came {
-            state = self.changed.wait(state);
+        while !state.open && state.cancelled == came && !cancel::is_cancelled() {
+            state = cancel::wait(&self.changed, state, None);
         }
         state.held -= 1;
-        state.cancelled == came
+        state.cancelled == came && !cancel::is_cancelled()
     }
 
     /// Sends away who waits now.
