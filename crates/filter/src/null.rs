@@ -1,8 +1,9 @@
 //! A disk that holds nothing: it swallows writes. For measuring what lies above it, as QEMU's `null-co`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel::{self, POLL_INTERVAL};
 use blockmirror_block::{
     BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, Geometry, Result, Storage,
     StorageExtent, StorageInfo, Visit, WriteFlags, ZeroCost, ZeroFlags,
@@ -46,8 +47,14 @@ impl NullDisk {
                 Error::out_of_bounds(operation, offset, len, self.len).in_file(Arc::clone(&self.name))
             );
         }
-        if !self.latency.is_zero() {
-            std::thread::sleep(self.latency);
+        let began = Instant::now();
+        let mut left = self.latency;
+        while !left.is_zero() {
+            if cancel::is_cancelled() {
+                return Err(Error::new(ErrorKind::Cancelled, operation).in_file(Arc::clone(&self.name)));
+            }
+            std::thread::sleep(left.min(POLL_INTERVAL));
+            left = self.latency.saturating_sub(began.elapsed());
         }
         Ok(())
     }

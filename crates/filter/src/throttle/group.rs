@@ -4,13 +4,14 @@
 //! does not keep the others from theirs. Reads and writes wait apart, unless both could go: then they
 //! alternate.
 //!
-//! A member that is cancelled lets its waiting requests pass, accounted but not held: the abort of a job
-//! needs them out of the way, and a guest's write must not fail for it.
+//! A request whose caller is cancelled passes, accounted but not held: the abort of a job needs it out of the
+//! way. So do all that wait when the member itself is cancelled.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel;
 use blockmirror_block::sync::{Condvar, Mutex};
 
 use super::bucket::{Buckets, Direction};
@@ -149,9 +150,9 @@ impl ThrottleGroup {
         if let Some(member) = state.members.get_mut(&member) {
             member.waiting[direction.index()].push_back(ticket);
         }
-        while state.limiting && !state.is_let_go(member, ticket) {
+        while state.limiting && !state.is_let_go(member, ticket) && !cancel::is_hurried() {
             if state.head(direction) != Some(ticket) {
-                state = self.changed.wait(state);
+                state = cancel::wait(&self.changed, state, None);
                 continue;
             }
             match state.delay(self.started.elapsed(), direction) {
@@ -160,10 +161,12 @@ impl ThrottleGroup {
                     state.last = direction;
                     break;
                 }
-                Some(delay) => state = self.changed.wait_timeout(state, delay.min(LONGEST_NAP)).0,
+                Some(delay) => {
+                    state = cancel::wait(&self.changed, state, Some(delay.min(LONGEST_NAP)));
+                }
                 None => {
                     self.changed.notify_all();
-                    state = self.changed.wait(state);
+                    state = cancel::wait(&self.changed, state, None);
                 }
             }
         }
@@ -228,6 +231,8 @@ impl Drop for Membership {
 mod tests {
     use std::thread;
 
+    use blockmirror_block::cancel::CancelSource;
+
     use super::super::limits::Rate;
     use super::*;
 
@@ -240,6 +245,28 @@ mod tests {
         while group.waiting() != waiting {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_request_whose_caller_is_cancelled_passes_alone() {
+        let group = group(1);
+        let member = group.join();
+        for _ in 0..1000 {
+            member.charge(Direction::Read, 1);
+        }
+        let job = CancelSource::new();
+        thread::scope(|s| {
+            let cancelled = s.spawn(|| {
+                let _calls = job.enter();
+                member.admit(Direction::Read, 1);
+            });
+            s.spawn(|| member.admit(Direction::Read, 1));
+            wait_for(&group, 2);
+            job.cancel();
+            cancelled.join().unwrap();
+            assert_eq!(group.waiting(), 1);
+            member.let_go();
+        });
     }
 
     #[test]
