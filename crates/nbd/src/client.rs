@@ -33,6 +33,8 @@ mod error;
 mod handshake;
 mod link;
 mod options;
+mod requests;
+mod send_turn;
 mod socket;
 mod status;
 mod storage;

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use blockmirror_block::cancel::POLL_INTERVAL;
+
 use super::connection::ClientConnection;
 use super::error::ClientError;
 use super::handshake::{Handshake, HandshakeRequest, NegotiatedExport};
@@ -75,7 +77,7 @@ impl Connector {
         cancel.register(&socket);
         let ready = self.shake_hands(&socket, deadline).and_then(|(link, negotiated)| {
             let io_timeout = self.options.io_timeout;
-            socket.set_timeout(io_timeout).map_err(ClientError::lost)?;
+            socket.set_timeout(POLL_INTERVAL).map_err(ClientError::lost)?;
             Ok(ClientConnection::new(link, negotiated, epoch, io_timeout))
         });
         ready.map_err(|error| match error {

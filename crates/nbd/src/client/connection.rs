@@ -5,21 +5,27 @@
 //! payload into its own buffer and then reads on. A caller whose reply is complete leaves the socket to
 //! another. So nothing is copied, and the socket is read as long as a caller waits.
 //!
+//! A caller that is cancelled gives its request up and leaves the connection as it is: the reply is dropped
+//! when it comes (`requests`). It does so between replies; one that has begun to arrive is received to its
+//! end.
+//!
 //! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails
 //! the connection: after it, the position of the next header is unknown.
 
-use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use blockmirror_block::ByteRange;
-use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
+use blockmirror_block::sync::{Mutex, MutexGuard};
+use blockmirror_block::{ByteRange, cancel};
 
 use super::coverage::Coverage;
 use super::error::ClientError;
 use super::handshake::NegotiatedExport;
 use super::link::{Incoming, Link, stream_error};
+use super::requests::{Expects, Op, Requests};
+use super::send_turn::SendTurn;
 use super::status::Status;
 use crate::proto::{
     Chunk, ChunkHeader, Command, CommandFlags, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole,
@@ -34,15 +40,6 @@ const MAX_ERRORS: u32 = 1024;
 
 /// How long sending the disconnect request may take.
 const GOODBYE: Duration = Duration::from_millis(200);
-
-/// A request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Op {
-    pub(crate) command: Command,
-    pub(crate) flags: CommandFlags,
-    /// The bytes of the export that it is about; empty for a flush.
-    pub(crate) range: ByteRange,
-}
 
 /// Where the payload of the reply goes.
 #[derive(Debug)]
@@ -67,13 +64,6 @@ impl Sink<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Expects {
-    Nothing,
-    Bytes,
-    Status,
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Header {
     Simple(SimpleReply),
@@ -89,29 +79,13 @@ impl Header {
     }
 }
 
-/// A request that has no complete reply yet.
-#[derive(Debug)]
-struct PendingRequest {
-    wake: Arc<Condvar>,
-    /// Its caller sleeps on `wake`.
-    waiting: bool,
-    expects: Expects,
-    /// The first error of the reply.
-    error: Option<ClientError>,
-    errors: u32,
-    done: bool,
-}
-
 #[derive(Debug)]
 struct Shared {
     /// The reading side; `None` while a caller reads.
     incoming: Option<Incoming>,
     /// A header whose payload comes next, and the request that it belongs to.
     handed_over: Option<(u64, Header)>,
-    pending: HashMap<u64, PendingRequest>,
-    next_cookie: u64,
-    /// Condition variables for later requests.
-    spare: Vec<Arc<Condvar>>,
+    requests: Requests,
     dead: Option<ClientError>,
 }
 
@@ -123,10 +97,8 @@ pub(crate) struct ClientConnection {
     pub(crate) epoch: u64,
     /// How long one request may take.
     io_timeout: Option<Duration>,
-    /// *Guards* the sending side: one request is sent at a time. *Order*: before `shared`. *Not under it*:
-    /// waiting for a reply.
-    send_lock: Mutex<()>,
-    /// *Guards* the requests in flight and the turn of reading. *Order*: after `send_lock`. *Not under it*:
+    sending: SendTurn,
+    /// *Guards* the requests in flight and the turn of reading. *Order*: after `sending`. *Not under it*:
     /// I/O.
     shared: Mutex<Shared>,
     in_flight: AtomicU32,
@@ -144,16 +116,14 @@ impl ClientConnection {
             shared: Mutex::new(Shared {
                 incoming: Some(Incoming::new(Arc::clone(&link))),
                 handed_over: None,
-                pending: HashMap::new(),
-                next_cookie: 1,
-                spare: Vec::new(),
+                requests: Requests::default(),
                 dead: None,
             }),
             link,
             negotiated,
             epoch,
             io_timeout,
-            send_lock: Mutex::new(()),
+            sending: SendTurn::default(),
             in_flight: AtomicU32::new(0),
         }
     }
@@ -170,15 +140,40 @@ impl ClientConnection {
     /// Sends one request and waits for its whole reply.
     ///
     /// # Errors
-    /// [`ClientError::Server`] if the server says that it failed. All others: the connection is dead, and
-    /// what the server has done is unknown.
+    /// [`ClientError::Server`] if the server says that it failed; [`ClientError::Cancelled`] if the caller
+    /// gave it up, the connection being good. All others: the connection is dead, and what the server has
+    /// done is unknown.
     pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let deadline = self.io_timeout.and_then(|limit| Instant::now().checked_add(limit));
-        let result =
-            self.send(op, payload, &sink).and_then(|cookie| self.await_reply(cookie, op, sink, deadline));
+        let deadline = self.deadline();
+        let result = self
+            .send(op, payload, &sink, deadline)
+            .and_then(|cookie| self.await_reply(cookie, op, sink, deadline));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         result
+    }
+
+    /// Waits for the replies to changes of bytes of `range` that were given up: the server may make them
+    /// until then.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub(crate) fn await_given_up(&self, range: ByteRange) -> Result<(), ClientError> {
+        let deadline = self.deadline();
+        let barrier = self.shared.lock().requests.add_barrier(range, deadline);
+        let Some(barrier) = barrier else { return Ok(()) };
+        let op = Op { command: Command::Flush, flags: CommandFlags::NONE, range: ByteRange::default() };
+        self.await_reply(barrier, op, Sink::Nothing, deadline)
+    }
+
+    /// When a request that is sent now counts as not answered.
+    fn deadline(&self) -> Option<Instant> {
+        self.io_timeout.and_then(|limit| Instant::now().checked_add(limit))
+    }
+
+    /// Whether it can still be used.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.shared.lock().dead.is_none()
     }
 
     /// Fails the connection: every call in flight fails with `why`.
@@ -195,57 +190,59 @@ impl ClientConnection {
             } else {
                 link.socket().abort();
             }
-            for request in shared.pending.values() {
-                request.wake.notify_all();
-            }
+            shared.requests.wake_all();
         }
     }
 
     /// Sends a disconnect request, if no other caller is using the socket.
     pub(crate) fn close(&self) {
-        if let Some(_sending) = self.send_lock.try_lock()
-            && self.shared.lock().dead.is_none()
+        if let Some(_sending) = self.sending.try_take()
+            && self.is_alive()
         {
             let op =
                 Op { command: Command::Disconnect, flags: CommandFlags::NONE, range: ByteRange::default() };
-            let _ = self.link.socket().set_timeout(Some(GOODBYE));
             // There is no reply to this.
-            let _ = self.write(op, 0, &[]);
+            let _ = self.write(op, 0, &[], Instant::now().checked_add(GOODBYE));
         }
         Self::fail_locked(&mut self.shared.lock(), &self.link, ClientError::Cancelled, true);
     }
 
-    fn send(&self, op: Op, payload: &[u8], sink: &Sink<'_>) -> Result<u64, ClientError> {
+    fn send(
+        &self,
+        op: Op,
+        payload: &[u8],
+        sink: &Sink<'_>,
+        deadline: Option<Instant>,
+    ) -> Result<u64, ClientError> {
         let cookie = {
             let mut shared = self.shared.lock();
             if let Some(error) = &shared.dead {
                 return Err(error.clone());
             }
-            let cookie = shared.next_cookie;
-            shared.next_cookie += 1;
-            let request = PendingRequest {
-                wake: shared.spare.pop().unwrap_or_default(),
-                waiting: false,
-                expects: match sink {
-                    Sink::Nothing => Expects::Nothing,
-                    Sink::Bytes(_) => Expects::Bytes,
-                    Sink::Status(_) => Expects::Status,
-                },
-                error: None,
-                errors: 0,
-                done: false,
+            let expects = match sink {
+                Sink::Nothing => Expects::Nothing,
+                Sink::Bytes(_) => Expects::Bytes,
+                Sink::Status(_) => Expects::Status,
             };
-            shared.pending.insert(cookie, request);
-            cookie
+            shared.requests.add(expects, deadline)
         };
-        let _sending = self.send_lock.lock();
-        if let Err(error) = self.write(op, cookie, payload) {
+        let Some(_sending) = self.sending.take() else {
+            self.shared.lock().requests.remove(cookie);
+            return Err(ClientError::Cancelled);
+        };
+        if let Err(error) = self.write(op, cookie, payload, deadline) {
             self.fail(self.or_timed_out(error));
         }
         Ok(cookie)
     }
 
-    fn write(&self, op: Op, cookie: u64, payload: &[u8]) -> Result<(), ClientError> {
+    fn write(
+        &self,
+        op: Op,
+        cookie: u64,
+        payload: &[u8],
+        deadline: Option<Instant>,
+    ) -> Result<(), ClientError> {
         let extended = self.negotiated.format == ReplyFormat::Extended;
         let mut flags = op.flags;
         if extended && op.command == Command::Write {
@@ -254,17 +251,17 @@ impl ClientConnection {
         let request =
             Request { flags, command: op.command, cookie, offset: op.range.start(), length: op.range.len() };
         if extended {
-            self.link.write_all(&request.encode_extended(), payload)
+            self.link.write_all(&request.encode_extended(), payload, deadline)
         } else {
             let Some(header) = request.encode_compact() else {
                 return Err(ClientError::Unsuitable("takes no request that long".into()));
             };
-            self.link.write_all(&header, payload)
+            self.link.write_all(&header, payload, deadline)
         }
         .map_err(stream_error)
     }
 
-    /// The error of a socket that would block after its timeout.
+    /// The error of a socket that would block after the deadline.
     fn or_timed_out(&self, error: ClientError) -> ClientError {
         match (&error, self.io_timeout) {
             (ClientError::Lost(io), Some(limit)) if io.kind() == std::io::ErrorKind::WouldBlock => {
@@ -286,9 +283,10 @@ impl ClientConnection {
         let mut shared = self.shared.lock();
         loop {
             let state = &mut *shared;
-            let Some(request) = state.pending.get_mut(&cookie) else {
+            let Some(request) = state.requests.get_mut(cookie) else {
                 return Err(ClientError::Cancelled);
             };
+            let is_mine = |(owner, _): (u64, Header)| owner == cookie;
             if request.done {
                 let error = request.error.take();
                 let expects = request.expects;
@@ -302,39 +300,40 @@ impl ClientConnection {
                 Self::remove(&mut shared, cookie);
                 return Err(error);
             }
+            if cancel::is_cancelled() && !state.handed_over.is_some_and(is_mine) {
+                state.requests.give_up(cookie, op);
+                Self::wake_reader(&shared);
+                return Err(ClientError::Cancelled);
+            }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if let (Some(limit), Some(Duration::ZERO)) = (self.io_timeout, left) {
                 Self::fail_locked(&mut shared, &self.link, ClientError::NoAnswer(limit), false);
                 continue;
             }
-            let others = state.handed_over.is_some_and(|(owner, _)| owner != cookie);
-            let free = if others { None } else { state.incoming.take() };
+            let free = if state.handed_over.is_none_or(is_mine) { state.incoming.take() } else { None };
             let Some(mut incoming) = free else {
-                request.waiting = true;
-                let wake = Arc::clone(&request.wake);
-                shared = match left {
-                    Some(left) => wake.wait_timeout(shared, left).0,
-                    None => wake.wait(shared),
-                };
-                if let Some(request) = shared.pending.get_mut(&cookie) {
+                let wake = state.requests.sleep(cookie);
+                shared = cancel::wait(&wake, shared, left);
+                if let Some(request) = shared.requests.get_mut(cookie) {
                     request.waiting = false;
                 }
                 continue;
             };
             let handed_over = state.handed_over.take();
+            incoming.deadline = state.requests.first_deadline();
             drop(shared);
             let taken = self.read_one(&mut incoming, handed_over, cookie, &mut coverage, &mut sink);
             shared = self.shared.lock();
             shared.incoming = Some(incoming);
             if let Some((owner, _)) = shared.handed_over
-                && let Some(request) = shared.pending.get(&owner)
+                && let Some(request) = shared.requests.get_mut(owner)
             {
                 request.wake.notify_one();
             }
             match taken {
                 Ok(false) => {}
                 Ok(true) => {
-                    if let Some(request) = shared.pending.get_mut(&cookie) {
+                    if let Some(request) = shared.requests.get_mut(cookie) {
                         request.done = true;
                     }
                 }
@@ -354,21 +353,25 @@ impl ClientConnection {
     ) -> Result<bool, ClientError> {
         let header = match handed_over {
             Some((_, header)) => Some(header),
-            None => self.step(incoming, mine)?,
+            None => match self.step(incoming, mine) {
+                // The caller was cancelled before anything of a reply had come.
+                Err(ClientError::Lost(error)) if error.kind() == io::ErrorKind::Interrupted => None,
+                step => step?,
+            },
         };
         header.map_or(Ok(false), |header| self.take(incoming, header, coverage, sink))
     }
 
     /// Removes the request, and wakes a waiting caller to read if none does.
     fn remove(shared: &mut Shared, cookie: u64) {
-        if let Some(request) = shared.pending.remove(&cookie) {
-            shared.spare.push(request.wake);
-        }
-        if shared.incoming.is_some()
-            && shared.handed_over.is_none()
-            && let Some(next) = shared.pending.values().find(|request| request.waiting && !request.done)
-        {
-            next.wake.notify_one();
+        shared.requests.remove(cookie);
+        Self::wake_reader(shared);
+    }
+
+    /// Wakes a waiting caller to read if none does.
+    fn wake_reader(shared: &Shared) {
+        if shared.incoming.is_some() && shared.handed_over.is_none() {
+            shared.requests.wake_one();
         }
     }
 
@@ -399,9 +402,14 @@ impl ClientConnection {
         let header = self.header(incoming)?;
         let cookie = header.cookie();
         let mut shared = self.shared.lock();
-        let Some(request) = shared.pending.get_mut(&cookie).filter(|request| !request.done) else {
+        let Some(request) = shared.requests.unanswered(cookie) else {
             return Err(ClientError::Violation(format!("a reply to request {cookie}, which waits for none")));
         };
+        if let Some(len) = request.given_up() {
+            let len = if request.expects == Expects::Bytes { len } else { 0 };
+            drop(shared);
+            return self.drop_reply(incoming, header, len).map(|()| None);
+        }
         let surprise =
             |what: &str| Err(ClientError::Violation(format!("{what} in answer to request {cookie}")));
         match header {
@@ -423,7 +431,7 @@ impl ClientConnection {
                 drop(shared);
                 let error = error_chunk(incoming, chunk)?;
                 shared = self.shared.lock();
-                let Some(request) = shared.pending.get_mut(&cookie) else { return Ok(None) };
+                let Some(request) = shared.requests.get_mut(cookie) else { return Ok(None) };
                 request.error.get_or_insert(error);
                 if !chunk.is_done() {
                     return Ok(None);
@@ -432,7 +440,7 @@ impl ClientConnection {
             Header::Chunk(chunk) => {
                 return match (chunk.kind, request.expects) {
                     (Chunk::None, _) if chunk.length == 0 && chunk.is_done() => {
-                        Self::done(&mut shared, mine, cookie);
+                        shared.requests.answered(mine, cookie);
                         Ok(None)
                     }
                     (Chunk::OffsetData | Chunk::OffsetHole, Expects::Bytes)
@@ -443,17 +451,25 @@ impl ClientConnection {
                 };
             }
         }
-        Self::done(&mut shared, mine, cookie);
+        shared.requests.answered(mine, cookie);
         Ok(None)
     }
 
-    fn done(shared: &mut Shared, mine: u64, cookie: u64) {
-        if let Some(request) = shared.pending.get_mut(&cookie) {
-            request.done = true;
-            if cookie != mine {
-                request.wake.notify_one();
-            }
+    /// Receives what follows `header`, which answers a request that was given up; `len` bytes follow a simple
+    /// reply without an error.
+    fn drop_reply(&self, incoming: &mut Incoming, header: Header, len: u64) -> Result<(), ClientError> {
+        let (bytes, is_last) = match header {
+            Header::Simple(SimpleReply { error: None, .. }) => (len, true),
+            Header::Simple(_) => (0, true),
+            Header::Chunk(chunk) => (chunk.length, chunk.is_done()),
+        };
+        self.shared.lock().requests.drop_bytes(header.cookie(), bytes)?;
+        incoming.skip(bytes).map_err(stream_error)?;
+        if is_last {
+            // No caller has this cookie.
+            self.shared.lock().requests.answered(0, header.cookie());
         }
+        Ok(())
     }
 
     fn hand_over(shared: &mut Shared, mine: u64, cookie: u64, header: Header) -> Option<Header> {
@@ -467,12 +483,13 @@ impl ClientConnection {
 
     fn header(&self, incoming: &mut Incoming) -> Result<Header, ClientError> {
         if self.negotiated.format == ReplyFormat::Extended {
-            let bytes = incoming.array().map_err(stream_error)?;
+            let mut bytes = [0; ChunkHeader::EXTENDED_LEN];
+            incoming.begin(&mut bytes).map_err(stream_error)?;
             return Ok(Header::Chunk(ChunkHeader::decode_extended(&bytes)?));
         }
         let mut bytes = [0; ChunkHeader::STRUCTURED_LEN];
         let (simple, rest) = bytes.split_at_mut(SimpleReply::LEN);
-        incoming.read_exact(simple).map_err(stream_error)?;
+        incoming.begin(simple).map_err(stream_error)?;
         if simple[..4] == REPLY_SIMPLE_MAGIC.to_be_bytes() || self.negotiated.format == ReplyFormat::Simple {
             let mut reply = [0; SimpleReply::LEN];
             reply.copy_from_slice(simple);

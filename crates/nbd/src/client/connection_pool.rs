@@ -11,19 +11,22 @@ mod repeat_alone;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
+use blockmirror_block::{ByteRange, cancel};
 use tracing::{info, warn};
 
 use super::backoff::backoff;
 use super::connect::{CancelToken, Connector};
-use super::connection::{ClientConnection, Op, Sink};
+use super::connection::{ClientConnection, Sink};
 use super::durability::DurabilityTracker;
 use super::error::ClientError;
 use super::handshake::NegotiatedExport;
+use super::requests::Op;
 use super::socket::ClientSocket;
 use crate::proto::{Command, CommandFlags, TransmissionFlags};
 
@@ -33,9 +36,12 @@ pub(crate) struct ConnectionPool {
     /// The export as it was when it was opened.
     first: NegotiatedExport,
     /// *Guards* the connections, the epoch and what is known of lost writes. *Order*: before the locks of a
-    /// connection. *Not under it*: I/O.
+    /// connection. *Not under it*: I/O; but lost connections are aborted under it, which does not wait, so
+    /// that nothing of theirs is delivered once there is a new one.
     state: Mutex<State>,
     changed: Condvar,
+    /// A caller has given a request up.
+    given_up: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -157,6 +163,7 @@ impl ConnectionPool {
                 last_loss: None,
             }),
             changed: Condvar::new(),
+            given_up: AtomicBool::new(false),
         }))
     }
 
@@ -184,6 +191,12 @@ impl ConnectionPool {
         let mut retry = self.retry_state();
         loop {
             let connection = self.acquire(&mut retry)?;
+            if op.changes()
+                && let Err((connection, error)) = self.await_given_up(op.range)
+            {
+                self.lost(&connection, error, &mut retry)?;
+                continue;
+            }
             match connection.call(op, payload, sink.again()) {
                 Ok(()) => {
                     self.succeeded(&connection, op);
@@ -231,6 +244,17 @@ impl ConnectionPool {
         }
     }
 
+    /// Waits until no change of bytes of `range` is under way that its caller has given up.
+    fn await_given_up(&self, range: ByteRange) -> Result<(), (Arc<ClientConnection>, ClientError)> {
+        if !self.given_up.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let connections = self.state.lock().connections.clone();
+        connections
+            .into_iter()
+            .try_for_each(|connection| connection.await_given_up(range).map_err(|error| (connection, error)))
+    }
+
     fn retry_state(&self) -> RetryState {
         RetryState {
             cancelled: self.state.lock().cancelled,
@@ -245,11 +269,11 @@ impl ConnectionPool {
         let mut state = self.state.lock();
         let failures = state.failures;
         loop {
-            if state.closed || state.cancelled != retry.cancelled {
+            if state.closed || state.cancelled != retry.cancelled || cancel::is_cancelled() {
                 return Err(ClientError::Cancelled);
             }
             if state.is_one_alone && !retry.is_alone {
-                state = self.changed.wait(state);
+                state = cancel::wait(&self.changed, state, None);
                 continue;
             }
             if !state.connections.is_empty() {
@@ -261,7 +285,7 @@ impl ConnectionPool {
                 return Err(state.last_failure.clone().unwrap_or(ClientError::Cancelled));
             }
             if state.connecting {
-                state = self.changed.wait(state);
+                state = cancel::wait(&self.changed, state, None);
                 continue;
             }
             state = self.reconnect(state, retry);
@@ -292,12 +316,12 @@ impl ConnectionPool {
         if let Some(retry_time_left) = self.retry_time_left(&state, retry) {
             let pause = backoff(state.attempts, random()).min(retry_time_left);
             let end = Instant::now() + pause;
-            while state.cancelled == mine && !state.closed {
+            while state.cancelled == mine && !state.closed && !cancel::is_cancelled() {
                 let left = end.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
                 }
-                state = self.changed.wait_timeout(state, left).0;
+                state = cancel::wait(&self.changed, state, Some(left));
             }
         }
         state.attempts = state.attempts.saturating_add(1);
@@ -315,6 +339,7 @@ impl ConnectionPool {
         }
         let mut state = self.state.lock();
         state.connecting = false;
+        let mut unused = None;
         match made {
             Ok(connection) if state.cancelled == mine && !state.closed => {
                 state.epoch = epoch;
@@ -323,13 +348,20 @@ impl ConnectionPool {
                 state.widened = false;
                 state.last_failure = None;
             }
-            Ok(connection) => connection.close(),
+            Ok(connection) => unused = Some(connection),
+            // One caller does not wait any more; the next one makes an attempt of its own.
+            Err(ClientError::Cancelled) if cancel::is_cancelled() => {}
             Err(error) => {
                 state.failures += 1;
                 state.last_failure = Some(error);
             }
         }
         self.changed.notify_all();
+        if let Some(unused) = unused {
+            drop(state);
+            unused.close();
+            state = self.state.lock();
+        }
         state
     }
 
@@ -403,13 +435,17 @@ impl ConnectionPool {
         }
     }
 
-    /// `connection` has failed. Succeeds if the request may be retried.
+    /// A request on `connection` has failed without an answer. Succeeds if it may be retried.
     fn lost(
         &self,
         connection: &ClientConnection,
         error: ClientError,
         retry: &mut RetryState,
     ) -> Result<(), ClientError> {
+        if matches!(error, ClientError::Cancelled) && connection.is_alive() {
+            self.given_up.store(true, Ordering::SeqCst);
+            return Err(error);
+        }
         let mut state = self.state.lock();
         if connection.epoch == state.epoch && !state.connections.is_empty() {
             for other in std::mem::take(&mut state.connections) {
@@ -479,10 +515,11 @@ struct Attempt {
 
 impl CancelToken for Attempt {
     fn is_cancelled(&self) -> bool {
-        self.pool.upgrade().is_none_or(|pool| {
-            let state = pool.state.lock();
-            state.closed || state.cancelled != self.cancelled
-        })
+        cancel::is_cancelled()
+            || self.pool.upgrade().is_none_or(|pool| {
+                let state = pool.state.lock();
+                state.closed || state.cancelled != self.cancelled
+            })
     }
 
     fn register(&self, socket: &Arc<ClientSocket>) {

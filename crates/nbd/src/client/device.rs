@@ -10,10 +10,11 @@ use blockmirror_block::{
 };
 
 use super::connect::Connector;
-use super::connection::{Op, Sink};
+use super::connection::Sink;
 use super::connection_pool::ConnectionPool;
 use super::error::ClientError;
 use super::options::ClientOptions;
+use super::requests::Op;
 use super::status::Status;
 use crate::NbdUri;
 use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, TransmissionFlags};

@@ -6,7 +6,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
+use blockmirror_block::cancel;
 #[cfg(feature = "tls")]
 use blockmirror_block::sync::Mutex;
 
@@ -38,13 +40,13 @@ impl Link {
         &self.socket
     }
 
-    /// Writes all of `head` and `body`. Callers are serialized by the connection.
-    pub(crate) fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    /// Writes all of `head` and `body`, until `deadline`. Callers are serialized by the connection.
+    pub(crate) fn write_all(&self, head: &[u8], body: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return write_tls(tls, &self.socket, head, body);
+            return write_tls(tls, &self.socket, head, body, deadline);
         }
-        self.socket.write_all(head, body)
+        self.socket.write_all(head, body, deadline)
     }
 }
 
@@ -54,6 +56,7 @@ fn write_tls(
     socket: &ClientSocket,
     head: &[u8],
     body: &[u8],
+    deadline: Option<Instant>,
 ) -> io::Result<()> {
     use std::io::Write;
 
@@ -79,7 +82,7 @@ fn write_tls(
                 }
             }
         }
-        socket.write_all(&out, &[])?;
+        socket.write_all(&out, &[], deadline)?;
         out.clear();
     }
     Ok(())
@@ -95,6 +98,8 @@ pub(crate) fn closed() -> io::Error {
 #[derive(Debug)]
 pub(crate) struct Incoming {
     link: Arc<Link>,
+    /// When what is read must have come; then reading fails with `WouldBlock`.
+    pub(crate) deadline: Option<Instant>,
     spill: Buffer,
     /// What the socket gave that rustls has not taken yet.
     #[cfg(feature = "tls")]
@@ -127,23 +132,56 @@ impl Incoming {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         Self {
             link,
+            deadline: None,
             spill: Buffer::new(),
             #[cfg(feature = "tls")]
             cipher: Buffer::new(),
         }
     }
 
-    /// Fills `dest`; waits as long as it takes.
+    /// Fills `dest`; waits until the deadline.
     pub(crate) fn read_exact(&mut self, dest: &mut [u8]) -> io::Result<()> {
+        self.fill(dest, false)
+    }
+
+    /// The same, for the beginning of a reply: fails with `Interrupted` if the calling thread is cancelled
+    /// before a byte of it has come.
+    pub(crate) fn begin(&mut self, dest: &mut [u8]) -> io::Result<()> {
+        self.fill(dest, true)
+    }
+
+    fn fill(&mut self, dest: &mut [u8], may_leave: bool) -> io::Result<()> {
         let mut filled = self.spill.take(dest);
         while filled < dest.len() {
             let want = dest.len() - filled;
-            let got = self.receive(&mut dest[filled..])?;
-            if got == 0 {
-                return Err(closed());
+            match self.receive(&mut dest[filled..]) {
+                Ok(0) => return Err(closed()),
+                Ok(got) => {
+                    filled += got.min(want);
+                    (self.spill.start, self.spill.end) = (0, got.saturating_sub(want));
+                }
+                // The socket gives up now and then, so that it is asked what follows.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if may_leave && filled == 0 && cancel::is_cancelled() {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            filled += got.min(want);
-            (self.spill.start, self.spill.end) = (0, got.saturating_sub(want));
+            if filled < dest.len() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives `bytes` bytes and drops them.
+    pub(crate) fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
+        let mut scrap = [0; 4096];
+        while bytes > 0 {
+            let n = bytes.min(scrap.len() as u64);
+            self.read_exact(&mut scrap[..n as usize])?;
+            bytes -= n;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel::{self, POLL_INTERVAL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
@@ -89,11 +90,11 @@ impl ClientSocket {
         self.shut_down();
     }
 
-    /// How long one read or write may take; `None` for ever.
-    pub(crate) fn set_timeout(&self, limit: Option<Duration>) -> io::Result<()> {
+    /// How long one read or write waits before it fails with `WouldBlock`.
+    pub(crate) fn set_timeout(&self, limit: Duration) -> io::Result<()> {
         either!(self, stream => {
-            stream.set_read_timeout(limit)?;
-            stream.set_write_timeout(limit)
+            stream.set_read_timeout(Some(limit))?;
+            stream.set_write_timeout(Some(limit))
         })
     }
 
@@ -108,8 +109,8 @@ impl ClientSocket {
         }
     }
 
-    /// Writes all of `head` and `body`.
-    pub(crate) fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+    /// Writes all of `head` and `body`; fails with `WouldBlock` if that is not done at `deadline`.
+    pub(crate) fn write_all(&self, head: &[u8], body: &[u8], deadline: Option<Instant>) -> io::Result<()> {
         let mut slices = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut slices[..];
         IoSlice::advance_slices(&mut left, 0);
@@ -117,15 +118,18 @@ impl ClientSocket {
             match either!(self, stream => (&mut &*stream).write_vectored(left)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => IoSlice::advance_slices(&mut left, n),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
                 Err(e) => return Err(e),
+            }
+            if !left.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(io::ErrorKind::WouldBlock.into());
             }
         }
         Ok(())
     }
 }
 
-/// A socket during the handshake: every call ends at one deadline.
+/// A socket during the handshake: every call ends at one deadline, or when the calling thread is cancelled.
 pub(crate) struct Timed<'a> {
     pub(crate) socket: &'a ClientSocket,
     pub(crate) deadline: Instant,
@@ -134,17 +138,22 @@ pub(crate) struct Timed<'a> {
 impl Timed<'_> {
     fn arm(&self) -> io::Result<()> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if left.is_zero() || cancel::is_cancelled() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        self.socket.set_timeout(Some(left))
+        self.socket.set_timeout(left.min(POLL_INTERVAL))
     }
 }
 
 impl Read for Timed<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.arm()?;
-        self.socket.read(buf, &mut []).map_err(timed_out)
+        loop {
+            self.arm()?;
+            match self.socket.read(buf, &mut []) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                other => return other,
+            }
+        }
     }
 }
 
@@ -153,8 +162,8 @@ impl Write for Timed<'_> {
         loop {
             self.arm()?;
             match either!(self.socket, stream => (&mut &*stream).write(buf)) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => return other.map_err(timed_out),
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                other => return other,
             }
         }
     }
@@ -162,11 +171,6 @@ impl Write for Timed<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// A socket whose time has run out says that it would block.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
 }
 
 fn check(deadline: Instant, is_cancelled: &dyn Fn() -> bool) -> io::Result<()> {
@@ -256,8 +260,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = ClientSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         let (peer, _) = listener.accept().unwrap();
-        socket.set_timeout(Some(Duration::from_millis(100))).unwrap();
-        while socket.write_all(&[1; 65_536], &[]).is_ok() {}
+        socket.set_timeout(Duration::from_millis(100)).unwrap();
+        while socket.write_all(&[1; 65_536], &[], Some(Instant::now())).is_ok() {}
         (socket, peer)
     }
 
@@ -279,7 +283,7 @@ mod tests {
     #[test]
     fn a_read_that_waits_ends_when_its_socket_is_aborted() {
         let (socket, _peer) = filled();
-        socket.set_timeout(None).unwrap();
+        socket.set_timeout(Duration::from_secs(3600)).unwrap();
         thread::scope(|scope| {
             let read = scope.spawn(|| socket.read(&mut [0; 16], &mut []));
             // Whether it waits already or not, it must end.

@@ -116,6 +116,11 @@ impl Storage for ClientStorage {
                 .because("an earlier flush failed"));
         }
         self.client.flush().map_err(|error| {
+            // It was given up: what was written is as durable as before. What a lost connection took along is
+            // reported by the next flush.
+            if error.kind() == ErrorKind::Cancelled {
+                return error;
+            }
             failed.store(true, Ordering::SeqCst);
             match error.kind() {
                 // To write it again does not help here.

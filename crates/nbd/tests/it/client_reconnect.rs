@@ -7,6 +7,7 @@
     reason = "in a test a failure is the point"
 )]
 
+use std::io::Write;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -14,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::fake::{BASE, Export, Fake, Peer};
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Storage, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::proto::{Chunk, Command, Errno, TransmissionFlags};
 use blockmirror_nbd::{ClientError, ClientStorage};
@@ -399,4 +401,50 @@ fn connections_are_lost_under_many_threads_and_every_byte_is_right() {
     });
     assert!(disk.flush().is_err());
     disk.flush().unwrap();
+}
+
+/// The limit began anew with each byte, and only callers that did not read looked at it.
+#[test]
+fn a_reply_that_drips_is_as_late_as_none() {
+    let fake = Fake::serving(Export::new(), |peer, request, _| {
+        let payload = [&request.offset.to_be_bytes()[..], &vec![0; request.length as usize]].concat();
+        peer.chunk_of(request.cookie, Chunk::OffsetData, true, payload.len() as u64, &[]);
+        for byte in payload {
+            if peer.stream.write_all(&[byte]).is_err() {
+                return;
+            }
+            // The pace of the server, which would take 20 minutes.
+            thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let disk = Arc::new(fake.options().io_timeout(Some(Duration::from_millis(200))).open().unwrap());
+    let (done, is_done) = mpsc::channel();
+    let reader = Arc::clone(&disk);
+    thread::spawn(move || {
+        let _ = done.send(reader.read_at(&mut [0; 65536], 0).unwrap_err());
+    });
+    let error = is_done.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(matches!(cause(&error), ClientError::NoAnswer(_)), "{error:?}");
+}
+
+/// A caller that was cancelled while it connected, or waited to, is no failure of the server.
+#[test]
+fn a_cancelled_wait_for_a_connection_concerns_one_caller() {
+    let served = served(0, |_| Export::new());
+    let disk = served.fake.options().reconnect_delay(LONG).open().unwrap();
+    let job = CancelSource::new();
+    thread::scope(|scope| {
+        let cancelled = scope.spawn(|| {
+            let _calls = job.enter();
+            disk.read_at(&mut [0; 512], 0)
+        });
+        let other = scope.spawn(|| disk.read_at(&mut [0; 512], 0));
+        while served.connections.load(Ordering::SeqCst) < 3 {
+            thread::yield_now();
+        }
+        job.cancel();
+        assert_eq!(cancelled.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+        served.fuel.store(u64::MAX, Ordering::SeqCst);
+        other.join().unwrap().unwrap();
+    });
 }

@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod client_blame;
+mod client_cancel;
 mod client_lies;
 mod client_reconnect;
 mod client_server;

@@ -11,9 +11,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel;
+
 use super::{ConnectionPool, RetryState, State};
-use crate::client::connection::{Op, Sink};
+use crate::client::connection::Sink;
 use crate::client::error::ClientError;
+use crate::client::requests::Op;
 use crate::proto::Command;
 
 /// How long the others may take to end before one is repeated alone. They began after the loss, and wait for
@@ -70,7 +73,8 @@ impl ConnectionPool {
         let is_of_use = |state: &State, retry: &RetryState| {
             // Where the server is not there, one attempt for each request would take long.
             let is_down = state.failures > failures && state.connections.is_empty();
-            !(is_down || state.closed || state.fail_fast || state.cancelled != retry.cancelled)
+            let is_cancelled = state.cancelled != retry.cancelled || cancel::is_cancelled();
+            !(is_down || state.closed || state.fail_fast || is_cancelled)
         };
         let mut state = self.state.lock();
         if state.last_loss.is_some_and(|loss| loss.epoch == epoch && loss.in_flight == 1) {
@@ -78,7 +82,10 @@ impl ConnectionPool {
             return None;
         }
         while state.is_one_alone {
-            state = self.changed.wait(state);
+            if cancel::is_cancelled() {
+                return None;
+            }
+            state = cancel::wait(&self.changed, state, None);
         }
         state.is_one_alone = true;
         let until = Instant::now() + DRAIN_LIMIT;
@@ -87,7 +94,7 @@ impl ConnectionPool {
             if left.is_zero() {
                 break;
             }
-            state = self.changed.wait_timeout(state, left).0;
+            state = cancel::wait(&self.changed, state, Some(left));
         }
         if is_of_use(&state, retry) && state.in_flight == 0 {
             retry.is_alone = true;
