@@ -1,10 +1,12 @@
 //! The connections of one client: how many there are, which one a request uses, and what follows their loss.
 //!
 //! All connections belong to one *epoch* and are lost together: when one is lost, it is unknown whether the
-//! others still lead to the same run of the server, and whether a flush on them would cover its writes. There
-//! is no reconnection in the background: the first request that finds no connection makes one, and those that
-//! come meanwhile wait for it. Further connections are made by a thread of their own while the first is in
-//! use, because a server that accepts no more may leave them hanging.
+//! others still lead to the same run of the server, and whether a flush on them would cover its writes. For
+//! the same reason a further connection is used only once the first has answered a request that was sent
+//! after the further one was there. There is no reconnection in the background: the first request that finds
+//! no connection makes one, and those that come meanwhile wait for it. Further connections are made by a
+//! thread of their own while the first is in use, because a server that accepts no more may leave them
+//! hanging.
 
 mod repeat_alone;
 
@@ -405,7 +407,7 @@ impl ConnectionPool {
             }
         }
         let best = Arc::clone(best);
-        if !state.widened && best.in_flight() > 0 {
+        if !state.widened && best.in_flight() > 0 && self.first.size > 0 {
             state.widened = true;
             let multi = best.negotiated().flags.contains(TransmissionFlags::CAN_MULTI_CONN);
             let more = self.connector.options().connections.saturating_sub(1);
@@ -500,6 +502,24 @@ impl ConnectionPool {
         }
     }
 
+    /// Whether the first connection of `epoch` answers a request that is sent now. If it does not, a
+    /// connection that was just made may lead to another run of the server, whose flush does not cover what
+    /// was written on the first.
+    fn first_answers(&self, epoch: u64) -> bool {
+        let first = {
+            let state = self.state.lock();
+            state.connections.first().filter(|first| first.epoch == epoch).map(Arc::clone)
+        };
+        let Some(first) = first else { return false };
+        let mut block = vec![0; self.first.min_block as usize];
+        let range = ByteRange::new(0, block.len() as u64);
+        let op = Op { command: Command::Read, flags: CommandFlags::NONE, range };
+        match first.call(op, &[], Sink::Bytes(&mut block)) {
+            Ok(()) => true,
+            Err(error) => error.is_answer(),
+        }
+    }
+
     /// Whether more connections of `epoch` are wanted, if nothing was cancelled since `cancelled` was read.
     fn is_wanted(&self, epoch: u64, cancelled: u64) -> bool {
         let state = self.state.lock();
@@ -539,7 +559,7 @@ fn widen(pool: &Weak<ConnectionPool>, epoch: u64, cancelled: u64, more: u16) {
         let Some(pool) = pool.upgrade().filter(|pool| pool.is_wanted(epoch, cancelled)) else { return };
         let cancel = Attempt { pool: Arc::downgrade(&pool), cancelled };
         let Ok(connection) = pool.connector.connect(&cancel, epoch) else { return };
-        let same = pool.same_export(connection.negotiated()).is_ok();
+        let same = pool.same_export(connection.negotiated()).is_ok() && pool.first_answers(epoch);
         let mut state = pool.state.lock();
         let wanted = state.epoch == epoch && !state.connections.is_empty() && !state.closed;
         if same && wanted {

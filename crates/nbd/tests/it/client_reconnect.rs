@@ -403,6 +403,54 @@ fn connections_are_lost_under_many_threads_and_every_byte_is_right() {
     disk.flush().unwrap();
 }
 
+/// The first connection fell silent, a further one led to another run of the server, and that one's answer to
+/// a flush was believed for what the first had written.
+#[test]
+fn a_connection_made_while_the_first_is_silent_answers_no_flush() {
+    #[derive(Debug, PartialEq)]
+    enum Seen {
+        Greeted(usize),
+        Asked(usize, Command),
+    }
+    let flags = Export::new().flags | TransmissionFlags::CAN_MULTI_CONN;
+    let (seen, is_seen) = mpsc::channel();
+    let fake = Fake::new(move |number, mut peer| {
+        if peer.handshake(&Export { flags, ..Export::new() }).is_none() {
+            return;
+        }
+        let _ = seen.send(Seen::Greeted(number));
+        let mut answers = 1;
+        while let Some((request, _)) = peer.request() {
+            if number > 0 || answers > 0 {
+                peer.ok(request.cookie);
+            }
+            answers = 0;
+            let _ = seen.send(Seen::Asked(number, request.command));
+        }
+    });
+    let disk = fake.options().open().unwrap();
+    disk.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
+    thread::scope(|scope| {
+        let wait_for = |wanted: &dyn Fn(&Seen) -> bool| loop {
+            let seen = is_seen.recv_timeout(Duration::from_secs(60)).unwrap();
+            if wanted(&seen) {
+                return seen;
+            }
+        };
+        let disk = &disk;
+        for at in [4096, 8192] {
+            scope.spawn(move || disk.write_at(&[2; 512], at, WriteFlags::NONE));
+        }
+        // The first of the further connections is in use, or is not as long as the first does not answer.
+        wait_for(&|seen| matches!(seen, Seen::Greeted(2) | Seen::Asked(0, Command::Read)));
+        let flush = scope.spawn(|| disk.flush());
+        let asked = wait_for(&|seen| matches!(seen, Seen::Asked(_, Command::Flush)));
+        disk.cancel_in_flight();
+        assert_eq!(asked, Seen::Asked(0, Command::Flush));
+        assert!(flush.join().unwrap().is_err());
+    });
+}
+
 /// The limit began anew with each byte, and only callers that did not read looked at it.
 #[test]
 fn a_reply_that_drips_is_as_late_as_none() {
