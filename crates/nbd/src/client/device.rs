@@ -288,7 +288,7 @@ impl Client {
     }
 
     fn zero_parts(&self, range: ByteRange, flags: ZeroFlags, fua: CommandFlags) -> Result<()> {
-        let quickly = flags.contains(ZeroFlags::NO_FALLBACK);
+        let mut quickly = flags.contains(ZeroFlags::NO_FALLBACK);
         let Parts { head, whole, tail } = self.parts(range);
         let fast = self.can(TransmissionFlags::SEND_FAST_ZERO) && !whole.is_empty();
         let refused = self.zeroes.holds(&self.pool);
@@ -302,22 +302,28 @@ impl Client {
         if !flags.contains(ZeroFlags::MAY_UNMAP) {
             command = command | CommandFlags::NO_HOLE;
         }
-        if quickly {
-            command = command | CommandFlags::FAST_ZERO;
-        }
-        // The blocks first: if the server cannot do them quickly, nothing has been written.
+        // The blocks first: if the server cannot do the first of them quickly, nothing has been written. If
+        // it refuses a later one, that and what follows is zeroed as well as it can be.
         if !whole.is_empty() {
             let held = (self.unit() > 1).then(|| self.blocks.shared(whole));
             for piece in pieces(whole, self.longest_without_payload()) {
-                match self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing) {
-                    Ok(()) => {}
-                    // Which is the answer where it cannot be done quickly.
-                    Err(ClientError::Server { error: Errno::NOTSUP, .. }) if quickly => {
+                let zero = |command| self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing);
+                let mut result = zero(if quickly { command | CommandFlags::FAST_ZERO } else { command });
+                // Which is the answer where it cannot be done quickly.
+                if let Err(ClientError::Server { error: Errno::NOTSUP, .. }) = result
+                    && quickly
+                {
+                    if piece.start() == whole.start() {
                         return Err(self.cannot_zero_quickly(piece.start()));
                     }
+                    quickly = false;
+                    result = zero(command);
+                }
+                match result {
+                    Ok(()) => {}
                     Err(error) if error.is_refusal() => {
                         self.zeroes.note(&self.pool);
-                        if quickly {
+                        if quickly && piece.start() == whole.start() {
                             return Err(self.cannot_zero_quickly(piece.start()));
                         }
                         drop(held);

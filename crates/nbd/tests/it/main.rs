@@ -5,6 +5,7 @@ mod client_cancel;
 mod client_lies;
 mod client_reconnect;
 mod client_server;
+mod client_zeroes;
 #[path = "../common/mod.rs"]
 mod common;
 mod fake;
