@@ -46,7 +46,6 @@ impl Errno {
             ErrorKind::OutOfBounds | ErrorKind::InvalidInput => Self::INVAL,
             ErrorKind::Unsupported => Self::NOTSUP,
             ErrorKind::LimitExceeded => Self::NOMEM,
-            ErrorKind::Cancelled => Self::SHUTDOWN,
             _ => Self::IO,
         }
     }

@@ -38,14 +38,15 @@ pub(crate) fn run(connection: &Connection, request: &Request, payload: &[u8], ou
     };
     match result {
         Ok(()) => encoder.done(out, request),
-        Err(failure) => fail(connection, request, &failure, out),
+        Err(failure) => fail(connection, request, failure, out),
     }
 }
 
 /// Logs a failure and appends its reply to `out`.
-fn fail(connection: &Connection, request: &Request, failure: &Failure, out: &mut Vec<u8>) {
-    connection.log_failure(request, failure);
-    connection.encoder().failure(out, request, failure);
+fn fail(connection: &Connection, request: &Request, failure: Failure, out: &mut Vec<u8>) {
+    let failure = failure.on_connection(connection.is_ending());
+    connection.log_failure(request, &failure);
+    connection.encoder().failure(out, request, &failure);
 }
 
 fn change(connection: &Connection, request: &Request, payload: &[u8]) -> Result<(), Failure> {
@@ -98,7 +99,7 @@ fn write_zeroes(connection: &Connection, request: &Request, range: ByteRange) ->
         flags |= ZeroFlags::FUA;
     }
     if request.flags.contains(CommandFlags::FAST_ZERO) {
-        // In one call: if it cannot be done, nothing may have been.
+        // In one call: if the device knows that it cannot be done, nothing has been.
         return export.write_zeroes(range, flags | ZeroFlags::NO_FALLBACK).map_err(Failure::from);
     }
     for piece in range.pieces(PIECE) {
@@ -131,7 +132,7 @@ pub(crate) fn read_inline(connection: &Connection, request: &Request, out: &mut 
         }
         Err(error) => {
             out.truncate(start);
-            fail(connection, request, &error.into(), out);
+            fail(connection, request, error.into(), out);
         }
     }
 }
@@ -142,7 +143,7 @@ pub(crate) fn read(connection: &Connection, request: &Request, buf: PooledBuf) -
         Ok(reply) => reply,
         Err(failure) => {
             let mut out = Vec::new();
-            fail(connection, request, &failure, &mut out);
+            fail(connection, request, failure, &mut out);
             Reply::bytes(out)
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use blockmirror_block::ByteRange;
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Mutex};
 use tracing::Span;
 
@@ -41,8 +42,8 @@ impl Drop for PendingClient {
     }
 }
 
-/// How long running requests may take to end before the connections are aborted, and again before the
-/// device's blocked calls are cancelled.
+/// How long running requests may take to end before the connections are aborted, and again before the calls
+/// of the device are cancelled.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An export with everything that serves it.
@@ -50,6 +51,8 @@ pub(crate) struct ExportRuntime {
     pub(crate) export: Export,
     pub(crate) memory: Arc<Memory>,
     pub(crate) pool: WorkerPool,
+    /// Cancels the calls that the workers have made of the device, which others may use too.
+    pub(crate) calls: CancelSource,
     pub(crate) known_data: Mutex<ByteRange>,
     observer: Option<Arc<dyn Observer>>,
     /// *Guards* the order of notifications: held from a change of the clients until the observer has
@@ -107,6 +110,7 @@ impl ExportRuntime {
             export,
             memory,
             pool,
+            calls: CancelSource::new(),
             known_data: Mutex::default(),
             observer,
             notifying: Mutex::default(),
@@ -285,8 +289,8 @@ impl ExportRuntime {
     }
 
     /// Waits until the connections of all `exports` have closed, in up to three steps with a time limit each:
-    /// after draining, unless they were aborted already; after aborting; after cancelling what the devices
-    /// have in flight. The limits are the same for one export as for many.
+    /// after draining, unless they were aborted already; after aborting; after cancelling the calls that they
+    /// have made of the devices. The limits are the same for one export as for many.
     pub(crate) fn wait_drained(exports: &[Arc<Self>], already_aborted: bool) -> Result<(), ServerError> {
         let mut left: Vec<_> = exports.iter().collect();
         let mut wait = |then: fn(&Self)| {
@@ -298,7 +302,7 @@ impl ExportRuntime {
         if !already_aborted {
             wait(Self::abort);
         }
-        wait(|runtime| runtime.export.device.cancel_in_flight());
+        wait(|runtime| runtime.calls.cancel());
         let Some(runtime) = wait(|_| {}) else { return Ok(()) };
         let requests = runtime.connections().iter().map(|c| c.running()).sum();
         Err(ServerError::RequestsHang { name: runtime.export.name.clone(), requests })

@@ -31,17 +31,32 @@ pub(crate) struct NegotiatedParams {
 pub(crate) struct Failure {
     pub(crate) errno: Errno,
     pub(crate) message: String,
+    /// The device has cancelled it.
+    cancelled: bool,
 }
 
 impl Failure {
     pub(crate) fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, message: message.into() }
+        Self { errno, message: message.into(), cancelled: false }
+    }
+
+    /// The same on a connection that is `ending`, if so: there a call that was cancelled says that the server
+    /// goes down, and the client may connect again. Anywhere else it is an error of the device.
+    pub(crate) fn on_connection(mut self, ending: bool) -> Self {
+        if ending && self.cancelled {
+            self.errno = Errno::SHUTDOWN;
+        }
+        self
     }
 }
 
 impl From<blockmirror_block::Error> for Failure {
     fn from(error: blockmirror_block::Error) -> Self {
-        Self { errno: Errno::from_kind(error.kind()), message: error.to_string() }
+        Self {
+            errno: Errno::from_kind(error.kind()),
+            message: error.to_string(),
+            cancelled: error.kind() == blockmirror_block::ErrorKind::Cancelled,
+        }
     }
 }
 

@@ -193,6 +193,7 @@ impl WorkerPool {
     }
 
     fn work(&self, runtime: &Arc<ExportRuntime>) {
+        let _calls = runtime.calls.enter();
         let mut scratch = Scratch::default();
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(WAKE) }];
         loop {

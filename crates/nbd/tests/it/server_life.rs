@@ -311,6 +311,29 @@ fn a_removed_export_releases_its_device() {
     eventually("the device was released", || Arc::strong_count(&device) == 1);
 }
 
+/// A hard removal cancelled whatever the device had in flight: requests of other exports of it failed with
+/// ESHUTDOWN.
+#[test]
+fn a_removed_export_leaves_other_users_of_its_device_alone() {
+    let faults = Faults::new();
+    let device: Arc<dyn BlockDevice> = Arc::new(FaultDisk::new(disk(), faults.clone()));
+    let server = serve(Arc::clone(&device));
+    server.add(Export::new("gone", device)).unwrap();
+    let mut stays = Peer::ready(&server, Mode::Simple, &[]);
+    let mut gone = Peer::greeted(&server);
+    gone.go("gone").unwrap();
+    let gate = faults.hold(OpKind::Read, None);
+    let held = stays.send(Command::Read, NONE, 0, 512);
+    gone.send(Command::Read, NONE, 512, 512);
+    gate.wait_held(2);
+    server.remove("gone", RemoveMode::Hard).unwrap();
+    eventually("the request of the removed export has ended", || gate.held() < 2);
+    assert_eq!(gate.held(), 1);
+    gate.open();
+    assert_eq!(stays.reply(held, 512), [Piece::Data(0, vec![0; 512])]);
+    stays.disconnect();
+}
+
 #[test]
 fn a_read_only_device_is_no_writable_export() {
     let server = Server::new(ServerOptions::default()).unwrap();
