@@ -23,6 +23,8 @@ use super::state::ServerState;
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long nothing is accepted after the system had no descriptor or memory for a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// Most connections that are accepted at a listener before the acceptor does what else it has to.
+const ACCEPTS_PER_TURN: usize = 64;
 
 impl Acceptor {
     /// Accepts at `listener` too.
@@ -106,16 +108,20 @@ impl Acceptor {
     }
 }
 
-/// Accepts what waits at `listener`, up to the connection limit. Fails if the system has no descriptor,
-/// thread or memory left.
+/// Accepts what waits at `listener`, up to the connection limit, and no more than [`ACCEPTS_PER_TURN`]:
+/// clients may connect as fast as they are accepted. Fails if the system has no descriptor, thread or memory
+/// left.
 fn accept_waiting(server: &Arc<ServerState>, listener: &Listener) -> Result<(), ServerError> {
-    while server.connection_limit.has_room() {
+    for _ in 0..ACCEPTS_PER_TURN {
+        if !server.connection_limit.has_room() {
+            break;
+        }
         match listener.accept() {
-            Ok(fd) => {
-                if let Err(error @ ServerError::System { .. }) = server.serve(fd) {
-                    return Err(error);
-                }
-            }
+            Ok(fd) => match server.serve(fd) {
+                Err(error @ ServerError::System { .. }) => return Err(error),
+                Err(ServerError::Stopped) => return Ok(()),
+                _ => {}
+            },
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             // This client has gone again.
             Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
@@ -199,6 +205,22 @@ mod tests {
 
     use super::*;
     use crate::server::ServerOptions;
+
+    /// Clients that connected as fast as they were accepted kept the acceptor from everything else, the end
+    /// of the server included.
+    #[test]
+    fn one_turn_accepts_a_bounded_number_and_none_once_the_server_stops() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::unix(&path).unwrap();
+        let server = ServerState::new(ServerOptions::default()).unwrap();
+        let _clients: Vec<_> = (0..100).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        accept_waiting(&server, &listener).unwrap();
+        assert_eq!(server.connections(), 64);
+        server.close();
+        accept_waiting(&server, &listener).unwrap();
+        assert!(listener.accept().is_ok(), "36 waited, and at most one was taken");
+    }
 
     /// Once the acceptor had started to wait, without a timeout, before the first client was counted: no
     /// client was ever checked then.
