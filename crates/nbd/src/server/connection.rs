@@ -345,7 +345,7 @@ impl Connection {
             let outcome = {
                 let mut decoder = self.decoder.lock();
                 let outcome = decoder.read_some(self, scratch);
-                self.receiving.store(decoder.awaits_payload(), Ordering::Relaxed);
+                self.receiving.store(decoder.awaits_rest(), Ordering::Relaxed);
                 outcome
             };
             self.send_scratch(scratch);

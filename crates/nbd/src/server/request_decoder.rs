@@ -87,9 +87,13 @@ enum Step {
 }
 
 impl RequestDecoder {
-    /// Whether the rest of a request is awaited.
-    pub(crate) fn awaits_payload(&self) -> bool {
-        matches!(self.state, DecoderState::Payload { .. } | DecoderState::Skip { .. })
+    /// Whether the rest of a request is awaited, of its header or of its payload.
+    pub(crate) fn awaits_rest(&self) -> bool {
+        match self.state {
+            DecoderState::Header { have, .. } => have > 0,
+            DecoderState::Payload { .. } | DecoderState::Skip { .. } => true,
+            DecoderState::Waiting { .. } => false,
+        }
     }
 
     /// Receives once, and runs the requests or leaves them in `scratch`.

@@ -423,6 +423,18 @@ fn a_client_that_stalls_in_a_request_is_aborted() {
     eventually("memory given back", || server.memory_in_use() == 0);
 }
 
+/// Only half a payload was cut off.
+#[test]
+fn a_client_that_stalls_in_a_header_is_aborted() {
+    let mut options = ServerOptions::default();
+    options.stall_limit = Duration::from_millis(100);
+    let server = Server::new(options).unwrap();
+    server.add(Export::new("disk", disk())).unwrap();
+    let mut stalled = Peer::ready(&server, Mode::Simple, &[]);
+    stalled.write(&[0x25, 0x60, 0x95]);
+    assert!(stalled.is_closed());
+}
+
 #[test]
 fn more_clients_than_allowed_wait_outside() {
     let dir = tempfile::tempdir().unwrap();
