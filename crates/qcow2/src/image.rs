@@ -9,7 +9,7 @@ use std::sync::Arc;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
     Backing, BlockDevice, ByteRange, Error as BlockError, ErrorKind, Extent, Geometry, GroupCommit,
-    RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags,
+    RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags, cancel,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -166,6 +166,7 @@ impl Qcow2 {
     /// Writes part of the header, durably. All that it points at must be durable. If it fails the image is
     /// poisoned.
     pub(crate) fn write_header(&self, at: u64, bytes: &[u8]) -> BlockResult<()> {
+        let _shield = cancel::shield();
         self.ctx.write_header(at, bytes).map_err(|failure| self.meta.lock().settle(failure))
     }
 }
@@ -220,9 +221,6 @@ impl BlockDevice for Qcow2 {
         self.ctx.storage.cancel_in_flight();
         if let Some(data_file) = &self.ctx.data_file {
             data_file.cancel_in_flight();
-        }
-        if let Some(backing) = self.ctx.backing() {
-            backing.cancel_in_flight();
         }
     }
 

@@ -4,8 +4,8 @@
 //! missing thing is provided (reserve under the lock, write without it, check again, install), and planning
 //! starts anew. So tables are written without keeping readers out, and long searches let others in between.
 
-use blockmirror_block::Result;
 use blockmirror_block::sync::thread;
+use blockmirror_block::{Result, cancel};
 
 use crate::failure::Failure;
 use crate::image::Qcow2;
@@ -40,6 +40,7 @@ impl Qcow2 {
     pub(crate) fn grow_refcount_table(&self, block: u64) -> Result<()> {
         let _only_one = self.write_back.lock();
         let _tables = self.tables.lock();
+        let _shield = cancel::shield();
         let ctx = &self.ctx;
         let (grown, dirty) = {
             let mut meta = self.meta.lock();

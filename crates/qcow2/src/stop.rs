@@ -1,12 +1,12 @@
 //! Ending long work on metadata early.
 //!
 //! [`cancel_in_flight`](blockmirror_block::BlockDevice::cancel_in_flight) counts up; an operation that began
-//! before fails where it next asks. Each operation whose length an image decides asks between the pieces of
-//! it, with no lock held.
+//! before fails where it next asks, and so does one whose caller is cancelled. Each operation whose length an
+//! image decides asks between the pieces of it, with no lock held.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use blockmirror_block::{Error, ErrorKind, Result};
+use blockmirror_block::{Error, ErrorKind, Result, cancel};
 
 use crate::context::ImageContext;
 
@@ -42,7 +42,7 @@ impl<'a> StopCheck<'a> {
 
     /// Fails if the operation was cancelled since it began.
     pub(crate) fn check(&self) -> Result<()> {
-        if self.now.count() == self.began_at {
+        if self.now.count() == self.began_at && !cancel::is_cancelled() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Cancelled, self.operation).in_file(self.ctx.name.clone()))

@@ -15,6 +15,9 @@
 //! The write-back lock is held all the time, the metadata lock only to take the snapshot and to note that it
 //! was written: nothing is written or flushed under it, here or elsewhere (`image::tests`).
 //!
+//! It writes what all callers have changed, so it comes to its end whatever becomes of the caller that
+//! performs it ([`cancel::shield`]).
+//!
 //! A write that failed for want of space is put back and may be tried again, since nothing that depends on it
 //! was written. Any other failure leaves the disk in doubt ([`Failure::Doubt`]): the image is poisoned, and
 //! nothing is written any more. A flush that failed for want of space is such a failure, because what it was
@@ -23,7 +26,7 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{ErrorKind, Result};
+use blockmirror_block::{ErrorKind, Result, cancel};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
@@ -106,6 +109,7 @@ impl Qcow2 {
     /// Makes everything that was completed before the call durable.
     pub(crate) fn write_back(&self) -> Result<()> {
         let _only_one = self.write_back.lock();
+        let _shield = cancel::shield();
         let batch = {
             let mut meta = self.meta.lock();
             meta.check_poison(&self.ctx, "flush")?;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::testing::{MemoryDisk, MemoryStorage, RecordingStorage};
+use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
 use blockmirror_file::FileOptions;
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
@@ -209,4 +209,25 @@ fn qemu_reads_the_names() {
             crate::qemu::assert_clean(dir.path(), "image", options);
         }
     }
+}
+
+/// An image that a job fills stands on a layer that the guest reads too: cancelling what the image has in
+/// flight made the guest's reads fail.
+#[test]
+fn what_a_backing_device_has_in_flight_is_not_the_images() {
+    let faults = Faults::new();
+    let below = Arc::new(FaultDisk::new(Arc::new(MemoryDisk::new(1 << 20)), faults.clone()));
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(1 << 20);
+    options.backing_file = Some(b"below".to_vec());
+    options.create(&*storage, None).unwrap();
+    let image = OpenOptions::new().writable(true).backing(Arc::clone(&below) as _).open(storage).unwrap();
+    let gate = faults.hold(OpKind::Read, None);
+    std::thread::scope(|scope| {
+        let guest = scope.spawn(|| below.read_at(&mut [0; 512], 0));
+        gate.wait_held(1);
+        image.cancel_in_flight();
+        gate.open();
+        guest.join().unwrap().unwrap();
+    });
 }
