@@ -4,17 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use blockmirror_block as block;
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
-use blockmirror_block::{self as block, BlockDevice};
 
 use crate::error::JobError;
 use crate::event::{Event, IoStatus};
 use crate::machine::Machine;
 use crate::state::{JobState, Refused};
-
-/// How often blocked calls are cancelled while a cancelled job is waited for: one may have begun since the
-/// last time.
-const CANCEL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Figures of a job, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +47,6 @@ pub struct Outcome {
 pub(crate) struct State<E> {
     pub(crate) machine: Machine<E>,
     pub(crate) ended: Option<Duration>,
-    /// What may block, to be ended when the job is cancelled; empty once the job is over, so that nothing is
-    /// kept open.
-    pub(crate) devices: Vec<Arc<dyn BlockDevice>>,
 }
 
 #[derive(Debug)]
@@ -64,6 +58,8 @@ pub(crate) struct Shared<E> {
     pub(crate) changed: Condvar,
     /// There may be events.
     pub(crate) events: Condvar,
+    /// Cancels the calls of devices that the thread has made. Others use those devices too.
+    pub(crate) calls: CancelSource,
 }
 
 impl<E: JobError> Shared<E> {
@@ -79,11 +75,6 @@ impl<E: JobError> Shared<E> {
         self.changed.notify_all();
         self.events.notify_all();
         answer
-    }
-
-    pub(crate) fn cancel_in_flight(&self) {
-        let devices = self.state.lock().devices.clone();
-        devices.iter().for_each(|device| device.cancel_in_flight());
     }
 }
 
@@ -159,7 +150,7 @@ impl<E: JobError> JobControl<E> {
     /// force ends it).
     pub fn cancel(&self) -> Result<(), Refused> {
         self.shared.with_machine(|machine, _| machine.cancel(false))?;
-        self.shared.cancel_in_flight();
+        self.shared.calls.cancel();
         Ok(())
     }
 
@@ -169,7 +160,7 @@ impl<E: JobError> JobControl<E> {
     /// [`Refused`] if it has ended already.
     pub fn force_cancel(&self) -> Result<(), Refused> {
         self.shared.with_machine(|machine, _| machine.cancel(true))?;
-        self.shared.cancel_in_flight();
+        self.shared.calls.cancel();
         Ok(())
     }
 
@@ -227,15 +218,7 @@ impl<E: JobError> JobControl<E> {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            let aborting = state.machine.state == JobState::Aborting;
-            let timeout =
-                if aborting { Some(left.unwrap_or(CANCEL_INTERVAL).min(CANCEL_INTERVAL)) } else { left };
-            state = wait_for(&shared.changed, state, timeout);
-            if aborting && !state.machine.is_over() {
-                drop(state);
-                shared.cancel_in_flight();
-                state = shared.state.lock();
-            }
+            state = wait_for(&shared.changed, state, left);
         }
         true
     }

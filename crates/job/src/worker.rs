@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Mutex};
-use blockmirror_block::{self as block, BlockDevice, ByteRange};
+use blockmirror_block::{self as block, ByteRange};
 use tracing::{debug, error_span, info};
 
 use crate::error::JobError;
@@ -92,7 +93,8 @@ pub struct Job<E: JobError> {
 }
 
 impl<E: JobError> Job<E> {
-    /// Starts `work` on a disk of `len` bytes. `devices` are what it may block on.
+    /// Starts `work` on a disk of `len` bytes. When the job is cancelled the calls of devices that `work` has
+    /// made are cancelled, and no others.
     ///
     /// # Errors
     /// [`JobError::thread`].
@@ -100,15 +102,15 @@ impl<E: JobError> Job<E> {
         name: &str,
         len: u64,
         options: JobOptions,
-        devices: Vec<Arc<dyn BlockDevice>>,
         work: impl FnOnce(&mut Worker<E>) -> Result<(), E> + Send + 'static,
     ) -> Result<Self, E> {
-        let state = State { machine: Machine::new(len, options), ended: None, devices };
+        let state = State { machine: Machine::new(len, options), ended: None };
         let shared = Arc::new(Shared {
             started: Instant::now(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             events: Condvar::new(),
+            calls: CancelSource::new(),
         });
         let control = JobControl { shared: Arc::clone(&shared) };
         let span = error_span!("work", kind = name);
@@ -118,10 +120,12 @@ impl<E: JobError> Job<E> {
             let mut worker = Worker { shared: Arc::clone(&shared), left_out: None };
             // A device that panics must end the job, not hang its waiters. What `work` holds goes with it,
             // before the end of the job is reported.
-            let result = panic::catch_unwind(AssertUnwindSafe(|| work(&mut worker)));
+            let result = panic::catch_unwind(AssertUnwindSafe(|| {
+                let _calls = shared.calls.enter();
+                work(&mut worker)
+            }));
             let result = result.unwrap_or(Err(E::panicked()));
             let mut state = shared.state.lock();
-            state.devices.clear();
             // Whatever error a call that was ended returns, the reason is that the job was cancelled.
             let cancelled = state.machine.state == JobState::Aborting;
             let result = if cancelled { Err(E::cancelled()) } else { result };
@@ -188,7 +192,7 @@ mod tests {
         options: JobOptions,
         work: impl FnOnce(&mut Worker<TestError>) -> Result<(), TestError> + Send + 'static,
     ) -> TestJob {
-        TestJob::start("test", 4096, options, Vec::new(), work).unwrap()
+        TestJob::start("test", 4096, options, work).unwrap()
     }
 
     fn states(job: &TestJob) -> Vec<JobState> {

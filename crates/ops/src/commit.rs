@@ -96,14 +96,13 @@ impl CommitJob {
         }
         prepare(&*top, &*base.device, layers)?;
         let len = top.len();
-        let devices = vec![Arc::clone(&top), Arc::clone(&base.device)];
         let work = move |worker: &mut Worker| {
             Commit { top: &*top, base: &*base.device, layers }.run(worker)?;
             worker.last_step()?;
             base.device.flush().map_err(Error::Write)?;
             Base::relink(Some(&base), &overlay)
         };
-        Ok(Self { job: Job::start("commit", len, options, devices, work)? })
+        Ok(Self { job: Job::start("commit", len, options, work)? })
     }
 
     /// A handle to steer and watch with.

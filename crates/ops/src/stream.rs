@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit};
+use blockmirror_block::{
+    BlockDevice, ByteRange, ExtentKind, QueryBudget, Result as BlockResult, Visit, cancel,
+};
 use blockmirror_job::Operation;
 use blockmirror_qcow2::Qcow2;
 
@@ -35,6 +37,8 @@ pub struct Base {
 impl Base {
     /// Puts `image` on this layer, or on none: the header first, then the device.
     pub(crate) fn relink(base: Option<&Self>, image: &Qcow2) -> Result<(), Error> {
+        // Both or none.
+        let _shield = cancel::shield();
         let name = base.map(|base| &*base.name);
         let format = base.and_then(|base| base.format.as_deref());
         image.set_backing_file(name, format).map_err(Error::Relink)?;
@@ -66,15 +70,13 @@ impl StreamJob {
         if let Some((_, 0)) = base {
             return Err(Error::NoLayers { layers: 0 });
         }
-        let mut devices: Vec<Arc<dyn BlockDevice>> = vec![Arc::clone(&image) as _];
-        devices.extend(image.backing());
+        let len = image.len();
         let work = move |worker: &mut Worker| {
             Stream { image: &*image, base: base.as_ref() }.run(worker)?;
             worker.last_step()?;
             Base::relink(base.as_ref().map(|(base, _)| base), &image)
         };
-        let len = devices[0].len();
-        Ok(Self { job: Job::start("stream", len, options, devices, work)? })
+        Ok(Self { job: Job::start("stream", len, options, work)? })
     }
 
     /// A handle to steer and watch with.

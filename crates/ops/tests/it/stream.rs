@@ -273,6 +273,24 @@ fn a_cancelled_job_ends_while_its_device_blocks() {
     assert!(contents(&*image) == vec![7; SIZE as usize]);
 }
 
+/// Its cancellation ended the calls of all who used the layers.
+#[test]
+fn a_cancelled_job_leaves_the_calls_of_others_alone() {
+    let (faults, image) = faulty_base();
+    let base = image.backing().unwrap();
+    let gate = faults.hold(OpKind::Read, None);
+    let job = StreamJob::start(image, None, JobOptions::default()).unwrap();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| base.read_at(&mut [0; 512], 0));
+        gate.wait_held(2);
+        job.control().cancel().unwrap();
+        assert!(matches!(job.wait(), Err(Error::Cancelled)));
+        assert_eq!(gate.held(), 1);
+        gate.open();
+        other.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let (_, image) = faulty_base();
