@@ -10,6 +10,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard};
 use blockmirror_block::{BlockDevice, Geometry};
 
@@ -27,9 +28,9 @@ use crate::tap::Tap;
 
 /// How long an aborting job waits before it cancels blocked calls once more.
 pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
-/// The source of a job on a tap is the guest's own disk: cancelling calls there cancels the guest's as well.
-/// So it happens only when the job has waited for its own calls for so long.
-const SOURCE_GRACE: Duration = Duration::from_secs(2);
+/// How long an aborting job waits for its own calls, which are cancelled one by one, before it cancels all
+/// that its devices have in flight: a target over a dead peer may be in a step that cannot be cancelled.
+const DEVICE_GRACE: Duration = Duration::from_millis(500);
 
 /// What the threads and the controls of a job share.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(crate) struct Engine {
     /// A write of the guest may be admitted.
     guests: Condvar,
     attachment: Option<TapAttachment>,
+    /// Cancels the calls of devices that were made for the job.
+    calls: CancelSource,
 }
 
 /// The two ends of a job.
@@ -59,6 +62,8 @@ pub(crate) struct JobDisks {
     target: Arc<dyn BlockDevice>,
     /// In front of a target that has to be completed.
     cow: Option<Arc<CowTarget>>,
+    /// The source stands on the target, so that the guest reads it.
+    target_is_below: bool,
 }
 
 /// The tap that a job is attached to.
@@ -81,7 +86,7 @@ impl JobDisks {
         granularity: u64,
     ) -> Self {
         let cow = CowTarget::in_front_of(&target, &source, options, granularity);
-        Self { source, target, cow }
+        Self { source, target, cow, target_is_below: options.target_is_below }
     }
 
     /// How the target is written: itself, or [`CowTarget`] in front of it.
@@ -159,6 +164,7 @@ impl Engine {
             events: Condvar::new(),
             guests: Condvar::new(),
             attachment,
+            calls: CancelSource::new(),
         }
     }
 
@@ -219,10 +225,7 @@ impl Engine {
             if state.core.is_null() || left.is_some_and(|left| left.is_zero()) {
                 return None;
             }
-            state = match left {
-                None => self.events.wait(state),
-                Some(left) => self.events.wait_timeout(state, left).0,
-            };
+            state = self.wait_cancelling(&self.events, state, left);
         }
     }
 
@@ -254,6 +257,8 @@ impl Engine {
         }
     }
 
+    /// Cancels the calls that the job has made, and after a while what its own devices have in flight. What
+    /// others do with the source, or with what the target stands on, goes on.
     fn cancel_calls(&self) {
         let Some(disks) = self.disks() else { return };
         let waited = {
@@ -264,16 +269,45 @@ impl Engine {
             }
             state.aborting_since.map(|since| now.saturating_sub(since))
         };
-        disks.target.cancel_in_flight();
-        if self.attachment.is_none() || waited.is_some_and(|waited| waited >= SOURCE_GRACE) {
-            disks.source.cancel_in_flight();
+        self.calls.cancel();
+        // All that a device has in flight is the job's to cancel only where no other uses the device: a
+        // target that the guest does not read, a source without a guest.
+        if waited.is_some_and(|waited| waited >= DEVICE_GRACE) {
+            if !disks.target_is_below {
+                disks.target.cancel_in_flight();
+            }
+            if self.attachment.is_none() {
+                disks.source.cancel_in_flight();
+            }
         }
     }
 
-    /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
+    /// Waits on `condition` for at most `timeout`, if there is one.
     ///
-    /// While the job is aborting this cancels blocked calls again and again: a thread may have been given its
-    /// action before the job was aborted, and have called the device only after the last cancellation.
+    /// While the job is aborting this returns soon, having cancelled blocked calls once more: a thread may
+    /// have been given its action before the job was aborted, and have called the device only after the last
+    /// cancellation.
+    fn wait_cancelling<'a>(
+        &'a self,
+        condition: &Condvar,
+        state: MutexGuard<'a, State>,
+        timeout: Option<Duration>,
+    ) -> MutexGuard<'a, State> {
+        let aborting = state.core.is_aborting() && !state.core.is_concluded();
+        let again = aborting.then_some(CANCEL_AGAIN);
+        let state = match timeout.into_iter().chain(again).min() {
+            None => condition.wait(state),
+            Some(timeout) => condition.wait_timeout(state, timeout).0,
+        };
+        if !aborting || state.core.is_concluded() {
+            return state;
+        }
+        drop(state);
+        self.cancel_calls();
+        self.state.lock()
+    }
+
+    /// Waits for the end of the job, for at most `timeout` if there is one; whether it has ended.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut state = self.state.lock();
@@ -282,25 +316,14 @@ impl Engine {
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            let aborting = state.core.is_aborting();
-            let nap =
-                if aborting { Some(left.map_or(CANCEL_AGAIN, |left| left.min(CANCEL_AGAIN))) } else { left };
-            state = match nap {
-                None => self.concluded.wait(state),
-                Some(nap) => self.concluded.wait_timeout(state, nap).0,
-            };
-            if aborting && !state.core.is_concluded() {
-                drop(state);
-                self.cancel_calls();
-                state = self.state.lock();
-            }
+            state = self.wait_cancelling(&self.concluded, state, left);
         }
         true
     }
 
     /// A worker thread: ask, perform, report, until the job is over.
     pub(crate) fn run(&self) {
-        let Some(JobDisks { source, target, cow }) = self.disks() else { return };
+        let Some(JobDisks { source, target, cow, .. }) = self.disks() else { return };
         let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
         let mut batch = Batch::default();
         let mut state = self.state.lock();
@@ -358,7 +381,10 @@ impl Engine {
                     self.end(ending, target);
                     Ok(Done::Ended)
                 }
-                work => mover.perform(work).inspect_err(|failure| log::failed(work, failure)),
+                work => {
+                    let _calls = self.calls.enter();
+                    mover.perform(work).inspect_err(|failure| log::failed(work, failure))
+                }
             })));
         }
     }

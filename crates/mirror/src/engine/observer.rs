@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use blockmirror_block::cancel::CancelScope;
 use blockmirror_block::sync::MutexGuard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
@@ -82,6 +83,10 @@ impl WriteObserver for Engine {
         let mut state = self.state.lock();
         let granted = self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id, writer));
         state.target.clone().filter(|_| granted)
+    }
+
+    fn target_calls(&self) -> CancelScope {
+        self.calls.enter()
     }
 
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use blockmirror_block::cancel::CancelScope;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use crate::machine::{Admission, TargetWriter};
@@ -33,6 +34,10 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// The write has finished at the source, and `writer` writes it to the target now, which is returned
     /// unless the job aborts or is over.
     fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>>;
+
+    /// Calls of the target, made for the job by the thread of a guest write, are cancelled with the job from
+    /// now on.
+    fn target_calls(&self) -> CancelScope;
 
     /// The write has finished at the source, and at the target if `target` is something. Under the lock.
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>);

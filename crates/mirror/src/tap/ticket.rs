@@ -134,7 +134,13 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
         repeat: impl FnOnce(&dyn BlockDevice) -> Option<block::Result<()>>,
     ) -> block::Result<()> {
         let target = source.is_ok().then(|| self.target(TargetWriter::Tap)).flatten();
-        let target = target.and_then(|target| repeat(&*target));
+        let target = target.and_then(|target| {
+            let _calls = match &self.route {
+                Some(Route::Admitted { both: Some(observer), .. }) => Some(observer.target_calls()),
+                _ => None,
+            };
+            repeat(&*target)
+        });
         self.end(source.is_ok(), target);
         source
     }
