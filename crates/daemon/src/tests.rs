@@ -23,6 +23,7 @@ mod resize;
 mod resume;
 mod schema;
 mod shallow_copy;
+mod shared;
 mod steps;
 mod transaction;
 mod windows;

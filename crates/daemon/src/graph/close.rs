@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
+use blockmirror_block::cancel::CancelSource;
 use tracing::{info, warn};
 
 use super::{Node, NodeDevice, NodeId, Released};
@@ -53,10 +54,12 @@ fn flush(device: &NodeDevice) {
 
 fn close_within(nodes: Vec<Node>, limit: Duration) {
     let (done, is_done) = mpsc::channel();
+    let flushes = CancelSource::new();
     let mut flushing = BTreeSet::new();
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
-        let (device, done) = (Arc::clone(&node.device), done.clone());
+        let (device, done, flushes) = (Arc::clone(&node.device), done.clone(), flushes.clone());
         let work = move || {
+            let _calls = flushes.enter();
             flush(&device);
             let _ = done.send(index);
         };
@@ -66,7 +69,7 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
             flush(&node.device);
         }
     }
-    let mut wait = || {
+    let mut wait = |limit: Duration| {
         let until = Instant::now() + limit;
         while !flushing.is_empty()
             && let Ok(index) = is_done.recv_timeout(until.saturating_duration_since(Instant::now()))
@@ -75,11 +78,17 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
         }
         flushing.clone()
     };
-    for index in wait() {
-        nodes[index].device.cancel_in_flight();
+    if !wait(limit).is_empty() {
+        flushes.cancel();
+    }
+    for index in wait(limit / 4) {
+        // What a filter stands on has users of its own.
+        if nodes[index].device.device().forwards_to().is_none() {
+            nodes[index].device.cancel_in_flight();
+        }
     }
     // Whether they have ended or not, there is nothing else to be done.
-    let hanging = wait();
+    let hanging = wait(limit - limit / 4);
     for (index, node) in nodes.into_iter().enumerate() {
         info!(name = node.name, hangs = hanging.contains(&index), "node closed");
         node.device.set_read_only(true);
