@@ -15,7 +15,9 @@ impl Qcow2 {
     /// Puts `device` below the image, in place of what is there; the old one is handed back. The header does
     /// not change.
     ///
-    /// Waits for operations under way. What the guest reads changes wherever the two differ and the image
+    /// Waits for reads and changes under way, of a read-only image too. Not for a query of extents, whose
+    /// visitor may itself use the image: one that began before may still ask the old device. What the guest
+    /// reads changes wherever the two differ and the image
     /// holds nothing: that is the caller's affair.
     pub fn replace_backing(&self, device: Option<Arc<dyn BlockDevice>>) -> Option<Arc<dyn BlockDevice>> {
         let _only_one = self.changing.lock();

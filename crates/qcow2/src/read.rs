@@ -39,7 +39,7 @@ pub struct ReadRun {
 #[must_use = "the host ranges may be reused as soon as this is dropped"]
 pub struct ReadGuard<'a> {
     runs: Vec<ReadRun>,
-    _pin: Option<RangeGuard<'a>>,
+    _pin: RangeGuard<'a>,
 }
 
 impl ReadGuard<'_> {
@@ -64,7 +64,7 @@ impl Qcow2 {
     /// A range that reaches past the disk; damaged or unreadable metadata.
     pub fn resolve_read(&self, range: ByteRange) -> Result<ReadGuard<'_>> {
         let range = self.bounds("read", Some(range), range.start(), range.len())?;
-        let pin = self.is_writable().then(|| self.ranges.shared(range));
+        let pin = self.ranges.shared(range);
         let runs = self.meta.lock().runs(&self.ctx, range, BATCH)?;
         let to_read_run = |run: MapRun| ReadRun {
             range: run.range,

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{OnceLock, Weak};
 
-use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
+use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind};
 use blockmirror_block::{StorageExtent, StorageInfo};
 
 use super::*;
@@ -109,4 +109,32 @@ fn nothing_is_written_under_the_metadata_lock() {
         disk.flush().unwrap();
         assert!(storage.changes.load(Ordering::Relaxed) > 100);
     }
+}
+
+/// A read of an image that is open read-only may be in its backing device: that device is not replaced until
+/// the read is over, so that it can be closed then.
+#[test]
+fn a_backing_device_is_replaced_after_the_reads_of_a_read_only_image() {
+    let storage = Arc::new(MemoryStorage::new());
+    CreateOptions::new(1 << 20).create(&*storage, None).unwrap();
+    let faults = Faults::new();
+    let below = FaultDisk::new(Arc::new(MemoryDisk::with_contents(&[7; 1 << 20])), faults.clone());
+    let image = OpenOptions::new().backing(Arc::new(below)).open(storage).unwrap();
+    let gate = faults.hold(OpKind::Read, None);
+    std::thread::scope(|s| {
+        let read = s.spawn(|| {
+            let mut found = [0; 512];
+            image.read_at(&mut found, 4096).map(|()| found)
+        });
+        gate.wait_held(1);
+        let replaced = s.spawn(|| image.replace_backing(None).is_some());
+        while image.ranges.waiters() == 0 && !replaced.is_finished() {
+            std::thread::yield_now();
+        }
+        let early = replaced.is_finished();
+        gate.open();
+        assert_eq!(read.join().unwrap().unwrap(), [7; 512]);
+        assert!(replaced.join().unwrap());
+        assert!(!early, "replaced while a read was in it");
+    });
 }
