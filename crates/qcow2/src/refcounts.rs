@@ -258,20 +258,36 @@ impl Refcounts {
         self.pending.extend(pending);
     }
 
-    /// The clusters among `clusters` that will be free once the references are dropped.
+    /// The clusters among `clusters` that will be free once the references are dropped, in order. Several
+    /// compressed clusters may each drop one to the same host cluster.
     pub(crate) fn last_references(
         &mut self,
         ctx: &ImageContext,
         clusters: &[Range<HostCluster>],
     ) -> Result<Vec<Range<HostCluster>>> {
+        let mut borders: Vec<(HostCluster, bool)> = clusters
+            .iter()
+            .filter(|r| !r.is_empty())
+            .flat_map(|r| [(r.start, true), (r.end, false)])
+            .collect();
+        borders.sort_unstable();
         let mut out: Vec<Range<HostCluster>> = Vec::new();
-        for cluster in clusters.iter().flat_map(ClusterRange::each) {
-            if self.get(ctx, cluster)? == 1 && !self.metadata.contains(cluster) {
-                match out.last_mut() {
-                    Some(last) if last.end == cluster => last.end = cluster.plus(1),
-                    _ => out.push(cluster..cluster.plus(1)),
+        // How many references to each cluster from `at` on are dropped.
+        let (mut at, mut drops) = (HostCluster(0), 0);
+        for (border, starts) in borders {
+            // Before the first range nothing is dropped: no need to look there.
+            let between = if drops > 0 { at..border } else { border..border };
+            for cluster in between.each() {
+                if self.get(ctx, cluster)? == drops && !self.metadata.contains(cluster) {
+                    match out.last_mut() {
+                        Some(last) if last.end == cluster => last.end = cluster.plus(1),
+                        _ => out.push(cluster..cluster.plus(1)),
+                    }
                 }
             }
+            at = border;
+            // Where one range ends and another begins, the end comes first.
+            if starts { drops += 1 } else { drops -= 1 }
         }
         Ok(out)
     }

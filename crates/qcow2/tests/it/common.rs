@@ -6,14 +6,21 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use blockmirror_block::BlockDevice;
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
+use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_testing::qemu::have;
 
 /// A backing disk whose bytes tell where they are, and are never zero.
 pub(crate) fn backing_disk(len: u64) -> Arc<dyn BlockDevice> {
     let bytes: Vec<u8> = (0..len).map(|at| (at / 512) as u8 | 0x80).collect();
     Arc::new(MemoryDisk::with_contents(&bytes))
+}
+
+/// The big-endian word at `at`.
+pub(crate) fn word(storage: &MemoryStorage, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    storage.read_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
 }
 
 /// Asks `qemu-img check` about an image; leaks are allowed. Says so where it is not installed.

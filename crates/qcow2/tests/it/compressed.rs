@@ -5,9 +5,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::common::word;
 use blockmirror_block::testing::MemoryStorage;
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Visit};
-use blockmirror_qcow2::{OpenOptions, Qcow2};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, StorageInfo, Visit, WriteFlags};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
 use blockmirror_testing::qemu::have;
 
 /// Bytes that compress, with a plain stretch that does not and one of zeros.
@@ -128,5 +129,41 @@ fn a_damaged_stream_is_an_error_that_says_where() {
             assert!(error.name().is_some(), "{error}");
         }
         disk.read_at(&mut [0; 512], 65536).unwrap();
+    }
+}
+
+/// Several compressed clusters share a host cluster. Where all of them were dropped between two flushes its
+/// count went from their number to zero, and its space was not given back, since the count was not one.
+#[test]
+fn a_host_cluster_whose_streams_all_go_at_once_is_discarded() {
+    const CLUSTER: u64 = 4096;
+    let mut info = StorageInfo::plain();
+    (info.discards, info.cheap_zero) = (true, true);
+    for (shared, dropped) in [(4, 4), (5, 4), (4, 3), (1, 1)] {
+        let storage = Arc::new(MemoryStorage::new().with_info(info));
+        let mut options = CreateOptions::new(1 << 20);
+        options.cluster_size = CLUSTER;
+        options.create(&*storage, None).unwrap();
+        let open = || OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+        open().write_at(&[1; 2 * CLUSTER as usize], 0, WriteFlags::FUA).unwrap();
+        let offset = 0x00ff_ffff_ffff_fe00;
+        let l2 = word(&storage, word(&storage, 40) & offset) & offset;
+        let (host, block) = (word(&storage, l2) & offset, word(&storage, word(&storage, 48)));
+        // The streams lie in the first host cluster; the second has a plain one.
+        storage.write_at(&word(&storage, l2 + 8).to_be_bytes(), l2 + 64).unwrap();
+        for i in 0..dropped {
+            storage.write_at(&((host + i * 512) | 1 << 62).to_be_bytes(), l2 + i * 8).unwrap();
+        }
+        storage.write_at(&(shared as u16).to_be_bytes(), block + host / CLUSTER * 2).unwrap();
+        let disk = open();
+        // In two parts, not in order, with another cluster between.
+        for cluster in (0..dropped).rev().chain([8]) {
+            disk.discard(ByteRange::at(cluster * CLUSTER, CLUSTER)).unwrap();
+        }
+        disk.flush().unwrap();
+        let is_gone = |at| word(&storage, at) == 0;
+        let what = format!("{dropped} of {shared}");
+        assert_eq!(is_gone(host), shared == dropped, "{what}");
+        assert!(is_gone(host + CLUSTER), "{what}");
     }
 }

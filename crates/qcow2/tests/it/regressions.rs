@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{backing_disk, qemu_check_finds_no_corruption};
+use crate::common::{backing_disk, qemu_check_finds_no_corruption, word};
 use blockmirror_block::testing::{Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags, ZeroFlags,
@@ -13,12 +13,6 @@ use blockmirror_qcow2::offset::GuestCluster;
 use blockmirror_qcow2::{
     CreateOptions, CutShort, Damage, Header, OpenOptions, Preallocation, Qcow2, Version,
 };
-
-fn word(storage: &MemoryStorage, at: u64) -> u64 {
-    let mut bytes = [0; 8];
-    storage.read_at(&mut bytes, at).unwrap();
-    u64::from_be_bytes(bytes)
-}
 
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
