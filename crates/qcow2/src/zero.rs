@@ -9,12 +9,15 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, WriteFlags, ZeroFla
 use crate::context::ImageContext;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::image::Qcow2;
-use crate::meta::{Meta, references};
+use crate::meta::{Mapping, Meta, references};
 use crate::offset::GuestOffset;
 use crate::refcounts::Missing;
 
 /// Zeros that are written at once where they must be written.
 const ZERO_CHUNK: u64 = 1 << 20;
+
+/// Runs of the mapping that are looked at in one go.
+const LOOK: usize = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
@@ -115,15 +118,15 @@ impl Qcow2 {
             .because("the range can only be zeroed by writing zeros")
     }
 
-    /// Fails if any cluster of `whole` would need data.
+    /// Fails if any cluster of `whole` would need data, having looked at the runs of the mapping.
     fn check_metadata_zero(&self, whole: ByteRange, purpose: Purpose) -> Result<()> {
         if self.raw_data_file() {
             return Err(self.only_data(whole));
         }
         let cluster = self.ctx.cluster().bytes();
-        // With a zero flag, part of a compressed cluster is the one thing that takes data; it can lie only at
-        // the ends.
-        let inner = if self.ctx.format.has_zero { whole.align_inward(cluster) } else { ByteRange::default() };
+        // Where the entries can say it, part of a compressed cluster is the one thing that takes data; it can
+        // lie only at the ends.
+        let inner = whole.align_inward(cluster);
         let ends = [ByteRange::new(whole.start(), inner.start()), ByteRange::new(inner.end(), whole.end())];
         let doubtful = ends.into_iter().map(|end| end.intersect(whole));
         for part in doubtful.flat_map(|end| end.pieces(cluster)) {
@@ -131,6 +134,23 @@ impl Qcow2 {
                 self.meta.lock().entry(&self.ctx, self.ctx.cluster().index(GuestOffset(part.start())))?;
             if self.decide(entry, part, purpose) == Change::Data {
                 return Err(self.only_data(whole));
+            }
+        }
+        let backed = shows_below(&self.ctx, inner, purpose);
+        if self.ctx.format.has_zero || (!backed && purpose.unmaps()) {
+            return Ok(());
+        }
+        // Without a zero flag, only what is unallocated anyway is zero.
+        let stop = self.stop_check("write zeroes");
+        let mut at = inner.start();
+        while at < inner.end() {
+            stop.check()?;
+            let runs = self.meta.lock().runs(&self.ctx, ByteRange::new(at, inner.end()), LOOK)?;
+            for run in runs {
+                if backed || run.mapping != Mapping::Unallocated {
+                    return Err(self.only_data(whole));
+                }
+                at = run.range.end();
             }
         }
         Ok(())

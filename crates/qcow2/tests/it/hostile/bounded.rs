@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags};
-use blockmirror_qcow2::{CutShort, Header, OpenOptions};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, ErrorKind, Storage, StorageInfo, WriteFlags, ZeroFlags,
+};
+use blockmirror_qcow2::{CreateOptions, CutShort, Header, OpenOptions, Version};
 
 use super::counted::Counted;
 
@@ -14,6 +16,9 @@ const REFCOUNTS: u64 = 1 << 20;
 const BLOCK: u64 = 9 << 20;
 const L1: u64 = 16 << 20;
 const L2: u64 = 64 << 20;
+
+/// Of an L1 entry: the table belongs to it alone.
+const COPIED: u64 = 1 << 63;
 
 /// Block 500 of distinct refcount blocks of 512 bytes.
 const BLOCK_500: ByteRange = ByteRange::new(BLOCK + 500 * 512, BLOCK + 501 * 512);
@@ -338,4 +343,39 @@ fn reopening_reads_no_holes_and_can_be_stopped() {
     assert_eq!(disk.reopen().unwrap_err().kind(), ErrorKind::Cancelled);
     assert!(counted.reads() < 10);
     disk.reopen().unwrap();
+}
+
+/// In version 2 a zeroing that must not write data looked at every cluster first, one by one, and nothing
+/// could end it.
+#[test]
+fn zeroing_by_metadata_in_version_2_can_be_stopped() {
+    const TABLE: u64 = 64 * 512;
+    const TABLES: u64 = 1000;
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(TABLES * TABLE);
+    (options.cluster_size, options.version) = (512, Version::V2);
+    options.create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+    let all = ByteRange::new(0, disk.len());
+    for table in 0..TABLES {
+        disk.write_at(&[1; 512], table * TABLE, WriteFlags::NONE).unwrap();
+    }
+    // The tables stay.
+    disk.discard(all).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let mut entry = [0; 8];
+    storage.read_at(&mut entry, Header::read(&*storage).unwrap().l1_offset + 500 * 8).unwrap();
+    let table_500 = ByteRange::at(u64::from_be_bytes(entry) & !COPIED, 512);
+    let (disk, counted) = Counted::open(&storage);
+    counted.cancel_at(&disk, None, table_500);
+    assert_cancelled(disk.write_zeroes(all, ZeroFlags::NO_FALLBACK), &counted);
+    disk.write_zeroes(all, ZeroFlags::NO_FALLBACK).unwrap();
+    // With space to be freed nothing but a part of a compressed cluster would take data.
+    counted.reads();
+    disk.write_zeroes(ByteRange::new(0, TABLE), ZeroFlags::NO_FALLBACK | ZeroFlags::MAY_UNMAP).unwrap();
+    assert!(counted.reads() < 10);
+    disk.write_at(&[1; 512], 600 * TABLE, WriteFlags::NONE).unwrap();
+    let refused = disk.write_zeroes(all, ZeroFlags::NO_FALLBACK).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
 }
