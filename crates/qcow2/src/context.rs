@@ -166,11 +166,4 @@ impl ImageContext {
             format!("entry {index} points at {:#x}, which is not cluster aligned", at.0),
         ))
     }
-
-    /// Writes a whole cluster of zeros at `at`, for a new metadata table.
-    pub(crate) fn zero_cluster(&self, at: HostOffset) -> Result<()> {
-        // At most 2 MiB.
-        let zeros = vec![0; self.cluster().bytes() as usize];
-        self.storage.write_at(&zeros, at.0)
-    }
 }

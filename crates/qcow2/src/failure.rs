@@ -23,6 +23,13 @@ impl Failure {
     }
 }
 
+/// Whether a write that failed with `error` may still reach the disk, as one over a network may. Nothing
+/// points at a new table until it has been written, so such a failure is the operation's alone; but the place
+/// is not used any more while the image is open.
+pub(crate) fn may_come_late(error: &Error) -> bool {
+    error.kind() != ErrorKind::NoSpace
+}
+
 /// For writes of metadata other than the header, and for what comes before them.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {

@@ -7,7 +7,7 @@
 use blockmirror_block::sync::thread;
 use blockmirror_block::{Result, cancel};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, may_come_late};
 use crate::image::Qcow2;
 use crate::refcounts::{Missing, NewBlocks};
 use crate::stop::StopCheck;
@@ -79,8 +79,14 @@ impl Qcow2 {
                 return Ok(());
             }
         }
-        new.write(ctx)?;
-        self.meta.lock().refcounts(ctx)?.add(ctx, new);
-        Ok(())
+        let written = new.write(ctx);
+        let mut meta = self.meta.lock();
+        let refcounts = meta.refcounts(ctx)?;
+        match &written {
+            Ok(()) => refcounts.add(ctx, new),
+            Err(error) if may_come_late(error) => refcounts.give_up(ctx, new),
+            Err(_) => {}
+        }
+        written
     }
 }

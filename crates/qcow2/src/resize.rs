@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, ZeroFlags, zero};
 use byteorder::{BigEndian, ByteOrder};
 
+use crate::failure::may_come_late;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::format::header::{Header, l1_entries_for};
 use crate::image::Qcow2;
@@ -159,7 +160,9 @@ impl Qcow2 {
         };
         let release = |error: Error| -> Error {
             let mut meta = self.meta.lock();
-            if let Ok(refcounts) = meta.refcounts(ctx) {
+            if !may_come_late(&error)
+                && let Ok(refcounts) = meta.refcounts(ctx)
+            {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
                 let _ = refcounts.release(ctx, new.clone());
             }

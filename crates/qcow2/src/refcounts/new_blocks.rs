@@ -78,6 +78,13 @@ impl Refcounts {
         new.entries(ctx).all(|(index, at)| self.block(index as u64) == Some(at))
     }
 
+    /// Blocks whose write has failed and may still reach the disk: their places stay unused, and uncounted.
+    pub(crate) fn give_up(&mut self, ctx: &ImageContext, new: &NewBlocks) {
+        for (_, at) in new.entries(ctx) {
+            self.metadata.insert(ctx.cluster().index(at));
+        }
+    }
+
     /// Puts blocks that have been written into the table.
     pub(crate) fn add(&mut self, ctx: &ImageContext, new: &NewBlocks) {
         for (index, at) in new.entries(ctx) {

@@ -7,6 +7,7 @@
 use blockmirror_block::Result;
 
 use crate::context::ImageContext;
+use crate::failure::may_come_late;
 use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::{GuestCluster, HostOffset};
@@ -52,13 +53,19 @@ impl Qcow2 {
             }
         };
         let new = ctx.cluster().start(grant.first);
-        let written = match old {
-            None => ctx.zero_cluster(new),
-            Some(old) => copy_table(ctx, old, new),
+        let (written, may_be_used) = match read_table(ctx, old) {
+            Ok(table) => {
+                let written = ctx.storage.write_at(&table, new.0);
+                let may_be_used = !written.as_ref().is_err_and(may_come_late);
+                (written, may_be_used)
+            }
+            Err(error) => (Err(error), true),
         };
         let mut meta = self.meta.lock();
         if let Err(error) = written {
-            meta.refcounts(ctx)?.release(ctx, grant.clusters())?;
+            if may_be_used {
+                meta.refcounts(ctx)?.release(ctx, grant.clusters())?;
+            }
             return Err(error);
         }
         meta.l2.forget(new, ctx.cluster().bytes());
@@ -75,12 +82,14 @@ impl Qcow2 {
     }
 }
 
-/// Copies an L2 table that a snapshot may refer to as well. Such a table is never changed, so the disk is up
-/// to date.
-fn copy_table(ctx: &ImageContext, old: HostOffset, new: HostOffset) -> Result<()> {
-    ctx.check_table("read L1 table", old, 0)?;
+/// What a new L2 table begins with: the old one, that a snapshot may refer to as well, or nothing. Such a
+/// table is never changed, so the disk is up to date.
+fn read_table(ctx: &ImageContext, old: Option<HostOffset>) -> Result<Vec<u8>> {
     // At most 2 MiB.
     let mut table = vec![0; ctx.cluster().bytes() as usize];
-    ctx.storage.read_at(&mut table, old.0)?;
-    ctx.storage.write_at(&table, new.0)
+    if let Some(old) = old {
+        ctx.check_table("read L1 table", old, 0)?;
+        ctx.storage.read_at(&mut table, old.0)?;
+    }
+    Ok(table)
 }

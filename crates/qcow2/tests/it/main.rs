@@ -9,6 +9,7 @@ mod create;
 mod fault;
 mod header;
 mod hostile;
+mod late_writes;
 mod model;
 mod overwrite;
 mod qemu;

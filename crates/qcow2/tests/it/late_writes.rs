@@ -1,0 +1,67 @@
+//! A table that nothing points at yet and whose write has failed: the operation fails, and may be tried
+//! again. Over a network the failed write may still reach the disk, so that its place is not used any more,
+//! unless there was no room for it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use crate::common::qemu_check_finds_no_corruption;
+use blockmirror_block::testing::{
+    Done, Fault, FaultStorage, Faults, Logged, MemoryStorage, OpKind, RecordingStorage,
+};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Result, WriteFlags};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
+
+fn written(entry: &Logged) -> Option<ByteRange> {
+    match entry {
+        Logged::Write { offset, data } => Some(ByteRange::at(*offset, data.len() as u64)),
+        _ => None,
+    }
+}
+
+/// The first write of `change` within `place`, in an image with clusters of 512 bytes, fails with each kind
+/// of error although it was done.
+fn first_write_fails(place: ByteRange, change: fn(&Qcow2) -> Result<()>) {
+    for kind in [ErrorKind::Io, ErrorKind::Cancelled, ErrorKind::NoSpace] {
+        let empty = MemoryStorage::new();
+        let mut options = CreateOptions::new(1 << 20);
+        (options.cluster_size, options.refcount_bits) = (512, 64);
+        options.create(&empty, None).unwrap();
+        let recording = Arc::new(RecordingStorage::with_contents(&empty.to_vec()));
+        let faults = Faults::new();
+        let faulty = Arc::new(FaultStorage::new(recording.clone(), faults.clone()));
+        let disk = OpenOptions::new().writable(true).open(faulty).unwrap();
+        faults.inject(Fault::on(OpKind::Write).within(place).with(kind).having_done(Done::Everything));
+        assert_eq!(change(&disk).unwrap_err().kind(), kind);
+        assert!(!disk.is_poisoned());
+        let failed = recording.log().last().and_then(written).unwrap();
+        assert!(failed.overlaps(place));
+        let position = recording.position();
+        change(&disk).unwrap();
+        disk.flush().unwrap();
+        let mut later = recording.log().into_iter().skip(position);
+        let used = later.any(|entry| written(&entry).is_some_and(|range| range.overlaps(failed)));
+        assert_eq!(used, kind == ErrorKind::NoSpace, "{kind:?}: {failed:?}");
+        qemu_check_finds_no_corruption(&recording.to_vec(), "a write failed");
+    }
+}
+
+#[test]
+fn of_a_new_l2_table() {
+    first_write_fails(ByteRange::new(0, u64::MAX), |disk| disk.write_at(&[1; 512], 0, WriteFlags::NONE));
+}
+
+#[test]
+fn of_a_new_refcount_block() {
+    // A block counts 64 clusters, and lies at the first of them.
+    let block = ByteRange::at(64 * 512, 512);
+    first_write_fails(block, |disk| disk.write_at(&[1; 65_536], 0, WriteFlags::NONE));
+}
+
+#[test]
+fn of_a_longer_l1_table() {
+    // Behind the refcount blocks that are added for it: the table does not fit into what one block counts.
+    let table = ByteRange::new(128 * 512, u64::MAX);
+    first_write_fails(table, |disk| disk.resize(1 << 28, false));
+}
