@@ -4,6 +4,8 @@
 //! of all that is missing before it. Reads find out for themselves ([`crate::context`]). The work is bounded
 //! whatever the image says of itself.
 
+mod rest;
+
 use std::sync::Arc;
 
 use blockmirror_block::{ByteRange, Error as BlockError, ErrorKind, Storage};
@@ -63,21 +65,18 @@ impl CutShort {
         }
     }
 
-    /// Why an image that lacks this is not written.
-    fn refusal(&self, name: &str) -> BlockError {
+    /// Why `operation` is refused in an image that lacks this.
+    fn refusal(&self, operation: &'static str, name: &str) -> BlockError {
         let (len, first) = (self.file_len, self.first);
         let why = if self.missing > 0 {
             format!(
                 "the file ends at {len}, and what the guest has at {first} lies past that: it was cut short \
-                 and opens for reading only, since a write would make zeros of what is missing"
+                 and is for reading only, since a write would make zeros of what is missing"
             )
         } else {
-            format!(
-                "the refcounts reach past the end of the file at {len}, and the tables are too many to look \
-                 for what is missing"
-            )
+            format!("the tables are too many to look for what is missing past the end of the file at {len}")
         };
-        BlockError::new(ErrorKind::CutShort, "open for writing").in_file(name).because(why)
+        BlockError::new(ErrorKind::CutShort, operation).in_file(name).because(why)
     }
 }
 
@@ -124,10 +123,11 @@ fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<b
 }
 
 impl Qcow2 {
-    /// Refuses an image whose file, or data file, was cut short.
+    /// Refuses an image whose file, or data file, was cut short. The look is bounded. Where it is stopped
+    /// before it has found anything missing from the image file, the rest is left for later ([`rest`]).
     ///
     /// # Errors
-    /// [`ErrorKind::CutShort`] if something is missing, or that cannot be found out.
+    /// [`ErrorKind::CutShort`] if something is missing, or if that cannot be found out of a data file.
     pub(crate) fn check_whole(&self) -> Result<()> {
         let data = self.ctx.data();
         let len = data.len()?;
@@ -136,11 +136,14 @@ impl Qcow2 {
             let from = len.min(self.ctx.size()) / self.ctx.cluster().bytes() * self.ctx.cluster().bytes();
             self.look_past_end(len, from, MOST_ENTRIES)?
         } else if counts_may_reach_past_end(&**data, &self.header())? {
-            self.look_past_end(len, 0, MOST_ENTRIES)?
+            match self.look_past_end(len, 0, MOST_ENTRIES)? {
+                Some(cut) if cut.missing == 0 => self.leave_rest(len),
+                found => found,
+            }
         } else {
             None
         };
-        found.map_or(Ok(()), |cut| Err(cut.refusal(data.name()).into()))
+        found.map_or(Ok(()), |cut| Err(cut.refusal("open for writing", data.name()).into()))
     }
 
     /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file

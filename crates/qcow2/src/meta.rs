@@ -73,6 +73,9 @@ pub(crate) struct Meta {
     pub(crate) verified_to: GuestCluster,
     /// What the pass may still cost.
     pub(crate) pass_credit: i64,
+    /// Where the file ended at opening, as long as it may have been cut short there: nothing makes it longer
+    /// meanwhile (`cut_short`).
+    pub(crate) doubtful_end: Option<HostOffset>,
     /// Why nothing is written any more, once a metadata write or a flush has failed.
     pub(crate) poisoned: Option<String>,
 }
@@ -92,6 +95,7 @@ impl Meta {
             refcounts,
             verified_to: GuestCluster(0),
             pass_credit: PASS_CREDIT,
+            doubtful_end: None,
             poisoned: None,
         }
     }

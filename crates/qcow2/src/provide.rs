@@ -19,6 +19,7 @@ impl Qcow2 {
         stop.check()?;
         match missing {
             Missing::Verification => self.verify_all(stop),
+            Missing::RestOfTables => self.look_at_rest(stop),
             Missing::Search => {
                 thread::yield_now();
                 Ok(())

@@ -63,6 +63,8 @@ pub(crate) struct Refcounts {
     never_verify: bool,
     /// From this host offset on the storage was never written.
     never_written: Option<HostOffset>,
+    /// Behind the last of the clusters that were handed out since the image was opened.
+    handed_out: HostCluster,
     /// Dropped references whose entries may still be on disk.
     pending: Vec<Range<HostCluster>>,
     pub(crate) metadata: MetadataMap,
@@ -111,6 +113,7 @@ impl Refcounts {
             met_unverified: None,
             never_verify: false,
             never_written,
+            handed_out: HostCluster(0),
             pending: Vec::new(),
             metadata,
         })

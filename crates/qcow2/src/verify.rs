@@ -42,6 +42,9 @@ const CALL_COST: i64 = 4096;
 impl Meta {
     /// Hands out up to `want` contiguous clusters. The inner error says what must come first.
     pub(crate) fn allocate(&mut self, ctx: &ImageContext, want: u64) -> Result<Result<Grant, Missing>> {
+        if self.doubtful_end.is_some() {
+            return Ok(Err(Missing::RestOfTables));
+        }
         let mut skip = false;
         loop {
             match self.refcounts(ctx)?.allocate(ctx, want, skip)? {
@@ -73,6 +76,9 @@ impl Meta {
         want: u64,
         search: &mut RunSearch,
     ) -> Result<Result<Range<HostCluster>, Missing>> {
+        if self.doubtful_end.is_some() {
+            return Ok(Err(Missing::RestOfTables));
+        }
         let refcounts = self.refcounts(ctx)?;
         if ctx.storage.info().fixed_len && refcounts.has_unverified(HostCluster(0)) {
             return Ok(Err(Missing::Verification));

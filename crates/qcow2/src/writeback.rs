@@ -4,7 +4,7 @@
 //! at each arrow:
 //!
 //! ```text
-//! guest data, COW fill, refcount slices -> refcount table -> L2 slices -> L1 sectors -> dropped references
+//! guest data, COW fill, length of the file, refcount slices -> refcount table -> L2 slices -> L1 sectors -> dropped references
 //! ```
 //!
 //! Whatever an entry in the snapshot points at was written before the snapshot was taken, so the first flush
@@ -26,7 +26,7 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{ErrorKind, Result, cancel};
+use blockmirror_block::{ByteRange, ErrorKind, Result, cancel};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
@@ -45,10 +45,12 @@ struct Batch {
     l1: Vec<(u64, Vec<u8>)>,
     l1_at: u64,
     dropped: Vec<Range<HostCluster>>,
+    /// How long the file is to be for the counts.
+    file_end: u64,
 }
 
 impl Batch {
-    fn take(meta: &mut Meta) -> Self {
+    fn take(ctx: &ImageContext, meta: &mut Meta) -> Self {
         let mut batch = Self { l2_slices: meta.l2.take_dirty(), l1_at: meta.l1_at().0, ..Self::default() };
         let mut l1_dirty = std::mem::take(&mut meta.l1_dirty);
         batch.l1 = l1_dirty.take(|i| meta.l1().get(i).map(|e| e.0));
@@ -59,12 +61,16 @@ impl Batch {
             batch.refcount_table = table_dirty.take(|i| table.get(i).copied());
             batch.refcount_table_at = at.0;
             batch.dropped = refcounts.take_pending_unrefs();
+            batch.file_end = refcounts.file_end(ctx);
         }
         batch
     }
 
     /// Writes everything but the dropped references, in order.
     fn write(&self, ctx: &ImageContext) -> Result<(), Failure> {
+        if !self.refcount_slices.is_empty() || !self.refcount_table.is_empty() {
+            reach(ctx, self.file_end)?;
+        }
         for (at, data) in &self.refcount_slices {
             ctx.storage.write_at(data, at.0)?;
         }
@@ -113,7 +119,7 @@ impl Qcow2 {
         let batch = {
             let mut meta = self.meta.lock();
             meta.check_poison(&self.ctx, "flush")?;
-            Batch::take(&mut meta)
+            Batch::take(&self.ctx, &mut meta)
         };
         if let Err(failure) = batch.write(&self.ctx) {
             let mut meta = self.meta.lock();
@@ -143,13 +149,14 @@ impl Qcow2 {
             // A hint: a host that cannot is no failure.
             let _ = ctx.storage.discard(range);
         }
-        let slices = {
+        let (slices, file_end) = {
             let mut meta = self.meta.lock();
             let refcounts = meta.refcounts(ctx)?;
             refcounts.unref(ctx, dropped)?;
-            refcounts.blocks.take_dirty()
+            (refcounts.blocks.take_dirty(), refcounts.file_end(ctx))
         };
-        let written = slices.iter().try_for_each(|(at, data)| ctx.storage.write_at(data, at.0));
+        let written = reach(ctx, file_end)
+            .and_then(|()| slices.iter().try_for_each(|(at, data)| ctx.storage.write_at(data, at.0)));
         let mut meta = self.meta.lock();
         match &written {
             Ok(()) => meta.refcounts(ctx)?.blocks.written(),
@@ -158,4 +165,17 @@ impl Qcow2 {
         }
         written
     }
+}
+
+/// Makes the file at least `end` bytes long, before counts of clusters below it are written.
+///
+/// A write that has its clusters, but not its data yet, may be the only user of the last ones. Counts past
+/// the end would be the mark of a file that was cut short, should the process end there.
+fn reach(ctx: &ImageContext, end: u64) -> Result<()> {
+    if end > 0 && ctx.storage.len()? < end {
+        // Not by setting the length: another thread may be writing past it. A hint: opening finds out what
+        // counts past the end stand for.
+        let _ = ctx.storage.allocate(ByteRange::new(end.saturating_sub(512), end));
+    }
+    Ok(())
 }

@@ -14,6 +14,9 @@ use crate::offset::{ClusterRange, HostCluster};
 const SEARCH_LOADS: u64 = 256;
 const SEARCH_STEPS: u32 = 1 << 15;
 
+/// What a disk writes as a whole.
+const SECTOR: u64 = 512;
+
 /// Host clusters that were handed out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Grant {
@@ -165,10 +168,18 @@ impl Refcounts {
 
     /// Whether `clusters` were never written before; from now on they count as written.
     pub(super) fn use_up(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) -> bool {
+        self.handed_out = self.handed_out.max(clusters.end);
         let Some(never_written) = &mut self.never_written else { return false };
         let fresh = ctx.cluster().start(clusters.start) >= *never_written;
         *never_written = (*never_written).max(ctx.cluster().start(clusters.end));
         fresh
+    }
+
+    /// How long the file must be, so that no cluster that was handed out looks as if it had been cut off: the
+    /// last cluster, or subcluster, must begin before the end.
+    pub(crate) fn file_end(&self, ctx: &ImageContext) -> u64 {
+        let end = ctx.cluster().start(self.handed_out).0;
+        end.saturating_sub(if ctx.format.extended { 0 } else { ctx.cluster().bytes() - SECTOR })
     }
 
     /// Fails if the storage or the format has no room for host clusters below `end`.

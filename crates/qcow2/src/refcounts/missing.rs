@@ -11,6 +11,8 @@ pub(crate) enum Missing {
     RefcountTable(u64),
     /// The pass over all L2 tables has not come to its end, and nothing but unverified clusters is left.
     Verification,
+    /// A look through all L2 tables for what the file lacks, before it may become longer.
+    RestOfTables,
     /// The search goes on, after others have had the metadata lock.
     Search,
     /// These refcount blocks.

@@ -25,7 +25,11 @@ impl WriteGuard<'_> {
             let Entry::Plain(entry) = meta.entry_to_write(ctx, cluster)? else { return Ok(false) };
             let touched = self.touched(part);
             match entry.host {
-                Some(host) if writable_in_place(ctx, &entry) && touched & !entry.allocated == 0 => {
+                Some(host)
+                    if writable_in_place(ctx, &entry)
+                        && touched & !entry.allocated == 0
+                        && !meta.doubts(ctx, host) =>
+                {
                     self.check_overlap(&mut meta, host)?;
                     self.push_run(part, host);
                 }
@@ -66,6 +70,9 @@ impl WriteGuard<'_> {
                 && let Some(host) = plain.host
                 && writable_in_place(ctx, &plain)
             {
+                if meta.doubts(ctx, host) {
+                    return Ok(Some(Missing::RestOfTables));
+                }
                 self.check_overlap(&mut meta, host)?;
                 self.plan_in_place(at, plain, host);
                 continue;

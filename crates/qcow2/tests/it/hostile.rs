@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod bounded;
-mod counted;
+pub(crate) mod counted;
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@ mod common;
 mod compressed;
 mod copy_up;
 mod create;
+mod cut_short;
 mod fault;
 mod header;
 mod hostile;
