@@ -146,8 +146,8 @@ impl<E: JobError> JobControl<E> {
     /// harm there.
     ///
     /// # Errors
-    /// [`Refused`], as all verbs: the state does not allow it, or the user has paused the job (then only
-    /// force ends it).
+    /// [`Refused`], as all verbs: the state does not allow it, or the job is paused, by the user or by an
+    /// error (then only force ends it).
     pub fn cancel(&self) -> Result<(), Refused> {
         self.shared.with_machine(|machine, _| machine.cancel(false))?;
         self.shared.calls.cancel();

@@ -12,6 +12,7 @@
 //! | [`Event`] | what a user hears of |
 //! | [`Job`], [`JobControl`], [`Worker`] | a job whose work is one function on one thread |
 //! | [`JobError`] | what the error type of an operation gives to its job |
+//! | [`testing`] | the conformance suite that each kind of job passes |
 //!
 //! A mirror is not a [`Job`]: its threads take their steps from its own core. It shares the states, verbs
 //! and events, so that a management layer sees one kind of job.
@@ -34,6 +35,7 @@ mod handle;
 mod machine;
 mod options;
 mod state;
+pub mod testing;
 mod worker;
 
 pub use error::JobError;

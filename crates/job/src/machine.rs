@@ -108,10 +108,15 @@ impl<E: JobError> Machine<E> {
         matches!(self.state, JobState::Concluded | JobState::Null)
     }
 
+    /// Paused by the user, or stopped by an error policy.
+    fn is_paused(&self) -> bool {
+        self.asked_to_pause || self.stopped
+    }
+
     pub(crate) fn cancel(&mut self, force: bool) -> Result<(), Refused> {
         let verb = if force { Verb::ForceCancel } else { Verb::Cancel };
         self.allow(verb)?;
-        if self.asked_to_pause && !force {
+        if self.is_paused() && !force {
             return Err(Refused::Paused { verb });
         }
         self.set_state(JobState::Aborting);
@@ -120,7 +125,7 @@ impl<E: JobError> Machine<E> {
 
     pub(crate) fn pause(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Pause)?;
-        if self.asked_to_pause {
+        if self.is_paused() {
             return Err(Refused::Paused { verb: Verb::Pause });
         }
         self.asked_to_pause = true;
@@ -130,7 +135,7 @@ impl<E: JobError> Machine<E> {
 
     pub(crate) fn resume(&mut self) -> Result<(), Refused> {
         self.allow(Verb::Resume)?;
-        if !self.asked_to_pause && !self.stopped {
+        if !self.is_paused() {
             return Err(Refused::NotPaused);
         }
         self.asked_to_pause = false;

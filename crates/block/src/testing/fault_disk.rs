@@ -13,13 +13,21 @@ pub struct FaultDisk {
     inner: Arc<dyn BlockDevice>,
     name: Arc<str>,
     faults: Faults,
+    ignores_cancel: bool,
 }
 
 impl FaultDisk {
     /// `inner` under the plan `faults`.
     pub fn new(inner: Arc<dyn BlockDevice>, faults: Faults) -> Self {
         let name = Arc::from(inner.name());
-        Self { inner, name, faults }
+        Self { inner, name, faults, ignores_cancel: false }
+    }
+
+    /// Calls that are held stay held when they are cancelled, as those of a disk that does not support it.
+    #[must_use]
+    pub fn ignoring_cancel(mut self) -> Self {
+        self.ignores_cancel = true;
+        self
     }
 
     fn run(&self, kind: OpKind, range: Option<ByteRange>, whole: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -83,6 +91,9 @@ impl BlockDevice for FaultDisk {
     }
 
     fn cancel_in_flight(&self) {
+        if self.ignores_cancel {
+            return;
+        }
         self.faults.cancel();
         self.inner.cancel_in_flight();
     }

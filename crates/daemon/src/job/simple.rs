@@ -1,5 +1,8 @@
 //! Jobs that do one thing and end: `blockdev-create`, and a mirror that cannot begin because its disks differ
 //! in length.
+//!
+//! Must hold, as in QEMU: a pause and a cancel of a job at work are noted, and its state does not show them.
+//! A pause ends with the work; a cancel makes the result that of a job that was cancelled.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use blockmirror_mirror::{Event, IoStatus, JobState, Refused, Verb};
 
 use super::{CANCELLED, Figures, JobCommand, JobHandle, JobOptions};
 
-/// A job of one step that cannot be interrupted.
+/// A job of one step, which is done to its end whatever is asked meanwhile.
 #[derive(Clone, Debug)]
 pub(crate) struct SimpleJob(Arc<Inner>);
 
@@ -28,6 +31,9 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     state: JobState,
+    /// Asked for while it works.
+    paused: bool,
+    cancelled: bool,
     /// Why it fails, from *aborting* on.
     error: Option<String>,
     events: VecDeque<Event>,
@@ -70,7 +76,13 @@ impl SimpleJob {
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             len,
-            state: Mutex::new(State { state: JobState::Created, error: None, events: VecDeque::new() }),
+            state: Mutex::new(State {
+                state: JobState::Created,
+                paused: false,
+                cancelled: false,
+                error: None,
+                events: VecDeque::new(),
+            }),
             changed: Condvar::new(),
         }));
         job.go(&[JobState::Created, JobState::Running]);
@@ -91,6 +103,7 @@ impl SimpleJob {
     fn done(&self, result: Result<(), String>) {
         let Inner { auto_finalize, auto_dismiss, .. } = *self.0;
         self.step(|state| match result {
+            Ok(()) if state.cancelled => state.abort(auto_dismiss),
             Ok(()) => {
                 state.go(&[JobState::Waiting, JobState::Pending]);
                 if auto_finalize {
@@ -150,13 +163,25 @@ impl JobHandle for SimpleJob {
 
     fn request(&self, command: JobCommand) -> Result<(), Refused> {
         let mut inner = self.0.state.lock();
-        let state = inner.state;
+        let (verb, state) = (verb(command), inner.state);
+        if !state.allows(verb) {
+            return Err(Refused::State { verb, state });
+        }
         match command {
-            JobCommand::Finalize if state.allows(Verb::Finalize) => inner.conclude(None, self.0.auto_dismiss),
-            // Its step cannot be interrupted; what is done waits for the user.
+            JobCommand::Cancel(false) | JobCommand::Pause if inner.paused => {
+                return Err(Refused::Paused { verb });
+            }
             JobCommand::Cancel(_) if state == JobState::Pending => inner.abort(self.0.auto_dismiss),
-            JobCommand::Dismiss if state.allows(Verb::Dismiss) => inner.go(&[JobState::Null]),
-            _ => return Err(Refused::State { verb: verb(command), state }),
+            JobCommand::Cancel(_) => inner.cancelled = true,
+            JobCommand::Pause => inner.paused = true,
+            JobCommand::Resume if !inner.paused => return Err(Refused::NotPaused),
+            JobCommand::Resume => inner.paused = false,
+            JobCommand::Finalize => inner.conclude(None, self.0.auto_dismiss),
+            JobCommand::Dismiss => inner.go(&[JobState::Null]),
+            // For jobs that move data of a node, which this does not while it runs.
+            JobCommand::SetSpeed(_) | JobCommand::Change(_) | JobCommand::Complete => {
+                return Err(Refused::State { verb, state });
+            }
         }
         self.0.changed.notify_all();
         Ok(())
@@ -203,3 +228,6 @@ fn verb(command: JobCommand) -> Verb {
         JobCommand::Dismiss => Verb::Dismiss,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,5 +2,6 @@
 
 mod commit;
 mod common;
+mod conformance;
 mod convert;
 mod stream;
