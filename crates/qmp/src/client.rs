@@ -46,7 +46,7 @@ const MAX_EVENT_BYTES: usize = 1 << 20;
 /// An event, as the server sent it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Event {
+pub struct ReceivedEvent {
     /// Its name: `BLOCK_JOB_READY`.
     pub name: String,
     /// What it carries.
@@ -63,7 +63,7 @@ pub struct Client {
     timeout: Duration,
     last_id: u64,
     /// With the length of each as text.
-    events: VecDeque<(Event, usize)>,
+    events: VecDeque<(ReceivedEvent, usize)>,
     event_bytes: usize,
     dropped_events: u64,
 }
@@ -173,7 +173,7 @@ impl Client {
     ///
     /// # Errors
     /// The session is over: [`ClientError::Closed`] if the server hung up.
-    pub fn next_event(&mut self, timeout: Duration) -> Result<Option<Event>, ClientError> {
+    pub fn next_event(&mut self, timeout: Duration) -> Result<Option<ReceivedEvent>, ClientError> {
         let deadline = Deadline::after(timeout);
         loop {
             if let Some((event, length)) = self.events.pop_front() {
@@ -207,7 +207,7 @@ impl Client {
             let time = whole.checked_add(Duration::from_micros(part("microseconds")?))?;
             SystemTime::UNIX_EPOCH.checked_add(time)
         });
-        self.events.push_back((Event { name, data, time }, length));
+        self.events.push_back((ReceivedEvent { name, data, time }, length));
         self.event_bytes = self.event_bytes.saturating_add(length);
         while self.events.len() > MAX_EVENTS || self.event_bytes > MAX_EVENT_BYTES {
             let Some((_, length)) = self.events.pop_front() else { break };

@@ -72,13 +72,17 @@ mod error;
 pub mod json;
 pub mod keyval;
 mod number;
+mod peer;
 mod protocol;
 pub mod schema;
 mod server;
+mod session;
 mod sync;
 
 pub use args::Args;
 pub use client::{Client, ClientError};
 pub use error::{ErrorClass, QmpError};
+pub use peer::Peer;
 pub use protocol::{Table, Version};
-pub use server::{Connection, Listener, Monitors, Peer, Session};
+pub use server::{Connection, Listener, Monitors};
+pub use session::Session;

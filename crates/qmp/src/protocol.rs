@@ -17,7 +17,7 @@ use crate::schema::{
     self, ANY, Command, Enum, Event, INT, Object, STR, Spelling, Type, check_members, conforms, opt, req,
     value,
 };
-use crate::server::Session;
+use crate::session::Session;
 
 /// What a command does. Called on its session's own thread, or on the thread that reads if it was run out of
 /// band.

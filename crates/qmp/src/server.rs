@@ -4,9 +4,8 @@ mod connection;
 mod hub;
 mod listen;
 mod outgoing;
-mod session;
+mod threads;
 
-pub use connection::{Connection, Peer};
+pub use connection::Connection;
 pub use hub::Monitors;
 pub use listen::Listener;
-pub use session::Session;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use blockmirror_qmp::Client;
-use blockmirror_qmp::client::Event;
+use blockmirror_qmp::client::ReceivedEvent;
 use serde_json::{Value, json};
 
 use super::job::{Job, list};
@@ -66,7 +66,7 @@ impl Follow {
     }
 
     /// Takes an event.
-    pub(super) fn hear(&mut self, event: &Event) {
+    pub(super) fn hear(&mut self, event: &ReceivedEvent) {
         let text = |key| event.data.get(key).and_then(Value::as_str);
         match event.name.as_str() {
             "BLOCK_JOB_COMPLETED" if text("device") == Some(&self.job.id) => {

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tracing::info;
 
 use super::connection::Connection;
-use super::session::Session;
+use super::threads::SessionThreads;
 use crate::json;
 use crate::protocol::Table;
 use crate::schema::Event;
@@ -25,7 +25,7 @@ pub(super) struct Hub {
 
 #[derive(Debug, Default)]
 struct State {
-    sessions: BTreeMap<u64, Arc<Session>>,
+    sessions: BTreeMap<u64, Arc<SessionThreads>>,
     /// Closing one ends its listener.
     listeners: BTreeMap<u64, PipeWriter>,
     /// The number of the next session or listener.
@@ -75,8 +75,8 @@ impl Monitors {
         let id = state.next;
         state.next += 1;
         let hub = Arc::clone(&self.0);
-        let session = Session::start(id, connection, Arc::clone(&hub.table), move || hub.ended(id))?;
-        let peer = session.peer();
+        let session = SessionThreads::start(id, connection, Arc::clone(&hub.table), move || hub.ended(id))?;
+        let peer = session.session().peer();
         state.sessions.insert(id, session);
         drop(state);
         let (pid, uid) = (peer.map(|peer| peer.pid), peer.map(|peer| peer.uid));

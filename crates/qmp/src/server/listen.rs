@@ -14,8 +14,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::connection::{Connection, Peer};
+use super::connection::Connection;
 use super::hub::Monitors;
+use crate::peer::Peer;
 use crate::sync::{Condvar, Mutex};
 
 /// Clients at once; the next waits in the kernel.

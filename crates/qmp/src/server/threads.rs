@@ -8,47 +8,30 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::{self, ThreadId};
+use std::thread;
 
 use serde_json::Value;
 
-use super::connection::{Connection, Peer};
+use super::connection::Connection;
 use super::outgoing::Outgoing;
 use crate::error::QmpError;
 use crate::json::{self, JsonError, Parser};
 use crate::protocol::{Request, Table, answer, is_oob};
+use crate::session::Session;
 use crate::sync::{Condvar, Mutex};
 
 /// Commands that may wait behind the one that runs, once the client has asked for out of band execution. A
 /// client that sends more keeps its own out of band commands from being read.
 const QUEUE: usize = 8;
 
-/// Negotiation, as it goes.
-const NEW: u8 = 0;
-const PLAIN: u8 = 1;
-const OOB: u8 = 2;
-
-/// A client, as handlers see it.
+/// The threads of a session and what they share.
 #[derive(Debug)]
-pub struct Session {
-    id: u64,
-    peer: Option<Peer>,
-    mode: AtomicU8,
+pub(super) struct SessionThreads {
+    session: Session,
     queue: Mutex<Queue>,
     changed: Condvar,
     outgoing: Outgoing,
-    /// What handlers have put off until their command is answered, by the thread that runs them.
-    after: Mutex<Vec<(ThreadId, Deferred)>>,
     close: Close,
-}
-
-struct Deferred(Box<dyn FnOnce() + Send>);
-
-impl std::fmt::Debug for Deferred {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Deferred")
-    }
 }
 
 struct Close(Arc<dyn Fn() + Send + Sync>);
@@ -69,7 +52,7 @@ struct Queue {
     stopping: bool,
 }
 
-impl Session {
+impl SessionThreads {
     /// Starts the threads of a session, which runs the commands of `table`. `ended` is called at its end.
     pub(super) fn start(
         id: u64,
@@ -79,13 +62,10 @@ impl Session {
     ) -> io::Result<Arc<Self>> {
         let Connection { reader, writer, close, peer } = connection;
         let session = Arc::new(Self {
-            id,
-            peer,
-            mode: AtomicU8::new(NEW),
+            session: Session::new(id, peer),
             queue: Mutex::default(),
             changed: Condvar::new(),
             outgoing: Outgoing::default(),
-            after: Mutex::default(),
             close: Close(close),
         });
         session.send(&table.greeting(), false);
@@ -133,40 +113,9 @@ impl Session {
         }
     }
 
-    /// A number that no other session of these monitors has.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Who is at the other end, if the connection can tell.
-    pub fn peer(&self) -> Option<Peer> {
-        self.peer
-    }
-
-    /// Called by a handler: does `work` once the command that runs on this thread has been answered, for what
-    /// the client is to hear of only then.
-    pub fn after_answer(&self, work: impl FnOnce() + Send + 'static) {
-        self.after.lock().push((thread::current().id(), Deferred(Box::new(work))));
-    }
-
-    fn do_deferred(&self) {
-        let me = thread::current().id();
-        let mine: Vec<_> = self.after.lock().extract_if(.., |(thread, _)| *thread == me).collect();
-        for (_, Deferred(work)) in mine {
-            work();
-        }
-    }
-
-    pub(crate) fn negotiated(&self) -> bool {
-        self.mode.load(Ordering::Acquire) != NEW
-    }
-
-    pub(crate) fn negotiate(&self, oob: bool) {
-        self.mode.store(if oob { OOB } else { PLAIN }, Ordering::Release);
-    }
-
-    fn oob(&self) -> bool {
-        self.mode.load(Ordering::Acquire) == OOB
+    /// The client, as handlers see it.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     /// Begins nothing else; ends once what runs is answered and all is written.
@@ -217,7 +166,7 @@ impl Session {
 
     /// Queues a request, or runs it if it is out of band; `false` if the session is over.
     fn accept(&self, item: Result<Value, JsonError>, table: &Table) -> bool {
-        let oob = self.oob();
+        let oob = self.session.oob();
         if oob && item.as_ref().is_ok_and(is_oob) {
             self.outgoing.wait_room();
             self.handle(item, table);
@@ -229,7 +178,7 @@ impl Session {
         // Without out of band execution the next request is not even looked at before this one is answered:
         // it may be this one that switches it on.
         let queue = self.changed.wait_while(queue, |queue| {
-            let full = if self.oob() {
+            let full = if self.session.oob() {
                 queue.waiting.len() >= QUEUE
             } else {
                 queue.running || !queue.waiting.is_empty()
@@ -261,18 +210,19 @@ impl Session {
 
     /// Answers one request.
     fn handle(&self, item: Result<Value, JsonError>, table: &Table) {
-        let negotiated = self.negotiated();
-        let request =
-            item.map_err(|error| (None, QmpError::from(error))).and_then(|v| Request::new(v, self.oob()));
+        let negotiated = self.session.negotiated();
+        let request = item
+            .map_err(|error| (None, QmpError::from(error)))
+            .and_then(|v| Request::new(v, self.session.oob()));
         let answer = match request {
             Ok(mut request) => {
                 let id = request.id.take();
-                answer(id, table.run(self, request))
+                answer(id, table.run(&self.session, request))
             }
             Err((id, error)) => answer(id, Err(error)),
         };
-        self.send(&answer, !negotiated && self.negotiated());
-        self.do_deferred();
+        self.send(&answer, !negotiated && self.session.negotiated());
+        self.session.do_deferred();
     }
 
     /// The thread that writes.
