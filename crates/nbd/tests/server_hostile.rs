@@ -9,13 +9,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_nbd::proto::{
     ClientFlags, Command, CommandFlags, InfoRequest, MetaContextRequest, OptionCode, PayloadFilter, Request,
     encode_option,
 };
 use blockmirror_nbd::server::Server;
-use common::{MODES, Mode, Numbers, Peer, eventually, serve};
+use common::{MODES, Mode, Peer, eventually, serve};
 
 const MIB: u64 = 1 << 20;
 
@@ -85,10 +85,10 @@ fn works(server: &Server) {
 #[test]
 fn garbage_from_the_first_byte() {
     let server = server();
-    let mut numbers = Numbers(1);
+    let mut rng = Rng::from_state(1);
     for _ in 0..200 {
-        let n = usize::try_from(numbers.below(300)).unwrap();
-        let bytes = numbers.bytes(n);
+        let n = usize::try_from(rng.below(300)).unwrap();
+        let bytes = rng.bytes(n);
         throw(&mut Peer::connect(&server), &bytes);
     }
     works(&server);
@@ -97,14 +97,14 @@ fn garbage_from_the_first_byte() {
 #[test]
 fn garbage_in_every_phase() {
     let server = server();
-    let mut numbers = Numbers(2);
+    let mut rng = Rng::from_state(2);
     for mode in MODES {
         let said = conversation(mode);
         for phase in 0..=said.len() {
             for _ in 0..8 {
                 let mut bytes = said[..phase].concat();
-                let n = usize::try_from(numbers.below(100)).unwrap();
-                bytes.extend(numbers.bytes(n));
+                let n = usize::try_from(rng.below(100)).unwrap();
+                bytes.extend(rng.bytes(n));
                 throw(&mut Peer::connect(&server), &bytes);
             }
         }
@@ -116,14 +116,14 @@ fn garbage_in_every_phase() {
 #[test]
 fn one_bit_wrong_anywhere() {
     let server = server();
-    let mut numbers = Numbers(3);
+    let mut rng = Rng::from_state(3);
     for mode in MODES {
         let said = conversation(mode).concat();
         // The payload of the write is long and means nothing.
         for _ in 0..150 {
             let mut bytes = said.clone();
-            let at = usize::try_from(numbers.below(300)).unwrap();
-            bytes[at] ^= 1 << numbers.below(8);
+            let at = usize::try_from(rng.below(300)).unwrap();
+            bytes[at] ^= 1 << rng.below(8);
             throw(&mut Peer::connect(&server), &bytes);
         }
     }
@@ -181,20 +181,20 @@ fn ten_thousand_connections_leave_nothing_behind() {
     eventually("the first client's threads gone", || server.connections() == 0);
     std::thread::sleep(Duration::from_millis(50));
     let before = threads_and_descriptors();
-    let mut numbers = Numbers(4);
+    let mut rng = Rng::from_state(4);
     let mut open: Vec<UnixStream> = Vec::new();
     for i in 0..10_000 {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         server.serve(theirs).unwrap();
         let said = conversation(MODES[i % 3]).concat();
         // Mostly in the handshake, sometimes in the middle of requests.
-        let most = if numbers.below(4) == 0 { said.len() as u64 } else { 250 };
-        let cut = usize::try_from(numbers.below(most)).unwrap();
+        let most = if rng.below(4) == 0 { said.len() as u64 } else { 250 };
+        let cut = usize::try_from(rng.below(most)).unwrap();
         let _ = ours.write_all(&said[..cut]);
         open.push(ours);
         // Up to 50 at the same time, closed in random order.
-        if open.len() == 50 || numbers.below(2) == 0 {
-            let which = usize::try_from(numbers.below(open.len() as u64)).unwrap();
+        if open.len() == 50 || rng.below(2) == 0 {
+            let which = usize::try_from(rng.below(open.len() as u64)).unwrap();
             drop(open.swap_remove(which));
         }
     }

@@ -68,6 +68,11 @@ impl Rng {
         ByteRange::at(start, 1 + self.below(longest)).intersect(within)
     }
 
+    /// Bytes, each as random as the numbers.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next().to_be_bytes()[0]).collect()
+    }
+
     /// Bytes without a zero among them, other ones with each call.
     pub fn nonzero_bytes(&mut self, len: u64) -> Vec<u8> {
         let seed = self.next() as u8;

@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::Numbers;
-use blockmirror_block::testing::MemoryDisk;
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::server::{Export, Listener, Server, ServerOptions};
 use blockmirror_nbd::{Client, ClientOptions, NbdUri};
@@ -39,15 +38,15 @@ fn options(dir: &Path) -> ClientOptions {
 fn work(disk: &Client, t: usize, operations: u32, done: &AtomicUsize) {
     let start = t as u64 * OWN;
     let mut model = vec![0; OWN as usize];
-    let mut numbers = Numbers(t as u64);
+    let mut rng = Rng::from_state(t as u64);
     for _ in 0..operations {
-        let at = numbers.below(OWN);
-        let limit = if numbers.below(8) == 0 { OWN } else { 9000 };
-        let len = 1 + numbers.below((OWN - at).min(limit));
+        let at = rng.below(OWN);
+        let limit = if rng.below(8) == 0 { OWN } else { 9000 };
+        let len = 1 + rng.below((OWN - at).min(limit));
         let (range, own) = (ByteRange::at(start + at, len), at as usize..(at + len) as usize);
-        match numbers.below(5) {
+        match rng.below(5) {
             0 => {
-                let bytes = numbers.bytes(len as usize);
+                let bytes = rng.bytes(len as usize);
                 disk.write_at(&bytes, range.start(), WriteFlags::NONE).unwrap();
                 model[own].copy_from_slice(&bytes);
             }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::common::{MODES, Mode, Peer, Piece, serve};
-use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind, Rng};
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Extent, Geometry, Result, Visit, WriteFlags, ZeroFlags,
 };
@@ -28,16 +28,16 @@ fn what_is_written_is_read_at_any_offset_and_length() {
         let server = serve(disk.clone());
         let mut peer = Peer::ready(&server, mode, &[]);
         let mut model = vec![0u8; usize::try_from(8 * MIB).unwrap()];
-        let mut numbers = crate::common::Numbers(7);
+        let mut rng = Rng::from_state(7);
         for _ in 0..200 {
             // Short and long, so that all ways through the server are taken.
-            let longest = [600, 70_000, 3_000_000][usize::try_from(numbers.below(3)).unwrap()];
-            let len = 1 + numbers.below(longest);
-            let offset = numbers.below(8 * MIB - len + 1);
+            let longest = [600, 70_000, 3_000_000][usize::try_from(rng.below(3)).unwrap()];
+            let len = 1 + rng.below(longest);
+            let offset = rng.below(8 * MIB - len + 1);
             let (start, n) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
-            match numbers.below(4) {
+            match rng.below(4) {
                 0 => {
-                    let data = numbers.bytes(n);
+                    let data = rng.bytes(n);
                     peer.write_at(NONE, offset, &data).unwrap();
                     model[start..start + n].copy_from_slice(&data);
                 }

@@ -6,8 +6,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::common::{Mode, Numbers, Peer, eventually};
-use blockmirror_block::testing::MemoryDisk;
+use crate::common::{Mode, Peer, eventually};
+use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::proto::{OptionCode, OptionReply, encode_option};
 use blockmirror_nbd::server::{
@@ -65,8 +65,8 @@ fn everything_works_through_it() {
     let config = x509_credentials(&dir.path().join("server"), true).unwrap();
     let server = serve(dir.path(), TlsPolicy::Require(config));
     let disk = open(dir.path(), "client").unwrap();
-    let mut numbers = Numbers(1);
-    let data = numbers.bytes(3 << 20);
+    let mut rng = Rng::from_state(1);
+    let data = rng.bytes(3 << 20);
     disk.write_at(&data, 12345, WriteFlags::FUA).unwrap();
     disk.write_zeroes(ByteRange::at(8 * MIB, MIB), ZeroFlags::MAY_UNMAP).unwrap();
     disk.flush().unwrap();
@@ -85,11 +85,11 @@ fn everything_works_through_it() {
         for t in 0..8u64 {
             let (disk, data) = (&disk, &data);
             scope.spawn(move || {
-                let mut numbers = Numbers(t);
+                let mut rng = Rng::from_state(t);
                 for i in 0..60 {
                     let len =
-                        usize::try_from(1 + numbers.below(if i % 8 == 0 { 1 << 20 } else { 9000 })).unwrap();
-                    let at = usize::try_from(numbers.below((data.len() - len) as u64)).unwrap();
+                        usize::try_from(1 + rng.below(if i % 8 == 0 { 1 << 20 } else { 9000 })).unwrap();
+                    let at = usize::try_from(rng.below((data.len() - len) as u64)).unwrap();
                     let mut buf = vec![0; len];
                     disk.read_at(&mut buf, 12345 + at as u64).unwrap();
                     assert!(buf == data[at..at + len]);

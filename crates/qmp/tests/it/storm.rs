@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use blockmirror_block::testing::Rng;
 use blockmirror_qmp::json::Parser;
 use blockmirror_qmp::keyval;
 use blockmirror_qmp::schema::*;
@@ -32,18 +33,6 @@ static TREE: Object = Object::union(
 static TREE_REF: Alternate = Alternate::new("TreeRef", "", &[STR, Type::Object(&TREE), NULL]);
 static PLANT: Command = Command::boxed("plant", "", &TREE).oob();
 
-/// A small generator that is the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % u64::try_from(n).unwrap()).unwrap()
-    }
-}
-
 const SEEDS: [&str; 8] = [
     "{'execute':'plant','arguments':{'kind':'leaf','n':1,'size':2,'x':1.5e3},'id':[1,{'a':null}]}",
     "{\"execute\":\"plant\",\"arguments\":{\"kind\":\"pair\",\"a\":{\"kind\":\"pair\",\"a\":\"x\",\"b\":[{\"kind\":\"leaf\"}]}}}",
@@ -56,18 +45,18 @@ const SEEDS: [&str; 8] = [
 ];
 
 /// One of the seeds, or two grafted together, with some bytes changed, cut out or doubled.
-fn mutate(random: &mut Random, out: &mut Vec<u8>) {
+fn mutate(rng: &mut Rng, out: &mut Vec<u8>) {
     out.clear();
-    let first = SEEDS[random.below(SEEDS.len())].as_bytes();
-    let second = SEEDS[random.below(SEEDS.len())].as_bytes();
-    out.extend_from_slice(&first[..random.below(first.len() + 1)]);
-    out.extend_from_slice(&second[random.below(second.len())..]);
-    for _ in 0..random.below(4) {
-        let at = random.below(out.len());
-        match random.below(4) {
-            0 => out[at] = u8::try_from(random.below(256)).unwrap(),
-            1 => out[at] = b"{}[],:'\"\\ \n.0123-e=\xff"[random.below(20)],
-            2 => drop(out.drain(at..(at + random.below(8)).min(out.len()))),
+    let first = SEEDS[rng.index(SEEDS.len())].as_bytes();
+    let second = SEEDS[rng.index(SEEDS.len())].as_bytes();
+    out.extend_from_slice(&first[..rng.index(first.len() + 1)]);
+    out.extend_from_slice(&second[rng.index(second.len())..]);
+    for _ in 0..rng.index(4) {
+        let at = rng.index(out.len());
+        match rng.index(4) {
+            0 => out[at] = u8::try_from(rng.index(256)).unwrap(),
+            1 => out[at] = b"{}[],:'\"\\ \n.0123-e=\xff"[rng.index(20)],
+            2 => drop(out.drain(at..(at + rng.index(8)).min(out.len()))),
             _ => out.extend_from_within(at..),
         }
         if out.is_empty() {
@@ -82,12 +71,12 @@ fn rounds(default: usize) -> usize {
 
 #[test]
 fn parser_schema_and_options_survive() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut rng = Rng::new(1, 0);
     let mut parser = Parser::default();
     let mut bytes = Vec::new();
     let (mut values, mut errors, mut trees) = (0_u64, 0_u64, 0_u64);
     for _ in 0..rounds(50_000) {
-        mutate(&mut random, &mut bytes);
+        mutate(&mut rng, &mut bytes);
         let mut input = bytes.as_slice();
         while let Some(item) = parser.next(&mut input) {
             match item {
@@ -126,7 +115,7 @@ fn a_session_survives() {
     }
     /// Makes requests until it has made enough.
     struct Storm {
-        random: Random,
+        rng: Rng,
         left: usize,
         bytes: Vec<u8>,
     }
@@ -136,7 +125,7 @@ fn a_session_survives() {
                 return Ok(0);
             }
             self.left -= 1;
-            mutate(&mut self.random, &mut self.bytes);
+            mutate(&mut self.rng, &mut self.bytes);
             let n = self.bytes.len().min(buffer.len());
             buffer[..n].copy_from_slice(&self.bytes[..n]);
             Ok(n)
@@ -151,7 +140,7 @@ fn a_session_survives() {
     let close = move || {
         let _ = ended.lock().unwrap().send(());
     };
-    let storm = Storm { random: Random(7), left: rounds(50_000) / 10, bytes: Vec::new() };
+    let storm = Storm { rng: Rng::new(7, 0), left: rounds(50_000) / 10, bytes: Vec::new() };
     monitors.serve(Connection::new(storm, lines.clone(), close)).unwrap();
     end.recv().unwrap();
     assert!(*lines.0.lock().unwrap() > 100);
