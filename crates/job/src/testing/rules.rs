@@ -62,20 +62,24 @@ pub fn check_moves(kind: &dyn Kind) {
             // Wherever that has led: on, and then to the end.
             let _ = life.request(Verb::Resume).and_then(|()| life.request(Verb::Pause));
             let _ = life.request(Verb::ForceCancel);
-            let life = life.unblocked().until_over();
-            let context = format!("{stage:?}, {verb}: {:?}", life.names());
-            let mut before = None;
-            for state in life.events().iter().filter_map(status) {
-                match before {
-                    None => assert_eq!(state, JobState::Created, "{context}"),
-                    Some(before) => {
-                        let before: JobState = before;
-                        assert!(before.can_transition_to(state), "{before} to {state}; {context}");
-                    }
-                }
-                before = Some(state);
-            }
+            assert_moves(&life.unblocked().until_over(), &format!("{stage:?}, {verb}"));
         }
+    }
+    let fails = Setup { disk: Disk::Fails, ..PLAIN };
+    assert_moves(&Life::start(kind, fails).until_over(), "a failed disk");
+}
+
+fn assert_moves(life: &Life, context: &str) {
+    let states: Vec<_> = life.events().iter().filter_map(status).collect();
+    assert_eq!(states.first(), Some(&JobState::Created), "{context}: {:?}", life.names());
+    for pair in states.windows(2) {
+        assert!(
+            pair[0].can_transition_to(pair[1]),
+            "{context}: {} to {}: {:?}",
+            pair[0],
+            pair[1],
+            life.names()
+        );
     }
 }
 
