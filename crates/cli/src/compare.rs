@@ -32,7 +32,8 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let mut meter = Meter::new(console, &args.progress, "compared");
     let len = a.len().max(b.len());
     let mut stopped = false;
-    let found = compare(a, b, CompareOptions { strict: args.strict }, &mut |done| {
+    let options = CompareOptions::default().strict(args.strict);
+    let found = compare(a, b, options, &mut |done| {
         let reading = Reading::of_pass(done, len);
         meter.show(console, &reading, interrupt.progress_wanted());
         stopped = interrupt.requested();

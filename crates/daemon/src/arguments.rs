@@ -5,7 +5,9 @@
 //! another type is a fault of the program.
 
 use blockmirror_qmp::QmpError;
-use blockmirror_qmp::schema::{BOOL, INT, INT64, Member, Object, SIZE, STR, Type, UINT32, UINT64, Variant};
+use blockmirror_qmp::schema::{
+    BOOL, INT, INT64, Member, Object, SIZE, STR, Type, UINT32, UINT64, Variant, case, opt, req,
+};
 use serde_json::{Map, Value};
 
 use crate::Reply;
@@ -94,17 +96,17 @@ impl<T: Argument> Argument for Vec<T> {
 
 /// The member `name` for the schema.
 pub(crate) const fn member<T: Argument>(name: &'static str, doc: &'static str) -> Member {
-    Member { name, ty: T::TYPE, optional: T::OPTIONAL, default: None, doc, ours: false }
+    if T::OPTIONAL { opt(name, T::TYPE, doc) } else { req(name, T::TYPE, doc) }
 }
 
 /// `member`, which clients must give.
 pub(crate) const fn required(member: Member) -> Member {
-    Member { optional: false, ..member }
+    member.required()
 }
 
 /// The members of `T`, which come with the value `name` of a union's tag.
 pub(crate) const fn variant<T: Argument>(name: &'static str) -> Variant {
-    Variant { case: name, object: object_of::<T>() }
+    case(name, object_of::<T>())
 }
 
 /// What the schema has of the struct `T`.

@@ -28,6 +28,7 @@ use crate::storage::FileStorage;
 
 /// What to do about a file that has the name already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Existing {
     /// Fail, at the start if it is there by then, at the end otherwise.
     Refuse,

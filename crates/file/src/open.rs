@@ -23,6 +23,7 @@ use crate::id::FileKind;
 
 /// How an open file is protected against other users of the same image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum LockMode {
     /// Readers keep writers out, a writer keeps readers and writers out.
     #[default]

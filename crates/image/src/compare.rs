@@ -27,9 +27,19 @@ pub enum Difference {
 
 /// How much is compared, and how.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct CompareOptions {
     /// Lengths and allocation must be the same, too.
     pub strict: bool,
+}
+
+impl CompareOptions {
+    /// Whether lengths and allocation must be the same, too. Default: false.
+    #[must_use]
+    pub fn strict(mut self, strict: bool) -> Self {
+        self.strict = strict;
+        self
+    }
 }
 
 const BUFFER: usize = 1 << 20;

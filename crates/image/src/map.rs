@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 /// One run, with the members of `qemu-img map --output=json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MapRow {
     /// First guest byte.
     pub start: u64,

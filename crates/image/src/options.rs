@@ -93,6 +93,7 @@ pub enum BackingSettingsError {
 
 /// An option as the help lists it.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct OptionHelp {
     /// The key.
     pub key: &'static str,

@@ -41,6 +41,7 @@ impl Role {
 /// Why a file that an image names was not opened.
 #[derive(Debug, Error)]
 #[error("{} names the {} \"{}\", {reason}", image.display(), role.as_str(), name.display())]
+#[non_exhaustive]
 pub struct ReferenceError {
     /// The image with the name in it.
     pub image: PathBuf,

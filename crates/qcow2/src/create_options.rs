@@ -5,6 +5,7 @@ use crate::format::header::Compression;
 
 /// The version of the format that a new image has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Version {
     /// Version 2, `compat=0.10`: for readers from before 2012.
     V2,
@@ -25,6 +26,7 @@ impl Version {
 
 /// What a new image has allocated from the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Preallocation {
     /// Nothing: clusters are allocated when they are written.
     #[default]

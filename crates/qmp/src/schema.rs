@@ -37,6 +37,7 @@ pub use markdown::markdown;
 
 /// A type.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum Type {
     /// A string.
     Str,
@@ -64,6 +65,7 @@ pub enum Type {
 
 /// Width and sign of a whole number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Int {
     /// `int`: 64 bits, signed.
     Int,
@@ -108,6 +110,7 @@ pub const ANY: Type = Type::Any;
 
 /// One of a few names.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Enum {
     /// Its name in the reference and in errors.
     pub name: &'static str,
@@ -121,6 +124,7 @@ pub struct Enum {
 
 /// A name of an [`Enum`].
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct EnumValue {
     /// The name on the wire.
     pub name: &'static str,
@@ -132,6 +136,7 @@ pub struct EnumValue {
 
 /// A member of an object, or an argument of a command.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Member {
     /// Its name on the wire.
     pub name: &'static str,
@@ -149,6 +154,7 @@ pub struct Member {
 
 /// Named members. With a tag, one member's value says which further members there are.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Object {
     /// Its name in the reference.
     pub name: &'static str,
@@ -166,6 +172,7 @@ pub struct Object {
 
 /// The members that come with one value of a tag.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Variant {
     /// The value of the tag.
     pub case: &'static str,
@@ -175,6 +182,7 @@ pub struct Variant {
 
 /// One of several types that differ in their JSON type.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Alternate {
     /// Its name, which is what an error says was expected.
     pub name: &'static str,
@@ -186,6 +194,7 @@ pub struct Alternate {
 
 /// A command.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Command {
     /// Its name.
     pub name: &'static str,
@@ -211,6 +220,7 @@ pub struct Command {
 
 /// An event.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Event {
     /// Its name.
     pub name: &'static str,
@@ -249,6 +259,12 @@ impl Member {
     #[must_use]
     pub const fn default(self, default: &'static str) -> Self {
         Self { default: Some(default), ..self }
+    }
+
+    /// The same member where it must be there.
+    #[must_use]
+    pub const fn required(self) -> Self {
+        Self { optional: false, ..self }
     }
 
     /// Says that QEMU does not have it.

@@ -281,11 +281,11 @@ fn an_error_prints_its_cause_once() {
     }
     {
         use blockmirror_image::{
-            CreateSettings, Error, Format, OptionError, ReferenceError, ReferenceRefusal, Role,
+            CreateSettings, Error, Format, OptionError, ReferencePolicy, ReferenceRefusal, Role,
         };
         let reason = ReferenceRefusal::from(system());
         prints_each_cause_once(&reason);
-        let error = ReferenceError { image: path.clone(), role: Role::Backing, name: "base".into(), reason };
+        let error = ReferencePolicy::any().resolve(&path, Role::Backing, "base".as_ref()).unwrap_err();
         prints_each_cause_once(&error);
         prints_each_cause_once(&Error::from(error));
         prints_each_cause_once(&Error::from(below()));

@@ -156,7 +156,7 @@ impl DriverEntry {
 
     /// The options for the schema, which come with the driver's name.
     pub(crate) const fn variant(&self) -> Variant {
-        Variant { case: self.name, object: self.options }
+        blockmirror_qmp::schema::case(self.name, self.options)
     }
 
     /// Whether `blockdev-reopen` may change its own option `name`.

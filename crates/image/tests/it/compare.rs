@@ -8,7 +8,7 @@ use blockmirror_image::{CompareOptions, Difference, compare};
 use proptest::prelude::*;
 
 fn ours(a: &MemoryDisk, b: &MemoryDisk, strict: bool) -> Option<Difference> {
-    compare(a, b, CompareOptions { strict }, &mut |_| Visit::Continue(())).unwrap()
+    compare(a, b, CompareOptions::default().strict(strict), &mut |_| Visit::Continue(())).unwrap()
 }
 
 /// The sector of the first byte that differs, the shorter disk taken as followed by zeros.
@@ -114,7 +114,7 @@ fn the_rest_of_the_longer_disk_is_compared_in_pieces() {
     long.write_at(&vec![0; 4 << 20], 0, WriteFlags::NONE).unwrap();
     for (a, b) in [(&short, &long), (&long, &short)] {
         let mut steps = Vec::new();
-        let found = compare(a, b, CompareOptions { strict: false }, &mut |done| {
+        let found = compare(a, b, CompareOptions::default(), &mut |done| {
             steps.push(done);
             Visit::Continue(())
         });
@@ -122,7 +122,7 @@ fn the_rest_of_the_longer_disk_is_compared_in_pieces() {
         assert!(steps.windows(2).all(|pair| pair[1] - pair[0] <= 1 << 20), "{steps:?}");
         assert_eq!(steps.last(), Some(&(4 << 20)));
         let mut calls = 0;
-        let stopped = compare(a, b, CompareOptions { strict: false }, &mut |_| {
+        let stopped = compare(a, b, CompareOptions::default(), &mut |_| {
             calls += 1;
             if calls == 3 { Visit::Break(()) } else { Visit::Continue(()) }
         });

@@ -24,6 +24,7 @@ wire_flags! {
 
 /// The format of replies that the two sides have negotiated, the later ones with more features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum ReplyFormat {
     /// A header without a length; no sparse reads, no block status.
     Simple,

@@ -145,6 +145,7 @@ pub trait MetaContext: Send + Sync {
 
 /// What [`Server::remove`](super::Server::remove) does with clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RemoveMode {
     /// Fails while there are any.
     Safe,

@@ -21,6 +21,7 @@ const SEND_LIMIT: usize = 256 << 10;
 
 /// Whether and how a server speaks TLS.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub enum TlsPolicy {
     /// Not at all.
     #[default]
