@@ -11,8 +11,8 @@ use std::time::Duration;
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
 use blockmirror_mirror::{
-    BitmapMode, CopyMode, Error, Event, GroupEvent, GroupMember, JobState, MirrorControl, MirrorGroup,
-    MirrorOptions, OnError, Refused, SyncMode, Tap, Verb,
+    BitmapMode, CopyMode, Error, Event, GroupControl, GroupEvent, GroupMember, JobState, MirrorControl,
+    MirrorGroup, MirrorOptions, OnError, Refused, SyncMode, Tap, Verb,
 };
 
 const LEN: u64 = 256 << 10;
@@ -121,6 +121,92 @@ fn until(group: &MirrorGroup, wanted: &GroupEvent) {
     }
 }
 
+/// What one run asks of its group.
+struct Run {
+    seed: u64,
+    /// The targets are kept as copies in place of a pivot.
+    keep: bool,
+    /// A member was cancelled, perhaps too late.
+    cancel: bool,
+    attempts: u64,
+}
+
+/// Pauses, copy modes and failed flushes, before the end is asked for.
+fn disturb(pair: &Pair, control: &GroupControl, rng: &mut Rng) {
+    for _ in 0..rng.below(4) {
+        let i = rng.below(2) as usize;
+        // A refusal is as good.
+        let _ = match rng.below(4) {
+            0 => control.members()[i].pause(),
+            1 => control.members()[i].change(CopyMode::Background),
+            2 => control.members()[i].change(CopyMode::WriteBlocking),
+            _ => {
+                pair.faults[i].inject(Fault::on(OpKind::Flush));
+                Ok(())
+            }
+        };
+        thread::yield_now();
+    }
+}
+
+/// Asks for the end of the group and waits for it.
+fn end(seed: u64, control: &GroupControl, rng: &mut Rng) -> Run {
+    let keep = rng.below(2) == 0;
+    let _ = control.resume();
+    if keep {
+        control.keep_copy().unwrap()
+    } else {
+        control.complete().unwrap()
+    }
+    let cancel = rng.below(4) == 0;
+    if cancel {
+        thread::sleep(Duration::from_micros(rng.below(300)));
+        let _ = control.members()[rng.below(2) as usize].force_cancel();
+    }
+    for member in control.members() {
+        // Background would wait for guests that write without a pause.
+        let _ = member.change(CopyMode::WriteBlocking);
+    }
+    if seed.is_multiple_of(5) {
+        while control.finalize().is_err() && !control.wait_timeout(Duration::from_millis(1)) {}
+    }
+    assert!(control.wait_timeout(FOREVER), "seed {seed} hangs");
+    Run { seed, keep, cancel, attempts: control.attempts() }
+}
+
+/// Copies, or what was left behind, show one instant; `last` is what the guests wrote last. Returns how the
+/// run ended.
+fn judge<T>(pair: &Pair, run: &Run, result: Result<T, Error>, last: [u64; 2]) -> &'static str {
+    for (at, stamped) in [(FORTH, last[0]), (BACK, last[1])] {
+        for tap in &pair.taps {
+            assert_eq!(stamp(&**tap, at), stamped, "seed {}: an acknowledged write is lost", run.seed);
+        }
+    }
+    let on_target = |i: usize| pair.taps[i].device().name() != pair.sources[i].name();
+    let what = format!("seed {}, {} attempts", run.seed, run.attempts);
+    match result {
+        Ok(_) if run.keep => {
+            assert_one_instant(&*pair.targets[0], &*pair.targets[1], &what);
+            "copy"
+        }
+        Ok(_) => {
+            // What stayed behind is what the disks held at the pivot.
+            assert_one_instant(&*pair.sources[0], &*pair.sources[1], &what);
+            assert!(on_target(0) && on_target(1), "{what}");
+            "pivot"
+        }
+        Err(Error::Cancelled) => {
+            assert!(run.cancel && !on_target(0) && !on_target(1), "{what}");
+            for source in &pair.sources {
+                let found = [stamp(&**source, FORTH), stamp(&**source, BACK)];
+                assert_eq!(found, last, "{what}");
+            }
+            "cancelled"
+        }
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
 fn one_run(seed: u64) -> (&'static str, u64) {
     let mut rng = Rng::new(seed, 0);
     let pair = Pair::new();
@@ -136,78 +222,13 @@ fn one_run(seed: u64) -> (&'static str, u64) {
     let both_open = rng.below(8) == 0;
     thread::scope(|scope| {
         let guests = scope.spawn(|| pair.guests(&stop, both_open));
-        let _stop = Stop(&stop);
+        let stop = Stop(&stop);
         until(&group, &GroupEvent::Ready);
-        let control = group.control();
-        for _ in 0..rng.below(4) {
-            let i = rng.below(2) as usize;
-            // Refusals are part of the play.
-            let _ = match rng.below(4) {
-                0 => control.members()[i].pause(),
-                1 => control.members()[i].change(CopyMode::Background),
-                2 => control.members()[i].change(CopyMode::WriteBlocking),
-                _ => {
-                    pair.faults[i].inject(Fault::on(OpKind::Flush));
-                    Ok(())
-                }
-            };
-            thread::yield_now();
-        }
-        let keep = rng.below(2) == 0;
-        let _ = control.resume();
-        if keep {
-            control.keep_copy().unwrap()
-        } else {
-            control.complete().unwrap()
-        }
-        let cancel = rng.below(4) == 0;
-        if cancel {
-            thread::sleep(Duration::from_micros(rng.below(300)));
-            let _ = control.members()[rng.below(2) as usize].force_cancel();
-        }
-        for member in control.members() {
-            // Background would wait for guests who never rest.
-            let _ = member.change(CopyMode::WriteBlocking);
-        }
-        if seed.is_multiple_of(5) {
-            while control.finalize().is_err() && !control.wait_timeout(Duration::from_millis(1)) {}
-        }
-        assert!(control.wait_timeout(FOREVER), "seed {seed} hangs");
-        let attempts = control.attempts();
+        disturb(&pair, group.control(), &mut rng);
+        let run = end(seed, group.control(), &mut rng);
         let result = group.wait();
-        drop(_stop);
-        let last = guests.join().unwrap();
-        for (i, order) in [(FORTH, last[0]), (BACK, last[1])] {
-            for tap in &pair.taps {
-                assert_eq!(stamp(&**tap, i), order, "seed {seed}: an acknowledged write is lost");
-            }
-        }
-        let on_target = |i: usize| pair.taps[i].device().name() != pair.sources[i].name();
-        let what = format!("seed {seed}, {} attempts", attempts);
-        match result {
-            Ok(_) if keep => {
-                assert_one_instant(&*pair.targets[0], &*pair.targets[1], &what);
-                ("copy", attempts)
-            }
-            Ok(_) => {
-                // What stayed behind is what the disks held at the pivot.
-                assert_one_instant(&*pair.sources[0], &*pair.sources[1], &what);
-                assert!(on_target(0) && on_target(1), "{what}");
-                ("pivot", attempts)
-            }
-            Err(Error::Cancelled) => {
-                assert!(cancel && !on_target(0) && !on_target(1), "{what}");
-                for source in &pair.sources {
-                    assert_eq!(
-                        (stamp(&**source, FORTH), stamp(&**source, BACK)),
-                        (last[0], last[1]),
-                        "{what}"
-                    );
-                }
-                ("cancelled", attempts)
-            }
-            Err(error) => panic!("{what}: {error}"),
-        }
+        drop(stop);
+        (judge(&pair, &run, result, guests.join().unwrap()), run.attempts)
     })
 }
 
