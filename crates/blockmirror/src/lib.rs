@@ -1,7 +1,8 @@
 //! Copy, convert and mirror virtual disks.
 //!
-//! This crate has no code of its own: it gives the crates of the project one name. Each of them can be used
-//! alone.
+//! QEMU's drive-mirror job and `qemu-img convert` as a library, synchronous, without a runtime. This crate
+//! has no code of its own: it gives the crates of the project one name. Each of them can be used alone. The
+//! command of the same name is in the package `blockmirror-cli`.
 //!
 //! ```text
 //!                 ops       convert, stream, commit
@@ -28,10 +29,10 @@
 //! use blockmirror::{Convert, image::Format};
 //!
 //! # let dir = tempfile::tempdir()?;
-//! # let (disk_raw, disk_qcow2) = (dir.path().join("disk.raw"), dir.path().join("disk.qcow2"));
-//! # std::fs::write(&disk_raw, [1; 4096])?;
+//! # std::env::set_current_dir(&dir)?;
+//! # std::fs::write("disk.raw", [1; 4096])?;
 //! let cancel = AtomicBool::new(false);
-//! let outcome = Convert::new(&disk_raw, &disk_qcow2)
+//! let outcome = Convert::new("disk.raw", "disk.qcow2")
 //!     .target_format(Format::Qcow2)
 //!     .run(&cancel, |progress| eprintln!("{} of {} bytes", progress.offset, progress.len))?;
 //! println!("{} bytes copied", outcome.copy.copied);
@@ -53,8 +54,3 @@ pub use blockmirror_ops as ops;
 pub use blockmirror_qcow2 as qcow2;
 
 pub use blockmirror_ops::{Convert, ConvertError, ConvertOutcome};
-
-/// The example of README.md, so that it is compiled.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-pub struct Readme;
