@@ -16,7 +16,7 @@ use tracing::info;
 use crate::Reply;
 use crate::command;
 use crate::command::locks::CommandLocks;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::export::Exports;
 use crate::graph::{Graph, close_all};
 use crate::job::Jobs;

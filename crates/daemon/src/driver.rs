@@ -24,8 +24,8 @@ use serde_json::{Map, Value};
 use tracing::info;
 
 pub(crate) use drivers::{
-    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Kind, Rebased, all_children, backing_in_header,
-    driver_named, is_locked, probe_format,
+    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Rebased, all_children, backing_in_header, driver_named,
+    is_locked, probe_format,
 };
 pub(crate) use reopen::Reopened;
 
@@ -33,8 +33,10 @@ use crate::Reply;
 use crate::arguments::Arguments;
 use crate::command::schema::{CommonOptions, DetectZeroes, Discard, NodeRef};
 use crate::daemon::Daemon;
+use crate::errors::qmp_error;
 use crate::graph::{
-    ALL_PERMS, BackingLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, NodeId, Parent, Perms, Released,
+    ALL_PERMS, BackingLink, ChildLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, NodeId, Parent, Perms,
+    Released,
 };
 
 /// How deep nodes may stand on each other in one `blockdev-add`, backing files included.
@@ -80,20 +82,6 @@ pub(crate) struct Opened {
     /// Set by drivers that fall back to reading only.
     pub(crate) read_only: bool,
     pub(crate) children: Vec<ChildLink>,
-}
-
-/// A child that a driver stands on.
-pub(crate) struct ChildLink {
-    pub(crate) node: String,
-    pub(crate) role: &'static str,
-    pub(crate) perm: Perms,
-    pub(crate) shared_perm: Perms,
-    /// What the driver's device reads by it, if that moves with it.
-    pub(crate) link: Option<Arc<BackingLink>>,
-    /// What the format lives in.
-    pub(crate) storage: Option<Arc<dyn Storage>>,
-    /// It is what a filter needs and shares besides what its users do.
-    pub(crate) claim: bool,
 }
 
 impl Opened {
@@ -352,7 +340,7 @@ impl Daemon {
         let device = NodeDevice::new(opened.device, common.device_options(read_only));
         let node = Node {
             name: name.to_owned(),
-            driver,
+            driver: &driver.node,
             filename: opened.filename,
             path: opened.path,
             storage: opened.storage,
@@ -460,35 +448,6 @@ pub(crate) fn flattened(options: &Map<String, Value>) -> BTreeMap<String, Value>
         }
     }
     flat
-}
-
-/// Refuses an option that is known and not implemented, by name.
-pub(crate) fn refuse(is_given: bool, driver: &str, option: &str) -> Reply<()> {
-    if is_given {
-        return Err(QmpError::generic(format!("Driver '{driver}' does not support the option '{option}'")));
-    }
-    Ok(())
-}
-
-/// Why `blockdev-reopen` refuses an option.
-pub(crate) fn cannot_change(option: &str) -> QmpError {
-    QmpError::generic(format!("Cannot change the option '{option}'"))
-}
-
-/// Why nothing writes to a node, in the words that scripts know.
-pub(crate) fn is_read_only() -> QmpError {
-    QmpError::generic("Block node is read-only")
-}
-
-/// An error of a layer below, for a client.
-pub(crate) fn qmp_error(error: impl std::fmt::Display) -> QmpError {
-    QmpError::generic(error.to_string())
-}
-
-/// What the system says went wrong, without its number.
-pub(crate) fn system_text(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
 }
 
 /// A path for people.

@@ -21,7 +21,7 @@ use crate::command::Deferred;
 use crate::command::bitmap::BitmapRef;
 use crate::command::export::{BLOCK_EXPORT_DELETED, NbdServerArgs};
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
 use crate::object::Iothread;
 

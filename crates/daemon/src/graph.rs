@@ -12,9 +12,11 @@ mod attachment;
 mod backing_link;
 mod blocked_parents;
 mod chain;
+mod child_link;
 mod close;
 mod filters;
 mod host_size;
+mod host_size_cell;
 mod node;
 mod node_device;
 mod retarget;
@@ -33,13 +35,13 @@ pub(crate) use attachment::{
 };
 pub(crate) use backing_link::BackingLink;
 pub(crate) use blocked_parents::BlockedParents;
+pub(crate) use child_link::ChildLink;
 pub(crate) use close::close_all;
 pub(crate) use host_size::HostSizes;
-pub(crate) use node::{Node, NodeId};
+pub(crate) use node::{Kind, Node, NodeDriver, NodeId};
 pub(crate) use node_device::{Counter, DeviceOptions, NodeDevice};
 
 use crate::Reply;
-use crate::driver::ChildLink;
 
 /// How long a guest that does not finish its writes may keep it waiting who holds it.
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(30);

@@ -43,6 +43,7 @@ mod arguments;
 mod command;
 mod daemon;
 mod driver;
+mod errors;
 mod export;
 mod graph;
 mod inherited;

@@ -20,7 +20,8 @@ use serde_json::{Map, Value};
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Found, is_locked, qmp_error};
+use crate::driver::{Found, is_locked};
+use crate::errors::qmp_error;
 
 /// What is to be created at a path.
 pub(crate) struct NewFileSpec<'a> {

@@ -24,7 +24,7 @@ use crate::command::export::{EXPORT_OPTIONS, ExportArgs, NbdServerArgs};
 use crate::command::object::OBJECT_OPTIONS;
 use crate::command::schema::{BLOCKDEV_OPTIONS, SocketAddressLegacy, SocketArg};
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::export::{SocketAddress, listener};
 use crate::inherited::{self, SocketState};
 

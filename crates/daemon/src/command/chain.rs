@@ -11,7 +11,7 @@ use super::block::OnErrorArg;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::graph::{Graph, Node};
 use crate::job::{ChainRequest, JobOptions, job_span};
 

@@ -22,12 +22,11 @@ use super::schema::{CommonOptions, NodeOptions};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
-use crate::driver::{
-    Below, Common, Inherited, Kind, Rebased, Reopened, cannot_change, flattened, is_read_only, qmp_error,
-};
+use crate::driver::{Below, Common, DriverEntry, Inherited, Rebased, Reopened, flattened};
+use crate::errors::{cannot_change, is_read_only, qmp_error};
 use crate::graph::{
-    ALL_PERMS, AttachmentId, BackingLink, BlockedParents, Graph, HOLD_LIMIT, NO_CHANGE, Node, Parent, Perms,
-    Released,
+    ALL_PERMS, AttachmentId, BackingLink, BlockedParents, Graph, HOLD_LIMIT, Kind, NO_CHANGE, Node, Parent,
+    Perms, Released,
 };
 
 arguments! {
@@ -121,14 +120,14 @@ impl Change {
         if (names_backing || graph.backing_of(&name).is_some()) && !given.contains_key("backing") {
             return Err(QmpError::generic(format!("backing is missing for '{name}'")));
         }
-        let driver = node.driver;
-        if driver.name != common.driver.name() {
+        let driver = common.driver.0;
+        if driver.name() != node.driver.name {
             return Err(cannot_change("driver"));
         }
         if !driver.reopens {
             return Err(QmpError::generic(format!(
                 "Block format '{}' used by node '{name}' does not support reopening files",
-                driver.name
+                driver.name()
             )));
         }
         let common = Common::new(&common, from_above.unwrap_or_else(|| inherited(&graph, node)))?;
@@ -138,9 +137,9 @@ impl Change {
             files_below(&graph, node, &mut files);
         }
         let options = flattened(&given);
-        check_fixed(node, &options)?;
-        let child = child(&graph, node, &given)?;
-        let below = new_below(&graph, node, &given, child.as_ref())?;
+        check_fixed(driver, node, &options)?;
+        let child = child(&graph, driver, node, &given)?;
+        let below = new_below(&graph, driver, node, &given, child.as_ref())?;
         drop(graph);
         // Asks the file, so not under the graph's lock.
         let disk = below.map(|NewBelow { file, below }| {
@@ -181,11 +180,11 @@ fn inherited(graph: &Graph, node: &Node) -> Inherited {
 }
 
 /// Refuses changes of options that cannot change.
-fn check_fixed(node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
+fn check_fixed(driver: &DriverEntry, node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
     let is_free = |name: &str| {
         let first = name.split('.').next().unwrap_or(name);
         let of_all = CommonOptions::CHANGEABLE.iter().any(|(option, free)| *option == first && *free);
-        of_all || node.driver.may_change(first)
+        of_all || driver.may_change(first)
     };
     for (name, value) in options {
         if !is_free(name) && node.options.get(name) != Some(value) {
@@ -203,11 +202,12 @@ fn check_fixed(node: &Node, options: &BTreeMap<String, Value>) -> Reply<()> {
 /// The child that is to be another one, if there is one.
 fn child(
     graph: &Graph,
+    driver: &DriverEntry,
     node: &Node,
     given: &Map<String, Value>,
 ) -> Reply<Option<(&'static str, Option<String>)>> {
     let mut other = None;
-    for role in node.driver.children() {
+    for role in driver.children() {
         let Some(reference) = given.get(role) else { continue };
         let present = graph.children(&node.name).find(|(r, _)| *r == role).map(|(_, child)| child);
         let wanted = match reference {
@@ -220,7 +220,7 @@ fn child(
             continue;
         }
         let wanted = wanted.map(|node| node.name.clone());
-        if !node.driver.may_change(role) || node.is_part() {
+        if !driver.may_change(role) || node.is_part() {
             return Err(cannot_change(role));
         }
         other = Some((role, wanted));
@@ -237,13 +237,14 @@ struct NewBelow {
 /// What a node is to stand on, if that is another child, or the same by another device.
 fn new_below(
     graph: &Graph,
+    driver: &DriverEntry,
     node: &Node,
     given: &Map<String, Value>,
     child: Option<&(&'static str, Option<String>)>,
 ) -> Reply<Option<NewBelow>> {
     let file = match child {
         Some(("file", Some(name))) => graph.find_node(name)?,
-        None if (node.driver.needs_rebase)(&node.options, given)? => {
+        None if (driver.needs_rebase)(&node.options, given)? => {
             match graph.children(&node.name).find(|(role, _)| *role == "file") {
                 Some((_, file)) => file,
                 None => return Ok(None),

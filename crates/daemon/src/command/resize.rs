@@ -12,7 +12,7 @@ use super::Commands;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::graph::{BlockedParents, HOLD_LIMIT, Node};
 
 arguments! {

@@ -16,7 +16,7 @@ static DRIVER_NAMES: [EnumValue; DRIVER_COUNT] = {
     let mut names = [value("", ""); DRIVER_COUNT];
     let mut at = 0;
     while at < DRIVER_COUNT {
-        names[at] = value(DRIVER_TABLE[at].name, DRIVER_TABLE[at].doc);
+        names[at] = value(DRIVER_TABLE[at].name(), DRIVER_TABLE[at].doc);
         at += 1;
     }
     names
@@ -32,7 +32,7 @@ pub(crate) struct DriverName(pub(crate) &'static DriverEntry);
 impl DriverName {
     /// The name.
     pub(crate) fn name(self) -> &'static str {
-        self.0.name
+        self.0.name()
     }
 }
 

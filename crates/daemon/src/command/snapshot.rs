@@ -16,7 +16,8 @@ use super::resize::named_node;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice};
 use crate::daemon::Daemon;
-use crate::driver::{Found, Inherited, is_read_only, qmp_error};
+use crate::driver::{Found, Inherited};
+use crate::errors::{is_read_only, qmp_error};
 use crate::graph::{
     ALL_PERMS, Attachment, BackingLink, Graph, HOLD_LIMIT, Node, NodeId, Parent, Perms, Released,
 };

@@ -19,31 +19,22 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileStorage;
 use blockmirror_qcow2::Qcow2;
+use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Object, Type, Variant};
 use serde_json::{Map, Value};
 
 pub(crate) use file::is_locked;
 pub(crate) use qcow2::{backing_in_header, probe_format};
 
-use super::{Opened, Opening, cannot_change};
+use super::{Opened, Opening};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, variant};
-use crate::graph::{BackingLink, Node};
+use crate::errors::cannot_change;
+use crate::graph::{BackingLink, Kind, Node, NodeDriver};
 use crate::object::Objects;
 
 /// The options of an open node by dotted names, children left out.
 pub(crate) type FlatOptions = BTreeMap<String, Value>;
-
-/// What a node does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// It holds bytes itself: a file, an export, nothing.
-    Protocol,
-    /// An image or a part of a file, which lives in the file below it.
-    Format,
-    /// It stands before a disk and shows what that holds.
-    Filter,
-}
 
 /// A driver: how nodes of one kind are opened and changed.
 pub(crate) trait Driver {
@@ -122,41 +113,55 @@ pub(crate) struct Writable {
 
 /// A driver in the table.
 pub(crate) struct DriverEntry {
-    pub(crate) name: &'static str,
+    /// What the graph knows of it.
+    pub(crate) node: NodeDriver,
     pub(crate) doc: &'static str,
     pub(crate) reopens: bool,
-    pub(crate) writes_on_read: bool,
     options: &'static Object,
     changeable: &'static [(&'static str, bool)],
-    pub(crate) kind: fn(bool) -> Kind,
     pub(crate) open: fn(&mut Opening<'_>, &Map<String, Value>) -> Reply<Opened>,
     pub(crate) needs_rebase: fn(&FlatOptions, &Map<String, Value>) -> Reply<bool>,
     pub(crate) rebase: fn(&Objects, &Map<String, Value>, Below) -> Reply<Rebased>,
     pub(crate) reopen_rw: fn(&ReadOnlyNode) -> Reply<Option<Writable>>,
-    pub(crate) writes_past_tap: fn(&Node) -> bool,
 }
 
 impl DriverEntry {
     const fn of<D: Driver>() -> Self {
         Self {
-            name: D::NAME,
+            node: NodeDriver {
+                name: D::NAME,
+                writes_on_read: D::WRITES_ON_READ,
+                kind: D::kind,
+                writes_past_tap: D::writes_past_tap,
+            },
             doc: D::DOC,
             reopens: D::REOPENS,
-            writes_on_read: D::WRITES_ON_READ,
             options: variant::<D::Options>(D::NAME).object,
             changeable: D::Options::CHANGEABLE,
-            kind: D::kind,
             open: |opening, options| D::open(opening, D::Options::parse(options)?),
             needs_rebase: |old, new| Ok(D::needs_rebase(old, &D::Options::parse(new)?)),
             rebase: |objects, options, below| D::rebase(objects, &D::Options::parse(options)?, below),
             reopen_rw: D::reopen_rw,
-            writes_past_tap: D::writes_past_tap,
         }
+    }
+
+    /// Its name.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.node.name
+    }
+
+    /// The driver of `node`.
+    ///
+    /// # Errors
+    /// It is not in the table, which is a fault of the program.
+    pub(crate) fn of_node(node: &Node) -> Reply<&'static Self> {
+        let name = node.driver.name;
+        driver_named(name).ok_or_else(|| QmpError::generic(format!("Internal error: no driver '{name}'")))
     }
 
     /// The options for the schema, which come with the driver's name.
     pub(crate) const fn variant(&self) -> Variant {
-        blockmirror_qmp::schema::case(self.name, self.options)
+        blockmirror_qmp::schema::case(self.name(), self.options)
     }
 
     /// Whether `blockdev-reopen` may change its own option `name`.
@@ -176,7 +181,7 @@ impl DriverEntry {
 
 impl fmt::Debug for DriverEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
+        f.write_str(self.name())
     }
 }
 
@@ -200,7 +205,7 @@ static DRIVERS: &[DriverEntry] = DRIVER_TABLE;
 
 /// The driver `name`.
 pub(crate) fn driver_named(name: &str) -> Option<&'static DriverEntry> {
-    DRIVERS.iter().find(|driver| driver.name == name)
+    DRIVERS.iter().find(|driver| driver.name() == name)
 }
 
 /// Options that are children, of any driver.

@@ -15,10 +15,10 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::drivers::{ReadOnlyNode, Writable};
-use super::{is_read_only, qmp_error};
+use super::drivers::{DriverEntry, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::daemon::Daemon;
+use crate::errors::{is_read_only, qmp_error};
 use crate::graph::{Graph, Perms};
 
 /// How long requests that began before may take.
@@ -105,7 +105,7 @@ impl Daemon {
                 image: node.qcow2.clone(),
                 data: data.and_then(|(_, data)| data.storage.clone()),
             };
-            (Arc::clone(&node.device), node.driver, parts)
+            (Arc::clone(&node.device), DriverEntry::of_node(node)?, parts)
         };
         let new = (driver.reopen_rw)(&node);
         let file = node.file.clone();

@@ -6,7 +6,7 @@ use blockmirror_nbd::server::{Listener, ServerError};
 use blockmirror_qmp::QmpError;
 
 use crate::Reply;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 
 /// A socket's address.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,34 +11,13 @@ use std::time::{Duration, Instant};
 use blockmirror_block::Storage;
 use blockmirror_block::sync::{Condvar, Mutex};
 
+use super::host_size_cell::{HostSize, HostSizeCell};
 use super::{Graph, Node};
 
 /// How long one file may take to answer.
 const FILE_LIMIT: Duration = Duration::from_millis(300);
 /// How long all files may take.
 const QUERY_LIMIT: Duration = Duration::from_secs(1);
-
-/// What is known of a node's file.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct HostSize {
-    /// Its length in bytes, where the node is a file.
-    pub(crate) len: Option<u64>,
-    /// Bytes that it occupies, where the host can tell.
-    pub(crate) allocated: Option<u64>,
-}
-
-/// What a node remembers of its file.
-///
-/// *Guards*: the last answer, and whether a thread waits for the next. *Order*: leaf. *Not under it*: I/O.
-#[derive(Debug, Default)]
-pub(crate) struct HostSizeCell(Mutex<(HostSize, bool)>);
-
-impl HostSizeCell {
-    /// The last answer.
-    pub(crate) fn known(&self) -> HostSize {
-        self.0.lock().0
-    }
-}
 
 /// A file to be asked.
 struct Question {
@@ -50,16 +29,10 @@ struct Question {
 impl Question {
     /// Asks the host, unless another thread does.
     fn ask(&self) {
-        {
-            let mut state = self.cell.0.lock();
-            if state.1 {
-                return;
-            }
-            state.1 = true;
-        }
-        let len = if self.is_file { self.storage.len().ok() } else { None };
-        let allocated = self.storage.allocated_bytes().ok().flatten();
-        *self.cell.0.lock() = (HostSize { len, allocated }, false);
+        self.cell.ask(|| {
+            let len = if self.is_file { self.storage.len().ok() } else { None };
+            HostSize { len, allocated: self.storage.allocated_bytes().ok().flatten() }
+        });
     }
 }
 

@@ -1,6 +1,7 @@
 //! One node: an open image, file or filter. Made by a driver, owned by the graph.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,9 +11,37 @@ use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
 use serde_json::Value;
 
-use super::host_size::HostSizeCell;
+use super::host_size_cell::HostSizeCell;
 use super::node_device::NodeDevice;
-use crate::driver::{DriverEntry, Kind};
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It holds bytes itself: a file, an export, nothing.
+    Protocol,
+    /// An image or a part of a file, which lives in the file below it.
+    Format,
+    /// It stands before a disk and shows what that holds.
+    Filter,
+}
+
+/// What the graph has to know of a driver.
+pub(crate) struct NodeDriver {
+    /// Its name on the wire.
+    pub(crate) name: &'static str,
+    /// Whether its nodes write below when they are read.
+    pub(crate) writes_on_read: bool,
+    /// What a node of it is, that has a storage for formats or none.
+    pub(crate) kind: fn(bool) -> Kind,
+    /// Whether a node of it writes to a child past the tap of that, as formats do.
+    pub(crate) writes_past_tap: fn(&Node) -> bool,
+}
+
+impl fmt::Debug for NodeDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
 
 /// One node, as long as it is there: when it has gone, another one may get its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +56,7 @@ pub(crate) struct Node {
     /// Its name, unique.
     pub(crate) name: String,
     /// The driver.
-    pub(crate) driver: &'static DriverEntry,
+    pub(crate) driver: &'static NodeDriver,
     /// What it is called in answers: a path, a URI.
     pub(crate) filename: String,
     /// The path of the host file, where there is one right below.

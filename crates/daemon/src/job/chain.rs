@@ -23,7 +23,8 @@ use super::{
 };
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::{Reopened, is_read_only, qmp_error};
+use crate::driver::Reopened;
+use crate::errors::{is_read_only, qmp_error};
 use crate::export::ExportedBitmaps;
 use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms};
 

@@ -11,7 +11,7 @@ use blockmirror_file::FileStorage;
 
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 
 /// Block devices that are claimed until this is dropped.
 #[derive(Debug, Default)]

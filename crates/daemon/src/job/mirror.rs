@@ -23,7 +23,7 @@ use crate::arguments::Int64;
 use crate::command::block::{BitmapSync, MirrorArgs, OnErrorArg, Sync};
 use crate::command::job as events;
 use crate::daemon::Daemon;
-use crate::driver::is_read_only;
+use crate::errors::is_read_only;
 use crate::graph::{AttachmentId, Graph, JobRole, Node, Parent, Perms, WRITE, is_well_formed};
 
 /// A mirror that is asked for.

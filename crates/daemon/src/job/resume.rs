@@ -19,7 +19,7 @@ use blockmirror_qmp::QmpError;
 use super::{Job, JobCommand};
 use crate::Reply;
 use crate::daemon::Daemon;
-use crate::driver::qmp_error;
+use crate::errors::qmp_error;
 use crate::graph::NodeDevice;
 
 /// How long what is in flight may take to end.

@@ -17,7 +17,7 @@ use super::size;
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::daemon::Daemon;
-use crate::driver::is_read_only;
+use crate::errors::is_read_only;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms};
 
 /// Bytes that are moved at once.

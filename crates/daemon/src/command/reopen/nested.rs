@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use crate::Reply;
 use crate::arguments::Arguments;
 use crate::command::schema::CommonOptions;
-use crate::driver::{Common, Inherited, cannot_change};
+use crate::driver::{Common, Inherited};
+use crate::errors::cannot_change;
 use crate::graph::Graph;
 
 /// What a node is to become.

@@ -8,12 +8,13 @@ use blockmirror_filter::{
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::{Driver, Kind};
+use super::Driver;
 use crate::Reply;
 use crate::arguments::{Int64, Size, arguments, choice, disagreement};
 use crate::command::schema::NodeRef;
-use crate::driver::{ChildLink, Opened, Opening, qmp_error, system_text};
-use crate::graph::{ALL_PERMS, Perms};
+use crate::driver::{Opened, Opening};
+use crate::errors::{qmp_error, system_text};
+use crate::graph::{ALL_PERMS, ChildLink, Kind, Perms};
 
 arguments! {
     pub(super) struct InjectErrorArgs("BlkdebugInjectErrorOptions", "Fails a request.") {

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use blockmirror_filter::CopyOnRead;
 
-use super::{Driver, Kind};
+use super::Driver;
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::NodeRef;
-use crate::driver::{Opened, Opening, is_read_only, refuse};
+use crate::driver::{Opened, Opening};
+use crate::errors::{is_read_only, refuse};
+use crate::graph::Kind;
 
 arguments! {
     pub(super) struct CopyOnReadArgs("BlockdevOptionsCor", "Copies up what is read.") {

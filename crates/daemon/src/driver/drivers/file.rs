@@ -10,10 +10,12 @@ use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Driver, Kind, ReadOnlyNode, Writable};
+use super::{Driver, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{arguments, choice};
-use crate::driver::{Found, Opened, Opening, qmp_error, refuse, system_text};
+use crate::driver::{Found, Opened, Opening};
+use crate::errors::{qmp_error, refuse, system_text};
+use crate::graph::Kind;
 
 choice! {
     pub(super) enum Locking("OnOffAuto", "Yes, no, or what serves.") {

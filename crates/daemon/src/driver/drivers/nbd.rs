@@ -6,12 +6,14 @@ use std::time::Duration;
 use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdUri, TlsOptions};
 use blockmirror_qmp::QmpError;
 
-use super::{Driver, Kind};
+use super::Driver;
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::SocketArg;
-use crate::driver::{Found, Opened, Opening, qmp_error, refuse, system_text};
+use crate::driver::{Found, Opened, Opening};
+use crate::errors::{qmp_error, refuse, system_text};
 use crate::export::SocketAddress;
+use crate::graph::Kind;
 
 arguments! {
     pub(super) struct NbdArgs("BlockdevOptionsNbd", "An export of an NBD server.") {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use blockmirror_filter::{DEFAULT_NULL_SIZE, NullDisk};
 use blockmirror_qmp::QmpError;
 
-use super::{Driver, Kind};
+use super::Driver;
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::driver::{Opened, Opening};
+use crate::graph::Kind;
 
 arguments! {
     pub(super) struct NullArgs("BlockdevOptionsNull", "Nothing.") {

@@ -12,13 +12,14 @@ use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Alternate, STR, Type};
 use serde_json::{Map, Value};
 
-use super::{Driver, Kind, ReadOnlyNode, Writable};
+use super::{Driver, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{Argument, arguments, disagreement};
 use crate::command::schema::{NodeRef, NodeRefOrNull};
 use crate::daemon::Daemon;
-use crate::driver::{Child, Opened, Opening, is_read_only, qmp_error, refuse};
-use crate::graph::{BackingLink, Node};
+use crate::driver::{Child, Opened, Opening};
+use crate::errors::{is_read_only, qmp_error, refuse};
+use crate::graph::{BackingLink, Kind, Node};
 
 arguments! {
     pub(super) struct Encrypt("BlockdevQcow2Encryption", "Refused.") {

@@ -7,12 +7,13 @@ use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
-use super::{Below, Driver, Kind, ReadOnlyNode, Rebased, Writable};
+use super::{Below, Driver, ReadOnlyNode, Rebased, Writable};
 use crate::Reply;
 use crate::arguments::{Size, arguments};
 use crate::command::schema::NodeRef;
-use crate::driver::{Opened, Opening, qmp_error};
-use crate::graph::{BackingLink, Node};
+use crate::driver::{Opened, Opening};
+use crate::errors::qmp_error;
+use crate::graph::{BackingLink, Kind, Node};
 use crate::object::Objects;
 
 arguments! {

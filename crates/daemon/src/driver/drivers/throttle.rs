@@ -5,11 +5,12 @@ use std::sync::Arc;
 use blockmirror_filter::{Throttle, ThrottleStorage};
 use serde_json::Value;
 
-use super::{Below, Driver, FlatOptions, Kind, Rebased};
+use super::{Below, Driver, FlatOptions, Rebased};
 use crate::Reply;
 use crate::arguments::arguments;
 use crate::command::schema::NodeRef;
 use crate::driver::{Opened, Opening};
+use crate::graph::Kind;
 use crate::object::Objects;
 
 arguments! {

@@ -1,0 +1,34 @@
+//! Errors that several layers answer, in the words that scripts know. Leaf: called by all layers above.
+
+use blockmirror_qmp::QmpError;
+
+use crate::Reply;
+
+/// Refuses an option that is known and not implemented, by name.
+pub(crate) fn refuse(is_given: bool, driver: &str, option: &str) -> Reply<()> {
+    if is_given {
+        return Err(QmpError::generic(format!("Driver '{driver}' does not support the option '{option}'")));
+    }
+    Ok(())
+}
+
+/// Why `blockdev-reopen` refuses an option.
+pub(crate) fn cannot_change(option: &str) -> QmpError {
+    QmpError::generic(format!("Cannot change the option '{option}'"))
+}
+
+/// Why nothing writes to a node, in the words that scripts know.
+pub(crate) fn is_read_only() -> QmpError {
+    QmpError::generic("Block node is read-only")
+}
+
+/// An error of a layer below, for a client.
+pub(crate) fn qmp_error(error: impl std::fmt::Display) -> QmpError {
+    QmpError::generic(error.to_string())
+}
+
+/// What the system says went wrong, without its number.
+pub(crate) fn system_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
+}
