@@ -3,20 +3,19 @@
 //! Commands about the same nodes run one after the other, whichever monitor they come from ([`locks`]);
 //! `quit`, `blockdev-add`, the verbs of jobs and what only looks do not wait for others, nor others for them.
 
-pub(crate) mod bitmap;
-pub(crate) mod block;
+mod bitmap;
+mod block;
 mod chain;
 mod create;
 mod drive_mirror;
 pub(crate) mod export;
 mod hmp;
-pub(crate) mod job;
+mod job;
 pub(crate) mod locks;
-pub(crate) mod object;
+mod object;
 mod query;
 mod reopen;
 mod resize;
-pub(crate) mod schema;
 mod snapshot;
 mod transaction;
 
@@ -29,6 +28,7 @@ use serde_json::Value;
 use crate::Reply;
 use crate::arguments::Arguments;
 use crate::daemon::Daemon;
+use crate::events::EVENTS;
 
 /// The version of QEMU whose commands these are.
 const SPOKEN: (u32, u32, u32) = (10, 0, 0);
@@ -127,7 +127,7 @@ pub(crate) fn empty_table() -> Table {
 pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
     let mut table = empty_table();
     table.check_answers(cfg!(test));
-    for event in job::EVENTS.iter().chain(export::EVENTS) {
+    for event in EVENTS {
         table.event(event);
     }
     let mut commands = Commands { table: &mut table, daemon: Arc::downgrade(daemon) };

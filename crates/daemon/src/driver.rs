@@ -24,14 +24,14 @@ use serde_json::{Map, Value};
 use tracing::info;
 
 pub(crate) use drivers::{
-    Below, DRIVER_COUNT, DRIVER_TABLE, DriverEntry, Rebased, all_children, backing_in_header, driver_named,
-    is_locked, probe_format,
+    BLOCKDEV_OPTIONS, Below, CommonOptions, DriverEntry, DriverName, NodeOptions, NodeRef, Rebased,
+    all_children, backing_in_header, is_locked, probe_format,
 };
+use drivers::{DetectZeroes, Discard};
 pub(crate) use reopen::Reopened;
 
 use crate::Reply;
 use crate::arguments::Arguments;
-use crate::command::schema::{CommonOptions, DetectZeroes, Discard, NodeRef};
 use crate::daemon::Daemon;
 use crate::errors::qmp_error;
 use crate::graph::{

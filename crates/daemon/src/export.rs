@@ -18,14 +18,14 @@ use tracing::{info, warn};
 use crate::NOTICE;
 use crate::Reply;
 use crate::command::Deferred;
-use crate::command::bitmap::BitmapRef;
-use crate::command::export::{BLOCK_EXPORT_DELETED, NbdServerArgs};
 use crate::daemon::Daemon;
 use crate::errors::qmp_error;
+use crate::events::BLOCK_EXPORT_DELETED;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
 use crate::object::Iothread;
+use crate::schema::{BitmapRef, NbdServerArgs, SocketAddress};
 
-pub(crate) use address::{SocketAddress, listener};
+pub(crate) use address::listener;
 pub(crate) use bitmap::ExportedBitmaps;
 
 /// Notes that export `id` has met a file that was cut short, where its client reads zeros.

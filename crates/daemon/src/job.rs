@@ -31,8 +31,8 @@ use serde_json::{Value, json};
 use tracing::{Span, error};
 
 use crate::Reply;
-use crate::command::job as events;
 use crate::daemon::Daemon;
+use crate::events;
 use crate::graph::{AttachmentId, HOLD_LIMIT, Released, is_well_formed};
 
 pub(crate) use chain::ChainRequest;

@@ -44,12 +44,14 @@ mod command;
 mod daemon;
 mod driver;
 mod errors;
+mod events;
 mod export;
 mod graph;
 mod inherited;
 mod job;
 mod new_image;
 mod object;
+mod schema;
 mod startup;
 #[cfg(test)]
 mod tests;

@@ -13,11 +13,11 @@ use serde_json::Map;
 
 use crate::Reply;
 use crate::arguments::Arguments;
-use crate::command::object::{
-    Endpoint, IothreadArgs, Limits, ObjectArgs, ObjectKind, SecretArgs, ThrottleGroupArgs, TlsCredsArgs,
-};
 use crate::daemon::Daemon;
 use crate::graph::{Parent, is_well_formed};
+use crate::schema::{
+    Endpoint, IothreadArgs, Limits, ObjectArgs, ObjectKind, SecretArgs, ThrottleGroupArgs, TlsCredsArgs,
+};
 
 /// What an object is.
 #[derive(Debug)]

@@ -20,13 +20,13 @@ use thiserror::Error;
 
 use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice, object_of};
-use crate::command::export::{EXPORT_OPTIONS, ExportArgs, NbdServerArgs};
-use crate::command::object::OBJECT_OPTIONS;
-use crate::command::schema::{BLOCKDEV_OPTIONS, SocketAddressLegacy, SocketArg};
+use crate::command::export::{EXPORT_OPTIONS, ExportArgs};
 use crate::daemon::Daemon;
+use crate::driver::BLOCKDEV_OPTIONS;
 use crate::errors::qmp_error;
-use crate::export::{SocketAddress, listener};
+use crate::export::listener;
 use crate::inherited::{self, SocketState};
+use crate::schema::{NbdServerArgs, OBJECT_OPTIONS, SocketAddress, SocketAddressLegacy, SocketArg};
 
 /// How long nodes and exports may keep monitors waiting.
 const OPEN_LIMIT: Duration = Duration::from_secs(3);

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use blockmirror_mirror::{Error, GranularityChoice, Tap};
 use blockmirror_qmp::QmpError;
-use blockmirror_qmp::schema::{Alternate, Command, STR, Type};
+use blockmirror_qmp::schema::Command;
 use serde_json::Value;
 
 use super::Commands;
 use crate::Reply;
-use crate::arguments::{Argument, Arguments, arguments};
+use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
 use crate::graph::Node;
+use crate::schema::{BitmapRef, OneBitmap};
 
 /// As an image could hold it.
 const LONGEST_NAME: usize = 1023;
@@ -26,41 +27,6 @@ arguments! {
         persistent: Option<bool> = "persistent", "refused if true" [default "false"];
         disabled: Option<bool> = "disabled", "whether it records nothing until it is enabled"
             [default "false"];
-    }
-}
-
-arguments! {
-    /// The arguments of the commands about one bitmap.
-    pub(crate) struct OneBitmap("BlockDirtyBitmap", "A bitmap of a node.") {
-        node: String = "node", "the node";
-        name: String = "name", "the bitmap";
-    }
-}
-
-/// A bitmap of the node that is spoken of, or of another.
-#[derive(Clone, Debug)]
-pub(crate) struct BitmapRef {
-    /// The node, if it is named.
-    pub(crate) node: Option<String>,
-    pub(crate) name: String,
-}
-
-impl Argument for BitmapRef {
-    const TYPE: Type = {
-        static BITMAP_OR_STR: Alternate = Alternate::new(
-            "BlockDirtyBitmapOrStr",
-            "A bitmap: its name, or with the node that it belongs to.",
-            &[STR, OneBitmap::TYPE],
-        );
-        Type::Alternate(&BITMAP_OR_STR)
-    };
-
-    fn read(value: &Value) -> Option<Self> {
-        if let Some(name) = String::read(value) {
-            return Some(Self { node: None, name });
-        }
-        let OneBitmap { node, name } = OneBitmap::read(value)?;
-        Some(Self { node: Some(node), name })
     }
 }
 

@@ -7,13 +7,13 @@ use blockmirror_qmp::{ErrorClass, QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::block::OnErrorArg;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
 use crate::errors::qmp_error;
 use crate::graph::{Graph, Node};
 use crate::job::{ChainRequest, JobOptions, job_span};
+use crate::schema::OnErrorArg;
 
 arguments! {
     pub(super) struct StreamArgs {

@@ -13,11 +13,10 @@ use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::schema::{DriverName, NodeRef};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, Size, arguments, choice, variant};
 use crate::daemon::Daemon;
-use crate::driver::Inherited;
+use crate::driver::{DriverName, Inherited, NodeRef};
 use crate::errors::{is_read_only, qmp_error, refuse};
 use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
 use crate::job::{AtEnd, Claims, JobOptions, SimpleJob, job_span};

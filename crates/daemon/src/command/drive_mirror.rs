@@ -17,7 +17,6 @@ use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
 use super::Commands;
-use super::block::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync, mirror_arguments};
 use super::snapshot::NewImageMode;
 use crate::Reply;
 use crate::arguments::{Arguments, Int64};
@@ -26,6 +25,7 @@ use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::{Node, NodeId};
 use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
+use crate::schema::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync, mirror_arguments};
 
 mirror_arguments! {
     pub(super) struct DriveMirrorArgs {

@@ -2,32 +2,16 @@
 
 use std::sync::Arc;
 
-use blockmirror_qmp::schema::{BOOL, Command, Event, Member, Object, STR, Type, req};
+use blockmirror_qmp::schema::{BOOL, Command, Member, Object, STR, Type, req};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Map, Value};
 
 use super::Commands;
-use super::bitmap::BitmapRef;
-use super::schema::SocketAddressLegacy;
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, NoArguments, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::export::NewExport;
-
-arguments! {
-    /// The arguments of `nbd-server-start`.
-    pub(crate) struct NbdServerArgs {
-        addr: SocketAddressLegacy = "addr", "where it listens";
-        handshake_max_seconds: Option<u32> = "handshake-max-seconds", "how long a client may take to \
-         negotiate"
-            [default "10"];
-        tls_creds: Option<String> = "tls-creds", "id of TLS credentials for the server's end" [default "no \
-         TLS"];
-        tls_authz: Option<String> = "tls-authz", "refused";
-        max_connections: Option<u32> = "max-connections", "connections at the same time; 0 is no limit"
-            [default "100"];
-    }
-}
+use crate::schema::{BitmapRef, NbdServerArgs};
 
 static NBD_SERVER_START: Command = Command::new(
     "nbd-server-start",
@@ -157,13 +141,6 @@ static EXPORT_INFO: Object = Object::new(
 
 static QUERY_BLOCK_EXPORTS: Command = Command::new("query-block-exports", "Lists the exports.", &[])
     .returns(Type::Array(&Type::Object(&EXPORT_INFO)), "the exports, newest first");
-
-/// An export is gone.
-pub(crate) static BLOCK_EXPORT_DELETED: Event =
-    Event::new("BLOCK_EXPORT_DELETED", "An export is gone.", &[req("id", STR, "which")]);
-
-/// All events of exports.
-pub(super) static EVENTS: &[&Event] = &[&BLOCK_EXPORT_DELETED];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands

@@ -1,47 +1,20 @@
-//! Jobs: the commands `job-*` and `block-job-*`, what is asked about jobs, and the events they send.
+//! Jobs: the commands `job-*` and `block-job-*`, and what is asked about jobs.
 
 use std::sync::Arc;
 
 use blockmirror_mirror::Verb;
 use blockmirror_qmp::schema::{
-    BOOL, Command, Enum, Event, INT, Member, Object, STR, Type, UINT64, case, opt, req, value,
+    BOOL, Command, Enum, INT, Member, Object, STR, Type, UINT64, case, opt, req, value,
 };
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
 use serde_json::{Map, Value};
 
 use super::Commands;
-use super::block::CopyModeArg;
 use crate::Reply;
-use crate::arguments::{Argument, Arguments, Int64, NoArguments, arguments, choice, variant};
+use crate::arguments::{Argument, Arguments, Int64, NoArguments, arguments, variant};
 use crate::daemon::Daemon;
 use crate::job::{Job, JobCommand};
-
-choice! {
-    pub(crate) enum JobType("JobType", "What kind of job.", differs "other kinds of jobs are not there") {
-        Commit = "commit", "an image into its backing file";
-        Stream = "stream", "a backing file into its image";
-        Mirror = "mirror", "a node to another";
-        Create = "create", "a new image";
-    }
-}
-
-static JOB_STATUS: Enum = Enum::new(
-    "JobStatus",
-    "Where a job stands.",
-    &[
-        value("created", "set up"),
-        value("running", "at work"),
-        value("paused", "at work, but paused"),
-        value("ready", "the target is equal; what is written is copied at once"),
-        value("standby", "ready, but paused"),
-        value("waiting", "about to end"),
-        value("pending", "waits for `job-finalize`"),
-        value("aborting", "given up, about to end"),
-        value("concluded", "over"),
-        value("null", "over and dismissed"),
-    ],
-)
-.differs("`undefined`, which QEMU never tells, is not there");
+use crate::schema::{CopyModeArg, JOB_STATUS, JobType};
 
 static JOB_INFO: Object = Object::new(
     "JobInfo",
@@ -254,85 +227,6 @@ impl Arguments for ChangeOptions {
 
 static BLOCK_JOB_CHANGE: Command =
     Command::boxed("block-job-change", "Changes a job while it goes on.", &CHANGE);
-
-const EVENT_MEMBERS: [Member; 5] = [
-    req("type", JobType::TYPE, "what kind of job"),
-    req("device", STR, "its name"),
-    req("len", INT, "what there was to do"),
-    req("offset", INT, "what is done"),
-    req("speed", INT, "bytes per second; 0 is no limit"),
-];
-static EVENT_DATA: [Member; 5] = EVENT_MEMBERS;
-static COMPLETED_DATA: [Member; 6] = {
-    let [a, b, c, d, e] = EVENT_MEMBERS;
-    [a, b, c, d, e, opt("error", STR, "why it failed")]
-};
-
-/// A job has come to another state.
-pub(crate) static JOB_STATUS_CHANGE: Event = Event::new(
-    "JOB_STATUS_CHANGE",
-    "A job has come to another state.",
-    &[req("id", STR, "the job"), req("status", Type::Enum(&JOB_STATUS), "the state")],
-);
-/// A job is ready.
-pub(crate) static BLOCK_JOB_READY: Event =
-    Event::new("BLOCK_JOB_READY", "A job can be completed.", &EVENT_DATA);
-/// A job waits for its end to be allowed.
-pub(crate) static BLOCK_JOB_PENDING: Event = Event::new(
-    "BLOCK_JOB_PENDING",
-    "A job waits for `job-finalize`.",
-    &[req("type", JobType::TYPE, "what kind of job"), req("id", STR, "its name")],
-);
-/// A job has ended.
-pub(crate) static BLOCK_JOB_COMPLETED: Event =
-    Event::new("BLOCK_JOB_COMPLETED", "A job has ended, well or not.", &COMPLETED_DATA);
-/// A job was given up.
-pub(crate) static BLOCK_JOB_CANCELLED: Event =
-    Event::new("BLOCK_JOB_CANCELLED", "A job was given up; its target is of no use.", &EVENT_DATA);
-
-static OPERATION: Enum = Enum::new(
-    "IoOperationType",
-    "Which side failed.",
-    &[value("read", "the source"), value("write", "the target")],
-);
-static ACTION: Enum = Enum::new(
-    "BlockErrorAction",
-    "What happens now.",
-    &[value("ignore", "the job goes on"), value("report", "it fails"), value("stop", "it pauses")],
-);
-/// A request of a job has failed.
-pub(crate) static BLOCK_JOB_ERROR: Event = Event::new(
-    "BLOCK_JOB_ERROR",
-    "A request of a job has failed.",
-    &[
-        req("device", STR, "the job"),
-        req("operation", Type::Enum(&OPERATION), "which side"),
-        req("action", Type::Enum(&ACTION), "what happens now"),
-        opt("message", STR, "the failure with operation, file and offset, for people").ours(),
-    ],
-);
-/// A mirror in auto mode goes about it in another way.
-pub(crate) static BLOCK_JOB_COPY_MODE: Event = Event::new(
-    "BLOCK_JOB_COPY_MODE",
-    "A mirror with `copy-mode` auto has changed when the target gets what is written.",
-    &[
-        req("device", STR, "the job"),
-        req("copy-mode", CopyModeArg::TYPE, "the mode from now on"),
-        req("reason", STR, "why, with figures, for people"),
-    ],
-)
-.ours();
-
-/// All events of jobs.
-pub(super) static EVENTS: [&Event; 7] = [
-    &JOB_STATUS_CHANGE,
-    &BLOCK_JOB_READY,
-    &BLOCK_JOB_PENDING,
-    &BLOCK_JOB_COMPLETED,
-    &BLOCK_JOB_CANCELLED,
-    &BLOCK_JOB_ERROR,
-    &BLOCK_JOB_COPY_MODE,
-];
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands

@@ -18,11 +18,12 @@ use serde_json::{Map, Value};
 
 use self::nested::ReopenRequest;
 use super::Commands;
-use super::schema::{CommonOptions, NodeOptions};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::daemon::Daemon;
-use crate::driver::{Below, Common, DriverEntry, Inherited, Rebased, Reopened, flattened};
+use crate::driver::{
+    Below, Common, CommonOptions, DriverEntry, Inherited, NodeOptions, Rebased, Reopened, flattened,
+};
 use crate::errors::{cannot_change, is_read_only, qmp_error};
 use crate::graph::{
     ALL_PERMS, AttachmentId, BackingLink, BlockedParents, Graph, HOLD_LIMIT, Kind, NO_CHANGE, Node, Parent,

@@ -13,14 +13,14 @@ use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::Commands;
-use super::bitmap::{AddBitmap, MergeBitmaps, OneBitmap, in_words};
-use super::block::MirrorArgs;
+use super::bitmap::{AddBitmap, MergeBitmaps, in_words};
 use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, arguments, choice, variant};
 use crate::daemon::Daemon;
 use crate::graph::HOLD_LIMIT;
 use crate::job::{MirrorRequest, Prepared};
+use crate::schema::{MirrorArgs, OneBitmap};
 
 choice! {
     enum ActionKind("TransactionActionKind", "What is done.") {

@@ -10,6 +10,7 @@ mod nbd;
 mod null_co;
 mod qcow2;
 mod raw;
+mod schema;
 mod throttle;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,9 @@ use serde_json::{Map, Value};
 
 pub(crate) use file::is_locked;
 pub(crate) use qcow2::{backing_in_header, probe_format};
+pub(crate) use schema::{
+    BLOCKDEV_OPTIONS, CommonOptions, DetectZeroes, Discard, DriverName, NodeOptions, NodeRef,
+};
 
 use super::{Opened, Opening};
 use crate::Reply;

@@ -1,20 +1,11 @@
 //! Where to listen.
 
-use std::path::PathBuf;
-
 use blockmirror_nbd::server::{Listener, ServerError};
 use blockmirror_qmp::QmpError;
 
 use crate::Reply;
 use crate::errors::qmp_error;
-
-/// A socket's address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SocketAddress {
-    Unix(PathBuf),
-    Inet { host: String, port: u16 },
-    Fd(String),
-}
+use crate::schema::SocketAddress;
 
 /// Listens there, for a client who asks for it.
 pub(crate) fn listener(address: &SocketAddress) -> Reply<Listener> {

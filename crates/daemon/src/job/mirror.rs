@@ -20,11 +20,11 @@ use super::{
 };
 use crate::Reply;
 use crate::arguments::Int64;
-use crate::command::block::{BitmapSync, MirrorArgs, OnErrorArg, Sync};
-use crate::command::job as events;
 use crate::daemon::Daemon;
 use crate::errors::is_read_only;
+use crate::events;
 use crate::graph::{AttachmentId, Graph, JobRole, Node, Parent, Perms, WRITE, is_well_formed};
+use crate::schema::{BitmapSync, MirrorArgs, OnErrorArg, Sync};
 
 /// A mirror that is asked for.
 #[derive(Debug)]

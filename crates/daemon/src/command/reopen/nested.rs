@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::Reply;
 use crate::arguments::Arguments;
-use crate::command::schema::CommonOptions;
-use crate::driver::{Common, Inherited};
+use crate::driver::{Common, CommonOptions, Inherited};
 use crate::errors::cannot_change;
 use crate::graph::Graph;
 

@@ -9,9 +9,9 @@ use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
 use super::Driver;
+use super::schema::NodeRef;
 use crate::Reply;
 use crate::arguments::{Int64, Size, arguments, choice, disagreement};
-use crate::command::schema::NodeRef;
 use crate::driver::{Opened, Opening};
 use crate::errors::{qmp_error, system_text};
 use crate::graph::{ALL_PERMS, ChildLink, Kind, Perms};

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use blockmirror_filter::CopyOnRead;
 
 use super::Driver;
+use super::schema::NodeRef;
 use crate::Reply;
 use crate::arguments::arguments;
-use crate::command::schema::NodeRef;
 use crate::driver::{Opened, Opening};
 use crate::errors::{is_read_only, refuse};
 use crate::graph::Kind;

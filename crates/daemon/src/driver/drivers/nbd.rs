@@ -9,11 +9,10 @@ use blockmirror_qmp::QmpError;
 use super::Driver;
 use crate::Reply;
 use crate::arguments::arguments;
-use crate::command::schema::SocketArg;
 use crate::driver::{Found, Opened, Opening};
 use crate::errors::{qmp_error, refuse, system_text};
-use crate::export::SocketAddress;
 use crate::graph::Kind;
+use crate::schema::{SocketAddress, SocketArg};
 
 arguments! {
     pub(super) struct NbdArgs("BlockdevOptionsNbd", "An export of an NBD server.") {

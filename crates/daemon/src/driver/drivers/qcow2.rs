@@ -12,10 +12,10 @@ use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Alternate, STR, Type};
 use serde_json::{Map, Value};
 
+use super::schema::{NodeRef, NodeRefOrNull};
 use super::{Driver, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{Argument, arguments, disagreement};
-use crate::command::schema::{NodeRef, NodeRefOrNull};
 use crate::daemon::Daemon;
 use crate::driver::{Child, Opened, Opening};
 use crate::errors::{is_read_only, qmp_error, refuse};

@@ -7,10 +7,10 @@ use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
+use super::schema::NodeRef;
 use super::{Below, Driver, ReadOnlyNode, Rebased, Writable};
 use crate::Reply;
 use crate::arguments::{Size, arguments};
-use crate::command::schema::NodeRef;
 use crate::driver::{Opened, Opening};
 use crate::errors::qmp_error;
 use crate::graph::{BackingLink, Kind, Node};

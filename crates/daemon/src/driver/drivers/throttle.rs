@@ -5,10 +5,10 @@ use std::sync::Arc;
 use blockmirror_filter::{Throttle, ThrottleStorage};
 use serde_json::Value;
 
+use super::schema::NodeRef;
 use super::{Below, Driver, FlatOptions, Rebased};
 use crate::Reply;
 use crate::arguments::arguments;
-use crate::command::schema::NodeRef;
 use crate::driver::{Opened, Opening};
 use crate::graph::Kind;
 use crate::object::Objects;
