@@ -1,6 +1,6 @@
 //! The commands, each file with the schema of its own.
 //!
-//! Commands about the same nodes run one after the other, whichever monitor they come from ([`locks`]);
+//! Commands about the same nodes run one after the other, whichever monitor they come from (`locks`);
 //! `quit`, `blockdev-add`, the verbs of jobs and what only looks do not wait for others, nor others for them.
 
 mod bitmap;
@@ -11,7 +11,6 @@ mod drive_mirror;
 pub(crate) mod export;
 mod hmp;
 mod job;
-pub(crate) mod locks;
 mod object;
 mod query;
 mod reopen;
@@ -19,33 +18,57 @@ mod resize;
 mod snapshot;
 mod transaction;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
 use blockmirror_qmp::schema::Command;
 use blockmirror_qmp::{QmpError, Session, Table, Version};
 use serde_json::Value;
 
-use crate::Reply;
 use crate::arguments::Arguments;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::events::EVENTS;
+use crate::export::Exports;
+use crate::job::Jobs;
+use crate::quit::Quit;
+use crate::{Deferred, Reply};
 
 /// The version of QEMU whose commands these are.
 const SPOKEN: (u32, u32, u32) = (10, 0, 0);
 
-/// What a handler gets: the daemon, the session, and the arguments.
-pub(crate) type Handler<A> = fn(&Arc<Daemon>, &Session, A) -> Reply<Value>;
+/// What commands work on.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) context: Arc<Context>,
+    pub(crate) exports: Arc<Exports>,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) quit: Quit,
+}
 
-/// The rest of a command, while which others may run.
-pub(crate) type Deferred = Box<dyn FnOnce() -> Reply<Value>>;
+impl Services {
+    /// Those of a daemon with nothing in it. Files that images name are opened if they lie beside the image
+    /// or in one of the `allowed` directories, or, but not as data files, in one of the `readable` ones.
+    pub(crate) fn new(allowed: Vec<PathBuf>, readable: Vec<PathBuf>) -> Arc<Self> {
+        let context = Context::new(allowed, readable);
+        Arc::new(Self {
+            exports: Exports::new(Arc::clone(&context)),
+            jobs: Jobs::new(Arc::clone(&context)),
+            context,
+            quit: Quit::default(),
+        })
+    }
+}
+
+/// What a handler gets: what commands work on, the session, and the arguments.
+pub(crate) type Handler<A> = fn(&Arc<Services>, &Session, A) -> Reply<Value>;
 
 /// A handler whose command takes its time after what has to be done alone.
-pub(crate) type DeferredHandler<A> = fn(&Arc<Daemon>, A) -> Reply<Deferred>;
+pub(crate) type DeferredHandler<A> = fn(&Arc<Services>, A) -> Reply<Deferred>;
 
 /// Commands being put together.
 pub(crate) struct Commands<'a> {
     table: &'a mut Table,
-    daemon: Weak<Daemon>,
+    services: Weak<Services>,
 }
 
 impl Commands<'_> {
@@ -55,11 +78,11 @@ impl Commands<'_> {
         command: &'static Command,
         handler: Handler<A>,
     ) -> &mut Self {
-        let daemon = Weak::clone(&self.daemon);
+        let services = Weak::clone(&self.services);
         self.table.command(command, move |session, args| {
-            let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), false);
-            handler(&daemon, session, A::parse(args.map())?)
+            let services = services.upgrade().ok_or_else(gone)?;
+            let _nodes = services.context.locks.lock(&services.context.graph, args.map(), false);
+            handler(&services, session, A::parse(args.map())?)
         });
         self
     }
@@ -70,11 +93,11 @@ impl Commands<'_> {
         command: &'static Command,
         handler: Handler<A>,
     ) -> &mut Self {
-        let daemon = Weak::clone(&self.daemon);
+        let services = Weak::clone(&self.services);
         self.table.command(command, move |session, args| {
-            let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
-            handler(&daemon, session, A::parse(args.map())?)
+            let services = services.upgrade().ok_or_else(gone)?;
+            let _nodes = services.context.locks.lock(&services.context.graph, args.map(), true);
+            handler(&services, session, A::parse(args.map())?)
         });
         self
     }
@@ -86,11 +109,11 @@ impl Commands<'_> {
         exports: bool,
         handler: DeferredHandler<A>,
     ) -> &mut Self {
-        let daemon = Weak::clone(&self.daemon);
+        let services = Weak::clone(&self.services);
         self.table.command(command, move |_, args| {
-            let daemon = daemon.upgrade().ok_or_else(gone)?;
-            let nodes = daemon.locks.lock(&daemon.graph, args.map(), exports);
-            let rest = handler(&daemon, A::parse(args.map())?);
+            let services = services.upgrade().ok_or_else(gone)?;
+            let nodes = services.context.locks.lock(&services.context.graph, args.map(), exports);
+            let rest = handler(&services, A::parse(args.map())?);
             drop(nodes);
             rest?()
         });
@@ -104,10 +127,10 @@ impl Commands<'_> {
         command: &'static Command,
         handler: Handler<A>,
     ) -> &mut Self {
-        let daemon = Weak::clone(&self.daemon);
+        let services = Weak::clone(&self.services);
         self.table.command(command, move |session, args| {
-            let daemon = daemon.upgrade().ok_or_else(gone)?;
-            handler(&daemon, session, A::parse(args.map())?)
+            let services = services.upgrade().ok_or_else(gone)?;
+            handler(&services, session, A::parse(args.map())?)
         });
         self
     }
@@ -118,19 +141,19 @@ fn gone() -> QmpError {
 }
 
 /// A table without commands of ours.
-pub(crate) fn empty_table() -> Table {
+fn empty_table() -> Table {
     let (major, minor, micro) = SPOKEN;
     Table::new(Version::new(major, minor, micro, concat!("blockmirror ", env!("CARGO_PKG_VERSION"))))
 }
 
 /// All commands and events.
-pub(crate) fn table(daemon: &Arc<Daemon>) -> Table {
+pub(crate) fn table(services: &Arc<Services>) -> Table {
     let mut table = empty_table();
     table.check_answers(cfg!(test));
     for event in EVENTS {
         table.event(event);
     }
-    let mut commands = Commands { table: &mut table, daemon: Arc::downgrade(daemon) };
+    let mut commands = Commands { table: &mut table, services: Arc::downgrade(services) };
     block::register(&mut commands);
     job::register(&mut commands);
     export::register(&mut commands);

@@ -32,7 +32,7 @@ pub(crate) use reopen::Reopened;
 
 use crate::Reply;
 use crate::arguments::Arguments;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::qmp_error;
 use crate::graph::{
     ALL_PERMS, BackingLink, ChildLink, DeviceOptions, NO_CHANGE, Node, NodeDevice, NodeId, Parent, Perms,
@@ -187,8 +187,8 @@ pub(crate) struct Child {
 
 impl Child {
     /// The node `name`.
-    pub(crate) fn named(daemon: &Daemon, name: String) -> Reply<Self> {
-        let graph = daemon.graph.lock();
+    pub(crate) fn named(context: &Context, name: String) -> Reply<Self> {
+        let graph = context.graph.lock();
         let node = graph.find(&name)?;
         Ok(Self {
             tap: Arc::clone(&node.tap),
@@ -268,7 +268,7 @@ impl Child {
     }
 }
 
-impl Daemon {
+impl Context {
     /// Opens a node that was asked for by name (`blockdev-add`).
     pub(crate) fn add_node(&self, options: &Map<String, Value>) -> Reply<()> {
         let name = CommonOptions::parse(options)?.node_name;
@@ -318,7 +318,7 @@ impl Daemon {
             None => self.graph.lock().name_for_unnamed(),
         };
         let driver = given.driver.0;
-        let mut opening = Opening { daemon: self, common, found, children: Vec::new() };
+        let mut opening = Opening { context: self, common, found, children: Vec::new() };
         let result = (driver.open)(&mut opening, options)
             .and_then(|opened| self.put_in(&name, driver, options, common, opened, owned));
         if result.is_err() {
@@ -397,7 +397,7 @@ pub(crate) enum Found {
 
 /// A node being opened: its options, and the children opened for it so far.
 pub(crate) struct Opening<'a> {
-    pub(crate) daemon: &'a Daemon,
+    pub(crate) context: &'a Context,
     pub(crate) common: Common,
     /// The file that the node is to be, if that is not for its name to say.
     found: Option<Found>,
@@ -411,13 +411,13 @@ impl Opening<'_> {
         let name = match reference {
             NodeRef::Name(name) => name.clone(),
             NodeRef::Options(options) => {
-                let child = self.daemon.open_node(options, inherited)?;
+                let child = self.context.open_node(options, inherited)?;
                 let name = child.name.clone();
                 self.children.push(child);
                 name
             }
         };
-        Child::named(self.daemon, name)
+        Child::named(self.context, name)
     }
 
     /// A child of the driver `file` on a file that an image names.
@@ -425,10 +425,10 @@ impl Opening<'_> {
         let mut options = Map::new();
         options.insert("driver".to_owned(), "file".into());
         options.insert("filename".to_owned(), shown(&found.path).into());
-        let child = self.daemon.open_node_on(&options, inherited, Some(Found::Handle(found.handle)))?;
+        let child = self.context.open_node_on(&options, inherited, Some(Found::Handle(found.handle)))?;
         let name = child.name.clone();
         self.children.push(child);
-        Child::named(self.daemon, name)
+        Child::named(self.context, name)
     }
 }
 

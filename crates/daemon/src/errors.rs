@@ -1,8 +1,23 @@
-//! Errors that several layers answer, in the words that scripts know. Leaf: called by all layers above.
+//! Errors of more than one layer: those that clients are answered, in the words that scripts know, and that
+//! of the command line. Leaf: used by all layers above.
 
 use blockmirror_qmp::QmpError;
+use thiserror::Error;
 
 use crate::Reply;
+
+/// An option that could not be carried out.
+#[derive(Debug, Error)]
+#[error("{option} {text}: {reason}")]
+#[non_exhaustive]
+pub struct StartupError {
+    /// Which option.
+    pub option: &'static str,
+    /// Its value, as typed.
+    pub text: String,
+    /// What is wrong.
+    pub reason: String,
+}
 
 /// Refuses an option that is known and not implemented, by name.
 pub(crate) fn refuse(is_given: bool, driver: &str, option: &str) -> Reply<()> {

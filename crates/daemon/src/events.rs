@@ -1,9 +1,33 @@
-//! The events that clients are sent.
+//! The events that clients are sent, and what sends them: held by whatever has something to report.
 
+use std::sync::OnceLock;
+
+use blockmirror_qmp::Monitors;
 use blockmirror_qmp::schema::{Enum, Event, INT, Member, STR, Type, opt, req, value};
+
+use serde_json::Value;
 
 use crate::arguments::Argument;
 use crate::schema::{CopyModeArg, JOB_STATUS, JobType};
+
+/// Sends events to all monitors, once it is connected to them: they are made of the commands, and those of
+/// what holds this.
+#[derive(Debug, Default)]
+pub(crate) struct Events(OnceLock<Monitors>);
+
+impl Events {
+    /// Events go to `monitors` from now on. Called once.
+    pub(crate) fn connect(&self, monitors: Monitors) {
+        let _ = self.0.set(monitors);
+    }
+
+    /// Sends `event` with the members of `data`.
+    pub(crate) fn emit(&self, event: &'static Event, data: Value) {
+        if let (Some(monitors), Value::Object(members)) = (self.0.get(), data) {
+            monitors.emit(event, members);
+        }
+    }
+}
 
 const EVENT_MEMBERS: [Member; 5] = [
     req("type", JobType::TYPE, "what kind of job"),

@@ -4,7 +4,6 @@
 //! the export.
 
 mod address;
-mod bitmap;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,18 +14,16 @@ use blockmirror_qmp::QmpError;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use crate::NOTICE;
-use crate::Reply;
-use crate::command::Deferred;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::qmp_error;
 use crate::events::BLOCK_EXPORT_DELETED;
-use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE, is_well_formed};
+use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms, WRITE};
+use crate::ids::is_well_formed;
 use crate::object::Iothread;
 use crate::schema::{BitmapRef, NbdServerArgs, SocketAddress};
+use crate::{Deferred, NOTICE, Reply};
 
 pub(crate) use address::listener;
-pub(crate) use bitmap::ExportedBitmaps;
 
 /// Notes that export `id` has met a file that was cut short, where its client reads zeros.
 fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'static {
@@ -35,10 +32,10 @@ fn cut_short(id: &str) -> impl Fn(&blockmirror_block::Error) + Send + Sync + 'st
 }
 
 /// The server and its exports.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Exports {
+    context: Arc<Context>,
     state: Mutex<State>,
-    pub(crate) bitmaps: ExportedBitmaps,
 }
 
 #[derive(Debug, Default)]
@@ -71,14 +68,19 @@ pub(crate) struct NewExport<'a> {
 }
 
 impl Exports {
+    /// No server, no exports; they serve nodes of `context`.
+    pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context, state: Mutex::default() })
+    }
+
     fn server(&self) -> Option<Arc<Server>> {
         self.state.lock().server.clone()
     }
 
     /// The exports in the words of `query-block-exports`.
-    pub(crate) fn list(&self, daemon: &Daemon) -> Value {
+    pub(crate) fn list(&self) -> Value {
         let state = self.state.lock();
-        let graph = daemon.graph.lock();
+        let graph = self.context.graph.lock();
         let mut exports: Vec<_> = state.exports.iter().collect();
         exports.sort_by_key(|(_, entry)| std::cmp::Reverse(entry.attachment));
         let list: Vec<_> = exports
@@ -90,21 +92,19 @@ impl Exports {
             .collect();
         Value::Array(list)
     }
-}
 
-impl Daemon {
     /// `nbd-server-start`.
-    pub(crate) fn start_nbd_server(self: &Arc<Self>, args: NbdServerArgs) -> Reply<()> {
+    pub(crate) fn start_nbd_server(&self, args: NbdServerArgs) -> Reply<()> {
         self.start_nbd_server_at(args, listener)
     }
 
     /// `nbd-server-start`, with a way from an address to a socket that listens there.
     pub(crate) fn start_nbd_server_at(
-        self: &Arc<Self>,
+        &self,
         args: NbdServerArgs,
         listener: impl FnOnce(&SocketAddress) -> Reply<Listener>,
     ) -> Reply<()> {
-        if self.exports.server().is_some() {
+        if self.server().is_some() {
             return Err(QmpError::generic("NBD server already running"));
         }
         if args.tls_authz.is_some() {
@@ -118,7 +118,7 @@ impl Daemon {
             options.handshake_limit = std::time::Duration::from_secs(seconds.into());
         }
         if let Some(id) = args.tls_creds {
-            let creds = self.objects.tls_creds(&id, true)?;
+            let creds = self.context.objects.tls_creds(&id, true)?;
             let config = blockmirror_nbd::server::x509_credentials(&creds.dir, creds.verify_peer)
                 .map_err(qmp_error)?;
             options.tls = blockmirror_nbd::server::TlsPolicy::Require(config);
@@ -127,15 +127,15 @@ impl Daemon {
         let listener = listener(&address)?;
         let server = Server::new(options).map_err(qmp_error)?;
         server.listen(listener).map_err(qmp_error)?;
-        self.exports.state.lock().server = Some(server);
+        self.state.lock().server = Some(server);
         info!(?address, "NBD server listens");
         Ok(())
     }
 
     /// Ends the server with its exports, whatever the clients do, if there is one.
-    pub(crate) fn end_exports(&self) {
+    pub(crate) fn end_all(&self) {
         // What hangs is cut off: the process ends.
-        if self.exports.server().is_some()
+        if self.server().is_some()
             && let Err(error) = self.stop_nbd_server()
         {
             warn!(error = error.desc, "the NBD server does not stop");
@@ -144,48 +144,48 @@ impl Daemon {
 
     /// `nbd-server-stop`: the exports go with the server.
     pub(crate) fn stop_nbd_server(&self) -> Reply<()> {
-        let Some(server) = self.exports.state.lock().server.take() else {
+        let Some(server) = self.state.lock().server.take() else {
             return Err(QmpError::generic("NBD server not running"));
         };
         let stopped = server.stop().map_err(qmp_error);
-        let entries = std::mem::take(&mut self.exports.state.lock().exports);
+        let entries = std::mem::take(&mut self.state.lock().exports);
         self.forget_exports(&entries);
         stopped
     }
 
     fn forget_exports(&self, entries: &BTreeMap<String, Entry>) {
         let attachments: Vec<_> = entries.values().map(|entry| entry.attachment).collect();
-        self.detach_all(&attachments);
+        self.context.detach_all(&attachments);
         for id in entries.keys() {
             info!(id, "export removed");
-            self.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
+            self.context.events.emit(&BLOCK_EXPORT_DELETED, json!({"id": id}));
         }
     }
 
     /// Adds an export to the server.
     pub(crate) fn add_export(&self, new: &NewExport<'_>) -> Reply<()> {
-        let Some(server) = self.exports.server() else {
+        let Some(server) = self.server() else {
             return Err(QmpError::generic("NBD server not running"));
         };
         if !is_well_formed(new.id) {
             return Err(QmpError::generic("Invalid block export id"));
         }
-        if self.exports.state.lock().exports.contains_key(new.id) {
+        if self.state.lock().exports.contains_key(new.id) {
             return Err(QmpError::generic(format!("Block export id '{}' is already in use", new.id)));
         }
         let name = new.name.unwrap_or(new.node);
-        if self.exports.state.lock().exports.values().any(|entry| entry.name == name) {
+        if self.state.lock().exports.values().any(|entry| entry.name == name) {
             return Err(QmpError::generic(format!("NBD server already has export named '{name}'")));
         }
         let iothread = match new.iothread {
             None => None,
             Some(id) => {
-                let thread = self.objects.iothread(id);
+                let thread = self.context.objects.iothread(id);
                 Some(thread.ok_or_else(|| QmpError::generic(format!("iothread \"{id}\" not found")))?)
             }
         };
         let (tap, attachment) = {
-            let mut graph = self.graph.lock();
+            let mut graph = self.context.graph.lock();
             let node = graph.get(new.node).ok_or_else(|| {
                 QmpError::generic(format!("Cannot find device='' nor node-name='{}'", new.node))
             })?;
@@ -206,7 +206,7 @@ impl Daemon {
         let contexts = new.bitmaps.iter().map(|bitmap| {
             let tap = match &bitmap.node {
                 Some(other) => {
-                    let graph = self.graph.lock();
+                    let graph = self.context.graph.lock();
                     let other = graph.find(other)?;
                     if other.name != new.node {
                         // Its bitmaps would go with that one's users.
@@ -216,18 +216,18 @@ impl Daemon {
                 }
                 None => Arc::clone(&tap),
             };
-            self.exports.bitmaps.add(&tap, &bitmap.name, new.writable)
+            self.context.exported_bitmaps.add(&tap, &bitmap.name, new.writable)
         });
         let added = contexts.collect::<Reply<Vec<_>>>().and_then(|contexts| {
             let export = contexts.into_iter().fold(export, Export::context);
             server.add(export).map_err(qmp_error)
         });
         if let Err(error) = added {
-            self.detach_all(&[attachment]);
+            self.context.detach_all(&[attachment]);
             return Err(error);
         }
         let entry = Entry { name: name.to_owned(), attachment, shutting_down: false, _iothread: iothread };
-        self.exports.state.lock().exports.insert(new.id.to_owned(), entry);
+        self.state.lock().exports.insert(new.id.to_owned(), entry);
         info!(id = new.id, name, node = new.node, writable = new.writable, "export added");
         Ok(())
     }
@@ -235,9 +235,9 @@ impl Daemon {
     /// Begins to remove the export `id`, while it has clients only if `hard`: no client connects any more.
     /// What is returned waits for its requests and forgets it; other commands may run meanwhile.
     pub(crate) fn remove_export(self: &Arc<Self>, id: &str, hard: bool) -> Reply<Deferred> {
-        let server = self.exports.server();
+        let server = self.server();
         let (name, attachment) = {
-            let mut state = self.exports.state.lock();
+            let mut state = self.state.lock();
             let entry = state.exports.get_mut(id);
             let entry = entry.ok_or_else(|| QmpError::generic(format!("Export '{id}' is not found")))?;
             if entry.shutting_down {
@@ -252,7 +252,7 @@ impl Daemon {
                 other => qmp_error(other),
             })?;
         }
-        let (daemon, id) = (Arc::clone(self), id.to_owned());
+        let (exports, id) = (Arc::clone(self), id.to_owned());
         Ok(Box::new(move || {
             // A device that hangs does not keep the export from being forgotten.
             let removed = match server {
@@ -260,12 +260,12 @@ impl Daemon {
                 _ => Ok(()),
             };
             let entry = {
-                let exports = &mut daemon.exports.state.lock().exports;
+                let entries = &mut exports.state.lock().exports;
                 // It went with the server if that was stopped meanwhile, and another one may have its id.
-                let is_there = exports.get(&id).is_some_and(|entry| entry.attachment == attachment);
-                if is_there { exports.remove_entry(&id) } else { None }
+                let is_there = entries.get(&id).is_some_and(|entry| entry.attachment == attachment);
+                if is_there { entries.remove_entry(&id) } else { None }
             };
-            daemon.forget_exports(&entry.into_iter().collect());
+            exports.forget_exports(&entry.into_iter().collect());
             removed.map(|()| Value::Null)
         }))
     }

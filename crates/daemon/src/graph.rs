@@ -36,12 +36,13 @@ pub(crate) use attachment::{
 pub(crate) use backing_link::BackingLink;
 pub(crate) use blocked_parents::BlockedParents;
 pub(crate) use child_link::ChildLink;
-pub(crate) use close::close_all;
+pub(crate) use close::{close_all, close_released};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::{Kind, Node, NodeDriver, NodeId};
 pub(crate) use node_device::{Counter, DeviceOptions, NodeDevice};
 
 use crate::Reply;
+use crate::ids::is_well_formed;
 
 /// How long a guest that does not finish its writes may keep it waiting who holds it.
 pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(30);
@@ -57,8 +58,7 @@ pub(crate) struct Graph {
     blocked: BTreeSet<String>,
 }
 
-/// What a change of the graph has left without users: [`Daemon::close`](crate::daemon::Daemon::close) does
-/// the rest, under no lock.
+/// What a change of the graph has left without users: it is to be closed, under no lock.
 #[derive(Debug, Default)]
 #[must_use = "its nodes stay open"]
 pub(crate) struct Released {
@@ -415,11 +415,4 @@ impl Graph {
         }
         self.retarget_backing_links();
     }
-}
-
-/// Whether `name` is of the form that identifiers have: a letter, then letters, digits, `-`, `.`, `_`.
-pub(crate) fn is_well_formed(name: &str) -> bool {
-    let mut letters = name.bytes();
-    letters.next().is_some_and(|first| first.is_ascii_alphabetic())
-        && letters.all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_'))
 }

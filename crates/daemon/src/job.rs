@@ -31,9 +31,9 @@ use serde_json::{Value, json};
 use tracing::{Span, error};
 
 use crate::Reply;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::events;
-use crate::graph::{AttachmentId, HOLD_LIMIT, Released, is_well_formed};
+use crate::ids::is_well_formed;
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
@@ -99,7 +99,7 @@ pub(crate) trait JobHandle: Send + Sync + fmt::Debug {
 }
 
 /// What the end of a job does, before monitors learn of it.
-pub(crate) type AtEnd = Box<dyn FnOnce(&Daemon) + Send>;
+pub(crate) type AtEnd = Box<dyn FnOnce(&Context) + Send>;
 
 /// A job in the table.
 pub(crate) struct Job {
@@ -150,8 +150,9 @@ pub(crate) struct JobOptions {
 /// *Guards*: which jobs there are, what of them has been reported, and the order in which events about them
 /// are sent. *Order*: before a job's `reported`, before the locks of the job's own machine and of the
 /// monitors' queues. *Not under it*: the end of a job ([`AtEnd`]), the graph, I/O.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Jobs {
+    context: Arc<Context>,
     table: Mutex<BTreeMap<String, Arc<Job>>>,
     /// Names of jobs that are about to start. *Order*: before the table.
     reserved: Arc<Mutex<BTreeSet<String>>>,
@@ -172,6 +173,11 @@ impl Drop for ReservedId {
 }
 
 impl Jobs {
+    /// No jobs; they work on nodes of `context`.
+    pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context, table: Mutex::default(), reserved: Arc::default() })
+    }
+
     /// Reserves `id` for a new job, until that is in the table.
     ///
     /// # Errors
@@ -354,7 +360,7 @@ impl Job {
     }
 }
 
-impl Daemon {
+impl Jobs {
     /// Puts a job in the table that has been started and has reported nothing yet. Its first two events are
     /// sent at once, what follows after the command has been answered.
     pub(crate) fn add_job(
@@ -380,10 +386,10 @@ impl Daemon {
         });
         let first = std::iter::from_fn(|| job.handle.next_event(Some(Duration::ZERO))).take(2).collect();
         self.report(&job, first);
-        let daemon = Arc::clone(self);
+        let jobs = Arc::clone(self);
         let start_pump = move || {
             let name = format!("job {}", job.id);
-            let work = move || daemon.pump_events(&job);
+            let work = move || jobs.pump_events(&job);
             // Without a thread nothing would be reported; that is no reason to stop serving disks.
             if let Err(error) = thread::Builder::new().name(name).spawn(work) {
                 error!(%error, "events of a job are lost: no thread");
@@ -411,7 +417,7 @@ impl Daemon {
 
     /// Sends events to monitors and makes what queries show agree with them, all in one step.
     fn report(&self, job: &Arc<Job>, events: Vec<Event>) {
-        let mut table = self.jobs.table.lock();
+        let mut table = self.table.lock();
         let mut reported = job.reported.lock();
         for event in events {
             if let Event::Status(state) = event {
@@ -432,9 +438,9 @@ impl Daemon {
     fn send(&self, job: &Job, reported: &mut Reported, event: Event) {
         match event {
             Event::Status(state) => self.emit_status(&job.id, state),
-            Event::Ready => self.emit(&events::BLOCK_JOB_READY, job.event_data()),
+            Event::Ready => self.context.events.emit(&events::BLOCK_JOB_READY, job.event_data()),
             Event::Pending if job.is_block_job() => {
-                self.emit(&events::BLOCK_JOB_PENDING, json!({"type": job.kind, "id": job.id}));
+                self.context.events.emit(&events::BLOCK_JOB_PENDING, json!({"type": job.kind, "id": job.id}));
             }
             Event::Completed { error } => {
                 let mut data = job.event_data();
@@ -444,13 +450,13 @@ impl Daemon {
                     reported.error = Some(error);
                 }
                 if job.is_block_job() {
-                    self.emit(&events::BLOCK_JOB_COMPLETED, data);
+                    self.context.events.emit(&events::BLOCK_JOB_COMPLETED, data);
                 }
             }
             Event::Cancelled => {
                 reported.error = Some(CANCELLED.to_owned());
                 if job.is_block_job() {
-                    self.emit(&events::BLOCK_JOB_CANCELLED, job.event_data());
+                    self.context.events.emit(&events::BLOCK_JOB_CANCELLED, job.event_data());
                 }
             }
             Event::Error { operation, action, message, .. } => {
@@ -466,14 +472,14 @@ impl Daemon {
                     "action": action,
                     "message": message,
                 });
-                self.emit(&events::BLOCK_JOB_ERROR, data);
+                self.context.events.emit(&events::BLOCK_JOB_ERROR, data);
             }
-            other => mirror::report_mirror_event(self, job, &other),
+            other => mirror::report_mirror_event(&self.context.events, job, &other),
         }
     }
 
     fn emit_status(&self, id: &str, state: JobState) {
-        self.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": id}));
+        self.context.events.emit(&events::JOB_STATUS_CHANGE, json!({"status": state.name(), "id": id}));
     }
 
     /// Passes on why a job with a valid name did not start, which clients also learn by the states of its
@@ -481,7 +487,7 @@ impl Daemon {
     pub(crate) fn refused_start<T>(&self, id: &str, refused: Reply<T>) -> Reply<T> {
         if refused.is_err() {
             // Under the table's lock, as all events about jobs.
-            let _table = self.jobs.table.lock();
+            let _table = self.table.lock();
             self.emit_status(id, JobState::Created);
             self.emit_status(id, JobState::Null);
         }
@@ -491,52 +497,9 @@ impl Daemon {
     fn end(&self, job: &Job) {
         let at_end = job.at_end.lock().take();
         if let Some(at_end) = at_end {
-            at_end(self);
-            self.locks.look_again();
+            at_end(&self.context);
+            self.context.locks.look_again();
         }
-    }
-
-    /// A job writes, or has written, to the device of `name`: bitmaps that record there cannot tell where.
-    fn note_rewritten(&self, name: &str) {
-        if let Some(node) = self.graph.lock().get(name) {
-            node.tap.note_rewritten();
-        }
-    }
-
-    /// Brings the length of `name` up to date, below which something has changed, and that of the filters on
-    /// it.
-    pub(crate) fn refresh_from(&self, name: &str) {
-        let nodes: Vec<_> = {
-            let graph = self.graph.lock();
-            let names = std::iter::once(name.to_owned()).chain(graph.filters_on(name));
-            let node = |name: String| {
-                let node = graph.get(&name)?;
-                Some((Arc::clone(&node.tap), Arc::clone(&node.device), name))
-            };
-            names.filter_map(node).collect()
-        };
-        for (tap, device, name) in nodes {
-            self.refresh_tap(&name, &tap, &device, HOLD_LIMIT);
-        }
-    }
-
-    /// An image was made in the nodes of `attachments`: bitmaps of all that they stand on did not see it.
-    pub(crate) fn rewritten_below(&self, attachments: &[AttachmentId]) {
-        let graph = self.graph.lock();
-        for node in attachments.iter().filter_map(|id| graph.attachment(*id)) {
-            graph
-                .taps_from_top(graph.all_below(&node.node).into_iter().map(str::to_owned).collect())
-                .iter()
-                .for_each(|tap| tap.note_rewritten());
-        }
-    }
-
-    /// Lets uses go, and closes what was there for them alone.
-    pub(crate) fn detach_all(&self, attachments: &[AttachmentId]) {
-        let mut graph = self.graph.lock();
-        let released = attachments.iter().fold(Released::default(), |all, id| all.and(graph.detach(*id)));
-        drop(graph);
-        self.close(released);
     }
 }
 

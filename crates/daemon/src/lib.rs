@@ -2,12 +2,18 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`Daemon`] | the whole: made from [`Startup`] options, runs until `quit` |
-//! | `arguments` | typed arguments: struct, schema and parser from one declaration |
-//! | `graph`, `driver` | nodes, who uses them for what, and how each kind is opened |
-//! | `export` | the NBD server and what it serves |
+//! | [`Daemon`], `startup` | the whole: made from [`Startup`] options, runs until `quit` |
+//! | `command` | the commands, each with its schema; `locks`: which run beside each other |
 //! | `job` | jobs by name, and the thread that turns each one's events into those of the protocol |
-//! | `command` | the commands, each with its schema |
+//! | `export` | the NBD server and what it serves |
+//! | `driver`, `new_image` | how each kind of node is opened, and the files that commands create |
+//! | `context` | what all of these share: graph, objects, locks, which files may be opened, events |
+//! | `graph` | nodes, and who uses them for what |
+//! | `object`, `exported_bitmaps` | what nodes and exports refer to by id; bitmaps that clients read |
+//! | `events`, `schema` | what clients are sent; types of arguments that several layers share |
+//! | `arguments`, `errors`, `ids`, `quit` | typed arguments, errors, forms of names, the wish to end |
+//!
+//! A module knows those below it in the table, and none above.
 //!
 //! The daemon holds no logic of disks: it puts together what the crates below do. Lock order: the nodes that
 //! a command works on, then exports, jobs, objects, graph; no I/O under any but the first. A file that hangs
@@ -41,23 +47,29 @@
 
 mod arguments;
 mod command;
+mod context;
 mod daemon;
 mod driver;
 mod errors;
 mod events;
 mod export;
+mod exported_bitmaps;
 mod graph;
+mod ids;
 mod inherited;
 mod job;
+mod locks;
 mod new_image;
 mod object;
+mod quit;
 mod schema;
 mod startup;
 #[cfg(test)]
 mod tests;
 
 pub use daemon::Daemon;
-pub use startup::{Startup, StartupError};
+pub use errors::StartupError;
+pub use startup::Startup;
 
 /// The target of log events that are shown to the user even where no log is asked for: one line each, rare,
 /// on what the user has to know and no client is sent.
@@ -65,3 +77,6 @@ pub const NOTICE: &str = "blockmirror::notice";
 
 /// What a command answers.
 pub(crate) type Reply<T> = Result<T, blockmirror_qmp::QmpError>;
+
+/// The rest of a command, while which others may run.
+pub(crate) type Deferred = Box<dyn FnOnce() -> Reply<serde_json::Value>>;

@@ -19,9 +19,10 @@ use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
 
 use crate::Reply;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{Found, is_locked};
 use crate::errors::qmp_error;
+use crate::graph::Node;
 
 /// What is to be created at a path.
 pub(crate) struct NewFileSpec<'a> {
@@ -53,7 +54,7 @@ impl CreatedFile {
     /// # Errors
     /// What cannot be created, and what `check` says; then nothing has changed.
     pub(crate) fn create(
-        daemon: &Daemon,
+        context: &Context,
         source: &str,
         new: NewFileSpec<'_>,
         check: impl FnOnce() -> Reply<()>,
@@ -65,28 +66,28 @@ impl CreatedFile {
         let (name, backing_format) = backing.unzip();
         // Some nodes have names that are no paths.
         let path_of_backing = name.as_deref().map(Path::new).filter(|path| directory_of(path).is_dir());
-        let policy = path_of_backing.map(|path| daemon.policy_for(path)).transpose()?;
+        let policy = path_of_backing.map(|path| context.policy_for(path)).transpose()?;
         let mut settings = CreateSettings::default();
         settings.backing_file = name;
         settings.backing_format = backing_format;
-        let (files, is_remote) = daemon.graph.lock().all_files_below(source);
+        let (files, is_remote) = context.graph.lock().all_files_below(source);
         let from_server = is_remote || files.into_iter().any(FileId::may_be_served);
         let target = TargetOptions::new().from_server(from_server);
         let mut spec = CreateSpec::new(format, size, settings).target(target);
         if let Some(policy) = policy {
             spec = spec.policy(policy);
         }
-        Self::create_with(daemon, path, &spec, check)
+        Self::create_with(context, path, &spec, check)
     }
 
     /// Creates the image `spec` at `path`, otherwise like [`create`](Self::create).
     pub(crate) fn create_with(
-        daemon: &Daemon,
+        context: &Context,
         path: &str,
         spec: &CreateSpec,
         check: impl FnOnce() -> Reply<()>,
     ) -> Reply<Self> {
-        daemon.check_no_node_on(path)?;
+        check_no_node_on(context, path)?;
         let explain = |error| in_words(path, &error);
         let prepared = PreparedImage::new(Path::new(path), spec).map_err(explain)?;
         if prepared.targets().any(|target| target.in_place().is_some()) {
@@ -152,20 +153,18 @@ impl Drop for CreatedFile {
     }
 }
 
-impl Daemon {
-    /// Refuses `path` for a new file if a node is on the file that it leads to. The file's lock refuses that
-    /// too, unless the node was opened without.
-    fn check_no_node_on(&self, path: &str) -> Reply<()> {
-        let Some(file) = FileId::of(Path::new(path)) else { return Ok(()) };
-        let graph = self.graph.lock();
-        let is_on_it = |node: &&&crate::graph::Node| node.file.as_ref().is_some_and(|own| own.id() == file);
-        match graph.nodes().iter().find(is_on_it) {
-            Some(node) => {
-                let user = graph.known_as(&node.name);
-                Err(is_locked(&format_args!("node '{user}' is on it"), true, path))
-            }
-            None => Ok(()),
+/// Refuses `path` for a new file if a node is on the file that it leads to. The file's lock refuses that
+/// too, unless the node was opened without.
+fn check_no_node_on(context: &Context, path: &str) -> Reply<()> {
+    let Some(file) = FileId::of(Path::new(path)) else { return Ok(()) };
+    let graph = context.graph.lock();
+    let is_on_it = |node: &&&Node| node.file.as_ref().is_some_and(|own| own.id() == file);
+    match graph.nodes().iter().find(is_on_it) {
+        Some(node) => {
+            let user = graph.known_as(&node.name);
+            Err(is_locked(&format_args!("node '{user}' is on it"), true, path))
         }
+        None => Ok(()),
     }
 }
 
@@ -220,7 +219,7 @@ mod tests {
     #[test]
     fn a_name_that_is_not_durable_is_taken_back_if_that_brings_the_old_file_back() {
         for (old, stays) in [(None, false), (Some("old"), true)] {
-            let daemon = Daemon::new(Vec::new());
+            let context = Context::new(Vec::new(), Vec::new());
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("new");
             if let Some(old) = old {
@@ -228,7 +227,7 @@ mod tests {
             }
             let spec = CreateSpec::new(Format::Raw, 4096, CreateSettings::default());
             let shown = path.to_str().unwrap();
-            let mut created = CreatedFile::create_with(&daemon, shown, &spec, || Ok(())).unwrap();
+            let mut created = CreatedFile::create_with(&context, shown, &spec, || Ok(())).unwrap();
             created.give_name().unwrap();
             let failed = blockmirror_block::Error::new(ErrorKind::Io, "sync directory");
             assert_eq!(created.check_named(Err(failed.into())).is_ok(), stays);
@@ -240,12 +239,12 @@ mod tests {
     /// The link was removed, and the file stayed.
     #[test]
     fn a_file_that_is_taken_back_leaves_the_link_that_led_to_it() {
-        let daemon = Daemon::new(Vec::new());
+        let context = Context::new(Vec::new(), Vec::new());
         let dir = tempfile::tempdir().unwrap();
         let (link, file) = (dir.path().join("link"), dir.path().join("file"));
         std::os::unix::fs::symlink(&file, &link).unwrap();
         let spec = CreateSpec::new(Format::Raw, 4096, CreateSettings::default());
-        let created = CreatedFile::create_with(&daemon, link.to_str().unwrap(), &spec, || Ok(()));
+        let created = CreatedFile::create_with(&context, link.to_str().unwrap(), &spec, || Ok(()));
         let mut created = created.unwrap();
         created.give_name().unwrap();
         assert!(file.exists());

@@ -13,8 +13,7 @@ use serde_json::Map;
 
 use crate::Reply;
 use crate::arguments::Arguments;
-use crate::daemon::Daemon;
-use crate::graph::{Parent, is_well_formed};
+use crate::ids::is_well_formed;
 use crate::schema::{
     Endpoint, IothreadArgs, Limits, ObjectArgs, ObjectKind, SecretArgs, ThrottleGroupArgs, TlsCredsArgs,
 };
@@ -127,7 +126,7 @@ impl Objects {
     }
 
     /// Assigns a node to a thread, or to none.
-    fn assign(&self, node: &Arc<Tap>, thread: Option<Arc<Iothread>>) {
+    pub(crate) fn assign(&self, node: &Arc<Tap>, thread: Option<Arc<Iothread>>) {
         self.forget_removed_nodes();
         let mut assigned = self.1.lock();
         assigned.retain(|other| !std::ptr::eq(other.node.as_ptr(), Arc::as_ptr(node)));
@@ -240,37 +239,6 @@ fn iothread(args: &IothreadArgs) -> Reply<Object> {
         return Err(QmpError::generic("bad thread-pool-min/thread-pool-max values"));
     }
     Ok(Object::Iothread(Arc::new(Iothread)))
-}
-
-impl Daemon {
-    /// `x-blockdev-set-iothread`.
-    pub(crate) fn set_iothread(&self, node: &str, thread: Option<&str>, force: bool) -> Reply<()> {
-        let tap = {
-            let graph = self.graph.lock();
-            let found = graph
-                .get(node)
-                .ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{node}'")))?;
-            let is_busy = graph
-                .attachments_of(node)
-                .any(|(_, u)| matches!(u.parent, Parent::Export(_) | Parent::Job { .. }));
-            if is_busy && !force {
-                return Err(QmpError::generic(format!(
-                    "Node {node} is associated with a BlockBackend and could be in use (use force=true to \
-                     override this check)"
-                )));
-            }
-            Arc::clone(&found.tap)
-        };
-        let thread = match thread {
-            None => None,
-            Some(id) => {
-                let thread = self.objects.iothread(id);
-                Some(thread.ok_or_else(|| QmpError::generic(format!("Cannot find iothread {id}")))?)
-            }
-        };
-        self.objects.assign(&tap, thread);
-        Ok(())
-    }
 }
 
 fn secret(args: &SecretArgs) -> Reply<Object> {

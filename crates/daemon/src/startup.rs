@@ -16,14 +16,13 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_nbd::server::Listener;
 use blockmirror_qmp::schema::Object;
 use blockmirror_qmp::{Connection, QmpError, keyval};
-use thiserror::Error;
 
 use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice, object_of};
 use crate::command::export::{EXPORT_OPTIONS, ExportArgs};
 use crate::daemon::Daemon;
 use crate::driver::BLOCKDEV_OPTIONS;
-use crate::errors::qmp_error;
+use crate::errors::{StartupError, qmp_error};
 use crate::export::listener;
 use crate::inherited::{self, SocketState};
 use crate::schema::{NbdServerArgs, OBJECT_OPTIONS, SocketAddress, SocketAddressLegacy, SocketArg};
@@ -47,19 +46,6 @@ pub struct Startup {
     pub exports: Vec<String>,
     /// `--monitor`: `chardev=..`.
     pub monitors: Vec<String>,
-}
-
-/// An option that could not be carried out.
-#[derive(Debug, Error)]
-#[error("{option} {text}: {reason}")]
-#[non_exhaustive]
-pub struct StartupError {
-    /// Which option.
-    pub option: &'static str,
-    /// Its value, as typed.
-    pub text: String,
-    /// What is wrong.
-    pub reason: String,
 }
 
 choice! {
@@ -152,7 +138,7 @@ impl Startup {
             Ok(())
         })?;
         each("--object", &self.objects, |text| {
-            daemon.objects.add(parse(text, &OBJECT_OPTIONS, Some("qom-type"))?)
+            daemon.services.context.objects.add(parse(text, &OBJECT_OPTIONS, Some("qom-type"))?)
         })?;
         self.open_all(daemon, nbd_socket)?;
         each("--monitor", &self.monitors, |text| {
@@ -190,19 +176,22 @@ impl Startup {
         nbd_socket: &Mutex<Option<OwnedFd>>,
     ) -> Result<(), StartupError> {
         each("--blockdev", &self.blockdevs, |text| {
-            daemon.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
+            daemon.services.context.add_node(keyval::options(text, &BLOCKDEV_OPTIONS, Some("driver"))?.map())
         })?;
         each("--nbd-server", self.nbd_server.as_slice(), |text| {
             let options: NbdServerOptions = parse(text, object_of::<NbdServerOptions>(), None)?;
-            daemon.start_nbd_server_at(options.into(), |address| match nbd_socket.lock().take() {
-                Some(socket) => Listener::from_fd(socket).map_err(qmp_error),
-                None => listener(address),
+            daemon.services.exports.start_nbd_server_at(options.into(), |address| {
+                match nbd_socket.lock().take() {
+                    Some(socket) => Listener::from_fd(socket).map_err(qmp_error),
+                    None => listener(address),
+                }
             })
         })?;
         each("--export", &self.exports, |text| {
             let args = keyval::options(text, &EXPORT_OPTIONS, Some("type"))?;
-            let _nodes = daemon.locks.lock(&daemon.graph, args.map(), true);
-            daemon.add_export_by(&ExportArgs::parse(args.map())?)
+            let context = &daemon.services.context;
+            let _nodes = context.locks.lock(&context.graph, args.map(), true);
+            daemon.services.add_export_by(&ExportArgs::parse(args.map())?)
         })
     }
 }

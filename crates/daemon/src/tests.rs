@@ -153,14 +153,14 @@ impl Client {
     }
 
     fn blocks(&self, node: &str) -> Vec<u8> {
-        let device = Arc::clone(&self.daemon.graph.lock().find(node).unwrap().device);
+        let device = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().device);
         let mut bytes = vec![0; SIZE as usize];
         device.read_at(&mut bytes, 0).unwrap();
         bytes.chunks(65536).map(|block| block[77]).filter(|byte| *byte != 0).collect()
     }
 
     fn backing(&self, node: &str) -> Option<String> {
-        self.daemon.graph.lock().backing_of(node).map(|node| node.name.clone())
+        self.daemon.services.context.graph.lock().backing_of(node).map(|node| node.name.clone())
     }
 }
 
@@ -169,7 +169,7 @@ fn a_node_grows_unless_somebody_uses_it() {
     let mut client = Client::new();
     client.chain();
     client.run("block_resize", json!({"node-name": "top", "size": 2 * SIZE}));
-    assert_eq!(client.daemon.graph.lock().find("top").unwrap().device.len(), 2 * SIZE);
+    assert_eq!(client.daemon.services.context.graph.lock().find("top").unwrap().device.len(), 2 * SIZE);
     let text = client.refused("block_resize", json!({"node-name": "mid", "size": 2 * SIZE}));
     assert_eq!(text, "Node 'mid' is busy: node is used as backing hd of 'top'");
 }
@@ -235,7 +235,7 @@ fn a_data_file_keeps_what_it_holds() {
         assert_eq!((bytes.len(), count(&bytes)), (len, held.min(len)), "{case}");
         client
             .run("blockdev-add", json!({"driver": "qcow2", "node-name": "n", "file": "i", "data-file": "d"}));
-        let device = Arc::clone(&client.daemon.graph.lock().find("n").unwrap().device);
+        let device = Arc::clone(&client.daemon.services.context.graph.lock().find("n").unwrap().device);
         let mut guest = vec![0; MIB];
         device.read_at(&mut guest, 0).unwrap();
         assert_eq!(count(&guest), shown, "{case}");
@@ -246,7 +246,7 @@ fn a_data_file_keeps_what_it_holds() {
 fn users_move_to_an_overlay_and_back_if_a_transaction_fails() {
     let mut client = Client::new();
     client.chain();
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     let path = client.path("snap.qcow2");
     let snapshot = json!({"node-name": "top", "snapshot-file": path, "snapshot-node-name": "snap"});
     let actions = json!([
@@ -255,7 +255,7 @@ fn users_move_to_an_overlay_and_back_if_a_transaction_fails() {
     ]);
     client.refused("transaction", json!({"actions": actions}));
     assert!(!path.exists());
-    assert!(client.daemon.graph.lock().get("snap").is_none());
+    assert!(client.daemon.services.context.graph.lock().get("snap").is_none());
     tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
     assert_eq!(client.blocks("top"), [1, 2, 3, 4]);
 

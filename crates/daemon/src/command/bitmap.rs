@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Commands;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::graph::Node;
 use crate::schema::{BitmapRef, OneBitmap};
 
@@ -64,85 +64,86 @@ static MERGE: Command = Command::new(
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&ADD, |daemon, _, args: AddBitmap| daemon.add_bitmap(&args).map(|()| Value::Null))
-        .add(&REMOVE, |daemon, _, one| {
-            daemon.with_bitmap(&one, |tap, name| tap.remove_bitmap(name).map(drop)).map(|()| Value::Null)
+        .add(&ADD, |services, _, args: AddBitmap| add_bitmap(&services.context, &args).map(|()| Value::Null))
+        .add(&REMOVE, |services, _, one| {
+            with_bitmap(&services.context, &one, |tap, name| tap.remove_bitmap(name).map(drop))
+                .map(|()| Value::Null)
         })
-        .add(&CLEAR, |daemon, _, one| {
-            daemon.with_bitmap(&one, |tap, name| tap.clear_bitmap(name).map(drop)).map(|()| Value::Null)
+        .add(&CLEAR, |services, _, one| {
+            with_bitmap(&services.context, &one, |tap, name| tap.clear_bitmap(name).map(drop))
+                .map(|()| Value::Null)
         })
-        .add(&ENABLE, |daemon, _, one| {
-            daemon.with_bitmap(&one, |tap, name| tap.enable_bitmap(name)).map(|()| Value::Null)
+        .add(&ENABLE, |services, _, one| {
+            with_bitmap(&services.context, &one, |tap, name| tap.enable_bitmap(name)).map(|()| Value::Null)
         })
-        .add(&DISABLE, |daemon, _, one| {
-            daemon.with_bitmap(&one, |tap, name| tap.disable_bitmap(name)).map(|()| Value::Null)
+        .add(&DISABLE, |services, _, one| {
+            with_bitmap(&services.context, &one, |tap, name| tap.disable_bitmap(name)).map(|()| Value::Null)
         })
-        .add(&MERGE, |daemon, _, args: MergeBitmaps| daemon.merge_bitmaps(&args).map(|()| Value::Null));
+        .add(&MERGE, |services, _, args: MergeBitmaps| {
+            merge_bitmaps(&services.context, &args).map(|()| Value::Null)
+        });
 }
 
-impl Daemon {
-    /// `block-dirty-bitmap-add`.
-    pub(crate) fn add_bitmap(&self, args: &AddBitmap) -> Reply<()> {
-        let name = &args.name;
-        if name.is_empty() {
-            return Err(QmpError::generic("Bitmap name cannot be empty"));
-        }
-        if name.len() > LONGEST_NAME {
-            return Err(QmpError::generic("Bitmap name too long"));
-        }
-        if args.persistent == Some(true) {
-            return Err(QmpError::generic("Persistent bitmaps are not supported"));
-        }
-        let graph = self.graph.lock();
-        let node = graph.find(&args.node)?;
-        graph.check_sees_writes(&node.name)?;
-        let granularity = match args.granularity {
-            Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => {
-                return Err(QmpError::generic("Granularity must be power of 2 and at least 512"));
-            }
-            Some(bytes) => bytes.into(),
-            None => default_granularity(node)?,
-        };
-        // Under the lock of the check: a format that is opened in the node sees the bitmap, or the check the
-        // format.
-        let added = if args.disabled == Some(true) {
-            node.tap.add_disabled_bitmap(name, granularity)
-        } else {
-            node.tap.add_bitmap(name, granularity)
-        };
-        added.map_err(in_words)
+/// `block-dirty-bitmap-add`.
+pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
+    let name = &args.name;
+    if name.is_empty() {
+        return Err(QmpError::generic("Bitmap name cannot be empty"));
     }
+    if name.len() > LONGEST_NAME {
+        return Err(QmpError::generic("Bitmap name too long"));
+    }
+    if args.persistent == Some(true) {
+        return Err(QmpError::generic("Persistent bitmaps are not supported"));
+    }
+    let graph = context.graph.lock();
+    let node = graph.find(&args.node)?;
+    graph.check_sees_writes(&node.name)?;
+    let granularity = match args.granularity {
+        Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => {
+            return Err(QmpError::generic("Granularity must be power of 2 and at least 512"));
+        }
+        Some(bytes) => bytes.into(),
+        None => default_granularity(node)?,
+    };
+    // Under the lock of the check: a format that is opened in the node sees the bitmap, or the check the
+    // format.
+    let added = if args.disabled == Some(true) {
+        node.tap.add_disabled_bitmap(name, granularity)
+    } else {
+        node.tap.add_bitmap(name, granularity)
+    };
+    added.map_err(in_words)
+}
 
-    /// Does something to a bitmap of a node.
-    fn with_bitmap<T>(
-        &self,
-        OneBitmap { node, name }: &OneBitmap,
-        work: impl FnOnce(&Arc<Tap>, &str) -> Result<T, Error>,
-    ) -> Reply<T> {
-        let tap = {
-            let graph = self.graph.lock();
-            let node =
-                graph.get(node).ok_or_else(|| QmpError::generic(format!("Node '{node}' not found")))?;
-            Arc::clone(&node.tap)
-        };
-        work(&tap, name).map_err(in_words)
-    }
+/// Does something to a bitmap of a node.
+fn with_bitmap<T>(
+    context: &Context,
+    OneBitmap { node, name }: &OneBitmap,
+    work: impl FnOnce(&Arc<Tap>, &str) -> Result<T, Error>,
+) -> Reply<T> {
+    let tap = {
+        let graph = context.graph.lock();
+        let node = graph.get(node).ok_or_else(|| QmpError::generic(format!("Node '{node}' not found")))?;
+        Arc::clone(&node.tap)
+    };
+    work(&tap, name).map_err(in_words)
+}
 
-    /// `block-dirty-bitmap-merge`.
-    pub(crate) fn merge_bitmaps(&self, args: &MergeBitmaps) -> Reply<()> {
-        let MergeBitmaps { node, target, bitmaps } = args;
-        let tap = Arc::clone(&self.graph.lock().find(node)?.tap);
-        if !tap.bitmaps().iter().any(|bitmap| bitmap.name == *target) {
-            return Err(QmpError::generic(format!("Dirty bitmap '{target}' not found")));
-        }
-        let others = bitmaps.iter().map(|other| {
-            let tap = Arc::clone(&self.graph.lock().find(other.node.as_ref().unwrap_or(node))?.tap);
-            tap.bitmap(&other.name).map_err(in_words)
-        });
-        let others = others.collect::<Reply<Vec<_>>>()?;
-        let others: Vec<_> = others.iter().collect();
-        tap.merge_bitmap(target, &others).map_err(in_words)
+/// `block-dirty-bitmap-merge`.
+pub(crate) fn merge_bitmaps(context: &Context, args: &MergeBitmaps) -> Reply<()> {
+    let MergeBitmaps { node, target, bitmaps } = args;
+    let tap = Arc::clone(&context.graph.lock().find(node)?.tap);
+    if !tap.bitmaps().iter().any(|bitmap| bitmap.name == *target) {
+        return Err(QmpError::generic(format!("Dirty bitmap '{target}' not found")));
     }
+    let others = bitmaps.iter().map(|other| {
+        let tap = Arc::clone(&context.graph.lock().find(other.node.as_ref().unwrap_or(node))?.tap);
+        tap.bitmap(&other.name).map_err(in_words)
+    });
+    let others = others.collect::<Reply<Vec<_>>>()?;
+    let others: Vec<_> = others.iter().collect();
+    tap.merge_bitmap(target, &others).map_err(in_words)
 }
 
 fn default_granularity(node: &Node) -> Reply<u64> {

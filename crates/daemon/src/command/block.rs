@@ -6,10 +6,9 @@ use blockmirror_qmp::Session;
 use blockmirror_qmp::schema::Command;
 use serde_json::Value;
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, NoArguments, arguments};
-use crate::daemon::Daemon;
 use crate::driver::{BLOCKDEV_OPTIONS, NodeOptions};
 use crate::job::MirrorRequest;
 use crate::schema::MirrorArgs;
@@ -53,27 +52,27 @@ static QUIT: Command = Command::new("quit", "Ends the daemon: jobs are given up,
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&BLOCKDEV_ADD, |daemon, _, options: NodeOptions| {
-            daemon.add_node(&options.0).map(|()| Value::Null)
+        .add_quick(&BLOCKDEV_ADD, |services, _, options: NodeOptions| {
+            services.context.add_node(&options.0).map(|()| Value::Null)
         })
-        .add_deferred(&BLOCKDEV_DEL, false, |daemon, args: DelArgs| {
-            let released = daemon.graph.lock().remove(&args.node_name)?;
-            let daemon = Arc::clone(daemon);
+        .add_deferred(&BLOCKDEV_DEL, false, |services, args: DelArgs| {
+            let released = services.context.graph.lock().remove(&args.node_name)?;
+            let services = Arc::clone(services);
             Ok(Box::new(move || {
-                daemon.close(released);
+                services.context.close(released);
                 Ok(Value::Null)
             }))
         })
         .add(&BLOCKDEV_MIRROR, blockdev_mirror)
-        .add_quick(&QUIT, |daemon, session, _: NoArguments| {
-            let daemon = Arc::clone(daemon);
-            session.after_answer(move || daemon.quit());
+        .add_quick(&QUIT, |services, session, _: NoArguments| {
+            let services = Arc::clone(services);
+            session.after_answer(move || services.quit.ask());
             Ok(Value::Null)
         });
 }
 
-fn blockdev_mirror(daemon: &Arc<Daemon>, session: &Session, args: MirrorArgs) -> Reply<Value> {
-    let prepared = daemon.prepare_mirror(MirrorRequest::new(daemon, args)?)?;
-    daemon.start_mirror(Some(session), prepared)?;
+fn blockdev_mirror(services: &Arc<Services>, session: &Session, args: MirrorArgs) -> Reply<Value> {
+    let prepared = services.jobs.prepare_mirror(MirrorRequest::new(&services.context, args)?)?;
+    services.jobs.start_mirror(Some(session), prepared)?;
     Ok(Value::Null)
 }

@@ -6,10 +6,9 @@ use blockmirror_qmp::schema::Command;
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
 use serde_json::Value;
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
-use crate::daemon::Daemon;
 use crate::errors::qmp_error;
 use crate::graph::{Graph, Node};
 use crate::job::{ChainRequest, JobOptions, job_span};
@@ -116,14 +115,14 @@ pub(super) fn register(commands: &mut Commands<'_>) {
 }
 
 impl JobParams {
-    fn request(self, daemon: &Daemon) -> Reply<ChainRequest> {
+    fn request(self, services: &Services) -> Reply<ChainRequest> {
         let speed = u64::try_from(self.speed.unwrap_or(0))
             .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
         let id = self.id.unwrap_or_default();
-        let reserved = daemon.jobs.reserve(&id)?;
+        let reserved = services.jobs.reserve(&id)?;
         if let Some(name) = &self.filter {
             let before = if self.kind == "stream" { "Could not create node: " } else { "" };
-            let free = daemon.graph.lock().check_name(name);
+            let free = services.context.graph.lock().check_name(name);
             free.map_err(|error| QmpError::generic(format!("{before}{}", error.desc)))?;
         }
         let job = JobOptions {
@@ -175,7 +174,7 @@ fn is_called(chain: &[&Node], index: usize, file: &str) -> bool {
 }
 
 /// `block-stream`.
-pub(super) fn stream(daemon: &Arc<Daemon>, session: &Session, args: StreamArgs) -> Reply<Value> {
+pub(super) fn stream(services: &Arc<Services>, session: &Session, args: StreamArgs) -> Reply<Value> {
     let (base, node, bottom) =
         (("base", &args.base), ("base-node", &args.base_node), ("bottom", &args.bottom));
     not_both(base, node)?;
@@ -183,7 +182,7 @@ pub(super) fn stream(daemon: &Arc<Daemon>, session: &Session, args: StreamArgs) 
     not_both(bottom, node)?;
     let device = args.device;
     let base = {
-        let graph = daemon.graph.lock();
+        let graph = services.context.graph.lock();
         graph.find(&device)?;
         let chain = graph.chain(&device);
         if let Some(file) = &args.base {
@@ -218,14 +217,14 @@ pub(super) fn stream(daemon: &Arc<Daemon>, session: &Session, args: StreamArgs) 
         auto_finalize: args.auto_finalize,
         auto_dismiss: args.auto_dismiss,
     };
-    daemon.start_stream(session, params.request(daemon)?, &device, base.as_deref())?;
+    services.jobs.start_stream(session, params.request(services)?, &device, base.as_deref())?;
     Ok(Value::Null)
 }
 
-fn commit(daemon: &Arc<Daemon>, session: &Session, args: CommitArgs) -> Reply<Value> {
+fn commit(services: &Arc<Services>, session: &Session, args: CommitArgs) -> Reply<Value> {
     let device = &*args.device;
     let (top, base) = {
-        let graph = daemon.graph.lock();
+        let graph = services.context.graph.lock();
         if graph.get(device).is_none() {
             return Err(QmpError::new(ErrorClass::DeviceNotFound, format!("Device '{device}' not found")));
         }
@@ -275,14 +274,14 @@ fn commit(daemon: &Arc<Daemon>, session: &Session, args: CommitArgs) -> Reply<Va
         auto_finalize: args.auto_finalize,
         auto_dismiss: args.auto_dismiss,
     };
-    daemon.start_commit(session, params.request(daemon)?, device, &top, &base)?;
+    services.jobs.start_commit(session, params.request(services)?, device, &top, &base)?;
     Ok(Value::Null)
 }
 
-fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: ChangeArgs) -> Reply<Value> {
+fn change_backing_file(services: &Arc<Services>, _: &Session, args: ChangeArgs) -> Reply<Value> {
     let name = &*args.image_node_name;
     let (path, format) = {
-        let graph = daemon.graph.lock();
+        let graph = services.context.graph.lock();
         let device = &*args.device;
         graph.find(device)?;
         let image = graph.find_node(name)?;
@@ -297,17 +296,17 @@ fn change_backing_file(daemon: &Arc<Daemon>, _: &Session, args: ChangeArgs) -> R
         (image.path.clone(), graph.in_headers(below).format_in_headers())
     };
     if let Some(path) = path {
-        daemon.check_backing(&path, None, &args.backing_file, Some(format))?;
+        services.context.check_backing(&path, None, &args.backing_file, Some(format))?;
     }
     // For the time of the change, if it was not.
-    let writable = daemon.make_writable(name)?;
-    let image = daemon.graph.lock().find_node(name).map(|node| node.qcow2.clone());
+    let writable = services.context.make_writable(name)?;
+    let image = services.context.graph.lock().find_node(name).map(|node| node.qcow2.clone());
     let changed = image.and_then(|image| match image {
         Some(image) => image
             .set_backing_file(Some(args.backing_file.as_bytes()), Some(format.as_str()))
             .map_err(qmp_error),
         None => Ok(()),
     });
-    daemon.make_read_only(writable);
+    services.context.make_read_only(writable);
     changed.map(|()| Value::Null)
 }

@@ -12,10 +12,10 @@ use blockmirror_qmp::schema::{Command, Object, Type};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, Size, arguments, choice, variant};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{DriverName, Inherited, NodeRef};
 use crate::errors::{is_read_only, qmp_error, refuse};
 use crate::graph::{AttachmentId, JobRole, NO_CHANGE, Parent, Perms};
@@ -146,11 +146,11 @@ struct Held {
 
 type Work = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
-fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: CreateArgs) -> Reply<Value> {
+fn blockdev_create(services: &Arc<Services>, session: &Session, args: CreateArgs) -> Reply<Value> {
     if matches!(args.options, ImageArgs::Other) {
         return Err(QmpError::generic("Driver does not support blockdev-create"));
     }
-    let _reserved = daemon.jobs.reserve(&args.job_id)?;
+    let _reserved = services.jobs.reserve(&args.job_id)?;
     let span = job_span(&args.job_id, "create");
     let job = JobOptions {
         id: args.job_id,
@@ -163,25 +163,25 @@ fn blockdev_create(daemon: &Arc<Daemon>, session: &Session, args: CreateArgs) ->
     let mut held = Held::default();
     // Errors are reported by the job, as clients expect.
     let work = match args.options {
-        ImageArgs::File(options) => file(daemon, options),
-        ImageArgs::Qcow2(options) => qcow2(daemon, &job.id, *options, &mut held),
+        ImageArgs::File(options) => file(&services.context, options),
+        ImageArgs::Qcow2(options) => qcow2(&services.context, &job.id, *options, &mut held),
         ImageArgs::Other => Err(QmpError::generic("Driver does not support blockdev-create")),
     };
     let handle = match work {
         Ok(work) => SimpleJob::start(&job, work),
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
-    let at_end: AtEnd = Box::new(move |daemon| {
+    let at_end: AtEnd = Box::new(move |context| {
         let Held { attachments, claims } = held;
         drop(claims);
-        daemon.rewritten_below(&attachments);
-        daemon.detach_all(&attachments);
+        context.rewritten_below(&attachments);
+        context.detach_all(&attachments);
     });
-    daemon.add_job(Some(session), job, Box::new(handle), at_end);
+    services.jobs.add_job(Some(session), job, Box::new(handle), at_end);
     Ok(Value::Null)
 }
 
-fn file(daemon: &Arc<Daemon>, options: FileArgs) -> Reply<Work> {
+fn file(context: &Arc<Context>, options: FileArgs) -> Reply<Work> {
     if options.nocow == Some(true) {
         return Err(QmpError::generic("Driver 'file' does not support the option 'nocow'"));
     }
@@ -192,9 +192,9 @@ fn file(daemon: &Arc<Daemon>, options: FileArgs) -> Reply<Work> {
     }
     settings.preallocation = options.preallocation.and_then(|mode| Preallocation::from_name(mode.name()));
     let spec = CreateSpec::new(Format::Raw, size, settings);
-    let daemon = Arc::clone(daemon);
+    let context = Arc::clone(context);
     Ok(Box::new(move || {
-        let created = CreatedFile::create_with(&daemon, &path, &spec, || Ok(()));
+        let created = CreatedFile::create_with(&context, &path, &spec, || Ok(()));
         let named = created.and_then(|mut created| {
             created.give_name()?;
             created.keep();
@@ -204,11 +204,11 @@ fn file(daemon: &Arc<Daemon>, options: FileArgs) -> Reply<Work> {
     }))
 }
 
-fn qcow2(daemon: &Arc<Daemon>, id: &str, options: Qcow2Args, held: &mut Held) -> Reply<Work> {
+fn qcow2(context: &Arc<Context>, id: &str, options: Qcow2Args, held: &mut Held) -> Reply<Work> {
     refuse(options.encrypt.is_some(), "qcow2", "encrypt")?;
     let mut new = qcow2_options(&options)?;
-    let file = hold(daemon, id, options.file, held)?;
-    let data = options.data_file.map(|data| hold(daemon, id, data, held)).transpose()?;
+    let file = hold(context, id, options.file, held)?;
+    let data = options.data_file.map(|data| hold(context, id, data, held)).transpose()?;
     new.data_file = data.as_ref().map(|(_, name)| name.clone().into_bytes());
     new.keep_data = true;
     new.check().map_err(qmp_error)?;
@@ -217,7 +217,7 @@ fn qcow2(daemon: &Arc<Daemon>, id: &str, options: Qcow2Args, held: &mut Held) ->
         let nodes = [Some(&file), data.as_ref()].into_iter().flatten();
         let mut paths = nodes.map(|(_, name)| Path::new(name));
         if let Some(image) = paths.next() {
-            daemon.check_backing(image, paths.next(), backing, format)?;
+            context.check_backing(image, paths.next(), backing, format)?;
         }
     }
     let (file, data) = (file.0, data.map(|(data, _)| data));
@@ -287,7 +287,7 @@ fn out_of_range(name: &str) -> QmpError {
 
 /// Holds the node that `child` refers to, or opens it; what an image can be put in, and its name for headers.
 fn hold(
-    daemon: &Arc<Daemon>,
+    context: &Arc<Context>,
     id: &str,
     child: NodeRef,
     held: &mut Held,
@@ -295,11 +295,11 @@ fn hold(
     let (name, opened) = match child {
         NodeRef::Name(name) => (name, None),
         NodeRef::Options(options) => {
-            let opened = daemon.open_node(&options, Inherited::default())?;
+            let opened = context.open_node(&options, Inherited::default())?;
             (opened.name.clone(), Some(opened))
         }
     };
-    let mut graph = daemon.graph.lock();
+    let mut graph = context.graph.lock();
     let parent = Parent::Job { id: id.to_owned(), kind: "create", role: JobRole::Other };
     let (perm, shared_perm) = (Perms::READ_WRITE.with(Permission::WriteUnchanged), NO_CHANGE);
     match graph.attach(&name, parent, perm, shared_perm) {
@@ -307,7 +307,7 @@ fn hold(
         Err(error) => {
             let released = opened.map(|opened| graph.undo(&opened)).unwrap_or_default();
             drop(graph);
-            daemon.close(released);
+            context.close(released);
             return Err(error);
         }
     }
@@ -321,7 +321,7 @@ fn hold(
     })?;
     let name_in_headers = node.name_in_headers();
     drop(graph);
-    held.claims.push(daemon.claim_devices(&name)?);
+    held.claims.push(Claims::of_node(context, &name)?);
     Ok((storage, name_in_headers))
 }
 

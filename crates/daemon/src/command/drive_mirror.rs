@@ -16,11 +16,11 @@ use blockmirror_qmp::{QmpError, Session};
 use blockmirror_raw::SECTOR;
 use serde_json::{Map, Value, json};
 
-use super::Commands;
 use super::snapshot::NewImageMode;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, Int64};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::{Node, NodeId};
 use crate::job::MirrorRequest;
@@ -85,7 +85,7 @@ static DRIVE_MIRROR: Command = Command::new(
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {
-    commands.add(&DRIVE_MIRROR, drive_mirror);
+    commands.add(&DRIVE_MIRROR, start);
 }
 
 /// What the target stands on.
@@ -101,11 +101,12 @@ enum Below {
 }
 
 /// `drive-mirror`.
-pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: DriveMirrorArgs) -> Reply<Value> {
+pub(super) fn start(services: &Arc<Services>, session: &Session, args: DriveMirrorArgs) -> Reply<Value> {
+    let context = &services.context;
     let path = &*args.target;
     let existing = args.mode == Some(NewImageMode::Existing);
     let (mut request, below, size, backing, source_format) = {
-        let graph = daemon.graph.lock();
+        let graph = context.graph.lock();
         let source = graph.find(&args.device)?;
         if let Some(name) = &args.node_name {
             graph.check_name(name)?;
@@ -118,16 +119,15 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: DriveM
         };
         // A target that is there stands on what its own header names.
         let below = (!existing).then_some(below);
-        let backing = stands_on.map(|node| graph.in_headers(node));
-        let backing = backing.filter(|_| !existing);
+        let backing = stands_on.map(|node| graph.in_headers(node)).filter(|_| !existing);
         let backing =
             backing.map(|node| Ok::<_, QmpError>((graph.header_name(&node.name)?, node.format_in_headers())));
         let backing = backing.transpose()?;
         let (size, format) = (source.device.len(), graph.in_headers(source).format_in_headers());
         drop(graph);
-        (MirrorRequest::new(daemon, args.mirror())?.unmap(args.unmap), below, size, backing, format)
+        (MirrorRequest::new(context, args.mirror())?.unmap(args.unmap), below, size, backing, format)
     };
-    daemon.check_mirror(&mut request)?;
+    services.jobs.check_mirror(&mut request)?;
     if request.below_filters && args.node_name.is_none() {
         return Err(QmpError::generic(
             "a node-name must be provided when replacing a named node of the graph",
@@ -144,23 +144,23 @@ pub(super) fn drive_mirror(daemon: &Arc<Daemon>, session: &Session, args: DriveM
                 return Err(QmpError::generic("An export cannot be made: give 'mode' existing"));
             }
             let new = NewFileSpec { path, format, size, backing };
-            let check = || daemon.try_mirror(&request, size.next_multiple_of(SECTOR));
-            Some(CreatedFile::create(daemon, &request.source, new, check)?)
+            let check = || services.jobs.try_mirror(&request, size.next_multiple_of(SECTOR));
+            Some(CreatedFile::create(context, &request.source, new, check)?)
         }
         _ => None,
     };
     let found = created.as_ref().and_then(CreatedFile::found);
     let named = NamedTarget { path, found, format, node: args.node_name.as_deref() };
-    let (target, below) = open(daemon, &request.source, named, below)?;
+    let (target, below) = open(context, &request.source, named, below)?;
     request.target.clone_from(&target.name);
     let started = match below {
-        Below::Source => put_on_source(daemon, &request.source, &target.name),
+        Below::Source => put_on_source(context, &request.source, &target.name),
         _ => Ok(()),
     };
-    let prepared = started.and_then(|()| daemon.prepare_mirror(request));
+    let prepared = started.and_then(|()| services.jobs.prepare_mirror(request));
     // Once it is prepared the job uses the target: its end, or its failing to start, closes the node.
-    let prepared = prepared.inspect_err(|_| daemon.undo_node(&target))?;
-    daemon.start_mirrors(Some(session), vec![prepared], |runs| match &mut created {
+    let prepared = prepared.inspect_err(|_| context.undo_node(&target))?;
+    services.jobs.start_mirrors(Some(session), vec![prepared], |runs| match &mut created {
         Some(created) if runs => created.give_name(),
         _ => Ok(()),
     })?;
@@ -182,7 +182,7 @@ struct NamedTarget<'a> {
 /// Opens the target on what it is to stand on, by default on what its header names; its node has no owner.
 /// Also says what that is.
 fn open(
-    daemon: &Daemon,
+    context: &Context,
     source: &str,
     target: NamedTarget<'_>,
     below: Option<Below>,
@@ -195,12 +195,12 @@ fn open(
     let (file, found) = protocol_node(path, found)?;
     // Whether anything is unmapped is for the job to say.
     let inherited = Inherited { unmap: true, ..Inherited::default() };
-    let file = daemon.open_node_on(&file, inherited, found)?;
+    let file = context.open_node_on(&file, inherited, found)?;
     let opened = (|| {
-        let format = format.map_or_else(|| probe(daemon, &file.name), Ok)?;
+        let format = format.map_or_else(|| probe(context, &file.name), Ok)?;
         let below = match below {
             Some(below) => below,
-            None if format == Format::Qcow2 => named_by(daemon, source, &file.name)?,
+            None if format == Format::Qcow2 => named_by(context, source, &file.name)?,
             None => Below::Nothing,
         };
         let mut image = options(json!({"driver": format.as_str(), "file": file.name}));
@@ -216,15 +216,15 @@ fn open(
         if let Some(backing) = backing.filter(|_| format == Format::Qcow2) {
             image.insert("backing".to_owned(), backing);
         }
-        Ok((daemon.open_node(&image, inherited)?, below))
+        Ok((context.open_node(&image, inherited)?, below))
     })();
-    opened.inspect_err(|_| daemon.undo_node(&file))
+    opened.inspect_err(|_| context.undo_node(&file))
 }
 
 /// The format of what is in the node `file`.
-fn probe(daemon: &Daemon, file: &str) -> Reply<Format> {
+fn probe(context: &Context, file: &str) -> Reply<Format> {
     let (storage, filename) = {
-        let graph = daemon.graph.lock();
+        let graph = context.graph.lock();
         let node = graph.find(file)?;
         (node.storage.clone(), node.filename.clone())
     };
@@ -233,9 +233,9 @@ fn probe(daemon: &Daemon, file: &str) -> Reply<Format> {
 
 /// What the header of the image in the node `file` says it stands on. A node of the source's chain on the
 /// very file that is named is shared: the file may be open for writing there.
-fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
-    let Some(named) = backing_in_header(daemon, file)? else { return Ok(Below::Nothing) };
-    let graph = daemon.graph.lock();
+fn named_by(context: &Context, source: &str, file: &str) -> Reply<Below> {
+    let Some(named) = backing_in_header(context, file)? else { return Ok(Below::Nothing) };
+    let graph = context.graph.lock();
     let is_named = |node: &&Node| {
         let format = graph.in_headers(node).format_in_headers();
         // A raw image of no stated format would have to be probed first.
@@ -253,9 +253,9 @@ fn named_by(daemon: &Daemon, source: &str, file: &str) -> Reply<Below> {
 
 /// Puts the target on the source, whose users go on writing it: what they write shows in the target at once,
 /// as it has to.
-fn put_on_source(daemon: &Daemon, source: &str, target: &str) -> Reply<()> {
+fn put_on_source(context: &Context, source: &str, target: &str) -> Reply<()> {
     let (link, image) = {
-        let mut graph = daemon.graph.lock();
+        let mut graph = context.graph.lock();
         let Some(image) = graph.find(target)?.qcow2.clone() else { return Ok(()) };
         (graph.attach_backing(target, source)?, image)
     };

@@ -6,10 +6,9 @@ use blockmirror_qmp::schema::{BOOL, Command, Member, Object, STR, Type, req};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Map, Value};
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, NoArguments, arguments, choice, variant};
-use crate::daemon::Daemon;
 use crate::export::NewExport;
 use crate::schema::{BitmapRef, NbdServerArgs};
 
@@ -144,31 +143,31 @@ static QUERY_BLOCK_EXPORTS: Command = Command::new("query-block-exports", "Lists
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_for_exports(&NBD_SERVER_START, |daemon, _, args: NbdServerArgs| {
-            daemon.start_nbd_server(args).map(|()| Value::Null)
+        .add_for_exports(&NBD_SERVER_START, |services, _, args: NbdServerArgs| {
+            services.exports.start_nbd_server(args).map(|()| Value::Null)
         })
-        .add_for_exports(&NBD_SERVER_STOP, |daemon, _, _: NoArguments| {
-            daemon.stop_nbd_server().map(|()| Value::Null)
+        .add_for_exports(&NBD_SERVER_STOP, |services, _, _: NoArguments| {
+            services.exports.stop_nbd_server().map(|()| Value::Null)
         })
-        .add_for_exports(&BLOCK_EXPORT_ADD, |daemon, _, args: ExportArgs| {
-            daemon.add_export_by(&args).map(|()| Value::Null)
+        .add_for_exports(&BLOCK_EXPORT_ADD, |services, _, args: ExportArgs| {
+            services.add_export_by(&args).map(|()| Value::Null)
         })
-        .add_deferred(&BLOCK_EXPORT_DEL, true, |daemon, args: ExportDelArgs| {
-            daemon.remove_export(&args.id, args.mode == Some(RemoveModeArg::Hard))
+        .add_deferred(&BLOCK_EXPORT_DEL, true, |services, args: ExportDelArgs| {
+            services.exports.remove_export(&args.id, args.mode == Some(RemoveModeArg::Hard))
         })
         .add_for_exports(&NBD_SERVER_ADD, nbd_server_add)
-        .add_deferred(&NBD_SERVER_REMOVE, true, |daemon, args: NbdRemoveArgs| {
-            daemon.remove_export(&args.name, args.mode == Some(RemoveModeArg::Hard))
+        .add_deferred(&NBD_SERVER_REMOVE, true, |services, args: NbdRemoveArgs| {
+            services.exports.remove_export(&args.name, args.mode == Some(RemoveModeArg::Hard))
         })
-        .add_quick(&QUERY_BLOCK_EXPORTS, |daemon, _, _: NoArguments| Ok(daemon.exports.list(daemon)));
+        .add_quick(&QUERY_BLOCK_EXPORTS, |services, _, _: NoArguments| Ok(services.exports.list()));
 }
 
-fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: NbdAddArgs) -> Reply<Value> {
+fn nbd_server_add(services: &Arc<Services>, _: &Session, args: NbdAddArgs) -> Reply<Value> {
     let device = &*args.device;
-    let read_only = daemon.graph.lock().find(device)?.read_only;
+    let read_only = services.context.graph.lock().find(device)?.read_only;
     let name = args.name.as_deref().unwrap_or(device);
     let bitmap = args.bitmap.map(|name| BitmapRef { node: None, name });
-    daemon.add_export(&NewExport {
+    services.exports.add_export(&NewExport {
         id: name,
         node: device,
         name: Some(name),
@@ -182,13 +181,13 @@ fn nbd_server_add(daemon: &Arc<Daemon>, _: &Session, args: NbdAddArgs) -> Reply<
     Ok(Value::Null)
 }
 
-impl Daemon {
+impl Services {
     /// `block-export-add`, from the command line too.
     pub(crate) fn add_export_by(&self, ExportArgs { any, nbd }: &ExportArgs) -> Reply<()> {
         if any.writethrough == Some(true) {
             return Err(QmpError::generic("'writethrough' is not supported"));
         }
-        self.add_export(&NewExport {
+        self.exports.add_export(&NewExport {
             id: &any.id,
             node: &any.node_name,
             name: nbd.name.as_deref(),

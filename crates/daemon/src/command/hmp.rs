@@ -16,10 +16,9 @@ use blockmirror_qmp::schema::{Command, Type};
 use serde_json::{Map, Value, json};
 
 use self::line::{Param, ParamKind};
-use super::{Commands, Handler, chain, drive_mirror, job};
+use super::{Commands, Handler, Services, chain, drive_mirror, job};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
-use crate::daemon::Daemon;
 
 arguments! {
     struct LineArgs {
@@ -41,15 +40,15 @@ static HUMAN_MONITOR_COMMAND: Command = Command::new(
 .returns(Type::Str, "what there is to say, nothing if all is well; errors come here too");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
-    commands.add_quick(&HUMAN_MONITOR_COMMAND, |daemon, session, args: LineArgs| {
-        let text = run(daemon, session, &args.command_line);
+    commands.add_quick(&HUMAN_MONITOR_COMMAND, |services, session, args: LineArgs| {
+        let text = run(services, session, &args.command_line);
         // Lines end as on a terminal.
         Ok(Value::String(text.replace('\n', "\r\n")))
     });
 }
 
 /// Does what a verb says; returns what there is to say.
-type Action = fn(&Arc<Daemon>, &Session, Map<String, Value>) -> Reply<String>;
+type Action = fn(&Arc<Services>, &Session, Map<String, Value>) -> Reply<String>;
 
 struct Verb {
     /// One word, or `info` and another.
@@ -73,35 +72,35 @@ static VERBS: [Verb; 9] = [
         synopsis: "[-f] device",
         help: "ends a job and keeps its target if it is ready, gives it up otherwise (-f: in any case)",
         params: &[flag("force", 'f'), DEVICE],
-        action: |daemon, session, args| call(job::cancel, daemon, session, args),
+        action: |services, session, args| call(job::cancel, services, session, args),
     },
     Verb {
         name: "block_job_complete",
         synopsis: "device",
         help: "ends a job that is ready; a mirror goes over to its target",
         params: &[DEVICE],
-        action: |daemon, session, args| call(job::complete, daemon, session, args),
+        action: |services, session, args| call(job::complete, services, session, args),
     },
     Verb {
         name: "block_job_pause",
         synopsis: "device",
         help: "pauses a job",
         params: &[DEVICE],
-        action: |daemon, session, args| call(job::pause, daemon, session, args),
+        action: |services, session, args| call(job::pause, services, session, args),
     },
     Verb {
         name: "block_job_resume",
         synopsis: "device",
         help: "lets a paused job go on",
         params: &[DEVICE],
-        action: |daemon, session, args| call(job::resume, daemon, session, args),
+        action: |services, session, args| call(job::resume, services, session, args),
     },
     Verb {
         name: "block_job_set_speed",
         synopsis: "device speed",
         help: "changes how fast a job goes, in MiB per second or with a suffix (B, K, M, G)",
         params: &[DEVICE, Param { name: "speed", kind: ParamKind::Size, optional: false }],
-        action: |daemon, session, args| call(job::set_speed, daemon, session, args),
+        action: |services, session, args| call(job::set_speed, services, session, args),
     },
     Verb {
         name: "block_stream",
@@ -112,7 +111,7 @@ static VERBS: [Verb; 9] = [
             Param { name: "speed", kind: ParamKind::Size, optional: true },
             Param { name: "base", kind: ParamKind::Text, optional: true },
         ],
-        action: |daemon, session, args| call_alone(chain::stream, daemon, session, with_job_id(args)),
+        action: |services, session, args| call_alone(chain::stream, services, session, with_job_id(args)),
     },
     Verb {
         name: "drive_mirror",
@@ -133,7 +132,7 @@ static VERBS: [Verb; 9] = [
         synopsis: "",
         help: "shows the jobs",
         params: &[],
-        action: |daemon, _, _| Ok(list_jobs(daemon)),
+        action: |services, _, _| Ok(list_jobs(services)),
     },
     Verb {
         name: "qemu-io",
@@ -145,31 +144,31 @@ static VERBS: [Verb; 9] = [
             DEVICE,
             Param { name: "command", kind: ParamKind::Text, optional: false },
         ],
-        action: |daemon, _, args| {
-            let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
-            qemu_io::run(daemon, &qemu_io::QemuIoArgs::parse(&args)?)
+        action: |services, _, args| {
+            let _nodes = services.context.locks.lock(&services.context.graph, &args, false);
+            qemu_io::run(&services.context, &qemu_io::QemuIoArgs::parse(&args)?)
         },
     },
 ];
 
 fn call<A: Arguments>(
     handler: Handler<A>,
-    daemon: &Arc<Daemon>,
+    services: &Arc<Services>,
     session: &Session,
     args: Map<String, Value>,
 ) -> Reply<String> {
-    handler(daemon, session, A::parse(&args)?).map(|_| String::new())
+    handler(services, session, A::parse(&args)?).map(|_| String::new())
 }
 
 /// The same for a command that runs alone on its nodes.
 fn call_alone<A: Arguments>(
     handler: Handler<A>,
-    daemon: &Arc<Daemon>,
+    services: &Arc<Services>,
     session: &Session,
     args: Map<String, Value>,
 ) -> Reply<String> {
-    let _nodes = daemon.locks.lock(&daemon.graph, &args, false);
-    call(handler, daemon, session, args)
+    let _nodes = services.context.locks.lock(&services.context.graph, &args, false);
+    call(handler, services, session, args)
 }
 
 fn with_job_id(mut args: Map<String, Value>) -> Map<String, Value> {
@@ -178,18 +177,18 @@ fn with_job_id(mut args: Map<String, Value>) -> Map<String, Value> {
     args
 }
 
-fn mirror(daemon: &Arc<Daemon>, session: &Session, args: Map<String, Value>) -> Reply<String> {
+fn mirror(services: &Arc<Services>, session: &Session, args: Map<String, Value>) -> Reply<String> {
     let mut args = with_job_id(args);
     let mode = if args.remove("reuse").is_some() { "existing" } else { "absolute-paths" };
     let sync = if args.remove("full").is_some() { "full" } else { "top" };
     args.insert("mode".to_owned(), json!(mode));
     args.insert("sync".to_owned(), json!(sync));
-    call_alone(drive_mirror::drive_mirror, daemon, session, args)
+    call_alone(drive_mirror::start, services, session, args)
 }
 
-fn list_jobs(daemon: &Daemon) -> String {
+fn list_jobs(services: &Services) -> String {
     let mut text = String::new();
-    for info in daemon.jobs.block_infos() {
+    for info in services.jobs.block_infos() {
         let kind = info["type"].as_str().unwrap_or_default();
         let device = info["device"].as_str().unwrap_or_default();
         let what = match kind {
@@ -205,7 +204,7 @@ fn list_jobs(daemon: &Daemon) -> String {
 }
 
 /// Runs a line; returns the text that its user sees.
-fn run(daemon: &Arc<Daemon>, session: &Session, line: &str) -> String {
+fn run(services: &Arc<Services>, session: &Session, line: &str) -> String {
     let line = line.trim_start();
     let (word, rest) = first_word(line);
     if word.is_empty() {
@@ -226,7 +225,7 @@ fn run(daemon: &Arc<Daemon>, session: &Session, line: &str) -> String {
     let short = verb.name.strip_prefix("info ").unwrap_or(verb.name);
     let rest = if word == "info" { after } else { rest };
     let result = match line::arguments(short, verb.params, rest) {
-        Ok(arguments) => (verb.action)(daemon, session, arguments),
+        Ok(arguments) => (verb.action)(services, session, arguments),
         Err(text) => return format!("{text}Try \"help {}\" for more information\n", verb.name),
     };
     result.unwrap_or_else(|error| format!("Error: {}\n", error.desc))

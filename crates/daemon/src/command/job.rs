@@ -9,10 +9,9 @@ use blockmirror_qmp::schema::{
 use blockmirror_qmp::{ErrorClass, QmpError, Session};
 use serde_json::{Map, Value};
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, Int64, NoArguments, arguments, variant};
-use crate::daemon::Daemon;
 use crate::job::{Job, JobCommand};
 use crate::schema::{CopyModeArg, JOB_STATUS, JobType};
 
@@ -230,60 +229,60 @@ static BLOCK_JOB_CHANGE: Command =
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&QUERY_JOBS, |daemon, _, _: NoArguments| Ok(daemon.jobs.infos().into()))
-        .add_quick(&QUERY_BLOCK_JOBS, |daemon, _, _: NoArguments| Ok(daemon.jobs.block_infos().into()))
-        .add_quick(&JOB_PAUSE, |daemon, _, job| request(daemon, &job, JobCommand::Pause))
-        .add_quick(&JOB_RESUME, |daemon, _, job| by_id(daemon, &job, |job| daemon.resume_job(job)))
-        .add_quick(&JOB_CANCEL, |daemon, _, job| request(daemon, &job, JobCommand::Cancel(true)))
-        .add_quick(&JOB_COMPLETE, |daemon, _, job| request(daemon, &job, JobCommand::Complete))
-        .add_quick(&JOB_FINALIZE, |daemon, _, job| request(daemon, &job, JobCommand::Finalize))
-        .add_quick(&JOB_DISMISS, |daemon, _, job| request(daemon, &job, JobCommand::Dismiss))
+        .add_quick(&QUERY_JOBS, |services, _, _: NoArguments| Ok(services.jobs.infos().into()))
+        .add_quick(&QUERY_BLOCK_JOBS, |services, _, _: NoArguments| Ok(services.jobs.block_infos().into()))
+        .add_quick(&JOB_PAUSE, |services, _, job| request(services, &job, JobCommand::Pause))
+        .add_quick(&JOB_RESUME, |services, _, job| by_id(services, &job, |job| services.jobs.resume_job(job)))
+        .add_quick(&JOB_CANCEL, |services, _, job| request(services, &job, JobCommand::Cancel(true)))
+        .add_quick(&JOB_COMPLETE, |services, _, job| request(services, &job, JobCommand::Complete))
+        .add_quick(&JOB_FINALIZE, |services, _, job| request(services, &job, JobCommand::Finalize))
+        .add_quick(&JOB_DISMISS, |services, _, job| request(services, &job, JobCommand::Dismiss))
         .add_quick(&BLOCK_JOB_PAUSE, pause)
         .add_quick(&BLOCK_JOB_RESUME, resume)
         .add_quick(&BLOCK_JOB_CANCEL, cancel)
         .add_quick(&BLOCK_JOB_COMPLETE, complete)
-        .add_quick(&BLOCK_JOB_FINALIZE, |daemon, _, job: ById| {
-            daemon.jobs.find_block_job(&job.id)?.request(JobCommand::Finalize).map(nothing)
+        .add_quick(&BLOCK_JOB_FINALIZE, |services, _, job: ById| {
+            services.jobs.find_block_job(&job.id)?.request(JobCommand::Finalize).map(nothing)
         })
-        .add_quick(&BLOCK_JOB_DISMISS, |daemon, _, job: ById| {
-            daemon.jobs.find_block_job(&job.id)?.request(JobCommand::Dismiss).map(nothing)
+        .add_quick(&BLOCK_JOB_DISMISS, |services, _, job: ById| {
+            services.jobs.find_block_job(&job.id)?.request(JobCommand::Dismiss).map(nothing)
         })
         .add_quick(&BLOCK_JOB_SET_SPEED, set_speed)
         .add_quick(&BLOCK_JOB_CHANGE, change);
 }
 
 /// `block-job-pause`.
-pub(super) fn pause(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
-    daemon.jobs.find_block_job(&job.device)?.request(JobCommand::Pause).map(nothing)
+pub(super) fn pause(services: &Arc<Services>, _: &Session, job: ByDevice) -> Reply<Value> {
+    services.jobs.find_block_job(&job.device)?.request(JobCommand::Pause).map(nothing)
 }
 
 /// `block-job-resume`.
-pub(super) fn resume(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
-    daemon.resume_job(&*daemon.jobs.find_block_job(&job.device)?).map(nothing)
+pub(super) fn resume(services: &Arc<Services>, _: &Session, job: ByDevice) -> Reply<Value> {
+    services.jobs.resume_job(&*services.jobs.find_block_job(&job.device)?).map(nothing)
 }
 
 /// `block-job-cancel`.
-pub(super) fn cancel(daemon: &Arc<Daemon>, _: &Session, args: CancelArgs) -> Reply<Value> {
+pub(super) fn cancel(services: &Arc<Services>, _: &Session, args: CancelArgs) -> Reply<Value> {
     let force = args.force.unwrap_or(false);
-    daemon.jobs.find_block_job(&args.device)?.request(JobCommand::Cancel(force)).map(nothing)
+    services.jobs.find_block_job(&args.device)?.request(JobCommand::Cancel(force)).map(nothing)
 }
 
 /// `block-job-complete`.
-pub(super) fn complete(daemon: &Arc<Daemon>, _: &Session, job: ByDevice) -> Reply<Value> {
-    daemon.jobs.find_block_job(&job.device)?.request(JobCommand::Complete).map(nothing)
+pub(super) fn complete(services: &Arc<Services>, _: &Session, job: ByDevice) -> Reply<Value> {
+    services.jobs.find_block_job(&job.device)?.request(JobCommand::Complete).map(nothing)
 }
 
 /// `block-job-set-speed`.
-pub(super) fn set_speed(daemon: &Arc<Daemon>, _: &Session, args: SetSpeedArgs) -> Reply<Value> {
-    let job = daemon.jobs.find_block_job(&args.device)?;
+pub(super) fn set_speed(services: &Arc<Services>, _: &Session, args: SetSpeedArgs) -> Reply<Value> {
+    let job = services.jobs.find_block_job(&args.device)?;
     let speed = u64::try_from(args.speed.0)
         .map_err(|_| QmpError::generic("Parameter 'speed' expects a non-negative value"))?;
     job.request(JobCommand::SetSpeed(speed)).map(nothing)
 }
 
-fn change(daemon: &Arc<Daemon>, _: &Session, args: ChangeOptions) -> Reply<Value> {
+fn change(services: &Arc<Services>, _: &Session, args: ChangeOptions) -> Reply<Value> {
     let ChangeOptions { always: ChangeArgs { id, kind }, mirror } = args;
-    let job = daemon.jobs.find_block_job(&id)?;
+    let job = services.jobs.find_block_job(&id)?;
     job.check_allows(Verb::Change)?;
     if job.kind != JobType::Mirror.name() {
         return Err(QmpError::generic("Job type does not support change"));
@@ -296,13 +295,13 @@ fn change(daemon: &Arc<Daemon>, _: &Session, args: ChangeOptions) -> Reply<Value
 }
 
 /// For the commands `job-*`, which have words of their own for a job that is gone.
-fn request(daemon: &Daemon, job: &ById, command: JobCommand) -> Reply<Value> {
-    by_id(daemon, job, |job| job.request(command))
+fn request(services: &Services, job: &ById, command: JobCommand) -> Reply<Value> {
+    by_id(services, job, |job| job.request(command))
 }
 
 /// The same for what is asked in another way.
-fn by_id(daemon: &Daemon, job: &ById, ask: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
-    let asked = ask(&*daemon.jobs.find(&job.id)?);
+fn by_id(services: &Services, job: &ById, ask: impl FnOnce(&Job) -> Reply<()>) -> Reply<Value> {
+    let asked = ask(&*services.jobs.find(&job.id)?);
     asked.map(nothing).map_err(|error| match error.class {
         ErrorClass::DeviceNotActive => QmpError::generic("Job not found"),
         _ => error,

@@ -1,10 +1,16 @@
 //! `object-add`, `object-del`, and what assigns nodes to I/O threads.
 
+use std::sync::Arc;
+
+use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Alternate, Command, NULL, STR, Type};
 use serde_json::Value;
 
 use super::Commands;
+use crate::Reply;
 use crate::arguments::{Argument, Arguments, arguments};
+use crate::context::Context;
+use crate::graph::Parent;
 use crate::schema::{OBJECT_OPTIONS, ObjectArgs};
 
 static OBJECT_ADD: Command =
@@ -51,12 +57,44 @@ static SET_IOTHREAD: Command = Command::new(
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&OBJECT_ADD, |daemon, _, args: ObjectArgs| daemon.objects.add(args).map(|()| Value::Null))
-        .add(&SET_IOTHREAD, |daemon, _, args: SetIothreadArgs| {
-            let force = args.force.unwrap_or(false);
-            daemon.set_iothread(&args.node_name, args.iothread.0.as_deref(), force).map(|()| Value::Null)
+        .add_quick(&OBJECT_ADD, |services, _, args: ObjectArgs| {
+            services.context.objects.add(args).map(|()| Value::Null)
         })
-        .add_quick(&OBJECT_DEL, |daemon, _, args: ObjectDelArgs| {
-            daemon.objects.remove(&args.id).map(|()| Value::Null)
+        .add(&SET_IOTHREAD, |services, _, args: SetIothreadArgs| {
+            let force = args.force.unwrap_or(false);
+            set_iothread(&services.context, &args.node_name, args.iothread.0.as_deref(), force)
+                .map(|()| Value::Null)
+        })
+        .add_quick(&OBJECT_DEL, |services, _, args: ObjectDelArgs| {
+            services.context.objects.remove(&args.id).map(|()| Value::Null)
         });
+}
+
+/// `x-blockdev-set-iothread`.
+fn set_iothread(context: &Context, node: &str, thread: Option<&str>, force: bool) -> Reply<()> {
+    let tap = {
+        let graph = context.graph.lock();
+        let found = graph
+            .get(node)
+            .ok_or_else(|| QmpError::generic(format!("Failed to find node with node-name='{node}'")))?;
+        let is_busy = graph
+            .attachments_of(node)
+            .any(|(_, u)| matches!(u.parent, Parent::Export(_) | Parent::Job { .. }));
+        if is_busy && !force {
+            return Err(QmpError::generic(format!(
+                "Node {node} is associated with a BlockBackend and could be in use (use force=true to \
+                 override this check)"
+            )));
+        }
+        Arc::clone(&found.tap)
+    };
+    let thread = match thread {
+        None => None,
+        Some(id) => {
+            let thread = context.objects.iothread(id);
+            Some(thread.ok_or_else(|| QmpError::generic(format!("Cannot find iothread {id}")))?)
+        }
+    };
+    context.objects.assign(&tap, thread);
+    Ok(())
 }

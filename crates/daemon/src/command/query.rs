@@ -145,19 +145,19 @@ static QUERY_STATS: Command =
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add_quick(&QUERY_NODES, |daemon, _, args: NodesArgs| {
+        .add_quick(&QUERY_NODES, |services, _, args: NodesArgs| {
             let flat = args.flat.unwrap_or(false);
-            let sizes = HostSizes::of(&daemon.graph.lock());
+            let sizes = HostSizes::of(&services.context.graph.lock());
             sizes.ask();
-            let graph = daemon.graph.lock();
+            let graph = services.context.graph.lock();
             Ok(graph.nodes().into_iter().map(|node| describe(&graph, node, flat)).collect())
         })
         .add_quick(&QUERY_BLOCK, |_, _, _: NoArguments| Ok(json!([])))
-        .add_quick(&QUERY_STATS, |daemon, _, args: StatsArgs| {
+        .add_quick(&QUERY_STATS, |services, _, args: StatsArgs| {
             if !args.query_nodes.unwrap_or(false) {
                 return Ok(json!([]));
             }
-            let graph = daemon.graph.lock();
+            let graph = services.context.graph.lock();
             Ok(graph.nodes().into_iter().map(|node| stats(&graph, node)).collect())
         });
 }

@@ -17,10 +17,10 @@ use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Map, Value};
 
 use self::nested::ReopenRequest;
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{
     Below, Common, CommonOptions, DriverEntry, Inherited, NodeOptions, Rebased, Reopened, flattened,
 };
@@ -74,35 +74,35 @@ struct NewDisk {
     link: Arc<BackingLink>,
 }
 
-fn reopen(daemon: &Arc<Daemon>, _: &Session, args: ReopenArgs) -> Reply<Value> {
+fn reopen(services: &Arc<Services>, _: &Session, args: ReopenArgs) -> Reply<Value> {
     let mut changes: Vec<Change> = Vec::new();
     let mut all = Vec::new();
     for options in args.options {
-        nested::collect(&daemon.graph.lock(), options.0, &mut all)?;
+        nested::collect(&services.context.graph.lock(), options.0, &mut all)?;
     }
     for wanted in all {
-        let change = Change::new(daemon, wanted)?;
+        let change = Change::new(&services.context, wanted)?;
         // Who is named twice gets what is said last.
         changes.retain(|other| other.node != change.node);
         changes.push(change);
     }
-    let held = hold(daemon, &changes)?;
+    let held = hold(&services.context, &changes)?;
     let mut done = Done::default();
-    let result = done.prepare(daemon, &mut changes);
+    let result = done.prepare(&services.context, &mut changes);
     if let Err(error) = result {
-        done.undo(daemon);
+        done.undo(&services.context);
         return Err(error);
     }
     let changed: Vec<_> = changes.iter().map(|change| change.node.clone()).collect();
-    let released = done.commit(daemon, changes);
+    let released = done.commit(&services.context, changes);
     drop(held);
-    daemon.close(released);
-    changed.iter().for_each(|node| daemon.refresh_from(node));
+    services.context.close(released);
+    changed.iter().for_each(|node| services.context.refresh_from(node));
     Ok(Value::Null)
 }
 
-fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
-    let taps = daemon.graph.lock().taps_from_top(changes.iter().map(|change| change.node.clone()).collect());
+fn hold(context: &Context, changes: &[Change]) -> Reply<Vec<Drained>> {
+    let taps = context.graph.lock().taps_from_top(changes.iter().map(|change| change.node.clone()).collect());
     let held = taps.iter().map(|tap| {
         tap.drain_for(HOLD_LIMIT)
             .ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))
@@ -112,10 +112,10 @@ fn hold(daemon: &Daemon, changes: &[Change]) -> Reply<Vec<Drained>> {
 
 impl Change {
     /// Reads and checks what is asked for.
-    fn new(daemon: &Daemon, wanted: ReopenRequest) -> Reply<Self> {
+    fn new(context: &Context, wanted: ReopenRequest) -> Reply<Self> {
         let ReopenRequest { node: name, options: given, inherited: from_above, above } = wanted;
         let common = CommonOptions::parse(&given)?;
-        let graph = daemon.graph.lock();
+        let graph = context.graph.lock();
         let node = graph.find_node(&name)?;
         let names_backing = node.qcow2.as_ref().is_some_and(|image| image.header().backing.is_some());
         if (names_backing || graph.backing_of(&name).is_some()) && !given.contains_key("backing") {
@@ -145,7 +145,7 @@ impl Change {
         // Asks the file, so not under the graph's lock.
         let disk = below.map(|NewBelow { file, below }| {
             let link = Arc::clone(&below.link);
-            let new = (driver.rebase)(&daemon.objects, &given, below)?;
+            let new = (driver.rebase)(&context.objects, &given, below)?;
             Ok::<_, QmpError>(NewDisk { new, file, link })
         });
         Ok(Self { node: name, common, options, child, disk: disk.transpose()?, files })
@@ -283,25 +283,25 @@ struct Done<'a> {
 }
 
 impl<'a> Done<'a> {
-    fn prepare(&mut self, daemon: &'a Daemon, changes: &mut [Change]) -> Reply<()> {
-        self.link(daemon, changes)?;
+    fn prepare(&mut self, context: &'a Context, changes: &mut [Change]) -> Reply<()> {
+        self.link(context, changes)?;
         // Users stop writing before what they stand on, and begin after it.
-        daemon.graph.lock().sort_from_top(changes, |change| &change.node);
+        context.graph.lock().sort_from_top(changes, |change| &change.node);
         for change in changes.iter() {
             for (_, file) in &change.files {
                 file.set_direct(change.common.direct).map_err(qmp_error)?;
                 self.direct.push((Arc::clone(file), !change.common.direct));
             }
         }
-        let is_read_only = |name: &str| Ok::<_, QmpError>(daemon.graph.lock().find(name)?.read_only);
+        let is_read_only = |name: &str| Ok::<_, QmpError>(context.graph.lock().find(name)?.read_only);
         for change in changes.iter() {
             if change.common.read_only && !is_read_only(&change.node)? {
-                self.read_only.push(daemon.set_read_only(&change.node)?);
+                self.read_only.push(context.set_read_only(&change.node)?);
             }
         }
         for change in changes.iter().rev() {
             if !change.common.read_only && is_read_only(&change.node)? {
-                match daemon.make_writable(&change.node) {
+                match context.make_writable(&change.node) {
                     Ok(reopened) => self.writable.push(reopened),
                     Err(_) if change.common.auto_read_only => {}
                     Err(error) => return Err(error),
@@ -312,8 +312,8 @@ impl<'a> Done<'a> {
     }
 
     /// Puts nodes on other children, in the graph, beside those that they stand on.
-    fn link(&mut self, daemon: &'a Daemon, changes: &[Change]) -> Reply<()> {
-        let mut graph = daemon.graph.lock();
+    fn link(&mut self, context: &'a Context, changes: &[Change]) -> Reply<()> {
+        let mut graph = context.graph.lock();
         let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
         for change in changes {
             let Some(NewDisk { file, .. }) = &change.disk else { continue };
@@ -364,25 +364,25 @@ impl<'a> Done<'a> {
         }
         graph.check_pivots(None)?;
         let names = changes.iter().map(|change| change.node.clone()).collect();
-        self.blocked = Some(BlockedParents::new(&daemon.graph, &mut graph, names));
+        self.blocked = Some(BlockedParents::new(&context.graph, &mut graph, names));
         Ok(())
     }
 
-    fn undo(self, daemon: &Daemon) {
-        self.writable.into_iter().rev().for_each(|reopened| daemon.make_read_only(reopened));
-        self.read_only.into_iter().rev().for_each(|reopened| daemon.make_writable_again(reopened));
+    fn undo(self, context: &Context) {
+        self.writable.into_iter().rev().for_each(|reopened| context.make_read_only(reopened));
+        self.read_only.into_iter().rev().for_each(|reopened| context.make_writable_again(reopened));
         for (file, direct) in self.direct.into_iter().rev() {
             // It was like that before.
             let _ = file.set_direct(direct);
         }
-        daemon.detach_all(&self.links);
+        context.detach_all(&self.links);
     }
 
     /// What cannot fail. Returns nodes that are not needed any more.
-    fn commit(self, daemon: &Daemon, changes: Vec<Change>) -> Released {
+    fn commit(self, context: &Context, changes: Vec<Change>) -> Released {
         let mut released = Released::default();
         for change in changes {
-            let mut graph = daemon.graph.lock();
+            let mut graph = context.graph.lock();
             for (name, _) in &change.files {
                 if let Some(node) = graph.get_mut(name) {
                     node.direct = change.common.direct;

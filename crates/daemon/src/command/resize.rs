@@ -8,10 +8,9 @@ use blockmirror_qmp::schema::Command;
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
-use super::Commands;
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
-use crate::daemon::Daemon;
 use crate::errors::qmp_error;
 use crate::graph::{BlockedParents, HOLD_LIMIT, Node};
 
@@ -46,9 +45,9 @@ pub(super) fn named_node<'a>(
         .ok_or_else(|| QmpError::generic(format!("Cannot find device='{device}' nor node-name='{name}'")))
 }
 
-fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Value> {
+fn block_resize(services: &Arc<Services>, _: &Session, args: ResizeArgs) -> Reply<Value> {
     let (tap, device, size, _blocked) = {
-        let mut graph = daemon.graph.lock();
+        let mut graph = services.context.graph.lock();
         let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
         let size = u64::try_from(args.size);
         let size = size.map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
@@ -64,7 +63,7 @@ fn block_resize(daemon: &Arc<Daemon>, _: &Session, args: ResizeArgs) -> Reply<Va
             return Err(qmp_error(Error::BitmapBusy { disk, name }));
         }
         let (name, tap, device) = (node.name.clone(), Arc::clone(&node.tap), Arc::clone(&node.device));
-        (tap, device, size, BlockedParents::new(&daemon.graph, &mut graph, vec![name]))
+        (tap, device, size, BlockedParents::new(&services.context.graph, &mut graph, vec![name]))
     };
     let drained = tap.drain_for(HOLD_LIMIT);
     let mut drained =

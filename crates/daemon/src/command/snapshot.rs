@@ -15,7 +15,7 @@ use super::Commands;
 use super::resize::named_node;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments, choice};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{Found, Inherited};
 use crate::errors::{is_read_only, qmp_error};
 use crate::graph::{
@@ -65,17 +65,17 @@ static SNAPSHOT_SYNC: Command = Command::new(
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
-        .add(&SNAPSHOT, |daemon, _, args: SnapshotArgs| {
-            daemon.snapshot(&args).map(|snapshot| {
+        .add(&SNAPSHOT, |services, _, args: SnapshotArgs| {
+            snapshot(&services.context, &args).map(|snapshot| {
                 let overlay = snapshot.keep();
-                daemon.refresh_from(&overlay);
+                services.context.refresh_from(&overlay);
                 Value::Null
             })
         })
-        .add(&SNAPSHOT_SYNC, |daemon, _, args: SnapshotSyncArgs| {
-            daemon.snapshot_sync(&args, Naming::Now).map(|snapshot| {
+        .add(&SNAPSHOT_SYNC, |services, _, args: SnapshotSyncArgs| {
+            snapshot_sync(&services.context, &args, Naming::Now).map(|snapshot| {
                 let overlay = snapshot.keep();
-                daemon.refresh_from(&overlay);
+                services.context.refresh_from(&overlay);
                 Value::Null
             })
         });
@@ -126,13 +126,13 @@ impl Snapshot {
     /// # Errors
     /// They cannot be moved. The snapshot stays then: what they write is on an open image, which gets its
     /// name if it has none yet.
-    pub(super) fn undo(mut self, daemon: &Daemon) -> Reply<()> {
+    pub(super) fn undo(mut self, context: &Context) -> Reply<()> {
         if self.is_link_only {
-            daemon.unlink_target(&self.overlay);
+            unlink_target(context, &self.overlay);
             return Ok(());
         }
         let (tap, of_node, device) = {
-            let graph = daemon.graph.lock();
+            let graph = context.graph.lock();
             let (Some(node), Some(overlay)) = (graph.get(&self.node), graph.get(&self.overlay)) else {
                 return Ok(());
             };
@@ -152,9 +152,9 @@ impl Snapshot {
             return Err(QmpError::generic(text));
         }
         device.set_read_only(self.was_read_only);
-        let exported = daemon.exports.bitmaps.suspend(&of_node);
+        let exported = context.exported_bitmaps.suspend(&of_node);
         let (image, released) = {
-            let mut graph = daemon.graph.lock();
+            let mut graph = context.graph.lock();
             if let Some(node) = graph.get_mut(&self.node) {
                 node.read_only = self.was_read_only;
             }
@@ -177,204 +177,206 @@ impl Snapshot {
         if let Some(image) = image {
             image.replace_backing(None);
         }
-        daemon.close(released);
+        context.close(released);
         Ok(())
     }
 }
 
-impl Daemon {
-    /// `blockdev-snapshot`.
-    pub(super) fn snapshot(&self, args: &SnapshotArgs) -> Reply<Snapshot> {
-        self.put_overlay(&args.node, &args.overlay, false).map(|(snapshot, _)| snapshot)
-    }
+/// `blockdev-snapshot`.
+pub(super) fn snapshot(context: &Context, args: &SnapshotArgs) -> Reply<Snapshot> {
+    put_overlay(context, &args.node, &args.overlay, false).map(|(snapshot, _)| snapshot)
+}
 
-    /// `blockdev-snapshot-sync`.
-    pub(super) fn snapshot_sync(&self, args: &SnapshotSyncArgs, naming: Naming) -> Reply<Snapshot> {
-        let path = &*args.snapshot_file;
-        let existing = args.mode == Some(NewImageMode::Existing);
-        let (node, overlay, size, backing) = {
-            let graph = self.graph.lock();
-            let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
-            let overlay = args.snapshot_node_name.as_deref();
-            let overlay = overlay.ok_or_else(|| QmpError::generic("New overlay node-name missing"))?;
-            if graph.get(overlay).is_some() {
-                return Err(QmpError::generic("New overlay node-name already in use"));
-            }
-            graph.check_name(overlay)?;
-            let format = format_named(args.format.as_deref().unwrap_or("qcow2"))?;
-            if format == Format::Raw {
-                return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
-            }
-            check_below(&graph, &node.name)?;
-            let named = graph.in_headers(node);
-            let backing = match existing {
-                true => None,
-                false => Some((graph.header_name(&named.name)?, named.format_in_headers())),
-            };
-            (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
-        };
-        let created = match existing {
+/// `blockdev-snapshot-sync`.
+pub(super) fn snapshot_sync(context: &Context, args: &SnapshotSyncArgs, naming: Naming) -> Reply<Snapshot> {
+    let path = &*args.snapshot_file;
+    let existing = args.mode == Some(NewImageMode::Existing);
+    let (node, overlay, size, backing) = {
+        let graph = context.graph.lock();
+        let node = named_node(&graph, args.device.as_deref(), args.node_name.as_deref())?;
+        let overlay = args.snapshot_node_name.as_deref();
+        let overlay = overlay.ok_or_else(|| QmpError::generic("New overlay node-name missing"))?;
+        if graph.get(overlay).is_some() {
+            return Err(QmpError::generic("New overlay node-name already in use"));
+        }
+        graph.check_name(overlay)?;
+        let format = format_named(args.format.as_deref().unwrap_or("qcow2"))?;
+        if format == Format::Raw {
+            return Err(QmpError::generic("Backing file not supported for file format 'raw'"));
+        }
+        check_below(&graph, &node.name)?;
+        let named = graph.in_headers(node);
+        let backing = match existing {
             true => None,
-            false => {
-                let new = NewFileSpec { path, format: Format::Qcow2, size, backing };
-                Some(CreatedFile::create(self, &node, new, || Ok(()))?)
-            }
+            false => Some((graph.header_name(&named.name)?, named.format_in_headers())),
         };
-        let found = created.as_ref().and_then(CreatedFile::found);
-        let opened = self.open_overlay(path, &overlay, found)?;
-        let put = self.put_overlay(&node, &overlay, true).inspect_err(|_| self.undo_node(&opened));
-        let (snapshot, held) = put?;
-        let mut snapshot = Snapshot { created, opened: Some(opened), ..snapshot };
-        if naming == Naming::Now
-            && let Err(error) = snapshot.give_name()
-        {
-            let undone = snapshot.undo(self);
-            drop(held);
-            return Err(match undone {
-                Ok(()) => error,
-                Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
-            });
+        (node.name.clone(), overlay.to_owned(), node.device.len(), backing)
+    };
+    let created = match existing {
+        true => None,
+        false => {
+            let new = NewFileSpec { path, format: Format::Qcow2, size, backing };
+            Some(CreatedFile::create(context, &node, new, || Ok(()))?)
         }
-        Ok(snapshot)
-    }
-
-    /// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
-    fn open_overlay(&self, path: &str, overlay: &str, found: Option<Found>) -> Reply<NodeId> {
-        let (options, found) = protocol_node(path, found)?;
-        let file = self.open_node_on(&options, Inherited::default(), found)?;
-        let image = json!({"driver": "qcow2", "node-name": overlay, "file": file.name, "backing": null});
-        let image = image.as_object().cloned().unwrap_or_default();
-        let opened = self.open_node(&image, Inherited::default());
-        opened.inspect_err(|_| self.undo_node(&file))
-    }
-
-    /// Puts `overlay`, which the command has `opened` or not, on `node`, and moves the users of that. Also
-    /// returns what keeps guests from writing until the command cannot fail any more.
-    fn put_overlay(&self, node: &str, overlay: &str, opened: bool) -> Reply<(Snapshot, Option<Drained>)> {
-        let (tap, below, image) = {
-            let graph = self.graph.lock();
-            let (base, above) = (graph.find(node)?, graph.find(overlay)?);
-            check_below(&graph, node)?;
-            let image = above.qcow2.clone();
-            let image =
-                image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
-            let is_target = check_overlay(&graph, node, above, image.backing().is_some())?;
-            if is_target {
-                drop(graph);
-                return self.put_below_target(node, overlay).map(|snapshot| (snapshot, None));
-            }
-            (Arc::clone(&base.tap), Arc::clone(&base.device), image)
-        };
-        let mut drained = hold(&tap)?;
-        below.flush().map_err(qmp_error)?;
-        let link = BackingLink::for_overlay(Arc::clone(&below) as _);
-        image.replace_backing(Some(Arc::clone(&link) as _));
-        match self.move_users(node, overlay, opened, &link, &mut drained) {
-            Ok(snapshot) => Ok((snapshot, Some(drained))),
-            Err(error) => {
-                image.replace_backing(None);
-                Err(error)
-            }
-        }
-    }
-
-    /// Moves the users of `node`, which are `drained`, to `overlay`, which stands on it by `link`. Tap and
-    /// graph change under one lock with the last checks: nodes may have been opened on the two since the
-    /// first ones, which locks nothing.
-    fn move_users(
-        &self,
-        node: &str,
-        overlay: &str,
-        opened: bool,
-        link: &Arc<BackingLink>,
-        drained: &mut Drained,
-    ) -> Reply<Snapshot> {
-        let mut graph = self.graph.lock();
-        check_below(&graph, node)?;
-        let above = graph.find(overlay)?;
-        if check_overlay(&graph, node, above, false)? {
-            return Err(QmpError::generic("The overlay is already in use"));
-        }
-        let (above, below) = (Arc::clone(&above.device), Arc::clone(&graph.find(node)?.device));
-        let tap = Arc::clone(drained.tap());
-        // Bitmaps stay with the node, exported ones too.
-        let of_node = Tap::new(Arc::clone(&below) as _);
-        let exported = self.exports.bitmaps.suspend(&tap);
-        tap.give_bitmaps(&of_node);
-        if let Err(error) = drained.replace(above) {
-            tap.take_bitmaps(&of_node, false);
-            exported.resume(&tap);
-            return Err(qmp_error(error));
-        }
-        let was_read_only = below.options().read_only;
-        below.set_read_only(true);
-        if let Some(base) = graph.get_mut(node) {
-            base.read_only = true;
-        }
-        graph.pivot(node, overlay, &[], false);
-        let of_base = graph.get(node).map_or(of_node.clone(), |base| {
-            base.tap.take_bitmaps(&of_node, false);
-            Arc::clone(&base.tap)
+    };
+    let found = created.as_ref().and_then(CreatedFile::found);
+    let opened = open_overlay(context, path, &overlay, found)?;
+    let put = put_overlay(context, &node, &overlay, true).inspect_err(|_| context.undo_node(&opened));
+    let (snapshot, held) = put?;
+    let mut snapshot = Snapshot { created, opened: Some(opened), ..snapshot };
+    if naming == Naming::Now
+        && let Err(error) = snapshot.give_name()
+    {
+        let undone = snapshot.undo(context);
+        drop(held);
+        return Err(match undone {
+            Ok(()) => error,
+            Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
         });
-        exported.resume(&of_base);
-        let is_used = graph.attachments_of(overlay).next().is_some();
-        if let (true, Some(overlay)) = (opened, graph.get_mut(overlay)) {
-            // It goes with its last user. One that has none yet can be closed by name only.
-            overlay.owned = !is_used;
-        }
-        let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
-        // Checked above, when the users were on the node.
-        let id = graph.attach(node, parent, Perms::READ, ALL_PERMS)?;
-        graph.hold_link(id, link);
-        Ok(Snapshot {
-            node: node.to_owned(),
-            overlay: overlay.to_owned(),
-            was_read_only,
-            created: None,
-            opened: None,
-            is_link_only: false,
-        })
     }
+    Ok(snapshot)
+}
 
-    /// Puts `overlay`, which a mirror fills, on `node`, which has no user. The mirror goes on; what it has
-    /// written stays.
-    fn put_below_target(&self, node: &str, overlay: &str) -> Reply<Snapshot> {
-        let (link, image, was_read_only) = {
-            let mut graph = self.graph.lock();
-            // First the link: nothing is read that the graph does not protect, and an image that takes the
-            // place of this one, as the mirror is resumed, is put on the node too.
-            let link = graph.attach_backing(overlay, node)?;
-            (link, graph.find(overlay)?.qcow2.clone(), graph.find(node)?.read_only)
-        };
-        if let Some(image) = image {
-            image.replace_backing(Some(link as _));
-        }
-        Ok(Snapshot {
-            node: node.to_owned(),
-            overlay: overlay.to_owned(),
-            was_read_only,
-            created: None,
-            opened: None,
-            is_link_only: true,
-        })
-    }
+/// Opens the image at `path`, or the file `found` that will be there, as the node `overlay`.
+fn open_overlay(context: &Context, path: &str, overlay: &str, found: Option<Found>) -> Reply<NodeId> {
+    let (options, found) = protocol_node(path, found)?;
+    let file = context.open_node_on(&options, Inherited::default(), found)?;
+    let image = json!({"driver": "qcow2", "node-name": overlay, "file": file.name, "backing": null});
+    let image = image.as_object().cloned().unwrap_or_default();
+    let opened = context.open_node(&image, Inherited::default());
+    opened.inspect_err(|_| context.undo_node(&file))
+}
 
-    /// Takes back what put `overlay`, which a mirror fills, on another node.
-    fn unlink_target(&self, overlay: &str) {
-        let image = |graph: &Graph| graph.get(overlay).and_then(|overlay| overlay.qcow2.clone());
-        let released = loop {
-            let held = image(&self.graph.lock());
-            if let Some(image) = &held {
-                image.replace_backing(None);
-            }
-            let mut graph = self.graph.lock();
-            // As the mirror is resumed, another image may have taken the place of this one.
-            if held.as_ref().map(Arc::as_ptr) == image(&graph).as_ref().map(Arc::as_ptr) {
-                break graph.link(overlay, "backing").map(|link| graph.detach(link));
-            }
-        };
-        self.close(released.unwrap_or_default());
+/// Puts `overlay`, which the command has `opened` or not, on `node`, and moves the users of that. Also
+/// returns what keeps guests from writing until the command cannot fail any more.
+fn put_overlay(
+    context: &Context,
+    node: &str,
+    overlay: &str,
+    opened: bool,
+) -> Reply<(Snapshot, Option<Drained>)> {
+    let (tap, below, image) = {
+        let graph = context.graph.lock();
+        let (base, above) = (graph.find(node)?, graph.find(overlay)?);
+        check_below(&graph, node)?;
+        let image = above.qcow2.clone();
+        let image = image.ok_or_else(|| QmpError::generic("The overlay does not support backing images"))?;
+        let is_target = check_overlay(&graph, node, above, image.backing().is_some())?;
+        if is_target {
+            drop(graph);
+            return put_below_target(context, node, overlay).map(|snapshot| (snapshot, None));
+        }
+        (Arc::clone(&base.tap), Arc::clone(&base.device), image)
+    };
+    let mut drained = hold(&tap)?;
+    below.flush().map_err(qmp_error)?;
+    let link = BackingLink::for_overlay(Arc::clone(&below) as _);
+    image.replace_backing(Some(Arc::clone(&link) as _));
+    match move_users(context, node, overlay, opened, &link, &mut drained) {
+        Ok(snapshot) => Ok((snapshot, Some(drained))),
+        Err(error) => {
+            image.replace_backing(None);
+            Err(error)
+        }
     }
+}
+
+/// Moves the users of `node`, which are `drained`, to `overlay`, which stands on it by `link`. Tap and
+/// graph change under one lock with the last checks: nodes may have been opened on the two since the
+/// first ones, which locks nothing.
+fn move_users(
+    context: &Context,
+    node: &str,
+    overlay: &str,
+    opened: bool,
+    link: &Arc<BackingLink>,
+    drained: &mut Drained,
+) -> Reply<Snapshot> {
+    let mut graph = context.graph.lock();
+    check_below(&graph, node)?;
+    let above = graph.find(overlay)?;
+    if check_overlay(&graph, node, above, false)? {
+        return Err(QmpError::generic("The overlay is already in use"));
+    }
+    let (above, below) = (Arc::clone(&above.device), Arc::clone(&graph.find(node)?.device));
+    let tap = Arc::clone(drained.tap());
+    // Bitmaps stay with the node, exported ones too.
+    let of_node = Tap::new(Arc::clone(&below) as _);
+    let exported = context.exported_bitmaps.suspend(&tap);
+    tap.give_bitmaps(&of_node);
+    if let Err(error) = drained.replace(above) {
+        tap.take_bitmaps(&of_node, false);
+        exported.resume(&tap);
+        return Err(qmp_error(error));
+    }
+    let was_read_only = below.options().read_only;
+    below.set_read_only(true);
+    if let Some(base) = graph.get_mut(node) {
+        base.read_only = true;
+    }
+    graph.pivot(node, overlay, &[], false);
+    let of_base = graph.get(node).map_or(of_node.clone(), |base| {
+        base.tap.take_bitmaps(&of_node, false);
+        Arc::clone(&base.tap)
+    });
+    exported.resume(&of_base);
+    let is_used = graph.attachments_of(overlay).next().is_some();
+    if let (true, Some(overlay)) = (opened, graph.get_mut(overlay)) {
+        // It goes with its last user. One that has none yet can be closed by name only.
+        overlay.owned = !is_used;
+    }
+    let parent = Parent::Node { name: overlay.to_owned(), role: "backing" };
+    // Checked above, when the users were on the node.
+    let id = graph.attach(node, parent, Perms::READ, ALL_PERMS)?;
+    graph.hold_link(id, link);
+    Ok(Snapshot {
+        node: node.to_owned(),
+        overlay: overlay.to_owned(),
+        was_read_only,
+        created: None,
+        opened: None,
+        is_link_only: false,
+    })
+}
+
+/// Puts `overlay`, which a mirror fills, on `node`, which has no user. The mirror goes on; what it has
+/// written stays.
+fn put_below_target(context: &Context, node: &str, overlay: &str) -> Reply<Snapshot> {
+    let (link, image, was_read_only) = {
+        let mut graph = context.graph.lock();
+        // First the link: nothing is read that the graph does not protect, and an image that takes the
+        // place of this one, as the mirror is resumed, is put on the node too.
+        let link = graph.attach_backing(overlay, node)?;
+        (link, graph.find(overlay)?.qcow2.clone(), graph.find(node)?.read_only)
+    };
+    if let Some(image) = image {
+        image.replace_backing(Some(link as _));
+    }
+    Ok(Snapshot {
+        node: node.to_owned(),
+        overlay: overlay.to_owned(),
+        was_read_only,
+        created: None,
+        opened: None,
+        is_link_only: true,
+    })
+}
+
+/// Takes back what put `overlay`, which a mirror fills, on another node.
+fn unlink_target(context: &Context, overlay: &str) {
+    let image = |graph: &Graph| graph.get(overlay).and_then(|overlay| overlay.qcow2.clone());
+    let released = loop {
+        let held = image(&context.graph.lock());
+        if let Some(image) = &held {
+            image.replace_backing(None);
+        }
+        let mut graph = context.graph.lock();
+        // As the mirror is resumed, another image may have taken the place of this one.
+        if held.as_ref().map(Arc::as_ptr) == image(&graph).as_ref().map(Arc::as_ptr) {
+            break graph.link(overlay, "backing").map(|link| graph.detach(link));
+        }
+    };
+    context.close(released.unwrap_or_default());
 }
 
 fn hold(tap: &Arc<Tap>) -> Reply<Drained> {
@@ -438,12 +440,12 @@ mod tests {
 
     use super::*;
 
-    /// A daemon with a node `n`.
-    fn daemon() -> Arc<Daemon> {
-        let daemon = Daemon::new(Vec::new());
+    /// A context with a node `n`.
+    fn context() -> Arc<Context> {
+        let context = Context::new(Vec::new(), Vec::new());
         let options = json!({"driver": "null-co", "size": 1 << 20, "node-name": "n"});
-        daemon.add_node(options.as_object().unwrap()).unwrap();
-        daemon
+        context.add_node(options.as_object().unwrap()).unwrap();
+        context
     }
 
     /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed
@@ -451,22 +453,22 @@ mod tests {
     #[test]
     fn a_snapshot_that_cannot_be_undone_stays() {
         for naming in [Naming::Now, Naming::AtCommit] {
-            let daemon = daemon();
+            let context = context();
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("snap.qcow2");
-            let tap = Arc::clone(&daemon.graph.lock().find("n").unwrap().tap);
+            let tap = Arc::clone(&context.graph.lock().find("n").unwrap().tap);
             let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
             let args = SnapshotSyncArgs::parse(args.as_object().unwrap()).unwrap();
-            let snapshot = daemon.snapshot_sync(&args, naming).unwrap();
+            let snapshot = snapshot_sync(&context, &args, naming).unwrap();
             assert_eq!(path.exists(), naming == Naming::Now);
             let target = Arc::new(MemoryDisk::new(1 << 20));
             let job = MirrorJob::attach(&tap, target, MirrorOptions::new()).unwrap();
-            let error = snapshot.undo(&daemon).unwrap_err();
+            let error = snapshot.undo(&context).unwrap_err();
             assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");
             drop(job);
             tap.write_at(b"here", 0, WriteFlags::NONE).unwrap();
             assert!(path.exists(), "{naming:?}");
-            assert_eq!(daemon.graph.lock().backing_of("snap").unwrap().name, "n");
+            assert_eq!(context.graph.lock().backing_of("snap").unwrap().name, "n");
         }
     }
 
@@ -474,7 +476,7 @@ mod tests {
     /// node that was opened on that one meanwhile was moved with the users, and followed what they wrote.
     #[test]
     fn a_node_that_is_opened_before_the_command_has_ended_stays_on_the_old_one() {
-        let daemon = daemon();
+        let context = context();
         let dir = tempfile::tempdir().unwrap();
         let add = |name: &str, backing: Value| {
             let path = dir.path().join(name);
@@ -482,13 +484,13 @@ mod tests {
             NewImage::create(&path, &spec).unwrap().persist().unwrap();
             let file = json!({"driver": "file", "filename": path});
             let image = json!({"driver": "qcow2", "node-name": name, "file": file, "backing": backing});
-            daemon.add_node(image.as_object().unwrap()).unwrap();
+            context.add_node(image.as_object().unwrap()).unwrap();
         };
         add("ov", Value::Null);
-        let (_snapshot, held) = daemon.put_overlay("n", "ov", false).unwrap();
+        let (_snapshot, held) = put_overlay(&context, "n", "ov", false).unwrap();
         add("x", json!("n"));
         drop(held);
-        let graph = daemon.graph.lock();
+        let graph = context.graph.lock();
         assert_eq!(graph.backing_of("x").unwrap().name, "n");
         assert_eq!(graph.backing_of("ov").unwrap().name, "n");
     }

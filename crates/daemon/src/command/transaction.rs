@@ -12,12 +12,12 @@ use blockmirror_qmp::schema::{Command, Object, Type};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
-use super::Commands;
-use super::bitmap::{AddBitmap, MergeBitmaps, in_words};
-use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs};
+use super::bitmap::{AddBitmap, MergeBitmaps, add_bitmap, in_words, merge_bitmaps};
+use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs, snapshot, snapshot_sync};
+use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Argument, Arguments, arguments, choice, variant};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::graph::HOLD_LIMIT;
 use crate::job::{MirrorRequest, Prepared};
 use crate::schema::{MirrorArgs, OneBitmap};
@@ -207,13 +207,13 @@ impl Progress {
     ///
     /// # Errors
     /// A snapshot that cannot be taken back. It stays as it is, and those before it, on which it may stand.
-    fn undo(mut self, daemon: &Daemon) -> Reply<()> {
+    fn undo(mut self, context: &Context) -> Reply<()> {
         let mut result = Ok(());
         loop {
             let last = self.snapshots.last().map(|(before, _)| *before);
             if last == Some(self.undo.len()) {
                 match self.snapshots.pop() {
-                    Some((_, snapshot)) if result.is_ok() => result = snapshot.undo(daemon),
+                    Some((_, snapshot)) if result.is_ok() => result = snapshot.undo(context),
                     Some((_, snapshot)) => drop(snapshot.keep()),
                     None => {}
                 }
@@ -226,37 +226,37 @@ impl Progress {
     }
 }
 
-fn transaction(daemon: &Arc<Daemon>, session: &Session, args: TransactionArgs) -> Reply<Value> {
+fn transaction(services: &Arc<Services>, session: &Session, args: TransactionArgs) -> Reply<Value> {
     let TransactionArgs { actions, properties } = args;
     let mode = properties.and_then(|properties| properties.completion_mode);
     let grouped = mode == Some(CompletionMode::Grouped);
-    let held = hold(daemon, &actions)?;
+    let held = hold(&services.context, &actions)?;
     let mut progress = Progress::default();
     let result = actions
         .iter()
-        .try_for_each(|action| act(daemon, action, grouped, &mut progress))
-        .and_then(|()| start(daemon, session, &mut progress, grouped));
+        .try_for_each(|action| act(services, action, grouped, &mut progress))
+        .and_then(|()| start(services, session, &mut progress, grouped));
     let result = result.map_err(|error| {
         // No job is there any more: what was started has gone again.
         for mirror in &progress.mirrors {
-            daemon.forget_mirror(mirror);
+            services.jobs.forget_mirror(mirror);
         }
-        match std::mem::take(&mut progress).undo(daemon) {
+        match std::mem::take(&mut progress).undo(&services.context) {
             Ok(()) => error,
             Err(left) => QmpError::generic(format!("{error}; and it could not be undone: {left}")),
         }
     });
     let overlays: Vec<_> = progress.snapshots.into_iter().map(|(_, snapshot)| snapshot.keep()).collect();
     drop(held);
-    overlays.iter().for_each(|overlay| daemon.refresh_from(overlay));
+    overlays.iter().for_each(|overlay| services.context.refresh_from(overlay));
     result.map(|()| Value::Null)
 }
 
 /// Holds the guests of all disks that the actions are about. Those of nodes that do not exist fail later, in
 /// words.
-fn hold(daemon: &Daemon, actions: &[Action]) -> Reply<Vec<Drained>> {
+fn hold(context: &Context, actions: &[Action]) -> Reply<Vec<Drained>> {
     let names: BTreeSet<_> = actions.iter().filter_map(Action::node).map(str::to_owned).collect();
-    let taps = daemon.graph.lock().taps_from_top(names.into_iter().collect());
+    let taps = context.graph.lock().taps_from_top(names.into_iter().collect());
     let held = taps.iter().map(|tap| {
         tap.drain_for(HOLD_LIMIT)
             .ok_or_else(|| QmpError::generic("A write of a guest does not end: the transaction was given up"))
@@ -264,7 +264,7 @@ fn hold(daemon: &Daemon, actions: &[Action]) -> Reply<Vec<Drained>> {
     held.collect()
 }
 
-fn act(daemon: &Arc<Daemon>, action: &Action, grouped: bool, progress: &mut Progress) -> Reply<()> {
+fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut Progress) -> Reply<()> {
     if grouped && !matches!(action, Action::Abort | Action::Mirror(_)) {
         return Err(QmpError::generic(format!(
             "Action '{}' does not support transaction property completion-mode = grouped",
@@ -274,14 +274,14 @@ fn act(daemon: &Arc<Daemon>, action: &Action, grouped: bool, progress: &mut Prog
     match action {
         Action::Abort => return Err(QmpError::generic("Transaction aborted using Abort action")),
         Action::AddBitmap(args) => {
-            daemon.add_bitmap(args)?;
-            let (tap, name) = bitmap(daemon, &args.node, &args.name)?;
+            add_bitmap(&services.context, args)?;
+            let (tap, name) = bitmap(&services.context, &args.node, &args.name)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.remove_bitmap(&name);
             }));
         }
         Action::RemoveBitmap(OneBitmap { node, name }) => {
-            let (tap, name) = bitmap(daemon, node, name)?;
+            let (tap, name) = bitmap(&services.context, node, name)?;
             let enabled = is_enabled(&tap, &name);
             let old = tap.remove_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
@@ -289,14 +289,14 @@ fn act(daemon: &Arc<Daemon>, action: &Action, grouped: bool, progress: &mut Prog
             }));
         }
         Action::ClearBitmap(OneBitmap { node, name }) => {
-            let (tap, name) = bitmap(daemon, node, name)?;
+            let (tap, name) = bitmap(&services.context, node, name)?;
             let old = tap.clear_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
         }
         Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
-            let (tap, name) = bitmap(daemon, node, name)?;
+            let (tap, name) = bitmap(&services.context, node, name)?;
             let was = is_enabled(&tap, &name);
             set_enabled(&tap, &name, *enabled).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
@@ -304,43 +304,43 @@ fn act(daemon: &Arc<Daemon>, action: &Action, grouped: bool, progress: &mut Prog
             }));
         }
         Action::MergeBitmaps(args) => {
-            let (tap, name) = bitmap(daemon, &args.node, &args.target)?;
+            let (tap, name) = bitmap(&services.context, &args.node, &args.target)?;
             let old = tap.bitmap(&name).map_err(in_words)?;
-            daemon.merge_bitmaps(args)?;
+            merge_bitmaps(&services.context, args)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.clear_bitmap(&name);
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
         }
         Action::Snapshot(args) => {
-            let snapshot = daemon.snapshot(args)?;
+            let snapshot = snapshot(&services.context, args)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
         Action::SnapshotSync(args) => {
-            let snapshot = daemon.snapshot_sync(args, Naming::AtCommit)?;
+            let snapshot = snapshot_sync(&services.context, args, Naming::AtCommit)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
         Action::Mirror(args) => {
-            let request = MirrorRequest::new(daemon, (**args).clone())?;
-            progress.mirrors.push(daemon.prepare_mirror(request)?);
+            let request = MirrorRequest::new(&services.context, (**args).clone())?;
+            progress.mirrors.push(services.jobs.prepare_mirror(request)?);
         }
     }
     Ok(())
 }
 
 /// Starts the mirrors, and gives files that were created their names as soon as all of them run.
-fn start(daemon: &Arc<Daemon>, session: &Session, progress: &mut Progress, grouped: bool) -> Reply<()> {
+fn start(services: &Arc<Services>, session: &Session, progress: &mut Progress, grouped: bool) -> Reply<()> {
     let mirrors = std::mem::take(&mut progress.mirrors);
     if grouped && !mirrors.is_empty() {
-        return daemon.start_mirror_group(Some(session), mirrors);
+        return services.jobs.start_mirror_group(Some(session), mirrors);
     }
-    daemon.start_mirrors(Some(session), mirrors, |_| {
+    services.jobs.start_mirrors(Some(session), mirrors, |_| {
         progress.snapshots.iter_mut().try_for_each(|(_, snapshot)| snapshot.give_name())
     })
 }
 
-fn bitmap(daemon: &Daemon, node: &str, name: &str) -> Reply<(Arc<Tap>, String)> {
-    Ok((Arc::clone(&daemon.graph.lock().find(node)?.tap), name.to_owned()))
+fn bitmap(context: &Context, node: &str, name: &str) -> Reply<(Arc<Tap>, String)> {
+    Ok((Arc::clone(&context.graph.lock().find(node)?.tap), name.to_owned()))
 }
 
 fn is_enabled(tap: &Tap, name: &str) -> bool {

@@ -17,7 +17,7 @@ use blockmirror_qmp::QmpError;
 
 use super::drivers::{DriverEntry, ReadOnlyNode, Writable};
 use crate::Reply;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::{is_read_only, qmp_error};
 use crate::graph::{Graph, Perms};
 
@@ -38,7 +38,7 @@ impl Reopened {
     }
 }
 
-impl Daemon {
+impl Context {
     /// Makes the node `name` writable, with what was opened for it alone, if it is not.
     ///
     /// # Errors

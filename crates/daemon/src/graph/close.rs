@@ -14,30 +14,18 @@ use blockmirror_block::BlockDevice;
 use blockmirror_block::cancel::CancelSource;
 use tracing::{info, warn};
 
-use super::{Node, NodeDevice, NodeId, Released};
-use crate::daemon::Daemon;
+use super::{Node, NodeDevice};
 
 /// How long nodes may take to flush, and again to end a blocked flush.
 const LIMIT: Duration = Duration::from_secs(2);
 /// The same at the end of the daemon, which is over within three seconds.
 const LAST_LIMIT: Duration = Duration::from_millis(600);
 
-impl Daemon {
-    /// Closes nodes: what was written reaches the disk, later writes are refused, and files are free,
-    /// whatever
-    /// still holds something of a node. Those below which nothing answers any more are abandoned after a
-    /// while. Lengths of nodes that stay are brought up to date. Not to be called under a lock.
-    pub(crate) fn close(&self, released: Released) {
-        close_within(released.gone, LIMIT);
-        self.refresh(released.stale);
-    }
-
-    /// Takes the node `id` back, which could not be finished, with what was opened for it. Another one that
-    /// has got its name stays.
-    pub(crate) fn undo_node(&self, id: &NodeId) {
-        let released = self.graph.lock().undo(id);
-        self.close(released);
-    }
+/// Closes nodes that a change of the graph has left without users: what was written reaches the disk, later
+/// writes are refused, and files are free, whatever still holds something of a node. Those below which
+/// nothing answers any more are abandoned after a while.
+pub(crate) fn close_released(nodes: Vec<Node>) {
+    close_within(nodes, LIMIT);
 }
 
 /// Closes nodes at the end of the daemon; users come before what they stand on.

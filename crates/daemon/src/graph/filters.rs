@@ -1,20 +1,11 @@
 //! Filters, which stand before a disk: what their users need and share counts below them, and what a filter
-//! stands for follows from what it is on. Called by the graph and by what changes it; lengths follow here
-//! too.
+//! stands for follows from what it is on. Called by the graph and by what changes it.
 //!
 //! What must hold: a use is checked against all others that reach the same disk, by whatever filters; no
 //! format lives in a filter's storage that is not the filter's disk any more.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use blockmirror_block::BlockDevice;
-use blockmirror_mirror::Tap;
-use blockmirror_raw::{Raw, RawOptions};
-
-use super::{Attachment, AttachmentId, Graph, Node, NodeDevice, Parent};
+use super::{Attachment, AttachmentId, Graph, Node, Parent};
 use crate::Reply;
-use crate::daemon::Daemon;
 
 impl Graph {
     /// The filter whose link this is; it needs and shares what its own users do.
@@ -150,46 +141,5 @@ impl Graph {
             }
         }
         stale.push(name.to_owned());
-    }
-}
-
-impl Daemon {
-    /// Brings lengths up to date that may have changed while nodes were used. Asks files, so not to be called
-    /// under a lock. Waits for no guest: where a write that was given up is still under way, the length
-    /// stays.
-    pub(super) fn refresh(&self, stale: Vec<String>) {
-        for name in stale {
-            let (tap, device, storage) = {
-                let graph = self.graph.lock();
-                let node = graph.get(&name).filter(|node| node.tap.writes_under_way() == 0);
-                let Some(node) = node else { continue };
-                let storage = node.file.as_ref().and(node.storage.clone());
-                (Arc::clone(&node.tap), Arc::clone(&node.device), storage)
-            };
-            if let Some(storage) = storage
-                && storage.len().is_ok_and(|len| len != device.len())
-                && let Ok(disk) = Raw::open(storage, RawOptions::new())
-            {
-                device.replace(Arc::new(disk));
-            }
-            self.refresh_tap(&name, &tap, &device, Duration::ZERO);
-        }
-    }
-
-    /// Gives `tap` the length of `device`, which are those of the node `name`, once no guest writes; after
-    /// `limit` it keeps its own.
-    pub(crate) fn refresh_tap(&self, name: &str, tap: &Arc<Tap>, device: &Arc<NodeDevice>, limit: Duration) {
-        if tap.len() == device.len() {
-            return;
-        }
-        let Some(mut drained) = tap.drain_for(limit) else { return };
-        let device: Arc<dyn BlockDevice> = Arc::clone(device) as _;
-        let graph = self.graph.lock();
-        // A snapshot or a job may have put it before another node meanwhile.
-        let is_its_own = graph.get(name).is_some_and(|node| Arc::ptr_eq(&node.tap, tap));
-        if is_its_own && Arc::ptr_eq(drained.device(), &device) {
-            // With a job or a bitmap in use it keeps its length.
-            let _ = drained.replace(device);
-        }
     }
 }

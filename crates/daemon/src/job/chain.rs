@@ -19,13 +19,14 @@ use blockmirror_qmp::{QmpError, Session};
 
 use super::mirror::Mirror;
 use super::{
-    AtEnd, CANCELLED, Claims, Figures, JobCommand, JobHandle, JobOptions, ReservedId, SimpleJob, system_words,
+    AtEnd, CANCELLED, Claims, Figures, JobCommand, JobHandle, JobOptions, Jobs, ReservedId, SimpleJob,
+    system_words,
 };
 use crate::Reply;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::Reopened;
 use crate::errors::{is_read_only, qmp_error};
-use crate::export::ExportedBitmaps;
+use crate::exported_bitmaps::ExportedBitmaps;
 use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms};
 
 /// What both kinds are started with.
@@ -254,15 +255,15 @@ struct HeldChain {
 
 impl HeldChain {
     /// Gives it back, after a job that did not put the base in another node's place.
-    fn give_back(self, daemon: &Daemon) {
+    fn give_back(self, context: &Context) {
         drop(self.claims);
-        daemon.note_rewritten(&self.base);
-        daemon.make_read_only(self.writable);
-        daemon.detach_all(&self.attachments);
+        context.note_rewritten(&self.base);
+        context.make_read_only(self.writable);
+        context.detach_all(&self.attachments);
     }
 }
 
-impl Daemon {
+impl Jobs {
     /// Starts to bring up into `device` what it shows of its backing files above `base`, or of all.
     pub(crate) fn start_stream(
         self: &Arc<Self>,
@@ -272,29 +273,29 @@ impl Daemon {
         base: Option<&str>,
     ) -> Reply<()> {
         {
-            let graph = self.graph.lock();
+            let graph = self.context.graph.lock();
             graph.check_no_job(device)?;
             for node in &graph.chain(device)[1..] {
                 graph.check_no_job(&node.name)?;
             }
         }
         // For the time of the job, if it was not.
-        let writable = self.make_writable(device)?;
-        let plan = match StreamPlan::new(&mut self.graph.lock(), &request, device, base) {
+        let writable = self.context.make_writable(device)?;
+        let plan = match StreamPlan::new(&mut self.context.graph.lock(), &request, device, base) {
             Ok(plan) => plan,
             Err(error) => {
-                self.make_read_only(writable);
+                self.context.make_read_only(writable);
                 return Err(error);
             }
         };
         let StreamPlan { image, base, attachments } = plan;
-        let give_back = move |daemon: &Daemon, writable: Reopened, attachments: &[AttachmentId]| {
-            daemon.make_read_only(writable);
-            daemon.detach_all(attachments);
+        let give_back = move |context: &Context, writable: Reopened, attachments: &[AttachmentId]| {
+            context.make_read_only(writable);
+            context.detach_all(attachments);
         };
         let Some(image) = image else {
             let job = SimpleJob::idle(&request.job);
-            let at_end: AtEnd = Box::new(move |daemon| give_back(daemon, writable, &attachments));
+            let at_end: AtEnd = Box::new(move |context| give_back(context, writable, &attachments));
             self.add_job(Some(session), request.job, Box::new(job), at_end);
             return Ok(());
         };
@@ -311,61 +312,21 @@ impl Daemon {
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                give_back(self, writable, &attachments);
+                give_back(&self.context, writable, &attachments);
                 return Err(error);
             }
         };
         let control = job.control().clone();
         let device = device.to_owned();
-        let at_end: AtEnd = Box::new(move |daemon| {
+        let at_end: AtEnd = Box::new(move |context| {
             // The result has been reported.
             if job.wait().is_ok() {
-                daemon.relink(&device, below.as_deref());
+                relink(context, &device, below.as_deref());
             }
-            give_back(daemon, writable, &attachments);
+            give_back(context, writable, &attachments);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())
-    }
-
-    /// The node `overlay` stands on `base` from now on, or on nothing; its image does already.
-    fn relink(&self, overlay: &str, base: Option<&str>) {
-        let mut graph = self.graph.lock();
-        let mut old = graph.link(overlay, "backing");
-        // The chain shared it before, with the same rights. Should it be refused all the same, the old edge
-        // stays: what it leads to stands on the base, so that the base stays protected.
-        let edge = match base.map(|base| graph.attach_backing(overlay, base)) {
-            Some(Err(_)) => {
-                old = None;
-                None
-            }
-            Some(Ok(edge)) => Some(edge),
-            None => None,
-        };
-        let image = graph.get(overlay).and_then(|node| node.qcow2.clone());
-        let released = old.map(|old| graph.detach(old)).unwrap_or_default();
-        drop(graph);
-        if let (Some(edge), Some(image)) = (edge, image) {
-            image.replace_backing(Some(edge));
-        }
-        self.close(released);
-    }
-
-    /// After a commit of what `overlay` stood on, by way of the filters `between` from the top, it stands on
-    /// `base`. The filters stay where they are, as in QEMU.
-    fn relink_by_filters(&self, overlay: &str, between: &[String], base: &str) {
-        let (Some(first), Some(last)) = (between.first(), between.last()) else {
-            return self.relink(overlay, Some(base));
-        };
-        {
-            let mut graph = self.graph.lock();
-            let child = graph.children(last).next().map(|(role, _)| role);
-            if let Some(link) = child.and_then(|role| graph.link(last, role)) {
-                // Should it be refused, the filter shows the same by what was committed.
-                let _ = graph.move_filter(link, base);
-            }
-        }
-        self.relink(overlay, Some(first));
     }
 
     /// Starts to write what lies in the chain of `device` from `top` down to above `base` into `base`.
@@ -377,28 +338,29 @@ impl Daemon {
         top: &str,
         base: &str,
     ) -> Reply<()> {
-        let graph = self.graph.lock();
+        let graph = self.context.graph.lock();
         graph.check_no_job(device)?;
-        let plan = CommitPlan::new(&graph, &self.exports.bitmaps, &request, device, top, base)?;
+        let plan = CommitPlan::new(&graph, &self.context.exported_bitmaps, &request, device, top, base)?;
         drop(graph);
         // For the time of the job, if they were not. The overlay's header changes.
-        let held = self.make_writable(base).and_then(|mut writable| {
+        let held = self.context.make_writable(base).and_then(|mut writable| {
             let overlay = plan.overlay.iter().try_for_each(|overlay| {
-                writable.and(self.make_writable(overlay)?);
+                writable.and(self.context.make_writable(overlay)?);
                 Ok(())
             });
-            let held = overlay.and_then(|()| request.hold(&mut self.graph.lock(), &plan.nodes)).and_then(
-                |attachments| {
-                    let claims = self.claim_devices(base).inspect_err(|_| self.detach_all(&attachments))?;
+            let held = overlay
+                .and_then(|()| request.hold(&mut self.context.graph.lock(), &plan.nodes))
+                .and_then(|attachments| {
+                    let claims = Claims::of_node(&self.context, base)
+                        .inspect_err(|_| self.context.detach_all(&attachments))?;
                     Ok((attachments, claims))
-                },
-            );
+                });
             match held {
                 Ok((attachments, claims)) => {
                     Ok(HeldChain { writable, attachments, claims, base: base.to_owned() })
                 }
                 Err(error) => {
-                    self.make_read_only(writable);
+                    self.context.make_read_only(writable);
                     Err(error)
                 }
             }
@@ -408,7 +370,7 @@ impl Daemon {
             None => held,
             Some(_) => self.refused_start(&request.job.id, held),
         }?;
-        self.note_rewritten(base);
+        self.context.note_rewritten(base);
         match plan.overlay.clone() {
             None => self.start_active_commit(session, request, device, plan, held),
             Some(overlay) => self.start_inner_commit(session, request, &overlay, plan, held),
@@ -436,36 +398,26 @@ impl Daemon {
         let job = match request.job.span.in_scope(start) {
             Ok(job) => job,
             Err(error) => {
-                held.give_back(self);
+                held.give_back(&self.context);
                 return Err(qmp_error(error));
             }
         };
         let handle = Mirror { control: job.control().clone(), target: held.base.clone() };
         let device = device.to_owned();
-        let at_end: AtEnd = Box::new(move |daemon| {
+        let at_end: AtEnd = Box::new(move |context| {
             let _ = job.wait();
             if Arc::ptr_eq(&tap.device(), &target) {
                 let HeldChain { attachments, claims, base, .. } = held;
                 drop(claims);
-                daemon.pivot_to_base(&device, &base, &attachments);
-                daemon.detach_all(&attachments);
-                daemon.collect(&device);
+                pivot_to_base(context, &device, &base, &attachments);
+                context.detach_all(&attachments);
+                context.collect(&device);
             } else {
-                held.give_back(daemon);
+                held.give_back(context);
             }
         });
         self.add_job(Some(session), request.job, Box::new(handle), at_end);
         Ok(())
-    }
-
-    /// After an active commit: the users of `device` use `base`, which keeps its bitmaps, exported ones too.
-    fn pivot_to_base(&self, device: &str, base: &str, attachments: &[AttachmentId]) {
-        let mut graph = self.graph.lock();
-        let exported = graph.get(base).map(|node| self.exports.bitmaps.suspend(&node.tap));
-        graph.pivot(device, base, attachments, true);
-        if let (Some(exported), Some(node)) = (exported, graph.get(base)) {
-            exported.resume(&node.tap);
-        }
     }
 
     /// Starts a commit of images below `overlay`, which comes to stand on the base.
@@ -481,7 +433,7 @@ impl Daemon {
         if let Some(naming) = naming {
             naming.name(&mut base);
         }
-        let image = self.graph.lock().get(overlay).and_then(|node| node.qcow2.clone());
+        let image = self.context.graph.lock().get(overlay).and_then(|node| node.qcow2.clone());
         let job = image
             .ok_or_else(|| QmpError::generic("The image above the top has no backing file"))
             .and_then(|image| {
@@ -492,28 +444,72 @@ impl Daemon {
         let job = match job {
             Ok(job) => job,
             Err(error) => {
-                held.give_back(self);
+                held.give_back(&self.context);
                 return Err(error);
             }
         };
         let control = job.control().clone();
         let overlay = overlay.to_owned();
-        let at_end: AtEnd = Box::new(move |daemon| {
+        let at_end: AtEnd = Box::new(move |context| {
             if job.wait().is_ok() {
-                daemon.relink_by_filters(&overlay, &between, &held.base);
+                relink_by_filters(context, &overlay, &between, &held.base);
                 // It may have been too short.
-                daemon.refresh_from(&held.base);
+                context.refresh_from(&held.base);
             }
-            held.give_back(daemon);
+            held.give_back(context);
         });
         self.add_job(Some(session), request.job, Box::new(control), at_end);
         Ok(())
     }
+}
 
-    /// Closes `name` if it has neither owner nor users any more.
-    fn collect(&self, name: &str) {
-        let released = self.graph.lock().collect(name);
-        self.close(released);
+/// The node `overlay` stands on `base` from now on, or on nothing; its image does already.
+fn relink(context: &Context, overlay: &str, base: Option<&str>) {
+    let mut graph = context.graph.lock();
+    let mut old = graph.link(overlay, "backing");
+    // The chain shared it before, with the same rights. Should it be refused all the same, the old edge
+    // stays: what it leads to stands on the base, so that the base stays protected.
+    let edge = match base.map(|base| graph.attach_backing(overlay, base)) {
+        Some(Err(_)) => {
+            old = None;
+            None
+        }
+        Some(Ok(edge)) => Some(edge),
+        None => None,
+    };
+    let image = graph.get(overlay).and_then(|node| node.qcow2.clone());
+    let released = old.map(|old| graph.detach(old)).unwrap_or_default();
+    drop(graph);
+    if let (Some(edge), Some(image)) = (edge, image) {
+        image.replace_backing(Some(edge));
+    }
+    context.close(released);
+}
+
+/// After a commit of what `overlay` stood on, by way of the filters `between` from the top, it stands on
+/// `base`. The filters stay where they are, as in QEMU.
+fn relink_by_filters(context: &Context, overlay: &str, between: &[String], base: &str) {
+    let (Some(first), Some(last)) = (between.first(), between.last()) else {
+        return relink(context, overlay, Some(base));
+    };
+    {
+        let mut graph = context.graph.lock();
+        let child = graph.children(last).next().map(|(role, _)| role);
+        if let Some(link) = child.and_then(|role| graph.link(last, role)) {
+            // Should it be refused, the filter shows the same by what was committed.
+            let _ = graph.move_filter(link, base);
+        }
+    }
+    relink(context, overlay, Some(first));
+}
+
+/// After an active commit: the users of `device` use `base`, which keeps its bitmaps, exported ones too.
+fn pivot_to_base(context: &Context, device: &str, base: &str, attachments: &[AttachmentId]) {
+    let mut graph = context.graph.lock();
+    let exported = graph.get(base).map(|node| context.exported_bitmaps.suspend(&node.tap));
+    graph.pivot(device, base, attachments, true);
+    if let (Some(exported), Some(node)) = (exported, graph.get(base)) {
+        exported.resume(&node.tap);
     }
 }
 

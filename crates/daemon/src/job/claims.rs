@@ -10,7 +10,7 @@ use std::sync::Arc;
 use blockmirror_file::FileStorage;
 
 use crate::Reply;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::qmp_error;
 
 /// Block devices that are claimed until this is dropped.
@@ -18,16 +18,16 @@ use crate::errors::qmp_error;
 #[must_use = "dropping it gives the claims up"]
 pub(crate) struct Claims(Vec<Arc<FileStorage>>);
 
-impl Daemon {
+impl Claims {
     /// Claims the block devices that the node `name` lives in, backing files aside; of files it is checked
     /// that no loop device on them is in use.
     ///
     /// # Errors
     /// One of them is in use; none is claimed then.
-    pub(crate) fn claim_devices(&self, name: &str) -> Reply<Claims> {
+    pub(crate) fn of_node(context: &Context, name: &str) -> Reply<Self> {
         let files: Vec<_> =
-            self.graph.lock().lives_in(name).into_iter().filter_map(|node| node.file.clone()).collect();
-        let mut claims = Claims::default();
+            context.graph.lock().lives_in(name).into_iter().filter_map(|node| node.file.clone()).collect();
+        let mut claims = Self::default();
         for file in files {
             file.claim().map_err(qmp_error)?;
             claims.0.push(file);

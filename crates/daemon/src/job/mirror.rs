@@ -15,15 +15,16 @@ use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Value, json};
 
 use super::{
-    AtEnd, CANCELLED, Claims, Figures, Job, JobCommand, JobHandle, JobOptions, ReservedId, SimpleJob,
+    AtEnd, CANCELLED, Claims, Figures, Job, JobCommand, JobHandle, JobOptions, Jobs, ReservedId, SimpleJob,
     job_span, system_words,
 };
 use crate::Reply;
 use crate::arguments::Int64;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::is_read_only;
-use crate::events;
-use crate::graph::{AttachmentId, Graph, JobRole, Node, Parent, Perms, WRITE, is_well_formed};
+use crate::events::{BLOCK_JOB_COPY_MODE, Events};
+use crate::graph::{AttachmentId, Graph, JobRole, Node, Parent, Perms, WRITE};
+use crate::ids::is_well_formed;
 use crate::schema::{BitmapSync, MirrorArgs, OnErrorArg, Sync};
 
 /// A mirror that is asked for.
@@ -54,9 +55,9 @@ pub(crate) struct Prepared {
 
 impl MirrorRequest {
     /// What the arguments ask for.
-    pub(crate) fn new(daemon: &Daemon, args: MirrorArgs) -> Reply<Self> {
+    pub(crate) fn new(context: &Context, args: MirrorArgs) -> Reply<Self> {
         let id = args.job_id.clone().unwrap_or_default();
-        let source = replaced(&daemon.graph.lock(), &args.device, args.replaces.as_deref())?;
+        let source = replaced(&context.graph.lock(), &args.device, args.replaces.as_deref())?;
         let mut options = MirrorOptions::new()
             .sync(match args.sync {
                 Sync::Top => SyncMode::Top,
@@ -190,22 +191,22 @@ fn in_words(error: &Error) -> String {
     }
 }
 
-impl Daemon {
+impl Jobs {
     /// Refuses a mirror whose target is still to be opened, for all but the target.
     pub(crate) fn check_mirror(&self, request: &mut MirrorRequest) -> Reply<()> {
-        let graph = self.graph.lock();
+        let graph = self.context.graph.lock();
         check_source(&graph, &request.source, "", request.below_filters)?;
         if let Some(name) = &request.filter {
             graph.check_name(name)?;
         }
         drop(graph);
-        request.reserved = Some(self.jobs.reserve(&request.job.id)?);
+        request.reserved = Some(self.reserve(&request.job.id)?);
         Ok(())
     }
 
     /// Refuses what the job itself would refuse with a target of `len` bytes.
     pub(crate) fn try_mirror(&self, request: &MirrorRequest, len: u64) -> Reply<()> {
-        let tap = Arc::clone(&self.graph.lock().find(&request.source)?.tap);
+        let tap = Arc::clone(&self.context.graph.lock().find(&request.source)?.tap);
         let prepared = MirrorJob::prepare(&tap, Arc::new(NullDisk::new(len)), request.options.clone());
         prepared.map(PreparedJob::abandon).map_err(|error| QmpError::generic(in_words(&error)))
     }
@@ -216,7 +217,7 @@ impl Daemon {
     /// Nodes that are not there, or that others use.
     pub(crate) fn prepare_mirror(&self, mut request: MirrorRequest) -> Reply<Prepared> {
         {
-            let graph = self.graph.lock();
+            let graph = self.context.graph.lock();
             graph.find(&request.source)?;
             graph.find(&request.target)?;
             if request.source == request.target {
@@ -227,72 +228,17 @@ impl Daemon {
                 graph.check_name(name)?;
             }
         }
-        self.check_apart(&request.source, &request.target)?;
+        check_apart(&self.context, &request.source, &request.target)?;
         if request.reserved.is_none() {
-            request.reserved = Some(self.jobs.reserve(&request.job.id)?);
+            request.reserved = Some(self.reserve(&request.job.id)?);
         }
         let id = request.job.id.clone();
-        let held = self.hold_mirror(request).and_then(|mut prepared| {
-            prepared.claims = self
-                .claim_devices(&prepared.request.target)
+        let held = hold_mirror(&self.context, request).and_then(|mut prepared| {
+            prepared.claims = Claims::of_node(&self.context, &prepared.request.target)
                 .inspect_err(|_| self.forget_mirror(&prepared))?;
             Ok(prepared)
         });
         self.refused_start(&id, held)
-    }
-
-    /// Refuses a target whose bytes the source shows under another name, by a loop device, say. What both
-    /// open under one name is the lock's to refuse.
-    fn check_apart(&self, source: &str, target: &str) -> Reply<()> {
-        let (below, own) = {
-            let graph = self.graph.lock();
-            let own: Vec<_> =
-                graph.lives_in(target).into_iter().filter_map(|node| node.file.clone()).collect();
-            (graph.all_files_below(source).0, own)
-        };
-        let is_part = |file: &FileStorage| below.iter().any(|id| *id != file.id() && id.overlaps(file.id()));
-        match own.iter().find(|file| is_part(file)) {
-            Some(file) => Err(QmpError::generic(format!(
-                "Node '{target}' cannot be the target: '{}' is part of the source '{source}'",
-                file.name()
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// Holds the nodes of a mirror that nothing else speaks against.
-    fn hold_mirror(&self, request: MirrorRequest) -> Reply<Prepared> {
-        let mut graph = self.graph.lock();
-        // Nodes may have been opened on them since they were checked: that locks nothing.
-        check_nodes(&graph, &request)?;
-        let (source, target) = (graph.find(&request.source)?, graph.find(&request.target)?);
-        if target.read_only {
-            return Err(is_read_only());
-        }
-        // A filter on it that has no users itself is none.
-        if let Some((_, u)) = graph.users_of(&request.target).first() {
-            return Err(QmpError::generic(format!(
-                "Node '{}' is busy: it is in use by {}",
-                request.target, u.parent
-            )));
-        }
-        let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
-        let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
-        let parent = |role| Parent::Job { id: request.job.id.clone(), kind: "mirror", role };
-        let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
-        let on_source = graph.attach(&request.source, parent(JobRole::Source), Perms::READ, steady)?;
-        let on_target = match graph.attach(&request.target, parent(JobRole::Target), WRITE, Perms::NONE) {
-            Ok(id) => id,
-            Err(error) => {
-                let released = graph.detach(on_source);
-                drop(graph);
-                self.close(released);
-                return Err(error);
-            }
-        };
-        tap_of_target.note_rewritten();
-        let attachments = vec![on_source, on_target];
-        Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
     }
 
     /// Starts a mirror whose nodes are held.
@@ -356,9 +302,9 @@ impl Daemon {
                 Err(mismatch) => {
                     let Prepared { request, attachments, claims, .. } = mirror;
                     let failed = SimpleJob::failed(&request.job, mismatch);
-                    let at_end: AtEnd = Box::new(move |daemon| {
+                    let at_end: AtEnd = Box::new(move |context| {
                         drop(claims);
-                        daemon.detach_all(&attachments);
+                        context.detach_all(&attachments);
                     });
                     self.add_job(session, request.job, Box::new(failed), at_end);
                 }
@@ -400,35 +346,89 @@ impl Daemon {
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
         let handle = Mirror { control, target: target_name.clone() };
-        let at_end: AtEnd = Box::new(move |daemon| {
+        let at_end: AtEnd = Box::new(move |context| {
             // Its threads end with it; the result has been reported already.
             let _ = job.wait();
             drop(claims);
-            daemon.mirror_ended(&tap, &target, &source_name, &target_name, &attachments);
+            mirror_ended(context, &tap, &target, &source_name, &target_name, &attachments);
         });
         self.add_job(session, request.job, Box::new(handle), at_end);
     }
 
     /// Gives the nodes of a mirror back that was not started.
     pub(crate) fn forget_mirror(&self, prepared: &Prepared) {
-        self.detach_all(&prepared.attachments);
+        self.context.detach_all(&prepared.attachments);
     }
+}
 
-    fn mirror_ended(
-        &self,
-        tap: &blockmirror_mirror::Tap,
-        target: &Arc<dyn BlockDevice>,
-        source_name: &str,
-        target_name: &str,
-        attachments: &[AttachmentId],
-    ) {
-        if Arc::ptr_eq(&tap.device(), target) {
-            self.graph.lock().pivot(source_name, target_name, attachments, true);
-        } else {
-            self.note_rewritten(target_name);
-        }
-        self.detach_all(attachments);
+/// Refuses a target whose bytes the source shows under another name, by a loop device, say. What both
+/// open under one name is the lock's to refuse.
+fn check_apart(context: &Context, source: &str, target: &str) -> Reply<()> {
+    let (below, own) = {
+        let graph = context.graph.lock();
+        let own: Vec<_> = graph.lives_in(target).into_iter().filter_map(|node| node.file.clone()).collect();
+        (graph.all_files_below(source).0, own)
+    };
+    let is_part = |file: &FileStorage| below.iter().any(|id| *id != file.id() && id.overlaps(file.id()));
+    match own.iter().find(|file| is_part(file)) {
+        Some(file) => Err(QmpError::generic(format!(
+            "Node '{target}' cannot be the target: '{}' is part of the source '{source}'",
+            file.name()
+        ))),
+        None => Ok(()),
     }
+}
+
+/// Holds the nodes of a mirror that nothing else speaks against.
+fn hold_mirror(context: &Context, request: MirrorRequest) -> Reply<Prepared> {
+    let mut graph = context.graph.lock();
+    // Nodes may have been opened on them since they were checked: that locks nothing.
+    check_nodes(&graph, &request)?;
+    let (source, target) = (graph.find(&request.source)?, graph.find(&request.target)?);
+    if target.read_only {
+        return Err(is_read_only());
+    }
+    // A filter on it that has no users itself is none.
+    if let Some((_, u)) = graph.users_of(&request.target).first() {
+        return Err(QmpError::generic(format!(
+            "Node '{}' is busy: it is in use by {}",
+            request.target, u.parent
+        )));
+    }
+    let (tap, tap_of_target) = (Arc::clone(&source.tap), Arc::clone(&target.tap));
+    let device: Arc<dyn BlockDevice> = Arc::clone(&target.device) as _;
+    let parent = |role| Parent::Job { id: request.job.id.clone(), kind: "mirror", role };
+    let steady = Perms::READ.with(Permission::Write).with(Permission::WriteUnchanged);
+    let on_source = graph.attach(&request.source, parent(JobRole::Source), Perms::READ, steady)?;
+    let on_target = match graph.attach(&request.target, parent(JobRole::Target), WRITE, Perms::NONE) {
+        Ok(id) => id,
+        Err(error) => {
+            let released = graph.detach(on_source);
+            drop(graph);
+            context.close(released);
+            return Err(error);
+        }
+    };
+    tap_of_target.note_rewritten();
+    let attachments = vec![on_source, on_target];
+    Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
+}
+
+/// The end of a mirror: the target is in the place of the source, or it is free again.
+fn mirror_ended(
+    context: &Context,
+    tap: &blockmirror_mirror::Tap,
+    target: &Arc<dyn BlockDevice>,
+    source_name: &str,
+    target_name: &str,
+    attachments: &[AttachmentId],
+) {
+    if Arc::ptr_eq(&tap.device(), target) {
+        context.graph.lock().pivot(source_name, target_name, attachments, true);
+    } else {
+        context.note_rewritten(target_name);
+    }
+    context.detach_all(attachments);
 }
 
 /// A mirror, or a commit that is one, and the node that it fills.
@@ -510,10 +510,10 @@ pub(super) fn add_figures(info: &mut Value, progress: &Progress) {
 }
 
 /// Tells of events that only mirrors have.
-pub(super) fn report_mirror_event(daemon: &Daemon, job: &Job, event: &Event) {
+pub(super) fn report_mirror_event(events: &Events, job: &Job, event: &Event) {
     if let Event::CopyMode { mode, reason, .. } = event {
         let data = json!({"device": job.id, "copy-mode": mode.name(), "reason": reason.to_string()});
-        daemon.emit(&events::BLOCK_JOB_COPY_MODE, data);
+        events.emit(&BLOCK_JOB_COPY_MODE, data);
     }
 }
 
@@ -526,17 +526,17 @@ mod tests {
     /// in a pivot.
     #[test]
     fn a_source_is_looked_at_again_as_it_is_held() {
-        let daemon = Daemon::new(Vec::new());
+        let context = Context::new(Vec::new(), Vec::new());
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("f"), [0; 4096]).unwrap();
-        let add = |node: Value| daemon.add_node(node.as_object().unwrap()).unwrap();
+        let add = |node: Value| context.add_node(node.as_object().unwrap()).unwrap();
         add(json!({"driver": "file", "node-name": "f", "filename": dir.path().join("f")}));
         add(json!({"driver": "null-co", "node-name": "t", "size": 4096}));
         let args = json!({"job-id": "j", "device": "f", "target": "t", "sync": "full"});
         let args = MirrorArgs::parse(args.as_object().unwrap()).unwrap();
-        let request = MirrorRequest::new(&daemon, args).unwrap();
+        let request = MirrorRequest::new(&context, args).unwrap();
         add(json!({"driver": "raw", "node-name": "r", "file": "f", "read-only": true}));
-        let refused = daemon.hold_mirror(request).unwrap_err();
+        let refused = hold_mirror(&context, request).unwrap_err();
         assert_eq!(refused.desc, "Need a root block node: 'f' is used by node 'r' (as 'file' child)");
     }
 }

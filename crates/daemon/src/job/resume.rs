@@ -16,11 +16,10 @@ use blockmirror_mirror::IoStatus;
 use blockmirror_qcow2::Qcow2;
 use blockmirror_qmp::QmpError;
 
-use super::{Job, JobCommand};
+use super::{Job, JobCommand, Jobs};
 use crate::Reply;
-use crate::daemon::Daemon;
 use crate::errors::qmp_error;
-use crate::graph::NodeDevice;
+use crate::graph::{Node, NodeDevice};
 
 /// How long what is in flight may take to end.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -43,7 +42,7 @@ impl Part {
     }
 }
 
-impl Daemon {
+impl Jobs {
     /// Lets `job` go on.
     ///
     /// # Errors
@@ -61,8 +60,8 @@ impl Daemon {
         // Of two clients the second finds it done.
         let _only_one = job.resuming.lock();
         let parts: Vec<_> = {
-            let graph = self.graph.lock();
-            let part = |node: &crate::graph::Node| Part {
+            let graph = self.context.graph.lock();
+            let part = |node: &Node| Part {
                 name: node.name.clone(),
                 filename: node.filename.clone(),
                 device: Arc::clone(&node.device),
@@ -86,33 +85,11 @@ impl Daemon {
                 wait(until, &part.name, || Arc::strong_count(image) <= 3)?;
                 let fresh =
                     image.reopen().map_err(|e| qmp_error(e.in_file(&part.filename.as_str().into())))?;
-                self.replace_image(&part.name, &part.device, Arc::new(fresh));
+                self.context.replace_image(&part.name, &part.device, Arc::new(fresh));
             }
         }
         job.handle.writes_lost();
         Ok(())
-    }
-
-    /// Puts `fresh`, which was opened anew, in the place of the image of the node `name`. A command may have
-    /// put the node on another one meanwhile: `fresh` stands on what the graph says.
-    pub(crate) fn replace_image(&self, name: &str, device: &Arc<NodeDevice>, fresh: Arc<Qcow2>) {
-        loop {
-            let link = self.graph.lock().backing_link(name);
-            // Nothing uses it yet, so there is nothing to wait for.
-            fresh.replace_backing(link.clone().map(|link| link as _));
-            let mut graph = self.graph.lock();
-            let now = graph.backing_link(name);
-            if now.as_ref().map(Arc::as_ptr) != link.as_ref().map(Arc::as_ptr) {
-                continue;
-            }
-            device.replace(Arc::clone(&fresh) as _);
-            if let Some(node) = graph.get_mut(name)
-                && Arc::ptr_eq(&node.device, device)
-            {
-                node.qcow2 = Some(fresh);
-            }
-            return;
-        }
     }
 }
 

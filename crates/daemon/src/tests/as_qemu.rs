@@ -45,11 +45,11 @@ fn a_bitmap_stays_with_its_node_at_a_snapshot() {
     client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "both"}));
     client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "old"}));
     client.run("block-dirty-bitmap-add", json!({"node": "over", "name": "both"}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     tap.write_at(&[5; 65536], 0, WriteFlags::NONE).unwrap();
     let snapshot = json!({"type": "blockdev-snapshot", "data": {"node": "top", "overlay": "over"}});
     let dirty = |client: &Client, node: &str, bitmap: &str| {
-        let tap = Arc::clone(&client.daemon.graph.lock().find(node).unwrap().tap);
+        let tap = Arc::clone(&client.daemon.services.context.graph.lock().find(node).unwrap().tap);
         tap.bitmap(bitmap).unwrap().dirty_bytes()
     };
     // Taken back, all is as before.
@@ -120,7 +120,7 @@ fn a_mirror_replaces_what_lies_below_a_filter() {
         "blockdev-add",
         json!({"driver": "throttle", "node-name": "f", "throttle-group": "g", "file": "s"}),
     );
-    let tap = Arc::clone(&client.daemon.graph.lock().find("f").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("f").unwrap().tap);
     let mirror = |replaces: &str| json!({"job-id": "m", "device": "f", "target": "t", "sync": "full", "replaces": replaces});
     assert_eq!(client.refused("blockdev-mirror", mirror("no")), "Failed to find node with node-name='no'");
     assert!(
@@ -258,7 +258,7 @@ fn chains_are_streamed_and_committed_over_filters() {
     assert_eq!((client.backing("top"), client.blocks("top")), (None, vec![1, 2, 3]));
 
     let mut client = filtered();
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("block-commit", json!({"job-id": "c", "device": "top", "base-node": "base"}));
     assert_eq!(client.wait("BLOCK_JOB_READY")["len"], 2 * 65536);
     tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();

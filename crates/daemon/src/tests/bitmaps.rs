@@ -7,7 +7,7 @@ use super::*;
 impl Client {
     /// Bitmaps of a node, each with its bytes that count as written.
     fn bitmaps(&self, node: &str) -> Vec<(String, u64)> {
-        let tap = Arc::clone(&self.daemon.graph.lock().find(node).unwrap().tap);
+        let tap = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().tap);
         tap.bitmaps().into_iter().map(|info| (info.name, info.dirty_bytes)).collect()
     }
 
@@ -30,7 +30,7 @@ fn bitmaps_of_a_target_outlive_the_pivot() {
     for (node, name) in [("top", "of-top"), ("top", "both"), ("t", "of-t"), ("t", "both")] {
         client.add_bitmap(node, name);
     }
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
     client.run("blockdev-mirror", json!({"job-id": "m", "device": "top", "target": "t", "sync": "full"}));
     assert_eq!(client.bitmaps("t"), [bits("both", SIZE), bits("of-t", SIZE)]);
@@ -49,7 +49,7 @@ fn bitmaps_of_an_overlay_outlive_the_snapshot() {
     client.image("over.qcow2", 4, None);
     client.add("over", "over.qcow2", Value::Null);
     client.add_bitmap("over", "o");
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("blockdev-snapshot", json!({"node": "top", "overlay": "over"}));
     tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     assert_eq!(client.bitmaps("over"), [bits("o", 65536)]);
@@ -83,7 +83,7 @@ fn a_file_under_a_format_has_no_bitmaps() {
     let raw = json!({"driver": "raw", "node-name": "r", "file": "f"});
     let text = "A bitmap of 'f' would not see what 'r' writes there: take one of 'r'";
     assert_eq!(client.refused("blockdev-add", raw.clone()), text);
-    assert!(client.daemon.graph.lock().get("r").is_none());
+    assert!(client.daemon.services.context.graph.lock().get("r").is_none());
     client.run("block-dirty-bitmap-remove", json!({"node": "f", "name": "b"}));
     client.run("blockdev-add", raw);
     assert_eq!(client.refused("block-dirty-bitmap-add", json!({"node": "f", "name": "b"})), text);
@@ -138,7 +138,7 @@ fn a_target_whose_bitmap_is_in_use_is_refused() {
     client.add("over", "over.qcow2", Value::Null);
     for node in ["over", "t"] {
         client.add_bitmap(node, "b");
-        let tap = Arc::clone(&client.daemon.graph.lock().find(node).unwrap().tap);
+        let tap = Arc::clone(&client.daemon.services.context.graph.lock().find(node).unwrap().tap);
         let used = tap.use_bitmap("b").unwrap();
         let (command, arguments) = match node {
             "t" => {
@@ -176,7 +176,7 @@ fn a_base_whose_bitmap_is_in_use_is_refused() {
     let mut client = Client::new();
     client.chain();
     client.add_bitmap("base", "b");
-    let tap = Arc::clone(&client.daemon.graph.lock().find("base").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("base").unwrap().tap);
     let used = tap.use_bitmap("b").unwrap();
     let commit = json!({"job-id": "c", "device": "top"});
     let refused = client.refused("block-commit", commit.clone());
@@ -204,7 +204,7 @@ fn bitmaps_that_join_record_if_one_did() {
     client.add_bitmap("over", "b");
     client.run("block-dirty-bitmap-add", json!({"node": "top", "name": "b", "disabled": true}));
     client.run("blockdev-snapshot", json!({"node": "top", "overlay": "over"}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("over").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("over").unwrap().tap);
     tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     assert_eq!(client.bitmaps("over"), [bits("b", 65536)]);
 }
@@ -222,7 +222,7 @@ fn an_overlay_gets_its_bitmaps_back() {
     client.add_bitmap("top", "of-top");
     let snapshot = json!({"type": "blockdev-snapshot", "data": {"node": "top", "overlay": "over"}});
     client.refused("transaction", json!({"actions": [snapshot, {"type": "abort", "data": {}}]}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("over").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("over").unwrap().tap);
     tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     assert_eq!(
         (client.bitmaps("over"), client.bitmaps("top")),
@@ -260,10 +260,10 @@ fn an_exported_bitmap_stays_with_its_node_at_a_snapshot() {
         "type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true, "bitmaps": ["b"],
     });
     client.run("block-export-add", export);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     let write = |block: u8| tap.write_at(&[block; 65536], u64::from(block) << 16, WriteFlags::NONE).unwrap();
     let busy = |client: &Client, node: &str| {
-        let tap = Arc::clone(&client.daemon.graph.lock().find(node).unwrap().tap);
+        let tap = Arc::clone(&client.daemon.services.context.graph.lock().find(node).unwrap().tap);
         tap.bitmaps().into_iter().filter(|bitmap| bitmap.busy).map(|bitmap| bitmap.name).collect::<Vec<_>>()
     };
     write(4);
@@ -303,7 +303,7 @@ fn an_exported_bitmap_stays_with_its_node_at_a_commit() {
         "type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true, "bitmaps": bitmaps,
     });
     client.run("block-export-add", export);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     let commit = json!({"job-id": "c", "device": "top"});
     // One of its name would join it.
     client.add_bitmap("top", "b");
@@ -318,7 +318,7 @@ fn an_exported_bitmap_stays_with_its_node_at_a_commit() {
     // Everything may have been written by the commit.
     assert_eq!(client.bitmaps("base"), [bits("b", SIZE), bits("d", 0)]);
     let in_use = |client: &Client| {
-        let tap = Arc::clone(&client.daemon.graph.lock().find("base").unwrap().tap);
+        let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("base").unwrap().tap);
         tap.bitmaps().iter().filter(|bitmap| bitmap.busy).count()
     };
     assert_eq!(in_use(&client), 2);

@@ -13,18 +13,18 @@ impl Client {
         self.image("top.qcow2", 3, Some("mid.qcow2"));
         let file = json!({"driver": "file", "filename": self.path("top.qcow2")});
         self.run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": file}));
-        self.daemon.graph.lock().chain("top").iter().map(|node| node.name.clone()).collect()
+        self.daemon.services.context.graph.lock().chain("top").iter().map(|node| node.name.clone()).collect()
     }
 
     /// The name of the file that `node` lives in.
     fn file_of(&self, node: &str) -> String {
-        let graph = self.daemon.graph.lock();
+        let graph = self.daemon.services.context.graph.lock();
         let (_, file) = graph.children(node).find(|(role, _)| *role == "file").unwrap();
         file.name.clone()
     }
 
     fn is_read_only(&self, node: &str) -> (bool, bool) {
-        let graph = self.daemon.graph.lock();
+        let graph = self.daemon.services.context.graph.lock();
         let node = graph.find(node).unwrap();
         let file = graph.children(&node.name).find(|(role, _)| *role == "file").unwrap().1;
         assert_eq!(file.read_only, !file.storage.as_ref().unwrap().info().writable);
@@ -59,7 +59,7 @@ fn a_backing_file_is_written_for_the_time_of_a_commit() {
 
     client.run("block-commit", json!({"job-id": "c", "device": "top"}));
     client.wait("BLOCK_JOB_READY");
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("job-complete", json!({"id": "c"}));
     client.wait_for_status("null");
     assert_eq!(client.is_read_only(base), (false, false));
@@ -444,11 +444,16 @@ fn a_base_that_cannot_be_linked_stays_protected() {
         all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
         client.run(command, all);
         client.wait("BLOCK_JOB_PENDING");
-        client.daemon.graph.lock().attach_unchecked("base", Parent::Monitor, Perms::NONE, Perms::NONE);
+        client.daemon.services.context.graph.lock().attach_unchecked(
+            "base",
+            Parent::Monitor,
+            Perms::NONE,
+            Perms::NONE,
+        );
         client.run("job-finalize", json!({"id": "j"}));
         client.wait("BLOCK_JOB_COMPLETED");
         assert_eq!(client.backing("top").as_deref(), Some("mid"), "{command}");
-        assert!(client.daemon.graph.lock().stands_on("top", "base"), "{command}");
+        assert!(client.daemon.services.context.graph.lock().stands_on("top", "base"), "{command}");
         assert_eq!(client.blocks("top"), [1, 2, 3], "{command}");
     }
 }
@@ -491,7 +496,7 @@ fn the_l1_tables_of_a_chain_are_bounded_together() {
     let arguments = add(&client, "8");
     let refused = client.refused("blockdev-add", arguments);
     assert!(refused.contains("with it the L1 tables of the chain have 283"), "{refused}");
-    assert!(client.daemon.graph.lock().find("top").is_err());
+    assert!(client.daemon.services.context.graph.lock().find("top").is_err());
     let arguments = add(&client, "1");
     client.run("blockdev-add", arguments);
 }

@@ -123,7 +123,7 @@ fn a_claim_lasts_as_long_as_its_job() {
     client.export("base");
     client.run("blockdev-del", json!({"node-name": "top"}));
     client.run("blockdev-del", json!({"node-name": "mid"}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("base").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("base").unwrap().tap);
     client.run("blockdev-mirror", mirror("m", "base", "d"));
     client.wait("BLOCK_JOB_READY");
     tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();

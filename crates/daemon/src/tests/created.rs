@@ -134,9 +134,9 @@ fn a_snapshot_that_is_taken_back_leaves_the_file_that_was_there() {
         let actions = json!([both[0], both[1], last]);
         client.refused("transaction", json!({"actions": actions}));
         assert!(client.files() == before, "{last}");
-        assert!(client.daemon.graph.lock().get("s").is_none());
+        assert!(client.daemon.services.context.graph.lock().get("s").is_none());
     }
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("transaction", json!({"actions": both}));
     tap.write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     tap.flush().unwrap();

@@ -14,7 +14,7 @@ impl Client {
     }
 
     fn tap(&self, node: &str) -> Arc<blockmirror_mirror::Tap> {
-        Arc::clone(&self.daemon.graph.lock().find(node).unwrap().tap)
+        Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().tap)
     }
 
     /// Nodes a and b, a mirror from the one to the other, and a file for an overlay.
@@ -102,7 +102,7 @@ fn an_overlay_reads_every_write_across_the_pivot() {
     let mut client = Client::new();
     let tap = client.mirrored_pair();
     client.add("ov", "ov.qcow2", json!("a"));
-    let overlay = Arc::clone(&client.daemon.graph.lock().find("ov").unwrap().device);
+    let overlay = Arc::clone(&client.daemon.services.context.graph.lock().find("ov").unwrap().device);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let guest = scope.spawn(|| {

@@ -80,11 +80,11 @@ fn nodes_are_closed_beside_each_other() {
     let mut nodes = Vec::new();
     for name in ["a", "b", "c"] {
         client.run("blockdev-add", json!({"driver": "null-co", "node-name": name, "size": SIZE}));
-        let mut node = client.daemon.graph.lock().remove(name).unwrap().gone.remove(0);
+        let mut node = client.daemon.services.context.graph.lock().remove(name).unwrap().gone.remove(0);
         let disk = Together { disk: MemoryDisk::new(SIZE), all: Arc::clone(&all) };
         node.device = NodeDevice::new(Arc::new(disk), DeviceOptions::default());
         nodes.push(node);
     }
-    client.daemon.close(Released { gone: nodes, stale: Vec::new() });
+    client.daemon.services.context.close(Released { gone: nodes, stale: Vec::new() });
     assert_eq!(*all.state.lock(), (3, 0));
 }

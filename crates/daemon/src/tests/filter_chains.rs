@@ -40,7 +40,7 @@ impl Client {
     /// Which node stands on which, and what is exported.
     fn edges(&mut self, layout: &[&str]) -> Vec<String> {
         let exported = self.run("query-block-exports", json!({}))[0]["node-name"].clone();
-        let graph = self.daemon.graph.lock();
+        let graph = self.daemon.services.context.graph.lock();
         let mut edges = vec![format!("e {}", exported.as_str().unwrap())];
         for name in layout {
             let below = graph.children(name).filter(|(_, child)| layout.contains(&child.name.as_str()));
@@ -53,7 +53,8 @@ impl Client {
     fn run_job(&mut self, command: &str, mut arguments: Value) {
         arguments["job-id"] = json!("j");
         let node = self.run("query-block-exports", json!({}))[0]["node-name"].clone();
-        let tap = Arc::clone(&self.daemon.graph.lock().find(node.as_str().unwrap()).unwrap().tap);
+        let tap =
+            Arc::clone(&self.daemon.services.context.graph.lock().find(node.as_str().unwrap()).unwrap().tap);
         self.run(command, arguments);
         loop {
             let event = if self.events.is_empty() { self.read() } else { self.events.remove(0) };
@@ -208,7 +209,7 @@ fn headers_above_filters_name_the_base() {
     let mut client = Client::new();
     client.layered(KINDS[0], &["top", "F", "mid", "base"]);
     client.run_job("block-commit", json!({"device": "top", "top-node": "mid", "base-node": "base"}));
-    let image = client.daemon.graph.lock().find("top").unwrap().qcow2.clone().unwrap();
+    let image = client.daemon.services.context.graph.lock().find("top").unwrap().qcow2.clone().unwrap();
     let backing = image.header().backing.clone().unwrap();
     assert_eq!(backing.name.as_bytes(), b"base.qcow2");
 }

@@ -21,7 +21,7 @@ impl Client {
     }
 
     fn tap_of(&self, name: &str) -> Arc<blockmirror_mirror::Tap> {
-        Arc::clone(&self.daemon.graph.lock().find(name).unwrap().tap)
+        Arc::clone(&self.daemon.services.context.graph.lock().find(name).unwrap().tap)
     }
 
     fn create_in(&mut self, node: &str) {
@@ -93,7 +93,7 @@ fn filters_stand_for_the_target_after_the_pivot() {
     client.tap_of("image").write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
     assert_eq!((client.blocks("target"), client.blocks("source")), (vec![5], vec![]));
     client.run("blockdev-del", json!({"node-name": "source"}));
-    let path = client.daemon.graph.lock().find("upper").unwrap().path.clone();
+    let path = client.daemon.services.context.graph.lock().find("upper").unwrap().path.clone();
     assert_eq!(path, Some(client.path("target")));
 }
 
@@ -189,7 +189,7 @@ fn headers_name_the_image_below_a_filter() {
     let path = client.path("snap.qcow2");
     let snapshot = json!({"node-name": "t", "snapshot-file": path, "snapshot-node-name": "snap"});
     client.run("blockdev-snapshot-sync", snapshot);
-    let image = client.daemon.graph.lock().find("snap").unwrap().qcow2.clone().unwrap();
+    let image = client.daemon.services.context.graph.lock().find("snap").unwrap().qcow2.clone().unwrap();
     let backing = image.header().backing.clone().unwrap();
     assert_eq!(backing.format.as_deref(), Some("qcow2"));
     assert_eq!(backing.name.as_bytes(), client.path("base.qcow2").to_str().unwrap().as_bytes());
@@ -212,7 +212,7 @@ fn a_node_that_is_opened_during_a_pivot_stands_on_the_disk_that_it_names() {
     });
     // Goes on when the other side is open, which is when the disk has been looked up.
     let config = std::fs::OpenOptions::new().write(true).open(&fifo).unwrap();
-    daemon.graph.lock().pivot("source", "target", &[], false);
+    daemon.services.context.graph.lock().pivot("source", "target", &[], false);
     drop(config);
     let client = adding.join().unwrap();
     client.tap_of("n").write_at(&[5; 65536], 5 << 16, WriteFlags::NONE).unwrap();
@@ -233,7 +233,13 @@ fn a_source_is_held_before_its_target() {
         "blockdev-mirror",
         json!({"job-id": "j", "device": "source", "target": "target", "sync": "none"}),
     );
-    let taps = client.daemon.graph.lock().taps_from_top(vec!["lower".to_owned(), "source".to_owned()]);
+    let taps = client
+        .daemon
+        .services
+        .context
+        .graph
+        .lock()
+        .taps_from_top(vec!["lower".to_owned(), "source".to_owned()]);
     assert!(Arc::ptr_eq(&taps[0], &client.tap_of("source")));
 }
 

@@ -158,7 +158,7 @@ fn a_query_answers_beside_a_file_that_hangs() {
     }
     client.run("query-named-block-nodes", json!({}));
     let hung = Hung::new();
-    client.daemon.graph.lock().get_mut("h").unwrap().storage = Some(Arc::clone(&hung) as _);
+    client.daemon.services.context.graph.lock().get_mut("h").unwrap().storage = Some(Arc::clone(&hung) as _);
     for _ in 0..5 {
         let nodes = client.run("query-named-block-nodes", json!({}));
         let nodes = nodes.as_array().unwrap();
@@ -190,7 +190,7 @@ fn lengths_are_asked_for_under_no_lock() {
     one.add_file("f");
     one.run("blockdev-add", json!({"driver": "raw", "node-name": "r", "file": "f"}));
     let hung = Hung::new();
-    one.daemon.graph.lock().get_mut("f").unwrap().storage = Some(Arc::clone(&hung) as _);
+    one.daemon.services.context.graph.lock().get_mut("f").unwrap().storage = Some(Arc::clone(&hung) as _);
     one.send("blockdev-del", json!({"node-name": "r"}));
     hung.wait_for_caller();
     other.run("query-block-exports", json!({}));
@@ -285,7 +285,7 @@ impl Client {
             let path = self.path(name);
             self.run("blockdev-add", json!({"driver": "file", "node-name": file, "filename": path}));
             let hung = Hung::holding(&std::fs::read(path).unwrap());
-            self.daemon.graph.lock().get_mut(&file).unwrap().storage = Some(Arc::clone(&hung) as _);
+            self.daemon.services.context.graph.lock().get_mut(&file).unwrap().storage = Some(Arc::clone(&hung) as _);
             let node = json!({
                 "driver": "qcow2", "node-name": name, "file": file, "backing": backing, "read-only": read_only,
             });
@@ -378,7 +378,7 @@ fn a_command_that_hangs_keeps_no_others_nodes_waiting() {
         one.image("ov", 9, None);
         one.add("ov", "ov", Value::Null);
         if !read_only {
-            let tap = Arc::clone(&one.daemon.graph.lock().find("ht").unwrap().tap);
+            let tap = Arc::clone(&one.daemon.services.context.graph.lock().find("ht").unwrap().tap);
             tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
         }
         hung.iter().for_each(|file| file.set_free(false));

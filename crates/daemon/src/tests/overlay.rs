@@ -11,7 +11,7 @@ fn users_move_to_an_overlay_that_is_there() {
     client.chain();
     client.image("over.qcow2", 4, None);
     client.add("over", "over.qcow2", Value::Null);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     let snapshot = |node, overlay| json!({"node": node, "overlay": overlay});
     for (node, overlay, text) in [
         ("zz", "over", "Cannot find device='zz' nor node-name='zz'"),
@@ -34,7 +34,7 @@ fn a_snapshot_that_fails_leaves_nothing_behind() {
     client.chain();
     client.image("other.qcow2", 9, None);
     std::fs::write(client.path("raw"), vec![0; SIZE as usize]).unwrap();
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     let snapshot = |file: PathBuf| json!({"node-name": "top", "snapshot-file": file, "snapshot-node-name": "snap", "mode": "existing"});
     client.refused("blockdev-snapshot-sync", snapshot(client.path("raw")));
     client.refused("blockdev-snapshot-sync", snapshot(client.path("none")));
@@ -45,7 +45,7 @@ fn a_snapshot_that_fails_leaves_nothing_behind() {
         {"type": "block-dirty-bitmap-clear", "data": {"node": "top", "name": "none"}},
     ]);
     client.refused("transaction", json!({"actions": actions}));
-    assert!(client.daemon.graph.lock().get("snap").is_none());
+    assert!(client.daemon.services.context.graph.lock().get("snap").is_none());
     for file in ["other.qcow2", "raw"] {
         blockmirror_file::FileOptions::new().writable(true).open(client.path(file)).unwrap();
     }
@@ -76,7 +76,7 @@ fn a_drive_moves_to_a_target_that_is_there() {
     client.chain();
     // What it held goes.
     client.image("t.qcow2", 9, None);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
     let export = json!({"type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true});
     client.run("block-export-add", export);
@@ -93,7 +93,7 @@ fn a_drive_moves_to_a_target_that_is_there() {
     assert_eq!(client.run("query-block-exports", json!({}))[0]["node-name"], "t");
     // The target goes with its last user, and its file is free.
     client.run("block-export-del", json!({"id": "e"}));
-    assert!(client.daemon.graph.lock().get("t").is_none());
+    assert!(client.daemon.services.context.graph.lock().get("t").is_none());
     client.add("again", "t.qcow2", Value::Null);
     assert_eq!(client.blocks("again"), [1, 2, 3, 4]);
 }
@@ -132,7 +132,7 @@ fn a_target_that_is_there_stands_on_what_its_header_names() {
         let below = client.backing("t");
         match (named, node) {
             (Some(named), None) => {
-                let graph = client.daemon.graph.lock();
+                let graph = client.daemon.services.context.graph.lock();
                 let below = graph.find(below.as_deref().unwrap()).unwrap();
                 assert_eq!(below.path.as_deref(), Some(&*client.path(named)), "{case}");
             }
@@ -168,7 +168,7 @@ fn a_target_that_names_what_may_not_be_opened_is_refused() {
         });
         let said = client.refused("drive-mirror", args);
         assert!(said.contains(text), "{name} {format}: {said}");
-        assert!(client.daemon.graph.lock().get("t").is_none());
+        assert!(client.daemon.services.context.graph.lock().get("t").is_none());
         blockmirror_file::FileOptions::new().writable(true).open(client.path("t.qcow2")).unwrap();
         assert!(std::fs::read(client.path("t.qcow2")).unwrap() == before, "{name} {format}: written");
     }
@@ -180,7 +180,7 @@ fn a_target_that_names_what_may_not_be_opened_is_refused() {
 fn a_drive_moves_to_a_target_on_itself() {
     let mut client = Client::new();
     client.chain();
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": client.path("nbd")}}}));
     let export = json!({"type": "nbd", "id": "e", "node-name": "top", "name": "e", "writable": true});
     client.run("block-export-add", export);

@@ -22,7 +22,7 @@ fn an_image_lives_in_a_part_of_a_file() {
     let raw = json!({"driver": "raw", "node-name": "part", "offset": 4096, "size": size, "file": file});
     client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "n", "file": raw}));
     assert_eq!(client.blocks("n"), [3]);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("n").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("n").unwrap().tap);
     for block in 0..8_u64 {
         tap.write_at(&[9; 65536], block << 16, WriteFlags::NONE).unwrap();
     }
@@ -72,7 +72,7 @@ fn a_part_has_the_rules_of_qemu() {
     let on_disk = json!({"driver": "raw", "node-name": "r", "file": "z", "offset": 512});
     assert!(client.refused("blockdev-add", on_disk).contains("raw nodes on files"));
     client.run("blockdev-add", raw(json!({"offset": 512, "size": 1024})));
-    let len = |client: &Client| client.daemon.graph.lock().find("r").unwrap().device.len();
+    let len = |client: &Client| client.daemon.services.context.graph.lock().find("r").unwrap().device.len();
     assert_eq!(len(&client), 1024);
     assert!(client.refused("block_resize", json!({"node-name": "r", "size": 2048})).contains("fixed"));
     // Both stay as they are.

@@ -50,18 +50,18 @@ fn a_link_that_is_flipped_never_leads_out() {
         for _ in 0..TRIES {
             let file = json!({"driver": "file", "filename": path("in/top")});
             let options = json!({"driver": "qcow2", "node-name": "n", "file": file, "read-only": true});
-            if daemon.add_node(options.as_object().unwrap()).is_err() {
+            if daemon.services.context.add_node(options.as_object().unwrap()).is_err() {
                 continue;
             }
             opened += 1;
             let gone = {
-                let mut graph = daemon.graph.lock();
+                let mut graph = daemon.services.context.graph.lock();
                 let mut byte = [0];
                 graph.find("n").unwrap().device.read_at(&mut byte, 0).unwrap();
                 assert_eq!(byte[0], 1, "a file outside was read");
                 graph.remove("n").unwrap()
             };
-            daemon.close(gone);
+            daemon.services.context.close(gone);
         }
     });
     assert!(opened > 0);

@@ -139,7 +139,7 @@ fn nodes_become_read_only_and_writable_together_or_not_at_all() {
     client.run("human-monitor-command", json!({"command-line": "qemu-io top \"write -P 4 256k 64k\""}));
     client.reopen(json!([reading, top(json!({"read-only": true}))])).unwrap();
     assert!(client.node("top")["ro"].as_bool().unwrap() && client.node("top-file")["ro"].as_bool().unwrap());
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     tap.write_at(&[9], 0, WriteFlags::NONE).unwrap_err();
     // Two readers get along.
     blockmirror_file::FileOptions::new().open(client.path("top.qcow2")).unwrap();
@@ -174,7 +174,7 @@ fn files_go_past_the_page_cache_and_through_it() {
     client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": file}));
     let options =
         |direct| json!({"driver": "qcow2", "node-name": "top", "file": "f", "cache": {"direct": direct}});
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     for round in 2..6 {
         if let Err(text) = client.reopen(options(round % 2 == 0)) {
             assert!(text.contains("does not do direct I/O"), "{text}");
@@ -193,7 +193,7 @@ fn files_go_past_the_page_cache_and_through_it() {
     let text = client.cannot_reopen(json!([options(true), busy]));
     assert_eq!(text, "Read-only block node 'g' cannot support read-write users");
     assert_eq!(client.node("f")["cache"]["direct"], false);
-    let graph = client.daemon.graph.lock();
+    let graph = client.daemon.services.context.graph.lock();
     assert_eq!(graph.find("f").unwrap().storage.as_ref().unwrap().info().request_alignment, 1);
 }
 
@@ -206,7 +206,7 @@ fn what_was_opened_for_reading_is_written() {
     let file = json!({"driver": "file", "node-name": "f", "filename": client.path("top.qcow2")});
     client
         .run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": file, "read-only": true}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     tap.write_at(&[9], 0, WriteFlags::NONE).unwrap_err();
     let backing = client.backing("top").unwrap();
     let text =
@@ -232,7 +232,7 @@ fn an_image_is_put_on_another_backing_file() {
     client
         .reopen(json!([
             top(json!({"backing": null})),
-            {"driver": "qcow2", "node-name": "other", "file": client.daemon.graph.lock().children("other").next().unwrap().1.name, "backing": "top"},
+            {"driver": "qcow2", "node-name": "other", "file": client.daemon.services.context.graph.lock().children("other").next().unwrap().1.name, "backing": "top"},
         ]))
         .unwrap();
     assert_eq!((client.backing("top"), client.blocks("top")), (None, vec![3]));
@@ -253,7 +253,7 @@ fn a_backing_file_that_came_along_is_closed() {
     let file = json!({"driver": "file", "node-name": "top-file", "filename": client.path("top.qcow2")});
     client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": file}));
     client.reopen(top(json!({"backing": null}))).unwrap();
-    assert_eq!(client.daemon.graph.lock().nodes().len(), 2);
+    assert_eq!(client.daemon.services.context.graph.lock().nodes().len(), 2);
     client.add("base", "base.qcow2", Value::Null);
 }
 
@@ -279,7 +279,8 @@ fn a_guest_that_writes_notices_nothing() {
         client.run("blockdev-add", json!({"driver": "file", "node-name": name, "filename": path}));
     }
     client.run("blockdev-add", json!({"driver": "raw", "node-name": "r", "file": "a"}));
-    let taps = ["top", "r"].map(|name| Arc::clone(&client.daemon.graph.lock().find(name).unwrap().tap));
+    let taps = ["top", "r"]
+        .map(|name| Arc::clone(&client.daemon.services.context.graph.lock().find(name).unwrap().tap));
     let over = AtomicBool::new(false);
     let written = std::thread::scope(|scope| {
         let guest = scope.spawn(|| {
@@ -341,7 +342,7 @@ fn options_of_a_child_that_is_described_are_its_own() {
     let node = |file: &Value, base: &Value| json!({"driver": "qcow2", "node-name": "top", "file": file, "backing": base});
     client.run("blockdev-add", node(&plain, &base));
     let file_node = {
-        let graph = client.daemon.graph.lock();
+        let graph = client.daemon.services.context.graph.lock();
         graph.children("top").find(|(role, _)| *role == "file").unwrap().1.name.clone()
     };
     // Each takes effect, and its default comes back.

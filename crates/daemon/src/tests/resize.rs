@@ -11,7 +11,7 @@ impl Client {
     fn lengths(&mut self, node: &str) -> (u64, u64) {
         let nodes = self.run("query-named-block-nodes", json!({}));
         let found = nodes.as_array().unwrap().iter().find(|found| found["node-name"] == node).unwrap();
-        let tap = Arc::clone(&self.daemon.graph.lock().find(node).unwrap().tap);
+        let tap = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().tap);
         (found["image"]["virtual-size"].as_u64().unwrap(), tap.len())
     }
 }
@@ -38,7 +38,7 @@ fn a_shrink_that_fails_after_the_header_is_reported_and_finished() {
     let file = json!({"driver": "blkdebug", "image": image, "inject-error": [rule]});
     client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "s", "file": file}));
     client.run("block-dirty-bitmap-add", json!({"node": "s", "name": "b", "granularity": 65536}));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("s").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("s").unwrap().tap);
     tap.write_at(&[3; 65536], 9 << 16, WriteFlags::FUA).unwrap();
     let dirty = || tap.bitmap("b").unwrap().dirty_bytes();
     assert_eq!((client.lengths("s"), dirty()), ((SIZE, SIZE), 65536));

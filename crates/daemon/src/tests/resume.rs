@@ -38,7 +38,7 @@ impl Client {
     }
 
     fn bytes(&self, node: &str) -> Vec<u8> {
-        let device = Arc::clone(&self.daemon.graph.lock().find(node).unwrap().device);
+        let device = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().device);
         let mut bytes = vec![0; SIZE as usize];
         device.read_at(&mut bytes, 0).unwrap();
         bytes
@@ -91,7 +91,7 @@ fn a_job_goes_on_after_a_flush_that_found_no_space() {
                 })
             };
             let source = args["device"].as_str().unwrap().to_owned();
-            let tap = Arc::clone(&client.daemon.graph.lock().find(&source).unwrap().tap);
+            let tap = Arc::clone(&client.daemon.services.context.graph.lock().find(&source).unwrap().tap);
             client.run(command, args);
             let early = client.wait_and_resume("BLOCK_JOB_READY", resume);
             tap.write_at(&[5; 100_000], (5 << 16) + 700, WriteFlags::NONE).unwrap();
@@ -183,7 +183,7 @@ fn a_job_goes_on_when_its_file_system_has_grown() {
     for format in ["raw", "qcow2"] {
         let mut client = Client::new();
         client.chain();
-        let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+        let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
         tap.write_at(&[7; 700_000], 4 << 16, WriteFlags::NONE).unwrap();
         fs::create_dir(client.path("small")).unwrap();
         let Some(small) = Mount::new("-osize=400k", Path::new("tmpfs"), client.path("small")) else { return };

@@ -6,12 +6,11 @@ use blockmirror_qmp::schema::{Member, Object, Type, lint};
 use serde_json::{Value, json};
 
 use super::Client;
-use crate::Daemon;
-use crate::command::table;
+use crate::command::{Services, table};
 
 #[test]
 fn the_schema_is_in_order() {
-    let table = table(&Daemon::new(Vec::new()));
+    let table = table(&Services::new(Vec::new(), Vec::new()));
     assert_eq!(lint(table.commands(), table.events()), [""; 0]);
 }
 
@@ -179,7 +178,7 @@ const EFFECTIVE: &str = "
 #[test]
 fn no_option_is_ignored() {
     let limits = include_str!("../../../../LIMITS.md");
-    let table = table(&Daemon::new(Vec::new()));
+    let table = table(&Services::new(Vec::new(), Vec::new()));
     let (mut hints, mut refused, mut effective) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let commands =
         ["blockdev-add", "blockdev-reopen", "block-export-add", "nbd-server-add", "nbd-server-start"];
@@ -234,7 +233,7 @@ fn members_of(object: &'static Object) -> Vec<(String, &'static [Member])> {
 
 /// All commands that answer something and need no arguments.
 fn queries() -> Vec<String> {
-    let table = table(&Daemon::new(Vec::new()));
+    let table = table(&Services::new(Vec::new(), Vec::new()));
     let queries = table.commands().filter(|command| {
         command.returns.is_some()
             && command.boxed.is_none()

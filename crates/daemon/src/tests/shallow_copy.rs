@@ -33,7 +33,7 @@ impl Client {
 #[test]
 fn a_target_gets_a_backing_file_while_it_is_filled() {
     let mut client = Client::with_shallow_copy();
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     client.run("blockdev-snapshot", snapshot("under", "copy"));
     assert_eq!((client.backing("copy").as_deref(), client.blocks("copy")), (Some("under"), vec![2, 3]));
     let again = client.refused("blockdev-snapshot", snapshot("under", "copy"));

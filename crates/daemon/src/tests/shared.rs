@@ -34,7 +34,7 @@ fn a_guests_disk_outlives_the_cancel_of_a_job_on_it() {
     client.image("top", 2, Some("base.qcow2"));
     client.add("base", "base.qcow2", Value::Null);
     let (_server, faults) = client.add_remote("top", json!("base"));
-    let tap = Arc::clone(&client.daemon.graph.lock().find("top").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("top").unwrap().tap);
     tap.write_at(&[3; 65536], 3 << 16, WriteFlags::NONE).unwrap();
     // The first write of the job is under way when it is cancelled.
     let gate = faults.hold(OpKind::Write, None);

@@ -52,7 +52,7 @@ fn mirrors_that_were_not_all_started_are_none() {
 fn a_snapshot_below_a_mirror_is_taken_back() {
     let mut client = Client::new();
     two_pairs(&mut client);
-    let tap = Arc::clone(&client.daemon.graph.lock().find("a").unwrap().tap);
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("a").unwrap().tap);
     let path = client.path("snap.qcow2");
     for (round, copy_mode) in ["background", "write-blocking"].into_iter().cycle().take(8).enumerate() {
         let snapshot = json!({"node-name": "a", "snapshot-file": path, "snapshot-node-name": "snap"});
@@ -60,7 +60,7 @@ fn a_snapshot_below_a_mirror_is_taken_back() {
         let actions = json!([snapshot, mirror("j", "snap", "b", copy_mode), impossible()]);
         client.refused("transaction", json!({"actions": actions}));
         assert!(!path.exists());
-        assert!(client.daemon.graph.lock().get("snap").is_none());
+        assert!(client.daemon.services.context.graph.lock().get("snap").is_none());
         let byte = u8::try_from(round).unwrap() + 10;
         tap.write_at(&[byte; 65536], 1 << 16, WriteFlags::NONE).unwrap();
         assert_eq!(client.blocks("a"), [byte]);

@@ -14,12 +14,12 @@ fn a_late_refresh_leaves_the_guest_on_its_overlay() {
     }
     client.run("block_resize", json!({"node-name": "ov", "size": 2 * SIZE}));
     let (tap, device) = {
-        let graph = client.daemon.graph.lock();
+        let graph = client.daemon.services.context.graph.lock();
         let node = graph.find("n").unwrap();
         (Arc::clone(&node.tap), Arc::clone(&node.device))
     };
     client.run("blockdev-snapshot", json!({"node": "n", "overlay": "ov"}));
-    client.daemon.refresh_tap("n", &tap, &device, Duration::ZERO);
+    client.daemon.services.context.refresh_tap("n", &tap, &device, Duration::ZERO);
     tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE).unwrap();
     assert_eq!((client.blocks("n"), client.blocks("ov")), (vec![1], vec![1, 2, 4]));
 }
@@ -35,7 +35,7 @@ fn a_removal_leaves_a_later_export_of_the_same_id() {
         client.run("nbd-server-start", json!({"addr": address}));
         client.run("block-export-add", export(name));
         if round == 0 {
-            let rest = client.daemon.remove_export("e", true).unwrap();
+            let rest = client.daemon.services.exports.remove_export("e", true).unwrap();
             client.run("nbd-server-stop", json!({}));
             client.run("nbd-server-start", json!({"addr": address}));
             client.run("block-export-add", export(name));
@@ -56,10 +56,11 @@ fn a_removal_leaves_a_later_export_of_the_same_id() {
 fn a_node_that_is_taken_back_is_no_other_of_its_name() {
     let mut client = Client::new();
     let null = json!({"driver": "null-co", "node-name": "t", "size": SIZE});
-    let opened = client.daemon.open_node(null.as_object().unwrap(), Inherited::default()).unwrap();
-    client.daemon.undo_node(&opened);
+    let opened =
+        client.daemon.services.context.open_node(null.as_object().unwrap(), Inherited::default()).unwrap();
+    client.daemon.services.context.undo_node(&opened);
     client.run("blockdev-add", null);
-    client.daemon.undo_node(&opened);
+    client.daemon.services.context.undo_node(&opened);
     client.run("blockdev-del", json!({"node-name": "t"}));
 }
 
@@ -76,12 +77,12 @@ fn an_image_that_is_opened_anew_stands_where_the_graph_says() {
     client.run("blockdev-mirror", json!({"job-id": "j", "device": "top", "target": "t", "sync": "top"}));
     client.wait("BLOCK_JOB_READY");
     let (device, image) = {
-        let graph = client.daemon.graph.lock();
+        let graph = client.daemon.services.context.graph.lock();
         let node = graph.find("t").unwrap();
         (Arc::clone(&node.device), node.qcow2.clone().unwrap())
     };
     let fresh = Arc::new(image.reopen().unwrap());
     client.run("blockdev-snapshot", json!({"node": "n", "overlay": "t"}));
-    client.daemon.replace_image("t", &device, fresh);
+    client.daemon.services.context.replace_image("t", &device, fresh);
     assert_eq!(client.blocks("t"), [3, 5, 9]);
 }

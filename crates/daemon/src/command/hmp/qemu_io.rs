@@ -16,7 +16,7 @@ use blockmirror_qmp::QmpError;
 use super::size;
 use crate::Reply;
 use crate::arguments::arguments;
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::errors::is_read_only;
 use crate::graph::{ALL_PERMS, AttachmentId, Parent, Perms};
 
@@ -181,30 +181,30 @@ arguments! {
 }
 
 /// `qemu-io`.
-pub(super) fn run(daemon: &Daemon, args: &QemuIoArgs) -> Reply<String> {
+pub(super) fn run(context: &Context, args: &QemuIoArgs) -> Reply<String> {
     let device = &*args.device;
     if args.qdev.is_some() {
         return Err(QmpError::generic(format!("Device '{device}' not found")));
     }
-    daemon.graph.lock().find_node(device)?;
+    context.graph.lock().find_node(device)?;
     let mut words = args.command.split(' ').filter(|word| !word.is_empty());
     let Some(name) = words.next() else { return Ok(String::new()) };
     let Some(tool) = TOOLS.iter().find(|tool| tool.name == name || tool.alias == name) else {
         return Ok(format!("command \"{name}\" not found\n"));
     };
-    let (tap, held) = match hold(daemon, device, tool.writes) {
+    let (tap, held) = match hold(context, device, tool.writes) {
         Ok(held) => held,
         Err(error) => return Ok(format!("{}\n", error.desc)),
     };
     let done = given(tool, words.collect()).and_then(|given| (tool.run)(&tap, &given));
-    daemon.detach_all(&held);
+    context.detach_all(&held);
     Ok(done.unwrap_or_else(|text| text))
 }
 
 /// The tap of the node `device`, and what holds it for a command that `writes`. Both under one lock: the end
 /// of a mirror may give the tap to another node in between.
-fn hold(daemon: &Daemon, device: &str, writes: bool) -> Reply<(Arc<Tap>, Vec<AttachmentId>)> {
-    let mut graph = daemon.graph.lock();
+fn hold(context: &Context, device: &str, writes: bool) -> Reply<(Arc<Tap>, Vec<AttachmentId>)> {
+    let mut graph = context.graph.lock();
     let node = graph.find_node(device)?;
     if !writes {
         return Ok((Arc::clone(&node.tap), Vec::new()));

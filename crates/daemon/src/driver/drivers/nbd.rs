@@ -72,7 +72,7 @@ impl Driver for Nbd {
             .reconnect_delay(seconds(options.reconnect_delay))
             .open_timeout(seconds(options.open_timeout));
         if let Some(id) = &options.tls_creds {
-            let creds = opening.daemon.objects.tls_creds(id, false)?;
+            let creds = opening.context.objects.tls_creds(id, false)?;
             let mut tls = TlsOptions::default();
             tls.directory = Some(creds.dir);
             tls.accept_any_server = !creds.verify_peer;

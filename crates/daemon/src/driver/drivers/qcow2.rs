@@ -16,7 +16,7 @@ use super::schema::{NodeRef, NodeRefOrNull};
 use super::{Driver, ReadOnlyNode, Writable};
 use crate::Reply;
 use crate::arguments::{Argument, arguments, disagreement};
-use crate::daemon::Daemon;
+use crate::context::Context;
 use crate::driver::{Child, Opened, Opening};
 use crate::errors::{is_read_only, qmp_error, refuse};
 use crate::graph::{BackingLink, Kind, Node};
@@ -174,7 +174,7 @@ fn data_file(
     let Some(name) = &data.name else {
         return Err(QmpError::generic("'data-file' is required for this image"));
     };
-    let found = resolve(opening.daemon, file, Role::Data, name.as_path())?;
+    let found = resolve(opening.context, file, Role::Data, name.as_path())?;
     opening.child_on(found, inherited).map(Some)
 }
 
@@ -191,7 +191,7 @@ fn backing(
         None => {}
     }
     let Some(backing) = &header.backing else { return Ok(None) };
-    let found = resolve(opening.daemon, file, Role::Backing, backing.name.as_path())?;
+    let found = resolve(opening.context, file, Role::Backing, backing.name.as_path())?;
     let given = backing.format.as_deref().map(Format::in_header).transpose().map_err(qmp_error)?;
     let file = opening.child_on(found, inherited)?;
     let format = match given {
@@ -215,11 +215,11 @@ pub(crate) struct NamedBacking {
 
 /// The backing file that the header of the image in the node `file` names, if the policy lets it be opened;
 /// `None` if the header names none.
-pub(crate) fn backing_in_header(daemon: &Daemon, file: &str) -> Reply<Option<NamedBacking>> {
-    let file = Child::named(daemon, file.to_owned())?;
+pub(crate) fn backing_in_header(context: &Context, file: &str) -> Reply<Option<NamedBacking>> {
+    let file = Child::named(context, file.to_owned())?;
     let header = Header::read(&*file.storage()?).map_err(|e| unreadable(e, &file))?;
     let Some(backing) = &header.backing else { return Ok(None) };
-    let found = resolve(daemon, &file, Role::Backing, backing.name.as_path())?;
+    let found = resolve(context, &file, Role::Backing, backing.name.as_path())?;
     let format = backing.format.as_deref().map(Format::in_header).transpose().map_err(qmp_error)?;
     Ok(found.handle.id().map(|file| NamedBacking { file, format }))
 }
@@ -233,7 +233,7 @@ fn unreadable(error: Qcow2Error, file: &Child) -> QmpError {
 }
 
 /// The file that `name` in the header of the image in `file` leads to, if the policy lets it be opened.
-fn resolve(daemon: &Daemon, file: &Child, role: Role, name: &Path) -> Reply<Resolved> {
+fn resolve(context: &Context, file: &Child, role: Role, name: &Path) -> Reply<Resolved> {
     let Some(image) = &file.path else {
         return Err(QmpError::generic(format!(
             "{}: names the {} '{}', which has to be given as an option, for the image is no file",
@@ -242,7 +242,7 @@ fn resolve(daemon: &Daemon, file: &Child, role: Role, name: &Path) -> Reply<Reso
             name.display(),
         )));
     };
-    let mut policy = daemon.policy_for(image)?;
+    let mut policy = context.policy_for(image)?;
     if let Some(id) = file.file {
         policy = policy.for_opened_file(image, id);
     }

@@ -33,7 +33,7 @@ impl Driver for ThrottleDriver {
     }
 
     fn open(opening: &mut Opening<'_>, options: ThrottleArgs) -> Reply<Opened> {
-        let group = opening.daemon.objects.throttle_group(&options.throttle_group)?;
+        let group = opening.context.objects.throttle_group(&options.throttle_group)?;
         let file = opening.child(&options.file, opening.common.for_file())?;
         let read_only = opening.common.read_only || file.read_only;
         let link = file.below_filter();

@@ -39,7 +39,7 @@ fn a_snapshot_sees_what_was_opened_while_it_waited_for_the_guest() {
     one.image("ov", 9, None);
     one.add("ov", "ov", Value::Null);
     other.image("x", 5, None);
-    let tap = Arc::clone(&one.daemon.graph.lock().find("ht").unwrap().tap);
+    let tap = Arc::clone(&one.daemon.services.context.graph.lock().find("ht").unwrap().tap);
     hung[1].set_free(false);
     std::thread::scope(|scope| {
         let guest = scope.spawn(|| tap.write_at(&[4; 65536], 4 << 16, WriteFlags::NONE));

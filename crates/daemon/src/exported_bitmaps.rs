@@ -50,7 +50,7 @@ pub(crate) struct SuspendedBitmaps(Vec<Arc<DirtyContext>>);
 
 impl ExportedBitmaps {
     /// The bitmap `name` of `tap` as a context; no command changes it while it is exported.
-    pub(super) fn add(&self, tap: &Arc<Tap>, name: &str, writable: bool) -> Reply<Arc<dyn MetaContext>> {
+    pub(crate) fn add(&self, tap: &Arc<Tap>, name: &str, writable: bool) -> Reply<Arc<dyn MetaContext>> {
         let info = tap.bitmaps().into_iter().find(|info| info.name == name);
         let info = info.ok_or_else(|| QmpError::generic(format!("Bitmap '{name}' is not found")))?;
         if info.enabled && !writable {

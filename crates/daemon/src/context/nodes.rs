@@ -1,0 +1,79 @@
+//! What jobs, exports and commands do with nodes: a change of the graph together with closing what it has
+//! left without users, an image that replaces another, and notes in bitmaps of writes that these did not see.
+
+use std::sync::Arc;
+
+use blockmirror_qcow2::Qcow2;
+
+use super::Context;
+use crate::graph::{AttachmentId, NodeDevice, NodeId, Released, close_released};
+
+impl Context {
+    /// Closes nodes, as [`close_released`] does, and brings lengths of nodes that stay up to date. Not to be
+    /// called under a lock.
+    pub(crate) fn close(&self, released: Released) {
+        close_released(released.gone);
+        self.refresh(released.stale);
+    }
+
+    /// Takes the node `id` back, which could not be finished, with what was opened for it. Another one that
+    /// has got its name stays.
+    pub(crate) fn undo_node(&self, id: &NodeId) {
+        let released = self.graph.lock().undo(id);
+        self.close(released);
+    }
+
+    /// Closes `name` if it has neither owner nor users any more.
+    pub(crate) fn collect(&self, name: &str) {
+        let released = self.graph.lock().collect(name);
+        self.close(released);
+    }
+
+    /// An image was made in the nodes of `attachments`: bitmaps of all that they stand on did not see it.
+    pub(crate) fn rewritten_below(&self, attachments: &[AttachmentId]) {
+        let graph = self.graph.lock();
+        for node in attachments.iter().filter_map(|id| graph.attachment(*id)) {
+            graph
+                .taps_from_top(graph.all_below(&node.node).into_iter().map(str::to_owned).collect())
+                .iter()
+                .for_each(|tap| tap.note_rewritten());
+        }
+    }
+
+    /// Lets uses go, and closes what was there for them alone.
+    pub(crate) fn detach_all(&self, attachments: &[AttachmentId]) {
+        let mut graph = self.graph.lock();
+        let released = attachments.iter().fold(Released::default(), |all, id| all.and(graph.detach(*id)));
+        drop(graph);
+        self.close(released);
+    }
+
+    /// A job writes, or has written, to the device of `name`: bitmaps that record there cannot tell where.
+    pub(crate) fn note_rewritten(&self, name: &str) {
+        if let Some(node) = self.graph.lock().get(name) {
+            node.tap.note_rewritten();
+        }
+    }
+
+    /// Puts `fresh`, which was opened anew, in the place of the image of the node `name`. A command may have
+    /// put the node on another one meanwhile: `fresh` stands on what the graph says.
+    pub(crate) fn replace_image(&self, name: &str, device: &Arc<NodeDevice>, fresh: Arc<Qcow2>) {
+        loop {
+            let link = self.graph.lock().backing_link(name);
+            // Nothing uses it yet, so there is nothing to wait for.
+            fresh.replace_backing(link.clone().map(|link| link as _));
+            let mut graph = self.graph.lock();
+            let now = graph.backing_link(name);
+            if now.as_ref().map(Arc::as_ptr) != link.as_ref().map(Arc::as_ptr) {
+                continue;
+            }
+            device.replace(Arc::clone(&fresh) as _);
+            if let Some(node) = graph.get_mut(name)
+                && Arc::ptr_eq(&node.device, device)
+            {
+                node.qcow2 = Some(fresh);
+            }
+            return;
+        }
+    }
+}
