@@ -81,7 +81,7 @@ impl Commands<'_> {
         let services = Weak::clone(&self.services);
         self.table.command(command, move |session, args| {
             let services = services.upgrade().ok_or_else(gone)?;
-            let _nodes = services.context.locks.lock(&services.context.graph, args.map(), false);
+            let _nodes = services.context.lock_nodes(args.map(), false);
             handler(&services, session, A::parse(args.map())?)
         });
         self
@@ -96,7 +96,7 @@ impl Commands<'_> {
         let services = Weak::clone(&self.services);
         self.table.command(command, move |session, args| {
             let services = services.upgrade().ok_or_else(gone)?;
-            let _nodes = services.context.locks.lock(&services.context.graph, args.map(), true);
+            let _nodes = services.context.lock_nodes(args.map(), true);
             handler(&services, session, A::parse(args.map())?)
         });
         self
@@ -112,7 +112,7 @@ impl Commands<'_> {
         let services = Weak::clone(&self.services);
         self.table.command(command, move |_, args| {
             let services = services.upgrade().ok_or_else(gone)?;
-            let nodes = services.context.locks.lock(&services.context.graph, args.map(), exports);
+            let nodes = services.context.lock_nodes(args.map(), exports);
             let rest = handler(&services, A::parse(args.map())?);
             drop(nodes);
             rest?()

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use blockmirror_block::sync::Mutex;
 use blockmirror_image::{Format, ReferencePolicy, check_backing, directory_of, join_name};
 use blockmirror_qmp::QmpError;
+use serde_json::{Map, Value};
 
 use crate::Reply;
 use crate::errors::qmp_error;
 use crate::events::Events;
 use crate::exported_bitmaps::ExportedBitmaps;
 use crate::graph::Graph;
-use crate::locks::CommandLocks;
+use crate::locks::{CommandLocks, LockedNodes};
 use crate::object::Objects;
 
 /// See the module's documentation.
@@ -46,6 +47,12 @@ impl Context {
             allowed,
             readable,
         })
+    }
+
+    /// Locks the nodes that the arguments of a command name, with what they are connected to, and if asked
+    /// for the exports.
+    pub(crate) fn lock_nodes(&self, args: &Map<String, Value>, exports: bool) -> LockedNodes<'_> {
+        self.locks.lock(&self.graph, args, exports)
     }
 
     /// Which files that the image at `path` names may be opened.

@@ -4,7 +4,7 @@
 //! them; if anything fails, what was opened on the way is closed again. Files are opened without the graph
 //! being locked.
 //!
-//! What must hold: a file that an image names is opened only if the daemon's policy allows it.
+//! What must hold: a file that an image names is opened only if the context's policy allows it.
 
 mod drivers;
 mod reopen;

@@ -189,8 +189,7 @@ impl Startup {
         })?;
         each("--export", &self.exports, |text| {
             let args = keyval::options(text, &EXPORT_OPTIONS, Some("type"))?;
-            let context = &daemon.services.context;
-            let _nodes = context.locks.lock(&context.graph, args.map(), true);
+            let _nodes = daemon.services.context.lock_nodes(args.map(), true);
             daemon.services.add_export_by(&ExportArgs::parse(args.map())?)
         })
     }

@@ -145,7 +145,7 @@ static VERBS: [Verb; 9] = [
             Param { name: "command", kind: ParamKind::Text, optional: false },
         ],
         action: |services, _, args| {
-            let _nodes = services.context.locks.lock(&services.context.graph, &args, false);
+            let _nodes = services.context.lock_nodes(&args, false);
             qemu_io::run(&services.context, &qemu_io::QemuIoArgs::parse(&args)?)
         },
     },
@@ -167,7 +167,7 @@ fn call_alone<A: Arguments>(
     session: &Session,
     args: Map<String, Value>,
 ) -> Reply<String> {
-    let _nodes = services.context.locks.lock(&services.context.graph, &args, false);
+    let _nodes = services.context.lock_nodes(&args, false);
     call(handler, services, session, args)
 }
 
