@@ -23,9 +23,10 @@ impl Failure {
     }
 }
 
-/// Whether a write that failed with `error` may still reach the disk, as one over a network may. Nothing
-/// points at a new table until it has been written, so such a failure is the operation's alone; but the place
-/// is not used any more while the image is open.
+/// Whether a write that failed with `error` may still reach the disk, as one over a network may: a connection
+/// that is lost, or dropped, takes no request back. Nothing points at new data, or at a new table, until it
+/// has been written, so such a failure is the operation's alone; but the place is not used any more while the
+/// image is open.
 pub(crate) fn may_come_late(error: &Error) -> bool {
     error.kind() != ErrorKind::NoSpace
 }

@@ -1,7 +1,8 @@
 //! Which host clusters hold metadata, so that guest data is never written over it.
 //!
 //! Built at a writable open from the header, the L1 table, the refcount table and what they point at; kept up
-//! to date by the allocator. Consulted before every write to a host cluster that the image's tables name.
+//! to date by the allocator. Consulted before every write to a host cluster that the image's tables name. A
+//! free cluster that a failed write may still change is in it too, so that it is not handed out.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -160,11 +160,12 @@ impl Qcow2 {
         };
         let release = |error: Error| -> Error {
             let mut meta = self.meta.lock();
-            if !may_come_late(&error)
-                && let Ok(refcounts) = meta.refcounts(ctx)
-            {
+            if let Ok(refcounts) = meta.refcounts(ctx) {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(ctx, new.clone());
+                let _ = match may_come_late(&error) {
+                    true => refcounts.release_unusable(ctx, new.clone()),
+                    false => refcounts.release(ctx, new.clone()),
+                };
             }
             error
         };

@@ -3,7 +3,7 @@
 //! [`Qcow2::resolve_write`] plans where the bytes go, under the metadata lock (`plan`), and returns a guard
 //! (`guard`). Without that lock the edges of new clusters are filled and the data is written.
 //! [`WriteGuard::commit`] publishes the entries. Dropping the guard instead releases the clusters: nothing
-//! ever pointed at them.
+//! ever pointed at them. Those of a write that may still reach the disk stay unused.
 //!
 //! Two writes whose clusters overlap are serialized where either changes the mapping; overwrites in place are
 //! not.
@@ -13,6 +13,7 @@ mod l2_table;
 mod plan;
 
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 use blockmirror_block::{BlockDevice, ByteRange, RangeGuard, Result, WriteFlags, ZeroFlags};
 
@@ -65,6 +66,8 @@ pub struct WriteGuard<'a> {
     fills: Vec<Fill>,
     updates: Vec<Update>,
     grants: Vec<Grant>,
+    /// A write to its place has failed and may still reach the disk.
+    may_come_late: AtomicBool,
     /// What a file that was cut short lacks around the range becomes zeros.
     lost_as_zeros: bool,
     /// `None` where the caller holds the range.
@@ -148,7 +151,9 @@ impl Qcow2 {
                 // The file ends with a cluster, though the disk may not.
                 let whole = run.range.end() == self.ctx.size() && !self.ctx.format.external_data;
                 let end = if whole { end.next_multiple_of(cluster.bytes()) } else { end };
-                self.ctx.data().write_zeroes(ByteRange::new(run.host.0, end), ZeroFlags::MAY_UNMAP)?;
+                let zeroed = ByteRange::new(run.host.0, end);
+                let zeroed = self.ctx.data().write_zeroes(zeroed, ZeroFlags::MAY_UNMAP);
+                zeroed.inspect_err(|error| guard.not_written(error))?;
             }
             guard.commit()?;
         }

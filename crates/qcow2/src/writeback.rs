@@ -26,11 +26,11 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{ByteRange, ErrorKind, Result, cancel};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, cancel};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
-use crate::failure::Failure;
+use crate::failure::{Failure, may_come_late};
 use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::HostCluster;
@@ -144,15 +144,18 @@ impl Qcow2 {
         let ctx = &self.ctx;
         let free = self.meta.lock().refcounts(ctx)?.last_references(ctx, dropped)?;
         // The refcounts are still one, so these clusters are not handed out while the host frees their space.
-        for clusters in &free {
+        let may_be_used = |clusters: &Range<HostCluster>| {
             let range = ctx.cluster().byte_range(clusters.clone());
             // A hint: a host that cannot is no failure.
-            let _ = ctx.storage.discard(range);
-        }
+            let is_late = |e: &Error| e.kind() != ErrorKind::Unsupported && may_come_late(e);
+            !ctx.storage.discard(range).is_err_and(|error| is_late(&error))
+        };
+        let unusable: Vec<_> = free.into_iter().filter(|clusters| !may_be_used(clusters)).collect();
         let (slices, file_end) = {
             let mut meta = self.meta.lock();
             let refcounts = meta.refcounts(ctx)?;
             refcounts.unref(ctx, dropped)?;
+            unusable.into_iter().for_each(|clusters| refcounts.leave_unused(clusters));
             (refcounts.blocks.take_dirty(), refcounts.file_end(ctx))
         };
         let written = reach(ctx, file_end)

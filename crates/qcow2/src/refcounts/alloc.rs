@@ -202,4 +202,23 @@ impl Refcounts {
         }
         Ok(())
     }
+
+    /// Releases clusters that nothing ever pointed at, and whose write has failed and may still reach the
+    /// disk: they are uncounted, and not handed out while the image is open.
+    pub(crate) fn release_unusable(
+        &mut self,
+        ctx: &ImageContext,
+        clusters: Range<HostCluster>,
+    ) -> Result<()> {
+        self.leave_unused(clusters.clone());
+        self.release(ctx, clusters)
+    }
+
+    /// `clusters`, which nothing points at, are not handed out while the image is open: a change of their
+    /// bytes that has failed may still reach the disk.
+    pub(crate) fn leave_unused(&mut self, clusters: Range<HostCluster>) {
+        for cluster in clusters.each() {
+            self.metadata.insert(cluster);
+        }
+    }
 }

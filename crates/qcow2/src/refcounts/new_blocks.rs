@@ -81,7 +81,8 @@ impl Refcounts {
     /// Blocks whose write has failed and may still reach the disk: their places stay unused, and uncounted.
     pub(crate) fn give_up(&mut self, ctx: &ImageContext, new: &NewBlocks) {
         for (_, at) in new.entries(ctx) {
-            self.metadata.insert(ctx.cluster().index(at));
+            let cluster = ctx.cluster().index(at);
+            self.leave_unused(cluster..cluster.plus(1));
         }
     }
 

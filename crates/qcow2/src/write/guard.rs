@@ -1,8 +1,11 @@
 //! The guard of a resolved write: fills the edges, writes the data, commits, or gives the clusters back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result, read_lost_as_zeros};
 
 use super::{Fill, WriteGuard, WriteRun};
+use crate::failure::may_come_late;
 use crate::image::Qcow2;
 
 impl<'a> WriteGuard<'a> {
@@ -14,6 +17,7 @@ impl<'a> WriteGuard<'a> {
             fills: Vec::new(),
             updates: Vec::new(),
             grants: Vec::new(),
+            may_come_late: AtomicBool::new(false),
             lost_as_zeros: false,
             _lock: lock,
         }
@@ -51,10 +55,19 @@ impl<'a> WriteGuard<'a> {
         for run in &self.runs {
             // The runs cover the range, and the data is as long.
             let (now, later) = rest.split_at(run.range.len() as usize);
-            self.image.ctx.data().write_at(now, run.host.0)?;
+            let written = self.image.ctx.data().write_at(now, run.host.0);
+            written.inspect_err(|error| self.not_written(error))?;
             rest = later;
         }
         Ok(())
+    }
+
+    /// A write to [`runs`](Self::runs) that the caller has performed itself has failed with `error`. Unless
+    /// it is certain that the write is over, its place is not used again while the image is open.
+    pub fn not_written(&self, error: &Error) {
+        if may_come_late(error) {
+            self.may_come_late.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Makes the write visible. The data and the edges must have been written.
@@ -99,7 +112,7 @@ impl<'a> WriteGuard<'a> {
         } else {
             read(old, there.start())?;
         }
-        ctx.data().write_at(&buf, fill.host.0)
+        ctx.data().write_at(&buf, fill.host.0).inspect_err(|error| self.not_written(error))
     }
 }
 
@@ -113,7 +126,10 @@ impl Drop for WriteGuard<'_> {
         if let Ok(refcounts) = meta.refcounts(ctx) {
             for grant in &self.grants {
                 // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = refcounts.release(ctx, grant.clusters());
+                let _ = match *self.may_come_late.get_mut() {
+                    true => refcounts.release_unusable(ctx, grant.clusters()),
+                    false => refcounts.release(ctx, grant.clusters()),
+                };
             }
         }
     }

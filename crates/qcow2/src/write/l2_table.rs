@@ -63,8 +63,10 @@ impl Qcow2 {
         };
         let mut meta = self.meta.lock();
         if let Err(error) = written {
-            if may_be_used {
-                meta.refcounts(ctx)?.release(ctx, grant.clusters())?;
+            let refcounts = meta.refcounts(ctx)?;
+            match may_be_used {
+                true => refcounts.release(ctx, grant.clusters())?,
+                false => refcounts.release_unusable(ctx, grant.clusters())?,
             }
             return Err(error);
         }

@@ -1,12 +1,12 @@
-//! A table that nothing points at yet and whose write has failed: the operation fails, and may be tried
-//! again. Over a network the failed write may still reach the disk, so that its place is not used any more,
-//! unless there was no room for it.
+//! Data, or a table, that nothing points at yet and whose write has failed: the operation fails, and may be
+//! tried again. Over a network the failed write may still reach the disk, so that its place is not used any
+//! more, unless there was no room for it. So it is of freed clusters whose discard has failed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::sync::Arc;
 
-use crate::common::qemu_check_finds_no_corruption;
+use crate::common::qemu_check_finds_nothing;
 use blockmirror_block::testing::{
     Done, Fault, FaultStorage, Faults, Logged, MemoryStorage, OpKind, RecordingStorage,
 };
@@ -20,9 +20,20 @@ fn written(entry: &Logged) -> Option<ByteRange> {
     }
 }
 
+const ANYWHERE: ByteRange = ByteRange::new(0, u64::MAX);
+
 /// The first write of `change` within `place`, in an image with clusters of 512 bytes, fails with each kind
 /// of error although it was done.
 fn first_write_fails(place: ByteRange, change: fn(&Qcow2) -> Result<()>) {
+    first_write_fails_after(|_| Ok(()), place, change);
+}
+
+/// The same in an image that was prepared.
+fn first_write_fails_after(
+    prepare: fn(&Qcow2) -> Result<()>,
+    place: ByteRange,
+    change: fn(&Qcow2) -> Result<()>,
+) {
     for kind in [ErrorKind::Io, ErrorKind::Cancelled, ErrorKind::NoSpace] {
         let empty = MemoryStorage::new();
         let mut options = CreateOptions::new(1 << 20);
@@ -32,6 +43,7 @@ fn first_write_fails(place: ByteRange, change: fn(&Qcow2) -> Result<()>) {
         let faults = Faults::new();
         let faulty = Arc::new(FaultStorage::new(recording.clone(), faults.clone()));
         let disk = OpenOptions::new().writable(true).open(faulty).unwrap();
+        prepare(&disk).unwrap();
         faults.inject(Fault::on(OpKind::Write).within(place).with(kind).having_done(Done::Everything));
         assert_eq!(change(&disk).unwrap_err().kind(), kind);
         assert!(!disk.is_poisoned());
@@ -43,13 +55,13 @@ fn first_write_fails(place: ByteRange, change: fn(&Qcow2) -> Result<()>) {
         let mut later = recording.log().into_iter().skip(position);
         let used = later.any(|entry| written(&entry).is_some_and(|range| range.overlaps(failed)));
         assert_eq!(used, kind == ErrorKind::NoSpace, "{kind:?}: {failed:?}");
-        qemu_check_finds_no_corruption(&recording.to_vec(), "a write failed");
+        qemu_check_finds_nothing(&recording.to_vec(), "a write failed");
     }
 }
 
 #[test]
 fn of_a_new_l2_table() {
-    first_write_fails(ByteRange::new(0, u64::MAX), |disk| disk.write_at(&[1; 512], 0, WriteFlags::NONE));
+    first_write_fails(ANYWHERE, |disk| disk.write_at(&[1; 512], 0, WriteFlags::NONE));
 }
 
 #[test]
@@ -64,4 +76,53 @@ fn of_a_longer_l1_table() {
     // Behind the refcount blocks that are added for it: the table does not fit into what one block counts.
     let table = ByteRange::new(128 * 512, u64::MAX);
     first_write_fails(table, |disk| disk.resize(1 << 28, false));
+}
+
+fn write_first_cluster(disk: &Qcow2) -> Result<()> {
+    disk.write_at(&[1; 512], 0, WriteFlags::NONE)
+}
+
+#[test]
+fn of_new_data() {
+    let change = |disk: &Qcow2| disk.write_at(&[2; 512], 512, WriteFlags::NONE);
+    first_write_fails_after(write_first_cluster, ANYWHERE, change);
+}
+
+/// The write of the bytes around the data comes first.
+#[test]
+fn of_the_edges_of_new_data() {
+    let prepare = |disk: &Qcow2| {
+        // The cluster's new place was used before, so that zeros must be written there.
+        write_first_cluster(disk)?;
+        disk.write_at(&[2; 512], 512, WriteFlags::NONE)?;
+        disk.discard(ByteRange::at(512, 512))?;
+        disk.flush()
+    };
+    first_write_fails_after(prepare, ANYWHERE, |disk| disk.write_at(&[3; 10], 1100, WriteFlags::NONE));
+}
+
+/// What the guest discards is given back to the host, which may be done late as well.
+#[test]
+fn a_place_whose_discard_has_failed_is_not_used() {
+    for (kind, is_used) in [(ErrorKind::Io, false), (ErrorKind::Unsupported, true)] {
+        let empty = MemoryStorage::new();
+        CreateOptions::new(1 << 20).create(&empty, None).unwrap();
+        let recording = Arc::new(RecordingStorage::with_contents(&empty.to_vec()));
+        let faults = Faults::new();
+        let faulty = Arc::new(FaultStorage::new(recording.clone(), faults.clone()));
+        let disk = OpenOptions::new().writable(true).open(faulty).unwrap();
+        write_first_cluster(&disk).unwrap();
+        let place = recording.log().last().and_then(written).unwrap();
+        disk.flush().unwrap();
+        faults.inject(Fault::on(OpKind::Discard).with(kind));
+        disk.discard(ByteRange::at(0, 65_536)).unwrap();
+        disk.flush().unwrap();
+        let position = recording.position();
+        disk.write_at(&[2; 65_536], 65_536, WriteFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        let mut later = recording.log().into_iter().skip(position);
+        let used = later.any(|entry| written(&entry).is_some_and(|range| range.overlaps(place)));
+        assert_eq!(used, is_used, "{kind:?}");
+        qemu_check_finds_nothing(&recording.to_vec(), "a discard failed");
+    }
 }
