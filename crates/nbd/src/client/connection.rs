@@ -137,6 +137,11 @@ impl ClientConnection {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Requests that their callers have given up, and that the server has not answered.
+    pub(crate) fn given_up(&self) -> usize {
+        self.shared.lock().requests.given_up()
+    }
+
     /// Sends one request and waits for its whole reply.
     ///
     /// # Errors

@@ -79,7 +79,7 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Loss {
     epoch: u64,
-    /// How many requests were in flight.
+    /// How many requests were in flight, those that their callers had given up included.
     in_flight: usize,
 }
 
@@ -450,10 +450,12 @@ impl ConnectionPool {
         }
         let mut state = self.state.lock();
         if connection.epoch == state.epoch && !state.connections.is_empty() {
+            let mut in_flight = state.in_flight;
             for other in std::mem::take(&mut state.connections) {
                 other.fail(error.clone());
+                in_flight += other.given_up();
             }
-            state.last_loss = Some(Loss { epoch: connection.epoch, in_flight: state.in_flight });
+            state.last_loss = Some(Loss { epoch: connection.epoch, in_flight });
             state.down_since.get_or_insert_with(Instant::now);
             // The reason of an earlier outage must not be reported for this one.
             state.last_failure = None;
@@ -507,16 +509,27 @@ impl ConnectionPool {
     /// was written on the first.
     fn first_answers(&self, epoch: u64) -> bool {
         let first = {
-            let state = self.state.lock();
-            state.connections.first().filter(|first| first.epoch == epoch).map(Arc::clone)
+            let mut state = self.state.lock();
+            // It is a request like any other.
+            while state.is_one_alone {
+                state = self.changed.wait(state);
+            }
+            let first = state.connections.first().filter(|first| first.epoch == epoch).map(Arc::clone);
+            let Some(connection) = first else { return false };
+            state.in_flight += 1;
+            InUse { pool: self, connection }
         };
-        let Some(first) = first else { return false };
         let mut block = vec![0; self.first.min_block as usize];
         let range = ByteRange::new(0, block.len() as u64);
         let op = Op { command: Command::Read, flags: CommandFlags::NONE, range };
         match first.call(op, &[], Sink::Bytes(&mut block)) {
             Ok(()) => true,
-            Err(error) => error.is_answer(),
+            Err(error) if error.is_answer() => true,
+            Err(error) => {
+                // The next request must not find the connection lost, and be blamed for it.
+                let _ = self.lost(&first, error, &mut self.retry_state());
+                false
+            }
         }
     }
 

@@ -159,6 +159,11 @@ impl Requests {
         }
     }
 
+    /// How many requests were given up and are not answered.
+    pub(crate) fn given_up(&self) -> usize {
+        self.pending.values().filter(|request| request.given_up.is_some()).count()
+    }
+
     /// The op of `cookie` if it was given up, of which the reply brings `bytes` more.
     pub(crate) fn drop_bytes(&mut self, cookie: u64, bytes: u64) -> Result<(), ClientError> {
         let given_up = self.pending.get_mut(&cookie).and_then(|request| request.given_up.as_mut());

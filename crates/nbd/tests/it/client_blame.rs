@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use crate::fake::{Export, Fake, Peer};
-use blockmirror_block::{BlockDevice, Error};
-use blockmirror_nbd::proto::Request;
+use blockmirror_block::cancel::CancelSource;
+use blockmirror_block::{BlockDevice, Error, ErrorKind};
+use blockmirror_nbd::proto::{Request, TransmissionFlags};
 use blockmirror_nbd::{Client, ClientError};
 
 const READ: usize = 512;
@@ -93,6 +94,96 @@ fn a_read_that_was_alone_is_not_repeated() {
     assert!(is_lost(&disk.read_at(&mut [0; READ], 0).unwrap_err()));
     disk.read_at(&mut [0; READ], 4096).unwrap();
     assert_eq!(received.try_iter().collect::<Vec<_>>(), [4096]);
+}
+
+/// The request that was given up may be the one that the server did not like.
+#[test]
+fn a_read_was_not_alone_beside_one_that_was_given_up() {
+    let (sent, received) = mpsc::channel();
+    let fake = Fake::new(move |number, mut peer| {
+        if peer.handshake(&Export::new()).is_none() {
+            return;
+        }
+        while let Some((request, _)) = peer.request() {
+            match (number, request.offset) {
+                (0, 0) => return hang_up(&peer),
+                (0, _) => sent.send(()).unwrap(),
+                _ => answer(&mut peer, request),
+            }
+        }
+    });
+    let disk = &fake.options().connections(1).open().unwrap();
+    let job = CancelSource::new();
+    thread::scope(|scope| {
+        let given_up = scope.spawn(|| {
+            let _calls = job.enter();
+            disk.read_at(&mut [0; READ], 4096)
+        });
+        received.recv().unwrap();
+        job.cancel();
+        assert_eq!(given_up.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
+    let mut buf = [0; READ];
+    disk.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [7; READ]);
+}
+
+/// Of two reads that were lost together one is repeated, and given up; the other is not to blame if the
+/// server hangs up then.
+#[test]
+fn a_repeated_read_is_not_blamed_for_one_that_was_given_up() {
+    let (sent, received) = mpsc::channel();
+    let sent = Arc::new(Mutex::new(sent));
+    let given_up = Arc::new(Mutex::new(false));
+    let fake = fake(2, move |number, peer, request| match number {
+        1 if std::mem::replace(&mut *given_up.lock().unwrap(), true) => hang_up(peer),
+        1 => sent.lock().unwrap().send(request.offset as usize / READ).unwrap(),
+        _ => answer(peer, request),
+    });
+    let disk = &fake.options().connections(1).open().unwrap();
+    let jobs = [CancelSource::new(), CancelSource::new()];
+    thread::scope(|scope| {
+        let read = |block: usize| {
+            let _calls = jobs[block].enter();
+            disk.read_at(&mut [0; READ], (block * READ) as u64)
+        };
+        let reads = [0, 1].map(|block| scope.spawn(move || read(block)));
+        let first = received.recv().unwrap();
+        jobs[first].cancel();
+        for (block, read) in reads.into_iter().enumerate() {
+            let kind = read.join().unwrap().map_err(|error| error.kind());
+            assert_eq!(kind, if block == first { Err(ErrorKind::Cancelled) } else { Ok(()) }, "{block}");
+        }
+    });
+}
+
+/// The client asks the first connection for a block before it uses a second.
+#[test]
+fn a_read_is_not_blamed_for_what_a_further_connection_is_tried_with() {
+    let (sent, received) = mpsc::channel();
+    let fake = Fake::new(move |number, mut peer| {
+        let mut export = Export::new();
+        export.flags = export.flags | TransmissionFlags::CAN_MULTI_CONN;
+        if peer.handshake(&export).is_none() {
+            return;
+        }
+        let mut first = None;
+        while let Some((request, _)) = peer.request() {
+            match (number, request.length as usize, first.take()) {
+                (0, READ, None) => first = Some(request),
+                (0, READ, Some(first)) => [first, request].into_iter().for_each(|r| answer(&mut peer, r)),
+                (0, ..) => {
+                    hang_up(&peer);
+                    return sent.send(()).unwrap();
+                }
+                _ => answer(&mut peer, request),
+            }
+        }
+    });
+    let disk = fake.options().connections(2).open().unwrap();
+    assert!(read_all(&disk, 2).iter().all(Result::is_ok));
+    received.recv().unwrap();
+    disk.read_at(&mut [0; READ], 0).unwrap();
 }
 
 #[test]

@@ -6,6 +6,10 @@
 //! Called by the pool when it would report a loss; without this a copy that leaves out failed ranges also
 //! leaves out good ranges that were read beside them.
 //!
+//! A request whose caller has given it up may be the cause as well, until the server has answered it. No
+//! caller waits for that, and it may take long, so a repetition does not either: if its connection is lost
+//! with such a request, it is performed once more.
+//!
 //! Must hold: at most one request is repeated alone; the others wait for it, however it ends.
 
 use std::sync::Arc;
@@ -19,9 +23,9 @@ use crate::client::error::ClientError;
 use crate::client::requests::Op;
 use crate::proto::Command;
 
-/// How long the others may take to end before one is repeated alone. They began after the loss, and wait for
-/// a server that answers.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long the others may take to end before one is repeated alone: as long as a disk has that is slow. They
+/// began after the loss, and wait for a server that answers.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// No other request of the pool gets a connection while this lives.
 struct Alone<'a>(&'a ConnectionPool);
@@ -39,7 +43,7 @@ impl ConnectionPool {
     pub(super) fn repeat_alone(
         self: &Arc<Self>,
         op: Op,
-        sink: Sink<'_>,
+        mut sink: Sink<'_>,
         mut retry: RetryState,
         lost: ClientError,
     ) -> Result<(), ClientError> {
@@ -49,22 +53,32 @@ impl ConnectionPool {
             return Err(lost);
         }
         let Some(_alone) = self.begin_alone(&mut retry) else { return Err(lost) };
-        let connection = match self.acquire(&mut retry) {
-            Ok(connection) => connection,
-            Err(ClientError::Cancelled) => return Err(ClientError::Cancelled),
-            Err(_) => return Err(lost),
-        };
-        match connection.call(op, &[], sink) {
-            Ok(()) => {
-                self.succeeded(&connection, op);
-                Ok(())
+        loop {
+            let connection = match self.acquire(&mut retry) {
+                Ok(connection) => connection,
+                Err(ClientError::Cancelled) => return Err(ClientError::Cancelled),
+                Err(_) => return Err(lost),
+            };
+            let error = match connection.call(op, &[], sink.again()) {
+                Ok(()) => {
+                    self.succeeded(&connection, op);
+                    return Ok(());
+                }
+                Err(error) if error.is_answer() => return Err(error),
+                Err(error) => self.lost(&connection, error.clone(), &mut retry).err().unwrap_or(error),
+            };
+            // Requests that were given up go with their connections, and no other has one: a second loss is
+            // this one's.
+            let may_be_others = matches!(error, ClientError::Lost(_)) && !self.was_alone(connection.epoch);
+            if !may_be_others {
+                return Err(error);
             }
-            Err(error) if error.is_answer() => Err(error),
-            Err(error) => match self.lost(&connection, error.clone(), &mut retry) {
-                Ok(()) => Err(error),
-                Err(error) => Err(error),
-            },
         }
+    }
+
+    /// Whether one request was in flight when `epoch` was lost.
+    fn was_alone(&self, epoch: u64) -> bool {
+        self.state.lock().last_loss.is_some_and(|loss| loss.epoch == epoch && loss.in_flight == 1)
     }
 
     /// Waits until no other request is in flight, and keeps it so; `None` if that makes no sense (any more).
