@@ -337,6 +337,8 @@ fn may_follow(link: &Metadata, directory: &Stat) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use blockmirror_testing::skip_unsupported;
+
     use super::*;
 
     /// An interrupted rename failed the whole copy; one that had happened all the same would have failed when
@@ -382,6 +384,13 @@ mod tests {
         fs::write(path("from"), "new").unwrap();
         fs::write(path("to"), "old").unwrap();
         let (location, _) = Location::find(&path("to")).unwrap();
+        let (dir, names) = (&location.directory, (OsStr::new("from"), OsStr::new("to")));
+        let exchanged = rustix::fs::renameat_with(dir, names.0, dir, names.1, RenameFlags::EXCHANGE);
+        if is_unknown(&exchanged.map_err(io::Error::from)) {
+            return skip_unsupported(format_args!("the temporary directory exchanges no names"));
+        }
+        fs::write(path("from"), "new").unwrap();
+        fs::write(path("to"), "old").unwrap();
         // Open, so that its inode is not given to another file.
         let old = File::open(path("to")).unwrap();
         fs::write(path("other"), "other").unwrap();
