@@ -2,7 +2,7 @@
 //!
 //! Called by `tests/tests/live/stress.rs` for seconds and by `cargo xtask stress` for as long as one likes.
 //! Four writers work on a [`Tap`](blockmirror_mirror::Tap) in front of a real file, a fifth thread starts job
-//! after job and asks them for this and that, and in between everybody stops and the disks are compared with
+//! after job and asks them for this and that, and in between all writers stop and the disks are compared with
 //! what the writers know.
 //!
 //! What must hold:

@@ -10,7 +10,7 @@ use crate::{ByteRange, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visi
 ///
 /// # Contract
 ///
-/// - **Length** is fixed while anybody writes; any byte offset and length is a legal request (devices
+/// - **Length** is fixed while there are writers; any byte offset and length is a legal request (devices
 ///   do read-modify-write where their format or medium needs alignment).
 /// - **Bounds**: the device checks them. A request past the end fails with [`ErrorKind::OutOfBounds`] and
 ///   touches nothing. An empty request inside the disk succeeds. No offset or length panics.

@@ -86,7 +86,7 @@ impl<'a> Console<'a> {
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
     }
 
-    /// Writes what a command has done. What is done does not depend on whether anybody can read that: a
+    /// Writes what a command has done. What is done does not depend on whether the text can be written: a
     /// failure is at most noted.
     pub(crate) fn report(&mut self, text: &str) {
         if self.out.silent {

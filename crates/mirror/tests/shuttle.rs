@@ -234,7 +234,7 @@ fn a_write_around_the_end_is_in_the_copy_or_in_the_bitmap() {
     });
 }
 
-/// Who drains the tap has no write under way, whatever a job does meanwhile, and everybody goes on.
+/// Who drains the tap has no write under way, whatever a job does meanwhile, and all threads go on.
 #[test]
 fn a_drained_tap_stands_still() {
     explore(|| {

@@ -3,7 +3,7 @@
 //!
 //! The image may be the one that the guest writes, or lie deeper. Bringing up is the image's own work
 //! ([`BlockDevice::copy_up`]), which takes turns with writes, so the guest is never held and its newer data
-//! never lost. The link changes last: first in the header, durably, then in memory; what anybody reads is the
+//! never lost. The link changes last: first in the header, durably, then in memory; what is read is the
 //! same with and without.
 
 use std::sync::Arc;

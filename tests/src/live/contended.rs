@@ -57,7 +57,7 @@ pub(super) struct Contended {
 #[derive(Debug)]
 struct Block {
     range: ByteRange,
-    /// What was there when everybody had stopped.
+    /// What was there when all writers had stopped.
     base: Vec<u8>,
     notes: VecDeque<Note>,
 }
@@ -129,7 +129,7 @@ impl Contended {
         })
     }
 
-    /// Everybody has stopped and the disk holds `disk`: what led there does not matter any more.
+    /// All writers have stopped and the disk holds `disk`: what led there does not matter any more.
     pub(super) fn settle(&self, disk: &[u8]) {
         for block in &self.blocks {
             let mut block = block.lock();

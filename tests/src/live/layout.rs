@@ -4,7 +4,7 @@
 //! |---|---|
 //! | marks | sectors at both ends of the disk that hold the number of a writer's last operations |
 //! | stripes | each belongs to one writer, or to none; boundaries at odd bytes, so that neighbours share sectors, units and clusters |
-//! | shared | whole sectors, by anybody |
+//! | shared | whole sectors, by any writer |
 
 use blockmirror_block::ByteRange;
 

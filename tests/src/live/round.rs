@@ -31,7 +31,7 @@ pub(super) struct Left {
     pub(super) other: Disk,
 }
 
-/// Mirrors the tap, which stands before `source`, onto `target`. Everybody writes before, meanwhile, and
+/// Mirrors the tap, which stands before `source`, onto `target`. All writers write before, meanwhile, and
 /// after; in between they stop for the judge.
 pub(super) fn run(
     world: &World,

@@ -1,4 +1,4 @@
-//! What writers and judge share: the tap, the clock, the gate, and everybody's notes.
+//! What writers and judge share: the tap, the clock, the gate, and the notes of all writers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -89,21 +89,21 @@ impl World {
         }
     }
 
-    /// Stops everybody between two operations.
+    /// Stops all writers between two operations.
     pub(super) fn quiesce(&self) -> Outcome {
         let closed = self.gate.close();
         self.check_writers()?;
         closed
     }
 
-    /// Whether `device` holds just what was written. Everybody has stopped.
+    /// Whether `device` holds just what was written. All writers have stopped.
     pub(super) fn verify(&self, what: &str, device: &dyn BlockDevice) -> Outcome {
         let found = self.read(what, device)?;
         self.compare(what, &found, &self.expected())?;
         self.judge_shared(what, &found, |_, _| Sight::Must)
     }
 
-    /// Whether `device` holds what the disk held at one instant inside the window. Everybody has stopped.
+    /// Whether `device` holds what the disk held at one instant inside the window. All writers have stopped.
     pub(super) fn verify_cut(&self, what: &str, device: &dyn BlockDevice, window: Window) -> Outcome {
         let found = self.read(what, device)?;
         let mut expected = self.expected();
@@ -136,7 +136,7 @@ impl World {
         Ok(())
     }
 
-    /// Everybody has stopped, and `device` was found to be right: forgets what led there.
+    /// All writers have stopped, and `device` was found to be right: forgets what led there.
     pub(super) fn settle(&self, device: &dyn BlockDevice) -> Outcome {
         self.contended.settle(&self.read("the disk", device)?);
         Ok(())

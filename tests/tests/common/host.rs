@@ -69,7 +69,7 @@ impl Host {
         self.must("qmp_capabilities", json!({}));
     }
 
-    /// Ends it as a power cut would: no word to anybody.
+    /// Ends it as a power cut would: no connection is closed by the protocol.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -103,7 +103,7 @@ impl Server {
         self.options().open().unwrap()
     }
 
-    /// Kills it as a lost host would go: no word to anybody.
+    /// Kills it as a lost host would go: no connection is closed by the protocol.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

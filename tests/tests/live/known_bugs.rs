@@ -235,7 +235,7 @@ fn the_process_that_is_killed() {
     }
 }
 
-/// After the pivot anybody may have the source file, while the guest goes on with the target's.
+/// After the pivot any process may have the source file, while the guest goes on with the target's.
 #[test]
 fn known_bug_15_the_source_file_is_free_and_the_backing_file_opened_at_the_pivot() {
     let qemu = Qemu::find("known bug 15");

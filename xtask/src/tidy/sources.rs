@@ -10,7 +10,9 @@ use blockmirror_testing::Outcome;
 const MOST_COLUMNS: usize = 110;
 /// Words that stand in for a subject that has a name. Each is spelled in two parts, so that this file does
 /// not find itself.
-const VAGUE: [&str; 8] = [
+const VAGUE: [&str; 10] = [
+    concat!("any", "body"),
+    concat!("every", "body"),
     concat!("some", "body"),
     concat!("no", "body"),
     concat!("who", "ever"),

@@ -13,7 +13,7 @@ use crate::sync::{Condvar, Mutex};
 pub struct Gate(pub(crate) Arc<Latch>);
 
 impl Gate {
-    /// Lets everybody through, now and later.
+    /// Lets all callers through, now and later.
     pub fn open(&self) {
         self.0.change(|state| state.open = true);
     }

@@ -351,7 +351,7 @@ impl Handshake<'_> {
             }
         }
         self.transport = Transport::plain(socket).with_tls(session);
-        // What was said in the clear may have been said by anybody.
+        // What was said in the clear may have been said by an attacker.
         self.format = ReplyFormat::Simple;
         self.selected = None;
         Ok(())

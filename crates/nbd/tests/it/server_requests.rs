@@ -199,7 +199,7 @@ fn what_is_too_long_or_unknown_is_refused_and_the_connection_goes_on() {
         );
         assert_eq!(peer.run(Command::Flush, CommandFlags::DF, 0, 0), [Piece::Error(Errno::INVAL)]);
         assert_eq!(peer.read_at(0, 1), Ok(vec![0]));
-        // A write whose payload is longer than anybody may send is answered, and ends the connection.
+        // A write whose payload is longer than a client may send is answered, and ends the connection.
         let cookie = peer.send(Command::Write, NONE, 0, (32 << 20) + 1);
         assert_eq!(peer.reply(cookie, 0), [Piece::Error(Errno::INVAL)]);
         assert!(peer.is_closed());

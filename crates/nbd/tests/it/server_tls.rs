@@ -112,7 +112,7 @@ fn only_clients_of_the_authority_get_in_if_asked_for() {
     assert!(open(dir.path(), "stranger").is_err());
     assert!(open(dir.path(), "client").is_ok());
     server.stop().unwrap();
-    // Without the question, everybody does.
+    // Where the server asks for no certificate, each client connects.
     let server = serve(dir.path(), TlsPolicy::Allow(x509_credentials(&folder, false).unwrap()));
     assert!(open(dir.path(), "stranger").is_ok());
     server.stop().unwrap();

@@ -19,7 +19,7 @@ enum Op {
     Write(ByteRange, u8),
     Zero(ByteRange, bool),
     Discard(ByteRange),
-    /// Changes nothing that anybody reads.
+    /// Changes nothing that is read.
     CopyUp(ByteRange),
     Resize(u64),
     Flush,

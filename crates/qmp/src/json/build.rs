@@ -45,7 +45,7 @@ impl Builder {
         if let Token::Mark(mark) = token {
             return self.mark(*mark);
         }
-        // A scalar where none may stand is found before anybody looks into it.
+        // A scalar where none may stand is found before it is parsed.
         self.expect_value()?;
         let value = match token {
             Token::String(raw) => Value::String(unquote(raw)?),

@@ -42,7 +42,7 @@ impl Hub {
     }
 }
 
-/// A set of commands and everybody who may give them. Clones are the same set.
+/// A set of commands and the connections that may give them. Clones are the same set.
 #[derive(Debug, Clone)]
 pub struct Monitors(Arc<Hub>);
 

@@ -237,7 +237,7 @@ fn a_client_that_does_not_read_loses_the_oldest_events() {
 fn a_client_that_does_not_read_gets_no_more_commands_run() {
     let server = Server::new();
     let mut client = server.ready();
-    // Far more answers than anybody buffers; all are there in the end, and in order.
+    // Far more answers than any buffer holds; all are there in the end, and in order.
     let mut writer = client.0.get_ref().try_clone().unwrap();
     let sent = std::thread::spawn(move || {
         for n in 0..200 {
