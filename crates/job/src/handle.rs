@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use blockmirror_block as block;
-use blockmirror_block::cancel::CancelSource;
+use blockmirror_block::cancel::{CancelScope, CancelSource};
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::error::JobError;
@@ -63,8 +63,28 @@ pub(crate) struct Shared<E> {
 }
 
 impl<E: JobError> Shared<E> {
+    pub(crate) fn new(machine: Machine<E>) -> Self {
+        Self {
+            started: Instant::now(),
+            state: Mutex::new(State { machine, ended: None }),
+            changed: Condvar::new(),
+            events: Condvar::new(),
+            calls: CancelSource::new(),
+        }
+    }
+
     pub(crate) fn now(&self, state: &State<E>) -> Duration {
         state.ended.unwrap_or_else(|| self.started.elapsed())
+    }
+
+    /// The calling thread, the job's, makes its calls of devices from now on. They are cancelled also where
+    /// the job was before: a scope that is entered later than that would not be.
+    pub(crate) fn enter_calls(&self) -> CancelScope {
+        let calls = self.calls.enter();
+        if self.with_machine(|machine, _| machine.state == JobState::Aborting) {
+            self.calls.cancel();
+        }
+        calls
     }
 
     /// Reads or changes the machine, and wakes waiting threads.

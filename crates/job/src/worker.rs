@@ -3,16 +3,14 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use blockmirror_block::cancel::CancelSource;
-use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{self as block, ByteRange};
 use tracing::{debug, error_span, info};
 
 use crate::error::JobError;
 use crate::event::Operation;
-use crate::handle::{JobControl, Outcome, Shared, State, wait_for};
+use crate::handle::{JobControl, Outcome, Shared, wait_for};
 use crate::machine::{Failed, Machine, Step};
 use crate::options::JobOptions;
 use crate::state::JobState;
@@ -104,14 +102,7 @@ impl<E: JobError> Job<E> {
         options: JobOptions,
         work: impl FnOnce(&mut Worker<E>) -> Result<(), E> + Send + 'static,
     ) -> Result<Self, E> {
-        let state = State { machine: Machine::new(len, options), ended: None };
-        let shared = Arc::new(Shared {
-            started: Instant::now(),
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            events: Condvar::new(),
-            calls: CancelSource::new(),
-        });
+        let shared = Arc::new(Shared::new(Machine::new(len, options)));
         let control = JobControl { shared: Arc::clone(&shared) };
         let span = error_span!("work", kind = name);
         let run = move || {
@@ -121,7 +112,7 @@ impl<E: JobError> Job<E> {
             // A device that panics must end the job, not hang its waiters. What `work` holds goes with it,
             // before the end of the job is reported.
             let result = panic::catch_unwind(AssertUnwindSafe(|| {
-                let _calls = shared.calls.enter();
+                let _calls = shared.enter_calls();
                 work(&mut worker)
             }));
             let result = result.unwrap_or(Err(E::panicked()));
@@ -182,6 +173,8 @@ impl<E: JobError> Drop for Job<E> {
 mod tests {
     use std::sync::mpsc;
 
+    use blockmirror_block::cancel;
+
     use super::*;
     use crate::error::testing::TestError;
     use crate::event::Event;
@@ -230,6 +223,15 @@ mod tests {
         });
         drop(job);
         assert_eq!(end.recv(), Ok(true));
+    }
+
+    /// The thread that the system gives a job may begin after the job was cancelled.
+    #[test]
+    fn a_job_that_is_cancelled_before_its_thread_begins_has_its_calls_cancelled() {
+        let shared = Arc::new(Shared::new(Machine::<TestError>::new(4096, JobOptions::default())));
+        JobControl { shared: Arc::clone(&shared) }.cancel().unwrap();
+        let _calls = shared.enter_calls();
+        assert!(cancel::is_cancelled());
     }
 
     #[test]
