@@ -36,6 +36,7 @@ use crate::machine::{Admission, Ending};
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
+use drain::given_up;
 use in_flight::InFlightCounters;
 pub(crate) use observer::WriteObserver;
 pub use ticket::{Begin, WriteTicket};
@@ -282,13 +283,11 @@ impl Tap {
                 return Ok(Some((below, Route::Unobserved(shard))));
             }
             let (below, session) = {
-                let mut state = self.state.lock();
-                while state.drains > 0 {
-                    if !may_wait {
-                        return Ok(None);
-                    }
-                    state = self.resumed.wait(state);
+                let state = self.state.lock();
+                if state.drains > 0 && !may_wait {
+                    return Ok(None);
                 }
+                let mut state = self.wait_for_resume(state, operation, range)?;
                 if state.is_idle() {
                     // There is no observer any more.
                     continue;
@@ -309,7 +308,7 @@ impl Tap {
                 Admission::Wait | Admission::JobEnded => {
                     self.end_write(ByteRange::default(), Some(session), |_| {});
                     if admission == Admission::Wait {
-                        return Ok(None);
+                        return if may_wait { Err(given_up(operation, range)) } else { Ok(None) };
                     }
                     self.detach(session);
                     continue;
@@ -485,27 +484,28 @@ impl BlockDevice for Tap {
     /// What is read does not change, so observers are not notified; but the device below is not replaced
     /// meanwhile, neither by a drain nor by a pivot.
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> block::Result<u64> {
+        const OPERATION: &str = "copy up";
         loop {
             if let Some(index) = self.in_flight.begin() {
                 let _inside = UnobservedIo { tap: self, index, range: ByteRange::default() };
                 return self.device().copy_up(range, max_depth);
             }
             let session = {
-                let mut state = self.state.lock();
-                while state.drains > 0 {
-                    state = self.resumed.wait(state);
-                }
+                let state = self.state.lock();
+                let mut state = self.wait_for_resume(state, OPERATION, range)?;
                 if state.is_idle() {
                     continue;
                 }
                 state.writes += 1;
                 state.session.as_ref().map(|session| (session.id, Arc::clone(&session.observer)))
             };
-            if let Some((session, observer)) = &session
-                && !observer.begin_copy_up()
-            {
-                self.end_write(ByteRange::default(), Some(*session), |_| {});
-                self.detach(*session);
+            let admission = session.as_ref().map(|(session, observer)| (*session, observer.begin_copy_up()));
+            if let Some((session, admission @ (Admission::Wait | Admission::JobEnded))) = admission {
+                self.end_write(ByteRange::default(), Some(session), |_| {});
+                if admission == Admission::Wait {
+                    return Err(given_up(OPERATION, range));
+                }
+                self.detach(session);
                 continue;
             }
             let _counted = ObservedCopyUp { tap: self, session: session.map(|(session, _)| session) };

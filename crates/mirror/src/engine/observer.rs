@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::cancel::CancelScope;
+use blockmirror_block::cancel::{self, CancelScope};
 use blockmirror_block::sync::MutexGuard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
@@ -11,7 +11,8 @@ use crate::machine::{Admission, Core, TargetWriter};
 use crate::tap::WriteObserver;
 
 impl Engine {
-    /// Waits until `admit` says something else than [`Admission::Wait`].
+    /// Waits until `admit` says something else than [`Admission::Wait`], which is the answer to a caller that
+    /// is cancelled.
     fn wait_for_admission(
         &self,
         mut state: MutexGuard<'_, State>,
@@ -23,15 +24,12 @@ impl Engine {
                 self.wake_waiters(&mut state);
             }
             match admit(&mut state.core) {
-                Admission::Wait => {
+                Admission::Wait if !cancel::is_cancelled() => {
                     let overdue = state.core.overdue_at();
                     let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
                     let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
                     state.guests_waiting += 1;
-                    state = match admission_timeout {
-                        None => self.guests.wait(state),
-                        Some(admission_timeout) => self.guests.wait_timeout(state, admission_timeout).0,
-                    };
+                    state = cancel::wait(&self.guests, state, admission_timeout);
                     state.guests_waiting -= 1;
                     self.resume_if_overdue(&mut state);
                 }
@@ -66,7 +64,12 @@ impl WriteObserver for Engine {
         let mut state = self.state.lock();
         state.core.on_timer(self.started.elapsed());
         let id = state.core.on_guest_write(range);
-        (id, self.wait_for_admission(state, |core| core.guest_admit(id)))
+        let admission = self.wait_for_admission(state, |core| core.guest_admit(id));
+        if admission == Admission::Wait {
+            // Others may have waited for this one.
+            self.with_core(Wake::All, |core, _| core.forget_guest_write(id));
+        }
+        (id, admission)
     }
 
     fn try_begin_write(&self, range: ByteRange) -> (u64, Admission) {
@@ -93,9 +96,8 @@ impl WriteObserver for Engine {
         self.with_core(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
     }
 
-    fn begin_copy_up(&self) -> bool {
-        let admission = self.wait_for_admission(self.state.lock(), Core::admit_copy_up);
-        admission != Admission::JobEnded
+    fn begin_copy_up(&self) -> Admission {
+        self.wait_for_admission(self.state.lock(), Core::admit_copy_up)
     }
 
     fn end_copy_up(&self) {

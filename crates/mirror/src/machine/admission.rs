@@ -75,6 +75,11 @@ impl Core {
         (id, admission)
     }
 
+    /// The caller of the write `id` does not wait for its admission any more.
+    pub(crate) fn forget_guest_write(&mut self, id: u64) {
+        self.guests.forget(id);
+    }
+
     /// Whether data may be copied into the source from the layers below: not while the guest is quiesced,
     /// because the end may put the target in place of the source. It counts as under way from then on.
     pub(crate) fn admit_copy_up(&mut self) -> Admission {

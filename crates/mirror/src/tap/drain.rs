@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::{Instant, MutexGuard};
-use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_block::{self as block, BlockDevice, ByteRange, cancel};
 
 use super::{Below, State, Tap};
 use crate::error::Error;
@@ -84,6 +84,25 @@ impl Tap {
             self.update_observed(&state);
             self.resumed.notify_all();
         }
+    }
+
+    /// Waits until no drain quiesces the guest.
+    ///
+    /// # Errors
+    /// The caller is cancelled.
+    pub(super) fn wait_for_resume<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        operation: &'static str,
+        range: ByteRange,
+    ) -> block::Result<MutexGuard<'a, State>> {
+        while state.drains > 0 {
+            if cancel::is_cancelled() {
+                return Err(given_up(operation, range));
+            }
+            state = cancel::wait(&self.resumed, state, None);
+        }
+        Ok(state)
     }
 
     /// Waits until no write is under way, or `until`.
@@ -205,6 +224,11 @@ impl Drained {
     pub fn resize(&mut self, len: u64, may_shrink: bool) -> Result<(), Error> {
         self.tap.resize_drained(&mut self.tap.state.lock(), len, may_shrink)
     }
+}
+
+/// The error of a call whose caller was cancelled while it waited for its turn. Nothing was done.
+pub(super) fn given_up(operation: &'static str, range: ByteRange) -> block::Error {
+    block::Error::new(block::ErrorKind::Cancelled, operation).at(range.start())
 }
 
 fn resize_bitmaps(state: &mut State, old_len: u64, len: u64) {

@@ -21,7 +21,8 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// One of them has finished. Under the lock.
     fn pre_attach_write_finished(&self, range: ByteRange);
 
-    /// Waits until a write to `range` is admitted, or the job is over; the write's id.
+    /// Waits until a write to `range` is admitted, or the job is over; the write's id. If the caller is
+    /// cancelled the write is forgotten ([`Admission::Wait`]).
     fn begin_write(&self, range: ByteRange) -> (u64, Admission);
 
     /// The same without waiting: a write that would have to is forgotten ([`Admission::Wait`]), but what it
@@ -42,8 +43,9 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// The write has finished at the source, and at the target if `target` is something. Under the lock.
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>);
 
-    /// Waits until data may be copied into the source from the layers below; false if the job is over.
-    fn begin_copy_up(&self) -> bool;
+    /// Waits until data may be copied into the source from the layers below, or the job is over;
+    /// [`Admission::Wait`] if the caller is cancelled.
+    fn begin_copy_up(&self) -> Admission;
 
     /// A copy-up that the job has admitted has finished. Under the lock.
     fn end_copy_up(&self);

@@ -3,12 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
-use blockmirror_block::{BlockDevice, ByteRange, WriteFlags};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, WriteFlags};
 use blockmirror_mirror::{
     Begin, BitmapMode, CopyMode, Error, Event, MirrorJob, MirrorOptions, SyncMode, Tap, WriteTicket,
 };
@@ -74,6 +75,59 @@ fn the_latency_budget_holds_for_a_caller_that_only_polls() {
     job.control().complete().unwrap();
     job.wait().unwrap();
     assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+}
+
+/// Makes `call` of the tap in a thread that is cancelled then. Whether it has begun to wait before that does
+/// not matter: it has to wait.
+fn gives_up(tap: &Arc<Tap>, call: fn(&Tap) -> blockmirror_block::Result<()>) {
+    let source = CancelSource::new();
+    let (sent, received) = mpsc::channel();
+    let caller = {
+        let (tap, source, sent) = (Arc::clone(tap), source.clone(), sent.clone());
+        move || {
+            let _calls = source.enter();
+            sent.send(None).unwrap();
+            sent.send(Some(call(&tap))).unwrap();
+        }
+    };
+    thread::spawn(caller);
+    let next = || received.recv_timeout(FOREVER.unwrap()).unwrap();
+    assert!(next().is_none());
+    source.cancel();
+    assert_eq!(next().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+/// The target may hang, and the client of an export that is removed must not wait for it.
+#[test]
+fn a_cancelled_write_does_not_wait_for_the_job() {
+    let (source, target) = (filled(), empty());
+    let (slow, faults) = faulty(&target);
+    let tap = Tap::new(Arc::clone(&source) as _);
+    let gate = faults.hold(OpKind::Write, None);
+    let job = MirrorJob::attach(&tap, slow as _, blocking()).unwrap();
+    gate.wait_held(1);
+    let before = source.contents().unwrap();
+    gives_up(&tap, |tap| write(tap));
+    assert_eq!(source.contents().unwrap(), before);
+    gate.open();
+    write(&*tap).unwrap();
+    until(&job, &Event::Ready);
+    job.control().complete().unwrap();
+    job.wait().unwrap();
+    assert_eq!(target.contents().unwrap(), source.contents().unwrap());
+}
+
+#[test]
+fn a_cancelled_call_does_not_wait_for_the_end_of_a_drain() {
+    let source = filled();
+    let tap = Tap::new(Arc::clone(&source) as _);
+    let before = source.contents().unwrap();
+    let drained = tap.drain();
+    gives_up(&tap, |tap| write(tap));
+    gives_up(&tap, |tap| tap.copy_up(RANGE, 1).map(drop));
+    assert_eq!(source.contents().unwrap(), before);
+    drop(drained);
+    write(&*tap).unwrap();
 }
 
 /// A tap with a bitmap `b`, and a ready job that copies what it says and writes through.
