@@ -1,6 +1,7 @@
 //! Writes the snapshot table anew, if it has entries that are not complete or that nothing can be made of.
 //!
 //! Entries that the file does not hold, and those behind them, are lost: where they would start is not known.
+//! So are those that the longest table has no room for.
 //! The refcounts of the new place come first, then the table, then the header that points at it.
 
 use blockmirror_block::Storage;
@@ -50,7 +51,11 @@ fn kept(storage: &dyn Storage, checker: &Checker<'_>) -> Result<Option<(u32, Vec
     for _ in 0..header.snapshot_count {
         let is_complete = header.version >= 3;
         let entry = KeptEntry::read(storage, at, file_len, is_complete, header.virtual_size)?;
-        let Some(entry) = entry.filter(|_| table.len() as u64 <= MAX_SNAPSHOT_TABLE_BYTES) else {
+        let has_room = |entry: &KeptEntry| {
+            let len = entry.bytes.as_ref().map_or(0, Vec::len);
+            (table.len() + len) as u64 <= MAX_SNAPSHOT_TABLE_BYTES
+        };
+        let Some(entry) = entry.filter(has_room) else {
             changed = true;
             break;
         };
