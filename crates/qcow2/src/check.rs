@@ -129,7 +129,7 @@ impl Checker<'_> {
     }
 
     /// The same, and corrects entries that are wrong, where `counted` says that nothing else is in their
-    /// place.
+    /// place. No table is missing.
     pub(crate) fn fix_entries(&mut self, counted: Counts) -> Result<()> {
         self.fixing = Some(counted);
         let result = self.count_guest();
@@ -144,6 +144,11 @@ impl Checker<'_> {
     /// Clusters of the file; the last may be cut.
     pub(crate) fn file_clusters(&self) -> u64 {
         self.format.cluster.count(self.file_len)
+    }
+
+    /// Whether all that uses clusters was counted, so that the others are free.
+    pub(crate) fn may_free(&self) -> bool {
+        !self.tables_missing && !self.bitmaps_damaged
     }
 
     /// Reports `finding`, which stands for `times` of its kind.
@@ -186,6 +191,7 @@ impl Checker<'_> {
         let bits = self.format.cluster.bits();
         for cluster in offset >> bits..=(end - 1) >> bits {
             let lost = self.counts.add(cluster, uses, flags);
+            self.copied_in_doubt |= lost > 0;
             self.find(&Finding::RefcountOverflow { cluster }, lost);
         }
         true

@@ -1,5 +1,6 @@
 //! Holds the COPIED flags of the active L1 and L2 tables against the refcounts on disk: an entry has it if
-//! and only if the refcount of what it maps is one.
+//! and only if the refcount of what it maps is one. Where a cluster has more references than a refcount can
+//! say, no entry has it.
 
 use super::spans::{Span, Use, spans};
 use super::tables::{TableRef, Words};
@@ -32,13 +33,18 @@ impl Checker<'_> {
         let Some(table) = entry.table() else { return Ok(word) };
         let cluster = self.format.cluster.index(table).0;
         let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(word) };
-        let copied = entry.copied();
-        if (refcount == 1) != copied {
+        let (copied, is_owned) = (entry.copied(), self.is_owned(cluster, refcount));
+        if is_owned != copied {
             self.copied_wrong += 1;
             let (structure, offset) = (Structure::L2Table, table.0);
             self.find(&Finding::CopiedWrong { structure, at, offset, copied, refcount }, 1);
         }
-        Ok(entry.with_copied(refcount == 1).0)
+        Ok(entry.with_copied(is_owned).0)
+    }
+
+    /// Whether an entry of `cluster`, whose refcount on disk is `refcount`, has the flag.
+    fn is_owned(&self, cluster: u64, refcount: u64) -> bool {
+        refcount == 1 && self.counts.get(cluster) == self.counts.refcount(cluster)
     }
 
     fn fix_l1_flag(&mut self, at: u64, word: u64, span: &Span) -> Result<u64> {
@@ -85,20 +91,22 @@ impl Checker<'_> {
 
     fn check_l2_flag(&mut self, at: u64, Words(word, word1): Words, uses: u64) -> Result<Option<Words>> {
         let Some(host) = self.format.mapped_host(word) else { return Ok(None) };
-        let refcount = if self.format.external_data {
+        let cluster = self.format.cluster.index(host).0;
+        let (refcount, is_owned) = if self.format.external_data {
             // Nothing is counted there, and nothing shared.
-            Some(1)
+            (1, true)
         } else {
-            self.disk.get(self.storage, self.format.cluster.index(host).0)?
+            let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(None) };
+            (refcount, self.is_owned(cluster, refcount))
         };
-        let (Some(refcount), copied) = (refcount, self.format.is_copied(word)) else { return Ok(None) };
-        if (refcount == 1) == copied {
+        let copied = self.format.is_copied(word);
+        if is_owned == copied {
             return Ok(None);
         }
         self.copied_wrong += uses;
         let finding =
             Finding::CopiedWrong { structure: Structure::Data, at, offset: host.0, copied, refcount };
         self.find(&finding, uses);
-        Ok(Some(Words(self.format.with_copied(word, refcount == 1), word1)))
+        Ok(Some(Words(self.format.with_copied(word, is_owned), word1)))
     }
 }
