@@ -10,8 +10,9 @@
 //!     -->  COPIED flags  -->  dirty and corrupt bits cleared
 //! ```
 //!
-//! What must hold: no cluster is freed while a table is missing that may use it; no guest byte that could be
-//! read before reads differently after.
+//! What must hold: while a table is missing no cluster is freed and no entry changed, as what the missing one
+//! maps is not known; while bitmaps are damaged but not stale no cluster is freed; no guest byte that could
+//! be read before reads differently after.
 
 mod rebuild;
 mod refcounts;
@@ -79,6 +80,7 @@ struct Examined {
     counts: Counts,
     bad_entries: u64,
     bitmaps_damaged: bool,
+    tables_missing: bool,
 }
 
 fn examine(
@@ -93,6 +95,7 @@ fn examine(
         counts: checker.counts,
         bad_entries: checker.bad_entries,
         bitmaps_damaged: checker.bitmaps_damaged,
+        tables_missing: checker.tables_missing,
     })
 }
 
@@ -103,7 +106,8 @@ fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: E
         // Readers then take all bitmaps for stale.
         write_word(storage, HEADER_AUTOCLEAR, header.autoclear & !feature::AUTOCLEAR_BITMAPS)?;
     }
-    if found.bad_entries > 0 {
+    // What looks like a table may be anything while one is missing, guest data that it maps as well.
+    if found.bad_entries > 0 && !found.tables_missing {
         let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
         checker.fix_entries(found.counts)?;
         storage.flush()?;
@@ -141,7 +145,8 @@ fn fix_copied(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObser
     checker.check()?;
     let report = &checker.report;
     let nothing_else = report.corruptions == checker.copied_wrong && report.leaks + report.check_errors == 0;
-    if checker.copied_wrong > 0 && (what == Repair::All || nothing_else) {
+    let may_change = !checker.tables_missing && (what == Repair::All || nothing_else);
+    if checker.copied_wrong > 0 && may_change {
         checker.check_copied(true)?;
         storage.flush()?;
     }

@@ -71,6 +71,31 @@ impl Bench {
         copy
     }
 
+    /// Has QEMU write where the disk has no place in the file, and so to what is free. What could be read is
+    /// there afterwards, and the image is sound if it was.
+    fn keeps_once_filled(
+        &self,
+        before: &[Option<Vec<u8>>],
+        path: &Path,
+        kind: Kind,
+        what: &str,
+        is_sound: bool,
+    ) {
+        let (start, len) = kind.unallocated();
+        let line = format!("write -q -P 0xab {start} {len}");
+        let mut command = Command::new("qemu-io");
+        command.current_dir(self.dir.path()).args(["-f", "qcow2", "-c", &line]).arg(path);
+        let has_written = command.output().unwrap().status.success();
+        assert!(has_written || !is_sound, "{what}: QEMU does not write to the repaired image");
+        // What a block was that is written now is not asked for.
+        let written = (start / BLOCK as u64) as usize..(start + len).div_ceil(BLOCK as u64) as usize;
+        let mut before = before.to_vec();
+        let all = before.len();
+        before[written.start.min(all)..written.end.min(all)].fill(None);
+        keeps(&before, path, &format!("{what}, filled"));
+        assert!(!is_sound || self.theirs(path, &[]).0 == 0, "{what}: it is not sound once it is filled");
+    }
+
     fn theirs(&self, path: &Path, repair: &[&str]) -> Verdict {
         let path = path.to_str().unwrap();
         let words = ["check", "--output=json"].into_iter().chain(repair.iter().copied()).chain([path]);
@@ -170,6 +195,7 @@ fn a_repair_mends_what_qemu_mends_and_loses_nothing() {
             let judged = format!("qemu's repair {their_judgement}, ours {judgement}, by our word {verdict}");
             wrong.push(format!("{what}: {judged}"));
         }
+        bench.keeps_once_filled(&before, &ours, damage.1, &what, judgement == 0);
         // Lower refcounts alone lose nothing either.
         let leaks = bench.copy(&path, "leaks.qcow2");
         ours_of(&leaks, &["-r", "leaks"]);

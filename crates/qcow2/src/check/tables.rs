@@ -12,7 +12,7 @@ use super::spans::{Span, spans};
 use super::{Checker, Finding, Structure};
 use crate::error::Result;
 use crate::format::bitmaps::TableEntry;
-use crate::format::entry::{Entry, EntryError, L1Entry, PlainEntry};
+use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
 use crate::offset::{GuestOffset, HostOffset};
 
 /// Bytes that are read at once, if a table is not longer.
@@ -218,7 +218,7 @@ impl Checker<'_> {
     fn count_entry(
         &mut self,
         at: u64,
-        Words(mut word, word1): Words,
+        Words(mut word, mut word1): Words,
         table: &TableRef,
         next: &mut u64,
     ) -> Words {
@@ -240,10 +240,12 @@ impl Checker<'_> {
                     word = self.format.with_copied(word, false);
                 }
                 if word1 != 0 {
+                    // No reader looks at it.
+                    self.bad_entries += 1;
                     self.find(&bad("a compressed cluster has subclusters"), uses);
-                    return Words(word, word1);
+                    word1 = 0;
                 }
-                self.count_range(Structure::CompressedData, run.offset.0, run.len, uses, 0);
+                self.count_compressed(run, uses);
                 self.report.allocated_clusters += table.active;
                 self.report.compressed_clusters += table.active;
                 self.report.fragmented_clusters += table.active;
@@ -273,6 +275,15 @@ impl Checker<'_> {
             }
         }
         Words(word, word1)
+    }
+
+    /// Counts the clusters of a compressed run. How long it is says an upper bound: a run that begins in the
+    /// file and ends past it can be read where its stream ends before.
+    fn count_compressed(&mut self, run: CompressedRun, uses: u64) {
+        let (structure, HostOffset(offset)) = (Structure::CompressedData, run.offset);
+        if !self.count_range(structure, offset, run.len, uses, 0) && offset < self.file_len {
+            self.count_range(structure, offset, self.file_len - offset, uses, 0);
+        }
     }
 
     /// Counts the cluster at `host`, which the entry `word` maps.

@@ -23,6 +23,8 @@ struct Plan {
     table_clusters: u64,
     /// All of the new clusters.
     place: Range<u64>,
+    /// Clusters of old blocks whose refcounts cannot be believed.
+    doubtful: HashSet<u64>,
 }
 
 impl Checker<'_> {
@@ -56,31 +58,54 @@ impl Checker<'_> {
         Ok(self.storage.flush()?)
     }
 
-    /// What the refcount of `cluster` is to be. While a table is missing nothing is freed.
+    /// What the refcount of `cluster` is to be. Nothing is freed unless all that uses clusters was counted.
     fn new_refcount(&mut self, plan: &Plan, cluster: u64) -> Result<u64> {
         if plan.place.contains(&cluster) {
             return Ok(1);
         }
         let counted = self.counts.refcount(cluster);
-        if !self.tables_missing || cluster >= self.file_clusters() {
+        if self.may_free() || cluster >= self.file_clusters() {
             return Ok(counted);
         }
-        Ok(self.disk.get(self.storage, cluster)?.map_or(counted, |refcount| refcount.max(counted)))
+        Ok(self.old_refcount(&plan.doubtful, cluster)?.unwrap_or(1).max(counted))
     }
 
-    fn plan(&self) -> Result<Plan> {
+    /// The refcount of `cluster` in the old structures; `None` if it is not known.
+    fn old_refcount(&mut self, doubtful: &HashSet<u64>, cluster: u64) -> Result<Option<u64>> {
+        match self.disk.block(cluster / self.disk.per_block()) {
+            Block::At(offset) if doubtful.contains(&(offset / self.cluster_size())) => Ok(None),
+            _ => Ok(self.disk.get(self.storage, cluster)?),
+        }
+    }
+
+    /// The clusters of old refcount blocks that lie past the end of the file, where something else lies, or
+    /// that are blocks of several ranges.
+    fn doubtful_blocks(&self) -> HashSet<u64> {
+        let (mut seen, mut doubtful) = (HashSet::new(), HashSet::new());
+        for index in 0..self.disk.table.len() as u64 {
+            let Block::At(offset) = self.disk.block(index) else { continue };
+            let cluster = offset / self.cluster_size();
+            if !seen.insert(cluster) || cluster >= self.file_clusters() || self.counts.get(cluster) > 0 {
+                doubtful.insert(cluster);
+            }
+        }
+        doubtful
+    }
+
+    fn plan(&mut self) -> Result<Plan> {
         let (size, per_block) = (self.cluster_size(), self.disk.per_block());
-        let used = self.counts.end().div_ceil(per_block);
+        let may_free = self.may_free();
+        let doubtful = if may_free { HashSet::new() } else { self.doubtful_blocks() };
+        let end = self.counts.end();
+        let used = if may_free { end } else { end.max(self.file_clusters()) }.div_ceil(per_block);
         let mut blocks: BTreeSet<u64> = (0..used)
-            .filter(|index| {
-                self.tables_missing || self.counts.any(index * per_block, (index + 1) * per_block)
-            })
+            .filter(|index| !may_free || self.counts.any(index * per_block, (index + 1) * per_block))
             .collect();
         loop {
             // The new clusters need refcounts themselves: they are added until that needs no more clusters.
             let entries = blocks.last().map_or(0, |last| last + 1);
             let table_clusters = (entries * 8).div_ceil(size).max(1);
-            let place = self.free_run(table_clusters + blocks.len() as u64)?;
+            let place = self.free_run(table_clusters + blocks.len() as u64, &doubtful)?;
             let before = blocks.len();
             blocks.extend(place.start / per_block..=(place.end - 1) / per_block);
             let bytes = table_clusters * size;
@@ -89,14 +114,15 @@ impl Checker<'_> {
                 return Err(Error::LimitExceeded { what, value: bytes, limit });
             }
             if blocks.len() == before {
-                return Ok(Plan { blocks, table_clusters, place });
+                return Ok(Plan { blocks, table_clusters, place, doubtful });
             }
         }
     }
 
     /// `clusters` clusters in a row that nothing refers to and that are not of the old refcount structures:
-    /// behind the end of the file, where it can grow.
-    fn free_run(&self, clusters: u64) -> Result<Range<u64>> {
+    /// behind the end of the file, where it can grow. Unless all that uses clusters was counted, an old block
+    /// says that they are free.
+    fn free_run(&mut self, clusters: u64, doubtful: &HashSet<u64>) -> Result<Range<u64>> {
         let end = self.file_clusters().max(self.counts.end());
         if !self.storage.info().fixed_len {
             return Ok(end..end + clusters);
@@ -104,7 +130,8 @@ impl Checker<'_> {
         let old = self.old_structures();
         let mut run = 0..0;
         for cluster in 0..self.storage.len()? / self.cluster_size() {
-            if self.counts.get(cluster) > 0 || old.contains(&cluster) {
+            let in_use = self.counts.get(cluster) > 0 || old.contains(&cluster);
+            if in_use || !(self.may_free() || self.is_known_free(doubtful, cluster)?) {
                 run = cluster + 1..cluster + 1;
             } else {
                 run.end = cluster + 1;
@@ -116,6 +143,11 @@ impl Checker<'_> {
         let full = blockmirror_block::Error::new(blockmirror_block::ErrorKind::NoSpace, "repair");
         let why = format!("no {clusters} free clusters in a row for new refcounts");
         Err(full.in_file(self.storage.name()).because(why).into())
+    }
+
+    fn is_known_free(&mut self, doubtful: &HashSet<u64>, cluster: u64) -> Result<bool> {
+        let has_block = matches!(self.disk.block(cluster / self.disk.per_block()), Block::At(_));
+        Ok(has_block && self.old_refcount(doubtful, cluster)? == Some(0))
     }
 
     /// The clusters of the present refcount table and blocks.

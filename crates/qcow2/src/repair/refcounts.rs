@@ -12,8 +12,8 @@ const PIECE: u64 = 64 << 10;
 const SECTOR: usize = 512;
 
 impl Checker<'_> {
-    /// Lowers the refcounts that are too high, unless a table is missing that may use the cluster; with
-    /// `raise`, raises those that are too low.
+    /// Lowers the refcounts that are too high, unless it is not known what uses the cluster; with `raise`,
+    /// raises those that are too low.
     pub(super) fn set_refcounts(&mut self, raise: bool) -> Result<()> {
         let (per_block, clusters) = (self.disk.per_block(), self.file_clusters().max(self.counts.end()));
         for index in 0..clusters.div_ceil(per_block) {
@@ -36,7 +36,7 @@ impl Checker<'_> {
             let mut changed = None;
             for (index, cluster) in (start..(start + per_piece).min(last)).enumerate() {
                 let (refcount, references) = (width.get(&buf, index), self.counts.refcount(cluster));
-                if (references < refcount && !self.tables_missing) || (references > refcount && raise) {
+                if (references < refcount && self.may_free()) || (references > refcount && raise) {
                     width.set(&mut buf, index, references);
                     let byte = (index * width.bits() as usize) / 8;
                     let (from, _) = changed.unwrap_or((byte, byte));

@@ -1,7 +1,8 @@
 //! The damages, by how far QEMU and we agree on them.
 
 use super::image::Kind::{
-    Bitmaps, Compressed, DataFile, Extended, Narrow, Plain, Short, Small, Snapshots, TwoTables, V2,
+    Bitmaps, Compressed, DataFile, Extended, ExtendedCompressed, Narrow, Plain, Short, Small, Snapshots,
+    TwoTables, V2,
 };
 use super::image::{Bytes, COMPRESSED, COPIED, FAR, Kind};
 
@@ -14,6 +15,7 @@ pub(crate) const SAME: &[Damage] = &[
     ("none", V2, |_| {}),
     ("none", Compressed, |_| {}),
     ("none", Extended, |_| {}),
+    ("none", ExtendedCompressed, |_| {}),
     ("none", DataFile, |_| {}),
     ("none", Small, |_| {}),
     ("none", Narrow, |_| {}),
@@ -30,7 +32,6 @@ pub(crate) const SAME: &[Damage] = &[
     ("refcount too low, shared", Snapshots, |b| b.set_refcount_of(b.snapshot_l2() + 8, 1)),
     ("refcount too low, compressed", Compressed, |b| b.set_refcount(5, 1)),
     ("refcount saturated", Plain, |b| b.set_refcount(8, 65535)),
-    ("more references than a bit can say", Narrow, |b| b.set(b.l2() + 160, b.get(b.l2()))),
     ("refcounts past the end", Plain, |b| b.set_refcount(10_000, 1)),
     // Refcount structures.
     ("block misaligned", Plain, |b| b.change(b.refcount_table(), |w| w + 512)),
@@ -84,7 +85,6 @@ pub(crate) const SAME: &[Damage] = &[
     ("zero flag in version 2", V2, |b| b.change(b.l2(), |w| w | 1)),
     ("compressed with COPIED", Compressed, |b| b.change(b.l2(), |w| w | COPIED)),
     ("compressed past the end", Compressed, |b| b.set(b.l2(), COMPRESSED | FAR)),
-    ("compressed run past the end", Compressed, |b| b.set(b.l2(), COMPRESSED | 255 << 54 | (b.len() - 100))),
     ("compressed far away", Compressed, |b| b.set(b.l2(), u64::MAX >> 1)),
     // Subclusters.
     ("subcluster with both bits", Extended, |b| b.change(b.l2() + 8, |w| w | 1 << 32)),
@@ -95,10 +95,6 @@ pub(crate) const SAME: &[Damage] = &[
     ("misaligned without subclusters", Extended, |b| {
         b.change(b.l2(), |w| w + 512);
         b.set(b.l2() + 8, 0);
-    }),
-    ("compressed with subclusters", Extended, |b| {
-        b.set(b.l2(), COMPRESSED | 0x5_0000);
-        b.set(b.l2() + 8, 5);
     }),
     // Data files.
     ("compressed with a data file", DataFile, |b| b.set(b.l2(), COMPRESSED | 0x5_0000)),
@@ -148,7 +144,8 @@ pub(crate) const SAME: &[Damage] = &[
 ];
 
 /// Of these the verdict is QEMU's, and figures differ: QEMU also takes for tables what is none (a misaligned
-/// table, the header), or for entries what lies past the end of the file.
+/// table, the header), or for entries what lies past the end of the file; it does not count compressed data
+/// that can be read, and takes a refcount of one for that of one reference where it can say no more.
 pub(crate) const SAME_VERDICT: &[Damage] = &[
     ("L1 entry misaligned", Plain, |b| b.change(b.l1(), |w| w + 512)),
     ("L1 entry in the header", Plain, |b| b.set(b.l1(), COPIED)),
@@ -158,6 +155,14 @@ pub(crate) const SAME_VERDICT: &[Damage] = &[
     ("no refcount table", Plain, |b| b.set_len(56, 0, 4)),
     ("snapshot table past the end", Snapshots, |b| b.set(64, FAR)),
     ("snapshot's name absurd", Snapshots, |b| b.set_len(b.snapshot() + 12, 60_000, 2)),
+    ("more references than a bit can say", Narrow, |b| b.set(b.l2() + 160, b.get(b.l2()))),
+    ("compressed run past the end", Compressed, |b| b.set(b.l2(), COMPRESSED | 255 << 54 | (b.len() - 100))),
+    ("compressed with subclusters", Extended, |b| {
+        b.set(b.l2(), COMPRESSED | 0x5_0000);
+        b.set(b.l2() + 8, 5);
+    }),
+    ("a compressed cluster with subclusters", ExtendedCompressed, |b| b.set(b.l2() + 8, 5)),
+    ("more sectors than there are", ExtendedCompressed, |b| b.change(b.l2() + 48, |w| w | 255 << 54)),
 ];
 
 /// These QEMU does not open or check. Some of them it repairs all the same.

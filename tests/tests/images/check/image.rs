@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Compressed,
     /// Subclusters.
     Extended,
+    /// The same, with 16 compressed clusters.
+    ExtendedCompressed,
     /// Guest data in another file.
     DataFile,
     /// Refcounts of one bit.
@@ -55,9 +57,23 @@ impl Kind {
                 "8M",
                 &["write -q -P 1 0 1M", "write -q -P 2 4M 128k", "write -q -P 3 6M 2k"],
             ),
+            Self::ExtendedCompressed => (
+                "extended_l2=on",
+                "8M",
+                &["write -q -c -P 7 0 1M", "write -q -P 2 4M 128k", "write -q -P 3 6M 2k"],
+            ),
             Self::DataFile => ("data_file=data.raw", "8M", TWO_RUNS),
             Self::Narrow => ("refcount_bits=1", "8M", TWO_RUNS),
             Self::Small => ("cluster_size=512", "1M", &["write -q -P 1 0 300k", "write -q -P 2 500k 20k"]),
+        }
+    }
+
+    /// What of the disk has no place in the file: start and length.
+    pub(crate) fn unallocated(self) -> (u64, u64) {
+        match self {
+            Self::Short => (0, 0),
+            Self::Small => (600 << 10, 400 << 10),
+            _ => (2 << 20, 2 << 20),
         }
     }
 

@@ -1,0 +1,204 @@
+//! Repairs that lose nothing: what could be read is kept, also once each cluster that is free has been
+//! written anew.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::{BlockDevice, ErrorKind, Storage, WriteFlags};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Repair, check, repair};
+
+use crate::check::{image, readable, repaired};
+use crate::common::qemu_check_finds_nothing;
+use crate::raw_image::{COPIED, OFFSET, RawImage};
+
+const BOTH: [Repair; 2] = [Repair::Leaks, Repair::All];
+const LONG: u64 = 256 << 10;
+
+/// Two L2 tables, each of which maps half of what is written, the second behind the first in the file.
+fn two_tables(refcount_bits: u32) -> RawImage {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(LONG);
+    (options.cluster_size, options.refcount_bits) = (1024, refcount_bits);
+    options.create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+    disk.write_at(&[0x11; 100_000], 0, WriteFlags::NONE).unwrap();
+    disk.write_at(&[0x22; 100_000], LONG / 2, WriteFlags::FUA).unwrap();
+    drop(disk);
+    RawImage(storage.to_vec())
+}
+
+/// A fixed length has room, but not for growing.
+fn fixed(image: &RawImage) -> MemoryStorage {
+    let storage = MemoryStorage::fixed(image.len() + (1 << 20));
+    storage.write_at(&image.0, 0).unwrap();
+    storage
+}
+
+fn keeps(damaged: &RawImage, what: Repair) -> RawImage {
+    let before = readable(&damaged.0);
+    let after = RawImage(repaired(&damaged.0, what).0);
+    assert!(before == readable(&after.0), "{what:?}: it reads differently");
+    assert!(before == readable(&after.free_overwritten()), "{what:?}: a cluster was freed");
+    after
+}
+
+#[test]
+fn a_compressed_cluster_with_a_subcluster_bitmap_is_kept() {
+    let mut damaged = RawImage(image(|o| (o.cluster_size, o.extended_l2) = (16384, true)));
+    damaged.compress(1);
+    assert!(check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap().is_clean());
+    let at = damaged.l2_at(1);
+    damaged.set(at + 8, 1);
+    for what in BOTH {
+        let after = keeps(&damaged, what);
+        assert_eq!(after.get(at + 8), u64::from(what == Repair::Leaks));
+        if what == Repair::All {
+            qemu_check_finds_nothing(&after.0, "a_compressed_cluster_with_a_subcluster_bitmap_is_kept");
+        }
+    }
+}
+
+#[test]
+fn a_compressed_run_that_ends_past_the_file_is_kept() {
+    let mut damaged = RawImage(image(|o| o.cluster_size = 4096));
+    let host = |guest: &u64| damaged.get(damaged.l2_at(*guest)) & OFFSET;
+    let guest = (0..64).max_by_key(host).unwrap();
+    let last = host(&guest);
+    damaged.0.resize(last as usize + 4096, 0);
+    damaged.compress(guest);
+    damaged.set_compressed(guest, last, 15);
+    for what in BOTH {
+        keeps(&damaged, what);
+    }
+}
+
+/// A table that cannot be found maps clusters that nothing else does: they are not free.
+#[test]
+fn new_refcounts_are_not_written_over_what_a_missing_table_maps() {
+    let sound = two_tables(16);
+    let mut damaged = sound.clone();
+    damaged.change(damaged.l1_at(0), |entry| entry + 512);
+    damaged.change(damaged.refcount_table(), |entry| entry + 512);
+    let storage = fixed(&damaged);
+    let error = repair(&storage, Repair::All, &mut ()).unwrap_err();
+    let mut after = RawImage(storage.to_vec());
+    after.set(after.l1_at(0), sound.get(sound.l1_at(0)));
+    assert!(readable(&after.0) == readable(&sound.0), "guest data was overwritten");
+    assert_eq!(blockmirror_block::Error::from(error).kind(), ErrorKind::NoSpace);
+}
+
+/// The refcounts of what the missing table maps: known in one block, unreadable in the other.
+#[test]
+fn new_refcounts_keep_what_a_missing_table_maps() {
+    let sound = two_tables(64);
+    for (lost, block) in [(1, 0), (1, 1), (0, 0)] {
+        let mut damaged = sound.clone();
+        let place = damaged.l1_at(lost);
+        damaged.change(place, |entry| entry + 512);
+        damaged.change(damaged.refcount_table() + block * 8, |entry| entry + 512);
+        let mut after = RawImage(repaired(&damaged.0, Repair::All).0);
+        assert_ne!(after.refcount_table(), damaged.refcount_table(), "they are not new");
+        after.0 = after.free_overwritten();
+        after.set(place, sound.get(place));
+        let is_kept = readable(&after.0) == readable(&sound.0);
+        assert!(is_kept, "the table {lost} and the block {block}: clusters were freed");
+    }
+}
+
+/// Where the old refcounts lie past the end of the file, or in a cluster of something else, they say nothing.
+#[test]
+fn refcounts_that_cannot_be_believed_free_nothing() {
+    let sound = two_tables(64);
+    for block in [1 << 28, sound.get(sound.refcount_table() + 8), sound.get(40)] {
+        let mut damaged = sound.clone();
+        let place = damaged.l1_at(0);
+        damaged.change(place, |entry| entry + 512);
+        damaged.set(damaged.refcount_table(), block);
+        let mut after = RawImage(repaired(&damaged.0, Repair::All).0);
+        after.0 = after.free_overwritten();
+        after.set(place, sound.get(place));
+        assert!(readable(&after.0) == readable(&sound.0), "{block:#x}: clusters were freed");
+    }
+}
+
+/// An L1 entry may point at guest data, where only a missing table says so.
+#[test]
+fn while_a_table_is_missing_no_entry_is_changed() {
+    let sound = two_tables(16);
+    for lost in [[0, 1], [1, 0]] {
+        let [missing, wrong] = lost.map(|index| sound.l1_at(index));
+        let data = sound.get(sound.l2_at(lost[0] * 128 + 3)) & OFFSET;
+        let mut damaged = sound.clone();
+        // What a guest may have written: entries with reserved bits, and with wrong flags.
+        damaged.set(data, 0x8000 | 0x17);
+        damaged.set(data + 8, damaged.l1_at(0) | 1 << 57);
+        damaged.set(data + 16, sound.get(sound.l2_at(lost[0] * 128 + 4)) & OFFSET);
+        let before = damaged.clone();
+        damaged.change(missing, |entry| entry + 512);
+        damaged.set(wrong, data | COPIED);
+        for what in BOTH {
+            let after = RawImage(repaired(&damaged.0, what).0);
+            let cluster = |image: &RawImage| image.0[data as usize..][..1024].to_vec();
+            assert!(cluster(&after) == cluster(&before), "{what:?}: guest data was changed");
+        }
+    }
+}
+
+/// A bitmap behind one that is damaged keeps its clusters as long as its image says that it is valid.
+#[test]
+fn leaks_of_damaged_bitmaps_are_left() {
+    let mut damaged = RawImage(image(|o| o.cluster_size = 4096));
+    damaged.add_bitmaps();
+    qemu_check_finds_nothing(&damaged.0, "leaks_of_damaged_bitmaps_are_left");
+    let directory = damaged.len() - 5 * 4096;
+    // The flags of the first, whose type and name are right.
+    damaged.set_len(directory + 12, 0xf8, 4);
+    let report = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+    assert!(report.corruptions > 0 && report.leaks > 0, "{report:?}");
+    let after = RawImage(repaired(&damaged.0, Repair::Leaks).0);
+    assert!(after.0 == damaged.0, "clusters of bitmaps were freed");
+    let (after, report) = repaired(&damaged.0, Repair::All);
+    assert!(report.unwrap().is_clean());
+    assert_eq!(RawImage(after).get(88) & 1, 0, "the bitmaps are stale");
+}
+
+/// With refcounts of one bit two entries on a cluster have a refcount of one, which is not theirs alone.
+#[test]
+fn an_entry_of_a_cluster_with_more_references_than_its_refcount_says_is_not_copied() {
+    for copied in [0, COPIED] {
+        let mut damaged = RawImage(image(|o| (o.cluster_size, o.refcount_bits) = (512, 1)));
+        let (first, second) = (damaged.l2_at(10), damaged.l2_at(11));
+        let host = damaged.get(first) & OFFSET;
+        damaged.set(first, host | copied);
+        damaged.set(second, host | copied);
+        let after = keeps(&damaged, Repair::All);
+        assert_eq!([first, second].map(|at| after.get(at)), [host; 2], "{copied:#x}");
+    }
+}
+
+#[test]
+fn a_snapshot_table_is_not_written_longer_than_it_may_be() {
+    const ENTRY: u64 = 40 + 16 + 2 * 65535;
+    let mut damaged = RawImage(image(|o| o.cluster_size = 4096));
+    let table = damaged.len().next_multiple_of(4096);
+    let count = (64 << 20) / ENTRY.next_multiple_of(8) + 1;
+    damaged.0.resize((table + count * ENTRY.next_multiple_of(8)) as usize, b'a');
+    let mut at = table;
+    for index in 0..count {
+        damaged.0[at as usize..][..56].fill(0);
+        damaged.set_len(at + 12, 0xffff_ffff, 4);
+        // The first lacks what a repair adds.
+        let extra = if index == 0 { 0 } else { 16 };
+        damaged.set_len(at + 36, extra, 4);
+        at = (at + 40 + extra + 2 * 65535).next_multiple_of(8);
+    }
+    damaged.set_len(60, count, 4);
+    damaged.set(64, table);
+    let storage = MemoryStorage::with_contents(&damaged.0);
+    let report = repair(&storage, Repair::All, &mut ()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let header = Header::read(&storage).unwrap();
+    assert_eq!(u64::from(header.snapshot_count), count - 1);
+}
