@@ -5,6 +5,7 @@
 mod open;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -42,6 +43,8 @@ pub struct Qcow2 {
     /// *Guards* the length and the backing file, for one change at a time. *Order*: before all others. *Not
     /// under it*: nothing; a change of length may take long.
     pub(crate) changing: Mutex<()>,
+    /// A shrink has given the disk its length, and was not done with the rest. Changed under `changing`.
+    pub(crate) shrink_unfinished: AtomicBool,
     geometry: Geometry,
     writable: bool,
     /// What [`OpenOptions::cache_bytes`] was.

@@ -9,7 +9,8 @@
 //! leaves it there, invisible and counted, and growing zeroes whatever it finds past the end.
 //!
 //! Both can be cancelled. A shrink that was cancelled or has failed may have its new length already; what it
-//! has not freed then stays counted, until the disk is shrunk to the same length once more.
+//! has not freed then stays counted, until the disk is shrunk to the same length once more. That changes
+//! nothing where no shrink was cut off: nothing is mapped past the end, and a data file keeps its length.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -58,13 +59,39 @@ impl Qcow2 {
             let why = format!("{len} bytes would cut off some of the {old}");
             return Err(self.refused(ErrorKind::InvalidInput, why));
         }
-        self.note_damage(if len > old {
-            self.grow(old, len)
-        } else if may_shrink {
-            self.shrink(len)
-        } else {
-            self.flush()
-        })
+        if len == old && !(may_shrink && self.is_shrink_unfinished(len)?) {
+            return self.note_damage(self.flush());
+        }
+        self.note_damage(if len > old { self.grow(old, len) } else { self.shrink(len) })
+    }
+
+    /// Whether a shrink to `len` was cut off, here or before the image was opened. Damage that is met past
+    /// the end is only reported: no guest reads there.
+    fn is_shrink_unfinished(&self, len: u64) -> Result<bool> {
+        if self.shrink_unfinished.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let ctx = &self.ctx;
+        let stop = self.stop_check("resize");
+        for clusters in self.tables_past(len) {
+            stop.check()?;
+            if self.meta.lock().l1_entry(ctx, clusters.start)?.1.table().is_none() {
+                continue;
+            }
+            if clusters.start.0.is_multiple_of(ctx.l2_entries()) {
+                return Ok(true);
+            }
+            for slice in self.slices(clusters) {
+                stop.check()?;
+                let mut meta = self.meta.lock();
+                for cluster in slice.each() {
+                    if meta.entry_to_write(ctx, cluster)? != Entry::UNALLOCATED {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn refused(&self, kind: ErrorKind, why: String) -> Error {
@@ -212,10 +239,13 @@ impl Qcow2 {
         if len < old {
             self.write_header_field(HEADER_SIZE, &be64(len), |header| header.virtual_size = len)?;
             ctx.size.store(len, Ordering::Release);
+            self.shrink_unfinished.store(true, Ordering::Relaxed);
         }
         self.unmap_past(len)?;
         self.write_back()?;
-        self.shrink_data_file(old, len)
+        self.shrink_data_file(old, len)?;
+        self.shrink_unfinished.store(false, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Nothing shows any more what the data file holds past `len`. A device may hold more than the disk past

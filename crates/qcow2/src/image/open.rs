@@ -3,7 +3,7 @@
 //! Every size that the header declares is checked against its cap and the file before anything is allocated.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
@@ -148,6 +148,7 @@ impl OpenOptions {
             raw_data_file: header.data_file.as_ref().is_some_and(|d| d.raw),
             header: Mutex::new(Arc::new(header)),
             changing: Mutex::new(()),
+            shrink_unfinished: AtomicBool::new(false),
             writable: self.writable,
             cache_bytes: self.cache_bytes,
             meta: Mutex::new(Meta::new(l1, l1_at, l2, refcounts)),

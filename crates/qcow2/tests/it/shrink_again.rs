@@ -112,6 +112,39 @@ fn a_resize_that_must_not_shrink_gives_nothing_back() {
 }
 
 #[test]
+fn a_data_file_that_is_longer_than_the_disk_keeps_its_length() {
+    for raw in [true, false] {
+        let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+        let mut options = CreateOptions::new(LONG);
+        (options.data_file, options.data_file_raw) = (Some(b"data".to_vec()), raw);
+        options.create(&*storage, Some(&*data)).unwrap();
+        data.write_at(&[9; 512], LONG + 512).unwrap();
+        let disk = OpenOptions::new().writable(true).data_file(data.clone()).open(storage).unwrap();
+        disk.resize(LONG, true).unwrap();
+        assert_eq!(data.len().unwrap(), LONG + 1024, "raw: {raw}");
+        assert!(data.to_vec().ends_with(&[9; 512]), "raw: {raw}");
+    }
+}
+
+#[test]
+fn damage_past_the_end_does_not_mark_an_image_that_keeps_its_length() {
+    const CLUSTER: u64 = 4096;
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(SHORT);
+    options.cluster_size = CLUSTER;
+    options.create(&*storage, None).unwrap();
+    open(&storage, &Faults::new()).write_at(&[7; 512], 0, WriteFlags::FUA).unwrap();
+    let header = Header::read(&*storage).unwrap();
+    let table = words(&*storage, header.l1_offset, 1)[0] & 0x00ff_ffff_ffff_fe00;
+    // A cluster whose refcount is zero, mapped behind the disk.
+    storage.write_at(&(100 * CLUSTER).to_be_bytes(), table + SHORT / CLUSTER * 8).unwrap();
+    let disk = open(&storage, &Faults::new());
+    disk.resize(SHORT, true).unwrap_err();
+    assert_eq!(Header::read(&*storage).unwrap().incompatible, 0, "it is marked");
+    disk.flush().unwrap();
+}
+
+#[test]
 fn a_raw_data_file_gets_its_length_the_second_time() {
     let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
     let mut options = CreateOptions::new(LONG);
