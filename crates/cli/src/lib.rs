@@ -5,6 +5,7 @@
 //! | `mirror`, `convert` | copy an image with the mirror job |
 //! | `create`, `resize` | make an image, change its virtual size |
 //! | `info`, `map`, `compare` | look into images |
+//! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
 //! | `ctl` | list and control the jobs of a daemon |
 //!
