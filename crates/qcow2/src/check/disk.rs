@@ -73,17 +73,20 @@ impl DiskCounts {
         let per_slice = self.width.entries(slice);
         let in_block = cluster % per_block;
         let at = offset + in_block / per_slice * slice;
+        let nth = cluster / per_slice;
         let index = (in_block % per_slice) as usize;
         let width = self.width;
-        Ok(Some(width.get(self.slice(storage, at, slice)?, index)))
+        Ok(Some(width.get(self.slice(storage, nth, at, slice)?, index)))
     }
 
-    fn slice(&mut self, storage: &dyn Storage, at: u64, len: u64) -> Result<&[u8]> {
+    /// The slice at `at`, which is the `nth` in order of what it counts: where blocks lie does not decide
+    /// which slices take the place of each other.
+    fn slice(&mut self, storage: &dyn Storage, nth: u64, at: u64, len: u64) -> Result<&[u8]> {
         if self.kept.is_empty() {
             self.kept = vec![(u64::MAX, Box::default()); SLICES];
         }
         // The remainder is below SLICES.
-        let kept = &mut self.kept[((at / len) % SLICES as u64) as usize];
+        let kept = &mut self.kept[(nth % SLICES as u64) as usize];
         if kept.0 != at {
             // At most SLICE bytes.
             let mut data = vec![0; len as usize].into_boxed_slice();

@@ -2,6 +2,7 @@
 
 mod backing;
 mod check;
+mod check_bounds;
 mod common;
 mod compressed;
 mod copy_up;

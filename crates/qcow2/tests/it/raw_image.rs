@@ -140,7 +140,7 @@ impl RawImage {
     }
 
     /// Adds `len` bytes of whole clusters at the end, and returns where.
-    fn append(&mut self, len: u64) -> u64 {
+    pub(crate) fn append(&mut self, len: u64) -> u64 {
         let at = self.len().next_multiple_of(self.cluster());
         self.0.resize((at + len.next_multiple_of(self.cluster())) as usize, 0);
         at

@@ -28,10 +28,14 @@ pub(crate) struct Counted {
 impl Counted {
     /// Opens `storage` for writing with the smallest cache.
     pub(crate) fn open(storage: &Arc<MemoryStorage>) -> (Arc<Qcow2>, Arc<Self>) {
-        let inner = Arc::clone(storage);
-        let counted = Arc::new(Self { inner, reads: AtomicUsize::new(0), trigger: Mutex::default() });
+        let counted = Arc::new(Self::over(Arc::clone(storage)));
         let options = OpenOptions::new().writable(true).cache_bytes(0);
         (Arc::new(options.open(Arc::clone(&counted) as _).unwrap()), counted)
+    }
+
+    /// Counts what is read of `inner`.
+    pub(crate) fn over(inner: Arc<MemoryStorage>) -> Self {
+        Self { inner, reads: AtomicUsize::new(0), trigger: Mutex::default() }
     }
 
     /// How many reads there were since the last call.
