@@ -15,6 +15,8 @@ use crate::raw_image::{COPIED, OFFSET, RawImage};
 
 pub(crate) const SIZE: u64 = 256 << 10;
 const BLOCK: usize = 4096;
+/// Blocks of a disk; none where one cannot be read.
+pub(crate) type Blocks = Vec<Option<Vec<u8>>>;
 /// At most twice the disk is read.
 const READ_BLOCKS: usize = 2 * SIZE as usize / BLOCK;
 
@@ -68,7 +70,7 @@ fn changed(options: impl Fn(&mut CreateOptions), change: impl Fn(&mut RawImage))
 }
 
 /// The blocks that a guest can read; none if the image does not open.
-pub(crate) fn readable(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
+pub(crate) fn readable(bytes: &[u8]) -> Blocks {
     let Ok(disk) = OpenOptions::new().open(Arc::new(MemoryStorage::with_contents(bytes))) else {
         return Vec::new();
     };
@@ -101,7 +103,7 @@ fn a_sound_image_is_clean() {
 }
 
 /// What a guest can read of the disk, and of a snapshot of it.
-fn all_readable(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
+fn all_readable(bytes: &[u8]) -> Blocks {
     let image = RawImage(bytes.to_vec());
     let of_snapshot = image.snapshot().map(|entry| readable(&image.as_of_snapshot(entry)));
     let mut all = readable(bytes);
@@ -121,7 +123,7 @@ fn lost(before: &[Option<Vec<u8>>], after: &[Option<Vec<u8>>]) -> Vec<usize> {
 
 /// Writes to all of the disk that has no place, if the image can be written; then what can be read, but
 /// there.
-fn filled(bytes: &[u8]) -> Option<(Vec<u8>, Vec<Option<Vec<u8>>>)> {
+fn filled(bytes: &[u8]) -> Option<(Vec<u8>, Blocks)> {
     let storage = Arc::new(MemoryStorage::with_contents(bytes));
     let disk = OpenOptions::new().writable(true).open(storage.clone()).ok()?;
     let mut free = Vec::new();

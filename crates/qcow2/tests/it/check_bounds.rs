@@ -55,7 +55,7 @@ fn far_blocks(image: &mut RawImage) {
     image.0.resize(16 << 20, 0);
     let first = image.append(TABLES * size);
     for (index, at) in (0..TABLES * size / 8).zip((first..).step_by(8)) {
-        image.set(at, (index % BLOCKS * 512 + 300) * size | COPIED);
+        image.set(at, ((index % BLOCKS * 512 + 300) * size) | COPIED);
     }
     let l1 = image.append(TABLES * 8);
     (0..TABLES).for_each(|index| image.set(l1 + index * 8, (first + index * size) | COPIED));
