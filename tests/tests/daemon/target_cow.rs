@@ -456,6 +456,42 @@ fn a_mapped_hole_over_a_backing_file_is_copied_as_zeros() {
     }
 }
 
+/// A disk over a base, a copy of that base, and an empty target of `version`, whose header names the copy if
+/// `named`.
+fn shallow_images(qemu: Qemu, dir: &Path, named: bool, version: &str) {
+    std::fs::write(dir.join("base.raw"), vec![0xbb; 8 << 20]).unwrap();
+    qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "disk.qcow2"]).unwrap();
+    qemu.io("qcow2", &dir.join("disk.qcow2"), MIXED).unwrap();
+    qemu.io("qcow2", &dir.join("disk.qcow2"), &["write -z 64k 4k", "write -P 19 7M 512"]).unwrap();
+    std::fs::copy(dir.join("base.raw"), dir.join("copy.raw")).unwrap();
+    let options = format!("compat={version},cluster_size=128k");
+    let mut create = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+    if named {
+        create.extend(["-b", "copy.raw", "-F", "raw"]);
+    }
+    create.extend(["t.qcow2", "8M"]);
+    qemu.img_in(dir, create).unwrap();
+}
+
+/// A daemon with the nodes of [`shallow_images`]: `disk`, `t` without a backing node, and `base`, the copy.
+fn shallow_world(dir: &Path) -> World {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let node = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={}", path("disk.qcow2"));
+    let mut world = World::ours(dir, &[node]);
+    let file = json!({"driver": "file", "node-name": "t-file", "filename": path("t.qcow2")});
+    let target = json!({"driver": "qcow2", "node-name": "t", "backing": null, "file": file});
+    world.must("blockdev-add", target);
+    let file = json!({"driver": "file", "filename": path("copy.raw"), "read-only": true});
+    let base = json!({"driver": "raw", "node-name": "base", "read-only": true, "file": file});
+    world.must("blockdev-add", base);
+    world
+}
+
+/// A guest's request to `disk`; what is said of it.
+fn qemu_io(world: &mut World, request: &str) -> Value {
+    world.must("human-monitor-command", json!({"command-line": format!("qemu-io disk \"{request}\"")}))
+}
+
 /// A shallow copy: the target gets its backing file while the mirror runs. The zeros of the source's top
 /// image do not let it show, whether the header of the target names it or not.
 #[test]
@@ -470,36 +506,12 @@ fn a_target_gets_its_backing_file_while_it_is_filled() {
     ] {
         let dir = scratch().unwrap();
         let dir = dir.path();
-        let path = |name: &str| dir.join(name).display().to_string();
-        std::fs::write(dir.join("base.raw"), vec![0xbb; 8 << 20]).unwrap();
-        qemu.img_in(dir, ["create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "disk.qcow2"])
-            .unwrap();
-        qemu.io("qcow2", &dir.join("disk.qcow2"), MIXED).unwrap();
-        qemu.io("qcow2", &dir.join("disk.qcow2"), &["write -z 64k 4k", "write -P 19 7M 512"]).unwrap();
-        std::fs::copy(dir.join("base.raw"), dir.join("copy.raw")).unwrap();
-        let options = format!("compat={version},cluster_size=128k");
-        let mut create = vec!["create", "-q", "-f", "qcow2", "-o", &options];
-        if named {
-            create.extend(["-b", "copy.raw", "-F", "raw"]);
-        }
-        create.extend(["t.qcow2", "8M"]);
-        qemu.img_in(dir, create).unwrap();
-        let node =
-            format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={}", path("disk.qcow2"));
-        let mut world = World::ours(dir, &[node]);
-        let file = json!({"driver": "file", "node-name": "t-file", "filename": path("t.qcow2")});
-        let target = json!({"driver": "qcow2", "node-name": "t", "backing": null, "file": file});
-        world.must("blockdev-add", target);
-        let file = json!({"driver": "file", "filename": path("copy.raw"), "read-only": true});
-        let base = json!({"driver": "raw", "node-name": "base", "read-only": true, "file": file});
-        world.must("blockdev-add", base);
+        shallow_images(qemu, dir, named, version);
+        let mut world = shallow_world(dir);
         world.must("blockdev-mirror", json!({"job-id": "j", "device": "disk", "target": "t", "sync": "top"}));
         world.wait_for("BLOCK_JOB_READY");
         if writes {
-            world.must(
-                "human-monitor-command",
-                json!({"command-line": "qemu-io disk \"write -q -P 40 5M 1k\""}),
-            );
+            qemu_io(&mut world, "write -q -P 40 5M 1k");
         }
         if reopen {
             let options = json!({"driver": "qcow2", "node-name": "t", "file": "t-file", "backing": "base"});
@@ -510,10 +522,7 @@ fn a_target_gets_its_backing_file_while_it_is_filled() {
             assert!(again != "{}", "it has one now");
         }
         if writes {
-            world.must(
-                "human-monitor-command",
-                json!({"command-line": "qemu-io disk \"write -q -P 41 6M 1k\""}),
-            );
+            qemu_io(&mut world, "write -q -P 41 6M 1k");
         }
         world.must("block-job-complete", json!({"device": "j"}));
         assert_eq!(world.wait_for("BLOCK_JOB_COMPLETED").get("error"), None);
@@ -526,8 +535,7 @@ fn a_target_gets_its_backing_file_while_it_is_filled() {
             wanted.extend([(5 << 20, 40), ((5 << 20) + 1024, 0xbb), (6 << 20, 41), ((6 << 20) + 1024, 0xbb)]);
         }
         for (at, byte) in wanted {
-            let line = format!("qemu-io disk \"read -q -P {byte} {at} 512\"");
-            let said = world.must("human-monitor-command", json!({"command-line": line}));
+            let said = qemu_io(&mut world, &format!("read -q -P {byte} {at} 512"));
             assert_eq!(said, "", "{at}: named {named}, {version}, reopen {reopen}");
         }
         world.end();

@@ -7,6 +7,7 @@ mod aliases;
 mod before;
 mod cache;
 mod damaged;
+mod data_files;
 mod existing;
 mod longer;
 mod parts;
