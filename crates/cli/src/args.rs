@@ -42,7 +42,7 @@ Exit codes:
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
        been removed (ctl: jobs continue; the daemon exits with 0)
 
-SIGUSR1 makes a copy or a comparison print a line of progress.
+SIGUSR1 makes a copy, a comparison or a check print a line of progress.
 
 Sizes take the suffixes K, M, G, T, P and E (or KiB etc.): powers of 1024.
 

@@ -7,7 +7,6 @@
 //! command cannot be refused any more; one that can only be written in place loses its contents after every
 //! check that needs no image.
 
-use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -125,8 +124,7 @@ impl CreatedFile {
     fn check_named(&self, given: Result<(), Error>) -> Reply<()> {
         let Err(error) = given else { return Ok(()) };
         if self.replaces && self.has_name() {
-            // Without a reader there is nothing else to do.
-            let _ = writeln!(std::io::stderr(), "blockmirror: {error}; the name may not survive a crash");
+            tracing::warn!(target: crate::NOTICE, "{error}; the name may not survive a crash");
             return Ok(());
         }
         Err(in_words(&self.path.display().to_string(), &error))
