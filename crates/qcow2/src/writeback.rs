@@ -154,8 +154,9 @@ impl Qcow2 {
         let (slices, file_end) = {
             let mut meta = self.meta.lock();
             let refcounts = meta.refcounts(ctx)?;
-            refcounts.unref(ctx, dropped)?;
+            let lowered = refcounts.unref(ctx, dropped);
             unusable.into_iter().for_each(|clusters| refcounts.leave_unused(clusters));
+            lowered?;
             (refcounts.blocks.take_dirty(), refcounts.file_end(ctx))
         };
         let written = reach(ctx, file_end)

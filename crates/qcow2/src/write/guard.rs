@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result, read_lost_as_zeros};
+use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result, cancel, read_lost_as_zeros};
 
 use super::{Fill, WriteGuard, WriteRun};
 use crate::failure::may_come_late;
@@ -79,6 +79,8 @@ impl<'a> WriteGuard<'a> {
             return Ok(());
         }
         let ctx = &self.image.ctx;
+        // The data is there: a caller that is cancelled now does not leave half of it published.
+        let _shield = cancel::shield();
         // From here on the clusters belong to the image. Should publishing one of them fail they leak.
         self.grants.clear();
         let mut meta = self.image.meta.lock();
@@ -122,6 +124,7 @@ impl Drop for WriteGuard<'_> {
             return;
         }
         let ctx = &self.image.ctx;
+        let _shield = cancel::shield();
         let mut meta = self.image.meta.lock();
         if let Ok(refcounts) = meta.refcounts(ctx) {
             for grant in &self.grants {
