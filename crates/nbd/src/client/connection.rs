@@ -12,6 +12,8 @@
 //! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails
 //! the connection: after it, the position of the next header is unknown.
 
+mod given_up;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -87,6 +89,8 @@ struct Shared {
     handed_over: Option<(u64, Header)>,
     requests: Requests,
     dead: Option<ClientError>,
+    /// A thread receives the replies to requests that were given up.
+    receiving: bool,
 }
 
 #[derive(Debug)]
@@ -118,6 +122,7 @@ impl ClientConnection {
                 handed_over: None,
                 requests: Requests::default(),
                 dead: None,
+                receiving: false,
             }),
             link,
             negotiated,
@@ -148,27 +153,17 @@ impl ClientConnection {
     /// [`ClientError::Server`] if the server says that it failed; [`ClientError::Cancelled`] if the caller
     /// gave it up, the connection being good. All others: the connection is dead, and what the server has
     /// done is unknown.
-    pub(crate) fn call(&self, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
+    pub(crate) fn call(self: &Arc<Self>, op: Op, payload: &[u8], sink: Sink<'_>) -> Result<(), ClientError> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let deadline = self.deadline();
         let result = self
             .send(op, payload, &sink, deadline)
             .and_then(|cookie| self.await_reply(cookie, op, sink, deadline));
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if matches!(result, Err(ClientError::Cancelled)) {
+            self.receive_given_up();
+        }
         result
-    }
-
-    /// Waits for the replies to changes of bytes of `range` that were given up: the server may make them
-    /// until then.
-    ///
-    /// # Errors
-    /// As [`call`](Self::call).
-    pub(crate) fn await_given_up(&self, range: ByteRange) -> Result<(), ClientError> {
-        let deadline = self.deadline();
-        let barrier = self.shared.lock().requests.add_barrier(range, deadline);
-        let Some(barrier) = barrier else { return Ok(()) };
-        let op = Op { command: Command::Flush, flags: CommandFlags::NONE, range: ByteRange::default() };
-        self.await_reply(barrier, op, Sink::Nothing, deadline)
     }
 
     /// When a request that is sent now counts as not answered.

@@ -42,7 +42,7 @@ pub(crate) struct ConnectionPool {
     /// that nothing of theirs is delivered once there is a new one.
     state: Mutex<State>,
     changed: Condvar,
-    /// A caller has given a request up.
+    /// A caller has given a request up. Changes under `state`.
     given_up: AtomicBool,
 }
 
@@ -103,9 +103,9 @@ struct InUse<'a> {
 }
 
 impl Deref for InUse<'_> {
-    type Target = ClientConnection;
+    type Target = Arc<ClientConnection>;
 
-    fn deref(&self) -> &ClientConnection {
+    fn deref(&self) -> &Arc<ClientConnection> {
         &self.connection
     }
 }
@@ -193,9 +193,7 @@ impl ConnectionPool {
         let mut retry = self.retry_state();
         loop {
             let connection = self.acquire(&mut retry)?;
-            if op.changes()
-                && let Err((connection, error)) = self.await_given_up(op.range)
-            {
+            if let Err((connection, error)) = self.await_given_up(op.range) {
                 self.lost(&connection, error, &mut retry)?;
                 continue;
             }
@@ -246,12 +244,20 @@ impl ConnectionPool {
         }
     }
 
-    /// Waits until no change of bytes of `range` is under way that its caller has given up.
+    /// Waits until no change of bytes of `range` is under way that its caller has given up. A read that the
+    /// server answers before the change would be out of date unseen.
     fn await_given_up(&self, range: ByteRange) -> Result<(), (Arc<ClientConnection>, ClientError)> {
         if !self.given_up.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let connections = self.state.lock().connections.clone();
+        let connections = {
+            let state = self.state.lock();
+            if state.connections.iter().all(|connection| connection.given_up() == 0) {
+                self.given_up.store(false, Ordering::SeqCst);
+                return Ok(());
+            }
+            state.connections.clone()
+        };
         connections
             .into_iter()
             .try_for_each(|connection| connection.await_given_up(range).map_err(|error| (connection, error)))
@@ -444,11 +450,13 @@ impl ConnectionPool {
         error: ClientError,
         retry: &mut RetryState,
     ) -> Result<(), ClientError> {
-        if matches!(error, ClientError::Cancelled) && connection.is_alive() {
+        let mut state = self.state.lock();
+        // The calls of others do not fail because this caller was cancelled: who finds the connection dead
+        // says so.
+        if matches!(error, ClientError::Cancelled) && (cancel::is_cancelled() || connection.is_alive()) {
             self.given_up.store(true, Ordering::SeqCst);
             return Err(error);
         }
-        let mut state = self.state.lock();
         if connection.epoch == state.epoch && !state.connections.is_empty() {
             let mut in_flight = state.in_flight;
             for other in std::mem::take(&mut state.connections) {

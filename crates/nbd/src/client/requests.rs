@@ -2,7 +2,8 @@
 //!
 //! A request whose caller has *given it up* stays until its reply has come, which is received and dropped. If
 //! it changes bytes, the server may do so until then: a later change of the same bytes must not be sent
-//! before. It waits at a *barrier*, an entry that is sent to no server and is done when those requests are.
+//! before, and a read would be older than what it changes. They wait at a *barrier*, an entry that is sent to
+//! no server and is done when those requests are.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -174,15 +175,15 @@ impl Requests {
         Ok(())
     }
 
-    /// A barrier behind the requests that were given up and change bytes of `range`; `None` if there are
+    /// A barrier behind the requests that were given up and of which `is_before` is true; `None` if there are
     /// none.
-    pub(crate) fn add_barrier(&mut self, range: ByteRange, deadline: Option<Instant>) -> Option<u64> {
-        let is_before = |request: &PendingRequest| {
-            request
-                .given_up
-                .as_ref()
-                .is_some_and(|given| given.op.changes() && given.op.range.overlaps(range))
-        };
+    pub(crate) fn add_barrier(
+        &mut self,
+        is_before: impl Fn(&Op) -> bool,
+        deadline: Option<Instant>,
+    ) -> Option<u64> {
+        let is_before =
+            |request: &PendingRequest| request.given_up.as_ref().is_some_and(|given| is_before(&given.op));
         let before = self.pending.values().filter(|request| is_before(request)).count();
         if before == 0 {
             return None;

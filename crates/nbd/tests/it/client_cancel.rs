@@ -81,3 +81,44 @@ fn a_cancelled_call_is_given_up_alone() {
         assert!(is_connected.try_recv().is_err(), "it is the connection of before");
     }
 }
+
+/// Nothing read the replies to requests that were given up unless another call was in flight: they filled the
+/// socket, and the server cut the client off, with what it had written and not flushed.
+#[test]
+fn replies_to_what_was_given_up_are_received_without_another_call() {
+    const READ: usize = 8 << 20;
+    let (asked, is_asked) = mpsc::channel();
+    let (connected, is_connected) = mpsc::channel();
+    let (answered, is_answered) = mpsc::channel();
+    let fake = Fake::new(move |_, mut peer| {
+        if peer.handshake(&Export { size: READ as u64, ..Export::new() }).is_some() {
+            connected.send(Peer { stream: peer.stream.try_clone().unwrap(), extended: false }).unwrap();
+            while let Some((request, _)) = peer.request() {
+                let _ = asked.send(request);
+            }
+        }
+    });
+    let disk = &fake.options().connections(1).open().unwrap();
+    let mut server = is_connected.recv().unwrap();
+    let job = CancelSource::new();
+    let request = thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            let _calls = job.enter();
+            disk.read_at(&mut vec![0; READ], 0)
+        });
+        let request = is_asked.recv().unwrap();
+        job.cancel();
+        assert_eq!(read.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+        request
+    });
+    thread::spawn(move || {
+        server.data(request.cookie, 0, &vec![7; READ], true);
+        answered.send(server).unwrap();
+    });
+    let mut server = is_answered.recv_timeout(Duration::from_secs(60)).expect("the client does not read");
+    thread::scope(|scope| {
+        let flush = scope.spawn(|| disk.flush());
+        server.ok(is_asked.recv().unwrap().cookie);
+        flush.join().unwrap().unwrap();
+    });
+}
