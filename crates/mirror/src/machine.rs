@@ -139,7 +139,7 @@ impl Core {
     }
 
     fn guest_state(&self) -> GuestState {
-        GuestState { writes_through: self.is_blocking(), quiesced: self.lifecycle.is_quiesced() }
+        GuestState { writes_through: self.writes_through(), quiesced: self.lifecycle.is_quiesced() }
     }
 
     /// Performing the action `id` panicked: what it left behind is unknown.
@@ -194,9 +194,9 @@ impl Core {
             skipped,
             given_up: self.work.failed_bytes(),
             mirrored: self.counters.bytes_mirrored(),
-            actively_synced: left == 0 && self.is_blocking() && self.guests.all_reach_target(),
+            actively_synced: left == 0 && self.writes_through() && self.guests.all_reach_target(),
             copy_mode: self.config.copy_mode,
-            writes_through: self.is_blocking(),
+            writes_through: self.writes_through(),
             copy_rate,
             dirty_rate,
             convergence,

@@ -264,8 +264,7 @@ impl Tap {
         }
     }
 
-    /// Counts a write and has it admitted; `None` if it would have to wait and may not. One that may always
-    /// is.
+    /// Counts a write and has it admitted. If it would have to wait: waits if it `may_wait`, else `None`.
     fn enter(
         &self,
         operation: &'static str,

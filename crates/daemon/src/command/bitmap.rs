@@ -42,10 +42,8 @@ arguments! {
 static ADD: Command =
     Command::new("block-dirty-bitmap-add", "Begins to record what is written.", AddBitmap::MEMBERS).differs(
         "bitmaps are not stored in images: `persistent` is refused. They go with the users of the node \
-             in a pivot and a \
-             snapshot. A job marks all of its target in bitmaps there. Nodes that a format lives in are \
-             refused: it writes past \
-             their bitmaps",
+         in a pivot, and stay with it at a snapshot. A job marks all of its target in bitmaps there. Nodes \
+         that a format lives in are refused: it writes past their bitmaps",
     );
 static REMOVE: Command = Command::new("block-dirty-bitmap-remove", "Forgets a bitmap.", OneBitmap::MEMBERS);
 static CLEAR: Command = Command::new("block-dirty-bitmap-clear", "Starts a bitmap anew.", OneBitmap::MEMBERS);

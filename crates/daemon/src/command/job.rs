@@ -142,9 +142,8 @@ static JOB_CANCEL: Command = Command::new(
 static JOB_COMPLETE: Command = Command::new(
     "job-complete",
     "Ends a job that is ready: the users of the source of a mirror go over to the target, at one instant. \
-     It is answered \
-         when the end has begun; `BLOCK_JOB_COMPLETED` tells that all has moved. Refused before the job is \
-         ready.",
+     It is answered at once, while the job still converges; `BLOCK_JOB_COMPLETED` says that all has moved. \
+     Refused before the job is ready.",
     ById::MEMBERS,
 );
 static JOB_FINALIZE: Command = Command::new(

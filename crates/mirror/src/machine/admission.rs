@@ -2,9 +2,10 @@
 //!
 //! Must hold:
 //! - A range is marked after its write has finished, whether or not it succeeded.
-//! - In write-blocking mode nothing else is in flight on the range. The granules that it covers wholly are
-//!   cleared when the write is admitted, not when it ends, so that marks of others that arrive meanwhile
-//!   stay; if either side fails they are set again. Granules that it covers in part keep what they have.
+//! - A write to both sides begins when no copy or zeroing, and no other such write, is in flight on its
+//!   range. The granules that it covers wholly are cleared when the write is admitted, not when it ends, so
+//!   that marks of others that arrive meanwhile stay; if either side fails they are set again. Granules that
+//!   it covers in part keep what they have.
 //! - No write is admitted while the guest is quiesced.
 
 use std::time::Duration;
@@ -22,7 +23,7 @@ impl Core {
         self.pacing.guest_begins(&self.config, range, self.guests.count());
         let idle = self.work.left() == 0 || self.is_standing() || self.lifecycle.is_quiesced();
         if !idle {
-            let (both, job_idle) = (self.is_blocking(), !self.work.operations().moves_data());
+            let (both, job_idle) = (self.writes_through(), !self.work.operations().moves_data());
             self.pacing.start_probe(&self.config, self.clock, both, job_idle);
         }
         id
@@ -41,7 +42,7 @@ impl Core {
             self.guests.restart_wait(id, self.clock);
             return Admission::Wait;
         }
-        if !self.is_blocking() {
+        if !self.writes_through() {
             self.guests.admit(id, false, self.clock);
             return Admission::SourceOnly;
         }
@@ -102,7 +103,7 @@ impl Core {
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
         !self.is_concluded()
             && (self.lifecycle.is_quiesced()
-                || self.is_blocking() && self.must_wait(self.work.next_id(), range))
+                || self.writes_through() && self.must_wait(self.work.next_id(), range))
     }
 
     /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the
@@ -162,15 +163,10 @@ impl Core {
         self.mark_dirty(range);
     }
 
-    /// Whether the target gets guest writes at once. Not while the job is paused: the target is left alone
-    /// then.
-    pub(super) fn is_blocking(&self) -> bool {
-        self.pacing.is_through(self.config.copy_mode) && !self.is_standing()
-    }
-
-    /// Whether a guest write may wait for operations in flight.
+    /// Whether the target gets guest writes at once, which then may have to wait. Not while the job is
+    /// paused: the target is left alone then.
     pub(crate) fn writes_through(&self) -> bool {
-        self.is_blocking()
+        self.pacing.is_through(self.config.copy_mode) && !self.is_standing()
     }
 
     /// Nothing can begin, and something is left that guest writes are in the way of: the job goes next there.
@@ -194,7 +190,7 @@ impl Core {
 
     /// Whether guest writes that wait for admission keep an operation from beginning.
     pub(super) fn do_queued_writes_count(&self) -> bool {
-        self.is_blocking() && !self.lifecycle.is_quiesced()
+        self.writes_through() && !self.lifecycle.is_quiesced()
     }
 
     /// What the guest is writing to the target is not durable, whatever is flushed meanwhile.

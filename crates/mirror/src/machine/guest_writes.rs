@@ -2,9 +2,10 @@
 //! reservation.
 //!
 //! Must hold:
-//! - A write waits for operations in flight and for writes that came before it, never the other way round: no
-//!   wait forms a cycle. An operation does not begin where a write waits, so none waits for long.
-//! - Of two overlapping writes, one goes to the target only after the other has finished.
+//! - A write waits for copies and zeroings in flight and for writes that came before it, never the other way
+//!   round: no wait forms a cycle. Neither begins where a write waits (but for the reservation, and while the
+//!   guest is quiesced), so none waits for long.
+//! - Of two overlapping writes that go to the target, one does so only after the other has finished.
 //!
 //! Pure: time is an argument. Which operations are in flight is the caller's to know.
 

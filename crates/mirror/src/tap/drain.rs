@@ -1,8 +1,8 @@
 //! Drain of a tap: quiesce the guest and wait until no write is under way.
 //!
 //! Snapshots, reopening with other options and resizing drain the tap, replace the device below it, and
-//! resume the guest. Must hold: a device is replaced only while no write is under way and no job has it as
-//! its source.
+//! resume the guest. Must hold: a drain replaces a device only while no write is under way and no job has it
+//! as its source (a job's own pivot is `Tap::end`).
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,7 +14,7 @@ use blockmirror_block::sync::thread_number;
 
 /// Threads are spread over so many shards.
 const SHARDS: usize = 16;
-/// There is an observer. The other bits count the writes under way.
+/// There is an observer or a drain. The other bits count the writes under way.
 const OBSERVED: u64 = 1 << 63;
 
 /// See the module's documentation.
