@@ -10,14 +10,15 @@ use thiserror::Error as ThisError;
 
 use crate::context::ImageContext;
 use crate::offset::{GuestCluster, HostOffset};
+use crate::overlap::MetadataKind;
 
 /// What is damaged. The cause of an [`Error`] of kind [`ErrorKind::Corrupt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ThisError)]
 #[non_exhaustive]
 pub enum Damage {
-    /// A guest cluster is mapped to a host cluster that holds metadata.
-    #[error("the mapped cluster holds metadata; the write was refused")]
-    Overlap,
+    /// A guest cluster that would be written is mapped to a host cluster that holds metadata.
+    #[error("the write would hit {0}; it was refused, and the image is marked corrupt")]
+    Overlap(MetadataKind),
     /// An entry maps a host cluster whose refcount is zero.
     #[error(
         "the cluster is mapped by guest cluster {}, but its refcount is 0; the image is marked corrupt",
@@ -42,7 +43,7 @@ impl Damage {
     /// The error of an operation that met it at `at`.
     pub(crate) fn met(self, ctx: &ImageContext, at: HostOffset) -> Error {
         let operation = match self {
-            Self::Overlap => "write over metadata",
+            Self::Overlap(_) => "write over metadata",
             Self::MappedUncounted(_) | Self::TableUncounted(_) => "check refcounts",
         };
         Error::new(ErrorKind::Corrupt, operation).in_file(ctx.name.clone()).at(at.0).caused_by(self)

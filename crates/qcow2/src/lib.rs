@@ -54,7 +54,7 @@
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
 //! | `zero`, `copy_up`, `resize`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
-//! | `overlap`, `verify`, `damage` | what must never be written over or handed out; proof of damage |
+//! | `overlap`, `cluster_set`, `verify`, `damage` | what is never written over or handed out; damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
@@ -86,6 +86,7 @@
 mod backing;
 mod cache;
 mod check;
+mod cluster_set;
 mod compressed;
 mod context;
 mod copy_up;
@@ -128,6 +129,7 @@ pub use damage::Damage;
 pub use error::{Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
+pub use overlap::{MetadataKind, OverlapChecks};
 pub use read::{ReadGuard, ReadRun, ReadSource};
 pub use repair::{Repair, repair};
 pub use unfinished::Unfinished;

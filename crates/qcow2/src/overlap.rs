@@ -1,78 +1,220 @@
 //! Which host clusters hold metadata, so that guest data is never written over it.
 //!
 //! Built at a writable open from the header, the L1 table, the refcount table and what they point at; kept up
-//! to date by the allocator. Consulted before every write to a host cluster that the image's tables name. A
-//! free cluster that a failed write may still change is in it too, so that it is not handed out.
+//! to date by whatever moves a table. Consulted before every write to a host cluster that the image's tables
+//! name. A free cluster that a failed write may still change is in it too, so that it is not handed out.
+//!
+//! The allocator and the check of writes ask different questions. The allocator passes over all of the map.
+//! A write is checked against the kinds that [`OverlapChecks`] has, without I/O; which kind it would hit is
+//! looked up only after a hit.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
 
 use blockmirror_block::Result;
 
+use crate::cluster_set::ClusterSet;
 use crate::context::ImageContext;
 use crate::damage::Damage;
 use crate::format::entry::L1Entry;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
 
-/// A set of host cluster indexes, 64 to a word.
+/// A kind of metadata. The names are those of QEMU's `Qcow2OverlapCheckFlags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MetadataKind {
+    /// The header, with its extensions: the first cluster.
+    MainHeader,
+    /// The L1 table of the disk.
+    ActiveL1,
+    /// An L2 table of the disk.
+    ActiveL2,
+    /// The refcount table.
+    RefcountTable,
+    /// A refcount block.
+    RefcountBlock,
+    /// The table of internal snapshots.
+    SnapshotTable,
+    /// The L1 table of a snapshot.
+    InactiveL1,
+    /// An L2 table of a snapshot; the disk may use it as well.
+    InactiveL2,
+    /// The directory of persistent bitmaps.
+    BitmapDirectory,
+}
+
+impl MetadataKind {
+    /// All kinds.
+    pub const ALL: [Self; 9] = [
+        Self::MainHeader,
+        Self::ActiveL1,
+        Self::ActiveL2,
+        Self::RefcountTable,
+        Self::RefcountBlock,
+        Self::SnapshotTable,
+        Self::InactiveL1,
+        Self::InactiveL2,
+        Self::BitmapDirectory,
+    ];
+
+    /// The name of its option, behind `overlap-check.`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::MainHeader => "main-header",
+            Self::ActiveL1 => "active-l1",
+            Self::ActiveL2 => "active-l2",
+            Self::RefcountTable => "refcount-table",
+            Self::RefcountBlock => "refcount-block",
+            Self::SnapshotTable => "snapshot-table",
+            Self::InactiveL1 => "inactive-l1",
+            Self::InactiveL2 => "inactive-l2",
+            Self::BitmapDirectory => "bitmap-directory",
+        }
+    }
+
+    /// The kind whose option has the name `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
+    const fn bit(self) -> u16 {
+        1 << self as u16
+    }
+}
+
+/// As a message says it, with the article.
+impl fmt::Display for MetadataKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MainHeader => "the header",
+            Self::ActiveL1 => "the L1 table",
+            Self::ActiveL2 => "an L2 table",
+            Self::RefcountTable => "the refcount table",
+            Self::RefcountBlock => "a refcount block",
+            Self::SnapshotTable => "the snapshot table",
+            Self::InactiveL1 => "the L1 table of a snapshot",
+            Self::InactiveL2 => "an L2 table of a snapshot",
+            Self::BitmapDirectory => "the bitmap directory",
+        })
+    }
+}
+
+/// The kinds of metadata that writes are checked against (QEMU's `overlap-check`).
+///
+/// ```
+/// use blockmirror_qcow2::{MetadataKind, OverlapChecks};
+///
+/// let checks = OverlapChecks::from_name("constant").unwrap().with(MetadataKind::ActiveL2, true);
+/// assert!(checks.contains(MetadataKind::ActiveL2) && !checks.contains(MetadataKind::RefcountBlock));
+/// assert_eq!(OverlapChecks::default(), OverlapChecks::CACHED);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverlapChecks(u16);
+
+impl OverlapChecks {
+    /// Writes are not checked.
+    pub const NONE: Self = Self(0);
+    /// What takes no look at tables to know.
+    pub const CONSTANT: Self = Self::of(&[
+        MetadataKind::MainHeader,
+        MetadataKind::ActiveL1,
+        MetadataKind::RefcountTable,
+        MetadataKind::SnapshotTable,
+        MetadataKind::BitmapDirectory,
+    ]);
+    /// All but the L2 tables of snapshots. The default.
+    pub const CACHED: Self = Self(Self::ALL.0 & !MetadataKind::InactiveL2.bit());
+    /// Everything. The L2 tables of snapshots are looked up at opening.
+    pub const ALL: Self = Self::of(&MetadataKind::ALL);
+
+    const fn of(kinds: &[MetadataKind]) -> Self {
+        let (mut bits, mut i) = (0, 0);
+        while i < kinds.len() {
+            bits |= kinds[i].bit();
+            i += 1;
+        }
+        Self(bits)
+    }
+
+    /// The set with the name `name`: `none`, `constant`, `cached` or `all`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "none" => Some(Self::NONE),
+            "constant" => Some(Self::CONSTANT),
+            "cached" => Some(Self::CACHED),
+            "all" => Some(Self::ALL),
+            _ => None,
+        }
+    }
+
+    /// The same set with `kind`, or without it.
+    #[must_use]
+    pub const fn with(self, kind: MetadataKind, checked: bool) -> Self {
+        if checked { Self(self.0 | kind.bit()) } else { Self(self.0 & !kind.bit()) }
+    }
+
+    /// Whether writes are checked against `kind`.
+    pub const fn contains(self, kind: MetadataKind) -> bool {
+        self.0 & kind.bit() != 0
+    }
+}
+
+impl Default for OverlapChecks {
+    fn default() -> Self {
+        Self::CACHED
+    }
+}
+
+/// The clusters that hold metadata, by kind.
 #[derive(Debug, Default)]
 pub(crate) struct MetadataMap {
-    words: HashMap<u64, u64>,
+    /// Those of all kinds but [`MetadataKind::InactiveL2`], and those that are not to be handed out.
+    all: ClusterSet,
+    by_kind: [ClusterSet; MetadataKind::ALL.len()],
+    pub(crate) checks: OverlapChecks,
 }
 
 impl MetadataMap {
-    /// Adds a cluster; false if it was there already.
-    pub(crate) fn insert(&mut self, cluster: HostCluster) -> bool {
-        let word = self.words.entry(cluster.0 / 64).or_default();
-        let bit = 1 << (cluster.0 % 64);
-        let new = *word & bit == 0;
-        *word |= bit;
-        new
+    /// A map of nothing, for writes that are checked against `checks`.
+    pub(crate) fn new(checks: OverlapChecks) -> Self {
+        Self { checks, ..Self::default() }
     }
 
-    /// Removes a cluster.
-    pub(crate) fn remove(&mut self, HostCluster(cluster): HostCluster) {
-        if let Some(word) = self.words.get_mut(&(cluster / 64)) {
-            *word &= !(1 << (cluster % 64));
-            if *word == 0 {
-                self.words.remove(&(cluster / 64));
-            }
+    /// Adds a cluster; false if it holds metadata already.
+    ///
+    /// An L2 table of a snapshot may be one of the disk too. It is looked up by [`Self::check_write`] alone:
+    /// its refcount keeps it from being handed out, and a reference to it can be dropped.
+    pub(crate) fn insert(&mut self, kind: MetadataKind, cluster: HostCluster) -> bool {
+        self.by_kind[kind as usize].insert(cluster);
+        kind == MetadataKind::InactiveL2 || self.all.insert(cluster)
+    }
+
+    /// `cluster` no longer holds metadata of this kind.
+    pub(crate) fn remove(&mut self, kind: MetadataKind, cluster: HostCluster) {
+        self.by_kind[kind as usize].remove(cluster);
+        if kind != MetadataKind::InactiveL2 {
+            self.all.remove(cluster);
         }
     }
 
-    /// Whether the cluster holds metadata.
-    pub(crate) fn contains(&self, HostCluster(cluster): HostCluster) -> bool {
-        self.words.get(&(cluster / 64)).is_some_and(|word| word & (1 << (cluster % 64)) != 0)
+    /// `cluster`, which is free, is not handed out while the image is open.
+    pub(crate) fn leave_unused(&mut self, cluster: HostCluster) {
+        self.all.insert(cluster);
+    }
+
+    /// Whether the cluster holds metadata, or is not to be handed out.
+    pub(crate) fn contains(&self, cluster: HostCluster) -> bool {
+        self.all.contains(cluster)
     }
 
     /// The first cluster from `cluster` on that holds no metadata.
-    pub(crate) fn next_absent(&self, HostCluster(mut cluster): HostCluster) -> HostCluster {
-        while let Some(word) = self.words.get(&(cluster / 64)) {
-            let rest = (word >> (cluster % 64)).trailing_ones();
-            cluster += u64::from(rest);
-            // Not cut off by the end of the word.
-            if cluster % 64 != 0 || rest == 0 {
-                break;
-            }
-        }
-        HostCluster(cluster)
+    pub(crate) fn next_absent(&self, cluster: HostCluster) -> HostCluster {
+        self.all.next_absent(cluster)
     }
 
     /// The last cluster of `range` that holds metadata.
     pub(crate) fn last_in(&self, range: Range<HostCluster>) -> Option<HostCluster> {
-        let (start, mut end) = (range.start.0, range.end.0);
-        while end > start {
-            let last = end - 1;
-            let word = self.words.get(&(last / 64)).copied().unwrap_or_default();
-            // Those up to `last`.
-            let below = word << (63 - last % 64);
-            if below != 0 {
-                let found = last - u64::from(below.leading_zeros());
-                return (found >= start).then_some(HostCluster(found));
-            }
-            end = last / 64 * 64;
-        }
-        None
+        self.all.last_in(range)
     }
 
     /// Adds every cluster of `len` bytes at `at`, refusing one that is there already: two tables in one
@@ -80,17 +222,17 @@ impl MetadataMap {
     pub(crate) fn claim(
         &mut self,
         ctx: &ImageContext,
-        what: &'static str,
+        kind: MetadataKind,
         at: HostOffset,
         len: u64,
     ) -> Result<()> {
         let cluster = ctx.cluster();
         for index in cluster.touched(at, len).each() {
-            if !self.insert(index) {
+            if !self.insert(kind, index) {
                 return Err(ctx.corrupt(
                     "open for writing",
                     cluster.start(index).0,
-                    format!("{what} overlaps other metadata"),
+                    format!("{kind} overlaps other metadata"),
                 ));
             }
         }
@@ -102,17 +244,27 @@ impl MetadataMap {
         for (index, table) in l1.iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))) {
             // usize to u64 is exact here.
             ctx.check_table("read L1 table", table, index as u64)?;
-            self.claim(ctx, "an L2 table", table, ctx.cluster().bytes())?;
+            self.claim(ctx, MetadataKind::ActiveL2, table, ctx.cluster().bytes())?;
         }
         Ok(())
     }
 
-    /// Refuses a guest write to a host cluster that holds metadata.
+    /// Refuses a guest write to a host cluster that holds metadata which writes are checked against.
     pub(crate) fn check_write(&self, ctx: &ImageContext, host: HostOffset) -> Result<()> {
-        if !self.contains(ctx.cluster().index(host)) {
+        let cluster = ctx.cluster().index(host);
+        let may_hit = self.all.contains(cluster)
+            || self.checks.contains(MetadataKind::InactiveL2)
+                && self.by_kind[MetadataKind::InactiveL2 as usize].contains(cluster);
+        if !may_hit {
             return Ok(());
         }
-        Err(Damage::Overlap.met(ctx, host))
+        let is_hit = |kind: &MetadataKind| {
+            self.checks.contains(*kind) && self.by_kind[*kind as usize].contains(cluster)
+        };
+        match MetadataKind::ALL.into_iter().find(is_hit) {
+            Some(kind) => Err(Damage::Overlap(kind).met(ctx, host)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -120,51 +272,27 @@ impl MetadataMap {
 mod tests {
     use super::*;
 
-    fn at(cluster: u64) -> HostCluster {
-        HostCluster(cluster)
-    }
-
     #[test]
-    fn clusters_come_and_go() {
-        let mut map = MetadataMap::default();
-        assert!(map.insert(at(63)) && map.insert(at(64)) && !map.insert(at(64)));
-        assert!(map.contains(at(63)) && map.contains(at(64)) && !map.contains(at(65)));
-        map.remove(at(64));
-        assert!(!map.contains(at(64)) && map.contains(at(63)));
-        map.remove(at(1 << 40));
-    }
-
-    #[test]
-    fn the_next_cluster_without_metadata_is_found_over_words() {
-        let mut map = MetadataMap::default();
-        assert_eq!(map.next_absent(at(5)), at(5));
-        (60..200).for_each(|cluster| assert!(map.insert(at(cluster))));
-        map.remove(at(130));
-        for (from, next) in
-            [(0, 0), (59, 59), (60, 130), (64, 130), (127, 130), (131, 200), (192, 200), (200, 200)]
-        {
-            assert_eq!(map.next_absent(at(from)), at(next), "from {from}");
+    fn every_kind_has_a_bit_and_a_name_of_its_own() {
+        for (index, kind) in MetadataKind::ALL.into_iter().enumerate() {
+            assert_eq!((kind as usize, MetadataKind::from_name(kind.as_str())), (index, Some(kind)));
+            assert!(OverlapChecks::ALL.contains(kind) && !OverlapChecks::NONE.contains(kind));
+            assert!(!OverlapChecks::ALL.with(kind, false).contains(kind));
         }
-        (200..256).for_each(|cluster| assert!(map.insert(at(cluster))));
-        assert_eq!(map.next_absent(at(150)), at(256));
+        assert!(!OverlapChecks::CACHED.contains(MetadataKind::InactiveL2));
+        assert!(!OverlapChecks::CONSTANT.contains(MetadataKind::ActiveL2));
+        assert_eq!(OverlapChecks::from_name("most"), None);
     }
 
     #[test]
-    fn the_last_cluster_with_metadata_is_found_over_words() {
+    fn a_table_of_a_snapshot_may_be_one_of_the_disk_too() {
         let mut map = MetadataMap::default();
-        [3, 63, 130].into_iter().for_each(|cluster| assert!(map.insert(at(cluster))));
-        for (range, last) in [
-            (0..3, None),
-            (0..4, Some(3)),
-            (4..63, None),
-            (4..64, Some(63)),
-            (0..130, Some(63)),
-            (64..130, None),
-            (0..1000, Some(130)),
-            (131..1000, None),
-            (5..5, None),
-        ] {
-            assert_eq!(map.last_in(at(range.start)..at(range.end)), last.map(at), "{range:?}");
-        }
+        let at = HostCluster(7);
+        assert!(map.insert(MetadataKind::ActiveL2, at));
+        assert!(map.insert(MetadataKind::InactiveL2, at));
+        map.remove(MetadataKind::ActiveL2, at);
+        assert!(!map.contains(at), "its refcount keeps it");
+        assert!(map.insert(MetadataKind::InactiveL1, at));
+        assert!(!map.insert(MetadataKind::RefcountBlock, at));
     }
 }

@@ -28,13 +28,14 @@ pub(crate) use missing::Missing;
 pub(crate) use new_blocks::NewBlocks;
 
 use crate::cache::SliceCache;
+use crate::cluster_set::ClusterSet;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::format::refcount::RefcountWidth;
 use crate::holes::HoleCursor;
 use crate::limits::MAX_HOST_OFFSET;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
-use crate::overlap::MetadataMap;
+use crate::overlap::{MetadataKind, MetadataMap};
 use crate::stop::StopCheck;
 
 const TABLE_OFFSET_MASK: u64 = !511;
@@ -82,7 +83,7 @@ impl Refcounts {
         mut metadata: MetadataMap,
     ) -> Result<Self> {
         // usize to u64 is exact here.
-        metadata.claim(ctx, "the refcount table", table_at, table.len() as u64 * 8)?;
+        metadata.claim(ctx, MetadataKind::RefcountTable, table_at, table.len() as u64 * 8)?;
         for (index, entry) in table.iter().enumerate() {
             let block = HostOffset(entry & TABLE_OFFSET_MASK);
             if block.0 != 0 {
@@ -90,7 +91,7 @@ impl Refcounts {
                 if block.0 >= MAX_HOST_OFFSET {
                     return Err(ctx.corrupt("read refcount table", block.0, "offset above 2^56"));
                 }
-                metadata.claim(ctx, "a refcount block", block, ctx.cluster().bytes())?;
+                metadata.claim(ctx, MetadataKind::RefcountBlock, block, ctx.cluster().bytes())?;
             }
         }
         let info = ctx.storage.info();
@@ -191,7 +192,7 @@ impl Refcounts {
     pub(crate) fn free_unused(
         &mut self,
         ctx: &ImageContext,
-        used: &MetadataMap,
+        used: &ClusterSet,
         stop: &StopCheck<'_>,
     ) -> Result<()> {
         let per_block = self.per_block(ctx);

@@ -9,12 +9,12 @@
 
 use blockmirror_block::{ByteRange, Result};
 
+use crate::cluster_set::ClusterSet;
 use crate::context::ImageContext;
 use crate::holes::HoleCursor;
 use crate::image::{OpenOptions, Qcow2};
 use crate::meta::{Meta, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostOffset};
-use crate::overlap::MetadataMap;
 use crate::stop::StopCheck;
 
 impl Qcow2 {
@@ -31,6 +31,9 @@ impl Qcow2 {
     /// that maps a cluster which has no refcount. Cancelling this image ends it.
     pub fn reopen(&self) -> crate::error::Result<Self> {
         let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
+        if let Some(refcounts) = &self.meta.lock().refcounts {
+            options = options.overlap_checks(refcounts.metadata.checks);
+        }
         if let Some(data_file) = &self.ctx.data_file {
             options = options.data_file(data_file.clone());
         }
@@ -52,7 +55,7 @@ impl Qcow2 {
 impl Meta {
     /// Frees every cluster that has a refcount and that nothing in the image uses.
     fn free_unused(&mut self, ctx: &ImageContext, stop: &StopCheck<'_>) -> Result<()> {
-        let mut used = MetadataMap::default();
+        let mut used = ClusterSet::default();
         let tables: Vec<_> =
             self.l1().iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))).collect();
         let mut holes = HoleCursor::default();
@@ -71,7 +74,7 @@ impl Meta {
         ctx: &ImageContext,
         table: HostOffset,
         first: GuestCluster,
-        used: &mut MetadataMap,
+        used: &mut ClusterSet,
         holes: &mut HoleCursor,
     ) -> Result<()> {
         let slice_size = self.l2.slice_size();

@@ -25,6 +25,7 @@ use crate::image::Qcow2;
 use crate::limits::MAX_L1_BYTES;
 use crate::meta::references;
 use crate::offset::{ClusterRange, GuestCluster, HostCluster};
+use crate::overlap::MetadataKind;
 use crate::refcounts::RunSearch;
 use crate::stop::StopCheck;
 
@@ -221,9 +222,9 @@ impl Qcow2 {
             meta.l1_moved(at, entries as usize);
             let refcounts = meta.refcounts(ctx)?;
             for cluster in new.each() {
-                refcounts.metadata.insert(cluster);
+                refcounts.metadata.insert(MetadataKind::ActiveL1, cluster);
             }
-            old.each().for_each(|cluster| refcounts.metadata.remove(cluster));
+            old.each().for_each(|cluster| refcounts.metadata.remove(MetadataKind::ActiveL1, cluster));
             refcounts.defer_unref(ctx, old);
         }
         Ok(())
@@ -301,7 +302,7 @@ impl Qcow2 {
     }
 
     /// The guest clusters past `len` that the L1 table covers, by L2 tables.
-    fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<GuestCluster>> {
+    pub(crate) fn tables_past(&self, len: u64) -> impl Iterator<Item = Range<GuestCluster>> {
         let per_table = self.ctx.l2_entries();
         let first = self.ctx.cluster().count(len);
         // usize to u64 is exact here.
@@ -312,7 +313,7 @@ impl Qcow2 {
     }
 
     /// `clusters` of one L2 table, by the slices that have their entries.
-    fn slices(&self, clusters: Range<GuestCluster>) -> impl Iterator<Item = Range<GuestCluster>> {
+    pub(crate) fn slices(&self, clusters: Range<GuestCluster>) -> impl Iterator<Item = Range<GuestCluster>> {
         let per_slice = self.ctx.slice_size() as u64 / self.ctx.format.entry_size();
         (clusters.start.0 / per_slice..clusters.end.0.div_ceil(per_slice)).map(move |index| {
             let slice = GuestCluster(index * per_slice);
@@ -344,7 +345,7 @@ impl Qcow2 {
             meta.clear_l1(ctx, index);
             let cluster = ctx.cluster().index(table);
             let refcounts = meta.refcounts(ctx)?;
-            refcounts.metadata.remove(cluster);
+            refcounts.metadata.remove(MetadataKind::ActiveL2, cluster);
             refcounts.defer_unref(ctx, cluster..cluster.plus(1));
         }
         // These may wait for a later write-back than the L1 entry, never for an earlier one. Nothing maps

@@ -25,7 +25,7 @@ use crate::format::snapshot::Snapshots;
 use crate::known_data::KnownData;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
-use crate::overlap::MetadataMap;
+use crate::overlap::{MetadataKind, MetadataMap, OverlapChecks};
 use crate::refcounts::Refcounts;
 use crate::stop::Cancellations;
 
@@ -52,11 +52,18 @@ pub struct OpenOptions {
     backing: Option<Arc<dyn BlockDevice>>,
     data_file: Option<Arc<dyn Storage>>,
     cache_bytes: usize,
+    overlap_checks: OverlapChecks,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { writable: false, backing: None, data_file: None, cache_bytes: DEFAULT_CACHE_BYTES }
+        Self {
+            writable: false,
+            backing: None,
+            data_file: None,
+            cache_bytes: DEFAULT_CACHE_BYTES,
+            overlap_checks: OverlapChecks::default(),
+        }
     }
 }
 
@@ -95,6 +102,13 @@ impl OpenOptions {
     #[must_use]
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
+        self
+    }
+
+    /// Which kinds of metadata each write is checked against.
+    #[must_use]
+    pub fn overlap_checks(mut self, checks: OverlapChecks) -> Self {
+        self.overlap_checks = checks;
         self
     }
 
@@ -137,8 +151,10 @@ impl OpenOptions {
             .collect();
         // Three parts L2 to one part refcounts, which are touched far more locally.
         let blocks = SliceCache::new(ctx.slice_size(), self.cache_bytes / 4);
-        let refcounts =
-            if self.writable { Some(load_refcounts(&ctx, &header, width, &l1, blocks)?) } else { None };
+        let refcounts = match self.writable {
+            true => Some(load_refcounts(&ctx, &header, width, &l1, blocks, self.overlap_checks)?),
+            false => None,
+        };
         let l2_bytes = if self.writable { self.cache_bytes - self.cache_bytes / 4 } else { self.cache_bytes };
         let l2 = SliceCache::new(ctx.slice_size(), l2_bytes);
         let image = Qcow2 {
@@ -184,12 +200,13 @@ fn load_refcounts(
     width: RefcountWidth,
     l1: &[L1Entry],
     blocks: SliceCache,
+    checks: OverlapChecks,
 ) -> Result<Refcounts> {
     let cluster = ctx.cluster();
-    let mut metadata = MetadataMap::default();
-    metadata.claim(ctx, "the header", HostOffset(0), cluster.bytes())?;
+    let mut metadata = MetadataMap::new(checks);
+    metadata.claim(ctx, MetadataKind::MainHeader, HostOffset(0), cluster.bytes())?;
     let l1_bytes = u64::from(header.l1_entries) * 8;
-    metadata.claim(ctx, "the L1 table", HostOffset(header.l1_offset), l1_bytes)?;
+    metadata.claim(ctx, MetadataKind::ActiveL1, HostOffset(header.l1_offset), l1_bytes)?;
     metadata.claim_l2_tables(ctx, l1)?;
     let table_at = HostOffset(header.refcount_table_offset);
     let entries = u64::from(header.refcount_table_clusters) << (cluster.bits() - 3);

@@ -218,7 +218,7 @@ impl Refcounts {
     /// bytes that has failed may still reach the disk.
     pub(crate) fn leave_unused(&mut self, clusters: Range<HostCluster>) {
         for cluster in clusters.each() {
-            self.metadata.insert(cluster);
+            self.metadata.leave_unused(cluster);
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::dirty::DirtySectors;
 use crate::failure::Failure;
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
+use crate::overlap::MetadataKind;
 
 /// Where the header holds the refcount table's offset (8 bytes) and size in clusters (4 bytes).
 const HEADER_TABLE_FIELD: u64 = 48;
@@ -92,12 +93,12 @@ impl Refcounts {
         (self.table, self.table_at) = (grown.table, grown.table_at);
         self.table_dirty = DirtySectors::default();
         for (_, at) in grown.blocks.entries(ctx) {
-            self.metadata.insert(ctx.cluster().index(at));
+            self.metadata.insert(MetadataKind::RefcountBlock, ctx.cluster().index(at));
         }
         for cluster in grown.blocks.rest().each() {
-            self.metadata.insert(cluster);
+            self.metadata.insert(MetadataKind::RefcountTable, cluster);
         }
-        old.each().for_each(|cluster| self.metadata.remove(cluster));
+        old.each().for_each(|cluster| self.metadata.remove(MetadataKind::RefcountTable, cluster));
         self.unref(ctx, &[old])
     }
 }

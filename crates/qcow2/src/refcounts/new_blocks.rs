@@ -12,6 +12,7 @@ use super::Refcounts;
 use crate::context::ImageContext;
 use crate::format::refcount::RefcountWidth;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
+use crate::overlap::MetadataKind;
 
 /// Consecutive refcount blocks that are to be added.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,7 +92,7 @@ impl Refcounts {
         for (index, at) in new.entries(ctx) {
             self.table[index] = at.0;
             self.table_dirty.mark(index);
-            self.metadata.insert(ctx.cluster().index(at));
+            self.metadata.insert(MetadataKind::RefcountBlock, ctx.cluster().index(at));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::failure::may_come_late;
 use crate::image::Qcow2;
 use crate::meta::Meta;
 use crate::offset::{GuestCluster, HostOffset};
+use crate::overlap::MetadataKind;
 use crate::refcounts::Missing;
 use crate::stop::StopCheck;
 
@@ -72,10 +73,10 @@ impl Qcow2 {
         }
         meta.l2.forget(new, ctx.cluster().bytes());
         let refcounts = meta.refcounts(ctx)?;
-        refcounts.metadata.insert(grant.first);
+        refcounts.metadata.insert(MetadataKind::ActiveL2, grant.first);
         if let Some(old) = old {
             let cluster = ctx.cluster().index(old);
-            refcounts.metadata.remove(cluster);
+            refcounts.metadata.remove(MetadataKind::ActiveL2, cluster);
             refcounts.defer_unref(ctx, cluster..cluster.plus(1));
             meta.l2.forget(old, ctx.cluster().bytes());
         }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, Visit, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, Damage, Header, OpenOptions, Preallocation, Qcow2, Version};
+use blockmirror_qcow2::{
+    CreateOptions, Damage, Header, MetadataKind, OpenOptions, Preallocation, Qcow2, Version,
+};
 
 /// No disk here is longer; a changed header may declare any length.
 const MOST: u64 = 1 << 20;
@@ -377,18 +379,14 @@ fn discarding_a_cluster_that_names_metadata_frees_nothing() {
 fn writes_onto_metadata_are_refused_and_mark_the_image() {
     for image in Image::all().into_iter().filter(|image| image.data.is_none()) {
         let refcount_block = image.word(image.header.refcount_table_offset);
+        // Host offset 0 says "nothing here": no entry can name the header.
         let targets = [
-            ("header", 0),
-            ("refcount table", image.header.refcount_table_offset),
-            ("refcount block", refcount_block),
-            ("L1 table", image.header.l1_offset),
-            ("L2 table", image.l2(0)),
+            (MetadataKind::RefcountTable, image.header.refcount_table_offset),
+            (MetadataKind::RefcountBlock, refcount_block),
+            (MetadataKind::ActiveL1, image.header.l1_offset),
+            (MetadataKind::ActiveL2, image.l2(0)),
         ];
         for (what, target) in targets {
-            // Host offset 0 says "nothing here"; the header cannot be named.
-            if target == 0 {
-                continue;
-            }
             let mut bytes = image.changed(image.l2(0), 8, target | 1 << 63);
             if image.header.extended_l2 {
                 bytes[image.l2(0) as usize + 8..][..8].copy_from_slice(&0xffff_ffffu64.to_be_bytes());
@@ -396,7 +394,7 @@ fn writes_onto_metadata_are_refused_and_mark_the_image() {
             let (storage, disk) = image.open(&bytes, true).unwrap();
             let error = disk.write_at(&[0x5a; 100], 0, WriteFlags::NONE).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{}: {what}: {error}", image.name);
-            assert_eq!(Damage::of(&error), Some(Damage::Overlap), "{}: {what}: {error}", image.name);
+            assert_eq!(Damage::of(&error), Some(Damage::Overlap(what)), "{}: {what}: {error}", image.name);
             let again = disk.write_at(&[0x5a; 100], 250_000, WriteFlags::NONE).unwrap_err();
             assert_eq!(again.kind(), ErrorKind::Poisoned, "{}: {what}: {again}", image.name);
             drop(disk);
