@@ -8,7 +8,7 @@ use blockmirror_testing::{Outcome, workspace_root};
 use crate::Task;
 
 /// Each is a command line. Stops at the first that fails.
-const STEPS: [&str; 11] = [
+const STEPS: [&str; 13] = [
     "cargo fmt --all --check",
     "cargo xtask tidy",
     "cargo xtask testdata --check",
@@ -19,6 +19,8 @@ const STEPS: [&str; 11] = [
     "cargo xtask simulate --seeds 20000",
     "cargo xtask model --orders 100",
     "cargo xtask fuzz --executions 20000 --seed 1",
+    "cargo xtask crash --points 20000",
+    "cargo xtask faults --one-in 20",
     "cargo xtask mirror",
     "cargo xtask bench --smoke",
 ];

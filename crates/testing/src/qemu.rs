@@ -27,6 +27,15 @@ impl Qemu {
         output("qemu-img", Path::new("."), args)
     }
 
+    /// The same inside `dir`.
+    pub fn img_output_in<S: AsRef<OsStr>>(
+        self,
+        dir: &Path,
+        args: impl IntoIterator<Item = S>,
+    ) -> Outcome<Output> {
+        output("qemu-img", dir, args)
+    }
+
     /// Runs `qemu-img`; anything but exit code 0 is an error that carries what it printed.
     pub fn img<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Outcome<String> {
         run("qemu-img", Path::new("."), args)

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{CrashPoint, MemoryDisk, MemoryStorage, RecordingStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Result, Storage, WriteFlags, ZeroFlags};
+use blockmirror_crash::{Allowed, check};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
-
-use crate::checker;
 
 const SECTOR: usize = 512;
 /// Longer than the disks before they grow, so that there is something to hide.
@@ -118,7 +117,7 @@ pub(crate) fn verify(
     point: &CrashPoint,
 ) -> std::result::Result<(), String> {
     let storage = Arc::new(point.storage());
-    checker::check(&storage.to_vec())?;
+    check(&storage.to_vec(), Allowed::default())?;
     let found = contents(&open(format, storage.clone(), false));
     let durable = states.iter().rposition(|s| s.durable <= point.position()).unwrap_or(0);
     let possible: Vec<&State> = states[durable..]
@@ -147,7 +146,7 @@ fn go_on(format: Format, storage: Arc<MemoryStorage>, mut found: Vec<u8>) -> std
         return Err("grown bytes are not zero".into());
     }
     drop(disk);
-    checker::check(&storage.to_vec()).map(drop)
+    check(&storage.to_vec(), Allowed::default()).map(drop)
 }
 
 fn replay(version: Version, cluster: u64, extended: bool) {

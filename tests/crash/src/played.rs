@@ -1,0 +1,182 @@
+//! A sequence that was played, and the judgement of each crash point of it.
+
+use std::sync::Arc;
+
+use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::{BlockDevice, ByteRange, Error as BlockError, Storage, WriteFlags};
+use blockmirror_qcow2::{Header, Repair, repair};
+use blockmirror_testing::qemu::Qemu;
+use blockmirror_testing::scratch::scratch;
+
+use crate::checker::{self, Allowed};
+use crate::op::{Op, opening};
+use crate::recorder::{Point, Recorder, VisitPoint};
+use crate::session::{Session, Span, State, StepError, possible, reachable, read_all};
+use crate::start::{DATA_NAME, DataPlace, ImageFiles, Start, pattern};
+
+/// A sequence of operations on a recorded image, with the model's states.
+pub(crate) struct Played {
+    start: Start,
+    recorder: Arc<Recorder>,
+    states: Vec<State>,
+    spans: Vec<Span>,
+}
+
+/// What a crash point was found to hold.
+pub(crate) struct Survivor {
+    image: Arc<MemoryStorage>,
+    data: Option<Arc<MemoryStorage>>,
+    contents: Vec<u8>,
+    /// Whether it had to be repaired first.
+    repaired: bool,
+}
+
+/// Plays `ops` and a last flush on an image that begins as `start`.
+///
+/// # Errors
+/// What is wrong without any crash.
+pub(crate) fn play(start: Start, ops: &[Op]) -> Result<Played, String> {
+    let recorder = Recorder::new(&start.make().map_err(|e| format!("create: {e}"))?);
+    let clock = || recorder.now();
+    let opened = Session::new(start, recorder.storages(), &clock);
+    let mut session = opened.map_err(|e| format!("open: {e}"))?;
+    for op in ops.iter().copied().chain([Op::Flush]) {
+        session.step(op).map_err(|error| match error {
+            StepError::Failed(error) => format!("{op:?}: {error}"),
+            StepError::Wrong(why) => why,
+        })?;
+    }
+    let (states, spans) = session.history();
+    Ok(Played::new(start, recorder, states, spans))
+}
+
+impl Played {
+    pub(crate) fn new(start: Start, recorder: Arc<Recorder>, states: Vec<State>, spans: Vec<Span>) -> Self {
+        Self { start, recorder, states, spans }
+    }
+
+    /// Visits every crash point.
+    pub(crate) fn visit_points(&self, visit: &mut VisitPoint<'_>) -> Result<(), String> {
+        self.recorder.visit_points(visit)
+    }
+
+    /// The disk as it was last written.
+    pub(crate) fn final_contents(&self) -> &[u8] {
+        &self.states[self.states.len() - 1].contents
+    }
+
+    /// Whether an image of this moment may need a repair: it began with damage, and the first repair has not
+    /// ended.
+    fn may_need_repair(&self, moment: usize) -> bool {
+        let repair = self.spans.iter().find(|span| span.op == Op::Repair && span.done);
+        !opening(self.start).is_empty() && repair.is_none_or(|span| moment < span.ended)
+    }
+
+    fn allowed(&self, moment: usize) -> Allowed {
+        let inside =
+            |span: &Span| span.op.is_snapshot_operation() && span.begun <= moment && moment < span.ended;
+        Allowed { copied_clear: self.spans.iter().any(inside) }
+    }
+
+    /// Checks what `point` left: sound metadata, and in each sector of the disk something that may be there.
+    pub(crate) fn verify(&self, point: Point<'_>) -> Result<Survivor, String> {
+        let (image, data) = point.files();
+        let mut bytes = image.to_vec();
+        let repaired = self.may_need_repair(point.moment);
+        if repaired {
+            // A repair that was cut short can be repeated.
+            repair_all(&image)?;
+            bytes = image.to_vec();
+        }
+        checker::check(&bytes, self.allowed(point.moment))?;
+        let states = reachable(&self.states, point.moment);
+        let disk = self.start.open(files(&image, &data), false).map_err(|e| format!("open: {e}"))?;
+        let contents = read_all(&disk).map_err(|e| e.to_string())?;
+        possible(&states, &contents)?;
+        if let (DataPlace::Raw, Some(data)) = (self.start.data, &data) {
+            let mut found = data.to_vec();
+            found.resize(contents.len(), 0);
+            possible(&states, &found).map_err(|why| format!("the data file: {why}"))?;
+        }
+        let header = disk.header();
+        let name = header.backing.as_ref().map(|backing| backing.name.as_bytes());
+        if !states.iter().any(|state| state.backing_name.as_deref() == name) {
+            return Err(format!("the header names {:?}", name.map(String::from_utf8_lossy)));
+        }
+        Ok(Survivor { image, data, contents, repaired })
+    }
+
+    /// Goes on with what a crash left as a guest would, and checks it again.
+    pub(crate) fn go_on(&self, survivor: &Survivor) -> Result<(), String> {
+        let (image, data) = survivor.copies();
+        let text = |error: BlockError| format!("going on after the crash: {error}");
+        let disk = self.start.open(files(&image, &data), true).map_err(text)?;
+        let range = ByteRange::at(self.start.base() + self.start.cluster / 2, self.start.cluster * 5);
+        let range = range.intersect(ByteRange::new(0, survivor.contents.len() as u64));
+        let written = pattern(0xee, range.start(), range.len());
+        disk.write_at(&written, range.start(), WriteFlags::NONE).map_err(text)?;
+        disk.flush().map_err(text)?;
+        drop(disk);
+        checker::check(&image.to_vec(), Allowed { copied_clear: true })?;
+        let mut expected = survivor.contents.clone();
+        expected[range.start() as usize..range.end() as usize].copy_from_slice(&written);
+        // What the crash leaked is found, and nothing else is freed.
+        repair_all(&image)?;
+        let disk = self.start.open(files(&image, &data), false).map_err(text)?;
+        let found = read_all(&disk).map_err(text)?;
+        if found == expected { Ok(()) } else { Err("a write after the crash went wrong".into()) }
+    }
+
+    /// QEMU must find leaks at most, after our repair if one was needed, and read what we read.
+    pub(crate) fn judge(&self, qemu: Qemu, point: Point<'_>, survivor: &Survivor) -> Result<(), String> {
+        let dir = scratch().map_err(|e| e.to_string())?;
+        let write = |name: &str, bytes: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, bytes).map(|()| path).map_err(|e| e.to_string())
+        };
+        let (mut image, data) = point.files();
+        if survivor.repaired {
+            image = survivor.image.clone();
+        }
+        let path = write("crashed.qcow2", &image.to_vec())?;
+        if let Some(data) = data {
+            write(DATA_NAME, &data.to_vec())?;
+        }
+        let header = Header::read(&*image).map_err(|e| e.to_string())?;
+        if let (Some(contents), Some(backing)) = (self.start.backing_contents(), &header.backing) {
+            write(&backing.name.to_string(), &contents)?;
+        }
+        let checked =
+            qemu.img_output_in(dir.path(), ["check", "crashed.qcow2"]).map_err(|e| e.to_string())?;
+        if !matches!(checked.status.code(), Some(0 | 3)) {
+            let text = [checked.stdout, checked.stderr].concat();
+            return Err(format!("qemu-img check: {}", String::from_utf8_lossy(&text)));
+        }
+        let raw = dir.path().join("read.raw");
+        qemu.to_raw("qcow2", &path, &raw).map_err(|e| e.to_string())?;
+        let found = std::fs::read(raw).map_err(|e| e.to_string())?;
+        if found == survivor.contents { Ok(()) } else { Err("QEMU reads something else".into()) }
+    }
+}
+
+impl Survivor {
+    /// What the disk reads as.
+    pub(crate) fn contents(&self) -> &[u8] {
+        &self.contents
+    }
+
+    fn copies(&self) -> (Arc<MemoryStorage>, Option<Arc<MemoryStorage>>) {
+        let copy = |storage: &Arc<MemoryStorage>| Arc::new(MemoryStorage::with_contents(&storage.to_vec()));
+        (copy(&self.image), self.data.as_ref().map(copy))
+    }
+}
+
+fn files(image: &Arc<MemoryStorage>, data: &Option<Arc<MemoryStorage>>) -> ImageFiles {
+    ImageFiles { image: image.clone(), data: data.clone().map(|data| data as Arc<dyn Storage>) }
+}
+
+/// Repairs the image, which must be clean afterwards.
+fn repair_all(image: &MemoryStorage) -> Result<(), String> {
+    let report = repair(image, Repair::All, &mut ()).map_err(|e| format!("repair: {e}"))?;
+    if report.is_clean() { Ok(()) } else { Err(format!("after a repair: {report:?}")) }
+}

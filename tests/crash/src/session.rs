@@ -1,0 +1,297 @@
+//! An image under a sequence of operations, and the model of what it holds.
+
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, WriteFlags, ZeroFlags,
+};
+use blockmirror_qcow2::{Qcow2, Repair, repair};
+
+use crate::op::Op;
+use crate::start::{BACKING_NAME, ImageFiles, Start, pattern};
+
+/// What a disk writes as a whole.
+pub(crate) const SECTOR: usize = 512;
+
+/// What the image holds from some moment on.
+#[derive(Clone, Debug)]
+pub(crate) struct State {
+    /// The moment at which the operation began.
+    pub(crate) begun: usize,
+    /// The moment at which it was answered, if it is durable from then on.
+    pub(crate) durable: usize,
+    pub(crate) contents: Vec<u8>,
+    /// The backing file that the header names.
+    pub(crate) backing_name: Option<Vec<u8>>,
+}
+
+/// An operation that was done, from moment to moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub(crate) op: Op,
+    pub(crate) begun: usize,
+    pub(crate) ended: usize,
+    /// Whether it succeeded.
+    pub(crate) done: bool,
+}
+
+/// Why a step did not succeed.
+#[derive(Debug)]
+pub(crate) enum StepError {
+    /// The operation failed, as it may if the storage does.
+    Failed(BlockError),
+    /// What must not happen.
+    Wrong(String),
+}
+
+impl From<BlockError> for StepError {
+    fn from(error: BlockError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The open image and its model.
+pub(crate) struct Session<'a> {
+    start: Start,
+    files: ImageFiles,
+    /// The present moment.
+    clock: &'a dyn Fn() -> usize,
+    disk: Option<Qcow2>,
+    /// What the guest reads.
+    now: Vec<u8>,
+    backing_name: Option<Vec<u8>>,
+    states: Vec<State>,
+    spans: Vec<Span>,
+    /// Called when an operation has been answered, before anything is looked at.
+    pub(crate) answered: Option<&'a dyn Fn()>,
+}
+
+impl<'a> Session<'a> {
+    pub(crate) fn new(start: Start, files: ImageFiles, clock: &'a dyn Fn() -> usize) -> BlockResult<Self> {
+        let now = read_all(&start.open(files.clone(), false)?)?;
+        let backing_name = start.backed.then(|| BACKING_NAME.into());
+        let first =
+            State { begun: 0, durable: 0, contents: now.clone(), backing_name: Option::clone(&backing_name) };
+        let states = vec![first];
+        Ok(Self {
+            start,
+            files,
+            clock,
+            disk: None,
+            now,
+            backing_name,
+            states,
+            spans: Vec::new(),
+            answered: None,
+        })
+    }
+
+    /// Does `op` to the image and to the model.
+    pub(crate) fn step(&mut self, op: Op) -> Result<(), StepError> {
+        let (begun, step) = ((self.clock)(), self.spans.len() as u64);
+        let mut wanted = State {
+            begun,
+            durable: usize::MAX,
+            contents: self.now.clone(),
+            backing_name: self.backing_name.clone(),
+        };
+        let result = self.act(op, step, &mut wanted);
+        self.spans.push(Span { op, begun, ended: (self.clock)(), done: result.is_ok() });
+        if let Some(answered) = self.answered {
+            answered();
+        }
+        match result {
+            Ok(()) => {
+                let found = read_all(self.disk()?)?;
+                if found != wanted.contents {
+                    let at = (0..found.len()).find(|at| wanted.contents.get(*at) != found.get(*at));
+                    return Err(StepError::Wrong(format!(
+                        "wrong without any crash after {op:?}, byte {at:?}"
+                    )));
+                }
+                self.now.clone_from(&wanted.contents);
+                self.backing_name.clone_from(&wanted.backing_name);
+                self.states.push(wanted);
+                Ok(())
+            }
+            Err(StepError::Failed(error)) => {
+                self.states.push(wanted);
+                self.look_again()?;
+                Err(StepError::Failed(error))
+            }
+            wrong => wrong,
+        }
+    }
+
+    /// What the image held when, and what was done when. The image is closed without a flush.
+    pub(crate) fn history(self) -> (Vec<State>, Vec<Span>) {
+        (self.states, self.spans)
+    }
+
+    /// Whether the image is open and has refused to be written since an operation failed.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.disk.as_ref().is_some_and(Qcow2::is_poisoned)
+    }
+
+    /// Whether the image is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// Ends without a flush. `files` are what is opened from now on.
+    pub(crate) fn close(&mut self, files: ImageFiles) -> Result<(), StepError> {
+        self.disk = None;
+        self.files = files;
+        self.look_again()
+    }
+
+    /// After an operation that failed, or an end without a flush: of what is not durable any part may be
+    /// there.
+    fn look_again(&mut self) -> Result<(), StepError> {
+        let Ok(disk) = self.start.open_or(self.disk.as_ref(), &self.files) else { return Ok(()) };
+        let found = read_all(disk.get())?;
+        possible(&reachable(&self.states, (self.clock)()), &found).map_err(StepError::Wrong)?;
+        let header = disk.get().header();
+        self.backing_name = header.backing.as_ref().map(|backing| backing.name.as_bytes().to_vec());
+        self.now.clone_from(&found);
+        let (begun, backing_name) = ((self.clock)(), self.backing_name.clone());
+        self.states.push(State { begun, durable: usize::MAX, contents: found, backing_name });
+        Ok(())
+    }
+
+    /// The image, opened for writing if it is not.
+    fn disk(&mut self) -> BlockResult<&Qcow2> {
+        if self.disk.is_none() {
+            self.disk = Some(self.start.open(self.files.clone(), true)?);
+        }
+        self.disk.as_ref().ok_or_else(|| BlockError::new(ErrorKind::Io, "open"))
+    }
+
+    fn act(&mut self, op: Op, step: u64, wanted: &mut State) -> Result<(), StepError> {
+        let len = self.now.len() as u64;
+        let range = op.range(self.start, step, len);
+        let bytes = range.start() as usize..range.end() as usize;
+        match op {
+            Op::Write4K | Op::WriteCluster | Op::WriteAcross => {
+                let data = pattern(step as u8 + 1, range.start(), range.len());
+                wanted.contents[bytes].copy_from_slice(&data);
+                self.disk()?.write_at(&data, range.start(), WriteFlags::NONE)?;
+            }
+            Op::Zero => {
+                wanted.contents[bytes].fill(0);
+                let flags = if step.is_multiple_of(2) { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE };
+                self.disk()?.write_zeroes(range, flags)?;
+            }
+            Op::Discard => self.discard(range, wanted)?,
+            Op::Flush => {
+                self.disk()?.flush()?;
+                wanted.durable = (self.clock)();
+            }
+            Op::Grow | Op::Shrink => {
+                let new_len = op.new_len(self.start, step, len);
+                wanted.contents.resize(new_len as usize, 0);
+                self.disk()?.resize(new_len, true)?;
+                wanted.durable = (self.clock)();
+            }
+            Op::Rename => {
+                let name = format!("other{step}").into_bytes();
+                wanted.backing_name = Some(name.clone());
+                self.disk()?.set_backing_file(Some(&name), Some("raw")).map_err(BlockError::from)?;
+                wanted.durable = (self.clock)();
+            }
+            Op::Repair => self.repair(wanted)?,
+            Op::Kill => {
+                self.disk = None;
+                let found = read_all(self.disk()?)?;
+                possible(&reachable(&self.states, (self.clock)()), &found).map_err(StepError::Wrong)?;
+                wanted.contents = found;
+            }
+        }
+        Ok(())
+    }
+
+    /// Either answer is right for what was discarded, also after a crash.
+    fn discard(&mut self, range: ByteRange, wanted: &mut State) -> Result<(), StepError> {
+        let bytes = range.start() as usize..range.end() as usize;
+        wanted.contents[bytes.clone()].fill(0);
+        self.states.push(wanted.clone());
+        self.disk()?.discard(range)?;
+        let mut found = vec![0; bytes.len()];
+        self.disk()?.read_at(&mut found, range.start())?;
+        if found.iter().zip(&self.now[bytes.clone()]).any(|(found, old)| found != old && *found != 0) {
+            return Err(StepError::Wrong("a discard left neither the old data nor zeros".into()));
+        }
+        wanted.contents[bytes].copy_from_slice(&found);
+        Ok(())
+    }
+
+    fn repair(&mut self, wanted: &mut State) -> Result<(), StepError> {
+        if let Some(disk) = &self.disk {
+            disk.flush()?;
+            // A repair that has nothing to do makes nothing durable.
+            wanted.durable = (self.clock)();
+        }
+        self.disk = None;
+        let report = repair(&*self.files.image, Repair::All, &mut ()).map_err(BlockError::from)?;
+        if !report.is_clean() {
+            return Err(StepError::Wrong(format!("not clean after a repair: {report:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// An image that is open, or that was opened to look into it.
+pub(crate) enum Seen<'a> {
+    Open(&'a Qcow2),
+    Again(Box<Qcow2>),
+}
+
+impl Seen<'_> {
+    pub(crate) fn get(&self) -> &Qcow2 {
+        match self {
+            Self::Open(disk) => disk,
+            Self::Again(disk) => disk,
+        }
+    }
+}
+
+impl Start {
+    fn open_or<'a>(self, disk: Option<&'a Qcow2>, files: &ImageFiles) -> BlockResult<Seen<'a>> {
+        match disk {
+            Some(disk) => Ok(Seen::Open(disk)),
+            None => Ok(Seen::Again(Box::new(self.open(files.clone(), false)?))),
+        }
+    }
+}
+
+/// All bytes of the disk.
+pub(crate) fn read_all(disk: &Qcow2) -> BlockResult<Vec<u8>> {
+    let mut contents = vec![0; disk.len() as usize];
+    disk.read_at(&mut contents, 0)?;
+    Ok(contents)
+}
+
+/// The states that a crash at `moment` may leave parts of.
+pub(crate) fn reachable(states: &[State], moment: usize) -> Vec<&State> {
+    let durable = states.iter().rposition(|state| state.durable <= moment).unwrap_or(0);
+    states[durable..].iter().filter(|state| state.begun <= moment).collect()
+}
+
+/// Whether each sector of `found` is what it is in one of `states`, and its length is that of one. After a
+/// change of the length that failed, what is written next may come with either length.
+pub(crate) fn possible(states: &[&State], found: &[u8]) -> Result<(), String> {
+    if !states.iter().any(|state| state.contents.len() == found.len()) {
+        return Err(format!("a disk of {} bytes, which no operation made", found.len()));
+    }
+    for (index, sector) in found.chunks(SECTOR).enumerate() {
+        let bytes = index * SECTOR..index * SECTOR + sector.len();
+        if !states.iter().any(|state| state.contents.get(bytes.clone()) == Some(sector)) {
+            let first = states[0].contents.get(bytes).unwrap_or_default();
+            return Err(format!(
+                "sector {index} of the disk holds {:02x?}.., none of {} possible states; first {:02x?}..",
+                &sector[..8],
+                states.len(),
+                first.get(..8)
+            ));
+        }
+    }
+    Ok(())
+}
