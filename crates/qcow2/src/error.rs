@@ -114,9 +114,14 @@ pub enum WriteRefusal {
     /// The image is marked corrupt.
     #[error("it is marked corrupt; repair it first")]
     Corrupt,
-    /// The image was not closed cleanly, its refcounts may be wrong.
-    #[error("it is marked dirty (lazy refcounts, not closed cleanly); repair it first")]
-    Dirty,
+    /// The image was not closed cleanly, and a repair has left corruptions.
+    #[error(
+        "it is marked dirty (lazy refcounts, not closed cleanly), and a repair leaves {corruptions} errors"
+    )]
+    Dirty {
+        /// How many.
+        corruptions: u64,
+    },
     /// The image has internal snapshots.
     #[error("it has {count} internal snapshot(s), writing below them is not supported")]
     Snapshots {

@@ -1,6 +1,7 @@
 //! Repairing an image: what [`check`](crate::check()) finds is mended as far as that loses nothing.
 //!
-//! [`repair`] is called by `image`, on a storage that nothing else has open. It writes in this order, with a
+//! [`repair`] is called by `image`, on a storage that nothing else has open, and by a writable open of an
+//! image that is marked dirty (`at_open`). It writes in this order, with a
 //! flush at each arrow, so that a repair that was cut short leaves the image no worse and can be repeated:
 //!
 //! ```text
@@ -14,12 +15,15 @@
 //! maps is not known; while bitmaps are damaged but not stale no cluster is freed; no guest byte that could
 //! be read before reads differently after.
 
+mod at_open;
 mod rebuild;
 mod refcounts;
 mod separate;
 mod snapshots;
 
 use std::ops::Range;
+
+pub(crate) use at_open::repair_dirty;
 
 use blockmirror_block::Storage;
 

@@ -329,15 +329,13 @@ impl Header {
         self.autoclear & kept
     }
 
-    /// Whether this crate may write to the image.
+    /// Whether this crate may write to the image. One that is marked dirty is repaired first.
     ///
     /// # Errors
     /// [`Error::NotWritable`] with the reason. Reading is allowed all the same.
     pub fn check_writable(&self) -> Result<()> {
         let refusal = if self.is_corrupt() {
             WriteRefusal::Corrupt
-        } else if self.is_dirty() {
-            WriteRefusal::Dirty
         } else if self.snapshot_count > 0 {
             WriteRefusal::Snapshots { count: self.snapshot_count }
         } else {

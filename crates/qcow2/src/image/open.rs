@@ -27,6 +27,7 @@ use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::{MetadataKind, MetadataMap, OverlapChecks};
 use crate::refcounts::Refcounts;
+use crate::repair::repair_dirty;
 use crate::stop::Cancellations;
 
 /// Bytes of metadata kept in memory unless [`OpenOptions::cache_bytes`] says otherwise.
@@ -112,18 +113,22 @@ impl OpenOptions {
         self
     }
 
-    /// Opens the image in `storage`.
+    /// Opens the image in `storage`. One that is to be written and is marked dirty is repaired first, as by
+    /// [`repair()`](crate::repair()) with [`Repair::All`](crate::Repair::All); it takes as long as that.
     ///
     /// # Errors
     /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be, or whose
     /// file was cut short then; a data file where there should be none, or none where there should be one; an
     /// L1 table that the file does not hold.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
-        let header = Header::read(&*storage)?;
+        let mut header = Header::read(&*storage)?;
         if self.writable {
             header.check_writable()?;
         }
         self.check_data_file(&header, storage.name())?;
+        if self.writable && header.is_dirty() {
+            header = repair_dirty(&*storage)?;
+        }
         check_directories(&header, &*storage)?;
         let header_field = |field, value| Error::HeaderField { field, value, allowed: "out of range".into() };
         let cluster = ClusterSize::from_bits(header.cluster_bits)
