@@ -8,7 +8,7 @@ use blockmirror_block::{BlockDevice, ByteRange, Error as BlockError, ErrorKind};
 
 use crate::error::{Error, Result};
 use crate::format::header::Header;
-use crate::format::rewrite::{NewBacking, change_backing};
+use crate::format::rewrite::{NewBacking, Step, change_backing};
 use crate::image::Qcow2;
 
 impl Qcow2 {
@@ -43,19 +43,34 @@ impl Qcow2 {
         // lock.
         let _no_write_back = self.write_back.lock();
         self.meta.lock().check_poison(&self.ctx, "change backing file")?;
-        let mut cluster = self.first_cluster()?;
+        let cluster = self.first_cluster()?;
         let header_length = Header::parse(&cluster)?.header_length as usize;
         let steps = change_backing(&cluster, header_length, new)?;
-        for step in &steps {
+        let is_named = |header: &Header| header.backing.as_ref().map(|b| b.name.as_bytes()) == name;
+        self.write_steps("change backing file", cluster, &steps, is_named)
+    }
+
+    /// Writes `steps` into the first cluster, which is `cluster`, each durably. The caller holds the
+    /// write-back lock; all that the header will point at is durable.
+    ///
+    /// # Errors
+    /// Before anything is written, if the header would not be as `expected`; a write that fails.
+    pub(crate) fn write_steps(
+        &self,
+        operation: &'static str,
+        mut cluster: Vec<u8>,
+        steps: &[Step],
+        expected: impl FnOnce(&Header) -> bool,
+    ) -> Result<()> {
+        for step in steps {
             cluster[step.at..step.at + step.bytes.len()].copy_from_slice(&step.bytes);
         }
         let header = Header::parse(&cluster)?;
-        if header.backing.as_ref().map(|b| b.name.as_bytes()) != name {
-            let error =
-                BlockError::new(ErrorKind::Corrupt, "change backing file").in_file(self.ctx.name.clone());
-            return Err(error.because("the header would not name it").into());
+        if !expected(&header) {
+            let error = BlockError::new(ErrorKind::Corrupt, operation).in_file(self.ctx.name.clone());
+            return Err(error.because("the header would not say what it is to say").into());
         }
-        for step in &steps {
+        for step in steps {
             self.write_header(step.at as u64, &step.bytes)?;
         }
         self.ctx.below.lock().named = header.backing.is_some();
@@ -95,7 +110,7 @@ impl Qcow2 {
     }
 
     /// At most 2 MiB. What the file lacks of it reads as zeros.
-    fn first_cluster(&self) -> Result<Vec<u8>> {
+    pub(crate) fn first_cluster(&self) -> Result<Vec<u8>> {
         let mut cluster = vec![0; self.ctx.cluster().bytes() as usize];
         self.ctx.storage.read_at(&mut cluster, 0)?;
         Ok(cluster)

@@ -9,5 +9,6 @@ pub mod feature;
 mod field;
 pub mod header;
 pub mod refcount;
+pub(crate) mod relist;
 pub(crate) mod rewrite;
 pub mod snapshot;

@@ -160,7 +160,7 @@ impl Qcow2 {
         }
     }
 
-    fn write_header_word(&self, at: u64, value: u64) -> BlockResult<()> {
+    pub(crate) fn write_header_word(&self, at: u64, value: u64) -> BlockResult<()> {
         let mut bytes = [0; 8];
         BigEndian::write_u64(&mut bytes, value);
         self.write_header(at, &bytes)

@@ -58,6 +58,7 @@
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
+//! | [`amend()`], `format/relist` | other options of an image that is there |
 //! | [`check()`], [`repair()`] | what is wrong with an image, found and mended without opening it |
 //! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
 //!
@@ -83,6 +84,7 @@
 
 #![forbid(unsafe_code)]
 
+mod amend;
 mod backing;
 mod cache;
 mod check;
@@ -122,6 +124,7 @@ mod writeback;
 mod zero;
 mod zero_query;
 
+pub use amend::{AmendOptions, amend};
 pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
 pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;

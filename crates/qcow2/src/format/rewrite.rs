@@ -19,7 +19,8 @@ use super::extension::{self, BACKING_FORMAT, END, FEATURE_NAMES};
 use crate::error::{Error, Result};
 use crate::limits::{MAX_BACKING_FORMAT, MAX_BACKING_NAME};
 
-const SECTOR: usize = 512;
+/// What a disk writes as a whole.
+pub(super) const SECTOR: usize = 512;
 /// Where the header holds the name's offset (8 bytes) and length (4 bytes).
 const NAME_FIELD: std::ops::Range<usize> = 8..20;
 /// Room for one name.
@@ -63,12 +64,12 @@ impl NewBacking<'_> {
 }
 
 /// The parts of a header.
-struct Parts<'a> {
-    cluster: &'a [u8],
+pub(super) struct Parts<'a> {
+    pub(super) cluster: &'a [u8],
     fixed: &'a [u8],
-    records: Vec<(u32, &'a [u8])>,
+    pub(super) records: Vec<(u32, &'a [u8])>,
     /// The old name's place in the cluster.
-    old: std::ops::Range<usize>,
+    pub(super) old: std::ops::Range<usize>,
 }
 
 /// The writes that make the header in `cluster`, the whole first cluster, name `new` as its backing file. The
@@ -105,7 +106,7 @@ pub(crate) fn change_backing(
 }
 
 impl<'a> Parts<'a> {
-    fn new(cluster: &'a [u8], header_length: usize) -> Result<Self> {
+    pub(super) fn new(cluster: &'a [u8], header_length: usize) -> Result<Self> {
         let place = |range: std::ops::Range<usize>| &cluster[range];
         let offset = BigEndian::read_u64(place(NAME_FIELD.start..NAME_FIELD.start + 8)) as usize;
         let len = BigEndian::read_u32(place(NAME_FIELD.start + 8..NAME_FIELD.end)) as usize;
@@ -181,7 +182,7 @@ impl<'a> Parts<'a> {
 }
 
 /// Puts the place of the name into the fixed fields; none if it is empty.
-fn point_at(head: &mut [u8], at: usize, len: usize) {
+pub(super) fn point_at(head: &mut [u8], at: usize, len: usize) {
     let at = if len == 0 { 0 } else { at };
     BigEndian::write_u64(&mut head[NAME_FIELD.start..], at as u64);
     // At most 1023.

@@ -1,0 +1,360 @@
+//! Amended images: what a guest reads stays, checks find nothing, and a change that was cut short or has
+//! failed leaves the old image or the new one, and can be repeated.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use blockmirror_block::testing::{
+    Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
+};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
+use blockmirror_qcow2::{AmendOptions, CreateOptions, Error, Header, OpenOptions, Version, amend, check};
+
+use crate::common::{backing_disk, qemu_check_finds_nothing};
+
+const SIZE: u64 = 64 << 10;
+
+/// An image with data, zeros, and zeros that keep a place; how it is opened.
+struct Sample {
+    bytes: Vec<u8>,
+    open: OpenOptions,
+}
+
+impl Sample {
+    fn new(version: Version, cluster_size: u64, refcount_bits: u32, backed: bool) -> Self {
+        let mut options = CreateOptions::new(SIZE);
+        (options.version, options.cluster_size) = (version, cluster_size);
+        options.refcount_bits = refcount_bits;
+        let mut open = OpenOptions::new();
+        if backed {
+            options.backing_file = Some(b"base.raw".to_vec());
+            options.backing_format = Some("raw".to_owned());
+            open = open.backing(backing_disk(SIZE));
+        }
+        let storage = Arc::new(MemoryStorage::new());
+        options.create(&*storage, None).unwrap();
+        let disk = open.clone().writable(true).open(storage.clone()).unwrap();
+        disk.write_at(&[0x11; 20_000], 1000, WriteFlags::NONE).unwrap();
+        disk.write_at(&[0x22; 9000], SIZE - 9000, WriteFlags::NONE).unwrap();
+        disk.write_zeroes(ByteRange::at(4096, 8192), ZeroFlags::NONE).unwrap();
+        disk.write_zeroes(ByteRange::at(24 << 10, 9000), ZeroFlags::MAY_UNMAP).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        Self { bytes: storage.to_vec(), open }
+    }
+
+    fn read(&self, storage: Arc<dyn Storage>) -> Vec<u8> {
+        let disk = self.open.clone().open(storage).unwrap();
+        let mut bytes = vec![0; SIZE.min(disk.len()) as usize];
+        disk.read_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn guest(&self) -> Vec<u8> {
+        self.read(Arc::new(MemoryStorage::with_contents(&self.bytes)))
+    }
+
+    fn amend(&self, storage: Arc<dyn Storage>, options: &AmendOptions) -> Result<(), Error> {
+        amend(storage, &self.open, options, &mut |_, _| ControlFlow::Continue(()))
+    }
+}
+
+fn to_version(version: Version) -> AmendOptions {
+    let mut options = AmendOptions::default();
+    options.version = Some(version);
+    options
+}
+
+fn to_width(bits: u32) -> AmendOptions {
+    let mut options = AmendOptions::default();
+    options.refcount_bits = Some(bits);
+    options
+}
+
+/// All that can be changed at once, there and back.
+fn changes(version: Version) -> Vec<AmendOptions> {
+    let mut all = to_width(64);
+    (all.version, all.lazy_refcounts, all.size) = (Some(Version::V3), Some(true), Some(2 * SIZE));
+    let mut back = to_version(Version::V2);
+    (back.refcount_bits, back.lazy_refcounts) = (Some(16), Some(false));
+    match version {
+        Version::V2 => vec![to_version(Version::V3), all],
+        _ => vec![to_version(Version::V2), to_width(1), to_width(32), all, back],
+    }
+}
+
+fn assert_sound(storage: &MemoryStorage, what: &str, leaks: u64) {
+    let report = check(storage, &mut ()).unwrap();
+    assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}: {report:?}");
+    assert!(report.leaks <= leaks, "{what}: {report:?}");
+}
+
+#[test]
+fn every_width_becomes_every_other() {
+    for cluster_size in [512, 4096, 65536] {
+        for from in [1, 2, 4, 8, 16, 32, 64] {
+            let sample = Sample::new(Version::V3, cluster_size, from, false);
+            let guest = sample.guest();
+            for to in [1, 2, 4, 8, 16, 32, 64] {
+                let what = format!("clusters {cluster_size}, {from} to {to} bits");
+                let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+                sample.amend(storage.clone(), &to_width(to)).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(Header::read(&*storage).unwrap().refcount_bits(), to, "{what}");
+                assert_sound(&storage, &what, 0);
+                assert!(sample.read(storage.clone()) == guest, "{what}");
+                if to == 8 || from == 64 {
+                    qemu_check_finds_nothing(&storage.to_vec(), &what);
+                }
+                // Free clusters are known as such.
+                let disk = sample.open.clone().writable(true).open(storage.clone()).unwrap();
+                disk.write_at(&[0x44; SIZE as usize], 0, WriteFlags::FUA).unwrap();
+                drop(disk);
+                assert_sound(&storage, &what, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_width_changes_where_the_storage_cannot_grow() {
+    let sample = Sample::new(Version::V3, 512, 16, false);
+    let room = |bytes: u64| {
+        let storage = Arc::new(MemoryStorage::fixed(sample.bytes.len() as u64 + bytes));
+        storage.write_at(&sample.bytes, 0).unwrap();
+        storage
+    };
+    let storage = room(64 << 10);
+    sample.amend(storage.clone(), &to_width(64)).unwrap();
+    assert_sound(&storage, "room", 0);
+    assert!(sample.read(storage) == sample.guest());
+    let storage = room(0);
+    let before = storage.to_vec();
+    let error = sample.amend(storage.clone(), &to_width(64)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(storage.to_vec() == before);
+}
+
+#[test]
+fn versions_change_there_and_back() {
+    for (cluster_size, backed) in [(512, false), (1024, true), (2048, true), (4096, true), (65536, false)] {
+        let what = format!("clusters {cluster_size}, backed {backed}");
+        let sample = Sample::new(Version::V3, cluster_size, 16, backed);
+        let guest = sample.guest();
+        let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+        for version in [Version::V2, Version::V3, Version::V2] {
+            sample.amend(storage.clone(), &to_version(version)).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let header = Header::read(&*storage).unwrap();
+            assert_eq!(header.version, if version == Version::V2 { 2 } else { 3 });
+            assert_eq!(header.backing.is_some(), backed);
+            assert_sound(&storage, &what, 0);
+            assert!(sample.read(storage.clone()) == guest, "{what}");
+            if !backed {
+                qemu_check_finds_nothing(&storage.to_vec(), &what);
+            }
+        }
+    }
+}
+
+/// After each crash the image is sound and reads the same, and the same amendment comes to its end.
+#[test]
+fn a_crash_leaves_the_old_image_or_the_new_one() {
+    let mut points = 0;
+    for (version, cluster_size, backed) in [
+        (Version::V3, 512, false),
+        (Version::V3, 4096, true),
+        (Version::V2, 512, true),
+        (Version::V2, 65536, false),
+    ] {
+        let sample = Sample::new(version, cluster_size, 16, backed);
+        let guest = sample.guest();
+        for options in changes(version) {
+            let what = format!("{version:?} {cluster_size} {options:?}");
+            let recording = Arc::new(RecordingStorage::with_contents(&sample.bytes));
+            sample.amend(recording.clone(), &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+            for (nth, point) in recording.crash_points().enumerate() {
+                points += 1;
+                let storage = Arc::new(point.storage());
+                assert_sound(&storage, &format!("{what} {point:?}"), u64::MAX);
+                assert!(sample.read(storage.clone()) == guest, "{what} {point:?}");
+                if nth % 16 == 0 {
+                    sample.amend(storage.clone(), &options).unwrap_or_else(|e| panic!("{what} {point}: {e}"));
+                    assert!(sample.read(storage.clone()) == guest, "{what} {point:?}");
+                    assert_sound(&storage, &format!("again {what} {point:?}"), u64::MAX);
+                }
+            }
+        }
+    }
+    assert!(points > 300, "only {points} points");
+}
+
+/// Each operation on the storage fails in turn: a typed error, a sound image, and the amendment goes through
+/// when it is repeated.
+#[test]
+fn a_failure_leaves_an_image_that_can_be_amended() {
+    for (kind, done) in [
+        (ErrorKind::Io, Done::Nothing),
+        (ErrorKind::Io, Done::Half),
+        (ErrorKind::NoSpace, Done::Nothing),
+        (ErrorKind::Io, Done::Everything),
+    ] {
+        let sample = Sample::new(Version::V3, 512, 16, true);
+        let guest = sample.guest();
+        for options in changes(Version::V3) {
+            for n in 0.. {
+                let what = format!("{kind:?} {done:?} n={n} {options:?}");
+                let inner = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+                let faults = Faults::new();
+                let storage = Arc::new(FaultStorage::new(inner.clone(), faults.clone()));
+                faults.inject(Fault::on(OpKind::Any).after(n).with(kind).having_done(done));
+                let amended = sample.amend(storage, &options);
+                if faults.failed() == 0 {
+                    amended.unwrap();
+                    break;
+                }
+                if let Err(error) = amended {
+                    let expected = [ErrorKind::Io, ErrorKind::NoSpace, ErrorKind::Poisoned];
+                    assert!(expected.contains(&error.kind()), "{what}: {error:?}");
+                }
+                assert_sound(&inner, &what, u64::MAX);
+                assert!(sample.read(inner.clone()) == guest, "{what}");
+                sample.amend(inner.clone(), &options).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(sample.read(inner) == guest, "{what}");
+            }
+        }
+    }
+}
+
+/// What an option cannot become is refused before anything changes.
+#[test]
+fn refusals_change_nothing() {
+    let sample = Sample::new(Version::V3, 4096, 8, true);
+    let with = |change: &dyn Fn(&mut AmendOptions)| {
+        let mut options = AmendOptions::default();
+        // It comes first, were it not for the refusal.
+        options.lazy_refcounts = Some(true);
+        change(&mut options);
+        options
+    };
+    let cases: [(&dyn Fn(&mut AmendOptions), &str); 12] = [
+        (&|o| o.version = Some(Version::V2), "option lazy_refcounts: it needs compat=1.1, not 0.10"),
+        (
+            &|o| (o.version, o.lazy_refcounts) = (Some(Version::V2), None),
+            "option compat: 0.10 needs refcount_bits=16",
+        ),
+        (
+            &|o| (o.version, o.lazy_refcounts, o.refcount_bits) = (Some(Version::V2), None, Some(32)),
+            "option refcount_bits: any but 16 needs compat=1.1, not 0.10",
+        ),
+        (&|o| o.refcount_bits = Some(0), "option refcount_bits: 1, 2, 4, 8, 16, 32 or 64 is allowed"),
+        (&|o| o.refcount_bits = Some(7), "option refcount_bits: 1, 2, 4, 8, 16, 32 or 64 is allowed"),
+        (&|o| o.refcount_bits = Some(128), "option refcount_bits: 1, 2, 4, 8, 16, 32 or 64 is allowed"),
+        (&|o| o.size = Some(1000), "option size: it must be a multiple of 512"),
+        (&|o| o.data_file = Some(b"d".to_vec()), "option data_file: the image has no external data file"),
+        (
+            &|o| o.data_file_raw = Some(true),
+            "option data_file_raw: it cannot be turned on in an existing image",
+        ),
+        (
+            &|o| o.backing_file = Some(b"other".to_vec()),
+            "option backing_file: the backing file cannot be amended; a rebase changes it",
+        ),
+        (
+            &|o| o.backing_file = Some(b"base.raw".to_vec()),
+            "option backing_file: the backing file cannot be amended; a rebase changes it",
+        ),
+        (
+            &|o| o.backing_format = Some("raw".to_owned()),
+            "option backing_file: the backing file cannot be amended; a rebase changes it",
+        ),
+    ];
+    for (change, message) in cases {
+        let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+        let error = sample.amend(storage.clone(), &with(change)).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert!(storage.to_vec() == sample.bytes, "{message}");
+    }
+    // The backing file as it is.
+    let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+    let same = with(&|o| {
+        o.backing_file = Some(b"base.raw".to_vec());
+        o.backing_format = Some("raw".to_owned());
+    });
+    sample.amend(storage.clone(), &same).unwrap();
+    assert!(Header::read(&*storage).unwrap().lazy_refcounts());
+}
+
+#[test]
+fn features_of_version_3_are_not_lost_on_the_way_to_2() {
+    let mut options = CreateOptions::new(SIZE);
+    options.cluster_size = 16384;
+    options.extended_l2 = true;
+    let storage = Arc::new(MemoryStorage::new());
+    options.create(&*storage, None).unwrap();
+    let before = storage.to_vec();
+    let error = amend(storage.clone(), &OpenOptions::new(), &to_version(Version::V2), &mut |_, _| {
+        ControlFlow::Continue(())
+    });
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "option compat: 0.10 cannot have the incompatible features 0x10 of the image"
+    );
+    assert!(storage.to_vec() == before);
+}
+
+#[test]
+fn a_refcount_that_does_not_fit_is_named() {
+    let mut image = crate::raw_image::RawImage(Sample::new(Version::V3, 4096, 16, false).bytes);
+    // Two guest clusters share one host cluster, as compressed ones may.
+    image.compress(0);
+    let entry = image.get(image.l2_at(0));
+    let second = image.l2_at(4);
+    image.set(second, entry);
+    let storage = Arc::new(MemoryStorage::with_contents(&image.0));
+    blockmirror_qcow2::repair(&*storage, blockmirror_qcow2::Repair::All, &mut ()).unwrap();
+    let run = |bits| {
+        amend(storage.clone(), &OpenOptions::new(), &to_width(bits), &mut |_, _| ControlFlow::Continue(()))
+    };
+    let error = run(1).unwrap_err().to_string();
+    assert!(error.starts_with("option refcount_bits: the cluster at "), "{error}");
+    assert!(error.ends_with("has the refcount 2, and 1 bits hold 1 at most"), "{error}");
+    run(2).unwrap();
+    assert_sound(&storage, "two bits", 0);
+}
+
+#[test]
+fn the_data_file_gets_another_name() {
+    let mut options = CreateOptions::new(SIZE);
+    options.data_file = Some(b"old.raw".to_vec());
+    options.data_file_raw = true;
+    let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+    options.create(&*storage, Some(&*data)).unwrap();
+    let open = OpenOptions::new().data_file(data);
+    let mut change = AmendOptions::default();
+    (change.data_file, change.data_file_raw) = (Some(vec![b'n'; 300]), Some(false));
+    let recording = Arc::new(RecordingStorage::with_contents(&storage.to_vec()));
+    amend(recording.clone(), &open, &change, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let of = |storage: &dyn Storage| {
+        let data = Header::read(storage).unwrap().data_file.unwrap();
+        (data.name.unwrap().as_bytes().to_vec(), data.raw)
+    };
+    assert_eq!(of(&*recording), (vec![b'n'; 300], false));
+    for point in recording.crash_points() {
+        let (name, raw) = of(&point.storage());
+        assert!(name == b"old.raw" && raw || name == vec![b'n'; 300], "{point:?}");
+    }
+}
+
+#[test]
+fn what_is_cancelled_leaves_the_image_as_it_was() {
+    let sample = Sample::new(Version::V3, 512, 16, false);
+    let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+    let stopped = amend(storage.clone(), &sample.open, &to_width(64), &mut |done, total| {
+        assert!(done <= total);
+        if done * 2 > total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(Header::read(&*storage).unwrap().refcount_bits(), 16);
+    assert!(sample.read(storage) == sample.guest());
+}
