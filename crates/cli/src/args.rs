@@ -14,13 +14,13 @@ mod target;
 use blockmirror_block::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
 
-use change::{CREATE_EXAMPLES, RESIZE_EXAMPLES};
+use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
-pub(crate) use change::{CreateArgs, Growth, NewSize, ResizeArgs};
+pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
@@ -98,6 +98,9 @@ pub(crate) enum Command {
     /// Change the virtual size of an image
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize(ResizeArgs),
+    /// Change the options of a qcow2 image
+    #[command(after_help = AMEND_EXAMPLES)]
+    Amend(AmendArgs),
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -145,6 +148,7 @@ mod tests {
             "check",
             "file format repair force_share lock image_opts force source_cache output progress bar quiet",
         ),
+        ("amend", "file format options cache lock image_opts force allow_backing progress bar quiet"),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         (
             "daemon",

@@ -6,7 +6,7 @@ use std::path::Path;
 use blockmirror_block::size::human_size;
 use blockmirror_image::{
     BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
-    Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
+    OptionHelp, Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
 };
 
 use crate::args::CreateArgs;
@@ -78,13 +78,8 @@ pub(crate) fn parse_options(
     format: Format,
     texts: &[String],
 ) -> Outcome<Option<CreateSettings>> {
-    if texts.iter().flat_map(|text| text.split(',')).any(|part| part == "help" || part == "?") {
-        let mut out = format!("Options for {format}:\n");
-        for option in option_help(format) {
-            let pair = format!("{}={}", option.key, option.values);
-            out.push_str(&format!("  {pair:<40}  {}\n", option.help));
-        }
-        console.print(&out)?;
+    if wants_help(texts) {
+        console.print(&option_list(format, &option_help(format)))?;
         return Ok(None);
     }
     let mut settings = CreateSettings::default();
@@ -92,6 +87,21 @@ pub(crate) fn parse_options(
         settings.parse(format, text).map_err(|e| Failure::usage(format_args!("-o: {e}")))?;
     }
     Ok(Some(settings))
+}
+
+/// Whether `-o` texts ask for help.
+pub(crate) fn wants_help(texts: &[String]) -> bool {
+    texts.iter().flat_map(|text| text.split(',')).any(|part| part == "help" || part == "?")
+}
+
+/// The help on the options of `format`.
+pub(crate) fn option_list(format: Format, options: &[OptionHelp]) -> String {
+    let mut out = format!("Options for {format}:\n");
+    for option in options {
+        let pair = format!("{}={}", option.key, option.values);
+        out.push_str(&format!("  {pair:<40}  {}\n", option.help));
+    }
+    out
 }
 
 /// Takes a value from an option of its own, unless `-o` has it as well.

@@ -3,7 +3,7 @@
 //! | command | what it does |
 //! |---|---|
 //! | `mirror`, `convert` | copy an image with the mirror job |
-//! | `create`, `resize` | make an image, change its virtual size |
+//! | `create`, `resize`, `amend` | make an image, change its virtual size, its options |
 //! | `info`, `map`, `compare` | look into images |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
@@ -30,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+mod amend;
 mod args;
 mod check;
 mod compare;
@@ -124,6 +125,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Check(args) => check::run(console, &args),
         Command::Compare(args) => compare::run(console, &args),
         Command::Resize(args) => resize::run(console, &args),
+        Command::Amend(args) => amend::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }

@@ -35,6 +35,10 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Resize(args) => {
             image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
         }
+        Command::Amend(args) => match &mut args.file {
+            Some(file) => image(file, &mut args.part, &mut args.format, args.image_opts, "-f"),
+            None => Ok(()),
+        },
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
 }

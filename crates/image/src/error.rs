@@ -74,6 +74,14 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// The options of an image cannot be changed like this.
+    #[error("amend: {}: {why}", path.display())]
+    Amend {
+        /// The image.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
     /// A file that is there already can be replaced or written in place, and either might surprise.
     #[error("create: {}: {why}", path.display())]
     TargetUnclear {

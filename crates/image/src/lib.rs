@@ -10,6 +10,7 @@
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
 //! | find what is wrong with one, and mend it | [`check()`], [`repair()`] |
+//! | change the options of one | [`AmendSettings::parse`], [`amend()`] |
 //! | compare two | [`compare()`] |
 //! | read `-o` texts | [`CreateSettings::parse`] |
 //!
@@ -38,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod allowed;
+mod amend;
 mod cache;
 mod chain;
 mod check;
@@ -62,6 +64,7 @@ mod stoppable;
 mod target;
 
 pub use allowed::AllowedReferences;
+pub use amend::{AmendSettings, amend, amend_option_help};
 pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };

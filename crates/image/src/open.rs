@@ -11,7 +11,7 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
-use blockmirror_qcow2::{FileName, Header, Qcow2};
+use blockmirror_qcow2::{FileName, Header, OverlapChecks, Qcow2};
 use blockmirror_raw::{Part, Raw, RawOptions};
 
 use crate::cache::CacheMode;
@@ -44,6 +44,7 @@ pub struct OpenOptions {
     lock: LockMode,
     claim: bool,
     cache: CacheMode,
+    overlap_checks: OverlapChecks,
     part: Part,
     policy: ReferencePolicy,
     max_depth: u32,
@@ -59,6 +60,7 @@ impl Default for OpenOptions {
             lock: LockMode::Exclusive,
             claim: false,
             cache: CacheMode::default(),
+            overlap_checks: OverlapChecks::default(),
             part: Part::default(),
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
@@ -132,6 +134,13 @@ impl OpenOptions {
         self
     }
 
+    /// Which kinds of metadata each write to a qcow2 image is checked against.
+    #[must_use]
+    pub fn overlap_checks(mut self, checks: OverlapChecks) -> Self {
+        self.overlap_checks = checks;
+        self
+    }
+
     /// The image lies in this part of its file only. Layers below it lie in all of theirs.
     #[must_use]
     pub fn part(mut self, part: Part) -> Self {
@@ -181,6 +190,24 @@ impl OpenOptions {
         let own_files = opener.files.len();
         let lower = opener.open_lower_layers(below)?;
         opener.build(top, lower, own_files)
+    }
+
+    /// Opens the files of the qcow2 image `path` and of what it stands on, for a change of the image that
+    /// opens it itself: its storage, and how it is opened. `None` if it has another format.
+    pub(crate) fn open_files(&self, path: &Path) -> Result<Option<OpenFiles>> {
+        let protocol = ProtocolLayer::open(path, self.access(self.writable, self.claim))?;
+        let options = self.for_opened(path, &protocol);
+        let files = vec![protocol.id()];
+        let mut opener = ChainOpener { options: &options, files, notes: Vec::new(), l1_bytes: 0 };
+        let name = path.to_owned();
+        let (top, below) = opener.layer(&protocol, self.part, path.to_owned(), name, self.format, None)?;
+        if top.format != Format::Qcow2 {
+            return Ok(None);
+        }
+        let lower = opener.open_lower_layers(below)?;
+        let (below, _) = opener.lower_device(lower)?;
+        let open = top.qcow2_options(below, self);
+        Ok(Some(OpenFiles { storage: top.storage, open, notes: opener.notes }))
     }
 
     pub(crate) fn given_format(&self) -> Option<Format> {
@@ -237,6 +264,13 @@ struct Layer {
     data: Option<Arc<dyn Storage>>,
     /// Its name in the header of the image above.
     name: PathBuf,
+}
+
+/// The files of an image that is not open yet.
+pub(crate) struct OpenFiles {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) open: blockmirror_qcow2::OpenOptions,
+    pub(crate) notes: Vec<Note>,
 }
 
 /// The backing file that a header names: authorized, not yet opened.
@@ -379,15 +413,10 @@ impl ChainOpener<'_> {
 
     /// Makes the devices, from the bottom up.
     fn build(self, top: Layer, lower: Vec<Layer>, own_files: usize) -> Result<Image> {
-        let mut device: Option<Arc<dyn BlockDevice>> = None;
-        let mut backing = None;
         let allocated =
             lower.iter().chain([&top]).try_fold(0_u64, |sum, layer| sum.checked_add(layer.allocated()?));
-        for layer in lower.into_iter().rev() {
-            device = Some(layer.device(device)?);
-            backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
-        }
-        let mut device = top.device(device)?;
+        let (below, backing) = self.lower_device(lower)?;
+        let mut device = top.device(below, self.options)?;
         if self.options.cache.writes_through() && device.geometry().writable {
             device = Arc::new(WriteThrough::new(device));
         }
@@ -402,6 +431,16 @@ impl ChainOpener<'_> {
             allocated,
         })
     }
+
+    /// The device that the top image stands on, and what it is.
+    fn lower_device(&self, lower: Vec<Layer>) -> Result<(Option<Arc<dyn BlockDevice>>, Option<Backing>)> {
+        let (mut device, mut backing) = (None, None);
+        for layer in lower.into_iter().rev() {
+            device = Some(layer.device(device, self.options)?);
+            backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
+        }
+        Ok((device, backing))
+    }
 }
 
 impl Layer {
@@ -411,23 +450,39 @@ impl Layer {
         of(&self.storage)?.checked_add(self.data.as_ref().map_or(Some(0), of)?)
     }
 
-    fn device(&self, below: Option<Arc<dyn BlockDevice>>) -> Result<Arc<dyn BlockDevice>> {
+    fn device(
+        &self,
+        below: Option<Arc<dyn BlockDevice>>,
+        options: &OpenOptions,
+    ) -> Result<Arc<dyn BlockDevice>> {
         let storage = Arc::clone(&self.storage);
         match self.format {
             Format::Raw => Ok(Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?)),
             Format::Qcow2 => {
-                let mut options = blockmirror_qcow2::OpenOptions::new().writable(storage.info().writable);
-                if let Some(below) = below {
-                    options = options.backing(below);
-                }
-                if let Some(data) = &self.data {
-                    options = options.data_file(Arc::clone(data));
-                }
                 let name = storage.name().into();
-                let image: Qcow2 = options.open(storage).map_err(|e| e.in_file(&name))?;
+                let image: Qcow2 =
+                    self.qcow2_options(below, options).open(storage).map_err(|e| e.in_file(&name))?;
                 Ok(Arc::new(image))
             }
         }
+    }
+
+    /// How it is opened as a qcow2 image on `below`.
+    fn qcow2_options(
+        &self,
+        below: Option<Arc<dyn BlockDevice>>,
+        options: &OpenOptions,
+    ) -> blockmirror_qcow2::OpenOptions {
+        let mut open = blockmirror_qcow2::OpenOptions::new()
+            .writable(self.storage.info().writable)
+            .overlap_checks(options.overlap_checks);
+        if let Some(below) = below {
+            open = open.backing(below);
+        }
+        if let Some(data) = &self.data {
+            open = open.data_file(Arc::clone(data));
+        }
+        open
     }
 }
 

@@ -55,6 +55,12 @@ pub enum OptionError {
         /// What it would do.
         why: &'static str,
     },
+    /// The option is one of new images only.
+    #[error("option {key}: it can be given when an image is created, and not be changed")]
+    OnlyAtCreation {
+        /// The key.
+        key: String,
+    },
     /// The value is none of those allowed.
     #[error("option {key}: \"{value}\" is not valid, expected {expected}")]
     BadValue {
@@ -104,11 +110,30 @@ pub struct OptionHelp {
 }
 
 /// An option of a format.
-struct Row {
-    key: &'static str,
+pub(crate) struct Row {
+    pub(crate) key: &'static str,
     kind: OptionKind,
-    help: &'static str,
+    pub(crate) help: &'static str,
     default: Option<&'static str>,
+}
+
+impl Row {
+    /// What values it takes, for help texts.
+    pub(crate) fn values(&self) -> String {
+        self.kind.values()
+    }
+
+    /// The value that `text` stands for.
+    pub(crate) fn parse(&self, text: &str) -> Result<OptionValue, OptionError> {
+        self.kind.parse(text).map_err(|error| match error {
+            ValueError::Size(cause) => OptionError::BadSize { key: self.key.to_owned(), cause },
+            _ => self.bad(text, self.kind.expected()),
+        })
+    }
+
+    fn bad(&self, text: &str, expected: String) -> OptionError {
+        OptionError::BadValue { key: self.key.to_owned(), value: text.to_owned(), expected }
+    }
 }
 
 /// The options of raw images.
@@ -122,7 +147,7 @@ const RAW: [Row; 2] = [
     Row { key: "size", kind: OptionKind::Size, help: "Virtual size", default: None },
 ];
 
-fn rows(format: Format) -> Vec<Row> {
+pub(crate) fn rows(format: Format) -> Vec<Row> {
     match format {
         Format::Raw => RAW.into(),
         Format::Qcow2 => OPTIONS
@@ -180,17 +205,12 @@ impl CreateSettings {
     }
 
     fn set(&mut self, row: &Row, text: &str) -> Result<(), OptionError> {
-        let key = || row.key.to_owned();
-        let bad = |expected| OptionError::BadValue { key: key(), value: text.to_owned(), expected };
-        let value = row.kind.parse(text).map_err(|error| match error {
-            ValueError::Size(cause) => OptionError::BadSize { key: key(), cause },
-            _ => bad(row.kind.expected()),
-        })?;
-        match (row.key, value) {
+        match (row.key, row.parse(text)?) {
             ("size", OptionValue::Number(size)) => self.size = Some(size),
             ("backing_file", _) => self.backing_file = Some(text.to_owned()),
             ("backing_fmt", _) => {
-                self.backing_format = Some(text.parse().map_err(|_| bad("raw or qcow2".to_owned()))?);
+                let expected = || "raw or qcow2".to_owned();
+                self.backing_format = Some(text.parse().map_err(|_| row.bad(text, expected()))?);
             }
             ("data_file", _) => self.data_file = Some(text.to_owned()),
             ("preallocation", OptionValue::Choice(mode)) => {
@@ -216,7 +236,7 @@ impl CreateSettings {
     }
 }
 
-fn not_an_option(key: &str, format: Format) -> OptionError {
+pub(crate) fn not_an_option(key: &str, format: Format) -> OptionError {
     let why = match key {
         "nocow" => "turning off copy-on-write in the host's file system",
         "extent_size_hint" => "an extent size hint for the host's file system",
@@ -228,7 +248,7 @@ fn not_an_option(key: &str, format: Format) -> OptionError {
 }
 
 /// Parts between single commas, each with its double commas made single.
-fn split_at_commas(text: &str) -> Vec<String> {
+pub(crate) fn split_at_commas(text: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut part = String::new();
     let mut chars = text.chars().peekable();

@@ -214,6 +214,7 @@ fn help() {
             "check --help",
             "compare --help",
             "resize --help",
+            "amend --help",
             "daemon --help",
             "ctl --help",
             "ctl SOCKET jobs --help",

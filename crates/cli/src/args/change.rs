@@ -1,12 +1,12 @@
-//! The command lines of the commands that make or change one image: `blockmirror create` and `resize`.
+//! The command lines of the commands that make or change one image: `create`, `resize` and `amend`.
 
 use std::path::PathBuf;
 
 use blockmirror_block::size::{SizeError, parse_size};
-use blockmirror_image::{Format, Part};
+use blockmirror_image::{CacheMode, Format, Part};
 use clap::{Args, ValueEnum};
 
-use super::{LockArgs, TargetArgs, size};
+use super::{LockArgs, ProgressArgs, TargetArgs, size};
 
 pub(super) const CREATE_EXAMPLES: &str = "\
 Examples:
@@ -20,6 +20,12 @@ Examples:
   blockmirror resize disk.qcow2 +10G
   blockmirror resize -f raw disk.raw 64G
   blockmirror resize --shrink disk.qcow2 20G";
+
+pub(super) const AMEND_EXAMPLES: &str = "\
+Examples:
+  blockmirror amend -o compat=1.1,lazy_refcounts=on disk.qcow2
+  blockmirror amend -o refcount_bits=64 disk.qcow2
+  blockmirror amend -o help";
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
@@ -112,6 +118,48 @@ pub(crate) struct ResizeArgs {
     /// Print errors only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AmendArgs {
+    /// The image, which must not be in use
+    #[arg(required_unless_present = "options")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// The part of the file, from its name.
+    #[arg(skip)]
+    pub(crate) part: Part,
+
+    /// Format of the image, raw or qcow2; detected if omitted
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Options to change; `-o help` lists them. A smaller size cuts data off
+    #[arg(short = 'o', long, value_name = "KEY=VALUE,..", required = true)]
+    pub(crate) options: Vec<String>,
+
+    /// How the page cache is used: none, writeback, writethrough, directsync or unsafe
+    #[arg(short = 't', long, value_name = "MODE", default_value = "writeback", hide_default_value = true)]
+    pub(crate) cache: CacheMode,
+
+    #[command(flatten)]
+    pub(crate) lock: LockArgs,
+
+    /// Treat the image's name as options: driver=FORMAT,file.filename=PATH
+    #[arg(long)]
+    pub(crate) image_opts: bool,
+
+    /// Write to a block device that is mounted or in use
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    /// Also open backing and data files in or below this directory; so does BLOCKMIRROR_ALLOW_BACKING, for
+    /// backing files
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
 }
 
 /// How the space of a longer disk is allocated.

@@ -1,5 +1,6 @@
 //! The integration tests of this crate, in one program.
 
+mod amend;
 mod common;
 mod copy;
 mod ctl_watch;

@@ -1,0 +1,60 @@
+//! `blockmirror amend`.
+
+use blockmirror_block::{ErrorKind, Visit};
+use blockmirror_image::{AmendSettings, Error, FileId, Format, OpenOptions, amend, amend_option_help};
+
+use crate::args::AmendArgs;
+use crate::console::Console;
+use crate::create::{option_list, wants_help};
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::interrupt::Interrupt;
+use crate::lock_policy;
+use crate::progress::{Meter, Reading};
+
+pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
+    if wants_help(&args.options) {
+        let format = args.format.unwrap_or(Format::Qcow2);
+        console.print(&option_list(format, &amend_option_help(format)))?;
+        return Ok(Exit::Done);
+    }
+    let Some(path) = &args.file else {
+        return Err(Failure::usage("amend: the name of the image is missing"));
+    };
+    let mut settings = AmendSettings::default();
+    for text in &args.options {
+        settings.parse(text).map_err(|error| Failure::usage(format_args!("-o: {error}")))?;
+    }
+    if settings == AmendSettings::default() {
+        return Err(Failure::usage("amend: -o names no option"));
+    }
+    console.keep_out_of(FileId::of(path));
+    let options = OpenOptions::new()
+        .format(args.format)
+        .part(args.part)
+        .lock(lock_policy::lock(args.lock))
+        .claim(!args.force)
+        .cache(args.cache)
+        .policy(lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(path)?);
+    let interrupt = Interrupt::watch()?;
+    let mut meter = Meter::new(console, &args.progress, "amended");
+    let amended = amend(path, &options, &settings, &mut |done, total| {
+        meter.show(console, &Reading::of_pass(done, total), interrupt.progress_wanted());
+        if interrupt.requested() { Visit::Break(()) } else { Visit::Continue(()) }
+    });
+    meter.finish(console);
+    let cancelled = |error: &Error| error.device_error().is_some_and(|e| e.kind() == ErrorKind::Cancelled);
+    let notes = match amended {
+        Err(error) if cancelled(&error) => {
+            let message = format_args!("amend: {}: interrupted; it can be repeated", path.display());
+            return Err(Failure::failed(message).exit(interrupt.exit()));
+        }
+        amended => amended?,
+    };
+    for note in notes {
+        console.note(note);
+    }
+    if !args.progress.quiet {
+        console.report(&(one_line(&format!("amended {}", path.display())) + "\n"));
+    }
+    Ok(Exit::Done)
+}
