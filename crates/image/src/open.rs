@@ -321,6 +321,9 @@ impl BackingRef {
     }
 }
 
+/// What the top image stands on, and what the caller learns of it.
+type LowerDevice = (Option<Arc<dyn BlockDevice>>, Option<Backing>);
+
 /// Opens the layers of one chain.
 struct ChainOpener<'a> {
     options: &'a OpenOptions,
@@ -433,7 +436,7 @@ impl ChainOpener<'_> {
     }
 
     /// The device that the top image stands on, and what it is.
-    fn lower_device(&self, lower: Vec<Layer>) -> Result<(Option<Arc<dyn BlockDevice>>, Option<Backing>)> {
+    fn lower_device(&self, lower: Vec<Layer>) -> Result<LowerDevice> {
         let (mut device, mut backing) = (None, None);
         for layer in lower.into_iter().rev() {
             device = Some(layer.device(device, self.options)?);

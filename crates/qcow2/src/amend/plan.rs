@@ -4,7 +4,7 @@ use super::{AmendOptions, Meter, width};
 use crate::create_options::Version;
 use crate::error::{Error, Result};
 use crate::format::feature;
-use crate::format::header::{Compression, FULL_LENGTH, Header};
+use crate::format::header::{Compression, Header};
 use crate::image::Qcow2;
 use crate::limits::MAX_BACKING_NAME;
 
@@ -134,7 +134,7 @@ fn check_downgrade(image: &Qcow2, header: &Header) -> Result<()> {
     if header.bitmaps_valid() {
         return Err(refused("compat", "0.10 cannot have persistent bitmaps"));
     }
-    if header.unknown_fields.iter().any(|byte| *byte != 0) || header.header_length as usize > FULL_LENGTH {
+    if header.unknown_fields.iter().any(|byte| *byte != 0) {
         return Err(refused("compat", "the header has fields that 0.10 cannot have"));
     }
     if header.compression != Compression::Deflate && image.has_compressed_clusters()? {
