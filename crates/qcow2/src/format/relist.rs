@@ -2,7 +2,8 @@
 //! which bytes of the first cluster change, in which order.
 //!
 //! Pure, as `rewrite` is, which changes the backing file: the first cluster comes in, writes come out, each
-//! to be durable before the next. What the header says changes with the first sector, which is written at once:
+//! to be durable before the next. What the header says changes with the first sector, which is written as a
+//! whole:
 //!
 //! 1. where the new extensions reach into the backing file's name, a copy of the name near the end of the
 //!    cluster;

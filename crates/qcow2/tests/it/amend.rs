@@ -226,6 +226,8 @@ fn a_failure_leaves_an_image_that_can_be_amended() {
     }
 }
 
+type Change = dyn Fn(&mut AmendOptions);
+
 /// What an option cannot become is refused before anything changes.
 #[test]
 fn refusals_change_nothing() {
@@ -237,7 +239,7 @@ fn refusals_change_nothing() {
         change(&mut options);
         options
     };
-    let cases: [(&dyn Fn(&mut AmendOptions), &str); 12] = [
+    let cases: [(&Change, &str); 12] = [
         (&|o| o.version = Some(Version::V2), "option lazy_refcounts: it needs compat=1.1, not 0.10"),
         (
             &|o| (o.version, o.lazy_refcounts) = (Some(Version::V2), None),
