@@ -52,7 +52,7 @@
 //! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
 //! | `read`, `compressed`, `extents`, `holes`, `known_data`, `zero_query` | reads and questions about the mapping |
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
-//! | `zero`, `copy_up`, `resize`, `backing` | other changes of the mapping, and of the header |
+//! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
 //! | `overlap`, `cluster_set`, `verify`, `damage` | what is never written over or handed out; damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
@@ -98,6 +98,7 @@ mod cut_short;
 mod damage;
 mod decompress;
 mod dirty;
+mod empty;
 pub mod error;
 mod extents;
 mod failure;

@@ -267,7 +267,7 @@ impl Qcow2 {
 
     /// Reads every entry that [`Self::unmap_past`] will drop, so that damage is met while the disk has its
     /// old length.
-    fn check_past(&self, len: u64) -> Result<()> {
+    pub(crate) fn check_past(&self, len: u64) -> Result<()> {
         let ctx = &self.ctx;
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {
@@ -288,7 +288,7 @@ impl Qcow2 {
 
     /// Frees every cluster that lies past `len` as a whole. What has been freed when it is
     /// cancelled or fails stays so, and the rest stays counted.
-    fn unmap_past(&self, len: u64) -> Result<()> {
+    pub(crate) fn unmap_past(&self, len: u64) -> Result<()> {
         let stop = self.stop_check("resize");
         for clusters in self.tables_past(len) {
             stop.check()?;

@@ -10,6 +10,7 @@ mod copy_up;
 mod create;
 mod cut_short;
 mod dirty_bit;
+mod empty;
 mod fault;
 mod header;
 mod hostile;
