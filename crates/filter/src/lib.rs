@@ -7,11 +7,12 @@
 //! | `blkdebug` fails requests by the rules of QEMU's driver | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
 //! | [`NullDisk`] holds nothing | itself, at the bottom | - |
 //! | [`Concat`] is several disks behind each other | itself, over them | - |
+//! | [`Window`] is a part of a disk | itself | - |
 //! | [`WriteThrough`] makes each write durable | itself | - |
 //!
 //! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name,
 //! geometry and extents of its child on, but not where bytes lie in a host file: the kernel would move them
-//! past the filter.
+//! past the filter. (A window does.)
 //!
 //! ```
 //! use std::sync::Arc;
@@ -36,6 +37,7 @@ mod concat;
 mod copy_on_read;
 mod null;
 mod throttle;
+mod window;
 mod write_through;
 
 pub use blkdebug::{
@@ -49,4 +51,5 @@ pub use throttle::{
     Direction, MAX_THROTTLE_VALUE, Rate, Throttle, ThrottleError, ThrottleGroup, ThrottleLimits,
     ThrottleStorage,
 };
+pub use window::Window;
 pub use write_through::WriteThrough;

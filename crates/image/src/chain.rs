@@ -102,7 +102,7 @@ pub(crate) fn check(
             Err(error) => return cut(error),
         };
         // The image itself is not in `files`.
-        protocol = match below.open(&options, files.len() + 1, &mut files) {
+        protocol = match below.open(&options, files.len() + 1, &mut files, false) {
             Ok(protocol) => protocol,
             Err(error) if never_ends(&error) => return Err(error),
             Err(error) => return cut(error),

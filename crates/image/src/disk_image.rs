@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_file::FileId;
+use blockmirror_qcow2::Qcow2;
 
 use crate::format::Format;
 use crate::protocol_id::ProtocolId;
@@ -17,11 +18,15 @@ use crate::protocol_id::ProtocolId;
 #[derive(Debug)]
 pub struct Image {
     pub(crate) device: Arc<dyn BlockDevice>,
+    pub(crate) qcow2: Option<Arc<Qcow2>>,
+    pub(crate) base: Option<Box<CommitLayer>>,
     pub(crate) format: Format,
     pub(crate) path: PathBuf,
     pub(crate) backing: Option<Backing>,
     /// The image, its data file if it has one, and then the rest of the chain.
     pub(crate) files: Vec<ProtocolId>,
+    /// Which file each image of the chain lies in, and its format, from the top down.
+    pub(crate) layers: Vec<(ProtocolId, Format)>,
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
@@ -38,6 +43,20 @@ pub struct Backing {
     pub path: PathBuf,
     /// The format it was opened in.
     pub format: Format,
+}
+
+/// A layer below an image that is open for writing.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CommitLayer {
+    /// The disk that it is, with what lies below it.
+    pub device: Arc<dyn BlockDevice>,
+    /// Its names and its format.
+    pub backing: Backing,
+    /// How many images lie above it: 1 for the image's own backing file.
+    pub depth: u32,
+    /// The files that a write to it changes.
+    pub files: Vec<FileId>,
 }
 
 /// Something about a chain that its owner should know, though it does not stop anything.
@@ -69,6 +88,17 @@ impl Image {
         &self.device
     }
 
+    /// The image as what it is, if it is a qcow2 image: for what no other format has.
+    pub fn qcow2(&self) -> Option<&Arc<Qcow2>> {
+        self.qcow2.as_ref()
+    }
+
+    /// The layer that [`OpenOptions::commit_base`](crate::OpenOptions::commit_base) has asked for, if the
+    /// chain has it.
+    pub fn commit_base(&self) -> Option<&CommitLayer> {
+        self.base.as_deref()
+    }
+
     /// The format of the image itself.
     pub fn format(&self) -> Format {
         self.format
@@ -95,6 +125,14 @@ impl Image {
     /// them.
     pub fn writes_into(&self, other: &Image) -> bool {
         self.files.iter().take(self.own_files).any(|id| other.files.iter().any(|file| file.overlaps(id)))
+    }
+
+    /// How deep in its own chain the image `other` lies, which is open a second time: from there on the two
+    /// chains are the same. `None` if it is not in the chain, or is read in another format there.
+    pub fn depth_of(&self, other: &Image) -> Option<u32> {
+        let top = other.layers.first()?;
+        let below = self.layers.iter().zip(0..).skip(1);
+        below.filter(|(layer, _)| *layer == top).map(|(_, depth)| depth).next()
     }
 
     /// Whether some of its bytes come from a server, which may have them in a file of this host.

@@ -259,7 +259,7 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
         let Some(below) = BackingRef::authorize(options, &last.path, &qcow2.header)? else { break };
-        let file = below.open(options, chain.len(), &mut files)?;
+        let file = below.open(options, chain.len(), &mut files, false)?;
         chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);
     }
     Ok(chain)

@@ -5,6 +5,7 @@
 //! becomes a device on the one below it, from the bottom up. No file is opened twice, and nothing recurses.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use blockmirror_qcow2::{FileName, Header, OverlapChecks, Qcow2};
 use blockmirror_raw::{Part, Raw, RawOptions};
 
 use crate::cache::CacheMode;
-use crate::disk_image::{Backing, Image, Note};
+use crate::commit_base::CommitBase;
+use crate::disk_image::{Backing, CommitLayer, Image, Note};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
@@ -48,6 +50,8 @@ pub struct OpenOptions {
     part: Part,
     policy: ReferencePolicy,
     max_depth: u32,
+    with_backing: bool,
+    commit_base: Option<CommitBase>,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -64,6 +68,8 @@ impl Default for OpenOptions {
             part: Part::default(),
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
+            with_backing: true,
+            commit_base: None,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
@@ -84,7 +90,8 @@ impl OpenOptions {
         self
     }
 
-    /// Opens the image, and its data file if it has one, for writing. Layers below are only ever read.
+    /// Opens the image, and its data file if it has one, for writing. Layers below are only read, but for a
+    /// [commit's base](Self::commit_base).
     #[must_use]
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
@@ -113,8 +120,24 @@ impl OpenOptions {
     /// As for [`open`](Self::open).
     pub fn open_backing_of(&self, image: &Path, name: &OsStr) -> Result<Image> {
         let target = BackingTarget::authorize(&self.policy, image, name)?;
-        let protocol = self.open_backing(&target)?;
+        let protocol = self.open_backing(&target, false)?;
         self.for_opened(target.path(), &protocol).open_on(&protocol, target.path(), None)
+    }
+
+    /// Whether the backing file that the image names is opened; by default it is. Without it, what the image
+    /// does not hold reads as zeros, and its extents say that it is not known.
+    #[must_use]
+    pub fn with_backing(mut self, open: bool) -> Self {
+        self.with_backing = open;
+        self
+    }
+
+    /// Opens a layer below the image for writing, too: [`Image::commit_base`]. That there is none is no
+    /// error. By default none is.
+    #[must_use]
+    pub fn commit_base(mut self, base: impl Into<Option<CommitBase>>) -> Self {
+        self.commit_base = base.into();
+        self
     }
 
     /// Claims block devices that are written, and the image's own for reading too: opening fails while one is
@@ -181,13 +204,13 @@ impl OpenOptions {
         path: &Path,
         data: Option<&ProtocolLayer>,
     ) -> Result<Image> {
-        let files = vec![protocol.id()];
-        let mut opener = ChainOpener { options: self, files, notes: Vec::new(), l1_bytes: 0 };
+        let mut opener = ChainOpener::new(self, protocol);
         opener.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(ProtocolLayer::storage);
         let name = path.to_owned();
         let (top, below) = opener.layer(protocol, self.part, path.to_owned(), name, self.format, data)?;
         let own_files = opener.files.len();
+        opener.layers.push((protocol.id(), top.format));
         let lower = opener.open_lower_layers(below)?;
         opener.build(top, lower, own_files)
     }
@@ -197,16 +220,15 @@ impl OpenOptions {
     pub(crate) fn open_files(&self, path: &Path) -> Result<Option<OpenFiles>> {
         let protocol = ProtocolLayer::open(path, self.access(self.writable, self.claim))?;
         let options = self.for_opened(path, &protocol);
-        let files = vec![protocol.id()];
-        let mut opener = ChainOpener { options: &options, files, notes: Vec::new(), l1_bytes: 0 };
+        let mut opener = ChainOpener::new(&options, &protocol);
         let name = path.to_owned();
         let (top, below) = opener.layer(&protocol, self.part, path.to_owned(), name, self.format, None)?;
         if top.format != Format::Qcow2 {
             return Ok(None);
         }
         let lower = opener.open_lower_layers(below)?;
-        let (below, _) = opener.lower_device(lower)?;
-        let open = top.qcow2_options(below, self);
+        let below = opener.lower_devices(lower)?;
+        let open = top.qcow2_options(below.device, self);
         Ok(Some(OpenFiles { storage: top.storage, open, notes: opener.notes }))
     }
 
@@ -228,19 +250,27 @@ impl OpenOptions {
         ProtocolLayer::open(path, self.access(writable, writable && self.claim))
     }
 
-    fn open_backing(&self, target: &BackingTarget) -> Result<ProtocolLayer> {
+    fn open_backing(&self, target: &BackingTarget, writable: bool) -> Result<ProtocolLayer> {
         match target {
-            BackingTarget::File(file) => self.open_resolved(file, false),
+            BackingTarget::File(file) => self.open_resolved(file, writable),
             BackingTarget::Null => Ok(ProtocolLayer::null()),
             BackingTarget::Blkdebug { rules, image } => {
                 let rules = rules.as_deref().map(read_rules).transpose()?.unwrap_or_default();
-                ProtocolLayer::failing(self.open_resolved(image, false)?, rules)
+                ProtocolLayer::failing(self.open_resolved(image, writable)?, rules)
             }
         }
     }
 
     fn open_resolved(&self, file: &Resolved, writable: bool) -> Result<ProtocolLayer> {
         ProtocolLayer::open_handle(&file.handle, &file.path, self.access(writable, writable && self.claim))
+    }
+
+    /// `device`, each write of which is durable if the cache mode says so.
+    fn written_through(&self, device: Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        match self.cache.writes_through() && device.geometry().writable {
+            true => Arc::new(WriteThrough::new(device)),
+            false => device,
+        }
     }
 
     pub(crate) fn access(&self, writable: bool, claim: bool) -> Access {
@@ -254,6 +284,9 @@ impl OpenOptions {
         }
     }
 }
+
+/// An image as a disk, and as what it is if it is a qcow2 image.
+type Disk = (Arc<dyn BlockDevice>, Option<Arc<Qcow2>>);
 
 /// One image of the chain, open but not yet a device.
 struct Layer {
@@ -301,18 +334,33 @@ impl BackingRef {
         }))
     }
 
-    /// Opens the file for reading, `depth` images below the top, unless it is among `files` already.
+    /// Opens the file, `depth` images below the top, unless it is among `files` already: for reading, or if
+    /// it is the [commit's base](OpenOptions::commit_base) for writing.
     pub(crate) fn open(
         &self,
         options: &OpenOptions,
         depth: usize,
         files: &mut Vec<ProtocolId>,
+        writable: bool,
     ) -> Result<ProtocolLayer> {
         let refused = |reason| refuse(&self.above, Role::Backing, &self.name, reason);
         if depth >= options.max_depth as usize {
             return Err(refused(ReferenceRefusal::TooDeep(options.max_depth)));
         }
-        let file = options.open_backing(&self.target)?;
+        // Before it is opened: a lock of our own would be in the way.
+        if let BackingTarget::File(file) = &self.target
+            && file.handle.id().is_some_and(|id| files.contains(&ProtocolId::File(id)))
+        {
+            return Err(refused(ReferenceRefusal::Cycle));
+        }
+        let file = match writable {
+            true => {
+                let policy = options.policy.for_writing();
+                let target = BackingTarget::authorize(&policy, &self.above, self.name.as_os_str())?;
+                options.open_backing(&target, true)?
+            }
+            false => options.open_backing(&self.target, false)?,
+        };
         if files.contains(&file.id()) {
             return Err(refused(ReferenceRefusal::Cycle));
         }
@@ -322,27 +370,49 @@ impl BackingRef {
 }
 
 /// What the top image stands on, and what the caller learns of it.
-type LowerDevice = (Option<Arc<dyn BlockDevice>>, Option<Backing>);
+#[derive(Default)]
+struct LowerDevices {
+    device: Option<Arc<dyn BlockDevice>>,
+    backing: Option<Backing>,
+    base: Option<Box<CommitLayer>>,
+}
 
 /// Opens the layers of one chain.
 struct ChainOpener<'a> {
     options: &'a OpenOptions,
     files: Vec<ProtocolId>,
+    layers: Vec<(ProtocolId, Format)>,
     notes: Vec<Note>,
     /// Of the layers so far.
     l1_bytes: u64,
+    /// Which of the lower layers is the commit's base, and which of `files` are its own.
+    base: Option<(usize, Range<usize>)>,
 }
 
-impl ChainOpener<'_> {
+impl<'a> ChainOpener<'a> {
+    /// For the image in `protocol`.
+    fn new(options: &'a OpenOptions, protocol: &ProtocolLayer) -> Self {
+        let files = vec![protocol.id()];
+        Self { options, files, layers: Vec::new(), notes: Vec::new(), l1_bytes: 0, base: None }
+    }
+
     /// Follows the backing files from `below` to the end of the chain.
     fn open_lower_layers(&mut self, mut below: Option<BackingRef>) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         while let Some(next) = below {
             // The top image is not in `layers`.
-            let protocol = next.open(self.options, layers.len() + 1, &mut self.files)?;
+            let depth = layers.len() + 1;
+            let wanted = self.options.commit_base.as_ref().filter(|_| self.base.is_none());
+            let is_base = wanted.is_some_and(|base| base.is(&next.above, &next.name, &next.target, depth));
+            let first_file = self.files.len();
+            let protocol = next.open(self.options, depth, &mut self.files, is_base)?;
             let BackingRef { above, name, target, format } = next;
             let path = target.path().to_owned();
             let (layer, its_below) = self.layer(&protocol, Part::default(), path, name, format, None)?;
+            self.layers.push((protocol.id(), layer.format));
+            if is_base {
+                self.base = Some((layers.len(), first_file..self.files.len()));
+            }
             if layer.guessed {
                 self.notes.push(Note::BackingFormatGuessed { image: above, format: layer.format });
             }
@@ -380,7 +450,9 @@ impl ChainOpener<'_> {
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;
             }
-            below = BackingRef::authorize(self.options, &layer.path, &header)?;
+            if self.options.with_backing {
+                below = BackingRef::authorize(self.options, &layer.path, &header)?;
+            }
         }
         Ok((layer, below))
     }
@@ -418,31 +490,41 @@ impl ChainOpener<'_> {
     fn build(self, top: Layer, lower: Vec<Layer>, own_files: usize) -> Result<Image> {
         let allocated =
             lower.iter().chain([&top]).try_fold(0_u64, |sum, layer| sum.checked_add(layer.allocated()?));
-        let (below, backing) = self.lower_device(lower)?;
-        let mut device = top.device(below, self.options)?;
-        if self.options.cache.writes_through() && device.geometry().writable {
-            device = Arc::new(WriteThrough::new(device));
-        }
+        let below = self.lower_devices(lower)?;
+        let (device, qcow2) = top.device(below.device, self.options)?;
         Ok(Image {
-            device,
+            device: self.options.written_through(device),
+            qcow2,
+            base: below.base,
             format: top.format,
             path: top.path,
-            backing,
+            backing: below.backing,
             files: self.files,
+            layers: self.layers,
             own_files,
             notes: self.notes,
             allocated,
         })
     }
 
-    /// The device that the top image stands on, and what it is.
-    fn lower_device(&self, lower: Vec<Layer>) -> Result<LowerDevice> {
-        let (mut device, mut backing) = (None, None);
-        for layer in lower.into_iter().rev() {
-            device = Some(layer.device(device, self.options)?);
-            backing = Some(Backing { name: layer.name, path: layer.path, format: layer.format });
+    /// The devices that the top image stands on.
+    fn lower_devices(&self, lower: Vec<Layer>) -> Result<LowerDevices> {
+        let mut below = LowerDevices::default();
+        for (index, layer) in lower.into_iter().enumerate().rev() {
+            let (device, _) = layer.device(below.device.take(), self.options)?;
+            let backing = Backing { name: layer.name, path: layer.path, format: layer.format };
+            if let Some((_, files)) = self.base.as_ref().filter(|(at, _)| *at == index) {
+                below.base = Some(Box::new(CommitLayer {
+                    device: self.options.written_through(Arc::clone(&device)),
+                    backing: backing.clone(),
+                    // A chain has at most `max_depth` images.
+                    depth: index as u32 + 1,
+                    files: self.files[files.clone()].iter().filter_map(ProtocolId::file).collect(),
+                }));
+            }
+            (below.device, below.backing) = (Some(device), Some(backing));
         }
-        Ok((device, backing))
+        Ok(below)
     }
 }
 
@@ -453,19 +535,16 @@ impl Layer {
         of(&self.storage)?.checked_add(self.data.as_ref().map_or(Some(0), of)?)
     }
 
-    fn device(
-        &self,
-        below: Option<Arc<dyn BlockDevice>>,
-        options: &OpenOptions,
-    ) -> Result<Arc<dyn BlockDevice>> {
+    /// The disk, and the same as what it is in its format.
+    fn device(&self, below: Option<Arc<dyn BlockDevice>>, options: &OpenOptions) -> Result<Disk> {
         let storage = Arc::clone(&self.storage);
         match self.format {
-            Format::Raw => Ok(Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?)),
+            Format::Raw => Ok((Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?), None)),
             Format::Qcow2 => {
                 let name = storage.name().into();
-                let image: Qcow2 =
-                    self.qcow2_options(below, options).open(storage).map_err(|e| e.in_file(&name))?;
-                Ok(Arc::new(image))
+                let options = self.qcow2_options(below, options);
+                let image = Arc::new(options.open(storage).map_err(|e| e.in_file(&name))?);
+                Ok((Arc::clone(&image) as _, Some(image)))
             }
         }
     }
