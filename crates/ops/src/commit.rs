@@ -7,9 +7,14 @@
 //! **From the middle** ([`CommitJob`]): the layers that are committed do not change, so one pass does it.
 //! Then the overlay above them is put on the base: the header first, durably, then the device.
 //!
+//! **From the top, not in use** ([`Commit`], which opens the files): a mirror job too, after which the image
+//! is emptied.
+//!
 //! Writing the base changes nothing that is read through the chain, because only places are written that a
 //! layer above decides. A reader of the base itself, or of another overlay on it, sees a mixture from the
 //! beginning: such readers are the caller's affair.
+
+mod image;
 
 use std::sync::Arc;
 
@@ -23,6 +28,8 @@ use blockmirror_qcow2::Qcow2;
 use crate::error::Error;
 use crate::stream::Base;
 use crate::{Job, JobControl, JobOptions, Outcome, Worker};
+
+pub use image::{Commit, CommitOutcome, OpenCommit, RunningCommit};
 
 /// Bytes that are copied at once.
 const PIECE: u64 = 1 << 20;
@@ -97,7 +104,7 @@ impl CommitJob {
         prepare(&*top, &*base.device, layers)?;
         let len = top.len();
         let work = move |worker: &mut Worker| {
-            Commit { top: &*top, base: &*base.device, layers }.run(worker)?;
+            CommitPass { top: &*top, base: &*base.device, layers }.run(worker)?;
             worker.last_step()?;
             base.device.flush().map_err(Error::Write)?;
             Base::relink(Some(&base), &overlay)
@@ -120,7 +127,7 @@ impl CommitJob {
     }
 }
 
-struct Commit<'a> {
+struct CommitPass<'a> {
     top: &'a dyn BlockDevice,
     base: &'a dyn BlockDevice,
     layers: u32,
@@ -134,7 +141,7 @@ enum Need {
     Copy,
 }
 
-impl Commit<'_> {
+impl CommitPass<'_> {
     fn run(&self, worker: &mut Worker) -> Result<(), Error> {
         let unit = self.base.geometry().cluster_size.unwrap_or(1);
         let mut at = 0;

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use blockmirror_block::ByteRange;
 use blockmirror_image::{
     AllowedReferences, CreateSettings, Format, ImageName, OpenOptions, Part, TargetOptions,
 };
@@ -61,6 +62,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Convert {
     sources: Vec<ImageName>,
+    source_range: Option<ByteRange>,
     source_access: OpenOptions,
     target: PathBuf,
     target_part: Part,
@@ -81,6 +83,7 @@ impl Convert {
     pub fn new(source: impl Into<ImageName>, target: impl AsRef<Path>) -> Self {
         Self {
             sources: vec![source.into()],
+            source_range: None,
             source_access: OpenOptions::new(),
             target: target.as_ref().to_owned(),
             target_part: Part::default(),
@@ -101,6 +104,14 @@ impl Convert {
     #[must_use]
     pub fn add_source(mut self, source: impl Into<ImageName>) -> Self {
         self.sources.push(source.into());
+        self
+    }
+
+    /// Copies these bytes of the source alone, as far as it has them; zeros fill the last sector up. By
+    /// default all of it is copied.
+    #[must_use]
+    pub fn source_range(mut self, range: ByteRange) -> Self {
+        self.source_range = Some(range);
         self
     }
 

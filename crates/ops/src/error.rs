@@ -1,6 +1,9 @@
 //! Why an operation did not start, or did not end well.
 
+use std::path::PathBuf;
+
 use blockmirror_block as block;
+use blockmirror_image as image;
 use blockmirror_job::{JobError, Operation};
 use blockmirror_mirror as mirror;
 use blockmirror_qcow2 as qcow2;
@@ -9,6 +12,31 @@ use blockmirror_qcow2 as qcow2;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// An image was not opened.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// An image has no backing file.
+    #[error("{}: it has no backing file", path.display())]
+    NoBacking {
+        /// The image.
+        path: PathBuf,
+    },
+    /// An image of this format has no backing file.
+    #[error("{}: a {format} image cannot have a backing file", path.display())]
+    NotLayered {
+        /// The image.
+        path: PathBuf,
+        /// Its format.
+        format: image::Format,
+    },
+    /// The base is no layer of the image's chain.
+    #[error("{}: {} is not in its backing chain", path.display(), base.display())]
+    NotInChain {
+        /// The image.
+        path: PathBuf,
+        /// The name of the base.
+        base: PathBuf,
+    },
     /// An image that has to be written is read-only.
     #[error("{name} is read-only")]
     ReadOnly {
@@ -42,6 +70,15 @@ pub enum Error {
     /// Ranges failed and were left out, as the `ignore` policy wants; the chain was left as it is.
     #[error("parts failed and were left out; the first because: {0}")]
     LeftOut(block::Error),
+    /// Ranges failed and were left out, as the `ignore` policy wants; the image keeps what it holds.
+    #[error("parts failed and were left out; the first because: {failed}")]
+    Incomplete {
+        /// Why the first of them failed.
+        failed: String,
+    },
+    /// Everything is committed, but the image could not be emptied. It reads as before.
+    #[error("everything is committed, but not all of it is removed from the image: {0}")]
+    Empty(block::Error),
     /// The data was moved, but the image could not be put on its new base.
     #[error("cannot change the backing file: {0}")]
     Relink(qcow2::Error),
@@ -77,10 +114,19 @@ impl Error {
     /// What went wrong, for machines.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::ReadOnly { .. } | Self::BaseLonger { .. } | Self::NoLayers { .. } => {
-                ErrorKind::InvalidInput
-            }
-            Self::Read(_) | Self::Write(_) | Self::LeftOut(_) | Self::Relink(_) => ErrorKind::Device,
+            Self::ReadOnly { .. }
+            | Self::BaseLonger { .. }
+            | Self::NoLayers { .. }
+            | Self::NoBacking { .. }
+            | Self::NotLayered { .. }
+            | Self::NotInChain { .. } => ErrorKind::InvalidInput,
+            Self::Image(_)
+            | Self::Read(_)
+            | Self::Write(_)
+            | Self::LeftOut(_)
+            | Self::Incomplete { .. }
+            | Self::Empty(_)
+            | Self::Relink(_) => ErrorKind::Device,
             Self::Mirror(error) => match error.kind() {
                 mirror::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
                 mirror::ErrorKind::Source | mirror::ErrorKind::Target | mirror::ErrorKind::NoSpace => {
@@ -97,7 +143,8 @@ impl Error {
     /// The device's own error, where one failed: its kind tells a lack of space from the rest.
     pub fn device_error(&self) -> Option<&block::Error> {
         match self {
-            Self::Read(error) | Self::Write(error) | Self::LeftOut(error) => Some(error),
+            Self::Read(error) | Self::Write(error) | Self::LeftOut(error) | Self::Empty(error) => Some(error),
+            Self::Image(error) => error.device_error(),
             Self::Relink(qcow2::Error::Storage(error)) => Some(error),
             Self::Mirror(error) => error.device_error(),
             _ => None,

@@ -23,7 +23,7 @@ pub struct PreparedConvert {
 
 #[derive(Debug)]
 enum Kind {
-    Existing(Image),
+    Existing(Box<Image>),
     New(Box<NewTarget>),
 }
 
@@ -70,7 +70,7 @@ impl CheckedConvert {
 impl PreparedConvert {
     fn existing(checked: CheckedConvert, image: Image) -> Self {
         let CheckedConvert { source, target, mirror, .. } = checked;
-        Self { source, target, kind: Kind::Existing(image), mirror }
+        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror }
     }
 
     fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
@@ -124,7 +124,7 @@ impl PreparedConvert {
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror } = self;
         let (image, new) = match kind {
-            Kind::Existing(image) => (image, None),
+            Kind::Existing(image) => (*image, None),
             Kind::New(new) => {
                 let NewTarget { prepared, backing, open } = *new;
                 let new = prepared.write_until(stop)?;

@@ -5,11 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use blockmirror_block::BlockDevice;
-use blockmirror_filter::Concat;
+use blockmirror_block::{BlockDevice, ByteRange};
+use blockmirror_filter::{Concat, NullDisk, Window};
 use blockmirror_image::{Backing, Format, Image, Note, ReferencePolicy, join_name};
 
 use super::{Convert, ConvertError};
+
+/// The length of an image is a multiple of this.
+const SECTOR: u64 = 512;
 
 /// The open source of a [`Convert`].
 #[derive(Debug)]
@@ -53,8 +56,23 @@ impl Convert {
                 Arc::new(Concat::new(devices)?)
             }
         };
+        let device = match self.source_range {
+            Some(range) => part(device, range)?,
+            None => device,
+        };
         Ok(ConvertSource { first, more, device, policy })
     }
+}
+
+/// `range` of `device`, filled up to whole sectors, which an image has.
+fn part(device: Arc<dyn BlockDevice>, range: ByteRange) -> Result<Arc<dyn BlockDevice>, ConvertError> {
+    let part: Arc<dyn BlockDevice> = Arc::new(Window::new(device, range));
+    let rest = part.len().next_multiple_of(SECTOR) - part.len();
+    if rest == 0 {
+        return Ok(part);
+    }
+    let zeros = Arc::new(NullDisk::new(rest).read_zeroes(true));
+    Ok(Arc::new(Concat::new([part, zeros])?))
 }
 
 impl ConvertSource {

@@ -1,0 +1,184 @@
+//! Rebases in memory: what a crash, a failure or an odd chain leaves.
+
+use blockmirror_block::testing::{
+    CrashPoint, Fault, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
+};
+use blockmirror_block::{ByteRange, ErrorKind, WriteFlags, ZeroFlags};
+use blockmirror_qcow2::{CreateOptions, OpenOptions as Qcow2Options, Version};
+
+use super::*;
+
+const LEN: u64 = 300 << 10;
+
+#[test]
+fn the_default_takes_an_image_off_its_backing_file() {
+    let rebase = Rebase::new("overlay");
+    assert!(rebase.name().is_none() && !rebase.header_only);
+    assert_eq!(rebase.onto("base", Format::Raw).name(), Some(&b"base"[..]));
+}
+
+/// A disk of `len` bytes, of which each run of 5 KiB holds data that depends on `seed`, or zeros.
+fn disk(seed: u64, len: u64) -> Arc<dyn BlockDevice> {
+    let disk = MemoryDisk::new(len);
+    for (index, run) in ByteRange::new(0, len).pieces(5 << 10).enumerate() {
+        // Some runs are the same for each seed, some zero for one of them, some never written.
+        let byte = match (index as u64 * 7 + seed) % 5 {
+            0 => continue,
+            1 => 0,
+            2 => 0x55,
+            other => (other + seed * 16 + index as u64 % 3) as u8,
+        };
+        disk.write_at(&vec![byte; run.len() as usize], run.start(), WriteFlags::NONE).unwrap();
+    }
+    Arc::new(disk)
+}
+
+/// How an overlay is made.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    version: Version,
+    cluster: u64,
+    extended: bool,
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { version: Version::V3, cluster: 4096, extended: false },
+    Kind { version: Version::V2, cluster: 4096, extended: false },
+    Kind { version: Version::V3, cluster: 16 << 10, extended: true },
+    Kind { version: Version::V3, cluster: 65536, extended: false },
+];
+
+/// The bytes of an overlay on `old` with some data, zeros and discards of its own.
+fn overlay(kind: Kind, old: &Arc<dyn BlockDevice>) -> Vec<u8> {
+    let storage = Arc::new(RecordingStorage::default());
+    let mut options = CreateOptions::new(LEN);
+    (options.version, options.cluster_size, options.extended_l2) =
+        (kind.version, kind.cluster, kind.extended);
+    options.backing_file = Some(b"old".to_vec());
+    options.backing_format = Some("raw".to_owned());
+    options.create(&*storage, None).unwrap();
+    let open = Qcow2Options::new().writable(true).backing(Arc::clone(old));
+    let image = open.open(Arc::clone(&storage) as _).unwrap();
+    image.write_at(&[9; 9000], 30_000, WriteFlags::NONE).unwrap();
+    image.write_zeroes(ByteRange::at(80 << 10, 50 << 10), ZeroFlags::MAY_UNMAP).unwrap();
+    image.discard(ByteRange::at(96 << 10, 20 << 10)).unwrap();
+    image.write_at(&[8; 70_000], 150_000, WriteFlags::NONE).unwrap();
+    image.flush().unwrap();
+    storage.to_vec()
+}
+
+fn contents(disk: &dyn BlockDevice) -> Vec<u8> {
+    let mut all = vec![0; disk.len() as usize];
+    disk.read_at(&mut all, 0).unwrap();
+    all
+}
+
+fn base(device: &Arc<dyn BlockDevice>) -> Base {
+    Base { device: Arc::clone(device), name: b"new".to_vec(), format: Some("raw".to_owned()) }
+}
+
+/// What the image in `storage` reads as on the disk that its header names.
+fn read(
+    storage: MemoryStorage,
+    old: &Arc<dyn BlockDevice>,
+    new: Option<&Arc<dyn BlockDevice>>,
+) -> (Option<String>, Vec<u8>) {
+    let header = blockmirror_qcow2::Header::read(&storage).unwrap();
+    let name = header.backing.as_ref().map(|backing| backing.name.to_string());
+    let options = match (name.as_deref(), new) {
+        (Some("old"), _) => Qcow2Options::new().backing(Arc::clone(old)),
+        (Some("new"), Some(new)) => Qcow2Options::new().backing(Arc::clone(new)),
+        (None, None) => Qcow2Options::new(),
+        other => panic!("the header names {:?}", other.0),
+    };
+    let image = options.writable(true).open(Arc::new(storage)).unwrap();
+    (name, contents(&image))
+}
+
+/// Rebases each kind of overlay onto `new`, and reads it as each crash leaves it.
+fn rebase_and_crash(old_len: u64, new_len: Option<u64>) {
+    let old = disk(1, old_len);
+    let new = new_len.map(|len| disk(2, len));
+    for kind in KINDS {
+        let bytes = overlay(kind, &old);
+        let storage = Arc::new(RecordingStorage::with_contents(&bytes));
+        let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
+        let image = Arc::new(open.open(Arc::clone(&storage) as _).unwrap());
+        let want = contents(&*image);
+        let job = RebaseJob::start(Arc::clone(&image), new.as_ref().map(base), None, JobOptions::default());
+        job.unwrap().wait().unwrap();
+        assert!(contents(&*image) == want, "{kind:?}: the open image");
+        drop(image);
+        let points: Vec<CrashPoint> = storage.crash_points().collect();
+        let mut names = Vec::new();
+        for point in &points {
+            let (name, found) = read(point.storage(), &old, new.as_ref());
+            assert!(found == want, "{kind:?}: {point}");
+            names.push(name);
+        }
+        names.dedup();
+        assert_eq!(names.len(), 2, "the name changes once: {names:?}");
+        let report = blockmirror_qcow2::check(&storage.snapshot(), &mut ());
+        assert!(report.unwrap().is_clean(), "{kind:?}");
+    }
+}
+
+#[test]
+fn each_crash_leaves_the_image_as_it_read() {
+    rebase_and_crash(LEN, Some(LEN));
+    rebase_and_crash(LEN, None);
+}
+
+#[test]
+fn disks_below_may_be_shorter_and_longer() {
+    rebase_and_crash(LEN / 2 + 512, Some(LEN + 4096));
+    rebase_and_crash(LEN + 4096, Some(LEN / 3));
+}
+
+/// Onto a deeper layer of its own chain: what that decides is not read at all.
+#[test]
+fn what_both_chains_share_is_left_below() {
+    let deep = disk(1, LEN);
+    let kind = KINDS[0];
+    let middle = Arc::new(MemoryStorage::with_contents(&overlay(kind, &deep)));
+    let middle = Qcow2Options::new().backing(Arc::clone(&deep)).open(middle).unwrap();
+    let middle: Arc<dyn BlockDevice> = Arc::new(middle);
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(LEN);
+    options.cluster_size = kind.cluster;
+    options.backing_file = Some(b"middle".to_vec());
+    options.create(&*storage, None).unwrap();
+    let open = Qcow2Options::new().writable(true).backing(Arc::clone(&middle));
+    let image = Arc::new(open.open(storage).unwrap());
+    let want = contents(&*image);
+    let job = RebaseJob::start(Arc::clone(&image), Some(base(&deep)), Some(2), JobOptions::default());
+    let moved = job.unwrap().wait().unwrap().moved;
+    assert!(contents(&*image) == want);
+    // The middle has 79,000 bytes of data, and 30 KiB of zeros over data.
+    assert!((79_000..140_000).contains(&moved), "{moved}");
+    assert!(matches!(
+        RebaseJob::start(image, Some(base(&deep)), Some(0), JobOptions::default()),
+        Err(Error::NoLayers { .. })
+    ));
+}
+
+#[test]
+fn a_failure_leaves_the_image_on_its_old_backing_file() {
+    let (old, new) = (disk(1, LEN), disk(2, LEN));
+    for (kind, after) in [(OpKind::Write, 0), (OpKind::Write, 7), (OpKind::Flush, 0)] {
+        let memory = Arc::new(RecordingStorage::with_contents(&overlay(KINDS[0], &old)));
+        let faults = Faults::new();
+        let storage = Arc::new(FaultStorage::new(Arc::clone(&memory) as _, faults.clone()));
+        let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
+        let image = Arc::new(open.open(storage).unwrap());
+        let want = contents(&*image);
+        faults.inject(Fault::on(kind).after(after).with(ErrorKind::NoSpace));
+        let job = RebaseJob::start(Arc::clone(&image), Some(base(&new)), None, JobOptions::default());
+        let error = job.unwrap().wait().unwrap_err();
+        assert_eq!(error.device_error().map(|error| error.kind()), Some(ErrorKind::NoSpace), "{error}");
+        assert!(contents(&*image) == want);
+        drop(image);
+        let (name, found) = read(memory.snapshot(), &old, Some(&new));
+        assert!(name.as_deref() == Some("old") && found == want, "{kind:?} {after}");
+    }
+}
