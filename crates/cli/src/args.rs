@@ -3,6 +3,8 @@
 //! Parsed by [`crate::run`]. Names and letters are those of `qemu-img` where they mean the same. Values are
 //! checked here as far as they can be without looking at a file.
 
+mod bench;
+mod chain;
 mod change;
 mod common;
 mod copy;
@@ -14,12 +16,16 @@ mod target;
 use blockmirror_block::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
 
+use bench::{BENCH_EXAMPLES, DD_EXAMPLES};
+use chain::{COMMIT_EXAMPLES, REBASE_EXAMPLES};
 use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
+pub(crate) use bench::{BenchArgs, DdArgs};
+pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
@@ -101,6 +107,18 @@ pub(crate) enum Command {
     /// Change the options of a qcow2 image
     #[command(after_help = AMEND_EXAMPLES)]
     Amend(AmendArgs),
+    /// Write what an image holds down into its backing file
+    #[command(after_help = COMMIT_EXAMPLES)]
+    Commit(CommitArgs),
+    /// Put an image on another backing file, or on none
+    #[command(after_help = REBASE_EXAMPLES)]
+    Rebase(RebaseArgs),
+    /// Copy a part of an image, with the operands of dd
+    #[command(after_help = DD_EXAMPLES)]
+    Dd(DdArgs),
+    /// Measure how fast an image is read or written
+    #[command(after_help = BENCH_EXAMPLES)]
+    Bench(BenchArgs),
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -150,6 +168,17 @@ mod tests {
         ),
         ("amend", "file format options cache lock image_opts force allow_backing progress bar quiet"),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
+        ("commit", "CHAIN base keep cache rate progress bar quiet"),
+        (
+            "rebase",
+            "CHAIN backing backing_format header_only force_share cache backing_cache progress bar quiet",
+        ),
+        ("dd", "operands format output_format ACCESS in_place atomic force clean progress bar quiet"),
+        (
+            "bench",
+            "file format count depth buffer_size offset step_size write pattern flush_interval no_drain cache \
+             force ACCESS quiet",
+        ),
         (
             "daemon",
             "objects blockdevs chardevs monitors nbd_server exports allowed daemonize background pidfile",
@@ -167,9 +196,16 @@ mod tests {
     /// What ACCESS stands for.
     const ACCESS: &str = "force_share lock image_opts allow_backing allow_protocols connections reconnect_delay open_timeout io_timeout";
 
+    /// What CHAIN stands for.
+    const CHAIN: &str = "file format image_opts lock force allow_backing allow_protocols";
+
     /// Those that are accepted and change no content, with their name in LIMITS.md.
-    const HINTS: &[(&str, &str, &str)] =
-        &[("mirror convert", "oob_writes", "`-W`"), ("mirror convert", "copy_range", "`-C`")];
+    const HINTS: &[(&str, &str, &str)] = &[
+        ("mirror convert", "oob_writes", "`-W`"),
+        ("mirror convert", "copy_range", "`-C`"),
+        ("bench", "aio", "`-i`"),
+        ("bench", "native", "`-n`"),
+    ];
 
     fn arguments_of(command: &clap::Command, path: &str, found: &mut Vec<String>) {
         let ids = command.get_arguments().map(|argument| argument.get_id().as_str());
@@ -189,7 +225,7 @@ mod tests {
         let mut list = |commands: &str, ids: &str| {
             let commands =
                 if commands.starts_with("ctl") { vec![commands] } else { commands.split(' ').collect() };
-            let ids = ids.replace("ACCESS", ACCESS);
+            let ids = ids.replace("ACCESS", ACCESS).replace("CHAIN", CHAIN);
             for command in commands {
                 listed.extend(ids.split_whitespace().map(|id| format!("{command}: {id}")));
             }

@@ -213,7 +213,7 @@ fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt
 
 /// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
 /// Returns the error after which the user did not want to go on.
-fn watch(
+pub(crate) fn watch(
     console: &mut Console<'_>,
     control: &MirrorControl,
     meter: &mut Meter,

@@ -4,6 +4,10 @@
 //! |---|---|
 //! | `mirror`, `convert` | copy an image with the mirror job |
 //! | `create`, `resize`, `amend` | make an image, change its virtual size, its options |
+//! | `commit` | write an image down into its backing file |
+//! | `rebase` | put an image on another backing file, or on none |
+//! | `dd` | copy a part of an image |
+//! | `bench` | measure how fast an image is read or written |
 //! | `info`, `map`, `compare` | look into images |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
@@ -32,13 +36,16 @@
 
 mod amend;
 mod args;
+mod bench;
 mod check;
+mod commit;
 mod compare;
 mod console;
 mod copy;
 mod create;
 mod ctl;
 mod daemon;
+mod dd;
 mod failure;
 mod info;
 mod interrupt;
@@ -49,6 +56,7 @@ mod map;
 mod names;
 mod progress;
 mod prompt;
+mod rebase;
 mod report;
 mod resize;
 mod target;
@@ -126,6 +134,10 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Compare(args) => compare::run(console, &args),
         Command::Resize(args) => resize::run(console, &args),
         Command::Amend(args) => amend::run(console, &args),
+        Command::Commit(args) => commit::run(console, &args),
+        Command::Rebase(args) => rebase::run(console, &args),
+        Command::Dd(args) => dd::run(console, &args),
+        Command::Bench(args) => bench::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blockmirror_image::{AllowedReferences, LockMode, NbdOptions, OpenOptions, ReferencePolicy};
 
-use crate::args::{AccessArgs, LockArgs, Switch};
+use crate::args::{AccessArgs, ChainArgs, LockArgs, Switch};
 use crate::failure::{Failure, Outcome};
 
 /// The environment variable that lists directories as `--allow-backing` does, separated by colons.
@@ -13,6 +13,11 @@ const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
 /// What images may name on the word of the command line and of the environment.
 pub(crate) fn allowed(args: &AccessArgs) -> Outcome<AllowedReferences> {
+    Ok(allowed_dirs(&args.allow_backing)?.protocols(args.allow_protocols))
+}
+
+/// The same for a command that changes a chain.
+pub(crate) fn allowed_of_chain(args: &ChainArgs) -> Outcome<AllowedReferences> {
     Ok(allowed_dirs(&args.allow_backing)?.protocols(args.allow_protocols))
 }
 

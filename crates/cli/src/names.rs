@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use blockmirror_image::{Format, ImageName, Part};
 use blockmirror_qmp::keyval;
 
-use crate::args::{Command, CopyArgs};
+use crate::args::{ChainArgs, Command, CopyArgs, DdArgs};
+use crate::dd::Operands;
 use crate::failure::{Failure, Outcome};
 
 /// Puts paths and formats in place of the descriptions of images in `command`.
@@ -39,6 +40,13 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             Some(file) => image(file, &mut args.part, &mut args.format, args.image_opts, "-f"),
             None => Ok(()),
         },
+        Command::Commit(args) => chain(&mut args.chain),
+        Command::Rebase(args) => chain(&mut args.chain),
+        Command::Dd(args) => dd(args),
+        Command::Bench(args) => {
+            let options = args.access.image_opts;
+            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+        }
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
 }
@@ -57,6 +65,17 @@ fn copy(args: &mut CopyArgs) -> Outcome<()> {
     } else {
         new(&mut args.target)
     }
+}
+
+fn chain(args: &mut ChainArgs) -> Outcome<()> {
+    image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+}
+
+fn dd(args: &mut DdArgs) -> Outcome<()> {
+    let operands = Operands::parse(&args.operands)?;
+    (args.input, args.output) = (operands.input, operands.output);
+    image(&mut args.input, &mut args.part, &mut args.format, args.access.image_opts, "-f")?;
+    new(&mut args.output)
 }
 
 /// An image that is there.

@@ -90,6 +90,18 @@ impl Place {
         assert!(output.status.success(), "{output:?}");
     }
 
+    /// The same, of an image in `format`.
+    pub(crate) fn io_as(&self, format: &str, name: &str, commands: &[&str]) {
+        let commands = commands.iter().flat_map(|command| ["-c", command]);
+        let output = Command::new("qemu-io")
+            .args(["-f", format])
+            .args(commands)
+            .arg(self.path(name))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Names of the files in the folder, in order.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.dir.path()).unwrap();

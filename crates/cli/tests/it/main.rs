@@ -1,9 +1,11 @@
 //! The integration tests of this crate, in one program.
 
 mod amend;
+mod chain;
 mod common;
 mod copy;
 mod ctl_watch;
+mod dd;
 mod log;
 mod process;
 mod qemu;
