@@ -469,10 +469,12 @@ impl Sim<'_> {
         begun.chain(self.leaked.iter().map(|(range, _)| *range)).collect()
     }
 
-    /// Leaked writes that no bitmap knows: the job was not to write them, and they were never reported.
+    /// Leaked writes that no bitmap knows, because they were never reported: those at the source only, and
+    /// the others too unless the job's end has cut the bitmap.
     fn unknown(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        let source_only = self.leaked.iter().filter(|(_, admission)| *admission == Admission::SourceOnly);
-        source_only.map(|(range, _)| *range)
+        let is_cut = self.ended == Some(Ending::Fail);
+        let unknown = move |leaked: &&(ByteRange, Admission)| leaked.1 == Admission::SourceOnly || !is_cut;
+        self.leaked.iter().filter(unknown).map(|(range, _)| *range)
     }
 
     /// The last step, as the tap performs it.
