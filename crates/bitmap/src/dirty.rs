@@ -13,8 +13,8 @@ use crate::ChunkBitmap;
 /// The finest granularity in bytes.
 pub const MIN_GRANULARITY: u64 = 512;
 
-/// The coarsest granularity in bytes.
-pub const MAX_GRANULARITY: u64 = 64 << 20;
+/// The coarsest granularity in bytes: 2 GiB, that of persistent bitmaps.
+pub const MAX_GRANULARITY: u64 = 2 << 30;
 
 /// A granularity that no bitmap can have.
 #[non_exhaustive]
@@ -196,6 +196,16 @@ impl DirtyBitmap {
             at = run.end.checked_next_multiple_of(self.granularity()).unwrap_or(u64::MAX);
             self.set(run);
         }
+    }
+
+    /// The bitmap of the disk when that is `len` bytes long: what lies past the end is forgotten, and what is
+    /// new is clean, but for the rest of a dirty granule.
+    #[must_use]
+    pub fn resized(&self, len: u64) -> Self {
+        let granules = ChunkBitmap::new(len.div_ceil(self.granularity()));
+        let mut resized = Self { len, shift: self.shift, granules };
+        resized.merge(self);
+        resized
     }
 
     /// Bytes that the bitmap owns on the heap.

@@ -39,15 +39,31 @@ impl Qcow2 {
         let new = self.check_new(name, format)?;
         let _only_one = self.changing.lock();
         self.flush()?;
+        self.rewrite_header(
+            |cluster, length| change_backing(cluster, length, new),
+            |header| header.backing.as_ref().map(|b| b.name.as_bytes()) == name,
+        )?;
+        self.ctx.below.lock().named = name.is_some();
+        Ok(())
+    }
+
+    /// Changes the header as `plan` says for the first cluster and the length of the fixed fields, durably.
+    /// All that it is to point at is durable. The caller holds `changing`.
+    ///
+    /// # Errors
+    /// The change has no room; or `is_meant` does not find it in what the header would say.
+    pub(crate) fn rewrite_header(
+        &self,
+        plan: impl FnOnce(&[u8], usize) -> Result<Vec<Step>>,
+        is_meant: impl FnOnce(&Header) -> bool,
+    ) -> Result<()> {
         // The refcount table does not move, nor does anything else change the header, under the write-back
         // lock.
         let _no_write_back = self.write_back.lock();
-        self.meta.lock().check_poison(&self.ctx, "change backing file")?;
+        self.meta.lock().check_poison(&self.ctx, "change header")?;
         let cluster = self.first_cluster()?;
-        let header_length = Header::parse(&cluster)?.header_length as usize;
-        let steps = change_backing(&cluster, header_length, new)?;
-        let is_named = |header: &Header| header.backing.as_ref().map(|b| b.name.as_bytes()) == name;
-        self.write_steps("change backing file", cluster, &steps, is_named)
+        let steps = plan(&cluster, Header::parse(&cluster)?.header_length as usize)?;
+        self.write_steps("change header", cluster, &steps, is_meant)
     }
 
     /// Writes `steps` into the first cluster, which is `cluster`, each durably. The caller holds the
@@ -73,9 +89,20 @@ impl Qcow2 {
         for step in steps {
             self.write_header(step.at as u64, &step.bytes)?;
         }
-        self.ctx.below.lock().named = header.backing.is_some();
         self.set_header(header);
         Ok(())
+    }
+
+    /// Whether [`rewrite_header`](Self::rewrite_header) has room for the change.
+    ///
+    /// # Errors
+    /// It has not.
+    pub(crate) fn check_header_change(
+        &self,
+        plan: impl FnOnce(&[u8], usize) -> Result<Vec<Step>>,
+    ) -> Result<()> {
+        let cluster = self.first_cluster()?;
+        plan(&cluster, Header::parse(&cluster)?.header_length as usize).map(drop)
     }
 
     /// Whether the header could name that backing file: for callers that find out before they begin something
@@ -85,9 +112,7 @@ impl Qcow2 {
     /// As for [`set_backing_file`](Self::set_backing_file), of an image that is writable by then.
     pub fn check_backing_file(&self, name: Option<&[u8]>, format: Option<&str>) -> Result<()> {
         let new = self.check_new(name, format)?;
-        let cluster = self.first_cluster()?;
-        let header_length = Header::parse(&cluster)?.header_length as usize;
-        change_backing(&cluster, header_length, new).map(drop)
+        self.check_header_change(|cluster, length| change_backing(cluster, length, new))
     }
 
     fn check_new<'a>(

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use blockmirror_block::{Error as BlockError, ErrorKind};
 use thiserror::Error;
 
+use crate::limits;
+
 /// The result of parsing, opening or creating an image.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -75,6 +77,24 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The table of a persistent bitmap is damaged.
+    #[error("bitmap {bitmap:?}, table at offset {offset}: {problem}")]
+    BitmapTable {
+        /// The name of the bitmap.
+        bitmap: String,
+        /// Where the table starts in the file.
+        offset: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A persistent bitmap cannot be made, changed or read.
+    #[error("bitmap {name:?}: {problem}")]
+    Bitmap {
+        /// Its name.
+        name: String,
+        /// Why not.
+        problem: BitmapProblem,
+    },
     /// Something is larger than a named limit.
     #[error("{what} is {value}, more than the limit of {limit}")]
     LimitExceeded {
@@ -128,11 +148,46 @@ pub enum WriteRefusal {
         /// How many.
         count: u32,
     },
-    /// The image has valid persistent bitmaps, which would become stale.
-    #[error("it has {count} persistent bitmap(s), keeping them up to date is not supported")]
-    Bitmaps {
-        /// How many.
-        count: u32,
+}
+
+/// Why a persistent bitmap cannot be made, changed or read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum BitmapProblem {
+    /// There is none of that name.
+    #[error("there is no bitmap of that name")]
+    NotFound,
+    /// There is one of that name already.
+    #[error("there is a bitmap of that name already")]
+    Exists,
+    /// It was in use and was not stored, so it misses writes.
+    #[error("it is inconsistent: it was in use and was not stored; it can only be removed")]
+    Inconsistent,
+    /// The name is empty, or longer than [`limits::MAX_BITMAP_NAME`].
+    #[error("its name has {0} bytes, 1 to {max} are allowed", max = limits::MAX_BITMAP_NAME)]
+    NameLength(usize),
+    /// The granularity is no power of two, or out of bounds.
+    #[error("granularity {0}: a power of two from 512 to 2G is allowed")]
+    Granularity(u64),
+    /// It would have more bits than [`limits::MAX_BITMAP_BYTES`] hold.
+    #[error("it would have {0} bytes of bits, more than the limit of {max}", max = limits::MAX_BITMAP_BYTES)]
+    TooFine(u64),
+    /// The directory would be larger than its limits.
+    #[error("the image has as many bitmaps as its directory can have")]
+    TooMany,
+    /// The image has version 2, which has no bitmaps.
+    #[error("an image of version 2 (compat=0.10) has no bitmaps")]
+    Version2,
+    /// The disk has no bytes.
+    #[error("the disk has no bytes")]
+    EmptyDisk,
+    /// The bits to merge are those of a disk of another length.
+    #[error("the disk has {own} bytes, that of the bits to merge {other}")]
+    OtherLength {
+        /// Bytes of the disk.
+        own: u64,
+        /// Bytes of the other one.
+        other: u64,
     },
 }
 
@@ -148,10 +203,11 @@ impl Error {
             | Self::HeaderField { .. }
             | Self::Extension { .. }
             | Self::TableEntry { .. }
+            | Self::BitmapTable { .. }
             | Self::Decompress { .. } => ErrorKind::Corrupt,
             Self::LimitExceeded { .. } => ErrorKind::LimitExceeded,
             Self::NotWritable(_) => ErrorKind::ReadOnly,
-            Self::Option { .. } => ErrorKind::InvalidInput,
+            Self::Option { .. } | Self::Bitmap { .. } => ErrorKind::InvalidInput,
             Self::Storage(e) => e.kind(),
         }
     }
@@ -173,6 +229,7 @@ impl From<Error> for BlockError {
         let operation = match &error {
             Error::Option { .. } => "create qcow2 image",
             Error::Decompress { .. } => "decompress",
+            Error::Bitmap { .. } => "use persistent bitmap",
             _ => "open qcow2 image",
         };
         match error {

@@ -16,6 +16,7 @@ use byteorder::{BigEndian, ByteOrder};
 
 pub use open::{DEFAULT_CACHE_BYTES, OpenOptions};
 
+use crate::bitmap_list::ImageBitmaps;
 use crate::compressed::Decompressors;
 use crate::context::ImageContext;
 use crate::damage::Damage;
@@ -33,7 +34,8 @@ const HEADER_AUTOCLEAR: u64 = 88;
 ///
 /// Metadata is written back by [`flush`](BlockDevice::flush), or when much of it has changed. An image that
 /// is dropped without a flush loses what was not flushed, as a disk does when the power goes; it stays
-/// consistent.
+/// consistent. Persistent bitmaps are stored by [`store_bitmaps`](Qcow2::store_bitmaps), and when the image
+/// is dropped.
 #[derive(Debug)]
 pub struct Qcow2 {
     pub(crate) ctx: ImageContext,
@@ -64,6 +66,8 @@ pub struct Qcow2 {
     /// changes. *Order*: after `changing`, before `write_back`. *Not under it*: another range of the same
     /// image.
     pub(crate) ranges: RangeLock,
+    /// The persistent bitmaps, which record what is written.
+    pub(crate) bitmaps: ImageBitmaps,
     pub(crate) decompressors: Decompressors,
     pub(crate) cancellations: Cancellations,
 }

@@ -54,6 +54,7 @@
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
 //! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
+//! | `bitmap_list`, `bitmaps`: `store`, `change` | persistent bitmaps: what writes do to them, their place on disk |
 //! | `overlap`, `cluster_set`, `verify`, `damage` | what is never written over or handed out; damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
@@ -86,6 +87,8 @@
 
 mod amend;
 mod backing;
+mod bitmap_list;
+mod bitmaps;
 mod cache;
 mod check;
 mod cluster_set;
@@ -126,11 +129,12 @@ mod zero;
 mod zero_query;
 
 pub use amend::{AmendOptions, amend};
+pub use bitmaps::BitmapOptions;
 pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
 pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;
 pub use damage::Damage;
-pub use error::{Error, Result, WriteRefusal};
+pub use error::{BitmapProblem, Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
 pub use overlap::{MetadataKind, OverlapChecks};

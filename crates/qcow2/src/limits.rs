@@ -52,5 +52,15 @@ pub const MAX_BITMAP_DIRECTORY_BYTES: u64 = 64 << 20;
 /// Bytes of a bitmap's name.
 pub const MAX_BITMAP_NAME: usize = 1023;
 
+/// Bytes of the bits of one persistent bitmap, as its table says.
+pub const MAX_BITMAP_BYTES: u64 = 512 << 20;
+
+/// Bytes of the tables of all persistent bitmaps of an image together, where it is opened for writing.
+pub const MAX_BITMAP_TABLES_BYTES: u64 = 64 << 20;
+
+/// Bytes of stored bits that are loaded when an image is opened for writing, of all bitmaps that record. In
+/// memory they take up to a fifth more; bits that are all clear or all set are not stored and take nothing.
+pub const MAX_LOADED_BITMAP_BYTES: u64 = 1 << 30;
+
 /// Finest and coarsest granularity of a persistent bitmap, as powers of two.
 pub const BITMAP_GRANULARITY_BITS: std::ops::RangeInclusive<u8> = 9..=31;

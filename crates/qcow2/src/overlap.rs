@@ -39,7 +39,7 @@ pub enum MetadataKind {
     InactiveL1,
     /// An L2 table of a snapshot; the disk may use it as well.
     InactiveL2,
-    /// The directory of persistent bitmaps.
+    /// The directory of persistent bitmaps, their tables and their bits (QEMU: the directory alone).
     BitmapDirectory,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for MetadataKind {
             Self::SnapshotTable => "the snapshot table",
             Self::InactiveL1 => "the L1 table of a snapshot",
             Self::InactiveL2 => "an L2 table of a snapshot",
-            Self::BitmapDirectory => "the bitmap directory",
+            Self::BitmapDirectory => "the bitmap directory or a bitmap",
         })
     }
 }

@@ -41,9 +41,11 @@ impl Qcow2 {
             options = options.backing(backing);
         }
         let image = options.open(self.storage().clone())?;
-        // What bitmaps and unknown extensions use is not known here.
+        image.bitmaps.take_over(&self.bitmaps);
+        // What stale bitmaps and unknown extensions use is not known here.
         let header = image.header();
-        if image.is_writable() && header.bitmaps.is_none() && header.unknown_extensions.is_empty() {
+        let stale_bitmaps = header.bitmaps.is_some() && !header.bitmaps_valid();
+        if image.is_writable() && !stale_bitmaps && header.unknown_extensions.is_empty() {
             let stop = self.stop_check("reopen");
             let freed = image.meta.lock().free_unused(&image.ctx, &stop);
             image.note_damage(freed)?;

@@ -49,10 +49,6 @@ impl Qcow2 {
         let _only_one = self.changing.lock();
         self.meta.lock().check_poison(&self.ctx, "resize")?;
         let old = self.ctx.size();
-        if self.header().bitmaps.is_some() {
-            let why = "it has persistent bitmaps, whose tables go with the length";
-            return Err(self.refused(ErrorKind::Unsupported, why.into()));
-        }
         if !len.is_multiple_of(SECTOR) {
             return Err(self.refused(ErrorKind::InvalidInput, format!("{len} is not a multiple of {SECTOR}")));
         }
@@ -63,7 +59,12 @@ impl Qcow2 {
         if len == old && !(may_shrink && self.is_shrink_unfinished(len)?) {
             return self.note_damage(self.flush());
         }
-        self.note_damage(if len > old { self.grow(old, len) } else { self.shrink(len) })
+        let named = |error: crate::Error| error.in_file(&self.ctx.name);
+        self.begin_resize_of_bitmaps().map_err(named)?;
+        let resized = self.note_damage(if len > old { self.grow(old, len) } else { self.shrink(len) });
+        // Those of the length that it has now, whichever that is.
+        let stored = self.end_resize_of_bitmaps(old).map_err(named);
+        resized.and(stored)
     }
 
     /// Whether a shrink to `len` was cut off, here or before the image was opened. Damage that is met past

@@ -83,10 +83,15 @@ impl Qcow2 {
     /// # Errors
     /// A read-only or poisoned image; a range past the disk; damaged metadata; no space.
     pub fn resolve_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
+        self.resolve(range, true)
+    }
+
+    /// The same; bitmaps record it only if the guest is to see another content.
+    fn resolve(&self, range: ByteRange, changes_content: bool) -> Result<WriteGuard<'_>> {
         let range = self.bounds("write", Some(range), range.start(), range.len())?;
         self.check_writable("write")?;
         self.maybe_write_back()?;
-        self.note_damage(self.plan_write(range))
+        self.note_damage(self.plan_write(range, changes_content))
     }
 
     /// Writes `buf` at `range`, whose clusters the caller holds exclusively.
@@ -97,14 +102,18 @@ impl Qcow2 {
         guard.commit()
     }
 
-    fn plan_write(&self, range: ByteRange) -> Result<WriteGuard<'_>> {
+    fn plan_write(&self, range: ByteRange, changes_content: bool) -> Result<WriteGuard<'_>> {
         let clusters = range.align_outward(self.ctx.cluster().bytes());
+        let recorded = if changes_content { range } else { ByteRange::default() };
         let mut guard = WriteGuard::new(self, range, Some(self.ranges.shared(clusters)));
+        self.record_write(recorded)?;
         if guard.find_in_place()? {
             return Ok(guard);
         }
         drop(guard);
         let guard = WriteGuard::new(self, range, Some(self.ranges.exclusive(clusters)));
+        // In between the bitmaps may have been stored.
+        self.record_write(recorded)?;
         self.plan_moving(guard)
     }
 
@@ -142,7 +151,7 @@ impl Qcow2 {
         let stop = self.stop_check("preallocate");
         for part in range.pieces(MAX_AHEAD * cluster.bytes()) {
             stop.check()?;
-            let guard = self.resolve_write(part)?;
+            let guard = self.resolve(part, false)?;
             guard.fill_edges()?;
             // A place that was used before holds what it held; one past the end of the file is zeros once the
             // file is longer.

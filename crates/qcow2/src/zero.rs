@@ -82,6 +82,7 @@ impl Qcow2 {
             return self.zero_raw_data_file(range, flags);
         }
         for edge in edges {
+            self.record_request(edge)?;
             self.zero_with_data(edge, purpose)?;
         }
         self.change(whole, purpose)
@@ -95,6 +96,7 @@ impl Qcow2 {
     /// Frees the space of `range`, inside the disk, where whole (sub)clusters are covered.
     pub(crate) fn discard_mapped(&self, range: ByteRange) -> Result<()> {
         self.check_writable("discard")?;
+        self.record_request(range)?;
         if self.raw_data_file() {
             // The raw file must stay what the guest sees; its own holes are the only way to give space back.
             return self.zero_raw_data_file(self.whole_subclusters(range), ZeroFlags::MAY_UNMAP);
@@ -174,6 +176,7 @@ impl Qcow2 {
     /// Changes the entries of `part`, which lies in one L2 table; returns what is left for data.
     fn change_in_table(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
         let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
+        self.record_write(part)?;
         self.change_held(part, purpose)
     }
 
@@ -323,6 +326,7 @@ impl Qcow2 {
         self.meta.lock().check_poison(&self.ctx, "write zeroes")?;
         for part in range.pieces(self.ctx.l2_entries() << self.ctx.cluster().bits()) {
             let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
+            self.record_write(part)?;
             data_file.write_zeroes(part, flags.difference(ZeroFlags::FUA))?;
         }
         self.ctx.known_data.forget();

@@ -202,14 +202,26 @@ fn dirty_runs(model: &Model) -> Vec<Range<u64>> {
 
 #[test]
 fn granularities_are_checked_range_first() {
-    for shift in 9..=26 {
+    for shift in 9..=31 {
         assert_eq!(DirtyBitmap::new(1, 1 << shift).map(|b| b.granularity()), Ok(1 << shift));
     }
-    for bad in [0, 1, 511, (64 << 20) + 1, 128 << 20, u64::MAX] {
+    for bad in [0, 1, 511, (2 << 30) + 1, 4 << 30, u64::MAX] {
         assert_eq!(DirtyBitmap::new(1, bad).map(|_| ()), Err(GranularityError::OutOfRange(bad)));
     }
     let error = DirtyBitmap::new(1, 3000).unwrap_err();
     assert_eq!(error.to_string(), "granularity 3000 is not a power of two");
+}
+
+#[test]
+fn a_disk_of_another_length_keeps_what_it_still_has() {
+    let mut bitmap = DirtyBitmap::new(10_000, 4096).unwrap();
+    bitmap.set(0..1);
+    bitmap.set(9000..9001);
+    let longer = bitmap.resized(20_000);
+    assert_eq!(longer.runs().collect::<Vec<_>>(), [0..4096, 8192..12288]);
+    let shorter = longer.resized(8192);
+    assert_eq!(shorter.runs().collect::<Vec<_>>(), [0..4096]);
+    assert!(shorter.resized(20_000).next_dirty(4096, 1).is_none(), "what was cut off does not come back");
 }
 
 #[test]
@@ -248,7 +260,7 @@ fn the_largest_disk_works_to_its_last_byte() {
     bitmap.set_all();
     assert_eq!(bitmap.dirty_bytes(), u64::MAX);
     assert_eq!(bitmap.next_clean(0, 1), None);
-    let mut coarse = DirtyBitmap::new(u64::MAX, 64 << 20).unwrap();
+    let mut coarse = DirtyBitmap::new(u64::MAX, 2 << 30).unwrap();
     coarse.merge(&bitmap);
     assert_eq!(coarse.dirty_bytes(), u64::MAX);
 }

@@ -311,7 +311,7 @@ impl Checker<'_> {
 
     fn count_bitmap_entry(&mut self, at: u64, word: u64, span: &Span) -> Result<u64> {
         match TableEntry::parse(word, self.format.cluster) {
-            TableEntry::Uniform => {}
+            TableEntry::Clear | TableEntry::Set => {}
             TableEntry::Stored(HostOffset(offset)) => {
                 let size = self.cluster_size();
                 if !self.count_range(Structure::BitmapData, offset, size, span.uses(), 0) {

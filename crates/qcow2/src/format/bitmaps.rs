@@ -1,10 +1,11 @@
-//! The directory of persistent bitmaps, read for information: what bitmaps there are, not their bits.
+//! The directory of persistent bitmaps, and the entries of their tables: parsed and encoded. The bits are
+//! read and written elsewhere (`crate::bitmaps`).
 //!
-//! `info` calls this; an image with valid bitmaps is not opened for writing.
+//! `info`, the check and the open image call this.
 
 use blockmirror_block::Storage;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::extension::BitmapsExtension;
 use crate::error::{Error, Result};
@@ -13,14 +14,16 @@ use crate::offset::{ClusterSize, HostOffset};
 
 const FLAG_IN_USE: u32 = 1 << 0;
 const FLAG_AUTO: u32 = 1 << 1;
-const FLAGS_KNOWN: u32 = FLAG_IN_USE | FLAG_AUTO | 1 << 2;
+/// Extra data may be ignored by who does not know it.
+const FLAG_EXTRA_DATA_COMPATIBLE: u32 = 1 << 2;
+const FLAGS_KNOWN: u32 = FLAG_IN_USE | FLAG_AUTO | FLAG_EXTRA_DATA_COMPATIBLE;
 /// The only type of bitmap there is: one that tracks writes.
 const TYPE_TRACKING: u8 = 1;
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// In a table entry without an offset: all bits are set.
 const ALL_SET: u64 = 1;
 
-#[derive(Clone, Copy, Debug, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawEntry {
     table_offset: U64,
@@ -39,8 +42,13 @@ const FIXED: u64 = size_of::<RawEntry>() as u64;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct BitmapEntry {
-    /// Its name, unique in the image.
+    /// Its name, unique in the image; what is not UTF-8 is replaced.
     pub name: String,
+    /// The name as it stands in the directory.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(crate) raw_name: Vec<u8>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(crate) extra_data_compatible: bool,
     /// Guest bytes per bit.
     pub granularity: u64,
     /// Whether it was in use and was not stored again: its bits are not to be trusted.
@@ -53,11 +61,58 @@ pub struct BitmapEntry {
     pub table_entries: u32,
 }
 
+impl BitmapEntry {
+    /// A new one that has no table yet.
+    pub(crate) fn new(name: &str, granularity: u64, auto: bool) -> Self {
+        Self {
+            name: name.to_owned(),
+            raw_name: name.as_bytes().to_vec(),
+            extra_data_compatible: false,
+            granularity,
+            in_use: false,
+            auto,
+            table_offset: 0,
+            table_entries: 0,
+        }
+    }
+
+    /// Appends the entry as it is to stand in the directory, padded to 8 bytes.
+    fn append(&self, out: &mut Vec<u8>) {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        let flags = flag(self.in_use, FLAG_IN_USE)
+            | flag(self.auto, FLAG_AUTO)
+            | flag(self.extra_data_compatible, FLAG_EXTRA_DATA_COMPATIBLE);
+        let raw = RawEntry {
+            table_offset: self.table_offset.into(),
+            table_size: self.table_entries.into(),
+            flags: flags.into(),
+            bitmap_type: TYPE_TRACKING,
+            // A power of two of at most 2^31.
+            granularity_bits: self.granularity.trailing_zeros() as u8,
+            // At most 1023 bytes.
+            name_size: (self.raw_name.len() as u16).into(),
+            extra_data_size: 0.into(),
+        };
+        out.extend(raw.as_bytes());
+        out.extend(&self.raw_name);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+}
+
+/// The directory of `entries`.
+pub(crate) fn encode_directory<'a>(entries: impl IntoIterator<Item = &'a BitmapEntry>) -> Vec<u8> {
+    let mut out = Vec::new();
+    entries.into_iter().for_each(|entry| entry.append(&mut out));
+    out
+}
+
 /// What an entry of a bitmap's table says of the bits in one cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TableEntry {
-    /// All are clear, or all are set: they take no cluster.
-    Uniform,
+    /// All are clear: they take no cluster.
+    Clear,
+    /// All are set: they take no cluster.
+    Set,
     /// They lie in the cluster at this offset.
     Stored(HostOffset),
     /// It makes no sense.
@@ -71,9 +126,19 @@ impl TableEntry {
             return Self::Invalid;
         }
         match (offset.0, word & ALL_SET) {
-            (0, _) => Self::Uniform,
+            (0, 0) => Self::Clear,
+            (0, _) => Self::Set,
             (_, 0) => Self::Stored(offset),
             _ => Self::Invalid,
+        }
+    }
+
+    /// The word in the table; of one that makes no sense, that of clear bits.
+    pub(crate) fn encode(self) -> u64 {
+        match self {
+            Self::Clear | Self::Invalid => 0,
+            Self::Set => ALL_SET,
+            Self::Stored(offset) => offset.0,
         }
     }
 }
@@ -141,6 +206,8 @@ impl<'a> Bitmaps<'a> {
         self.index += 1;
         Ok(BitmapEntry {
             name: String::from_utf8_lossy(&name).into_owned(),
+            raw_name: name,
+            extra_data_compatible: flags & FLAG_EXTRA_DATA_COMPATIBLE != 0,
             granularity: 1 << bits,
             in_use: flags & FLAG_IN_USE != 0,
             auto: flags & FLAG_AUTO != 0,

@@ -188,6 +188,15 @@ impl BitmapsExtension {
         check_table("bitmap directory offset", out.directory_offset, out.directory_size, cluster_size)?;
         Ok(out)
     }
+
+    /// The data of the extension.
+    pub(super) fn encode(&self) -> [u8; 24] {
+        let mut data = [0; 24];
+        BigEndian::write_u32(&mut data, self.count);
+        BigEndian::write_u64(&mut data[8..], self.directory_size);
+        BigEndian::write_u64(&mut data[16..], self.directory_offset);
+        data
+    }
 }
 
 /// Appends one extension, padded to 8 bytes.

@@ -325,8 +325,9 @@ impl Header {
     /// The autoclear bits that may stand once this crate writes to the image: those whose feature it keeps up
     /// to date, and no unknown one.
     pub fn autoclear_when_written(&self) -> u64 {
-        let kept = if self.data_file.is_some() { feature::AUTOCLEAR_RAW_DATA_FILE } else { 0 };
-        self.autoclear & kept
+        let raw = if self.data_file.is_some() { feature::AUTOCLEAR_RAW_DATA_FILE } else { 0 };
+        let bitmaps = if self.bitmaps.is_some() { feature::AUTOCLEAR_BITMAPS } else { 0 };
+        self.autoclear & (raw | bitmaps)
     }
 
     /// Whether this crate may write to the image. One that is marked dirty is repaired first.
@@ -339,10 +340,7 @@ impl Header {
         } else if self.snapshot_count > 0 {
             WriteRefusal::Snapshots { count: self.snapshot_count }
         } else {
-            match self.bitmaps {
-                Some(bitmaps) if self.bitmaps_valid() => WriteRefusal::Bitmaps { count: bitmaps.count },
-                _ => return Ok(()),
-            }
+            return Ok(());
         };
         Err(refusal.into())
     }

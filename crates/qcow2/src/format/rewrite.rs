@@ -1,21 +1,23 @@
-//! Another backing file in the header: which bytes of the first cluster change, in which order.
+//! A header that says something else: another backing file, another directory of bitmaps. Which bytes of the
+//! first cluster change, in which order.
 //!
 //! Pure: the first cluster comes in, writes come out, each to be durable before the next. The fixed fields
 //! lie in the first sector, which changes at once; what does not fit there is prepared first:
 //!
-//! 1. the new name, at a place near the end of the cluster that the old one does not use;
+//! 1. the name of the backing file, at a place near the end of the cluster that the old one does not use;
 //! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector
-//!    (without the names of features, which no reader needs), still with the old backing file; then the new
-//!    rest;
-//! 3. the first sector, with the new name, format and extensions.
+//!    (without the names of features, which no reader needs), still with what the header says now; then the
+//!    new rest;
+//! 3. the first sector, with the name's place, the autoclear bits and the extensions.
 //!
-//! So whatever a crash leaves, the header names the old backing file or the new one. Clusters below 4 KiB
-//! have no room for two names; there all is one write, which a crash may tear where it is longer than a
-//! sector.
+//! So whatever a crash leaves, the header says the old or the new. Clusters below 4 KiB have no room for two
+//! names; in an image with a backing file all is one write there, which a crash may tear where it is longer
+//! than a sector.
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::extension::{self, BACKING_FORMAT, END, FEATURE_NAMES};
+use super::extension::{self, BACKING_FORMAT, BITMAPS, BitmapsExtension, END, FEATURE_NAMES};
+use super::feature::AUTOCLEAR_BITMAPS;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_BACKING_FORMAT, MAX_BACKING_NAME};
 
@@ -23,6 +25,8 @@ use crate::limits::{MAX_BACKING_FORMAT, MAX_BACKING_NAME};
 pub(super) const SECTOR: usize = 512;
 /// Where the header holds the name's offset (8 bytes) and length (4 bytes).
 const NAME_FIELD: std::ops::Range<usize> = 8..20;
+/// Where a version 3 header holds the autoclear features.
+const AUTOCLEAR_FIELD: std::ops::Range<usize> = 88..96;
 /// Room for one name.
 const SLOT: usize = 1024;
 /// An old name, wherever it lies, touches at most two of three places.
@@ -63,6 +67,18 @@ impl NewBacking<'_> {
     }
 }
 
+/// What may change in a header.
+#[derive(Clone, Copy, Debug)]
+struct Content<'a> {
+    /// The backing file's name, empty for none.
+    name: &'a [u8],
+    format: Option<&'a [u8]>,
+    /// The extension with the place of the bitmaps.
+    bitmaps: Option<&'a [u8]>,
+    /// Whether the autoclear bit of the bitmaps is set.
+    bitmaps_valid: bool,
+}
+
 /// The parts of a header.
 pub(super) struct Parts<'a> {
     pub(super) cluster: &'a [u8],
@@ -83,26 +99,30 @@ pub(crate) fn change_backing(
     new: Option<NewBacking<'_>>,
 ) -> Result<Vec<Step>> {
     let parts = Parts::new(cluster, header_length)?;
-    let format = new.and_then(|new| new.format);
+    let format = new.and_then(|new| new.format).map(str::as_bytes);
     let name = new.map_or(&[][..], |new| new.name);
-    let whole = parts.list(format.map(str::as_bytes), true);
-    let roomy = whole.len() + SLOTS * SLOT <= cluster.len();
-    let steps = if roomy { parts.careful_steps(&whole, name) } else { None };
-    match steps {
-        Some(steps) => Ok(steps),
-        None => {
-            let short = parts.list(format.map(str::as_bytes), false);
-            let fits = [whole, short].into_iter().find(|head| head.len() + name.len() <= cluster.len());
-            let Some(mut head) = fits else {
-                let problem = format!("the name does not fit into a cluster of {} bytes", cluster.len());
-                return Err(Error::Option { option: "backing_file", problem });
-            };
-            let at = head.len();
-            point_at(&mut head, at, name.len());
-            head.extend(name);
-            Ok(vec![Step { at: 0, bytes: head }])
-        }
-    }
+    parts.steps(&Content { name, format, ..parts.content() }).ok_or_else(|| {
+        let problem = format!("the name does not fit into a cluster of {} bytes", cluster.len());
+        Error::Option { option: "backing_file", problem }
+    })
+}
+
+/// The writes that make the header in `cluster` lead to the directory `new` of valid bitmaps, or to none.
+///
+/// # Errors
+/// The extension does not fit.
+pub(crate) fn change_bitmaps(
+    cluster: &[u8],
+    header_length: usize,
+    new: Option<&BitmapsExtension>,
+) -> Result<Vec<Step>> {
+    let parts = Parts::new(cluster, header_length)?;
+    let record = new.map(BitmapsExtension::encode);
+    let bitmaps = record.as_ref().map(|record| &record[..]);
+    parts.steps(&Content { bitmaps, bitmaps_valid: new.is_some(), ..parts.content() }).ok_or_else(|| {
+        let problem = format!("it does not fit into a cluster of {} bytes", cluster.len());
+        Error::Extension { name: "bitmaps", problem }
+    })
 }
 
 impl<'a> Parts<'a> {
@@ -120,14 +140,52 @@ impl<'a> Parts<'a> {
         })
     }
 
+    /// What the header says now.
+    fn content(&self) -> Content<'a> {
+        let record = |wanted| self.records.iter().find(|(magic, _)| *magic == wanted).map(|(_, data)| *data);
+        let autoclear = self.fixed.get(AUTOCLEAR_FIELD).map_or(0, BigEndian::read_u64);
+        Content {
+            name: &self.cluster[self.old.clone()],
+            format: record(BACKING_FORMAT),
+            bitmaps: record(BITMAPS),
+            bitmaps_valid: autoclear & AUTOCLEAR_BITMAPS != 0,
+        }
+    }
+
+    /// The writes that make the header say `new`; `None` if that does not fit.
+    fn steps(&self, new: &Content<'_>) -> Option<Vec<Step>> {
+        let whole = self.list(new, true);
+        let unnamed = new.name.is_empty() && self.old.is_empty();
+        let room = if unnamed { 0 } else { SLOTS * SLOT };
+        let steps = (whole.len() + room <= self.cluster.len()).then(|| self.careful_steps(&whole, new));
+        if let Some(steps) = steps.flatten() {
+            return Some(steps);
+        }
+        let short = self.list(new, false);
+        let fits = |head: &Vec<u8>| head.len() + new.name.len() <= self.cluster.len();
+        let mut head = [whole, short].into_iter().find(fits)?;
+        let at = head.len();
+        point_at(&mut head, at, new.name.len());
+        head.extend(new.name);
+        Some(vec![Step { at: 0, bytes: head }])
+    }
+
     /// Fixed fields and extensions, with the names of features last or left out.
-    fn list(&self, format: Option<&[u8]>, names: bool) -> Vec<u8> {
+    fn list(&self, content: &Content<'_>, names: bool) -> Vec<u8> {
         let mut out = self.fixed.to_vec();
-        if let Some(format) = format {
-            extension::append(&mut out, BACKING_FORMAT, format);
+        if let Some(field) = out.get_mut(AUTOCLEAR_FIELD) {
+            let others = BigEndian::read_u64(field) & !AUTOCLEAR_BITMAPS;
+            let valid = if content.bitmaps_valid { AUTOCLEAR_BITMAPS } else { 0 };
+            BigEndian::write_u64(field, others | valid);
+        }
+        for (magic, data) in [(BACKING_FORMAT, content.format), (BITMAPS, content.bitmaps)] {
+            if let Some(data) = data {
+                extension::append(&mut out, magic, data);
+            }
         }
         let others = |wanted: bool| {
-            let records = self.records.iter().filter(|(magic, _)| *magic != BACKING_FORMAT);
+            let records =
+                self.records.iter().filter(|(magic, _)| *magic != BACKING_FORMAT && *magic != BITMAPS);
             records.filter(move |(magic, _)| (*magic == FEATURE_NAMES) == wanted)
         };
         for (magic, data) in others(false) {
@@ -141,19 +199,19 @@ impl<'a> Parts<'a> {
     }
 
     /// The steps for a cluster with room; `None` if what is needed in the first sector does not fit there.
-    fn careful_steps(&self, whole: &[u8], name: &[u8]) -> Option<Vec<Step>> {
+    fn careful_steps(&self, whole: &[u8], new: &Content<'_>) -> Option<Vec<Step>> {
         let mut free = (1..=SLOTS)
-            .map(|i| self.cluster.len() - i * SLOT)
+            .filter_map(|i| self.cluster.len().checked_sub(i * SLOT))
             .filter(|at| self.old.end <= *at || at + SLOT <= self.old.start);
-        let new_at = free.next()?;
         let mut steps = Vec::new();
-        if !name.is_empty() {
-            steps.push(Step { at: new_at, bytes: name.to_vec() });
+        let mut new_at = 0;
+        if !new.name.is_empty() {
+            new_at = free.next()?;
+            steps.push(Step { at: new_at, bytes: new.name.to_vec() });
         }
         let rest = whole.get(SECTOR..).unwrap_or_default();
         if self.cluster[SECTOR..].get(..rest.len()) != Some(rest) {
-            let old_format = self.records.iter().find(|(magic, _)| *magic == BACKING_FORMAT);
-            let mut short = self.list(old_format.map(|(_, data)| *data), false);
+            let mut short = self.list(&self.content(), false);
             if short.len() > SECTOR {
                 return None;
             }
@@ -169,7 +227,7 @@ impl<'a> Parts<'a> {
             steps.push(Step { at: SECTOR, bytes: rest.to_vec() });
         }
         let mut first = whole[..whole.len().min(SECTOR)].to_vec();
-        point_at(&mut first, new_at, name.len());
+        point_at(&mut first, new_at, new.name.len());
         steps.push(self.first_sector(first));
         Some(steps)
     }

@@ -13,6 +13,7 @@ use blockmirror_block::{
 use byteorder::{BigEndian, ByteOrder};
 
 use super::Qcow2;
+use crate::bitmap_list::{ImageBitmaps, claim_bitmaps};
 use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
 use crate::context::{BackingLayer, ImageContext};
@@ -162,6 +163,8 @@ impl OpenOptions {
         };
         let l2_bytes = if self.writable { self.cache_bytes - self.cache_bytes / 4 } else { self.cache_bytes };
         let l2 = SliceCache::new(ctx.slice_size(), l2_bytes);
+        let bitmaps =
+            if self.writable { ImageBitmaps::load(&ctx, &header)? } else { ImageBitmaps::default() };
         let image = Qcow2 {
             geometry: geometry(&ctx, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
             decompressors: Decompressors::new(header.compression, cluster),
@@ -177,6 +180,7 @@ impl OpenOptions {
             tables: Mutex::new(()),
             group_commit: GroupCommit::default(),
             ranges: RangeLock::new(),
+            bitmaps,
             cancellations: Cancellations::default(),
         };
         if image.writable {
@@ -213,6 +217,7 @@ fn load_refcounts(
     let l1_bytes = u64::from(header.l1_entries) * 8;
     metadata.claim(ctx, MetadataKind::ActiveL1, HostOffset(header.l1_offset), l1_bytes)?;
     metadata.claim_l2_tables(ctx, l1)?;
+    claim_bitmaps(ctx, header, &mut metadata)?;
     let table_at = HostOffset(header.refcount_table_offset);
     let entries = u64::from(header.refcount_table_clusters) << (cluster.bits() - 3);
     let table = read_table(ctx, "read refcount table", table_at, entries)?;

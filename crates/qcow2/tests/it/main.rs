@@ -2,6 +2,9 @@
 
 mod amend;
 mod backing;
+mod bitmaps;
+mod bitmaps_crash;
+mod bitmaps_qemu;
 mod check;
 mod check_bounds;
 mod common;

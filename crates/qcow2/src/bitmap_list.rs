@@ -1,0 +1,152 @@
+//! The persistent bitmaps of an image that is open for writing, in memory: what the directory has, the bits
+//! of those that record, and whether they are marked as in use on disk.
+//!
+//! Kept in the open image. `bitmaps` changes it; must hold: the list and the mark change while all ranges of
+//! the image are held exclusively, bits while theirs is held.
+
+mod load;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::ByteRange;
+use blockmirror_block::sync::Mutex;
+
+pub(crate) use load::{claim_bitmaps, clusters_of, load_bits};
+
+use crate::context::ImageContext;
+use crate::error::{Error, Result};
+use crate::format::bitmaps::{BitmapEntry, Bitmaps};
+use crate::format::header::Header;
+
+/// A bitmap of an open image.
+#[derive(Clone, Debug)]
+pub(crate) struct Bitmap {
+    /// Its entry in the directory; in memory `in_use` says that the bits are not to be trusted.
+    pub(crate) entry: BitmapEntry,
+    /// The bits, if they are in memory: those of an enabled bitmap that can be trusted are.
+    pub(crate) bits: Option<Arc<DirtyBitmap>>,
+    /// The bits differ from those in the table.
+    pub(crate) changed: bool,
+}
+
+impl Bitmap {
+    pub(crate) fn records(&self) -> bool {
+        self.entry.auto && !self.entry.in_use
+    }
+}
+
+/// The persistent bitmaps of an image that is open for writing; empty in others.
+#[derive(Debug, Default)]
+pub(crate) struct ImageBitmaps {
+    /// Some bitmap records. Changes while all ranges are held exclusively.
+    recording: AtomicBool,
+    /// On disk the bitmaps that record are marked as in use. Taken off while all ranges are held exclusively.
+    marked: AtomicBool,
+    /// *Guards* the list, in the order of the directory. Leaf lock.
+    list: Mutex<Vec<Bitmap>>,
+    /// *Guards* the mark on disk: one thread sets it. *Order*: after `ranges`, before `meta`. *Not under it*:
+    /// guest data.
+    pub(crate) marking: Mutex<()>,
+}
+
+impl ImageBitmaps {
+    /// Reads the bitmaps of an image that is opened for writing.
+    ///
+    /// # Errors
+    /// Damage in a table; more bits than the [limits](crate::limits) allow.
+    pub(crate) fn load(ctx: &ImageContext, header: &Header) -> Result<Self> {
+        let Some(extension) = header.bitmaps.filter(|_| header.bitmaps_valid()) else {
+            return Ok(Self::default());
+        };
+        let mut list = Vec::new();
+        let mut names = HashSet::new();
+        let mut bytes = 0;
+        for entry in Bitmaps::new(&*ctx.storage, &extension)? {
+            let mut bitmap = Bitmap { entry: entry?, bits: None, changed: false };
+            if !names.insert(bitmap.entry.raw_name.clone()) {
+                let problem = "two bitmaps with one name".into();
+                let (table, index) = ("bitmap directory", list.len() as u32);
+                let offset = extension.directory_offset;
+                return Err(Error::TableEntry { table, index, offset, problem });
+            }
+            if bitmap.records() {
+                bitmap.bits = Some(load_bits(ctx, &bitmap.entry, &mut bytes)?.into());
+            }
+            list.push(bitmap);
+        }
+        let bitmaps = Self::default();
+        bitmaps.replace(list);
+        Ok(bitmaps)
+    }
+
+    /// A copy, which shares the bits.
+    pub(crate) fn list(&self) -> Vec<Bitmap> {
+        self.list.lock().clone()
+    }
+
+    /// Whether bitmaps on disk are marked as in use by this image.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.marked.load(Ordering::Acquire)
+    }
+
+    /// `list` is on disk, with no mark of this image. The caller holds all ranges.
+    pub(crate) fn stored(&self, mut list: Vec<Bitmap>) {
+        for bitmap in list.iter_mut().filter(|bitmap| !bitmap.records()) {
+            bitmap.bits = None;
+        }
+        self.marked.store(false, Ordering::Release);
+        self.replace(list);
+    }
+
+    pub(crate) fn replace(&self, list: Vec<Bitmap>) {
+        self.recording.store(list.iter().any(Bitmap::records), Ordering::Release);
+        *self.list.lock() = list;
+    }
+
+    /// Takes over the bits of `old`, the same image before it was opened anew: they have all that was
+    /// written, which the marked ones on disk have not.
+    pub(crate) fn take_over(&self, old: &Self) {
+        if !old.marked.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let mut before = std::mem::take(&mut *old.list.lock());
+        let mut list = std::mem::take(&mut *self.list.lock());
+        for bitmap in list.iter_mut().filter(|bitmap| bitmap.entry.auto) {
+            let same = |old: &&mut Bitmap| {
+                old.records()
+                    && old.entry.raw_name == bitmap.entry.raw_name
+                    && old.entry.granularity == bitmap.entry.granularity
+            };
+            if let Some(old) = before.iter_mut().find(same) {
+                bitmap.bits = old.bits.take();
+                bitmap.entry.in_use = false;
+                bitmap.changed = true;
+            }
+        }
+        self.marked.store(true, Ordering::Release);
+        self.replace(list);
+    }
+
+    /// Whether some bitmap records.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Acquire)
+    }
+
+    /// Those that record are marked as in use on disk.
+    pub(crate) fn set_marked(&self) {
+        self.marked.store(true, Ordering::Release);
+    }
+
+    /// Sets the bits of `range` in those that record.
+    pub(crate) fn set_bits(&self, range: ByteRange) {
+        let mut list = self.list.lock();
+        for bitmap in list.iter_mut().filter(|bitmap| bitmap.records()) {
+            if let Some(bits) = &mut bitmap.bits {
+                bitmap.changed |= Arc::make_mut(bits).set(range.start()..range.end()) > 0;
+            }
+        }
+    }
+}

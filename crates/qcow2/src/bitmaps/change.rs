@@ -1,0 +1,280 @@
+//! Changes of the persistent bitmaps: each is durable when it returns, and after a crash all of it is there
+//! or nothing.
+//!
+//! Called by library users and by the command; the bitmaps follow the length of the disk by `resize`.
+
+use std::sync::Arc;
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::ByteRange;
+
+use crate::bitmap_list::{Bitmap, load_bits};
+use crate::error::{BitmapProblem, Error, Result};
+use crate::format::bitmaps::BitmapEntry;
+use crate::image::Qcow2;
+use crate::limits;
+
+/// All guest bytes, whatever the length.
+const ALL: ByteRange = ByteRange::new(0, u64::MAX);
+
+/// The granularity that a bitmap has by default is that of a cluster, inside of these bounds.
+const DEFAULT_GRANULARITY: std::ops::RangeInclusive<u64> = 4096..=65536;
+
+/// How a new bitmap is to be. By default it is enabled, with the granularity of a cluster, but at least 4 KiB
+/// and at most 64 KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BitmapOptions {
+    granularity: Option<u64>,
+    disabled: bool,
+}
+
+impl BitmapOptions {
+    /// The default.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes per bit: a power of two from 512 to 2 GiB.
+    #[must_use]
+    pub fn granularity(mut self, bytes: u64) -> Self {
+        self.granularity = Some(bytes);
+        self
+    }
+
+    /// It records nothing until it is enabled.
+    #[must_use]
+    pub fn disabled(mut self, disabled: bool) -> Self {
+        self.disabled = disabled;
+        self
+    }
+}
+
+impl Qcow2 {
+    /// Makes a persistent bitmap with no bit set.
+    ///
+    /// # Errors
+    /// [`Error::Bitmap`] for a name that is taken or too long, a granularity that no bitmap can have, an
+    /// image that cannot have bitmaps; [`Error::Storage`] for a read-only image, and if writing fails.
+    pub fn add_bitmap(&self, name: &str, options: &BitmapOptions) -> Result<()> {
+        self.insert(name, !options.disabled, |len| {
+            let cluster = self.ctx.cluster().bytes();
+            let default = cluster.clamp(*DEFAULT_GRANULARITY.start(), *DEFAULT_GRANULARITY.end());
+            let granularity = options.granularity.unwrap_or(default);
+            DirtyBitmap::new(len, granularity).map_err(|_| BitmapProblem::Granularity(granularity))
+        })
+    }
+
+    /// Makes a persistent bitmap that has the bits `bits`; it records if it is `enabled`.
+    ///
+    /// # Errors
+    /// As [`add_bitmap`](Self::add_bitmap), and if `bits` are those of a disk of another length.
+    pub fn insert_bitmap(&self, name: &str, bits: DirtyBitmap, enabled: bool) -> Result<()> {
+        self.insert(name, enabled, |_| Ok(bits))
+    }
+
+    fn insert(
+        &self,
+        name: &str,
+        enabled: bool,
+        make: impl FnOnce(u64) -> Result<DirtyBitmap, BitmapProblem>,
+    ) -> Result<()> {
+        let problem = |problem| Error::Bitmap { name: name.to_owned(), problem };
+        self.change_bitmaps("add bitmap", |list| {
+            if find(list, name).is_ok() {
+                return Err(problem(BitmapProblem::Exists));
+            }
+            let bits = make(self.ctx.size()).and_then(|bits| self.check_new_bitmap(name, bits));
+            let bits = bits.map_err(problem)?;
+            let entry = BitmapEntry::new(name, bits.granularity(), enabled);
+            list.push(Bitmap { entry, bits: Some(bits.into()), changed: true });
+            Ok(())
+        })
+    }
+
+    fn check_new_bitmap(&self, name: &str, bits: DirtyBitmap) -> Result<DirtyBitmap, BitmapProblem> {
+        if !(1..=limits::MAX_BITMAP_NAME).contains(&name.len()) {
+            return Err(BitmapProblem::NameLength(name.len()));
+        }
+        if self.header().version < 3 {
+            return Err(BitmapProblem::Version2);
+        }
+        let (own, other) = (self.ctx.size(), bits.len());
+        if own != other {
+            return Err(BitmapProblem::OtherLength { own, other });
+        }
+        if own == 0 {
+            return Err(BitmapProblem::EmptyDisk);
+        }
+        if bits.stored_len() > limits::MAX_BITMAP_BYTES {
+            return Err(BitmapProblem::TooFine(bits.stored_len()));
+        }
+        Ok(bits)
+    }
+
+    /// Removes a bitmap, an inconsistent one too.
+    ///
+    /// # Errors
+    /// There is none of that name; a read-only image, and if writing fails.
+    pub fn remove_bitmap(&self, name: &str) -> Result<()> {
+        self.change_bitmaps("remove bitmap", |list| {
+            let index = find(list, name)?;
+            list.remove(index);
+            Ok(())
+        })
+    }
+
+    /// Clears all bits of a bitmap.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is inconsistent; a read-only image, and if writing fails.
+    pub fn clear_bitmap(&self, name: &str) -> Result<()> {
+        self.change_bits("clear bitmap", name, |bitmap, bits| {
+            bits.clear_all();
+            bitmap.changed = true;
+            Ok(())
+        })
+    }
+
+    /// Makes a bitmap record what is written from now on.
+    ///
+    /// # Errors
+    /// As [`clear_bitmap`](Self::clear_bitmap).
+    pub fn enable_bitmap(&self, name: &str) -> Result<()> {
+        self.change_bits("enable bitmap", name, |bitmap, _| {
+            bitmap.entry.auto = true;
+            Ok(())
+        })
+    }
+
+    /// Makes a bitmap record nothing any more; it keeps its bits.
+    ///
+    /// # Errors
+    /// As [`clear_bitmap`](Self::clear_bitmap).
+    pub fn disable_bitmap(&self, name: &str) -> Result<()> {
+        self.change_bits("disable bitmap", name, |bitmap, _| {
+            bitmap.entry.auto = false;
+            Ok(())
+        })
+    }
+
+    /// Sets the bits of all that is dirty in `source`, whatever its granularity.
+    ///
+    /// # Errors
+    /// As [`clear_bitmap`](Self::clear_bitmap), and if `source` is that of a disk of another length.
+    pub fn merge_bitmap(&self, name: &str, source: &DirtyBitmap) -> Result<()> {
+        self.change_bits("merge bitmap", name, |bitmap, bits| {
+            if source.len() != bits.len() {
+                return Err(BitmapProblem::OtherLength { own: bits.len(), other: source.len() });
+            }
+            bits.merge(source);
+            bitmap.changed = true;
+            Ok(())
+        })
+    }
+
+    /// The bits of a bitmap as they are now.
+    ///
+    /// # Errors
+    /// There is none of that name, or it is inconsistent; damage in its table; reading fails.
+    pub fn read_bitmap(&self, name: &str) -> Result<DirtyBitmap> {
+        let mut list = self.bitmaps.list();
+        if !self.is_writable() {
+            let entries = self.bitmaps()?.into_iter();
+            list = entries.map(|entry| Bitmap { entry, bits: None, changed: false }).collect();
+        }
+        let index = find(&list, name)?;
+        let bits = self.bits_of(&list[index])?;
+        Ok(Arc::unwrap_or_clone(bits))
+    }
+
+    /// The bits of `bitmap`, from the disk if they are not in memory.
+    fn bits_of(&self, bitmap: &Bitmap) -> Result<Arc<DirtyBitmap>> {
+        if bitmap.entry.in_use {
+            let problem = BitmapProblem::Inconsistent;
+            return Err(Error::Bitmap { name: bitmap.entry.name.clone(), problem });
+        }
+        match &bitmap.bits {
+            Some(bits) => Ok(Arc::clone(bits)),
+            None => Ok(load_bits(&self.ctx, &bitmap.entry, &mut 0)?.into()),
+        }
+    }
+
+    /// Changes one bitmap that can be trusted.
+    fn change_bits(
+        &self,
+        operation: &'static str,
+        name: &str,
+        change: impl FnOnce(&mut Bitmap, &mut DirtyBitmap) -> Result<(), BitmapProblem>,
+    ) -> Result<()> {
+        self.change_bitmaps(operation, |list| {
+            let index = find(list, name)?;
+            let mut bits = self.bits_of(&list[index])?;
+            list[index].bits = None;
+            let changed = change(&mut list[index], Arc::make_mut(&mut bits));
+            list[index].bits = Some(bits);
+            changed.map_err(|problem| Error::Bitmap { name: name.to_owned(), problem })
+        })
+    }
+
+    /// Changes the list of bitmaps and makes it durable; if that fails nothing has changed.
+    fn change_bitmaps(
+        &self,
+        operation: &'static str,
+        change: impl FnOnce(&mut Vec<Bitmap>) -> Result<()>,
+    ) -> Result<()> {
+        self.check_writable(operation)?;
+        let _only_one = self.changing.lock();
+        let _nobody_writes = self.ranges.exclusive(ALL);
+        let mut list = self.bitmaps.list();
+        change(&mut list)?;
+        self.publish_bitmaps(list)
+    }
+
+    /// Prepares the bitmaps for another length of the disk: all are marked as in use on disk, and their bits
+    /// are in memory. The caller holds `changing`.
+    ///
+    /// # Errors
+    /// One of them is inconsistent: how long it should be is not known.
+    pub(crate) fn begin_resize_of_bitmaps(&self) -> Result<()> {
+        let _nobody_writes = self.ranges.exclusive(ALL);
+        let mut list = self.bitmaps.list();
+        for bitmap in &mut list {
+            bitmap.bits = Some(self.bits_of(bitmap)?);
+        }
+        if list.is_empty() {
+            return Ok(());
+        }
+        self.bitmaps.replace(list);
+        Ok(self.mark_all_bitmaps()?)
+    }
+
+    /// Stores the bitmaps for the length that the disk has now. What it has gained since it had `old` bytes
+    /// counts as written. The caller holds `changing`.
+    ///
+    /// # Errors
+    /// As for [`store_bitmaps`](Self::store_bitmaps).
+    pub(crate) fn end_resize_of_bitmaps(&self, old: u64) -> Result<()> {
+        let _nobody_writes = self.ranges.exclusive(ALL);
+        if !self.bitmaps.is_marked() {
+            return Ok(());
+        }
+        let (len, mut list) = (self.ctx.size(), self.bitmaps.list());
+        for bitmap in &mut list {
+            let records = bitmap.records();
+            let Some(bits) = bitmap.bits.as_mut().filter(|bits| bits.len() != len) else { continue };
+            let mut resized = bits.resized(len);
+            if records && old < len {
+                resized.set(old..len);
+            }
+            *bits = resized.into();
+            bitmap.changed = true;
+        }
+        self.publish_bitmaps(list)
+    }
+}
+
+/// Where the bitmap `name` is in `list`.
+fn find(list: &[Bitmap], name: &str) -> Result<usize> {
+    let found = list.iter().position(|bitmap| bitmap.entry.raw_name == name.as_bytes());
+    found.ok_or_else(|| Error::Bitmap { name: name.to_owned(), problem: BitmapProblem::NotFound })
+}
