@@ -4,6 +4,7 @@
 //! checked here as far as they can be without looking at a file.
 
 mod bench;
+mod bitmap;
 mod chain;
 mod change;
 mod common;
@@ -17,6 +18,7 @@ use blockmirror_block::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
 
 use bench::{BENCH_EXAMPLES, DD_EXAMPLES};
+use bitmap::BITMAP_EXAMPLES;
 use chain::{COMMIT_EXAMPLES, REBASE_EXAMPLES};
 use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
@@ -25,6 +27,7 @@ use daemon::DAEMON_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
 
 pub(crate) use bench::{BenchArgs, DdArgs};
+pub(crate) use bitmap::BitmapArgs;
 pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
@@ -119,6 +122,9 @@ pub(crate) enum Command {
     /// Measure how fast an image is read or written
     #[command(after_help = BENCH_EXAMPLES)]
     Bench(BenchArgs),
+    /// Change a persistent bitmap of a qcow2 image; several actions are done in order
+    #[command(after_help = BITMAP_EXAMPLES)]
+    Bitmap(BitmapArgs),
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -150,7 +156,7 @@ mod tests {
             "mirror convert",
             "source target more source_format source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
-             on_source_error salvage on_target_error dry_run output progress bar quiet sync",
+             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps dry_run output progress bar quiet sync",
         ),
         (
             "create",
@@ -167,6 +173,11 @@ mod tests {
             "file format repair force_share lock image_opts force source_cache output progress bar quiet",
         ),
         ("amend", "file format options cache lock image_opts force allow_backing progress bar quiet"),
+        (
+            "bitmap",
+            "add remove clear enable disable merge granularity file bitmap format source_file source_format lock \
+             image_opts force allow_backing",
+        ),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         ("commit", "CHAIN base keep cache rate progress bar quiet"),
         (

@@ -10,7 +10,7 @@ use blockmirror_image::{Error, FileId, Format, join_name};
 use blockmirror_mirror::{
     self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, SyncMode,
 };
-use blockmirror_ops::{Convert, ConvertError, ConvertJob, PreparedConvert};
+use blockmirror_ops::{Convert, ConvertError, ConvertJob, CopyBitmaps, CopyBitmapsProblem, PreparedConvert};
 
 use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
 use crate::console::Console;
@@ -73,6 +73,9 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: 
         convert = complete;
     }
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
+    for name in checked.skipped_bitmaps() {
+        console.note(format_args!("bitmap \"{name}\" is inconsistent: it is not copied"));
+    }
     let interrupt = Interrupt::watch()?;
     if args.dry_run {
         let plan = checked.plan(&|| interrupt.requested()).map_err(|error| match error {
@@ -110,6 +113,11 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
         .require_flush(args.require_flush)
         .target_is_zero(args.target_is_zero)
         .allow(allowed)
+        .bitmaps(match (args.bitmaps, args.skip_broken_bitmaps) {
+            (false, _) => CopyBitmaps::None,
+            (true, false) => CopyBitmaps::All,
+            (true, true) => CopyBitmaps::Consistent,
+        })
         .sync(sync.map(|sync| match sync {
             Sync::Full => SyncMode::Full,
             Sync::Top => SyncMode::Top,
@@ -274,6 +282,10 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::SeveralSources { with_backing, .. } => {
             let what = if with_backing { "a backing file" } else { "--sync=top" };
             Failure::usage(format_args!("{what} cannot be combined with several sources"))
+        }
+        ConvertError::Bitmaps { why: CopyBitmapsProblem::SeveralSources, .. } => Failure::usage(error),
+        ConvertError::Bitmaps { why: CopyBitmapsProblem::Inconsistent(_), .. } => {
+            Failure::failed(format_args!("{error}; --skip-broken-bitmaps leaves it out"))
         }
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {

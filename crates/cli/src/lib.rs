@@ -9,6 +9,7 @@
 //! | `dd` | copy a part of an image |
 //! | `bench` | measure how fast an image is read or written |
 //! | `info`, `map`, `compare` | look into images |
+//! | `bitmap` | change persistent bitmaps of a qcow2 image |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
 //! | `ctl` | list and control the jobs of a daemon |
@@ -37,6 +38,7 @@
 mod amend;
 mod args;
 mod bench;
+mod bitmap;
 mod check;
 mod commit;
 mod compare;
@@ -138,6 +140,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Rebase(args) => rebase::run(console, &args),
         Command::Dd(args) => dd::run(console, &args),
         Command::Bench(args) => bench::run(console, &args),
+        Command::Bitmap(args) => bitmap::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }

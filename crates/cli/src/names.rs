@@ -40,6 +40,11 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             Some(file) => image(file, &mut args.part, &mut args.format, args.image_opts, "-f"),
             None => Ok(()),
         },
+        Command::Bitmap(args) => {
+            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+            let Some(source) = &mut args.source_file else { return Ok(()) };
+            image(source, &mut args.source_part, &mut args.source_format, false, "-F")
+        }
         Command::Commit(args) => chain(&mut args.chain),
         Command::Rebase(args) => chain(&mut args.chain),
         Command::Dd(args) => dd(args),

@@ -143,6 +143,11 @@ impl CreateSpec {
         }
     }
 
+    /// Whether the image can have persistent bitmaps: qcow2 from version 3 on can.
+    pub fn can_have_bitmaps(&self) -> bool {
+        self.format == Format::Qcow2 && self.qcow2().version == blockmirror_qcow2::Version::V3
+    }
+
     /// Whether the settings are valid and fit together; looks at no file. `path` is for the message.
     ///
     /// # Errors

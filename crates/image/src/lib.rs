@@ -11,6 +11,7 @@
 //! | list what lies where | [`map()`] |
 //! | find what is wrong with one, and mend it | [`check()`], [`repair()`] |
 //! | change the options of one | [`AmendSettings::parse`], [`amend()`] |
+//! | change persistent bitmaps, close an image | [`Image::change_bitmap`], [`Image::close`] |
 //! | compare two | [`compare()`] |
 //! | read `-o` texts | [`CreateSettings::parse`] |
 //!
@@ -40,6 +41,7 @@
 
 mod allowed;
 mod amend;
+mod bitmap;
 mod cache;
 mod chain;
 mod check;
@@ -66,10 +68,13 @@ mod target;
 
 pub use allowed::AllowedReferences;
 pub use amend::{AmendSettings, amend, amend_option_help};
+pub use bitmap::BitmapAction;
 pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
-pub use blockmirror_qcow2::{CheckObserver, CheckReport, CutShort, Finding, Preallocation, Repair, Severity};
+pub use blockmirror_qcow2::{
+    BitmapOptions, CheckObserver, CheckReport, CutShort, Finding, Preallocation, Repair, Severity,
+};
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;

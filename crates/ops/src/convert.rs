@@ -14,6 +14,7 @@
 //! What must hold: whatever can be refused is refused before the target loses anything; a new file gets its
 //! name only when its contents are durable; a failure, a cancellation and a drop remove new files.
 
+mod bitmaps;
 mod check;
 mod error;
 mod job;
@@ -29,8 +30,9 @@ use blockmirror_image::{
 };
 use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
 
+pub use bitmaps::CopyBitmaps;
 pub use check::CheckedConvert;
-pub use error::ConvertError;
+pub use error::{ConvertError, CopyBitmapsProblem};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
 pub use source::ConvertSource;
 
@@ -75,6 +77,7 @@ pub struct Convert {
     target_is_zero: bool,
     allowed: AllowedReferences,
     sync: Option<SyncMode>,
+    bitmaps: CopyBitmaps,
     mirror: MirrorOptions,
 }
 
@@ -96,6 +99,7 @@ impl Convert {
             target_is_zero: false,
             allowed: AllowedReferences::new(),
             sync: None,
+            bitmaps: CopyBitmaps::None,
             mirror: MirrorOptions::new(),
         }
     }
@@ -192,6 +196,14 @@ impl Convert {
     #[must_use]
     pub fn sync(mut self, sync: impl Into<Option<SyncMode>>) -> Self {
         self.sync = sync.into();
+        self
+    }
+
+    /// Which persistent bitmaps of the source the target gets, with their names, granularity and whether they
+    /// record. By default none.
+    #[must_use]
+    pub fn bitmaps(mut self, bitmaps: CopyBitmaps) -> Self {
+        self.bitmaps = bitmaps;
         self
     }
 

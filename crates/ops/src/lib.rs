@@ -44,7 +44,8 @@ pub use bench::{Bench, BenchError, BenchOutcome, MAX_BENCH_BYTES, MAX_BENCH_DEPT
 pub use blockmirror_job::{JobError, JobOptions, JobProgress, Outcome};
 pub use commit::{Commit, CommitJob, CommitOutcome, OpenCommit, RunningCommit, commit_active};
 pub use convert::{
-    CheckedConvert, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource, PreparedConvert,
+    CheckedConvert, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource, CopyBitmaps,
+    CopyBitmapsProblem, PreparedConvert,
 };
 pub use error::{Error, ErrorKind};
 pub use rebase::{OpenRebase, Rebase, RebaseJob};

@@ -177,6 +177,14 @@ pub(crate) struct CopyArgs {
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
     pub(crate) on_target_error: OnError,
 
+    /// Copy the persistent bitmaps of the source, too; to qcow2
+    #[arg(long, help_heading = "Copying")]
+    pub(crate) bitmaps: bool,
+
+    /// With --bitmaps: leave out those that are inconsistent
+    #[arg(long, requires = "bitmaps", help_heading = "Copying")]
+    pub(crate) skip_broken_bitmaps: bool,
+
     /// Show what would be copied, zeroed and skipped, and the granularity; write nothing
     #[arg(long, help_heading = "Copying")]
     pub(crate) dry_run: bool,

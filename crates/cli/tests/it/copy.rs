@@ -5,6 +5,7 @@
 
 mod aliases;
 mod before;
+mod bitmaps;
 mod cache;
 mod damaged;
 mod data_files;

@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod amend;
+mod bitmap;
 mod chain;
 mod common;
 mod copy;

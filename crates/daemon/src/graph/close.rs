@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 use blockmirror_block::cancel::CancelSource;
+use blockmirror_qcow2::Qcow2;
 use tracing::{info, warn};
 
 use super::{Node, NodeDevice};
@@ -33,10 +34,14 @@ pub(crate) fn close_all(nodes: Vec<Node>) {
     close_within(nodes, LAST_LIMIT);
 }
 
-/// There is no client to report a failure to; one that cares has flushed.
-fn flush(device: &NodeDevice) {
+/// There is no client to report a failure to; one that cares has flushed. Persistent bitmaps of `image` that
+/// cannot be stored stay marked as in use.
+fn flush(device: &NodeDevice, image: Option<&Qcow2>) {
     if let Err(error) = device.flush() {
         warn!(%error, "what was written last may be lost: the flush of a node that is closed failed");
+    }
+    if let Some(Err(error)) = image.map(Qcow2::store_bitmaps) {
+        warn!(%error, "the persistent bitmaps of a node that is closed were not stored");
     }
 }
 
@@ -46,15 +51,16 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
     let mut flushing = BTreeSet::new();
     for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
         let (device, done, flushes) = (Arc::clone(&node.device), done.clone(), flushes.clone());
+        let image = node.qcow2.clone();
         let work = move || {
             let _calls = flushes.enter();
-            flush(&device);
+            flush(&device, image.as_deref());
             let _ = done.send(index);
         };
         if thread::Builder::new().name("close".into()).spawn(work).is_ok() {
             flushing.insert(index);
         } else {
-            flush(&node.device);
+            flush(&node.device, node.qcow2.as_deref());
         }
     }
     let mut wait = |limit: Duration| {

@@ -12,6 +12,7 @@ use blockmirror_image::{
 };
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
+use super::bitmaps::Selected;
 use super::{Convert, ConvertError, ConvertSource};
 
 /// A [`Convert`] whose source is open and whose options are valid.
@@ -23,6 +24,7 @@ pub struct CheckedConvert {
     /// How the target, and the backing file of a new one, are opened.
     pub(super) open: OpenOptions,
     pub(super) mirror: MirrorOptions,
+    pub(super) bitmaps: Selected,
     pub(super) require_flush: bool,
 }
 
@@ -57,13 +59,14 @@ impl Convert {
         if let Some(image) = source.user_of(&self.target) {
             return Err(is_source(&self.target, image));
         }
+        let bitmaps = self.select_bitmaps(&source)?;
         let open = self.target_access.clone().claim(!self.target_file.forced());
         let (kind, open) = if self.existing {
             let policy = self.allowed().policy_for(&self.target)?;
             let open = open.policy(policy).format(self.target_format).part(self.target_part);
             (TargetKind::Existing, open)
         } else {
-            self.check_new(&source, open, sync)?
+            self.check_new(&source, open, sync, &bitmaps)?
         };
         Ok(CheckedConvert {
             source,
@@ -71,6 +74,7 @@ impl Convert {
             kind,
             open,
             mirror,
+            bitmaps,
             require_flush: self.require_flush,
         })
     }
@@ -97,6 +101,7 @@ impl Convert {
         source: &ConvertSource,
         open: OpenOptions,
         sync: SyncMode,
+        bitmaps: &Selected,
     ) -> Result<(TargetKind, OpenOptions), ConvertError> {
         let target = &self.target;
         let no_format = || ConvertError::NoFormat { target: target.clone() };
@@ -132,6 +137,7 @@ impl Convert {
             .policy(policy.clone())
             .access(&open);
         spec.check(target).map_err(ConvertError::Settings)?;
+        bitmaps.check_new(target, &spec)?;
         Ok((TargetKind::New { spec: Box::new(spec), backing }, open.policy(policy)))
     }
 
@@ -181,6 +187,11 @@ impl Convert {
 }
 
 impl CheckedConvert {
+    /// The names of the source's bitmaps that are not copied, because they are inconsistent.
+    pub fn skipped_bitmaps(&self) -> &[String] {
+        &self.bitmaps.skipped
+    }
+
     /// A dry run: what would be copied. An existing target is opened for reading. `stop` is asked between
     /// bounded queries of the source's extents.
     ///

@@ -56,6 +56,14 @@ pub enum ConvertError {
         /// Whether the target would get a backing file; otherwise the sync mode is top.
         with_backing: bool,
     },
+    /// The persistent bitmaps of the source cannot be copied.
+    #[error("copy: {}: {why}", target.display())]
+    Bitmaps {
+        /// The target.
+        target: PathBuf,
+        /// Why not.
+        why: CopyBitmapsProblem,
+    },
     /// Writing the target would change the source.
     #[error("copy: {}: it is part of the source {}", target.display(), source_path.display())]
     IsSource {
@@ -99,6 +107,30 @@ pub enum ConvertError {
         /// Whether the target still exists, with a part of the copy.
         incomplete: bool,
     },
+}
+
+/// Why bitmaps cannot be copied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CopyBitmapsProblem {
+    /// There are several sources.
+    #[error("bitmaps are copied from a single source only")]
+    SeveralSources,
+    /// The source, or the target, is in a format without bitmaps.
+    #[error("a {0} image has no bitmaps")]
+    Format(image::Format),
+    /// The target is a qcow2 image of version 2.
+    #[error("an image of version 2 (compat=0.10) has no bitmaps")]
+    Version2,
+    /// A bitmap of the source misses writes.
+    #[error("bitmap {0:?} of the source is inconsistent")]
+    Inconsistent(String),
+    /// The target has a bitmap of that name already.
+    #[error("it has a bitmap {0:?} already")]
+    Exists(String),
+    /// The target has another length than the source, whose bits would not fit.
+    #[error("its length is not that of the source, and bitmaps are to be copied")]
+    OtherLength,
 }
 
 impl ConvertError {

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use blockmirror_image::{
-    self as image, FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target,
-};
+use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
 use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
 
+use super::bitmaps::Selected;
 use super::check::{CheckedConvert, TargetKind};
 use super::{ConvertError, ConvertSource};
 
@@ -19,6 +18,7 @@ pub struct PreparedConvert {
     target: PathBuf,
     kind: Kind,
     mirror: MirrorOptions,
+    bitmaps: Selected,
 }
 
 #[derive(Debug)]
@@ -46,6 +46,7 @@ impl CheckedConvert {
             TargetKind::Existing => {
                 let image = self.open_existing(true)?;
                 self.check_flush(image.device().geometry().can_flush)?;
+                self.bitmaps.check_existing(&self.source, &image)?;
                 PreparedConvert::existing(self, image)
             }
             TargetKind::New { spec, backing } => {
@@ -69,14 +70,14 @@ impl CheckedConvert {
 
 impl PreparedConvert {
     fn existing(checked: CheckedConvert, image: Image) -> Self {
-        let CheckedConvert { source, target, mirror, .. } = checked;
-        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror }
+        let CheckedConvert { source, target, mirror, bitmaps, .. } = checked;
+        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps }
     }
 
     fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
-        let CheckedConvert { source, target, open, mirror, .. } = checked;
+        let CheckedConvert { source, target, open, mirror, bitmaps, .. } = checked;
         let kind = Kind::New(Box::new(NewTarget { prepared, backing, open }));
-        Self { source, target, kind, mirror }
+        Self { source, target, kind, mirror, bitmaps }
     }
 
     /// The new image, unless the target exists.
@@ -122,7 +123,7 @@ impl PreparedConvert {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
-        let Self { source, target, kind, mut mirror } = self;
+        let Self { source, target, kind, mut mirror, bitmaps } = self;
         let (image, new) = match kind {
             Kind::Existing(image) => (*image, None),
             Kind::New(new) => {
@@ -140,7 +141,7 @@ impl PreparedConvert {
         }
         let (from, to) = (Arc::clone(source.device()), Arc::clone(image.device()));
         match MirrorJob::start(from, to, mirror) {
-            Ok(job) => Ok(ConvertJob { job, source, image, new, target }),
+            Ok(job) => Ok(ConvertJob { job, source, image, new, target, bitmaps }),
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
         }
     }
@@ -170,6 +171,7 @@ pub struct ConvertJob {
     image: Image,
     new: Option<NewImage>,
     target: PathBuf,
+    bitmaps: Selected,
 }
 
 /// A conversion that has succeeded.
@@ -202,13 +204,13 @@ impl ConvertJob {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn finish(self) -> Result<ConvertOutcome, ConvertError> {
-        let Self { job, source, image, new, target } = self;
+        let Self { job, source, image, new, target, bitmaps } = self;
         let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
         let copy = job.wait().map_err(|cause| ConvertError::Copy { target, cause, incomplete })?;
         let (format, len) = (image.format(), source.device().len());
         let durable = image.device().geometry().can_flush;
-        image.device().flush().map_err(|error| image::Error::from(error).incomplete_if(incomplete))?;
-        drop(image);
+        bitmaps.copy(&source, &image)?;
+        image.close().map_err(|error| error.incomplete_if(incomplete))?;
         if let Some(new) = new {
             new.persist()?;
         }

@@ -80,6 +80,11 @@ impl ConvertSource {
         std::iter::once(&self.first).chain(&self.more)
     }
 
+    /// The image, if it is one alone.
+    pub(super) fn single(&self) -> Option<&Image> {
+        self.more.is_empty().then_some(&self.first)
+    }
+
     /// The disk.
     pub fn device(&self) -> &Arc<dyn BlockDevice> {
         &self.device
