@@ -2,18 +2,21 @@
 //!
 //! The write-back of a qcow2 image and the `fdatasync` of a file are shared so. Must hold: a flush is
 //! answered by a run that *began after* it arrived, and by one that succeeded; the mutex is not held during
-//! the work.
+//! the work. The work may wait for a peer that never answers: a caller that is [cancelled](crate::cancel)
+//! leaves its wait for another's run.
 
 use crate::sync::{Condvar, Mutex};
+use crate::{Error, ErrorKind, Result, cancel};
 
 /// Joins flushes that arrive together.
 ///
 /// ```
-/// use blockmirror_block::GroupCommit;
+/// use blockmirror_block::{Error, ErrorKind, GroupCommit};
 ///
 /// let group = GroupCommit::default();
-/// assert_eq!(group.join(|| Ok::<(), String>(())), Ok(()));
-/// assert_eq!(group.join(|| Err("no space")), Err("no space"));
+/// assert!(group.join(|| Ok(())).is_ok());
+/// let failed = group.join(|| Err(Error::new(ErrorKind::NoSpace, "flush")));
+/// assert_eq!(failed.unwrap_err().kind(), ErrorKind::NoSpace);
 /// ```
 #[derive(Debug, Default)]
 pub struct GroupCommit {
@@ -35,12 +38,16 @@ impl GroupCommit {
     /// own. Runs follow one another.
     ///
     /// # Errors
-    /// Those of the caller's own run. A run that fails or panics answers no other caller.
-    pub fn join<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    /// Those of the caller's own run: a run that fails or panics answers no other caller.
+    /// [`ErrorKind::Cancelled`] if the caller is cancelled while it waits for another's.
+    pub fn join(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock();
         let needed = state.begun + 1;
         while state.succeeded < needed && state.running {
-            state = self.ended.wait(state);
+            if cancel::is_cancelled() {
+                return Err(Error::new(ErrorKind::Cancelled, "flush"));
+            }
+            state = cancel::wait(&self.ended, state, None);
         }
         if state.succeeded >= needed {
             return Ok(());
@@ -81,6 +88,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::cancel::CancelSource;
 
     #[test]
     fn a_flush_is_answered_by_work_that_began_after_it() {
@@ -88,7 +96,7 @@ mod tests {
         let runs = AtomicU32::new(0);
         let run = || {
             runs.fetch_add(1, Ordering::SeqCst);
-            Ok::<(), ()>(())
+            Ok(())
         };
         thread::scope(|s| {
             let first = group.join(|| {
@@ -98,7 +106,7 @@ mod tests {
                 }
                 run()
             });
-            assert_eq!(first, Ok(()));
+            first.unwrap();
         });
         let runs = runs.load(Ordering::SeqCst);
         assert!((2..=4).contains(&runs), "{runs} runs");
@@ -111,7 +119,7 @@ mod tests {
         let (clock, last_begin) = (AtomicU64::new(0), AtomicU64::new(0));
         let work = || {
             last_begin.store(clock.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-            Ok::<(), ()>(())
+            Ok(())
         };
         thread::scope(|s| {
             for _ in 0..4 {
@@ -129,9 +137,10 @@ mod tests {
     #[test]
     fn a_failed_run_is_not_taken_for_a_success() {
         let group = GroupCommit::default();
-        assert_eq!(group.join(|| Err(28)), Err(28));
+        let failed = group.join(|| Err(Error::new(ErrorKind::NoSpace, "flush")));
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::NoSpace);
         assert_eq!(group.state.lock().succeeded, 0);
-        assert_eq!(group.join(|| Ok::<(), i32>(())), Ok(()));
+        group.join(|| Ok(())).unwrap();
     }
 
     /// All later flushes waited for ever for the end of the run.
@@ -141,22 +150,43 @@ mod tests {
         let runs = AtomicU32::new(0);
         let work = || {
             runs.fetch_add(1, Ordering::SeqCst);
-            Ok::<(), ()>(())
+            Ok(())
         };
         thread::scope(|s| {
             let mut waiting = None;
             let run = || {
-                group.join::<()>(|| {
+                group.join(|| {
                     waiting = Some(s.spawn(|| group.join(work)));
                     panic!("the work panics")
                 })
             };
             catch_unwind(AssertUnwindSafe(run)).unwrap_err();
-            assert_eq!(waiting.unwrap().join().unwrap(), Ok(()));
+            waiting.unwrap().join().unwrap().unwrap();
         });
-        assert_eq!(group.join(work), Ok(()));
+        group.join(work).unwrap();
         let counts = group.state.lock();
         assert_eq!((counts.begun, counts.succeeded, runs.into_inner()), (3, 3, 2));
         assert!(!counts.running);
+    }
+
+    /// A job that was cancelled waited for a guest's flush of a disk whose server does not answer.
+    #[test]
+    fn a_cancelled_caller_leaves_its_wait_for_the_run_of_another() {
+        let group = GroupCommit::default();
+        let source = CancelSource::new();
+        let result = group.join(|| {
+            let _calls = source.enter();
+            source.cancel();
+            let other = group.join(|| panic!("it must not run beside this one"));
+            assert_eq!(other.unwrap_err().kind(), ErrorKind::Cancelled);
+            let _shield = cancel::shield();
+            Ok(())
+        });
+        result.unwrap();
+        // What is not waited for is performed.
+        let _calls = source.enter();
+        source.cancel();
+        group.join(|| Ok(())).unwrap();
+        assert_eq!(group.state.lock().succeeded, 2);
     }
 }

@@ -3,9 +3,12 @@
 //! A format takes a shared lock on the guest range it reads or overwrites in place, and an exclusive one
 //! where it changes what is mapped. Grants are first come, first served among those that conflict, so neither
 //! side starves; an operation holds one range at a time, so two can never wait for each other.
+//!
+//! A holder may wait for a peer that never answers. So a caller that is [cancelled](crate::cancel) leaves its
+//! wait, and blocks those behind it no longer.
 
-use crate::ByteRange;
 use crate::sync::{Condvar, Mutex};
+use crate::{ByteRange, Error, ErrorKind, Result, cancel};
 
 #[derive(Debug)]
 struct Entry {
@@ -49,13 +52,26 @@ impl RangeLock {
     }
 
     /// Waits until no earlier exclusive holder overlaps `range`.
-    pub fn shared(&self, range: ByteRange) -> RangeGuard<'_> {
-        self.acquire(range, false)
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] if the caller is cancelled while it waits; a range that is free is granted.
+    pub fn lock_shared(&self, range: ByteRange) -> Result<RangeGuard<'_>> {
+        self.lock(range, false)
     }
 
     /// Waits until no earlier holder overlaps `range`.
-    pub fn exclusive(&self, range: ByteRange) -> RangeGuard<'_> {
-        self.acquire(range, true)
+    ///
+    /// # Errors
+    /// As [`lock_shared`](Self::lock_shared).
+    pub fn lock_exclusive(&self, range: ByteRange) -> Result<RangeGuard<'_>> {
+        self.lock(range, true)
+    }
+
+    /// The same for a step that others depend on: the caller waits although it is cancelled.
+    pub fn lock_exclusive_shielded(&self, range: ByteRange) -> RangeGuard<'_> {
+        let place = self.enqueue(range, true);
+        self.wait_while_blocked(&place, || false);
+        place
     }
 
     /// How many threads wait now. Outdated the next moment; for tests of those who take turns.
@@ -63,17 +79,35 @@ impl RangeLock {
         self.queue.lock().waiters
     }
 
-    fn acquire(&self, range: ByteRange, exclusive: bool) -> RangeGuard<'_> {
+    fn lock(&self, range: ByteRange, exclusive: bool) -> Result<RangeGuard<'_>> {
+        let place = self.enqueue(range, exclusive);
+        if self.wait_while_blocked(&place, cancel::is_cancelled) {
+            return Ok(place);
+        }
+        Err(Error::new(ErrorKind::Cancelled, "lock range").at(range.start()))
+    }
+
+    /// A place in the queue, which is given up when it is dropped.
+    fn enqueue(&self, range: ByteRange, exclusive: bool) -> RangeGuard<'_> {
         let mut queue = self.queue.lock();
         let id = queue.next_id;
         queue.next_id += 1;
         queue.entries.push(Entry { id, range, exclusive });
-        while queue.blocked(id) {
+        RangeGuard { lock: self, id }
+    }
+
+    /// Waits until `place` holds its range; false if `leaves` is true before.
+    fn wait_while_blocked(&self, place: &RangeGuard<'_>, leaves: impl Fn() -> bool) -> bool {
+        let mut queue = self.queue.lock();
+        while queue.blocked(place.id) {
+            if leaves() {
+                return false;
+            }
             queue.waiters += 1;
-            queue = self.changed.wait(queue);
+            queue = cancel::wait(&self.changed, queue, None);
             queue.waiters -= 1;
         }
-        RangeGuard { lock: self, id }
+        true
     }
 }
 
@@ -101,6 +135,7 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::cancel::CancelSource;
 
     #[test]
     fn exclusive_holders_of_one_range_never_meet() {
@@ -112,7 +147,7 @@ mod tests {
                 let (lock, inside, worst) = (&lock, &inside, &worst);
                 s.spawn(move || {
                     for i in 0..500 {
-                        let _guard = lock.exclusive(ByteRange::at((t + i) % 3, 10));
+                        let _guard = lock.lock_exclusive(ByteRange::at((t + i) % 3, 10)).unwrap();
                         worst.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         inside.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -125,28 +160,28 @@ mod tests {
     #[test]
     fn disjoint_and_shared_ranges_do_not_wait() {
         let lock = RangeLock::new();
-        let _a = lock.exclusive(ByteRange::new(0, 10));
-        let _b = lock.exclusive(ByteRange::new(10, 20));
-        let _c = lock.shared(ByteRange::new(20, 30));
-        let _d = lock.shared(ByteRange::new(25, 40));
+        let _a = lock.lock_exclusive(ByteRange::new(0, 10)).unwrap();
+        let _b = lock.lock_exclusive(ByteRange::new(10, 20)).unwrap();
+        let _c = lock.lock_shared(ByteRange::new(20, 30)).unwrap();
+        let _d = lock.lock_shared(ByteRange::new(25, 40)).unwrap();
         assert_eq!(lock.queue.lock().entries.len(), 4);
     }
 
     #[test]
     fn a_waiting_writer_is_not_overtaken_by_readers() {
         let lock = RangeLock::new();
-        let first = lock.shared(ByteRange::new(0, 10));
+        let first = lock.lock_shared(ByteRange::new(0, 10)).unwrap();
         let order = Mutex::new(Vec::new());
         thread::scope(|s| {
             s.spawn(|| {
-                let _w = lock.exclusive(ByteRange::new(0, 10));
+                let _w = lock.lock_exclusive(ByteRange::new(0, 10)).unwrap();
                 order.lock().push("writer");
             });
             while lock.queue.lock().entries.len() < 2 {
                 thread::yield_now();
             }
             s.spawn(|| {
-                let _r = lock.shared(ByteRange::new(0, 10));
+                let _r = lock.lock_shared(ByteRange::new(0, 10)).unwrap();
                 order.lock().push("reader");
             });
             while lock.queue.lock().entries.len() < 3 {
@@ -155,5 +190,49 @@ mod tests {
             drop(first);
         });
         assert_eq!(*order.lock(), ["writer", "reader"]);
+    }
+
+    /// A job that was cancelled waited for a guest's request to a server that does not answer.
+    #[test]
+    fn a_cancelled_caller_leaves_its_wait_and_blocks_no_other() {
+        let lock = RangeLock::new();
+        let range = ByteRange::new(0, 10);
+        let held = lock.lock_shared(range).unwrap();
+        let source = CancelSource::new();
+        {
+            let _calls = source.enter();
+            source.cancel();
+            assert_eq!(lock.lock_exclusive(range).unwrap_err().kind(), ErrorKind::Cancelled);
+            // What is free is granted: nothing is waited for.
+            drop(lock.lock_shared(range).unwrap());
+            drop(held);
+            drop(lock.lock_exclusive_shielded(range));
+        }
+        assert!(lock.queue.lock().entries.is_empty());
+    }
+
+    /// Those behind a caller that leaves are woken by it: no other holder may end.
+    #[test]
+    fn a_caller_that_leaves_wakes_those_behind_it() {
+        let lock = RangeLock::new();
+        let range = ByteRange::new(0, 10);
+        let _held = lock.lock_shared(range).unwrap();
+        let source = CancelSource::new();
+        thread::scope(|s| {
+            let writer = s.spawn(|| {
+                let _calls = source.enter();
+                lock.lock_exclusive(range).map(drop)
+            });
+            while lock.waiters() < 1 {
+                thread::yield_now();
+            }
+            let reader = s.spawn(|| lock.lock_shared(range).map(drop));
+            while lock.waiters() < 2 {
+                thread::yield_now();
+            }
+            source.cancel();
+            assert_eq!(writer.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+            reader.join().unwrap().unwrap();
+        });
     }
 }

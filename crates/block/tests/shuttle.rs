@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use blockmirror_block::sync::{Mutex, thread};
 use blockmirror_block::testing::explore;
-use blockmirror_block::{ByteRange, GroupCommit, RangeLock};
+use blockmirror_block::{ByteRange, Error, ErrorKind, GroupCommit, RangeLock, Result};
 
 /// Who is inside where.
 #[derive(Default)]
@@ -41,7 +41,8 @@ fn conflicting_holders_never_meet_and_everybody_gets_in() {
             let (lock, inside) = (Arc::clone(&lock), Arc::clone(&inside));
             thread::spawn(move || {
                 for (range, exclusive) in plan {
-                    let _guard = if exclusive { lock.exclusive(range) } else { lock.shared(range) };
+                    let guard = if exclusive { lock.lock_exclusive(range) } else { lock.lock_shared(range) };
+                    let _guard = guard.unwrap();
                     inside.visit(range, exclusive);
                 }
             })
@@ -64,7 +65,7 @@ fn a_flush_is_answered_by_work_that_began_after_it() {
     }
 
     impl Disk {
-        fn work(&self) -> Result<(), ()> {
+        fn work(&self) -> Result<()> {
             let mut runs = self.runs.lock();
             assert!(!runs.1, "two runs at a time");
             *runs = (runs.0 + 1, true);
@@ -76,7 +77,7 @@ fn a_flush_is_answered_by_work_that_began_after_it() {
                 *self.durable.lock() = written;
             }
             self.runs.lock().1 = false;
-            if fails { Err(()) } else { Ok(()) }
+            if fails { Err(Error::new(ErrorKind::Io, "flush")) } else { Ok(()) }
         }
     }
 

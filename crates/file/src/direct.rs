@@ -84,10 +84,10 @@ impl Direct {
         let range = ByteRange::at(offset, buf.len() as u64);
         let inner = range.align_inward(self.unit);
         if inner == range {
-            let _shared = self.order.shared(range);
+            let _shared = self.order.lock_shared(range)?;
             return self.write_aligned(file, buf, offset);
         }
-        let _alone = self.order.exclusive(range.align_outward(self.page));
+        let _alone = self.order.lock_exclusive(range.align_outward(self.page))?;
         if inner.is_empty() {
             return io::write(&self.cached, buf, offset);
         }

@@ -33,7 +33,7 @@ impl Growth {
         if range.is_empty() || range.end() <= self.known_len.load(Ordering::Acquire) {
             return write();
         }
-        let _order = self.order.shared(WHOLE);
+        let _order = self.order.lock_shared(WHOLE)?;
         write()?;
         self.known_len.fetch_max(range.end(), Ordering::AcqRel);
         Ok(())
@@ -42,7 +42,7 @@ impl Growth {
     /// Makes the file at least `end` bytes long.
     pub(crate) fn grow_to(&self, file: &File, end: u64, operation: &'static str) -> Result<()> {
         let failed = |e: io::Error| Error::io(operation, e);
-        let _order = self.order.exclusive(WHOLE);
+        let _order = self.order.lock_exclusive(WHOLE)?;
         if file.metadata().map_err(failed)?.len() < end {
             file.set_len(end).map_err(failed)?;
         }
@@ -52,7 +52,7 @@ impl Growth {
 
     /// Makes the file `len` bytes long.
     pub(crate) fn set_len(&self, file: &File, len: u64) -> Result<()> {
-        let _order = self.order.exclusive(WHOLE);
+        let _order = self.order.lock_exclusive(WHOLE)?;
         // Lowered first: a write that still believed the old length would skip the lock.
         self.known_len.fetch_min(len, Ordering::AcqRel);
         file.set_len(len).map_err(|e| Error::io("set length", e))?;

@@ -185,7 +185,7 @@ impl CowTarget {
             let unit = self.outward(ByteRange::at(at, 1));
             let part = range.intersect(ByteRange::new(at, unit.end().max(at + 1)));
             let is_written = {
-                let _turn = self.order.exclusive(unit);
+                let _turn = self.order.lock_exclusive(unit)?;
                 self.written_prefix(part).1
             };
             if is_written {
@@ -208,7 +208,7 @@ impl CowTarget {
     ) -> Result<()> {
         let range = ByteRange::at(offset, buf.len() as u64);
         let units = self.outward(range);
-        let _turn = self.order.exclusive(units);
+        let _turn = self.order.lock_exclusive(units)?;
         let losses = self.begin(units);
         if !matches!(self.target.geometry().backing, Backing::Remote { .. }) && !self.is_complete(units) {
             for part in
@@ -355,7 +355,7 @@ impl BlockDevice for CowTarget {
             .filter(|range| range.end() <= self.len())
             .ok_or_else(|| Error::out_of_bounds("write", offset, len, self.len()))?;
         if !range.is_empty() {
-            let _turn = self.order.exclusive(range.align_outward(self.unit));
+            let _turn = self.order.lock_exclusive(range.align_outward(self.unit))?;
             self.write_whole(buf, range)?;
         }
         if flags.contains(WriteFlags::FUA) { self.flush() } else { Ok(()) }
@@ -369,7 +369,7 @@ impl BlockDevice for CowTarget {
         }
         let fua = flags.contains(ZeroFlags::FUA);
         let flags = flags.difference(ZeroFlags::FUA) | ZeroFlags::EXPLICIT;
-        let _turn = self.order.exclusive(range.align_outward(self.unit));
+        let _turn = self.order.lock_exclusive(range.align_outward(self.unit))?;
         let losses = self.losses();
         let whole = self.inward(range);
         let edges = if whole.is_empty() {

@@ -21,7 +21,7 @@ impl Qcow2 {
     /// holds nothing: that is the caller's affair.
     pub fn replace_backing(&self, device: Option<Arc<dyn BlockDevice>>) -> Option<Arc<dyn BlockDevice>> {
         let _only_one = self.changing.lock();
-        let _nobody_reads = self.ranges.exclusive(ByteRange::new(0, u64::MAX));
+        let _nobody_reads = self.ranges.lock_exclusive_shielded(ByteRange::new(0, u64::MAX));
         std::mem::replace(&mut self.ctx.below.lock().device, device)
     }
 

@@ -64,7 +64,7 @@ impl Qcow2 {
         if range.is_empty() || !self.bitmaps.is_recording() {
             return Ok(());
         }
-        let _held = self.ranges.shared(range);
+        let _held = self.ranges.lock_shared(range)?;
         self.record_write(range)
     }
 

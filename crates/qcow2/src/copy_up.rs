@@ -35,7 +35,7 @@ impl Qcow2 {
         let mut copied = 0;
         for piece in whole.pieces(PIECE.max(ctx.cluster().bytes())) {
             self.maybe_write_back()?;
-            let _lock = self.ranges.exclusive(piece.align_outward(ctx.cluster().bytes()));
+            let _lock = self.ranges.lock_exclusive(piece.align_outward(ctx.cluster().bytes()))?;
             let mut at = piece.start();
             while at < piece.end() {
                 let runs = self.meta.lock().runs(ctx, ByteRange::new(at, piece.end()), BATCH)?;

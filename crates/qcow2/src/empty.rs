@@ -31,7 +31,7 @@ impl Qcow2 {
     }
 
     fn drop_all(&self) -> Result<()> {
-        let _nobody_maps = self.ranges.exclusive(ALL);
+        let _nobody_maps = self.ranges.lock_exclusive(ALL)?;
         self.check_past(0)?;
         self.write_back()?;
         self.unmap_past(0)?;

@@ -195,7 +195,7 @@ impl BlockDevice for Qcow2 {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> BlockResult<()> {
         let range = self.bounds("read", ByteRange::checked(offset, buf.len()), offset, buf.len() as u64)?;
-        let _pin = self.ranges.shared(range);
+        let _pin = self.ranges.lock_shared(range)?;
         self.read_mapped(buf, range)
     }
 

@@ -64,7 +64,7 @@ impl Qcow2 {
     /// A range that reaches past the disk; damaged or unreadable metadata.
     pub fn resolve_read(&self, range: ByteRange) -> Result<ReadGuard<'_>> {
         let range = self.bounds("read", Some(range), range.start(), range.len())?;
-        let pin = self.ranges.shared(range);
+        let pin = self.ranges.lock_shared(range)?;
         let runs = self.meta.lock().runs(&self.ctx, range, BATCH)?;
         let to_read_run = |run: MapRun| ReadRun {
             range: run.range,

@@ -171,7 +171,7 @@ impl Qcow2 {
     fn move_l1(&self, entries: u64) -> Result<()> {
         let ctx = &self.ctx;
         let cluster = ctx.cluster();
-        let _nobody_maps = self.ranges.exclusive(ALL);
+        let _nobody_maps = self.ranges.lock_exclusive(ALL)?;
         // From here on no change of the table is in memory only.
         self.write_back()?;
         let clusters = cluster.count(entries * 8);
@@ -234,7 +234,7 @@ impl Qcow2 {
     /// To the length that the disk has already, it finishes a shrink that was cut off.
     fn shrink(&self, len: u64) -> Result<()> {
         let ctx = &self.ctx;
-        let _nobody_maps = self.ranges.exclusive(ALL);
+        let _nobody_maps = self.ranges.lock_exclusive(ALL)?;
         self.check_past(len)?;
         self.write_back()?;
         let old = ctx.size();

@@ -105,13 +105,13 @@ impl Qcow2 {
     fn plan_write(&self, range: ByteRange, changes_content: bool) -> Result<WriteGuard<'_>> {
         let clusters = range.align_outward(self.ctx.cluster().bytes());
         let recorded = if changes_content { range } else { ByteRange::default() };
-        let mut guard = WriteGuard::new(self, range, Some(self.ranges.shared(clusters)));
+        let mut guard = WriteGuard::new(self, range, Some(self.ranges.lock_shared(clusters)?));
         self.record_write(recorded)?;
         if guard.find_in_place()? {
             return Ok(guard);
         }
         drop(guard);
-        let guard = WriteGuard::new(self, range, Some(self.ranges.exclusive(clusters)));
+        let guard = WriteGuard::new(self, range, Some(self.ranges.lock_exclusive(clusters)?));
         // In between the bitmaps may have been stored.
         self.record_write(recorded)?;
         self.plan_moving(guard)

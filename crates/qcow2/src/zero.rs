@@ -175,7 +175,7 @@ impl Qcow2 {
 
     /// Changes the entries of `part`, which lies in one L2 table; returns what is left for data.
     fn change_in_table(&self, part: ByteRange, purpose: Purpose) -> Result<Vec<ByteRange>> {
-        let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
+        let _lock = self.ranges.lock_exclusive(part.align_outward(self.ctx.cluster().bytes()))?;
         self.record_write(part)?;
         self.change_held(part, purpose)
     }
@@ -325,7 +325,7 @@ impl Qcow2 {
         let Some(data_file) = &self.ctx.data_file else { return Ok(()) };
         self.meta.lock().check_poison(&self.ctx, "write zeroes")?;
         for part in range.pieces(self.ctx.l2_entries() << self.ctx.cluster().bits()) {
-            let _lock = self.ranges.exclusive(part.align_outward(self.ctx.cluster().bytes()));
+            let _lock = self.ranges.lock_exclusive(part.align_outward(self.ctx.cluster().bytes()))?;
             self.record_write(part)?;
             data_file.write_zeroes(part, flags.difference(ZeroFlags::FUA))?;
         }

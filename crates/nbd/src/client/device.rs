@@ -255,7 +255,7 @@ impl Client {
         if part.is_empty() {
             return Ok(());
         }
-        let _held = self.blocks.exclusive(part.align_outward(self.unit()));
+        let _held = self.blocks.lock_exclusive(part.align_outward(self.unit()))?;
         let (around, mut buf) = self.read_around(part)?;
         let start = (part.start() - around.start()) as usize;
         change(&mut buf[start..start + part.len() as usize]);
@@ -270,7 +270,7 @@ impl Client {
         };
         self.change_blocks(head, flags, |bytes| bytes.copy_from_slice(of(head)))?;
         if !whole.is_empty() {
-            let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+            let _held = (self.unit() > 1).then(|| self.blocks.lock_shared(whole)).transpose()?;
             self.write_blocks(whole, of(whole), flags)?;
         }
         if !tail.is_empty() {
@@ -305,7 +305,7 @@ impl Client {
         // The blocks first: if the server cannot do the first of them quickly, nothing has been written. If
         // it refuses a later one, that and what follows is zeroed as well as it can be.
         if !whole.is_empty() {
-            let held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+            let held = (self.unit() > 1).then(|| self.blocks.lock_shared(whole)).transpose()?;
             for piece in pieces(whole, self.longest_without_payload()) {
                 let zero = |command| self.call(Command::WriteZeroes, command, piece, &[], Sink::Nothing);
                 let mut result = zero(if quickly { command | CommandFlags::FAST_ZERO } else { command });
@@ -421,7 +421,7 @@ impl BlockDevice for Client {
             return Ok(());
         }
         let whole = range.align_inward(self.unit());
-        let _held = (self.unit() > 1).then(|| self.blocks.shared(whole));
+        let _held = (self.unit() > 1).then(|| self.blocks.lock_shared(whole)).transpose()?;
         for piece in pieces(whole, self.longest_without_payload()) {
             match self.call(Command::Trim, CommandFlags::NONE, piece, &[], Sink::Nothing) {
                 Ok(()) => {}

@@ -224,7 +224,7 @@ impl Qcow2 {
     ) -> Result<()> {
         self.check_writable(operation)?;
         let _only_one = self.changing.lock();
-        let _nobody_writes = self.ranges.exclusive(ALL);
+        let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
         change(&mut list)?;
         self.publish_bitmaps(list)
@@ -236,7 +236,7 @@ impl Qcow2 {
     /// # Errors
     /// One of them is inconsistent: how long it should be is not known.
     pub(crate) fn begin_resize_of_bitmaps(&self) -> Result<()> {
-        let _nobody_writes = self.ranges.exclusive(ALL);
+        let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
         for bitmap in &mut list {
             bitmap.bits = Some(self.bits_of(bitmap)?);
@@ -254,7 +254,7 @@ impl Qcow2 {
     /// # Errors
     /// As for [`store_bitmaps`](Self::store_bitmaps).
     pub(crate) fn end_resize_of_bitmaps(&self, old: u64) -> Result<()> {
-        let _nobody_writes = self.ranges.exclusive(ALL);
+        let _nobody_writes = self.ranges.lock_exclusive_shielded(ALL);
         if !self.bitmaps.is_marked() {
             return Ok(());
         }

@@ -44,7 +44,7 @@ impl Qcow2 {
     /// The image is poisoned; there is no room for the bits; writing fails.
     pub fn store_bitmaps(&self) -> Result<()> {
         let _only_one = self.changing.lock();
-        let _nobody_writes = self.ranges.exclusive(ALL);
+        let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         if !self.bitmaps.is_marked() {
             return Ok(());
         }
