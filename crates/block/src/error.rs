@@ -95,12 +95,21 @@ struct Inner {
     offset: Option<u64>,
     message: Option<String>,
     source: Option<BoxError>,
+    refused: bool,
 }
 
 impl Error {
     /// An error of `kind` in `operation` (a verb phrase: `"read"`, `"write L2 table"`).
     pub fn new(kind: ErrorKind, operation: &'static str) -> Self {
-        Self(Box::new(Inner { kind, operation, name: None, offset: None, message: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            operation,
+            name: None,
+            offset: None,
+            message: None,
+            source: None,
+            refused: kind == ErrorKind::NoSpace,
+        }))
     }
 
     /// Wraps an operating-system error, deriving the kind from it.
@@ -157,6 +166,20 @@ impl Error {
     pub fn caused_by(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());
         self
+    }
+
+    /// Says whether [`was_refused`](Self::was_refused).
+    #[must_use]
+    pub fn refused(mut self, refused: bool) -> Self {
+        self.0.refused = refused;
+        self
+    }
+
+    /// Whether what was refused is not performed later either: a device has answered so. Of other failures
+    /// (the peer is lost, the caller is cancelled, the medium fails) this is not known. For want of space it
+    /// is so unless the device says otherwise.
+    pub fn was_refused(&self) -> bool {
+        self.0.refused
     }
 
     /// The error that this one wraps, printed or not.

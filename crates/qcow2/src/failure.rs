@@ -24,11 +24,11 @@ impl Failure {
 }
 
 /// Whether a write that failed with `error` may still reach the disk, as one over a network may: a connection
-/// that is lost, or dropped, takes no request back. Nothing points at new data, or at a new table, until it
-/// has been written, so such a failure is the operation's alone; but the place is not used any more while the
-/// image is open.
+/// that is lost, or dropped, takes no request back. One that was refused does not. Nothing points at new
+/// data, or at a new table, until it has been written, so such a failure is the operation's alone; but the
+/// place is not used any more while the image is open.
 pub(crate) fn may_come_late(error: &Error) -> bool {
-    error.kind() != ErrorKind::NoSpace
+    !error.was_refused()
 }
 
 /// For writes of metadata other than the header, and for what comes before them.

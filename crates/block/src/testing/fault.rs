@@ -68,13 +68,22 @@ pub struct Fault {
     forever: bool,
     within: Option<ByteRange>,
     error: ErrorKind,
+    refused: bool,
     done: Done,
 }
 
 impl Fault {
     /// Fails operations of `kind`.
     pub fn on(kind: OpKind) -> Self {
-        Self { kind, skip: 0, forever: false, within: None, error: ErrorKind::Io, done: Done::Nothing }
+        Self {
+            kind,
+            skip: 0,
+            forever: false,
+            within: None,
+            error: ErrorKind::Io,
+            refused: false,
+            done: Done::Nothing,
+        }
     }
 
     /// Lets `n` matching operations pass first.
@@ -102,6 +111,13 @@ impl Fault {
     #[must_use]
     pub fn with(mut self, kind: ErrorKind) -> Self {
         self.error = kind;
+        self
+    }
+
+    /// The error says that the device has [refused](Error::was_refused) the operation.
+    #[must_use]
+    pub fn refused(mut self) -> Self {
+        self.refused = true;
         self
     }
 
@@ -203,7 +219,9 @@ impl Faults {
             if fault.skip > 0 {
                 fault.skip -= 1;
             } else if matches!(verdict, Verdict::Go) {
-                verdict = Verdict::Fail(error(fault.error, kind, range), fault.done);
+                let error = error(fault.error, kind, range);
+                let refused = fault.refused || error.was_refused();
+                verdict = Verdict::Fail(error.refused(refused), fault.done);
                 spent = (!fault.forever).then_some(i);
             }
         }

@@ -5,22 +5,23 @@
 //! payload into its own buffer and then reads on. A caller whose reply is complete leaves the socket to
 //! another. So nothing is copied, and the socket is read as long as a caller waits.
 //!
-//! A caller that is cancelled gives its request up and leaves the connection as it is: the reply is dropped
-//! when it comes (`requests`). It does so between replies; one that has begun to arrive is received to its
-//! end.
+//! A caller that is cancelled gives its request up and leaves the connection as it is: what is left of the
+//! request is sent by a thread (`send`), and the reply is dropped when it comes (`requests`). The caller
+//! leaves between replies; one that has begun to arrive is received to its end.
 //!
 //! A reply is accepted only as far as it fits a request in flight. The first thing that does not fit fails
 //! the connection: after it, the position of the next header is unknown.
 
 mod given_up;
+mod send;
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use blockmirror_block::cancel;
 use blockmirror_block::sync::{Mutex, MutexGuard};
-use blockmirror_block::{ByteRange, cancel};
 
 use super::coverage::Coverage;
 use super::error::ClientError;
@@ -30,8 +31,8 @@ use super::requests::{Expects, Op, Requests};
 use super::send_turn::SendTurn;
 use super::status::Status;
 use crate::proto::{
-    Chunk, ChunkHeader, Command, CommandFlags, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole,
-    REPLY_SIMPLE_MAGIC, ReplyFormat, Request, SimpleReply,
+    Chunk, ChunkHeader, Errno, ErrorChunk, MAX_STRING, OffsetData, OffsetHole, REPLY_SIMPLE_MAGIC,
+    ReplyFormat, SimpleReply,
 };
 
 /// Longest payload of an error chunk: a number, a string with its length, an offset.
@@ -39,9 +40,6 @@ const MAX_ERROR: u64 = MAX_STRING as u64 + 14;
 
 /// Most error chunks in one reply.
 const MAX_ERRORS: u32 = 1024;
-
-/// How long sending the disconnect request may take.
-const GOODBYE: Duration = Duration::from_millis(200);
 
 /// Where the payload of the reply goes.
 #[derive(Debug)]
@@ -101,7 +99,7 @@ pub(crate) struct ClientConnection {
     pub(crate) epoch: u64,
     /// How long one request may take.
     io_timeout: Option<Duration>,
-    sending: SendTurn,
+    sending: Arc<SendTurn>,
     /// *Guards* the requests in flight and the turn of reading. *Order*: after `sending`. *Not under it*:
     /// I/O.
     shared: Mutex<Shared>,
@@ -128,7 +126,7 @@ impl ClientConnection {
             negotiated,
             epoch,
             io_timeout,
-            sending: SendTurn::default(),
+            sending: Arc::default(),
             in_flight: AtomicU32::new(0),
         }
     }
@@ -191,83 +189,6 @@ impl ClientConnection {
                 link.socket().abort();
             }
             shared.requests.wake_all();
-        }
-    }
-
-    /// Sends a disconnect request, if no other caller is using the socket.
-    pub(crate) fn close(&self) {
-        if let Some(_sending) = self.sending.try_take()
-            && self.is_alive()
-        {
-            let op =
-                Op { command: Command::Disconnect, flags: CommandFlags::NONE, range: ByteRange::default() };
-            // There is no reply to this.
-            let _ = self.write(op, 0, &[], Instant::now().checked_add(GOODBYE));
-        }
-        Self::fail_locked(&mut self.shared.lock(), &self.link, ClientError::Cancelled, true);
-    }
-
-    fn send(
-        &self,
-        op: Op,
-        payload: &[u8],
-        sink: &Sink<'_>,
-        deadline: Option<Instant>,
-    ) -> Result<u64, ClientError> {
-        let cookie = {
-            let mut shared = self.shared.lock();
-            if let Some(error) = &shared.dead {
-                return Err(error.clone());
-            }
-            let expects = match sink {
-                Sink::Nothing => Expects::Nothing,
-                Sink::Bytes(_) => Expects::Bytes,
-                Sink::Status(_) => Expects::Status,
-            };
-            shared.requests.add(expects, deadline)
-        };
-        let Some(_sending) = self.sending.take() else {
-            self.shared.lock().requests.remove(cookie);
-            return Err(ClientError::Cancelled);
-        };
-        if let Err(error) = self.write(op, cookie, payload, deadline) {
-            self.fail(self.or_timed_out(error));
-        }
-        Ok(cookie)
-    }
-
-    fn write(
-        &self,
-        op: Op,
-        cookie: u64,
-        payload: &[u8],
-        deadline: Option<Instant>,
-    ) -> Result<(), ClientError> {
-        let extended = self.negotiated.format == ReplyFormat::Extended;
-        let mut flags = op.flags;
-        if extended && op.command == Command::Write {
-            flags = flags | CommandFlags::PAYLOAD_LEN;
-        }
-        let request =
-            Request { flags, command: op.command, cookie, offset: op.range.start(), length: op.range.len() };
-        if extended {
-            self.link.write_all(&request.encode_extended(), payload, deadline)
-        } else {
-            let Some(header) = request.encode_compact() else {
-                return Err(ClientError::Unsuitable("takes no request that long".into()));
-            };
-            self.link.write_all(&header, payload, deadline)
-        }
-        .map_err(stream_error)
-    }
-
-    /// The error of a socket that would block after the deadline.
-    fn or_timed_out(&self, error: ClientError) -> ClientError {
-        match (&error, self.io_timeout) {
-            (ClientError::Lost(io), Some(limit)) if io.kind() == std::io::ErrorKind::WouldBlock => {
-                ClientError::NoAnswer(limit)
-            }
-            _ => error,
         }
     }
 
@@ -414,7 +335,11 @@ impl ClientConnection {
             |what: &str| Err(ClientError::Violation(format!("{what} in answer to request {cookie}")));
         match header {
             Header::Simple(SimpleReply { error: Some(error), .. }) => {
-                request.error.get_or_insert(ClientError::Server { error, message: String::new() });
+                request.error.get_or_insert(ClientError::Server {
+                    error,
+                    message: String::new(),
+                    repeated: false,
+                });
             }
             Header::Simple(_) => match request.expects {
                 Expects::Nothing => {}
@@ -559,5 +484,5 @@ fn error_chunk(incoming: &mut Incoming, chunk: ChunkHeader) -> Result<ClientErro
         }
         _ => (Errno::IO, String::new()),
     };
-    Ok(ClientError::Server { error, message })
+    Ok(ClientError::Server { error, message, repeated: false })
 }

@@ -190,7 +190,9 @@ impl Client {
     }
 
     fn failed(&self, operation: &'static str, offset: u64, error: ClientError) -> Error {
-        Error::new(error.kind(), operation).in_file(Arc::clone(&self.name)).at(offset).caused_by(error)
+        let refused = error.is_definite();
+        let failed = Error::new(error.kind(), operation).in_file(Arc::clone(&self.name)).at(offset);
+        failed.refused(refused).caused_by(error)
     }
 
     fn parts(&self, range: ByteRange) -> Parts {

@@ -64,6 +64,9 @@ pub enum ClientError {
         error: Errno,
         /// Its words; may be empty.
         message: String,
+        /// The request was sent before, on a connection that was lost: what the server does with that one is
+        /// not known.
+        repeated: bool,
     },
     /// Cancelled.
     #[error("given up on request")]
@@ -97,6 +100,22 @@ impl ClientError {
     /// answers so too, which ends the connection.
     pub(crate) fn is_answer(&self) -> bool {
         matches!(self, Self::Server { error, .. } if *error != Errno::SHUTDOWN)
+    }
+
+    /// The answer to a request that was sent before, on a connection that was lost, if it is `repeated`.
+    pub(crate) fn with_repeated(mut self, is_repeated: bool) -> Self {
+        if let Self::Server { repeated, .. } = &mut self {
+            *repeated = is_repeated;
+        }
+        self
+    }
+
+    /// Whether nothing of the request is performed, now or later. An I/O error does not say so: behind the
+    /// server there may be a network, too.
+    pub(crate) fn is_definite(&self) -> bool {
+        const DEFINITE: [Errno; 5] =
+            [Errno::PERM, Errno::INVAL, Errno::NOSPC, Errno::OVERFLOW, Errno::NOTSUP];
+        matches!(self, Self::Server { error, repeated: false, .. } if DEFINITE.contains(error))
     }
 
     /// Whether the server does not do such a request at all, whatever it said that it can.

@@ -4,7 +4,7 @@
 //! that rustls keeps, which is locked only while bytes are turned into others: never while a thread waits for
 //! the socket.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,26 @@ use super::socket::ClientSocket;
 
 /// What has arrived beyond what was asked for; also the size of one read of ciphertext.
 const SPILL: usize = 16 << 10;
+
+/// How far a request was sent.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    Whole,
+    /// The caller is cancelled, and no byte of the request was sent.
+    Nothing,
+    /// The caller is cancelled. The rest has to follow: the next request comes behind it.
+    Part(Unsent),
+}
+
+/// The rest of a request.
+#[derive(Debug)]
+pub(crate) struct Unsent {
+    /// Bytes for the socket.
+    bytes: Vec<u8>,
+    /// What comes after them, not encrypted yet.
+    #[cfg(feature = "tls")]
+    plain: Vec<u8>,
+}
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -40,14 +60,44 @@ impl Link {
         &self.socket
     }
 
-    /// Writes all of `head` and `body`, until `deadline`. Callers are serialized by the connection.
-    pub(crate) fn write_all(&self, head: &[u8], body: &[u8], deadline: Option<Instant>) -> io::Result<()> {
+    /// Sends `head` and `body`, a request, until `deadline` or until the calling thread is cancelled. Callers
+    /// are serialized by the connection.
+    pub(crate) fn send(&self, head: &[u8], body: &[u8], deadline: Option<Instant>) -> io::Result<Sent> {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
             return write_tls(tls, &self.socket, head, body, deadline);
         }
-        self.socket.write_all(head, body, deadline)
+        let mut slices = [IoSlice::new(head), IoSlice::new(body)];
+        let mut left = &mut slices[..];
+        match self.socket.write_all(&mut left, deadline) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                let bytes = gathered(left);
+                if bytes.len() == head.len() + body.len() {
+                    return Ok(Sent::Nothing);
+                }
+                Ok(Sent::Part(Unsent {
+                    bytes,
+                    #[cfg(feature = "tls")]
+                    plain: Vec::new(),
+                }))
+            }
+            written => written.map(|()| Sent::Whole),
+        }
     }
+
+    /// Sends the rest of a request, on a thread that is not cancelled.
+    pub(crate) fn send_rest(&self, rest: &Unsent, deadline: Option<Instant>) -> io::Result<()> {
+        self.socket.write_all(&mut &mut [IoSlice::new(&rest.bytes)][..], deadline)?;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            write_tls(tls, &self.socket, &rest.plain, &[], deadline)?;
+        }
+        Ok(())
+    }
+}
+
+fn gathered(slices: &[IoSlice<'_>]) -> Vec<u8> {
+    slices.iter().flat_map(|slice| slice.iter().copied()).collect()
 }
 
 #[cfg(feature = "tls")]
@@ -57,7 +107,7 @@ fn write_tls(
     head: &[u8],
     body: &[u8],
     deadline: Option<Instant>,
-) -> io::Result<()> {
+) -> io::Result<Sent> {
     use std::io::Write;
 
     /// Ciphertext that is gathered before it is sent.
@@ -82,10 +132,18 @@ fn write_tls(
                 }
             }
         }
-        socket.write_all(&out, &[], deadline)?;
+        let mut slices = [IoSlice::new(&out)];
+        let mut unsent = &mut slices[..];
+        match socket.write_all(&mut unsent, deadline) {
+            // What was encrypted has to be sent: the session counts its records.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok(Sent::Part(Unsent { bytes: gathered(unsent), plain: left.concat() }));
+            }
+            written => written?,
+        }
         out.clear();
     }
-    Ok(())
+    Ok(Sent::Whole)
 }
 
 /// The error of a stream that ends where more should come.

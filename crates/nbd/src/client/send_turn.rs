@@ -1,5 +1,7 @@
 //! Whose turn it is to send: one request is sent at a time, as a whole.
 
+use std::sync::Arc;
+
 use blockmirror_block::cancel;
 use blockmirror_block::sync::{Condvar, Mutex};
 
@@ -13,11 +15,11 @@ pub(crate) struct SendTurn {
 
 /// The turn, given back when dropped.
 #[derive(Debug)]
-pub(crate) struct Sending<'a>(&'a SendTurn);
+pub(crate) struct Sending(Arc<SendTurn>);
 
 impl SendTurn {
     /// Waits for the turn; `None` if the call is cancelled meanwhile.
-    pub(crate) fn take(&self) -> Option<Sending<'_>> {
+    pub(crate) fn take(self: &Arc<Self>) -> Option<Sending> {
         let mut taken = self.taken.lock();
         while *taken {
             if cancel::is_cancelled() {
@@ -28,18 +30,18 @@ impl SendTurn {
             taken = cancel::wait(&self.free, taken, None);
         }
         *taken = true;
-        Some(Sending(self))
+        Some(Sending(Arc::clone(self)))
     }
 
     /// Takes the turn if no other thread has it.
-    pub(crate) fn try_take(&self) -> Option<Sending<'_>> {
+    pub(crate) fn try_take(self: &Arc<Self>) -> Option<Sending> {
         let mut taken = self.taken.lock();
         let free = !std::mem::replace(&mut *taken, true);
-        free.then(|| Sending(self))
+        free.then(|| Sending(Arc::clone(self)))
     }
 }
 
-impl Drop for Sending<'_> {
+impl Drop for Sending {
     fn drop(&mut self) {
         *self.0.taken.lock() = false;
         self.0.free.notify_one();

@@ -109,17 +109,24 @@ impl ClientSocket {
         }
     }
 
-    /// Writes all of `head` and `body`; fails with `WouldBlock` if that is not done at `deadline`.
-    pub(crate) fn write_all(&self, head: &[u8], body: &[u8], deadline: Option<Instant>) -> io::Result<()> {
-        let mut slices = [IoSlice::new(head), IoSlice::new(body)];
-        let mut left = &mut slices[..];
-        IoSlice::advance_slices(&mut left, 0);
+    /// Writes all of `left`, from which it takes what was written. Fails with `WouldBlock` if that is not
+    /// done at `deadline`, and with `Interrupted` if it waits and the calling thread is cancelled.
+    pub(crate) fn write_all(
+        &self,
+        left: &mut &mut [IoSlice<'_>],
+        deadline: Option<Instant>,
+    ) -> io::Result<()> {
+        IoSlice::advance_slices(left, 0);
         while !left.is_empty() {
             match either!(self, stream => (&mut &*stream).write_vectored(left)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => IoSlice::advance_slices(&mut left, n),
-                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Ok(n) => IoSlice::advance_slices(left, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => return Err(e),
+            }
+            if !left.is_empty() && cancel::is_cancelled() {
+                return Err(io::ErrorKind::Interrupted.into());
             }
             if !left.is_empty() && deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(io::ErrorKind::WouldBlock.into());
@@ -253,6 +260,8 @@ fn tune_tcp(stream: &TcpStream, peer_timeout: Option<Duration>) -> io::Result<()
 mod tests {
     use std::net::TcpListener;
 
+    use blockmirror_block::cancel::CancelSource;
+
     use super::*;
 
     /// A socket whose peer has read nothing of what fills it, and that peer.
@@ -261,7 +270,7 @@ mod tests {
         let socket = ClientSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
         let (peer, _) = listener.accept().unwrap();
         socket.set_timeout(Duration::from_millis(100)).unwrap();
-        while socket.write_all(&[1; 65_536], &[], Some(Instant::now())).is_ok() {}
+        while socket.write_all(&mut &mut [IoSlice::new(&[1; 65_536])][..], Some(Instant::now())).is_ok() {}
         (socket, peer)
     }
 
@@ -278,6 +287,23 @@ mod tests {
         let (socket, peer) = filled();
         socket.shut_down();
         read_to_end(&peer).unwrap();
+    }
+
+    #[test]
+    fn a_cancelled_caller_takes_a_request_back_of_which_nothing_was_sent() {
+        let (ours, _peer) = UnixStream::pair().unwrap();
+        let socket = ClientSocket::Unix(ours);
+        socket.set_timeout(Duration::from_millis(10)).unwrap();
+        let send = |bytes: &[u8]| socket.write_all(&mut &mut [IoSlice::new(bytes)][..], Some(Instant::now()));
+        while send(&[1; 65_536]).is_ok() {}
+        while send(&[1]).is_ok() {}
+        let calls = CancelSource::new();
+        let _calls = calls.enter();
+        calls.cancel();
+        let mut slices = [IoSlice::new(&[1; 28]), IoSlice::new(&[2; 512])];
+        let mut left = &mut slices[..];
+        assert_eq!(socket.write_all(&mut left, None).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert_eq!(left.iter().map(|slice| slice.len()).sum::<usize>(), 540);
     }
 
     #[test]

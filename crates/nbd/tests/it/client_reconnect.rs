@@ -496,3 +496,34 @@ fn a_cancelled_wait_for_a_connection_concerns_one_caller() {
         other.join().unwrap().unwrap();
     });
 }
+
+/// Space was taken out of use for each, as if the server might still do what it has refused.
+#[test]
+fn what_a_server_refuses_is_not_done_later() {
+    let errors = [
+        (Errno::PERM, true),
+        (Errno::INVAL, true),
+        (Errno::NOSPC, true),
+        // Behind the server there may be a network as well.
+        (Errno::IO, false),
+    ];
+    for (errno, refused) in errors {
+        for lost_before in [false, true] {
+            let fake = Fake::new(move |number, mut peer| {
+                if peer.handshake(&Export::new()).is_none() {
+                    return;
+                }
+                while let Some((request, _)) = peer.request() {
+                    if lost_before && number == 0 {
+                        // The server may do it although this connection is gone.
+                        return;
+                    }
+                    peer.error(request.cookie, errno, true);
+                }
+            });
+            let disk = fake.options().connections(1).reconnect_delay(LONG).open().unwrap();
+            let error = disk.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap_err();
+            assert_eq!(error.was_refused(), refused && !lost_before, "{error}");
+        }
+    }
+}

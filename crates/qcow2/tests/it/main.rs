@@ -5,6 +5,7 @@ mod backing;
 mod bitmaps;
 mod bitmaps_crash;
 mod bitmaps_qemu;
+mod cancelled;
 mod check;
 mod check_bounds;
 mod common;

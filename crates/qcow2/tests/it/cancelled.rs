@@ -1,0 +1,132 @@
+//! Writes whose caller is cancelled after the data is written: they are published, or given back, as a whole.
+//! The caches are small, so that both have to read metadata again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use crate::common::qemu_check_finds_nothing;
+use blockmirror_block::cancel::{self, CancelSource};
+use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, ErrorKind, Result, Storage, StorageExtent, StorageInfo, Visit, WriteFlags,
+    ZeroFlags,
+};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
+
+const CLUSTER: u64 = 512;
+/// What one L2 table maps.
+const TABLE: u64 = CLUSTER / 8 * CLUSTER;
+const SIZE: u64 = 64 * TABLE;
+
+/// Reads of it are cancelled with their caller, as those of a server are.
+#[derive(Debug)]
+struct Remote(MemoryStorage);
+
+impl Storage for Remote {
+    fn name(&self) -> &str {
+        "remote"
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.0.len()
+    }
+
+    fn info(&self) -> StorageInfo {
+        self.0.info()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if cancel::is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, "read").at(offset));
+        }
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.0.discard(range)
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<()> {
+        self.0.allocate(range)
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        self.0.extents(range, visit)
+    }
+}
+
+/// An image with the smallest caches, in which each L2 table maps something.
+fn image() -> (Arc<Remote>, Qcow2) {
+    let remote = Arc::new(Remote(MemoryStorage::new()));
+    let mut options = CreateOptions::new(SIZE);
+    (options.cluster_size, options.refcount_bits) = (CLUSTER, 64);
+    options.create(&*remote, None).unwrap();
+    let disk = OpenOptions::new().writable(true).cache_bytes(0).open(Arc::clone(&remote) as _).unwrap();
+    each_table(|at| disk.write_at(&[1; CLUSTER as usize], at, WriteFlags::NONE).unwrap());
+    disk.flush().unwrap();
+    (remote, disk)
+}
+
+fn each_table(visit: impl FnMut(u64)) {
+    (0..SIZE).step_by(TABLE as usize).for_each(visit);
+}
+
+/// Half of the range was published.
+#[test]
+fn what_was_written_is_published() {
+    let (remote, disk) = image();
+    // The end of one table and the beginning of the next.
+    let range = ByteRange::at(TABLE - CLUSTER, 2 * CLUSTER);
+    let guard = disk.resolve_write(range).unwrap();
+    guard.fill_edges().unwrap();
+    guard.write(&[2; 2 * CLUSTER as usize]).unwrap();
+    // Puts other tables in the place of these.
+    each_table(|at| disk.read_at(&mut [0; 1], at + 5 * CLUSTER).unwrap());
+    let source = CancelSource::new();
+    {
+        let _calls = source.enter();
+        source.cancel();
+        guard.commit().unwrap();
+    }
+    let mut seen = [0; 2 * CLUSTER as usize];
+    disk.read_at(&mut seen, range.start()).unwrap();
+    assert_eq!(seen, [2; 2 * CLUSTER as usize]);
+    disk.flush().unwrap();
+    qemu_check_finds_nothing(&remote.0.to_vec(), "the caller of a write was cancelled");
+}
+
+/// Its clusters leaked.
+#[test]
+fn what_was_not_published_is_given_back() {
+    let (remote, disk) = image();
+    let guard = disk.resolve_write(ByteRange::at(7 * CLUSTER, CLUSTER)).unwrap();
+    // The raised refcount reaches the disk, and its slice makes room for others.
+    disk.flush().unwrap();
+    each_table(|at| disk.write_at(&[3; 20 * CLUSTER as usize], at + 20 * CLUSTER, WriteFlags::NONE).unwrap());
+    disk.flush().unwrap();
+    let source = CancelSource::new();
+    {
+        let _calls = source.enter();
+        source.cancel();
+        drop(guard);
+    }
+    disk.flush().unwrap();
+    qemu_check_finds_nothing(&remote.0.to_vec(), "the caller of a write was cancelled");
+}
