@@ -3,7 +3,7 @@
 //! ```text
 //!   user ---- JobControl ----+                        +---- Worker ---- the work of the job
 //!             verbs, events, |     one short mutex    |     next step, done, failed,
-//!             progress       +------- Machine -------+      last step
+//!             progress       +------- Machine -------+      last step, commit point
 //! ```
 //!
 //! | part | what it is |

@@ -55,6 +55,7 @@ pub(crate) struct Machine<E> {
     asked_to_pause: bool,
     stopped: bool,
     finalize: bool,
+    past_commit_point: bool,
     tries: u32,
     pub(crate) result: Option<Result<(), E>>,
 }
@@ -73,6 +74,7 @@ impl<E: JobError> Machine<E> {
             asked_to_pause: false,
             stopped: false,
             finalize: options.auto_finalize,
+            past_commit_point: false,
             tries: 0,
             result: None,
         };
@@ -116,6 +118,9 @@ impl<E: JobError> Machine<E> {
     pub(crate) fn cancel(&mut self, force: bool) -> Result<(), Refused> {
         let verb = if force { Verb::ForceCancel } else { Verb::Cancel };
         self.allow(verb)?;
+        if self.past_commit_point {
+            return Err(Refused::State { verb, state: self.state });
+        }
         if self.is_paused() && !force {
             return Err(Refused::Paused { verb });
         }
@@ -235,6 +240,16 @@ impl<E: JobError> Machine<E> {
         if self.finalize { Step::Go } else { Step::Wait(None) }
     }
 
+    /// What others see of the job changes from here on: a job that is cancelled stops before it, and later it
+    /// cannot be cancelled.
+    pub(crate) fn pass_commit_point(&mut self) -> Step {
+        if self.state == JobState::Aborting {
+            return Step::Stop;
+        }
+        self.past_commit_point = true;
+        Step::Go
+    }
+
     /// The thread is about to end.
     pub(crate) fn conclude(&mut self, result: Result<(), E>) {
         let event = match &result {
@@ -329,6 +344,21 @@ mod tests {
             statuses(&mut machine),
             ["created", "running", "paused", "aborting", "CANCELLED", "concluded", "null"]
         );
+    }
+
+    #[test]
+    fn a_job_is_cancelled_before_its_commit_point_or_not_at_all() {
+        let mut machine = machine(JobOptions::default());
+        assert_eq!((machine.last_step(), machine.pass_commit_point()), (Step::Go, Step::Go));
+        for force in [false, true] {
+            let refused = machine.cancel(force).unwrap_err();
+            assert!(matches!(refused, Refused::State { state: JobState::Pending, .. }), "{refused}");
+        }
+        machine.conclude(Ok(()));
+        let mut cancelled = self::machine(JobOptions::default());
+        assert_eq!(cancelled.last_step(), Step::Go);
+        cancelled.cancel(false).unwrap();
+        assert_eq!(cancelled.pass_commit_point(), Step::Stop);
     }
 
     #[test]

@@ -67,6 +67,15 @@ impl<E: JobError> Worker<E> {
         self.wait(|machine, _| machine.last_step())
     }
 
+    /// The commit point: what the work does from here on changes what others see, and is not taken back. The
+    /// job cannot be cancelled any more, and its result is what the work returns.
+    ///
+    /// # Errors
+    /// [`JobError::cancelled`].
+    pub fn pass_commit_point(&self) -> Result<(), E> {
+        self.wait(|machine, _| machine.pass_commit_point())
+    }
+
     fn wait(&self, ask: impl Fn(&mut Machine<E>, Duration) -> Step) -> Result<(), E> {
         let shared = &*self.shared;
         let mut state = shared.state.lock();

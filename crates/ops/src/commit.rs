@@ -107,6 +107,7 @@ impl CommitJob {
             CommitPass { top: &*top, base: &*base.device, layers }.run(worker)?;
             worker.last_step()?;
             base.device.flush().map_err(Error::Write)?;
+            worker.pass_commit_point()?;
             Base::relink(Some(&base), &overlay)
         };
         Ok(Self { job: Job::start("commit", len, options, work)? })

@@ -74,6 +74,7 @@ impl StreamJob {
         let work = move |worker: &mut Worker| {
             Stream { image: &*image, base: base.as_ref() }.run(worker)?;
             worker.last_step()?;
+            worker.pass_commit_point()?;
             Base::relink(base.as_ref().map(|(base, _)| base), &image)
         };
         Ok(Self { job: Job::start("stream", len, options, work)? })

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use crate::common::{Chain, SIZE, backing_name, contents, guest, img, judge, name, qemu};
 use blockmirror_block::testing::{
-    Fault, FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
+    Fault, FaultDisk, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
-use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, ExtentKind, Visit, WriteFlags, ZeroFlags};
-use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Tap};
+use blockmirror_block::{
+    BlockDevice, ByteRange, ErrorKind, ExtentKind, Storage, Visit, WriteFlags, ZeroFlags,
+};
+use blockmirror_mirror::{Event, IoStatus, JobState, OnError, Refused, Tap};
 use blockmirror_ops::{Base, Error, JobOptions, StreamJob};
 use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
 
@@ -147,7 +149,10 @@ fn as_qemu_img_rebase() {
 
 /// An overlay in memory on `below`.
 fn overlay(below: Arc<dyn BlockDevice>) -> Arc<Qcow2> {
-    let storage = Arc::new(MemoryStorage::new());
+    overlay_in(Arc::new(MemoryStorage::new()), below)
+}
+
+fn overlay_in(storage: Arc<dyn Storage>, below: Arc<dyn BlockDevice>) -> Arc<Qcow2> {
     let mut options = CreateOptions::new(SIZE);
     options.backing_file = Some(b"base".to_vec());
     options.create(&*storage, None).unwrap();
@@ -271,6 +276,26 @@ fn a_cancelled_job_ends_while_its_device_blocks() {
     gate.open();
     assert!(image.backing().is_some());
     assert!(contents(&*image) == vec![7; SIZE as usize]);
+}
+
+/// It was reported as cancelled although the header had its new name: the caller took the chain for
+/// unchanged.
+#[test]
+fn a_job_that_relinks_cannot_be_cancelled_any_more() {
+    let faults = Faults::new();
+    let image = overlay_in(
+        Arc::new(FaultStorage::new(Arc::new(MemoryStorage::new()), faults.clone())),
+        Arc::new(MemoryDisk::with_contents(&vec![7; SIZE as usize])),
+    );
+    let gate = faults.hold(OpKind::Write, Some(ByteRange::new(0, 512)));
+    let job = StreamJob::start(Arc::clone(&image), None, JobOptions::default()).unwrap();
+    gate.wait_held(1);
+    for refused in [job.control().cancel(), job.control().force_cancel()] {
+        assert!(matches!(refused, Err(Refused::State { state: JobState::Pending, .. })), "{refused:?}");
+    }
+    gate.open();
+    job.wait().unwrap();
+    assert!(image.header().backing.is_none() && image.backing().is_none());
 }
 
 /// Its cancellation ended the calls of all who used the layers.
