@@ -183,6 +183,8 @@ pub(crate) struct Child {
     /// The host file that `path` led to.
     pub(crate) file: Option<FileId>,
     pub(crate) read_only: bool,
+    /// Its length at this moment.
+    len: u64,
 }
 
 impl Child {
@@ -198,6 +200,7 @@ impl Child {
             path: node.path.clone(),
             file: graph.file_below(&node.name),
             read_only: node.read_only,
+            len: node.device.len(),
             name,
         })
     }
@@ -222,6 +225,7 @@ impl Child {
             perm,
             shared_perm,
             link: None,
+            len: self.len,
             storage: self.storage.clone(),
             claim: false,
         }
@@ -248,6 +252,7 @@ impl Child {
             perm: write,
             shared_perm: ALL_PERMS,
             link: Some(Arc::clone(link)),
+            len: self.len,
             storage: None,
             claim: false,
         }
@@ -262,6 +267,7 @@ impl Child {
             perm: Perms::READ,
             shared_perm: ALL_PERMS,
             link: Some(link),
+            len: self.len,
             storage: None,
             claim: false,
         }

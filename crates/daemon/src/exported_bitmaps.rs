@@ -2,12 +2,12 @@
 //!
 //! The bitmap is in use while it is exported. A snapshot, and the pivot of a commit to its node, move it all
 //! the same, to another tap of its node: they [suspend](ExportedBitmaps::suspend) the export's use of it for
-//! that time.
+//! that time. Clients wait meanwhile, but for those whose export is removed.
 
 use std::sync::{Arc, Weak};
 
 use blockmirror_block::sync::{Condvar, Mutex};
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit, cancel};
 use blockmirror_mirror::{BitmapUse, Tap};
 use blockmirror_nbd::server::MetaContext;
 use blockmirror_qmp::QmpError;
@@ -44,8 +44,8 @@ enum Place {
 #[derive(Debug, Default)]
 pub(crate) struct ExportedBitmaps(Mutex<Vec<Weak<DirtyContext>>>);
 
-/// Bitmaps on their way from one tap to another.
-#[must_use = "clients wait until they are resumed"]
+/// Bitmaps on their way from one tap to another. Dropped, they did not arrive.
+#[must_use = "clients lose them unless they are resumed"]
 pub(crate) struct SuspendedBitmaps(Vec<Arc<DirtyContext>>);
 
 impl ExportedBitmaps {
@@ -97,13 +97,23 @@ impl ExportedBitmaps {
 
 impl SuspendedBitmaps {
     /// They are on `tap` now.
-    pub(crate) fn resume(self, tap: &Arc<Tap>) {
-        for context in self.0 {
+    pub(crate) fn resume(mut self, tap: &Arc<Tap>) {
+        for context in self.0.drain(..) {
             let bitmap = tap.use_bitmap(&context.bitmap);
             *context.place.lock() = match bitmap {
                 Ok(bitmap) => Place::On { tap: Arc::clone(tap), bitmap },
                 Err(_) => Place::Lost,
             };
+            context.moved.notify_all();
+        }
+    }
+}
+
+/// The command ended without saying where they are: clients must not wait for it.
+impl Drop for SuspendedBitmaps {
+    fn drop(&mut self) {
+        for context in self.0.drain(..) {
+            *context.place.lock() = Place::Lost;
             context.moved.notify_all();
         }
     }
@@ -120,7 +130,10 @@ impl DirtyContext {
                     return Err(Error::new(ErrorKind::InvalidInput, "read bitmap").because("it is gone"));
                 }
             }
-            place = self.moved.wait(place);
+            if cancel::is_cancelled() {
+                return Err(Error::new(ErrorKind::Cancelled, "read bitmap"));
+            }
+            place = cancel::wait(&self.moved, place, None);
         }
     }
 }
@@ -158,29 +171,61 @@ impl MetaContext for DirtyContext {
 
 #[cfg(test)]
 mod tests {
+    use blockmirror_block::cancel::CancelSource;
     use blockmirror_block::testing::MemoryDisk;
     use blockmirror_block::{BlockDevice, WriteFlags};
 
     use super::*;
 
-    #[test]
-    fn clients_read_a_bitmap_wherever_it_moves() {
-        const SIZE: u64 = 1 << 20;
+    const SIZE: u64 = 1 << 20;
+
+    /// A disk with the exported bitmap `b`, in which a block is marked; and another tap on the disk.
+    fn exported() -> (Arc<Tap>, Arc<Tap>, ExportedBitmaps, Arc<dyn MetaContext>) {
         let disk = Arc::new(MemoryDisk::new(SIZE));
         let (tap, other) = (Tap::new(Arc::clone(&disk) as _), Tap::new(disk));
         tap.add_bitmap("b", 65536).unwrap();
         tap.write_at(&[1; 65536], 3 << 16, WriteFlags::NONE).unwrap();
         let bitmaps = ExportedBitmaps::default();
         let context = bitmaps.add(&tap, "b", true).unwrap();
-        let runs = || {
-            let mut dirty = Vec::new();
-            let all = ByteRange::new(0, SIZE);
-            context.visit(all, &mut |run, value| {
-                dirty.extend((value == 1).then_some(run));
-                Visit::Continue(())
-            })?;
-            Ok::<_, Error>(dirty)
-        };
+        (tap, other, bitmaps, context)
+    }
+
+    fn dirty_runs(context: &Arc<dyn MetaContext>) -> Result<Vec<ByteRange>> {
+        let mut dirty = Vec::new();
+        context.visit(ByteRange::new(0, SIZE), &mut |run, value| {
+            dirty.extend((value == 1).then_some(run));
+            Visit::Continue(())
+        })?;
+        Ok(dirty)
+    }
+
+    /// A client waited for ever for a bitmap that a command had left on its way.
+    #[test]
+    fn bitmaps_that_are_not_resumed_are_lost() {
+        let (tap, _, bitmaps, context) = exported();
+        drop(bitmaps.suspend(&tap));
+        assert_eq!(dirty_runs(&context).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    /// The worker of an export that was removed stayed until the command had ended.
+    #[test]
+    fn a_cancelled_client_leaves_its_wait_for_a_bitmap() {
+        let (tap, _, bitmaps, context) = exported();
+        let suspended = bitmaps.suspend(&tap);
+        let source = CancelSource::new();
+        {
+            let _calls = source.enter();
+            source.cancel();
+            assert_eq!(dirty_runs(&context).unwrap_err().kind(), ErrorKind::Cancelled);
+        }
+        suspended.resume(&tap);
+        assert_eq!(dirty_runs(&context).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn clients_read_a_bitmap_wherever_it_moves() {
+        let (tap, other, bitmaps, context) = exported();
+        let runs = || dirty_runs(&context);
         let expected = vec![ByteRange::at(3 << 16, 65536)];
         assert_eq!(runs().unwrap(), expected);
         let suspended = bitmaps.suspend(&tap);

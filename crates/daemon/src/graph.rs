@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockmirror_block::BlockDevice;
 use blockmirror_file::FileId;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::Tap;
@@ -198,9 +199,14 @@ impl Graph {
         })
     }
 
-    /// Refuses if what a format lives in by `link` is not what the node has any more.
+    /// Refuses if what a format lives in by `link` is not what the node has any more, or if the node has got
+    /// another length since its user looked: opening locks no node.
     pub(crate) fn check_holds(&self, link: &ChildLink) -> Reply<()> {
-        let present = &self.find(&link.node)?.storage;
+        let node = self.find(&link.node)?;
+        if node.device.len() != link.len {
+            return Err(QmpError::generic(format!("Node '{}' was resized meanwhile", link.node)));
+        }
+        let present = &node.storage;
         match (&link.storage, present) {
             (Some(held), Some(present)) if Arc::ptr_eq(held, present) => Ok(()),
             (None, _) => Ok(()),

@@ -15,6 +15,8 @@ pub(crate) struct ChildLink {
     pub(crate) shared_perm: Perms,
     /// What the driver's device reads by it, if that moves with it.
     pub(crate) link: Option<Arc<BackingLink>>,
+    /// The child's length when its user looked at it.
+    pub(crate) len: u64,
     /// What the format lives in.
     pub(crate) storage: Option<Arc<dyn Storage>>,
     /// It is what a filter needs and shares besides what its users do.

@@ -4,6 +4,7 @@ mod opened_meanwhile;
 
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::sync::{Condvar, Mutex};
@@ -200,6 +201,31 @@ fn lengths_are_asked_for_under_no_lock() {
     *hung.free.lock() = true;
     hung.changed.notify_all();
     assert_eq!(one.read()["return"], json!({}));
+}
+
+/// A request was waited for as long as the server's host acknowledged.
+#[test]
+fn a_server_that_does_not_answer_within_the_io_timeout_counts_as_lost() {
+    let client = Client::new();
+    let mut client = client.beside();
+    let hung = client.chain_that_hangs(true);
+    let path = client.path("nbd");
+    client.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": path}}}));
+    client.run("block-export-add", json!({"type": "nbd", "id": "e", "node-name": "ht"}));
+    client.run(
+        "blockdev-add",
+        json!({
+            "driver": "nbd", "node-name": "n", "server": {"type": "unix", "path": path}, "export": "ht",
+            "read-only": true, "io-timeout": 1,
+        }),
+    );
+    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("n").unwrap().tap);
+    hung[1].set_free(false);
+    let (failed, has_failed) = mpsc::channel();
+    std::thread::spawn(move || failed.send(tap.read_at(&mut [0; 512], 2 << 16)));
+    let error = has_failed.recv_timeout(GUARD).expect("it waits for the server").unwrap_err();
+    hung[1].set_free(true);
+    assert!(error.to_string().contains("did not answer within 1s"), "{error}");
 }
 
 /// Opening what hangs took the lock that all commands take.

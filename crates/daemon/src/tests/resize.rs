@@ -5,6 +5,7 @@ use std::fs;
 use blockmirror_image::ImageInfo;
 
 use super::*;
+use crate::driver::Child;
 
 impl Client {
     /// The length of a node as a client, and as a guest, sees it.
@@ -14,6 +15,21 @@ impl Client {
         let tap = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().tap);
         (found["image"]["virtual-size"].as_u64().unwrap(), tap.len())
     }
+}
+
+/// It was opened before the resize and attached after it, and kept the length of before.
+#[test]
+fn a_node_that_was_resized_while_it_was_opened_is_not_stood_on() {
+    let mut client = Client::new();
+    let path = client.path("r");
+    fs::write(&path, [0; 65536]).unwrap();
+    client.run("blockdev-add", json!({"driver": "file", "node-name": "r", "filename": path}));
+    let context = &client.daemon.services.context;
+    let link = Child::named(context, "r".into()).unwrap().file_link("file", false, false);
+    context.graph.lock().check_holds(&link).unwrap();
+    client.run("block_resize", json!({"node-name": "r", "size": 131_072}));
+    let refused = client.daemon.services.context.graph.lock().check_holds(&link).unwrap_err();
+    assert_eq!(refused.desc, "Node 'r' was resized meanwhile");
 }
 
 /// The header had the new length, the guest and the bitmaps had the old one.

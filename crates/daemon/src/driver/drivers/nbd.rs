@@ -27,6 +27,9 @@ arguments! {
             [default "0"];
         open_timeout: Option<u32> = "open-timeout", "seconds that opening tries again and \
          again" [default "0"];
+        io_timeout: Option<u32> = "io-timeout", "seconds that the server may take for one request before \
+         the connection counts as lost; 0 for no limit"
+            [default "0", ours];
     }
 }
 
@@ -70,7 +73,8 @@ impl Driver for Nbd {
         let mut client = ClientOptions::new(uri)
             .writable(!opening.common.read_only)
             .reconnect_delay(seconds(options.reconnect_delay))
-            .open_timeout(seconds(options.open_timeout));
+            .open_timeout(seconds(options.open_timeout))
+            .io_timeout(Some(seconds(options.io_timeout)));
         if let Some(id) = &options.tls_creds {
             let creds = opening.context.objects.tls_creds(id, false)?;
             let mut tls = TlsOptions::default();
