@@ -165,7 +165,7 @@ impl Graph {
             if let Some(file) = &node.file {
                 return Some(file.id());
             }
-            let below = self.children(&node.name).find(|(role, _)| matches!(*role, "file" | "image"));
+            let below = self.children(&node.name).find(|(role, _)| matches!(*role, "file" | "image" | "raw"));
             node = below?.1;
         }
     }

@@ -5,6 +5,7 @@
 //! | [`ThrottleGroup`] limits several members together | [`Throttle`] | [`ThrottleStorage`] |
 //! | [`CopyOnRead`] keeps what it reads from below | itself | - |
 //! | `blkdebug` fails requests by the rules of QEMU's driver | [`BlkdebugDisk`] | [`BlkdebugStorage`] |
+//! | [`Blkverify`] compares a disk with another one | itself, over both | - |
 //! | [`NullDisk`] holds nothing | itself, at the bottom | - |
 //! | [`Concat`] is several disks behind each other | itself, over them | - |
 //! | [`Window`] is a part of a disk | itself | - |
@@ -33,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod blkdebug;
+mod blkverify;
 mod concat;
 mod copy_on_read;
 mod null;
@@ -44,6 +46,7 @@ pub use blkdebug::{
     BlkdebugDisk, BlkdebugError, BlkdebugOptions, BlkdebugStorage, Event, InjectError, IoType,
     MAX_CONFIG_BYTES, MAX_RULES, SetState,
 };
+pub use blkverify::Blkverify;
 pub use concat::Concat;
 pub use copy_on_read::CopyOnRead;
 pub use null::{DEFAULT_NULL_SIZE, NullDisk, NullStorage};

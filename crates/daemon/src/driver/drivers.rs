@@ -4,6 +4,7 @@
 //! `blockdev-reopen` may change and how a node becomes writable all follow from the table.
 
 mod blkdebug;
+mod blkverify;
 mod copy_on_read;
 mod file;
 mod nbd;
@@ -195,6 +196,7 @@ pub(crate) const DRIVER_COUNT: usize = DRIVER_TABLE.len();
 /// All drivers, in the order of their names.
 pub(crate) const DRIVER_TABLE: &[DriverEntry] = &[
     DriverEntry::of::<blkdebug::Blkdebug>(),
+    DriverEntry::of::<blkverify::BlkverifyDriver>(),
     DriverEntry::of::<copy_on_read::CopyOnReadDriver>(),
     DriverEntry::of::<file::File>(),
     DriverEntry::of::<file::HostDevice>(),

@@ -183,7 +183,7 @@ impl Graph {
                     "Node '{name}' lies in a part of a file, which the header of an image cannot name"
                 )));
             }
-            match self.children(&next.name).find(|(role, _)| matches!(*role, "file" | "image")) {
+            match self.children(&next.name).find(|(role, _)| matches!(*role, "file" | "image" | "raw")) {
                 Some((_, child)) => next = child,
                 None => return Ok(self.find(name)?.name_in_headers()),
             }

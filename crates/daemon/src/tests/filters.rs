@@ -293,3 +293,31 @@ fn users_of_a_filter_on_a_target_are_users_of_the_target() {
         assert!(said.starts_with("Permission conflict on node '"), "{said}");
     }
 }
+
+/// What is written goes to both, and a difference fails the read.
+#[test]
+fn blkverify_compares_an_image_with_a_file() {
+    let mut client = Client::new();
+    client.file("raw", SIZE);
+    client.image("test.qcow2", 1, None);
+    let file = json!({"driver": "file", "filename": client.path("test.qcow2")});
+    let test = json!({"driver": "qcow2", "node-name": "test", "file": file});
+    client.run("blockdev-add", json!({"driver": "blkverify", "node-name": "v", "raw": "raw", "test": test}));
+    let tap = client.tap_of("v");
+    let mut seen = vec![0; 4096];
+    tap.write_at(&[5; 65_536], 3 << 16, WriteFlags::FUA).unwrap();
+    tap.read_at(&mut seen, 3 << 16).unwrap();
+    assert_eq!(seen, [5; 4096]);
+    // The image has had this block from the start.
+    let error = tap.read_at(&mut seen, 1 << 16).unwrap_err();
+    assert_eq!(error.offset(), Some(1 << 16), "{error}");
+    let said = client.refused("blockdev-del", json!({"node-name": "raw"}));
+    assert_eq!(said, "Node raw is in use by node 'v' (as 'raw' child)");
+    drop(tap);
+    client.run("blockdev-del", json!({"node-name": "v"}));
+    client.run("blockdev-del", json!({"node-name": "raw"}));
+    client.file("short", SIZE / 2);
+    let two = json!({"driver": "blkverify", "node-name": "w", "raw": "short", "test": "short2"});
+    client.file("short2", SIZE);
+    assert!(client.refused("blockdev-add", two).contains("bytes"));
+}

@@ -142,8 +142,9 @@ const EFFECTIVE: &str = "
     BlockdevOptionsBlkdebug.max-transfer BlockdevOptionsBlkdebug.max-write-zero
     BlockdevOptionsBlkdebug.opt-discard BlockdevOptionsBlkdebug.opt-write-zero
     BlockdevOptionsBlkdebug.set-state BlockdevOptionsBlkdebug.take-child-perms
-    BlockdevOptionsBlkdebug.unshare-child-perms BlockdevOptionsCor.file BlockdevOptionsFile.filename
-    BlockdevOptionsFile.locking BlockdevOptionsNbd.export BlockdevOptionsNbd.open-timeout
+    BlockdevOptionsBlkdebug.unshare-child-perms BlockdevOptionsBlkverify.raw
+    BlockdevOptionsBlkverify.test BlockdevOptionsCor.file BlockdevOptionsFile.filename
+    BlockdevOptionsFile.locking BlockdevOptionsNbd.export BlockdevOptionsNbd.io-timeout BlockdevOptionsNbd.open-timeout
     BlockdevOptionsNbd.reconnect-delay BlockdevOptionsNbd.server BlockdevOptionsNbd.tls-creds
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
     BlockdevOptionsNull.size BlockdevOptionsQcow2.backing BlockdevOptionsQcow2.cache-size
