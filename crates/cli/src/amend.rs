@@ -31,6 +31,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     let options = OpenOptions::new()
         .format(args.format)
         .part(args.part)
+        .overlap_checks(args.overlap_checks)
         .lock(lock_policy::lock(args.lock))
         .claim(!args.force)
         .cache(args.cache)

@@ -33,6 +33,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BenchArgs) -> Outcome {
         .lock(lock)
         .format(args.format)
         .part(args.part)
+        .overlap_checks(args.overlap_checks)
         .cache(args.cache)
         .writable(args.write)
         .claim(args.write && !args.force)

@@ -103,9 +103,12 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
     }
     let mut sources = args.names.iter().cloned();
     let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
+    let target_access = lock_policy::of_target(&args.access)
+        .cache(args.target_cache)
+        .overlap_checks(args.target_overlap_checks);
     let convert = Convert::new(first, &args.target)
         .source_access(lock_policy::of_source(&args.access).cache(args.source_cache))
-        .target_access(lock_policy::of_target(&args.access).cache(args.target_cache))
+        .target_access(target_access)
         .target_format(args.target_format)
         .target_part(args.target_part)
         .target_file(args.existing.options(None))

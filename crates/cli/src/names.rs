@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blockmirror_image::{Format, ImageName, Part};
+use blockmirror_image::{Format, ImageName, OverlapChecks, Part};
 use blockmirror_qmp::keyval;
 
 use crate::args::{ChainArgs, Command, CopyArgs, DdArgs};
@@ -19,38 +19,46 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Create(args) => args.file.as_mut().map_or(Ok(()), new),
         Command::Info(args) => {
             let options = args.access.image_opts;
-            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+            image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)
         }
         Command::Map(args) => {
             let options = args.access.image_opts;
-            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+            image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)
         }
         Command::Compare(args) => {
             let options = args.access.image_opts;
             image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;
-            image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F")
+            image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F").map(drop)
         }
         Command::Check(args) => {
-            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f").map(drop)
         }
         Command::Resize(args) => {
-            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+            let checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+            args.overlap_checks = checks;
+            Ok(())
         }
         Command::Amend(args) => match &mut args.file {
-            Some(file) => image(file, &mut args.part, &mut args.format, args.image_opts, "-f"),
+            Some(file) => {
+                let checks = image(file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+                args.overlap_checks = checks;
+                Ok(())
+            }
             None => Ok(()),
         },
         Command::Bitmap(args) => {
             image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
             let Some(source) = &mut args.source_file else { return Ok(()) };
-            image(source, &mut args.source_part, &mut args.source_format, false, "-F")
+            image(source, &mut args.source_part, &mut args.source_format, false, "-F").map(drop)
         }
         Command::Commit(args) => chain(&mut args.chain),
         Command::Rebase(args) => chain(&mut args.chain),
         Command::Dd(args) => dd(args),
         Command::Bench(args) => {
             let options = args.access.image_opts;
-            image(&mut args.file, &mut args.part, &mut args.format, options, "-f")
+            let checks = image(&mut args.file, &mut args.part, &mut args.format, options, "-f")?;
+            args.overlap_checks = checks;
+            Ok(())
         }
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
@@ -66,14 +74,17 @@ fn copy(args: &mut CopyArgs) -> Outcome<()> {
     }
     if args.no_create {
         let options = args.target_image_opts;
-        image(&mut args.target, &mut args.target_part, &mut args.target_format, options, "-O")
+        let checks = image(&mut args.target, &mut args.target_part, &mut args.target_format, options, "-O")?;
+        args.target_overlap_checks = checks;
+        Ok(())
     } else {
         new(&mut args.target)
     }
 }
 
 fn chain(args: &mut ChainArgs) -> Outcome<()> {
-    image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")
+    args.overlap_checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+    Ok(())
 }
 
 fn dd(args: &mut DdArgs) -> Outcome<()> {
@@ -83,17 +94,17 @@ fn dd(args: &mut DdArgs) -> Outcome<()> {
     new(&mut args.output)
 }
 
-/// An image that is there.
+/// An image that is there; returns what writes to it are checked against.
 fn image(
     name: &mut PathBuf,
     part: &mut Part,
     format: &mut Option<Format>,
     options: bool,
     letter: &str,
-) -> Outcome<()> {
+) -> Outcome<OverlapChecks> {
     let found = parse(name, *format, options, letter)?;
     (*name, *part, *format) = (found.path, found.part, found.format);
-    Ok(())
+    Ok(found.overlap_checks)
 }
 
 /// What `name` says, with the format that the option `letter` has given.

@@ -25,6 +25,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     let image = OpenOptions::new()
         .format(args.format)
         .part(args.part)
+        .overlap_checks(args.overlap_checks)
         .writable(true)
         .lock(lock_policy::lock(args.lock))
         .claim(!args.force)

@@ -25,7 +25,7 @@ use tracing::info;
 
 pub(crate) use drivers::{
     BLOCKDEV_OPTIONS, Below, CommonOptions, DriverEntry, DriverName, NodeOptions, NodeRef, Rebased,
-    all_children, backing_in_header, is_locked, probe_format,
+    all_children, backing_in_header, is_locked, overlap_checks, probe_format,
 };
 use drivers::{DetectZeroes, Discard};
 pub(crate) use reopen::Reopened;

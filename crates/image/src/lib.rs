@@ -73,7 +73,8 @@ pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
-    BitmapOptions, CheckObserver, CheckReport, CutShort, Finding, Preallocation, Repair, Severity,
+    BitmapOptions, CheckObserver, CheckReport, CutShort, Finding, OverlapChecks, Preallocation, Repair,
+    Severity,
 };
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use blockmirror_block::size::parse_size;
+use blockmirror_qcow2::OverlapChecks;
 use blockmirror_raw::Part;
 
 use crate::format::Format;
@@ -26,6 +27,8 @@ pub struct ImageName {
     pub format: Option<Format>,
     /// The part of the file, or of the export, that it lies in.
     pub part: Part,
+    /// Which kinds of metadata writes to it are checked against, if it is a qcow2 image.
+    pub overlap_checks: OverlapChecks,
 }
 
 /// Why the description of an image was not understood.
@@ -54,7 +57,8 @@ pub enum NameError {
 impl<P: AsRef<Path>> From<P> for ImageName {
     /// A path or a URI, as it is.
     fn from(path: P) -> Self {
-        Self { path: path.as_ref().to_owned(), format: None, part: Part::default() }
+        let path = path.as_ref().to_owned();
+        Self { path, format: None, part: Part::default(), overlap_checks: OverlapChecks::default() }
     }
 }
 
@@ -90,7 +94,7 @@ impl ImageName {
             Some(protocol) => {
                 let path = options.protocol("", Some(protocol.to_owned()))?;
                 options.all_taken()?;
-                return Ok(Self { path, format: Some(Format::Raw), part: Part::default() });
+                return Ok(Self { format: Some(Format::Raw), ..Self::from(path) });
             }
         };
         if options.0.contains_key("file") {
@@ -109,9 +113,11 @@ impl ImageName {
             }
             _ => {}
         }
+        let checks =
+            if format == Some(Format::Qcow2) { options.overlap_checks()? } else { OverlapChecks::default() };
         let path = options.protocol(prefix, protocol)?;
         options.all_taken()?;
-        Ok(Self { path, format, part })
+        Ok(Self { path, format, part, overlap_checks: checks })
     }
 }
 
@@ -163,6 +169,18 @@ impl Options {
             parse_size(&value).map(Some).map_err(|_| NameError::Value { option, value })
         };
         Ok(Part::new(size("offset")?.unwrap_or(0), size("size")?))
+    }
+
+    /// What writes to a qcow2 image are checked against.
+    fn overlap_checks(&mut self) -> Result<OverlapChecks, NameError> {
+        let is_one = |name: &String| name == "overlap-check" || name.starts_with("overlap-check.");
+        let names: Vec<_> = self.0.keys().filter(|name| is_one(name)).cloned().collect();
+        let taken: Vec<_> = names.into_iter().filter_map(|name| self.0.remove_entry(&name)).collect();
+        let checks = OverlapChecks::from_options(taken.iter().map(|(name, value)| (&**name, &**value)));
+        checks.map_err(|option| {
+            let value = taken.iter().find(|(name, _)| name == option).map(|(_, value)| value.clone());
+            NameError::Value { option: option.to_owned(), value: value.unwrap_or_default() }
+        })
     }
 
     /// The file or export that the options with `prefix` describe.
@@ -252,6 +270,25 @@ mod tests {
         ] {
             assert_eq!(parse(&format!("json:{json}")), Ok((path.to_owned(), format)), "{json}");
         }
+    }
+
+    #[test]
+    fn a_qcow2_image_says_what_writes_are_checked_against() {
+        for (options, want) in [
+            ("", Ok(OverlapChecks::CACHED)),
+            (r#""overlap-check":"none","#, Ok(OverlapChecks::NONE)),
+            (r#""overlap-check":{"template":"all","inactive-l2":false},"#, Ok(OverlapChecks::CACHED)),
+            (r#""overlap-check":"most","#, Err("the option \"overlap-check\" cannot be \"most\" here")),
+            (
+                r#""overlap-check.main-head":"on","#,
+                Err("the option \"overlap-check.main-head\" cannot be \"on\" here"),
+            ),
+        ] {
+            let json = format!(r#"json:{{"driver":"qcow2",{options}"file.filename":"a"}}"#);
+            let found = ImageName::parse(Path::new(&json)).map(|name| name.overlap_checks);
+            assert_eq!(found.map_err(|error| error.to_string()), want.map_err(str::to_owned), "{json}");
+        }
+        assert!(parse(r#"json:{"driver":"raw","overlap-check":"none","file.filename":"a"}"#).is_err());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::error::Result;
 use crate::format::feature;
 use crate::format::header::Header;
 use crate::meta::Meta;
+use crate::overlap::OverlapChecks;
 use crate::stop::{Cancellations, StopCheck};
 
 /// Where the version 3 header holds the incompatible features, and the autoclear features.
@@ -90,6 +91,13 @@ impl Qcow2 {
     /// The backing device, if one is attached.
     pub fn backing(&self) -> Option<Arc<dyn BlockDevice>> {
         self.ctx.backing()
+    }
+
+    /// From now on writes are checked against these kinds of metadata.
+    pub fn set_overlap_checks(&self, checks: OverlapChecks) {
+        if let Some(refcounts) = &mut self.meta.lock().refcounts {
+            refcounts.metadata.checks = checks;
+        }
     }
 
     pub(crate) fn is_writable(&self) -> bool {

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use blockmirror_block::Result;
+use blockmirror_block::Result as BlockResult;
 
 use crate::cluster_set::ClusterSet;
 use crate::context::ImageContext;
@@ -147,6 +147,40 @@ impl OverlapChecks {
         }
     }
 
+    /// The set that the options of a node or image describe: `overlap-check`, or `overlap-check.template`,
+    /// says which set to begin with, and an option for each kind whether it is in it.
+    ///
+    /// ```
+    /// use blockmirror_qcow2::{MetadataKind, OverlapChecks};
+    ///
+    /// let options = [("overlap-check.template", "all"), ("overlap-check.active-l2", "off")];
+    /// let checks = OverlapChecks::from_options(options).unwrap();
+    /// assert_eq!(checks, OverlapChecks::ALL.with(MetadataKind::ActiveL2, false));
+    /// assert_eq!(OverlapChecks::from_options([("overlap-check", "some")]), Err("overlap-check"));
+    /// ```
+    ///
+    /// # Errors
+    /// The option that does not exist, that has another value, or that contradicts another.
+    pub fn from_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, &'a str> {
+        let (mut template, mut kinds) = (None, Vec::new());
+        for (option, value) in options {
+            let name = option.strip_prefix("overlap-check").ok_or(option)?;
+            match (name, name.strip_prefix('.').and_then(MetadataKind::from_name), value) {
+                ("" | ".template", ..) => {
+                    let set = Self::from_name(value).ok_or(option)?;
+                    if template.replace(set).is_some_and(|other| other != set) {
+                        return Err(option);
+                    }
+                }
+                (_, Some(kind), "on" | "yes" | "true" | "y") => kinds.push((kind, true)),
+                (_, Some(kind), "off" | "no" | "false" | "n") => kinds.push((kind, false)),
+                _ => return Err(option),
+            }
+        }
+        let set = template.unwrap_or_default();
+        Ok(kinds.into_iter().fold(set, |set, (kind, checked)| set.with(kind, checked)))
+    }
+
     /// The same set with `kind`, or without it.
     #[must_use]
     pub const fn with(self, kind: MetadataKind, checked: bool) -> Self {
@@ -225,7 +259,7 @@ impl MetadataMap {
         kind: MetadataKind,
         at: HostOffset,
         len: u64,
-    ) -> Result<()> {
+    ) -> BlockResult<()> {
         let cluster = ctx.cluster();
         for index in cluster.touched(at, len).each() {
             if !self.insert(kind, index) {
@@ -240,7 +274,7 @@ impl MetadataMap {
     }
 
     /// Adds the tables that the L1 table points at.
-    pub(crate) fn claim_l2_tables(&mut self, ctx: &ImageContext, l1: &[L1Entry]) -> Result<()> {
+    pub(crate) fn claim_l2_tables(&mut self, ctx: &ImageContext, l1: &[L1Entry]) -> BlockResult<()> {
         for (index, table) in l1.iter().enumerate().filter_map(|(i, e)| Some((i, e.table()?))) {
             // usize to u64 is exact here.
             ctx.check_table("read L1 table", table, index as u64)?;
@@ -250,7 +284,7 @@ impl MetadataMap {
     }
 
     /// Refuses a guest write to a host cluster that holds metadata which writes are checked against.
-    pub(crate) fn check_write(&self, ctx: &ImageContext, host: HostOffset) -> Result<()> {
+    pub(crate) fn check_write(&self, ctx: &ImageContext, host: HostOffset) -> BlockResult<()> {
         let cluster = ctx.cluster().index(host);
         let may_hit = self.all.contains(cluster)
             || self.checks.contains(MetadataKind::InactiveL2)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, Part};
+use blockmirror_image::{CacheMode, Format, OverlapChecks, Part};
 use blockmirror_ops::MAX_BENCH_DEPTH;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -63,6 +63,10 @@ pub(crate) struct BenchArgs {
     /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
+
+    /// What writes are checked against, from its name.
+    #[arg(skip)]
+    pub(crate) overlap_checks: OverlapChecks,
 
     /// Format of the image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName, Part};
+use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part};
 use clap::Args;
 
 use super::{LockArgs, ProgressArgs, size};
@@ -28,6 +28,10 @@ pub(crate) struct ChainArgs {
     /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
+
+    /// What writes are checked against, from its name.
+    #[arg(skip)]
+    pub(crate) overlap_checks: OverlapChecks,
 
     /// Format of the image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use blockmirror_block::size::{SizeError, parse_size};
-use blockmirror_image::{CacheMode, Format, Part};
+use blockmirror_image::{CacheMode, Format, OverlapChecks, Part};
 use clap::{Args, ValueEnum};
 
 use super::{LockArgs, ProgressArgs, TargetArgs, size};
@@ -83,6 +83,10 @@ pub(crate) struct ResizeArgs {
     #[arg(skip)]
     pub(crate) part: Part,
 
+    /// What writes are checked against, from its name.
+    #[arg(skip)]
+    pub(crate) overlap_checks: OverlapChecks,
+
     /// New size, or with + or - the change; rounded up to a multiple of 512
     #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]
     pub(crate) size: NewSize,
@@ -129,6 +133,10 @@ pub(crate) struct AmendArgs {
     /// The part of the file, from its name.
     #[arg(skip)]
     pub(crate) part: Part,
+
+    /// What writes are checked against, from its name.
+    #[arg(skip)]
+    pub(crate) overlap_checks: OverlapChecks,
 
     /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

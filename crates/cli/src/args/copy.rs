@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName, Part};
+use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -72,6 +72,10 @@ pub(crate) struct CopyArgs {
     /// The part of the file `target`, from its name.
     #[arg(skip)]
     pub(crate) target_part: Part,
+
+    /// What writes to an existing target are checked against, from its name.
+    #[arg(skip)]
+    pub(crate) target_overlap_checks: OverlapChecks,
 
     /// Format of the source (of all of them), raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]

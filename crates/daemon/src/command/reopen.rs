@@ -23,6 +23,7 @@ use crate::arguments::{Arguments, arguments};
 use crate::context::Context;
 use crate::driver::{
     Below, Common, CommonOptions, DriverEntry, Inherited, NodeOptions, Rebased, Reopened, flattened,
+    overlap_checks,
 };
 use crate::errors::{cannot_change, is_read_only, qmp_error};
 use crate::graph::{
@@ -411,6 +412,7 @@ impl<'a> Done<'a> {
             let read_only = node.device.options().read_only;
             node.device.set_options(change.common.device_options(read_only));
             node.direct = change.common.direct;
+            let checks = overlap_checks(&change.options);
             node.options = change.options;
             let image = node.qcow2.clone();
             let is_moved = change.disk.is_some();
@@ -427,6 +429,9 @@ impl<'a> Done<'a> {
                 graph.refer_to(&change.node);
             }
             drop(graph);
+            if let Some(image) = &image {
+                image.set_overlap_checks(checks);
+            }
             if let (Some(("backing", _)), Some(image)) = (&change.child, image) {
                 // Waits for reads under way.
                 image.replace_backing(backing);

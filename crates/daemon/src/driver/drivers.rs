@@ -26,7 +26,7 @@ use blockmirror_qmp::schema::{Object, Type, Variant};
 use serde_json::{Map, Value};
 
 pub(crate) use file::is_locked;
-pub(crate) use qcow2::{backing_in_header, probe_format};
+pub(crate) use qcow2::{backing_in_header, overlap_checks, probe_format};
 pub(crate) use schema::{
     BLOCKDEV_OPTIONS, CommonOptions, DetectZeroes, Discard, DriverName, NodeOptions, NodeRef,
 };

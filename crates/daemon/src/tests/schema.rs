@@ -104,7 +104,7 @@ const HINTS: &str = "
     BlockdevOptionsFile.aio BlockdevOptionsFile.aio-max-batch BlockdevOptionsFile.drop-cache
     BlockdevOptionsFile.x-check-cache-dropped BlockdevOptionsQcow2.cache-clean-interval
     BlockdevOptionsQcow2.discard-no-unref BlockdevOptionsQcow2.l2-cache-entry-size
-    BlockdevOptionsQcow2.lazy-refcounts BlockdevOptionsQcow2.overlap-check
+    BlockdevOptionsQcow2.lazy-refcounts
     BlockdevOptionsQcow2.pass-discard-other BlockdevOptionsQcow2.pass-discard-request
     BlockdevOptionsQcow2.pass-discard-snapshot BlockdevOptionsQcow2.refcount-cache-size
     InetSocketAddress.ipv4 InetSocketAddress.ipv6 InetSocketAddress.keep-alive InetSocketAddress.mptcp
@@ -149,6 +149,11 @@ const EFFECTIVE: &str = "
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
     BlockdevOptionsNull.size BlockdevOptionsQcow2.backing BlockdevOptionsQcow2.cache-size
     BlockdevOptionsQcow2.data-file BlockdevOptionsQcow2.file BlockdevOptionsQcow2.l2-cache-size
+    BlockdevOptionsQcow2.overlap-check Qcow2OverlapCheckFlags.active-l1 Qcow2OverlapCheckFlags.active-l2
+    Qcow2OverlapCheckFlags.bitmap-directory Qcow2OverlapCheckFlags.inactive-l1
+    Qcow2OverlapCheckFlags.inactive-l2 Qcow2OverlapCheckFlags.main-header
+    Qcow2OverlapCheckFlags.refcount-block Qcow2OverlapCheckFlags.refcount-table
+    Qcow2OverlapCheckFlags.snapshot-table Qcow2OverlapCheckFlags.template
     BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file \
      BlockdevOptionsThrottle.throttle-group
     FdSocketAddress.str FdSocketAddressWrapper.data InetSocketAddress.host InetSocketAddress.port

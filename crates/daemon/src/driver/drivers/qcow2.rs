@@ -1,5 +1,6 @@
 //! `qcow2`: an image, its data file, and its chain of backing files.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
@@ -7,17 +8,17 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileId;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Resolved, Role, detect};
-use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions};
+use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, OverlapChecks};
 use blockmirror_qmp::QmpError;
-use blockmirror_qmp::schema::{Alternate, STR, Type};
+use blockmirror_qmp::schema::{Alternate, Type};
 use serde_json::{Map, Value};
 
 use super::schema::{NodeRef, NodeRefOrNull};
 use super::{Driver, ReadOnlyNode, Writable};
 use crate::Reply;
-use crate::arguments::{Argument, arguments, disagreement};
+use crate::arguments::{Argument, arguments, choice, disagreement};
 use crate::context::Context;
-use crate::driver::{Child, Opened, Opening};
+use crate::driver::{Child, Opened, Opening, flattened};
 use crate::errors::{is_read_only, qmp_error, refuse};
 use crate::graph::{BackingLink, Kind, Node};
 
@@ -27,23 +28,64 @@ arguments! {
     }
 }
 
-/// Accepted and without effect.
-#[derive(Clone, Debug)]
-pub(super) struct OverlapCheck;
+const OVERLAP_CHECK: &str = "overlap-check";
+
+choice! {
+    pub(super) enum OverlapMode("Qcow2OverlapCheckMode", "Which structures writes are checked against.") {
+        None = "none", "none";
+        Constant = "constant", "those that take no look at tables to know";
+        Cached = "cached", "all but the L2 tables of snapshots";
+        All = "all", "all";
+    }
+}
+
+arguments! {
+    pub(super) struct OverlapFlags("Qcow2OverlapCheckFlags", "Which structures writes are checked against.") {
+        _template: Option<OverlapMode> = "template", "what is not said" [default "cached"];
+        _main_header: Option<bool> = "main-header", "the header";
+        _active_l1: Option<bool> = "active-l1", "the L1 table";
+        _active_l2: Option<bool> = "active-l2", "the L2 tables";
+        _refcount_table: Option<bool> = "refcount-table", "the refcount table";
+        _refcount_block: Option<bool> = "refcount-block", "the refcount blocks";
+        _snapshot_table: Option<bool> = "snapshot-table", "the table of snapshots";
+        _inactive_l1: Option<bool> = "inactive-l1", "the L1 tables of snapshots";
+        _inactive_l2: Option<bool> = "inactive-l2", "the L2 tables of snapshots";
+        _bitmap_directory: Option<bool> = "bitmap-directory", "the directory of persistent bitmaps";
+    }
+}
+
+/// Which structures writes are checked against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OverlapCheck(OverlapChecks);
 
 impl Argument for OverlapCheck {
     const TYPE: Type = {
         static OVERLAP: Alternate = Alternate::new(
             "Qcow2OverlapChecks",
-            "Accepted and without effect: all checks are always on. Flags one by one are not taken.",
-            &[STR],
+            "Which structures writes are checked against: a set of them, or one by one.",
+            &[OverlapFlags::TYPE, OverlapMode::TYPE],
         );
         Type::Alternate(&OVERLAP)
     };
 
     fn read(value: &Value) -> Option<Self> {
-        value.as_str().map(|_| Self)
+        OverlapMode::read(value).map(drop).or_else(|| OverlapFlags::read(value).map(drop))?;
+        let mut options = Map::new();
+        options.insert(OVERLAP_CHECK.to_owned(), value.clone());
+        Some(Self(overlap_checks(&flattened(&options))))
     }
+}
+
+/// What the options of a node, by dotted names, say that writes are checked against.
+pub(crate) fn overlap_checks(options: &BTreeMap<String, Value>) -> OverlapChecks {
+    let texts: Vec<_> = options
+        .iter()
+        .filter(|(name, _)| name.starts_with(OVERLAP_CHECK))
+        .map(|(name, value)| (name, value.as_str().map_or_else(|| value.to_string(), str::to_owned)))
+        .collect();
+    let texts = texts.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    // Those of a node were read as arguments.
+    OverlapChecks::from_options(texts).unwrap_or_default()
 }
 
 arguments! {
@@ -59,7 +101,8 @@ arguments! {
         _pass_discard_snapshot: Option<bool> = "pass-discard-snapshot", "without effect" [reopen];
         _pass_discard_other: Option<bool> = "pass-discard-other", "without effect" [reopen];
         _discard_no_unref: Option<bool> = "discard-no-unref", "without effect" [reopen];
-        _overlap_check: Option<OverlapCheck> = "overlap-check", "without effect" [reopen];
+        overlap_check: Option<OverlapCheck> = "overlap-check", "which structures writes are checked against"
+            [default "cached", reopen];
         cache_size: Option<i64> = "cache-size", "bytes of metadata that are kept in memory"
             [default "32 MiB", reopen];
         l2_cache_size: Option<i64> = "l2-cache-size", "the same, where `cache-size` is not given" [reopen];
@@ -93,6 +136,7 @@ impl Driver for Qcow2Driver {
         let figure = |name: &str| node.options.get(name).and_then(Value::as_i64);
         let mut options =
             with_cache(figure("cache-size").or_else(|| figure("l2-cache-size")))?.writable(true);
+        options = options.overlap_checks(overlap_checks(&node.options));
         if let Some(data) = &node.data {
             options = options.data_file(Arc::clone(data));
         }
@@ -124,6 +168,9 @@ fn open(opening: &mut Opening<'_>, args: &Qcow2Args) -> Reply<Opened> {
 
     let mut children = vec![file.file_link("file", read_only, common.force_share)];
     let mut options = with_cache(args.cache_size.or(args.l2_cache_size))?.writable(!read_only);
+    if let Some(OverlapCheck(checks)) = args.overlap_check {
+        options = options.overlap_checks(checks);
+    }
     if let Some(data) = data_file(opening, args, &header, &file)? {
         children.push(data.file_link("data-file", read_only, common.force_share));
         options = options.data_file(data.storage()?);
