@@ -73,10 +73,8 @@ pub fn amend(
     }
     open()?.amend_header(&plan)?;
     if let Some(order) = plan.refcount_order {
-        let image = open()?;
-        image.settle_free_space()?;
-        drop(image);
-        width::change(&*storage, order, &mut meter)?;
+        let metadata = open()?.into_metadata()?;
+        width::change(&*storage, order, &metadata, &mut meter)?;
     }
     if let Some(size) = plan.size {
         open()?.resize(size, true)?;

@@ -17,6 +17,7 @@ use crate::format::relist::{FeatureNames, NewList, change_list};
 use crate::image::Qcow2;
 use crate::meta::references;
 use crate::offset::{ClusterRange, GuestCluster};
+use crate::overlap::MetadataMap;
 use crate::refcounts::Missing;
 
 /// Where the header has the version, and what version 3 adds: the features, the refcount width and the header
@@ -142,15 +143,17 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Makes sure that free clusters, and what lies past the end of the file, belong to nothing; and that all
-    /// changes are durable.
-    pub(super) fn settle_free_space(&self) -> Result<()> {
+    /// Closes the image once free clusters, and what lies past the end of the file, are known to belong to
+    /// nothing, and all changes are durable; returns where its tables lie.
+    pub(super) fn into_metadata(self) -> Result<MetadataMap> {
         let stop = self.stop_check("amend");
         self.look_at_rest(&stop)?;
         if self.ctx.storage.info().fixed_len {
             self.note_damage(self.verify_all(&stop))?;
         }
-        Ok(self.write_back()?)
+        self.write_back()?;
+        let mut meta = self.meta.lock();
+        Ok(std::mem::take(&mut meta.refcounts(&self.ctx)?.metadata))
     }
 }
 

@@ -20,6 +20,7 @@ use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 use crate::offset::HostCluster;
+use crate::overlap::MetadataMap;
 
 /// Bits of an entry of the refcount table that are not the block's offset.
 const RESERVED: u64 = 511;
@@ -37,17 +38,24 @@ pub(super) fn check(storage: &dyn Storage, header: &Header, order: u32, meter: &
     let mut old = OldCounts::read(storage, header)?;
     // The same pass comes again before the change, and as much is written.
     meter.expect(3 * old.bytes());
-    Plan::new(storage, &mut old, order, meter).map(drop)
+    // Where the tables lie does not matter yet.
+    Plan::new(storage, &mut old, order, &MetadataMap::default(), meter).map(drop)
 }
 
-/// Changes the width. The image is sound and not open; nothing past the end of its file belongs to it.
-pub(super) fn change(storage: &dyn Storage, order: u32, meter: &mut Meter<'_>) -> Result<()> {
+/// Changes the width. The image is sound and not open, nothing past the end of its file belongs to it, and
+/// `metadata` are its tables: where their refcounts are damaged they are not overwritten all the same.
+pub(super) fn change(
+    storage: &dyn Storage,
+    order: u32,
+    metadata: &MetadataMap,
+    meter: &mut Meter<'_>,
+) -> Result<()> {
     let header = Header::read(storage)?;
     if header.refcount_order == order {
         return Ok(());
     }
     let mut old = OldCounts::read(storage, &header)?;
-    let plan = Plan::new(storage, &mut old, order, meter)?;
+    let plan = Plan::new(storage, &mut old, order, metadata, meter)?;
     plan.write(storage, &mut old, meter)?;
     plan.switch(storage)
 }
@@ -160,7 +168,13 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(storage: &dyn Storage, old: &mut OldCounts, order: u32, meter: &mut Meter<'_>) -> Result<Self> {
+    fn new(
+        storage: &dyn Storage,
+        old: &mut OldCounts,
+        order: u32,
+        metadata: &MetadataMap,
+        meter: &mut Meter<'_>,
+    ) -> Result<Self> {
         let (width, cluster_size) = (width(order)?, old.cluster_size);
         let per_block = width.entries(cluster_size);
         // At most 2^20 blocks: a longer table is refused.
@@ -182,7 +196,8 @@ impl Plan {
             let entries = blocks.last().map_or(0, |last| last + 1);
             let table_clusters = (entries * 8).div_ceil(cluster_size).max(1);
             check_table_len(table_clusters * cluster_size)?;
-            let place = free_run(storage, old, end, table_clusters + blocks.len() as u64, meter)?;
+            let clusters = table_clusters + blocks.len() as u64;
+            let place = free_run(storage, old, end, clusters, metadata, meter)?;
             let before = blocks.len();
             blocks.extend(place.start / per_block..=(place.end - 1) / per_block);
             if blocks.len() == before {
@@ -240,20 +255,27 @@ fn free_run(
     old: &mut OldCounts,
     end: u64,
     clusters: u64,
+    metadata: &MetadataMap,
     meter: &mut Meter<'_>,
 ) -> Result<Range<u64>> {
     let (len, size) = (storage.len()?, old.cluster_size);
     if !storage.info().fixed_len {
-        let first = end.max(len.div_ceil(size));
+        let mut first = end.max(len.div_ceil(size));
+        while let Some(taken) = metadata.last_in(HostCluster(first)..HostCluster(first + clusters)) {
+            first = taken.0 + 1;
+        }
         return Ok(first..first + clusters);
     }
     let limit = len / size;
     let (mut start, mut found) = (0, None);
     let mut look = |used: u64| {
-        if found.is_none() && used.min(limit).saturating_sub(start) >= clusters {
-            found = Some(start..start + clusters);
+        while found.is_none() && used.min(limit).saturating_sub(start) >= clusters {
+            match metadata.last_in(HostCluster(start)..HostCluster(start + clusters)) {
+                Some(taken) => start = taken.0 + 1,
+                None => found = Some(start..start + clusters),
+            }
         }
-        start = used + 1;
+        start = start.max(used + 1);
         Ok(())
     };
     old.each(storage, meter, &mut |cluster, _| look(cluster))?;

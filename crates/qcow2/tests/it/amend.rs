@@ -13,6 +13,7 @@ use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, 
 use blockmirror_qcow2::{AmendOptions, CreateOptions, Error, Header, OpenOptions, Version, amend, check};
 
 use crate::common::{backing_disk, qemu_check_finds_nothing};
+use crate::raw_image::RawImage;
 
 const SIZE: u64 = 64 << 10;
 
@@ -134,6 +135,35 @@ fn the_width_changes_where_the_storage_cannot_grow() {
     let error = sample.amend(storage.clone(), &to_width(64)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     assert!(storage.to_vec() == before);
+}
+
+/// The L1 table takes two clusters, and its refcounts say that both are free.
+#[test]
+fn tables_without_refcounts_are_not_overwritten() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(4 << 20);
+    options.cluster_size = 512;
+    options.create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+    disk.write_at(&[0x11; 2000], 1000, WriteFlags::FUA).unwrap();
+    drop(disk);
+    let mut image = RawImage(storage.to_vec());
+    let (l1, block) = (image.get(40) / 512, image.get(image.refcount_table()));
+    image.set_len(block + l1 * 2, 0, 4);
+    for fixed in [true, false] {
+        let storage = match fixed {
+            true => Arc::new(MemoryStorage::fixed(image.len() + 4096)),
+            false => Arc::new(MemoryStorage::new()),
+        };
+        storage.write_at(&image.0, 0).unwrap();
+        let done =
+            amend(storage.clone(), &OpenOptions::new(), &to_width(1), &mut |_, _| ControlFlow::Continue(()));
+        done.unwrap();
+        let disk = OpenOptions::new().open(storage).unwrap();
+        let mut found = [0; 2000];
+        disk.read_at(&mut found, 1000).unwrap();
+        assert!(found == [0x11; 2000], "fixed {fixed}: the L1 table was overwritten");
+    }
 }
 
 #[test]
@@ -307,7 +337,7 @@ fn features_of_version_3_are_not_lost_on_the_way_to_2() {
 
 #[test]
 fn a_refcount_that_does_not_fit_is_named() {
-    let mut image = crate::raw_image::RawImage(Sample::new(Version::V3, 4096, 16, false).bytes);
+    let mut image = RawImage(Sample::new(Version::V3, 4096, 16, false).bytes);
     // Two guest clusters share one host cluster, as compressed ones may.
     image.compress(0);
     let entry = image.get(image.l2_at(0));
