@@ -15,6 +15,7 @@ mod hmp;
 mod host;
 mod hung;
 mod objects;
+mod overlap_check;
 mod overlay;
 mod parts;
 mod references;

@@ -149,15 +149,16 @@ const EFFECTIVE: &str = "
     BlockdevOptionsNbd.tls-hostname BlockdevOptionsNull.latency-ns BlockdevOptionsNull.read-zeroes
     BlockdevOptionsNull.size BlockdevOptionsQcow2.backing BlockdevOptionsQcow2.cache-size
     BlockdevOptionsQcow2.data-file BlockdevOptionsQcow2.file BlockdevOptionsQcow2.l2-cache-size
-    BlockdevOptionsQcow2.overlap-check Qcow2OverlapCheckFlags.active-l1 Qcow2OverlapCheckFlags.active-l2
+    BlockdevOptionsQcow2.overlap-check
+    BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file \
+     BlockdevOptionsThrottle.throttle-group
+    FdSocketAddress.str FdSocketAddressWrapper.data InetSocketAddress.host InetSocketAddress.port
+    InetSocketAddressWrapper.data Qcow2OverlapCheckFlags.active-l1 Qcow2OverlapCheckFlags.active-l2
     Qcow2OverlapCheckFlags.bitmap-directory Qcow2OverlapCheckFlags.inactive-l1
     Qcow2OverlapCheckFlags.inactive-l2 Qcow2OverlapCheckFlags.main-header
     Qcow2OverlapCheckFlags.refcount-block Qcow2OverlapCheckFlags.refcount-table
     Qcow2OverlapCheckFlags.snapshot-table Qcow2OverlapCheckFlags.template
-    BlockdevOptionsRaw.file BlockdevOptionsRaw.offset BlockdevOptionsRaw.size BlockdevOptionsThrottle.file \
-     BlockdevOptionsThrottle.throttle-group
-    FdSocketAddress.str FdSocketAddressWrapper.data InetSocketAddress.host InetSocketAddress.port
-    InetSocketAddressWrapper.data SocketAddress.type SocketAddressLegacy.type UnixSocketAddress.path
+    SocketAddress.type SocketAddressLegacy.type UnixSocketAddress.path
     UnixSocketAddressWrapper.data block-commit.auto-dismiss block-commit.auto-finalize
     block-commit.backing-file block-commit.base block-commit.base-node block-commit.device
     block-commit.filter-node-name block-commit.job-id block-commit.on-error block-commit.speed
