@@ -131,6 +131,9 @@ fn check_downgrade(image: &Qcow2, header: &Header) -> Result<()> {
         let problem = format!("0.10 cannot have the incompatible features {features:#x} of the image");
         return Err(refused("compat", &problem));
     }
+    if header.snapshot_count > 0 {
+        return Err(refused("compat", "0.10 cannot have the zero clusters of internal snapshots"));
+    }
     if header.bitmaps_valid() {
         return Err(refused("compat", "0.10 cannot have persistent bitmaps"));
     }
