@@ -77,7 +77,9 @@ pub fn amend(
         width::change(&*storage, order, &metadata, &mut meter)?;
     }
     if let Some(size) = plan.size {
-        open()?.resize(size, true)?;
+        let image = open()?;
+        image.resize(size, true)?;
+        image.store_bitmaps()?;
     }
     if plan.downgrades() {
         open()?.downgrade(&mut meter)?;
