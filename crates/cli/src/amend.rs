@@ -5,16 +5,18 @@ use blockmirror_image::{AmendSettings, Error, FileId, Format, OpenOptions, amend
 
 use crate::args::AmendArgs;
 use crate::console::Console;
-use crate::create::{option_list, wants_help};
+use crate::create::wants_help;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::lock_policy;
 use crate::progress::{Meter, Reading};
+use crate::voice::Finished;
+use crate::{lock_policy, qemu_words};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     if wants_help(&args.options) {
         let format = args.format.unwrap_or(Format::Qcow2);
-        console.print(&option_list(format, &amend_option_help(format)))?;
+        let text = console.voice.option_help(format, &amend_option_help(format));
+        console.print(&text)?;
         return Ok(Exit::Done);
     }
     let Some(path) = &args.file else {
@@ -22,7 +24,10 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     };
     let mut settings = AmendSettings::default();
     for text in &args.options {
-        settings.parse(text).map_err(|error| Failure::usage(format_args!("-o: {error}")))?;
+        settings.parse(text).map_err(|error| {
+            let failure = Failure::usage(format_args!("-o: {error}"));
+            Failure { in_qemu: qemu_words::of_option(&error), ..failure }
+        })?;
     }
     if settings == AmendSettings::default() {
         return Err(Failure::usage("amend: -o names no option"));
@@ -55,7 +60,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
         console.note(note);
     }
     if !args.progress.quiet {
-        console.report(&(one_line(&format!("amended {}", path.display())) + "\n"));
+        let own = one_line(&format!("amended {}", path.display())) + "\n";
+        let text = console.voice.finished(Finished::Other, own);
+        console.report(&text);
     }
     Ok(Exit::Done)
 }

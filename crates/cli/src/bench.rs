@@ -47,7 +47,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BenchArgs) -> Outcome {
     }
     let interrupt = Interrupt::watch()?;
     if !args.quiet {
-        console.print(&plan(args, &bench))?;
+        let text = console.voice.benchmark(args, bench.step_bytes(), plan(args, &bench));
+        console.print(&text)?;
     }
     let cancel = AtomicBool::new(false);
     let outcome = thread::scope(|scope| {
@@ -64,7 +65,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BenchArgs) -> Outcome {
         error => Failure::failed(format_args!("bench: {error}")),
     })?;
     if !args.quiet {
-        console.print(&result(args, &outcome))?;
+        let text = console.voice.benchmarked(outcome.elapsed, result(args, &outcome));
+        console.print(&text)?;
     }
     Ok(Exit::Done)
 }

@@ -1,13 +1,15 @@
 //! `blockmirror check`.
 
+use std::io::Write as _;
+
 use blockmirror_block::{ErrorKind, Visit};
 use blockmirror_image::{
-    CheckObserver, CheckReport, FileId, Finding, ImageCheck, LockMode, OpenOptions, Repair, check, repair,
+    CheckObserver, CheckReport, FileId, Finding, LockMode, OpenOptions, Repair, check, repair,
 };
 
 use crate::args::{CheckArgs, Mend, Output};
 use crate::console::Console;
-use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::{json, lock_policy};
@@ -36,12 +38,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
     }
     let interrupt = Interrupt::watch()?;
     let meter = Meter::new(console, &args.progress, "checked");
-    let mut watcher = Watcher { console, meter, interrupt, found: Vec::new(), more: 0 };
+    let mut watcher = Watcher { console, meter, interrupt, mend: args.repair, found: Vec::new(), more: 0 };
     let checked = match what {
         None => check(&args.file, &options, &mut watcher),
         Some(what) => repair(&args.file, &options, what, &mut watcher),
     };
-    let Watcher { console, mut meter, interrupt, found, more } = watcher;
+    let Watcher { console, mut meter, interrupt, found, more, .. } = watcher;
     meter.finish(console);
     let stopped = |error: &blockmirror_image::Error| {
         error.device_error().is_some_and(|error| error.kind() == ErrorKind::Cancelled)
@@ -53,13 +55,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
         checked => checked?,
     };
     let Some(checked) = checked else {
-        let message = format_args!("check: {}: a raw image has no metadata to check", args.file.display());
-        return Err(Failure::failed(message).exit(Exit::NoChecks));
+        return Err(console.voice.nothing_to_check(&args.file).exit(Exit::NoChecks));
     };
     let text = match args.output.output {
         Output::Json => json::pretty(&checked.to_json()) + "\n",
         Output::Human if args.progress.quiet && checked.report.is_clean() => String::new(),
-        Output::Human => human(&checked, &found, more),
+        Output::Human => console.voice.checked(&checked, &found, more),
     };
     // What was repaired is, whether or not that can be read.
     if what.is_some() {
@@ -85,6 +86,7 @@ struct Watcher<'a, 'c> {
     console: &'a mut Console<'c>,
     meter: Meter,
     interrupt: Interrupt,
+    mend: Option<Mend>,
     found: Vec<String>,
     /// Findings that were not kept.
     more: u64,
@@ -92,7 +94,10 @@ struct Watcher<'a, 'c> {
 
 impl CheckObserver for Watcher<'_, '_> {
     fn found(&mut self, finding: &Finding, times: u64) {
-        if self.found.len() == MOST {
+        if let Some(text) = self.console.voice.finding(finding, times, self.mend) {
+            // What was found counts in the figures, too.
+            let _ = self.console.err.write_all(text.as_bytes()).and_then(|()| self.console.err.flush());
+        } else if self.found.len() == MOST {
             self.more += times;
         } else {
             let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
@@ -104,45 +109,4 @@ impl CheckObserver for Watcher<'_, '_> {
         self.meter.show(self.console, &Reading::of_pass(done, total), self.interrupt.progress_wanted());
         if self.interrupt.requested() { Visit::Break(()) } else { Visit::Continue(()) }
     }
-}
-
-fn human(checked: &ImageCheck, found: &[String], more: u64) -> String {
-    let report = &checked.report;
-    let mut lines = found.to_vec();
-    if more > 0 {
-        lines.push(format!("and {more} more"));
-    }
-    let name = checked.path.display();
-    let counted = |figures: [(u64, &str); 3]| {
-        let some: Vec<_> =
-            figures.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{what}: {n}")).collect();
-        some.join(", ")
-    };
-    let fixed = counted([
-        (report.corruptions_fixed, "corruptions"),
-        (report.leaks_fixed, "leaked clusters"),
-        (0, ""),
-    ]);
-    if !fixed.is_empty() {
-        lines.push(format!("{name}: repaired: {fixed}"));
-    }
-    let wrong = counted([
-        (report.corruptions, "corruptions"),
-        (report.leaks, "leaked clusters"),
-        (report.check_errors, "unreadable refcounts"),
-    ]);
-    let wrong = if wrong.is_empty() { "no errors".to_owned() } else { wrong };
-    lines.push(format!("{name}: {wrong}"));
-    let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
-    let allocated = report.allocated_clusters;
-    lines.push(format!(
-        "{name}: {allocated} of {} clusters allocated ({:.2} %), {:.2} % of them fragmented, {:.2} % compressed; \
-         the image ends at {}",
-        report.total_clusters,
-        share(allocated, report.total_clusters),
-        share(report.fragmented_clusters, allocated),
-        share(report.compressed_clusters, allocated),
-        report.image_end_offset
-    ));
-    lines.iter().map(|line| one_line(line) + "\n").collect()
 }

@@ -11,6 +11,7 @@ use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::lock_policy;
 use crate::progress::Meter;
+use crate::voice::Finished;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
     console.keep_out_of(FileId::of(&args.chain.file));
@@ -42,7 +43,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
     if !args.progress.quiet {
-        console.report(&(one_line(&text(args, &outcome)) + "\n"));
+        let text = console.voice.finished(Finished::Committed, one_line(&text(args, &outcome)) + "\n");
+        console.report(&text);
     }
     Ok(Exit::Done)
 }

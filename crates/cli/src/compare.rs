@@ -16,7 +16,7 @@ use crate::{json, lock_policy};
 pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     // 1 says that the images differ, so what fails says 2.
     run_inner(console, args).map_err(|failure| match failure.exit {
-        Exit::Failed => failure.exit(Exit::Usage),
+        Exit::Failed => failure.exit(Exit::NotCompared),
         _ => failure,
     })
 }

@@ -8,11 +8,14 @@ use std::io::{self, IsTerminal, Write};
 
 use blockmirror_image::FileId;
 
-use crate::failure::{Failure, Outcome, one_line};
+use crate::failure::{Failure, Outcome};
 use crate::log;
+use crate::voice::{Own, Voice};
 
-/// The two streams, and whether they are interactive.
+/// The two streams, whether they are interactive, and whose words are written to them.
 pub(crate) struct Console<'a> {
+    /// The words.
+    pub(crate) voice: &'static dyn Voice,
     /// Results.
     pub(crate) out: Stream<'a>,
     /// Errors, notes and progress.
@@ -54,7 +57,7 @@ impl<'a> Console<'a> {
     /// Streams that are not interactive.
     pub(crate) fn new(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
         let (out, err) = (Stream::new(out, None), Stream::new(err, None));
-        Self { out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
+        Self { voice: &Own, out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
     }
 
     /// The standard streams of the process.
@@ -63,7 +66,8 @@ impl<'a> Console<'a> {
         let out_is_terminal = out.is_terminal();
         let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
         let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
-        Self { out, err, is_terminal, out_is_terminal, can_ask: is_terminal && io::stdin().is_terminal() }
+        let can_ask = is_terminal && io::stdin().is_terminal();
+        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask }
     }
 
     /// From here on nothing is printed into `files`: the command is about to write them.
@@ -89,7 +93,7 @@ impl<'a> Console<'a> {
     /// Writes what a command has done. What is done does not depend on whether the text can be written: a
     /// failure is at most noted.
     pub(crate) fn report(&mut self, text: &str) {
-        if self.out.silent {
+        if self.out.silent || text.is_empty() {
             return;
         }
         if let Err(Failure { message: Some(message), .. }) = self.print(text) {
@@ -97,14 +101,17 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Tells what does not stop the command.
+    /// Tells what does not stop the command, in a voice that has notes.
     pub(crate) fn note(&mut self, what: impl Display) {
-        self.complain(format_args!("note: {what}"));
+        if self.voice.has_notes() {
+            self.complain(format_args!("note: {what}"));
+        }
     }
 
     /// Writes one line for people. A failure is ignored: there is no other place to report it.
     pub(crate) fn complain(&mut self, what: impl Display) {
-        let _ = writeln!(self.err, "blockmirror: {}", one_line(&what.to_string()));
+        let (program, text) = (self.voice.program(), self.voice.shown(&what.to_string()));
+        let _ = writeln!(self.err, "{program}: {text}");
         let _ = self.err.flush();
     }
 }

@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::report;
-use crate::{lock_policy, prompt, target};
+use crate::{lock_policy, prompt, qemu_words, target};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -137,7 +137,9 @@ fn with_settings(
     args: &CopyArgs,
     format: Format,
 ) -> Outcome<Option<Convert>> {
-    let Some(mut settings) = parse_options(console, format, &args.target_options)? else { return Ok(None) };
+    let parsed = parse_options(console, format, &args.target_options);
+    let parsed = parsed.map_err(|failure| failure.named_in_qemu(&args.target))?;
+    let Some(mut settings) = parsed else { return Ok(None) };
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-B")?;
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
     Ok(Some(convert.target_format(format).settings(settings)))
@@ -201,7 +203,8 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
 /// Follows the copy to its end, and reports what came of it.
 fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt: &Interrupt) -> Outcome {
     if !args.progress.quiet && args.output.output == Output::Human {
-        console.report(&format!("granularity: {}\n", job.granularity()));
+        let text = console.voice.copying(job.granularity());
+        console.report(&text);
     }
     let mut meter = Meter::new(console, &args.progress, "done");
     let declined = watch(console, job.control(), &mut meter, interrupt);
@@ -214,7 +217,11 @@ fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt
                     let left = if incomplete { "; the target is incomplete" } else { "" };
                     Failure::failed(format_args!("copy: {}: {why}{left}", target.display()))
                 }
-                None => Failure::failed(ConvertError::Copy { target, cause, incomplete }),
+                None => {
+                    let in_qemu = qemu_words::of_copy(&cause);
+                    let failed = Failure::failed(ConvertError::Copy { target, cause, incomplete });
+                    Failure { in_qemu, ..failed }
+                }
             };
             Err(failed.exit(exit))
         }
@@ -274,7 +281,10 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
             Failure::failed(format_args!("{error}; -O raw writes to it as raw"))
         }
         ConvertError::Image(error) => error.into(),
-        ConvertError::Settings(error) => Failure::from(error).exit(Exit::Usage),
+        ConvertError::Settings(error) => {
+            let in_qemu = qemu_words::of_new(&args.target, &error);
+            Failure { in_qemu, ..Failure::from(error).exit(Exit::Usage) }
+        }
         ConvertError::Backing { why, .. } => backing_failure(&args.target, why),
         ConvertError::Size { len, .. } => {
             Failure::usage(format_args!("-o size: the target has the size of the source, {len} bytes"))
@@ -284,7 +294,9 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         }
         ConvertError::SeveralSources { with_backing, .. } => {
             let what = if with_backing { "a backing file" } else { "--sync=top" };
-            Failure::usage(format_args!("{what} cannot be combined with several sources"))
+            Failure::usage(format_args!("{what} cannot be combined with several sources")).in_qemu(
+                "Having a backing file for the target makes no sense when concatenating multiple input images",
+            )
         }
         ConvertError::Bitmaps { why: CopyBitmapsProblem::SeveralSources, .. } => Failure::usage(error),
         ConvertError::Bitmaps { why: CopyBitmapsProblem::Inconsistent(_), .. } => {
@@ -294,9 +306,10 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::NoFlush { .. } => {
             Failure::failed(format_args!("{error}, which --require-flush requires"))
         }
-        ConvertError::Start(mirror::Error::SizeMismatch { .. } | mirror::Error::TargetReadOnly { .. }) => {
-            Failure::failed(error)
+        ConvertError::Start(mirror::Error::SizeMismatch { .. }) => {
+            Failure::failed(error).in_qemu("output file is smaller than input file")
         }
+        ConvertError::Start(mirror::Error::TargetReadOnly { .. }) => Failure::failed(error),
         ConvertError::Start(refused) if refused.kind() == ErrorKind::InvalidInput => Failure::usage(refused),
         error => Failure::failed(error),
     }

@@ -3,37 +3,49 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use blockmirror_block::size::human_size;
 use blockmirror_image::{
     BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
-    OptionHelp, Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
+    Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
 };
 
 use crate::args::CreateArgs;
 use crate::console::Console;
-use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::{lock_policy, target};
+use crate::{lock_policy, qemu_words, target};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
-    let Some(settings) = parse_options(console, args.format, &args.options)? else { return Ok(Exit::Done) };
+    let parsed = parse_options(console, args.format, &args.options).map_err(|failure| match &args.file {
+        Some(path) => failure.named_in_qemu(path),
+        None => failure,
+    });
+    let Some(settings) = parsed? else { return Ok(Exit::Done) };
     let Some(path) = &args.file else {
-        return Err(Failure::usage("create: the name of the image is missing"));
+        let missing = Failure::usage("create: the name of the image is missing");
+        return Err(missing.in_qemu("Expecting image file name\nTry 'qemu-img create --help' for more info"));
     };
     console.keep_out_of(FileId::of(path));
     let mut settings = settings;
     set_once(&mut settings.size, args.size, "size", "the size")?;
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-b")?;
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
-    settings.check_backing(args.format).map_err(|why| backing_failure(path, why))?;
+    let checked = settings.check_backing(args.format);
+    // That the backing file is not there is said before that its format is missing.
+    if let Err(why) = checked
+        && why != BackingSettingsError::NoFormat
+    {
+        return Err(backing_failure(path, why));
+    }
     let backing_size = match &settings.backing_file {
         Some(name) if !args.no_look => Some(backing_size(path, name, settings.backing_format)?),
         _ => None,
     };
-    let size = settings
-        .size
-        .or(backing_size)
-        .ok_or_else(|| Failure::usage(format_args!("create: {}: the size is missing", path.display())))?;
+    checked.map_err(|why| backing_failure(path, why))?;
+    let size = settings.size.or(backing_size).ok_or_else(|| no_size(path))?;
+    if !args.quiet {
+        let text = console.voice.creating(args, path, size);
+        console.report(&text);
+    }
     let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, OsStr::new(name)));
     let space = settings.preallocation.is_some_and(Preallocation::takes_space).then_some(size);
     let mut spec = CreateSpec::new(args.format, size, settings)
@@ -46,15 +58,15 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         spec = spec.policy(lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(&backing)?);
     }
     // Options that do not fit together are a matter of the command line.
-    spec.check(path).map_err(|e| Failure::from(e).exit(Exit::Usage))?;
+    spec.check(path).map_err(|error| new_failure(path, error).exit(Exit::Usage))?;
     let interrupt = Interrupt::watch()?;
     let prepared = PreparedImage::new(path, &spec).map_err(|error| match error {
         Error::ChainUnknown { .. } => Failure::failed(format_args!("{error}; -u does not look")),
-        error => error.into(),
+        error => new_failure(path, error),
     })?;
     target::announce(console, &prepared, args.existing.clean, &interrupt);
     let new = prepared.write_until(&|| interrupt.requested()).map_err(|error| {
-        let failure = Failure::from(error);
+        let failure = new_failure(path, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
     if interrupt.requested() {
@@ -64,12 +76,16 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     }
     new.persist()?;
     if !args.quiet {
-        let size = size.next_multiple_of(512);
-        let line =
-            format!("created {}: {}, {} ({size} bytes)", path.display(), args.format, human_size(size));
-        console.report(&(one_line(&line) + "\n"));
+        let text = console.voice.created(path, args.format, size.next_multiple_of(512));
+        console.report(&text);
     }
     Ok(Exit::Done)
+}
+
+/// An error of making the image `path`.
+fn new_failure(path: &Path, error: Error) -> Failure {
+    let in_qemu = qemu_words::of_new(path, &error);
+    Failure { in_qemu, ..Failure::from(error) }
 }
 
 /// Reads the `-o` texts for `format`; `None` if they asked for help, which has then been printed.
@@ -79,12 +95,16 @@ pub(crate) fn parse_options(
     texts: &[String],
 ) -> Outcome<Option<CreateSettings>> {
     if wants_help(texts) {
-        console.print(&option_list(format, &option_help(format)))?;
+        let text = console.voice.option_help(format, &option_help(format));
+        console.print(&text)?;
         return Ok(None);
     }
     let mut settings = CreateSettings::default();
     for text in texts {
-        settings.parse(format, text).map_err(|e| Failure::usage(format_args!("-o: {e}")))?;
+        settings.parse(format, text).map_err(|error| {
+            let failure = Failure::usage(format_args!("-o: {error}"));
+            Failure { in_qemu: qemu_words::of_option(&error), ..failure }
+        })?;
     }
     Ok(Some(settings))
 }
@@ -92,16 +112,6 @@ pub(crate) fn parse_options(
 /// Whether `-o` texts ask for help.
 pub(crate) fn wants_help(texts: &[String]) -> bool {
     texts.iter().flat_map(|text| text.split(',')).any(|part| part == "help" || part == "?")
-}
-
-/// The help on the options of `format`.
-pub(crate) fn option_list(format: Format, options: &[OptionHelp]) -> String {
-    let mut out = format!("Options for {format}:\n");
-    for option in options {
-        let pair = format!("{}={}", option.key, option.values);
-        out.push_str(&format!("  {pair:<40}  {}\n", option.help));
-    }
-    out
 }
 
 /// Takes a value from an option of its own, unless `-o` has it as well.
@@ -126,7 +136,19 @@ pub(crate) fn set_once<T: PartialEq>(
 /// Settings about the backing file of `path` that contradict each other.
 pub(crate) fn backing_failure(path: &Path, why: BackingSettingsError) -> Failure {
     let hint = if why == BackingSettingsError::NoFormat { "; give it with -F" } else { "" };
-    Failure::usage(format_args!("create: {}: {why}{hint}", path.display()))
+    let path = path.display();
+    let in_qemu = match why {
+        BackingSettingsError::RawImage => "Backing file not supported for file format 'raw'",
+        BackingSettingsError::NoFormat => "Backing file specified without backing format",
+        _ => "Backing format cannot be used without backing file",
+    };
+    Failure::usage(format_args!("create: {path}: {why}{hint}")).in_qemu(format_args!("{path}: {in_qemu}"))
+}
+
+fn no_size(path: &Path) -> Failure {
+    let path = path.display();
+    Failure::usage(format_args!("create: {path}: the size is missing"))
+        .in_qemu(format_args!("{path}: Image creation needs a size parameter"))
 }
 
 /// Length of the disk in the backing file called `name` in the image `path`.
@@ -137,5 +159,8 @@ fn backing_size(path: &Path, name: &str, format: Option<Format>) -> Outcome<u64>
             path.display()
         ))
     })?;
-    Ok(ImageInfo::read(file, &OpenOptions::new().format(format))?.virtual_size)
+    let info = ImageInfo::read(file, &OpenOptions::new().format(format));
+    Ok(info
+        .map_err(|error| Failure { in_qemu: qemu_words::of_backing(path, &error), ..error.into() })?
+        .virtual_size)
 }

@@ -13,6 +13,7 @@ use crate::copy::watch;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::Meter;
+use crate::voice::Finished;
 use crate::{lock_policy, target};
 
 /// The most bytes of a block, as for `qemu-img`.
@@ -117,7 +118,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DdArgs) -> Outcome {
         console.note(format_args!("{output}: its server has no flush command: the copy may not be durable"));
     }
     if !args.progress.quiet {
-        console.report(&(one_line(&text(args, &outcome)) + "\n"));
+        let text = console.voice.finished(Finished::Other, one_line(&text(args, &outcome)) + "\n");
+        console.report(&text);
     }
     Ok(Exit::Done)
 }

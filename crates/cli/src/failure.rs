@@ -6,6 +6,8 @@ use std::path::Path;
 
 use signal_hook::consts::SIGPIPE;
 
+use crate::qemu_words;
+
 /// The exit codes, as the help documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -13,8 +15,10 @@ pub(crate) enum Exit {
     Done,
     /// Failed; of `compare`, the images differ.
     Failed,
-    /// The command line is wrong; of `compare`, the images could not be compared.
+    /// The command line is wrong.
     Usage,
+    /// Of `compare`: the images could not be compared.
+    NotCompared,
     /// Done, except for ranges that were given up.
     Incomplete,
     /// Of `check`: the image is corrupt.
@@ -34,7 +38,7 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Usage | Self::Corrupt => 2,
+            Self::Usage | Self::NotCompared | Self::Corrupt => 2,
             Self::Incomplete | Self::Leaks => 3,
             Self::NoChecks => 63,
             Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),
@@ -48,6 +52,8 @@ impl Exit {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) message: Option<String>,
+    /// The same in the words of `qemu-img`, where they differ.
+    pub(crate) in_qemu: Option<String>,
 }
 
 /// The result of a command.
@@ -56,21 +62,33 @@ pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
 impl Failure {
     /// The operation failed.
     pub(crate) fn failed(message: impl Display) -> Self {
-        Self { exit: Exit::Failed, message: Some(message.to_string()) }
+        Self { exit: Exit::Failed, message: Some(message.to_string()), in_qemu: None }
     }
 
     /// The command line asks for something that makes no sense.
     pub(crate) fn usage(message: impl Display) -> Self {
-        Self { exit: Exit::Usage, message: Some(message.to_string()) }
+        Self { exit: Exit::Usage, message: Some(message.to_string()), in_qemu: None }
     }
 
     /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants
     /// no message.
     pub(crate) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self { exit: Exit::BrokenPipe, message: None };
+            return Self { exit: Exit::BrokenPipe, message: None, in_qemu: None };
         }
         Self::failed(format_args!("write: standard output: {error}"))
+    }
+
+    /// What `qemu-img` says of it.
+    pub(crate) fn in_qemu(mut self, words: impl Display) -> Self {
+        self.in_qemu = Some(words.to_string());
+        self
+    }
+
+    /// The same with the file before it in QEMU's words.
+    pub(crate) fn named_in_qemu(mut self, path: &Path) -> Self {
+        self.in_qemu = self.in_qemu.map(|words| format!("{}: {words}", path.display()));
+        self
     }
 
     /// The same failure with another exit code.
@@ -105,10 +123,11 @@ impl From<blockmirror_image::Error> for Failure {
             }
             _ => None,
         };
-        match hint {
+        let failed = match hint {
             Some(hint) => Self::failed(format_args!("{error}; {hint}")),
-            None => Self::failed(error),
-        }
+            None => Self::failed(&error),
+        };
+        Self { in_qemu: qemu_words::of_image(&error), ..failed }
     }
 }
 
@@ -126,7 +145,8 @@ fn is_claimed(error: &blockmirror_block::Error) -> bool {
 
 impl From<blockmirror_block::Error> for Failure {
     fn from(error: blockmirror_block::Error) -> Self {
-        Self::failed(error)
+        let in_qemu = qemu_words::of_disk(&error);
+        Self { in_qemu, ..Self::failed(error) }
     }
 }
 

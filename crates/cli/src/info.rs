@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blockmirror_block::size::human_size;
 use blockmirror_image::{
-    BITMAPS_BEFORE, CutShort, ImageInfo, OpenOptions, Qcow2Info, qcow2_fields, read_chain,
+    BITMAPS_BEFORE, CutShort, Format, ImageInfo, OpenOptions, Qcow2Info, qcow2_fields, read_chain,
 };
 use serde_json::Value;
 
@@ -16,6 +16,11 @@ use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
     let options = OpenOptions::new().format(args.format).part(args.part).nbd(lock_policy::nbd(&args.access));
+    // Held while the image is looked at.
+    let _lock = match args.locks {
+        true => Some(lock_policy::of_source(&args.access).format(Format::Raw).open(&args.file)?),
+        false => None,
+    };
     let text = if args.backing_chain {
         let policy = lock_policy::policy(&args.file, &args.access)?;
         let chain = read_chain(&args.file, &options.policy(policy))?;

@@ -58,21 +58,23 @@ mod map;
 mod names;
 mod progress;
 mod prompt;
+mod qemu_words;
 mod rebase;
 mod report;
 mod resize;
 mod target;
+mod voice;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, FromArgMatches};
+use clap::FromArgMatches;
 
 use args::{Cli, Command, HELP_WIDTH, LogFormat};
 use console::Console;
-use failure::{Exit, Failure, Outcome};
+use failure::{Exit, Outcome};
+use voice::Explained;
 
 /// Runs one command without a terminal for questions, and returns the documented exit code. `args` begins
 /// with the name of the program. Results go to `out`, errors, notes and progress to `err`. Installs signal
@@ -95,17 +97,19 @@ pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) ->
     ExitCode::from(run_on(&mut console, args, log::start))
 }
 
-fn run_on<A: Into<OsString> + Clone>(
+fn run_on<A: Into<OsString>>(
     console: &mut Console<'_>,
     args: impl IntoIterator<Item = A>,
     start_log: fn(Option<LogFormat>) -> Option<String>,
 ) -> u8 {
-    let mut command = Cli::command();
+    let (voice, words) = voice::choose(args.into_iter().map(Into::into).collect());
+    console.voice = voice;
+    let mut command = voice.definition();
     if !console.is_terminal {
         // Help is the same wherever it goes.
         command = command.term_width(HELP_WIDTH);
     }
-    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command.try_get_matches_from(&words).and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
         Ok(cli) => {
             if let Some(problem) = start_log(cli.log_format) {
@@ -113,18 +117,23 @@ fn run_on<A: Into<OsString> + Clone>(
             }
             run_command(console, cli.command)
         }
-        Err(error) => explain(console, &error),
+        Err(error) => match voice.explain(&error, &words) {
+            Explained::Print(text) => console.print(&text).map(|()| Exit::Done),
+            Explained::Fail(failure) => Err(failure),
+        },
     };
     let exit = outcome.unwrap_or_else(|failure| {
-        if let Some(message) = failure.message {
+        let exit = failure.exit;
+        if let Some(message) = voice.failure(failure) {
             console.complain(message);
         }
-        failure.exit
+        exit
     });
-    exit.code()
+    voice.code(exit)
 }
 
 fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
+    console.voice.settle(&mut command)?;
     names::settle(&mut command)?;
     match command {
         Command::Mirror(args) => copy::mirror(console, &args),
@@ -144,30 +153,4 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }
-}
-
-/// Help and version as they are, everything else as one line.
-fn explain(console: &mut Console<'_>, error: &clap::Error) -> Outcome {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        console.print(&error.render().to_string())?;
-        return Ok(Exit::Done);
-    }
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.as_str()),
-        _ => None,
-    };
-    // The reason that the value's own parser gave says what the value is.
-    let reason = std::error::Error::source(error).map(ToString::to_string);
-    let message = match (text(ContextKind::InvalidArg), reason) {
-        (Some(argument), Some(reason)) => {
-            format!("{}: {reason}", argument.split(' ').next().unwrap_or(argument))
-        }
-        // The first paragraph says what is wrong; usage and hints follow after an empty line.
-        _ => {
-            let rendered = error.render().to_string();
-            let what: Vec<_> = rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            format!("{} (see --help)", what.join(" ").trim_start_matches("error: "))
-        }
-    };
-    Err(Failure::usage(message))
 }

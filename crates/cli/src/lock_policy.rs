@@ -38,6 +38,11 @@ pub(crate) fn policy(image: &Path, args: &AccessArgs) -> Outcome<ReferencePolicy
     Ok(allowed(args)?.policy_for(image)?)
 }
 
+/// Whether the environment lists directories.
+pub(crate) fn is_narrowed() -> bool {
+    std::env::var_os(ALLOW_BACKING).is_some_and(|directories| !directories.is_empty())
+}
+
 /// The directories that the environment lists. A permission that lasts names directories that are not there
 /// on each host, or not yet: those are left out.
 pub(crate) fn lasting_directories() -> Outcome<Vec<PathBuf>> {

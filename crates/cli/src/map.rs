@@ -70,7 +70,8 @@ fn human(row: &MapRow, out: &mut impl Write) -> Outcome<()> {
         return Err(Failure::failed(format_args!(
             "map: data at {} is compressed or has no plain mapping; --output=json shows it",
             row.start
-        )));
+        ))
+        .in_qemu("File contains external, encrypted or compressed clusters."));
     };
     let hex = |n: u64| if n == 0 { "0".to_owned() } else { format!("{n:#x}") };
     let file = one_line(file);

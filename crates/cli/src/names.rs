@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use blockmirror_image::{Format, ImageName, OverlapChecks, Part};
-use blockmirror_qmp::keyval;
+use blockmirror_qmp::{json, keyval};
+use serde_json::Value;
 
 use crate::args::{ChainArgs, Command, CopyArgs, DdArgs};
 use crate::dd::Operands;
@@ -113,6 +114,12 @@ fn parse(name: &Path, format: Option<Format>, options: bool, letter: &str) -> Ou
     let mut found = if options {
         let text = name.to_str().ok_or_else(|| wrong(&"it is not UTF-8"))?;
         let options = keyval::parse(text, None).map_err(|error| wrong(&error))?;
+        ImageName::from_options(&options).map_err(|error| wrong(&error))?
+    } else if let Some(json) = name.to_str().and_then(|text| text.strip_prefix("json:")) {
+        // As QEMU reads it, with single quotes too.
+        let Value::Object(options) = json::parse(json).map_err(|error| wrong(&error))? else {
+            return Err(wrong(&"it is no JSON object"));
+        };
         ImageName::from_options(&options).map_err(|error| wrong(&error))?
     } else {
         ImageName::parse(name).map_err(|error| wrong(&error))?

@@ -61,6 +61,13 @@ impl Reading {
     }
 }
 
+impl Reading {
+    /// How much of it is behind, from 0 to 1.
+    fn share(&self) -> f64 {
+        if self.len == 0 { 1.0 } else { self.offset as f64 / self.len as f64 }
+    }
+}
+
 /// Shows readings in the style that was asked for, not more often than is useful.
 pub(crate) struct Meter {
     style: ProgressStyle,
@@ -69,21 +76,17 @@ pub(crate) struct Meter {
     shown: Option<Instant>,
     /// Characters on the line that the next bar overwrites.
     width: usize,
+    /// What QEMU's line shows.
+    percent: Option<f64>,
     /// The line of a terminal.
     terminal: Option<TerminalBar>,
 }
 
 impl Meter {
     pub(crate) fn new(console: &Console<'_>, args: &ProgressArgs, verb: &'static str) -> Self {
-        let style = match args.progress {
-            ProgressStyle::Auto if args.bar => ProgressStyle::Bar,
-            ProgressStyle::Auto if args.quiet => ProgressStyle::None,
-            ProgressStyle::Auto if console.is_terminal => ProgressStyle::Bar,
-            ProgressStyle::Auto => ProgressStyle::None,
-            style => style,
-        };
+        let style = console.voice.progress(args, console.is_terminal);
         let terminal = (console.is_terminal && style == ProgressStyle::Bar).then(TerminalBar::new);
-        Self { style, verb, started: Instant::now(), shown: None, width: 0, terminal }
+        Self { style, verb, started: Instant::now(), shown: None, width: 0, percent: None, terminal }
     }
 
     /// Shows `reading` if the last one is old enough, or, whatever the style, if a line of it is `wanted`.
@@ -92,6 +95,7 @@ impl Meter {
             self.finish(console);
             let line = match self.style {
                 ProgressStyle::Json => json_line(reading, self.started.elapsed()),
+                ProgressStyle::Percent => percent_line(reading.share() * 100.0),
                 _ => bar_line(reading, self.verb, self.started.elapsed()),
             };
             let _ = writeln!(console.err, "{line}").and_then(|()| console.err.flush());
@@ -100,10 +104,13 @@ impl Meter {
         if let Some(bar) = &mut self.terminal {
             return bar.show(reading);
         }
+        if self.style == ProgressStyle::Percent {
+            return self.percent(console, reading.share() * 100.0);
+        }
         let interval = match self.style {
             ProgressStyle::Json => JSON_INTERVAL,
             ProgressStyle::Bar => BAR_INTERVAL,
-            ProgressStyle::Auto | ProgressStyle::None => return,
+            ProgressStyle::Auto | ProgressStyle::None | ProgressStyle::Percent => return,
         };
         if self.shown.is_none_or(|shown| shown.elapsed() >= interval) {
             self.shown = Some(Instant::now());
@@ -113,7 +120,10 @@ impl Meter {
 
     /// Shows `reading` as the last one.
     pub(crate) fn last(&mut self, console: &mut Console<'_>, reading: &Reading) {
-        let is_written = !matches!(self.style, ProgressStyle::Auto | ProgressStyle::None);
+        if self.style == ProgressStyle::Percent {
+            self.percent(console, 100.0);
+        }
+        let is_written = matches!(self.style, ProgressStyle::Bar | ProgressStyle::Json);
         if is_written && self.terminal.is_none() {
             self.write(console, reading);
         }
@@ -128,6 +138,20 @@ impl Meter {
         if self.width > 0 {
             self.width = 0;
             let _ = writeln!(console.err);
+        }
+        if self.percent.take().is_some() {
+            console.report("\n");
+        }
+    }
+
+    /// Shows QEMU's line where it has changed by one percent or is at its end.
+    fn percent(&mut self, console: &mut Console<'_>, percent: f64) {
+        if self.percent.is_none() && percent > 0.0 {
+            self.percent(console, 0.0);
+        }
+        if self.percent.is_none_or(|last| percent >= last + 1.0 || percent >= 100.0 && last < 100.0) {
+            self.percent = Some(percent);
+            console.report(&format!("{}\r", percent_line(percent)));
         }
     }
 
@@ -157,8 +181,12 @@ fn json_line(reading: &Reading, elapsed: Duration) -> String {
     .to_string()
 }
 
+fn percent_line(percent: f64) -> String {
+    format!("    ({percent:.2}/100%)")
+}
+
 fn bar_line(reading: &Reading, verb: &str, elapsed: Duration) -> String {
-    let share = if reading.len == 0 { 1.0 } else { reading.offset as f64 / reading.len as f64 };
+    let share = reading.share();
     let filled = ((share * BAR_WIDTH as f64) as usize).min(BAR_WIDTH);
     let bar = format!("{}{}", "#".repeat(filled), ".".repeat(BAR_WIDTH - filled));
     let mut line = format!(

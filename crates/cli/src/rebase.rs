@@ -13,6 +13,7 @@ use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::lock_policy;
 use crate::progress::{Meter, Reading};
+use crate::voice::Finished;
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -55,7 +56,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
         let moved = human_size(outcome.moved);
         let text =
             format!("rebased {file} onto {on}: {moved} copied, in {:.2} s", outcome.elapsed.as_secs_f64());
-        console.report(&(one_line(&text) + "\n"));
+        let text = console.voice.finished(Finished::Other, one_line(&text) + "\n");
+        console.report(&text);
     }
     Ok(Exit::Done)
 }

@@ -12,7 +12,7 @@ use crate::json;
 
 /// The text of a dry run.
 pub(crate) fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
-    let (source, target) = (shown(args), args.target.to_string_lossy());
+    let (source, target) = (args.shown_sources(), args.target.to_string_lossy());
     if args.output.output == Output::Human {
         let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
         return Ok(format!("{heading}\n{plan}\n"));
@@ -36,41 +36,17 @@ pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &Con
     }
     let given_up = &outcome.copy.given_up;
     for range in given_up {
-        let (start, end) = (range.range.start(), range.range.end());
-        console.complain(format_args!(
-            "failed range: {}: bytes {start} to {end}: {}",
-            args.target.display(),
-            range.message
-        ));
+        let line = console.voice.failed_range(&args.target, range);
+        console.complain(line);
     }
     if args.output.output == Output::Json {
         let text = machine(args, outcome)?;
         console.report(&text);
     } else if !args.progress.quiet {
-        console.report(&human(args, outcome));
+        let text = console.voice.copied(args, outcome);
+        console.report(&text);
     }
     Ok(if given_up.is_empty() { Exit::Done } else { Exit::Incomplete })
-}
-
-fn human(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
-    let copy = &outcome.copy;
-    let lost: u64 = copy.given_up.iter().map(|range| range.range.len()).sum();
-    let lost = match copy.given_up.is_empty() {
-        true => String::new(),
-        false => format!("{} failed, ", human_size(lost)),
-    };
-    let line = format!(
-        "{} -> {} ({}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
-        shown(args),
-        args.target.display(),
-        outcome.format,
-        human_size(outcome.len),
-        human_size(copy.copied),
-        human_size(copy.zeroed),
-        human_size(copy.skipped),
-        copy.elapsed.as_secs_f64()
-    );
-    one_line(&line) + "\n"
 }
 
 fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
@@ -105,12 +81,6 @@ fn add_granularity(out: &mut Value, choice: GranularityChoice) -> Outcome<()> {
         out.extend(choice);
     }
     Ok(())
-}
-
-/// The names of the sources for people.
-fn shown(args: &CopyArgs) -> String {
-    let names: Vec<_> = args.names.iter().map(|name| name.path.to_string_lossy()).collect();
-    names.join(" + ")
 }
 
 /// The names of the sources as a member for programs.

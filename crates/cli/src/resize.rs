@@ -6,7 +6,7 @@ use blockmirror_image::{FileId, Format, Image, OpenOptions};
 
 use crate::args::{Growth, NewSize, ResizeArgs};
 use crate::console::Console;
-use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::lock_policy;
 
@@ -15,6 +15,11 @@ const PIECE: u64 = 1 << 20;
 
 /// What is mapped at once for `--preallocation=metadata`.
 const MAPPED_PIECE: u64 = 1 << 30;
+
+/// What `qemu-img` says where `--shrink` is missing.
+const SHRINK_IN_QEMU: &str = "Use the --shrink option to perform a shrink operation.\n\
+    qemu-img: warning: Shrinking an image will delete all data beyond the shrunken image's end. \
+    Before performing such an operation, make sure there is no important data there.";
 
 /// The length of a disk is a multiple of this.
 const SECTOR: u64 = 512;
@@ -52,7 +57,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
         return Err(Failure::usage(format_args!(
             "resize: {file}: {size} bytes would cut off the last {} of {old}; --shrink allows it",
             old - size
-        )));
+        ))
+        .in_qemu(SHRINK_IN_QEMU));
     }
     let growth = if size > old { args.preallocation } else { Growth::Off };
     if growth != args.preallocation && size < old {
@@ -69,8 +75,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     disk.resize(size, args.shrink)?;
     preallocate(&image, ByteRange::new(old, size), growth, &interrupt)?;
     if !args.quiet {
-        let line = format!("resized {file}: {} ({size} bytes)", human_size(size));
-        console.report(&(one_line(&line) + "\n"));
+        let text = console.voice.resized(&args.file, size);
+        console.report(&text);
     }
     Ok(Exit::Done)
 }

@@ -49,6 +49,7 @@ pub struct TargetOptions {
     pub(crate) force: bool,
     pub(crate) clean: bool,
     pub(crate) from_server: bool,
+    pub(crate) or_in_place: bool,
     pub(crate) file: FileOptions,
 }
 
@@ -101,6 +102,14 @@ impl TargetOptions {
     #[must_use]
     pub fn from_server(mut self, from_server: bool) -> Self {
         self.from_server = from_server;
+        self
+    }
+
+    /// With [`Replacement::Auto`]: where the caller would have to choose, the file is written in place. Not
+    /// if it may be what the contents come from ([`Surprise::MaybeSource`]), or is under a device in use.
+    #[must_use]
+    pub fn or_in_place(mut self, in_place: bool) -> Self {
+        self.or_in_place = in_place;
         self
     }
 
@@ -247,7 +256,15 @@ impl<'a> TargetPlan<'a> {
 
     fn find(given: &'a Path, name: &Arc<str>, options: TargetOptions) -> Result<Self> {
         let (location, found) = Location::find(given)?;
-        let decision = decide(&location, &found, &options).map_err(|e| Error::io("create", e))??;
+        let decision = match decide(&location, &found, &options).map_err(|e| Error::io("create", e))?? {
+            Decision::Refuse(why)
+                if options.or_in_place
+                    && !matches!(why, Surprise::MaybeSource(_) | Surprise::HeldDevice(_)) =>
+            {
+                in_place_instead(&found, &options)
+            }
+            decided => decided,
+        };
         let leftovers = match found {
             Found::Descriptor(_) => Vec::new(),
             _ => leftover::find(&location),
@@ -315,6 +332,18 @@ impl<'a> TargetPlan<'a> {
         };
         Ok((target?, leftovers))
     }
+}
+
+/// The decision about a file that is written in place because nothing better is clear, unless the process
+/// that has it open may be the server that the contents come from.
+fn in_place_instead(found: &Found, options: &TargetOptions) -> Decision {
+    if options.from_server
+        && let Found::File(handle) | Found::Descriptor(handle) = found
+        && let Some(holder) = handle.id().and_then(holders::process)
+    {
+        return Decision::Refuse(Surprise::MaybeSource(holder));
+    }
+    Decision::InPlace(InPlace::Asked)
 }
 
 fn not_atomic(why: &dyn fmt::Display) -> Error {

@@ -56,8 +56,34 @@ impl LockError {
     }
 }
 
+/// What a user of an image wants and another one does not leave. The cause of an [`Error`] of kind
+/// [`ErrorKind::Locked`], in the words of QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ThisError)]
+#[error("Failed to get {}\"{}\" lock", if *.shared { "shared " } else { "" }, permission.qemu_name())]
+#[non_exhaustive]
+pub struct LockConflict {
+    /// The permission.
+    pub permission: Permission,
+    /// Whether it is one that the other one has and we do not share; otherwise we want it, and the other one
+    /// does not share it.
+    pub shared: bool,
+}
+
+impl LockError {
+    fn conflict(&self) -> Option<LockConflict> {
+        match self {
+            Self::Held { permission, .. } => Some(LockConflict { permission: *permission, shared: true }),
+            Self::NotShared { permission, .. } => {
+                Some(LockConflict { permission: *permission, shared: false })
+            }
+            Self::System { .. } => None,
+        }
+    }
+}
+
 impl From<LockError> for Error {
     fn from(e: LockError) -> Self {
+        let conflict = e.conflict();
         let (path, kind, reason) = match &e {
             LockError::Held { path, permission, holder } => {
                 (path, ErrorKind::Locked, Some((holder, permission.held())))
@@ -71,9 +97,9 @@ impl From<LockError> for Error {
         if let Some((holder, does)) = reason {
             error = error.because(format!("locked by {}, which {does}", name(holder.as_ref())));
         }
-        match e {
-            LockError::System { cause, .. } => error.caused_by(cause),
-            // The line says all of it.
+        match (e, conflict) {
+            (LockError::System { cause, .. }, _) => error.caused_by(cause),
+            (_, Some(conflict)) => error.caused_by(conflict),
             _ => error,
         }
     }

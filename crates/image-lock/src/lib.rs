@@ -43,7 +43,7 @@ mod holder;
 mod lock;
 mod permissions;
 
-pub use error::LockError;
+pub use error::{LockConflict, LockError};
 pub use holder::Holder;
 pub use lock::ImageLock;
 pub use permissions::{Permission, Permissions};

@@ -24,6 +24,16 @@ impl Permission {
         1 << self as u8
     }
 
+    /// The name of it in messages of QEMU.
+    pub(crate) const fn qemu_name(self) -> &'static str {
+        match self {
+            Self::ConsistentRead => "consistent read",
+            Self::Write => "write",
+            Self::WriteUnchanged => "write unchanged",
+            Self::Resize => "resize",
+        }
+    }
+
     /// What a user that has it does, to go after "which".
     pub(crate) const fn held(self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use crate::disk_image::Note;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::open::OpenOptions;
-use crate::options::{OptionError, OptionHelp, not_an_option, rows, split_at_commas};
+use crate::options::{OptionError, OptionHelp, not_an_option, rows, split_options};
 
 /// The options that can be named. Those of a backing file have to be as they are.
 const KEYS: [&str; 8] = [
@@ -59,7 +59,7 @@ impl AmendSettings {
     /// # Errors
     /// [`OptionError`], naming the key.
     pub fn parse(&mut self, text: &str) -> Result<(), OptionError> {
-        for part in split_at_commas(text) {
+        for part in split_options(text) {
             let Some((key, value)) = part.split_once('=') else {
                 return Err(OptionError::NotAPair { part });
             };

@@ -73,8 +73,8 @@ pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
-    BitmapOptions, CheckObserver, CheckReport, CutShort, Finding, OverlapChecks, Preallocation, Repair,
-    Severity,
+    BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, OverlapChecks,
+    Preallocation, Repair, Severity,
 };
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};
@@ -94,7 +94,9 @@ pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;
 pub use open::{MAX_CHAIN_DEPTH, MAX_CHAIN_L1_BYTES, OpenOptions};
-pub use options::{BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help};
+pub use options::{
+    BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help, split_options,
+};
 pub use protocol_id::is_uri;
 pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, find_name, join_name,

@@ -470,7 +470,7 @@ impl<'a> ChainOpener<'a> {
         let (image, writable) = (&*layer.path, layer.storage.info().writable);
         let Some(data) = &header.data_file else { return Ok(None) };
         let Some(name) = &data.name else { return Err(Error::NoDataFile { path: image.to_owned() }) };
-        if writable && layer.guessed {
+        if writable && layer.guessed && !self.options.policy.allows_all() {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Guessed));
         }
         let policy = &self.options.policy;

@@ -188,18 +188,24 @@ impl CreateSettings {
         }
     }
 
-    /// Reads `text` for `format` on top of what is there; a key given twice keeps its last value. In a value,
-    /// two commas stand for one.
+    /// Reads `text` for `format` on top of what is there; a key given twice keeps its last value, and the key
+    /// of an option that is on or off stands for on. In a value, two commas stand for one.
     ///
     /// # Errors
     /// [`OptionError`], naming the key.
     pub fn parse(&mut self, format: Format, text: &str) -> Result<(), OptionError> {
-        for part in split_at_commas(text) {
-            let Some((key, value)) = part.split_once('=') else {
-                return Err(OptionError::NotAPair { part });
+        for part in split_options(text) {
+            let (key, value) = match part.split_once('=') {
+                Some((key, value)) => (key, Some(value)),
+                None => (&*part, None),
             };
             let row = rows(format).into_iter().find(|row| row.key == key);
-            self.set(&row.ok_or_else(|| not_an_option(key, format))?, value)?;
+            match (row, value) {
+                (Some(row), Some(value)) => self.set(&row, value)?,
+                (Some(row), None) if row.kind == OptionKind::Flag => self.set(&row, "on")?,
+                (None, Some(_)) => return Err(not_an_option(key, format)),
+                (_, None) => return Err(OptionError::NotAPair { part }),
+            }
         }
         Ok(())
     }
@@ -247,8 +253,9 @@ pub(crate) fn not_an_option(key: &str, format: Format) -> OptionError {
     OptionError::Unsupported { key: key.to_owned(), why }
 }
 
-/// Parts between single commas, each with its double commas made single.
-pub(crate) fn split_at_commas(text: &str) -> Vec<String> {
+/// The parts of the text of `-o`: what stands between single commas, each with its double commas made
+/// single.
+pub fn split_options(text: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut part = String::new();
     let mut chars = text.chars().peekable();
@@ -325,7 +332,7 @@ mod tests {
     #[test]
     fn errors_name_the_key_and_what_would_do() {
         for (format, text, message) in [
-            (Format::Qcow2, "lazy_refcounts", "option \"lazy_refcounts\": expected key=value"),
+            (Format::Qcow2, "compat", "option \"compat\": expected key=value"),
             (
                 Format::Raw,
                 "cluster_size=4k",

@@ -73,7 +73,7 @@ pub enum ReferenceRefusal {
     #[error("which is relative, and the image has no directory")]
     NoDirectory,
     /// It would be written to, on the word of bytes that were not declared to be an image: a guest with a raw
-    /// disk can put a header there.
+    /// disk can put a header there. A policy that opens every plain path does not ask.
     #[error("which is not written to unless the format of the image is given")]
     Guessed,
     /// It is neither a regular file nor a block device.
@@ -202,6 +202,14 @@ impl ReferencePolicy {
     fn allow_root(&mut self, root: Root) {
         if let Roots::Within(roots) = &mut self.roots {
             roots.push(root);
+        }
+    }
+
+    /// Whether every plain path is opened, for writing too.
+    pub(crate) fn allows_all(&self) -> bool {
+        match &self.roots {
+            Roots::Any => true,
+            Roots::Within(roots) => roots.iter().any(|root| root.path == Path::new("/") && !root.read_only),
         }
     }
 

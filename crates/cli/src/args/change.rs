@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use blockmirror_block::size::{SizeError, parse_size};
-use blockmirror_image::{CacheMode, Format, OverlapChecks, Part};
+use blockmirror_image::{CacheMode, Format, OverlapChecks, Part, split_options};
 use clap::{Args, ValueEnum};
 
 use super::{LockArgs, ProgressArgs, TargetArgs, size};
@@ -72,6 +72,19 @@ pub(crate) struct CreateArgs {
     /// Print errors only
     #[arg(short = 'q', long)]
     pub(crate) quiet: bool,
+}
+
+impl CreateArgs {
+    /// The pairs of `-o` as they were typed, a key alone as one that is on.
+    pub(crate) fn typed_options(&self) -> Vec<(String, String)> {
+        let parts = self.options.iter().flat_map(|text| split_options(text));
+        parts
+            .map(|part| match part.split_once('=') {
+                Some((key, value)) => (key.to_owned(), value.to_owned()),
+                None => (part, "on".to_owned()),
+            })
+            .collect()
+    }
 }
 
 #[derive(Debug, Args)]

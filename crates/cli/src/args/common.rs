@@ -112,4 +112,7 @@ pub(crate) enum ProgressStyle {
     Bar,
     Json,
     None,
+    /// QEMU's, on the standard output.
+    #[value(skip)]
+    Percent,
 }

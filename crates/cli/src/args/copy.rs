@@ -200,6 +200,14 @@ pub(crate) struct CopyArgs {
     pub(crate) progress: ProgressArgs,
 }
 
+impl CopyArgs {
+    /// The names of the sources for people.
+    pub(crate) fn shown_sources(&self) -> String {
+        let names: Vec<_> = self.names.iter().map(|name| name.path.to_string_lossy()).collect();
+        names.join(" + ")
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Sync {
     Full,

@@ -38,6 +38,10 @@ pub(crate) struct InfoArgs {
     #[arg(skip)]
     pub(crate) part: Part,
 
+    /// Whether the image is locked while it is looked at.
+    #[arg(skip)]
+    pub(crate) locks: bool,
+
     /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,

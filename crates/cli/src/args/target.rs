@@ -15,6 +15,10 @@ pub(crate) struct TargetArgs {
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) atomic: bool,
 
+    /// An existing file for which one of the two would have to be given is written in place.
+    #[arg(skip)]
+    pub(crate) or_in_place: bool,
+
     /// Write to a block device that is mounted or in use; overwrite an existing data file (`-o data_file`)
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) force: bool,
@@ -32,6 +36,11 @@ impl TargetArgs {
             (false, true) => Replacement::InPlace,
             (false, false) => Replacement::Auto,
         };
-        TargetOptions::new().replacement(replacement).space(space).force(self.force).clean(self.clean)
+        TargetOptions::new()
+            .replacement(replacement)
+            .or_in_place(self.or_in_place)
+            .space(space)
+            .force(self.force)
+            .clean(self.clean)
     }
 }

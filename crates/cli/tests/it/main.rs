@@ -10,5 +10,6 @@ mod dd;
 mod log;
 mod process;
 mod qemu;
+mod qemu_name;
 mod resize;
 mod transcripts;

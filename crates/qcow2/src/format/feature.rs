@@ -66,14 +66,15 @@ impl fmt::Debug for FeatureName {
 }
 
 impl FeatureName {
-    /// The rows of a feature-name table; bytes after the last whole row are ignored.
+    /// The rows of a feature-name table; what the last one lacks is zeros.
     pub(crate) fn parse_table(bytes: &[u8]) -> Vec<Self> {
         bytes
-            .chunks_exact(NAME_ROW)
-            .map(|row| {
-                let name = &row[2..];
-                let end = name.iter().position(|b| *b == 0).unwrap_or(NAME_BYTES);
-                Self { kind: row[0], bit: row[1], name: String::from_utf8_lossy(&name[..end]).into_owned() }
+            .chunks(NAME_ROW)
+            .filter_map(|row| {
+                let ([kind, bit], name) = row.split_first_chunk()?;
+                let end = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+                let name = String::from_utf8_lossy(&name[..end]).into_owned();
+                Some(Self { kind: *kind, bit: *bit, name })
             })
             .collect()
     }
@@ -139,5 +140,8 @@ mod tests {
             ["\"moon\" (bit 7)", "bit 63"]
         );
         assert_eq!(names_of(FeatureKind::Autoclear, 1 << 7, &table), ["bit 7"]);
+        // The last row need not be whole.
+        assert_eq!(FeatureName::parse_table(&row[..6]), table);
+        assert_eq!(FeatureName::parse_table(&row[..1]), []);
     }
 }

@@ -1,0 +1,29 @@
+//! What `mirror` and `convert` say of a finished copy in our own voice.
+
+use blockmirror_block::size::human_size;
+use blockmirror_ops::ConvertOutcome;
+
+use crate::args::CopyArgs;
+use crate::failure::one_line;
+
+/// A finished copy for people, in our own voice.
+pub(super) fn line(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
+    let copy = &outcome.copy;
+    let lost: u64 = copy.given_up.iter().map(|range| range.range.len()).sum();
+    let lost = match copy.given_up.is_empty() {
+        true => String::new(),
+        false => format!("{} failed, ", human_size(lost)),
+    };
+    let line = format!(
+        "{} -> {} ({}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
+        args.shown_sources(),
+        args.target.display(),
+        outcome.format,
+        human_size(outcome.len),
+        human_size(copy.copied),
+        human_size(copy.zeroed),
+        human_size(copy.skipped),
+        copy.elapsed.as_secs_f64()
+    );
+    one_line(&line) + "\n"
+}
