@@ -10,7 +10,7 @@ use thiserror::Error as ThisError;
 
 use crate::context::ImageContext;
 use crate::offset::{GuestCluster, HostOffset};
-use crate::overlap::MetadataKind;
+use crate::overlap_checks::MetadataKind;
 
 /// What is damaged. The cause of an [`Error`] of kind [`ErrorKind::Corrupt`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ThisError)]

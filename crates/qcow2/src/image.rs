@@ -24,7 +24,7 @@ use crate::error::Result;
 use crate::format::feature;
 use crate::format::header::Header;
 use crate::meta::Meta;
-use crate::overlap::OverlapChecks;
+use crate::overlap_checks::OverlapChecks;
 use crate::stop::{Cancellations, StopCheck};
 
 /// Where the version 3 header holds the incompatible features, and the autoclear features.

@@ -55,7 +55,8 @@
 //! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
 //! | `bitmap_list`, `bitmaps`: `store`, `change` | persistent bitmaps: what writes do to them, their place on disk |
-//! | `overlap`, `cluster_set`, `verify`, `damage` | what is never written over or handed out; damage |
+//! | `overlap`, `overlap_checks`, `cluster_set` | what is never written over or handed out |
+//! | `verify`, `damage` | clusters whose refcounts are wrong; proof of damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
@@ -114,6 +115,7 @@ mod meta;
 pub mod offset;
 pub mod options;
 mod overlap;
+mod overlap_checks;
 mod provide;
 mod read;
 mod refcounts;
@@ -137,7 +139,7 @@ pub use damage::Damage;
 pub use error::{BitmapProblem, Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
-pub use overlap::{MetadataKind, OverlapChecks};
+pub use overlap_checks::{MetadataKind, OverlapChecks};
 pub use read::{ReadGuard, ReadRun, ReadSource};
 pub use repair::{Repair, repair};
 pub use unfinished::Unfinished;
