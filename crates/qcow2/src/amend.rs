@@ -15,6 +15,7 @@
 
 mod options;
 mod plan;
+mod snapshots;
 mod version;
 mod width;
 

@@ -1,6 +1,6 @@
 //! What an amendment will do, or why it is refused. Nothing is changed here.
 
-use super::{AmendOptions, Meter, width};
+use super::{AmendOptions, Meter, snapshots, width};
 use crate::create_options::Version;
 use crate::error::{Error, Result};
 use crate::format::feature;
@@ -43,7 +43,7 @@ impl Plan {
             return Err(refused("size", "it must be a multiple of 512"));
         }
         if plan.downgrades() {
-            check_downgrade(image, header)?;
+            check_downgrade(image, header, plan.size.unwrap_or(header.virtual_size))?;
         }
         if let Some(order) = plan.refcount_order {
             width::check(&**image.storage(), header, order, meter)?;
@@ -125,14 +125,11 @@ fn check_backing(header: &Header, options: &AmendOptions) -> Result<()> {
 }
 
 /// Whether version 2 can say what the image holds.
-fn check_downgrade(image: &Qcow2, header: &Header) -> Result<()> {
+fn check_downgrade(image: &Qcow2, header: &Header, size: u64) -> Result<()> {
     let features = header.incompatible & !feature::INCOMPATIBLE_COMPRESSION;
     if features != 0 {
         let problem = format!("0.10 cannot have the incompatible features {features:#x} of the image");
         return Err(refused("compat", &problem));
-    }
-    if header.snapshot_count > 0 {
-        return Err(refused("compat", "0.10 cannot have the zero clusters of internal snapshots"));
     }
     if header.bitmaps_valid() {
         return Err(refused("compat", "0.10 cannot have persistent bitmaps"));
@@ -143,5 +140,5 @@ fn check_downgrade(image: &Qcow2, header: &Header) -> Result<()> {
     if header.compression != Compression::Deflate && image.has_compressed_clusters()? {
         return Err(refused("compat", "0.10 cannot have zstd clusters, and the image has some"));
     }
-    Ok(())
+    snapshots::check_downgrade(&**image.storage(), header, size)
 }
