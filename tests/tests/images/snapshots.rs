@@ -215,6 +215,7 @@ fn help() {
             "compare --help",
             "resize --help",
             "amend --help",
+            "bitmap --help",
             "commit --help",
             "rebase --help",
             "dd --help",
