@@ -64,6 +64,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BenchArgs) -> Outcome {
         BenchError::Cancelled => Failure::failed("bench: interrupted").exit(interrupt.exit()),
         error => Failure::failed(format_args!("bench: {error}")),
     })?;
+    image.close()?;
     if !args.quiet {
         let text = console.voice.benchmarked(outcome.elapsed, result(args, &outcome));
         console.print(&text)?;

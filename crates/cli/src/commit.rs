@@ -1,7 +1,7 @@
 //! `blockmirror commit`: the work is that of [`Commit`].
 
 use blockmirror_block::size::human_size;
-use blockmirror_image::{FileId, OpenOptions};
+use blockmirror_image::{self as image, FileId, OpenOptions};
 use blockmirror_ops::{Commit, CommitOutcome, Error};
 
 use crate::args::{ChainArgs, CommitArgs};
@@ -60,6 +60,10 @@ pub(crate) fn access(args: &ChainArgs) -> OpenOptions {
 /// `error` of `command`, with what the command line has for it.
 pub(crate) fn failure(command: &str, error: Error) -> Failure {
     match error {
+        // Of an image that would stand on itself.
+        Error::Image(image::Error::Create { path, why }) => {
+            Failure::failed(format_args!("{command}: {}: {why}", path.display()))
+        }
         Error::Image(error) => error.into(),
         error => Failure::failed(format_args!("{command}: {error}")),
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Error as BlockError, ErrorKind};
 use blockmirror_qcow2::{BitmapOptions, Qcow2};
 
-use crate::disk_image::Image;
+use crate::disk_image::{CommitLayer, Image};
 use crate::error::Result;
 
 /// One change of a persistent bitmap.
@@ -90,10 +90,26 @@ impl Image {
         if self.device.geometry().writable {
             self.device.flush()?;
         }
-        match &self.qcow2 {
-            Some(image) => Ok(image.store_bitmaps().map_err(|error| in_file(error, image))?),
-            None => Ok(()),
-        }
+        store(self.qcow2.as_ref())
+    }
+}
+
+impl CommitLayer {
+    /// Makes all that was written to it durable, its persistent bitmaps with it.
+    ///
+    /// # Errors
+    /// As for [`Image::close`].
+    pub fn close(&self) -> Result<()> {
+        self.device.flush()?;
+        store(self.qcow2.as_ref())
+    }
+}
+
+/// Stores the bitmaps of `image`, if its format has any.
+fn store(image: Option<&Arc<Qcow2>>) -> Result<()> {
+    match image {
+        Some(image) => Ok(image.store_bitmaps().map_err(|error| in_file(error, image))?),
+        None => Ok(()),
     }
 }
 

@@ -57,6 +57,7 @@ pub struct CommitLayer {
     pub depth: u32,
     /// The files that a write to it changes.
     pub files: Vec<FileId>,
+    pub(crate) qcow2: Option<Arc<Qcow2>>,
 }
 
 /// Something about a chain that its owner should know, though it does not stop anything.

@@ -511,7 +511,7 @@ impl<'a> ChainOpener<'a> {
     fn lower_devices(&self, lower: Vec<Layer>) -> Result<LowerDevices> {
         let mut below = LowerDevices::default();
         for (index, layer) in lower.into_iter().enumerate().rev() {
-            let (device, _) = layer.device(below.device.take(), self.options)?;
+            let (device, qcow2) = layer.device(below.device.take(), self.options)?;
             let backing = Backing { name: layer.name, path: layer.path, format: layer.format };
             if let Some((_, files)) = self.base.as_ref().filter(|(at, _)| *at == index) {
                 below.base = Some(Box::new(CommitLayer {
@@ -520,6 +520,7 @@ impl<'a> ChainOpener<'a> {
                     // A chain has at most `max_depth` images.
                     depth: index as u32 + 1,
                     files: self.files[files.clone()].iter().filter_map(ProtocolId::file).collect(),
+                    qcow2,
                 }));
             }
             (below.device, below.backing) = (Some(device), Some(backing));

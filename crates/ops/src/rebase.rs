@@ -262,7 +262,9 @@ impl RebaseJob {
         let work = move |worker: &mut Worker| {
             Pass::new(&*image, new.as_ref().map(|new| &*new.device), shared).run(worker)?;
             worker.last_step()?;
-            Base::relink(new.as_ref(), &image)
+            Base::relink(new.as_ref(), &image)?;
+            let stored = image.store_bitmaps();
+            stored.map_err(|error| Error::Write(error.in_file(&image.name().into())))
         };
         Ok(Self { job: Job::start("rebase", len, options, work)? })
     }
@@ -276,7 +278,7 @@ impl RebaseJob {
     ///
     /// # Errors
     /// Why it failed, or [`Error::Cancelled`]. The image reads as before, and stands on its old backing file,
-    /// unless the reason is [`Error::Relink`].
+    /// unless the reason is [`Error::Relink`], or only its persistent bitmaps could not be stored.
     pub fn wait(self) -> Result<Outcome, Error> {
         self.job.wait()
     }

@@ -13,8 +13,8 @@ const ALL: ByteRange = ByteRange::new(0, u64::MAX);
 
 impl Qcow2 {
     /// Drops all data and all zero clusters of the disk, durably, and gives their space back; length, backing
-    /// file and snapshots stay. What the guest reads changes wherever the layers below hold something else:
-    /// that is the caller's affair.
+    /// file, snapshots and persistent bitmaps stay. What the guest reads changes wherever the layers below
+    /// hold something else, which no bitmap records: that is the caller's affair.
     ///
     /// # Errors
     /// A read-only or poisoned image; one whose data file is a raw image; damaged metadata, which is met

@@ -47,10 +47,17 @@ fn facts(place: &Place, name: &str) -> Value {
     all
 }
 
-/// Runs `line` in both folders, by ours and by `qemu-img`, and compares what is left of all layers.
+/// Makes the chain twice, runs `line` in both folders, by ours and by `qemu-img`, and compares what is left
+/// of all layers.
 fn twin(layers: &[Layer], line: &str, case: &str) {
+    twin_of(layers, line, case, |_| {});
+}
+
+/// The same with a chain that `change` changes first.
+fn twin_of(layers: &[Layer], line: &str, case: &str, change: impl Fn(&Place)) {
     let (ours, theirs) = (Place::new(), Place::new());
     make(&ours, layers);
+    change(&ours);
     for name in ours.names() {
         fs::copy(ours.path(&name), theirs.path(&name)).unwrap();
     }
@@ -124,6 +131,31 @@ fn rebase_leaves_what_qemu_img_leaves() {
     }
 }
 
+/// Persistent bitmaps are stored again, and none of them is in use.
+#[test]
+fn bitmaps_stay_valid_as_with_qemu_img() {
+    if !have_qemu("bitmaps_stay_valid_as_with_qemu_img") {
+        return;
+    }
+    let layers = [("qcow2", "", "2M"), ("qcow2", "cluster_size=4k", "2M"), ("qcow2", "", "2M")];
+    let add = |place: &Place| {
+        for layer in 0..3 {
+            place.img(&format!("bitmap --add -g 64k @layer{layer} on"));
+            place.img(&format!("bitmap --add --disable @layer{layer} off"));
+        }
+    };
+    for line in [
+        "commit @layer2",
+        "commit -d @layer2",
+        "commit -b layer0 @layer2",
+        "rebase -b layer0 -F qcow2 @layer2",
+        "rebase -b  @layer2",
+        "rebase -u -b ./layer1 -F qcow2 @layer2",
+    ] {
+        twin_of(&layers, line, "bitmaps", add);
+    }
+}
+
 #[test]
 fn an_emptied_image_holds_nothing_and_takes_no_space() {
     let place = Place::new();
@@ -157,17 +189,17 @@ fn what_cannot_be_committed_or_rebased_changes_nothing() {
         (
             "rebase -b link -F qcow2 @top",
             1,
-            "create: @top: it is part of the chain of @link, which it would stand on",
+            "rebase: @top: it is part of the chain of @link, which it would stand on",
         ),
         (
             "rebase -u -b top -F qcow2 @overlay",
             1,
-            "create: @overlay: it is part of the chain of @top, which it would stand on",
+            "rebase: @overlay: it is part of the chain of @top, which it would stand on",
         ),
         (
             "rebase -b top -F qcow2 @hard",
             1,
-            "create: @hard: it is part of the chain of @top, which it would stand on",
+            "rebase: @hard: it is part of the chain of @top, which it would stand on",
         ),
         (
             "rebase -b json:{} -F raw @top",

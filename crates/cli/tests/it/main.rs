@@ -3,6 +3,7 @@
 mod amend;
 mod bitmap;
 mod chain;
+mod chain_signals;
 mod common;
 mod copy;
 mod ctl_watch;

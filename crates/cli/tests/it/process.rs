@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// `blockmirror` with the words of `line`, started by a shell that does `first` before, in the folder of
 /// `place`.
-fn shell(place: &Place, first: &str, line: &str) -> Command {
+pub(crate) fn shell(place: &Place, first: &str, line: &str) -> Command {
     let mut command = with_default_signals("sh");
     command.args(["-c", &format!("{first}; exec \"$0\" \"$@\""), OURS]).args(line.split(' '));
     command.current_dir(place.path(".")).stdin(Stdio::null());
@@ -54,13 +54,13 @@ impl Drop for Daemon {
     }
 }
 
-fn signal(child: &Child, name: &str) {
+pub(crate) fn signal(child: &Child, name: &str) {
     let sent = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap();
     assert!(sent.success(), "kill -{name}");
 }
 
 /// Waits until `done` says so.
-fn wait_until(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, done: impl Fn() -> bool) {
     let since = Instant::now();
     while !done() {
         assert!(since.elapsed() < LIMIT, "{what}");
@@ -77,7 +77,7 @@ fn standing_copy(place: &Place, first: &str) -> Child {
     child
 }
 
-fn output(child: Child) -> (Option<i32>, String) {
+pub(crate) fn output(child: Child) -> (Option<i32>, String) {
     let output = child.wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }

@@ -248,8 +248,9 @@ impl RunningCommit {
     /// Waits until the base has everything durably, and empties the image.
     ///
     /// # Errors
-    /// [`Error::Mirror`] with the base written in part; [`Error::LeftOut`] if ranges were left out, as the
-    /// job's error policy wants; [`Error::Empty`] where only the last step failed. The image reads as before.
+    /// [`Error::Mirror`] with the base written in part; [`Error::Incomplete`] if ranges were left out, as the
+    /// job's error policy wants; [`Error::Image`] if the base, or its persistent bitmaps, are not durable;
+    /// [`Error::Empty`] where only the last step failed. The image reads as before.
     pub fn finish(self) -> Result<CommitOutcome, Error> {
         let Self { job, image, base, empties } = self;
         let copy = job.wait()?;
@@ -257,11 +258,12 @@ impl RunningCommit {
             return Err(Error::Incomplete { failed: range.message.clone() });
         }
         // The job has ended with a flush; emptying must not depend on that.
-        base.device.flush().map_err(Error::Write)?;
+        base.close()?;
         if let Some(qcow2) = image.qcow2().filter(|_| empties) {
             qcow2.empty().map_err(Error::Empty)?;
         }
         let (len, base) = (image.device().len(), base.backing.path);
+        image.close()?;
         Ok(CommitOutcome { len, base, emptied: empties, copy })
     }
 }

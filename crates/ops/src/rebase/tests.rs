@@ -1,7 +1,7 @@
 //! Rebases in memory: what a crash, a failure or an odd chain leaves.
 
 use blockmirror_block::testing::{
-    CrashPoint, Fault, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
+    CrashPoint, Fault, FaultDisk, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{ByteRange, ErrorKind, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{CreateOptions, OpenOptions as Qcow2Options, Version};
@@ -181,4 +181,25 @@ fn a_failure_leaves_the_image_on_its_old_backing_file() {
         let (name, found) = read(memory.snapshot(), &old, Some(&new));
         assert!(name.as_deref() == Some("old") && found == want, "{kind:?} {after}");
     }
+}
+
+/// The job waits in a read of the new backing file when it is cancelled.
+#[test]
+fn a_rebase_that_is_cancelled_leaves_the_image_on_its_old_backing_file() {
+    let (old, new) = (disk(1, LEN), disk(2, LEN));
+    let storage = Arc::new(RecordingStorage::with_contents(&overlay(KINDS[0], &old)));
+    let faults = Faults::new();
+    let gate = faults.hold(OpKind::Read, None);
+    let slow: Arc<dyn BlockDevice> = Arc::new(FaultDisk::new(Arc::clone(&new), faults));
+    let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
+    let image = Arc::new(open.open(Arc::clone(&storage) as _).unwrap());
+    let want = contents(&*image);
+    let job = RebaseJob::start(Arc::clone(&image), Some(base(&slow)), None, JobOptions::default()).unwrap();
+    gate.wait_held(1);
+    job.control().force_cancel().unwrap();
+    gate.open();
+    assert!(matches!(job.wait(), Err(Error::Cancelled)));
+    drop(image);
+    let (name, found) = read(storage.snapshot(), &old, Some(&new));
+    assert!(name.as_deref() == Some("old") && found == want);
 }

@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod commit;
+mod commit_image;
 mod common;
 mod conformance;
 mod convert;
