@@ -37,6 +37,19 @@ impl ClusterSet {
         self.words.get(&(cluster / 64)).is_some_and(|word| word & (1 << (cluster % 64)) != 0)
     }
 
+    /// Whether there is none in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The clusters, in order.
+    pub(crate) fn sorted(&self) -> Vec<HostCluster> {
+        let mut words: Vec<_> = self.words.iter().map(|(index, word)| (*index, *word)).collect();
+        words.sort_unstable();
+        let bits = |word: u64| (0..64).filter(move |bit| word & (1 << bit) != 0);
+        words.into_iter().flat_map(|(i, word)| bits(word).map(move |bit| HostCluster(i * 64 + bit))).collect()
+    }
+
     /// The first cluster from `cluster` on that is not in the set.
     pub(crate) fn next_absent(&self, HostCluster(mut cluster): HostCluster) -> HostCluster {
         while let Some(word) = self.words.get(&(cluster / 64)) {

@@ -138,6 +138,8 @@ impl Qcow2 {
         } else if counts_may_reach_past_end(&**data, &self.header())? {
             match self.look_past_end(len, 0, MOST_ENTRIES)? {
                 Some(cut) if cut.missing == 0 => self.leave_rest(len),
+                // What snapshots have was not looked at.
+                None if self.header().snapshot_count > 0 => self.leave_rest(len),
                 found => found,
             }
         } else {

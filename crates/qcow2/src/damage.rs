@@ -25,6 +25,9 @@ pub enum Damage {
         .0.0
     )]
     MappedUncounted(GuestCluster),
+    /// A snapshot uses a host cluster whose refcount is zero.
+    #[error("a snapshot uses the cluster, but its refcount is 0; the image is marked corrupt")]
+    SnapshotUncounted,
     /// The refcount of a cluster that holds an L2 table is zero.
     #[error(
         "the cluster holds the L2 table of guest cluster {}, but its refcount is 0; \
@@ -44,7 +47,7 @@ impl Damage {
     pub(crate) fn met(self, ctx: &ImageContext, at: HostOffset) -> Error {
         let operation = match self {
             Self::Overlap(_) => "write over metadata",
-            Self::MappedUncounted(_) | Self::TableUncounted(_) => "check refcounts",
+            Self::MappedUncounted(_) | Self::SnapshotUncounted | Self::TableUncounted(_) => "check refcounts",
         };
         Error::new(ErrorKind::Corrupt, operation).in_file(ctx.name.clone()).at(at.0).caused_by(self)
     }

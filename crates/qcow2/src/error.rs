@@ -10,6 +10,7 @@ use blockmirror_block::{Error as BlockError, ErrorKind};
 use thiserror::Error;
 
 use crate::limits;
+use crate::snapshot_ref::SnapshotRef;
 
 /// The result of parsing, opening or creating an image.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -105,6 +106,12 @@ pub enum Error {
         /// How large it may be.
         limit: u64,
     },
+    /// The image has no snapshot that is meant.
+    #[error("there is no snapshot {wanted}")]
+    NoSnapshot {
+        /// Which one was asked for.
+        wanted: SnapshotRef,
+    },
     /// The image can be read, but must not be written.
     #[error("the image cannot be opened for writing: {0}")]
     NotWritable(WriteRefusal),
@@ -142,12 +149,9 @@ pub enum WriteRefusal {
         /// How many.
         corruptions: u64,
     },
-    /// The image has internal snapshots.
-    #[error("it has {count} internal snapshot(s), writing below them is not supported")]
-    Snapshots {
-        /// How many.
-        count: u32,
-    },
+    /// The image has internal snapshots that hold something, and refcounts of one bit.
+    #[error("it has internal snapshots, and its refcounts of one bit cannot say what they share")]
+    SnapshotsUncounted,
 }
 
 /// Why a persistent bitmap cannot be made, changed or read.
@@ -207,6 +211,7 @@ impl Error {
             | Self::Decompress { .. } => ErrorKind::Corrupt,
             Self::LimitExceeded { .. } => ErrorKind::LimitExceeded,
             Self::NotWritable(_) => ErrorKind::ReadOnly,
+            Self::NoSnapshot { .. } => ErrorKind::NotFound,
             Self::Option { .. } | Self::Bitmap { .. } => ErrorKind::InvalidInput,
             Self::Storage(e) => e.kind(),
         }
@@ -230,6 +235,7 @@ impl From<Error> for BlockError {
             Error::Option { .. } => "create qcow2 image",
             Error::Decompress { .. } => "decompress",
             Error::Bitmap { .. } => "use persistent bitmap",
+            Error::NoSnapshot { .. } => "find snapshot",
             _ => "open qcow2 image",
         };
         match error {

@@ -160,7 +160,7 @@ impl Qcow2 {
     }
 
     /// Marks the image corrupt, on disk and here, after an operation has met damage.
-    fn mark_corrupt(&self, why: &BlockError) {
+    pub(crate) fn mark_corrupt(&self, why: &BlockError) {
         self.meta.lock().poisoned.get_or_insert_with(|| why.to_string());
         // No other thread writes the first sector of the header meanwhile.
         let _no_write_back = self.write_back.lock();

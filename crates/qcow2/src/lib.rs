@@ -61,6 +61,7 @@
 //! | `writeback`, `dirty`, `failure` | the order on disk |
 //! | `create`, `create_options`, [`options`] | new images; the table of options |
 //! | [`amend()`], `format/relist` | other options of an image that is there |
+//! | `snapshots`, `inactive`, `table_run` | internal snapshots; their tables on disk; a place for new ones |
 //! | [`check()`], [`repair()`] | what is wrong with an image, found and mended without opening it |
 //! | `reopen`, `cut_short`, `unfinished` | after failures, cut files, interrupted copies |
 //!
@@ -75,9 +76,10 @@
 //! - **An option of new images**: a field of [`CreateOptions`], its place in `create/layout`, a row in
 //!   `options/table`, which the front ends read; QMP declares it too (CONTRIBUTING.md).
 //! - **A header extension**: `format/extension` parses it, [`Header`] carries it, `format/rewrite` keeps it.
-//! - **Another table that takes clusters** (bitmaps, snapshots): it is claimed in the map of metadata at
-//!   opening (`image/open`), counted by `reopen`, and its clusters come from `Meta::allocate`; it becomes
-//!   durable in the order of `writeback` before anything points at it.
+//! - **Another table that takes clusters** (as those of snapshots): it is claimed in the map of metadata at
+//!   opening (`image/open`), counted by `reopen`, and its clusters come from `Meta::allocate` or, where it
+//!   must not be cut, `table_run`; it becomes durable in the order of `writeback` before anything points
+//!   at it.
 //! - **Another operation that changes the mapping**: take `ranges` exclusively, plan under `meta` in a loop
 //!   with `provide`, move data without it, publish under it. Ask a `StopCheck` between pieces whose number
 //!   the image decides.
@@ -109,6 +111,7 @@ mod failure;
 pub mod format;
 mod holes;
 mod image;
+mod inactive;
 mod known_data;
 pub mod limits;
 mod meta;
@@ -122,7 +125,10 @@ mod refcounts;
 mod reopen;
 mod repair;
 mod resize;
+mod snapshot_ref;
+mod snapshots;
 mod stop;
+mod table_run;
 mod unfinished;
 mod verify;
 mod write;
@@ -138,9 +144,12 @@ pub use cut_short::CutShort;
 pub use damage::Damage;
 pub use error::{BitmapProblem, Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
+pub use format::snapshot::Snapshot;
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
 pub use overlap_checks::{MetadataKind, OverlapChecks};
 pub use read::{ReadGuard, ReadRun, ReadSource};
 pub use repair::{Repair, repair};
+pub use snapshot_ref::SnapshotRef;
+pub use snapshots::NewSnapshot;
 pub use unfinished::Unfinished;
 pub use write::{WriteGuard, WriteRun};

@@ -11,6 +11,7 @@ use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
+use crate::cluster_set::ClusterSet;
 use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::failure::Failure;
@@ -60,6 +61,15 @@ impl MapRun {
     }
 }
 
+/// The part of the pass that goes over the L2 tables which only snapshots have.
+#[derive(Debug)]
+pub(crate) struct InactivePass {
+    /// What is left, the next one last.
+    pub(crate) tables: Vec<HostCluster>,
+    /// How many entries of the next one are behind the pass.
+    pub(crate) entry: u64,
+}
+
 /// The mutable side of an open image.
 #[derive(Debug)]
 pub(crate) struct Meta {
@@ -71,6 +81,8 @@ pub(crate) struct Meta {
     pub(crate) refcounts: Option<Refcounts>,
     /// The pass over the L2 tables has come to this guest cluster (`verify`).
     pub(crate) verified_to: GuestCluster,
+    /// Behind the active tables the pass goes over those that only snapshots have.
+    pub(crate) inactive_pass: Option<InactivePass>,
     /// What the pass may still cost.
     pub(crate) pass_credit: i64,
     /// Where the file ended at opening, as long as it may have been cut short there: nothing makes it longer
@@ -94,6 +106,7 @@ impl Meta {
             l2,
             refcounts,
             verified_to: GuestCluster(0),
+            inactive_pass: None,
             pass_credit: PASS_CREDIT,
             doubtful_end: None,
             poisoned: None,
@@ -115,6 +128,28 @@ impl Meta {
     pub(crate) fn l1_moved(&mut self, at: HostOffset, entries: usize) {
         self.l1.resize(entries, L1Entry(0));
         self.l1_at = at;
+    }
+
+    /// The L1 table is `l1` now, and lies at `at`. Nothing in the old one was dirty.
+    pub(crate) fn replace_l1(&mut self, l1: Vec<L1Entry>, at: HostOffset) {
+        (self.l1, self.l1_at) = (l1, at);
+    }
+
+    /// Sets or clears COPIED in L1 entry `index`, if it has a table.
+    pub(crate) fn set_l1_copied(&mut self, index: usize, copied: bool) {
+        let entry = self.l1[index];
+        if entry.table().is_some() && entry.copied() != copied {
+            self.l1[index] = entry.with_copied(copied);
+            self.l1_dirty.mark(index);
+        }
+    }
+
+    /// Snapshots have these L2 tables now, or the active disk has others. The pass over the tables, if it is
+    /// not over, begins anew.
+    pub(crate) fn snapshots_changed(&mut self, ctx: &ImageContext, inactive: ClusterSet) -> Result<()> {
+        self.refcounts(ctx)?.metadata.set_inactive_l2(inactive);
+        (self.verified_to, self.inactive_pass) = (GuestCluster(0), None);
+        Ok(())
     }
 
     /// Forgets the L2 table of L1 entry `index`, which is dropped.

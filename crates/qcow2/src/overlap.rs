@@ -36,8 +36,8 @@ impl MetadataMap {
 
     /// Adds a cluster; false if it holds metadata already.
     ///
-    /// An L2 table of a snapshot may be one of the disk too. It is looked up by [`Self::check_write`] alone:
-    /// its refcount keeps it from being handed out, and a reference to it can be dropped.
+    /// An L2 table of a snapshot may be one of the disk too, so it is in a set of its own: its refcount keeps
+    /// it from being handed out, and the disk's reference to it can be dropped.
     pub(crate) fn insert(&mut self, kind: MetadataKind, cluster: HostCluster) -> bool {
         self.by_kind[kind as usize].insert(cluster);
         kind == MetadataKind::InactiveL2 || self.all.insert(cluster)
@@ -49,6 +49,23 @@ impl MetadataMap {
         if kind != MetadataKind::InactiveL2 {
             self.all.remove(cluster);
         }
+    }
+
+    /// The L2 tables of snapshots are in these clusters from now on.
+    pub(crate) fn set_inactive_l2(&mut self, tables: ClusterSet) {
+        self.by_kind[MetadataKind::InactiveL2 as usize] = tables;
+    }
+
+    /// Whether a snapshot has an L2 table in `cluster`.
+    pub(crate) fn is_inactive_l2(&self, cluster: HostCluster) -> bool {
+        self.by_kind[MetadataKind::InactiveL2 as usize].contains(cluster)
+    }
+
+    /// The clusters of the L2 tables that only snapshots refer to, in order.
+    pub(crate) fn only_inactive_l2(&self) -> Vec<HostCluster> {
+        let mut tables = self.by_kind[MetadataKind::InactiveL2 as usize].sorted();
+        tables.retain(|table| !self.by_kind[MetadataKind::ActiveL2 as usize].contains(*table));
+        tables
     }
 
     /// `cluster`, which is free, is not handed out while the image is open.

@@ -170,8 +170,13 @@ impl Refcounts {
         Ok(self.blocks.get(slice).map_or(0, |data| self.width.get(data, index)))
     }
 
+    /// The largest refcount that can be said.
+    pub(crate) fn max(&self) -> u64 {
+        self.width.max()
+    }
+
     /// Sets the refcount of a cluster that a block counts.
-    fn set(&mut self, ctx: &ImageContext, cluster: HostCluster, value: u64) -> Result<()> {
+    pub(crate) fn set(&mut self, ctx: &ImageContext, cluster: HostCluster, value: u64) -> Result<()> {
         let Some((slice, index)) = self.locate(ctx, cluster) else {
             return Err(ctx.corrupt(
                 "write refcount",
@@ -236,13 +241,24 @@ impl Refcounts {
     /// the refcount cannot be read the cluster leaks, which is harmless.
     pub(crate) fn defer_unref(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) {
         for cluster in clusters.each() {
-            if self.metadata.contains(cluster) || !self.get(ctx, cluster).is_ok_and(|count| count > 0) {
-                continue;
+            if !self.metadata.contains(cluster) && !self.metadata.is_inactive_l2(cluster) {
+                self.defer_unref_one(ctx, cluster);
             }
-            match self.pending.last_mut() {
-                Some(last) if last.end == cluster => last.end = cluster.plus(1),
-                _ => self.pending.push(cluster..cluster.plus(1)),
-            }
+        }
+    }
+
+    /// The same for clusters of a table that the image gives up, and that a snapshot may still have.
+    pub(crate) fn defer_unref_table(&mut self, ctx: &ImageContext, clusters: Range<HostCluster>) {
+        clusters.each().for_each(|cluster| self.defer_unref_one(ctx, cluster));
+    }
+
+    fn defer_unref_one(&mut self, ctx: &ImageContext, cluster: HostCluster) {
+        if !self.get(ctx, cluster).is_ok_and(|count| count > 0) {
+            return;
+        }
+        match self.pending.last_mut() {
+            Some(last) if last.end == cluster => last.end = cluster.plus(1),
+            _ => self.pending.push(cluster..cluster.plus(1)),
         }
     }
 

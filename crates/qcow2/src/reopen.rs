@@ -67,6 +67,12 @@ impl Meta {
             let first = GuestCluster(index as u64 * ctx.l2_entries());
             self.note_used(ctx, table, first, &mut used, &mut holes)?;
         }
+        for table in self.refcounts(ctx)?.metadata.only_inactive_l2() {
+            stop.check()?;
+            used.insert(table);
+            // What it maps is not known here; it matters for messages only.
+            self.note_used(ctx, ctx.cluster().start(table), GuestCluster(0), &mut used, &mut holes)?;
+        }
         self.refcounts(ctx)?.free_unused(ctx, &used, stop)
     }
 

@@ -18,7 +18,6 @@ use std::sync::atomic::Ordering;
 use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Result, ZeroFlags, zero};
 use byteorder::{BigEndian, ByteOrder};
 
-use crate::failure::may_come_late;
 use crate::format::entry::{Entry, PlainEntry};
 use crate::format::header::{Header, l1_entries_for};
 use crate::image::Qcow2;
@@ -26,7 +25,6 @@ use crate::limits::MAX_L1_BYTES;
 use crate::meta::references;
 use crate::offset::{ClusterRange, GuestCluster, HostCluster};
 use crate::overlap::MetadataKind;
-use crate::refcounts::RunSearch;
 use crate::stop::StopCheck;
 
 /// Where the header holds the virtual size, and the L1 table's size (4 bytes) and offset (8 bytes). Each lies
@@ -49,6 +47,11 @@ impl Qcow2 {
         let _only_one = self.changing.lock();
         self.meta.lock().check_poison(&self.ctx, "resize")?;
         let old = self.ctx.size();
+        let header = self.header();
+        if header.version < 3 && header.snapshot_count > 0 {
+            let why = "its version, 2, cannot change the length of a disk with snapshots";
+            return Err(self.refused(ErrorKind::Unsupported, why.into()));
+        }
         if !len.is_multiple_of(SECTOR) {
             return Err(self.refused(ErrorKind::InvalidInput, format!("{len} is not a multiple of {SECTOR}")));
         }
@@ -174,39 +177,15 @@ impl Qcow2 {
         let _nobody_maps = self.ranges.lock_exclusive(ALL)?;
         // From here on no change of the table is in memory only.
         self.write_back()?;
-        let clusters = cluster.count(entries * 8);
-        let stop = self.stop_check("resize");
-        let mut search = RunSearch::default();
-        let new = loop {
-            let answer = {
-                let mut meta = self.meta.lock();
-                meta.allocate_run(ctx, clusters, &mut search)?
-            };
-            match answer {
-                Ok(run) => break run,
-                Err(missing) => self.provide(missing, &stop)?,
-            }
-        };
-        let release = |error: Error| -> Error {
-            let mut meta = self.meta.lock();
-            if let Ok(refcounts) = meta.refcounts(ctx) {
-                // If the refcounts cannot be read the clusters leak, which is harmless.
-                let _ = match may_come_late(&error) {
-                    true => refcounts.release_unusable(ctx, new.clone()),
-                    false => refcounts.release(ctx, new.clone()),
-                };
-            }
-            error
-        };
-        let at = cluster.start(new.start);
         // At most 32 MiB, and whole clusters.
-        let mut table = vec![0; (clusters * cluster.bytes()) as usize];
+        let mut table = vec![0; (cluster.count(entries * 8) * cluster.bytes()) as usize];
         for (word, entry) in table.chunks_exact_mut(8).zip(self.meta.lock().l1()) {
             BigEndian::write_u64(word, entry.0);
         }
-        ctx.storage.write_at(&table, at.0).map_err(release)?;
+        let new = self.write_table(&table, &self.stop_check("resize"))?;
+        let at = cluster.start(new.start);
         // The table, its refcounts, and the refcount table.
-        self.write_back().map_err(release)?;
+        self.write_back().inspect_err(|error| self.give_back_table(new.clone(), error))?;
 
         let mut field = [0; 12];
         // At most 32 MiB of table: it fits.
@@ -226,7 +205,7 @@ impl Qcow2 {
                 refcounts.metadata.insert(MetadataKind::ActiveL1, cluster);
             }
             old.each().for_each(|cluster| refcounts.metadata.remove(MetadataKind::ActiveL1, cluster));
-            refcounts.defer_unref(ctx, old);
+            refcounts.defer_unref_table(ctx, old);
         }
         Ok(())
     }
@@ -347,7 +326,7 @@ impl Qcow2 {
             let cluster = ctx.cluster().index(table);
             let refcounts = meta.refcounts(ctx)?;
             refcounts.metadata.remove(MetadataKind::ActiveL2, cluster);
-            refcounts.defer_unref(ctx, cluster..cluster.plus(1));
+            refcounts.defer_unref_table(ctx, cluster..cluster.plus(1));
         }
         // These may wait for a later write-back than the L1 entry, never for an earlier one. Nothing maps
         // them any more, so a write-back that fails must not keep any of them from being dropped.
@@ -366,7 +345,7 @@ impl Qcow2 {
         let ctx = &self.ctx;
         loop {
             let missing = {
-                let meta = self.meta.lock();
+                let mut meta = self.meta.lock();
                 if meta.l1_entry(ctx, clusters.start)?.1.table().is_none() {
                     return Ok(());
                 }
@@ -391,7 +370,12 @@ impl Qcow2 {
     }
 
     /// Changes a field of the header, on disk and here. All that it stands for is durable.
-    fn write_header_field(&self, at: u64, bytes: &[u8], change: impl FnOnce(&mut Header)) -> Result<()> {
+    pub(crate) fn write_header_field(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
         self.write_header(at, bytes)?;
         let mut header = (*self.header()).clone();
         change(&mut header);

@@ -22,13 +22,14 @@ use std::ops::Range;
 
 use blockmirror_block::sync::thread;
 use blockmirror_block::{ByteRange, Result};
+use byteorder::{BigEndian, ByteOrder};
 
 use crate::context::ImageContext;
 use crate::damage::Damage;
-use crate::format::entry::Entry;
+use crate::format::entry::{Entry, PlainEntry};
 use crate::holes::HoleCursor;
 use crate::image::Qcow2;
-use crate::meta::{Meta, PASS_CREDIT, decode_at, references};
+use crate::meta::{InactivePass, Meta, PASS_CREDIT, decode_at, references};
 use crate::offset::{ClusterRange, GuestCluster, HostCluster, HostOffset};
 use crate::refcounts::{Allocation, Grant, Missing, RunSearch};
 use crate::stop::StopCheck;
@@ -107,7 +108,10 @@ impl Meta {
             let data = self.load(ctx, slice)?.to_vec();
             let first = GuestCluster(cluster.0 - at as u64 / ctx.format.entry_size());
             self.check_table_refcount(ctx, table, first)?;
-            self.check_entries(ctx, &data, first, slice)?;
+            let shared = self.check_entries(ctx, &data, first, slice)?;
+            if let Some(data) = (!shared.is_empty()).then(|| self.l2.edit(slice)).flatten() {
+                shared.into_iter().for_each(|(at, word)| BigEndian::write_u64(&mut data[at..], word));
+            }
             self.l2.set_checked(slice);
         }
         decode_at(ctx, self.load(ctx, slice)?, at, cluster, slice)
@@ -127,39 +131,66 @@ impl Meta {
 
     /// Checks the clusters that `data`, the slice of an L2 table at `slice`, maps for the guest clusters from
     /// `first` on. An entry that makes no sense maps nothing: its use is an error.
+    ///
+    /// Returns the entries that say COPIED although their clusters have more references than one, as their
+    /// offsets in the slice and what their first words should be. A crash of another writer may leave them.
     pub(crate) fn check_entries(
         &mut self,
         ctx: &ImageContext,
         data: &[u8],
         first: GuestCluster,
         slice: HostOffset,
-    ) -> Result<()> {
+    ) -> Result<Vec<(usize, u64)>> {
+        let mut shared = Vec::new();
         if ctx.format.external_data {
-            return Ok(());
+            return Ok(shared);
         }
         let refcounts = self.refcounts(ctx)?;
         let step = ctx.format.entry_size() as usize;
         for (at, guest) in (0..data.len()).step_by(step).zip((first.0..).map(GuestCluster)) {
             let Ok(entry) = decode_at(ctx, data, at, guest, slice) else { continue };
             for cluster in references(ctx, &entry).each() {
-                if refcounts.get(ctx, cluster)? == 0 {
-                    return Err(Damage::MappedUncounted(guest).met(ctx, ctx.cluster().start(cluster)));
+                match refcounts.get(ctx, cluster)? {
+                    0 => return Err(Damage::MappedUncounted(guest).met(ctx, ctx.cluster().start(cluster))),
+                    1 => {}
+                    _ if matches!(entry, Entry::Plain(PlainEntry { copied: true, .. })) => {
+                        let word = BigEndian::read_u64(&data[at..]);
+                        shared.push((at, ctx.format.with_copied(word, false)));
+                    }
+                    _ => {}
                 }
             }
         }
-        Ok(())
+        Ok(shared)
     }
 
-    /// Goes on with the pass over the L2 tables as far as its credit goes, and with one slice perhaps
-    /// further; whether it is over. At its end every free cluster may be handed out. Where a table cannot be
-    /// read the pass is given up: unverified clusters then stay unused.
+    /// Goes on with the pass over the L2 tables, also those that only snapshots have, as far as its credit
+    /// goes, and with one slice perhaps further; whether it is over. At its end every free cluster may be
+    /// handed out. Where a table cannot be read the pass is given up: unverified clusters then stay unused.
     ///
     /// # Errors
     /// An entry that maps a free cluster. On storage of a fixed length, where nothing but unverified clusters
     /// may be left, a table that cannot be read.
     fn verify(&mut self, ctx: &ImageContext) -> Result<bool> {
-        let per_slice = self.l2.slice_size() as u64 / ctx.format.entry_size();
         let mut runs = HoleCursor::default();
+        let over = match self.verify_active(ctx, &mut runs) {
+            Ok(true) => self.verify_inactive(ctx, &mut runs),
+            other => other,
+        };
+        match over {
+            Ok(true) => self.refcounts(ctx)?.all_verified(),
+            Ok(false) => {}
+            Err(error) if Damage::of(&error).is_some() || ctx.storage.info().fixed_len => return Err(error),
+            Err(_) => {
+                self.refcounts(ctx)?.never_verify();
+                return Ok(true);
+            }
+        }
+        over
+    }
+
+    /// The pass over the active L2 tables.
+    fn verify_active(&mut self, ctx: &ImageContext, runs: &mut HoleCursor) -> Result<bool> {
         // At most 2^22 tables.
         let end = GuestCluster(self.l1().len() as u64 * ctx.l2_entries());
         while self.verified_to < end {
@@ -167,40 +198,83 @@ impl Meta {
                 return Ok(false);
             }
             let guest = self.verified_to;
-            let next_table = GuestCluster((guest.0 / ctx.l2_entries() + 1) * ctx.l2_entries());
-            let Some(table) = self.l1_entry(ctx, guest)?.1.table() else {
-                self.pass_credit -= L1_ENTRY_COST;
-                self.verified_to = next_table;
-                continue;
-            };
-            let (looks, loads) = (runs.looks, self.refcounts(ctx)?.loads());
-            let skipped = self.skip_hole(ctx, table, guest, &mut runs);
-            let checked = match skipped {
-                Some(next) => {
-                    self.pass_credit -= HOLE_COST;
-                    Ok(next)
-                }
+            self.verified_to = match self.l1_entry(ctx, guest)?.1.table() {
+                Some(table) => self.pass_over(ctx, table, guest, runs)?,
                 None => {
-                    self.pass_credit -= CALL_COST;
-                    self.verify_slice(ctx, table, guest).map(|()| guest.plus(per_slice))
+                    self.pass_credit -= L1_ENTRY_COST;
+                    GuestCluster((guest.0 / ctx.l2_entries() + 1) * ctx.l2_entries())
                 }
             };
-            let calls = runs.looks - looks + self.refcounts(ctx)?.loads() - loads;
-            // At most the entries of a slice, times three for compressed clusters.
-            self.pass_credit -= calls as i64 * CALL_COST;
-            match checked {
-                Ok(next) => self.verified_to = next,
-                Err(error) if Damage::of(&error).is_some() || ctx.storage.info().fixed_len => {
-                    return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// The pass over the L2 tables that only snapshots have.
+    fn verify_inactive(&mut self, ctx: &ImageContext, runs: &mut HoleCursor) -> Result<bool> {
+        let mut pass = match self.inactive_pass.take() {
+            Some(pass) => pass,
+            None => {
+                let mut tables = self.refcounts(ctx)?.metadata.only_inactive_l2();
+                tables.reverse();
+                InactivePass { tables, entry: 0 }
+            }
+        };
+        let mut outcome = Ok(true);
+        while let Some(table) = pass.tables.last() {
+            if self.pass_credit <= 0 {
+                outcome = Ok(false);
+                break;
+            }
+            let at = ctx.cluster().start(*table);
+            // What the table maps is not known here, only where in it the entries lie.
+            let guest = GuestCluster(pass.entry);
+            let counted = self.check_table_refcount(ctx, at, guest);
+            match counted.and_then(|()| self.pass_over(ctx, at, guest, runs)) {
+                Ok(next) if next.0 < ctx.l2_entries() => pass.entry = next.0,
+                Ok(_) => {
+                    pass.tables.pop();
+                    pass.entry = 0;
                 }
-                Err(_) => {
-                    self.refcounts(ctx)?.never_verify();
-                    return Ok(true);
+                Err(error) => {
+                    outcome = Err(match (Damage::of(&error), error.offset()) {
+                        (Some(Damage::MappedUncounted(_) | Damage::TableUncounted(_)), Some(at)) => {
+                            Damage::SnapshotUncounted.met(ctx, HostOffset(at))
+                        }
+                        _ => error,
+                    });
+                    break;
                 }
             }
         }
-        self.refcounts(ctx)?.all_verified();
-        Ok(true)
+        self.inactive_pass = Some(pass);
+        outcome
+    }
+
+    /// Takes the pass over the slice of `table` that begins with guest cluster `guest`, or over more if that
+    /// lies in a hole; returns the guest cluster behind it.
+    fn pass_over(
+        &mut self,
+        ctx: &ImageContext,
+        table: HostOffset,
+        guest: GuestCluster,
+        runs: &mut HoleCursor,
+    ) -> Result<GuestCluster> {
+        let per_slice = self.l2.slice_size() as u64 / ctx.format.entry_size();
+        let (looks, loads) = (runs.looks, self.refcounts(ctx)?.loads());
+        let checked = match self.skip_hole(ctx, table, guest, runs) {
+            Some(next) => {
+                self.pass_credit -= HOLE_COST;
+                Ok(next)
+            }
+            None => {
+                self.pass_credit -= CALL_COST;
+                self.verify_slice(ctx, table, guest).map(|()| guest.plus(per_slice))
+            }
+        };
+        let calls = runs.looks - looks + self.refcounts(ctx)?.loads() - loads;
+        // At most the entries of a slice, times three for compressed clusters.
+        self.pass_credit -= calls as i64 * CALL_COST;
+        checked
     }
 
     /// Where the table, or the slice of it that begins with guest cluster `guest`, lies in a hole: the guest
@@ -232,7 +306,7 @@ impl Meta {
             Some(data) => data.to_vec().into_boxed_slice(),
             None => ctx.read_slice("read L2 table", slice)?,
         };
-        self.check_entries(ctx, &data, guest, slice)
+        self.check_entries(ctx, &data, guest, slice).map(drop)
     }
 }
 

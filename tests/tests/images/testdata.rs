@@ -75,7 +75,6 @@ fn what_must_not_be_written_yet_is_refused_with_the_reason() {
     const INCOMPATIBLE: usize = 79;
     let manifest = Manifest::load(&folder()).unwrap();
     for (file, flip, reason) in [
-        ("v3-4k-snapshot.qcow2", 0, "snapshot"),
         ("v3-4k-bitmap.qcow2", 0, "bitmap"),
         ("v3-4k-dirty.qcow2", 0, "dirty"),
         ("v3-4k-plain.qcow2", 2, "corrupt"),

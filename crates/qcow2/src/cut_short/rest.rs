@@ -7,7 +7,7 @@
 //! one has the look made ([`Missing::RestOfTables`](crate::refcounts::Missing)). It costs one read of the L2
 //! tables, is made without the metadata lock, and can be cancelled.
 
-use blockmirror_block::{ByteRange, Result};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result};
 
 use super::CutShort;
 use crate::context::ImageContext;
@@ -73,7 +73,37 @@ impl Qcow2 {
                 check_table(ctx, &data, GuestCluster(index as u64 * ctx.l2_entries()), table, end)?;
             }
         }
+        self.look_at_snapshots(stop, &mut holes, &mut data)?;
         self.meta.lock().doubtful_end = None;
+        Ok(())
+    }
+
+    /// The same for the tables that only snapshots have; `data` has room for one.
+    fn look_at_snapshots(&self, stop: &StopCheck<'_>, holes: &mut HoleCursor, data: &mut [u8]) -> Result<()> {
+        let ctx = &self.ctx;
+        let (end, tables) = {
+            let mut meta = self.meta.lock();
+            let Some(end) = meta.doubtful_end else { return Ok(()) };
+            (end, meta.refcounts(ctx)?.metadata.only_inactive_l2())
+        };
+        for table in tables {
+            stop.check()?;
+            let at = ctx.cluster().start(table);
+            if !holes.is_hole(ctx, ByteRange::at(at.0, ctx.cluster().bytes())) {
+                ctx.storage.read_at(data, at.0)?;
+                // What the table maps is not known here.
+                check_table(ctx, data, GuestCluster(0), at, end).map_err(|error| match error.kind() {
+                    ErrorKind::CutShort => {
+                        Error::new(ErrorKind::CutShort, "write").in_file(ctx.name.clone()).because(format!(
+                            "the file ends at {}, and what a snapshot has lies past that: it was cut short \
+                             and is for reading only, since a write would make zeros of what is missing",
+                            end.0
+                        ))
+                    }
+                    _ => error,
+                })?;
+            }
+        }
         Ok(())
     }
 }

@@ -337,8 +337,6 @@ impl Header {
     pub fn check_writable(&self) -> Result<()> {
         let refusal = if self.is_corrupt() {
             WriteRefusal::Corrupt
-        } else if self.snapshot_count > 0 {
-            WriteRefusal::Snapshots { count: self.snapshot_count }
         } else {
             return Ok(());
         };

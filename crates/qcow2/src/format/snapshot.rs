@@ -1,7 +1,7 @@
-//! The snapshot table, read for information: what snapshots there are, not what they hold.
+//! The snapshot table: what snapshots there are, not what they hold.
 //!
 //! Entries have variable length, so they are read one after the other, each bounded before it is allocated.
-//! `info` calls this; an image with snapshots is not opened for writing.
+//! `info` calls this, and [`crate::snapshots`].
 
 use std::time::Duration;
 
@@ -81,6 +81,36 @@ impl Snapshot {
             l1_entries: raw.l1_size.get(),
         }
     }
+}
+
+/// Bytes of an identifier or a name that is given to a new snapshot. QEMU's tools find no longer one.
+pub(crate) const MAX_NAME: usize = 255;
+
+/// The entry of `snapshot`, whose strings are at most [`MAX_NAME`] bytes, with its padding.
+pub(crate) fn encode(snapshot: &Snapshot) -> Vec<u8> {
+    let (id, name) = (snapshot.id.as_bytes(), snapshot.name.as_bytes());
+    let extra: [U64; 3] = [
+        U64::new(snapshot.vm_state_size),
+        U64::new(snapshot.disk_size.unwrap_or_default()),
+        U64::new(snapshot.icount.unwrap_or(u64::MAX)),
+    ];
+    let raw = RawSnapshot {
+        l1_table_offset: U64::new(snapshot.l1_offset),
+        l1_size: U32::new(snapshot.l1_entries),
+        // At most MAX_NAME.
+        id_str_size: U16::new(id.len() as u16),
+        name_size: U16::new(name.len() as u16),
+        // The format's clock ends in 2106.
+        date_sec: U32::new(u32::try_from(snapshot.date.as_secs()).unwrap_or(u32::MAX)),
+        date_nsec: U32::new(snapshot.date.subsec_nanos()),
+        vm_clock_nsec: U64::new(u64::try_from(snapshot.vm_clock.as_nanos()).unwrap_or(u64::MAX)),
+        // Readers of the extra data do not look at it.
+        vm_state_size: U32::new(u32::try_from(snapshot.vm_state_size).unwrap_or(0)),
+        extra_data_size: U32::new(size_of_val(&extra) as u32),
+    };
+    let mut entry = [raw.as_bytes(), extra.as_bytes(), id, name].concat();
+    entry.resize(entry.len().next_multiple_of(8), 0);
+    entry
 }
 
 /// An entry of the snapshot table as a repair keeps it.

@@ -23,12 +23,14 @@ use crate::format::entry::{EntryFormat, L1Entry};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::format::snapshot::Snapshots;
+use crate::inactive;
 use crate::known_data::KnownData;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::{MetadataKind, MetadataMap, OverlapChecks};
 use crate::refcounts::Refcounts;
 use crate::repair::repair_dirty;
+use crate::snapshot_ref::SnapshotRef;
 use crate::stop::Cancellations;
 
 /// Bytes of metadata kept in memory unless [`OpenOptions::cache_bytes`] says otherwise.
@@ -55,6 +57,7 @@ pub struct OpenOptions {
     data_file: Option<Arc<dyn Storage>>,
     cache_bytes: usize,
     overlap_checks: OverlapChecks,
+    snapshot: Option<SnapshotRef>,
 }
 
 impl Default for OpenOptions {
@@ -65,6 +68,7 @@ impl Default for OpenOptions {
             data_file: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
             overlap_checks: OverlapChecks::default(),
+            snapshot: None,
         }
     }
 }
@@ -99,6 +103,15 @@ impl OpenOptions {
         self
     }
 
+    /// Opens a snapshot in place of the active disk, for reading: the device shows what the disk held when
+    /// the snapshot was taken, and is as long as the disk was then. [`Qcow2::header`] has its length and its
+    /// L1 table.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: impl Into<Option<SnapshotRef>>) -> Self {
+        self.snapshot = snapshot.into();
+        self
+    }
+
     /// How much metadata to keep in memory, in bytes, besides the L1 table and the refcount table. A few
     /// slices are always kept.
     #[must_use]
@@ -120,17 +133,9 @@ impl OpenOptions {
     /// # Errors
     /// Everything that [`Header::read`] refuses; an image that must not be written, if it is to be, or whose
     /// file was cut short then; a data file where there should be none, or none where there should be one; an
-    /// L1 table that the file does not hold.
+    /// L1 table that the file does not hold; no such snapshot, or one that is to be written.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
-        let mut header = Header::read(&*storage)?;
-        if self.writable {
-            header.check_writable()?;
-        }
-        self.check_data_file(&header, storage.name())?;
-        if self.writable && header.is_dirty() {
-            header = repair_dirty(&*storage)?;
-        }
-        check_directories(&header, &*storage)?;
+        let header = self.read_header(&*storage)?;
         let header_field = |field, value| Error::HeaderField { field, value, allowed: "out of range".into() };
         let cluster = ClusterSize::from_bits(header.cluster_bits)
             .ok_or_else(|| header_field("cluster_bits", header.cluster_bits.into()))?;
@@ -190,6 +195,27 @@ impl OpenOptions {
         Ok(image)
     }
 
+    /// The header as it is to be used. An image that is to be written is repaired first if it is dirty.
+    fn read_header(&self, storage: &dyn Storage) -> Result<Header> {
+        let mut header = Header::read(storage)?;
+        if let Some(wanted) = &self.snapshot {
+            if self.writable {
+                let error = BlockError::new(ErrorKind::ReadOnly, "open qcow2 image").in_file(storage.name());
+                return Err(error.because("a snapshot is for reading").into());
+            }
+            header = inactive::as_snapshot(&header, storage, wanted)?;
+        }
+        if self.writable {
+            header.check_writable()?;
+        }
+        self.check_data_file(&header, storage.name())?;
+        if self.writable && header.is_dirty() {
+            header = repair_dirty(storage)?;
+        }
+        check_directories(&header, storage)?;
+        Ok(header)
+    }
+
     /// A data file is given if and only if the image has one.
     fn check_data_file(&self, header: &Header, name: &str) -> Result<()> {
         let problem = match (&header.data_file, &self.data_file) {
@@ -218,6 +244,7 @@ fn load_refcounts(
     metadata.claim(ctx, MetadataKind::ActiveL1, HostOffset(header.l1_offset), l1_bytes)?;
     metadata.claim_l2_tables(ctx, l1)?;
     claim_bitmaps(ctx, header, &mut metadata)?;
+    inactive::claim(ctx, header, &mut metadata)?;
     let table_at = HostOffset(header.refcount_table_offset);
     let entries = u64::from(header.refcount_table_clusters) << (cluster.bits() - 3);
     let table = read_table(ctx, "read refcount table", table_at, entries)?;

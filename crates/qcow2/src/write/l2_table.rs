@@ -17,13 +17,19 @@ use crate::stop::StopCheck;
 
 impl Meta {
     /// Whether `cluster` has an L2 table that may be changed in place; `Some` says that it must come first.
+    ///
+    /// The refcount decides, where a flag says more than it may.
     pub(crate) fn missing_l2_table(
-        &self,
+        &mut self,
         ctx: &ImageContext,
         cluster: GuestCluster,
     ) -> Result<Option<Missing>> {
         let (_, l1) = self.l1_entry(ctx, cluster)?;
-        let owned = l1.copied() && l1.table().is_some();
+        let owned = match l1.table().filter(|_| l1.copied()) {
+            // A table without a refcount is found to be damage where its entries are looked at.
+            Some(table) => self.refcounts(ctx)?.get(ctx, ctx.cluster().index(table))? <= 1,
+            None => false,
+        };
         Ok((!owned).then_some(Missing::L2Table(cluster)))
     }
 }
@@ -77,7 +83,7 @@ impl Qcow2 {
         if let Some(old) = old {
             let cluster = ctx.cluster().index(old);
             refcounts.metadata.remove(MetadataKind::ActiveL2, cluster);
-            refcounts.defer_unref(ctx, cluster..cluster.plus(1));
+            refcounts.defer_unref_table(ctx, cluster..cluster.plus(1));
             meta.l2.forget(old, ctx.cluster().bytes());
         }
         meta.set_l1(index, new);

@@ -28,5 +28,6 @@ mod regressions;
 mod repair;
 mod resize;
 mod shrink_again;
+mod snapshots;
 mod stress;
 mod tables;
