@@ -12,6 +12,7 @@ mod copy;
 mod ctl;
 mod daemon;
 mod look;
+mod snapshot;
 mod target;
 
 use blockmirror_block::size::{SizeError, parse_size};
@@ -25,6 +26,7 @@ use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
+use snapshot::SNAPSHOT_EXAMPLES;
 
 pub(crate) use bench::{BenchArgs, DdArgs};
 pub(crate) use bitmap::BitmapArgs;
@@ -35,6 +37,7 @@ pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use look::{CheckArgs, CompareArgs, InfoArgs, MapArgs, Mend};
+pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
 
 /// Columns of the help where there is no terminal to fit.
@@ -125,6 +128,9 @@ pub(crate) enum Command {
     /// Change a persistent bitmap of a qcow2 image; several actions are done in order
     #[command(after_help = BITMAP_EXAMPLES)]
     Bitmap(BitmapArgs),
+    /// List, take, apply and delete internal snapshots
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(SnapshotArgs),
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -154,7 +160,7 @@ mod tests {
         ("", "log_format"),
         (
             "mirror convert",
-            "source target more source_format source_cache ACCESS target_format target_options backing backing_format no_create \
+            "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps dry_run output progress bar quiet sync",
         ),
@@ -177,6 +183,10 @@ mod tests {
             "bitmap",
             "add remove clear enable disable merge granularity file bitmap format source_file source_format lock \
              image_opts force allow_backing",
+        ),
+        (
+            "snapshot",
+            "file list create apply delete format force_share lock image_opts force source_cache quiet",
         ),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         ("commit", "CHAIN base keep cache rate progress bar quiet"),

@@ -107,6 +107,7 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
         .cache(args.target_cache)
         .overlap_checks(args.target_overlap_checks);
     let convert = Convert::new(first, &args.target)
+        .snapshot(args.source_snapshot.clone())
         .source_access(lock_policy::of_source(&args.access).cache(args.source_cache))
         .target_access(target_access)
         .target_format(args.target_format)
@@ -301,6 +302,9 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::Bitmaps { why: CopyBitmapsProblem::SeveralSources, .. } => Failure::usage(error),
         ConvertError::Bitmaps { why: CopyBitmapsProblem::Inconsistent(_), .. } => {
             Failure::failed(format_args!("{error}; --skip-broken-bitmaps leaves it out"))
+        }
+        ConvertError::SnapshotOfSeveral { .. } => {
+            Failure::usage("-l: a snapshot cannot be combined with several sources")
         }
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {

@@ -1,7 +1,6 @@
 //! `blockmirror info`.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use blockmirror_block::size::human_size;
 use blockmirror_image::{
@@ -12,7 +11,7 @@ use serde_json::Value;
 use crate::args::{InfoArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Outcome, one_line};
-use crate::{json, lock_policy};
+use crate::{json, lock_policy, snapshot};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
     let options = OpenOptions::new().format(args.format).part(args.part).nbd(lock_policy::nbd(&args.access));
@@ -70,7 +69,7 @@ fn human(info: &ImageInfo) -> String {
         }
     }
     if let Some(qcow2) = &info.qcow2 {
-        snapshots(qcow2, &mut line);
+        snapshot::list(&qcow2.snapshots, &mut line);
         specific(qcow2, &mut line);
     }
     line("Child node '/file':".to_owned());
@@ -84,35 +83,6 @@ fn human(info: &ImageInfo) -> String {
 
 fn exact(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", human_size(bytes))
-}
-
-fn snapshots(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
-    if qcow2.snapshots.is_empty() {
-        return;
-    }
-    line("Snapshot list:".to_owned());
-    let row = |[id, tag, size, date, clock, icount]: [&str; 6]| {
-        format!("{id:<7} {tag:<16} {size:>8} {date:>19} {clock:>15} {icount:>10}")
-    };
-    line(row(["ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"]));
-    for snapshot in &qcow2.snapshots {
-        let clock = snapshot.vm_clock;
-        let seconds = clock.as_secs();
-        line(row([
-            &snapshot.id,
-            &snapshot.name,
-            &human_size(snapshot.vm_state_size),
-            &utc(snapshot.date),
-            &format!(
-                "{:04}:{:02}:{:02}.{:03}",
-                seconds / 3600,
-                seconds / 60 % 60,
-                seconds % 60,
-                clock.subsec_millis()
-            ),
-            &snapshot.icount.map_or_else(String::new, |count| count.to_string()),
-        ]));
-    }
 }
 
 fn cut_short(cut: CutShort) -> String {
@@ -131,23 +101,6 @@ fn cut_short(cut: CutShort) -> String {
             "cut short: the file ends at {len}; {missing} of the disk or more are missing, the first at {first}"
         ),
     }
-}
-
-/// Date and time of day in UTC of a time since 1970.
-fn utc(since_1970: Duration) -> String {
-    let seconds = since_1970.as_secs();
-    let (days, time) = (seconds / 86_400, seconds % 86_400);
-    // Days are counted from 0000-03-01, so that a leap day is the last of its year. 400 years have 146,097
-    // days.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    // Five months from March on have 153 days.
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (year, month) = (era * 400 + year + u64::from(month >= 10), (month + 2) % 12 + 1);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", time / 3600, time / 60 % 60, time % 60)
 }
 
 fn specific(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
@@ -175,25 +128,5 @@ fn bitmaps(qcow2: &Qcow2Info, line: &mut dyn FnMut(String)) {
         }
         line(format!("            name: {}", bitmap.name));
         line(format!("            granularity: {}", bitmap.granularity));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_right_around_leap_days() {
-        for (seconds, text) in [
-            (0, "1970-01-01 00:00:00"),
-            (951_782_400, "2000-02-29 00:00:00"),
-            (951_868_799, "2000-02-29 23:59:59"),
-            (951_868_800, "2000-03-01 00:00:00"),
-            (1_795_391_579, "2026-11-22 23:52:59"),
-            (4_107_542_400, "2100-03-01 00:00:00"),
-            (u64::from(u32::MAX), "2106-02-07 06:28:15"),
-        ] {
-            assert_eq!(utc(Duration::from_secs(seconds)), text);
-        }
     }
 }

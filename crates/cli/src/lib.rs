@@ -10,6 +10,7 @@
 //! | `bench` | measure how fast an image is read or written |
 //! | `info`, `map`, `compare` | look into images |
 //! | `bitmap` | change persistent bitmaps of a qcow2 image |
+//! | `snapshot` | list, take, apply and delete internal snapshots |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
 //! | `ctl` | list and control the jobs of a daemon |
@@ -62,6 +63,7 @@ mod qemu_words;
 mod rebase;
 mod report;
 mod resize;
+mod snapshot;
 mod target;
 mod voice;
 
@@ -150,6 +152,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Dd(args) => dd::run(console, &args),
         Command::Bench(args) => bench::run(console, &args),
         Command::Bitmap(args) => bitmap::run(console, &args),
+        Command::Snapshot(args) => snapshot::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }

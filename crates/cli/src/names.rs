@@ -34,6 +34,11 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Check(args) => {
             image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f").map(drop)
         }
+        Command::Snapshot(args) => {
+            let checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+            args.overlap_checks = checks;
+            Ok(())
+        }
         Command::Resize(args) => {
             let checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
             args.overlap_checks = checks;

@@ -49,6 +49,12 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// The image has no internal snapshots, and can have none: it is raw, or keeps its data in another file.
+    #[error("snapshot: {}: such an image has no snapshots", path.display())]
+    NoSnapshots {
+        /// The image.
+        path: PathBuf,
+    },
     /// What looks like the URI of an export is none.
     #[cfg(feature = "nbd")]
     #[error("open: {}: {cause}", path.display())]

@@ -13,6 +13,7 @@
 //! | change the options of one | [`AmendSettings::parse`], [`amend()`] |
 //! | change persistent bitmaps, close an image | [`Image::change_bitmap`], [`Image::close`] |
 //! | compare two | [`compare()`] |
+//! | list, take, apply and delete internal snapshots | [`snapshots()`], [`create_snapshot`], [`apply_snapshot`], [`delete_snapshot`] |
 //! | read `-o` texts | [`CreateSettings::parse`] |
 //!
 //! ```
@@ -63,6 +64,7 @@ mod protocol_id;
 mod protocol_layer;
 mod reference;
 mod relative;
+mod snapshots;
 mod stoppable;
 mod target;
 
@@ -73,8 +75,8 @@ pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
-    BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, OverlapChecks,
-    Preallocation, Repair, Severity,
+    BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, NewSnapshot,
+    OverlapChecks, Preallocation, Repair, Severity, Snapshot, SnapshotRef,
 };
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};
@@ -102,4 +104,5 @@ pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, find_name, join_name,
 };
 pub use relative::relative_name;
+pub use snapshots::{apply_snapshot, create_snapshot, delete_snapshot, snapshots};
 pub use target::Target;

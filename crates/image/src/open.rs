@@ -12,7 +12,7 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
-use blockmirror_qcow2::{FileName, Header, OverlapChecks, Qcow2};
+use blockmirror_qcow2::{FileName, Header, OverlapChecks, Qcow2, SnapshotRef};
 use blockmirror_raw::{Part, Raw, RawOptions};
 
 use crate::cache::CacheMode;
@@ -48,6 +48,7 @@ pub struct OpenOptions {
     cache: CacheMode,
     overlap_checks: OverlapChecks,
     part: Part,
+    snapshot: Option<SnapshotRef>,
     policy: ReferencePolicy,
     max_depth: u32,
     with_backing: bool,
@@ -66,6 +67,7 @@ impl Default for OpenOptions {
             cache: CacheMode::default(),
             overlap_checks: OverlapChecks::default(),
             part: Part::default(),
+            snapshot: None,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             with_backing: true,
@@ -171,6 +173,14 @@ impl OpenOptions {
         self
     }
 
+    /// Opens an internal snapshot of the image in place of its disk, for reading. Layers below it are opened
+    /// as they are.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: impl Into<Option<SnapshotRef>>) -> Self {
+        self.snapshot = snapshot.into();
+        self
+    }
+
     /// How many images a chain may have.
     #[must_use]
     pub fn max_depth(mut self, images: u32) -> Self {
@@ -208,7 +218,8 @@ impl OpenOptions {
         opener.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(ProtocolLayer::storage);
         let name = path.to_owned();
-        let (top, below) = opener.layer(protocol, self.part, path.to_owned(), name, self.format, data)?;
+        let (mut top, below) = opener.layer(protocol, self.part, path.to_owned(), name, self.format, data)?;
+        top.snapshot.clone_from(&self.snapshot);
         let own_files = opener.files.len();
         opener.layers.push((protocol.id(), top.format));
         let lower = opener.open_lower_layers(below)?;
@@ -234,6 +245,10 @@ impl OpenOptions {
 
     pub(crate) fn given_format(&self) -> Option<Format> {
         self.format
+    }
+
+    pub(crate) fn given_overlap_checks(&self) -> OverlapChecks {
+        self.overlap_checks
     }
 
     pub(crate) fn given_part(&self) -> Part {
@@ -297,6 +312,8 @@ struct Layer {
     data: Option<Arc<dyn Storage>>,
     /// Its name in the header of the image above.
     name: PathBuf,
+    /// What is opened in place of its disk.
+    snapshot: Option<SnapshotRef>,
 }
 
 /// The files of an image that is not open yet.
@@ -441,7 +458,8 @@ impl<'a> ChainOpener<'a> {
         if format == Format::Raw {
             storage = part.of(protocol.plain_storage())?;
         }
-        let mut layer = Layer { path, storage, format, guessed: given.is_none(), data, name };
+        let guessed = given.is_none();
+        let mut layer = Layer { path, storage, format, guessed, data, name, snapshot: None };
         let mut below = None;
         if format == Format::Qcow2 {
             let header =
@@ -540,6 +558,7 @@ impl Layer {
     fn device(&self, below: Option<Arc<dyn BlockDevice>>, options: &OpenOptions) -> Result<Disk> {
         let storage = Arc::clone(&self.storage);
         match self.format {
+            Format::Raw if self.snapshot.is_some() => Err(Error::NoSnapshots { path: self.path.clone() }),
             Format::Raw => Ok((Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?), None)),
             Format::Qcow2 => {
                 let name = storage.name().into();
@@ -558,6 +577,7 @@ impl Layer {
     ) -> blockmirror_qcow2::OpenOptions {
         let mut open = blockmirror_qcow2::OpenOptions::new()
             .writable(self.storage.info().writable)
+            .snapshot(self.snapshot.clone())
             .overlap_checks(options.overlap_checks);
         if let Some(below) = below {
             open = open.backing(below);

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 use blockmirror_image::{
-    AllowedReferences, CreateSettings, Format, ImageName, OpenOptions, Part, TargetOptions,
+    AllowedReferences, CreateSettings, Format, ImageName, OpenOptions, Part, SnapshotRef, TargetOptions,
 };
 use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
 
@@ -66,6 +66,7 @@ pub struct Convert {
     sources: Vec<ImageName>,
     source_range: Option<ByteRange>,
     source_access: OpenOptions,
+    snapshot: Option<SnapshotRef>,
     target: PathBuf,
     target_part: Part,
     target_format: Option<Format>,
@@ -88,6 +89,7 @@ impl Convert {
             sources: vec![source.into()],
             source_range: None,
             source_access: OpenOptions::new(),
+            snapshot: None,
             target: target.as_ref().to_owned(),
             target_part: Part::default(),
             target_format: None,
@@ -123,6 +125,13 @@ impl Convert {
     #[must_use]
     pub fn source_access(mut self, options: OpenOptions) -> Self {
         self.source_access = options;
+        self
+    }
+
+    /// Copies an internal snapshot of the source, of which there must be one only, in place of its disk.
+    #[must_use]
+    pub fn snapshot(mut self, snapshot: impl Into<Option<SnapshotRef>>) -> Self {
+        self.snapshot = snapshot.into();
         self
     }
 

@@ -70,7 +70,7 @@ impl Qcow2 {
             return Err(self.snapshot_refused(name, "an image with an external data file has no snapshots"));
         }
         let _only_one = self.changing.lock();
-        let _quiesced = self.ranges.exclusive(ALL);
+        let _quiesced = self.ranges.lock_exclusive(ALL)?;
         let stop = self.stop_check(name);
         let result = self.write_back().map_err(Error::from).and_then(|()| operation(&stop));
         if let Err(Error::Storage(error)) = &result

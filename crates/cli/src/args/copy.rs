@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part};
+use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part, SnapshotRef};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
+use super::snapshot::source_snapshot;
 use super::{AccessArgs, OutputArgs, ProgressArgs, TargetArgs, size};
 
 pub(super) const MIRROR_EXAMPLES: &str = "\
@@ -80,6 +81,11 @@ pub(crate) struct CopyArgs {
     /// Format of the source (of all of them), raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
+
+    /// Copy an internal snapshot of the image in place of its disk: its id or name, or
+    /// `snapshot.id=ID,snapshot.name=NAME`
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", value_parser = source_snapshot, help_heading = "Source")]
+    pub(crate) source_snapshot: Option<SnapshotRef>,
 
     /// Cache mode of the source: `none` and `directsync` bypass the host's page cache; `writeback`,
     /// `writethrough` and `unsafe` use it [default: writeback]

@@ -13,4 +13,5 @@ mod process;
 mod qemu;
 mod qemu_name;
 mod resize;
+mod snapshot;
 mod transcripts;

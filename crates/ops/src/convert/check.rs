@@ -85,6 +85,9 @@ impl Convert {
         if self.sources.len() > 1 && (with_backing || self.sync == Some(SyncMode::Top)) {
             return Err(ConvertError::SeveralSources { target: self.target.clone(), with_backing });
         }
+        if self.sources.len() > 1 && self.snapshot.is_some() {
+            return Err(ConvertError::SnapshotOfSeveral { target: self.target.clone() });
+        }
         Ok(())
     }
 

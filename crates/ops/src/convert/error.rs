@@ -64,6 +64,12 @@ pub enum ConvertError {
         /// Why not.
         why: CopyBitmapsProblem,
     },
+    /// A snapshot of several sources is not one of a single image.
+    #[error("copy: {}: several sources cannot be combined with a snapshot", target.display())]
+    SnapshotOfSeveral {
+        /// The target.
+        target: PathBuf,
+    },
     /// Writing the target would change the source.
     #[error("copy: {}: it is part of the source {}", target.display(), source_path.display())]
     IsSource {

@@ -41,6 +41,7 @@ impl Convert {
         for name in &self.sources {
             let policy = allowed.policy_for(&name.path)?;
             let options = self.source_access.clone().format(name.format).part(name.part);
+            let options = options.snapshot(self.snapshot.clone());
             images.push(options.writable(false).claim(false).policy(policy.clone()).open(&name.path)?);
             policies.push(policy);
         }
