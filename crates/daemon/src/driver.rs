@@ -344,7 +344,7 @@ impl Context {
     ) -> Reply<NodeId> {
         let read_only = common.read_only || opened.read_only;
         let device = NodeDevice::new(opened.device, common.device_options(read_only));
-        let node = Node {
+        let mut node = Node {
             name: name.to_owned(),
             driver: &driver.node,
             filename: opened.filename,
@@ -354,6 +354,7 @@ impl Context {
             host_size: Arc::default(),
             options: flattened(options),
             qcow2: opened.qcow2,
+            bitmaps_at_open: Vec::new(),
             tap: Tap::named(Arc::clone(&device) as _, name),
             device,
             read_only,
@@ -361,6 +362,7 @@ impl Context {
             owned,
             number: 0,
         };
+        node.load_bitmaps();
         let mut graph = self.graph.lock();
         if graph.get(name).is_some() {
             // Another client was faster: nodes are opened beside each other.

@@ -20,6 +20,7 @@ mod host_size_cell;
 mod node;
 mod node_device;
 mod retarget;
+mod stored_bitmaps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub(crate) use close::{close_all, close_released};
 pub(crate) use host_size::HostSizes;
 pub(crate) use node::{Kind, Node, NodeDriver, NodeId};
 pub(crate) use node_device::{Counter, DeviceOptions, NodeDevice};
+pub(crate) use stored_bitmaps::StoredBitmaps;
 
 use crate::Reply;
 use crate::ids::is_well_formed;

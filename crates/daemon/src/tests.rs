@@ -18,6 +18,7 @@ mod objects;
 mod overlap_check;
 mod overlay;
 mod parts;
+mod persistent;
 mod references;
 mod reopen;
 mod resize;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_mirror::{Error, GranularityChoice, Tap};
+use blockmirror_qcow2::BitmapOptions;
 use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::Command;
 use serde_json::Value;
@@ -11,7 +13,8 @@ use super::Commands;
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
 use crate::context::Context;
-use crate::graph::Node;
+use crate::errors::qmp_error;
+use crate::graph::{HOLD_LIMIT, Node, StoredBitmaps};
 use crate::schema::{BitmapRef, OneBitmap};
 
 /// As an image could hold it.
@@ -24,7 +27,7 @@ arguments! {
         name: String = "name", "the bitmap";
         granularity: Option<u32> = "granularity", "bytes per bit, a power of two of at least 512"
             [default "as for a mirror to the node"];
-        persistent: Option<bool> = "persistent", "refused if true" [default "false"];
+        persistent: Option<bool> = "persistent", "whether the image stores it" [default "false"];
         disabled: Option<bool> = "disabled", "whether it records nothing until it is enabled"
             [default "false"];
     }
@@ -41,8 +44,8 @@ arguments! {
 
 static ADD: Command =
     Command::new("block-dirty-bitmap-add", "Begins to record what is written.", AddBitmap::MEMBERS).differs(
-        "bitmaps are not stored in images: `persistent` is refused. They go with the users of the node \
-         in a pivot, and stay with it at a snapshot. A job marks all of its target in bitmaps there. Nodes \
+        "bitmaps go with the users of the node in a pivot, where they are not persistent any more, and stay \
+         with it at a snapshot. A persistent one is in the image at once. A job marks all of its target in bitmaps there. Nodes \
          that a format lives in are refused: it writes past their bitmaps",
     );
 static REMOVE: Command = Command::new("block-dirty-bitmap-remove", "Forgets a bitmap.", OneBitmap::MEMBERS);
@@ -63,18 +66,18 @@ static MERGE: Command = Command::new(
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands
         .add(&ADD, |services, _, args: AddBitmap| add_bitmap(&services.context, &args).map(|()| Value::Null))
-        .add(&REMOVE, |services, _, one| {
-            with_bitmap(&services.context, &one, |tap, name| tap.remove_bitmap(name).map(drop))
-                .map(|()| Value::Null)
-        })
-        .add(&CLEAR, |services, _, one| {
+        .add(&REMOVE, |services, _, one| remove_bitmap(&services.context, &one).map(|_| Value::Null))
+        .add(&CLEAR, |services, _, one: OneBitmap| {
+            stored(&services.context, &one.node, &one.name, true)?;
             with_bitmap(&services.context, &one, |tap, name| tap.clear_bitmap(name).map(drop))
                 .map(|()| Value::Null)
         })
-        .add(&ENABLE, |services, _, one| {
+        .add(&ENABLE, |services, _, one: OneBitmap| {
+            enable_stored(&services.context, &one)?;
             with_bitmap(&services.context, &one, |tap, name| tap.enable_bitmap(name)).map(|()| Value::Null)
         })
-        .add(&DISABLE, |services, _, one| {
+        .add(&DISABLE, |services, _, one: OneBitmap| {
+            stored(&services.context, &one.node, &one.name, true)?;
             with_bitmap(&services.context, &one, |tap, name| tap.disable_bitmap(name)).map(|()| Value::Null)
         })
         .add(&MERGE, |services, _, args: MergeBitmaps| {
@@ -91,12 +94,12 @@ pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
     if name.len() > LONGEST_NAME {
         return Err(QmpError::generic("Bitmap name too long"));
     }
-    if args.persistent == Some(true) {
-        return Err(QmpError::generic("Persistent bitmaps are not supported"));
-    }
     let graph = context.graph.lock();
     let node = graph.find(&args.node)?;
     graph.check_sees_writes(&node.name)?;
+    if node.bitmap_entries().iter().any(|entry| entry.name == *name) {
+        return Err(QmpError::generic(format!("Bitmap already exists: {name}")));
+    }
     let granularity = match args.granularity {
         Some(bytes) if bytes < 512 || !bytes.is_power_of_two() => {
             return Err(QmpError::generic("Granularity must be power of 2 and at least 512"));
@@ -104,14 +107,86 @@ pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
         Some(bytes) => bytes.into(),
         None => default_granularity(node)?,
     };
-    // Under the lock of the check: a format that is opened in the node sees the bitmap, or the check the
-    // format.
-    let added = if args.disabled == Some(true) {
-        node.tap.add_disabled_bitmap(name, granularity)
-    } else {
-        node.tap.add_bitmap(name, granularity)
+    let enabled = args.disabled != Some(true);
+    let add = |tap: &Tap| {
+        let added = match enabled {
+            true => tap.add_bitmap(name, granularity),
+            false => tap.add_disabled_bitmap(name, granularity),
+        };
+        added.map_err(in_words)
     };
-    added.map_err(in_words)
+    if args.persistent != Some(true) {
+        // Under the lock of the check: a format that is opened in the node sees the bitmap, or the check the
+        // format.
+        return add(&node.tap);
+    }
+    let cannot =
+        |why: &str| QmpError::generic(format!("Can't store persistent bitmaps to {}: {why}", args.node));
+    if node.qcow2.is_none() {
+        return Err(cannot("Operation not supported"));
+    }
+    let stored = node.stored_bitmaps().filter(|_| !node.read_only);
+    let stored = stored.ok_or_else(|| cannot("the node is read-only"))?;
+    drop(graph);
+    // No write is seen by one of the two alone. No format lives in an image's node.
+    let _drained = stored.tap.drain_for(HOLD_LIMIT);
+    let _drained =
+        _drained.ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))?;
+    add(&stored.tap)?;
+    let options = BitmapOptions::new().granularity(granularity).disabled(!enabled);
+    stored.image.add_bitmap(name, &options).map_err(|error| {
+        // It was made a moment ago, and is in no use.
+        let _ = stored.tap.remove_bitmap(name);
+        cannot(&error.to_string())
+    })
+}
+
+/// The bitmaps that the image of `node` stores, if `name` is one of them.
+///
+/// # Errors
+/// It is inconsistent, and is to be `consistent`.
+fn stored(context: &Context, node: &str, name: &str, consistent: bool) -> Reply<Option<StoredBitmaps>> {
+    let graph = context.graph.lock();
+    let Some(node) = graph.get(node) else { return Ok(None) };
+    if consistent && node.bitmap_entries().iter().any(|entry| entry.name == name && entry.in_use) {
+        return Err(QmpError::generic(format!("Bitmap '{name}' is inconsistent and cannot be used")));
+    }
+    Ok(node.stored_bitmaps().filter(|stored| stored.has(name)))
+}
+
+/// What was removed: its bits, unless it was inconsistent, whether it was enabled, and the image that has
+/// stored it.
+pub(crate) struct Removed {
+    pub(crate) bits: Option<DirtyBitmap>,
+    pub(crate) enabled: bool,
+    pub(crate) image: Option<StoredBitmaps>,
+}
+
+/// `block-dirty-bitmap-remove`.
+pub(crate) fn remove_bitmap(context: &Context, one: &OneBitmap) -> Reply<Removed> {
+    let image = stored(context, &one.node, &one.name, false)?;
+    let info = with_bitmap(context, one, |tap, name| Ok(tap.bitmaps().into_iter().find(|b| b.name == name)))?;
+    if info.as_ref().is_some_and(|info| info.busy) {
+        let (disk, name) = (one.node.clone(), one.name.clone());
+        return Err(in_words(Error::BitmapBusy { disk, name }));
+    }
+    if let Some(stored) = &image {
+        stored.image.remove_bitmap(&one.name).map_err(qmp_error)?;
+    }
+    let enabled = info.as_ref().is_some_and(|info| info.enabled);
+    let bits = match info.is_none() && image.is_some() {
+        true => None,
+        false => Some(with_bitmap(context, one, |tap, name| tap.remove_bitmap(name))?),
+    };
+    Ok(Removed { bits, enabled, image })
+}
+
+/// Before a bitmap records: the image records as well, so that it marks the stored one before a write.
+pub(crate) fn enable_stored(context: &Context, one: &OneBitmap) -> Reply<()> {
+    match stored(context, &one.node, &one.name, true)? {
+        Some(stored) => stored.image.enable_bitmap(&one.name).map_err(qmp_error),
+        None => Ok(()),
+    }
 }
 
 /// Does something to a bitmap of a node.
@@ -131,6 +206,7 @@ fn with_bitmap<T>(
 /// `block-dirty-bitmap-merge`.
 pub(crate) fn merge_bitmaps(context: &Context, args: &MergeBitmaps) -> Reply<()> {
     let MergeBitmaps { node, target, bitmaps } = args;
+    let stored = stored(context, node, target, true)?;
     let tap = Arc::clone(&context.graph.lock().find(node)?.tap);
     if !tap.bitmaps().iter().any(|bitmap| bitmap.name == *target) {
         return Err(QmpError::generic(format!("Dirty bitmap '{target}' not found")));
@@ -141,6 +217,11 @@ pub(crate) fn merge_bitmaps(context: &Context, args: &MergeBitmaps) -> Reply<()>
     });
     let others = others.collect::<Reply<Vec<_>>>()?;
     let others: Vec<_> = others.iter().collect();
+    if let Some(stored) = stored {
+        // The image has them first: a kill must not leave it without.
+        let merge = |other: &&DirtyBitmap| stored.image.merge_bitmap(target, other);
+        others.iter().try_for_each(merge).map_err(qmp_error)?;
+    }
     tap.merge_bitmap(target, &others).map_err(in_words)
 }
 

@@ -21,7 +21,8 @@ static BITMAP_INFO: Object = Object::new(
         req("granularity", INT, "bytes per bit"),
         req("recording", BOOL, "whether it records what is written"),
         req("busy", BOOL, "whether a job or an export uses it"),
-        req("persistent", BOOL, "whether it outlives the daemon: never"),
+        req("persistent", BOOL, "whether it is stored in the image"),
+        opt("inconsistent", BOOL, "whether it has missed writes and can only be removed"),
     ],
 );
 
@@ -201,20 +202,31 @@ fn describe(graph: &Graph, node: &Node, flat: bool) -> Value {
         }),
     };
     info["image"] = image;
-    let mut bitmaps = node.tap.bitmaps();
-    bitmaps.sort_by_key(|bitmap| std::cmp::Reverse(bitmap.number));
+    let bitmaps = bitmaps(node);
     if !bitmaps.is_empty() {
-        info["dirty-bitmaps"] = bitmaps
-            .iter()
-            .map(|bitmap| {
-                json!({
-                    "name": bitmap.name, "count": bitmap.dirty_bytes, "granularity": bitmap.granularity,
-                    "recording": bitmap.enabled, "busy": bitmap.busy, "persistent": false,
-                })
-            })
-            .collect();
+        info["dirty-bitmaps"] = bitmaps.into();
     }
     info
+}
+
+fn bitmaps(node: &Node) -> Vec<Value> {
+    let entries = node.bitmap_entries();
+    let mut bitmaps = node.tap.bitmaps();
+    bitmaps.sort_by_key(|bitmap| std::cmp::Reverse(bitmap.number));
+    let of_tap = bitmaps.iter().map(|bitmap| {
+        let is_stored = entries.iter().any(|entry| !entry.in_use && entry.name == bitmap.name);
+        json!({
+            "name": bitmap.name, "count": bitmap.dirty_bytes, "granularity": bitmap.granularity,
+            "recording": bitmap.enabled, "busy": bitmap.busy, "persistent": is_stored,
+        })
+    });
+    let inconsistent = entries.iter().filter(|entry| entry.in_use).map(|entry| {
+        json!({
+            "name": entry.name, "count": 0, "granularity": entry.granularity,
+            "recording": false, "busy": false, "persistent": true, "inconsistent": true,
+        })
+    });
+    of_tap.chain(inconsistent).collect()
 }
 
 fn image(graph: &Graph, node: &Node) -> Value {

@@ -255,7 +255,7 @@ fn put_overlay(
     overlay: &str,
     opened: bool,
 ) -> Reply<(Snapshot, Option<Drained>)> {
-    let (tap, below, image) = {
+    let (tap, below, image, bitmaps) = {
         let graph = context.graph.lock();
         let (base, above) = (graph.find(node)?, graph.find(overlay)?);
         check_below(&graph, node)?;
@@ -266,10 +266,12 @@ fn put_overlay(
             drop(graph);
             return put_below_target(context, node, overlay).map(|snapshot| (snapshot, None));
         }
-        (Arc::clone(&base.tap), Arc::clone(&base.device), image)
+        (Arc::clone(&base.tap), Arc::clone(&base.device), image, base.stored_bitmaps())
     };
     let mut drained = hold(&tap)?;
     below.flush().map_err(qmp_error)?;
+    // They stay with the node, which is not written any more.
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.store()).map_err(qmp_error)?;
     let link = BackingLink::for_overlay(Arc::clone(&below) as _);
     image.replace_backing(Some(Arc::clone(&link) as _));
     match move_users(context, node, overlay, opened, &link, &mut drained) {

@@ -12,7 +12,9 @@ use blockmirror_qmp::schema::{Command, Object, Type};
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
-use super::bitmap::{AddBitmap, MergeBitmaps, add_bitmap, in_words, merge_bitmaps};
+use super::bitmap::{
+    AddBitmap, MergeBitmaps, Removed, add_bitmap, enable_stored, in_words, merge_bitmaps, remove_bitmap,
+};
 use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs, snapshot, snapshot_sync};
 use super::{Commands, Services};
 use crate::Reply;
@@ -275,17 +277,23 @@ fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut 
         Action::Abort => return Err(QmpError::generic("Transaction aborted using Abort action")),
         Action::AddBitmap(args) => {
             add_bitmap(&services.context, args)?;
-            let (tap, name) = bitmap(&services.context, &args.node, &args.name)?;
+            let one = OneBitmap { node: args.node.clone(), name: args.name.clone() };
+            let context = Arc::clone(&services.context);
             progress.undo.push(Box::new(move || {
-                let _ = tap.remove_bitmap(&name);
+                let _ = remove_bitmap(&context, &one);
             }));
         }
         Action::RemoveBitmap(OneBitmap { node, name }) => {
             let (tap, name) = bitmap(&services.context, node, name)?;
-            let enabled = is_enabled(&tap, &name);
-            let old = tap.remove_bitmap(&name).map_err(in_words)?;
+            let one = OneBitmap { node: node.clone(), name: name.clone() };
+            let Removed { bits, enabled, image } = remove_bitmap(&services.context, &one)?;
             progress.undo.push(Box::new(move || {
-                let _ = tap.adopt_bitmap(&name, old, enabled);
+                // An inconsistent one has no bits to go back to.
+                let Some(bits) = bits else { return };
+                if let Some(stored) = image {
+                    let _ = stored.image.insert_bitmap(&name, bits.clone(), enabled);
+                }
+                let _ = tap.adopt_bitmap(&name, bits, enabled);
             }));
         }
         Action::ClearBitmap(OneBitmap { node, name }) => {
@@ -298,6 +306,10 @@ fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut 
         Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
             let (tap, name) = bitmap(&services.context, node, name)?;
             let was = is_enabled(&tap, &name);
+            if *enabled {
+                let one = OneBitmap { node: node.clone(), name: name.clone() };
+                enable_stored(&services.context, &one)?;
+            }
             set_enabled(&tap, &name, *enabled).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = set_enabled(&tap, &name, was);

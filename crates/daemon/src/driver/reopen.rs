@@ -160,12 +160,16 @@ impl Context {
     }
 
     fn reopen_ro(&self, name: &str) -> Reply<()> {
-        let (device, file) = {
+        let (device, file, bitmaps) = {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
-            (Arc::clone(&node.device), node.file.clone())
+            (Arc::clone(&node.device), node.file.clone(), node.stored_bitmaps())
         };
         device.set_read_only(true);
+        if let Some(Err(error)) = bitmaps.map(|bitmaps| bitmaps.store()) {
+            device.set_read_only(false);
+            return Err(qmp_error(error));
+        }
         let flushed = device.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
         if let Err(error) = flushed {
             device.set_read_only(false);

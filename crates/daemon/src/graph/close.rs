@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
 use blockmirror_block::cancel::CancelSource;
-use blockmirror_qcow2::Qcow2;
 use tracing::{info, warn};
 
-use super::{Node, NodeDevice};
+use super::{Node, NodeDevice, StoredBitmaps};
 
 /// How long nodes may take to flush, and again to end a blocked flush.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -34,13 +33,13 @@ pub(crate) fn close_all(nodes: Vec<Node>) {
     close_within(nodes, LAST_LIMIT);
 }
 
-/// There is no client to report a failure to; one that cares has flushed. Persistent bitmaps of `image` that
-/// cannot be stored stay marked as in use.
-fn flush(device: &NodeDevice, image: Option<&Qcow2>) {
+/// There is no client to report a failure to; one that cares has flushed. Persistent bitmaps that cannot be
+/// stored stay marked as in use.
+fn flush(device: &NodeDevice, bitmaps: Option<&StoredBitmaps>) {
     if let Err(error) = device.flush() {
         warn!(%error, "what was written last may be lost: the flush of a node that is closed failed");
     }
-    if let Some(Err(error)) = image.map(Qcow2::store_bitmaps) {
+    if let Some(Err(error)) = bitmaps.map(StoredBitmaps::store) {
         warn!(%error, "the persistent bitmaps of a node that is closed were not stored");
     }
 }
@@ -49,18 +48,23 @@ fn close_within(nodes: Vec<Node>, limit: Duration) {
     let (done, is_done) = mpsc::channel();
     let flushes = CancelSource::new();
     let mut flushing = BTreeSet::new();
-    for (index, node) in nodes.iter().enumerate().filter(|(_, node)| !node.read_only) {
+    for (index, node) in nodes.iter().enumerate() {
+        // One that was written before it became read-only may have bitmaps that are marked as in use.
+        let bitmaps = node.stored_bitmaps().filter(|bitmaps| !bitmaps.is_empty());
+        if node.read_only && bitmaps.is_none() {
+            continue;
+        }
         let (device, done, flushes) = (Arc::clone(&node.device), done.clone(), flushes.clone());
-        let image = node.qcow2.clone();
+        let stored = bitmaps.clone();
         let work = move || {
             let _calls = flushes.enter();
-            flush(&device, image.as_deref());
+            flush(&device, stored.as_ref());
             let _ = done.send(index);
         };
         if thread::Builder::new().name("close".into()).spawn(work).is_ok() {
             flushing.insert(index);
         } else {
-            flush(&node.device, node.qcow2.as_deref());
+            flush(&node.device, bitmaps.as_ref());
         }
     }
     let mut wait = |limit: Duration| {

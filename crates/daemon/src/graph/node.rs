@@ -9,6 +9,7 @@ use blockmirror_block::Storage;
 use blockmirror_file::FileStorage;
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::Qcow2;
+use blockmirror_qcow2::format::bitmaps::BitmapEntry;
 use serde_json::Value;
 
 use super::host_size_cell::HostSizeCell;
@@ -71,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) options: BTreeMap<String, Value>,
     /// The format, where it is qcow2.
     pub(crate) qcow2: Option<Arc<Qcow2>>,
+    /// What the image said of the bitmaps that it stores when it was opened.
+    pub(crate) bitmaps_at_open: Vec<BitmapEntry>,
     /// The disk, with what its options ask for; below the tap.
     pub(crate) device: Arc<NodeDevice>,
     /// The disk as its users see it.

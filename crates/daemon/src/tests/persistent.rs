@@ -1,0 +1,163 @@
+//! Persistent bitmaps: stored when a node is closed or gets an overlay, loaded when it is opened; after a
+//! kill they are inconsistent.
+
+use blockmirror_testing::qemu::{have, run};
+
+use super::*;
+
+impl Client {
+    /// The dirty bitmaps of `node`: name, dirty bytes, and whether it is recording, persistent, inconsistent.
+    fn bitmaps_of(&mut self, node: &str) -> Vec<(String, u64, [bool; 3])> {
+        let nodes = self.run("query-named-block-nodes", json!({}));
+        let found = nodes.as_array().unwrap().iter().find(|found| found["node-name"] == node).unwrap();
+        let bitmaps = found["dirty-bitmaps"].as_array().cloned().unwrap_or_default();
+        let flag = |bitmap: &Value, name: &str| bitmap[name].as_bool().unwrap_or(false);
+        let bitmap = |bitmap: &Value| {
+            let flags = ["recording", "persistent", "inconsistent"].map(|name| flag(bitmap, name));
+            (bitmap["name"].as_str().unwrap().to_owned(), bitmap["count"].as_u64().unwrap(), flags)
+        };
+        bitmaps.iter().map(bitmap).collect()
+    }
+
+    fn guest_write(&self, node: &str, block: u64) {
+        let tap = Arc::clone(&self.daemon.services.context.graph.lock().find(node).unwrap().tap);
+        tap.write_at(&[7; 65536], block << 16, WriteFlags::FUA).unwrap();
+    }
+
+    fn bitmap(&mut self, verb: &str, node: &str, name: &str) -> Result<Value, String> {
+        self.ask(&format!("block-dirty-bitmap-{verb}"), json!({"node": node, "name": name}))
+    }
+}
+
+const RECORDING: [bool; 3] = [true, true, false];
+
+fn persistent(node: &str, name: &str) -> Value {
+    json!({"node": node, "name": name, "granularity": 65536, "persistent": true})
+}
+
+#[test]
+fn they_are_stored_at_close_and_loaded_at_open() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "p"));
+    client.run("block-dirty-bitmap-add", json!({"node": "d", "name": "t", "granularity": 65536}));
+    client.guest_write("d", 3);
+    assert_eq!(client.bitmaps_of("d").len(), 2);
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    if have("persistent bitmaps", &["qemu-img"]) {
+        run("qemu-img", client.dir.path(), ["check", "-q", "d"]).unwrap();
+    }
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), [("p".to_owned(), 65536, RECORDING)]);
+    // It goes on where it was; what is done to it stays, too.
+    client.guest_write("d", 5);
+    client.bitmap("disable", "d", "p").unwrap();
+    client.guest_write("d", 6);
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), [("p".to_owned(), 2 * 65536, [false, true, false])]);
+    client.bitmap("enable", "d", "p").unwrap();
+    client.bitmap("clear", "d", "p").unwrap();
+    client.guest_write("d", 7);
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), [("p".to_owned(), 65536, RECORDING)]);
+    let said = client.ask("block-dirty-bitmap-add", persistent("d", "p")).unwrap_err();
+    assert_eq!(said, "Bitmap already exists: p");
+    client.bitmap("remove", "d", "p").unwrap();
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), []);
+}
+
+/// What a kill leaves is what is in the file while the node is open.
+#[test]
+fn after_a_kill_they_are_inconsistent_and_not_used() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "p"));
+    client.guest_write("d", 3);
+    std::fs::copy(client.path("d"), client.path("killed")).unwrap();
+    client.add("k", "killed", Value::Null);
+    assert_eq!(client.bitmaps_of("k"), [("p".to_owned(), 0, [false, true, true])]);
+    let said = "Bitmap 'p' is inconsistent and cannot be used";
+    for verb in ["enable", "disable", "clear"] {
+        assert_eq!(client.bitmap(verb, "k", "p").unwrap_err(), said);
+    }
+    client.bitmap("remove", "k", "p").unwrap();
+    assert_eq!(client.bitmap("remove", "k", "p").unwrap_err(), "Dirty bitmap 'p' not found");
+    client.run("block-dirty-bitmap-add", persistent("k", "p"));
+    assert_eq!(client.bitmaps_of("k"), [("p".to_owned(), 0, RECORDING)]);
+}
+
+/// An enabled bitmap that was disabled in the image, and one that others were merged into, must not look
+/// consistent without those writes after a kill.
+#[test]
+fn what_is_done_to_them_survives_a_kill_or_makes_them_inconsistent() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    let mut disabled = persistent("d", "p");
+    disabled["disabled"] = true.into();
+    client.run("block-dirty-bitmap-add", disabled);
+    client.run("block-dirty-bitmap-add", json!({"node": "d", "name": "t", "granularity": 65536}));
+    client.guest_write("d", 2);
+    client.run("block-dirty-bitmap-merge", json!({"node": "d", "target": "p", "bitmaps": ["t"]}));
+    std::fs::copy(client.path("d"), client.path("merged")).unwrap();
+    client.add("m", "merged", Value::Null);
+    assert_eq!(client.bitmaps_of("m"), [("p".to_owned(), 65536, [false, true, false])]);
+    client.bitmap("enable", "d", "p").unwrap();
+    client.guest_write("d", 3);
+    std::fs::copy(client.path("d"), client.path("enabled")).unwrap();
+    client.add("e", "enabled", Value::Null);
+    assert_eq!(client.bitmaps_of("e"), [("p".to_owned(), 0, [false, true, true])]);
+}
+
+#[test]
+fn at_a_snapshot_they_stay_with_the_node_and_are_stored_there() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "p"));
+    client.guest_write("d", 3);
+    let file = client.path("o");
+    client.run(
+        "blockdev-snapshot-sync",
+        json!({"node-name": "d", "snapshot-file": file, "snapshot-node-name": "o"}),
+    );
+    assert_eq!(client.bitmaps_of("o"), []);
+    assert_eq!(client.bitmaps_of("d"), [("p".to_owned(), 65536, RECORDING)]);
+    std::fs::copy(client.path("d"), client.path("stored")).unwrap();
+    client.add("s", "stored", Value::Null);
+    assert_eq!(client.bitmaps_of("s"), [("p".to_owned(), 65536, RECORDING)]);
+}
+
+#[test]
+fn what_cannot_hold_them_is_refused() {
+    let mut client = Client::new();
+    client.run("blockdev-add", json!({"driver": "null-co", "node-name": "n"}));
+    let said = client.ask("block-dirty-bitmap-add", persistent("n", "p")).unwrap_err();
+    assert_eq!(said, "Can't store persistent bitmaps to n: Operation not supported");
+    assert_eq!(client.bitmaps_of("n"), []);
+}
+
+#[test]
+fn a_transaction_that_fails_leaves_them_as_they_were() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "old"));
+    client.guest_write("d", 3);
+    let actions = json!([
+        {"type": "block-dirty-bitmap-add", "data": persistent("d", "new")},
+        {"type": "block-dirty-bitmap-remove", "data": {"node": "d", "name": "old"}},
+        {"type": "abort", "data": {}},
+    ]);
+    client.ask("transaction", json!({"actions": actions})).unwrap_err();
+    assert_eq!(client.bitmaps_of("d"), [("old".to_owned(), 65536, RECORDING)]);
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), [("old".to_owned(), 65536, RECORDING)]);
+}
