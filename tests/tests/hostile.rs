@@ -16,48 +16,19 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use blockmirror_block::{ByteRange, Visit, WriteFlags};
+use blockmirror_block::WriteFlags;
 use blockmirror_image::{Format, OpenOptions, ReferencePolicy};
 use blockmirror_testing::mutate::{Mutation, mutations};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
 use blockmirror_testing::scratch::scratch;
 use blockmirror_testing::testdata::{Manifest, folder};
+use blockmirror_tests::mutant::{Reading, read, read_by_qemu};
 
-/// How much of a disk is compared. Damaged headers declare disks of exabytes.
-const COMPARED: u64 = 6 << 20;
 /// A mutation that takes longer hangs.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Most memory that this process may ever have had resident.
 const MOST_RSS_KIB: u64 = 256 << 10;
-
-/// What reading a damaged image gave.
-enum Read {
-    Refused(String),
-    Content(Vec<u8>),
-}
-
-fn read(path: &Path) -> Read {
-    let options = OpenOptions::new().format(Format::Qcow2).policy(ReferencePolicy::beside(path).unwrap());
-    let image = match options.open(path) {
-        Ok(image) => image,
-        Err(e) => return Read::Refused(e.to_string()),
-    };
-    let device = image.device();
-    let mut content = vec![0; usize::try_from(device.len().min(COMPARED)).unwrap()];
-    if let Err(e) = device.read_at(&mut content, 0) {
-        return Read::Refused(e.to_string());
-    }
-    // The far end and the map of a disk of any length: an error is fine, a hang is not.
-    let mut tail = [0; 512];
-    let _ = device.read_at(&mut tail, device.len().saturating_sub(512));
-    let mut seen = 0;
-    let _ = device.extents(ByteRange::new(0, device.len()), &mut |_| {
-        seen += 1;
-        if seen < 100_000 { Visit::Continue(()) } else { Visit::Break(()) }
-    });
-    Read::Content(content)
-}
 
 /// Writes here and there; whether that works is the image's business.
 fn write(path: &Path) {
@@ -86,19 +57,6 @@ fn bounded<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'sta
     }
 }
 
-/// What QEMU reads of the same file, if it does.
-fn judge(qemu: Qemu, path: &Path, len: usize, out: &Path) -> Result<Vec<u8>, String> {
-    if len == 0 {
-        return Ok(Vec::new());
-    }
-    let name = path.file_name().unwrap().to_string_lossy();
-    let node = format!("driver=raw,size={len},file.driver=qcow2,file.file.filename={name}");
-    let words = ["convert", "-O", "raw", "--image-opts", &node, out.to_str().unwrap()];
-    // In the image's folder: QEMU takes the names of data files as relative to where it runs.
-    qemu.img_in(path.parent().unwrap(), words).map_err(|e| e.to_string())?;
-    Ok(fs::read(out).unwrap())
-}
-
 struct Tally {
     refused: usize,
     same: usize,
@@ -114,18 +72,22 @@ fn torment(qemu: Qemu, name: &str, tally: &mut Tally, wrong: &mut Vec<String>) {
         file.write_all_at(&new, offset as u64).unwrap();
         let what = format!("{name}: {label}");
         let target = path.clone();
-        match bounded(&what, move || read(&target)) {
-            Read::Refused(error) => {
+        match bounded(&what, move || read(&target).unwrap()) {
+            Reading::Refused(error) => {
                 tally.refused += 1;
                 if error.is_empty() {
                     wrong.push(format!("{what}: an error without words"));
                 }
             }
-            Read::Content(content) => match judge(qemu, &path, content.len(), &dir.path().join("judge")) {
-                Ok(theirs) if theirs == content => tally.same += 1,
-                Ok(_) => wrong.push(format!("{what}: reads differently")),
-                Err(e) => wrong.push(format!("{what}: we read it, QEMU does not: {}", e.trim_end())),
-            },
+            Reading::Content(content) => {
+                match read_by_qemu(qemu, &path, content.len(), &dir.path().join("judge")) {
+                    Ok(theirs) if theirs == content => tally.same += 1,
+                    Ok(_) => wrong.push(format!("{what}: reads differently")),
+                    Err(e) => {
+                        wrong.push(format!("{what}: we read it, QEMU does not: {}", e.to_string().trim_end()))
+                    }
+                }
+            }
         }
         let victim: PathBuf = dir.path().join("victim.qcow2");
         fs::copy(&path, &victim).unwrap();

@@ -24,6 +24,8 @@ pub(crate) enum Product {
     Faults(Passed),
     /// Feed the NBD server, the NBD client and a daemon hostile input
     Fuzz(Passed),
+    /// Try operations on images with every feature, beside QEMU
+    Matrix(Passed),
     /// Run `blockmirror mirror`; without arguments, mirror an image from testdata/ and verify the copy
     Mirror(Passed),
     /// Run mirror jobs on a virtual clock and check every step
@@ -50,6 +52,7 @@ impl Task for Product {
             Self::Daemon(passed) => ("daemon", passed),
             Self::Faults(passed) => ("faults", passed),
             Self::Fuzz(passed) => ("fuzz", passed),
+            Self::Matrix(passed) => ("matrix", passed),
             Self::Mirror(passed) => ("mirror", passed),
             Self::Simulate(passed) => ("simulate", passed),
             Self::Stress(passed) => ("stress", passed),

@@ -56,6 +56,16 @@ impl Qemu {
         run("qemu-io", Path::new("."), args)
     }
 
+    /// The same on a node that is described by `options`.
+    pub fn io_on(self, options: &str, script: &[&str]) -> Outcome<String> {
+        let mut args = vec!["--image-opts"];
+        for command in script {
+            args.extend(["-c", command]);
+        }
+        args.push(options);
+        run("qemu-io", Path::new("."), args)
+    }
+
     /// Whether `qemu-img check` finds neither damage nor leaks; the error holds its findings.
     pub fn check(self, image: &Path) -> Outcome {
         run("qemu-img", Path::new("."), [OsStr::new("check"), image.as_os_str()]).map(drop)

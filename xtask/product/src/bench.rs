@@ -5,6 +5,8 @@
 //! judged after the clock ran: `qemu-img compare` and `check` on both programs' results.
 
 mod bitmap;
+mod case;
+mod check;
 mod fio;
 mod guest;
 mod live;
@@ -18,9 +20,10 @@ use std::process::ExitCode;
 use blockmirror_testing::Outcome;
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::scratch::scratch;
+use case::Case;
 pub(crate) use measure::Measure;
 use measure::Usage;
-use scenario::{Copy, Scale};
+use scenario::Scale;
 use serde::Serialize;
 
 use crate::Task;
@@ -70,7 +73,7 @@ struct Row {
 struct Report {
     rounds: usize,
     smoke: bool,
-    copies: Vec<Row>,
+    rows: Vec<Row>,
     bitmap: Option<bitmap::Figures>,
 }
 
@@ -92,13 +95,14 @@ impl Task for Bench {
             None => std::env::current_exe()?,
         };
         let dir = scratch()?;
-        let mut report = Report { rounds, smoke: self.smoke, copies: Vec::new(), bitmap: None };
+        let mut report = Report { rounds, smoke: self.smoke, rows: Vec::new(), bitmap: None };
         println!("{}", Row::HEAD);
-        for copy in scenario::copies(scale).into_iter().filter(|c| c.name.contains(&self.only)) {
-            let row = side_by_side(&copy, &ours, qemu, rounds, dir.path())
-                .map_err(|e| format!("{}: {e}", copy.name))?;
+        let cases = scenario::copies(scale).into_iter().chain(check::checks(scale));
+        for case in cases.filter(|case| case.name().contains(&self.only)) {
+            let row = side_by_side(&*case, &ours, qemu, rounds, dir.path())
+                .map_err(|e| format!("{}: {e}", case.name()))?;
             println!("{}", row.line());
-            report.copies.push(row);
+            report.rows.push(row);
         }
         if bitmap::NAME.contains(&self.only) {
             let figures = bitmap::run()?;
@@ -112,27 +116,28 @@ impl Task for Bench {
     }
 }
 
-fn side_by_side(copy: &Copy, ours: &Path, qemu: Qemu, rounds: usize, dir: &Path) -> Outcome<Row> {
-    let source = copy.make_source(qemu, dir)?;
+fn side_by_side(case: &dyn Case, ours: &Path, qemu: Qemu, rounds: usize, dir: &Path) -> Outcome<Row> {
+    let source = case.make_source(qemu, dir)?;
     let targets = [dir.join("ours"), dir.join("peer")];
     let mut samples = [Vec::new(), Vec::new()];
     for round in 0..rounds {
-        let first = usize::from(blake3::hash(format!("{} {round}", copy.name).as_bytes()).as_bytes()[0] & 1);
+        let first =
+            usize::from(blake3::hash(format!("{} {round}", case.name()).as_bytes()).as_bytes()[0] & 1);
         for which in [first, 1 - first] {
             let target = &targets[which];
             if target.exists() {
                 fs::remove_file(target)?;
             }
             let words = if which == 0 {
-                copy.our_words(ours, &source, target)
+                case.our_words(ours, &source, target)
             } else {
-                copy.peer_words(&source, target)
+                case.peer_words(&source, target)
             };
             samples[which].push(measure::measure(&words, dir)?);
         }
     }
-    for target in &targets {
-        copy.judge(qemu, &source, target)?;
+    case.judge(qemu, &source, [&targets[0], &targets[1]])?;
+    for target in targets.iter().filter(|target| target.exists()) {
         fs::remove_file(target)?;
     }
     fs::remove_file(&source)?;
@@ -141,7 +146,7 @@ fn side_by_side(copy: &Copy, ours: &Path, qemu: Qemu, rounds: usize, dir: &Path)
         median(ours.iter().zip(&peer).map(|(a, b)| of(a) / of(b).max(1e-4)).collect())
     };
     let (wall_ratio, cpu_ratio) = (ratios(|u| u.wall), ratios(Usage::cpu));
-    Ok(Row { scenario: copy.name.to_owned(), wall_ratio, cpu_ratio, ours, peer })
+    Ok(Row { scenario: case.name().to_owned(), wall_ratio, cpu_ratio, ours, peer })
 }
 
 impl Row {

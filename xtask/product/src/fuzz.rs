@@ -7,6 +7,10 @@
 //! way in.
 
 mod client;
+mod corpus;
+mod counting;
+mod image;
+mod mutants;
 mod qmp;
 mod server;
 mod spoil;
@@ -25,6 +29,8 @@ use crate::Task;
 
 /// Executions that a thread takes at a time; what is alive belongs to one such turn.
 const TURN: u64 = 4096;
+/// Of all targets together, one mutant for so many executions of another.
+const MUTANTS_ONE_IN: u64 = 100;
 /// More memory at the end than after a tenth of the way is a leak.
 const MOST_GROWTH: u64 = 32 << 20;
 /// Longer than anything here takes, on any machine.
@@ -51,6 +57,10 @@ enum Target {
     Server,
     Client,
     Qmp,
+    /// Whole qcow2 images: opened, mapped, read, checked, repaired, written
+    Image,
+    /// Damaged qcow2 images, read beside qemu-img; a process each
+    Mutants,
 }
 
 /// What is spoken to.
@@ -94,6 +104,8 @@ impl Task for Fuzz {
                 Target::Server => self.throw("server", seed, &server::ServerListener::new()?)?,
                 Target::Client => self.throw("client", seed, &client::ClientListener::new(self.threads)?)?,
                 Target::Qmp => self.throw("qmp", seed, &qmp::QmpListener::new()?)?,
+                Target::Image => self.throw("image", seed, &image::ImageListener::new()?)?,
+                Target::Mutants => self.throw("mutants", seed, &mutants::MutantListener::new()?)?,
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -102,6 +114,12 @@ impl Task for Fuzz {
 
 impl Fuzz {
     fn throw(&self, name: &str, seed: u64, listener: &dyn Listener) -> Outcome {
+        // A process for each mutant.
+        let executions = if self.target.is_none() && name == "mutants" {
+            self.executions / MUTANTS_ONE_IN
+        } else {
+            self.executions
+        };
         static PANICS: AtomicU64 = AtomicU64::new(0);
         let hook = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -114,14 +132,14 @@ impl Fuzz {
             let mut heard = Heard::default();
             loop {
                 let from = next.fetch_add(TURN, Ordering::Relaxed);
-                if from >= self.executions {
+                if from >= executions {
                     return Ok(heard);
                 }
-                if from >= self.executions / 10 && early.load(Ordering::Relaxed) == 0 {
+                if from >= executions / 10 && early.load(Ordering::Relaxed) == 0 {
                     early.store(resident(), Ordering::Relaxed);
                 }
                 let turn = listener
-                    .speak(seed.wrapping_add(from / TURN), TURN.min(self.executions - from))
+                    .speak(seed.wrapping_add(from / TURN), TURN.min(executions - from))
                     .map_err(|e| format!("{name}, seed {seed}, after {from} executions: {e}"))?;
                 heard.add(turn);
                 if PANICS.load(Ordering::Relaxed) > 0 {
@@ -143,7 +161,7 @@ impl Fuzz {
             return Err(format!(
                 "{name}, seed {seed}: {} MiB more memory after {} executions",
                 (late - early) >> 20,
-                self.executions
+                executions
             )
             .into());
         }
@@ -154,8 +172,8 @@ impl Fuzz {
         println!(
             "{name:<7} seed {seed}: {} executions in {seconds:.1} s ({:.0} a second), no panic; {} honest, {} done, \
              {} refused; {} MiB",
-            self.executions,
-            self.executions as f64 / seconds,
+            executions,
+            executions as f64 / seconds,
             heard.honest,
             heard.done,
             heard.refused,

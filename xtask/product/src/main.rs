@@ -7,6 +7,7 @@ mod bench;
 mod converge;
 mod daemon;
 mod fuzz;
+mod matrix;
 mod mirror;
 mod simulate;
 mod stress;
@@ -32,12 +33,15 @@ struct Args {
 #[derive(Subcommand)]
 enum Tasks {
     Bench(bench::Bench),
+    #[command(hide = true)]
+    Check(daemon::CheckTask),
     Converge(converge::Converge),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
     Daemon(daemon::DaemonTask),
     #[command(hide = true)]
     Measure(bench::Measure),
+    Matrix(matrix::Matrix),
     Mirror(mirror::Mirror),
     Simulate(simulate::Simulate),
     Stress(stress::StressTask),
@@ -46,10 +50,12 @@ enum Tasks {
 fn main() -> ExitCode {
     let done = match Args::parse().task {
         Tasks::Bench(task) => task.run(),
+        Tasks::Check(task) => task.run(),
         Tasks::Converge(task) => task.run(),
         Tasks::Fuzz(task) => task.run(),
         Tasks::Daemon(task) => task.run(),
         Tasks::Measure(task) => task.run(),
+        Tasks::Matrix(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
         Tasks::Simulate(task) => task.run(),
         Tasks::Stress(task) => task.run(),

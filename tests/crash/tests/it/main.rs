@@ -1,4 +1,4 @@
-//! Crash replay, some seconds of it: see the front page of the package. `cargo xtask crash` plays all sequences.
+//! Crash replay, some seconds of it; the front page says what is checked. `cargo xtask crash` plays it all.
 //!
 //! Here: all single operations and a part of the pairs on every start, stories of bugs that were found,
 //! lengths that change over a longer backing file, and failed writes before the crash.

@@ -8,13 +8,15 @@ use blockmirror_testing::Outcome;
 use blockmirror_testing::content::{self, Fill};
 use blockmirror_testing::qemu::Qemu;
 
+use super::case::Case;
+
 /// Sizes: the real ones, or just enough to tell right from wrong.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scale {
     /// Length of the disks with mixed data.
-    mixed: u64,
+    pub(super) mixed: u64,
     /// Length of the nearly empty disk.
-    huge: u64,
+    pub(super) huge: u64,
 }
 
 impl Scale {
@@ -31,20 +33,20 @@ enum Source {
     Spread,
 }
 
-/// One scenario.
+/// One copy.
 #[derive(Debug)]
-pub(super) struct Copy {
-    pub(super) name: &'static str,
+struct Copy {
+    name: &'static str,
     source: Source,
     len: u64,
     from: &'static str,
     to: &'static str,
 }
 
-/// Every scenario, in the order of the table.
-pub(super) fn copies(scale: Scale) -> Vec<Copy> {
+/// Every copy, in the order of the table.
+pub(super) fn copies(scale: Scale) -> Vec<Box<dyn Case>> {
     let mixed = |name, from, to| Copy { name, source: Source::Mixed, len: scale.mixed, from, to };
-    vec![
+    let copies = [
         mixed("raw->raw", "raw", "raw"),
         mixed("raw->qcow2", "raw", "qcow2"),
         mixed("qcow2->raw", "qcow2", "raw"),
@@ -56,12 +58,16 @@ pub(super) fn copies(scale: Scale) -> Vec<Copy> {
             from: "qcow2",
             to: "qcow2",
         },
-    ]
+    ];
+    copies.into_iter().map(|copy| Box::new(copy) as Box<dyn Case>).collect()
 }
 
-impl Copy {
-    /// Makes the source in `dir`.
-    pub(super) fn make_source(&self, qemu: Qemu, dir: &Path) -> Outcome<PathBuf> {
+impl Case for Copy {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn make_source(&self, qemu: Qemu, dir: &Path) -> Outcome<PathBuf> {
         let source = dir.join("source");
         match self.source {
             Source::Mixed => {
@@ -84,25 +90,26 @@ impl Copy {
         Ok(source)
     }
 
-    /// Our words. This program knows `mirror` as well as the command itself does.
-    pub(super) fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
+    fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
         let mut words: Vec<OsString> = vec![program.into()];
         words.extend(["mirror", "--progress=none", "-q", "-f", self.from, "-O", self.to].map(OsString::from));
         words.extend([source.into(), target.into()]);
         words
     }
 
-    /// The peer's words: `qemu-img convert` with its defaults.
-    pub(super) fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString> {
+    /// `qemu-img convert` with its defaults.
+    fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString> {
         let words = ["qemu-img", "convert", "-f", self.from, "-O", self.to].map(OsString::from);
         words.into_iter().chain([source.into(), target.into()]).collect()
     }
 
-    /// Whether `target` is clean and holds what `source` does.
-    pub(super) fn judge(&self, qemu: Qemu, source: &Path, target: &Path) -> Outcome {
-        qemu.compare(self.from, source, self.to, target)?;
-        if self.to == "qcow2" {
-            qemu.check(target)?;
+    /// The targets are clean and hold what the source does.
+    fn judge(&self, qemu: Qemu, source: &Path, targets: [&Path; 2]) -> Outcome {
+        for target in targets {
+            qemu.compare(self.from, source, self.to, target)?;
+            if self.to == "qcow2" {
+                qemu.check(target)?;
+            }
         }
         Ok(())
     }
