@@ -75,6 +75,8 @@ pub struct Tally {
     pub went_on: u64,
     /// Points that `qemu-img check` judged.
     pub judged_by_qemu: u64,
+    /// Operations that were refused.
+    pub refused: u64,
     /// What must not happen, each with its sequence.
     pub violations: Vec<String>,
 }
@@ -83,11 +85,12 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} points of {} sequences, {} judged by qemu-img, a guest went on after {}; {} violations",
+            "{} points of {} sequences, {} judged by qemu-img, a guest went on after {}; {} operations refused; {} violations",
             self.points,
             self.sequences,
             self.judged_by_qemu,
             self.went_on,
+            self.refused,
             self.violations.len()
         )
     }
@@ -105,6 +108,7 @@ impl Tally {
     }
 
     fn look_at(&mut self, played: &Played, thin: u64, qemu: Option<Qemu>) -> Result<(), String> {
+        self.refused += played.refused;
         let (mut seen, mut last) = (0, Vec::new());
         let mut look = |point: Point<'_>| -> Result<(), String> {
             seen += 1;

@@ -29,9 +29,6 @@ const PLANS: [(OpKind, ErrorKind, Done, bool); 9] = [
     (OpKind::Flush, ErrorKind::NoSpace, Done::Nothing, false),
     (OpKind::Flush, ErrorKind::Io, Done::Nothing, true),
 ];
-/// One crash point of so many is looked at, and the last.
-const THIN: u64 = 40;
-
 /// An operation on an image, one of whose requests fails.
 #[derive(Clone, Copy, Debug)]
 pub struct FaultyOp {
@@ -87,13 +84,18 @@ impl FaultyOp {
         all
     }
 
-    /// Fails each request in turn.
-    pub fn fail_each(&self, tally: &mut FaultTally) {
+    /// `op` on `start`, after `before` that was not flushed.
+    pub fn new(start: Start, before: Option<Op>, op: Op) -> Self {
+        Self { start, before, op }
+    }
+
+    /// Fails each request in turn, and looks at one of so many crash points.
+    pub fn fail_each(&self, one_in: u64, tally: &mut FaultTally) {
         for (kind, error, done, forever) in PLANS {
             for n in 0.. {
                 let fault = Fault::on(kind).after(n).with(error).having_done(done);
                 let fault = if forever { fault.forever() } else { fault };
-                match self.run(fault, tally) {
+                match self.run(fault, one_in, tally) {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(why) => {
@@ -109,7 +111,7 @@ impl FaultyOp {
     }
 
     /// Whether the failure was reached.
-    fn run(&self, fault: Fault, tally: &mut FaultTally) -> Result<bool, String> {
+    fn run(&self, fault: Fault, one_in: u64, tally: &mut FaultTally) -> Result<bool, String> {
         let recorder = Recorder::new(&self.start.make().map_err(|e| format!("create: {e}"))?);
         let faults = Faults::new();
         let sound = recorder.storages();
@@ -139,8 +141,7 @@ impl FaultyOp {
             tally.poisoned += 1;
         }
         self.go_on(&mut session, &sound)?;
-        let (states, spans) = session.history();
-        look_at(&Played::new(self.start, Arc::clone(&recorder), states, spans), tally)?;
+        look_at(&Played::new(self.start, Arc::clone(&recorder), session.history()), one_in, tally)?;
         Ok(reached)
     }
 
@@ -168,11 +169,11 @@ fn faulty(sound: &ImageFiles, faults: &Faults) -> ImageFiles {
     ImageFiles { image: wrap(&sound.image), data: sound.data.as_ref().map(wrap) }
 }
 
-fn look_at(played: &Played, tally: &mut FaultTally) -> Result<(), String> {
+fn look_at(played: &Played, one_in: u64, tally: &mut FaultTally) -> Result<(), String> {
     let mut seen = tally.runs;
     played.visit_points(&mut |point: Point<'_>| {
         seen += 1;
-        if !seen.is_multiple_of(THIN) {
+        if !seen.is_multiple_of(one_in) {
             return Ok(());
         }
         tally.points += 1;

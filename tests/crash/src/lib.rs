@@ -17,6 +17,7 @@ mod checker;
 mod damage;
 mod directory;
 mod faults;
+mod model;
 mod op;
 mod played;
 mod recorder;

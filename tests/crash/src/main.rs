@@ -10,6 +10,8 @@ use blockmirror_testing::Outcome;
 use blockmirror_testing::qemu::Qemu;
 use clap::{Parser, Subcommand};
 
+/// After a failure one crash point of so many is looked at.
+const THIN: u64 = 40;
 /// Violations that are shown.
 const SHOWN: usize = 20;
 
@@ -123,8 +125,8 @@ impl FaultEach {
         let mut rng = Rng::new(self.seed, 0);
         let mut tally = FaultTally::default();
         for op in FaultyOp::all() {
-            if rng.one_in(self.one_in) {
-                op.fail_each(&mut tally);
+            if tally.violations.len() < SHOWN && rng.one_in(self.one_in) {
+                op.fail_each(THIN, &mut tally);
             }
         }
         for violation in tally.violations.iter().take(SHOWN) {

@@ -29,10 +29,14 @@ pub enum Op {
     Repair,
     /// The process ends without a flush, and the image is opened again.
     Kill,
+    /// The image is closed, and becomes one of the other version of the format.
+    AmendVersion,
+    /// The image is closed, and gets refcounts of another width.
+    AmendWidth,
 }
 
 /// All of them.
-pub const OPS: [Op; 11] = [
+pub const OPS: [Op; 13] = [
     Op::Write4K,
     Op::WriteCluster,
     Op::WriteAcross,
@@ -44,6 +48,8 @@ pub const OPS: [Op; 11] = [
     Op::Rename,
     Op::Repair,
     Op::Kill,
+    Op::AmendVersion,
+    Op::AmendWidth,
 ];
 
 impl Op {
@@ -63,11 +69,6 @@ impl Op {
             Self::Rename => start.backed && start.data != DataPlace::Raw,
             _ => true,
         }
-    }
-
-    /// Whether it takes, applies or deletes a snapshot.
-    pub(crate) fn is_snapshot_operation(self) -> bool {
-        false
     }
 
     /// Where it goes when it is step `step` on a disk that is now `len` long.
@@ -114,7 +115,7 @@ pub(crate) fn sequences(start: Start, len: usize) -> Vec<Vec<Op>> {
 /// What every sequence on `start` begins with.
 pub(crate) fn opening(start: Start) -> Vec<Op> {
     match start.contents {
-        Contents::Dirty | Contents::Damaged => vec![Op::Repair],
+        Contents::Damaged => vec![Op::Repair],
         _ => Vec::new(),
     }
 }

@@ -9,17 +9,19 @@ use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::scratch::scratch;
 
 use crate::checker::{self, Allowed};
-use crate::op::{Op, opening};
+use crate::model::{History, Span, possible, reachable};
+use crate::op::Op;
 use crate::recorder::{Point, Recorder, VisitPoint};
-use crate::session::{Session, Span, State, StepError, possible, reachable, read_all};
-use crate::start::{DATA_NAME, DataPlace, ImageFiles, Start, pattern};
+use crate::session::{Session, StepError, read_all};
+use crate::start::{Contents, DATA_NAME, DataPlace, ImageFiles, Start, pattern};
 
 /// A sequence of operations on a recorded image, with the model's states.
 pub(crate) struct Played {
     start: Start,
     recorder: Arc<Recorder>,
-    states: Vec<State>,
-    spans: Vec<Span>,
+    history: History,
+    /// Operations that were refused.
+    pub(crate) refused: u64,
 }
 
 /// What a crash point was found to hold.
@@ -46,13 +48,13 @@ pub(crate) fn play(start: Start, ops: &[Op]) -> Result<Played, String> {
             StepError::Wrong(why) => why,
         })?;
     }
-    let (states, spans) = session.history();
-    Ok(Played::new(start, recorder, states, spans))
+    let refused = session.refused;
+    Ok(Played { start, history: session.history(), recorder, refused })
 }
 
 impl Played {
-    pub(crate) fn new(start: Start, recorder: Arc<Recorder>, states: Vec<State>, spans: Vec<Span>) -> Self {
-        Self { start, recorder, states, spans }
+    pub(crate) fn new(start: Start, recorder: Arc<Recorder>, history: History) -> Self {
+        Self { start, recorder, history, refused: 0 }
     }
 
     /// Visits every crash point.
@@ -62,20 +64,19 @@ impl Played {
 
     /// The disk as it was last written.
     pub(crate) fn final_contents(&self) -> &[u8] {
-        &self.states[self.states.len() - 1].contents
+        &self.history.states[self.history.states.len() - 1].contents
     }
 
     /// Whether an image of this moment may need a repair: it began with damage, and the first repair has not
     /// ended.
     fn may_need_repair(&self, moment: usize) -> bool {
-        let repair = self.spans.iter().find(|span| span.op == Op::Repair && span.done);
-        !opening(self.start).is_empty() && repair.is_none_or(|span| moment < span.ended)
-    }
-
-    fn allowed(&self, moment: usize) -> Allowed {
-        let inside =
-            |span: &Span| span.op.is_snapshot_operation() && span.begun <= moment && moment < span.ended;
-        Allowed { copied_clear: self.spans.iter().any(inside) }
+        let is_repaired: fn(&&Span) -> bool = match self.start.contents {
+            // Whatever was first opened it for writing.
+            Contents::Dirty => |span: &&Span| span.done,
+            Contents::Damaged => |span: &&Span| span.done && span.op == Op::Repair,
+            _ => return false,
+        };
+        self.history.spans.iter().find(is_repaired).is_none_or(|span| moment < span.ended)
     }
 
     /// Checks what `point` left: sound metadata, and in each sector of the disk something that may be there.
@@ -88,8 +89,8 @@ impl Played {
             repair_all(&image)?;
             bytes = image.to_vec();
         }
-        checker::check(&bytes, self.allowed(point.moment))?;
-        let states = reachable(&self.states, point.moment);
+        checker::check(&bytes, Allowed::default())?;
+        let states = reachable(&self.history.states, point.moment);
         let disk = self.start.open(files(&image, &data), false).map_err(|e| format!("open: {e}"))?;
         let contents = read_all(&disk).map_err(|e| e.to_string())?;
         possible(&states, &contents)?;

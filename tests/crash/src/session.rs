@@ -1,37 +1,16 @@
 //! An image under a sequence of operations, and the model of what it holds.
 
+use std::sync::Arc;
+
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, Visit, WriteFlags,
+    ZeroFlags,
 };
-use blockmirror_qcow2::{Qcow2, Repair, repair};
+use blockmirror_qcow2::{AmendOptions, Header, Qcow2, Repair, Version, amend, repair};
 
+use crate::model::{History, Span, State, possible, reachable};
 use crate::op::Op;
-use crate::start::{BACKING_NAME, ImageFiles, Start, pattern};
-
-/// What a disk writes as a whole.
-pub(crate) const SECTOR: usize = 512;
-
-/// What the image holds from some moment on.
-#[derive(Clone, Debug)]
-pub(crate) struct State {
-    /// The moment at which the operation began.
-    pub(crate) begun: usize,
-    /// The moment at which it was answered, if it is durable from then on.
-    pub(crate) durable: usize,
-    pub(crate) contents: Vec<u8>,
-    /// The backing file that the header names.
-    pub(crate) backing_name: Option<Vec<u8>>,
-}
-
-/// An operation that was done, from moment to moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Span {
-    pub(crate) op: Op,
-    pub(crate) begun: usize,
-    pub(crate) ended: usize,
-    /// Whether it succeeded.
-    pub(crate) done: bool,
-}
+use crate::start::{BACKING_NAME, Contents, ImageFiles, Start, pattern};
 
 /// Why a step did not succeed.
 #[derive(Debug)]
@@ -58,8 +37,9 @@ pub(crate) struct Session<'a> {
     /// What the guest reads.
     now: Vec<u8>,
     backing_name: Option<Vec<u8>>,
-    states: Vec<State>,
-    spans: Vec<Span>,
+    history: History,
+    /// Operations that were refused.
+    pub(crate) refused: u64,
     /// Called when an operation has been answered, before anything is looked at.
     pub(crate) answered: Option<&'a dyn Fn()>,
 }
@@ -70,23 +50,13 @@ impl<'a> Session<'a> {
         let backing_name = start.backed.then(|| BACKING_NAME.into());
         let first =
             State { begun: 0, durable: 0, contents: now.clone(), backing_name: Option::clone(&backing_name) };
-        let states = vec![first];
-        Ok(Self {
-            start,
-            files,
-            clock,
-            disk: None,
-            now,
-            backing_name,
-            states,
-            spans: Vec::new(),
-            answered: None,
-        })
+        let history = History { states: vec![first], ..History::default() };
+        Ok(Self { start, files, clock, disk: None, now, backing_name, history, refused: 0, answered: None })
     }
 
     /// Does `op` to the image and to the model.
     pub(crate) fn step(&mut self, op: Op) -> Result<(), StepError> {
-        let (begun, step) = ((self.clock)(), self.spans.len() as u64);
+        let (begun, step) = ((self.clock)(), self.history.spans.len() as u64);
         let mut wanted = State {
             begun,
             durable: usize::MAX,
@@ -94,7 +64,7 @@ impl<'a> Session<'a> {
             backing_name: self.backing_name.clone(),
         };
         let result = self.act(op, step, &mut wanted);
-        self.spans.push(Span { op, begun, ended: (self.clock)(), done: result.is_ok() });
+        self.history.spans.push(Span { op, ended: (self.clock)(), done: result.is_ok() });
         if let Some(answered) = self.answered {
             answered();
         }
@@ -109,11 +79,18 @@ impl<'a> Session<'a> {
                 }
                 self.now.clone_from(&wanted.contents);
                 self.backing_name.clone_from(&wanted.backing_name);
-                self.states.push(wanted);
+                self.history.states.push(wanted);
+                Ok(())
+            }
+            // An operation that is refused changes nothing.
+            Err(StepError::Failed(error))
+                if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) =>
+            {
+                self.refused += 1;
                 Ok(())
             }
             Err(StepError::Failed(error)) => {
-                self.states.push(wanted);
+                self.history.states.push(wanted);
                 self.look_again()?;
                 Err(StepError::Failed(error))
             }
@@ -122,8 +99,8 @@ impl<'a> Session<'a> {
     }
 
     /// What the image held when, and what was done when. The image is closed without a flush.
-    pub(crate) fn history(self) -> (Vec<State>, Vec<Span>) {
-        (self.states, self.spans)
+    pub(crate) fn history(self) -> History {
+        self.history
     }
 
     /// Whether the image is open and has refused to be written since an operation failed.
@@ -148,12 +125,12 @@ impl<'a> Session<'a> {
     fn look_again(&mut self) -> Result<(), StepError> {
         let Ok(disk) = self.start.open_or(self.disk.as_ref(), &self.files) else { return Ok(()) };
         let found = read_all(disk.get())?;
-        possible(&reachable(&self.states, (self.clock)()), &found).map_err(StepError::Wrong)?;
+        possible(&reachable(&self.history.states, (self.clock)()), &found).map_err(StepError::Wrong)?;
         let header = disk.get().header();
         self.backing_name = header.backing.as_ref().map(|backing| backing.name.as_bytes().to_vec());
         self.now.clone_from(&found);
         let (begun, backing_name) = ((self.clock)(), self.backing_name.clone());
-        self.states.push(State { begun, durable: usize::MAX, contents: found, backing_name });
+        self.history.states.push(State { begun, durable: usize::MAX, contents: found, backing_name });
         Ok(())
     }
 
@@ -169,6 +146,9 @@ impl<'a> Session<'a> {
         let len = self.now.len() as u64;
         let range = op.range(self.start, step, len);
         let bytes = range.start() as usize..range.end() as usize;
+        if self.start.contents == Contents::Dirty {
+            self.disk()?;
+        }
         match op {
             Op::Write4K | Op::WriteCluster | Op::WriteAcross => {
                 let data = pattern(step as u8 + 1, range.start(), range.len());
@@ -198,10 +178,12 @@ impl<'a> Session<'a> {
                 wanted.durable = (self.clock)();
             }
             Op::Repair => self.repair(wanted)?,
+            Op::AmendVersion | Op::AmendWidth => self.amend(op, wanted)?,
             Op::Kill => {
                 self.disk = None;
                 let found = read_all(self.disk()?)?;
-                possible(&reachable(&self.states, (self.clock)()), &found).map_err(StepError::Wrong)?;
+                possible(&reachable(&self.history.states, (self.clock)()), &found)
+                    .map_err(StepError::Wrong)?;
                 wanted.contents = found;
             }
         }
@@ -212,7 +194,7 @@ impl<'a> Session<'a> {
     fn discard(&mut self, range: ByteRange, wanted: &mut State) -> Result<(), StepError> {
         let bytes = range.start() as usize..range.end() as usize;
         wanted.contents[bytes.clone()].fill(0);
-        self.states.push(wanted.clone());
+        self.history.states.push(wanted.clone());
         self.disk()?.discard(range)?;
         let mut found = vec![0; bytes.len()];
         self.disk()?.read_at(&mut found, range.start())?;
@@ -223,13 +205,33 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn repair(&mut self, wanted: &mut State) -> Result<(), StepError> {
+    fn flush_and_close(&mut self, wanted: &mut State) -> Result<(), StepError> {
         if let Some(disk) = &self.disk {
             disk.flush()?;
-            // A repair that has nothing to do makes nothing durable.
+            // What follows may have nothing to do, and makes nothing durable then.
             wanted.durable = (self.clock)();
         }
         self.disk = None;
+        Ok(())
+    }
+
+    fn amend(&mut self, op: Op, wanted: &mut State) -> Result<(), StepError> {
+        self.flush_and_close(wanted)?;
+        let header = Header::read(&*self.files.image).map_err(BlockError::from)?;
+        let mut options = AmendOptions::default();
+        if op == Op::AmendVersion {
+            options.version = Some(if header.version >= 3 { Version::V2 } else { Version::V3 });
+        } else {
+            options.refcount_bits = Some(if header.refcount_bits() == 16 { 8 } else { 16 });
+        }
+        let open = self.start.open_options(self.files.clone());
+        let image = Arc::clone(&self.files.image);
+        amend(image, &open, &options, &mut |_, _| Visit::Continue(())).map_err(BlockError::from)?;
+        Ok(())
+    }
+
+    fn repair(&mut self, wanted: &mut State) -> Result<(), StepError> {
+        self.flush_and_close(wanted)?;
         let report = repair(&*self.files.image, Repair::All, &mut ()).map_err(BlockError::from)?;
         if !report.is_clean() {
             return Err(StepError::Wrong(format!("not clean after a repair: {report:?}")));
@@ -267,31 +269,4 @@ pub(crate) fn read_all(disk: &Qcow2) -> BlockResult<Vec<u8>> {
     let mut contents = vec![0; disk.len() as usize];
     disk.read_at(&mut contents, 0)?;
     Ok(contents)
-}
-
-/// The states that a crash at `moment` may leave parts of.
-pub(crate) fn reachable(states: &[State], moment: usize) -> Vec<&State> {
-    let durable = states.iter().rposition(|state| state.durable <= moment).unwrap_or(0);
-    states[durable..].iter().filter(|state| state.begun <= moment).collect()
-}
-
-/// Whether each sector of `found` is what it is in one of `states`, and its length is that of one. After a
-/// change of the length that failed, what is written next may come with either length.
-pub(crate) fn possible(states: &[&State], found: &[u8]) -> Result<(), String> {
-    if !states.iter().any(|state| state.contents.len() == found.len()) {
-        return Err(format!("a disk of {} bytes, which no operation made", found.len()));
-    }
-    for (index, sector) in found.chunks(SECTOR).enumerate() {
-        let bytes = index * SECTOR..index * SECTOR + sector.len();
-        if !states.iter().any(|state| state.contents.get(bytes.clone()) == Some(sector)) {
-            let first = states[0].contents.get(bytes).unwrap_or_default();
-            return Err(format!(
-                "sector {index} of the disk holds {:02x?}.., none of {} possible states; first {:02x?}..",
-                &sector[..8],
-                states.len(),
-                first.get(..8)
-            ));
-        }
-    }
-    Ok(())
 }

@@ -51,7 +51,7 @@ pub enum Contents {
     Populated,
     /// So much data that a few clusters more need a larger refcount table. For clusters of 512 bytes.
     TableFull,
-    /// As populated, but the refcounts lag behind and the image is marked dirty.
+    /// As populated, but the refcounts lag behind and the image is marked dirty: opening it repairs it.
     Dirty,
     /// As populated, but refcounts and COPIED flags are wrong, and a refcount block is lost.
     Damaged,
@@ -172,7 +172,13 @@ impl Start {
 
     /// Opens `files` as an image of this kind.
     pub(crate) fn open(self, files: ImageFiles, writable: bool) -> Result<Qcow2> {
-        let mut options = OpenOptions::new().writable(writable);
+        let image = Arc::clone(&files.image);
+        Ok(self.open_options(files).writable(writable).open(image)?)
+    }
+
+    /// What lies below the image, and beside it.
+    pub(crate) fn open_options(self, files: ImageFiles) -> OpenOptions {
+        let mut options = OpenOptions::new();
         if let Some(contents) = self.backing_contents() {
             let backing: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&contents).read_only());
             options = options.backing(backing);
@@ -180,7 +186,7 @@ impl Start {
         if let Some(data) = files.data {
             options = options.data_file(data);
         }
-        Ok(options.open(files.image)?)
+        options
     }
 
     /// The files to begin with: the image, and the data file if there is one.
