@@ -1,9 +1,10 @@
 //! Another width of the refcounts: a new refcount table with blocks of its own, in free space, made durable
 //! before the header points at it. Table and width change with one write inside the first sector.
 //!
-//! The new structures count what will be true then: the old ones not any more, the new ones once, all else as
-//! before. Nothing is counted anew, so that clusters which only an unknown extension refers to stay in use. A
-//! crash before the switch leaves bytes in free space.
+//! The new structures count themselves once, and all else as before, the old ones too: until the switch is
+//! durable the header may still point at those, also if the image is opened and written meanwhile. Then the
+//! old ones lose their reference. Nothing is counted anew, so that clusters which only an unknown extension
+//! refers to stay in use. A crash before the switch leaves bytes in free space, one after it leaks.
 //!
 //! The image is not open meanwhile: nothing that this crate holds in memory knows two widths.
 
@@ -57,7 +58,8 @@ pub(super) fn change(
     let mut old = OldCounts::read(storage, &header)?;
     let plan = Plan::new(storage, &mut old, order, metadata, meter)?;
     plan.write(storage, &mut old, meter)?;
-    plan.switch(storage)
+    plan.switch(storage)?;
+    plan.free_old(storage, &mut old)
 }
 
 /// The refcounts as they are on disk.
@@ -206,33 +208,58 @@ impl Plan {
         }
     }
 
+    /// The blocks that there will be, with their places.
+    fn places(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.blocks.iter().copied().zip(self.place.start + self.table_clusters..)
+    }
+
     /// Writes blocks and table, durably.
     fn write(&self, storage: &dyn Storage, old: &mut OldCounts, meter: &mut Meter<'_>) -> Result<()> {
         let size = self.cluster_size;
-        let per_block = self.width.entries(size);
         // At most 8 MiB, and a cluster.
         let mut table = vec![0; (self.table_clusters * size) as usize];
         let mut block = vec![0; size as usize];
-        for (index, cluster) in self.blocks.iter().zip(self.place.start + self.table_clusters..) {
+        for (index, cluster) in self.places() {
             meter.step(storage, size)?;
-            for (slot, counted) in (index * per_block..(index + 1) * per_block).enumerate() {
-                self.width.set(&mut block, slot, self.new_count(storage, old, counted)?);
-            }
+            self.fill(storage, old, index, &mut block)?;
             storage.write_at(&block, cluster * size)?;
             // Below the table's length, by the plan.
-            BigEndian::write_u64(&mut table[*index as usize * 8..], cluster * size);
+            BigEndian::write_u64(&mut table[index as usize * 8..], cluster * size);
         }
         storage.write_at(&table, self.place.start * size)?;
         Ok(storage.flush()?)
     }
 
-    fn new_count(&self, storage: &dyn Storage, old: &mut OldCounts, cluster: u64) -> Result<u64> {
-        if self.place.contains(&cluster) {
-            return Ok(1);
+    /// Fills `block` with the refcounts of block `index`, those of the old structures as they were.
+    fn fill(&self, storage: &dyn Storage, old: &mut OldCounts, index: u64, block: &mut [u8]) -> Result<()> {
+        let per_block = self.width.entries(self.cluster_size);
+        for (slot, cluster) in (index * per_block..(index + 1) * per_block).enumerate() {
+            let is_new = self.place.contains(&cluster);
+            let count = if is_new { 1 } else { old.get(storage, cluster)? };
+            self.width.set(block, slot, count);
         }
-        let count = old.get(storage, cluster)?;
-        let goes = count > 0 && old.structures.contains(HostCluster(cluster));
-        Ok(if goes { count - 1 } else { count })
+        Ok(())
+    }
+
+    /// Takes the reference of the header and the old table off what they were, durably. The switch is durable.
+    fn free_old(&self, storage: &dyn Storage, old: &mut OldCounts) -> Result<()> {
+        let per_block = self.width.entries(self.cluster_size);
+        let mut block = vec![0; self.cluster_size as usize];
+        for (index, place) in self.places() {
+            self.fill(storage, old, index, &mut block)?;
+            let mut goes = false;
+            for (slot, cluster) in (index * per_block..(index + 1) * per_block).enumerate() {
+                let count = self.width.get(&block, slot);
+                if count > 0 && old.structures.contains(HostCluster(cluster)) {
+                    self.width.set(&mut block, slot, count - 1);
+                    goes = true;
+                }
+            }
+            if goes {
+                storage.write_at(&block, place * self.cluster_size)?;
+            }
+        }
+        Ok(storage.flush()?)
     }
 
     /// Has the header point at what was written.

@@ -15,7 +15,9 @@ mod resize;
 
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_block::{BlockDevice, Storage, WriteFlags};
-use blockmirror_crash::{Allowed, Contents, DataPlace, Op, Sequence, Start, Tally, check};
+use blockmirror_crash::{
+    Allowed, Contents, DataPlace, FaultTally, FaultyOp, Op, Sequence, Start, Tally, check,
+};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Version};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::report;
@@ -91,6 +93,18 @@ fn a_refcount_table_that_grows() {
     let mut sequences = Sequence::all(start, 1);
     sequences.push(Sequence { start, ops: vec![Op::WriteAcross, Op::Write4K], thin: 1 });
     assert!(replay_all("a refcount table that grows", &sequences).points >= 100);
+}
+
+/// The header that points at refcounts of another width was written, and then something failed. The old ones
+/// were free by the new ones' count, a guest's data went there, and a crash that lost the header lost them all.
+#[test]
+fn refcounts_that_a_header_may_still_point_at_are_not_overwritten() {
+    let mut tally = FaultTally::default();
+    for contents in [Contents::Empty, Contents::Populated] {
+        FaultyOp::new(Start::new(4096, contents), None, Op::AmendWidth).fail_each(1, &mut tally);
+    }
+    assert!(tally.violations.is_empty(), "{}", tally.violations.join("\n"));
+    assert!(tally.points >= 1000, "{tally}");
 }
 
 /// The judge must be able to say no.
