@@ -1,5 +1,5 @@
-//! A damaged image is refused, or read byte for byte as QEMU reads it. Called by `tests/tests/hostile.rs` with
-//! each field of real images changed, and by `cargo xtask fuzz mutants` with several changes at once.
+//! A damaged image is refused, or read byte for byte as QEMU reads it. Called by `tests/tests/hostile.rs`
+//! with each field of real images changed, and by `cargo xtask fuzz mutants` with several changes at once.
 
 use std::fs;
 use std::path::Path;

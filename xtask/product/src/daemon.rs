@@ -1,5 +1,5 @@
-//! `cargo xtask daemon` and `check`: the same as the commands of `blockmirror`, for the benchmark, which starts
-//! this very program.
+//! `cargo xtask daemon` and `check`: the same as the commands of `blockmirror`, for the benchmark, which
+//! starts this very program.
 
 use std::ffi::OsString;
 use std::process::ExitCode;

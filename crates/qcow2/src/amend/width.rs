@@ -241,7 +241,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Takes the reference of the header and the old table off what they were, durably. The switch is durable.
+    /// Takes the reference of header and old table off what they were, durably. The switch is durable.
     fn free_old(&self, storage: &dyn Storage, old: &mut OldCounts) -> Result<()> {
         let per_block = self.width.entries(self.cluster_size);
         let mut block = vec![0; self.cluster_size as usize];

@@ -96,7 +96,7 @@ fn a_refcount_table_that_grows() {
 }
 
 /// The header that points at refcounts of another width was written, and then something failed. The old ones
-/// were free by the new ones' count, a guest's data went there, and a crash that lost the header lost them all.
+/// were free by the new ones' count, guest data went there, and a crash that lost the header lost them all.
 #[test]
 fn refcounts_that_a_header_may_still_point_at_are_not_overwritten() {
     let mut tally = FaultTally::default();

@@ -1,4 +1,5 @@
-//! What is timed side by side with `qemu-img`: a source, both programs' words, and the judge of what they did.
+//! What is timed side by side with `qemu-img`: a source, both programs' words, and the judge of what they
+//! did.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
