@@ -74,6 +74,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     let interrupt = Interrupt::watch()?;
     disk.resize(size, args.shrink)?;
     preallocate(&image, ByteRange::new(old, size), growth, &interrupt)?;
+    image.close()?;
     if !args.quiet {
         let text = console.voice.resized(&args.file, size);
         console.report(&text);

@@ -68,6 +68,26 @@
 //! Locks, in order: `changing`, `ranges`, `write_back`, `tables`, `meta`; what each guards stands at its
 //! field in `image`. docs/design/qcow2-write.md has the table and the states.
 //!
+//! # Persistent bitmaps
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use blockmirror_block::{BlockDevice, testing::MemoryStorage};
+//! # use blockmirror_qcow2::{BitmapOptions, CreateOptions, OpenOptions};
+//! # let storage = Arc::new(MemoryStorage::new());
+//! # CreateOptions::new(1 << 30).create(&*storage, None)?;
+//! let disk = OpenOptions::new().writable(true).open(storage.clone())?;
+//! disk.add_bitmap("backup-1", &BitmapOptions::new().granularity(65536))?;
+//! disk.write_at(b"hello", 1 << 20, Default::default())?;
+//! // As at the end of a program: until then the bitmap is marked as in use.
+//! disk.store_bitmaps()?;
+//! drop(disk);
+//!
+//! let dirty = OpenOptions::new().open(storage)?.read_bitmap("backup-1")?;
+//! assert_eq!(dirty.runs().collect::<Vec<_>>(), [1 << 20..(1 << 20) + 65536]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Where a new feature goes
 //!
 //! - **A new kind of L2 entry** (as compressed or extended ones were): `format/entry` decodes it; `meta`

@@ -1,6 +1,7 @@
 //! Persistent bitmaps: what writes do to them, the verbs, and what is refused.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::single_range_in_vec_init, reason = "a list of runs may have one")]
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -311,6 +312,32 @@ fn an_image_that_is_opened_anew_goes_on_recording() {
     assert_clean(&storage, "opened anew");
 }
 
+/// Writers and stores in any order: no store loses a bit, and none leaves a mark behind.
+#[test]
+fn stores_beside_writers_lose_nothing() {
+    let storage = image(512);
+    let disk = open(storage.clone());
+    let quarter = LEN / 4;
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let disk = &disk;
+            scope.spawn(move || {
+                for at in (thread * quarter..(thread + 1) * quarter).step_by(8192) {
+                    disk.write_at(&[7; 512], at, WriteFlags::NONE).unwrap();
+                }
+            });
+        }
+        (0..20).for_each(|_| disk.store_bitmaps().unwrap());
+    });
+    drop(disk);
+    let expected: Vec<_> = (0..LEN).step_by(8192).map(|at| at..at + 4096).collect();
+    assert_eq!(runs(&storage, "on"), expected);
+    assert_clean(&storage, "stored beside writers");
+}
+
+/// Damages an image.
+type Damage<'a> = &'a dyn Fn(&mut RawImage);
+
 /// Each damage, and what is said of it.
 #[test]
 fn damaged_tables_are_named_before_anything_is_written() {
@@ -324,7 +351,7 @@ fn damaged_tables_are_named_before_anything_is_written() {
     let directory = Header::read(&MemoryStorage::with_contents(&sound.0)).unwrap();
     let directory = directory.bitmaps.unwrap().directory_offset;
     let table = sound.get(directory);
-    let damages: [(&str, &dyn Fn(&mut RawImage)); 9] = [
+    let damages: [(&str, Damage<'_>); 9] = [
         ("makes no sense", &|image| image.set(table, 2)),
         ("makes no sense", &|image| image.set(table, image.get(table) | 1)),
         ("points past the end", &|image| image.set(table, 1 << 40)),

@@ -6,6 +6,7 @@
     clippy::panic,
     reason = "a test that cannot go on has failed"
 )]
+#![allow(clippy::single_range_in_vec_init, reason = "a list of runs may have one")]
 
 use std::ops::Range;
 use std::path::Path;
