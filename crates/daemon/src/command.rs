@@ -10,6 +10,7 @@ mod create;
 mod drive_mirror;
 pub(crate) mod export;
 mod hmp;
+mod internal_snapshot;
 mod job;
 mod object;
 mod query;
@@ -164,6 +165,7 @@ pub(crate) fn table(services: &Arc<Services>) -> Table {
     resize::register(&mut commands);
     create::register(&mut commands);
     snapshot::register(&mut commands);
+    internal_snapshot::register(&mut commands);
     chain::register(&mut commands);
     drive_mirror::register(&mut commands);
     hmp::register(&mut commands);

@@ -14,6 +14,7 @@ mod filters;
 mod hmp;
 mod host;
 mod hung;
+mod internal_snapshot;
 mod objects;
 mod overlap_check;
 mod overlay;
