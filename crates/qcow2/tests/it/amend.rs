@@ -12,6 +12,7 @@ use blockmirror_block::testing::{
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{AmendOptions, CreateOptions, Error, Header, OpenOptions, Version, amend, check};
 
+use crate::check::readable;
 use crate::common::{backing_disk, qemu_check_finds_nothing};
 use crate::raw_image::RawImage;
 
@@ -389,4 +390,44 @@ fn what_is_cancelled_leaves_the_image_as_it_was() {
     assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(Header::read(&*storage).unwrap().refcount_bits(), 16);
     assert!(sample.read(storage) == sample.guest());
+}
+
+/// An image with an internal snapshot: what both show stays, and version 2 is refused where it would not.
+#[test]
+fn snapshots_stay() {
+    let mut image = RawImage(crate::check::image(|o| o.cluster_size = 4096));
+    image.add_snapshot();
+    let shown = |image: &RawImage| {
+        let snapshot = image.snapshot().unwrap();
+        (readable(&image.0), readable(&image.as_of_snapshot(snapshot)))
+    };
+    let before = shown(&image);
+    let storage = Arc::new(MemoryStorage::with_contents(&image.0));
+    let run = |options: &AmendOptions| {
+        amend(storage.clone(), &OpenOptions::new(), options, &mut |_, _| ControlFlow::Continue(()))
+    };
+    let error = run(&to_width(1)).unwrap_err().to_string();
+    assert!(error.ends_with("has the refcount 2, and 1 bits hold 1 at most"), "{error}");
+    for options in [to_width(2), to_width(64), to_width(16), to_version(Version::V2), to_version(Version::V3)]
+    {
+        run(&options).unwrap();
+        let after = RawImage(storage.to_vec());
+        assert!(shown(&after) == before, "{options:?}");
+        assert_sound(&storage, &format!("{options:?}"), 0);
+        qemu_check_finds_nothing(&after.0, "snapshots_stay");
+    }
+    // Marked as zero in the table that the snapshot alone has.
+    let mut marked = RawImage(storage.to_vec());
+    let table = marked.get(marked.get(marked.snapshot().unwrap())) & crate::raw_image::OFFSET;
+    marked.change(table, |entry| entry | 1);
+    storage.write_at(&marked.0, 0).unwrap();
+    assert_eq!(
+        run(&to_version(Version::V2)).unwrap_err().to_string(),
+        "option compat: 0.10 cannot have the internal snapshot \"a\", which has clusters that are marked as zero"
+    );
+    assert!(storage.to_vec() == marked.0);
+    let mut longer = to_version(Version::V2);
+    longer.size = Some(1 << 20);
+    let error = run(&longer).unwrap_err().to_string();
+    assert!(error.ends_with("\"a\", of another size than the disk"), "{error}");
 }
