@@ -275,55 +275,6 @@ fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut 
     }
     match action {
         Action::Abort => return Err(QmpError::generic("Transaction aborted using Abort action")),
-        Action::AddBitmap(args) => {
-            add_bitmap(&services.context, args)?;
-            let one = OneBitmap { node: args.node.clone(), name: args.name.clone() };
-            let context = Arc::clone(&services.context);
-            progress.undo.push(Box::new(move || {
-                let _ = remove_bitmap(&context, &one);
-            }));
-        }
-        Action::RemoveBitmap(OneBitmap { node, name }) => {
-            let (tap, name) = bitmap(&services.context, node, name)?;
-            let one = OneBitmap { node: node.clone(), name: name.clone() };
-            let Removed { bits, enabled, image } = remove_bitmap(&services.context, &one)?;
-            progress.undo.push(Box::new(move || {
-                // An inconsistent one has no bits to go back to.
-                let Some(bits) = bits else { return };
-                if let Some(stored) = image {
-                    let _ = stored.image.insert_bitmap(&name, bits.clone(), enabled);
-                }
-                let _ = tap.adopt_bitmap(&name, bits, enabled);
-            }));
-        }
-        Action::ClearBitmap(OneBitmap { node, name }) => {
-            let (tap, name) = bitmap(&services.context, node, name)?;
-            let old = tap.clear_bitmap(&name).map_err(in_words)?;
-            progress.undo.push(Box::new(move || {
-                let _ = tap.merge_bitmap(&name, &[&old]);
-            }));
-        }
-        Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
-            let (tap, name) = bitmap(&services.context, node, name)?;
-            let was = is_enabled(&tap, &name);
-            if *enabled {
-                let one = OneBitmap { node: node.clone(), name: name.clone() };
-                enable_stored(&services.context, &one)?;
-            }
-            set_enabled(&tap, &name, *enabled).map_err(in_words)?;
-            progress.undo.push(Box::new(move || {
-                let _ = set_enabled(&tap, &name, was);
-            }));
-        }
-        Action::MergeBitmaps(args) => {
-            let (tap, name) = bitmap(&services.context, &args.node, &args.target)?;
-            let old = tap.bitmap(&name).map_err(in_words)?;
-            merge_bitmaps(&services.context, args)?;
-            progress.undo.push(Box::new(move || {
-                let _ = tap.clear_bitmap(&name);
-                let _ = tap.merge_bitmap(&name, &[&old]);
-            }));
-        }
         Action::Snapshot(args) => {
             let snapshot = snapshot(&services.context, args)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
@@ -336,6 +287,64 @@ fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut 
             let request = MirrorRequest::new(&services.context, (**args).clone())?;
             progress.mirrors.push(services.jobs.prepare_mirror(request)?);
         }
+        bitmaps => act_on_bitmap(&services.context, bitmaps, progress)?,
+    }
+    Ok(())
+}
+
+/// The actions on bitmaps.
+fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progress) -> Reply<()> {
+    match action {
+        Action::AddBitmap(args) => {
+            add_bitmap(context, args)?;
+            let one = OneBitmap { node: args.node.clone(), name: args.name.clone() };
+            let context = Arc::clone(context);
+            progress.undo.push(Box::new(move || {
+                let _ = remove_bitmap(&context, &one);
+            }));
+        }
+        Action::RemoveBitmap(OneBitmap { node, name }) => {
+            let (tap, name) = bitmap(context, node, name)?;
+            let one = OneBitmap { node: node.clone(), name: name.clone() };
+            let Removed { bits, enabled, image } = remove_bitmap(context, &one)?;
+            progress.undo.push(Box::new(move || {
+                // An inconsistent one has no bits to go back to.
+                let Some(bits) = bits else { return };
+                if let Some(stored) = image {
+                    let _ = stored.image.insert_bitmap(&name, bits.clone(), enabled);
+                }
+                let _ = tap.adopt_bitmap(&name, bits, enabled);
+            }));
+        }
+        Action::ClearBitmap(OneBitmap { node, name }) => {
+            let (tap, name) = bitmap(context, node, name)?;
+            let old = tap.clear_bitmap(&name).map_err(in_words)?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.merge_bitmap(&name, &[&old]);
+            }));
+        }
+        Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
+            let (tap, name) = bitmap(context, node, name)?;
+            let was = is_enabled(&tap, &name);
+            if *enabled {
+                let one = OneBitmap { node: node.clone(), name: name.clone() };
+                enable_stored(context, &one)?;
+            }
+            set_enabled(&tap, &name, *enabled).map_err(in_words)?;
+            progress.undo.push(Box::new(move || {
+                let _ = set_enabled(&tap, &name, was);
+            }));
+        }
+        Action::MergeBitmaps(args) => {
+            let (tap, name) = bitmap(context, &args.node, &args.target)?;
+            let old = tap.bitmap(&name).map_err(in_words)?;
+            merge_bitmaps(context, args)?;
+            progress.undo.push(Box::new(move || {
+                let _ = tap.clear_bitmap(&name);
+                let _ = tap.merge_bitmap(&name, &[&old]);
+            }));
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -67,8 +67,8 @@ fn a_cancelled_call_is_given_up_alone() {
             for call in calls {
                 assert_eq!(call.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
             }
-            // The server may still do the write: one to the same bytes is not sent before it has answered, nor
-            // is a read, which might be older than the write.
+            // The server may still do the write: one to the same bytes is not sent before it has answered,
+            // nor is a read, which might be older than the write.
             let same = write(4000);
             let read = scope.spawn(|| {
                 let mut seen = [0; 512];
