@@ -4,6 +4,8 @@
 //! has the policy authorize the names in it; cycles and chains that are too deep are refused. Then each layer
 //! becomes a device on the one below it, from the bottom up. No file is opened twice, and nothing recurses.
 
+mod layer;
+
 use std::ffi::OsStr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,9 +14,10 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
-use blockmirror_qcow2::{FileName, Header, OverlapChecks, Qcow2, SnapshotRef};
-use blockmirror_raw::{Part, Raw, RawOptions};
+use blockmirror_qcow2::{FileName, Header, OverlapChecks, SnapshotRef};
+use blockmirror_raw::Part;
 
+use self::layer::Layer;
 use crate::cache::CacheMode;
 use crate::commit_base::CommitBase;
 use crate::disk_image::{Backing, CommitLayer, Image, Note};
@@ -300,22 +303,6 @@ impl OpenOptions {
     }
 }
 
-/// An image as a disk, and as what it is if it is a qcow2 image.
-type Disk = (Arc<dyn BlockDevice>, Option<Arc<Qcow2>>);
-
-/// One image of the chain, open but not yet a device.
-struct Layer {
-    path: PathBuf,
-    storage: Arc<dyn Storage>,
-    format: Format,
-    guessed: bool,
-    data: Option<Arc<dyn Storage>>,
-    /// Its name in the header of the image above.
-    name: PathBuf,
-    /// What is opened in place of its disk.
-    snapshot: Option<SnapshotRef>,
-}
-
 /// The files of an image that is not open yet.
 pub(crate) struct OpenFiles {
     pub(crate) storage: Arc<dyn Storage>,
@@ -544,48 +531,6 @@ impl<'a> ChainOpener<'a> {
             (below.device, below.backing) = (Some(device), Some(backing));
         }
         Ok(below)
-    }
-}
-
-impl Layer {
-    /// Bytes of storage that it occupies, if its files tell.
-    fn allocated(&self) -> Option<u64> {
-        let of = |storage: &Arc<dyn Storage>| storage.allocated_bytes().ok().flatten();
-        of(&self.storage)?.checked_add(self.data.as_ref().map_or(Some(0), of)?)
-    }
-
-    /// The disk, and the same as what it is in its format.
-    fn device(&self, below: Option<Arc<dyn BlockDevice>>, options: &OpenOptions) -> Result<Disk> {
-        let storage = Arc::clone(&self.storage);
-        match self.format {
-            Format::Raw if self.snapshot.is_some() => Err(Error::NoSnapshots { path: self.path.clone() }),
-            Format::Raw => Ok((Arc::new(Raw::open(storage, RawOptions::new().probed(self.guessed))?), None)),
-            Format::Qcow2 => {
-                let name = storage.name().into();
-                let options = self.qcow2_options(below, options);
-                let image = Arc::new(options.open(storage).map_err(|e| e.in_file(&name))?);
-                Ok((Arc::clone(&image) as _, Some(image)))
-            }
-        }
-    }
-
-    /// How it is opened as a qcow2 image on `below`.
-    fn qcow2_options(
-        &self,
-        below: Option<Arc<dyn BlockDevice>>,
-        options: &OpenOptions,
-    ) -> blockmirror_qcow2::OpenOptions {
-        let mut open = blockmirror_qcow2::OpenOptions::new()
-            .writable(self.storage.info().writable)
-            .snapshot(self.snapshot.clone())
-            .overlap_checks(options.overlap_checks);
-        if let Some(below) = below {
-            open = open.backing(below);
-        }
-        if let Some(data) = &self.data {
-            open = open.data_file(Arc::clone(data));
-        }
-        open
     }
 }
 
