@@ -4,9 +4,10 @@
 //! Sequences of operations are played over storages that record what was flushed; from their logs come all
 //! images that a crash could have left (each prefix, unflushed writes missing singly and in groups, torn at
 //! sectors). Each is opened, checked by a checker that shares no code with the product, and read: flushed
-//! data must be there, and every sector must hold an old or a new value. Every few points a guest goes on
-//! where the crash left off and what leaked is repaired, or QEMU's own check has its say. `faults` fails each
-//! request of each operation in turn (`cargo xtask faults`).
+//! data must be there, every sector must hold an old or a new value, and every snapshot that is listed what
+//! it held when it was taken. Every few points a guest goes on where the crash left off and what leaked is
+//! repaired, or QEMU's own check has its say. `faults` fails each request of each operation in turn (`cargo
+//! xtask faults`).
 //!
 //! ```text
 //!   Start --> Session (image + model) --> Recorder (log) --> Point --> checker, reading, go_on, qemu-img
@@ -20,6 +21,7 @@ mod faults;
 mod model;
 mod op;
 mod played;
+mod reader;
 mod recorder;
 mod session;
 mod start;

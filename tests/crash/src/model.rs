@@ -1,6 +1,8 @@
-//! The model: what the image holds from which moment on.
+//! The model: what the image holds from which moment on, and which snapshots it lists.
 
+use crate::directory::{be, snapshots};
 use crate::op::Op;
+use crate::reader::Layers;
 
 /// What a disk writes as a whole.
 pub(crate) const SECTOR: usize = 512;
@@ -17,13 +19,28 @@ pub(crate) struct State {
     pub(crate) backing_name: Option<Vec<u8>>,
 }
 
-/// An operation that was done, and when it was answered.
+/// An operation that was done, from moment to moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) op: Op,
+    pub(crate) begun: usize,
     pub(crate) ended: usize,
     /// Whether it succeeded.
     pub(crate) done: bool,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug)]
+pub(crate) struct TakenSnapshot {
+    pub(crate) id: Vec<u8>,
+    /// What it shows.
+    pub(crate) contents: Vec<u8>,
+    /// It may be listed from the one moment on, and is from the other.
+    pub(crate) begun: usize,
+    pub(crate) durable: usize,
+    /// It may be missing from the one moment on, and is from the other.
+    pub(crate) deleting: usize,
+    pub(crate) deleted: usize,
 }
 
 /// All that was done to an image.
@@ -31,6 +48,58 @@ pub(crate) struct Span {
 pub(crate) struct History {
     pub(crate) states: Vec<State>,
     pub(crate) spans: Vec<Span>,
+    pub(crate) snapshots: Vec<TakenSnapshot>,
+}
+
+impl History {
+    /// The snapshots that the image in `layers` lists from the beginning.
+    pub(crate) fn list_snapshots(&mut self, layers: Layers<'_>) -> Result<(), String> {
+        for (id, contents) in listed(layers)? {
+            let (begun, durable, deleting, deleted) = (0, 0, usize::MAX, usize::MAX);
+            self.snapshots.push(TakenSnapshot { id, contents, begun, durable, deleting, deleted });
+        }
+        Ok(())
+    }
+
+    /// Every snapshot that must be listed at `moment` is, none else is, and each shows what it did when it
+    /// was taken.
+    pub(crate) fn check_snapshots(&self, layers: Layers<'_>, moment: usize) -> Result<(), String> {
+        let found = listed(layers)?;
+        let name = |id: &[u8]| String::from_utf8_lossy(id).into_owned();
+        for (id, contents) in &found {
+            let may_be =
+                |taken: &&TakenSnapshot| taken.id == *id && taken.begun <= moment && moment < taken.deleted;
+            let candidates: Vec<_> = self.snapshots.iter().filter(may_be).collect();
+            if candidates.is_empty() {
+                return Err(format!("the snapshot {} is listed", name(id)));
+            }
+            if !candidates.iter().any(|taken| taken.contents == *contents) {
+                let taken = &candidates[0].contents;
+                let at = (0..contents.len()).find(|at| taken.get(*at) != contents.get(*at));
+                return Err(format!("the snapshot {} shows something else, at byte {at:?}", name(id)));
+            }
+        }
+        let must_be = |taken: &&TakenSnapshot| taken.durable <= moment && moment < taken.deleting;
+        match self.snapshots.iter().filter(must_be).find(|taken| !found.iter().any(|(id, _)| *id == taken.id))
+        {
+            None => Ok(()),
+            Some(taken) => Err(format!("the snapshot {} is not listed", name(&taken.id))),
+        }
+    }
+}
+
+/// The identifier of a snapshot, and what it shows.
+type Shown = (Vec<u8>, Vec<u8>);
+
+/// All snapshots of an image.
+fn listed(layers: Layers<'_>) -> Result<Vec<Shown>, String> {
+    let size = be(layers.image, 24, 8)?;
+    let mut all = Vec::new();
+    for snapshot in snapshots(layers.image)? {
+        let size = snapshot.disk_size.unwrap_or(size);
+        all.push((snapshot.id, layers.read(snapshot.l1_at, snapshot.l1_len, size)?));
+    }
+    Ok(all)
 }
 
 /// The states that a crash at `moment` may leave parts of.

@@ -33,10 +33,16 @@ pub enum Op {
     AmendVersion,
     /// The image is closed, and gets refcounts of another width.
     AmendWidth,
+    /// A snapshot is taken.
+    Snapshot,
+    /// The disk becomes what the first snapshot shows.
+    Apply,
+    /// The first snapshot is deleted.
+    DeleteSnapshot,
 }
 
 /// All of them.
-pub const OPS: [Op; 13] = [
+pub const OPS: [Op; 16] = [
     Op::Write4K,
     Op::WriteCluster,
     Op::WriteAcross,
@@ -50,6 +56,9 @@ pub const OPS: [Op; 13] = [
     Op::Kill,
     Op::AmendVersion,
     Op::AmendWidth,
+    Op::Snapshot,
+    Op::Apply,
+    Op::DeleteSnapshot,
 ];
 
 impl Op {
@@ -67,8 +76,14 @@ impl Op {
     pub(crate) fn applies_to(self, start: Start) -> bool {
         match self {
             Self::Rename => start.backed && start.data != DataPlace::Raw,
+            Self::Snapshot | Self::Apply | Self::DeleteSnapshot => start.data == DataPlace::Inside,
             _ => true,
         }
+    }
+
+    /// Whether it takes, applies or deletes a snapshot.
+    pub(crate) fn is_snapshot_operation(self) -> bool {
+        matches!(self, Self::Snapshot | Self::Apply | Self::DeleteSnapshot)
     }
 
     /// Where it goes when it is step `step` on a disk that is now `len` long.

@@ -1,15 +1,18 @@
 //! An image under a sequence of operations, and the model of what it holds.
 
+mod snapshots;
+
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, Visit, WriteFlags,
-    ZeroFlags,
+    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, Storage, Visit,
+    WriteFlags, ZeroFlags,
 };
 use blockmirror_qcow2::{AmendOptions, Header, Qcow2, Repair, Version, amend, repair};
 
 use crate::model::{History, Span, State, possible, reachable};
 use crate::op::Op;
+use crate::reader::Layers;
 use crate::start::{BACKING_NAME, Contents, ImageFiles, Start, pattern};
 
 /// Why a step did not succeed.
@@ -50,7 +53,12 @@ impl<'a> Session<'a> {
         let backing_name = start.backed.then(|| BACKING_NAME.into());
         let first =
             State { begun: 0, durable: 0, contents: now.clone(), backing_name: Option::clone(&backing_name) };
-        let history = History { states: vec![first], ..History::default() };
+        let mut history = History { states: vec![first], ..History::default() };
+        let image = read_file(&*files.image)?;
+        let backing = start.backing_contents();
+        let layers = Layers { image: &image, data: None, backing: backing.as_deref() };
+        let listed = history.list_snapshots(layers);
+        listed.map_err(|why| BlockError::new(ErrorKind::Corrupt, "list snapshots").because(why))?;
         Ok(Self { start, files, clock, disk: None, now, backing_name, history, refused: 0, answered: None })
     }
 
@@ -64,7 +72,7 @@ impl<'a> Session<'a> {
             backing_name: self.backing_name.clone(),
         };
         let result = self.act(op, step, &mut wanted);
-        self.history.spans.push(Span { op, ended: (self.clock)(), done: result.is_ok() });
+        self.history.spans.push(Span { op, begun, ended: (self.clock)(), done: result.is_ok() });
         if let Some(answered) = self.answered {
             answered();
         }
@@ -177,6 +185,9 @@ impl<'a> Session<'a> {
                 self.disk()?.set_backing_file(Some(&name), Some("raw")).map_err(BlockError::from)?;
                 wanted.durable = (self.clock)();
             }
+            Op::Snapshot | Op::Apply | Op::DeleteSnapshot => {
+                self.snapshot_operation(op, step, wanted)?;
+            }
             Op::Repair => self.repair(wanted)?,
             Op::AmendVersion | Op::AmendWidth => self.amend(op, wanted)?,
             Op::Kill => {
@@ -262,6 +273,12 @@ impl Start {
             None => Ok(Seen::Again(Box::new(self.open(files.clone(), false)?))),
         }
     }
+}
+
+fn read_file(storage: &dyn Storage) -> BlockResult<Vec<u8>> {
+    let mut bytes = vec![0; storage.len()? as usize];
+    storage.read_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 /// All bytes of the disk.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Result, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, NewSnapshot, OpenOptions, Qcow2, Version};
 
 use crate::damage;
 
@@ -53,6 +53,8 @@ pub enum Contents {
     TableFull,
     /// As populated, but the refcounts lag behind and the image is marked dirty: opening it repairs it.
     Dirty,
+    /// As populated; then a snapshot was taken, and some of it overwritten.
+    Snapshots,
     /// As populated, but refcounts and COPIED flags are wrong, and a refcount block is lost.
     Damaged,
 }
@@ -123,10 +125,12 @@ impl Start {
             }
         }
         for (cluster, backed) in [(512, false), (4096, true)] {
-            for contents in [Contents::Dirty, Contents::Damaged] {
+            for contents in [Contents::Snapshots, Contents::Dirty, Contents::Damaged] {
                 starts.push(Self { backed, ..Self::new(cluster, contents) });
             }
         }
+        starts.push(Self { version: Version::V2, ..Self::new(512, Contents::Snapshots) });
+        starts.push(Self { extended: true, backed: true, ..Self::new(16384, Contents::Snapshots) });
         starts.push(Self::new(512, Contents::TableFull));
         starts
     }
@@ -219,6 +223,10 @@ impl Start {
         let range = |n: u64| ByteRange::at(self.cluster * n, self.cluster);
         disk.write_zeroes(range(1), ZeroFlags::MAY_UNMAP)?;
         disk.discard(range(4))?;
+        if self.contents == Contents::Snapshots {
+            disk.create_snapshot(&NewSnapshot::new("start"))?;
+            disk.write_at(&pattern(0x51, 0, 2 * self.cluster), self.cluster * 2, WriteFlags::NONE)?;
+        }
         disk.flush()
     }
 }

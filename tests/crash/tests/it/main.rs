@@ -72,6 +72,11 @@ fn external_data_files() {
 }
 
 #[test]
+fn internal_snapshots() {
+    replay("internal snapshots", |start| start.contents == Contents::Snapshots);
+}
+
+#[test]
 fn images_that_are_repaired_first() {
     replay("repaired first", |start| matches!(start.contents, Contents::Dirty | Contents::Damaged));
 }
