@@ -16,6 +16,9 @@ pub(crate) use format::of_option;
 /// An error of opening an image, or of making one.
 pub(crate) fn of_image(error: &Error) -> Option<String> {
     match error {
+        Error::Block(_) if is_missing_snapshot(error) => {
+            Some("Failed to load snapshot: Can't find snapshot".to_owned())
+        }
         Error::Block(error) => of_disk(error),
         Error::Reference(error) => of_reference(error),
         Error::ForeignFormat { path, format } => {
@@ -25,6 +28,12 @@ pub(crate) fn of_image(error: &Error) -> Option<String> {
         Error::Incomplete { source } => of_image(source),
         _ => None,
     }
+}
+
+/// Whether the image has no snapshot that was asked for.
+pub(crate) fn is_missing_snapshot(error: &Error) -> bool {
+    let cause = error.device_error().and_then(DiskError::cause);
+    matches!(cause.and_then(|cause| cause.downcast_ref()), Some(Qcow2Error::NoSnapshot { .. }))
 }
 
 /// An error of an open image, or of its file.

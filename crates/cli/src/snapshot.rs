@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use blockmirror_block::ErrorKind;
 use blockmirror_block::size::human_size;
 use blockmirror_image::{
-    FileId, LockMode, NewSnapshot, OpenOptions, Snapshot, SnapshotRef, apply_snapshot, create_snapshot,
-    delete_snapshot, snapshots,
+    Error, FileId, LockMode, NewSnapshot, OpenOptions, Snapshot, SnapshotRef, apply_snapshot,
+    create_snapshot, delete_snapshot, snapshots,
 };
 
 use crate::args::SnapshotArgs;
 use crate::console::Console;
-use crate::failure::{Exit, Outcome, one_line};
-use crate::lock_policy;
+use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::voice::Finished;
+use crate::{lock_policy, qemu_words};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
     let lock = match lock_policy::lock(args.lock) {
@@ -29,14 +31,16 @@ pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
         console.keep_out_of(FileId::of(&args.file));
         // No instructions are counted; qemu-img stores a zero.
         let new = NewSnapshot::new(name).icount(0);
-        ("created", create_snapshot(&args.file, &options, &new)?)
+        ("created", create_snapshot(&args.file, &options, &new).map_err(|e| failure("create", name, e))?)
     } else if let Some(wanted) = &args.apply {
         console.keep_out_of(FileId::of(&args.file));
-        let wanted = SnapshotRef::IdOrName(wanted.clone());
-        ("applied", apply_snapshot(&args.file, &options, &wanted)?)
+        let snapshot = SnapshotRef::IdOrName(wanted.clone());
+        let applied = apply_snapshot(&args.file, &options, &snapshot);
+        ("applied", applied.map_err(|error| failure("apply", wanted, error))?)
     } else if let Some(name) = &args.delete {
         console.keep_out_of(FileId::of(&args.file));
-        ("deleted", delete_snapshot(&args.file, &options, &SnapshotRef::Name(name.clone()))?)
+        let deleted = delete_snapshot(&args.file, &options, &SnapshotRef::Name(name.clone()));
+        ("deleted", deleted.map_err(|error| failure("delete", name, error))?)
     } else {
         let mut text = String::new();
         list(&snapshots(&args.file, &options)?, &mut |line| {
@@ -48,9 +52,26 @@ pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
     };
     if !args.quiet {
         let line = format!("{done} snapshot {} ({}) of {}", snapshot.id, snapshot.name, args.file.display());
-        console.report(&(one_line(&line) + "\n"));
+        let text = console.voice.finished(Finished::Other, one_line(&line) + "\n");
+        console.report(&text);
     }
     Ok(Exit::Done)
+}
+
+/// `error` of what `verb` was to do with the snapshot `name`.
+fn failure(verb: &str, name: &str, error: Error) -> Failure {
+    let is_missing = qemu_words::is_missing_snapshot(&error);
+    let is_full = error.device_error().is_some_and(|error| error.kind() == ErrorKind::LimitExceeded);
+    let why = match (verb, &error) {
+        ("delete", Error::NoSnapshots { .. }) => "snapshot not found",
+        ("delete", _) if is_missing => "snapshot not found",
+        ("apply", Error::NoSnapshots { .. }) => "Block driver does not support snapshots",
+        ("apply", _) if is_missing => "Failed to load snapshot: No such file or directory",
+        ("create", Error::NoSnapshots { .. }) => "Operation not supported",
+        ("create", _) if is_full => "Invalid argument",
+        _ => return error.into(),
+    };
+    Failure::from(error).in_qemu(format_args!("Could not {verb} snapshot '{name}': {why}"))
 }
 
 /// The list of snapshots, line by line; nothing if there are none.

@@ -94,3 +94,35 @@ fn qemu_agrees() {
         place.img(&format!("compare -q -F raw @{disk} @raw"));
     }
 }
+
+/// Under the name `qemu-img` success has no words, and failures have QEMU's.
+#[test]
+fn words_of_qemu_img() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @disk 1M");
+    place.ours_ok("create -q -f qcow2 -o refcount_bits=1 @narrow 1M");
+    place.ours_ok("create -q -f raw @raw 1M");
+    place.ours_ok("convert -q -n @raw @disk");
+    place.ours_ok("bench -w -c 1 @narrow");
+    for line in ["-c one @disk", "-a one @disk", "-d one @disk", "-l @disk", "-c one @disk"] {
+        assert_eq!(place.ours_ok(&format!("qemu-img snapshot {line}")), "", "{line}");
+    }
+    for (line, words) in [
+        ("snapshot -d x @disk", "Could not delete snapshot 'x': snapshot not found"),
+        (
+            "snapshot -a x @disk",
+            "Could not apply snapshot 'x': Failed to load snapshot: No such file or directory",
+        ),
+        ("snapshot -c x @narrow", "Could not create snapshot 'x': Invalid argument"),
+        ("snapshot -c x -f raw @raw", "Could not create snapshot 'x': Operation not supported"),
+        (
+            "snapshot -a x -f raw @raw",
+            "Could not apply snapshot 'x': Block driver does not support snapshots",
+        ),
+        ("snapshot -d x -f raw @raw", "Could not delete snapshot 'x': snapshot not found"),
+        ("convert -l x @disk @new", "Failed to load snapshot: Can't find snapshot"),
+    ] {
+        let said = place.ours_error(&format!("qemu-img {line}"), 1);
+        assert_eq!(said, format!("qemu-img: {words}\n"), "{line}");
+    }
+}
