@@ -54,7 +54,7 @@ fn twin(layers: &[Layer], line: &str, case: &str) {
 }
 
 /// The same with a chain that `change` changes first.
-fn twin_of(layers: &[Layer], line: &str, case: &str, change: impl Fn(&Place)) {
+fn twin_of(layers: &[Layer], line: &str, case: &str, change: impl Fn(&Place)) -> (Place, Place) {
     let (ours, theirs) = (Place::new(), Place::new());
     make(&ours, layers);
     change(&ours);
@@ -76,6 +76,7 @@ fn twin_of(layers: &[Layer], line: &str, case: &str, change: impl Fn(&Place)) {
     let top = layers.len() - 1;
     let compared = ours.theirs("qemu-img", &format!("compare -F raw @layer{top} @want"));
     assert_eq!(compared.code, 0, "{case}: {line}: the content: {compared:?}");
+    (ours, theirs)
 }
 
 const RAW: Layer = ("raw", "", "2M");
@@ -153,6 +154,43 @@ fn bitmaps_stay_valid_as_with_qemu_img() {
         "rebase -u -b ./layer1 -F qcow2 @layer2",
     ] {
         twin_of(&layers, line, "bitmaps", add);
+    }
+}
+
+/// Snapshots of the image, the base and what lies between stay whole. Where they hold nothing they show what
+/// is below, as with QEMU.
+#[test]
+fn snapshots_stay_as_with_qemu_img() {
+    if !have_qemu("snapshots_stay_as_with_qemu_img") {
+        return;
+    }
+    let layers = [("qcow2", "", "2M"), ("qcow2", "cluster_size=4k", "2M"), ("qcow2", "extended_l2=on", "2M")];
+    let take = |place: &Place| {
+        for layer in 0..3 {
+            place.img(&format!("snapshot -c one @layer{layer}"));
+            place.io_as(
+                "qcow2",
+                &format!("layer{layer}"),
+                &["write -q -P 200 16k 64k", "write -q -z 300k 8k"],
+            );
+        }
+        place.img("convert -f qcow2 -O raw @layer2 @want");
+    };
+    for line in [
+        "commit @layer2",
+        "commit -d @layer2",
+        "commit -b layer0 @layer2",
+        "rebase -b layer0 -F qcow2 @layer2",
+        "rebase -b  @layer2",
+    ] {
+        let (ours, theirs) = twin_of(&layers, line, "snapshots", take);
+        for layer in 0..3 {
+            for place in [&ours, &theirs] {
+                place.img(&format!("convert -l one -O raw @layer{layer} @taken"));
+            }
+            let same = fs::read(ours.path("taken")).unwrap() == fs::read(theirs.path("taken")).unwrap();
+            assert!(same, "{line}: the snapshot of {layer}");
+        }
     }
 }
 

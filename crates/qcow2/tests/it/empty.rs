@@ -8,7 +8,7 @@ use blockmirror_block::testing::{
     Fault, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Storage, Visit, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2, Version, check};
+use blockmirror_qcow2::{CreateOptions, NewSnapshot, OpenOptions, Qcow2, SnapshotRef, Version, check};
 
 const LEN: u64 = 5 << 19;
 
@@ -143,4 +143,40 @@ fn an_image_that_is_only_read_is_not_emptied() {
     let (bytes, _) = image(Version::V3, 65536, false, None);
     let image = OpenOptions::new().open(Arc::new(MemoryStorage::with_contents(&bytes))).unwrap();
     assert_eq!(image.empty().unwrap_err().kind(), blockmirror_block::ErrorKind::ReadOnly);
+}
+
+/// A snapshot holds what it held, at each instant; its tables and clusters are shared with the disk.
+#[test]
+fn a_snapshot_keeps_what_the_image_drops() {
+    for (version, cluster, extended) in
+        [(Version::V3, 4096, false), (Version::V2, 4096, false), (Version::V3, 16 << 10, true)]
+    {
+        let (bytes, want) = image(version, cluster, extended, None);
+        let taken = Arc::new(RecordingStorage::with_contents(&bytes));
+        let disk = open(Arc::clone(&taken) as _, &want, None);
+        disk.create_snapshot(&NewSnapshot::new("one")).unwrap();
+        disk.write_at(&[0x66; 90_000], 10_000, WriteFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        let now = contents(&disk);
+        drop(disk);
+        let storage = Arc::new(RecordingStorage::with_contents(&taken.to_vec()));
+        let disk = open(Arc::clone(&storage) as _, &now, None);
+        disk.empty().unwrap();
+        assert!(contents(&disk) == now && !holds_something(&disk));
+        drop(disk);
+        let of_snapshot = |storage: Arc<dyn Storage>| {
+            let below = Arc::new(MemoryDisk::with_contents(&want)) as _;
+            let id = SnapshotRef::Id("1".into());
+            contents(&OpenOptions::new().backing(below).snapshot(id).open(storage).unwrap())
+        };
+        for (number, point) in storage.crash_points().enumerate() {
+            let left = Arc::new(point.storage());
+            if number % 16 == 0 {
+                assert_eq!(check(&*left, &mut ()).unwrap().corruptions, 0, "{cluster}: {point}");
+            }
+            assert!(of_snapshot(Arc::clone(&left) as _) == want, "{cluster}: {point}: the snapshot");
+            assert!(contents(&open(left, &now, None)) == now, "{cluster}: {point}");
+        }
+        assert!(check(&storage.snapshot(), &mut ()).unwrap().is_clean(), "{cluster}");
+    }
 }
