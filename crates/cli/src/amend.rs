@@ -1,7 +1,9 @@
 //! `blockmirror amend`.
 
 use blockmirror_block::{ErrorKind, Visit};
-use blockmirror_image::{AmendSettings, Error, FileId, Format, OpenOptions, amend, amend_option_help};
+use blockmirror_image::{
+    AmendSettings, Error, FileId, Format, OpenOptions, OptionError, amend, amend_option_help,
+};
 
 use crate::args::AmendArgs;
 use crate::console::Console;
@@ -26,7 +28,13 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     for text in &args.options {
         settings.parse(text).map_err(|error| {
             let failure = Failure::usage(format_args!("-o: {error}"));
-            Failure { in_qemu: qemu_words::of_option(&error), ..failure }
+            let in_qemu = match &error {
+                OptionError::BadValue { key, value, .. } if key == "compat" => {
+                    Some(format!("Unknown compatibility level {value}"))
+                }
+                error => qemu_words::of_option(error),
+            };
+            Failure { in_qemu, ..failure }
         })?;
     }
     if settings == AmendSettings::default() {

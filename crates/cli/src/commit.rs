@@ -9,9 +9,9 @@ use crate::console::Console;
 use crate::copy::watch;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::lock_policy;
 use crate::progress::Meter;
 use crate::voice::Finished;
+use crate::{lock_policy, qemu_words};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
     console.keep_out_of(FileId::of(&args.chain.file));
@@ -65,7 +65,10 @@ pub(crate) fn failure(command: &str, error: Error) -> Failure {
             Failure::failed(format_args!("{command}: {}: {why}", path.display()))
         }
         Error::Image(error) => error.into(),
-        error => Failure::failed(format_args!("{command}: {error}")),
+        error => {
+            let in_qemu = qemu_words::of_chain(&error);
+            Failure { in_qemu, ..Failure::failed(format_args!("{command}: {error}")) }
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use blockmirror_image::{Error, FileId, Format, join_name};
+use blockmirror_image::{BackingSettingsError, Error, FileId, Format, join_name};
 use blockmirror_mirror::{
     self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, SyncMode,
 };
@@ -285,6 +285,10 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::Settings(error) => {
             let in_qemu = qemu_words::of_new(&args.target, &error);
             Failure { in_qemu, ..Failure::from(error).exit(Exit::Usage) }
+        }
+        ConvertError::Backing { why: BackingSettingsError::NoFormat, .. } => {
+            let failure = backing_failure(&args.target, BackingSettingsError::NoFormat);
+            failure.in_qemu("Use of backing file requires explicit backing format")
         }
         ConvertError::Backing { why, .. } => backing_failure(&args.target, why),
         ConvertError::Size { len, .. } => {

@@ -43,7 +43,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     checked.map_err(|why| backing_failure(path, why))?;
     let size = settings.size.or(backing_size).ok_or_else(|| no_size(path))?;
     if !args.quiet {
-        let text = console.voice.creating(args, path, size);
+        let text = console.voice.creating(args, size);
         console.report(&text);
     }
     let backing = settings.backing_file.as_ref().and_then(|name| join_name(path, OsStr::new(name)));

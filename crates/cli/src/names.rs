@@ -17,7 +17,10 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
     match command {
         Command::Mirror(args) => copy(&mut args.copy),
         Command::Convert(args) => copy(&mut args.copy),
-        Command::Create(args) => args.file.as_mut().map_or(Ok(()), new),
+        Command::Create(args) => {
+            args.typed = args.file.clone().unwrap_or_default();
+            args.file.as_mut().map_or(Ok(()), new)
+        }
         Command::Info(args) => {
             let options = args.access.image_opts;
             image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)

@@ -26,6 +26,7 @@ pub(crate) fn of_image(error: &Error) -> Option<String> {
             Some(format!("Could not open '{}': Unknown driver '{format}'", path.display()))
         }
         Error::Incomplete { source } => of_image(source),
+        Error::Amend { why, .. } => of_amend(why).map(ToOwned::to_owned),
         _ => None,
     }
 }
@@ -76,6 +77,41 @@ pub(crate) fn of_backing(path: &Path, error: &Error) -> Option<String> {
     let Error::Block(error) = error else { return None };
     let (name, why) = (error.name()?, system_text(error.cause()?.downcast_ref()?));
     Some(format!("{}: Could not open '{name}': {why}\nCould not open backing image.", path.display()))
+}
+
+/// Why options cannot be amended.
+fn of_amend(why: &str) -> Option<&'static str> {
+    const WORDS: &[(&str, &str)] = &[
+        ("a raw image", "Format driver 'raw' does not support option amendment"),
+        (
+            "option lazy_refcounts:",
+            "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+        ),
+        (
+            "option refcount_bits: any but 16",
+            "Refcount widths other than 16 bits require compatibility level 1.1 or above \
+             (use compat=1.1 or greater)",
+        ),
+        ("option compat: 0.10 needs refcount_bits=16", "compat=0.10 requires refcount_bits=16"),
+        ("option data_file_raw:", "data-file-raw cannot be set on existing images"),
+        (
+            "option data_file: the image has no",
+            "data-file can only be set for images that use an external data file",
+        ),
+        ("option backing_file:", "Cannot amend the backing file"),
+    ];
+    WORDS.iter().find(|(start, _)| why.starts_with(start)).map(|(_, words)| *words)
+}
+
+/// An error of a command that changes a chain.
+pub(crate) fn of_chain(error: &blockmirror_ops::Error) -> Option<String> {
+    match error {
+        blockmirror_ops::Error::NoBacking { .. } => Some("Image does not have a backing file".to_owned()),
+        blockmirror_ops::Error::NotInChain { path, base } => {
+            Some(format!("Did not find '{}' in the backing chain of '{}'", base.display(), path.display()))
+        }
+        _ => None,
+    }
 }
 
 /// An error in the middle of a copy.

@@ -34,7 +34,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
         (Some(name), Some(format)) => rebase.onto(name, format),
         (Some(name), None) => {
             let message = format_args!("rebase: {file}: the format of {name} is missing; give it with -F");
-            return Err(Failure::usage(message));
+            return Err(Failure::usage(message).in_qemu(format_args!(
+                "Could not change the backing file to '{name}': backing format must be specified"
+            )));
         }
         (None, _) => rebase,
     };

@@ -64,7 +64,7 @@ pub(crate) trait Voice: Sync {
     fn option_help(&self, format: Format, options: &[OptionHelp]) -> String;
 
     /// An image of `size` bytes is about to be made.
-    fn creating(&self, args: &CreateArgs, path: &Path, size: u64) -> String;
+    fn creating(&self, args: &CreateArgs, size: u64) -> String;
 
     /// An image of `size` bytes has been made.
     fn created(&self, path: &Path, format: Format, size: u64) -> String;

@@ -76,7 +76,7 @@ pub use blockmirror_file::{
 };
 pub use blockmirror_qcow2::{
     BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, NewSnapshot,
-    OverlapChecks, Preallocation, Repair, Severity, Snapshot, SnapshotRef,
+    OverlapChecks, Preallocation, Repair, Severity, Snapshot, SnapshotRef, Structure,
 };
 pub use blockmirror_raw::Part;
 pub use cache::{CacheMode, UnknownCacheMode};

@@ -33,6 +33,10 @@ pub(crate) struct CreateArgs {
     #[arg(required_unless_present = "options")]
     pub(crate) file: Option<PathBuf>,
 
+    /// `file` as it was typed.
+    #[arg(skip)]
+    pub(crate) typed: PathBuf,
+
     /// Virtual size; by default that of the backing file
     #[arg(value_parser = size, allow_hyphen_values = true)]
     pub(crate) size: Option<u64>,

@@ -95,7 +95,7 @@ impl Voice for Own {
         out
     }
 
-    fn creating(&self, _: &CreateArgs, _: &Path, _: u64) -> String {
+    fn creating(&self, _: &CreateArgs, _: u64) -> String {
         String::new()
     }
 

@@ -71,8 +71,8 @@ impl Voice for QemuImg {
         help::options(format, options)
     }
 
-    fn creating(&self, args: &CreateArgs, path: &Path, size: u64) -> String {
-        formatting::line(args, path, size)
+    fn creating(&self, args: &CreateArgs, size: u64) -> String {
+        formatting::line(args, size)
     }
 
     fn created(&self, _: &Path, _: Format, _: u64) -> String {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use blockmirror_image::{CheckReport, Finding, Severity};
+use blockmirror_image::{CheckReport, Finding, Severity, Structure};
 
 use crate::args::Mend;
 use crate::failure::one_line;
@@ -23,6 +23,17 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
         Finding::RefcountTooLow { cluster, refcount, references }
         | Finding::Leak { cluster, refcount, references } => {
             format!("cluster {cluster} refcount={refcount} reference={references}")
+        }
+        Finding::CopiedWrong { structure: Structure::Data, offset, copied, refcount, .. } => {
+            let entry = offset | u64::from(*copied) << 63;
+            format!("OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+        }
+        Finding::PastEnd { offset, len, .. } => {
+            // QEMU writes it with a colon, whatever is repaired.
+            return one_line(&format!(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster or more: \
+                 offset {offset:#x} size {len:#x}"
+            )) + "\n";
         }
         other => other.to_string(),
     };

@@ -1,8 +1,6 @@
 //! The line `Formatting 'NAME', fmt=.. key=value ..`: the options of a new image with their defaults, in
 //! QEMU's order and as they were typed.
 
-use std::path::Path;
-
 use blockmirror_image::Format;
 
 use crate::args::CreateArgs;
@@ -26,14 +24,14 @@ const QCOW2: &[(&str, Option<&str>)] = &[
 
 const RAW: &[(&str, Option<&str>)] = &[("size", None), ("preallocation", None)];
 
-/// The line about the image `path` of `size` bytes.
-pub(super) fn line(args: &CreateArgs, path: &Path, size: u64) -> String {
+/// The line about an image of `size` bytes.
+pub(super) fn line(args: &CreateArgs, size: u64) -> String {
     let keys = match args.format {
         Format::Qcow2 => QCOW2,
         _ => RAW,
     };
     let typed = args.typed_options();
-    let mut out = format!("Formatting '{}', fmt={}", path.display(), args.format);
+    let mut out = format!("Formatting '{}', fmt={}", args.typed.display(), args.format);
     for (key, default) in keys {
         let given = typed.iter().rev().find(|(typed, _)| typed == key).map(|(_, value)| value.clone());
         let value = match *key {
