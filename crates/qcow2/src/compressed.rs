@@ -2,8 +2,8 @@
 //!
 //! Called by `read` for each compressed cluster that a request touches. A request for a whole cluster
 //! decompresses straight into the caller's buffer; only parts of clusters go through the cache, so a long
-//! sequential copy does not turn it over. What lies at a descriptor never changes while the image is open:
-//! compressed clusters are never written in place, and none is made.
+//! sequential copy does not turn it over. Compressed clusters are never written in place; where one takes the
+//! place of another that no entry points at any more, what was kept of that is forgotten first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -88,6 +88,14 @@ impl Decompressors {
             .and_then(|()| worker.decoder.decode(&worker.stream, cluster).map_err(error));
         self.idle.lock().push(worker);
         result
+    }
+
+    /// What was kept of other clusters in these places is not theirs.
+    pub(crate) fn forget(&self, runs: impl Iterator<Item = CompressedRun>) {
+        let mut recent = self.recent.lock();
+        if !recent.is_empty() {
+            runs.for_each(|run| recent.retain(|(key, _)| *key != run));
+        }
     }
 
     fn cached(&self, run: CompressedRun) -> Option<Arc<[u8]>> {

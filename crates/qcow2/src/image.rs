@@ -18,6 +18,7 @@ pub use open::{DEFAULT_CACHE_BYTES, OpenOptions};
 
 use crate::bitmap_list::ImageBitmaps;
 use crate::compressed::Decompressors;
+use crate::compressors::Compressors;
 use crate::context::ImageContext;
 use crate::damage::Damage;
 use crate::error::Result;
@@ -70,6 +71,7 @@ pub struct Qcow2 {
     /// The persistent bitmaps, which record what is written.
     pub(crate) bitmaps: ImageBitmaps,
     pub(crate) decompressors: Decompressors,
+    pub(crate) compressors: Compressors,
     pub(crate) cancellations: Cancellations,
 }
 

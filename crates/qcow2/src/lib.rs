@@ -52,8 +52,9 @@
 //! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
 //! | `read`, `compressed`, `extents`, `holes`, `known_data`, `zero_query` | reads and questions about the mapping |
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
+//! | `write/compressed`, `compress`, `compressors`, `compress_filter` | writes of compressed clusters |
 //! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
-//! | `refcounts`: `alloc`, `contiguous`, `new_blocks`, `grow` | which host clusters are free |
+//! | `refcounts`: `alloc`, `contiguous`, `packing`, `new_blocks`, `grow` | which host clusters are free |
 //! | `bitmap_list`, `bitmaps`: `store`, `change` | persistent bitmaps: what writes do to them, their place on disk |
 //! | `overlap`, `overlap_checks`, `cluster_set` | what is never written over or handed out |
 //! | `verify`, `damage` | clusters whose refcounts are wrong; proof of damage |
@@ -115,7 +116,10 @@ mod bitmaps;
 mod cache;
 mod check;
 mod cluster_set;
+mod compress;
+mod compress_filter;
 mod compressed;
+mod compressors;
 mod context;
 mod copy_up;
 mod create;
@@ -159,6 +163,7 @@ mod zero_query;
 pub use amend::{AmendOptions, amend};
 pub use bitmaps::BitmapOptions;
 pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
+pub use compress_filter::CompressFilter;
 pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;
 pub use damage::Damage;

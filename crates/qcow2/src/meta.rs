@@ -247,6 +247,25 @@ impl Meta {
         cluster: GuestCluster,
         entry: PlainEntry,
     ) -> Result<()> {
+        self.set_words(ctx, cluster, ctx.format.encode(entry))
+    }
+
+    /// The same for a cluster that is stored compressed.
+    pub(crate) fn set_compressed(
+        &mut self,
+        ctx: &ImageContext,
+        cluster: GuestCluster,
+        run: CompressedRun,
+    ) -> Result<()> {
+        self.set_words(ctx, cluster, (ctx.format.encode_compressed(run), 0))
+    }
+
+    fn set_words(
+        &mut self,
+        ctx: &ImageContext,
+        cluster: GuestCluster,
+        (word0, word1): (u64, u64),
+    ) -> Result<()> {
         let (_, l1) = self.l1_entry(ctx, cluster)?;
         let Some(table) = l1.table() else {
             return Err(ctx.corrupt(
@@ -260,7 +279,6 @@ impl Meta {
         let Some(data) = self.l2.edit(slice) else {
             return Err(Error::new(ErrorKind::Io, "write L2 entry"));
         };
-        let (word0, word1) = ctx.format.encode(entry);
         BigEndian::write_u64(&mut data[at..], word0);
         if ctx.format.extended {
             BigEndian::write_u64(&mut data[at + 8..], word1);

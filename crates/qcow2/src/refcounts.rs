@@ -16,6 +16,7 @@ mod contiguous;
 mod grow;
 mod missing;
 mod new_blocks;
+mod packing;
 
 use std::ops::Range;
 
@@ -66,6 +67,8 @@ pub(crate) struct Refcounts {
     never_written: Option<HostOffset>,
     /// Behind the last of the clusters that were handed out since the image was opened.
     handed_out: HostCluster,
+    /// Where the next compressed cluster goes ([`packing`]).
+    room: Option<packing::Room>,
     /// Dropped references whose entries may still be on disk.
     pending: Vec<Range<HostCluster>>,
     pub(crate) metadata: MetadataMap,
@@ -115,6 +118,7 @@ impl Refcounts {
             never_verify: false,
             never_written,
             handed_out: HostCluster(0),
+            room: None,
             pending: Vec::new(),
             metadata,
         })
@@ -299,6 +303,7 @@ impl Refcounts {
             let between = if drops > 0 { at..border } else { border..border };
             for cluster in between.each() {
                 if self.get(ctx, cluster)? == drops && !self.metadata.contains(cluster) {
+                    self.close_room(ctx, cluster);
                     match out.last_mut() {
                         Some(last) if last.end == cluster => last.end = cluster.plus(1),
                         _ => out.push(cluster..cluster.plus(1)),
@@ -328,6 +333,7 @@ impl Refcounts {
                 self.set(ctx, cluster, count - 1)?;
             }
             if count == 1 {
+                self.close_room(ctx, cluster);
                 self.unverified.clear(cluster.0..cluster.0 + 1);
                 self.next_free = self.next_free.min(cluster);
             }

@@ -115,6 +115,14 @@ pub struct CompressedRun {
     pub len: u64,
 }
 
+impl CompressedRun {
+    /// The sectors of a stream of `len` bytes, more than none, at `offset`.
+    pub(crate) const fn of(offset: HostOffset, len: u64) -> Self {
+        let within = offset.0 % 512;
+        Self { offset, len: (within + len).next_multiple_of(512) - within }
+    }
+}
+
 impl Entry {
     /// An entry that maps nothing.
     pub const UNALLOCATED: Self =
@@ -232,8 +240,26 @@ impl EntryFormat {
         if word0 & COMPRESSED != 0 { 0 } else { word0 & L2_RESERVED }
     }
 
+    /// Bits that a compressed entry has for the offset.
+    const fn compressed_offset_bits(self) -> u32 {
+        62 - (self.cluster.bits() - 8)
+    }
+
+    /// Whether an entry can say where `run` lies, and how long it is.
+    pub(crate) const fn holds_compressed(self, run: CompressedRun) -> bool {
+        let x = self.compressed_offset_bits();
+        let sectors = (run.offset.0 % 512 + run.len) / 512 - 1;
+        run.offset.0 >> x == 0 && sectors >> (62 - x) == 0
+    }
+
+    /// Encodes the entry of a compressed cluster that an entry can hold; the second word is zero.
+    pub(crate) const fn encode_compressed(self, run: CompressedRun) -> u64 {
+        let sectors = (run.offset.0 % 512 + run.len) / 512 - 1;
+        COMPRESSED | sectors << self.compressed_offset_bits() | run.offset.0
+    }
+
     fn decode_compressed(self, word: u64) -> CompressedRun {
-        let x = 62 - (self.cluster.bits() - 8);
+        let x = self.compressed_offset_bits();
         let offset = word & ((1 << x) - 1);
         let sectors = (word >> x) & ((1 << (62 - x)) - 1);
         // The first sector is the one `offset` lies in; the count is of *additional* ones.
@@ -333,5 +359,23 @@ mod tests {
             f.decode(word, 0, GUEST_0),
             Ok(Entry::Compressed(CompressedRun { offset: HostOffset(0x50123), len: 4 * 512 - 0x123 }))
         );
+    }
+
+    #[test]
+    fn compressed_entries_round_trip() {
+        for bits in ClusterSize::MIN_BITS..=ClusterSize::MAX_BITS {
+            let f = format(bits, false);
+            for at in [0x50000, 0x50001, 0x501ff, 0x50200] {
+                for len in [1, 511, 512, 513, f.cluster.bytes() - 1] {
+                    let run = CompressedRun::of(HostOffset(at), len);
+                    assert!(run.len >= len && run.len < len + 512 && (at + run.len).is_multiple_of(512));
+                    assert!(f.holds_compressed(run));
+                    let word = f.encode_compressed(run);
+                    assert_eq!(f.decode(word, 0, GUEST_0), Ok(Entry::Compressed(run)), "{bits} {at} {len}");
+                }
+            }
+            let far = CompressedRun::of(HostOffset(1 << f.compressed_offset_bits()), 1);
+            assert!(!f.holds_compressed(far));
+        }
     }
 }

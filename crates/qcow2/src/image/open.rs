@@ -16,6 +16,7 @@ use super::Qcow2;
 use crate::bitmap_list::{ImageBitmaps, claim_bitmaps};
 use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
+use crate::compressors::Compressors;
 use crate::context::{BackingLayer, ImageContext};
 use crate::error::{Error, Result};
 use crate::format::bitmaps::Bitmaps;
@@ -173,6 +174,7 @@ impl OpenOptions {
         let image = Qcow2 {
             geometry: geometry(&ctx, self.writable, header.data_file.as_ref().is_some_and(|d| d.raw)),
             decompressors: Decompressors::new(header.compression, cluster),
+            compressors: Compressors::new(header.compression),
             ctx,
             raw_data_file: header.data_file.as_ref().is_some_and(|d| d.raw),
             header: Mutex::new(Arc::new(header)),

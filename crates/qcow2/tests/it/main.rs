@@ -10,6 +10,8 @@ mod check;
 mod check_bounds;
 mod common;
 mod compressed;
+mod compressed_faults;
+mod compressed_write;
 mod copy_up;
 mod create;
 mod cut_short;
