@@ -25,7 +25,7 @@ use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
-use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES};
+use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
 use snapshot::SNAPSHOT_EXAMPLES;
 
 pub(crate) use bench::{BenchArgs, DdArgs};
@@ -36,7 +36,7 @@ pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, 
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
-pub(crate) use look::{CheckArgs, CompareArgs, InfoArgs, MapArgs, Mend};
+pub(crate) use look::{CheckArgs, CompareArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
 
@@ -101,6 +101,9 @@ pub(crate) enum Command {
     /// Show which parts of an image hold data, and where
     #[command(after_help = MAP_EXAMPLES)]
     Map(MapArgs),
+    /// Tell how long the file of a new image becomes
+    #[command(after_help = MEASURE_EXAMPLES)]
+    Measure(MeasureArgs),
     /// Check an image's metadata, and repair it with -r
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
@@ -170,6 +173,7 @@ mod tests {
         ),
         ("info", "file format backing_chain ACCESS output"),
         ("map", "file format start_offset max_length ACCESS output"),
+        ("measure", "file size source_format target_format target_options ACCESS output"),
         (
             "compare",
             "first second first_format second_format source_cache strict ACCESS output progress bar quiet",

@@ -9,6 +9,7 @@
 //! | `dd` | copy a part of an image |
 //! | `bench` | measure how fast an image is read or written |
 //! | `info`, `map`, `compare` | look into images |
+//! | `measure` | tell how long the file of a new image becomes |
 //! | `bitmap` | change persistent bitmaps of a qcow2 image |
 //! | `snapshot` | list, take, apply and delete internal snapshots |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
@@ -56,6 +57,7 @@ mod json;
 mod lock_policy;
 mod log;
 mod map;
+mod measure;
 mod names;
 mod progress;
 mod prompt;
@@ -143,6 +145,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Create(args) => create::run(console, &args),
         Command::Info(args) => info::run(console, &args),
         Command::Map(args) => map::run(console, &args),
+        Command::Measure(args) => measure::run(console, &args),
         Command::Check(args) => check::run(console, &args),
         Command::Compare(args) => compare::run(console, &args),
         Command::Resize(args) => resize::run(console, &args),

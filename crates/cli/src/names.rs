@@ -29,6 +29,10 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             let options = args.access.image_opts;
             image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)
         }
+        Command::Measure(args) => {
+            let Some(file) = &mut args.file else { return Ok(()) };
+            image(file, &mut args.part, &mut args.source_format, args.access.image_opts, "-f").map(drop)
+        }
         Command::Compare(args) => {
             let options = args.access.image_opts;
             image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;

@@ -9,6 +9,7 @@
 //! | make policies from what a user allows | [`AllowedReferences`] |
 //! | describe one without opening anything else | [`ImageInfo::read`] |
 //! | list what lies where | [`map()`] |
+//! | tell how long the file of a new image becomes | [`Measurement`] |
 //! | find what is wrong with one, and mend it | [`check()`], [`repair()`] |
 //! | change the options of one | [`AmendSettings::parse`], [`amend()`] |
 //! | change persistent bitmaps, close an image | [`Image::change_bitmap`], [`Image::close`] |
@@ -54,6 +55,7 @@ mod error;
 mod format;
 mod info;
 mod map;
+mod measure;
 mod name;
 #[cfg(feature = "nbd")]
 mod nbd;
@@ -92,6 +94,7 @@ pub use info::{
     BITMAPS_BEFORE, BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, qcow2_fields, read_chain,
 };
 pub use map::{MapRow, map};
+pub use measure::Measurement;
 pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;

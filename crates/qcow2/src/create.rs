@@ -4,7 +4,7 @@
 //! apart. [`CreateOptions::check`] can be asked before any file exists; [`CreateOptions::create`] asks it
 //! first. The layout on disk is decided in `layout`, which this hands only checked options.
 
-mod layout;
+pub(crate) mod layout;
 mod stream;
 
 use blockmirror_block::Storage;
@@ -54,7 +54,7 @@ impl CreateOptions {
         layout::len(&self.checked()?)
     }
 
-    fn checked(&self) -> Result<Checked<'_>> {
+    pub(crate) fn checked(&self) -> Result<Checked<'_>> {
         self.check_version()?;
         let cluster = self.cluster()?;
         self.check_range("refcount_bits", self.refcount_bits.into())?;
@@ -189,9 +189,9 @@ impl CreateOptions {
 }
 
 /// Options that are valid, with what follows from them.
-struct Checked<'a> {
+pub(crate) struct Checked<'a> {
     options: &'a CreateOptions,
-    cluster: ClusterSize,
+    pub(crate) cluster: ClusterSize,
     /// A multiple of 512.
     size: u64,
     l1_entries: u64,

@@ -60,7 +60,7 @@
 //! | `verify`, `damage` | clusters whose refcounts are wrong; proof of damage |
 //! | `provide`, `stop` | what planning needs first; cancelling long work |
 //! | `writeback`, `dirty`, `failure` | the order on disk |
-//! | `create`, `create_options`, [`options`] | new images; the table of options |
+//! | `create`, `create_options`, [`options`], `measure` | new images; the table of options; their length |
 //! | [`amend()`], `format/relist` | other options of an image that is there |
 //! | `snapshots`, `inactive`, `table_run` | internal snapshots; their tables on disk; a place for new ones |
 //! | [`check()`], [`repair()`] | what is wrong with an image, found and mended without opening it |
@@ -138,6 +138,7 @@ mod image;
 mod inactive;
 mod known_data;
 pub mod limits;
+mod measure;
 mod meta;
 pub mod offset;
 pub mod options;
@@ -171,6 +172,7 @@ pub use error::{BitmapProblem, Error, Result, WriteRefusal};
 pub use format::header::{BackingRef, Compression, DataFileRef, FileName, Header};
 pub use format::snapshot::Snapshot;
 pub use image::{DEFAULT_CACHE_BYTES, OpenOptions, Qcow2};
+pub use measure::ImageSize;
 pub use overlap_checks::{MetadataKind, OverlapChecks};
 pub use read::{ReadGuard, ReadRun, ReadSource};
 pub use repair::{Repair, repair};

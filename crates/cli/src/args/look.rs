@@ -1,4 +1,4 @@
-//! The command lines of the commands that only read: `blockmirror info`, `map` and `compare`; and
+//! The command lines of the commands that only read: `blockmirror info`, `map`, `compare` and `measure`; and
 //! `check`, which writes only if it repairs.
 
 use std::path::PathBuf;
@@ -22,6 +22,12 @@ pub(super) const COMPARE_EXAMPLES: &str = "\
 Examples:
   blockmirror compare disk.qcow2 disk.raw
   blockmirror compare -s -f raw -F raw a.raw b.raw";
+
+pub(super) const MEASURE_EXAMPLES: &str = "\
+Examples:
+  blockmirror measure -O qcow2 disk.raw
+  blockmirror measure -O qcow2 -o cluster_size=2M --size 1T
+  blockmirror measure --output=json -O qcow2 disk.qcow2";
 
 pub(super) const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -122,6 +128,39 @@ pub(crate) struct CompareArgs {
 
     #[command(flatten)]
     pub(crate) progress: ProgressArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MeasureArgs {
+    /// The image that the new one is to hold
+    #[arg(conflicts_with = "size")]
+    pub(crate) file: Option<PathBuf>,
+
+    /// Virtual size of an empty image, in place of FILE
+    #[arg(short = 's', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
+    pub(crate) size: Option<u64>,
+
+    /// The part of the file, from its name.
+    #[arg(skip)]
+    pub(crate) part: Part,
+
+    /// Format of FILE, raw or qcow2; detected if omitted
+    #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
+    pub(crate) source_format: Option<Format>,
+
+    /// Format of the new image, raw or qcow2 [default: raw]
+    #[arg(short = 'O', long, value_name = "FMT", help_heading = "Target")]
+    pub(crate) target_format: Option<Format>,
+
+    /// Options of the new image; `-o help` lists them
+    #[arg(short = 'o', long, value_name = "KEY=VALUE,..", help_heading = "Target")]
+    pub(crate) target_options: Vec<String>,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ mod copy;
 mod ctl_watch;
 mod dd;
 mod log;
+mod measure;
 mod process;
 mod qemu;
 mod qemu_name;

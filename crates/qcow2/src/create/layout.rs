@@ -34,7 +34,30 @@ struct Layout {
 }
 
 impl Layout {
+    /// The layout of an image that can be made.
     fn new(checked: &Checked<'_>) -> Result<Self> {
+        let layout = Self::place(checked);
+        let cluster = checked.cluster;
+        let bytes = layout.refcount_table_clusters * cluster.bytes();
+        if bytes > limits::MAX_REFCOUNT_TABLE_BYTES {
+            return Err(Error::LimitExceeded {
+                what: "the refcount table for this preallocation, in bytes,",
+                value: bytes,
+                limit: limits::MAX_REFCOUNT_TABLE_BYTES,
+            });
+        }
+        let end = layout.end.0;
+        if end > limits::MAX_HOST_OFFSET >> cluster.bits() {
+            return Err(Error::LimitExceeded {
+                what: "the end of the preallocated image",
+                value: end.saturating_mul(cluster.bytes()),
+                limit: limits::MAX_HOST_OFFSET,
+            });
+        }
+        Ok(layout)
+    }
+
+    fn place(checked: &Checked<'_>) -> Self {
         let cluster = checked.cluster;
         let preallocated = checked.preallocation != Preallocation::Off;
         let mapped = if preallocated { cluster.count(checked.size) } else { 0 };
@@ -55,27 +78,12 @@ impl Layout {
             // Both only grow, each round by a factor of at most 1/per_block: this ends.
             (blocks, table) = (needed_blocks.max(blocks), needed_table.max(table));
         }
-        let bytes = table * cluster.bytes();
-        if bytes > limits::MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::LimitExceeded {
-                what: "the refcount table for this preallocation, in bytes,",
-                value: bytes,
-                limit: limits::MAX_REFCOUNT_TABLE_BYTES,
-            });
-        }
         let refcount_blocks = 1 + table;
         let l1 = refcount_blocks + blocks;
         let l2 = l1 + l1_clusters;
         let data = l2 + l2_tables;
         let end = data + data_clusters;
-        if end > limits::MAX_HOST_OFFSET >> cluster.bits() {
-            return Err(Error::LimitExceeded {
-                what: "the end of the preallocated image",
-                value: end.saturating_mul(cluster.bytes()),
-                limit: limits::MAX_HOST_OFFSET,
-            });
-        }
-        Ok(Self {
+        Self {
             refcount_table: HostCluster(1),
             refcount_table_clusters: table,
             refcount_blocks: HostCluster(refcount_blocks),
@@ -85,13 +93,20 @@ impl Layout {
             data: HostCluster(data),
             mapped,
             end: HostCluster(end),
-        })
+        }
     }
 }
 
 /// Where the image ends. See [`crate::CreateOptions::storage_len`].
 pub(super) fn len(checked: &Checked<'_>) -> Result<u64> {
     Ok(checked.cluster.start(Layout::new(checked)?.end).0)
+}
+
+/// How long the image becomes, and how much of that is guest data, if all of it is mapped.
+pub(crate) fn fully_allocated(checked: &Checked<'_>) -> (u64, u64) {
+    let layout = Layout::place(checked);
+    let bytes = |clusters: u64| clusters.saturating_mul(checked.cluster.bytes());
+    (bytes(layout.end.0), bytes(layout.mapped))
 }
 
 /// Writes the image. See [`crate::CreateOptions::create`].
