@@ -167,6 +167,7 @@ mod tests {
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps dry_run output progress bar quiet sync",
         ),
+        ("convert", "compress"),
         (
             "create",
             "file size format options backing backing_format allow_backing lock no_look in_place atomic force clean quiet",

@@ -40,7 +40,8 @@ pub(crate) fn mirror(console: &mut Console<'_>, args: &MirrorArgs) -> Outcome {
         None if args.copy.no_create => TargetFormat::Found,
         None => TargetFormat::Source,
     };
-    copy(console, &args.copy, Some(args.sync.unwrap_or(Sync::Full)), format)
+    let how = How { sync: Some(args.sync.unwrap_or(Sync::Full)), format, compress: false };
+    copy(console, &args.copy, how)
 }
 
 /// A new target is raw, and with a backing file gets what lies above the source's.
@@ -50,13 +51,22 @@ pub(crate) fn convert(console: &mut Console<'_>, args: &ConvertArgs) -> Outcome 
         None if args.copy.no_create => TargetFormat::Found,
         None => TargetFormat::Given(Format::Raw),
     };
-    copy(console, &args.copy, args.sync, format)
+    copy(console, &args.copy, How { sync: args.sync, format, compress: args.compress })
 }
 
-/// Copies. Without `sync` it is the target's backing file that decides what.
-fn copy(console: &mut Console<'_>, args: &CopyArgs, sync: Option<Sync>, format: TargetFormat) -> Outcome {
+/// In what the two commands differ.
+#[derive(Clone, Copy)]
+struct How {
+    /// Without it the target's backing file decides what is copied.
+    sync: Option<Sync>,
+    format: TargetFormat,
+    compress: bool,
+}
+
+fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     console.keep_out_of(FileId::of(&args.target));
-    let mut convert = conversion(console, args, sync)?;
+    let How { sync, format, compress } = how;
+    let mut convert = conversion(console, args, sync)?.compress(compress);
     // As early as the format is known, so that mistakes cost nothing.
     if let TargetFormat::Given(format) = format {
         let Some(complete) = with_settings(console, convert, args, format)? else { return Ok(Exit::Done) };

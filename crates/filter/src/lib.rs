@@ -10,6 +10,7 @@
 //! | [`Concat`] is several disks behind each other | itself, over them | - |
 //! | [`Window`] is a part of a disk | itself | - |
 //! | [`WriteThrough`] makes each write durable | itself | - |
+//! | [`WholeUnits`] answers extent queries in whole units | itself | - |
 //!
 //! A qcow2 image may lie in a filtered file, hence the filters over a storage. A filter passes length, name,
 //! geometry and extents of its child on, but not where bytes lie in a host file: the kernel would move them
@@ -39,6 +40,7 @@ mod concat;
 mod copy_on_read;
 mod null;
 mod throttle;
+mod whole_units;
 mod window;
 mod write_through;
 
@@ -54,5 +56,6 @@ pub use throttle::{
     Direction, MAX_THROTTLE_VALUE, Rate, Throttle, ThrottleError, ThrottleGroup, ThrottleLimits,
     ThrottleStorage,
 };
+pub use whole_units::WholeUnits;
 pub use window::Window;
 pub use write_through::WriteThrough;

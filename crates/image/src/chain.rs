@@ -19,10 +19,10 @@ use blockmirror_qcow2::Header;
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::open::{BackingRef, OpenOptions, os_str, probe};
+use crate::open::{BackingRef, OpenOptions, probe};
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::ProtocolLayer;
-use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name};
+use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name, os_str};
 
 /// Checks that the image `image`, whose data lies in `data` if that is given, may stand on `backing`: none of
 /// the two is part of that chain, and the chain is neither a cycle nor too deep. A chain that cannot be

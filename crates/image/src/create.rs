@@ -41,6 +41,7 @@ pub struct CreateSpec {
     replace_data_file: bool,
     unknown_chain: bool,
     filled: bool,
+    compressed: bool,
 }
 
 impl CreateSpec {
@@ -57,6 +58,7 @@ impl CreateSpec {
             replace_data_file: false,
             unknown_chain: false,
             filled: false,
+            compressed: false,
         }
     }
 
@@ -107,6 +109,14 @@ impl CreateSpec {
         self
     }
 
+    /// Whether the image will be filled with compressed data ([`OpenOptions::compress`]): a format, or an
+    /// option, that does not go with that is refused then.
+    #[must_use]
+    pub fn compressed(mut self, compressed: bool) -> Self {
+        self.compressed = compressed;
+        self
+    }
+
     /// How the new files use the host's page cache. What is written to them later follows from
     /// [`OpenOptions::cache`].
     #[must_use]
@@ -153,6 +163,7 @@ impl CreateSpec {
     /// # Errors
     /// What [`NewImage::create`] would say.
     pub fn check(&self, path: &Path) -> Result<()> {
+        self.check_compressed(path)?;
         match self.format {
             Format::Raw if self.settings.backing_file.is_some() => Err(Error::Create {
                 path: path.to_owned(),
@@ -167,6 +178,22 @@ impl CreateSpec {
                 Ok(self.qcow2().check().map_err(|e| e.in_file(&name))?)
             }
         }
+    }
+
+    /// Whether compressed data goes with the format and the options, if there is to be some.
+    fn check_compressed(&self, path: &Path) -> Result<()> {
+        let why = match self.format {
+            _ if !self.compressed => return Ok(()),
+            Format::Raw => "a raw image holds no compressed data",
+            Format::Qcow2 if self.settings.data_file.is_some() => {
+                "an image with an external data file has no compressed data"
+            }
+            Format::Qcow2 if self.settings.preallocation.is_some_and(|mode| mode != Preallocation::Off) => {
+                "compressed data takes no preallocated space"
+            }
+            Format::Qcow2 => return Ok(()),
+        };
+        Err(Error::Create { path: path.to_owned(), why: why.into() })
     }
 
     /// Whether the image may be made as `path`, by what has its name and the names in its settings: neither

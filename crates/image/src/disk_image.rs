@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_file::FileId;
-use blockmirror_qcow2::Qcow2;
+use blockmirror_qcow2::{CompressFilter, Qcow2};
 
+use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::protocol_id::ProtocolId;
 
@@ -71,6 +72,14 @@ pub enum Note {
         /// The detected format.
         format: Format,
     },
+}
+
+/// The disk of `image`, which is open from `path`, with data that is written stored compressed.
+pub(crate) fn compressing(path: &Path, image: Option<&Arc<Qcow2>>) -> Result<Arc<dyn BlockDevice>> {
+    match image {
+        Some(image) => Ok(Arc::new(CompressFilter::new(Arc::clone(image))?)),
+        None => Err(Error::NotCompressible { path: path.to_owned() }),
+    }
 }
 
 impl fmt::Display for Note {

@@ -55,6 +55,12 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// Compressed writes were asked for, and the image's format has no compressed data.
+    #[error("open: {}: a raw image holds no compressed data", path.display())]
+    NotCompressible {
+        /// The image.
+        path: PathBuf,
+    },
     /// What looks like the URI of an export is none.
     #[cfg(feature = "nbd")]
     #[error("open: {}: {cause}", path.display())]

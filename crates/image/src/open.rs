@@ -14,13 +14,13 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
-use blockmirror_qcow2::{FileName, Header, OverlapChecks, SnapshotRef};
+use blockmirror_qcow2::{Header, OverlapChecks, SnapshotRef};
 use blockmirror_raw::Part;
 
 use self::layer::Layer;
 use crate::cache::CacheMode;
 use crate::commit_base::CommitBase;
-use crate::disk_image::{Backing, CommitLayer, Image, Note};
+use crate::disk_image::{Backing, CommitLayer, Image, Note, compressing};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
@@ -28,7 +28,7 @@ use crate::nbd::NbdOptions;
 use crate::protocol::{BackingTarget, read_rules};
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::{Access, ProtocolLayer};
-use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role};
+use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, os_str};
 
 /// The deepest chain that is opened unless the caller sets another limit.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
@@ -56,6 +56,7 @@ pub struct OpenOptions {
     max_depth: u32,
     with_backing: bool,
     commit_base: Option<CommitBase>,
+    compress: bool,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -75,6 +76,7 @@ impl Default for OpenOptions {
             max_depth: MAX_CHAIN_DEPTH,
             with_backing: true,
             commit_base: None,
+            compress: false,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
@@ -188,6 +190,13 @@ impl OpenOptions {
     #[must_use]
     pub fn max_depth(mut self, images: u32) -> Self {
         self.max_depth = images;
+        self
+    }
+
+    /// Stores whole clusters that are written compressed. A raw image, or one with a data file, is refused.
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.compress = compress;
         self
     }
 
@@ -496,7 +505,10 @@ impl<'a> ChainOpener<'a> {
         let allocated =
             lower.iter().chain([&top]).try_fold(0_u64, |sum, layer| sum.checked_add(layer.allocated()?));
         let below = self.lower_devices(lower)?;
-        let (device, qcow2) = top.device(below.device, self.options)?;
+        let (mut device, qcow2) = top.device(below.device, self.options)?;
+        if self.options.compress {
+            device = compressing(&top.path, qcow2.as_ref())?;
+        }
         Ok(Image {
             device: self.options.written_through(device),
             qcow2,
@@ -549,8 +561,4 @@ pub(crate) fn probe(storage: &dyn Storage, path: &Path) -> Result<Format> {
 
 fn refuse(image: &Path, role: Role, name: &Path, reason: ReferenceRefusal) -> Error {
     ReferenceError { image: image.to_owned(), role, name: name.to_owned(), reason }.into()
-}
-
-pub(crate) fn os_str(name: &FileName) -> &OsStr {
-    name.as_path().as_os_str()
 }

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use blockmirror_file::{FileId, PathHandle};
+use blockmirror_qcow2::FileName;
 use thiserror::Error;
 
 use crate::protocol_id::{ProtocolId, is_uri};
@@ -388,6 +389,11 @@ pub(crate) fn lexical(path: &Path) -> Option<PathBuf> {
         }
     }
     Some(out)
+}
+
+/// A name in a header, as it is.
+pub(crate) fn os_str(name: &FileName) -> &OsStr {
+    name.as_path().as_os_str()
 }
 
 #[cfg(test)]

@@ -405,7 +405,7 @@ fn check(
     if !geometry.writable {
         return Err(Error::TargetReadOnly { name: target.name().to_owned() });
     }
-    Ok(GranularityChoice::new(options.granularity, geometry.cluster_size)?)
+    options.choose_granularity(geometry.cluster_size)
 }
 
 /// A thread that copies inside the page cache keeps a processor busy and more of them only share it; one that

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::granularity::check_granularity;
+use crate::granularity::{GranularityChoice, GranularityReason, check_granularity};
 
 pub use blockmirror_job::{CopyMode, OnError};
 
@@ -92,6 +92,7 @@ pub struct MirrorOptions {
     pub(crate) allocate: bool,
     pub(crate) target_is_zero: bool,
     pub(crate) longer_target: bool,
+    pub(crate) whole_clusters: bool,
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
@@ -118,6 +119,7 @@ impl Default for MirrorOptions {
             allocate: false,
             target_is_zero: false,
             longer_target: false,
+            whole_clusters: false,
             copy_mode: CopyMode::Background,
             latency_budget: None,
             bitmap: None,
@@ -253,6 +255,30 @@ impl MirrorOptions {
     pub fn longer_target(mut self, accept: bool) -> Self {
         self.longer_target = accept;
         self
+    }
+
+    /// Copies no less than a cluster of the target at once where the source's extents are whole clusters of
+    /// it: for a target that stores clusters compressed. The granularity is a cluster at least. Default:
+    /// false.
+    #[must_use]
+    pub fn whole_clusters(mut self, whole: bool) -> Self {
+        self.whole_clusters = whole;
+        self
+    }
+
+    /// The granularity for a target with clusters of `cluster_size`, if it has any.
+    ///
+    /// # Errors
+    /// [`Error::Granularity`] for one that was asked for and is invalid.
+    pub(crate) fn choose_granularity(&self, cluster_size: Option<u64>) -> Result<GranularityChoice, Error> {
+        let choice = GranularityChoice::new(self.granularity, cluster_size)?;
+        Ok(match cluster_size.filter(|cluster| self.whole_clusters && *cluster > choice.bytes) {
+            None => choice,
+            Some(cluster_size) => GranularityChoice {
+                bytes: cluster_size,
+                reason: GranularityReason::TargetCluster { cluster_size, clamped: false },
+            },
+        })
     }
 
     /// When the target gets what the guest writes. Default: [`CopyMode::Background`].

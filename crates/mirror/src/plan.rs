@@ -108,7 +108,7 @@ pub fn plan_until(
     let len = source.len();
     let mut plan = Plan {
         sync: options.sync,
-        granularity: GranularityChoice::new(options.granularity, cluster_size)?,
+        granularity: options.choose_granularity(cluster_size)?,
         len,
         copy: 0,
         zero: 0,

@@ -79,6 +79,7 @@ pub struct Convert {
     allowed: AllowedReferences,
     sync: Option<SyncMode>,
     bitmaps: CopyBitmaps,
+    compress: bool,
     mirror: MirrorOptions,
 }
 
@@ -102,6 +103,7 @@ impl Convert {
             allowed: AllowedReferences::new(),
             sync: None,
             bitmaps: CopyBitmaps::None,
+            compress: false,
             mirror: MirrorOptions::new(),
         }
     }
@@ -213,6 +215,15 @@ impl Convert {
     #[must_use]
     pub fn bitmaps(mut self, bitmaps: CopyBitmaps) -> Self {
         self.bitmaps = bitmaps;
+        self
+    }
+
+    /// Stores the data of the target compressed, a cluster at a time, by the compression type of the image;
+    /// what does not become smaller is stored plainly. For qcow2 without a data file and without
+    /// preallocation.
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.compress = compress;
         self
     }
 

@@ -25,6 +25,7 @@ Examples:
   blockmirror convert disk.qcow2 disk.raw
   blockmirror convert -p -O qcow2 disk.raw disk.qcow2
   blockmirror convert nbds://host/disk disk.raw
+  blockmirror convert -c -O qcow2 -o compression_type=zstd disk.raw disk.qcow2
   blockmirror convert -O qcow2 part1.raw part2.raw disk.qcow2
   blockmirror convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 copy.qcow2";
 
@@ -45,6 +46,10 @@ pub(crate) struct MirrorArgs {
 pub(crate) struct ConvertArgs {
     #[command(flatten)]
     pub(crate) copy: CopyArgs,
+
+    /// Store the data of a qcow2 target compressed, by its compression type (`-o compression_type=zstd`)
+    #[arg(short = 'c', long, help_heading = "Target")]
+    pub(crate) compress: bool,
 
     /// What to copy: `full`, the whole backing chain; `top`, the top image alone [default: top if the target
     /// gets a backing file, otherwise full]

@@ -5,6 +5,7 @@ mod bitmap;
 mod chain;
 mod chain_signals;
 mod common;
+mod compress;
 mod copy;
 mod ctl_watch;
 mod dd;

@@ -13,6 +13,7 @@ use blockmirror_image::{
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
 use super::bitmaps::Selected;
+use super::source::in_units;
 use super::{Convert, ConvertError, ConvertSource};
 
 /// A [`Convert`] whose source is open and whose options are valid.
@@ -26,6 +27,8 @@ pub struct CheckedConvert {
     pub(super) mirror: MirrorOptions,
     pub(super) bitmaps: Selected,
     pub(super) require_flush: bool,
+    /// The target's data is stored compressed.
+    pub(super) compress: bool,
 }
 
 /// What is written into.
@@ -54,7 +57,7 @@ impl Convert {
             sync => sync,
         };
         let mirror = self.mirror.clone().sync(sync).longer_target(self.existing);
-        let mirror = mirror.target_is_zero(self.target_is_zero);
+        let mirror = mirror.target_is_zero(self.target_is_zero).whole_clusters(self.compress);
         mirror.check().map_err(ConvertError::Start)?;
         if let Some(image) = source.user_of(&self.target) {
             return Err(is_source(&self.target, image));
@@ -76,6 +79,7 @@ impl Convert {
             mirror,
             bitmaps,
             require_flush: self.require_flush,
+            compress: self.compress,
         })
     }
 
@@ -135,6 +139,7 @@ impl Convert {
             .target(self.target_file.space(space).from_server(source.may_be_served()))
             // An export may be the source by another name: then nothing but its own bytes may be written to
             // it.
+            .compressed(self.compress)
             .filled(self.sources.iter().any(|source| is_uri(&source.path)) || is_uri(target))
             .replace_data_file(self.target_file.forced())
             .policy(policy.clone())
@@ -202,7 +207,13 @@ impl CheckedConvert {
     /// What the steps that follow would refuse, as far as it can be seen without writing.
     pub fn plan(&self, stop: &dyn Fn() -> bool) -> Result<Plan, ConvertError> {
         let plan = |target: PlanTarget<'_>| {
-            plan_until(&**self.source.device(), target, &self.mirror, &mut |_| match stop() {
+            let clusters = match target {
+                PlanTarget::Existing(device) => device.geometry().cluster_size,
+                PlanTarget::New { cluster_size, .. } => cluster_size,
+                _ => None,
+            };
+            let source = in_units(self.source.device(), clusters.filter(|_| self.compress));
+            plan_until(&*source, target, &self.mirror, &mut |_| match stop() {
                 true => Visit::Break(()),
                 false => Visit::Continue(()),
             })
@@ -241,7 +252,8 @@ impl CheckedConvert {
 
     /// Opens a target that exists. Where the source is not locked no lock keeps the target off its files.
     pub(super) fn open_existing(&self, writable: bool) -> Result<Image, ConvertError> {
-        let image = self.open.clone().writable(writable).open(&self.target)?;
+        let options = self.open.clone().writable(writable).compress(self.compress);
+        let image = options.open(&self.target)?;
         match self.source.written_by(&image) {
             Some(part) => Err(is_source(&self.target, part)),
             None => Ok(image),

@@ -1,13 +1,13 @@
 //! The last steps of a conversion: the target is laid out, the job copies, the copy becomes durable.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
 use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
 
 use super::bitmaps::Selected;
 use super::check::{CheckedConvert, TargetKind};
+use super::source::in_units;
 use super::{ConvertError, ConvertSource};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
@@ -19,6 +19,7 @@ pub struct PreparedConvert {
     kind: Kind,
     mirror: MirrorOptions,
     bitmaps: Selected,
+    compress: bool,
 }
 
 #[derive(Debug)]
@@ -70,14 +71,15 @@ impl CheckedConvert {
 
 impl PreparedConvert {
     fn existing(checked: CheckedConvert, image: Image) -> Self {
-        let CheckedConvert { source, target, mirror, bitmaps, .. } = checked;
-        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps }
+        let CheckedConvert { source, target, mirror, bitmaps, compress, .. } = checked;
+        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps, compress }
     }
 
     fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
-        let CheckedConvert { source, target, open, mirror, bitmaps, .. } = checked;
+        let CheckedConvert { source, target, open, mirror, bitmaps, compress, .. } = checked;
+        let open = open.compress(compress);
         let kind = Kind::New(Box::new(NewTarget { prepared, backing, open }));
-        Self { source, target, kind, mirror, bitmaps }
+        Self { source, target, kind, mirror, bitmaps, compress }
     }
 
     /// The new image, unless the target exists.
@@ -123,7 +125,7 @@ impl PreparedConvert {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
-        let Self { source, target, kind, mut mirror, bitmaps } = self;
+        let Self { source, target, kind, mut mirror, bitmaps, compress } = self;
         let (image, new) = match kind {
             Kind::Existing(image) => (*image, None),
             Kind::New(new) => {
@@ -139,7 +141,8 @@ impl PreparedConvert {
             // Zeros that are written again would give back what was preallocated.
             mirror = mirror.target_is_zero(true);
         }
-        let (from, to) = (Arc::clone(source.device()), Arc::clone(image.device()));
+        let unit = image.device().geometry().cluster_size.filter(|_| compress);
+        let (from, to) = (in_units(source.device(), unit), in_units(image.device(), unit));
         match MirrorJob::start(from, to, mirror) {
             Ok(job) => Ok(ConvertJob { job, source, image, new, target, bitmaps }),
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, ByteRange};
-use blockmirror_filter::{Concat, NullDisk, Window};
+use blockmirror_filter::{Concat, NullDisk, WholeUnits, Window};
 use blockmirror_image::{Backing, Format, Image, Note, ReferencePolicy, join_name};
 
 use super::{Convert, ConvertError};
@@ -135,5 +135,13 @@ impl ConvertSource {
     /// The bytes that its files occupy, if all of them say so.
     pub(super) fn allocated_bytes(&self) -> Option<u64> {
         self.images().try_fold(0_u64, |sum, image| sum.checked_add(image.allocated_bytes()?))
+    }
+}
+
+/// `device`, with its extents in whole units of a target that takes no parts of them.
+pub(super) fn in_units(device: &Arc<dyn BlockDevice>, unit: Option<u64>) -> Arc<dyn BlockDevice> {
+    match unit {
+        Some(unit) => Arc::new(WholeUnits::new(Arc::clone(device), unit)),
+        None => Arc::clone(device),
     }
 }

@@ -193,3 +193,39 @@ fn a_failure_says_that_one_of_two_files_has_lost_its_contents() {
         }
     }
 }
+
+#[test]
+fn a_compressed_target_has_whole_clusters_of_data_and_no_more() {
+    let folder = Folder::new();
+    // A part of a cluster, and a cluster that ends with a hole of the source.
+    let mut disk = fs::read(folder.path("disk.raw")).unwrap();
+    disk[300_000..300_700].fill(9);
+    fs::write(folder.path("disk.raw"), &disk).unwrap();
+    let outcome = run(&folder.convert("new.qcow2").compress(true)).unwrap();
+    assert_eq!(outcome.copy.copied, 2 * 65_536);
+    let image = OpenOptions::new().open(folder.path("new.qcow2")).unwrap();
+    let mut compressed = 0;
+    let device = image.device();
+    let mut visit = |extent: blockmirror_block::Extent| {
+        compressed += if extent.compressed { extent.range.len() } else { 0 };
+        blockmirror_block::Visit::Continue(())
+    };
+    device.extents(blockmirror_block::ByteRange::new(0, LEN as u64), &mut visit).unwrap();
+    assert_eq!(compressed, 2 * 65_536);
+    let mut read = vec![0; LEN];
+    device.read_at(&mut read, 0).unwrap();
+    assert!(read == disk);
+}
+
+#[test]
+fn what_cannot_be_compressed_is_refused_before_the_target_loses_anything() {
+    let folder = Folder::new();
+    fs::write(folder.path("old"), "before").unwrap();
+    let raw = folder.convert("old").target_format(Format::Raw).compress(true);
+    let error = run(&raw).unwrap_err();
+    assert!(matches!(error, ConvertError::Settings(_)), "{error}");
+    let existing = folder.convert("old").target_format(Format::Raw).existing_image(true).compress(true);
+    let error = run(&existing).unwrap_err();
+    assert!(error.to_string().ends_with("a raw image holds no compressed data"), "{error}");
+    assert_eq!(fs::read(folder.path("old")).unwrap(), b"before");
+}
