@@ -42,6 +42,26 @@ pub fn noise(buf: &mut [u8], seed: u64) {
     reader.fill(buf);
 }
 
+/// Fills `buf` with words, the same for the same `seed`, which a compressor shrinks to about a third.
+pub fn words(buf: &mut [u8], seed: u64) {
+    const LETTERS: &[u8; 16] = b"etaoinshrdlucmfw";
+    let mut drawn = vec![0; buf.len() / 4 + 1];
+    noise(&mut drawn, seed);
+    let mut at = 0;
+    for word in drawn {
+        for letter in 0..2 + usize::from(word) % 7 {
+            let Some(byte) = buf.get_mut(at) else { return };
+            // The same letters for the same word.
+            *byte = LETTERS[(usize::from(word) * (letter + 3) + letter * 5) % 16];
+            at += 1;
+        }
+        let Some(byte) = buf.get_mut(at) else { return };
+        *byte = b' ';
+        at += 1;
+    }
+    buf[at..].fill(b'.');
+}
+
 /// What a run of a made-up disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
@@ -49,6 +69,8 @@ pub enum Fill {
     Stamp(u32),
     /// Incompressible bytes.
     Noise,
+    /// Words, which compress.
+    Words,
     /// Zero bytes that are written, not left out.
     Zeros,
 }
@@ -67,6 +89,7 @@ pub fn write_raw(path: &Path, len: u64, runs: &[(u64, u64, Fill)]) -> io::Result
             match fill {
                 Fill::Stamp(salt) => stamp(piece, at, salt),
                 Fill::Noise => noise(piece, at),
+                Fill::Words => words(piece, at),
                 Fill::Zeros => piece.fill(0),
             }
             file.write_all_at(piece, at)?;

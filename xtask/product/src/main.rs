@@ -36,6 +36,8 @@ enum Tasks {
     #[command(hide = true)]
     Check(daemon::CheckTask),
     Converge(converge::Converge),
+    #[command(hide = true)]
+    Convert(mirror::Convert),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
     Daemon(daemon::DaemonTask),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         Tasks::Bench(task) => task.run(),
         Tasks::Check(task) => task.run(),
         Tasks::Converge(task) => task.run(),
+        Tasks::Convert(task) => task.run(),
         Tasks::Fuzz(task) => task.run(),
         Tasks::Daemon(task) => task.run(),
         Tasks::Measure(task) => task.run(),

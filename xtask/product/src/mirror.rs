@@ -24,6 +24,22 @@ pub(crate) struct Mirror {
     args: Vec<OsString>,
 }
 
+/// Run `blockmirror convert`, for `bench`
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Convert {
+    /// What `blockmirror convert` takes
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+impl Task for Convert {
+    fn run(self) -> Outcome<ExitCode> {
+        let words = ["blockmirror", "convert"].map(OsString::from);
+        Ok(blockmirror_cli::run_here(words.into_iter().chain(self.args)))
+    }
+}
+
 impl Task for Mirror {
     fn run(self) -> Outcome<ExitCode> {
         if self.args.is_empty() {

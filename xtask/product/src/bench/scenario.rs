@@ -29,6 +29,8 @@ impl Scale {
 enum Source {
     /// Runs of 64 KiB to 4 MiB: five in eight incompressible data, one written zeros, two holes.
     Mixed,
+    /// The same with words in place of the incompressible data, but for one run in four.
+    Words,
     /// 256 runs of 1 MiB, evenly spread.
     Spread,
 }
@@ -41,25 +43,44 @@ struct Copy {
     len: u64,
     from: &'static str,
     to: &'static str,
+    /// The target is compressed, by this type.
+    compress: Option<&'static str>,
 }
 
 /// Every copy, in the order of the table.
 pub(super) fn copies(scale: Scale) -> Vec<Box<dyn Case>> {
-    let mixed = |name, from, to| Copy { name, source: Source::Mixed, len: scale.mixed, from, to };
+    let mixed =
+        |name, from, to| Copy { name, source: Source::Mixed, len: scale.mixed, from, to, compress: None };
+    let compressed = |name, compression| Copy {
+        source: Source::Words,
+        compress: Some(compression),
+        ..mixed(name, "raw", "qcow2")
+    };
     let copies = [
         mixed("raw->raw", "raw", "raw"),
         mixed("raw->qcow2", "raw", "qcow2"),
         mixed("qcow2->raw", "qcow2", "raw"),
         mixed("qcow2->qcow2", "qcow2", "qcow2"),
+        compressed("raw->qcow2 -c zlib", "zlib"),
+        compressed("raw->qcow2 -c zstd", "zstd"),
         Copy {
             name: "8TiB qcow2->qcow2",
             source: Source::Spread,
             len: scale.huge,
             from: "qcow2",
             to: "qcow2",
+            compress: None,
         },
     ];
     copies.into_iter().map(|copy| Box::new(copy) as Box<dyn Case>).collect()
+}
+
+impl Copy {
+    /// The words of both programs for a compressed target.
+    fn compression(&self) -> Vec<OsString> {
+        let words = |by| vec!["-c".into(), "-o".into(), format!("compression_type={by}").into()];
+        self.compress.map_or_else(Vec::new, words)
+    }
 }
 
 impl Case for Copy {
@@ -70,9 +91,14 @@ impl Case for Copy {
     fn make_source(&self, qemu: Qemu, dir: &Path) -> Outcome<PathBuf> {
         let source = dir.join("source");
         match self.source {
-            Source::Mixed => {
+            Source::Mixed | Source::Words => {
                 let raw = if self.from == "raw" { source.clone() } else { dir.join("source.raw") };
-                content::write_raw(&raw, self.len, &mixed_runs(self.len))?;
+                let mut runs = mixed_runs(self.len);
+                if matches!(self.source, Source::Words) {
+                    let noise = runs.iter_mut().filter(|run| run.2 == Fill::Noise);
+                    noise.enumerate().filter(|(i, _)| i % 4 != 3).for_each(|(_, run)| run.2 = Fill::Words);
+                }
+                content::write_raw(&raw, self.len, &runs)?;
                 if self.from != "raw" {
                     qemu.img_in(dir, ["convert", "-f", "raw", "-O", self.from, "source.raw", "source"])?;
                     fs::remove_file(raw)?;
@@ -90,9 +116,12 @@ impl Case for Copy {
         Ok(source)
     }
 
+    /// Our words. This program knows `mirror` and `convert` as well as the command itself does.
     fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
         let mut words: Vec<OsString> = vec![program.into()];
-        words.extend(["mirror", "--progress=none", "-q", "-f", self.from, "-O", self.to].map(OsString::from));
+        let command = if self.compress.is_some() { "convert" } else { "mirror" };
+        words.extend([command, "--progress=none", "-q", "-f", self.from, "-O", self.to].map(OsString::from));
+        words.extend(self.compression());
         words.extend([source.into(), target.into()]);
         words
     }
@@ -100,7 +129,7 @@ impl Case for Copy {
     /// `qemu-img convert` with its defaults.
     fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString> {
         let words = ["qemu-img", "convert", "-f", self.from, "-O", self.to].map(OsString::from);
-        words.into_iter().chain([source.into(), target.into()]).collect()
+        words.into_iter().chain(self.compression()).chain([source.into(), target.into()]).collect()
     }
 
     /// The targets are clean and hold what the source does.
