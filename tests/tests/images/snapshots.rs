@@ -211,6 +211,7 @@ fn help() {
             "create --help",
             "info --help",
             "map --help",
+            "measure --help",
             "check --help",
             "compare --help",
             "resize --help",
