@@ -92,7 +92,10 @@ impl Played {
     pub(crate) fn verify(&self, point: Point<'_>) -> Result<Survivor, String> {
         let (image, data) = point.files();
         let mut bytes = image.to_vec();
-        let repaired = self.may_need_repair(point.moment);
+        // The mark may come back with a crash if taking it off was not flushed.
+        let is_dirty =
+            self.start.contents == Contents::Dirty && bytes.get(79).is_some_and(|byte| byte & 1 != 0);
+        let repaired = is_dirty || self.may_need_repair(point.moment);
         if repaired {
             // A repair that was cut short can be repeated.
             repair_all(&image)?;
