@@ -110,12 +110,12 @@ impl ClientError {
         self
     }
 
-    /// Whether nothing of the request is performed, now or later. An I/O error does not say so: behind the
-    /// server there may be a network, too.
+    /// Whether nothing of the request is performed later: the server has no space, and the request is on no
+    /// connection that was lost. No other answer says so. Behind the server there may be a network, too, and
+    /// qemu-nbd and nbdkit answer EINVAL for each error that the protocol does not have (a timeout, a reset
+    /// connection).
     pub(crate) fn is_definite(&self) -> bool {
-        const DEFINITE: [Errno; 5] =
-            [Errno::PERM, Errno::INVAL, Errno::NOSPC, Errno::OVERFLOW, Errno::NOTSUP];
-        matches!(self, Self::Server { error, repeated: false, .. } if DEFINITE.contains(error))
+        matches!(self, Self::Server { error: Errno::NOSPC, repeated: false, .. })
     }
 
     /// Whether the server does not do such a request at all, whatever it said that it can.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use blockmirror_block::ErrorKind;
+
 use crate::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, ReplyFormat, Request, TransmissionFlags};
 
 use super::export::{Export, MetaContext};
@@ -52,11 +54,13 @@ impl Failure {
 
 impl From<blockmirror_block::Error> for Failure {
     fn from(error: blockmirror_block::Error) -> Self {
-        Self {
-            errno: Errno::from_kind(error.kind()),
-            message: error.to_string(),
-            cancelled: error.kind() == blockmirror_block::ErrorKind::Cancelled,
-        }
+        let errno = match error.kind() {
+            // ENOSPC says that nothing is done later. Where the device is a client of another server, and its
+            // connection was lost, this is not known.
+            ErrorKind::NoSpace if !error.was_refused() => Errno::IO,
+            kind => Errno::from_kind(kind),
+        };
+        Self { errno, message: error.to_string(), cancelled: error.kind() == ErrorKind::Cancelled }
     }
 }
 

@@ -14,9 +14,12 @@ use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::testing::{MemoryDisk, Rng};
-use blockmirror_block::{BlockDevice, ByteRange, Visit, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Visit, WriteFlags, ZeroFlags};
+use blockmirror_nbd::proto::Errno;
 use blockmirror_nbd::server::{Export, Listener, Server, ServerOptions};
 use blockmirror_nbd::{Client, ClientOptions, NbdUri};
+
+use crate::fake;
 
 const THREADS: usize = 6;
 
@@ -24,8 +27,12 @@ const THREADS: usize = 6;
 const OWN: u64 = 300_000;
 
 fn serve(dir: &Path, disk: &Arc<MemoryDisk>) -> Arc<Server> {
+    serve_device(dir, Arc::clone(disk) as _)
+}
+
+fn serve_device(dir: &Path, device: Arc<dyn BlockDevice>) -> Arc<Server> {
     let server = Server::new(ServerOptions::default()).unwrap();
-    server.add(Export::new("disk", Arc::clone(disk) as _).writable(true)).unwrap();
+    server.add(Export::new("disk", device).writable(true)).unwrap();
     server.listen(Listener::unix(dir.join("socket")).unwrap()).unwrap();
     server
 }
@@ -122,4 +129,32 @@ fn a_server_goes_and_comes_back() {
     assert!(client.flush().is_err(), "what was written before a server ended was not flushed");
     client.flush().unwrap();
     server.stop().unwrap();
+}
+
+/// A client on our server, which is a client of a third one that has no space. What that one does with a
+/// request of a connection that was lost is not known; in the middle this was forgotten.
+#[test]
+fn a_write_in_doubt_is_in_doubt_for_the_client_of_our_server() {
+    for lost_before in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let full = fake::Fake::new(move |number, mut peer| {
+            if peer.handshake(&fake::Export::new()).is_none() {
+                return;
+            }
+            while let Some((request, _)) = peer.request() {
+                if lost_before && number == 0 {
+                    return;
+                }
+                peer.error(request.cookie, Errno::NOSPC, true);
+            }
+        });
+        let middle = full.options().connections(1).reconnect_delay(Duration::from_secs(600)).open().unwrap();
+        let server = serve_device(dir.path(), Arc::new(middle));
+        let client = options(dir.path()).connections(1).open().unwrap();
+        let error = client.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap_err();
+        let kind = if lost_before { ErrorKind::Io } else { ErrorKind::NoSpace };
+        assert_eq!((error.kind(), error.was_refused()), (kind, !lost_before), "{error}");
+        drop(client);
+        server.stop().unwrap();
+    }
 }
