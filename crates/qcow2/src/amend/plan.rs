@@ -75,6 +75,9 @@ impl Plan {
         if !bits.is_power_of_two() || bits > 64 {
             return Err(refused("refcount_bits", "1, 2, 4, 8, 16, 32 or 64 is allowed"));
         }
+        if bits == 1 && header.snapshot_count > 0 {
+            return Err(refused("refcount_bits", "with 1 nothing can be shared, and the image has snapshots"));
+        }
         if bits != 16 && self.version.1 == Version::V2 {
             let (option, problem) = match options.refcount_bits {
                 Some(_) => ("refcount_bits", "any but 16 needs compat=1.1, not 0.10"),

@@ -269,6 +269,8 @@ impl Qcow2 {
             *bits = resized.into();
             bitmap.changed = true;
         }
+        // If they cannot be stored now, what is stored later must not have the old length.
+        self.bitmaps.replace(list.clone());
         self.publish_bitmaps(list)
     }
 }

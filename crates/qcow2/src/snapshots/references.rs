@@ -76,7 +76,8 @@ impl Reference {
 type Visitor<'a> = dyn FnMut(&ImageContext, &mut Refcounts, Reference) -> Result<()> + 'a;
 
 impl Qcow2 {
-    /// Visits every reference that `tables` hold, with room for others between slices.
+    /// Visits every reference that `tables` hold, with room for others between slices: those of each table,
+    /// then the one to it.
     fn each_reference(
         &self,
         tables: &L2Tables,
@@ -87,11 +88,6 @@ impl Qcow2 {
         let cluster = ctx.cluster();
         let step = ctx.format.entry_size() as usize;
         for (table, first) in &tables.0 {
-            {
-                let mut meta = self.meta.lock();
-                let reference = Reference { cluster: cluster.index(*table), guest: *first, is_table: true };
-                visit(ctx, meta.refcounts(ctx)?, reference)?;
-            }
             for at in (0..cluster.bytes()).step_by(ctx.slice_size()) {
                 stop.map_or(Ok(()), StopCheck::check)?;
                 self.maybe_write_back()?;
@@ -106,6 +102,10 @@ impl Qcow2 {
                     }
                 }
             }
+            // Last: where references are dropped, a write-back may free the table, and what it maps is lost.
+            let mut meta = self.meta.lock();
+            let reference = Reference { cluster: cluster.index(*table), guest: *first, is_table: true };
+            visit(ctx, meta.refcounts(ctx)?, reference)?;
         }
         Ok(())
     }
@@ -244,5 +244,39 @@ impl Qcow2 {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use std::sync::Arc;
+
+    use blockmirror_block::testing::MemoryStorage;
+    use blockmirror_block::{BlockDevice, WriteFlags};
+
+    use super::*;
+    use crate::{CreateOptions, OpenOptions};
+
+    /// A write-back between slices may free a table whose own reference was dropped.
+    #[test]
+    fn a_table_is_visited_after_what_it_maps() {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(1 << 20);
+        options.cluster_size = 512;
+        options.create(&*storage, None).unwrap();
+        let disk = OpenOptions::new().writable(true).open(storage).unwrap();
+        disk.write_at(&[1; 1024], 0, WriteFlags::NONE).unwrap();
+        disk.write_at(&[2; 512], 512 << 10, WriteFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        let tables = L2Tables::of(&disk.ctx, disk.meta.lock().l1()).unwrap();
+        let mut visited = Vec::new();
+        let mut visit = |_: &ImageContext, _: &mut Refcounts, reference: Reference| {
+            visited.push(reference.is_table);
+            Ok(())
+        };
+        disk.each_reference(&tables, None, &mut visit).unwrap();
+        assert_eq!(visited, [false, false, true, false, true]);
     }
 }

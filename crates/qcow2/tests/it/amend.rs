@@ -431,3 +431,19 @@ fn snapshots_stay() {
     let error = run(&longer).unwrap_err().to_string();
     assert!(error.ends_with("\"a\", of another size than the disk"), "{error}");
 }
+
+/// An image that then could not be opened for writing any more.
+#[test]
+fn refcounts_of_one_bit_are_refused_with_snapshots() {
+    let storage = Arc::new(MemoryStorage::new());
+    CreateOptions::new(SIZE).create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+    disk.create_snapshot(&blockmirror_qcow2::NewSnapshot::new("s")).unwrap();
+    drop(disk);
+    let before = storage.to_vec();
+    let mut options = AmendOptions::default();
+    options.refcount_bits = Some(1);
+    let error = amend(storage.clone(), &OpenOptions::new(), &options, &mut |_, _| ControlFlow::Continue(()));
+    assert!(matches!(error, Err(Error::Option { .. })), "{error:?}");
+    assert!(before == storage.to_vec(), "something was written");
+}

@@ -26,12 +26,13 @@ enum Op {
     Resize(u64),
 }
 
-const SEQUENCES: [&[Op]; 5] = [
+const SEQUENCES: [&[Op]; 6] = [
     &[Op::Write(5000, 100), Op::Flush, Op::Zero(100_000, 9000), Op::Store, Op::Write(300_000, 3000)],
     &[Op::Write(5000, 9000), Op::Store, Op::Discard(4096, 8192), Op::Flush, Op::Store],
     &[Op::Write(0, 512), Op::Add, Op::Write(70_000, 512), Op::Remove, Op::Write(900_000, 512)],
     &[Op::Disable, Op::Write(0, 4096), Op::Enable, Op::Write(8192, 4096), Op::Flush],
     &[Op::Write(0, 512), Op::Resize(LEN + 70_144), Op::Write(LEN, 512), Op::Resize(LEN / 2)],
+    &[Op::Write(0, 512), Op::Resize(LEN + 70_144)],
 ];
 
 impl Op {
@@ -97,6 +98,9 @@ fn judge(image: &[u8], before: &[u8], recorded: &[ByteRange], what: &str) {
     if !on.in_use && on.auto {
         let bits = disk.read_bitmap("on").unwrap();
         assert!(covers(&bits, before, &now), "{what}: a change is not covered");
+        let grown = ByteRange::new(LEN.min(disk.len()), disk.len());
+        let clean = bits.next_clean(grown.start(), u64::MAX).filter(|run| run.start < grown.end());
+        assert_eq!(clean, None, "{what}: what the disk has gained counts as written");
         for range in recorded {
             let range = range.intersect(ByteRange::new(0, disk.len()));
             let missed = bits.next_clean(range.start(), u64::MAX).filter(|run| run.start < range.end());
