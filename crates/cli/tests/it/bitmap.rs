@@ -92,3 +92,17 @@ fn as_qemu_img_does() {
     place.ours_ok("bitmap --merge last @ours a");
     place.img("check -q @ours");
 }
+
+/// The bits say what has changed on the disk since, not in the snapshot.
+#[test]
+fn bitmaps_are_not_copied_with_a_snapshot() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @disk 1M");
+    place.ours_ok("bitmap --add @disk b0");
+    place.ours_ok("snapshot -c s @disk");
+    assert_eq!(
+        place.ours_fails("convert -l s --bitmaps -O qcow2 @disk @copy", 1),
+        "blockmirror: copy: @copy: bitmaps are of the disk, and a snapshot is to be converted"
+    );
+    place.ours_ok("convert -q --bitmaps -O qcow2 @disk @copy");
+}

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use blockmirror_image::{CreateSpec, Format, Image};
+use blockmirror_image::{self as image, CreateSpec, Format, Image};
 
 use super::Convert;
 use super::error::{ConvertError, CopyBitmapsProblem};
@@ -42,6 +42,9 @@ impl Convert {
         let Some(image) = source.single() else {
             return Err(problem(CopyBitmapsProblem::SeveralSources));
         };
+        if self.snapshot.is_some() {
+            return Err(problem(CopyBitmapsProblem::Snapshot));
+        }
         let qcow2 = image.qcow2().ok_or_else(|| problem(CopyBitmapsProblem::Format(image.format())))?;
         let named = |error: blockmirror_qcow2::Error| error.in_file(&image.device().name().into());
         for entry in qcow2.bitmaps().map_err(named)? {
@@ -91,7 +94,7 @@ impl Selected {
     }
 
     /// Copies them to `target`, each with its granularity and whether it records.
-    pub(super) fn copy(&self, source: &ConvertSource, target: &Image) -> Result<(), ConvertError> {
+    pub(super) fn copy(&self, source: &ConvertSource, target: &Image) -> Result<(), image::Error> {
         let (Some(image), Some(to)) = (source.single(), target.qcow2()) else { return Ok(()) };
         let Some(from) = image.qcow2() else { return Ok(()) };
         let from_name = image.device().name().into();

@@ -122,6 +122,9 @@ pub enum CopyBitmapsProblem {
     /// There are several sources.
     #[error("bitmaps are copied from a single source only")]
     SeveralSources,
+    /// A snapshot is converted, and the bitmaps say what has changed on the disk.
+    #[error("bitmaps are of the disk, and a snapshot is to be converted")]
+    Snapshot,
     /// The source, or the target, is in a format without bitmaps.
     #[error("a {0} image has no bitmaps")]
     Format(image::Format),

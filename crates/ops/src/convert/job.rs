@@ -212,7 +212,7 @@ impl ConvertJob {
         let copy = job.wait().map_err(|cause| ConvertError::Copy { target, cause, incomplete })?;
         let (format, len) = (image.format(), source.device().len());
         let durable = image.device().geometry().can_flush;
-        bitmaps.copy(&source, &image)?;
+        bitmaps.copy(&source, &image).map_err(|error| error.incomplete_if(incomplete))?;
         image.close().map_err(|error| error.incomplete_if(incomplete))?;
         if let Some(new) = new {
             new.persist()?;

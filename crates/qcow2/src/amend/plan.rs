@@ -76,7 +76,10 @@ impl Plan {
             return Err(refused("refcount_bits", "1, 2, 4, 8, 16, 32 or 64 is allowed"));
         }
         if bits == 1 && header.snapshot_count > 0 {
-            return Err(refused("refcount_bits", "with 1 nothing can be shared, and the image has snapshots"));
+            return Err(refused(
+                "refcount_bits",
+                "with 1 nothing can be shared, and the image has snapshots",
+            ));
         }
         if bits != 16 && self.version.1 == Version::V2 {
             let (option, problem) = match options.refcount_bits {
