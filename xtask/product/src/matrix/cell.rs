@@ -173,19 +173,21 @@ impl Cell {
         Ok(())
     }
 
-    /// Guest requests by QEMU. It takes the name of a data file as relative to where it runs.
+    /// Guest requests by QEMU, which obeys discards only where `discard=unmap` is set, and takes the name of
+    /// a data file as relative to where it runs.
     pub(super) fn io(&self, qemu: Qemu, dir: &Path, script: &[&str]) -> Outcome {
-        match self.kind {
-            Kind::DataFile | Kind::DataFileRaw => {
-                let node = format!(
-                    "driver=qcow2,file.filename={},data-file.driver=file,data-file.filename={}",
-                    dir.join(IMAGE).display(),
-                    dir.join("data.raw").display()
-                );
-                qemu.io_on(&node, script).map(drop)
-            }
-            _ => qemu.io("qcow2", &dir.join(IMAGE), script).map(drop),
+        let (image, data) = (dir.join(IMAGE), dir.join("data.raw"));
+        let mut node = format!(
+            "driver=qcow2,discard=unmap,file.driver=file,file.discard=unmap,file.filename={}",
+            image.display()
+        );
+        if matches!(self.kind, Kind::DataFile | Kind::DataFileRaw) {
+            node += &format!(
+                ",data-file.driver=file,data-file.discard=unmap,data-file.filename={}",
+                data.display()
+            );
         }
+        qemu.io_on(&node, script).map(drop)
     }
 
     /// Where a guest request goes, and how long it is: across clusters, cutting sectors at both ends.
