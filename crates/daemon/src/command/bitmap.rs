@@ -141,17 +141,28 @@ pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
     })
 }
 
-/// The bitmaps that the image of `node` stores, if `name` is one of them.
+/// The bitmaps that the image of `node` stores, if `name` is one of them. It is to be changed.
 ///
 /// # Errors
-/// It is inconsistent, and is to be `consistent`.
-fn stored(context: &Context, node: &str, name: &str, consistent: bool) -> Reply<Option<StoredBitmaps>> {
+/// The node is read-only; the bitmap is inconsistent, and is to be `consistent`.
+pub(crate) fn stored(
+    context: &Context,
+    node: &str,
+    name: &str,
+    consistent: bool,
+) -> Reply<Option<StoredBitmaps>> {
     let graph = context.graph.lock();
     let Some(node) = graph.get(node) else { return Ok(None) };
-    if consistent && node.bitmap_entries().iter().any(|entry| entry.name == name && entry.in_use) {
+    let Some(entry) = node.bitmap_entries().into_iter().find(|entry| entry.name == name) else {
+        return Ok(None);
+    };
+    if node.read_only {
+        return Err(QmpError::generic(format!("Bitmap '{name}' is readonly and cannot be modified")));
+    }
+    if consistent && entry.in_use {
         return Err(QmpError::generic(format!("Bitmap '{name}' is inconsistent and cannot be used")));
     }
-    Ok(node.stored_bitmaps().filter(|stored| stored.has(name)))
+    Ok(node.stored_bitmaps())
 }
 
 /// What was removed: its bits, unless it was inconsistent, whether it was enabled, and the image that has

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::bitmap::{
     AddBitmap, MergeBitmaps, Removed, add_bitmap, enable_stored, in_words, merge_bitmaps, remove_bitmap,
+    stored,
 };
 use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs, snapshot, snapshot_sync};
 use super::{Commands, Services};
@@ -318,6 +319,7 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
         }
         Action::ClearBitmap(OneBitmap { node, name }) => {
             let (tap, name) = bitmap(context, node, name)?;
+            stored(context, node, &name, true)?;
             let old = tap.clear_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
                 let _ = tap.merge_bitmap(&name, &[&old]);
@@ -326,9 +328,10 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
         Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
             let (tap, name) = bitmap(context, node, name)?;
             let was = is_enabled(&tap, &name);
-            if *enabled {
-                let one = OneBitmap { node: node.clone(), name: name.clone() };
-                enable_stored(context, &one)?;
+            let one = OneBitmap { node: node.clone(), name: name.clone() };
+            match enabled {
+                true => enable_stored(context, &one)?,
+                false => drop(stored(context, node, &name, true)?),
             }
             set_enabled(&tap, &name, *enabled).map_err(in_words)?;
             progress.undo.push(Box::new(move || {

@@ -62,11 +62,6 @@ impl Node {
 }
 
 impl StoredBitmaps {
-    /// Whether the image stores `name`, consistent or not.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.image.bitmaps().is_ok_and(|entries| entries.iter().any(|entry| entry.name == name))
-    }
-
     /// Whether there are any.
     pub(crate) fn is_empty(&self) -> bool {
         self.image.bitmaps().is_ok_and(|entries| entries.is_empty())

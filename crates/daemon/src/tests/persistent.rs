@@ -161,3 +161,33 @@ fn a_transaction_that_fails_leaves_them_as_they_were() {
     client.add("d", "d", Value::Null);
     assert_eq!(client.bitmaps_of("d"), [("old".to_owned(), 65536, RECORDING)]);
 }
+
+/// They were changed in memory only, and the image looked consistent without it.
+#[test]
+fn those_of_a_node_that_is_read_only_are_not_changed() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "p"));
+    client.run("block-dirty-bitmap-add", json!({"node": "d", "name": "t", "granularity": 65536}));
+    client.guest_write("d", 3);
+    let file = client.path("o");
+    client.run(
+        "blockdev-snapshot-sync",
+        json!({"node-name": "d", "snapshot-file": file, "snapshot-node-name": "o"}),
+    );
+    let said = "Bitmap 'p' is readonly and cannot be modified";
+    let before = client.bitmaps_of("d");
+    for verb in ["enable", "disable", "clear", "remove"] {
+        assert_eq!(client.bitmap(verb, "d", "p").unwrap_err(), said, "{verb}");
+        let data = json!({"node": "d", "name": "p"});
+        let actions = json!([{"type": format!("block-dirty-bitmap-{verb}"), "data": data}]);
+        assert_eq!(client.ask("transaction", json!({"actions": actions})).unwrap_err(), said, "{verb}");
+    }
+    let merge = |target: &str, other: &str| json!({"node": "d", "target": target, "bitmaps": [other]});
+    assert_eq!(client.ask("block-dirty-bitmap-merge", merge("p", "t")).unwrap_err(), said);
+    assert_eq!(client.bitmaps_of("d"), before);
+    // One that the image does not store is in memory only.
+    client.bitmap("clear", "d", "t").unwrap();
+    client.run("block-dirty-bitmap-merge", merge("t", "p"));
+}
