@@ -319,9 +319,13 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
         }
         Action::ClearBitmap(OneBitmap { node, name }) => {
             let (tap, name) = bitmap(context, node, name)?;
-            stored(context, node, &name, true)?;
+            let image = stored(context, node, &name, true)?;
             let old = tap.clear_bitmap(&name).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
+                // A snapshot that was undone has stored it.
+                if let Some(image) = image {
+                    image.give_back_bits(&name, &old);
+                }
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));
         }
@@ -329,20 +333,27 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
             let (tap, name) = bitmap(context, node, name)?;
             let was = is_enabled(&tap, &name);
             let one = OneBitmap { node: node.clone(), name: name.clone() };
-            match enabled {
-                true => enable_stored(context, &one)?,
-                false => drop(stored(context, node, &name, true)?),
+            let image = stored(context, node, &name, true)?;
+            if *enabled {
+                enable_stored(context, &one)?;
             }
             set_enabled(&tap, &name, *enabled).map_err(in_words)?;
             progress.undo.push(Box::new(move || {
+                if let Some(image) = image.filter(|_| was) {
+                    image.give_back_recording(&name);
+                }
                 let _ = set_enabled(&tap, &name, was);
             }));
         }
         Action::MergeBitmaps(args) => {
             let (tap, name) = bitmap(context, &args.node, &args.target)?;
+            let image = stored(context, &args.node, &name, true)?;
             let old = tap.bitmap(&name).map_err(in_words)?;
             merge_bitmaps(context, args)?;
             progress.undo.push(Box::new(move || {
+                if let Some(image) = image {
+                    image.give_back_bits(&name, &old);
+                }
                 let _ = tap.clear_bitmap(&name);
                 let _ = tap.merge_bitmap(&name, &[&old]);
             }));

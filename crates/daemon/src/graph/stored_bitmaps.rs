@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::BlockDevice;
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::format::bitmaps::BitmapEntry;
@@ -65,6 +66,29 @@ impl StoredBitmaps {
     /// Whether there are any.
     pub(crate) fn is_empty(&self) -> bool {
         self.image.bitmaps().is_ok_and(|entries| entries.is_empty())
+    }
+
+    /// The image has at least `bits` in `name`, before the tap gets them back.
+    pub(crate) fn give_back_bits(&self, name: &str, bits: &DirtyBitmap) {
+        self.give_back(name, |image| image.merge_bitmap(name, bits));
+    }
+
+    /// The image records in `name`, before the tap does again.
+    pub(crate) fn give_back_recording(&self, name: &str) {
+        self.give_back(name, |image| image.enable_bitmap(name));
+    }
+
+    /// If it fails the bitmap is not persistent any more: that of the image would miss something.
+    fn give_back(&self, name: &str, work: impl FnOnce(&Qcow2) -> Result<()>) {
+        let has = |entries: Vec<BitmapEntry>| entries.iter().any(|entry| entry.name == name);
+        if !self.image.bitmaps().is_ok_and(has) {
+            return;
+        }
+        let Err(error) = work(&self.image) else { return };
+        warn!(bitmap = name, %error, "a bitmap is not persistent any more: it cannot be undone in the image");
+        if let Err(error) = self.image.remove_bitmap(name) {
+            warn!(bitmap = name, %error, "the bitmap of the image is not to be used after a kill");
+        }
     }
 
     /// Gives the image the bits of the tap, and stores them. The guest does not write meanwhile.

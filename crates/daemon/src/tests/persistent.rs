@@ -191,3 +191,36 @@ fn those_of_a_node_that_is_read_only_are_not_changed() {
     client.bitmap("clear", "d", "t").unwrap();
     client.run("block-dirty-bitmap-merge", merge("t", "p"));
 }
+
+/// The snapshot had stored them as the transaction had made them, and what was undone was undone in memory
+/// only.
+#[test]
+fn what_a_failed_transaction_with_a_snapshot_undoes_is_undone_in_the_image() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "cleared"));
+    client.run("block-dirty-bitmap-add", persistent("d", "disabled"));
+    client.guest_write("d", 3);
+    client.bitmap("disable", "d", "cleared").unwrap();
+    let one = |name: &str| json!({"node": "d", "name": name});
+    let file = client.path("o");
+    let overlay = json!({"node-name": "d", "snapshot-file": file, "snapshot-node-name": "o"});
+    let actions = json!([
+        {"type": "block-dirty-bitmap-clear", "data": one("cleared")},
+        {"type": "block-dirty-bitmap-disable", "data": one("disabled")},
+        {"type": "blockdev-snapshot-sync", "data": overlay},
+        {"type": "abort", "data": {}},
+    ]);
+    client.ask("transaction", json!({"actions": actions})).unwrap_err();
+    client.guest_write("d", 5);
+    std::fs::copy(client.path("d"), client.path("killed")).unwrap();
+    client.add("k", "killed", Value::Null);
+    let expected = [
+        ("cleared".to_owned(), 65536, [false, true, false]),
+        ("disabled".to_owned(), 0, [false, true, true]),
+    ];
+    let mut found = client.bitmaps_of("k");
+    found.sort();
+    assert_eq!(found, expected);
+}
