@@ -43,7 +43,7 @@ impl Bitmap {
 pub(crate) struct ImageBitmaps {
     /// Some bitmap records. Changes while all ranges are held exclusively.
     recording: AtomicBool,
-    /// On disk the bitmaps that record are marked as in use. Taken off while all ranges are held exclusively.
+    /// On disk all bitmaps that record are marked as in use. Taken off while all ranges are held exclusively.
     marked: AtomicBool,
     /// *Guards* the list, in the order of the directory. Leaf lock.
     list: Mutex<Vec<Bitmap>>,
@@ -106,19 +106,30 @@ impl ImageBitmaps {
         *self.list.lock() = list;
     }
 
+    /// Whether the bits in memory are to be stored, or a mark is to be taken off.
+    pub(crate) fn must_be_stored(&self) -> bool {
+        self.is_marked() || self.list.lock().iter().any(|bitmap| bitmap.changed)
+    }
+
     /// Takes over the bits of `old`, the same image before it was opened anew: they have all that was
-    /// written, which the marked ones on disk have not.
-    pub(crate) fn take_over(&self, old: &Self) {
-        if !old.marked.swap(false, Ordering::AcqRel) {
+    /// written, which the marked ones on disk have not. A change of the directory that failed may have reached
+    /// the disk, and have taken marks off there: then the next write marks all that record.
+    /// The disk has `len` bytes now; bits of another length are not used, and the bitmap stays in use.
+    pub(crate) fn take_over(&self, old: &Self, len: u64) {
+        if !old.must_be_stored() {
             return;
         }
+        old.marked.store(false, Ordering::Release);
+        let mut marked = true;
         let mut before = std::mem::take(&mut *old.list.lock());
         let mut list = std::mem::take(&mut *self.list.lock());
         for bitmap in list.iter_mut().filter(|bitmap| bitmap.entry.auto) {
+            marked &= bitmap.entry.in_use;
             let same = |old: &&mut Bitmap| {
                 old.records()
                     && old.entry.raw_name == bitmap.entry.raw_name
                     && old.entry.granularity == bitmap.entry.granularity
+                    && old.bits.as_ref().is_some_and(|bits| bits.len() == len)
             };
             if let Some(old) = before.iter_mut().find(same) {
                 bitmap.bits = old.bits.take();
@@ -126,7 +137,7 @@ impl ImageBitmaps {
                 bitmap.changed = true;
             }
         }
-        self.marked.store(true, Ordering::Release);
+        self.marked.store(marked && list.iter().any(Bitmap::records), Ordering::Release);
         self.replace(list);
     }
 

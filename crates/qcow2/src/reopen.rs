@@ -41,7 +41,7 @@ impl Qcow2 {
             options = options.backing(backing);
         }
         let image = options.open(self.storage().clone())?;
-        image.bitmaps.take_over(&self.bitmaps);
+        image.bitmaps.take_over(&self.bitmaps, image.ctx.size());
         // What stale bitmaps and unknown extensions use is not known here.
         let header = image.header();
         let stale_bitmaps = header.bitmaps.is_some() && !header.bitmaps_valid();

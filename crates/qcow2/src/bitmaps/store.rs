@@ -45,7 +45,7 @@ impl Qcow2 {
     pub fn store_bitmaps(&self) -> Result<()> {
         let _only_one = self.changing.lock();
         let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
-        if !self.bitmaps.is_marked() {
+        if !self.bitmaps.must_be_stored() {
             return Ok(());
         }
         let list = self.bitmaps.list();

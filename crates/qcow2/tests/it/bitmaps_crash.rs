@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage};
+use blockmirror_block::testing::{
+    Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
+};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{BitmapOptions, Error, OpenOptions, Qcow2, check};
 
@@ -201,4 +203,39 @@ fn each_failed_operation_leaves_a_bitmap_in_use_or_right() {
         }
     }
     assert!(failed > 200, "only {failed} failures");
+}
+
+/// Each write of a change fails, but reaches the disk. If it is that of the header, the directory that the image
+/// finds when it is opened anew has no marks.
+#[test]
+fn after_a_failed_write_and_a_reopen_a_bitmap_is_in_use_or_covers_every_write() {
+    let mut reopened = 0;
+    for cluster in [512, 4096] {
+        let image = start(cluster);
+        let before = disk_of(Arc::new(MemoryStorage::with_contents(&image))).1;
+        for change in [Op::Store, Op::Add, Op::Remove, Op::Resize(LEN + 70_144), Op::Resize(LEN / 2)] {
+            for nth in 0.. {
+                let what = format!("{cluster}, {change:?}, write {nth}");
+                let storage = Arc::new(MemoryStorage::with_contents(&image));
+                let faults = Faults::new();
+                let disk = open(Arc::new(FaultStorage::new(Arc::clone(&storage) as _, faults.clone())));
+                let first = Op::Write(5000, 100);
+                first.apply(&disk).unwrap();
+                faults.inject(Fault::on(OpKind::Write).after(nth).having_done(Done::Everything));
+                let _ = change.apply(&disk);
+                if faults.failed() == 0 {
+                    break;
+                }
+                let again = disk.reopen().unwrap();
+                reopened += 1;
+                let second = Op::Write(again.len() - 4096, 100);
+                second.apply(&again).unwrap();
+                let recorded: Vec<_> = [first, second].into_iter().filter_map(Op::written).collect();
+                judge(&storage.to_vec(), &before, &recorded, &format!("{what}, killed"));
+                drop((disk, again));
+                judge(&storage.to_vec(), &before, &recorded, &format!("{what}, closed"));
+            }
+        }
+    }
+    assert!(reopened > 20, "only {reopened} times");
 }
