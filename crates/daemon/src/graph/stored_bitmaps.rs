@@ -108,9 +108,7 @@ impl StoredBitmaps {
             let is_same = entry.auto == info.enabled
                 && self.image.read_bitmap(&entry.name).is_ok_and(|old| old == bits);
             if !is_same {
-                // A crash in between leaves the image without the bitmap.
-                self.image.remove_bitmap(&entry.name)?;
-                self.image.insert_bitmap(&entry.name, bits, info.enabled)?;
+                self.image.replace_bitmap(&entry.name, bits, info.enabled)?;
             }
         }
         self.image.store_bitmaps()

@@ -1,9 +1,13 @@
 //! Persistent bitmaps: stored when a node is closed or gets an overlay, loaded when it is opened; after a
 //! kill they are inconsistent.
 
+use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind};
+use blockmirror_mirror::Tap;
+use blockmirror_qcow2::{BitmapOptions, CreateOptions};
 use blockmirror_testing::qemu::{have, run};
 
 use super::*;
+use crate::graph::StoredBitmaps;
 
 impl Client {
     /// The dirty bitmaps of `node`: name, dirty bytes, and whether it is recording, persistent, inconsistent.
@@ -223,4 +227,36 @@ fn what_a_failed_transaction_with_a_snapshot_undoes_is_undone_in_the_image() {
     let mut found = client.bitmaps_of("k");
     found.sort();
     assert_eq!(found, expected);
+}
+
+/// Storing the bits of a node's bitmap fails at each write and each flush: the image keeps the bitmap.
+#[test]
+fn a_failed_store_loses_no_bitmap() {
+    let mut failed = 0;
+    for kind in [OpKind::Write, OpKind::Flush] {
+        for nth in 0.. {
+            let storage = Arc::new(MemoryStorage::new());
+            CreateOptions::new(1 << 20).create(&*storage, None).unwrap();
+            let faults = Faults::new();
+            let faulty = Arc::new(FaultStorage::new(Arc::clone(&storage) as _, faults.clone()));
+            let image = Arc::new(blockmirror_qcow2::OpenOptions::new().writable(true).open(faulty).unwrap());
+            image.add_bitmap("p", &BitmapOptions::new()).unwrap();
+            let tap = Tap::new(Arc::clone(&image) as _);
+            let mut bits = image.read_bitmap("p").unwrap();
+            bits.set(0..65536);
+            tap.adopt_bitmap("p", bits.clone(), true).unwrap();
+            faults.inject(Fault::on(kind).after(nth));
+            let stored = StoredBitmaps { tap, image }.store();
+            let reader = blockmirror_qcow2::OpenOptions::new().open(storage).unwrap();
+            let names: Vec<_> = reader.bitmaps().unwrap().into_iter().map(|entry| entry.name).collect();
+            assert_eq!(names, ["p"], "{kind:?} {nth}");
+            if faults.failed() == 0 {
+                stored.unwrap();
+                assert_eq!(reader.read_bitmap("p").unwrap(), bits);
+                break;
+            }
+            failed += 1;
+        }
+    }
+    assert!(failed > 4, "only {failed} failures");
 }

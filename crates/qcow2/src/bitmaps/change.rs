@@ -83,12 +83,35 @@ impl Qcow2 {
             if find(list, name).is_ok() {
                 return Err(problem(BitmapProblem::Exists));
             }
-            let bits = make(self.ctx.size()).and_then(|bits| self.check_new_bitmap(name, bits));
-            let bits = bits.map_err(problem)?;
-            let entry = BitmapEntry::new(name, bits.granularity(), enabled);
-            list.push(Bitmap { entry, bits: Some(bits.into()), changed: true });
+            list.push(self.new_bitmap(name, enabled, make(self.ctx.size())).map_err(problem)?);
             Ok(())
         })
+    }
+
+    /// Gives a bitmap, an inconsistent one too, the bits `bits` and their granularity; it records from then on
+    /// if it is `enabled`. After a crash the image has the old one or the new one.
+    ///
+    /// # Errors
+    /// As [`insert_bitmap`](Self::insert_bitmap), but there must be one of that name.
+    pub fn replace_bitmap(&self, name: &str, bits: DirtyBitmap, enabled: bool) -> Result<()> {
+        let problem = |problem| Error::Bitmap { name: name.to_owned(), problem };
+        self.change_bitmaps("replace bitmap", |list| {
+            let index = find(list, name)?;
+            list[index] = self.new_bitmap(name, enabled, Ok(bits)).map_err(problem)?;
+            Ok(())
+        })
+    }
+
+    /// A bitmap that has no table yet.
+    fn new_bitmap(
+        &self,
+        name: &str,
+        enabled: bool,
+        bits: Result<DirtyBitmap, BitmapProblem>,
+    ) -> Result<Bitmap, BitmapProblem> {
+        let bits = self.check_new_bitmap(name, bits?)?;
+        let entry = BitmapEntry::new(name, bits.granularity(), enabled);
+        Ok(Bitmap { entry, bits: Some(bits.into()), changed: true })
     }
 
     fn check_new_bitmap(&self, name: &str, bits: DirtyBitmap) -> Result<DirtyBitmap, BitmapProblem> {

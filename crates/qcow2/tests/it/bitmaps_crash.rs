@@ -10,7 +10,7 @@ use blockmirror_block::testing::{
     Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{BitmapOptions, Error, OpenOptions, Qcow2, check};
+use blockmirror_qcow2::{BitmapOptions, BitmapProblem, Error, OpenOptions, Qcow2, check};
 
 use crate::bitmaps::{LEN, image, open};
 
@@ -238,4 +238,34 @@ fn after_a_failed_write_and_a_reopen_a_bitmap_is_in_use_or_covers_every_write() 
         }
     }
     assert!(reopened > 20, "only {reopened} times");
+}
+
+#[test]
+fn a_bitmap_is_replaced_as_a_whole_or_not_at_all() {
+    let storage = Arc::new(RecordingStorage::with_contents(&start(4096)));
+    let disk = open(storage.clone());
+    disk.write_at(&[9; 512], 5000, WriteFlags::NONE).unwrap();
+    let (mut new, from) = (DirtyBitmap::new(LEN, 65536).unwrap(), storage.position());
+    new.set(300_000..300_001);
+    disk.replace_bitmap("off", new.clone(), true).unwrap();
+    let mut found = [0, 0];
+    for point in storage.crash_points().filter(|point| point.position() >= from) {
+        let (image, _) = disk_of(Arc::new(MemoryStorage::with_contents(&point.storage().to_vec())));
+        let list = image.bitmaps().unwrap();
+        let names: Vec<_> = list.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["on", "off"], "{point:?}");
+        let is_new = list[1].auto;
+        found[usize::from(is_new)] += 1;
+        let old = DirtyBitmap::new(LEN, 4096).unwrap();
+        assert_eq!(image.read_bitmap("off").unwrap(), if is_new { new.clone() } else { old }, "{point:?}");
+        assert_eq!(list[0].in_use, !is_new, "{point:?}");
+    }
+    assert!(found[0] > 0 && found[1] > 0, "{found:?}");
+    disk.write_at(&[9; 512], 0, WriteFlags::NONE).unwrap();
+    assert!(disk.read_bitmap("off").unwrap().is_dirty(0), "it records now");
+    let other = DirtyBitmap::new(LEN + 512, 4096).unwrap();
+    let refused = disk.replace_bitmap("off", other, true).unwrap_err();
+    assert!(matches!(refused, Error::Bitmap { problem: BitmapProblem::OtherLength { .. }, .. }), "{refused}");
+    let refused = disk.replace_bitmap("none", new, true).unwrap_err();
+    assert!(matches!(refused, Error::Bitmap { problem: BitmapProblem::NotFound, .. }), "{refused}");
 }
