@@ -112,9 +112,9 @@ impl ImageBitmaps {
     }
 
     /// Takes over the bits of `old`, the same image before it was opened anew: they have all that was
-    /// written, which the marked ones on disk have not. A change of the directory that failed may have reached
-    /// the disk, and have taken marks off there: then the next write marks all that record.
-    /// The disk has `len` bytes now; bits of another length are not used, and the bitmap stays in use.
+    /// written, which the marked ones on disk have not. A change of the directory that failed may have
+    /// reached the disk, and have taken marks off there: then the next write marks all that record. The disk
+    /// has `len` bytes now; bits of another length are not used, and the bitmap stays in use.
     pub(crate) fn take_over(&self, old: &Self, len: u64) {
         if !old.must_be_stored() {
             return;

@@ -88,8 +88,8 @@ impl Qcow2 {
         })
     }
 
-    /// Gives a bitmap, an inconsistent one too, the bits `bits` and their granularity; it records from then on
-    /// if it is `enabled`. After a crash the image has the old one or the new one.
+    /// Gives a bitmap, an inconsistent one too, the bits `bits` and their granularity; it records from then
+    /// on if it is `enabled`. After a crash the image has the old one or the new one.
     ///
     /// # Errors
     /// As [`insert_bitmap`](Self::insert_bitmap), but there must be one of that name.

@@ -205,8 +205,8 @@ fn each_failed_operation_leaves_a_bitmap_in_use_or_right() {
     assert!(failed > 200, "only {failed} failures");
 }
 
-/// Each write of a change fails, but reaches the disk. If it is that of the header, the directory that the image
-/// finds when it is opened anew has no marks.
+/// Each write of a change fails, but reaches the disk. If it is that of the header, the directory that the
+/// image finds when it is opened anew has no marks.
 #[test]
 fn after_a_failed_write_and_a_reopen_a_bitmap_is_in_use_or_covers_every_write() {
     let mut reopened = 0;
