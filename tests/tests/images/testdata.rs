@@ -69,27 +69,22 @@ fn an_encrypted_image_is_refused_by_name() {
     assert!(error.contains("encrypted") && error.contains("v2-4k-aes.qcow2"), "{error}");
 }
 
-/// Each row of the refusals in LIMITS.md: read, and not written.
+/// Read, and not written.
 #[test]
-fn what_must_not_be_written_yet_is_refused_with_the_reason() {
+fn an_image_that_is_marked_corrupt_is_not_written() {
     const INCOMPATIBLE: usize = 79;
     let manifest = Manifest::load(&folder()).unwrap();
-    for (file, flip, reason) in [
-        ("v3-4k-bitmap.qcow2", 0, "bitmap"),
-        ("v3-4k-dirty.qcow2", 0, "dirty"),
-        ("v3-4k-plain.qcow2", 2, "corrupt"),
-    ] {
-        let dir = scratch().unwrap();
-        let path = manifest.entry(file).unwrap().unpack(&folder(), dir.path()).unwrap();
-        let mut before = std::fs::read(&path).unwrap();
-        before[INCOMPATIBLE] ^= flip;
-        std::fs::write(&path, &before).unwrap();
-        let error = options(&path).writable(true).open(&path).unwrap_err().to_string();
-        assert!(error.contains(reason) && error.contains(file), "{error}");
-        assert!(std::fs::read(&path).unwrap() == before, "{file} was changed by a refused open");
-        let image = options(&path).open(&path).unwrap();
-        image.device().read_at(&mut [0; 4096], 40_960).unwrap();
-    }
+    let file = "v3-4k-plain.qcow2";
+    let dir = scratch().unwrap();
+    let path = manifest.entry(file).unwrap().unpack(&folder(), dir.path()).unwrap();
+    let mut before = std::fs::read(&path).unwrap();
+    before[INCOMPATIBLE] ^= 2;
+    std::fs::write(&path, &before).unwrap();
+    let error = options(&path).writable(true).open(&path).map(drop).unwrap_err().to_string();
+    assert!(error.contains("corrupt") && error.contains(file), "{error}");
+    assert!(std::fs::read(&path).unwrap() == before, "{file} was changed by a refused open");
+    let image = options(&path).open(&path).unwrap();
+    image.device().read_at(&mut [0; 4096], 40_960).unwrap();
 }
 
 /// The name comes from the image's own table, as a newer program wrote it.
