@@ -1,7 +1,7 @@
 //! The snapshot table: what snapshots there are, not what they hold.
 //!
 //! Entries have variable length, so they are read one after the other, each bounded before it is allocated.
-//! `info` calls this, and [`crate::snapshots`].
+//! `info` calls this, and the module `snapshots`.
 
 use std::time::Duration;
 
