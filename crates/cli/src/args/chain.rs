@@ -118,9 +118,8 @@ pub(crate) struct RebaseArgs {
     #[arg(short = 'U', long)]
     pub(crate) force_share: bool,
 
-    /// Cache mode of the image and its chain: `none` and `directsync` bypass the host's page cache,
-    /// `writethrough` and `directsync` make each write durable at once; `unsafe` is the same as `writeback`.
-    /// In each mode the image is flushed [default: writeback]
+    /// Cache mode of the image and its chain: `none` and `directsync` bypass the host's page cache. In each
+    /// mode the image is flushed before its header names the new backing file [default: writeback]
     #[arg(short = 't', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     pub(crate) cache: CacheMode,
 
