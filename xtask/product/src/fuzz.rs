@@ -27,7 +27,7 @@ use clap::ValueEnum;
 
 use crate::Task;
 
-/// Executions that a thread takes at a time; what is alive belongs to one such turn.
+/// Executions that a thread takes at a time, or a tenth of all; what is alive belongs to one such turn.
 const TURN: u64 = 4096;
 /// Of all targets together, one mutant for so many executions of another.
 const MUTANTS_ONE_IN: u64 = 100;
@@ -127,21 +127,24 @@ impl Fuzz {
             hook(info);
         }));
         let started = Instant::now();
-        let (next, early) = (AtomicU64::new(0), AtomicU64::new(0));
+        let turn = TURN.min(executions.div_ceil(10)).max(1);
+        let (next, done, early) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let speaker = || -> Outcome<Heard> {
             let mut heard = Heard::default();
             loop {
-                let from = next.fetch_add(TURN, Ordering::Relaxed);
+                let from = next.fetch_add(turn, Ordering::Relaxed);
                 if from >= executions {
                     return Ok(heard);
                 }
-                if from >= executions / 10 && early.load(Ordering::Relaxed) == 0 {
+                let count = turn.min(executions - from);
+                let answers = listener
+                    .speak(seed.wrapping_add(from / turn), count)
+                    .map_err(|e| format!("{name}, seed {seed}, after {from} executions: {e}"))?;
+                heard.add(answers);
+                let before = done.fetch_add(count, Ordering::Relaxed);
+                if before + count >= executions / 10 && early.load(Ordering::Relaxed) == 0 {
                     early.store(resident(), Ordering::Relaxed);
                 }
-                let turn = listener
-                    .speak(seed.wrapping_add(from / TURN), TURN.min(executions - from))
-                    .map_err(|e| format!("{name}, seed {seed}, after {from} executions: {e}"))?;
-                heard.add(turn);
                 if PANICS.load(Ordering::Relaxed) > 0 {
                     return Err(format!("{name}, seed {seed}, after {from} executions: a panic").into());
                 }
