@@ -36,6 +36,9 @@ const MOST_GROWTH: u64 = 32 << 20;
 /// Longer than anything here takes, on any machine.
 const HANG: Duration = Duration::from_secs(60);
 
+/// Panics of any thread since [`count_panics`].
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
 /// Give broken conversations to the NBD server, the NBD client and the daemon's QMP
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
@@ -89,6 +92,26 @@ impl Heard {
         self.done += other.done;
         self.refused += other.refused;
     }
+
+    /// Prints what came of `executions` conversations; `late` is the resident memory after them, in bytes.
+    fn print(self, name: &str, seed: u64, executions: u64, seconds: f64, late: u64) {
+        let Self { honest, done, refused } = self;
+        println!(
+            "{name:<7} seed {seed}: {executions} executions in {seconds:.1} s ({:.0} a second), no panic; {honest} \
+             honest, {done} done, {refused} refused; {} MiB",
+            executions as f64 / seconds,
+            late >> 20
+        );
+    }
+}
+
+/// Counts panics in [`PANICS`] and reports them as before.
+fn count_panics() {
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
+        hook(info);
+    }));
 }
 
 impl Task for Fuzz {
@@ -99,6 +122,7 @@ impl Task for Fuzz {
             Some(target) => vec![target],
             None => Target::value_variants().to_vec(),
         };
+        count_panics();
         for target in targets {
             match target {
                 Target::Server => self.throw("server", seed, &server::ServerListener::new()?)?,
@@ -120,12 +144,6 @@ impl Fuzz {
         } else {
             self.executions
         };
-        static PANICS: AtomicU64 = AtomicU64::new(0);
-        let hook = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            PANICS.fetch_add(1, Ordering::Relaxed);
-            hook(info);
-        }));
         let started = Instant::now();
         let turn = TURN.min(executions.div_ceil(10)).max(1);
         let (next, done, early) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
@@ -171,17 +189,7 @@ impl Fuzz {
         if heard.honest == 0 || heard.done == 0 || heard.refused == 0 {
             return Err(format!("{name}, seed {seed}: too little was heard: {heard:?}").into());
         }
-        let seconds = started.elapsed().as_secs_f64();
-        println!(
-            "{name:<7} seed {seed}: {} executions in {seconds:.1} s ({:.0} a second), no panic; {} honest, {} done, \
-             {} refused; {} MiB",
-            executions,
-            executions as f64 / seconds,
-            heard.honest,
-            heard.done,
-            heard.refused,
-            late >> 20
-        );
+        heard.print(name, seed, executions, started.elapsed().as_secs_f64(), late);
         Ok(())
     }
 }
