@@ -1,6 +1,7 @@
 //! The engine as the tap sees it: what guest writes wait for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockmirror_block::cancel::{self, CancelScope};
 use blockmirror_block::sync::MutexGuard;
@@ -12,11 +13,12 @@ use crate::tap::WriteObserver;
 
 impl Engine {
     /// Waits until `admit` says something else than [`Admission::Wait`], which is the answer to a caller that
-    /// is cancelled.
+    /// is cancelled. `time_left` says when to ask again, if nothing wakes the thread before.
     fn wait_for_admission(
         &self,
         mut state: MutexGuard<'_, State>,
         admit: impl Fn(&mut Core) -> Admission,
+        time_left: impl Fn(&Core) -> Option<Duration>,
     ) -> Admission {
         loop {
             if state.core.on_timer(self.started.elapsed()) {
@@ -27,9 +29,9 @@ impl Engine {
                 Admission::Wait if !cancel::is_cancelled() => {
                     let overdue = state.core.overdue_at();
                     let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
-                    let admission_timeout = overdue.or_else(|| state.core.admission_timeout());
+                    let timeout = overdue.or_else(|| time_left(&state.core));
                     state.guests_waiting += 1;
-                    state = cancel::wait(&self.guests, state, admission_timeout);
+                    state = cancel::wait(&self.guests, state, timeout);
                     state.guests_waiting -= 1;
                     self.resume_if_overdue(&mut state);
                 }
@@ -64,7 +66,8 @@ impl WriteObserver for Engine {
         let mut state = self.state.lock();
         state.core.on_timer(self.started.elapsed());
         let id = state.core.on_guest_write(range);
-        let admission = self.wait_for_admission(state, |core| core.guest_admit(id));
+        let admission =
+            self.wait_for_admission(state, |core| core.guest_admit(id), |core| core.admission_time_left(id));
         if admission == Admission::Wait {
             // Others may have waited for this one.
             self.with_core(Wake::All, |core, _| core.forget_guest_write(id));
@@ -97,7 +100,7 @@ impl WriteObserver for Engine {
     }
 
     fn begin_copy_up(&self) -> Admission {
-        self.wait_for_admission(self.state.lock(), Core::admit_copy_up)
+        self.wait_for_admission(self.state.lock(), Core::admit_copy_up, |_| None)
     }
 
     fn end_copy_up(&self) {

@@ -1,5 +1,8 @@
 //! Admission of guest writes: which may begin now, whether the target gets it at once, what is dirty after.
 //!
+//! [`Core::guest_admit`] decides. The tap calls it by way of `engine/observer.rs`, where the thread waits;
+//! `Engine::wake_waiters` has it ask again after every change of the core.
+//!
 //! Must hold:
 //! - A range is marked after its write has finished, whether or not it succeeded.
 //! - A write to both sides begins when no copy or zeroing, and no other such write, is in flight on its
@@ -110,6 +113,12 @@ impl Core {
     /// reservation.
     fn must_wait(&self, id: u64, range: ByteRange) -> bool {
         self.guests.is_after_others(id, range) || self.work.operations().moves(range)
+    }
+
+    /// How much longer the write `id` waits for the job before it goes to the source alone.
+    pub(crate) fn admission_time_left(&self, id: u64) -> Option<Duration> {
+        let waited = self.guests.waited(id, self.clock)?;
+        Some(self.admission_timeout()?.saturating_sub(waited))
     }
 
     /// How long a guest write waits for the job before it goes to the source alone. While the guest is

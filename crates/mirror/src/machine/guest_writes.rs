@@ -163,6 +163,12 @@ impl GuestWrites {
         Some((write.range, write.waited))
     }
 
+    /// How long the write `id` has waited for admission by `now`.
+    pub(super) fn waited(&self, id: u64, now: Duration) -> Option<Duration> {
+        let write = self.writes.iter().find(|write| write.id == id)?;
+        Some(now.saturating_sub(write.begun))
+    }
+
     /// Admits the write to the source alone, or to `both`.
     pub(super) fn admit(&mut self, id: u64, both: bool, now: Duration) {
         let Some(write) = self.get(id) else { return };

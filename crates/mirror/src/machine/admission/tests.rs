@@ -188,3 +188,25 @@ fn a_part_of_a_unit_is_copied_beside_a_writer_of_the_rest() {
     core.on_completion(NOW, scan.id, Ok(Done::Scanned(extents)));
     all_have_their_turn(&mut core, NOW, [(100, 200), (900, 2000), (1500, 1600)]);
 }
+
+/// A write that was woken for another's sake once waited for the whole budget again.
+#[test]
+fn a_write_that_is_woken_waits_for_the_rest_of_its_budget() {
+    let ms = Duration::from_millis;
+    let options = MirrorOptions::new().copy_mode(CopyMode::WriteBlocking).latency_budget(ms(20));
+    let mut core = core_of(&options);
+    let scan = next(&mut core);
+    let range = ByteRange::new(0, 1 << 20);
+    core.on_completion(NOW, scan.id, Ok(scanned(range)));
+    while !core.work.operations().moves(range) {
+        next(&mut core);
+    }
+    let id = core.on_guest_write(ByteRange::at(0, 4096));
+    assert_eq!(core.guest_admit(id), Admission::Wait, "a copy has its bytes");
+    assert_eq!(core.admission_time_left(id), Some(ms(20)));
+    core.on_timer(ms(19));
+    assert_eq!(core.guest_admit(id), Admission::Wait);
+    assert_eq!(core.admission_time_left(id), Some(ms(1)));
+    core.on_timer(ms(20));
+    assert_eq!(core.guest_admit(id), Admission::SourceOnly);
+}
