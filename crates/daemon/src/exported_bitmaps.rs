@@ -1,8 +1,9 @@
 //! A dirty bitmap as a meta context of an export: `qemu:dirty-bitmap:NAME`.
 //!
-//! The bitmap is in use while it is exported. A snapshot, and the pivot of a commit to its node, move it all
-//! the same, to another tap of its node: they [suspend](ExportedBitmaps::suspend) the export's use of it for
-//! that time. Clients wait meanwhile, but for those whose export is removed.
+//! The bitmap is in use while it is exported. At the pivot of a mirror it stays on its tap, which moves. A
+//! snapshot, and the pivot of a commit to its node, move the bitmap all the same, to another tap of its
+//! node: they [suspend](ExportedBitmaps::suspend) the export's use of it for that time. Clients wait
+//! meanwhile, but for those whose export is removed.
 
 use std::sync::{Arc, Weak};
 

@@ -214,7 +214,8 @@ impl Tap {
         Ok(job)
     }
 
-    /// Performs the last step of the job `session`. The guest is quiesced, or the job has failed.
+    /// Performs the last step of the job `session`: with [`Ending::Pivot`], the pivot. The guest is quiesced,
+    /// or the job has failed. Does no I/O, and cannot fail.
     pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
         let mut state = self.state.lock();
         let state = &mut *state;

@@ -1,4 +1,5 @@
 //! What a driver is, and the table of all drivers: a driver is one file below, and one line in the table.
+//! CONTRIBUTING.md, "How to add", has the rest.
 //!
 //! The schema's names and options, the nodes that the graph treats as filters or formats, what
 //! `blockdev-reopen` may change and how a node becomes writable all follow from the table.
@@ -59,7 +60,8 @@ pub(crate) trait Driver {
     /// Opens a node: children first, then the disk on them.
     fn open(opening: &mut Opening<'_>, options: Self::Options) -> Reply<Opened>;
 
-    /// Whether other options need another device on the same child.
+    /// Whether other options need another device on the same child. A driver with options of its own that are
+    /// marked `reopen` says so here: otherwise their change has no effect.
     fn needs_rebase(_old: &FlatOptions, _new: &Self::Options) -> bool {
         false
     }

@@ -414,7 +414,8 @@ fn hold_mirror(context: &Context, request: MirrorRequest) -> Reply<Prepared> {
     Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
 }
 
-/// The end of a mirror: the target is in the place of the source, or it is free again.
+/// The end of a mirror: the target is in the place of the source, or it is free again. What lies below the
+/// tap decides, which `Tap::end` has stored: the job's result may be a failure after that.
 fn mirror_ended(
     context: &Context,
     tap: &blockmirror_mirror::Tap,

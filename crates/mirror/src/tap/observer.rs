@@ -10,7 +10,7 @@ use crate::machine::{Admission, TargetWriter};
 
 /// A job on a tap, which admits each guest write and is notified of its end.
 ///
-/// Called under the lock of the tap's state where it says so; the other methods may wait.
+/// Called under the lock of the tap's state where it says so. Only `begin_write` and `begin_copy_up` wait.
 pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// Whether the job is over. Under the lock.
     fn is_over(&self) -> bool;
@@ -53,6 +53,6 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// The ranges that the target of an aborted job does not have. Under the lock.
     fn missing(&self) -> Vec<ByteRange>;
 
-    /// Whether the bitmap that says what to copy starts anew if the job succeeds.
+    /// Whether the bitmap that says what to copy starts anew if the job succeeds. Under the lock.
     fn renews_bitmap(&self) -> bool;
 }
