@@ -48,7 +48,7 @@ pub(crate) struct Engine {
     concluded: Condvar,
     /// There is an event to take.
     events: Condvar,
-    /// A write of the guest may be admitted.
+    /// A write of the guest may be admitted: its thread waits here, in `observer::wait_for_admission`.
     guests: Condvar,
     attachment: Option<TapAttachment>,
     /// Cancels the calls of devices that were made for the job.
@@ -126,10 +126,10 @@ struct State {
     reported_view: Option<MemberView>,
 }
 
-/// The waiting threads that a change concerns.
+/// The workers waiting at `work` that a change concerns. Guest writes are woken after each change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Wake {
-    /// None: nothing was changed.
+    /// None: nothing changed for workers.
     None,
     /// One, which wakes another if it finds something to do.
     One,
@@ -173,11 +173,17 @@ impl Engine {
         self.change(&mut self.state.lock(), wake, f)
     }
 
-    fn change<R>(&self, state: &mut State, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
-        let now = state.ended.unwrap_or_else(|| self.started.elapsed());
+    /// Time has come to `now`: wakes the threads that this concerns.
+    fn advance_clock(&self, state: &mut State, now: Duration) {
         if state.core.on_timer(now) {
             self.work.notify_all();
+            self.wake_waiters(state);
         }
+    }
+
+    fn change<R>(&self, state: &mut State, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+        let now = state.ended.unwrap_or_else(|| self.started.elapsed());
+        self.advance_clock(state, now);
         let answer = f(&mut state.core, now);
         self.wake_waiters(state);
         match wake {

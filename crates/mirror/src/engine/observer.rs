@@ -13,7 +13,8 @@ use crate::tap::WriteObserver;
 
 impl Engine {
     /// Waits until `admit` says something else than [`Admission::Wait`], which is the answer to a caller that
-    /// is cancelled. `time_left` says when to ask again, if nothing wakes the thread before.
+    /// is cancelled. `time_left` says when to ask again, if [`Engine::wake_waiters`] does not wake
+    /// the thread before.
     fn wait_for_admission(
         &self,
         mut state: MutexGuard<'_, State>,
@@ -21,10 +22,7 @@ impl Engine {
         time_left: impl Fn(&Core) -> Option<Duration>,
     ) -> Admission {
         loop {
-            if state.core.on_timer(self.started.elapsed()) {
-                self.work.notify_all();
-                self.wake_waiters(&mut state);
-            }
+            self.advance_clock(&mut state, self.started.elapsed());
             match admit(&mut state.core) {
                 Admission::Wait if !cancel::is_cancelled() => {
                     let overdue = state.core.overdue_at();
@@ -64,7 +62,7 @@ impl WriteObserver for Engine {
 
     fn begin_write(&self, range: ByteRange) -> (u64, Admission) {
         let mut state = self.state.lock();
-        state.core.on_timer(self.started.elapsed());
+        self.advance_clock(&mut state, self.started.elapsed());
         let id = state.core.on_guest_write(range);
         let admission =
             self.wait_for_admission(state, |core| core.guest_admit(id), |core| core.admission_time_left(id));

@@ -1,7 +1,8 @@
 //! Admission of guest writes: which may begin now, whether the target gets it at once, what is dirty after.
 //!
-//! [`Core::guest_admit`] decides. The tap calls it by way of `engine/observer.rs`, where the thread waits;
-//! `Engine::wake_waiters` has it ask again after every change of the core.
+//! [`Core::guest_admit`] decides. The tap calls it by way of `Engine::begin_write`; the thread waits in
+//! `Engine::wait_for_admission` (both `engine/observer.rs`). `Engine::wake_waiters` (`engine.rs`) has it ask
+//! again whenever a worker, the end of another write or a command has changed the core.
 //!
 //! Must hold:
 //! - A range is marked after its write has finished, whether or not it succeeded.
@@ -33,6 +34,10 @@ impl Core {
     }
 
     /// Whether the write `id` may begin now, and how.
+    ///
+    /// It waits while the guest is quiesced; and, if writes go through to the target, for a copy or zeroing
+    /// in flight on its range, for an earlier write, and for the job's reservation, at most for the latency
+    /// budget.
     pub(crate) fn guest_admit(&mut self, id: u64) -> Admission {
         if self.is_concluded() {
             self.guests.forget(id);
