@@ -2,7 +2,7 @@
 //!
 //! **Growing**: the L1 table moves to a larger place if it is too short; what lies past the old end is made
 //! zero; then the header says the new length. A crash before that leaves a disk of the old length with a
-//! longer L1 table, or leaks.
+//! longer L1 table, or leaks. What a raw data file gains is mapped as a whole, as at creation.
 //!
 //! **Shrinking**: what will be freed is read first, so that damage changes nothing; then the header says
 //! the new length. What lies past it is invisible from then on, and is freed after. A crash in between
@@ -157,8 +157,10 @@ impl Qcow2 {
     /// backing file would show, and what an interrupted shrinking left.
     fn zero_past(&self, old: u64, len: u64) -> Result<()> {
         if self.raw_data_file() {
-            // Its bytes are zeroed already, and unallocated clusters read as zeros.
-            return Ok(());
+            // Its bytes are zeros already. Where nothing was mapped a write that no flush has covered would
+            // reach the raw file and not the mapping.
+            let mapped = old.next_multiple_of(self.ctx.format.subcluster_size()).min(len);
+            return self.map_zeros(ByteRange::new(mapped, len));
         }
         let border = old.next_multiple_of(self.ctx.cluster().bytes()).min(len);
         // Less than a cluster.

@@ -170,6 +170,16 @@ impl Qcow2 {
         self.check_writable("preallocate")
     }
 
+    /// Maps `range` of a raw data file, whose bytes there are zeros.
+    pub(crate) fn map_zeros(&self, range: ByteRange) -> Result<()> {
+        let stop = self.stop_check("resize");
+        for part in range.pieces(MAX_AHEAD * self.ctx.cluster().bytes()) {
+            stop.check()?;
+            self.resolve(part, false)?.commit()?;
+        }
+        Ok(())
+    }
+
     /// Writes metadata back if so much of it is dirty that the caches would overflow.
     pub(crate) fn maybe_write_back(&self) -> Result<()> {
         let wanted = {

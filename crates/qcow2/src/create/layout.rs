@@ -189,8 +189,12 @@ fn write_l2(checked: &Checked<'_>, layout: &Layout, storage: &dyn Storage) -> Re
     };
     let offset = cluster.start(layout.l2).0;
     if extended {
-        // No subcluster is allocated: the place is reserved, a backing file shows through.
-        stream::entries(storage, offset, count, |index| [word(index), 0])
+        // A raw data file is the disk. Else the place is reserved, and a backing file shows through.
+        let allocated = if checked.options.data_file_raw { u64::from(u32::MAX) } else { 0 };
+        stream::entries(storage, offset, count, |index| match word(index) {
+            0 => [0, 0],
+            word => [word, allocated],
+        })
     } else {
         stream::entries(storage, offset, count, |index| [word(index)])
     }

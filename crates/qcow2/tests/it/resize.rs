@@ -278,3 +278,31 @@ fn data_files_follow() {
         }
     }
 }
+
+/// A guest writes to what the disk has gained, and the process ends without a flush. Where nothing was mapped
+/// the bytes were in the raw file, and zeros in the image.
+#[test]
+fn what_a_raw_data_file_gains_is_mapped_as_a_whole() {
+    for (cluster, extended) in [(512, false), (4096, false), (16384, true)] {
+        for (old, new) in [(100_352, 50_176), (100_352, 100_352), (1 << 20, 512)] {
+            let (storage, data) = (Arc::new(MemoryStorage::new()), Arc::new(MemoryStorage::new()));
+            let mut options = CreateOptions::new(old);
+            (options.cluster_size, options.extended_l2) = (cluster, extended);
+            (options.data_file, options.data_file_raw) = (Some(b"data".to_vec()), true);
+            options.create(&*storage, Some(&*data)).unwrap();
+            let files = OpenOptions::new().data_file(Arc::clone(&data) as _);
+            let disk = files.clone().writable(true).open(Arc::clone(&storage) as _).unwrap();
+            disk.write_at(&vec![5; old as usize], 0, WriteFlags::FUA).unwrap();
+            disk.resize(new, true).unwrap();
+            disk.resize(old + 70_144, false).unwrap();
+            disk.write_at(&[6; 700], new + 300, WriteFlags::NONE).unwrap();
+            disk.write_at(&[7; 300], old + 70_000 - 300, WriteFlags::NONE).unwrap();
+            drop(disk);
+            let disk = files.open(Arc::clone(&storage) as _).unwrap();
+            let mut all = vec![1; disk.len() as usize];
+            disk.read_at(&mut all, 0).unwrap();
+            assert!(all == data.to_vec(), "clusters of {cluster}: {old} to {new} and up again");
+            assert_eq!(all.iter().filter(|byte| **byte == 5).count() as u64, new.min(old));
+        }
+    }
+}
