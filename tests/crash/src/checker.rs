@@ -48,6 +48,8 @@ struct Image<'a> {
     extended: bool,
     external: bool,
     raw: bool,
+    /// Length of the disk.
+    len: u64,
     refcount_blocks: Vec<u64>,
     /// What lies in each cluster of the file, and how many refer to it.
     users: Vec<(Option<Use>, u64)>,
@@ -100,6 +102,7 @@ impl<'a> Image<'a> {
             extended: features & 0x10 != 0,
             external,
             raw,
+            len: be(bytes, 24, 8)?,
             refcount_blocks: Vec::new(),
             users: vec![(None, 0); count],
             findings: Findings::default(),
@@ -146,6 +149,7 @@ impl<'a> Image<'a> {
         for l1_index in 0..len {
             let l1 = self.word(at + l1_index * 8)?;
             if l1 == 0 {
+                self.check_unmapped(l1_index * per_table * self.cluster)?;
                 continue;
             }
             if l1 & !(COPIED | OFFSET) != 0 {
@@ -199,6 +203,7 @@ impl<'a> Image<'a> {
         if self.external {
             // Its clusters have no refcounts, and offset 0 is a place in it.
             if l2 & COPIED == 0 {
+                self.check_unmapped(guest)?;
                 return if l2 & OFFSET == 0 { Ok(false) } else { Err(format!("{place} is not COPIED")) };
             }
             let host = l2 & OFFSET;
@@ -214,6 +219,14 @@ impl<'a> Image<'a> {
         }
         self.refer(Use::Shared("guest data", tree), l2 & OFFSET, self.cluster)?;
         Ok(true)
+    }
+
+    /// A raw data file is mapped as a whole: what a guest writes there the image shows at once.
+    fn check_unmapped(&self, guest: u64) -> Result<(), String> {
+        if self.raw && guest < self.len {
+            return Err(format!("the raw data file is not mapped at {guest:#x}"));
+        }
+        Ok(())
     }
 
     fn count_snapshots(&mut self) -> Result<(), String> {

@@ -1,6 +1,8 @@
 //! Images that are to be repaired before anything else: made by changing the bytes of sound ones, by offsets
 //! that are found without the crate under test.
 
+use blockmirror_block::{Result, Storage};
+
 const OFFSET: usize = 0x00ff_ffff_ffff_fe00;
 
 fn word(image: &[u8], at: usize) -> usize {
@@ -31,6 +33,23 @@ pub(crate) fn make_dirty(image: &mut [u8]) {
     image[79] |= 1;
     let (block, bits, last) = first_block(image);
     (last - 3..last).for_each(|index| clear_refcount(image, block, bits, index));
+}
+
+/// Does the same to a whole image, as a writer with lazy refcounts that is killed: never do refcounts lag
+/// behind without the mark.
+pub(crate) fn lag_behind(storage: &dyn Storage) -> Result<()> {
+    let mut image = vec![0; storage.len()? as usize];
+    storage.read_at(&mut image, 0)?;
+    let before = image.clone();
+    make_dirty(&mut image);
+    storage.write_at(&image[72..80], 72)?;
+    storage.flush()?;
+    let differs = |at: &usize| image[*at] != before[*at];
+    let ends = ((80..image.len()).find(differs), (80..image.len()).rfind(differs));
+    if let (Some(first), Some(last)) = ends {
+        storage.write_at(&image[first..=last], first as u64)?;
+    }
+    storage.flush()
 }
 
 /// Damages refcounts, a COPIED flag and the refcount table, all of which a repair can make anew.

@@ -18,6 +18,8 @@ pub(crate) struct ListedBitmap {
     pub(crate) table_at: u64,
     pub(crate) table_len: u64,
     pub(crate) in_use: bool,
+    /// Whether it records.
+    pub(crate) auto: bool,
     pub(crate) granularity: u64,
 }
 
@@ -89,9 +91,31 @@ pub(crate) fn bitmaps(bytes: &[u8]) -> Result<Vec<ListedBitmap>, String> {
             table_at: be(bytes, at, 8)?,
             table_len: be(bytes, at + 8, 4)?,
             in_use: be(bytes, at + 12, 4)? & 1 != 0,
+            auto: be(bytes, at + 12, 4)? & 2 != 0,
             granularity: 1 << be(bytes, at + 17, 1)?,
         });
         at = (at + 24 + extra + name).next_multiple_of(8);
     }
     Ok(list)
+}
+
+/// The bits of `bitmap`, of the disk in the image in `bytes`.
+pub(crate) fn bits(bytes: &[u8], bitmap: &ListedBitmap) -> Result<Vec<bool>, String> {
+    let (cluster, size) = (1_u64 << be(bytes, 20, 4)?, be(bytes, 24, 8)?);
+    let granules = size.div_ceil(bitmap.granularity);
+    let needed = granules.div_ceil(8).div_ceil(cluster);
+    if bitmap.table_len != needed {
+        return Err(format!("a bitmap table of {} entries, where {needed} are needed", bitmap.table_len));
+    }
+    let mut bits = Vec::new();
+    for granule in 0..granules {
+        let (index, byte) = (granule / 8 / cluster, granule / 8 % cluster);
+        let entry = be(bytes, bitmap.table_at + index * 8, 8)?;
+        bits.push(match entry & 0x00ff_ffff_ffff_fe00 {
+            0 => entry & 1 != 0,
+            // What lies past the end of the file is zeros.
+            at => be(bytes, at + byte, 1).unwrap_or(0) >> (granule % 8) & 1 != 0,
+        });
+    }
+    Ok(bits)
 }

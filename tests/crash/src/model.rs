@@ -1,4 +1,8 @@
-//! The model: what the image holds from which moment on, and which snapshots it lists.
+//! The model: what the image holds from which moment on, and which snapshots and bitmaps it lists.
+
+mod bitmaps;
+
+pub(crate) use bitmaps::{Bits, TrackedBitmap};
 
 use crate::directory::{be, snapshots};
 use crate::op::Op;
@@ -29,12 +33,9 @@ pub(crate) struct Span {
     pub(crate) done: bool,
 }
 
-/// A snapshot that was taken.
-#[derive(Clone, Debug)]
-pub(crate) struct TakenSnapshot {
-    pub(crate) id: Vec<u8>,
-    /// What it shows.
-    pub(crate) contents: Vec<u8>,
+/// From when to when an image lists something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listing {
     /// It may be listed from the one moment on, and is from the other.
     pub(crate) begun: usize,
     pub(crate) durable: usize,
@@ -43,20 +44,51 @@ pub(crate) struct TakenSnapshot {
     pub(crate) deleted: usize,
 }
 
+impl Listing {
+    /// Of what is listed from `durable` on, and perhaps from `begun` on.
+    pub(crate) fn new(begun: usize, durable: usize) -> Self {
+        Self { begun, durable, deleting: usize::MAX, deleted: usize::MAX }
+    }
+
+    /// Whether it may be listed after a crash at `moment`.
+    pub(crate) fn may_be(&self, moment: usize) -> bool {
+        self.begun <= moment && moment < self.deleted
+    }
+
+    /// Whether it must be.
+    pub(crate) fn must_be(&self, moment: usize) -> bool {
+        self.durable <= moment && moment < self.deleting
+    }
+
+    /// Whether it is listed now, and stays so.
+    pub(crate) fn is_certain(&self) -> bool {
+        self.durable != usize::MAX && self.deleting == usize::MAX
+    }
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug)]
+pub(crate) struct TakenSnapshot {
+    pub(crate) id: Vec<u8>,
+    /// What it shows.
+    pub(crate) contents: Vec<u8>,
+    pub(crate) listing: Listing,
+}
+
 /// All that was done to an image.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct History {
     pub(crate) states: Vec<State>,
     pub(crate) spans: Vec<Span>,
     pub(crate) snapshots: Vec<TakenSnapshot>,
+    pub(crate) bitmaps: Vec<TrackedBitmap>,
 }
 
 impl History {
     /// The snapshots that the image in `layers` lists from the beginning.
     pub(crate) fn list_snapshots(&mut self, layers: Layers<'_>) -> Result<(), String> {
         for (id, contents) in listed(layers)? {
-            let (begun, durable, deleting, deleted) = (0, 0, usize::MAX, usize::MAX);
-            self.snapshots.push(TakenSnapshot { id, contents, begun, durable, deleting, deleted });
+            self.snapshots.push(TakenSnapshot { id, contents, listing: Listing::new(0, 0) });
         }
         Ok(())
     }
@@ -67,8 +99,7 @@ impl History {
         let found = listed(layers)?;
         let name = |id: &[u8]| String::from_utf8_lossy(id).into_owned();
         for (id, contents) in &found {
-            let may_be =
-                |taken: &&TakenSnapshot| taken.id == *id && taken.begun <= moment && moment < taken.deleted;
+            let may_be = |taken: &&TakenSnapshot| taken.id == *id && taken.listing.may_be(moment);
             let candidates: Vec<_> = self.snapshots.iter().filter(may_be).collect();
             if candidates.is_empty() {
                 return Err(format!("the snapshot {} is listed", name(id)));
@@ -79,9 +110,8 @@ impl History {
                 return Err(format!("the snapshot {} shows something else, at byte {at:?}", name(id)));
             }
         }
-        let must_be = |taken: &&TakenSnapshot| taken.durable <= moment && moment < taken.deleting;
-        match self.snapshots.iter().filter(must_be).find(|taken| !found.iter().any(|(id, _)| *id == taken.id))
-        {
+        let mut must_be = self.snapshots.iter().filter(|taken| taken.listing.must_be(moment));
+        match must_be.find(|taken| !found.iter().any(|(id, _)| *id == taken.id)) {
             None => Ok(()),
             Some(taken) => Err(format!("the snapshot {} is not listed", name(&taken.id))),
         }

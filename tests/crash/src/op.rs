@@ -1,6 +1,7 @@
 //! The operations that sequences are made of, and where in the disk each goes.
 
 use blockmirror_block::ByteRange;
+use blockmirror_qcow2::Version;
 
 use crate::start::{Contents, DataPlace, Start};
 
@@ -13,6 +14,8 @@ pub enum Op {
     WriteCluster,
     /// Data across cluster borders, cutting sectors and clusters at both ends.
     WriteAcross,
+    /// Two whole clusters, stored compressed where they become smaller.
+    WriteCompressed,
     /// Zeros over whole and cut clusters.
     Zero,
     /// A discard of whole clusters.
@@ -29,6 +32,13 @@ pub enum Op {
     Repair,
     /// The process ends without a flush, and the image is opened again.
     Kill,
+    /// The image is closed without a flush, which stores its bitmaps, and opened again.
+    Close,
+    /// A writer with lazy refcounts is killed: the image is marked dirty, and its refcounts lag behind. It is
+    /// opened for writing then.
+    OpenDirty,
+    /// What the image holds goes to its backing file, and the image is emptied.
+    Commit,
     /// The image is closed, and becomes one of the other version of the format.
     AmendVersion,
     /// The image is closed, and gets refcounts of another width.
@@ -39,13 +49,24 @@ pub enum Op {
     Apply,
     /// The first snapshot is deleted.
     DeleteSnapshot,
+    /// A persistent bitmap is made.
+    AddBitmap,
+    /// The first bitmap is removed.
+    RemoveBitmap,
+    /// The first bitmap is disabled if it records, and enabled if it does not.
+    ToggleBitmap,
+    /// The bits of the first bitmap are set in the last one.
+    MergeBitmap,
+    /// The bitmaps are stored, and the image stays open.
+    StoreBitmaps,
 }
 
 /// All of them.
-pub const OPS: [Op; 16] = [
+pub const OPS: [Op; 25] = [
     Op::Write4K,
     Op::WriteCluster,
     Op::WriteAcross,
+    Op::WriteCompressed,
     Op::Zero,
     Op::Discard,
     Op::Flush,
@@ -54,11 +75,19 @@ pub const OPS: [Op; 16] = [
     Op::Rename,
     Op::Repair,
     Op::Kill,
+    Op::Close,
+    Op::OpenDirty,
+    Op::Commit,
     Op::AmendVersion,
     Op::AmendWidth,
     Op::Snapshot,
     Op::Apply,
     Op::DeleteSnapshot,
+    Op::AddBitmap,
+    Op::RemoveBitmap,
+    Op::ToggleBitmap,
+    Op::MergeBitmap,
+    Op::StoreBitmaps,
 ];
 
 impl Op {
@@ -76,9 +105,20 @@ impl Op {
     pub(crate) fn applies_to(self, start: Start) -> bool {
         match self {
             Self::Rename => start.backed && start.data != DataPlace::Raw,
-            Self::Snapshot | Self::Apply | Self::DeleteSnapshot => start.data == DataPlace::Inside,
-            _ => true,
+            Self::Snapshot | Self::Apply | Self::DeleteSnapshot | Self::WriteCompressed => {
+                start.data == DataPlace::Inside
+            }
+            Self::Commit => start.backed,
+            Self::OpenDirty => start.version == Version::V3,
+            // Refused in version 2, but that may be amended.
+            Self::AddBitmap => true,
+            other => start.version == Version::V3 || !other.needs_bitmap(),
         }
+    }
+
+    /// Whether it does something only if there is a bitmap.
+    pub(crate) fn needs_bitmap(self) -> bool {
+        matches!(self, Self::RemoveBitmap | Self::ToggleBitmap | Self::MergeBitmap | Self::StoreBitmaps)
     }
 
     /// Whether it takes, applies or deletes a snapshot.
@@ -96,13 +136,20 @@ impl Op {
             Self::Write4K => (cluster.max(4096) + step * 1024, 4096),
             Self::WriteCluster => (cluster * (2 + step * 3), cluster),
             Self::WriteAcross => (across, 2 * cluster + 300),
+            Self::WriteCompressed => (cluster * (3 + step * 2), 2 * cluster),
             Self::Zero => (cluster / 2 + step * cluster, 3 * cluster),
             Self::Discard => (cluster * (1 + step), 3 * cluster),
             _ => (0, 0),
         };
         // Long sequences go over the disk again and again.
         let room = start.len() - start.base();
-        let range = ByteRange::at(start.base() + at % room, bytes).intersect(ByteRange::new(0, len));
+        let mut range = ByteRange::at(start.base() + at % room, bytes).intersect(ByteRange::new(0, len));
+        if self == Self::WriteCompressed {
+            // The end of the disk ends a cluster.
+            let end = if range.end() == len { len } else { range.end() / cluster * cluster };
+            let begin = range.start() / cluster * cluster;
+            range = ByteRange::new(begin, end.max(begin));
+        }
         if range.is_empty() { ByteRange::at(0, 0) } else { range }
     }
 

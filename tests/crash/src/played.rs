@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use blockmirror_block::testing::MemoryStorage;
-use blockmirror_block::{BlockDevice, ByteRange, Error as BlockError, Storage, WriteFlags};
-use blockmirror_qcow2::{Header, Repair, repair};
+use blockmirror_block::{BlockDevice, ByteRange, Error as BlockError, WriteFlags};
+use blockmirror_qcow2::{Header, Qcow2, Repair, repair};
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::scratch::scratch;
 
 use crate::checker::{self, Allowed};
+use crate::files::PerFile;
 use crate::model::{History, Span, possible, reachable};
 use crate::op::Op;
 use crate::reader::Layers;
 use crate::recorder::{Point, Recorder, VisitPoint};
 use crate::session::{Session, StepError, read_all};
-use crate::start::{Contents, DATA_NAME, DataPlace, ImageFiles, Start, pattern};
+use crate::start::{Contents, DATA_NAME, DataPlace, Start, pattern};
 
 /// A sequence of operations on a recorded image, with the model's states.
 pub(crate) struct Played {
@@ -27,8 +28,7 @@ pub(crate) struct Played {
 
 /// What a crash point was found to hold.
 pub(crate) struct Survivor {
-    image: Arc<MemoryStorage>,
-    data: Option<Arc<MemoryStorage>>,
+    files: PerFile<Arc<MemoryStorage>>,
     contents: Vec<u8>,
     /// Whether it had to be repaired first.
     repaired: bool,
@@ -88,28 +88,34 @@ impl Played {
         Allowed { copied_clear: self.history.spans.iter().any(inside) }
     }
 
+    /// Whether the image in `bytes` is marked dirty, as it may be at this moment: the mark may come back with
+    /// a crash if taking it off was not flushed.
+    fn is_dirty(&self, bytes: &[u8], moment: usize) -> bool {
+        let marked = bytes.get(7).is_some_and(|version| *version >= 3) && bytes[79] & 1 != 0;
+        let opened = |span: &Span| span.op == Op::OpenDirty && span.begun <= moment;
+        marked && (self.start.contents == Contents::Dirty || self.history.spans.iter().any(opened))
+    }
+
     /// Checks what `point` left: sound metadata, and in each sector of the disk something that may be there.
     pub(crate) fn verify(&self, point: Point<'_>) -> Result<Survivor, String> {
-        let (image, data) = point.files();
-        let mut bytes = image.to_vec();
-        // The mark may come back with a crash if taking it off was not flushed.
-        let is_dirty =
-            self.start.contents == Contents::Dirty && bytes.get(79).is_some_and(|byte| byte & 1 != 0);
-        let repaired = is_dirty || self.may_need_repair(point.moment);
+        let files = point.files();
+        let mut bytes = files.image.to_vec();
+        let repaired = self.is_dirty(&bytes, point.moment) || self.may_need_repair(point.moment);
         if repaired {
             // A repair that was cut short can be repeated.
-            repair_all(&image)?;
-            bytes = image.to_vec();
+            repair_all(&files.image)?;
+            bytes = files.image.to_vec();
         }
         checker::check(&bytes, self.allowed(point.moment))?;
-        let backing = self.start.backing_contents();
+        let backing = files.backing.as_ref().map(|file| file.to_vec());
         let layers = Layers { image: &bytes, data: None, backing: backing.as_deref() };
         self.history.check_snapshots(layers, point.moment)?;
+        self.history.check_bitmaps(&bytes, point.moment)?;
         let states = reachable(&self.history.states, point.moment);
-        let disk = self.start.open(files(&image, &data), false).map_err(|e| format!("open: {e}"))?;
+        let disk = self.start.open(&files.storages(), false).map_err(|e| format!("open: {e}"))?;
         let contents = read_all(&disk).map_err(|e| e.to_string())?;
         possible(&states, &contents)?;
-        if let (DataPlace::Raw, Some(data)) = (self.start.data, &data) {
+        if let (DataPlace::Raw, Some(data)) = (self.start.data, &files.data) {
             let mut found = data.to_vec();
             found.resize(contents.len(), 0);
             possible(&states, &found).map_err(|why| format!("the data file: {why}"))?;
@@ -119,26 +125,34 @@ impl Played {
         if !states.iter().any(|state| state.backing_name.as_deref() == name) {
             return Err(format!("the header names {:?}", name.map(String::from_utf8_lossy)));
         }
-        Ok(Survivor { image, data, contents, repaired })
+        Ok(Survivor { files, contents, repaired })
     }
 
     /// Goes on with what a crash left as a guest would, and checks it again.
     pub(crate) fn go_on(&self, survivor: &Survivor) -> Result<(), String> {
-        let (image, data) = survivor.copies();
+        let files = survivor.copies();
         let text = |error: BlockError| format!("going on after the crash: {error}");
-        let disk = self.start.open(files(&image, &data), true).map_err(text)?;
+        let disk = self.start.open(&files.storages(), true).map_err(text)?;
         let range = ByteRange::at(self.start.base() + self.start.cluster / 2, self.start.cluster * 5);
         let range = range.intersect(ByteRange::new(0, survivor.contents.len() as u64));
         let written = pattern(0xee, range.start(), range.len());
+        let recording = recording(&disk).map_err(text)?;
         disk.write_at(&written, range.start(), WriteFlags::NONE).map_err(text)?;
         disk.flush().map_err(text)?;
+        // Which stores the bitmaps.
         drop(disk);
-        checker::check(&image.to_vec(), Allowed { copied_clear: true })?;
+        checker::check(&files.image.to_vec(), Allowed { copied_clear: true })?;
         let mut expected = survivor.contents.clone();
         expected[range.start() as usize..range.end() as usize].copy_from_slice(&written);
         // What the crash leaked is found, and nothing else is freed.
-        repair_all(&image)?;
-        let disk = self.start.open(files(&image, &data), false).map_err(text)?;
+        repair_all(&files.image)?;
+        let disk = self.start.open(&files.storages(), false).map_err(text)?;
+        for name in recording {
+            let bits = disk.read_bitmap(&name).map_err(|error| text(error.into()))?;
+            if bits.dirty_bytes_in(range.start()..range.end()) < range.len() {
+                return Err(format!("the bitmap {name} misses what was written after the crash"));
+            }
+        }
         let found = read_all(&disk).map_err(text)?;
         if found == expected { Ok(()) } else { Err("a write after the crash went wrong".into()) }
     }
@@ -150,17 +164,14 @@ impl Played {
             let path = dir.path().join(name);
             std::fs::write(&path, bytes).map(|()| path).map_err(|e| e.to_string())
         };
-        let (mut image, data) = point.files();
-        if survivor.repaired {
-            image = survivor.image.clone();
-        }
-        let path = write("crashed.qcow2", &image.to_vec())?;
-        if let Some(data) = data {
+        let files = if survivor.repaired { survivor.files.clone() } else { point.files() };
+        let path = write("crashed.qcow2", &files.image.to_vec())?;
+        if let Some(data) = files.data {
             write(DATA_NAME, &data.to_vec())?;
         }
-        let header = Header::read(&*image).map_err(|e| e.to_string())?;
-        if let (Some(contents), Some(backing)) = (self.start.backing_contents(), &header.backing) {
-            write(&backing.name.to_string(), &contents)?;
+        let header = Header::read(&*files.image).map_err(|e| e.to_string())?;
+        if let (Some(contents), Some(backing)) = (files.backing, &header.backing) {
+            write(&backing.name.to_string(), &contents.to_vec())?;
         }
         let checked =
             qemu.img_output_in(dir.path(), ["check", "crashed.qcow2"]).map_err(|e| e.to_string())?;
@@ -185,14 +196,15 @@ impl Survivor {
         &self.contents
     }
 
-    fn copies(&self) -> (Arc<MemoryStorage>, Option<Arc<MemoryStorage>>) {
-        let copy = |storage: &Arc<MemoryStorage>| Arc::new(MemoryStorage::with_contents(&storage.to_vec()));
-        (copy(&self.image), self.data.as_ref().map(copy))
+    fn copies(&self) -> PerFile<Arc<MemoryStorage>> {
+        self.files.map(|file| Arc::new(MemoryStorage::with_contents(&file.to_vec())))
     }
 }
 
-fn files(image: &Arc<MemoryStorage>, data: &Option<Arc<MemoryStorage>>) -> ImageFiles {
-    ImageFiles { image: image.clone(), data: data.clone().map(|data| data as Arc<dyn Storage>) }
+/// The names of the bitmaps of `disk` that record.
+fn recording(disk: &Qcow2) -> Result<Vec<String>, BlockError> {
+    let list = disk.bitmaps()?.into_iter();
+    Ok(list.filter(|entry| entry.auto && !entry.in_use).map(|entry| entry.name).collect())
 }
 
 /// Repairs the image, which must be clean afterwards.

@@ -1,8 +1,8 @@
 //! The files of an image, recorded, and what a crash could leave of them.
 //!
-//! Of each file a crash takes any part of what was not flushed to it. Where there are two, the order of the
-//! entries in both logs is recorded as well: at each moment the crash points of the one are combined with
-//! those of the other.
+//! Of each file a crash takes any part of what was not flushed to it. Where there are more than one, the
+//! order of the entries in all logs is recorded as well: at each moment the crash points of the one that has
+//! a new entry are combined with those of the others.
 
 use std::sync::Arc;
 
@@ -10,39 +10,48 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_block::testing::{CrashPoint, Logged, MemoryStorage, RecordingStorage};
 use blockmirror_block::{ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags};
 
-use crate::start::ImageFiles;
+use crate::files::{ImageFiles, PerFile};
 
-/// So many states of the one file are combined with each new state of the other.
+/// So many states of each of the other files are combined with each new state of the one.
 const PARTNERS: usize = 10;
 
-/// One or two recorded files.
+/// Most files of an image.
+const FILES: usize = 3;
+
+/// How long the log of each file is.
+type Positions = [usize; FILES];
+
+/// The recorded files of an image.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     files: Vec<RecordingStorage>,
-    /// How long the logs were after each entry of either.
-    moments: Mutex<Vec<[usize; 2]>>,
+    /// Which of them is what.
+    places: PerFile<usize>,
+    /// After each entry of any log.
+    moments: Mutex<Vec<Positions>>,
 }
 
 /// What a crash could leave.
 #[derive(Clone, Copy)]
 pub(crate) struct Point<'a> {
-    /// How many entries both logs had.
+    /// How many entries all logs had.
     pub(crate) moment: usize,
-    image: &'a CrashPoint,
-    data: Option<&'a CrashPoint>,
+    files: PerFile<&'a CrashPoint>,
 }
 
 impl Point<'_> {
     /// Copies of the files, to open.
-    pub(crate) fn files(&self) -> (Arc<MemoryStorage>, Option<Arc<MemoryStorage>>) {
-        (Arc::new(self.image.storage()), self.data.map(|data| Arc::new(data.storage())))
+    pub(crate) fn files(&self) -> PerFile<Arc<MemoryStorage>> {
+        self.files.map(|file| Arc::new(file.storage()))
     }
 
     /// What was lost, in words.
     pub(crate) fn describe(&self) -> String {
-        let mut text = format!("{:?}", self.image);
-        if let Some(data) = self.data {
-            text += &format!("; data file: {data:?}");
+        let mut text = format!("{:?}", self.files.image);
+        for (name, file) in [("data file", self.files.data), ("backing file", self.files.backing)] {
+            if let Some(file) = file {
+                text += &format!("; {name}: {file:?}");
+            }
         }
         text
     }
@@ -53,15 +62,18 @@ pub(crate) type VisitPoint<'a> = dyn FnMut(Point<'_>) -> Result<(), String> + 'a
 
 impl Recorder {
     /// Files with these contents, durably.
-    pub(crate) fn new(contents: &[Vec<u8>]) -> Arc<Self> {
+    pub(crate) fn new(contents: &PerFile<Vec<u8>>) -> Arc<Self> {
         let files = contents.iter().map(|bytes| RecordingStorage::with_contents(bytes)).collect();
-        Arc::new(Self { files, moments: Mutex::new(vec![[0, 0]]) })
+        let mut next = 0..;
+        let places = contents.map(|_| next.next().unwrap_or_default());
+        Arc::new(Self { files, places, moments: Mutex::new(vec![Positions::default()]) })
     }
 
     /// The files, as storages to open.
     pub(crate) fn storages(self: &Arc<Self>) -> ImageFiles {
-        let side = |which| Arc::new(RecordedFile { recorder: Arc::clone(self), which }) as Arc<dyn Storage>;
-        ImageFiles { image: side(0), data: (self.files.len() > 1).then(|| side(1)) }
+        self.places.map(|which| {
+            Arc::new(RecordedFile { recorder: Arc::clone(self), which: *which }) as Arc<dyn Storage>
+        })
     }
 
     /// The present moment.
@@ -87,21 +99,29 @@ impl Recorder {
     pub(crate) fn visit_points(&self, visit: &mut VisitPoint<'_>) -> Result<(), String> {
         if self.files.len() == 1 {
             for point in self.files[0].crash_points() {
-                visit(Point { moment: point.position(), image: &point, data: None })?;
+                let files = PerFile { image: &point, data: None, backing: None };
+                visit(Point { moment: point.position(), files })?;
             }
             return Ok(());
         }
-        let points = [0, 1].map(|which| FilePoints::new(&self.files[which]));
+        let points: Vec<_> = self.files.iter().map(FilePoints::new).collect();
         let moments = self.moments.lock().clone();
-        let mut before = [usize::MAX; 2];
+        let mut before = None;
         for (moment, position) in moments.iter().enumerate() {
-            let moved = usize::from(before[0] == position[0]);
-            before = *position;
-            let other = 1 - moved;
+            let moved = before.and_then(|before: Positions| (0..FILES).find(|i| before[*i] != position[*i]));
+            let moved = moved.unwrap_or(0);
+            before = Some(*position);
+            let partners: Vec<Vec<&CrashPoint>> =
+                points.iter().zip(position).map(|(file, position)| file.partners(*position)).collect();
+            let others = (0..partners.len()).filter(|which| *which != moved);
+            let most = others.map(|which| partners[which].len()).max().unwrap_or(1);
             for new in &points[moved].at[position[moved]] {
-                for partner in points[other].partners(position[other]) {
-                    let (image, data) = if moved == 0 { (new, partner) } else { (partner, new) };
-                    visit(Point { moment, image, data: Some(data) })?;
+                for turn in 0..most {
+                    let files = self.places.map(|which| match *which == moved {
+                        true => new,
+                        false => partners[*which][turn % partners[*which].len()],
+                    });
+                    visit(Point { moment, files })?;
                 }
             }
         }
@@ -135,6 +155,9 @@ impl FilePoints {
     /// and nothing of what is not flushed are among them.
     fn partners(&self, position: usize) -> Vec<&CrashPoint> {
         let all: Vec<_> = self.at[self.epoch[position]..=position].iter().flatten().collect();
+        if all.len() == 1 {
+            return all;
+        }
         let mut some: Vec<_> = all.iter().copied().step_by(all.len().div_ceil(PARTNERS)).collect();
         // Nothing is missing in the first of those that are not torn.
         some.extend(self.at[position].iter().find(|point| point.to_string().ends_with("dropped []")));

@@ -1,19 +1,24 @@
 //! An image under a sequence of operations, and the model of what it holds.
 
+mod bitmaps;
+mod closed;
+mod commit;
 mod snapshots;
 
 use std::sync::Arc;
 
+use blockmirror_block::testing::{Fault, FaultStorage, Faults, OpKind};
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, Storage, Visit,
-    WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Error as BlockError, ErrorKind, Result as BlockResult, Storage, WriteFlags,
+    ZeroFlags,
 };
-use blockmirror_qcow2::{AmendOptions, Header, Qcow2, Repair, Version, amend, repair};
+use blockmirror_qcow2::{Error as Qcow2Error, Qcow2};
 
+use crate::files::ImageFiles;
 use crate::model::{History, Span, State, possible, reachable};
 use crate::op::Op;
 use crate::reader::Layers;
-use crate::start::{BACKING_NAME, Contents, ImageFiles, Start, pattern};
+use crate::start::{BACKING_NAME, Contents, Start, noise, pattern};
 
 /// Why a step did not succeed.
 #[derive(Debug)]
@@ -30,6 +35,12 @@ impl From<BlockError> for StepError {
     }
 }
 
+impl From<Qcow2Error> for StepError {
+    fn from(error: Qcow2Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// The open image and its model.
 pub(crate) struct Session<'a> {
     start: Start,
@@ -37,6 +48,8 @@ pub(crate) struct Session<'a> {
     /// The present moment.
     clock: &'a dyn Fn() -> usize,
     disk: Option<Qcow2>,
+    /// Fails every request of the open image, once its process is killed.
+    killed: Faults,
     /// What the guest reads.
     now: Vec<u8>,
     backing_name: Option<Vec<u8>>,
@@ -49,17 +62,18 @@ pub(crate) struct Session<'a> {
 
 impl<'a> Session<'a> {
     pub(crate) fn new(start: Start, files: ImageFiles, clock: &'a dyn Fn() -> usize) -> BlockResult<Self> {
-        let now = read_all(&start.open(files.clone(), false)?)?;
+        let now = read_all(&start.open(&files, false)?)?;
         let backing_name = start.backed.then(|| BACKING_NAME.into());
         let first =
             State { begun: 0, durable: 0, contents: now.clone(), backing_name: Option::clone(&backing_name) };
         let mut history = History { states: vec![first], ..History::default() };
         let image = read_file(&*files.image)?;
-        let backing = start.backing_contents();
+        let backing = files.backing.as_deref().map(read_file).transpose()?;
         let layers = Layers { image: &image, data: None, backing: backing.as_deref() };
-        let listed = history.list_snapshots(layers);
+        let listed = history.list_snapshots(layers).and_then(|()| history.list_bitmaps(&image));
         listed.map_err(|why| BlockError::new(ErrorKind::Corrupt, "list snapshots").because(why))?;
-        Ok(Self { start, files, clock, disk: None, now, backing_name, history, refused: 0, answered: None })
+        let (killed, refused, answered) = (Faults::new(), 0, None);
+        Ok(Self { start, files, clock, disk: None, killed, now, backing_name, history, refused, answered })
     }
 
     /// Does `op` to the image and to the model.
@@ -71,7 +85,12 @@ impl<'a> Session<'a> {
             contents: self.now.clone(),
             backing_name: self.backing_name.clone(),
         };
+        let changed = self.changed(op, step);
+        self.history.begin_change(changed, begun);
         let result = self.act(op, step, &mut wanted);
+        if result.is_ok() {
+            self.history.end_change(changed, (self.clock)());
+        }
         self.history.spans.push(Span { op, begun, ended: (self.clock)(), done: result.is_ok() });
         if let Some(answered) = self.answered {
             answered();
@@ -88,7 +107,7 @@ impl<'a> Session<'a> {
                 self.now.clone_from(&wanted.contents);
                 self.backing_name.clone_from(&wanted.backing_name);
                 self.history.states.push(wanted);
-                Ok(())
+                self.check_open_bitmaps()
             }
             // An operation that is refused changes nothing.
             Err(StepError::Failed(error))
@@ -106,8 +125,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// What the image held when, and what was done when. The image is closed without a flush.
-    pub(crate) fn history(self) -> History {
+    /// What the image held when, and what was done when. The process is killed.
+    pub(crate) fn history(mut self) -> History {
+        self.kill();
         self.history
     }
 
@@ -121,11 +141,17 @@ impl<'a> Session<'a> {
         self.disk.is_some()
     }
 
-    /// Ends without a flush. `files` are what is opened from now on.
-    pub(crate) fn close(&mut self, files: ImageFiles) -> Result<(), StepError> {
-        self.disk = None;
+    /// The process is killed. `files` are what is opened from now on.
+    pub(crate) fn restart(&mut self, files: ImageFiles) -> Result<(), StepError> {
+        self.kill();
         self.files = files;
         self.look_again()
+    }
+
+    /// What the open image would still do at its end does not reach the files.
+    fn kill(&mut self) {
+        self.killed.inject(Fault::on(OpKind::Any).forever());
+        self.disk = None;
     }
 
     /// After an operation that failed, or an end without a flush: of what is not durable any part may be
@@ -139,15 +165,33 @@ impl<'a> Session<'a> {
         self.now.clone_from(&found);
         let (begun, backing_name) = ((self.clock)(), self.backing_name.clone());
         self.history.states.push(State { begun, durable: usize::MAX, contents: found, backing_name });
+        let listed = disk.get().bitmaps()?;
+        for bitmap in &mut self.history.bitmaps {
+            let records = listed.iter().any(|entry| entry.name == bitmap.name && entry.auto);
+            bitmap.records &= records;
+        }
         Ok(())
     }
 
     /// The image, opened for writing if it is not.
     fn disk(&mut self) -> BlockResult<&Qcow2> {
         if self.disk.is_none() {
-            self.disk = Some(self.start.open(self.files.clone(), true)?);
+            self.killed = Faults::new();
+            let files = self.files.map(|file| {
+                Arc::new(FaultStorage::new(Arc::clone(file), self.killed.clone())) as Arc<dyn Storage>
+            });
+            self.disk = Some(self.start.open(&files, true)?);
         }
         self.disk.as_ref().ok_or_else(|| BlockError::new(ErrorKind::Io, "open"))
+    }
+
+    /// The guest bytes that `op` writes.
+    fn changed(&self, op: Op, step: u64) -> ByteRange {
+        let len = self.now.len() as u64;
+        match op {
+            Op::Grow => ByteRange::new(len, op.new_len(self.start, step, len)),
+            _ => op.range(self.start, step, len),
+        }
     }
 
     fn act(&mut self, op: Op, step: u64, wanted: &mut State) -> Result<(), StepError> {
@@ -163,18 +207,22 @@ impl<'a> Session<'a> {
                 wanted.contents[bytes].copy_from_slice(&data);
                 self.disk()?.write_at(&data, range.start(), WriteFlags::NONE)?;
             }
+            Op::WriteCompressed => {
+                let make = if step % 3 == 1 { noise } else { pattern };
+                let data = make(step as u8 + 1, range.start(), range.len());
+                wanted.contents[bytes].copy_from_slice(&data);
+                self.disk()?.write_compressed(&data, range.start())?;
+            }
             Op::Zero => {
                 wanted.contents[bytes].fill(0);
                 let flags = if step.is_multiple_of(2) { ZeroFlags::MAY_UNMAP } else { ZeroFlags::NONE };
                 self.disk()?.write_zeroes(range, flags)?;
             }
             Op::Discard => self.discard(range, wanted)?,
-            Op::Flush => {
-                self.disk()?.flush()?;
-                wanted.durable = (self.clock)();
-            }
+            Op::Flush => self.flush(wanted)?,
             Op::Grow | Op::Shrink => {
-                let new_len = op.new_len(self.start, step, len);
+                let (begun, new_len) = ((self.clock)(), op.new_len(self.start, step, len));
+                self.history.cut_bitmaps(new_len, begun);
                 wanted.contents.resize(new_len as usize, 0);
                 self.disk()?.resize(new_len, true)?;
                 wanted.durable = (self.clock)();
@@ -182,22 +230,25 @@ impl<'a> Session<'a> {
             Op::Rename => {
                 let name = format!("other{step}").into_bytes();
                 wanted.backing_name = Some(name.clone());
-                self.disk()?.set_backing_file(Some(&name), Some("raw")).map_err(BlockError::from)?;
+                self.disk()?.set_backing_file(Some(&name), Some("raw"))?;
                 wanted.durable = (self.clock)();
             }
-            Op::Snapshot | Op::Apply | Op::DeleteSnapshot => {
-                self.snapshot_operation(op, step, wanted)?;
-            }
+            Op::Commit => self.commit(wanted)?,
+            Op::Snapshot | Op::Apply | Op::DeleteSnapshot => self.snapshot_operation(op, step, wanted)?,
+            Op::AddBitmap => self.add_bitmap(step, wanted)?,
+            Op::RemoveBitmap | Op::ToggleBitmap | Op::MergeBitmap => self.change_bitmap(op, wanted)?,
+            Op::StoreBitmaps => self.disk()?.store_bitmaps()?,
             Op::Repair => self.repair(wanted)?,
             Op::AmendVersion | Op::AmendWidth => self.amend(op, wanted)?,
-            Op::Kill => {
-                self.disk = None;
-                let found = read_all(self.disk()?)?;
-                possible(&reachable(&self.history.states, (self.clock)()), &found)
-                    .map_err(StepError::Wrong)?;
-                wanted.contents = found;
-            }
+            Op::Kill | Op::Close => self.end(op, wanted)?,
+            Op::OpenDirty => self.open_dirty(wanted)?,
         }
+        Ok(())
+    }
+
+    fn flush(&mut self, wanted: &mut State) -> Result<(), StepError> {
+        self.disk()?.flush()?;
+        wanted.durable = (self.clock)();
         Ok(())
     }
 
@@ -213,40 +264,6 @@ impl<'a> Session<'a> {
             return Err(StepError::Wrong("a discard left neither the old data nor zeros".into()));
         }
         wanted.contents[bytes].copy_from_slice(&found);
-        Ok(())
-    }
-
-    fn flush_and_close(&mut self, wanted: &mut State) -> Result<(), StepError> {
-        if let Some(disk) = &self.disk {
-            disk.flush()?;
-            // What follows may have nothing to do, and makes nothing durable then.
-            wanted.durable = (self.clock)();
-        }
-        self.disk = None;
-        Ok(())
-    }
-
-    fn amend(&mut self, op: Op, wanted: &mut State) -> Result<(), StepError> {
-        self.flush_and_close(wanted)?;
-        let header = Header::read(&*self.files.image).map_err(BlockError::from)?;
-        let mut options = AmendOptions::default();
-        if op == Op::AmendVersion {
-            options.version = Some(if header.version >= 3 { Version::V2 } else { Version::V3 });
-        } else {
-            options.refcount_bits = Some(if header.refcount_bits() == 16 { 8 } else { 16 });
-        }
-        let open = self.start.open_options(self.files.clone());
-        let image = Arc::clone(&self.files.image);
-        amend(image, &open, &options, &mut |_, _| Visit::Continue(())).map_err(BlockError::from)?;
-        Ok(())
-    }
-
-    fn repair(&mut self, wanted: &mut State) -> Result<(), StepError> {
-        self.flush_and_close(wanted)?;
-        let report = repair(&*self.files.image, Repair::All, &mut ()).map_err(BlockError::from)?;
-        if !report.is_clean() {
-            return Err(StepError::Wrong(format!("not clean after a repair: {report:?}")));
-        }
         Ok(())
     }
 }
@@ -270,7 +287,7 @@ impl Start {
     fn open_or<'a>(self, disk: Option<&'a Qcow2>, files: &ImageFiles) -> BlockResult<Seen<'a>> {
         match disk {
             Some(disk) => Ok(Seen::Open(disk)),
-            None => Ok(Seen::Again(Box::new(self.open(files.clone(), false)?))),
+            None => Ok(Seen::Again(Box::new(self.open(files, false)?))),
         }
     }
 }

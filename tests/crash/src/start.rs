@@ -3,11 +3,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
+use blockmirror_block::testing::{MemoryStorage, Rng};
 use blockmirror_block::{BlockDevice, ByteRange, Result, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, NewSnapshot, OpenOptions, Qcow2, Version};
+use blockmirror_qcow2::{BitmapOptions, CreateOptions, NewSnapshot, OpenOptions, Qcow2, Version};
+use blockmirror_raw::{Raw, RawOptions};
 
 use crate::damage;
+use crate::files::{ImageFiles, PerFile};
 
 /// The name that the header gives the backing file at first.
 pub(crate) const BACKING_NAME: &str = "base.raw";
@@ -57,6 +59,9 @@ pub enum Contents {
     Snapshots,
     /// As populated, but refcounts and COPIED flags are wrong, and a refcount block is lost.
     Damaged,
+    /// As populated; then persistent bitmaps have recorded a write, and a snapshot was taken if the image can
+    /// have one.
+    Bitmaps,
 }
 
 impl fmt::Display for Start {
@@ -73,14 +78,6 @@ impl fmt::Display for Start {
         }
         write!(f, ", {:?}", self.contents)
     }
-}
-
-/// The storages of an image.
-#[derive(Clone, Debug)]
-pub(crate) struct ImageFiles {
-    pub(crate) image: Arc<dyn Storage>,
-    /// The external data file.
-    pub(crate) data: Option<Arc<dyn Storage>>,
 }
 
 impl Start {
@@ -129,6 +126,14 @@ impl Start {
                 starts.push(Self { backed, ..Self::new(cluster, contents) });
             }
         }
+        for (cluster, backed, data) in [
+            (512, false, DataPlace::Inside),
+            (4096, true, DataPlace::Inside),
+            (4096, false, DataPlace::External),
+        ] {
+            starts.push(Self { backed, data, ..Self::new(cluster, Contents::Bitmaps) });
+        }
+        starts.push(Self { extended: true, data: DataPlace::Raw, ..Self::new(16384, Contents::Populated) });
         starts.push(Self { version: Version::V2, ..Self::new(512, Contents::Snapshots) });
         starts.push(Self { extended: true, backed: true, ..Self::new(16384, Contents::Snapshots) });
         starts.push(Self::new(512, Contents::TableFull));
@@ -170,46 +175,34 @@ impl Start {
     }
 
     /// The disk below, a little shorter than the one above.
-    pub(crate) fn backing_contents(self) -> Option<Vec<u8>> {
-        self.backed.then(|| pattern(0xb0, 0, self.len() - self.cluster))
+    fn backing_contents(self) -> Vec<u8> {
+        pattern(0xb0, 0, self.len() - self.cluster)
     }
 
     /// Opens `files` as an image of this kind.
-    pub(crate) fn open(self, files: ImageFiles, writable: bool) -> Result<Qcow2> {
-        let image = Arc::clone(&files.image);
-        Ok(self.open_options(files).writable(writable).open(image)?)
+    pub(crate) fn open(self, files: &ImageFiles, writable: bool) -> Result<Qcow2> {
+        Ok(open_options(files)?.writable(writable).open(Arc::clone(&files.image))?)
     }
 
-    /// What lies below the image, and beside it.
-    pub(crate) fn open_options(self, files: ImageFiles) -> OpenOptions {
-        let mut options = OpenOptions::new();
-        if let Some(contents) = self.backing_contents() {
-            let backing: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&contents).read_only());
-            options = options.backing(backing);
-        }
-        if let Some(data) = files.data {
-            options = options.data_file(data);
-        }
-        options
-    }
-
-    /// The files to begin with: the image, and the data file if there is one.
-    pub(crate) fn make(self) -> Result<Vec<Vec<u8>>> {
-        let image = Arc::new(MemoryStorage::new());
-        let data = (self.data != DataPlace::Inside).then(|| Arc::new(MemoryStorage::new()));
-        self.options().create(&*image, data.as_ref().map(|data| &**data as &dyn Storage))?;
+    /// The files to begin with.
+    pub(crate) fn make(self) -> Result<PerFile<Vec<u8>>> {
+        let empty = || Arc::new(MemoryStorage::new());
+        let files = PerFile {
+            image: empty(),
+            data: (self.data != DataPlace::Inside).then(empty),
+            backing: self.backed.then(|| Arc::new(MemoryStorage::with_contents(&self.backing_contents()))),
+        };
+        let data = files.data.as_deref().map(|data| data as &dyn Storage);
+        self.options().create(&*files.image, data)?;
         if self.contents != Contents::Empty {
-            let files =
-                ImageFiles { image: image.clone(), data: data.clone().map(|data| data as Arc<dyn Storage>) };
-            self.populate(&self.open(files, true)?)?;
+            self.populate(&self.open(&files.storages(), true)?)?;
         }
-        let mut files = vec![image.to_vec()];
+        let mut files = files.map(|file| file.to_vec());
         match self.contents {
-            Contents::Dirty => damage::make_dirty(&mut files[0]),
-            Contents::Damaged => damage::damage(&mut files[0]),
+            Contents::Dirty => damage::make_dirty(&mut files.image),
+            Contents::Damaged => damage::damage(&mut files.image),
             _ => {}
         }
-        files.extend(data.map(|data| data.to_vec()));
         Ok(files)
     }
 
@@ -223,15 +216,44 @@ impl Start {
         let range = |n: u64| ByteRange::at(self.cluster * n, self.cluster);
         disk.write_zeroes(range(1), ZeroFlags::MAY_UNMAP)?;
         disk.discard(range(4))?;
-        if self.contents == Contents::Snapshots {
+        let has_bitmaps = self.contents == Contents::Bitmaps;
+        if has_bitmaps {
+            disk.add_bitmap("on", &BitmapOptions::new().granularity(512))?;
+            disk.add_bitmap("off", &BitmapOptions::new().granularity(2048))?;
+        }
+        if self.contents == Contents::Snapshots || (has_bitmaps && self.data == DataPlace::Inside) {
             disk.create_snapshot(&NewSnapshot::new("start"))?;
+        }
+        if has_bitmaps || self.contents == Contents::Snapshots {
             disk.write_at(&pattern(0x51, 0, 2 * self.cluster), self.cluster * 2, WriteFlags::NONE)?;
+        }
+        if has_bitmaps {
+            disk.disable_bitmap("off")?;
+            disk.store_bitmaps()?;
         }
         disk.flush()
     }
 }
 
+/// What lies below the image in `files`, and beside it.
+pub(crate) fn open_options(files: &ImageFiles) -> Result<OpenOptions> {
+    let mut options = OpenOptions::new();
+    if let Some(backing) = &files.backing {
+        let disk: Arc<dyn BlockDevice> = Arc::new(Raw::open(Arc::clone(backing), RawOptions::new())?);
+        options = options.backing(disk);
+    }
+    if let Some(data) = &files.data {
+        options = options.data_file(Arc::clone(data));
+    }
+    Ok(options)
+}
+
 /// Bytes that depend on `who` wrote them and on where they belong. None is zero.
 pub(crate) fn pattern(who: u8, at: u64, len: u64) -> Vec<u8> {
     (at..at + len).map(|i| who ^ (i / 512 * 37 + i % 7) as u8 | 1).collect()
+}
+
+/// The same of bytes that do not become smaller by compression.
+pub(crate) fn noise(who: u8, at: u64, len: u64) -> Vec<u8> {
+    Rng::new(at, u64::from(who)).nonzero_bytes(len)
 }

@@ -1,10 +1,10 @@
 //! Operations on snapshots, in the image and in the model.
 
-use blockmirror_block::{BlockDevice, Error as BlockError};
+use blockmirror_block::BlockDevice;
 use blockmirror_qcow2::{NewSnapshot, SnapshotRef};
 
 use super::{Session, StepError};
-use crate::model::{State, TakenSnapshot};
+use crate::model::{Listing, State, TakenSnapshot};
 use crate::op::Op;
 
 /// Most snapshots of an image: narrow refcounts count few.
@@ -29,13 +29,16 @@ impl Session<'_> {
 
     /// The first snapshot that is listed for certain.
     fn first(&self) -> Option<usize> {
-        let is_listed = |taken: &TakenSnapshot| taken.durable != usize::MAX && taken.deleting == usize::MAX;
-        self.history.snapshots.iter().position(is_listed)
+        self.history.snapshots.iter().position(|taken| taken.listing.is_certain())
+    }
+
+    /// How many may be listed.
+    pub(super) fn live_snapshots(&self) -> usize {
+        self.history.snapshots.iter().filter(|taken| taken.listing.may_be(usize::MAX - 1)).count()
     }
 
     fn take(&mut self, step: u64) -> Result<(), StepError> {
-        let live = self.history.snapshots.iter().filter(|taken| taken.deleted == usize::MAX).count();
-        if live >= MOST {
+        if self.live_snapshots() >= MOST {
             return Ok(self.disk()?.flush()?);
         }
         let id = format!("step{step}");
@@ -43,15 +46,12 @@ impl Session<'_> {
         let taken = TakenSnapshot {
             id: id.clone().into_bytes(),
             contents: self.now.clone(),
-            begun: (self.clock)(),
-            durable: usize::MAX,
-            deleting: usize::MAX,
-            deleted: usize::MAX,
+            listing: Listing::new((self.clock)(), usize::MAX),
         };
         let index = self.history.snapshots.len();
         self.history.snapshots.push(taken);
-        self.disk()?.create_snapshot(&NewSnapshot::new("name").id(id)).map_err(BlockError::from)?;
-        self.history.snapshots[index].durable = (self.clock)();
+        self.disk()?.create_snapshot(&NewSnapshot::new("name").id(id))?;
+        self.history.snapshots[index].listing.durable = (self.clock)();
         Ok(())
     }
 
@@ -60,7 +60,7 @@ impl Session<'_> {
         let TakenSnapshot { id, contents, .. } = self.history.snapshots[first].clone();
         wanted.contents = contents;
         let wanted = SnapshotRef::Id(String::from_utf8_lossy(&id).into_owned());
-        self.disk()?.apply_snapshot(&wanted).map_err(BlockError::from)?;
+        self.disk()?.apply_snapshot(&wanted)?;
         Ok(())
     }
 
@@ -68,9 +68,9 @@ impl Session<'_> {
         let Some(first) = self.first() else { return Ok(self.disk()?.flush()?) };
         let id = SnapshotRef::Id(String::from_utf8_lossy(&self.history.snapshots[first].id).into_owned());
         self.disk()?;
-        self.history.snapshots[first].deleting = (self.clock)();
-        self.disk()?.delete_snapshot(&id).map_err(BlockError::from)?;
-        self.history.snapshots[first].deleted = (self.clock)();
+        self.history.snapshots[first].listing.deleting = (self.clock)();
+        self.disk()?.delete_snapshot(&id)?;
+        self.history.snapshots[first].listing.deleted = (self.clock)();
         Ok(())
     }
 }

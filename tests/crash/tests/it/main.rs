@@ -77,6 +77,11 @@ fn internal_snapshots() {
 }
 
 #[test]
+fn persistent_bitmaps() {
+    replay("persistent bitmaps", |start| start.contents == Contents::Bitmaps);
+}
+
+#[test]
 fn images_that_are_repaired_first() {
     replay("repaired first", |start| matches!(start.contents, Contents::Dirty | Contents::Damaged));
 }
@@ -89,6 +94,17 @@ fn a_sector_cut_by_a_write_into_a_zero_cluster_is_never_a_mixture() {
     let start = Start::new(4096, Contents::Populated);
     let sequence = Sequence { start, ops: vec![Op::Write4K, Op::Zero, Op::WriteAcross], thin: 1 };
     assert!(replay_all("a cut sector", &[sequence]).points >= 20);
+}
+
+/// What the disk had gained was not mapped: the process was killed after a write that nothing had flushed,
+/// and the image showed zeros where the raw file had the data.
+#[test]
+fn a_raw_data_file_is_what_the_image_shows_after_it_has_grown() {
+    for start in Start::all().into_iter().filter(|start| start.data == DataPlace::Raw) {
+        let ops = vec![Op::Shrink, Op::Grow, Op::WriteAcross, Op::Write4K, Op::Kill];
+        let sequence = Sequence { start, ops, thin: 1 };
+        assert!(replay_all("a raw data file that grows", &[sequence]).points >= 20);
+    }
 }
 
 /// The refcount table moves to a larger place, and the header with it.
