@@ -16,13 +16,16 @@ mod log;
 mod mirror;
 mod resume;
 mod simple;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_mirror::{CopyMode, ErrorAction, Event, IoStatus, JobState, Progress, Refused, Verb};
@@ -154,16 +157,19 @@ pub(crate) struct JobOptions {
 pub(crate) struct Jobs {
     context: Arc<Context>,
     table: Mutex<BTreeMap<String, Arc<Job>>>,
-    /// Names of jobs that are about to start. *Order*: before the table.
-    reserved: Arc<Mutex<BTreeSet<String>>>,
+    /// Jobs that are about to start. *Order*: before the table.
+    reserved: Arc<Mutex<ReservedIds>>,
 }
+
+/// The names of jobs that are about to start, and how each gets to the thread that is to report its events.
+type ReservedIds = BTreeMap<String, Sender<Arc<Job>>>;
 
 /// The name of a job that is about to start; no other job gets it until this is dropped.
 #[derive(Debug)]
 #[must_use = "the name is free as soon as this is dropped"]
 pub(crate) struct ReservedId {
     id: String,
-    reserved: Arc<Mutex<BTreeSet<String>>>,
+    reserved: Arc<Mutex<ReservedIds>>,
 }
 
 impl Drop for ReservedId {
@@ -178,18 +184,35 @@ impl Jobs {
         Arc::new(Self { context, table: Mutex::default(), reserved: Arc::default() })
     }
 
-    /// Reserves `id` for a new job, until that is in the table.
+    /// Reserves `id` for a new job, until that is in the table, and a thread that is to report its events:
+    /// a job that nothing reports would end without what its end does, a pivot of the graph for example.
     ///
     /// # Errors
-    /// It is no identifier, or another job has it.
-    pub(crate) fn reserve(&self, id: &str) -> Reply<ReservedId> {
+    /// It is no identifier, another job has it, or there is no thread.
+    pub(crate) fn reserve(self: &Arc<Self>, id: &str) -> Reply<ReservedId> {
+        self.reserve_on(id, |name, work| thread::Builder::new().name(name).spawn(work).map(drop))
+    }
+
+    fn reserve_on(
+        self: &Arc<Self>,
+        id: &str,
+        spawn: impl FnOnce(String, Box<dyn FnOnce() + Send>) -> io::Result<()>,
+    ) -> Reply<ReservedId> {
         if !is_well_formed(id) {
             return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
         }
         let mut reserved = self.reserved.lock();
-        if self.table.lock().contains_key(id) || !reserved.insert(id.to_owned()) {
+        if self.table.lock().contains_key(id) || reserved.contains_key(id) {
             return Err(QmpError::generic(format!("Job ID '{id}' already in use")));
         }
+        let (started, job) = mpsc::channel();
+        let jobs = Arc::clone(self);
+        // Without a job none is sent, and the thread ends.
+        let work = move || job.recv().into_iter().for_each(|job| jobs.pump_events(&job));
+        spawn(format!("job {id}"), Box::new(work)).map_err(|error| {
+            QmpError::generic(format!("Cannot start a thread for the events of job '{id}': {error}"))
+        })?;
+        reserved.insert(id.to_owned(), started);
         Ok(ReservedId { id: id.to_owned(), reserved: Arc::clone(&self.reserved) })
     }
 
@@ -361,8 +384,8 @@ impl Job {
 }
 
 impl Jobs {
-    /// Puts a job in the table that has been started and has reported nothing yet. Its first two events are
-    /// sent at once, what follows after the command has been answered.
+    /// Puts a job in the table whose name is reserved, and that has been started and has reported nothing
+    /// yet. Its first two events are sent at once, what follows after the command has been answered.
     pub(crate) fn add_job(
         self: &Arc<Self>,
         session: Option<&Session>,
@@ -386,13 +409,10 @@ impl Jobs {
         });
         let first = std::iter::from_fn(|| job.handle.next_event(Some(Duration::ZERO))).take(2).collect();
         self.report(&job, first);
-        let jobs = Arc::clone(self);
+        let reserved = self.reserved.lock().get(&job.id).cloned();
         let start_pump = move || {
-            let name = format!("job {}", job.id);
-            let work = move || jobs.pump_events(&job);
-            // Without a thread nothing would be reported; that is no reason to stop serving disks.
-            if let Err(error) = thread::Builder::new().name(name).spawn(work) {
-                error!(%error, "events of a job are lost: no thread");
+            if reserved.is_none_or(|started| started.send(job).is_err()) {
+                error!("events of a job are lost: its name was not reserved");
             }
         };
         match session {

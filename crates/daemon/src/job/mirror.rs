@@ -193,7 +193,7 @@ fn in_words(error: &Error) -> String {
 
 impl Jobs {
     /// Refuses a mirror whose target is still to be opened, for all but the target.
-    pub(crate) fn check_mirror(&self, request: &mut MirrorRequest) -> Reply<()> {
+    pub(crate) fn check_mirror(self: &Arc<Self>, request: &mut MirrorRequest) -> Reply<()> {
         let graph = self.context.graph.lock();
         check_source(&graph, &request.source, "", request.below_filters)?;
         if let Some(name) = &request.filter {
@@ -215,7 +215,7 @@ impl Jobs {
     ///
     /// # Errors
     /// Nodes that are not there, or that others use.
-    pub(crate) fn prepare_mirror(&self, mut request: MirrorRequest) -> Reply<Prepared> {
+    pub(crate) fn prepare_mirror(self: &Arc<Self>, mut request: MirrorRequest) -> Reply<Prepared> {
         {
             let graph = self.context.graph.lock();
             graph.find(&request.source)?;
