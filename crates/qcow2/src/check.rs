@@ -61,9 +61,10 @@ impl CheckObserver for () {}
 ///
 /// - at most `16 + 7 n + 4 d` reads while the refcounts of the file take at most 512 pieces of 4 KiB, or of
 ///   one cluster where that is shorter; where they take more, one further read for each L2 entry, at most. A
-///   read is at most 1 MiB, one cluster, or the refcount table, of which at most 8 MiB are read.
-/// - at most `160 n` bytes of memory, twice the length of the bitmap directory (64 MiB at most), and 64 MiB
-///   beside that. Of a sound image it is some 2 bytes for each cluster of the file and 24 for each L2 table.
+///   read is at most 1 MiB, one cluster, or the refcount table, of which at most 8 MiB are read. Together
+///   they read at most 13 times the file, and 64 KiB.
+/// - at most `160 n` bytes of memory, those of the bitmap directory (64 MiB at most), and 64 MiB beside that.
+///   Of a sound image it is some 2 bytes for each cluster of the file and 24 for each L2 table.
 ///
 /// Neither depends on what the header and the tables say.
 ///

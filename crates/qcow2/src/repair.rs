@@ -50,6 +50,10 @@ pub enum Repair {
 ///
 /// The image may be marked dirty or corrupt; if no corruption is left it is neither afterwards.
 ///
+/// # Bounds
+/// At most 20 times the requests and bytes of a [`check`](crate::check()) of the file as the repair leaves
+/// it. The file grows by its own length and 1 MiB, at most.
+///
 /// # Errors
 /// As for [`check`](crate::check()), and what writing fails with. The repair can be repeated then.
 pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<CheckReport> {

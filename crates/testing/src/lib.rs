@@ -1,11 +1,12 @@
 //! What the tests of all crates and the developers' commands share: QEMU's tools as the oracle, visible
 //! skips, scratch directories in memory, disk contents that tell where they belong, the images under
-//! `testdata/`, mutations of images, images that cost time, child processes with default signal
-//! dispositions.
+//! `testdata/`, mutations of images, images that cost time and what they may cost, child processes with
+//! default signal dispositions.
 //!
 //! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
 //! them cannot hide in the oracle.
 
+pub mod bounds;
 pub mod content;
 pub mod hostile;
 pub mod matrix;

@@ -27,8 +27,13 @@ impl Checker<'_> {
         }
     }
 
-    /// The L1 entry `word` as it should be.
     fn check_l1_flag(&mut self, at: u64, word: u64, _: &Span) -> Result<u64> {
+        self.l1_flag(at, word)?;
+        Ok(word)
+    }
+
+    /// The L1 entry `word` as it should be.
+    fn l1_flag(&mut self, at: u64, word: u64) -> Result<u64> {
         let entry = L1Entry(word);
         let Some(table) = entry.table() else { return Ok(word) };
         let cluster = self.format.cluster.index(table).0;
@@ -47,12 +52,9 @@ impl Checker<'_> {
         refcount == 1 && self.counts.get(cluster) == self.counts.refcount(cluster)
     }
 
-    fn fix_l1_flag(&mut self, at: u64, word: u64, span: &Span) -> Result<u64> {
-        let new = self.check_l1_flag(at, word, span)?;
-        if new != word && self.is_alone(at, 1) {
-            self.storage.write_at(&new.to_be_bytes(), at)?;
-        }
-        Ok(word)
+    fn fix_l1_flag(&mut self, at: u64, word: u64, _: &Span) -> Result<u64> {
+        let new = self.l1_flag(at, word)?;
+        Ok(if self.is_alone(at, 1) { new } else { word })
     }
 
     /// Looks at the flags of one table; whether some were wrong, which are right in `data` then.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::spans::Use;
 use super::{Checker, Finding, Structure};
 use crate::error::{Error, Result};
-use crate::format::bitmaps::Bitmaps;
+use crate::format::bitmaps::{BitmapEntry, Bitmaps};
 use crate::format::snapshot::{Snapshot, Snapshots};
 use crate::limits;
 
@@ -106,7 +106,12 @@ impl Checker<'_> {
                 Ok(bitmap) => bitmap,
                 Err(error) => return self.bad_bitmaps(offset, error),
             };
-            if !names.insert(bitmap.name) {
+            if let Some(why) = self.unusable(&bitmap) {
+                self.bitmaps_damaged = true;
+                self.find(&Finding::BadEntry { at: offset, why }, 1);
+            }
+            // As bytes: names that are no text may look alike.
+            if !names.insert(bitmap.raw_name) {
                 self.bitmaps_damaged = true;
                 self.find(&Finding::BadEntry { at: offset, why: "two bitmaps with one name" }, 1);
             }
@@ -124,6 +129,22 @@ impl Checker<'_> {
             self.find(&Finding::BadEntry { at: offset, why: "a directory longer than its bitmaps" }, 1);
         }
         Ok(())
+    }
+
+    /// Why no reader takes the bitmap, whatever its table holds.
+    fn unusable(&self, bitmap: &BitmapEntry) -> Option<&'static str> {
+        // At most 2^53.
+        let bytes = u64::from(bitmap.table_entries) * self.cluster_size();
+        let covered = (bytes * 8).saturating_mul(bitmap.granularity);
+        if bytes == 0 {
+            Some("a bitmap whose table has no entries")
+        } else if bytes > limits::MAX_BITMAP_BYTES {
+            Some("a bitmap whose table is too long")
+        } else if !bitmap.in_use && covered < self.header.virtual_size {
+            Some("a bitmap that is too short for the disk")
+        } else {
+            None
+        }
     }
 
     fn bad_bitmaps(&mut self, offset: u64, error: Error) -> Result<()> {

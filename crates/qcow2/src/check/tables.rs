@@ -72,8 +72,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Calls `each` with the words in `all` that are not zero, and where they lie. What it returns is
-    /// written, if entries are corrected.
+    /// Calls `each` with the words in `all` that are not zero, and where they lie. What it returns takes
+    /// their place: all changes in what is read at once are one write, in which what lies between them stays
+    /// as it is.
     pub(super) fn each_word(
         &mut self,
         all: &[Span],
@@ -89,15 +90,20 @@ impl Checker<'_> {
                 // At most READ.
                 buf.resize(len as usize, 0);
                 self.storage.read_at(&mut buf, at)?;
+                let mut changed = None;
                 for index in (0..buf.len() / 8).map(|i| i * 8) {
-                    let (place, word) = (at + index as u64, BigEndian::read_u64(&buf[index..]));
+                    let word = BigEndian::read_u64(&buf[index..]);
                     if word == 0 {
                         continue;
                     }
-                    let new = each(self, place, word, span)?;
-                    if new != word && self.may_fix(place, span.uses()) {
-                        self.storage.write_at(&new.to_be_bytes(), place)?;
+                    let new = each(self, at + index as u64, word, span)?;
+                    if new != word {
+                        BigEndian::write_u64(&mut buf[index..], new);
+                        changed = Some((changed.map_or(index, |(first, _)| first), index + 8));
                     }
+                }
+                if let Some((first, end)) = changed {
+                    self.storage.write_at(&buf[first..end], at + first as u64)?;
                 }
                 at += len;
             }
@@ -113,12 +119,18 @@ impl Checker<'_> {
     }
 
     fn count_l1_entry(&mut self, at: u64, word: u64, span: &Span) -> Result<u64> {
+        let cleaned = self.count_l1(at, word, span);
+        Ok(if self.may_fix(at, span.uses()) { cleaned } else { word })
+    }
+
+    /// Counts one L1 entry. Returns it as it should be.
+    fn count_l1(&mut self, at: u64, word: u64, span: &Span) -> u64 {
         let entry = L1Entry(word);
         if entry.cleaned() != entry {
             self.bad_entries += 1;
             self.find(&Finding::ReservedBits { table: Structure::L1Table, at, entry: word }, span.uses());
         }
-        let Some(HostOffset(table)) = entry.table() else { return Ok(entry.cleaned().0) };
+        let Some(HostOffset(table)) = entry.table() else { return entry.cleaned().0 };
         let (size, uses) = (self.cluster_size(), span.uses());
         let flags = match (span.active, entry.copied()) {
             (0, _) => 0,
@@ -136,10 +148,10 @@ impl Checker<'_> {
             if self.tables.len() > MANY_REFS.max(2 * self.file_clusters() as usize) {
                 self.tables = merged(std::mem::take(&mut self.tables));
             }
-            return Ok(entry.cleaned().0);
+            return entry.cleaned().0;
         }
         self.tables_missing = true;
-        Ok(entry.cleaned().0)
+        entry.cleaned().0
     }
 
     /// Reads `tables`, which are in order, and calls `each` with the bytes of each; those are written if it

@@ -164,6 +164,48 @@ fn leaks_of_damaged_bitmaps_are_left() {
     assert_eq!(RawImage(after).get(88) & 1, 0, "the bitmaps are stale");
 }
 
+/// Names are bytes: two that are no text looked alike, and a repair gave all bitmaps up.
+#[test]
+fn names_of_bitmaps_are_compared_as_bytes() {
+    let mut sound = RawImage(image(|o| o.cluster_size = 4096));
+    sound.add_bitmaps();
+    let directory = sound.len() as usize - 5 * 4096;
+    (sound.0[directory + 24], sound.0[directory + 32 + 24]) = (0xff, 0xfe);
+    let report = check(&MemoryStorage::with_contents(&sound.0), &mut ()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert!(repaired(&sound.0, Repair::All).0 == sound.0, "a repair of nothing writes nothing");
+}
+
+/// QEMU opens no image with a bitmap whose table has no entries, or too few; the check called it clean, and
+/// then it could not be opened for writing.
+#[test]
+fn bitmaps_that_no_reader_takes_are_given_up() {
+    let mut sound = RawImage(image(|o| o.cluster_size = 4096));
+    sound.add_bitmaps();
+    let directory = sound.len() - 5 * 4096;
+    let damages: [fn(&mut RawImage, u64); 3] = [
+        |image, entry| image.set_len(entry + 8, 0, 4),
+        |image, entry| image.set_len(entry + 8, (512 << 20) / 4096 + 1, 4),
+        // A bit for 512 bytes of a disk of 1 GiB.
+        |image, entry| {
+            image.set_len(entry + 17, 9, 1);
+            image.set_len(36, 512, 4);
+            image.set(24, 1 << 30);
+        },
+    ];
+    for (damage, number) in damages.into_iter().zip(0..) {
+        let mut damaged = sound.clone();
+        // So that the longest table lies in the file.
+        damaged.0.resize(4 << 20, 0);
+        damage(&mut damaged, directory);
+        let report = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+        assert!(report.corruptions > 0, "{number}: {report:?}");
+        let (after, report) = repaired(&damaged.0, Repair::All);
+        assert!(report.unwrap().is_clean(), "{number}");
+        OpenOptions::new().writable(true).open(Arc::new(MemoryStorage::with_contents(&after))).unwrap();
+    }
+}
+
 /// With refcounts of one bit two entries on a cluster have a refcount of one, which is not theirs alone.
 #[test]
 fn an_entry_of_a_cluster_with_more_references_than_its_refcount_says_is_not_copied() {

@@ -1,6 +1,6 @@
-//! A storage that counts its reads, and cancels what the image does when one of them comes.
+//! A storage that counts what is asked of it, and cancels what the image does when a read comes.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use blockmirror_block::testing::MemoryStorage;
@@ -8,6 +8,7 @@ use blockmirror_block::{
     BlockDevice, ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
 use blockmirror_qcow2::{OpenOptions, Qcow2};
+use blockmirror_testing::bounds::Work;
 
 /// When an image is cancelled.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ struct Trigger {
 pub(crate) struct Counted {
     inner: Arc<MemoryStorage>,
     reads: AtomicUsize,
+    requests: AtomicU64,
+    bytes: AtomicU64,
     trigger: Mutex<Option<Trigger>>,
 }
 
@@ -35,7 +38,19 @@ impl Counted {
 
     /// Counts what is read of `inner`.
     pub(crate) fn over(inner: Arc<MemoryStorage>) -> Self {
-        Self { inner, reads: AtomicUsize::new(0), trigger: Mutex::default() }
+        let (requests, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { inner, reads: AtomicUsize::new(0), requests, bytes, trigger: Mutex::default() }
+    }
+
+    /// What was asked since the last call: all requests, and the bytes that were read and written.
+    pub(crate) fn work(&self) -> Work {
+        let take = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
+        Work { requests: take(&self.requests), bytes: take(&self.bytes) }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// How many reads there were since the last call.
@@ -65,6 +80,7 @@ impl Storage for Counted {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let range = ByteRange::at(offset, buf.len() as u64);
+        self.count(buf.len());
         self.reads.fetch_add(1, Ordering::Relaxed);
         let met = self
             .trigger
@@ -80,6 +96,7 @@ impl Storage for Counted {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let range = ByteRange::at(offset, buf.len() as u64);
+        self.count(buf.len());
         if let Some(trigger) = &mut *self.trigger.lock().unwrap() {
             trigger.after.take_if(|after| after.overlaps(range));
         }
@@ -87,26 +104,32 @@ impl Storage for Counted {
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.count(0);
         self.inner.write_zeroes(range, flags)
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
+        self.count(0);
         self.inner.discard(range)
     }
 
     fn allocate(&self, range: ByteRange) -> Result<()> {
+        self.count(0);
         self.inner.allocate(range)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
+        self.count(0);
         self.inner.set_len(len)
     }
 
     fn flush(&self) -> Result<()> {
+        self.count(0);
         self.inner.flush()
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        self.count(0);
         self.inner.extents(range, visit)
     }
 }
