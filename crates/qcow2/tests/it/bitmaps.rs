@@ -15,7 +15,6 @@ use blockmirror_qcow2::{
 };
 
 use crate::common::{qemu_check_finds_nothing, word};
-use crate::raw_image::RawImage;
 
 pub(crate) const LEN: u64 = 1 << 20;
 
@@ -333,52 +332,4 @@ fn stores_beside_writers_lose_nothing() {
     let expected: Vec<_> = (0..LEN).step_by(8192).map(|at| at..at + 4096).collect();
     assert_eq!(runs(&storage, "on"), expected);
     assert_clean(&storage, "stored beside writers");
-}
-
-/// Damages an image.
-type Damage<'a> = &'a dyn Fn(&mut RawImage);
-
-/// Each damage, and what is said of it.
-#[test]
-fn damaged_tables_are_named_before_anything_is_written() {
-    let size = 4096;
-    let mut options = CreateOptions::new(LEN);
-    options.cluster_size = size;
-    let storage = MemoryStorage::new();
-    options.create(&storage, None).unwrap();
-    let mut sound = RawImage(storage.to_vec());
-    sound.add_bitmaps();
-    let directory = Header::read(&MemoryStorage::with_contents(&sound.0)).unwrap();
-    let directory = directory.bitmaps.unwrap().directory_offset;
-    let table = sound.get(directory);
-    let damages: [(&str, Damage<'_>); 9] = [
-        ("makes no sense", &|image| image.set(table, 2)),
-        ("makes no sense", &|image| image.set(table, image.get(table) | 1)),
-        ("points past the end", &|image| image.set(table, 1 << 40)),
-        ("overlaps other metadata", &|image| image.set(table, size)),
-        ("not on a cluster border", &|image| image.set(directory, table + 512)),
-        ("reaches past the end", &|image| image.set(directory, image.len())),
-        ("reaches past the end", &|image| image.set_len(directory + 8, 0, 4)),
-        ("a bitmap is 536875008, more than the limit of 536870912", &|image| {
-            image.set_len(directory + 8, 131_073, 4);
-        }),
-        ("the bitmap tables together is 34359738360, more than the limit of 67108864", &|image| {
-            image.set_len(directory + 8, u64::from(u32::MAX), 4);
-        }),
-    ];
-    for (expected, damage) in damages {
-        let mut image = sound.clone();
-        damage(&mut image);
-        let storage = Arc::new(MemoryStorage::with_contents(&image.0));
-        let error = OpenOptions::new().writable(true).open(storage.clone()).unwrap_err();
-        let text = error.in_file(&"x".into()).to_string();
-        assert!(text.contains(expected), "{expected}: {text}");
-        assert!(storage.to_vec() == image.0);
-        OpenOptions::new().open(storage).unwrap();
-    }
-    let mut image = sound.clone();
-    image.0[directory as usize + 32 + 24] = b'a';
-    let storage = Arc::new(MemoryStorage::with_contents(&image.0));
-    let error = OpenOptions::new().writable(true).open(storage).unwrap_err();
-    assert!(error.to_string().contains("two bitmaps with one name"), "{error}");
 }

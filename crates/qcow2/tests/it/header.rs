@@ -1,9 +1,8 @@
-//! The header's parser against headers that are whole, and against each way in which one can be wrong: one
-//! test per cap, and every byte changed in turn.
+//! The header's parser against headers that are whole, at each cap, and with every byte changed in turn. What
+//! is refused is in the table of malformed images.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use blockmirror_block::ErrorKind;
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_qcow2::{CreateOptions, Error, Header, Version, WriteRefusal};
 
@@ -33,13 +32,6 @@ fn with_u32(at: usize, value: u32) -> Result<Header, Error> {
 
 fn with_u64(at: usize, value: u64) -> Result<Header, Error> {
     with(at, &value.to_be_bytes())
-}
-
-#[track_caller]
-fn refused(result: Result<Header, Error>, kind: ErrorKind, text: &str) {
-    let error = result.unwrap_err();
-    assert_eq!(error.kind(), kind, "{error}");
-    assert!(error.to_string().contains(text), "{error}");
 }
 
 #[test]
@@ -105,55 +97,6 @@ fn version_2_ends_at_72_bytes_and_has_no_features() {
 }
 
 #[test]
-fn what_is_no_qcow2_image_says_what_it_found() {
-    refused(Header::parse(b""), ErrorKind::Corrupt, "it starts with nothing");
-    refused(Header::parse(b"QFI"), ErrorKind::Corrupt, "it starts with 51 46 49");
-    refused(with(0, b"QFI\0"), ErrorKind::Corrupt, "51 46 49 00");
-    refused(Header::parse(&plain()[..71]), ErrorKind::Corrupt, "at least 72 bytes");
-    refused(Header::parse(&plain()[..103]), ErrorKind::Corrupt, "at least 104 bytes");
-}
-
-#[test]
-fn only_versions_2_and_3() {
-    for version in [0, 1, 4, u32::MAX] {
-        refused(with_u32(4, version), ErrorKind::Unsupported, "only versions 2 and 3");
-    }
-}
-
-#[test]
-fn clusters_have_512_bytes_to_2_mib() {
-    for bits in [0, 8, 22, 64, u32::MAX] {
-        refused(with_u32(20, bits), ErrorKind::Corrupt, "cluster_bits");
-    }
-}
-
-#[test]
-fn encryption_is_refused_by_name() {
-    refused(with_u32(32, 1), ErrorKind::Unsupported, "encrypted (AES)");
-    refused(with_u32(32, 2), ErrorKind::Unsupported, "encrypted (LUKS)");
-    refused(with_u32(32, 3), ErrorKind::Unsupported, "unknown method 3");
-}
-
-#[test]
-fn unknown_incompatible_features_are_refused_by_the_name_the_image_gives_them() {
-    refused(with_u64(72, 1 << 5), ErrorKind::Unsupported, "bit 5");
-    let mut bytes = plain();
-    bytes[72..80].copy_from_slice(&(1u64 << 63).to_be_bytes());
-    // The first row of the table of feature names.
-    bytes[120..124].copy_from_slice(&[0, 63, b'm', b'y']);
-    bytes[124..166].fill(0);
-    refused(Header::parse(&bytes), ErrorKind::Unsupported, "\"my\" (bit 63)");
-}
-
-#[test]
-fn header_length_is_a_multiple_of_8_inside_the_cluster() {
-    for length in [0, 72, 96, 103, 105, 111, 65544, u32::MAX] {
-        refused(with_u32(100, length), ErrorKind::Corrupt, "header_length");
-    }
-    assert_eq!(with_u32(100, 104).unwrap().header_length, 104);
-}
-
-#[test]
 fn unknown_fields_and_extensions_are_kept() {
     let mut bytes = plain();
     bytes[100..104].copy_from_slice(&120u32.to_be_bytes());
@@ -171,59 +114,17 @@ fn unknown_fields_and_extensions_are_kept() {
 }
 
 #[test]
-fn refcounts_have_at_most_64_bits() {
-    refused(with_u32(96, 7), ErrorKind::Corrupt, "refcount_order");
+fn at_the_caps_headers_are_accepted() {
+    assert_eq!(with_u32(100, 104).unwrap().header_length, 104);
     assert_eq!(with_u32(96, 6).unwrap().refcount_bits(), 64);
-}
-
-#[test]
-fn compression_type_and_its_feature_bit_agree() {
-    refused(with(104, &[1]), ErrorKind::Corrupt, "bit 3 must be set");
-    refused(with(104, &[2]), ErrorKind::Corrupt, "compression_type is 2");
-    refused(with_u64(72, 1 << 3), ErrorKind::Corrupt, "asks for another type");
-}
-
-#[test]
-fn subclusters_need_clusters_of_16_kib() {
-    let mut options = CreateOptions::new(1 << 20);
-    options.cluster_size = 8192;
-    let mut bytes = image(&options);
-    bytes[79] = 1 << 4;
-    refused(Header::parse(&bytes), ErrorKind::Corrupt, "extended L2");
-}
-
-#[test]
-fn cap_l1_table() {
-    refused(with_u32(36, (4 << 20) + 1), ErrorKind::LimitExceeded, "L1 table");
     assert_eq!(with_u32(36, 4 << 20).unwrap().l1_entries, 4 << 20);
-    refused(with_u32(36, u32::MAX), ErrorKind::LimitExceeded, "L1 table");
-}
-
-#[test]
-fn cap_virtual_size() {
-    refused(with_u64(24, 1 << 62), ErrorKind::LimitExceeded, "virtual size");
-    refused(with_u64(24, !511), ErrorKind::LimitExceeded, "virtual size");
-    refused(with_u64(24, 1 << 40), ErrorKind::Corrupt, "needs at least 2048 entries");
+    assert_eq!(with_u32(56, 128).unwrap().refcount_table_clusters, 128);
     // As QEMU, which counts whole sectors.
     for (size, disk) in [(1_000_001, 999_936), (1000, 512), (511, 0)] {
         assert_eq!(with_u64(24, size).unwrap().virtual_size, disk, "{size}");
     }
-}
-
-#[test]
-fn cap_refcount_table() {
-    refused(with_u32(56, 129), ErrorKind::LimitExceeded, "refcount table");
-    assert_eq!(with_u32(56, 128).unwrap().refcount_table_clusters, 128);
-    refused(with_u32(56, 0), ErrorKind::Corrupt, "at least 1");
-}
-
-#[test]
-fn cap_snapshots() {
     let mut bytes = plain();
-    bytes[60..64].copy_from_slice(&65537u32.to_be_bytes());
-    refused(Header::parse(&bytes), ErrorKind::LimitExceeded, "number of snapshots");
     bytes[60..64].copy_from_slice(&65536u32.to_be_bytes());
-    refused(Header::parse(&bytes), ErrorKind::Corrupt, "snapshots_offset");
     bytes[64..72].copy_from_slice(&0x50000u64.to_be_bytes());
     let header = Header::parse(&bytes).unwrap();
     assert_eq!(header.snapshot_count, 65536);
@@ -231,38 +132,16 @@ fn cap_snapshots() {
 }
 
 #[test]
-fn cap_host_offsets() {
-    for at in [40, 48] {
-        refused(with_u64(at, 1 << 56), ErrorKind::Corrupt, "below 2^56");
-        refused(with_u64(at, !0xffff), ErrorKind::Corrupt, "below 2^56");
-        refused(with_u64(at, 0x30001), ErrorKind::Corrupt, "multiples of the cluster size");
-        refused(with_u64(at, 0), ErrorKind::Corrupt, "the header itself");
-    }
-}
-
-#[test]
-fn cap_backing_name() {
-    let named = |offset: u64, len: u32| {
+fn a_backing_name_has_up_to_1023_bytes() {
+    let named = |len: u32| {
         let mut bytes = plain();
-        bytes[8..16].copy_from_slice(&offset.to_be_bytes());
+        bytes[8..16].copy_from_slice(&0x300u64.to_be_bytes());
         bytes[16..20].copy_from_slice(&len.to_be_bytes());
         bytes[0x300..0x300 + 1023].fill(b'n');
-        Header::parse(&bytes)
+        Header::parse(&bytes).unwrap().backing
     };
-    assert_eq!(named(0x300, 1023).unwrap().backing.unwrap().name.as_bytes().len(), 1023);
-    assert_eq!(named(0x300, 0).unwrap().backing, None);
-    refused(named(0x300, 1024), ErrorKind::Corrupt, "backing_file_size");
-    refused(named(65535, 2), ErrorKind::Corrupt, "backing_file_size");
-    refused(named(65537, 1), ErrorKind::Corrupt, "backing_file_offset");
-    refused(named(u64::MAX, 1), ErrorKind::Corrupt, "backing_file_offset");
-    refused(named(111, 1), ErrorKind::Corrupt, "backing_file_offset");
-    refused(named(0x900, 8), ErrorKind::Corrupt, "NUL");
-}
-
-#[test]
-fn cap_extensions() {
-    refused(with_u32(116, 65536), ErrorKind::Corrupt, "remain in the first cluster");
-    refused(with_u32(116, u32::MAX), ErrorKind::Corrupt, "remain in the first cluster");
+    assert_eq!(named(1023).unwrap().name.as_bytes().len(), 1023);
+    assert_eq!(named(0), None);
 }
 
 #[test]

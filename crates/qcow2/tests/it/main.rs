@@ -21,6 +21,7 @@ mod fault;
 mod header;
 mod hostile;
 mod late_writes;
+mod malformed;
 mod model;
 mod overlap;
 mod overwrite;

@@ -1,5 +1,5 @@
-//! The snapshot table and the bitmap directory: what QEMU wrote is read, and each way to damage them is
-//! refused.
+//! The snapshot table and the bitmap directory: what QEMU wrote is read. What is refused is in the table of
+//! malformed images.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -93,25 +93,6 @@ fn a_snapshot_table_ends_at_the_end_of_the_file_and_after_the_first_error() {
     );
 }
 
-#[test]
-fn cap_snapshot_table() {
-    // 1024 entries of 64 KiB each reach the cap; sparse, so they cost the test nothing.
-    let mut header = header();
-    (header.snapshot_count, header.snapshots_offset) = (65536, TABLE);
-    let storage = MemoryStorage::new();
-    let name_len = u16::MAX - 7;
-    let mut fixed = entry(0, b"", b"", b"");
-    fixed[14..16].copy_from_slice(&name_len.to_be_bytes());
-    let size = 40 + u64::from(name_len).next_multiple_of(8);
-    for index in 0..1200 {
-        storage.write_at(&fixed, TABLE + index * size).unwrap();
-    }
-    storage.set_len(1 << 30).unwrap();
-    let got: Vec<_> = Snapshots::new(&storage, &header).unwrap().map(|s| s.map(|_| ())).collect();
-    assert!(got.len() < 1100, "{}", got.len());
-    assert_eq!(got.last().unwrap().as_ref().unwrap_err().kind(), ErrorKind::LimitExceeded);
-}
-
 /// A directory entry whose fields can be changed by offset.
 fn bitmap(name: &[u8], change: &[(usize, u8)]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -157,50 +138,6 @@ fn a_bitmap_directory_is_read_in_order() {
         (all[1].name.as_str(), all[1].granularity, all[1].auto, all[1].in_use),
         ("second", 512, false, true)
     );
-}
-
-#[test]
-fn each_damage_of_a_bitmap_entry_is_named() {
-    let mut lines = String::new();
-    let mut refuse = |directory: &[u8]| {
-        let error = bitmaps(1, directory).pop().unwrap().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Corrupt);
-        lines += &format!("{error}\n");
-    };
-    refuse(&bitmap(b"n", &[(16, 2)]));
-    refuse(&bitmap(b"n", &[(15, 8)]));
-    refuse(&bitmap(b"n", &[(17, 8)]));
-    refuse(&bitmap(b"n", &[(17, 32)]));
-    refuse(&bitmap(b"", &[]));
-    refuse(&bitmap(&[b'n'; 1024], &[]));
-    refuse(&bitmap(b"n", &[(23, 1)]));
-    refuse(&bitmap(b"n", &[(18, 1)]));
-    refuse(&bitmap(b"n", &[])[..16]);
-    insta::assert_snapshot!(lines, @r#"
-    bitmap directory, entry 0 at offset 327680: type 2 is not known, only 1 is
-    bitmap directory, entry 0 at offset 327680: flags 0x8 have reserved bits
-    bitmap directory, entry 0 at offset 327680: a granularity of 2^8 bytes, 2^9 to 2^31 is allowed
-    bitmap directory, entry 0 at offset 327680: a granularity of 2^32 bytes, 2^9 to 2^31 is allowed
-    bitmap directory, entry 0 at offset 327680: a name of 0 bytes, 1 to 1023 are allowed
-    bitmap directory, entry 0 at offset 327680: a name of 1024 bytes, 1 to 1023 are allowed
-    bitmap directory, entry 0 at offset 327680: 1 bytes of extra data, none is known
-    bitmap directory, entry 0 at offset 327680: it reaches past the end of the directory at 327712
-    bitmap directory, entry 0 at offset 327680: it reaches past the end of the directory at 327696
-    "#);
-}
-
-#[test]
-fn a_directory_past_the_end_of_the_file_is_refused() {
-    let mut header = header();
-    let storage = MemoryStorage::new();
-    CreateOptions::new(1 << 20).create(&storage, None).unwrap();
-    let mut extension = vec![0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24, 0, 0, 0, 1, 0, 0, 0, 0];
-    extension.extend(64u64.to_be_bytes());
-    extension.extend((1u64 << 40).to_be_bytes());
-    storage.write_at(&extension, 112).unwrap();
-    header.bitmaps = Header::read(&storage).unwrap().bitmaps;
-    let error = Bitmaps::new(&storage, &header.bitmaps.unwrap()).unwrap_err();
-    assert!(error.to_string().contains("past the end of the file"), "{error}");
 }
 
 #[test]
