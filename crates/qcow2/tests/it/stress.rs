@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::common::{backing_disk, qemu_check_finds_no_corruption};
-use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::testing::{FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{BlockDevice, ByteRange, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Qcow2};
 
@@ -143,4 +143,31 @@ fn threads_share_large_clusters_over_a_backing_disk() {
 #[test]
 fn threads_share_subclusters() {
     stress(16384, true, true);
+}
+
+/// No allocating write waits until another one has written its data.
+#[test]
+fn allocating_writes_move_their_data_at_once() {
+    const CLUSTER: u64 = 64 << 10;
+    let storage = Arc::new(MemoryStorage::new());
+    CreateOptions::new(16 * CLUSTER).create(&*storage, None).unwrap();
+    let faults = Faults::new();
+    let held = Arc::new(FaultStorage::new(storage, faults.clone()));
+    let disk = OpenOptions::new().writable(true).open(held).unwrap();
+    // The L2 table is made, so that all that is written from now on is data.
+    disk.write_at(&[1; 512], 0, WriteFlags::FUA).unwrap();
+    let gate = faults.hold(OpKind::Write, None);
+    thread::scope(|scope| {
+        for thread in 1..=THREADS {
+            let disk = &disk;
+            scope.spawn(move || {
+                disk.write_at(&[7; CLUSTER as usize], thread * CLUSTER, WriteFlags::NONE).unwrap();
+            });
+        }
+        gate.wait_held(THREADS as usize);
+        gate.open();
+    });
+    let mut found = vec![0; (THREADS * CLUSTER) as usize];
+    disk.read_at(&mut found, CLUSTER).unwrap();
+    assert!(found.iter().all(|byte| *byte == 7));
 }
