@@ -57,6 +57,8 @@ pub enum Repair {
 /// # Errors
 /// As for [`check`](crate::check()), and what writing fails with. The repair can be repeated then.
 pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<CheckReport> {
+    // What an earlier repair has written, and not flushed, looks sound.
+    storage.flush()?;
     let mut before = examine(storage, observer, Reporting::Aloud)?;
     let mut report = before.report;
     if !report.is_clean() {

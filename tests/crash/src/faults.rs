@@ -154,7 +154,8 @@ impl FaultyOp {
         let text = |op: Op, session: &mut Session<'_>| {
             session.step(op).map_err(|error| format!("{op:?} after the failure: {error:?}"))
         };
-        if session.is_poisoned() || !session.is_open() {
+        // What fails while an image is closed has no answer.
+        if session.is_poisoned() || !session.is_open() || self.op == Op::Close {
             session.restart(sound.clone()).map_err(|error| format!("opened again: {error:?}"))?;
             if self.op == Op::Repair {
                 text(Op::Repair, session)?;

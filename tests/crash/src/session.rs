@@ -167,8 +167,7 @@ impl<'a> Session<'a> {
         self.history.states.push(State { begun, durable: usize::MAX, contents: found, backing_name });
         let listed = disk.get().bitmaps()?;
         for bitmap in &mut self.history.bitmaps {
-            let records = listed.iter().any(|entry| entry.name == bitmap.name && entry.auto);
-            bitmap.records &= records;
+            bitmap.was_found(listed.iter().any(|entry| entry.name == bitmap.name && entry.auto));
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use crate::directory::{ListedBitmap, bitmaps, bits};
 /// The bits of a bitmap, as they were found.
 pub(crate) struct Bits {
     pub(crate) granularity: u64,
+    pub(crate) records: bool,
     pub(crate) set: Vec<bool>,
 }
 
@@ -20,6 +21,14 @@ struct Recorded {
     range: ByteRange,
     from: usize,
     until: usize,
+    /// Counts only if the bitmap is found to record: a change of that was not answered.
+    if_recording: bool,
+}
+
+impl Recorded {
+    fn new(range: ByteRange, from: usize) -> Self {
+        Self { range, from, until: usize::MAX, if_recording: false }
+    }
 }
 
 /// A bitmap that was made.
@@ -27,8 +36,9 @@ struct Recorded {
 pub(crate) struct TrackedBitmap {
     pub(crate) name: String,
     pub(crate) listing: Listing,
-    /// Whether it records for certain, and whether it may.
+    /// Whether it records for certain, or did before a change that was not answered; and whether it may.
     pub(crate) records: bool,
+    pub(crate) unsure: bool,
     pub(crate) may_record: bool,
     /// What it must have, and what it may have.
     must: Vec<Recorded>,
@@ -38,7 +48,8 @@ pub(crate) struct TrackedBitmap {
 impl TrackedBitmap {
     /// A bitmap with no bit set.
     pub(crate) fn new(name: String, listing: Listing, records: bool) -> Self {
-        Self { name, listing, records, may_record: records, must: Vec::new(), may: Vec::new() }
+        let (must, may) = (Vec::new(), Vec::new());
+        Self { name, listing, records, unsure: false, may_record: records, must, may }
     }
 
     fn found(bytes: &[u8], listed: &ListedBitmap) -> Result<Self, String> {
@@ -46,7 +57,7 @@ impl TrackedBitmap {
         let mut bitmap = Self::new(name, Listing::new(0, 0), listed.auto);
         for (index, _) in bits(bytes, listed)?.into_iter().enumerate().filter(|(_, set)| *set) {
             let range = ByteRange::at(index as u64 * listed.granularity, listed.granularity);
-            bitmap.must.push(Recorded { range, from: 0, until: usize::MAX });
+            bitmap.must.push(Recorded::new(range, 0));
         }
         bitmap.may = bitmap.must.clone();
         Ok(bitmap)
@@ -54,11 +65,7 @@ impl TrackedBitmap {
 
     /// From `moment` on it may have what `other` has.
     pub(crate) fn may_get(&mut self, other: &Self, granularity: u64, moment: usize) {
-        let aligned = |old: &Recorded| Recorded {
-            range: old.range.align_outward(granularity),
-            from: moment,
-            until: usize::MAX,
-        };
+        let aligned = |old: &Recorded| Recorded::new(old.range.align_outward(granularity), moment);
         self.may.extend(other.may.iter().map(aligned));
     }
 
@@ -66,6 +73,11 @@ impl TrackedBitmap {
     pub(crate) fn has_got(&mut self, other: &Self, moment: usize) {
         let lasting = other.must.iter().filter(|recorded| recorded.until == usize::MAX);
         self.must.extend(lasting.map(|old| Recorded { from: moment, ..*old }));
+    }
+
+    /// The image was opened again, and it was found to record or not.
+    pub(crate) fn was_found(&mut self, records: bool) {
+        self.unsure |= self.records && !records;
     }
 
     /// Whether it may have `bits` at `moment`.
@@ -82,7 +94,8 @@ impl TrackedBitmap {
                     here.start()
                 ));
             }
-            if !set && self.must.iter().filter(then).any(covers) {
+            let demanded = |recorded: &&Recorded| then(recorded) && (bits.records || !recorded.if_recording);
+            if !set && self.must.iter().filter(demanded).any(covers) {
                 return Err(format!("the bitmap {} misses a write at {}", self.name, here.start()));
             }
         }
@@ -102,14 +115,15 @@ impl History {
     /// A change of `range` begins.
     pub(crate) fn begin_change(&mut self, range: ByteRange, moment: usize) {
         for bitmap in self.bitmaps.iter_mut().filter(|bitmap| bitmap.may_record && !range.is_empty()) {
-            bitmap.may.push(Recorded { range, from: moment, until: usize::MAX });
+            bitmap.may.push(Recorded::new(range, moment));
         }
     }
 
     /// A change of `range` was answered.
     pub(crate) fn end_change(&mut self, range: ByteRange, moment: usize) {
         for bitmap in self.bitmaps.iter_mut().filter(|bitmap| bitmap.records && !range.is_empty()) {
-            bitmap.must.push(Recorded { range, from: moment, until: usize::MAX });
+            let if_recording = bitmap.unsure;
+            bitmap.must.push(Recorded { if_recording, ..Recorded::new(range, moment) });
         }
     }
 
@@ -120,7 +134,7 @@ impl History {
             for old in bitmap.must.iter_mut().filter(|old| old.until == usize::MAX && old.range.end() > len) {
                 old.until = moment;
                 let range = old.range.intersect(ByteRange::new(0, len));
-                kept.push(Recorded { range, from: old.from.max(moment), until: usize::MAX });
+                kept.push(Recorded { range, from: old.from.max(moment), until: usize::MAX, ..*old });
             }
             bitmap.must.extend(kept.into_iter().filter(|recorded| !recorded.range.is_empty()));
         }
@@ -138,7 +152,8 @@ impl History {
             };
             if !listed.in_use {
                 let set = bits(bytes, listed)?;
-                bitmap.check(&Bits { granularity: listed.granularity, set }, moment)?;
+                let (granularity, records) = (listed.granularity, listed.auto);
+                bitmap.check(&Bits { granularity, records, set }, moment)?;
             }
         }
         let mut must_be = self.bitmaps.iter().filter(|bitmap| bitmap.listing.must_be(moment));

@@ -67,7 +67,7 @@ impl Session<'_> {
             disk.disable_bitmap(&name)?
         }
         let bitmap = &mut self.history.bitmaps[index];
-        (bitmap.records, bitmap.may_record) = (enable, enable);
+        (bitmap.records, bitmap.unsure, bitmap.may_record) = (enable, false, enable);
         Ok(())
     }
 
@@ -94,7 +94,7 @@ impl Session<'_> {
             let found = self.disk()?.read_bitmap(&entry.name)?;
             let set =
                 (0..found.granules()).map(|index| found.is_dirty(index * found.granularity())).collect();
-            let bits = Bits { granularity: found.granularity(), set };
+            let bits = Bits { granularity: found.granularity(), records: entry.auto, set };
             let tracked = self.history.bitmaps.iter().find(|bitmap| bitmap.name == entry.name);
             let tracked = tracked.ok_or_else(|| StepError::Wrong(format!("a bitmap {}", entry.name)))?;
             let checked = tracked.check(&bits, now);
