@@ -20,7 +20,7 @@ const STEPS: [&str; 13] = [
     "cargo xtask model --orders 100",
     "cargo xtask fuzz --executions 20000 --seed 1",
     "cargo xtask crash --points 20000",
-    "cargo xtask faults --one-in 20",
+    "cargo xtask faults --one-in 30",
     "cargo xtask mirror",
     "cargo xtask bench --smoke",
 ];
