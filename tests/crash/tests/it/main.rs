@@ -132,8 +132,8 @@ fn refcounts_that_a_header_may_still_point_at_are_not_overwritten() {
     assert!(tally.points >= 1000, "{tally}");
 }
 
-/// A repair had written refcounts when a flush failed. The next one found nothing wrong, and took the mark off
-/// without a flush before it: a crash could leave an image that was not marked, with the old refcounts.
+/// A repair had written refcounts when a flush failed. The next one found nothing wrong, and took the mark
+/// off without a flush before it: a crash could leave an image that was not marked, with the old refcounts.
 #[test]
 fn the_mark_of_a_dirty_image_outlasts_what_an_earlier_repair_has_not_flushed() {
     let mut tally = FaultTally::default();
