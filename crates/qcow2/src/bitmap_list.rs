@@ -45,6 +45,8 @@ pub(crate) struct ImageBitmaps {
     recording: AtomicBool,
     /// On disk all bitmaps that record are marked as in use. Taken off while all ranges are held exclusively.
     marked: AtomicBool,
+    /// The directory was found in the image, and may not be durable as it was found.
+    found: AtomicBool,
     /// *Guards* the list, in the order of the directory. Leaf lock.
     list: Mutex<Vec<Bitmap>>,
     /// *Guards* the mark on disk: one thread sets it. *Order*: after `ranges`, before `meta`. *Not under it*:
@@ -77,7 +79,7 @@ impl ImageBitmaps {
             }
             list.push(bitmap);
         }
-        let bitmaps = Self::default();
+        let bitmaps = Self { found: AtomicBool::new(true), ..Self::default() };
         bitmaps.replace(list);
         Ok(bitmaps)
     }
@@ -92,12 +94,23 @@ impl ImageBitmaps {
         self.marked.load(Ordering::Acquire)
     }
 
+    /// Whether a crash leaves no bitmap that misses what is written now and is not marked.
+    pub(crate) fn is_ready_for_writes(&self) -> bool {
+        (self.is_marked() || !self.is_recording()) && !self.found.load(Ordering::Acquire)
+    }
+
+    /// The directory is durable as it was found, or as it is now.
+    pub(crate) fn set_durable(&self) {
+        self.found.store(false, Ordering::Release);
+    }
+
     /// `list` is on disk, with no mark of this image. The caller holds all ranges.
     pub(crate) fn stored(&self, mut list: Vec<Bitmap>) {
         for bitmap in list.iter_mut().filter(|bitmap| !bitmap.records()) {
             bitmap.bits = None;
         }
         self.marked.store(false, Ordering::Release);
+        self.set_durable();
         self.replace(list);
     }
 

@@ -51,34 +51,43 @@ impl Qcow2 {
     /// # Errors
     /// The bitmaps cannot be marked as in use; then nothing may be written.
     pub(crate) fn record_write(&self, range: ByteRange) -> Result<()> {
-        if range.is_empty() || !self.bitmaps.is_recording() {
+        if range.is_empty() {
             return Ok(());
         }
         self.mark_bitmaps()?;
-        self.bitmaps.set_bits(range);
+        if self.bitmaps.is_recording() {
+            self.bitmaps.set_bits(range);
+        }
         Ok(())
     }
 
     /// The same for a request for `range`, not all of which changes; the caller does not hold it.
     pub(crate) fn record_request(&self, range: ByteRange) -> Result<()> {
         if range.is_empty() || !self.bitmaps.is_recording() {
-            return Ok(());
+            return if range.is_empty() { Ok(()) } else { self.mark_bitmaps() };
         }
         let _held = self.ranges.lock_shared(range)?;
         self.record_write(range)
     }
 
-    /// Marks the bitmaps that record as in use, durably, unless they are.
+    /// Marks the bitmaps that record as in use, durably, unless they are. What the directory was found to say
+    /// is durable then, too: a process that was killed may have left it unflushed.
     fn mark_bitmaps(&self) -> Result<()> {
-        if self.bitmaps.is_marked() {
+        if self.bitmaps.is_ready_for_writes() {
             return Ok(());
         }
         let _only_one = self.bitmaps.marking.lock();
-        if self.bitmaps.is_marked() {
+        if self.bitmaps.is_ready_for_writes() {
             return Ok(());
         }
-        self.mark_on_disk(Bitmap::records)?;
-        self.bitmaps.set_marked();
+        if self.bitmaps.is_recording() && !self.bitmaps.is_marked() {
+            self.mark_on_disk(Bitmap::records)?;
+            self.bitmaps.set_marked();
+        } else {
+            let _shield = cancel::shield();
+            self.ctx.barrier().map_err(|failure| self.meta.lock().settle(failure))?;
+        }
+        self.bitmaps.set_durable();
         Ok(())
     }
 
@@ -87,6 +96,7 @@ impl Qcow2 {
         let _only_one = self.bitmaps.marking.lock();
         self.mark_on_disk(|_| true)?;
         self.bitmaps.set_marked();
+        self.bitmaps.set_durable();
         Ok(())
     }
 

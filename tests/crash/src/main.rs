@@ -74,13 +74,12 @@ impl Crash {
         let begun = Instant::now();
         let mut tally = Tally::default();
         for sequence in self.chosen()? {
+            let before = tally.violations.len();
             tally.replay(&sequence, qemu);
+            tally.violations[before..].iter().for_each(|violation| println!("{violation}"));
             if tally.violations.len() >= SHOWN || self.points.is_some_and(|most| tally.points >= most) {
                 break;
             }
-        }
-        for violation in &tally.violations {
-            println!("{violation}");
         }
         println!("seed {}: {tally}; {:.1} s", self.seed, begun.elapsed().as_secs_f64());
         Ok(if tally.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -125,12 +124,11 @@ impl FaultEach {
         let mut rng = Rng::new(self.seed, 0);
         let mut tally = FaultTally::default();
         for op in FaultyOp::all() {
-            if tally.violations.len() < SHOWN && rng.one_in(self.one_in) {
+            let before = tally.violations.len();
+            if before < SHOWN && rng.one_in(self.one_in) {
                 op.fail_each(THIN, &mut tally);
             }
-        }
-        for violation in tally.violations.iter().take(SHOWN) {
-            println!("{violation}");
+            tally.violations[before..].iter().for_each(|violation| println!("{violation}"));
         }
         println!("seed {}: {tally}; {:.1} s", self.seed, begun.elapsed().as_secs_f64());
         Ok(if tally.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -250,6 +250,10 @@ impl Qcow2 {
         let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
         change(&mut list)?;
+        if list.is_empty() {
+            // A writer that finds no bitmap flushes nothing, and a crash may bring the old header back.
+            self.mark_all_bitmaps()?;
+        }
         self.publish_bitmaps(list)
     }
 

@@ -145,6 +145,21 @@ fn the_mark_of_a_dirty_image_outlasts_what_an_earlier_repair_has_not_flushed() {
     assert!(tally.points >= 1000, "{tally}");
 }
 
+/// A mark was written and the flush after it failed, or the process was killed there. The next one found the
+/// bitmap in use and did not record; a crash could lose the mark, and keep what it had written.
+#[test]
+fn a_directory_that_was_found_is_durable_before_a_write_rests_on_it() {
+    let mut tally = FaultTally::default();
+    for start in Start::all().into_iter().filter(|start| start.contents == Contents::Bitmaps) {
+        for op in [Op::Write4K, Op::ToggleBitmap, Op::RemoveBitmap] {
+            FaultyOp::new(start, None, op).fail_each(3, &mut tally);
+        }
+        FaultyOp::new(start, Some(Op::RemoveBitmap), Op::RemoveBitmap).fail_each(1, &mut tally);
+    }
+    assert!(tally.violations.is_empty(), "{}", tally.violations.join("\n"));
+    assert!(tally.points >= 1000, "{tally}");
+}
+
 /// The judge must be able to say no.
 #[test]
 fn the_checker_sees_damage() {
