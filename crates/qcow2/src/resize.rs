@@ -63,7 +63,7 @@ impl Qcow2 {
             return self.note_damage(self.flush());
         }
         let named = |error: crate::Error| error.in_file(&self.ctx.name);
-        self.begin_resize_of_bitmaps().map_err(named)?;
+        self.begin_resize_of_bitmaps(len).map_err(named)?;
         let resized = self.note_damage(if len > old { self.grow(old, len) } else { self.shrink(len) });
         // Those of the length that it has now, whichever that is.
         let stored = self.end_resize_of_bitmaps(old).map_err(named);

@@ -134,7 +134,11 @@ impl Played {
         let text = |error: BlockError| format!("going on after the crash: {error}");
         let disk = self.start.open(&files.storages(), true).map_err(text)?;
         let range = ByteRange::at(self.start.base() + self.start.cluster / 2, self.start.cluster * 5);
-        let range = range.intersect(ByteRange::new(0, survivor.contents.len() as u64));
+        let mut range = range.intersect(ByteRange::new(0, survivor.contents.len() as u64));
+        if range.is_empty() {
+            // The disk is shorter.
+            range = ByteRange::default();
+        }
         let written = pattern(0xee, range.start(), range.len());
         let recording = recording(&disk).map_err(text)?;
         disk.write_at(&written, range.start(), WriteFlags::NONE).map_err(text)?;

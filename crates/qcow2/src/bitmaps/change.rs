@@ -257,14 +257,19 @@ impl Qcow2 {
         self.publish_bitmaps(list)
     }
 
-    /// Prepares the bitmaps for another length of the disk: all are marked as in use on disk, and their bits
+    /// Prepares the bitmaps for a disk of `len` bytes: all are marked as in use on disk, and their bits
     /// are in memory. The caller holds `changing`.
     ///
     /// # Errors
-    /// One of them is inconsistent: how long it should be is not known.
-    pub(crate) fn begin_resize_of_bitmaps(&self) -> Result<()> {
+    /// One of them is inconsistent: how long it should be is not known. The disk is to be empty, and there are
+    /// some: each has a table, which has entries.
+    pub(crate) fn begin_resize_of_bitmaps(&self, len: u64) -> Result<()> {
         let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
+        if let Some(first) = list.first().filter(|_| len == 0) {
+            let (name, problem) = (first.entry.name.clone(), BitmapProblem::EmptyDisk);
+            return Err(Error::Bitmap { name, problem });
+        }
         for bitmap in &mut list {
             bitmap.bits = Some(self.bits_of(bitmap)?);
         }

@@ -109,6 +109,18 @@ fn a_raw_data_file_is_what_the_image_shows_after_it_has_grown() {
     }
 }
 
+/// A disk with bitmaps was cut to nothing, and the image with tables of no entries could not be opened any
+/// more.
+#[test]
+fn a_disk_with_bitmaps_is_not_cut_to_nothing() {
+    let mut sequences = Vec::new();
+    for start in Start::all().into_iter().filter(|start| start.contents == Contents::Bitmaps) {
+        let rest = [Op::Write4K, Op::Grow, Op::Write4K, Op::Close];
+        sequences.push(Sequence { start, ops: [&[Op::Shrink; 12][..], &rest].concat(), thin: 3 });
+    }
+    assert!(replay_all("cut to nothing", &sequences).refused > 0);
+}
+
 /// The refcount table moves to a larger place, and the header with it.
 #[test]
 fn a_refcount_table_that_grows() {
