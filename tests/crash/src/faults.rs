@@ -154,8 +154,8 @@ impl FaultyOp {
         let text = |op: Op, session: &mut Session<'_>| {
             session.step(op).map_err(|error| format!("{op:?} after the failure: {error:?}"))
         };
-        // What fails while an image is closed has no answer.
-        if session.is_poisoned() || !session.is_open() || self.op == Op::Close {
+        // What fails at the end of a close has no answer, and its storage flushes no more.
+        if session.is_poisoned() || !session.is_open() || self.op.closes() {
             session.restart(sound.clone()).map_err(|error| format!("opened again: {error:?}"))?;
             if self.op == Op::Repair {
                 text(Op::Repair, session)?;

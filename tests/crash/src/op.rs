@@ -121,6 +121,11 @@ impl Op {
         matches!(self, Self::RemoveBitmap | Self::ToggleBitmap | Self::MergeBitmap | Self::StoreBitmaps)
     }
 
+    /// Whether it closes the image.
+    pub(crate) fn closes(self) -> bool {
+        matches!(self, Self::Close | Self::OpenDirty | Self::Repair | Self::AmendVersion | Self::AmendWidth)
+    }
+
     /// Whether it takes, applies or deletes a snapshot.
     pub(crate) fn is_snapshot_operation(self) -> bool {
         matches!(self, Self::Snapshot | Self::Apply | Self::DeleteSnapshot)

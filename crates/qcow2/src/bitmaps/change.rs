@@ -261,8 +261,8 @@ impl Qcow2 {
     /// are in memory. The caller holds `changing`.
     ///
     /// # Errors
-    /// One of them is inconsistent: how long it should be is not known. The disk is to be empty, and there are
-    /// some: each has a table, which has entries.
+    /// One of them is inconsistent: how long it should be is not known. Or there are some, and the disk is to
+    /// be empty: no table has no entries.
     pub(crate) fn begin_resize_of_bitmaps(&self, len: u64) -> Result<()> {
         let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
