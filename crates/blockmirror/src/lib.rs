@@ -18,6 +18,7 @@
 //! |---|---|
 //! | convert an image, with progress and cancellation | [`Convert`] |
 //! | open, create, describe, compare images | [`image`] |
+//! | hash what a disk holds | [`hash::DiskHash`] |
 //! | mirror a disk that is in use, from within a VMM | [`mirror::Tap`], [`mirror::MirrorJob`] |
 //! | stream or commit a chain of images | [`ops`] |
 //! | read and write qcow2 on a storage of your own | [`qcow2`] |
@@ -46,6 +47,7 @@ pub use blockmirror_block as block;
 #[cfg(feature = "daemon")]
 pub use blockmirror_daemon as daemon;
 pub use blockmirror_filter as filter;
+pub use blockmirror_hash as hash;
 pub use blockmirror_image as image;
 pub use blockmirror_mirror as mirror;
 #[cfg(feature = "nbd")]

@@ -25,7 +25,7 @@ use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
-use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
+use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
 use snapshot::SNAPSHOT_EXAMPLES;
 
 pub(crate) use bench::{BenchArgs, DdArgs};
@@ -36,7 +36,7 @@ pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, 
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
-pub(crate) use look::{CheckArgs, CompareArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
+pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
 
@@ -110,6 +110,9 @@ pub(crate) enum Command {
     /// Compare the contents of two images
     #[command(after_help = COMPARE_EXAMPLES)]
     Compare(CompareArgs),
+    /// Print a hash of what images hold, the same for every format
+    #[command(after_help = HASH_EXAMPLES)]
+    Hash(HashArgs),
     /// Change the virtual size of an image
     #[command(after_help = RESIZE_EXAMPLES)]
     Resize(ResizeArgs),

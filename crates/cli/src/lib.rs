@@ -51,6 +51,7 @@ mod ctl;
 mod daemon;
 mod dd;
 mod failure;
+mod hash;
 mod info;
 mod interrupt;
 mod json;
@@ -148,6 +149,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Measure(args) => measure::run(console, &args),
         Command::Check(args) => check::run(console, &args),
         Command::Compare(args) => compare::run(console, &args),
+        Command::Hash(args) => hash::run(console, &args),
         Command::Resize(args) => resize::run(console, &args),
         Command::Amend(args) => amend::run(console, &args),
         Command::Commit(args) => commit::run(console, &args),

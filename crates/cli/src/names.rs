@@ -38,6 +38,13 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;
             image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F").map(drop)
         }
+        Command::Hash(args) => {
+            for file in &args.files {
+                let found = parse(file, args.format, args.access.image_opts, "-f")?;
+                args.images.push((found.path, found.part, found.format));
+            }
+            Ok(())
+        }
         Command::Check(args) => {
             image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f").map(drop)
         }

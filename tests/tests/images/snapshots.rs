@@ -214,6 +214,7 @@ fn help() {
             "measure --help",
             "check --help",
             "compare --help",
+            "hash --help",
             "resize --help",
             "amend --help",
             "bitmap --help",

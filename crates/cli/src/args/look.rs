@@ -23,6 +23,15 @@ Examples:
   blockmirror compare disk.qcow2 disk.raw
   blockmirror compare -s -f raw -F raw a.raw b.raw";
 
+pub(super) const HASH_EXAMPLES: &str = "\
+Two images have the same hash if they hold the same bytes and are equally long, whatever their formats,
+allocation and compression. docs/hash.md says how it is made.
+
+Examples:
+  blockmirror hash disk.qcow2
+  blockmirror hash --plain disk.qcow2
+  blockmirror hash --output=json disk.qcow2 copy.raw";
+
 pub(super) const MEASURE_EXAMPLES: &str = "\
 Examples:
   blockmirror measure -O qcow2 disk.raw
@@ -119,6 +128,39 @@ pub(crate) struct CompareArgs {
     /// Compare lengths and allocation as well
     #[arg(short = 's', long)]
     pub(crate) strict: bool,
+
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
+
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HashArgs {
+    /// The images
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+
+    /// The images as they are opened: path, part of it, format.
+    #[arg(skip)]
+    pub(crate) images: Vec<(PathBuf, Part, Option<Format>)>,
+
+    /// Format of the images; detected if omitted
+    #[arg(short = 'f', long, value_name = "FMT")]
+    pub(crate) format: Option<Format>,
+
+    /// Print BLAKE3 of all bytes, as b3sum does of a raw image; zeros are hashed too
+    #[arg(long)]
+    pub(crate) plain: bool,
+
+    /// Cache mode of the images: `none` and `directsync` bypass the host's page cache; `writeback`,
+    /// `writethrough` and `unsafe` use it [default: writeback]
+    #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
+    pub(crate) source_cache: CacheMode,
 
     #[command(flatten)]
     pub(crate) access: AccessArgs,

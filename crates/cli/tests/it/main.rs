@@ -9,6 +9,7 @@ mod compress;
 mod copy;
 mod ctl_watch;
 mod dd;
+mod hash;
 mod log;
 mod measure;
 mod process;

@@ -25,7 +25,7 @@ const NAMES: &[(&str, &str, &str)] = &[
 ];
 
 /// Commands that QEMU's program does not have.
-const OURS: [&str; 3] = ["mirror", "daemon", "ctl"];
+const OURS: [&str; 4] = ["mirror", "hash", "daemon", "ctl"];
 
 /// The definition.
 pub(super) fn command() -> clap::Command {
@@ -80,6 +80,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Dd(args) => args.existing.or_in_place = true,
         Command::Info(args) => args.locks = true,
         Command::Mirror(_) => return Err(unknown("mirror")),
+        Command::Hash(_) => return Err(unknown("hash")),
         Command::Daemon(_) => return Err(unknown("daemon")),
         Command::Ctl(_) => return Err(unknown("ctl")),
         _ => {}
