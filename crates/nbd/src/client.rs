@@ -33,6 +33,7 @@ mod error;
 mod handshake;
 mod link;
 mod options;
+mod refusal;
 mod requests;
 mod send_turn;
 mod socket;

@@ -14,6 +14,7 @@ use super::connection::Sink;
 use super::connection_pool::ConnectionPool;
 use super::error::ClientError;
 use super::options::ClientOptions;
+use super::refusal::Refusal;
 use super::requests::Op;
 use super::status::Status;
 use crate::NbdUri;
@@ -70,25 +71,6 @@ impl fmt::Debug for Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.pool.close();
-    }
-}
-
-/// The server has refused one kind of request: it is not asked again before a reconnection, which may lead to
-/// another server.
-#[derive(Default)]
-struct Refusal {
-    /// The epoch of the connections, and 1; zero: never.
-    epoch: AtomicU64,
-}
-
-impl Refusal {
-    fn holds(&self, pool: &ConnectionPool) -> bool {
-        let epoch = self.epoch.load(Ordering::Relaxed);
-        epoch != 0 && epoch == pool.epoch() + 1
-    }
-
-    fn note(&self, pool: &ConnectionPool) {
-        self.epoch.store(pool.epoch() + 1, Ordering::Relaxed);
     }
 }
 
@@ -322,8 +304,8 @@ impl Client {
                     result = zero(command);
                 }
                 match result {
-                    Ok(()) => {}
-                    Err(error) if error.is_refusal() => {
+                    Ok(()) => self.zeroes.note_performed(&self.pool),
+                    Err(error) if self.zeroes.is_believed(&error, &self.pool) => {
                         self.zeroes.note(&self.pool);
                         if quickly && piece.start() == whole.start() {
                             return Err(self.cannot_zero_quickly(piece.start()));
@@ -426,9 +408,9 @@ impl BlockDevice for Client {
         let _held = (self.unit() > 1).then(|| self.blocks.lock_shared(whole)).transpose()?;
         for piece in pieces(whole, self.longest_without_payload()) {
             match self.call(Command::Trim, CommandFlags::NONE, piece, &[], Sink::Nothing) {
-                Ok(()) => {}
+                Ok(()) => self.trim.note_performed(&self.pool),
                 // Advice that the server does not take.
-                Err(error) if error.is_refusal() => {
+                Err(error) if self.trim.is_believed(&error, &self.pool) => {
                     self.trim.note(&self.pool);
                     return Ok(());
                 }

@@ -118,11 +118,6 @@ impl ClientError {
         matches!(self, Self::Server { error: Errno::NOSPC, repeated: false, .. })
     }
 
-    /// Whether the server does not do such a request at all, whatever it said that it can.
-    pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, Self::Server { error: Errno::NOTSUP | Errno::INVAL, .. })
-    }
-
     /// The kind of the error of the device.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {

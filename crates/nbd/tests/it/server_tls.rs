@@ -3,12 +3,18 @@
 #![cfg(feature = "tls")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use crate::common::{Mode, Peer, eventually};
+use blockmirror_block::cancel::CancelSource;
+use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::testing::{MemoryDisk, Rng};
-use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Visit, WriteFlags, ZeroFlags};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, ExtentKind, Visit, WriteFlags, ZeroFlags};
 use blockmirror_nbd::proto::{OptionCode, OptionReply, encode_option};
 use blockmirror_nbd::server::{
     Export, Listener, Server, ServerError, ServerOptions, TlsPolicy, x509_credentials,
@@ -51,11 +57,15 @@ fn serve(dir: &Path, tls: TlsPolicy) -> Arc<Server> {
 }
 
 fn open(dir: &Path, folder: &str) -> blockmirror_block::Result<Client> {
-    let uri = format!("nbds+unix:///disk?socket={}", dir.join("nbd.sock").display());
+    open_by(dir, folder, "nbd.sock", 2)
+}
+
+fn open_by(dir: &Path, folder: &str, socket: &str, connections: u16) -> blockmirror_block::Result<Client> {
+    let uri = format!("nbds+unix:///disk?socket={}", dir.join(socket).display());
     let mut tls = TlsOptions::default();
     tls.directory = Some(dir.join(folder));
     tls.server_name = Some("localhost".into());
-    ClientOptions::new(uri.parse().unwrap()).writable(true).connections(2).tls(tls).open()
+    ClientOptions::new(uri.parse().unwrap()).writable(true).connections(connections).tls(tls).open()
 }
 
 #[test]
@@ -187,4 +197,82 @@ fn credentials_that_cannot_be_used_say_which_file() {
     says("server-key.pem");
     std::fs::remove_file(folder.join("server-cert.pem")).unwrap();
     says("server-cert.pem");
+}
+
+/// Passes bytes between a client and the server, those to the server only while it is open.
+#[derive(Default)]
+struct Passage {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Passage {
+    fn set_closed(&self, closed: bool) {
+        *self.closed.lock() = closed;
+        self.changed.notify_all();
+    }
+
+    /// Serves one client at `at`; `stopped` is sent a message for each piece that has to wait.
+    fn serve(self: &Arc<Self>, at: &Path, server: &Path, stopped: mpsc::Sender<()>) {
+        let listener = UnixListener::bind(at).unwrap();
+        let (passage, server) = (Arc::clone(self), server.to_owned());
+        thread::spawn(move || {
+            let client = listener.accept().unwrap().0;
+            let server = UnixStream::connect(server).unwrap();
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || std::io::copy(&mut from, &mut to));
+            let (mut from, mut to) = (client, server);
+            let mut piece = vec![0; 4096];
+            while let Ok(got @ 1..) = from.read(&mut piece) {
+                let mut closed = passage.closed.lock();
+                if *closed {
+                    let _ = stopped.send(());
+                }
+                while *closed {
+                    closed = passage.changed.wait(closed);
+                }
+                drop(closed);
+                if to.write_all(&piece[..got]).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// What the session has encrypted is sent as it is, and what comes after it is encrypted then: the server
+/// gets the request as a whole.
+#[test]
+fn the_rest_of_a_request_whose_caller_is_cancelled_is_sent_by_a_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    credentials(dir.path());
+    let config = x509_credentials(&dir.path().join("server"), true).unwrap();
+    let server = serve(dir.path(), TlsPolicy::Require(config));
+    let passage = Arc::new(Passage::default());
+    let (stopped, is_stopped) = mpsc::channel();
+    passage.serve(&dir.path().join("passage"), &dir.path().join("nbd.sock"), stopped);
+    let disk = Arc::new(open_by(dir.path(), "client", "passage", 1).unwrap());
+    // More than any socket holds.
+    let data = Rng::from_state(7).bytes(12 << 20);
+    passage.set_closed(true);
+    let job = CancelSource::new();
+    let (left, has_left) = mpsc::channel();
+    let (calls, writer, written) = (job.clone(), Arc::clone(&disk), data.clone());
+    thread::spawn(move || {
+        let _calls = calls.enter();
+        left.send(writer.write_at(&written, 0, WriteFlags::NONE)).unwrap();
+    });
+    // It is being sent.
+    is_stopped.recv_timeout(Duration::from_secs(60)).unwrap();
+    job.cancel();
+    let result = has_left.recv_timeout(Duration::from_secs(60)).expect("the caller stays");
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+    passage.set_closed(false);
+    // Behind it, on the one connection that the passage takes.
+    let mut back = vec![0; data.len()];
+    disk.read_at(&mut back, 0).unwrap();
+    assert!(back == data);
+    disk.flush().unwrap();
+    drop(disk);
+    server.stop().unwrap();
 }
