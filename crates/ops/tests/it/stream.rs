@@ -290,10 +290,12 @@ fn a_job_that_relinks_cannot_be_cancelled_any_more() {
     let gate = faults.hold(OpKind::Write, Some(ByteRange::new(0, 512)));
     let job = StreamJob::start(Arc::clone(&image), None, JobOptions::default()).unwrap();
     gate.wait_held(1);
-    for refused in [job.control().cancel(), job.control().force_cancel()] {
+    let refused = [job.control().cancel(), job.control().force_cancel()];
+    // Before anything can fail: the job that is dropped then waits for its write.
+    gate.open();
+    for refused in refused {
         assert!(matches!(refused, Err(Refused::State { state: JobState::Pending, .. })), "{refused:?}");
     }
-    gate.open();
     job.wait().unwrap();
     assert!(image.header().backing.is_none() && image.backing().is_none());
 }

@@ -1,13 +1,15 @@
-//! Writes whose caller is cancelled after the data is written: they are published, or given back, as a whole.
-//! The caches are small, so that both have to read metadata again.
+//! Callers that are cancelled. Writes whose data is written are published, or given back, as a whole; the
+//! caches are small there, so that both have to read metadata again. Waits for other callers end.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use crate::common::qemu_check_finds_nothing;
 use blockmirror_block::cancel::{self, CancelSource};
-use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::testing::{FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, ErrorKind, Result, Storage, StorageExtent, StorageInfo, Visit, WriteFlags,
     ZeroFlags,
@@ -129,4 +131,50 @@ fn what_was_not_published_is_given_back() {
     }
     disk.flush().unwrap();
     qemu_check_finds_nothing(&remote.0.to_vec(), "the caller of a write was cancelled");
+}
+
+/// What a caller that is cancelled does while another waits for a storage that does not answer.
+fn leaves(kind: OpKind, first: fn(&Qcow2) -> Result<()>, second: fn(&Qcow2) -> Result<()>) {
+    let storage = Arc::new(MemoryStorage::new());
+    CreateOptions::new(1 << 20).create(&*storage, None).unwrap();
+    let faults = Faults::new();
+    let storage = FaultStorage::new(storage, faults.clone());
+    let disk = Arc::new(OpenOptions::new().writable(true).open(Arc::new(storage)).unwrap());
+    disk.write_at(&[1; 512], 0, WriteFlags::FUA).unwrap();
+    disk.read_at(&mut [0; 512], 0).unwrap();
+    let gate = faults.hold(kind, None);
+    let waits = {
+        let disk = Arc::clone(&disk);
+        thread::spawn(move || first(&disk))
+    };
+    gate.wait_held(1);
+    let source = CancelSource::new();
+    let (entered, has_entered) = mpsc::channel();
+    let (left, has_left) = mpsc::channel();
+    let calls = source.clone();
+    thread::spawn(move || {
+        let _calls = calls.enter();
+        entered.send(()).unwrap();
+        left.send(second(&disk)).unwrap();
+    });
+    has_entered.recv().unwrap();
+    source.cancel();
+    let result = has_left.recv_timeout(Duration::from_secs(60)).expect("it waits");
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(gate.held(), 1);
+    gate.open();
+    waits.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_wait_for_a_range_that_a_reader_holds_ends() {
+    let read = |disk: &Qcow2| disk.read_at(&mut [0; 512], 0);
+    leaves(OpKind::Read, read, |disk| disk.discard(ByteRange::at(0, 65_536)));
+    leaves(OpKind::Read, read, |disk| disk.store_bitmaps().map_err(Error::from));
+}
+
+#[test]
+fn a_wait_for_the_flush_of_another_ends() {
+    let flush = |disk: &Qcow2| disk.write_at(&[2; 512], 0, WriteFlags::NONE).and_then(|()| disk.flush());
+    leaves(OpKind::Flush, flush, |disk| disk.flush());
 }
