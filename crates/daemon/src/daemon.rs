@@ -81,7 +81,8 @@ impl Daemon {
     }
 
     /// Waits for [`quit`](Self::quit), then ends everything: jobs are cancelled, exports closed, images
-    /// closed. Takes three seconds at most, even if peers are dead or files hang, however many.
+    /// closed. Takes three seconds at most, even if peers are dead or files hang, however many; 30 s if an
+    /// image still stores its metadata.
     pub fn run(self: &Arc<Self>) {
         self.services.quit.wait();
         info!("ending");

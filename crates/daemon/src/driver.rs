@@ -24,8 +24,8 @@ use serde_json::{Map, Value};
 use tracing::info;
 
 pub(crate) use drivers::{
-    BLOCKDEV_OPTIONS, Below, CommonOptions, DriverEntry, DriverName, NodeOptions, NodeRef, Rebased,
-    all_children, backing_in_header, is_locked, overlap_checks, probe_format,
+    BLOCKDEV_OPTIONS, Below, CommonOptions, DriverEntry, DriverName, NodeOptions, NodeRef, OpenNode,
+    OpenedAgain, Rebased, all_children, backing_in_header, is_locked, overlap_checks, probe_format,
 };
 use drivers::{DetectZeroes, Discard};
 pub(crate) use reopen::Reopened;

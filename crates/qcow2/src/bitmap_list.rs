@@ -30,11 +30,45 @@ pub(crate) struct Bitmap {
     pub(crate) bits: Option<Arc<DirtyBitmap>>,
     /// The bits differ from those in the table.
     pub(crate) changed: bool,
+    /// The owner of the image may have more bits than there are here: on disk it is in use until it is
+    /// replaced.
+    pub(crate) kept: bool,
 }
 
 impl Bitmap {
+    /// One of the directory, without its bits.
+    pub(crate) fn listed(entry: BitmapEntry) -> Self {
+        Self { entry, bits: None, changed: false, kept: false }
+    }
+
     pub(crate) fn records(&self) -> bool {
         self.entry.auto && !self.entry.in_use
+    }
+
+    /// Takes over what `old`, the same one in memory, knew of it.
+    fn take_over(&mut self, old: &mut Self, len: u64) {
+        self.kept |= old.kept;
+        match old.bits.take() {
+            Some(bits) if self.entry.auto && old.entry.auto && bits.len() == len => self.bits = Some(bits),
+            // It has missed nothing, whatever the length was.
+            Some(bits) if self.entry.in_use && !self.entry.auto && !old.entry.auto => {
+                self.bits = Some(bits.resized(len).into());
+            }
+            // Only its mark has changed, if that.
+            None if old.kept && !self.entry.auto && !old.entry.auto => {
+                self.entry.in_use = false;
+                return;
+            }
+            _ => return,
+        }
+        self.entry.in_use = false;
+        self.changed = true;
+    }
+
+    /// The entry as it is to stand in the directory, with the mark *in use* if it is to be `marked`.
+    pub(crate) fn on_disk(&self, marked: bool) -> BitmapEntry {
+        let in_use = self.entry.in_use || self.kept || marked;
+        BitmapEntry { in_use, ..self.entry.clone() }
     }
 }
 
@@ -47,6 +81,8 @@ pub(crate) struct ImageBitmaps {
     marked: AtomicBool,
     /// The directory was found in the image, and may not be durable as it was found.
     found: AtomicBool,
+    /// They are not stored when the image is dropped.
+    given_up: AtomicBool,
     /// *Guards* the list, in the order of the directory. Leaf lock.
     list: Mutex<Vec<Bitmap>>,
     /// *Guards* the mark on disk: one thread sets it. *Order*: after `ranges`, before `meta`. *Not under it*:
@@ -67,7 +103,7 @@ impl ImageBitmaps {
         let mut names = HashSet::new();
         let mut bytes = 0;
         for entry in Bitmaps::new(&*ctx.storage, &extension)? {
-            let mut bitmap = Bitmap { entry: entry?, bits: None, changed: false };
+            let mut bitmap = Bitmap::listed(entry?);
             if !names.insert(bitmap.entry.raw_name.clone()) {
                 let problem = "two bitmaps with one name".into();
                 let (table, index) = ("bitmap directory", list.len() as u32);
@@ -124,30 +160,48 @@ impl ImageBitmaps {
         self.is_marked() || self.list.lock().iter().any(|bitmap| bitmap.changed)
     }
 
+    /// They are not stored when the image is dropped.
+    pub(crate) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Release);
+    }
+
+    /// Whether [`give_up`](Self::give_up) was called.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Those that `which` takes, and that can be trusted, are kept from now on; whether there are any.
+    pub(crate) fn keep(&self, which: impl Fn(&str) -> bool) -> bool {
+        let mut list = self.list.lock();
+        let mut any = false;
+        for bitmap in list.iter_mut().filter(|b| !b.entry.in_use && which(&b.entry.name)) {
+            bitmap.kept = true;
+            any = true;
+        }
+        any
+    }
+
     /// Takes over the bits of `old`, the same image before it was opened anew: they have all that was
     /// written, which the marked ones on disk have not. A change of the directory that failed may have
-    /// reached the disk, and have taken marks off there: then the next write marks all that record. The disk
-    /// has `len` bytes now; bits of another length are not used, and the bitmap stays in use.
+    /// reached the disk, and have taken marks off there: then the next write marks all that record; a mark
+    /// that failed may be there. The disk has `len` bytes now; bits of another length, of one that records,
+    /// are not used, and the bitmap stays in use.
     pub(crate) fn take_over(&self, old: &Self, len: u64) {
-        if !old.must_be_stored() {
-            return;
-        }
+        let had_more = old.must_be_stored();
         old.marked.store(false, Ordering::Release);
         let mut marked = true;
         let mut before = std::mem::take(&mut *old.list.lock());
         let mut list = std::mem::take(&mut *self.list.lock());
-        for bitmap in list.iter_mut().filter(|bitmap| bitmap.entry.auto) {
-            marked &= bitmap.entry.in_use;
+        for bitmap in &mut list {
+            marked &= bitmap.entry.in_use || !bitmap.entry.auto;
             let same = |old: &&mut Bitmap| {
-                old.records()
+                !old.entry.in_use
+                    && (had_more || old.kept || bitmap.entry.in_use)
                     && old.entry.raw_name == bitmap.entry.raw_name
                     && old.entry.granularity == bitmap.entry.granularity
-                    && old.bits.as_ref().is_some_and(|bits| bits.len() == len)
             };
             if let Some(old) = before.iter_mut().find(same) {
-                bitmap.bits = old.bits.take();
-                bitmap.entry.in_use = false;
-                bitmap.changed = true;
+                bitmap.take_over(old, len);
             }
         }
         self.marked.store(marked && list.iter().any(Bitmap::records), Ordering::Release);

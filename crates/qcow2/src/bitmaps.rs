@@ -18,9 +18,11 @@
 mod change;
 mod store;
 
+use std::sync::atomic::Ordering;
+
 use blockmirror_block::{ByteRange, Result, cancel};
 
-pub use change::BitmapOptions;
+pub use change::{BitmapBits, BitmapOptions};
 
 use crate::bitmap_list::Bitmap;
 use crate::error;
@@ -91,6 +93,35 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Marks the bitmaps whose names `which` takes as in use, durably, and keeps each so until it is
+    /// [replaced](Self::replace_bitmaps): for an owner who has bitmaps of the same names, which may come to
+    /// have more bits than these. A program that ends before that leaves bitmaps that no reader uses.
+    ///
+    /// # Errors
+    /// A read-only or poisoned image; writing fails.
+    pub fn keep_bitmaps_in_use(&self, which: impl Fn(&str) -> bool) -> error::Result<()> {
+        self.check_writable("mark bitmaps in use")?;
+        let _only_one = self.changing.lock();
+        let _no_other_mark = self.bitmaps.marking.lock();
+        if !self.bitmaps.keep(which) {
+            return Ok(());
+        }
+        let is_marked = self.bitmaps.is_marked();
+        Ok(self.mark_on_disk(|bitmap| is_marked && bitmap.records())?)
+    }
+
+    /// The image writes nothing more when it is dropped. Bitmaps that were not stored stay marked as in use:
+    /// for an owner who has tried to store them, and does not wait for the storage again.
+    pub fn give_up_bitmaps(&self) {
+        self.bitmaps.give_up();
+    }
+
+    /// How many writes and flushes of metadata have ended so far. It rises while a flush, or the storing of
+    /// bitmaps, goes on, however slow the storage is.
+    pub fn metadata_progress(&self) -> u64 {
+        self.ctx.progress.load(Ordering::Relaxed)
+    }
+
     /// Marks all bitmaps as in use, durably. The caller holds all ranges.
     fn mark_all_bitmaps(&self) -> Result<()> {
         let _only_one = self.bitmaps.marking.lock();
@@ -100,16 +131,14 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Marks those of `which` as in use in the directory on disk. No other byte of it changes, so it may be
-    /// torn.
+    /// Marks those of `which`, and those that are kept so, as in use in the directory on disk. No other byte
+    /// of it changes, so it may be torn.
     fn mark_on_disk(&self, which: impl Fn(&Bitmap) -> bool) -> Result<()> {
         let ctx = &self.ctx;
         let Some(directory) = self.header().bitmaps else { return Ok(()) };
         self.meta.lock().check_poison(ctx, "mark bitmaps in use")?;
         let list = self.bitmaps.list().into_iter();
-        let marked: Vec<BitmapEntry> = list
-            .map(|bitmap| BitmapEntry { in_use: bitmap.entry.in_use || which(&bitmap), ..bitmap.entry })
-            .collect();
+        let marked: Vec<BitmapEntry> = list.map(|bitmap| bitmap.on_disk(which(&bitmap))).collect();
         let _shield = cancel::shield();
         let written = ctx.storage.write_at(&encode_directory(&marked), directory.directory_offset);
         let marked = written.map_err(Failure::from).and_then(|()| ctx.barrier());
@@ -118,10 +147,10 @@ impl Qcow2 {
 }
 
 /// As far as it goes: who must know whether the bits were stored calls [`Qcow2::store_bitmaps`]. Otherwise
-/// they stay marked as in use.
+/// they stay marked as in use. It waits as long as the storage does: see [`Qcow2::give_up_bitmaps`].
 impl Drop for Qcow2 {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if !std::thread::panicking() && !self.bitmaps.is_given_up() {
             let _ = self.store_bitmaps();
         }
     }

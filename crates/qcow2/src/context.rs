@@ -38,6 +38,8 @@ pub(crate) struct ImageContext {
     pub(crate) format: EntryFormat,
     /// Virtual size in bytes.
     pub(crate) size: AtomicU64,
+    /// Writes and flushes of metadata that have ended.
+    pub(crate) progress: AtomicU64,
     /// Name for messages.
     pub(crate) name: Arc<str>,
 }
@@ -137,6 +139,13 @@ impl ImageContext {
                  there only"
             ),
         ))
+    }
+
+    /// Writes metadata to the image file.
+    pub(crate) fn write_metadata(&self, buf: &[u8], at: u64) -> Result<()> {
+        self.storage.write_at(buf, at)?;
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Reads one metadata slice. A slice that starts past the end of the file was never

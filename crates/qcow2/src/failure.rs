@@ -3,6 +3,8 @@
 //!
 //! Made by whatever writes metadata; `Meta::settle` poisons the image where it must.
 
+use std::sync::atomic::Ordering;
+
 use blockmirror_block::{Error, ErrorKind, Result};
 
 use crate::context::ImageContext;
@@ -41,7 +43,9 @@ impl From<Error> for Failure {
 impl ImageContext {
     /// Makes what was written to the image file durable.
     pub(crate) fn barrier(&self) -> Result<(), Failure> {
-        self.storage.flush().map_err(Failure::Doubt)
+        self.storage.flush().map_err(Failure::Doubt)?;
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes part of the header, durably. All that it points at must be durable.

@@ -162,7 +162,7 @@ mod zero;
 mod zero_query;
 
 pub use amend::{AmendOptions, amend};
-pub use bitmaps::BitmapOptions;
+pub use bitmaps::{BitmapBits, BitmapOptions};
 pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
 pub use compress_filter::CompressFilter;
 pub use create_options::{CreateOptions, Preallocation, Version};

@@ -72,7 +72,7 @@ impl Batch {
             reach(ctx, self.file_end)?;
         }
         for (at, data) in &self.refcount_slices {
-            ctx.storage.write_at(data, at.0)?;
+            ctx.write_metadata(data, at.0)?;
         }
         if let Some(data_file) = &ctx.data_file {
             data_file.flush().map_err(Failure::Doubt)?;
@@ -80,19 +80,19 @@ impl Batch {
         ctx.barrier()?;
         if !self.refcount_table.is_empty() {
             for (at, data) in &self.refcount_table {
-                ctx.storage.write_at(data, self.refcount_table_at + at)?;
+                ctx.write_metadata(data, self.refcount_table_at + at)?;
             }
             ctx.barrier()?;
         }
         if !self.l2_slices.is_empty() {
             for (at, data) in &self.l2_slices {
-                ctx.storage.write_at(data, at.0)?;
+                ctx.write_metadata(data, at.0)?;
             }
             ctx.barrier()?;
         }
         if !self.l1.is_empty() {
             for (at, data) in &self.l1 {
-                ctx.storage.write_at(data, self.l1_at + at)?;
+                ctx.write_metadata(data, self.l1_at + at)?;
             }
             ctx.barrier()?;
         }
@@ -160,7 +160,7 @@ impl Qcow2 {
             (refcounts.blocks.take_dirty(), refcounts.file_end(ctx))
         };
         let written = reach(ctx, file_end)
-            .and_then(|()| slices.iter().try_for_each(|(at, data)| ctx.storage.write_at(data, at.0)));
+            .and_then(|()| slices.iter().try_for_each(|(at, data)| ctx.write_metadata(data, at.0)));
         let mut meta = self.meta.lock();
         match &written {
             Ok(()) => meta.refcounts(ctx)?.blocks.written(),

@@ -8,6 +8,7 @@ mod common;
 mod compress;
 mod copy;
 mod ctl_watch;
+mod daemon_kill;
 mod dd;
 mod hash;
 mod log;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_mirror::{Error, GranularityChoice, Tap};
 use blockmirror_qcow2::BitmapOptions;
+use blockmirror_qcow2::format::bitmaps::BitmapEntry;
 use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::Command;
 use serde_json::Value;
@@ -127,13 +128,14 @@ pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
     }
     let stored = node.stored_bitmaps().filter(|_| !node.read_only);
     let stored = stored.ok_or_else(|| cannot("the node is read-only"))?;
+    let may_pivot = graph.may_pivot(&node.name);
     drop(graph);
     // No write is seen by one of the two alone. No format lives in an image's node.
     let _drained = stored.tap.drain_for(HOLD_LIMIT);
     let _drained =
         _drained.ok_or_else(|| QmpError::generic("A write of a guest does not end: nothing was changed"))?;
     add(&stored.tap)?;
-    let options = BitmapOptions::new().granularity(granularity).disabled(!enabled);
+    let options = BitmapOptions::new().granularity(granularity).disabled(!enabled).kept_in_use(may_pivot);
     stored.image.add_bitmap(name, &options).map_err(|error| {
         // It was made a moment ago, and is in no use.
         let _ = stored.tap.remove_bitmap(name);
@@ -165,23 +167,52 @@ pub(crate) fn stored(
     Ok(node.stored_bitmaps())
 }
 
-/// What was removed: its bits, unless it was inconsistent, whether it was enabled, and the image that has
-/// stored it.
+/// What was removed, to be put back if the transaction fails.
 pub(crate) struct Removed {
-    pub(crate) bits: Option<DirtyBitmap>,
-    pub(crate) enabled: bool,
-    pub(crate) image: Option<StoredBitmaps>,
+    node: String,
+    name: String,
+    tap: Arc<Tap>,
+    /// Its bits, unless it was inconsistent, and whether it was enabled.
+    bits: Option<DirtyBitmap>,
+    enabled: bool,
+    /// The image that has stored it, and how.
+    image: Option<(StoredBitmaps, BitmapEntry)>,
+}
+
+impl Removed {
+    /// Puts it back.
+    ///
+    /// # Errors
+    /// The image cannot be written: there it is lost.
+    pub(crate) fn put_back(self, context: &Context) -> Reply<()> {
+        let Self { node, name, tap, bits, enabled, image } = self;
+        let Some(bits) = bits else {
+            // An inconsistent one has no bits to go back to.
+            let put_back = image.map(|(stored, entry)| stored.image.insert_inconsistent_bitmap(&entry));
+            return put_back.unwrap_or(Ok(())).map_err(qmp_error);
+        };
+        let put_back = image.map(|(stored, _)| stored.image.insert_bitmap(&name, bits.clone(), enabled));
+        // Its name was free a moment ago.
+        let _ = tap.adopt_bitmap(&name, bits, enabled);
+        put_back.unwrap_or(Ok(())).map_err(qmp_error)?;
+        let may_pivot = context.graph.lock().may_pivot(&node);
+        if may_pivot { context.keep_bitmaps_in_use(&node) } else { Ok(()) }
+    }
 }
 
 /// `block-dirty-bitmap-remove`.
 pub(crate) fn remove_bitmap(context: &Context, one: &OneBitmap) -> Reply<Removed> {
     let image = stored(context, &one.node, &one.name, false)?;
+    let image = image.and_then(|stored| {
+        let entry = stored.image.bitmaps().ok()?.into_iter().find(|entry| entry.name == one.name)?;
+        Some((stored, entry))
+    });
     let info = with_bitmap(context, one, |tap, name| Ok(tap.bitmaps().into_iter().find(|b| b.name == name)))?;
     if info.as_ref().is_some_and(|info| info.busy) {
         let (disk, name) = (one.node.clone(), one.name.clone());
         return Err(in_words(Error::BitmapBusy { disk, name }));
     }
-    if let Some(stored) = &image {
+    if let Some((stored, _)) = &image {
         stored.image.remove_bitmap(&one.name).map_err(qmp_error)?;
     }
     let enabled = info.as_ref().is_some_and(|info| info.enabled);
@@ -189,7 +220,8 @@ pub(crate) fn remove_bitmap(context: &Context, one: &OneBitmap) -> Reply<Removed
         true => None,
         false => Some(with_bitmap(context, one, |tap, name| tap.remove_bitmap(name))?),
     };
-    Ok(Removed { bits, enabled, image })
+    let tap = Arc::clone(&context.graph.lock().find(&one.node)?.tap);
+    Ok(Removed { node: one.node.clone(), name: one.name.clone(), tap, bits, enabled, image })
 }
 
 /// Before a bitmap records: the image records as well, so that it marks the stored one before a write.

@@ -1,4 +1,4 @@
-//! Snapshots inside of a qcow2 image: taken and deleted while the guest is held.
+//! Snapshots inside of a qcow2 image: taken and deleted while the guest is held; taken in transactions too.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 use super::{Commands, Services};
 use crate::Reply;
 use crate::arguments::{Arguments, arguments};
+use crate::context::Context;
 use crate::errors::qmp_error;
 use crate::graph::HOLD_LIMIT;
 
 arguments! {
-    struct TakeArgs {
+    /// The arguments of `blockdev-snapshot-internal-sync`, in a transaction too.
+    pub(super) struct TakeArgs("BlockdevSnapshotInternal", "A new snapshot inside of an image.") {
         device: String = "device", "the node, an image";
         name: String = "name", "the new snapshot";
     }
@@ -61,13 +63,36 @@ static DELETE: Command = Command::new(
 .returns(Type::Object(&SNAPSHOT_INFO), "the snapshot that was deleted");
 
 pub(super) fn register(commands: &mut Commands<'_>) {
-    commands.add(&TAKE, take).add(&DELETE, delete);
+    commands
+        .add(&TAKE, |services, _, args: TakeArgs| take(&services.context, &args).map(|_| Value::Null))
+        .add(&DELETE, delete);
+}
+
+/// A snapshot that has been taken, as long as it can be undone.
+pub(super) struct TakenSnapshot {
+    device: String,
+    image: Arc<Qcow2>,
+    id: String,
+    name: String,
+}
+
+impl TakenSnapshot {
+    /// Deletes it. The guest is held.
+    ///
+    /// # Errors
+    /// It cannot be deleted, and stays.
+    pub(super) fn undo(self) -> Reply<()> {
+        let Self { device, image, id, name } = self;
+        let deleted = image.delete_snapshot(&SnapshotRef::IdAndName { id, name: name.clone() });
+        let stays = |error| QmpError::generic(format!("snapshot '{name}' of '{device}' stays: {error}"));
+        deleted.map(drop).map_err(stays)
+    }
 }
 
 /// The image of the node `device`, whose guest is held.
-fn held_image(services: &Services, device: &str) -> Reply<(Drained, Arc<Qcow2>)> {
+fn held_image(context: &Context, device: &str) -> Reply<(Drained, Arc<Qcow2>)> {
     let (tap, image) = {
-        let graph = services.context.graph.lock();
+        let graph = context.graph.lock();
         let node = graph.find(device)?;
         if graph.attachments_of(device).any(|(_, u)| u.parent_node().is_some()) {
             return Err(QmpError::generic("Need a root block node"));
@@ -90,26 +115,27 @@ fn held_image(services: &Services, device: &str) -> Reply<(Drained, Arc<Qcow2>)>
     Ok((drained, image))
 }
 
-fn take(services: &Arc<Services>, _: &Session, args: TakeArgs) -> Reply<Value> {
-    let TakeArgs { device, name } = args;
-    let (_held, image) = held_image(services, &device)?;
+/// `blockdev-snapshot-internal-sync`.
+pub(super) fn take(context: &Context, TakeArgs { device, name }: &TakeArgs) -> Reply<TakenSnapshot> {
+    let (_held, image) = held_image(context, device)?;
     if name.is_empty() {
         return Err(QmpError::generic("Name is empty"));
     }
-    if image.snapshots().map_err(qmp_error)?.iter().any(|snapshot| snapshot.name == name) {
+    if image.snapshots().map_err(qmp_error)?.iter().any(|snapshot| snapshot.name == *name) {
         return Err(QmpError::generic(format!(
             "Snapshot with name '{name}' already exists on device '{device}'"
         )));
     }
     // There is no guest whose clock could be asked.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    image.create_snapshot(&NewSnapshot::new(name).date(now).vm_clock(now)).map_err(qmp_error)?;
-    Ok(Value::Null)
+    let new = NewSnapshot::new(&**name).date(now).vm_clock(now);
+    let Snapshot { id, name, .. } = image.create_snapshot(&new).map_err(qmp_error)?;
+    Ok(TakenSnapshot { device: device.clone(), image, id, name })
 }
 
 fn delete(services: &Arc<Services>, _: &Session, args: DeleteArgs) -> Reply<Value> {
     let DeleteArgs { device, id, name } = args;
-    let (_held, image) = held_image(services, &device)?;
+    let (_held, image) = held_image(&services.context, &device)?;
     let wanted = match (id.clone(), name.clone()) {
         (Some(id), Some(name)) => SnapshotRef::IdAndName { id, name },
         (Some(id), None) => SnapshotRef::Id(id),

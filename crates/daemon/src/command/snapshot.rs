@@ -271,7 +271,7 @@ fn put_overlay(
     let mut drained = hold(&tap)?;
     below.flush().map_err(qmp_error)?;
     // They stay with the node, which is not written any more.
-    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.store()).map_err(qmp_error)?;
+    bitmaps.map_or(Ok(()), |bitmaps| bitmaps.store_within(HOLD_LIMIT))?;
     let link = BackingLink::for_overlay(Arc::clone(&below) as _);
     image.replace_backing(Some(Arc::clone(&link) as _));
     match move_users(context, node, overlay, opened, &link, &mut drained) {
@@ -434,66 +434,4 @@ fn check_below(graph: &Graph, name: &str) -> Reply<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use blockmirror_block::WriteFlags;
-    use blockmirror_block::testing::MemoryDisk;
-    use blockmirror_image::{CreateSettings, CreateSpec, NewImage};
-    use blockmirror_mirror::{MirrorJob, MirrorOptions};
-
-    use super::*;
-
-    /// A context with a node `n`.
-    fn context() -> Arc<Context> {
-        let context = Context::new(Vec::new(), Vec::new());
-        let options = json!({"driver": "null-co", "size": 1 << 20, "node-name": "n"});
-        context.add_node(options.as_object().unwrap()).unwrap();
-        context
-    }
-
-    /// It was taken back in the graph although the tap could not be moved: the guest went on with a closed
-    /// image, or with one in a file that had no name.
-    #[test]
-    fn a_snapshot_that_cannot_be_undone_stays() {
-        for naming in [Naming::Now, Naming::AtCommit] {
-            let context = context();
-            let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("snap.qcow2");
-            let tap = Arc::clone(&context.graph.lock().find("n").unwrap().tap);
-            let args = json!({"node-name": "n", "snapshot-file": path, "snapshot-node-name": "snap"});
-            let args = SnapshotSyncArgs::parse(args.as_object().unwrap()).unwrap();
-            let snapshot = snapshot_sync(&context, &args, naming).unwrap();
-            assert_eq!(path.exists(), naming == Naming::Now);
-            let target = Arc::new(MemoryDisk::new(1 << 20));
-            let job = MirrorJob::attach(&tap, target, MirrorOptions::new()).unwrap();
-            let error = snapshot.undo(&context).unwrap_err();
-            assert_eq!(error.desc, "'snap' stays the overlay of 'n': n is being mirrored");
-            drop(job);
-            tap.write_at(b"here", 0, WriteFlags::NONE).unwrap();
-            assert!(path.exists(), "{naming:?}");
-            assert_eq!(context.graph.lock().backing_of("snap").unwrap().name, "n");
-        }
-    }
-
-    /// Before the file of the overlay had its name, its node was not yet put on the other one in the graph. A
-    /// node that was opened on that one meanwhile was moved with the users, and followed what they wrote.
-    #[test]
-    fn a_node_that_is_opened_before_the_command_has_ended_stays_on_the_old_one() {
-        let context = context();
-        let dir = tempfile::tempdir().unwrap();
-        let add = |name: &str, backing: Value| {
-            let path = dir.path().join(name);
-            let spec = CreateSpec::new(Format::Qcow2, 1 << 20, CreateSettings::default());
-            NewImage::create(&path, &spec).unwrap().persist().unwrap();
-            let file = json!({"driver": "file", "filename": path});
-            let image = json!({"driver": "qcow2", "node-name": name, "file": file, "backing": backing});
-            context.add_node(image.as_object().unwrap()).unwrap();
-        };
-        add("ov", Value::Null);
-        let (_snapshot, held) = put_overlay(&context, "n", "ov", false).unwrap();
-        add("x", json!("n"));
-        drop(held);
-        let graph = context.graph.lock();
-        assert_eq!(graph.backing_of("x").unwrap().name, "n");
-        assert_eq!(graph.backing_of("ov").unwrap().name, "n");
-    }
-}
+mod tests;

@@ -13,9 +13,9 @@ use blockmirror_qmp::{QmpError, Session};
 use serde_json::Value;
 
 use super::bitmap::{
-    AddBitmap, MergeBitmaps, Removed, add_bitmap, enable_stored, in_words, merge_bitmaps, remove_bitmap,
-    stored,
+    AddBitmap, MergeBitmaps, add_bitmap, enable_stored, in_words, merge_bitmaps, remove_bitmap, stored,
 };
+use super::internal_snapshot::{TakeArgs, take};
 use super::snapshot::{Naming, Snapshot, SnapshotArgs, SnapshotSyncArgs, snapshot, snapshot_sync};
 use super::{Commands, Services};
 use crate::Reply;
@@ -36,6 +36,7 @@ choice! {
         MergeBitmaps = "block-dirty-bitmap-merge", "the command";
         Mirror = "blockdev-mirror", "the command" [ours];
         Snapshot = "blockdev-snapshot", "the command";
+        InternalSnapshot = "blockdev-snapshot-internal-sync", "the command";
         SnapshotSync = "blockdev-snapshot-sync", "the command";
     }
 }
@@ -61,6 +62,7 @@ wrappers! {
     MergeData "BlockDirtyBitmapMergeWrapper" MergeBitmaps;
     MirrorData "BlockdevMirrorWrapper" MirrorArgs;
     SnapshotData "BlockdevSnapshotWrapper" SnapshotArgs;
+    InternalData "BlockdevSnapshotInternalWrapper" TakeArgs;
     SnapshotSyncData "BlockdevSnapshotSyncWrapper" SnapshotSyncArgs;
 }
 
@@ -85,6 +87,7 @@ static ACTION: Object = Object::union(
         variant::<MergeData>("block-dirty-bitmap-merge"),
         variant::<MirrorData>("blockdev-mirror"),
         variant::<SnapshotData>("blockdev-snapshot"),
+        variant::<InternalData>("blockdev-snapshot-internal-sync"),
         variant::<SnapshotSyncData>("blockdev-snapshot-sync"),
     ],
 );
@@ -101,6 +104,7 @@ enum Action {
     MergeBitmaps(MergeBitmaps),
     Mirror(Box<MirrorArgs>),
     Snapshot(SnapshotArgs),
+    InternalSnapshot(TakeArgs),
     SnapshotSync(SnapshotSyncArgs),
 }
 
@@ -123,6 +127,7 @@ impl Argument for Action {
             ActionKind::MergeBitmaps => Self::MergeBitmaps(MergeData::read(value)?.data),
             ActionKind::Mirror => Self::Mirror(Box::new(MirrorData::read(value)?.data)),
             ActionKind::Snapshot => Self::Snapshot(SnapshotData::read(value)?.data),
+            ActionKind::InternalSnapshot => Self::InternalSnapshot(InternalData::read(value)?.data),
             ActionKind::SnapshotSync => Self::SnapshotSync(SnapshotSyncData::read(value)?.data),
         })
     }
@@ -140,6 +145,7 @@ impl Action {
             Self::MergeBitmaps(_) => ActionKind::MergeBitmaps,
             Self::Mirror(_) => ActionKind::Mirror,
             Self::Snapshot(_) => ActionKind::Snapshot,
+            Self::InternalSnapshot(_) => ActionKind::InternalSnapshot,
             Self::SnapshotSync(_) => ActionKind::SnapshotSync,
         }
     }
@@ -153,6 +159,7 @@ impl Action {
             Self::MergeBitmaps(args) => Some(&args.node),
             Self::Mirror(args) => Some(&args.device),
             Self::Snapshot(args) => Some(&args.node),
+            Self::InternalSnapshot(args) => Some(&args.device),
             Self::SnapshotSync(args) => args.node_name.as_deref(),
         }
     }
@@ -186,15 +193,15 @@ static TRANSACTION: Command = Command::new(
 )
 .differs(
     "mirrors can be actions, and with `completion-mode` grouped they pivot, or keep their copies, at one \
-     instant; the actions \
-     `blockdev-backup`, `drive-backup` and `blockdev-snapshot-internal-sync` are not there",
+     instant; the actions `blockdev-backup` and `drive-backup` are not there",
 );
 
 pub(super) fn register(commands: &mut Commands<'_>) {
     commands.add(&TRANSACTION, transaction);
 }
 
-type Undo = Box<dyn FnOnce()>;
+/// Takes an action back; it says what it could not.
+type Undo = Box<dyn FnOnce() -> Reply<()>>;
 
 /// What has been done so far, to be undone if something fails.
 #[derive(Default)]
@@ -209,21 +216,23 @@ impl Progress {
     /// Takes back what was done, the latest first.
     ///
     /// # Errors
-    /// A snapshot that cannot be taken back. It stays as it is, and those before it, on which it may stand.
+    /// What cannot be taken back. If that is an overlay it stays as it is, and those before it, on which it
+    /// may stand.
     fn undo(mut self, context: &Context) -> Reply<()> {
-        let mut result = Ok(());
+        let mut overlays = Ok(());
+        let mut others = Ok(());
         loop {
             let last = self.snapshots.last().map(|(before, _)| *before);
             if last == Some(self.undo.len()) {
                 match self.snapshots.pop() {
-                    Some((_, snapshot)) if result.is_ok() => result = snapshot.undo(context),
+                    Some((_, snapshot)) if overlays.is_ok() => overlays = snapshot.undo(context),
                     Some((_, snapshot)) => drop(snapshot.keep()),
                     None => {}
                 }
             } else if let Some(undo) = self.undo.pop() {
-                undo();
+                others = others.and(undo());
             } else {
-                return result;
+                return overlays.and(others);
             }
         }
     }
@@ -280,6 +289,10 @@ fn act(services: &Arc<Services>, action: &Action, grouped: bool, progress: &mut 
             let snapshot = snapshot(&services.context, args)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
         }
+        Action::InternalSnapshot(args) => {
+            let taken = take(&services.context, args)?;
+            progress.undo.push(Box::new(move || taken.undo()));
+        }
         Action::SnapshotSync(args) => {
             let snapshot = snapshot_sync(&services.context, args, Naming::AtCommit)?;
             progress.snapshots.push((progress.undo.len(), snapshot));
@@ -300,22 +313,14 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
             add_bitmap(context, args)?;
             let one = OneBitmap { node: args.node.clone(), name: args.name.clone() };
             let context = Arc::clone(context);
-            progress.undo.push(Box::new(move || {
-                let _ = remove_bitmap(&context, &one);
-            }));
+            progress.undo.push(Box::new(move || remove_bitmap(&context, &one).map(drop)));
         }
-        Action::RemoveBitmap(OneBitmap { node, name }) => {
-            let (tap, name) = bitmap(context, node, name)?;
-            let one = OneBitmap { node: node.clone(), name: name.clone() };
-            let Removed { bits, enabled, image } = remove_bitmap(context, &one)?;
-            progress.undo.push(Box::new(move || {
-                // An inconsistent one has no bits to go back to.
-                let Some(bits) = bits else { return };
-                if let Some(stored) = image {
-                    let _ = stored.image.insert_bitmap(&name, bits.clone(), enabled);
-                }
-                let _ = tap.adopt_bitmap(&name, bits, enabled);
-            }));
+        Action::RemoveBitmap(one) => {
+            // In the words of a transaction, if there is no such node.
+            context.graph.lock().find(&one.node)?;
+            let removed = remove_bitmap(context, one)?;
+            let context = Arc::clone(context);
+            progress.undo.push(Box::new(move || removed.put_back(&context)));
         }
         Action::ClearBitmap(OneBitmap { node, name }) => {
             let (tap, name) = bitmap(context, node, name)?;
@@ -326,7 +331,7 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
                 if let Some(image) = image {
                     image.give_back_bits(&name, &old);
                 }
-                let _ = tap.merge_bitmap(&name, &[&old]);
+                tap.merge_bitmap(&name, &[&old]).map_err(in_words)
             }));
         }
         Action::EnableBitmap(OneBitmap { node, name }, enabled) => {
@@ -342,7 +347,7 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
                 if let Some(image) = image.filter(|_| was) {
                     image.give_back_recording(&name);
                 }
-                let _ = set_enabled(&tap, &name, was);
+                set_enabled(&tap, &name, was).map_err(in_words)
             }));
         }
         Action::MergeBitmaps(args) => {
@@ -354,8 +359,8 @@ fn act_on_bitmap(context: &Arc<Context>, action: &Action, progress: &mut Progres
                 if let Some(image) = image {
                     image.give_back_bits(&name, &old);
                 }
-                let _ = tap.clear_bitmap(&name);
-                let _ = tap.merge_bitmap(&name, &[&old]);
+                tap.clear_bitmap(&name).map_err(in_words)?;
+                tap.merge_bitmap(&name, &[&old]).map_err(in_words)
             }));
         }
         _ => {}

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use blockmirror_qcow2::Qcow2;
 
 use super::Context;
-use crate::graph::{AttachmentId, NodeDevice, NodeId, Released, close_released};
+use crate::Reply;
+use crate::errors::qmp_error;
+use crate::graph::{AttachmentId, Node, NodeDevice, NodeId, Released, close_released};
 
 impl Context {
     /// Closes nodes, as [`close_released`] does, and brings lengths of nodes that stay up to date. Not to be
@@ -53,6 +55,16 @@ impl Context {
         if let Some(node) = self.graph.lock().get(name) {
             node.tap.note_rewritten();
         }
+    }
+
+    /// A job is about to start that may put the node `target` in another one's place: the bitmaps that its
+    /// image stores are in use on disk from now on.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub(crate) fn keep_bitmaps_in_use(&self, target: &str) -> Reply<()> {
+        let stored = self.graph.lock().get(target).and_then(Node::stored_bitmaps);
+        stored.map_or(Ok(()), |stored| stored.keep_in_use()).map_err(qmp_error)
     }
 
     /// Puts `fresh`, which was opened anew, in the place of the image of the node `name`. A command may have

@@ -72,8 +72,13 @@ pub(crate) trait Driver {
     }
 
     /// The device for writing, if the one that was opened for reading cannot be used for that.
-    fn reopen_rw(_node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    fn reopen_rw(_node: &OpenNode) -> Reply<Option<OpenedAgain>> {
         Ok(None)
+    }
+
+    /// The image that the node has, opened in the node's storage, which it does not live in yet.
+    fn reopen_on(_node: &OpenNode) -> Reply<OpenedAgain> {
+        Err(cannot_change("file"))
     }
 
     /// Whether a node of it writes to `child` past the tap of that, as formats do.
@@ -99,8 +104,8 @@ pub(crate) struct Rebased {
 /// Makes a node's storage out of its child's.
 pub(crate) type WrapStorage = Box<dyn FnOnce(Arc<dyn Storage>) -> Arc<dyn Storage>>;
 
-/// A node that was opened for reading, and is to be written.
-pub(crate) struct ReadOnlyNode {
+/// A node whose device is to be opened a second time.
+pub(crate) struct OpenNode {
     pub(crate) filename: String,
     pub(crate) options: FlatOptions,
     pub(crate) file: Option<Arc<FileStorage>>,
@@ -111,8 +116,8 @@ pub(crate) struct ReadOnlyNode {
     pub(crate) data: Option<Arc<dyn Storage>>,
 }
 
-/// A device for writing.
-pub(crate) struct Writable {
+/// A device that takes the place of the one that a node has.
+pub(crate) struct OpenedAgain {
     pub(crate) device: Arc<dyn BlockDevice>,
     /// The image that it is.
     pub(crate) image: Option<Arc<Qcow2>>,
@@ -129,7 +134,8 @@ pub(crate) struct DriverEntry {
     pub(crate) open: fn(&mut Opening<'_>, &Map<String, Value>) -> Reply<Opened>,
     pub(crate) needs_rebase: fn(&FlatOptions, &Map<String, Value>) -> Reply<bool>,
     pub(crate) rebase: fn(&Objects, &Map<String, Value>, Below) -> Reply<Rebased>,
-    pub(crate) reopen_rw: fn(&ReadOnlyNode) -> Reply<Option<Writable>>,
+    pub(crate) reopen_rw: fn(&OpenNode) -> Reply<Option<OpenedAgain>>,
+    pub(crate) reopen_on: fn(&OpenNode) -> Reply<OpenedAgain>,
 }
 
 impl DriverEntry {
@@ -149,6 +155,7 @@ impl DriverEntry {
             needs_rebase: |old, new| Ok(D::needs_rebase(old, &D::Options::parse(new)?)),
             rebase: |objects, options, below| D::rebase(objects, &D::Options::parse(options)?, below),
             reopen_rw: D::reopen_rw,
+            reopen_on: D::reopen_on,
         }
     }
 

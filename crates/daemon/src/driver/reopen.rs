@@ -15,11 +15,11 @@ use blockmirror_block::BlockDevice;
 use blockmirror_image_lock::Permission;
 use blockmirror_qmp::QmpError;
 
-use super::drivers::{DriverEntry, ReadOnlyNode, Writable};
+use super::drivers::{DriverEntry, OpenNode, OpenedAgain};
 use crate::Reply;
 use crate::context::Context;
 use crate::errors::{is_read_only, qmp_error};
-use crate::graph::{Graph, Perms};
+use crate::graph::{Graph, HOLD_LIMIT, Perms};
 
 /// How long requests that began before may take.
 const READERS_LIMIT: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ impl Context {
             let graph = self.graph.lock();
             let node = graph.find(name)?;
             let data = graph.children(name).find(|(role, _)| *role == "data-file");
-            let parts = ReadOnlyNode {
+            let parts = OpenNode {
                 filename: node.filename.clone(),
                 options: node.options.clone(),
                 file: node.file.clone(),
@@ -123,14 +123,14 @@ impl Context {
         &self,
         name: &str,
         device: &crate::graph::NodeDevice,
-        new: Option<Writable>,
+        new: Option<OpenedAgain>,
     ) -> Reply<()> {
         let could = new.as_ref().map_or(device.could_be_written(), |new| new.device.geometry().writable);
         if !could {
             return Err(is_read_only());
         }
         self.graph.lock().change_perm(name, true)?;
-        if let Some(Writable { device: new, image }) = new {
+        if let Some(OpenedAgain { device: new, image }) = new {
             let old = device.replace(new);
             let old_image = match self.graph.lock().get_mut(name) {
                 Some(node) => std::mem::replace(&mut node.qcow2, image),
@@ -166,9 +166,9 @@ impl Context {
             (Arc::clone(&node.device), node.file.clone(), node.stored_bitmaps())
         };
         device.set_read_only(true);
-        if let Some(Err(error)) = bitmaps.map(|bitmaps| bitmaps.store()) {
+        if let Some(Err(error)) = bitmaps.map(|bitmaps| bitmaps.store_within(HOLD_LIMIT)) {
             device.set_read_only(false);
-            return Err(qmp_error(error));
+            return Err(error);
         }
         let flushed = device.flush().and_then(|()| file.map_or(Ok(()), |file| file.set_writable(false)));
         if let Err(error) = flushed {

@@ -31,9 +31,14 @@ impl Graph {
         self.users_of(filter).into_iter().try_for_each(|(id, u)| self.check_attachment(node, u, Some(id)))
     }
 
+    /// Whether a job may put `name` in another one's place.
+    pub(crate) fn may_pivot(&self, name: &str) -> bool {
+        self.attachments_of(name).any(|(_, u)| u.may_pivot())
+    }
+
     /// Refuses if a job may put `name` in another one's place.
     pub(crate) fn check_keeps_tap(&self, name: &str) -> Reply<()> {
-        if self.attachments_of(name).any(|(_, u)| u.may_pivot()) { self.check_no_job(name) } else { Ok(()) }
+        if self.may_pivot(name) { self.check_no_job(name) } else { Ok(()) }
     }
 
     /// The uses of `name`; in place of a filter on it, those of the filter.
@@ -52,7 +57,7 @@ impl Graph {
     }
 
     /// Refuses the `new` use of `name` if it contradicts another one but `except`, there or wherever filters
-    /// pass it on to.
+    /// pass it on to. The old child of a node and the one that takes its place may lead to one disk.
     pub(super) fn check_attachment(
         &self,
         name: &str,
@@ -61,8 +66,9 @@ impl Graph {
     ) -> Reply<()> {
         for name in self.below_filters(name) {
             for (id, other) in self.users_of(name) {
-                if Some(id) != except && !self.is_claim_above(other, new) && !self.is_claim_above(new, other)
-                {
+                let of_one_holder = matches!(new.parent, Parent::Node { .. }) && other.parent == new.parent;
+                let is_claim = self.is_claim_above(other, new) || self.is_claim_above(new, other);
+                if Some(id) != except && !of_one_holder && !is_claim {
                     other.check_against(new)?;
                 }
             }

@@ -3,20 +3,30 @@
 //! The tap's bitmap is what users see and change. The image records writes as well, and marks its bitmaps as
 //! in use on disk before the first one; so after a kill they are inconsistent, and no reader uses them. When
 //! the node is closed, becomes read-only or gets an overlay, the image gets the tap's bits and stores them.
+//! A pivot gives the node another tap, whose bitmaps join those of the same name; so the image marks its
+//! bitmaps before a job starts that may pivot the node, and keeps them marked until they are stored.
 //!
-//! Called by drivers, commands and the close of nodes, under no lock. Must hold: a write that the tap's
-//! bitmap has seen is in the image's one, or that is marked.
+//! Called by drivers, commands, jobs and the close of nodes, under no lock. Must hold: what the tap's bitmap
+//! has is in the image's one, or that is marked.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::BlockDevice;
+use blockmirror_block::cancel::CancelSource;
+use blockmirror_block::{BlockDevice, ErrorKind};
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::format::bitmaps::BitmapEntry;
-use blockmirror_qcow2::{Qcow2, Result};
+use blockmirror_qcow2::{BitmapBits, Qcow2, Result};
+use blockmirror_qmp::QmpError;
 use tracing::warn;
 
 use super::Node;
+use crate::Reply;
+use crate::errors::qmp_error;
 
 /// The bitmaps of a node that its image stores.
 #[derive(Clone, Debug)]
@@ -91,10 +101,37 @@ impl StoredBitmaps {
         }
     }
 
-    /// Gives the image the bits of the tap, and stores them. The guest does not write meanwhile.
+    /// Gives the image the bits of the tap, and stores them, for a command that holds the guest meanwhile.
     ///
     /// # Errors
-    /// There is no room; writing fails. The bitmaps stay marked as in use then, if they miss a write.
+    /// As [`store`](Self::store); reads of the image do not end for `limit`.
+    pub(crate) fn store_within(&self, limit: Duration) -> Reply<()> {
+        let reads = CancelSource::new();
+        let (ended, is_ended) = mpsc::channel::<()>();
+        let stored = {
+            // Only the wait for reads can be cancelled.
+            let _calls = reads.enter();
+            let watched = thread::Builder::new().name("store bitmaps".into()).spawn(move || {
+                if is_ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                    reads.cancel();
+                }
+            });
+            watched.map_err(qmp_error)?;
+            self.store()
+        };
+        drop(ended);
+        stored.map_err(|error| match error.kind() {
+            ErrorKind::Cancelled => QmpError::generic("A read does not end: bitmaps were not stored"),
+            _ => qmp_error(error),
+        })
+    }
+
+    /// Gives the image the bits of the tap, and stores them. The guest does not write meanwhile. Waits for
+    /// reads under way.
+    ///
+    /// # Errors
+    /// There is no room; writing fails; cancelled. The bitmaps stay marked as in use then, if they miss a
+    /// write.
     pub(crate) fn store(&self) -> Result<()> {
         let entries = self.image.bitmaps()?;
         if entries.is_empty() {
@@ -102,15 +139,21 @@ impl StoredBitmaps {
             return Ok(());
         }
         let infos = self.tap.bitmaps();
-        for entry in entries.iter().filter(|entry| !entry.in_use) {
-            let Some(info) = infos.iter().find(|info| info.name == entry.name) else { continue };
-            let Ok(bits) = self.tap.bitmap(&entry.name) else { continue };
-            let is_same = entry.auto == info.enabled
-                && self.image.read_bitmap(&entry.name).is_ok_and(|old| old == bits);
-            if !is_same {
-                self.image.replace_bitmap(&entry.name, bits, info.enabled)?;
-            }
-        }
-        self.image.store_bitmaps()
+        let of_tap = entries.iter().filter(|entry| !entry.in_use).filter_map(|entry| {
+            let info = infos.iter().find(|info| info.name == entry.name)?;
+            let bits = self.tap.bitmap(&entry.name).ok()?;
+            Some(BitmapBits::new(&*entry.name, bits, info.enabled))
+        });
+        self.image.replace_bitmaps(of_tap.collect())
+    }
+
+    /// A job may give the node another tap, whose bitmaps join those of this one: on disk they are in use
+    /// until they are stored.
+    ///
+    /// # Errors
+    /// Writing fails.
+    pub(crate) fn keep_in_use(&self) -> Result<()> {
+        let names: BTreeSet<_> = self.tap.bitmaps().into_iter().map(|info| info.name).collect();
+        self.image.keep_bitmaps_in_use(|name| names.contains(name))
     }
 }

@@ -234,8 +234,10 @@ impl Jobs {
         }
         let id = request.job.id.clone();
         let held = hold_mirror(&self.context, request).and_then(|mut prepared| {
-            prepared.claims = Claims::of_node(&self.context, &prepared.request.target)
-                .inspect_err(|_| self.forget_mirror(&prepared))?;
+            let target = prepared.request.target.clone();
+            let claims = Claims::of_node(&self.context, &target)
+                .and_then(|claims| self.context.keep_bitmaps_in_use(&target).map(|()| claims));
+            prepared.claims = claims.inspect_err(|_| self.forget_mirror(&prepared))?;
             Ok(prepared)
         });
         self.refused_start(&id, held)

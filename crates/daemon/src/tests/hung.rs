@@ -1,5 +1,6 @@
 //! Files and servers that hang, below one node: QMP answers for the others.
 
+mod bitmaps;
 mod opened_meanwhile;
 
 use std::os::unix::net::UnixListener;

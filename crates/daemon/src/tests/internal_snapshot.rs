@@ -39,3 +39,53 @@ fn internal_snapshots_are_taken_and_deleted() {
     let said = client.refused("blockdev-snapshot-internal-sync", json!({"device": "n", "name": "s"}));
     assert_eq!(said, "Block format 'null-co' used by device 'n' does not support internal snapshots");
 }
+
+/// The names of the snapshots in the image of `d`.
+fn names(client: &Client) -> Vec<String> {
+    let graph = client.daemon.services.context.graph.lock();
+    let image = graph.find("d").unwrap().qcow2.clone().unwrap();
+    image.snapshots().unwrap().into_iter().map(|snapshot| snapshot.name).collect()
+}
+
+fn action(name: &str) -> Value {
+    json!({"type": "blockdev-snapshot-internal-sync", "data": {"device": "d", "name": name}})
+}
+
+#[test]
+fn a_transaction_takes_them_or_leaves_none() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    let overlay = json!({
+        "node-name": "d", "snapshot-file": client.path("o"), "snapshot-node-name": "o",
+    });
+    let overlay = json!({"type": "blockdev-snapshot-sync", "data": overlay});
+    let bitmap = json!({"node": "d", "name": "p", "persistent": true});
+    let bitmap = json!({"type": "block-dirty-bitmap-add", "data": bitmap});
+    let abort = json!({"type": "abort", "data": {}});
+    for (actions, said) in [
+        (json!([action("s"), abort]), "Transaction aborted using Abort action"),
+        (json!([action("s"), bitmap, overlay, abort]), "Transaction aborted using Abort action"),
+        (json!([action("s"), action("s")]), "Snapshot with name 's' already exists on device 'd'"),
+        (json!([action("s"), overlay, action("t")]), "Need a root block node"),
+        (json!([action("s"), action("")]), "Name is empty"),
+    ] {
+        assert_eq!(client.refused("transaction", json!({"actions": actions})), said);
+        assert_eq!(names(&client), [""; 0]);
+    }
+    let grouped = json!({"actions": [action("s")], "properties": {"completion-mode": "grouped"}});
+    assert_eq!(
+        client.refused("transaction", grouped),
+        "Action 'blockdev-snapshot-internal-sync' does not support transaction property completion-mode = \
+         grouped"
+    );
+    client.run("transaction", json!({"actions": [action("s"), bitmap, action("t"), overlay]}));
+    assert_eq!(names(&client), ["s", "t"]);
+    client.run("blockdev-del", json!({"node-name": "o"}));
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    if have("internal snapshots", &["qemu-img"]) {
+        let dir = client.dir.path();
+        run("qemu-img", dir, ["check", "-q", "d"]).unwrap();
+        run("qemu-img", dir, ["snapshot", "-q", "-d", "t", "d"]).unwrap();
+    }
+}

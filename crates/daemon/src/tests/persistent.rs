@@ -1,6 +1,8 @@
 //! Persistent bitmaps: stored when a node is closed or gets an overlay, loaded when it is opened; after a
 //! kill they are inconsistent.
 
+mod pivoted;
+
 use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_mirror::Tap;
 use blockmirror_qcow2::{BitmapOptions, CreateOptions};
@@ -164,6 +166,34 @@ fn a_transaction_that_fails_leaves_them_as_they_were() {
     client.run("blockdev-del", json!({"node-name": "d"}));
     client.add("d", "d", Value::Null);
     assert_eq!(client.bitmaps_of("d"), [("old".to_owned(), 65536, RECORDING)]);
+}
+
+/// It was gone.
+#[test]
+fn an_inconsistent_one_that_a_failed_transaction_has_removed_is_there_again() {
+    let mut client = Client::new();
+    client.image("d", 1, None);
+    client.add("d", "d", Value::Null);
+    client.run("block-dirty-bitmap-add", persistent("d", "p"));
+    client.guest_write("d", 3);
+    std::fs::copy(client.path("d"), client.path("killed")).unwrap();
+    client.add("k", "killed", Value::Null);
+    let before = client.bitmaps_of("k");
+    assert_eq!(before, [("p".to_owned(), 0, [false, true, true])]);
+    let actions = json!([
+        {"type": "block-dirty-bitmap-remove", "data": {"node": "k", "name": "p"}},
+        {"type": "block-dirty-bitmap-add", "data": persistent("k", "p")},
+        {"type": "abort", "data": {}},
+    ]);
+    client.ask("transaction", json!({"actions": actions})).unwrap_err();
+    assert_eq!(client.bitmaps_of("k"), before);
+    client.guest_write("k", 4);
+    client.run("blockdev-del", json!({"node-name": "k"}));
+    if have("persistent bitmaps", &["qemu-img"]) {
+        run("qemu-img", client.dir.path(), ["check", "-q", "killed"]).unwrap();
+    }
+    client.add("k", "killed", Value::Null);
+    assert_eq!(client.bitmaps_of("k"), before);
 }
 
 /// They were changed in memory only, and the image looked consistent without it.

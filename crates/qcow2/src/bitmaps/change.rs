@@ -26,6 +26,26 @@ const DEFAULT_GRANULARITY: std::ops::RangeInclusive<u64> = 4096..=65536;
 pub struct BitmapOptions {
     granularity: Option<u64>,
     disabled: bool,
+    kept_in_use: bool,
+}
+
+/// The bits of a bitmap, and whether it is enabled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BitmapBits {
+    /// Its name.
+    pub name: String,
+    /// Its bits, and its granularity.
+    pub bits: DirtyBitmap,
+    /// It records what is written from then on.
+    pub enabled: bool,
+}
+
+impl BitmapBits {
+    /// The bits `bits` for the bitmap `name`.
+    pub fn new(name: impl Into<String>, bits: DirtyBitmap, enabled: bool) -> Self {
+        Self { name: name.into(), bits, enabled }
+    }
 }
 
 impl BitmapOptions {
@@ -47,6 +67,14 @@ impl BitmapOptions {
         self.disabled = disabled;
         self
     }
+
+    /// On disk it is marked as in use until it is replaced, as by
+    /// [`keep_bitmaps_in_use`](Qcow2::keep_bitmaps_in_use).
+    #[must_use]
+    pub fn kept_in_use(mut self, kept: bool) -> Self {
+        self.kept_in_use = kept;
+        self
+    }
 }
 
 impl Qcow2 {
@@ -56,7 +84,7 @@ impl Qcow2 {
     /// [`Error::Bitmap`] for a name that is taken or too long, a granularity that no bitmap can have, an
     /// image that cannot have bitmaps; [`Error::Storage`] for a read-only image, and if writing fails.
     pub fn add_bitmap(&self, name: &str, options: &BitmapOptions) -> Result<()> {
-        self.insert(name, !options.disabled, |len| {
+        self.insert(name, options, |len| {
             let cluster = self.ctx.cluster().bytes();
             let default = cluster.clamp(*DEFAULT_GRANULARITY.start(), *DEFAULT_GRANULARITY.end());
             let granularity = options.granularity.unwrap_or(default);
@@ -69,13 +97,34 @@ impl Qcow2 {
     /// # Errors
     /// As [`add_bitmap`](Self::add_bitmap), and if `bits` are those of a disk of another length.
     pub fn insert_bitmap(&self, name: &str, bits: DirtyBitmap, enabled: bool) -> Result<()> {
-        self.insert(name, enabled, |_| Ok(bits))
+        self.insert(name, &BitmapOptions::new().disabled(!enabled), |_| Ok(bits))
+    }
+
+    /// Makes a persistent bitmap that is inconsistent, like the one that `entry` described: it undoes the
+    /// removal of such a one.
+    ///
+    /// # Errors
+    /// As [`add_bitmap`](Self::add_bitmap).
+    pub fn insert_inconsistent_bitmap(&self, entry: &BitmapEntry) -> Result<()> {
+        let problem = |problem| Error::Bitmap { name: entry.name.clone(), problem };
+        self.change_bitmaps("add bitmap", |list| {
+            if list.iter().any(|bitmap| bitmap.entry.raw_name == entry.raw_name) {
+                return Err(problem(BitmapProblem::Exists));
+            }
+            let bits = DirtyBitmap::new(self.ctx.size(), entry.granularity)
+                .map_err(|_| problem(BitmapProblem::Granularity(entry.granularity)))?;
+            let mut bitmap = self.new_bitmap(&entry.name, entry.auto, Ok(bits)).map_err(problem)?;
+            bitmap.entry.raw_name.clone_from(&entry.raw_name);
+            bitmap.entry.in_use = true;
+            list.push(bitmap);
+            Ok(())
+        })
     }
 
     fn insert(
         &self,
         name: &str,
-        enabled: bool,
+        options: &BitmapOptions,
         make: impl FnOnce(u64) -> Result<DirtyBitmap, BitmapProblem>,
     ) -> Result<()> {
         let problem = |problem| Error::Bitmap { name: name.to_owned(), problem };
@@ -83,23 +132,36 @@ impl Qcow2 {
             if find(list, name).is_ok() {
                 return Err(problem(BitmapProblem::Exists));
             }
-            list.push(self.new_bitmap(name, enabled, make(self.ctx.size())).map_err(problem)?);
+            let bitmap = self.new_bitmap(name, !options.disabled, make(self.ctx.size()));
+            list.push(Bitmap { kept: options.kept_in_use, ..bitmap.map_err(problem)? });
             Ok(())
         })
     }
 
-    /// Gives a bitmap, an inconsistent one too, the bits `bits` and their granularity; it records from then
-    /// on if it is `enabled`. After a crash the image has the old one or the new one.
+    /// Gives bitmaps, inconsistent ones too, the bits that `new` has for them, with their granularity, and
+    /// stores all bitmaps as [`store_bitmaps`](Self::store_bitmaps) does. After a crash the image has the old
+    /// ones or the new ones.
     ///
     /// # Errors
-    /// As [`insert_bitmap`](Self::insert_bitmap), but there must be one of that name.
-    pub fn replace_bitmap(&self, name: &str, bits: DirtyBitmap, enabled: bool) -> Result<()> {
-        let problem = |problem| Error::Bitmap { name: name.to_owned(), problem };
-        self.change_bitmaps("replace bitmap", |list| {
-            let index = find(list, name)?;
-            list[index] = self.new_bitmap(name, enabled, Ok(bits)).map_err(problem)?;
-            Ok(())
-        })
+    /// As [`insert_bitmap`](Self::insert_bitmap), but there must be one of each name.
+    pub fn replace_bitmaps(&self, new: Vec<BitmapBits>) -> Result<()> {
+        self.check_writable("replace bitmaps")?;
+        let _only_one = self.changing.lock();
+        let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
+        let mut list = self.bitmaps.list();
+        let mut changed = self.bitmaps.must_be_stored();
+        for BitmapBits { name, bits, enabled } in new {
+            let index = find(&list, &name)?;
+            let old = &list[index];
+            let is_same = !old.kept && old.entry.auto == enabled;
+            if is_same && self.bits_of(old).is_ok_and(|old| *old == bits) {
+                continue;
+            }
+            let new = self.new_bitmap(&name, enabled, Ok(bits));
+            list[index] = new.map_err(|problem| Error::Bitmap { name, problem })?;
+            changed = true;
+        }
+        if changed { self.publish_bitmaps(list) } else { Ok(()) }
     }
 
     /// A bitmap that has no table yet.
@@ -111,7 +173,7 @@ impl Qcow2 {
     ) -> Result<Bitmap, BitmapProblem> {
         let bits = self.check_new_bitmap(name, bits?)?;
         let entry = BitmapEntry::new(name, bits.granularity(), enabled);
-        Ok(Bitmap { entry, bits: Some(bits.into()), changed: true })
+        Ok(Bitmap { bits: Some(bits.into()), changed: true, ..Bitmap::listed(entry) })
     }
 
     fn check_new_bitmap(&self, name: &str, bits: DirtyBitmap) -> Result<DirtyBitmap, BitmapProblem> {
@@ -203,7 +265,7 @@ impl Qcow2 {
         let mut list = self.bitmaps.list();
         if !self.is_writable() {
             let entries = self.bitmaps()?.into_iter();
-            list = entries.map(|entry| Bitmap { entry, bits: None, changed: false }).collect();
+            list = entries.map(Bitmap::listed).collect();
         }
         let index = find(&list, name)?;
         let bits = self.bits_of(&list[index])?;

@@ -59,7 +59,7 @@ impl Qcow2 {
         let _shield = cancel::shield();
         self.write_back()?;
         let mut taken = TakenClusters::new(self);
-        for bitmap in list.iter_mut().filter(|bitmap| !bitmap.entry.in_use) {
+        for bitmap in list.iter_mut().filter(|bitmap| bitmap.is_to_be_written()) {
             bitmap.store(&mut taken)?;
         }
         let extension = taken.write_directory(&list)?;
@@ -107,11 +107,14 @@ impl Qcow2 {
 }
 
 impl Bitmap {
-    /// Writes the bits to clusters of their own, if they are not on disk as they are.
+    /// Whether its bits are not on disk as they are. One that is inconsistent keeps its table, if it has one.
+    fn is_to_be_written(&self) -> bool {
+        self.entry.table_offset == 0 || (self.changed && !self.entry.in_use)
+    }
+
+    /// Writes the bits to clusters of their own.
     fn store(&mut self, taken: &mut TakenClusters<'_>) -> Result<()> {
-        let Some(bits) = self.bits.as_ref().filter(|_| self.changed || self.entry.table_offset == 0) else {
-            return Ok(());
-        };
+        let Some(bits) = &self.bits else { return Ok(()) };
         let cluster = taken.image.ctx.cluster().bytes();
         let mut table: Vec<TableEntry> =
             (0..bits.stored_len()).step_by(cluster as usize).map(|at| uniform(bits, at, cluster)).collect();
@@ -206,7 +209,7 @@ impl<'a> TakenClusters<'a> {
 
     fn write(&mut self, clusters: &Range<HostCluster>, bytes: &[u8]) -> Result<()> {
         let ctx = &self.image.ctx;
-        let written = ctx.storage.write_at(bytes, ctx.cluster().start(clusters.start).0);
+        let written = ctx.write_metadata(bytes, ctx.cluster().start(clusters.start).0);
         self.late |= written.as_ref().is_err_and(|error: &BlockError| may_come_late(error));
         Ok(written?)
     }
@@ -215,7 +218,8 @@ impl<'a> TakenClusters<'a> {
     fn write_directory(&mut self, list: &[Bitmap]) -> Result<Option<BitmapsExtension>> {
         let Some(last) = list.last() else { return Ok(None) };
         let too_many = || Error::Bitmap { name: last.entry.name.clone(), problem: BitmapProblem::TooMany };
-        let directory = encode_directory(list.iter().map(|bitmap| &bitmap.entry));
+        let entries: Vec<_> = list.iter().map(|bitmap| bitmap.on_disk(false)).collect();
+        let directory = encode_directory(&entries);
         // usize to u64 is exact here.
         let directory_size = directory.len() as u64;
         let count = u32::try_from(list.len()).ok().filter(|count| *count <= limits::MAX_BITMAPS);

@@ -150,6 +150,7 @@ impl OpenOptions {
                 external_data: header.data_file.is_some(),
             },
             size: AtomicU64::new(header.virtual_size),
+            progress: AtomicU64::new(0),
             name: storage.name().into(),
             storage,
             data_file: self.data_file,

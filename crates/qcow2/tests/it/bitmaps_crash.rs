@@ -10,7 +10,7 @@ use blockmirror_block::testing::{
     Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{BitmapOptions, BitmapProblem, Error, OpenOptions, Qcow2, check};
+use blockmirror_qcow2::{BitmapBits, BitmapOptions, BitmapProblem, Error, OpenOptions, Qcow2, check};
 
 use crate::bitmaps::{LEN, image, open};
 
@@ -247,7 +247,7 @@ fn a_bitmap_is_replaced_as_a_whole_or_not_at_all() {
     disk.write_at(&[9; 512], 5000, WriteFlags::NONE).unwrap();
     let (mut new, from) = (DirtyBitmap::new(LEN, 65536).unwrap(), storage.position());
     new.set(300_000..300_001);
-    disk.replace_bitmap("off", new.clone(), true).unwrap();
+    disk.replace_bitmaps(vec![BitmapBits::new("off", new.clone(), true)]).unwrap();
     let mut found = [0, 0];
     for point in storage.crash_points().filter(|point| point.position() >= from) {
         let (image, _) = disk_of(Arc::new(MemoryStorage::with_contents(&point.storage().to_vec())));
@@ -264,8 +264,8 @@ fn a_bitmap_is_replaced_as_a_whole_or_not_at_all() {
     disk.write_at(&[9; 512], 0, WriteFlags::NONE).unwrap();
     assert!(disk.read_bitmap("off").unwrap().is_dirty(0), "it records now");
     let other = DirtyBitmap::new(LEN + 512, 4096).unwrap();
-    let refused = disk.replace_bitmap("off", other, true).unwrap_err();
+    let refused = disk.replace_bitmaps(vec![BitmapBits::new("off", other, true)]).unwrap_err();
     assert!(matches!(refused, Error::Bitmap { problem: BitmapProblem::OtherLength { .. }, .. }), "{refused}");
-    let refused = disk.replace_bitmap("none", new, true).unwrap_err();
+    let refused = disk.replace_bitmaps(vec![BitmapBits::new("none", new, true)]).unwrap_err();
     assert!(matches!(refused, Error::Bitmap { problem: BitmapProblem::NotFound, .. }), "{refused}");
 }

@@ -1,7 +1,7 @@
 //! Callers that are cancelled. Writes whose data is written are published, or given back, as a whole; the
 //! caches are small there, so that both have to read metadata again. Waits for other callers end.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::sync::{Arc, mpsc};
 use std::thread;

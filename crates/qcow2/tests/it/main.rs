@@ -4,6 +4,7 @@ mod amend;
 mod backing;
 mod bitmaps;
 mod bitmaps_crash;
+mod bitmaps_kept;
 mod bitmaps_qemu;
 mod cancelled;
 mod check;

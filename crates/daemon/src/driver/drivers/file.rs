@@ -10,7 +10,7 @@ use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_qmp::QmpError;
 use blockmirror_raw::{Raw, RawOptions};
 
-use super::{Driver, ReadOnlyNode, Writable};
+use super::{Driver, OpenNode, OpenedAgain};
 use crate::Reply;
 use crate::arguments::{arguments, choice};
 use crate::driver::{Found, Opened, Opening};
@@ -68,7 +68,7 @@ impl Driver for File {
         open(opening, &options, false)
     }
 
-    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    fn reopen_rw(node: &OpenNode) -> Reply<Option<OpenedAgain>> {
         reopen_rw(node)
     }
 }
@@ -86,19 +86,19 @@ impl Driver for HostDevice {
         open(opening, &options, true)
     }
 
-    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    fn reopen_rw(node: &OpenNode) -> Reply<Option<OpenedAgain>> {
         reopen_rw(node)
     }
 }
 
 /// The open file itself becomes writable, whatever its name leads to by now.
-fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+fn reopen_rw(node: &OpenNode) -> Reply<Option<OpenedAgain>> {
     let Some(file) = &node.file else { return Ok(None) };
     file.set_writable(true).map_err(|error| match error.kind() {
         ErrorKind::Locked => is_locked(&error, true, &node.filename),
         _ => qmp_error(error),
     })?;
-    Ok(Some(Writable { device: disk(file)?, image: None }))
+    Ok(Some(OpenedAgain { device: disk(file)?, image: None }))
 }
 
 fn open(opening: &mut Opening<'_>, options: &FileArgs, host_device: bool) -> Reply<Opened> {

@@ -8,18 +8,18 @@ use std::sync::Arc;
 use blockmirror_block::{BlockDevice, Storage};
 use blockmirror_file::FileId;
 use blockmirror_image::{Detected, Format, PROBE_LEN, Resolved, Role, detect};
-use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, OverlapChecks};
+use blockmirror_qcow2::{Error as Qcow2Error, Header, OpenOptions, OverlapChecks, Qcow2};
 use blockmirror_qmp::QmpError;
 use blockmirror_qmp::schema::{Alternate, Type};
 use serde_json::{Map, Value};
 
 use super::schema::{NodeRef, NodeRefOrNull};
-use super::{Driver, ReadOnlyNode, Writable};
+use super::{Driver, OpenNode, OpenedAgain};
 use crate::Reply;
 use crate::arguments::{Argument, arguments, choice, disagreement};
 use crate::context::Context;
 use crate::driver::{Child, Opened, Opening, flattened};
-use crate::errors::{is_read_only, qmp_error, refuse};
+use crate::errors::{cannot_change, is_read_only, qmp_error, refuse};
 use crate::graph::{BackingLink, Kind, Node};
 
 arguments! {
@@ -90,7 +90,7 @@ pub(crate) fn overlap_checks(options: &BTreeMap<String, Value>) -> OverlapChecks
 
 arguments! {
     pub(super) struct Qcow2Args("BlockdevOptionsQcow2", "An image.") {
-        file: NodeRef = "file", "the node that the image lies in";
+        file: NodeRef = "file", "the node that the image lies in" [reopen];
         backing: Option<NodeRefOrNull> = "backing", "its backing file; null for none"
             [default "the one that the image names, if the daemon may open it", reopen];
         data_file: Option<NodeRef> = "data-file", "its data file" [default "the one that the image names"];
@@ -129,29 +129,45 @@ impl Driver for Qcow2Driver {
         open(opening, &options)
     }
 
-    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    fn reopen_rw(node: &OpenNode) -> Reply<Option<OpenedAgain>> {
         let Some(image) = node.image.as_ref().filter(|image| !image.geometry().writable) else {
             return Ok(None);
         };
-        let figure = |name: &str| node.options.get(name).and_then(Value::as_i64);
-        let mut options =
-            with_cache(figure("cache-size").or_else(|| figure("l2-cache-size")))?.writable(true);
-        options = options.overlap_checks(overlap_checks(&node.options));
-        if let Some(data) = &node.data {
-            options = options.data_file(Arc::clone(data));
-        }
-        if let Some(backing) = image.backing() {
-            options = options.backing(backing);
-        }
-        let opened = options.open(Arc::clone(image.storage()));
-        let image = opened.map_err(|e| qmp_error(e.in_file(&node.filename.as_str().into())))?;
-        let image = Arc::new(image);
-        Ok(Some(Writable { device: Arc::clone(&image) as _, image: Some(image) }))
+        open_again(node, image, image.storage(), true).map(Some)
+    }
+
+    fn reopen_on(node: &OpenNode) -> Reply<OpenedAgain> {
+        let (Some(image), Some(storage)) = (&node.image, &node.storage) else {
+            return Err(cannot_change("file"));
+        };
+        open_again(node, image, storage, image.geometry().writable)
     }
 
     fn writes_past_tap(_: &Node) -> bool {
         true
     }
+}
+
+/// Opens `image`, which the node has, once more in `storage`.
+fn open_again(
+    node: &OpenNode,
+    image: &Qcow2,
+    storage: &Arc<dyn Storage>,
+    writable: bool,
+) -> Reply<OpenedAgain> {
+    let figure = |name: &str| node.options.get(name).and_then(Value::as_i64);
+    let options = with_cache(figure("cache-size").or_else(|| figure("l2-cache-size")))?;
+    let mut options = options.writable(writable).overlap_checks(overlap_checks(&node.options));
+    if let Some(data) = &node.data {
+        options = options.data_file(Arc::clone(data));
+    }
+    if let Some(backing) = image.backing() {
+        options = options.backing(backing);
+    }
+    let opened = options.open(Arc::clone(storage));
+    let image = opened.map_err(|e| qmp_error(e.in_file(&node.filename.as_str().into())))?;
+    let image = Arc::new(image);
+    Ok(OpenedAgain { device: Arc::clone(&image) as _, image: Some(image) })
 }
 
 fn open(opening: &mut Opening<'_>, args: &Qcow2Args) -> Reply<Opened> {

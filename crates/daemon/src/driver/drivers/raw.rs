@@ -8,7 +8,7 @@ use blockmirror_raw::{Part, Raw, RawOptions};
 use serde_json::json;
 
 use super::schema::NodeRef;
-use super::{Below, Driver, ReadOnlyNode, Rebased, Writable};
+use super::{Below, Driver, OpenNode, OpenedAgain, Rebased};
 use crate::Reply;
 use crate::arguments::{Size, arguments};
 use crate::driver::{Opened, Opening};
@@ -47,9 +47,9 @@ impl Driver for RawDriver {
         Ok(Rebased { device: disk(below.file.as_ref(), &below.link)?, wrap: None })
     }
 
-    fn reopen_rw(node: &ReadOnlyNode) -> Reply<Option<Writable>> {
+    fn reopen_rw(node: &OpenNode) -> Reply<Option<OpenedAgain>> {
         let Some(storage) = &node.storage else { return Ok(None) };
-        Ok(Some(Writable { device: disk_in(storage)?, image: None }))
+        Ok(Some(OpenedAgain { device: disk_in(storage)?, image: None }))
     }
 
     fn writes_past_tap(child: &Node) -> bool {
