@@ -80,8 +80,8 @@ fn flags(place: &Place) -> Value {
     bitmaps[0]["flags"].clone()
 }
 
-/// `base` stores a bitmap of the same name as that of `top`, which records. What a client backs up by it after
-/// the commit must not miss the block.
+/// `base` stores a bitmap of the same name as that of `top`, which records. What a client backs up by it
+/// after the commit must not miss the block.
 #[test]
 fn a_bitmap_that_a_commit_has_joined_is_inconsistent_after_a_kill_and_whole_after_an_end() {
     if !have_qemu("a_bitmap_that_a_commit_has_joined") {

@@ -4,6 +4,7 @@
 //! inside; those left out take their defaults. Everything that can fail is done first, with the guests of the
 //! nodes held, and taken back if something fails; then the rest changes at once.
 
+mod image_file;
 mod nested;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use blockmirror_qmp::schema::Command;
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Map, Value};
 
+use self::image_file::MovedImage;
 use self::nested::ReopenRequest;
 use super::{Commands, Services};
 use crate::Reply;
@@ -41,7 +43,8 @@ static BLOCKDEV_REOPEN: Command = Command::new(
     "blockdev-reopen",
     "Changes the options of nodes that are open, of all or of none: `read-only`, `discard`, \
      `detect-zeroes`, `cache`, \
-     the `backing` of a qcow2 image, the `file` of a raw or throttle node, the group of a throttle node. \
+     the `backing` and the `file` of a qcow2 image, the `file` of a raw or throttle node, the group of a \
+     throttle node. The new `file` of an image has to hold the same image. \
      All options are \
      given; a child by its name or, if it was opened with its parent, by its options, which change too. \
      Others cannot change.",
@@ -61,6 +64,8 @@ struct Change {
     child: Option<(&'static str, Option<String>)>,
     /// The disk for another file or group.
     disk: Option<NewDisk>,
+    /// It is an image that is put on another file.
+    moves_image: bool,
     /// The nodes that go past the host's page cache, or no longer, with it; itself, or what was opened for it
     /// alone.
     files: Vec<(String, Arc<FileStorage>)>,
@@ -73,6 +78,17 @@ struct NewDisk {
     file: String,
     /// By what it reaches that.
     link: Arc<BackingLink>,
+}
+
+impl Change {
+    /// The node that it comes to stand on as `file`, if it has to be put there.
+    fn new_file(&self) -> Option<&str> {
+        match (&self.disk, &self.child) {
+            (Some(disk), _) => Some(&disk.file),
+            (None, Some((_, Some(file)))) if self.moves_image => Some(file),
+            _ => None,
+        }
+    }
 }
 
 fn reopen(services: &Arc<Services>, _: &Session, args: ReopenArgs) -> Reply<Value> {
@@ -141,7 +157,19 @@ impl Change {
         let options = flattened(&given);
         check_fixed(driver, node, &options)?;
         let child = child(&graph, driver, node, &given)?;
-        let below = new_below(&graph, driver, node, &given, child.as_ref())?;
+        let moves_image = node.qcow2.is_some() && matches!(child, Some(("file", _)));
+        if moves_image {
+            graph.check_no_job(&name)?;
+            if common.read_only != node.read_only {
+                return Err(QmpError::generic(format!(
+                    "The 'file' and 'read-only' of '{name}' cannot change in one step"
+                )));
+            }
+        }
+        let below = match moves_image {
+            true => None,
+            false => new_below(&graph, driver, node, &given, child.as_ref())?,
+        };
         drop(graph);
         // Asks the file, so not under the graph's lock.
         let disk = below.map(|NewBelow { file, below }| {
@@ -149,7 +177,7 @@ impl Change {
             let new = (driver.rebase)(&context.objects, &given, below)?;
             Ok::<_, QmpError>(NewDisk { new, file, link })
         });
-        Ok(Self { node: name, common, options, child, disk: disk.transpose()?, files })
+        Ok(Self { node: name, common, options, child, disk: disk.transpose()?, moves_image, files })
     }
 }
 
@@ -225,7 +253,12 @@ fn child(
         if !driver.may_change(role) || node.is_part() {
             return Err(cannot_change(role));
         }
-        other = Some((role, wanted));
+        if let Some((first, _)) = other.replace((role, wanted)) {
+            return Err(QmpError::generic(format!(
+                "The '{first}' and '{role}' of '{}' cannot change in one step",
+                node.name
+            )));
+        }
     }
     Ok(other)
 }
@@ -281,6 +314,7 @@ struct Done<'a> {
     links: Vec<AttachmentId>,
     /// Files, with whether they went past the page cache.
     direct: Vec<(Arc<FileStorage>, bool)>,
+    images: Vec<MovedImage>,
 }
 
 impl<'a> Done<'a> {
@@ -309,6 +343,11 @@ impl<'a> Done<'a> {
                 }
             }
         }
+        for change in changes.iter().filter(|change| change.moves_image) {
+            if let Some(file) = change.new_file() {
+                self.images.push(MovedImage::new(context, change, file)?);
+            }
+        }
         Ok(())
     }
 
@@ -317,12 +356,12 @@ impl<'a> Done<'a> {
         let mut graph = context.graph.lock();
         let mut edges: BTreeMap<(String, &'static str), Option<String>> = BTreeMap::new();
         for change in changes {
-            let Some(NewDisk { file, .. }) = &change.disk else { continue };
+            let Some(file) = change.new_file() else { continue };
             // It may have been opened since the node was looked at: that locks nothing.
             check_no_format(&graph, graph.find_node(&change.node)?)?;
             if let Some(other) = changes
                 .iter()
-                .find(|c| c.node != change.node && c.disk.is_some() && graph.stands_on(file, &c.node))
+                .find(|c| c.node != change.node && c.new_file().is_some() && graph.stands_on(file, &c.node))
             {
                 return Err(QmpError::generic(format!(
                     "'{}' cannot be put on '{file}' in one step with a change of '{}'",
@@ -370,6 +409,7 @@ impl<'a> Done<'a> {
     }
 
     fn undo(self, context: &Context) {
+        self.images.into_iter().rev().for_each(|moved| moved.undo(context));
         self.writable.into_iter().rev().for_each(|reopened| context.make_read_only(reopened));
         self.read_only.into_iter().rev().for_each(|reopened| context.make_writable_again(reopened));
         for (file, direct) in self.direct.into_iter().rev() {
@@ -415,7 +455,10 @@ impl<'a> Done<'a> {
             let checks = overlap_checks(&change.options);
             node.options = change.options;
             let image = node.qcow2.clone();
-            let is_moved = change.disk.is_some();
+            let is_moved = change.disk.is_some() || change.moves_image;
+            if let (true, Some((_, path, filename))) = (change.moves_image, &file) {
+                (node.path, node.filename) = (path.clone(), filename.clone());
+            }
             if let Some(NewDisk { new: Rebased { device, wrap }, .. }) = change.disk {
                 node.device.replace(device);
                 if let Some((storage, path, filename)) = file {

@@ -1,5 +1,7 @@
 //! `blockdev-reopen`.
 
+mod image_file;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
@@ -69,7 +71,11 @@ fn what_cannot_change_is_refused_by_name() {
             "Cannot change the option 'driver'",
         ),
         (top(json!({"file": "zz"})), "Cannot find device='' nor node-name='zz'"),
-        (top(json!({"file": "f"})), "Cannot change the option 'file'"),
+        (
+            top(json!({"file": "f"})),
+            "Permission conflict on node 'f': permissions 'write, resize' are both required by node 'r' (uses \
+             node 'f' as 'file' child) and unshared by node 'top' (uses node 'f' as 'file' child).",
+        ),
         (top(json!({"file": {"driver": "file", "filename": raw}})), "Cannot change the option 'file.driver'"),
         (top(json!({"data-file": "f"})), "Cannot change the option 'data-file'"),
         (top(json!({"force-share": true, "read-only": true})), "Cannot change the option 'force-share'"),

@@ -22,14 +22,14 @@ use crate::graph::{AttachmentId, Graph, JobRole, NO_CHANGE, Node, Parent, Perms}
 
 /// What the name in a header follows from, if it is not given: relative if the old one was, else the absolute
 /// path.
-pub(super) struct Naming {
+pub(super) struct HeaderName {
     /// The image whose header changes, and the name that stands there.
     image: PathBuf,
     old: OsString,
     base: PathBuf,
 }
 
-impl Naming {
+impl HeaderName {
     fn new(graph: &Graph, image: &Node, base: &Node) -> Option<Self> {
         let old = image.qcow2.as_ref()?.header();
         Some(Self {
@@ -62,10 +62,10 @@ impl ChainRequest {
     }
 
     /// The base `node`, and how it is to be called in the header of `image`, if that changes.
-    fn base(&self, graph: &Graph, node: &Node, image: Option<&Node>) -> Reply<(Base, Option<Naming>)> {
+    fn base(&self, graph: &Graph, node: &Node, image: Option<&Node>) -> Reply<(Base, Option<HeaderName>)> {
         let named = graph.in_headers(node);
         let naming = image.filter(|_| self.backing_file.is_none());
-        let naming = naming.and_then(|image| Naming::new(graph, image, node));
+        let naming = naming.and_then(|image| HeaderName::new(graph, image, node));
         let name = match (&self.backing_file, image) {
             (Some(given), _) => given.clone(),
             (None, Some(_)) => graph.header_name(&named.name)?,
@@ -131,7 +131,7 @@ pub(super) struct StreamPlan {
     /// The image that is filled, if anything lies below it.
     pub(super) image: Option<Arc<Qcow2>>,
     /// What it stands on afterwards, with its name and how many layers it lies below.
-    pub(super) base: Option<(String, (Base, Option<Naming>), u32)>,
+    pub(super) base: Option<(String, (Base, Option<HeaderName>), u32)>,
     pub(super) attachments: Vec<AttachmentId>,
 }
 
@@ -167,7 +167,7 @@ pub(super) struct CommitPlan {
     pub(super) top: Arc<dyn BlockDevice>,
     pub(super) layers: u32,
     pub(super) base: Base,
-    pub(super) naming: Option<Naming>,
+    pub(super) naming: Option<HeaderName>,
     pub(super) nodes: Vec<HeldNode>,
     /// The image above those that are committed, if there is one, and the filters below it, from the top.
     pub(super) overlay: Option<String>,

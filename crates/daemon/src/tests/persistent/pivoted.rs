@@ -1,5 +1,5 @@
-//! Persistent bitmaps of a node onto which a mirror or a commit pivots: those of the same name join in memory,
-//! so on disk they are in use until they are stored.
+//! Persistent bitmaps of a node onto which a mirror or a commit pivots: those of the same name join in
+//! memory, so on disk they are in use until they are stored.
 
 use super::*;
 
