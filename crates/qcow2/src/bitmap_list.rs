@@ -130,6 +130,11 @@ impl ImageBitmaps {
         self.marked.load(Ordering::Acquire)
     }
 
+    /// Whether a write has anything to do for them.
+    pub(crate) fn concern_writes(&self) -> bool {
+        self.is_recording() || self.found.load(Ordering::Acquire)
+    }
+
     /// Whether a crash leaves no bitmap that misses what is written now and is not marked.
     pub(crate) fn is_ready_for_writes(&self) -> bool {
         (self.is_marked() || !self.is_recording()) && !self.found.load(Ordering::Acquire)

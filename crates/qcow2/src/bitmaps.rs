@@ -65,8 +65,8 @@ impl Qcow2 {
 
     /// The same for a request for `range`, not all of which changes; the caller does not hold it.
     pub(crate) fn record_request(&self, range: ByteRange) -> Result<()> {
-        if range.is_empty() || !self.bitmaps.is_recording() {
-            return if range.is_empty() { Ok(()) } else { self.mark_bitmaps() };
+        if range.is_empty() || !self.bitmaps.concern_writes() {
+            return Ok(());
         }
         let _held = self.ranges.lock_shared(range)?;
         self.record_write(range)
@@ -86,6 +86,7 @@ impl Qcow2 {
             self.mark_on_disk(Bitmap::records)?;
             self.bitmaps.set_marked();
         } else {
+            self.meta.lock().check_poison(&self.ctx, "write")?;
             let _shield = cancel::shield();
             self.ctx.barrier().map_err(|failure| self.meta.lock().settle(failure))?;
         }

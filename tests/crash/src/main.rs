@@ -12,6 +12,8 @@ use clap::{Parser, Subcommand};
 
 /// After a failure one crash point of so many is looked at.
 const THIN: u64 = 40;
+/// Points between two lines that say how far a long run is.
+const REPORT_EVERY: u64 = 50_000;
 /// Violations that are shown.
 const SHOWN: usize = 20;
 
@@ -74,9 +76,12 @@ impl Crash {
         let begun = Instant::now();
         let mut tally = Tally::default();
         for sequence in self.chosen()? {
-            let before = tally.violations.len();
+            let (points, before) = (tally.points, tally.violations.len());
             tally.replay(&sequence, qemu);
             tally.violations[before..].iter().for_each(|violation| println!("{violation}"));
+            if points / REPORT_EVERY != tally.points / REPORT_EVERY {
+                eprintln!("{tally}; {:.1} s", begun.elapsed().as_secs_f64());
+            }
             if tally.violations.len() >= SHOWN || self.points.is_some_and(|most| tally.points >= most) {
                 break;
             }

@@ -1,5 +1,5 @@
 //! Changes of the persistent bitmaps: each is durable when it returns, and after a crash all of it is there
-//! or nothing.
+//! or nothing. The last bitmap may be left marked as in use by a crash while it is removed.
 //!
 //! Called by library users and by the command; the bitmaps follow the length of the disk by `resize`.
 
