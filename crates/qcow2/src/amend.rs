@@ -15,6 +15,7 @@
 
 mod options;
 mod plan;
+mod snapshot_zeros;
 mod snapshots;
 mod version;
 mod width;

@@ -43,6 +43,9 @@ impl Qcow2 {
     /// Makes version 3 version 2. The image is not used afterwards: what it holds in memory is version 3.
     pub(super) fn downgrade(self, meter: &mut Meter<'_>) -> Result<()> {
         self.unmark_zeros(meter)?;
+        // On disk, too, no active table is shared then that has such an entry.
+        self.write_back()?;
+        self.unmark_zeros_of_snapshots(meter)?;
         self.write_back()?;
         let mut fixed = self.first_cluster()?[..V2_LENGTH].to_vec();
         BigEndian::write_u32(&mut fixed[VERSION], 2);
