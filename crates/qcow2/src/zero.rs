@@ -26,7 +26,8 @@ enum Purpose {
     /// Must read as zeros in a disk that grows. What shows zeros because the layer below is shorter stays
     /// unallocated, as in an overlay that is created longer than its backing file.
     Grow,
-    /// May read as zeros afterwards; frees the space.
+    /// Frees the space. Reads as zeros afterwards where the mapping can say so, also where only the layer
+    /// below has something, as with QEMU.
     Discard,
 }
 
@@ -220,7 +221,7 @@ impl Qcow2 {
         let mut by_data: Vec<ByteRange> = Vec::new();
         let first = ctx.cluster().index(GuestOffset(part.start()));
         let no_table = meta.l1_entry(ctx, first)?.1.table().is_none();
-        if no_table && (purpose == Purpose::Discard || !shows_below(ctx, part, purpose)) {
+        if no_table && !shows_below(ctx, part, purpose) {
             return Ok(Ok(by_data));
         }
         let mut table_ready = false;
@@ -270,8 +271,7 @@ impl Qcow2 {
         };
         // Subclusters that may show something else than zeros.
         let shows = mask & if backed { !plain.zero } else { plain.allocated };
-        let affected = if purpose == Purpose::Discard { mask & plain.allocated } else { shows };
-        if affected == 0 {
+        if shows == 0 {
             return Change::Nothing;
         }
         if !format.has_zero {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use blockmirror_block::testing::{FaultDisk, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage};
 use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
 use blockmirror_file::FileOptions;
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version};
+use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2, Version, check};
 use blockmirror_testing::qemu::have;
 
 const NAMES: [(Option<&str>, Option<&str>); 6] = [
@@ -85,6 +85,32 @@ fn zeros_past_the_end_of_a_backing_device_are_the_images_own() {
             assert_eq!(differs, None, "{version:?}, extended {extended}: {len} bytes at {at}");
         }
         assert_eq!(after[800 << 10], 0xbb, "{version:?}: untouched");
+    }
+}
+
+/// What lies below a discarded cluster does not show any more, as with QEMU, where the format has a mark for
+/// that; and nothing is allocated for it.
+#[test]
+fn a_discard_hides_what_lies_below() {
+    for (version, shown) in [(Version::V2, 0xaa), (Version::V3, 0)] {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut options = CreateOptions::new(1 << 20);
+        options.version = version;
+        options.backing_file = Some(b"below".to_vec());
+        options.create(&*storage, None).unwrap();
+        let below = Arc::new(MemoryDisk::with_contents(&vec![0xaa; 1 << 20]));
+        let disk = OpenOptions::new().writable(true).backing(below).open(storage.clone()).unwrap();
+        // Parts of clusters stay.
+        disk.discard(ByteRange::new(1000, (300 << 10) + 5)).unwrap();
+        disk.flush().unwrap();
+        let mut found = vec![0; 1 << 20];
+        disk.read_at(&mut found, 0).unwrap();
+        for (at, byte) in [(0, 0xaa), ((64 << 10) - 1, 0xaa), (64 << 10, shown), ((256 << 10) - 1, shown)] {
+            assert_eq!(found[at], byte, "{version:?} at {at}");
+        }
+        assert_eq!(found[256 << 10], 0xaa, "{version:?}");
+        let report = check(&*storage, &mut ()).unwrap();
+        assert_eq!((report.allocated_clusters, report.corruptions, report.leaks), (0, 0, 0), "{version:?}");
     }
 }
 
