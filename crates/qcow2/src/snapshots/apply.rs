@@ -23,7 +23,8 @@ const HEADER_DISK: u64 = 24;
 
 impl Qcow2 {
     /// Makes the disk what the snapshot that `wanted` means shows, and as long; what it held is lost. The
-    /// snapshot stays, with its VM state, of which the disk gets nothing. No guest reads or writes meanwhile.
+    /// snapshot stays. Its VM state is mapped past the end of the disk, too, where no guest reads. No guest
+    /// reads or writes meanwhile.
     ///
     /// Whatever fails, the disk is what it was, or what the snapshot shows. If the write of the header fails
     /// the image is poisoned, and which of the two it is shows when it is opened anew.
@@ -51,9 +52,10 @@ impl Qcow2 {
             let mut l1 = read_l1(&self.ctx, &snapshot)?;
             let format = self.ctx.format;
             let needed = l1_entries_for(size, format.cluster.bits(), format.extended) as usize;
-            // What lies behind is VM state. The table does not become shorter.
-            l1.truncate(needed);
-            l1.resize(needed.max(self.meta.lock().l1().len()).max(1), L1Entry(0));
+            // What lies behind is VM state, which the next snapshot gets, as with QEMU. The table does not
+            // become shorter.
+            let longest = l1.len().max(self.meta.lock().l1().len());
+            l1.resize(needed.max(longest).max(1), L1Entry(0));
             l1.iter_mut().for_each(|entry| *entry = entry.cleaned().with_copied(false));
             let tables = L2Tables::of(&self.ctx, &l1)?;
             let at = self.prepare_l1(&l1, &tables, stop)?;

@@ -152,3 +152,44 @@ fn lengths_differ() {
         assert!(read_all(&open(dir, false, Some("one"))) == whole, "{shape} {other}: after a resize");
     }
 }
+
+/// VM state lies past the end of the disk. Applying brings it back, as in QEMU; the next snapshot keeps it.
+#[test]
+fn vm_state_comes_back_with_its_snapshot() {
+    if !have("vm_state_comes_back_with_its_snapshot", &["qemu-img", "qemu-io"]) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for shape in [
+        "cluster_size=512",
+        "cluster_size=512,compat=0.10",
+        "cluster_size=64k",
+        "cluster_size=16k,extended_l2=on",
+    ] {
+        make(dir, shape);
+        img(dir, &["snapshot", "-c", "empty", "a.qcow2"]).unwrap();
+        io(dir, "a.qcow2", &["write -b -P 17 0 70k"]).unwrap();
+        img(dir, &["snapshot", "-c", "state", "a.qcow2"]).unwrap();
+        open(dir, true, None).apply_snapshot(&SnapshotRef::Name("empty".into())).unwrap();
+        io(dir, "a.qcow2", &["read -b -P 0 0 70k"]).unwrap();
+        let disk = open(dir, true, None);
+        disk.apply_snapshot(&SnapshotRef::Name("state".into())).unwrap();
+        disk.create_snapshot(&NewSnapshot::new("again")).unwrap();
+        disk.delete_snapshot(&SnapshotRef::Name("state".into())).unwrap();
+        disk.apply_snapshot(&SnapshotRef::Name("again".into())).unwrap();
+        drop(disk);
+        io(dir, "a.qcow2", &["read -b -P 17 0 70k"]).unwrap();
+        same(dir, &["empty", "again"], shape);
+        // No guest ever reads it.
+        if !shape.contains("0.10") {
+            let disk = open(dir, true, None);
+            disk.resize(40 << 20, false).unwrap();
+            let mut grown = vec![1; 37 << 20];
+            disk.read_at(&mut grown, 3 << 20).unwrap();
+            assert!(grown.iter().all(|byte| *byte == 0), "{shape}");
+            drop(disk);
+            assert_clean(dir, "a.qcow2", shape);
+        }
+    }
+}
