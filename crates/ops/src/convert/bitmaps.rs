@@ -46,6 +46,9 @@ impl Convert {
             return Err(problem(CopyBitmapsProblem::Snapshot));
         }
         let qcow2 = image.qcow2().ok_or_else(|| problem(CopyBitmapsProblem::Format(image.format())))?;
+        if qcow2.header().version < 3 {
+            return Err(problem(CopyBitmapsProblem::Version2));
+        }
         let named = |error: blockmirror_qcow2::Error| error.in_file(&image.device().name().into());
         for entry in qcow2.bitmaps().map_err(named)? {
             match (entry.in_use, self.bitmaps) {

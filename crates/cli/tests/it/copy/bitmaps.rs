@@ -82,6 +82,7 @@ fn what_cannot_be_copied_is_refused_before_the_target_is_touched() {
     assert_eq!(listed(&place, "ours"), listed(&place, "theirs"));
     place.ours_ok("create -q -f raw @raw 4M");
     place.ours_ok("create -q -f qcow2 @longer 5M");
+    place.ours_ok("create -q -f qcow2 -o compat=0.10 @old 4M");
     let skip = "--bitmaps --skip-broken-bitmaps";
     for (line, code, why) in [
         (format!("convert -q -O raw {skip} @src @new"), 1, "a raw image has no bitmaps"),
@@ -90,6 +91,7 @@ fn what_cannot_be_copied_is_refused_before_the_target_is_touched() {
         (format!("convert -q -n -O qcow2 {skip} @src @longer"), 1, "its length is not that of the source"),
         (format!("convert -q -O qcow2 {skip} @src @src @new"), 2, "from a single source only"),
         ("convert -q -O qcow2 --skip-broken-bitmaps @src @new".into(), 2, "--bitmaps"),
+        ("convert -q -O qcow2 --bitmaps @old @new".into(), 1, "version 2 (compat=0.10) has no bitmaps"),
         (format!("convert -q -O qcow2 -o compat=0.10 {skip} @src @new"), 1, "version 2"),
     ] {
         let error = place.ours_error(&line, code);
