@@ -8,7 +8,7 @@ use blockmirror_testing::{Outcome, workspace_root};
 use crate::Task;
 
 /// Each is a command line. Stops at the first that fails.
-const STEPS: [&str; 13] = [
+const STEPS: [&str; 14] = [
     "cargo fmt --all --check",
     "cargo xtask tidy",
     "cargo xtask testdata --check",
@@ -21,6 +21,7 @@ const STEPS: [&str; 13] = [
     "cargo xtask fuzz --executions 20000 --seed 1",
     "cargo xtask crash --points 20000",
     "cargo xtask faults --one-in 30",
+    "cargo xtask matrix --one-in 20",
     "cargo xtask mirror",
     "cargo xtask bench --smoke",
 ];

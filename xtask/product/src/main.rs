@@ -45,6 +45,8 @@ enum Tasks {
     Measure(bench::Measure),
     Matrix(matrix::Matrix),
     Mirror(mirror::Mirror),
+    #[command(hide = true)]
+    QemuImg(matrix::QemuImg),
     Simulate(simulate::Simulate),
     Stress(stress::StressTask),
 }
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Tasks::Measure(task) => task.run(),
         Tasks::Matrix(task) => task.run(),
         Tasks::Mirror(task) => task.run(),
+        Tasks::QemuImg(task) => task.run(),
         Tasks::Simulate(task) => task.run(),
         Tasks::Stress(task) => task.run(),
     };
