@@ -4,7 +4,8 @@ use std::io::Write as _;
 
 use blockmirror_block::{ErrorKind, Visit};
 use blockmirror_image::{
-    CheckObserver, CheckReport, FileId, Finding, LockMode, OpenOptions, Repair, check, repair,
+    CheckObserver, CheckReport, FileId, Finding, LockMode, Mending, OpenOptions, Repair, Severity,
+    check, repair,
 };
 
 use crate::args::{CheckArgs, Mend, Output};
@@ -38,7 +39,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
     }
     let interrupt = Interrupt::watch()?;
     let meter = Meter::new(console, &args.progress, "checked");
-    let mut watcher = Watcher { console, meter, interrupt, mend: args.repair, found: Vec::new(), more: 0 };
+    let (mend, has_others) = (args.repair, false);
+    let mut watcher = Watcher { console, meter, interrupt, mend, has_others, found: Vec::new(), more: 0 };
     let checked = match what {
         None => check(&args.file, &options, &mut watcher),
         Some(what) => repair(&args.file, &options, what, &mut watcher),
@@ -87,21 +89,42 @@ struct Watcher<'a, 'c> {
     meter: Meter,
     interrupt: Interrupt,
     mend: Option<Mend>,
+    /// Something was found but leaks and COPIED flags.
+    has_others: bool,
     found: Vec<String>,
     /// Findings that were not kept.
     more: u64,
 }
 
+impl Watcher<'_, '_> {
+    /// What was found counts in the figures, too: that it cannot be written is no failure.
+    fn say(&mut self, text: &str) {
+        let _ = self.console.err.write_all(text.as_bytes()).and_then(|()| self.console.err.flush());
+    }
+}
+
 impl CheckObserver for Watcher<'_, '_> {
     fn found(&mut self, finding: &Finding, times: u64) {
-        if let Some(text) = self.console.voice.finding(finding, times, self.mend) {
-            // What was found counts in the figures, too.
-            let _ = self.console.err.write_all(text.as_bytes()).and_then(|()| self.console.err.flush());
+        let is_flag = matches!(finding, Finding::CopiedWrong { .. });
+        self.has_others |= !is_flag && finding.severity() != Severity::Leak;
+        // Where nothing else is wrong a repair of leaks sets flags right, too.
+        let mend = match self.mend {
+            Some(Mend::Leaks) if is_flag && !self.has_others => Some(Mend::All),
+            mend => mend,
+        };
+        if let Some(text) = self.console.voice.finding(finding, times, mend) {
+            self.say(&text);
         } else if self.found.len() == MOST {
             self.more += times;
         } else {
             let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
             self.found.push(format!("{finding}{times}"));
+        }
+    }
+
+    fn mending(&mut self, mending: &Mending) {
+        if let Some(text) = self.console.voice.mending(mending) {
+            self.say(&text);
         }
     }
 

@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
-use blockmirror_image::{Finding, Format, ImageCheck, OptionHelp};
+use blockmirror_image::{Finding, Format, ImageCheck, Mending, OptionHelp};
 use blockmirror_mirror::{GivenUp, GranularityChoice};
 use blockmirror_ops::ConvertOutcome;
 
@@ -83,6 +83,9 @@ pub(crate) trait Voice: Sync {
 
     /// A finding of a check, if it is written at once; otherwise it is part of [`checked`](Self::checked).
     fn finding(&self, finding: &Finding, times: u64, mend: Option<Mend>) -> Option<String>;
+
+    /// What a repair is about to write, if it is said at once.
+    fn mending(&self, mending: &Mending) -> Option<String>;
 
     /// A check has ended.
     fn checked(&self, checked: &ImageCheck, findings: &[String], more: u64) -> String;

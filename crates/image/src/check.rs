@@ -87,13 +87,15 @@ impl ImageCheck {
             ("leaks", report.leaks),
             ("leaks-fixed", report.leaks_fixed),
             ("allocated-clusters", report.allocated_clusters),
-            ("fragmented-clusters", report.fragmented_clusters),
         ];
         let shown = figures.into_iter().filter(|(name, figure)| *figure > 0 || *name == "check-errors");
         let mut out: Map<String, Value> =
             shown.map(|(name, figure)| (name.to_owned(), json!(figure))).collect();
         out.insert("filename".into(), json!(self.path.to_string_lossy()));
         out.insert("format".into(), json!(self.format.as_str()));
+        if report.fragmented_clusters > 0 {
+            out.insert("fragmented-clusters".into(), json!(report.fragmented_clusters));
+        }
         Value::Object(out)
     }
 }

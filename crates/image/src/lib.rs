@@ -77,7 +77,7 @@ pub use blockmirror_file::{
     Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
-    BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, NewSnapshot,
+    BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, Mending, NewSnapshot,
     OverlapChecks, Preallocation, Repair, Severity, Snapshot, SnapshotRef, Structure,
 };
 pub use blockmirror_raw::Part;

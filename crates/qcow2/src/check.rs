@@ -29,7 +29,7 @@ use blockmirror_block::{Error as BlockError, ErrorKind, Storage, Visit};
 
 pub(crate) use self::counts::Counts;
 pub(crate) use self::disk::{Block, DiskCounts};
-pub use self::report::{CheckReport, Finding, Severity, Structure};
+pub use self::report::{CheckReport, Finding, Mending, Severity, Structure};
 use self::tables::TableRef;
 use crate::error::Result;
 use crate::format::entry::EntryFormat;
@@ -40,6 +40,11 @@ pub trait CheckObserver {
     /// Something is wrong, `times` times.
     fn found(&mut self, finding: &Finding, times: u64) {
         let _ = (finding, times);
+    }
+
+    /// A repair is about to write `mending`.
+    fn mending(&mut self, mending: &Mending) {
+        let _ = mending;
     }
 
     /// `done` of about `total` bytes of metadata were read. The check ends with [`ErrorKind::Cancelled`] if
@@ -103,8 +108,6 @@ pub(crate) struct Checker<'a> {
     fixing: Option<Counts>,
     /// Findings that correcting entries would remove.
     pub(crate) bad_entries: u64,
-    /// Findings about COPIED flags.
-    pub(crate) copied_wrong: u64,
     /// The refcount table or blocks are damaged: they can only be made anew.
     pub(crate) refcounts_damaged: bool,
     /// Bitmaps, or their directory, are damaged.
@@ -112,7 +115,7 @@ pub(crate) struct Checker<'a> {
     /// A table could not be read, so that what it uses is not known.
     pub(crate) tables_missing: bool,
     /// A COPIED flag may be wrong.
-    copied_in_doubt: bool,
+    pub(crate) copied_in_doubt: bool,
     done: u64,
     total: u64,
 }
@@ -126,13 +129,30 @@ impl fmt::Debug for Checker<'_> {
 impl Checker<'_> {
     /// The whole check.
     pub(crate) fn check(&mut self) -> Result<()> {
-        self.count_guest()?;
-        self.count_refcounts()?;
-        self.compare()?;
+        self.check_refcounts()?;
         if self.copied_in_doubt {
             self.check_copied(false)?;
         }
         Ok(())
+    }
+
+    /// The check but for COPIED flags.
+    pub(crate) fn check_refcounts(&mut self) -> Result<()> {
+        self.count_guest()?;
+        self.count_refcounts()?;
+        self.compare()
+    }
+
+    /// Looks at the COPIED flags if one of them may be wrong, and reports what it finds; with `fix` sets
+    /// right what is. Everything else was checked.
+    pub(crate) fn settle_copied(&mut self, fix: bool) -> Result<()> {
+        self.reporting = Reporting::Aloud;
+        if self.copied_in_doubt { self.check_copied(fix) } else { Ok(()) }
+    }
+
+    /// Says what is about to be written.
+    pub(crate) fn mending(&mut self, mending: &Mending) {
+        self.observer.mending(mending);
     }
 
     /// Counts everything but the refcounts themselves.

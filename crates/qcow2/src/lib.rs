@@ -163,7 +163,7 @@ mod zero_query;
 
 pub use amend::{AmendOptions, amend};
 pub use bitmaps::{BitmapBits, BitmapOptions};
-pub use check::{CheckObserver, CheckReport, Finding, Severity, Structure, check};
+pub use check::{CheckObserver, CheckReport, Finding, Mending, Severity, Structure, check};
 pub use compress_filter::CompressFilter;
 pub use create_options::{CreateOptions, Preallocation, Version};
 pub use cut_short::CutShort;

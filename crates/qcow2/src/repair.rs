@@ -46,7 +46,9 @@ pub enum Repair {
 }
 
 /// Checks the image in `storage`, repairs it and checks it once more. The observer sees the findings of the
-/// first check; the figures are those of the last one, and how many of the first are gone.
+/// first check, where COPIED flags are held against the refcounts as the repair leaves them; the figures are
+/// those of the last one, and how many of the first are gone. Autoclear features that are not known are
+/// cleared.
 ///
 /// The image may be marked dirty or corrupt; if no corruption is left it is neither afterwards.
 ///
@@ -60,8 +62,10 @@ pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObser
     // What an earlier repair has written, and not flushed, looks sound.
     storage.flush()?;
     let mut before = examine(storage, observer, Reporting::Aloud)?;
-    let mut report = before.report;
-    if !report.is_clean() {
+    clear_unknown_autoclear(storage, observer)?;
+    let (first, copied_in_doubt) = (before.report, before.copied_in_doubt);
+    let mut report = first;
+    if !first.is_clean() || copied_in_doubt {
         if what == Repair::All {
             if snapshots::fix_table(storage, observer)? {
                 before = examine(storage, observer, Reporting::Silent)?;
@@ -72,10 +76,12 @@ pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObser
         if what == Repair::All {
             separate::separate_tables(storage, observer)?;
         }
-        fix_copied(storage, what, observer)?;
-        let first = report;
-        report = examine(storage, observer, Reporting::Silent)?.report;
-        report.corruptions_fixed = first.corruptions.saturating_sub(report.corruptions);
+        // By the refcounts as they are now: a flag that agrees with what was set right was never wrong.
+        let copied_wrong = fix_copied(storage, what, observer)?;
+        let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
+        checker.check()?;
+        report = checker.report;
+        report.corruptions_fixed = (first.corruptions + copied_wrong).saturating_sub(report.corruptions);
         report.leaks_fixed = first.leaks.saturating_sub(report.leaks);
     }
     if report.corruptions == 0 && report.check_errors == 0 {
@@ -91,6 +97,7 @@ struct Examined {
     bad_entries: u64,
     bitmaps_damaged: bool,
     tables_missing: bool,
+    copied_in_doubt: bool,
 }
 
 fn examine(
@@ -99,13 +106,14 @@ fn examine(
     reporting: Reporting,
 ) -> Result<Examined> {
     let mut checker = Checker::open(storage, observer, reporting)?;
-    checker.check()?;
+    checker.check_refcounts()?;
     Ok(Examined {
         report: checker.report,
         counts: checker.counts,
         bad_entries: checker.bad_entries,
         bitmaps_damaged: checker.bitmaps_damaged,
         tables_missing: checker.tables_missing,
+        copied_in_doubt: checker.copied_in_doubt,
     })
 }
 
@@ -150,17 +158,28 @@ fn fix_refcounts(
     Ok(storage.flush()?)
 }
 
-fn fix_copied(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<()> {
+/// Sets COPIED flags right, if nothing else is wrong or everything is to be; returns how many were wrong.
+fn fix_copied(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObserver) -> Result<u64> {
     let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
-    checker.check()?;
-    let report = &checker.report;
-    let nothing_else = report.corruptions == checker.copied_wrong && report.leaks + report.check_errors == 0;
-    let may_change = !checker.tables_missing && (what == Repair::All || nothing_else);
-    if checker.copied_wrong > 0 && may_change {
-        checker.check_copied(true)?;
+    checker.check_refcounts()?;
+    let others = checker.report;
+    let may_change = !checker.tables_missing && (what == Repair::All || others.is_clean());
+    checker.settle_copied(may_change)?;
+    let wrong = checker.report.corruptions - others.corruptions;
+    if wrong > 0 && may_change {
         storage.flush()?;
     }
-    Ok(())
+    Ok(wrong)
+}
+
+/// Clears the autoclear features that this writer does not know: it would make stale what they stand for.
+fn clear_unknown_autoclear(storage: &dyn Storage, observer: &mut dyn CheckObserver) -> Result<()> {
+    let header = Checker::open(storage, observer, Reporting::Silent)?.header;
+    let kept = header.autoclear_when_written();
+    if kept == header.autoclear {
+        return Ok(());
+    }
+    write_word(storage, HEADER_AUTOCLEAR, kept)
 }
 
 /// Clears the marks of an image that was not closed, or in which damage was met.

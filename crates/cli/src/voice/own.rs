@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use blockmirror_block::size::human_size;
-use blockmirror_image::{Finding, Format, ImageCheck, OptionHelp};
+use blockmirror_image::{Finding, Format, ImageCheck, Mending, OptionHelp};
 use blockmirror_mirror::{GivenUp, GranularityChoice};
 use blockmirror_ops::ConvertOutcome;
 use clap::CommandFactory;
@@ -122,6 +122,10 @@ impl Voice for Own {
     }
 
     fn finding(&self, _: &Finding, _: u64, _: Option<Mend>) -> Option<String> {
+        None
+    }
+
+    fn mending(&self, _: &Mending) -> Option<String> {
         None
     }
 

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
-use blockmirror_image::{Finding, Format, ImageCheck, OptionHelp};
+use blockmirror_image::{Finding, Format, ImageCheck, Mending, OptionHelp};
 use blockmirror_mirror::{GivenUp, GranularityChoice};
 use blockmirror_ops::ConvertOutcome;
 
@@ -97,6 +97,10 @@ impl Voice for QemuImg {
 
     fn finding(&self, finding: &Finding, times: u64, mend: Option<Mend>) -> Option<String> {
         Some(findings::line(finding, times, mend))
+    }
+
+    fn mending(&self, mending: &Mending) -> Option<String> {
+        findings::mending(mending)
     }
 
     fn checked(&self, checked: &ImageCheck, _: &[String], _: u64) -> String {

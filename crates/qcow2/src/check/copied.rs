@@ -40,9 +40,9 @@ impl Checker<'_> {
         let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(word) };
         let (copied, is_owned) = (entry.copied(), self.is_owned(cluster, refcount));
         if is_owned != copied {
-            self.copied_wrong += 1;
             let (structure, offset) = (Structure::L2Table, table.0);
-            self.find(&Finding::CopiedWrong { structure, at, offset, copied, refcount }, 1);
+            let index = (at - self.header.l1_offset) / 8;
+            self.find(&Finding::CopiedWrong { structure, at, index, offset, copied, refcount }, 1);
         }
         Ok(entry.with_copied(is_owned).0)
     }
@@ -61,7 +61,7 @@ impl Checker<'_> {
     fn check_l2_flags(&mut self, data: &mut [u8], table: &TableRef) -> Result<bool> {
         let mut failed = None;
         let changed = self.each_entry(data, table.at, |checker, at, words| {
-            checker.check_l2_flag(at, words, table.active).unwrap_or_else(|error| {
+            checker.check_l2_flag(at, words, table).unwrap_or_else(|error| {
                 failed = Some(error);
                 None
             })
@@ -91,7 +91,12 @@ impl Checker<'_> {
         (tables, clusters.each().any(|cluster| self.counts.get(cluster.0) > 1))
     }
 
-    fn check_l2_flag(&mut self, at: u64, Words(word, word1): Words, uses: u64) -> Result<Option<Words>> {
+    fn check_l2_flag(
+        &mut self,
+        at: u64,
+        Words(word, word1): Words,
+        table: &TableRef,
+    ) -> Result<Option<Words>> {
         let Some(host) = self.format.mapped_host(word) else { return Ok(None) };
         let cluster = self.format.cluster.index(host).0;
         let (refcount, is_owned) = if self.format.external_data {
@@ -105,10 +110,9 @@ impl Checker<'_> {
         if is_owned == copied {
             return Ok(None);
         }
-        self.copied_wrong += uses;
-        let finding =
-            Finding::CopiedWrong { structure: Structure::Data, at, offset: host.0, copied, refcount };
-        self.find(&finding, uses);
+        let (structure, offset) = (Structure::Data, host.0);
+        let index = (at - table.at) / self.format.entry_size();
+        self.find(&Finding::CopiedWrong { structure, at, index, offset, copied, refcount }, table.active);
         Ok(Some(Words(self.format.with_copied(word, is_owned), word1)))
     }
 }

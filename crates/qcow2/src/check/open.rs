@@ -58,7 +58,6 @@ impl<'a> Checker<'a> {
             report: CheckReport::default(),
             fixing: None,
             bad_entries: 0,
-            copied_wrong: 0,
             refcounts_damaged: false,
             bitmaps_damaged: false,
             tables_missing: false,

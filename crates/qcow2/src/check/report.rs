@@ -48,6 +48,21 @@ pub enum Severity {
     CheckError,
 }
 
+/// What a repair writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Mending {
+    /// The refcount of a cluster becomes the number of its references.
+    Refcount {
+        /// The cluster.
+        cluster: u64,
+        /// What its refcount was.
+        refcount: u64,
+        /// What it becomes.
+        references: u64,
+    },
+}
+
 /// A structure of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -116,9 +131,9 @@ pub enum Finding {
     /// An entry makes no sense.
     #[error("entry at {at}: {why}")]
     BadEntry { at: u64, why: &'static str },
-    /// The COPIED flag of an entry does not agree with a refcount.
+    /// The COPIED flag of an entry, the `index`th of its table, does not agree with a refcount.
     #[error("entry at {at}: COPIED is {}, but the refcount of the {structure} at {offset} is {refcount}", if *.copied { "set" } else { "clear" })]
-    CopiedWrong { structure: Structure, at: u64, offset: u64, copied: bool, refcount: u64 },
+    CopiedWrong { structure: Structure, at: u64, index: u64, offset: u64, copied: bool, refcount: u64 },
     /// A refcount block has other references than that of the refcount table.
     #[error("refcount block {index} at {offset}: references {references}")]
     SharedRefcountBlock { index: u64, offset: u64, references: u64 },

@@ -3,7 +3,7 @@
 //! Each one becomes the number of references that were counted, so the order in which they reach the disk
 //! does not matter: each write brings the image nearer to what its tables say.
 
-use crate::check::{Block, Checker};
+use crate::check::{Block, Checker, Mending};
 use crate::error::Result;
 
 /// Bytes of a block that are read and written at once.
@@ -37,6 +37,7 @@ impl Checker<'_> {
             for (index, cluster) in (start..(start + per_piece).min(last)).enumerate() {
                 let (refcount, references) = (width.get(&buf, index), self.counts.refcount(cluster));
                 if (references < refcount && self.may_free()) || (references > refcount && raise) {
+                    self.mending(&Mending::Refcount { cluster, refcount, references });
                     width.set(&mut buf, index, references);
                     let byte = (index * width.bits() as usize) / 8;
                     let (from, _) = changed.unwrap_or((byte, byte));

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use blockmirror_image::{CheckReport, Finding, Severity, Structure};
+use blockmirror_image::{CheckReport, Finding, Mending, Severity, Structure};
 
 use crate::args::Mend;
 use crate::failure::one_line;
@@ -14,8 +14,10 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
         (Some(Mend::Leaks), severity) => severity == Severity::Leak,
         (None, _) => false,
     };
+    // Refcounts are compared first and set right after.
+    let is_refcount = matches!(finding, Finding::RefcountTooLow { .. } | Finding::Leak { .. });
     let verb = match finding.severity() {
-        _ if is_mended => "Repairing",
+        _ if is_mended && !is_refcount => "Repairing",
         Severity::Leak => "Leaked",
         _ => "ERROR",
     };
@@ -24,9 +26,14 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
         | Finding::Leak { cluster, refcount, references } => {
             format!("cluster {cluster} refcount={refcount} reference={references}")
         }
-        Finding::CopiedWrong { structure: Structure::Data, offset, copied, refcount, .. } => {
+        Finding::CopiedWrong { structure, index, offset, copied, refcount, .. } => {
             let entry = offset | u64::from(*copied) << 63;
-            format!("OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}")
+            match structure {
+                Structure::L2Table => {
+                    format!("OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
+                }
+                _ => format!("OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}"),
+            }
         }
         Finding::PastEnd { offset, len, .. } => {
             // QEMU writes it with a colon, whatever is repaired.
@@ -39,6 +46,16 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
     };
     let often = if times > 1 { format!(" ({times} times)") } else { String::new() };
     one_line(&format!("{verb} {what}{often}")) + "\n"
+}
+
+/// What a repair is about to write.
+pub(super) fn mending(mending: &Mending) -> Option<String> {
+    match mending {
+        Mending::Refcount { cluster, refcount, references } => {
+            Some(format!("Repairing cluster {cluster} refcount={refcount} reference={references}\n"))
+        }
+        _ => None,
+    }
 }
 
 /// What a check comes to.
