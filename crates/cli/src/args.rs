@@ -200,7 +200,7 @@ mod tests {
         ("commit", "CHAIN base keep cache rate progress bar quiet"),
         (
             "rebase",
-            "CHAIN backing backing_format header_only force_share cache backing_cache progress bar quiet",
+            "CHAIN backing backing_format header_only compress force_share cache backing_cache progress bar quiet",
         ),
         ("dd", "operands format output_format ACCESS in_place atomic force clean progress bar quiet"),
         (

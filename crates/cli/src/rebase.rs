@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use blockmirror_block::size::human_size;
 use blockmirror_image::{FileId, LockMode};
-use blockmirror_ops::{JobControl, Rebase};
+use blockmirror_ops::{Error, JobControl, Rebase};
 
 use crate::args::RebaseArgs;
 use crate::commit::{access, failure};
@@ -26,11 +26,13 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
     };
     let rebase = Rebase::new(args.chain.name())
         .header_only(args.header_only)
+        .unchecked(args.unchecked)
+        .compress(args.compress)
         .access(access(&args.chain).cache(args.cache))
         .backing_access(access(&args.chain).claim(false).lock(lock).cache(args.backing_cache))
         .allow(lock_policy::allowed_of_chain(&args.chain)?);
     let backing = args.backing.as_deref().filter(|name| !name.is_empty());
-    let rebase = match (backing, args.backing_format) {
+    let rebase = match (backing, args.backing_format.clone()) {
         (Some(name), Some(format)) => rebase.onto(name, format),
         (Some(name), None) => {
             let message = format_args!("rebase: {file}: the format of {name} is missing; give it with -F");
@@ -40,7 +42,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
         }
         (None, _) => rebase,
     };
-    let open = rebase.open().map_err(|error| failure("rebase", error))?;
+    let open = rebase.open().map_err(|error| {
+        let no_clusters = args.compress && matches!(error, Error::NotLayered { .. });
+        let failure = failure("rebase", error);
+        if no_clusters { failure.in_qemu("Compression not supported for this file format") } else { failure }
+    })?;
     console.keep_out_of(open.files());
     for note in open.notes() {
         console.note(note);

@@ -45,6 +45,48 @@ impl Format {
     }
 }
 
+/// The format of a backing file, under the name that a header has for it.
+///
+/// ```
+/// use blockmirror_image::{BackingFormat, Format};
+///
+/// let format: BackingFormat = "host_device".parse()?;
+/// assert_eq!((format.as_str(), format.format()), ("host_device", Format::Raw));
+/// # Ok::<(), blockmirror_image::UnknownFormat>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingFormat {
+    name: String,
+    format: Format,
+}
+
+impl BackingFormat {
+    /// The name in a header.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// The format.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+}
+
+impl From<Format> for BackingFormat {
+    fn from(format: Format) -> Self {
+        Self { name: format.as_str().to_owned(), format }
+    }
+}
+
+impl FromStr for BackingFormat {
+    type Err = UnknownFormat;
+
+    /// Reads a name as [`Format::in_header`] does.
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        Ok(Self { name: name.to_owned(), format: Format::in_header(name)? })
+    }
+}
+
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -89,7 +89,7 @@ pub use compare::{CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, CommitLayer, Image, Note};
 pub use error::{Error, Result};
-pub use format::{Detected, Format, PROBE_LEN, UnknownFormat, detect};
+pub use format::{BackingFormat, Detected, Format, PROBE_LEN, UnknownFormat, detect};
 pub use info::{
     BITMAPS_BEFORE, BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, qcow2_fields, read_chain,
 };

@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use blockmirror_block::BlockDevice;
 use blockmirror_image::{
-    AllowedReferences, FileId, Format, Image, ImageName, Note, OpenOptions, check_backing, directory_of,
-    join_name,
+    AllowedReferences, BackingFormat, FileId, Image, ImageName, Note, OpenOptions, check_backing,
+    directory_of, join_name,
 };
-use blockmirror_qcow2::Qcow2;
+use blockmirror_qcow2::{CompressFilter, Qcow2};
 
 use crate::error::Error;
 use crate::stream::Base;
@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 struct NewBacking {
     name: String,
-    format: Format,
+    format: BackingFormat,
 }
 
 /// A rebase of an image that is not in use.
@@ -67,6 +67,8 @@ pub struct Rebase {
     image: ImageName,
     backing: Option<NewBacking>,
     header_only: bool,
+    unchecked: bool,
+    compress: bool,
     access: OpenOptions,
     backing_access: OpenOptions,
     allowed: AllowedReferences,
@@ -79,6 +81,8 @@ impl Rebase {
             image: image.into(),
             backing: None,
             header_only: false,
+            unchecked: false,
+            compress: false,
             access: OpenOptions::new(),
             backing_access: OpenOptions::new(),
             allowed: AllowedReferences::new(),
@@ -87,8 +91,8 @@ impl Rebase {
 
     /// Puts it on the file `name`, which the header will name so: relative to the image's directory.
     #[must_use]
-    pub fn onto(mut self, name: impl Into<String>, format: Format) -> Self {
-        self.backing = Some(NewBacking { name: name.into(), format });
+    pub fn onto(mut self, name: impl Into<String>, format: impl Into<BackingFormat>) -> Self {
+        self.backing = Some(NewBacking { name: name.into(), format: format.into() });
         self
     }
 
@@ -97,6 +101,21 @@ impl Rebase {
     #[must_use]
     pub fn header_only(mut self, header_only: bool) -> Self {
         self.header_only = header_only;
+        self
+    }
+
+    /// With [`header_only`](Self::header_only): does not look whether the image is part of the chain that it
+    /// is put on. It does not open then until its header names another file, in the same way.
+    #[must_use]
+    pub fn unchecked(mut self, unchecked: bool) -> Self {
+        self.unchecked = unchecked;
+        self
+    }
+
+    /// Stores the data that the image gets compressed, by whole clusters. The image must be able to.
+    #[must_use]
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.compress = compress;
         self
     }
 
@@ -126,7 +145,8 @@ impl Rebase {
     ///
     /// # Errors
     /// [`Error::Image`]; [`Error::NotLayered`] for an image of a format without backing files;
-    /// [`Error::Relink`] if the header cannot name it. Nothing has changed.
+    /// [`Error::Relink`] if the header cannot name it; [`Error::Write`] if the image holds nothing compressed.
+    /// Nothing has changed.
     pub fn open(&self) -> Result<OpenRebase, Error> {
         let path = &self.image.path;
         let options = self.access.clone().format(self.image.format).part(self.image.part).writable(true);
@@ -137,6 +157,10 @@ impl Rebase {
         };
         let (name, format) = (self.name(), self.backing.as_ref().map(|new| new.format.as_str()));
         qcow2.check_backing_file(name, format).map_err(Error::Relink)?;
+        if self.compress && !self.header_only {
+            // Whether it can.
+            CompressFilter::new(Arc::clone(&qcow2)).map_err(Error::Write)?;
+        }
         let new = match &self.backing {
             Some(new) => self.open_new(new)?,
             None => None,
@@ -148,15 +172,19 @@ impl Rebase {
         self.backing.as_ref().map(|new| new.name.as_bytes())
     }
 
-    /// Opens the new backing file, unless only the header changes; a cycle is refused in any case.
+    /// Opens the new backing file, unless only the header changes; a cycle is refused, unless that is not
+    /// looked at.
     fn open_new(&self, new: &NewBacking) -> Result<Option<Image>, Error> {
+        if self.header_only && self.unchecked {
+            return Ok(None);
+        }
         let path = &self.image.path;
         let found = join_name(path, OsStr::new(&new.name));
         let policy = match &found {
             // A directory that is not there holds nothing to look at.
             Some(found) if directory_of(found).is_dir() => {
                 let policy = self.allowed.clone().file(found).policy_for(found)?;
-                check_backing(path, None, found, Some(new.format), &policy)?;
+                check_backing(path, None, found, Some(new.format.format()), &policy)?;
                 policy
             }
             _ => self.allowed.policy_for(path)?,
@@ -164,7 +192,7 @@ impl Rebase {
         if self.header_only {
             return Ok(None);
         }
-        let options = self.backing_access.clone().format(new.format).policy(policy);
+        let options = self.backing_access.clone().format(new.format.format()).policy(policy);
         Ok(Some(options.open_backing_of(path, OsStr::new(&new.name))?))
     }
 
@@ -227,7 +255,7 @@ impl OpenRebase {
         }
         let shared = new.as_ref().and_then(|new| image.depth_of(new));
         let base = new.zip(name).map(|(new, name)| Base { device: Arc::clone(new.device()), name, format });
-        RebaseJob::start(qcow2, base, shared, JobOptions::default())
+        RebaseJob::start_with(qcow2, base, shared, rebase.compress, JobOptions::default())
     }
 }
 
@@ -252,15 +280,40 @@ impl RebaseJob {
         shared: Option<u32>,
         options: JobOptions,
     ) -> Result<Self, Error> {
+        Self::start_with(image, new, shared, false, options)
+    }
+
+    /// The same with data stored compressed.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start); [`Error::Write`] if the image holds nothing compressed.
+    pub fn start_compressed(
+        image: Arc<Qcow2>,
+        new: Option<Base>,
+        shared: Option<u32>,
+        options: JobOptions,
+    ) -> Result<Self, Error> {
+        Self::start_with(image, new, shared, true, options)
+    }
+
+    fn start_with(
+        image: Arc<Qcow2>,
+        new: Option<Base>,
+        shared: Option<u32>,
+        compress: bool,
+        options: JobOptions,
+    ) -> Result<Self, Error> {
         if !image.geometry().writable {
             return Err(Error::ReadOnly { name: image.name().to_owned() });
         }
         if shared == Some(0) {
             return Err(Error::NoLayers { layers: 0 });
         }
+        let filter = compress.then(|| CompressFilter::new(Arc::clone(&image)));
+        let filter = filter.transpose().map_err(Error::Write)?;
         let len = image.len();
         let work = move |worker: &mut Worker| {
-            Pass::new(&*image, new.as_ref().map(|new| &*new.device), shared).run(worker)?;
+            Pass::new(&*image, filter.as_ref(), new.as_ref().map(|new| &*new.device), shared).run(worker)?;
             worker.last_step()?;
             Base::relink(new.as_ref(), &image)?;
             let stored = image.store_bitmaps();

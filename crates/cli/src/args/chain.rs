@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part};
+use blockmirror_image::{BackingFormat, CacheMode, Format, ImageName, OverlapChecks, Part};
 use clap::Args;
 
 use super::{LockArgs, ProgressArgs, size};
@@ -107,12 +107,20 @@ pub(crate) struct RebaseArgs {
 
     /// Format of the new backing file
     #[arg(short = 'F', long, value_name = "FMT")]
-    pub(crate) backing_format: Option<Format>,
+    pub(crate) backing_format: Option<BackingFormat>,
 
     /// Change the header only: no backing file is opened, and what the image reads as changes where the two
     /// differ
     #[arg(short = 'u', long = "unsafe")]
     pub(crate) header_only: bool,
+
+    /// With the header alone, whether it makes a circle of the chain is not looked at.
+    #[arg(skip)]
+    pub(crate) unchecked: bool,
+
+    /// Store the data that is copied into the image compressed; with -u none is
+    #[arg(short = 'c', long)]
+    pub(crate) compress: bool,
 
     /// Open the new backing file although it is in use elsewhere; what is compared may be inconsistent
     #[arg(short = 'U', long)]

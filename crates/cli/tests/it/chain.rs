@@ -132,6 +132,30 @@ fn rebase_leaves_what_qemu_img_leaves() {
     }
 }
 
+/// QEMU's program crashes on some of these chains.
+#[test]
+fn rebase_stores_what_it_copies_compressed() {
+    if !have_qemu("rebase_stores_what_it_copies_compressed") {
+        return;
+    }
+    let mut stored = 0;
+    for (case, layers) in chains() {
+        let top = layers.len() - 1;
+        for onto in ["-b ", "-b other -F raw", "-b layer0 -F LOWEST"] {
+            let line = format!("rebase -q -c {onto} @layer{top}").replace("LOWEST", layers[0].0);
+            let place = Place::new();
+            make(&place, &layers);
+            place.ours_ok(&line);
+            place.img(&format!("check -q @layer{top}"));
+            let compared = place.theirs("qemu-img", &format!("compare -F raw @layer{top} @want"));
+            assert_eq!(compared.code, 0, "{case}: {line}: {compared:?}");
+            stored +=
+                place.img(&format!("map --output=json @layer{top}")).matches("\"compressed\": true").count();
+        }
+    }
+    assert!(stored > 20, "{stored}");
+}
+
 /// Persistent bitmaps are stored again, and none of them is in use.
 #[test]
 fn bitmaps_stay_valid_as_with_qemu_img() {
@@ -292,4 +316,66 @@ fn a_base_elsewhere_needs_permission_to_be_written() {
         base.display(),
         allowed.display()
     ));
+}
+
+/// As QEMU: where only the header changes it may make a circle, and can be changed again.
+#[test]
+fn the_name_qemu_img_makes_a_circle_that_can_be_undone() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @a 1M");
+    place.ours_ok("create -q -f qcow2 -b a -F qcow2 @b");
+    for (line, looped) in [
+        ("rebase -u -b a -F qcow2 @a", "a"),
+        ("rebase -u -b b -F qcow2 @a", "a"),
+    ] {
+        let refused = place.ours_fails(line, 1);
+        assert!(refused.contains("part of the chain"), "{refused}");
+        place.ours_ok(&format!("qemu-img {line}"));
+        let said = place.ours_error("qemu-img info --backing-chain @a", 1);
+        let path = place.path(looped);
+        let want = format!("qemu-img: Backing file '{}' creates an infinite loop.\n", path.display());
+        assert_eq!(said, want, "{line}");
+        place.ours_ok("qemu-img rebase -u -b  @a");
+        place.ours_ok("qemu-img info --backing-chain @b");
+    }
+}
+
+/// The numbers of the extensions in a header, in order.
+fn extensions(image: &std::path::Path) -> Vec<u32> {
+    let bytes = fs::read(image).unwrap();
+    let word = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    let mut at = word(100) as usize;
+    let mut all = Vec::new();
+    while word(at) != 0 {
+        all.push(word(at));
+        at += 8 + word(at + 4).next_multiple_of(8) as usize;
+    }
+    all
+}
+
+/// A header may name one of QEMU's drivers for files; extensions that are not known come last.
+#[test]
+fn a_header_names_a_driver_for_files_as_with_qemu_img() {
+    if !have_qemu("a_header_names_a_driver_for_files_as_with_qemu_img") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @ours 1M");
+    let mut bytes = fs::read(place.path("ours")).unwrap();
+    let unknown = [&0x1234_5678_u32.to_be_bytes()[..], &5_u32.to_be_bytes(), b"hello\0\0\0"].concat();
+    let rest = bytes[112..2048].to_vec();
+    bytes[112..112 + unknown.len()].copy_from_slice(&unknown);
+    bytes[112 + unknown.len()..][..rest.len()].copy_from_slice(&rest);
+    fs::write(place.path("ours"), &bytes).unwrap();
+    fs::write(place.path("theirs"), &bytes).unwrap();
+    for line in ["rebase -u -b /no/such/base -F host_device @", "rebase -u -b  @"] {
+        place.ours_ok(&format!("qemu-img {line}ours"));
+        place.img(&format!("{line}theirs"));
+        let (ours, theirs) = (extensions(&place.path("ours")), extensions(&place.path("theirs")));
+        assert_eq!(ours, theirs, "{line}");
+        assert_eq!(*ours.last().unwrap(), 0x1234_5678, "{line}");
+        assert_eq!(facts(&place, "ours"), facts(&place, "theirs"), "{line}");
+    }
+    let said = place.ours_error("qemu-img rebase -u -b x -F vhdx @ours", 1);
+    assert_eq!(said, "qemu-img: Invalid format name: 'vhdx'\n");
 }

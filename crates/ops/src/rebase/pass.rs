@@ -3,7 +3,8 @@
 //!
 //! Runs on the job's thread. The extents of the image say which parts it does not decide itself, and which of
 //! those both chains are known to read as zeros. The rest is read from both and compared by units of the
-//! image's mapping. Units that differ become data of the image, or zeros by its own statement.
+//! image's mapping. Units that differ become data of the image, or zeros by its own statement. To store data
+//! compressed, whole clusters are compared and written, also those that the image decides in part.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -13,6 +14,7 @@ use blockmirror_block::{
     ZeroFlags, zero,
 };
 use blockmirror_job::Operation;
+use blockmirror_qcow2::CompressFilter;
 
 use crate::Worker;
 use crate::error::Error;
@@ -29,6 +31,8 @@ const SECTOR: u64 = 512;
 /// The pass over one image.
 pub(super) struct Pass<'a> {
     image: &'a dyn BlockDevice,
+    /// What is written through, if data is to be stored compressed.
+    compress: Option<&'a CompressFilter>,
     new: Option<&'a dyn BlockDevice>,
     /// The depth in the image's chain from which on both chains are the same files.
     shared: Option<u32>,
@@ -42,15 +46,18 @@ type Failure = (Operation, BlockError);
 
 impl<'a> Pass<'a> {
     /// `image` gets what it does not share with `new`; without that everything it shows. From the depth
-    /// `shared` on, if there is one, its chain is that of `new`.
+    /// `shared` on, if there is one, its chain is that of `new`. Data goes through `compress`, which writes
+    /// the image, if there is one.
     pub(super) fn new(
         image: &'a dyn BlockDevice,
+        compress: Option<&'a CompressFilter>,
         new: Option<&'a dyn BlockDevice>,
         shared: Option<u32>,
     ) -> Self {
         let geometry = image.geometry();
-        let unit = geometry.subcluster_size.or(geometry.cluster_size).unwrap_or(SECTOR).max(SECTOR);
-        Self { image, new, shared, unit, old: Vec::new(), other: Vec::new() }
+        let subcluster = geometry.subcluster_size.filter(|_| compress.is_none());
+        let unit = subcluster.or(geometry.cluster_size).unwrap_or(SECTOR).max(SECTOR);
+        Self { image, compress, new, shared, unit, old: Vec::new(), other: Vec::new() }
     }
 
     pub(super) fn run(&mut self, worker: &mut Worker) -> Result<(), Error> {
@@ -63,7 +70,7 @@ impl<'a> Pass<'a> {
             let piece = self.piece(at, end, &mut mine, theirs.as_mut());
             match piece.and_then(|(piece, action)| Ok((piece, self.bring_up(piece, action)?))) {
                 Ok((piece, moved)) => {
-                    worker.done(piece.len(), moved);
+                    worker.done(piece.end() - at, moved);
                     at = piece.end();
                 }
                 Err((operation, error)) => {
@@ -104,7 +111,12 @@ impl<'a> Pass<'a> {
                 // Pieces end on borders of units.
                 let most = (at / self.unit * self.unit).saturating_add(PIECE.max(self.unit));
                 let piece = ByteRange::new(at, rest.end().min(most));
-                Ok((piece, Action::Compare { old_zero, new_zero }))
+                if self.compress.is_none() {
+                    return Ok((piece, Action::Compare { old_zero, new_zero }));
+                }
+                // What is known is not known of the rest of the clusters.
+                let whole = piece.align_outward(self.unit).intersect(ByteRange::new(0, end));
+                Ok((whole, Action::Compare { old_zero: false, new_zero: false }))
             }
         }
     }
@@ -122,7 +134,10 @@ impl<'a> Pass<'a> {
         self.other.clear();
         self.other.resize(piece.len() as usize, 0);
         if let Some(new) = self.new.filter(|_| !new_zero) {
-            new.read_at(&mut self.other, piece.start()).map_err(read)?;
+            let there = piece.intersect(ByteRange::new(0, new.len()));
+            if !there.is_empty() {
+                new.read_at(&mut self.other[..there.len() as usize], there.start()).map_err(read)?;
+            }
         }
         let mut moved = 0;
         for (run, change) in changes(&self.old, &self.other, piece.start(), self.unit) {
@@ -130,12 +145,21 @@ impl<'a> Pass<'a> {
             let done = match change {
                 Change::Nothing => continue,
                 Change::Zero => self.image.write_zeroes(range, ZeroFlags::MAY_UNMAP | ZeroFlags::EXPLICIT),
-                Change::Data => self.image.write_at(&self.old[run], range.start(), WriteFlags::NONE),
+                Change::Data => self.write(&self.old[run], range.start()),
             };
             done.map_err(|error| (Operation::Write, error))?;
             moved += range.len();
         }
         Ok(moved)
+    }
+}
+
+impl Pass<'_> {
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<(), BlockError> {
+        match self.compress {
+            Some(compress) => compress.write_at(bytes, offset, WriteFlags::NONE),
+            None => self.image.write_at(bytes, offset, WriteFlags::NONE),
+        }
     }
 }
 

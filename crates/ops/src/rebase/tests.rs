@@ -96,7 +96,7 @@ fn read(
 }
 
 /// Rebases each kind of overlay onto `new`, and reads it as each crash leaves it.
-fn rebase_and_crash(old_len: u64, new_len: Option<u64>) {
+fn rebase_and_crash(old_len: u64, new_len: Option<u64>, compress: bool) {
     let old = disk(1, old_len);
     let new = new_len.map(|len| disk(2, len));
     for kind in KINDS {
@@ -105,7 +105,11 @@ fn rebase_and_crash(old_len: u64, new_len: Option<u64>) {
         let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
         let image = Arc::new(open.open(Arc::clone(&storage) as _).unwrap());
         let want = contents(&*image);
-        let job = RebaseJob::start(Arc::clone(&image), new.as_ref().map(base), None, JobOptions::default());
+        let (copy, options) = (Arc::clone(&image), JobOptions::default());
+        let job = match compress {
+            true => RebaseJob::start_compressed(copy, new.as_ref().map(base), None, options),
+            false => RebaseJob::start(copy, new.as_ref().map(base), None, options),
+        };
         job.unwrap().wait().unwrap();
         assert!(contents(&*image) == want, "{kind:?}: the open image");
         drop(image);
@@ -125,14 +129,28 @@ fn rebase_and_crash(old_len: u64, new_len: Option<u64>) {
 
 #[test]
 fn each_crash_leaves_the_image_as_it_read() {
-    rebase_and_crash(LEN, Some(LEN));
-    rebase_and_crash(LEN, None);
+    rebase_and_crash(LEN, Some(LEN), false);
+    rebase_and_crash(LEN, None, false);
 }
 
 #[test]
 fn disks_below_may_be_shorter_and_longer() {
-    rebase_and_crash(LEN / 2 + 512, Some(LEN + 4096));
-    rebase_and_crash(LEN + 4096, Some(LEN / 3));
+    rebase_and_crash(LEN / 2 + 512, Some(LEN + 4096), false);
+    rebase_and_crash(LEN + 4096, Some(LEN / 3), false);
+}
+
+/// Clusters that the image decides in part are stored whole.
+#[test]
+fn data_may_be_stored_compressed() {
+    rebase_and_crash(LEN, None, true);
+    rebase_and_crash(LEN / 2 + 512, Some(LEN / 3), true);
+    let old = disk(1, LEN);
+    let storage = Arc::new(MemoryStorage::with_contents(&overlay(KINDS[3], &old)));
+    let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
+    let image = Arc::new(open.open(Arc::clone(&storage) as _).unwrap());
+    RebaseJob::start_compressed(image, None, None, JobOptions::default()).unwrap().wait().unwrap();
+    let report = blockmirror_qcow2::check(&*storage, &mut ()).unwrap();
+    assert!(report.is_clean() && report.compressed_clusters > 0, "{report:?}");
 }
 
 /// Onto a deeper layer of its own chain: what that decides is not read at all.

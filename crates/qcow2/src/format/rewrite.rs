@@ -7,7 +7,7 @@
 //! 1. the name of the backing file, at a place near the end of the cluster that the old one does not use;
 //! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector
 //!    (without the names of features, which no reader needs), still with what the header says now; then the
-//!    new rest;
+//!    new rest, with the names of features before extensions that are not known, as QEMU has them;
 //! 3. the first sector, with the name's place, the autoclear bits and the extensions.
 //!
 //! So whatever a crash leaves, the header says the old or the new. Clusters below 4 KiB have no room for two
@@ -16,7 +16,9 @@
 
 use byteorder::{BigEndian, ByteOrder};
 
-use super::extension::{self, BACKING_FORMAT, BITMAPS, BitmapsExtension, END, FEATURE_NAMES};
+use super::extension::{
+    self, BACKING_FORMAT, BITMAPS, BitmapsExtension, DATA_FILE, ENCRYPTION, END, FEATURE_NAMES,
+};
 use super::feature::AUTOCLEAR_BITMAPS;
 use crate::error::{Error, Result};
 use crate::limits::{MAX_BACKING_FORMAT, MAX_BACKING_NAME};
@@ -170,7 +172,7 @@ impl<'a> Parts<'a> {
         Some(vec![Step { at: 0, bytes: head }])
     }
 
-    /// Fixed fields and extensions, with the names of features last or left out.
+    /// Fixed fields and extensions, the known ones first; with or without the names of features.
     fn list(&self, content: &Content<'_>, names: bool) -> Vec<u8> {
         let mut out = self.fixed.to_vec();
         if let Some(field) = out.get_mut(AUTOCLEAR_FIELD) {
@@ -183,16 +185,16 @@ impl<'a> Parts<'a> {
                 extension::append(&mut out, magic, data);
             }
         }
-        let others = |wanted: bool| {
-            let records =
-                self.records.iter().filter(|(magic, _)| *magic != BACKING_FORMAT && *magic != BITMAPS);
-            records.filter(move |(magic, _)| (*magic == FEATURE_NAMES) == wanted)
+        let rank = |magic: u32| match magic {
+            BACKING_FORMAT | BITMAPS => None,
+            ENCRYPTION | DATA_FILE => Some(0),
+            FEATURE_NAMES => names.then_some(1),
+            _ => Some(2),
         };
-        for (magic, data) in others(false) {
-            extension::append(&mut out, *magic, data);
-        }
-        for (magic, data) in others(true).filter(|_| names) {
-            extension::append(&mut out, *magic, data);
+        for now in 0..=2 {
+            for (magic, data) in self.records.iter().filter(|(magic, _)| rank(*magic) == Some(now)) {
+                extension::append(&mut out, *magic, data);
+            }
         }
         extension::append(&mut out, END, &[]);
         out

@@ -84,6 +84,7 @@ fn wrong_value(error: &Error, command: Option<&str>, words: &[OsString]) -> Stri
         return match (is_new, command) {
             (true, Some("create")) => format!("{file}: Unknown file format '{value}'"),
             (true, _) => format!("Unknown file format '{value}'"),
+            _ if name == "--backing-format" => format!("Invalid format name: '{value}'"),
             _ => format!("Could not open '{file}': Unknown driver '{value}'"),
         };
     }
