@@ -89,6 +89,7 @@ fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Inte
         return Ok(());
     }
     let file = image.path().display();
+    let last = last_cluster(image, added, growth);
     let mut at = added.start();
     while at < added.end() {
         let left = human_size(added.end() - at);
@@ -98,7 +99,8 @@ fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Inte
             );
             return Err(Failure::failed(message).exit(interrupt.exit()));
         }
-        at = preallocate_piece(image, ByteRange::new(at, added.end()), growth).map_err(|error| {
+        let end = if at < last { last } else { added.end() };
+        at = preallocate_piece(image, ByteRange::new(at, end), growth, last).map_err(|error| {
             let size = added.end();
             let done = format!("{file} has its new size, {size} bytes, and {left} of it are not allocated");
             Failure::failed(format_args!("{error}; {done}"))
@@ -110,11 +112,26 @@ fn preallocate(image: &Image, added: ByteRange, growth: Growth, interrupt: &Inte
     })
 }
 
+/// Where the cluster begins that the disk ends within, if its file is to end with the whole of it, as
+/// `qemu-img` leaves it: of a qcow2 image that gets data.
+fn last_cluster(image: &Image, added: ByteRange, growth: Growth) -> u64 {
+    let cluster = image.device().geometry().cluster_size.unwrap_or(1);
+    let is_cut = !added.end().is_multiple_of(cluster);
+    if image.format() == Format::Qcow2 && growth != Growth::Metadata && is_cut {
+        (added.end() / cluster * cluster).max(added.start())
+    } else {
+        added.end()
+    }
+}
+
 /// Gives the first bytes of `rest` their space; returns where they end. A raw file gets it without being
 /// written where `falloc` suffices; in a qcow2 image data takes the space, or with `metadata` the mapping
-/// alone does.
-fn preallocate_piece(image: &Image, rest: ByteRange, growth: Growth) -> Result<u64, Error> {
+/// alone does. From `last` on lies a cut cluster: mapping it makes the file as long as the whole of it.
+fn preallocate_piece(image: &Image, rest: ByteRange, growth: Growth, last: u64) -> Result<u64, Error> {
     let disk = image.device();
+    if rest.start() == last {
+        disk.preallocate(rest)?;
+    }
     let most = if growth == Growth::Metadata { MAPPED_PIECE } else { PIECE };
     let piece = ByteRange::at(rest.start(), most.min(rest.len()));
     match growth {

@@ -136,6 +136,14 @@ impl Row {
     }
 }
 
+/// An option of the host's file, which images of all formats have.
+const EXTENT_SIZE_HINT: Row = Row {
+    key: "extent_size_hint",
+    kind: OptionKind::Size,
+    help: "Extent size for the host's file system: a hint, accepted without effect",
+    default: None,
+};
+
 /// The options of raw images.
 const RAW: [Row; 2] = [
     Row {
@@ -148,13 +156,15 @@ const RAW: [Row; 2] = [
 ];
 
 pub(crate) fn rows(format: Format) -> Vec<Row> {
-    match format {
+    let mut rows: Vec<_> = match format {
         Format::Raw => RAW.into(),
         Format::Qcow2 => OPTIONS
             .iter()
             .map(|def| Row { key: def.name, kind: def.kind, help: def.help, default: def.default })
             .collect(),
-    }
+    };
+    rows.push(EXTENT_SIZE_HINT);
+    rows
 }
 
 /// The options that images of `format` can be created with.
@@ -219,6 +229,8 @@ impl CreateSettings {
                 self.backing_format = Some(text.parse().map_err(|_| row.bad(text, expected()))?);
             }
             ("data_file", _) => self.data_file = Some(text.to_owned()),
+            // A hint: QEMU ignores it where the file system does not know it, too.
+            ("extent_size_hint", _) => {}
             ("preallocation", OptionValue::Choice(mode)) => {
                 self.preallocation = Preallocation::from_name(mode);
             }
@@ -245,7 +257,6 @@ impl CreateSettings {
 pub(crate) fn not_an_option(key: &str, format: Format) -> OptionError {
     let why = match key {
         "nocow" => "turning off copy-on-write in the host's file system",
-        "extent_size_hint" => "an extent size hint for the host's file system",
         "encryption" => "encryption",
         _ if key.starts_with("encrypt.") => "encryption",
         _ => return OptionError::UnknownKey { key: key.to_owned(), format },
@@ -336,7 +347,7 @@ mod tests {
             (
                 Format::Raw,
                 "cluster_size=4k",
-                "option \"cluster_size\": raw has no such option; it has preallocation, size",
+                "option \"cluster_size\": raw has no such option; it has preallocation, size, extent_size_hint",
             ),
             (Format::Qcow2, "compat=4", "option compat: \"4\" is not valid, expected 0.10, 1.1, v2 or v3"),
             (

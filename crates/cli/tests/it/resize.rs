@@ -64,6 +64,8 @@ fn what_is_added_can_be_allocated_at_once() {
                 map.contains("\"start\": 1048576, \"length\": 2023424") && map.contains("\"data\": true"),
                 "{map}"
             );
+            // The file ends with a whole cluster, the disk within it.
+            assert!(std::fs::metadata(place.path("disk")).unwrap().len().is_multiple_of(64 << 10), "{mode}");
             if have_qemu {
                 place.img("check -q @disk");
             }

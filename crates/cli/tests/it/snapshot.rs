@@ -95,6 +95,27 @@ fn qemu_agrees() {
     }
 }
 
+/// VM state, which lies behind the end of the disk, is taken and applied with a snapshot.
+#[test]
+fn vm_state_comes_back_with_its_snapshot() {
+    if !have_qemu("vm_state_comes_back_with_its_snapshot") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @disk 64M");
+    place.io("disk", &["write -q -P 7 0 64k", "write -q -b -P 17 1T 4k"]);
+    place.ours_ok("snapshot -q -c one @disk");
+    place.io("disk", &["write -q -P 8 0 64k", "write -q -b -P 18 1T 4k"]);
+    place.ours_ok("snapshot -q -a one @disk");
+    place.img("check -q @disk");
+    place.io("disk", &["read -q -P 7 0 64k", "read -q -b -P 17 1T 4k"]);
+    // It is no part of the disk.
+    place.ours_ok("resize -q @disk 128M");
+    place.ours_ok("snapshot -q -d one @disk");
+    place.img("check -q @disk");
+    place.io("disk", &["read -q -P 0 64M 64M", "read -q -b -P 17 1T 4k"]);
+}
+
 /// Under the name `qemu-img` success has no words, and failures have QEMU's.
 #[test]
 fn words_of_qemu_img() {

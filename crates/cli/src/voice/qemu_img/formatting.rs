@@ -1,6 +1,7 @@
 //! The line `Formatting 'NAME', fmt=.. key=value ..`: the options of a new image with their defaults, in
 //! QEMU's order and as they were typed.
 
+use blockmirror_block::size::parse_size;
 use blockmirror_image::Format;
 
 use crate::args::CreateArgs;
@@ -20,9 +21,11 @@ const QCOW2: &[(&str, Option<&str>)] = &[
     ("data_file_raw", None),
     ("lazy_refcounts", Some("off")),
     ("refcount_bits", Some("16")),
+    ("extent_size_hint", None),
 ];
 
-const RAW: &[(&str, Option<&str>)] = &[("size", None), ("preallocation", None)];
+const RAW: &[(&str, Option<&str>)] = 
+    &[("size", None), ("preallocation", None), ("extent_size_hint", None)];
 
 /// The line about an image of `size` bytes.
 pub(super) fn line(args: &CreateArgs, size: u64) -> String {
@@ -36,6 +39,7 @@ pub(super) fn line(args: &CreateArgs, size: u64) -> String {
         let given = typed.iter().rev().find(|(typed, _)| typed == key).map(|(_, value)| value.clone());
         let value = match *key {
             "size" => Some(size.to_string()),
+            "extent_size_hint" => given.and_then(|hint| parse_size(&hint).ok()).map(|hint| hint.to_string()),
             "backing_file" => args.backing.clone().or(given),
             "backing_fmt" => args.backing_format.map(|format| format.to_string()).or(given),
             _ => given,
