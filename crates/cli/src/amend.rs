@@ -43,8 +43,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     console.keep_out_of(FileId::of(path));
     let options = OpenOptions::new()
         .format(args.format)
-        .part(args.part)
-        .overlap_checks(args.overlap_checks)
+        .node(args.node.clone())
         .lock(lock_policy::lock(args.lock))
         .claim(!args.force)
         .cache(args.cache)

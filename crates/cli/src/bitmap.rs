@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use blockmirror_image::{FileId, Image, OpenOptions, Part};
+use blockmirror_image::{FileId, Image, NodeOptions, OpenOptions};
 
 use crate::args::BitmapArgs;
 use crate::console::Console;
@@ -15,12 +15,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BitmapArgs) -> Outcome {
     let image = open(
         args,
         &args.file,
-        args.part,
+        &args.node,
         options.clone().format(args.format).writable(true).claim(!args.force),
     )?;
     console.keep_out_of(image.own_files());
     let source = match &args.source_file {
-        Some(file) => Some(open(args, file, args.source_part, options.format(args.source_format))?),
+        Some(file) => Some(open(args, file, &args.source_node, options.format(args.source_format))?),
         None => None,
     };
     for image in std::iter::once(&image).chain(&source) {
@@ -33,7 +33,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BitmapArgs) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn open(args: &BitmapArgs, path: &Path, part: Part, options: OpenOptions) -> Outcome<Image> {
+fn open(args: &BitmapArgs, path: &Path, node: &NodeOptions, options: OpenOptions) -> Outcome<Image> {
     let policy = lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(path)?;
-    Ok(options.part(part).policy(policy).open(path)?)
+    Ok(options.node(node.clone()).policy(policy).open(path)?)
 }

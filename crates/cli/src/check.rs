@@ -25,7 +25,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
     };
     let options = OpenOptions::new()
         .format(args.format)
-        .part(args.part)
+        .node(args.node.clone())
         .lock(lock)
         .claim(!args.force)
         .cache(args.source_cache);

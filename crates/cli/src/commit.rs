@@ -51,10 +51,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
 
 /// How the files of a chain that changes are opened.
 pub(crate) fn access(args: &ChainArgs) -> OpenOptions {
-    OpenOptions::new()
-        .lock(lock_policy::lock(args.lock))
-        .claim(!args.force)
-        .overlap_checks(args.overlap_checks)
+    OpenOptions::new().lock(lock_policy::lock(args.lock)).claim(!args.force)
 }
 
 /// `error` of `command`, with what the command line has for it.

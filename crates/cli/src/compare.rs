@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use blockmirror_block::Visit;
-use blockmirror_image::{CompareOptions, Difference, Format, Image, Part, compare};
+use blockmirror_image::{CompareOptions, Difference, Format, Image, NodeOptions, compare};
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
@@ -22,8 +22,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
 }
 
 fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
-    let first = open(&args.first, args.parts.0, args.first_format, args)?;
-    let second = open(&args.second, args.parts.1, args.second_format, args)?;
+    let first = open(&args.first, &args.nodes.0, args.first_format, args)?;
+    let second = open(&args.second, &args.nodes.1, args.second_format, args)?;
     for note in first.notes().iter().chain(second.notes()) {
         console.note(note);
     }
@@ -54,11 +54,16 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     Ok(if differ { Exit::Failed } else { Exit::Done })
 }
 
-fn open(path: &Path, part: Part, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
+fn open(
+    path: &Path,
+    node: &NodeOptions,
+    format: Option<Format>,
+    args: &CompareArgs,
+) -> Outcome<Image> {
     let allowed = lock_policy::allowed(&args.access)?.file(&args.first).file(&args.second);
     let options = lock_policy::of_source(&args.access)
         .format(format)
-        .part(part)
+        .node(node.clone())
         .cache(args.source_cache)
         .policy(allowed.policy_for(path)?);
     Ok(options.open(path)?)

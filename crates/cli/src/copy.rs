@@ -113,15 +113,13 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
     }
     let mut sources = args.names.iter().cloned();
     let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
-    let target_access = lock_policy::of_target(&args.access)
-        .cache(args.target_cache)
-        .overlap_checks(args.target_overlap_checks);
+    let target_access = lock_policy::of_target(&args.access).cache(args.target_cache);
     let convert = Convert::new(first, &args.target)
         .snapshot(args.source_snapshot.clone())
         .source_access(lock_policy::of_source(&args.access).cache(args.source_cache))
         .target_access(target_access)
         .target_format(args.target_format)
-        .target_part(args.target_part)
+        .target_node(args.target_node.clone())
         .target_file(args.existing.options(None))
         .existing_image(args.no_create)
         .require_flush(args.require_flush)

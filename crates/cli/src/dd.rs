@@ -81,7 +81,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DdArgs) -> Outcome {
     let operands = Operands::parse(&args.operands)?;
     console.keep_out_of(FileId::of(&args.output));
     let mut input = ImageName::from(&args.input);
-    (input.part, input.format) = (args.part, args.format);
+    (input.node, input.format) = (args.node.clone(), args.format);
     let convert = Convert::new(input, &args.output)
         .source_range(operands.range())
         .source_access(lock_policy::of_source(&args.access))

@@ -17,10 +17,10 @@ use crate::{json, lock_policy};
 pub(crate) fn run(console: &mut Console<'_>, args: &HashArgs) -> Outcome {
     let interrupt = Interrupt::watch()?;
     let mut objects = Vec::new();
-    for ((path, part, format), typed) in args.images.iter().zip(&args.files) {
+    for ((path, node, format), typed) in args.images.iter().zip(&args.files) {
         let image = lock_policy::of_source(&args.access)
             .format(*format)
-            .part(*part)
+            .node(node.clone())
             .cache(args.source_cache)
             .policy(lock_policy::policy(path, &args.access)?)
             .open(path)?;

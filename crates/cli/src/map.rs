@@ -1,9 +1,10 @@
 //! `blockmirror map`.
 
 use std::io::{BufWriter, Write};
+use std::sync::Arc;
 
-use blockmirror_block::{ByteRange, Visit};
-use blockmirror_image::{MapRow, map};
+use blockmirror_block::{BlockDevice, ByteRange, Visit};
+use blockmirror_image::{Image, MapRow, map};
 
 use crate::args::{MapArgs, Output};
 use crate::console::Console;
@@ -13,13 +14,13 @@ use crate::{json, lock_policy};
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let image = lock_policy::of_source(&args.access)
         .format(args.format)
-        .part(args.part)
+        .node(args.node.clone())
         .policy(lock_policy::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {
         console.note(note);
     }
-    let device = image.device();
+    let device = located(&image)?;
     let end = args.max_length.map_or(device.len(), |length| args.start_offset.saturating_add(length));
     let range = ByteRange::new(args.start_offset, end);
     let mut out = BufWriter::new(&mut console.out);
@@ -31,7 +32,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     }
     .map_err(|e| Failure::output(&e))?;
     // A signal ends this command at once, so nothing is asked between rows.
-    map(&**device, range, &mut |_| Visit::Continue(()), &mut |row| {
+    map(&*device, range, &mut |_| Visit::Continue(()), &mut |row| {
         let written = match args.output.output {
             Output::Json => {
                 let comma = if rows == 0 { "" } else { ",\n" };
@@ -59,6 +60,15 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     .and_then(|()| out.flush())
     .map_err(|e| Failure::output(&e))?;
     Ok(Exit::Done)
+}
+
+/// The disk with the places of its bytes: a filter over the image hides them, since who reads there goes past
+/// it. Nothing is read here, but what it says of being asked counts.
+fn located(image: &Image) -> Outcome<Arc<dyn BlockDevice>> {
+    let device = image.device();
+    let Some(below) = device.forwards_to() else { return Ok(Arc::clone(device)) };
+    device.extents(ByteRange::new(0, device.len()), &mut |_| Visit::Break(()))?;
+    Ok(below)
 }
 
 /// A row for people: data only, and only where it lies as it is in a file.

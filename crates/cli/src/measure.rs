@@ -24,7 +24,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MeasureArgs) -> Outcome {
             of_size(0)?;
             let image = lock_policy::of_source(&args.access)
                 .format(args.source_format)
-                .part(args.part)
+                .node(args.node.clone())
                 .policy(lock_policy::policy(file, &args.access)?)
                 .open(file)?;
             for note in image.notes() {

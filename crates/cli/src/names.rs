@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use blockmirror_image::{Format, ImageName, OverlapChecks, Part};
+use blockmirror_image::{Format, ImageName, NodeOptions};
 use blockmirror_qmp::{json, keyval};
 use serde_json::Value;
 
@@ -23,62 +23,54 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         }
         Command::Info(args) => {
             let options = args.access.image_opts;
-            image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)
+            image(&mut args.file, &mut args.node, &mut args.format, options, "-f")
         }
         Command::Map(args) => {
             let options = args.access.image_opts;
-            image(&mut args.file, &mut args.part, &mut args.format, options, "-f").map(drop)
+            image(&mut args.file, &mut args.node, &mut args.format, options, "-f")
         }
         Command::Measure(args) => {
             let Some(file) = &mut args.file else { return Ok(()) };
-            image(file, &mut args.part, &mut args.source_format, args.access.image_opts, "-f").map(drop)
+            image(file, &mut args.node, &mut args.source_format, args.access.image_opts, "-f")
         }
         Command::Compare(args) => {
             let options = args.access.image_opts;
-            image(&mut args.first, &mut args.parts.0, &mut args.first_format, options, "-f")?;
-            image(&mut args.second, &mut args.parts.1, &mut args.second_format, options, "-F").map(drop)
+            image(&mut args.first, &mut args.nodes.0, &mut args.first_format, options, "-f")?;
+            image(&mut args.second, &mut args.nodes.1, &mut args.second_format, options, "-F")
         }
         Command::Hash(args) => {
             for file in &args.files {
                 let found = parse(file, args.format, args.access.image_opts, "-f")?;
-                args.images.push((found.path, found.part, found.format));
+                args.images.push((found.path, found.node, found.format));
             }
             Ok(())
         }
         Command::Check(args) => {
-            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f").map(drop)
+            image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")
         }
         Command::Snapshot(args) => {
-            let checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
-            args.overlap_checks = checks;
-            Ok(())
+            image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")
         }
         Command::Resize(args) => {
-            let checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
-            args.overlap_checks = checks;
-            Ok(())
+            image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")
         }
         Command::Amend(args) => match &mut args.file {
             Some(file) => {
-                let checks = image(file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
-                args.overlap_checks = checks;
-                Ok(())
+                image(file, &mut args.node, &mut args.format, args.image_opts, "-f")
             }
             None => Ok(()),
         },
         Command::Bitmap(args) => {
-            image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
+            image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")?;
             let Some(source) = &mut args.source_file else { return Ok(()) };
-            image(source, &mut args.source_part, &mut args.source_format, false, "-F").map(drop)
+            image(source, &mut args.source_node, &mut args.source_format, false, "-F")
         }
         Command::Commit(args) => chain(&mut args.chain),
         Command::Rebase(args) => chain(&mut args.chain),
         Command::Dd(args) => dd(args),
         Command::Bench(args) => {
             let options = args.access.image_opts;
-            let checks = image(&mut args.file, &mut args.part, &mut args.format, options, "-f")?;
-            args.overlap_checks = checks;
-            Ok(())
+            image(&mut args.file, &mut args.node, &mut args.format, options, "-f")
         }
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
@@ -94,37 +86,34 @@ fn copy(args: &mut CopyArgs) -> Outcome<()> {
     }
     if args.no_create {
         let options = args.target_image_opts;
-        let checks = image(&mut args.target, &mut args.target_part, &mut args.target_format, options, "-O")?;
-        args.target_overlap_checks = checks;
-        Ok(())
+        image(&mut args.target, &mut args.target_node, &mut args.target_format, options, "-O")
     } else {
         new(&mut args.target)
     }
 }
 
 fn chain(args: &mut ChainArgs) -> Outcome<()> {
-    args.overlap_checks = image(&mut args.file, &mut args.part, &mut args.format, args.image_opts, "-f")?;
-    Ok(())
+    image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")
 }
 
 fn dd(args: &mut DdArgs) -> Outcome<()> {
     let operands = Operands::parse(&args.operands)?;
     (args.input, args.output) = (operands.input, operands.output);
-    image(&mut args.input, &mut args.part, &mut args.format, args.access.image_opts, "-f")?;
+    image(&mut args.input, &mut args.node, &mut args.format, args.access.image_opts, "-f")?;
     new(&mut args.output)
 }
 
-/// An image that is there; returns what writes to it are checked against.
+/// An image that is there.
 fn image(
     name: &mut PathBuf,
-    part: &mut Part,
+    node: &mut NodeOptions,
     format: &mut Option<Format>,
     options: bool,
     letter: &str,
-) -> Outcome<OverlapChecks> {
+) -> Outcome<()> {
     let found = parse(name, *format, options, letter)?;
-    (*name, *part, *format) = (found.path, found.part, found.format);
-    Ok(found.overlap_checks)
+    (*name, *node, *format) = (found.path, found.node, found.format);
+    Ok(())
 }
 
 /// What `name` says, with the format that the option `letter` has given.
@@ -158,6 +147,11 @@ fn new(name: &mut PathBuf) -> Outcome<()> {
             name.display()
         )));
     }
-    *name = parse(name, None, false, "-O")?.path;
+    let found = parse(name, None, false, "-O")?;
+    if found.node != NodeOptions::default() {
+        let shown = name.display();
+        return Err(Failure::usage(format_args!("{shown}: a new image needs a path; with ./ before it it is one")));
+    }
+    *name = found.path;
     Ok(())
 }

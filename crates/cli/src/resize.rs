@@ -29,8 +29,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     console.keep_out_of(FileId::of(&args.file));
     let image = OpenOptions::new()
         .format(args.format)
-        .part(args.part)
-        .overlap_checks(args.overlap_checks)
+        .node(args.node.clone())
         .writable(true)
         .lock(lock_policy::lock(args.lock))
         .claim(!args.force)

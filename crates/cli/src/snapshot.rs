@@ -22,8 +22,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
     };
     let options = OpenOptions::new()
         .format(args.format)
-        .part(args.part)
-        .overlap_checks(args.overlap_checks)
+        .node(args.node.clone())
         .lock(lock)
         .claim(!args.force)
         .cache(args.source_cache);

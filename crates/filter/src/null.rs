@@ -117,9 +117,15 @@ impl BlockDevice for NullDisk {
 pub struct NullStorage(NullDisk);
 
 impl NullStorage {
-    /// `len` bytes.
+    /// `len` bytes, all of which are a hole.
     pub fn new(len: u64) -> Self {
-        Self(NullDisk::new(len))
+        Self(NullDisk::new(len).read_zeroes(true))
+    }
+}
+
+impl From<NullDisk> for NullStorage {
+    fn from(disk: NullDisk) -> Self {
+        Self(disk)
     }
 }
 
@@ -138,7 +144,8 @@ impl Storage for NullStorage {
         info
     }
 
-    fn read_at(&self, buf: &mut [u8], _: u64) -> Result<()> {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.serve("read", Some(ByteRange::default()), offset, buf.len() as u64)?;
         buf.fill(0);
         Ok(())
     }
@@ -169,7 +176,7 @@ impl Storage for NullStorage {
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
         if !range.is_empty() {
-            let _ = visit(StorageExtent { range, hole: true });
+            let _ = visit(StorageExtent { range, hole: self.0.read_zeroes });
         }
         Ok(())
     }

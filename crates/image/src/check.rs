@@ -59,7 +59,7 @@ fn run(
     work: &mut dyn FnMut(&dyn Storage) -> blockmirror_qcow2::Result<CheckReport>,
 ) -> Result<Option<ImageCheck>> {
     let protocol = options.open_protocol(path, writable)?;
-    let storage: Arc<dyn Storage> = options.given_part().of(protocol.storage())?;
+    let storage: Arc<dyn Storage> = options.given_node().part.of(protocol.storage())?;
     let format = match options.given_format() {
         Some(format) => format,
         None => probe(&*storage, path)?,

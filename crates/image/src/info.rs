@@ -138,7 +138,7 @@ impl ImageInfo {
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let protocol = options.clone().lock(LockMode::Off).open_protocol(path, false)?;
-        Self::read_from(&protocol, options.given_part(), path, options.given_format())
+        Self::read_from(&protocol, options.given_node().part, path, options.given_format())
     }
 
     fn read_from(protocol: &ProtocolLayer, part: Part, path: &Path, format: Option<Format>) -> Result<Self> {
@@ -255,9 +255,12 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     let top = options.open_protocol(path, false)?;
     let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];
-    let mut chain = vec![ImageInfo::read_from(&top, options.given_part(), path, options.given_format())?];
+    let mut chain = vec![ImageInfo::read_from(&top, options.given_node().part, path, options.given_format())?];
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
+        if chain.len() == 1 && options.given_node().no_backing {
+            break;
+        }
         let Some(below) = BackingRef::authorize(options, &last.path, &qcow2.header)? else { break };
         let file = below.open(options, chain.len(), &mut files, false)?;
         chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);

@@ -59,6 +59,7 @@ mod measure;
 mod name;
 #[cfg(feature = "nbd")]
 mod nbd;
+mod node_options;
 mod open;
 mod options;
 mod protocol;
@@ -98,6 +99,7 @@ pub use measure::Measurement;
 pub use name::{ImageName, NameError};
 #[cfg(feature = "nbd")]
 pub use nbd::NbdOptions;
+pub use node_options::NodeOptions;
 pub use open::{MAX_CHAIN_DEPTH, MAX_CHAIN_L1_BYTES, OpenOptions};
 pub use options::{
     BackingSettingsError, CreateSettings, OptionError, OptionHelp, option_help, split_options,

@@ -1,21 +1,24 @@
-//! Images as callers name them: a path, a URI, `file:PATH`, a `json:` description, or options.
+//! Images as callers name them: a path, a URI, `file:PATH`, `blkdebug:RULES:PATH`, `null-co://`, a `json:`
+//! description, or options (`options`).
 //!
 //! Called with what a person has typed, never with a name out of an image.
 //!
 //! What must hold: an option that is not understood is refused by name, so that none is silently without
 //! effect.
 
-use std::collections::BTreeMap;
+mod options;
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use blockmirror_block::size::parse_size;
-use blockmirror_qcow2::OverlapChecks;
-use blockmirror_raw::Part;
-
 use crate::format::Format;
+use crate::node_options::{FaultRules, NodeOptions, NullOptions};
+use crate::protocol::NULL;
+use options::Options;
 
 /// An image that a caller has named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +28,8 @@ pub struct ImageName {
     pub path: PathBuf,
     /// Its format, where the name says it.
     pub format: Option<Format>,
-    /// The part of the file, or of the export, that it lies in.
-    pub part: Part,
-    /// Which kinds of metadata writes to it are checked against, if it is a qcow2 image.
-    pub overlap_checks: OverlapChecks,
+    /// What else it says.
+    pub node: NodeOptions,
 }
 
 /// Why the description of an image was not understood.
@@ -40,7 +41,7 @@ pub enum NameError {
     Json(String),
     /// An option is missing.
     #[error("the option \"{0}\" is missing")]
-    Missing(&'static str),
+    Missing(String),
     /// The option exists in QEMU at most.
     #[error("the option \"{0}\" is not supported here")]
     Option(String),
@@ -57,8 +58,7 @@ pub enum NameError {
 impl<P: AsRef<Path>> From<P> for ImageName {
     /// A path or a URI, as it is.
     fn from(path: P) -> Self {
-        let path = path.as_ref().to_owned();
-        Self { path, format: None, part: Part::default(), overlap_checks: OverlapChecks::default() }
+        Self { path: path.as_ref().to_owned(), format: None, node: NodeOptions::default() }
     }
 }
 
@@ -76,6 +76,16 @@ impl ImageName {
                 Err(error) => Err(NameError::Json(error.to_string())),
             };
         }
+        if name == NULL {
+            let node = NodeOptions { null: Some(NullOptions::default()), ..NodeOptions::default() };
+            return Ok(Self { path: name.to_owned(), format: None, node });
+        }
+        if let Some((rules, image)) = blkdebug(name) {
+            let config = (!rules.as_os_str().is_empty()).then_some(rules);
+            let mut named = Self::from(without_file_prefix(&image).map_or(image, as_path));
+            named.node.file_rules = Some(Box::new(FaultRules { config, ..FaultRules::default() }));
+            return Ok(named);
+        }
         Ok(Self::from(without_file_prefix(name).map_or_else(|| name.to_owned(), as_path)))
     }
 
@@ -85,47 +95,24 @@ impl ImageName {
     /// [`NameError`].
     pub fn from_options(options: &Map<String, Value>) -> Result<Self, NameError> {
         let mut options = Options::new(options);
-        let driver = options.take("driver");
-        let format = match driver.as_deref() {
-            Some("raw") => Some(Format::Raw),
-            Some("qcow2") => Some(Format::Qcow2),
-            None => None,
-            // The file itself, without a format.
-            Some(protocol) => {
-                let path = options.protocol("", Some(protocol.to_owned()))?;
-                options.all_taken()?;
-                return Ok(Self { format: Some(Format::Raw), ..Self::from(path) });
-            }
-        };
-        if options.0.contains_key("file") {
-            // There are no nodes that it could name.
-            return Err(NameError::Option("file".to_owned()));
-        }
-        // A format may lie in a part of a file; a raw disk is one by its own options.
-        let (mut part, mut prefix) = (Part::default(), "file.");
-        let mut protocol = options.take("file.driver");
-        match format {
-            Some(Format::Raw) => part = options.part("")?,
-            Some(_) if protocol.as_deref() == Some("raw") => {
-                part = options.part(prefix)?;
-                prefix = "file.file.";
-                protocol = options.take("file.file.driver");
-            }
-            _ => {}
-        }
-        let checks =
-            if format == Some(Format::Qcow2) { options.overlap_checks()? } else { OverlapChecks::default() };
-        let path = options.protocol(prefix, protocol)?;
+        let name = options.disk("")?;
         options.all_taken()?;
-        Ok(Self { path, format, part, overlap_checks: checks })
+        Ok(name)
     }
 }
 
 /// The rest of a name that begins with `file:`.
 fn without_file_prefix(name: &Path) -> Option<PathBuf> {
-    use std::os::unix::ffi::OsStrExt;
     let rest = name.as_os_str().as_bytes().strip_prefix(b"file:")?;
-    Some(PathBuf::from(std::ffi::OsStr::from_bytes(rest)))
+    Some(PathBuf::from(OsStr::from_bytes(rest)))
+}
+
+/// The two parts of a name `blkdebug:RULES:IMAGE`; the first may be empty.
+fn blkdebug(name: &Path) -> Option<(PathBuf, PathBuf)> {
+    let rest = name.as_os_str().as_bytes().strip_prefix(b"blkdebug:")?;
+    let (rules, image) = rest.split_at(rest.iter().position(|byte| *byte == b':')?);
+    let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+    Some((path(rules), path(&image[1..])))
 }
 
 /// A path that looks like something else is written so that it does not.
@@ -134,112 +121,11 @@ fn as_path(path: PathBuf) -> PathBuf {
     if first.contains(&b':') { Path::new(".").join(path) } else { path }
 }
 
-/// Options by dotted names that nothing has asked for yet.
-struct Options(BTreeMap<String, String>);
-
-impl Options {
-    fn new(options: &Map<String, Value>) -> Self {
-        let mut flat = BTreeMap::new();
-        let mut open: Vec<_> = options.iter().map(|(name, value)| (name.clone(), value)).collect();
-        while let Some((name, value)) = open.pop() {
-            match value {
-                Value::Object(members) => {
-                    open.extend(members.iter().map(|(member, value)| (format!("{name}.{member}"), value)));
-                }
-                Value::String(text) => {
-                    flat.insert(name, text.clone());
-                }
-                value => {
-                    flat.insert(name, value.to_string());
-                }
-            }
-        }
-        Self(flat)
-    }
-
-    fn take(&mut self, name: &str) -> Option<String> {
-        self.0.remove(name)
-    }
-
-    /// The part of a file that the options of a raw disk with `prefix` describe.
-    fn part(&mut self, prefix: &str) -> Result<Part, NameError> {
-        let mut size = |member: &str| {
-            let option = format!("{prefix}{member}");
-            let Some(value) = self.take(&option) else { return Ok(None) };
-            parse_size(&value).map(Some).map_err(|_| NameError::Value { option, value })
-        };
-        Ok(Part::new(size("offset")?.unwrap_or(0), size("size")?))
-    }
-
-    /// What writes to a qcow2 image are checked against.
-    fn overlap_checks(&mut self) -> Result<OverlapChecks, NameError> {
-        let is_one = |name: &String| name == "overlap-check" || name.starts_with("overlap-check.");
-        let names: Vec<_> = self.0.keys().filter(|name| is_one(name)).cloned().collect();
-        let taken: Vec<_> = names.into_iter().filter_map(|name| self.0.remove_entry(&name)).collect();
-        let checks = OverlapChecks::from_options(taken.iter().map(|(name, value)| (&**name, &**value)));
-        checks.map_err(|option| {
-            let value = taken.iter().find(|(name, _)| name == option).map(|(_, value)| value.clone());
-            NameError::Value { option: option.to_owned(), value: value.unwrap_or_default() }
-        })
-    }
-
-    /// The file or export that the options with `prefix` describe.
-    fn protocol(&mut self, prefix: &'static str, driver: Option<String>) -> Result<PathBuf, NameError> {
-        let name = |member: &str| format!("{prefix}{member}");
-        match driver.as_deref() {
-            None | Some("file" | "host_device") => {
-                let missing = match prefix {
-                    "" => "filename",
-                    "file." => "file.filename",
-                    _ => "file.file.filename",
-                };
-                let path = self.take(&name("filename")).ok_or(NameError::Missing(missing))?;
-                Ok(as_path(path.into()))
-            }
-            #[cfg(feature = "nbd")]
-            Some("nbd") => self.export(prefix),
-            Some(other) => Err(NameError::Value { option: name("driver"), value: other.to_owned() }),
-        }
-    }
-
-    #[cfg(feature = "nbd")]
-    fn export(&mut self, prefix: &str) -> Result<PathBuf, NameError> {
-        use blockmirror_nbd::{NbdAddress, NbdUri};
-        let mut take = |member: &str| self.take(&format!("{prefix}{member}"));
-        let kind = take("server.type");
-        let path = take("server.path").or_else(|| take("path"));
-        let host = take("server.host").or_else(|| take("host"));
-        let port = take("server.port").or_else(|| take("port"));
-        let export = take("export").unwrap_or_default();
-        let address = match (kind.as_deref(), path, host) {
-            (None | Some("unix"), Some(path), None) if port.is_none() => NbdAddress::Unix(path.into()),
-            (None | Some("inet"), None, Some(host)) => {
-                let port = port.unwrap_or_else(|| "10809".to_owned());
-                let number = port.parse();
-                let port = number.map_err(|_| NameError::Value { option: "port".to_owned(), value: port })?;
-                NbdAddress::Tcp { host, port }
-            }
-            (Some(other), ..) if !matches!(other, "unix" | "inet") => {
-                return Err(NameError::Value {
-                    option: format!("{prefix}server.type"),
-                    value: other.to_owned(),
-                });
-            }
-            _ => return Err(NameError::Missing("server.path or server.host")),
-        };
-        Ok(NbdUri::new(address, export).to_string().into())
-    }
-
-    fn all_taken(&self) -> Result<(), NameError> {
-        match self.0.keys().next() {
-            Some(name) => Err(NameError::Option(name.clone())),
-            None => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use blockmirror_qcow2::OverlapChecks;
+    use blockmirror_raw::Part;
+
     use super::*;
 
     fn parse(name: &str) -> Result<(String, Option<Format>), String> {
@@ -285,7 +171,7 @@ mod tests {
             ),
         ] {
             let json = format!(r#"json:{{"driver":"qcow2",{options}"file.filename":"a"}}"#);
-            let found = ImageName::parse(Path::new(&json)).map(|name| name.overlap_checks);
+            let found = ImageName::parse(Path::new(&json)).map(|name| name.node.overlap_checks);
             assert_eq!(found.map_err(|error| error.to_string()), want.map_err(str::to_owned), "{json}");
         }
         assert!(parse(r#"json:{"driver":"raw","overlap-check":"none","file.filename":"a"}"#).is_err());
@@ -304,7 +190,7 @@ mod tests {
             ),
         ] {
             let name = ImageName::parse(Path::new(&format!("json:{json}"))).unwrap();
-            assert_eq!((name.format, name.part), (Some(format), Part::new(offset, size)), "{json}");
+            assert_eq!((name.format, name.node.part), (Some(format), Part::new(offset, size)), "{json}");
             assert_eq!(name.path, Path::new("a"), "{json}");
         }
     }
@@ -317,7 +203,25 @@ mod tests {
             (r#"{"driver":"qcow2","file":"node"}"#, "\"file\""),
             (r#"{"driver":"qcow2"}"#, "\"file.filename\""),
             (r#"{"driver":"vmdk","file":{"filename":"a"}}"#, "\"vmdk\""),
-            (r#"{"driver":"qcow2","backing":null,"file":{"filename":"a"}}"#, "\"backing\""),
+            (r#"{"driver":"qcow2","backing":"base","file":{"filename":"a"}}"#, "\"backing\""),
+            (r#"{"driver":"raw","backing":null,"file":{"filename":"a"}}"#, "\"backing\""),
+            (r#"{"driver":"qcow2","cache":{"direct":"maybe"},"file":{"filename":"a"}}"#, "\"cache.direct\""),
+            (r#"{"driver":"null-co","size":"many"}"#, "\"size\" cannot be \"many\""),
+            (r#"{"driver":"null-co","filename":"a"}"#, "\"filename\""),
+            (r#"{"driver":"blkdebug","inject-error":[{"errno":5}],"image":{"filename":"a"}}"#, "inject-error.0.event"),
+            (
+                r#"{"driver":"blkdebug","inject-error":[{"event":"x"}],"image":{"filename":"a"}}"#,
+                "\"inject-error.0.event\" cannot be \"x\"",
+            ),
+            (
+                r#"{"driver":"blkdebug","set-state":[{"event":"none"}],"image":{"filename":"a"}}"#,
+                "\"set-state.0.new_state\"",
+            ),
+            (
+                r#"{"driver":"blkdebug","inject-error":[{"event":"none","often":1}],"image":{"filename":"a"}}"#,
+                "\"inject-error.0.often\"",
+            ),
+            (r#"{"driver":"blkdebug","image":{"driver":"blkdebug","image":{"filename":"a"}}}"#, "\"image.driver\""),
             (r#"{"driver":"qcow2","file":{"filename":"a","locking":"off"}}"#, "\"file.locking\""),
             (r#"{"driver":"qcow2","offset":512,"file":{"filename":"a"}}"#, "\"offset\""),
             (r#"{"driver":"raw","offset":-1,"file":{"filename":"a"}}"#, "\"offset\" cannot be \"-1\""),
@@ -340,5 +244,46 @@ mod tests {
         let tcp = r#"json:{"driver":"nbd","host":"h","port":"1"}"#;
         assert_eq!(parse(tcp).unwrap(), ("nbd://h:1/".to_owned(), Some(Format::Raw)));
         assert!(parse(r#"json:{"driver":"nbd"}"#).is_err());
+    }
+
+    #[test]
+    fn files_may_have_faults_and_disks_may_have_no_file() {
+        let parse = |name: &str| ImageName::parse(Path::new(name)).unwrap();
+        let name = parse("blkdebug:rules:file:nbd:disk");
+        assert_eq!((name.path.to_str(), name.format), (Some("./nbd:disk"), None));
+        assert_eq!(name.node.file_rules.unwrap().config.as_deref(), Some(Path::new("rules")));
+        assert_eq!(parse("blkdebug::disk").node.file_rules.unwrap().config, None);
+        assert_eq!(parse("./blkdebug::disk").node, NodeOptions::default());
+        assert_eq!(parse("null-co://").node.null, Some(NullOptions::default()));
+
+        let rules = r#""inject-error":[{"event":"none","sector":7},{"event":"read_aio","errno":28}],"align":4096"#;
+        let below = r#"json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"filename":"a"},RULES}}"#;
+        let above = r#"json:{"driver":"blkdebug","image":{"driver":"qcow2","file.filename":"a"},RULES}"#;
+        let below = parse(&below.replace("RULES", rules));
+        let above = parse(&above.replace("RULES", rules));
+        assert_eq!((&below.path, below.format), (&above.path, above.format));
+        assert_eq!(below.node.file_rules, above.node.disk_rules);
+        let found = &above.node.disk_rules.as_ref().unwrap().options;
+        assert_eq!((found.inject_error.len(), found.inject_error[1].errno, found.align), (2, 28, 4096));
+        assert!(below.node.disk_rules.is_none() && above.node.file_rules.is_none());
+
+        let zeros = parse(r#"json:{"driver":"null-co","size":"1M","read-zeroes":true}"#);
+        let null = zeros.node.null.unwrap();
+        assert_eq!((zeros.format, null.size, null.read_zeroes), (Some(Format::Raw), 1 << 20, true));
+        let null = parse(r#"json:{"driver":"qcow2","file.driver":"null-co"}"#).node.null;
+        assert_eq!(null, Some(NullOptions::default()));
+    }
+
+    #[test]
+    fn caches_and_backing_files_are_options() {
+        let parse = |options: &str| {
+            let name = format!(r#"json:{{"driver":"qcow2","file":{{"filename":"a"}},{options}}}"#);
+            ImageName::parse(Path::new(&name)).unwrap().node
+        };
+        assert!(parse(r#""cache":{"direct":true,"no-flush":false}"#).direct);
+        assert!(parse(r#""file.cache.direct":"on""#).direct);
+        assert!(!parse(r#""cache.direct":"off""#).direct);
+        assert!(parse(r#""backing":null"#).no_backing);
+        assert_eq!(parse(r#""l2-cache-entry-size":4096,"node-name":"n""#), NodeOptions::default());
     }
 }

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
+use crate::node_options::NodeOptions;
 use crate::protocol::{BackingTarget, read_rules};
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::{Access, ProtocolLayer};
@@ -49,8 +50,7 @@ pub struct OpenOptions {
     lock: LockMode,
     claim: bool,
     cache: CacheMode,
-    overlap_checks: OverlapChecks,
-    part: Part,
+    node: NodeOptions,
     snapshot: Option<SnapshotRef>,
     policy: ReferencePolicy,
     max_depth: u32,
@@ -69,8 +69,7 @@ impl Default for OpenOptions {
             lock: LockMode::Exclusive,
             claim: false,
             cache: CacheMode::default(),
-            overlap_checks: OverlapChecks::default(),
-            part: Part::default(),
+            node: NodeOptions::default(),
             snapshot: None,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
@@ -167,14 +166,22 @@ impl OpenOptions {
     /// Which kinds of metadata each write to a qcow2 image is checked against.
     #[must_use]
     pub fn overlap_checks(mut self, checks: OverlapChecks) -> Self {
-        self.overlap_checks = checks;
+        self.node.overlap_checks = checks;
         self
     }
 
     /// The image lies in this part of its file only. Layers below it lie in all of theirs.
     #[must_use]
     pub fn part(mut self, part: Part) -> Self {
-        self.part = part;
+        self.node.part = part;
+        self
+    }
+
+    /// What the image's name says besides its path and format: in place of what
+    /// [`part`](Self::part) and [`overlap_checks`](Self::overlap_checks) have said.
+    #[must_use]
+    pub fn node(mut self, node: NodeOptions) -> Self {
+        self.node = node;
         self
     }
 
@@ -214,7 +221,7 @@ impl OpenOptions {
     /// [`Error`], naming the file of the chain that could not be opened.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
-        let protocol = ProtocolLayer::open(path, self.access(self.writable, self.claim))?;
+        let protocol = self.open_named(path, self.access(self.writable, self.claim))?;
         self.for_opened(path, &protocol).open_on(&protocol, path, None)
     }
 
@@ -230,7 +237,8 @@ impl OpenOptions {
         opener.files.extend(data.iter().map(|data| data.id()));
         let data = data.map(ProtocolLayer::storage);
         let name = path.to_owned();
-        let (mut top, below) = opener.layer(protocol, self.part, path.to_owned(), name, self.format, data)?;
+        let (mut top, below) =
+            opener.layer(protocol, self.node.part, path.to_owned(), name, self.format, data)?;
         top.snapshot.clone_from(&self.snapshot);
         let own_files = opener.files.len();
         opener.layers.push((protocol.id(), top.format));
@@ -241,11 +249,12 @@ impl OpenOptions {
     /// Opens the files of the qcow2 image `path` and of what it stands on, for a change of the image that
     /// opens it itself: its storage, and how it is opened. `None` if it has another format.
     pub(crate) fn open_files(&self, path: &Path) -> Result<Option<OpenFiles>> {
-        let protocol = ProtocolLayer::open(path, self.access(self.writable, self.claim))?;
+        let protocol = self.open_named(path, self.access(self.writable, self.claim))?;
         let options = self.for_opened(path, &protocol);
         let mut opener = ChainOpener::new(&options, &protocol);
         let name = path.to_owned();
-        let (top, below) = opener.layer(&protocol, self.part, path.to_owned(), name, self.format, None)?;
+        let (top, below) =
+            opener.layer(&protocol, self.node.part, path.to_owned(), name, self.format, None)?;
         if top.format != Format::Qcow2 {
             return Ok(None);
         }
@@ -259,12 +268,8 @@ impl OpenOptions {
         self.format
     }
 
-    pub(crate) fn given_overlap_checks(&self) -> OverlapChecks {
-        self.overlap_checks
-    }
-
-    pub(crate) fn given_part(&self) -> Part {
-        self.part
+    pub(crate) fn given_node(&self) -> &NodeOptions {
+        &self.node
     }
 
     /// With the policy for the image that is open in `protocol` by the name `path`.
@@ -274,7 +279,19 @@ impl OpenOptions {
 
     /// Opens what the caller names `path`.
     pub(crate) fn open_protocol(&self, path: &Path, writable: bool) -> Result<ProtocolLayer> {
-        ProtocolLayer::open(path, self.access(writable, writable && self.claim))
+        self.open_named(path, self.access(writable, writable && self.claim))
+    }
+
+    /// Opens the file or export `path`, or what the image's name has in its place.
+    fn open_named(&self, path: &Path, access: Access) -> Result<ProtocolLayer> {
+        let protocol = match self.node.null {
+            Some(null) => ProtocolLayer::zeros(null.disk()),
+            None => ProtocolLayer::open(path, access)?,
+        };
+        match &self.node.file_rules {
+            Some(rules) => ProtocolLayer::failing(protocol, rules.read()?),
+            None => Ok(protocol),
+        }
     }
 
     fn open_backing(&self, target: &BackingTarget, writable: bool) -> Result<ProtocolLayer> {
@@ -305,7 +322,7 @@ impl OpenOptions {
             writable,
             lock: self.lock,
             claim,
-            direct: self.cache.is_direct(),
+            direct: self.cache.is_direct() || self.node.direct,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -464,7 +481,7 @@ impl<'a> ChainOpener<'a> {
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;
             }
-            if self.options.with_backing {
+            if self.options.with_backing && !self.options.node.no_backing {
                 below = BackingRef::authorize(self.options, &layer.path, &header)?;
             }
         }
@@ -508,6 +525,9 @@ impl<'a> ChainOpener<'a> {
         let (mut device, qcow2) = top.device(below.device, self.options)?;
         if self.options.compress {
             device = compressing(&top.path, qcow2.as_ref())?;
+        }
+        if let Some(rules) = &self.options.node.disk_rules {
+            device = rules.over(device)?;
         }
         Ok(Image {
             device: self.options.written_through(device),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use blockmirror_block::Storage;
 use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
-use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullStorage};
+use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullDisk, NullStorage};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdUri};
 use blockmirror_qcow2::Unfinished;
@@ -76,6 +76,11 @@ impl ProtocolLayer {
     /// Zeros.
     pub(crate) fn null() -> Self {
         Self::Null(Arc::new(NullStorage::new(DEFAULT_NULL_SIZE)))
+    }
+
+    /// What `disk` says.
+    pub(crate) fn zeros(disk: NullDisk) -> Self {
+        Self::Null(Arc::new(NullStorage::from(disk)))
     }
 
     /// `protocol`, which fails as `rules` say.

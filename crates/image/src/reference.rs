@@ -17,6 +17,7 @@ use blockmirror_file::{FileId, PathHandle};
 use blockmirror_qcow2::FileName;
 use thiserror::Error;
 
+use crate::protocol::NULL;
 use crate::protocol_id::{ProtocolId, is_uri};
 
 /// What an image names a file for.
@@ -176,7 +177,7 @@ impl ReferencePolicy {
     /// If the directory cannot be looked up.
     pub fn beside(image: &Path) -> io::Result<Self> {
         let mut policy = Self::deny();
-        if !is_uri(image) {
+        if !is_uri(image) && image != Path::new(NULL) {
             policy.home = Some(Home { image: image.to_owned(), root: Root::new(directory_of(image))? });
         }
         Ok(policy)

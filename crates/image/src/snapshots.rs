@@ -90,7 +90,7 @@ fn change(
             return Ok(None);
         }
         let open = blockmirror_qcow2::OpenOptions::new().writable(true);
-        let image = open.overlap_checks(options.given_overlap_checks()).open(Arc::clone(&storage))?;
+        let image = open.overlap_checks(options.given_node().overlap_checks).open(Arc::clone(&storage))?;
         operation(&image).map(Some)
     };
     let changed = changed().map_err(|error| error.in_file(&name))?;
@@ -99,7 +99,7 @@ fn change(
 
 fn open(path: &Path, options: &OpenOptions, writable: bool) -> Result<(Format, Arc<dyn Storage>)> {
     let protocol = options.open_protocol(path, writable)?;
-    let storage: Arc<dyn Storage> = options.given_part().of(protocol.storage())?;
+    let storage: Arc<dyn Storage> = options.given_node().part.of(protocol.storage())?;
     let format = match options.given_format() {
         Some(format) => format,
         None => probe(&*storage, path)?,

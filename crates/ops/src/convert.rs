@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 use blockmirror_image::{
-    AllowedReferences, CreateSettings, Format, ImageName, OpenOptions, Part, SnapshotRef, TargetOptions,
+    AllowedReferences, CreateSettings, Format, ImageName, NodeOptions, OpenOptions, SnapshotRef, TargetOptions,
 };
 use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
 
@@ -68,7 +68,7 @@ pub struct Convert {
     source_access: OpenOptions,
     snapshot: Option<SnapshotRef>,
     target: PathBuf,
-    target_part: Part,
+    target_node: NodeOptions,
     target_format: Option<Format>,
     target_access: OpenOptions,
     existing: bool,
@@ -92,7 +92,7 @@ impl Convert {
             source_access: OpenOptions::new(),
             snapshot: None,
             target: target.as_ref().to_owned(),
-            target_part: Part::default(),
+            target_node: NodeOptions::default(),
             target_format: None,
             target_access: OpenOptions::new(),
             existing: false,
@@ -174,10 +174,10 @@ impl Convert {
         self
     }
 
-    /// With [`existing_image`](Self::existing_image): the part of the file that the target lies in.
+    /// With [`existing_image`](Self::existing_image): what the target's name says besides path and format.
     #[must_use]
-    pub fn target_part(mut self, part: Part) -> Self {
-        self.target_part = part;
+    pub fn target_node(mut self, node: NodeOptions) -> Self {
+        self.target_node = node;
         self
     }
 

@@ -149,7 +149,8 @@ impl Rebase {
     /// Nothing has changed.
     pub fn open(&self) -> Result<OpenRebase, Error> {
         let path = &self.image.path;
-        let options = self.access.clone().format(self.image.format).part(self.image.part).writable(true);
+        let options = self.access.clone().format(self.image.format);
+        let options = options.node(self.image.node.clone()).writable(true);
         let policy = self.allowed.policy_for(path)?;
         let image = options.policy(policy).with_backing(!self.header_only).open(path)?;
         let Some(qcow2) = image.qcow2().map(Arc::clone) else {

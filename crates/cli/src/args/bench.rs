@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, OverlapChecks, Part};
+use blockmirror_image::{CacheMode, Format, NodeOptions};
 use blockmirror_ops::MAX_BENCH_DEPTH;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -32,7 +32,7 @@ pub(crate) struct DdArgs {
     pub(crate) input: PathBuf,
 
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     #[arg(skip)]
     pub(crate) output: PathBuf,
@@ -60,13 +60,9 @@ pub(crate) struct BenchArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
-
-    /// What writes are checked against, from its name.
-    #[arg(skip)]
-    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) node: NodeOptions,
 
     /// Format of the image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

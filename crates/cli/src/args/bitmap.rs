@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{BitmapAction, BitmapOptions, Format, Part};
+use blockmirror_image::{BitmapAction, BitmapOptions, Format, NodeOptions};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Args, FromArgMatches};
@@ -27,9 +27,9 @@ pub(crate) struct BitmapArgs {
     /// The image, which must not be in use
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     /// The name of the bitmap
     pub(crate) bitmap: String,
@@ -42,9 +42,9 @@ pub(crate) struct BitmapArgs {
     #[arg(short = 'b', long, value_name = "FILE", requires = "merge")]
     pub(crate) source_file: Option<PathBuf>,
 
-    /// The part of the file `source_file`, from its name.
+    /// The same of `source_file`.
     #[arg(skip)]
-    pub(crate) source_part: Part,
+    pub(crate) source_node: NodeOptions,
 
     /// Format of that image; detected if omitted
     #[arg(short = 'F', long, value_name = "FMT", requires = "source_file")]

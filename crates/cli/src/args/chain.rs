@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{BackingFormat, CacheMode, Format, ImageName, OverlapChecks, Part};
+use blockmirror_image::{BackingFormat, CacheMode, Format, ImageName, NodeOptions};
 use clap::Args;
 
 use super::{LockArgs, ProgressArgs, size};
@@ -25,13 +25,9 @@ pub(crate) struct ChainArgs {
     /// The image, which must not be in use
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
-
-    /// What writes are checked against, from its name.
-    #[arg(skip)]
-    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) node: NodeOptions,
 
     /// Format of the image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -62,7 +58,7 @@ impl ChainArgs {
     /// The image with what is known of it.
     pub(crate) fn name(&self) -> ImageName {
         let mut name = ImageName::from(&self.file);
-        (name.part, name.format) = (self.part, self.format);
+        (name.node, name.format) = (self.node.clone(), self.format);
         name
     }
 }

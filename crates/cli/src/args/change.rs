@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use blockmirror_block::size::{SizeError, parse_size};
-use blockmirror_image::{CacheMode, Format, OverlapChecks, Part, split_options};
+use blockmirror_image::{CacheMode, Format, NodeOptions, split_options};
 use clap::{Args, ValueEnum};
 
 use super::{LockArgs, ProgressArgs, TargetArgs, size};
@@ -96,13 +96,9 @@ pub(crate) struct ResizeArgs {
     /// The image, which must not be in use
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
-
-    /// What writes are checked against, from its name.
-    #[arg(skip)]
-    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) node: NodeOptions,
 
     /// New size, or with + or - the change; rounded up to a multiple of 512
     #[arg(value_parser = new_size, value_name = "[+|-]SIZE", allow_hyphen_values = true)]
@@ -147,13 +143,9 @@ pub(crate) struct AmendArgs {
     #[arg(required_unless_present = "options")]
     pub(crate) file: Option<PathBuf>,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
-
-    /// What writes are checked against, from its name.
-    #[arg(skip)]
-    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) node: NodeOptions,
 
     /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

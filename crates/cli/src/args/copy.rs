@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, ImageName, OverlapChecks, Part, SnapshotRef};
+use blockmirror_image::{CacheMode, Format, ImageName, NodeOptions, SnapshotRef};
 use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
@@ -75,13 +75,9 @@ pub(crate) struct CopyArgs {
     #[arg(skip)]
     pub(crate) names: Vec<ImageName>,
 
-    /// The part of the file `target`, from its name.
+    /// What the name of an existing target says besides path and format.
     #[arg(skip)]
-    pub(crate) target_part: Part,
-
-    /// What writes to an existing target are checked against, from its name.
-    #[arg(skip)]
-    pub(crate) target_overlap_checks: OverlapChecks,
+    pub(crate) target_node: NodeOptions,
 
     /// Format of the source (of all of them), raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]

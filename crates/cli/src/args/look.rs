@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, Part};
+use blockmirror_image::{CacheMode, Format, NodeOptions};
 use clap::{Args, ValueEnum};
 
 use super::{AccessArgs, LockArgs, OutputArgs, ProgressArgs, size};
@@ -49,9 +49,9 @@ pub(crate) struct InfoArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     /// Whether the image is locked while it is looked at.
     #[arg(skip)]
@@ -77,9 +77,9 @@ pub(crate) struct MapArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -108,9 +108,9 @@ pub(crate) struct CompareArgs {
     /// The second image
     pub(crate) second: PathBuf,
 
-    /// The parts of the files `first` and `second`, from their names.
+    /// What the names `first` and `second` say besides path and format.
     #[arg(skip)]
-    pub(crate) parts: (Part, Part),
+    pub(crate) nodes: (NodeOptions, NodeOptions),
 
     /// Format of the first image; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -145,9 +145,9 @@ pub(crate) struct HashArgs {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 
-    /// The images as they are opened: path, part of it, format.
+    /// The images as they are opened: path, what else the name says, format.
     #[arg(skip)]
-    pub(crate) images: Vec<(PathBuf, Part, Option<Format>)>,
+    pub(crate) images: Vec<(PathBuf, NodeOptions, Option<Format>)>,
 
     /// Format of the images; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]
@@ -182,9 +182,9 @@ pub(crate) struct MeasureArgs {
     #[arg(short = 's', long, value_name = "SIZE", value_parser = size, allow_hyphen_values = true)]
     pub(crate) size: Option<u64>,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     /// Format of FILE, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
@@ -210,9 +210,9 @@ pub(crate) struct CheckArgs {
     /// The image
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
+    pub(crate) node: NodeOptions,
 
     /// Format of the image, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT")]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, OverlapChecks, Part, SnapshotRef};
+use blockmirror_image::{CacheMode, Format, NodeOptions, SnapshotRef};
 use blockmirror_qmp::keyval;
 use clap::Args;
 
@@ -21,13 +21,9 @@ pub(crate) struct SnapshotArgs {
     /// The image; unless snapshots are only listed it must not be in use
     pub(crate) file: PathBuf,
 
-    /// The part of the file, from its name.
+    /// What its name says besides path and format.
     #[arg(skip)]
-    pub(crate) part: Part,
-
-    /// What writes are checked against, from the image's options.
-    #[arg(skip)]
-    pub(crate) overlap_checks: OverlapChecks,
+    pub(crate) node: NodeOptions,
 
     /// List the snapshots; so does the command without a verb
     #[arg(short = 'l', long, group = "verb")]

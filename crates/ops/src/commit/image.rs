@@ -124,7 +124,8 @@ impl Commit {
             _ => (self.allowed.clone(), None),
         };
         let empties = !self.keep && named.is_none();
-        let options = self.access.clone().format(self.image.format).part(self.image.part).writable(empties);
+        let options = self.access.clone().format(self.image.format).node(self.image.node.clone());
+        let options = options.writable(empties);
         let options = options.commit_base(self.base.clone()).policy(allowed.policy_for(path)?);
         let image = options.open(path)?;
         let Some(base) = image.commit_base() else {

@@ -66,7 +66,7 @@ impl Convert {
         let open = self.target_access.clone().claim(!self.target_file.forced());
         let (kind, open) = if self.existing {
             let policy = self.allowed().policy_for(&self.target)?;
-            let open = open.policy(policy).format(self.target_format).part(self.target_part);
+            let open = open.policy(policy).format(self.target_format).node(self.target_node.clone());
             (TargetKind::Existing, open)
         } else {
             self.check_new(&source, open, sync, &bitmaps)?

@@ -40,7 +40,7 @@ impl Convert {
         let mut policies = Vec::new();
         for name in &self.sources {
             let policy = allowed.policy_for(&name.path)?;
-            let options = self.source_access.clone().format(name.format).part(name.part);
+            let options = self.source_access.clone().format(name.format).node(name.node.clone());
             let options = options.snapshot(self.snapshot.clone());
             images.push(options.writable(false).claim(false).policy(policy.clone()).open(&name.path)?);
             policies.push(policy);

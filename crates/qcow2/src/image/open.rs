@@ -55,6 +55,7 @@ pub const DEFAULT_CACHE_BYTES: usize = 32 << 20;
 pub struct OpenOptions {
     writable: bool,
     backing: Option<Arc<dyn BlockDevice>>,
+    without_backing: bool,
     data_file: Option<Arc<dyn Storage>>,
     cache_bytes: usize,
     overlap_checks: OverlapChecks,
@@ -66,6 +67,7 @@ impl Default for OpenOptions {
         Self {
             writable: false,
             backing: None,
+            without_backing: false,
             data_file: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
             overlap_checks: OverlapChecks::default(),
@@ -94,6 +96,14 @@ impl OpenOptions {
     #[must_use]
     pub fn backing(mut self, device: Arc<dyn BlockDevice>) -> Self {
         self.backing = Some(device);
+        self
+    }
+
+    /// Opens the image as if its header named no backing file: what it does not hold is known to read as
+    /// zeros. For reading: a write could not say what is to show once the backing file is back.
+    #[must_use]
+    pub fn without_backing(mut self) -> Self {
+        self.without_backing = true;
         self
     }
 
@@ -155,7 +165,10 @@ impl OpenOptions {
             storage,
             data_file: self.data_file,
             known_data: KnownData::default(),
-            below: Mutex::new(BackingLayer { device: self.backing, named: header.backing.is_some() }),
+            below: Mutex::new(BackingLayer {
+                device: self.backing,
+                named: (self.writable || !self.without_backing) && header.backing.is_some(),
+            }),
         };
         let l1_at = HostOffset(header.l1_offset);
         let l1: Vec<L1Entry> = read_table(&ctx, "read L1 table", l1_at, header.l1_entries.into())?

@@ -72,3 +72,51 @@ fn backing_files_behind_protocols_are_opened_where_that_is_allowed() {
     make("blkdebug::top");
     assert!(place.ours_fails("map --allow-protocols @in/top", 1).contains("@in/top"));
 }
+
+/// What a person types is no request of an image: it needs no option.
+#[test]
+fn protocols_that_are_typed_are_opened() {
+    let place = Place::new();
+    let len = 256 << 10;
+    fs::write(place.path("raw"), vec![7; len]).unwrap();
+    fs::write(place.path("rules"), "[inject-error]\nevent = \"read_aio\"\nsector = \"8\"\n").unwrap();
+    place.ours_ok("convert -q -f raw -O qcow2 @raw @disk");
+
+    place.ours_ok(r#"convert -q -O raw json:{"driver":"null-co","size":65536,"read-zeroes":true} @zeros"#);
+    assert_eq!(fs::read(place.path("zeros")).unwrap(), vec![0; 65_536]);
+    assert!(place.ours_ok("info --output=json null-co://").contains("\"virtual-size\": 1073741824"));
+
+    for name in ["blkdebug:@rules:@raw", r#"json:{"driver":"blkdebug","config":"@rules","image.filename":"@raw"}"#] {
+        assert!(place.ours_fails(&format!("convert {name} @t"), 1).contains("nput/output error"), "{name}");
+    }
+    place.ours_ok("convert -q -f raw blkdebug::@raw @t");
+    assert_eq!(fs::read(place.path("t")).unwrap(), vec![7; len]);
+    let said = place.ours_fails("convert blkdebug:@none:@raw @t", 1);
+    assert!(said.contains("blkdebug config file"), "{said}");
+
+    // Over a format: the map shows where bytes lie, and the rules count.
+    let over = "--image-opts driver=blkdebug,image.driver=qcow2,image.file.filename=@disk";
+    assert_eq!(place.ours_ok(&format!("map {over},align=4k")), place.ours_ok("map @disk"));
+    let rule = "inject-error.0.event=none,inject-error.0.iotype=block-status,inject-error.0.sector=9";
+    assert!(place.ours_fails(&format!("map {over},{rule}"), 1).contains("nput/output error"));
+
+    assert!(place.ours_fails("create -f raw blkdebug::@new 1M", 2).contains("needs a path"));
+    assert!(place.ours_fails("convert -f raw @raw null-co://", 2).contains("needs a path"));
+    assert!(place.ours_fails("info blkdebug:@raw", 1).contains("blkdebug:"));
+}
+
+/// Without the backing file that its header names, by the options of its name.
+#[test]
+fn an_image_reads_without_its_backing_file_if_its_name_says_so() {
+    let place = Place::new();
+    fs::write(place.path("base"), vec![7; 65_536]).unwrap();
+    place.ours_ok("create -q -f qcow2 -b base -F raw @top 64K");
+    let name = r#"json:{"driver":"qcow2","backing":null,"file":{"driver":"file","filename":"@top"}}"#;
+    let rows = place.ours_ok(&format!("map --output=json {name}"));
+    assert!(rows.contains("\"depth\": 0, \"present\": false, \"zero\": true"), "{rows}");
+    fs::remove_file(place.path("base")).unwrap();
+    place.ours_ok(&format!("convert -q -O raw {name} @t"));
+    assert_eq!(fs::read(place.path("t")).unwrap(), vec![0; 65_536]);
+    // Who writes does not know what will show there.
+    assert!(place.ours_fails(&format!("resize {name} 128K"), 1).contains("backing file is not open"));
+}
