@@ -177,7 +177,7 @@ mod tests {
         ),
         ("info", "file format backing_chain ACCESS output"),
         ("map", "file format start_offset max_length ACCESS output"),
-        ("measure", "file size source_format target_format target_options ACCESS output"),
+        ("measure", "file size source_format snapshot target_format target_options ACCESS output"),
         (
             "compare",
             "first second first_format second_format source_cache strict ACCESS output progress bar quiet",

@@ -114,6 +114,11 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
     let mut sources = args.names.iter().cloned();
     let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
     let target_access = lock_policy::of_target(&args.access).cache(args.target_cache);
+    if args.no_create && args.backing_format.is_some() && args.backing.is_none() {
+        return Err(Failure::usage("-F: no backing file is named"));
+    }
+    // What a target that exists stands on shows the rest.
+    let sync = sync.or((args.no_create && args.backing.is_some()).then_some(Sync::Top));
     let convert = Convert::new(first, &args.target)
         .snapshot(args.source_snapshot.clone())
         .source_access(lock_policy::of_source(&args.access).cache(args.source_cache))

@@ -16,8 +16,12 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MeasureArgs) -> Outcome {
         Measurement::of_size(size, format, &settings).map_err(|error| Failure::from(error).exit(Exit::Usage))
     };
     let measured = match (&args.file, args.size) {
-        (None, Some(_)) if args.source_format.is_some() || args.access.image_opts => {
-            return Err(Failure::usage("measure: -f and --image-opts are about an image, and none is named"));
+        (None, Some(_))
+            if args.source_format.is_some() || args.snapshot.is_some() || args.access.image_opts =>
+        {
+            let why = "measure: -f, -l and --image-opts are about an image, and none is named";
+            return Err(Failure::usage(why)
+                .in_qemu("--image-opts, -f, and -l require a filename argument."));
         }
         (None, Some(size)) => of_size(size)?,
         (Some(file), None) => {
@@ -25,6 +29,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MeasureArgs) -> Outcome {
             let image = lock_policy::of_source(&args.access)
                 .format(args.source_format)
                 .node(args.node.clone())
+                .snapshot(args.snapshot.clone())
                 .policy(lock_policy::policy(file, &args.access)?)
                 .open(file)?;
             for note in image.notes() {

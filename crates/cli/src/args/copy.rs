@@ -105,18 +105,18 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'o', long, value_name = "KEY=VALUE,..", help_heading = "Target")]
     pub(crate) target_options: Vec<String>,
 
-    /// Backing file of the new target
+    /// Backing file of the target; one that exists has it already: what the source's own image holds is copied
     #[arg(short = 'B', long, value_name = "FILE", help_heading = "Target")]
     pub(crate) backing: Option<String>,
 
     /// Format of the backing file
-    #[arg(short = 'F', long, value_name = "FMT", conflicts_with = "no_create", help_heading = "Target")]
+    #[arg(short = 'F', long, value_name = "FMT", help_heading = "Target")]
     pub(crate) backing_format: Option<Format>,
 
     /// Write to an existing target, which must not be shorter than the source; data past the source's end is
     /// kept
     #[arg(short = 'n', long, help_heading = "Target")]
-    #[arg(conflicts_with_all = ["target_options", "backing", "in_place", "atomic", "clean"])]
+    #[arg(conflicts_with_all = ["target_options", "in_place", "atomic", "clean"])]
     pub(crate) no_create: bool,
 
     /// With -n: treat the target's name as options, as --image-opts does

@@ -3,9 +3,10 @@
 
 use std::path::PathBuf;
 
-use blockmirror_image::{CacheMode, Format, NodeOptions};
+use blockmirror_image::{CacheMode, Format, NodeOptions, SnapshotRef};
 use clap::{Args, ValueEnum};
 
+use super::snapshot::source_snapshot;
 use super::{AccessArgs, LockArgs, OutputArgs, ProgressArgs, size};
 
 pub(super) const INFO_EXAMPLES: &str = "\
@@ -189,6 +190,11 @@ pub(crate) struct MeasureArgs {
     /// Format of FILE, raw or qcow2; detected if omitted
     #[arg(short = 'f', long, value_name = "FMT", help_heading = "Source")]
     pub(crate) source_format: Option<Format>,
+
+    /// Measure an internal snapshot of FILE in place of its disk: its id or name, or
+    /// `snapshot.id=ID,snapshot.name=NAME`
+    #[arg(short = 'l', long, value_name = "SNAPSHOT", value_parser = source_snapshot, help_heading = "Source")]
+    pub(crate) snapshot: Option<SnapshotRef>,
 
     /// Format of the new image, raw or qcow2 [default: raw]
     #[arg(short = 'O', long, value_name = "FMT", help_heading = "Target")]

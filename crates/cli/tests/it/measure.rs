@@ -87,8 +87,16 @@ fn figures_are_those_of_qemu_img() {
     assert!(differ.is_empty(), "{differ}");
     assert_eq!(compared, 2 * OPTIONS.len() * sources.len());
     place.img("snapshot -c s @small");
-    let line = "measure -O qcow2 -f qcow2 @small";
-    assert_eq!(place.ours_ok(line), place.img(line));
+    place.io("small", &["write -q -P 9 0 256k"]);
+    for line in [
+        "measure -O qcow2 -f qcow2 @small",
+        "measure -O qcow2 -l s @small",
+        "measure --output=json -O qcow2 -l snapshot.name=s @small",
+        "measure -O raw -l 1 @small",
+    ] {
+        assert_eq!(place.ours_ok(line), place.img(line), "{line}");
+    }
+    assert_eq!(place.ours("measure -l none @small").code, 1);
     let line = "measure -O qcow2 --image-opts driver=qcow2,file.filename=@small";
     assert_eq!(place.ours_ok(line), place.img(line));
 }
@@ -96,7 +104,7 @@ fn figures_are_those_of_qemu_img() {
 #[test]
 fn one_source_or_a_size_is_needed() {
     let place = Place::new();
-    for line in ["measure", "measure --size 1M @raw", "measure --size 1M -f raw", "measure -O vmdk --size 1M"]
+    for line in ["measure", "measure --size 1M @raw", "measure --size 1M -f raw", "measure --size 1M -l s", "measure -O vmdk --size 1M"]
     {
         place.ours_fails(line, 2);
     }

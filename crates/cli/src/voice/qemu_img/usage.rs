@@ -26,6 +26,9 @@ pub(super) fn explain(error: &Error, words: &[OsString]) -> Explained {
             unknown_argument(&text(error, ContextKind::InvalidArg), command.as_deref())
         }
         ErrorKind::MissingRequiredArgument => missing(command.as_deref()),
+        ErrorKind::ArgumentConflict if is_about(error, "--target-options") => {
+            "-o has no effect when skipping image creation".to_owned()
+        }
         _ => wrong_value(error, command.as_deref(), words),
     };
     Explained::Fail(Failure::usage(message))
@@ -49,6 +52,11 @@ fn text(error: &Error, kind: ContextKind) -> String {
         Some(ContextValue::Strings(texts)) => texts.first().cloned().unwrap_or_default(),
         _ => String::new(),
     }
+}
+
+/// Whether the option `name` is one of those that cannot be used together.
+fn is_about(error: &Error, name: &str) -> bool {
+    [ContextKind::InvalidArg, ContextKind::PriorArg].iter().any(|kind| text(error, *kind).starts_with(name))
 }
 
 /// An option that there is not, or one positional argument too many.

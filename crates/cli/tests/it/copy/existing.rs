@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::Place;
+use crate::common::{Place, have_qemu};
 use crate::copy::source;
 
 fn format(place: &Place, name: &str) -> String {
@@ -95,4 +95,32 @@ fn a_resize_whose_preallocation_fails_says_what_it_has_done() {
     assert!(said.contains("; disk has its new size, 16777216 bytes, and 1"), "{said}");
     assert!(said.trim_end().ends_with("MiB of it are not allocated"), "{said}");
     assert!(place.ours_ok("info @disk").contains("(16777216 bytes)"));
+}
+
+/// With `-n` a backing file says what the target stands on: what the source's own image holds is copied.
+#[test]
+fn an_existing_target_gets_what_its_backing_file_does_not_show() {
+    if !have_qemu("an_existing_target_gets_what_its_backing_file_does_not_show") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @base 1M");
+    place.io("base", &["write -q -P 1 0 512k"]);
+    for image in ["source", "ours", "theirs"] {
+        place.img(&format!("create -q -f qcow2 -b base -F qcow2 @{image}"));
+    }
+    place.io("source", &["write -q -P 2 128k 64k", "write -q -z 256k 64k"]);
+    let line = "convert -n -O qcow2 -B base -F qcow2 @source";
+    place.ours_ok(&format!("qemu-img {line} @ours"));
+    place.img(&format!("{line} @theirs"));
+    let map = |name: &str| place.img(&format!("map --output=json @{name}"));
+    assert_eq!(map("ours"), map("theirs"));
+    place.img("compare -q @source @ours");
+    place.img("check -q @ours");
+    // The same without the format.
+    place.img("create -q -f qcow2 -b base -F qcow2 @ours");
+    place.ours_ok("convert -q -n -B base @source @ours");
+    assert_eq!(map("ours"), map("theirs"));
+    let said = place.ours_error("qemu-img convert -n -O qcow2 -o cluster_size=4k @source @ours", 1);
+    assert_eq!(said, "qemu-img: -o has no effect when skipping image creation\n");
 }
