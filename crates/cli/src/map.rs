@@ -15,6 +15,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let image = lock_policy::of_source(&args.access)
         .format(args.format)
         .node(args.node.clone())
+        .holes_if_preallocated(args.holes_if_preallocated)
         .policy(lock_policy::policy(&args.file, &args.access)?)
         .open(&args.file)?;
     for note in image.notes() {

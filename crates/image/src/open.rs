@@ -57,6 +57,7 @@ pub struct OpenOptions {
     with_backing: bool,
     commit_base: Option<CommitBase>,
     compress: bool,
+    holes_if_preallocated: bool,
     #[cfg(feature = "nbd")]
     nbd: NbdOptions,
 }
@@ -76,6 +77,7 @@ impl Default for OpenOptions {
             with_backing: true,
             commit_base: None,
             compress: false,
+            holes_if_preallocated: false,
             #[cfg(feature = "nbd")]
             nbd: NbdOptions::new(),
         }
@@ -204,6 +206,14 @@ impl OpenOptions {
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
+        self
+    }
+
+    /// Looks for holes below mapped clusters as QEMU does
+    /// ([`blockmirror_qcow2::OpenOptions::holes_if_preallocated`]), in all images of the chain.
+    #[must_use]
+    pub fn holes_if_preallocated(mut self, only: bool) -> Self {
+        self.holes_if_preallocated = only;
         self
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct ImageContext {
     pub(crate) data_file: Option<Arc<dyn Storage>>,
     /// *Guards* the backing layer. Leaf lock: held for a copy only.
     pub(crate) below: Mutex<BackingLayer>,
+    /// Whether mapped clusters are looked for in the data storage, which may have a hole there.
+    pub(crate) looks_for_holes: bool,
     /// Where the data storage was last seen to hold no hole.
     pub(crate) known_data: KnownData,
     /// How L2 entries read.

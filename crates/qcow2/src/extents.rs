@@ -40,6 +40,9 @@ impl Qcow2 {
 
     /// The holes of the data storage below the mapped data of `runs`, from one pass over the host space.
     fn holes_below(&self, runs: &[MapRun]) -> Result<Holes> {
+        if !self.ctx.looks_for_holes {
+            return Ok(Holes::default());
+        }
         let data = runs.iter().filter_map(|run| match run.mapping {
             Mapping::Data(host) => Some(ByteRange::at(host.0, run.range.len())),
             _ => None,

@@ -50,7 +50,7 @@
 //! | `image`, `image/open` | the open image with its locks; opening |
 //! | `context` | storages, layout, length and backing layer, for all others |
 //! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
-//! | `read`, `compressed`, `extents`, `holes`, `known_data`, `zero_query` | reads and questions about the mapping |
+//! | `read`, `compressed`, `extents`, `holes`, `known_data`, `preallocated`, `zero_query` | reads and questions about the mapping |
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
 //! | `write/compressed`, `compress`, `compressors`, `compress_filter` | writes of compressed clusters |
 //! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
@@ -144,6 +144,7 @@ pub mod offset;
 pub mod options;
 mod overlap;
 mod overlap_checks;
+mod preallocated;
 mod provide;
 mod read;
 mod refcounts;

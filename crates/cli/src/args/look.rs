@@ -90,6 +90,10 @@ pub(crate) struct MapArgs {
     #[arg(short = 's', long, value_name = "SIZE", value_parser = size, default_value = "0")]
     pub(crate) start_offset: u64,
 
+    /// Holes below mapped clusters are looked for in preallocated images only.
+    #[arg(skip)]
+    pub(crate) holes_if_preallocated: bool,
+
     /// Number of bytes [default: to the end]
     #[arg(short = 'l', long, value_name = "SIZE", value_parser = size)]
     pub(crate) max_length: Option<u64>,

@@ -164,3 +164,45 @@ fn create_makes_what_qemu_img_makes() {
         assert_eq!(specific("ours"), specific("theirs"), "{options}");
     }
 }
+
+/// The file `to` with the bytes of `from`, and holes where 4 KiB of it are zeros.
+fn sparse(place: &Place, from: &str, to: &str) {
+    use std::os::unix::fs::FileExt;
+    let bytes = fs::read(place.path(from)).unwrap();
+    let file = fs::File::create(place.path(to)).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    for (block, at) in bytes.chunks(4096).zip((0..).step_by(4096)) {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, at).unwrap();
+        }
+    }
+}
+
+/// Under the name `qemu-img`, holes below mapped clusters are zeros in images that were preallocated, and
+/// data in others; under our own name they are zeros.
+#[test]
+fn map_looks_for_holes_as_qemu_img_does() {
+    if !have_qemu("map_looks_for_holes_as_qemu_img_does") {
+        return;
+    }
+    let place = Place::new();
+    let mut found = Vec::new();
+    for (clusters, data) in [(16, false), (64, false), (16, true)] {
+        let options = if data { "-o data_file=@data,data_file_raw=on " } else { "" };
+        place.img(&format!("create -q -f qcow2 {options}@whole 8M"));
+        place.io("whole", &[&format!("write -q -P 1 0 {}k", clusters * 64), "write -q -P 0 64k 32k"]);
+        sparse(&place, "whole", "disk");
+        place.img("create -q -f qcow2 -b disk -F qcow2 @top");
+        for image in ["disk", "top"] {
+            let theirs = place.img(&format!("map --output=json @{image}"));
+            assert_eq!(place.ours_ok(&format!("qemu-img map --output=json @{image}")), theirs, "{clusters}");
+            found.push(theirs.matches("\"zero\": true").count());
+        }
+        if !data {
+            let own = place.ours_ok("map --output=json @disk");
+            assert!(own.contains("\"start\": 65536, \"length\": 32768, \"depth\": 0, \"present\": true, \"zero\": true"));
+        }
+    }
+    // A hole and what is not allocated.
+    assert_eq!(found[..4], [2, 2, 1, 1]);
+}

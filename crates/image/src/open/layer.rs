@@ -59,7 +59,8 @@ impl Layer {
         let mut open = blockmirror_qcow2::OpenOptions::new()
             .writable(self.storage.info().writable)
             .snapshot(self.snapshot.clone())
-            .overlap_checks(options.node.overlap_checks);
+            .overlap_checks(options.node.overlap_checks)
+            .holes_if_preallocated(options.holes_if_preallocated);
         // One that is written keeps zeros that do not depend on what its header names.
         if options.node.no_backing && !self.storage.info().writable {
             open = open.without_backing();

@@ -29,6 +29,7 @@ use crate::known_data::KnownData;
 use crate::meta::Meta;
 use crate::offset::{ClusterSize, HostOffset};
 use crate::overlap::{MetadataKind, MetadataMap, OverlapChecks};
+use crate::preallocated::is_preallocated;
 use crate::refcounts::Refcounts;
 use crate::repair::repair_dirty;
 use crate::snapshot_ref::SnapshotRef;
@@ -56,6 +57,7 @@ pub struct OpenOptions {
     writable: bool,
     backing: Option<Arc<dyn BlockDevice>>,
     without_backing: bool,
+    holes_if_preallocated: bool,
     data_file: Option<Arc<dyn Storage>>,
     cache_bytes: usize,
     overlap_checks: OverlapChecks,
@@ -68,6 +70,7 @@ impl Default for OpenOptions {
             writable: false,
             backing: None,
             without_backing: false,
+            holes_if_preallocated: false,
             data_file: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
             overlap_checks: OverlapChecks::default(),
@@ -104,6 +107,15 @@ impl OpenOptions {
     #[must_use]
     pub fn without_backing(mut self) -> Self {
         self.without_backing = true;
+        self
+    }
+
+    /// Looks for holes of the file below mapped clusters only if the image has more clusters in use than its
+    /// file holds (it was preallocated), as QEMU does; elsewhere such a hole counts as data then. Not in an
+    /// external data file. By default holes are looked for, so that a copy need not read them.
+    #[must_use]
+    pub fn holes_if_preallocated(mut self, only: bool) -> Self {
+        self.holes_if_preallocated = only;
         self
     }
 
@@ -152,7 +164,9 @@ impl OpenOptions {
             .ok_or_else(|| header_field("cluster_bits", header.cluster_bits.into()))?;
         let width = RefcountWidth::from_order(header.refcount_order)
             .ok_or_else(|| header_field("refcount_order", header.refcount_order.into()))?;
+        let looks_for_holes = !self.holes_if_preallocated || is_preallocated(&*storage)?;
         let ctx = ImageContext {
+            looks_for_holes,
             format: EntryFormat {
                 cluster,
                 extended: header.extended_l2,

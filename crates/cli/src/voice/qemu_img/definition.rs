@@ -79,6 +79,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Create(args) => args.existing.or_in_place = true,
         Command::Dd(args) => args.existing.or_in_place = true,
         Command::Info(args) => args.locks = true,
+        Command::Map(args) => args.holes_if_preallocated = true,
         Command::Rebase(args) => args.unchecked = true,
         Command::Mirror(_) => return Err(unknown("mirror")),
         Command::Hash(_) => return Err(unknown("hash")),
