@@ -20,7 +20,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BitmapArgs) -> Outcome {
     )?;
     console.keep_out_of(image.own_files());
     let source = match &args.source_file {
-        Some(file) => Some(open(args, file, &args.source_node, options.format(args.source_format))?),
+        // Its bits do not depend on what it stands on, which may be the image itself.
+        Some(file) => {
+            let options = options.format(args.source_format).with_backing(false);
+            Some(open(args, file, &args.source_node, options)?)
+        }
         None => None,
     };
     for image in std::iter::once(&image).chain(&source) {

@@ -84,7 +84,8 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     }
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
     for name in checked.skipped_bitmaps() {
-        console.note(format_args!("bitmap \"{name}\" is inconsistent: it is not copied"));
+        let text = console.voice.skipped_bitmap(name);
+        console.complain(text);
     }
     let interrupt = Interrupt::watch()?;
     if args.dry_run {
@@ -317,8 +318,12 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
             )
         }
         ConvertError::Bitmaps { why: CopyBitmapsProblem::SeveralSources, .. } => Failure::usage(error),
-        ConvertError::Bitmaps { why: CopyBitmapsProblem::Inconsistent(_), .. } => {
+        ConvertError::Bitmaps { why: CopyBitmapsProblem::Format(format), .. } => {
+            Failure::failed(&error).in_qemu(format_args!("Format driver '{format}' does not support bitmaps"))
+        }
+        ConvertError::Bitmaps { why: CopyBitmapsProblem::Inconsistent(ref name), .. } => {
             Failure::failed(format_args!("{error}; --skip-broken-bitmaps leaves it out"))
+                .in_qemu(qemu_words::inconsistent_bitmap(name))
         }
         ConvertError::SnapshotOfSeveral { .. } => {
             Failure::usage("-l: a snapshot cannot be combined with several sources")

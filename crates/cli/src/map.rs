@@ -12,16 +12,21 @@ use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
-    let image = lock_policy::of_source(&args.access)
+    let options = lock_policy::of_source(&args.access)
         .format(args.format)
         .node(args.node.clone())
         .holes_if_preallocated(args.holes_if_preallocated)
-        .policy(lock_policy::policy(&args.file, &args.access)?)
-        .open(&args.file)?;
-    for note in image.notes() {
-        console.note(note);
-    }
-    let device = located(&image)?;
+        .policy(lock_policy::policy(&args.file, &args.access)?);
+    let context = options.open_context(&args.file)?;
+    let shows_context = context.is_some();
+    let device = match context {
+        Some(device) => device,
+        None => {
+            let image = options.open(&args.file)?;
+            image.notes().iter().for_each(|note| console.note(note));
+            located(&image)?
+        }
+    };
     let end = args.max_length.map_or(device.len(), |length| args.start_offset.saturating_add(length));
     let range = ByteRange::new(args.start_offset, end);
     let mut out = BufWriter::new(&mut console.out);
@@ -34,6 +39,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     .map_err(|e| Failure::output(&e))?;
     // A signal ends this command at once, so nothing is asked between rows.
     map(&*device, range, &mut |_| Visit::Continue(()), &mut |row| {
+        let row = if shows_context { in_context(row) } else { row };
         let written = match args.output.output {
             Output::Json => {
                 let comma = if rows == 0 { "" } else { ",\n" };
@@ -61,6 +67,13 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     .and_then(|()| out.flush())
     .map_err(|e| Failure::output(&e))?;
     Ok(Exit::Done)
+}
+
+/// A row of a context, as QEMU has it: flags in place of what there is.
+fn in_context(mut row: MapRow) -> MapRow {
+    row.zero &= row.present;
+    row.host = row.present.then(|| (row.start, String::new()));
+    row
 }
 
 /// The disk with the places of its bytes: a filter over the image hides them, since who reads there goes past

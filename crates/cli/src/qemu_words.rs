@@ -152,6 +152,14 @@ fn of_reference(error: &ReferenceError) -> Option<String> {
     Some(format!("Could not open '{image}': {what}: Could not open '{path}': {}", system_text(cause)))
 }
 
+/// A bitmap that is to be copied and misses writes.
+pub(crate) fn inconsistent_bitmap(name: &str) -> String {
+    format!(
+        "Cannot copy inconsistent bitmap '{name}'\n\
+         Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+    )
+}
+
 /// What the system says went wrong, without its number.
 pub(crate) fn system_text(error: &io::Error) -> String {
     let text = error.to_string();

@@ -78,6 +78,9 @@ pub(crate) trait Voice: Sync {
     /// A copy lacks a range.
     fn failed_range(&self, target: &Path, range: &GivenUp) -> String;
 
+    /// A bitmap is not copied: it is inconsistent.
+    fn skipped_bitmap(&self, name: &str) -> String;
+
     /// A copy has ended.
     fn copied(&self, args: &CopyArgs, outcome: &ConvertOutcome) -> String;
 

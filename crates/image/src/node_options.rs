@@ -27,6 +27,9 @@ pub struct NodeOptions {
     pub direct: bool,
     /// What it reads as does not depend on the backing file that its header names.
     pub no_backing: bool,
+    /// What an NBD server is asked for in place of what its export holds.
+    #[cfg(feature = "nbd")]
+    pub(crate) context: Option<String>,
     pub(crate) null: Option<NullOptions>,
     /// Faults of the file that it lies in.
     pub(crate) file_rules: Option<Box<FaultRules>>,

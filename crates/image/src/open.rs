@@ -298,6 +298,8 @@ impl OpenOptions {
             Some(null) => ProtocolLayer::zeros(null.disk()),
             None => ProtocolLayer::open(path, access)?,
         };
+        #[cfg(feature = "nbd")]
+        self.refuse_context(path)?;
         match &self.node.file_rules {
             Some(rules) => ProtocolLayer::failing(protocol, rules.read()?),
             None => Ok(protocol),

@@ -117,6 +117,10 @@ impl Voice for Own {
         format!("failed range: {}: bytes {start} to {end}: {}", target.display(), range.message)
     }
 
+    fn skipped_bitmap(&self, name: &str) -> String {
+        format!("note: bitmap \"{name}\" is inconsistent: it is not copied")
+    }
+
     fn copied(&self, args: &CopyArgs, outcome: &ConvertOutcome) -> String {
         copied::line(args, outcome)
     }

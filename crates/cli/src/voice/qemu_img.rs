@@ -91,6 +91,10 @@ impl Voice for QemuImg {
         format!("warning: error while reading offset {}: {}", range.range.start(), range.message)
     }
 
+    fn skipped_bitmap(&self, name: &str) -> String {
+        format!("warning: Skipping inconsistent bitmap '{name}'")
+    }
+
     fn copied(&self, _: &CopyArgs, _: &ConvertOutcome) -> String {
         String::new()
     }

@@ -106,3 +106,15 @@ fn bitmaps_are_not_copied_with_a_snapshot() {
     );
     place.ours_ok("convert -q --bitmaps -O qcow2 @disk @copy");
 }
+
+/// The source of bits may stand on the image that gets them.
+#[test]
+fn bits_come_from_an_overlay_of_the_image() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @base 1M");
+    place.ours_ok("create -q -f qcow2 -b base -F qcow2 @top");
+    place.ours_ok("bitmap --add @top changed");
+    place.ours_ok("bench -w -c 1 @top");
+    place.ours_ok("bitmap --add --merge changed -b @top -F qcow2 @base copy");
+    assert!(place.ours_ok("info @base").contains("copy"));
+}

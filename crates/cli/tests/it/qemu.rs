@@ -4,6 +4,8 @@
 
 use std::fs;
 
+use blockmirror_testing::qemu::have;
+
 use crate::common::{Place, have_qemu};
 use serde_json::Value;
 
@@ -205,4 +207,39 @@ fn map_looks_for_holes_as_qemu_img_does() {
     }
     // A hole and what is not allocated.
     assert_eq!(found[..4], [2, 2, 1, 1]);
+}
+
+/// What an NBD server says in another context than that of what it holds.
+#[test]
+fn map_shows_a_context_of_a_server_as_qemu_img_does() {
+    if !have_qemu("map_shows_a_context_of_a_server_as_qemu_img_does") || !have("context", &["qemu-nbd"]) {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f qcow2 @base 4M");
+    place.io("base", &["write -q 0 2M"]);
+    place.img("create -q -f qcow2 -b base -F qcow2 @top");
+    place.img("bitmap --add -g 64k @top b");
+    place.io("top", &["write -q 1M 2M"]);
+    let pid = place.path("pid");
+    let mut server = std::process::Command::new("qemu-nbd");
+    server.args(["--fork", "-t", "-r", "-A", "-B", "b", "-f", "qcow2", "-k"]).arg(place.path("sock"));
+    let started = server.arg("--pid-file").arg(&pid).arg(place.path("top")).status().unwrap();
+    assert!(started.success());
+    let server = fs::read_to_string(&pid).unwrap();
+    let name = "driver=nbd,server.type=unix,server.path=@sock";
+    let mut failed = Vec::new();
+    for context in ["qemu:allocation-depth", "qemu:dirty-bitmap:b"] {
+        let line = format!("map --output=json --image-opts {name},x-dirty-bitmap={context}");
+        let (ours, theirs) = (place.ours(&line), place.theirs("qemu-img", &line));
+        if (ours.code, &ours.out) != (0, &theirs.out) {
+            failed.push(format!("{context}: {ours:?} {theirs:?}"));
+        }
+    }
+    let said = place.ours(&format!("map --image-opts {name},x-dirty-bitmap=qemu:dirty-bitmap:none"));
+    let copied = place.ours(&format!("convert --image-opts {name},x-dirty-bitmap=qemu:dirty-bitmap:b @copy"));
+    let _ = std::process::Command::new("kill").arg(server.trim()).status();
+    assert!(failed.is_empty(), "{failed:?}");
+    assert!(said.code == 1 && said.err.contains("no context"), "{said:?}");
+    assert!(copied.code == 1 && copied.err.contains("for map alone"), "{copied:?}");
 }

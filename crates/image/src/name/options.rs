@@ -272,7 +272,10 @@ impl Options {
                 Ok(NULL.into())
             }
             #[cfg(feature = "nbd")]
-            Some("nbd") => self.export(prefix),
+            Some("nbd") => {
+                node.context = self.take(prefix, "x-dirty-bitmap");
+                self.export(prefix)
+            }
             Some(other) => {
                 Err(NameError::Value { option: format!("{prefix}driver"), value: other.to_owned() })
             }

@@ -15,6 +15,7 @@ use super::options::ClientOptions;
 use super::socket::{ClientSocket, Timed};
 #[cfg(feature = "tls")]
 use super::tls::{self, Tls};
+use crate::proto::BASE_ALLOCATION;
 
 /// Makes connections to one export.
 #[derive(Debug)]
@@ -91,7 +92,12 @@ impl Connector {
     }
 
     fn wanted(&self) -> HandshakeRequest<'_> {
-        HandshakeRequest { export: &self.options.uri.export, allocation_depth: self.options.allocation_depth }
+        let context = self.options.context.as_deref();
+        HandshakeRequest {
+            export: &self.options.uri.export,
+            context: context.unwrap_or(BASE_ALLOCATION),
+            allocation_depth: self.options.allocation_depth && context.is_none(),
+        }
     }
 
     fn shake_hands(

@@ -16,7 +16,7 @@ use super::error::ClientError;
 use super::options::ClientOptions;
 use super::refusal::Refusal;
 use super::requests::Op;
-use super::status::Status;
+use super::status::{Reading, Status};
 use crate::NbdUri;
 use crate::proto::{Command, CommandFlags, Errno, ReplyFormat, TransmissionFlags};
 
@@ -60,6 +60,8 @@ pub struct Client {
     /// queries: a caller may end each of them early.
     answers: AtomicU64,
     answered: AtomicU64,
+    /// How the flags of block status are read.
+    reading: Reading,
 }
 
 impl fmt::Debug for Client {
@@ -96,6 +98,7 @@ impl ClientOptions {
 impl Client {
     fn connect(options: ClientOptions) -> Result<Self> {
         let (uri, writable) = (options.uri.clone(), options.writable);
+        let reading = Reading::of(options.context.as_deref());
         let failed = |e: ClientError| Error::new(e.kind(), "open").caused_by(e);
         let pool = Connector::new(options).and_then(ConnectionPool::open).map_err(failed)?;
         let export = pool.export();
@@ -127,6 +130,7 @@ impl Client {
             blocks: RangeLock::new(),
             answers: AtomicU64::new(0),
             answered: AtomicU64::new(0),
+            reading,
         })
     }
 
@@ -459,7 +463,7 @@ impl BlockDevice for Client {
                 let mut status = Status::default();
                 self.call(Command::BlockStatus, CommandFlags::NONE, piece, &[], Sink::Status(&mut status))
                     .map_err(|e| self.failed("get extents", piece.start(), e))?;
-                at = status.extents(piece, self.unit(), &mut |extent| found.push(extent));
+                at = status.extents(piece, self.unit(), self.reading, &mut |extent| found.push(extent));
                 if at < piece.end() {
                     self.answers.fetch_add(1, Ordering::Relaxed);
                     self.answered.fetch_add(at - piece.start(), Ordering::Relaxed);

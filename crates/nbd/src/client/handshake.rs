@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 
 use super::error::ClientError;
 use crate::proto::{
-    BASE_ALLOCATION, ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
+    ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
     MAX_PAYLOAD, MAX_STRING, MetaContextReply, MetaContextRequest, OptionCode, OptionReply,
     OptionReplyHeader, ReplyFormat, TransmissionFlags, encode_option,
 };
@@ -25,6 +25,8 @@ const MAX_ANSWERS: u32 = 256;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HandshakeRequest<'a> {
     pub(crate) export: &'a str,
+    /// The context that says what bytes are.
+    pub(crate) context: &'a str,
     pub(crate) allocation_depth: bool,
 }
 
@@ -130,7 +132,7 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
 
     /// Selects the contexts; the ids of those that the server has.
     fn contexts(&mut self, wanted: HandshakeRequest<'_>) -> Result<(Option<u32>, Option<u32>), ClientError> {
-        let mut queries = vec![BASE_ALLOCATION];
+        let mut queries = vec![wanted.context];
         if wanted.allocation_depth {
             queries.push(ALLOCATION_DEPTH);
         }
@@ -149,7 +151,7 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
                 OptionReply::MetaContext => {
                     let context = MetaContextReply::decode(&payload)?;
                     let slot = match context.name {
-                        BASE_ALLOCATION => &mut base,
+                        name if name == wanted.context => &mut base,
                         ALLOCATION_DEPTH if wanted.allocation_depth => &mut depth,
                         _ => continue,
                     };

@@ -24,6 +24,7 @@ pub struct ClientOptions {
     pub(crate) peer_timeout: Option<Duration>,
     pub(crate) io_timeout: Option<Duration>,
     pub(crate) allocation_depth: bool,
+    pub(crate) context: Option<String>,
     #[cfg(feature = "tls")]
     pub(crate) tls: TlsOptions,
 }
@@ -47,6 +48,7 @@ impl ClientOptions {
             peer_timeout: Some(Duration::from_secs(30)),
             io_timeout: None,
             allocation_depth: false,
+            context: None,
         }
     }
 
@@ -111,6 +113,17 @@ impl ClientOptions {
     #[must_use]
     pub fn allocation_depth(mut self, ask: bool) -> Self {
         self.allocation_depth = ask;
+        self
+    }
+
+    /// Asks for this meta context in place of `base:allocation`: extents show its flags, and say nothing of
+    /// what reads as zeros. Flag 1 makes an extent [`ExtentKind::Unknown`](blockmirror_block::ExtentKind),
+    /// flag 2 alone one that is mapped to a hole, no flag data. A bit that is set in a bitmap
+    /// (`qemu:dirty-bitmap:NAME`) is flag 1; so is a depth (`qemu:allocation-depth`) of 1, and more are flag 2.
+    /// For looking at a context, not for copying.
+    #[must_use]
+    pub fn context(mut self, name: impl Into<String>) -> Self {
+        self.context = Some(name.into());
         self
     }
 

@@ -6,7 +6,7 @@
 use blockmirror_block::{ByteRange, Extent, ExtentKind};
 
 use super::error::ClientError;
-use super::handshake::NegotiatedExport;
+use super::handshake::{ALLOCATION_DEPTH, NegotiatedExport};
 use super::link::{Incoming, stream_error};
 use crate::proto::{BlockStatus, Descriptor, allocation};
 
@@ -15,6 +15,42 @@ const MAX_DESCRIPTORS: u64 = 64 << 10;
 
 /// Longest payload of one context. QEMU sends at most 1 MiB, nbdkit 8 MiB.
 const MAX_PAYLOAD: u64 = 64 << 20;
+
+/// How flags are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// As the protocol's own context has them.
+    Allocation,
+    /// As they are, for a context that says something else.
+    Flags,
+    /// As a depth.
+    Depth,
+}
+
+impl Reading {
+    /// Of the context that takes the place of the protocol's own.
+    pub(crate) fn of(context: Option<&str>) -> Self {
+        match context {
+            None => Self::Allocation,
+            Some(ALLOCATION_DEPTH) => Self::Depth,
+            Some(_) => Self::Flags,
+        }
+    }
+
+    /// The extent of `range` with `flags`; at `depth`, if that is known.
+    fn extent(self, range: ByteRange, flags: u64, depth: Option<u64>) -> Extent {
+        let state = if self == Self::Depth { flags.min(2) } else { flags };
+        let zero = state & allocation::ZERO != 0;
+        match (self, depth) {
+            (Self::Allocation, Some(0)) if zero => Extent::new(range, ExtentKind::Unallocated),
+            (Self::Allocation, _) if zero => Extent::new(range, ExtentKind::Zero),
+            (Self::Allocation, _) => Extent::new(range, ExtentKind::Data),
+            _ if state & allocation::HOLE != 0 => Extent::new(range, ExtentKind::Unknown),
+            _ if zero => Extent::new(range, ExtentKind::Data).in_hole(),
+            _ => Extent::new(range, ExtentKind::Data),
+        }
+    }
+}
 
 /// The answer to one block status request.
 #[derive(Debug, Default)]
@@ -77,7 +113,13 @@ impl Status {
     /// Servers should answer in whole blocks, and some (nbdkit with a block size policy) do not. Such an
     /// answer is cut to whole blocks, where the next request may begin. A first block that is answered only
     /// in part counts as data.
-    pub(crate) fn extents(&self, range: ByteRange, unit: u64, found: &mut dyn FnMut(Extent)) -> u64 {
+    pub(crate) fn extents(
+        &self,
+        range: ByteRange,
+        unit: u64,
+        reading: Reading,
+        found: &mut dyn FnMut(Extent),
+    ) -> u64 {
         let mut reach = reach(&self.base, range);
         if !self.depth.is_empty() {
             reach = reach.min(self::reach(&self.depth, range));
@@ -99,15 +141,10 @@ impl Status {
                 Some((depth_end, depth)) => (end.min(depth_end), Some(depth)),
                 None => (end, None),
             };
-            let zero = flags & allocation::ZERO != 0;
-            let kind = match depth {
-                Some(0) if zero => ExtentKind::Unallocated,
-                _ if zero => ExtentKind::Zero,
-                _ => ExtentKind::Data,
-            };
             // Layer 1 of the server's is the export's own image.
             let layer = depth.map_or(0, |depth| u32::try_from(depth.saturating_sub(1)).unwrap_or(u32::MAX));
-            found(Extent::new(ByteRange::new(at, end.min(reach)), kind).at_depth(layer));
+            let part = ByteRange::new(at, end.min(reach));
+            found(reading.extent(part, flags, depth).at_depth(layer));
             at = end;
         }
         reach
@@ -155,7 +192,7 @@ mod tests {
 
     fn extents(status: &Status, range: ByteRange) -> (u64, Found) {
         let (mut found, mut at) = (Vec::new(), range.start());
-        let end = status.extents(range, 512, &mut |extent| {
+        let end = status.extents(range, 512, Reading::Allocation, &mut |extent| {
             assert_eq!(extent.range.start(), at);
             at = extent.range.end();
             found.push((extent.range.len(), extent.kind, extent.depth));
@@ -181,6 +218,24 @@ mod tests {
         assert_eq!(end, 3072, "the second context says no more");
         use ExtentKind::{Data, Unallocated, Zero};
         assert_eq!(found, [(512, Data, 0), (512, Data, 2), (1024, Zero, 2), (1024, Unallocated, 0)]);
+    }
+
+    #[test]
+    fn another_context_shows_its_flags() {
+        use ExtentKind::{Data, Unknown, Zero};
+        let all = runs(&[(512, 0), (512, 1), (512, 2), (512, 3), (512, 7)]);
+        let status = Status { base: all, depth: Vec::new() };
+        for (context, want) in [
+            ("qemu:dirty-bitmap:b", [Data, Unknown, Zero, Unknown, Unknown]),
+            (ALLOCATION_DEPTH, [Data, Unknown, Zero, Zero, Zero]),
+        ] {
+            let mut found = Vec::new();
+            status.extents(ByteRange::at(0, 2560), 512, Reading::of(Some(context)), &mut |extent| {
+                assert_eq!(extent.mapped_hole, extent.kind == Zero);
+                found.push(extent.kind);
+            });
+            assert_eq!(found, want, "{context}");
+        }
     }
 
     /// nbdkit's block size policy announces a minimum and passes on the extents below as they are.

@@ -50,7 +50,8 @@ impl Convert {
             return Err(problem(CopyBitmapsProblem::Version2));
         }
         let named = |error: blockmirror_qcow2::Error| error.in_file(&image.device().name().into());
-        for entry in qcow2.bitmaps().map_err(named)? {
+        // In QEMU's order, which reports the last of the directory first.
+        for entry in qcow2.bitmaps().map_err(named)?.into_iter().rev() {
             match (entry.in_use, self.bitmaps) {
                 (true, CopyBitmaps::Consistent) => selected.skipped.push(entry.name),
                 (true, _) => return Err(problem(CopyBitmapsProblem::Inconsistent(entry.name))),
@@ -60,6 +61,7 @@ impl Convert {
                 }
             }
         }
+        selected.copied.reverse();
         if !self.existing && self.target_format.or(source.format()) == Some(Format::Raw) {
             return Err(problem(CopyBitmapsProblem::Format(Format::Raw)));
         }

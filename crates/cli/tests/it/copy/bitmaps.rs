@@ -99,3 +99,21 @@ fn what_cannot_be_copied_is_refused_before_the_target_is_touched() {
         assert!(!place.path("new").exists(), "{line}");
     }
 }
+
+/// Under the name `qemu-img`: its words, with the last of the directory first.
+#[test]
+fn words_of_qemu_img() {
+    if !have_qemu("words_of_qemu_img") {
+        return;
+    }
+    let place = Place::new();
+    source(&place, true);
+    for line in [
+        "convert -O raw --bitmaps --skip-broken-bitmaps @src @new",
+        "convert -O qcow2 --bitmaps @src @new",
+        "convert -O qcow2 --bitmaps --skip-broken-bitmaps @src @new",
+    ] {
+        let (ours, theirs) = (place.ours(&format!("qemu-img {line}")), place.theirs("qemu-img", line));
+        assert_eq!((ours.code, ours.err), (theirs.code, theirs.err), "{line}");
+    }
+}
