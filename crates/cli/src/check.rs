@@ -4,8 +4,8 @@ use std::io::Write as _;
 
 use blockmirror_block::{ErrorKind, Visit};
 use blockmirror_image::{
-    CheckObserver, CheckReport, FileId, Finding, LockMode, Mending, OpenOptions, Repair, Severity,
-    check, repair,
+    CheckObserver, CheckReport, FileId, Finding, LockMode, Mending, OpenOptions, Repair, Severity, check,
+    repair,
 };
 
 use crate::args::{CheckArgs, Mend, Output};

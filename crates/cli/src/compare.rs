@@ -54,12 +54,7 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     Ok(if differ { Exit::Failed } else { Exit::Done })
 }
 
-fn open(
-    path: &Path,
-    node: &NodeOptions,
-    format: Option<Format>,
-    args: &CompareArgs,
-) -> Outcome<Image> {
+fn open(path: &Path, node: &NodeOptions, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {
     let allowed = lock_policy::allowed(&args.access)?.file(&args.first).file(&args.second);
     let options = lock_policy::of_source(&args.access)
         .format(format)

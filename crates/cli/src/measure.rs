@@ -20,8 +20,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MeasureArgs) -> Outcome {
             if args.source_format.is_some() || args.snapshot.is_some() || args.access.image_opts =>
         {
             let why = "measure: -f, -l and --image-opts are about an image, and none is named";
-            return Err(Failure::usage(why)
-                .in_qemu("--image-opts, -f, and -l require a filename argument."));
+            return Err(Failure::usage(why).in_qemu("--image-opts, -f, and -l require a filename argument."));
         }
         (None, Some(size)) => of_size(size)?,
         (Some(file), None) => {

@@ -55,9 +55,7 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             image(&mut args.file, &mut args.node, &mut args.format, args.image_opts, "-f")
         }
         Command::Amend(args) => match &mut args.file {
-            Some(file) => {
-                image(file, &mut args.node, &mut args.format, args.image_opts, "-f")
-            }
+            Some(file) => image(file, &mut args.node, &mut args.format, args.image_opts, "-f"),
             None => Ok(()),
         },
         Command::Bitmap(args) => {
@@ -150,7 +148,9 @@ fn new(name: &mut PathBuf) -> Outcome<()> {
     let found = parse(name, None, false, "-O")?;
     if found.node != NodeOptions::default() {
         let shown = name.display();
-        return Err(Failure::usage(format_args!("{shown}: a new image needs a path; with ./ before it it is one")));
+        return Err(Failure::usage(format_args!(
+            "{shown}: a new image needs a path; with ./ before it it is one"
+        )));
     }
     *name = found.path;
     Ok(())

@@ -63,7 +63,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ResizeArgs) -> Outcome {
     if growth != args.preallocation && size < old {
         return Err(Failure::usage(format_args!(
             "resize: {file}: --preallocation is for what is added, and {size} bytes are less than {old}"
-        )));
+        ))
+        .in_qemu("Preallocation can only be used for growing images"));
     }
     if args.preallocation == Growth::Metadata && image.format() == Format::Raw {
         return Err(Failure::usage(format_args!(

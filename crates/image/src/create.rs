@@ -498,6 +498,9 @@ fn take_names(targets: &mut [Target]) -> Result<()> {
 /// Zero bytes that are written at a time for `preallocation=full`.
 const FILL: u64 = 1 << 20;
 
+/// The first block of a file, as QEMU allocates it.
+const BLOCK: u64 = 4096;
+
 fn write_raw(storage: &dyn Storage, spec: &CreateSpec) -> Result<()> {
     let size = spec.size.next_multiple_of(SECTOR);
     if storage.info().fixed_len {
@@ -520,6 +523,9 @@ fn write_raw(storage: &dyn Storage, spec: &CreateSpec) -> Result<()> {
             }
         }
         _ => storage.set_len(size)?,
+    }
+    if spec.settings.allocated_as_qemu {
+        storage.write_at(&vec![0; size.min(BLOCK) as usize], 0)?;
     }
     Ok(())
 }

@@ -255,7 +255,8 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
     let top = options.open_protocol(path, false)?;
     let options = &options.for_opened(path, &top);
     let mut files = vec![top.id()];
-    let mut chain = vec![ImageInfo::read_from(&top, options.given_node().part, path, options.given_format())?];
+    let mut chain =
+        vec![ImageInfo::read_from(&top, options.given_node().part, path, options.given_format())?];
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
         if chain.len() == 1 && options.given_node().no_backing {

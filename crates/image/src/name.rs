@@ -208,7 +208,10 @@ mod tests {
             (r#"{"driver":"qcow2","cache":{"direct":"maybe"},"file":{"filename":"a"}}"#, "\"cache.direct\""),
             (r#"{"driver":"null-co","size":"many"}"#, "\"size\" cannot be \"many\""),
             (r#"{"driver":"null-co","filename":"a"}"#, "\"filename\""),
-            (r#"{"driver":"blkdebug","inject-error":[{"errno":5}],"image":{"filename":"a"}}"#, "inject-error.0.event"),
+            (
+                r#"{"driver":"blkdebug","inject-error":[{"errno":5}],"image":{"filename":"a"}}"#,
+                "inject-error.0.event",
+            ),
             (
                 r#"{"driver":"blkdebug","inject-error":[{"event":"x"}],"image":{"filename":"a"}}"#,
                 "\"inject-error.0.event\" cannot be \"x\"",
@@ -221,7 +224,10 @@ mod tests {
                 r#"{"driver":"blkdebug","inject-error":[{"event":"none","often":1}],"image":{"filename":"a"}}"#,
                 "\"inject-error.0.often\"",
             ),
-            (r#"{"driver":"blkdebug","image":{"driver":"blkdebug","image":{"filename":"a"}}}"#, "\"image.driver\""),
+            (
+                r#"{"driver":"blkdebug","image":{"driver":"blkdebug","image":{"filename":"a"}}}"#,
+                "\"image.driver\"",
+            ),
             (r#"{"driver":"qcow2","file":{"filename":"a","locking":"off"}}"#, "\"file.locking\""),
             (r#"{"driver":"qcow2","offset":512,"file":{"filename":"a"}}"#, "\"offset\""),
             (r#"{"driver":"raw","offset":-1,"file":{"filename":"a"}}"#, "\"offset\" cannot be \"-1\""),
@@ -256,7 +262,8 @@ mod tests {
         assert_eq!(parse("./blkdebug::disk").node, NodeOptions::default());
         assert_eq!(parse("null-co://").node.null, Some(NullOptions::default()));
 
-        let rules = r#""inject-error":[{"event":"none","sector":7},{"event":"read_aio","errno":28}],"align":4096"#;
+        let rules =
+            r#""inject-error":[{"event":"none","sector":7},{"event":"read_aio","errno":28}],"align":4096"#;
         let below = r#"json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"filename":"a"},RULES}}"#;
         let above = r#"json:{"driver":"blkdebug","image":{"driver":"qcow2","file.filename":"a"},RULES}"#;
         let below = parse(&below.replace("RULES", rules));

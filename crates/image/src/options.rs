@@ -25,6 +25,10 @@ pub struct CreateSettings {
     pub data_file: Option<String>,
     /// `preallocation`.
     pub preallocation: Option<Preallocation>,
+    /// Allocates in a new file what QEMU allocates there for zeros: the first block of a raw image, by which
+    /// QEMU finds out how direct I/O has to be aligned, and whole clusters of a qcow2 image's header and
+    /// refcounts.
+    pub allocated_as_qemu: bool,
     /// What only qcow2 looks at: names of its table, each with a value of its kind.
     others: Vec<(&'static str, OptionValue)>,
 }
@@ -247,6 +251,7 @@ impl CreateSettings {
             let _ = options::option(name).map(|def| def.set(&mut options, value.clone()));
         }
         options.preallocation = self.preallocation.unwrap_or(options.preallocation);
+        options.whole_metadata = self.allocated_as_qemu;
         options.backing_file = self.backing_file.clone().map(String::into_bytes);
         options.backing_format = self.backing_format.map(|format| format.to_string());
         options.data_file = self.data_file.clone().map(String::into_bytes);

@@ -26,7 +26,8 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 use blockmirror_image::{
-    AllowedReferences, CreateSettings, Format, ImageName, NodeOptions, OpenOptions, SnapshotRef, TargetOptions,
+    AllowedReferences, CreateSettings, Format, ImageName, NodeOptions, OpenOptions, SnapshotRef,
+    TargetOptions,
 };
 use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
 

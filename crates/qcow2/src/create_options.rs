@@ -107,6 +107,9 @@ pub struct CreateOptions {
     /// What the data file holds stays, and is what preallocated clusters show. Without it the data file is
     /// emptied.
     pub keep_data: bool,
+    /// The clusters of the header and of the refcounts are written whole, zeros included, so that the file
+    /// takes as much space as one that QEMU makes.
+    pub whole_metadata: bool,
 }
 
 impl CreateOptions {
@@ -126,6 +129,7 @@ impl CreateOptions {
             data_file: None,
             data_file_raw: false,
             keep_data: false,
+            whole_metadata: false,
         }
     }
 }

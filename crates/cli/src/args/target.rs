@@ -19,6 +19,10 @@ pub(crate) struct TargetArgs {
     #[arg(skip)]
     pub(crate) or_in_place: bool,
 
+    /// A new file takes the space that QEMU gives it.
+    #[arg(skip)]
+    pub(crate) allocated_as_qemu: bool,
+
     /// Write to a block device that is mounted or in use; overwrite an existing data file (`-o data_file`)
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) force: bool,

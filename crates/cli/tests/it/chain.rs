@@ -324,10 +324,7 @@ fn the_name_qemu_img_makes_a_circle_that_can_be_undone() {
     let place = Place::new();
     place.ours_ok("create -q -f qcow2 @a 1M");
     place.ours_ok("create -q -f qcow2 -b a -F qcow2 @b");
-    for (line, looped) in [
-        ("rebase -u -b a -F qcow2 @a", "a"),
-        ("rebase -u -b b -F qcow2 @a", "a"),
-    ] {
+    for (line, looped) in [("rebase -u -b a -F qcow2 @a", "a"), ("rebase -u -b b -F qcow2 @a", "a")] {
         let refused = place.ours_fails(line, 1);
         assert!(refused.contains("part of the chain"), "{refused}");
         place.ours_ok(&format!("qemu-img {line}"));

@@ -104,8 +104,13 @@ fn figures_are_those_of_qemu_img() {
 #[test]
 fn one_source_or_a_size_is_needed() {
     let place = Place::new();
-    for line in ["measure", "measure --size 1M @raw", "measure --size 1M -f raw", "measure --size 1M -l s", "measure -O vmdk --size 1M"]
-    {
+    for line in [
+        "measure",
+        "measure --size 1M @raw",
+        "measure --size 1M -f raw",
+        "measure --size 1M -l s",
+        "measure -O vmdk --size 1M",
+    ] {
         place.ours_fails(line, 2);
     }
     let said = place.ours_fails("measure -O qcow2 -o cluster_size=3k --size 1G", 2);

@@ -202,7 +202,9 @@ fn map_looks_for_holes_as_qemu_img_does() {
         }
         if !data {
             let own = place.ours_ok("map --output=json @disk");
-            assert!(own.contains("\"start\": 65536, \"length\": 32768, \"depth\": 0, \"present\": true, \"zero\": true"));
+            assert!(own.contains(
+                "\"start\": 65536, \"length\": 32768, \"depth\": 0, \"present\": true, \"zero\": true"
+            ));
         }
     }
     // A hole and what is not allocated.
@@ -242,4 +244,43 @@ fn map_shows_a_context_of_a_server_as_qemu_img_does() {
     assert!(failed.is_empty(), "{failed:?}");
     assert!(said.code == 1 && said.err.contains("no context"), "{said:?}");
     assert!(copied.code == 1 && copied.err.contains("for map alone"), "{copied:?}");
+}
+
+/// Under the name `qemu-img` a new file takes the space that QEMU gives it; zeros of a raw image's last sector
+/// go with its block under direct I/O.
+#[test]
+fn new_files_take_the_space_that_qemu_img_gives_them() {
+    use std::os::unix::fs::MetadataExt;
+    if !have_qemu("new_files_take_the_space_that_qemu_img_gives_them") {
+        return;
+    }
+    let place = Place::new();
+    place.img("create -q -f raw @zeros 1M");
+    for line in [
+        "create -q -f raw @new 1M",
+        "create -q -f raw @new 1k",
+        "create -q -f qcow2 @new 1G",
+        "create -q -f qcow2 -o cluster_size=4k,refcount_bits=1 @new 1G",
+        "convert -f raw -O raw @zeros @new",
+        "convert -f raw -O qcow2 @zeros @new",
+    ] {
+        let mut blocks = Vec::new();
+        for ours in [true, false] {
+            let _ = fs::remove_file(place.path("new"));
+            let done =
+                if ours { place.ours(&format!("qemu-img {line}")) } else { place.theirs("qemu-img", line) };
+            assert_eq!(done.code, 0, "{line}: {done:?}");
+            blocks.push(fs::metadata(place.path("new")).unwrap().blocks());
+        }
+        assert_eq!(blocks[0], blocks[1], "{line}");
+    }
+    let file = fs::OpenOptions::new().write(true).open(place.path("zeros")).unwrap();
+    file.set_len((1 << 20) - 1).unwrap();
+    place.io_as("raw", "zeros", &["write -q -P 3 960k 65535"]);
+    file.set_len((1 << 20) - 1).unwrap();
+    for direct in ["on", "off"] {
+        let line = "map --output=json --image-opts driver=raw,file.driver=file,file.filename=@zeros";
+        let line = format!("{line},cache.direct={direct}");
+        assert_eq!(place.ours_ok(&format!("qemu-img {line}")), place.img(&line), "{direct}");
+    }
 }

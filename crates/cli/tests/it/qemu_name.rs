@@ -16,12 +16,10 @@ use crate::common::have_qemu;
 use twins::{Twins, World, Wrong};
 
 /// Lines that do something else, with the reason.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    (
-        "compare -s -f qcow2 -F raw base.qcow2 base.raw",
-        "QEMU names the start of the run that it looked at, ours the first byte that differs",
-    ),
-];
+const EXCEPTIONS: &[(&str, &str)] = &[(
+    "compare -s -f qcow2 -F raw base.qcow2 base.raw",
+    "QEMU names the start of the run that it looked at, ours the first byte that differs",
+)];
 
 /// Lines whose words are not QEMU's: help texts, and figures of time.
 const OWN_WORDS: &[&str] = &["create -f qcow2 -o help", "bench -c 16 -d 4 -f qcow2 base.qcow2"];

@@ -170,8 +170,10 @@ impl Options {
         let own = |name: &String| Some(name.strip_prefix(prefix)?.to_owned());
         let is_one = |name: &str| name == "overlap-check" || name.starts_with("overlap-check.");
         let names: Vec<_> = self.values.keys().filter_map(own).filter(|name| is_one(name)).collect();
-        let taken: Vec<_> =
-            names.into_iter().filter_map(|name| self.take(prefix, &name).map(|value| (name, value))).collect();
+        let taken: Vec<_> = names
+            .into_iter()
+            .filter_map(|name| self.take(prefix, &name).map(|value| (name, value)))
+            .collect();
         let checks = OverlapChecks::from_options(taken.iter().map(|(name, value)| (&**name, &**value)));
         checks.map_err(|option| {
             let value = taken.iter().find(|(name, _)| name == option).map(|(_, value)| value.clone());
@@ -232,12 +234,7 @@ impl Options {
         self.needed(rule, "event", Event::from_name)
     }
 
-    fn needed<T>(
-        &mut self,
-        prefix: &str,
-        member: &str,
-        read: impl FnOnce(&str) -> Option<T>,
-    ) -> Result<T> {
+    fn needed<T>(&mut self, prefix: &str, member: &str, read: impl FnOnce(&str) -> Option<T>) -> Result<T> {
         let found = self.read(prefix, member, read)?;
         found.ok_or_else(|| NameError::Missing(format!("{prefix}{member}")))
     }
@@ -249,12 +246,7 @@ impl Options {
     }
 
     /// The file, or what is in its place, that the options with `prefix` describe.
-    fn protocol(
-        &mut self,
-        prefix: &str,
-        driver: Option<String>,
-        node: &mut NodeOptions,
-    ) -> Result<PathBuf> {
+    fn protocol(&mut self, prefix: &str, driver: Option<String>, node: &mut NodeOptions) -> Result<PathBuf> {
         self.common(prefix, node)?;
         match driver.as_deref() {
             None | Some("file" | "host_device") => {

@@ -7,9 +7,9 @@ use std::io::{self, Read, Write};
 
 use super::error::ClientError;
 use crate::proto::{
-    ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest,
-    MAX_PAYLOAD, MAX_STRING, MetaContextReply, MetaContextRequest, OptionCode, OptionReply,
-    OptionReplyHeader, ReplyFormat, TransmissionFlags, encode_option,
+    ClientFlags, ExportNameReply, Greeting, HandshakeFlags, Info, InfoCode, InfoRequest, MAX_PAYLOAD,
+    MAX_STRING, MetaContextReply, MetaContextRequest, OptionCode, OptionReply, OptionReplyHeader,
+    ReplyFormat, TransmissionFlags, encode_option,
 };
 
 /// QEMU's meta context for the layer of the backing chain that bytes lie in.

@@ -4,6 +4,7 @@ use blockmirror_block::testing::{
     CrashPoint, Fault, FaultDisk, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{ByteRange, ErrorKind, WriteFlags, ZeroFlags};
+use blockmirror_image::Format;
 use blockmirror_qcow2::{CreateOptions, OpenOptions as Qcow2Options, Version};
 
 use super::*;

@@ -133,6 +133,9 @@ pub(super) fn write(checked: &Checked<'_>, storage: &dyn Storage, data: Option<&
         Preallocation::Full => stream::zeros(area, range.start(), range.len())?,
     }
 
+    if checked.options.whole_metadata {
+        stream::zeros(storage, 0, at(layout.l1))?;
+    }
     write_l2(checked, &layout, storage)?;
     let l2 = |index| [if index < layout.l2_tables { at(layout.l2.plus(index)) | COPIED } else { 0 }];
     stream::entries(storage, at(layout.l1), checked.l1_entries, l2)?;

@@ -4,7 +4,8 @@
 //! Pure: the first cluster comes in, writes come out, each to be durable before the next. The fixed fields
 //! lie in the first sector, which changes at once; what does not fit there is prepared first:
 //!
-//! 1. the name of the backing file, at a place near the end of the cluster that the old one does not use;
+//! 1. the name of the backing file, if there is an old one, at a place near the end of the cluster that the
+//!    old one does not use; otherwise it follows the extensions, and is a part of what follows;
 //! 2. if extensions past the first sector change: a shorter list of them that ends in the first sector
 //!    (without the names of features, which no reader needs), still with what the header says now; then the
 //!    new rest, with the names of features before extensions that are not known, as QEMU has them;
@@ -207,7 +208,12 @@ impl<'a> Parts<'a> {
             .filter(|at| self.old.end <= *at || at + SLOT <= self.old.start);
         let mut steps = Vec::new();
         let mut new_at = 0;
-        if !new.name.is_empty() {
+        let mut whole = whole.to_vec();
+        if self.old.is_empty() && !new.name.is_empty() {
+            // Behind the extensions, as QEMU has it: no old name is in the way.
+            new_at = whole.len();
+            whole.extend(new.name);
+        } else if !new.name.is_empty() {
             new_at = free.next()?;
             steps.push(Step { at: new_at, bytes: new.name.to_vec() });
         }

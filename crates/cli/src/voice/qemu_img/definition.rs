@@ -72,11 +72,15 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Convert(args) => {
             let copy = &mut args.copy;
             copy.existing.or_in_place = true;
+            copy.existing.allocated_as_qemu = true;
             if copy.no_create {
                 copy.target_format.get_or_insert(Format::Raw);
             }
         }
-        Command::Create(args) => args.existing.or_in_place = true,
+        Command::Create(args) => {
+            args.existing.or_in_place = true;
+            args.existing.allocated_as_qemu = true;
+        }
         Command::Dd(args) => args.existing.or_in_place = true,
         Command::Info(args) => args.locks = true,
         Command::Map(args) => args.holes_if_preallocated = true,

@@ -30,7 +30,9 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
             let entry = offset | u64::from(*copied) << 63;
             match structure {
                 Structure::L2Table => {
-                    format!("OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}")
+                    format!(
+                        "OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={refcount}"
+                    )
                 }
                 _ => format!("OFLAG_COPIED data cluster: l2_entry={entry:x} refcount={refcount}"),
             }

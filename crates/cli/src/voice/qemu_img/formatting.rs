@@ -24,8 +24,7 @@ const QCOW2: &[(&str, Option<&str>)] = &[
     ("extent_size_hint", None),
 ];
 
-const RAW: &[(&str, Option<&str>)] = 
-    &[("size", None), ("preallocation", None), ("extent_size_hint", None)];
+const RAW: &[(&str, Option<&str>)] = &[("size", None), ("preallocation", None), ("extent_size_hint", None)];
 
 /// The line about an image of `size` bytes.
 pub(super) fn line(args: &CreateArgs, size: u64) -> String {

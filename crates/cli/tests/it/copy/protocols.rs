@@ -86,7 +86,9 @@ fn protocols_that_are_typed_are_opened() {
     assert_eq!(fs::read(place.path("zeros")).unwrap(), vec![0; 65_536]);
     assert!(place.ours_ok("info --output=json null-co://").contains("\"virtual-size\": 1073741824"));
 
-    for name in ["blkdebug:@rules:@raw", r#"json:{"driver":"blkdebug","config":"@rules","image.filename":"@raw"}"#] {
+    for name in
+        ["blkdebug:@rules:@raw", r#"json:{"driver":"blkdebug","config":"@rules","image.filename":"@raw"}"#]
+    {
         assert!(place.ours_fails(&format!("convert {name} @t"), 1).contains("nput/output error"), "{name}");
     }
     place.ours_ok("convert -q -f raw blkdebug::@raw @t");
