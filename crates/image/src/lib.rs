@@ -59,6 +59,8 @@ mod measure;
 mod name;
 #[cfg(feature = "nbd")]
 mod nbd;
+#[cfg(feature = "nbd")]
+mod nbd_context;
 mod node_options;
 mod open;
 mod options;

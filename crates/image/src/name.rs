@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::format::Format;
 use crate::node_options::{FaultRules, NodeOptions, NullOptions};
-use crate::protocol::NULL;
+use crate::protocol_id::NULL;
 use options::Options;
 
 /// An image that a caller has named.

@@ -1,14 +1,8 @@
 //! How exports of NBD servers are opened, where a path is a URI.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::{BlockDevice, Error as BlockError, ErrorKind};
-use blockmirror_nbd::{ClientOptions, NbdUri};
-
-use crate::error::{Error, Result};
-use crate::open::OpenOptions;
+use blockmirror_nbd::ClientOptions;
 
 /// How a connection to an NBD server is made, and how long a lost one is waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,34 +38,5 @@ impl NbdOptions {
             .reconnect_delay(self.reconnect_delay)
             .open_timeout(self.open_timeout)
             .io_timeout(self.io_timeout)
-    }
-}
-
-impl OpenOptions {
-    /// The export `path` as its server describes it in the context that the image's name asks for in place of
-    /// what it holds (`x-dirty-bitmap`); `None` if it does not. Its extents have the context's flags, as
-    /// [`ClientOptions::context`] says.
-    ///
-    /// # Errors
-    /// The server cannot be reached, or does not have the context.
-    pub fn open_context(&self, path: impl AsRef<Path>) -> Result<Option<Arc<dyn BlockDevice>>> {
-        let path = path.as_ref();
-        let Some(context) = &self.given_node().context else { return Ok(None) };
-        let uri = NbdUri::try_from(path).map_err(|cause| Error::Uri { path: path.to_owned(), cause })?;
-        let client = self.access(false, false).nbd.apply(ClientOptions::new(uri)).context(context).open()?;
-        if !client.has_block_status() {
-            let error = BlockError::new(ErrorKind::NotFound, "open").in_file(path.display().to_string());
-            return Err(error.because(format!("the server has no context {context}")).into());
-        }
-        Ok(Some(Arc::new(client)))
-    }
-
-    /// Whoever reads or copies the export needs to know what it holds.
-    pub(crate) fn refuse_context(&self, path: &Path) -> Result<()> {
-        if self.given_node().context.is_none() {
-            return Ok(());
-        }
-        let error = BlockError::new(ErrorKind::InvalidInput, "open").in_file(path.display().to_string());
-        Err(error.because("x-dirty-bitmap shows a context, for map alone").into())
     }
 }

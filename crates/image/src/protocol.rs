@@ -15,10 +15,8 @@ use blockmirror_file::{FileOptions, LockMode};
 use blockmirror_filter::{BlkdebugOptions, MAX_CONFIG_BYTES};
 
 use crate::error::Result;
+use crate::protocol_id::NULL;
 use crate::reference::{ReferenceError, ReferencePolicy, Resolved, Role};
-
-/// The name of what is not there and reads as zeros.
-pub(crate) const NULL: &str = "null-co://";
 
 /// What the name of a backing file leads to.
 pub(crate) enum BackingTarget {

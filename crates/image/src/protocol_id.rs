@@ -8,6 +8,9 @@ use blockmirror_file::FileId;
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{NbdAddress, NbdUri};
 
+/// The name of what is not there and reads as zeros.
+pub(crate) const NULL: &str = "null-co://";
+
 /// Identity of a protocol layer, the same by whatever name it was opened. Exports are distinguished by their
 /// URIs, so one that is reached in two ways is taken for two.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,8 +17,7 @@ use blockmirror_file::{FileId, PathHandle};
 use blockmirror_qcow2::FileName;
 use thiserror::Error;
 
-use crate::protocol::NULL;
-use crate::protocol_id::{ProtocolId, is_uri};
+use crate::protocol_id::{NULL, ProtocolId, is_uri};
 
 /// What an image names a file for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

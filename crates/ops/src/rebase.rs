@@ -145,8 +145,8 @@ impl Rebase {
     ///
     /// # Errors
     /// [`Error::Image`]; [`Error::NotLayered`] for an image of a format without backing files;
-    /// [`Error::Relink`] if the header cannot name it; [`Error::Write`] if the image holds nothing compressed.
-    /// Nothing has changed.
+    /// [`Error::Relink`] if the header cannot name it; [`Error::Write`] if the image holds nothing
+    /// compressed. Nothing has changed.
     pub fn open(&self) -> Result<OpenRebase, Error> {
         let path = &self.image.path;
         let options = self.access.clone().format(self.image.format);

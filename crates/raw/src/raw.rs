@@ -216,9 +216,9 @@ impl BlockDevice for Raw {
         if stopped {
             return Ok(());
         }
-        // The bytes between the end of the file and the end of its last sector are zeros; under direct I/O they
-        // come with the block that the file ends in. Those of a file that has become shorter are not known:
-        // reading them fails.
+        // The bytes between the end of the file and the end of its last sector are zeros; under direct I/O
+        // they come with the block that the file ends in. Those of a file that has become shorter are not
+        // known: reading them fails.
         let border = self.storage.len()?.next_multiple_of(SECTOR).clamp(at, range.end());
         let in_block = self.geometry.request_alignment > 1 && last == Some(false);
         let kind = if in_block { ExtentKind::Data } else { ExtentKind::Zero };

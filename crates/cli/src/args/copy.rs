@@ -105,7 +105,8 @@ pub(crate) struct CopyArgs {
     #[arg(short = 'o', long, value_name = "KEY=VALUE,..", help_heading = "Target")]
     pub(crate) target_options: Vec<String>,
 
-    /// Backing file of the target; one that exists has it already: what the source's own image holds is copied
+    /// Backing file of the target; one that exists has it already: what the source's own image holds is
+    /// copied
     #[arg(short = 'B', long, value_name = "FILE", help_heading = "Target")]
     pub(crate) backing: Option<String>,
 

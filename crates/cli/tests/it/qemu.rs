@@ -246,8 +246,8 @@ fn map_shows_a_context_of_a_server_as_qemu_img_does() {
     assert!(copied.code == 1 && copied.err.contains("for map alone"), "{copied:?}");
 }
 
-/// Under the name `qemu-img` a new file takes the space that QEMU gives it; zeros of a raw image's last sector
-/// go with its block under direct I/O.
+/// Under the name `qemu-img` a new file takes the space that QEMU gives it; zeros of a raw image's last
+/// sector go with its block under direct I/O.
 #[test]
 fn new_files_take_the_space_that_qemu_img_gives_them() {
     use std::os::unix::fs::MetadataExt;

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::{ImageName, NameError, as_path};
 use crate::format::Format;
 use crate::node_options::{FaultRules, NodeOptions, NullOptions};
-use crate::protocol::NULL;
+use crate::protocol_id::NULL;
 
 /// Options that change no content, of a qcow2 image and of any node.
 const QCOW2_HINTS: [&str; 10] = [

@@ -119,8 +119,8 @@ impl ClientOptions {
     /// Asks for this meta context in place of `base:allocation`: extents show its flags, and say nothing of
     /// what reads as zeros. Flag 1 makes an extent [`ExtentKind::Unknown`](blockmirror_block::ExtentKind),
     /// flag 2 alone one that is mapped to a hole, no flag data. A bit that is set in a bitmap
-    /// (`qemu:dirty-bitmap:NAME`) is flag 1; so is a depth (`qemu:allocation-depth`) of 1, and more are flag 2.
-    /// For looking at a context, not for copying.
+    /// (`qemu:dirty-bitmap:NAME`) is flag 1; so is a depth (`qemu:allocation-depth`) of 1, and more are
+    /// flag 2. For looking at a context, not for copying.
     #[must_use]
     pub fn context(mut self, name: impl Into<String>) -> Self {
         self.context = Some(name.into());
