@@ -10,8 +10,9 @@ use std::thread;
 use std::time::Duration;
 
 use blake3::Hasher;
-use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
-use blockmirror_block::{BlockDevice, ByteRange, Error, Visit, zero};
+use blockmirror_block::cancel::{self, CancelSource};
+use blockmirror_block::sync::{Condvar, Mutex};
+use blockmirror_block::{BlockDevice, ByteRange, Error, ErrorKind, Visit, zero};
 
 use crate::HashOptions;
 use crate::text::{ParseHashError, read_hex, write_hex};
@@ -25,6 +26,8 @@ const PREFIX: &str = "bm1:";
 const ZERO_DIGEST: [u8; 32] = [0; 32];
 /// For each thread, what may be ready before a block that is missing.
 const AHEAD: usize = 4;
+/// More threads than any machine gains from.
+const MOST_THREADS: usize = 64;
 /// How often `progress` is called.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -43,37 +46,39 @@ impl DiskHash {
         options: &HashOptions,
         progress: &mut dyn FnMut(u64) -> Visit,
     ) -> Result<Option<Self>, Error> {
-        let threads = options.threads.get().min(blocks_of(device.len()).max(1) as usize);
+        let blocks = usize::try_from(blocks_of(device.len())).unwrap_or(usize::MAX);
+        let threads = options.threads.get().min(MOST_THREADS).min(blocks.max(1));
         let shared = Shared {
             device,
             window: AHEAD * threads,
+            calls: CancelSource::new(),
+            position: Mutex::new(Position { walk: Walk::new(device), taken: 0 }),
             state: Mutex::new(State {
-                walk: Walk::new(device),
-                taken: 0,
                 ready: BTreeMap::new(),
                 joined: 0,
                 hasher: length_hasher(device.len()),
-                working: threads,
+                working: 0,
                 end: None,
             }),
             room: Condvar::new(),
             over: Condvar::new(),
         };
         thread::scope(|scope| {
+            let _stop = StopOnPanic(&shared);
             for _ in 0..threads {
-                scope.spawn(|| shared.work());
-            }
-            let mut state = shared.state.lock();
-            while state.working > 0 {
-                state = shared.over.wait_timeout(state, PROGRESS_INTERVAL).0;
-                let done = (state.joined * BLOCK).min(device.len());
-                drop(state);
-                let go_on = progress(done);
-                state = shared.state.lock();
-                if go_on.is_break() {
-                    shared.stop(&mut state, End::Stopped);
+                shared.state.lock().working += 1;
+                let name = "hash".to_owned();
+                if let Err(error) = thread::Builder::new().name(name).spawn_scoped(scope, || shared.work()) {
+                    let mut state = shared.state.lock();
+                    state.working -= 1;
+                    // Those that there are do the work.
+                    if state.working == 0 && state.joined == 0 {
+                        shared.stop(&mut state, End::Failed(Error::io("start a thread", error)));
+                    }
+                    break;
                 }
             }
+            shared.wait(progress);
         });
         let state = shared.state.into_inner();
         match state.end {
@@ -84,7 +89,7 @@ impl DiskHash {
         }
     }
 
-    /// The hash of a disk of `len` bytes, all of them zero.
+    /// The hash of a disk of `len` bytes, all of them zero. Hashes 32 bytes for each MiB of it.
     pub fn of_zeros(len: u64) -> Self {
         let mut hasher = length_hasher(len);
         add_zero_blocks(&mut hasher, blocks_of(len));
@@ -128,12 +133,15 @@ enum End {
     Failed(Error),
 }
 
-/// *Guards*: the position in the disk and the hash. *Not under it*: reads of data. Extents are asked for
-/// under it, in batches.
-struct State<'a> {
+/// *Guards*: which block is next. *Order*: before the state. Extents are asked for under it.
+struct Position<'a> {
     walk: Walk<'a>,
     /// Blocks that were given out.
     taken: u64,
+}
+
+/// *Guards*: the hash, and why it ends. *Not under it*: calls of the device.
+struct State {
     /// What has been hashed after blocks that have not, by the number of the first block.
     ready: BTreeMap<u64, Digests>,
     /// Blocks that are in the hash.
@@ -147,27 +155,41 @@ struct Shared<'a> {
     device: &'a dyn BlockDevice,
     /// How many blocks and runs of zeros may be ready before a block that is missing.
     window: usize,
-    state: Mutex<State<'a>>,
+    /// The calls of all threads.
+    calls: CancelSource,
+    position: Mutex<Position<'a>>,
+    state: Mutex<State>,
     /// `joined` has grown, or the work has ended.
     room: Condvar,
     /// A thread has ended.
     over: Condvar,
 }
 
-impl<'a> Shared<'a> {
+impl Shared<'_> {
+    /// Waits for the threads, on the caller's, which `progress` may stop, and who cancels the caller.
+    fn wait(&self, progress: &mut dyn FnMut(u64) -> Visit) {
+        let mut state = self.state.lock();
+        while state.working > 0 {
+            state = self.over.wait_timeout(state, PROGRESS_INTERVAL).0;
+            let done = (state.joined * BLOCK).min(self.device.len());
+            drop(state);
+            let go_on = progress(done);
+            state = self.state.lock();
+            if go_on.is_break() {
+                self.stop(&mut state, End::Stopped);
+            } else if cancel::is_cancelled() {
+                self.stop(&mut state, End::Failed(Error::new(ErrorKind::Cancelled, "hash")));
+            }
+        }
+    }
+
     fn work(&self) {
         let _working = Working(self);
+        let _calls = self.calls.enter();
         let mut buffer = Vec::new();
-        let mut state = self.state.lock();
-        loop {
-            let (number, range);
-            (state, number, range) = match self.take(state) {
-                Some(taken) => taken,
-                None => return,
-            };
-            drop(state);
+        while let Some((number, range)) = self.take() {
             let digest = self.digest(range, &mut buffer);
-            state = self.state.lock();
+            let mut state = self.state.lock();
             match digest {
                 Ok(digest) => self.join(&mut state, number, Digests::Block(digest)),
                 Err(error) => self.stop(&mut state, End::Failed(error)),
@@ -177,31 +199,30 @@ impl<'a> Shared<'a> {
 
     /// Takes the next block that is to be read, and its number. Waits while too much is ahead of the block
     /// that is missing.
-    fn take<'s>(
-        &self,
-        mut state: MutexGuard<'s, State<'a>>,
-    ) -> Option<(MutexGuard<'s, State<'a>>, u64, ByteRange)> {
+    fn take(&self) -> Option<(u64, ByteRange)> {
+        let mut position = self.position.lock();
         loop {
+            let mut state = self.state.lock();
+            while state.end.is_none() && state.ready.len() >= self.window {
+                state = self.room.wait(state);
+            }
             if state.end.is_some() {
                 return None;
             }
-            if state.ready.len() >= self.window {
-                state = self.room.wait(state);
-                continue;
-            }
-            let number = state.taken;
-            match state.walk.next() {
+            drop(state);
+            let number = position.taken;
+            match position.walk.next() {
                 Ok(None) => return None,
                 Ok(Some(Run::Block(range))) => {
-                    state.taken += 1;
-                    return Some((state, number, range));
+                    position.taken += 1;
+                    return Some((number, range));
                 }
                 Ok(Some(Run::Zero(range))) => {
                     let count = blocks_of(range.len());
-                    state.taken += count;
-                    self.join(&mut state, number, Digests::Zero(count));
+                    position.taken += count;
+                    self.join(&mut self.state.lock(), number, Digests::Zero(count));
                 }
-                Err(error) => self.stop(&mut state, End::Failed(error)),
+                Err(error) => self.stop(&mut self.state.lock(), End::Failed(error)),
             }
         }
     }
@@ -214,7 +235,7 @@ impl<'a> Shared<'a> {
     }
 
     /// Puts what has been hashed from block `number` on into the hash, as soon as all before it is there.
-    fn join(&self, state: &mut State<'_>, number: u64, digests: Digests) {
+    fn join(&self, state: &mut State, number: u64, digests: Digests) {
         state.ready.insert(number, digests);
         while let Some(digests) = state.ready.remove(&state.joined) {
             match digests {
@@ -231,10 +252,22 @@ impl<'a> Shared<'a> {
         self.room.notify_all();
     }
 
-    /// Ends the work; the first reason counts.
-    fn stop(&self, state: &mut State<'_>, end: End) {
+    /// Ends the work, and the calls of the device; the first reason counts.
+    fn stop(&self, state: &mut State, end: End) {
         state.end.get_or_insert(end);
+        self.calls.cancel();
         self.room.notify_all();
+    }
+}
+
+/// Ends the work if the caller's thread panics, in `progress` for example.
+struct StopOnPanic<'a, 'b>(&'b Shared<'a>);
+
+impl Drop for StopOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.stop(&mut self.0.state.lock(), End::Stopped);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ impl HashOptions {
         Self { threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN) }
     }
 
-    /// Threads that read and hash. Each has a buffer of 1 MiB.
+    /// Threads that read and hash, of which at most 64 are used. Each has a buffer of 1 MiB.
     #[must_use]
     pub fn threads(mut self, threads: NonZeroUsize) -> Self {
         self.threads = threads;

@@ -9,6 +9,9 @@ use blockmirror_block::{BlockDevice, ByteRange, Error, ExtentKind, QueryBudget, 
 
 /// Bytes of a block of [`DiskHash`](crate::DiskHash).
 pub const BLOCK: u64 = 1 << 20;
+/// Blocks of zeros in one run: what a disk of the greatest length says of itself in one extent takes long to
+/// hash, and a caller wants to hear of it meanwhile.
+const MOST_ZERO_BLOCKS: u64 = 1 << 16;
 /// Extents fetched at once.
 const BATCH: usize = 4096;
 
@@ -45,7 +48,7 @@ impl<'a> Walk<'a> {
         let zero = self.zero_end()?;
         let blocks = if zero == self.end { zero } else { zero - zero % BLOCK };
         let run = if blocks > self.at {
-            Run::Zero(ByteRange::new(self.at, blocks))
+            Run::Zero(ByteRange::new(self.at, blocks.min(self.at.saturating_add(MOST_ZERO_BLOCKS * BLOCK))))
         } else {
             Run::Block(ByteRange::new(self.at, self.end.min(self.at + BLOCK)))
         };

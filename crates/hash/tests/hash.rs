@@ -3,9 +3,12 @@
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use blockmirror_block::cancel::{self, CancelSource};
+use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::testing::MemoryDisk;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, ErrorKind, Extent, Geometry, Result, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Geometry, Result, Visit, WriteFlags,
+    ZeroFlags,
 };
 use blockmirror_hash::{BLOCK, CONTEXT, ContentHash, DiskHash, HashOptions};
 use proptest::prelude::*;
@@ -91,16 +94,27 @@ fn other_text_is_refused() {
     }
 }
 
-/// A disk of data that counts reads, and fails or panics at one of them.
+/// What a disk does at its reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reads {
+    Fail,
+    Panic,
+    /// They hang until the caller is cancelled.
+    Hang,
+    /// There are none: all is zero.
+    Zero,
+}
+
+/// A disk that counts its reads, the first 20 of which are good unless they hang.
 #[derive(Debug)]
 struct Bad {
     reads: AtomicUsize,
-    panics: bool,
+    does: Reads,
 }
 
 impl BlockDevice for Bad {
     fn len(&self) -> u64 {
-        1 << 40
+        1 << 60
     }
 
     fn name(&self) -> &str {
@@ -112,10 +126,18 @@ impl BlockDevice for Bad {
     }
 
     fn read_at(&self, _: &mut [u8], offset: u64) -> Result<()> {
+        if self.does == Reads::Hang {
+            let (mutex, never) = (Mutex::new(()), Condvar::new());
+            let mut guard = mutex.lock();
+            while !cancel::is_cancelled() {
+                guard = cancel::wait(&never, guard, None);
+            }
+            return Err(Error::new(ErrorKind::Cancelled, "read"));
+        }
         if self.reads.fetch_add(1, Ordering::Relaxed) < 20 {
             return Ok(());
         }
-        assert!(!self.panics, "as it should");
+        assert!(self.does != Reads::Panic, "as it should");
         Err(Error::new(ErrorKind::Io, "read").in_file(self.name()).at(offset))
     }
 
@@ -136,28 +158,36 @@ impl BlockDevice for Bad {
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
-        let _ = visit(Extent::new(range, blockmirror_block::ExtentKind::Data));
+        let kind = if self.does == Reads::Zero { ExtentKind::Unallocated } else { ExtentKind::Data };
+        let _ = visit(Extent::new(range, kind));
         Ok(())
     }
 }
 
-fn bad(panics: bool) -> Bad {
-    Bad { reads: AtomicUsize::new(0), panics }
+fn bad(does: Reads) -> Bad {
+    Bad { reads: AtomicUsize::new(0), does }
 }
 
 #[test]
 fn a_read_that_fails_ends_all_threads() {
-    let disk = bad(false);
+    let disk = bad(Reads::Fail);
     let error = DiskHash::of(&disk, &options(4), &mut all).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(disk.reads.into_inner() <= 20 + 4);
-    assert_eq!(ContentHash::of(&bad(false), &mut all).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(ContentHash::of(&bad(Reads::Fail), &mut all).unwrap_err().kind(), ErrorKind::Io);
 }
 
 #[test]
 #[should_panic(expected = "a scoped thread panicked")]
 fn a_device_that_panics_ends_all_threads() {
-    let _ = DiskHash::of(&bad(true), &options(4), &mut all);
+    let _ = DiskHash::of(&bad(Reads::Panic), &options(4), &mut all);
+}
+
+/// The disk has 2^40 blocks: only an end of the threads ends the test.
+#[test]
+#[should_panic(expected = "as it should")]
+fn progress_that_panics_ends_all_threads() {
+    let _ = DiskHash::of(&bad(Reads::Zero), &options(4), &mut |_| panic!("as it should"));
 }
 
 #[test]
@@ -165,4 +195,18 @@ fn progress_stops_it() {
     let stop = &mut |_: u64| Visit::Break(());
     assert_eq!(DiskHash::of(&MemoryDisk::new(1 << 20), &options(1), stop).unwrap(), None);
     assert_eq!(ContentHash::of(&MemoryDisk::new(1 << 20), stop).unwrap(), None);
+    for does in [Reads::Hang, Reads::Zero] {
+        assert_eq!(DiskHash::of(&bad(does), &options(4), stop).unwrap(), None, "{does:?}");
+    }
+}
+
+#[test]
+fn a_caller_that_is_cancelled_does_not_wait_for_reads() {
+    let source = CancelSource::new();
+    let _scope = source.enter();
+    let error = DiskHash::of(&bad(Reads::Hang), &options(4), &mut |_| {
+        source.cancel();
+        Visit::Continue(())
+    });
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Cancelled);
 }

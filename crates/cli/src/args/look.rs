@@ -158,7 +158,7 @@ pub(crate) struct HashArgs {
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
-    /// Print BLAKE3 of all bytes, as b3sum does of a raw image; zeros are hashed too
+    /// Print BLAKE3 of all bytes of the disk, as b3sum does of a raw image; zeros are hashed too
     #[arg(long)]
     pub(crate) plain: bool,
 
