@@ -27,20 +27,24 @@ impl Checker<'_> {
         active: bool,
     ) -> bool {
         let end = offset.saturating_add(len);
-        if end.saturating_sub(self.file_len) >= self.cluster_size() {
+        let missing = end.saturating_sub(self.file_len);
+        // No reader takes a part of a table.
+        let is_whole = missing == 0 || (len == 0 && missing < self.cluster_size());
+        if !is_whole {
             self.find(&Finding::PastEnd { structure, offset, len }, 1);
-            // What lies there is looked at, but it may be anything, so nothing in it is corrected.
-            if self.fixing.is_none() {
-                let (start, end) = (offset.min(self.file_len), end.min(self.file_len));
-                uses.bytes.push(Use { start, end, active });
-            }
-            return false;
         }
-        let cluster = self.format.cluster;
-        uses.bytes.push(Use { start: offset, end, active });
-        let (start, end) = (offset >> cluster.bits(), cluster.count(end));
-        uses.clusters.push(Use { start, end, active });
-        true
+        // What lies there is looked at, but it may be anything, so nothing in it is corrected.
+        if is_whole || self.fixing.is_none() {
+            let (start, end) = (offset.min(self.file_len), end.min(self.file_len));
+            uses.bytes.push(Use { start, end, active });
+        }
+        // The file may end inside its last cluster.
+        if missing < self.cluster_size() {
+            let cluster = self.format.cluster;
+            let (start, end) = (offset >> cluster.bits(), cluster.count(end));
+            uses.clusters.push(Use { start, end, active });
+        }
+        is_whole
     }
 
     /// Counts the snapshot table, and adds the L1 tables of snapshots to `uses`.

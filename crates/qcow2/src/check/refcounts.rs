@@ -10,9 +10,11 @@ impl Checker<'_> {
         let size = self.cluster_size();
         let (offset, clusters) = (self.header.refcount_table_offset, self.header.refcount_table_clusters);
         let len = u64::from(clusters) * size;
-        if !self.count_range(Structure::RefcountTable, offset, len, 1, 0) {
-            self.refcounts_damaged = true;
+        let is_counted = self.count_range(Structure::RefcountTable, offset, len, 1, 0);
+        if is_counted && offset + len > self.file_len {
+            self.find(&Finding::PastEnd { structure: Structure::RefcountTable, offset, len }, 1);
         }
+        self.refcounts_damaged |= !is_counted || offset + len > self.file_len;
         for index in 0..self.disk.table.len() {
             let entry = self.disk.table[index];
             if entry == 0 {

@@ -290,10 +290,14 @@ impl Checker<'_> {
     }
 
     /// Counts the clusters of a compressed run. How long it is says an upper bound: a run that begins in the
-    /// file and ends past it can be read where its stream ends before.
+    /// file and ends past it can be read where its stream ends before. One that begins at the end of the file
+    /// is lost.
     fn count_compressed(&mut self, run: CompressedRun, uses: u64) {
         let (structure, HostOffset(offset)) = (Structure::CompressedData, run.offset);
-        if !self.count_range(structure, offset, run.len, uses, 0) && offset < self.file_len {
+        let is_counted = self.count_range(structure, offset, run.len, uses, 0);
+        if is_counted && offset >= self.file_len {
+            self.find(&Finding::PastEnd { structure, offset, len: run.len }, uses);
+        } else if !is_counted && offset < self.file_len {
             self.count_range(structure, offset, self.file_len - offset, uses, 0);
         }
     }

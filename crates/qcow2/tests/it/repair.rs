@@ -206,6 +206,29 @@ fn bitmaps_that_no_reader_takes_are_given_up() {
     }
 }
 
+/// What begins at the end of the file is not there, though the file may end inside its last cluster; a check
+/// called it clean, and no reader took it.
+#[test]
+fn what_begins_at_the_end_of_the_file_is_missing() {
+    let damages: [fn(&mut RawImage); 3] = [
+        |image| image.set(40, image.len()),
+        |image| image.set(48, image.len()),
+        |image| image.set_compressed(1, image.len(), 0),
+    ];
+    for (damage, number) in damages.into_iter().zip(0..) {
+        let mut damaged = RawImage(image(|o| o.cluster_size = 4096));
+        damaged.append(1);
+        let len = damaged.0.len().next_multiple_of(4096);
+        damaged.0.resize(len, 0);
+        damage(&mut damaged);
+        let report = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+        assert!(report.corruptions > 0, "{number}: {report:?}");
+        let (after, report) = repaired(&damaged.0, Repair::All);
+        let opened = OpenOptions::new().writable(true).open(Arc::new(MemoryStorage::with_contents(&after)));
+        assert_eq!(report.unwrap().corruptions == 0, opened.is_ok(), "{number}: {opened:?}");
+    }
+}
+
 /// With refcounts of one bit two entries on a cluster have a refcount of one, which is not theirs alone.
 #[test]
 fn an_entry_of_a_cluster_with_more_references_than_its_refcount_says_is_not_copied() {

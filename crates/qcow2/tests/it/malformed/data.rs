@@ -21,6 +21,11 @@ pub(super) fn rows() -> Vec<Row> {
         Row::changed("a compressed run past the end of the file", Sound::Deflate, |image| {
             image.set_compressed(1, 1 << 40, 3);
         }),
+        Row::changed("a compressed run at the end of the file", Sound::Deflate, |image| {
+            let end = image.append(1);
+            image.0.truncate(end as usize);
+            image.set_compressed(1, end, 0);
+        }),
         Row::changed("a compressed cluster with COPIED", Sound::Deflate, |image| {
             let at = image.l2_at(1);
             image.change(at, |entry| entry | 1 << 63);

@@ -73,12 +73,22 @@ fn places() -> Vec<Row> {
         Row::number("an L1 table between clusters", &[(40, 8, 0x3200)]),
         Row::number("an L1 table in the header", &[(40, 8, 0)]),
         Row::number("an L1 table past the end of the file", &[(40, 8, 1 << 40)]),
+        Row::changed("an L1 table at the end of the file", Sound::Plain, |image| {
+            let end = image.append(1);
+            image.0.truncate(end as usize);
+            image.set(40, end);
+        }),
         Row::number("no refcount table", &[(56, 4, 0)]),
         Row::number("a refcount table of more than 8 MiB", &[(56, 4, 2049)]).cap("MAX_REFCOUNT_TABLE_BYTES"),
         Row::number("a refcount table past 2^56", &[(48, 8, 1 << 56)]).cap("MAX_HOST_OFFSET"),
         Row::number("a refcount table between clusters", &[(48, 8, 0x1200)]),
         Row::number("a refcount table in the header", &[(48, 8, 0)]),
         Row::number("a refcount table past the end of the file", &[(48, 8, 1 << 40)]),
+        Row::changed("a refcount table of which the file has a half", Sound::Plain, |image| {
+            let table = image.append(1);
+            image.0.truncate(table as usize + 2048);
+            image.set(48, table);
+        }),
         Row::number("65537 snapshots", &[(60, 4, 65537)]).cap("MAX_SNAPSHOTS"),
         Row::number("snapshots in the header", &[(60, 4, 1)]),
         Row::number("snapshots between clusters", &[(60, 4, 1), (64, 8, 0x3200)]),
