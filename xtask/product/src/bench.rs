@@ -11,6 +11,7 @@ mod fio;
 mod guest;
 mod live;
 mod measure;
+mod parallel;
 mod scenario;
 
 use std::fs;
@@ -75,6 +76,7 @@ struct Report {
     smoke: bool,
     rows: Vec<Row>,
     bitmap: Option<bitmap::Figures>,
+    parallel: Option<parallel::Throughput>,
 }
 
 impl Task for Bench {
@@ -95,7 +97,7 @@ impl Task for Bench {
             None => std::env::current_exe()?,
         };
         let dir = scratch()?;
-        let mut report = Report { rounds, smoke: self.smoke, rows: Vec::new(), bitmap: None };
+        let mut report = Report { rounds, smoke: self.smoke, rows: Vec::new(), bitmap: None, parallel: None };
         println!("{}", Row::HEAD);
         let cases = scenario::copies(scale).into_iter().chain(check::checks(scale));
         for case in cases.filter(|case| case.name().contains(&self.only)) {
@@ -108,6 +110,11 @@ impl Task for Bench {
             let figures = bitmap::run()?;
             println!("{}", figures.line());
             report.bitmap = Some(figures);
+        }
+        if parallel::NAME.contains(&self.only) {
+            let figures = parallel::run(rounds, self.smoke)?;
+            println!("{}", figures.line());
+            report.parallel = Some(figures);
         }
         if let Some(path) = &self.json {
             fs::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
