@@ -50,6 +50,8 @@ impl Task for Properties {
                     "--exclude",
                     "xtask",
                     "--exclude",
+                    "xtask-fuzz",
+                    "--exclude",
                     "xtask-product",
                 ]),
             };

@@ -1,5 +1,6 @@
 //! `cargo xtask fuzz`: peers that say almost the right thing, by the million, to what listens to strangers:
-//! the NBD server, the NBD client, and the daemon's QMP.
+//! the NBD server, the NBD client, and the daemon's QMP. Images that are almost right are in a program of
+//! their own (`xtask/fuzz/`), all but those that are read beside `qemu-img`.
 //!
 //! Whole conversations are made, spoiled here and there and given to the real thing over real sockets. What
 //! must hold: nothing panics, nothing waits for ever, nothing is held afterwards, memory does not grow; and
@@ -7,9 +8,6 @@
 //! way in.
 
 mod client;
-mod corpus;
-mod counting;
-mod image;
 mod mutants;
 mod qmp;
 mod server;
@@ -39,10 +37,11 @@ const HANG: Duration = Duration::from_secs(60);
 /// Panics of any thread since [`count_panics`].
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Give broken conversations to the NBD server, the NBD client and the daemon's QMP
+/// Give broken conversations to the NBD server, the NBD client and the daemon's QMP, and damaged images to
+/// qcow2's code, alone and beside qemu-img
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
-    /// What is fuzzed; everything if omitted
+    /// What is fuzzed; everything if omitted, `image` and `parsers` too, which are in a program of their own
     target: Option<Target>,
     /// How many conversations (QMP: requests) each
     #[arg(long, default_value_t = 100_000)]
@@ -60,8 +59,6 @@ enum Target {
     Server,
     Client,
     Qmp,
-    /// Whole qcow2 images: opened, mapped, read, checked, repaired, written
-    Image,
     /// Damaged qcow2 images, read beside qemu-img; a process each
     Mutants,
 }
@@ -128,7 +125,6 @@ impl Task for Fuzz {
                 Target::Server => self.throw("server", seed, &server::ServerListener::new()?)?,
                 Target::Client => self.throw("client", seed, &client::ClientListener::new(self.threads)?)?,
                 Target::Qmp => self.throw("qmp", seed, &qmp::QmpListener::new()?)?,
-                Target::Image => self.throw("image", seed, &image::ImageListener::new()?)?,
                 Target::Mutants => self.throw("mutants", seed, &mutants::MutantListener::new()?)?,
             }
         }

@@ -59,7 +59,7 @@ struct Module {
 /// The `src` folders of all packages.
 fn sources_of_crates(root: &Path) -> Outcome<Vec<PathBuf>> {
     let mut packages: Vec<PathBuf> =
-        ["xtask", "xtask/product", "tests", "tests/crash"].map(|name| root.join(name)).into();
+        ["xtask", "xtask/fuzz", "xtask/product", "tests", "tests/crash"].map(|name| root.join(name)).into();
     for entry in fs::read_dir(root.join("crates"))? {
         packages.push(entry?.path());
     }

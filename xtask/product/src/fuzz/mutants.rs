@@ -7,8 +7,8 @@ use blockmirror_testing::Outcome;
 use blockmirror_testing::qemu::Qemu;
 use blockmirror_testing::scratch::scratch;
 use blockmirror_tests::mutant::{Reading, read, read_by_qemu};
+use xtask_fuzz::corpus::Corpus;
 
-use super::corpus::Corpus;
 use super::{Heard, Listener};
 
 /// The images, and QEMU.

@@ -27,6 +27,7 @@ const NAMES: [&str; 12] = [
 /// Numbers at which arithmetic goes wrong.
 const EDGES: [u64; 8] = [0, 1, 511, 0xffff, 0x7fff_ffff, 0xffff_ffff, 1 << 63, u64::MAX];
 
+#[derive(Debug)]
 struct SoundImage {
     name: &'static str,
     bytes: Vec<u8>,
@@ -34,19 +35,28 @@ struct SoundImage {
 }
 
 /// The images.
-pub(super) struct Corpus(Vec<SoundImage>);
+#[derive(Debug)]
+pub struct Corpus(Vec<SoundImage>);
 
 /// A damaged image.
-pub(super) struct Mutant {
-    pub(super) bytes: Vec<u8>,
+#[derive(Clone, Debug)]
+pub struct Mutant {
+    /// The file.
+    pub bytes: Vec<u8>,
     /// What was done to which image.
-    pub(super) label: String,
+    pub label: String,
     /// Whether nothing was changed.
-    pub(super) sound: bool,
+    pub sound: bool,
+    /// The image that it was, by number.
+    image: usize,
 }
 
 impl Corpus {
-    pub(super) fn load() -> Outcome<Self> {
+    /// Unpacks the images.
+    ///
+    /// # Errors
+    /// One is missing, or is not what it was.
+    pub fn load() -> Outcome<Self> {
         let manifest = Manifest::load(&folder())?;
         let dir = scratch()?;
         let mut images = Vec::new();
@@ -59,13 +69,23 @@ impl Corpus {
         Ok(Self(images))
     }
 
+    /// The bytes of each image.
+    pub fn images(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(|image| &*image.bytes)
+    }
+
     /// An image with up to four changes; now and then with none.
-    pub(super) fn mutant(&self, rng: &mut Rng) -> Mutant {
-        let image = &self.0[rng.index(self.0.len())];
-        let mut mutant = Mutant { bytes: image.bytes.clone(), label: image.name.to_owned(), sound: true };
-        if rng.one_in(50) {
-            return mutant;
-        }
+    pub fn mutant(&self, rng: &mut Rng) -> Mutant {
+        let index = rng.index(self.0.len());
+        let image = &self.0[index];
+        let sound =
+            Mutant { bytes: image.bytes.clone(), label: image.name.to_owned(), sound: true, image: index };
+        if rng.one_in(50) { sound } else { self.change(sound, rng) }
+    }
+
+    /// `mutant` with up to four more changes.
+    pub fn change(&self, mut mutant: Mutant, rng: &mut Rng) -> Mutant {
+        let mutations = &self.0[mutant.image].mutations;
         mutant.sound = false;
         for _ in 0..rng.range(1, 4) {
             let label = match rng.below(10) {
@@ -73,8 +93,7 @@ impl Corpus {
                 1 => copy_word(rng, &mut mutant.bytes),
                 2 if rng.one_in(3) => cut(rng, &mut mutant.bytes),
                 _ => {
-                    let Mutation { label, offset, new, .. } =
-                        &image.mutations[rng.index(image.mutations.len())];
+                    let Mutation { label, offset, new, .. } = &mutations[rng.index(mutations.len())];
                     if let Some(field) = mutant.bytes.get_mut(*offset..offset + new.len()) {
                         field.copy_from_slice(new);
                     }

@@ -8,38 +8,33 @@ use blockmirror_block::testing::MemoryStorage;
 use blockmirror_block::{
     ByteRange, Error, ErrorKind, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
-
-/// Most requests, and most bytes, of one whole use of an image.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bound {
-    pub(super) requests: u64,
-    pub(super) bytes: u64,
-}
+use blockmirror_testing::bounds::Work;
 
 #[derive(Debug)]
-pub(super) struct CountingStorage {
+pub(crate) struct CountingStorage {
     inner: MemoryStorage,
-    bound: Bound,
+    bound: Work,
     requests: AtomicU64,
     bytes: AtomicU64,
 }
 
 impl CountingStorage {
-    pub(super) fn new(contents: &[u8], bound: Bound) -> Arc<Self> {
+    pub(crate) fn new(contents: &[u8], bound: Work) -> Arc<Self> {
         let inner = MemoryStorage::with_contents(contents);
         Arc::new(Self { inner, bound, requests: AtomicU64::new(0), bytes: AtomicU64::new(0) })
     }
 
     /// What was counted, if it was more than the bound.
-    pub(super) fn exceeded(&self) -> Option<String> {
-        let Bound { requests, bytes } = self.counted();
+    pub(crate) fn exceeded(&self) -> Option<String> {
+        let Work { requests, bytes } = self.counted();
         let over = requests > self.bound.requests || bytes > self.bound.bytes;
         over.then(|| format!("{requests} requests, {bytes} bytes; the bound is {:?}", self.bound))
     }
 
-    pub(super) fn counted(&self) -> Bound {
+    /// What was counted so far.
+    pub(crate) fn counted(&self) -> Work {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Bound { requests: of(&self.requests), bytes: of(&self.bytes) }
+        Work { requests: of(&self.requests), bytes: of(&self.bytes) }
     }
 
     fn count(&self, bytes: u64) -> Result<()> {
