@@ -97,6 +97,7 @@ impl DiskHash {
     }
 }
 
+#[expect(clippy::little_endian_bytes, reason = "the hash begins with the length in this order")]
 fn length_hasher(len: u64) -> Hasher {
     let mut hasher = Hasher::new_derive_key(CONTEXT);
     hasher.update(&len.to_le_bytes());
@@ -108,7 +109,7 @@ fn blocks_of(len: u64) -> u64 {
 }
 
 fn add_zero_blocks(hasher: &mut Hasher, count: u64) {
-    const MANY: [u8; 32 << 11] = [0; 32 << 11];
+    static MANY: [u8; 32 << 11] = [0; 32 << 11];
     let mut left = count;
     while left > 0 {
         let some = left.min(MANY.len() as u64 / 32);

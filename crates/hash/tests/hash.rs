@@ -1,5 +1,8 @@
 //! Hashes of disks in memory, against the definition.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::little_endian_bytes, reason = "the hash begins with the length in this order")]
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
