@@ -18,7 +18,7 @@ pub(super) struct Fault {
 }
 
 /// All that are known, of QEMU 10.0.
-pub(super) const FAULTS: [Fault; 12] = [
+pub(super) const FAULTS: [Fault; 14] = [
     Fault {
         name: "amend to version 2 loses the bitmaps of the image, whose clusters leak",
         how_to_see_it: "bitmap --add a.qcow2 one; amend -o compat=0.10 a.qcow2; check a.qcow2",
@@ -99,6 +99,24 @@ pub(super) const FAULTS: [Fault; 12] = [
                         resize --preallocation=metadata a.qcow2 +200k; convert -O raw a.qcow2 a.raw",
         kinds: &[Kind::Disk],
         shows: |_, operation, _| does(operation, "--preallocation=metadata"),
+    },
+    Fault {
+        name: "what a shrink cuts off inside a cluster shows again when the disk grows",
+        how_to_see_it: "qemu-io -c 'write -P 5 0 64k' a.qcow2; resize --shrink a.qcow2 4k; resize a.qcow2 64k; \
+                        qemu-io -c 'read -P 0 4k 60k' a.qcow2",
+        kinds: &[Kind::Disk],
+        shows: |_, operation, _| operation.name == "shrink, write, grow",
+    },
+    Fault {
+        name: "a discard drops whole clusters only, where an image has subclusters",
+        how_to_see_it: "create -o extended_l2=on a.qcow2 1M; qemu-io -c 'write 0 1M' -c 'discard 0 2k' a.qcow2; \
+                        map a.qcow2",
+        kinds: &[Kind::Disk],
+        shows: |shape, operation, _| {
+            let discards =
+                operation.name.contains("discard everything") || operation.name.ends_with("discard");
+            shape.has_subclusters() && discards
+        },
     },
     Fault {
         name: "a compressed write that is refused counts as a change in the bitmaps",
