@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -23,7 +24,7 @@ const SIZE: u64 = 64 * TABLE;
 
 /// Reads of it are cancelled with their caller, as those of a server are.
 #[derive(Debug)]
-struct Remote(MemoryStorage);
+struct Remote(MemoryStorage, AtomicUsize);
 
 impl Storage for Remote {
     fn name(&self) -> &str {
@@ -39,6 +40,7 @@ impl Storage for Remote {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         if cancel::is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled, "read").at(offset));
         }
@@ -76,7 +78,7 @@ impl Storage for Remote {
 
 /// An image with the smallest caches, in which each L2 table maps something.
 fn image() -> (Arc<Remote>, Qcow2) {
-    let remote = Arc::new(Remote(MemoryStorage::new()));
+    let remote = Arc::new(Remote(MemoryStorage::new(), AtomicUsize::new(0)));
     let mut options = CreateOptions::new(SIZE);
     (options.cluster_size, options.refcount_bits) = (CLUSTER, 64);
     options.create(&*remote, None).unwrap();
@@ -118,17 +120,30 @@ fn what_was_written_is_published() {
 #[test]
 fn what_was_not_published_is_given_back() {
     let (remote, disk) = image();
-    let guard = disk.resolve_write(ByteRange::at(7 * CLUSTER, CLUSTER)).unwrap();
+    // Its refcount lies among those of clusters of three tables that are not looked at any more.
+    let rest = SIZE - 3 * TABLE;
+    let fill = |table: u64, clusters: usize| {
+        let data = vec![3; clusters * CLUSTER as usize];
+        disk.write_at(&data, rest + table * TABLE + CLUSTER, WriteFlags::NONE).unwrap();
+    };
+    fill(0, 60);
+    fill(1, 20);
+    let guard = disk.resolve_write(ByteRange::at(rest + TABLE + 40 * CLUSTER, CLUSTER)).unwrap();
+    fill(2, 60);
     // The raised refcount reaches the disk, and its slice makes room for others.
     disk.flush().unwrap();
-    each_table(|at| disk.write_at(&[3; 20 * CLUSTER as usize], at + 20 * CLUSTER, WriteFlags::NONE).unwrap());
+    for at in (0..rest).step_by(TABLE as usize) {
+        disk.write_at(&[3; 20 * CLUSTER as usize], at + 20 * CLUSTER, WriteFlags::NONE).unwrap();
+    }
     disk.flush().unwrap();
     let source = CancelSource::new();
+    let reads = remote.1.load(Ordering::SeqCst);
     {
         let _calls = source.enter();
         source.cancel();
         drop(guard);
     }
+    assert!(remote.1.load(Ordering::SeqCst) > reads, "it has to read");
     disk.flush().unwrap();
     qemu_check_finds_nothing(&remote.0.to_vec(), "the caller of a write was cancelled");
 }

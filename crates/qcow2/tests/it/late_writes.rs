@@ -134,3 +134,59 @@ fn a_place_whose_discard_has_failed_is_not_used() {
         qemu_check_finds_nothing(&recording.to_vec(), "a discard failed");
     }
 }
+
+/// The places whose discard had failed were handed out again if the refcounts could not all be lowered.
+#[test]
+fn a_place_whose_discard_has_failed_is_not_used_where_refcounts_cannot_be_lowered_either() {
+    /// What an L2 table maps, and a refcount block counts; how many there are, more than the smallest cache
+    /// holds.
+    const TABLE: u64 = 64 * 512;
+    const TABLES: u64 = 24;
+    let empty = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(TABLES * TABLE);
+    (options.cluster_size, options.refcount_bits) = (512, 64);
+    options.create(&*empty, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(Arc::clone(&empty) as _).unwrap();
+    // The clusters of each table lie in all of the file.
+    for cluster in (0..TABLE).step_by(512) {
+        for table in 0..TABLES {
+            disk.write_at(&[1; 512], table * TABLE + cluster, WriteFlags::NONE).unwrap();
+        }
+    }
+    disk.flush().unwrap();
+    drop(disk);
+    let mut failed = 0;
+    for nth in 0.. {
+        let recording = Arc::new(RecordingStorage::with_contents(&empty.to_vec()));
+        let faults = Faults::new();
+        let faulty = Arc::new(FaultStorage::new(recording.clone(), faults.clone()));
+        let disk = OpenOptions::new().writable(true).cache_bytes(0).open(faulty).unwrap();
+        faults.inject(Fault::on(OpKind::Discard).forever().having_done(Done::Everything));
+        faults.inject(Fault::on(OpKind::Read).after(nth as u64));
+        let reads = faults.seen(OpKind::Read);
+        let position = recording.position();
+        let discarded = disk.discard(ByteRange::at(0, 4 * TABLE)).and_then(|()| disk.flush());
+        let zeroed = |entry| match entry {
+            Logged::Zero(range) => Some(range),
+            _ => None,
+        };
+        let places: Vec<_> = recording.log().into_iter().skip(position).filter_map(zeroed).collect();
+        faults.heal();
+        if faults.seen(OpKind::Read) - reads <= nth {
+            break;
+        }
+        if discarded.is_ok() {
+            continue;
+        }
+        let position = recording.position();
+        if disk.write_at(&[2; TABLE as usize], 0, WriteFlags::NONE).is_err() {
+            continue;
+        }
+        failed += usize::from(!places.is_empty());
+        for write in recording.log().into_iter().skip(position).filter_map(|entry| written(&entry)) {
+            let used = places.iter().any(|place| place.overlaps(write));
+            assert!(!used, "read {nth}: {write:?} is used again");
+        }
+    }
+    assert!(failed > 0);
+}
