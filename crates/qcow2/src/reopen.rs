@@ -5,7 +5,8 @@
 //! that the old image held in memory counts; the caller writes it again.
 //!
 //! What must hold: the old image is not used any more, for a late write of it could hit clusters that have a
-//! new owner. Clusters that only lost changes used are free again: no entry on disk leads to them.
+//! new owner. Clusters that only lost changes used are free again once a flush has succeeded: no entry on
+//! disk leads to them. If it fails they stay unused.
 
 use blockmirror_block::{ByteRange, Result};
 
@@ -45,7 +46,10 @@ impl Qcow2 {
         // What stale bitmaps and unknown extensions use is not known here.
         let header = image.header();
         let stale_bitmaps = header.bitmaps.is_some() && !header.bitmaps_valid();
-        if image.is_writable() && !stale_bitmaps && header.unknown_extensions.is_empty() {
+        let all_known = !stale_bitmaps && header.unknown_extensions.is_empty();
+        // A write of the header may have failed and be in the file all the same: until it is durable a crash
+        // may bring back what the old one points at.
+        if image.is_writable() && all_known && image.ctx.barrier().is_ok() {
             let stop = self.stop_check("reopen");
             let freed = image.meta.lock().free_unused(&image.ctx, &stop);
             image.note_damage(freed)?;

@@ -19,10 +19,11 @@ use crate::start::{Contents, Start};
 
 /// What fails, with which error, how much of it is done all the same, and whether all that follow fail as
 /// well, until the operation ends.
-const PLANS: [(OpKind, ErrorKind, Done, bool); 9] = [
+const PLANS: [(OpKind, ErrorKind, Done, bool); 10] = [
     (OpKind::Any, ErrorKind::Io, Done::Nothing, false),
     (OpKind::Any, ErrorKind::Io, Done::Nothing, true),
     (OpKind::Any, ErrorKind::Io, Done::Everything, false),
+    (OpKind::Write, ErrorKind::Io, Done::Everything, false),
     (OpKind::Write, ErrorKind::Io, Done::Half, true),
     (OpKind::Write, ErrorKind::NoSpace, Done::Nothing, false),
     (OpKind::Write, ErrorKind::NoSpace, Done::Nothing, true),
@@ -98,7 +99,7 @@ impl FaultyOp {
             for n in 0.. {
                 let fault = Fault::on(kind).after(n).with(error).having_done(done);
                 let fault = if forever { fault.forever() } else { fault };
-                match self.run(fault, one_in, tally) {
+                match self.run(kind, fault, one_in, tally) {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(why) => {
@@ -113,8 +114,9 @@ impl FaultyOp {
         }
     }
 
-    /// Whether the failure was reached.
-    fn run(&self, fault: Fault, one_in: u64, tally: &mut FaultTally) -> Result<bool, String> {
+    /// Whether the failure was reached. After one of a write, which leaves flushes possible, the image is
+    /// opened anew in the same process if it is poisoned.
+    fn run(&self, kind: OpKind, fault: Fault, one_in: u64, tally: &mut FaultTally) -> Result<bool, String> {
         let recorder = Recorder::new(&self.start.make().map_err(|e| format!("create: {e}"))?);
         let faults = Faults::new();
         let sound = recorder.storages();
@@ -142,6 +144,9 @@ impl FaultyOp {
         }
         if session.is_poisoned() {
             tally.poisoned += 1;
+        }
+        if session.is_poisoned() && kind == OpKind::Write {
+            session.reopen().map_err(|error| format!("opened anew: {error:?}"))?;
         }
         self.go_on(&mut session, &sound)?;
         look_at(&Played::new(self.start, Arc::clone(&recorder), session.history()), one_in, tally)?;

@@ -148,6 +148,14 @@ impl<'a> Session<'a> {
         self.look_again()
     }
 
+    /// The image, which a failure has poisoned, is opened anew by the process that has it open.
+    pub(crate) fn reopen(&mut self) -> Result<(), StepError> {
+        if let Some(disk) = &self.disk {
+            self.disk = Some(disk.reopen()?);
+        }
+        self.look_again()
+    }
+
     /// What the open image would still do at its end does not reach the files.
     fn kill(&mut self) {
         self.killed.inject(Fault::on(OpKind::Any).forever());

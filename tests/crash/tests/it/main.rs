@@ -172,6 +172,23 @@ fn a_directory_that_was_found_is_durable_before_a_write_rests_on_it() {
     assert!(tally.points >= 1000, "{tally}");
 }
 
+/// A write of the header failed and had reached the file all the same: what it dropped is in use until that
+/// is durable, also in an image that is opened anew.
+#[test]
+fn what_a_header_may_still_point_at_is_not_free_in_an_image_that_is_opened_anew() {
+    let mut tally = FaultTally::default();
+    for (contents, op) in [
+        (Contents::Snapshots, Op::DeleteSnapshot),
+        (Contents::Snapshots, Op::Apply),
+        (Contents::Bitmaps, Op::DeleteSnapshot),
+        (Contents::Bitmaps, Op::RemoveBitmap),
+    ] {
+        FaultyOp::new(Start::new(512, contents), None, op).fail_each(3, &mut tally);
+    }
+    assert!(tally.violations.is_empty(), "{}", tally.violations.join("\n"));
+    assert!(tally.points >= 100, "{tally}");
+}
+
 /// The judge must be able to say no.
 #[test]
 fn the_checker_sees_damage() {
