@@ -35,14 +35,15 @@ pub(super) fn make(qemu: Qemu, shape: &Shape, dir: &Path) -> Outcome {
     words.extend([IMAGE, &len]);
     tools.command(&words, dir)?;
     fill(tools, shape, dir)?;
-    if shape.data_file() != DataFile::None {
-        fs::copy(dir.join(DATA), dir.join("other.raw"))?;
-    }
     snapshots(qemu, tools, shape, dir)?;
     if shape.has_bitmaps() {
         tools.command(&["bitmap", "-f", "qcow2", "--add", IMAGE, "one"], dir)?;
         tools.command(&["bitmap", "-f", "qcow2", "--add", "--disable", "-g", "4k", IMAGE, "two"], dir)?;
         tools.request(shape, Verb::Write(3), Extent { at: 1000, len: 90 << 10 }, dir)?;
+    }
+    // The data file under another name, which an amendment may give it.
+    if shape.data_file() != DataFile::None {
+        fs::copy(dir.join(DATA), dir.join("other.raw"))?;
     }
     Ok(())
 }
