@@ -4,7 +4,8 @@
 //! in use on disk before the first one; so after a kill they are inconsistent, and no reader uses them. When
 //! the node is closed, becomes read-only or gets an overlay, the image gets the tap's bits and stores them.
 //! A pivot gives the node another tap, whose bitmaps join those of the same name; so the image marks its
-//! bitmaps before a job starts that may pivot the node, and keeps them marked until they are stored.
+//! bitmaps before a job starts that may pivot the node, and keeps them marked until they are stored. The node
+//! whose tap went gets a fresh one, with copies of the bitmaps that its image stores.
 //!
 //! Called by drivers, commands, jobs and the close of nodes, under no lock. Must hold: what the tap's bitmap
 //! has is in the image's one, or that is marked.
@@ -69,6 +70,20 @@ impl Node {
             }
         }
         self.bitmaps_at_open = entries;
+    }
+
+    /// Gives `fresh`, which is to be its tap, copies of the tap's bitmaps that its image stores: by them the
+    /// image is closed with what it has recorded, and without marks. Asks no file.
+    pub(super) fn copy_stored_bitmaps(&self, fresh: &Tap) {
+        let entries = self.bitmap_entries();
+        let is_stored = |name: &str| entries.iter().any(|entry| !entry.in_use && entry.name == name);
+        for info in self.tap.bitmaps().into_iter().filter(|info| is_stored(&info.name)) {
+            let Ok(bits) = self.tap.bitmap(&info.name) else { continue };
+            if let Err(error) = fresh.adopt_bitmap(&info.name, bits, info.enabled) {
+                // The image stays marked.
+                warn!(name = self.name, bitmap = info.name, %error, "a bitmap of an image is not used");
+            }
+        }
     }
 }
 

@@ -125,3 +125,27 @@ fn after_a_cancelled_job_they_are_stored_as_they_were() {
         assert_eq!(client.bitmaps_of("d"), [("b".to_owned(), 65536, [false, true, false])], "{way}");
     }
 }
+
+/// Its users went on to another target, with the tap and all bitmaps: the image was closed with nothing to
+/// store, and stayed marked.
+#[test]
+fn a_target_that_is_the_source_of_the_next_mirror_stores_them() {
+    let mut client = Client::new();
+    two_of_one_name(&mut client, "mirror");
+    client.image("e", 3, None);
+    client.add("e", "e", Value::Null);
+    for (source, target) in [("s", "d"), ("d", "e")] {
+        let mirror = json!({"job-id": "j", "device": source, "target": target, "sync": "full"});
+        client.run("blockdev-mirror", mirror);
+        client.wait("BLOCK_JOB_READY");
+        client.run("job-complete", json!({"id": "j"}));
+        client.wait_for_status("null");
+        client.events.clear();
+    }
+    let stored = [("b".to_owned(), 2 * 65536, [true, true, false])];
+    assert_eq!(client.bitmaps_of("d"), stored);
+    client.run("blockdev-del", json!({"node-name": "d"}));
+    assert_eq!(client.after_a_kill(), [("b".to_owned(), [true, false])]);
+    client.add("d", "d", Value::Null);
+    assert_eq!(client.bitmaps_of("d"), stored);
+}
