@@ -4,11 +4,12 @@
 use std::sync::Arc;
 
 use blockmirror_qcow2::Qcow2;
+use tracing::warn;
 
 use super::Context;
 use crate::Reply;
 use crate::errors::qmp_error;
-use crate::graph::{AttachmentId, Node, NodeDevice, NodeId, Released, close_released};
+use crate::graph::{AttachmentId, HOLD_LIMIT, Node, NodeDevice, NodeId, Released, close_released};
 
 impl Context {
     /// Closes nodes, as [`close_released`] does, and brings lengths of nodes that stay up to date. Not to be
@@ -65,6 +66,16 @@ impl Context {
     pub(crate) fn keep_bitmaps_in_use(&self, target: &str) -> Reply<()> {
         let stored = self.graph.lock().get(target).and_then(Node::stored_bitmaps);
         stored.map_or(Ok(()), |stored| stored.keep_in_use()).map_err(qmp_error)
+    }
+
+    /// The job has not put the node `target` in another one's place, nor will it: the bitmaps that its image
+    /// stores are not in use on disk any more. Those that cannot be stored stay so until the node is closed.
+    /// The job still holds the node, which no guest writes.
+    pub(crate) fn release_bitmaps(&self, target: &str) {
+        let stored = self.graph.lock().get(target).and_then(Node::stored_bitmaps);
+        if let Some(Err(error)) = stored.map(|stored| stored.store_within(HOLD_LIMIT)) {
+            warn!(name = target, error = error.desc, "bitmaps of a target stay marked as in use");
+        }
     }
 
     /// Puts `fresh`, which was opened anew, in the place of the image of the node `name`. A command may have

@@ -50,6 +50,7 @@ impl HeldChain {
     fn give_back(self, context: &Context) {
         drop(self.claims);
         context.note_rewritten(&self.base);
+        context.release_bitmaps(&self.base);
         context.make_read_only(self.writable);
         context.detach_all(&self.attachments);
     }
@@ -149,7 +150,10 @@ impl Jobs {
                         }
                         Ok(claims)
                     });
-                    let claims = claims.inspect_err(|_| self.context.detach_all(&attachments))?;
+                    let claims = claims.inspect_err(|_| {
+                        self.context.release_bitmaps(base);
+                        self.context.detach_all(&attachments);
+                    })?;
                     Ok((attachments, claims))
                 });
             match held {

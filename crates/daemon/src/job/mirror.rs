@@ -303,12 +303,14 @@ impl Jobs {
                 Ok(job) => self.add_mirror(session, job, mirror),
                 Err(mismatch) => {
                     let Prepared { request, attachments, claims, .. } = mirror;
-                    let failed = SimpleJob::failed(&request.job, mismatch);
+                    let MirrorRequest { job, target, .. } = request;
+                    let failed = SimpleJob::failed(&job, mismatch);
                     let at_end: AtEnd = Box::new(move |context| {
                         drop(claims);
+                        context.release_bitmaps(&target);
                         context.detach_all(&attachments);
                     });
-                    self.add_job(session, request.job, Box::new(failed), at_end);
+                    self.add_job(session, job, Box::new(failed), at_end);
                 }
             }
         }
@@ -359,6 +361,7 @@ impl Jobs {
 
     /// Gives the nodes of a mirror back that was not started.
     pub(crate) fn forget_mirror(&self, prepared: &Prepared) {
+        self.context.release_bitmaps(&prepared.request.target);
         self.context.detach_all(&prepared.attachments);
     }
 }
@@ -430,6 +433,7 @@ fn mirror_ended(
         context.graph.lock().pivot(source_name, target_name, attachments, true);
     } else {
         context.note_rewritten(target_name);
+        context.release_bitmaps(target_name);
     }
     context.detach_all(attachments);
 }

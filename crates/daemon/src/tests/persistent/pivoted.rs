@@ -118,12 +118,25 @@ fn after_a_cancelled_job_they_are_stored_as_they_were() {
         start(&mut client, way);
         client.run("block-job-cancel", json!({"device": "j", "force": true}));
         client.wait_for_status("null");
+        assert_eq!(client.after_a_kill(), [("b".to_owned(), [true, false])], "{way}, cancelled");
         client.run("blockdev-del", json!({"node-name": "s"}));
         client.run("blockdev-del", json!({"node-name": "d"}));
         assert_eq!(client.after_a_kill(), [("b".to_owned(), [true, false])], "{way}");
         client.add("d", "d", Value::Null);
         assert_eq!(client.bitmaps_of("d"), [("b".to_owned(), 65536, [false, true, false])], "{way}");
     }
+}
+
+/// The mirror was held for the transaction, and never started.
+#[test]
+fn so_are_they_after_a_transaction_that_failed() {
+    let mut client = Client::new();
+    two_of_one_name(&mut client, "mirror");
+    let mirror = json!({"job-id": "j", "device": "s", "target": "d", "sync": "full"});
+    let actions = json!([{"type": "blockdev-mirror", "data": mirror}, {"type": "abort", "data": {}}]);
+    client.refused("transaction", json!({"actions": actions}));
+    assert_eq!(client.after_a_kill(), [("b".to_owned(), [true, false])]);
+    assert_eq!(client.bitmaps_of("d"), [("b".to_owned(), 65536, [false, true, false])]);
 }
 
 /// Its users went on to another target, with the tap and all bitmaps: the image was closed with nothing to
