@@ -1,15 +1,15 @@
 //! The `file` of an image: the image is opened a second time in another node, which holds the same, and put
 //! in the place of the first. Called by [`super::reopen`], with the guest held.
 //!
-//! What must hold: all that the first image knows is on disk before the second is opened; nothing is written
-//! by the second while a reader uses the first.
+//! What must hold: all that the first image knows is on disk before the second is opened; a file that holds
+//! another image is not written to; nothing is written by the second while a reader uses the first.
 
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::BlockDevice;
-use blockmirror_qcow2::Qcow2;
+use blockmirror_qcow2::{Header, Qcow2};
 use blockmirror_qmp::QmpError;
 
 use super::Change;
@@ -60,14 +60,20 @@ impl MovedImage {
         stored.map_or(Ok(()), |stored| stored.store_within(HOLD_LIMIT))?;
         // Past the options of the node, which may say that flushes do nothing.
         image.flush().map_err(qmp_error)?;
+        let is_other =
+            || QmpError::generic(format!("Node '{file}' does not hold the image of '{}'", change.node));
+        // Opening repairs an image that is dirty, which is not to happen to another one.
+        if let Some(storage) = &parts.storage {
+            let header = Header::read(&**storage);
+            let header = header.map_err(|e| qmp_error(e.in_file(&parts.filename.as_str().into())))?;
+            if header != *image.header() {
+                return Err(is_other());
+            }
+        }
         let new = (driver.reopen_on)(&parts)?;
         parts.image = None;
-        let is_same = new.image.as_ref().is_some_and(|new| new.header() == image.header());
-        if !is_same {
-            return Err(QmpError::generic(format!(
-                "Node '{file}' does not hold the image of '{}'",
-                change.node
-            )));
+        if new.image.as_ref().is_none_or(|new| new.header() != image.header()) {
+            return Err(is_other());
         }
         drop(image);
         let moved =

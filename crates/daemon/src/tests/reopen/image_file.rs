@@ -110,6 +110,23 @@ fn what_does_not_hold_the_image_is_refused() {
     assert_eq!(said, "Node 'd' is busy: block device is in use by block job: mirror");
 }
 
+/// It was repaired, and lost the bits that only its own program knows, before it was refused.
+#[test]
+fn an_image_that_is_refused_is_not_changed() {
+    let mut client = Client::new();
+    client.image_with_files();
+    let mut other = std::fs::read(client.path("other")).unwrap();
+    other[24..32].copy_from_slice(&(2 * SIZE).to_be_bytes());
+    // Dirty, and an autoclear bit without a meaning.
+    other[79] |= 1;
+    other[95] |= 0x80;
+    std::fs::write(client.path("other"), &other).unwrap();
+    assert_eq!(client.move_to("x").unwrap_err(), "Node 'x' does not hold the image of 'd'");
+    assert!(std::fs::read(client.path("other")).unwrap() == other, "it was changed");
+    client.write_block(3);
+    assert_eq!(client.blocks("d"), [1, 3]);
+}
+
 /// A reader of the first image would see clusters that the second gives to others.
 #[test]
 fn an_image_stays_where_it_is_while_a_reader_does_not_end() {
