@@ -11,6 +11,9 @@
 //! Both can be cancelled. A shrink that was cancelled or has failed may have its new length already; what it
 //! has not freed then stays counted, until the disk is shrunk to the same length once more. That changes
 //! nothing where no shrink was cut off: nothing is mapped past the end, and a data file keeps its length.
+//! In an image with snapshots what is mapped there may be the VM state of one that was applied: only the open
+//! image that was cut off finishes its shrink so. What another one has left stays mapped and counted, until
+//! the disk is shrunk further.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -75,6 +78,10 @@ impl Qcow2 {
     fn is_shrink_unfinished(&self, len: u64) -> Result<bool> {
         if self.shrink_unfinished.load(Ordering::Relaxed) {
             return Ok(true);
+        }
+        if self.header().snapshot_count > 0 {
+            // It may be VM state, which an applied snapshot has brought back.
+            return Ok(false);
         }
         let ctx = &self.ctx;
         let stop = self.stop_check("resize");

@@ -178,6 +178,10 @@ fn vm_state_comes_back_with_its_snapshot() {
         disk.create_snapshot(&NewSnapshot::new("again")).unwrap();
         disk.delete_snapshot(&SnapshotRef::Name("state".into())).unwrap();
         disk.apply_snapshot(&SnapshotRef::Name("again".into())).unwrap();
+        // Nothing of it is what a shrink has left.
+        if !shape.contains("0.10") {
+            disk.resize(disk.len(), true).unwrap();
+        }
         drop(disk);
         io(dir, "a.qcow2", &["read -b -P 17 0 70k"]).unwrap();
         same(dir, &["empty", "again"], shape);
