@@ -2,7 +2,8 @@
 //!
 //! **From 2 to 3** only the header changes. **From 3 to 2** what version 2 cannot say goes first, durably:
 //! clusters that are marked as zero become unallocated where nothing lies below the image, and else clusters
-//! of zeros; in version 3 that reads the same. Then the header changes.
+//! of zeros, past the end of the disk too, where VM state may lie; in version 3 that reads the same. Then the
+//! header changes.
 
 use std::ops::Range;
 
@@ -19,6 +20,7 @@ use crate::meta::references;
 use crate::offset::{ClusterRange, GuestCluster};
 use crate::overlap::MetadataMap;
 use crate::refcounts::Missing;
+use crate::stop::StopCheck;
 
 /// Where the header has the version, and what version 3 adds: the features, the refcount width and the header
 /// length.
@@ -100,10 +102,13 @@ impl Qcow2 {
         let ctx = &self.ctx;
         let stop = self.stop_check("amend");
         let mut by_data = Vec::new();
+        let needs_data = ctx.backed();
         for cluster in clusters.each() {
             let start = ctx.cluster().start(cluster).0;
-            // No guest reads what lies past the end of the disk.
-            let needs_data = ctx.backed() && start < ctx.size();
+            if needs_data && start >= ctx.size() {
+                self.zero_past_end(cluster, &stop)?;
+                continue;
+            }
             while let Some(missing) = self.unmark(cluster, needs_data)? {
                 self.provide(missing, &stop)?;
             }
@@ -129,6 +134,36 @@ impl Qcow2 {
         meta.set_entry(ctx, cluster, PlainEntry::default())?;
         meta.refcounts(ctx)?.defer_unref(ctx, references(ctx, &entry));
         Ok(None)
+    }
+
+    /// Makes `cluster`, which lies past the end of the disk, where no request leads, one of zeros if it is
+    /// marked.
+    fn zero_past_end(&self, cluster: GuestCluster, stop: &StopCheck<'_>) -> Result<()> {
+        let ctx = &self.ctx;
+        loop {
+            let missing = {
+                let mut meta = self.meta.lock();
+                if !is_zero(&meta.entry_to_write(ctx, cluster)?) {
+                    return Ok(());
+                }
+                meta.missing_l2_table(ctx, cluster)?
+            };
+            let Some(missing) = missing else { break };
+            self.provide(missing, stop)?;
+        }
+        // At most 2 MiB.
+        let new = self.write_table(&vec![0; ctx.cluster().bytes() as usize], stop)?;
+        let host = Some(ctx.cluster().start(new.start));
+        let zeros = PlainEntry { host, copied: true, allocated: ctx.format.all(), ..PlainEntry::default() };
+        let mapped = {
+            let mut meta = self.meta.lock();
+            let old = meta.entry_to_write(ctx, cluster);
+            old.and_then(|old| meta.set_entry(ctx, cluster, zeros).map(|()| old))
+        };
+        let old = mapped.inspect_err(|error| self.give_back_table(new, error))?;
+        let mut meta = self.meta.lock();
+        meta.refcounts(ctx)?.defer_unref(ctx, references(ctx, &old));
+        Ok(())
     }
 
     /// Calls `visit` with the guest clusters of each slice of the L2 tables.

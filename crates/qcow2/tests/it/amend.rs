@@ -450,3 +450,38 @@ fn refcounts_of_one_bit_are_refused_with_snapshots() {
     assert!(matches!(error, Err(Error::Option { .. })), "{error:?}");
     assert!(before == storage.to_vec(), "something was written");
 }
+
+/// VM state may lie past the end, and no reader of it is to see what the backing file has there: after each
+/// crash, too.
+#[test]
+fn zeros_past_the_end_stay_zeros_over_a_backing_file() {
+    for cluster_size in [512, 4096] {
+        let sample = Sample::new(Version::V3, cluster_size, 16, true);
+        let storage = Arc::new(MemoryStorage::with_contents(&sample.bytes));
+        let zeros = ByteRange::at(40 << 10, 8192);
+        let disk = sample.open.clone().writable(true).open(storage.clone()).unwrap();
+        // One that keeps its place, too.
+        disk.write_at(&[0x33; 4096], zeros.start(), WriteFlags::NONE).unwrap();
+        disk.write_zeroes(zeros, ZeroFlags::NONE).unwrap();
+        drop(disk);
+        let before = sample.read(storage.clone());
+        let set_len = |storage: &MemoryStorage, len: u64| storage.write_at(&len.to_be_bytes(), 24).unwrap();
+        set_len(&storage, 32 << 10);
+        let recording = Arc::new(RecordingStorage::with_contents(&storage.to_vec()));
+        sample.amend(storage.clone(), &to_version(Version::V2)).unwrap();
+        sample.amend(recording.clone(), &to_version(Version::V2)).unwrap();
+        assert_eq!(Header::read(&*storage).unwrap().version, 2);
+        assert_sound(&storage, "zeros past the end", 0);
+        set_len(&storage, SIZE);
+        let after = sample.read(storage.clone());
+        let differs = before.iter().zip(&after).position(|(before, after)| before != after);
+        assert_eq!(differs, None, "clusters of {cluster_size}");
+        assert_sound(&storage, "zeros past the end", 0);
+        for point in recording.crash_points() {
+            let storage = Arc::new(point.storage());
+            set_len(&storage, SIZE);
+            assert!(sample.read(storage.clone()) == before, "{point:?}");
+            assert_sound(&storage, &format!("{point:?}"), u64::MAX);
+        }
+    }
+}
