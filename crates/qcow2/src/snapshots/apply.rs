@@ -120,6 +120,8 @@ impl Qcow2 {
                 (header.l1_entries, header.l1_offset) = (entries, at.0);
             })?;
             ctx.size.store(size, Ordering::Release);
+            // What a shrink has left goes with the old tables.
+            self.shrink_unfinished.store(false, Ordering::Relaxed);
             ctx.known_data.forget();
             let mut meta = self.meta.lock();
             meta.replace_l1(l1, at);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::common::{qemu_check_finds_no_corruption, qemu_check_finds_nothing};
 use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{BlockDevice, ErrorKind, Storage, WriteFlags};
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Qcow2};
+use blockmirror_qcow2::{CreateOptions, Header, NewSnapshot, OpenOptions, Qcow2, SnapshotRef};
 use byteorder::{BigEndian, ByteOrder};
 
 const CLUSTER: u64 = 512;
@@ -88,6 +88,29 @@ fn whatever_fails_another_shrink_to_the_same_length_finishes_it() {
         }
     }
     assert!(cut > 5 && poisoned > 5, "{cut} {poisoned}");
+}
+
+/// It was freed for what the shrink had left, which an applied snapshot replaces.
+#[test]
+fn vm_state_that_is_applied_after_a_shrink_was_cut_off_stays() {
+    let storage = Arc::new(MemoryStorage::with_contents(&full()));
+    // What lies past it is as VM state is.
+    storage.write_at(&SHORT.to_be_bytes(), 24).unwrap();
+    let faults = Faults::new();
+    let disk = open(&storage, &faults);
+    disk.create_snapshot(&NewSnapshot::new("state")).unwrap();
+    let state = mapped_past(&*storage, SHORT);
+    assert!(state > 0);
+    // The header has been written, no table has.
+    faults.inject(Fault::on(OpKind::Write).after(1).with(ErrorKind::NoSpace));
+    assert_eq!(disk.resize(SHORT / 2, true).unwrap_err().kind(), ErrorKind::NoSpace);
+    faults.heal();
+    assert_eq!(disk.len(), SHORT / 2);
+    disk.apply_snapshot(&SnapshotRef::Name("state".into())).unwrap();
+    disk.resize(SHORT, true).unwrap();
+    drop(disk);
+    assert_eq!(mapped_past(&*storage, SHORT), state);
+    qemu_check_finds_nothing(&storage.to_vec(), "VM state after a shrink that was cut off");
 }
 
 /// Without the permission to shrink nothing past the end is looked at.
