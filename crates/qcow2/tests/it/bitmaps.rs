@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::testing::{MemoryDisk, MemoryStorage};
-use blockmirror_block::{BlockDevice, ByteRange, Storage, WriteFlags, ZeroFlags};
+use blockmirror_block::cancel::CancelSource;
+use blockmirror_block::testing::{FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind};
+use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
 use blockmirror_qcow2::format::bitmaps::BitmapEntry;
 use blockmirror_qcow2::{
     BitmapOptions, BitmapProblem, CreateOptions, Error, Header, OpenOptions, Qcow2, Version, check,
@@ -332,4 +333,46 @@ fn stores_beside_writers_lose_nothing() {
     let expected: Vec<_> = (0..LEN).step_by(8192).map(|at| at..at + 4096).collect();
     assert_eq!(runs(&storage, "on"), expected);
     assert_clean(&storage, "stored beside writers");
+}
+
+/// The first request after an open flushes the directory that was found. It held no range meanwhile, so that
+/// the list of bitmaps could change under it, and the mark be written to a directory that was freed.
+#[test]
+fn the_list_does_not_change_while_a_found_directory_is_flushed() {
+    type Request = fn(&Qcow2) -> blockmirror_block::Result<()>;
+    let requests: [(&str, Request); 3] = [
+        ("discard", |disk| disk.discard(ByteRange::at(0, 4096))),
+        ("write zeroes", |disk| disk.write_zeroes(ByteRange::at(100, 200), ZeroFlags::NONE)),
+        ("write", |disk| disk.write_at(&[1; 10], 100, WriteFlags::NONE)),
+    ];
+    for (what, request) in requests {
+        let storage = image(4096);
+        open(storage.clone()).remove_bitmap("on").unwrap();
+        let faults = Faults::new();
+        let disk = open(Arc::new(FaultStorage::new(storage.clone(), faults.clone())));
+        std::thread::scope(|s| {
+            // Inside, so that a failure opens it before the thread is waited for.
+            let gate = faults.hold(OpKind::Flush, None);
+            let call = s.spawn(|| request(&disk));
+            gate.wait_held(1);
+            let source = CancelSource::new();
+            let _calls = source.enter();
+            source.cancel();
+            // A change that has nothing to wait for looks for the bitmap; another one leaves its wait.
+            match disk.enable_bitmap("missing").unwrap_err() {
+                Error::Storage(error) => assert_eq!(error.kind(), ErrorKind::Cancelled, "{what}"),
+                other => panic!("{what}: the list could change: {other}"),
+            }
+            gate.open();
+            call.join().unwrap().unwrap();
+        });
+        disk.enable_bitmap("off").unwrap();
+        disk.write_at(&[1; 10], 8192, WriteFlags::NONE).unwrap();
+        disk.flush().unwrap();
+        let killed = reader(Arc::new(MemoryStorage::with_contents(&storage.to_vec())));
+        assert_eq!(list(&killed), [("off".to_owned(), true, true)], "{what}");
+        drop(disk);
+        assert_eq!(runs(&storage, "off"), [8192..12288], "{what}");
+        assert_clean(&storage, what);
+    }
 }
