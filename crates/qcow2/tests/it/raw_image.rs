@@ -147,7 +147,7 @@ impl RawImage {
     }
 
     /// Adds a copy of the clusters at `from`.
-    fn append_copy(&mut self, from: u64, len: u64) -> u64 {
+    pub(crate) fn append_copy(&mut self, from: u64, len: u64) -> u64 {
         let data = self.0[from as usize..][..len as usize].to_vec();
         let at = self.append(len);
         self.0[at as usize..][..data.len()].copy_from_slice(&data);
@@ -207,7 +207,7 @@ impl RawImage {
     }
 
     /// Has the refcounts and COPIED flags agree with the tables.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         let storage = MemoryStorage::with_contents(&self.0);
         repair(&storage, Repair::All, &mut ()).unwrap();
         assert!(check(&storage, &mut ()).unwrap().is_clean());

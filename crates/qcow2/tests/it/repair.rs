@@ -177,13 +177,14 @@ fn names_of_bitmaps_are_compared_as_bytes() {
 }
 
 /// QEMU opens no image with a bitmap whose table has no entries, or too few; the check called it clean, and
-/// then it could not be opened for writing.
+/// then it could not be opened for writing. Nor could one with a table that begins where the file ends.
 #[test]
 fn bitmaps_that_no_reader_takes_are_given_up() {
     let mut sound = RawImage(image(|o| o.cluster_size = 4096));
     sound.add_bitmaps();
     let directory = sound.len() - 5 * 4096;
-    let damages: [fn(&mut RawImage, u64); 3] = [
+    let damages: [fn(&mut RawImage, u64); 4] = [
+        |image, entry| image.set(entry, image.len()),
         |image, entry| image.set_len(entry + 8, 0, 4),
         |image, entry| image.set_len(entry + 8, (512 << 20) / 4096 + 1, 4),
         // A bit for 512 bytes of a disk of 1 GiB.
@@ -226,6 +227,37 @@ fn what_begins_at_the_end_of_the_file_is_missing() {
         let (after, report) = repaired(&damaged.0, Repair::All);
         let opened = OpenOptions::new().writable(true).open(Arc::new(MemoryStorage::with_contents(&after)));
         assert_eq!(report.unwrap().corruptions == 0, opened.is_ok(), "{number}: {opened:?}");
+    }
+}
+
+/// The check took what the file lacks of a table for zeros, where no reader does. Of an L1 table that is
+/// lost, so that nothing is freed; refcounts are made anew.
+#[test]
+fn a_table_that_the_file_has_not_all_of_is_found() {
+    let mut sound = RawImage(image(|o| o.cluster_size = 4096));
+    sound.add_snapshot();
+    let l1 = sound.number(36, 4) * 8;
+    let snapshot = sound.snapshot().unwrap();
+    for (what, field, len, is_mended) in [
+        ("L1 table", 40, l1, false),
+        ("L1 table of a snapshot", snapshot, l1, false),
+        ("refcount table", 48, 4096, true),
+    ] {
+        let mut damaged = sound.clone();
+        let place = damaged.append_copy(damaged.get(field), len);
+        damaged.set(field, place);
+        damaged.settle();
+        assert_eq!(damaged.get(field), place, "{what}");
+        damaged.0.truncate((place + len - 8) as usize);
+        let report = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+        assert!(report.corruptions > 0, "{what}: {report:?}");
+        let (after, report) = repaired(&damaged.0, Repair::All);
+        assert_eq!(report.unwrap().is_clean(), is_mended, "{what}");
+        if !is_mended {
+            assert!(after[..damaged.0.len()] == damaged.0, "{what}: something was freed");
+        }
+        let opened = OpenOptions::new().writable(true).open(Arc::new(MemoryStorage::with_contents(&after)));
+        assert_eq!(opened.is_ok(), is_mended, "{what}");
     }
 }
 
