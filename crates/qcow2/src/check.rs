@@ -64,10 +64,8 @@ impl CheckObserver for () {}
 /// For a file of `n` clusters, and `d` snapshots and bitmaps (each is an entry that lies in the file, and
 /// there are at most 65536 of either):
 ///
-/// - at most `16 + 7 n + 4 d` reads while the refcounts of the file take at most 512 pieces of 4 KiB, or of
-///   one cluster where that is shorter; where they take more, one further read for each L2 entry, at most. A
-///   read is at most 1 MiB, one cluster, or the refcount table, of which at most 8 MiB are read. Together
-///   they read at most 13 times the file, and 64 KiB.
+/// - at most `16 + 8 n + 4 d` reads. A read is at most 1 MiB, one cluster, or the refcount table, of which at
+///   most 8 MiB are read. Together they read at most 14 times the file, and 64 KiB.
 /// - at most `160 n` bytes of memory, those of the bitmap directory (64 MiB at most), and 64 MiB beside that.
 ///   Of a sound image it is some 2 bytes for each cluster of the file and 24 for each L2 table.
 ///

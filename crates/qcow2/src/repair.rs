@@ -54,7 +54,8 @@ pub enum Repair {
 ///
 /// # Bounds
 /// At most 20 times the requests and bytes of a [`check`](crate::check()) of the file as the repair leaves
-/// it. The file grows by its own length and 1 MiB, at most.
+/// it. The file grows by 2¼ times its length and 1 MiB, at most: where each of its clusters is an L2 table
+/// and the L1 table takes all of it, both are copied, and counted in refcounts that are made anew.
 ///
 /// # Errors
 /// As for [`check`](crate::check()), and what writing fails with. The repair can be repeated then.

@@ -17,11 +17,16 @@ const CHECKS_OF_REPAIR: u64 = 20;
 /// and bitmaps lie in the file.
 pub fn check_bound(len: u64, cluster: u64, entries: u64) -> Work {
     let clusters = len.div_ceil(cluster);
-    Work { requests: 16 + 7 * clusters + 4 * entries, bytes: (64 << 10) + 13 * len }
+    Work { requests: 16 + 8 * clusters + 4 * entries, bytes: (64 << 10) + 14 * len }
 }
 
 /// Most that a repair costs. `len` is the length of the file when the repair is over.
 pub fn repair_bound(len: u64, cluster: u64, entries: u64) -> Work {
     let check = check_bound(len, cluster, entries);
     Work { requests: CHECKS_OF_REPAIR * check.requests, bytes: CHECKS_OF_REPAIR * check.bytes }
+}
+
+/// The longest file that a repair of one of `len` bytes leaves: tables that guest data lies in are copied.
+pub fn repaired_len_bound(len: u64) -> u64 {
+    len + 2 * len + len / 4 + (1 << 20)
 }

@@ -28,6 +28,7 @@ impl Checker<'_> {
                 }
             }
         }
+        self.disk.compared_to(clusters);
         self.report.image_end_offset = end * self.cluster_size();
         Ok(())
     }
@@ -73,6 +74,9 @@ impl Checker<'_> {
             return;
         }
         *end = cluster + 1;
+        if references != refcount {
+            self.disk.found_wrong(cluster, refcount);
+        }
         if references > refcount {
             self.find(&Finding::RefcountTooLow { cluster, refcount, references }, 1);
         } else if references < refcount {

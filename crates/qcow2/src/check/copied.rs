@@ -1,6 +1,9 @@
 //! Holds the COPIED flags of the active L1 and L2 tables against the refcounts on disk: an entry has it if
 //! and only if the refcount of what it maps is one. Where a cluster has more references than a refcount can
 //! say, no entry has it.
+//!
+//! The comparison of all refcounts (`compare`) came before: what it has read is not read again, in whatever
+//! order entries name clusters.
 
 use super::spans::{Span, Use, spans};
 use super::tables::{TableRef, Words};
@@ -37,7 +40,7 @@ impl Checker<'_> {
         let entry = L1Entry(word);
         let Some(table) = entry.table() else { return Ok(word) };
         let cluster = self.format.cluster.index(table).0;
-        let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(word) };
+        let Some(refcount) = self.refcount_on_disk(cluster)? else { return Ok(word) };
         let (copied, is_owned) = (entry.copied(), self.is_owned(cluster, refcount));
         if is_owned != copied {
             let (structure, offset) = (Structure::L2Table, table.0);
@@ -45,6 +48,13 @@ impl Checker<'_> {
             self.find(&Finding::CopiedWrong { structure, at, index, offset, copied, refcount }, 1);
         }
         Ok(entry.with_copied(is_owned).0)
+    }
+
+    /// The refcount of `cluster` on disk; `None` if it cannot be read. Past the end of the file no more
+    /// slices are read than the file has clusters.
+    fn refcount_on_disk(&mut self, cluster: u64) -> Result<Option<u64>> {
+        let (right, most) = (self.counts.refcount(cluster), self.file_clusters());
+        Ok(self.disk.get_compared(self.storage, cluster, right, most)?)
     }
 
     /// Whether an entry of `cluster`, whose refcount on disk is `refcount`, has the flag.
@@ -103,7 +113,7 @@ impl Checker<'_> {
             // Nothing is counted there, and nothing shared.
             (1, true)
         } else {
-            let Some(refcount) = self.disk.get(self.storage, cluster)? else { return Ok(None) };
+            let Some(refcount) = self.refcount_on_disk(cluster)? else { return Ok(None) };
             (refcount, self.is_owned(cluster, refcount))
         };
         let copied = self.format.is_copied(word);

@@ -34,11 +34,17 @@ pub(crate) struct DiskCounts {
     width: RefcountWidth,
     cluster_size: u64,
     kept: Vec<(u64, Box<[u8]>)>,
+    /// Slices that were read so far.
+    read: u64,
+    /// The refcounts of the clusters below this one were compared.
+    compared: u64,
+    /// Those that are not what they should be, in order of the clusters.
+    wrong: Vec<(u64, u64)>,
 }
 
 impl DiskCounts {
     pub(super) fn new(table: Vec<u64>, width: RefcountWidth, cluster_size: u64) -> Self {
-        Self { table, width, cluster_size, kept: Vec::new() }
+        Self { table, width, cluster_size, kept: Vec::new(), read: 0, compared: 0, wrong: Vec::new() }
     }
 
     pub(crate) fn width(&self) -> RefcountWidth {
@@ -79,6 +85,38 @@ impl DiskCounts {
         Ok(Some(width.get(self.slice(storage, nth, at, slice)?, index)))
     }
 
+    /// The comparison has come to `cluster`, whose refcount is not what it should be.
+    pub(super) fn found_wrong(&mut self, cluster: u64, refcount: u64) {
+        self.wrong.push((cluster, refcount));
+    }
+
+    /// The clusters below `end` were compared.
+    pub(super) fn compared_to(&mut self, end: u64) {
+        self.compared = end;
+    }
+
+    /// The refcount of `cluster`, which should be `right`, as the comparison has found it; `None` if it
+    /// cannot be read. What was not compared is read, in slices of which `most` are read together at most:
+    /// then it counts as zero.
+    pub(super) fn get_compared(
+        &mut self,
+        storage: &dyn Storage,
+        cluster: u64,
+        right: u64,
+        most: u64,
+    ) -> Result<Option<u64>> {
+        match self.block(cluster / self.per_block()) {
+            Block::None => Ok(Some(0)),
+            Block::Bad(_) => Ok(None),
+            Block::At(_) if cluster < self.compared => {
+                let found = self.wrong.binary_search_by_key(&cluster, |(wrong, _)| *wrong);
+                Ok(Some(found.map_or(right, |index| self.wrong[index].1)))
+            }
+            Block::At(_) if self.read < most => self.get(storage, cluster),
+            Block::At(_) => Ok(Some(0)),
+        }
+    }
+
     /// The slice at `at`, which is the `nth` in order of what it counts: where blocks lie does not decide
     /// which slices take the place of each other.
     fn slice(&mut self, storage: &dyn Storage, nth: u64, at: u64, len: u64) -> Result<&[u8]> {
@@ -91,6 +129,7 @@ impl DiskCounts {
             // At most SLICE bytes.
             let mut data = vec![0; len as usize].into_boxed_slice();
             storage.read_at(&mut data, at)?;
+            self.read += 1;
             *kept = (at, data);
         }
         Ok(&kept.1)

@@ -27,7 +27,7 @@ pub(super) struct Shape {
 }
 
 /// All shapes.
-pub(super) const ALL: [Shape; 13] = [
+pub(super) const ALL: [Shape; 16] = [
     Shape::new(SOUND, 0, |_| {}),
     Shape::new("one L2 table for all", 0, one_table),
     Shape::new("one L2 table for an L1 table of 32 MiB", 0, |image| long_l1(image, 0)),
@@ -36,6 +36,9 @@ pub(super) const ALL: [Shape; 13] = [
     Shape::new("one refcount block for a table of 8 MiB", 0, |image| long_table(image, 0)),
     Shape::new("a refcount table of 8 MiB that points between clusters", 0, |image| long_table(image, 512)),
     Shape::new("refcount blocks far apart", 0, far_blocks),
+    Shape::new("entries that follow each other are counted in pieces that share a place", 0, far_pieces),
+    Shape::new("entries past the end, all counted in one block", 0, past_the_end),
+    Shape::new("an L1 table over all of the file, and each cluster an L2 table", 0, tables_in_a_table),
     Shape::new("L1 tables of snapshots over all of the file", SNAPSHOTS, snapshots_over_everything),
     Shape::new("tables of bitmaps over all of the file", BITMAPS, bitmaps_over_everything),
     Shape::new("a snapshot table of 64 MiB", LONG_SNAPSHOTS, long_snapshots),
@@ -154,6 +157,58 @@ fn far_blocks(image: &mut RawImage) {
     image.0.resize(25 << 20, 0);
     let table = image.refcount_table();
     (0..BLOCKS).for_each(|index| image.set(table + index * 8, (index << 21) + (1 << 20)));
+}
+
+/// An image with the smallest clusters and the widest refcounts.
+fn small_clusters() -> RawImage {
+    RawImage(image(|o| (o.cluster_size, o.refcount_bits) = (512, 64)))
+}
+
+/// The refcounts of the two clusters that the entries of all tables name lie 512 pieces from each other.
+fn far_pieces(image: &mut RawImage) {
+    const TABLES: u64 = 12_000;
+    const CLUSTERS: u64 = 36_000;
+    *image = small_clusters();
+    let size = image.cluster();
+    let per_block = size / 8;
+    let (old, blocks) = (image.get(image.refcount_table()), CLUSTERS.div_ceil(per_block));
+    let table = image.append(blocks * 8);
+    let block = image.append(blocks * size);
+    (0..blocks).for_each(|index| image.set(table + index * 8, block + index * size));
+    image.set(table, old);
+    image.set(48, table);
+    image.set_len(56, (blocks * 8).div_ceil(size), 4);
+    let first = image.append(TABLES * size);
+    for (index, at) in (0..TABLES * size / 8).zip((first..).step_by(8)) {
+        image.set(at, ((100 + index % 2 * 512 * per_block) * size) | COPIED);
+    }
+    let l1 = image.append(TABLES * 8);
+    (0..TABLES).for_each(|index| image.set(l1 + index * 8, (first + index * size) | COPIED));
+    image.set(40, l1);
+    image.set_len(36, TABLES, 4);
+    image.0.resize((CLUSTERS * size) as usize, 0);
+}
+
+/// Each entry of a table names a cluster of a block of its own, and all those are one block.
+fn past_the_end(image: &mut RawImage) {
+    let (size, table) = (image.cluster(), image.refcount_table());
+    let (block, per_block) = (image.get(table), size / 8);
+    (0..size / 8).for_each(|index| image.set(table + index * 8, block));
+    let l2 = image.l2_at(0);
+    (0..size / 8).for_each(|index| image.set(l2 + index * 8, ((index * per_block + 300) * size) | COPIED));
+}
+
+/// A repair copies each L2 table and the L1 table.
+fn tables_in_a_table(image: &mut RawImage) {
+    *image = small_clusters();
+    let size = image.cluster();
+    let clusters = (16 << 20) / size;
+    let l1 = image.get(40);
+    image.0.resize((clusters * size) as usize, 0);
+    image.0[l1 as usize..].fill(0);
+    let first = l1 / size;
+    image.set_len(36, (clusters - first) * size / 8, 4);
+    (first..clusters).for_each(|at| image.set(l1 + (at - first) * 8, (at * size) | COPIED));
 }
 
 fn snapshots_over_everything(image: &mut RawImage) {
