@@ -28,7 +28,7 @@ pub(crate) struct Bitmap {
     pub(crate) entry: BitmapEntry,
     /// The bits, if they are in memory: those of an enabled bitmap that can be trusted are.
     pub(crate) bits: Option<Arc<DirtyBitmap>>,
-    /// The bits differ from those in the table.
+    /// The bits differ from those in the table; without bits, the mark on disk is to be taken off.
     pub(crate) changed: bool,
     /// The owner of the image may have more bits than there are here: on disk it is in use until it is
     /// replaced.
@@ -54,8 +54,9 @@ impl Bitmap {
             Some(bits) if self.entry.in_use && !self.entry.auto && !old.entry.auto => {
                 self.bits = Some(bits.resized(len).into());
             }
-            // Only its mark has changed, if that.
-            None if old.kept && !self.entry.auto && !old.entry.auto => {
+            // Only its mark has changed, if that. Of one that is kept it stays on disk.
+            None if !self.entry.auto && !old.entry.auto => {
+                self.changed = self.entry.in_use && !self.kept;
                 self.entry.in_use = false;
                 return;
             }

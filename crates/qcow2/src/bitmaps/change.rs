@@ -302,8 +302,7 @@ impl Qcow2 {
     }
 
     /// Changes the list of bitmaps and makes it durable; if that fails nothing has changed. But where the
-    /// last bitmap was to go it may be marked as in use on disk, until the bitmaps are stored; a disabled one
-    /// stays so if the image must be opened anew.
+    /// last bitmap was to go it may be marked as in use on disk, until the bitmaps are stored.
     fn change_bitmaps(
         &self,
         operation: &'static str,

@@ -114,7 +114,10 @@ impl Bitmap {
 
     /// Writes the bits to clusters of their own.
     fn store(&mut self, taken: &mut TakenClusters<'_>) -> Result<()> {
-        let Some(bits) = &self.bits else { return Ok(()) };
+        let Some(bits) = &self.bits else {
+            self.changed = false;
+            return Ok(());
+        };
         let cluster = taken.image.ctx.cluster().bytes();
         let mut table: Vec<TableEntry> =
             (0..bits.stored_len()).step_by(cluster as usize).map(|at| uniform(bits, at, cluster)).collect();

@@ -166,3 +166,36 @@ fn bitmaps_that_are_given_up_cost_no_operation_at_the_drop() {
     assert_eq!(faults.seen(OpKind::Any), seen);
     assert_eq!(in_use(&storage.to_vec()), ["on"]);
 }
+
+/// The last one is marked before it is removed. Where the removal ended in doubt it stayed in use for ever.
+#[test]
+fn a_disabled_bitmap_survives_a_removal_that_ends_in_doubt() {
+    let mut reopened = 0;
+    for done in [Done::Nothing, Done::Everything] {
+        for nth in 0.. {
+            let storage = image(4096);
+            let disk = open(storage.clone());
+            replace(&disk, "off", false);
+            disk.remove_bitmap("on").unwrap();
+            drop(disk);
+            let faults = Faults::new();
+            let disk = open(Arc::new(FaultStorage::new(Arc::clone(&storage) as _, faults.clone())));
+            faults.inject(Fault::on(OpKind::Write).after(nth).having_done(done));
+            let _ = disk.remove_bitmap("off");
+            if faults.failed() == 0 {
+                break;
+            }
+            let again = disk.is_poisoned().then(|| disk.reopen().unwrap());
+            reopened += usize::from(again.is_some());
+            drop((disk, again));
+            let what = format!("write {nth}, {done:?}");
+            assert_eq!(in_use(&storage.to_vec()), [""; 0], "{what}");
+            if !open(storage.clone()).bitmaps().unwrap().is_empty() {
+                assert_eq!(runs(&storage, "off"), [0..4096], "{what}");
+            }
+            let report = check(&*storage, &mut ()).unwrap();
+            assert_eq!((report.corruptions, report.check_errors), (0, 0), "{what}: {report:?}");
+        }
+    }
+    assert!(reopened > 0);
+}
