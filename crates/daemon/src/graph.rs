@@ -403,9 +403,9 @@ impl Graph {
     }
 
     /// After the tap of `from` has pivoted to the device of `to`: the users of `from` use `to`, and the tap
-    /// that they hold is `to`'s, with its bitmaps; of those that its image stores `from` keeps a copy. Those of
-    /// `to` join them, with everything marked if a job has `rewritten` it. The uses in `except` stay (those of the job itself), and those by which `to`
-    /// itself stands on `from`.
+    /// that they hold is `to`'s, with its bitmaps; of those that its image stores `from` keeps a copy. Those
+    /// of `to` join them, with everything marked if a job has `rewritten` it. The uses in `except` stay
+    /// (those of the job itself), and those by which `to` itself stands on `from`.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[AttachmentId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
         for (id, u) in &mut self.attachments {

@@ -52,8 +52,8 @@ impl Qcow2 {
             let mut l1 = read_l1(&self.ctx, &snapshot)?;
             let format = self.ctx.format;
             let needed = l1_entries_for(size, format.cluster.bits(), format.extended) as usize;
-            // What lies behind is VM state, which stays mapped in the next snapshot, as with QEMU. The table does
-            // not become shorter.
+            // What lies behind is VM state, which stays mapped in the next snapshot, as with QEMU. The table
+            // does not become shorter.
             let longest = l1.len().max(self.meta.lock().l1().len());
             l1.resize(needed.max(longest).max(1), L1Entry(0));
             l1.iter_mut().for_each(|entry| *entry = entry.cleaned().with_copied(false));
