@@ -196,6 +196,7 @@ mod tests {
             "snapshot",
             "file list create apply delete format force_share lock image_opts force source_cache quiet",
         ),
+        ("hash", "files format plain source_cache ACCESS output progress bar quiet"),
         ("resize", "file size format shrink lock image_opts preallocation force allow_backing quiet"),
         ("commit", "CHAIN base keep cache rate progress bar quiet"),
         (
