@@ -90,3 +90,24 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::testing::MemoryDisk;
+
+    use super::*;
+
+    /// One extent once was one run, which was hashed as a whole before a caller could stop it.
+    #[test]
+    fn a_run_of_zeros_has_a_bound() {
+        let disk = MemoryDisk::new(1 << 40);
+        let (mut walk, mut at) = (Walk::new(&disk), 0);
+        while let Some(run) = walk.next().unwrap() {
+            let Run::Zero(range) = run else { panic!("{run:?}") };
+            assert_eq!(range.start(), at);
+            assert!(range.len() <= MOST_ZERO_BLOCKS * BLOCK, "{range:?}");
+            at = range.end();
+        }
+        assert_eq!(at, disk.len());
+    }
+}
