@@ -45,9 +45,11 @@ fn a_link_that_is_flipped_never_leads_out() {
     let spec = CreateSpec::new(Format::Qcow2, SIZE, settings);
     NewImage::create(path("in/top"), &spec).unwrap().persist().unwrap();
     let daemon = Daemon::new(Vec::new());
-    let mut opened = 0;
     flipping(&path("in/link"), &path("in/good"), &path("out/secret"), || {
-        for _ in 0..TRIES {
+        let (mut tries, mut opened) = (0, 0);
+        // On a busy machine all of the tries may meet the link: one has to meet the file.
+        while tries < TRIES || opened == 0 {
+            tries += 1;
             let file = json!({"driver": "file", "filename": path("in/top")});
             let options = json!({"driver": "qcow2", "node-name": "n", "file": file, "read-only": true});
             if daemon.services.context.add_node(options.as_object().unwrap()).is_err() {
@@ -64,7 +66,6 @@ fn a_link_that_is_flipped_never_leads_out() {
             daemon.services.context.close(gone);
         }
     });
-    assert!(opened > 0);
 }
 
 /// What a chain stands on was overwritten, or the chain became a circle that nothing opens.

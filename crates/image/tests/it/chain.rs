@@ -213,43 +213,64 @@ impl Face {
     }
 }
 
+/// How often a test of names that are flipped opens its image, at least.
+const TRIES: u32 = 2000;
+
 /// Makes `name` one of `faces` in turn, atomically, as fast as it can.
 struct Flipper {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    thread: Option<std::thread::JoinHandle<u64>>,
+    shared: std::sync::Arc<Flips>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Flips {
+    stop: std::sync::atomic::AtomicBool,
+    done: std::sync::atomic::AtomicU64,
 }
 
 impl Flipper {
     fn new(name: PathBuf, faces: [Face; 2]) -> Self {
         use std::sync::atomic::Ordering::Relaxed;
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let stopped = std::sync::Arc::clone(&stop);
+        let shared = std::sync::Arc::new(Flips::default());
+        let flips = std::sync::Arc::clone(&shared);
         faces[0].put_on(&name);
         let thread = std::thread::spawn(move || {
-            let mut flips = 0;
             let spare = name.with_extension("spare");
-            while !stopped.load(Relaxed) {
-                flips += 1;
+            while !flips.stop.load(Relaxed) {
+                let flip = flips.done.fetch_add(1, Relaxed) + 1;
                 // Renaming one link of a file onto another leaves both.
                 let _ = fs::remove_file(&spare);
-                faces[flips as usize % 2].put_on(&spare);
+                faces[flip as usize % 2].put_on(&spare);
                 fs::rename(&spare, &name).unwrap();
             }
-            flips
         });
-        Self { stop, thread: Some(thread) }
+        Self { shared, thread: Some(thread) }
     }
 
-    fn flips(mut self) -> u64 {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.thread.take().unwrap().join().unwrap()
+    /// Whether `tries` openings, of which `seen` met the face the test asks for, raced with enough flips.
+    ///
+    /// On a busy machine one of the two threads may get far before the other runs at all: the number of tries
+    /// alone proves nothing.
+    fn raced(&self, tries: u32, seen: u32) -> bool {
+        const FLIPS: u64 = 100;
+        assert!(
+            !self.thread.as_ref().is_some_and(std::thread::JoinHandle::is_finished),
+            "nothing is flipped"
+        );
+        tries >= TRIES && seen > 0 && self.shared.done.load(std::sync::atomic::Ordering::Relaxed) > FLIPS
+    }
+}
+
+impl Drop for Flipper {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
 /// A link was judged by where its name led, and then opened by its name once more.
 #[test]
 fn a_link_that_is_flipped_never_leads_out() {
-    const TRIES: u32 = 3000;
     let folder = Folder::new();
     for (file, byte) in [("in/good", 1), ("out/secret", 0x5e)] {
         fs::create_dir_all(folder.path(file).parent().unwrap()).unwrap();
@@ -260,8 +281,9 @@ fn a_link_that_is_flipped_never_leads_out() {
         folder.path("in/link"),
         [Face::File(folder.path("in/good")), Face::Link(folder.path("out/secret"))],
     );
-    let mut opened = 0;
-    for _ in 0..TRIES {
+    let (mut tries, mut opened) = (0, 0);
+    while !flipper.raced(tries, opened) {
+        tries += 1;
         match folder.options("in/top").open(folder.path("in/top")) {
             Ok(image) => {
                 assert_eq!(read(&**image.device(), 0), 1, "a file outside was read");
@@ -273,12 +295,10 @@ fn a_link_that_is_flipped_never_leads_out() {
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(flipper.flips() > 100 && opened > 0);
 }
 
 #[test]
 fn a_data_file_that_is_flipped_is_never_written_outside() {
-    const TRIES: u32 = 2000;
     let folder = Folder::new();
     folder.create("in/top", Format::Qcow2, 1 << 20, "data_file=link");
     fs::rename(folder.path("in/link"), folder.path("in/good")).unwrap();
@@ -288,21 +308,21 @@ fn a_data_file_that_is_flipped_is_never_written_outside() {
         folder.path("in/link"),
         [Face::File(folder.path("in/good")), Face::Link(folder.path("out/secret"))],
     );
-    let mut written = 0;
-    for _ in 0..TRIES {
+    let (mut tries, mut written) = (0, 0);
+    while !flipper.raced(tries, written) {
+        tries += 1;
         let options = folder.options("in/top").format(Format::Qcow2).writable(true);
         let Ok(image) = options.open(folder.path("in/top")) else { continue };
         image.device().write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
         written += 1;
     }
-    assert!(flipper.flips() > 100 && written > 0);
+    drop(flipper);
     assert!(fs::read(folder.path("out/secret")).unwrap().iter().all(|byte| *byte == 0x5e));
 }
 
 /// The folder that names are judged by was looked up by its name, and so was the image: two folders.
 #[test]
 fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
-    const TRIES: u32 = 3000;
     let folder = Folder::new();
     fs::create_dir_all(folder.path("secrets")).unwrap();
     fs::write(folder.path("secrets/key"), vec![0x5e; 1 << 20]).unwrap();
@@ -313,8 +333,9 @@ fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
         folder.path("folder"),
         [Face::Link(folder.path("in")), Face::Link(folder.path("secrets"))],
     );
-    let mut refused = 0;
-    for _ in 0..TRIES {
+    let (mut tries, mut refused) = (0, 0);
+    while !flipper.raced(tries, refused) {
+        tries += 1;
         let top = folder.path("folder/top");
         let Ok(policy) = ReferencePolicy::beside(&top) else { continue };
         match OpenOptions::new().policy(policy).open(&top) {
@@ -323,7 +344,6 @@ fn a_folder_that_is_flipped_does_not_widen_what_is_allowed() {
             Err(_) => {}
         }
     }
-    assert!(flipper.flips() > 100 && refused > 0);
 }
 
 /// `info` was refused while a guest ran, and `-U` insisted on a lock of its own.

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use blockmirror_block::WriteFlags;
@@ -297,10 +297,9 @@ fn an_image_that_does_not_get_its_name_takes_its_new_data_file_along() {
 fn a_data_file_that_appears_meanwhile_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let over = AtomicBool::new(false);
+    let (over, kept) = (AtomicBool::new(false), AtomicU32::new(0));
     std::thread::scope(|scope| {
         let maker = scope.spawn(|| {
-            let mut kept = 0;
             while !over.load(Ordering::SeqCst) {
                 // Of an image that came first; its maker has it open at most.
                 let _ = fs::remove_file(&data);
@@ -308,17 +307,19 @@ fn a_data_file_that_appears_meanwhile_is_kept() {
                 let inode = file.metadata().unwrap().ino();
                 std::thread::sleep(Duration::from_micros(200));
                 assert_eq!(fs::metadata(&data).unwrap().ino(), inode, "it was replaced");
-                kept += 1;
+                kept.fetch_add(1, Ordering::SeqCst);
             }
-            kept
         });
-        for index in 0..200 {
+        let mut index = 0;
+        // On a busy machine the other program may not have run at all by then.
+        while index < 200 || kept.load(Ordering::SeqCst) == 0 && !maker.is_finished() {
+            index += 1;
             let path = dir.path().join(index.to_string());
             // Whether it succeeds depends on who was first.
             let made = NewImage::create(&path, &spec(Format::Qcow2, 1 << 20, "data_file=data"));
             let _ = made.and_then(NewImage::persist);
         }
         over.store(true, Ordering::SeqCst);
-        assert!(maker.join().unwrap() > 0);
+        maker.join().unwrap();
     });
 }
