@@ -1,0 +1,42 @@
+//! Why a log is not made, opened or extended.
+
+use blockmirror_block as block;
+
+/// Why a log is not made, opened or extended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Its storage failed.
+    #[error(transparent)]
+    Storage(#[from] block::Error),
+    /// No header is valid: it is no log, or its creation was interrupted.
+    #[error("{name}: it is no checkpoint, or was not begun")]
+    NoCheckpoint {
+        /// The storage.
+        name: String,
+    },
+    /// A later version of the format.
+    #[error("{name}: it is a checkpoint of version {version}, which is not supported")]
+    Version {
+        /// The storage.
+        name: String,
+        /// The version.
+        version: u32,
+    },
+    /// A part that must be whole is not.
+    #[error("{name}: the checkpoint is damaged: {what}")]
+    Damaged {
+        /// The storage.
+        name: String,
+        /// The part, and what is wrong with it.
+        what: &'static str,
+    },
+    /// The regions, or the identity, are outside of what the format can hold.
+    #[error("{name}: no checkpoint can hold {what}")]
+    TooLarge {
+        /// The storage.
+        name: String,
+        /// What.
+        what: &'static str,
+    },
+}

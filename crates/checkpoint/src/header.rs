@@ -1,0 +1,167 @@
+//! The header: what a log is of, and which area is in use.
+//!
+//! Read and written by [`crate::log`]. There are two, in sectors of their own; the one with the higher
+//! generation counts. A writer changes the other one.
+
+use blockmirror_block::Storage;
+
+use crate::crc::crc32c;
+use crate::error::Error;
+use crate::identity::MAX_IDENTITY;
+
+/// The first bytes of a header. As in PNG, a transfer that changes line ends breaks them.
+const MAGIC: [u8; 8] = *b"BMCKPT\r\n";
+const VERSION: u32 = 1;
+/// The only kind so far: a marked region has been copied.
+const KIND_COPY: u32 = 1;
+/// Bytes of a header, a sector, which the disk writes whole.
+const HEADER: usize = 512;
+/// What lies in a block of its own: a write of one does not touch the next.
+pub(crate) const BLOCK: u64 = 4096;
+/// Bytes of an area after its snapshot.
+const RECORDS: u64 = 128 << 10;
+
+/// The most regions of a disk: 2^20, so that a snapshot takes at most 128 KiB.
+pub const MAX_REGIONS: u64 = 1 << 20;
+
+/// No log has so many snapshots.
+const MAX_GENERATION: u64 = 1 << 62;
+
+/// The smallest region, 1 MiB.
+const MIN_REGION: u64 = 1 << 20;
+
+/// The size of regions of a disk of `len` bytes: 1 MiB, or the power of two from there on that makes at most
+/// [`MAX_REGIONS`] of it; and no less than `unit`, a power of two.
+pub fn region_size(len: u64, unit: u64) -> u64 {
+    let least = len.div_ceil(MAX_REGIONS).max(MIN_REGION).max(unit);
+    least.checked_next_power_of_two().unwrap_or(1 << 63)
+}
+
+/// The fields of a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// Random: what an earlier log left in the same storage is no part of this one.
+    pub(crate) id: [u8; 16],
+    /// Snapshots that were taken; its lowest bit is the number of the area in use, and of the header.
+    pub(crate) generation: u64,
+    /// Length of the disk.
+    pub(crate) len: u64,
+    pub(crate) region: u64,
+    pub(crate) identity_len: u32,
+    pub(crate) identity_crc: u32,
+}
+
+impl Header {
+    /// Whether the format can hold such regions.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.region.is_power_of_two()
+            && self.region >= 512
+            && self.regions() <= MAX_REGIONS
+            && self.identity_len as usize <= MAX_IDENTITY
+            && self.generation < MAX_GENERATION
+    }
+
+    /// How many regions the disk has.
+    pub(crate) fn regions(&self) -> u64 {
+        self.len.div_ceil(self.region)
+    }
+
+    /// Bytes of the bitmap in a snapshot, whole words.
+    pub(crate) fn bitmap_len(&self) -> usize {
+        // At most 128 KiB.
+        self.regions().div_ceil(64) as usize * 8
+    }
+
+    pub(crate) fn identity_at() -> u64 {
+        2 * BLOCK
+    }
+
+    /// Bytes of an area.
+    pub(crate) fn area_len(&self) -> u64 {
+        (self.bitmap_len() as u64).next_multiple_of(BLOCK) + RECORDS
+    }
+
+    /// Where the area of `generation` begins.
+    pub(crate) fn area_at(&self, generation: u64) -> u64 {
+        let first = Self::identity_at() + u64::from(self.identity_len).next_multiple_of(BLOCK);
+        first + (generation & 1) * self.area_len()
+    }
+
+    /// Bytes of the whole log.
+    pub(crate) fn log_len(&self) -> u64 {
+        self.area_at(1) + self.area_len()
+    }
+
+    fn to_bytes(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        let mut at = 0;
+        let mut put = |part: &[u8]| {
+            bytes[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        };
+        put(&MAGIC);
+        put(&VERSION.to_be_bytes());
+        put(&KIND_COPY.to_be_bytes());
+        put(&self.id);
+        put(&self.generation.to_be_bytes());
+        put(&self.len.to_be_bytes());
+        put(&self.region.to_be_bytes());
+        put(&self.identity_len.to_be_bytes());
+        put(&self.identity_crc.to_be_bytes());
+        let crc = crc32c(&[&bytes[..HEADER - 4]]);
+        bytes[HEADER - 4..].copy_from_slice(&crc.to_be_bytes());
+        bytes
+    }
+
+    /// The header in `bytes`, whether or not the format can hold what it says. `None` if it is none; a
+    /// version if it is one of another.
+    fn parse(bytes: &[u8; HEADER]) -> Option<Result<Self, u32>> {
+        let u32_at = |at: usize| bytes[at..].first_chunk().map_or(0, |four| u32::from_be_bytes(*four));
+        let u64_at = |at: usize| bytes[at..].first_chunk().map_or(0, |eight| u64::from_be_bytes(*eight));
+        if bytes[..8] != MAGIC || crc32c(&[&bytes[..HEADER - 4]]) != u32_at(HEADER - 4) {
+            return None;
+        }
+        if (u32_at(8), u32_at(12)) != (VERSION, KIND_COPY) {
+            return Some(Err(u32_at(8)));
+        }
+        Some(Ok(Self {
+            id: *bytes[16..].first_chunk()?,
+            generation: u64_at(32),
+            len: u64_at(40),
+            region: u64_at(48),
+            identity_len: u32_at(56),
+            identity_crc: u32_at(60),
+        }))
+    }
+
+    /// Writes it to its place.
+    pub(crate) fn write(self, storage: &dyn Storage) -> Result<(), Error> {
+        Ok(storage.write_at(&self.to_bytes(), (self.generation & 1) * BLOCK)?)
+    }
+
+    /// Reads the header that counts.
+    pub(crate) fn read(storage: &dyn Storage) -> Result<Self, Error> {
+        let name = || storage.name().to_owned();
+        let mut found = None;
+        for slot in [0, 1] {
+            let mut bytes = [0; HEADER];
+            storage.read_at(&mut bytes, slot * BLOCK)?;
+            match Self::parse(&bytes) {
+                None => {}
+                Some(Err(version)) => return Err(Error::Version { name: name(), version }),
+                Some(Ok(header)) if header.generation & 1 != slot => {
+                    return Err(Error::Damaged { name: name(), what: "a header is in the other's place" });
+                }
+                Some(Ok(header)) => {
+                    found =
+                        found.filter(|other: &Self| other.generation > header.generation).or(Some(header));
+                }
+            }
+        }
+        let header = found.ok_or_else(|| Error::NoCheckpoint { name: name() })?;
+        match header.is_possible() {
+            true => Ok(header),
+            false => Err(Error::Damaged { name: name(), what: "the header's figures make no sense" }),
+        }
+    }
+}

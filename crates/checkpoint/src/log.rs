@@ -1,0 +1,209 @@
+//! The log: made, opened, and extended by marks.
+//!
+//! Used by whatever copies. Must hold: what [`Checkpoint::mark`] has returned `Ok` for is marked after any
+//! crash, and nothing is marked that no call has asked to be; the area and the header that a valid header
+//! leads to are only appended to.
+
+use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
+use std::sync::Arc;
+
+use blockmirror_bitmap::ChunkBitmap;
+use blockmirror_block::{self as block, ByteRange, ErrorKind, Storage};
+
+use crate::crc::crc32c;
+use crate::error::Error;
+use crate::header::Header;
+use crate::identity::{Identity, MAX_IDENTITY};
+use crate::record::{self, Replayed};
+
+/// A log of marked regions on a storage.
+#[derive(Debug)]
+pub struct Checkpoint {
+    storage: Arc<dyn Storage>,
+    header: Header,
+    identity: Identity,
+    regions: ChunkBitmap,
+    /// Bytes of the area in use that records take.
+    used: u64,
+    /// The number of the next record.
+    sequence: u64,
+    state: State,
+}
+
+/// Whether and how the log can be extended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// By a record.
+    Appending,
+    /// A record may have been written in part: the next one begins another area.
+    AtEnd,
+    /// It is not known which header counts after a crash.
+    Unknown,
+}
+
+impl Checkpoint {
+    /// Makes a log of a disk of `len` bytes in regions of `region` bytes, a power of two ([`region_size`]),
+    /// none of which is marked. What `storage` held is lost.
+    ///
+    /// [`region_size`]: crate::region_size
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for more than [`MAX_REGIONS`](crate::MAX_REGIONS) regions, or more than
+    /// [`MAX_IDENTITY`] bytes of identity; [`Error::Storage`].
+    pub fn create(
+        storage: Arc<dyn Storage>,
+        len: u64,
+        region: u64,
+        identity: Identity,
+    ) -> Result<Self, Error> {
+        let too_large = |what| Error::TooLarge { name: storage.name().to_owned(), what };
+        let text = identity.to_text();
+        let identity_len = match u32::try_from(text.len()) {
+            Ok(bytes) if text.len() <= MAX_IDENTITY => bytes,
+            _ => return Err(too_large("an identity of more than 1 MiB")),
+        };
+        let identity_crc = crc32c(&[text.as_bytes()]);
+        let header = Header { id: random(), generation: 0, len, region, identity_len, identity_crc };
+        if !header.is_possible() {
+            return Err(too_large("such regions"));
+        }
+        // No header is valid until the rest is durable.
+        storage.set_len(0)?;
+        storage.set_len(header.log_len())?;
+        // Records must find room when the disk is full.
+        match storage.allocate(ByteRange::new(0, header.log_len())) {
+            Err(error) if error.kind() != ErrorKind::Unsupported => return Err(error.into()),
+            _ => {}
+        }
+        storage.flush()?;
+        storage.write_at(text.as_bytes(), Header::identity_at())?;
+        let regions = ChunkBitmap::new(header.regions());
+        let mut log = Self { storage, header, identity, regions, used: 0, sequence: 0, state: State::AtEnd };
+        log.begin_area(header, ChunkBitmap::new(header.regions()))?;
+        Ok(log)
+    }
+
+    /// Opens the log on `storage`, which must be writable for [`mark`](Self::mark) only. Reads at most some
+    /// 1.3 MiB, whatever it says.
+    ///
+    /// # Errors
+    /// [`Error::NoCheckpoint`] if there is none; [`Error::Damaged`], [`Error::Version`], [`Error::Storage`].
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self, Error> {
+        let damaged = |what| Error::Damaged { name: storage.name().to_owned(), what };
+        let header = Header::read(&*storage)?;
+        let mut text = vec![0; header.identity_len as usize];
+        storage.read_at(&mut text, Header::identity_at())?;
+        let identity = (crc32c(&[&text]) == header.identity_crc).then(|| Identity::parse(&text));
+        let identity = identity.flatten().ok_or_else(|| damaged("the identity"))?;
+        // Its length follows from the number of regions, which is bounded.
+        let mut area = vec![0; header.area_len() as usize];
+        storage.read_at(&mut area, header.area_at(header.generation))?;
+        let replayed = record::replay(&header, &area).ok_or_else(|| damaged("the snapshot or a record"))?;
+        let Replayed { regions, used, sequence } = replayed;
+        // What the last record is was decided now: a crash while the next one is written must not bring
+        // another one to light.
+        Ok(Self { storage, header, identity, regions, used, sequence, state: State::AtEnd })
+    }
+
+    /// What it belongs to.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The regions, by number: which of them are marked.
+    pub fn regions(&self) -> &ChunkBitmap {
+        &self.regions
+    }
+
+    /// Bytes of a region; the last one of a disk may be shorter.
+    pub fn region_size(&self) -> u64 {
+        self.header.region
+    }
+
+    /// The length of the disk.
+    pub fn disk_len(&self) -> u64 {
+        self.header.len
+    }
+
+    /// Bytes of the disk in marked regions.
+    pub fn marked_bytes(&self) -> u64 {
+        self.marked().map(ByteRange::len).sum()
+    }
+
+    /// The marked bytes of the disk, in order.
+    pub fn marked(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        let mut at = 0;
+        let runs = std::iter::from_fn(move || {
+            let run = self.regions.next_run(at)?;
+            at = run.end;
+            Some(run)
+        });
+        let (region, len) = (self.header.region, self.header.len);
+        runs.map(move |run| ByteRange::new(run.start * region, run.end.saturating_mul(region).min(len)))
+    }
+
+    /// Marks the regions with numbers in `runs`, durably: one write and one flush, unless all are marked.
+    /// Numbers past the last region are left out.
+    ///
+    /// # Errors
+    /// [`Error::Storage`]: the regions may be marked after a crash, and are not marked here. The call can be
+    /// repeated, but for a failure of the kind [`ErrorKind::Poisoned`].
+    pub fn mark(&mut self, runs: &[Range<u64>]) -> Result<(), Error> {
+        let end = self.header.regions();
+        let runs = runs.iter().map(|run| run.start..run.end.min(end));
+        let runs: Vec<_> = runs
+            .filter(|run| self.regions.count_in(run.clone()) < run.end.saturating_sub(run.start))
+            .collect();
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut marked = self.regions.clone();
+        for run in &runs {
+            marked.set(run.clone());
+        }
+        let room = self.header.area_len() - self.used;
+        if self.state != State::Appending || record::marks_len(runs.len()) > room {
+            let header = Header { generation: self.header.generation + 1, ..self.header };
+            return self.begin_area(header, marked);
+        }
+        let record = record::marks(&self.header, self.sequence, &runs);
+        // Until it is known to be there.
+        self.state = State::AtEnd;
+        self.storage.write_at(&record, self.header.area_at(self.header.generation) + self.used)?;
+        self.storage.flush()?;
+        (self.state, self.regions) = (State::Appending, marked);
+        self.used += record.len() as u64;
+        self.sequence += 1;
+        Ok(())
+    }
+
+    /// Begins the area of `header` with a snapshot of `regions`, and then has it counted.
+    fn begin_area(&mut self, header: Header, regions: ChunkBitmap) -> Result<(), Error> {
+        if self.state == State::Unknown {
+            let error = block::Error::new(ErrorKind::Poisoned, "write");
+            return Err(error.in_file(self.storage.name()).into());
+        }
+        let snapshot = record::snapshot(&header, &regions);
+        // The header that was read may be one that an interrupted run has written and not flushed: the area
+        // before it is written over from here on.
+        self.storage.flush()?;
+        self.storage.write_at(&snapshot, header.area_at(header.generation))?;
+        self.storage.flush()?;
+        self.state = State::Unknown;
+        header.write(&*self.storage)?;
+        self.storage.flush()?;
+        (self.header, self.regions, self.state) = (header, regions, State::Appending);
+        (self.used, self.sequence) = (snapshot.len() as u64, 1);
+        Ok(())
+    }
+}
+
+/// Bytes that no other log has.
+fn random() -> [u8; 16] {
+    let mut id = [0; 16];
+    for half in id.chunks_mut(8) {
+        half.copy_from_slice(&RandomState::new().hash_one(std::process::id()).to_be_bytes());
+    }
+    id
+}
