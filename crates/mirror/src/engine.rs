@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard};
-use blockmirror_block::{BlockDevice, Geometry};
+use blockmirror_block::{BlockDevice, ByteRange, Geometry};
 
 use crate::batch::Batch;
+use crate::checkpoint::CheckpointSink;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
 use crate::machine::MemberView;
@@ -23,7 +24,7 @@ use crate::mover::{CopyPolicy, Mover};
 use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Event;
-use crate::scan::TargetContent;
+use crate::scan::{Failure, TargetContent};
 use crate::tap::Tap;
 
 /// How long an aborting job waits before it cancels blocked calls once more.
@@ -51,6 +52,8 @@ pub(crate) struct Engine {
     /// A write of the guest may be admitted: its thread waits here, in `observer::wait_for_admission`.
     guests: Condvar,
     attachment: Option<TapAttachment>,
+    /// Called after each periodic flush.
+    checkpoints: Option<Arc<dyn CheckpointSink>>,
     /// Cancels the calls of devices that were made for the job.
     calls: CancelSource,
 }
@@ -143,6 +146,7 @@ impl Engine {
         policy: CopyPolicy,
         core: Core,
         attachment: Option<TapAttachment>,
+        checkpoints: Option<Arc<dyn CheckpointSink>>,
     ) -> Self {
         let target = Some(disks.through());
         Self {
@@ -164,6 +168,7 @@ impl Engine {
             events: Condvar::new(),
             guests: Condvar::new(),
             attachment,
+            checkpoints,
             calls: CancelSource::new(),
         }
     }
@@ -344,6 +349,7 @@ impl Engine {
                     {
                         batch.actions.push(action);
                     }
+                    let missing = self.missing_at_flush(&state.core, &batch);
                     self.wake_waiters(&mut state);
                     let others_wait = state.idle > 0;
                     drop(state);
@@ -351,6 +357,7 @@ impl Engine {
                         self.work.notify_one();
                     }
                     self.perform(&mut mover, &mut batch, &target);
+                    self.record_checkpoint(missing, &mut batch);
                     state = self.state.lock();
                     let ended = self.started.elapsed();
                     batch.record(ended.saturating_sub(now));
@@ -375,6 +382,23 @@ impl Engine {
                     return;
                 }
             }
+        }
+    }
+
+    /// If `batch` is a periodic flush that a checkpoint follows: what the target does not have as it begins.
+    fn missing_at_flush(&self, core: &Core, batch: &Batch) -> Option<Vec<ByteRange>> {
+        let flush = matches!(&*batch.actions, [action] if action.work == Work::PeriodicFlush);
+        (flush && self.checkpoints.is_some()).then(|| core.not_copied())
+    }
+
+    /// After the flush in `batch`: what was not `missing` when it began is durable. Without the lock.
+    fn record_checkpoint(&self, missing: Option<Vec<ByteRange>>, batch: &mut Batch) {
+        if let Some((missing, sink)) = missing.zip(self.checkpoints.as_ref())
+            && let [result @ Ok(Ok(_))] = &mut *batch.results
+        {
+            let record = AssertUnwindSafe(|| sink.record(&missing));
+            *result = panic::catch_unwind(record)
+                .map(|recorded| recorded.map(|()| Done::Flushed).map_err(Failure::at_target));
         }
     }
 

@@ -8,6 +8,7 @@ use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::{BlockDevice, ByteRange};
 use tracing::error_span;
 
+use crate::checkpoint::Checkpoints;
 use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
 use crate::engine::{Engine, JobDisks, TapAttachment, Wake};
@@ -170,6 +171,13 @@ impl MirrorControl {
         self.engine.with_core(Wake::One, |core, _| core.mark_dirty(range));
     }
 
+    /// The ranges that the target does not have, as things are: what a job that has failed or was cancelled
+    /// has left, and what it has given up. All others are on stable storage once a flush of the target has
+    /// succeeded that begins after this call. In no order; some may overlap.
+    pub fn not_copied(&self) -> Vec<ByteRange> {
+        self.engine.with_core(Wake::None, |core, _| core.not_copied())
+    }
+
     /// Waits until the job has ended, for at most `timeout`; true if it has.
     pub fn wait_timeout(&self, timeout: Duration) -> bool {
         self.engine.wait(Some(timeout))
@@ -213,6 +221,20 @@ impl MirrorJob {
         target: Arc<dyn BlockDevice>,
         options: MirrorOptions,
     ) -> Result<Self, Error> {
+        Self::start_with_checkpoints(source, target, options, None)
+    }
+
+    /// The same; with `checkpoints` a caller is kept informed of what the target has durably, so that another
+    /// job can go on from there ([`MirrorOptions::only`]).
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub fn start_with_checkpoints(
+        source: Arc<dyn BlockDevice>,
+        target: Arc<dyn BlockDevice>,
+        options: MirrorOptions,
+        checkpoints: impl Into<Option<Checkpoints>>,
+    ) -> Result<Self, Error> {
         if !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
             return Err(Error::NeedsTap);
         }
@@ -222,9 +244,14 @@ impl MirrorJob {
         let len = source.len();
         let ends = JobDisks::new(source, target, &options, granularity.bytes);
         let geometry = ends.target_geometry();
-        let core = Core::new(Config::new(&options, granularity.bytes, len, geometry))?;
+        let mut config = Config::new(&options, granularity.bytes, len, geometry);
+        let checkpoints = checkpoints.into();
+        if let Some(checkpoints) = &checkpoints {
+            config = config.with_checkpoints(checkpoints.interval);
+        }
+        let core = Core::new(config)?;
         let policy = CopyPolicy::new(&options, geometry, ends.content(&options));
-        let engine = Engine::new(ends, policy, core, None);
+        let engine = Engine::new(ends, policy, core, None, checkpoints.map(|checkpoints| checkpoints.sink));
         Self::run(Arc::new(engine), granularity, &options)
     }
 
@@ -351,6 +378,9 @@ impl PreparedJob {
         notify: Option<&Arc<Notify>>,
     ) -> Result<Self, Error> {
         check_distinct(&(Arc::clone(tap) as Arc<dyn BlockDevice>), target)?;
+        if options.only.is_some() {
+            return Err(Error::SyncBitmap { why: "a job on a tap takes a named bitmap" });
+        }
         let granularity = check(&*tap.device(), &**target, options)?;
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
@@ -374,7 +404,7 @@ impl PreparedJob {
             let attachment =
                 TapAttachment { tap: Arc::downgrade(tap), session, renews_bitmap, notify: notify.cloned() };
             let policy = CopyPolicy::new(options, geometry, ends.content(options));
-            Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment))))
+            Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment), None)))
         })?;
         Ok(Self { engine, granularity, options: options.clone() })
     }

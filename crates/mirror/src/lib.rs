@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod checkpoint;
 mod cow_target;
 mod distinct;
 mod engine;
@@ -77,6 +78,7 @@ pub mod simulate {
     pub use crate::sim::{End, Scenario, SeedRun, Violation};
 }
 
+pub use checkpoint::{CheckpointSink, Checkpoints};
 pub use error::{Error, ErrorKind};
 pub use granularity::{
     GranularityChoice, GranularityError, GranularityReason, MAX_DEFAULT_GRANULARITY, MAX_GRANULARITY,

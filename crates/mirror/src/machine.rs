@@ -22,6 +22,7 @@
 
 mod action;
 mod admission;
+mod checkpoint_clock;
 mod completion;
 pub(crate) mod config;
 mod counters;
@@ -90,7 +91,11 @@ impl Core {
             clock: Duration::ZERO,
             lifecycle: Lifecycle::start(&config, &mut outbox),
             work: WorkTracker::new(&config)?,
-            durability: Durability::new(empty_bitmap(&config)?, config.flush_interval),
+            durability: Durability::new(
+                empty_bitmap(&config)?,
+                config.flush_interval,
+                config.checkpoint_interval,
+            ),
             guests: GuestWrites::default(),
             pacing: Pacing::new(&config),
             counters: Counters::default(),

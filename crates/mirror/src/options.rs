@@ -7,6 +7,8 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use blockmirror_bitmap::DirtyBitmap;
+
 use crate::error::Error;
 use crate::granularity::{GranularityChoice, GranularityReason, check_granularity};
 
@@ -93,6 +95,7 @@ pub struct MirrorOptions {
     pub(crate) target_is_zero: bool,
     pub(crate) longer_target: bool,
     pub(crate) whole_clusters: bool,
+    pub(crate) only: Option<DirtyBitmap>,
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
@@ -120,6 +123,7 @@ impl Default for MirrorOptions {
             target_is_zero: false,
             longer_target: false,
             whole_clusters: false,
+            only: None,
             copy_mode: CopyMode::Background,
             latency_budget: None,
             bitmap: None,
@@ -242,6 +246,11 @@ impl MirrorOptions {
         self
     }
 
+    /// What [`min_zero_run`](Self::min_zero_run) and [`allocate`](Self::allocate) have set.
+    pub fn sparseness(&self) -> (u64, bool) {
+        (self.min_zero_run, self.allocate)
+    }
+
     /// Promises that the whole target reads as zeros, so that it is not asked. Default: false.
     #[must_use]
     pub fn target_is_zero(mut self, zero: bool) -> Self {
@@ -263,6 +272,15 @@ impl MirrorOptions {
     #[must_use]
     pub fn whole_clusters(mut self, whole: bool) -> Self {
         self.whole_clusters = whole;
+        self
+    }
+
+    /// Copies nothing but what is dirty in `only`, in whole units of 4 KiB or of the bitmap that is
+    /// coarser; the sync mode still decides what of it. For a job without a [`Tap`](crate::Tap). `None`,
+    /// the default, copies the whole disk.
+    #[must_use]
+    pub fn only(mut self, only: impl Into<Option<DirtyBitmap>>) -> Self {
+        self.only = only.into();
         self
     }
 

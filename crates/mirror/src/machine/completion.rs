@@ -45,11 +45,13 @@ impl Core {
             }
             (Done::Copied(moved), Work::Copy { .. }) => {
                 self.durability.wrote(range);
+                self.durability.wrote_data(moved.copied);
                 self.pacing.copied(&self.config, range.len(), took);
                 self.work.completed(range, moved, &mut self.counters);
             }
             (Done::Salvaged(moved, lost), Work::Copy { .. }) => {
                 self.durability.wrote(range);
+                self.durability.wrote_data(moved.copied);
                 self.work.completed(range, moved, &mut self.counters);
                 self.salvaged(lost);
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::{Geometry, ZeroCost};
 
 use crate::granularity::MAX_GRANULARITY;
@@ -60,6 +61,10 @@ pub(crate) struct Config {
     pub(crate) auto_dismiss: bool,
     /// Interval of periodic flushes; `None` for targets that are not volatile.
     pub(crate) flush_interval: Option<Duration>,
+    /// Bytes of data between two checkpoints, at least one operation; `None` for a job without.
+    pub(crate) checkpoint_interval: Option<u64>,
+    /// What is copied, if it is not the whole disk.
+    pub(crate) only: Option<DirtyBitmap>,
     /// After a failure the bitmap that says what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,
     /// Before that, one flush of the target may take so long; zero is no flush.
@@ -94,9 +99,17 @@ impl Config {
             auto_finalize: options.auto_finalize,
             auto_dismiss: options.auto_dismiss,
             flush_interval: target.forgetful.then_some(FLUSH_INTERVAL),
+            checkpoint_interval: None,
+            only: options.only.clone(),
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
             final_flush_timeout: options.final_flush_timeout,
         }
+    }
+
+    /// With checkpoints after `bytes` of data each.
+    pub(crate) fn with_checkpoints(mut self, bytes: u64) -> Self {
+        self.checkpoint_interval = Some(bytes.max(self.operation));
+        self
     }
 
     /// The most that is scanned ahead where the guest cuts it into pieces: whole units of the dirty bitmap.
@@ -141,8 +154,6 @@ pub(crate) fn floor_power_of_two(n: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use blockmirror_bitmap::DirtyBitmap;
-
     use super::*;
 
     fn config(options: MirrorOptions, granularity: u64, cluster: Option<u64>) -> Config {

@@ -6,7 +6,7 @@
 //! again. The *final* flush is that of an aborted job whose bitmap keeps what the target does not have
 //! ([`BitmapMode::Always`]): without it everything written since the last good flush counts as missing. It
 //! begins when nothing else is in flight, has a deadline, and until then the engine does not cancel blocked
-//! calls.
+//! calls. A job with checkpoints has periodic flushes by bytes ([`CheckpointClock`]).
 //!
 //! Must hold: a range leaves this set only by a flush that succeeded and began after the range was written,
 //! or by becoming dirty again.
@@ -18,6 +18,7 @@ use std::time::Duration;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
+use super::checkpoint_clock::CheckpointClock;
 use super::work::retry_delay;
 
 /// Periodic flushes take at most one part in so many of the time of one worker.
@@ -49,11 +50,12 @@ pub(super) struct Durability {
     /// No periodic flush begins before this.
     periodic_not_before: Duration,
     final_flush: FinalFlush,
+    checkpoints: CheckpointClock,
 }
 
 impl Durability {
     /// `empty` is an empty bitmap of the disk.
-    pub(super) fn new(empty: DirtyBitmap, interval: Option<Duration>) -> Self {
+    pub(super) fn new(empty: DirtyBitmap, interval: Option<Duration>, checkpoints: Option<u64>) -> Self {
         Self {
             unflushed: empty.clone(),
             flushing: empty,
@@ -62,6 +64,7 @@ impl Durability {
             interval,
             periodic_not_before: interval.unwrap_or_default(),
             final_flush: FinalFlush::default(),
+            checkpoints: CheckpointClock::new(checkpoints),
         }
     }
 
@@ -75,10 +78,12 @@ impl Durability {
     pub(super) fn flush_begins(&mut self) {
         self.flushing.merge(&self.unflushed);
         self.unflushed.clear_all();
+        self.checkpoints.flush_begins();
     }
 
     pub(super) fn flush_succeeded(&mut self) {
         self.flushing.clear_all();
+        self.checkpoints.flush_succeeded();
         self.tries = 0;
     }
 
@@ -89,6 +94,18 @@ impl Durability {
         lost(&self.flushing);
         self.unflushed.clear_all();
         self.flushing.clear_all();
+        self.checkpoints.writes_lost();
+    }
+
+    /// `bytes` of data were written to the target.
+    pub(super) fn wrote_data(&mut self, bytes: u64) {
+        self.checkpoints.wrote(bytes);
+    }
+
+    /// Whether a copy may begin when the copies in flight and it have `bytes`: as much as two checkpoints are
+    /// apart is at risk, and no more.
+    pub(super) fn may_copy(&self, bytes: u64) -> bool {
+        self.checkpoints.may_copy(bytes)
     }
 
     /// A flush has failed and is tried again under the error policy; returns how often in a row.
@@ -109,10 +126,8 @@ impl Durability {
 
     /// Whether it is time for a periodic flush.
     pub(super) fn is_periodic_flush_due(&self, now: Duration) -> bool {
-        self.interval.is_some()
-            && now >= self.periodic_not_before
-            && now >= self.not_before
-            && !self.unflushed.is_clean()
+        let due = self.interval.is_some() && now >= self.periodic_not_before && !self.unflushed.is_clean();
+        (due || self.checkpoints.is_due()) && now >= self.not_before
     }
 
     /// A flush that began at `begun` is over, whatever its result.

@@ -160,6 +160,13 @@ impl Core {
         }
     }
 
+    /// The ranges that the target does not have, whether or not the job will copy them. All others it has
+    /// after a crash, too, once a flush has succeeded that begins from here on. In no order, and some
+    /// twice.
+    pub(crate) fn not_copied(&self) -> Vec<ByteRange> {
+        self.work.not_copied().collect()
+    }
+
     /// The ranges that the target does not have, or would not have after a crash. In no order, and some
     /// twice.
     pub(crate) fn missing(&self) -> Vec<ByteRange> {

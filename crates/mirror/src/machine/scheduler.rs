@@ -128,7 +128,10 @@ impl Core {
         }
         let operations = self.work.operations();
         let fits = match is_copy {
-            true => operations.buffered_bytes() + range.len() <= self.config.buffer,
+            true => {
+                let in_flight = operations.buffered_bytes() + range.len();
+                in_flight <= self.config.buffer && self.durability.may_copy(in_flight)
+            }
             false => self.pacing.may_zero(range.len(), operations.zeroed_bytes()),
         };
         if !fits {

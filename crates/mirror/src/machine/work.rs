@@ -120,7 +120,9 @@ impl WorkTracker {
             written_during_scan: RangeSet::default(),
             scans_valid_from: 0,
         };
-        if matches!(config.sync, SyncMode::Full | SyncMode::Top) {
+        if let Some(only) = &config.only {
+            tracker.dirty.merge(only);
+        } else if matches!(config.sync, SyncMode::Full | SyncMode::Top) {
             // Everything is taken at once: bits need not be set to be cleared again. Dirt that appears ahead
             // of the scan is cleared when the scan gets there.
             let range = ByteRange::new(0, config.len);
@@ -232,6 +234,11 @@ impl WorkTracker {
     pub(super) fn is_done(&self, range: ByteRange) -> bool {
         self.dirty.dirty_bytes_in(range.start()..range.end()) == 0
             && self.in_progress.first_overlap(range).is_none()
+    }
+
+    /// The ranges that the target does not have, those included that have failed and are left out.
+    pub(super) fn not_copied(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.missing().chain(self.failed_ranges.ranges())
     }
 
     /// The ranges that the target does not have.

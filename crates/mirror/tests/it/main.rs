@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod bitmaps;
+mod checkpoints;
 mod conformance;
 mod drain;
 mod group;

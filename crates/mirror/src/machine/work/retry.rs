@@ -187,6 +187,10 @@ impl FailedRanges {
         self.failures.cut(range, |_, _| {});
     }
 
+    pub(in crate::machine) fn ranges(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        self.failures.iter().map(|(range, _)| range)
+    }
+
     pub(in crate::machine) fn to_vec(&self) -> Vec<GivenUp> {
         self.failures.iter().map(|(range, message)| GivenUp { range, message: message.clone() }).collect()
     }
