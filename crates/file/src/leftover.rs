@@ -1,7 +1,8 @@
 //! Temporary files that killed runs left behind.
 //!
-//! Asked by [`crate::target`]. A file counts as left behind if its name has the form that [`crate::new_file`]
-//! gives, it is ours, and no process has it locked or open.
+//! Asked by [`crate::target`]. A file counts as left behind if its name has the form that [`crate::partial`]
+//! gives, it is ours, and no process has it locked or open. Beside it there may be a sidecar, which says how
+//! far it has come.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
@@ -9,14 +10,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, OFlags};
-use rustix::process::geteuid;
+use rustix::fs::OFlags;
 
 use crate::holders;
 use crate::id::FileId;
 use crate::location::Location;
-use crate::new_file::{PARTIAL_LENGTHS, RANDOM_DIGITS, partial_affixes};
 use crate::open::{FileOptions, lock};
+use crate::partial::{self, PARTIAL_LENGTHS, RANDOM_DIGITS, SIDECAR_SUFFIX, partial_affixes};
 
 /// A temporary file that a killed run left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,9 @@ pub struct Leftover {
     path: PathBuf,
     file: FileId,
     allocated: u64,
+    /// The name of its sidecar, if it has one that is ours.
+    sidecar: Option<OsString>,
+    sidecar_path: Option<PathBuf>,
     failure: Option<String>,
 }
 
@@ -39,6 +42,17 @@ impl Leftover {
         self.allocated
     }
 
+    /// The number by which [`TargetOptions::resume`](crate::TargetOptions::resume) and
+    /// [`TargetOptions::discard`](crate::TargetOptions::discard) name it.
+    pub fn number(&self) -> u32 {
+        partial::number(&self.name)
+    }
+
+    /// The file beside it that says how far it has come, if there is one.
+    pub fn sidecar_path(&self) -> Option<&Path> {
+        self.sidecar_path.as_deref()
+    }
+
     /// Why it was not removed although that was wanted.
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
@@ -49,7 +63,10 @@ impl Leftover {
         self.failure = match unlocked(location, &self.name) {
             // The lock is held until the name is gone.
             Some((meta, _file)) if FileId::of_metadata(&meta) == Some(self.file) => {
-                location.remove(&self.name).err().map(|e| e.to_string())
+                let removed = location.remove(&self.name);
+                let sidecar = self.sidecar.as_ref().filter(|_| removed.is_ok());
+                let removed = removed.and_then(|()| sidecar.map_or(Ok(()), |name| location.remove(name)));
+                removed.err().map(|e| e.to_string())
             }
             _ => Some("it is in use".to_owned()),
         };
@@ -64,7 +81,9 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
     let affixes = PARTIAL_LENGTHS.map(|longest| partial_affixes(location.name().as_bytes(), longest));
     let is_partial = |name: &[u8]| {
         affixes.iter().any(|(prefix, suffix)| {
-            let random = name.strip_prefix(&**prefix).and_then(|rest| rest.strip_suffix(*suffix));
+            let rest = name.strip_prefix(&**prefix);
+            let random =
+                rest.and_then(|rest| rest.strip_suffix(*suffix).or(rest.strip_suffix(SIDECAR_SUFFIX)));
             random.is_some_and(|random| {
                 random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit)
             })
@@ -72,12 +91,18 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
     };
     let mut names = location.names(is_partial);
     names.sort();
+    // A sidecar is found with its file; one without is a leftover by itself.
+    let sidecars: Vec<_> = names.iter().map(|name| partial::sidecar_name(name)).collect();
+    names.retain(|name| !sidecars.contains(name));
     let found = names.into_iter().filter_map(|name| {
         // Not kept open: this process would be found to have it open.
         let (meta, _) = unlocked(location, &name)?;
         let path = location.beside(&name);
         let (file, allocated) = (FileId::of_metadata(&meta)?, meta.blocks().saturating_mul(512));
-        Some(Leftover { name, path, file, allocated, failure: None })
+        let sidecar =
+            Some(partial::sidecar_name(&name)).filter(|sidecar| partial::is_ours(location, sidecar));
+        let sidecar_path = sidecar.as_ref().map(|sidecar| location.beside(sidecar));
+        Some(Leftover { name, path, file, allocated, sidecar, sidecar_path, failure: None })
     });
     let mut found: Vec<_> = found.take(MOST).collect();
     let open = holders::open_files(&found.iter().map(|leftover| leftover.file).collect());
@@ -88,11 +113,7 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
 /// The file `name` of ours, open and locked, and what the kernel says about it, unless another has it locked.
 fn unlocked(location: &Location, name: &OsStr) -> Option<(Metadata, File)> {
     let path = location.beside(name);
-    let flags = AtFlags::SYMLINK_NOFOLLOW;
-    let there = rustix::fs::statat(location.directory(), name, flags).ok()?;
-    // Looked at before it is opened, which has effects on other kinds of files.
-    let is_file = FileType::from_raw_mode(there.st_mode) == FileType::RegularFile;
-    if !is_file || there.st_uid != geteuid().as_raw() {
+    if !partial::is_ours(location, name) {
         return None;
     }
     let file = location.open(name, OFlags::NONBLOCK, 0).ok()?;

@@ -7,9 +7,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +21,7 @@ use crate::handle::PathHandle;
 use crate::id::FileKind;
 use crate::location::{Found, Location};
 use crate::open::{self, FileOptions};
+use crate::partial::{self, with_partial_name};
 use crate::storage::FileStorage;
 
 /// What to do about a file that has the name already.
@@ -51,6 +49,8 @@ pub struct NewFile {
     replaced: Option<Replaced>,
     /// It has its name, or has lost the temporary one: there is nothing to be removed.
     persisted: bool,
+    /// It stays under its temporary name if it does not get its own.
+    kept: bool,
 }
 
 impl NewFile {
@@ -80,25 +80,29 @@ impl NewFile {
                     .because("an open descriptor cannot be replaced by a file; write into it instead"));
             }
         };
-        let new = Self::begin(location, Arc::clone(name), replaced, options)?;
+        let new = Self::begin(location, Arc::clone(name), replaced, options, None)?;
         new.take_after_replaced()
             .map_err(|what| Error::new(ErrorKind::Unsupported, "create").because(what))?;
         Ok(new)
     }
 
-    /// Creates the file under its temporary name.
+    /// Creates the file under its temporary name, or goes on with the one that is to be resumed.
     pub(crate) fn begin(
         location: Location,
         name: Arc<str>,
         replaced: Option<Replaced>,
         options: &FileOptions,
+        resume: Option<u32>,
     ) -> Result<Self> {
         // What replaces another file is closed to everyone else until it carries what that one does.
         let mode = if replaced.is_some() { 0o600 } else { 0o666 };
-        let (partial, storage) = create_beside(&location, options, &name, mode)?;
+        let (partial, storage) = match resume {
+            None => create_beside(&location, options, &name, mode)?,
+            Some(number) => partial::reopen(&location, options, &name, number)?,
+        };
         let partial_path = location.beside(&partial);
-        let storage = Arc::new(storage);
-        Ok(Self { storage, name, location, partial, partial_path, replaced, persisted: false })
+        let (storage, kept) = (Arc::new(storage), resume.is_some());
+        Ok(Self { storage, name, location, partial, partial_path, replaced, persisted: false, kept })
     }
 
     /// The open file. It may outlive `self`, and is the target once that is persisted. Its name in messages
@@ -110,6 +114,22 @@ impl NewFile {
     /// The temporary name, for callers that must clean up without running destructors.
     pub fn partial_path(&self) -> &Path {
         &self.partial_path
+    }
+
+    /// The number in the temporary name, by which a later run finds it.
+    pub fn number(&self) -> u32 {
+        partial::number(&self.partial)
+    }
+
+    /// The name of a file beside the temporary one that says how far it has come.
+    pub fn sidecar_path(&self) -> PathBuf {
+        self.location.beside(&partial::sidecar_name(&self.partial))
+    }
+
+    /// Whether dropping it leaves it under its temporary name, for a later run to go on with. By default it
+    /// does not, unless it was resumed.
+    pub fn keep(&mut self, keep: bool) {
+        self.kept = keep;
     }
 
     /// Whether it takes the place of a file that has its name already.
@@ -213,7 +233,7 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.persisted {
+        if !self.persisted && !self.kept {
             remove(&self.location, &self.partial);
         }
     }
@@ -283,9 +303,6 @@ impl Drop for Replaced {
     }
 }
 
-/// More than enough to get past other files of the kind; fewer would do.
-const TRIES: usize = 64;
-
 fn create_beside(
     location: &Location,
     options: &FileOptions,
@@ -294,7 +311,7 @@ fn create_beside(
 ) -> Result<(OsString, FileStorage)> {
     let options = options.create_new(true);
     let flags = OFlags::CREATE | OFlags::EXCL | options.flags();
-    for _ in 0..TRIES {
+    for _ in 0..partial::TRIES {
         let opened = with_partial_name(location.name(), |partial| location.open(partial, flags, mode));
         let (partial, file) = opened.map_err(|e| direct::explain(e, options.direct, "create"))?;
         match options.adopt(file, Path::new(&**name), name) {
@@ -308,58 +325,6 @@ fn create_beside(
         }
     }
     Err(Error::new(ErrorKind::AlreadyExists, "create"))
-}
-
-/// Opens a file by a temporary name for `name` that no file has: `open` fails if one has it. A shorter one is
-/// tried where the file system takes no longer names.
-fn with_partial_name<T>(
-    name: &OsStr,
-    mut open: impl FnMut(&OsStr) -> io::Result<T>,
-) -> io::Result<(OsString, T)> {
-    let mut lengths = PARTIAL_LENGTHS.into_iter();
-    let mut longest = lengths.next().unwrap_or(SHORT_NAME_MAX);
-    for _ in 0..TRIES {
-        let partial = partial_name(name.as_bytes(), longest);
-        match open(&partial) {
-            Ok(file) => return Ok((partial, file)),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) if e.kind() == io::ErrorKind::InvalidFilename => longest = lengths.next().ok_or(e)?,
-            Err(e) => return Err(e),
-        }
-    }
-    Err(io::ErrorKind::AlreadyExists.into())
-}
-
-/// The longest file name on most file systems.
-const NAME_MAX: usize = 255;
-
-/// What other file systems take at least: eCryptfs has 143.
-const SHORT_NAME_MAX: usize = 128;
-
-/// The longest temporary names, in the order in which they are tried.
-pub(crate) const PARTIAL_LENGTHS: [usize; 2] = [NAME_MAX, SHORT_NAME_MAX];
-
-/// What stands before and after the random part of a temporary name, for the file `name`: NAME is cut where
-/// the whole would have more than `longest` bytes.
-pub(crate) fn partial_affixes(name: &[u8], longest: usize) -> (Vec<u8>, &'static [u8]) {
-    const SUFFIX: &[u8] = b".partial";
-    let around = 2 + RANDOM_DIGITS + SUFFIX.len();
-    let mut prefix = vec![b'.'];
-    prefix.extend_from_slice(&name[..name.len().min(longest - around)]);
-    prefix.push(b'.');
-    (prefix, SUFFIX)
-}
-
-/// Hexadecimal digits between the affixes.
-pub(crate) const RANDOM_DIGITS: usize = 8;
-
-/// `.NAME.RANDOM.partial`.
-fn partial_name(name: &[u8], longest: usize) -> OsString {
-    let (mut bytes, suffix) = partial_affixes(name, longest);
-    let random = RandomState::new().hash_one(std::process::id()) as u32;
-    bytes.extend_from_slice(format!("{random:08x}").as_bytes());
-    bytes.extend_from_slice(suffix);
-    OsString::from_vec(bytes)
 }
 
 #[cfg(test)]
@@ -378,30 +343,11 @@ mod tests {
         fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
         let (location, found) = Location::find(&path).unwrap();
         let Found::File(found) = found else { panic!("{found:?}") };
-        let options = FileOptions::new();
-        let replaced = Replaced::hold(&location, &found, &path, &options).unwrap();
-        let new = NewFile::begin(location, "disk".into(), Some(replaced), &options).unwrap();
+        let replaced = Replaced::hold(&location, &found, &path, &FileOptions::new()).unwrap();
+        let new = NewFile::begin(location, "disk".into(), Some(replaced), &FileOptions::new(), None).unwrap();
         let mode = || new.storage.file().metadata().unwrap().mode() & 0o777;
         assert_eq!(mode(), 0o600);
         new.take_after_replaced().unwrap();
         assert_eq!(mode(), 0o666);
-    }
-
-    /// A name of 125 to 143 bytes was too long for eCryptfs with what is put around it.
-    #[test]
-    fn a_temporary_name_is_no_longer_than_the_file_system_takes() {
-        for (longest, name_len) in [(255, 255), (255, 1), (143, 143), (143, 125), (143, 10)] {
-            let name = OsString::from("n".repeat(name_len));
-            let (partial, opened) = with_partial_name(&name, |partial| match partial.len() > longest {
-                true => Err(rustix::io::Errno::NAMETOOLONG.into()),
-                false => Ok(partial.len()),
-            })
-            .unwrap();
-            assert!(partial.len() <= longest && partial.len() == opened, "{partial:?}");
-            assert!(partial.to_str().is_some_and(|partial| partial.ends_with(".partial")), "{partial:?}");
-        }
-        let always =
-            with_partial_name(OsStr::new("n"), |_| Err::<(), _>(rustix::io::Errno::NAMETOOLONG.into()));
-        assert_eq!(always.unwrap_err().kind(), io::ErrorKind::InvalidFilename);
     }
 }

@@ -50,6 +50,8 @@ pub struct TargetOptions {
     pub(crate) clean: bool,
     pub(crate) from_server: bool,
     pub(crate) or_in_place: bool,
+    pub(crate) resume: Option<u32>,
+    pub(crate) discard: Option<u32>,
     pub(crate) file: FileOptions,
 }
 
@@ -110,6 +112,21 @@ impl TargetOptions {
     #[must_use]
     pub fn or_in_place(mut self, in_place: bool) -> Self {
         self.or_in_place = in_place;
+        self
+    }
+
+    /// Goes on with the temporary file that an interrupted run has left under this number
+    /// ([`Leftover::number`]), as it is. A target that is written in place is refused then.
+    #[must_use]
+    pub fn resume(mut self, number: Option<u32>) -> Self {
+        self.resume = number;
+        self
+    }
+
+    /// Removes the temporary file that an interrupted run has left under this number, and what belongs to it.
+    #[must_use]
+    pub fn discard(mut self, number: Option<u32>) -> Self {
+        self.discard = number;
         self
     }
 
@@ -272,6 +289,11 @@ impl<'a> TargetPlan<'a> {
         Ok(Self { given, name: Arc::clone(name), location, found, decision, leftovers, options })
     }
 
+    /// What killed runs left of earlier files of its name.
+    pub fn leftovers(&self) -> &[Leftover] {
+        &self.leftovers
+    }
+
     /// How it will be written. Only what a file carries is found out later, when there is a new one to carry
     /// it to.
     pub fn decision(&self) -> &Decision {
@@ -292,8 +314,15 @@ impl<'a> TargetPlan<'a> {
 
     fn start(self) -> Result<(TargetFile, Vec<Leftover>)> {
         let Self { given, name, location, found, decision, mut leftovers, options } = self;
-        if options.clean {
-            leftovers.iter_mut().for_each(|leftover| leftover.remove(&location));
+        leftovers.retain(|leftover| Some(leftover.number()) != options.resume);
+        for leftover in &mut leftovers {
+            if options.clean || Some(leftover.number()) == options.discard {
+                leftover.remove(&location);
+            }
+        }
+        if options.resume.is_some() && matches!(decision, Decision::InPlace(_)) {
+            return Err(Error::new(ErrorKind::InvalidInput, "create")
+                .because("it would be written in place, and the interrupted copy was not"));
         }
         let in_place = |handle: &PathHandle, why| {
             // Loop devices on a regular file have been decided about.
@@ -314,10 +343,19 @@ impl<'a> TargetPlan<'a> {
             (Decision::Replace, Found::File(handle)) => {
                 let sole = options.replacement == Replacement::Auto;
                 let replaced = Replaced::hold(&location, &handle, given, &options.file)?.sole(sole);
-                let new = NewFile::begin(location, Arc::clone(&name), Some(replaced), &options.file)?;
+                let new = NewFile::begin(
+                    location,
+                    Arc::clone(&name),
+                    Some(replaced),
+                    &options.file,
+                    options.resume,
+                )?;
                 match new.take_after_replaced() {
                     Ok(()) => Ok(TargetFile::New(new)),
                     Err(what) if options.replacement == Replacement::Atomic => Err(not_atomic(&what)),
+                    Err(what) if options.resume.is_some() => {
+                        Err(Error::new(ErrorKind::Unsupported, "create").because(what))
+                    }
                     Err(what) => {
                         // Its lock goes with it, and would be in the way.
                         drop(new);
@@ -326,9 +364,9 @@ impl<'a> TargetPlan<'a> {
                 }
             }
             // Nothing has the name: what takes it meanwhile is not replaced.
-            (Decision::Create | Decision::InPlace(_) | Decision::Replace, _) => {
-                Ok(TargetFile::New(NewFile::begin(location, Arc::clone(&name), None, &options.file)?))
-            }
+            (Decision::Create | Decision::InPlace(_) | Decision::Replace, _) => Ok(TargetFile::New(
+                NewFile::begin(location, Arc::clone(&name), None, &options.file, options.resume)?,
+            )),
         };
         Ok((target?, leftovers))
     }
