@@ -322,6 +322,16 @@ impl CreateSpec {
         }
     }
 
+    /// Whether space is preallocated.
+    pub(crate) fn takes_space(&self) -> bool {
+        self.settings.preallocation.is_some_and(Preallocation::takes_space)
+    }
+
+    /// The length of a raw image.
+    pub(crate) fn raw_len(&self) -> u64 {
+        self.size.next_multiple_of(SECTOR)
+    }
+
     fn qcow2(&self) -> blockmirror_qcow2::CreateOptions {
         self.settings.qcow2(self.size)
     }
@@ -396,6 +406,22 @@ impl PreparedImage {
         };
         Ok(NewImage { path, format: spec.format, reads_as_zeros, file, data })
     }
+
+    pub(crate) fn spec(&self) -> &CreateSpec {
+        &self.spec
+    }
+
+    /// The only file that is written, if the image has no other.
+    pub(crate) fn sole_file(&mut self) -> Option<&mut Target> {
+        if self.data.is_some() { None } else { Some(&mut self.file) }
+    }
+
+    /// Takes what an interrupted run has written as the image ([`crate::resume`]).
+    pub(crate) fn into_written(self) -> (CreateSpec, NewImage) {
+        let Self { path, spec, file, data } = self;
+        let image = NewImage { path, format: spec.format, reads_as_zeros: false, file, data };
+        (spec, image)
+    }
 }
 
 /// A new image that does not have its name yet, or is not durable. Dropped without [`persist`](Self::persist)
@@ -404,7 +430,7 @@ impl PreparedImage {
 #[must_use = "dropping it removes the image"]
 pub struct NewImage {
     path: PathBuf,
-    format: Format,
+    pub(crate) format: Format,
     reads_as_zeros: bool,
     file: Target,
     data: Option<Target>,
@@ -434,8 +460,12 @@ impl NewImage {
         self.targets().any(Target::has_lost_contents)
     }
 
-    fn targets(&self) -> impl Iterator<Item = &Target> {
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Target> {
         std::iter::once(&self.file).chain(&self.data)
+    }
+
+    pub(crate) fn file_mut(&mut self) -> &mut Target {
+        &mut self.file
     }
 
     /// Opens the image for writing, with its backing file under the policy of `options`.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
-use blockmirror_file::FileId;
+use blockmirror_file::{FileId, FileStamp};
 use blockmirror_qcow2::{CompressFilter, Qcow2};
 
 use crate::error::{Error, Result};
@@ -28,6 +28,9 @@ pub struct Image {
     pub(crate) files: Vec<ProtocolId>,
     /// Which file each image of the chain lies in, and its format, from the top down.
     pub(crate) layers: Vec<(ProtocolId, Format)>,
+    /// What the files of the chain were when they were opened, from the top down; `None` for what is no
+    /// regular file.
+    pub(crate) stamps: Vec<Option<FileStamp>>,
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
@@ -153,6 +156,12 @@ impl Image {
     /// The files that a write to it changes: its own, and that of its data.
     pub fn own_files(&self) -> impl Iterator<Item = FileId> {
         self.files.iter().take(self.own_files).filter_map(ProtocolId::file)
+    }
+
+    /// What the files of the chain were when they were opened, from the top down. While that stays the same
+    /// the disk does. `None` if one of them is no regular file, but a block device or an export.
+    pub fn stamps(&self) -> Option<Vec<FileStamp>> {
+        self.stamps.iter().copied().collect()
     }
 
     /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them

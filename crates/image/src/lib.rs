@@ -69,6 +69,7 @@ mod protocol_id;
 mod protocol_layer;
 mod reference;
 mod relative;
+mod resume;
 mod snapshots;
 mod stoppable;
 mod target;
@@ -77,7 +78,7 @@ pub use allowed::AllowedReferences;
 pub use amend::{AmendSettings, amend, amend_option_help};
 pub use bitmap::BitmapAction;
 pub use blockmirror_file::{
-    Decision, FileId, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
+    Decision, FileId, FileStamp, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
     BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, Mending, NewSnapshot,
@@ -111,5 +112,6 @@ pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, find_name, join_name,
 };
 pub use relative::relative_name;
+pub use resume::PartialFile;
 pub use snapshots::{apply_snapshot, create_snapshot, delete_snapshot, snapshots};
 pub use target::Target;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_file::LockMode;
+use blockmirror_file::{FileStamp, LockMode};
 use blockmirror_filter::WriteThrough;
 use blockmirror_qcow2::{Header, OverlapChecks, SnapshotRef};
 use blockmirror_raw::Part;
@@ -424,6 +424,7 @@ struct ChainOpener<'a> {
     options: &'a OpenOptions,
     files: Vec<ProtocolId>,
     layers: Vec<(ProtocolId, Format)>,
+    stamps: Vec<Option<FileStamp>>,
     notes: Vec<Note>,
     /// Of the layers so far.
     l1_bytes: u64,
@@ -435,7 +436,7 @@ impl<'a> ChainOpener<'a> {
     /// For the image in `protocol`.
     fn new(options: &'a OpenOptions, protocol: &ProtocolLayer) -> Self {
         let files = vec![protocol.id()];
-        Self { options, files, layers: Vec::new(), notes: Vec::new(), l1_bytes: 0, base: None }
+        Self { options, files, layers: vec![], stamps: vec![], notes: vec![], l1_bytes: 0, base: None }
     }
 
     /// Follows the backing files from `below` to the end of the chain.
@@ -475,6 +476,7 @@ impl<'a> ChainOpener<'a> {
         given: Option<Format>,
         data: Option<Arc<dyn Storage>>,
     ) -> Result<(Layer, Option<BackingRef>)> {
+        self.stamps.push(protocol.stamp()?);
         let mut storage = part.of(protocol.storage())?;
         let format = match given {
             Some(format) => format,
@@ -526,6 +528,7 @@ impl<'a> ChainOpener<'a> {
             return Err(refuse(image, Role::Data, name.as_path(), ReferenceRefusal::Cycle));
         }
         self.files.push(file.id());
+        self.stamps.push(file.stamp()?);
         Ok(Some(file.storage()))
     }
 
@@ -550,6 +553,7 @@ impl<'a> ChainOpener<'a> {
             backing: below.backing,
             files: self.files,
             layers: self.layers,
+            stamps: self.stamps,
             own_files,
             notes: self.notes,
             allocated,

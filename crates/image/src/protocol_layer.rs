@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
-use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
+use blockmirror_file::{FileOptions, FileStamp, FileStorage, LockMode, PathHandle};
 use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullDisk, NullStorage};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdUri};
@@ -100,6 +100,17 @@ impl ProtocolLayer {
             #[cfg(feature = "nbd")]
             Self::Export(client) => ProtocolId::of_export(client.uri().clone()),
             Self::Unfinished(protocol, _) => protocol.id(),
+        }
+    }
+
+    /// The stamp of the file; `None` of what is no regular file.
+    pub(crate) fn stamp(&self) -> Result<Option<FileStamp>> {
+        match self {
+            Self::File(file) => Ok(file.stamp()?),
+            Self::Null(_) => Ok(None),
+            #[cfg(feature = "nbd")]
+            Self::Export(_) => Ok(None),
+            Self::Failing(protocol, _) | Self::Unfinished(protocol, _) => protocol.stamp(),
         }
     }
 

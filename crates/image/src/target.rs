@@ -128,6 +128,23 @@ impl Target {
         &self.leftovers
     }
 
+    /// What killed runs have left of earlier files of the name `path`; nothing where that is not known.
+    pub fn leftovers_of(path: &Path) -> Vec<Leftover> {
+        if is_uri(path) {
+            return Vec::new();
+        }
+        TargetPlan::new(path, TargetOptions::new())
+            .map_or_else(|_| Vec::new(), |plan| plan.leftovers().to_vec())
+    }
+
+    /// A new file, under its temporary name.
+    pub(crate) fn new_mut(&mut self) -> Option<&mut NewFile> {
+        match &mut self.kind {
+            Kind::New(new) => Some(new),
+            Kind::InPlace(_) | Kind::Export => None,
+        }
+    }
+
     /// Whether it has a way to make writes durable. A server may have none.
     pub fn can_flush(&self) -> bool {
         self.storage().info().can_flush
