@@ -12,12 +12,17 @@
 //! | [`ConvertJob::finish`] | the copy is flushed and has its name | [`ConvertOutcome`] |
 //!
 //! What must hold: whatever can be refused is refused before the target loses anything; a new file gets its
-//! name only when its contents are durable; a failure, a cancellation and a drop remove new files.
+//! name only when its contents are durable; a failure, a cancellation and a drop remove new files, but for
+//! what a checkpoint says can be gone on with.
 
 mod bitmaps;
 mod check;
+mod checkpoint;
 mod error;
+mod identity;
 mod job;
+mod recorder;
+mod resume;
 mod source;
 
 use std::path::{Path, PathBuf};
@@ -33,7 +38,8 @@ use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
 
 pub use bitmaps::CopyBitmaps;
 pub use check::CheckedConvert;
-pub use error::{ConvertError, CopyBitmapsProblem};
+pub use checkpoint::{CheckpointOptions, DEFAULT_CHECKPOINT_INTERVAL, Interrupted};
+pub use error::{ConvertError, CopyBitmapsProblem, KeptCopy};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
 pub use source::ConvertSource;
 
@@ -81,6 +87,7 @@ pub struct Convert {
     sync: Option<SyncMode>,
     bitmaps: CopyBitmaps,
     compress: bool,
+    checkpoint: Option<CheckpointOptions>,
     mirror: MirrorOptions,
 }
 
@@ -105,6 +112,7 @@ impl Convert {
             sync: None,
             bitmaps: CopyBitmaps::None,
             compress: false,
+            checkpoint: None,
             mirror: MirrorOptions::new(),
         }
     }
@@ -225,6 +233,15 @@ impl Convert {
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
+        self
+    }
+
+    /// Keeps a checkpoint, by which a conversion that is killed or fails is gone on with by the next one. The
+    /// temporary file of the target and the checkpoint stay then ([`ConvertError::Interrupted`]). By default
+    /// there is none.
+    #[must_use]
+    pub fn checkpoint(mut self, options: impl Into<Option<CheckpointOptions>>) -> Self {
+        self.checkpoint = options.into();
         self
     }
 

@@ -44,8 +44,8 @@ pub use bench::{Bench, BenchError, BenchOutcome, MAX_BENCH_BYTES, MAX_BENCH_DEPT
 pub use blockmirror_job::{JobError, JobOptions, JobProgress, Outcome};
 pub use commit::{Commit, CommitJob, CommitOutcome, OpenCommit, RunningCommit, commit_active};
 pub use convert::{
-    CheckedConvert, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource, CopyBitmaps,
-    CopyBitmapsProblem, PreparedConvert,
+    CheckedConvert, CheckpointOptions, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource,
+    CopyBitmaps, CopyBitmapsProblem, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, KeptCopy, PreparedConvert,
 };
 pub use error::{Error, ErrorKind};
 pub use rebase::{OpenRebase, Rebase, RebaseJob};

@@ -13,8 +13,9 @@ use blockmirror_image::{
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 
 use super::bitmaps::Selected;
+use super::checkpoint::{Place, PlannedCheckpoint};
 use super::source::in_units;
-use super::{Convert, ConvertError, ConvertSource};
+use super::{Convert, ConvertError, ConvertSource, identity};
 
 /// A [`Convert`] whose source is open and whose options are valid.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub struct CheckedConvert {
     pub(super) require_flush: bool,
     /// The target's data is stored compressed.
     pub(super) compress: bool,
+    pub(super) checkpoint: Option<PlannedCheckpoint>,
 }
 
 /// What is written into.
@@ -64,6 +66,7 @@ impl Convert {
         }
         let bitmaps = self.select_bitmaps(&source)?;
         let open = self.target_access.clone().claim(!self.target_file.forced());
+        let checkpoint = self.plan_checkpoint(&source, sync, &bitmaps)?;
         let (kind, open) = if self.existing {
             let policy = self.allowed().policy_for(&self.target)?;
             let open = open.policy(policy).format(self.target_format).node(self.target_node.clone());
@@ -80,7 +83,35 @@ impl Convert {
             bitmaps,
             require_flush: self.require_flush,
             compress: self.compress,
+            checkpoint,
         })
+    }
+
+    /// The checkpoint that is asked for, if this conversion can have one.
+    fn plan_checkpoint(
+        &self,
+        source: &ConvertSource,
+        sync: SyncMode,
+        bitmaps: &Selected,
+    ) -> Result<Option<PlannedCheckpoint>, ConvertError> {
+        let Some(options) = &self.checkpoint else { return Ok(None) };
+        let why = if self.existing || is_uri(&self.target) {
+            "the target must be a new file"
+        } else if self.settings.data_file.is_some() {
+            "the target has a data file"
+        } else if !bitmaps.copied.is_empty() {
+            "bitmaps are copied"
+        } else if let Some(format) = self.target_format.or(source.format())
+            && let Some(identity) = identity::of(self, source, format, &self.settings, sync)
+        {
+            return Ok(Some(PlannedCheckpoint { options: options.clone(), identity }));
+        } else {
+            "the source must lie in regular files"
+        };
+        match options.place {
+            Place::Beside => Ok(None),
+            Place::File(_) => Err(ConvertError::NoCheckpoint { target: self.target.clone(), why }),
+        }
     }
 
     /// Several sources have no backing file in common with a target.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use blockmirror_block as block;
+use blockmirror_checkpoint as checkpoint;
 use blockmirror_image::{self as image, BackingSettingsError};
 use blockmirror_mirror as mirror;
 
@@ -100,6 +101,33 @@ pub enum ConvertError {
         /// The target.
         target: PathBuf,
     },
+    /// The checkpoint that was named cannot be kept.
+    #[error("copy: {}: it cannot have a checkpoint: {why}", target.display())]
+    NoCheckpoint {
+        /// The target.
+        target: PathBuf,
+        /// Why not.
+        why: &'static str,
+    },
+    /// An interrupted copy is there, and what it is of has changed. It stays.
+    #[error(
+        "copy: {}: an interrupted copy cannot be gone on with: {what} ({})",
+        target.display(), partial.display()
+    )]
+    Changed {
+        /// The target.
+        target: PathBuf,
+        /// The temporary file of the interrupted copy.
+        partial: PathBuf,
+        /// What has changed.
+        what: String,
+    },
+    /// The checkpoint cannot be read or written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The mirror job failed, or was cancelled; what it has copied is kept.
+    #[error(transparent)]
+    Interrupted(Box<KeptCopy>),
     /// The mirror job was refused; the source was only read, and no target has lost what it held.
     #[error("copy: {0}")]
     Start(mirror::Error),
@@ -113,6 +141,26 @@ pub enum ConvertError {
         /// Whether the target still exists, with a part of the copy.
         incomplete: bool,
     },
+}
+
+/// What a conversion with a checkpoint has copied before it failed or was cancelled. It is kept under its
+/// temporary name, and another conversion with the same checkpoint goes on from there.
+#[derive(Debug, thiserror::Error)]
+#[error("copy: {}: {cause}; {done} of {len} bytes are kept in {}", target.display(), partial.display())]
+#[non_exhaustive]
+pub struct KeptCopy {
+    /// The target.
+    pub target: PathBuf,
+    /// Why the copy ended.
+    pub cause: mirror::Error,
+    /// The temporary file.
+    pub partial: PathBuf,
+    /// The checkpoint.
+    pub checkpoint: PathBuf,
+    /// Bytes of the disk that need not be copied again.
+    pub done: u64,
+    /// Bytes of the disk.
+    pub len: u64,
 }
 
 /// Why bitmaps cannot be copied.
@@ -157,6 +205,7 @@ impl ConvertError {
         let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;
         match self {
             Self::Start(cause) | Self::Copy { cause, .. } => cause.kind() == mirror::ErrorKind::Cancelled,
+            Self::Interrupted(kept) => kept.cause.kind() == mirror::ErrorKind::Cancelled,
             Self::Disk(error) => of_disk(error),
             Self::Image(error) => error.device_error().is_some_and(of_disk),
             _ => false,

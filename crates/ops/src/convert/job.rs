@@ -1,14 +1,20 @@
 //! The last steps of a conversion: the target is laid out, the job copies, the copy becomes durable.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
-use blockmirror_mirror::{self as mirror, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions};
+use blockmirror_mirror::{
+    self as mirror, CheckpointSink, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions,
+};
 
 use super::bitmaps::Selected;
 use super::check::{CheckedConvert, TargetKind};
+use super::error::KeptCopy;
+use super::recorder::Recorder;
+use super::resume::PreparedCheckpoint;
 use super::source::in_units;
-use super::{ConvertError, ConvertSource};
+use super::{ConvertError, ConvertSource, Interrupted};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
 #[derive(Debug)]
@@ -32,6 +38,7 @@ enum Kind {
 #[derive(Debug)]
 struct NewTarget {
     prepared: PreparedImage,
+    checkpoint: Option<PreparedCheckpoint>,
     /// The backing file stays locked until the image itself is open.
     backing: Option<Image>,
     open: OpenOptions,
@@ -42,7 +49,7 @@ impl CheckedConvert {
     ///
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
-    pub fn prepare(self) -> Result<PreparedConvert, ConvertError> {
+    pub fn prepare(mut self) -> Result<PreparedConvert, ConvertError> {
         let prepared = match &self.kind {
             TargetKind::Existing => {
                 let image = self.open_existing(true)?;
@@ -50,12 +57,12 @@ impl CheckedConvert {
                 self.bitmaps.check_existing(&self.source, &image)?;
                 PreparedConvert::existing(self, image)
             }
-            TargetKind::New { spec, backing } => {
+            TargetKind::New { backing, .. } => {
                 let backing =
                     backing.as_ref().map(|(name, format)| self.open_backing(name, *format)).transpose()?;
-                let prepared = PreparedImage::new(&self.target, spec)?;
+                let (prepared, checkpoint) = self.prepare_new()?;
                 self.check_flush(prepared.targets().all(Target::can_flush))?;
-                PreparedConvert::new(self, prepared, backing)
+                PreparedConvert::new(self, prepared, checkpoint, backing)
             }
         };
         Ok(prepared)
@@ -75,10 +82,15 @@ impl PreparedConvert {
         Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps, compress }
     }
 
-    fn new(checked: CheckedConvert, prepared: PreparedImage, backing: Option<Image>) -> Self {
+    fn new(
+        checked: CheckedConvert,
+        prepared: PreparedImage,
+        checkpoint: Option<PreparedCheckpoint>,
+        backing: Option<Image>,
+    ) -> Self {
         let CheckedConvert { source, target, open, mirror, bitmaps, compress, .. } = checked;
         let open = open.compress(compress);
-        let kind = Kind::New(Box::new(NewTarget { prepared, backing, open }));
+        let kind = Kind::New(Box::new(NewTarget { prepared, checkpoint, backing, open }));
         Self { source, target, kind, mirror, bitmaps, compress }
     }
 
@@ -101,6 +113,20 @@ impl PreparedConvert {
     /// Temporary files, for callers that must remove them without running destructors.
     pub fn partial_paths(&self) -> Vec<PathBuf> {
         self.new_image().into_iter().flat_map(|new| new.targets().filter_map(Target::partial_path)).collect()
+    }
+
+    /// The interrupted copy that is gone on with.
+    pub fn resumes(&self) -> Option<&Interrupted> {
+        match &self.kind {
+            Kind::New(new) => new.checkpoint.as_ref()?.interrupted.as_ref(),
+            Kind::Existing(_) => None,
+        }
+    }
+
+    /// Whether the copy keeps a checkpoint, so that its temporary files must not be removed when the process
+    /// ends.
+    pub fn has_checkpoint(&self) -> bool {
+        matches!(&self.kind, Kind::New(new) if new.checkpoint.is_some())
     }
 
     /// What the owner of an existing target should know.
@@ -126,15 +152,28 @@ impl PreparedConvert {
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror, bitmaps, compress } = self;
-        let (image, new) = match kind {
-            Kind::Existing(image) => (*image, None),
+        let (image, new, recorder) = match kind {
+            Kind::Existing(image) => (*image, None, None),
             Kind::New(new) => {
-                let NewTarget { prepared, backing, open } = *new;
-                let new = prepared.write_until(stop)?;
+                let NewTarget { mut prepared, checkpoint, backing, open } = *new;
+                let cluster_size = prepared.cluster_size();
+                let begin = |checkpoint| {
+                    Recorder::begin(checkpoint, &mut prepared, source.device().len(), cluster_size)
+                };
+                let recorder = checkpoint.map(begin).transpose()?;
+                let left = recorder.as_ref().and_then(|recorder| recorder.left());
+                let new = match left.is_some() {
+                    // Zeros that are written must not give back what was preallocated.
+                    true => {
+                        mirror = mirror.unmap(!prepared.is_preallocated()).only(left);
+                        prepared.take_up()?
+                    }
+                    false => prepared.write_until(stop)?,
+                };
                 let lost = new.has_lost_contents();
                 let image = new.open(&open).map_err(|error| error.incomplete_if(lost))?;
                 drop(backing);
-                (image, Some(new))
+                (image, Some(new), recorder)
             }
         };
         if new.as_ref().is_some_and(NewImage::reads_as_zeros) {
@@ -143,8 +182,9 @@ impl PreparedConvert {
         }
         let unit = image.device().geometry().cluster_size.filter(|_| compress);
         let (from, to) = (in_units(source.device(), unit), in_units(image.device(), unit));
-        match MirrorJob::start(from, to, mirror) {
-            Ok(job) => Ok(ConvertJob { job, source, image, new, target, bitmaps }),
+        let checkpoints = recorder.as_ref().map(|recorder| recorder.checkpoints());
+        match MirrorJob::start_with_checkpoints(from, to, mirror, checkpoints) {
+            Ok(job) => Ok(ConvertJob { job, source, image, recorder, new, target, bitmaps }),
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
         }
     }
@@ -172,6 +212,7 @@ pub struct ConvertJob {
     job: MirrorJob,
     source: ConvertSource,
     image: Image,
+    recorder: Option<Arc<Recorder>>,
     new: Option<NewImage>,
     target: PathBuf,
     bitmaps: Selected,
@@ -189,6 +230,8 @@ pub struct ConvertOutcome {
     pub durable: bool,
     /// What the job has done, and which ranges it has left out.
     pub copy: mirror::Outcome,
+    /// Bytes of the disk that an interrupted run had copied.
+    pub resumed: u64,
 }
 
 impl ConvertJob {
@@ -207,18 +250,54 @@ impl ConvertJob {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn finish(self) -> Result<ConvertOutcome, ConvertError> {
-        let Self { job, source, image, new, target, bitmaps } = self;
+        let Self { job, source, image, recorder, mut new, target, bitmaps } = self;
         let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
-        let copy = job.wait().map_err(|cause| ConvertError::Copy { target, cause, incomplete })?;
         let (format, len) = (image.format(), source.device().len());
+        let control = job.control().clone();
+        let copy = match job.wait() {
+            Ok(copy) => copy,
+            Err(cause) => {
+                let kept = recorder.as_ref().zip(new.as_mut());
+                let kept = kept.and_then(|(recorder, new)| keep(&control, &image, recorder, new));
+                let Some((partial, checkpoint, done)) = kept else {
+                    return Err(ConvertError::Copy { target, cause, incomplete });
+                };
+                let kept = KeptCopy { target, cause, partial, checkpoint, done, len };
+                return Err(ConvertError::Interrupted(Box::new(kept)));
+            }
+        };
         let durable = image.device().geometry().can_flush;
         bitmaps.copy(&source, &image).map_err(|error| error.incomplete_if(incomplete))?;
         image.close().map_err(|error| error.incomplete_if(incomplete))?;
         if let Some(new) = new {
             new.persist()?;
         }
-        Ok(ConvertOutcome { format, len, durable, copy })
+        let resumed = recorder.as_ref().map_or(0, |recorder| recorder.resumed());
+        if let Some(recorder) = recorder {
+            recorder.settle(false);
+        }
+        Ok(ConvertOutcome { format, len, durable, copy, resumed })
     }
+}
+
+/// Keeps what a job that has ended without success has copied to `image`: where it is, the checkpoint, and
+/// how much that is. `None` if it is nothing.
+fn keep(
+    control: &MirrorControl,
+    image: &Image,
+    recorder: &Recorder,
+    new: &mut NewImage,
+) -> Option<(PathBuf, PathBuf, u64)> {
+    // Nothing is in flight: a flush covers all that was written.
+    let left = control.not_copied();
+    if image.device().flush().is_ok() {
+        // Without it the record before counts.
+        let _ = recorder.record(&left);
+    }
+    let done = recorder.done();
+    recorder.settle(done > 0);
+    new.keep(done > 0);
+    (done > 0).then(|| (recorder.partial().to_owned(), recorder.path().to_owned(), done))
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn part(device: Arc<dyn BlockDevice>, range: ByteRange) -> Result<Arc<dyn BlockD
 }
 
 impl ConvertSource {
-    fn images(&self) -> impl Iterator<Item = &Image> {
+    pub(super) fn images(&self) -> impl Iterator<Item = &Image> {
         std::iter::once(&self.first).chain(&self.more)
     }
 

@@ -5,4 +5,5 @@ mod commit_image;
 mod common;
 mod conformance;
 mod convert;
+mod resume;
 mod stream;

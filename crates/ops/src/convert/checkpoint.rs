@@ -1,0 +1,150 @@
+//! Conversions that survive their process: the checkpoint, and the interrupted copy that it leads to.
+//!
+//! [`CheckpointOptions`] asks for one, [`PlannedCheckpoint::find`] finds what an earlier run has left, and
+//! [`super::resume`] goes on with that. The log is kept by [`super::recorder`]; what makes two conversions
+//! the same says [`super::identity`].
+//!
+//! Must hold: a copy is gone on with only by a conversion of the same source, as it was, to the same target
+//! with the same options; nothing is removed, and no file is written over, that is not the checkpoint's
+//! own.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use blockmirror_checkpoint::{self as checkpoint, Checkpoint, Identity};
+use blockmirror_file::FileOptions;
+use blockmirror_image::{Leftover, Target};
+
+use super::error::ConvertError;
+use super::identity::{self, PARTIAL, PARTIAL_FILE};
+
+/// Bytes of data from one checkpoint to the next when the caller does not say: 512 MiB.
+pub const DEFAULT_CHECKPOINT_INTERVAL: u64 = 512 << 20;
+
+/// Where the checkpoint of a conversion is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Beside the temporary file of the target.
+    Beside,
+    File(PathBuf),
+}
+
+/// That a conversion keeps a checkpoint, so that another one goes on where it was killed or failed.
+///
+/// The target must be one new file, and the source must lie in regular files. A conversion that finds the
+/// checkpoint of another with the same source, target and options goes on with that.
+///
+/// At most twice the interval is copied again, for which copies wait for a flush.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointOptions {
+    pub(super) place: Place,
+    pub(super) interval: u64,
+    pub(super) restart: bool,
+}
+
+impl CheckpointOptions {
+    /// In a file beside the temporary one, where a later run finds it by the target's name. A conversion that
+    /// cannot have a checkpoint goes without.
+    pub fn beside() -> Self {
+        Self { place: Place::Beside, interval: DEFAULT_CHECKPOINT_INTERVAL, restart: false }
+    }
+
+    /// In the file `path`. A conversion that cannot have a checkpoint is refused.
+    pub fn file(path: impl Into<PathBuf>) -> Self {
+        Self { place: Place::File(path.into()), ..Self::beside() }
+    }
+
+    /// Bytes of data from one checkpoint to the next, each of which costs a flush of the target; no less than
+    /// one operation copies. Default: [`DEFAULT_CHECKPOINT_INTERVAL`].
+    #[must_use]
+    pub fn interval(mut self, bytes: u64) -> Self {
+        self.interval = bytes;
+        self
+    }
+
+    /// Discards what an interrupted run has left, and begins anew. Default: false.
+    #[must_use]
+    pub fn restart(mut self, restart: bool) -> Self {
+        self.restart = restart;
+        self
+    }
+}
+
+/// An interrupted copy of the target, which can be gone on with unless something has changed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Interrupted {
+    /// Its temporary file.
+    pub partial: PathBuf,
+    /// Its checkpoint.
+    pub checkpoint: PathBuf,
+    /// Bytes of the disk that need not be copied again.
+    pub done: u64,
+    /// Bytes of the disk.
+    pub len: u64,
+    /// Why it cannot be gone on with.
+    pub changed: Option<String>,
+    pub(super) number: u32,
+    pub(super) stamp: String,
+}
+
+/// The checkpoint of a conversion whose target is not open yet.
+#[derive(Debug)]
+pub(super) struct PlannedCheckpoint {
+    pub(super) options: CheckpointOptions,
+    pub(super) identity: Identity,
+}
+
+impl PlannedCheckpoint {
+    /// What an earlier run has left for `target`: of several the one that can be gone on with.
+    pub(super) fn find(&self, target: &Path) -> Result<Option<Interrupted>, ConvertError> {
+        let leftovers = Target::leftovers_of(target);
+        let file = match &self.options.place {
+            Place::File(file) => file,
+            Place::Beside => {
+                let read = |leftover: &Leftover| {
+                    let path = leftover.sidecar_path()?;
+                    // One that was not begun, or is damaged, is no more than a file that was left behind.
+                    Some(self.describe(path, &open(path).ok()?, &leftovers))
+                };
+                let mut all: Vec<_> = leftovers.iter().filter_map(read).collect();
+                all.sort_by_key(|found| found.changed.is_some());
+                return Ok(all.into_iter().next());
+            }
+        };
+        match fs::metadata(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(meta) if meta.is_file() && meta.len() == 0 => Ok(None),
+            // Another kind of file, or no leave to look: opening it says so.
+            _ => Ok(Some(self.describe(file, &open(file)?, &leftovers))),
+        }
+    }
+
+    fn describe(&self, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {
+        let entry = |key| log.identity().get(key).unwrap_or_default();
+        let number = u32::from_str_radix(entry(PARTIAL), 16).unwrap_or_default();
+        let partial = leftovers.iter().find(|leftover| leftover.number() == number);
+        let differs = self.identity.first_difference(log.identity(), &[PARTIAL, PARTIAL_FILE]);
+        let changed = match (differs, partial) {
+            (Some(key), _) => Some(identity::explain(&key)),
+            (None, None) => Some("its temporary file is gone, or in use".to_owned()),
+            (None, Some(_)) => None,
+        };
+        Interrupted {
+            partial: partial.map_or_else(|| path.to_owned(), |partial| partial.path().to_owned()),
+            checkpoint: path.to_owned(),
+            done: log.marked_bytes(),
+            len: log.disk_len(),
+            changed,
+            number,
+            stamp: entry(PARTIAL_FILE).to_owned(),
+        }
+    }
+}
+
+/// Opens the log in `path` for reading.
+fn open(path: &Path) -> Result<Checkpoint, checkpoint::Error> {
+    Checkpoint::open(Arc::new(FileOptions::new().open(path)?))
+}

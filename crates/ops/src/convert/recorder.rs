@@ -1,0 +1,162 @@
+//! Recorder: writes the checkpoint of a running conversion, and removes it when it is of no use any more.
+//!
+//! The mirror job calls it after each flush ([`CheckpointSink`]). Must hold: a region is marked only when
+//! none of it was missing as the flush began.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use blockmirror_bitmap::{ChunkBitmap, DirtyBitmap, MAX_GRANULARITY};
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::{self as block, ByteRange};
+use blockmirror_checkpoint::{self as checkpoint, Checkpoint, region_size};
+use blockmirror_file::FileOptions;
+use blockmirror_image::{PreparedImage, directory_of};
+use blockmirror_mirror::{CheckpointSink, Checkpoints};
+
+use super::checkpoint::Place;
+use super::error::ConvertError;
+use super::identity;
+use super::resume::PreparedCheckpoint;
+
+/// The checkpoint of a running conversion. Dropped before it is [settled](Self::settle), one that was begun
+/// anew is removed.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    /// Guards the log. Leaf lock: held while a record is written, by one worker at a time.
+    log: Mutex<Checkpoint>,
+    path: PathBuf,
+    partial: PathBuf,
+    interval: u64,
+    /// Bytes of the disk that an earlier run had copied.
+    resumed: u64,
+    /// Whether the file stays when this is dropped, or is gone already.
+    settled: AtomicBool,
+}
+
+impl Recorder {
+    /// Opens the checkpoint, or makes it, for a copy of a disk of `len` bytes.
+    pub(super) fn begin(
+        prepared: PreparedCheckpoint,
+        image: &mut PreparedImage,
+        len: u64,
+        cluster_size: Option<u64>,
+    ) -> Result<Arc<Self>, ConvertError> {
+        let PreparedCheckpoint { planned, path, partial, interrupted } = prepared;
+        let interval = planned.options.interval;
+        let recorder = |log: Checkpoint, settled| {
+            let (resumed, settled) = (log.marked_bytes(), AtomicBool::new(settled));
+            Arc::new(Self {
+                log: Mutex::new(log),
+                path: path.clone(),
+                partial: partial.path.clone(),
+                interval,
+                resumed,
+                settled,
+            })
+        };
+        if interrupted.is_some() {
+            let file = FileOptions::new().writable(true).open(&path).map_err(checkpoint::Error::from)?;
+            return Ok(recorder(Checkpoint::open(Arc::new(file))?, true));
+        }
+        // One that was named may be there, and is to be begun anew.
+        let there = matches!(planned.options.place, Place::File(_)) && path.exists();
+        let options = FileOptions::new().writable(true).create_new(!there);
+        let file = options.open(&path).map_err(checkpoint::Error::from)?;
+        let identity = identity::with_partial(planned.identity.clone(), &partial);
+        let region = region_size(len, cluster_size.unwrap_or(1));
+        let log = Checkpoint::create(Arc::new(file), len, region, identity).inspect_err(|_| {
+            let _ = fs::remove_file(&path);
+        })?;
+        let recorder = recorder(log, false);
+        // A later run must find both by their names.
+        image.sync_partial_name()?;
+        sync_directory(&path)?;
+        Ok(recorder)
+    }
+
+    /// Bytes of the disk that an earlier run had copied.
+    pub(super) fn resumed(&self) -> u64 {
+        self.resumed
+    }
+
+    /// What the job has to do for it.
+    pub(super) fn checkpoints(self: &Arc<Self>) -> Checkpoints {
+        Checkpoints::new(Arc::clone(self) as _, self.interval)
+    }
+
+    /// Bytes of the disk that need not be copied again.
+    pub(super) fn done(&self) -> u64 {
+        self.log.lock().marked_bytes()
+    }
+
+    /// What is left to copy; `None` if that is the whole disk.
+    pub(super) fn left(&self) -> Option<DirtyBitmap> {
+        let log = self.log.lock();
+        if log.marked_bytes() == 0 {
+            return None;
+        }
+        // A region is a power of two and no less than a granule can be.
+        let mut left = DirtyBitmap::new(log.disk_len(), log.region_size().min(MAX_GRANULARITY)).ok()?;
+        left.set_all();
+        for done in log.marked() {
+            left.clear(done.start()..done.end());
+        }
+        Some(left)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Keeps its file for a later run, or removes it.
+    pub(super) fn settle(&self, keep: bool) {
+        self.settled.store(true, Ordering::Relaxed);
+        if !keep {
+            // One that stays leads to nothing any more, and says so to the next run.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl CheckpointSink for Recorder {
+    fn record(&self, missing: &[ByteRange]) -> block::Result<()> {
+        let mut log = self.log.lock();
+        let (size, count) = (log.region_size(), log.regions().len());
+        let mut pending = ChunkBitmap::new(count);
+        for range in missing.iter().filter(|range| !range.is_empty()) {
+            pending.set(range.start() / size..range.end().div_ceil(size));
+        }
+        let mut done = Vec::new();
+        let mut at = 0;
+        while let Some(start) = pending.next_clear(at) {
+            at = pending.next_set(start).unwrap_or(count);
+            done.push(start..at);
+        }
+        log.mark(&done).map_err(|error| match error {
+            checkpoint::Error::Storage(error) => error,
+            error => block::Error::new(block::ErrorKind::Io, "write").because(error.to_string()),
+        })
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        if !self.settled.load(Ordering::Relaxed) {
+            self.settle(false);
+        }
+    }
+}
+
+/// Makes the name of `file` durable.
+fn sync_directory(file: &Path) -> Result<(), ConvertError> {
+    let synced = File::open(directory_of(file)).and_then(|directory| directory.sync_all());
+    synced
+        .map_err(|cause| block::Error::io("sync directory", cause).in_file(file.display().to_string()).into())
+}
