@@ -7,6 +7,7 @@ mod bench;
 mod bitmap;
 mod chain;
 mod change;
+mod checkpoint;
 mod common;
 mod copy;
 mod ctl;
@@ -32,6 +33,7 @@ pub(crate) use bench::{BenchArgs, DdArgs};
 pub(crate) use bitmap::BitmapArgs;
 pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
+pub(crate) use checkpoint::CheckpointArgs;
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
@@ -50,6 +52,7 @@ Exit codes:
     2  usage error, nothing was touched (compare: the images could not be compared)
     3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
        check: 0 no errors, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check (raw)
+    6  ended by a signal; what is copied is kept, and the same command goes on there
   141  the reader closed standard output (a copy continues)
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
        been removed (ctl: jobs continue; the daemon exits with 0)
@@ -168,7 +171,8 @@ mod tests {
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
-             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps dry_run output progress bar quiet sync",
+             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart dry_run \
+             output progress bar quiet sync",
         ),
         ("convert", "compress"),
         (

@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::report;
-use crate::{lock_policy, prompt, qemu_words, target};
+use crate::{checkpoint, lock_policy, prompt, qemu_words, target};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -82,6 +82,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         let Some(complete) = with_settings(console, convert, args, format)? else { return Ok(Exit::Done) };
         convert = complete;
     }
+    let convert = convert.checkpoint(checkpoint::wanted(console, args, source.device().len()));
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
     for name in checked.skipped_bitmaps() {
         let text = console.voice.skipped_bitmap(name);
@@ -97,7 +98,9 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         console.print(&report::planned(args, &plan)?)?;
         return Ok(Exit::Done);
     }
+    let checked = checkpoint::settle(console, args, checked, &interrupt)?;
     let prepared = checked.prepare().map_err(|error| failure(args, error))?;
+    checkpoint::announce(console, args, &prepared);
     announce(console, args, &prepared, &interrupt);
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
         let failure = failure(args, error);
@@ -165,7 +168,11 @@ fn with_settings(
 /// files, and a signal that ends the process at once removes the temporary ones.
 fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConvert, interrupt: &Interrupt) {
     if let Some(new) = prepared.new_image() {
-        return target::announce(console, new, args.existing.clean, interrupt);
+        let removed = (!prepared.has_checkpoint()).then_some(interrupt);
+        if removed.is_none() {
+            interrupt.keep_files();
+        }
+        return target::announce(console, new, args.existing.clean, removed);
     }
     console.keep_out_of(prepared.files());
     for note in prepared.notes() {
@@ -241,6 +248,10 @@ fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt
             };
             Err(failed.exit(exit))
         }
+        Err(error @ ConvertError::Interrupted(_)) => Err(match declined {
+            Some(_) => checkpoint::failure(&error, None),
+            None => checkpoint::failure(&error, Some(interrupt)),
+        }),
         Err(error) => Err(failure(args, error)),
     }
 }
@@ -329,6 +340,8 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::SnapshotOfSeveral { .. } => {
             Failure::usage("-l: a snapshot cannot be combined with several sources")
         }
+        ConvertError::Changed { .. } => checkpoint::failure(&error, None),
+        ConvertError::NoCheckpoint { .. } => Failure::usage(error),
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {
             Failure::failed(format_args!("{error}, which --require-flush requires"))

@@ -27,6 +27,8 @@ pub(crate) enum Exit {
     Leaks,
     /// Of `check`: the format has nothing to check.
     NoChecks,
+    /// Ended by a signal; the copy can be gone on with.
+    Resumable,
     /// Ended by this signal.
     Signal(i32),
     /// The reader of the standard output went away. The code is that of a program that SIGPIPE ends.
@@ -40,6 +42,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage | Self::NotCompared | Self::Corrupt => 2,
             Self::Incomplete | Self::Leaks => 3,
+            Self::Resumable => 6,
             Self::NoChecks => 63,
             Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),
             Self::BrokenPipe => Self::Signal(SIGPIPE).code(),

@@ -48,13 +48,19 @@ struct Request {
     ///
     /// Guards the list. Leaf lock: no I/O under it.
     partial: Mutex<Vec<PathBuf>>,
+    /// The temporary files stay, for the next run to go on with.
+    kept: AtomicBool,
 }
 
 impl Interrupt {
     /// Starts watching.
     pub(crate) fn watch() -> Outcome<Self> {
         let mut watching = Self {
-            request: Arc::new(Request { signal: AtomicI32::new(0), partial: Mutex::new(Vec::new()) }),
+            request: Arc::new(Request {
+                signal: AtomicI32::new(0),
+                partial: Mutex::new(Vec::new()),
+                kept: AtomicBool::new(false),
+            }),
             progress_wanted: Arc::new(AtomicBool::new(false)),
             handlers: Vec::new(),
         };
@@ -85,6 +91,11 @@ impl Interrupt {
     /// stays.
     pub(crate) fn remove_at_end(&self, files: impl IntoIterator<Item = PathBuf>) {
         self.request.partial.lock().extend(files);
+    }
+
+    /// The temporary files stay, also when a signal ends the process at once: the next run goes on with them.
+    pub(crate) fn keep_files(&self) {
+        self.request.kept.store(true, Ordering::SeqCst);
     }
 
     /// Whether a signal asked for an end.
@@ -127,7 +138,9 @@ impl Request {
         thread::sleep(PATIENCE);
         if drain(&mut wake).is_ok() && wake.read_exact(&mut [0]).is_ok() {
             self.remove_partial();
-            low_level::exit(Exit::Signal(first).code().into());
+            let kept = self.kept.load(Ordering::SeqCst);
+            let exit = if kept { Exit::Resumable } else { Exit::Signal(first) };
+            low_level::exit(exit.code().into());
         }
     }
 

@@ -42,6 +42,7 @@ mod args;
 mod bench;
 mod bitmap;
 mod check;
+mod checkpoint;
 mod commit;
 mod compare;
 mod console;

@@ -10,10 +10,23 @@ use crate::interrupt::Interrupt;
 
 /// Asks whether to go on after `reason`; no answer, an end of input and a signal mean no.
 pub(crate) fn ask_to_resume(console: &mut Console<'_>, reason: &str, interrupt: &Interrupt) -> bool {
+    console.complain(format_args!("paused: {reason}"));
+    ask(console, "Try again?", &[("yes", ())], interrupt).is_some()
+}
+
+/// Asks `question`, with what the answers, words or their first letters, mean; no, no answer, an end of
+/// input and a signal mean none of them.
+pub(crate) fn ask<T: Copy>(
+    console: &mut Console<'_>,
+    question: &str,
+    answers: &[(&str, T)],
+    interrupt: &Interrupt,
+) -> Option<T> {
+    let letters: String = answers.iter().map(|(word, _)| format!("{}/", &word[..1])).collect();
     let (answer, answered) = mpsc::channel();
     loop {
-        console.complain(format_args!("paused: {reason}"));
-        let _ = write!(console.err, "Try again? [y/n] ").and_then(|()| console.err.flush());
+        let question = console.voice.shown(question);
+        let _ = write!(console.err, "{question} [{letters}n] ").and_then(|()| console.err.flush());
         let answer = answer.clone();
         // A read cannot be given up when a signal comes, a thread can be left behind.
         thread::spawn(move || {
@@ -29,10 +42,12 @@ pub(crate) fn ask_to_resume(console: &mut Console<'_>, reason: &str, interrupt: 
                 Err(_) => break None,
             }
         };
-        match line.as_deref() {
-            Some("y" | "yes") => return true,
-            Some("n" | "no") | None => return false,
-            Some(_) => {}
+        let line = line?;
+        if matches!(&*line, "n" | "no") {
+            return None;
+        }
+        if let Some((_, answer)) = answers.iter().find(|(word, _)| line == *word || line == word[..1]) {
+            return Some(*answer);
         }
     }
 }

@@ -70,6 +70,9 @@ fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
         "given-up": given_up,
         "elapsed": copy.elapsed.as_secs_f64(),
     });
+    if outcome.resumed > 0 {
+        out["resumed"] = json!(outcome.resumed);
+    }
     add_granularity(&mut out, copy.granularity)?;
     Ok(json::pretty(&out) + "\n")
 }

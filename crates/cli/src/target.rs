@@ -8,15 +8,17 @@ use crate::interrupt::Interrupt;
 
 /// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What
 /// is printed later goes into none of them, and a signal that ends the process at once removes the temporary
-/// ones.
+/// ones, unless there is no `interrupt`.
 pub(crate) fn announce(
     console: &mut Console<'_>,
     prepared: &PreparedImage,
     clean: bool,
-    interrupt: &Interrupt,
+    interrupt: Option<&Interrupt>,
 ) {
     console.keep_out_of(prepared.targets().filter_map(Target::file));
-    interrupt.remove_at_end(prepared.targets().filter_map(Target::partial_path));
+    if let Some(interrupt) = interrupt {
+        interrupt.remove_at_end(prepared.targets().filter_map(Target::partial_path));
+    }
     for (index, target) in prepared.targets().enumerate() {
         let name = target.name();
         if let Some(why) = target.in_place() {

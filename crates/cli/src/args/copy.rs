@@ -8,7 +8,7 @@ use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
 use super::snapshot::source_snapshot;
-use super::{AccessArgs, OutputArgs, ProgressArgs, TargetArgs, size};
+use super::{AccessArgs, CheckpointArgs, OutputArgs, ProgressArgs, TargetArgs, size};
 
 pub(super) const MIRROR_EXAMPLES: &str = "\
 Examples:
@@ -196,6 +196,9 @@ pub(crate) struct CopyArgs {
     /// With --bitmaps: leave out those that are inconsistent
     #[arg(long, requires = "bitmaps", help_heading = "Copying")]
     pub(crate) skip_broken_bitmaps: bool,
+
+    #[command(flatten)]
+    pub(crate) checkpoint: CheckpointArgs,
 
     /// Show what would be copied, zeroed and skipped, and the granularity; write nothing
     #[arg(long, help_heading = "Copying")]

@@ -13,6 +13,7 @@ mod existing;
 mod longer;
 mod parts;
 mod protocols;
+mod resume;
 mod shared;
 mod sources;
 mod targets;

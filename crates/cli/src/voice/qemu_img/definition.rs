@@ -72,6 +72,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Convert(args) => {
             let copy = &mut args.copy;
             copy.existing.or_in_place = true;
+            copy.checkpoint.only_if_named = true;
             copy.existing.allocated_as_qemu = true;
             if copy.no_create {
                 copy.target_format.get_or_insert(Format::Raw);

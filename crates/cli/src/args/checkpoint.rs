@@ -1,0 +1,40 @@
+//! Options about copies that are gone on with after an interruption: `mirror`, `convert`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::size;
+
+/// Whether and where a copy keeps a checkpoint.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CheckpointArgs {
+    /// Keep in FILE how far the copy has come: the same command goes on there if it is killed or fails. A
+    /// copy of 10G or more to a new file does so by itself, beside the temporary file of the target
+    #[arg(long, value_name = "FILE", help_heading = "Interrupted copies")]
+    pub(crate) checkpoint: Option<PathBuf>,
+
+    /// Bytes of data between two checkpoints, up to 512M; at most twice as much is copied again [default:
+    /// 512M]
+    #[arg(long, value_name = "SIZE", value_parser = interval, allow_hyphen_values = true)]
+    #[arg(help_heading = "Interrupted copies")]
+    pub(crate) checkpoint_interval: Option<u64>,
+
+    /// Discard what an interrupted copy to the same target, or with the same checkpoint, has left, and begin
+    /// anew
+    #[arg(long, help_heading = "Interrupted copies")]
+    pub(crate) restart: bool,
+
+    /// There is a checkpoint only where one is named.
+    #[arg(skip)]
+    pub(crate) only_if_named: bool,
+}
+
+/// At most what keeps the bound of 1 GiB that is copied again.
+fn interval(text: &str) -> Result<u64, String> {
+    let bytes = size(text).map_err(|e| e.to_string())?;
+    match (1..=512 << 20).contains(&bytes) {
+        true => Ok(bytes),
+        false => Err(format!("\"{text}\": must be between 1 and 512M")),
+    }
+}
