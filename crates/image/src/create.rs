@@ -404,7 +404,8 @@ impl PreparedImage {
             Format::Raw => file.can_be_emptied(),
             Format::Qcow2 => spec.settings.backing_file.is_none(),
         };
-        Ok(NewImage { path, format: spec.format, reads_as_zeros, file, data })
+        let whole_tables = spec.settings.allocated_as_qemu;
+        Ok(NewImage { path, format: spec.format, reads_as_zeros, whole_tables, file, data })
     }
 
     pub(crate) fn spec(&self) -> &CreateSpec {
@@ -419,7 +420,8 @@ impl PreparedImage {
     /// Takes what an interrupted run has written as the image ([`crate::resume`]).
     pub(crate) fn into_written(self) -> (CreateSpec, NewImage) {
         let Self { path, spec, file, data } = self;
-        let image = NewImage { path, format: spec.format, reads_as_zeros: false, file, data };
+        let whole_tables = spec.settings.allocated_as_qemu;
+        let image = NewImage { path, format: spec.format, reads_as_zeros: false, whole_tables, file, data };
         (spec, image)
     }
 }
@@ -432,6 +434,8 @@ pub struct NewImage {
     path: PathBuf,
     pub(crate) format: Format,
     reads_as_zeros: bool,
+    /// It takes as much space as QEMU gives it, also for what is written later.
+    whole_tables: bool,
     file: Target,
     data: Option<Target>,
 }
@@ -482,7 +486,9 @@ impl NewImage {
 
     fn open_laid_out(&self, options: &OpenOptions) -> Result<Image> {
         let data = self.data.as_ref().map(Target::protocol);
-        options.clone().format(self.format).open_on(self.file.protocol(), &self.path, data)
+        let mut node = options.given_node().clone();
+        node.whole_tables = self.whole_tables;
+        options.clone().format(self.format).node(node).open_on(self.file.protocol(), &self.path, data)
     }
 
     /// The open file of an image that does not have its name yet, for a caller that opens images by its own

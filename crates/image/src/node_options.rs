@@ -27,6 +27,8 @@ pub struct NodeOptions {
     pub direct: bool,
     /// What it reads as does not depend on the backing file that its header names.
     pub no_backing: bool,
+    /// New L2 tables of it are written whole: said of a new image by its settings, not by its name.
+    pub(crate) whole_tables: bool,
     /// What an NBD server is asked for in place of what its export holds.
     #[cfg(feature = "nbd")]
     pub(crate) context: Option<String>,

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
 
+use crate::cache::SLICE_BYTES;
 use crate::format::entry::EntryFormat;
 use crate::known_data::KnownData;
 use crate::offset::{ClusterSize, HostOffset};
@@ -34,6 +35,8 @@ pub(crate) struct ImageContext {
     pub(crate) below: Mutex<BackingLayer>,
     /// Whether mapped clusters are looked for in the data storage, which may have a hole there.
     pub(crate) looks_for_holes: bool,
+    /// New L2 tables are written whole, also where they read as zeros by themselves.
+    pub(crate) whole_tables: bool,
     /// Where the data storage was last seen to hold no hole.
     pub(crate) known_data: KnownData,
     /// How L2 entries read.
@@ -90,8 +93,8 @@ impl ImageContext {
 
     /// Size of the pieces in which metadata is cached and written.
     pub(crate) fn slice_size(&self) -> usize {
-        // At most 4096, so the cast is exact.
-        self.cluster().bytes().min(4096) as usize
+        // At most `SLICE_BYTES`, so the cast is exact.
+        self.cluster().bytes().min(SLICE_BYTES as u64) as usize
     }
 
     /// An error that the bytes on disk are to blame for.
@@ -150,9 +153,12 @@ impl ImageContext {
         Ok(())
     }
 
-    /// Reads one metadata slice. A slice that starts past the end of the file was never
-    /// written.
-    pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
+    /// Reads one metadata slice into `buf`, which has room for several, and those behind it. Returns how many
+    /// bytes the slices have that start inside the file.
+    ///
+    /// # Errors
+    /// The first starts past the end of the file: it was never written.
+    pub(crate) fn read_slices(&self, what: &'static str, at: HostOffset, buf: &mut [u8]) -> Result<usize> {
         let len = self.storage.len()?;
         if at.0 >= len {
             return Err(self.corrupt(
@@ -161,8 +167,18 @@ impl ImageContext {
                 format!("the table lies past the end of the file at {len}"),
             ));
         }
+        let there = (len - at.0).next_multiple_of(self.slice_size() as u64).min(buf.len() as u64) as usize;
+        self.storage.read_at(&mut buf[..there], at.0)?;
+        Ok(there)
+    }
+
+    /// Reads one metadata slice.
+    ///
+    /// # Errors
+    /// As [`read_slices`](Self::read_slices).
+    pub(crate) fn read_slice(&self, what: &'static str, at: HostOffset) -> Result<Box<[u8]>> {
         let mut data = vec![0; self.slice_size()].into_boxed_slice();
-        self.storage.read_at(&mut data, at.0)?;
+        self.read_slices(what, at, &mut data)?;
         Ok(data)
     }
 

@@ -12,6 +12,9 @@ use crate::known_data::KnownData;
 
 /// How far past what is wanted now the storage is asked, so that batches that follow need not ask.
 const AHEAD: u64 = 1 << 30;
+/// How far before what is wanted the storage is asked, as a multiple of the known data, where that lies
+/// behind it: a guest that reads in another order than it has written asks for clusters further down next.
+const BEHIND: u64 = 4;
 /// After so many runs in a row between two ranges that matter, the storage is asked anew from the second one
 /// on.
 const MOST_BETWEEN: u32 = 4;
@@ -30,9 +33,13 @@ impl Holes {
         let mut holes = Self::default();
         let last = wanted.iter().map(|range| range.end()).max().unwrap_or_default();
         let mut rest = &wanted[..];
+        let mut behind = wanted.first().map_or(0, |first| known.len_behind(first.start()));
         while let Some(first) = rest.first() {
+            // Not to the start of the file, where metadata lies between holes.
+            let behind = std::mem::take(&mut behind).saturating_mul(BEHIND).min(first.start() / 2);
+            let start = first.start() - behind;
             let end = last.max(first.start().saturating_add(AHEAD));
-            let left = holes.ask(storage, ByteRange::new(first.start(), end), rest, known);
+            let left = holes.ask(storage, ByteRange::new(start, end), rest, known);
             match left {
                 Ok(left) => rest = left,
                 // A storage that cannot tell holds data.
@@ -43,8 +50,8 @@ impl Holes {
         Ok(holes)
     }
 
-    /// Asks about `range`, which begins where the first of `wanted` does; returns those that were not
-    /// answered.
+    /// Asks about `range`, which begins where the first of `wanted` does, or before it; returns those that
+    /// were not answered.
     fn ask<'a>(
         &mut self,
         storage: &dyn Storage,

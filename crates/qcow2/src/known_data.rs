@@ -20,6 +20,12 @@ impl KnownData {
         *self.0.lock() = range;
     }
 
+    /// Bytes that are known to be data, if they lie behind `at`.
+    pub(crate) fn len_behind(&self, at: u64) -> u64 {
+        let known = *self.0.lock();
+        if at < known.start() { known.len() } else { 0 }
+    }
+
     /// Whether all of `range` is known to be data.
     pub(crate) fn holds(&self, range: ByteRange) -> bool {
         let known = *self.0.lock();

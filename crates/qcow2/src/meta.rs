@@ -2,12 +2,14 @@
 //! the image is writable. Everything here runs under the image's one metadata lock; of the storage it only
 //! reads slices.
 //!
-//! [`Meta::runs`] answers "what lies in this guest range" for reads and allocation queries; `write` and
-//! `zero` read and change single entries.
+//! [`Meta::runs`] (`walk`) answers "what lies in this guest range" for reads and allocation queries; `write`
+//! and `zero` read and change single entries.
+
+mod walk;
 
 use std::ops::Range;
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result, Visit};
+use blockmirror_block::{Error, ErrorKind, Result};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
@@ -16,50 +18,14 @@ use crate::context::ImageContext;
 use crate::dirty::DirtySectors;
 use crate::failure::Failure;
 use crate::format::entry::{CompressedRun, Entry, EntryError, L1Entry, PlainEntry};
-use crate::offset::{GuestCluster, GuestOffset, HostCluster, HostOffset};
+use crate::offset::{GuestCluster, HostCluster, HostOffset};
 use crate::refcounts::Refcounts;
 
-/// Clusters, or groups of subclusters, that one look at the mapping passes at most: where they all lie one
-/// behind the other there is no end of runs to stop at, and the metadata lock is held meanwhile.
-const MAX_PIECES: usize = 1 << 15;
+pub(crate) use walk::{MapRun, Mapping};
 
 /// What the pass over the L2 tables (`verify`) may cost under one hold of the metadata lock, in bytes; and
 /// for free, before clusters have been handed out.
 pub(crate) const PASS_CREDIT: i64 = 1 << 20;
-
-/// What a run of guest bytes is mapped to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Mapping {
-    /// Nothing here: the backing device decides.
-    Unallocated,
-    /// Zeros; space may be reserved at the given place.
-    Zero(Option<HostOffset>),
-    /// Bytes as they are, in the data storage.
-    Data(HostOffset),
-    /// One compressed cluster, or part of one.
-    Compressed(CompressedRun),
-}
-
-/// A maximal run of guest bytes with one mapping. A compressed run never spans clusters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct MapRun {
-    pub(crate) range: ByteRange,
-    pub(crate) mapping: Mapping,
-}
-
-impl MapRun {
-    /// Whether `next`, which follows directly, goes on in the same way.
-    fn continues_into(&self, next: &Self) -> bool {
-        let after = |host: HostOffset| host.plus(self.range.len());
-        match (self.mapping, next.mapping) {
-            (Mapping::Unallocated, Mapping::Unallocated) | (Mapping::Zero(None), Mapping::Zero(None)) => true,
-            (Mapping::Zero(Some(a)), Mapping::Zero(Some(b))) | (Mapping::Data(a), Mapping::Data(b)) => {
-                after(a) == b
-            }
-            _ => false,
-        }
-    }
-}
 
 /// The part of the pass that goes over the L2 tables which only snapshots have.
 #[derive(Debug)]
@@ -77,6 +43,8 @@ pub(crate) struct Meta {
     l1_at: HostOffset,
     pub(crate) l1_dirty: DirtySectors,
     pub(crate) l2: SliceCache,
+    /// Where slices are read that lie one behind the other, before they go to the cache (`walk`).
+    read_ahead: Vec<u8>,
     /// Present in a writable image.
     pub(crate) refcounts: Option<Refcounts>,
     /// The pass over the L2 tables has come to this guest cluster (`verify`).
@@ -104,6 +72,7 @@ impl Meta {
             l1_at,
             l1_dirty: DirtySectors::default(),
             l2,
+            read_ahead: Vec::new(),
             refcounts,
             verified_to: GuestCluster(0),
             inactive_pass: None,
@@ -201,6 +170,22 @@ impl Meta {
         })
     }
 
+    /// L1 entry `index` gets a new table, in which nothing is mapped: the cache need not read it back. The
+    /// entry of `cluster` is changed next.
+    pub(crate) fn install_empty_table(
+        &mut self,
+        ctx: &ImageContext,
+        index: usize,
+        table: HostOffset,
+        cluster: GuestCluster,
+    ) {
+        let (slice, _) = self.locate(ctx, table, cluster);
+        self.l2.insert_zeros(slice);
+        // The table has a refcount, and no entry needs one.
+        self.l2.set_checked(slice);
+        self.set_l1(index, table);
+    }
+
     /// Points L1 entry `index` at a table this image owns alone; written after the table is durable.
     pub(crate) fn set_l1(&mut self, index: usize, table: HostOffset) {
         self.l1[index] = L1Entry::owned(table);
@@ -225,7 +210,7 @@ impl Meta {
     pub(crate) fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<&[u8]> {
         if self.l2.get(slice).is_none() {
             let data = ctx.read_slice("read L2 table", slice)?;
-            self.l2.insert(slice, data);
+            self.l2.insert(slice, &data);
         }
         self.l2.get(slice).ok_or_else(|| Error::new(ErrorKind::Io, "read L2 table"))
     }
@@ -285,71 +270,6 @@ impl Meta {
         }
         Ok(())
     }
-
-    /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the
-    /// last one may end before the range does. `range` lies inside the disk.
-    pub(crate) fn runs(&mut self, ctx: &ImageContext, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
-        let mut runs: Vec<MapRun> = Vec::new();
-        let mut pieces = 0;
-        self.walk(ctx, range, &mut |piece| {
-            pieces += 1;
-            if pieces > MAX_PIECES {
-                return Visit::Break(());
-            }
-            let full = runs.len() >= max;
-            match runs.last_mut() {
-                Some(run) if run.continues_into(&piece) => {
-                    run.range = ByteRange::new(run.range.start(), piece.range.end());
-                }
-                _ if full => return Visit::Break(()),
-                _ => runs.push(piece),
-            }
-            Visit::Continue(())
-        })?;
-        Ok(runs)
-    }
-
-    /// Visits the pieces of `range` in order: whole holes of the L1 table, else clusters or groups of
-    /// subclusters.
-    fn walk(
-        &mut self,
-        ctx: &ImageContext,
-        range: ByteRange,
-        visit: &mut dyn FnMut(MapRun) -> Visit,
-    ) -> Result<()> {
-        let cluster_size = ctx.cluster();
-        let table_bytes = ctx.l2_entries() << cluster_size.bits();
-        let mut at = range.start();
-        while at < range.end() {
-            let mut cluster = cluster_size.index(GuestOffset(at));
-            let (index, l1) = self.l1_entry(ctx, cluster)?;
-            let Some(table) = l1.table() else {
-                let hole =
-                    ByteRange::new(at, (at - at % table_bytes).saturating_add(table_bytes).min(range.end()));
-                if visit(MapRun { range: hole, mapping: Mapping::Unallocated }).is_break() {
-                    return Ok(());
-                }
-                at = hole.end();
-                continue;
-            };
-            ctx.check_table("read L1 table", table, index as u64)?;
-            let (slice, mut in_slice) = self.locate(ctx, table, cluster);
-            let data = self.load(ctx, slice)?;
-            // Entries are 8 or 16 bytes, and slices a multiple of both.
-            let step = ctx.format.entry_size() as usize;
-            while in_slice < data.len() && at < range.end() {
-                let entry = decode_at(ctx, data, in_slice, cluster, slice)?;
-                let part = ByteRange::new(at, cluster_size.start(cluster.plus(1)).0.min(range.end()));
-                if visit_cluster(ctx, entry, part, visit).is_break() {
-                    return Ok(());
-                }
-                at = part.end();
-                cluster = cluster.plus(1);
-                in_slice += step;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The host clusters that an entry holds a reference to.
@@ -382,33 +302,4 @@ pub(crate) fn decode_at(
             .because(format!("guest cluster {}: {error}", cluster.0))
             .caused_by(error)
     })
-}
-
-/// Visits the part of one cluster that lies in `part`, by groups of equal subclusters.
-fn visit_cluster(
-    ctx: &ImageContext,
-    entry: Entry,
-    part: ByteRange,
-    visit: &mut dyn FnMut(MapRun) -> Visit,
-) -> Visit {
-    let plain = match entry {
-        Entry::Compressed(run) => return visit(MapRun { range: part, mapping: Mapping::Compressed(run) }),
-        Entry::Plain(plain) => plain,
-    };
-    let start = part.start() - ctx.cluster().within(GuestOffset(part.start()));
-    let size = ctx.format.subcluster_size();
-    let mut at = part.start();
-    while at < part.end() {
-        let bit = 1u32 << ((at - start) / size);
-        let end = (start + ((at - start) / size + 1) * size).min(part.end());
-        let host = plain.host.map(|h| h.plus(at - start));
-        let mapping = match host {
-            Some(host) if plain.allocated & bit != 0 => Mapping::Data(host),
-            host if plain.zero & bit != 0 => Mapping::Zero(host),
-            _ => Mapping::Unallocated,
-        };
-        visit(MapRun { range: ByteRange::new(at, end), mapping })?;
-        at = end;
-    }
-    Visit::Continue(())
 }

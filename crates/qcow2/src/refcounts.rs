@@ -156,7 +156,7 @@ impl Refcounts {
     fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<()> {
         if self.blocks.get(slice).is_none() {
             let data = ctx.read_slice("read refcount block", slice)?;
-            self.blocks.insert(slice, data);
+            self.blocks.insert(slice, &data);
             self.loads += 1;
         }
         Ok(())

@@ -105,7 +105,12 @@ impl Meta {
         ctx.check_table("read L1 table", table, index as u64)?;
         let (slice, at) = self.locate(ctx, table, cluster);
         if !self.l2.is_checked(slice) {
-            let data = self.load(ctx, slice)?.to_vec();
+            self.load(ctx, slice)?;
+            // Zeros map nothing, but the table must have a refcount all the same.
+            let data = match self.l2.look(slice).flatten() {
+                Some(data) => data.to_vec(),
+                None => Vec::new(),
+            };
             let first = GuestCluster(cluster.0 - at as u64 / ctx.format.entry_size());
             self.check_table_refcount(ctx, table, first)?;
             let shared = self.check_entries(ctx, &data, first, slice)?;
@@ -148,6 +153,9 @@ impl Meta {
         let refcounts = self.refcounts(ctx)?;
         let step = ctx.format.entry_size() as usize;
         for (at, guest) in (0..data.len()).step_by(step).zip((first.0..).map(GuestCluster)) {
+            if BigEndian::read_u64(&data[at..]) == 0 {
+                continue;
+            }
             let Ok(entry) = decode_at(ctx, data, at, guest, slice) else { continue };
             for cluster in references(ctx, &entry).each() {
                 match refcounts.get(ctx, cluster)? {

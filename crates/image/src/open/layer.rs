@@ -60,6 +60,7 @@ impl Layer {
             .writable(self.storage.info().writable)
             .snapshot(self.snapshot.clone())
             .overlap_checks(options.node.overlap_checks)
+            .whole_tables(options.node.whole_tables)
             .holes_if_preallocated(options.holes_if_preallocated);
         // One that is written keeps zeros that do not depend on what its header names.
         if options.node.no_backing && !self.storage.info().writable {

@@ -225,6 +225,16 @@ impl EntryFormat {
         if word0 & COMPRESSED == 0 && is_there { Some(offset) } else { None }
     }
 
+    /// Whether the entry is that of a compressed cluster.
+    pub(crate) const fn is_compressed(self, word0: u64) -> bool {
+        word0 & COMPRESSED != 0
+    }
+
+    /// The bits of the first word that are not part of the host offset, if it is not compressed.
+    pub(crate) const fn flags(self, word0: u64) -> u64 {
+        word0 & !OFFSET_MASK
+    }
+
     /// The COPIED flag of an entry.
     pub(crate) const fn is_copied(self, word0: u64) -> bool {
         word0 & COPIED != 0

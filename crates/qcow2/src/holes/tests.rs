@@ -87,6 +87,26 @@ fn scattered_data_without_holes_is_asked_about_once() {
     assert!(faults.seen(OpKind::Extents) <= before + 4);
 }
 
+/// Each cluster that lay further down than those before it cost a call: about as many as the logarithm of the
+/// clusters of each layer of a chain.
+#[test]
+fn what_lies_below_known_data_is_asked_about_with_its_surroundings() {
+    let storage = create(64 << 20, |_| {});
+    let disk = open(&storage);
+    let clusters: u64 = 1000;
+    for cluster in (0..clusters).rev() {
+        disk.write_at(&[1; CLUSTER as usize], cluster * CLUSTER, WriteFlags::NONE).unwrap();
+    }
+    disk.flush().unwrap();
+    drop(disk);
+    let (disk, faults) = counted(&storage);
+    // The first in the file is the last on the disk.
+    for cluster in 0..clusters {
+        disk.extents(ByteRange::at(cluster * CLUSTER, CLUSTER), &mut |_| Visit::Continue(())).unwrap();
+    }
+    assert!(faults.seen(OpKind::Extents) <= 20, "{}", faults.seen(OpKind::Extents));
+}
+
 #[test]
 fn scattered_holes_cost_no_call_for_each_cluster() {
     let storage = create(64 << 20, |_| {});

@@ -58,6 +58,7 @@ pub struct OpenOptions {
     backing: Option<Arc<dyn BlockDevice>>,
     without_backing: bool,
     holes_if_preallocated: bool,
+    whole_tables: bool,
     data_file: Option<Arc<dyn Storage>>,
     cache_bytes: usize,
     overlap_checks: OverlapChecks,
@@ -71,6 +72,7 @@ impl Default for OpenOptions {
             backing: None,
             without_backing: false,
             holes_if_preallocated: false,
+            whole_tables: false,
             data_file: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
             overlap_checks: OverlapChecks::default(),
@@ -116,6 +118,14 @@ impl OpenOptions {
     #[must_use]
     pub fn holes_if_preallocated(mut self, only: bool) -> Self {
         self.holes_if_preallocated = only;
+        self
+    }
+
+    /// Writes new L2 tables whole, so that the file takes the space that QEMU gives it. By default only what
+    /// is touched of a table is written where the rest reads as zeros by itself.
+    #[must_use]
+    pub fn whole_tables(mut self, whole: bool) -> Self {
+        self.whole_tables = whole;
         self
     }
 
@@ -167,6 +177,7 @@ impl OpenOptions {
         let looks_for_holes = !self.holes_if_preallocated || is_preallocated(&*storage)?;
         let ctx = ImageContext {
             looks_for_holes,
+            whole_tables: self.whole_tables,
             format: EntryFormat {
                 cluster,
                 extended: header.extended_l2,

@@ -60,9 +60,10 @@ impl Qcow2 {
             }
         };
         let new = ctx.cluster().start(grant.first);
-        let (written, may_be_used) = match read_table(ctx, old) {
-            Ok(table) => {
-                let written = ctx.storage.write_at(&table, new.0);
+        let (written, may_be_used) = match read_table(ctx, old, grant.fresh && !ctx.whole_tables) {
+            Ok(end_of_table) => {
+                let at = new.0 + ctx.cluster().bytes() - end_of_table.len() as u64;
+                let written = ctx.storage.write_at(&end_of_table, at);
                 let may_be_used = !written.as_ref().is_err_and(may_come_late);
                 (written, may_be_used)
             }
@@ -81,24 +82,32 @@ impl Qcow2 {
         let refcounts = meta.refcounts(ctx)?;
         refcounts.metadata.insert(MetadataKind::ActiveL2, grant.first);
         if let Some(old) = old {
-            let cluster = ctx.cluster().index(old);
-            refcounts.metadata.remove(MetadataKind::ActiveL2, cluster);
-            refcounts.defer_unref_table(ctx, cluster..cluster.plus(1));
+            let its = ctx.cluster().index(old);
+            refcounts.metadata.remove(MetadataKind::ActiveL2, its);
+            refcounts.defer_unref_table(ctx, its..its.plus(1));
             meta.l2.forget(old, ctx.cluster().bytes());
         }
-        meta.set_l1(index, new);
+        match old {
+            Some(_) => meta.set_l1(index, new),
+            None => meta.install_empty_table(ctx, index, new, cluster),
+        }
         Ok(None)
     }
 }
 
-/// What a new L2 table begins with: the old one, that a snapshot may refer to as well, or nothing. Such a
-/// table is never changed, so the disk is up to date.
-fn read_table(ctx: &ImageContext, old: Option<HostOffset>) -> Result<Vec<u8>> {
+/// The end of a new L2 table as it is to be written, at most all of it: the rest reads as zeros.
+///
+/// It holds what the old one does, that a snapshot may refer to as well, or nothing. Such a table is never
+/// changed, so the disk is up to date. Of an empty table in a `fresh` place only the last slice is written:
+/// the file reaches over the table then, and the slices before it are written when an entry in them changes.
+fn read_table(ctx: &ImageContext, old: Option<HostOffset>, fresh: bool) -> Result<Vec<u8>> {
+    let Some(old) = old else {
+        let len = if fresh { ctx.slice_size() as u64 } else { ctx.cluster().bytes() };
+        return Ok(vec![0; len as usize]);
+    };
     // At most 2 MiB.
     let mut table = vec![0; ctx.cluster().bytes() as usize];
-    if let Some(old) = old {
-        ctx.check_table("read L1 table", old, 0)?;
-        ctx.storage.read_at(&mut table, old.0)?;
-    }
+    ctx.check_table("read L1 table", old, 0)?;
+    ctx.storage.read_at(&mut table, old.0)?;
     Ok(table)
 }

@@ -19,6 +19,7 @@ mod cut_short;
 mod dirty_bit;
 mod empty;
 mod fault;
+mod fresh_tables;
 mod header;
 mod hostile;
 mod late_writes;
