@@ -8,6 +8,7 @@ mod rest;
 
 use std::sync::Arc;
 
+use blockmirror_block::zero::is_zero;
 use blockmirror_block::{ByteRange, Error as BlockError, ErrorKind, Storage};
 
 use crate::error::Result;
@@ -27,6 +28,9 @@ const MOST_ENTRIES: u64 = 1 << 24;
 /// Refcount blocks that are looked at, and their bytes together.
 const MOST_BLOCKS: u32 = 1024;
 const MOST_BLOCK_BYTES: u64 = 64 << 20;
+
+/// Bytes that are passed over at once where they are zeros.
+const ZEROS: usize = 1024;
 
 /// What a file that was cut short lacks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +99,7 @@ fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<b
     // At most 8 MiB. What the file does not hold reads as zeros.
     let mut table = vec![0; table_end.saturating_sub(table_at) as usize];
     storage.read_at(&mut table, table_at)?;
+    table.truncate(last_byte(&table).map_or(0, |last| last + 1).next_multiple_of(8));
     // At most 2 MiB.
     let mut block = vec![0; cluster as usize];
     let mut looked = 0;
@@ -109,7 +114,7 @@ fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<b
         looked += 1;
         storage.read_at(&mut block, at)?;
         // The last entry that is not zero has a part in the last byte that is not.
-        let Some(byte) = block.iter().rposition(|byte| *byte != 0) else { continue };
+        let Some(byte) = last_byte(&block) else { continue };
         let bits = cluster * 8 / per_block;
         let (first, last) = (byte as u64 * 8 / bits, (byte as u64 * 8 + 7) / bits);
         // BackingLayer the entries of a block, at most 2^24.
@@ -120,6 +125,12 @@ fn counts_may_reach_past_end(storage: &dyn Storage, header: &Header) -> Result<b
         }
     }
     Ok(false)
+}
+
+/// The last byte that is not zero.
+fn last_byte(bytes: &[u8]) -> Option<usize> {
+    let piece = bytes.rchunks(ZEROS).position(|piece| !is_zero(piece))?;
+    bytes[..bytes.len() - piece * ZEROS].iter().rposition(|byte| *byte != 0)
 }
 
 impl Qcow2 {

@@ -42,10 +42,12 @@ pub(super) fn refcounts_of_one(storage: &dyn Storage, offset: u64, count: u64, o
         entry
     };
     let whole = count * width as u64 / 8;
-    let chunk = pattern.repeat(CHUNK / pattern.len());
+    // Whole entries, of which there are as many as are written, and at most a chunk.
+    let least = usize::try_from(whole).unwrap_or(CHUNK).min(CHUNK);
+    let chunk = pattern.repeat(least.div_ceil(pattern.len()));
     let mut done = 0;
     while done < whole {
-        let len = usize::try_from(whole - done).unwrap_or(CHUNK).min(CHUNK);
+        let len = usize::try_from(whole - done).unwrap_or(CHUNK).min(chunk.len());
         storage.write_at(&chunk[..len], offset + done)?;
         done += len as u64;
     }

@@ -116,6 +116,13 @@ pub(crate) fn feature_names(room: &[u8]) -> Vec<FeatureName> {
         .unwrap_or_default()
 }
 
+/// Whether the list ends in `room`, by the record for that.
+pub(crate) fn has_end(room: &[u8]) -> bool {
+    let mut records = Records { rest: room, missing: 0 };
+    while records.next().is_some_and(|record| record.is_ok()) {}
+    records.rest.len() >= 8
+}
+
 /// The extensions in `room` as they are, without the end.
 pub(crate) fn records(room: &[u8]) -> Result<Vec<(u32, &[u8])>> {
     Records { rest: room, missing: 0 }.map(|record| record.map(|r| (r.magic, r.data))).collect()
@@ -237,6 +244,15 @@ mod tests {
         bytes[7] = 9;
         let e = Extensions::parse(&bytes, 0, 65536).unwrap_err();
         assert!(e.to_string().contains("9 bytes, but only 8 remain"), "{e}");
+    }
+
+    #[test]
+    fn the_end_of_the_list_is_found() {
+        let bytes = room(&[(BACKING_FORMAT, b"qcow2"), (END, b"")]);
+        assert!(has_end(&bytes) && has_end(&bytes[bytes.len() - 8..]));
+        assert!(!has_end(&bytes[..bytes.len() - 1]) && !has_end(&bytes[..8]) && !has_end(&[]));
+        // It ends outside of what there is.
+        assert!(!has_end(&room(&[(0x1234, &[0; 64])])[..40]));
     }
 
     #[test]

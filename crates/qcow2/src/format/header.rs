@@ -55,6 +55,9 @@ pub(crate) const V3_LENGTH: usize = V2_LENGTH + size_of::<RawHeaderV3>();
 /// Bytes of a version 3 header with every field that is known: the compression type and its padding follow.
 pub(crate) const FULL_LENGTH: usize = V3_LENGTH + 8;
 
+/// Bytes that are read first, in which nearly every header ends.
+const FIRST_READ: usize = 4096;
+
 /// How compressed clusters are compressed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
@@ -198,20 +201,30 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads and checks the header of the image in `storage`. Reads nothing past the first cluster.
+    /// Reads and checks the header of the image in `storage`. Reads nothing past the first cluster, or past
+    /// the first 4 KiB where a cluster is smaller.
     ///
     /// # Errors
     /// [`Error::Storage`] if that cannot be read, else why the image is refused.
     pub fn read(storage: &dyn Storage) -> Result<Self> {
-        let len = storage.len()?;
-        let mut fixed = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(FULL_LENGTH)];
-        storage.read_at(&mut fixed, 0)?;
-        let raw = raw_header(&fixed)?;
-        let cluster_size = 1u64 << check_cluster_bits(raw.cluster_bits.get())?;
+        let len = usize::try_from(storage.len()?).unwrap_or(usize::MAX);
+        let mut first = vec![0; len.min(FIRST_READ)];
+        storage.read_at(&mut first, 0)?;
+        let raw = raw_header(&first)?;
+        let cluster_size = 1 << check_cluster_bits(raw.cluster_bits.get())?;
         // At most 2 MiB, and never more than the file has.
-        let mut cluster = vec![0; usize::try_from(cluster_size.min(len)).unwrap_or(0)];
-        storage.read_at(&mut cluster, 0)?;
-        Self::parse(&cluster)
+        let rest = len.min(cluster_size).saturating_sub(first.len());
+        if rest > 0 {
+            if is_all_in(&raw, &first)
+                && let Ok(header) = Self::parse(&first)
+            {
+                return Ok(header);
+            }
+            let read = first.len();
+            first.resize(read + rest, 0);
+            storage.read_at(&mut first[read..], read as u64)?;
+        }
+        Self::parse(&first)
     }
 
     /// Parses the first cluster of an image, or what the file has of it. More bytes do no harm.
@@ -366,6 +379,23 @@ fn raw_header(bytes: &[u8]) -> Result<RawHeader> {
         limits::VERSION_UNFINISHED => Err(Error::Unfinished),
         version => Err(Error::Version { version }),
     }
+}
+
+/// Whether `bytes`, the first of an image with the header `raw`, have all of its header: its fields, its
+/// extensions with their end, and the names.
+fn is_all_in(raw: &RawHeader, bytes: &[u8]) -> bool {
+    let v3 = (raw.version.get() == 3).then(|| bytes.get(V2_LENGTH..).map(RawHeaderV3::read_from_prefix));
+    let header_length = match v3 {
+        None => V2_LENGTH,
+        Some(Some(Ok((v3, _)))) => v3.header_length.get() as usize,
+        Some(_) => return false,
+    };
+    let backing = raw.backing_file_offset.get();
+    let names_end = backing.saturating_add(raw.backing_file_size.get().into());
+    let room_end = if backing == 0 { usize::MAX } else { usize::try_from(backing).unwrap_or(usize::MAX) };
+    let room = bytes.get(header_length..room_end.min(bytes.len()));
+    names_end <= bytes.len() as u64
+        && room.is_some_and(|room| room_end <= bytes.len() || extension::has_end(room))
 }
 
 fn check_cluster_bits(bits: u32) -> Result<u32> {
