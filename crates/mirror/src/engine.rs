@@ -1,10 +1,12 @@
 //! The engine: the worker threads of a job, and what they share with its handles.
 //!
 //! One mutex guards the core. Handles outlive the job; the disks are closed when it is over. A thread that is
-//! given an action wakes one more waiting thread, so that as many wake as there is work for.
+//! given an action wakes one more waiting thread, or starts another (`workers`), so that as many are awake as
+//! there is work for.
 
 mod log;
 mod observer;
+mod workers;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
@@ -26,6 +28,8 @@ use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::scan::{Failure, TargetContent};
 use crate::tap::Tap;
+use workers::Workers;
+pub(crate) use workers::most_by_default;
 
 /// How long an aborting job waits before it cancels blocked calls once more.
 pub(crate) const CANCEL_AGAIN: Duration = Duration::from_millis(10);
@@ -56,6 +60,7 @@ pub(crate) struct Engine {
     checkpoints: Option<Arc<dyn CheckpointSink>>,
     /// Cancels the calls of devices that were made for the job.
     calls: CancelSource,
+    workers: Workers,
 }
 
 /// The two ends of a job.
@@ -170,6 +175,7 @@ impl Engine {
             attachment,
             checkpoints,
             calls: CancelSource::new(),
+            workers: Workers::default(),
         }
     }
 
@@ -333,7 +339,7 @@ impl Engine {
     }
 
     /// A worker thread: ask, perform, report, until the job is over.
-    pub(crate) fn run(&self) {
+    fn run(self: &Arc<Self>) {
         let Some(JobDisks { source, target, cow, .. }) = self.disks() else { return };
         let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
         let mut batch = Batch::default();
@@ -351,10 +357,12 @@ impl Engine {
                     }
                     let missing = self.missing_at_flush(&state.core, &batch);
                     self.wake_waiters(&mut state);
-                    let others_wait = state.idle > 0;
+                    let (others_wait, left) = (state.idle > 0, state.core.left());
                     drop(state);
                     if others_wait {
                         self.work.notify_one();
+                    } else {
+                        self.start_another(left);
                     }
                     self.perform(&mut mover, &mut batch, &target);
                     self.record_checkpoint(missing, &mut batch);

@@ -4,14 +4,13 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_block::sync::thread::{self, JoinHandle};
 use blockmirror_block::{BlockDevice, ByteRange};
 use tracing::error_span;
 
 use crate::checkpoint::Checkpoints;
 use crate::cow_target::check_tail;
 use crate::distinct::{check_distinct, check_no_tap};
-use crate::engine::{Engine, JobDisks, TapAttachment, Wake};
+use crate::engine::{Engine, JobDisks, TapAttachment, Wake, most_by_default};
 use crate::error::{Error, ErrorKind};
 use crate::granularity::GranularityChoice;
 use crate::machine::Core;
@@ -203,7 +202,6 @@ impl MirrorControl {
 pub struct MirrorJob {
     control: MirrorControl,
     granularity: GranularityChoice,
-    threads: Vec<JoinHandle<()>>,
 }
 
 impl MirrorJob {
@@ -289,23 +287,15 @@ impl MirrorJob {
         granularity: GranularityChoice,
         options: &MirrorOptions,
     ) -> Result<Self, Error> {
-        let mut job =
-            Self { control: MirrorControl { engine: Arc::clone(&engine) }, granularity, threads: Vec::new() };
-        let span = error_span!("mirror");
-        span.in_scope(|| engine.log_begin(granularity.bytes, options));
-        for _ in 0..thread_count(options) {
-            let (own, span) = (Arc::clone(&engine), span.clone());
-            match thread::Builder::new().name("mirror".into()).spawn(move || span.in_scope(|| own.run())) {
-                Ok(thread) => job.threads.push(thread),
-                // Fewer threads than wished for do the same work.
-                Err(_) if !job.threads.is_empty() => break,
-                Err(error) => {
-                    engine.abandon();
-                    return Err(Error::Thread(error));
-                }
-            }
+        let started = error_span!("mirror").in_scope(|| {
+            engine.log_begin(granularity.bytes, options);
+            engine.start_workers(thread_count(options))
+        });
+        if let Err(error) = started {
+            engine.abandon();
+            return Err(Error::Thread(error));
         }
-        Ok(job)
+        Ok(Self { control: MirrorControl { engine }, granularity })
     }
 
     /// The granularity in use, and why.
@@ -322,9 +312,9 @@ impl MirrorJob {
     ///
     /// # Errors
     /// Why the job failed, or [`Error::Cancelled`].
-    pub fn wait(mut self) -> Result<Outcome, Error> {
+    pub fn wait(self) -> Result<Outcome, Error> {
         self.control.engine.wait(None);
-        for thread in self.threads.drain(..) {
+        for thread in self.control.engine.take_workers() {
             if thread.join().is_err() {
                 return Err(Error::Panicked);
             }
@@ -346,12 +336,12 @@ impl MirrorJob {
 
 impl Drop for MirrorJob {
     fn drop(&mut self) {
-        if self.threads.is_empty() {
+        if !self.control.engine.has_workers() {
             return;
         }
         self.control.cancel();
         self.control.engine.wait(None);
-        for thread in self.threads.drain(..) {
+        for thread in self.control.engine.take_workers() {
             // A panic was the thread's own; there is no caller left to report it to.
             let _ = thread.join();
         }
@@ -438,11 +428,9 @@ fn check(
     options.choose_granularity(geometry.cluster_size)
 }
 
-/// A thread that copies inside the page cache keeps a processor busy and more of them only share it; one that
-/// waits for a disk or a network does not. Eight keep a fast disk busy, twice the processors a fast host.
+/// How many threads the job may have.
 fn thread_count(options: &MirrorOptions) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let by_default = processors.saturating_mul(2).max(8);
+    let by_default = most_by_default();
     // In auto mode the guest is made to wait until scattered dirt is copied, in pieces so small that only
     // latency counts.
     let by_default = if options.copy_mode == CopyMode::Auto { options.max_in_flight } else { by_default };

@@ -177,6 +177,11 @@ impl Core {
         self.lifecycle.is_concluded()
     }
 
+    /// Bytes that the target does not have, or may not have.
+    pub(crate) fn left(&self) -> u64 {
+        self.work.left()
+    }
+
     /// The figures, `now` after the start.
     pub(crate) fn progress(&self, now: Duration) -> Progress {
         let left = self.work.left();
