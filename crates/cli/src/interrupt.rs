@@ -71,14 +71,15 @@ impl Interrupt {
     fn register(&mut self) -> io::Result<()> {
         let (wake, handlers_end) = UnixStream::pair()?;
         let mut arrived = Vec::new();
-        for signal in ending() {
+        let ignored = Ignored::read();
+        for signal in ENDING.into_iter().filter(|signal| !ignored.has(*signal)) {
             // In this order: the thread that reads the byte finds the flag set.
             let flag = Arc::new(AtomicBool::new(false));
             self.handlers.push(flag::register(signal, Arc::clone(&flag))?);
             self.handlers.push(pipe::register(signal, handlers_end.try_clone()?)?);
             arrived.push((signal, flag));
         }
-        if !is_ignored(SIGUSR1) {
+        if !ignored.has(SIGUSR1) {
             self.handlers.push(flag::register(SIGUSR1, Arc::clone(&self.progress_wanted))?);
         }
         let request = Arc::clone(&self.request);
@@ -176,31 +177,41 @@ fn drain(wake: &mut UnixStream) -> io::Result<()> {
 
 /// The signals that ask for an end and are not ignored.
 pub(crate) fn ending() -> impl Iterator<Item = i32> {
-    ENDING.into_iter().filter(|signal| !is_ignored(*signal))
+    let ignored = Ignored::read();
+    ENDING.into_iter().filter(move |signal| !ignored.has(*signal))
 }
 
 /// Keeps signals that are no reason to end from ending the process: SIGUSR1 asks for a line of progress,
 /// which some commands print, and SIGXFSZ accompanies a write beyond the limit for file sizes, which fails by
 /// itself.
 pub(crate) fn survive() -> std::io::Result<()> {
-    let ignored = Arc::new(AtomicBool::new(false));
-    for signal in [SIGUSR1, SIGXFSZ].into_iter().filter(|signal| !is_ignored(*signal)) {
-        flag::register(signal, Arc::clone(&ignored))?;
+    let (set, ignored) = (Arc::new(AtomicBool::new(false)), Ignored::read());
+    for signal in [SIGUSR1, SIGXFSZ].into_iter().filter(|signal| !ignored.has(*signal)) {
+        flag::register(signal, Arc::clone(&set))?;
     }
     Ok(())
 }
 
-/// Whether the process ignores `signal`, which here means that it was started so. Without `/proc` there is no
-/// telling.
-fn is_ignored(signal: i32) -> bool {
-    fs::read_to_string("/proc/self/status").is_ok_and(|status| names(&status, signal))
-}
+/// The signals that the process ignores, which here means that it was started so: a bit for each, from the
+/// lowest on.
+#[derive(Clone, Copy)]
+struct Ignored(u64);
 
-/// Whether `signal` is in the set of ignored ones that a `/proc/PID/status` shows.
-fn names(status: &str, signal: i32) -> bool {
-    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    (1..=64).contains(&signal) && set >> (signal - 1) & 1 == 1
+impl Ignored {
+    /// As the kernel says. Without `/proc` there is no telling.
+    fn read() -> Self {
+        Self::named(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    /// Those that a `/proc/PID/status` shows.
+    fn named(status: &str) -> Self {
+        let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        Self(set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0))
+    }
+
+    fn has(self, signal: i32) -> bool {
+        (1..=64).contains(&signal) && self.0 >> (signal - 1) & 1 == 1
+    }
 }
 
 #[cfg(test)]
@@ -210,9 +221,9 @@ mod tests {
     #[test]
     fn the_set_of_ignored_signals_is_read() {
         let status = "Name:\tsh\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000004002\n";
-        assert!(names(status, SIGHUP));
-        assert!(names(status, signal_hook::consts::SIGPIPE));
-        assert!(!names(status, SIGINT));
-        assert!(!names("", SIGHUP) && !names("SigIgn:\tx\n", SIGHUP) && !names(status, 0));
+        let names = |signal| Ignored::named(status).has(signal);
+        assert!(names(SIGHUP) && names(signal_hook::consts::SIGPIPE));
+        assert!(!names(SIGINT) && !names(0));
+        assert!(!Ignored::named("").has(SIGHUP) && !Ignored::named("SigIgn:\tx\n").has(SIGHUP));
     }
 }

@@ -38,14 +38,6 @@ fn write_pretty(value: &Value, level: usize, out: &mut String) {
     }
 }
 
-/// An object on one line with a space after each comma and colon.
-pub(crate) fn row(value: &Value) -> String {
-    let Value::Object(members) = value else { return value.to_string() };
-    let members: Vec<_> =
-        members.iter().map(|(key, item)| format!("{}: {item}", Value::from(key.as_str()))).collect();
-    format!("{{ {}}}", members.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -57,10 +49,5 @@ mod tests {
         let value = json!({ "children": [], "data": {}, "list": [1, "a\n"] });
         let want = "{\n    \"children\": [\n    ],\n    \"data\": {\n    },\n    \"list\": [\n        1,\n        \"a\\n\"\n    ]\n}";
         assert_eq!(pretty(&value), want);
-    }
-
-    #[test]
-    fn one_line_looks_like_qemu_img() {
-        assert_eq!(row(&json!({ "start": 0, "zero": true })), r#"{ "start": 0, "zero": true}"#);
     }
 }

@@ -9,7 +9,7 @@ use blockmirror_image::{Image, MapRow, map};
 use crate::args::{MapArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
-use crate::{json, lock_policy};
+use crate::lock_policy;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     let options = lock_policy::of_source(&args.access)
@@ -42,8 +42,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
         let row = if shows_context { in_context(row) } else { row };
         let written = match args.output.output {
             Output::Json => {
-                let comma = if rows == 0 { "" } else { ",\n" };
-                write!(out, "{comma}{}", json::row(&row.to_json())).map_err(|e| Failure::output(&e))
+                let comma: &[u8] = if rows == 0 { b"" } else { b",\n" };
+                let written = out.write_all(comma).and_then(|()| row.write_json(&mut out));
+                written.map_err(|e| Failure::output(&e))
             }
             Output::Human => human(&row, &mut out),
         };

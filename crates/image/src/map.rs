@@ -3,8 +3,9 @@
 //! Rows come out as the device reports its extents; nothing is collected, so that an image with millions of
 //! runs costs no memory.
 
+use std::io::{self, Write};
+
 use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, ExtentMerger, HostRun, Visit};
-use serde_json::{Value, json};
 
 /// One run, with the members of `qemu-img map --output=json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,21 +30,21 @@ pub struct MapRow {
 }
 
 impl MapRow {
-    /// The row as `qemu-img` writes it into JSON.
-    pub fn to_json(&self) -> Value {
-        let mut row = json!({
-            "start": self.start,
-            "length": self.length,
-            "depth": self.depth,
-            "present": self.present,
-            "zero": self.zero,
-            "data": self.data,
-            "compressed": self.compressed,
-        });
-        if let (Some((offset, _)), Some(row)) = (&self.host, row.as_object_mut()) {
-            row.insert("offset".into(), json!(offset));
+    /// Writes the row as `qemu-img map --output=json` does, without what stands between two of them.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
+        write!(
+            out,
+            "{{ \"start\": {}, \"length\": {}, \"depth\": {}, \"present\": {}, \"zero\": {}, \"data\": {}, \
+             \"compressed\": {}",
+            self.start, self.length, self.depth, self.present, self.zero, self.data, self.compressed
+        )?;
+        if let Some((offset, _)) = &self.host {
+            write!(out, ", \"offset\": {offset}")?;
         }
-        row
+        out.write_all(b"}")
     }
 }
 
@@ -87,4 +88,31 @@ pub fn map(
         let _ = merger.finish(&mut row);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_looks_like_qemu_img() {
+        let mut row = MapRow {
+            start: 0,
+            length: 512,
+            depth: 1,
+            present: true,
+            zero: false,
+            data: true,
+            compressed: false,
+            host: Some((65536, "disk".to_owned())),
+        };
+        let shown = |row: &MapRow| {
+            let mut out = Vec::new();
+            row.write_json(&mut out).map(|()| String::from_utf8(out))
+        };
+        let want = r#"{ "start": 0, "length": 512, "depth": 1, "present": true, "zero": false, "data": true, "compressed": false, "offset": 65536}"#;
+        assert!(matches!(shown(&row), Ok(Ok(text)) if text == want));
+        row.host = None;
+        assert!(matches!(shown(&row), Ok(Ok(text)) if text.ends_with(r#""compressed": false}"#)));
+    }
 }
