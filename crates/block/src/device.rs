@@ -4,7 +4,10 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{ByteRange, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags};
+use crate::{
+    ByteRange, CloneUnits, Error, ErrorKind, Extent, Geometry, HostRun, Result, Storage, Visit, WriteFlags,
+    ZeroFlags,
+};
 
 /// A virtual disk.
 ///
@@ -77,14 +80,25 @@ pub trait BlockDevice: Any + Send + Sync + fmt::Debug {
     /// waiting. Who needs maximal runs merges them.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()>;
 
-    /// Fills `len` bytes at `offset` from a host file without passing them through the caller, if the device
-    /// and the kernel can.
+    /// The units in which the device can share blocks with `file`, the whole of a host file
+    /// ([`HostRun::in_file`]), by [`clone_range`](Self::clone_range). `None` if it cannot.
+    ///
+    /// The answer may take as long as a flush: what `file` holds is made durable first.
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        let _ = file;
+        None
+    }
+
+    /// Fills `len` bytes at `offset` with the bytes of `run`, by sharing the blocks that they lie in (a
+    /// reflink). Offsets and length are multiples of the [units](Self::clone_units). Returns the number of
+    /// system calls that it took.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] having written nothing where they cannot: read and write instead.
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+    /// Each byte of the range is old or new then: read and write instead. [`ErrorKind::Unsupported`] where
+    /// blocks cannot be shared.
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
         let _ = (offset, run, len);
-        Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
+        Err(Error::new(ErrorKind::Unsupported, "clone"))
     }
 
     /// Gives `range`, which reads as zeros, its place in what the device lies in, without writing the zeros

@@ -42,6 +42,7 @@
 
 mod buffer;
 pub mod cancel;
+mod clone_units;
 mod device;
 mod error;
 mod extent;
@@ -60,6 +61,7 @@ mod visit;
 pub mod zero;
 
 pub use buffer::AlignedBuf;
+pub use clone_units::CloneUnits;
 pub use device::BlockDevice;
 pub use error::{BoxError, Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentKind, ExtentMerger, QueryBudget};

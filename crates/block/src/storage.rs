@@ -67,13 +67,23 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// work in between, as [`BlockDevice::extents`](crate::BlockDevice::extents) does.
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()>;
 
-    /// Copies `len` bytes from another host file inside the kernel (reflink or in-kernel copy).
+    /// The block in which this file can share blocks with `file`, a power of two; `None` if it cannot, as the
+    /// file system does not do that, or has only one of the two. What `file` holds is made durable first, as
+    /// clones of bytes that are lost later would be lost with them.
+    fn clone_block(&self, file: &dyn Storage) -> Option<u64> {
+        let _ = file;
+        None
+    }
+
+    /// Fills `len` bytes at `offset` with the bytes of `run` by sharing the blocks that they lie in, growing
+    /// the storage if needed. All three are multiples of [`clone_block`](Self::clone_block). Returns the
+    /// number of system calls.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] having written nothing where that cannot be done.
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+    /// [`ErrorKind::Unsupported`] where that cannot be done. Each byte of the range is old or new then.
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
         let _ = (offset, run, len);
-        Err(Error::new(ErrorKind::Unsupported, "copy in the kernel"))
+        Err(Error::new(ErrorKind::Unsupported, "clone"))
     }
 
     /// The storage that this one is a part of, and the offset there of its first byte. Who must know where

@@ -43,6 +43,25 @@ pub use model::explore;
 pub use recording::RecordingStorage;
 pub use rng::Rng;
 
+use crate::{Error, ErrorKind, HostRun, Result, Storage};
+
+/// The block of clones between storages in memory.
+const CLONE_BLOCK: u64 = 4096;
+
+/// A clone of storages in memory, which share nothing: the bytes are written.
+fn clone_as_write(to: &dyn Storage, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+    if [offset, run.offset, len].iter().any(|at| !at.is_multiple_of(CLONE_BLOCK)) {
+        return Err(Error::new(ErrorKind::Unsupported, "clone").at(offset).because("not whole blocks"));
+    }
+    if run.storage.len()? < run.offset.saturating_add(len) {
+        return Err(Error::new(ErrorKind::Unsupported, "clone").at(offset).because("past the end"));
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| Error::new(ErrorKind::LimitExceeded, "clone"))?];
+    run.storage.read_at(&mut bytes, run.offset)?;
+    to.write_at(&bytes, offset)?;
+    Ok(1)
+}
+
 /// How often the calling thread has taken a [`Mutex`](crate::sync::Mutex), a condition variable's wait aside;
 /// `None` in builds without debug assertions and under the model checker, which do not count.
 pub fn locks_taken() -> Option<u64> {

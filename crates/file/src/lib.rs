@@ -11,7 +11,7 @@
 //!
 //! The crate does system calls and nothing else: it knows no image format. Data goes straight between the
 //! caller's buffer and `pread`/`pwrite`; holes come from `SEEK_DATA`/`SEEK_HOLE`, zeroing and discarding from
-//! `fallocate`, copies between files from `copy_file_range`. Each open file holds an image lock
+//! `fallocate`, sharing of blocks between files from `FICLONERANGE`. Each open file holds an image lock
 //! ([`blockmirror_image_lock`]) by default.
 //!
 //! ```
@@ -38,7 +38,6 @@
 mod below;
 mod carry;
 mod claim;
-mod copy;
 mod direct;
 mod flushes;
 mod growth;
@@ -54,6 +53,7 @@ mod mounts;
 mod new_file;
 mod open;
 mod partial;
+mod reflink;
 mod stamp;
 mod storage;
 mod target;

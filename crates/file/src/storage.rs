@@ -1,7 +1,7 @@
 //! An open host file or block device.
 //!
 //! Nothing here is locked while a visitor or another storage is called, except `growth`, shared, during a
-//! copy from another storage that makes the file longer.
+//! clone from another storage that makes the file longer.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -24,7 +24,7 @@ use crate::growth::Growth;
 use crate::id::{FileId, FileKind, kind_of};
 use crate::long_write_gate::LongWriteGate;
 use crate::zeroes::Outcome;
-use crate::{claim, copy, direct, holes, io, zeroes};
+use crate::{claim, direct, holes, io, reflink, zeroes};
 
 /// A host file or block device as a storage. Made by [`FileOptions::open`](crate::FileOptions::open).
 #[derive(Debug)]
@@ -408,24 +408,6 @@ impl FileStorage {
         Ok(Outcome::Done)
     }
 
-    fn copy_run(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        let range = self.write_range(offset, len, "copy in the kernel")?;
-        let Some(from) = run.storage.host_fd() else {
-            return Err(Error::new(ErrorKind::Unsupported, "copy in the kernel")
-                .because("the source is not a host file"));
-        };
-        let done = copy::copy(from, run.offset, self.file(), offset, len)?;
-        // The source ended, or the kernel gave up halfway: the rest goes the ordinary mode.
-        let rest = ByteRange::new(range.start() + done, range.end());
-        let mut buf = Vec::new();
-        for piece in rest.pieces(1024 * 1024) {
-            buf.resize(piece.len() as usize, 0);
-            run.storage.read_at(&mut buf, run.offset.saturating_add(piece.start() - offset))?;
-            self.write_bytes(&buf, piece.start())?;
-        }
-        Ok(())
-    }
-
     fn named<T>(&self, result: Result<T>) -> Result<T> {
         result.map_err(|e| e.or_in_file(&self.name))
     }
@@ -557,8 +539,20 @@ impl Storage for FileStorage {
         }))
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.named(self.growing(ByteRange::at(offset, len), || self.copy_run(offset, run, len)))
+    fn clone_block(&self, file: &dyn Storage) -> Option<u64> {
+        let can = self.kind == FileKind::Regular && self.writable("clone").is_ok();
+        if can { reflink::block(self.file(), file) } else { None }
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let mut calls = 0;
+        self.named(self.write_range(offset, len, "clone").and_then(|range| {
+            self.growing(range, || {
+                calls = reflink::clone(self.file(), offset, run, len)?;
+                Ok(())
+            })
+        }))?;
+        Ok(calls)
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {

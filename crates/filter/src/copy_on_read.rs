@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, CloneUnits, Extent, Geometry, HostRun, Result, Storage, Visit, WriteFlags,
+    ZeroFlags,
 };
 
 /// Populates the device below it with what is read through it.
@@ -95,8 +96,12 @@ impl BlockDevice for CopyOnRead {
         })
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.child.copy_from(offset, run, len)
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.child.clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        self.child.clone_range(offset, run, len)
     }
 
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {

@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, ExtentKind, ExtentMerger, Geometry, HostRun, Result, Visit, WriteFlags,
-    ZeroFlags,
+    BlockDevice, ByteRange, Extent, ExtentKind, ExtentMerger, Geometry, Result, Visit, WriteFlags, ZeroFlags,
 };
 
 /// Answers extent queries in units of a given size. All else is passed on.
@@ -170,10 +169,6 @@ impl BlockDevice for WholeUnits {
             let _ = merger.finish(visit);
         }
         Ok(())
-    }
-
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.child.copy_from(offset, run, len)
     }
 
     fn preallocate(&self, range: ByteRange) -> Result<()> {

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, CloneUnits, Extent, Geometry, HostRun, Result, Storage, Visit, WriteFlags,
+    ZeroFlags,
 };
 
 /// Makes each write to the device below it durable before the write returns.
@@ -59,9 +60,14 @@ impl BlockDevice for WriteThrough {
         self.child.extents(range, visit)
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.child.copy_from(offset, run, len)?;
-        self.child.flush()
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.child.clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let calls = self.child.clone_range(offset, run, len)?;
+        self.child.flush()?;
+        Ok(calls)
     }
 
     fn preallocate(&self, range: ByteRange) -> Result<()> {

@@ -9,8 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    Backing, BlockDevice, ByteRange, Error as BlockError, ErrorKind, Extent, Geometry, GroupCommit,
-    RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags, cancel,
+    Backing, BlockDevice, ByteRange, CloneUnits, Error as BlockError, ErrorKind, Extent, Geometry,
+    GroupCommit, HostRun, RangeLock, Result as BlockResult, Storage, Visit, WriteFlags, ZeroFlags, cancel,
 };
 use byteorder::{BigEndian, ByteOrder};
 
@@ -244,6 +244,14 @@ impl BlockDevice for Qcow2 {
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> BlockResult<()> {
         let range = self.bounds("map", Some(range), range.start(), range.len())?;
         self.visit_extents(range, visit)
+    }
+
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.units_of_clones(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> BlockResult<u64> {
+        self.clone_clusters(offset, run, len)
     }
 
     fn preallocate(&self, range: ByteRange) -> BlockResult<()> {

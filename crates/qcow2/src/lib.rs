@@ -52,6 +52,7 @@
 //! | `meta`, `cache` | the L1 table and cached L2 slices: what a guest range is mapped to |
 //! | `read`, `compressed`, `extents`, `holes`, `known_data`, `preallocated`, `zero_query` | reads and questions about the mapping |
 //! | `write`: `plan`, `guard`, `l2_table` | writes: where bytes go, moving them, new L2 tables |
+//! | `write/cloned` | writes that share blocks with another file |
 //! | `write/compressed`, `compress`, `compressors`, `compress_filter` | writes of compressed clusters |
 //! | `zero`, `copy_up`, `resize`, `empty`, `backing` | other changes of the mapping, and of the header |
 //! | `refcounts`: `alloc`, `contiguous`, `packing`, `new_blocks`, `grow` | which host clusters are free |

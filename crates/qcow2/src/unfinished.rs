@@ -164,9 +164,13 @@ impl Storage for Unfinished {
         self.inner.extents(range, visit)
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
+    fn clone_block(&self, file: &dyn Storage) -> Option<u64> {
+        self.inner.clone_block(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
         // Guest data: it lies behind the header.
-        self.inner.copy_from(offset, run, len)
+        self.inner.clone_range(offset, run, len)
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {

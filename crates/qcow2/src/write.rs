@@ -8,6 +8,7 @@
 //! Two writes whose clusters overlap are serialized where either changes the mapping; overwrites in place are
 //! not.
 
+mod cloned;
 mod compressed;
 mod guard;
 mod l2_table;

@@ -179,9 +179,13 @@ impl Storage for StoragePart {
         })
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        let range = self.range(offset, len, "copy in the kernel")?;
-        self.whole.copy_from(range.start(), run, len)
+    fn clone_block(&self, file: &dyn Storage) -> Option<u64> {
+        self.whole.clone_block(file).filter(|block| self.offset.is_multiple_of(*block))
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let range = self.range(offset, len, "clone")?;
+        self.whole.clone_range(range.start(), run, len)
     }
 
     fn part_of(&self) -> Option<(&Arc<dyn Storage>, u64)> {

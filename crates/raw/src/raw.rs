@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger, Geometry,
-    HostRun, Result, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
+    BlockDevice, ByteRange, CloneUnits, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger,
+    Geometry, HostRun, Result, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
 };
 
 use crate::magic;
@@ -252,14 +252,23 @@ impl BlockDevice for Raw {
         self.storage.flush()
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        let range = self.check_write(offset, len, "copy in the kernel")?;
+    /// None if the image was probed: its first sector is looked at before it is written.
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        if self.first_sector.is_some() {
+            return None;
+        }
+        let block = self.storage.clone_block(file)?;
+        Some(CloneUnits { device: block, file: block })
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let range = self.check_write(offset, len, "clone")?;
         if self.first_sector.is_some() && range.start() < SECTOR {
-            return Err(Error::new(ErrorKind::Unsupported, "copy in the kernel")
+            return Err(Error::new(ErrorKind::Unsupported, "clone")
                 .in_file(self.name())
                 .because("the first sector of a probed image is looked at before it is written"));
         }
-        self.storage.copy_from(offset, run, len)
+        self.storage.clone_range(offset, run, len)
     }
 
     fn cancel_in_flight(&self) {

@@ -75,7 +75,7 @@ fn requests_past_the_end_touch_nothing() {
         raw.write_at(&[0; 2], 1023, WriteFlags::NONE).unwrap_err(),
         raw.write_zeroes(ByteRange::new(1000, 1025), ZeroFlags::NONE).unwrap_err(),
         raw.discard(ByteRange::new(0, u64::MAX)).unwrap_err(),
-        raw.copy_from(1024, &run, 1).unwrap_err(),
+        raw.clone_range(1024, &run, 1).unwrap_err(),
         raw.extents(ByteRange::new(0, 1025), &mut |_| panic!("nothing to visit")).unwrap_err(),
     ] {
         assert_eq!(error.kind(), ErrorKind::OutOfBounds);
@@ -141,7 +141,7 @@ fn a_probed_image_refuses_to_become_another_format() {
     assert!(raw.write_at(b"I\xfb", 2, WriteFlags::NONE).is_err());
     let (evil, _path, _dir) = new_file(b"QFI\xfb");
     let run = HostRun { storage: evil, offset: 0 };
-    assert_eq!(raw.copy_from(0, &run, 4).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(raw.clone_range(0, &run, 4).unwrap_err().kind(), ErrorKind::Unsupported);
     // Zeros complete a magic as well as any other byte.
     raw.write_at(b"QEDx", 0, WriteFlags::NONE).unwrap();
     assert!(raw.write_zeroes(ByteRange::new(3, 4), ZeroFlags::NONE).is_err());

@@ -8,9 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, Geometry, HostRun, Result, Visit, WriteFlags, ZeroFlags,
-};
+use blockmirror_block::{BlockDevice, ByteRange, Extent, Geometry, Result, Visit, WriteFlags, ZeroFlags};
 
 use blockmirror_block::testing::Rng;
 
@@ -78,10 +76,6 @@ impl BlockDevice for SlowDisk {
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
         self.slowly(|disk| disk.extents(range, visit))
-    }
-
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.slowly(|disk| disk.copy_from(offset, run, len))
     }
 
     fn cancel_in_flight(&self) {

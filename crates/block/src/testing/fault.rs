@@ -14,8 +14,10 @@ pub enum OpKind {
     Any,
     /// `read_at`.
     Read,
-    /// `write_at`, and copies in the kernel.
+    /// `write_at`.
     Write,
+    /// `clone_range`.
+    Clone,
     /// `write_zeroes`.
     WriteZeroes,
     /// `discard`.
@@ -38,6 +40,7 @@ impl OpKind {
             Self::Any => "operation",
             Self::Read => "read",
             Self::Write => "write",
+            Self::Clone => "clone",
             Self::WriteZeroes => "write zeroes",
             Self::Discard => "discard",
             Self::Flush => "flush",

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::fault::{Faults, OpKind, first_half};
-use crate::{BlockDevice, Geometry, WriteFlags, ZeroFlags};
+use crate::{BlockDevice, CloneUnits, Geometry, Storage, WriteFlags, ZeroFlags};
 use crate::{ByteRange, Result};
 use crate::{Extent, HostRun, Visit};
 
@@ -76,9 +76,17 @@ impl BlockDevice for FaultDisk {
         self.run(OpKind::Extents, Some(range), || self.inner.extents(range, visit))
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        let range = ByteRange::at(offset, len);
-        self.run(OpKind::Write, Some(range), || self.inner.copy_from(offset, run, len))
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.inner.clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let mut calls = 0;
+        self.run(OpKind::Clone, Some(ByteRange::at(offset, len)), || {
+            calls = self.inner.clone_range(offset, run, len)?;
+            Ok(())
+        })?;
+        Ok(calls)
     }
 
     fn copy_up(&self, range: ByteRange, max_depth: u32) -> Result<u64> {

@@ -91,9 +91,17 @@ impl Storage for FaultStorage {
         self.run(OpKind::Extents, Some(range), || self.inner.extents(range, visit))
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        let range = ByteRange::at(offset, len);
-        self.run(OpKind::Write, Some(range), || self.inner.copy_from(offset, run, len))
+    fn clone_block(&self, file: &dyn Storage) -> Option<u64> {
+        self.inner.clone_block(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let mut calls = 0;
+        self.run(OpKind::Clone, Some(ByteRange::at(offset, len)), || {
+            calls = self.inner.clone_range(offset, run, len)?;
+            Ok(())
+        })?;
+        Ok(calls)
     }
 
     fn host_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -11,7 +11,7 @@ use super::memory_storage::MemoryStorage;
 use super::sparse::SparseBytes;
 use crate::Visit;
 use crate::ZeroFlags;
-use crate::storage::{Storage, StorageExtent, StorageInfo};
+use crate::storage::{HostRun, Storage, StorageExtent, StorageInfo};
 use crate::sync::Mutex;
 use crate::{ByteRange, Error, ErrorKind, Result};
 
@@ -179,6 +179,15 @@ impl Storage for RecordingStorage {
     fn flush(&self) -> Result<()> {
         self.change(Logged::Flush);
         Ok(())
+    }
+
+    /// With every file, which a test may say is a host's.
+    fn clone_block(&self, _: &dyn Storage) -> Option<u64> {
+        Some(super::CLONE_BLOCK)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        super::clone_as_write(self, offset, run, len)
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit,
-    WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, CloneUnits, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result,
+    Storage, Visit, WriteFlags, ZeroFlags,
 };
 
 /// See the module's documentation.
@@ -104,9 +104,13 @@ impl BlockDevice for BackingLink {
         self.target().extents(range, visit)
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.check_writable("copy")?;
-        self.target().copy_from(offset, run, len)
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.target().clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        self.check_writable("clone")?;
+        self.target().clone_range(offset, run, len)
     }
 
     fn preallocate(&self, range: ByteRange) -> Result<()> {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use blockmirror_block::{
-    BlockDevice, ByteRange, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result, Visit,
-    WriteFlags, ZeroFlags, zero,
+    BlockDevice, ByteRange, CloneUnits, DiscardEffect, Error, ErrorKind, Extent, Geometry, HostRun, Result,
+    Storage, Visit, WriteFlags, ZeroFlags, zero,
 };
 
 /// The options that all drivers have.
@@ -243,9 +243,13 @@ impl BlockDevice for NodeDevice {
         self.device().copy_up(range, max_depth)
     }
 
-    fn copy_from(&self, offset: u64, run: &HostRun, len: u64) -> Result<()> {
-        self.check_writable("copy")?;
-        self.device().copy_from(offset, run, len)
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.device().clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        self.check_writable("clone")?;
+        self.device().clone_range(offset, run, len)
     }
 
     fn write_would_wait(&self, range: ByteRange) -> bool {

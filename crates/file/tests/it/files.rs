@@ -1,12 +1,11 @@
-//! Host files as storage: lengths, holes, zeroing, copies and errors, on tmpfs and on the disk below the
+//! Host files as storage: lengths, holes, zeroing and errors, on tmpfs and on the disk below the
 //! temporary directory.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;
-use std::sync::Arc;
 
-use blockmirror_block::{ByteRange, ErrorKind, HostRun, Storage, Visit, ZeroFlags};
+use blockmirror_block::{ByteRange, ErrorKind, Storage, Visit, ZeroFlags};
 use blockmirror_file::{FileOptions, FileStorage, LockMode};
 
 const K: u64 = 1024;
@@ -153,35 +152,6 @@ fn allocation_reserves_and_changes_nothing_else() {
         assert_eq!(file.len().unwrap(), 256 * K);
         assert!(file.allocated_bytes().unwrap().unwrap() >= 256 * K);
         assert_eq!(bytes(&file, 0, 5), *b"data\0");
-    });
-}
-
-#[test]
-fn the_kernel_copies_between_files() {
-    everywhere(|dir| {
-        let source: Arc<dyn Storage> = Arc::new(create(dir.join("source")));
-        source.write_at(b"0123456789", 5).unwrap();
-        let target = create(dir.join("target"));
-        target.write_at(&[0xff; 40], 0).unwrap();
-        let run = |offset| HostRun { storage: Arc::clone(&source), offset };
-        match target.copy_from(3, &run(7), 6) {
-            Ok(()) => {
-                assert_eq!(bytes(&target, 0, 12), *b"\xff\xff\xff234567\xff\xff\xff");
-                // The source ends halfway: what lies past its end is zeros.
-                target.copy_from(20, &run(13), 10).unwrap();
-                assert_eq!(bytes(&target, 19, 12), *b"\xff89\0\0\0\0\0\0\0\0\xff");
-                // Far past the end of the target: it grows.
-                target.copy_from(100_000, &run(5), 10).unwrap();
-                assert_eq!(target.len().unwrap(), 100_010);
-            }
-            Err(e) => {
-                assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
-                assert_eq!(bytes(&target, 0, 12), [0xff; 12], "nothing was written");
-            }
-        }
-        let refused = target.copy_from(0, &run(1 << 40), 10).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Unsupported);
-        assert_eq!(bytes(&target, 0, 3), [0xff; 3]);
     });
 }
 

@@ -4,4 +4,5 @@ mod block_device;
 mod files;
 mod model;
 mod new_file;
+mod reflink;
 mod set_writable;

@@ -9,6 +9,7 @@ mod bitmaps_qemu;
 mod cancelled;
 mod check;
 mod check_bounds;
+mod cloned;
 mod common;
 mod compressed;
 mod compressed_faults;
