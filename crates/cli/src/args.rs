@@ -13,6 +13,7 @@ mod copy;
 mod ctl;
 mod daemon;
 mod look;
+mod reflink;
 mod snapshot;
 mod target;
 
@@ -170,7 +171,7 @@ mod tests {
         (
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
-             target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size \
+             target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart dry_run \
              output progress bar quiet sync",
         ),

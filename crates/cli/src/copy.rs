@@ -134,6 +134,7 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
         .require_flush(args.require_flush)
         .target_is_zero(args.target_is_zero)
         .allow(allowed)
+        .reflink(args.reflink.choice(args.sparse_size.is_some())?)
         .bitmaps(match (args.bitmaps, args.skip_broken_bitmaps) {
             (false, _) => CopyBitmaps::None,
             (true, false) => CopyBitmaps::All,
@@ -349,7 +350,9 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::Start(mirror::Error::SizeMismatch { .. }) => {
             Failure::failed(error).in_qemu("output file is smaller than input file")
         }
-        ConvertError::Start(mirror::Error::TargetReadOnly { .. }) => Failure::failed(error),
+        ConvertError::Start(mirror::Error::TargetReadOnly { .. } | mirror::Error::NothingShared { .. }) => {
+            Failure::failed(error)
+        }
         ConvertError::Start(refused) if refused.kind() == ErrorKind::InvalidInput => Failure::usage(refused),
         error => Failure::failed(error),
     }

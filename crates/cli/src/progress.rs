@@ -28,7 +28,7 @@ pub(crate) struct Reading {
     pub(crate) copied: u64,
     pub(crate) zeroed: u64,
     pub(crate) skipped: u64,
-    /// What has been copied, zeroed or given up.
+    /// What has been copied, shared, zeroed or given up.
     done: u64,
     /// What is still to be copied or zeroed, as far as that is known.
     left: u64,
@@ -38,7 +38,7 @@ impl Reading {
     /// Where a copy stands. Of the part of the source that the scan has not reached, as much is counted as
     /// left to copy as of the part that it has.
     pub(crate) fn of_copy(progress: &Progress) -> Self {
-        let done = progress.copied + progress.zeroed + progress.given_up;
+        let done = progress.copied + progress.shared + progress.zeroed + progress.given_up;
         let known = progress.len.saturating_sub(progress.offset).saturating_sub(progress.bulk_left);
         let scanned = progress.len.saturating_sub(progress.bulk_left);
         let share = if scanned == 0 { 1.0 } else { (done + known) as f64 / scanned as f64 };

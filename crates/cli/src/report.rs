@@ -67,6 +67,8 @@ fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
         "copied": copy.copied,
         "zeroed": copy.zeroed,
         "skipped": copy.skipped,
+        "shared": copy.shared,
+        "clone-calls": copy.clone_calls,
         "given-up": given_up,
         "elapsed": copy.elapsed.as_secs_f64(),
     });

@@ -26,6 +26,7 @@ use crate::mover::{CopyPolicy, Mover};
 use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Event;
+use crate::reflink::Clones;
 use crate::scan::{Failure, TargetContent};
 use crate::tap::Tap;
 use workers::Workers;
@@ -43,6 +44,7 @@ pub(crate) struct Engine {
     /// *Guards* the disks, `None` once the job is over. *Order*: leaf. *Not under it*: anything.
     disks: Mutex<Option<JobDisks>>,
     policy: CopyPolicy,
+    clones: Option<Clones>,
     started: Instant,
     /// *Guards* the core and who waits for it. *Order*: after the tap's state; before a group's wake-up, a
     /// leaf. *Not under it*: device calls, the tap's state, `disks`.
@@ -152,11 +154,13 @@ impl Engine {
         core: Core,
         attachment: Option<TapAttachment>,
         checkpoints: Option<Arc<dyn CheckpointSink>>,
+        clones: Option<Clones>,
     ) -> Self {
         let target = Some(disks.through());
         Self {
             disks: Mutex::new(Some(disks)),
             policy,
+            clones,
             started: Instant::now(),
             state: Mutex::new(State {
                 core,
@@ -341,7 +345,8 @@ impl Engine {
     /// A worker thread: ask, perform, report, until the job is over.
     fn run(self: &Arc<Self>) {
         let Some(JobDisks { source, target, cow, .. }) = self.disks() else { return };
-        let mut mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
+        let mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
+        let mut mover = mover.sharing(self.clones.as_ref());
         let mut batch = Batch::default();
         let mut state = self.state.lock();
         loop {

@@ -66,6 +66,17 @@ pub enum Error {
         /// The tap's name.
         name: String,
     },
+    /// Blocks must be shared ([`Reflink::Always`](crate::Reflink::Always)), and nothing of the source can be.
+    #[error(
+        "target {target_name} can share no blocks with source {source_name}: it takes data that is stored as it \
+         is, in files of one file system with reflinks"
+    )]
+    NothingShared {
+        /// The source's name.
+        source_name: String,
+        /// The target's name.
+        target_name: String,
+    },
     /// The target does not accept writes.
     #[error("target {name} is read-only")]
     TargetReadOnly {
@@ -211,6 +222,7 @@ impl Error {
             | Self::HiddenTail { .. }
             | Self::SameDevice { .. }
             | Self::SourceIsTap { .. }
+            | Self::NothingShared { .. }
             | Self::TargetReadOnly { .. }
             | Self::SyncBitmap { .. }
             | Self::NeedsTap

@@ -20,6 +20,7 @@ use crate::notify::Notify;
 use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;
 use crate::progress::{Event, Outcome, Progress};
+use crate::reflink::Clones;
 use crate::state::Refused;
 use crate::tap::{AttachContext, Tap};
 
@@ -240,6 +241,7 @@ impl MirrorJob {
         check_distinct(&source, &target)?;
         let granularity = check(&*source, &*target, &options)?;
         let len = source.len();
+        let clones = Clones::checked(&options, false, &*source, &*target)?;
         let ends = JobDisks::new(source, target, &options, granularity.bytes);
         let geometry = ends.target_geometry();
         let mut config = Config::new(&options, granularity.bytes, len, geometry);
@@ -249,7 +251,8 @@ impl MirrorJob {
         }
         let core = Core::new(config)?;
         let policy = CopyPolicy::new(&options, geometry, ends.content(&options));
-        let engine = Engine::new(ends, policy, core, None, checkpoints.map(|checkpoints| checkpoints.sink));
+        let sink = checkpoints.map(|checkpoints| checkpoints.sink);
+        let engine = Engine::new(ends, policy, core, None, sink, clones);
         Self::run(Arc::new(engine), granularity, &options)
     }
 
@@ -327,6 +330,8 @@ impl MirrorJob {
                 copied: progress.copied,
                 zeroed: progress.zeroed,
                 skipped: progress.skipped,
+                shared: progress.shared,
+                clone_calls: progress.clone_calls,
                 given_up: core.given_up(),
                 elapsed: progress.elapsed,
             })
@@ -375,6 +380,7 @@ impl PreparedJob {
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
+        let clones = Clones::checked(options, true, &*tap.device(), &**target)?;
         let engine = tap.attach(name, |AttachContext { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
@@ -394,7 +400,7 @@ impl PreparedJob {
             let attachment =
                 TapAttachment { tap: Arc::downgrade(tap), session, renews_bitmap, notify: notify.cloned() };
             let policy = CopyPolicy::new(options, geometry, ends.content(options));
-            Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment), None)))
+            Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment), None, clones)))
         })?;
         Ok(Self { engine, granularity, options: options.clone() })
     }

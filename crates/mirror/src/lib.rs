@@ -56,6 +56,7 @@ mod plan;
 mod progress;
 mod range_map;
 mod range_set;
+mod reflink;
 mod scan;
 #[cfg(any(test, feature = "simulate"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
@@ -89,11 +90,12 @@ pub use job::{MirrorControl, MirrorJob, PreparedJob};
 pub use options::{
     BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_FINAL_FLUSH_TIMEOUT, DEFAULT_LATENCY_BUDGET,
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET,
-    MirrorOptions, OnError, SyncMode,
+    MirrorOptions, OnError, Reflink, SyncMode,
 };
 pub use plan::{Plan, PlanTarget, plan, plan_until};
 pub use progress::{
     Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
 };
+pub use reflink::check_shared;
 pub use state::{JobState, Refused, Verb};
 pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, MAX_BITMAPS, Tap, WriteTicket};

@@ -53,7 +53,7 @@ use crate::options::CopyMode;
 use crate::progress::{Event, GivenUp, Operation, Progress};
 use crate::scan::Failure;
 use crate::state::JobState;
-pub(crate) use action::{Action, Done, Ending, Moved, Next, Work};
+pub(crate) use action::{Action, Cloned, Done, Ending, Moved, Next, Work};
 use config::Config;
 use counters::Counters;
 use durability::Durability;
@@ -189,7 +189,7 @@ impl Core {
         let work_left = self.work.work_left();
         let Outlook { copy_rate, dirty_rate, convergence, eta } =
             self.pacing.outlook(now, self.counters.totals(), work_left, self.is_standing());
-        let Moved { copied, zeroed, skipped } = self.counters.moved();
+        let Moved { copied, zeroed, skipped, shared } = self.counters.moved();
         Progress {
             state: self.lifecycle.job_state(),
             io_status: self.lifecycle.io_status(),
@@ -202,6 +202,8 @@ impl Core {
             copied,
             zeroed,
             skipped,
+            shared,
+            clone_calls: self.counters.clone_calls(),
             given_up: self.work.failed_bytes(),
             mirrored: self.counters.bytes_mirrored(),
             actively_synced: left == 0 && self.writes_through() && self.guests.all_reach_target(),

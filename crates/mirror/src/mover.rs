@@ -7,16 +7,22 @@
 //! them, and writes that to the target. It does no harm: the write marks its range when it has finished, so
 //! the range is copied again.
 
+use std::time::Duration;
+
+use blockmirror_block::sync::Instant;
 use blockmirror_block::{
-    self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Geometry, WriteFlags, ZeroFlags, zero,
+    self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Extent, Geometry, Visit, WriteFlags,
+    ZeroFlags, cancel, zero,
 };
+use tracing::debug;
 
 use crate::cow_target::{CowTarget, Lost};
 use crate::machine::config::zero_scan_unit;
-use crate::machine::{Done, Moved, Work};
+use crate::machine::{Cloned, Done, Moved, Work};
 use crate::options::MirrorOptions;
 use crate::progress::Operation;
-use crate::scan::{Failure, Rules, TargetContent, scan};
+use crate::reflink::Clones;
+use crate::scan::{Failure, Rules, TargetContent, scan_sharing};
 
 /// The part of the options that matters while data is moved.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +62,15 @@ pub(crate) struct Mover<'a> {
     target: &'a dyn BlockDevice,
     cow: Option<&'a CowTarget>,
     policy: CopyPolicy,
+    /// What is cloned, if anything is.
+    clones: Option<&'a Clones>,
     /// What the source reads at least, as far as it says.
     block: u64,
     buffer: AlignedBuf,
 }
+
+/// A clone that has taken so long is interrupted between two system calls.
+const CLONE_TIME: Duration = Duration::from_millis(100);
 
 /// No block is smaller.
 const SECTOR: u64 = 512;
@@ -76,7 +87,13 @@ impl<'a> Mover<'a> {
     ) -> Self {
         let block = u64::from(source.geometry().request_alignment).max(SECTOR);
         let target = cow.map_or(target, |cow| cow as &dyn BlockDevice);
-        Self { source, target, cow, policy, block, buffer: AlignedBuf::new(0) }
+        Self { source, target, cow, policy, clones: None, block, buffer: AlignedBuf::new(0) }
+    }
+
+    /// The same, sharing blocks of the target with the source's files as `clones` says.
+    pub(crate) fn sharing(mut self, clones: Option<&'a Clones>) -> Self {
+        self.clones = clones;
+        self
     }
 
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
@@ -91,12 +108,14 @@ impl<'a> Mover<'a> {
                     // It knows which units the promise still holds for.
                     rules.target = TargetContent::Asked;
                 }
-                scan(self.source, Some(self.target), range, rules).map(Done::Scanned)
+                let part = |extent: &Extent| Some(self.clones?.part_of(self.target, extent)?.0);
+                scan_sharing(self.source, Some(self.target), range, rules, &part).map(Done::Scanned)
             }
             Work::Copy { range, target_zero, by_block: false } => {
                 self.copy(range, target_zero).map(Done::Copied)
             }
             Work::Copy { range, target_zero, by_block: true } => self.salvage(range, target_zero),
+            Work::Clone { range, .. } => self.share(range).map(Done::Cloned),
             Work::Zero { range, metadata_only } => self.zero(range, metadata_only),
             // Moves no data: the caller that holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
@@ -117,6 +136,35 @@ impl<'a> Mover<'a> {
             }
             result => result.map(|()| Done::Zeroed).map_err(Failure::at_target),
         }
+    }
+
+    /// Clones what can be cloned of `range`, until it has taken its time.
+    fn share(&self, range: ByteRange) -> Result<Cloned, Failure> {
+        let mut sharing = Sharing { range, cloned: Cloned { end: range.start(), ..Cloned::default() } };
+        let Some(clones) = self.clones else {
+            sharing.leave(range.end());
+            return Ok(sharing.cloned);
+        };
+        let started = Instant::now();
+        let mut stopped = false;
+        let answer = self.source.extents(range, &mut |extent| {
+            if let Some((part, run)) = extent.clip(range).and_then(|e| clones.part_of(self.target, &e)) {
+                sharing.leave(part.start());
+                match self.target.clone_range(part.start(), &run, part.len()) {
+                    Ok(calls) => sharing.shared(part.end(), calls),
+                    // A copy meets the same error, unless it is about clones.
+                    Err(error) => debug!(range = %part, %error, "copied, not cloned"),
+                }
+            }
+            sharing.leave(extent.range.end());
+            stopped = sharing.is_enough() || started.elapsed() >= CLONE_TIME || cancel::is_cancelled();
+            if stopped { Visit::Break(()) } else { Visit::Continue(()) }
+        });
+        answer.map_err(|error| Failure { operation: Operation::Read, error })?;
+        if !stopped {
+            sharing.leave(range.end());
+        }
+        Ok(sharing.cloned)
     }
 
     fn copy(&mut self, range: ByteRange, target_zero: bool) -> Result<Moved, Failure> {
@@ -219,6 +267,41 @@ impl<'a> Mover<'a> {
         }
         moved.copied += put(self.target, range, buf, written, len)?;
         Ok(moved)
+    }
+}
+
+/// A clone under way: all before `cloned.end` was looked at.
+struct Sharing {
+    range: ByteRange,
+    cloned: Cloned,
+}
+
+impl Sharing {
+    /// Separate ranges that one clone leaves to be copied.
+    const MAX_REST: usize = 1024;
+
+    /// What has not been cloned up to `end` is to be copied.
+    fn leave(&mut self, end: u64) {
+        let Cloned { end: at, rest, .. } = &mut self.cloned;
+        let left = ByteRange::new(*at, end.min(self.range.end()));
+        if left.is_empty() {
+            return;
+        }
+        match rest.last_mut() {
+            Some(last) if last.end() == left.start() => *last = ByteRange::new(last.start(), left.end()),
+            _ => rest.push(left),
+        }
+        *at = left.end();
+    }
+
+    /// The bytes up to `end` were cloned.
+    fn shared(&mut self, end: u64, calls: u64) {
+        self.cloned.end = end;
+        self.cloned.calls += calls;
+    }
+
+    fn is_enough(&self) -> bool {
+        self.cloned.rest.len() >= Self::MAX_REST
     }
 }
 

@@ -69,6 +69,22 @@ pub enum BitmapMode {
     Always,
 }
 
+/// Whether the target shares blocks with the source's files (reflinks) where both lie in one file system that
+/// does that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Reflink {
+    /// All data is copied.
+    #[default]
+    Never,
+    /// What can be shared is; a job on a [`Tap`](crate::Tap) copies all, as guest writes to a shared block
+    /// allocate a new one.
+    Auto,
+    /// What can be shared is, in a job on a tap too. A source and a target that cannot share at all are
+    /// refused.
+    Always,
+}
+
 /// The options of a mirror job. Setters take and return it by value:
 ///
 /// ```
@@ -96,6 +112,7 @@ pub struct MirrorOptions {
     pub(crate) longer_target: bool,
     pub(crate) whole_clusters: bool,
     pub(crate) only: Option<DirtyBitmap>,
+    pub(crate) reflink: Reflink,
     pub(crate) copy_mode: CopyMode,
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
@@ -124,6 +141,7 @@ impl Default for MirrorOptions {
             longer_target: false,
             whole_clusters: false,
             only: None,
+            reflink: Reflink::Never,
             copy_mode: CopyMode::Background,
             latency_budget: None,
             bitmap: None,
@@ -281,6 +299,16 @@ impl MirrorOptions {
     #[must_use]
     pub fn only(mut self, only: impl Into<Option<DirtyBitmap>>) -> Self {
         self.only = only.into();
+        self
+    }
+
+    /// Whether the target shares blocks with the source's files. Whole blocks and clusters of data that lie
+    /// in a file as they are can be shared; the rest is copied. Zeros that were written are shared as they
+    /// are, not looked for. With [`allocate`](Self::allocate) nothing is shared. Default:
+    /// [`Reflink::Never`].
+    #[must_use]
+    pub fn reflink(mut self, reflink: Reflink) -> Self {
+        self.reflink = reflink;
         self
     }
 

@@ -140,10 +140,11 @@ impl Plan {
             for extent in extents {
                 let bytes = extent.range.len();
                 at = extent.range.end();
-                let data = matches!(extent.action, CopyAction::Copy { .. }) && !extent.below;
+                let data = matches!(extent.action, CopyAction::Copy { .. } | CopyAction::Clone { .. })
+                    && !extent.below;
                 match extent.action {
                     _ if extent.below => self.skip += bytes,
-                    CopyAction::Copy { .. } => {
+                    CopyAction::Copy { .. } | CopyAction::Clone { .. } => {
                         self.copy += bytes;
                         self.copy_runs += u64::from(!in_data);
                     }

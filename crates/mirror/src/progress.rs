@@ -37,8 +37,8 @@ pub struct Progress {
     pub state: JobState,
     /// Whether an error stopped it.
     pub io_status: IoStatus,
-    /// Bytes dealt with: copied, zeroed, skipped or given up; not what sync top leaves to the target's
-    /// backing file. Only grows.
+    /// Bytes dealt with: copied, shared, zeroed, skipped or given up; not what sync top leaves to the
+    /// target's backing file. Only grows.
     pub offset: u64,
     /// `offset` and everything left. Grows when the source is written, and shrinks when the first pass finds
     /// what sync top leaves out; equal to `offset` when nothing is left.
@@ -57,6 +57,10 @@ pub struct Progress {
     pub zeroed: u64,
     /// Bytes that needed nothing: they read as zeros on the target already, or are left to its backing file.
     pub skipped: u64,
+    /// Bytes for which the target shares blocks with the source's files.
+    pub shared: u64,
+    /// The system calls that this took.
+    pub clone_calls: u64,
     /// Bytes given up after repeated failures.
     pub given_up: u64,
     /// Bytes that the guest wrote to source and target at once (write-blocking mode).
@@ -127,6 +131,10 @@ pub struct Outcome {
     pub zeroed: u64,
     /// Bytes that needed nothing.
     pub skipped: u64,
+    /// Bytes for which the target shares blocks with the source's files.
+    pub shared: u64,
+    /// The system calls that this took.
+    pub clone_calls: u64,
     /// What the `ignore` policy left out, in order of offset, neighbours merged. If this is empty the target
     /// equals the source and is durable.
     pub given_up: Vec<GivenUp>,

@@ -27,6 +27,11 @@ pub(crate) enum CopyAction {
         /// Whether the target is known to read as zeros there, so that zeros need not be written.
         target_zero: bool,
     },
+    /// The source's files hold it in blocks that the target can share.
+    Clone {
+        /// As of a copy, for what cannot be shared after all.
+        target_zero: bool,
+    },
     /// The target must be made zero.
     Zero,
     /// Nothing: it reads as zeros already.
@@ -130,9 +135,21 @@ pub(crate) fn scan(
     range: ByteRange,
     rules: Rules,
 ) -> Result<Vec<CopyExtent>, Failure> {
-    let runs = source_runs(source, range, rules)?;
+    scan_sharing(source, target, range, rules, &|_| None)
+}
+
+/// The same; `shared` says which part of an extent of data can be cloned.
+pub(crate) fn scan_sharing(
+    source: &dyn BlockDevice,
+    target: Option<&dyn BlockDevice>,
+    range: ByteRange,
+    rules: Rules,
+    shared: &dyn Fn(&Extent) -> Option<ByteRange>,
+) -> Result<Vec<CopyExtent>, Failure> {
+    let runs = source_runs(source, range, rules, shared)?;
     let Some(end) = runs.last().map(|run| run.range.end()) else { return Ok(Vec::new()) };
-    let mut merge = ExtentMerge { runs, next: 0, at: range.start(), out: Vec::new() };
+    let zero_target = rules.target == TargetContent::Zero;
+    let mut merge = ExtentMerge { runs, next: 0, at: range.start(), zero_target, out: Vec::new() };
     match (rules.target, target) {
         (TargetContent::Zero, _) => merge.advance(end, TargetKind::Zero),
         (TargetContent::Unknown, _) | (_, None) => merge.advance(end, TargetKind::Unknown),
@@ -147,6 +164,8 @@ pub(crate) fn scan(
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SourceKind {
     Data,
+    /// Data whose blocks the target can share.
+    Shared,
     /// Zeros that the target must store.
     Zero,
     /// Zeros because no layer has allocated anything, and only the top is copied: the target need not
@@ -216,7 +235,12 @@ impl Runs {
     }
 
     /// A gap before the extent counts as data: when in doubt, read.
-    fn visit(&mut self, extent: &Extent, rules: Rules) -> Visit {
+    fn visit(
+        &mut self,
+        extent: &Extent,
+        rules: Rules,
+        shared: &dyn Fn(&Extent) -> Option<ByteRange>,
+    ) -> Visit {
         let part = extent.range.intersect(self.within);
         if part.is_empty() {
             return Visit::Continue(());
@@ -228,16 +252,28 @@ impl Runs {
             kind if kind.is_unallocated() && rules.top_layers.is_some() => SourceKind::Unallocated,
             _ => SourceKind::Zero,
         };
+        if source_kind == SourceKind::Data
+            && !below
+            && let Some(shared) = extent.clip(part).as_ref().and_then(shared)
+        {
+            self.push(shared.start(), SourceKind::Data, below)?;
+            self.push(shared.end(), SourceKind::Shared, below)?;
+        }
         self.push(part.end(), source_kind, below)
     }
 }
 
-fn source_runs(source: &dyn BlockDevice, range: ByteRange, rules: Rules) -> Result<Vec<SourceRun>, Failure> {
+fn source_runs(
+    source: &dyn BlockDevice,
+    range: ByteRange,
+    rules: Rules,
+    shared: &dyn Fn(&Extent) -> Option<ByteRange>,
+) -> Result<Vec<SourceRun>, Failure> {
     let mut runs = Runs { within: range, covered: range.start(), runs: Vec::new() };
     let mut budget = Budget::new();
     let mut stopped = false;
     let answer = source.extents(range, &mut |extent| {
-        let visit = match runs.visit(&extent, rules) {
+        let visit = match runs.visit(&extent, rules, shared) {
             Visit::Continue(()) => budget.spend(&extent),
             full => full,
         };
@@ -261,7 +297,12 @@ fn ask_target(
     rules: Rules,
     end: u64,
 ) -> Result<(), Failure> {
-    let matters = |run: &SourceRun| !run.below && (run.source_kind != SourceKind::Data || rules.seek_zeros);
+    let matters = |run: &SourceRun| match run.source_kind {
+        _ if run.below => false,
+        SourceKind::Data => rules.seek_zeros,
+        SourceKind::Shared => false,
+        SourceKind::Zero | SourceKind::Unallocated => true,
+    };
     let first = merge.runs.iter().find(|run| matters(run)).map(|run| run.range.start());
     let last = merge.runs.iter().rev().find(|run| matters(run)).map(|run| run.range.end());
     let last = last.map(|last| last.min(target.len()));
@@ -304,6 +345,8 @@ struct ExtentMerge {
     /// The first run that reaches past `at`.
     next: usize,
     at: u64,
+    /// All of the target is known to read as zeros.
+    zero_target: bool,
     out: Vec<CopyExtent>,
 }
 
@@ -315,6 +358,8 @@ impl ExtentMerge {
             let range = ByteRange::new(self.at, run.range.end().min(end));
             let action = match (run.source_kind, target_kind) {
                 (SourceKind::Data, _) => CopyAction::Copy { target_zero: target_kind == TargetKind::Zero },
+                // What the target holds does not cut it: a clone is of whole units.
+                (SourceKind::Shared, _) => CopyAction::Clone { target_zero: self.zero_target },
                 (_, TargetKind::Zero) | (SourceKind::Unallocated, TargetKind::Unallocated) => {
                     CopyAction::Skip
                 }

@@ -22,6 +22,7 @@ mod error;
 mod identity;
 mod job;
 mod recorder;
+mod reflink;
 mod resume;
 mod source;
 
@@ -34,7 +35,7 @@ use blockmirror_image::{
     AllowedReferences, CreateSettings, Format, ImageName, NodeOptions, OpenOptions, SnapshotRef,
     TargetOptions,
 };
-use blockmirror_mirror::{MirrorOptions, OnError, Progress, SyncMode};
+use blockmirror_mirror::{MirrorOptions, OnError, Progress, Reflink, SyncMode};
 
 pub use bitmaps::CopyBitmaps;
 pub use check::CheckedConvert;
@@ -88,6 +89,7 @@ pub struct Convert {
     bitmaps: CopyBitmaps,
     compress: bool,
     checkpoint: Option<CheckpointOptions>,
+    reflink: Reflink,
     mirror: MirrorOptions,
 }
 
@@ -113,6 +115,7 @@ impl Convert {
             bitmaps: CopyBitmaps::None,
             compress: false,
             checkpoint: None,
+            reflink: Reflink::Auto,
             mirror: MirrorOptions::new(),
         }
     }
@@ -245,8 +248,8 @@ impl Convert {
         self
     }
 
-    /// The options of the mirror job that copies. Its sync mode and what it assumes of the target follow from
-    /// the rest.
+    /// The options of the mirror job that copies. Its sync mode, its reflinks and what it assumes of the
+    /// target follow from the rest.
     #[must_use]
     pub fn mirror(mut self, options: MirrorOptions) -> Self {
         self.mirror = options;

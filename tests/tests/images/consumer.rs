@@ -366,6 +366,8 @@ fn a_conversion_in_five_lines() {
               copied: 65536,
               zeroed: 0,
               skipped: 983040,
+              shared: 0,
+              clone_calls: 0,
               given_up: [],
               elapsed: ..
           },

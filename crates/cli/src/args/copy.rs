@@ -7,6 +7,7 @@ use blockmirror_mirror::MAX_IN_FLIGHT;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
+use super::reflink::ReflinkArgs;
 use super::snapshot::source_snapshot;
 use super::{AccessArgs, CheckpointArgs, OutputArgs, ProgressArgs, TargetArgs, size};
 
@@ -175,6 +176,9 @@ pub(crate) struct CopyArgs {
     /// Accepted for compatibility with qemu-img and ignored: it does not change the target
     #[arg(short = 'C', long, conflicts_with = "sparse_size", help_heading = "Copying")]
     pub(crate) copy_range: bool,
+
+    #[command(flatten)]
+    pub(crate) reflink: ReflinkArgs,
 
     /// What to do when a read from the source fails
     #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]

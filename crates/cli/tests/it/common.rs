@@ -26,6 +26,11 @@ impl Place {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
+    /// A folder inside `dir`.
+    pub(crate) fn within(dir: &std::path::Path) -> Self {
+        Self { dir: tempfile::tempdir_in(dir).unwrap() }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -13,6 +13,7 @@ mod existing;
 mod longer;
 mod parts;
 mod protocols;
+mod reflink;
 mod resume;
 mod shared;
 mod sources;
@@ -212,7 +213,8 @@ fn results_and_progress_are_there_for_machines() {
     let result: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(result["granularity"], 65536);
     assert_eq!(result["granularity-reason"]["kind"], "target-cluster");
-    let bytes: u64 = ["copied", "zeroed", "skipped"].iter().map(|key| result[key].as_u64().unwrap()).sum();
+    let bytes: u64 =
+        ["copied", "zeroed", "skipped", "shared"].iter().map(|key| result[key].as_u64().unwrap()).sum();
     assert_eq!(bytes, 4 << 20);
     let last: Value = serde_json::from_str(ran.err.lines().last().unwrap()).unwrap();
     assert_eq!((&last["offset"], &last["len"]), (&Value::from(4 << 20), &Value::from(4 << 20)));

@@ -22,7 +22,15 @@ impl Engine {
         let (progress, error) = self
             .with_core(Wake::None, |core, now| (core.progress(now), core.failure().map(ToString::to_string)));
         let (copied, zeroed, skipped) = (progress.copied, progress.zeroed, progress.skipped);
-        info!(copied, zeroed, skipped, seconds = progress.elapsed.as_secs_f64(), error, "ended");
+        info!(
+            copied,
+            shared = progress.shared,
+            zeroed,
+            skipped,
+            seconds = progress.elapsed.as_secs_f64(),
+            error,
+            "ended"
+        );
     }
 }
 

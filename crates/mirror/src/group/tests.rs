@@ -9,7 +9,7 @@ use super::GroupEvent;
 use super::coordinator::{Coordinator, Members};
 use crate::error::Error;
 use crate::machine::config::Config;
-use crate::machine::{Action, Admission, Core, Done, Ending, Moved, Next, Work};
+use crate::machine::{Action, Admission, Cloned, Core, Done, Ending, Moved, Next, Work};
 use crate::options::{CopyMode, MirrorOptions, OnError};
 use crate::progress::{Event, Operation};
 use crate::scan::{CopyAction, CopyExtent, Failure};
@@ -48,6 +48,7 @@ fn honest(work: Work) -> Done {
             below: false,
         }]),
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
+        Work::Clone { range, .. } => Done::Cloned(Cloned { end: range.end(), ..Cloned::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush | Work::PeriodicFlush => Done::Flushed,
         Work::End(_) => Done::Ended,

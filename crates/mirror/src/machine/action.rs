@@ -43,6 +43,12 @@ pub(crate) enum Work {
         /// The last try: what can be read of the source is copied block by block.
         by_block: bool,
     },
+    /// Share the blocks of the source's files that hold the range.
+    Clone {
+        range: ByteRange,
+        /// As of a copy, for what cannot be cloned.
+        target_zero: bool,
+    },
     /// Make the range zero on the target.
     Zero {
         range: ByteRange,
@@ -62,7 +68,10 @@ impl Work {
     /// Its bytes of the disk.
     pub(crate) fn range(self) -> ByteRange {
         match self {
-            Self::Scan { range, .. } | Self::Copy { range, .. } | Self::Zero { range, .. } => range,
+            Self::Scan { range, .. }
+            | Self::Copy { range, .. }
+            | Self::Clone { range, .. }
+            | Self::Zero { range, .. } => range,
             Self::Flush | Self::PeriodicFlush | Self::End(_) => ByteRange::default(),
         }
     }
@@ -94,6 +103,8 @@ pub(crate) enum Done {
     /// Copied but for the blocks that cannot be read from the source, each with its error; the sum is the
     /// rest of the range.
     Salvaged(Moved, Vec<(ByteRange, block::Error)>),
+    /// Cloned, a prefix of what was asked.
+    Cloned(Cloned),
     /// Made zero.
     Zeroed,
     /// Could not be made zero without writing; nothing was done.
@@ -104,10 +115,21 @@ pub(crate) enum Done {
     Ended,
 }
 
+/// What a clone has done: what lies before `end` is cloned, but for `rest`, which has to be copied.
+#[derive(Debug, Default)]
+pub(crate) struct Cloned {
+    pub(crate) end: u64,
+    /// In order, neighbours merged.
+    pub(crate) rest: Vec<ByteRange>,
+    /// The system calls that it took.
+    pub(crate) calls: u64,
+}
+
 /// Where the bytes of a copy went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
     pub(crate) copied: u64,
     pub(crate) zeroed: u64,
     pub(crate) skipped: u64,
+    pub(crate) shared: u64,
 }

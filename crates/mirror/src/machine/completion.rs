@@ -5,10 +5,10 @@ use std::time::Duration;
 use blockmirror_block::{self as block, ByteRange};
 
 use super::work::{InFlight, MAX_GIVEN_UP};
-use super::{Core, Done, Moved, Work};
+use super::{Cloned, Core, Done, Moved, Work};
 use crate::error::Error;
 use crate::progress::{ErrorAction, Event, Operation};
-use crate::scan::Failure;
+use crate::scan::{CopyAction, Failure};
 
 impl Core {
     /// Reports the result of the action `id`. Reports of unknown actions are ignored.
@@ -55,6 +55,10 @@ impl Core {
                 self.work.completed(range, moved, &mut self.counters);
                 self.salvaged(lost);
             }
+            (Done::Cloned(cloned), Work::Clone { target_zero, .. }) => {
+                self.durability.wrote(range);
+                self.cloned(range, cloned, target_zero, op.tries);
+            }
             (Done::Zeroed, Work::Zero { .. }) => {
                 self.durability.wrote(range);
                 self.pacing.zeroed(range.len(), took);
@@ -63,7 +67,7 @@ impl Core {
             }
             (Done::ZeroUnsupported, Work::Zero { .. }) => {
                 self.pacing.zero_by_data_only();
-                self.work.zero_by_data(range, op.tries);
+                self.work.queue_as(CopyAction::Zero, range, op.tries);
             }
             (_, Work::Flush) => {
                 self.durability.flush_succeeded();
@@ -75,8 +79,32 @@ impl Core {
             }
             (_, Work::End(_)) => {}
             // The report does not fit the action, which cannot be; the range is simply not done.
-            (_, Work::Scan { .. } | Work::Copy { .. } | Work::Zero { .. }) => self.work.requeue(range),
+            (_, Work::Scan { .. } | Work::Copy { .. } | Work::Clone { .. } | Work::Zero { .. }) => {
+                self.work.requeue(range);
+            }
         }
+    }
+
+    /// A clone of `range` has come to its end, or to a limit: what could not be cloned is copied.
+    fn cloned(&mut self, range: ByteRange, cloned: Cloned, target_zero: bool, tries: u32) {
+        let Self { work, counters, .. } = self;
+        let Cloned { end, rest, calls } = cloned;
+        counters.cloned_by(calls);
+        let mut at = range.start();
+        let end = end.clamp(at, range.end());
+        for rest in rest {
+            let rest = rest.intersect(ByteRange::new(at, end));
+            if rest.is_empty() {
+                continue;
+            }
+            let shared = ByteRange::new(at, rest.start());
+            work.completed(shared, Moved { shared: shared.len(), ..Moved::default() }, counters);
+            work.queue_as(CopyAction::Copy { target_zero }, rest, tries);
+            at = rest.end();
+        }
+        let shared = ByteRange::new(at, end);
+        work.completed(shared, Moved { shared: shared.len(), ..Moved::default() }, counters);
+        work.queue_as(CopyAction::Clone { target_zero }, ByteRange::new(end, range.end()), tries);
     }
 
     /// The last try of a range has copied it but for what is `lost`.

@@ -10,6 +10,8 @@ use super::pacing::Totals;
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     moved: Moved,
+    /// System calls of clones.
+    clone_calls: u64,
     /// Taken from the dirty bitmap and dealt with.
     offset: u64,
     /// Bytes that turned out to be no work of this job.
@@ -29,12 +31,18 @@ impl Counters {
         }
     }
 
-    /// `bytes` were copied, zeroed or skipped.
+    /// `bytes` were copied, cloned, zeroed or skipped.
     pub(super) fn completed(&mut self, bytes: u64, moved: Moved) {
         self.offset += bytes;
         self.moved.copied += moved.copied;
         self.moved.zeroed += moved.zeroed;
         self.moved.skipped += moved.skipped;
+        self.moved.shared += moved.shared;
+    }
+
+    /// A clone took so many system calls.
+    pub(super) fn cloned_by(&mut self, calls: u64) {
+        self.clone_calls += calls;
     }
 
     /// `bytes` need no operation of the job any more: the guest writes them to the target itself, or they are
@@ -56,6 +64,10 @@ impl Counters {
 
     pub(super) fn moved(&self) -> Moved {
         self.moved
+    }
+
+    pub(super) fn clone_calls(&self) -> u64 {
+        self.clone_calls
     }
 
     pub(super) fn offset(&self) -> u64 {

@@ -27,6 +27,7 @@ fn honest(work: Work) -> Done {
             below: false,
         }]),
         Work::Copy { range, .. } => Done::Copied(Moved { copied: range.len(), ..Moved::default() }),
+        Work::Clone { range, .. } => Done::Cloned(Cloned { end: range.end(), ..Cloned::default() }),
         Work::Zero { .. } => Done::Zeroed,
         Work::Flush | Work::PeriodicFlush => Done::Flushed,
         Work::End(_) => Done::Ended,

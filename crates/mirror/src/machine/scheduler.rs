@@ -8,6 +8,10 @@ use super::work::QueuedExtent;
 use super::{Core, Next, Work};
 use crate::scan::CopyAction;
 
+/// The most bytes of one clone of an image that no guest uses. Where there is a guest, a clone is as large as
+/// a copy: guest writes may wait for it.
+const CLONE_SIZE: u64 = 1 << 30;
+
 impl Core {
     /// What the calling worker is to do. An action that is handed out must be reported to
     /// [`on_completion`](Core::on_completion), whatever its result.
@@ -132,6 +136,7 @@ impl Core {
                 let in_flight = operations.buffered_bytes() + range.len();
                 in_flight <= self.config.buffer && self.durability.may_copy(in_flight)
             }
+            _ if matches!(work, Work::Clone { .. }) => true,
             false => self.pacing.may_zero(range.len(), operations.zeroed_bytes()),
         };
         if !fits {
@@ -151,7 +156,12 @@ impl Core {
         // A zeroing moves no data, so the limits of copies do not apply.
         let zero_step = self.pacing.zero_size(&self.config);
         match queued.action {
-            CopyAction::Copy { target_zero } => {
+            // A clone that cannot be done is no failure, so what failed is not the clone itself.
+            CopyAction::Clone { target_zero } if queued.tries == 0 => {
+                let step = if self.config.live { step } else { CLONE_SIZE };
+                Work::Clone { range: first(range, step), target_zero }
+            }
+            CopyAction::Copy { target_zero } | CopyAction::Clone { target_zero } => {
                 let by_block = self.is_last_try(queued.tries);
                 Work::Copy { range: first(range, step), target_zero, by_block }
             }

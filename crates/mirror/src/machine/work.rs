@@ -257,7 +257,7 @@ impl WorkTracker {
 
     /// Takes the first part of the next queued extent, for the operation `work`.
     pub(super) fn take_queued(&mut self, work: Work) {
-        if let Work::Copy { range, .. } = work {
+        if let Work::Copy { range, .. } | Work::Clone { range, .. } = work {
             // What was marked while it was queued is read now: a guest ahead of the copy makes no work.
             self.dirty.clear(range.start()..range.end());
         }
@@ -277,9 +277,11 @@ impl WorkTracker {
         self.dirty.set(range.start()..range.end());
     }
 
-    /// The zeroing of `range`, which has failed `tries` times, has to write data.
-    pub(super) fn zero_by_data(&mut self, range: ByteRange, tries: u32) {
-        self.queue.push(QueuedExtent { range, action: CopyAction::Zero, tries, first_pass: false });
+    /// `range`, which was taken and has failed `tries` times, needs another action.
+    pub(super) fn queue_as(&mut self, action: CopyAction, range: ByteRange, tries: u32) {
+        if !range.is_empty() {
+            self.queue.push(QueuedExtent { range, action, tries, first_pass: false });
+        }
     }
 
     /// An operation on `range` has failed: it is dirty again, in whole granules. Whether the guest has

@@ -32,6 +32,8 @@ fn show(extents: &[CopyExtent]) -> Vec<String> {
         _ if s.below => "below",
         CopyAction::Copy { target_zero: true } => "copy-on-zero",
         CopyAction::Copy { target_zero: false } => "copy",
+        CopyAction::Clone { target_zero: true } => "clone-on-zero",
+        CopyAction::Clone { target_zero: false } => "clone",
         CopyAction::Zero => "zero",
         CopyAction::Skip => "nothing",
     };
@@ -77,6 +79,30 @@ fn a_target_is_not_asked_where_the_answer_does_not_matter() {
     rules.seek_zeros = false;
     assert_eq!(whole(&source, &target, rules), ["0..8192 copy"]);
     assert_eq!(target.take_log(), []);
+}
+
+#[test]
+fn what_can_be_shared_is_cloned_and_its_edges_are_copied() {
+    let source = filled(32 * K, &[(K, 18 * K), (20 * K, 32 * K)]);
+    let target = filled(32 * K, &[(8 * K, 10 * K)]);
+    let shared = |extent: &Extent| {
+        let part = extent.range.align_inward(4 * K).intersect(ByteRange::new(0, 28 * K));
+        (!part.is_empty()).then_some(part)
+    };
+    let all = ByteRange::new(0, 32 * K);
+    let found = scan_sharing(&source, Some(&target), all, rules(SyncMode::Full), &shared).unwrap();
+    assert_eq!(
+        show(&found),
+        [
+            "0..1024 nothing",
+            "1024..4096 copy-on-zero",
+            "4096..16384 clone",
+            "16384..18432 copy-on-zero",
+            "18432..20480 nothing",
+            "20480..28672 clone",
+            "28672..32768 copy-on-zero"
+        ]
+    );
 }
 
 #[test]

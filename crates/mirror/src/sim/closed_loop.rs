@@ -14,7 +14,7 @@ use blockmirror_block::testing::Rng;
 use blockmirror_block::{ByteRange, Geometry};
 
 use crate::machine::config::Config;
-use crate::machine::{Action, Admission, Core, Done, Moved, Next, TargetWriter, Work};
+use crate::machine::{Action, Admission, Cloned, Core, Done, Moved, Next, TargetWriter, Work};
 use crate::options::{CopyMode, MirrorOptions};
 #[cfg(test)]
 use crate::progress::Progress;
@@ -310,6 +310,9 @@ impl ThroughputModel {
                     }]),
                     Work::Copy { range, .. } => {
                         Done::Copied(Moved { copied: range.len(), ..Moved::default() })
+                    }
+                    Work::Clone { range, .. } => {
+                        Done::Cloned(Cloned { end: range.end(), ..Cloned::default() })
                     }
                     Work::Zero { .. } => Done::Zeroed,
                     Work::Flush | Work::PeriodicFlush => Done::Flushed,

@@ -11,7 +11,7 @@ use blockmirror_block::{ByteRange, Geometry};
 use super::End;
 use super::tests::tally;
 use crate::machine::config::Config;
-use crate::machine::{Core, Done, Moved, Next, Work};
+use crate::machine::{Cloned, Core, Done, Moved, Next, Work};
 use crate::options::MirrorOptions;
 use crate::scan::{CopyAction, CopyExtent};
 use crate::state::JobState;
@@ -102,6 +102,7 @@ fn drive(core: &mut Core, rng: &mut Rng, now: &mut Duration, until: Duration) ->
                 moved.push((*now, range.len()));
                 Done::Copied(Moved { copied: range.len(), ..Moved::default() })
             }
+            Work::Clone { range, .. } => Done::Cloned(Cloned { end: range.end(), ..Cloned::default() }),
             Work::Zero { .. } => Done::Zeroed,
             Work::Flush | Work::PeriodicFlush => Done::Flushed,
             Work::End(_) => Done::Ended,

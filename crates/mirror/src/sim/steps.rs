@@ -125,6 +125,10 @@ impl StepHash {
                 self.all(&[3, u64::from(metadata_only)]);
                 self.range(range);
             }
+            Work::Clone { range, target_zero } => {
+                self.all(&[7, u64::from(target_zero)]);
+                self.range(range);
+            }
             Work::Flush => self.add(4),
             Work::PeriodicFlush => self.add(5),
             Work::End(ending) => self.all(&[6, ending_code(ending)]),
@@ -140,6 +144,7 @@ impl StepHash {
                         CopyAction::Skip => 0,
                         CopyAction::Zero => 1,
                         CopyAction::Copy { target_zero } => 2 + u64::from(target_zero),
+                        CopyAction::Clone { target_zero } => 4 + u64::from(target_zero),
                     };
                     self.all(&[action, u64::from(extent.below)]);
                     self.range(extent.range);
@@ -149,6 +154,10 @@ impl StepHash {
             Ok(Done::Salvaged(moved, lost)) => {
                 self.all(&[3, moved.copied, moved.zeroed, moved.skipped]);
                 lost.iter().for_each(|(range, _)| self.range(*range));
+            }
+            Ok(Done::Cloned(cloned)) => {
+                self.all(&[9, cloned.end]);
+                cloned.rest.iter().for_each(|range| self.range(*range));
             }
             Ok(Done::Zeroed) => self.add(4),
             Ok(Done::ZeroUnsupported) => self.add(5),

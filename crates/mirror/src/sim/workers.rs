@@ -39,7 +39,10 @@ pub(super) struct Workers<'w> {
 /// The bytes of the disk that an operation is about.
 pub(super) fn range_of(work: Work) -> ByteRange {
     match work {
-        Work::Scan { range, .. } | Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+        Work::Scan { range, .. }
+        | Work::Copy { range, .. }
+        | Work::Clone { range, .. }
+        | Work::Zero { range, .. } => range,
         Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
     }
 }

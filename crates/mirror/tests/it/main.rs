@@ -8,6 +8,7 @@ mod group;
 mod job;
 mod known_bugs;
 mod locks;
+mod reflink;
 mod tap;
 mod tap_failures;
 mod waits;

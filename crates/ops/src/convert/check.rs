@@ -60,6 +60,7 @@ impl Convert {
         };
         let mirror = self.mirror.clone().sync(sync).longer_target(self.existing);
         let mirror = mirror.target_is_zero(self.target_is_zero).whole_clusters(self.compress);
+        let mirror = self.with_reflink(mirror);
         mirror.check().map_err(ConvertError::Start)?;
         if let Some(image) = source.user_of(&self.target) {
             return Err(is_source(&self.target, image));

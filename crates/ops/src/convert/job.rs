@@ -14,7 +14,7 @@ use super::error::KeptCopy;
 use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
 use super::source::in_units;
-use super::{ConvertError, ConvertSource, Interrupted};
+use super::{ConvertError, ConvertSource, Interrupted, reflink};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
 #[derive(Debug)]
@@ -156,6 +156,7 @@ impl PreparedConvert {
             Kind::Existing(image) => (*image, None, None),
             Kind::New(new) => {
                 let NewTarget { mut prepared, checkpoint, backing, open } = *new;
+                reflink::check_new(&source, &prepared, &mirror)?;
                 let cluster_size = prepared.cluster_size();
                 let begin = |checkpoint| {
                     Recorder::begin(checkpoint, &mut prepared, source.device().len(), cluster_size)

@@ -14,8 +14,12 @@ pub(super) fn line(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
         true => String::new(),
         false => format!("{} failed, ", human_size(lost)),
     };
+    let shared = match copy.shared {
+        0 => String::new(),
+        bytes => format!("{} shared ({} calls), ", human_size(bytes), copy.clone_calls),
+    };
     let line = format!(
-        "{} -> {} ({}): {}: {} copied, {} zeroed, {} skipped, {lost}in {:.2} s",
+        "{} -> {} ({}): {}: {} copied, {shared}{} zeroed, {} skipped, {lost}in {:.2} s",
         args.shown_sources(),
         args.target.display(),
         outcome.format,

@@ -20,7 +20,7 @@ impl InFlight {
     /// The bytes that are being moved or zeroed.
     fn moves(&self) -> ByteRange {
         match self.work {
-            Work::Copy { range, .. } | Work::Zero { range, .. } => range,
+            Work::Copy { range, .. } | Work::Clone { range, .. } | Work::Zero { range, .. } => range,
             Work::Scan { .. } | Work::Flush | Work::PeriodicFlush | Work::End(_) => ByteRange::default(),
         }
     }
@@ -120,7 +120,9 @@ impl Operations {
 
     /// Whether an operation keeps a device busy.
     pub(in crate::machine) fn moves_data(&self) -> bool {
-        let moves = |work: Work| work.is_flush() || matches!(work, Work::Copy { .. } | Work::Zero { .. });
+        let moves = |work: Work| {
+            work.is_flush() || matches!(work, Work::Copy { .. } | Work::Clone { .. } | Work::Zero { .. })
+        };
         self.0.iter().any(|op| moves(op.work))
     }
 }

@@ -289,12 +289,14 @@ impl WorkTracker {
     /// The target may have lost what it had when it was scanned: zeros that were found there may be none.
     pub(in crate::machine) fn forget_target(&mut self) {
         for queued in self.queue.answers_mut() {
-            if let CopyAction::Copy { target_zero } = &mut queued.action {
+            if let CopyAction::Copy { target_zero } | CopyAction::Clone { target_zero } = &mut queued.action {
                 *target_zero = false;
             }
         }
         for op in self.operations.iter() {
-            if let Work::Copy { range, target_zero: true, .. } = op.work {
+            if let Work::Copy { range, target_zero: true, .. } | Work::Clone { range, target_zero: true } =
+                op.work
+            {
                 let granules = self.granules.round(range);
                 self.dirty.set(granules.start()..granules.end());
             }

@@ -1,0 +1,165 @@
+//! Jobs that share blocks, over files in memory whose clones are writes.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryStorage, OpKind};
+use blockmirror_block::{
+    BlockDevice, ByteRange, CloneUnits, Extent, ExtentKind, Geometry, HostRun, Result, Storage, Visit,
+    WriteFlags, ZeroFlags,
+};
+use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Outcome, Reflink, Tap};
+
+const LEN: u64 = 8 << 20;
+const BLOCK: u64 = 4096;
+
+/// A file as a disk.
+#[derive(Debug)]
+struct FileDisk(Arc<MemoryStorage>);
+
+impl FileDisk {
+    fn new(bytes: &[u8]) -> Arc<Self> {
+        Arc::new(Self(Arc::new(MemoryStorage::with_contents(bytes))))
+    }
+}
+
+impl BlockDevice for FileDisk {
+    fn len(&self) -> u64 {
+        self.0.len().unwrap()
+    }
+
+    fn name(&self) -> &str {
+        "file"
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry::plain()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, _: WriteFlags) -> Result<()> {
+        self.0.write_at(buf, offset)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.0.extents(range, &mut |run| {
+            let kind = if run.hole { ExtentKind::Zero } else { ExtentKind::Data };
+            let storage = Arc::clone(&self.0) as Arc<dyn Storage>;
+            visit(Extent::new(run.range, kind).in_host(HostRun { storage, offset: run.range.start() }))
+        })
+    }
+
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        let block = self.0.clone_block(file)?;
+        Some(CloneUnits { device: block, file: block })
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        self.0.clone_range(offset, run, len)
+    }
+}
+
+/// A disk with data, a hole, and a tail that is no whole block.
+fn source() -> Arc<FileDisk> {
+    let bytes: Vec<u8> = (0..LEN + 512).map(|at| (at / 512 % 251) as u8 + 1).collect();
+    let disk = FileDisk::new(&bytes);
+    disk.write_zeroes(ByteRange::new(1 << 20, 2 << 20), ZeroFlags::MAY_UNMAP).unwrap();
+    disk
+}
+
+fn target() -> Arc<FileDisk> {
+    FileDisk::new(&[0; LEN as usize + 512])
+}
+
+fn copied(source: &Arc<FileDisk>, target: &Arc<FileDisk>, outcome: &Outcome) {
+    assert!(source.0.to_vec() == target.0.to_vec());
+    assert_eq!(outcome.copied + outcome.shared + outcome.zeroed + outcome.skipped, LEN + 512);
+}
+
+#[test]
+fn a_job_shares_what_it_may_and_copies_the_rest() {
+    for (reflink, shared) in
+        [(Reflink::Never, 0), (Reflink::Auto, LEN - (1 << 20)), (Reflink::Always, LEN - (1 << 20))]
+    {
+        let (from, to) = (source(), target());
+        let options = MirrorOptions::new().reflink(reflink);
+        let job = MirrorJob::start(Arc::clone(&from) as _, Arc::clone(&to) as _, options).unwrap();
+        let outcome = job.wait().unwrap();
+        copied(&from, &to, &outcome);
+        assert_eq!(outcome.shared, shared, "{reflink:?}");
+        assert_eq!(outcome.clone_calls > 0, shared > 0);
+    }
+    let (from, to) = (source(), target());
+    let options = MirrorOptions::new().reflink(Reflink::Auto).allocate(true).min_zero_run(0);
+    let job = MirrorJob::start(Arc::clone(&from) as _, Arc::clone(&to) as _, options).unwrap();
+    assert_eq!(job.wait().unwrap().shared, 0, "what is to be allocated is not shared");
+}
+
+#[test]
+fn a_clone_that_fails_is_a_copy() {
+    let (from, to) = (source(), target());
+    let faults = Faults::new();
+    faults.inject(Fault::on(OpKind::Clone).within(ByteRange::new(3 << 20, 4 << 20)).forever());
+    let faulty = Arc::new(FaultDisk::new(Arc::clone(&to) as _, faults.clone()));
+    let options = MirrorOptions::new().reflink(Reflink::Always);
+    let outcome = MirrorJob::start(Arc::clone(&from) as _, faulty, options).unwrap().wait().unwrap();
+    copied(&from, &to, &outcome);
+    assert!(faults.failed() > 0 && outcome.copied > 0 && outcome.given_up.is_empty(), "{outcome:?}");
+}
+
+#[test]
+fn what_cannot_share_at_all_is_refused_if_it_must() {
+    // The source's bytes lie nowhere.
+    let from = Arc::new(blockmirror_block::testing::MemoryDisk::with_contents(&[7; 65536]));
+    let start = |from: &Arc<_>, reflink| {
+        let to = FileDisk::new(&[1; 65536]);
+        let job = MirrorJob::start(Arc::clone(from) as _, Arc::clone(&to) as _, {
+            MirrorOptions::new().reflink(reflink)
+        });
+        (job, to)
+    };
+    let (refused, to) = start(&from, Reflink::Always);
+    assert!(matches!(refused.unwrap_err(), Error::NothingShared { .. }));
+    assert!(to.0.to_vec() == [1; 65536], "nothing was copied");
+    assert_eq!(start(&from, Reflink::Auto).0.unwrap().wait().unwrap().shared, 0);
+    // Without data there is nothing to refuse.
+    let empty = Arc::new(blockmirror_block::testing::MemoryDisk::new(65536));
+    start(&empty, Reflink::Always).0.unwrap().wait().unwrap();
+}
+
+#[test]
+fn under_a_guest_blocks_are_shared_only_if_they_must() {
+    for (reflink, shares) in [(Reflink::Auto, false), (Reflink::Always, true)] {
+        let (from, to) = (source(), target());
+        let tap = Tap::new(Arc::clone(&from) as _);
+        let options = MirrorOptions::new().reflink(reflink);
+        let job = MirrorJob::attach(&tap, Arc::clone(&to) as _, options).unwrap();
+        for at in (0..LEN).step_by(100 * BLOCK as usize) {
+            tap.write_at(&[at as u8 | 1; 5000], at + 700, WriteFlags::NONE).unwrap();
+        }
+        let ready = || job.control().next_event(Some(Duration::from_secs(60))).unwrap() == Event::Ready;
+        while !ready() {}
+        tap.write_at(&[0xee; 5000], 12_345, WriteFlags::NONE).unwrap();
+        job.control().keep_copy().unwrap();
+        let outcome = job.wait().unwrap();
+        assert!(from.0.to_vec() == to.0.to_vec(), "{reflink:?}");
+        assert_eq!(outcome.shared > 0, shares, "{reflink:?}: {outcome:?}");
+    }
+}

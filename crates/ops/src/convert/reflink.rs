@@ -1,0 +1,44 @@
+//! Whether a conversion shares blocks with the source's files in place of copying them (reflinks).
+//!
+//! The option of [`Convert`], and the refusal of a target that must share and cannot: asked before a target
+//! that is written in place loses its contents.
+
+use blockmirror_image::{PreparedImage, Target};
+use blockmirror_mirror::{MirrorOptions, Reflink, check_shared};
+
+use super::{Convert, ConvertError, ConvertSource};
+
+impl Convert {
+    /// Whether the target shares blocks with the source's files. Zeros that were written are then shared as
+    /// they are: a caller to whom the shortest run of them matters says [`Reflink::Never`]. Default:
+    /// [`Reflink::Auto`], which shares nothing with a target that is to be preallocated.
+    #[must_use]
+    pub fn reflink(mut self, reflink: Reflink) -> Self {
+        self.reflink = reflink;
+        self
+    }
+
+    /// The options of the job with what is asked about reflinks.
+    pub(super) fn with_reflink(&self, mirror: MirrorOptions) -> MirrorOptions {
+        let takes_space =
+            self.settings.preallocation.is_some_and(blockmirror_image::Preallocation::takes_space);
+        mirror.reflink(match self.reflink {
+            // Blocks of its own are what was asked for.
+            Reflink::Auto if takes_space => Reflink::Never,
+            reflink => reflink,
+        })
+    }
+}
+
+/// Refuses a new target that must share blocks with `source` and cannot. It still holds what it held.
+pub(super) fn check_new(
+    source: &ConvertSource,
+    new: &PreparedImage,
+    mirror: &MirrorOptions,
+) -> Result<(), ConvertError> {
+    let Some(target) = new.targets().next().map(Target::name) else { return Ok(()) };
+    let shares = |file: &dyn blockmirror_block::Storage| {
+        new.targets().any(|target| target.storage().clone_block(file).is_some())
+    };
+    check_shared(&**source.device(), &target, mirror, &shares).map_err(ConvertError::Start)
+}
